@@ -1,0 +1,32 @@
+"""History in, forecast out. The face of the package; names are loaded when first used, so that importing it is cheap."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forecaster.errors import ForecasterError, InputError
+    from forecaster.predict import Forecaster, Predictor
+    from forecaster.series import Forecast, Panel, Series
+    from forecaster.spec import Spec
+
+_HOMES = {
+    "Forecast": "series",
+    "Forecaster": "predict",
+    "ForecasterError": "errors",
+    "InputError": "errors",
+    "Panel": "series",
+    "Predictor": "predict",
+    "Series": "series",
+    "Spec": "spec",
+}
+
+__all__ = ["Forecast", "Forecaster", "ForecasterError", "InputError", "Panel", "Predictor", "Series", "Spec"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'forecaster' has no attribute {name!r}")
+    return getattr(import_module(f"forecaster.{_HOMES[name]}"), name)
