@@ -45,10 +45,16 @@ class Spec(_Frozen):
     name: Name
     context: int = Field(ge=1, le=100_000, description="steps of history the network is trained to start from")
     horizon: int = Field(ge=1, le=100_000, description="steps ahead that validation and backtests score")
+    min_history: int | None = Field(default=None, ge=1, description="shortest history it answers; None: the whole context")
     season: int | None = Field(default=None, ge=1, description="steps of a season; None: the frequency's usual one")
     scaling: Scaling = "standard"
     network: NetworkSpec = NetworkSpec()
     training: TrainingSpec = TrainingSpec()
+
+    @property
+    def least(self) -> int:
+        """Steps that a history must have; shorter than the context, it is padded."""
+        return min(self.min_history or self.context, self.context)
 
     @classmethod
     def parse(cls, fields: Any, *, where: str) -> Self:

@@ -1,0 +1,228 @@
+"""A forecaster as a folder: JSON and safetensors, checked by digest before it is parsed and by replay after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_weights
+from safetensors.torch import save as save_weights
+
+from forecaster import __version__
+from forecaster.data.calendar import offset
+from forecaster.durable import new_folder
+from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch, InputError
+from forecaster.model.regressor import build
+from forecaster.predict import Forecaster, Predictor
+from forecaster.series import Forecast, Series
+from forecaster.spec import Spec
+
+SCHEMA = 1
+MOST_BYTES = 1 << 30  # of one file; a larger one is not a bundle of ours
+GOLDEN_TOLERANCE = 1e-4  # of the forecast's range: other processors round float32 otherwise, other weights differ by more
+
+
+class FileFact(BaseModel):
+    """What the manifest says of one file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    sha256: str
+    size: int
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: what the bundle is, and the digest of every other file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: int
+    name: str
+    freq: str
+    season: int
+    context: int
+    horizon: int
+    levels: tuple[float, ...]
+    cutoff: str
+    code_version: str
+    torch_version: str
+    facts: dict[str, Any]
+    files: dict[str, FileFact]
+
+
+class Golden(BaseModel):
+    """One frozen request and its answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    start: str
+    y: tuple[float | None, ...]
+    mean: tuple[float, ...]
+
+
+class GoldenFile(BaseModel):
+    """`golden.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    horizon: int
+    requests: tuple[Golden, ...]
+
+
+_FILES = ("spec.json", "weights.safetensors", "golden.json", "card.md")
+
+
+def digest(folder: Path) -> str:
+    """The identity of a bundle: the sha256 of its manifest, which holds those of all other files."""
+    return _sha256(_read(folder / "manifest.json"))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle; raises BundleDamaged if there is none, or it is not one of ours."""
+    try:
+        manifest = Manifest.model_validate_json(_read(folder / "manifest.json"))
+    except ValidationError as error:
+        raise BundleDamaged(f"Expected the manifest of a forecaster in {folder}; {_first(error)}.", where="manifest.json") from error
+    if manifest.schema_version != SCHEMA:
+        raise BundleDamaged(
+            f"Expected a bundle of schema {SCHEMA}; {folder} has schema {manifest.schema_version}. "
+            "Use the version of forecaster that wrote it, or train again.",
+            where="manifest.json",
+        )
+    return manifest
+
+
+def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
+    """Writes the bundle, whole or not at all, to a folder that does not exist yet; answers its digest."""
+    if folder.exists():
+        raise BundleError(f"Expected no folder at {folder}; found one. Choose another place.", where=str(folder))
+    spec = forecaster.spec
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in forecaster.network.state_dict().items()}
+    contents = {
+        "spec.json": spec.model_dump_json(indent=1).encode(),
+        "weights.safetensors": save_weights(weights),
+        "golden.json": _golden(forecaster).model_dump_json().encode(),
+        "card.md": card.encode(),
+    }
+    manifest = Manifest(
+        schema_version=SCHEMA,
+        name=spec.name,
+        freq=forecaster.freq,
+        season=forecaster.season,
+        context=spec.context,
+        horizon=spec.horizon,
+        levels=(),
+        cutoff=forecaster.cutoff.isoformat(),
+        code_version=__version__,
+        torch_version=torch.__version__,
+        facts=forecaster.facts,
+        files={name: FileFact(sha256=_sha256(content), size=len(content)) for name, content in contents.items()},
+    )
+    contents["manifest.json"] = manifest.model_dump_json(indent=1).encode()
+    with new_folder(folder) as draft:
+        for name, content in contents.items():
+            (draft / name).write_bytes(content)
+    return digest(folder)
+
+
+def load(folder: Path) -> Forecaster:
+    """Reads a bundle: digests first, then shapes and finiteness, then the golden requests.
+
+    Raises BundleDamaged or GoldenMismatch with the file at fault; a bundle that loads may be served.
+    """
+    manifest = read_manifest(folder)
+    contents = {name: _verified(folder, name, manifest) for name in _FILES}
+    try:
+        spec = Spec.parse(json.loads(contents["spec.json"]), where="spec.json")
+        offset(manifest.freq, where="manifest.json")
+        cutoff = pd.Timestamp(manifest.cutoff)
+        golden = GoldenFile.model_validate_json(contents["golden.json"])
+    except (InputError, ValueError) as error:
+        raise BundleDamaged(f"Expected a bundle written by forecaster in {folder}; {error}", where=str(folder)) from error
+    network = build(spec, seed=0)
+    _fill(network, contents["weights.safetensors"])
+    forecaster = Forecaster(spec, manifest.freq, manifest.season, cutoff, network.eval(), manifest.facts)
+    _replay(forecaster, golden)
+    return forecaster
+
+
+def _verified(folder: Path, name: str, manifest: Manifest) -> bytes:
+    fact, content = manifest.files.get(name), _read(folder / name)
+    if fact is None or len(content) != fact.size or _sha256(content) != fact.sha256:
+        raise BundleDamaged(
+            f"Expected {name} of {folder} as its manifest describes it; its digest is another. Fetch the bundle again.", where=name
+        )
+    return content
+
+
+def _fill(network: torch.nn.Module, content: bytes) -> None:
+    try:
+        weights = load_weights(content)
+    except SafetensorError as error:
+        raise BundleDamaged(f"weights.safetensors cannot be read: {error}. Fetch the bundle again.", where="weights.safetensors") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != expected:
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
+        raise BundleDamaged(
+            f"Expected weights {odd!r} of shape {expected.get(odd)}; found {found.get(odd)}. The spec and the weights do not "
+            "belong together: train again.",
+            where="weights.safetensors",
+        )
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BundleDamaged(f"Expected finite weights; {name!r} holds NaN or infinity. Train again.", where="weights.safetensors")
+    network.load_state_dict(weights)
+
+
+def _golden(forecaster: Forecaster) -> GoldenFile:
+    """Two made-up histories (no user's data): a trend with a season, and a short one with a gap."""
+    spec = forecaster.spec
+    draw = np.random.default_rng(0)
+    clock = np.arange(spec.context)
+    whole = 100 + 0.1 * clock + 10 * np.sin(2 * np.pi * clock / max(forecaster.season, 2)) + draw.normal(size=len(clock))
+    short = whole[: spec.least].copy()
+    short[len(short) // 2 : len(short) // 2 + 1] = np.nan if len(short) > 2 else short[-1]
+    start, horizon = pd.Timestamp("2001-01-01"), min(spec.horizon, 32)
+    predictor, requests = Predictor(forecaster), []
+    for y in (whole, short):
+        mean = predictor.forecast(Series("golden", start, forecaster.freq, y), horizon).mean
+        requests.append(Golden(start=start.isoformat(), y=tuple(None if np.isnan(v) else float(v) for v in y), mean=tuple(mean)))
+    return GoldenFile(horizon=horizon, requests=tuple(requests))
+
+
+def _replay(forecaster: Forecaster, golden: GoldenFile) -> None:
+    predictor = Predictor(forecaster)
+    for number, request in enumerate(golden.requests):
+        y = np.array([np.nan if value is None else value for value in request.y], dtype=np.float64)
+        outcome = predictor.forecast_each([Series("golden", pd.Timestamp(request.start), forecaster.freq, y)], golden.horizon)[0]
+        expected = np.array(request.mean)
+        room = GOLDEN_TOLERANCE * (np.ptp(np.append(expected, y[~np.isnan(y)])) + 1e-12)
+        if not isinstance(outcome, Forecast) or not np.allclose(outcome.mean, expected, rtol=0, atol=room):
+            raise GoldenMismatch(
+                f"Golden request {number} no longer gets its frozen answer (tolerance {room:.3g}). The code that computes "
+                "forecasts has changed since the bundle was written: train again.",
+                where="golden.json",
+            )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise BundleDamaged(f"Expected at most {MOST_BYTES} bytes in {path}; found {size}.", where=path.name)
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleDamaged(f"Expected the file {path} of a bundle; it cannot be read ({error.strerror}).", where=path.name) from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _first(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"

@@ -1,0 +1,28 @@
+"""Data that comes with the project: a real series and the classical synthetic one."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import numpy as np
+import pandas as pd
+
+from forecaster.shapes import Float64
+
+
+def sine_trend(seconds: float = 30.0, *, step: float = 0.1) -> pd.DataFrame:
+    """f(t) = t sin(t) / 3 + 2 sin(5 t) for t in [0, seconds), as a long frame; t is the seconds since 1970."""
+    t = np.arange(round(seconds / step)) * step
+    stamps = pd.date_range("1970-01-01", periods=len(t), freq=pd.Timedelta(seconds=step))
+    return pd.DataFrame({"unique_id": "sine_trend", "ds": stamps, "y": sine_trend_at(t)})
+
+
+def sine_trend_at(t: Float64[np.ndarray, "step"]) -> Float64[np.ndarray, "step"]:
+    """The formula of `sine_trend`, at any times."""
+    return t * np.sin(t) / 3 + 2 * np.sin(5 * t)
+
+
+def us_births() -> pd.DataFrame:
+    """Births in the United States a day, 1969-01-01 to 1988-12-31, 7305 days; source and licence in `data/SOURCES.md`."""
+    with (files("forecaster.data") / "us_births.csv.gz").open("rb") as file:
+        return pd.read_csv(file, compression="gzip", parse_dates=["ds"])
