@@ -11,6 +11,7 @@ INSTALLED := .venv/installed
 
 # Without its cache of compiled files every command starts three times slower.
 unexport PYTHONDONTWRITEBYTECODE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install check test demo lock format docker-lint clean
@@ -19,12 +20,14 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
-install: $(INSTALLED) ## .venv with everything the locks list, and this project in it
+install: $(INSTALLED) ## .venv with all the locks list, and this project in it (GPU=1: torch's GPU build)
 
-$(INSTALLED): requirements/lock.txt requirements/lock-cuda.txt requirements/install.py pyproject.toml
+$(INSTALLED): $(wildcard requirements/*) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and neither is on the PATH. Name one: make PYTHON=/path/to/python"; exit 2; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	$(BIN)/python requirements/install.py lock.txt --editable
+	$(BIN)/python requirements/install.py lock.txt $(if $(GPU),--gpu)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	@touch $@
 
 check: install ## what CI runs first: format, lint, types, walls, fast tests
@@ -47,9 +50,9 @@ format: install ## put the code in shape
 lock: ## renew the locks (needs uv)
 	"$(PYTHON)" requirements/lock.py
 
-docker-lint: ## the Dockerfile, by hadolint; the compose file, where docker is
+docker-lint: ## the Dockerfile, by hadolint; the compose file, where Docker is
 	$(HADOLINT) docker/Dockerfile
-	if command -v docker >/dev/null; then docker compose --file docker/compose.yaml config --quiet; fi
+	if docker compose version >/dev/null 2>&1; then docker compose --file docker/compose.yaml config --quiet; fi
 
 clean: ## forget what was built; .venv and .forecaster stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,10 +1,11 @@
 """Renews the locks beside this file: every package that pyproject.toml leads to, pinned and hashed. Needs uv.
 
     lock.txt        everything but the CUDA packages
-    lock-cuda.txt   the CUDA packages, for machines whose torch asks for them
+    lock-cpu.txt    the CPU build of torch, to be installed first where pip is offered it
+    lock-cuda.txt   the CUDA packages, for where torch is the GPU build
     lock-serve.txt  the part of lock.txt that a server needs
 
-docs/decisions/0002-lock-and-torch-builds.md says why there are three.
+docs/decisions/0002-lock-and-torch-builds.md says why there are four.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Pin:
 
     @property
     def name(self) -> str:
+        """The package's name."""
         return self.requirement.split("==")[0]
 
     def __str__(self) -> str:
@@ -53,6 +55,7 @@ class Pin:
 
 
 def main() -> None:
+    """Writes the four locks."""
     everything = [with_cpu_build(pin) for pin in resolve("--extra", "all")]
     cuda = [pin for pin in everything if is_cuda(pin)]
     rest = [pin for pin in everything if not is_cuda(pin)]
@@ -60,6 +63,8 @@ def main() -> None:
     serve = [with_cpu_build(pin) for pin in resolve("--extra", "cli", "--extra", "serve", constraints=versions)]
 
     write("lock.txt", rest, "Everything but the CUDA packages.")
+    cpu = [Pin(f"{TORCH}+cpu", TORCH_CPU_HASHES, frozenset())]
+    write("lock-cpu.txt", cpu, "The CPU build of torch, first of all where pip is offered it.")
     write("lock-cuda.txt", cuda, "What the GPU build of torch asks for besides lock.txt or lock-serve.txt.")
     write("lock-serve.txt", [pin for pin in serve if not is_cuda(pin)], "The part of lock.txt that a server needs.")
 
