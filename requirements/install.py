@@ -3,8 +3,8 @@
     python requirements/install.py lock.txt         the CPU build of torch where pip is offered it, else the GPU build
     python requirements/install.py lock.txt --gpu   the GPU build in any case
 
-What the build asks for besides is read from its own metadata. Nothing here but the standard library: the environment may
-be empty.
+What the build asks for besides is read from its own metadata. Nothing here but the standard library: the environment
+may be empty.
 """
 
 from __future__ import annotations
