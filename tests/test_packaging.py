@@ -132,8 +132,8 @@ def makefile_targets() -> set[str]:
 
 @pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
 def test_every_make_command_a_page_names_exists(page: str) -> None:
-    text = (ROOT / page).read_text()
-    named = re.findall(r"(?:`|^\s*\$? ?)make ([a-z-]+)", text, flags=re.MULTILINE)
+    code = re.findall(r"^```.*?^```|`[^`\n]+`", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    named = re.findall(r"\bmake ([a-z-]+)", "\n".join(code))
     assert set(named) <= makefile_targets()
 
 
