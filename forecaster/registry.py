@@ -94,9 +94,9 @@ class Registry:
         Raises BundleDamaged when the bundle's manifest has another digest, NoSuchModel when there is no such run.
         """
         _check_manifest(bundle, digest, where=str(bundle))
-        with _door(f"run '{run_id}'"):
+        with door(f"run '{run_id}'"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
-        with _lease(self.uri), _door(f"model '{name}'"):
+        with _lease(self.uri), door(f"model '{name}'"):
             self._ensure_model(name)
             same = [version for version in self.versions(name) if version.digest == digest]
             if same:
@@ -124,7 +124,7 @@ class Registry:
 
     def resolve(self, name: str, alias: str) -> Version:
         """The version that an alias stands for; raises NoSuchModel when there is no such model or alias."""
-        with _door(f"model '{name}'"):
+        with door(f"model '{name}'"):
             aliases = self._client.get_registered_model(name).aliases
         if alias not in aliases:
             known = ", ".join(sorted(aliases)) or "none"
@@ -137,7 +137,7 @@ class Registry:
 
     def version(self, name: str, number: str) -> Version:
         """One version by its number; raises NoSuchModel when there is none."""
-        with _door(f"model '{name}' version {number}"):
+        with door(f"model '{name}' version {number}"):
             return _version(self._client.get_model_version(name, number))
 
     def versions(self, name: str) -> list[Version]:
@@ -146,7 +146,7 @@ class Registry:
         Versions that others put into the same MLflow, without a digest, are left out.
         """
         found: list[ModelVersion] = []
-        with _door(f"model '{name}'"):
+        with door(f"model '{name}'"):
             token: str | None = None
             while token != "":
                 page = self._client.search_model_versions(f"name='{name}'", page_token=token)
@@ -165,7 +165,7 @@ class Registry:
                 f"A bundle is fetched into a new folder; {into} exists already. Remove it, or name another folder.",
                 where=str(into),
             )
-        with _door(str(into)):
+        with door(str(into)):
             into.parent.mkdir(parents=True, exist_ok=True)
             # A sibling, so that the rename stays within one file system.
             with tempfile.TemporaryDirectory(prefix=f".{into.name}.", suffix=".partial", dir=into.parent) as folder:
@@ -205,16 +205,16 @@ class Registry:
 
     def set_alias(self, version: Version, alias: str) -> None:
         """Points an alias at a version, whatever it pointed at before."""
-        with _door(str(version)):
+        with door(str(version)):
             self._client.set_registered_model_alias(version.name, alias, version.number)
 
     def drop_alias(self, name: str, alias: str) -> None:
         """Removes an alias; one that is not there is no error."""
-        with _door(f"model '{name}'"):
+        with door(f"model '{name}'"):
             self._client.delete_registered_model_alias(name, alias)
 
     def _champion(self, name: str) -> Version | None:
-        with _door(f"model '{name}'"):
+        with door(f"model '{name}'"):
             number = self._client.get_registered_model(name).aliases.get(CHAMPION)
         return None if number is None else self.version(name, number)
 
@@ -230,9 +230,9 @@ class Registry:
     def _download(self, version: Version, path: str, into: Path) -> Path:
         from mlflow.artifacts import download_artifacts
 
-        with _door(str(version)):
+        with door(str(version)):
             location = self._client.get_model_version_download_uri(version.name, version.number)
-        with _door(f"the bundle of {version}", missing=BundleDamaged):
+        with door(f"the bundle of {version}", missing=BundleDamaged):
             copied = download_artifacts(
                 artifact_uri=f"{location}/{path}", dst_path=str(into), tracking_uri=self.uri, registry_uri=self.uri
             )
@@ -248,12 +248,37 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    with _lease(uri), _door(f"the store '{uri}'"), warnings.catch_warnings():
+    with _lease(uri), door(f"the store '{uri}'"), warnings.catch_warnings():
         # MLflow 3.17 configures its tables, at first use, in a way that SQLAlchemy 2.1 deprecates.
         warnings.filterwarnings("ignore", r"The ``noload`` loader strategy is deprecated", DeprecationWarning)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_registered_models(max_results=1)
     return client
+
+
+@contextlib.contextmanager
+def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel) -> Iterator[None]:
+    """Where MLflow's exceptions become ours; `missing` is raised for what the store does not have."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise missing(
+                f"{_capital(where)} is not in the store: {_one_line(error)}. Check the name, or register it first.",
+                where=where,
+            ) from error
+        raise RegistryError(
+            f"The store failed on {where}: {_one_line(error)}. "
+            "Check the store's address and that it is up, then try again.",
+            where=where,
+        ) from error
+    except OSError as error:
+        raise RegistryError(
+            f"The files of {where} cannot be read or written: {error}. Check the folder and its permissions.",
+            where=where,
+        ) from error
 
 
 @contextlib.contextmanager
@@ -346,31 +371,6 @@ def _check_manifest(bundle: Path, digest: str, *, where: str) -> None:
 
 def _said(version: Version | None) -> str:
     return "no champion" if version is None else f"version {version.number}"
-
-
-@contextlib.contextmanager
-def _door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel) -> Iterator[None]:
-    """Foreign exceptions become ours here; `missing` is raised for what the store does not have."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise missing(
-                f"{_capital(where)} is not in the store: {_one_line(error)}. Check the name, or register it first.",
-                where=where,
-            ) from error
-        raise RegistryError(
-            f"The store failed on {where}: {_one_line(error)}. "
-            "Check the store's address and that it is up, then try again.",
-            where=where,
-        ) from error
-    except OSError as error:
-        raise RegistryError(
-            f"The files of {where} cannot be read or written: {error}. Check the folder and its permissions.",
-            where=where,
-        ) from error
 
 
 def _one_line(error: MlflowException) -> str:
