@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.exceptions import MlflowException
     from mlflow.types import Schema
 
 CHAMPION = "champion"
@@ -260,19 +259,26 @@ def connect(uri: str) -> MlflowClient:
 def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel) -> Iterator[None]:
     """Where MLflow's exceptions become ours; `missing` is raised for what the store does not have."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except MlflowException as error:
+        said = " ".join(str(error.message).removeprefix(f"{error.error_code}: ").split()).rstrip(".")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise missing(
-                f"{_capital(where)} is not in the store: {_one_line(error)}. Check the name, or register it first.",
+                f"{where[:1].upper()}{where[1:]} is not in the store: {said}. Check the name, or register it first.",
                 where=where,
             ) from error
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+            raise RegistryError(f"The store refuses {where}: {said}. Correct what it names.", where=where) from error
         raise RegistryError(
-            f"The store failed on {where}: {_one_line(error)}. "
-            "Check the store's address and that it is up, then try again.",
+            f"The store failed on {where}: {said}. Check the store's address and that it is up, then try again.",
             where=where,
+        ) from error
+    except SQLAlchemyError as error:
+        raise RegistryError(
+            f"The store failed on {where}: {error}. Check the database and its address.", where=where
         ) from error
     except OSError as error:
         raise RegistryError(
@@ -373,14 +379,6 @@ def _said(version: Version | None) -> str:
     return "no champion" if version is None else f"version {version.number}"
 
 
-def _one_line(error: MlflowException) -> str:
-    return " ".join(str(error.message).removeprefix(f"{error.error_code}: ").split()).rstrip(".")
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
 @contextlib.contextmanager
 def _lease(uri: str) -> Iterator[None]:
     """One process at a time, by a lock file beside a SQLite database; the kernel frees it when its holder dies.
@@ -397,7 +395,8 @@ def _lease(uri: str) -> Iterator[None]:
             file = held.enter_context((database.parent / f"{database.name}.lock").open("a"))
             _lock(file.fileno(), database)
             # MLflow would try for minutes to open a file that it cannot open.
-            held.enter_context(contextlib.closing(sqlite3.connect(database))).execute("PRAGMA schema_version")
+            probe = held.enter_context(contextlib.closing(sqlite3.connect(database, timeout=20.0)))
+            probe.execute("PRAGMA schema_version")
         except (OSError, sqlite3.Error) as error:
             raise RegistryError(
                 f"The registry needs a SQLite database it can write; {database} cannot be opened: {error}. "

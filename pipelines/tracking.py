@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ import pandas as pd
 from pytorch_lightning.loggers import Logger
 
 from forecaster import registry
+from forecaster.errors import RegistryError
 from forecaster.spec import Spec
 
 if TYPE_CHECKING:
@@ -322,6 +324,7 @@ def open_run(
                 title = f"{spec.name} {data.cutoff:%Y-%m-%d} {trigger}"
                 run_id = str(client.create_run(experiment, run_name=title).info.run_id)
             else:
+                _check_resumable(client, run_id, spec)
                 client.update_run(run_id, status="RUNNING")
         run = Run(client, run_id, name=spec.name)
         status: Status = "FAILED"
@@ -338,8 +341,19 @@ def open_run(
 
 
 def tracking_uri(root: Path, uri: str | None = None) -> str:
-    """The MLflow store of a root folder, unless a URI names another."""
-    return uri or f"sqlite:///{root.absolute()}/mlflow.db"
+    """The MLflow store of a root folder, unless a URI names another.
+
+    Raises RegistryError for the few paths that a database URI cannot carry: MLflow makes the folder of the path as it
+    stands, and opens the path decoded, so quoting does not help.
+    """
+    folder = root.absolute()
+    if uri is None and re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder)):
+        raise RegistryError(
+            f"A root folder needs a path without '?' and without '%' before two hex digits; it is {folder}. "
+            "Use another folder.",
+            where=str(folder),
+        )
+    return uri or f"sqlite:///{folder}/mlflow.db"
 
 
 def artifact_location(root: Path) -> str:
@@ -365,6 +379,17 @@ class _Point(NamedTuple):
     value: float
     timestamp: int
     step: int
+
+
+def _check_resumable(client: MlflowClient, run_id: str, spec: Spec) -> None:
+    before, now = client.get_run(run_id).data.params, flat(spec.model_dump())
+    changed = [f"{key} = {before[key]}, now {now[key]}" for key in now if before.get(key, now[key]) != now[key]]
+    if changed:
+        raise RegistryError(
+            f"Run '{run_id}' is resumed with the spec it was opened with; changed: {'; '.join(changed)}. "
+            "Resume it with its own spec, or open a new run.",
+            where=run_id,
+        )
 
 
 def _describe(

@@ -33,8 +33,10 @@ OUTPUT = pd.DataFrame(
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessPoolExecutor]:
-    """Four processes; spawned, because a fork would copy MLflow's open connections into the child."""
-    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+    """Four processes, forked from one that has imported MLflow and opened nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "pytest"])
+    with ProcessPoolExecutor(4, mp_context=context) as pool:
         yield pool
 
 

@@ -271,17 +271,25 @@ def test_a_run_is_resumed_under_its_id(root: Path, client: MlflowClient) -> None
     assert len(data_sets(client, run.id)) == 1
 
 
-def test_a_run_is_not_resumed_as_another(root: Path) -> None:
+def test_a_run_is_not_resumed_as_another(root: Path, client: MlflowClient) -> None:
     with pytest.raises(NoSuchModel), open_run(SPEC, DATA, root=root, trigger="test", run_id="0" * 32):
         pass
     with open_run(SPEC, DATA, root=root, trigger="test") as run:
         pass
     other = SPEC.model_copy(update={"horizon": 5})
     with (
-        pytest.raises(RegistryError, match="horizon"),
+        pytest.raises(RegistryError, match=r"changed: horizon = 3, now 5\. Resume it with its own spec"),
         open_run(other, DATA, root=root, trigger="test", run_id=run.id),
     ):
         pass
+    assert client.get_run(run.id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%20"])
+def test_a_root_that_a_database_uri_cannot_carry_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="Use another folder"):
+        tracking_uri(tmp_path / name)
+    assert tracking_uri(tmp_path / name, "http://localhost:5000") == "http://localhost:5000"
 
 
 def test_two_runs_in_one_process_do_not_mix(root: Path, client: MlflowClient, tmp_path: Path) -> None:
