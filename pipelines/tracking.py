@@ -145,7 +145,7 @@ class RunLogger(Logger):
             self._drop_oldest()
             self._changed.notify()
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Queues parameters, nested names joined by dots."""
         with self._changed:
             self._params.update(flat(vars(params) if isinstance(params, Namespace) else params))
@@ -157,7 +157,7 @@ class RunLogger(Logger):
             self._hurried = True
             self._changed.notify()
 
-    def finalize(self, status: str) -> None:  # noqa: ARG002
+    def finalize(self, status: str) -> None:
         """Lightning's end of a fit, which is not the end of the run."""
         self.flush()
 

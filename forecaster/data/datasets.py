@@ -22,7 +22,7 @@ def sine_trend_at(t: Float64[np.ndarray, "step"]) -> Float64[np.ndarray, "step"]
     return np.asarray(t * np.sin(t) / 3 + 2 * np.sin(5 * t))
 
 
-def us_births() -> pd.DataFrame:
-    """Births in the United States a day, 1969-01-01 to 1988-12-31, 7305 days; source and licence in `data/SOURCES.md`."""
-    with (files("forecaster.data") / "us_births.csv.gz").open("rb") as file:
+def hospital() -> pd.DataFrame:
+    """Monthly patient counts, 767 series of 84 months, 2000 to 2006; source and licence in `data/SOURCES.md`."""
+    with (files("forecaster.data") / "hospital.csv.gz").open("rb") as file:
         return pd.read_csv(file, compression="gzip", parse_dates=["ds"])

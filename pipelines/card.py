@@ -1,0 +1,71 @@
+"""What is said of a forecaster: the facts in its manifest, and the model card made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from forecaster.evaluation.backtest import Backtest
+from forecaster.predict import Forecaster
+from forecaster.registry import CHALLENGER
+from pipelines.promotion import SEASONAL_NAIVE
+
+
+def card_of(forecaster: Forecaster) -> str:
+    """The model card: what it is, what it was trained on, how it did, and where its limits are."""
+    spec, facts = forecaster.spec, forecaster.facts
+    lines = [
+        f"# {spec.name}",
+        "",
+        f"A {spec.network.cell.upper()} network ({spec.network.layers} x {spec.network.hidden}) that feeds back its own "
+        f"output, step by step. Frequency `{forecaster.freq}`, context {spec.context} steps, scored up to {spec.horizon}.",
+        "",
+        "## Trained on",
+        "",
+        f"Data set `{facts['data']}`: {facts['series']} series up to {forecaster.cutoff.isoformat()} "
+        f"(digest `{facts['data_digest'][:12]}`); {facts['left_out']} series were too short. "
+        f"{facts['steps']} steps, seed {spec.training.seed}.",
+        "",
+        "## Scores",
+        "",
+    ]
+    if facts["backtest"]:
+        lines += [
+            f"Rolling origins after the training data: {facts['test_windows']} of {spec.horizon} steps each.",
+            "",
+            "| forecaster | MASE | RMSSE | sMAPE | MAE |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {name} | {' | '.join('-' if value is None else f'{value:.4g}' for value in scores.values())} |"
+                for name, scores in facts["backtest"].items()
+            ),
+            "",
+            f"At least as good as seasonal naive up to step {facts['reliable_horizon']}.",
+        ]
+    else:
+        lines.append("Not tested: it was trained on everything there was.")
+    lines += [
+        "",
+        "## Limits",
+        "",
+        f"Histories need {spec.least} steps or more of the same frequency. Forecasts beyond step {spec.horizon} were never "
+        "scored. Point forecasts only: there are no intervals yet.",
+        "",
+        "```json",
+        json.dumps(spec.model_dump(), indent=1),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def reliable_horizon(result: Backtest, name: str = CHALLENGER) -> int:
+    """The last step up to which a forecaster was at least as good as seasonal naive at every step of its backtest."""
+    worse = result.mase_by_step(name) > result.mase_by_step(SEASONAL_NAIVE)
+    return int(np.argmax(worse)) if worse.any() else result.horizon
+
+
+def finite(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Scores as JSON can hold them: None for what could not be computed."""
+    return {name: value if np.isfinite(value) else None for name, value in scores.items()}

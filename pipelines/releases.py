@@ -1,0 +1,87 @@
+"""Bundles on their way into the registry and back out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from forecaster import artifact
+from forecaster.errors import NoSuchModel, RefusedByGate
+from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
+from pipelines.promotion import SEASONAL_NAIVE
+from pipelines.settings import Root
+from pipelines.tracking import tracking_uri
+
+
+def register(bundle: Path, root: Root, *, run_id: str | None = None) -> Version:
+    """Puts a bundle into the registry as a version of its spec's name; one that is there already is answered as it is."""
+    forecaster, digest = artifact.load(bundle), artifact.digest(bundle)
+    run = run_id or str(forecaster.facts["run_id"])
+    start = pd.Timestamp("2001-01-01")
+    steps = forecaster.spec.context
+    example = pd.DataFrame(
+        {
+            "unique_id": "example",
+            "ds": pd.date_range(start, periods=steps, freq=forecaster.freq),
+            "y": np.arange(1.0, steps + 1),
+        }
+    )
+    ahead = example["ds"].iloc[-1]
+    answer = pd.DataFrame(
+        {"unique_id": "example", "ds": pd.date_range(ahead, periods=3, freq=forecaster.freq)[1:], "mean": [0.0, 0.0]}
+    )
+    return Registry(tracking_uri(root.path, root.uri)).register(
+        bundle, name=forecaster.spec.name, digest=digest, run_id=run, input_example=example, output_example=answer
+    )
+
+
+def fetch(version: Version, root: Root) -> Path:
+    """The folder of a registered bundle, copied from the registry the first time it is asked for."""
+    folder = root.fetched / version.digest
+    return folder if folder.exists() else Registry(tracking_uri(root.path, root.uri)).fetch(version, folder)
+
+
+def promote(name: str, root: Root, *, number: str | None, force: bool) -> Version:
+    """Makes a version (None: the challenger) the champion.
+
+    This is a person's word against the champion, so only the bundle's own backtest is asked: unless forced, it must not
+    be worse than seasonal naive. `retrain` compares with the champion too.
+    Raises NoSuchModel, RefusedByGate.
+    """
+    registry = Registry(tracking_uri(root.path, root.uri))
+    version = registry.resolve(name, CHALLENGER) if number is None else registry.version(name, number)
+    scores = artifact.load(fetch(version, root)).facts["backtest"]
+    if not force and not scores:
+        raise RefusedByGate(
+            f"{version} was never tested: it was trained on everything. Promote it with --force.", where=name
+        )
+    if not force and not scores[CHALLENGER]["mase"] <= scores[SEASONAL_NAIVE]["mase"]:
+        raise RefusedByGate(
+            f"{version} has a MASE of {scores[CHALLENGER]['mase']}, worse than seasonal naive's "
+            f"{scores[SEASONAL_NAIVE]['mase']}. Train a better one, or promote it with --force.",
+            where=name,
+        )
+    registry.promote(version, base=champion_of(registry, name))
+    return version
+
+
+def champion_of(registry: Registry, name: str) -> Version | None:
+    """The champion of a name, if there is one."""
+    try:
+        return registry.resolve(name, CHAMPION)
+    except NoSuchModel:
+        return None
+
+
+def serving_environment(root: Root, *, model: str | None, host: str | None, port: int | None) -> dict[str, str]:
+    """The environment in which `python -m serving` serves the champion of a model from this root."""
+    settings = {
+        "SLOT": str(root.slot),
+        "REGISTRY": tracking_uri(root.path, root.uri) if model else None,
+        "MODEL": model,
+        "HOST": host,
+        "PORT": None if port is None else str(port),
+    }
+    return {f"FORECASTER_SERVING_{name}": value for name, value in settings.items() if value is not None}

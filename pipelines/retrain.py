@@ -1,0 +1,48 @@
+"""Retraining: one plain function that reads like the life of a model, fit to be called from cron."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from forecaster import artifact
+from forecaster.errors import InputError
+from forecaster.predict import Predictor
+from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
+from forecaster.spec import Spec
+from pipelines.promotion import Verdict, judge
+from pipelines.releases import champion_of, fetch, register
+from pipelines.settings import Root
+from pipelines.sources import Data
+from pipelines.tracking import tracking_uri
+from pipelines.train import Trained, train
+
+_log = logging.getLogger(__name__)
+
+
+class Retrained(NamedTuple):
+    """A training, the version it became, and the gate's verdict."""
+
+    trained: Trained
+    version: Version
+    verdict: Verdict
+
+
+def retrain(
+    data: Data, spec: Spec, root: Root, *, test_windows: int = 1, trigger: str = "cli", progress: bool = False
+) -> Retrained:
+    """Reads, splits, fits, backtests against champion and seasonal naive, registers, and promotes only what is better."""
+    if test_windows < 1:
+        raise InputError("Retraining needs a test window to judge by; found none. Ask for --test-windows 1 or more.")
+    registry = Registry(tracking_uri(root.path, root.uri))
+    base = champion_of(registry, spec.name)
+    rivals = {} if base is None else {CHAMPION: Predictor(artifact.load(fetch(base, root))).forecast_each}
+    trained = train(data, spec, root, rivals=rivals, test_windows=test_windows, trigger=trigger, progress=progress)
+    assert trained.result is not None
+    version = register(trained.bundle, root, run_id=trained.run_id)
+    registry.set_alias(version, CHALLENGER)
+    verdict = judge(trained.result)
+    _log.info("%s: %s", version, verdict)
+    if verdict.promote:
+        registry.promote(version, base=base)
+    return Retrained(trained, version, verdict)

@@ -1,0 +1,89 @@
+"""Where data and specifications come from: files, and the data sets that ship with the project."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+
+from forecaster.data.datasets import hospital, sine_trend
+from forecaster.data.frames import Columns, to_panel
+from forecaster.errors import BadSpec, InputError, SourceNotFound
+from forecaster.series import Panel
+from forecaster.spec import NetworkSpec, Spec, TrainingSpec
+
+BUILT_IN: dict[str, Callable[[], pd.DataFrame]] = {"hospital": hospital, "sine_trend": sine_trend}
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": pd.read_csv,
+    ".csv.gz": pd.read_csv,
+    ".parquet": pd.read_parquet,
+}
+
+
+class Data(NamedTuple):
+    """Where a panel comes from, and how to read it."""
+
+    source: str  # a file, or the name of a data set that ships with the project
+    freq: str | None = None
+    columns: Columns = Columns()
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return Path(self.source).name.split(".")[0]
+
+
+def read(data: Data) -> Panel:
+    """The panel of a source; raises InputError's kinds, with the source, the column and the row or stamp."""
+    if data.source in BUILT_IN:
+        return to_panel(BUILT_IN[data.source](), freq=data.freq)
+    path = Path(data.source)
+    reader = next((reader for suffix, reader in _READERS.items() if path.name.endswith(suffix)), None)
+    if reader is None:
+        raise SourceNotFound(
+            f"Expected a file ending in {', '.join(_READERS)}, or one of the data sets {', '.join(BUILT_IN)}; found "
+            f"{data.source!r}. Convert the file, or give another.",
+            where=data.source,
+        )
+    if not path.is_file():
+        raise SourceNotFound(f"Expected a file at {data.source}; there is none. Check the path.", where=data.source)
+    try:
+        frame = reader(path)
+    except (ValueError, OSError) as error:  # parser and Arrow errors are ValueErrors
+        raise InputError(
+            f"Expected a readable table in {data.source}; {error}. Write it anew.", where=data.source
+        ) from error
+    return to_panel(frame, freq=data.freq, columns=data.columns)
+
+
+def read_spec(path: Path) -> Spec:
+    """The specification in a YAML file; raises BadSpec."""
+    try:
+        fields: Any = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSpec(f"Expected a specification at {path}; it cannot be read ({error}).", where=str(path)) from error
+    except yaml.YAMLError as error:
+        raise BadSpec(f"Expected YAML in {path}; {' '.join(str(error).split())}.", where=str(path)) from error
+    return Spec.parse(fields, where=str(path))
+
+
+def default_spec(name: str, *, horizon: int) -> Spec:
+    """What `train` makes when nothing but a horizon is given: a small GRU on windows of a horizon and a quarter."""
+    fitting = re.sub(r"[^A-Za-z0-9_-]", "_", name).lstrip("_-")[:64] or "forecaster"
+    training = TrainingSpec(steps=2000, epoch_steps=100, batch=128, patience=8)
+    context = max(12, horizon + (horizon + 3) // 4)
+    least = max(2, min(context, horizon // 2))
+    network = NetworkSpec(hidden=40)
+    return Spec(
+        name=fitting,
+        context=context,
+        horizon=horizon,
+        min_history=least,
+        scaling="mean_abs",
+        network=network,
+        training=training,
+    )

@@ -1,0 +1,171 @@
+"""A training: fit, backtest, bundle, and one tracked run of it all."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from forecaster import artifact, durable
+from forecaster.data.split import hold_out
+from forecaster.errors import TrainingError
+from forecaster.evaluation.backtest import Backtest, backtest
+from forecaster.evaluation.baselines import Ask, seasonal_naive
+from forecaster.evaluation.plots import error_by_horizon, origins_plot
+from forecaster.evaluation.trials import exposure_gap, trials
+from forecaster.predict import Forecaster, Predictor
+from forecaster.registry import CHALLENGER
+from forecaster.series import Panel
+from forecaster.spec import Spec
+from forecaster.training.fit import Fitted, fit, fit_digest
+from pipelines.card import card_of, finite, reliable_horizon
+from pipelines.promotion import SEASONAL_NAIVE
+from pipelines.settings import Root
+from pipelines.sources import Data, read
+from pipelines.tracking import DataSet, Run, open_run
+
+_log = logging.getLogger(__name__)
+
+
+class Trained(NamedTuple):
+    """A bundle on disk, and how it did."""
+
+    bundle: Path
+    digest: str
+    run_id: str
+    forecaster: Forecaster
+    scores: Mapping[str, Mapping[str, float]]  # by forecaster: mase, rmsse, smape, mae
+    result: Backtest | None  # None where nothing was held out to test on
+
+
+def train(
+    data: Data,
+    spec: Spec,
+    root: Root,
+    *,
+    rivals: Mapping[str, Ask] | None = None,
+    test_windows: int = 1,
+    trigger: str = "cli",
+    progress: bool = False,
+) -> Trained:
+    """Fits a forecaster on all but the last test windows, backtests it there, writes its bundle, and tracks it all.
+
+    Args:
+        data: Where the panel comes from.
+        spec: What to make.
+        root: Where state lives. A training killed there goes on from its last epoch when it is started again.
+        rivals: Further forecasters to ask at the same cutoffs.
+        test_windows: Rolling origins kept from the fit altogether, a horizon apart; 0 trains on everything, untested.
+        trigger: What started it, for the run's tags.
+        progress: Whether to show a progress bar.
+    """
+    panel = read(data)
+    for repair in panel.repairs:
+        _log.warning("%s: %s", data.source, repair)
+    known = hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
+    dataset = DataSet(data.name, known.digest(), data.source, known.cutoff)
+    with _workplace(root.checkpoints / fit_digest(known, spec)[:16]) as place:
+        with open_run(
+            spec, dataset, root=root.path, uri=root.uri, trigger=trigger, run_id=_read_if_there(place / "run_id")
+        ) as run:
+            durable.write_text(place / "run_id", run.id)
+            started = time.monotonic()
+            fitted = fit(known, spec, checkpoint=place / "last.ckpt", loggers=[run.logger], progress=progress)
+            seconds = time.monotonic() - started
+            forecaster, result = fitted.forecaster, None
+            if test_windows:
+                asked = {CHALLENGER: Predictor(forecaster).forecast_each, **(rivals or {})}
+                result = _test(panel, spec, asked, season=forecaster.season, windows=test_windows)
+            facts = _facts(data, known, fitted, result, run_id=run.id)
+            finished = replace(forecaster, facts=facts)
+            bundle = root.bundles / run.id
+            shutil.rmtree(bundle, ignore_errors=True)  # of a training killed after writing it
+            card = card_of(finished)
+            digest = artifact.save(finished, bundle, card=card)
+            _record(run, spec, fitted, result, bundle, seconds=seconds, windows=test_windows)
+            run.card(card)
+            run.tag("bundle_digest", digest)
+        shutil.rmtree(place)
+    return Trained(bundle, digest, run.id, finished, facts["backtest"], result)
+
+
+def _test(panel: Panel, spec: Spec, asked: Mapping[str, Ask], *, season: int, windows: int) -> Backtest:
+    rivals = {**asked, SEASONAL_NAIVE: seasonal_naive(season)}
+    return backtest(panel, rivals, horizon=spec.horizon, windows=windows, season=season, keep=spec.least + 1)
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """The folder of one fit; refuses a second process that would train the same thing at the same time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"The same training is running already (it holds {lock.name}). Wait for it, or change the specification.",
+                where=str(folder),
+            ) from error
+        yield folder
+
+
+def _read_if_there(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None
+
+
+def _facts(data: Data, known: Panel, fitted: Fitted, result: Backtest | None, *, run_id: str) -> dict[str, Any]:
+    names = [] if result is None else list(result.forecasts)
+    return {
+        "run_id": run_id,
+        "data": data.name,
+        "data_digest": known.digest(),
+        "series": len(known.series),
+        "left_out": len(fitted.left_out),
+        "epochs": fitted.epochs,
+        "steps": fitted.steps,
+        "validation": fitted.scores,
+        "test_windows": 0 if result is None else result.actual.shape[1],
+        "backtest": {} if result is None else {name: finite(result.scores(name)) for name in names},
+        "reliable_horizon": None if result is None else reliable_horizon(result),
+    }
+
+
+def _record(
+    run: Run,
+    spec: Spec,
+    fitted: Fitted,
+    result: Backtest | None,
+    bundle: Path,
+    *,
+    seconds: float,
+    windows: int,
+) -> None:
+    """Everything that runs are compared by, under the names that all runs share."""
+    made = max(1, fitted.steps) * spec.training.batch
+    run.headline({"train/seconds": seconds, "train/windows_per_s": made / seconds})
+    if result is None:
+        return
+    scores, naive = result.scores(CHALLENGER), result.scores(SEASONAL_NAIVE)
+    origins = trials(
+        result.series, context=spec.context, horizon=spec.horizon, windows=windows, season=fitted.forecaster.season
+    )
+    run.headline(
+        {f"bt/{name}": scores[name] for name in ("mase", "rmsse", "smape")}
+        | {
+            "bt/skill_vs_snaive": 1 - scores["mase"] / naive["mase"],
+            "bt/exposure_gap": exposure_gap(fitted.forecaster.network, origins),
+        }
+    )
+    run.curve("bt_h/mase", result.mase_by_step(CHALLENGER))
+    run.figure("plots/forecast.png", origins_plot(result, CHALLENGER))
+    run.figure("plots/error_by_horizon.png", error_by_horizon(result))
+    frame = bundle.parent / f".{run.id}-backtest.parquet"
+    result.frame().to_parquet(frame)
+    run.file(frame, "backtest")
+    frame.unlink()
