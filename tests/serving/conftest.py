@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -109,9 +109,9 @@ class Client:
 MakeClient = Callable[..., Client]
 
 
-@pytest.fixture
-def make_client(slot_folder: Path) -> Iterator[MakeClient]:
-    """Starts an application on the slot folder; settings may be changed by keyword."""
+@contextmanager
+def application(slot_folder: Path) -> Iterator[MakeClient]:
+    """Makes clients of applications on one slot folder; settings may be changed by keyword."""
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
 
@@ -123,6 +123,12 @@ def make_client(slot_folder: Path) -> Iterator[MakeClient]:
             stack.enter_context(portal.wrap_async_context_manager(served.routes.router.lifespan_context(served.routes)))
             return Client(served, portal)
 
+        yield make
+
+
+@pytest.fixture
+def make_client(slot_folder: Path) -> Iterator[MakeClient]:
+    with application(slot_folder) as make:
         yield make
 
 
