@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from datetime import UTC, datetime
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -170,6 +171,7 @@ def _line(scope: Scope, request_id: str, status: int, seconds: float, *, size: i
     client = scope.get("client")
     return json.dumps(
         {
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": request_id,
             "client": client[0] if client else None,
             "method": scope["method"],
