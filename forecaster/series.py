@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -77,3 +78,11 @@ class Panel(NamedTuple):
     def cutoff(self) -> pd.Timestamp:
         """The last stamp of any series: the panel knows nothing later."""
         return max(one.end for one in self.series)
+
+    def digest(self) -> str:
+        """Identifies the data: sha256 over ids, starts, frequency and values."""
+        total = hashlib.sha256(self.freq.encode())
+        for one in self.series:
+            total.update(f"\n{len(one)} {one.start.isoformat()} {one.id}\n".encode())
+            total.update(np.ascontiguousarray(one.y, dtype="<f8"))
+        return total.hexdigest()

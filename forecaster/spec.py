@@ -34,8 +34,8 @@ class TrainingSpec(_Frozen):
     batch: int = Field(default=64, ge=1, description="windows a step")
     learning_rate: float = Field(default=1e-3, gt=0.0)
     gradient_clip: float = Field(default=1.0, gt=0.0, description="largest global norm of the gradient")
-    patience: int = Field(default=0, ge=0, description="epochs without a better rollout before stopping; 0 = never stop")
-    valid_windows: int = Field(default=1, ge=1, description="rolling origins held out at the end, a horizon apart")
+    patience: int = Field(default=0, ge=0, description="epochs without a better rollout before stopping; 0: never")
+    valid_windows: int = Field(default=1, ge=0, description="rolling origins held out at the end, a horizon apart")
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 

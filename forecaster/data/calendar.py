@@ -73,9 +73,15 @@ def _candidates(stamps: pd.DatetimeIndex) -> list[str]:
     if len(stamps) < 2:
         return []
     gaps = np.unique(np.diff(stamps.as_unit("us").asi8))
-    ticks = [pd.tseries.frequencies.to_offset(pd.Timedelta(int(gaps[0]), unit="us")).freqstr] if len(gaps) == 1 and gaps[0] > 0 else []
+    ticks = [_tick(int(gaps[0]))] if len(gaps) == 1 and gaps[0] > 0 else []
     month = stamps[0].strftime("%b").upper()
     return [*ticks, "B", "MS", "ME", f"QS-{month}", f"QE-{month}", f"YS-{month}", f"YE-{month}"]
+
+
+def _tick(microseconds: int) -> str:
+    days, rest = divmod(microseconds, int(_DAY * 1e6))
+    step = pd.Timedelta(microseconds, unit="us") if rest else pd.offsets.Day(days)
+    return str(pd.tseries.frequencies.to_offset(step).freqstr)
 
 
 def _fits(stamps: pd.DatetimeIndex, freq: str) -> bool:

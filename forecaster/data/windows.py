@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +75,8 @@ class Tape(NamedTuple):
         return Example(Window(values[:, :context]), values[:, context:])
 
 
-class Anchors(NamedTuple):
+@dataclass(frozen=True)
+class Anchors:
     """Every place where a training example may be cut: an index without a list of its members.
 
     A series of n values gives the cuts that leave at least `least` values before and one after.
@@ -89,6 +91,10 @@ class Anchors(NamedTuple):
         """The anchors of a tape."""
         return cls(tape, least, torch.cumsum((tape.length - least).clamp(min=0), 0))
 
+    def to(self, device: torch.device) -> Anchors:
+        """The anchors, tape and all, on a device."""
+        return Anchors(self.tape.to(device), self.least, self.cumulative.to(device))
+
     def __len__(self) -> int:
         return int(self.cumulative[-1]) if len(self.cumulative) else 0
 
@@ -100,7 +106,8 @@ class Anchors(NamedTuple):
         return self.tape.first[series] + self.least + within
 
 
-class Feed(NamedTuple):
+@dataclass(frozen=True)
+class Feed:
     """The training examples of one epoch: `steps` batches drawn with replacement, the same for the same seed and epoch."""
 
     anchors: Anchors

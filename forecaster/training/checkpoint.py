@@ -1,0 +1,107 @@
+"""Checkpoints that survive a kill, and a resume that ends in the very weights of the uninterrupted run.
+
+One file holds all there is: weights, optimiser, loop counters, the best weights so far and how long none was better. It
+is written at the end of an epoch, beside the old one, synced, and renamed. Nothing in the middle of an epoch is kept:
+every epoch draws its windows and its dropout from (seed, epoch) alone, so going on from an epoch's end repeats nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+
+from forecaster import durable
+from forecaster.errors import CheckpointMismatch, NonFiniteLoss
+
+
+class DurableIO(TorchCheckpointIO):
+    """Writes to the checkpoint's own folder and syncs; Lightning's own goes through $TMPDIR, and never syncs."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Old or new, never in between."""
+        assert storage_options is None
+        durable.write(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Tensors and plain values only, whatever is asked."""
+        try:
+            return cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch raises half a dozen kinds
+            raise CheckpointMismatch(
+                f"The checkpoint {path} cannot be read ({type(error).__name__}). Remove it to train from the start.", where=str(path)
+            ) from error
+
+
+class Keeper(Checkpoint):
+    """Stops on a loss that is not finite, keeps the best weights, stops when none came for long, and saves all of it.
+
+    Lightning's EarlyStopping forgets across a resume that it had stopped, and lets a NaN be saved.
+    """
+
+    def __init__(self, path: Path | None, *, fit_digest: str, patience: int, monitored: bool) -> None:
+        self.path, self.fit_digest, self.patience, self.monitored = path, fit_digest, patience, monitored
+        self.best_score = float("inf")
+        self.best_epoch = -1
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self.scores: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A resumed fit may already have been patient long enough."""
+        trainer.should_stop = self._is_over(trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Dropout draws from the epoch alone."""
+        torch.manual_seed(cast("int", pl_module.spec.training.seed) + 1_000_003 * (trainer.current_epoch + 1))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Runs after validation and all other callbacks."""
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._check_finite(scores, trainer)
+        score = scores["valid/rollout"] if self.monitored else -float(trainer.current_epoch + 1)
+        if score < self.best_score:
+            self.best_score, self.best_epoch, self.scores = score, trainer.current_epoch, scores
+            self.best_weights = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
+        if self._is_over(trainer.current_epoch + 1):
+            trainer.should_stop = True
+        if self.path is not None:
+            trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs to know."""
+        return {
+            "fit": self.fit_digest,
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
+            "scores": self.scores,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on only from a checkpoint of the same data and specification."""
+        if state_dict["fit"] != self.fit_digest:
+            raise CheckpointMismatch(
+                f"The checkpoint {self.path} is of other data or another specification. Remove it, or choose another root.",
+                where=str(self.path),
+            )
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self.best_weights, self.scores = state_dict["best_weights"], state_dict["scores"]
+
+    def _is_over(self, epochs_done: int) -> bool:
+        return bool(self.patience) and self.monitored and epochs_done - 1 - self.best_epoch >= self.patience
+
+    def _check_finite(self, scores: dict[str, float], trainer: pl.Trainer) -> None:
+        odd = next((name for name, value in scores.items() if value != value or abs(value) == float("inf")), None)
+        if odd is not None:
+            raise NonFiniteLoss(
+                f"Expected a finite loss; {odd} is {scores[odd]} at the end of epoch {trainer.current_epoch} "
+                f"(step {trainer.global_step}). Nothing of this epoch was kept. Lower the learning rate or the gradient "
+                "clip, or check the data for extreme values.",
+                where=odd,
+            )

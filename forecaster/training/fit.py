@@ -1,0 +1,88 @@
+"""Fitting: a panel and a specification in, a forecaster out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+
+from forecaster.data.calendar import usual_season
+from forecaster.model.regressor import build
+from forecaster.predict import Forecaster
+from forecaster.series import Panel
+from forecaster.spec import Spec
+from forecaster.training.checkpoint import DurableIO, Keeper
+from forecaster.training.datamodule import Windows
+from forecaster.training.module import SequenceRegressor
+
+
+class Fitted(NamedTuple):
+    """What a fit gives: the forecaster, with the best weights seen, and how it came to be."""
+
+    forecaster: Forecaster
+    scores: dict[str, float]  # train/loss, valid/loss, valid/one_step, valid/rollout of the kept epoch
+    epochs: int
+    steps: int
+    left_out: tuple[str, ...]  # series too short to learn from
+
+
+def fit(
+    panel: Panel,
+    spec: Spec,
+    *,
+    checkpoint: Path | None = None,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[pl.Callback] = (),
+    accelerator: str = "auto",
+    progress: bool = False,
+) -> Fitted:
+    """Trains a forecaster; on CPU the same arguments give bitwise the same weights, interrupted or not.
+
+    Args:
+        panel: All that may be known. Its last `valid_windows * horizon` steps choose the best epoch and are not trained on.
+        spec: What to make.
+        checkpoint: Where to keep progress; a fit with the same panel and spec goes on from it. The caller removes it.
+        loggers: Get `train/loss` and the validation scores of each epoch.
+        callbacks: Further Lightning callbacks.
+        accelerator: "auto" takes a GPU where there is one.
+        progress: Whether to show a progress bar.
+    Raises:
+        HistoryTooShort, NonFiniteLoss, CheckpointMismatch.
+    """
+    season = spec.season or usual_season(panel.freq)
+    windows = Windows(panel, spec, season=season)
+    module = SequenceRegressor(build(spec, seed=spec.training.seed), spec)
+    keeper = Keeper(
+        checkpoint, fit_digest=fit_digest(panel, spec), patience=spec.training.patience, monitored=bool(windows.trials)
+    )
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=windows.epochs,
+        gradient_clip_val=spec.training.gradient_clip,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=list(loggers) or False,
+        callbacks=[keeper, *callbacks],
+        plugins=[DurableIO()],
+        enable_checkpointing=True,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+    )
+    resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
+    trainer.fit(module, datamodule=windows, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    module.load_state_dict(keeper.best_weights)
+    forecaster = Forecaster(spec, panel.freq, season, panel.cutoff, module.network.cpu().eval())
+    return Fitted(forecaster, keeper.scores, trainer.current_epoch, trainer.global_step, windows.left_out)
+
+
+def fit_digest(panel: Panel, spec: Spec) -> str:
+    """Identifies a fit: its data and its specification, hence its weights."""
+    return hashlib.sha256(f"{panel.digest()}{spec.model_dump_json()}".encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""Renews the locks beside this file: every package that pyproject.toml leads to, pinned and hashed. Needs uv.
+
+    lock.txt        everything but the CUDA packages
+    lock-cpu.txt    the CPU build of torch, to be installed first where pip is offered it
+    lock-cuda.txt   the CUDA packages, for where torch is the GPU build
+    lock-serve.txt  the part of lock.txt that a server needs
+
+docs/decisions/0002-lock-and-torch-builds.md says why there are four.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PYPROJECT = HERE.parent / "pyproject.toml"
+
+TORCH = "torch==2.13.0"
+# The CPU build is the same version in another index, so the resolver never sees its hash.
+TORCH_CPU_HASHES = [
+    "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",  # CPython 3.11, Linux x86_64
+]
+# Not in any package's requirements: the build backend, so that the project itself installs without a network.
+BUILD = "setuptools"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One package of a lock.
+
+    Attributes:
+        requirement: Name, version and marker, as pip reads it.
+        hashes: One "sha256:…" for each file that may be installed.
+        wanted_by: Names of the packages that require this one; empty if only we do.
+    """
+
+    requirement: str
+    hashes: list[str]
+    wanted_by: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """The package's name."""
+        return self.requirement.split("==")[0]
+
+    def __str__(self) -> str:
+        lines = [self.requirement, *(f"    --hash={digest}" for digest in self.hashes)]
+        why = ", ".join(sorted(self.wanted_by)) or "pyproject.toml"
+        return " \\\n".join(lines) + f"\n    # for {why}\n"
+
+
+def main() -> None:
+    """Writes the four locks."""
+    everything = [with_cpu_build(pin) for pin in resolve("--extra", "all")]
+    cuda = [pin for pin in everything if is_cuda(pin)]
+    rest = [pin for pin in everything if not is_cuda(pin)]
+    versions = [pin.requirement for pin in everything]
+    serve = [with_cpu_build(pin) for pin in resolve("--extra", "cli", "--extra", "serve", constraints=versions)]
+
+    write("lock.txt", rest, "Everything but the CUDA packages.")
+    cpu = [Pin(f"{TORCH}+cpu", TORCH_CPU_HASHES, frozenset())]
+    write("lock-cpu.txt", cpu, "The CPU build of torch, first of all where pip is offered it.")
+    write("lock-cuda.txt", cuda, "What the GPU build of torch asks for besides lock.txt or lock-serve.txt.")
+    write("lock-serve.txt", [pin for pin in serve if not is_cuda(pin)], "The part of lock.txt that a server needs.")
+
+
+def resolve(*extras: str, constraints: list[str] | None = None) -> list[Pin]:
+    """All packages that the project with these extras leads to, for every Python and platform it supports."""
+    uv = shutil.which("uv")
+    if uv is None:
+        raise SystemExit("Renewing the locks needs uv, and there is none on the PATH. Install it (`pip install uv`).")
+    with tempfile.TemporaryDirectory() as folder:
+        limits = Path(folder, "constraints.txt")
+        limits.write_text("\n".join([TORCH, *(constraints or [])]))
+        command = [uv, "pip", "compile", str(PYPROJECT), "-", *extras, "--constraints", str(limits)]
+        shape = ["--universal", "--generate-hashes", "--no-header", "--annotation-style", "line", "--quiet"]
+        answer = subprocess.run([*command, *shape], input=BUILD, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise SystemExit(answer.stderr)
+    return parse(answer.stdout)
+
+
+def parse(text: str) -> list[Pin]:
+    """Reads what uv writes: a requirement, its hashes, and the packages it is wanted by."""
+    pins = []
+    for block in re.split(r"\n(?=[a-z0-9])", text.strip()):
+        requirement = block.splitlines()[0].removesuffix("\\").strip()
+        via = re.search(r"# via (.*)", block)
+        wanted_by = re.findall(r"(?:^|, )([a-z0-9][a-z0-9-]*)(?=,|$)", via[1]) if via else []
+        hashes = re.findall(r"--hash=(\S+)", block)
+        pins.append(Pin(requirement, hashes, frozenset(wanted_by) - {"forecaster"}))
+    return pins
+
+
+def with_cpu_build(pin: Pin) -> Pin:
+    """Allows the CPU build where this is torch."""
+    if pin.name != "torch":
+        return pin
+    assert pin.requirement == TORCH, f"{pin.requirement} was resolved, {TORCH} is pinned"
+    return Pin(pin.requirement, sorted({*pin.hashes, *TORCH_CPU_HASHES}), pin.wanted_by)
+
+
+def is_cuda(pin: Pin) -> bool:
+    """Whether only the GPU build of torch wants this package, directly or through another such package."""
+    wanted_by_torch = all(name == "torch" or _named_as_cuda(name) for name in pin.wanted_by)
+    return _named_as_cuda(pin.name) and wanted_by_torch
+
+
+def _named_as_cuda(name: str) -> bool:
+    return name == "triton" or name.startswith(("nvidia-", "cuda-"))
+
+
+def write(name: str, pins: list[Pin], purpose: str) -> None:
+    """Replaces one lock."""
+    header = f"# {purpose} Written by lock.py (`make lock`), installed by install.py.\n\n"
+    (HERE / name).write_text(header + "".join(map(str, pins)))
+    print(f"{name}: {len(pins)} packages")
+
+
+if __name__ == "__main__":
+    main()
