@@ -32,7 +32,7 @@ CODES: dict[str, tuple[int, str]] = {
 }
 
 
-class Problem(Exception):  # noqa: N818, the word of RFC 9457
+class Problem(Exception):
     """A request that gets an error instead of an answer.
 
     Attributes:

@@ -116,13 +116,6 @@ def load_bundle(folder: Path) -> Predicts:
     return Predictor(artifact.load(folder))
 
 
-def bundle_digest(folder: Path) -> str:
-    """The identity of a bundle."""
-    from forecaster import artifact
-
-    return artifact.digest(folder)
-
-
 class Slot:
     """One reference to the model in use, and a thread that renews it. Readers take `current` once per request."""
 
@@ -131,7 +124,6 @@ class Slot:
         folder: Path,
         *,
         load: Load = load_bundle,
-        digest: Callable[[Path], str] = bundle_digest,
         reload_s: float = 1.0,
         retry_s: float = 60.0,
         noticed: Noticed = lambda _: None,
@@ -139,7 +131,6 @@ class Slot:
         self.current: InUse | None = None
         self._folder = folder
         self._load = load
-        self._digest = digest
         self._reload_s = reload_s
         self._retry_s = retry_s
         self._noticed = noticed
@@ -189,11 +180,7 @@ class Slot:
     def _prepare(self) -> InUse:
         folder = (self._folder / "current").resolve(strict=True)
         release, bundle = Release.read(folder), folder / "bundle"
-        found = self._digest(bundle)
-        if found != release.digest:
-            raise BundleDamaged(
-                f"Expected the bundle {release.digest} in {folder}; found {found}. Publish it again.", where=str(folder)
-            )
+        _check_digest(bundle, release)
         predictor = self._load(bundle)
         _warm_up(predictor)
         return InUse(release, predictor, (bundle / "card.md").read_text(encoding="utf-8"))
@@ -214,8 +201,9 @@ def publish(slot: Path, bundle: Path, release: Release) -> None:
     Args:
         slot: The slot's folder.
         bundle: A folder inside `staging(slot)`; it is moved.
-        release: What it is.
+        release: What it is; raises BundleDamaged if the bundle has another digest.
     """
+    _check_digest(bundle, release)
     folder = slot / "releases" / release.digest
     if not (folder / "release.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -260,6 +248,16 @@ def _sign(slot: Path) -> str | None:
         return None
 
 
+def _check_digest(bundle: Path, release: Release) -> None:
+    from forecaster import artifact
+
+    found = artifact.digest(bundle)
+    if found != release.digest:
+        raise BundleDamaged(
+            f"Expected the bundle {release.digest} in {bundle}; found {found}. Publish it again.", where=str(bundle)
+        )
+
+
 def _warm_up(predictor: Predicts) -> None:
     """The first rollout of a model is slow; it is made here, and must be finite."""
     learned = predictor.forecaster
@@ -269,3 +267,5 @@ def _warm_up(predictor: Predicts) -> None:
     outcome = predictor.forecast_each([history], learned.spec.horizon)[0]
     if isinstance(outcome, ForecasterError):
         raise outcome
+    if not np.isfinite(outcome.mean).all():
+        raise BundleDamaged("Expected finite forecasts of a plain history; found others. Train again.", where="warm-up")

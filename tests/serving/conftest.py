@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from forecaster import artifact
 from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
@@ -58,7 +58,7 @@ def write_stub(folder: Path, *, shift: float = 0.0, freq: str = "h") -> str:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"shift": shift, "freq": freq}))
     (folder / "card.md").write_text("# A stub\n")
-    return stub_digest(folder)
+    return artifact.digest(folder)
 
 
 def load_stub(folder: Path) -> LastValue:
@@ -66,10 +66,6 @@ def load_stub(folder: Path) -> LastValue:
     if "bad" in fields:
         raise BundleDamaged("This bundle is bad.", where="manifest.json")
     return LastValue(StubForecaster(freq=fields["freq"]), fields["shift"])
-
-
-def stub_digest(folder: Path) -> str:
-    return sha256((folder / "manifest.json").read_bytes()).hexdigest()
 
 
 def publish_stub(slot: Path, *, version: str = "1", shift: float = 0.0, freq: str = "h") -> Release:
@@ -99,7 +95,8 @@ class Client:
         return self.request("POST", path, **request)
 
     def request(self, method: str, path: str, **request: Any) -> httpx.Response:
-        return self._portal.call(self._ask, method, path, request)
+        answer: httpx.Response = self._portal.call(self._ask, method, path, request)
+        return answer
 
     async def _ask(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
         async with httpx.AsyncClient(transport=self._transport, base_url="http://forecaster") as client:
@@ -117,7 +114,7 @@ def application(slot_folder: Path) -> Iterator[MakeClient]:
 
         def make(*, load: Load = load_stub, **fields: Any) -> Client:
             settings = Settings(slot=slot_folder, reload_s=0.01, **fields)
-            slot = Slot(slot_folder, load=load, digest=stub_digest, reload_s=settings.reload_s)
+            slot = Slot(slot_folder, load=load, reload_s=settings.reload_s)
             served = routes.build(settings, slot=slot)
             slot.check()
             stack.enter_context(portal.wrap_async_context_manager(served.routes.router.lifespan_context(served.routes)))
