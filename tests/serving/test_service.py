@@ -131,7 +131,7 @@ def test_serving_reaches_no_trainer_no_plots_and_no_registry() -> None:
     program = (
         "import sys, serving.service, serving.launch, forecaster.artifact, forecaster.predict\n"
         "found = {'pytorch_lightning', 'lightning', 'matplotlib', 'mlflow'} & set(sys.modules)\n"
-        "sys.exit(', '.join(sorted(found)))"
+        "sys.exit(', '.join(sorted(found)) or 0)"
     )
     package = Path(slots.__file__).parents[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER_")}
