@@ -26,7 +26,9 @@ from forecaster.spec import Spec
 
 SCHEMA = 1
 MOST_BYTES = 1 << 30  # of one file; a larger one is not a bundle of ours
-GOLDEN_TOLERANCE = 1e-4  # of the forecast's range: other processors round float32 otherwise, other weights differ by more
+GOLDEN_TOLERANCE = (
+    1e-4  # of the forecast's range: other processors round float32 otherwise, other weights differ by more
+)
 
 
 class FileFact(BaseModel):
@@ -85,7 +87,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(_read(folder / "manifest.json"))
     except ValidationError as error:
-        raise BundleDamaged(f"Expected the manifest of a forecaster in {folder}; {_first(error)}.", where="manifest.json") from error
+        raise BundleDamaged(
+            f"Expected the manifest of a forecaster in {folder}; {_first(error)}.", where="manifest.json"
+        ) from error
     if manifest.schema_version != SCHEMA:
         raise BundleDamaged(
             f"Expected a bundle of schema {SCHEMA}; {folder} has schema {manifest.schema_version}. "
@@ -141,7 +145,9 @@ def load(folder: Path) -> Forecaster:
         cutoff = pd.Timestamp(manifest.cutoff)
         golden = GoldenFile.model_validate_json(contents["golden.json"])
     except (InputError, ValueError) as error:
-        raise BundleDamaged(f"Expected a bundle written by forecaster in {folder}; {error}", where=str(folder)) from error
+        raise BundleDamaged(
+            f"Expected a bundle written by forecaster in {folder}; {error}", where=str(folder)
+        ) from error
     network = build(spec, seed=0)
     _fill(network, contents["weights.safetensors"])
     forecaster = Forecaster(spec, manifest.freq, manifest.season, cutoff, network.eval(), manifest.facts)
@@ -153,7 +159,8 @@ def _verified(folder: Path, name: str, manifest: Manifest) -> bytes:
     fact, content = manifest.files.get(name), _read(folder / name)
     if fact is None or len(content) != fact.size or _sha256(content) != fact.sha256:
         raise BundleDamaged(
-            f"Expected {name} of {folder} as its manifest describes it; its digest is another. Fetch the bundle again.", where=name
+            f"Expected {name} of {folder} as its manifest describes it; its digest is another. Fetch the bundle again.",
+            where=name,
         )
     return content
 
@@ -162,7 +169,9 @@ def _fill(network: torch.nn.Module, content: bytes) -> None:
     try:
         weights = load_weights(content)
     except SafetensorError as error:
-        raise BundleDamaged(f"weights.safetensors cannot be read: {error}. Fetch the bundle again.", where="weights.safetensors") from error
+        raise BundleDamaged(
+            f"weights.safetensors cannot be read: {error}. Fetch the bundle again.", where="weights.safetensors"
+        ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
@@ -174,7 +183,9 @@ def _fill(network: torch.nn.Module, content: bytes) -> None:
         )
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise BundleDamaged(f"Expected finite weights; {name!r} holds NaN or infinity. Train again.", where="weights.safetensors")
+            raise BundleDamaged(
+                f"Expected finite weights; {name!r} holds NaN or infinity. Train again.", where="weights.safetensors"
+            )
     network.load_state_dict(weights)
 
 
@@ -183,14 +194,18 @@ def _golden(forecaster: Forecaster) -> GoldenFile:
     spec = forecaster.spec
     draw = np.random.default_rng(0)
     clock = np.arange(spec.context)
-    whole = 100 + 0.1 * clock + 10 * np.sin(2 * np.pi * clock / max(forecaster.season, 2)) + draw.normal(size=len(clock))
+    whole = (
+        100 + 0.1 * clock + 10 * np.sin(2 * np.pi * clock / max(forecaster.season, 2)) + draw.normal(size=len(clock))
+    )
     short = whole[: spec.least].copy()
     short[len(short) // 2 : len(short) // 2 + 1] = np.nan if len(short) > 2 else short[-1]
     start, horizon = pd.Timestamp("2001-01-01"), min(spec.horizon, 32)
     predictor, requests = Predictor(forecaster), []
     for y in (whole, short):
         mean = predictor.forecast(Series("golden", start, forecaster.freq, y), horizon).mean
-        requests.append(Golden(start=start.isoformat(), y=tuple(None if np.isnan(v) else float(v) for v in y), mean=tuple(mean)))
+        requests.append(
+            Golden(start=start.isoformat(), y=tuple(None if np.isnan(v) else float(v) for v in y), mean=tuple(mean))
+        )
     return GoldenFile(horizon=horizon, requests=tuple(requests))
 
 
@@ -198,7 +213,9 @@ def _replay(forecaster: Forecaster, golden: GoldenFile) -> None:
     predictor = Predictor(forecaster)
     for number, request in enumerate(golden.requests):
         y = np.array([np.nan if value is None else value for value in request.y], dtype=np.float64)
-        outcome = predictor.forecast_each([Series("golden", pd.Timestamp(request.start), forecaster.freq, y)], golden.horizon)[0]
+        outcome = predictor.forecast_each(
+            [Series("golden", pd.Timestamp(request.start), forecaster.freq, y)], golden.horizon
+        )[0]
         expected = np.array(request.mean)
         room = GOLDEN_TOLERANCE * (np.ptp(np.append(expected, y[~np.isnan(y)])) + 1e-12)
         if not isinstance(outcome, Forecast) or not np.allclose(outcome.mean, expected, rtol=0, atol=room):
@@ -216,7 +233,9 @@ def _read(path: Path) -> bytes:
             raise BundleDamaged(f"Expected at most {MOST_BYTES} bytes in {path}; found {size}.", where=path.name)
         return path.read_bytes()
     except OSError as error:
-        raise BundleDamaged(f"Expected the file {path} of a bundle; it cannot be read ({error.strerror}).", where=path.name) from error
+        raise BundleDamaged(
+            f"Expected the file {path} of a bundle; it cannot be read ({error.strerror}).", where=path.name
+        ) from error
 
 
 def _sha256(content: bytes) -> str:

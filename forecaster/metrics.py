@@ -11,7 +11,9 @@ from forecaster.shapes import Float64
 Errors = Float64[np.ndarray, "*rows horizon"]
 
 
-def nanmean(values: Float64[np.ndarray, "..."], axis: int | tuple[int, ...] | None = None) -> Float64[np.ndarray, "..."]:
+def nanmean(
+    values: Float64[np.ndarray, "..."], axis: int | tuple[int, ...] | None = None
+) -> Float64[np.ndarray, "..."]:
     """The mean of what is there; NaN, quietly, where nothing is."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)

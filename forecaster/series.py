@@ -84,5 +84,5 @@ class Panel(NamedTuple):
         total = hashlib.sha256(self.freq.encode())
         for one in self.series:
             total.update(f"\n{len(one)} {one.start.isoformat()} {one.id}\n".encode())
-            total.update(np.ascontiguousarray(one.y, dtype="<f8"))
+            total.update(one.y.astype("<f8").tobytes())
         return total.hexdigest()

@@ -45,7 +45,9 @@ class Spec(_Frozen):
     name: Name
     context: int = Field(ge=1, le=100_000, description="steps of history the network is trained to start from")
     horizon: int = Field(ge=1, le=100_000, description="steps ahead that validation and backtests score")
-    min_history: int | None = Field(default=None, ge=1, description="shortest history it answers; None: the whole context")
+    min_history: int | None = Field(
+        default=None, ge=1, description="shortest history it answers; None: the whole context"
+    )
     season: int | None = Field(default=None, ge=1, description="steps of a season; None: the frequency's usual one")
     scaling: Scaling = "standard"
     network: NetworkSpec = NetworkSpec()
@@ -62,5 +64,7 @@ class Spec(_Frozen):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'spec'}: {fault['msg']}" for fault in error.errors())
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc'])) or 'spec'}: {fault['msg']}" for fault in error.errors()
+            )
             raise BadSpec(f"{where} is not a forecaster's specification: {faults}.", where=where) from error

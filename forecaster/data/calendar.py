@@ -22,7 +22,9 @@ def offset(freq: str, *, where: str | None = None) -> pd.offsets.BaseOffset:
             where=where,
         ) from error
     if step is None or step.n < 1:
-        raise FrequencyUnknown(f"Frequency {freq!r} does not step forward; expected one such as 'h' or 'D'.", where=where)
+        raise FrequencyUnknown(
+            f"Frequency {freq!r} does not step forward; expected one such as 'h' or 'D'.", where=where
+        )
     return step
 
 
@@ -32,7 +34,7 @@ def step_seconds(step: pd.offsets.BaseOffset) -> float | None:
         return pd.Timedelta(step).total_seconds()
     if isinstance(step, pd.offsets.Day):
         return step.n * _DAY
-    if isinstance(step, pd.offsets.Week) and step.weekday is None:
+    if isinstance(step, pd.offsets.Week) and getattr(step, "weekday", None) is None:
         return step.n * _WEEK
     return None
 

@@ -19,7 +19,7 @@ def sine_trend(seconds: float = 30.0, *, step: float = 0.1) -> pd.DataFrame:
 
 def sine_trend_at(t: Float64[np.ndarray, "step"]) -> Float64[np.ndarray, "step"]:
     """The formula of `sine_trend`, at any times."""
-    return t * np.sin(t) / 3 + 2 * np.sin(5 * t)
+    return np.asarray(t * np.sin(t) / 3 + 2 * np.sin(5 * t))
 
 
 def us_births() -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ def to_panel(frame: pd.DataFrame, *, freq: str | None = None, columns: Columns |
     _check_regular(tidy, declared)
     ids = tidy["unique_id"].to_numpy()
     starts, values = tidy["ds"], tidy["y"].to_numpy()
-    series = [Series(str(ids[a]), starts.iloc[a], declared, values[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    series = [Series(str(ids[a]), starts.iloc[a], declared, values[a:b]) for a, b in pairwise(bounds)]
     return Panel(series, declared, tuple(repairs))
 
 
@@ -76,7 +77,9 @@ def _ids(frame: pd.DataFrame, name: str) -> pd.Series:
     ids = frame[name]
     if ids.isna().any():
         row = int(np.flatnonzero(ids.isna())[0])
-        raise InputError(f"Expected an id in every row; column {name!r} is empty in row {row}. Name the series.", where=name)
+        raise InputError(
+            f"Expected an id in every row; column {name!r} is empty in row {row}. Name the series.", where=name
+        )
     return ids.astype(str)
 
 
@@ -94,7 +97,9 @@ def _stamps(frame: pd.DataFrame, name: str) -> pd.Series:
         raise BadStamp(f"Expected ISO 8601 stamps in column {name!r}; {_first_bad_stamp(raw)}.", where=name) from error
     if stamps.isna().any():
         row = int(np.flatnonzero(stamps.isna())[0])
-        raise BadStamp(f"Expected a stamp in every row; column {name!r} is empty in row {row}. Fill or drop it.", where=name)
+        raise BadStamp(
+            f"Expected a stamp in every row; column {name!r} is empty in row {row}. Fill or drop it.", where=name
+        )
     return stamps
 
 
@@ -163,10 +168,10 @@ def _without_duplicates(tidy: pd.DataFrame, repairs: list[str]) -> pd.DataFrame:
 def _certain(tidy: pd.DataFrame, bounds: list[int]) -> str:
     longest = int(np.argmax(np.diff(bounds)))
     a, b = bounds[longest], bounds[longest + 1]
-    return infer(pd.DatetimeIndex(tidy["ds"].iloc[a:b]), id=str(tidy["unique_id"].iloc[a]))
+    return infer(pd.DatetimeIndex(tidy["ds"].iloc[a:b]), unique_id=str(tidy["unique_id"].iloc[a]))
 
 
-def infer(stamps: pd.DatetimeIndex, *, id: str) -> str:
+def infer(stamps: pd.DatetimeIndex, *, unique_id: str) -> str:
     """The frequency of sorted stamps, when it is certain; names the odd stamp when one spoils a regular grid."""
     gaps = np.diff(stamps.asi8)
     if len(gaps) >= 3 and len(np.unique(gaps)) > 1:
@@ -174,12 +179,12 @@ def infer(stamps: pd.DatetimeIndex, *, id: str) -> str:
         odd = int(np.argmax(np.abs(gaps - usual) > 0.15 * usual))
         if abs(gaps[odd] - usual) > 0.15 * usual:  # months and quarters differ by less
             raise IrregularStamps(
-                f"Expected regular stamps; series {id!r} goes from {stamps[odd].isoformat()} to "
+                f"Expected regular stamps; series {unique_id!r} goes from {stamps[odd].isoformat()} to "
                 f"{stamps[odd + 1].isoformat()}, unlike its other steps. Fill the gap with empty values, or declare the "
                 "frequency if this is regular.",
-                where=id,
+                where=unique_id,
             )
-    return certain_frequency(stamps, where=id)
+    return certain_frequency(stamps, where=unique_id)
 
 
 def _check_regular(tidy: pd.DataFrame, freq: str) -> None:
@@ -216,5 +221,7 @@ def _grid(stamps: pd.DatetimeIndex, freq: str) -> pd.DatetimeIndex:
     first, last = stamps.min(), stamps.max()
     days = (last - first) / pd.Timedelta(days=1)
     if days > MOST_STEPS:
-        raise IrregularStamps(f"The stamps span {days:.0f} days: more than {MOST_STEPS} steps. Correct the stamps.", where="ds")
+        raise IrregularStamps(
+            f"The stamps span {days:.0f} days: more than {MOST_STEPS} steps. Correct the stamps.", where="ds"
+        )
     return pd.date_range(first, last, freq=freq)

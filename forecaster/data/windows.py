@@ -122,11 +122,12 @@ class Feed:
 
     def __iter__(self) -> Iterator[Example]:
         tape = self.anchors.tape
-        draw = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        draw = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         numbers = torch.randint(len(self.anchors), (self.steps, self.batch), generator=draw)
         for places in self.anchors.places(numbers.to(tape.values.device)):
             yield tape.cut(places, context=self.context, horizon=1)
 
 
-def _mix(seed: int, epoch: int) -> int:
+def mix(seed: int, epoch: int) -> int:
+    """A seed of its own for every epoch."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -53,7 +53,9 @@ class Recurrent(nn.Module):
             return self._run(inputs, state)
         return self._run_after_padding(inputs, state, begun)
 
-    def _run(self, inputs: Float[Tensor, "row step feature"], state: State) -> tuple[Float[Tensor, "row step hidden"], State]:
+    def _run(
+        self, inputs: Float[Tensor, "row step feature"], state: State
+    ) -> tuple[Float[Tensor, "row step hidden"], State]:
         if state.cell is not None:
             outputs, (hidden, cell) = self.stack(inputs, (state.hidden, state.cell))
             return outputs, State(hidden, cell)

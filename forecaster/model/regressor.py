@@ -22,7 +22,11 @@ class Regressor(nn.Module):
         self.output = nn.Linear(recurrent.hidden, 1)
 
     def forward(
-        self, values: Float[Tensor, "row step"], observed: Bool[Tensor, "row step"], begun: Bool[Tensor, "row step"], state: State
+        self,
+        values: Float[Tensor, "row step"],
+        observed: Bool[Tensor, "row step"],
+        begun: Bool[Tensor, "row step"],
+        state: State,
     ) -> tuple[Float[Tensor, "row step"], State]:
         """The prediction made after each step for the one that follows it, and the state after the last."""
         inputs = torch.stack([values, observed.float()], dim=-1)

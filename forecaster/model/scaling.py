@@ -20,7 +20,9 @@ class Scale(NamedTuple):
     def apply(self, values: Float64[Tensor, "row step"]) -> Float[Tensor, "row step"]:
         """Data units to the network's units, in float32. Float64 until here, or large levels would swallow small changes."""
         flat = self.width[:, None] == 0
-        return ((values - self.shift[:, None]) / self.width[:, None].masked_fill(flat, 1.0)).masked_fill(flat, 0.0).float()
+        return (
+            ((values - self.shift[:, None]) / self.width[:, None].masked_fill(flat, 1.0)).masked_fill(flat, 0.0).float()
+        )
 
     def undo(self, scaled: Float[Tensor, "row step"]) -> Float64[Tensor, "row step"]:
         """The network's units to data units."""

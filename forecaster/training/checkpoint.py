@@ -16,6 +16,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
 from forecaster import durable
+from forecaster.data.windows import mix
 from forecaster.errors import CheckpointMismatch, NonFiniteLoss
 
 
@@ -35,7 +36,8 @@ class DurableIO(TorchCheckpointIO):
             return cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch raises half a dozen kinds
             raise CheckpointMismatch(
-                f"The checkpoint {path} cannot be read ({type(error).__name__}). Remove it to train from the start.", where=str(path)
+                f"The checkpoint {path} cannot be read ({type(error).__name__}). Remove it to train from the start.",
+                where=str(path),
             ) from error
 
 
@@ -45,8 +47,9 @@ class Keeper(Checkpoint):
     Lightning's EarlyStopping forgets across a resume that it had stopped, and lets a NaN be saved.
     """
 
-    def __init__(self, path: Path | None, *, fit_digest: str, patience: int, monitored: bool) -> None:
-        self.path, self.fit_digest, self.patience, self.monitored = path, fit_digest, patience, monitored
+    def __init__(self, path: Path | None, *, fit_digest: str, patience: int, monitored: bool, seed: int) -> None:
+        self.path, self.fit_digest = path, fit_digest
+        self.patience, self.monitored, self.seed = patience, monitored, seed
         self.best_score = float("inf")
         self.best_epoch = -1
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -58,7 +61,7 @@ class Keeper(Checkpoint):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Dropout draws from the epoch alone."""
-        torch.manual_seed(cast("int", pl_module.spec.training.seed) + 1_000_003 * (trainer.current_epoch + 1))
+        torch.manual_seed(mix(self.seed, trainer.current_epoch))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after validation and all other callbacks."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from forecaster.data.split import hold_out, origins
-from forecaster.data.windows import Anchors, Example, Feed, Tape, stack
+from forecaster.data.split import hold_out
+from forecaster.data.windows import Anchors, Feed, Tape
 from forecaster.errors import HistoryTooShort
-from forecaster.metrics import nanmean, seasonal_error
-from forecaster.series import Panel, Series
+from forecaster.evaluation.trials import Trial, trials
+from forecaster.series import Panel
 from forecaster.spec import Spec
-from forecaster.training.module import Trial
-
-ROWS_AT_ONCE = 4096
 
 
 class Windows(pl.LightningDataModule):
@@ -27,11 +24,15 @@ class Windows(pl.LightningDataModule):
 
     def __init__(self, panel: Panel, spec: Spec, *, season: int) -> None:
         super().__init__()
-        steps = spec.training.valid_windows * spec.horizon
-        split = hold_out(panel, steps, keep=spec.least + 1)
+        windows, horizon = spec.training.valid_windows, spec.horizon
+        split = hold_out(panel, windows * horizon, keep=spec.least + 1)
         self.spec = spec
         self.left_out = split.left_out
-        self.trials = _trials(split.whole.series, spec, season=season) if steps else []
+        self.trials = (
+            trials(split.whole.series, context=spec.context, horizon=horizon, windows=windows, season=season)
+            if windows
+            else []
+        )
         self._anchors = Anchors.of(Tape.record(split.known.series, lead=spec.context), least=spec.least)
         if not torch.isfinite(self._anchors.tape.values).any():
             raise HistoryTooShort("No series has an observed value to train on. Send a history with observations.")
@@ -48,36 +49,19 @@ class Windows(pl.LightningDataModule):
         steps = min(training.steps - epoch * training.epoch_steps, training.epoch_steps)
         return Feed(self._anchors.to(device), self.spec.context, training.batch, max(1, steps), training.seed, epoch)
 
-    def val_dataloader(self) -> list[Trial]:
+    def val_dataloader(self) -> Batches:
         """The validation origins, in few large batches."""
-        return self.trials
+        return Batches(self.trials)
 
 
-def _trials(series: Sequence[Series], spec: Spec, *, season: int) -> list[Trial]:
-    """Every origin of every series as rows of a few batches."""
-    rows = list(_origins(series, spec, season=season))
-    return [_batch(rows[first : first + ROWS_AT_ONCE], spec) for first in range(0, len(rows), ROWS_AT_ONCE)]
+@dataclass(frozen=True)
+class Batches:
+    """A data loader of ready batches; Lightning takes a bare list for a list of data loaders."""
 
+    trials: Sequence[Trial]
 
-def _origins(series: Sequence[Series], spec: Spec, *, season: int) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """(history, future, seasonal error) of each origin."""
-    windows, horizon = spec.training.valid_windows, spec.horizon
-    for one in series:
-        scale = comparable_error(one.y[: -windows * horizon], season=season)
-        for left in origins(windows=windows, horizon=horizon):
-            cut = len(one) - left
-            yield one.y[:cut], one.y[cut : cut + horizon], scale
+    def __len__(self) -> int:
+        return len(self.trials)
 
-
-def _batch(rows: Sequence[tuple[np.ndarray, np.ndarray, float]], spec: Spec) -> Trial:
-    histories, futures, scales = zip(*rows, strict=True)
-    example = Example(stack(histories, context=spec.context), torch.from_numpy(np.stack(futures)))
-    return Trial(example, torch.tensor(scales, dtype=torch.float64))
-
-
-def comparable_error(history: np.ndarray, *, season: int) -> float:
-    """The seasonal naive's error; where there is none (short or constant), the mean size of the values, or one."""
-    for scale in (seasonal_error(history, season=season), float(nanmean(np.abs(history)))):
-        if np.isfinite(scale) and scale > 0:
-            return scale
-    return 1.0
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self.trials)

@@ -57,7 +57,11 @@ def fit(
     windows = Windows(panel, spec, season=season)
     module = SequenceRegressor(build(spec, seed=spec.training.seed), spec)
     keeper = Keeper(
-        checkpoint, fit_digest=fit_digest(panel, spec), patience=spec.training.patience, monitored=bool(windows.trials)
+        checkpoint,
+        fit_digest=fit_digest(panel, spec),
+        patience=spec.training.patience,
+        monitored=bool(windows.trials),
+        seed=spec.training.seed,
     )
     trainer = pl.Trainer(
         accelerator=accelerator,
@@ -67,6 +71,7 @@ def fit(
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
+        limit_val_batches=len(windows.trials),
         logger=list(loggers) or False,
         callbacks=[keeper, *callbacks],
         plugins=[DurableIO()],

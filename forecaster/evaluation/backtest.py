@@ -1,0 +1,129 @@
+"""Rolling origins: every forecaster is asked at the same cutoffs, knowing only what was known then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from forecaster.data.split import hold_out, origins
+from forecaster.evaluation.baselines import Ask
+from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
+from forecaster.series import Forecast, Panel, Series
+from forecaster.shapes import Float64
+
+Cube = Float64[np.ndarray, "series window horizon"]
+
+
+@dataclass(frozen=True, eq=False)
+class Backtest:
+    """Raw forecasts beside the truth; every score is computed from these.
+
+    Attributes:
+        series: The whole series that were cut.
+        cutoffs: Stamp of the last known value, a list of windows for each series.
+        actual: What came; NaN was not observed.
+        forecasts: What each forecaster said, by name; NaN where it had no answer.
+        scale: Mean absolute error of the seasonal naive forecast on what was known at the first cutoff, one a series.
+        square_scale: The same with squares.
+        left_out: Ids of the series that were too short.
+    """
+
+    series: Sequence[Series]
+    cutoffs: Sequence[Sequence[pd.Timestamp]]
+    actual: Cube
+    forecasts: Mapping[str, Cube]
+    scale: Float64[np.ndarray, "series"]
+    square_scale: Float64[np.ndarray, "series"]
+    left_out: Sequence[str]
+
+    @property
+    def horizon(self) -> int:
+        """Steps ahead."""
+        return int(self.actual.shape[2])
+
+    def comparable(self) -> np.ndarray:
+        """Which windows (series by window) every forecaster answered: only these enter a score."""
+        answered = [np.isfinite(forecast).all(axis=2) for forecast in self.forecasts.values()]
+        return np.asarray(np.logical_and.reduce(answered))
+
+    def scaled_errors(self, name: str) -> Cube:
+        """Absolute errors over the series' scale; NaN where not comparable, unobserved, or without a scale."""
+        errors = np.abs(self.actual - self.forecasts[name]) / self.scale[:, None, None]
+        return np.where(self.comparable()[:, :, None], errors, np.nan)
+
+    def scores(self, name: str) -> dict[str, float]:
+        """MASE, RMSSE, sMAPE and MAE: of each series over its windows and steps, then the mean over series."""
+        keep = self.comparable()[:, :, None]
+        actual, forecast = np.where(keep, self.actual, np.nan), np.where(keep, self.forecasts[name], np.nan)
+        flat = (len(actual), -1)
+        actual, forecast = actual.reshape(flat), forecast.reshape(flat)
+        return {
+            "mase": float(nanmean(mae(actual, forecast) / self.scale)),
+            "rmsse": float(nanmean(np.sqrt(mse(actual, forecast) / self.square_scale))),
+            "smape": float(nanmean(smape(actual, forecast))),
+            "mae": float(nanmean(mae(actual, forecast))),
+        }
+
+    def mase_by_step(self, name: str) -> Float64[np.ndarray, "horizon"]:
+        """MASE of each step ahead."""
+        return nanmean(nanmean(self.scaled_errors(name), axis=1), axis=0)
+
+    def frame(self) -> pd.DataFrame:
+        """One row a series, cutoff and step: `unique_id, cutoff, ds, step, y` and a column for each forecaster."""
+        series, windows, horizon = self.actual.shape
+        columns = {
+            "unique_id": np.repeat([one.id for one in self.series], windows * horizon),
+            "cutoff": np.repeat([stamp for cutoffs in self.cutoffs for stamp in cutoffs], horizon),
+            "ds": [
+                stamp
+                for one, cutoffs in zip(self.series, self.cutoffs, strict=True)
+                for cutoff in cutoffs
+                for stamp in pd.date_range(cutoff, periods=horizon + 1, freq=one.freq)[1:]
+            ],
+            "step": np.tile(np.arange(1, horizon + 1), series * windows),
+            "y": self.actual.ravel(),
+        }
+        return pd.DataFrame(columns | {name: cube.ravel() for name, cube in self.forecasts.items()})
+
+
+def backtest(
+    panel: Panel, forecasters: Mapping[str, Ask], *, horizon: int, windows: int, season: int, keep: int = 1
+) -> Backtest:
+    """Asks every forecaster at the last `windows` origins, a horizon apart, of every series.
+
+    Args:
+        panel: Whole series; nobody is shown what lies after a cutoff.
+        forecasters: By name.
+        horizon: Steps ahead.
+        windows: Origins of each series.
+        season: Steps of a season, for the scale of MASE.
+        keep: Steps a series must have before its first origin, else it is left out.
+    Raises:
+        HistoryTooShort: no series is long enough.
+    """
+    split = hold_out(panel, windows * horizon, keep=keep)
+    series, cuts = split.whole.series, list(origins(windows=windows, horizon=horizon))
+    histories = [one.until(len(one) - left) for one in series for left in cuts]
+    actual = np.stack([one.y[len(one) - windows * horizon :].reshape(windows, horizon) for one in series])
+    forecasts = {
+        name: np.stack([_mean(outcome, horizon) for outcome in ask(histories, horizon)]).reshape(actual.shape)
+        for name, ask in forecasters.items()
+    }
+    known = [one.y for one in split.known.series]
+    ends = [history.end for history in histories]
+    return Backtest(
+        series=series,
+        cutoffs=[ends[first : first + windows] for first in range(0, len(ends), windows)],
+        actual=actual,
+        forecasts=forecasts,
+        scale=np.array([seasonal_error(y, season=season) for y in known]),
+        square_scale=np.array([seasonal_error(y, season=season, power=2) for y in known]),
+        left_out=split.left_out,
+    )
+
+
+def _mean(outcome: object, horizon: int) -> Float64[np.ndarray, "_"]:
+    return outcome.mean if isinstance(outcome, Forecast) else np.full(horizon, np.nan)

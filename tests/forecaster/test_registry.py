@@ -1,0 +1,314 @@
+"""Versions and aliases, on real SQLite stores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
+from forecaster.registry import CHAMPION, FORMER, Registry, Version, connect
+
+INPUT = pd.DataFrame(
+    {
+        "unique_id": ["a"] * 4,
+        "ds": pd.date_range("2026-01-01", periods=4, freq="h", tz="UTC"),
+        "y": [1.0, 2.0, float("nan"), 3.0],
+        "promo": [0, 1, 0, 1],
+    }
+)
+OUTPUT = pd.DataFrame(
+    {"unique_id": ["a"] * 2, "ds": pd.date_range("2026-01-01T04:00", periods=2, freq="h", tz="UTC"), "mean": [2.0, 2.5]}
+)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """Four processes, forked from one that has imported MLflow and opened nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "pytest"])
+    with ProcessPoolExecutor(4, mp_context=context) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that is migrated once; tests copy the file, which takes no time."""
+    database = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    connect(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def uri(migrated: Path, tmp_path: Path) -> str:
+    folder = tmp_path / "a store"
+    folder.mkdir()
+    shutil.copy(migrated, folder / "mlflow.db")
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture
+def registry(uri: str) -> Registry:
+    return Registry(uri)
+
+
+@pytest.fixture
+def run_id(uri: str, tmp_path: Path) -> str:
+    client = connect(uri)
+    location = (tmp_path / "a store" / "mlruns").as_uri()
+    run = client.create_run(client.create_experiment("sine", location))
+    return str(run.info.run_id)
+
+
+def write_bundle(folder: Path, *, weights: bytes = b"weights") -> str:
+    """Writes a bundle as far as the registry looks into one, and returns its digest."""
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(weights)
+    (folder / "card.md").write_text("# sine\n")
+    manifest = json.dumps({"files": {"weights.safetensors": hashlib.sha256(weights).hexdigest()}}).encode()
+    (folder / "manifest.json").write_bytes(manifest)
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def register(registry: Registry, run_id: str, bundle: Path, *, weights: bytes = b"weights") -> Version:
+    digest = write_bundle(bundle, weights=weights)
+    return registry.register(
+        bundle, name="sine", digest=digest, run_id=run_id, input_example=INPUT, output_example=OUTPUT
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stored_files(uri: str) -> list[Path]:
+    return [path for path in Path(uri.removeprefix("sqlite:///")).parent.rglob("mlruns/**/*") if path.is_file()]
+
+
+def test_a_registered_bundle_comes_back_as_it_was(registry: Registry, run_id: str, tmp_path: Path) -> None:
+    version = register(registry, run_id, tmp_path / "bundle")
+    assert version == Version("sine", "1", version.digest, run_id)
+    registry.set_alias(version, "challenger")
+
+    fetched = registry.fetch(registry.resolve("sine", "challenger"), tmp_path / "deep" / "er" / "served")
+
+    assert fetched == tmp_path / "deep" / "er" / "served"
+    assert contents(fetched) == contents(tmp_path / "bundle")
+    assert list(fetched.parent.iterdir()) == [fetched]
+
+
+def test_registering_and_fetching_take_under_two_seconds_and_print_nothing(
+    registry: Registry, run_id: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    register(registry, run_id, tmp_path / "warm", weights=b"imports are paid for here")
+    capfd.readouterr()
+    started = time.perf_counter()
+    registry.fetch(register(registry, run_id, tmp_path / "bundle"), tmp_path / "fetched")
+    assert time.perf_counter() - started < 2.0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_mlflow_shows_the_signature_and_the_input_example(
+    registry: Registry, uri: str, run_id: str, tmp_path: Path
+) -> None:
+    from mlflow.models import Model
+
+    version = register(registry, run_id, tmp_path / "bundle")
+
+    [location] = [str(path.parent) for path in stored_files(uri) if path.name == "MLmodel"]
+    logged = Model.load(location)
+    assert logged.signature.inputs.input_names() == ["unique_id", "ds", "y", "promo"]
+    assert logged.signature.outputs.input_names() == ["unique_id", "ds", "mean"]
+    example: Any = logged.load_input_example(location)
+    assert example["y"].tolist()[:2] == [1.0, 2.0]
+    assert logged.flavors["forecaster"]["digest"] == version.digest
+    outputs = connect(uri).get_run(run_id).outputs
+    assert outputs is not None
+    [output] = outputs.model_outputs
+    assert connect(uri).get_logged_model(output.model_id).status == "READY"
+
+
+def test_no_pickle_and_no_code_is_stored(registry: Registry, uri: str, run_id: str, tmp_path: Path) -> None:
+    register(registry, run_id, tmp_path / "bundle")
+    assert sorted({path.name for path in stored_files(uri)}) == [
+        "MLmodel",
+        "card.md",
+        "input_example.json",
+        "manifest.json",
+        "serving_input_example.json",
+        "weights.safetensors",
+    ]
+
+
+def test_one_bundle_is_one_version(registry: Registry, uri: str, run_id: str, tmp_path: Path) -> None:
+    first = register(registry, run_id, tmp_path / "one")
+    files = stored_files(uri)
+    again = register(registry, run_id, tmp_path / "two")
+    other = register(registry, run_id, tmp_path / "three", weights=b"others")
+    assert again == first
+    assert len(stored_files(uri)) == 2 * len(files)
+    assert registry.versions("sine") == [first, other]
+
+
+def test_a_bundle_that_is_not_its_digest_is_not_registered(registry: Registry, run_id: str, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle")
+    with pytest.raises(BundleDamaged, match="should have the digest"):
+        registry.register(
+            tmp_path / "bundle", name="sine", digest="0" * 64, run_id=run_id, input_example=INPUT, output_example=OUTPUT
+        )
+    assert registry.versions("sine") == []
+
+
+@pytest.mark.parametrize("damage", ["altered", "manifest gone", "all gone"])
+def test_a_damaged_store_is_noticed_before_anything_is_visible(
+    damage: str, registry: Registry, uri: str, run_id: str, tmp_path: Path
+) -> None:
+    version = register(registry, run_id, tmp_path / "bundle")
+    [manifest] = [path for path in stored_files(uri) if path.name == "manifest.json"]
+    if damage == "altered":
+        manifest.write_text("{}")
+    elif damage == "manifest gone":
+        manifest.unlink()
+    else:
+        shutil.rmtree(manifest.parent)
+
+    with pytest.raises(BundleDamaged):
+        registry.fetch(version, tmp_path / "fetched" / "served")
+    assert list((tmp_path / "fetched").iterdir()) == []
+    with pytest.raises(BundleDamaged):
+        registry.promote(version, base=None)
+
+
+def test_a_bundle_is_not_fetched_over_another(registry: Registry, run_id: str, tmp_path: Path) -> None:
+    version = register(registry, run_id, tmp_path / "bundle")
+    with pytest.raises(RegistryError, match="exists already"):
+        registry.fetch(version, tmp_path / "bundle")
+
+
+def test_what_is_not_there_is_told_with_what_to_do(registry: Registry, run_id: str, tmp_path: Path) -> None:
+    assert registry.versions("sine") == []
+    with pytest.raises(NoSuchModel, match=r"Model 'sine' is not in the store: .* register it"):
+        registry.resolve("sine", CHAMPION)
+    version = register(registry, run_id, tmp_path / "bundle")
+    registry.set_alias(version, "challenger")
+    with pytest.raises(NoSuchModel, match=r"'champion'; its aliases are: challenger\. Promote"):
+        registry.resolve("sine", CHAMPION)
+    with pytest.raises(NoSuchModel):
+        registry.version("sine", "7")
+    with pytest.raises(NoSuchModel):
+        registry.set_alias(version._replace(number="7"), CHAMPION)
+    registry.drop_alias("sine", "challenger")
+    registry.drop_alias("sine", "challenger")
+    with pytest.raises(NoSuchModel, match="its aliases are: none"):
+        registry.resolve("sine", "challenger")
+
+
+def test_a_version_of_others_is_left_out(registry: Registry, uri: str, run_id: str, tmp_path: Path) -> None:
+    ours = register(registry, run_id, tmp_path / "bundle")
+    connect(uri).create_model_version("sine", (tmp_path / "bundle").as_uri(), run_id)
+    assert registry.versions("sine") == [ours]
+    with pytest.raises(RegistryError, match="has none, so it is not one of ours"):
+        registry.version("sine", "2")
+
+
+def test_promotion_moves_the_champion_and_keeps_the_former(registry: Registry, run_id: str, tmp_path: Path) -> None:
+    first = register(registry, run_id, tmp_path / "one", weights=b"1")
+    second = register(registry, run_id, tmp_path / "two", weights=b"2")
+
+    registry.promote(first, base=None)
+    assert registry.resolve("sine", CHAMPION) == first
+    with pytest.raises(NoSuchModel):
+        registry.resolve("sine", FORMER)
+
+    registry.promote(second, base=first)
+    registry.promote(second, base=first)  # finished already: nothing to do
+    assert registry.resolve("sine", CHAMPION) == second
+    assert registry.resolve("sine", FORMER) == first
+
+    registry.promote(first, base=second)  # a rollback is a promotion
+    assert registry.resolve("sine", CHAMPION) == first
+    assert registry.resolve("sine", FORMER) == second
+
+
+def test_a_champion_judged_against_another_base_is_refused(registry: Registry, run_id: str, tmp_path: Path) -> None:
+    one, two, three = (register(registry, run_id, tmp_path / str(n), weights=bytes([n])) for n in range(3))
+    registry.promote(one, base=None)
+    with pytest.raises(BaseMoved, match=r"judged against no champion, but the champion is now version 1\. Judge"):
+        registry.promote(two, base=None)
+    registry.promote(two, base=one)
+    with pytest.raises(BaseMoved):
+        registry.promote(three, base=one)
+    assert registry.resolve("sine", CHAMPION) == two
+
+
+def test_a_promotion_cut_short_leaves_the_old_champion_and_can_be_repeated(
+    registry: Registry, uri: str, run_id: str, tmp_path: Path
+) -> None:
+    class Killed(Registry):
+        def set_alias(self, version: Version, alias: str) -> None:
+            if alias == CHAMPION:
+                raise KeyboardInterrupt
+            super().set_alias(version, alias)
+
+    first = register(registry, run_id, tmp_path / "one", weights=b"1")
+    second = register(registry, run_id, tmp_path / "two", weights=b"2")
+    registry.promote(first, base=None)
+    with pytest.raises(KeyboardInterrupt):
+        Killed(uri).promote(second, base=first)
+    assert registry.resolve("sine", CHAMPION) == first
+    registry.promote(second, base=first)
+    assert registry.resolve("sine", CHAMPION) == second
+    assert registry.resolve("sine", FORMER) == first
+
+
+def promote_one(uri: str, number: str) -> str:
+    registry = Registry(uri)
+    version, base = registry.version("sine", number), registry.version("sine", "1")
+    time.sleep(0.5)  # so that all are ready, and meet
+    try:
+        registry.promote(version, base=base)
+    except BaseMoved:
+        return "moved"
+    return number
+
+
+def test_of_four_processes_that_promote_on_one_base_one_wins(
+    registry: Registry, uri: str, run_id: str, tmp_path: Path, processes: ProcessPoolExecutor
+) -> None:
+    versions = [register(registry, run_id, tmp_path / str(n), weights=bytes([n])) for n in range(5)]
+    registry.promote(versions[0], base=None)
+    outcomes = list(processes.map(promote_one, [uri] * 4, ["2", "3", "4", "5"]))
+    [winner] = [outcome for outcome in outcomes if outcome != "moved"]
+    assert registry.resolve("sine", CHAMPION).number == winner
+    assert registry.resolve("sine", FORMER) == versions[0]
+
+
+def open_fresh(uri: str) -> int:
+    return len(Registry(uri).versions("sine"))
+
+
+def test_four_processes_can_open_a_fresh_database_at_once(tmp_path: Path, processes: ProcessPoolExecutor) -> None:
+    fresh = f"sqlite:///{tmp_path}/new folder/mlflow.db"
+    assert list(processes.map(open_fresh, [fresh] * 4)) == [0, 0, 0, 0]
+
+
+def test_a_database_that_cannot_be_opened_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database, but long enough to be told from an empty file" * 20)
+    with pytest.raises(RegistryError, match=r"cannot be opened: file is not a database\. Check"):
+        Registry(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_a_server_that_is_down_costs_seconds() -> None:
+    started = time.perf_counter()
+    with pytest.raises(RegistryError, match="Check the store's address"):
+        Registry("http://127.0.0.1:9")
+    assert time.perf_counter() - started < 15.0
