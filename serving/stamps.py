@@ -117,7 +117,9 @@ def frequency(stamps: pd.DatetimeIndex, *, declared: str | None, served: str, wh
             where=where,
         )
     try:
-        freq = step_of(declared, where=where).freqstr if declared is not None else infer(stamps[:_ENOUGH], id=where)
+        freq = (
+            step_of(declared, where=where).freqstr if declared is not None else infer(stamps[:_ENOUGH], unique_id=where)
+        )
         expected = pd.date_range(stamps[0], periods=len(stamps), freq=freq)
         if declared is None and pd.date_range(stamps[0], periods=len(stamps), freq=served).equals(expected):
             freq = served

@@ -6,21 +6,15 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import pytest
 
 from forecaster.errors import BundleDamaged, NoSuchModel
+from forecaster.registry import Version
 from serving import slot as slots
 from serving.follower import Target, follow, main, news, take
 from tests.serving.conftest import load_stub, write_stub
-
-
-class FakeVersion(NamedTuple):
-    name: str
-    number: str
-    digest: str
-    run_id: str | None
 
 
 class FakeRegistry:
@@ -28,22 +22,22 @@ class FakeRegistry:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.champion: FakeVersion | None = None
+        self.champion: Version | None = None
         self.down = False
         self.fetched = 0
 
     def promote(self, number: str, *, shift: float) -> None:
         digest = write_stub(self.folder / number, shift=shift)
-        self.champion = FakeVersion("sales", number, digest, None)
+        self.champion = Version("sales", number, digest, None)
 
-    def resolve(self, name: str, alias: str) -> FakeVersion:
+    def resolve(self, name: str, alias: str) -> Version:
         if self.down:
             raise ConnectionError("the registry is down")
         if self.champion is None or (name, alias) != ("sales", "champion"):
             raise NoSuchModel(f"There is no {alias} of {name}.", where=name)
         return self.champion
 
-    def fetch(self, version: FakeVersion, into: Path) -> Path:
+    def fetch(self, version: Version, into: Path) -> Path:
         self.fetched += 1
         return Path(shutil.copytree(self.folder / version.number, into))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from forecaster import artifact
 from forecaster.model.regressor import build
 from forecaster.predict import Forecaster, Predictor
+from forecaster.registry import Registry, connect
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
 from serving import slot as slots
@@ -28,12 +30,16 @@ from serving.settings import Settings
 CONTEXT, HORIZON = 12, 6
 
 
-def publish_bundle(slot: Path, *, version: str, seed: int) -> Forecaster:
-    """An untrained network, which forecasts as well as a trained one for our purposes."""
+def save(folder: Path, *, seed: int) -> str:
+    """An untrained network, which forecasts as well as a trained one for our purposes; answers the bundle's digest."""
     spec = Spec(name="tiny", context=CONTEXT, horizon=HORIZON, network=NetworkSpec(hidden=4))
     forecaster = Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), build(spec, seed=seed))
+    return artifact.save(forecaster, folder, card="# Tiny\n")
+
+
+def publish_bundle(slot: Path, *, version: str, seed: int) -> Forecaster:
     with slots.staging(slot) as draft:
-        digest = artifact.save(forecaster, draft / "bundle", card="# Tiny\n")
+        digest = save(draft / "bundle", seed=seed)
         slots.publish(slot, draft / "bundle", slots.Release(name="tiny", version=version, digest=digest))
     return artifact.load(slot / "current" / "bundle")
 
@@ -44,30 +50,37 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def server(slot_folder: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`python -m serving` with two workers, from a folder that has nothing to do with us."""
-    settings = Settings(slot=slot_folder, port=free_port(), workers=2, reload_s=0.1, grace_s=3)
-    elsewhere, temporary = tmp_path / "elsewhere", tmp_path / "tmp"
+@contextmanager
+def running(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`python -m serving`, started in a folder that has nothing to do with us; nothing must be left behind."""
+    elsewhere, temporary = folder / "elsewhere", folder / "tmp"
     elsewhere.mkdir()
     temporary.mkdir()
-    package = Path(slots.__file__).parents[1]
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("BENTOML")},
+        **{name: value for name, value in os.environ.items() if not name.startswith(("BENTOML", "FORECASTER"))},
         **settings.environment(),
         "HOME": str(elsewhere),
         "TMPDIR": str(temporary),
-        "PYTHONPATH": str(package),
+        "PYTHONPATH": str(Path(slots.__file__).parents[1]),
     }
     process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, cwd=elsewhere)
     try:
         yield process, f"http://127.0.0.1:{settings.port}"
-        assert list(elsewhere.iterdir()) == [], "nothing is written where the server was started"
+        process.terminate()
+        assert process.wait(20) == 0
+        assert list(elsewhere.iterdir()) == []
         assert [entry.name for entry in temporary.iterdir() if entry.name.startswith("forecaster")] == []
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait(20)
+
+
+def status(url: str) -> int:
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return 0
 
 
 def wait_until(ready: Any, *, seconds: float = 60) -> None:
@@ -79,18 +92,19 @@ def wait_until(ready: Any, *, seconds: float = 60) -> None:
 
 @pytest.mark.slow
 def test_the_server_answers_as_the_library_follows_the_slot_and_stops_when_told(
-    slot_folder: Path, server: tuple[subprocess.Popen[bytes], str]
+    slot_folder: Path, tmp_path: Path
 ) -> None:
-    process, url = server
+    settings = Settings(slot=slot_folder, port=free_port(), workers=2, reload_s=0.1, grace_s=3)
+    with running(settings, tmp_path) as (process, url):
+        _check_answers(slot_folder, url)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert status(f"{url}/livez") == 0
 
-    def status(path: str) -> int:
-        try:
-            return httpx.get(url + path).status_code
-        except httpx.TransportError:
-            return 0
 
-    wait_until(lambda: status("/livez") == 200)
-    assert status("/readyz") == 503, "BentoML's own would say 200"
+def _check_answers(slot_folder: Path, url: str) -> None:
+    wait_until(lambda: status(f"{url}/livez") == 200)
+    assert status(f"{url}/readyz") == 503, "BentoML's own would say 200"
     y = [float(value) for value in 10 + np.sin(np.arange(2 * CONTEXT))]
     request = {"series": [{"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": y}], "horizon": HORIZON}
 
@@ -122,9 +136,35 @@ def test_the_server_answers_as_the_library_follows_the_slot_and_stops_when_told(
     assert 'forecaster_requests_total{route="/v1/forecast",status="400"} 1.0' in text
     assert 'forecaster_model_changes_total{outcome="swapped"} 4.0' in text, "two workers, two models"
 
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
-    assert status("/livez") == 0
+
+@pytest.mark.slow
+def test_a_promotion_in_the_registry_reaches_the_server(slot_folder: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    registry, client = Registry(uri), connect(uri)
+    run_id = client.create_run(client.create_experiment("e", artifact_location=str(tmp_path / "store"))).info.run_id
+    settings = Settings(
+        slot=slot_folder, port=free_port(), registry=uri, model="tiny", reload_s=0.1, poll_s=0.2, grace_s=3
+    )
+    with running(settings, tmp_path) as (_, url):
+        champion = None
+        for seed in (1, 2):
+            bundle = tmp_path / f"bundle-{seed}"
+            version = registry.register(
+                bundle,
+                name="tiny",
+                digest=save(bundle, seed=seed),
+                run_id=run_id,
+                input_example=pd.DataFrame({"y": [1.0]}),
+                output_example=pd.DataFrame({"mean": [1.0]}),
+            )
+            registry.promote(version, base=champion)
+            champion = version
+            expected = {"name": "tiny", "version": version.number, "digest": version.digest}
+
+            def has_come(wanted: dict[str, str] = expected) -> bool:
+                return status(f"{url}/readyz") == 200 and httpx.get(f"{url}/readyz").json()["model"] == wanted
+
+            wait_until(has_come)
 
 
 def test_serving_reaches_no_trainer_no_plots_and_no_registry() -> None:

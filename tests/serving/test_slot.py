@@ -49,6 +49,7 @@ def test_a_published_model_is_swapped_in_under_readers_who_always_see_a_whole_on
             model = slot.current
             assert model is not None
             seen.add((model.release.version, shift(model)))
+            time.sleep(0.0002)  # spinning readers would keep the interpreter from all others
 
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
