@@ -1,0 +1,73 @@
+"""From the bytes of a request to the bytes of its answer: plain, synchronous, and the same for the same model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+
+from forecaster.errors import ForecasterError
+from forecaster.series import Forecast
+from serving import schema
+from serving.problem import Problem
+from serving.settings import Settings
+from serving.slot import InUse
+
+
+class Answered(NamedTuple):
+    """An answer and what it took."""
+
+    body: bytes
+    forecast: int
+    refused: int
+
+
+def answer(body: bytes, model: InUse | None, settings: Settings) -> Answered:
+    """Answers `POST /v1/forecast`.
+
+    Raises Problem if the request as a whole cannot be used, if no model is in use, or if the request's only series is
+    refused: so a client that sends one series and looks at the status alone learns of it.
+    """
+    request = schema.read_request(body, settings)
+    if model is None:
+        raise Problem(
+            "not_ready", "No model is in use yet. Try again later, or see /readyz.", headers={"retry-after": "1"}
+        )
+    outcomes = _outcomes(request, model)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
+    if len(outcomes) == 1 and refused:
+        raise Problem.of(refused[0])
+    fields = [
+        schema.from_error(asked.id, outcome) if isinstance(outcome, ForecasterError) else outcome
+        for asked, outcome in zip(request.series, outcomes, strict=True)
+    ]
+    whole = orjson.dumps({"model": model.release.model_dump(), "forecasts": fields})
+    return Answered(whole, forecast=len(outcomes) - len(refused), refused=len(refused))
+
+
+def _outcomes(request: schema.ForecastRequest, model: InUse) -> list[dict[str, Any] | ForecasterError]:
+    horizon, learned = request.horizon, model.predictor.forecaster
+    read: list[schema.ReadSeries | ForecasterError] = []
+    for asked in request.series:
+        try:
+            read.append(schema.to_series(asked, served=learned.freq, horizon=horizon))
+        except ForecasterError as error:
+            read.append(error)
+    good = [one for one in read if isinstance(one, schema.ReadSeries)]
+    forecasts = iter(model.predictor.forecast_each([one.series for one in good], horizon) if good else [])
+    warnings = _warnings(horizon, scored=learned.spec.horizon)
+    outcomes: list[dict[str, Any] | ForecasterError] = []
+    for one in read:
+        found = one if isinstance(one, ForecasterError) else next(forecasts)
+        if isinstance(found, Forecast):
+            assert isinstance(one, schema.ReadSeries), "only what was read is forecast"
+            outcomes.append(schema.from_forecast(found, one.style, warnings))
+        else:
+            outcomes.append(found)
+    return outcomes
+
+
+def _warnings(horizon: int, *, scored: int) -> list[str]:
+    if horizon <= scored:
+        return []
+    return [f"The horizon of {horizon} steps goes beyond the {scored} that this model was scored on."]

@@ -1,0 +1,133 @@
+"""Keeps the slot at what an alias of the registry stands for, in a process of its own: `python -m serving.follower`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+
+from forecaster.errors import BundleError, NoSuchModel
+from serving import logs, slot
+from serving.settings import Settings
+from serving.slot import Release
+
+if TYPE_CHECKING:
+    from forecaster.registry import Version
+
+log = logging.getLogger(__name__)
+
+
+class Store(Protocol):
+    """What we ask of a Registry."""
+
+    def resolve(self, name: str, alias: str) -> Version:
+        """The version that an alias stands for."""
+
+    def fetch(self, version: Version, into: Path) -> Path:
+        """Copies the bundle of a version to a new folder."""
+
+
+Verify = Callable[[Path], object]
+
+
+class Target(NamedTuple):
+    """What is followed, and where to."""
+
+    name: str
+    alias: str
+    slot: Path
+    keep: int
+
+
+def news(store: Store, target: Target) -> Version | None:
+    """The version that the alias stands for, unless the slot has it already. Raises NoSuchModel."""
+    version = store.resolve(target.name, target.alias)
+    return None if slot.published(target.slot) == _release(version) else version
+
+
+def take(store: Store, version: Version, target: Target, *, verify: Verify = slot.load_bundle) -> None:
+    """Puts a version into the slot. Raises BundleError if it must not be served; the slot is then as it was."""
+    with slot.staging(target.slot) as draft:
+        bundle = store.fetch(version, draft / "bundle")
+        verify(bundle)
+        slot.publish(target.slot, bundle, _release(version))
+    slot.prune(target.slot, keep=target.keep)
+    log.info("published: %s", _release(version).model_dump_json())
+
+
+def follow(
+    connect: Callable[[], Store],
+    target: Target,
+    *,
+    poll_s: float,
+    retry_s: float,
+    verify: Verify = slot.load_bundle,
+    pause: Callable[[float], object] = time.sleep,
+) -> NoReturn:
+    """Looks now and then, forever; what fails is logged and tried again, a bad bundle not before `retry_s`."""
+    store: Store | None = None
+    refused: Version | None = None
+    refused_at = 0.0
+    while True:
+        try:
+            store = store or connect()
+            version = news(store, target)
+            if version is not None and (version != refused or time.monotonic() - refused_at > retry_s):
+                refused, refused_at = version, time.monotonic()
+                take(store, version, target, verify=verify)
+                refused = None
+        except NoSuchModel as error:
+            log.info("nothing to follow yet: %s", error.message)
+        except BundleError as error:
+            log.error("a bundle was refused, the slot stays as it is: %s", error.message)
+        except Exception as error:  # the registry is down, a disk is full: the server goes on with what it has
+            refused = None
+            log.warning("the registry could not be followed, trying again: %r", error)
+        pause(poll_s)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Follows until it is ended; with --once, looks a single time, and answers 1 if that failed."""
+    logs.configure()
+    settings = Settings.read(os.environ)
+    if set(arguments) - {"--once"} or settings.registry is None or settings.model is None:
+        log.error("usage: python -m serving.follower [--once], with FORECASTER_SERVING_REGISTRY and _MODEL set")
+        return 2
+    signal.signal(signal.SIGTERM, _leave)
+    target = Target(settings.model, settings.alias, settings.slot, settings.keep)
+    address = settings.registry
+    if "--once" not in arguments:
+        follow(lambda: _connect(address), target, poll_s=settings.poll_s, retry_s=settings.retry_s)
+    try:
+        store = _connect(address)
+        version = news(store, target)
+        if version is not None:
+            take(store, version, target)
+    except Exception as error:  # said in one line, for whoever runs this by hand
+        log.error("the slot stays as it is: %s", error)
+        return 1
+    return 0
+
+
+def _connect(address: str) -> Store:
+    from forecaster.registry import Registry  # serving's one way to MLflow, and only in this process
+
+    return Registry(address)
+
+
+def _release(version: Version) -> Release:
+    return Release(name=version.name, version=version.number, digest=version.digest)
+
+
+def _leave(_: int, __: FrameType | None) -> NoReturn:
+    raise SystemExit(0)  # as an exception, so that what is staged is cleared away
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,183 @@
+"""What stands in front of every request: limits on body, type and path; a request id, one log line, one error shape."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from time import perf_counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.problem import Problem
+
+Observe = Callable[[str, int, float], None]  # path, status, seconds
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_JSON = re.compile(rb"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
+_ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+_CLIENT_LEFT = 499  # only in the log: there is nobody to tell
+
+log = logging.getLogger(__name__)
+access_log = logging.getLogger("serving.access")
+
+
+class Guard:
+    """An ASGI application around another."""
+
+    def __init__(self, app: ASGIApp, *, max_body: int, observe: Observe = lambda *_: None) -> None:
+        self._app = app
+        self._max_body = max_body
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one connection."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
+        headers = dict(scope["headers"])
+        answer = _Answer(send, request_id=_request_id(headers))
+        body: bytes | None = b""
+        try:
+            _check(scope["path"], headers, max_body=self._max_body)
+            body = await _read(receive, max_body=self._max_body)
+            if body is not None:
+                _check_type(body, headers)
+                await self._app(scope, _replay(body, receive), answer)
+        except Problem as problem:
+            await answer.tell(problem)
+        except Exception:
+            log.exception("request %s failed", answer.request_id)
+            if answer.started and not answer.finished:
+                raise  # half an answer is out: the server must cut the connection
+            if not answer.started:
+                await answer.tell(
+                    Problem("internal_error", f"The server failed; its log says more under {answer.request_id}.")
+                )
+        finally:
+            seconds = perf_counter() - started
+            status = answer.status or _CLIENT_LEFT
+            self._observe(scope["path"], status, seconds)
+            access_log.info(_line(scope, answer.request_id, status, seconds, size=len(body or b"")))
+
+
+class _Answer:
+    """The way back: adds our headers to the answer and remembers its status."""
+
+    def __init__(self, send: Send, *, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.status = 0
+        self.finished = False
+
+    @property
+    def started(self) -> bool:
+        return self.status != 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            ours = [(b"x-request-id", self.request_id.encode()), *_ALWAYS]
+            message = {**message, "headers": [*message.get("headers", []), *ours]}
+        elif message["type"] == "http.response.body":
+            self.finished = not message.get("more_body", False)
+        await self._send(message)
+
+    async def tell(self, problem: Problem) -> None:
+        body = problem.body()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self({"type": "http.response.start", "status": problem.status, "headers": pairs})
+        await self({"type": "http.response.body", "body": body})
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _check(path: str, headers: dict[bytes, bytes], *, max_body: int) -> None:
+    if _CONTROL.search(path):
+        raise Problem("bad_path", "Expected a path without control characters. Correct the address.")
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit():
+        raise Problem("bad_length", "Expected a number in the Content-Length header. Correct the request.")
+    if len(length) > 18 or int(length) > max_body:
+        raise _too_large(max_body)
+
+
+def _check_type(body: bytes, headers: dict[bytes, bytes]) -> None:
+    if not body:
+        return  # nothing was sent that could be of a wrong type
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Problem(
+            "unsupported_media_type",
+            "Expected a body that is not compressed. Send it as it is.",
+            where="content-encoding",
+        )
+    if not _JSON.fullmatch(headers.get(b"content-type", b"").strip()):
+        raise Problem(
+            "unsupported_media_type",
+            "Expected a body of Content-Type application/json, in UTF-8.",
+            where="content-type",
+        )
+
+
+async def _read(receive: Receive, *, max_body: int) -> bytes | None:
+    """The whole body, counted as it comes in (a chunked body announces no length); None if the client left."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part = message.get("body", b"")
+        size += len(part)
+        if size > max_body:
+            raise _too_large(max_body)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body in one piece, and after that what the server says."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+def _too_large(max_body: int) -> Problem:
+    # The rest of the body is not read, so the connection cannot be used again.
+    message = f"Expected a body of at most {max_body} bytes. Send fewer series, or shorter histories."
+    return Problem("body_too_large", message, headers={"connection": "close"})
+
+
+def _line(scope: Scope, request_id: str, status: int, seconds: float, *, size: int) -> str:
+    """One line of JSON. All but printable ASCII is escaped, so nobody can write a line of ours."""
+    client = scope.get("client")
+    return json.dumps(
+        {
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": request_id,
+            "client": client[0] if client else None,
+            "method": scope["method"],
+            "path": scope["path"][:300],
+            "status": status,
+            "ms": round(seconds * 1000, 3),
+            "bytes": size,
+        }
+    )

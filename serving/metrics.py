@@ -1,0 +1,63 @@
+"""What Prometheus sees. Label values come from short lists, so that no request can make the server remember more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """The counters of one worker; where several workers run, `page` adds them up."""
+
+    def __init__(self, routes: Collection[str]) -> None:
+        self._routes = frozenset(routes)
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "forecaster_requests", "Requests by route and status", ["route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "forecaster_request_seconds",
+            "Seconds from request to answer",
+            ["route"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._series = Counter("forecaster_series", "Series by outcome", ["outcome"], registry=self._registry)
+        self._changes = Counter(
+            "forecaster_model_changes", "New models by outcome", ["outcome"], registry=self._registry
+        )
+        for outcome in ("forecast", "refused"):
+            self._series.labels(outcome)
+        for outcome in ("swapped", "refused"):
+            self._changes.labels(outcome)
+
+    def request(self, path: str, status: int, seconds: float) -> None:
+        """Counts an answered request."""
+        route = path if path in self._routes else "other"
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def series(self, *, forecast: int, refused: int) -> None:
+        """Counts the outcomes of a request."""
+        self._series.labels("forecast").inc(forecast)
+        self._series.labels("refused").inc(refused)
+
+    def model(self, outcome: str) -> None:
+        """Counts a new model: swapped or refused."""
+        self._changes.labels(outcome).inc()
+
+    def page(self) -> bytes:
+        """The text that Prometheus reads."""
+        # BentoML sets this folder for its workers, and prometheus_client then keeps all values in files there.
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)

@@ -1,0 +1,67 @@
+"""One shape for every failure, {"error": {"code", "message", "where"}}, and all codes that are not the forecaster's."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import orjson
+
+from forecaster.errors import ForecasterError
+
+# code: (HTTP status, when). The OpenAPI document is written from this table.
+CODES: dict[str, tuple[int, str]] = {
+    "bad_path": (400, "The path has control characters."),
+    "bad_length": (400, "The Content-Length header is not a number."),
+    "malformed_json": (
+        400,
+        "The body is not JSON: broken syntax, NaN or Infinity, numbers beyond a double, or not UTF-8.",
+    ),
+    "not_found": (404, "There is no such path."),
+    "method_not_allowed": (405, "The path does not take this method; the Allow header says which it takes."),
+    "body_too_large": (413, "The body is larger than this server takes."),
+    "unsupported_media_type": (415, "The body is not application/json, or it is compressed."),
+    "invalid_request": (422, "A field is missing, unknown, of the wrong type or out of range."),
+    "too_many_series": (422, "More series than this server takes in one request."),
+    "history_too_long": (422, "A history is longer than this server takes."),
+    "answer_too_large": (422, "Series times horizon is more than this server answers at once."),
+    "horizon_out_of_range": (422, "The horizon is above this server's limit."),
+    "too_many_requests": (429, "Too many requests are under way; try again after Retry-After seconds."),
+    "internal_error": (500, "A fault of the server. It is logged under the request id."),
+    "not_ready": (503, "No model is in use yet."),
+    "deadline_passed": (504, "The forecast took longer than this server waits."),
+}
+
+
+class Problem(Exception):
+    """A request that gets an error instead of an answer.
+
+    Attributes:
+        code: One of CODES, or the code of a ForecasterError.
+        where: The place in the request, as a dotted path ("series.0.y.3") or a series' id.
+        headers: Sent along with the answer.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        where: str | None = None,
+        status: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.where = where
+        self.status = CODES[code][0] if status is None else status
+        self.headers = headers or {}
+
+    @classmethod
+    def of(cls, error: ForecasterError) -> Self:
+        """The 422 that a refused series becomes when it is all there was to answer."""
+        return cls(error.code, error.message, where=error.where, status=422)
+
+    def body(self) -> bytes:
+        """The JSON that is sent."""
+        return orjson.dumps({"error": {"code": self.code, "message": self.message, "where": self.where}})

@@ -1,0 +1,155 @@
+"""The routes, as a Starlette application; and the same with the guard in front, which is what is served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serving import openapi
+from serving.admission import Admission
+from serving.answer import answer
+from serving.guard import Guard
+from serving.metrics import CONTENT_TYPE, Metrics
+from serving.problem import Problem
+from serving.settings import Settings
+from serving.slot import InUse, Load, Slot, load_bundle
+
+
+class Served(NamedTuple):
+    """An application and what it is made of."""
+
+    app: Guard  # answers requests
+    routes: Starlette  # inside the guard; its lifespan starts and stops the slot
+    slot: Slot
+
+
+def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bundle) -> Served:
+    """The application of one worker."""
+    metrics = Metrics([route.path for route in openapi.ROUTES])
+    slot = slot or Slot(
+        settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
+    )
+    desk = Desk(settings, slot, metrics)
+    paths = {
+        ("post", "/v1/forecast"): desk.forecast,
+        ("get", "/v1/model"): desk.model,
+        ("get", "/livez"): desk.livez,
+        ("get", "/readyz"): desk.readyz,
+        ("get", "/metrics"): desk.metrics,
+        ("get", "/docs.json"): desk.docs,
+    }
+    routes = Starlette(
+        routes=[Route(one.path, paths[one.method, one.path], methods=[one.method.upper()]) for one in openapi.ROUTES],
+        # One for every failure, so that Starlette never writes its own; what is unexpected is raised on to the guard.
+        exception_handlers={HTTPException: _no_route, Problem: _problem, Exception: _last_resort},
+        lifespan=desk.lifespan,
+    )
+    routes.router.redirect_slashes = False
+    return Served(Guard(routes, max_body=settings.max_body, observe=metrics.request), routes, slot)
+
+
+class Desk:
+    """The endpoints, and what they share."""
+
+    def __init__(self, settings: Settings, slot: Slot, metrics: Metrics) -> None:
+        self._settings = settings
+        self._slot = slot
+        self._metrics = metrics
+        self._admission = Admission(
+            threads=settings.rollouts, places=settings.max_in_flight, timeout_s=settings.timeout_s
+        )
+        self._document = orjson.dumps(openapi.document())
+
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Watches the slot while the server runs."""
+        self._slot.start()
+        try:
+            yield
+        finally:
+            self._slot.stop()
+            self._admission.close()
+
+    async def forecast(self, request: Request) -> Response:
+        """POST /v1/forecast."""
+        body = await request.body()
+        answered = await self._admission.run(answer, body, self._slot.current, self._settings)
+        self._metrics.series(forecast=answered.forecast, refused=answered.refused)
+        return _json(answered.body)
+
+    async def model(self, _: Request) -> Response:
+        """GET /v1/model."""
+        model = self._in_use()
+        learned = model.predictor.forecaster
+        return _json(
+            {
+                "model": model.release.model_dump(),
+                "spec": learned.spec.model_dump(mode="json"),
+                "freq": learned.freq,
+                "season": learned.season,
+                "cutoff": learned.cutoff.isoformat(),
+                "facts": learned.facts,
+                "card": model.card,
+                "age_s": round(model.age_s, 3),
+            }
+        )
+
+    async def livez(self, _: Request) -> Response:
+        """GET /livez."""
+        return _json({"live": True})
+
+    async def readyz(self, _: Request) -> Response:
+        """GET /readyz."""
+        model = self._in_use()
+        return _json({"ready": True, "model": model.release.model_dump(), "age_s": round(model.age_s, 3)})
+
+    async def metrics(self, _: Request) -> Response:
+        """GET /metrics."""
+        return Response(await asyncio.to_thread(self._metrics.page), media_type=CONTENT_TYPE)
+
+    async def docs(self, _: Request) -> Response:
+        """GET /docs.json."""
+        return _json(self._document)
+
+    def _in_use(self) -> InUse:
+        model = self._slot.current
+        if model is None:
+            raise Problem("not_ready", "No model is in use yet. Put one into the slot, or wait for the follower.")
+        return model
+
+
+def _json(content: bytes | dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    body = content if isinstance(content, bytes) else orjson.dumps(content)
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem), "Starlette calls it for nothing else"
+    return _json(error.body(), status=error.status, headers=error.headers)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "Starlette calls it for nothing else"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        problem = Problem("method_not_allowed", f"This path takes {allowed}.", headers={"allow": allowed})
+    elif error.status_code == 404:
+        problem = Problem("not_found", "There is no such path; /docs.json lists all.")
+    else:
+        problem = Problem("invalid_request", error.detail, status=error.status_code)
+    return await _problem(request, problem)
+
+
+async def _last_resort(request: Request, _: Exception) -> Response:
+    return await _problem(
+        request, Problem("internal_error", "The server failed; its log says more under the request id.")
+    )

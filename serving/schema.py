@@ -1,0 +1,240 @@
+"""The wire format: strict models of what is asked and answered, and their way to Series and back from Forecast."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import orjson
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from forecaster.data.calendar import offset
+from forecaster.errors import ForecasterError, HistoryTooShort
+from forecaster.series import Forecast, Series
+from serving import stamps
+from serving.problem import Problem
+from serving.settings import Settings
+from serving.stamps import Style
+
+Value = Annotated[float | None, Field(description="null: not observed")]
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+Freq = Annotated[str, Field(max_length=32, examples=["h", "D", "MS", "15min"])]
+Stamp = Annotated[str, Field(max_length=40, examples=["2026-01-31T00:00:00Z"])]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class GridSeries(_Strict):
+    """A history as the stamp of its first value and its frequency."""
+
+    id: Text
+    start: Stamp = Field(description="ISO 8601 stamp of the first value; must be on the grid of `freq`")
+    freq: Freq = Field(description="pandas offset alias")
+    y: list[Value] = Field(description="values, oldest first")
+
+
+class StampedSeries(_Strict):
+    """A history with a stamp for every value; the frequency is inferred if it is certain."""
+
+    id: Text
+    ds: list[Stamp] = Field(description="ISO 8601 stamps, oldest first, regular")
+    y: list[Value] = Field(description="values, one a stamp")
+    freq: Freq | None = Field(default=None, description="pandas offset alias; the stamps are checked against it")
+
+    @model_validator(mode="after")
+    def _one_value_a_stamp(self) -> StampedSeries:
+        if len(self.ds) != len(self.y):
+            raise ValueError(f"Expected one value a stamp; found {len(self.ds)} stamps and {len(self.y)} values")
+        return self
+
+
+def _kind(item: Any) -> str:
+    return (
+        "stamped" if (item.get("ds") if isinstance(item, dict) else getattr(item, "ds", None)) is not None else "grid"
+    )
+
+
+AskedSeries = Annotated[
+    Annotated[GridSeries, Tag("grid")] | Annotated[StampedSeries, Tag("stamped")], Discriminator(_kind)
+]
+
+
+class ForecastRequest(_Strict):
+    """What is asked: some histories, and how many steps ahead."""
+
+    series: list[AskedSeries] = Field(min_length=1, description="answered one by one, in order")
+    horizon: int = Field(ge=1, description="steps ahead")
+
+
+class ModelName(_Strict):
+    """Which model answered."""
+
+    name: str
+    version: str
+    digest: str = Field(description="sha256 of the bundle's manifest")
+
+
+class ErrorDetail(_Strict):
+    """What went wrong, for machines (`code`) and people (`message`)."""
+
+    code: str
+    message: str
+    where: str | None = Field(description="place in the request, or id of the series")
+
+
+class ErrorAnswer(_Strict):
+    """The one shape of every failure."""
+
+    error: ErrorDetail
+
+
+class SeriesForecast(_Strict):
+    """The forecast of one series."""
+
+    id: str
+    ds: list[str] = Field(description="stamps ahead, in the zone and style of the request")
+    mean: list[float] = Field(description="point forecasts, in the units of the series")
+    warnings: list[str]
+
+
+class SeriesError(_Strict):
+    """Why one series got no forecast."""
+
+    id: str
+    error: ErrorDetail
+
+
+class ForecastAnswer(_Strict):
+    """One outcome for each series, in the order of the request."""
+
+    model: ModelName
+    forecasts: list[SeriesForecast | SeriesError]
+
+
+class ModelAnswer(_Strict):
+    """The model in use."""
+
+    model: ModelName
+    spec: dict[str, Any] = Field(description="the whole specification")
+    freq: str
+    season: int
+    cutoff: str = Field(description="last stamp of the data the model was fitted to")
+    facts: dict[str, Any] = Field(description="what the bundle's manifest says of its making: scores, versions, data")
+    card: str = Field(description="markdown: what it was trained on, scores against baselines, limits")
+    age_s: float = Field(description="seconds since this worker took it into use")
+
+
+class LiveAnswer(_Strict):
+    """The process answers."""
+
+    live: Literal[True]
+
+
+class ReadyAnswer(_Strict):
+    """A model is in use."""
+
+    ready: Literal[True]
+    model: ModelName
+    age_s: float
+
+
+class ReadSeries(NamedTuple):
+    """A history from a request, and how its stamps are to be written back."""
+
+    series: Series
+    style: Style
+
+
+def read_request(body: bytes, settings: Settings) -> ForecastRequest:
+    """Parses and validates a body; raises Problem (400 or 422) with the place of the first fault."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(
+            "malformed_json", f"Expected JSON; {error.msg} at character {error.pos}. Correct the body."
+        ) from error
+    try:
+        request = ForecastRequest.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from error
+    _check_limits(request, settings)
+    return request
+
+
+def to_series(asked: GridSeries | StampedSeries, *, served: str, horizon: int) -> ReadSeries:
+    """One history of a request as a Series; raises the InputError that stands in its way.
+
+    Args:
+        asked: The history.
+        served: The frequency of the model in use; other frequencies are left to the Predictor to refuse.
+        horizon: Steps ahead, which must stay on the calendar.
+    """
+    if not asked.y:
+        raise HistoryTooShort(f"Series {asked.id!r} has no values. Send a history.", where=asked.id)
+    y = np.array(asked.y, dtype=np.float64)  # None becomes NaN
+    if isinstance(asked, GridSeries):
+        moments, style = stamps.read([asked.start], where=asked.id)
+        freq = stamps.step_of(asked.freq, where=asked.id).freqstr
+    else:
+        moments, style = stamps.read(asked.ds, where=asked.id)
+        freq = stamps.frequency(moments, declared=asked.freq, served=served, where=asked.id)
+    step = offset(freq, where=asked.id)
+    if step == offset(served):
+        stamps.check_room(moments[0], step, len(y) + horizon, where=asked.id)
+    return ReadSeries(Series(asked.id, moments[0], freq, y), style)
+
+
+def from_forecast(forecast: Forecast, style: Style, warnings: list[str]) -> dict[str, Any]:
+    """A forecast as the fields of a SeriesForecast."""
+    return {"id": forecast.id, "ds": style.write(forecast.ds), "mean": forecast.mean.tolist(), "warnings": warnings}
+
+
+def from_error(name: str, error: ForecasterError) -> dict[str, Any]:
+    """A refused series as the fields of a SeriesError."""
+    return {"id": name, "error": {"code": error.code, "message": error.message, "where": error.where}}
+
+
+def _invalid(error: ValidationError) -> Problem:
+    """The faults in one message, the place of the first apart. Never the values, which may be long."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    told = "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in faults[:5])
+    more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return Problem("invalid_request", f"The request is not valid. {told}{more}.", where=_place(faults[0]["loc"]))
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    path = [str(part) for place, part in enumerate(loc) if not (place == 2 and part in ("grid", "stamped"))]
+    return ".".join(path)[:200] or "body"
+
+
+def _check_limits(request: ForecastRequest, settings: Settings) -> None:
+    count, horizon = len(request.series), request.horizon
+    if count > settings.max_series:
+        raise Problem(
+            "too_many_series",
+            f"Expected at most {settings.max_series} series; found {count}. Send several requests.",
+            where="series",
+        )
+    if horizon > settings.max_horizon:
+        raise Problem(
+            "horizon_out_of_range",
+            f"Expected a horizon of at most {settings.max_horizon}; found {horizon}. Ask for less.",
+            where="horizon",
+        )
+    if count * horizon > settings.max_answer:
+        raise Problem(
+            "answer_too_large",
+            f"Expected series times horizon of at most {settings.max_answer}; found {count * horizon}. "
+            "Send several requests.",
+            where="horizon",
+        )
+    for place, asked in enumerate(request.series):
+        if len(asked.y) > settings.max_history:
+            raise Problem(
+                "history_too_long",
+                f"Expected at most {settings.max_history} steps; series {asked.id!r} has {len(asked.y)}. "
+                "Send its last steps.",
+                where=f"series.{place}.y",
+            )

@@ -1,0 +1,61 @@
+"""Where and how we serve. Settings come from the environment (FORECASTER_SERVING_*); none changes a forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+PREFIX = "FORECASTER_SERVING_"
+# Absolute, because the server's processes run in another working directory.
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+class Settings(BaseModel):
+    """The settings of the server and of the follower."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    host: IPv4Address | IPv6Address = Field(default=IPv4Address("127.0.0.1"), description="address to listen on")
+    port: int = Field(default=3000, ge=1, le=65535, description="port to listen on")
+    workers: int = Field(default=1, ge=1, le=256, description="processes that answer requests")
+
+    slot: Folder = Field(default=Path(".forecaster/slot"), description="folder with the model in use")
+    reload_s: float = Field(default=1.0, gt=0, description="seconds between looks at the slot")
+    retry_s: float = Field(default=60.0, gt=0, description="seconds before a refused bundle is tried again")
+
+    registry: str | None = Field(default=None, description="address of the model registry; none: nothing is followed")
+    model: str | None = Field(default=None, description="name of the registered model to follow")
+    alias: str = Field(default="champion", description="alias of the version to follow")
+    poll_s: float = Field(default=5.0, gt=0, description="seconds between questions to the registry")
+    keep: int = Field(default=3, ge=2, description="releases kept in the slot, the one in use included")
+
+    max_body: int = Field(default=16 * 2**20, ge=1024, description="largest request body in bytes")
+    max_series: int = Field(default=1000, ge=1, description="most series in one request")
+    max_history: int = Field(default=100_000, ge=1, description="longest history of one series, in steps")
+    max_horizon: int = Field(default=1000, ge=1, le=100_000, description="longest horizon, in steps")
+    max_answer: int = Field(default=1_000_000, ge=1, description="most numbers in one answer: series times horizon")
+
+    rollouts: int = Field(default=1, ge=1, le=64, description="requests that one worker computes at the same time")
+    max_in_flight: int = Field(default=64, ge=1, description="requests one worker holds before it says 429")
+    timeout_s: float = Field(default=30.0, gt=0, description="seconds before a forecast is given up with 504")
+    grace_s: int = Field(default=10, ge=1, description="seconds that running requests get when the server is stopped")
+
+    @property
+    def follows(self) -> bool:
+        """Whether a registry is to be followed."""
+        return self.registry is not None and self.model is not None
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Self:
+        """The settings of an environment; raises ValidationError for an unknown FORECASTER_SERVING_* too: a slip."""
+        ours = {name.removeprefix(PREFIX).lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
+        return cls.model_validate(ours)
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables: the inverse of `read`, for a child process."""
+        fields = self.model_dump(mode="json", exclude_none=True)
+        return {f"{PREFIX}{name.upper()}": str(value) for name, value in fields.items()}

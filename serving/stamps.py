@@ -1,0 +1,177 @@
+"""Time stamps as text: read strictly, written back in the style they came in, and kept on the calendar."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from forecaster.data.calendar import offset
+from forecaster.data.frames import infer
+from forecaster.errors import BadStamp, DuplicateStamp, FrequencyUnknown, IrregularStamps
+
+Unit = Literal["D", "m", "s", "us"]
+
+_STAMP = re.compile(
+    r"\d{4}-\d\d-\d\d(?:(?P<separator>[T ])\d\d:\d\d(?P<second>:\d\d(?:\.\d{1,6})?)?(?P<zone>Z|[+-]\d\d:\d\d)?)?",
+    re.ASCII,
+)
+_FREQ = re.compile(r"\d{0,6}(?P<name>[A-Za-z]+)(?:-[A-Z0-9]{1,5})?", re.ASCII)
+# The aliases of pandas that are not deprecated (those warn, or raise, as versions go by) and not below a microsecond.
+_NAMES = frozenset("us ms s min h bh cbh D B C W MS ME SMS SME BMS BME CBMS CBME".split())  # noqa: SIM905
+_NAMES |= frozenset("QS QE BQS BQE YS YE BYS BYE WOM LWOM".split())  # noqa: SIM905
+_UNITS: tuple[Unit, ...] = ("D", "m", "s", "us")
+_ENOUGH = 64  # stamps that tell a frequency if any number does: leap years and weekends are among them
+
+
+class Style(NamedTuple):
+    """How stamps are written: in the answer as in the request."""
+
+    separator: str  # between day and time
+    unit: Unit  # the coarsest that the request wrote: "D", "m" or "s"
+    zone: str  # "", "Z", or an offset like "+02:00"
+
+    def write(self, stamps: pd.DatetimeIndex) -> list[str]:
+        """The stamps as text, in finer units than the request's only where something would be lost."""
+        local: Any = stamps.tz_localize(None).to_numpy().astype("datetime64[us]")
+        finer = _UNITS[_UNITS.index(self.unit) :]
+        unit = next(unit for unit in finer if bool((local.astype(f"datetime64[{unit}]") == local).all()))
+        zone = "" if unit == "D" else self.zone
+        return [text.replace("T", self.separator) + zone for text in np.datetime_as_string(local, unit=unit).tolist()]
+
+
+class Stamps(NamedTuple):
+    """Stamps that were read, and how they were written."""
+
+    moments: pd.DatetimeIndex
+    style: Style
+
+
+def read(texts: Sequence[str], *, where: str) -> Stamps:
+    """Reads ISO 8601 stamps; raises BadStamp with the first that is not one.
+
+    Args:
+        texts: At least one, with offsets from UTC in all of them or in none; where the offsets differ (summer time),
+            the last one is the answer's.
+        where: The id of the series.
+    """
+    moments: list[datetime] = []
+    for place, text in enumerate(texts):
+        moment = _moment(text)
+        if moment is None:
+            raise BadStamp(
+                f"Expected ISO 8601 stamps; series {where!r} has {text[:40]!r} at place {place}. "
+                "Write it like 2026-01-31, 2026-01-31T09:00:00 or 2026-01-31T09:00:00Z.",
+                where=where,
+            )
+        moments.append(moment)
+    if len({moment.tzinfo is None for moment in moments}) > 1:
+        raise BadStamp(
+            f"Expected an offset from UTC in all stamps or in none; series {where!r} mixes them. Write all in UTC.",
+            where=where,
+        )
+    zone = moments[-1].tzinfo
+    try:
+        index = pd.DatetimeIndex(moments) if zone is None else pd.to_datetime(moments, utc=True).tz_convert(zone)
+    except (ValueError, OverflowError) as error:
+        raise BadStamp(f"A stamp of series {where!r} is too far from our time. Correct it.", where=where) from error
+    return Stamps(index, _style(texts[-1]))
+
+
+def step_of(freq: str, *, where: str) -> pd.offsets.BaseOffset:
+    """The step of a declared frequency; raises FrequencyUnknown."""
+    match = _FREQ.fullmatch(freq)
+    if match is None or match["name"] not in _NAMES:
+        raise FrequencyUnknown(
+            f"Frequency {freq[:40]!r} of series {where!r} is not known; expected a pandas offset alias such as "
+            "'h', 'D', 'W-MON', 'MS', 'QS' or '15min'.",
+            where=where,
+        )
+    return offset(freq, where=where)
+
+
+def frequency(stamps: pd.DatetimeIndex, *, declared: str | None, served: str, where: str) -> str:
+    """The frequency that gives exactly these stamps: the declared one, or the only one that can be.
+
+    One frequency has several names (QS-JAN and QS-OCT, 24h and D): where nothing was declared and `served` gives the
+    same stamps as what was inferred, it is called `served`.
+
+    Raises DuplicateStamp and IrregularStamps with the first stamp that does not follow, FrequencyUnknown if nothing is
+    certain.
+    """
+    gaps = np.diff(stamps.asi8)
+    if (gaps <= 0).any():
+        place = int(np.argmax(gaps <= 0))
+        if gaps[place] == 0:
+            raise DuplicateStamp(
+                f"Expected one value a stamp; series {where!r} has {stamps[place].isoformat()} twice. Keep one.",
+                where=where,
+            )
+        raise IrregularStamps(
+            f"Expected stamps in order; series {where!r} goes back from {stamps[place].isoformat()} to "
+            f"{stamps[place + 1].isoformat()}. Sort the series.",
+            where=where,
+        )
+    try:
+        freq = (
+            step_of(declared, where=where).freqstr if declared is not None else infer(stamps[:_ENOUGH], unique_id=where)
+        )
+        expected = pd.date_range(stamps[0], periods=len(stamps), freq=freq)
+        if declared is None and pd.date_range(stamps[0], periods=len(stamps), freq=served).equals(expected):
+            freq = served
+    except (pd.errors.OutOfBoundsDatetime, OverflowError) as error:
+        raise _off_the_calendar(where) from error
+    if not expected.equals(stamps):
+        place = int(np.argmax(expected.asi8 != stamps.as_unit(expected.unit).asi8))
+        raise IrregularStamps(
+            f"Expected stamps one {freq!r} apart; series {where!r} has {stamps[place].isoformat()} at place {place} "
+            f"instead of {expected[place].isoformat()}. Send null where nothing was observed, or fix the frequency.",
+            where=where,
+        )
+    return freq
+
+
+def check_room(start: pd.Timestamp, step: pd.offsets.BaseOffset, steps: int, *, where: str) -> None:
+    """Raises IrregularStamps if `start` is not on the step's grid, BadStamp if `steps` steps leave the calendar.
+
+    Arithmetic only: nothing as long as `steps` is built.
+    """
+    try:
+        on_grid, following = step.is_on_offset(start), start + step
+        end = start + step * steps
+    except (ValueError, OverflowError) as error:  # OutOfBoundsDatetime is a ValueError
+        raise _off_the_calendar(where) from error
+    if end.year > 9999 - 1:  # a year's room for the offset from UTC and the grid's rounding
+        raise _off_the_calendar(where)
+    if not on_grid:
+        raise IrregularStamps(
+            f"Expected a start on the grid of {step.freqstr!r}; series {where!r} starts at {start.isoformat()}, the "
+            f"next stamp of that grid is {following.isoformat()}. Send the stamp of the first value.",
+            where=where,
+        )
+
+
+def _moment(text: str) -> datetime | None:
+    if _STAMP.fullmatch(text) is None:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:  # a thirteenth month, an hour 25, the year 0
+        return None
+
+
+def _style(text: str) -> Style:
+    match = _STAMP.fullmatch(text)
+    assert match is not None, "it was read"
+    unit: Unit = "D" if match["separator"] is None else "m" if match["second"] is None else "s"
+    return Style(match["separator"] or "T", unit, match["zone"] or "")
+
+
+def _off_the_calendar(where: str) -> BadStamp:
+    return BadStamp(
+        f"The stamps of series {where!r} would pass the year 9999. Correct the start or the frequency.", where=where
+    )

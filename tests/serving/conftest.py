@@ -1,0 +1,141 @@
+"""A predictor that repeats the last value, slots that hold it, and an application to ask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from forecaster import artifact
+from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
+from forecaster.series import Forecast, Series
+from forecaster.spec import Spec
+from serving import routes
+from serving.settings import Settings
+from serving.slot import Load, Release, Slot, publish, staging
+
+LEAST = 3
+
+
+@dataclass(frozen=True)
+class StubForecaster:
+    freq: str = "h"
+    spec: Spec = field(default_factory=lambda: Spec(name="stub", context=LEAST, horizon=24))
+    season: int = 24
+    cutoff: pd.Timestamp = field(default_factory=lambda: pd.Timestamp("2026-01-01"))
+    facts: dict[str, Any] = field(default_factory=lambda: {"scores": {"mase": 1.0}})
+
+
+@dataclass(frozen=True)
+class LastValue:
+    """Repeats the last value, plus `shift`; refuses other frequencies and short histories."""
+
+    forecaster: StubForecaster = field(default_factory=StubForecaster)
+    shift: float = 0.0
+
+    def forecast_each(self, series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
+        return [self._one(one, horizon) for one in series]
+
+    def _one(self, one: Series, horizon: int) -> Forecast | ForecasterError:
+        if one.freq != self.forecaster.freq:
+            return FrequencyMismatch(f"Series {one.id!r} has another frequency.", where=one.id)
+        if len(one) < LEAST:
+            return HistoryTooShort(f"Series {one.id!r} has {len(one)} steps.", where=one.id)
+        return Forecast(one.id, one.stamps_ahead(horizon), np.full(horizon, np.nan_to_num(one.y[-1]) + self.shift))
+
+
+def write_stub(folder: Path, *, shift: float = 0.0, freq: str = "h") -> str:
+    """A bundle that `load_stub` understands; answers its digest."""
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"shift": shift, "freq": freq}))
+    (folder / "card.md").write_text("# A stub\n")
+    return artifact.digest(folder)
+
+
+def load_stub(folder: Path) -> LastValue:
+    fields = json.loads((folder / "manifest.json").read_text())
+    if "bad" in fields:
+        raise BundleDamaged("This bundle is bad.", where="manifest.json")
+    return LastValue(StubForecaster(freq=fields["freq"]), fields["shift"])
+
+
+def publish_stub(slot: Path, *, version: str = "1", shift: float = 0.0, freq: str = "h") -> Release:
+    with staging(slot) as draft:
+        release = Release(name="stub", version=version, digest=write_stub(draft / "bundle", shift=shift, freq=freq))
+        publish(slot, draft / "bundle", release)
+    return release
+
+
+@pytest.fixture
+def slot_folder(tmp_path: Path) -> Path:
+    return tmp_path / "slot"
+
+
+class Client:
+    """Asks an application in this process, from outside its event loop."""
+
+    def __init__(self, served: routes.Served, portal: BlockingPortal) -> None:
+        self.slot = served.slot
+        self._portal = portal
+        self._transport = httpx.ASGITransport(app=served.app, raise_app_exceptions=False)
+
+    def get(self, path: str, **request: Any) -> httpx.Response:
+        return self.request("GET", path, **request)
+
+    def post(self, path: str, **request: Any) -> httpx.Response:
+        return self.request("POST", path, **request)
+
+    def request(self, method: str, path: str, **request: Any) -> httpx.Response:
+        answer: httpx.Response = self._portal.call(self._ask, method, path, request)
+        return answer
+
+    async def _ask(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
+        async with httpx.AsyncClient(transport=self._transport, base_url="http://forecaster") as client:
+            return await client.request(method, path, **request)
+
+
+MakeClient = Callable[..., Client]
+
+
+@contextmanager
+def application(slot_folder: Path) -> Iterator[MakeClient]:
+    """Makes clients of applications on one slot folder; settings may be changed by keyword."""
+    with ExitStack() as stack:
+        portal = stack.enter_context(start_blocking_portal())
+
+        def make(*, load: Load = load_stub, **fields: Any) -> Client:
+            settings = Settings(slot=slot_folder, reload_s=0.01, **fields)
+            slot = Slot(slot_folder, load=load, reload_s=settings.reload_s)
+            served = routes.build(settings, slot=slot)
+            slot.check()
+            stack.enter_context(portal.wrap_async_context_manager(served.routes.router.lifespan_context(served.routes)))
+            return Client(served, portal)
+
+        yield make
+
+
+@pytest.fixture
+def make_client(slot_folder: Path) -> Iterator[MakeClient]:
+    with application(slot_folder) as make:
+        yield make
+
+
+@pytest.fixture
+def client(slot_folder: Path, make_client: MakeClient) -> Client:
+    """An application with a model in use that repeats the last value."""
+    publish_stub(slot_folder)
+    return make_client(max_body=100_000, max_horizon=500, max_series=50, max_history=5000, max_answer=2000)
+
+
+def series(**fields: Any) -> dict[str, Any]:
+    """A series that is answered, unless `fields` spoil it."""
+    return {"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": [1.0, None, 2.5], **fields}

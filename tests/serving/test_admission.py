@@ -1,0 +1,66 @@
+"""How many requests may be under way, and how long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from serving.admission import Admission
+from serving.problem import Problem
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    opened = threading.Event()
+    yield opened
+    opened.set()
+
+
+def test_who_finds_the_house_full_is_sent_away_at_once(gate: threading.Event) -> None:
+    async def story() -> None:
+        admission = Admission(threads=1, places=2, timeout_s=5)
+        inside = [asyncio.create_task(admission.run(gate.wait)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Problem) as problem:
+            await admission.run(gate.wait)
+        assert (problem.value.status, problem.value.headers["retry-after"]) == (429, "1")
+        gate.set()
+        assert await asyncio.gather(*inside) == [True, True]
+        assert await admission.run(lambda number: number + 1, 1) == 2
+        admission.close()
+
+    asyncio.run(story())
+
+
+def test_work_that_is_late_is_given_up_and_keeps_its_place_until_it_is_done(gate: threading.Event) -> None:
+    async def story() -> None:
+        admission = Admission(threads=1, places=1, timeout_s=0.05)
+        with pytest.raises(Problem) as problem:
+            await admission.run(gate.wait)
+        assert problem.value.status == 504
+        with pytest.raises(Problem) as problem:
+            await admission.run(gate.wait)
+        assert problem.value.status == 429
+        gate.set()
+        await asyncio.sleep(0.05)
+        assert await admission.run(lambda: "next") == "next"
+        admission.close()
+
+    asyncio.run(story())
+
+
+def test_what_the_work_raises_comes_out(gate: threading.Event) -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    async def story() -> None:
+        admission = Admission(threads=1, places=1, timeout_s=5)
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                await admission.run(fails)
+        admission.close()
+
+    asyncio.run(story())

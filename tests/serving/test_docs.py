@@ -1,0 +1,162 @@
+"""/docs.json and the other GET routes: what is documented is what is answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.problem import CODES
+from serving.settings import Settings
+from tests.serving.conftest import Client, MakeClient, series
+
+KINDS: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
+KINDS |= {"integer": int, "number": (int, float)}
+
+
+def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], place: str = "$") -> list[str]:
+    """What of a value its JSON schema does not allow: the keywords that pydantic writes for us, and no others."""
+    known = {"$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf", "const"}
+    known |= {"minimum", "minLength", "maxLength", "minItems", "title", "description", "default", "examples"}
+    assert set(schema) <= known, f"{place}: keywords {set(schema) - known} are not checked here"
+    if "$ref" in schema:
+        name = schema["$ref"].removeprefix("#/components/schemas/")
+        return faults(value, document["components"]["schemas"][name], document, place)
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema:
+            fitting = [one for one in schema[keyword] if not faults(value, one, document, place)]
+            ok = len(fitting) == 1 if keyword == "oneOf" else bool(fitting)
+            return [] if ok else [f"{place}: {len(fitting)} of {keyword} fit"]
+    kind = schema.get("type")
+    if kind and (not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return [f"{place}: {value!r} is no {kind}"]
+    found: list[str] = []
+    if "const" in schema and value != schema["const"]:
+        found.append(f"{place}: {value!r}")
+    if kind in ("integer", "number") and value < schema.get("minimum", value):
+        found.append(f"{place}: {value} is too small")
+    if kind in ("string", "array"):
+        least = schema.get("minLength", schema.get("minItems", 0))
+        if not least <= len(value) <= schema.get("maxLength", len(value)):
+            found.append(f"{place}: length {len(value)}")
+    if kind == "array":
+        for index, item in enumerate(value):
+            found += faults(item, schema.get("items", {}), document, f"{place}.{index}")
+    if kind == "object":
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+        found += [f"{place}: {name} is missing" for name in schema.get("required", []) if name not in value]
+        for name, item in value.items():
+            if name in properties:
+                found += faults(item, properties[name], document, f"{place}.{name}")
+            elif others is False:
+                found.append(f"{place}: {name} is unknown")
+    return found
+
+
+def schema_of(document: dict[str, Any], method: str, path: str, status: int) -> dict[str, Any]:
+    answers = document["paths"][path][method.lower()]["responses"]
+    schema: dict[str, Any] = answers[str(status)]["content"]["application/json"]["schema"]
+    return schema
+
+
+GOOD = {"series": [series(), series(id="b", y=[1.0])], "horizon": 2}
+STAMPED = {
+    "series": [{"id": "a", "ds": [f"2026-01-01T0{hour}:00" for hour in range(4)], "y": [1, 2, None, 4]}],
+    "horizon": 30,
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("POST", "/v1/forecast", GOOD, 200),
+        ("POST", "/v1/forecast", STAMPED, 200),
+        ("POST", "/v1/forecast", {"series": [series(y=[])], "horizon": 2}, 422),
+        ("POST", "/v1/forecast", {"series": [], "horizon": 2}, 422),
+        ("POST", "/v1/forecast", {"series": [series()], "horizon": 501}, 422),
+        ("GET", "/v1/forecast", None, 405),
+        ("GET", "/v1/model", None, 200),
+        ("GET", "/livez", None, 200),
+        ("GET", "/readyz", None, 200),
+    ],
+)
+def test_answers_are_as_the_document_says(client: Client, method: str, path: str, content: Any, status: int) -> None:
+    document = client.get("/docs.json").json()
+    answer = client.request(method, path, json=content)
+    assert answer.status_code == status, answer.text
+    documented = "post" if path == "/v1/forecast" else "get"
+    assert faults(answer.json(), schema_of(document, documented, path, status), document) == []
+
+
+@pytest.mark.parametrize("path", ["/v1/model", "/readyz"])
+def test_the_answer_without_a_model_is_as_the_document_says(make_client: MakeClient, path: str) -> None:
+    client = make_client()
+    document = client.get("/docs.json").json()
+    answer = client.get(path)
+    assert answer.status_code == 503
+    assert faults(answer.json(), schema_of(document, "get", path, 503), document) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "taken"),
+    [
+        (GOOD, True),
+        (STAMPED, True),
+        ({"series": [], "horizon": 2}, False),
+        ({"series": [series()], "horizon": 0}, False),
+        ({"series": [series()], "horizon": 1.5}, False),
+        ({"series": [series(y=["1"])], "horizon": 2}, False),
+        ({"series": [series(y=[True])], "horizon": 2}, False),
+        ({"series": [series(ds=["2026-01-01"])], "horizon": 2}, False),
+        ({"series": [series()], "horizon": 2, "levels": []}, False),
+        ({"series": [{"id": "a", "y": [1.0]}], "horizon": 2}, False),
+    ],
+)
+def test_the_document_takes_the_requests_that_the_server_takes(client: Client, content: Any, taken: bool) -> None:
+    document = client.get("/docs.json").json()
+    schema = document["paths"]["/v1/forecast"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert (faults(content, schema, document) == []) is taken
+    assert (client.post("/v1/forecast", json=content).status_code == 200) is taken
+
+
+def test_every_route_and_every_code_is_documented(client: Client) -> None:
+    document = client.get("/docs.json").json()
+    assert document["openapi"].startswith("3.1")
+    told = str(document["paths"])
+    assert [code for code in CODES if f"`{code}`" not in told] == []
+    for path, operations in document["paths"].items():
+        for method in operations:
+            assert client.request(method.upper(), path, json={} if method == "post" else None).status_code != 404
+
+
+def test_the_model_in_use_is_described(client: Client) -> None:
+    answer = client.get("/v1/model").json()
+    assert (answer["freq"], answer["season"], answer["cutoff"]) == ("h", 24, "2026-01-01T00:00:00")
+    assert (answer["spec"]["context"], answer["facts"]["scores"], answer["card"]) == (3, {"mase": 1.0}, "# A stub\n")
+
+
+def test_requests_are_counted_by_route_and_status_and_never_by_path(client: Client) -> None:
+    client.post("/v1/forecast", json=GOOD)
+    for number in range(20):
+        client.get(f"/nowhere/{number}")
+    text = client.get("/metrics").text
+    assert 'forecaster_requests_total{route="/v1/forecast",status="200"} 1.0' in text
+    assert 'forecaster_requests_total{route="other",status="404"} 20.0' in text
+    assert 'forecaster_series_total{outcome="forecast"} 1.0' in text
+    assert 'forecaster_series_total{outcome="refused"} 1.0' in text
+    assert "nowhere" not in text
+
+
+def test_settings_come_from_the_environment_and_go_back_into_it(tmp_path: Path) -> None:
+    settings = Settings.read(
+        {"FORECASTER_SERVING_PORT": "4000", "FORECASTER_SERVING_SLOT": str(tmp_path), "PATH": "/bin"}
+    )
+    assert (settings.port, settings.slot, str(settings.host)) == (4000, tmp_path, "127.0.0.1")
+    assert Settings.read(settings.environment()) == settings
+
+
+@pytest.mark.parametrize("variable", ["PROT", "PORT", "HOST", "WORKERS"])
+def test_a_setting_that_is_none_is_refused(variable: str) -> None:
+    with pytest.raises(ValueError, match=variable.lower()):
+        Settings.read({f"FORECASTER_SERVING_{variable}": "nonsense"})

@@ -1,0 +1,143 @@
+"""POST /v1/forecast: what is answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.conftest import Client, MakeClient, publish_stub, series
+
+
+def ask(client: Client, *items: dict[str, Any], horizon: int = 2) -> Any:
+    answer = client.post("/v1/forecast", json={"series": list(items), "horizon": horizon})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def stamped(*ds: str, **fields: Any) -> dict[str, Any]:
+    return {"id": "a", "ds": list(ds), "y": [float(place) for place in range(len(ds))], **fields}
+
+
+def test_a_history_gets_stamps_and_point_forecasts_and_the_name_of_the_model(client: Client) -> None:
+    answer = ask(client, series())
+    assert answer["forecasts"] == [
+        {"id": "a", "ds": ["2026-01-01T03:00:00Z", "2026-01-01T04:00:00Z"], "mean": [2.5, 2.5], "warnings": []}
+    ]
+    assert (answer["model"]["name"], answer["model"]["version"], len(answer["model"]["digest"])) == ("stub", "1", 64)
+
+
+@pytest.mark.parametrize(
+    ("start", "next_stamp"),
+    [
+        ("2026-01-01", "2026-01-01T03:00"),
+        ("2026-01-01T00:00", "2026-01-01T03:00"),
+        ("2026-01-01 00:00:00", "2026-01-01 03:00:00"),
+        ("2026-01-01T00:00:00+02:00", "2026-01-01T03:00:00+02:00"),
+        ("2026-01-01T00:00:00-05:30", "2026-01-01T03:00:00-05:30"),
+        ("2026-01-01T00:00:00.25Z", "2026-01-01T03:00:00.250000Z"),
+        ("0001-01-01T00:00:00+14:00", "0001-01-01T03:00:00+14:00"),
+    ],
+)
+def test_stamps_come_back_in_the_zone_and_style_of_the_request(client: Client, start: str, next_stamp: str) -> None:
+    assert ask(client, series(start=start))["forecasts"][0]["ds"][0] == next_stamp
+
+
+def test_the_frequency_of_stamps_is_inferred(client: Client) -> None:
+    item = stamped("2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z", "2026-01-01T02:00:00Z", "2026-01-01T03:00:00Z")
+    assert ask(client, item)["forecasts"][0]["ds"][0] == "2026-01-01T04:00:00Z"
+
+
+def test_a_change_of_summer_time_within_the_stamps_is_followed(client: Client) -> None:
+    item = stamped(
+        "2026-03-29T00:00+01:00", "2026-03-29T01:00+01:00", "2026-03-29T03:00+02:00", "2026-03-29T04:00+02:00"
+    )
+    assert ask(client, item)["forecasts"][0]["ds"] == ["2026-03-29T05:00+02:00", "2026-03-29T06:00+02:00"]
+
+
+def test_a_declared_frequency_stands_beside_stamps(client: Client) -> None:
+    item = stamped("2026-01-01T00:00", "2026-01-01T01:00", "2026-01-01T02:00", freq="h")
+    assert ask(client, item)["forecasts"][0]["mean"] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("item", "code"),
+    [
+        (series(y=[]), "history_too_short"),
+        (series(y=[1.0]), "history_too_short"),
+        (series(freq="D"), "frequency_mismatch"),
+        (series(freq="H"), "frequency_unknown"),
+        (series(freq="-1h"), "frequency_unknown"),
+        (series(freq="0h"), "frequency_unknown"),
+        (series(freq="99999999999999999999h"), "frequency_unknown"),
+        (series(freq=""), "frequency_unknown"),
+        (series(start="tomorrow"), "bad_stamp"),
+        (series(start="2026-01-01T00:00:00 "), "bad_stamp"),
+        (series(start="0000-01-01"), "bad_stamp"),
+        (series(start="2026-02-30"), "bad_stamp"),
+        (series(start="20260101"), "bad_stamp"),
+        (series(start="1767225600"), "bad_stamp"),
+        (series(start="٢٠٢٦-01-01"), "bad_stamp"),
+        (series(start="+012026-01-01"), "bad_stamp"),
+        (series(start="9999-12-31T23:00:00Z"), "bad_stamp"),
+        (series(start="9999-12-31T23:00:00-14:00"), "bad_stamp"),
+        (series(start="2026-01-01T00:00:00.123456789Z"), "bad_stamp"),
+        (stamped(), "history_too_short"),
+        (stamped("2026-01-01"), "frequency_unknown"),
+        (stamped("2026-01-01T00:00", "2026-01-01T01:00Z", "2026-01-01T02:00"), "bad_stamp"),
+        (stamped("2026-01-01T00:00", "2026-01-01T01:00", "2026-01-01T01:00"), "duplicate_stamp"),
+        (stamped("2026-01-01T02:00", "2026-01-01T01:00", "2026-01-01T00:00"), "irregular_stamps"),
+        (stamped("2026-01-01T00:00", "2026-01-01T01:00", "2026-01-01T03:00", freq="h"), "irregular_stamps"),
+        (stamped("2026-01-01T00:00", "2026-01-01T01:00", "2026-01-01T02:00", freq="D"), "irregular_stamps"),
+        (stamped(*(f"2026-01-01T{hour:02}:00" for hour in (0, 1, 2, 3, 5, 6))), "irregular_stamps"),
+        (stamped("2026-01-05", "2026-01-06", "2026-01-07"), "frequency_unknown"),  # days, or working days
+        (stamped("0001-01-01", "5001-01-01", "9999-01-01"), "frequency_unknown"),
+        (stamped("9999-01-01", "9999-01-02", "9999-01-03", freq="999999YS"), "bad_stamp"),
+    ],
+)
+def test_a_bad_series_is_refused_beside_its_good_neighbours_and_is_a_422_alone(
+    client: Client, item: dict[str, Any], code: str
+) -> None:
+    outcomes = ask(client, series(id="before"), item, series(id="after"))["forecasts"]
+    assert [outcome["id"] for outcome in outcomes] == ["before", "a", "after"]
+    assert outcomes[1]["error"]["code"] == code
+    assert outcomes[1]["error"]["where"] == "a"
+    assert outcomes[0]["mean"] == outcomes[2]["mean"] == [2.5, 2.5]
+
+    alone = client.post("/v1/forecast", json={"series": [item], "horizon": 2})
+    assert (alone.status_code, alone.json()) == (422, {"error": outcomes[1]["error"]})
+
+
+def test_two_refused_series_are_two_outcomes(client: Client) -> None:
+    outcomes = ask(client, series(y=[]), series(y=[]))["forecasts"]
+    assert [outcome["error"]["code"] for outcome in outcomes] == ["history_too_short"] * 2
+
+
+def test_a_horizon_beyond_what_was_scored_is_answered_with_a_warning(client: Client) -> None:
+    assert "24" in ask(client, series(), horizon=25)["forecasts"][0]["warnings"][0]
+
+
+def test_a_start_off_the_grid_of_its_frequency_is_refused(slot_folder: Path, make_client: MakeClient) -> None:
+    publish_stub(slot_folder, freq="MS")
+    monthly = make_client()
+    assert ask(monthly, series(start="2026-01-01", freq="MS"))["forecasts"][0]["ds"] == ["2026-04-01", "2026-05-01"]
+    refused = monthly.post("/v1/forecast", json={"series": [series(start="2026-01-15", freq="MS")], "horizon": 2})
+    assert refused.json()["error"]["code"] == "irregular_stamps"
+
+
+@pytest.mark.parametrize(
+    ("freq", "ds"),
+    [
+        ("D", ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"]),
+        ("W-MON", ["2026-01-05", "2026-01-12", "2026-01-19", "2026-01-26"]),
+        ("QS-JAN", ["2025-10-01", "2026-01-01", "2026-04-01", "2026-07-01"]),
+        ("YS-JAN", ["2021-01-01", "2022-01-01", "2023-01-01", "2024-01-01", "2025-01-01"]),
+        ("15min", ["2026-01-01T00:00", "2026-01-01T00:15", "2026-01-01T00:30"]),
+    ],
+)
+def test_an_inferred_frequency_is_called_as_the_model_calls_it(
+    slot_folder: Path, make_client: MakeClient, freq: str, ds: list[str]
+) -> None:
+    publish_stub(slot_folder, freq=freq)
+    assert "mean" in ask(make_client(), stamped(*ds))["forecasts"][0]

@@ -1,0 +1,237 @@
+"""Whatever is sent, the answer is a fixed 4xx in the one error shape, and the next request is answered."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serving.guard import Guard
+from tests.serving.conftest import Client, LastValue, MakeClient, application, publish_stub, series
+
+JSON = {"content-type": "application/json"}
+GOOD = json.dumps({"series": [series()], "horizon": 2})
+
+
+def body(horizon: str = "2", **fields: str) -> str:
+    """A request with raw JSON texts in place of its parts."""
+    parts = {"id": '"a"', "start": '"2026-01-01"', "freq": '"h"', "y": "[1, 2, 3]", **fields}
+    inside = ", ".join(f'"{name}": {text}' for name, text in parts.items())
+    return f'{{"series": [{{{inside}}}], "horizon": {horizon}}}'
+
+
+BODIES = {
+    "nothing": ("", 400),
+    "broken JSON": ('{"series": [', 400),
+    "NaN": (body(y="[1, NaN, 3]"), 400),
+    "Infinity": (body(y="[1, -Infinity, 3]"), 400),
+    "1e400": (body(y="[1, 2, 1e400]"), 400),
+    "10**400": (body(y=f"[1, 2, 1{'0' * 400}]"), 400),
+    "a horizon of 10**400": (body(horizon=f"1{'0' * 400}"), 400),
+    "a deep nest": ("[" * 5000 + "]" * 5000, 400),
+    "a deep nest in y": (body(y="[" * 900 + "]" * 900), 422),
+    "invalid UTF-8": (b'{"series": "\xff\xfe"}', 400),
+    "UTF-16": (GOOD.encode("utf-16"), 400),
+    "a byte order mark": (b"\xef\xbb\xbf" + GOOD.encode(), 400),
+    "a lone surrogate": (body(id='"\\ud800"'), 400),
+    "two documents": (GOOD + GOOD, 400),
+    "a list": ("[]", 422),
+    "null": ("null", 422),
+    "a number": ("1", 422),
+    "an empty object": ("{}", 422),
+    "no series": ('{"series": [], "horizon": 2}', 422),
+    "series as an object": ('{"series": {}, "horizon": 2}', 422),
+    "series of numbers": ('{"series": [1, null, "a"], "horizon": 2}', 422),
+    "horizon 0": (body(horizon="0"), 422),
+    "horizon -1": (body(horizon="-1"), 422),
+    "horizon 2.0": (body(horizon="2.0"), 422),
+    "horizon true": (body(horizon="true"), 422),
+    "horizon as text": (body(horizon='"2"'), 422),
+    "horizon null": (body(horizon="null"), 422),
+    "horizon 501": (body(horizon="501"), 422),
+    "horizon 2**64": (body(horizon=str(2**64)), 422),
+    "an unknown field": ('{"series": [], "horizon": 2, "levels": [0.1]}', 422),
+    "an unknown field of a series": (body(covariates="{}"), 422),
+    "text in y": (body(y='[1, "2", 3]'), 422),
+    "bool in y": (body(y="[1, true, 3]"), 422),
+    "a list in y": (body(y="[1, [2], 3]"), 422),
+    "y as text": (body(y='"123"'), 422),
+    "y null": (body(y="null"), 422),
+    "y as an object": (body(y='{"0": 1}'), 422),
+    "empty y": (body(y="[]"), 422),
+    "y too long": (body(y=json.dumps([1] * 5001)), 422),
+    "y of nothing known": (body(y="[null]"), 422),
+    "start as a number": (body(start="0"), 422),
+    "start beside ds": (body(ds='["2026-01-01"]'), 422),
+    "ds null beside start": (body(ds="null"), 422),
+    "start of a megabyte": (body(start=json.dumps("2" * 50_000)), 422),
+    "freq of a megabyte": (body(freq=json.dumps("h" * 50_000)), 422),
+    "id as a number": (body(id="1"), 422),
+    "an empty id": (body(id='""'), 422),
+    "an id of a megabyte": (body(id=json.dumps("a" * 50_000)), 422),
+    "a field name of a megabyte": (body(**{"a" * 50_000: "1"}), 422),
+    "more stamps than values": ('{"series": [{"id": "a", "ds": ["2026-01-01"], "y": [1, 2]}], "horizon": 2}', 422),
+    "stamps as numbers": ('{"series": [{"id": "a", "ds": [1, 2], "y": [1, 2]}], "horizon": 2}', 422),
+    "too many series": (json.dumps({"series": [series()] * 51, "horizon": 2}), 422),
+    "too large an answer": (json.dumps({"series": [series()] * 50, "horizon": 41}), 422),
+    "too large a body": (" " * 100_001, 413),
+}
+
+
+def check_shape(answer: Any) -> None:
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "where"}
+    assert isinstance(error["code"], str)
+    assert isinstance(error["message"], str)
+    assert len(error["message"]) < 2000
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_hostile_body_is_refused_and_the_next_is_answered(client: Client, name: str) -> None:
+    content, status = BODIES[name]
+    answer = client.post("/v1/forecast", content=content, headers=JSON)
+    assert answer.status_code == status, answer.text
+    check_shape(answer)
+    assert client.post("/v1/forecast", content=GOOD, headers=JSON).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", "/v1/forecast", {"content-type": "text/plain"}, 415),
+        ("POST", "/v1/forecast", {"content-type": "application/x-www-form-urlencoded"}, 415),
+        ("POST", "/v1/forecast", {"content-type": "application/json; charset=latin-1"}, 415),
+        ("POST", "/v1/forecast", {"content-type": "application/jsonp"}, 415),
+        ("POST", "/v1/forecast", {}, 415),
+        ("POST", "/v1/forecast", {**JSON, "content-encoding": "gzip"}, 415),
+        ("POST", "/v1/forecast", {**JSON, "content-length": "9" * 30}, 413),
+        ("POST", "/v1/forecast", {**JSON, "content-length": "-1"}, 400),
+        ("GET", "/v1/forecast", {}, 405),
+        ("DELETE", "/v1/forecast", {}, 405),
+        ("POST", "/livez", JSON, 405),
+        ("BREW", "/livez", {}, 405),
+        ("GET", "/", {}, 404),
+        ("GET", "/livez/", {}, 404),
+        ("GET", "/%2e%2e/livez", {}, 404),
+        ("POST", "/nowhere", JSON, 404),
+        ("GET", "/livez%0A", {}, 400),
+        ("GET", "/%00", {}, 400),
+        ("GET", "/a%0Db", {}, 400),
+        ("GET", "/%E2%80%A8", {}, 400),
+        ("GET", "/%C2%85", {}, 400),
+    ],
+)
+def test_a_hostile_request_is_refused(
+    client: Client, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    content = GOOD.encode() if method == "POST" else None
+    answer = client.request(method, path, content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+    check_shape(answer)
+    assert client.post("/v1/forecast", content=GOOD, headers=JSON).status_code == 200
+
+
+def test_the_method_that_a_path_takes_is_told(client: Client) -> None:
+    assert client.get("/v1/forecast").headers["allow"] == "POST"
+
+
+def test_a_chunked_body_is_counted_too(client: Client) -> None:
+    async def chunks() -> Any:
+        for _ in range(200):
+            yield b" " * 1000
+
+    answer = client.post("/v1/forecast", content=chunks(), headers=JSON)
+    assert answer.status_code == 413
+    assert answer.headers["connection"] == "close"
+    check_shape(answer)
+
+
+def test_charset_utf8_and_a_request_id_are_accepted(client: Client) -> None:
+    headers = {"content-type": 'Application/JSON; charset="UTF-8"', "x-request-id": "abc-1.2_3"}
+    answer = client.post("/v1/forecast", content=GOOD, headers=headers)
+    assert (answer.status_code, answer.headers["x-request-id"]) == (200, "abc-1.2_3")
+    assert client.get("/livez", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_the_access_log_cannot_be_forged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="serving.access"):
+        client.get('/a%0A{"path": "/forged", "status": 200}%E2%80%A8é')
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "serving.access"]
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["status"] == 400
+    assert json.loads(line)["path"].startswith("/a\n")
+
+
+def test_an_unexpected_failure_is_a_500_that_tells_nothing_and_is_logged(
+    slot_folder: Any, make_client: MakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Breaking(LastValue):
+        def _one(self, one: Any, horizon: int) -> Any:
+            if one.id != "warm-up":
+                raise RuntimeError("secret internals")
+            return super()._one(one, horizon)
+
+    publish_stub(slot_folder)
+    client = make_client(load=lambda folder: Breaking())
+    answer = client.post("/v1/forecast", content=GOOD, headers=JSON)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert "secret internals" in caplog.text
+    assert client.get("/livez").status_code == 200
+
+
+def test_a_websocket_is_closed() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def never(*_: Any) -> Any:
+        raise AssertionError("nobody calls the application")
+
+    anyio.run(Guard(never, max_body=1), {"type": "websocket"}, never, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+KEYS = st.sampled_from(["series", "horizon", "id", "start", "freq", "y", "ds", "other"])
+TEXTS = st.sampled_from(["a", "h", "D", "MS", "2026-01-01", "2026-01-01T00:00:00Z", "9999-12-31"]) | st.text(
+    max_size=12
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=20,
+)
+ITEMS = st.fixed_dictionaries(
+    {"id": TEXTS, "y": st.lists(st.none() | st.floats(width=64, allow_nan=False, allow_infinity=False), max_size=8)},
+    optional={"start": TEXTS, "freq": TEXTS, "ds": st.lists(TEXTS, max_size=8)},
+)
+REQUESTS = VALUES | st.fixed_dictionaries({"series": st.lists(ITEMS, max_size=4), "horizon": st.integers(-1, 600)})
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """An application for many examples."""
+    folder = tmp_path_factory.mktemp("slot")
+    publish_stub(folder)
+    with application(folder) as make:
+        yield make()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(REQUESTS)
+def test_no_json_whatever_is_a_5xx(lasting: Client, fields: Any) -> None:
+    content = json.dumps(fields, ensure_ascii=True)
+    answer = lasting.post("/v1/forecast", content=content, headers=JSON)
+    assert answer.status_code in (200, 400, 413, 422), answer.text
+    if answer.status_code != 200:
+        check_shape(answer)

@@ -1,0 +1,181 @@
+"""The real thing: a bundle on disk, BentoML's server in processes of its own, asked over HTTP and told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster import artifact
+from forecaster.model.regressor import build
+from forecaster.predict import Forecaster, Predictor
+from forecaster.registry import Registry, connect
+from forecaster.series import Series
+from forecaster.spec import NetworkSpec, Spec
+from serving import slot as slots
+from serving.settings import Settings
+
+CONTEXT, HORIZON = 12, 6
+
+
+def save(folder: Path, *, seed: int) -> str:
+    """An untrained network, which forecasts as well as a trained one for our purposes; answers the bundle's digest."""
+    spec = Spec(name="tiny", context=CONTEXT, horizon=HORIZON, network=NetworkSpec(hidden=4))
+    forecaster = Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), build(spec, seed=seed))
+    return artifact.save(forecaster, folder, card="# Tiny\n")
+
+
+def publish_bundle(slot: Path, *, version: str, seed: int) -> Forecaster:
+    with slots.staging(slot) as draft:
+        digest = save(draft / "bundle", seed=seed)
+        slots.publish(slot, draft / "bundle", slots.Release(name="tiny", version=version, digest=digest))
+    return artifact.load(slot / "current" / "bundle")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`python -m serving`, started in a folder that has nothing to do with us; nothing must be left behind."""
+    elsewhere, temporary = folder / "elsewhere", folder / "tmp"
+    elsewhere.mkdir()
+    temporary.mkdir()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("BENTOML", "FORECASTER"))},
+        **settings.environment(),
+        "HOME": str(elsewhere),
+        "TMPDIR": str(temporary),
+        "PYTHONPATH": str(Path(slots.__file__).parents[1]),
+    }
+    process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, cwd=elsewhere)
+    try:
+        yield process, f"http://127.0.0.1:{settings.port}"
+        process.terminate()
+        assert process.wait(20) == 0
+        assert list(elsewhere.iterdir()) == []
+        assert [entry.name for entry in temporary.iterdir() if entry.name.startswith("forecaster")] == []
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)
+
+
+def status(url: str) -> int:
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def wait_until(ready: Any, *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_the_server_answers_as_the_library_follows_the_slot_and_stops_when_told(
+    slot_folder: Path, tmp_path: Path
+) -> None:
+    settings = Settings(slot=slot_folder, port=free_port(), workers=2, reload_s=0.1, grace_s=3)
+    with running(settings, tmp_path) as (process, url):
+        _check_answers(slot_folder, url)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert status(f"{url}/livez") == 0
+
+
+def _check_answers(slot_folder: Path, url: str) -> None:
+    wait_until(lambda: status(f"{url}/livez") == 200)
+    assert status(f"{url}/readyz") == 503, "BentoML's own would say 200"
+    y = [float(value) for value in 10 + np.sin(np.arange(2 * CONTEXT))]
+    request = {"series": [{"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": y}], "horizon": HORIZON}
+
+    def served() -> Any:
+        # A new connection each time, so that both workers get their turns.
+        answers = [httpx.post(f"{url}/v1/forecast", json=request) for _ in range(8)]
+        found = [answer.json() for answer in answers if answer.status_code == 200]
+        return found if len(found) == 8 and all(one["model"] == found[0]["model"] for one in found) else None
+
+    for version in ("1", "2"):
+        forecaster = publish_bundle(slot_folder, version=version, seed=int(version))
+        wait_until(lambda wanted=version: (found := served()) is not None and found[0]["model"]["version"] == wanted)
+        history = Series("a", pd.Timestamp("2026-01-01", tz="UTC"), "h", np.array(y))
+        expected = Predictor(forecaster).forecast(history, HORIZON)
+        for answer in served():
+            forecast = answer["forecasts"][0]
+            np.testing.assert_allclose(forecast["mean"], expected.mean, rtol=1e-5)  # other threads, other rounding
+            assert forecast["ds"] == [stamp.strftime("%Y-%m-%dT%H:%M:%SZ") for stamp in expected.ds]
+
+    assert httpx.get(f"{url}/v1/model").json()["card"] == "# Tiny\n"
+    for path in ("/", "/healthz", "/schema.json", "/static_content/index.css", "/livez/"):
+        answer = httpx.get(url + path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), "BentoML's own are not there"
+    assert (
+        httpx.post(f"{url}/v1/forecast", content=b"{", headers={"content-type": "application/json"}).status_code == 400
+    )
+    assert httpx.get(f"{url}/a%0Ab").json()["error"]["code"] == "bad_path"
+    text = httpx.get(f"{url}/metrics").text
+    assert 'forecaster_requests_total{route="/v1/forecast",status="400"} 1.0' in text
+    assert 'forecaster_model_changes_total{outcome="swapped"} 4.0' in text, "two workers, two models"
+
+
+@pytest.mark.slow
+def test_a_promotion_in_the_registry_reaches_the_server(slot_folder: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    registry, client = Registry(uri), connect(uri)
+    run_id = client.create_run(client.create_experiment("e", artifact_location=str(tmp_path / "store"))).info.run_id
+    settings = Settings(
+        slot=slot_folder, port=free_port(), registry=uri, model="tiny", reload_s=0.1, poll_s=0.2, grace_s=3
+    )
+    with running(settings, tmp_path) as (_, url):
+        champion = None
+        for seed in (1, 2):
+            bundle = tmp_path / f"bundle-{seed}"
+            version = registry.register(
+                bundle,
+                name="tiny",
+                digest=save(bundle, seed=seed),
+                run_id=run_id,
+                input_example=pd.DataFrame({"y": [1.0]}),
+                output_example=pd.DataFrame({"mean": [1.0]}),
+            )
+            registry.promote(version, base=champion)
+            champion = version
+            expected = {"name": "tiny", "version": version.number, "digest": version.digest}
+
+            def has_come(wanted: dict[str, str] = expected) -> bool:
+                return status(f"{url}/readyz") == 200 and httpx.get(f"{url}/readyz").json()["model"] == wanted
+
+            wait_until(has_come)
+
+
+def test_serving_reaches_no_trainer_no_plots_and_no_registry() -> None:
+    program = (
+        "import sys, serving.service, serving.launch, forecaster.artifact, forecaster.predict\n"
+        "found = {'pytorch_lightning', 'lightning', 'matplotlib', 'mlflow'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(found)) or 0)"
+    )
+    package = Path(slots.__file__).parents[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=package, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
