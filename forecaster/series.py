@@ -40,7 +40,7 @@ class Series:
     @property
     def end(self) -> pd.Timestamp:
         """The stamp of the last value."""
-        return self.stamps[-1]
+        return self.start + (len(self.y) - 1) * pd.tseries.frequencies.to_offset(self.freq)
 
     def until(self, steps: int) -> Series:
         """The first `steps` values: what was known then."""

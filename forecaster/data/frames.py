@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 
 from forecaster.data.calendar import certain_frequency, offset, step_seconds
-from forecaster.errors import BadStamp, DuplicateStamp, InputError, IrregularStamps, MissingColumn, NotANumber
+from forecaster.errors import (
+    BadStamp,
+    DuplicateStamp,
+    FrequencyUnknown,
+    InputError,
+    IrregularStamps,
+    MissingColumn,
+    NotANumber,
+)
 from forecaster.series import Panel, Series
 
 MOST_STEPS = 50_000_000  # of the grid between a frame's first and last stamp; more is a wrong frequency, not a history
@@ -173,6 +181,14 @@ def _certain(tidy: pd.DataFrame, bounds: list[int]) -> str:
 
 def infer(stamps: pd.DatetimeIndex, *, unique_id: str) -> str:
     """The frequency of sorted stamps, when it is certain; names the odd stamp when one spoils a regular grid."""
+    try:
+        return certain_frequency(stamps, where=unique_id)
+    except FrequencyUnknown:
+        _raise_for_odd_step(stamps, unique_id)
+        raise
+
+
+def _raise_for_odd_step(stamps: pd.DatetimeIndex, unique_id: str) -> None:
     gaps = np.diff(stamps.asi8)
     if len(gaps) >= 3 and len(np.unique(gaps)) > 1:
         usual = float(np.median(gaps))
@@ -184,7 +200,6 @@ def infer(stamps: pd.DatetimeIndex, *, unique_id: str) -> str:
                 "frequency if this is regular.",
                 where=unique_id,
             )
-    return certain_frequency(stamps, where=unique_id)
 
 
 def _check_regular(tidy: pd.DataFrame, freq: str) -> None:
