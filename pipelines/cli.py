@@ -67,6 +67,7 @@ class Reading:
 
 
 _WHERE, _READING = Where(), Reading()
+_OURS = ("forecaster", "pipelines", "serving")
 
 
 @app.command
@@ -372,9 +373,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _hush() -> None:
-    """Keeps other libraries' advertisements and notices off the terminal."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "alembic", "mlflow", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Keeps other libraries' advertisements and notices off the terminal; their warnings stay."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(_OURS))
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from forecaster import artifact
 from forecaster.errors import InputError
-from forecaster.predict import Predictor
+from forecaster.predict import Forecaster, Predictor
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
 from forecaster.spec import Spec
 from pipelines.promotion import Verdict, judge
@@ -26,6 +26,7 @@ class Retrained(NamedTuple):
     trained: Trained
     version: Version
     verdict: Verdict
+    champion: Forecaster | None  # who answers users now: this one, if it was promoted
 
 
 def retrain(
@@ -36,7 +37,8 @@ def retrain(
         raise InputError("Retraining needs a test window to judge by; found none. Ask for --test-windows 1 or more.")
     registry = Registry(tracking_uri(root.path, root.uri))
     base = champion_of(registry, spec.name)
-    rivals = {} if base is None else {CHAMPION: Predictor(artifact.load(fetch(base, root))).forecast_each}
+    champion = None if base is None else artifact.load(fetch(base, root))
+    rivals = {} if champion is None else {CHAMPION: Predictor(champion).forecast_each}
     trained = train(data, spec, root, rivals=rivals, test_windows=test_windows, trigger=trigger, progress=progress)
     assert trained.result is not None
     version = register(trained.bundle, root, run_id=trained.run_id)
@@ -45,4 +47,5 @@ def retrain(
     _log.info("%s: %s", version, verdict)
     if verdict.promote:
         registry.promote(version, base=base)
-    return Retrained(trained, version, verdict)
+        champion = trained.forecaster
+    return Retrained(trained, version, verdict, champion)

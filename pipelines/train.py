@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytorch_lightning as pl
+
 from forecaster import artifact, durable
 from forecaster.data.split import hold_out
 from forecaster.errors import TrainingError
@@ -31,6 +33,23 @@ from pipelines.sources import Data, read
 from pipelines.tracking import DataSet, Run, open_run
 
 _log = logging.getLogger(__name__)
+
+
+class EpochLines(pl.Callback):
+    """A line an epoch in the log, for terminals that cannot show a bar."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tells of the epoch before: at its own end its scores are not complete yet."""
+        self._tell(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tells of the last epoch."""
+        self._tell(trainer)
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        scores = ", ".join(f"{name} {float(value):.4g}" for name, value in sorted(trainer.callback_metrics.items()))
+        if scores:
+            _log.info("epoch %d of %s: %s", trainer.current_epoch, trainer.max_epochs, scores)
 
 
 class Trained(NamedTuple):
@@ -76,7 +95,14 @@ def train(
         ) as run:
             durable.write_text(place / "run_id", run.id)
             started = time.monotonic()
-            fitted = fit(known, spec, checkpoint=place / "last.ckpt", loggers=[run.logger], progress=progress)
+            fitted = fit(
+                known,
+                spec,
+                checkpoint=place / "last.ckpt",
+                loggers=[run.logger],
+                callbacks=[] if progress else [EpochLines()],
+                progress=progress,
+            )
             seconds = time.monotonic() - started
             forecaster, result = fitted.forecaster, None
             if test_windows:

@@ -30,10 +30,11 @@ def forecast_plot(
     """History, forecast and, where it is known, what came; the last `shown` steps of the history."""
     figure, axes = _axes(title)
     stamps, y = history.stamps[-shown:], history.y[-shown:]
+    ahead = stamps[-1:].append(forecast.ds)  # lines join where the history ends
     axes.plot(stamps, y, color=HISTORY, linewidth=1.2, label="history")
     if actual is not None:
-        axes.plot(forecast.ds, actual, color=TRUTH, linewidth=1.2, label="what came")
-    axes.plot(forecast.ds, forecast.mean, color=FORECAST, linewidth=1.6, label="forecast")
+        axes.plot(ahead, np.append(y[-1], actual), color=TRUTH, linewidth=1.2, label="what came")
+    axes.plot(ahead, np.append(y[-1], forecast.mean), color=FORECAST, linewidth=1.6, label="forecast")
     axes.axvline(_date(stamps[-1]), color=BASELINE, linewidth=0.8, linestyle=":")
     axes.legend(frameon=False, loc="upper left", ncols=3)
     axes.margins(y=0.2)

@@ -1,0 +1,158 @@
+"""The demo: from a history to a forecast over HTTP and a picture of it, everything real."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pandas as pd
+
+from forecaster.data.datasets import sine_trend_at
+from forecaster.data.split import hold_out
+from forecaster.errors import ForecasterError, RefusedByGate, SourceNotFound
+from forecaster.evaluation.plots import forecast_plot
+from forecaster.predict import Forecaster, Predictor
+from forecaster.series import Forecast, Series
+from pipelines.releases import serving_environment
+from pipelines.retrain import retrain
+from pipelines.settings import Root
+from pipelines.sources import Data, read, read_spec
+from pipelines.tracking import tracking_uri
+from pipelines.train import train
+
+SHOWN = 3  # series that are asked for and drawn
+START_S = 120.0  # patience for the service to be ready
+
+_log = logging.getLogger(__name__)
+
+
+def demo(configs: Path, root: Root) -> None:
+    """Trains on the hospital data and on the sine with a trend, promotes, serves, asks, checks and draws."""
+    if not (configs / "hospital.yaml").is_file():
+        raise SourceNotFound(
+            f"Expected hospital.yaml and sine.yaml in {configs}; found none. Run it in a clone, or name the folder.",
+            where=str(configs),
+        )
+    pictures = root.path / "demo"
+    pictures.mkdir(parents=True, exist_ok=True)
+    _log.info("1. The classical series, f(t) = t sin(t) / 3 + 2 sin(5 t): train, roll out past the end")
+    drawn = [_sine(configs / "sine.yaml", root, pictures)]
+    _log.info("2. Monthly patient counts of 767 series: train, track, backtest, register, judge")
+    done = retrain(Data("hospital"), read_spec(configs / "hospital.yaml"), root, trigger="demo")
+    _log.info("   version %s: %s", done.version.number, done.verdict)
+    _log.info("3. Serve the champion, and ask it over HTTP for the year that was held out")
+    if done.champion is None:
+        raise RefusedByGate(f"No champion to serve: {done.verdict}.")
+    drawn += _served(done.champion, root, pictures)
+    _log.info("\nForecasts drawn:\n%s", "\n".join(f"  {path}" for path in drawn))
+    _log.info("Runs, metrics and plots side by side, in a browser at http://127.0.0.1:5000:")
+    _log.info(
+        "  %s ui --backend-store-uri %s --port 5000",
+        Path(sys.executable).parent / "mlflow",
+        tracking_uri(root.path, root.uri),
+    )
+
+
+def _sine(config: Path, root: Root, pictures: Path) -> Path:
+    """Forty steps past the end of training, where only the formula knows what comes."""
+    spec, data = read_spec(config), Data("sine_trend")
+    forecaster = train(data, spec, root, test_windows=0, trigger="demo").forecaster
+    history = read(data).series[0]
+    forecast = Predictor(forecaster).forecast(history, spec.horizon)
+    truth = sine_trend_at(0.1 * np.arange(len(history), len(history) + spec.horizon))
+    rmse = float(np.sqrt(np.mean((forecast.mean - truth) ** 2)))
+    _log.info(
+        "   RMSE over %d steps past the end: %.2f (standard deviation of the truth: %.2f)",
+        spec.horizon,
+        rmse,
+        truth.std(),
+    )
+    path = pictures / "sine.png"
+    title = f"t sin(t) / 3 + 2 sin(5 t): {spec.horizon} steps past the end, RMSE {rmse:.2f}"
+    forecast_plot(history, forecast, actual=truth, title=title).savefig(path)
+    return path
+
+
+def _served(champion: Forecaster, root: Root, pictures: Path) -> list[Path]:
+    """Asks the running service, holds its answers against the library's, and draws them beside what came."""
+    spec = champion.spec
+    split = hold_out(read(Data("hospital")), spec.horizon)
+    known, whole = split.known.series[:SHOWN], split.whole.series[:SHOWN]
+    with _service(root, spec.name) as address:
+        answer = _ask(address, known, spec.horizon)
+    _log.info("   answered by %s", answer["model"])
+    own, paths = Predictor(champion).forecast_each(known, spec.horizon), []
+    for served, local, history, later in zip(answer["forecasts"], own, known, whole, strict=True):
+        mean = np.array(served["mean"])
+        if isinstance(local, ForecasterError) or not np.allclose(mean, local.mean, rtol=1e-6, atol=1e-6):
+            raise AssertionError(f"The service and the library disagree on series {history.id!r}.")
+        paths.append(pictures / f"hospital_{history.id}.png")
+        forecast = Forecast(history.id, pd.DatetimeIndex(served["ds"]), mean)
+        figure = forecast_plot(
+            history, forecast, actual=later.y[len(history) :], title=f"hospital {history.id}: forecast over HTTP"
+        )
+        figure.savefig(paths[-1])
+    _log.info("   %d answers are equal to the library's within 1e-6", len(paths))
+    return paths
+
+
+@contextmanager
+def _service(root: Root, model: str) -> Iterator[str]:
+    """The service on a free port of this machine, ended when the block ends."""
+    port = _free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = serving_environment(root, model=model, host="127.0.0.1", port=port)
+    log = root.path / "demo" / "service.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving"], env={**os.environ, **environment}, stdout=output, stderr=output
+        )
+        try:
+            _wait_until_ready(process, address, log)
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    patient_until = time.monotonic() + START_S
+    while time.monotonic() < patient_until:
+        if process.poll() is not None:
+            raise ForecasterError(f"The service ended before it was ready, with code {process.returncode}. See {log}.")
+        try:
+            with urlopen(f"{address}/readyz", timeout=2):
+                return
+        except (URLError, OSError):
+            time.sleep(0.2)
+    raise ForecasterError(f"The service was not ready within {START_S:.0f} seconds. See {log}.")
+
+
+def _ask(address: str, known: Sequence[Series], horizon: int) -> dict[str, Any]:
+    series = [{"id": one.id, "start": one.start.isoformat(), "freq": one.freq, "y": one.y.tolist()} for one in known]
+    body = json.dumps({"series": series, "horizon": horizon}).encode()
+    request = Request(f"{address}/v1/forecast", body, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=30) as response:
+        return json.load(response)  # type: ignore[no-any-return]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
