@@ -24,7 +24,7 @@ from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Forecast, Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import fit
-from forecaster.training.module import shifted_mse
+from forecaster.training.loss import teacher_forced_loss
 from pipelines.sources import read_spec
 
 HERE = Path(__file__).parent
@@ -101,10 +101,10 @@ def one_step(forecaster: Forecaster, panel: Panel) -> tuple[float, float]:
     """Mean squared one-step error over all windows: of all their steps, and of their last step."""
     spec, series = forecaster.spec, panel.series[0]
     assert spec.scaling == "none", "else the training loss is not in the units of the series"
-    tape = Tape.record([series], lead=spec.context)
+    tape = Tape.record([series], context=spec.context, horizon=1)
     windows = tape.cut(tape.first[0] + torch.arange(spec.context, len(series)), context=spec.context, horizon=1)
     with torch.inference_mode():
-        whole = float(shifted_mse(forecaster.network, windows))
+        whole = float(teacher_forced_loss(forecaster.network, windows))
     histories = [series.until(cut) for cut in range(spec.context, len(series))]
     ahead = [outcome.mean[0] for outcome in Predictor(forecaster).forecast_each(histories, 1)]  # type: ignore[union-attr]
     return whole, float(np.mean((np.array(ahead) - series.y[spec.context :]) ** 2))

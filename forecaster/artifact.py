@@ -17,11 +17,13 @@ from safetensors.torch import save as save_weights
 
 from forecaster import __version__
 from forecaster.data.calendar import offset
+from forecaster.data.encoding import Encoding
 from forecaster.durable import new_folder
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch, InputError
 from forecaster.model.regressor import build
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Forecast, Series
+from forecaster.shapes import Float64
 from forecaster.spec import Spec
 
 SCHEMA = 1
@@ -74,7 +76,7 @@ class GoldenFile(BaseModel):
     requests: tuple[Golden, ...]
 
 
-_FILES = ("spec.json", "weights.safetensors", "golden.json", "card.md")
+_FILES = ("spec.json", "encoding.json", "weights.safetensors", "golden.json", "card.md")
 
 
 def digest(folder: Path) -> str:
@@ -107,6 +109,7 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in forecaster.network.state_dict().items()}
     contents = {
         "spec.json": spec.model_dump_json(indent=1).encode(),
+        "encoding.json": forecaster.encoding.model_dump_json().encode(),
         "weights.safetensors": save_weights(weights),
         "golden.json": _golden(forecaster).model_dump_json().encode(),
         "card.md": card.encode(),
@@ -144,13 +147,14 @@ def load(folder: Path) -> Forecaster:
         offset(manifest.freq, where="manifest.json")
         cutoff = pd.Timestamp(manifest.cutoff)
         golden = GoldenFile.model_validate_json(contents["golden.json"])
+        encoding = Encoding.model_validate_json(contents["encoding.json"])
     except (InputError, ValueError) as error:
         raise BundleDamaged(
             f"Expected a bundle written by forecaster in {folder}; {error}", where=str(folder)
         ) from error
-    network = build(spec, seed=0)
+    network = build(spec, seed=0, season=manifest.season, covariates=encoding.width, groups=encoding.sizes)
     _fill(network, contents["weights.safetensors"])
-    forecaster = Forecaster(spec, manifest.freq, manifest.season, cutoff, network.eval(), manifest.facts)
+    forecaster = Forecaster(spec, manifest.freq, manifest.season, cutoff, encoding, network.eval(), manifest.facts)
     _replay(forecaster, golden)
     return forecaster
 
@@ -202,20 +206,31 @@ def _golden(forecaster: Forecaster) -> GoldenFile:
     start, horizon = pd.Timestamp("2001-01-01"), min(spec.horizon, 32)
     predictor, requests = Predictor(forecaster), []
     for y in (whole, short):
-        mean = predictor.forecast(Series("golden", start, forecaster.freq, y), horizon).mean
+        mean = predictor.forecast(_request(forecaster, start, y, horizon), horizon).mean
         requests.append(
             Golden(start=start.isoformat(), y=tuple(None if np.isnan(v) else float(v) for v in y), mean=tuple(mean))
         )
     return GoldenFile(horizon=horizon, requests=tuple(requests))
 
 
+def _request(forecaster: Forecaster, start: pd.Timestamp, y: Float64[np.ndarray, "_"], horizon: int) -> Series:
+    """A golden request as a series; its covariates follow from the encoding alone."""
+    encoding, clock = forecaster.encoding, np.arange(len(y) + horizon)
+    numeric = {name: mean + spread * np.sin(clock) for name, (mean, spread) in encoding.numeric.items()}
+    text = {
+        name: np.array([known[place % len(known)] if known else "" for place in clock], dtype=object)
+        for name, known in encoding.categories.items()
+    }
+    static = {name: known[0] for name, known in encoding.static.items() if known}
+    return Series("golden", start, forecaster.freq, y, {**numeric, **text}, static)
+
+
 def _replay(forecaster: Forecaster, golden: GoldenFile) -> None:
     predictor = Predictor(forecaster)
     for number, request in enumerate(golden.requests):
         y = np.array([np.nan if value is None else value for value in request.y], dtype=np.float64)
-        outcome = predictor.forecast_each(
-            [Series("golden", pd.Timestamp(request.start), forecaster.freq, y)], golden.horizon
-        )[0]
+        one = _request(forecaster, pd.Timestamp(request.start), y, golden.horizon)
+        outcome = predictor.forecast_each([one], golden.horizon)[0]
         expected = np.array(request.mean)
         room = GOLDEN_TOLERANCE * (np.ptp(np.append(expected, y[~np.isnan(y)])) + 1e-12)
         if not isinstance(outcome, Forecast) or not np.allclose(outcome.mean, expected, rtol=0, atol=room):

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from forecaster.data.calendar import offset
-from forecaster.data.windows import stack
+from forecaster.data.encoding import Encoding
+from forecaster.data.windows import Window, stack
 from forecaster.errors import (
+    BadSpec,
+    CovariateMissing,
     ForecasterError,
     FrequencyMismatch,
     HistoryTooShort,
     HorizonOutOfRange,
     NotANumber,
-    RolloutDiverged,
 )
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import roll, warm_up
+from forecaster.model.rollout import fork, roll, warm_up
 from forecaster.series import Forecast, Series
+from forecaster.shapes import Float, Float64
 from forecaster.spec import Spec
 
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
@@ -37,6 +42,7 @@ class Forecaster:
         freq: The frequency it learned.
         season: Steps of a season, for the seasonal naive it is compared with.
         cutoff: The last stamp of the data it was fitted to.
+        encoding: How covariates and categories become numbers.
         network: The weights.
         facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
     """
@@ -45,6 +51,7 @@ class Forecaster:
     freq: str
     season: int
     cutoff: pd.Timestamp
+    encoding: Encoding
     network: Regressor
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -72,21 +79,65 @@ class Predictor:
         """
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        faults = [self._fault(one) for one in series]
+        faults = [self._fault(one, horizon) for one in series]
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
-        means = iter(self._means([one.y for one in good], horizon=horizon))
+        means = (mean for some in _some(good) for mean in self._roll(self._ready(some, horizon), horizon=horizon))
         return [fault or self._outcome(one, next(means)) for one, fault in zip(series, faults, strict=True)]
 
-    def _means(self, histories: Sequence[np.ndarray], *, horizon: int) -> list[np.ndarray]:
-        means: list[np.ndarray] = []
-        for first in range(0, len(histories), ROWS_AT_ONCE):
-            window = stack(histories[first : first + ROWS_AT_ONCE], context=self.forecaster.spec.context)
-            with torch.inference_mode():
-                memory = warm_up(self.network, type(window)(window.values.to(self._device)))
-                means.extend(roll(self.network, memory, horizon=horizon)[0].cpu().numpy())
-        return means
+    def sample_each(
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
+    ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+        """Sampled futures of each series: one array of paths, or what stands in its way.
 
-    def _fault(self, one: Series) -> ForecasterError | None:
+        The noise of a series is drawn from the seed and its id, so its paths do not depend on its company. Raises BadSpec
+        if the forecaster's head has no distribution to draw from, HorizonOutOfRange as `forecast_each`.
+        """
+        if horizon < 1:
+            raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
+        if not self.network.head.noise:
+            kind = self.forecaster.spec.head.kind
+            raise BadSpec(
+                f"A {kind} head gives no distribution to draw from. Train with head: gaussian, say.", where="head"
+            )
+        outcomes: list[Float64[np.ndarray, "path horizon"] | ForecasterError] = []
+        for one in series:
+            fault = self._fault(one, horizon)
+            outcomes.append(fault or self._paths(one, horizon, paths=paths, seed=seed))
+        return outcomes
+
+    def _ready(self, series: Sequence[Series], horizon: int) -> _Ready:
+        """Windows and future covariates, on the device, as the network reads them."""
+        encoding, context = self.forecaster.encoding, self.network.lead + self.forecaster.spec.context
+        steps = -(-horizon // self.network.block) * self.network.block
+        tails = [_tail(one, context) for one in series]
+        columns = [encoding.covariates(one, ahead=steps) for one in tails] if encoding.width else []
+        window = stack(
+            [one.y for one in tails],
+            context=context,
+            covariates=[known[: len(one)] for one, known in zip(tails, columns, strict=True)] if columns else (),
+            static=[encoding.groups(one) for one in tails] if encoding.static else (),
+        )
+        ahead = torch.from_numpy(np.stack([known[-steps:] for known in columns])).float() if columns else None
+        return _Ready(window.to(self._device), None if ahead is None else ahead.to(self._device))
+
+    def _roll(self, ready: _Ready, *, horizon: int) -> Float64[np.ndarray, "row horizon"]:
+        with torch.inference_mode():
+            memory = warm_up(self.network, ready.window)
+            return np.asarray(roll(self.network, memory, horizon=horizon, ahead=ready.ahead)[0].cpu().numpy())
+
+    def _paths(self, one: Series, horizon: int, *, paths: int, seed: int) -> Float64[np.ndarray, "path horizon"]:
+        """Paths fork from one warmed-up memory."""
+        ready, block = self._ready([one], horizon), self.network.block
+        steps = -(-horizon // block) * block
+        own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
+        draw = torch.Generator().manual_seed(own)
+        noise = torch.rand(paths, steps, self.network.head.noise, generator=draw).clamp(1e-6, 1 - 1e-6).to(self._device)
+        with torch.inference_mode():
+            memory = fork(warm_up(self.network, ready.window), paths=paths)
+            ahead = None if ready.ahead is None else ready.ahead.expand(paths, -1, -1)
+            return np.asarray(roll(self.network, memory, horizon=horizon, ahead=ahead, noise=noise)[0].cpu().numpy())
+
+    def _fault(self, one: Series, horizon: int) -> ForecasterError | None:
         """What is wrong with a history, if anything."""
         forecaster, needed = self.forecaster, self.forecaster.spec.least
         if one.freq != forecaster.freq and offset(one.freq, where=one.id) != self._step:
@@ -109,14 +160,65 @@ class Predictor:
                 "Send a history with observations.",
                 where=one.id,
             )
-        return None
+        return self._covariate_fault(one, horizon)
 
-    def _outcome(self, one: Series, mean: np.ndarray) -> Forecast | ForecasterError:
-        if np.isfinite(mean).all():
-            return Forecast(one.id, one.stamps_ahead(len(mean)), mean)
-        step = int(np.flatnonzero(~np.isfinite(mean))[0])
-        return RolloutDiverged(
-            f"The forecast of series {one.id!r} left the finite numbers at step {step + 1} of {len(mean)}. "
-            "Ask for a shorter horizon, or check the history for extreme values.",
+    def _covariate_fault(self, one: Series, horizon: int) -> ForecasterError | None:
+        spec = self.forecaster.spec
+        missing = [name for name in spec.covariates if name not in one.covariates]
+        if not missing and (not spec.covariates or one.ahead >= horizon):
+            return None
+        found = f"{', '.join(missing)} not found" if missing else f"they are known for {one.ahead} steps ahead"
+        return CovariateMissing(
+            f"Series {one.id!r} needs the covariates {', '.join(spec.covariates)} for its history and {horizon} steps ahead; "
+            f"{found}. Send them, or ask for a shorter horizon.",
             where=one.id,
         )
+
+    def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast:
+        """The forecast, with the seasonal naive in place of what left the finite numbers."""
+        broken = np.flatnonzero(~np.isfinite(mean))
+        if not len(broken):
+            return Forecast(one.id, one.stamps_ahead(len(mean)), mean)
+        first = int(broken[0])
+        mended = np.concatenate([mean[:first], repeat_season(one.y, self.forecaster.season, len(mean))[first:]])
+        warning = (
+            f"The network's forecast exploded at step {first + 1} of {len(mean)}; from there on it is the seasonal naive. "
+            "Check the history for extreme values, or ask for a shorter horizon."
+        )
+        return Forecast(one.id, one.stamps_ahead(len(mean)), mended, (warning,))
+
+
+class _Ready(NamedTuple):
+    window: Window
+    ahead: Float[Tensor, "row step covariate"] | None
+
+
+def _some(series: Sequence[Series]) -> Iterator[Sequence[Series]]:
+    for first in range(0, len(series), ROWS_AT_ONCE):
+        yield series[first : first + ROWS_AT_ONCE]
+
+
+def _tail(one: Series, steps: int) -> Series:
+    """The last steps of a series, and all that is known ahead."""
+    if len(one) <= steps:
+        return one
+    cut = len(one) - steps
+    return replace(
+        one,
+        start=one.start + cut * pd.tseries.frequencies.to_offset(one.freq),
+        y=one.y[cut:],
+        covariates={name: values[cut:] for name, values in one.covariates.items()},
+    )
+
+
+def repeat_season(history: Float64[np.ndarray, "_"], season: int, horizon: int) -> Float64[np.ndarray, "_"]:
+    """The last season over and over; each place takes its latest observed value, or the latest of all where it has none."""
+    observed = history[~np.isnan(history)]
+    last = observed[-1] if len(observed) else np.nan
+    cycle = np.full(season, last)
+    for place in range(1, season + 1):
+        same = history[-place::-season]
+        same = same[~np.isnan(same)]
+        if len(same):
+            cycle[season - place] = same[0]
+    return np.resize(cycle, horizon)

@@ -60,11 +60,13 @@ class Forecast:
         id: The series' id.
         ds: The stamp of each step ahead.
         mean: Float64 point forecasts, one a step ahead, in the units of the series.
+        warnings: What a reader should know of it.
     """
 
     id: str
     ds: pd.DatetimeIndex
     mean: Float64[np.ndarray, "horizon"]
+    warnings: tuple[str, ...] = ()
 
 
 class Panel(NamedTuple):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from forecaster.errors import BadSpec
 
 Cell = Literal["gru", "lstm", "elman"]
-Scaling = Literal["none", "mean_abs", "standard"]
+Scaling = Literal["none", "mean_abs", "standard", "last", "level_season"]
+Base = Literal["zero", "last", "seasonal_naive", "linear"]
+Decoder = Literal["rollout", "direct"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Steps = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class _Frozen(BaseModel):
@@ -18,12 +21,27 @@ class _Frozen(BaseModel):
 
 
 class NetworkSpec(_Frozen):
-    """The recurrence."""
+    """The recurrence. With `segment` points a step, a layer of dilation d links every step to the one d steps before."""
 
     cell: Cell = "gru"
     layers: int = Field(default=1, ge=1, le=16)
     hidden: int = Field(default=64, ge=1, le=4096)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="between layers, while training")
+    residual: bool = Field(default=False, description="whether every layer above the first adds to its input")
+    dilations: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
+        default=(), description="one a layer; (): all 1"
+    )
+
+    @property
+    def dilation_of_each(self) -> tuple[int, ...]:
+        """The dilation of every layer."""
+        return self.dilations or (1,) * self.layers
+
+    @model_validator(mode="after")
+    def _one_dilation_a_layer(self) -> Self:
+        if self.dilations and len(self.dilations) != self.layers:
+            raise ValueError(f"dilations: expected one for each of {self.layers} layers, found {len(self.dilations)}")
+        return self
 
 
 class TrainingSpec(_Frozen):
@@ -43,13 +61,22 @@ class Spec(_Frozen):
     """A whole forecaster. What is not said here cannot change a forecast."""
 
     name: Name
-    context: int = Field(ge=1, le=100_000, description="steps of history the network is trained to start from")
-    horizon: int = Field(ge=1, le=100_000, description="steps ahead that validation and backtests score")
+    context: Steps = Field(description="steps of history the network is trained to start from")
+    horizon: Steps = Field(description="steps ahead that validation and backtests score")
     min_history: int | None = Field(
         default=None, ge=1, description="shortest history it answers; None: the whole context"
     )
     season: int | None = Field(default=None, ge=1, description="steps of a season; None: the frequency's usual one")
+    segment: int = Field(default=1, ge=1, description="time points that one step of the recurrence reads")
+    decoder: Decoder = Field(
+        default="rollout", description="a segment at a time, fed back; or a whole horizon in one go"
+    )
+    base: Base = Field(default="zero", description="what the network corrects")
     scaling: Scaling = "standard"
+    lags: tuple[Steps, ...] = Field(default=(), description="how far back further values are looked up for every step")
+    calendar: tuple[str, ...] = Field(default=(), description="calendar features, of the local time of the series")
+    covariates: tuple[str, ...] = Field(default=(), description="columns that are known ahead")
+    static: tuple[str, ...] = Field(default=(), description="columns that say what a series is")
     network: NetworkSpec = NetworkSpec()
     training: TrainingSpec = TrainingSpec()
 
@@ -57,6 +84,20 @@ class Spec(_Frozen):
     def least(self) -> int:
         """Steps that a history must have; shorter than the context, it is padded."""
         return min(self.min_history or self.context, self.context)
+
+    @property
+    def block(self) -> int:
+        """Time points that the decoder gives in one go: a segment, or the horizon rounded up to whole segments."""
+        return self.segment if self.decoder == "rollout" else -(-self.horizon // self.segment) * self.segment
+
+    @model_validator(mode="after")
+    def _whole_segments(self) -> Self:
+        if self.context % self.segment:
+            raise ValueError(f"context: expected a multiple of segment {self.segment}, found {self.context}")
+        short = [lag for lag in self.lags if lag < self.segment]
+        if short:
+            raise ValueError(f"lags: expected at least the segment's {self.segment} steps, found {short[0]}")
+        return self
 
     @classmethod
     def parse(cls, fields: Any, *, where: str) -> Self:

@@ -179,7 +179,12 @@ def _record(
         return
     scores, naive = result.scores(CHALLENGER), result.scores(SEASONAL_NAIVE)
     origins = trials(
-        result.series, context=spec.context, horizon=spec.horizon, windows=windows, season=fitted.forecaster.season
+        result.series,
+        context=fitted.forecaster.network.lead + spec.context,
+        horizon=spec.horizon,
+        windows=windows,
+        season=fitted.forecaster.season,
+        encoding=fitted.forecaster.encoding,
     )
     run.headline(
         {f"bt/{name}": scores[name] for name in ("mase", "rmsse", "smape")}

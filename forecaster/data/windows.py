@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forecaster.data.encoding import Encoding
 from forecaster.series import Series
-from forecaster.shapes import Float64, Int
+from forecaster.shapes import Float, Float64, Int
 
 
 class Window(NamedTuple):
@@ -20,59 +21,104 @@ class Window(NamedTuple):
     Attributes:
         values: In units of the data, latest last. NaN marks a step that was not observed; those before a row's first
             observation are padding, and never touch a state.
+        covariates: Of the same steps, as numbers; None if the network reads none.
+        static: Numbers of the categories of each row; None likewise.
     """
 
-    values: Float64[Tensor, "row context"]
+    values: Float64[Tensor, "row step"]
+    covariates: Float[Tensor, "row step covariate"] | None = None
+    static: Int[Tensor, "row static"] | None = None
+
+    def to(self, device: str | torch.device) -> Window:
+        """The window on a device."""
+        return Window(*(None if field is None else field.to(device) for field in self))  # type: ignore[arg-type]
 
 
 class Example(NamedTuple):
-    """A window and what came after it."""
+    """A window and what came after it.
+
+    Attributes:
+        window: What was known.
+        future: What came.
+        ahead: The covariates of those steps: they were known ahead.
+    """
 
     window: Window
     future: Float64[Tensor, "row horizon"]
+    ahead: Float[Tensor, "row horizon covariate"] | None = None
 
 
-def stack(histories: Sequence[Float64[np.ndarray, "_"]], *, context: int) -> Window:
-    """The last `context` values of every history as one window, padded on the left."""
+def stack(
+    histories: Sequence[Float64[np.ndarray, "_"]],
+    *,
+    context: int,
+    covariates: Sequence[Float64[np.ndarray, "_ covariate"]] = (),
+    static: Sequence[Int[np.ndarray, "static"]] = (),
+) -> Window:
+    """The last `context` values of every history as one window, padded on the left; covariates of the same steps."""
     values = np.full((len(histories), context), np.nan)
     for row, history in enumerate(histories):
         tail = history[-context:]
         values[row, context - len(tail) :] = tail
-    return Window(torch.from_numpy(values))
+    known = None
+    if covariates:
+        padded = np.zeros((len(histories), context, covariates[0].shape[1]), dtype=np.float32)
+        for row, columns in enumerate(covariates):
+            tail = columns[-context:]
+            padded[row, context - len(tail) :] = tail
+        known = torch.from_numpy(padded)
+    return Window(torch.from_numpy(values), known, torch.from_numpy(np.stack(static)) if len(static) else None)
 
 
 class Tape(NamedTuple):
-    """All series end to end in one tensor, `lead` NaN before each, so that no window reaches into a neighbour.
+    """All series end to end in one tensor, with NaN between them, so that no example reaches into a neighbour.
 
     Attributes:
-        values: The values and the leads.
+        values: The values and the gaps.
         first: Where each series' first value lies on the tape.
         length: How many values each series has.
+        covariates: Of the same places; None if there are none.
+        static: Of each series; None if there are none.
     """
 
     values: Float64[Tensor, "place"]
     first: Int[Tensor, "series"]
     length: Int[Tensor, "series"]
+    covariates: Float[Tensor, "place covariate"] | None = None
+    static: Int[Tensor, "series static"] | None = None
 
     @classmethod
-    def record(cls, series: Sequence[Series], *, lead: int) -> Tape:
-        """Lays the series on a tape for windows of up to `lead` steps."""
-        lengths = np.array([len(one) for one in series], dtype=np.int64)
-        firsts = np.cumsum(lengths + lead) - lengths
-        values = np.full(int((lengths + lead).sum()), np.nan)
+    def record(cls, series: Sequence[Series], *, context: int, horizon: int, encoding: Encoding | None = None) -> Tape:
+        """Lays the series on a tape for examples of up to so many steps before and after their cut."""
+        gap, lengths = max(context, horizon), np.array([len(one) for one in series], dtype=np.int64)
+        firsts = np.cumsum(lengths + gap) - lengths
+        values = np.full(int((lengths + gap).sum()) + horizon, np.nan)
         for one, first in zip(series, firsts, strict=True):
             values[first : first + len(one)] = one.y
-        return cls(torch.from_numpy(values), torch.from_numpy(firsts), torch.from_numpy(lengths))
+        covariates = static = None
+        if encoding is not None and encoding.width:
+            columns = np.zeros((len(values), encoding.width), dtype=np.float32)
+            for one, first in zip(series, firsts, strict=True):
+                columns[first : first + len(one)] = encoding.covariates(one, ahead=0)
+            covariates = torch.from_numpy(columns)
+        if encoding is not None and encoding.static:
+            static = torch.from_numpy(np.stack([encoding.groups(one) for one in series]))
+        return cls(torch.from_numpy(values), torch.from_numpy(firsts), torch.from_numpy(lengths), covariates, static)
 
     def to(self, device: torch.device) -> Tape:
         """The tape on a device."""
-        return Tape(*(field.to(device) for field in self))
+        return Tape(*(None if field is None else field.to(device) for field in self))  # type: ignore[arg-type]
 
-    def cut(self, places: Int[Tensor, "row"], *, context: int, horizon: int) -> Example:
-        """The examples whose first future value lies at `places` of the tape."""
-        steps = torch.arange(-context, horizon, device=self.values.device)
-        values = self.values[places[:, None] + steps]
-        return Example(Window(values[:, :context]), values[:, context:])
+    def cut(
+        self, places: Int[Tensor, "row"], *, context: int, horizon: int, series: Int[Tensor, "row"] | None = None
+    ) -> Example:
+        """The examples whose first future value lies at `places` of the tape; `series` says whose they are."""
+        steps = places[:, None] + torch.arange(-context, horizon, device=self.values.device)
+        values = self.values[steps]
+        columns = None if self.covariates is None else self.covariates[steps]
+        static = None if self.static is None or series is None else self.static[series]
+        window = Window(values[:, :context], None if columns is None else columns[:, :context], static)
+        return Example(window, values[:, context:], None if columns is None else columns[:, context:])
 
 
 @dataclass(frozen=True)
@@ -98,9 +144,13 @@ class Anchors:
     def __len__(self) -> int:
         return int(self.cumulative[-1]) if len(self.cumulative) else 0
 
+    def series(self, numbers: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The series of the anchors with these numbers, 0 to len - 1."""
+        return torch.searchsorted(self.cumulative, numbers, right=True)
+
     def places(self, numbers: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The places on the tape of the anchors with these numbers, 0 to len - 1."""
-        series = torch.searchsorted(self.cumulative, numbers, right=True)
+        series = self.series(numbers)
         count = (self.tape.length[series] - self.least).clamp(min=0)
         within = numbers - (self.cumulative[series] - count)
         return self.tape.first[series] + self.least + within
@@ -112,6 +162,7 @@ class Feed:
 
     anchors: Anchors
     context: int
+    horizon: int
     batch: int
     steps: int
     seed: int
@@ -123,9 +174,9 @@ class Feed:
     def __iter__(self) -> Iterator[Example]:
         tape = self.anchors.tape
         draw = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        numbers = torch.randint(len(self.anchors), (self.steps, self.batch), generator=draw)
-        for places in self.anchors.places(numbers.to(tape.values.device)):
-            yield tape.cut(places, context=self.context, horizon=1)
+        numbers = torch.randint(len(self.anchors), (self.steps, self.batch), generator=draw).to(tape.values.device)
+        for places, series in zip(self.anchors.places(numbers), self.anchors.series(numbers), strict=True):
+            yield tape.cut(places, context=self.context, horizon=self.horizon, series=series)
 
 
 def mix(seed: int, epoch: int) -> int:

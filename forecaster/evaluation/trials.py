@@ -8,14 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from forecaster.data.encoding import Encoding
 from forecaster.data.split import origins
 from forecaster.data.windows import Example, Window, stack
 from forecaster.metrics import nanmean, seasonal_error
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import read, roll, warm_up
+from forecaster.model.rollout import RUNAWAY, Memory, read, roll, warm_up
 from forecaster.series import Series
-from forecaster.shapes import Float64
+from forecaster.shapes import Float, Float64, Int
 
 ROWS_AT_ONCE = 4096
 
@@ -30,23 +32,45 @@ class Trial(NamedTuple):
 class Scores(NamedTuple):
     """What a trial measures. `rollout` over `one_step` is the exposure gap: the price of feeding back own outputs."""
 
-    loss: Tensor  # teacher-forced mean squared error, scaled, as in training
+    loss: Tensor  # teacher-forced, scaled, as in training
     one_step: Tensor  # teacher-forced absolute error over the seasonal naive's
     rollout: Tensor  # free-running absolute error over the seasonal naive's (MASE)
 
 
 def score(network: Regressor, trial: Trial) -> Scores:
     """Teacher-forced and free-running errors over the same future steps, from the same warmed-up memory."""
-    (window, future), scale = trial.example, trial.seasonal_error
-    memory = warm_up(network, window)
-    rolled, _ = roll(network, memory, horizon=future.shape[1])
-    later = read(network, Window(future[:, :-1]), memory)[0] if future.shape[1] > 1 else memory.ahead[:, None][:, :0]
-    forced = torch.cat([memory.ahead[:, None], later], dim=1)
+    (window, future, ahead), scale = trial.example, trial.seasonal_error
+    horizon, memory = future.shape[1], warm_up(network, window)
+    steps = -(-horizon // network.block) * network.block
+    known = None if ahead is None else functional.pad(ahead, (0, 0, 0, steps - horizon))
+    rolled, _ = roll(network, memory, horizon=horizon, ahead=known)
+    actual = functional.pad(future, (0, steps - horizon), value=torch.nan)
+    forced = _forced(network, memory, actual, known)[:, :horizon]
+    target, missing = memory.scale.apply(future, time=memory.time), future.isnan()
+    losses = network.head.loss(forced, target.masked_fill(missing, 0.0)).masked_fill(missing, torch.nan)
+    foretold = memory.scale.undo(network.head.mean(forced), time=memory.time)
+    free = ((rolled - future).abs() / scale[:, None]).masked_fill(rolled.isnan(), RUNAWAY)  # what exploded counts
     return Scores(
-        loss=((forced - memory.scale.apply(future)) ** 2).nanmean(),
-        one_step=((memory.scale.undo(forced) - future).abs() / scale[:, None]).nanmean(),
-        rollout=((rolled - future).abs() / scale[:, None]).nanmean(),
+        loss=losses.nanmean(),
+        one_step=((foretold - future).abs() / scale[:, None]).nanmean(),
+        rollout=free.masked_fill(missing, torch.nan).nanmean(),
     )
+
+
+def _forced(
+    network: Regressor,
+    memory: Memory,
+    actual: Float64[Tensor, "row step"],
+    ahead: Float[Tensor, "row step covariate"] | None,
+) -> Float[Tensor, "row step param"]:
+    """The head's parameters for every block, each given all that came before the block."""
+    params = []
+    for first in range(0, actual.shape[1], network.block):
+        span = slice(first, first + network.block)
+        known = None if ahead is None else ahead[:, span]
+        params.append(network.decode(memory.output, memory.recent, known))
+        memory = read(network, Window(actual[:, span], known), memory).memory
+    return torch.cat(params, dim=1)
 
 
 def exposure_gap(network: Regressor, batches: Sequence[Trial]) -> float:
@@ -59,9 +83,11 @@ def exposure_gap(network: Regressor, batches: Sequence[Trial]) -> float:
     return float(free / forced)
 
 
-def trials(series: Sequence[Series], *, context: int, horizon: int, windows: int, season: int) -> list[Trial]:
+def trials(
+    series: Sequence[Series], *, context: int, horizon: int, windows: int, season: int, encoding: Encoding
+) -> list[Trial]:
     """The last `windows` origins of every series, a horizon apart, as few large batches."""
-    rows = list(_origins(series, horizon=horizon, windows=windows, season=season))
+    rows = list(_origins(series, horizon=horizon, windows=windows, season=season, encoding=encoding))
     return [_batch(rows[first : first + ROWS_AT_ONCE], context) for first in range(0, len(rows), ROWS_AT_ONCE)]
 
 
@@ -76,20 +102,33 @@ def comparable_error(history: Float64[np.ndarray, "_"], *, season: int) -> float
 class _Origin(NamedTuple):
     history: Float64[np.ndarray, "_"]
     future: Float64[np.ndarray, "_"]
+    covariates: Float64[np.ndarray, "_ covariate"]
+    ahead: Float64[np.ndarray, "_ covariate"]
+    groups: Int[np.ndarray, "static"]
     seasonal_error: float
 
 
-def _origins(series: Sequence[Series], *, horizon: int, windows: int, season: int) -> Iterator[_Origin]:
+def _origins(
+    series: Sequence[Series], *, horizon: int, windows: int, season: int, encoding: Encoding
+) -> Iterator[_Origin]:
     for one in series:
         scale = comparable_error(one.y[: -windows * horizon], season=season)
+        columns, groups = encoding.covariates(one, ahead=0), encoding.groups(one)
         for left in origins(windows=windows, horizon=horizon):
             cut = len(one) - left
-            if not np.isnan(one.y[cut : cut + horizon]).all():
-                yield _Origin(one.y[:cut], one.y[cut : cut + horizon], scale)
+            future = one.y[cut : cut + horizon]
+            if not np.isnan(future).all():
+                yield _Origin(one.y[:cut], future, columns[:cut], columns[cut : cut + horizon], groups, scale)
 
 
 def _batch(rows: Sequence[_Origin], context: int) -> Trial:
-    example = Example(
-        stack([row.history for row in rows], context=context), torch.from_numpy(np.stack([row.future for row in rows]))
+    read_columns, read_groups = rows[0].covariates.shape[1] > 0, len(rows[0].groups) > 0
+    window = stack(
+        [row.history for row in rows],
+        context=context,
+        covariates=[row.covariates for row in rows] if read_columns else (),
+        static=[row.groups for row in rows] if read_groups else (),
     )
+    ahead = torch.from_numpy(np.stack([row.ahead for row in rows])).float() if read_columns else None
+    example = Example(window, torch.from_numpy(np.stack([row.future for row in rows])), ahead)
     return Trial(example, torch.tensor([row.seasonal_error for row in rows], dtype=torch.float64))

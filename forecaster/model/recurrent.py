@@ -6,35 +6,45 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from forecaster.shapes import Bool, Float
-from forecaster.spec import Cell
+from forecaster.spec import NetworkSpec
+
+_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
 
 
 class State(NamedTuple):
-    """The recurrence of a network: all it knows of the past."""
+    """The recurrence of a network: all it knows of the past.
 
-    hidden: Float[Tensor, "layer row hidden"]
-    cell: Float[Tensor, "layer row hidden"] | None  # LSTM only
+    A layer of dilation d holds its last d outputs, oldest first; `slot` counts them through all layers.
+    """
+
+    hidden: Float[Tensor, "slot row hidden"]
+    cell: Float[Tensor, "slot row hidden"] | None  # LSTM only
 
 
 class Recurrent(nn.Module):
     """A stack of recurrent layers.
 
     Cells: Elman 1990 (tanh), GRU of Cho et al. 2014 with the reset gate after the product, LSTM of Gers et al. 2000.
+    Dilations link a step to one further back (Chang et al. 2017); residual layers add to their input (He et al. 2016).
     """
 
-    def __init__(self, cell: Cell, *, inputs: int, hidden: int, layers: int, dropout: float) -> None:
+    def __init__(self, spec: NetworkSpec, *, inputs: int) -> None:
         super().__init__()
-        kind = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}[cell]
-        self.has_cell = cell == "lstm"
-        self.layers, self.hidden = layers, hidden
-        self.stack = kind(inputs, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+        kind, hidden = _CELLS[spec.cell], spec.hidden
+        self.has_cell = spec.cell == "lstm"
+        self.hidden, self.dropout, self.residual = hidden, spec.dropout, spec.residual
+        self.dilations = spec.dilation_of_each
+        self.layers = nn.ModuleList(
+            kind(inputs if layer == 0 else hidden, hidden, batch_first=True) for layer in range(spec.layers)
+        )
 
     def start(self, rows: int, *, like: Tensor) -> State:
         """The state before anything was seen."""
-        zero = torch.zeros(self.layers, rows, self.hidden, dtype=torch.float32, device=like.device)
+        zero = torch.zeros(sum(self.dilations), rows, self.hidden, dtype=torch.float32, device=like.device)
         return State(zero, zero if self.has_cell else None)
 
     def forward(
@@ -49,35 +59,79 @@ class Recurrent(nn.Module):
         Returns:
             The top layer's output of each step (0 on padding), and the state after the last.
         """
-        if bool(begun.all()):
-            return self._run(inputs, state)
-        return self._run_after_padding(inputs, state, begun)
+        hiddens = state.hidden.split(list(self.dilations))
+        cells = [None] * len(self.dilations) if state.cell is None else list(state.cell.split(list(self.dilations)))
+        after: list[State] = []
+        outputs = inputs
+        for number, (layer, dilation) in enumerate(zip(self.layers, self.dilations, strict=True)):
+            below = outputs
+            if number and self.dropout:
+                outputs = functional.dropout(outputs, self.dropout, self.training)
+            outputs, reached = _run_dilated(layer, outputs, State(hiddens[number], cells[number]), begun, dilation)
+            after.append(reached)
+            if number and self.residual:
+                outputs = outputs + below
+        cell = torch.cat([one.cell for one in after if one.cell is not None]) if self.has_cell else None
+        return outputs, State(torch.cat([one.hidden for one in after]), cell)
 
-    def _run(
-        self, inputs: Float[Tensor, "row step feature"], state: State
-    ) -> tuple[Float[Tensor, "row step hidden"], State]:
-        if state.cell is not None:
-            outputs, (hidden, cell) = self.stack(inputs, (state.hidden, state.cell))
-            return outputs, State(hidden, cell)
-        outputs, hidden = self.stack(inputs, state.hidden)
-        return outputs, State(hidden, None)
 
-    def _run_after_padding(
-        self, inputs: Float[Tensor, "row step feature"], state: State, begun: Bool[Tensor, "row step"]
-    ) -> tuple[Float[Tensor, "row step hidden"], State]:
-        """Moves every row to the left, runs each over its own length, and moves the outputs back."""
-        steps = inputs.shape[1]
-        lengths = begun.sum(1)
-        clock = torch.arange(steps, device=inputs.device)
-        there = (clock + (steps - lengths)[:, None]).clamp(max=steps - 1)
-        back = (clock - (steps - lengths)[:, None]).clamp(min=0)
-        left = inputs.gather(1, there[:, :, None].expand_as(inputs))
-        packed = pack_padded_sequence(left, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        memory = state.hidden if state.cell is None else (state.hidden, state.cell)
-        packed_outputs, after = self.stack(packed, memory)
-        outputs, _ = pad_packed_sequence(packed_outputs, batch_first=True, total_length=steps)
-        outputs = outputs.gather(1, back[:, :, None].expand_as(outputs)).masked_fill(~begun[:, :, None], 0.0)
-        hidden, cell = after if isinstance(after, tuple) else (after, None)
-        empty = (lengths == 0)[None, :, None]
-        kept_cell = None if cell is None or state.cell is None else torch.where(empty, state.cell, cell)
-        return outputs, State(torch.where(empty, state.hidden, hidden), kept_cell)
+def _run_dilated(
+    layer: nn.Module, inputs: Tensor, state: State, begun: Tensor, dilation: int
+) -> tuple[Float[Tensor, "row step hidden"], State]:
+    """Runs a layer as `dilation` interleaved streams, each of which links its own steps only."""
+    rows, steps = inputs.shape[:2]
+    if dilation == 1:
+        return _run(layer, inputs, state, begun)
+    if steps == 1:  # a rollout's step: the oldest slot is used and replaced
+        outputs, new = _run(layer, inputs, State(*(None if part is None else part[:1] for part in state)), begun)  # type: ignore[arg-type]
+        return outputs, State(
+            *(None if part is None else torch.cat([part[1:], fresh]) for part, fresh in zip(state, new, strict=True))  # type: ignore[arg-type]
+        )
+    pad = -steps % dilation  # in front, so that the last step ends the last stream and slots stay oldest first
+
+    def into_streams(values: Tensor) -> Tensor:
+        return values.reshape(rows, -1, dilation, *values.shape[2:]).transpose(1, 2).flatten(0, 1)
+
+    def slots_to_streams(slots: Tensor | None) -> Tensor | None:
+        return None if slots is None else slots.roll(pad, 0).transpose(0, 1).reshape(1, rows * dilation, -1)
+
+    def streams_to_slots(streams: Tensor | None) -> Tensor | None:
+        return None if streams is None else streams.reshape(rows, dilation, -1).transpose(0, 1)
+
+    start = State(*(slots_to_streams(part) for part in state))  # type: ignore[arg-type]
+    outputs, after = _run(
+        layer,
+        into_streams(functional.pad(inputs, (0, 0, pad, 0))),
+        start,
+        into_streams(functional.pad(begun, (pad, 0))),
+    )
+    woven = outputs.reshape(rows, dilation, -1, outputs.shape[2]).transpose(1, 2).flatten(1, 2)[:, pad:]
+    return woven, State(*(streams_to_slots(part) for part in after))  # type: ignore[arg-type]
+
+
+def _run(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple[Tensor, State]:
+    """Runs one undilated layer."""
+    memory = state.hidden if state.cell is None else (state.hidden, state.cell)
+    if bool(begun.all()):
+        outputs, after = layer(inputs, memory)
+        return outputs, State(*after) if isinstance(after, tuple) else State(after, None)
+    return _run_after_padding(layer, inputs, state, begun)
+
+
+def _run_after_padding(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple[Tensor, State]:
+    """Moves every row to the left, runs each over its own length, and moves the outputs back."""
+    steps = inputs.shape[1]
+    lengths = begun.sum(1)
+    clock = torch.arange(steps, device=inputs.device)
+    there = (clock + (steps - lengths)[:, None]).clamp(max=steps - 1)
+    back = (clock - (steps - lengths)[:, None]).clamp(min=0)
+    left = inputs.gather(1, there[:, :, None].expand_as(inputs))
+    packed = pack_padded_sequence(left, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+    memory = state.hidden if state.cell is None else (state.hidden, state.cell)
+    packed_outputs, after = layer(packed, memory)
+    outputs, _ = pad_packed_sequence(packed_outputs, batch_first=True, total_length=steps)
+    outputs = outputs.gather(1, back[:, :, None].expand_as(outputs)).masked_fill(~begun[:, :, None], 0.0)
+    hidden, cell = after if isinstance(after, tuple) else (after, None)
+    empty = (lengths == 0)[None, :, None]
+    kept_cell = None if cell is None or state.cell is None else torch.where(empty, state.cell, cell)
+    return outputs, State(torch.where(empty, state.hidden, hidden), kept_cell)

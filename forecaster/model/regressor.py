@@ -1,45 +1,134 @@
-"""The network: a recurrence that reads scaled values and says, at every step, what the next one will be."""
+"""The network: a recurrence that reads scaled values segment by segment, and a decoder that says what follows.
+
+What it says is the correction of a base forecast, as the parameters of a head.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from forecaster.model.recurrent import Recurrent, State
-from forecaster.shapes import Bool, Float
+from forecaster.model import base
+from forecaster.model.heads import Head, head
+from forecaster.model.recurrent import Recurrent
+from forecaster.shapes import Bool, Float, Int
 from forecaster.spec import Spec
 
-FEATURES = 2  # of a step: its scaled value (0 where missing), and whether it was observed
+_PLACES = 16  # size of what the direct decoder learns of each segment's place in the block
+_MOST_GROUP = 16  # size of what is learned of each static category, at the most
 
 
 class Regressor(nn.Module):
-    """Recurrence and output layer, in scaled space. The scaling it was built for travels with it."""
+    """Recurrence, decoder and head, in scaled space. What they were built for travels with them.
 
-    def __init__(self, recurrent: Recurrent, spec: Spec) -> None:
+    Attributes:
+        segment: Time points that one step of the recurrence reads.
+        block: Time points that the decoder gives in one go; they are then fed back, segment by segment.
+        back: How many of the latest values lags and base look at (1 at least).
+        lead: Steps that a window has before its context, for lags and base to look at; 0 if they need none.
+        head: What the outputs mean.
+    """
+
+    def __init__(self, spec: Spec, *, season: int, covariates: int, groups: Sequence[int]) -> None:
         super().__init__()
-        self.scaling = spec.scaling
-        self.recurrent = recurrent
-        self.output = nn.Linear(recurrent.hidden, 1)
+        self.scaling, self.base, self.season = spec.scaling, spec.base, season
+        self.segment, self.block, self.lags = spec.segment, spec.block, spec.lags
+        self.back = max(1, base.reach(spec.base, season=season), *spec.lags)
+        self.lead = 0 if self.back == 1 else self.back
+        self.head: Head = head(getattr(spec, "head", None))
+        hidden = spec.network.hidden
+        sizes = [min(_MOST_GROUP, known) for known in groups]
+        # Number 0 stands for any category not seen in training: it adds nothing.
+        self.groups = nn.ModuleList(
+            nn.Embedding(known + 1, size, padding_idx=0) for known, size in zip(groups, sizes, strict=True)
+        )
+        self.recurrent = Recurrent(spec.network, inputs=spec.segment * (2 + len(spec.lags) + covariates) + sum(sizes))
+        self.covariates, self.direct = covariates, spec.decoder == "direct"
+        self.places = nn.Parameter(
+            torch.randn(spec.block // spec.segment, _PLACES if self.direct else 0) / _PLACES**0.5
+        )
+        further = self.places.shape[1] + spec.segment * covariates
+        self.decoder = nn.GRUCell(further, hidden) if further else None
+        self.output = nn.Linear(hidden, spec.segment * self.head.params)
+        if spec.base != "zero":  # an untrained network is its base
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
 
-    def forward(
+    def describe(self, static: Int[Tensor, "row static"] | None, *, rows: int) -> Float[Tensor, "row group"]:
+        """What is known of each row for good: its categories."""
+        if not self.groups:
+            return self.output.weight.new_zeros(rows, 0)
+        assert static is not None, "the network reads categories"
+        return torch.cat([group(static[:, number]) for number, group in enumerate(self.groups)], dim=1)
+
+    def encode(
         self,
         values: Float[Tensor, "row step"],
         observed: Bool[Tensor, "row step"],
-        begun: Bool[Tensor, "row step"],
-        state: State,
-    ) -> tuple[Float[Tensor, "row step"], State]:
-        """The prediction made after each step for the one that follows it, and the state after the last."""
-        inputs = torch.stack([values, observed.float()], dim=-1)
-        hidden, state = self.recurrent(inputs, state, begun)
-        return self.output(hidden).squeeze(-1), state
+        past: Float[Tensor, "row back_and_step"],
+        covariates: Float[Tensor, "row step covariate"] | None,
+        static: Float[Tensor, "row group"],
+    ) -> Float[Tensor, "row segment feature"]:
+        """What each step of the recurrence reads: its values (0 where missing), whether they were observed, and the rest.
+
+        `past` holds the `back` values before the first step and then the steps themselves, gaps filled. A lag of a segment
+        is a value that many steps before the *next* segment, whose points are what the step is to foretell.
+        """
+        shape = (len(values), -1, self.segment)
+        parts = [values.reshape(shape), observed.reshape(shape).float()]
+        segments = parts[0].shape[1]
+        if self.lags:
+            ends = self.back + self.segment * torch.arange(1, segments + 1, device=values.device)
+            runs = past.unfold(1, self.segment, 1)
+            parts += [runs[:, ends - lag] for lag in self.lags]
+        if self.covariates:
+            assert covariates is not None, "the network reads covariates"
+            parts.append(covariates.reshape(len(values), segments, -1))
+        if self.groups:
+            parts.append(static[:, None].expand(-1, segments, -1))
+        return torch.cat(parts, dim=-1)
+
+    def decode(
+        self,
+        output: Float[Tensor, "*axes hidden"],
+        recent: Float[Tensor, "*axes back"],
+        ahead: Float[Tensor, "*axes step covariate"] | None,
+    ) -> Float[Tensor, "*axes step param"]:
+        """The head's parameters for the next `block` points, given the recurrence's output and the latest values.
+
+        The recurrence's output takes one more step, for each segment of the block apart, with the segment's place and its
+        covariates as input (as the parallel decoder of Lin et al. 2023); where there are neither, it is taken as it is.
+        """
+        axes, count = output.shape[:-1], len(self.places)
+        each = output[..., None, :].expand(*axes, count, -1)
+        if self.decoder is not None:
+            inputs = self.places.expand(*axes, count, -1)
+            if self.covariates:
+                assert ahead is not None, "the network reads covariates"
+                inputs = torch.cat([inputs, ahead.reshape(*axes, count, -1)], dim=-1)
+            each = self.decoder(inputs.reshape(-1, inputs.shape[-1]), each.reshape(-1, each.shape[-1])).reshape(
+                each.shape
+            )
+        raw: Tensor = self.output(each).reshape(*axes, self.block, self.head.params)
+        if self.base == "zero":
+            return raw
+        return self.head.shift(raw, base.forecast(self.base, recent, season=self.season, steps=self.block))
 
 
-def build(spec: Spec, *, seed: int) -> Regressor:
-    """A network with random weights: the same for the same specification and seed, whatever was drawn before."""
-    network = spec.network
+def build(
+    spec: Spec, *, seed: int, season: int | None = None, covariates: int = 0, groups: Sequence[int] = ()
+) -> Regressor:
+    """A network with random weights: the same for the same specification and seed, whatever was drawn before.
+
+    Args:
+        spec: What it is.
+        seed: Of its weights.
+        season: That of the data, if the specification leaves it to the frequency.
+        covariates: How many numbers are known ahead of each time point.
+        groups: How many known values each static category has.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        recurrent = Recurrent(
-            network.cell, inputs=FEATURES, hidden=network.hidden, layers=network.layers, dropout=network.dropout
-        )
-        return Regressor(recurrent, spec)
+        return Regressor(spec, season=season or spec.season or 1, covariates=covariates, groups=groups)

@@ -12,38 +12,88 @@ from forecaster.spec import Scaling
 
 
 class Scale(NamedTuple):
-    """scaled = (value - shift) / width. A width of zero (a constant history) maps all to 0, and back to the constant."""
+    """scaled = (value - shift - profile) / width. A width of zero maps all to 0, and back to shift and profile.
+
+    Attributes:
+        shift: Level of each row.
+        width: Spread of each row.
+        profile: What each phase of the season adds; one zero where there is none. The first phase is that of the first
+            step of the window it was measured on.
+    """
 
     shift: Float64[Tensor, "row"]
     width: Float64[Tensor, "row"]
+    profile: Float64[Tensor, "row phase"]
 
-    def apply(self, values: Float64[Tensor, "row step"]) -> Float[Tensor, "row step"]:
-        """Data units to the network's units, in float32. Float64 until here, or large levels would swallow small changes."""
+    def apply(self, values: Float64[Tensor, "row step"], *, time: int = 0) -> Float[Tensor, "row step"]:
+        """Data units to the network's, in float32. Float64 until here, or large levels would swallow small changes.
+
+        `time` is the place of the first value, in steps after the first step of the window that was measured.
+        """
         flat = self.width[:, None] == 0
-        return (
-            ((values - self.shift[:, None]) / self.width[:, None].masked_fill(flat, 1.0)).masked_fill(flat, 0.0).float()
-        )
+        centred = values - self._centre(values.shape[1], time)
+        return (centred / self.width[:, None].masked_fill(flat, 1.0)).masked_fill(flat, 0.0).float()
 
-    def undo(self, scaled: Float[Tensor, "row step"]) -> Float64[Tensor, "row step"]:
+    def undo(self, scaled: Float[Tensor, "row step"], *, time: int = 0) -> Float64[Tensor, "row step"]:
         """The network's units to data units."""
-        return scaled.double() * self.width[:, None] + self.shift[:, None]
+        return scaled.double() * self.width[:, None] + self._centre(scaled.shape[1], time)
+
+    def _centre(self, steps: int, time: int) -> Float64[Tensor, "row step"]:
+        phases = (time + torch.arange(steps, device=self.profile.device)) % self.profile.shape[1]
+        return self.shift[:, None] + self.profile[:, phases]
 
 
-def measure(values: Float64[Tensor, "row context"], scaling: Scaling) -> Scale:
+def measure(values: Float64[Tensor, "row context"], scaling: Scaling, *, season: int = 1) -> Scale:
     """The scale of each row, from its observed values.
 
     `none` shifts by 0 and divides by 1; `mean_abs` divides by the mean of |y| (Salinas et al. 2020, section 3.3, without
     their +1, so that the forecast scales with the data); `standard` subtracts the mean and divides by the population
-    standard deviation. A row without observations, or all zero, has width 0 (1 for `none`).
+    standard deviation; `last` subtracts the last observed value instead (Lin et al. 2023); `level_season` subtracts the
+    level of the last season and a seasonal profile (means by phase of what a straight line leaves, centred), and divides by
+    the standard deviation of the rest. A row without observations, or all zero, has width 0 (1 for `none`).
     """
-    zero = values.new_zeros(len(values))
+    zero, still = values.new_zeros(len(values)), values.new_zeros(len(values), 1)
     if scaling == "none":
-        return Scale(zero, zero + 1)
+        return Scale(zero, zero + 1, still)
     observed = ~values.isnan()
-    count = observed.sum(1).clamp(min=1)
     known = values.masked_fill(~observed, 0.0)
     if scaling == "mean_abs":
-        return Scale(zero, known.abs().sum(1) / count)
+        return Scale(zero, known.abs().sum(1) / observed.sum(1).clamp(min=1), still)
+    if scaling == "level_season":
+        return _level_season(known, observed, season)
+    mean, deviation = _moments(known, observed)
+    if scaling == "last":
+        return Scale(known.gather(1, _last_observed(observed)).squeeze(1), deviation, still)
+    return Scale(mean, deviation, still)
+
+
+def _moments(known: Tensor, observed: Tensor) -> tuple[Float64[Tensor, "row"], Float64[Tensor, "row"]]:
+    count = observed.sum(1).clamp(min=1)
     mean = known.sum(1) / count
-    deviation = (known - mean[:, None]).masked_fill(~observed, 0.0)
-    return Scale(mean, torch.sqrt((deviation**2).sum(1) / count))
+    return mean, torch.sqrt((((known - mean[:, None]) * observed) ** 2).sum(1) / count)
+
+
+def _last_observed(observed: Tensor) -> Tensor:
+    steps = torch.arange(observed.shape[1], device=observed.device)
+    return torch.where(observed, steps, 0).amax(1, keepdim=True)
+
+
+def _level_season(known: Tensor, observed: Tensor, season: int) -> Scale:
+    """Level, profile and spread. A phase that was seen less than twice adds nothing: it would only repeat one value."""
+    rows, steps = known.shape
+    clock = torch.arange(steps, device=known.device, dtype=known.dtype)
+    count = observed.sum(1, keepdim=True).clamp(min=1)
+    middle = (clock * observed).sum(1, keepdim=True) / count
+    mean = known.sum(1, keepdim=True) / count
+    spread = (((clock - middle) ** 2) * observed).sum(1, keepdim=True).clamp(min=1e-12)
+    slope = ((clock - middle) * (known - mean) * observed).sum(1, keepdim=True) / spread
+    rest = (known - mean - slope * (clock - middle)) * observed
+    phases = (torch.arange(steps, device=known.device) % season).expand(rows, steps)
+    empty = known.new_zeros(rows, season)
+    seen = empty.scatter_add(1, phases, observed.to(known.dtype))
+    profile = torch.where(seen >= 2, empty.scatter_add(1, phases, rest) / seen.clamp(min=1), 0.0)
+    profile = profile - profile.mean(1, keepdim=True)
+    plain = (known - profile.gather(1, phases)) * observed
+    late = observed & (clock >= _last_observed(observed) - season + 1)
+    level = (plain * late).sum(1) / late.sum(1).clamp(min=1)
+    return Scale(level, _moments(plain, observed)[1], profile)

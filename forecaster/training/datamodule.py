@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 import torch
 
+from forecaster.data.encoding import Encoding
 from forecaster.data.split import hold_out
 from forecaster.data.windows import Anchors, Feed, Tape
 from forecaster.errors import HistoryTooShort
 from forecaster.evaluation.trials import Trial, trials
+from forecaster.model.regressor import Regressor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 
@@ -22,18 +24,24 @@ class Windows(pl.LightningDataModule):
     Raises HistoryTooShort, with the longest series, where a specification asks for more steps than there are.
     """
 
-    def __init__(self, panel: Panel, spec: Spec, *, season: int) -> None:
+    def __init__(self, panel: Panel, spec: Spec, network: Regressor, encoding: Encoding, *, season: int) -> None:
         super().__init__()
         windows, horizon = spec.training.valid_windows, spec.horizon
         split = hold_out(panel, windows * horizon, keep=spec.least + 1)
-        self.spec = spec
+        self.spec, self.context, self.block = spec, network.lead + spec.context, network.block
         self.left_out = split.left_out
-        self.trials = (
-            trials(split.whole.series, context=spec.context, horizon=horizon, windows=windows, season=season)
-            if windows
-            else []
-        )
-        self._anchors = Anchors.of(Tape.record(split.known.series, lead=spec.context), least=spec.least)
+        self.trials: Sequence[Trial] = []
+        if windows:
+            self.trials = trials(
+                split.whole.series,
+                context=self.context,
+                horizon=horizon,
+                windows=windows,
+                season=season,
+                encoding=encoding,
+            )
+        tape = Tape.record(split.known.series, context=self.context, horizon=self.block, encoding=encoding)
+        self._anchors = Anchors.of(tape, least=spec.least)
         if not torch.isfinite(self._anchors.tape.values).any():
             raise HistoryTooShort("No series has an observed value to train on. Send a history with observations.")
 
@@ -47,7 +55,9 @@ class Windows(pl.LightningDataModule):
         assert self.trainer is not None
         device, training, epoch = self.trainer.strategy.root_device, self.spec.training, self.trainer.current_epoch
         steps = min(training.steps - epoch * training.epoch_steps, training.epoch_steps)
-        return Feed(self._anchors.to(device), self.spec.context, training.batch, max(1, steps), training.seed, epoch)
+        return Feed(
+            self._anchors.to(device), self.context, self.block, training.batch, max(1, steps), training.seed, epoch
+        )
 
     def val_dataloader(self) -> Batches:
         """The validation origins, in few large batches."""

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
 from forecaster.data.calendar import usual_season
+from forecaster.data.encoding import learn
 from forecaster.model.regressor import build
 from forecaster.predict import Forecaster
 from forecaster.series import Panel
@@ -54,8 +55,10 @@ def fit(
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch.
     """
     season = spec.season or usual_season(panel.freq)
-    windows = Windows(panel, spec, season=season)
-    module = SequenceRegressor(build(spec, seed=spec.training.seed), spec)
+    encoding = learn(panel, calendar=spec.calendar, covariates=spec.covariates, static=spec.static)
+    network = build(spec, seed=spec.training.seed, season=season, covariates=encoding.width, groups=encoding.sizes)
+    module = SequenceRegressor(network, spec)
+    windows = Windows(panel, spec, network, encoding, season=season)
     keeper = Keeper(
         checkpoint,
         fit_digest=fit_digest(panel, spec),
@@ -84,7 +87,7 @@ def fit(
     if trainer.interrupted:
         raise KeyboardInterrupt
     module.load_state_dict(keeper.best_weights)
-    forecaster = Forecaster(spec, panel.freq, season, panel.cutoff, module.network.cpu().eval())
+    forecaster = Forecaster(spec, panel.freq, season, panel.cutoff, encoding, network.cpu().eval())
     return Fitted(forecaster, keeper.scores, trainer.current_epoch, trainer.global_step, windows.left_out)
 
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from forecaster.data.windows import Example
 from forecaster.evaluation.trials import Trial, score
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import begin, read
-from forecaster.shapes import Float
 from forecaster.spec import Spec
+from forecaster.training.loss import teacher_forced_loss
 
 
 class SequenceRegressor(pl.LightningModule):
-    """Trains a network, teacher-forced, on windows shifted by one step, with the mean squared error."""
+    """Trains a network, teacher-forced, with the loss of its head: the classical recipe is the mean squared error on
+    windows shifted by one step."""
 
     def __init__(self, network: Regressor, spec: Spec) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class SequenceRegressor(pl.LightningModule):
 
     def training_step(self, example: Example, _number: int) -> Tensor:
         """The loss of a batch. Nothing is logged here: a step costs what its arithmetic costs."""
-        loss = shifted_mse(self.network, example)
+        loss = teacher_forced_loss(self.network, example)
         self._losses.append(loss.detach())
         return loss
 
@@ -42,15 +42,3 @@ class SequenceRegressor(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam (Kingma and Ba 2015)."""
         return torch.optim.Adam(self.parameters(), lr=self.spec.training.learning_rate)
-
-
-def shifted_mse(network: Regressor, example: Example) -> Float[Tensor, ""]:
-    """Mean squared error, scaled, of predicting at every step of a window the step after it; the unobserved do not count."""
-    window, future = example
-    predictions, memory = read(network, window, begin(network, window))
-    begun = (~window.values.isnan()).cummax(1).values
-    shifted = torch.cat([window.values[:, 1:], future[:, :1]], dim=1)
-    counts = begun & ~shifted.isnan()
-    target = memory.scale.apply(shifted).masked_fill(~counts, 0.0)
-    squares = (predictions.masked_fill(~counts, 0.0) - target) ** 2
-    return squares.sum() / counts.sum().clamp(min=1)

@@ -1,0 +1,103 @@
+"""Covariates, calendar and categories as numbers: learned from the training data, the same in training and in serving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from forecaster.data.calendar import features
+from forecaster.errors import CovariateMissing
+from forecaster.series import Panel, Series
+from forecaster.shapes import Float64, Int
+
+
+class Encoding(BaseModel):
+    """How the columns of a series become numbers; saved with the forecaster.
+
+    Attributes:
+        calendar: Names of calendar features, of the local time of the series.
+        numeric: Mean and spread of each numeric covariate in the training data.
+        categories: Known values of each covariate of text; another value is none of them.
+        static: Known values of each static category; number 0 stands for any other.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    calendar: tuple[str, ...] = ()
+    numeric: dict[str, tuple[float, float]] = {}
+    categories: dict[str, tuple[str, ...]] = {}
+    static: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def width(self) -> int:
+        """How many numbers a step has."""
+        clock = features(pd.DatetimeIndex(["2001-01-01"]), self.calendar).shape[1] if self.calendar else 0
+        return clock + len(self.numeric) + sum(map(len, self.categories.values()))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many known values each static category has."""
+        return tuple(len(values) for values in self.static.values())
+
+    def covariates(self, series: Series, *, ahead: int) -> Float64[np.ndarray, "step_and_ahead covariate"]:
+        """The numbers of every step of the history and of `ahead` steps after it.
+
+        Steps for which the series' own covariates are not known any more are 0: the mean, or no category.
+        Raises CovariateMissing if the series lacks a column.
+        """
+        steps = len(series) + ahead
+        parts = []
+        if self.calendar:
+            stamps = series.stamps.append(series.stamps_ahead(ahead)) if ahead else series.stamps
+            parts.append(features(stamps, self.calendar))
+        for name, (mean, spread) in self.numeric.items():
+            parts.append(_until(((_column(series, name).astype(np.float64) - mean) / spread)[:, None], steps))
+        for name, known in self.categories.items():
+            parts.append(
+                _until((_column(series, name)[:, None] == np.array(known, dtype=object)).astype(np.float64), steps)
+            )
+        return np.concatenate(parts, axis=1) if parts else np.zeros((steps, 0))
+
+    def groups(self, series: Series) -> Int[np.ndarray, "static"]:
+        """The number of each static category; 0 where the value is unknown or not given."""
+        return np.array([_place(known, series.static.get(name)) for name, known in self.static.items()], dtype=np.int64)
+
+
+def learn(panel: Panel, *, calendar: Sequence[str], covariates: Sequence[str], static: Sequence[str]) -> Encoding:
+    """The encoding of a panel's own columns: means, spreads and categories as they are up to each series' end.
+
+    Raises CovariateMissing if a series lacks a column.
+    """
+    numeric: dict[str, tuple[float, float]] = {}
+    categories: dict[str, tuple[str, ...]] = {}
+    for name in covariates:
+        columns = [_column(one, name)[: len(one)] for one in panel.series]
+        if any(column.dtype == object for column in columns):
+            categories[name] = tuple(sorted({str(value) for column in columns for value in column}))
+        else:
+            values = np.concatenate(columns).astype(np.float64)
+            numeric[name] = (float(values.mean()), float(values.std()) or 1.0)
+    groups = {name: tuple(sorted({one.static[name] for one in panel.series if name in one.static})) for name in static}
+    return Encoding(calendar=tuple(calendar), numeric=numeric, categories=categories, static=groups)
+
+
+def _column(series: Series, name: str) -> np.ndarray:
+    found: Mapping[str, np.ndarray] = series.covariates
+    if name not in found:
+        raise CovariateMissing(
+            f"Series {series.id!r} needs the covariate {name!r}; it has: {', '.join(found) or 'none'}. "
+            "Send it for every step of the history and of the horizon.",
+            where=series.id,
+        )
+    return found[name]
+
+
+def _until(columns: np.ndarray, steps: int) -> np.ndarray:
+    known = columns[:steps]
+    return np.concatenate([known, np.zeros((steps - len(known), known.shape[1]))])
+
+
+def _place(known: Sequence[str], value: str | None) -> int:
+    return known.index(value) + 1 if value in known else 0
