@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from forecaster.model.regressor import Regressor, build
 from forecaster.predict import Forecaster
@@ -46,10 +45,9 @@ def make_spec(
 
 def make_network(spec: Spec, *, seed: int = 1) -> Regressor:
     """Random weights, larger than a fresh network's, so that its outputs depend on all it has read."""
-    network = build(spec, seed=seed).eval()
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.mul_(1.5)
+    network = build(spec, seed=seed).eval().requires_grad_(False)
+    for weight in network.parameters():
+        weight.mul_(1.5)
     return network
 
 
