@@ -26,6 +26,7 @@ from forecaster.predict import Forecaster, Predictor
 from forecaster.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
+from forecaster.training.datamodule import cut
 from forecaster.training.fit import Fitted, fit, fit_digest
 from pipelines.card import card_of, finite, reliable_horizon
 from pipelines.promotion import SEASONAL_NAIVE
@@ -94,6 +95,7 @@ def train(
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)
     known = hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
+    cut(known, spec)  # what cannot be trained on is refused before there is a run of it
     dataset = DataSet(data.name, known.digest(), data.source, known.cutoff)
     with _workplace(root.checkpoints / fit_digest(known, spec)[:16]) as place:
         with open_run(
