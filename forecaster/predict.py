@@ -17,7 +17,7 @@ from forecaster.data.encoding import Encoding
 from forecaster.data.windows import Window, stack
 from forecaster.errors import (
     BadSpec,
-    CovariateMissing,
+    CovariateUnknown,
     ForecasterError,
     FrequencyMismatch,
     HistoryTooShort,
@@ -168,7 +168,7 @@ class Predictor:
         if not missing and (not spec.covariates or one.ahead >= horizon):
             return None
         found = f"{', '.join(missing)} not found" if missing else f"they are known for {one.ahead} steps ahead"
-        return CovariateMissing(
+        return CovariateUnknown(
             f"Series {one.id!r} needs the covariates {', '.join(spec.covariates)} for its history and {horizon} steps ahead; "
             f"{found}. Send them, or ask for a shorter horizon.",
             where=one.id,

@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from forecaster.data.calendar import features
-from forecaster.errors import CovariateMissing
+from forecaster.errors import CovariateUnknown
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 
@@ -45,7 +45,7 @@ class Encoding(BaseModel):
         """The numbers of every step of the history and of `ahead` steps after it.
 
         Steps for which the series' own covariates are not known any more are 0: the mean, or no category.
-        Raises CovariateMissing if the series lacks a column.
+        Raises CovariateUnknown if the series lacks a column.
         """
         steps = len(series) + ahead
         parts = []
@@ -68,7 +68,7 @@ class Encoding(BaseModel):
 def learn(panel: Panel, *, calendar: Sequence[str], covariates: Sequence[str], static: Sequence[str]) -> Encoding:
     """The encoding of a panel's own columns: means, spreads and categories as they are up to each series' end.
 
-    Raises CovariateMissing if a series lacks a column.
+    Raises CovariateUnknown if a series lacks a column.
     """
     numeric: dict[str, tuple[float, float]] = {}
     categories: dict[str, tuple[str, ...]] = {}
@@ -86,7 +86,7 @@ def learn(panel: Panel, *, calendar: Sequence[str], covariates: Sequence[str], s
 def _column(series: Series, name: str) -> np.ndarray:
     found: Mapping[str, np.ndarray] = series.covariates
     if name not in found:
-        raise CovariateMissing(
+        raise CovariateUnknown(
             f"Series {series.id!r} needs the covariate {name!r}; it has: {', '.join(found) or 'none'}. "
             "Send it for every step of the history and of the horizon.",
             where=series.id,
