@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from forecaster.errors import BadSpec
 
 Cell = Literal["gru", "lstm", "elman"]
 Scaling = Literal["none", "mean_abs", "standard", "last", "level_season"]
+HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
+PointLoss = Literal["mse", "mae", "huber"]
 Base = Literal["zero", "last", "seasonal_naive", "linear"]
 Decoder = Literal["rollout", "direct"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -44,6 +55,60 @@ class NetworkSpec(_Frozen):
         return self
 
 
+class HeadSpec(_Frozen):
+    """What the network's outputs mean. A field of another kind of head keeps its default: it would change nothing."""
+
+    kind: HeadKind = "point"
+    loss: PointLoss = Field(default="mse", description="of a point head")
+    delta: float = Field(default=1.0, gt=0.0, description="of the Huber loss: the error where square turns to line")
+    levels: tuple[float, ...] = Field(
+        default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        max_length=199,
+        description="of a quantile head; the median belongs to them whether named or not",
+    )
+    bins: int = Field(default=256, ge=2, le=65_536, description="of a categorical head")
+    bound: float = Field(default=10.0, gt=0.0, description="of a categorical head: bins cover -bound to bound, scaled")
+
+    @property
+    def shiftable(self) -> bool:
+        """Whether the head can correct a base other than zero."""
+        return self.kind not in ("neg_binomial", "categorical")
+
+    @property
+    def counts(self) -> bool:
+        """Whether the head reads unscaled counts, and nothing else."""
+        return self.kind == "neg_binomial"
+
+    @field_validator("levels")
+    @classmethod
+    def _levels_rise_between_zero_and_one(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        outside = [level for level in levels if not 0 < level < 1]
+        if outside:
+            raise ValueError(f"levels lie between 0 and 1, both excluded; found {outside[0]}. Write 0.9, not 90")
+        for level, following in pairwise(levels):
+            if following <= level:
+                raise ValueError(f"levels rise strictly; found {following} after {level}. Sort them, each once")
+        if not set(levels) - {0.5}:
+            raise ValueError(
+                "a quantile head needs a level besides the median. For the median alone: kind point, loss mae"
+            )
+        return levels
+
+    @model_validator(mode="after")
+    def _has_nothing_of_another_kind(self) -> Self:
+        for field, kind in {
+            "loss": "point",
+            "levels": "quantile",
+            "bins": "categorical",
+            "bound": "categorical",
+        }.items():
+            if self.kind != kind and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} belongs to a {kind} head; this one is {self.kind}. Leave {field} out")
+        if self.loss != "huber" and self.delta != type(self).model_fields["delta"].default:
+            raise ValueError(f"delta belongs to the huber loss; the loss is {self.loss}. Leave delta out")
+        return self
+
+
 class TrainingSpec(_Frozen):
     """How the network is fitted. An epoch is `epoch_steps` optimiser steps, not a pass over the data."""
 
@@ -73,6 +138,7 @@ class Spec(_Frozen):
     )
     base: Base = Field(default="zero", description="what the network corrects")
     scaling: Scaling = "standard"
+    head: HeadSpec = HeadSpec()
     lags: tuple[Steps, ...] = Field(default=(), description="how far back further values are looked up for every step")
     calendar: tuple[str, ...] = Field(default=(), description="calendar features, of the local time of the series")
     covariates: tuple[str, ...] = Field(default=(), description="columns that are known ahead")
@@ -91,9 +157,13 @@ class Spec(_Frozen):
         return self.segment if self.decoder == "rollout" else -(-self.horizon // self.segment) * self.segment
 
     @model_validator(mode="after")
-    def _whole_segments(self) -> Self:
+    def _parts_fit_together(self) -> Self:
         if self.context % self.segment:
             raise ValueError(f"context: expected a multiple of segment {self.segment}, found {self.context}")
+        if self.base != "zero" and not self.head.shiftable:
+            raise ValueError(f"base: a {self.head.kind} head takes base zero only, found {self.base}")
+        if self.head.counts and self.scaling != "none":
+            raise ValueError(f"scaling: a {self.head.kind} head reads counts, so scaling none; found {self.scaling}")
         short = [lag for lag in self.lags if lag < self.segment]
         if short:
             raise ValueError(f"lags: expected at least the segment's {self.segment} steps, found {short[0]}")

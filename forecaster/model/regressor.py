@@ -37,7 +37,7 @@ class Regressor(nn.Module):
         self.segment, self.block, self.lags = spec.segment, spec.block, spec.lags
         self.back = max(1, base.reach(spec.base, season=season), *spec.lags)
         self.lead = 0 if self.back == 1 else self.back
-        self.head: Head = head(getattr(spec, "head", None))
+        self.head: Head = head(spec.head)
         hidden = spec.network.hidden
         sizes = [min(_MOST_GROUP, known) for known in groups]
         # Number 0 stands for any category not seen in training: it adds nothing.
