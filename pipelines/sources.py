@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,6 @@ from forecaster.series import Panel
 from forecaster.spec import NetworkSpec, Spec, TrainingSpec
 
 BUILT_IN: dict[str, Callable[[], pd.DataFrame]] = {"hospital": hospital, "sine_trend": sine_trend}
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": pd.read_csv,
-    ".csv.gz": pd.read_csv,
-    ".parquet": pd.read_parquet,
-}
 
 
 class Data(NamedTuple):
@@ -30,6 +25,9 @@ class Data(NamedTuple):
     source: str  # a file, or the name of a data set that ships with the project
     freq: str | None = None
     columns: Columns = Columns()
+    zone: str | None = None
+    covariates: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -37,10 +35,25 @@ class Data(NamedTuple):
         return Path(self.source).name.split(".")[0]
 
 
+def _read_csv(path: Path, data: Data) -> pd.DataFrame:
+    """Ids and static columns stay text: 007 is not 7, and a series may be called NA."""
+    empty = {name: _EMPTY for name in pd.read_csv(path, nrows=0).columns if name != data.columns.unique_id}
+    text: dict[Hashable, Any] = dict.fromkeys([data.columns.unique_id, *data.static], str)
+    return pd.read_csv(path, dtype=text, na_values=empty, keep_default_na=False, low_memory=False)
+
+
+_EMPTY = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
+_READERS: dict[str, Callable[[Path, Data], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": lambda path, _: pd.read_parquet(path),
+}
+
+
 def read(data: Data) -> Panel:
     """The panel of a source; raises InputError's kinds, with the source, the column and the row or stamp."""
     if data.source in BUILT_IN:
-        return to_panel(BUILT_IN[data.source](), freq=data.freq)
+        return to_panel(BUILT_IN[data.source](), freq=data.freq, zone=data.zone)
     path = Path(data.source)
     reader = next((reader for suffix, reader in _READERS.items() if path.name.endswith(suffix)), None)
     if reader is None:
@@ -52,12 +65,19 @@ def read(data: Data) -> Panel:
     if not path.is_file():
         raise SourceNotFound(f"Expected a file at {data.source}; there is none. Check the path.", where=data.source)
     try:
-        frame = reader(path)
+        frame = reader(path, data)
     except (ValueError, OSError) as error:  # parser and Arrow errors are ValueErrors
         raise InputError(
             f"Expected a readable table in {data.source}; {error}. Write it anew.", where=data.source
         ) from error
-    return to_panel(frame, freq=data.freq, columns=data.columns)
+    return to_panel(
+        frame,
+        freq=data.freq,
+        columns=data.columns,
+        zone=data.zone,
+        covariates=data.covariates,
+        static=data.static,
+    )
 
 
 def read_spec(path: Path) -> Spec:
