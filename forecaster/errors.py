@@ -4,15 +4,24 @@
     ├── InputError                 what was sent cannot be used          exit 2, HTTP 422
     │   ├── SourceNotFound         no such file, or not of a known kind
     │   ├── MissingColumn          a column of the frame is not there
+    │   ├── DuplicateColumn        a column is there twice, or has two meanings
+    │   ├── NoData                 no row, or no observed value in any series
+    │   ├── BadId                  the name of a series is empty, too long, or two names become one
     │   ├── NotANumber             text, or an infinity, where a number belongs
+    │   │   └── ValueOutOfRange    a number too large to be reckoned with
+    │   ├── CovariateUnknown       a covariate or static value is not there where it must be known
+    │   ├── StaticChanges          what must not change within a series does
+    │   ├── ZoneUnknown            no time zone has this name
     │   ├── BadStamp               a time stamp cannot be read
     │   ├── DuplicateStamp         one series says two things of one moment
     │   ├── IrregularStamps        stamps do not follow the frequency
+    │   ├── GridTooLarge           more steps between first and last stamp than data can have
     │   ├── FrequencyUnknown       the frequency is neither declared nor certain
     │   ├── FrequencyMismatch      the data's frequency is not the forecaster's
     │   ├── HistoryTooShort        fewer steps than are needed
     │   ├── HorizonOutOfRange      a horizon below one, or above the limit
     │   └── BadSpec                a specification does not validate
+    ├── MissingPackage             an optional package is not installed  exit 1
     ├── TrainingError              a fit cannot go on                    exit 1
     │   ├── NonFiniteLoss          the loss became NaN or infinite
     │   └── CheckpointMismatch     a checkpoint is of another fit, or damaged
@@ -61,7 +70,28 @@ class SourceNotFound(InputError): ...
 class MissingColumn(InputError): ...
 
 
+class DuplicateColumn(InputError): ...
+
+
+class NoData(InputError): ...
+
+
+class BadId(InputError): ...
+
+
 class NotANumber(InputError): ...
+
+
+class ValueOutOfRange(NotANumber): ...
+
+
+class CovariateUnknown(InputError): ...
+
+
+class StaticChanges(InputError): ...
+
+
+class ZoneUnknown(InputError): ...
 
 
 class BadStamp(InputError): ...
@@ -71,6 +101,9 @@ class DuplicateStamp(InputError): ...
 
 
 class IrregularStamps(InputError): ...
+
+
+class GridTooLarge(InputError): ...
 
 
 class FrequencyUnknown(InputError): ...
@@ -85,10 +118,10 @@ class HistoryTooShort(InputError): ...
 class HorizonOutOfRange(InputError): ...
 
 
-class CovariateUnknown(InputError): ...
-
-
 class BadSpec(InputError): ...
+
+
+class MissingPackage(ForecasterError): ...
 
 
 class TrainingError(ForecasterError): ...

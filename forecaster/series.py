@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from forecaster.errors import BadStamp
 from forecaster.shapes import Float64
+
+LAST_YEAR = 9999  # Python's calendar ends there
+LARGEST_VALUE = 1e100  # squares of larger ones, summed, would leave float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,34 +26,57 @@ class Series:
         start: Stamp of the first value; its time zone, if it has one, is kept.
         freq: Frequency as a pandas offset alias ("D", "h", "MS", "100ms").
         y: Float64 values, one a step; NaN marks a step that was not observed.
+        covariates: By name, what is known ahead: one value for each step of `y` and for `ahead` steps after it; float64,
+            or text in an object array.
+        static: By name, what is true of the whole series.
     """
 
     id: str
     start: pd.Timestamp
     freq: str
     y: Float64[np.ndarray, "step"]
+    covariates: Mapping[str, np.ndarray] = field(default_factory=dict)
+    static: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = {len(values) for values in self.covariates.values()}
+        assert len(lengths) <= 1, f"covariates of different lengths: {sorted(lengths)}"
+        assert min(lengths, default=len(self)) >= len(self), "covariates end before the history does"
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
+    def ahead(self) -> int:
+        """For how many steps after the last value the covariates are known; 0 without covariates."""
+        return max((len(values) for values in self.covariates.values()), default=len(self)) - len(self)
+
+    @property
     def stamps(self) -> pd.DatetimeIndex:
         """The stamp of every value."""
-        return pd.date_range(self.start, periods=len(self.y), freq=self.freq)
+        return regular(self.start, freq=self.freq, steps=len(self))
 
     @property
     def end(self) -> pd.Timestamp:
         """The stamp of the last value."""
-        return self.start + (len(self.y) - 1) * pd.tseries.frequencies.to_offset(self.freq)
+        try:
+            return self.start + (len(self) - 1) * pd.tseries.frequencies.to_offset(self.freq)
+        except ValueError:  # a clock change left no such local time, or two
+            return self.stamps[-1]
 
     def until(self, steps: int) -> Series:
-        """The first `steps` values: what was known then."""
+        """The first `steps` values: what was known then. Covariates are known ahead, so all of them were."""
         assert 0 < steps <= len(self), f"{steps} of {len(self)} steps"
-        return Series(self.id, self.start, self.freq, self.y[:steps])
+        return replace(self, y=self.y[:steps])
 
     def stamps_ahead(self, horizon: int) -> pd.DatetimeIndex:
-        """The `horizon` stamps that follow the last value."""
-        return pd.date_range(self.end, periods=horizon + 1, freq=self.freq)[1:]
+        """The `horizon` stamps that follow the last value; raises BadStamp where they leave the calendar."""
+        end = self.end
+        if end.tz is None or end.time() == self.start.time():
+            return regular(end, freq=self.freq, steps=horizon + 1)[1:]
+        return regular(self.start, freq=self.freq, steps=len(self) + horizon)[
+            len(self) :
+        ]  # the end may be a shifted one
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,4 +114,45 @@ class Panel(NamedTuple):
         for one in self.series:
             total.update(f"\n{len(one)} {one.start.isoformat()} {one.id}\n".encode())
             total.update(one.y.astype("<f8").tobytes())
+            for name, values in one.covariates.items():
+                total.update(f"\n{len(values)} {name}\n".encode())
+                total.update(
+                    values.astype("<f8").tobytes() if values.dtype != object else repr(values.tolist()).encode()
+                )
+            if one.static:
+                total.update(repr(sorted(one.static.items())).encode())
         return total.hexdigest()
+
+
+def regular(start: pd.Timestamp, *, freq: str, steps: int) -> pd.DatetimeIndex:
+    """`steps` stamps from `start` on: hours follow the sun, days and longer steps the clock on the wall.
+
+    Where a clock change leaves no such local time, the next that there is; where it leaves two, the first.
+
+    Raises BadStamp if the last would come after the year 9999.
+    """
+    fault: Exception | None = None
+    try:
+        stamps = _ladder(start, freq=freq, steps=steps)
+        if not steps or stamps[-1].year <= LAST_YEAR:
+            return stamps
+    except (pd.errors.OutOfBoundsDatetime, OverflowError, NotImplementedError) as error:
+        fault = error
+    raise BadStamp(
+        f"Expected stamps up to the year {LAST_YEAR}; {steps} steps of {freq!r} from {start.isoformat()} pass it. "
+        "Correct the stamps or the frequency, or ask for fewer steps.",
+        where=start.isoformat(),
+    ) from fault
+
+
+def _ladder(start: pd.Timestamp, *, freq: str, steps: int) -> pd.DatetimeIndex:
+    try:
+        return pd.date_range(start, periods=steps, freq=freq)
+    except ValueError as error:
+        if start.tz is None or isinstance(error, pd.errors.OutOfBoundsDatetime):
+            raise
+    wall: Any = pd.date_range(start.tz_localize(None), periods=steps, freq=freq)
+    ladder: pd.DatetimeIndex = wall.tz_localize(
+        start.tz, ambiguous=np.ones(steps, dtype=bool), nonexistent="shift_forward"
+    )
+    return ladder

@@ -19,11 +19,14 @@ from cyclopts import App, CycloptsError, Parameter
 from forecaster.errors import BadSpec, ForecasterError, InputError, NoSuchModel, RefusedByGate
 
 if TYPE_CHECKING:
+    from forecaster.series import Panel
     from forecaster.spec import Spec
     from pipelines.settings import Root
     from pipelines.sources import Data
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
+data_app = App(name="data", help="Looks at data before anything is trained on them.")
+app.command(data_app)
 
 
 @Parameter(name="*")
@@ -73,13 +76,15 @@ class Reading:
     "Column with the time stamps."
     y_column: str = "y"
     "Column with the values; empty means not observed."
+    zone: str | None = None
+    "Time zone of stamps that carry no offset (Europe/Berlin); those that do are told in it."
 
     def of(self, source: str) -> Data:
         """A source, read this way."""
         from forecaster.data.frames import Columns
         from pipelines.sources import Data
 
-        return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column))
+        return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column), self.zone)
 
 
 _WHERE, _READING = Where(), Reading()
@@ -160,6 +165,8 @@ def backtest(
     _in_range(horizon=horizon, windows=windows)
     _can_be_written(out=out, plot=plot)
     panel, forecaster = read(reading.of(data)), artifact.load(_bundle(model, where))
+    for repair in panel.repairs:
+        _warn(repair)
     rivals = {
         forecaster.spec.name: Predictor(forecaster).forecast_each,
         "seasonal_naive": seasonal_naive(forecaster.season),
@@ -213,6 +220,8 @@ def forecast(
     _in_range(horizon=horizon)
     _can_be_written(out=out, plot=plot)
     panel, forecaster = read(reading.of(data)), artifact.load(_bundle(model, where))
+    for repair in panel.repairs:
+        _warn(repair)
     outcomes = Predictor(forecaster).forecast_each(panel.series, horizon or forecaster.spec.horizon)
     good = [outcome for outcome in outcomes if isinstance(outcome, Forecast)]
     bad = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
@@ -318,6 +327,36 @@ def retrain(
         raise RefusedByGate(
             f"Version {done.version.number} was registered but not promoted: {'; '.join(done.verdict.reasons)}."
         )
+
+
+@data_app.command
+def check(
+    data: str,
+    *,
+    covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    reading: Reading = _READING,
+) -> None:
+    """Checks data as train would, and tells what they are like. Ends with 0 if they can be used, with 2 if not.
+
+    Parameters
+    ----------
+    data
+        As for train.
+    covariate
+        A column that is known ahead; may be given again.
+    static
+        A column that says one thing of a whole series; may be given again.
+    """
+    from pipelines.sources import read
+
+    try:
+        panel = read(reading.of(data)._replace(covariates=covariate, static=static))
+    except InputError as error:
+        print(f"{data}: cannot be used ({error.code})")
+        raise
+    print(f"{data}: can be used{', as repaired' if panel.repairs else ''}")
+    _print_summary(panel)
 
 
 @app.command
@@ -488,6 +527,29 @@ def _print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
             f"{forecaster:16}"
             + "".join(f"{'-' if value is None else format(value, '.4g'):>10}" for value in values.values())
         )
+
+
+def _print_summary(panel: Panel) -> None:
+    from forecaster.data.summary import summarise
+
+    told = summarise(panel)
+    constant = f"{len(told.constant)}" + (f" ({told.constant[0]!r} first)" if told.constant else "")
+    lines = {
+        "series": f"{told.series}",
+        "frequency": told.freq,
+        "zone": told.zone or "none",
+        "span": f"{told.first} to {told.last}",
+        "length": f"{told.shortest} to {told.longest} steps, median {told.median}",
+        "missing": f"{told.missing} of {told.steps} values",
+        "constant": constant,
+        "covariates": f"{', '.join(told.covariates)}, {told.ahead} steps ahead" if told.covariates else "none",
+        "static": ", ".join(told.static) or "none",
+        "suggested": f"season {told.season}, horizon {told.horizon}",
+    }
+    for name, line in lines.items():
+        print(f"{name:12}{line}")
+    for repair in panel.repairs:
+        print(f"{'repaired':12}{repair}")
 
 
 def _warn(message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,9 @@ class Data(NamedTuple):
     source: str  # a file, or the name of a data set that ships with the project
     freq: str | None = None
     columns: Columns = Columns()
+    zone: str | None = None
+    covariates: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -34,10 +37,26 @@ class Data(NamedTuple):
         return Path(self.source).name.split(".")[0]
 
 
+def _read_csv(path: Path, data: Data) -> pd.DataFrame:
+    """Ids and static columns stay text: 007 is not 7, and a series may be called NA."""
+    empty = {name: _EMPTY for name in pd.read_csv(path, nrows=0).columns if name != data.columns.unique_id}
+    text: dict[Hashable, Any] = dict.fromkeys([data.columns.unique_id, *data.static], str)
+    return pd.read_csv(path, dtype=text, na_values=empty, keep_default_na=False, low_memory=False)
+
+
+# What means "not observed" in a column of values.
+_EMPTY = ["", "#N/A", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "-nan", "NULL", "null", "None"]
+_READERS: dict[str, Callable[[Path, Data], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": lambda path, _: pd.read_parquet(path),
+}
+
+
 def read(data: Data) -> Panel:
     """The panel of a source; raises InputError's kinds, with the source, the column and the row or stamp."""
     if data.source in BUILT_IN:
-        return to_panel(BUILT_IN[data.source](), freq=data.freq)
+        return to_panel(BUILT_IN[data.source](), freq=data.freq, zone=data.zone)
     path = Path(data.source)
     reader = next((reader for suffix, reader in _READERS.items() if path.name.endswith(suffix)), None)
     if reader is None:
@@ -50,13 +69,20 @@ def read(data: Data) -> Panel:
         found = "a folder" if path.is_dir() else "none"
         raise SourceNotFound(f"Expected a file at {data.source}; found {found}. Check the path.", where=data.source)
     try:
-        frame = reader(path, data.columns)
+        frame = reader(path, data)
     except (ValueError, OSError, EOFError, zlib.error) as error:  # parser and Arrow errors are ValueErrors
         raise InputError(
             f"Expected a readable table in {data.source}; {' '.join(str(error).split())}. Write it anew, as UTF-8.",
             where=data.source,
         ) from error
-    return to_panel(frame, freq=data.freq, columns=data.columns)
+    return to_panel(
+        frame,
+        freq=data.freq,
+        columns=data.columns,
+        zone=data.zone,
+        covariates=data.covariates,
+        static=data.static,
+    )
 
 
 def read_spec(path: Path) -> Spec:
@@ -87,25 +113,3 @@ def default_spec(name: str, *, horizon: int) -> Spec:
         "training": training,
     }
     return Spec.parse(fields, where="--horizon")
-
-
-# What means "not observed" in a column of values.
-_MISSING = ["", "#N/A", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "-nan", "NULL", "null", "None"]
-
-
-def _read_csv(path: Path, columns: Columns) -> pd.DataFrame:
-    """Ids as they are written: 007 stays 007, and NA is a name; only of values does it mean that there is none."""
-    missing = {columns.unique_id: [""], columns.ds: [""], columns.y: _MISSING}
-    ids = {columns.unique_id: str}
-    return pd.read_csv(path, dtype=ids, na_values=missing, keep_default_na=False)
-
-
-def _read_parquet(path: Path, _: Columns) -> pd.DataFrame:
-    return pd.read_parquet(path)
-
-
-_READERS: dict[str, Callable[[Path, Columns], pd.DataFrame]] = {
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-    ".parquet": _read_parquet,
-}

@@ -1,11 +1,21 @@
-"""What a frequency means: how it is read, inferred when certain, and the season people usually see in it."""
+"""What a frequency means: how it is read, inferred when certain, and the season people usually see in it; and where in its
+cycles (hour, weekday, year, holidays) a moment lies.
+"""
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from forecaster.errors import FrequencyUnknown
+from forecaster.errors import BadSpec, BadStamp, FrequencyUnknown, MissingPackage
+from forecaster.series import regular
+from forecaster.shapes import Float64
 
 _DAY = 86_400.0
 _WEEK = 7 * _DAY
@@ -13,10 +23,12 @@ _CALENDAR_SEASONS = {"B": 5, "W": 52, "MS": 12, "ME": 12, "BMS": 12, "BME": 12, 
 
 
 def offset(freq: str, *, where: str | None = None) -> pd.offsets.BaseOffset:
-    """The pandas offset of an alias; raises FrequencyUnknown for anything else, and for steps that do not go forward."""
+    """The pandas offset of an alias; raises FrequencyUnknown for anything else, and for steps that do not go forward or
+    are finer than the microseconds of a stamp.
+    """
     try:
-        step = pd.tseries.frequencies.to_offset(freq)
-    except (ValueError, TypeError) as error:
+        step: pd.offsets.BaseOffset | None = _parse(freq)
+    except (ValueError, TypeError, OverflowError, Warning) as error:  # a Warning: an alias of former days
         raise FrequencyUnknown(
             f"Frequency {freq!r} is not known; expected a pandas offset alias such as 'h', 'D', 'MS', 'QS' or '15min'.",
             where=where,
@@ -25,7 +37,19 @@ def offset(freq: str, *, where: str | None = None) -> pd.offsets.BaseOffset:
         raise FrequencyUnknown(
             f"Frequency {freq!r} does not step forward; expected one such as 'h' or 'D'.", where=where
         )
+    if isinstance(step, pd.offsets.Nano) and step.n % 1000:
+        raise FrequencyUnknown(
+            f"Frequency {freq!r} is finer than a microsecond, the finest that stamps tell. Declare a coarser one.",
+            where=where,
+        )
     return step
+
+
+@lru_cache(maxsize=256)
+def _parse(freq: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return pd.tseries.frequencies.to_offset(freq)
 
 
 def step_seconds(step: pd.offsets.BaseOffset) -> float | None:
@@ -55,11 +79,22 @@ def usual_season(freq: str) -> int:
     return int(period // seconds) if period % seconds == 0 else 1
 
 
+def usual_horizon(freq: str) -> int:
+    """Steps that people usually forecast at this frequency: a day of shorter steps, else the horizons of the M4 competition
+    (Makridakis, Spiliotis and Assimakopoulos 2020): 14 days, 13 weeks, 18 months, 8 quarters, 6 years.
+    """
+    season = usual_season(freq)
+    seconds = step_seconds(offset(freq))
+    if seconds is not None and seconds < _DAY:
+        return season if season > 1 else 24
+    return {7: 14, 5: 10, 52: 13, 12: 18, 4: 8, 1: 6}.get(season, season)
+
+
 def certain_frequency(stamps: pd.DatetimeIndex, *, where: str | None = None) -> str:
     """The one frequency that gives exactly these stamps; raises FrequencyUnknown if none does, or more than one.
 
     Three Wednesdays are seven days apart and nothing else; July, August and September begin 31 days apart *and* a month
-    apart, so nobody can tell from them what comes next.
+    apart, so nobody can tell from them what comes next. In a zone with summer time days are counted on the wall.
     """
     fitting = [freq for freq in _candidates(stamps) if _fits(stamps, freq)]
     if len(fitting) == 1:
@@ -71,14 +106,38 @@ def certain_frequency(stamps: pd.DatetimeIndex, *, where: str | None = None) -> 
     )
 
 
+def steps_to_try(stamps: pd.DatetimeIndex) -> list[str]:
+    """The frequencies that sorted stamps may have if some rows are absent: the shortest gap, and those of the calendar."""
+    wall, moments = _gaps(stamps)
+    day = int(_DAY * 1e6)
+    days = wall.min() > 0 and wall.min() % day == 0
+    shortest = int(wall.min()) if days else int(moments.min())
+    return [*([_tick(shortest)] if shortest > 0 else []), *_calendar_steps(stamps)]
+
+
 def _candidates(stamps: pd.DatetimeIndex) -> list[str]:
     if len(stamps) < 2:
         return []
-    clocks = (stamps, stamps.tz_localize(None))  # hours are equal in time, days on the wall
-    gaps = [np.unique(np.diff(clock.as_unit("us").asi8)) for clock in clocks]
-    ticks = sorted({_tick(int(gap[0])) for gap in gaps if len(gap) == 1 and gap[0] > 0})
+    wall, moments = _gaps(stamps)
+    day = int(_DAY * 1e6)
+    ticks = []
+    if len(wall) == 1 and wall[0] > 0 and (wall[0] % day == 0 or len(moments) == 1):
+        ticks = [_tick(int(wall[0]))]
+    elif len(moments) == 1 and moments[0] > 0:
+        days, rest = divmod(int(moments[0]), day)
+        ticks = [_tick(int(moments[0])) if rest else f"{24 * days}h"]  # 24 hours are not a day where clocks change
+    return [*ticks, *_calendar_steps(stamps)]
+
+
+def _calendar_steps(stamps: pd.DatetimeIndex) -> list[str]:
     month = stamps[0].strftime("%b").upper()
-    return [*ticks, "B", "MS", "ME", f"QS-{month}", f"QE-{month}", f"YS-{month}", f"YE-{month}"]
+    return ["B", "MS", "ME", f"QS-{month}", f"QE-{month}", f"YS-{month}", f"YE-{month}"]
+
+
+def _gaps(stamps: pd.DatetimeIndex) -> tuple[np.ndarray, np.ndarray]:
+    """The different gaps in microseconds: on the wall, and in truth."""
+    moments = stamps.as_unit("us")
+    return np.unique(np.diff(moments.tz_localize(None).asi8)), np.unique(np.diff(moments.asi8))
 
 
 def _tick(microseconds: int) -> str:
@@ -88,4 +147,108 @@ def _tick(microseconds: int) -> str:
 
 
 def _fits(stamps: pd.DatetimeIndex, freq: str) -> bool:
-    return bool(pd.date_range(stamps[0], periods=len(stamps), freq=freq).equals(stamps))
+    try:
+        return bool(regular(stamps[0], freq=freq, steps=len(stamps)).equals(stamps))
+    except BadStamp:  # so many such steps leave the calendar
+        return False
+
+
+class _Cycle(NamedTuple):
+    """How far through a cycle a moment is, from 0 to 1, and the highest order that its steps can tell apart."""
+
+    phase: Callable[[Any], Any]
+    highest: int
+
+
+_CYCLES = {
+    "minute": _Cycle(lambda local: (local.minute + local.second / 60) / 60, 30),
+    "hour": _Cycle(lambda local: (local.hour + local.minute / 60 + local.second / 3600) / 24, 12),
+    "weekday": _Cycle(lambda local: local.dayofweek / 7, 3),
+    "monthday": _Cycle(lambda local: (local.day - 1) / local.days_in_month, 15),
+    "month": _Cycle(lambda local: (local.month - 1) / 12, 5),
+    "yearday": _Cycle(lambda local: (local.dayofyear - 1) / (365 + local.is_leap_year), 182),
+}
+
+
+class _Feature(NamedTuple):
+    kind: str  # a cycle, or "holiday"
+    argument: str  # the order, or the country
+
+
+def features(stamps: pd.DatetimeIndex, names: Sequence[str]) -> Float64[np.ndarray, "step feature"]:
+    """Where in their cycles the stamps lie, in the local time they carry; the same for training and serving.
+
+    Args:
+        stamps: With a time zone, the time on the wall there counts, not UTC.
+        names: `minute, hour, weekday, monthday, month, yearday` give a sine and a cosine; `yearday:3` those of the orders
+            1 to 3. `holiday:US` and `holiday:US-CA` give 1 on public holidays (package `holidays`).
+    Raises:
+        BadSpec: a name is not known, or there twice.
+        MissingPackage: holidays are asked for and the package is not installed.
+    """
+    local: Any = stamps.tz_localize(None)
+    columns: list[np.ndarray] = []
+    for feature in _read_features(names):
+        if feature.kind == "holiday":
+            columns.append(_holidays(local, feature.argument))
+        else:
+            angle = 2 * np.pi * np.asarray(_CYCLES[feature.kind].phase(local), dtype=np.float64)
+            for order in range(1, int(feature.argument) + 1):
+                columns += [np.sin(order * angle), np.cos(order * angle)]
+    return np.stack(columns, axis=1) if columns else np.empty((len(stamps), 0))
+
+
+def feature_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """What each column of `features` is, hence how many there are; raises BadSpec as it does."""
+    columns: list[str] = []
+    for feature in _read_features(names):
+        if feature.kind == "holiday":
+            columns.append(f"holiday:{feature.argument}")
+        else:
+            orders = range(1, int(feature.argument) + 1)
+            columns += [f"{feature.kind} {wave} {order}" for order in orders for wave in ("sin", "cos")]
+    return tuple(columns)
+
+
+def _read_features(names: Sequence[str]) -> list[_Feature]:
+    read: list[_Feature] = []
+    for name in names:
+        kind, _, argument = name.partition(":")
+        cycle = _CYCLES.get(kind)
+        fine = bool(argument) if cycle is None else argument == "" or (argument.isascii() and argument.isdecimal())
+        if not fine or (cycle is None and kind != "holiday"):
+            raise BadSpec(
+                f"Calendar feature {name!r} is not known; expected one of {', '.join(_CYCLES)}, with an order if wanted "
+                "(yearday:3), or holiday:COUNTRY (holiday:US, holiday:US-CA). Correct the name.",
+                where=name,
+            )
+        if cycle is not None and not 1 <= int(argument or 1) <= cycle.highest:
+            raise BadSpec(
+                f"Expected an order from 1 to {cycle.highest} for {kind!r}; found {name!r}. Ask for less.", where=name
+            )
+        if any(one.kind == kind and (cycle is not None or one.argument == argument) for one in read):
+            raise BadSpec(
+                f"Expected every calendar feature once; {kind!r} comes again as {name!r}. Keep one.", where=name
+            )
+        read.append(_Feature(kind, argument or "1"))
+    return read
+
+
+def _holidays(local: Any, place: str) -> np.ndarray:
+    try:
+        package = import_module("holidays")
+    except ImportError as error:
+        raise MissingPackage(
+            f"The calendar feature 'holiday:{place}' needs the package 'holidays', which is not installed. Install the extra "
+            "that has it: pip install 'forecaster[train]' (or [serve]).",
+            where=f"holiday:{place}",
+        ) from error
+    country, _, region = place.partition("-")
+    try:
+        days = package.country_holidays(country, subdiv=region or None, years=sorted(set(local.year)))
+    except NotImplementedError as error:
+        raise BadSpec(
+            f"No holidays are known for {place!r}; expected a country such as US or DE, or a part of one such as US-CA.",
+            where=f"holiday:{place}",
+        ) from error
+    return np.asarray(local.normalize().isin(pd.DatetimeIndex(sorted(days))), dtype=np.float64)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from forecaster.data.calendar import features
+from forecaster.data.calendar import feature_columns, features
 from forecaster.errors import CovariateUnknown
-from forecaster.series import Panel, Series
+from forecaster.series import Panel, Series, regular
 from forecaster.shapes import Float64, Int
 
 
@@ -33,8 +32,7 @@ class Encoding(BaseModel):
     @property
     def width(self) -> int:
         """How many numbers a step has."""
-        clock = features(pd.DatetimeIndex(["2001-01-01"]), self.calendar).shape[1] if self.calendar else 0
-        return clock + len(self.numeric) + sum(map(len, self.categories.values()))
+        return len(feature_columns(self.calendar)) + len(self.numeric) + sum(map(len, self.categories.values()))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -50,8 +48,7 @@ class Encoding(BaseModel):
         steps = len(series) + ahead
         parts = []
         if self.calendar:
-            stamps = series.stamps.append(series.stamps_ahead(ahead)) if ahead else series.stamps
-            parts.append(features(stamps, self.calendar))
+            parts.append(features(regular(series.start, freq=series.freq, steps=steps), self.calendar))
         for name, (mean, spread) in self.numeric.items():
             parts.append(_until(((_column(series, name).astype(np.float64) - mean) / spread)[:, None], steps))
         for name, known in self.categories.items():

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from forecaster.data.calendar import certain_frequency, offset, step_seconds
+from forecaster.data import columns as cells
+from forecaster.data import grid, stamps
+from forecaster.data.calendar import certain_frequency, offset, steps_to_try
 from forecaster.errors import (
-    BadStamp,
+    CovariateUnknown,
+    DuplicateColumn,
     DuplicateStamp,
     FrequencyUnknown,
-    InputError,
     IrregularStamps,
     MissingColumn,
-    NotANumber,
+    NoData,
+    StaticChanges,
 )
 from forecaster.series import Panel, Series
+from forecaster.shapes import Float64, Int
 
-MOST_STEPS = 50_000_000  # of the grid between a frame's first and last stamp; more is a wrong frequency, not a history
+_TOLD = 3  # ids that a repair names
 
 
 class Columns(NamedTuple):
@@ -31,219 +35,352 @@ class Columns(NamedTuple):
     y: str = "y"
 
 
-def to_panel(frame: pd.DataFrame, *, freq: str | None = None, columns: Columns | None = None) -> Panel:
-    """Checks a long frame and cuts it into series.
+def to_panel(
+    frame: pd.DataFrame,
+    *,
+    freq: str | None = None,
+    columns: Columns | None = None,
+    zone: str | None = None,
+    covariates: Sequence[str] = (),
+    static: Sequence[str] = (),
+) -> Panel:
+    """Checks a long frame and cuts it into series. What happens in which case is told in docs/data.md.
 
     Args:
-        frame: One row a series and stamp. NaN in `y` means not observed.
+        frame: One row a series and stamp. NaN in `y` means not observed, and so does an absent row, if the frequency is
+            declared or proven.
         freq: A pandas offset alias; None to infer it from the longest series, if it is certain.
         columns: The names of the columns, if not `unique_id, ds, y`.
+        zone: The time zone of stamps that carry none; those that do are told in it.
+        covariates: Columns that are known ahead. Rows without `y` after the last observed one are then the known future.
+        static: Columns that say one thing of a whole series.
     Raises:
-        MissingColumn, NotANumber, BadStamp, DuplicateStamp, IrregularStamps, FrequencyUnknown: with the series and the
-            first offending stamp.
+        InputError's kinds: with the series and the first offending row or stamp.
     """
     names = columns or Columns()
-    _check_columns(frame, names)
+    _check_columns(frame, names, [*covariates, *static])
     repairs: list[str] = []
-    tidy = pd.DataFrame(
-        {"unique_id": _ids(frame, names.unique_id), "ds": _stamps(frame, names.ds), "y": _numbers(frame, names.y)}
-    )
-    if not _is_sorted(tidy):
-        tidy = tidy.sort_values(["unique_id", "ds"], kind="stable", ignore_index=True)
-        repairs.append("rows were not in order: sorted by series and stamp")
-    tidy = _without_duplicates(tidy, repairs)
-    bounds = _bounds(tidy["unique_id"])
-    declared = freq or _certain(tidy, bounds)
-    _check_regular(tidy, declared)
-    ids = tidy["unique_id"].to_numpy()
-    starts, values = tidy["ds"], tidy["y"].to_numpy()
-    series = [Series(str(ids[a]), starts.iloc[a], declared, values[a:b]) for a, b in pairwise(bounds)]
-    return Panel(series, declared, tuple(repairs))
+    rows = _read(frame, names, zone=zone, covariates=covariates, static=static, repairs=repairs)
+    rows = _without_duplicates(_in_order(rows, repairs), repairs)
+    bounds = rows.bounds()
+    first = np.repeat(bounds[:-1], np.diff(bounds))
+    declared = None if freq is None else _alias(freq)
+    if declared is None:
+        declared, gaps_allowed = _certain(rows, bounds)
+    else:
+        gaps_allowed = True
+    places = grid.places(rows.ds, declared, first)
+    _check_places(rows, places, declared, gaps_allowed=gaps_allowed, inferred=freq is None)
+    lengths = grid.lengths(places, bounds, ids=rows.texts, freq=declared)
+    laid = _lay(rows, places, bounds, lengths, repairs)
+    return Panel(_cut(rows, laid, bounds, lengths, declared, repairs), declared, tuple(repairs))
 
 
 def to_frame(panel: Panel) -> pd.DataFrame:
-    """The long frame of a panel: the inverse of `to_panel`."""
-    return pd.concat(
-        [pd.DataFrame({"unique_id": one.id, "ds": one.stamps, "y": one.y}) for one in panel.series], ignore_index=True
-    )
+    """The long frame of a panel, with its covariates, their known future and the static columns: the inverse of `to_panel`."""
+    return pd.concat([_one_frame(one) for one in panel.series], ignore_index=True)
 
 
-def _check_columns(frame: pd.DataFrame, names: Columns) -> None:
-    missing = [name for name in names if name not in frame.columns]
-    if missing:
-        found = ", ".join(map(str, frame.columns[:20])) or "none"
-        raise MissingColumn(
-            f"Expected the columns {', '.join(names)}; {', '.join(missing)} not found among: {found}. "
-            "Rename the columns, or say what they are called (--id-column, --ds-column, --y-column).",
-            where=missing[0],
-        )
-    twice = [name for name in names if list(frame.columns).count(name) > 1]
-    if twice:
-        raise InputError(
-            f"Expected one column {twice[0]!r}; found several. Rename all but one of them.", where=twice[0]
-        )
-    if frame.empty:
-        raise InputError("Expected at least one row of data; found none. Send a history.", where=names.y)
-
-
-def _ids(frame: pd.DataFrame, name: str) -> pd.Series:
-    ids = frame[name]
-    if ids.isna().any():
-        row = int(np.flatnonzero(ids.isna())[0])
-        raise InputError(
-            f"Expected an id in every row; column {name!r} is empty in row {row}. Name the series.", where=name
-        )
-    return ids.astype(str)
-
-
-def _stamps(frame: pd.DataFrame, name: str) -> pd.Series:
-    raw = frame[name]
-    if pd.api.types.is_numeric_dtype(raw):
-        raise BadStamp(
-            f"Expected time stamps in column {name!r}; found bare numbers such as {raw.iloc[0]!r}, whose unit nobody knows. "
-            "Write ISO 8601 stamps such as 2026-01-31T00:00:00.",
-            where=name,
-        )
-    try:
-        stamps = pd.to_datetime(raw, format="ISO8601") if not pd.api.types.is_datetime64_any_dtype(raw) else raw
-    except (ValueError, TypeError) as error:
-        raise BadStamp(f"Expected ISO 8601 stamps in column {name!r}; {_first_bad_stamp(raw)}.", where=name) from error
-    if stamps.isna().any():
-        row = int(np.flatnonzero(stamps.isna())[0])
-        raise BadStamp(
-            f"Expected a stamp in every row; column {name!r} is empty in row {row}. Fill or drop it.", where=name
-        )
-    return stamps
-
-
-def _first_bad_stamp(raw: pd.Series) -> str:
-    for row, value in enumerate(raw):
-        try:
-            pd.to_datetime([value], format="ISO8601")
-        except (ValueError, TypeError):
-            return f"row {row} holds {value!r}"
-    return "stamps with and without time zones, or of different zones, are mixed; write them all in UTC"
-
-
-def _numbers(frame: pd.DataFrame, name: str) -> pd.Series:
-    raw = frame[name]
-    if pd.api.types.is_complex_dtype(raw):
-        raise NotANumber(f"Expected real numbers in column {name!r}; found complex ones. Correct them.", where=name)
-    if pd.api.types.is_bool_dtype(raw) or not pd.api.types.is_numeric_dtype(raw):
-        numbers = pd.to_numeric(raw.astype(str).where(raw.notna()), errors="coerce")
-        bad = np.flatnonzero(numbers.isna() & raw.notna())
-        if len(bad) or pd.api.types.is_bool_dtype(raw):
-            row = int(bad[0]) if len(bad) else 0
-            raise NotANumber(
-                f"Expected numbers in column {name!r}; row {row} holds {raw.iloc[row]!r}. "
-                "Correct it, or leave it empty if it was not observed.",
-                where=name,
-            )
-        raw = numbers
-    values = raw.astype("float64")
-    infinite = np.flatnonzero(np.isinf(values))
-    if len(infinite):
-        raise NotANumber(
-            f"Expected finite numbers in column {name!r}; row {int(infinite[0])} is infinite. "
-            "Correct it, or leave it empty if it was not observed.",
-            where=name,
-        )
-    return values
-
-
-def _is_sorted(tidy: pd.DataFrame) -> bool:
-    ids, stamps = tidy["unique_id"].to_numpy(), tidy["ds"]
-    same = ids[1:] == ids[:-1]
-    ordered = (stamps.diff().iloc[1:] >= pd.Timedelta(0)).to_numpy()
-    return bool((ordered | ~same).all()) and len(_bounds(tidy["unique_id"])) - 1 == tidy["unique_id"].nunique()
-
-
-def _bounds(ids: pd.Series) -> list[int]:
-    values = ids.to_numpy()
-    return [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-
-
-def _without_duplicates(tidy: pd.DataFrame, repairs: list[str]) -> pd.DataFrame:
-    if not tidy.duplicated(["unique_id", "ds"]).any():
-        return tidy
-    distinct = tidy.drop_duplicates(ignore_index=True)
-    clash = distinct[distinct.duplicated(["unique_id", "ds"], keep=False)]
-    if len(clash):
-        first = clash.iloc[0]
-        values = clash.loc[(clash["unique_id"] == first["unique_id"]) & (clash["ds"] == first["ds"]), "y"].tolist()
-        raise DuplicateStamp(
-            f"Expected one value a stamp; series {first['unique_id']!r} has {values} at {first['ds'].isoformat()}. "
-            "Keep one of them, or add them up.",
-            where=str(first["unique_id"]),
-        )
-    repairs.append(f"{len(tidy) - len(distinct)} repeated rows were dropped")
-    return distinct
-
-
-def _certain(tidy: pd.DataFrame, bounds: list[int]) -> str:
-    longest = int(np.argmax(np.diff(bounds)))
-    a, b = bounds[longest], bounds[longest + 1]
-    return infer(pd.DatetimeIndex(tidy["ds"].iloc[a:b]), unique_id=str(tidy["unique_id"].iloc[a]))
-
-
-def infer(stamps: pd.DatetimeIndex, *, unique_id: str) -> str:
+def infer(moments: pd.DatetimeIndex, *, unique_id: str) -> str:
     """The frequency of sorted stamps, when it is certain; names the odd stamp when one spoils a regular grid."""
     try:
-        return certain_frequency(stamps, where=unique_id)
+        return certain_frequency(moments, where=unique_id)
     except FrequencyUnknown:
-        _raise_for_odd_step(stamps, unique_id)
+        _raise_for_odd_step(moments, unique_id)
         raise
 
 
-def _raise_for_odd_step(stamps: pd.DatetimeIndex, unique_id: str) -> None:
-    gaps = np.diff(stamps.asi8)
+class _Rows(NamedTuple):
+    """The columns of a frame, read."""
+
+    texts: Any  # object array: the ids, by code
+    code: Int[np.ndarray, "row"]
+    ds: pd.DatetimeIndex
+    y: Float64[np.ndarray, "row"]
+    covariates: Mapping[str, np.ndarray]
+    static: Mapping[str, np.ndarray]
+
+    def take(self, kept: np.ndarray) -> _Rows:
+        """Some rows, by mask or number."""
+        return _Rows(
+            self.texts,
+            self.code[kept],
+            self.ds[kept],
+            self.y[kept],
+            {name: values[kept] for name, values in self.covariates.items()},
+            {name: values[kept] for name, values in self.static.items()},
+        )
+
+    def bounds(self) -> Int[np.ndarray, "_"]:
+        """Where each series begins, and where the last ends; of sorted rows."""
+        inner = np.flatnonzero(np.diff(self.code)) + 1
+        return np.concatenate([[0], inner, [len(self.code)]])
+
+    def id_at(self, row: int) -> str:
+        """Whose row it is."""
+        return str(self.texts[self.code[row]])
+
+
+def _check_columns(frame: pd.DataFrame, names: Columns, extra: Sequence[str]) -> None:
+    wanted = [*names, *extra]
+    missing = [name for name in wanted if name not in frame.columns]
+    if missing:
+        found = ", ".join(map(str, frame.columns[:20])) or "none"
+        in_index = [name for name in missing if name in frame.index.names]
+        advice = (
+            f"{', '.join(in_index)} is in the index: call reset_index()."
+            if in_index
+            else "Rename the columns, or say what they are called (--id-column, --ds-column, --y-column)."
+        )
+        raise MissingColumn(
+            f"Expected the columns {', '.join(wanted)}; {', '.join(missing)} not found among: {found}. {advice}",
+            where=missing[0],
+        )
+    for name in wanted:
+        if wanted.count(name) > 1 or list(frame.columns).count(name) > 1:
+            raise DuplicateColumn(
+                f"Expected one column {name!r} with one meaning; it is there, or was named, more than once. Drop or rename one.",
+                where=name,
+            )
+    if frame.empty:
+        raise NoData("Expected at least one row of data; found none. Send a history.", where=names.y)
+
+
+def _read(
+    frame: pd.DataFrame,
+    names: Columns,
+    *,
+    zone: str | None,
+    covariates: Sequence[str],
+    static: Sequence[str],
+    repairs: list[str],
+) -> _Rows:
+    ids = cells.names(frame[names.unique_id], column=names.unique_id)
+    read = stamps.read(frame[names.ds], column=names.ds, zone=zone, series=ids.codes)
+    repairs.extend(read.repairs)
+    rows = _Rows(
+        ids.texts,
+        ids.codes,
+        read.moments,
+        cells.numbers(frame[names.y], column=names.y),
+        {name: cells.known_ahead(frame[name], column=name) for name in covariates},
+        {name: cells.labels(frame[name]) for name in static},
+    )
+    for name, values in {**rows.covariates, **rows.static}.items():
+        empty = cells.is_empty(values)
+        if empty.any():
+            row = int(np.argmax(empty))
+            raise CovariateUnknown(
+                f"Expected a value of {name!r} in every row; series {rows.id_at(row)!r} has none at "
+                f"{rows.ds[row].isoformat()}. Fill it in, or leave the column out.",
+                where=rows.id_at(row),
+            )
+    return rows
+
+
+def _in_order(rows: _Rows, repairs: list[str]) -> _Rows:
+    """The rows sorted by series and stamp, series numbered in that order."""
+    code, ticks = rows.code, rows.ds.asi8
+    same = code[1:] == code[:-1]
+    back = same & (ticks[1:] < ticks[:-1])
+    pieces = int((~same).sum()) + 1
+    if not back.any() and pieces == len(rows.texts):
+        return rows
+    rank = np.empty(len(rows.texts), dtype=np.int64)
+    by_name = np.argsort(rows.texts)
+    rank[by_name] = np.arange(len(by_name))
+    ranked = rows._replace(texts=rows.texts[by_name], code=rank[code])
+    order = np.lexsort((ticks, ranked.code))
+    moved = int((order != np.arange(len(order))).sum())
+    repairs.append(f"rows were not in order: sorted by series and stamp ({moved} of {len(order)} moved)")
+    return ranked.take(order)
+
+
+def _without_duplicates(rows: _Rows, repairs: list[str]) -> _Rows:
+    ticks = rows.ds.asi8
+    again = np.concatenate([[False], (ticks[1:] == ticks[:-1]) & (rows.code[1:] == rows.code[:-1])])
+    if not again.any():
+        return rows
+    repeats = np.flatnonzero(again)
+    agree = np.ones(len(repeats), dtype=bool)
+    for values in (rows.y, *rows.covariates.values(), *rows.static.values()):
+        one, other = values[repeats], values[repeats - 1]
+        agree &= (one == other) | (cells.is_empty(one) & cells.is_empty(other))
+    if not agree.all():
+        row = int(repeats[np.argmin(agree)])
+        here = (ticks == ticks[row]) & (rows.code == rows.code[row])
+        distinct = list(dict.fromkeys(rows.y[here].tolist()))
+        told = f"{distinct}" if len(distinct) > 1 else "two rows that differ in another column"
+        raise DuplicateStamp(
+            f"Expected one value a stamp; series {rows.id_at(row)!r} has {told} at {rows.ds[row].isoformat()}. "
+            "Keep one of them, or add them up; if a clock was put back there, declare the zone.",
+            where=rows.id_at(row),
+        )
+    repairs.append(f"{len(repeats)} repeated rows were dropped")
+    return rows.take(~again)
+
+
+def _alias(freq: str) -> str:
+    step = offset(freq)
+    return freq if isinstance(freq, str) else str(step.freqstr)
+
+
+def _certain(rows: _Rows, bounds: Int[np.ndarray, "_"]) -> tuple[str, bool]:
+    """The frequency of the longest series, and whether it is proven well enough to call absent rows gaps."""
+    longest = int(np.argmax(np.diff(bounds)))
+    a, b = bounds[longest], bounds[longest + 1]
+    moments, name = rows.ds[a:b], rows.id_at(a)
+    try:
+        return certain_frequency(moments, where=name), b - a > grid.LONG_RUN
+    except FrequencyUnknown as unknown:
+        if len(moments) > grid.LONG_RUN:
+            first = np.zeros(len(moments), dtype=np.int64)
+            proven = [freq for freq in steps_to_try(moments) if grid.proves(grid.places(moments, freq, first))]
+            if len(proven) == 1:
+                return proven[0], True
+        _raise_for_odd_step(moments, name)
+        raise unknown
+
+
+def _raise_for_odd_step(moments: pd.DatetimeIndex, unique_id: str) -> None:
+    gaps = np.diff(moments.asi8)
     if len(gaps) >= 3 and len(np.unique(gaps)) > 1:
         usual = float(np.median(gaps))
         odd = int(np.argmax(np.abs(gaps - usual) > 0.15 * usual))
         if abs(gaps[odd] - usual) > 0.15 * usual:  # months and quarters differ by less
             raise IrregularStamps(
-                f"Expected regular stamps; series {unique_id!r} goes from {stamps[odd].isoformat()} to "
-                f"{stamps[odd + 1].isoformat()}, unlike its other steps. Fill the gap with empty values, or declare the "
-                "frequency if this is regular.",
+                f"Expected regular stamps; series {unique_id!r} goes from {moments[odd].isoformat()} to "
+                f"{moments[odd + 1].isoformat()}, unlike its other steps. Fill the gap with empty values, or declare the "
+                "frequency (--freq) if this is regular; if days are of a zone with summer time, declare the zone.",
                 where=unique_id,
             )
 
 
-def _check_regular(tidy: pd.DataFrame, freq: str) -> None:
-    """Raises IrregularStamps unless every stamp follows its predecessor of the same series by one step."""
-    step, stamps = offset(freq), pd.DatetimeIndex(tidy["ds"])
-    seconds = step_seconds(step)
-    if seconds is None:
-        grid = _grid(stamps, step.base)  # of single steps: series may be out of phase by some of them
-        place = grid.get_indexer(stamps)
-        off = place < 0
-        right = np.diff(place) == step.n
-    else:
-        clock = stamps if isinstance(step, pd.offsets.Tick) else stamps.tz_localize(None)  # a day may have 23 hours
-        off = np.zeros(len(stamps), dtype=bool)
-        right = np.diff(clock.as_unit("us").asi8) == round(seconds * 1e6)
-    ids = tidy["unique_id"].to_numpy()
-    wrong = off.copy()
-    wrong[1:] |= ~right & (ids[1:] == ids[:-1])
-    if not wrong.any():
-        return
-    row = int(np.flatnonzero(wrong)[0])
-    if off[row]:
-        found = f"has a stamp at {stamps[row].isoformat()}, which is not on that grid"
-    else:
-        found = f"goes from {stamps[row - 1].isoformat()} to {stamps[row].isoformat()}"
-    raise IrregularStamps(
-        f"Expected stamps one {freq!r} apart; series {str(ids[row])!r} {found}. "
-        "Fill gaps with empty values, or declare the right frequency.",
-        where=str(ids[row]),
-    )
-
-
-def _grid(stamps: pd.DatetimeIndex, step: pd.offsets.BaseOffset) -> pd.DatetimeIndex:
-    first, last = stamps.min(), stamps.max()
-    days = (last - first) / pd.Timedelta(days=1)
-    if days > MOST_STEPS:
+def _check_places(rows: _Rows, places: grid.Places, freq: str, *, gaps_allowed: bool, inferred: bool) -> None:
+    """Raises IrregularStamps with the first stamp that is off the grid, or after a gap where none may be."""
+    within = np.concatenate([[False], rows.code[1:] == rows.code[:-1]])
+    gap = np.concatenate([[False], np.diff(places.step) != 1]) & within
+    wrong = places.off if gaps_allowed else places.off | gap
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        told = f"goes from {rows.ds[row - 1].isoformat()} to {rows.ds[row].isoformat()}"
+        if places.off[row]:
+            told = f"has a stamp at {rows.ds[row].isoformat()}, which is not on that grid"
         raise IrregularStamps(
-            f"The stamps span {days:.0f} days: more than {MOST_STEPS} steps. Correct the stamps.", where="ds"
+            f"Expected stamps one {freq!r} apart; series {rows.id_at(row)!r} {told}. "
+            "Fill gaps with empty values, or declare the right frequency (--freq).",
+            where=rows.id_at(row),
         )
-    return pd.date_range(first, last, freq=step)
+    if inferred and gap.any():
+        series = len(rows.texts)
+        holes, steps = np.bincount(rows.code[gap], minlength=series), np.bincount(rows.code[within], minlength=series)
+        sparse = (2 * holes > steps) & (steps > 1)
+        if sparse.any():
+            one = int(np.argmax(sparse))
+            row = int(np.argmax(gap & (rows.code == one)))
+            raise IrregularStamps(
+                f"Expected stamps one {freq!r} apart, as in the longest series; series {rows.id_at(row)!r} has gaps in most "
+                f"places, the first from {rows.ds[row - 1].isoformat()} to {rows.ds[row].isoformat()}. Declare the frequency "
+                "(--freq) if these are gaps; give series of another frequency a file of their own.",
+                where=rows.id_at(row),
+            )
+
+
+def _lay(
+    rows: _Rows,
+    places: grid.Places,
+    bounds: Int[np.ndarray, "_"],
+    lengths: Int[np.ndarray, "series"],
+    repairs: list[str],
+) -> _Rows:
+    """The rows with a step for every step of the grid, NaN where none was; `code` and `ds` stay those of the rows."""
+    absent = lengths - np.diff(bounds)
+    if not absent.any():
+        return rows
+    worst = int(np.argmax(absent))
+    if rows.covariates:
+        worst = int(np.argmax(absent > 0))
+        row = int(bounds[worst] + np.argmax(np.diff(places.step[bounds[worst] : bounds[worst + 1]]) != 1))
+        raise CovariateUnknown(
+            f"Expected covariates at every step; series {rows.id_at(row)!r} has no row after {rows.ds[row].isoformat()} for "
+            f"{absent[worst]} steps in all. Put rows there with the covariates, and `y` empty.",
+            where=rows.id_at(row),
+        )
+    repairs.append(
+        f"{int(absent.sum())} absent rows in {int((absent > 0).sum())} of {len(lengths)} series were put on the grid as not "
+        f"observed (most in {rows.id_at(int(bounds[worst]))!r}: {int(absent[worst])})"
+    )
+    begin = np.cumsum(lengths) - lengths
+    y = np.full(int(lengths.sum()), np.nan)
+    y[np.repeat(begin, np.diff(bounds)) + places.step] = rows.y
+    return rows._replace(y=y)
+
+
+def _cut(
+    rows: _Rows,
+    laid: _Rows,
+    bounds: Int[np.ndarray, "_"],
+    lengths: Int[np.ndarray, "series"],
+    freq: str,
+    repairs: list[str],
+) -> list[Series]:
+    """One Series a run of steps; those never observed are left out."""
+    begin = np.cumsum(lengths) - lengths
+    seen = np.where(np.isnan(laid.y), -1, np.arange(len(laid.y)))
+    last = np.maximum.reduceat(seen, begin) - begin  # negative where nothing was observed
+    _check_static(rows)
+    blank = last < 0
+    ids, starts = rows.texts[rows.code[bounds[:-1]]], rows.ds[bounds[:-1]].tolist()
+    if blank.all():
+        raise NoData(
+            f"Expected at least one observed value; all {len(ids)} series, such as {str(ids[0])!r}, are empty. Send a history.",
+            where=str(ids[0]),
+        )
+    if blank.any():
+        repairs.append(f"{int(blank.sum())} series without any observed value were left out: {_some(ids[blank])}")
+    ends = begin + (last + 1 if rows.covariates else lengths)
+    spans = zip(range(len(ids)), begin.tolist(), ends.tolist(), lengths.tolist(), strict=True)
+    firsts = bounds[:-1].tolist()
+    return [
+        Series(
+            str(ids[k]),
+            starts[k],
+            freq,
+            laid.y[a:b],
+            {name: values[a : a + long] for name, values in laid.covariates.items()},
+            {name: str(values[firsts[k]]) for name, values in rows.static.items()},
+        )
+        for k, a, b, long in spans
+        if not blank[k]
+    ]
+
+
+def _check_static(rows: _Rows) -> None:
+    within = rows.code[1:] == rows.code[:-1]
+    for name, values in rows.static.items():
+        changes = within & (values[1:] != values[:-1])
+        if changes.any():
+            row = int(np.argmax(changes)) + 1
+            raise StaticChanges(
+                f"Expected one value of {name!r} for the whole of series {rows.id_at(row)!r}; it goes from {values[row - 1]!r} "
+                f"to {values[row]!r} at {rows.ds[row].isoformat()}. Correct it, or call the column a covariate.",
+                where=rows.id_at(row),
+            )
+
+
+def _some(ids: Any) -> str:
+    told = ", ".join(repr(str(one)) for one in ids[:_TOLD])
+    return told if len(ids) <= _TOLD else f"{told} and {len(ids) - _TOLD} more"
+
+
+def _one_frame(one: Series) -> pd.DataFrame:
+    following = one.stamps_ahead(one.ahead) if one.ahead else one.stamps[:0]
+    return pd.DataFrame(
+        {
+            "unique_id": one.id,
+            "ds": one.stamps.append(following),
+            "y": np.append(one.y, np.full(one.ahead, np.nan)),
+            **one.covariates,
+            **one.static,
+        }
+    )

@@ -284,7 +284,7 @@ class NegativeBinomial(_Unshiftable):
         return ((size + count) * spread.log1p() - count * spread.log() - ways).to(params)
 
     def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
-        """mu."""
+        """Mu."""
         return _positive(params[..., 0])
 
     def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
@@ -389,7 +389,7 @@ def _exact(levels: Sequence[float]) -> Float64[Tensor, "level"]:
 
 
 def _log_gamma_ratio(n: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """log Gamma(n + 1/2) - log Gamma(n) for n > 0, without the cancellation of the two.
+    """Log Gamma(n + 1/2) - log Gamma(n) for n > 0, without the cancellation of the two.
 
     By Gamma(n + 1) = n Gamma(n) three times, then the expansion of DLMF 5.11.13; the error is below 1e-8 for n >= 1.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,8 +60,10 @@ class Recurrent(nn.Module):
         Returns:
             The top layer's output of each step (0 on padding), and the state after the last.
         """
-        hiddens = state.hidden.split(list(self.dilations))
-        cells = [None] * len(self.dilations) if state.cell is None else list(state.cell.split(list(self.dilations)))
+        hiddens = torch.split(state.hidden, list(self.dilations))
+        cells = (
+            [None] * len(self.dilations) if state.cell is None else list(torch.split(state.cell, list(self.dilations)))
+        )
         after: list[State] = []
         outputs = inputs
         for number, (layer, dilation) in enumerate(zip(self.layers, self.dilations, strict=True)):
@@ -83,30 +86,27 @@ def _run_dilated(
     if dilation == 1:
         return _run(layer, inputs, state, begun)
     if steps == 1:  # a rollout's step: the oldest slot is used and replaced
-        outputs, new = _run(layer, inputs, State(*(None if part is None else part[:1] for part in state)), begun)  # type: ignore[arg-type]
-        return outputs, State(
-            *(None if part is None else torch.cat([part[1:], fresh]) for part, fresh in zip(state, new, strict=True))  # type: ignore[arg-type]
-        )
+        outputs, new = _run(layer, inputs, _each(state, lambda slots: slots[:1]), begun)
+        older = _each(state, lambda slots: slots[1:])
+        cell = None if older.cell is None or new.cell is None else torch.cat([older.cell, new.cell])
+        return outputs, State(torch.cat([older.hidden, new.hidden]), cell)
     pad = -steps % dilation  # in front, so that the last step ends the last stream and slots stay oldest first
 
     def into_streams(values: Tensor) -> Tensor:
         return values.reshape(rows, -1, dilation, *values.shape[2:]).transpose(1, 2).flatten(0, 1)
 
-    def slots_to_streams(slots: Tensor | None) -> Tensor | None:
-        return None if slots is None else slots.roll(pad, 0).transpose(0, 1).reshape(1, rows * dilation, -1)
-
-    def streams_to_slots(streams: Tensor | None) -> Tensor | None:
-        return None if streams is None else streams.reshape(rows, dilation, -1).transpose(0, 1)
-
-    start = State(*(slots_to_streams(part) for part in state))  # type: ignore[arg-type]
     outputs, after = _run(
         layer,
         into_streams(functional.pad(inputs, (0, 0, pad, 0))),
-        start,
+        _each(state, lambda slots: slots.roll(pad, 0).transpose(0, 1).reshape(1, rows * dilation, -1)),
         into_streams(functional.pad(begun, (pad, 0))),
     )
     woven = outputs.reshape(rows, dilation, -1, outputs.shape[2]).transpose(1, 2).flatten(1, 2)[:, pad:]
-    return woven, State(*(streams_to_slots(part) for part in after))  # type: ignore[arg-type]
+    return woven, _each(after, lambda streams: streams.reshape(rows, dilation, -1).transpose(0, 1))
+
+
+def _each(state: State, change: Callable[[Tensor], Tensor]) -> State:
+    return State(change(state.hidden), None if state.cell is None else change(state.cell))
 
 
 def _run(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple[Tensor, State]:

@@ -127,7 +127,10 @@ def warm_up(model: Regressor, window: Window, memory: Memory | None = None) -> M
 def fork(memory: Memory, *, paths: int) -> Memory:
     """The memory of one row, `paths` times: every copy may go its own way."""
     rows = {name: getattr(memory, name).expand(paths, *[-1] * (getattr(memory, name).dim() - 1)) for name in _BY_ROW}
-    state = State(*(None if part is None else part.expand(-1, paths, -1).contiguous() for part in memory.state))  # type: ignore[arg-type]
+    hidden, cell = memory.state
+    state = State(
+        hidden.expand(-1, paths, -1).contiguous(), None if cell is None else cell.expand(-1, paths, -1).contiguous()
+    )
     scale = Scale(*(part.expand(paths, *[-1] * (part.dim() - 1)) for part in memory.scale))
     return memory._replace(state=state, scale=scale, **rows)
 

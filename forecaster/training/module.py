@@ -15,7 +15,8 @@ from forecaster.training.loss import teacher_forced_loss
 
 class SequenceRegressor(pl.LightningModule):
     """Trains a network, teacher-forced, with the loss of its head: the classical recipe is the mean squared error on
-    windows shifted by one step."""
+    windows shifted by one step.
+    """
 
     def __init__(self, network: Regressor, spec: Spec) -> None:
         super().__init__()

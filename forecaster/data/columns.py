@@ -1,0 +1,155 @@
+"""One column of a frame, read strictly: names of series, numbers, labels. Each refuses with the first row at fault."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from forecaster.errors import BadId, NotANumber, ValueOutOfRange
+from forecaster.series import LARGEST_VALUE
+from forecaster.shapes import Float64, Int
+
+LONGEST_ID = 200  # characters; requests over HTTP take no longer ones
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+(?:\.\d{3})*,\d+\s*")
+
+
+class Names(NamedTuple):
+    """Whose row is whose."""
+
+    texts: Any  # object array of str, one a series, in order of first appearance
+    codes: Int[np.ndarray, "row"]
+
+
+def names(raw: pd.Series, *, column: str) -> Names:
+    """The names of the series as text; raises BadId for what is no name, and where two names would become one."""
+    empty = raw.isna().to_numpy()
+    if empty.any():
+        raise BadId(
+            f"Expected an id in every row; column {column!r} is empty in row {_first(empty)}. Name the series.",
+            where=column,
+        )
+    if raw.dtype == object and pd.api.types.infer_dtype(raw, skipna=False) != "string":
+        _check_distinct(raw, column)
+        raw = raw.map(str)
+    codes, found = pd.factorize(raw)
+    texts = np.array([str(one) for one in found], dtype=object)
+    for number, text in enumerate(texts):
+        if not text.strip() or len(text) > LONGEST_ID or _UNWRITABLE.search(text):
+            raise BadId(
+                f"Expected ids of 1 to {LONGEST_ID} printable characters; row {_first(codes == number)} of column "
+                f"{column!r} has {_short(text)} of {len(text)}. Rename the series.",
+                where=column,
+            )
+    return Names(texts, codes.astype(np.int64))
+
+
+def _check_distinct(raw: pd.Series, column: str) -> None:
+    seen: dict[str, tuple[type, Any]] = {}
+    for kind, value in {(type(value), value): None for value in raw}:
+        text = str(value)
+        other = seen.setdefault(text, (kind, value))
+        if other != (kind, value) or other[0] is not kind:
+            raise BadId(
+                f"Expected different ids to be written differently; column {column!r} has {text!r} as {other[0].__name__} and "
+                f"as {kind.__name__}. Write all ids as text.",
+                where=column,
+            )
+
+
+def numbers(raw: pd.Series, *, column: str) -> Float64[np.ndarray, "row"]:
+    """The column as float64, NaN where it is empty; raises NotANumber, ValueOutOfRange.
+
+    Integers, decimals, nullable numbers and text such as "1.5" are numbers; bools, complex numbers and "1,5" are not.
+    """
+    values = _floats(raw, column)
+    finite_or_empty = np.abs(values) <= LARGEST_VALUE
+    wrong = ~(finite_or_empty | np.isnan(values))
+    if wrong.any():
+        row = _first(wrong)
+        if np.isinf(values[row]):
+            raise NotANumber(
+                f"Expected finite numbers in column {column!r}; row {row} is infinite. "
+                "Correct it, or leave it empty if it was not observed.",
+                where=column,
+            )
+        raise ValueOutOfRange(
+            f"Expected numbers up to {LARGEST_VALUE:g} in column {column!r}; row {row} holds {values[row]:g}, whose square "
+            "would leave the floating-point numbers. Correct it, or measure in a larger unit.",
+            where=column,
+        )
+    return values
+
+
+def _floats(raw: pd.Series, column: str) -> Float64[np.ndarray, "row"]:
+    odd_kind = pd.api.types.is_bool_dtype(raw) or pd.api.types.is_complex_dtype(raw)
+    if pd.api.types.is_numeric_dtype(raw) and not odd_kind:
+        with np.errstate(over="ignore"):  # of a wider float: infinite, and refused as such
+            return np.asarray(raw.to_numpy(dtype=np.float64, na_value=np.nan))
+    empty = raw.isna().to_numpy()
+    if odd_kind:
+        bad = ~empty
+    else:
+        read = pd.to_numeric(raw.astype(str).where(~empty), errors="coerce")
+        values = np.asarray(read.to_numpy(dtype=np.float64, na_value=np.nan))
+        bad = np.isnan(values) & ~empty
+        if raw.dtype == object:
+            bad |= np.fromiter((isinstance(value, (bool, np.bool_)) for value in raw), dtype=bool, count=len(raw))
+    if bad.any():
+        row = _first(bad)
+        raise NotANumber(
+            f"Expected numbers in column {column!r}; row {row} holds {_short(raw.iloc[row])}. {_advice(raw.iloc[row])}",
+            where=column,
+        )
+    return values if not odd_kind else np.full(len(raw), np.nan)
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value):
+        return "Write a decimal point instead of the comma."
+    if isinstance(value, (bool, np.bool_)):
+        return "Write 0 and 1 if these are counts."
+    return "Correct it, or leave it empty if it was not observed."
+
+
+def known_ahead(raw: pd.Series, *, column: str) -> np.ndarray:
+    """A covariate: float64 (bools become 0 and 1), or an object array of text; empty cells are NaN or None.
+
+    Raises NotANumber, ValueOutOfRange.
+    """
+    if pd.api.types.is_bool_dtype(raw):
+        return np.asarray(raw.to_numpy(dtype=np.float64, na_value=np.nan))
+    if pd.api.types.is_numeric_dtype(raw) or not _is_text(raw):
+        return numbers(raw, column=column)
+    return labels(raw)
+
+
+def labels(raw: pd.Series) -> np.ndarray:
+    """The column as an object array of text; None where it is empty."""
+    texts = raw.astype(str).to_numpy(dtype=object)
+    texts[raw.isna().to_numpy()] = None
+    return np.asarray(texts)
+
+
+def is_empty(values: np.ndarray) -> np.ndarray:
+    """Which cells of what `numbers`, `known_ahead` or `labels` answered are empty."""
+    return np.asarray(pd.isna(values))
+
+
+def _is_text(raw: pd.Series) -> bool:
+    kept: pd.Series = raw.dropna()
+    if isinstance(kept.dtype, pd.CategoricalDtype):
+        kept = pd.Series(kept.cat.categories)
+    return pd.api.types.infer_dtype(kept, skipna=True) in ("string", "empty")
+
+
+def _first(marked: np.ndarray) -> int:
+    return int(np.argmax(marked))
+
+
+def _short(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."

@@ -1,0 +1,141 @@
+"""Rows on the grid of a frequency: which step each stamp is, and whether so many steps can be data at all."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from forecaster.data.calendar import offset
+from forecaster.errors import GridTooLarge, IrregularStamps
+from forecaster.shapes import Bool, Int
+
+MOST_STEPS = 10**8  # of all series together; more is a wrong frequency, not a history
+MOST_RUNGS = 10**6  # of a calendar that has to be walked, such as business hours
+FULLEST_HOLES = 0.99  # more absent steps than this is a wrong frequency, not a history with gaps
+LONG_RUN = 12  # steps in a row that prove a frequency, whatever is absent elsewhere
+_DAY = 86_400_000_000  # microseconds
+
+
+class Places(NamedTuple):
+    """Where each row lies, in steps from the first row of its series."""
+
+    step: Int[np.ndarray, "row"]
+    off: Bool[np.ndarray, "row"]  # not on the grid at all; `step` means nothing there
+
+
+def places(stamps: pd.DatetimeIndex, freq: str, first: Int[np.ndarray, "row"]) -> Places:
+    """Places sorted stamps on the grid of their series.
+
+    Seconds to hours are counted in truth, days and longer steps on the wall, where a day may have 23 or 25 hours.
+
+    Args:
+        stamps: In microseconds; each series may have its own phase.
+        freq: A pandas offset alias.
+        first: For each row, the first row of its series.
+    """
+    step = offset(freq)
+    moments = stamps.asi8
+    if isinstance(step, pd.offsets.Tick):
+        steps, rest = np.divmod(moments - moments[first], pd.Timedelta(step) // pd.Timedelta(microseconds=1))
+        return Places(steps, rest != 0)
+    wall = moments if stamps.tz is None else stamps.tz_localize(None).asi8
+    day, clock = np.divmod(wall, _DAY)
+    rung, on = _rungs(day, wall, step)
+    steps, rest = np.divmod(rung - rung[first], step.n)
+    off = ~on | (rest != 0)
+    if not _within_days(step):
+        shifted = np.flatnonzero(clock != clock[first])
+        meant = day[shifted] * _DAY + clock[first][shifted]
+        off[shifted] |= ~_put_forward(stamps[shifted], meant)
+    return Places(steps, off)
+
+
+def lengths(steps: Places, bounds: Int[np.ndarray, "_"], *, ids: Any, freq: str) -> Int[np.ndarray, "series"]:
+    """How many steps each series has on its grid; raises before anything as long is built.
+
+    Args:
+        steps: Of all rows.
+        bounds: Where each series begins among the rows, and where the last ends.
+        ids: Of the series.
+        freq: For the message.
+    Raises:
+        GridTooLarge: more than MOST_STEPS altogether.
+        IrregularStamps: a series would be nearly all holes.
+    """
+    rows = np.diff(bounds)
+    long = steps.step[bounds[1:] - 1] + 1
+    total = float(long.sum(dtype=np.float64))
+    if total > MOST_STEPS:
+        longest = str(ids[int(np.argmax(long))])
+        raise GridTooLarge(
+            f"Expected at most {MOST_STEPS:.0e} steps between the first and last stamps; at {freq!r} they have {total:.3g}, "
+            f"series {longest!r} {float(long.max()):.3g} of them. Correct its stamps, or declare a coarser frequency.",
+            where=longest,
+        )
+    hollow = long - rows > FULLEST_HOLES * long
+    if hollow.any():
+        one = int(np.argmax(hollow))
+        raise IrregularStamps(
+            f"Expected rows for most steps; at {freq!r} series {str(ids[one])!r} would have {long[one]} steps and rows for only "
+            f"{rows[one]} of them. That is a wrong frequency, or a wrong first or last stamp: declare a coarser one, or "
+            "correct the stamps.",
+            where=str(ids[one]),
+        )
+    return np.asarray(long)
+
+
+def proves(steps: Places) -> bool:
+    """Whether the rows of one series prove a frequency although some are absent.
+
+    All are on its grid, most follow one another by one step, and a long run does so without a gap.
+    """
+    ones = np.diff(steps.step) == 1
+    if steps.off.any() or 2 * int(ones.sum()) < len(ones):
+        return False
+    breaks = np.flatnonzero(np.concatenate([[True], ~ones, [True]]))
+    return bool(np.diff(breaks).max() - 1 >= LONG_RUN)
+
+
+def _within_days(step: pd.offsets.BaseOffset) -> bool:
+    return isinstance(step, pd.offsets.BusinessHour)
+
+
+def _rungs(
+    day: Int[np.ndarray, "row"], wall: Int[np.ndarray, "row"], step: pd.offsets.BaseOffset
+) -> tuple[Int[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
+    """The number of each row among all days, weeks, months... of the calendar, and whether it is one of them."""
+    if isinstance(step, pd.offsets.Day):
+        return day, np.ones(len(day), dtype=bool)
+    weekday = getattr(step, "weekday", None)
+    if isinstance(step, pd.offsets.Week) and weekday is not None:
+        week, found = np.divmod(day + 3, 7)  # 1970-01-01 was a Thursday
+        return week, found == weekday
+    sought = wall if _within_days(step) else day * _DAY
+    grid = _calendar(int(sought.min()), int(sought.max()), step.base)
+    rung = np.searchsorted(grid, sought)
+    return rung, np.append(grid, -1)[rung] == sought
+
+
+def _calendar(first: int, last: int, step: pd.offsets.BaseOffset) -> Int[np.ndarray, "rung"]:
+    """The stamps of a step from first to last, in microseconds."""
+    start, end = pd.Timestamp(np.datetime64(first, "us")), pd.Timestamp(np.datetime64(last, "us"))
+    mid = pd.Timestamp("2000-01-01")
+    usual = (mid + 1000 * step - mid) / 1000
+    if (end - start) / usual > MOST_RUNGS and step.freqstr != "B":  # pandas counts those without walking
+        raise GridTooLarge(
+            f"Expected at most {MOST_RUNGS:.0e} steps of {step.freqstr!r} between {start.isoformat()} and {end.isoformat()}. "
+            "Correct the stamps, or declare a coarser frequency.",
+            where="ds",
+        )
+    return pd.date_range(start, end, freq=step).as_unit("us").asi8
+
+
+def _put_forward(stamps: pd.DatetimeIndex, meant: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
+    """Whether each stamp is what a clock that was put forward over the local time meant, in microseconds, shows."""
+    if stamps.tz is None:
+        return np.zeros(len(stamps), dtype=bool)
+    wall: Any = pd.DatetimeIndex(meant.astype("datetime64[us]"))
+    shown = wall.tz_localize(stamps.tz, ambiguous=np.ones(len(wall), dtype=bool), nonexistent="shift_forward")
+    return np.asarray(shown.asi8 == stamps.asi8)

@@ -1,0 +1,193 @@
+"""A column of time stamps, read strictly: to microseconds, from the year 1 to 9999, in one time zone or in none."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+
+from forecaster.errors import BadStamp, ZoneUnknown
+from forecaster.series import LAST_YEAR
+from forecaster.shapes import Int
+
+_DAY = 86_400_000_000  # microseconds
+_FIRST = int(np.datetime64("0001-01-01", "us").astype(np.int64))
+_LAST = int(np.datetime64(f"{LAST_YEAR}-12-31T23:59:59.999999", "us").astype(np.int64))
+_NUMBERS = ("integer", "mixed-integer", "mixed-integer-float", "floating", "decimal", "boolean", "complex")
+
+
+class Stamps(NamedTuple):
+    """The stamps of all rows, and what had to be repaired."""
+
+    moments: pd.DatetimeIndex  # in microseconds
+    repairs: tuple[str, ...]
+
+
+def read(raw: pd.Series, *, column: str, zone: str | None, series: Int[np.ndarray, "row"]) -> Stamps:
+    """Reads a column of stamps.
+
+    Args:
+        raw: ISO 8601 text, dates, datetimes or periods (which stand for their first moment).
+        column: Its name.
+        zone: The zone whose local time stamps without an offset are, and in which those with one are to be told.
+        series: Which series each row is of: an hour that a clock shows twice is told apart by the order of its rows.
+    Raises:
+        BadStamp, with the first row; ZoneUnknown.
+    """
+    moments, repairs = _parsed(raw, column)
+    empty = np.asarray(moments.isna())
+    if empty.any():
+        raise BadStamp(
+            f"Expected a stamp in every row; column {column!r} is empty in row {_first(empty)}. Fill or drop it.",
+            where=column,
+        )
+    moments = _in_microseconds(moments, column)
+    if zone is not None:
+        known = _zone(zone)
+        moments = moments.tz_convert(known) if moments.tz is not None else _on_the_wall(moments, known, series, column)
+    return Stamps(moments, repairs if zone is None else ())
+
+
+def _parsed(raw: pd.Series, column: str) -> tuple[pd.DatetimeIndex, tuple[str, ...]]:
+    if isinstance(raw.dtype, pd.PeriodDtype):
+        return pd.DatetimeIndex(raw.dt.to_timestamp()), ()
+    if isinstance(raw.dtype, pd.CategoricalDtype):
+        raw = raw.astype(raw.cat.categories.dtype)
+    if pd.api.types.is_datetime64_any_dtype(raw):
+        return pd.DatetimeIndex(raw), ()
+    numeric = pd.api.types.is_numeric_dtype(raw)
+    if numeric or (raw.dtype == object and pd.api.types.infer_dtype(raw, skipna=True) in _NUMBERS):
+        bare = raw if numeric else raw[[not isinstance(value, str) and not pd.isna(value) for value in raw]]
+        raise BadStamp(
+            f"Expected time stamps in column {column!r}; found bare numbers such as {bare.iloc[0]!r}, whose unit nobody "
+            "knows. Write ISO 8601 stamps such as 2026-01-31T00:00:00: a year as 2026-01-01, and numbered steps as days "
+            "of a made-up calendar.",
+            where=column,
+        )
+    relative = raw.isin(["now", "today"]).to_numpy()
+    if relative.any():
+        raise BadStamp(_not_iso(raw, _first(relative), column), where=column)
+    try:
+        return pd.DatetimeIndex(pd.to_datetime(raw, format="ISO8601")), ()
+    except (ValueError, TypeError, OverflowError) as error:
+        return _of_several_zones(raw, column, error)
+
+
+def _of_several_zones(raw: pd.Series, column: str, error: Exception) -> tuple[pd.DatetimeIndex, tuple[str, ...]]:
+    """Stamps that name their offsets, different ones, are moments all the same."""
+    try:
+        moments = pd.DatetimeIndex(pd.to_datetime(raw, format="ISO8601", utc=True))
+    except (ValueError, TypeError, OverflowError):
+        raise BadStamp(_not_iso(raw, _first_bad(raw), column), where=column) from error
+    naive = np.array([not pd.isna(one) and pd.Timestamp(one).tz is None for one in raw])
+    if naive.any():
+        raise BadStamp(
+            f"Expected an offset from UTC in all stamps of column {column!r} or in none; row {_first(naive)} has none and "
+            "others have one. Stamps with and without time zones are mixed: write them all in UTC.",
+            where=column,
+        ) from error
+    return moments, ("stamps of several offsets from UTC were turned to UTC (declare the zone to keep local time)",)
+
+
+def _first_bad(raw: pd.Series) -> int:
+    for row, value in enumerate(raw):
+        try:
+            pd.to_datetime([value], format="ISO8601")
+        except (ValueError, TypeError, OverflowError):
+            return row
+    return 0
+
+
+def _not_iso(raw: pd.Series, row: int, column: str) -> str:
+    return (
+        f"Expected ISO 8601 stamps in column {column!r}; row {row} holds {str(raw.iloc[row])[:60]!r}. "
+        "Write it like 2026-01-31, 2026-01-31T09:00:00 or 2026-01-31T09:00:00Z: the year first, with four digits."
+    )
+
+
+def _in_microseconds(moments: pd.DatetimeIndex, column: str) -> pd.DatetimeIndex:
+    try:
+        exact = moments.as_unit("us")
+    except (pd.errors.OutOfBoundsDatetime, OverflowError) as error:
+        raise BadStamp(
+            f"Expected years from 1 to {LAST_YEAR} in column {column!r}; some lie far outside. Correct them.",
+            where=column,
+        ) from error
+    ticks = exact.asi8
+    room = 0 if exact.tz is None else _DAY  # local time is up to a day from UTC
+    outside = (ticks < _FIRST + room) | (ticks > _LAST - room)
+    if outside.any():
+        row = _first(outside)
+        year = int(np.datetime64(int(ticks[row]), "us").astype("datetime64[Y]").astype(np.int64)) + 1970
+        raise BadStamp(
+            f"Expected years from 1 to {LAST_YEAR} in column {column!r}; row {row} is of the year {year}. Correct it.",
+            where=column,
+        )
+    if moments.unit == "ns":
+        finer = np.asarray(moments.asi8 % 1000 != 0)
+        if finer.any():
+            raise BadStamp(
+                f"Expected stamps of whole microseconds in column {column!r}; row {_first(finer)} is finer. Round it.",
+                where=column,
+            )
+    return exact
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
+        raise ZoneUnknown(
+            f"No time zone is called {name!r}; expected a name such as 'Europe/Berlin' or 'UTC'. Correct it.",
+            where=name,
+        ) from error
+
+
+def _on_the_wall(
+    naive: pd.DatetimeIndex, zone: ZoneInfo, series: Int[np.ndarray, "row"], column: str
+) -> pd.DatetimeIndex:
+    """Local times of a zone as moments; days, whose midnight a clock change may skip or repeat, begin when they can."""
+    wall: Any = naive
+    rows = len(naive)
+    if not (naive.asi8 % _DAY).any():
+        days: pd.DatetimeIndex = wall.tz_localize(
+            zone, ambiguous=np.ones(rows, dtype=bool), nonexistent="shift_forward"
+        )
+        return days
+    early: pd.DatetimeIndex = wall.tz_localize(zone, ambiguous=np.ones(rows, dtype=bool), nonexistent="NaT")
+    skipped = np.asarray(early.isna())
+    if skipped.any():
+        row = _first(skipped)
+        raise BadStamp(
+            f"Row {row} of column {column!r} is at {naive[row].isoformat()}, which no clock in {zone.key} showed: it was put "
+            "forward over it. Correct the stamp or the zone, or write stamps in UTC.",
+            where=column,
+        )
+    late: pd.DatetimeIndex = wall.tz_localize(zone, ambiguous=np.zeros(rows, dtype=bool), nonexistent="NaT")
+    twice = np.flatnonzero(early.asi8 != late.asi8)
+    if not len(twice):
+        return early
+    shown = pd.DataFrame({"series": series[twice], "wall": naive.asi8[twice]}).groupby(["series", "wall"])
+    second = np.zeros(rows, dtype=bool)
+    second[twice] = shown.cumcount().to_numpy() == 1
+    moments = early.where(~second, late)
+    unclear = np.zeros(rows, dtype=bool)
+    unclear[twice] = shown["wall"].transform("size").to_numpy() != 2
+    backwards = np.zeros(rows, dtype=bool)
+    backwards[1:] = (np.diff(moments.asi8) <= 0) & (series[1:] == series[:-1])
+    unclear |= backwards & np.isin(series, series[twice])
+    if unclear.any():
+        row = _first(unclear)
+        raise BadStamp(
+            f"Row {row} of column {column!r} is at {naive[row].isoformat()}, and clocks in {zone.key} show some hours of that "
+            "series twice: rows in order, each such stamp there twice, would tell which is meant. Write stamps in UTC, or "
+            "with their offsets.",
+            where=column,
+        )
+    return moments
+
+
+def _first(marked: np.ndarray) -> int:
+    return int(np.argmax(marked))
