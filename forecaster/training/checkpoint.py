@@ -54,9 +54,11 @@ class Keeper(Checkpoint):
         self.best_epoch = -1
         self.best_weights: dict[str, torch.Tensor] = {}
         self.scores: dict[str, float] = {}
+        self.steps_before = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed fit may already have been patient long enough."""
+        self.steps_before = trainer.global_step
         trainer.should_stop = self._is_over(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

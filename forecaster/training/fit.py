@@ -27,6 +27,7 @@ class Fitted(NamedTuple):
     scores: dict[str, float]  # train/loss, valid/loss, valid/one_step, valid/rollout of the kept epoch
     epochs: int
     steps: int
+    steps_before: int  # of these, made by an earlier process that was killed
     left_out: tuple[str, ...]  # series too short to learn from
 
 
@@ -80,12 +81,22 @@ def fit(
         enable_model_summary=False,
     )
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
-    trainer.fit(module, datamodule=windows, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, datamodule=windows, ckpt_path=resume, weights_only=True)
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning makes an exit of it, with code 1
+            raise left.__context__ from None
+        raise
     module.load_state_dict(keeper.best_weights)
     forecaster = Forecaster(spec, panel.freq, season, panel.cutoff, module.network.cpu().eval())
-    return Fitted(forecaster, keeper.scores, trainer.current_epoch, trainer.global_step, windows.left_out)
+    return Fitted(
+        forecaster,
+        keeper.scores,
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        steps_before=keeper.steps_before,
+        left_out=windows.left_out,
+    )
 
 
 def fit_digest(panel: Panel, spec: Spec) -> str:
