@@ -144,6 +144,7 @@ CASES: dict[str, Case] = {
     "an id that is missing": Case(lambda: series(of=objects("a", None, "a"), ds=days(3)), BadId, "row 1"),
     "an empty or blank id": Case(lambda: series(of="  "), BadId, "row 0"),
     "an id of more than 200 characters": Case(lambda: series(of="x" * 201), BadId, "201"),
+    "ids that are bytes, lists, dicts": Case(lambda: series(of=objects([1], [1]), ds=days(2)), BadId, "row 0"),
     "an id with control characters": Case(lambda: series(of="a\nb"), BadId, "printable"),
     # values
     "whole numbers": Case(lambda: series(y=[1, 2, 3]), holds=values(1, 2, 3), options={"freq": "D"}),
@@ -525,6 +526,22 @@ def test_the_usual_horizon(freq: str, horizon: int) -> None:
     assert usual_horizon(freq) == horizon
 
 
+@pytest.mark.parametrize(
+    ("freq", "start", "refusal"),
+    [
+        ("999999999999999h", "2026-01-01", IrregularStamps),
+        ("9999999999D", "2026-01-01", IrregularStamps),
+        ("999999999MS", "2026-01-01", IrregularStamps),
+        ("bh", "0001-01-01", BadStamp),
+    ],
+)
+def test_monstrous_steps_and_stamps_at_the_end_of_the_calendar_are_refused(
+    freq: str, start: str, refusal: type[InputError]
+) -> None:
+    with pytest.raises(refusal):
+        to_panel(series(ds=[start, f"{start[:4]}-02-01"]), freq=freq)
+
+
 def test_an_offset_that_pandas_warns_of_is_refused_every_time() -> None:
     for _ in range(2):
         with pytest.raises(FrequencyUnknown):
@@ -630,9 +647,8 @@ def test_a_real_series_in_utc_is_told_in_its_zone_with_its_covariates() -> None:
     assert (panel.freq, len(one), one.ahead) == ("30min", 52608 - 48, 48)
     assert str(one.start) == "2012-01-01 00:00:00+11:00"
     assert one.stamps_ahead(48)[-1] == frame["ds"].iloc[-1]
-    stamps_of_all = one.stamps.append(one.stamps_ahead(48))
-    holiday = pd.Series(one.covariates["holiday"], stamps_of_all)
-    assert (holiday.groupby(stamps_of_all.date).nunique() == 1).all()  # a holiday is a local day
+    local_days = pd.DatetimeIndex([*one.stamps, *one.stamps_ahead(48)]).date
+    assert (pd.Series(one.covariates["holiday"]).groupby(local_days).nunique() == 1).all()  # a holiday is a local day
 
 
 # the command
