@@ -100,8 +100,9 @@ def certain_frequency(stamps: pd.DatetimeIndex, *, where: str | None = None) -> 
     if len(fitting) == 1:
         return fitting[0]
     found = f"{' and '.join(fitting)} all fit" if fitting else "no regular frequency fits"
+    summer = " If these are days of a zone with summer time, declare the zone." if stamps.tz is not None else ""
     raise FrequencyUnknown(
-        f"The frequency is not certain from {len(stamps)} stamps: {found}. Declare it (for instance freq='MS').",
+        f"The frequency is not certain from {len(stamps)} stamps: {found}. Declare it (for instance freq='MS').{summer}",
         where=where,
     )
 
@@ -163,10 +164,10 @@ class _Cycle(NamedTuple):
 _CYCLES = {
     "minute": _Cycle(lambda local: (local.minute + local.second / 60) / 60, 30),
     "hour": _Cycle(lambda local: (local.hour + local.minute / 60 + local.second / 3600) / 24, 12),
-    "weekday": _Cycle(lambda local: local.dayofweek / 7, 3),
+    "weekday": _Cycle(lambda local: local.day_of_week / 7, 3),
     "monthday": _Cycle(lambda local: (local.day - 1) / local.days_in_month, 15),
     "month": _Cycle(lambda local: (local.month - 1) / 12, 5),
-    "yearday": _Cycle(lambda local: (local.dayofyear - 1) / (365 + local.is_leap_year), 182),
+    "yearday": _Cycle(lambda local: (local.day_of_year - 1) / (365 + local.is_leap_year), 182),
 }
 
 

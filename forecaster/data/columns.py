@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,15 @@ def names(raw: pd.Series, *, column: str) -> Names:
 
 
 def _check_distinct(raw: pd.Series, column: str) -> None:
+    odd = np.fromiter(
+        (isinstance(one, bytes) or not isinstance(one, Hashable) for one in raw), dtype=bool, count=len(raw)
+    )
+    if odd.any():
+        row = _first(odd)
+        raise BadId(
+            f"Expected text or numbers as ids in column {column!r}; row {row} holds {_short(raw.iloc[row])}. Write ids as text.",
+            where=column,
+        )
     seen: dict[str, tuple[type, Any]] = {}
     for kind, value in {(type(value), value): None for value in raw}:
         text = str(value)
@@ -151,5 +161,5 @@ def _first(marked: np.ndarray) -> int:
 
 
 def _short(value: Any) -> str:
-    told = repr(value)
+    told = repr(value.item() if isinstance(value, np.generic) else value)
     return told if len(told) <= 60 else f"{told[:57]}..."

@@ -221,7 +221,7 @@ def _without_duplicates(rows: _Rows, repairs: list[str]) -> _Rows:
 
 
 def _alias(freq: str) -> str:
-    step = offset(freq)
+    step = offset(freq, where="freq")
     return freq if isinstance(freq, str) else str(step.freqstr)
 
 
@@ -251,7 +251,7 @@ def _raise_for_odd_step(moments: pd.DatetimeIndex, unique_id: str) -> None:
             raise IrregularStamps(
                 f"Expected regular stamps; series {unique_id!r} goes from {moments[odd].isoformat()} to "
                 f"{moments[odd + 1].isoformat()}, unlike its other steps. Fill the gap with empty values, or declare the "
-                "frequency (--freq) if this is regular; if days are of a zone with summer time, declare the zone.",
+                "frequency (--freq) if this is regular.",
                 where=unique_id,
             )
 
@@ -266,9 +266,10 @@ def _check_places(rows: _Rows, places: grid.Places, freq: str, *, gaps_allowed: 
         told = f"goes from {rows.ds[row - 1].isoformat()} to {rows.ds[row].isoformat()}"
         if places.off[row]:
             told = f"has a stamp at {rows.ds[row].isoformat()}, which is not on that grid"
+        summer = "; if days are of a zone with summer time, declare the zone (--zone)" if rows.ds.tz is not None else ""
         raise IrregularStamps(
             f"Expected stamps one {freq!r} apart; series {rows.id_at(row)!r} {told}. "
-            "Fill gaps with empty values, or declare the right frequency (--freq).",
+            f"Fill gaps with empty values, or declare the right frequency (--freq){summer}.",
             where=rows.id_at(row),
         )
     if inferred and gap.any():

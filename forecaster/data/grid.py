@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.data.calendar import offset
-from forecaster.errors import GridTooLarge, IrregularStamps
+from forecaster.errors import BadStamp, GridTooLarge, IrregularStamps
 from forecaster.shapes import Bool, Int
 
 MOST_STEPS = 10**8  # of all series together; more is a wrong frequency, not a history
@@ -38,7 +38,7 @@ def places(stamps: pd.DatetimeIndex, freq: str, first: Int[np.ndarray, "row"]) -
     step = offset(freq)
     moments = stamps.asi8
     if isinstance(step, pd.offsets.Tick):
-        steps, rest = np.divmod(moments - moments[first], pd.Timedelta(step) // pd.Timedelta(microseconds=1))
+        steps, rest = np.divmod(moments - moments[first], _microseconds(step))
         return Places(steps, rest != 0)
     wall = moments if stamps.tz is None else stamps.tz_localize(None).asi8
     day, clock = np.divmod(wall, _DAY)
@@ -98,6 +98,14 @@ def proves(steps: Places) -> bool:
     return bool(np.diff(breaks).max() - 1 >= LONG_RUN)
 
 
+def _microseconds(step: pd.offsets.Tick) -> int:
+    """Of one step; what no calendar holds is cut to what an integer of the machine does."""
+    if isinstance(step, pd.offsets.Nano):
+        return step.n // 1000
+    unit: Any = step.base
+    return int(min(step.n * (pd.Timedelta(unit) // pd.Timedelta(microseconds=1)), 2**62))
+
+
 def _within_days(step: pd.offsets.BaseOffset) -> bool:
     return isinstance(step, pd.offsets.BusinessHour)
 
@@ -129,7 +137,14 @@ def _calendar(first: int, last: int, step: pd.offsets.BaseOffset) -> Int[np.ndar
             "Correct the stamps, or declare a coarser frequency.",
             where="ds",
         )
-    return pd.date_range(start, end, freq=step).as_unit("us").asi8
+    try:
+        return pd.date_range(start, end, freq=step).as_unit("us").asi8
+    except (ValueError, OverflowError) as error:  # pandas looks at neighbours, which may be outside the calendar
+        raise BadStamp(
+            f"Stamps from {start.isoformat()} to {end.isoformat()} are too near the end of the calendar for steps of "
+            f"{step.freqstr!r}. Correct them.",
+            where="ds",
+        ) from error
 
 
 def _put_forward(stamps: pd.DatetimeIndex, meant: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:

@@ -61,7 +61,7 @@ def _parsed(raw: pd.Series, column: str) -> tuple[pd.DatetimeIndex, tuple[str, .
     if numeric or (raw.dtype == object and pd.api.types.infer_dtype(raw, skipna=True) in _NUMBERS):
         bare = raw if numeric else raw[[not isinstance(value, str) and not pd.isna(value) for value in raw]]
         raise BadStamp(
-            f"Expected time stamps in column {column!r}; found bare numbers such as {bare.iloc[0]!r}, whose unit nobody "
+            f"Expected time stamps in column {column!r}; found bare numbers such as {bare.iloc[0]}, whose unit nobody "
             "knows. Write ISO 8601 stamps such as 2026-01-31T00:00:00: a year as 2026-01-01, and numbered steps as days "
             "of a made-up calendar.",
             where=column,
