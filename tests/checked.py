@@ -15,11 +15,17 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 
 # Modules with records. The hook knows functions and dataclasses; a NamedTuple it passes by.
 WITH_RECORDS = [
+    "forecaster.data.calendar",
+    "forecaster.data.columns",
+    "forecaster.data.frames",
+    "forecaster.data.grid",
+    "forecaster.data.stamps",
     "forecaster.data.windows",
     "forecaster.evaluation.trials",
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
     "forecaster.model.scaling",
+    "forecaster.predict",
     "forecaster.series",
 ]
 

@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
+from forecaster.data.encoding import PLAIN
+from forecaster.data.windows import Window
 from forecaster.model.regressor import Regressor, build
+from forecaster.model.rollout import Memory, read
 from forecaster.predict import Forecaster
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
@@ -52,4 +56,17 @@ def make_network(spec: Spec, *, seed: int = 1) -> Regressor:
 
 
 def make_forecaster(spec: Spec, *, seed: int = 1) -> Forecaster:
-    return Forecaster(spec, "h", spec.season or 1, START, make_network(spec, seed=seed))
+    return Forecaster(spec, "h", spec.season or 1, START, PLAIN, make_network(spec, seed=seed))
+
+
+def foretell(network: Regressor, window: Window, memory: Memory) -> tuple[Tensor, Memory]:
+    """The scaled prediction made at each step for the next (segment 1, point head), and the memory after the last."""
+    assert network.segment == 1
+    outputs, past, after = read(network, window, memory)
+    recent = past.unfold(1, network.back, 1)[:, 1 : outputs.shape[1] + 1]
+    return network.head.mean(network.decode(outputs, recent, None))[:, :, 0], after
+
+
+def next_step(network: Regressor, memory: Memory) -> Tensor:
+    """The scaled prediction for the step after a memory."""
+    return network.head.mean(network.decode(memory.output, memory.recent, None))[:, 0]

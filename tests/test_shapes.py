@@ -17,6 +17,7 @@ from forecaster.model.recurrent import Recurrent, State
 from forecaster.model.rollout import Memory
 from forecaster.model.scaling import Scale, measure
 from forecaster.series import Series
+from forecaster.spec import NetworkSpec
 from tests.checked import WITH_RECORDS
 
 
@@ -33,7 +34,7 @@ def test_an_argument_of_the_wrong_number_type_is_refused() -> None:
 def test_two_arguments_that_name_one_axis_must_agree_on_it() -> None:
     with pytest.raises(TypeCheckError, match="forecast"):
         mae(np.zeros((3, 4)), np.zeros((3, 5)))
-    recurrent = Recurrent("gru", inputs=2, hidden=3, layers=1, dropout=0.0)
+    recurrent = Recurrent(NetworkSpec(hidden=3), inputs=2)
     inputs, state = torch.zeros(3, 4, 2), recurrent.start(3, like=torch.zeros(3))
     assert recurrent(inputs, state, torch.ones(3, 4, dtype=torch.bool))[0].shape == (3, 4, 3)
 
@@ -45,6 +46,18 @@ def test_a_dataclass_checks_its_fields() -> None:
         Series("a", pd.Timestamp("2026-01-01"), "D", np.zeros(3, dtype=np.int64))
 
 
+MEMORY = Memory(
+    state=State(torch.zeros(1, 3, 4), None),
+    output=torch.zeros(3, 4),
+    recent=torch.zeros(3, 1),
+    begun=torch.zeros(3, dtype=torch.bool),
+    scale=Scale(torch.zeros(3).double(), torch.zeros(3).double(), torch.zeros(3, 1).double()),
+    bound=torch.zeros(3),
+    time=0,
+    static=torch.zeros(3, 0),
+)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -52,13 +65,12 @@ def test_a_dataclass_checks_its_fields() -> None:
         lambda: Example(Window(torch.zeros(3, 4, dtype=torch.float64)), torch.zeros(3, dtype=torch.float64)),
         lambda: Tape(torch.zeros(9), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)),
         lambda: State(torch.zeros(3, 4), None),
-        lambda: Scale(torch.zeros(3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)),
-        lambda: Memory(
-            State(torch.zeros(1, 3, 4), None),
-            torch.zeros(3),
-            torch.zeros(2, dtype=torch.bool),
-            Scale(torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)),
+        lambda: Scale(
+            torch.zeros(3, dtype=torch.float64),
+            torch.zeros(4, dtype=torch.float64),
+            torch.zeros(3, 1, dtype=torch.float64),
         ),
+        lambda: Memory(**{**MEMORY._asdict(), "begun": torch.zeros(2, dtype=torch.bool)}),
     ],
 )
 def test_a_named_tuple_checks_its_fields(make) -> None:

@@ -62,6 +62,10 @@ class Encoding(BaseModel):
         return np.array([_place(known, series.static.get(name)) for name, known in self.static.items()], dtype=np.int64)
 
 
+PLAIN = Encoding()
+"""Nothing but the values."""
+
+
 def learn(panel: Panel, *, calendar: Sequence[str], covariates: Sequence[str], static: Sequence[str]) -> Encoding:
     """The encoding of a panel's own columns: means, spreads and categories as they are up to each series' end.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import pandas as pd
@@ -116,7 +116,7 @@ class _Rows(NamedTuple):
         inner = np.flatnonzero(np.diff(self.code)) + 1
         return np.concatenate([[0], inner, [len(self.code)]])
 
-    def id_at(self, row: int) -> str:
+    def id_at(self, row: SupportsIndex) -> str:
         """Whose row it is."""
         return str(self.texts[self.code[row]])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from forecaster.data.encoding import Encoding
+from forecaster.data.encoding import PLAIN, Encoding
 from forecaster.data.split import origins
 from forecaster.data.windows import Example, Window, stack
 from forecaster.metrics import nanmean, seasonal_error
@@ -89,7 +89,7 @@ def exposure_gap(network: Regressor, batches: Sequence[Trial]) -> float:
 
 
 def trials(
-    series: Sequence[Series], *, context: int, horizon: int, windows: int, season: int, encoding: Encoding
+    series: Sequence[Series], *, context: int, horizon: int, windows: int, season: int, encoding: Encoding = PLAIN
 ) -> list[Trial]:
     """The last `windows` origins of every series, a horizon apart, as few large batches."""
     rows = list(_origins(series, horizon=horizon, windows=windows, season=season, encoding=encoding))

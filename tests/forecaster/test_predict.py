@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from forecaster.data.encoding import PLAIN
 from forecaster.errors import FrequencyMismatch, HistoryTooShort, HorizonOutOfRange, NotANumber, RolloutDiverged
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Series
@@ -65,7 +66,7 @@ def test_a_forecast_carries_the_id_and_the_stamps_that_follow_in_their_zone(pred
 def test_a_rollout_that_leaves_the_finite_numbers_is_told_with_its_step_and_harms_nobody_else() -> None:
     spec = make_spec(cell="elman")
     network = make_network(spec)
-    predictor = Predictor(Forecaster(spec, "h", 4, START, network))
+    predictor = Predictor(Forecaster(spec, "h", 4, START, PLAIN, network))
     width = 1e200  # its squares are beyond float64
     [spoilt, fine] = predictor.forecast_each(
         [one_series(width * wave(20), name="m"), one_series(wave(20), name="fine")], 5

@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from forecaster.data.encoding import PLAIN
 from forecaster.errors import CheckpointMismatch, HistoryTooShort, NonFiniteLoss
 from forecaster.evaluation.trials import score
 from forecaster.model.regressor import build
@@ -175,7 +176,7 @@ def test_the_best_weights_are_the_ones_kept_with_their_scores(impatient: tuple[F
     assert [same(kept, each) for each in watch.weights] == [epoch == best for epoch in range(len(watch.weights))]
     assert fitted.scores["valid/rollout"] == watch.rollouts[best]
     assert fitted.scores["train/loss"] == pytest.approx(np.mean(watch.losses[best]), rel=1e-6)
-    [batch] = Windows(PANEL, spec_of(), season=4).trials
+    [batch] = Windows(PANEL, spec_of(), build(spec_of(), seed=0), PLAIN, season=4).trials
     with torch.inference_mode():
         assert float(score(fitted.forecaster.network, batch).rollout) == pytest.approx(watch.rollouts[best], rel=1e-6)
 

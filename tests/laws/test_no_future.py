@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from forecaster.data.encoding import PLAIN
 from forecaster.data.split import hold_out
 from forecaster.data.windows import Anchors, Feed, Tape, Window
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.trials import trials
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import Memory, begin, read, roll, warm_up
+from forecaster.model.rollout import Memory, begin, roll, warm_up
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import Windows
 from forecaster.training.fit import fit
-from tests.samples import make_spec, one_series, panel_of, wave
+from tests.samples import foretell, make_network, make_spec, one_series, panel_of, wave
 
 MARK = 1e9  # no sample has such a value
 
@@ -29,7 +30,7 @@ def changed_from(y: np.ndarray, cut: int) -> np.ndarray:
 
 
 def tensors(memory: Memory) -> list[torch.Tensor]:
-    parts = [*memory.state, memory.ahead, memory.begun, *memory.scale]
+    parts = [*memory.state, memory.output, memory.recent, memory.begun, memory.bound, *memory.scale]
     return [part for part in parts if part is not None]
 
 
@@ -71,19 +72,19 @@ def test_values_after_a_cutoff_do_not_change_a_backtest_up_to_it(spec: Spec, for
 
 def test_a_teacher_forced_prediction_knows_nothing_after_its_step(network: Regressor) -> None:
     y = torch.from_numpy(wave(20))[None]
-    memory = begin(network, Window(y))
-    whole, _ = read(network, Window(y), memory)
+    memory, _ = begin(network, Window(y))
+    whole, _ = foretell(network, Window(y), memory)
     for step in (0, 7, 18):
         other = y.clone()
         other[:, step + 1 :] += 0.5
-        predictions, _ = read(network, Window(other), memory)
+        predictions, _ = foretell(network, Window(other), memory)
         assert torch.equal(predictions[:, : step + 1], whole[:, : step + 1])
         assert not torch.equal(predictions[:, step + 1 :], whole[:, step + 1 :])
 
 
 def test_a_window_cut_from_the_tape_ends_before_its_future_and_begins_within_its_series() -> None:
     first, second = wave(30), 1000 + wave(30)
-    tape = Tape.record([one_series(first), one_series(second)], lead=8)
+    tape = Tape.record([one_series(first), one_series(second)], context=8, horizon=1)
     place = tape.first[1] + 3
     example = tape.cut(place[None], context=8, horizon=2)
     assert example.window.values[0, :5].isnan().all(), "no value of the neighbour"
@@ -96,7 +97,7 @@ def test_no_training_example_reaches_into_the_validation_steps(windows: int) -> 
     spec = make_spec(training={"valid_windows": windows, "batch": 64})
     held = windows * spec.horizon
     panel = panel_of(changed_from(wave(50), 50 - held), changed_from(wave(31), 31 - held))
-    anchors = Windows(panel, spec, season=4)._anchors
+    anchors = Windows(panel, spec, make_network(spec), PLAIN, season=4)._anchors
     assert not (anchors.tape.values.abs() > MARK / 1e6).any()
     everything = anchors.tape.cut(anchors.places(torch.arange(len(anchors))), context=spec.context, horizon=1)
     assert not everything.future.isnan().any()
@@ -105,12 +106,12 @@ def test_no_training_example_reaches_into_the_validation_steps(windows: int) -> 
 
 
 def test_a_feed_gives_only_examples_of_its_anchors() -> None:
-    tape = Tape.record([one_series(wave(20))], lead=6)
+    tape = Tape.record([one_series(wave(20))], context=6, horizon=1)
     anchors = Anchors.of(tape, least=3)
     allowed = set(wave(20)[3:].tolist())
     seen = {
         value
-        for example in Feed(anchors, context=6, batch=32, steps=20, seed=0, epoch=0)
+        for example in Feed(anchors, context=6, horizon=1, batch=32, steps=20, seed=0, epoch=0)
         for value in example.future.ravel().tolist()
     }
     assert seen == allowed

@@ -9,23 +9,23 @@ import torch
 from forecaster.data.windows import Example, Window, stack
 from forecaster.model.recurrent import State
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import begin, read, roll, warm_up
+from forecaster.model.rollout import Memory, begin, read, roll, warm_up
 from forecaster.model.scaling import measure
-from forecaster.training.module import shifted_mse
-from tests.samples import wave
+from forecaster.training.loss import teacher_forced_loss
+from tests.samples import foretell, wave
 
 CLOSE = 1e-6
 
 
 def some_state(network: Regressor, rows: int) -> State:
     draw = torch.Generator().manual_seed(3)
-    shape = (network.recurrent.layers, rows, network.recurrent.hidden)
+    shape = (len(network.recurrent.layers), rows, network.recurrent.hidden)
     hidden = torch.rand(shape, generator=draw)
     return State(hidden, torch.rand(shape, generator=draw) if network.recurrent.has_cell else None)
 
 
 def loss_of(network: Regressor, example: Example) -> float:
-    return shifted_mse(network, example).item()
+    return teacher_forced_loss(network, example).item()
 
 
 @pytest.mark.parametrize("padding", [1, 5, 50])
@@ -90,20 +90,28 @@ def test_a_missing_value_is_a_step_unlike_padding(network: Regressor) -> None:
     assert not torch.allclose(one.state.hidden, other.state.hidden, atol=1e-3)
 
 
+def pass_of(
+    network: Regressor, values: torch.Tensor, observed: torch.Tensor, start: Memory
+) -> tuple[torch.Tensor, State]:
+    past = torch.cat([start.recent, values], dim=1)
+    inputs = network.encode(values, observed, past, None, start.static)
+    return network.recurrent(inputs, start.state, torch.ones_like(observed))
+
+
 def test_a_missing_value_is_read_as_zero_and_unobserved_whatever_is_behind_the_mask(network: Regressor) -> None:
     y = wave(10)
     y[[3, 9]] = np.nan
     window = stack([y], context=10)
-    start = begin(network, window)
-    found, after = read(network, window, start)
+    start, _ = begin(network, window)
+    found, _, after = read(network, window, start)
     observed = torch.from_numpy(~np.isnan(y))[None]
     for behind in (0.0, -4.0, 1e6):
         filled = torch.from_numpy(np.where(np.isnan(y), behind, y))[None]
         values = start.scale.apply(filled).where(observed, torch.zeros(()))
-        expected, state = network(values, observed, torch.ones_like(observed), start.state)
+        expected, state = pass_of(network, values, observed, start)
         assert torch.equal(found, expected)
         assert torch.equal(after.state.hidden, state.hidden)
-    seen, _ = network(values, torch.ones_like(observed), torch.ones_like(observed), start.state)
+    seen, _ = pass_of(network, values, torch.ones_like(observed), start)
     assert not torch.allclose(seen, found), "a zero that was observed is another thing"
 
 
@@ -121,7 +129,7 @@ def test_an_unobserved_target_does_not_count_in_the_loss(network: Regressor) -> 
     y[4] = np.nan
     window = Window(torch.from_numpy(y[:9])[None])
     whole = Example(window, torch.from_numpy(y[9:])[None])
-    predictions, memory = read(network, window, begin(network, window))
+    predictions, memory = foretell(network, window, begin(network, window)[0])
     errors = [
         float((predictions[0, step] - memory.scale.apply(torch.tensor([[y[step + 1]]]).double())[0, 0]) ** 2)
         for step in range(9)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from forecaster.model.recurrent import Recurrent, State
+from forecaster.spec import NetworkSpec
 
 CLOSE = 2e-6
 CELLS = ["gru", "lstm", "elman"]
@@ -28,8 +29,8 @@ class Layer:
     """One layer in float64; `w` reads the input, `u` the hidden state, each with its bias; a row of blocks, one a gate."""
 
     def __init__(self, recurrent: Recurrent, layer: int) -> None:
-        names = ["weight_ih_l", "weight_hh_l", "bias_ih_l", "bias_hh_l"]
-        parts = [getattr(recurrent.stack, f"{name}{layer}").detach().double().numpy() for name in names]
+        names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+        parts = [getattr(recurrent.layers[layer], name).detach().double().numpy() for name in names]
         gates = len(parts[0]) // recurrent.hidden
         self.w, self.u, self.wb, self.ub = (np.split(part, gates) for part in parts)
 
@@ -81,13 +82,13 @@ def by_equation(
                 state.hidden[layer, row].double().numpy(),
                 None if state.cell is None else state.cell[layer, row].double().numpy(),
             )
-            for layer in range(recurrent.layers)
+            for layer in range(len(recurrent.layers))
         ]
         for step in range(steps):
             if not begun[row, step]:
                 continue
             x = inputs[row, step].double().numpy()
-            for layer in range(recurrent.layers):
+            for layer in range(len(recurrent.layers)):
                 memory[layer] = EQUATIONS[cell](Layer(recurrent, layer), x, memory[layer])
                 x = memory[layer].hidden
             outputs[row, step] = x
@@ -97,14 +98,14 @@ def by_equation(
 
 def make(cell: str, layers: int) -> Recurrent:
     torch.manual_seed(0)
-    recurrent = Recurrent(cell, inputs=3, hidden=4, layers=layers, dropout=0.0).eval().requires_grad_(False)
+    recurrent = Recurrent(NetworkSpec(cell=cell, hidden=4, layers=layers), inputs=3).eval().requires_grad_(False)
     for weight in recurrent.parameters():
         weight.mul_(2)
     return recurrent
 
 
 def random_state(recurrent: Recurrent, rows: int) -> State:
-    shape = (recurrent.layers, rows, recurrent.hidden)
+    shape = (len(recurrent.layers), rows, recurrent.hidden)
     return State(torch.randn(shape).tanh(), torch.randn(shape) if recurrent.has_cell else None)
 
 

@@ -11,10 +11,10 @@ import torch
 from forecaster.data.windows import Window, stack
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.trials import exposure_gap, score, trials
-from forecaster.model.rollout import begin, read, roll, warm_up
+from forecaster.model.rollout import begin, roll, warm_up
 from forecaster.predict import Predictor
 from forecaster.spec import Spec
-from tests.samples import make_forecaster, make_spec, one_series, panel_of, wave
+from tests.samples import foretell, make_forecaster, make_spec, next_step, one_series, panel_of, wave
 
 KINDS = list(product(["gru", "lstm", "elman"], [1, 2], ["none", "mean_abs", "standard"]))
 SEASON, WINDOWS = 4, 3
@@ -57,11 +57,11 @@ def test_teacher_forcing_is_a_warm_up_of_every_length(spec: Spec) -> None:
     network, horizon = make_forecaster(spec).network, 4
     y = wave(30)
     batch = trials([one_series(y)], context=16, horizon=horizon, windows=1, season=SEASON)[0]
-    start = begin(network, batch.example.window)
+    start, _ = begin(network, batch.example.window)
     errors = []
     for step in range(horizon):
         seen = Window(torch.from_numpy(y[10 : 26 + step])[None])
-        ahead = warm_up(network, seen, start).ahead
+        ahead = next_step(network, warm_up(network, seen, start))
         errors.append(float(ahead[0] - start.scale.apply(torch.tensor([[y[26 + step]]]).double())[0, 0]))
     found = score(network, batch)
     assert float(found.loss) == pytest.approx(np.mean(np.square(errors)), rel=1e-4)
@@ -74,19 +74,21 @@ def test_a_rollout_is_its_own_output_read_as_if_observed(spec: Spec) -> None:
     rolled, end = roll(network, memory, horizon=6)
     followed = memory
     for step in range(6):
-        torch.testing.assert_close(followed.scale.undo(followed.ahead[:, None])[:, 0], rolled[:, step])
-        followed = read(network, Window(rolled[:, step : step + 1]), followed)[1]
+        torch.testing.assert_close(followed.scale.undo(next_step(network, followed)[:, None])[:, 0], rolled[:, step])
+        followed = warm_up(network, Window(rolled[:, step : step + 1]), followed)
     torch.testing.assert_close(followed.state.hidden, end.state.hidden, rtol=0, atol=2e-6)
 
 
 def test_the_network_reads_a_value_and_its_presence_and_says_a_linear_map_of_the_top_layer(spec: Spec) -> None:
     network = make_forecaster(spec).network
     window = stack([wave(16)], context=16)
-    start = begin(network, window)
-    predictions, _ = read(network, window, start)
+    start, _ = begin(network, window)
+    predictions, _ = foretell(network, window, start)
     inputs = torch.stack([start.scale.apply(window.values), torch.ones(1, 16)], dim=-1)
-    states = None if spec.network.cell != "lstm" else (start.state.hidden, start.state.cell)
-    top, _ = network.recurrent.stack(inputs, states)
+    top = inputs
+    for number, layer in enumerate(network.recurrent.layers):
+        hidden, cell = start.state.hidden[number : number + 1], start.state.cell
+        top, _ = layer(top, hidden if cell is None else (hidden, cell[number : number + 1]))
     expected = top @ network.output.weight[0] + network.output.bias
     torch.testing.assert_close(predictions, expected)
 

@@ -36,12 +36,12 @@ def every_example(series: list[Series], *, context: int, least: int) -> list[tup
 def test_the_anchors_are_every_cut_there_is_in_order(lengths: list[int], context: int, least: int) -> None:
     assume(least <= context)
     series = numbered(lengths)
-    anchors = Anchors.of(Tape.record(series, lead=context), least=least)
+    anchors = Anchors.of(Tape.record(series, context=context, horizon=1), least=least)
     expected = every_example(series, context=context, least=least)
     assert len(anchors) == len(expected)
     if not expected:
         return
-    window, future = anchors.tape.cut(anchors.places(torch.arange(len(anchors))), context=context, horizon=1)
+    window, future, _ = anchors.tape.cut(anchors.places(torch.arange(len(anchors))), context=context, horizon=1)
     np.testing.assert_array_equal(window.values.numpy(), [values for values, _ in expected])
     np.testing.assert_array_equal(future.numpy()[:, 0], [value for _, value in expected])
 
@@ -52,10 +52,10 @@ def test_a_feed_draws_examples_that_exist_and_as_many_as_asked(
     lengths: list[int], batch: int, steps: int, seed: int
 ) -> None:
     series, context, least = numbered(lengths), 4, 2
-    anchors = Anchors.of(Tape.record(series, lead=context), least=least)
+    anchors = Anchors.of(Tape.record(series, context=context, horizon=1), least=least)
     assume(len(anchors))
     existing = {str(pair) for pair in every_example(series, context=context, least=least)}
-    feed = Feed(anchors, context, batch, steps, seed, epoch=3)
+    feed = Feed(anchors, context, 1, batch, steps, seed, epoch=3)
     examples = list(feed)
     assert len(examples) == len(feed) == steps
     for example in examples:
@@ -65,10 +65,10 @@ def test_a_feed_draws_examples_that_exist_and_as_many_as_asked(
 
 
 def test_a_feed_is_the_same_for_the_same_seed_and_epoch_and_another_for_another() -> None:
-    anchors = Anchors.of(Tape.record(numbered([50, 40]), lead=4), least=2)
+    anchors = Anchors.of(Tape.record(numbered([50, 40]), context=4, horizon=1), least=2)
 
     def drawn(seed: int, epoch: int) -> list[list[list[float]]]:
-        return [example.future.tolist() for example in Feed(anchors, 4, 8, 3, seed, epoch)]
+        return [example.future.tolist() for example in Feed(anchors, 4, 1, 8, 3, seed, epoch)]
 
     torch.manual_seed(1)
     expected = drawn(0, 0)
@@ -81,8 +81,8 @@ def test_a_feed_is_the_same_for_the_same_seed_and_epoch_and_another_for_another(
 
 
 def test_every_anchor_is_drawn_about_equally_often() -> None:
-    anchors = Anchors.of(Tape.record(numbered([3, 12, 1, 7]), lead=4), least=2)
-    [example] = Feed(anchors, 4, 16_000, 1, 0, 0)
+    anchors = Anchors.of(Tape.record(numbered([3, 12, 1, 7]), context=4, horizon=1), least=2)
+    [example] = Feed(anchors, 4, 1, 16_000, 1, 0, 0)
     _, counts = np.unique(example.future.numpy(), return_counts=True)
     assert len(counts) == len(anchors) == 16
     assert (np.abs(counts - 1000) < 160).all()  # five standard deviations
@@ -106,7 +106,7 @@ def test_stacked_histories_are_their_last_values_padded_on_the_left(lengths: lis
 
 
 def test_a_tape_on_a_device_is_the_same_tape() -> None:
-    tape = Tape.record(numbered([3, 4]), lead=2)
+    tape = Tape.record(numbered([3, 4]), context=2, horizon=1)
     moved = Anchors.of(tape, least=1).to(torch.device("cpu"))
     np.testing.assert_array_equal(moved.tape.values, tape.values)
     assert moved.tape.length.tolist() == [3, 4]

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 
 from forecaster import artifact
+from forecaster.data.encoding import PLAIN
 from forecaster.model.regressor import build
 from forecaster.predict import Forecaster, Predictor
 from forecaster.registry import Registry, connect
@@ -33,7 +34,7 @@ CONTEXT, HORIZON = 12, 6
 def save(folder: Path, *, seed: int) -> str:
     """An untrained network, which forecasts as well as a trained one for our purposes; answers the bundle's digest."""
     spec = Spec(name="tiny", context=CONTEXT, horizon=HORIZON, network=NetworkSpec(hidden=4))
-    forecaster = Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), build(spec, seed=seed))
+    forecaster = Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), PLAIN, build(spec, seed=seed))
     return artifact.save(forecaster, folder, card="# Tiny\n")
 
 
