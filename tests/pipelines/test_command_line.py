@@ -6,7 +6,6 @@ import inspect
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,23 +63,6 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = run(program, *arguments)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
-
-
-@pytest.mark.slow
-def test_help_answers_at_once() -> None:
-    """In the time of two bare interpreters and a bit: whatever the machine, a heavy import would not fit in."""
-    started = time.monotonic()
-    for _ in range(3):
-        run("pass")
-    bare = (time.monotonic() - started) / 3
-    seconds = min(_timed(("--help",)) for _ in range(3))
-    assert seconds < 2 * bare + 0.5
-
-
-def _timed(arguments: tuple[str, ...]) -> float:
-    started = time.monotonic()
-    assert run("import sys; from pipelines.cli import main; main(sys.argv[1:])", *arguments).returncode == 0
-    return time.monotonic() - started
 
 
 def test_serving_starts_without_what_only_training_needs(tmp_path: Path) -> None:
