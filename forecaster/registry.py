@@ -132,7 +132,7 @@ class Registry:
                 f"Promote or register a version first, or name another alias.",
                 where=name,
             )
-        return self.version(name, aliases[alias])
+        return self.version(name, str(aliases[alias]))
 
     def version(self, name: str, number: str) -> Version:
         """One version by its number; raises NoSuchModel when there is none."""
@@ -215,7 +215,7 @@ class Registry:
     def _champion(self, name: str) -> Version | None:
         with door(f"model '{name}'"):
             number = self._client.get_registered_model(name).aliases.get(CHAMPION)
-        return None if number is None else self.version(name, number)
+        return None if number is None else self.version(name, str(number))
 
     def _ensure_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException

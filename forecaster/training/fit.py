@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -57,9 +58,10 @@ def fit(
     season = spec.season or usual_season(panel.freq)
     windows = Windows(panel, spec, season=season)
     module = SequenceRegressor(build(spec, seed=spec.training.seed), spec)
+    identity = fit_digest(panel, spec)
     keeper = Keeper(
         checkpoint,
-        fit_digest=fit_digest(panel, spec),
+        fit_digest=identity,
         patience=spec.training.patience,
         monitored=bool(windows.trials),
         seed=spec.training.seed,
@@ -75,16 +77,18 @@ def fit(
         limit_val_batches=len(windows.trials),
         logger=list(loggers) or False,
         callbacks=[keeper, *callbacks],
-        plugins=[DurableIO()],
+        plugins=[DurableIO(fit_digest=identity)],
         enable_checkpointing=True,
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
+    at_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, datamodule=windows, ckpt_path=resume, weights_only=True)
     except SystemExit as left:
-        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning makes an exit of it, with code 1
+        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning makes an exit of it, and is deaf to another
+            signal.signal(signal.SIGINT, at_interrupt)
             raise left.__context__ from None
         raise
     module.load_state_dict(keeper.best_weights)
