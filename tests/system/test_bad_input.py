@@ -387,12 +387,10 @@ def test_real_processes_end_with_the_codes_that_scripts_rely_on(trained: Trained
     (here / "text.csv").write_text(csv(y="many"))
     root = ["--root", trained.root.path]
     for arguments, code, word in (
-        (["train", "none.csv", "--horizon", 3], 2, "none.csv"),
         (["train", "text.csv", "--horizon", 3], 2, "'many'"),
         (["promote", "small", "--version", 1, *root], 3, "never tested"),
         (["verify", here], 1, "manifest.json"),
         (["serve", "small", "--port", 99999], 2, "PORT"),
-        (["serve", "small", "--host", "localhost"], 2, "HOST"),
         (["serve"], 1, "FORECASTER_SERVING_MODEL"),
     ):
         done = forecaster(*arguments, folder=here)

@@ -73,11 +73,11 @@ def forecaster(*arguments: object, folder: Path, **extra: str) -> subprocess.Com
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
 
-def wait_until(ready: Callable[[], object], *, seconds: float = 60.0, pause: float = 0.02) -> None:
+def wait_until(ready: Callable[[], object], *, seconds: float = 180.0, pause: float = 0.02) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, "it took too long"
