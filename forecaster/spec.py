@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from forecaster.errors import BadSpec
 
 Cell = Literal["gru", "lstm", "elman"]
 Scaling = Literal["none", "mean_abs", "standard"]
+HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
+PointLoss = Literal["mse", "mae", "huber"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
@@ -24,6 +35,60 @@ class NetworkSpec(_Frozen):
     layers: int = Field(default=1, ge=1, le=16)
     hidden: int = Field(default=64, ge=1, le=4096)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="between layers, while training")
+
+
+class HeadSpec(_Frozen):
+    """What the network's outputs mean. A field of another kind of head keeps its default: it would change nothing."""
+
+    kind: HeadKind = "point"
+    loss: PointLoss = Field(default="mse", description="of a point head")
+    delta: float = Field(default=1.0, gt=0.0, description="of the Huber loss: the error where square turns to line")
+    levels: tuple[float, ...] = Field(
+        default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        max_length=199,
+        description="of a quantile head; the median belongs to them whether named or not",
+    )
+    bins: int = Field(default=256, ge=2, le=65_536, description="of a categorical head")
+    bound: float = Field(default=10.0, gt=0.0, description="of a categorical head: bins cover -bound to bound, scaled")
+
+    @property
+    def shiftable(self) -> bool:
+        """Whether the head can correct a base other than zero."""
+        return self.kind not in ("neg_binomial", "categorical")
+
+    @property
+    def counts(self) -> bool:
+        """Whether the head reads unscaled counts, and nothing else."""
+        return self.kind == "neg_binomial"
+
+    @field_validator("levels")
+    @classmethod
+    def _levels_rise_between_zero_and_one(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        outside = [level for level in levels if not 0 < level < 1]
+        if outside:
+            raise ValueError(f"levels lie between 0 and 1, both excluded; found {outside[0]}. Write 0.9, not 90")
+        for level, following in pairwise(levels):
+            if following <= level:
+                raise ValueError(f"levels rise strictly; found {following} after {level}. Sort them, each once")
+        if not set(levels) - {0.5}:
+            raise ValueError(
+                "a quantile head needs a level besides the median. For the median alone: kind point, loss mae"
+            )
+        return levels
+
+    @model_validator(mode="after")
+    def _has_nothing_of_another_kind(self) -> Self:
+        for field, kind in {
+            "loss": "point",
+            "levels": "quantile",
+            "bins": "categorical",
+            "bound": "categorical",
+        }.items():
+            if self.kind != kind and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} belongs to a {kind} head; this one is {self.kind}. Leave {field} out")
+        if self.loss != "huber" and self.delta != type(self).model_fields["delta"].default:
+            raise ValueError(f"delta belongs to the huber loss; the loss is {self.loss}. Leave delta out")
+        return self
 
 
 class TrainingSpec(_Frozen):

@@ -1,0 +1,506 @@
+"""What a network's outputs mean: the loss, the point forecast, the draws and the quantiles of each kind of head.
+
+All in the network's units. Zero outputs mean "no correction": the forecast of a head that can be shifted is then 0, with
+a spread of about 1. Gradients stay finite for outputs up to 1e12 either way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from statistics import NormalDist
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.polynomial.chebyshev import chebpts1, chebvander
+from numpy.polynomial.legendre import leggauss
+from torch import Tensor
+from torch.nn import functional
+
+from forecaster.errors import BadSpec
+from forecaster.shapes import Float, Float64
+from forecaster.spec import HeadSpec, PointLoss
+
+LARGEST_EXACT = 1e4  # mean of a negative binomial whose draws and quantiles are exact
+SMALLEST = 1e-4  # of a spread or a dispersion: below it a likelihood rewards nothing but certainty
+
+
+class Head(Protocol):
+    """One reading of `params` outputs a target value.
+
+    All but the draws and quantiles of `NegativeBinomial` are a fixed number of tensor operations, and can be exported.
+
+    Attributes:
+        params: Outputs of the network for one target value.
+        noise: Uniforms that one draw takes; 0: nothing can be drawn.
+        shiftable: Whether `shift` works, so that the head can correct a base.
+    """
+
+    @property
+    def params(self) -> int: ...  # noqa: D102
+    @property
+    def noise(self) -> int: ...  # noqa: D102
+    @property
+    def shiftable(self) -> bool: ...  # noqa: D102
+
+    def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """What training makes small, of each element; not averaged. Targets are finite: mask before."""
+
+    def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
+        """The point forecast, and what is fed back where no path is drawn."""
+
+    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+        """A draw of each element, finite and a function of its own params and uniforms alone.
+
+        Raises:
+            BadSpec: the head has no distribution.
+        """
+
+    def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
+        """The quantiles of each element at rising levels in (0, 1); they never cross.
+
+        Raises:
+            BadSpec: the head has no distribution.
+        """
+
+    def shift(self, params: Float[Tensor, "*axes param"], by: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes param"]:
+        """The params of the same distribution moved by `by`.
+
+        Raises:
+            BadSpec: the head cannot be shifted.
+        """
+
+
+def head(spec: HeadSpec) -> Head:
+    """The head that a specification asks for."""
+    match spec.kind:
+        case "point":
+            return Point(spec.loss, spec.delta)
+        case "quantile":
+            return Quantile(tuple(sorted({*spec.levels, 0.5})))
+        case "gaussian":
+            return Gaussian()
+        case "student_t":
+            return StudentT()
+        case "neg_binomial":
+            return NegativeBinomial()
+        case "categorical":
+            return Categorical(spec.bins, spec.bound)
+
+
+class _Located:
+    """A head whose first parameter is its location: point forecast, draws and quantiles move with it."""
+
+    shiftable: ClassVar[bool] = True
+
+    def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
+        return params[..., 0]
+
+    def shift(self, params: Float[Tensor, "*axes param"], by: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes param"]:
+        return torch.cat([params[..., :1] + by[..., None], params[..., 1:]], dim=-1)
+
+
+class _Unshiftable:
+    """A head whose support stays where it is."""
+
+    shiftable: ClassVar[bool] = False
+
+    def shift(self, params: Float[Tensor, "*axes param"], by: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes param"]:
+        raise BadSpec(
+            f"A {type(self).__name__} head takes base zero only: its values cannot be moved. "
+            "Choose base zero, or a point, quantile, gaussian or student_t head.",
+            where="head.kind",
+        )
+
+
+@dataclass(frozen=True)
+class Point(_Located):
+    """One number: the mean under `mse`, the median under `mae`, between the two under `huber` (Huber 1964)."""
+
+    kind: PointLoss = "mse"
+    delta: float = 1.0
+    params: ClassVar[int] = 1
+    noise: ClassVar[int] = 0
+
+    def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Squared error, absolute error, or e²/2 up to delta and delta (|e| - delta/2) beyond."""
+        error = params[..., 0] - target
+        match self.kind:
+            case "mse":
+                return error**2
+            case "mae":
+                return error.abs()
+            case "huber":
+                near = error.clamp(-self.delta, self.delta)
+                return near * (error - near / 2)
+
+    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+        """Raises BadSpec: there is no distribution to draw from."""
+        raise _no_distribution("draws")
+
+    def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
+        """Raises BadSpec: calibration gives a point forecast its quantiles."""
+        raise _no_distribution("quantiles")
+
+
+@dataclass(frozen=True)
+class Quantile(_Located):
+    """Quantiles at given levels, learned without a distribution (Koenker and Bassett 1978; Wen et al. 2017).
+
+    The median, and a positive step from each level to the next, so that quantiles cannot cross (as the incremental
+    quantile functions of Park et al. 2022, section 4). Linear between levels; beyond the outermost ones the tails are
+    exponential and go through the two outermost quantiles (same place). Zero outputs give the standard normal's.
+
+    Attributes:
+        levels: Rising, with 0.5 among them and at least one more.
+    """
+
+    levels: tuple[float, ...]
+    noise: ClassVar[int] = 1
+
+    @property
+    def params(self) -> int:
+        """The median, and the steps."""
+        return len(self.levels)
+
+    def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Twice the pinball loss, mean over the levels: about the CRPS (Gneiting and Ranjan 2011)."""
+        error = target[..., None] - self._knots(params)
+        levels = params.new_tensor(self.levels)
+        return 2 * torch.maximum(levels * error, (levels - 1) * error).mean(-1)
+
+    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+        """The quantile at the level of the uniform."""
+        return params[..., 0] + (self._steps(params) * self._shares(_open(noise[..., 0]))).sum(-1)
+
+    def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
+        """As drawn at uniforms that are the levels."""
+        shares = self._shares(_exact(levels)).to(params)
+        return _rising(params[..., :1] + (self._steps(params)[..., None, :] * shares).sum(-1))
+
+    def _knots(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes param"]:
+        """The quantiles at the head's own levels: what `quantiles` says there, for less."""
+        steps, median = self._steps(params).unbind(-1), self.levels.index(0.5)
+        above = accumulate(steps[median:], torch.add, initial=params[..., 0])
+        below = accumulate(reversed(steps[:median]), torch.sub, initial=params[..., 0])
+        return torch.stack([*reversed(list(below)[1:]), *above], dim=-1)
+
+    def _steps(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes step"]:
+        normal = [NormalDist().inv_cdf(level) for level in self.levels]
+        return _positive(params[..., 1:]) * params.new_tensor([high - low for low, high in pairwise(normal)])
+
+    def _shares(self, level: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes step"]:
+        """How much of every step lies between the median and the quantile at a level: negative below the median."""
+        knots = level.new_tensor(self.levels)
+        low, high = knots[:-1], knots[1:]
+        inside = ((level[..., None] - low) / (high - low)).clamp(0, 1)
+        shares = torch.where(high <= 0.5, inside - 1, inside)
+        ends = self.levels
+        left = (ends[0] / level).log().clamp(min=0) / math.log(ends[1] / ends[0])
+        right = ((1 - ends[-1]) / (1 - level)).log().clamp(min=0) / math.log((1 - ends[-2]) / (1 - ends[-1]))
+        step = torch.arange(len(low), device=level.device)
+        return shares - left[..., None] * (step == 0) + right[..., None] * (step == len(low) - 1)
+
+
+@dataclass(frozen=True)
+class Gaussian(_Located):
+    """A normal distribution: its mean, and its standard deviation behind a softplus."""
+
+    params: ClassVar[int] = 2
+    noise: ClassVar[int] = 1
+
+    def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Negative log density (Salinas et al. 2020, section 3.1)."""
+        width = _positive(params[..., 1])
+        return ((target - params[..., 0]) / width) ** 2 / 2 + width.log() + math.log(2 * math.pi) / 2
+
+    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+        """By inversion."""
+        normal: Tensor = torch.special.ndtri(_open(noise[..., 0]))
+        return params[..., 0] + _positive(params[..., 1]) * normal
+
+    def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
+        """Exact."""
+        normal = torch.special.ndtri(_exact(levels)).to(params)
+        return _rising(params[..., :1] + _positive(params[..., 1:]) * normal)
+
+
+@dataclass(frozen=True)
+class StudentT(_Located):
+    """A Student t distribution: location, scale and degrees of freedom, of which there are more than 2; 3 at zero.
+
+    The scale is not the standard deviation: that is scale * sqrt(nu / (nu - 2)).
+    """
+
+    params: ClassVar[int] = 3
+    noise: ClassVar[int] = 2
+
+    def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Negative log density."""
+        scale, freedom = self._scale_and_freedom(params)
+        z = (target - params[..., 0]) / scale
+        constant = _log_gamma_ratio(freedom / 2) - (freedom * math.pi).log() / 2 - scale.log()
+        return (freedom + 1) / 2 * (z**2 / freedom).log1p() - constant
+
+    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+        """Bailey's polar method (1994, theorem 1) with radius and angle drawn outright, so that nothing is rejected."""
+        scale, freedom = self._scale_and_freedom(params)
+        radius = (freedom * torch.expm1(-2 / freedom * _open(noise[..., 0]).log())).sqrt()
+        return params[..., 0] + scale * radius * (2 * math.pi * noise[..., 1]).cos()
+
+    def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
+        """By a polynomial in 1/nu for each level, through quantiles that were found by inversion of the distribution."""
+        scale, freedom = self._scale_and_freedom(params)
+        x = (4 / freedom - 1)[..., None]
+        *rest, first = torch.from_numpy(_student_polynomials(_checked(levels))).to(params)
+        value, last = first.expand(*x.shape[:-1], -1), torch.zeros_like(x)
+        for coefficient in reversed(rest[1:]):  # Clenshaw 1955
+            value, last = coefficient + 2 * x * value - last, value
+        log_ratio = rest[0] + x * value - last
+        normal = torch.special.ndtri(_exact(levels)).to(params)
+        return _rising(params[..., :1] + scale[..., None] * normal * log_ratio.exp())
+
+    def _scale_and_freedom(
+        self, params: Float[Tensor, "*axes param"]
+    ) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
+        return _positive(params[..., 1]), 2 + _positive(params[..., 2])
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(_Unshiftable):
+    """Counts with mean mu and variance mu + alpha mu² (Salinas et al. 2020, section 3.1), both behind a softplus.
+
+    For data that are not scaled, and are counts: whole and not negative. Zero outputs mean mu = alpha = 1. alpha is at
+    least 1e-4 (nearly Poisson). Draws and quantiles are exact for mu up to 1e4; beyond, they are those of the gamma
+    distribution with the same mean and variance. They take a number of steps that depends on the data, and cannot be
+    exported. Computed in float64: differences of large log-gammas need it.
+    """
+
+    params: ClassVar[int] = 2
+    noise: ClassVar[int] = 1
+
+    def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Negative log probability."""
+        mean, dispersion = self._mean_and_dispersion(params)
+        size, count = 1 / dispersion, target.double()
+        spread = dispersion * mean
+        ways = torch.lgamma(count + size) - torch.lgamma(count + 1) - torch.lgamma(size)
+        return ((size + count) * spread.log1p() - count * spread.log() - ways).to(params)
+
+    def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
+        """The mean, mu."""
+        return _positive(params[..., 0])
+
+    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+        """By inversion: the smallest count whose cumulated probability reaches the uniform."""
+        return _least_count(*self._mean_and_dispersion(params), _open(noise[..., 0]).double()).to(params)
+
+    def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
+        """Whole counts, as drawn at uniforms that are the levels."""
+        mean, dispersion = self._mean_and_dispersion(params)
+        level = _exact(levels).to(params.device)
+        shape = (*mean.shape, len(level))
+        found = _least_count(mean[..., None].expand(shape), dispersion[..., None].expand(shape), level.expand(shape))
+        return _rising(found.to(params))
+
+    def _mean_and_dispersion(
+        self, params: Float[Tensor, "*axes param"]
+    ) -> tuple[Float64[Tensor, "*axes"], Float64[Tensor, "*axes"]]:
+        return _positive(params[..., 0].double()), _positive(params[..., 1].double())
+
+
+@dataclass(frozen=True)
+class Categorical(_Unshiftable):
+    """A histogram: the probability of each of `bins` equal bins over [-bound, bound], flat within a bin.
+
+    What lies beyond the bound counts as in the outermost bin, so the bound should be wider than scaled data get.
+    """
+
+    bins: int
+    bound: float
+    noise: ClassVar[int] = 1
+
+    @property
+    def params(self) -> int:
+        """A logit a bin."""
+        return self.bins
+
+    @property
+    def width(self) -> float:
+        """Of a bin."""
+        return 2 * self.bound / self.bins
+
+    def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Negative log density: the cross entropy of the bin plus log(width), to compare with the other likelihoods."""
+        place = ((target + self.bound) / self.width).floor().clamp(0, self.bins - 1).long()
+        return math.log(self.width) - params.log_softmax(-1).gather(-1, place[..., None]).squeeze(-1)
+
+    def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
+        """The expectation. Bins opposite each other are subtracted first, so that a symmetric histogram gives 0."""
+        probability = params.softmax(-1)
+        centre = (torch.arange(self.bins, device=params.device) + 0.5) * self.width - self.bound
+        return ((probability - probability.flip(-1)) * centre.to(params)).sum(-1) / 2
+
+    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+        """By inversion, uniform within a bin."""
+        return self._at(params.softmax(-1), _open(noise[..., 0]))
+
+    def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
+        """As drawn at uniforms that are the levels."""
+        probability = params.softmax(-1)
+        return _rising(torch.stack([self._at(probability, level) for level in _exact(levels).to(params)], dim=-1))
+
+    def _at(self, probability: Float[Tensor, "*axes bin"], level: Tensor) -> Float[Tensor, "*axes"]:
+        """A bin lies below the quantile whole, in part, or not at all."""
+        below = probability.cumsum(-1) - probability
+        tiny = torch.finfo(probability.dtype).tiny
+        passed = ((level[..., None] - below) / probability.clamp(min=tiny)).clamp(0, 1)
+        return passed.sum(-1) * self.width - self.bound
+
+
+def _no_distribution(wanted: str) -> BadSpec:
+    return BadSpec(
+        f"A point head has no {wanted}: it says one number a step. "
+        "Calibrate its forecasts for intervals, or choose another head (quantile, gaussian, student_t).",
+        where="head.kind",
+    )
+
+
+def _positive(raw: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """A softplus that is 1 at zero, and never below SMALLEST."""
+    return SMALLEST + functional.softplus(raw + math.log(math.expm1(1 - SMALLEST)))
+
+
+def _open(uniform: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Uniforms kept off 0 and 1, where a quantile may be infinite."""
+    step = torch.finfo(uniform.dtype).eps / 2
+    return uniform.clamp(step, 1 - step)
+
+
+def _rising(quantiles: Float[Tensor, "*axes level"]) -> Float[Tensor, "*axes level"]:
+    """Rising levels have rising quantiles; rounding must not undo it where they are very close."""
+    return quantiles.cummax(-1).values
+
+
+def _checked(levels: Sequence[float]) -> tuple[float, ...]:
+    assert levels, "quantiles are asked for at one level at least"
+    assert all(low < high for low, high in pairwise((0.0, *levels, 1.0))), f"levels rise within (0, 1); found {levels}"
+    return tuple(levels)
+
+
+def _exact(levels: Sequence[float]) -> Float64[Tensor, "level"]:
+    return torch.tensor(_checked(levels), dtype=torch.float64)
+
+
+def _log_gamma_ratio(n: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """The logarithm of Gamma(n + 1/2) / Gamma(n) for n > 0, without the cancellation of the two.
+
+    By Gamma(n + 1) = n Gamma(n) three times, then the expansion of DLMF 5.11.13; the error is below 1e-8 for n >= 1.
+    """
+    x = 1 / (n + 3)
+    series = x * (-1 / 8 + x**2 * (1 / 192 + x**2 * (-1 / 640 + x**2 * (17 / 14336))))
+    shift = (0.5 / n).log1p() + (0.5 / (n + 1)).log1p() + (0.5 / (n + 2)).log1p()
+    return (n + 3).log() / 2 + series - shift
+
+
+@lru_cache(maxsize=64)
+def _student_polynomials(levels: tuple[float, ...]) -> Float64[np.ndarray, "degree level"]:
+    """Chebyshev coefficients of log(t / z) as a function of 4 / nu - 1, for t the Student and z the normal quantile.
+
+    t is found for each node with t = sqrt(nu) tan(angle), where the density becomes cos(angle) ** (nu - 1): smooth, so that
+    a Gauss-Legendre rule integrates it to rounding. It falls, so Newton's method from the left, where z is, never passes
+    the root.
+    """
+    # The upper half, by symmetry. At the median t / z has a limit, taken close by; beyond 1e-7 it is kept as it is there.
+    level = np.clip(np.maximum(levels, 1 - np.asarray(levels)), 0.5 + 1e-4, 1 - 1e-7)
+    normal = np.array([NormalDist().inv_cdf(one) for one in level])
+    nodes, weights = leggauss(200)
+
+    x = chebpts1(25)
+    freedom = (4 / (x + 1))[:, None]
+    half = torch.from_numpy(freedom / 2)
+    area = (level - 0.5) * math.sqrt(math.pi) * (torch.lgamma(half) - torch.lgamma(half + 0.5)).exp().numpy()
+    angle = np.arctan(normal / np.sqrt(freedom))
+    for _ in range(40):
+        inside = angle[..., None] * (nodes + 1) / 2
+        passed = angle / 2 * (np.cos(inside) ** (freedom[..., None] - 1) @ weights)
+        angle = angle + (area - passed) / np.cos(angle) ** (freedom - 1)
+    log_ratio = np.log(np.sqrt(freedom) * np.tan(angle) / normal)
+    return np.asarray(np.linalg.solve(chebvander(x, len(x) - 1), log_ratio))
+
+
+def _least_count(
+    mean: Float64[Tensor, "*axes"], dispersion: Float64[Tensor, "*axes"], level: Float64[Tensor, "*axes"]
+) -> Float64[Tensor, "*axes"]:
+    """The smallest count whose cumulated probability reaches a level: doubling until it does, then bisection."""
+    low, high = torch.full_like(mean, -1.0), mean.ceil()
+    for _ in range(64):
+        short = _cumulated(high, mean, dispersion) < level
+        if not short.any():
+            break
+        low, high = torch.where(short, high, low), torch.where(short, 2 * high + 1, high)
+    for _ in range(64):
+        if not (high - low > 1).any():
+            break
+        middle = ((low + high) / 2).floor().clamp(min=0)
+        enough = _cumulated(middle, mean, dispersion) >= level
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return torch.where(mean.isfinite() & dispersion.isfinite(), high, torch.nan)
+
+
+def _cumulated(
+    count: Float64[Tensor, "*axes"], mean: Float64[Tensor, "*axes"], dispersion: Float64[Tensor, "*axes"]
+) -> Float64[Tensor, "*axes"]:
+    """P(X <= count): I_p(1 / alpha, count + 1) with p = 1 / (1 + alpha mu) (DLMF 8.17.5); of large means, nearly that."""
+    large = mean > LARGEST_EXACT
+    if not large.any():
+        return _cumulated_exactly(count, mean, dispersion)
+    small = torch.where(large, 1.0, mean)
+    # The gamma distribution of the same mean and variance.
+    shape = 1 / (dispersion + 1 / mean)
+    nearly = torch.special.gammainc(shape, shape * (count + 0.5) / mean)
+    return torch.where(large, nearly, _cumulated_exactly(torch.where(large, 0.0, count), small, dispersion))
+
+
+def _cumulated_exactly(
+    count: Float64[Tensor, "*axes"], mean: Float64[Tensor, "*axes"], dispersion: Float64[Tensor, "*axes"]
+) -> Float64[Tensor, "*axes"]:
+    a, b, spread = 1 / dispersion, count + 1, dispersion * mean
+    log_p, log_q = -spread.log1p(), spread.log() - spread.log1p()
+    log_front = a * log_p + b * log_q + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
+    swap = log_p.exp() > (a + 1) / (a + b + 2)
+    first, second = torch.where(swap, b, a), torch.where(swap, a, b)
+    tail = log_front.exp() * _beta_fraction(first, second, torch.where(swap, log_q, log_p).exp()) / first
+    return torch.where(swap, 1 - tail, tail)
+
+
+def _beta_fraction(
+    a: Float64[Tensor, "*axes"], b: Float64[Tensor, "*axes"], x: Float64[Tensor, "*axes"]
+) -> Float64[Tensor, "*axes"]:
+    """The continued fraction of the incomplete beta function (DLMF 8.17.22), by Lentz's method.
+
+    An element stops changing when it has converged, so that it does not depend on how long the others take.
+    """
+    tiny = 1e-300
+    c, d = torch.ones_like(x), 1 / (1 - (a + b) * x / (a + 1)).clamp(min=tiny)
+    found = d
+    moving = torch.ones_like(x, dtype=torch.bool)
+    for m in range(1, 300):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        before = found
+        for term in (even, odd):
+            d, c = 1 / _off_zero(1 + term * d), _off_zero(1 + term / c)
+            found = torch.where(moving, found * c * d, found)
+        moving = moving & ((found - before).abs() > 1e-13 * before.abs())
+        if not moving.any():
+            break
+    return found
+
+
+def _off_zero(values: Float64[Tensor, "*axes"]) -> Float64[Tensor, "*axes"]:
+    return torch.where(values.abs() < 1e-300, 1e-300, values)
