@@ -68,7 +68,7 @@ def weighted_quantile_loss(
 ) -> Float64[np.ndarray, "level"]:
     """Twice the pinball loss over the size of the actual, both summed over every row and step, of each level.
 
-    The weighted quantile loss of Salinas et al. 2020 (section 4.2, rho-risk), GluonTS and fev; their headline figure is
+    The weighted quantile loss of Salinas et al. 2020 (their rho-risk), GluonTS and fev; their headline figure is
     the mean over levels. NaN where all that was observed is 0.
     """
     loss = pinball(actual, quantiles, levels)
@@ -81,7 +81,7 @@ def weighted_quantile_loss(
 def crps_from_quantiles(actual: Errors, quantiles: Quantiles, levels: Float64[np.ndarray, "level"]) -> Errors:
     """Continuous ranked probability score of each element: the integral over levels of twice the pinball loss.
 
-    Gneiting and Ranjan 2011, equation 7, by the trapezoidal rule over rising levels, with the loss 0 at the levels 0 and 1. (The
+    Gneiting and Ranjan 2011, by the trapezoidal rule over rising levels, with the loss 0 at the levels 0 and 1. (The
     plain mean over levels, that some packages call CRPS, weighs each by 1/n: 1/9 rather than 1/10 for the nine deciles.)
     """
     around = np.concatenate([[0.0], levels, [1.0]])

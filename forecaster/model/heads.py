@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from statistics import NormalDist
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ LARGEST_EXACT = 1e4  # mean of a negative binomial whose draws and quantiles are
 SMALLEST = 1e-4  # of a spread or a dispersion: below it a likelihood rewards nothing but certainty
 
 
+@runtime_checkable
 class Head(Protocol):
     """One reading of `params` outputs a target value.
 
@@ -121,7 +122,7 @@ class _Unshiftable:
 class Point(_Located):
     """One number: the mean under `mse`, the median under `mae`, between the two under `huber` (Huber 1964)."""
 
-    kind: PointLoss = "mse"
+    penalty: PointLoss = "mse"
     delta: float = 1.0
     params: ClassVar[int] = 1
     noise: ClassVar[int] = 0
@@ -129,7 +130,7 @@ class Point(_Located):
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Squared error, absolute error, or e²/2 up to delta and delta (|e| - delta/2) beyond."""
         error = params[..., 0] - target
-        match self.kind:
+        match self.penalty:
             case "mse":
                 return error**2
             case "mae":
@@ -152,8 +153,8 @@ class Quantile(_Located):
     """Quantiles at given levels, learned without a distribution (Koenker and Bassett 1978; Wen et al. 2017).
 
     The median, and a positive step from each level to the next, so that quantiles cannot cross (as the incremental
-    quantile functions of Park et al. 2022, section 4). Linear between levels; beyond the outermost ones the tails are
-    exponential and go through the two outermost quantiles (same place). Zero outputs give the standard normal's.
+    quantile functions of Park et al. 2022). Linear between levels; beyond the outermost ones the tails are
+    exponential and go through the two outermost quantiles (the same paper). Zero outputs give the standard normal's.
 
     Attributes:
         levels: Rising, with 0.5 among them and at least one more.
@@ -247,7 +248,7 @@ class StudentT(_Located):
         return (freedom + 1) / 2 * (z**2 / freedom).log1p() - constant
 
     def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
-        """Bailey's polar method (1994, theorem 1) with radius and angle drawn outright, so that nothing is rejected."""
+        """Bailey's polar method (1994) with radius and angle drawn outright, so that nothing is rejected."""
         scale, freedom = self._scale_and_freedom(params)
         radius = (freedom * torch.expm1(-2 / freedom * _open(noise[..., 0]).log())).sqrt()
         return params[..., 0] + scale * radius * (2 * math.pi * noise[..., 1]).cos()
@@ -422,8 +423,10 @@ def _student_polynomials(levels: tuple[float, ...]) -> Float64[np.ndarray, "degr
 
     x = chebpts1(25)
     freedom = (4 / (x + 1))[:, None]
-    half = torch.from_numpy(freedom / 2)
-    area = (level - 0.5) * math.sqrt(math.pi) * (torch.lgamma(half) - torch.lgamma(half + 0.5)).exp().numpy()
+    half_circle = [
+        math.sqrt(math.pi) * math.exp(math.lgamma(nu / 2) - math.lgamma(nu / 2 + 0.5)) for nu in freedom[:, 0]
+    ]
+    area = (level - 0.5) * np.array(half_circle)[:, None]
     angle = np.arctan(normal / np.sqrt(freedom))
     for _ in range(40):
         inside = angle[..., None] * (nodes + 1) / 2
@@ -455,7 +458,7 @@ def _least_count(
 def _cumulated(
     count: Float64[Tensor, "*axes"], mean: Float64[Tensor, "*axes"], dispersion: Float64[Tensor, "*axes"]
 ) -> Float64[Tensor, "*axes"]:
-    """P(X <= count): I_p(1 / alpha, count + 1) with p = 1 / (1 + alpha mu) (DLMF 8.17.5); of large means, nearly that."""
+    """P(X <= count): I_p(1 / alpha, count + 1) with p = 1 / (1 + alpha mu) (DLMF 8.17.24); of large means, nearly that."""
     large = mean > LARGEST_EXACT
     if not large.any():
         return _cumulated_exactly(count, mean, dispersion)

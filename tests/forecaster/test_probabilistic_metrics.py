@@ -76,7 +76,7 @@ def test_weighted_quantile_loss_leaves_out_what_was_not_observed(said):
 
 
 def test_crps_of_normal_quantiles_nears_the_closed_form():
-    """Gneiting and Raftery 2007, equation 21."""
+    """Gneiting and Raftery 2007, section 4.2."""
     levels = np.linspace(0, 1, 1001)[1:-1]
     actual = np.array([-2.0, 0.0, 0.7])
     quantiles = np.tile(1 + 2 * stats.norm.ppf(levels), (3, 1))
@@ -118,7 +118,7 @@ def test_winkler_is_width_and_penalty():
 
 
 def test_winkler_is_the_two_pinball_losses(said):
-    """Each weighs 2 / alpha: Bracher et al. 2021, section 2.2."""
+    """Each weighs 2 / alpha: Bracher et al. 2021."""
     actual, quantiles = said
     ends = quantiles[..., [0, 2]]
     both = pinball(actual, ends, np.array([0.05, 0.95])).sum(axis=-1) * 2 / 0.1
@@ -140,5 +140,5 @@ def test_msis_is_the_loop_of_the_m4_organisers(said):
 
 
 def test_owa_of_the_m4_winner():
-    """Makridakis et al. 2020, table 4: ES-RNN 1.536 and 11.374 against Naive 2's 1.912 and 13.564 is 0.821."""
+    """Makridakis et al. 2020: ES-RNN 1.536 and 11.374 against Naive 2's 1.912 and 13.564 is 0.821."""
     assert owa(mase=1.536, smape=11.374, naive2_mase=1.912, naive2_smape=13.564) == pytest.approx(0.821, abs=5e-4)
