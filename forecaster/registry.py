@@ -132,7 +132,7 @@ class Registry:
                 f"Promote or register a version first, or name another alias.",
                 where=name,
             )
-        return self.version(name, aliases[alias])
+        return self.version(name, str(aliases[alias]))
 
     def version(self, name: str, number: str) -> Version:
         """One version by its number; raises NoSuchModel when there is none."""
@@ -215,7 +215,7 @@ class Registry:
     def _champion(self, name: str) -> Version | None:
         with door(f"model '{name}'"):
             number = self._client.get_registered_model(name).aliases.get(CHAMPION)
-        return None if number is None else self.version(name, number)
+        return None if number is None else self.version(name, str(number))
 
     def _ensure_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -259,7 +259,6 @@ def connect(uri: str) -> MlflowClient:
 def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel) -> Iterator[None]:
     """Where MLflow's exceptions become ours; `missing` is raised for what the store does not have."""
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
@@ -276,7 +275,7 @@ def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel
             f"The store failed on {where}: {said}. Check the store's address and that it is up, then try again.",
             where=where,
         ) from error
-    except SQLAlchemyError as error:
+    except _database_errors() as error:
         raise RegistryError(
             f"The store failed on {where}: {error}. Check the database and its address.", where=where
         ) from error
@@ -285,6 +284,15 @@ def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel
             f"The files of {where} cannot be read or written: {error}. Check the folder and its permissions.",
             where=where,
         ) from error
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    """SQLAlchemy's, where it is installed: a server has none, it asks a registry over HTTP."""
+    try:
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return ()
+    return (SQLAlchemyError,)
 
 
 @contextlib.contextmanager

@@ -61,9 +61,9 @@ def card_of(forecaster: Forecaster) -> str:
 
 
 def reliable_horizon(result: Backtest, name: str = CHALLENGER) -> int:
-    """The last step up to which a forecaster was at least as good as seasonal naive at every step of its backtest."""
-    worse = result.mase_by_step(name) > result.mase_by_step(SEASONAL_NAIVE)
-    return int(np.argmax(worse)) if worse.any() else result.horizon
+    """The last step up to which a forecaster was seen to be at least as good as seasonal naive at every step."""
+    good = result.mase_by_step(name) <= result.mase_by_step(SEASONAL_NAIVE)  # not so where nothing was measured
+    return result.horizon if good.all() else int(np.argmin(good))
 
 
 def finite(scores: Mapping[str, float]) -> dict[str, float | None]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from forecaster.errors import BadSpec, ForecasterError, InputError, RefusedByGate
+from forecaster.errors import BadSpec, ForecasterError, InputError, NoSuchModel, RefusedByGate
 
 if TYPE_CHECKING:
     from forecaster.spec import Spec
@@ -38,10 +37,27 @@ class Where:
     "An MLflow server that holds runs and models instead of the root's own database."
 
     def open(self) -> Root:
-        """The root."""
+        """The root, which is made when something is written to it; raises InputError where nothing can be."""
         from pipelines.settings import Root
 
-        return Root(self.root.expanduser().absolute(), self.tracking_uri)
+        path = self.root.expanduser().absolute()
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise InputError(
+                f"Expected a root folder that can be written; found {there}, which is not. Name another with --root.",
+                where="root",
+            )
+        return Root(path, self.tracking_uri)
+
+    def existing(self) -> Root:
+        """The root of a registry that is there, for what only reads it; raises NoSuchModel."""
+        root = self.open()
+        if root.uri is None and not (root.path / "mlflow.db").exists():
+            raise NoSuchModel(
+                f"Expected a registry in {root.path}; found none. Train and register first, or name another with --root.",
+                where="root",
+            )
+        return root
 
 
 @Parameter(name="*")
@@ -68,6 +84,8 @@ class Reading:
 
 _WHERE, _READING = Where(), Reading()
 _OURS = ("forecaster", "pipelines", "serving")
+_MOST_STEPS = 100_000  # as a specification allows
+_PICTURES = (".png", ".pdf", ".svg")
 
 
 @app.command
@@ -139,8 +157,9 @@ def backtest(
     from forecaster.predict import Predictor
     from pipelines.sources import read
 
-    _at_least_one(horizon=horizon, windows=windows)
-    forecaster, panel = artifact.load(_bundle(model, where.open())), read(reading.of(data))
+    _in_range(horizon=horizon, windows=windows)
+    _can_be_written(out=out, plot=plot)
+    panel, forecaster = read(reading.of(data)), artifact.load(_bundle(model, where))
     rivals = {
         forecaster.spec.name: Predictor(forecaster).forecast_each,
         "seasonal_naive": seasonal_naive(forecaster.season),
@@ -191,8 +210,9 @@ def forecast(
     from forecaster.series import Forecast
     from pipelines.sources import read
 
-    _at_least_one(horizon=horizon)
-    forecaster, panel = artifact.load(_bundle(model, where.open())), read(reading.of(data))
+    _in_range(horizon=horizon)
+    _can_be_written(out=out, plot=plot)
+    panel, forecaster = read(reading.of(data)), artifact.load(_bundle(model, where))
     outcomes = Predictor(forecaster).forecast_each(panel.series, horizon or forecaster.spec.horizon)
     good = [outcome for outcome in outcomes if isinstance(outcome, Forecast)]
     bad = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
@@ -224,11 +244,10 @@ def register(bundle: Path, *, where: Where = _WHERE) -> None:
     """
     from forecaster.registry import CHALLENGER, Registry
     from pipelines.releases import register as run
-    from pipelines.tracking import tracking_uri
 
-    root = where.open()
+    root = where.existing()
     version = run(bundle, root)
-    Registry(tracking_uri(root.path, root.uri)).set_alias(version, CHALLENGER)
+    Registry(root.store).set_alias(version, CHALLENGER)
     print(f"{version.name} version {version.number} is the challenger ({version.digest[:12]})")
 
 
@@ -247,7 +266,7 @@ def promote(name: str, *, version: str | None = None, force: bool = False, where
     """
     from pipelines.releases import promote as run
 
-    promoted = run(name, where.open(), number=version, force=force)
+    promoted = run(name, where.existing(), number=version, force=force)
     print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
 
 
@@ -318,7 +337,7 @@ def verify(bundle: Path) -> None:
 
 @app.command
 def serve(
-    model: str | None = None,
+    model: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_MODEL")] = None,
     *,
     host: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_HOST")] = None,
     port: Annotated[int | None, Parameter(env_var="FORECASTER_SERVING_PORT")] = None,
@@ -335,11 +354,18 @@ def serve(
     port
         Port to listen on; 3000 unless told otherwise.
     """
-    from pipelines.releases import serving_environment
+    from pipelines.settings import serving_environment
 
-    environment = serving_environment(where.open(), model=model, host=host, port=port)
+    root = where.open()
+    environment = serving_environment(os.environ, root, model=model, host=host, port=port)
+    if model is None and environment["FORECASTER_SERVING_SLOT"] == str(root.slot) and not root.slot.exists():
+        raise NoSuchModel(
+            f"Expected a model to serve; none is named, and none was ever served from {root.path}. "
+            "Name a registered model: forecaster serve NAME, or FORECASTER_SERVING_MODEL=NAME.",
+            where="model",
+        )
     # By name and not by import: serving and pipelines meet only in the registry.
-    os.execve(sys.executable, [sys.executable, "-m", "serving"], {**os.environ, **environment})  # noqa: S606
+    os.execve(sys.executable, [sys.executable, "-m", "serving"], environment)  # noqa: S606
 
 
 @app.command
@@ -367,9 +393,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except CycloptsError:  # told by cyclopts already
         sys.exit(2)
-    except (KeyboardInterrupt, subprocess.CalledProcessError) as error:
-        print(f"forecaster: {error or 'interrupted'}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+    except OSError as error:  # a full disk, a file that went away: the system's own words say what and where
+        print(f"forecaster: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("forecaster: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _hush() -> None:
@@ -386,7 +415,7 @@ def _spec(config: Path | None, data: str, *, horizon: int | None, seed: int | No
 
     if config is None and horizon is None:
         raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
-    _at_least_one(horizon=horizon)
+    _in_range(horizon=horizon)
     if config is None:
         assert horizon is not None
         spec = default_spec(Data(data).name, horizon=horizon)
@@ -398,21 +427,41 @@ def _spec(config: Path | None, data: str, *, horizon: int | None, seed: int | No
     return Spec.parse(fields, where=str(config or "--horizon"))
 
 
-def _at_least_one(**numbers: int | None) -> None:
+def _in_range(**numbers: int | None) -> None:
     for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise InputError(f"Expected --{name} of at least 1; found {number}.", where=name)
+        if number is not None and not 1 <= number <= _MOST_STEPS:
+            raise InputError(
+                f"Expected --{name} of at least 1 and at most {_MOST_STEPS}; found {number}. Ask for another number.",
+                where=name,
+            )
 
 
-def _bundle(model: str, root: Root) -> Path:
+def _can_be_written(**paths: Path | None) -> None:
+    """Refuses, before the work, a file that could not be written after it."""
+    for name, path in paths.items():
+        if path is None:
+            continue
+        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            found = (
+                "found a folder of that name" if path.is_dir() else f"found no folder {path.parent} that can be written"
+            )
+            raise InputError(f"Expected a place for --{name} {path}; {found}. Name another file.", where=name)
+        if name == "plot" and path.suffix not in _PICTURES:
+            raise InputError(
+                f"Expected --plot with a name ending in {', '.join(_PICTURES)}; found {path}. Name another file.",
+                where=name,
+            )
+
+
+def _bundle(model: str, where: Where) -> Path:
     from forecaster.registry import Registry
     from pipelines.releases import fetch
-    from pipelines.tracking import tracking_uri
 
     if Path(model).is_dir():
         return Path(model)
+    root = where.existing()
     name, _, alias = model.partition("@")
-    return fetch(Registry(tracking_uri(root.path, root.uri)).resolve(name, alias or "champion"), root)
+    return fetch(Registry(root.store).resolve(name, alias or "champion"), root)
 
 
 def _write_table(path: Path | None, make: object) -> None:

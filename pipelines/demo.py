@@ -25,11 +25,9 @@ from forecaster.errors import ForecasterError, RefusedByGate, SourceNotFound
 from forecaster.evaluation.plots import forecast_plot
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Forecast, Series
-from pipelines.releases import serving_environment
 from pipelines.retrain import retrain
-from pipelines.settings import Root
+from pipelines.settings import SERVING, Root, serving_environment
 from pipelines.sources import Data, read, read_spec
-from pipelines.tracking import tracking_uri
 from pipelines.train import train
 
 SHOWN = 3  # series that are asked for and drawn
@@ -61,7 +59,7 @@ def demo(configs: Path, root: Root) -> None:
     _log.info(
         "  %s ui --backend-store-uri %s --port 5000",
         Path(sys.executable).parent / "mlflow",
-        tracking_uri(root.path, root.uri),
+        root.store,
     )
 
 
@@ -113,12 +111,11 @@ def _service(root: Root, model: str) -> Iterator[str]:
     """The service on a free port of this machine, ended when the block ends."""
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
-    environment = serving_environment(root, model=model, host="127.0.0.1", port=port)
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(SERVING)}
+    environment = serving_environment(ours, root, model=model, host="127.0.0.1", port=port)
     log = root.path / "demo" / "service.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serving"], env={**os.environ, **environment}, stdout=output, stderr=output
-        )
+        process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, stdout=output, stderr=output)
         try:
             _wait_until_ready(process, address, log)
             yield address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from forecaster.errors import NoSuchModel, RefusedByGate
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
 from pipelines.promotion import SEASONAL_NAIVE
 from pipelines.settings import Root
-from pipelines.tracking import tracking_uri
 
 
 def register(bundle: Path, root: Root, *, run_id: str | None = None) -> Version:
@@ -32,7 +32,7 @@ def register(bundle: Path, root: Root, *, run_id: str | None = None) -> Version:
     answer = pd.DataFrame(
         {"unique_id": "example", "ds": pd.date_range(ahead, periods=3, freq=forecaster.freq)[1:], "mean": [0.0, 0.0]}
     )
-    return Registry(tracking_uri(root.path, root.uri)).register(
+    return Registry(root.store).register(
         bundle, name=forecaster.spec.name, digest=digest, run_id=run, input_example=example, output_example=answer
     )
 
@@ -40,7 +40,7 @@ def register(bundle: Path, root: Root, *, run_id: str | None = None) -> Version:
 def fetch(version: Version, root: Root) -> Path:
     """The folder of a registered bundle, copied from the registry the first time it is asked for."""
     folder = root.fetched / version.digest
-    return folder if folder.exists() else Registry(tracking_uri(root.path, root.uri)).fetch(version, folder)
+    return folder if folder.exists() else Registry(root.store).fetch(version, folder)
 
 
 def promote(name: str, root: Root, *, number: str | None, force: bool) -> Version:
@@ -50,17 +50,17 @@ def promote(name: str, root: Root, *, number: str | None, force: bool) -> Versio
     be worse than seasonal naive. `retrain` compares with the champion too.
     Raises NoSuchModel, RefusedByGate.
     """
-    registry = Registry(tracking_uri(root.path, root.uri))
+    registry = Registry(root.store)
     version = registry.resolve(name, CHALLENGER) if number is None else registry.version(name, number)
-    scores = artifact.load(fetch(version, root)).facts["backtest"]
+    scores = artifact.load(fetch(version, root)).facts.get("backtest", {})
     if not force and not scores:
         raise RefusedByGate(
             f"{version} was never tested: it was trained on everything. Promote it with --force.", where=name
         )
-    if not force and not scores[CHALLENGER]["mase"] <= scores[SEASONAL_NAIVE]["mase"]:
+    if not force and not _no_worse(scores[CHALLENGER], scores[SEASONAL_NAIVE]):
         raise RefusedByGate(
-            f"{version} has a MASE of {scores[CHALLENGER]['mase']}, worse than seasonal naive's "
-            f"{scores[SEASONAL_NAIVE]['mase']}. Train a better one, or promote it with --force.",
+            f"{version} should not be worse than seasonal naive; it has {_said(scores[CHALLENGER])}, seasonal naive "
+            f"{_said(scores[SEASONAL_NAIVE])}. Train a better one, or promote it with --force.",
             where=name,
         )
     registry.promote(version, base=champion_of(registry, name))
@@ -75,13 +75,14 @@ def champion_of(registry: Registry, name: str) -> Version | None:
         return None
 
 
-def serving_environment(root: Root, *, model: str | None, host: str | None, port: int | None) -> dict[str, str]:
-    """The environment in which `python -m serving` serves the champion of a model from this root."""
-    settings = {
-        "SLOT": str(root.slot),
-        "REGISTRY": tracking_uri(root.path, root.uri) if model else None,
-        "MODEL": model,
-        "HOST": host,
-        "PORT": None if port is None else str(port),
-    }
-    return {f"FORECASTER_SERVING_{name}": value for name, value in settings.items() if value is not None}
+def _no_worse(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> bool:
+    """By MASE; where no series has a scale (constant ones have none), by absolute error; no score is no proof."""
+    for measure in ("mase", "mae"):
+        one, other = ours[measure], theirs[measure]
+        if one is not None and other is not None:
+            return one <= other
+    return False
+
+
+def _said(scores: Mapping[str, float | None]) -> str:
+    return f"a MASE of {scores['mase']} and a mean absolute error of {scores['mae']}"

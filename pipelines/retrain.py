@@ -14,7 +14,6 @@ from pipelines.promotion import Verdict, judge
 from pipelines.releases import champion_of, fetch, register
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.tracking import tracking_uri
 from pipelines.train import Trained, train
 
 _log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ def retrain(
     """Reads, splits, fits, backtests against champion and seasonal naive, registers, and promotes only what is better."""
     if test_windows < 1:
         raise InputError("Retraining needs a test window to judge by; found none. Ask for --test-windows 1 or more.")
-    registry = Registry(tracking_uri(root.path, root.uri))
+    registry = Registry(root.store)
     base = champion_of(registry, spec.name)
     champion = None if base is None else artifact.load(fetch(base, root))
     rivals = {} if champion is None else {CHAMPION: Predictor(champion).forecast_each}

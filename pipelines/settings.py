@@ -1,9 +1,15 @@
-"""Where state lives: everything under one root folder."""
+"""Where we run: all state under one root folder, and what the service is told of it."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from forecaster.errors import RegistryError
+
+SERVING = "FORECASTER_SERVING_"  # how the service's settings begin
 
 
 class Root(NamedTuple):
@@ -16,6 +22,11 @@ class Root(NamedTuple):
 
     path: Path
     uri: str | None = None
+
+    @property
+    def store(self) -> str:
+        """The MLflow store of runs and models; raises RegistryError."""
+        return tracking_uri(self.path, self.uri)
 
     @property
     def bundles(self) -> Path:
@@ -36,3 +47,40 @@ class Root(NamedTuple):
     def slot(self) -> Path:
         """What the service serves."""
         return self.path / "slot"
+
+
+def tracking_uri(root: Path, uri: str | None = None) -> str:
+    """The MLflow store of a root folder, unless a URI names another.
+
+    Raises RegistryError for the few paths that a database URI cannot carry: MLflow makes the folder of the path as it
+    stands, and opens the path decoded, so quoting does not help.
+    """
+    folder = root.absolute()
+    if uri is None and re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder)):
+        raise RegistryError(
+            f"A root folder needs a path without '?' and without '%' before two hex digits; it is {folder}. "
+            "Use another folder.",
+            where=str(folder),
+        )
+    return uri or f"sqlite:///{folder}/mlflow.db"
+
+
+def serving_environment(
+    environ: Mapping[str, str], root: Root, *, model: str | None, host: str | None, port: int | None
+) -> dict[str, str]:
+    """The environment in which `python -m serving` serves the champion of a model from this root.
+
+    Args:
+        environ: What is set already. A slot or a registry named there is kept: then state does not live under the root.
+        root: Where the slot and the registry are otherwise.
+        model: The registered model to follow; None serves what is in the slot.
+        host: Address to listen on; None for the service's own choice.
+        port: Port to listen on; None for the service's own choice.
+    """
+    places = {"SLOT": str(root.slot), "REGISTRY": root.store if model else None}
+    told = {"MODEL": model, "HOST": host, "PORT": None if port is None else str(port)}
+    return {**_variables(places), **environ, **_variables(told)}
+
+
+def _variables(settings: Mapping[str, str | None]) -> dict[str, str]:
+    return {f"{SERVING}{name}": value for name, value in settings.items() if value is not None}

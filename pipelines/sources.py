@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,8 @@ from forecaster.errors import BadSpec, InputError, SourceNotFound
 from forecaster.series import Panel
 from forecaster.spec import NetworkSpec, Spec, TrainingSpec
 
+MOST_CONTEXT = 100_000  # as a specification allows
 BUILT_IN: dict[str, Callable[[], pd.DataFrame]] = {"hospital": hospital, "sine_trend": sine_trend}
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": pd.read_csv,
-    ".csv.gz": pd.read_csv,
-    ".parquet": pd.read_parquet,
-}
 
 
 class Data(NamedTuple):
@@ -50,12 +47,14 @@ def read(data: Data) -> Panel:
             where=data.source,
         )
     if not path.is_file():
-        raise SourceNotFound(f"Expected a file at {data.source}; there is none. Check the path.", where=data.source)
+        found = "a folder" if path.is_dir() else "none"
+        raise SourceNotFound(f"Expected a file at {data.source}; found {found}. Check the path.", where=data.source)
     try:
-        frame = reader(path)
-    except (ValueError, OSError) as error:  # parser and Arrow errors are ValueErrors
+        frame = reader(path, data.columns)
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # parser and Arrow errors are ValueErrors
         raise InputError(
-            f"Expected a readable table in {data.source}; {error}. Write it anew.", where=data.source
+            f"Expected a readable table in {data.source}; {' '.join(str(error).split())}. Write it anew, as UTF-8.",
+            where=data.source,
         ) from error
     return to_panel(frame, freq=data.freq, columns=data.columns)
 
@@ -75,15 +74,38 @@ def default_spec(name: str, *, horizon: int) -> Spec:
     """What `train` makes when nothing but a horizon is given: a small GRU on windows of a horizon and a quarter."""
     fitting = re.sub(r"[^A-Za-z0-9_-]", "_", name).lstrip("_-")[:64] or "forecaster"
     training = TrainingSpec(steps=2000, epoch_steps=100, batch=128, patience=8)
-    context = max(12, horizon + (horizon + 3) // 4)
+    context = min(MOST_CONTEXT, max(12, horizon + (horizon + 3) // 4))
     least = max(2, min(context, horizon // 2))
     network = NetworkSpec(hidden=40)
-    return Spec(
-        name=fitting,
-        context=context,
-        horizon=horizon,
-        min_history=least,
-        scaling="mean_abs",
-        network=network,
-        training=training,
-    )
+    fields = {
+        "name": fitting,
+        "context": context,
+        "horizon": horizon,
+        "min_history": least,
+        "scaling": "mean_abs",
+        "network": network,
+        "training": training,
+    }
+    return Spec.parse(fields, where="--horizon")
+
+
+# What means "not observed" in a column of values.
+_MISSING = ["", "#N/A", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "-nan", "NULL", "null", "None"]
+
+
+def _read_csv(path: Path, columns: Columns) -> pd.DataFrame:
+    """Ids as they are written: 007 stays 007, and NA is a name; only of values does it mean that there is none."""
+    missing = {columns.unique_id: [""], columns.ds: [""], columns.y: _MISSING}
+    ids = {columns.unique_id: str}
+    return pd.read_csv(path, dtype=ids, na_values=missing, keep_default_na=False)
+
+
+def _read_parquet(path: Path, _: Columns) -> pd.DataFrame:
+    return pd.read_parquet(path)
+
+
+_READERS: dict[str, Callable[[Path, Columns], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": _read_parquet,
+}

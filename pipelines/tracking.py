@@ -6,35 +6,25 @@ Recording never costs a training: once a run is open, a store that fails is a wa
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import logging
-import math
-import re
 import signal
 import threading
-import time
-from argparse import Namespace
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import pandas as pd
-from pytorch_lightning.loggers import Logger
 
 from forecaster import registry
 from forecaster.errors import RegistryError
 from forecaster.spec import Spec
+from pipelines.runlog import PARAMS_A_CALL, RunLogger, Status, chunks, flat, recording
+from pipelines.settings import tracking_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-T = TypeVar("T")
 
 HEADLINE = frozenset(
     {
@@ -52,13 +42,7 @@ HEADLINE = frozenset(
     }
 )
 
-# MLflow's limits, and the longest digest of a data set that it stores.
-_METRICS_A_CALL = 1000
-_PARAMS_A_CALL = 100
-_PARAM_LENGTH = 6000
-_DATASET_DIGEST_LENGTH = 36
-
-_log = logging.getLogger(__name__)
+_DATASET_DIGEST_LENGTH = 36  # the longest that MLflow stores
 
 
 class DataSet(NamedTuple):
@@ -75,178 +59,6 @@ class DataSet(NamedTuple):
     digest: str
     source: str
     cutoff: pd.Timestamp
-
-
-class Sink(Protocol):
-    """What a RunLogger needs of a client: `mlflow.MlflowClient`, or a stub."""
-
-    def log_batch(self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = ()) -> Any:
-        """Stores at most 1000 metrics or 100 parameters."""
-
-    def set_tag(self, run_id: str, key: str, value: Any) -> Any:
-        """Stores one tag."""
-
-    def set_terminated(self, run_id: str, status: str | None = None) -> Any:
-        """Ends the run."""
-
-
-class RunLogger(Logger):
-    """Lightning's logger for one MLflow run: a queue, and a thread that empties it in batches.
-
-    Logging only appends; the thread sends every `seconds`, and at `flush`. What cannot be sent is kept for the next
-    attempt, up to `capacity` metrics: then the oldest go, and are counted. Values that are not finite are not sent,
-    because MLflow would store an infinity as 1.797e308: the tag `nonfinite` names them instead.
-
-    Lightning's `finalize` does not end the run, because backtests follow the fit: `close` does.
-    """
-
-    def __init__(
-        self, client: Sink, run_id: str, *, name: str = "", seconds: float = 2.0, capacity: int = 100_000
-    ) -> None:
-        super().__init__()
-        self._client = client
-        self._run_id = run_id
-        self._name = name
-        self._seconds = seconds
-        self._capacity = capacity
-        self._changed = threading.Condition()
-        self._metrics: deque[_Point] = deque()
-        self._params: dict[str, str] = {}
-        self._nonfinite: dict[str, str] = {}
-        self._dropped = 0
-        self._failing = False
-        self._hurried = False
-        self._closed = False
-        self._thread = threading.Thread(target=self._send_until_closed, name=f"run-{run_id}", daemon=True)
-        self._thread.start()
-
-    @property
-    def name(self) -> str:
-        """The experiment's name."""
-        return self._name
-
-    @property
-    def version(self) -> str:
-        """The run's id."""
-        return self._run_id
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Queues metrics for the next batch."""
-        now = int(time.time() * 1000)
-        points = [_Point(key, float(value), now, step or 0) for key, value in metrics.items()]
-        with self._changed:
-            assert not self._closed, "metrics after the end of the run"
-            for point in points:
-                if math.isfinite(point.value):
-                    self._metrics.append(point)
-                elif point.key not in self._nonfinite:
-                    self._nonfinite[point.key] = f"{point.key} = {point.value} at step {point.step}"
-                    _log.warning("A metric is not finite and is left out: %s.", self._nonfinite[point.key])
-            self._drop_oldest()
-            self._changed.notify()
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Queues parameters, nested names joined by dots."""
-        with self._changed:
-            self._params.update(flat(vars(params) if isinstance(params, Namespace) else params))
-            self._changed.notify()
-
-    def flush(self) -> None:
-        """Has the queue sent now, at the end of an epoch say, without waiting for it."""
-        with self._changed:
-            self._hurried = True
-            self._changed.notify()
-
-    def finalize(self, status: str) -> None:
-        """Lightning's end of a fit, which is not the end of the run."""
-        self.flush()
-
-    def close(self, status: Status) -> None:
-        """Sends what is queued, and ends the run. Again: nothing."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._changed.notify()
-        self._thread.join(timeout=60.0)
-        lost = self._dropped + len(self._metrics) + len(self._params)
-        if lost:
-            _log.warning("%d values of run %s could not be recorded.", lost, self._run_id)
-        with _recording(f"the end of run {self._run_id}"):
-            if self._nonfinite:
-                self._client.set_tag(self._run_id, "nonfinite", "; ".join(self._nonfinite.values())[:5000])
-            self._client.set_terminated(self._run_id, status)
-
-    def _send_until_closed(self) -> None:
-        closed = False
-        while not closed:
-            with self._changed:
-                self._changed.wait_for(lambda: self._metrics or self._params or self._closed)
-                self._changed.wait_for(lambda: self._hurried or self._closed, timeout=self._seconds)
-                self._hurried, closed = False, self._closed
-                metrics, params = list(self._metrics), dict(self._params)
-                self._metrics.clear()
-                self._params.clear()
-            self._send(metrics, params)
-
-    def _send(self, metrics: Sequence[_Point], params: Mapping[str, str]) -> None:
-        sent = 0
-        try:
-            for some in _chunks(params.items(), _PARAMS_A_CALL):
-                self._send_params(some)
-                params = {key: value for key, value in params.items() if key not in dict(some)}
-            for points in _chunks(metrics, _METRICS_A_CALL):
-                self._send_metrics(points)
-                sent += len(points)
-        except Exception as error:  # of any kind: this thread must live
-            if not self._failing:
-                _log.warning("Metrics of run %s wait, because the store failed: %s", self._run_id, _one_line(error))
-            self._failing = True
-            with self._changed:
-                self._params = {**params, **self._params}  # what was logged meanwhile is newer
-                self._metrics.extendleft(reversed(metrics[sent:]))
-                self._drop_oldest()
-        else:
-            if self._failing:
-                _log.warning("The store takes the metrics of run %s again.", self._run_id)
-            self._failing = False
-
-    def _send_metrics(self, points: Sequence[_Point]) -> None:
-        from mlflow.entities import Metric
-
-        def send(some: Sequence[_Point]) -> None:
-            self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in some])
-
-        self._send_but_refused(points, send)
-
-    def _send_params(self, params: Sequence[tuple[str, str]]) -> None:
-        from mlflow.entities import Param
-
-        def send(some: Sequence[tuple[str, str]]) -> None:
-            self._client.log_batch(self._run_id, params=[Param(key, value) for key, value in some])
-
-        self._send_but_refused(params, send)
-
-    def _send_but_refused(self, items: Sequence[T], send: Any) -> None:
-        """Halves a batch that MLflow refuses, until only the culprit is left out."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            send(items)
-        except MlflowException as error:
-            if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
-                raise
-            if len(items) == 1:
-                _log.warning("MLflow refuses %s: %s", items[0], _one_line(error))
-                return
-            middle = len(items) // 2
-            self._send_but_refused(items[:middle], send)
-            self._send_but_refused(items[middle:], send)
-
-    def _drop_oldest(self) -> None:
-        while len(self._metrics) > self._capacity:
-            self._metrics.popleft()
-            self._dropped += 1
 
 
 class Run:
@@ -269,23 +81,23 @@ class Run:
 
     def figure(self, name: str, figure: Figure) -> None:
         """A picture, under a name such as `plots/forecast.png`."""
-        with _recording(name):
+        with recording(name):
             self._client.log_figure(self.id, figure, name)
 
     def file(self, path: Path, folder: str | None = None) -> None:
         """A file, under its own name."""
         assert path.is_file(), f"{path} is no file"
-        with _recording(path.name):
+        with recording(path.name):
             self._client.log_artifact(self.id, str(path), folder)
 
     def card(self, text: str) -> None:
         """The model card, as `model_card.md`."""
-        with _recording("model_card.md"):
+        with recording("model_card.md"):
             self._client.log_text(self.id, text, "model_card.md")
 
     def tag(self, key: str, value: str) -> None:
         """A tag."""
-        with _recording(f"tag {key}"):
+        with recording(f"tag {key}"):
             self._client.set_tag(self.id, key, value)
 
 
@@ -340,45 +152,9 @@ def open_run(
             run.logger.close(status)
 
 
-def tracking_uri(root: Path, uri: str | None = None) -> str:
-    """The MLflow store of a root folder, unless a URI names another.
-
-    Raises RegistryError for the few paths that a database URI cannot carry: MLflow makes the folder of the path as it
-    stands, and opens the path decoded, so quoting does not help.
-    """
-    folder = root.absolute()
-    if uri is None and re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder)):
-        raise RegistryError(
-            f"A root folder needs a path without '?' and without '%' before two hex digits; it is {folder}. "
-            "Use another folder.",
-            where=str(folder),
-        )
-    return uri or f"sqlite:///{folder}/mlflow.db"
-
-
 def artifact_location(root: Path) -> str:
     """Where the runs and models of a root folder keep their files."""
     return (root.absolute() / "mlruns").as_uri()
-
-
-def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Parameters as MLflow takes them: nested names joined by dots, values as text of at most 6000 characters."""
-    params: dict[str, str] = {}
-    for key, value in fields.items():
-        if isinstance(value, Mapping) and value:
-            params |= flat(value, f"{prefix}{key}.")
-        else:
-            params[f"{prefix}{key}"] = str(value)[:_PARAM_LENGTH]
-    return params
-
-
-class _Point(NamedTuple):
-    """A metric, in the order of MLflow's entity."""
-
-    key: str
-    value: float
-    timestamp: int
-    step: int
 
 
 def _check_resumable(client: MlflowClient, run_id: str, spec: Spec) -> None:
@@ -401,7 +177,7 @@ def _describe(
     if parent is not None:
         tags |= {"parent": parent, "mlflow.parentRunId": parent}  # the second is what the UI nests by
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    for some in _chunks(flat(spec.model_dump()).items(), _PARAMS_A_CALL):
+    for some in chunks(flat(spec.model_dump()).items(), PARAMS_A_CALL):
         client.log_batch(run_id, params=[Param(key, value) for key, value in some])
     source = _without_password(data.source)
     kind, key = ("http", "url") if source.startswith(("http://", "https://")) else ("local", "uri")
@@ -431,15 +207,6 @@ def _without_password(source: str) -> str:
 
 
 @contextlib.contextmanager
-def _recording(what: str) -> Iterator[None]:
-    """What cannot be recorded is told in the log; the training goes on."""
-    try:
-        yield
-    except Exception as error:  # of any kind: hours of training hang on it
-        _log.warning("Could not record %s: %s", what, _one_line(error))
-
-
-@contextlib.contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
     """SIGTERM raises SystemExit in the block, once, where its default would end the process without a word.
 
@@ -459,12 +226,3 @@ def _sigterm_as_exit() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
-    rest = iter(items)
-    return iter(lambda: list(itertools.islice(rest, size)), [])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import pytorch_lightning as pl
 
 from forecaster import artifact, durable
 from forecaster.data.split import hold_out
-from forecaster.errors import TrainingError
+from forecaster.errors import InputError, TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
 from forecaster.evaluation.plots import error_by_horizon, origins_plot
@@ -25,6 +26,7 @@ from forecaster.predict import Forecaster, Predictor
 from forecaster.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
+from forecaster.training.datamodule import cut
 from forecaster.training.fit import Fitted, fit, fit_digest
 from pipelines.card import card_of, finite, reliable_horizon
 from pipelines.promotion import SEASONAL_NAIVE
@@ -84,10 +86,16 @@ def train(
         trigger: What started it, for the run's tags.
         progress: Whether to show a progress bar.
     """
+    if test_windows < 0:
+        raise InputError(
+            f"Expected --test-windows of at least 0; found {test_windows}. Ask for 0 to train on everything.",
+            where="test_windows",
+        )
     panel = read(data)
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)
     known = hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
+    cut(known, spec)  # what cannot be trained on is refused before there is a run of it
     dataset = DataSet(data.name, known.digest(), data.source, known.cutoff)
     with _workplace(root.checkpoints / fit_digest(known, spec)[:16]) as place:
         with open_run(
@@ -108,13 +116,13 @@ def train(
             if test_windows:
                 asked = {CHALLENGER: Predictor(forecaster).forecast_each, **(rivals or {})}
                 result = _test(panel, spec, asked, season=forecaster.season, windows=test_windows)
-            facts = _facts(data, known, fitted, result, run_id=run.id)
+            facts = _facts(data, panel, known, fitted, result, run_id=run.id)
             finished = replace(forecaster, facts=facts)
             bundle = root.bundles / run.id
-            shutil.rmtree(bundle, ignore_errors=True)  # of a training killed after writing it
+            _clear(bundle)
             card = card_of(finished)
             digest = artifact.save(finished, bundle, card=card)
-            _record(run, spec, fitted, result, bundle, seconds=seconds, windows=test_windows)
+            _record(run, spec, fitted, result, seconds=seconds, windows=test_windows)
             run.card(card)
             run.tag("bundle_digest", digest)
         shutil.rmtree(place)
@@ -141,18 +149,28 @@ def _workplace(folder: Path) -> Iterator[Path]:
         yield folder
 
 
+def _clear(bundle: Path) -> None:
+    """Takes away what a training killed here left: drafts, and a bundle that is written anew; a kill leaves it or nothing."""
+    for draft in bundle.parent.glob(f".{bundle.name}.*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    if bundle.exists():
+        shutil.rmtree(bundle.rename(bundle.with_name(f".{bundle.name}.old")))
+
+
 def _read_if_there(path: Path) -> str | None:
     return path.read_text() if path.exists() else None
 
 
-def _facts(data: Data, known: Panel, fitted: Fitted, result: Backtest | None, *, run_id: str) -> dict[str, Any]:
+def _facts(
+    data: Data, panel: Panel, known: Panel, fitted: Fitted, result: Backtest | None, *, run_id: str
+) -> dict[str, Any]:
     names = [] if result is None else list(result.forecasts)
     return {
         "run_id": run_id,
         "data": data.name,
         "data_digest": known.digest(),
-        "series": len(known.series),
-        "left_out": len(fitted.left_out),
+        "series": len(known.series) - len(fitted.left_out),
+        "left_out": len(panel.series) - len(known.series) + len(fitted.left_out),
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "validation": fitted.scores,
@@ -167,14 +185,14 @@ def _record(
     spec: Spec,
     fitted: Fitted,
     result: Backtest | None,
-    bundle: Path,
     *,
     seconds: float,
     windows: int,
 ) -> None:
     """Everything that runs are compared by, under the names that all runs share."""
-    made = max(1, fitted.steps) * spec.training.batch
-    run.headline({"train/seconds": seconds, "train/windows_per_s": made / seconds})
+    made = (fitted.steps - fitted.steps_before) * spec.training.batch
+    if made:  # else all was fitted before a kill, and was recorded then or never
+        run.headline({"train/seconds": seconds, "train/windows_per_s": made / seconds})
     if result is None:
         return
     scores, naive = result.scores(CHALLENGER), result.scores(SEASONAL_NAIVE)
@@ -184,14 +202,14 @@ def _record(
     run.headline(
         {f"bt/{name}": scores[name] for name in ("mase", "rmsse", "smape")}
         | {
-            "bt/skill_vs_snaive": 1 - scores["mase"] / naive["mase"],
+            "bt/skill_vs_snaive": 1 - scores["mase"] / naive["mase"] if naive["mase"] else float("nan"),
             "bt/exposure_gap": exposure_gap(fitted.forecaster.network, origins),
         }
     )
     run.curve("bt_h/mase", result.mase_by_step(CHALLENGER))
     run.figure("plots/forecast.png", origins_plot(result, CHALLENGER))
     run.figure("plots/error_by_horizon.png", error_by_horizon(result))
-    frame = bundle.parent / f".{run.id}-backtest.parquet"
-    result.frame().to_parquet(frame)
-    run.file(frame, "backtest")
-    frame.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "forecasts.parquet"
+        result.frame().to_parquet(table)
+        run.file(table, "backtest")

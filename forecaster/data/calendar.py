@@ -9,7 +9,7 @@ from forecaster.errors import FrequencyUnknown
 
 _DAY = 86_400.0
 _WEEK = 7 * _DAY
-_CALENDAR_SEASONS = {"B": 5, "MS": 12, "ME": 12, "BMS": 12, "BME": 12, "QS": 4, "QE": 4, "BQS": 4, "BQE": 4}
+_CALENDAR_SEASONS = {"B": 5, "W": 52, "MS": 12, "ME": 12, "BMS": 12, "BME": 12, "QS": 4, "QE": 4, "BQS": 4, "BQE": 4}
 
 
 def offset(freq: str, *, where: str | None = None) -> pd.offsets.BaseOffset:
@@ -47,8 +47,8 @@ def usual_season(freq: str) -> int:
     step = offset(freq)
     seconds = step_seconds(step)
     if seconds is None:
-        family = step.rule_code.split("-")[0]
-        return 52 // step.n if family == "W" else max(1, _CALENDAR_SEASONS.get(family, 1) // step.n)
+        season = _CALENDAR_SEASONS.get(step.rule_code.split("-")[0], 1)
+        return season // step.n if season % step.n == 0 else 1
     if seconds < 60:
         return 1
     period = _DAY if seconds < _DAY else _WEEK if seconds < _WEEK else 52 * _WEEK
@@ -74,8 +74,9 @@ def certain_frequency(stamps: pd.DatetimeIndex, *, where: str | None = None) -> 
 def _candidates(stamps: pd.DatetimeIndex) -> list[str]:
     if len(stamps) < 2:
         return []
-    gaps = np.unique(np.diff(stamps.as_unit("us").asi8))
-    ticks = [_tick(int(gaps[0]))] if len(gaps) == 1 and gaps[0] > 0 else []
+    clocks = (stamps, stamps.tz_localize(None))  # hours are equal in time, days on the wall
+    gaps = [np.unique(np.diff(clock.as_unit("us").asi8)) for clock in clocks]
+    ticks = sorted({_tick(int(gap[0])) for gap in gaps if len(gap) == 1 and gap[0] > 0})
     month = stamps[0].strftime("%b").upper()
     return [*ticks, "B", "MS", "ME", f"QS-{month}", f"QE-{month}", f"YS-{month}", f"YE-{month}"]
 

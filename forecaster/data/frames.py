@@ -77,6 +77,11 @@ def _check_columns(frame: pd.DataFrame, names: Columns) -> None:
             "Rename the columns, or say what they are called (--id-column, --ds-column, --y-column).",
             where=missing[0],
         )
+    twice = [name for name in names if list(frame.columns).count(name) > 1]
+    if twice:
+        raise InputError(
+            f"Expected one column {twice[0]!r}; found several. Rename all but one of them.", where=twice[0]
+        )
     if frame.empty:
         raise InputError("Expected at least one row of data; found none. Send a history.", where=names.y)
 
@@ -122,6 +127,8 @@ def _first_bad_stamp(raw: pd.Series) -> str:
 
 def _numbers(frame: pd.DataFrame, name: str) -> pd.Series:
     raw = frame[name]
+    if pd.api.types.is_complex_dtype(raw):
+        raise NotANumber(f"Expected real numbers in column {name!r}; found complex ones. Correct them.", where=name)
     if pd.api.types.is_bool_dtype(raw) or not pd.api.types.is_numeric_dtype(raw):
         numbers = pd.to_numeric(raw.astype(str).where(raw.notna()), errors="coerce")
         bad = np.flatnonzero(numbers.isna() & raw.notna())
@@ -207,17 +214,17 @@ def _check_regular(tidy: pd.DataFrame, freq: str) -> None:
     step, stamps = offset(freq), pd.DatetimeIndex(tidy["ds"])
     seconds = step_seconds(step)
     if seconds is None:
-        grid = _grid(stamps, freq)
+        grid = _grid(stamps, step.base)  # of single steps: series may be out of phase by some of them
         place = grid.get_indexer(stamps)
         off = place < 0
-        steps = np.diff(place)
+        right = np.diff(place) == step.n
     else:
-        ticks = np.diff(stamps.as_unit("us").asi8)
+        clock = stamps if isinstance(step, pd.offsets.Tick) else stamps.tz_localize(None)  # a day may have 23 hours
         off = np.zeros(len(stamps), dtype=bool)
-        steps = np.where(ticks == round(seconds * 1e6), 1, 0)
+        right = np.diff(clock.as_unit("us").asi8) == round(seconds * 1e6)
     ids = tidy["unique_id"].to_numpy()
     wrong = off.copy()
-    wrong[1:] |= (steps != 1) & (ids[1:] == ids[:-1])
+    wrong[1:] |= ~right & (ids[1:] == ids[:-1])
     if not wrong.any():
         return
     row = int(np.flatnonzero(wrong)[0])
@@ -232,11 +239,11 @@ def _check_regular(tidy: pd.DataFrame, freq: str) -> None:
     )
 
 
-def _grid(stamps: pd.DatetimeIndex, freq: str) -> pd.DatetimeIndex:
+def _grid(stamps: pd.DatetimeIndex, step: pd.offsets.BaseOffset) -> pd.DatetimeIndex:
     first, last = stamps.min(), stamps.max()
     days = (last - first) / pd.Timedelta(days=1)
     if days > MOST_STEPS:
         raise IrregularStamps(
             f"The stamps span {days:.0f} days: more than {MOST_STEPS} steps. Correct the stamps.", where="ds"
         )
-    return pd.date_range(first, last, freq=freq)
+    return pd.date_range(first, last, freq=step)

@@ -50,13 +50,18 @@ def score(network: Regressor, trial: Trial) -> Scores:
 
 
 def exposure_gap(network: Regressor, batches: Sequence[Trial]) -> float:
-    """Free-running over teacher-forced error on the same steps: 1 where feeding back own outputs costs nothing."""
+    """Free-running over teacher-forced error on the same steps: 1 where feeding back own outputs costs nothing.
+
+    NaN where there are no origins, or the teacher-forced forecast makes no error.
+    """
+    if not batches:
+        return float("nan")
     with torch.inference_mode():
         found = [score(network, batch) for batch in batches]
     rows = [len(batch.seasonal_error) for batch in batches]
     free = np.average([float(one.rollout) for one in found], weights=rows)
     forced = np.average([float(one.one_step) for one in found], weights=rows)
-    return float(free / forced)
+    return float(free / forced) if forced else float("nan")
 
 
 def trials(series: Sequence[Series], *, context: int, horizon: int, windows: int, season: int) -> list[Trial]:

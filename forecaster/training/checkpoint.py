@@ -21,7 +21,13 @@ from forecaster.errors import CheckpointMismatch, NonFiniteLoss
 
 
 class DurableIO(TorchCheckpointIO):
-    """Writes to the checkpoint's own folder and syncs; Lightning's own goes through $TMPDIR, and never syncs."""
+    """Writes to the checkpoint's own folder and syncs; Lightning's own goes through $TMPDIR, and never syncs.
+
+    Reads only checkpoints of one fit: Lightning would try another's weights before any callback could refuse it.
+    """
+
+    def __init__(self, *, fit_digest: str) -> None:
+        self.fit_digest = fit_digest
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Old or new, never in between."""
@@ -31,14 +37,21 @@ class DurableIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Tensors and plain values only, whatever is asked."""
+        """Tensors and plain values only, whatever is asked; raises CheckpointMismatch unless it is of the same fit."""
         try:
-            return cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
+            checkpoint = cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
+            found = checkpoint["callbacks"][Keeper.__qualname__]["fit"]
         except Exception as error:  # torch raises half a dozen kinds
             raise CheckpointMismatch(
                 f"The checkpoint {path} cannot be read ({type(error).__name__}). Remove it to train from the start.",
                 where=str(path),
             ) from error
+        if found != self.fit_digest:
+            raise CheckpointMismatch(
+                f"The checkpoint {path} is of other data or another specification. Remove it, or choose another root.",
+                where=str(path),
+            )
+        return checkpoint
 
 
 class Keeper(Checkpoint):
@@ -54,9 +67,11 @@ class Keeper(Checkpoint):
         self.best_epoch = -1
         self.best_weights: dict[str, torch.Tensor] = {}
         self.scores: dict[str, float] = {}
+        self.steps_before = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed fit may already have been patient long enough."""
+        self.steps_before = trainer.global_step
         trainer.should_stop = self._is_over(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -87,12 +102,7 @@ class Keeper(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on only from a checkpoint of the same data and specification."""
-        if state_dict["fit"] != self.fit_digest:
-            raise CheckpointMismatch(
-                f"The checkpoint {self.path} is of other data or another specification. Remove it, or choose another root.",
-                where=str(self.path),
-            )
+        """Goes on from where a checkpoint of the same fit was."""
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self.best_weights, self.scores = state_dict["best_weights"], state_dict["scores"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytorch_lightning as pl
-import torch
 
-from forecaster.data.split import hold_out
+from forecaster.data.split import Split, hold_out
 from forecaster.data.windows import Anchors, Feed, Tape
 from forecaster.errors import HistoryTooShort
 from forecaster.evaluation.trials import Trial, trials
@@ -17,15 +17,12 @@ from forecaster.spec import Spec
 
 
 class Windows(pl.LightningDataModule):
-    """Training windows before the cut, validation origins after it.
-
-    Raises HistoryTooShort, with the longest series, where a specification asks for more steps than there are.
-    """
+    """Training windows before the cut, validation origins after it. Raises HistoryTooShort."""
 
     def __init__(self, panel: Panel, spec: Spec, *, season: int) -> None:
         super().__init__()
         windows, horizon = spec.training.valid_windows, spec.horizon
-        split = hold_out(panel, windows * horizon, keep=spec.least + 1)
+        split = cut(panel, spec)
         self.spec = spec
         self.left_out = split.left_out
         self.trials = (
@@ -34,8 +31,6 @@ class Windows(pl.LightningDataModule):
             else []
         )
         self._anchors = Anchors.of(Tape.record(split.known.series, lead=spec.context), least=spec.least)
-        if not torch.isfinite(self._anchors.tape.values).any():
-            raise HistoryTooShort("No series has an observed value to train on. Send a history with observations.")
 
     @property
     def epochs(self) -> int:
@@ -52,6 +47,20 @@ class Windows(pl.LightningDataModule):
     def val_dataloader(self) -> Batches:
         """The validation origins, in few large batches."""
         return Batches(self.trials)
+
+
+def cut(panel: Panel, spec: Spec) -> Split:
+    """What is trained on, and what is held out to validate on.
+
+    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed.
+    """
+    split = hold_out(panel, spec.training.valid_windows * spec.horizon, keep=spec.least + 1)
+    if not any(np.isfinite(one.y).any() for one in split.known.series):
+        raise HistoryTooShort(
+            "Expected an observed value to train on; no series has one before what is held out. "
+            "Send a history with observations."
+        )
+    return split
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ class Fitted(NamedTuple):
     scores: dict[str, float]  # train/loss, valid/loss, valid/one_step, valid/rollout of the kept epoch
     epochs: int
     steps: int
+    steps_before: int  # of these, made by an earlier process that was killed
     left_out: tuple[str, ...]  # series too short to learn from
 
 
@@ -56,9 +58,10 @@ def fit(
     season = spec.season or usual_season(panel.freq)
     windows = Windows(panel, spec, season=season)
     module = SequenceRegressor(build(spec, seed=spec.training.seed), spec)
+    identity = fit_digest(panel, spec)
     keeper = Keeper(
         checkpoint,
-        fit_digest=fit_digest(panel, spec),
+        fit_digest=identity,
         patience=spec.training.patience,
         monitored=bool(windows.trials),
         seed=spec.training.seed,
@@ -74,18 +77,30 @@ def fit(
         limit_val_batches=len(windows.trials),
         logger=list(loggers) or False,
         callbacks=[keeper, *callbacks],
-        plugins=[DurableIO()],
+        plugins=[DurableIO(fit_digest=identity)],
         enable_checkpointing=True,
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
-    trainer.fit(module, datamodule=windows, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    at_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=windows, ckpt_path=resume, weights_only=True)
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning makes an exit of it, and is deaf to another
+            signal.signal(signal.SIGINT, at_interrupt)
+            raise left.__context__ from None
+        raise
     module.load_state_dict(keeper.best_weights)
     forecaster = Forecaster(spec, panel.freq, season, panel.cutoff, module.network.cpu().eval())
-    return Fitted(forecaster, keeper.scores, trainer.current_epoch, trainer.global_step, windows.left_out)
+    return Fitted(
+        forecaster,
+        keeper.scores,
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        steps_before=keeper.steps_before,
+        left_out=windows.left_out,
+    )
 
 
 def fit_digest(panel: Panel, spec: Spec) -> str:

@@ -22,20 +22,14 @@ from mlflow.entities import DatasetInput, Metric, Param
 from forecaster.errors import NoSuchModel, RegistryError
 from forecaster.registry import connect
 from forecaster.spec import Spec
-from pipelines.tracking import DataSet, Run, RunLogger, flat, open_run, tracking_uri
+from pipelines.runlog import RunLogger, flat
+from pipelines.settings import tracking_uri
+from pipelines.tracking import DataSet, Run, open_run
 
 SPEC = Spec(name="sine", context=30, horizon=3)
 DATA = DataSet(
     "sine.csv", "ab" * 32, "postgresql://someone:s3cret@db/series", pd.Timestamp("2026-01-31T23:00", tz="UTC")
 )
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root whose database is migrated once; tests copy the file, which takes no time."""
-    root = tmp_path_factory.mktemp("migrated")
-    connect(tracking_uri(root))
-    return root
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""Shapes and types are checked while tests run: every annotation of `forecaster`, in calls and in records."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple, Self, TypeVar, get_type_hints
+
+from beartype import beartype
+from jaxtyping import install_import_hook, jaxtyped
+
+Called = TypeVar("Called", bound=Callable[..., Any])
+
+# Modules with records. The hook knows functions and dataclasses; a NamedTuple it passes by.
+WITH_RECORDS = [
+    "forecaster.data.windows",
+    "forecaster.evaluation.trials",
+    "forecaster.model.recurrent",
+    "forecaster.model.rollout",
+    "forecaster.model.scaling",
+    "forecaster.series",
+]
+
+
+def typechecker(function: Called) -> Called:
+    """Beartype, less what it cannot know: jaxtyping hands it single functions, and a `Self` outside its class is an error."""
+    for name, hint in list(function.__annotations__.items()):
+        if hint is Self:
+            function.__annotations__[name] = Any
+    return beartype(function)
+
+
+def install() -> None:
+    """Checks every module of forecaster that is imported from here on, in this process."""
+    assert "forecaster" not in sys.modules, "imported before its shapes could be checked"
+    install_import_hook("forecaster", f"{__name__}.typechecker")
+    for name in WITH_RECORDS:
+        for _, kind in inspect.getmembers(import_module(name), inspect.isclass):
+            if kind.__module__ == name and NamedTuple in getattr(kind, "__orig_bases__", ()):
+                _check_record(kind)
+
+
+def _check_record(kind: Any) -> None:
+    kind.__new__.__annotations__ = get_type_hints(kind, include_extras=True)  # of text until now
+    kind.__new__ = jaxtyped(kind.__new__, typechecker=typechecker)

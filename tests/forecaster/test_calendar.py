@@ -1,0 +1,92 @@
+"""Frequencies: inferred when certain, and the season people usually see in them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from forecaster.data.calendar import certain_frequency, offset, step_seconds, usual_season
+from forecaster.errors import FrequencyUnknown
+
+
+@pytest.mark.parametrize(
+    ("freq", "start", "periods", "expected"),
+    [
+        ("15min", "2026-01-01", 3, "15min"),
+        ("100ms", "2026-01-01", 3, "100ms"),
+        ("h", "2026-01-01", 2, "h"),
+        ("D", "2026-01-01", 6, "D"),
+        ("W-WED", "2026-01-07", 3, "7D"),
+        ("B", "2026-01-05", 6, "B"),
+        ("MS", "2026-01-01", 3, "MS"),
+        ("MS", "2026-07-01", 4, "MS"),
+        ("ME", "2026-01-31", 3, "ME"),
+        ("QS-JAN", "2026-01-01", 3, "QS-JAN"),
+        ("QS-FEB", "2026-02-01", 4, "QS-FEB"),
+        ("QE-MAR", "2026-03-31", 4, "QE-MAR"),
+        ("YS-JAN", "2023-01-01", 4, "YS-JAN"),
+        ("YE-DEC", "2023-12-31", 4, "YE-DEC"),
+        ("YS-JUL", "2023-07-01", 4, "YS-JUL"),
+    ],
+)
+def test_a_frequency_is_inferred_where_it_is_certain(freq: str, start: str, periods: int, expected: str) -> None:
+    stamps = pd.date_range(start, periods=periods, freq=freq)
+    assert certain_frequency(stamps) == expected
+    assert pd.date_range(start, periods=periods, freq=expected).equals(stamps)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "found"),
+    [
+        (["2026-07-01", "2026-08-01", "2026-09-01"], "31D and MS all fit"),
+        (["2026-01-05", "2026-01-06", "2026-01-07", "2026-01-08", "2026-01-09"], "D and B all fit"),
+        (["2026-01-01", "2026-01-02"], "D and B all fit"),
+        (["2026-01-01", "2026-02-01"], "31D and MS all fit"),
+        (["2025-01-01", "2026-01-01"], "365D and YS-JAN all fit"),
+        (["2021-01-01", "2022-01-01", "2023-01-01"], "365D and YS-JAN all fit"),
+        (["2026-01-15", "2026-02-15", "2026-03-15"], "no regular frequency fits"),
+        (["2026-01-01"], "no regular frequency fits"),
+    ],
+)
+def test_a_frequency_is_never_guessed(stamps: list[str], found: str) -> None:
+    with pytest.raises(FrequencyUnknown, match=found) as error:
+        certain_frequency(pd.DatetimeIndex(stamps), where="a")
+    assert error.value.where == "a"
+    assert f"from {len(stamps)} stamps" in error.value.message
+    assert "Declare it" in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("season", "freqs"),
+    [
+        (1, ["s", "100ms", "YS", "YE-JUN", "30D", "2D", "5h", "5MS", "2B", "3W", "SMS"]),
+        (2, ["2QS", "12h", "6MS"]),
+        (4, ["QS", "QE-MAR", "BQS", "3MS"]),
+        (5, ["B"]),
+        (6, ["4h"]),
+        (7, ["D"]),
+        (12, ["MS", "ME", "BMS", "2h"]),
+        (13, ["4W-WED", "28D"]),
+        (24, ["h", "60min"]),
+        (48, ["30min"]),
+        (52, ["W", "W-WED", "7D"]),
+        (96, ["15min"]),
+        (1440, ["min"]),
+    ],
+)
+def test_the_usual_season_of_a_frequency(season: int, freqs: list[str]) -> None:
+    assert {freq: usual_season(freq) for freq in freqs} == dict.fromkeys(freqs, season)
+
+
+@pytest.mark.parametrize("freq", ["", "day", "H", "0D", "-1h", "3 potatoes"])
+def test_what_is_no_step_forward_is_no_frequency(freq: str) -> None:
+    with pytest.raises(FrequencyUnknown, match="expected") as error:
+        offset(freq, where="a")
+    assert error.value.where == "a"
+
+
+@pytest.mark.parametrize(
+    ("freq", "seconds"), [("15min", 900), ("D", 86400), ("2D", 172800), ("100ms", 0.1), ("MS", None), ("W-MON", None)]
+)
+def test_only_steps_of_one_length_have_seconds(freq: str, seconds: float | None) -> None:
+    assert step_seconds(offset(freq)) == seconds

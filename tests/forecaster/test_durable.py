@@ -1,0 +1,113 @@
+"""Old or new, never in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from forecaster import durable
+
+
+def test_a_written_file_holds_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "file"
+    durable.write_text(path, "one\n")
+    durable.write_text(path, "zwei ä\n")
+    assert path.read_text() == "zwei ä\n"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
+def test_a_fill_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, fault: type[BaseException]) -> None:
+    path = tmp_path / "file"
+    durable.write_text(path, "old")
+
+    def fill(file: IO[bytes]) -> None:
+        file.write(b"half of the n")
+        raise fault
+
+    with pytest.raises(fault):
+        durable.write(path, fill)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "file", []
+    really = os.fsync
+
+    def fsync(handle: int) -> None:
+        seen.append((os.fstat(handle).st_ino, path.exists()))
+        really(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    durable.write_text(path, "new")
+    assert seen == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "folder"
+    with durable.new_folder(path) as draft:
+        (draft / "inside").mkdir()
+        (draft / "inside" / "file").write_text("x")
+        assert not path.exists()
+    assert (path / "inside" / "file").read_text() == "x"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_whose_filling_fails_never_appears(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with durable.new_folder(tmp_path / "folder") as draft:
+            (draft / "file").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    with pytest.raises(OSError), durable.new_folder(tmp_path / "folder") as draft:
+        (draft / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from forecaster import durable
+
+place = Path(sys.argv[1])
+durable.write_text(place / "file", "old")
+really, calls = os.fsync, []
+
+def fsync(handle):
+    calls.append(handle)
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    really(handle)
+
+os.fsync = fsync
+with durable.new_folder(place / "folder") as draft:
+    (draft / "one").write_text("1")
+    (draft / "two").write_text("2")
+durable.write_text(place / "file", "new")
+"""
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3, 5, 99])  # of the syncs: one, two, their folder, above; the file
+def test_a_kill_leaves_old_or_new_never_in_between(tmp_path: Path, moment: int) -> None:
+    found = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(moment)], check=False)
+    assert found.returncode == (0 if moment == 99 else -signal.SIGKILL)
+    shown = {path.name: path for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert shown["file"].read_text() == ("new" if moment == 99 else "old")
+    assert ("folder" in shown) == (moment > 3)
+    if "folder" in shown:
+        assert {path.name: path.read_text() for path in shown["folder"].iterdir()} == {"one": "1", "two": "2"}

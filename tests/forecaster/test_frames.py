@@ -1,0 +1,323 @@
+"""A long frame in, a panel out; or an error that says where and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster import errors
+from forecaster.data.datasets import hospital, sine_trend, sine_trend_at
+from forecaster.data.frames import Columns, to_frame, to_panel
+from forecaster.series import Panel
+
+DAYS = pd.date_range("2026-01-01", periods=6)  # over a weekend: D and nothing else
+
+
+def frame(ds: Sequence[Any], y: Any = None, *, unique_id: Any = "a") -> pd.DataFrame:
+    values = np.arange(len(ds), dtype=np.float64) if y is None else y
+    return pd.DataFrame({"unique_id": unique_id, "ds": list(ds), "y": values})
+
+
+def changed(row: int, value: Any) -> list[Any]:
+    y: list[Any] = [float(number) for number in range(len(DAYS))]
+    y[row] = value
+    return y
+
+
+def assert_same_panel(one: Panel, other: Panel) -> None:
+    assert one.digest() == other.digest()
+    assert [(each.id, each.start, each.freq) for each in one.series] == [
+        (each.id, each.start, each.freq) for each in other.series
+    ]
+
+
+REFUSED: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError], str, list[str]]] = {
+    "no column y": (
+        frame(DAYS).rename(columns={"y": "target"}),
+        None,
+        errors.MissingColumn,
+        "y",
+        ["unique_id, ds, y", "y not found among: unique_id, ds, target", "--y-column"],
+    ),
+    "two columns y": (
+        pd.DataFrame([["a", "2026-01-01", 1.0, 2.0]], columns=["unique_id", "ds", "y", "y"]),
+        "D",
+        errors.InputError,
+        "y",
+        ["one column 'y'", "Rename"],
+    ),
+    "no rows": (frame([]), None, errors.InputError, "y", ["at least one row", "Send a history"]),
+    "no id": (
+        frame(DAYS, unique_id=["a", "a", None, "a", "a", "a"]),
+        None,
+        errors.InputError,
+        "unique_id",
+        ["'unique_id' is empty in row 2", "Name the series"],
+    ),
+    "text in y": (
+        frame(DAYS, changed(4, "many")),
+        None,
+        errors.NotANumber,
+        "y",
+        ["row 4 holds 'many'", "Correct it, or leave it empty"],
+    ),
+    "a bool among numbers": (
+        frame(DAYS, pd.Series(changed(3, True), dtype=object)),
+        None,
+        errors.NotANumber,
+        "y",
+        ["row 3 holds True"],
+    ),
+    "bools": (frame(DAYS, [True, False] * 3), None, errors.NotANumber, "y", ["row 0 holds", "True"]),
+    "complex numbers": (frame(DAYS, changed(3, 1j)), None, errors.NotANumber, "y", ["real numbers"]),
+    "stamps in y": (frame(DAYS, DAYS), None, errors.NotANumber, "y", ["row 0 holds Timestamp"]),
+    "infinity": (
+        frame(DAYS, changed(2, -np.inf)),
+        None,
+        errors.NotANumber,
+        "y",
+        ["finite", "row 2 is infinite", "leave it empty"],
+    ),
+    "infinity as text": (frame(DAYS, changed(2, "inf")), None, errors.NotANumber, "y", ["row 2 is infinite"]),
+    "numbers for stamps": (frame(range(6)), None, errors.BadStamp, "ds", ["bare numbers", "ISO 8601"]),
+    "a stamp that is none": (
+        frame(["2026-01-01", "yesterday"]),
+        None,
+        errors.BadStamp,
+        "ds",
+        ["row 1 holds 'yesterday'", "ISO 8601"],
+    ),
+    "an ambiguous date": (
+        frame(["01/02/2026", "02/02/2026"]),
+        None,
+        errors.BadStamp,
+        "ds",
+        ["row 0 holds '01/02/2026'"],
+    ),
+    "an empty stamp": (frame(["2026-01-01", None]), None, errors.BadStamp, "ds", ["'ds' is empty in row 1"]),
+    "stamps with and without a zone": (
+        frame(["2026-01-01T00:00Z", "2026-01-01T01:00"]),
+        None,
+        errors.BadStamp,
+        "ds",
+        ["mixed", "in UTC"],
+    ),
+    "stamps of two zones": (
+        frame(["2026-01-01T00:00+01:00", "2026-01-01T01:00+02:00"]),
+        None,
+        errors.BadStamp,
+        "ds",
+        ["mixed", "in UTC"],
+    ),
+    "duplicates that disagree": (
+        frame(["2026-01-01", "2026-01-02", "2026-01-02"], [1.0, 2.0, 5.0]),
+        "D",
+        errors.DuplicateStamp,
+        "a",
+        ["'a' has [2.0, 5.0] at 2026-01-02T00:00:00", "Keep one of them"],
+    ),
+    "a value and a gap at one stamp": (
+        frame(["2026-01-01", "2026-01-02", "2026-01-02"], [1.0, 2.0, np.nan]),
+        "D",
+        errors.DuplicateStamp,
+        "a",
+        ["[2.0, nan] at 2026-01-02"],
+    ),
+    "a gap": (
+        frame(DAYS.delete(3)),
+        "D",
+        errors.IrregularStamps,
+        "a",
+        ["one 'D' apart", "'a' goes from 2026-01-03T00:00:00 to 2026-01-05T00:00:00", "Fill gaps with empty values"],
+    ),
+    "a gap without a declared frequency": (
+        frame(DAYS.delete(3)),
+        None,
+        errors.IrregularStamps,
+        "a",
+        ["'a' goes from 2026-01-03T00:00:00 to 2026-01-05T00:00:00", "declare the frequency"],
+    ),
+    "a gap in months": (
+        frame(["2026-01-01", "2026-02-01", "2026-04-01"]),
+        "MS",
+        errors.IrregularStamps,
+        "a",
+        ["from 2026-02-01T00:00:00 to 2026-04-01T00:00:00"],
+    ),
+    "a stamp beside the grid": (
+        frame(["2026-01-01", "2026-02-02", "2026-03-01"]),
+        "MS",
+        errors.IrregularStamps,
+        "a",
+        ["a stamp at 2026-02-02T00:00:00, which is not on that grid"],
+    ),
+    "another declared frequency": (frame(DAYS), "h", errors.IrregularStamps, "a", ["one 'h' apart", "2026-01-02"]),
+    "a frequency nobody knows": (frame(DAYS), "day", errors.FrequencyUnknown, "None", ["'day' is not known", "'MS'"]),
+    "a frequency that goes back": (frame(DAYS), "-1D", errors.FrequencyUnknown, "None", ["does not step forward"]),
+    "a grid without bounds": (
+        frame(["0001-01-01", "9999-01-01"]),
+        "MS",
+        errors.IrregularStamps,
+        "ds",
+        ["more than 1000 steps", "Correct the stamps"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_fault_is_told_with_place_and_advice(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault == "a grid without bounds":
+        monkeypatch.setattr("forecaster.data.frames.MOST_STEPS", 1000)
+    given, freq, kind, where, parts = REFUSED[fault]
+    before = given.copy()
+    with pytest.raises(errors.InputError) as found:
+        to_panel(given, freq=freq)
+    assert type(found.value) is kind
+    assert str(found.value.where) == where
+    for part in parts:
+        assert part in found.value.message
+    pd.testing.assert_frame_equal(given, before)
+
+
+def test_the_second_series_at_fault_is_the_one_named() -> None:
+    good, bad = frame(DAYS, unique_id="good"), frame(DAYS.delete(2), unique_id="bad")
+    with pytest.raises(errors.IrregularStamps, match="series 'bad' goes from 2026-01-02T00:00:00") as found:
+        to_panel(pd.concat([good, bad]))
+    assert found.value.where == "bad"
+
+
+def test_a_panel_goes_to_a_frame_and_back() -> None:
+    y = np.array([1.0, np.nan, 3.0, 4.0, 5.0, np.nan])
+    whole = pd.concat([frame(DAYS, y, unique_id="b"), frame(DAYS[2:], unique_id="a")])
+    panel = to_panel(whole)
+    assert [(one.id, one.start, len(one)) for one in panel.series] == [("b", DAYS[0], 6), ("a", DAYS[2], 4)]
+    assert panel.freq == "D"
+    assert panel.repairs == ()
+    assert panel.cutoff == DAYS[-1]
+    np.testing.assert_array_equal(panel.series[0].y, y)
+    assert_same_panel(to_panel(to_frame(panel)), panel)
+
+
+def test_rows_in_disorder_are_sorted_and_that_is_told() -> None:
+    whole = pd.concat([frame(DAYS, unique_id="a"), frame(DAYS, unique_id="b")])
+    shuffled = whole.sample(frac=1, random_state=3)
+    panel = to_panel(shuffled)
+    assert_same_panel(panel, to_panel(whole))
+    assert panel.repairs == ("rows were not in order: sorted by series and stamp",)
+
+
+def test_the_parts_of_a_series_are_put_together() -> None:
+    parts = [
+        frame(DAYS[:3], unique_id="a"),
+        frame(DAYS, unique_id="b"),
+        frame(DAYS[3:], [3.0, 4.0, 5.0], unique_id="a"),
+    ]
+    panel = to_panel(pd.concat(parts))
+    assert [one.id for one in panel.series] == ["a", "b"]
+    assert panel.series[0].y.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert len(panel.repairs) == 1
+
+
+def test_identical_rows_are_dropped_and_counted() -> None:
+    y = changed(2, np.nan)
+    panel = to_panel(pd.concat([frame(DAYS, y), frame(DAYS[1:4], y[1:4])]))
+    assert_same_panel(panel, to_panel(frame(DAYS, y)))
+    assert any("3 repeated rows were dropped" in repair for repair in panel.repairs)
+
+
+def test_columns_have_the_names_they_are_said_to_have() -> None:
+    names = Columns(unique_id="shop", ds="day", y="sold")
+    given = frame(DAYS).rename(columns={"unique_id": "shop", "ds": "day", "y": "sold"}).assign(price=3.0, y="no number")
+    assert_same_panel(to_panel(given, columns=names), to_panel(frame(DAYS)))
+
+
+def test_ids_that_are_numbers_become_text_and_keep_their_order() -> None:
+    panel = to_panel(pd.concat([frame(DAYS, unique_id=10), frame(DAYS, unique_id=9)]))
+    assert [one.id for one in panel.series] == ["10", "9"]
+    assert panel.repairs == ()
+
+
+@pytest.mark.parametrize(
+    "y",
+    [[1, 2, 3], ["1", "2.0", "3e0"], pd.array([1, 2, 3], dtype="Int64"), np.array([1, 2, 3], dtype=np.float32)],
+    ids=["integers", "text", "nullable", "float32"],
+)
+def test_numbers_of_any_kind_become_float64(y: Any) -> None:
+    [one] = to_panel(frame(DAYS[:3], y), freq="D").series
+    assert one.y.dtype == np.float64
+    assert one.y.tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("y", [[1, None, 3], ["1", None, "3"], pd.array([1, None, 3], dtype="Int64")])
+def test_nothing_is_a_value_that_was_not_observed(y: Any) -> None:
+    [one] = to_panel(frame(DAYS[:3], y), freq="D").series
+    np.testing.assert_array_equal(one.y, [1.0, np.nan, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("freq", "start"),
+    [("D", "2026-03-27"), ("h", "2026-03-28"), ("15min", "2026-10-25"), ("W-MON", "2026-03-16"), ("MS", "2026-01-01")],
+)
+def test_stamps_with_a_zone_are_regular_over_a_change_of_the_clock(freq: str, start: str) -> None:
+    stamps = pd.date_range(start, periods=40, freq=freq, tz="Europe/Berlin")
+    [one] = to_panel(frame(stamps), freq=freq).series
+    assert one.start == stamps[0]
+    assert str(one.start.tz) == "Europe/Berlin"
+    assert one.stamps.equals(stamps)
+    inferred = to_panel(frame(stamps))
+    assert inferred.series[0].stamps.equals(stamps)
+
+
+def test_days_of_24_hours_are_no_days_where_the_clock_changes() -> None:
+    stamps = pd.date_range("2026-03-27", periods=6, freq="24h", tz="Europe/Berlin")
+    with pytest.raises(errors.IrregularStamps):
+        to_panel(frame(stamps), freq="D")
+    assert to_panel(frame(stamps), freq="24h").series[0].stamps.equals(stamps)
+
+
+def test_stamps_in_utc_are_read_from_text() -> None:
+    [one] = to_panel(frame(["2026-01-01T00:00Z", "2026-01-01T01:00Z", "2026-01-01T02:00Z"])).series
+    assert one.start == pd.Timestamp("2026-01-01", tz="UTC")
+
+
+@pytest.mark.parametrize("freq", ["2MS", "2QS", "3B"])
+def test_series_of_a_multiple_of_a_calendar_step_may_be_out_of_phase(freq: str) -> None:
+    single = freq[1:]
+    stamps = pd.date_range("2026-01-01", periods=8, freq=single)
+    step = int(freq[0])
+    panel = to_panel(
+        pd.concat([frame(stamps[::step], unique_id="a"), frame(stamps[1::step], unique_id="b")]), freq=freq
+    )
+    assert [one.start for one in panel.series] == [stamps[0], stamps[1]]
+    with pytest.raises(errors.IrregularStamps):
+        to_panel(frame(stamps), freq=freq)
+
+
+def test_the_data_sets_that_come_along_are_regular() -> None:
+    sine = to_panel(sine_trend(30.0), freq="100ms")
+    assert len(sine.series[0]) == 300
+    t = 1.7
+    expected = t * np.sin(t) / 3 + 2 * np.sin(5 * t)
+    assert sine.series[0].y[17] == pytest.approx(expected)
+    assert sine_trend_at(np.array([t]))[0] == pytest.approx(expected)
+    hospitals = to_panel(hospital())
+    assert (len(hospitals.series), hospitals.freq, {len(one) for one in hospitals.series}) == (767, "MS", {84})
+
+
+def test_a_digest_tells_panels_apart_by_all_they_hold() -> None:
+    panel = to_panel(frame(DAYS))
+    others = [
+        to_panel(frame(DAYS, changed(5, 5.0 + 1e-12))),
+        to_panel(frame(DAYS, changed(5, np.nan))),
+        to_panel(frame(DAYS, unique_id="b")),
+        to_panel(frame(DAYS + pd.Timedelta(days=7))),
+        to_panel(frame(DAYS[:-1]), freq="D"),
+        Panel(panel.series, "24h"),
+    ]
+    digests = {each.digest() for each in [panel, *others]}
+    assert len(digests) == len(others) + 1
+    assert to_panel(frame(DAYS)).digest() == panel.digest()

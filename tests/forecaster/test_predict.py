@@ -1,0 +1,85 @@
+"""What a predictor asks of a history, and what it says when it has no answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster.errors import FrequencyMismatch, HistoryTooShort, HorizonOutOfRange, NotANumber, RolloutDiverged
+from forecaster.predict import Forecaster, Predictor
+from forecaster.series import Series
+from tests.samples import START, make_forecaster, make_network, make_spec, one_series, wave
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(make_forecaster(make_spec()))
+
+
+@pytest.mark.parametrize("horizon", [0, -1])
+def test_a_horizon_below_one_is_out_of_range(predictor: Predictor, horizon: int) -> None:
+    with pytest.raises(HorizonOutOfRange, match=f"at least 1 step; found {horizon}") as error:
+        predictor.forecast_each([one_series(wave(20))], horizon)
+    assert error.value.where == "horizon"
+
+
+def test_no_series_get_no_forecasts(predictor: Predictor) -> None:
+    assert predictor.forecast_each([], 3) == []
+
+
+@pytest.mark.parametrize(
+    ("series", "kind", "parts"),
+    [
+        (one_series(wave(3), name="m"), HistoryTooShort, ["'m' has 3 steps", "at least 4", "Send a longer history"]),
+        (one_series(wave(9), name="m", freq="D"), FrequencyMismatch, ["'m' has the frequency 'D'", "learned 'h'"]),
+        (one_series(np.append(wave(9), -np.inf), name="m"), NotANumber, ["'m' holds an infinite value", "send null"]),
+        (one_series(np.full(9, np.nan), name="m"), HistoryTooShort, ["'m' has no observed value among its last 16"]),
+    ],
+)
+def test_a_history_that_cannot_be_used_is_told_why(
+    predictor: Predictor, series: Series, kind: type[Exception], parts: list[str]
+) -> None:
+    [outcome] = predictor.forecast_each([series], 3)
+    assert type(outcome) is kind
+    assert outcome.where == "m"
+    for part in parts:
+        assert part in outcome.message
+    with pytest.raises(kind):
+        predictor.forecast(series, 3)
+
+
+def test_two_names_of_one_frequency_are_one(predictor: Predictor) -> None:
+    named = Series("a", START, "60min", wave(20))
+    assert np.array_equal(predictor.forecast(named, 3).mean, predictor.forecast(one_series(wave(20)), 3).mean)
+
+
+def test_a_forecast_carries_the_id_and_the_stamps_that_follow_in_their_zone(predictor: Predictor) -> None:
+    start = pd.Timestamp("2026-03-28 20:00", tz="Europe/Berlin")
+    found = predictor.forecast(Series("m", start, "h", wave(5)), 4)
+    assert found.id == "m"
+    assert found.ds.equals(pd.date_range(start, periods=9, freq="h")[5:])
+    assert str(found.ds.tz) == "Europe/Berlin"
+
+
+def test_a_rollout_that_leaves_the_finite_numbers_is_told_with_its_step_and_harms_nobody_else() -> None:
+    spec = make_spec(cell="elman")
+    network = make_network(spec)
+    predictor = Predictor(Forecaster(spec, "h", 4, START, network))
+    width = 1e200  # its squares are beyond float64
+    [spoilt, fine] = predictor.forecast_each(
+        [one_series(width * wave(20), name="m"), one_series(wave(20), name="fine")], 5
+    )
+    assert isinstance(spoilt, RolloutDiverged)
+    assert spoilt.where == "m"
+    assert "'m' left the finite numbers at step 1 of 5" in spoilt.message
+    np.testing.assert_allclose(fine.mean, predictor.forecast(one_series(wave(20)), 5).mean, rtol=1e-6)
+
+
+def test_a_predictor_leaves_a_history_as_it_was(predictor: Predictor) -> None:
+    y = wave(20)
+    y[3] = np.nan
+    one = one_series(y)
+    before = one.y.copy()
+    predictor.forecast(one, 5)
+    np.testing.assert_array_equal(one.y, before)

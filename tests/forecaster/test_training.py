@@ -1,0 +1,349 @@
+"""A fit is a function of its panel and its specification: interrupted, resumed, beside another, it gives the same weights."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from forecaster.errors import CheckpointMismatch, HistoryTooShort, NonFiniteLoss
+from forecaster.evaluation.trials import score
+from forecaster.model.regressor import build
+from forecaster.series import Panel
+from forecaster.spec import Spec
+from forecaster.training.datamodule import Windows
+from forecaster.training.fit import Fitted, fit, fit_digest
+from tests.samples import make_spec, panel_of, wave
+
+PANEL = panel_of(wave(60), 4 * wave(50, seed=1), wave(40, seed=2))
+TRAINING = {"steps": 11, "epoch_steps": 3, "batch": 8, "learning_rate": 0.02, "valid_windows": 2}
+
+
+def spec_of(**training: Any) -> Spec:
+    return make_spec(layers=2, dropout=0.4, training=TRAINING | training)
+
+
+def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Watch(pl.Callback):
+    """Records each epoch's weights, batch losses and validation scores."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+        self.rollouts: list[float] = []
+        self.losses: list[list[float]] = []
+        self.device = ""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.losses.append([])
+        self.device = trainer.strategy.root_device.type
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses[-1].append(float(outputs["loss"]))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.weights.append(weights(pl_module.network))
+        self.rollouts.append(float(trainer.callback_metrics["valid/rollout"]))
+
+
+class Fault(pl.Callback):
+    """Does something at one batch of one epoch, or as an epoch begins (batch None), after its predecessor was saved."""
+
+    def __init__(self, epoch: int, batch: int | None, act: Callable[[pl.LightningModule], None]) -> None:
+        self.epoch, self.batch, self.act = epoch, batch, act
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.batch is None and trainer.current_epoch == self.epoch:
+            self.act(pl_module)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            self.act(pl_module)
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(_: object) -> None:
+    raise Crash
+
+
+def interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def on_cpu(panel: Panel, spec: Spec, *, checkpoint: Path | None = None, callbacks: Any = ()) -> Fitted:
+    return fit(panel, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def whole() -> Fitted:
+    """The uninterrupted fit."""
+    return on_cpu(PANEL, spec_of())
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (1, None), (1, 0), (2, 2), (3, 1)])
+def test_a_fit_resumed_after_a_crash_ends_in_the_very_weights(
+    whole: Fitted, epoch: int, batch: int | None, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "fit.ckpt"
+    with pytest.raises(Crash):
+        on_cpu(PANEL, spec_of(), checkpoint=checkpoint, callbacks=[Fault(epoch, batch, crash)])
+    assert checkpoint.exists() == (epoch > 0)
+    torch.manual_seed(99)
+    watch = Watch()
+    resumed = on_cpu(PANEL, spec_of(), checkpoint=checkpoint, callbacks=[watch])
+    assert len(watch.losses) == 4 - epoch, "what was done is not done again"
+    assert same(weights(resumed.forecaster.network), weights(whole.forecaster.network))
+    assert resumed.scores == whole.scores
+    assert (resumed.epochs, resumed.steps) == (whole.epochs, whole.steps) == (4, 11)
+    assert resumed.steps_before == 3 * epoch
+
+
+def test_a_fit_interrupted_twice_ends_in_the_very_weights(whole: Fitted, tmp_path: Path) -> None:
+    checkpoint, handler = tmp_path / "fit.ckpt", signal.getsignal(signal.SIGINT)
+    for epoch in (1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            on_cpu(PANEL, spec_of(), checkpoint=checkpoint, callbacks=[Fault(epoch, 1, interrupt)])
+        assert signal.getsignal(signal.SIGINT) is handler, "who caught one interrupt hears the next"
+    resumed = on_cpu(PANEL, spec_of(), checkpoint=checkpoint)
+    assert same(weights(resumed.forecaster.network), weights(whole.forecaster.network))
+
+
+def test_a_fit_that_was_done_is_done(whole: Fitted, tmp_path: Path) -> None:
+    for watch in (Watch(), Watch()):
+        again = on_cpu(PANEL, spec_of(), checkpoint=tmp_path / "fit.ckpt", callbacks=[watch])
+        assert same(weights(again.forecaster.network), weights(whole.forecaster.network))
+        assert again.scores == whole.scores
+    assert watch.losses == [], "nothing was left to train"
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.ckpt"]
+
+
+PATIENT = {"steps": 60, "learning_rate": 0.3, "patience": 2}
+
+
+@pytest.fixture(scope="module")
+def impatient() -> tuple[Fitted, Watch]:
+    """A fit whose patience runs out."""
+    watch = Watch()
+    return on_cpu(PANEL, spec_of(**PATIENT), callbacks=[watch]), watch
+
+
+def test_a_fit_stops_when_no_rollout_was_better_for_so_many_epochs(impatient: tuple[Fitted, Watch]) -> None:
+    fitted, watch = impatient
+    best = int(np.argmin(watch.rollouts))
+    assert len(watch.rollouts) == fitted.epochs == best + 1 + 2 < 20
+    assert all(min(watch.rollouts[: end - 2]) > min(watch.rollouts[end - 2 : end]) for end in range(3, fitted.epochs))
+
+
+@pytest.mark.parametrize("when", ["before the last epoch", "after the patience ran out"])
+def test_a_fit_resumed_about_the_end_of_its_patience_ends_in_the_very_weights(
+    impatient: tuple[Fitted, Watch], when: str, tmp_path: Path
+) -> None:
+    whole, _ = impatient
+    checkpoint = tmp_path / "fit.ckpt"
+    if when == "before the last epoch":
+        with pytest.raises(Crash):
+            on_cpu(PANEL, spec_of(**PATIENT), checkpoint=checkpoint, callbacks=[Fault(whole.epochs - 1, None, crash)])
+    else:
+        on_cpu(PANEL, spec_of(**PATIENT), checkpoint=checkpoint)
+    again = Watch()
+    resumed = on_cpu(PANEL, spec_of(**PATIENT), checkpoint=checkpoint, callbacks=[again])
+    assert len(again.losses) == (1 if when == "before the last epoch" else 0)
+    assert same(weights(resumed.forecaster.network), weights(whole.forecaster.network))
+    assert (resumed.scores, resumed.epochs) == (whole.scores, whole.epochs)
+
+
+def test_the_best_weights_are_the_ones_kept_with_their_scores(impatient: tuple[Fitted, Watch]) -> None:
+    fitted, watch = impatient
+    best = int(np.argmin(watch.rollouts))
+    assert best < len(watch.rollouts) - 1
+    kept = weights(fitted.forecaster.network)
+    assert [same(kept, each) for each in watch.weights] == [epoch == best for epoch in range(len(watch.weights))]
+    assert fitted.scores["valid/rollout"] == watch.rollouts[best]
+    assert fitted.scores["train/loss"] == pytest.approx(np.mean(watch.losses[best]), rel=1e-6)
+    [batch] = Windows(PANEL, spec_of(), season=4).trials
+    with torch.inference_mode():
+        assert float(score(fitted.forecaster.network, batch).rollout) == pytest.approx(watch.rollouts[best], rel=1e-6)
+
+
+def test_the_last_epoch_has_the_steps_that_are_left() -> None:
+    watch = Watch()
+    fitted = on_cpu(PANEL, spec_of(), callbacks=[watch])
+    assert [len(losses) for losses in watch.losses] == [3, 3, 3, 2]
+    assert (fitted.epochs, fitted.steps) == (4, 11)
+
+
+def test_a_fit_does_not_depend_on_what_was_drawn_before(whole: Fitted) -> None:
+    torch.manual_seed(123)
+    np.random.seed(7)
+    torch.rand(17)
+    again = on_cpu(PANEL, spec_of())
+    assert same(weights(again.forecaster.network), weights(whole.forecaster.network))
+
+
+def test_seed_dropout_and_data_each_change_the_weights(whole: Fitted) -> None:
+    other_panel = Panel([PANEL.series[0]], "h")
+    for panel, spec in [
+        (PANEL, spec_of(seed=1)),
+        (PANEL, make_spec(layers=2, training=TRAINING)),
+        (other_panel, spec_of()),
+    ]:
+        assert not same(weights(on_cpu(panel, spec).forecaster.network), weights(whole.forecaster.network))
+
+
+def test_a_network_is_built_from_its_seed_alone() -> None:
+    spec = spec_of()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = build(spec, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert same(weights(one), weights(build(spec, seed=3)))
+    assert not same(weights(one), weights(build(spec, seed=4)))
+
+
+def test_without_validation_the_last_weights_are_kept() -> None:
+    class Last(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.weights = weights(pl_module.network)
+
+    last = Last()
+    fitted = on_cpu(PANEL, spec_of(valid_windows=0, patience=1), callbacks=[last])
+    assert same(weights(fitted.forecaster.network), last.weights)
+    assert (set(fitted.scores), fitted.steps) == ({"train/loss"}, 11)
+
+
+def interrupted(checkpoint: Path, spec: Spec) -> None:
+    with pytest.raises(Crash):
+        on_cpu(PANEL, spec, checkpoint=checkpoint, callbacks=[Fault(1, 0, crash)])
+
+
+OTHERS = {
+    "another seed": (PANEL, spec_of(seed=1)),
+    "another learning rate": (PANEL, spec_of(learning_rate=0.03)),
+    "another network": (PANEL, make_spec(cell="lstm", layers=1, training=TRAINING)),
+    "other data": (panel_of(wave(60), wave(50, seed=1)), spec_of()),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_checkpoint_of_another_fit_is_refused_and_left(other: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "fit.ckpt"
+    interrupted(checkpoint, spec_of())
+    before = checkpoint.read_bytes()
+    with pytest.raises(CheckpointMismatch, match="other data or another specification") as error:
+        on_cpu(*OTHERS[other], checkpoint=checkpoint)
+    assert error.value.where == str(checkpoint)
+    assert "Remove it" in error.value.message
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other pickle"])
+def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "fit.ckpt"
+    interrupted(checkpoint, spec_of())
+    content = checkpoint.read_bytes()
+    if damage == "other pickle":
+        torch.save({"a": Path("/")}, checkpoint)
+    else:
+        checkpoint.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"weights"}[damage])
+    with pytest.raises(CheckpointMismatch, match="cannot be read") as error:
+        on_cpu(PANEL, spec_of(), checkpoint=checkpoint)
+    assert error.value.where == str(checkpoint)
+
+
+def test_a_checkpoint_that_is_not_one_of_ours_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "fit.ckpt")
+    with pytest.raises(CheckpointMismatch):
+        on_cpu(PANEL, spec_of(), checkpoint=tmp_path / "fit.ckpt")
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit_and_nothing_is_saved(tmp_path: Path) -> None:
+    spec = make_spec(scaling="none", training=TRAINING | {"learning_rate": 1e30})
+    with pytest.raises(NonFiniteLoss, match="Lower the learning rate") as error:
+        on_cpu(PANEL, spec, checkpoint=tmp_path / "fit.ckpt")
+    assert "at the end of epoch 0" in error.value.message
+    assert str(error.value.where) in {"train/loss", "valid/loss", "valid/rollout", "valid/one_step"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_stops_being_finite_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    checkpoint, saved = tmp_path / "fit.ckpt", []
+
+    def spoil(module: pl.LightningModule) -> None:
+        saved.append(checkpoint.read_bytes())
+        with torch.no_grad():
+            module.network.output.bias.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteLoss, match="epoch 2"):
+        on_cpu(PANEL, spec_of(), checkpoint=checkpoint, callbacks=[Fault(2, 1, spoil)])
+    assert checkpoint.read_bytes() == saved[0]
+
+
+def test_auto_takes_the_device_there_is_and_cpu_the_cpu() -> None:
+    found = {}
+    for accelerator in ("auto", "cpu"):
+        watch = Watch()
+        fitted = fit(PANEL, spec_of(steps=1), accelerator=accelerator, callbacks=[watch])
+        found[accelerator] = watch.device
+        assert {weight.device.type for weight in fitted.forecaster.network.parameters()} == {"cpu"}
+        assert not fitted.forecaster.network.training
+    assert found["cpu"] == "cpu"
+    assert found["auto"] == ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+
+
+def test_a_fit_learns() -> None:
+    spec = make_spec(training={"steps": 150, "epoch_steps": 50, "batch": 32, "learning_rate": 0.02})
+    panel = panel_of(np.sin(np.arange(80) * np.pi / 4))
+    fitted = on_cpu(panel, spec)
+    assert fitted.scores["valid/rollout"] < 0.35, "an untrained network has 1 and more"
+
+
+def test_a_fitted_forecaster_says_what_it_is(whole: Fitted) -> None:
+    forecaster = whole.forecaster
+    assert (forecaster.spec, forecaster.freq, forecaster.season) == (spec_of(), "h", 4)
+    assert forecaster.cutoff == PANEL.cutoff
+    assert whole.left_out == ()
+    unnamed = on_cpu(PANEL, spec_of(steps=1).model_copy(update={"season": None}))
+    assert unnamed.forecaster.season == 24, "the usual one of hours"
+
+
+def test_series_too_short_to_learn_from_are_left_out_by_name_and_all_of_them_are_an_error() -> None:
+    short = panel_of(wave(60), wave(14))  # two windows of 5 steps, 4 of history, and one to predict
+    assert on_cpu(short, spec_of(steps=1)).left_out == ("series_1",)
+    with pytest.raises(HistoryTooShort, match="needs a series of 15 steps"):
+        on_cpu(panel_of(wave(14)), spec_of())
+
+
+def test_nothing_observed_is_nothing_to_learn_from() -> None:
+    silent = np.full(40, np.nan)
+    silent[-10:] = 1.0
+    with pytest.raises(HistoryTooShort, match="no series has one before what is held out"):
+        on_cpu(panel_of(silent), spec_of())
+
+
+def test_gaps_in_the_data_do_not_stop_a_fit() -> None:
+    gappy = wave(60)
+    gappy[np.random.default_rng(0).random(60) < 0.4] = np.nan
+    fitted = on_cpu(panel_of(gappy, wave(40)), spec_of())
+    assert all(np.isfinite(value) for value in fitted.scores.values())
+
+
+def test_a_digest_of_a_fit_is_of_its_data_and_its_specification() -> None:
+    digests = {fit_digest(*other) for other in OTHERS.values()} | {fit_digest(PANEL, spec_of())}
+    assert len(digests) == len(OTHERS) + 1
+    assert fit_digest(PANEL, spec_of()) == fit_digest(Panel(PANEL.series, "h", ("sorted",)), spec_of())

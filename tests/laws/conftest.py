@@ -1,0 +1,30 @@
+"""Every kind of network, with small random weights: a law holds for any."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from forecaster.model.regressor import Regressor
+from forecaster.predict import Forecaster
+from forecaster.spec import Spec
+from tests.samples import make_forecaster, make_spec
+
+KINDS = list(product(["gru", "lstm", "elman"], [1, 2], ["none", "mean_abs", "standard"]))
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: "-".join(map(str, kind)))
+def spec(request: pytest.FixtureRequest) -> Spec:
+    cell, layers, scaling = request.param
+    return make_spec(cell=cell, layers=layers, scaling=scaling)
+
+
+@pytest.fixture
+def forecaster(spec: Spec) -> Forecaster:
+    return make_forecaster(spec)
+
+
+@pytest.fixture
+def network(forecaster: Forecaster) -> Regressor:
+    return forecaster.network

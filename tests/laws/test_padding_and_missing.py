@@ -1,0 +1,140 @@
+"""Padding never touches a state; a missing value does, but nothing is read from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from forecaster.data.windows import Example, Window, stack
+from forecaster.model.recurrent import State
+from forecaster.model.regressor import Regressor
+from forecaster.model.rollout import begin, read, roll, warm_up
+from forecaster.model.scaling import measure
+from forecaster.training.module import shifted_mse
+from tests.samples import wave
+
+CLOSE = 1e-6
+
+
+def some_state(network: Regressor, rows: int) -> State:
+    draw = torch.Generator().manual_seed(3)
+    shape = (network.recurrent.layers, rows, network.recurrent.hidden)
+    hidden = torch.rand(shape, generator=draw)
+    return State(hidden, torch.rand(shape, generator=draw) if network.recurrent.has_cell else None)
+
+
+def loss_of(network: Regressor, example: Example) -> float:
+    return shifted_mse(network, example).item()
+
+
+@pytest.mark.parametrize("padding", [1, 5, 50])
+def test_left_padding_of_any_length_changes_nothing(network: Regressor, padding: int) -> None:
+    y = wave(9)
+    bare, padded = stack([y], context=9), stack([y], context=9 + padding)
+    assert padded.values[0, :padding].isnan().all()
+    one, other = warm_up(network, bare), warm_up(network, padded)
+    for a, b in zip(one.scale, other.scale, strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(one.state.hidden, other.state.hidden, rtol=0, atol=CLOSE)
+    if one.state.cell is not None:
+        torch.testing.assert_close(one.state.cell, other.state.cell, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(
+        roll(network, one, horizon=6)[0], roll(network, other, horizon=6)[0], rtol=0, atol=CLOSE * 10
+    )
+
+
+def test_padding_passes_a_state_on_exactly_and_gives_no_output(network: Regressor) -> None:
+    state = some_state(network, 3)
+    inputs = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(4))
+    begun = torch.zeros(3, 6, dtype=torch.bool)
+    begun[1, 4:] = True
+    begun[2] = True
+    outputs, after = network.recurrent(inputs, state, begun)
+    assert torch.equal(after.hidden[:, 0], state.hidden[:, 0])
+    if state.cell is not None and after.cell is not None:
+        assert torch.equal(after.cell[:, 0], state.cell[:, 0])
+    assert (outputs[0] == 0).all()
+    assert (outputs[1, :4] == 0).all()
+    later = State(state.hidden[:, 1:2], None if state.cell is None else state.cell[:, 1:2])
+    alone, end = network.recurrent(inputs[1:2, 4:], later, begun[1:2, 4:])
+    torch.testing.assert_close(outputs[1:2, 4:], alone, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(after.hidden[:, 1:2], end.hidden, rtol=0, atol=CLOSE)
+
+
+def test_nothing_is_read_from_padding(network: Regressor) -> None:
+    state = some_state(network, 2)
+    begun = torch.tensor([[False, False, True, True], [False, True, True, True]])
+    inputs = torch.rand(2, 4, 2, generator=torch.Generator().manual_seed(4))
+    outputs, after = network.recurrent(inputs, state, begun)
+    for garbage in (float("nan"), 1e30):
+        spoilt = inputs.masked_fill(~begun[:, :, None], garbage)
+        other_outputs, other_after = network.recurrent(spoilt, state, begun)
+        assert torch.equal(outputs, other_outputs)
+        assert torch.equal(after.hidden, other_after.hidden)
+
+
+def test_a_row_without_observations_keeps_the_initial_state_exactly(network: Regressor) -> None:
+    memory = warm_up(network, stack([np.full(8, np.nan), wave(8)], context=8))
+    assert memory.begun.tolist() == [False, True]
+    assert (memory.state.hidden[:, 0] == 0).all()
+    assert (memory.state.hidden[:, 1] != 0).any()
+    if memory.state.cell is not None:
+        assert (memory.state.cell[:, 0] == 0).all()
+
+
+def test_a_missing_value_is_a_step_unlike_padding(network: Regressor) -> None:
+    inside = np.array([5.0, 7.0, np.nan, 6.0])
+    shifted = np.array([np.nan, 5.0, 7.0, 6.0])
+    one, other = warm_up(network, stack([inside], context=4)), warm_up(network, stack([shifted], context=4))
+    assert not torch.allclose(one.state.hidden, other.state.hidden, atol=1e-3)
+
+
+def test_a_missing_value_is_read_as_zero_and_unobserved_whatever_is_behind_the_mask(network: Regressor) -> None:
+    y = wave(10)
+    y[[3, 9]] = np.nan
+    window = stack([y], context=10)
+    start = begin(network, window)
+    found, after = read(network, window, start)
+    observed = torch.from_numpy(~np.isnan(y))[None]
+    for behind in (0.0, -4.0, 1e6):
+        filled = torch.from_numpy(np.where(np.isnan(y), behind, y))[None]
+        values = start.scale.apply(filled).where(observed, torch.zeros(()))
+        expected, state = network(values, observed, torch.ones_like(observed), start.state)
+        assert torch.equal(found, expected)
+        assert torch.equal(after.state.hidden, state.hidden)
+    seen, _ = network(values, torch.ones_like(observed), torch.ones_like(observed), start.state)
+    assert not torch.allclose(seen, found), "a zero that was observed is another thing"
+
+
+@pytest.mark.parametrize("scaling", ["none", "mean_abs", "standard"])
+def test_a_scale_is_that_of_the_observed_values(scaling: str) -> None:
+    y = wave(12)
+    gappy = np.insert(y, [0, 0, 4, 12], np.nan)
+    one, other = (measure(torch.from_numpy(values)[None], scaling) for values in (y, gappy))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
+
+
+def test_an_unobserved_target_does_not_count_in_the_loss(network: Regressor) -> None:
+    y = wave(10)
+    y[4] = np.nan
+    window = Window(torch.from_numpy(y[:9])[None])
+    whole = Example(window, torch.from_numpy(y[9:])[None])
+    predictions, memory = read(network, window, begin(network, window))
+    errors = [
+        float((predictions[0, step] - memory.scale.apply(torch.tensor([[y[step + 1]]]).double())[0, 0]) ** 2)
+        for step in range(9)
+        if not np.isnan(y[step + 1])
+    ]
+    assert len(errors) == 8
+    assert loss_of(network, whole) == pytest.approx(np.mean(errors), rel=1e-5)
+    unknown = Example(window, torch.full((1, 1), float("nan"), dtype=torch.float64))
+    assert loss_of(network, unknown) == pytest.approx(np.mean(errors[:-1]), rel=1e-5)
+
+
+def test_padding_does_not_count_in_the_loss(network: Regressor) -> None:
+    y = wave(10)
+    future = torch.from_numpy(y[9:])[None]
+    bare, padded = (Example(stack([y[:9]], context=context), future) for context in (9, 14))
+    assert loss_of(network, bare) == pytest.approx(loss_of(network, padded), rel=1e-5)

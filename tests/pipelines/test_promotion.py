@@ -1,0 +1,143 @@
+"""The gate, on errors written by hand: it is a pure function of raw forecasts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster.data.frames import to_panel
+from forecaster.errors import ForecasterError
+from forecaster.evaluation.backtest import Backtest, backtest
+from forecaster.evaluation.baselines import seasonal_naive
+from forecaster.series import Forecast, Series
+from pipelines.card import finite, reliable_horizon
+from pipelines.promotion import judge
+
+SHAPE = (3, 2, 4)  # series, windows, steps ahead
+
+
+def result_of(*, scale: float = 1.0, actual: Any = 0.0, **errors: Any) -> Backtest:
+    """A backtest whose truth is zero, so that a forecast is its own error."""
+    series, windows, _ = SHAPE
+    start = pd.Timestamp("2026-01-01")
+    return Backtest(
+        series=[Series(f"s{number}", start, "h", np.zeros(20)) for number in range(series)],
+        cutoffs=[[start] * windows] * series,
+        actual=np.broadcast_to(np.asarray(actual, dtype=float), SHAPE).copy(),
+        forecasts={
+            name: np.broadcast_to(np.asarray(error, dtype=float), SHAPE).copy() for name, error in errors.items()
+        },
+        scale=np.full(series, scale),
+        square_scale=np.full(series, scale),
+        left_out=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "promoted"),
+    [
+        ({"challenger": 1.0, "seasonal_naive": 2.0}, True),
+        ({"challenger": 2.0, "seasonal_naive": 2.0}, True),
+        ({"challenger": 2.1, "seasonal_naive": 2.0}, False),
+        ({"challenger": 1.0, "seasonal_naive": 2.0, "champion": 1.5}, True),
+        ({"challenger": 1.5, "seasonal_naive": 2.0, "champion": 1.5}, False),
+        ({"challenger": 1.6, "seasonal_naive": 2.0, "champion": 1.5}, False),
+        ({"challenger": 2.5, "seasonal_naive": 2.0, "champion": 3.0}, False),
+    ],
+)
+def test_a_challenger_must_match_seasonal_naive_and_beat_the_champion(errors: dict[str, float], promoted: bool) -> None:
+    verdict = judge(result_of(**errors))
+    assert verdict.promote is promoted
+    assert len(verdict.reasons) == len(errors) - 1, "one reason for each rival"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_of_a_challenger_that_is_not_finite_is_enough_to_refuse_it(value: float) -> None:
+    errors = np.zeros(SHAPE)
+    errors[1, 0, 2] = value
+    verdict = judge(result_of(challenger=errors, seasonal_naive=2.0))
+    assert not verdict.promote
+    assert "1 of 24" in str(verdict)
+
+
+def test_what_was_not_observed_counts_for_nobody() -> None:
+    actual, errors = np.zeros(SHAPE), np.full(SHAPE, 1.0)
+    actual[0, 0, 0], errors[0, 0, 0] = np.nan, 1000.0
+    assert judge(result_of(actual=actual, challenger=errors, seasonal_naive=2.0)).promote
+    assert not judge(result_of(challenger=errors, seasonal_naive=2.0)).promote, "observed, it does count"
+
+
+def test_a_backtest_without_an_observed_value_promotes_nobody() -> None:
+    verdict = judge(result_of(actual=np.nan, challenger=0.0, seasonal_naive=1.0))
+    assert not verdict.promote
+    assert "no observed value" in str(verdict)
+
+
+def test_windows_that_the_champion_did_not_answer_are_compared_for_nobody() -> None:
+    challenger, champion = np.full(SHAPE, 1.0), np.full(SHAPE, 1.5)
+    champion[:, 0], challenger[:, 0] = np.nan, 50.0
+    assert judge(result_of(challenger=challenger, champion=champion, seasonal_naive=2.0)).promote
+
+
+def test_series_without_a_scale_are_judged_by_absolute_errors() -> None:
+    assert judge(result_of(scale=np.nan, challenger=1.0, seasonal_naive=2.0)).promote
+    assert not judge(result_of(scale=np.nan, challenger=3.0, seasonal_naive=2.0)).promote
+
+
+def test_on_constant_series_only_an_exact_challenger_matches_seasonal_naive() -> None:
+    stamps = pd.date_range("2026-01-01", periods=30, freq="D")
+    panel = to_panel(pd.DataFrame({"unique_id": "a", "ds": stamps, "y": 5.0}))
+    naive = seasonal_naive(7)
+
+    def off_by(shift: float) -> bool:
+        def ask(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
+            shifted: list[Forecast | ForecasterError] = []
+            for one in naive(series, horizon):
+                assert isinstance(one, Forecast)
+                shifted.append(Forecast(one.id, one.ds, one.mean + shift))
+            return shifted
+
+        return judge(
+            backtest(panel, {"challenger": ask, "seasonal_naive": naive}, horizon=3, windows=2, season=7)
+        ).promote
+
+    assert off_by(0.0)
+    assert not off_by(0.01)
+
+
+def test_a_long_series_does_not_outvote_a_short_one_by_its_scale() -> None:
+    result = result_of(
+        challenger=np.array([10.0, 1.0, 1.0])[:, None, None], seasonal_naive=np.array([11.0, 0.5, 0.5])[:, None, None]
+    )
+    assert not judge(Backtest(**{**vars(result), "scale": np.array([100.0, 1.0, 1.0])})).promote
+    assert judge(result).promote is True
+
+
+@pytest.mark.parametrize(
+    ("challenger", "naive", "horizon"),
+    [
+        ([1, 1, 1, 1], [1, 1, 1, 1], 4),
+        ([1, 1, 2, 0], [1, 1, 1, 1], 2),
+        ([2, 0, 0, 0], [1, 1, 1, 1], 0),
+        ([0, 0, 0, 2], [1, 1, 1, 1], 3),
+    ],
+)
+def test_the_reliable_horizon_ends_before_the_first_step_that_is_worse(
+    challenger: list[float], naive: list[float], horizon: int
+) -> None:
+    assert reliable_horizon(result_of(challenger=challenger, seasonal_naive=naive)) == horizon
+
+
+def test_a_step_that_nothing_was_measured_at_is_not_reliable() -> None:
+    actual = np.zeros(SHAPE)
+    actual[:, :, 2] = np.nan
+    assert reliable_horizon(result_of(actual=actual, challenger=0.0, seasonal_naive=1.0)) == 2
+    assert reliable_horizon(result_of(scale=np.nan, challenger=0.0, seasonal_naive=1.0)) == 0
+
+
+def test_scores_that_cannot_be_computed_are_null_in_the_manifest() -> None:
+    assert finite({"a": 1.5, "b": float("nan"), "c": float("inf")}) == {"a": 1.5, "b": None, "c": None}
