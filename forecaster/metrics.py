@@ -9,6 +9,7 @@ import numpy as np
 from forecaster.shapes import Float64
 
 Errors = Float64[np.ndarray, "*rows horizon"]
+Quantiles = Float64[np.ndarray, "*rows horizon level"]
 
 
 def nanmean(
@@ -46,3 +47,72 @@ def smape(actual: Errors, forecast: Errors) -> Float64[np.ndarray, "*rows"]:
     size = np.abs(actual) + np.abs(forecast)
     gap = np.abs(actual - forecast)
     return nanmean(np.where(size > 0, 200 * gap / np.where(size > 0, size, 1), gap), axis=-1)
+
+
+def owa(*, mase: float, smape: float, naive2_mase: float, naive2_smape: float) -> float:
+    """Overall weighted average of M4 (Makridakis et al. 2018): mean ratio of two scores to those of Naive 2; 1 is as good.
+
+    The scores are means over all series, taken before the ratios.
+    """
+    return (mase / naive2_mase + smape / naive2_smape) / 2
+
+
+def pinball(actual: Errors, quantiles: Quantiles, levels: Float64[np.ndarray, "level"]) -> Quantiles:
+    """Quantile loss (Koenker and Bassett 1978) of each element and level; not averaged, NaN where either is missing."""
+    error = actual[..., None] - quantiles
+    return np.asarray(np.maximum(levels * error, (levels - 1) * error))
+
+
+def weighted_quantile_loss(
+    actual: Errors, quantiles: Quantiles, levels: Float64[np.ndarray, "level"]
+) -> Float64[np.ndarray, "level"]:
+    """Twice the pinball loss over the size of the actual, both summed over every row and step, of each level.
+
+    The weighted quantile loss of Salinas et al. 2020 (their rho-risk), GluonTS and fev; their headline figure is
+    the mean over levels. NaN where all that was observed is 0.
+    """
+    loss = pinball(actual, quantiles, levels)
+    size = np.where(np.isnan(loss), np.nan, np.abs(actual)[..., None])
+    rows = tuple(range(actual.ndim))
+    total = np.nansum(size, axis=rows)
+    return np.where(total > 0, 2 * np.nansum(loss, axis=rows) / np.where(total > 0, total, 1), np.nan)
+
+
+def crps_from_quantiles(actual: Errors, quantiles: Quantiles, levels: Float64[np.ndarray, "level"]) -> Errors:
+    """Continuous ranked probability score of each element: the integral over levels of twice the pinball loss.
+
+    Gneiting and Ranjan 2011, by the trapezoidal rule over rising levels, with the loss 0 at the levels 0 and 1. (The
+    plain mean over levels, that some packages call CRPS, weighs each by 1/n: 1/9 rather than 1/10 for the nine deciles.)
+    """
+    around = np.concatenate([[0.0], levels, [1.0]])
+    return np.asarray(2 * pinball(actual, quantiles, levels) @ ((around[2:] - around[:-2]) / 2))
+
+
+def coverage(actual: Errors, lower: Errors, upper: Errors) -> Float64[np.ndarray, "*rows"]:
+    """Share of each row's steps that lie within their interval, ends included."""
+    known = ~(np.isnan(actual) | np.isnan(lower) | np.isnan(upper))
+    return nanmean(np.where(known, (lower <= actual) & (actual <= upper), np.nan), axis=-1)
+
+
+def interval_width(lower: Errors, upper: Errors) -> Float64[np.ndarray, "*rows"]:
+    """Mean width of each row's intervals."""
+    return nanmean(upper - lower, axis=-1)
+
+
+def winkler(actual: Errors, lower: Errors, upper: Errors, *, level: float) -> Errors:
+    """Interval score of each element: the width, and 2 / (1 - level) times what the actual lies outside.
+
+    Winkler 1972; Gneiting and Raftery 2007, equation 43. `level` is the share the interval should cover, as 0.95.
+    """
+    outside = np.maximum(lower - actual, 0) + np.maximum(actual - upper, 0)
+    return np.asarray(upper - lower + 2 / (1 - level) * outside)
+
+
+def msis(
+    actual: Errors, lower: Errors, upper: Errors, *, level: float, scale: Float64[np.ndarray, "*rows"] | float
+) -> Float64[np.ndarray, "*rows"]:
+    """Mean scaled interval score of each row, as in M4 (Makridakis et al. 2020, where level is 0.95).
+
+    `scale` is the `seasonal_error` of the row's history.
+    """
+    return np.asarray(nanmean(winkler(actual, lower, upper, level=level), axis=-1) / scale)

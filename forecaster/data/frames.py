@@ -231,7 +231,7 @@ def _certain(rows: _Rows, bounds: Int[np.ndarray, "_"]) -> tuple[str, bool]:
     a, b = bounds[longest], bounds[longest + 1]
     moments, name = rows.ds[a:b], rows.id_at(a)
     try:
-        return certain_frequency(moments, where=name), b - a > grid.LONG_RUN
+        return certain_frequency(moments, where=name), bool(b - a > grid.LONG_RUN)
     except FrequencyUnknown as unknown:
         if len(moments) > grid.LONG_RUN:
             first = np.zeros(len(moments), dtype=np.int64)

@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import NormalDist
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.polynomial.chebyshev import chebinterpolate
+from numpy.polynomial.chebyshev import chebpts1, chebvander
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 from torch.nn import functional
@@ -25,6 +25,7 @@ from forecaster.errors import BadSpec
 from forecaster.shapes import Float, Float64
 from forecaster.spec import HeadSpec, PointLoss
 
+LARGEST_EXACT = 1e4  # mean of a negative binomial whose draws and quantiles are exact
 SMALLEST = 1e-4  # of a spread or a dispersion: below it a likelihood rewards nothing but certainty
 
 
@@ -121,7 +122,7 @@ class _Unshiftable:
 class Point(_Located):
     """One number: the mean under `mse`, the median under `mae`, between the two under `huber` (Huber 1964)."""
 
-    kind: PointLoss = "mse"
+    penalty: PointLoss = "mse"
     delta: float = 1.0
     params: ClassVar[int] = 1
     noise: ClassVar[int] = 0
@@ -129,7 +130,7 @@ class Point(_Located):
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Squared error, absolute error, or e²/2 up to delta and delta (|e| - delta/2) beyond."""
         error = params[..., 0] - target
-        match self.kind:
+        match self.penalty:
             case "mse":
                 return error**2
             case "mae":
@@ -152,8 +153,8 @@ class Quantile(_Located):
     """Quantiles at given levels, learned without a distribution (Koenker and Bassett 1978; Wen et al. 2017).
 
     The median, and a positive step from each level to the next, so that quantiles cannot cross (as the incremental
-    quantile functions of Park et al. 2022, section 4). Linear between levels; beyond the outermost ones the tails are
-    exponential and go through the two outermost quantiles (same place). Zero outputs give the standard normal's.
+    quantile functions of Park et al. 2022). Linear between levels; beyond the outermost ones the tails are
+    exponential and go through the two outermost quantiles (the same paper). Zero outputs give the standard normal's.
 
     Attributes:
         levels: Rising, with 0.5 among them and at least one more.
@@ -169,7 +170,7 @@ class Quantile(_Located):
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Twice the pinball loss, mean over the levels: about the CRPS (Gneiting and Ranjan 2011)."""
-        error = target[..., None] - self.quantiles(params, self.levels)
+        error = target[..., None] - self._knots(params)
         levels = params.new_tensor(self.levels)
         return 2 * torch.maximum(levels * error, (levels - 1) * error).mean(-1)
 
@@ -180,8 +181,14 @@ class Quantile(_Located):
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
         """As drawn at uniforms that are the levels."""
         shares = self._shares(_exact(levels)).to(params)
-        # The sum over steps one level at a time: its order, and so its rounding, is the same for every level.
         return _rising(params[..., :1] + (self._steps(params)[..., None, :] * shares).sum(-1))
+
+    def _knots(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes param"]:
+        """The quantiles at the head's own levels: what `quantiles` says there, for less."""
+        steps, median = self._steps(params).unbind(-1), self.levels.index(0.5)
+        above = accumulate(steps[median:], torch.add, initial=params[..., 0])
+        below = accumulate(reversed(steps[:median]), torch.sub, initial=params[..., 0])
+        return torch.stack([*reversed(list(below)[1:]), *above], dim=-1)
 
     def _steps(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes step"]:
         normal = [NormalDist().inv_cdf(level) for level in self.levels]
@@ -214,7 +221,8 @@ class Gaussian(_Located):
 
     def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
         """By inversion."""
-        return params[..., 0] + _positive(params[..., 1]) * torch.special.ndtri(_open(noise[..., 0]))
+        normal: Tensor = torch.special.ndtri(_open(noise[..., 0]))
+        return params[..., 0] + _positive(params[..., 1]) * normal
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
         """Exact."""
@@ -240,7 +248,7 @@ class StudentT(_Located):
         return (freedom + 1) / 2 * (z**2 / freedom).log1p() - constant
 
     def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
-        """Bailey's polar method (1994, theorem 1) with radius and angle drawn outright, so that nothing is rejected."""
+        """Bailey's polar method (1994) with radius and angle drawn outright, so that nothing is rejected."""
         scale, freedom = self._scale_and_freedom(params)
         radius = (freedom * torch.expm1(-2 / freedom * _open(noise[..., 0]).log())).sqrt()
         return params[..., 0] + scale * radius * (2 * math.pi * noise[..., 1]).cos()
@@ -268,8 +276,9 @@ class NegativeBinomial(_Unshiftable):
     """Counts with mean mu and variance mu + alpha mu² (Salinas et al. 2020, section 3.1), both behind a softplus.
 
     For data that are not scaled, and are counts: whole and not negative. Zero outputs mean mu = alpha = 1. alpha is at
-    least 1e-4 (nearly Poisson). Draws and quantiles take a number of steps that depends on the data: they cannot be
-    exported. Computed in float64: differences of large logarithms of gamma functions need it.
+    least 1e-4 (nearly Poisson). Draws and quantiles are exact for mu up to 1e4; beyond, they are those of the gamma
+    distribution with the same mean and variance. They take a number of steps that depends on the data, and cannot be
+    exported. Computed in float64: differences of large log-gammas need it.
     """
 
     params: ClassVar[int] = 2
@@ -284,7 +293,7 @@ class NegativeBinomial(_Unshiftable):
         return ((size + count) * spread.log1p() - count * spread.log() - ways).to(params)
 
     def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
-        """Mu."""
+        """The mean, mu."""
         return _positive(params[..., 0])
 
     def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
@@ -389,13 +398,14 @@ def _exact(levels: Sequence[float]) -> Float64[Tensor, "level"]:
 
 
 def _log_gamma_ratio(n: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """Log Gamma(n + 1/2) - log Gamma(n) for n > 0, without the cancellation of the two.
+    """The logarithm of Gamma(n + 1/2) / Gamma(n) for n > 0, without the cancellation of the two.
 
     By Gamma(n + 1) = n Gamma(n) three times, then the expansion of DLMF 5.11.13; the error is below 1e-8 for n >= 1.
     """
     x = 1 / (n + 3)
     series = x * (-1 / 8 + x**2 * (1 / 192 + x**2 * (-1 / 640 + x**2 * (17 / 14336))))
-    return (n + 3).log() / 2 + series - sum((0.5 / (n + k)).log1p() for k in range(3))
+    shift = (0.5 / n).log1p() + (0.5 / (n + 1)).log1p() + (0.5 / (n + 2)).log1p()
+    return (n + 3).log() / 2 + series - shift
 
 
 @lru_cache(maxsize=64)
@@ -406,27 +416,24 @@ def _student_polynomials(levels: tuple[float, ...]) -> Float64[np.ndarray, "degr
     a Gauss-Legendre rule integrates it to rounding. It falls, so Newton's method from the left, where z is, never passes
     the root.
     """
-    # The upper half by symmetry; at the median itself t / z has a limit, taken close by.
-    level = np.maximum(np.maximum(levels, 1 - np.asarray(levels)), 0.5 + 1e-4)
+    # The upper half, by symmetry. At the median t / z has a limit, taken close by; beyond 1e-7 it is kept as it is there.
+    level = np.clip(np.maximum(levels, 1 - np.asarray(levels)), 0.5 + 1e-4, 1 - 1e-7)
     normal = np.array([NormalDist().inv_cdf(one) for one in level])
     nodes, weights = leggauss(200)
 
-    def log_ratio(x: Float64[np.ndarray, "node"]) -> Float64[np.ndarray, "node level"]:
-        freedom = (4 / (x + 1))[:, None]
-        area = (level - 0.5) * math.sqrt(math.pi) * _exp_gamma_ratio(freedom)
-        angle = np.arctan(normal / np.sqrt(freedom))
-        for _ in range(40):
-            inside = angle[..., None] * (nodes + 1) / 2
-            passed = angle / 2 * (np.cos(inside) ** (freedom[..., None] - 1) @ weights)
-            angle = angle + (area - passed) / np.cos(angle) ** (freedom - 1)
-        return np.log(np.sqrt(freedom) * np.tan(angle) / normal)
-
-    return np.asarray(chebinterpolate(log_ratio, 24))
-
-
-def _exp_gamma_ratio(freedom: Float64[np.ndarray, "node 1"]) -> Float64[np.ndarray, "node 1"]:
-    """Gamma(nu / 2) / Gamma((nu + 1) / 2)."""
-    return (-_log_gamma_ratio(torch.from_numpy(freedom / 2))).exp().numpy()
+    x = chebpts1(25)
+    freedom = (4 / (x + 1))[:, None]
+    half_circle = [
+        math.sqrt(math.pi) * math.exp(math.lgamma(nu / 2) - math.lgamma(nu / 2 + 0.5)) for nu in freedom[:, 0]
+    ]
+    area = (level - 0.5) * np.array(half_circle)[:, None]
+    angle = np.arctan(normal / np.sqrt(freedom))
+    for _ in range(40):
+        inside = angle[..., None] * (nodes + 1) / 2
+        passed = angle / 2 * (np.cos(inside) ** (freedom[..., None] - 1) @ weights)
+        angle = angle + (area - passed) / np.cos(angle) ** (freedom - 1)
+    log_ratio = np.log(np.sqrt(freedom) * np.tan(angle) / normal)
+    return np.asarray(np.linalg.solve(chebvander(x, len(x) - 1), log_ratio))
 
 
 def _least_count(
@@ -451,7 +458,20 @@ def _least_count(
 def _cumulated(
     count: Float64[Tensor, "*axes"], mean: Float64[Tensor, "*axes"], dispersion: Float64[Tensor, "*axes"]
 ) -> Float64[Tensor, "*axes"]:
-    """P(X <= count) = I_p(1 / alpha, count + 1) with p = 1 / (1 + alpha mu) (DLMF 8.17.5)."""
+    """P(X <= count): I_p(1 / alpha, count + 1) with p = 1 / (1 + alpha mu) (DLMF 8.17.24); of large means, nearly that."""
+    large = mean > LARGEST_EXACT
+    if not large.any():
+        return _cumulated_exactly(count, mean, dispersion)
+    small = torch.where(large, 1.0, mean)
+    # The gamma distribution of the same mean and variance.
+    shape = 1 / (dispersion + 1 / mean)
+    nearly = torch.special.gammainc(shape, shape * (count + 0.5) / mean)
+    return torch.where(large, nearly, _cumulated_exactly(torch.where(large, 0.0, count), small, dispersion))
+
+
+def _cumulated_exactly(
+    count: Float64[Tensor, "*axes"], mean: Float64[Tensor, "*axes"], dispersion: Float64[Tensor, "*axes"]
+) -> Float64[Tensor, "*axes"]:
     a, b, spread = 1 / dispersion, count + 1, dispersion * mean
     log_p, log_q = -spread.log1p(), spread.log() - spread.log1p()
     log_front = a * log_p + b * log_q + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
@@ -472,14 +492,14 @@ def _beta_fraction(
     c, d = torch.ones_like(x), 1 / (1 - (a + b) * x / (a + 1)).clamp(min=tiny)
     found = d
     moving = torch.ones_like(x, dtype=torch.bool)
-    for m in range(1, 1000):
+    for m in range(1, 300):
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
         odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
         before = found
         for term in (even, odd):
             d, c = 1 / _off_zero(1 + term * d), _off_zero(1 + term / c)
             found = torch.where(moving, found * c * d, found)
-        moving = moving & ((found - before).abs() > 1e-15 * before.abs())
+        moving = moving & ((found - before).abs() > 1e-13 * before.abs())
         if not moving.any():
             break
     return found
