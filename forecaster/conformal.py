@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from statistics import NormalDist
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -78,7 +78,7 @@ class Calibration(_Frozen):
     factors: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={}, max_length=MOST_FACTORS)
 
     @classmethod
-    def read(cls, content: bytes | str) -> Self:
+    def read(cls, content: bytes | str) -> Calibration:
         """The calibration that `model_dump_json` wrote; raises BundleDamaged for anything else."""
         try:
             return cls.model_validate_json(content)
@@ -153,7 +153,7 @@ class Calibration(_Frozen):
         return {name: (np.array(table.spreads), np.array(table.offsets)) for name, table in named.items()}
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _whole(self) -> Calibration:
         if sorted(set(self.steps)) != list(self.steps) or sorted(set(self.levels)) != list(self.levels):
             raise ValueError("steps and levels must ascend")
         shape = (len(self.steps), len(self.levels))
@@ -278,7 +278,7 @@ def normal_quantiles(levels: Sequence[float] | np.ndarray) -> Float64[np.ndarray
     return np.array([NormalDist().inv_cdf(level) for level in levels])
 
 
-Residuals = Float64[np.ndarray, "window step"]
+Residuals = Float64[np.ndarray, "row step"]  # a row is a window of any series
 
 
 def _windows(residuals: Float64[np.ndarray, "series window step"]) -> Residuals:
@@ -297,7 +297,7 @@ def _table(residuals: Residuals, steps: np.ndarray) -> Table:
     spreads, growth = _spreads(residuals)
     if len(residuals) >= RANKED:
         basis: Literal["ranks", "gaussian", "assumed"] = "ranks"
-        offsets = np.stack([_ranked(residuals, spreads, step - 1) for step in steps])
+        offsets = np.stack([_ranked(residuals, spreads, int(step) - 1) for step in steps])
     else:
         basis = "gaussian" if len(residuals) else "assumed"
         offsets = _SEMINORMAL * spreads[steps - 1, None] * _student(LEVELS, windows=len(residuals))
@@ -331,7 +331,7 @@ def _spreads(residuals: Residuals) -> tuple[Float64[np.ndarray, "step"], float]:
 
 def _ranked(residuals: Residuals, spreads: Float64[np.ndarray, "step"], place: int) -> Float64[np.ndarray, "level"]:
     """The quantiles of one step, from its own residuals or, where they are few, those of the steps around it."""
-    present: Bool[np.ndarray, "window step"] = np.isfinite(residuals)
+    present: Bool[np.ndarray, "row step"] = np.isfinite(residuals)
     last, near = residuals.shape[1] - 1, slice(place, place + 1)
     for reach in range(last + 1):
         near = slice(max(0, place - reach), min(last, place + reach) + 1)
