@@ -128,7 +128,7 @@ class Calibration(_Frozen):
         if ids is not None:
             widths = widths * [self.factors.get(one, 1.0) for one in ids]
         names = [None if name not in self.groups else name for name in groups or [None] * len(widths)]
-        units = {name: self._unit(levels, horizon, name, drift) for name in set(names)}
+        units = {name: self._unit(levels, horizon, name, drift) for name in set(names) or {None}}
         one = next(iter(units.values())) if len(units) == 1 else np.stack([units[name] for name in names])
         return np.asarray(widths[:, None, None] * one)
 
@@ -143,8 +143,12 @@ class Calibration(_Frozen):
         ahead, stored = np.arange(1, horizon + 1), np.array(self.steps)
         rows = _between(grid.T, stored, np.minimum(ahead, stored[-1])).T
         growth = np.maximum(ahead / stored[-1], 1.0) ** self.table(group).growth
-        unit = _between(rows, normal_quantiles(self.levels), normal_quantiles(levels))
+        unit = _between(rows, self._normal, normal_quantiles(levels))
         return np.asarray(unit * growth[:, None])
+
+    @cached_property
+    def _normal(self) -> Float64[np.ndarray, "level"]:
+        return normal_quantiles(self.levels)
 
     @cached_property
     def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -140,6 +140,10 @@ def test_levels_between_those_stored_lie_between_their_quantiles() -> None:
     assert lower < middle < upper
 
 
+def test_no_rows_get_no_offsets() -> None:
+    assert calibrate(noise(30, 1, 2), np.ones(30)).offsets(WANTED, horizon=3, scales=np.ones(0)).shape == (0, 3, 5)
+
+
 # Equivariance
 
 
