@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -169,7 +170,8 @@ class Calibration(_Frozen):
         return self
 
 
-class Drift(NamedTuple):
+@dataclass(frozen=True)
+class Drift:
     """What late actuals have taught about quantiles since their calibration; each level learns on its own.
 
     Attributes:
@@ -198,7 +200,7 @@ def update(state: Drift, level: float, covered: bool) -> Drift:
     """
     shifts = dict(state.shifts)
     shifts[level] = shifts.get(level, 0.0) + state.rate * (level - float(covered))
-    return state._replace(shifts=tuple(sorted(shifts.items())))
+    return replace(state, shifts=tuple(sorted(shifts.items())))
 
 
 def history_scale(y: Float64[np.ndarray, "step"], season: int) -> float:

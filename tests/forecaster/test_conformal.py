@@ -46,7 +46,7 @@ def test_quantiles_are_the_residuals_of_the_split_conformal_ranks(count: int) ->
 
 @pytest.mark.parametrize("count", [39, 99, 199])
 def test_over_many_draws_each_tail_covers_what_its_rank_promises(count: int) -> None:
-    draws, draw = 2000, np.random.default_rng(count)
+    draws, draw = 600, np.random.default_rng(count)
     levels, below = (0.025, 0.1, 0.9, 0.975), np.zeros(4)
     for _ in range(draws):
         every = draw.gamma(2.0, size=count + 1)  # one tail is longer than the other
@@ -75,7 +75,7 @@ def cases_of_a_known_law(
 
 
 def test_intervals_of_a_known_law_cover_at_every_step_though_each_scale_is_estimated() -> None:
-    draw, cases, count, horizon = np.random.default_rng(0), 300, 79, 6
+    draw, cases, count, horizon = np.random.default_rng(0), 200, 39, 6
     hits = {0.8: np.zeros(horizon), 0.95: np.zeros(horizon)}
     for _ in range(cases):
         errors, scales = cases_of_a_known_law(draw, series=count + 1, length=36, horizon=horizon)
@@ -90,7 +90,7 @@ def test_intervals_of_a_known_law_cover_at_every_step_though_each_scale_is_estim
 
 
 def test_one_series_with_few_windows_still_covers_though_its_steps_share_residuals() -> None:
-    draw, cases, horizon, inside = np.random.default_rng(1), 400, 8, np.zeros(8)
+    draw, cases, horizon, inside = np.random.default_rng(1), 150, 6, np.zeros(6)
     for _ in range(cases):
         walks = np.cumsum(draw.standard_normal((31, horizon)), axis=1)
         lower, upper = of_one(calibrate(walks[None, :30], ONE), (0.1, 0.9), horizon).T
@@ -245,11 +245,11 @@ def test_few_windows_fall_back_to_a_wide_gaussian_and_say_so() -> None:
     few, many = calibrate(noise(8, 1, 4), np.ones(8)), calibrate(noise(4000, 1, 4), np.ones(4000))
     assert (few.pool.basis, many.pool.basis) == ("gaussian", "ranks")
     hits, draw = 0, np.random.default_rng(0)
-    for _ in range(500):
+    for _ in range(300):
         errors = draw.standard_normal(9)
         lower, upper = of_one(calibrate(errors[:8, None, None], np.ones(8)), (0.025, 0.975))[0]
         hits += lower <= errors[8] <= upper
-    assert 0.94 <= hits / 500 <= 0.99
+    assert 0.93 <= hits / 300 <= 0.995
 
 
 def test_without_any_residual_the_offsets_are_assumed_and_say_so() -> None:
@@ -284,14 +284,15 @@ def test_the_spread_of_white_noise_does_not_grow() -> None:
     assert upper[47] == pytest.approx(upper[11], rel=0.05)
 
 
-def test_a_long_horizon_is_stored_at_knots() -> None:
-    horizon, draw = 9000, np.random.default_rng(0)
+def test_a_long_horizon_is_stored_at_knots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forecaster.conformal.MOST_NUMBERS", 10_000)
+    horizon, draw = 900, np.random.default_rng(0)
     errors = np.sqrt(np.arange(1, horizon + 1)) * draw.standard_normal((30, 1, horizon))
     calibration = calibrate(errors, np.ones(30))
-    assert len(calibration.steps) < horizon
-    assert len(calibration.model_dump_json()) < 8_000_000
+    assert len(calibration.steps) * len(LEVELS) <= 10_000
+    assert (calibration.steps[0], calibration.steps[-1]) == (1, horizon)
     upper = of_one(calibration, (0.9,), horizon)[:, 0]
-    assert upper[8000:].mean() == pytest.approx(3 * upper[800:1000].mean(), rel=0.15)
+    assert upper[800:].mean() == pytest.approx(3 * upper[80:110].mean(), rel=0.2)
 
 
 # The record
