@@ -1,0 +1,292 @@
+"""Do calibrated intervals cover what they promise? A known law, and the last window of two real panels.
+
+    python benchmarks/coverage.py        a few minutes on two cores
+
+Writes benchmarks/results/coverage.md. The panel m3_monthly is read from `shared/data` beside (or in) the checkout, and left out
+where it is not there. Whatever was chosen was chosen on windows before the last: see docs/decisions/0007-calibrated-intervals.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from forecaster.conformal import Calibration, calibrate, history_scale
+from forecaster.data.datasets import hospital
+from forecaster.data.frames import to_panel
+from forecaster.data.split import hold_out, origins
+from forecaster.evaluation.backtest import Backtest, backtest
+from forecaster.evaluation.baselines import Ask, seasonal_naive
+from forecaster.predict import Predictor
+from forecaster.series import Panel
+from forecaster.spec import Spec
+from forecaster.training.fit import fit
+from pipelines.sources import read_spec
+
+ROOT = Path(__file__).parent.parent
+SEASON = 12
+BOUNDS = {0.8: (0.1, 0.9), 0.95: (0.025, 0.975)}
+NAIVE = "seasonal naive"
+CASES, OTHERS, LENGTH, AHEAD = 1000, 199, 60, 12  # of the simulation; 200 times any bound is a whole rank
+
+# Of contexts 15, 24, 36 and scalings mean_abs and standard the best on the window before the last: MASE 1.037, where seasonal
+# naive has 1.144.
+M3_MONTHLY = {
+    "name": "m3_monthly",
+    "context": 24,
+    "horizon": 18,
+    "season": SEASON,
+    "min_history": 12,
+    "scaling": "standard",
+    "network": {"cell": "gru", "hidden": 40},
+    "training": {"steps": 2000, "epoch_steps": 100, "batch": 128, "learning_rate": 0.001, "patience": 8},
+}
+
+
+class Study(NamedTuple):
+    """A panel, what to fit to it, and how many windows before the last to calibrate on."""
+
+    panel: Panel
+    spec: Spec
+    windows: int
+
+
+class Interval(NamedTuple):
+    """How an interval did: share of actuals inside, and width in scales of the history (mean over series and steps)."""
+
+    coverage: float
+    width: float
+    above: float  # share of actuals above it
+    by_third: tuple[float, ...]  # coverage of the first, second and last third of the horizon
+
+
+def main() -> None:
+    """Runs all, prints it and writes it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2, help="networks a panel")
+    seeds = range(parser.parse_args().seeds)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    torch.set_num_threads(1)  # so small a network gains nothing from two, and loses much where the cores are shared
+    lines = [
+        "# Coverage of calibrated intervals",
+        "",
+        f"`python benchmarks/coverage.py`, torch {torch.__version__}, CPU. Nothing here was chosen on the windows it is "
+        "measured on.",
+    ]
+    for line in report(seeds):
+        print(line, flush=True)
+        lines.append(line)
+    (ROOT / "benchmarks" / "results" / "coverage.md").write_text("\n".join([*lines, ""]))
+
+
+def report(seeds: range) -> Iterator[str]:
+    """The lines of the report, as they are found."""
+    yield from simulation(seed=0)
+    panel = to_panel(hospital())
+    studies = {"hospital": Study(panel, read_spec(ROOT / "configs" / "hospital.yaml"), windows=2)}
+    found = m3_monthly()
+    if found is not None:
+        studies["m3_monthly"] = Study(found, Spec.parse(M3_MONTHLY, where="coverage.py"), windows=1)
+    yield from real(studies, seeds)
+    if found is None:
+        yield "\nm3_monthly was left out: no m3_monthly.parquet (`unique_id, ds, y`) in shared/data beside the checkout."
+    yield from by_year(panel)
+
+
+# A known law
+
+
+def simulation(*, seed: int) -> Iterator[str]:
+    """Independent cases, each with a calibration of its own, so that hits are binomial."""
+    draw, hits = np.random.default_rng(seed), {level: np.zeros(AHEAD) for level in BOUNDS}
+    for _ in range(CASES):
+        errors, scales = known_law(draw)
+        calibration = calibrate(errors[:-1, None], scales[:-1])
+        for level, bounds in BOUNDS.items():
+            lower, upper = calibration.offsets(bounds, horizon=AHEAD, scales=scales[-1:])[0].T
+            hits[level] += (lower <= errors[-1]) & (errors[-1] <= upper)
+    steps = (1, 2, 3, 6, 9, 12)
+    yield "\n## A known law"
+    yield (
+        f"\nAR(1) of 0.7 plus a season of {SEASON}, sizes of series log-normal, best forecast, scale measured on {LENGTH} "
+        f"values; {CASES} independent cases, each calibrated on {OTHERS} other series; seed {seed}.\n"
+    )
+    yield f"| interval | 99.9 % band | {' | '.join(f'step {step}' for step in steps)} | within |"
+    yield "|---|---|" + "---|" * (len(steps) + 1)
+    for level, count in hits.items():
+        share, room = count / CASES, 3.29 * math.sqrt(level * (1 - level) / CASES)
+        inside = bool((np.abs(share - level) <= room).all())
+        cells = " | ".join(percent(share[step - 1]) for step in steps)
+        yield f"| {level:.0%} | {percent(level - room)} to {percent(level + room)} | {cells} | {'all 12' if inside else 'no'} |"
+
+
+def known_law(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of the best forecast (series by step) and the scales of the histories."""
+    y = np.empty((OTHERS + 1, LENGTH + AHEAD))
+    shocks = draw.standard_normal(y.shape)
+    y[:, 0] = shocks[:, 0] / math.sqrt(1 - 0.7**2)
+    for step in range(1, y.shape[1]):
+        y[:, step] = 0.7 * y[:, step - 1] + shocks[:, step]
+    phase = np.arange(y.shape[1]) + draw.integers(SEASON, size=(len(y), 1))
+    season, size = 3 * np.sin(2 * np.pi * phase / SEASON), np.exp(draw.standard_normal((len(y), 1)))
+    best = season[:, LENGTH:] + y[:, LENGTH - 1 : LENGTH] * 0.7 ** np.arange(1, AHEAD + 1)
+    series = size * (y + season)
+    return series[:, LENGTH:] - size * best, np.array([history_scale(row[:LENGTH], SEASON) for row in series])
+
+
+# Real panels
+
+
+def real(studies: dict[str, Study], seeds: range) -> Iterator[str]:
+    """The last window of each panel, by the network and by seasonal naive."""
+    yield "\n## The last window of real panels"
+    yield (
+        "\nThe network is trained on all but the last windows, calibrated on those but the last, tested on the last. *refitted*: "
+        "the same calibration around a network trained on all before the last window, which is what a user is served. Width: "
+        "mean over series and steps, in scales of the history. Thirds of the horizon apart in brackets.\n"
+    )
+    yield "| panel | forecast | seed | MASE | 80 %: coverage | above | width | 95 %: coverage | above | width | seconds |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for name, study in studies.items():
+        calibrating = earlier(study.panel, study.spec.horizon)
+        naive = {NAIVE: seasonal_naive(SEASON)}
+        calibration = calibration_of(asked(calibrating, study, naive, study.windows), NAIVE)
+        yield row(name, "seasonal naive", "", asked(study.panel, study, naive, 1), NAIVE, calibration)
+        for seed in seeds:
+            spec = with_seed(study.spec, seed)
+            started = time.monotonic()
+            network = {"network": ask(earlier(study.panel, (1 + study.windows) * spec.horizon), spec)}
+            seconds = time.monotonic() - started
+            calibration = calibration_of(asked(calibrating, study, network, study.windows), "network")
+            test = asked(study.panel, study, network, 1)
+            yield row(name, "network", f"{seed}", test, "network", calibration, seconds=seconds)
+            refitted = {"network": ask(calibrating, spec)}
+            yield row(name, "refitted", f"{seed}", asked(study.panel, study, refitted, 1), "network", calibration)
+            if not seed:
+                short = test, calibration
+        for kept in (3 * SEASON, 2 * SEASON):
+            label = f"network, scale of the last {kept} values alone"
+            yield row(name, label, "0", short[0], "network", short[1], kept=kept)
+
+
+def ask(panel: Panel, spec: Spec) -> Ask:
+    """A network that knows the panel and nothing later."""
+    return Predictor(fit(panel, spec).forecaster).forecast_each
+
+
+def asked(panel: Panel, study: Study, forecasters: dict[str, Ask], windows: int) -> Backtest:
+    """The last windows of a panel."""
+    spec = study.spec
+    return backtest(panel, forecasters, horizon=spec.horizon, windows=windows, season=SEASON, keep=spec.least)
+
+
+def earlier(panel: Panel, steps: int) -> Panel:
+    """What was known some steps before the end of each series."""
+    return hold_out(panel, steps).known
+
+
+def scales_of(result: Backtest, *, kept: int | None = None) -> np.ndarray:
+    """Of each history, or of its last values alone: series by window."""
+    cuts = origins(windows=result.actual.shape[1], horizon=result.horizon)
+    histories = [[one.y[: len(one) - left] for left in cuts] for one in result.series]
+    return np.array([[history_scale(y if kept is None else y[-kept:], SEASON) for y in row] for row in histories])
+
+
+def calibration_of(result: Backtest, name: str) -> Calibration:
+    """From all windows of a backtest."""
+    return calibrate(result.actual - result.forecasts[name], scales_of(result))
+
+
+def row(
+    panel: str,
+    label: str,
+    seed: str,
+    test: Backtest,
+    name: str,
+    calibration: Calibration,
+    *,
+    kept: int | None = None,
+    seconds: float | None = None,
+) -> str:
+    """A line of the table."""
+    errors = (test.actual - test.forecasts[name])[:, -1]
+    scales, unit = scales_of(test, kept=kept)[:, -1], scales_of(test)[:, -1]
+    cells = []
+    for bounds in BOUNDS.values():
+        lower, upper = np.moveaxis(calibration.offsets(bounds, horizon=test.horizon, scales=scales), 2, 0)
+        found = judge(errors, lower, upper, unit)
+        thirds = ", ".join(percent(third) for third in found.by_third)
+        cells.append(f"{percent(found.coverage)} ({thirds}) | {percent(found.above)} | {found.width:.2f}")
+    took = "" if seconds is None else f"{seconds:.0f}"
+    return f"| {panel} | {label} | {seed} | {test.scores(name)['mase']:.3f} | {' | '.join(cells)} | {took} |"
+
+
+def judge(errors: np.ndarray, lower: np.ndarray, upper: np.ndarray, unit: np.ndarray) -> Interval:
+    """Coverage and width, wherever there is an actual."""
+    known, changing = np.isfinite(errors), unit > 0
+    inside = np.where(known, (lower <= errors) & (errors <= upper), np.nan)
+    thirds = tuple(float(np.nanmean(third)) for third in np.array_split(inside, 3, axis=1))
+    width = float(np.mean((upper - lower)[changing] / unit[changing, None]))
+    return Interval(float(np.nanmean(inside)), width, float((errors > upper)[known].mean()), thirds)
+
+
+def with_seed(spec: Spec, seed: int) -> Spec:
+    """The same specification with another seed."""
+    fields = spec.model_dump()
+    fields["training"]["seed"] = seed
+    return Spec.parse(fields, where=spec.name)
+
+
+def m3_monthly() -> Panel | None:
+    """The M3 competition's monthly series, where they are."""
+    for folder in (ROOT, ROOT.parent):
+        file = folder / "shared" / "data" / "m3_monthly.parquet"
+        if file.exists():
+            return to_panel(pd.read_parquet(file), freq="MS")
+    return None
+
+
+# Why a window may be off
+
+
+def by_year(panel: Panel) -> Iterator[str]:
+    """Seasonal naive on hospital: calibrated on one year, tested on the next, in every year there is."""
+    years = len(panel.series[0]) // SEASON
+    yield "\n## Years are not exchangeable"
+    yield (
+        "\nhospital, seasonal naive, 80 % interval calibrated on the errors of one year (all series) and tested on the next; no "
+        "network, no seed. Scales need two years of history.\n"
+    )
+    yield f"| | {' | '.join(f'year {year + 1}' for year in range(3, years))} |"
+    yield "|---|" + "---|" * (years - 3)
+    naive = {NAIVE: seasonal_naive(SEASON)}
+    result = backtest(panel, naive, horizon=SEASON, windows=years - 2, season=SEASON, keep=2 * SEASON)
+    errors, scales = result.actual - result.forecasts[NAIVE], scales_of(result)
+    coverage, spread = [], []
+    for window in range(1, years - 2):
+        calibration = calibrate(errors[:, window - 1 : window], scales[:, window - 1 : window])
+        lower, upper = np.moveaxis(calibration.offsets((0.1, 0.9), horizon=SEASON, scales=scales[:, window]), 2, 0)
+        coverage.append(judge(errors[:, window], lower, upper, scales[:, window]).coverage)
+        changing = scales[:, window] > 0
+        spread.append(float(np.mean(np.abs(errors[changing, window]) / scales[changing, window, None])))
+    yield f"| coverage | {' | '.join(percent(one) for one in coverage)} |"
+    yield f"| mean absolute residual | {' | '.join(f'{one:.2f}' for one in spread)} |"
+
+
+def percent(share: float) -> str:
+    """One decimal."""
+    return f"{100 * share:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
