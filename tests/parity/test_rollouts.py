@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import pytest
 import torch
@@ -14,13 +12,13 @@ from forecaster.evaluation.trials import exposure_gap, score, trials
 from forecaster.model.rollout import begin, read, roll, warm_up
 from forecaster.predict import Predictor
 from forecaster.spec import Spec
+from tests.laws.conftest import KINDS, name_of
 from tests.samples import make_forecaster, make_spec, one_series, panel_of, wave
 
-KINDS = list(product(["gru", "lstm", "elman"], [1, 2], ["none", "mean_abs", "standard"]))
 SEASON, WINDOWS = 4, 3
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: "-".join(map(str, kind)))
+@pytest.fixture(params=KINDS, ids=name_of)
 def spec(request: pytest.FixtureRequest) -> Spec:
     cell, layers, scaling = request.param
     return make_spec(cell=cell, layers=layers, scaling=scaling)
