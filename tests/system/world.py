@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import yaml
 
 from forecaster.spec import Spec
@@ -33,7 +33,7 @@ def environment(**extra: str) -> dict[str, str]:
 def started(
     command: Sequence[str], folder: Path, *, log: Path | None = None, **extra: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own; nothing of the group outlives the block."""
+    """A process in a session of its own; neither it nor what it started outlives the block."""
     output = (log or folder / "process.log").open("ab")
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -47,9 +47,21 @@ def started(
         yield process
     finally:
         output.close()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        left = family(process.pid)
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(left, timeout=20)
         process.wait(20)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started; empty when it has ended."""
+    try:
+        one = psutil.Process(pid)
+        return [one, *one.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def forecaster(*arguments: object, folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,169 @@
+"""From a file to a forecast over HTTP: trained, registered, promoted, served, asked, replaced, stopped."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from forecaster import artifact
+from forecaster.predict import Predictor
+from forecaster.registry import CHALLENGER, Registry, Version
+from forecaster.series import Forecast, Series
+from pipelines.releases import promote, register
+from pipelines.settings import Root
+from pipelines.sources import Data, read
+from pipelines.train import train
+from tests.pipelines.conftest import small
+from tests.system.world import family, forecaster, free_port, started, wait_until, write_config
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's
+]
+
+HORIZON = 6
+IMPATIENT = {
+    "FORECASTER_SERVING_POLL_S": "0.2",
+    "FORECASTER_SERVING_RELOAD_S": "0.1",
+    "FORECASTER_SERVING_GRACE_S": "3",
+}
+
+
+class Server(NamedTuple):
+    """A running service."""
+
+    pid: int
+    url: str
+
+    def status(self, path: str) -> int:
+        try:
+            return httpx.get(f"{self.url}{path}").status_code
+        except httpx.TransportError:
+            return 0
+
+    def ask(self, series: list[Series]) -> httpx.Response:
+        asked = [
+            {"id": one.id, "start": one.start.isoformat(), "freq": one.freq, "y": one.y.tolist()} for one in series
+        ]
+        return httpx.post(f"{self.url}/v1/forecast", json={"series": asked, "horizon": HORIZON}, timeout=30)
+
+
+@contextmanager
+def serving(name: str, root: Root, folder: Path) -> Iterator[Server]:
+    """`forecaster serve`, ready."""
+    port = free_port()
+    command = ["-m", "pipelines.cli", "serve", name, "--port", str(port), "--root", str(root.path)]
+    log = folder / "serve.log"
+    with started(command, folder, log=log, **IMPATIENT) as process:
+        server = Server(process.pid, f"http://127.0.0.1:{port}")
+        wait_until(lambda: server.status("/readyz") == 200 or process.poll() is not None, pause=0.1)
+        assert process.poll() is None, log.read_text()
+        yield server
+        whole = family(process.pid)
+        assert len(whole) >= 3, "the launcher, the server and the follower"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, log.read_text()
+        _, alive = psutil.wait_procs(whole, timeout=5)
+        assert alive == []
+        assert server.status("/livez") == 0
+
+
+def release(data: Data, root: Root, *, seed: int) -> Version:
+    """A version, as the challenger."""
+    version = register(train(data, small(seed=seed), root).bundle, root)
+    Registry(root.store).set_alias(version, CHALLENGER)
+    return version
+
+
+def expected(root: Root, version: Version, series: list[Series]) -> list[np.ndarray]:
+    """What the library says."""
+    bundles = [path for path in root.bundles.iterdir() if artifact.digest(path) == version.digest]
+    outcomes = Predictor(artifact.load(bundles[0])).forecast_each(series, HORIZON)
+    return [one.mean for one in outcomes if isinstance(one, Forecast)]
+
+
+def check(answer: dict[str, Any], root: Root, versions: list[Version], series: list[Series]) -> str:
+    """An answer is wholly of the version that it names; answers that version's number."""
+    said = answer["model"]
+    version = next(one for one in versions if one.number == said["version"])
+    assert said == {"name": version.name, "version": version.number, "digest": version.digest}
+    assert [one["id"] for one in answer["forecasts"]] == [one.id for one in series]
+    for served, mean in zip(answer["forecasts"], expected(root, version, series), strict=True):
+        np.testing.assert_allclose(served["mean"], mean, rtol=1e-6)
+    return version.number
+
+
+def test_a_promotion_switches_the_answers_of_a_running_service_without_a_failure(
+    data: Data, fresh: Root, tmp_path: Path
+) -> None:
+    series = list(read(data).series[:3])
+    first = release(data, fresh, seed=0)
+    promote("small", fresh, number=None, force=True)
+    with serving("small", fresh, tmp_path) as server:
+        assert check(server.ask(series).json(), fresh, [first], series) == "1"
+        told = httpx.get(f"{server.url}/v1/model").json()
+        assert told["model"] == {"name": "small", "version": "1", "digest": first.digest}
+        assert told["card"].startswith("# small")
+
+        for body, code in ((b"{", 400), (b'{"series": "none"}', 422), (b'{"series": [], "horizon": 0}', 422)):
+            answer = httpx.post(f"{server.url}/v1/forecast", content=body, headers={"content-type": "application/json"})
+            assert answer.status_code == code
+            assert answer.json()["error"]["message"]
+        assert server.status("/livez") == 200
+
+        answers: list[httpx.Response] = []
+        enough = threading.Event()
+
+        def keep_asking() -> None:
+            while not enough.is_set():
+                answers.append(server.ask(series))
+
+        asker = threading.Thread(target=keep_asking)
+        asker.start()
+        try:
+            wait_until(lambda: len(answers) > 3)
+            second = release(data, fresh, seed=1)
+            promote("small", fresh, number=None, force=True)
+            wait_until(lambda: answers[-1].status_code == 200 and answers[-1].json()["model"]["version"] == "2")
+            seen = len(answers)
+            wait_until(lambda: len(answers) > seen + 3)
+        finally:
+            enough.set()
+            asker.join(30)
+        assert {answer.status_code for answer in answers} == {200}
+        numbers = [answer.json()["model"]["version"] for answer in answers]
+        assert numbers == sorted(numbers), "never back to the old one"
+        changed = numbers.index("2")
+        for answer in (answers[0], answers[changed - 1], answers[changed], answers[-1]):
+            check(answer.json(), fresh, [first, second], series)
+
+
+def test_the_demo_trains_serves_asks_and_draws(tmp_path: Path) -> None:
+    configs, root = tmp_path / "configs", tmp_path / "root"
+    configs.mkdir()
+    hospital = small(name="hospital", steps=60, epoch_steps=30, batch=64, learning_rate=0.01).model_copy(
+        update={"context": 15, "horizon": 12, "season": 12, "scaling": "mean_abs"}
+    )
+    sine = small(name="sine", valid_windows=0).model_copy(update={"context": 30, "horizon": 40, "season": 1})
+    write_config(configs / "hospital.yaml", hospital)
+    write_config(configs / "sine.yaml", sine)
+    done = forecaster("demo", "--configs", configs, "--root", root, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 answers are equal to the library's" in done.stderr
+    pictures = sorted((root / "demo").glob("*.png"))
+    assert [path.name.partition("_")[0] for path in pictures] == ["hospital"] * 3 + ["sine.png"]
+    for path in pictures:
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert str(path) in done.stderr
+    assert Registry(Root(root).store).resolve("hospital", "champion").number == "1"
+    again = forecaster("demo", "--configs", tmp_path / "elsewhere", folder=tmp_path)
+    assert again.returncode == 2
