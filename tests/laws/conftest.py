@@ -14,7 +14,11 @@ from tests.samples import make_forecaster, make_spec
 KINDS = list(product(["gru", "lstm", "elman"], [1, 2], ["none", "mean_abs", "standard"]))
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: "-".join(map(str, kind)))
+def name_of(kind: tuple[str, int, str]) -> str:
+    return "-".join(map(str, kind))
+
+
+@pytest.fixture(params=KINDS, ids=name_of)
 def spec(request: pytest.FixtureRequest) -> Spec:
     cell, layers, scaling = request.param
     return make_spec(cell=cell, layers=layers, scaling=scaling)

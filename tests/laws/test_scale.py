@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from forecaster.predict import Forecaster, Predictor
-from tests.laws.conftest import KINDS
+from tests.laws.conftest import KINDS, name_of
 from tests.samples import one_series, wave
 
 CLOSE = 1e-5  # of the history's size: inputs are rounded to float32 elsewhere when units change
@@ -18,7 +18,7 @@ def forecast(forecaster: Forecaster, y: np.ndarray) -> np.ndarray:
     return Predictor(forecaster).forecast(one_series(y), 8).mean
 
 
-@pytest.mark.parametrize("spec", UNIT_FREE, indirect=True)
+@pytest.mark.parametrize("spec", UNIT_FREE, indirect=True, ids=name_of)
 @pytest.mark.parametrize("factor", [1e-12, 0.3, 1024.0, 1e12])
 def test_a_forecast_scales_with_its_history(forecaster: Forecaster, factor: float) -> None:
     y = wave(20)
@@ -26,7 +26,7 @@ def test_a_forecast_scales_with_its_history(forecaster: Forecaster, factor: floa
     np.testing.assert_allclose(forecast(forecaster, factor * y) / factor, expected, rtol=0, atol=CLOSE)
 
 
-@pytest.mark.parametrize("spec", STANDARD, indirect=True)
+@pytest.mark.parametrize("spec", STANDARD, indirect=True, ids=name_of)
 @pytest.mark.parametrize("shift", [-1e3, 2.5, 1e6])
 def test_a_forecast_shifts_with_its_history_under_standard_scaling(forecaster: Forecaster, shift: float) -> None:
     y = wave(20)
@@ -38,13 +38,13 @@ def test_huge_and_tiny_histories_get_finite_forecasts(forecaster: Forecaster, fa
     assert np.isfinite(forecast(forecaster, factor * wave(20))).all()
 
 
-@pytest.mark.parametrize("spec", STANDARD, indirect=True)
+@pytest.mark.parametrize("spec", STANDARD, indirect=True, ids=name_of)
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.0, 1e12])
 def test_a_constant_history_gives_the_constant_under_standard_scaling(forecaster: Forecaster, value: float) -> None:
     np.testing.assert_allclose(forecast(forecaster, np.full(20, value)), value, rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize("spec", UNIT_FREE, indirect=True)
+@pytest.mark.parametrize("spec", UNIT_FREE, indirect=True, ids=name_of)
 def test_an_all_zero_history_gives_zero(forecaster: Forecaster) -> None:
     assert forecast(forecaster, np.zeros(20)).tolist() == [0.0] * 8
     gappy = np.zeros(20)
