@@ -348,18 +348,21 @@ class Categorical(_Unshiftable):
 
     def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
         """By inversion, uniform within a bin."""
-        return self._at(params.softmax(-1), _open(noise[..., 0]))
+        probability = params.softmax(-1)
+        return self._at(probability, probability.cumsum(-1), _open(noise[..., 0]))
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
         """As drawn at uniforms that are the levels."""
         probability = params.softmax(-1)
-        return _rising(torch.stack([self._at(probability, level) for level in _exact(levels).to(params)], dim=-1))
+        reached = probability.cumsum(-1)
+        return _rising(torch.stack([self._at(probability, reached, one) for one in _exact(levels).to(params)], dim=-1))
 
-    def _at(self, probability: Float[Tensor, "*axes bin"], level: Tensor) -> Float[Tensor, "*axes"]:
+    def _at(
+        self, probability: Float[Tensor, "*axes bin"], reached: Float[Tensor, "*axes bin"], level: Float[Tensor, "*_"]
+    ) -> Float[Tensor, "*axes"]:
         """A bin lies below the quantile whole, in part, or not at all."""
-        below = probability.cumsum(-1) - probability
         tiny = torch.finfo(probability.dtype).tiny
-        passed = ((level[..., None] - below) / probability.clamp(min=tiny)).clamp(0, 1)
+        passed = (1 - (reached - level[..., None]) / probability.clamp(min=tiny)).clamp(0, 1)
         return passed.sum(-1) * self.width - self.bound
 
 
