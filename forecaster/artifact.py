@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
 from forecaster import __version__
+from forecaster.conformal import Calibration
 from forecaster.data.calendar import offset
 from forecaster.data.encoding import Encoding
 from forecaster.durable import new_folder
@@ -76,7 +78,7 @@ class GoldenFile(BaseModel):
     requests: tuple[Golden, ...]
 
 
-_FILES = ("spec.json", "encoding.json", "weights.safetensors", "golden.json", "card.md")
+_FILES = ("spec.json", "encoding.json", "conformal.json", "weights.safetensors", "golden.json", "card.md")
 
 
 def digest(folder: Path) -> str:
@@ -105,11 +107,12 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
     """Writes the bundle, whole or not at all, to a folder that does not exist yet; answers its digest."""
     if folder.exists():
         raise BundleError(f"Expected no folder at {folder}; found one. Choose another place.", where=str(folder))
-    spec = forecaster.spec
+    spec, calibration = forecaster.spec, forecaster.calibration
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in forecaster.network.state_dict().items()}
     contents = {
         "spec.json": spec.model_dump_json(indent=1).encode(),
         "encoding.json": forecaster.encoding.model_dump_json().encode(),
+        "conformal.json": b"null" if calibration is None else calibration.model_dump_json().encode(),
         "weights.safetensors": save_weights(weights),
         "golden.json": _golden(forecaster).model_dump_json().encode(),
         "card.md": card.encode(),
@@ -121,7 +124,7 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
         season=forecaster.season,
         context=spec.context,
         horizon=spec.horizon,
-        levels=(),
+        levels=() if calibration is None else calibration.levels,
         cutoff=forecaster.cutoff.isoformat(),
         code_version=__version__,
         torch_version=torch.__version__,
@@ -154,9 +157,12 @@ def load(folder: Path) -> Forecaster:
         ) from error
     network = build(spec, seed=0, season=manifest.season, covariates=encoding.width, groups=encoding.sizes)
     _fill(network, contents["weights.safetensors"])
-    forecaster = Forecaster(spec, manifest.freq, manifest.season, cutoff, encoding, network.eval(), manifest.facts)
+    forecaster = Forecaster(
+        spec, manifest.freq, manifest.season, cutoff, encoding, network.eval(), facts=manifest.facts
+    )
     _replay(forecaster, golden)
-    return forecaster
+    calibration = contents["conformal.json"]
+    return forecaster if calibration == b"null" else replace(forecaster, calibration=Calibration.read(calibration))
 
 
 def _verified(folder: Path, name: str, manifest: Manifest) -> bytes:

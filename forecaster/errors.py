@@ -19,13 +19,13 @@
     │   ├── FrequencyUnknown       the frequency is neither declared nor certain
     │   ├── FrequencyMismatch      the data's frequency is not the forecaster's
     │   ├── HistoryTooShort        fewer steps than are needed
+    │   ├── LevelOutOfRange        a quantile level that is none, or that nothing was calibrated for
     │   ├── HorizonOutOfRange      a horizon below one, or above the limit
     │   └── BadSpec                a specification does not validate
     ├── MissingPackage             an optional package is not installed  exit 1
     ├── TrainingError              a fit cannot go on                    exit 1
     │   ├── NonFiniteLoss          the loss became NaN or infinite
     │   └── CheckpointMismatch     a checkpoint is of another fit, or damaged
-    ├── RolloutDiverged            a forecast left the finite numbers    exit 1, HTTP 422
     ├── BundleError                a bundle must not be served           exit 1
     │   ├── BundleDamaged          a file is missing, altered or unreadable
     │   └── GoldenMismatch         frozen requests no longer get their answers
@@ -118,6 +118,9 @@ class HistoryTooShort(InputError): ...
 class HorizonOutOfRange(InputError): ...
 
 
+class LevelOutOfRange(InputError): ...
+
+
 class BadSpec(InputError): ...
 
 
@@ -131,9 +134,6 @@ class NonFiniteLoss(TrainingError): ...
 
 
 class CheckpointMismatch(TrainingError): ...
-
-
-class RolloutDiverged(ForecasterError): ...
 
 
 class BundleError(ForecasterError): ...

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from forecaster.conformal import Calibration, history_scale
 from forecaster.data.calendar import offset
 from forecaster.data.encoding import Encoding
 from forecaster.data.windows import Window, stack
@@ -22,11 +23,13 @@ from forecaster.errors import (
     FrequencyMismatch,
     HistoryTooShort,
     HorizonOutOfRange,
+    LevelOutOfRange,
     NotANumber,
+    ValueOutOfRange,
 )
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import fork, roll, warm_up
-from forecaster.series import Forecast, Series
+from forecaster.series import LARGEST_VALUE, Forecast, Series
 from forecaster.shapes import Float, Float64
 from forecaster.spec import Spec
 
@@ -44,6 +47,7 @@ class Forecaster:
         cutoff: The last stamp of the data it was fitted to.
         encoding: How covariates and categories become numbers.
         network: The weights.
+        calibration: How far from its point forecasts the truth has been; None if that was not measured.
         facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
     """
 
@@ -53,6 +57,7 @@ class Forecaster:
     cutoff: pd.Timestamp
     encoding: Encoding
     network: Regressor
+    calibration: Calibration | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,24 +70,34 @@ class Predictor:
         self._device = device
         self._step = offset(forecaster.freq)
 
-    def forecast(self, series: Series, horizon: int) -> Forecast:
+    def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
         """The forecast of one series; raises what stands in its way."""
-        outcome = self.forecast_each([series], horizon)[0]
+        outcome = self.forecast_each([series], horizon, levels=levels)[0]
         if isinstance(outcome, ForecasterError):
             raise outcome
         return outcome
 
-    def forecast_each(self, series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
+    def forecast_each(
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+    ) -> list[Forecast | ForecasterError]:
         """One outcome for each series, in order; a bad one never spoils its neighbours.
 
-        Raises HorizonOutOfRange if `horizon` is below one: that spoils them all.
+        Args:
+            series: The histories.
+            horizon: Steps ahead.
+            levels: Of the calibrated quantiles to give beside the point forecast: 0.1 and 0.9 bound an 80 % interval.
+        Raises:
+            HorizonOutOfRange: `horizon` is below one.
+            LevelOutOfRange: a level is not between 0 and 1, or the forecaster was not calibrated.
         """
+        self._check_levels(levels)
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
         faults = [self._fault(one, horizon) for one in series]
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
         means = (mean for some in _some(good) for mean in self._roll(self._ready(some, horizon), horizon=horizon))
-        return [fault or self._outcome(one, next(means)) for one, fault in zip(series, faults, strict=True)]
+        outcomes = [fault or self._outcome(one, next(means)) for one, fault in zip(series, faults, strict=True)]
+        return self._with_quantiles(series, outcomes, levels) if levels else outcomes
 
     def sample_each(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
@@ -154,6 +169,11 @@ class Predictor:
             )
         if np.isinf(one.y).any():
             return NotANumber(f"Series {one.id!r} holds an infinite value. Correct it, or send null.", where=one.id)
+        if (np.abs(one.y) > LARGEST_VALUE).any():
+            return ValueOutOfRange(
+                f"Series {one.id!r} holds a value beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
+                where=one.id,
+            )
         if np.isnan(one.y[-forecaster.spec.context :]).all():
             return HistoryTooShort(
                 f"Series {one.id!r} has no observed value among its last {forecaster.spec.context} steps. "
@@ -173,6 +193,43 @@ class Predictor:
             f"{found}. Send them, or ask for a shorter horizon.",
             where=one.id,
         )
+
+    def _check_levels(self, levels: Sequence[float]) -> None:
+        odd = [level for level in levels if not 0 < level < 1]
+        if odd:
+            raise LevelOutOfRange(
+                f"Expected levels between 0 and 1; found {odd[0]}. Write 0.9 for 90 %.", where="levels"
+            )
+        if levels and self.forecaster.calibration is None:
+            raise LevelOutOfRange(
+                f"Expected no levels: {self.forecaster.spec.name!r} was not calibrated, so it has point forecasts only. "
+                "Train it with valid_windows of 1 or more, or ask without levels.",
+                where="levels",
+            )
+
+    def _with_quantiles(
+        self, series: Sequence[Series], outcomes: Sequence[Forecast | ForecasterError], levels: Sequence[float]
+    ) -> list[Forecast | ForecasterError]:
+        """The outcomes with calibrated quantiles about their means, rising in level."""
+        calibration, rising = self.forecaster.calibration, sorted(set(levels))
+        assert calibration is not None, "levels were checked"
+        done: list[Forecast | ForecasterError] = []
+        for one, outcome in zip(series, outcomes, strict=True):
+            if isinstance(outcome, ForecasterError):
+                done.append(outcome)
+                continue
+            scale = np.nan_to_num(np.array([self.scale(one.y)]))
+            [offsets] = calibration.offsets(rising, horizon=len(outcome.mean), scales=scale)
+            quantiles = {level: outcome.mean + offsets[:, place] for place, level in enumerate(rising)}
+            done.append(replace(outcome, quantiles=quantiles))
+        return done
+
+    def scale(self, history: Float64[np.ndarray, "_"]) -> float:
+        """The scale of a history that its calibration was measured in, and is undone with.
+
+        Only the steps that the network reads count: a longer history must not make an interval narrower.
+        """
+        return history_scale(history[-self.network.lead - self.forecaster.spec.context :], self.forecaster.season)
 
     def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast:
         """The forecast, with the seasonal naive in place of what left the finite numbers."""

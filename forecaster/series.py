@@ -88,12 +88,14 @@ class Forecast:
         ds: The stamp of each step ahead.
         mean: Float64 point forecasts, one a step ahead, in the units of the series.
         warnings: What a reader should know of it.
+        quantiles: By level, calibrated quantiles, one a step ahead; only those that were asked for.
     """
 
     id: str
     ds: pd.DatetimeIndex
     mean: Float64[np.ndarray, "horizon"]
     warnings: tuple[str, ...] = ()
+    quantiles: Mapping[float, Float64[np.ndarray, "horizon"]] = field(default_factory=dict)
 
 
 class Panel(NamedTuple):

@@ -20,6 +20,7 @@ from forecaster.data.split import hold_out
 from forecaster.errors import InputError, TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
+from forecaster.evaluation.calibration import calibrated
 from forecaster.evaluation.plots import error_by_horizon, origins_plot
 from forecaster.evaluation.trials import exposure_gap, trials
 from forecaster.predict import Forecaster, Predictor
@@ -113,6 +114,8 @@ def train(
             )
             seconds = time.monotonic() - started
             forecaster, result = fitted.forecaster, None
+            if spec.training.valid_windows:
+                forecaster = calibrated(forecaster, known, windows=spec.training.valid_windows)
             if test_windows:
                 asked = {CHALLENGER: Predictor(forecaster).forecast_each, **(rivals or {})}
                 result = _test(panel, spec, asked, season=forecaster.season, windows=test_windows)

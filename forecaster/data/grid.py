@@ -13,7 +13,7 @@ from forecaster.shapes import Bool, Int
 
 MOST_STEPS = 10**8  # of all series together; more is a wrong frequency, not a history
 MOST_RUNGS = 10**6  # of a calendar that has to be walked, such as business hours
-FULLEST_HOLES = 0.99  # more absent steps than this is a wrong frequency, not a history with gaps
+FULLEST_HOLES = 0.9  # more absent steps than this is a wrong frequency, not a history with gaps
 LONG_RUN = 12  # steps in a row that prove a frequency, whatever is absent elsewhere
 _DAY = 86_400_000_000  # microseconds
 

@@ -269,7 +269,7 @@ CASES: dict[str, Case] = {
     "a first stamp off the calendar": Case(
         lambda: series(stamps("2026-01-15", "D", 2)), IrregularStamps, "2026-01-15", {"freq": "MS"}
     ),
-    "a grid of more than 99 % holes": Case(
+    "a grid of more than 90 % holes": Case(
         lambda: series(ds=["2026-01-01", "2027-01-01"]), IrregularStamps, "coarser", {"freq": "D"}
     ),
     "a grid of more than 1e8 steps": Case(

@@ -370,15 +370,13 @@ def test_a_store_that_cannot_be_reached_is_told_by_its_address(
     assert uri.split("//")[1].strip("/").split("/")[0] in said
 
 
-def test_a_forecast_that_leaves_the_finite_numbers_is_refused_with_its_step(
-    bundle: Path, here: Path, refuse: Refuse
-) -> None:
+def test_values_beyond_reckoning_are_refused_before_they_are_forecast(bundle: Path, here: Path, refuse: Refuse) -> None:
     stamps = pd.date_range("2026-01-01", periods=40, freq="h")
     values = np.where(np.arange(40) % 2, 1.7e308, -1.7e308)
     pd.DataFrame({"unique_id": "a", "ds": stamps, "y": values}).to_csv(here / "huge.csv", index=False)
     code, said = refuse("forecast", bundle, "huge.csv", "--out", "out.csv")
-    assert code == 1
-    holds(said, ["'a'", "at step 1 of 4"])
+    assert code == 2
+    holds(said, ["1e+100", "Correct"])
     assert not (here / "out.csv").exists()
 
 
