@@ -48,7 +48,7 @@ REFUSED: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError], str,
         "D",
         errors.DuplicateColumn,
         "y",
-        ["one column 'y'", "Rename"],
+        ["one column 'y'", "rename one"],
     ),
     "no rows": (frame([]), None, errors.NoData, "y", ["at least one row", "Send a history"]),
     "no id": (
