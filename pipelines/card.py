@@ -51,13 +51,29 @@ def card_of(forecaster: Forecaster) -> str:
         "## Limits",
         "",
         f"Histories need {spec.least} steps or more of the same frequency. Forecasts beyond step {spec.horizon} were never "
-        "scored. Point forecasts only: there are no intervals yet.",
+        f"scored. {_intervals(forecaster)}",
         "",
         "```json",
         json.dumps(spec.model_dump(), indent=1),
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _intervals(forecaster: Forecaster) -> str:
+    """How far the intervals can be trusted."""
+    if forecaster.calibration is None:
+        return "It was not calibrated: there are point forecasts only."
+    table = forecaster.calibration.table()
+    how = {
+        "ranks": "from the ranks of its errors",
+        "gaussian": "from the spread of its few errors, as if they were Gaussian",
+        "assumed": "without having seen an error: do not trust them",
+    }[table.basis]
+    return (
+        f"Intervals were calibrated on {table.windows} windows before the test, {how}; they hold where the future's errors "
+        "are like those."
+    )
 
 
 def reliable_horizon(result: Backtest, name: str = CHALLENGER) -> int:

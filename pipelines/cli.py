@@ -164,7 +164,8 @@ def backtest(
 
     _in_range(horizon=horizon, windows=windows)
     _can_be_written(out=out, plot=plot)
-    panel, forecaster = read(reading.of(data)), artifact.load(_bundle(model, where))
+    forecaster = artifact.load(_bundle(model, where))
+    panel = read(reading.of(data).for_spec(forecaster.spec))
     for repair in panel.repairs:
         _warn(repair)
     rivals = {
@@ -174,7 +175,7 @@ def backtest(
     steps = horizon or forecaster.spec.horizon
     result = run(panel, rivals, horizon=steps, windows=windows, season=forecaster.season, keep=forecaster.spec.least)
     first = min(cutoffs[0] for cutoffs in result.cutoffs)
-    if first < forecaster.cutoff:
+    if (first.tz is None) == (forecaster.cutoff.tz is None) and first < forecaster.cutoff:
         _warn(f"the model saw data up to {forecaster.cutoff}; origins from {first} on are not out of sample")
     _print_scores({name: result.scores(name) for name in rivals})
     _write_table(out, result.frame)
@@ -190,12 +191,13 @@ def forecast(
     data: str,
     *,
     horizon: int | None = None,
+    levels: tuple[float, ...] = (),
     out: Path | None = None,
     plot: Path | None = None,
     reading: Reading = _READING,
     where: Where = _WHERE,
 ) -> None:
-    """Forecasts what comes after the data, as a table `unique_id, ds, mean`.
+    """Forecasts what comes after the data, as a table `unique_id, ds, mean` and a column for each level.
 
     Parameters
     ----------
@@ -205,6 +207,8 @@ def forecast(
         As for train.
     horizon
         Steps ahead; the model's own, if not given.
+    levels
+        Of calibrated quantiles: `--levels 0.1 --levels 0.9` bound an interval that holds 80 % of what comes.
     out
         Where to write the table (CSV or Parquet); without it, CSV goes to the terminal.
     plot
@@ -219,19 +223,31 @@ def forecast(
 
     _in_range(horizon=horizon)
     _can_be_written(out=out, plot=plot)
-    panel, forecaster = read(reading.of(data)), artifact.load(_bundle(model, where))
+    forecaster = artifact.load(_bundle(model, where))
+    panel = read(reading.of(data).for_spec(forecaster.spec))
     for repair in panel.repairs:
         _warn(repair)
-    outcomes = Predictor(forecaster).forecast_each(panel.series, horizon or forecaster.spec.horizon)
+    outcomes = Predictor(forecaster).forecast_each(panel.series, horizon or forecaster.spec.horizon, levels=levels)
     good = [outcome for outcome in outcomes if isinstance(outcome, Forecast)]
     bad = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
     for fault in bad[:10]:
         _warn(fault.message)
+    for one in good:
+        for warning in one.warnings:
+            _warn(f"series {one.id!r}: {warning}")
     if not good:
         raise bad[0]
     if bad:
         _warn(f"{len(bad)} of {len(outcomes)} series have no forecast")
-    table = pd.concat([pd.DataFrame({"unique_id": one.id, "ds": one.ds, "mean": one.mean}) for one in good])
+    table = pd.concat(
+        [
+            pd.DataFrame(
+                {"unique_id": one.id, "ds": one.ds, "mean": one.mean}
+                | {f"{level:g}": values for level, values in one.quantiles.items()}
+            )
+            for one in good
+        ]
+    )
     if out is None:
         table.to_csv(sys.stdout, index=False)
     _write_table(out, lambda: table)

@@ -40,7 +40,9 @@ def judge(result: Backtest) -> Verdict:
     error = {name: float(nanmean(_errors(result, name))) for name in result.forecasts}
     ours, naive = error[CHALLENGER], error[SEASONAL_NAIVE]
     rivals = [_compare(ours, naive, "seasonal naive", ours <= naive)]
-    if CHAMPION in error:
+    if CHAMPION in error and not np.isfinite(result.forecasts[CHAMPION]).any():
+        rivals.append((True, "the champion answers none of these series"))
+    elif CHAMPION in error:
         rivals.append(_compare(ours, error[CHAMPION], "the champion", ours < error[CHAMPION]))
     return Verdict(all(good for good, _ in rivals), tuple(reason for _, reason in rivals))
 

@@ -31,6 +31,10 @@ class Data(NamedTuple):
     covariates: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
 
+    def for_spec(self, spec: Spec) -> Data:
+        """The same source, with the columns that a forecaster reads besides."""
+        return self._replace(covariates=spec.covariates, static=spec.static)
+
     @property
     def name(self) -> str:
         """What people call it."""

@@ -20,7 +20,7 @@ from forecaster.data.split import hold_out
 from forecaster.errors import InputError, TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
-from forecaster.evaluation.calibration import calibrated
+from forecaster.evaluation.calibration import calibrated, coverage
 from forecaster.evaluation.plots import error_by_horizon, origins_plot
 from forecaster.evaluation.trials import exposure_gap, trials
 from forecaster.predict import Forecaster, Predictor
@@ -92,7 +92,7 @@ def train(
             f"Expected --test-windows of at least 0; found {test_windows}. Ask for 0 to train on everything.",
             where="test_windows",
         )
-    panel = read(data)
+    panel = read(data.for_spec(spec))
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)
     known = hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
@@ -113,9 +113,10 @@ def train(
                 progress=progress,
             )
             seconds = time.monotonic() - started
-            forecaster, result = fitted.forecaster, None
             if spec.training.valid_windows:
-                forecaster = calibrated(forecaster, known, windows=spec.training.valid_windows)
+                calibration = calibrated(fitted.forecaster, known, windows=spec.training.valid_windows)
+                fitted = fitted._replace(forecaster=calibration)
+            forecaster, result = fitted.forecaster, None
             if test_windows:
                 asked = {CHALLENGER: Predictor(forecaster).forecast_each, **(rivals or {})}
                 result = _test(panel, spec, asked, season=forecaster.season, windows=test_windows)
@@ -214,6 +215,9 @@ def _record(
             "bt/exposure_gap": exposure_gap(fitted.forecaster.network, origins),
         }
     )
+    if fitted.forecaster.calibration is not None:
+        shares = coverage(fitted.forecaster, result, CHALLENGER, intervals=(0.8, 0.95))
+        run.headline({f"bt/coverage_{round(100 * share)}": found for share, found in shares.items()})
     run.curve("bt_h/mase", result.mase_by_step(CHALLENGER))
     run.figure("plots/forecast.png", origins_plot(result, CHALLENGER))
     run.figure("plots/error_by_horizon.png", error_by_horizon(result))

@@ -45,9 +45,12 @@ class Backtest:
         return int(self.actual.shape[2])
 
     def comparable(self) -> np.ndarray:
-        """Which windows (series by window) every forecaster answered: only these enter a score."""
+        """Which windows (series by window) every forecaster answered: only these enter a score.
+
+        A forecaster that answered none at all (of another frequency, say) does not count here.
+        """
         answered = [np.isfinite(forecast).all(axis=2) for forecast in self.forecasts.values()]
-        return np.asarray(np.logical_and.reduce(answered))
+        return np.asarray(np.logical_and.reduce([one for one in answered if one.any()] or answered))
 
     def scaled_errors(self, name: str) -> Cube:
         """Absolute errors over the series' scale; NaN where not comparable, unobserved, or without a scale."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from forecaster.conformal import calibrate
-from forecaster.evaluation.backtest import backtest
+from forecaster.data.split import origins
+from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Panel
+from forecaster.shapes import Float64
 
 
 def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int) -> Forecaster:
@@ -30,9 +33,31 @@ def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int) -> Forecas
         season=forecaster.season,
         keep=spec.least,
     )
-    ends = [len(one) - left for one in result.series for left in range(windows * spec.horizon, 0, -spec.horizon)]
-    histories = [
-        one.y[:end] for one, end in zip(np.repeat(np.array(result.series, dtype=object), windows), ends, strict=True)
-    ]
-    scales = np.array([predictor.scale(history) for history in histories]).reshape(-1, windows)
-    return replace(forecaster, calibration=calibrate(result.actual - result.forecasts["own"], scales))
+    errors = result.actual - result.forecasts["own"]
+    return replace(forecaster, calibration=calibrate(errors, _scales(predictor, result)))
+
+
+def coverage(forecaster: Forecaster, result: Backtest, name: str, *, intervals: Sequence[float]) -> dict[float, float]:
+    """The share of a backtest's actuals within the calibrated intervals about its forecasts, by nominal share."""
+    assert forecaster.calibration is not None, "it was calibrated"
+    scales = np.nan_to_num(_scales(Predictor(forecaster), result)).ravel()
+    found = {}
+    for interval in intervals:
+        levels = ((1 - interval) / 2, (1 + interval) / 2)
+        offsets = forecaster.calibration.offsets(levels, horizon=result.horizon, scales=scales)
+        bounds = result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, 2)
+        keep = np.isfinite(result.actual) & np.isfinite(bounds).all(axis=-1)
+        inside = (bounds[..., 0] <= result.actual) & (result.actual <= bounds[..., 1])
+        found[interval] = float(inside[keep].mean()) if keep.any() else float("nan")
+    return found
+
+
+def _scales(predictor: Predictor, result: Backtest) -> Float64[np.ndarray, "series window"]:
+    """The scale of what was known at each origin."""
+    horizon, windows = result.horizon, result.actual.shape[1]
+    return np.array(
+        [
+            [predictor.scale(one.y[: len(one) - left]) for left in origins(windows=windows, horizon=horizon)]
+            for one in result.series
+        ]
+    )

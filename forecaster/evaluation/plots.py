@@ -34,9 +34,14 @@ def forecast_plot(
     axes.plot(stamps, y, color=HISTORY, linewidth=1.2, label="history")
     if actual is not None:
         axes.plot(ahead, np.append(y[-1], actual), color=TRUTH, linewidth=1.2, label="what came")
+    levels = sorted(forecast.quantiles)
+    for lower, upper in zip(levels[: len(levels) // 2], levels[::-1], strict=False):
+        low, high = (np.append(y[-1], forecast.quantiles[level]) for level in (lower, upper))
+        label = f"{100 * (upper - lower):.0f} % interval"
+        axes.fill_between(ahead, low, high, color=FORECAST, alpha=0.15, linewidth=0, label=label)
     axes.plot(ahead, np.append(y[-1], forecast.mean), color=FORECAST, linewidth=1.6, label="forecast")
     axes.axvline(_date(stamps[-1]), color=BASELINE, linewidth=0.8, linestyle=":")
-    axes.legend(frameon=False, loc="upper left", ncols=3)
+    axes.legend(frameon=False, loc="upper left", ncols=4)
     axes.margins(y=0.2)
     return figure
 
@@ -44,9 +49,12 @@ def forecast_plot(
 def origins_plot(result: Backtest, name: str, *, series: int = 0) -> Figure:
     """The truth of one series over all its windows, with the forecast from each cutoff."""
     one = result.series[series]
-    figure, axes = _axes(f"{name}: {one.id}, {result.actual.shape[1]} windows of {result.horizon} steps")
+    figure, axes = _axes(
+        f"{name}: {one.id}, {result.actual.shape[1]} window{'s' * (result.actual.shape[1] > 1)} of {result.horizon} steps"
+    )
     windows = result.actual.shape[1] * result.horizon
-    axes.plot(one.stamps[-2 * windows :], one.y[-2 * windows :], color=HISTORY, linewidth=1.0, label="what came")
+    shown = max(2 * windows, windows + 60)
+    axes.plot(one.stamps[-shown:], one.y[-shown:], color=HISTORY, linewidth=1.0, label="what came")
     for window, cutoff in enumerate(result.cutoffs[series]):
         ahead = one.stamps[one.stamps > cutoff][: result.horizon]
         label = "forecast" if window == 0 else None

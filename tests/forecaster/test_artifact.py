@@ -18,7 +18,15 @@ from forecaster import artifact, durable
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch
 from tests.samples import make_forecaster, make_spec
 
-FILES = ["card.md", "conformal.json", "encoding.json", "golden.json", "manifest.json", "spec.json", "weights.safetensors"]
+FILES = [
+    "card.md",
+    "conformal.json",
+    "encoding.json",
+    "golden.json",
+    "manifest.json",
+    "spec.json",
+    "weights.safetensors",
+]
 
 
 @pytest.fixture(scope="module")

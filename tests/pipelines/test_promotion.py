@@ -141,3 +141,18 @@ def test_a_step_that_nothing_was_measured_at_is_not_reliable() -> None:
 
 def test_scores_that_cannot_be_computed_are_null_in_the_manifest() -> None:
     assert finite({"a": 1.5, "b": float("nan"), "c": float("inf")}) == {"a": 1.5, "b": None, "c": None}
+
+
+def test_a_champion_that_answers_nothing_stands_in_nobodys_way() -> None:
+    actual = np.ones((2, 1, 3)) * np.array([1.0, 2.0, 3.0])
+    forecasts = {
+        "challenger": actual + 0.1,
+        "seasonal_naive": actual + 1.0,
+        "champion": np.full_like(actual, np.nan),
+    }
+    result = Backtest(
+        series=[], cutoffs=[], actual=actual, forecasts=forecasts, scale=np.ones(2), square_scale=np.ones(2), left_out=()
+    )
+    verdict = judge(result)
+    assert verdict.promote
+    assert "answers none" in str(verdict)
