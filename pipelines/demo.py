@@ -49,7 +49,6 @@ def demo(configs: Path, root: Root) -> None:
     drawn = [_sine(configs / "sine.yaml", root, pictures)]
     _log.info("2. Monthly patient counts of 767 series: train, track, backtest, register, judge")
     done = retrain(Data("hospital"), read_spec(configs / "hospital.yaml"), root, trigger="demo")
-    _log.info("   version %s: %s", done.version.number, done.verdict)
     _log.info("3. Serve the champion, and ask it over HTTP for the year that was held out")
     if done.champion is None:
         raise RefusedByGate(f"No champion to serve: {done.verdict}.")
