@@ -8,89 +8,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from forecaster.errors import BadSpec, ForecasterError, InputError, NoSuchModel, RefusedByGate
-
-if TYPE_CHECKING:
-    from forecaster.series import Panel
-    from forecaster.spec import Spec
-    from pipelines.settings import Root
-    from pipelines.sources import Data
+from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
+from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.terminal import hush, print_scores, print_summary, warn, write_table
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
 app.command(data_app)
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Where:
-    """Where state lives."""
-
-    root: Annotated[Path, Parameter(env_var="FORECASTER_ROOT")] = Path(".forecaster")
-    "Folder of all state: runs, models, checkpoints."
-    tracking_uri: Annotated[str | None, Parameter(env_var="MLFLOW_TRACKING_URI")] = None
-    "An MLflow server that holds runs and models instead of the root's own database."
-
-    def open(self) -> Root:
-        """The root, which is made when something is written to it; raises InputError where nothing can be."""
-        from pipelines.settings import Root
-
-        path = self.root.expanduser().absolute()
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise InputError(
-                f"Expected a root folder that can be written; found {there}, which is not. Name another with --root.",
-                where="root",
-            )
-        return Root(path, self.tracking_uri)
-
-    def existing(self) -> Root:
-        """The root of a registry that is there, for what only reads it; raises NoSuchModel."""
-        root = self.open()
-        if root.uri is None and not (root.path / "mlflow.db").exists():
-            raise NoSuchModel(
-                f"Expected a registry in {root.path}; found none. Train and register first, or name another with --root.",
-                where="root",
-            )
-        return root
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Reading:
-    """How to read the data."""
-
-    freq: str | None = None
-    "Frequency as a pandas offset alias (h, D, MS, 15min); inferred where it is certain."
-    id_column: str = "unique_id"
-    "Column with the name of the series."
-    ds_column: str = "ds"
-    "Column with the time stamps."
-    y_column: str = "y"
-    "Column with the values; empty means not observed."
-    zone: str | None = None
-    "Time zone of stamps that carry no offset (Europe/Berlin); those that do are told in it."
-
-    def of(self, source: str) -> Data:
-        """A source, read this way."""
-        from forecaster.data.frames import Columns
-        from pipelines.sources import Data
-
-        return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column), self.zone)
-
-
 _WHERE, _READING = Where(), Reading()
-_OURS = ("forecaster", "pipelines", "serving")
-_MOST_STEPS = 100_000  # as a specification allows
-_PICTURES = (".png", ".pdf", ".svg")
 
 
 @app.command
@@ -121,9 +54,9 @@ def train(
     """
     from pipelines.train import train as run
 
-    spec = _spec(config, data, horizon=horizon, seed=seed)
+    spec = spec_of(config, data, horizon=horizon, seed=seed)
     trained = run(reading.of(data), spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
-    _print_scores(trained.scores)
+    print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
 
 
@@ -162,12 +95,12 @@ def backtest(
     from forecaster.predict import Predictor
     from pipelines.sources import read
 
-    _in_range(horizon=horizon, windows=windows)
-    _can_be_written(out=out, plot=plot)
-    forecaster = artifact.load(_bundle(model, where))
+    in_range(horizon=horizon, windows=windows)
+    can_be_written(out=out, plot=plot)
+    forecaster = artifact.load(bundle_of(model, where))
     panel = read(reading.of(data).for_spec(forecaster.spec))
     for repair in panel.repairs:
-        _warn(repair)
+        warn(repair)
     rivals = {
         forecaster.spec.name: Predictor(forecaster).forecast_each,
         "seasonal_naive": seasonal_naive(forecaster.season),
@@ -176,9 +109,9 @@ def backtest(
     result = run(panel, rivals, horizon=steps, windows=windows, season=forecaster.season, keep=forecaster.spec.least)
     first = min(cutoffs[0] for cutoffs in result.cutoffs)
     if (first.tz is None) == (forecaster.cutoff.tz is None) and first < forecaster.cutoff:
-        _warn(f"the model saw data up to {forecaster.cutoff}; origins from {first} on are not out of sample")
-    _print_scores({name: result.scores(name) for name in rivals})
-    _write_table(out, result.frame)
+        warn(f"the model saw data up to {forecaster.cutoff}; origins from {first} on are not out of sample")
+    print_scores({name: result.scores(name) for name in rivals})
+    write_table(out, result.frame)
     if plot is not None:
         from forecaster.evaluation.plots import error_by_horizon
 
@@ -221,24 +154,24 @@ def forecast(
     from forecaster.series import Forecast
     from pipelines.sources import read
 
-    _in_range(horizon=horizon)
-    _can_be_written(out=out, plot=plot)
-    forecaster = artifact.load(_bundle(model, where))
+    in_range(horizon=horizon)
+    can_be_written(out=out, plot=plot)
+    forecaster = artifact.load(bundle_of(model, where))
     panel = read(reading.of(data).for_spec(forecaster.spec))
     for repair in panel.repairs:
-        _warn(repair)
+        warn(repair)
     outcomes = Predictor(forecaster).forecast_each(panel.series, horizon or forecaster.spec.horizon, levels=levels)
     good = [outcome for outcome in outcomes if isinstance(outcome, Forecast)]
     bad = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
     for fault in bad[:10]:
-        _warn(fault.message)
+        warn(fault.message)
     for one in good:
         for warning in one.warnings:
-            _warn(f"series {one.id!r}: {warning}")
+            warn(f"series {one.id!r}: {warning}")
     if not good:
         raise bad[0]
     if bad:
-        _warn(f"{len(bad)} of {len(outcomes)} series have no forecast")
+        warn(f"{len(bad)} of {len(outcomes)} series have no forecast")
     table = pd.concat(
         [
             pd.DataFrame(
@@ -250,7 +183,7 @@ def forecast(
     )
     if out is None:
         table.to_csv(sys.stdout, index=False)
-    _write_table(out, lambda: table)
+    write_table(out, lambda: table)
     if plot is not None:
         from forecaster.evaluation.plots import forecast_plot
 
@@ -328,7 +261,7 @@ def retrain(
     """
     from pipelines.retrain import retrain as run
 
-    spec = _spec(config, data, horizon=horizon, seed=seed)
+    spec = spec_of(config, data, horizon=horizon, seed=seed)
     done = run(
         reading.of(data),
         spec,
@@ -337,7 +270,7 @@ def retrain(
         trigger=trigger,
         progress=sys.stderr.isatty(),
     )
-    _print_scores(done.trained.scores)
+    print_scores(done.trained.scores)
     print(f"version {done.version.number} of {done.version.name}: {done.verdict}")
     if not done.verdict.promote:
         raise RefusedByGate(
@@ -372,7 +305,7 @@ def check(
         print(f"{data}: cannot be used ({error.code})")
         raise
     print(f"{data}: can be used{', as repaired' if panel.repairs else ''}")
-    _print_summary(panel)
+    print_summary(panel)
 
 
 @app.command
@@ -440,7 +373,7 @@ def demo(*, configs: Path = Path("configs"), where: Where = _WHERE) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends with its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    _hush()
+    hush()
     try:
         app(arguments, exit_on_error=False, print_error=True)
     except ForecasterError as error:
@@ -454,122 +387,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("forecaster: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _hush() -> None:
-    """Keeps other libraries' advertisements and notices off the terminal; their warnings stay."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(_OURS))
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-
-
-def _spec(config: Path | None, data: str, *, horizon: int | None, seed: int | None) -> Spec:
-    from forecaster.spec import Spec
-    from pipelines.sources import Data, default_spec, read_spec
-
-    if config is None and horizon is None:
-        raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
-    _in_range(horizon=horizon)
-    if config is None:
-        assert horizon is not None
-        spec = default_spec(Data(data).name, horizon=horizon)
-    else:
-        spec = read_spec(config)
-    fields = spec.model_dump()
-    fields["horizon"] = horizon or spec.horizon
-    fields["training"]["seed"] = spec.training.seed if seed is None else seed
-    return Spec.parse(fields, where=str(config or "--horizon"))
-
-
-def _in_range(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and not 1 <= number <= _MOST_STEPS:
-            raise InputError(
-                f"Expected --{name} of at least 1 and at most {_MOST_STEPS}; found {number}. Ask for another number.",
-                where=name,
-            )
-
-
-def _can_be_written(**paths: Path | None) -> None:
-    """Refuses, before the work, a file that could not be written after it."""
-    for name, path in paths.items():
-        if path is None:
-            continue
-        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            found = (
-                "found a folder of that name" if path.is_dir() else f"found no folder {path.parent} that can be written"
-            )
-            raise InputError(f"Expected a place for --{name} {path}; {found}. Name another file.", where=name)
-        if name == "plot" and path.suffix not in _PICTURES:
-            raise InputError(
-                f"Expected --plot with a name ending in {', '.join(_PICTURES)}; found {path}. Name another file.",
-                where=name,
-            )
-
-
-def _bundle(model: str, where: Where) -> Path:
-    from forecaster.registry import Registry
-    from pipelines.releases import fetch
-
-    if Path(model).is_dir():
-        return Path(model)
-    root = where.existing()
-    name, _, alias = model.partition("@")
-    return fetch(Registry(root.store).resolve(name, alias or "champion"), root)
-
-
-def _write_table(path: Path | None, make: object) -> None:
-    """Writes a table by the ending of its path."""
-    import pandas as pd
-
-    if path is None:
-        return
-    assert callable(make)
-    table: pd.DataFrame = make()
-    if path.suffix == ".parquet":
-        table.to_parquet(path, index=False)
-    else:
-        table.to_csv(path, index=False)
-
-
-def _print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
-    if not scores:
-        return
-    names = list(next(iter(scores.values())))
-    print(f"{'':16}" + "".join(f"{name.upper() if name != 'smape' else 'sMAPE':>10}" for name in names))
-    for forecaster, values in scores.items():
-        print(
-            f"{forecaster:16}"
-            + "".join(f"{'-' if value is None else format(value, '.4g'):>10}" for value in values.values())
-        )
-
-
-def _print_summary(panel: Panel) -> None:
-    from forecaster.data.summary import summarise
-
-    told = summarise(panel)
-    constant = f"{len(told.constant)}" + (f" ({told.constant[0]!r} first)" if told.constant else "")
-    lines = {
-        "series": f"{told.series}",
-        "frequency": told.freq,
-        "zone": told.zone or "none",
-        "span": f"{told.first} to {told.last}",
-        "length": f"{told.shortest} to {told.longest} steps, median {told.median}",
-        "missing": f"{told.missing} of {told.steps} values",
-        "constant": constant,
-        "covariates": f"{', '.join(told.covariates)}, {told.ahead} steps ahead" if told.covariates else "none",
-        "static": ", ".join(told.static) or "none",
-        "suggested": f"season {told.season}, horizon {told.horizon}",
-    }
-    for name, line in lines.items():
-        print(f"{name:12}{line}")
-    for repair in panel.repairs:
-        print(f"{'repaired':12}{repair}")
-
-
-def _warn(message: str) -> None:
-    print(f"forecaster: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,13 @@ def test_a_champion_that_answers_nothing_stands_in_nobodys_way() -> None:
         "champion": np.full_like(actual, np.nan),
     }
     result = Backtest(
-        series=[], cutoffs=[], actual=actual, forecasts=forecasts, scale=np.ones(2), square_scale=np.ones(2), left_out=()
+        series=[],
+        cutoffs=[],
+        actual=actual,
+        forecasts=forecasts,
+        scale=np.ones(2),
+        square_scale=np.ones(2),
+        left_out=(),
     )
     verdict = judge(result)
     assert verdict.promote

@@ -1,0 +1,79 @@
+"""What people see on the terminal, and the tables that commands write."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from forecaster.series import Panel
+
+_OURS = ("forecaster", "pipelines", "serving")
+
+
+def hush() -> None:
+    """Keeps other libraries' advertisements and notices off the terminal; their warnings stay."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(_OURS))
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+def write_table(path: Path | None, make: Callable[[], pd.DataFrame]) -> None:
+    """Writes a table by the ending of its path, if there is one."""
+    if path is None:
+        return
+    table = make()
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False)
+
+
+def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Scores by forecaster, a row each."""
+    if not scores:
+        return
+    names = list(next(iter(scores.values())))
+    print(f"{'':16}" + "".join(f"{name.upper() if name != 'smape' else 'sMAPE':>10}" for name in names))
+    for forecaster, values in scores.items():
+        print(
+            f"{forecaster:16}"
+            + "".join(f"{'-' if value is None else format(value, '.4g'):>10}" for value in values.values())
+        )
+
+
+def print_summary(panel: Panel) -> None:
+    """What a panel is like."""
+    from forecaster.data.summary import summarise
+
+    told = summarise(panel)
+    constant = f"{len(told.constant)}" + (f" ({told.constant[0]!r} first)" if told.constant else "")
+    lines = {
+        "series": f"{told.series}",
+        "frequency": told.freq,
+        "zone": told.zone or "none",
+        "span": f"{told.first} to {told.last}",
+        "length": f"{told.shortest} to {told.longest} steps, median {told.median}",
+        "missing": f"{told.missing} of {told.steps} values",
+        "constant": constant,
+        "covariates": f"{', '.join(told.covariates)}, {told.ahead} steps ahead" if told.covariates else "none",
+        "static": ", ".join(told.static) or "none",
+        "suggested": f"season {told.season}, horizon {told.horizon}",
+    }
+    for name, line in lines.items():
+        print(f"{name:12}{line}")
+    for repair in panel.repairs:
+        print(f"{'repaired':12}{repair}")
+
+
+def warn(message: str) -> None:
+    """A line for people, apart from the result."""
+    print(f"forecaster: {message}", file=sys.stderr)
