@@ -219,10 +219,16 @@ class Predictor:
                 done.append(outcome)
                 continue
             scale = np.nan_to_num(np.array([self.scale(one.y)]))
-            [offsets] = calibration.offsets(rising, horizon=len(outcome.mean), scales=scale)
+            horizon, group = len(outcome.mean), [self.group(one)]
+            [offsets] = calibration.offsets(rising, horizon=horizon, scales=scale, groups=group)
             quantiles = {level: outcome.mean + offsets[:, place] for place, level in enumerate(rising)}
             done.append(replace(outcome, quantiles=quantiles))
         return done
+
+    def group(self, one: Series) -> str | None:
+        """The group that a series' intervals are taken from; None, or one not known, stands for all series."""
+        name = self.forecaster.spec.group
+        return None if name is None else one.static.get(name)
 
     def scale(self, history: Float64[np.ndarray, "_"]) -> float:
         """The scale of a history that its calibration was measured in, and is undone with.

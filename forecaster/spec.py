@@ -143,6 +143,7 @@ class Spec(_Frozen):
     calendar: tuple[str, ...] = Field(default=(), description="calendar features, of the local time of the series")
     covariates: tuple[str, ...] = Field(default=(), description="columns that are known ahead")
     static: tuple[str, ...] = Field(default=(), description="columns that say what a series is")
+    group: str | None = Field(default=None, description="static column whose larger groups get intervals of their own")
     network: NetworkSpec = NetworkSpec()
     training: TrainingSpec = TrainingSpec()
 

@@ -33,7 +33,8 @@ class Data(NamedTuple):
 
     def for_spec(self, spec: Spec) -> Data:
         """The same source, with the columns that a forecaster reads besides."""
-        return self._replace(covariates=spec.covariates, static=spec.static)
+        further = () if spec.group is None or spec.group in spec.static else (spec.group,)
+        return self._replace(covariates=spec.covariates, static=(*spec.static, *further))
 
     @property
     def name(self) -> str:

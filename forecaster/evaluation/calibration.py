@@ -34,17 +34,20 @@ def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int) -> Forecas
         keep=spec.least,
     )
     errors = result.actual - result.forecasts["own"]
-    return replace(forecaster, calibration=calibrate(errors, _scales(predictor, result)))
+    groups = [predictor.group(one) for one in result.series]
+    return replace(forecaster, calibration=calibrate(errors, _scales(predictor, result), groups=groups))
 
 
 def coverage(forecaster: Forecaster, result: Backtest, name: str, *, intervals: Sequence[float]) -> dict[float, float]:
     """The share of a backtest's actuals within the calibrated intervals about its forecasts, by nominal share."""
     assert forecaster.calibration is not None, "it was calibrated"
-    scales = np.nan_to_num(_scales(Predictor(forecaster), result)).ravel()
+    predictor, windows = Predictor(forecaster), result.actual.shape[1]
+    scales = np.nan_to_num(_scales(predictor, result)).ravel()
+    groups = [predictor.group(one) for one in result.series for _ in range(windows)]
     found = {}
     for interval in intervals:
         levels = ((1 - interval) / 2, (1 + interval) / 2)
-        offsets = forecaster.calibration.offsets(levels, horizon=result.horizon, scales=scales)
+        offsets = forecaster.calibration.offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
         bounds = result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, 2)
         keep = np.isfinite(result.actual) & np.isfinite(bounds).all(axis=-1)
         inside = (bounds[..., 0] <= result.actual) & (result.actual <= bounds[..., 1])
