@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from forecaster.errors import ForecasterError
+from forecaster.errors import ForecasterError, LevelOutOfRange
 from forecaster.series import Forecast
 from serving import schema
 from serving.problem import Problem
@@ -25,15 +25,19 @@ class Answered(NamedTuple):
 def answer(body: bytes, model: InUse | None, settings: Settings) -> Answered:
     """Answers `POST /v1/forecast`.
 
-    Raises Problem if the request as a whole cannot be used, if no model is in use, or if the request's only series is
-    refused: so a client that sends one series and looks at the status alone learns of it.
+    Raises Problem if the request as a whole cannot be used (levels that the model cannot give are such), if no model is
+    in use, or if the request's only series is refused: so a client that sends one series and looks at the status alone
+    learns of it.
     """
     request = schema.read_request(body, settings)
     if model is None:
         raise Problem(
             "not_ready", "No model is in use yet. Try again later, or see /readyz.", headers={"retry-after": "1"}
         )
-    outcomes = _outcomes(request, model)
+    try:
+        outcomes = _outcomes(request, model)
+    except LevelOutOfRange as error:
+        raise Problem.of(error) from error
     refused = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
     if len(outcomes) == 1 and refused:
         raise Problem.of(refused[0])
@@ -50,11 +54,12 @@ def _outcomes(request: schema.ForecastRequest, model: InUse) -> list[dict[str, A
     read: list[schema.ReadSeries | ForecasterError] = []
     for asked in request.series:
         try:
-            read.append(schema.to_series(asked, served=learned.freq, horizon=horizon))
+            read.append(schema.to_series(asked, served=learned.freq, encoding=learned.encoding, horizon=horizon))
         except ForecasterError as error:
             read.append(error)
     good = [one for one in read if isinstance(one, schema.ReadSeries)]
-    forecasts = iter(model.predictor.forecast_each([one.series for one in good], horizon) if good else [])
+    # Asked even if no series is left: the levels are judged whatever becomes of the series.
+    forecasts = iter(model.predictor.forecast_each([one.series for one in good], horizon, levels=request.levels))
     warnings = _warnings(horizon, scored=learned.spec.horizon)
     outcomes: list[dict[str, Any] | ForecasterError] = []
     for one in read:

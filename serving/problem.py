@@ -22,8 +22,11 @@ CODES: dict[str, tuple[int, str]] = {
     "unsupported_media_type": (415, "The body is not application/json, or it is compressed."),
     "invalid_request": (422, "A field is missing, unknown, of the wrong type or out of range."),
     "too_many_series": (422, "More series than this server takes in one request."),
-    "history_too_long": (422, "A history is longer than this server takes."),
-    "answer_too_large": (422, "Series times horizon is more than this server answers at once."),
+    "history_too_long": (422, "A history, or a covariate, is longer than this server takes."),
+    "answer_too_large": (
+        422,
+        "Series times horizon, times one and the number of levels, is more than this server answers at once.",
+    ),
     "horizon_out_of_range": (422, "The horizon is above this server's limit."),
     "too_many_requests": (429, "Too many requests are under way; try again after Retry-After seconds."),
     "internal_error": (500, "A fault of the server. It is logged under the request id."),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from forecaster.data.calendar import offset
-from forecaster.errors import ForecasterError, HistoryTooShort
+from forecaster.data.encoding import Encoding
+from forecaster.errors import CovariateUnknown, ForecasterError, HistoryTooShort, NotANumber, ValueOutOfRange
 from forecaster.series import Forecast, Series
 from serving import stamps
 from serving.problem import Problem
@@ -20,25 +22,77 @@ Value = Annotated[float | None, Field(description="null: not observed")]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 Freq = Annotated[str, Field(max_length=32, examples=["h", "D", "MS", "15min"])]
 Stamp = Annotated[str, Field(max_length=40, examples=["2026-01-31T00:00:00Z"])]
+Label = Annotated[str, Field(max_length=200)]
+MOST_COLUMNS, MOST_LEVELS = 64, 99
+LARGEST_COVARIATE = 1e30  # in spreads of the training data; the network reads float32
+
+
+def _kind_of_column(values: Any) -> str:
+    return "texts" if isinstance(values, list) and values and isinstance(values[0], str) else "numbers"
+
+
+Column = Annotated[
+    Annotated[list[float], Tag("numbers")] | Annotated[list[Label], Field(min_length=1), Tag("texts")],
+    Discriminator(_kind_of_column),
+]
+Covariates = Annotated[
+    dict[Text, Column],
+    Field(
+        max_length=MOST_COLUMNS,
+        description="what is known ahead, by name: all numbers or all text, one for each step of `y` and of the horizon "
+        "or more; the same number in every column",
+        examples=[{"promo": [0, 0, 1, 1, 0]}],
+    ),
+]
+Static = Annotated[
+    dict[Text, Label],
+    Field(
+        max_length=MOST_COLUMNS,
+        description="what is true of the whole series, by name; a value that the model never saw is answered",
+        examples=[{"region": "north"}],
+    ),
+]
+
+
+def _no_twins(levels: list[float]) -> list[float]:
+    if len(set(levels)) != len(levels):
+        raise ValueError("Expected every level once; found one twice")
+    return levels
+
+
+Levels = Annotated[
+    list[Annotated[float, Field(gt=0, lt=1)]],
+    AfterValidator(_no_twins),
+    Field(
+        max_length=MOST_LEVELS,
+        description="of the quantiles to give beside the mean: 0.1 and 0.9 bound an 80 % interval",
+        examples=[[0.1, 0.5, 0.9]],
+        json_schema_extra={"uniqueItems": True},
+    ),
+]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class GridSeries(_Strict):
+class _AnySeries(_Strict):
+    id: Text
+    covariates: Covariates = {}
+    static: Static = {}
+
+
+class GridSeries(_AnySeries):
     """A history as the stamp of its first value and its frequency."""
 
-    id: Text
     start: Stamp = Field(description="ISO 8601 stamp of the first value; must be on the grid of `freq`")
     freq: Freq = Field(description="pandas offset alias")
     y: list[Value] = Field(description="values, oldest first")
 
 
-class StampedSeries(_Strict):
+class StampedSeries(_AnySeries):
     """A history with a stamp for every value; the frequency is inferred if it is certain."""
 
-    id: Text
     ds: list[Stamp] = Field(description="ISO 8601 stamps, oldest first, regular")
     y: list[Value] = Field(description="values, one a stamp")
     freq: Freq | None = Field(default=None, description="pandas offset alias; the stamps are checked against it")
@@ -62,10 +116,11 @@ AskedSeries = Annotated[
 
 
 class ForecastRequest(_Strict):
-    """What is asked: some histories, and how many steps ahead."""
+    """What is asked: some histories, how many steps ahead, and which quantiles."""
 
     series: list[AskedSeries] = Field(min_length=1, description="answered one by one, in order")
     horizon: int = Field(ge=1, description="steps ahead")
+    levels: Levels = []
 
 
 class ModelName(_Strict):
@@ -96,7 +151,11 @@ class SeriesForecast(_Strict):
     id: str
     ds: list[str] = Field(description="stamps ahead, in the zone and style of the request")
     mean: list[float] = Field(description="point forecasts, in the units of the series")
-    warnings: list[str]
+    quantiles: dict[str, list[float]] = Field(
+        default={},
+        description="by level as text, such as 0.1: calibrated quantiles; only where `levels` were asked for",
+    )
+    warnings: list[str] = Field(description="what a reader should know of it")
 
 
 class SeriesError(_Strict):
@@ -163,12 +222,13 @@ def read_request(body: bytes, settings: Settings) -> ForecastRequest:
     return request
 
 
-def to_series(asked: GridSeries | StampedSeries, *, served: str, horizon: int) -> ReadSeries:
+def to_series(asked: GridSeries | StampedSeries, *, served: str, encoding: Encoding, horizon: int) -> ReadSeries:
     """One history of a request as a Series; raises the InputError that stands in its way.
 
     Args:
         asked: The history.
         served: The frequency of the model in use; other frequencies are left to the Predictor to refuse.
+        encoding: That of the model in use: which covariates are numbers, and which are text.
         horizon: Steps ahead, which must stay on the calendar.
     """
     if not asked.y:
@@ -183,17 +243,59 @@ def to_series(asked: GridSeries | StampedSeries, *, served: str, horizon: int) -
     step = offset(freq, where=asked.id)
     if step == offset(served):
         stamps.check_room(moments[0], step, len(y) + horizon, where=asked.id)
-    return ReadSeries(Series(asked.id, moments[0], freq, y), style)
+    columns = _columns(asked.covariates, steps=len(y), encoding=encoding, where=asked.id)
+    return ReadSeries(Series(asked.id, moments[0], freq, y, columns, asked.static), style)
 
 
 def from_forecast(forecast: Forecast, style: Style, warnings: list[str]) -> dict[str, Any]:
-    """A forecast as the fields of a SeriesForecast."""
-    return {"id": forecast.id, "ds": style.write(forecast.ds), "mean": forecast.mean.tolist(), "warnings": warnings}
+    """A forecast as the fields of a SeriesForecast; `warnings` are those of the whole request."""
+    fields = {"id": forecast.id, "ds": style.write(forecast.ds), "mean": forecast.mean.tolist()}
+    if forecast.quantiles:
+        fields["quantiles"] = {repr(float(level)): values.tolist() for level, values in forecast.quantiles.items()}
+    return {**fields, "warnings": [*warnings, *forecast.warnings]}
 
 
 def from_error(name: str, error: ForecasterError) -> dict[str, Any]:
     """A refused series as the fields of a SeriesError."""
     return {"id": name, "error": {"code": error.code, "message": error.message, "where": error.where}}
+
+
+def _columns(
+    asked: Mapping[str, Sequence[float] | Sequence[str]], *, steps: int, encoding: Encoding, where: str
+) -> dict[str, np.ndarray]:
+    """The covariates of a series as arrays; whether they reach over the horizon is left to the Predictor."""
+    lengths = sorted({len(values) for values in asked.values()})
+    if len(lengths) > 1 or min(lengths, default=steps) < steps:
+        raise CovariateUnknown(
+            f"Expected covariates of one length, {steps} or more; those of series {where!r} have "
+            f"{', '.join(map(str, lengths[:5]))}. Send each for every step of the history and of the horizon.",
+            where=where,
+        )
+    return {name: _column(name, values, encoding=encoding, where=where) for name, values in asked.items()}
+
+
+def _column(name: str, values: Sequence[float] | Sequence[str], *, encoding: Encoding, where: str) -> np.ndarray:
+    if isinstance(values[0], str):
+        if name in encoding.numeric:
+            raise NotANumber(
+                f"Expected numbers in the covariate {name!r}; series {where!r} has text. Send numbers.", where=where
+            )
+        return np.array(values, dtype=object)
+    if name in encoding.categories:
+        raise CovariateUnknown(
+            f"Expected text in the covariate {name!r}; series {where!r} has numbers. Send its categories.", where=where
+        )
+    column = np.array(values, dtype=np.float64)
+    mean, spread = encoding.numeric.get(name, (0.0, 1.0))
+    with np.errstate(over="ignore"):
+        sizes = np.abs((column - mean) / spread)
+    if (sizes > LARGEST_COVARIATE).any():
+        raise ValueOutOfRange(
+            f"Series {where!r} holds a value in the covariate {name!r} that is too large to be reckoned with: "
+            f"{sizes.max():g} times its usual spread. Correct it.",
+            where=where,
+        )
+    return column
 
 
 def _invalid(error: ValidationError) -> Problem:
@@ -205,7 +307,8 @@ def _invalid(error: ValidationError) -> Problem:
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    path = [str(part) for place, part in enumerate(loc) if not (place == 2 and part in ("grid", "stamped"))]
+    tags = {2: ("grid", "stamped"), 5: ("numbers", "texts")}  # of our unions: no part of the request
+    path = [str(part) for place, part in enumerate(loc) if part not in tags.get(place, ())]
     return ".".join(path)[:200] or "body"
 
 
@@ -223,11 +326,12 @@ def _check_limits(request: ForecastRequest, settings: Settings) -> None:
             f"Expected a horizon of at most {settings.max_horizon}; found {horizon}. Ask for less.",
             where="horizon",
         )
-    if count * horizon > settings.max_answer:
+    numbers = count * horizon * (1 + len(request.levels))
+    if numbers > settings.max_answer:
         raise Problem(
             "answer_too_large",
-            f"Expected series times horizon of at most {settings.max_answer}; found {count * horizon}. "
-            "Send several requests.",
+            f"Expected an answer of at most {settings.max_answer} numbers; {count} series, {horizon} steps and "
+            f"{len(request.levels)} levels make {numbers}. Send several requests.",
             where="horizon",
         )
     for place, asked in enumerate(request.series):
@@ -238,3 +342,12 @@ def _check_limits(request: ForecastRequest, settings: Settings) -> None:
                 "Send its last steps.",
                 where=f"series.{place}.y",
             )
+        most = settings.max_history + settings.max_horizon
+        for name, values in asked.covariates.items():
+            if len(values) > most:
+                raise Problem(
+                    "history_too_long",
+                    f"Expected covariates of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
+                    "Send its last steps.",
+                    where=f"series.{place}.covariates.{name}",
+                )

@@ -37,7 +37,7 @@ class Settings(BaseModel):
     max_series: int = Field(default=1000, ge=1, description="most series in one request")
     max_history: int = Field(default=100_000, ge=1, description="longest history of one series, in steps")
     max_horizon: int = Field(default=1000, ge=1, le=100_000, description="longest horizon, in steps")
-    max_answer: int = Field(default=1_000_000, ge=1, description="most numbers in one answer: series times horizon")
+    max_answer: int = Field(default=1_000_000, ge=1, description="most numbers in one answer, quantiles too")
 
     rollouts: int = Field(default=1, ge=1, le=64, description="requests that one worker computes at the same time")
     max_in_flight: int = Field(default=64, ge=1, description="requests one worker holds before it says 429")

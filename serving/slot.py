@@ -30,6 +30,7 @@ from forecaster.errors import BundleDamaged, ForecasterError
 from forecaster.series import Forecast, Series
 
 if TYPE_CHECKING:
+    from forecaster.data.encoding import Encoding
     from forecaster.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,10 @@ class Learned(Protocol):
         """The last stamp of its data."""
 
     @property
+    def encoding(self) -> Encoding:
+        """How covariates and categories become numbers."""
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What is known of its making."""
 
@@ -66,8 +71,10 @@ class Predicts(Protocol):
     def forecaster(self) -> Learned:
         """What was learned."""
 
-    def forecast_each(self, series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
-        """One outcome for each series, in order."""
+    def forecast_each(
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+    ) -> list[Forecast | ForecasterError]:
+        """One outcome for each series, in order; raises LevelOutOfRange for levels that it cannot give."""
 
 
 class Release(BaseModel):
@@ -263,9 +270,17 @@ def _warm_up(predictor: Predicts) -> None:
     learned = predictor.forecaster
     start = pd.date_range("2024-01-01", periods=1, freq=learned.freq)[0]
     steps = learned.spec.context
-    history = Series("warm-up", start, learned.freq, 100 + np.sin(np.arange(steps, dtype=np.float64)))
+    plain = 100 + np.sin(np.arange(steps, dtype=np.float64))
+    history = Series("warm-up", start, learned.freq, plain, _plain_columns(learned, steps + learned.spec.horizon))
     outcome = predictor.forecast_each([history], learned.spec.horizon)[0]
     if isinstance(outcome, ForecasterError):
         raise outcome
     if not np.isfinite(outcome.mean).all():
         raise BundleDamaged("Expected finite forecasts of a plain history; found others. Train again.", where="warm-up")
+
+
+def _plain_columns(learned: Learned, steps: int) -> dict[str, np.ndarray]:
+    """Covariates as ordinary as can be: means, and the first category of each."""
+    means = {name: np.full(steps, mean) for name, (mean, _) in learned.encoding.numeric.items()}
+    known = learned.encoding.categories.items()
+    return means | {name: np.full(steps, (*values, "")[0], dtype=object) for name, values in known}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from forecaster import artifact
+from forecaster.data.encoding import PLAIN, Encoding
 from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
@@ -32,6 +33,7 @@ class StubForecaster:
     spec: Spec = field(default_factory=lambda: Spec(name="stub", context=LEAST, horizon=24))
     season: int = 24
     cutoff: pd.Timestamp = field(default_factory=lambda: pd.Timestamp("2026-01-01"))
+    encoding: Encoding = PLAIN
     facts: dict[str, Any] = field(default_factory=lambda: {"scores": {"mase": 1.0}})
 
 
@@ -42,8 +44,11 @@ class LastValue:
     forecaster: StubForecaster = field(default_factory=StubForecaster)
     shift: float = 0.0
 
-    def forecast_each(self, series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
-        return [self._one(one, horizon) for one in series]
+    def forecast_each(
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+    ) -> list[Forecast | ForecasterError]:
+        outcomes = [self._one(one, horizon) for one in series]
+        return [one if isinstance(one, ForecasterError) else _with_quantiles(one, levels) for one in outcomes]
 
     def _one(self, one: Series, horizon: int) -> Forecast | ForecasterError:
         if one.freq != self.forecaster.freq:
@@ -51,6 +56,10 @@ class LastValue:
         if len(one) < LEAST:
             return HistoryTooShort(f"Series {one.id!r} has {len(one)} steps.", where=one.id)
         return Forecast(one.id, one.stamps_ahead(horizon), np.full(horizon, np.nan_to_num(one.y[-1]) + self.shift))
+
+
+def _with_quantiles(one: Forecast, levels: Sequence[float]) -> Forecast:
+    return replace(one, quantiles={level: one.mean + level for level in sorted(levels)})
 
 
 def write_stub(folder: Path, *, shift: float = 0.0, freq: str = "h") -> str:

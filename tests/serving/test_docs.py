@@ -18,7 +18,8 @@ KINDS |= {"integer": int, "number": (int, float)}
 def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], place: str = "$") -> list[str]:
     """What of a value its JSON schema does not allow: the keywords that pydantic writes for us, and no others."""
     known = {"$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf", "const"}
-    known |= {"minimum", "minLength", "maxLength", "minItems", "title", "description", "default", "examples"}
+    known |= {"minimum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems"}
+    known |= {"uniqueItems", "maxProperties", "propertyNames", "title", "description", "default", "examples"}
     assert set(schema) <= known, f"{place}: keywords {set(schema) - known} are not checked here"
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/components/schemas/")
@@ -34,23 +35,32 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], place: 
     found: list[str] = []
     if "const" in schema and value != schema["const"]:
         found.append(f"{place}: {value!r}")
-    if kind in ("integer", "number") and value < schema.get("minimum", value):
-        found.append(f"{place}: {value} is too small")
+    if kind in ("integer", "number"):
+        above, below = schema.get("exclusiveMinimum", float("-inf")), schema.get("exclusiveMaximum", float("inf"))
+        if value < schema.get("minimum", value) or not above < value < below:
+            found.append(f"{place}: {value} is out of range")
     if kind in ("string", "array"):
         least = schema.get("minLength", schema.get("minItems", 0))
-        if not least <= len(value) <= schema.get("maxLength", len(value)):
+        if not least <= len(value) <= schema.get("maxLength", schema.get("maxItems", len(value))):
             found.append(f"{place}: length {len(value)}")
     if kind == "array":
+        if schema.get("uniqueItems") and len(set(value)) != len(value):
+            found.append(f"{place}: an item twice")
         for index, item in enumerate(value):
             found += faults(item, schema.get("items", {}), document, f"{place}.{index}")
     if kind == "object":
+        if len(value) > schema.get("maxProperties", len(value)):
+            found.append(f"{place}: {len(value)} properties")
         properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
         found += [f"{place}: {name} is missing" for name in schema.get("required", []) if name not in value]
         for name, item in value.items():
+            found += faults(name, {"type": "string", **schema.get("propertyNames", {})}, document, f"{place}.{name}")
             if name in properties:
                 found += faults(item, properties[name], document, f"{place}.{name}")
             elif others is False:
                 found.append(f"{place}: {name} is unknown")
+            elif isinstance(others, dict):
+                found += faults(item, others, document, f"{place}.{name}")
     return found
 
 
@@ -109,7 +119,20 @@ def test_the_answer_without_a_model_is_as_the_document_says(make_client: MakeCli
         ({"series": [series(y=["1"])], "horizon": 2}, False),
         ({"series": [series(y=[True])], "horizon": 2}, False),
         ({"series": [series(ds=["2026-01-01"])], "horizon": 2}, False),
-        ({"series": [series()], "horizon": 2, "levels": []}, False),
+        ({"series": [series()], "horizon": 2, "levels": []}, True),
+        ({"series": [series()], "horizon": 2, "levels": [0.1, 0.5]}, True),
+        ({"series": [series()], "horizon": 2, "levels": [0.1, 0.1]}, False),
+        ({"series": [series()], "horizon": 2, "levels": [0]}, False),
+        ({"series": [series()], "horizon": 2, "levels": [1]}, False),
+        ({"series": [series()], "horizon": 2, "levels": [place / 101 for place in range(1, 101)]}, False),
+        ({"series": [series()], "horizon": 2, "samples": 1}, False),
+        ({"series": [series(covariates={"a": [1, 2.5, 3, 4, 5]}, static={"b": ""})], "horizon": 2}, True),
+        ({"series": [series(covariates={"a": ["x"] * 5})], "horizon": 2}, True),
+        ({"series": [series(covariates={"a": ["x", 1, "x", "x", "x"]})], "horizon": 2}, False),
+        ({"series": [series(covariates={"": [1] * 5})], "horizon": 2}, False),
+        ({"series": [series(covariates={str(name): [1] * 5 for name in range(65)})], "horizon": 2}, False),
+        ({"series": [series(static={"b": 1})], "horizon": 2}, False),
+        ({"series": [series(static={"b" * 201: "x"})], "horizon": 2}, False),
         ({"series": [{"id": "a", "y": [1.0]}], "horizon": 2}, False),
     ],
 )

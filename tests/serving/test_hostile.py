@@ -26,6 +26,11 @@ def body(horizon: str = "2", **fields: str) -> str:
     return f'{{"series": [{{{inside}}}], "horizon": {horizon}}}'
 
 
+def asked(levels: str) -> str:
+    """A request with raw JSON text as its levels."""
+    return f'{body()[:-1]}, "levels": {levels}}}'
+
+
 BODIES = {
     "nothing": ("", 400),
     "broken JSON": ('{"series": [', 400),
@@ -56,8 +61,62 @@ BODIES = {
     "horizon null": (body(horizon="null"), 422),
     "horizon 501": (body(horizon="501"), 422),
     "horizon 2**64": (body(horizon=str(2**64)), 422),
-    "an unknown field": ('{"series": [], "horizon": 2, "levels": [0.1]}', 422),
-    "an unknown field of a series": (body(covariates="{}"), 422),
+    "an unknown field": ('{"series": [], "horizon": 2, "quantiles": [0.1]}', 422),
+    "an unknown field of a series": (body(weights="{}"), 422),
+    "levels null": (asked("null"), 422),
+    "levels as a number": (asked("0.1"), 422),
+    "levels as text": (asked('["0.1"]'), 422),
+    "levels as an object": (asked('{"0.1": 1}'), 422),
+    "level 0": (asked("[0]"), 422),
+    "level 1": (asked("[0.5, 1.0]"), 422),
+    "level -0.1": (asked("[-0.1]"), 422),
+    "level 90": (asked("[90]"), 422),
+    "level true": (asked("[true]"), 422),
+    "level null": (asked("[null]"), 422),
+    "level NaN": (asked("[NaN]"), 400),
+    "level 1e400": (asked("[1e400]"), 400),
+    "level 1e-400, which is 0": (asked("[1e-400]"), 422),
+    "a level twice": (asked("[0.1, 0.5, 0.1]"), 422),
+    "a level twice, written otherwise": (asked("[0.1, 1e-1]"), 422),
+    "100 levels": (asked(json.dumps([place / 101 for place in range(1, 101)])), 422),
+    "too large an answer by its levels": (
+        json.dumps({"series": [series()] * 50, "horizon": 20, "levels": [0.1, 0.9]}),
+        422,
+    ),
+    "covariates null": (body(covariates="null"), 422),
+    "covariates as a list": (body(covariates="[[1, 2, 3, 4, 5]]"), 422),
+    "a covariate null": (body(covariates='{"a": null}'), 422),
+    "a covariate as a number": (body(covariates='{"a": 1}'), 422),
+    "a covariate as text": (body(covariates='{"a": "12345"}'), 422),
+    "a covariate as an object": (body(covariates='{"a": {"0": 1}}'), 422),
+    "a covariate of lists": (body(covariates='{"a": [[1], [2], [3], [4], [5]]}'), 422),
+    "a covariate of bool": (body(covariates='{"a": [true, false, true, true, true]}'), 422),
+    "bool in a covariate": (body(covariates='{"a": [1, 2, 3, true, 5]}'), 422),
+    "null in a covariate": (body(covariates='{"a": [1, null, 3, 4, 5]}'), 422),
+    "null in a covariate of text": (body(covariates='{"a": ["x", null, "x", "x", "x"]}'), 422),
+    "null first in a covariate": (body(covariates='{"a": [null, "x", "x", "x", "x"]}'), 422),
+    "NaN in a covariate": (body(covariates='{"a": [1, NaN, 3, 4, 5]}'), 400),
+    "Infinity in a covariate": (body(covariates='{"a": [1, Infinity, 3, 4, 5]}'), 400),
+    "1e400 in a covariate": (body(covariates='{"a": [1, 1e400, 3, 4, 5]}'), 400),
+    "1e200 in a covariate": (body(covariates='{"a": [1, 1e200, 3, 4, 5]}'), 422),
+    "text after numbers in a covariate": (body(covariates='{"a": [1, 2, 3, 4, "5"]}'), 422),
+    "a number after text in a covariate": (body(covariates='{"a": ["1", "2", "3", "4", 5]}'), 422),
+    "an empty covariate": (body(covariates='{"a": []}'), 422),
+    "a covariate shorter than y": (body(covariates='{"a": [1, 2]}'), 422),
+    "covariates of different lengths": (body(covariates='{"a": [1, 2, 3, 4, 5], "b": [1, 2, 3, 4, 5, 6]}'), 422),
+    "a covariate too long": (body(covariates=json.dumps({"a": [1] * 5501})), 422),
+    "65 covariates": (body(covariates=json.dumps({str(name): [1] * 5 for name in range(65)})), 422),
+    "a covariate without a name": (body(covariates='{"": [1, 2, 3, 4, 5]}'), 422),
+    "a long text in a covariate": (body(covariates=json.dumps({"a": ["x" * 201] * 5})), 422),
+    "a covariate's name of a megabyte": (body(covariates=json.dumps({"a" * 50_000: [1] * 5})), 422),
+    "static null": (body(static="null"), 422),
+    "static as a list": (body(static='["north"]'), 422),
+    "a static value as a number": (body(static='{"a": 1}'), 422),
+    "a static value null": (body(static='{"a": null}'), 422),
+    "a static value as a list": (body(static='{"a": ["north"]}'), 422),
+    "a static value of a megabyte": (body(static=json.dumps({"a": "x" * 50_000})), 422),
+    "a static name of a megabyte": (body(static=json.dumps({"a" * 50_000: "x"})), 422),
+    "65 static values": (body(static=json.dumps({str(name): "x" for name in range(65)})), 422),
     "text in y": (body(y='[1, "2", 3]'), 422),
     "bool in y": (body(y="[1, true, 3]"), 422),
     "a list in y": (body(y="[1, [2], 3]"), 422),
@@ -202,7 +261,9 @@ def test_a_websocket_is_closed() -> None:
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
-KEYS = st.sampled_from(["series", "horizon", "id", "start", "freq", "y", "ds", "other"])
+KEYS = st.sampled_from(
+    ["series", "horizon", "id", "start", "freq", "y", "ds", "levels", "covariates", "static", "other"]
+)
 TEXTS = st.sampled_from(["a", "h", "D", "MS", "2026-01-01", "2026-01-01T00:00:00Z", "9999-12-31"]) | st.text(
     max_size=12
 )
@@ -213,9 +274,18 @@ VALUES = st.recursive(
 )
 ITEMS = st.fixed_dictionaries(
     {"id": TEXTS, "y": st.lists(st.none() | st.floats(width=64, allow_nan=False, allow_infinity=False), max_size=8)},
-    optional={"start": TEXTS, "freq": TEXTS, "ds": st.lists(TEXTS, max_size=8)},
+    optional={
+        "start": TEXTS,
+        "freq": TEXTS,
+        "ds": st.lists(TEXTS, max_size=8),
+        "covariates": st.dictionaries(KEYS, st.lists(VALUES, max_size=12), max_size=3),
+        "static": st.dictionaries(KEYS, VALUES, max_size=3),
+    },
 )
-REQUESTS = VALUES | st.fixed_dictionaries({"series": st.lists(ITEMS, max_size=4), "horizon": st.integers(-1, 600)})
+REQUESTS = VALUES | st.fixed_dictionaries(
+    {"series": st.lists(ITEMS, max_size=4), "horizon": st.integers(-1, 600)},
+    optional={"levels": st.lists(st.floats(0, 1) | VALUES, max_size=4)},
+)
 
 
 @pytest.fixture(scope="module")
