@@ -11,7 +11,7 @@ import pytest
 
 from forecaster import artifact
 from forecaster.data.encoding import learn
-from forecaster.errors import CovariateUnknown, ForecasterError
+from forecaster.errors import CovariateUnknown, ForecasterError, NotANumber
 from forecaster.evaluation.backtest import backtest
 from forecaster.model.regressor import build
 from forecaster.predict import Forecaster, Predictor
@@ -107,6 +107,30 @@ def test_what_is_missing_of_one_series_is_told_of_it_alone(decoder: str) -> None
         assert "5 steps ahead" in outcome.message
         assert part in outcome.message
     assert isinstance(predictor.forecast_each([short], 4)[0], Forecast)
+
+
+@DECODERS
+@pytest.mark.parametrize("value", ["warm", np.nan, np.inf])
+@pytest.mark.parametrize("step", [12, 24 + 4])
+def test_a_covariate_that_is_no_number_is_told_of_its_series_alone(decoder: str, value: Any, step: int) -> None:
+    predictor = Predictor(forecaster_of(decoder))
+    heat = told().covariates["heat"].astype(object if isinstance(value, str) else np.float64)
+    heat[step] = value
+    odd = replace(told(name="odd"), covariates={**told().covariates, "heat": heat})
+    bad, good = predictor.forecast_each([odd, told()], 5)
+    assert isinstance(bad, NotANumber)
+    assert bad.where == "odd"
+    assert "'heat'" in bad.message
+    assert isinstance(good, Forecast)
+
+
+@DECODERS
+def test_covariates_that_no_forecast_reads_need_not_be_numbers(decoder: str) -> None:
+    predictor, series = Predictor(forecaster_of(decoder)), told()
+    heat = series.covariates["heat"].copy()
+    heat[[0, -1]] = np.nan
+    odd = replace(series, covariates={**series.covariates, "heat": heat})
+    assert np.array_equal(predictor.forecast(odd, 5).mean, predictor.forecast(series, 5).mean)
 
 
 @DECODERS
