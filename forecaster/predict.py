@@ -123,7 +123,7 @@ class Predictor:
     def _ready(self, series: Sequence[Series], horizon: int) -> _Ready:
         """Windows and future covariates, on the device, as the network reads them."""
         encoding, context = self.forecaster.encoding, self.network.lead + self.forecaster.spec.context
-        steps = -(-horizon // self.network.block) * self.network.block
+        steps = self._steps(horizon)
         tails = [_tail(one, context) for one in series]
         columns = [encoding.covariates(one, ahead=steps) for one in tails] if encoding.width else []
         window = stack(
@@ -142,8 +142,7 @@ class Predictor:
 
     def _paths(self, one: Series, horizon: int, *, paths: int, seed: int) -> Float64[np.ndarray, "path horizon"]:
         """Paths fork from one warmed-up memory."""
-        ready, block = self._ready([one], horizon), self.network.block
-        steps = -(-horizon // block) * block
+        ready, steps = self._ready([one], horizon), self._steps(horizon)
         own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
         draw = torch.Generator().manual_seed(own)
         noise = torch.rand(paths, steps, self.network.head.noise, generator=draw).clamp(1e-6, 1 - 1e-6).to(self._device)
@@ -186,13 +185,30 @@ class Predictor:
         spec = self.forecaster.spec
         missing = [name for name in spec.covariates if name not in one.covariates]
         if not missing and (not spec.covariates or one.ahead >= horizon):
-            return None
+            return self._number_fault(one, horizon)
         found = f"{', '.join(missing)} not found" if missing else f"they are known for {one.ahead} steps ahead"
         return CovariateUnknown(
             f"Series {one.id!r} needs the covariates {', '.join(spec.covariates)} for its history and {horizon} steps ahead; "
             f"{found}. Send them, or ask for a shorter horizon.",
             where=one.id,
         )
+
+    def _number_fault(self, one: Series, horizon: int) -> NotANumber | None:
+        """A covariate that is no finite number where the network reads it; one value of it would spoil the whole forecast."""
+        first = max(0, len(one) - self.network.lead - self.forecaster.spec.context)
+        for name in self.forecaster.encoding.numeric:
+            column = one.covariates[name][: len(one) + self._steps(horizon)]
+            if column.dtype == object or not np.isfinite(column[first:]).all():
+                return NotANumber(
+                    f"Series {one.id!r} needs finite numbers for the covariate {name!r}; it has text, a missing or an infinite "
+                    "value. Correct it: only the values themselves may be missing.",
+                    where=one.id,
+                )
+        return None
+
+    def _steps(self, horizon: int) -> int:
+        """The horizon, rounded up to whole blocks."""
+        return -(-horizon // self.network.block) * self.network.block
 
     def _check_levels(self, levels: Sequence[float]) -> None:
         odd = [level for level in levels if not 0 < level < 1]

@@ -30,6 +30,7 @@ from pipelines.settings import SERVING, Root, serving_environment
 from pipelines.sources import Data, read, read_spec
 from pipelines.train import train
 
+LEVELS = [0.1, 0.9]  # an interval that is to hold 80 % of what comes
 SHOWN = 3  # series that are asked for and drawn
 START_S = 120.0  # patience for the service to be ready
 
@@ -90,19 +91,27 @@ def _served(champion: Forecaster, root: Root, pictures: Path) -> list[Path]:
     with _service(root, spec.name) as address:
         answer = _ask(address, known, spec.horizon)
     _log.info("   answered by %s", answer["model"])
-    own, paths = Predictor(champion).forecast_each(known, spec.horizon), []
+    own, paths = Predictor(champion).forecast_each(known, spec.horizon, levels=LEVELS), []
     for served, local, history, later in zip(answer["forecasts"], own, known, whole, strict=True):
-        mean = np.array(served["mean"])
-        if isinstance(local, ForecasterError) or not np.allclose(mean, local.mean, rtol=1e-6, atol=1e-6):
+        forecast = Forecast(
+            history.id,
+            pd.DatetimeIndex(served["ds"]),
+            np.array(served["mean"]),
+            quantiles={float(level): np.array(values) for level, values in served["quantiles"].items()},
+        )
+        if isinstance(local, ForecasterError) or not _equal(forecast, local):
             raise AssertionError(f"The service and the library disagree on series {history.id!r}.")
         paths.append(pictures / f"hospital_{history.id}.png")
-        forecast = Forecast(history.id, pd.DatetimeIndex(served["ds"]), mean)
-        figure = forecast_plot(
-            history, forecast, actual=later.y[len(history) :], title=f"hospital {history.id}: forecast over HTTP"
-        )
-        figure.savefig(paths[-1])
+        title = f"hospital {history.id}: forecast over HTTP"
+        forecast_plot(history, forecast, actual=later.y[len(history) :], title=title).savefig(paths[-1])
     _log.info("   %d answers are equal to the library's within 1e-6", len(paths))
     return paths
+
+
+def _equal(one: Forecast, other: Forecast) -> bool:
+    """Within 1e-6, the mean and every quantile."""
+    pairs = [(one.mean, other.mean), *((values, other.quantiles[level]) for level, values in one.quantiles.items())]
+    return len(pairs) == 1 + len(LEVELS) and all(np.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in pairs)
 
 
 @contextmanager
@@ -142,7 +151,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
 
 def _ask(address: str, known: Sequence[Series], horizon: int) -> dict[str, Any]:
     series = [{"id": one.id, "start": one.start.isoformat(), "freq": one.freq, "y": one.y.tolist()} for one in known]
-    body = json.dumps({"series": series, "horizon": horizon}).encode()
+    body = json.dumps({"series": series, "horizon": horizon, "levels": LEVELS}).encode()
     request = Request(f"{address}/v1/forecast", body, {"Content-Type": "application/json"})
     with urlopen(request, timeout=30) as response:
         return json.load(response)  # type: ignore[no-any-return]

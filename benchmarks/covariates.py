@@ -1,0 +1,210 @@
+"""Do covariates that are known ahead help, and do wrong ones not? Half-hourly electricity demand, a day ahead.
+
+    python benchmarks/covariates.py             about three minutes on a free core
+    python benchmarks/covariates.py --choose    how the configuration was chosen: the candidates on the days before the test
+
+Reads vic_elec.parquet from `shared/data` beside (or in) the checkout, and says so where it is not there. Writes
+benchmarks/results/covariates.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from forecaster.data.frames import to_panel
+from forecaster.data.split import hold_out
+from forecaster.evaluation.backtest import backtest
+from forecaster.evaluation.baselines import Ask, seasonal_naive
+from forecaster.predict import Predictor
+from forecaster.series import Panel
+from forecaster.spec import Spec
+from forecaster.training.fit import fit
+
+ROOT = Path(__file__).parent.parent
+ZONE = "Australia/Melbourne"
+DAY, WEEK = 48, 336
+TEST, VALID = 14, 28  # days at the end: the last are the test, those before them choose the epoch
+CALENDAR = ("hour", "weekday", "yearday")
+WEATHER = ("temperature", "holiday")
+SHUFFLE = 2024  # seed of the order of the days
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    f"segment {segment}, season {season}": {"segment": segment, "season": season}
+    for segment in (12, DAY)
+    for season in (DAY, WEEK)
+}
+CHOSEN = "segment 12, season 48"
+
+
+class Variant(NamedTuple):
+    """What a network is told besides the demand itself."""
+
+    calendar: tuple[str, ...] = ()
+    covariates: tuple[str, ...] = ()
+    shuffled: bool = False
+
+
+VARIANTS = {
+    "no covariates": Variant(),
+    "calendar": Variant(CALENDAR),
+    "temperature and holiday": Variant((), WEATHER),
+    "temperature and holiday, days shuffled": Variant((), WEATHER, shuffled=True),
+    "calendar, temperature and holiday": Variant(CALENDAR, WEATHER),
+}
+
+
+def main() -> None:
+    """Runs all, prints it and writes it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="networks a variant")
+    parser.add_argument("--choose", action="store_true", help="the candidates on the days before the test, and no more")
+    options = parser.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    torch.set_num_threads(1)  # so small a network gains nothing from two, and loses much where the cores are shared
+    panel = vic_elec()
+    if panel is None:
+        sys.exit(
+            "Left out: no vic_elec.parquet (`unique_id, ds, y, temperature, holiday`) in shared/data beside the checkout."
+        )
+    if options.choose:
+        for line in choice(panel):
+            print(line, flush=True)
+        return
+    lines = []
+    for line in report(panel, range(options.seeds)):
+        print(line, flush=True)
+        lines.append(line)
+    (ROOT / "benchmarks" / "results" / "covariates.md").write_text("\n".join([*lines, ""]))
+
+
+def report(panel: Panel, seeds: range) -> Iterator[str]:
+    """The lines of the report, as they are found."""
+    one = panel.series[0]
+    first = one.stamps[-TEST * DAY]
+    yield "# Covariates known ahead"
+    yield (
+        f"\n`python benchmarks/covariates.py`, torch {torch.__version__}, CPU, one thread; seeds {seeds[0]} to {seeds[-1]}, days "
+        f"shuffled with seed {SHUFFLE}.\n"
+    )
+    yield (
+        f"Half-hourly electricity demand of Victoria, {one.start:%Y-%m-%d} to {one.end:%Y-%m-%d}, told in {ZONE}. Every "
+        f"forecaster is asked for {DAY} steps at the same {TEST} midnights, {first:%Y-%m-%d} to {one.end:%Y-%m-%d}, and knew "
+        f"no demand of those days when it was trained; the {VALID} days before them chose the epoch, and the configuration "
+        f"({CHOSEN}: the least mean over the variants, `--choose`). MASE with a season of {DAY}. *Shuffled*: the same numbers "
+        "with whole days in another order, in training and in the test. Temperatures are those that were measured, so these "
+        "are forecasts by someone with a perfect weather forecast.\n"
+    )
+    yield f"| forecaster | {' | '.join(f'MASE, seed {seed}' for seed in seeds)} | mean | on the choosing days | seconds |"
+    yield "|---|" + "---|" * (len(seeds) + 3)
+    for name, season in {"seasonal naive, a day": DAY, "seasonal naive, a week": WEEK}.items():
+        test, valid = (by_day(known, seasonal_naive(season), days).mean() for known, days in stages(panel))
+        yield f"| {name} | {'| ' * len(seeds)}{test:.3f} | {valid:.3f} | |"
+    found = {}
+    for name, variant in VARIANTS.items():
+        told = shuffled(panel) if variant.shuffled else panel
+        started = time.monotonic()
+        asks = [ask(told, spec_of(CANDIDATES[CHOSEN], variant, seed=seed)) for seed in seeds]
+        seconds = time.monotonic() - started
+        test, valid = (np.stack([by_day(known, one, days) for one in asks]) for known, days in stages(told))
+        found[name] = test
+        each = " | ".join(f"{score:.3f}" for score in test.mean(axis=1))
+        yield f"| {name} | {each} | {test.mean():.3f} | {valid.mean():.3f} | {seconds:.0f} |"
+    yield "\nBeside the network without covariates, day by day, mean of the seeds:\n"
+    plain = found.pop("no covariates").mean(axis=0)
+    for name, test in found.items():
+        change = test.mean(axis=0) - plain
+        yield (
+            f"- {name}: MASE {change.mean():+.3f} ({100 * change.mean() / plain.mean():+.0f} %), better on {(change < 0).sum()} "
+            f"of {TEST} days; standard error over days {change.std(ddof=1) / np.sqrt(TEST):.3f}."
+        )
+
+
+def choice(panel: Panel) -> Iterator[str]:
+    """MASE of every candidate on the days before the test, seed 0."""
+    told = [name for name, variant in VARIANTS.items() if not variant.shuffled]
+    yield f"| candidate | {' | '.join(told)} | mean | seconds |"
+    yield "|---|" + "---|" * (len(told) + 2)
+    known, days = list(stages(panel))[1]
+    for candidate, fields in CANDIDATES.items():
+        started = time.monotonic()
+        scores = [by_day(known, ask(panel, spec_of(fields, VARIANTS[name], seed=0)), days).mean() for name in told]
+        cells = " | ".join(f"{score:.3f}" for score in scores)
+        yield f"| {candidate} | {cells} | {np.mean(scores):.3f} | {time.monotonic() - started:.0f} |"
+
+
+def spec_of(fields: dict[str, Any], variant: Variant, *, seed: int) -> Spec:
+    """The specification of a candidate that is told what the variant says."""
+    whole = {
+        "name": "vic_elec",
+        "context": WEEK,
+        "horizon": DAY,
+        "decoder": "direct",
+        "base": "seasonal_naive",
+        "scaling": "standard",
+        "head": {"kind": "point", "loss": "mae"},
+        "calendar": variant.calendar,
+        "covariates": variant.covariates,
+        "network": {"cell": "gru", "hidden": 64},
+        "training": {
+            "steps": 800,
+            "epoch_steps": 50,
+            "batch": 64,
+            "learning_rate": 0.003,
+            "valid_windows": VALID,
+            "seed": seed,
+        },
+    }
+    return Spec.parse(whole | fields, where="covariates.py")
+
+
+def ask(panel: Panel, spec: Spec) -> Ask:
+    """A network that was trained on all before the test."""
+    return Predictor(fit(hold_out(panel, TEST * DAY).known, spec, accelerator="cpu").forecaster).forecast_each
+
+
+def stages(panel: Panel) -> Iterator[tuple[Panel, int]]:
+    """The test, and the days that choose: what is known at its end, and how many days."""
+    yield panel, TEST
+    yield hold_out(panel, TEST * DAY).known, VALID
+
+
+def by_day(panel: Panel, forecaster: Ask, days: int) -> np.ndarray:
+    """MASE of each of the last days of a panel, each asked for at its midnight."""
+    result = backtest(panel, {"it": forecaster}, horizon=DAY, windows=days, season=DAY)
+    return result.scaled_errors("it")[0].mean(axis=1)
+
+
+def shuffled(panel: Panel) -> Panel:
+    """The panel with the covariates of whole days (48 steps from the first midnight) in another order."""
+    [one] = panel.series
+    days = len(one) // DAY
+    order = np.random.default_rng(SHUFFLE).permutation(days)
+    steps = (order[:, None] * DAY + np.arange(DAY)).ravel()
+    covariates = {name: np.append(values[steps], values[days * DAY :]) for name, values in one.covariates.items()}
+    return panel._replace(series=[replace(one, covariates=covariates)])
+
+
+def vic_elec() -> Panel | None:
+    """The series, where it is."""
+    for folder in (ROOT, ROOT.parent):
+        file = folder / "shared" / "data" / "vic_elec.parquet"
+        if file.exists():
+            frame = pd.read_parquet(file)
+            frame["ds"] = frame["ds"].dt.tz_localize("UTC")
+            return to_panel(frame, freq="30min", zone=ZONE, covariates=WEATHER)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
