@@ -35,7 +35,7 @@ check: install ## what CI runs first: format, lint, types, walls, fast tests
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest --numprocesses $(JOBS) -m "not slow"
 
 test: install ## every test
 	$(BIN)/pytest --numprocesses $(JOBS)
