@@ -24,6 +24,7 @@ app.command(data_app)
 
 
 _WHERE, _READING = Where(), Reading()
+_TOLD = 10  # faults of single series that are told one by one
 
 
 @app.command
@@ -163,15 +164,17 @@ def forecast(
     outcomes = Predictor(forecaster).forecast_each(panel.series, horizon or forecaster.spec.horizon, levels=levels)
     good = [outcome for outcome in outcomes if isinstance(outcome, Forecast)]
     bad = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
-    for fault in bad[:10]:
+    for fault in bad[: _TOLD if good else 0]:
         warn(fault.message)
     for one in good:
         for warning in one.warnings:
             warn(f"series {one.id!r}: {warning}")
     if not good:
+        warn(f"none of {len(outcomes)} series has a forecast; the first says why")
         raise bad[0]
     if bad:
-        warn(f"{len(bad)} of {len(outcomes)} series have no forecast")
+        further = f", the first {_TOLD} are told above" if len(bad) > _TOLD else ""
+        warn(f"{len(bad)} of {len(outcomes)} series have no forecast{further}")
     table = pd.concat(
         [
             pd.DataFrame(
@@ -271,11 +274,10 @@ def retrain(
         progress=sys.stderr.isatty(),
     )
     print_scores(done.trained.scores)
-    print(f"version {done.version.number} of {done.version.name}: {done.verdict}")
+    named = f"{done.version.name} version {done.version.number}"
     if not done.verdict.promote:
-        raise RefusedByGate(
-            f"Version {done.version.number} was registered but not promoted: {'; '.join(done.verdict.reasons)}."
-        )
+        raise RefusedByGate(f"{named} was registered but not promoted: {'; '.join(done.verdict.reasons)}.")
+    print(f"{named} is the champion: {'; '.join(done.verdict.reasons)}")
 
 
 @data_app.command
@@ -309,18 +311,20 @@ def check(
 
 
 @app.command
-def verify(bundle: Path) -> None:
+def verify(bundle: str, *, where: Where = _WHERE) -> None:
     """Checks a bundle: digests, shapes, finite weights, golden requests.
 
     Parameters
     ----------
     bundle
-        The folder.
+        A bundle folder, or a registered model as NAME or NAME@ALIAS.
     """
     from forecaster import artifact
 
-    forecaster = artifact.load(bundle)
-    print(f"{forecaster.spec.name}: a good bundle ({artifact.digest(bundle)})")
+    is_path = Path(bundle).exists() or os.sep in bundle
+    folder = Path(bundle) if is_path else bundle_of(bundle, where)
+    forecaster = artifact.load(folder)
+    print(f"{forecaster.spec.name}: a good bundle ({artifact.digest(folder)})")
 
 
 @app.command
@@ -352,6 +356,10 @@ def serve(
             "Name a registered model: forecaster serve NAME, or FORECASTER_SERVING_MODEL=NAME.",
             where="model",
         )
+    if model is not None and root.uri is None and not root.slot.exists() and (root.path / "mlflow.db").exists():
+        from forecaster.registry import CHAMPION, Registry
+
+        Registry(root.store).resolve(model, CHAMPION)  # a slip in the name would wait for ever
     # By name and not by import: serving and pipelines meet only in the registry.
     os.execve(sys.executable, [sys.executable, "-m", "serving"], environment)  # noqa: S606
 
@@ -381,6 +389,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except CycloptsError:  # told by cyclopts already
         sys.exit(2)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:  # a full disk, a file that went away: the system's own words say what and where
         print(f"forecaster: {error}", file=sys.stderr)
         sys.exit(1)

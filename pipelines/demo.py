@@ -50,6 +50,7 @@ def demo(configs: Path, root: Root) -> None:
     drawn = [_sine(configs / "sine.yaml", root, pictures)]
     _log.info("2. Monthly patient counts of 767 series: train, track, backtest, register, judge")
     done = retrain(Data("hospital"), read_spec(configs / "hospital.yaml"), root, trigger="demo")
+    _log.info("   version %s: %s", done.version.number, done.verdict)
     _log.info("3. Serve the champion, and ask it over HTTP for the year that was held out")
     if done.champion is None:
         raise RefusedByGate(f"No champion to serve: {done.verdict}.")
@@ -77,6 +78,7 @@ def _sine(config: Path, root: Root, pictures: Path) -> Path:
         rmse,
         truth.std(),
     )
+    _log.info("   (fed with its own output a plain recurrence drifts; docs/experiments.md has the figures)")
     path = pictures / "sine.png"
     title = f"t sin(t) / 3 + 2 sin(5 t): {spec.horizon} steps past the end, RMSE {rmse:.2f}"
     forecast_plot(history, forecast, actual=truth, title=title).savefig(path)

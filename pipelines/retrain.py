@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 
 from forecaster import artifact
@@ -15,8 +14,6 @@ from pipelines.releases import champion_of, fetch, register
 from pipelines.settings import Root
 from pipelines.sources import Data
 from pipelines.train import Trained, train
-
-_log = logging.getLogger(__name__)
 
 
 class Retrained(NamedTuple):
@@ -43,7 +40,6 @@ def retrain(
     version = register(trained.bundle, root, run_id=trained.run_id)
     registry.set_alias(version, CHALLENGER)
     verdict = judge(trained.result)
-    _log.info("%s: %s", version, verdict)
     if verdict.promote:
         registry.promote(version, base=base)
         champion = trained.forecaster

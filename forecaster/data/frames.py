@@ -130,6 +130,8 @@ def _check_columns(frame: pd.DataFrame, names: Columns, extra: Sequence[str]) ->
         advice = (
             f"{', '.join(in_index)} is in the index: call reset_index()."
             if in_index
+            else "Add the columns, or take them out of the specification's covariates and static."
+            if set(missing) <= set(extra)
             else "Rename the columns, or say what they are called (--id-column, --ds-column, --y-column)."
         )
         raise MissingColumn(

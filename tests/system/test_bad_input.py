@@ -390,6 +390,7 @@ def test_real_processes_end_with_the_codes_that_scripts_rely_on(trained: Trained
         (["verify", here], 1, "manifest.json"),
         (["serve", "small", "--port", 99999], 2, "PORT"),
         (["serve"], 1, "FORECASTER_SERVING_MODEL"),
+        (["serve", "smal", *root], 1, "'smal'"),
     ):
         done = forecaster(*arguments, folder=here)
         assert done.returncode == code, done.stderr
