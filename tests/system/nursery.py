@@ -122,6 +122,8 @@ def _answer(number: int | None) -> None:
 
 def _become(arguments: Sequence[str], folder: str, syncs: int | None) -> None:
     """The command; never comes back."""
+    # Whoever runs the tests in the background ignores interrupts, and a child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from pipelines.cli import main
 
     os.setsid()
