@@ -249,9 +249,11 @@ class Predictor:
     def scale(self, history: Float64[np.ndarray, "_"]) -> float:
         """The scale of a history that its calibration was measured in, and is undone with.
 
-        Only the steps that the network reads count: a longer history must not make an interval narrower.
+        All of it counts, as in benchmarks/coverage.py: measured on the network's short context it is so uncertain that
+        intervals are wide and hold less (docs/experiments.md). Intervals of a history much shorter than those of the
+        calibration hold less too.
         """
-        return history_scale(history[-self.network.lead - self.forecaster.spec.context :], self.forecaster.season)
+        return history_scale(history, self.forecaster.season)
 
     def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast:
         """The forecast, with the seasonal naive in place of what left the finite numbers."""
