@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from forecaster.conformal import Calibration, history_scale
 from forecaster.data.calendar import offset
 from forecaster.data.encoding import Encoding
-from forecaster.data.windows import Window, stack
+from forecaster.data.windows import stack
+from forecaster.engine import Engine, Known
 from forecaster.errors import (
     BadSpec,
     CovariateUnknown,
@@ -27,10 +28,10 @@ from forecaster.errors import (
     NotANumber,
     ValueOutOfRange,
 )
+from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import fork, roll, warm_up
 from forecaster.series import LARGEST_VALUE, Forecast, Series
-from forecaster.shapes import Float, Float64
+from forecaster.shapes import Float64
 from forecaster.spec import Spec
 
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
@@ -49,6 +50,7 @@ class Forecaster:
         network: The weights.
         calibration: How far from its point forecasts the truth has been; None if that was not measured.
         facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
+        graph: The rollout of the network as an ONNX file; None where it was not written.
     """
 
     spec: Spec
@@ -59,15 +61,33 @@ class Forecaster:
     network: Regressor
     calibration: Calibration | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    graph: bytes | None = None
+
+
+def graph_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
+    """The engine that runs the graph of a forecaster; None if it has no graph, or onnxruntime is not installed.
+
+    Raises BundleDamaged if onnxruntime cannot run the graph.
+    """
+    if forecaster.graph is None or find_spec("onnxruntime") is None:
+        return None
+    from forecaster.graph.runner import GraphRunner
+
+    return GraphRunner(forecaster.graph, threads=threads)
 
 
 class Predictor:
-    """A forecaster ready to answer; it remembers nothing between calls, so threads may share it."""
+    """A forecaster ready to answer; it remembers nothing between calls, so threads may share it.
 
-    def __init__(self, forecaster: Forecaster, *, device: str = "cpu") -> None:
+    Its rollouts run in PyTorch on the device, or on another engine; draws that the engine cannot make stay in PyTorch.
+    """
+
+    def __init__(self, forecaster: Forecaster, *, device: str = "cpu", engine: Engine | None = None) -> None:
         self.forecaster = forecaster
-        self.network = forecaster.network.to(device).eval()
-        self._device = device
+        reference = Reference(forecaster.network, device=device)
+        self.network = reference.network
+        self._engine = engine or reference
+        self._drawing = self._engine if self._engine.draws else reference
         self._step = offset(forecaster.freq)
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
@@ -120,8 +140,8 @@ class Predictor:
             outcomes.append(fault or self._paths(one, horizon, paths=paths, seed=seed))
         return outcomes
 
-    def _ready(self, series: Sequence[Series], horizon: int) -> _Ready:
-        """Windows and future covariates, on the device, as the network reads them."""
+    def _ready(self, series: Sequence[Series], horizon: int) -> Known:
+        """Windows and future covariates, as the network reads them."""
         encoding, context = self.forecaster.encoding, self.network.lead + self.forecaster.spec.context
         steps = self._steps(horizon)
         tails = [_tail(one, context) for one in series]
@@ -132,24 +152,19 @@ class Predictor:
             covariates=[known[: len(one)] for one, known in zip(tails, columns, strict=True)] if columns else (),
             static=[encoding.groups(one) for one in tails] if encoding.static else (),
         )
-        ahead = torch.from_numpy(np.stack([known[-steps:] for known in columns])).float() if columns else None
-        return _Ready(window.to(self._device), None if ahead is None else ahead.to(self._device))
+        ahead = np.stack([known[-steps:] for known in columns]).astype(np.float32) if columns else None
+        covariates, static = (None if part is None else part.numpy() for part in window[1:])
+        return Known(window.values.numpy(), covariates, static, ahead)
 
-    def _roll(self, ready: _Ready, *, horizon: int) -> Float64[np.ndarray, "row horizon"]:
-        with torch.inference_mode():
-            memory = warm_up(self.network, ready.window)
-            return np.asarray(roll(self.network, memory, horizon=horizon, ahead=ready.ahead)[0].cpu().numpy())
+    def _roll(self, known: Known, *, horizon: int) -> Float64[np.ndarray, "row horizon"]:
+        return self._engine.roll(known, horizon=horizon)
 
     def _paths(self, one: Series, horizon: int, *, paths: int, seed: int) -> Float64[np.ndarray, "path horizon"]:
         """Paths fork from one warmed-up memory."""
-        ready, steps = self._ready([one], horizon), self._steps(horizon)
         own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
         draw = torch.Generator().manual_seed(own)
-        noise = torch.rand(paths, steps, self.network.head.noise, generator=draw).clamp(1e-6, 1 - 1e-6).to(self._device)
-        with torch.inference_mode():
-            memory = fork(warm_up(self.network, ready.window), paths=paths)
-            ahead = None if ready.ahead is None else ready.ahead.expand(paths, -1, -1)
-            return np.asarray(roll(self.network, memory, horizon=horizon, ahead=ahead, noise=noise)[0].cpu().numpy())
+        noise = torch.rand(paths, self._steps(horizon), self.network.head.noise, generator=draw).clamp(1e-6, 1 - 1e-6)
+        return self._drawing.roll(self._ready([one], horizon), horizon=horizon, noise=noise.numpy())
 
     def _fault(self, one: Series, horizon: int) -> ForecasterError | None:
         """What is wrong with a history, if anything."""
@@ -267,11 +282,6 @@ class Predictor:
             "Check the history for extreme values, or ask for a shorter horizon."
         )
         return Forecast(one.id, one.stamps_ahead(len(mean)), mended, (warning,))
-
-
-class _Ready(NamedTuple):
-    window: Window
-    ahead: Float[Tensor, "row step covariate"] | None
 
 
 def _some(series: Sequence[Series]) -> Iterator[Sequence[Series]]:

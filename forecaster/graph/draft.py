@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from onnx import NodeProto, ValueInfoProto, checker, helper, numpy_helper
@@ -16,6 +16,7 @@ OPSET = 18  # the first whose reductions all take their axes as inputs
 IR_VERSION = 9
 SMALL = 64  # elements of a constant that is looked for before it is written again
 
+Kind: TypeAlias = "np.dtype[Any]"
 F32, F64, I64, BOOL = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.bool_)
 
 Dims = Sequence["int | Value"]
@@ -27,7 +28,7 @@ class Value:
     Sizes are int64 Values of shape [1], so that they can stand among the numbers of a shape.
     """
 
-    def __init__(self, draft: Draft, name: str, kind: np.dtype[Any]) -> None:
+    def __init__(self, draft: Draft, name: str, kind: Kind) -> None:
         self.draft, self.name, self.kind = draft, name, kind
 
     def __add__(self, other: Value | float) -> Value:
@@ -93,7 +94,7 @@ class Value:
         return self._alone("Abs")
 
     def exp(self) -> Value:
-        """e to the x."""
+        """The exponential function."""
         return self._alone("Exp")
 
     def log(self) -> Value:
@@ -129,7 +130,7 @@ class Value:
         ends = [None if end is None else self.draft.constant(end, self.kind) for end in (low, high)]
         return self.draft.node("Clip", [self, *ends], self.kind)
 
-    def cast(self, kind: np.dtype[Any]) -> Value:
+    def cast(self, kind: Kind) -> Value:
         """As another kind."""
         return self.draft.node("Cast", [self], kind, {"to": _code(kind)})
 
@@ -201,7 +202,7 @@ class Value:
     def _alone(self, operator: str) -> Value:
         return self.draft.node(operator, [self], self.kind)
 
-    def _with(self, operator: str, other: Value | float, kind: np.dtype[Any] | None = None) -> Value:
+    def _with(self, operator: str, other: Value | float, kind: Kind | None = None) -> Value:
         beside = other if isinstance(other, Value) else self.draft.constant(other, self.kind)
         return self.draft.node(operator, [self, beside], kind or self.kind)
 
@@ -216,16 +217,14 @@ class Draft:
         self._inputs: list[ValueInfoProto] = []
         self._count = 0
 
-    def input(
-        self, name: str, kind: np.dtype[Any], shape: Sequence[str | int], *, default: np.ndarray | None = None
-    ) -> Value:
+    def input(self, name: str, kind: Kind, shape: Sequence[str | int], *, default: np.ndarray | None = None) -> Value:
         """What comes from outside; with a default it may be left out."""
         self._inputs.append(helper.make_tensor_value_info(name, _code(kind), shape))
         if default is not None:
             self._initial.append(numpy_helper.from_array(default.astype(kind), name))
         return Value(self, name, kind)
 
-    def constant(self, number: np.ndarray | float, kind: np.dtype[Any] = F32) -> Value:
+    def constant(self, number: np.ndarray | float, kind: Kind = F32) -> Value:
         """An array, or a number, of a kind. It belongs to the outermost graph; a small one is there once."""
         array = np.asarray(number, dtype=kind)
         key = (kind.name, array.shape, array.tobytes() if array.size <= SMALL else str(self._count).encode())
@@ -246,7 +245,7 @@ class Draft:
         parts = [number if isinstance(number, Value) else self.whole([number]) for number in numbers]
         return parts[0] if len(parts) == 1 else self.concat(parts, axis=0)
 
-    def zeros(self, *shape: int | Value, kind: np.dtype[Any] = F32) -> Value:
+    def zeros(self, *shape: int | Value, kind: Kind = F32) -> Value:
         """As many zeros."""
         zero = numpy_helper.from_array(np.zeros(1, dtype=kind))
         return self.node("ConstantOfShape", [self.shape(shape)], kind, {"value": zero})
@@ -312,7 +311,7 @@ class Draft:
         self,
         operator: str,
         inputs: Sequence[Value | None],
-        kind: np.dtype[Any],
+        kind: Kind,
         options: Mapping[str, Any] | None = None,
     ) -> Value:
         """The result of an operator that has one."""
@@ -322,13 +321,13 @@ class Draft:
         self,
         operator: str,
         inputs: Sequence[Value | None],
-        kinds: Sequence[np.dtype[Any] | None],
+        kinds: Sequence[Kind | None],
         options: Mapping[str, Any] | None = None,
     ) -> list[Value]:
         """The results of an operator; one whose kind is None is not asked for, and left out."""
         results = [None if kind is None else self._new(kind) for kind in kinds]
-        names = [["" if value is None else value.name for value in some] for some in (inputs, results)]
-        self._nodes.append(helper.make_node(operator, *names, **(options or {})))
+        ends = [["" if value is None else value.name for value in some] for some in (inputs, results)]
+        self._nodes.append(helper.make_node(operator, ends[0], ends[1], **(options or {})))
         return [value for value in results if value is not None]
 
     def finish(self, outputs: Mapping[str, tuple[Value, Sequence[str | int]]], facts: Mapping[str, str]) -> bytes:
@@ -358,12 +357,12 @@ class Draft:
         """Copies: what a part gives must be made by a node of its own."""
         return [self.node("Identity", [value], value.kind) for value in values]
 
-    def _new(self, kind: np.dtype[Any]) -> Value:
+    def _new(self, kind: Kind) -> Value:
         self._count += 1
         return Value(self, f"v{self._count}", kind)
 
 
-def _code(kind: np.dtype[Any]) -> int:
+def _code(kind: Kind) -> int:
     return int(helper.np_dtype_to_tensor_dtype(kind))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from forecaster.graph import rollout
-from forecaster.graph.draft import BOOL, F32, F64, I64, Draft, Value
+from forecaster.graph.draft import BOOL, F32, F64, I64, Draft, Kind, Value
 from forecaster.graph.heads import drawable
 from forecaster.graph.network import Network, place
 from forecaster.graph.recurrence import Slots
@@ -56,33 +56,35 @@ def export(model: Regressor) -> bytes:
     return draft.finish({"forecast": (forecast, ["way", "horizon"]), **after}, facts)
 
 
-def _shapes(network: Network) -> dict[str, tuple[np.dtype[np.generic], list[str | int]]]:
+def _shapes(network: Network) -> dict[str, tuple[Kind, list[str | int]]]:
     """The kind and shape of each part of a memory, as it goes in and comes out."""
     model = network.model
-    slots = [sum(one.dilation for one in network.layers), "row", model.recurrent.hidden]
-    phases = model.season if model.scaling == "level_season" else 1
-    groups = sum(table.embedding_dim for table in model.groups)
-    return {
+    slots: list[str | int] = [sum(one.dilation for one in network.layers), "row", model.recurrent.hidden]
+    shapes: dict[str, tuple[Kind, list[str | int]]] = {
         "hidden": (F32, slots),
-        **({"cell": (F32, slots)} if network.layers[0].operator == "LSTM" else {}),
         "output": (F32, ["row", model.recurrent.hidden]),
         "recent": (F32, ["row", model.back]),
         "begun": (BOOL, ["row"]),
         "shift": (F64, ["row"]),
         "width": (F64, ["row"]),
-        "profile": (F64, ["row", phases]),
+        "profile": (F64, ["row", model.season if model.scaling == "level_season" else 1]),
         "bound": (F32, ["row"]),
         "time": (I64, [1]),
-        **({"static": (F32, ["row", groups])} if network.tables else {}),
     }
+    if network.layers[0].operator == "LSTM":
+        shapes["cell"] = (F32, slots)
+    if network.tables:
+        shapes["static"] = (F32, ["row", network.groups])
+    return shapes
 
 
 def _before(network: Network) -> dict[str, Value]:
     """The memory to go on from; it may be left out, and is then one of no row."""
     found = {}
     for name, (kind, shape) in _shapes(network).items():
-        nothing = np.zeros([0 if size == "row" else size for size in shape], dtype=kind)
-        found[name] = network.draft.input(f"before.{name}", kind, ["before" if one == "row" else one for one in shape], default=nothing)
+        nothing = np.zeros([0 if isinstance(size, str) else size for size in shape], dtype=kind)
+        axes = ["before" if isinstance(size, str) else size for size in shape]
+        found[name] = network.draft.input(f"before.{name}", kind, axes, default=nothing)
     return found
 
 
@@ -93,13 +95,13 @@ def _given(network: Network, before: Mapping[str, Value]) -> rollout.Memory:
         parts = [before[name].cut(0, first, first + one.dilation) for name in ("hidden", "cell") if name in before]
         state.append(Slots(parts[0], parts[1] if len(parts) > 1 else None))
         first += one.dilation
-    scale = [before[name].unsqueeze(1) for name in ("shift", "width")]
+    shift, width = (before[name].unsqueeze(1) for name in ("shift", "width"))
     return rollout.Memory(
         state=state,
         output=before["output"].unsqueeze(0),
         recent=before["recent"],
         begun=before["begun"].unsqueeze(1),
-        scale=Scale(network.model.scaling, *scale, before["profile"]),
+        scale=Scale(network.model.scaling, shift, width, before["profile"]),
         bound=before["bound"].unsqueeze(1),
         time=before["time"],
         static=before.get("static"),

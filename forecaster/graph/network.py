@@ -38,6 +38,7 @@ class Network:
         model: What it was built for.
         layers: Its recurrence.
         tables: What it learned of each static category, [number, group].
+        groups: How many numbers they give a row in all.
         decoder: None if the output layer reads the recurrence's output as it is.
         weight: Of the output layer, by hidden, point of a segment and parameter.
         bias: Likewise.
@@ -47,6 +48,7 @@ class Network:
     model: Regressor
     layers: Sequence[Layer]
     tables: Sequence[Value]
+    groups: int
     decoder: Decoder | None
     weight: np.ndarray
     bias: np.ndarray
@@ -136,12 +138,14 @@ def place(draft: Draft, model: Regressor) -> Network:
     """Puts the weights of a network into a draft."""
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     hidden, segment = model.recurrent.hidden, model.segment
+    tables = [weights[f"groups.{number}.weight"] for number in range(len(model.groups))]
     raw = weights["output.weight"].reshape(segment, model.head.params, hidden)
     return Network(
         draft=draft,
         model=model,
         layers=[_layer(draft, model, weights, number) for number in range(len(model.recurrent.layers))],
-        tables=[draft.constant(weights[f"groups.{number}.weight"]) for number in range(len(model.groups))],
+        tables=[draft.constant(table) for table in tables],
+        groups=sum(table.shape[1] for table in tables),
         decoder=_decoder(draft, weights),
         weight=raw.transpose(2, 0, 1),
         bias=weights["output.bias"].reshape(segment, model.head.params),

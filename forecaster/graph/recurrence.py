@@ -7,7 +7,7 @@ add, and holds the update gate of a GRU shut, so that the state stays exactly ze
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,10 @@ class Slots(NamedTuple):
 
     hidden: Value
     cell: Value | None
+
+    def each(self, change: Callable[[Value], Value]) -> Slots:
+        """With both parts changed."""
+        return Slots(change(self.hidden), None if self.cell is None else change(self.cell))
 
 
 class Weights(NamedTuple):
@@ -73,7 +77,7 @@ class Cell(NamedTuple):
     @property
     def hidden(self) -> int:
         """Size of the state."""
-        return self.state.shape[1]
+        return int(self.state.shape[1])
 
     @property
     def operator(self) -> str:
@@ -95,7 +99,8 @@ class Cell(NamedTuple):
 
 def layer(draft: Draft, cell: Cell, *, always: slice, dilation: int, residual: bool) -> Layer:
     """A layer of the recurrence; `always` are inputs that are 1 in every rollout, where its values are all there."""
-    w, r, first, second = ordered = cell.ordered()
+    ordered = cell.ordered()
+    w, first, second = ordered.inputs, ordered.input_bias, ordered.state_bias
     hidden, shut = cell.hidden, cell.operator == "GRU"
     gate = slice(0, hidden) if shut else slice(len(w) - hidden, len(w))
     cancel = np.zeros((len(w), 1), dtype=np.float32)
@@ -127,7 +132,9 @@ def sweep(layers: Sequence[Layer], inputs: Value, padding: Value) -> tuple[Value
     return outputs.cut(0, -1), state
 
 
-def step(layers: Sequence[Layer], inputs: Value, state: Sequence[Slots], padding: Value | None) -> tuple[Value, list[Slots]]:
+def step(
+    layers: Sequence[Layer], inputs: Value, state: Sequence[Slots], padding: Value | None
+) -> tuple[Value, list[Slots]]:
     """One step, with the oldest slot of every layer used and replaced.
 
     Args:
@@ -142,7 +149,7 @@ def step(layers: Sequence[Layer], inputs: Value, state: Sequence[Slots], padding
         weights = one.rolling if padding is None else one.reading
         fed = outputs if padding is None else outputs.draft.concat([outputs, padding], axis=2)
         deep = one.dilation > 1
-        oldest = Slots(*(None if part is None else part.cut(0, 0, 1) for part in slots)) if deep else slots
+        oldest = slots.each(lambda part: part.cut(0, 0, 1)) if deep else slots
         _, new = run(one.operator, weights, fed, oldest, hidden=one.hidden)
         after.append(_replaced(slots, new) if deep else new)
         outputs = new.hidden + below if one.residual else new.hidden
@@ -199,8 +206,8 @@ def _sweep_one(one: Layer, inputs: Value, padding: Value, *, every: bool) -> tup
     """One layer as `dilation` interleaved streams; its outputs, all or only the last, and the state."""
     draft, rows, dilation = inputs.draft, inputs.size(1), one.dilation
     if dilation == 1:
-        fed = draft.concat([inputs, padding], axis=2)
-        outputs, slots = run(one.operator, one.reading, fed, None, hidden=one.hidden, every=every)
+        whole = draft.concat([inputs, padding], axis=2)
+        outputs, slots = run(one.operator, one.reading, whole, None, hidden=one.hidden, every=every)
         return slots.hidden if outputs is None else outputs, slots
     steps = inputs.size(0)
     short = (steps * -1) % dilation  # in front, so that the last step ends the last stream and slots stay oldest first
@@ -210,7 +217,7 @@ def _sweep_one(one: Layer, inputs: Value, padding: Value, *, every: bool) -> tup
     outputs, slots = run(one.operator, one.reading, streams, None, hidden=one.hidden, every=True)
     assert outputs is not None
     woven = outputs.reshape(-1, rows, one.hidden).cut(0, short)
-    return woven, Slots(*(None if part is None else part.reshape(dilation, -1, one.hidden) for part in slots))
+    return woven, slots.each(lambda part: part.reshape(dilation, -1, one.hidden))
 
 
 def _replaced(slots: Slots, new: Slots) -> Slots:

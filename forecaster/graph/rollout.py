@@ -196,7 +196,7 @@ def _woven(block: Value) -> Value:
 
 def _fork(memory: Memory, rows: Value) -> Memory:
     """What a rollout goes on from, for so many rows: as many as there are, or copies of the only one."""
-    state = [Slots(*(None if part is None else part.expand(1, rows, 1) for part in slots)) for slots in memory.state]
+    state = [slots.each(lambda part: part.expand(1, rows, 1)) for slots in memory.state]
     static = None if memory.static is None else memory.static.expand(rows, 1)
     output, recent = memory.output.expand(1, rows, 1), memory.recent.expand(rows, 1)
     return memory._replace(state=state, output=output, recent=recent, static=static)

@@ -1,1 +1,178 @@
-FORMAT = "1"
+"""Runs a rollout that was written as an ONNX graph: onnxruntime and numpy, no torch.
+
+What goes in (rows first; all but `values` and `horizon` only where the network reads them):
+
+    values [row, step]  covariates [row, step, any]  static [row, any]  ahead [way, step, any]  horizon [1]
+    noise [way, step, any]      uniforms to draw paths with; left out: point forecasts
+    before.*                    the memory to go on from; left out: the values are a window, measured and read afresh
+
+and what comes out: forecast [way, horizon], and after.*, the memory after the values. Ways are rows, or forks of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+
+from forecaster.engine import Known
+from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
+from forecaster.shapes import Bool, Float, Float64, Int
+
+FORMAT = "1"  # of the names, kinds and shapes above
+
+
+class Memory(NamedTuple):
+    """All a rollout carries from one call to the next: `forecaster.model.rollout.Memory` as plain arrays.
+
+    Attributes:
+        hidden: The recurrence, a slot for each layer and step of its dilation.
+        output: What its last step said.
+        recent: The latest values, scaled, gaps filled.
+        begun: Whether the row has seen an observation yet.
+        shift: Of the scale of each row.
+        width: Likewise.
+        profile: Likewise.
+        bound: Scaled values beyond it are not believed.
+        time: Steps read since the rows began.
+        cell: Of an LSTM; None otherwise.
+        static: What is known of the row for good; None where it has no categories.
+    """
+
+    hidden: Float[np.ndarray, "slot row hidden"]
+    output: Float[np.ndarray, "row hidden"]
+    recent: Float[np.ndarray, "row back"]
+    begun: Bool[np.ndarray, "row"]
+    shift: Float64[np.ndarray, "row"]
+    width: Float64[np.ndarray, "row"]
+    profile: Float64[np.ndarray, "row phase"]
+    bound: Float[np.ndarray, "row"]
+    time: Int[np.ndarray, "1"]
+    cell: Float[np.ndarray, "slot row hidden"] | None = None
+    static: Float[np.ndarray, "row group"] | None = None
+
+
+class GraphRunner:
+    """A graph ready to run; it remembers nothing between calls, so threads may share it.
+
+    Attributes:
+        block: Time points that the decoder gives in one go; covariates ahead and noise reach to the end of one.
+    """
+
+    def __init__(self, graph: bytes, *, threads: int = 1) -> None:
+        """Prepares a graph.
+
+        Args:
+            graph: As `forecaster.graph.export` wrote it; raises BundleDamaged if it is not.
+            threads: That share the work of one call. A small batch is fastest on one; calls beside each other need no more.
+        """
+        self._session = _session(graph, threads)
+        self._needed = {one.name: one.shape for one in self._session.get_inputs()}
+        self._optional = {one.name: one.shape for one in self._session.get_overridable_initializers()}
+        self._parts = [name for name in Memory._fields if f"before.{name}" in self._optional]
+        facts = self._session.get_modelmeta().custom_metadata_map
+        if facts.get("format") != FORMAT:
+            raise BundleDamaged(
+                f"Expected a rollout graph of format {FORMAT}; found {facts.get('format')!r}. Write the bundle again with this "
+                "version of forecaster, or serve it with the one that wrote it.",
+                where="rollout.onnx",
+            )
+        self.block, self._segment, self._lead = (int(facts[name]) for name in ("block", "segment", "lead"))
+
+    @property
+    def draws(self) -> bool:
+        """Whether it can draw paths."""
+        return "noise" in self._optional
+
+    def roll(
+        self, known: Known, *, horizon: int, noise: Float[np.ndarray, "path ahead noise"] | None = None
+    ) -> Float64[np.ndarray, "way horizon"]:
+        """As `forecaster.engine.Engine.roll`."""
+        [forecast] = self._run(["forecast"], known, horizon, noise, None)
+        return np.asarray(forecast)
+
+    def go_on(
+        self,
+        known: Known,
+        memory: Memory | None = None,
+        *,
+        horizon: int,
+        noise: Float[np.ndarray, "path ahead noise"] | None = None,
+    ) -> tuple[Float64[np.ndarray, "way horizon"], Memory]:
+        """The forecast, and the memory after what is known: the end of the history, not of the forecast.
+
+        Args:
+            known: Further values after a memory, whole segments or none at all; without a memory, a window.
+            memory: After all that came before.
+            horizon: As in `roll`.
+            noise: As in `roll`.
+        """
+        names = [f"after.{name}" for name in self._parts]
+        forecast, *parts = self._run(["forecast", *names], known, horizon, noise, memory)
+        return forecast, Memory(**dict(zip(self._parts, parts, strict=True)))
+
+    def _run(
+        self, wanted: list[str], known: Known, horizon: int, noise: np.ndarray | None, memory: Memory | None
+    ) -> list[Any]:
+        given: dict[str, np.ndarray] = {"values": known.values, "horizon": np.array([horizon], dtype=np.int64)}
+        for name, part in (("covariates", known.covariates), ("ahead", known.ahead), ("noise", noise)):
+            if part is not None:
+                given[name] = np.asarray(part, dtype=np.float32)
+        if known.static is not None:
+            given["static"] = np.asarray(known.static, dtype=np.int64)
+        if memory is not None:
+            given |= {f"before.{name}": getattr(memory, name) for name in self._parts}
+        self._check(given, horizon)
+        return list(self._session.run(wanted, given))
+
+    def _check(self, given: dict[str, np.ndarray], horizon: int) -> None:
+        """All that the network reads is there, in shapes that belong together."""
+        if horizon < 1:
+            raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
+        (rows, steps), fresh = given["values"].shape, "before.output" not in given
+        lead, least = (self._lead, self._segment) if fresh else (0, 0)
+        if rows < 1 or steps < lead + least or (steps - lead) % self._segment:
+            raise InputError(
+                f"Expected rows of {lead} steps and whole segments of {self._segment} after them, {least} steps or more; found "
+                f"{rows} rows of {steps} steps. Pad them in front with NaN.",
+                where="values",
+            )
+        ways = next((len(given[name]) for name in ("noise", "ahead") if name in given), rows)
+        sizes = {"row": rows, "before": rows, "step": steps, "way": ways if rows == 1 else rows}
+        ahead = -(-horizon // self.block) * self.block
+        for name in self._needed.keys() | given.keys():
+            shape, found = self._needed.get(name, self._optional.get(name)), given.get(name)
+            expected = None if shape is None else [sizes.get(axis, axis) for axis in shape]
+            if expected is None or found is None or not _fits(found.shape, expected, ahead):
+                there = None if found is None else found.shape
+                raise InputError(
+                    f"Expected {name} of shape {_told(expected, ahead)}; found {_told(there, 0)}. Give what the network reads, "
+                    "and nothing else.",
+                    where=name,
+                )
+
+
+def _fits(found: Sequence[int], expected: Sequence[int | str], ahead: int) -> bool:
+    return len(found) == len(expected) and all(
+        size >= ahead if wanted == "ahead" else size == wanted for size, wanted in zip(found, expected, strict=True)
+    )
+
+
+def _told(shape: Sequence[int | str] | None, ahead: int) -> str:
+    return "none" if shape is None else str([f"{ahead} or more" if axis == "ahead" else axis for axis in shape])
+
+
+def _session(graph: bytes, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_mem_pattern = False  # it keeps a plan for every shape that was ever seen
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no common class
+        raise BundleDamaged(
+            f"Expected a rollout graph that onnxruntime can load; it says: {error}. Fetch the bundle again.",
+            where="rollout.onnx",
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from forecaster.graph.draft import F32, F64, I64, Draft, Value
+from forecaster.graph.draft import F32, F64, I64, Value
 from forecaster.spec import Scaling
 
 
