@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Known(NamedTuple):
     ahead: Float[np.ndarray, "row ahead covariate"] | None = None
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A network that rolls; it remembers nothing between calls, so threads may share it."""
 

@@ -17,6 +17,7 @@ IR_VERSION = 9
 SMALL = 64  # elements of a constant that is looked for before it is written again
 
 Kind: TypeAlias = "np.dtype[Any]"
+Number: TypeAlias = int | float
 F32, F64, I64, BOOL = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.bool_)
 
 Dims = Sequence["int | Value"]
@@ -31,24 +32,24 @@ class Value:
     def __init__(self, draft: Draft, name: str, kind: Kind) -> None:
         self.draft, self.name, self.kind = draft, name, kind
 
-    def __add__(self, other: Value | float) -> Value:
+    def __add__(self, other: Value | Number) -> Value:
         return self._with("Add", other)
 
-    def __sub__(self, other: Value | float) -> Value:
+    def __sub__(self, other: Value | Number) -> Value:
         return self._with("Sub", other)
 
-    def __rsub__(self, other: float) -> Value:
+    def __rsub__(self, other: Number) -> Value:
         return self.draft.constant(other, self.kind) - self
 
-    def __mul__(self, other: Value | float) -> Value:
+    def __mul__(self, other: Value | Number) -> Value:
         return self._with("Mul", other)
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def __truediv__(self, other: Value | float) -> Value:
+    def __truediv__(self, other: Value | Number) -> Value:
         return self._with("Div", other)
 
-    def __rtruediv__(self, other: float) -> Value:
+    def __rtruediv__(self, other: Number) -> Value:
         return self.draft.constant(other, self.kind) / self
 
     def __floordiv__(self, other: int) -> Value:
@@ -64,19 +65,19 @@ class Value:
     def __neg__(self) -> Value:
         return self._alone("Neg")
 
-    def __le__(self, other: Value | float) -> Value:
+    def __le__(self, other: Value | Number) -> Value:
         return self._with("LessOrEqual", other, BOOL)
 
-    def __lt__(self, other: Value | float) -> Value:
+    def __lt__(self, other: Value | Number) -> Value:
         return self._with("Less", other, BOOL)
 
-    def __ge__(self, other: Value | float) -> Value:
+    def __ge__(self, other: Value | Number) -> Value:
         return self._with("GreaterOrEqual", other, BOOL)
 
-    def __gt__(self, other: Value | float) -> Value:
+    def __gt__(self, other: Value | Number) -> Value:
         return self._with("Greater", other, BOOL)
 
-    def equals(self, other: Value | float) -> Value:
+    def equals(self, other: Value | Number) -> Value:
         """Where the two are equal."""
         return self._with("Equal", other, BOOL)
 
@@ -125,7 +126,7 @@ class Value:
         """Where nothing is known."""
         return self.draft.node("IsNaN", [self], BOOL)
 
-    def clip(self, low: float | None, high: float | None) -> Value:
+    def clip(self, low: Number | None, high: Number | None) -> Value:
         """Kept between two numbers."""
         ends = [None if end is None else self.draft.constant(end, self.kind) for end in (low, high)]
         return self.draft.node("Clip", [self, *ends], self.kind)
@@ -179,7 +180,7 @@ class Value:
         ends = [self.draft.shape([np.iinfo(np.int64).max if end is None else end]) for end in (first, last)]
         return self.draft.node("Slice", [self, *ends, self.draft.whole([axis])], self.kind)
 
-    def pad(self, axis: int, *, axes: int, before: int | Value = 0, after: int | Value = 0, fill: float = 0) -> Value:
+    def pad(self, axis: int, *, axes: int, before: int | Value = 0, after: int | Value = 0, fill: Number = 0) -> Value:
         """With more places in front of and behind an axis, one of `axes`."""
         nothing = [0] * axes
         front, back = [*nothing], [*nothing]
@@ -202,7 +203,7 @@ class Value:
     def _alone(self, operator: str) -> Value:
         return self.draft.node(operator, [self], self.kind)
 
-    def _with(self, operator: str, other: Value | float, kind: Kind | None = None) -> Value:
+    def _with(self, operator: str, other: Value | Number, kind: Kind | None = None) -> Value:
         beside = other if isinstance(other, Value) else self.draft.constant(other, self.kind)
         return self.draft.node(operator, [self, beside], kind or self.kind)
 
@@ -224,7 +225,7 @@ class Draft:
             self._initial.append(numpy_helper.from_array(default.astype(kind), name))
         return Value(self, name, kind)
 
-    def constant(self, number: np.ndarray | float, kind: Kind = F32) -> Value:
+    def constant(self, number: np.ndarray | Number, kind: Kind = F32) -> Value:
         """An array, or a number, of a kind. It belongs to the outermost graph; a small one is there once."""
         array = np.asarray(number, dtype=kind)
         key = (kind.name, array.shape, array.tobytes() if array.size <= SMALL else str(self._count).encode())
@@ -261,7 +262,7 @@ class Draft:
             return values[0]
         return self.node("Concat", values, values[0].kind, {"axis": axis})
 
-    def where(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
+    def where(self, condition: Value, yes: Value | Number, no: Value | Number) -> Value:
         """`yes` where the condition holds, else `no`; one of the two at least is a Value."""
         kind = yes.kind if isinstance(yes, Value) else no.kind if isinstance(no, Value) else F32
         sides = [side if isinstance(side, Value) else self.constant(side, kind) for side in (yes, no)]

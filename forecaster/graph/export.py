@@ -26,7 +26,7 @@ def export(model: Regressor) -> bytes:
         draft.input("static", I64, ["row", len(network.tables)]) if network.tables else None,
     )
     horizon = draft.input("horizon", I64, [1])
-    ahead = draft.input("ahead", F32, ["way", "ahead", model.covariates]) if model.covariates else None
+    ahead = draft.input("ahead", F32, ["row_or_way", "ahead", model.covariates]) if model.covariates else None
     noise = None
     if drawable(model.head):
         nothing = np.zeros((0, 0, model.head.noise))
@@ -83,8 +83,7 @@ def _before(network: Network) -> dict[str, Value]:
     found = {}
     for name, (kind, shape) in _shapes(network).items():
         nothing = np.zeros([0 if isinstance(size, str) else size for size in shape], dtype=kind)
-        axes = ["before" if isinstance(size, str) else size for size in shape]
-        found[name] = network.draft.input(f"before.{name}", kind, axes, default=nothing)
+        found[name] = network.draft.input(f"before.{name}", kind, shape, default=nothing)
     return found
 
 

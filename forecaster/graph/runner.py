@@ -2,7 +2,7 @@
 
 What goes in (rows first; all but `values` and `horizon` only where the network reads them):
 
-    values [row, step]  covariates [row, step, any]  static [row, any]  ahead [way, step, any]  horizon [1]
+    values [row, step]  covariates [row, step, any]  static [row, any]  ahead [row or way, step, any]  horizon [1]
     noise [way, step, any]      uniforms to draw paths with; left out: point forecasts
     before.*                    the memory to go on from; left out: the values are a window, measured and read afresh
 
@@ -11,6 +11,7 @@ and what comes out: forecast [way, horizon], and after.*, the memory after the v
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import onnxruntime  # type: ignore[import-untyped]
 
 from forecaster.engine import Known
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
-from forecaster.shapes import Bool, Float, Float64, Int
+from forecaster.shapes import Bool, Float, Float64
 
 FORMAT = "1"  # of the names, kinds and shapes above
 
@@ -49,7 +50,7 @@ class Memory(NamedTuple):
     width: Float64[np.ndarray, "row"]
     profile: Float64[np.ndarray, "row phase"]
     bound: Float[np.ndarray, "row"]
-    time: Int[np.ndarray, "1"]
+    time: int
     cell: Float[np.ndarray, "slot row hidden"] | None = None
     static: Float[np.ndarray, "row group"] | None = None
 
@@ -111,7 +112,8 @@ class GraphRunner:
         """
         names = [f"after.{name}" for name in self._parts]
         forecast, *parts = self._run(["forecast", *names], known, horizon, noise, memory)
-        return forecast, Memory(**dict(zip(self._parts, parts, strict=True)))
+        after = dict(zip(self._parts, parts, strict=True))
+        return forecast, Memory(**after | {"time": int(after["time"][0])})
 
     def _run(
         self, wanted: list[str], known: Known, horizon: int, noise: np.ndarray | None, memory: Memory | None
@@ -123,7 +125,8 @@ class GraphRunner:
         if known.static is not None:
             given["static"] = np.asarray(known.static, dtype=np.int64)
         if memory is not None:
-            given |= {f"before.{name}": getattr(memory, name) for name in self._parts}
+            given |= {f"before.{name}": np.asarray(getattr(memory, name)) for name in self._parts}
+            given["before.time"] = np.array([memory.time], dtype=np.int64)
         self._check(given, horizon)
         return list(self._session.run(wanted, given))
 
@@ -140,28 +143,24 @@ class GraphRunner:
                 where="values",
             )
         ways = next((len(given[name]) for name in ("noise", "ahead") if name in given), rows)
-        sizes = {"row": rows, "before": rows, "step": steps, "way": ways if rows == 1 else rows}
-        ahead = -(-horizon // self.block) * self.block
+        if rows > 1:
+            ways = rows
+        ahead = range(-(-horizon // self.block) * self.block, sys.maxsize)
+        sizes = {"row": [rows], "step": [steps], "way": [ways], "row_or_way": [rows, ways], "ahead": ahead}
         for name in self._needed.keys() | given.keys():
-            shape, found = self._needed.get(name, self._optional.get(name)), given.get(name)
-            expected = None if shape is None else [sizes.get(axis, axis) for axis in shape]
-            if expected is None or found is None or not _fits(found.shape, expected, ahead):
-                there = None if found is None else found.shape
+            shape, found = self._needed.get(name, self._optional.get(name, [])), given.get(name)
+            expected = [sizes[axis] if isinstance(axis, str) else [axis] for axis in shape]
+            if not shape or found is None or not _fits(found.shape, expected):
+                told = " x ".join(f"{axis[0]}{' or more' if len(axis) > 2 else ''}" for axis in expected) or "none"
                 raise InputError(
-                    f"Expected {name} of shape {_told(expected, ahead)}; found {_told(there, 0)}. Give what the network reads, "
-                    "and nothing else.",
+                    f"Expected {name}: {told}; found {'none' if found is None else ' x '.join(map(str, found.shape))}. "
+                    "Give what the network reads, and nothing else.",
                     where=name,
                 )
 
 
-def _fits(found: Sequence[int], expected: Sequence[int | str], ahead: int) -> bool:
-    return len(found) == len(expected) and all(
-        size >= ahead if wanted == "ahead" else size == wanted for size, wanted in zip(found, expected, strict=True)
-    )
-
-
-def _told(shape: Sequence[int | str] | None, ahead: int) -> str:
-    return "none" if shape is None else str([f"{ahead} or more" if axis == "ahead" else axis for axis in shape])
+def _fits(found: Sequence[int], expected: Sequence[Sequence[int]]) -> bool:
+    return len(found) == len(expected) and all(size in allowed for size, allowed in zip(found, expected, strict=True))
 
 
 def _session(graph: bytes, threads: int) -> Any:
