@@ -16,13 +16,14 @@ class Known(NamedTuple):
         values: In units of the data, latest last; NaN marks a step that was not observed.
         covariates: Of the same steps; None if the network reads none.
         static: Numbers of the categories of each row; None likewise.
-        ahead: The covariates of every step to come, up to the end of the last block; None likewise.
+        ahead: The covariates of every step to come, up to the end of the last block; None likewise. One row may have
+            several futures.
     """
 
     values: Float64[np.ndarray, "row step"]
     covariates: Float[np.ndarray, "row step covariate"] | None = None
     static: Int[np.ndarray, "row static"] | None = None
-    ahead: Float[np.ndarray, "row ahead covariate"] | None = None
+    ahead: Float[np.ndarray, "row_or_way ahead covariate"] | None = None
 
 
 @runtime_checkable

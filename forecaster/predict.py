@@ -86,8 +86,8 @@ class Predictor:
         self.forecaster = forecaster
         reference = Reference(forecaster.network, device=device)
         self.network = reference.network
-        self._engine = engine or reference
-        self._drawing = self._engine if self._engine.draws else reference
+        self.engine = engine or reference
+        self._drawing = self.engine if self.engine.draws else reference
         self._step = offset(forecaster.freq)
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
@@ -157,7 +157,7 @@ class Predictor:
         return Known(window.values.numpy(), covariates, static, ahead)
 
     def _roll(self, known: Known, *, horizon: int) -> Float64[np.ndarray, "row horizon"]:
-        return self._engine.roll(known, horizon=horizon)
+        return self.engine.roll(known, horizon=horizon)
 
     def _paths(self, one: Series, horizon: int, *, paths: int, seed: int) -> Float64[np.ndarray, "path horizon"]:
         """Paths fork from one warmed-up memory."""

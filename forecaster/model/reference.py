@@ -31,10 +31,11 @@ class Reference:
         window = Window(*(None if part is None else torch.from_numpy(part) for part in known[:3]))  # type: ignore[arg-type]
         ahead = None if known.ahead is None else torch.from_numpy(known.ahead).to(self._device)
         uniforms = None if noise is None else torch.from_numpy(noise).to(self._device)
+        ways = next((len(part) for part in (uniforms, ahead) if part is not None), 1)
         with torch.inference_mode():
             memory = warm_up(self.network, window.to(self._device))
-            if uniforms is not None and len(known.values) == 1:  # paths fork from one warmed-up memory
-                memory = fork(memory, paths=len(uniforms))
-                ahead = None if ahead is None else ahead.expand(len(uniforms), -1, -1)
+            if len(known.values) == 1 < ways:  # they fork from one warmed-up memory
+                memory = fork(memory, paths=ways)
+                ahead = None if ahead is None else ahead.expand(ways, -1, -1)
             told, _ = roll(self.network, memory, horizon=horizon, ahead=ahead, noise=uniforms)
         return np.asarray(told.cpu().numpy())
