@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from onnx import NodeProto, ValueInfoProto, checker, helper, numpy_helper
-
-if TYPE_CHECKING:
-    from onnx import TensorProto
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
 
 OPSET = 18  # the first whose reductions all take their axes as inputs
 IR_VERSION = 9
-SMALL = 64  # elements of a constant that is looked for before it is written again
+SMALL = 64  # elements of a constant that may be there several times
 
 Kind: TypeAlias = "np.dtype[Any]"
 Number: TypeAlias = int | float
@@ -208,13 +205,23 @@ class Value:
         return self.draft.node(operator, [self, beside], kind or self.kind)
 
 
+class _Part(NamedTuple):
+    """A graph inside the graph: a branch, a body, or the outermost."""
+
+    nodes: list[NodeProto]
+    initial: list[TensorProto]
+    constants: dict[tuple[str, tuple[int, ...], bytes], Value]
+
+    def graph(self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> GraphProto:
+        """As ONNX has it."""
+        return helper.make_graph(self.nodes, name, inputs, outputs, self.initial)
+
+
 class Draft:
     """A graph that is being written."""
 
     def __init__(self) -> None:
-        self._nodes: list[NodeProto] = []
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
-        self._initial: list[TensorProto] = []
+        self._outermost = self._part = _Part([], [], {})
         self._inputs: list[ValueInfoProto] = []
         self._count = 0
 
@@ -222,18 +229,22 @@ class Draft:
         """What comes from outside; with a default it may be left out."""
         self._inputs.append(helper.make_tensor_value_info(name, _code(kind), shape))
         if default is not None:
-            self._initial.append(numpy_helper.from_array(default.astype(kind), name))
+            self._part.initial.append(numpy_helper.from_array(default.astype(kind), name))
         return Value(self, name, kind)
 
     def constant(self, number: np.ndarray | Number, kind: Kind = F32) -> Value:
-        """An array, or a number, of a kind. It belongs to the outermost graph; a small one is there once."""
+        """An array, or a number, of a kind.
+
+        A large one belongs to the outermost graph, where all parts of it see it. A small one is in every part that uses
+        it, once: onnxruntime hands over what a part takes from outside one by one, each time that the part runs.
+        """
         array = np.asarray(number, dtype=kind)
-        key = (kind.name, array.shape, array.tobytes() if array.size <= SMALL else str(self._count).encode())
-        if key not in self._constants:
-            value = self._new(kind)
-            self._initial.append(numpy_helper.from_array(array.copy(order="C"), value.name))
-            self._constants[key] = value
-        return self._constants[key]
+        if array.size > SMALL:
+            return self._keep(self._outermost, array)
+        key = (kind.name, array.shape, array.tobytes())
+        if key not in self._part.constants:
+            self._part.constants[key] = self._keep(self._part, array)
+        return self._part.constants[key]
 
     def whole(self, numbers: Sequence[int]) -> Value:
         """Whole numbers in a row."""
@@ -274,10 +285,10 @@ class Draft:
         """What `yes` gives if the condition (one element) holds, else what `no` gives; the other is not computed."""
         branches, kinds = {}, []
         for name, branch in (("then_branch", yes), ("else_branch", no)):
-            with self._part() as nodes:
+            with self._within() as part:
                 results = self._own(branch())
             kinds.append([value.kind for value in results])
-            branches[name] = helper.make_graph(nodes, name, [], [_unshaped(value) for value in results])
+            branches[name] = part.graph(name, [], [_unshaped(value) for value in results])
         assert kinds[0] == kinds[1], f"branches of one kind; found {kinds}"
         return self.nodes("If", [condition], kinds[0], branches)
 
@@ -296,15 +307,13 @@ class Draft:
         Returns:
             The state after the last, and what was kept, stacked along a new first axis.
         """
-        with self._part() as nodes:
+        with self._within() as part:
             before = [self._new(value.kind) for value in state]
             elements = [self._new(value.kind) for value in sequences]
             after, kept = body(before, elements)
             results = self._own([*after, *kept])
-        graph = helper.make_graph(
-            nodes, "body", [_unshaped(one) for one in (*before, *elements)], [_unshaped(one) for one in results]
-        )
-        options = {"body": graph, "num_scan_inputs": len(sequences)}
+        ends = [_unshaped(one) for one in (*before, *elements)], [_unshaped(one) for one in results]
+        options = {"body": part.graph("body", *ends), "num_scan_inputs": len(sequences)}
         found = self.nodes("Scan", [*state, *sequences], [value.kind for value in results], options)
         return found[: len(state)], found[len(state) :]
 
@@ -328,15 +337,15 @@ class Draft:
         """The results of an operator; one whose kind is None is not asked for, and left out."""
         results = [None if kind is None else self._new(kind) for kind in kinds]
         ends = [["" if value is None else value.name for value in some] for some in (inputs, results)]
-        self._nodes.append(helper.make_node(operator, ends[0], ends[1], **(options or {})))
+        self._part.nodes.append(helper.make_node(operator, ends[0], ends[1], **(options or {})))
         return [value for value in results if value is not None]
 
     def finish(self, outputs: Mapping[str, tuple[Value, Sequence[str | int]]], facts: Mapping[str, str]) -> bytes:
         """The graph as a file: what comes out of it by name, each with its shape; and facts for whoever runs it."""
         for name, (value, _) in outputs.items():
-            self._nodes.append(helper.make_node("Identity", [value.name], [name]))
+            self._part.nodes.append(helper.make_node("Identity", [value.name], [name]))
         infos = [helper.make_tensor_value_info(name, _code(one.kind), shape) for name, (one, shape) in outputs.items()]
-        graph = helper.make_graph(self._nodes, "rollout", self._inputs, infos, self._initial)
+        graph = self._outermost.graph("rollout", self._inputs, infos)
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="forecaster"
         )
@@ -346,13 +355,18 @@ class Draft:
         return content
 
     @contextmanager
-    def _part(self) -> Iterator[list[NodeProto]]:
-        """Nodes written meanwhile go into a list of their own."""
-        outer, self._nodes = self._nodes, []
+    def _within(self) -> Iterator[_Part]:
+        """What is written meanwhile goes into a part of its own."""
+        outer, self._part = self._part, _Part([], [], {})
         try:
-            yield self._nodes
+            yield self._part
         finally:
-            self._nodes = outer
+            self._part = outer
+
+    def _keep(self, part: _Part, array: np.ndarray) -> Value:
+        value = self._new(array.dtype)
+        part.initial.append(numpy_helper.from_array(array.copy(order="C"), value.name))
+        return value
 
     def _own(self, values: Sequence[Value]) -> list[Value]:
         """Copies: what a part gives must be made by a node of its own."""

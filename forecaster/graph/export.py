@@ -63,7 +63,6 @@ def _shapes(network: Network) -> dict[str, tuple[Kind, list[str | int]]]:
     shapes: dict[str, tuple[Kind, list[str | int]]] = {
         "hidden": (F32, slots),
         "output": (F32, ["row", model.recurrent.hidden]),
-        "recent": (F32, ["row", model.back]),
         "begun": (BOOL, ["row"]),
         "shift": (F64, ["row"]),
         "width": (F64, ["row"]),
@@ -73,6 +72,8 @@ def _shapes(network: Network) -> dict[str, tuple[Kind, list[str | int]]]:
     }
     if network.layers[0].operator == "LSTM":
         shapes["cell"] = (F32, slots)
+    if network.looks_back:
+        shapes["recent"] = (F32, ["row", model.back])
     if network.tables:
         shapes["static"] = (F32, ["row", network.groups])
     return shapes
@@ -98,7 +99,7 @@ def _given(network: Network, before: Mapping[str, Value]) -> rollout.Memory:
     return rollout.Memory(
         state=state,
         output=before["output"].unsqueeze(0),
-        recent=before["recent"],
+        recent=before.get("recent"),
         begun=before["begun"].unsqueeze(1),
         scale=Scale(network.model.scaling, shift, width, before["profile"]),
         bound=before["bound"].unsqueeze(1),
@@ -113,7 +114,6 @@ def _after(memory: rollout.Memory) -> dict[str, Value]:
     found = {
         "hidden": draft.concat([slots.hidden for slots in memory.state], axis=0),
         "output": memory.output.squeeze(0),
-        "recent": memory.recent,
         "begun": memory.begun.squeeze(1),
         "shift": scale.shift.squeeze(1),
         "width": scale.width.squeeze(1),
@@ -122,5 +122,9 @@ def _after(memory: rollout.Memory) -> dict[str, Value]:
         "time": memory.time,
     }
     cells = [slots.cell for slots in memory.state if slots.cell is not None]
-    optional = {"cell": draft.concat(cells, axis=0) if cells else None, "static": memory.static}
+    optional = {
+        "cell": draft.concat(cells, axis=0) if cells else None,
+        "recent": memory.recent,
+        "static": memory.static,
+    }
     return found | {name: value for name, value in optional.items() if value is not None}

@@ -164,12 +164,19 @@ def follow(
 
     def body(before: list[Value], now: list[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
         fed, *rest = (each.unsqueeze(0) for each in now)
-        outputs, after = step(layers, fed, unflat(before[1:], layers), rest[0] if rest else None)
-        return [outputs, *flat(after)], []
+        outputs, after = step(layers, fed, unflat(before[len(said) :], layers), rest[0] if rest else None)
+        return [*([outputs] if said else []), *flat(after)], []
 
-    zero = inputs.draft.zeros(1, inputs.size(1), layers[-1].hidden)
-    found, _ = inputs.draft.scan(body, [zero, *flat(state)], sequences)
-    return found[0], unflat(found[1:], layers)
+    said = [inputs.draft.zeros(1, inputs.size(1), layers[-1].hidden)] if layers[-1].residual else []
+    found, _ = inputs.draft.scan(body, [*said, *flat(state)], sequences)
+    after = unflat(found[len(said) :], layers)
+    return found[0] if said else newest(layers, after), after
+
+
+def newest(layers: Sequence[Layer], state: Sequence[Slots]) -> Value:
+    """The output of the last step, [1, row, hidden], if the top layer adds nothing to it."""
+    hidden = state[-1].hidden
+    return hidden if layers[-1].dilation == 1 else hidden.cut(0, -1)
 
 
 def run(

@@ -10,7 +10,7 @@ import numpy as np
 from forecaster.graph import heads
 from forecaster.graph.draft import F32, I64, Value
 from forecaster.graph.network import Network
-from forecaster.graph.recurrence import Slots, flat, follow, step, sweep, unflat
+from forecaster.graph.recurrence import Slots, flat, follow, newest, step, sweep, unflat
 from forecaster.graph.scale import Scale, measure
 from forecaster.model.rollout import RUNAWAY
 
@@ -31,7 +31,7 @@ class Memory(NamedTuple):
     Attributes:
         state: The recurrence, by layer.
         output: What its last step said, [1, row, hidden].
-        recent: The latest values, [row, back].
+        recent: The latest values, [row, back]; None where neither lags nor base look at them.
         begun: Whether the row has seen an observation yet, [row, 1].
         scale: Measured once.
         bound: Scaled values beyond it are not believed, [row, 1].
@@ -41,7 +41,7 @@ class Memory(NamedTuple):
 
     state: list[Slots]
     output: Value
-    recent: Value
+    recent: Value | None
     begun: Value
     scale: Scale
     bound: Value
@@ -51,13 +51,14 @@ class Memory(NamedTuple):
     def flat(self) -> list[Value]:
         """Its parts in a row."""
         scale = [self.scale.shift, self.scale.width, self.scale.profile]
-        fixed = [self.output, self.recent, self.begun, *scale, self.bound, self.time]
-        return [*fixed, *([] if self.static is None else [self.static]), *flat(self.state)]
+        optional = [part for part in (self.recent, self.static) if part is not None]
+        return [self.output, self.begun, *scale, self.bound, self.time, *optional, *flat(self.state)]
 
 
 def remember(network: Network, parts: Sequence[Value]) -> Memory:
     """The memory whose parts these are."""
-    output, recent, begun, shift, width, profile, bound, time, *rest = parts
+    output, begun, shift, width, profile, bound, time, *rest = parts
+    recent = rest.pop(0) if network.looks_back else None
     static = rest.pop(0) if network.tables else None
     scale = Scale(network.model.scaling, shift, width, profile)
     return Memory(unflat(rest, network.layers), output, recent, begun, scale, bound, time, static)
@@ -69,20 +70,20 @@ def warm_up(network: Network, known: Known) -> Memory:
     rows, missing = known.values.size(0), known.values.is_nan()
     values, gaps = (each.cut(1, lead) if lead else each for each in (known.values, missing))
     scale = measure(values, gaps, model.scaling, season=model.season)
-    scaled = scale.apply(known.values, missing, time=-lead)
-    past, rank = _filled(scaled, missing, draft.zeros(rows, 1))
-    if lead:
-        scaled, rank = scaled.cut(1, lead), _rank(gaps)
-    else:
-        past = draft.concat([draft.zeros(rows, 1), past], axis=1)
-    seen, static = rank > 0, network.describe(known.static)
+    scaled, past = scale.apply(known.values, missing, time=-lead), None
+    if network.looks_back:
+        nothing = draft.zeros(rows, 1)
+        past = _filled(scaled, missing, nothing)
+        past = past if lead else draft.concat([nothing, past], axis=1)
+    scaled = scaled.cut(1, lead) if lead else scaled
+    seen, static = _rank(gaps) > 0, network.describe(known.static)
     covariates = None if known.covariates is None else known.covariates.cut(1, lead)
     inputs, padding = _inputs(network, scaled, gaps, seen, past, covariates, static)
     output, state = sweep(network.layers, inputs, padding)
     return Memory(
         state=state,
         output=output,
-        recent=past.cut(1, -model.back),
+        recent=_latest(network, past),
         begun=seen.cut(1, -1),
         scale=scale,
         bound=scaled.abs().max(1).clip(1.0, _LARGEST) * RUNAWAY,
@@ -93,16 +94,18 @@ def warm_up(network: Network, known: Known) -> Memory:
 
 def read(network: Network, known: Known, memory: Memory) -> Memory:
     """The memory after further values, of which there is one segment at least."""
-    draft, model, missing = network.draft, network.model, known.values.is_nan()
+    missing, past = known.values.is_nan(), None
     scaled = memory.scale.apply(known.values, missing, time=memory.time)
-    filled, rank = _filled(scaled, missing, memory.recent.cut(1, -1))
-    past, seen = draft.concat([memory.recent, filled], axis=1), (rank > 0) | memory.begun
+    if memory.recent is not None:
+        filled = _filled(scaled, missing, memory.recent.cut(1, -1))
+        past = network.draft.concat([memory.recent, filled], axis=1)
+    seen = (_rank(missing) > 0) | memory.begun
     inputs, padding = _inputs(network, scaled, missing, seen, past, known.covariates, memory.static)
     output, state = follow(network.layers, inputs, memory.state, padding)
     return memory._replace(
         state=state,
         output=output,
-        recent=past.cut(1, -model.back),
+        recent=_latest(network, past),
         begun=seen.cut(1, -1),
         time=memory.time + known.values.size(1),
     )
@@ -118,7 +121,7 @@ def roll(network: Network, memory: Memory, horizon: Value, ahead: Value | None, 
         ahead: Covariates of every step to the end of the last block, [row, step, covariate].
         noise: Uniforms [row, step, noise] to draw paths with; None: the head's mean is given and fed back.
     """
-    draft, model, head = network.draft, network.model, network.model.head
+    draft, model, head, layers = network.draft, network.model, network.model.head, network.layers
     blocks = (horizon + (model.block - 1)) // model.block
     ways = [each.size(0) for each in (noise, ahead) if each is not None]
     rows = ways[0] if ways else memory.output.size(1)
@@ -127,28 +130,28 @@ def roll(network: Network, memory: Memory, horizon: Value, ahead: Value | None, 
     drawn = [] if noise is None else [_by_block(network, each, blocks) for each in heads.prepare(head, noise)]
     places = None if network.decoder is None else network.decoder.places
     places = None if places is None else places.expand(1, rows, 1)
-    back = [start.recent] if network.looks_back else []
+    output = [start.output] if layers[-1].residual else []  # otherwise it is the newest of the state
+    recent = [] if start.recent is None else [start.recent]
 
     def body(before: list[Value], now: list[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
-        output, *rest = before
-        recent = rest.pop(0) if back else None
-        ends, *given = now
+        state, (ends, *given) = unflat(before[len(output) + len(recent) :], layers), now
+        said = before[0] if output else newest(layers, state)
+        back = before[len(output)] if recent else None
         covariates = given.pop(0).reshape(0, 0, -1) if known else None
-        params = network.decode(output, recent, covariates, places)
+        params = network.decode(said, back, covariates, places)
         block = heads.draw(head, params, given) if drawn else heads.mean(head, params)
 
         def go_on() -> list[Value]:
-            past = None if recent is None else draft.concat([recent, _woven(block)], axis=1)
-            inputs = network.encode(block, None, past, covariates, start.static)
-            on = step if network.count == 1 else follow
-            told, after = on(network.layers, inputs, unflat(rest, network.layers), None)
-            return [told, *([] if past is None else [past.cut(1, -model.back)]), *flat(after)]
+            past = None if back is None else draft.concat([back, _woven(block)], axis=1)
+            inputs, latest = network.encode(block, None, past, covariates, start.static), _latest(network, past)
+            told, after = (step if network.count == 1 else follow)(layers, inputs, state, None)
+            return [*([told] if output else []), *([] if latest is None else [latest]), *flat(after)]
 
         # Long blocks are read only where another follows.
         return (go_on() if network.count == 1 else draft.choose(ends, lambda: before, go_on)), [block]
 
     last = draft.count(blocks).equals(blocks - 1)
-    _, [told] = draft.scan(body, [start.output, *back, *flat(start.state)], [last, *known, *drawn])
+    _, [told] = draft.scan(body, [*output, *recent, *flat(start.state)], [last, *known, *drawn])
     scaled = told.transpose(2, 0, 1, 3).reshape(0, -1).cut(1, 0, horizon)
     gone = _rank(scaled.abs() <= memory.bound) > 0
     return draft.where(gone, np.nan, memory.scale.undo(scaled, time=memory.time))
@@ -159,7 +162,7 @@ def _inputs(
     scaled: Value,
     missing: Value,
     seen: Value,
-    past: Value,
+    past: Value | None,
     covariates: Value | None,
     static: Value | None,
 ) -> tuple[Value, Value]:
@@ -169,11 +172,13 @@ def _inputs(
     columns = None if covariates is None else network.by_segment(covariates, width=model.covariates)
     inputs = network.encode(values, observed, past, columns, static)
     begun = seen.reshape(0, -1, model.segment).cut(2, -1).transpose(1, 0, 2)
-    return draft.where(begun, inputs, 0.0), (~begun).cast(F32)
+    if model.lags or covariates is not None or static is not None:  # the rest is 0 there already
+        inputs = draft.where(begun, inputs, 0.0)
+    return inputs, (~begun).cast(F32)
 
 
-def _filled(values: Value, missing: Value, before: Value) -> tuple[Value, Value]:
-    """Every gap filled with the value before it; and how many were observed up to each step.
+def _filled(values: Value, missing: Value, before: Value) -> Value:
+    """Every gap filled with the value before it.
 
     Observed values are put beside each other, with the value before them in front. Where the latest of them lies is their
     number.
@@ -181,12 +186,16 @@ def _filled(values: Value, missing: Value, before: Value) -> tuple[Value, Value]
     draft, rank, steps = values.draft, _rank(missing), values.size(1)
     beside = draft.concat([before, draft.zeros(values.size(0), steps + 1)], axis=1)
     places = draft.where(missing, steps + 1, rank)  # the last place is never looked at
-    return beside.put(places, values, axis=1).pick(rank, axis=1), rank
+    return beside.put(places, values, axis=1).pick(rank, axis=1)
 
 
 def _rank(missing: Value) -> Value:
     """How many were not missing up to each step."""
     return (~missing).cast(I64).cumsum(1)
+
+
+def _latest(network: Network, past: Value | None) -> Value | None:
+    return None if past is None else past.cut(1, -network.model.back)
 
 
 def _woven(block: Value) -> Value:
@@ -198,7 +207,8 @@ def _fork(memory: Memory, rows: Value) -> Memory:
     """What a rollout goes on from, for so many rows: as many as there are, or copies of the only one."""
     state = [slots.each(lambda part: part.expand(1, rows, 1)) for slots in memory.state]
     static = None if memory.static is None else memory.static.expand(rows, 1)
-    output, recent = memory.output.expand(1, rows, 1), memory.recent.expand(rows, 1)
+    output = memory.output.expand(1, rows, 1)
+    recent = None if memory.recent is None else memory.recent.expand(rows, 1)
     return memory._replace(state=state, output=output, recent=recent, static=static)
 
 

@@ -31,7 +31,6 @@ class Memory(NamedTuple):
     Attributes:
         hidden: The recurrence, a slot for each layer and step of its dilation.
         output: What its last step said.
-        recent: The latest values, scaled, gaps filled.
         begun: Whether the row has seen an observation yet.
         shift: Of the scale of each row.
         width: Likewise.
@@ -39,12 +38,12 @@ class Memory(NamedTuple):
         bound: Scaled values beyond it are not believed.
         time: Steps read since the rows began.
         cell: Of an LSTM; None otherwise.
+        recent: The latest values, scaled, gaps filled; None where neither lags nor base look at them.
         static: What is known of the row for good; None where it has no categories.
     """
 
     hidden: Float[np.ndarray, "slot row hidden"]
     output: Float[np.ndarray, "row hidden"]
-    recent: Float[np.ndarray, "row back"]
     begun: Bool[np.ndarray, "row"]
     shift: Float64[np.ndarray, "row"]
     width: Float64[np.ndarray, "row"]
@@ -52,6 +51,7 @@ class Memory(NamedTuple):
     bound: Float[np.ndarray, "row"]
     time: int
     cell: Float[np.ndarray, "slot row hidden"] | None = None
+    recent: Float[np.ndarray, "row back"] | None = None
     static: Float[np.ndarray, "row group"] | None = None
 
 
@@ -134,29 +134,32 @@ class GraphRunner:
         """All that the network reads is there, in shapes that belong together."""
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        (rows, steps), fresh = given["values"].shape, "before.output" not in given
-        lead, least = (self._lead, self._segment) if fresh else (0, 0)
+        rows, steps = given["values"].shape
+        lead, least = (0, 0) if "before.output" in given else (self._lead, self._segment)
         if rows < 1 or steps < lead + least or (steps - lead) % self._segment:
             raise InputError(
                 f"Expected rows of {lead} steps and whole segments of {self._segment} after them, {least} steps or more; found "
                 f"{rows} rows of {steps} steps. Pad them in front with NaN.",
                 where="values",
             )
-        ways = next((len(given[name]) for name in ("noise", "ahead") if name in given), rows)
-        if rows > 1:
-            ways = rows
+        for name in (*self._needed, *(name for name in given if name not in self._needed)):
+            if name not in ("values", "horizon"):
+                self._check_one(name, given, horizon)
+
+    def _check_one(self, name: str, given: dict[str, np.ndarray], horizon: int) -> None:
+        rows, steps = given["values"].shape
+        ways = next((len(given[name]) for name in ("noise", "ahead") if rows == 1 and name in given), rows)
         ahead = range(-(-horizon // self.block) * self.block, sys.maxsize)
-        sizes = {"row": [rows], "step": [steps], "way": [ways], "row_or_way": [rows, ways], "ahead": ahead}
-        for name in self._needed.keys() | given.keys():
-            shape, found = self._needed.get(name, self._optional.get(name, [])), given.get(name)
-            expected = [sizes[axis] if isinstance(axis, str) else [axis] for axis in shape]
-            if not shape or found is None or not _fits(found.shape, expected):
-                told = " x ".join(f"{axis[0]}{' or more' if len(axis) > 2 else ''}" for axis in expected) or "none"
-                raise InputError(
-                    f"Expected {name}: {told}; found {'none' if found is None else ' x '.join(map(str, found.shape))}. "
-                    "Give what the network reads, and nothing else.",
-                    where=name,
-                )
+        sizes = {"row": (rows,), "step": (steps,), "way": (ways,), "row_or_way": (rows, ways), "ahead": ahead}
+        shape, found = self._needed.get(name, self._optional.get(name, [])), given.get(name)
+        expected = [sizes[axis] if isinstance(axis, str) else (axis,) for axis in shape]
+        if not shape or found is None or not _fits(found.shape, expected):
+            told = " x ".join(f"{axis[0]}{' or more' if len(axis) > 2 else ''}" for axis in expected) or "none"
+            raise InputError(
+                f"Expected {name}: {told}; found {'none' if found is None else ' x '.join(map(str, found.shape))}. "
+                "Give what the network reads, and nothing else.",
+                where=name,
+            )
 
 
 def _fits(found: Sequence[int], expected: Sequence[Sequence[int]]) -> bool:
