@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytorch_lightning as pl
 
+from forecaster.data.calendar import check_calendar
 from forecaster.data.encoding import Encoding
 from forecaster.data.split import Split, hold_out
 from forecaster.data.windows import Anchors, Feed, Tape
@@ -62,8 +63,10 @@ class Windows(pl.LightningDataModule):
 def cut(panel: Panel, spec: Spec) -> Split:
     """What is trained on, and what is held out to validate on.
 
-    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed.
+    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed; BadSpec where
+    calendar features are asked of numbered steps.
     """
+    check_calendar(spec.calendar, freq=panel.freq)
     split = hold_out(panel, spec.training.valid_windows * spec.horizon, keep=spec.least + 1)
     if not any(np.isfinite(one.y).any() for one in split.known.series):
         raise HistoryTooShort(
