@@ -50,8 +50,7 @@ def to_panel(
     Args:
         frame: One row a series and stamp. NaN in `y` means not observed, and so does an absent row, if the frequency is
             declared or proven.
-        freq: A pandas offset alias, or a whole number where stamps are such; None to infer it from the longest series, if it
-            is certain.
+        freq: A pandas offset alias, or a whole number; None to infer it from the longest series, if it is certain.
         columns: The names of the columns, if not `unique_id, ds, y`.
         zone: The time zone of stamps that carry none; those that do are told in it.
         covariates: Columns that are known ahead. Rows without `y` after the last observed one are then the known future.
