@@ -219,7 +219,7 @@ def _golden(forecaster: Forecaster) -> GoldenFile:
 
 
 def _request(forecaster: Forecaster, start: Stamp, y: Float64[np.ndarray, "_"], horizon: int) -> Series:
-    """A golden request as a series; its covariates follow from the encoding alone."""
+    """A golden request as a series; its covariates follow from the encoding alone, its channels (with gaps) from the clock."""
     encoding, clock = forecaster.encoding, np.arange(len(y) + horizon)
     numeric = {name: mean + spread * np.sin(clock) for name, (mean, spread) in encoding.numeric.items()}
     text = {
@@ -227,7 +227,9 @@ def _request(forecaster: Forecaster, start: Stamp, y: Float64[np.ndarray, "_"], 
         for name, known in encoding.categories.items()
     }
     static = {name: known[0] for name, known in encoding.static.items() if known}
-    return Series("golden", start, forecaster.freq, y, {**numeric, **text}, static)
+    beside = np.where(clock % 5 == 3, np.nan, 50 + 10 * np.cos(clock))[: len(y)]
+    channels = {name: number + beside for number, name in enumerate(forecaster.spec.channels)}
+    return Series("golden", start, forecaster.freq, y, {**numeric, **text}, static, channels)
 
 
 def _replay(forecaster: Forecaster, golden: GoldenFile) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forecaster.conformal import Calibration, history_scale
 from forecaster.data.encoding import Encoding
-from forecaster.data.windows import Window, stack
+from forecaster.data.windows import Window, channels_of, stack
 from forecaster.errors import (
     BadSpec,
     BadStamp,
@@ -22,6 +22,7 @@ from forecaster.errors import (
     FrequencyMismatch,
     HistoryTooShort,
     HorizonOutOfRange,
+    InputError,
     LevelOutOfRange,
     NotANumber,
     ValueOutOfRange,
@@ -123,7 +124,7 @@ class Predictor:
     def _ready(self, series: Sequence[Series], horizon: int) -> _Ready:
         """Windows and future covariates, on the device, as the network reads them."""
         encoding, context = self.forecaster.encoding, self.network.lead + self.forecaster.spec.context
-        steps = self._steps(horizon)
+        steps, names = self._steps(horizon), self.forecaster.spec.channels
         tails = [_tail(one, context) for one in series]
         columns = [encoding.covariates(one, ahead=steps) for one in tails] if encoding.width else []
         window = stack(
@@ -131,6 +132,7 @@ class Predictor:
             context=context,
             covariates=[known[: len(one)] for one, known in zip(tails, columns, strict=True)] if columns else (),
             static=[encoding.groups(one) for one in tails] if encoding.static else (),
+            channels=[channels_of(one, names) for one in tails] if names else (),
         )
         ahead = torch.from_numpy(np.stack([known[-steps:] for known in columns])).float() if columns else None
         return _Ready(window.to(self._device), None if ahead is None else ahead.to(self._device))
@@ -145,7 +147,8 @@ class Predictor:
         ready, steps = self._ready([one], horizon), self._steps(horizon)
         own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
         draw = torch.Generator().manual_seed(own)
-        noise = torch.rand(paths, steps, self.network.head.noise, generator=draw).clamp(1e-6, 1 - 1e-6).to(self._device)
+        shape = (paths * self.network.targets, steps, self.network.head.noise)
+        noise = torch.rand(shape, generator=draw).clamp(1e-6, 1 - 1e-6).to(self._device)
         with torch.inference_mode():
             memory = fork(warm_up(self.network, ready.window), paths=paths)
             ahead = None if ready.ahead is None else ready.ahead.expand(paths, -1, -1)
@@ -166,13 +169,9 @@ class Predictor:
                 "Send a longer history, or use a forecaster with a shorter context.",
                 where=one.id,
             )
-        if np.isinf(one.y).any():
-            return NotANumber(f"Series {one.id!r} holds an infinite value. Correct it, or send null.", where=one.id)
-        if (np.abs(one.y) > LARGEST_VALUE).any():
-            return ValueOutOfRange(
-                f"Series {one.id!r} holds a value beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
-                where=one.id,
-            )
+        fault = _value_fault(one, forecaster.spec.channels)
+        if fault is not None:
+            return fault
         if np.isnan(one.y[-forecaster.spec.context :]).all():
             return HistoryTooShort(
                 f"Series {one.id!r} has no observed value among its last {forecaster.spec.context} steps. "
@@ -293,7 +292,27 @@ def _tail(one: Series, steps: int) -> Series:
         start=one.stamp(cut),
         y=one.y[cut:],
         covariates={name: values[cut:] for name, values in one.covariates.items()},
+        channels={name: values[cut:] for name, values in one.channels.items()},
     )
+
+
+def _value_fault(one: Series, channels: Sequence[str]) -> InputError | None:
+    """A channel that is not there, or a value of y or of a channel that cannot be reckoned with."""
+    try:
+        channels_of(one, channels)
+    except CovariateUnknown as fault:
+        return fault
+    for values, place in [(one.y, ""), *((one.channels[name], f" in the channel {name!r}") for name in channels)]:
+        if np.isinf(values).any():
+            return NotANumber(
+                f"Series {one.id!r} holds an infinite value{place}. Correct it, or send null.", where=one.id
+            )
+        if (np.abs(values) > LARGEST_VALUE).any():
+            return ValueOutOfRange(
+                f"Series {one.id!r} holds a value{place} beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
+                where=one.id,
+            )
+    return None
 
 
 def repeat_season(history: Float64[np.ndarray, "_"], season: int, horizon: int) -> Float64[np.ndarray, "_"]:

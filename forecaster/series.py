@@ -27,6 +27,7 @@ class Series:
         covariates: By name, what is known ahead: one value for each step of `y` and for `ahead` steps after it; float64,
             or text in an object array.
         static: By name, what is true of the whole series.
+        channels: By name, what is known of the past alone: one value for each step of `y`; NaN was not observed.
 
     Raises BadStamp where a number is to step on the calendar, or a moment by a whole number.
     """
@@ -37,12 +38,14 @@ class Series:
     y: Float64[np.ndarray, "step"]
     covariates: Mapping[str, np.ndarray] = field(default_factory=dict)
     static: Mapping[str, str] = field(default_factory=dict)
+    channels: Mapping[str, Float64[np.ndarray, "step"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_kind(self.start, self.freq, of=f"series {self.id!r}", where=self.id)
         lengths = {len(values) for values in self.covariates.values()}
         assert len(lengths) <= 1, f"covariates of different lengths: {sorted(lengths)}"
         assert min(lengths, default=len(self)) >= len(self), "covariates end before the history does"
+        assert all(len(values) == len(self) for values in self.channels.values()), "channels end with the history"
 
     def __len__(self) -> int:
         return len(self.y)
@@ -70,9 +73,11 @@ class Series:
             return at(self.stamps, place)
 
     def until(self, steps: int) -> Series:
-        """The first `steps` values: what was known then. Covariates are known ahead, so all of them were."""
+        """The first `steps` values: what was known then. Covariates are known ahead, so all of them were; channels are not."""
         assert 0 < steps <= len(self), f"{steps} of {len(self)} steps"
-        return replace(self, y=self.y[:steps])
+        return replace(
+            self, y=self.y[:steps], channels={name: values[:steps] for name, values in self.channels.items()}
+        )
 
     def stamps_ahead(self, horizon: int) -> Stamps:
         """The `horizon` stamps that follow the last value; raises BadStamp where they leave the calendar."""
@@ -128,6 +133,8 @@ class Panel(NamedTuple):
                 total.update(
                     values.astype("<f8").tobytes() if values.dtype != object else repr(values.tolist()).encode()
                 )
+            for name, values in one.channels.items():
+                total.update(f"\nchannel {name}\n".encode() + values.astype("<f8").tobytes())
             if one.static:
                 total.update(repr(sorted(one.static.items())).encode())
         return total.hexdigest()

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
-from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.arguments import Further, Reading, Where, bundle_of, can_be_written, in_range, spec_of
 from pipelines.terminal import hush, print_scores, print_summary, warn, write_table
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
@@ -23,7 +23,7 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 app.command(data_app)
 
 
-_WHERE, _READING = Where(), Reading()
+_WHERE, _READING, _FURTHER = Where(), Reading(), Further()
 _TOLD = 10  # faults of single series that are told one by one
 
 
@@ -286,8 +286,7 @@ def retrain(
 def check(
     data: str,
     *,
-    covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    further: Further = _FURTHER,
     reading: Reading = _READING,
 ) -> None:
     """Checks data as train would, and tells what they are like. Ends with 0 if they can be used, with 2 if not.
@@ -296,15 +295,11 @@ def check(
     ----------
     data
         As for train.
-    covariate
-        A column that is known ahead; may be given again.
-    static
-        A column that says one thing of a whole series; may be given again.
     """
     from pipelines.sources import read
 
     try:
-        panel = read(reading.of(data)._replace(covariates=covariate, static=static))
+        panel = read(further.of(reading.of(data)))
     except InputError as error:
         print(f"{data}: cannot be used ({error.code})")
         raise

@@ -13,6 +13,7 @@ from forecaster.data.encoding import Encoding
 from forecaster.errors import CovariateUnknown, ForecasterError, HistoryTooShort, NotANumber, ValueOutOfRange
 from forecaster.frequency import at, offset
 from forecaster.series import Forecast, Series
+from forecaster.shapes import Float64
 from serving import stamps
 from serving.problem import Problem
 from serving.settings import Settings
@@ -57,6 +58,14 @@ Covariates = Annotated[
         examples=[{"promo": [0, 0, 1, 1, 0]}],
     ),
 ]
+Channels = Annotated[
+    dict[Text, list[Value]],
+    Field(
+        max_length=MOST_COLUMNS,
+        description="of what the past alone is known, by name: one value for each step of `y`",
+        examples=[{"temperature": [21.5, None, 20.0]}],
+    ),
+]
 Static = Annotated[
     dict[Text, Label],
     Field(
@@ -93,6 +102,7 @@ class _AnySeries(_Strict):
     id: Text
     covariates: Covariates = {}
     static: Static = {}
+    channels: Channels = {}
 
 
 class GridSeries(_AnySeries):
@@ -263,7 +273,8 @@ def to_series(asked: GridSeries | StampedSeries, *, served: str, encoding: Encod
     if step == offset(served):
         stamps.check_room(start, step, len(y) + horizon, where=asked.id)
     columns = _columns(asked.covariates, steps=len(y), encoding=encoding, where=asked.id)
-    return ReadSeries(Series(asked.id, start, freq, y, columns, asked.static), style)
+    channels = _channels(asked.channels, steps=len(y), where=asked.id)
+    return ReadSeries(Series(asked.id, start, freq, y, columns, asked.static, channels), style)
 
 
 def from_forecast(forecast: Forecast, style: Style | Numbers, warnings: list[str]) -> dict[str, Any]:
@@ -291,6 +302,20 @@ def _columns(
             where=where,
         )
     return {name: _column(name, values, encoding=encoding, where=where) for name, values in asked.items()}
+
+
+def _channels(
+    asked: Mapping[str, Sequence[float | None]], *, steps: int, where: str
+) -> dict[str, Float64[np.ndarray, "step"]]:
+    """The channels of a series as arrays; which of them the model needs is left to the Predictor."""
+    for name, values in asked.items():
+        if len(values) != steps:
+            raise CovariateUnknown(
+                f"Expected {steps} values in the channel {name!r}, as many as in `y`; series {where!r} has {len(values)}. "
+                "Send one for each step, null where it was not observed.",
+                where=where,
+            )
+    return {name: np.array(values, dtype=np.float64) for name, values in asked.items()}
 
 
 def _column(name: str, values: Sequence[float] | Sequence[str], *, encoding: Encoding, where: str) -> np.ndarray:
@@ -363,12 +388,16 @@ def _check_limits(request: ForecastRequest, settings: Settings) -> None:
                 "Send its last steps.",
                 where=f"series.{place}.y",
             )
-        most = settings.max_history + settings.max_horizon
-        for name, values in asked.covariates.items():
-            if len(values) > most:
-                raise Problem(
-                    "history_too_long",
-                    f"Expected covariates of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
-                    "Send its last steps.",
-                    where=f"series.{place}.covariates.{name}",
-                )
+        columns: list[tuple[str, Mapping[str, Sequence[Any]], int]] = [
+            ("covariates", asked.covariates, settings.max_history + settings.max_horizon),
+            ("channels", asked.channels, settings.max_history),
+        ]
+        for kind, given, most in columns:
+            for name, values in given.items():
+                if len(values) > most:
+                    raise Problem(
+                        "history_too_long",
+                        f"Expected {kind} of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
+                        "Send its last steps.",
+                        where=f"series.{place}.{kind}.{name}",
+                    )

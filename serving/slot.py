@@ -271,7 +271,9 @@ def _warm_up(predictor: Predicts) -> None:
     start = at(regular(origin(learned.freq), freq=learned.freq, steps=1), 0)
     steps = learned.spec.context
     plain = 100 + np.sin(np.arange(steps, dtype=np.float64))
-    history = Series("warm-up", start, learned.freq, plain, _plain_columns(learned, steps + learned.spec.horizon))
+    columns = _plain_columns(learned, steps + learned.spec.horizon)
+    channels = dict.fromkeys(learned.spec.channels, plain)
+    history = Series("warm-up", start, learned.freq, plain, columns, channels=channels)
     outcome = predictor.forecast_each([history], learned.spec.horizon)[0]
     if isinstance(outcome, ForecasterError):
         raise outcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -13,11 +13,9 @@ from forecaster.data import grid, stamps
 from forecaster.data.calendar import certain_frequency, steps_to_try
 from forecaster.errors import (
     CovariateUnknown,
-    DuplicateColumn,
     DuplicateStamp,
     FrequencyUnknown,
     IrregularStamps,
-    MissingColumn,
     NoData,
     StaticChanges,
 )
@@ -44,6 +42,7 @@ def to_panel(
     zone: str | None = None,
     covariates: Sequence[str] = (),
     static: Sequence[str] = (),
+    channels: Sequence[str] = (),
 ) -> Panel:
     """Checks a long frame and cuts it into series. What happens in which case is told in docs/data.md.
 
@@ -55,14 +54,17 @@ def to_panel(
         zone: The time zone of stamps that carry none; those that do are told in it.
         covariates: Columns that are known ahead. Rows without `y` after the last observed one are then the known future.
         static: Columns that say one thing of a whole series.
+        channels: Columns of which the past alone is known. As in `y`, NaN means not observed.
     Raises:
         InputError's kinds: with the series and the first offending row or stamp.
     """
     names = columns or Columns()
-    _check_columns(frame, names, [*covariates, *static])
+    cells.check_there(frame, needed=names, further=[*covariates, *static, *channels])
     repairs: list[str] = []
     declared = None if freq is None else _alias(freq)
-    rows = _read(frame, names, freq=declared, zone=zone, covariates=covariates, static=static, repairs=repairs)
+    rows = _read(
+        frame, names, freq=declared, zone=zone, covariates=covariates, static=static, channels=channels, repairs=repairs
+    )
     rows = _without_duplicates(_in_order(rows, repairs), repairs)
     bounds = rows.bounds()
     first = np.repeat(bounds[:-1], np.diff(bounds))
@@ -78,7 +80,7 @@ def to_panel(
 
 
 def to_frame(panel: Panel) -> pd.DataFrame:
-    """The long frame of a panel, with its covariates, their known future and the static columns: the inverse of `to_panel`."""
+    """The long frame of a panel, with covariates, their known future, static columns and channels: the inverse of `to_panel`."""
     return pd.concat([_one_frame(one) for one in panel.series], ignore_index=True)
 
 
@@ -102,6 +104,7 @@ class _Rows(NamedTuple):
     y: Float64[np.ndarray, "row"]
     covariates: Mapping[str, np.ndarray]
     static: Mapping[str, np.ndarray]
+    channels: Mapping[str, Float64[np.ndarray, "row"]]
 
     def take(self, kept: np.ndarray) -> _Rows:
         """Some rows, by mask or number."""
@@ -112,6 +115,7 @@ class _Rows(NamedTuple):
             self.y[kept],
             {name: values[kept] for name, values in self.covariates.items()},
             {name: values[kept] for name, values in self.static.items()},
+            {name: values[kept] for name, values in self.channels.items()},
         )
 
     def bounds(self) -> Int[np.ndarray, "_"]:
@@ -128,33 +132,6 @@ class _Rows(NamedTuple):
         return tell(at(self.ds, int(row)))
 
 
-def _check_columns(frame: pd.DataFrame, names: Columns, extra: Sequence[str]) -> None:
-    wanted = [*names, *extra]
-    missing = [name for name in wanted if name not in frame.columns]
-    if missing:
-        found = ", ".join(map(str, frame.columns[:20])) or "none"
-        in_index = [name for name in missing if name in frame.index.names]
-        advice = (
-            f"{', '.join(in_index)} is in the index: call reset_index()."
-            if in_index
-            else "Add the columns, or take them out of the specification's covariates and static."
-            if set(missing) <= set(extra)
-            else "Rename the columns, or say what they are called (--id-column, --ds-column, --y-column)."
-        )
-        raise MissingColumn(
-            f"Expected the columns {', '.join(wanted)}; {', '.join(missing)} not found among: {found}. {advice}",
-            where=missing[0],
-        )
-    for name in wanted:
-        if wanted.count(name) > 1 or list(frame.columns).count(name) > 1:
-            raise DuplicateColumn(
-                f"Expected one column {name!r} with one meaning; it is there, or was named, more than once. Drop or rename one.",
-                where=name,
-            )
-    if frame.empty:
-        raise NoData("Expected at least one row of data; found none. Send a history.", where=names.y)
-
-
 def _read(
     frame: pd.DataFrame,
     names: Columns,
@@ -163,6 +140,7 @@ def _read(
     zone: str | None,
     covariates: Sequence[str],
     static: Sequence[str],
+    channels: Sequence[str],
     repairs: list[str],
 ) -> _Rows:
     ids = cells.names(frame[names.unique_id], column=names.unique_id)
@@ -175,6 +153,7 @@ def _read(
         cells.numbers(frame[names.y], column=names.y),
         {name: cells.known_ahead(frame[name], column=name) for name in covariates},
         {name: cells.labels(frame[name]) for name in static},
+        {name: cells.numbers(frame[name], column=name) for name in channels},
     )
     for name, values in {**rows.covariates, **rows.static}.items():
         empty = cells.is_empty(values)
@@ -213,7 +192,7 @@ def _without_duplicates(rows: _Rows, repairs: list[str]) -> _Rows:
         return rows
     repeats = np.flatnonzero(again)
     agree = np.ones(len(repeats), dtype=bool)
-    for values in (rows.y, *rows.covariates.values(), *rows.static.values()):
+    for values in (rows.y, *rows.covariates.values(), *rows.static.values(), *rows.channels.values()):
         one, other = values[repeats], values[repeats - 1]
         agree &= (one == other) | (cells.is_empty(one) & cells.is_empty(other))
     if not agree.all():
@@ -323,10 +302,14 @@ def _lay(
         f"{int(absent.sum())} absent rows in {int((absent > 0).sum())} of {len(lengths)} series were put on the grid as not "
         f"observed (most in {rows.id_at(int(bounds[worst]))!r}: {int(absent[worst])})"
     )
-    begin = np.cumsum(lengths) - lengths
-    y = np.full(int(lengths.sum()), np.nan)
-    y[np.repeat(begin, np.diff(bounds)) + places.step] = rows.y
-    return rows._replace(y=y)
+    at = np.repeat(np.cumsum(lengths) - lengths, np.diff(bounds)) + places.step
+
+    def laid(values: Float64[np.ndarray, "row"]) -> Float64[np.ndarray, "step"]:
+        steps = np.full(int(lengths.sum()), np.nan)
+        steps[at] = values
+        return steps
+
+    return rows._replace(y=laid(rows.y), channels={name: laid(values) for name, values in rows.channels.items()})
 
 
 def _cut(
@@ -352,6 +335,8 @@ def _cut(
     if blank.any():
         repairs.append(f"{int(blank.sum())} series without any observed value were left out: {_some(ids[blank])}")
     ends = begin + (last + 1 if rows.covariates else lengths)
+    if rows.covariates:
+        repairs.extend(_left_aside(laid.channels, after=np.where(blank, begin + lengths, ends), lengths=lengths))
     spans = zip(range(len(ids)), begin.tolist(), ends.tolist(), lengths.tolist(), strict=True)
     firsts = bounds[:-1].tolist()
     return [
@@ -362,10 +347,28 @@ def _cut(
             laid.y[a:b],
             {name: values[a : a + long] for name, values in laid.covariates.items()},
             {name: str(values[firsts[k]]) for name, values in rows.static.items()},
+            {name: values[a:b] for name, values in laid.channels.items()},
         )
         for k, a, b, long in spans
         if not blank[k]
     ]
+
+
+def _left_aside(
+    channels: Mapping[str, Float64[np.ndarray, "step"]],
+    *,
+    after: Int[np.ndarray, "series"],
+    lengths: Int[np.ndarray, "series"],
+) -> Iterator[str]:
+    """What is told of channels that go on where the history has ended and only covariates are known."""
+    for name, values in channels.items():
+        later = np.arange(len(values)) >= np.repeat(after, lengths)
+        left = int((later & ~np.isnan(values)).sum())
+        if left:
+            yield (
+                f"{left} values of channel {name!r} after the last observed `y` of their series were left aside: call it a "
+                "covariate if it is known ahead"
+            )
 
 
 def _check_static(rows: _Rows) -> None:
@@ -395,5 +398,6 @@ def _one_frame(one: Series) -> pd.DataFrame:
             "y": np.append(one.y, np.full(one.ahead, np.nan)),
             **one.covariates,
             **one.static,
+            **{name: np.append(values, np.full(one.ahead, np.nan)) for name, values in one.channels.items()},
         }
     )

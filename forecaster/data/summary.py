@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ class Summary(NamedTuple):
     covariates: tuple[str, ...]
     static: tuple[str, ...]
     ahead: int  # steps for which the covariates of every series are known
+    channels: Mapping[str, int]  # steps not observed, by name
     season: int  # suggested
     horizon: int  # suggested
 
@@ -56,6 +58,7 @@ def summarise(panel: Panel) -> Summary:
         covariates=tuple(series[0].covariates),
         static=tuple(series[0].static),
         ahead=min(one.ahead for one in series),
+        channels={name: sum(int(np.isnan(one.channels[name]).sum()) for one in series) for name in series[0].channels},
         season=usual_season(panel.freq),
         horizon=max(1, min(usual_horizon(panel.freq), median // _SHARE_AHEAD)),
     )

@@ -5,7 +5,7 @@ Validation, backtest and service all come through here. The memory is explicit: 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from forecaster.model.regressor import Regressor
 from forecaster.model.scaling import Scale, measure
 from forecaster.shapes import Bool, Float, Float64
 
-_BY_ROW = ("output", "recent", "begun", "bound", "static")
+_BY_ROW = ("output", "recent", "begun", "bound", "static")  # or by track
 RUNAWAY = 1e4  # times the largest scaled value of the history: a forecast that goes there has exploded
 
 
@@ -27,8 +27,8 @@ class Memory(NamedTuple):
         state: The recurrence.
         output: What the recurrence's last step said; the decoder starts from it.
         recent: The latest values, scaled, gaps filled with the value before (0 before the first).
-        begun: Whether the row has seen an observation yet.
-        scale: Measured once, when the row began.
+        begun: Whether the track has seen an observation yet. A row has begun when any of its tracks has.
+        scale: Of each track, measured once, when the row began.
         bound: Scaled values beyond it are not believed.
         time: Steps read since the row began.
         static: What is known of the row for good.
@@ -36,10 +36,10 @@ class Memory(NamedTuple):
 
     state: State
     output: Float[Tensor, "row hidden"]
-    recent: Float[Tensor, "row back"]
-    begun: Bool[Tensor, "row"]
+    recent: Float[Tensor, "track back"]
+    begun: Bool[Tensor, "track"]
     scale: Scale
-    bound: Float[Tensor, "row"]
+    bound: Float[Tensor, "track"]
     time: int
     static: Float[Tensor, "row group"]
 
@@ -54,7 +54,7 @@ class Reading(NamedTuple):
     """
 
     outputs: Float[Tensor, "row segment hidden"]
-    past: Float[Tensor, "row back_and_step"]
+    past: Float[Tensor, "track back_and_step"]
     memory: Memory
 
 
@@ -63,17 +63,18 @@ def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
 
     The window's first `lead` steps are only there for lags and base to look back on.
     """
-    lead, rest = window.values[:, : model.lead], window.values[:, model.lead :]
-    scale = measure(rest, model.scaling, season=model.season)
-    rows = len(rest)
-    zero = torch.zeros(rows, device=rest.device)
+    rest, rows = window.part(slice(model.lead, None)), len(window.values)
+    tracks = _tracks(model, rest)
+    scale = measure(tracks, model.scaling, season=model.season)
+    zero = torch.zeros(len(tracks), device=tracks.device)
     if model.lead:
+        lead = window.part(slice(model.lead)).tracks
         recent = _filled(scale.apply(lead, time=-model.lead), lead.isnan(), zero)
     else:
-        recent = zero[:, None].expand(rows, model.back)
-    bound = RUNAWAY * scale.apply(rest).abs().nan_to_num(0.0).amax(1).clamp(min=1.0)
+        recent = zero[:, None].expand(-1, model.back)
+    bound = RUNAWAY * scale.apply(tracks).abs().nan_to_num(0.0).amax(1).clamp(min=1.0)
     memory = Memory(
-        state=model.recurrent.start(rows, like=rest),
+        state=model.recurrent.start(rows, like=tracks),
         output=zero.new_zeros(rows, model.recurrent.hidden),
         recent=recent,
         begun=zero > 0,
@@ -82,21 +83,21 @@ def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
         time=0,
         static=model.describe(window.static, rows=rows),
     )
-    covariates = None if window.covariates is None else window.covariates[:, model.lead :]
-    return memory, Window(rest, covariates, window.static)
+    return memory, rest
 
 
 def read(model: Regressor, window: Window, memory: Memory) -> Reading:
     """Reads known values; their number is a multiple of the segment."""
-    missing = window.values.isnan()
-    scaled = memory.scale.apply(window.values, time=memory.time)
+    values = _tracks(model, window)
+    missing = values.isnan()
+    scaled = memory.scale.apply(values, time=memory.time)
     return _advance(model, scaled.masked_fill(missing, 0.0), missing, window.covariates, memory)
 
 
 def _advance(
     model: Regressor,
-    values: Float[Tensor, "row step"],
-    missing: Bool[Tensor, "row step"],
+    values: Float[Tensor, "track step"],
+    missing: Bool[Tensor, "track step"],
     covariates: Float[Tensor, "row step covariate"] | None,
     memory: Memory,
 ) -> Reading:
@@ -104,7 +105,7 @@ def _advance(
     filled = _filled(values, missing, memory.recent[:, -1])
     past = torch.cat([memory.recent, filled], dim=1)
     seen = (~missing).cummax(1).values | memory.begun[:, None]
-    begun = seen.reshape(len(values), -1, model.segment).any(2)
+    begun = seen.reshape(len(memory.output), model.targets, -1, model.segment).any(dim=(1, 3))
     inputs = model.encode(values, ~missing, past, covariates, memory.static)
     outputs, state = model.recurrent(inputs, memory.state, begun)
     after = memory._replace(
@@ -126,12 +127,12 @@ def warm_up(model: Regressor, window: Window, memory: Memory | None = None) -> M
 
 def fork(memory: Memory, *, paths: int) -> Memory:
     """The memory of one row, `paths` times: every copy may go its own way."""
-    rows = {name: getattr(memory, name).expand(paths, *[-1] * (getattr(memory, name).dim() - 1)) for name in _BY_ROW}
+    rows: dict[str, Any] = {name: _repeated(getattr(memory, name), paths) for name in _BY_ROW}
     hidden, cell = memory.state
     state = State(
         hidden.expand(-1, paths, -1).contiguous(), None if cell is None else cell.expand(-1, paths, -1).contiguous()
     )
-    scale = Scale(*(part.expand(paths, *[-1] * (part.dim() - 1)) for part in memory.scale))
+    scale = Scale(*(_repeated(part, paths) for part in memory.scale))
     return memory._replace(state=state, scale=scale, **rows)
 
 
@@ -141,9 +142,11 @@ def roll(
     *,
     horizon: int,
     ahead: Float[Tensor, "row step covariate"] | None = None,
-    noise: Float[Tensor, "row step noise"] | None = None,
+    noise: Float[Tensor, "track step noise"] | None = None,
 ) -> tuple[Float64[Tensor, "row horizon"], Memory]:
-    """The next `horizon` values in units of the data, each block fed back to make the one after it.
+    """The next `horizon` values of y in units of the data, each block fed back to make the one after it.
+
+    Channels are foretold and fed back with y, all but those that were never observed: they stay so.
 
     Args:
         model: The network.
@@ -153,29 +156,49 @@ def roll(
         noise: Uniforms in (0, 1) for every step up to the end of the last block: one path is drawn with them. Without
             them the head's mean is given and fed back.
     Returns:
-        The values, and the memory after the last whole block. A row whose values stop being finite, or run away beyond
-        the memory's bound, is NaN from that step on; its neighbours do not notice.
+        The values, and the memory after the last whole block. A row of which y or a channel stops being finite, or runs
+        away beyond the memory's bound, is NaN from that step on; its neighbours do not notice.
     """
     start, blocks = memory.time, []
     steps = -(-horizon // model.block) * model.block
-    alive = torch.ones(len(memory.output), 1, dtype=torch.bool, device=memory.output.device)
+    shape = (len(memory.output), model.targets)
+    begun = memory.begun.reshape(*shape, 1)
+    silent = ~begun & begun.any(1, keepdim=True)
+    bound = memory.bound.reshape(*shape, 1).masked_fill(silent, torch.inf)
+    alive = torch.ones_like(begun[:, :1])
     for first in range(0, steps, model.block):
         span = slice(first, first + model.block)
         known = None if ahead is None else ahead[:, span]
         params = model.decode(memory.output, memory.recent, known)
         block = model.head.mean(params) if noise is None else model.head.draw(params, noise[:, span])
-        alive = (alive & (block.abs() <= memory.bound[:, None])).cummin(1).values
-        blocks.append(block.masked_fill(~alive, torch.nan))
-        alive = alive[:, -1:]
-        fed = block.masked_fill(~alive, 0.0)
-        memory = _advance(model, fed, torch.zeros_like(fed, dtype=torch.bool), known, memory).memory
+        block = block.reshape(*shape, model.block)
+        alive = (alive & (block.abs() <= bound).all(1, keepdim=True)).cummin(2).values
+        blocks.append(block[:, 0].masked_fill(~alive[:, 0], torch.nan))
+        alive = alive[:, :, -1:]
+        fed = block.masked_fill(~alive | silent, 0.0)
+        memory = _advance(model, fed.flatten(0, 1), silent.expand_as(fed).flatten(0, 1), known, memory).memory
     scaled = torch.cat(blocks, dim=1)[:, :horizon]
-    return memory.scale.undo(scaled, time=start), memory
+    return of_y(model, memory.scale).undo(scaled, time=start), memory
+
+
+def of_y(model: Regressor, scale: Scale) -> Scale:
+    """The scale of y alone: the first track of each row."""
+    return Scale(*(part[:: model.targets] for part in scale))
+
+
+def _tracks(model: Regressor, window: Window) -> Float64[Tensor, "track step"]:
+    tracks = window.tracks
+    assert len(tracks) == model.targets * len(window.values), f"the network reads {model.targets - 1} channels"
+    return tracks
+
+
+def _repeated(part: Tensor, paths: int) -> Tensor:
+    return part.repeat(paths, *[1] * (part.dim() - 1))
 
 
 def _filled(
-    values: Float[Tensor, "row step"], missing: Bool[Tensor, "row step"], before: Float[Tensor, "row"]
-) -> Float[Tensor, "row step"]:
+    values: Float[Tensor, "track step"], missing: Bool[Tensor, "track step"], before: Float[Tensor, "track"]
+) -> Float[Tensor, "track step"]:
     """Every gap filled with the value before it."""
     steps = torch.arange(1, values.shape[1] + 1, device=values.device)
     latest = torch.where(missing, 0, steps).cummax(1).values
