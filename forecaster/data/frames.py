@@ -19,7 +19,7 @@ from forecaster.errors import (
     NoData,
     StaticChanges,
 )
-from forecaster.frequency import Stamps, at, counts, offset, tell
+from forecaster.frequency import Stamps, at, counts, named, tell
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 
@@ -61,7 +61,7 @@ def to_panel(
     names = columns or Columns()
     cells.check_there(frame, needed=names, further=[*covariates, *static, *channels])
     repairs: list[str] = []
-    declared = None if freq is None else _alias(freq)
+    declared = None if freq is None else named(freq, where="freq")
     rows = _read(
         frame, names, freq=declared, zone=zone, covariates=covariates, static=static, channels=channels, repairs=repairs
     )
@@ -207,12 +207,6 @@ def _without_duplicates(rows: _Rows, repairs: list[str]) -> _Rows:
         )
     repairs.append(f"{len(repeats)} repeated rows were dropped")
     return rows.take(~again)
-
-
-def _alias(freq: str | int) -> str:
-    alias = str(getattr(freq, "freqstr", freq))  # an offset is taken too
-    offset(alias, where="freq")
-    return alias
 
 
 def _certain(rows: _Rows, bounds: Int[np.ndarray, "_"]) -> tuple[str, bool]:
