@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from forecaster.conformal import Calibration, history_scale
-from forecaster.data.calendar import offset
 from forecaster.data.encoding import Encoding
 from forecaster.data.windows import Window, channels_of, stack
 from forecaster.errors import (
     BadSpec,
+    BadStamp,
     CovariateUnknown,
     ForecasterError,
     FrequencyMismatch,
@@ -28,6 +27,7 @@ from forecaster.errors import (
     NotANumber,
     ValueOutOfRange,
 )
+from forecaster.frequency import Stamp, offset
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import fork, roll, warm_up
 from forecaster.series import LARGEST_VALUE, Forecast, Series
@@ -55,7 +55,7 @@ class Forecaster:
     spec: Spec
     freq: str
     season: int
-    cutoff: pd.Timestamp
+    cutoff: Stamp
     encoding: Encoding
     network: Regressor
     calibration: Calibration | None = None
@@ -254,18 +254,22 @@ class Predictor:
         """
         return history_scale(history, self.forecaster.season)
 
-    def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast:
-        """The forecast, with the seasonal naive in place of what left the finite numbers."""
+    def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast | BadStamp:
+        """The forecast, with the seasonal naive in place of what left the finite numbers; or that its stamps go too far."""
+        try:
+            ahead = one.stamps_ahead(len(mean))
+        except BadStamp as error:
+            return error
         broken = np.flatnonzero(~np.isfinite(mean))
         if not len(broken):
-            return Forecast(one.id, one.stamps_ahead(len(mean)), mean)
+            return Forecast(one.id, ahead, mean)
         first = int(broken[0])
         mended = np.concatenate([mean[:first], repeat_season(one.y, self.forecaster.season, len(mean))[first:]])
         warning = (
             f"The network's forecast exploded at step {first + 1} of {len(mean)}; from there on it is the seasonal naive. "
             "Check the history for extreme values, or ask for a shorter horizon."
         )
-        return Forecast(one.id, one.stamps_ahead(len(mean)), mended, (warning,))
+        return Forecast(one.id, ahead, mended, (warning,))
 
 
 class _Ready(NamedTuple):
@@ -285,7 +289,7 @@ def _tail(one: Series, steps: int) -> Series:
     cut = len(one) - steps
     return replace(
         one,
-        start=one.start + cut * pd.tseries.frequencies.to_offset(one.freq),
+        start=one.stamp(cut),
         y=one.y[cut:],
         covariates={name: values[cut:] for name, values in one.covariates.items()},
         channels={name: values[cut:] for name, values in one.channels.items()},

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -93,6 +93,7 @@ def backtest(
     from forecaster import artifact
     from forecaster.evaluation.backtest import backtest as run
     from forecaster.evaluation.baselines import seasonal_naive
+    from forecaster.frequency import earlier
     from forecaster.predict import Predictor
     from pipelines.sources import read
 
@@ -108,8 +109,9 @@ def backtest(
     }
     steps = horizon or forecaster.spec.horizon
     result = run(panel, rivals, horizon=steps, windows=windows, season=forecaster.season, keep=forecaster.spec.least)
-    first = min(cutoffs[0] for cutoffs in result.cutoffs)
-    if (first.tz is None) == (forecaster.cutoff.tz is None) and first < forecaster.cutoff:
+    firsts: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]
+    first = min(firsts)
+    if earlier(first, forecaster.cutoff):
         warn(f"the model saw data up to {forecaster.cutoff}; origins from {first} on are not out of sample")
     print_scores({name: result.scores(name) for name in rivals})
     write_table(out, result.frame)

@@ -25,7 +25,7 @@ class Data(NamedTuple):
     """Where a panel comes from, and how to read it."""
 
     source: str  # a file, or the name of a data set that ships with the project
-    freq: str | None = None
+    freq: str | int | None = None
     columns: Columns = Columns()
     zone: str | None = None
     covariates: tuple[str, ...] = ()

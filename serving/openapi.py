@@ -34,7 +34,7 @@ _ONE_SERIES = (
     "Exception: when the only series of a request is refused, "
     "the answer is that error with status 422. What concerns the whole request (types, unknown fields, horizon, "
     "limits, and `level_out_of_range` for levels that the model in use was not calibrated for) is always 422. "
-    "Stamps come back in the offset from UTC and the style of the request."
+    "Stamps come back in the offset from UTC and the style of the request, whole numbers as numbers."
 )
 ROUTES = (
     Route(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytorch_lightning as pl
 
+from forecaster.data.calendar import check_calendar
 from forecaster.data.encoding import Encoding
 from forecaster.data.split import Split, hold_out
 from forecaster.data.windows import Anchors, Feed, Tape, channels_of
@@ -65,9 +66,11 @@ class Windows(pl.LightningDataModule):
 def cut(panel: Panel, spec: Spec) -> Split:
     """What is trained on, and what is held out to validate on.
 
-    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed; and for
-    channels CovariateUnknown where one is not there, BadSpec where its values are none that the head can mean.
+    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed; BadSpec where
+    calendar features are asked of numbered steps, or a channel's values are none that the head can mean; CovariateUnknown
+    where a channel is not there.
     """
+    check_calendar(spec.calendar, freq=panel.freq)
     split = hold_out(panel, spec.training.valid_windows * spec.horizon, keep=spec.least + 1)
     if not any(np.isfinite(one.y).any() for one in split.known.series):
         raise HistoryTooShort(
