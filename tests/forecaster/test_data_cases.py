@@ -931,6 +931,14 @@ def test_data_check_ends_with_2_where_data_cannot_be_used(tmp_path: Path, capsys
     assert "row 1 holds 'many'" in told.err
 
 
+def test_data_check_tells_of_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.csv", with_channel([4.0, np.nan, 6.0], np.arange(3.0), wind=1.0))
+    assert run(path, "--freq", "D", "--channel", "rain", "--channel", "wind") == 0
+    assert "channels    rain (1 missing), wind (0 missing)" in capsys.readouterr().out
+    assert run(path, "--freq", "D", "--channel", "snow") == 2
+    assert "snow not found among" in capsys.readouterr().err
+
+
 def test_ids_in_a_csv_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = pd.concat([series(y=np.ones(3), of="007"), series(y=np.ones(3), of="NA")])
     assert run(write(tmp_path / "x.csv", frame), "--freq", "D") == 0
