@@ -373,16 +373,12 @@ def _check_limits(request: ForecastRequest, settings: Settings) -> None:
                 "Send its last steps.",
                 where=f"series.{place}.y",
             )
-        columns: list[tuple[str, Mapping[str, Sequence[Any]], int]] = [
-            ("covariates", asked.covariates, settings.max_history + settings.max_horizon),
-            ("channels", asked.channels, settings.max_history),
-        ]
-        for kind, given, most in columns:
-            for name, values in given.items():
-                if len(values) > most:
-                    raise Problem(
-                        "history_too_long",
-                        f"Expected {kind} of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
-                        "Send its last steps.",
-                        where=f"series.{place}.{kind}.{name}",
-                    )
+        most = settings.max_history + settings.max_horizon
+        for name, values in asked.covariates.items():
+            if len(values) > most:
+                raise Problem(
+                    "history_too_long",
+                    f"Expected covariates of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
+                    "Send its last steps.",
+                    where=f"series.{place}.covariates.{name}",
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -330,7 +330,7 @@ def _cut(
         repairs.append(f"{int(blank.sum())} series without any observed value were left out: {_some(ids[blank])}")
     ends = begin + (last + 1 if rows.covariates else lengths)
     if rows.covariates:
-        repairs.extend(_left_aside(laid.channels, after=np.where(blank, begin + lengths, ends), lengths=lengths))
+        repairs.extend(cells.left_aside(laid.channels, after=np.where(blank, begin + lengths, ends), lengths=lengths))
     spans = zip(range(len(ids)), begin.tolist(), ends.tolist(), lengths.tolist(), strict=True)
     firsts = bounds[:-1].tolist()
     return [
@@ -346,23 +346,6 @@ def _cut(
         for k, a, b, long in spans
         if not blank[k]
     ]
-
-
-def _left_aside(
-    channels: Mapping[str, Float64[np.ndarray, "step"]],
-    *,
-    after: Int[np.ndarray, "series"],
-    lengths: Int[np.ndarray, "series"],
-) -> Iterator[str]:
-    """What is told of channels that go on where the history has ended and only covariates are known."""
-    for name, values in channels.items():
-        later = np.arange(len(values)) >= np.repeat(after, lengths)
-        left = int((later & ~np.isnan(values)).sum())
-        if left:
-            yield (
-                f"{left} values of channel {name!r} after the last observed `y` of their series were left aside: call it a "
-                "covariate if it is known ahead"
-            )
 
 
 def _check_static(rows: _Rows) -> None:
