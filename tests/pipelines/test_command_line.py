@@ -49,7 +49,7 @@ def test_every_command_tells_what_it_does_and_what_its_parameters_mean(
     function = (app[command]["check"] if command == "data" else app[command]).default_command
     assert function is not None
     assert (function.__doc__ or "nothing").split(",")[0].split()[0] in told
-    options = [name for name in inspect.signature(function).parameters if name not in ("where", "reading", "further")]
+    options = [name for name in inspect.signature(function).parameters if name not in ("where", "reading")]
     for name in options:
         assert f"--{name.replace('_', '-')}" in told
 
