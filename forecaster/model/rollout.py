@@ -5,7 +5,8 @@ Validation, backtest and service all come through here. The memory is explicit: 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from torch import Tensor
 from forecaster.data.windows import Window
 from forecaster.model.recurrent import State
 from forecaster.model.regressor import Regressor
-from forecaster.model.scaling import Scale, measure
-from forecaster.shapes import Bool, Float, Float64
+from forecaster.model.scaling import Scale, measure, settle
+from forecaster.shapes import Bool, Float, Float64, Int
 
 _BY_ROW = ("output", "recent", "begun", "bound", "static")
+SEGMENTS_AT_ONCE = 1 << 18  # of all rows together, in one pass of the recurrence: bounds the memory of long histories
 RUNAWAY = 1e4  # times the largest scaled value of the history: a forecast that goes there has exploded
 
 
@@ -29,7 +31,7 @@ class Memory(NamedTuple):
         recent: The latest values, scaled, gaps filled with the value before (0 before the first).
         begun: Whether the row has seen an observation yet.
         scale: Measured once, when the row began.
-        bound: Scaled values beyond it are not believed.
+        bound: Scaled values beyond it are not believed; it grows with what was read.
         time: Steps read since the row began.
         static: What is known of the row for good.
     """
@@ -61,24 +63,27 @@ class Reading(NamedTuple):
 def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
     """The memory before the first step of a window, with the window's scale; and what is left to read.
 
-    The window's first `lead` steps are only there for lags and base to look back on.
+    The window's first `lead` steps are only there for lags and base to look back on. The scale is that of all the rest, or,
+    where a network reads whole histories, of the first `context` steps of each.
     """
     lead, rest = window.values[:, : model.lead], window.values[:, model.lead :]
-    scale = measure(rest, model.scaling, season=model.season)
+    if model.reads == "history" and rest.shape[1] > model.context:
+        scale = settle(rest, model.scaling, steps=model.context, season=model.season).scale
+    else:
+        scale = measure(rest, model.scaling, season=model.season)
     rows = len(rest)
     zero = torch.zeros(rows, device=rest.device)
     if model.lead:
         recent = _filled(scale.apply(lead, time=-model.lead), lead.isnan(), zero)
     else:
         recent = zero[:, None].expand(rows, model.back)
-    bound = RUNAWAY * scale.apply(rest).abs().nan_to_num(0.0).amax(1).clamp(min=1.0)
     memory = Memory(
         state=model.recurrent.start(rows, like=rest),
         output=zero.new_zeros(rows, model.recurrent.hidden),
         recent=recent,
         begun=zero > 0,
         scale=scale,
-        bound=bound,
+        bound=zero + RUNAWAY,
         time=0,
         static=model.describe(window.static, rows=rows),
     )
@@ -89,8 +94,9 @@ def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
 def read(model: Regressor, window: Window, memory: Memory) -> Reading:
     """Reads known values; their number is a multiple of the segment."""
     missing = window.values.isnan()
-    scaled = memory.scale.apply(window.values, time=memory.time)
-    return _advance(model, scaled.masked_fill(missing, 0.0), missing, window.covariates, memory)
+    scaled = memory.scale.apply(window.values, time=memory.time).masked_fill(missing, 0.0)
+    memory = memory._replace(bound=memory.bound.maximum(RUNAWAY * scaled.abs().amax(1)))
+    return _advance(model, scaled, missing, window.covariates, memory)
 
 
 def _advance(
@@ -121,7 +127,39 @@ def warm_up(model: Regressor, window: Window, memory: Memory | None = None) -> M
     """The memory after a window; given the memory of what came before it, the recurrence goes on from there."""
     if memory is None:
         memory, window = begin(model, window)
-    return read(model, window, memory).memory
+    for piece in _pieces(model, window):
+        memory = read(model, piece, memory).memory
+    return memory
+
+
+def between(window: Window, start: int, end: int) -> Window:
+    """The steps of a window from one place to another."""
+    covariates = None if window.covariates is None else window.covariates[:, start:end]
+    return Window(window.values[:, start:end], covariates, window.static)
+
+
+def _pieces(model: Regressor, window: Window) -> Iterator[Window]:
+    rows, steps = window.values.shape
+    most = max(1, SEGMENTS_AT_ONCE // max(1, rows)) * model.segment
+    for start in range(0, steps, most):
+        yield between(window, start, start + most)
+
+
+def pick(memory: Memory, rows: Int[Tensor, "row"]) -> Memory:
+    """The memory of some rows, in this order."""
+    hidden, cell = memory.state
+    state = State(hidden[:, rows], None if cell is None else cell[:, rows])
+    by_row: dict[str, Any] = {name: getattr(memory, name)[rows] for name in _BY_ROW}
+    return memory._replace(state=state, scale=Scale(*(part[rows] for part in memory.scale)), **by_row)
+
+
+def join(memories: Sequence[Memory]) -> Memory:
+    """The rows of several memories, all of them at the same time, as one."""
+    hidden = torch.cat([one.state.hidden for one in memories], dim=1)
+    cells = [one.state.cell for one in memories if one.state.cell is not None]
+    scale = Scale(*(torch.cat(parts) for parts in zip(*(one.scale for one in memories), strict=True)))
+    by_row: dict[str, Any] = {name: torch.cat([getattr(one, name) for one in memories]) for name in _BY_ROW}
+    return memories[0]._replace(state=State(hidden, torch.cat(cells, dim=1) if cells else None), scale=scale, **by_row)
 
 
 def fork(memory: Memory, *, paths: int) -> Memory:

@@ -1,0 +1,86 @@
+"""The memories of histories at many of their places, from reading each once: rows that may roll out beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isqrt
+
+import torch
+from torch.nn import functional
+
+from forecaster.data.windows import Window
+from forecaster.model.regressor import Regressor
+from forecaster.model.rollout import Memory, begin, between, join, pick, read, warm_up
+
+MEMORIES_AT_ONCE = 1 << 14
+_WIDE = 128  # rows from which on a step costs what its arithmetic costs, and not its calls
+
+
+def memories(model: Regressor, window: Window, *, every: int, count: int) -> Iterator[Memory]:
+    """The memory at `count` places of every row, `every` steps apart, the last of them at the window's end.
+
+    Each is that of a `warm_up` on the window up to its place, where the scale of its row has settled by then (`settle`).
+
+    Args:
+        model: One that reads whole histories.
+        window: As for `warm_up`.
+        every: A multiple of the segment.
+        count: Such that there are steps before the first place.
+    Returns:
+        The places in order, some at once, to bound the memory this takes: all rows of the first, all rows of the second.
+    """
+    memory, rest = begin(model, window)
+    rows, steps = rest.values.shape
+    first = steps - (count - 1) * every
+    at_once = max(1, MEMORIES_AT_ONCE // rows)
+    reached = _at_zero(warm_up(model, between(rest, 0, first), memory))
+    if count == 1:
+        yield reached
+    last = torch.arange(-rows, 0, device=rest.values.device)
+    for done in range(1, count, at_once):
+        start, end = first + (done - 1) * every, first + (min(done + at_once, count) - 1) * every
+        found = _ends(model, between(rest, start, end), reached, every=every)
+        yield found if done > 1 else join([reached, found])
+        reached = pick(found, last)
+
+
+def _ends(model: Regressor, window: Window, memory: Memory, *, every: int) -> Memory:
+    """The memory after every `every` steps of a window that goes on from a memory: all rows of the first place come first.
+
+    The state of a recurrence is known at the end of what it reads. A call for each place would cost far more than its
+    arithmetic, so the window is read twice: in a few long stretches, which gives the state where each begins; then all
+    stretches beside each other, from place to place.
+    """
+    rows, steps = window.values.shape
+    places = steps // every
+    stretches = min(isqrt(places), max(1, _WIDE // rows))
+    each = -(-places // stretches)
+    stretches = -(-places // each)
+    heads = [memory]
+    for start in range(0, (stretches - 1) * each * every, each * every):
+        heads.append(_at_zero(warm_up(model, between(window, start, start + each * every), heads[-1])))
+    beside, side = join(heads), _side_by_side(window, stretches=stretches, steps=each * every)
+    found = []
+    for start in range(0, each * every, every):
+        beside = _at_zero(read(model, between(side, start, start + every), beside).memory)
+        found.append(beside)
+    device = window.values.device
+    place, row = torch.arange(places, device=device)[:, None], torch.arange(rows, device=device)
+    return pick(join(found), ((place % each * stretches + place // each) * rows + row).flatten())
+
+
+def _side_by_side(window: Window, *, stretches: int, steps: int) -> Window:
+    """Stretches of a window as rows: all rows of the first, all rows of the second. The last may be padded at its end."""
+    rows, known = window.values.shape
+    pad = stretches * steps - known
+    values = functional.pad(window.values, (0, pad), value=torch.nan)
+    covariates = window.covariates
+    if covariates is not None:
+        padded = functional.pad(covariates, (0, 0, 0, pad))
+        covariates = padded.reshape(rows, stretches, steps, -1).transpose(0, 1).flatten(0, 1)
+    return Window(values.reshape(rows, stretches, steps).transpose(0, 1).flatten(0, 1), covariates)
+
+
+def _at_zero(memory: Memory) -> Memory:
+    """The same memory, its time counted from now on: so those of different places can stand beside each other."""
+    return memory._replace(scale=memory.scale.since(memory.time), time=0)
