@@ -48,9 +48,8 @@ def all_origins(
     apart = stride or horizon
     lefts = np.array(origins(windows=windows, horizon=horizon, stride=apart), dtype=np.int64)
     cuts = np.array([len(one) for one in series], dtype=np.int64)[:, None] - lefts
-    answered = np.array(
-        [_answered(predictor, one, at, horizon) for one, at in zip(series, cuts, strict=True)], dtype=bool
-    )
+    faultless = [_answered(predictor, one, at, horizon) for one, at in zip(series, cuts, strict=True)]
+    answered = np.array(faultless, dtype=bool).reshape(cuts.shape)
     found = np.full((*cuts.shape, horizon), np.nan)
     rows = np.flatnonzero(answered.any(axis=1))
     for some in beside([predictor.network.shown(len(series[int(row)])) for row in rows]):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isqrt
 
 import torch
 from torch.nn import functional
 
 from forecaster.data.windows import Window
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import Memory, begin, between, join, pick, read, warm_up
+from forecaster.model.rollout import Memory, begin, between, join, pick, warm_up
 
 MEMORIES_AT_ONCE = 1 << 14
+_FEW = 6  # stretches at a time
 _WIDE = 128  # rows from which on a step costs what its arithmetic costs, and not its calls
 
 
@@ -48,25 +48,26 @@ def _ends(model: Regressor, window: Window, memory: Memory, *, every: int) -> Me
     """The memory after every `every` steps of a window that goes on from a memory: all rows of the first place come first.
 
     The state of a recurrence is known at the end of what it reads. A call for each place would cost far more than its
-    arithmetic, so the window is read twice: in a few long stretches, which gives the state where each begins; then all
-    stretches beside each other, from place to place.
+    arithmetic, so the window is read in a few long stretches, which gives the state where each begins, and then again, all
+    stretches beside each other, in the same way.
     """
     rows, steps = window.values.shape
     places = steps // every
-    stretches = min(isqrt(places), max(1, _WIDE // rows))
-    each = -(-places // stretches)
+    if places <= _FEW or rows >= _WIDE:
+        found = [memory]
+        for start in range(0, steps, every):
+            found.append(_at_zero(warm_up(model, between(window, start, start + every), found[-1])))
+        return join(found[1:])
+    each = -(-places // _FEW)
     stretches = -(-places // each)
     heads = [memory]
     for start in range(0, (stretches - 1) * each * every, each * every):
         heads.append(_at_zero(warm_up(model, between(window, start, start + each * every), heads[-1])))
-    beside, side = join(heads), _side_by_side(window, stretches=stretches, steps=each * every)
-    found = []
-    for start in range(0, each * every, every):
-        beside = _at_zero(read(model, between(side, start, start + every), beside).memory)
-        found.append(beside)
+    side = _side_by_side(window, stretches=stretches, steps=each * every)
+    ends = _ends(model, side, join(heads), every=every)
     device = window.values.device
     place, row = torch.arange(places, device=device)[:, None], torch.arange(rows, device=device)
-    return pick(join(found), ((place % each * stretches + place // each) * rows + row).flatten())
+    return pick(ends, ((place % each * stretches + place // each) * rows + row).flatten())
 
 
 def _side_by_side(window: Window, *, stretches: int, steps: int) -> Window:
