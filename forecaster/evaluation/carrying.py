@@ -50,10 +50,16 @@ def carry_gap(forecaster: Forecaster, panel: Panel, *, windows: int, stride: int
     return CarryGap(float(nanmean(nanmean(apart, axis=(1, 2)))), means["window"], means["history"])
 
 
-def read_as(forecaster: Forecaster, reads: Reads) -> Forecaster:
-    """The same weights behind another reading of histories; raises BadSpec where the specification does not allow it."""
-    spec = Spec.parse(forecaster.spec.model_dump() | {"reads": reads}, where=f"{forecaster.spec.name!r} that reads {reads}")
+def read_as(forecaster: Forecaster, reads: Reads, *, context: int | None = None) -> Forecaster:
+    """The same weights behind another reading of histories, and another context, if one is given.
+
+    Raises BadSpec where the specification does not allow it.
+    """
+    spec = forecaster.spec
+    fields = {"reads": reads, "context": context or spec.context, "min_history": spec.least}
+    where = f"{spec.name!r} that reads {reads}"
+    changed = Spec.parse(spec.model_dump() | fields, where=where)
     encoding = forecaster.encoding
-    network = build(spec, seed=0, season=forecaster.season, covariates=encoding.width, groups=encoding.sizes)
+    network = build(changed, seed=0, season=forecaster.season, covariates=encoding.width, groups=encoding.sizes)
     network.load_state_dict(forecaster.network.state_dict())
-    return replace(forecaster, spec=spec, network=network.eval())
+    return replace(forecaster, spec=changed, network=network.eval())

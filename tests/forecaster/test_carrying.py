@@ -47,7 +47,7 @@ def test_a_twin_has_the_same_weights_and_leaves_the_first_as_it_was(windowed: Fo
 
 
 def test_what_cannot_be_read_both_ways_has_no_gap() -> None:
-    with pytest.raises(BadSpec, match="'small' that reads history.*scaling"):
+    with pytest.raises(BadSpec, match=r"'small' that reads history.*scaling"):
         carry_gap(make_forecaster(make_spec(scaling="last")), PANEL, windows=1)
     with pytest.raises(HistoryTooShort):
         carry_gap(make_forecaster(make_spec()), PANEL, windows=50)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from forecaster.data.encoding import PLAIN
 from forecaster.data.windows import Window
 from forecaster.errors import BadSpec
 from forecaster.evaluation.backtest import backtest
@@ -19,13 +20,17 @@ from forecaster.model.scaling import measure, settle
 from forecaster.predict import Predictor
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
+from forecaster.training.datamodule import Windows
+from forecaster.training.fit import fit
 from tests.samples import make_forecaster, make_network, make_spec, one_series, panel_of, wave
 
 SCALINGS = ["none", "mean_abs", "standard", "level_season"]
 BASES = ["zero", "last", "seasonal_naive", "linear"]
 CLOSE = 2e-5
 
-every_kind = pytest.mark.parametrize(("cell", "decoder"), list(product(["gru", "lstm", "elman"], ["rollout", "direct"])))
+every_kind = pytest.mark.parametrize(
+    ("cell", "decoder"), list(product(["gru", "lstm", "elman"], ["rollout", "direct"]))
+)
 
 
 def specs(cell: str, decoder: str, *, reads: str = "history", segment: int | None = None) -> list[Spec]:
@@ -101,7 +106,9 @@ def test_a_memory_goes_on_with_what_came_later_as_if_all_had_been_read(cell: str
         memory = warm_up(network, whole(network, y[:28]))
         later = Window(torch.from_numpy(y[None, 28:]))  # twelve steps: whole segments of any length here
         found = roll(network, warm_up(network, later, memory), horizon=7)[0]
-        torch.testing.assert_close(found, roll(network, warm_up(network, whole(network, y)), horizon=7)[0], rtol=0, atol=CLOSE)
+        torch.testing.assert_close(
+            found, roll(network, warm_up(network, whole(network, y)), horizon=7)[0], rtol=0, atol=CLOSE
+        )
 
 
 @every_kind
@@ -191,6 +198,21 @@ def test_validation_and_backtest_read_the_history_that_users_send() -> None:
     assert float(score(network, batch).rollout) == pytest.approx(result.scores("net")["mase"], rel=1e-5)
 
 
+def test_training_starts_from_windows_and_validation_from_whole_histories() -> None:
+    training = {"steps": 4, "epoch_steps": 2, "batch": 4, "valid_windows": 2}
+    spec = make_spec(reads="history", base="last", lags=(6,), training=training)
+    network, panel = make_network(spec), panel_of(wave(60), wave(41, seed=1))
+    windows = Windows(panel, spec, network, PLAIN, season=4)
+    assert windows.context == network.lead + spec.context
+    [trial] = windows.trials
+    assert trial.example.window.values.shape == (4, network.lead + 60)
+    known = trial.example.window.values[0]
+    assert known[~known.isnan()].tolist() == wave(60)[:50].tolist()
+    fitted = fit(panel, spec, accelerator="cpu")
+    assert np.isfinite(list(fitted.scores.values())).all()
+    assert fitted.forecaster.network.reads == "history"
+
+
 def test_a_long_gap_at_the_end_is_refused_as_it_is_for_windows() -> None:
     predictor = predictor_of(make_spec(reads="history"))
     [outcome] = predictor.forecast_each([one_series(np.append(wave(40), np.full(16, np.nan)))], 3)
@@ -210,7 +232,9 @@ def test_sampled_paths_come_from_the_whole_history() -> None:
 
 
 def test_a_scale_that_follows_the_last_value_does_not_go_with_whole_histories() -> None:
-    with pytest.raises(BadSpec, match="keeps the scale of its first steps.*Choose standard or mean_abs with base last"):
+    with pytest.raises(
+        BadSpec, match=r"keeps the scale of its first steps.*Choose standard or mean_abs with base last"
+    ):
         make_spec(reads="history", scaling="last")
     assert make_spec(scaling="last").reads == "window"
 

@@ -182,7 +182,9 @@ def test_an_origin_with_a_fault_has_no_forecast_and_spoils_none(reads: str) -> N
     assert np.isfinite(found[0]).all(axis=1).tolist() == [True] * 4 + [False] * 6, "known up to step 27, 28, 29, 30"
     assert np.isfinite(found[1]).all()
     assert np.isnan(found[2:]).all()
-    assert_close(found[:2], one_by_one(predictor, [bad[0], good], origins(windows=10, horizon=4, stride=1), 4), [good] * 2)
+    assert_close(
+        found[:2], one_by_one(predictor, [bad[0], good], origins(windows=10, horizon=4, stride=1), 4), [good] * 2
+    )
 
 
 @pytest.mark.parametrize("reads", READINGS)
@@ -191,7 +193,9 @@ def test_a_covariate_that_is_missing_takes_away_the_origins_that_would_read_it(r
     heat = np.random.default_rng(1).normal(size=40)
     panel = Panel([Series("a", START, "h", wave(40), {"heat": heat})], "h")
     network = build(spec, seed=1, season=4, covariates=1).eval().requires_grad_(False)
-    predictor = Predictor(Forecaster(spec, "h", 4, START, learn(panel, calendar=(), covariates=("heat",), static=()), network))
+    predictor = Predictor(
+        Forecaster(spec, "h", 4, START, learn(panel, calendar=(), covariates=("heat",), static=()), network)
+    )
     gone = heat.copy()
     gone[20] = np.nan
     series = [*panel.series, Series("b", START, "h", wave(40), {"heat": gone}), Series("c", START, "h", wave(40))]
