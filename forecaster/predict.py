@@ -8,25 +8,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from forecaster.conformal import Calibration, history_scale
-from forecaster.data.calendar import offset
 from forecaster.data.encoding import Encoding
-from forecaster.data.windows import Window, stack
+from forecaster.data.windows import Window, channels_of, stack
 from forecaster.errors import (
     BadSpec,
+    BadStamp,
     CovariateUnknown,
     ForecasterError,
     FrequencyMismatch,
     HistoryTooShort,
     HorizonOutOfRange,
+    InputError,
     LevelOutOfRange,
     NotANumber,
     ValueOutOfRange,
 )
+from forecaster.frequency import Stamp, offset
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import fork, roll, warm_up
 from forecaster.series import LARGEST_VALUE, Forecast, Series
@@ -55,7 +56,7 @@ class Forecaster:
     spec: Spec
     freq: str
     season: int
-    cutoff: pd.Timestamp
+    cutoff: Stamp
     encoding: Encoding
     network: Regressor
     calibration: Calibration | None = None
@@ -100,12 +101,6 @@ class Predictor:
         outcomes = [fault or self._outcome(one, next(means)) for one, fault in zip(series, faults, strict=True)]
         return self._with_quantiles(series, outcomes, levels) if levels else outcomes
 
-    def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
-        means = np.empty((len(series), horizon))
-        for some in beside([self.network.shown(len(one)) for one in series]):
-            means[some] = self._roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
-        return means
-
     def sample_each(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
     ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
@@ -127,10 +122,16 @@ class Predictor:
             outcomes.append(fault or self._paths(one, horizon, paths=paths, seed=seed))
         return outcomes
 
+    def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
+        means = np.empty((len(series), horizon))
+        for some in beside([self.network.shown(len(one)) for one in series]):
+            means[some] = self._roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
+        return means
+
     def _ready(self, series: Sequence[Series], horizon: int) -> _Ready:
         """Windows and future covariates, on the device, as the network reads them."""
         encoding, context = self.forecaster.encoding, self.network.shown(max(map(len, series)))
-        steps = self.steps(horizon)
+        steps, names = self.steps(horizon), self.forecaster.spec.channels
         tails = [_tail(one, context) for one in series]
         columns = [encoding.covariates(one, ahead=steps) for one in tails] if encoding.width else []
         window = stack(
@@ -138,6 +139,7 @@ class Predictor:
             context=context,
             covariates=[known[: len(one)] for one, known in zip(tails, columns, strict=True)] if columns else (),
             static=[encoding.groups(one) for one in tails] if encoding.static else (),
+            channels=[channels_of(one, names) for one in tails] if names else (),
         )
         ahead = torch.from_numpy(np.stack([known[-steps:] for known in columns])).float() if columns else None
         return _Ready(window.to(self.device), None if ahead is None else ahead.to(self.device))
@@ -152,7 +154,8 @@ class Predictor:
         ready, steps = self._ready([one], horizon), self.steps(horizon)
         own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
         draw = torch.Generator().manual_seed(own)
-        noise = torch.rand(paths, steps, self.network.head.noise, generator=draw).clamp(1e-6, 1 - 1e-6).to(self.device)
+        shape = (paths * self.network.targets, steps, self.network.head.noise)
+        noise = torch.rand(shape, generator=draw).clamp(1e-6, 1 - 1e-6).to(self.device)
         with torch.inference_mode():
             memory = fork(warm_up(self.network, ready.window), paths=paths)
             ahead = None if ready.ahead is None else ready.ahead.expand(paths, -1, -1)
@@ -173,13 +176,9 @@ class Predictor:
                 "Send a longer history, or use a forecaster with a shorter context.",
                 where=one.id,
             )
-        if np.isinf(one.y).any():
-            return NotANumber(f"Series {one.id!r} holds an infinite value. Correct it, or send null.", where=one.id)
-        if (np.abs(one.y) > LARGEST_VALUE).any():
-            return ValueOutOfRange(
-                f"Series {one.id!r} holds a value beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
-                where=one.id,
-            )
+        fault = _value_fault(one, forecaster.spec.channels)
+        if fault is not None:
+            return fault
         if np.isnan(one.y[-forecaster.spec.context :]).all():
             return HistoryTooShort(
                 f"Series {one.id!r} has no observed value among its last {forecaster.spec.context} steps. "
@@ -262,18 +261,20 @@ class Predictor:
         """
         return history_scale(history, self.forecaster.season)
 
-    def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast:
-        """The forecast, with the seasonal naive in place of what left the finite numbers."""
+    def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast | BadStamp:
+        """The forecast, with the seasonal naive in place of what left the finite numbers; or that its stamps go too far."""
+        try:
+            ahead = one.stamps_ahead(len(mean))
+        except BadStamp as error:
+            return error
         broken = np.flatnonzero(~np.isfinite(mean))
         if not len(broken):
-            return Forecast(one.id, one.stamps_ahead(len(mean)), mean)
+            return Forecast(one.id, ahead, mean)
         warning = (
             f"The network's forecast exploded at step {broken[0] + 1} of {len(mean)}; from there on it is the seasonal naive. "
             "Check the history for extreme values, or ask for a shorter horizon."
         )
-        return Forecast(
-            one.id, one.stamps_ahead(len(mean)), mended(mean, one.y, season=self.forecaster.season), (warning,)
-        )
+        return Forecast(one.id, ahead, mended(mean, one.y, season=self.forecaster.season), (warning,))
 
 
 class _Ready(NamedTuple):
@@ -299,10 +300,30 @@ def _tail(one: Series, steps: int) -> Series:
     cut = len(one) - steps
     return replace(
         one,
-        start=one.start + cut * pd.tseries.frequencies.to_offset(one.freq),
+        start=one.stamp(cut),
         y=one.y[cut:],
         covariates={name: values[cut:] for name, values in one.covariates.items()},
+        channels={name: values[cut:] for name, values in one.channels.items()},
     )
+
+
+def _value_fault(one: Series, channels: Sequence[str]) -> InputError | None:
+    """A channel that is not there, or a value of y or of a channel that cannot be reckoned with."""
+    try:
+        channels_of(one, channels)
+    except CovariateUnknown as fault:
+        return fault
+    for values, place in [(one.y, ""), *((one.channels[name], f" in the channel {name!r}") for name in channels)]:
+        if np.isinf(values).any():
+            return NotANumber(
+                f"Series {one.id!r} holds an infinite value{place}. Correct it, or send null.", where=one.id
+            )
+        if (np.abs(values) > LARGEST_VALUE).any():
+            return ValueOutOfRange(
+                f"Series {one.id!r} holds a value{place} beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
+                where=one.id,
+            )
+    return None
 
 
 def mended(

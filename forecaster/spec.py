@@ -147,6 +147,9 @@ class Spec(_Frozen):
     lags: tuple[Steps, ...] = Field(default=(), description="how far back further values are looked up for every step")
     calendar: tuple[str, ...] = Field(default=(), description="calendar features, of the local time of the series")
     covariates: tuple[str, ...] = Field(default=(), description="columns that are known ahead")
+    channels: tuple[str, ...] = Field(
+        default=(), description="columns of which the past alone is known: foretold beside y, and fed back with it"
+    )
     static: tuple[str, ...] = Field(default=(), description="columns that say what a series is")
     group: str | None = Field(default=None, description="static column whose larger groups get intervals of their own")
     network: NetworkSpec = NetworkSpec()

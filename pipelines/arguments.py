@@ -60,11 +60,11 @@ class Reading:
     """How to read the data."""
 
     freq: str | None = None
-    "Frequency as a pandas offset alias (h, D, MS, 15min); inferred where it is certain."
+    "Frequency as a pandas offset alias (h, D, MS, 15min), or a whole number (1, 10) for numbered steps; inferred where certain."
     id_column: str = "unique_id"
     "Column with the name of the series."
     ds_column: str = "ds"
-    "Column with the time stamps."
+    "Column with the time stamps, or with the whole numbers of the steps."
     y_column: str = "y"
     "Column with the values; empty means not observed."
     zone: str | None = None
@@ -76,6 +76,23 @@ class Reading:
         from pipelines.sources import Data
 
         return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column), self.zone)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Further:
+    """What to read besides the values; each may be given again."""
+
+    covariate: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    "A column that is known ahead."
+    static: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    "A column that says one thing of a whole series."
+    channel: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    "A column of which the past alone is known."
+
+    def of(self, data: Data) -> Data:
+        """The source, read with these columns."""
+        return data._replace(covariates=self.covariate, static=self.static, channels=self.channel)
 
 
 def spec_of(config: Path | None, data: str, *, horizon: int | None, seed: int | None) -> Spec:

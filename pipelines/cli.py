@@ -10,12 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
-from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.arguments import Further, Reading, Where, bundle_of, can_be_written, in_range, spec_of
 from pipelines.terminal import hush, print_scores, print_summary, warn, write_table
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
@@ -23,7 +23,7 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 app.command(data_app)
 
 
-_WHERE, _READING = Where(), Reading()
+_WHERE, _READING, _FURTHER = Where(), Reading(), Further()
 _TOLD = 10  # faults of single series that are told one by one
 
 
@@ -96,6 +96,7 @@ def backtest(
     from forecaster import artifact
     from forecaster.evaluation.backtest import backtest as run
     from forecaster.evaluation.baselines import Ask, seasonal_naive
+    from forecaster.frequency import earlier
     from forecaster.predict import Predictor
     from pipelines.sources import read
 
@@ -119,8 +120,9 @@ def backtest(
         keep=forecaster.spec.least,
         stride=stride,
     )
-    first = min(cutoffs[0] for cutoffs in result.cutoffs)
-    if (first.tz is None) == (forecaster.cutoff.tz is None) and first < forecaster.cutoff:
+    firsts: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]
+    first = min(firsts)
+    if earlier(first, forecaster.cutoff):
         warn(f"the model saw data up to {forecaster.cutoff}; origins from {first} on are not out of sample")
     print_scores({name: result.scores(name) for name in rivals})
     write_table(out, result.frame)
@@ -295,8 +297,7 @@ def retrain(
 def check(
     data: str,
     *,
-    covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    further: Further = _FURTHER,
     reading: Reading = _READING,
 ) -> None:
     """Checks data as train would, and tells what they are like. Ends with 0 if they can be used, with 2 if not.
@@ -305,15 +306,11 @@ def check(
     ----------
     data
         As for train.
-    covariate
-        A column that is known ahead; may be given again.
-    static
-        A column that says one thing of a whole series; may be given again.
     """
     from pipelines.sources import read
 
     try:
-        panel = read(reading.of(data)._replace(covariates=covariate, static=static))
+        panel = read(further.of(reading.of(data)))
     except InputError as error:
         print(f"{data}: cannot be used ({error.code})")
         raise

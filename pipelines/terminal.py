@@ -66,6 +66,7 @@ def print_summary(panel: Panel) -> None:
         "constant": constant,
         "covariates": f"{', '.join(told.covariates)}, {told.ahead} steps ahead" if told.covariates else "none",
         "static": ", ".join(told.static) or "none",
+        "channels": ", ".join(f"{name} ({missing} missing)" for name, missing in told.channels.items()) or "none",
         "suggested": f"season {told.season}, horizon {told.horizon}",
     }
     for name, line in lines.items():

@@ -207,6 +207,7 @@ def _record(
         windows=windows,
         season=fitted.forecaster.season,
         encoding=fitted.forecaster.encoding,
+        channels=spec.channels,
     )
     run.headline(
         {f"bt/{name}": scores[name] for name in ("mase", "rmsse", "smape")}

@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from forecaster.data.split import hold_out, origins
 from forecaster.evaluation.baselines import Ask
 from forecaster.evaluation.one_pass import Cube, all_origins
+from forecaster.frequency import Stamp, regular
 from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
 from forecaster.predict import Predictor
 from forecaster.series import Forecast, Panel, Series
@@ -34,7 +35,7 @@ class Backtest:
     """
 
     series: Sequence[Series]
-    cutoffs: Sequence[Sequence[pd.Timestamp]]
+    cutoffs: Sequence[Sequence[Stamp]]
     actual: Cube
     forecasts: Mapping[str, Cube]
     scale: Float64[np.ndarray, "series"]
@@ -92,7 +93,7 @@ class Backtest:
                 stamp
                 for one, cutoffs in zip(self.series, self.cutoffs, strict=True)
                 for cutoff in cutoffs
-                for stamp in pd.date_range(cutoff, periods=horizon + 1, freq=one.freq)[1:]
+                for stamp in regular(cutoff, freq=one.freq, steps=horizon + 1)[1:]
             ],
             "step": np.tile(np.arange(1, horizon + 1), series * windows),
             "y": self.actual.ravel(),

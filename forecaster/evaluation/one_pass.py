@@ -96,6 +96,7 @@ def _ask(asked: _Asked) -> Cube:
         context=network.shown(longest) + network.segment,
         horizon=steps,
         encoding=predictor.forecaster.encoding,
+        channels=predictor.forecaster.spec.channels,
         ahead=max(0, steps - asked.horizon),
     ).to(predictor.device)
     read = _windows if network.reads == "window" else _histories
@@ -130,7 +131,7 @@ def _histories(asked: _Asked, tape: Tape) -> Iterator[_Start]:
     apart share a pass; there are as many passes, beside each other, as it takes.
     """
     network, (_, windows) = asked.predictor.network, asked.cuts.shape
-    shared = asked.answered & (asked.cuts >= _settled(asked, tape)[:, None])
+    shared = asked.answered & _settled(asked, tape)
     if (asked.answered & ~shared).any():
         yield from _windows(asked, tape, asked.answered & ~shared)
     phases = min(network.segment // gcd(network.segment, asked.stride), windows)
@@ -156,12 +157,14 @@ def _histories(asked: _Asked, tape: Tape) -> Iterator[_Start]:
         done += span
 
 
-def _settled(asked: _Asked, tape: Tape) -> Int[np.ndarray, "series"]:
-    """After how many steps of each series its scale stays what it is."""
+def _settled(asked: _Asked, tape: Tape) -> Bool[np.ndarray, "series window"]:
+    """At which origins the scale of a series is the one it keeps; a channel that was not observed yet needs none."""
     network, longest = asked.predictor.network, int(asked.cuts.max())
-    places = tape.first[:, None] + torch.arange(longest, device=tape.values.device)
-    values = tape.values[places].masked_fill(places >= (tape.first + tape.length)[:, None], torch.nan)
-    return settle(values, network.scaling, steps=network.context, season=network.season).since.cpu().numpy()
+    tracks = tape.cut(tape.first + longest, context=longest, horizon=0).window.tracks
+    found = settle(tracks, network.scaling, steps=network.context, season=network.season)
+    begin, since = (part.reshape(-1, network.targets, 1).cpu().numpy() for part in (found.begin, found.since))
+    cuts = asked.cuts[:, None]
+    return np.asarray(((cuts <= begin) | (cuts >= since)).all(axis=1))
 
 
 def _ahead(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from forecaster.data.windows import Window
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import Memory, begin, between, join, pick, warm_up
+from forecaster.model.rollout import Memory, begin, join, pick, warm_up
 
 MEMORIES_AT_ONCE = 1 << 14
 _FEW = 6  # stretches at a time
@@ -33,13 +34,13 @@ def memories(model: Regressor, window: Window, *, every: int, count: int) -> Ite
     rows, steps = rest.values.shape
     first = steps - (count - 1) * every
     at_once = max(1, MEMORIES_AT_ONCE // rows)
-    reached = _at_zero(warm_up(model, between(rest, 0, first), memory))
+    reached = _at_zero(warm_up(model, rest.part(slice(first)), memory))
     if count == 1:
         yield reached
     last = torch.arange(-rows, 0, device=rest.values.device)
     for done in range(1, count, at_once):
         start, end = first + (done - 1) * every, first + (min(done + at_once, count) - 1) * every
-        found = _ends(model, between(rest, start, end), reached, every=every)
+        found = _ends(model, rest.part(slice(start, end)), reached, every=every)
         yield found if done > 1 else join([reached, found])
         reached = pick(found, last)
 
@@ -56,30 +57,34 @@ def _ends(model: Regressor, window: Window, memory: Memory, *, every: int) -> Me
     if places <= _FEW or rows >= _WIDE:
         found = [memory]
         for start in range(0, steps, every):
-            found.append(_at_zero(warm_up(model, between(window, start, start + every), found[-1])))
+            found.append(_at_zero(warm_up(model, window.part(slice(start, start + every)), found[-1])))
         return join(found[1:])
     each = -(-places // _FEW)
     stretches = -(-places // each)
     heads = [memory]
     for start in range(0, (stretches - 1) * each * every, each * every):
-        heads.append(_at_zero(warm_up(model, between(window, start, start + each * every), heads[-1])))
-    side = _side_by_side(window, stretches=stretches, steps=each * every)
+        heads.append(_at_zero(warm_up(model, window.part(slice(start, start + each * every)), heads[-1])))
+    side = _beside(window, stretches=stretches, steps=each * every)
     ends = _ends(model, side, join(heads), every=every)
     device = window.values.device
     place, row = torch.arange(places, device=device)[:, None], torch.arange(rows, device=device)
     return pick(ends, ((place % each * stretches + place // each) * rows + row).flatten())
 
 
-def _side_by_side(window: Window, *, stretches: int, steps: int) -> Window:
+def _beside(window: Window, *, stretches: int, steps: int) -> Window:
     """Stretches of a window as rows: all rows of the first, all rows of the second. The last may be padded at its end."""
-    rows, known = window.values.shape
-    pad = stretches * steps - known
-    values = functional.pad(window.values, (0, pad), value=torch.nan)
-    covariates = window.covariates
-    if covariates is not None:
-        padded = functional.pad(covariates, (0, 0, 0, pad))
-        covariates = padded.reshape(rows, stretches, steps, -1).transpose(0, 1).flatten(0, 1)
-    return Window(values.reshape(rows, stretches, steps).transpose(0, 1).flatten(0, 1), covariates)
+    pad = stretches * steps - window.values.shape[1]
+
+    def cut(field: Tensor, empty: float) -> Tensor:
+        padded = functional.pad(field, (*[0, 0] * (field.dim() - 2), 0, pad), value=empty)
+        return padded.reshape(len(field), stretches, steps, *field.shape[2:]).transpose(0, 1).flatten(0, 1)
+
+    return Window(
+        cut(window.values, torch.nan),
+        None if window.covariates is None else cut(window.covariates, 0.0),
+        None,
+        None if window.channels is None else cut(window.channels, torch.nan),
+    )
 
 
 def _at_zero(memory: Memory) -> Memory:

@@ -81,10 +81,12 @@ class Settled(NamedTuple):
 
     Attributes:
         scale: As from the first step of the values on.
+        begin: Before which step of the values nothing was observed.
         since: After how many steps of the values it is there, and stays; more than there are if it may still change.
     """
 
     scale: Scale
+    begin: Int[Tensor, "row"]
     since: Int[Tensor, "row"]
 
 
@@ -95,10 +97,10 @@ def settle(values: Float64[Tensor, "row step"], scaling: Scaling, *, steps: int,
     there are where they do not suffice. So it is a function of the past at any place, and the same at all later ones.
     """
     rows, length = values.shape
-    if scaling == "none":
-        return Settled(measure(values, scaling), torch.zeros(rows, dtype=torch.int64, device=values.device))
     observed = ~values.isnan()
     begin = torch.where(observed.any(1), observed.int().argmax(1), length)
+    if scaling == "none":
+        return Settled(measure(values, scaling), begin, torch.zeros_like(begin))
     since = torch.full_like(begin, length + 1)
     left, scale = torch.arange(rows, device=values.device), None
     while scale is None or len(left):
@@ -112,7 +114,7 @@ def settle(values: Float64[Tensor, "row step"], scaling: Scaling, *, steps: int,
         since[left] = torch.where(settled & (reached <= length), reached, length + 1)
         left = left[~settled & (reached < length)]
         steps *= 2
-    return Settled(scale.since(-begin), since)
+    return Settled(scale.since(-begin), begin, since)
 
 
 def _moments(known: Tensor, observed: Tensor) -> tuple[Float64[Tensor, "row"], Float64[Tensor, "row"]]:

@@ -15,7 +15,7 @@ from forecaster.errors import BadSpec
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.trials import score, trials
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import begin, between, read, roll, warm_up
+from forecaster.model.rollout import begin, read, roll, warm_up
 from forecaster.model.scaling import measure, settle
 from forecaster.predict import Predictor
 from forecaster.series import Forecast, Series
@@ -88,8 +88,8 @@ def test_a_history_read_in_pieces_is_the_history_read_at_once(
         at_once = read(network, rest, memory).memory
         expected = roll(network, at_once, horizon=7)[0]
         for cut in (1, 4):
-            first = warm_up(network, between(rest, 0, cut * spec.segment), memory)
-            pieces = warm_up(network, between(rest, cut * spec.segment, rest.values.shape[1]), first)
+            first = warm_up(network, rest.part(slice(cut * spec.segment)), memory)
+            pieces = warm_up(network, rest.part(slice(cut * spec.segment, None)), first)
             torch.testing.assert_close(roll(network, pieces, horizon=7)[0], expected, rtol=0, atol=CLOSE)
             torch.testing.assert_close(pieces.bound, at_once.bound)
         with monkeypatch.context() as patch:

@@ -35,7 +35,7 @@ every_kind = pytest.mark.parametrize(
 
 
 def told_panel() -> list[Series]:
-    """Whole, begun late, with gaps, begun flat, shorter than a context, and as good as empty: covariates and a category each."""
+    """Whole, begun late, with gaps, begun flat, shorter than a context, and as good as empty; each with columns beside it."""
     draw = np.random.default_rng(0)
     values = [wave(steps, seed=number) for number, steps in enumerate((31, 28, 29, 33, 5, 24))]
     values[1][:8] = np.nan
@@ -43,6 +43,10 @@ def told_panel() -> list[Series]:
     values[2][12:20] = np.nan  # nothing for more than a context
     values[3][:10] = 2.0
     values[5][:18] = np.nan
+    rain = [draw.normal(size=len(y)) for y in values]
+    rain[0][:15] = np.nan  # begins after y
+    rain[2][:] = np.nan  # never observed
+    rain[3][5:20] = rain[3][5]
     return [
         Series(
             f"series_{number}",
@@ -51,8 +55,9 @@ def told_panel() -> list[Series]:
             y,
             {"heat": draw.normal(size=len(y) + number)},
             {"region": "north" if number % 2 else "south"},
+            {"rain": beside},
         )
-        for number, y in enumerate(values)
+        for number, (y, beside) in enumerate(zip(values, rain, strict=True))
     ]
 
 
@@ -76,6 +81,7 @@ def predictors(reads: str, cell: str, decoder: str) -> Iterator[Predictor]:
             "calendar": () if plain else ("hour",),
             "covariates": () if plain else ("heat",),
             "static": ("region",) if number % 2 else (),
+            "channels": ("rain",) if number % 4 > 1 else (),
             "network": {"cell": cell, "hidden": 5, "layers": 2, "residual": True, "dilations": (1, 3)}
             if number % 3 == 0
             else {"cell": cell, "hidden": 5},
@@ -121,7 +127,7 @@ def test_all_origins_at_once_are_what_is_said_at_each_alone(reads: str, cell: st
 @every_kind
 def test_what_comes_after_an_origin_changes_nothing_that_was_said_there(reads: str, cell: str, decoder: str) -> None:
     y, windows, horizon = wave(24), 16, 3
-    for predictor in list(predictors(reads, cell, decoder))[1::4]:  # those without covariates
+    for predictor in list(predictors(reads, cell, decoder))[1::4]:  # those without columns beside y
         plain = all_origins(predictor, [one_series(y)], horizon=horizon, windows=windows, stride=1)[0]
         assert np.isfinite(plain).all()
         for place in range(0, windows - 1, 4):

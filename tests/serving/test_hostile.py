@@ -136,6 +136,16 @@ BODIES = {
     "an id of a megabyte": (body(id=json.dumps("a" * 50_000)), 422),
     "a field name of a megabyte": (body(**{"a" * 50_000: "1"}), 422),
     "more stamps than values": ('{"series": [{"id": "a", "ds": ["2026-01-01"], "y": [1, 2]}], "horizon": 2}', 422),
+    "a start of 2**64": (body(start=str(2**64)), 422),
+    "a start of 10**400": (body(start=f"1{'0' * 400}"), 400),
+    "a start as an object": (body(start="{}"), 422),
+    "a frequency of 2**64": (body(start="1", freq=str(2**64)), 422),
+    "a frequency as a list": (body(freq="[1]"), 422),
+    "nested stamps": ('{"series": [{"id": "a", "ds": [[1], [2]], "y": [1, 2]}], "horizon": 2}', 422),
+    "stamps of 2**63": (
+        f'{{"series": [{{"id": "a", "ds": [{2**63}, {2**63 + 1}], "y": [1, 2]}}], "horizon": 2}}',
+        422,
+    ),
     "stamps as numbers": ('{"series": [{"id": "a", "ds": [1, 2], "y": [1, 2]}], "horizon": 2}', 422),
     "too many series": (json.dumps({"series": [series()] * 51, "horizon": 2}), 422),
     "too large an answer": (json.dumps({"series": [series()] * 50, "horizon": 41}), 422),
@@ -267,6 +277,7 @@ KEYS = st.sampled_from(
 TEXTS = st.sampled_from(["a", "h", "D", "MS", "2026-01-01", "2026-01-01T00:00:00Z", "9999-12-31"]) | st.text(
     max_size=12
 )
+NUMBERS = st.integers(-3, 12) | st.sampled_from([10**15, 2**62 - 1, 2**62, 2**63 - 1, -(2**62), -(2**63)])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=5),
@@ -275,9 +286,9 @@ VALUES = st.recursive(
 ITEMS = st.fixed_dictionaries(
     {"id": TEXTS, "y": st.lists(st.none() | st.floats(width=64, allow_nan=False, allow_infinity=False), max_size=8)},
     optional={
-        "start": TEXTS,
-        "freq": TEXTS,
-        "ds": st.lists(TEXTS, max_size=8),
+        "start": TEXTS | NUMBERS,
+        "freq": TEXTS | NUMBERS,
+        "ds": st.lists(TEXTS, max_size=8) | st.lists(NUMBERS, max_size=8).map(sorted),
         "covariates": st.dictionaries(KEYS, st.lists(VALUES, max_size=12), max_size=3),
         "static": st.dictionaries(KEYS, VALUES, max_size=3),
     },
@@ -288,11 +299,11 @@ REQUESTS = VALUES | st.fixed_dictionaries(
 )
 
 
-@pytest.fixture(scope="module")
-def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+@pytest.fixture(scope="module", params=["h", "1"])
+def lasting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """An application for many examples."""
     folder = tmp_path_factory.mktemp("slot")
-    publish_stub(folder)
+    publish_stub(folder, freq=request.param)
     with application(folder) as make:
         yield make()
 
