@@ -199,10 +199,13 @@ def _fill(network: torch.nn.Module, content: bytes) -> None:
 
 
 def _golden(forecaster: Forecaster) -> GoldenFile:
-    """Two made-up histories (no user's data): a trend with a season, and a short one with a gap."""
+    """Two made-up histories (no user's data): a trend with a season, and a short one with a gap.
+
+    Where a whole history is read, the first is longer than the context: its state is carried, its scale that of its start.
+    """
     spec = forecaster.spec
     draw = np.random.default_rng(0)
-    clock = np.arange(spec.context)
+    clock = np.arange(spec.context if spec.reads == "window" else 3 * spec.context)
     whole = (
         100 + 0.1 * clock + 10 * np.sin(2 * np.pi * clock / max(forecaster.season, 2)) + draw.normal(size=len(clock))
     )

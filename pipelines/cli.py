@@ -68,6 +68,7 @@ def backtest(
     *,
     horizon: int | None = None,
     windows: int = 1,
+    stride: int | None = None,
     out: Path | None = None,
     plot: Path | None = None,
     reading: Reading = _READING,
@@ -84,7 +85,9 @@ def backtest(
     horizon
         Steps ahead; the model's own, if not given.
     windows
-        Rolling origins, a horizon apart.
+        Rolling origins of each series; the last has a horizon left.
+    stride
+        Steps between them; a horizon, if not given.
     out
         Where to write every forecast beside the truth (CSV or Parquet).
     plot
@@ -92,23 +95,31 @@ def backtest(
     """
     from forecaster import artifact
     from forecaster.evaluation.backtest import backtest as run
-    from forecaster.evaluation.baselines import seasonal_naive
+    from forecaster.evaluation.baselines import Ask, seasonal_naive
     from forecaster.frequency import earlier
     from forecaster.predict import Predictor
     from pipelines.sources import read
 
-    in_range(horizon=horizon, windows=windows)
+    in_range(horizon=horizon, windows=windows, stride=stride)
     can_be_written(out=out, plot=plot)
     forecaster = artifact.load(bundle_of(model, where))
     panel = read(reading.of(data).for_spec(forecaster.spec))
     for repair in panel.repairs:
         warn(repair)
-    rivals = {
-        forecaster.spec.name: Predictor(forecaster).forecast_each,
+    rivals: dict[str, Ask | Predictor] = {
+        forecaster.spec.name: Predictor(forecaster),
         "seasonal_naive": seasonal_naive(forecaster.season),
     }
     steps = horizon or forecaster.spec.horizon
-    result = run(panel, rivals, horizon=steps, windows=windows, season=forecaster.season, keep=forecaster.spec.least)
+    result = run(
+        panel,
+        rivals,
+        horizon=steps,
+        windows=windows,
+        season=forecaster.season,
+        keep=forecaster.spec.least,
+        stride=stride,
+    )
     firsts: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]
     first = min(firsts)
     if earlier(first, forecaster.cutoff):

@@ -153,12 +153,13 @@ class Tape(NamedTuple):
         horizon: int,
         encoding: Encoding | None = None,
         channels: Sequence[str] = (),
+        ahead: int = 0,
     ) -> Tape:
         """Lays the series on a tape for examples of up to so many steps before and after their cut.
 
-        Raises CovariateUnknown if one lacks a channel.
+        Covariates lie there for `ahead` steps after a series' end too. Raises CovariateUnknown if one lacks a channel.
         """
-        gap, lengths = max(context, horizon), np.array([len(one) for one in series], dtype=np.int64)
+        gap, lengths = max(context, horizon) + ahead, np.array([len(one) for one in series], dtype=np.int64)
         firsts = np.cumsum(lengths + gap) - lengths
         values = np.full(int((lengths + gap).sum()) + horizon, np.nan)
         for one, first in zip(series, firsts, strict=True):
@@ -167,7 +168,7 @@ class Tape(NamedTuple):
         if encoding is not None and encoding.width:
             columns = np.zeros((len(values), encoding.width), dtype=np.float32)
             for one, first in zip(series, firsts, strict=True):
-                columns[first : first + len(one)] = encoding.covariates(one, ahead=0)
+                columns[first : first + len(one) + ahead] = encoding.covariates(one, ahead=ahead)
             covariates = torch.from_numpy(columns)
         if encoding is not None and encoding.static:
             static = torch.from_numpy(np.stack([encoding.groups(one) for one in series]))
@@ -179,7 +180,7 @@ class Tape(NamedTuple):
         whose = torch.from_numpy(firsts), torch.from_numpy(lengths)
         return cls(torch.from_numpy(values), *whose, covariates, static, others)
 
-    def to(self, device: torch.device) -> Tape:
+    def to(self, device: str | torch.device) -> Tape:
         """The tape on a device."""
         return Tape(*(None if field is None else field.to(device) for field in self))  # type: ignore[arg-type]
 

@@ -51,7 +51,7 @@ def origins_plot(result: Backtest, name: str, *, series: int = 0) -> Figure:
     figure, axes = _axes(
         f"{name}: {one.id}, {result.actual.shape[1]} window{'s' * (result.actual.shape[1] > 1)} of {result.horizon} steps"
     )
-    windows = result.actual.shape[1] * result.horizon
+    windows = max(result.lefts, default=0)
     shown = max(2 * windows, windows + 60)
     axes.plot(one.stamps[-shown:], one.y[-shown:], color=HISTORY, linewidth=1.0, label="what came")
     for window, cutoff in enumerate(result.cutoffs[series]):

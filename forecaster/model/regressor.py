@@ -28,6 +28,8 @@ class Regressor(nn.Module):
         block: Time points that the decoder gives in one go; they are then fed back, segment by segment.
         back: How many of the latest values lags and base look at (1 at least).
         lead: Steps that a window has before its context, for lags and base to look at; 0 if they need none.
+        context: Steps of history it was trained to start from.
+        reads: Whether a forecast starts from the last of them, or from the whole history.
         head: What the outputs mean.
         targets: What it reads and foretells of a row: y, and after it the channels. Each is a track.
     """
@@ -38,6 +40,7 @@ class Regressor(nn.Module):
         self.segment, self.block, self.lags = spec.segment, spec.block, spec.lags
         self.back = max(1, base.reach(spec.base, season=season), *spec.lags)
         self.lead = 0 if self.back == 1 else self.back
+        self.context, self.reads = spec.context, spec.reads
         self.head: Head = head(spec.head)
         self.targets = 1 + len(spec.channels)
         hidden = spec.network.hidden
@@ -58,6 +61,13 @@ class Regressor(nn.Module):
         if spec.base != "zero":  # an untrained network is its base
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
+
+    def shown(self, longest: int) -> int:
+        """Steps of a window that shows the network all it reads of histories of up to `longest` steps.
+
+        A whole history has nothing before it: the lead is padding, and so is the rest of its first segment.
+        """
+        return self.lead + (self.context if self.reads == "window" else -(-longest // self.segment) * self.segment)
 
     def describe(self, static: Int[Tensor, "row static"] | None, *, rows: int) -> Float[Tensor, "row group"]:
         """What is known of each row for good: its categories."""

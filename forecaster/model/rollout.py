@@ -5,6 +5,7 @@ Validation, backtest and service all come through here. The memory is explicit: 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from forecaster.data.windows import Window
 from forecaster.model.recurrent import State
 from forecaster.model.regressor import Regressor
-from forecaster.model.scaling import Scale, measure
-from forecaster.shapes import Bool, Float, Float64
+from forecaster.model.scaling import Scale, measure, settle
+from forecaster.shapes import Bool, Float, Float64, Int
 
-_BY_ROW = ("output", "recent", "begun", "bound", "static")  # or by track
+_BY_ROW = ("output", "static")
+_BY_TRACK = ("recent", "begun", "bound")
+SEGMENTS_AT_ONCE = 1 << 18  # of all rows together, in one pass of the recurrence: bounds the memory of long histories
 RUNAWAY = 1e4  # times the largest scaled value of the history: a forecast that goes there has exploded
 
 
@@ -29,7 +32,7 @@ class Memory(NamedTuple):
         recent: The latest values, scaled, gaps filled with the value before (0 before the first).
         begun: Whether the track has seen an observation yet. A row has begun when any of its tracks has.
         scale: Of each track, measured once, when the row began.
-        bound: Scaled values beyond it are not believed.
+        bound: Scaled values beyond it are not believed; it grows with what was read.
         time: Steps read since the row began.
         static: What is known of the row for good.
     """
@@ -61,25 +64,28 @@ class Reading(NamedTuple):
 def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
     """The memory before the first step of a window, with the window's scale; and what is left to read.
 
-    The window's first `lead` steps are only there for lags and base to look back on.
+    The window's first `lead` steps are only there for lags and base to look back on. The scale is that of all the rest, or,
+    where a network reads whole histories, of the first `context` steps of each.
     """
     rest, rows = window.part(slice(model.lead, None)), len(window.values)
     tracks = _tracks(model, rest)
-    scale = measure(tracks, model.scaling, season=model.season)
+    if model.reads == "history" and tracks.shape[1] > model.context:
+        scale = settle(tracks, model.scaling, steps=model.context, season=model.season).scale
+    else:
+        scale = measure(tracks, model.scaling, season=model.season)
     zero = torch.zeros(len(tracks), device=tracks.device)
     if model.lead:
         lead = window.part(slice(model.lead)).tracks
         recent = _filled(scale.apply(lead, time=-model.lead), lead.isnan(), zero)
     else:
         recent = zero[:, None].expand(-1, model.back)
-    bound = RUNAWAY * scale.apply(tracks).abs().nan_to_num(0.0).amax(1).clamp(min=1.0)
     memory = Memory(
         state=model.recurrent.start(rows, like=tracks),
         output=zero.new_zeros(rows, model.recurrent.hidden),
         recent=recent,
         begun=zero > 0,
         scale=scale,
-        bound=bound,
+        bound=zero + RUNAWAY,
         time=0,
         static=model.describe(window.static, rows=rows),
     )
@@ -90,8 +96,9 @@ def read(model: Regressor, window: Window, memory: Memory) -> Reading:
     """Reads known values; their number is a multiple of the segment."""
     values = _tracks(model, window)
     missing = values.isnan()
-    scaled = memory.scale.apply(values, time=memory.time)
-    return _advance(model, scaled.masked_fill(missing, 0.0), missing, window.covariates, memory)
+    scaled = memory.scale.apply(values, time=memory.time).masked_fill(missing, 0.0)
+    memory = memory._replace(bound=memory.bound.maximum(RUNAWAY * scaled.abs().amax(1)))
+    return _advance(model, scaled, missing, window.covariates, memory)
 
 
 def _advance(
@@ -122,12 +129,43 @@ def warm_up(model: Regressor, window: Window, memory: Memory | None = None) -> M
     """The memory after a window; given the memory of what came before it, the recurrence goes on from there."""
     if memory is None:
         memory, window = begin(model, window)
-    return read(model, window, memory).memory
+    for piece in _pieces(model, window):
+        memory = read(model, piece, memory).memory
+    return memory
+
+
+def _pieces(model: Regressor, window: Window) -> Iterator[Window]:
+    rows, steps = window.values.shape
+    most = max(1, SEGMENTS_AT_ONCE // max(1, rows)) * model.segment
+    for start in range(0, steps, most):
+        yield window.part(slice(start, start + most))
+
+
+def pick(memory: Memory, rows: Int[Tensor, "row"]) -> Memory:
+    """The memory of some rows, in this order."""
+    targets = len(memory.recent) // len(memory.output)
+    tracks = (targets * rows[:, None] + torch.arange(targets, device=rows.device)).flatten()
+    hidden, cell = memory.state
+    state = State(hidden[:, rows], None if cell is None else cell[:, rows])
+    fields: dict[str, Any] = {name: getattr(memory, name)[rows] for name in _BY_ROW}
+    fields |= {name: getattr(memory, name)[tracks] for name in _BY_TRACK}
+    return memory._replace(state=state, scale=Scale(*(part[tracks] for part in memory.scale)), **fields)
+
+
+def join(memories: Sequence[Memory]) -> Memory:
+    """The rows of several memories, all of them at the same time, as one."""
+    hidden = torch.cat([one.state.hidden for one in memories], dim=1)
+    cells = [one.state.cell for one in memories if one.state.cell is not None]
+    scale = Scale(*(torch.cat(parts) for parts in zip(*(one.scale for one in memories), strict=True)))
+    fields: dict[str, Any] = {
+        name: torch.cat([getattr(one, name) for one in memories]) for name in (*_BY_ROW, *_BY_TRACK)
+    }
+    return memories[0]._replace(state=State(hidden, torch.cat(cells, dim=1) if cells else None), scale=scale, **fields)
 
 
 def fork(memory: Memory, *, paths: int) -> Memory:
     """The memory of one row, `paths` times: every copy may go its own way."""
-    rows: dict[str, Any] = {name: _repeated(getattr(memory, name), paths) for name in _BY_ROW}
+    rows: dict[str, Any] = {name: _repeated(getattr(memory, name), paths) for name in (*_BY_ROW, *_BY_TRACK)}
     hidden, cell = memory.state
     state = State(
         hidden.expand(-1, paths, -1).contiguous(), None if cell is None else cell.expand(-1, paths, -1).contiguous()

@@ -33,7 +33,7 @@ class Windows(pl.LightningDataModule):
         if windows:
             self.trials = trials(
                 split.whole.series,
-                context=self.context,
+                context=network.shown(max(map(len, split.whole.series))),
                 horizon=horizon,
                 windows=windows,
                 season=season,

@@ -299,6 +299,8 @@ def test_a_bad_option_is_refused_before_any_work(
     [
         (["--windows", "0"], ["--windows", "at least 1"]),
         (["--windows=-2"], ["--windows", "at least 1"]),
+        (["--stride", "0"], ["--stride", "at least 1"]),
+        (["--windows", "500", "--stride", "40"], ["fewer windows"]),
         (["--windows", "5000"], ["20000 steps", "fewer windows"]),
     ],
 )
