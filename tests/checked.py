@@ -22,6 +22,8 @@ WITH_RECORDS = [
     "forecaster.data.stamps",
     "forecaster.data.windows",
     "forecaster.engine",
+    "forecaster.evaluation.carrying",
+    "forecaster.evaluation.one_pass",
     "forecaster.evaluation.trials",
     "forecaster.graph.recurrence",
     "forecaster.graph.runner",

@@ -133,16 +133,24 @@ class Value:
         return self.draft.node("Cast", [self], kind, {"to": _code(kind)})
 
     def sum(self, axis: int, *, keep: bool = True) -> Value:
-        """Over an axis, which stays with size 1."""
+        """Over an axis, which stays with size 1, or goes."""
         return self.draft.node("ReduceSum", [self, self.draft.whole([axis])], self.kind, {"keepdims": int(keep)})
 
     def mean(self, axis: int) -> Value:
         """Over an axis, which stays with size 1."""
         return self.draft.node("ReduceMean", [self, self.draft.whole([axis])], self.kind, {"keepdims": 1})
 
-    def max(self, axis: int) -> Value:
-        """Over an axis, which stays with size 1."""
-        return self.draft.node("ReduceMax", [self, self.draft.whole([axis])], self.kind, {"keepdims": 1})
+    def max(self, axis: int, *, keep: bool = True) -> Value:
+        """Over an axis, which stays with size 1, or goes."""
+        return self.draft.node("ReduceMax", [self, self.draft.whole([axis])], self.kind, {"keepdims": int(keep)})
+
+    def most(self, other: Value) -> Value:
+        """The larger of the two."""
+        return self._with("Max", other)
+
+    def least(self, other: Value) -> Value:
+        """The smaller of the two."""
+        return self._with("Min", other)
 
     def cumsum(self, axis: int) -> Value:
         """Sums up to each place of an axis."""
@@ -291,6 +299,20 @@ class Draft:
             branches[name] = part.graph(name, [], [_unshaped(value) for value in results])
         assert kinds[0] == kinds[1], f"branches of one kind; found {kinds}"
         return self.nodes("If", [condition], kinds[0], branches)
+
+    def repeat(
+        self, body: Callable[[list[Value]], tuple[Sequence[Value], Value]], state: Sequence[Value]
+    ) -> list[Value]:
+        """The state that a body comes to, done once and as long as it asks to go on: one element, true or false."""
+        with self._within() as part:
+            number, going = self._new(I64), self._new(BOOL)
+            before = [self._new(value.kind) for value in state]
+            after, go_on = body(before)
+            results = self._own([go_on, *after])
+        own = [helper.make_tensor_value_info(one.name, _code(one.kind), []) for one in (number, going)]
+        ends = [*own, *map(_unshaped, before)], [_unshaped(one) for one in results]
+        start = [None, self.constant(np.array(True), BOOL), *state]
+        return self.nodes("Loop", start, [value.kind for value in state], {"body": part.graph("body", *ends)})
 
     def scan(
         self,

@@ -24,13 +24,14 @@ def export(model: Regressor) -> bytes:
         draft.input("values", F64, ["row", "step"]),
         draft.input("covariates", F32, ["row", "step", model.covariates]) if model.covariates else None,
         draft.input("static", I64, ["row", len(network.tables)]) if network.tables else None,
+        draft.input("channels", F64, ["row", "step", model.targets - 1]) if model.targets > 1 else None,
     )
     horizon = draft.input("horizon", I64, [1])
     ahead = draft.input("ahead", F32, ["row_or_way", "ahead", model.covariates]) if model.covariates else None
     noise = None
     if drawable(model.head):
         nothing = np.zeros((0, 0, model.head.noise))
-        noise = draft.input("noise", F32, ["way", "ahead", model.head.noise], default=nothing)
+        noise = draft.input("noise", F32, ["track_way", "ahead", model.head.noise], default=nothing)
     before = _before(network)
 
     def go_on() -> list[Value]:
@@ -52,7 +53,7 @@ def export(model: Regressor) -> bytes:
         )
     shapes = _shapes(network)
     after = {f"after.{name}": (value, shapes[name][1]) for name, value in _after(memory).items()}
-    facts = {"format": FORMAT, **{name: str(getattr(model, name)) for name in ("block", "segment", "lead")}}
+    facts = {"format": FORMAT} | {name: str(getattr(model, name)) for name in ("block", "segment", "lead", "targets")}
     return draft.finish({"forecast": (forecast, ["way", "horizon"]), **after}, facts)
 
 
@@ -63,17 +64,17 @@ def _shapes(network: Network) -> dict[str, tuple[Kind, list[str | int]]]:
     shapes: dict[str, tuple[Kind, list[str | int]]] = {
         "hidden": (F32, slots),
         "output": (F32, ["row", model.recurrent.hidden]),
-        "begun": (BOOL, ["row"]),
-        "shift": (F64, ["row"]),
-        "width": (F64, ["row"]),
-        "profile": (F64, ["row", model.season if model.scaling == "level_season" else 1]),
-        "bound": (F32, ["row"]),
+        "begun": (BOOL, ["track"]),
+        "shift": (F64, ["track"]),
+        "width": (F64, ["track"]),
+        "profile": (F64, ["track", network.phases]),
+        "bound": (F32, ["track"]),
         "time": (I64, [1]),
     }
     if network.layers[0].operator == "LSTM":
         shapes["cell"] = (F32, slots)
     if network.looks_back:
-        shapes["recent"] = (F32, ["row", model.back])
+        shapes["recent"] = (F32, ["track", model.back])
     if network.tables:
         shapes["static"] = (F32, ["row", network.groups])
     return shapes

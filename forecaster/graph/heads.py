@@ -25,32 +25,35 @@ class Params:
 
     Attributes:
         each: What they are read off, [segment, row, hidden].
-        weight: Of the output layer, by point and parameter.
+        weight: Of the output layer, by target, point and parameter.
         bias: Likewise.
-        shift: What is added to the first parameter, [segment, row, point]; None: nothing.
+        shift: What is added to the first parameter, [segment, track, point]; None: nothing.
     """
 
     each: Value
-    weight: Float[np.ndarray, "hidden point param"]
-    bias: Float[np.ndarray, "point param"]
+    weight: Float[np.ndarray, "hidden target point param"]
+    bias: Float[np.ndarray, "target point param"]
     shift: Value | None
 
     def one(self, place: int) -> Value:
-        """One parameter, [segment, row, point]."""
-        draft = self.each.draft
-        raw = self.each @ draft.constant(self.weight[:, :, place]) + draft.constant(self.bias[:, place])
+        """One parameter, [segment, track, point]."""
+        targets, points, _ = self.bias.shape
+        raw = self._read(self.weight[..., place], self.bias[..., place])
+        raw = raw.reshape(0, -1, points) if targets > 1 else raw
         return raw + self.shift if place == 0 and self.shift is not None else raw
 
     def since(self, place: int) -> Value:
-        """All parameters from one on, none of which is shifted: [segment, row, point, param]."""
-        draft, (points, params) = self.each.draft, self.bias[:, place:].shape
-        weight, bias = self.weight[:, :, place:].reshape(-1, points * params), self.bias[:, place:].reshape(-1)
-        raw = self.each @ draft.constant(weight) + draft.constant(bias)
-        return raw.reshape(0, 0, points, params)
+        """All parameters from one on, none of which is shifted: [segment, track, point, param]."""
+        _, points, params = self.bias[..., place:].shape
+        return self._read(self.weight[..., place:], self.bias[..., place:]).reshape(0, -1, points, params)
+
+    def _read(self, weight: np.ndarray, bias: np.ndarray) -> Value:
+        draft = self.each.draft
+        return self.each @ draft.constant(weight.reshape(len(weight), -1)) + draft.constant(bias.reshape(-1))
 
 
 def mean(head: Head, params: Params) -> Value:
-    """The point forecast, [segment, row, point]."""
+    """The point forecast, [segment, track, point]."""
     match head:
         case NegativeBinomial():
             return _positive(params.one(0))
@@ -70,7 +73,7 @@ def drawable(head: Head) -> bool:
 
 
 def prepare(head: Head, noise: Value) -> list[Value]:
-    """What draws need of uniforms [row, step, noise], whatever the parameters: [row, step, any] each, for `draw`."""
+    """What draws need of uniforms [track, step, noise], whatever the parameters: [track, step, any] each, for `draw`."""
     first = noise.cut(2, 0, 1).clip(_EDGE, 1 - _EDGE)
     match head:
         case Quantile():
@@ -84,7 +87,7 @@ def prepare(head: Head, noise: Value) -> list[Value]:
 
 
 def draw(head: Head, params: Params, prepared: Sequence[Value]) -> Value:
-    """A draw of each point, [segment, row, point], from what was prepared: [segment, row, point, any] each."""
+    """A draw of each point, [segment, track, point], from what was prepared: [segment, track, point, any] each."""
     match head:
         case Quantile():
             normal = [NormalDist().inv_cdf(level) for level in head.levels]
@@ -115,7 +118,7 @@ def _expm1(x: Value) -> Value:
 
 
 def _shares(level: Value, levels: Sequence[float]) -> Value:
-    """How much of every step lies between the median and the quantile at a level [row, step, 1]."""
+    """How much of every step lies between the median and the quantile at a level [track, step, 1]."""
     draft, knots, count = level.draft, np.array(levels, dtype=np.float32), len(levels) - 1
     low, high = knots[:-1], knots[1:]
     inside = ((level - draft.constant(low)) / draft.constant(high - low)).clip(0.0, 1.0)

@@ -1,6 +1,7 @@
 """The network in the graph: what `forecaster.model.regressor` encodes and decodes, once more.
 
-Values of the data are [row, step], as they come; what the recurrence reads and says is [segment, row, any].
+Values of the data are [track, step], as they come: y and every channel of each row. What the recurrence reads and says is
+[segment, row, any].
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Network:
         tables: What it learned of each static category, [number, group].
         groups: How many numbers they give a row in all.
         decoder: None if the output layer reads the recurrence's output as it is.
-        weight: Of the output layer, by hidden, point of a segment and parameter.
+        weight: Of the output layer, by hidden, target, point of a segment and parameter.
         bias: Likewise.
     """
 
@@ -59,6 +60,11 @@ class Network:
         return self.model.block // self.model.segment
 
     @property
+    def phases(self) -> int:
+        """Of the profile in a scale."""
+        return self.model.season if self.model.scaling == "level_season" else 1
+
+    @property
     def looks_back(self) -> bool:
         """Whether a rollout needs the latest values themselves."""
         return bool(self.model.lags) or self.model.base != "zero"
@@ -72,7 +78,7 @@ class Network:
         return self.draft.concat(known, axis=1)
 
     def by_segment(self, values: Value, *, width: int = 1) -> Value:
-        """[row, step], or [row, step, width], as [segment, row, any]."""
+        """[track, step], or [row, step, width], as [segment, track or row, any]."""
         return values.reshape(0, -1, self.model.segment * width).transpose(1, 0, 2)
 
     def encode(
@@ -81,9 +87,9 @@ class Network:
         """What each step of the recurrence reads.
 
         Args:
-            values: [segment, row, point]; 0 where missing.
-            observed: Likewise, 1 or 0; None in a rollout, whose values are all there.
-            past: [row, back + step]; for lags alone.
+            values: [segment, track, point]; 0 where missing.
+            observed: Likewise, 1 or 0; None in a rollout without channels, whose values are all there.
+            past: [track, back + step]; for lags alone.
             covariates: [segment, row, any].
             static: [row, group].
         """
@@ -92,6 +98,9 @@ class Network:
             assert past is not None, "lags look back"
             short = self.model.segment - lag  # not above 0: what a lag looks up lies before the end of the past
             parts.append(self.by_segment(past.cut(1, self.model.back + short, short or None)))
+        if self.model.targets > 1:
+            each = (2 + len(self.model.lags)) * self.model.segment
+            parts = [self.draft.concat(parts, axis=2).reshape(0, -1, self.model.targets * each)]
         parts += [] if covariates is None else [covariates]
         parts += [] if static is None else [static.unsqueeze(0).expand(values.size(0), 1, 1)]
         return self.draft.concat(parts, axis=2)
@@ -101,7 +110,7 @@ class Network:
 
         Args:
             output: Of the recurrence, [1, row, hidden].
-            recent: [row, back]; for a base alone.
+            recent: [track, back]; for a base alone.
             covariates: Of the block, [segment, row, any].
             places: What the decoder learned of places, [segment, row, place].
         """
@@ -118,7 +127,7 @@ class Network:
         return after.hidden if self.count == 1 else after.hidden.reshape(self.count, -1, hidden)
 
     def _base(self, recent: Value | None) -> Value | None:
-        """The base's forecast of a block, [segment, row, point]; `last` is the same for all points."""
+        """The base's forecast of a block, [segment, track, point]; `last` is the same for all points."""
         if recent is None or self.model.base == "zero":
             return None
         season, steps = self.model.season, np.arange(1, self.model.block + 1)
@@ -139,7 +148,7 @@ def place(draft: Draft, model: Regressor) -> Network:
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     hidden, segment = model.recurrent.hidden, model.segment
     tables = [weights[f"groups.{number}.weight"] for number in range(len(model.groups))]
-    raw = weights["output.weight"].reshape(segment, model.head.params, hidden)
+    raw = weights["output.weight"].reshape(model.targets, segment, model.head.params, hidden)
     return Network(
         draft=draft,
         model=model,
@@ -147,8 +156,8 @@ def place(draft: Draft, model: Regressor) -> Network:
         tables=[draft.constant(table) for table in tables],
         groups=sum(table.shape[1] for table in tables),
         decoder=_decoder(draft, weights),
-        weight=raw.transpose(2, 0, 1),
-        bias=weights["output.bias"].reshape(segment, model.head.params),
+        weight=raw.transpose(3, 0, 1, 2),
+        bias=weights["output.bias"].reshape(model.targets, segment, model.head.params),
     )
 
 
@@ -157,7 +166,7 @@ def _layer(draft: Draft, model: Regressor, weights: dict[str, np.ndarray], numbe
     return layer(
         draft,
         Cell(*(weights[f"recurrent.layers.{number}.{name}_l0"] for name in names)),
-        always=slice(model.segment, 2 * model.segment) if number == 0 else slice(0),
+        always=slice(model.segment, 2 * model.segment) if number == 0 and model.targets == 1 else slice(0),
         dilation=model.recurrent.dilations[number],
         residual=model.recurrent.residual and number > 0,
     )

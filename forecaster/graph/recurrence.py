@@ -98,7 +98,7 @@ class Cell(NamedTuple):
 
 
 def layer(draft: Draft, cell: Cell, *, always: slice, dilation: int, residual: bool) -> Layer:
-    """A layer of the recurrence; `always` are inputs that are 1 in every rollout, where its values are all there."""
+    """A layer of the recurrence; `always` are inputs that are 1 in every rollout."""
     ordered = cell.ordered()
     w, first, second = ordered.inputs, ordered.input_bias, ordered.state_bias
     hidden, shut = cell.hidden, cell.operator == "GRU"

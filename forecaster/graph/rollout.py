@@ -11,18 +11,25 @@ from forecaster.graph import heads
 from forecaster.graph.draft import F32, I64, Value
 from forecaster.graph.network import Network
 from forecaster.graph.recurrence import Slots, flat, follow, newest, step, sweep, unflat
-from forecaster.graph.scale import Scale, measure
+from forecaster.graph.scale import Scale, measure, settle
 from forecaster.model.rollout import RUNAWAY
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Known(NamedTuple):
-    """A window: values [row, step], covariates [row, step, covariate], numbers of categories [row, static]."""
+    """A window: values [row, step], covariates [row, step, any], numbers of categories [row, any], channels [row, step, any]."""
 
     values: Value
     covariates: Value | None
     static: Value | None
+    channels: Value | None
+
+    @property
+    def tracks(self) -> Value:
+        """The values and the channels, [track, step]: all of a row beside each other, its values first."""
+        if self.channels is None:
+            return self.values
+        sides = [self.values.unsqueeze(1), self.channels.transpose(0, 2, 1)]
+        return self.values.draft.concat(sides, axis=1).reshape(-1, self.values.size(1))
 
 
 class Memory(NamedTuple):
@@ -31,10 +38,10 @@ class Memory(NamedTuple):
     Attributes:
         state: The recurrence, by layer.
         output: What its last step said, [1, row, hidden].
-        recent: The latest values, [row, back]; None where neither lags nor base look at them.
-        begun: Whether the row has seen an observation yet, [row, 1].
-        scale: Measured once.
-        bound: Scaled values beyond it are not believed, [row, 1].
+        recent: The latest values, [track, back]; None where neither lags nor base look at them.
+        begun: Whether the track has seen an observation yet, [track, 1].
+        scale: Of each track, measured once.
+        bound: Scaled values beyond it are not believed, [track, 1].
         time: Steps read since the row began, [1].
         static: What is known of the row for good, [row, group]; None where there is nothing.
     """
@@ -50,9 +57,8 @@ class Memory(NamedTuple):
 
     def flat(self) -> list[Value]:
         """Its parts in a row."""
-        scale = [self.scale.shift, self.scale.width, self.scale.profile]
         optional = [part for part in (self.recent, self.static) if part is not None]
-        return [self.output, self.begun, *scale, self.bound, self.time, *optional, *flat(self.state)]
+        return [self.output, self.begun, *self.scale.parts, self.bound, self.time, *optional, *flat(self.state)]
 
 
 def remember(network: Network, parts: Sequence[Value]) -> Memory:
@@ -66,13 +72,13 @@ def remember(network: Network, parts: Sequence[Value]) -> Memory:
 
 def warm_up(network: Network, known: Known) -> Memory:
     """The memory after a window, whose first `lead` steps are only there for lags and base to look back on."""
-    draft, model, lead = network.draft, network.model, network.model.lead
-    rows, missing = known.values.size(0), known.values.is_nan()
-    values, gaps = (each.cut(1, lead) if lead else each for each in (known.values, missing))
-    scale = measure(values, gaps, model.scaling, season=model.season)
-    scaled, past = scale.apply(known.values, missing, time=-lead), None
+    draft, lead, tracks = network.draft, network.model.lead, known.tracks
+    missing = tracks.is_nan()
+    values, gaps = (each.cut(1, lead) if lead else each for each in (tracks, missing))
+    scale = _measured(network, values, gaps)
+    scaled, past = scale.apply(tracks, missing, time=-lead), None
     if network.looks_back:
-        nothing = draft.zeros(rows, 1)
+        nothing = draft.zeros(tracks.size(0), 1)
         past = _filled(scaled, missing, nothing)
         past = past if lead else draft.concat([nothing, past], axis=1)
     scaled = scaled.cut(1, lead) if lead else scaled
@@ -86,7 +92,7 @@ def warm_up(network: Network, known: Known) -> Memory:
         recent=_latest(network, past),
         begun=seen.cut(1, -1),
         scale=scale,
-        bound=scaled.abs().max(1).clip(1.0, _LARGEST) * RUNAWAY,
+        bound=_bound(scaled).clip(RUNAWAY, None),
         time=values.size(1),
         static=static,
     )
@@ -94,8 +100,9 @@ def warm_up(network: Network, known: Known) -> Memory:
 
 def read(network: Network, known: Known, memory: Memory) -> Memory:
     """The memory after further values, of which there is one segment at least."""
-    missing, past = known.values.is_nan(), None
-    scaled = memory.scale.apply(known.values, missing, time=memory.time)
+    tracks = known.tracks
+    missing, past = tracks.is_nan(), None
+    scaled = memory.scale.apply(tracks, missing, time=memory.time)
     if memory.recent is not None:
         filled = _filled(scaled, missing, memory.recent.cut(1, -1))
         past = network.draft.concat([memory.recent, filled], axis=1)
@@ -107,6 +114,7 @@ def read(network: Network, known: Known, memory: Memory) -> Memory:
         output=output,
         recent=_latest(network, past),
         begun=seen.cut(1, -1),
+        bound=memory.bound.most(_bound(scaled)),
         time=memory.time + known.values.size(1),
     )
 
@@ -119,19 +127,22 @@ def roll(network: Network, memory: Memory, horizon: Value, ahead: Value | None, 
         memory: After the history. One row of it may go many ways.
         horizon: [1].
         ahead: Covariates of every step to the end of the last block, [row, step, covariate].
-        noise: Uniforms [row, step, noise] to draw paths with; None: the head's mean is given and fed back.
+        noise: Uniforms [track, step, noise] to draw paths with; None: the head's mean is given and fed back.
     """
     draft, model, head, layers = network.draft, network.model, network.model.head, network.layers
     blocks = (horizon + (model.block - 1)) // model.block
-    ways = [each.size(0) for each in (noise, ahead) if each is not None]
+    ways = [] if noise is None else [noise.size(0) // model.targets]
+    ways += [] if ahead is None else [ahead.size(0)]
     rows = ways[0] if ways else memory.output.size(1)
-    start = _fork(memory, rows) if ways else memory
+    start = _fork(network, memory, rows) if ways else memory
     known = [] if ahead is None else [_by_block(network, ahead.expand(rows, 1, 1), blocks)]
     drawn = [] if noise is None else [_by_block(network, each, blocks) for each in heads.prepare(head, noise)]
     places = None if network.decoder is None else network.decoder.places
     places = None if places is None else places.expand(1, rows, 1)
     output = [start.output] if layers[-1].residual else []  # otherwise it is the newest of the state
     recent = [] if start.recent is None else [start.recent]
+    heard = _heard(network, memory, rows)
+    there = None if heard is None else heard.cast(F32).expand(network.count, 1, model.segment)
 
     def body(before: list[Value], now: list[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
         state, (ends, *given) = unflat(before[len(output) + len(recent) :], layers), now
@@ -142,8 +153,9 @@ def roll(network: Network, memory: Memory, horizon: Value, ahead: Value | None, 
         block = heads.draw(head, params, given) if drawn else heads.mean(head, params)
 
         def go_on() -> list[Value]:
-            past = None if back is None else draft.concat([back, _woven(block)], axis=1)
-            inputs, latest = network.encode(block, None, past, covariates, start.static), _latest(network, past)
+            fed = block if heard is None else draft.where(heard, block, 0.0)
+            past = None if back is None else draft.concat([back, _woven(fed)], axis=1)
+            inputs, latest = network.encode(fed, there, past, covariates, start.static), _latest(network, past)
             told, after = (step if network.count == 1 else follow)(layers, inputs, state, None)
             return [*([told] if output else []), *([] if latest is None else [latest]), *flat(after)]
 
@@ -153,8 +165,54 @@ def roll(network: Network, memory: Memory, horizon: Value, ahead: Value | None, 
     last = draft.count(blocks).equals(blocks - 1)
     _, [told] = draft.scan(body, [*output, *recent, *flat(start.state)], [last, *known, *drawn])
     scaled = told.transpose(2, 0, 1, 3).reshape(0, -1).cut(1, 0, horizon)
-    gone = _rank(scaled.abs() <= memory.bound) > 0
-    return draft.where(gone, np.nan, memory.scale.undo(scaled, time=memory.time))
+    scale = memory.scale
+    if heard is None:
+        wild = ~(scaled.abs() <= memory.bound)
+    else:
+        whole = scaled.reshape(-1, model.targets, scaled.size(1))
+        bound = draft.where(heard.reshape(-1, model.targets, 1), memory.bound.reshape(-1, model.targets, 1), np.inf)
+        wild = (~(whole.abs() <= bound)).cast(F32).max(1, keep=False) > 0.0
+        scaled, scale = whole.cut(1, 0, 1).squeeze(1), _of_y(network, scale)
+    gone = wild.cast(I64).cumsum(1) > 0
+    return draft.where(gone, np.nan, scale.undo(scaled, time=memory.time))
+
+
+def _measured(network: Network, values: Value, missing: Value) -> Scale:
+    """The scale of a window's tracks: of all of it, or, where whole histories are read, of the first steps of each."""
+    draft, model = network.draft, network.model
+
+    def whole() -> list[Value]:
+        return measure(values, missing, model.scaling, season=model.season).parts
+
+    def beginning() -> list[Value]:
+        return settle(values, missing, model.scaling, steps=model.context, season=model.season).parts
+
+    if model.reads == "window" or model.scaling == "none":
+        return Scale(model.scaling, *whole())
+    return Scale(model.scaling, *draft.choose(values.size(1) > model.context, beginning, whole))
+
+
+def _bound(scaled: Value) -> Value:
+    return scaled.abs().max(1) * RUNAWAY
+
+
+def _heard(network: Network, memory: Memory, rows: Value) -> Value | None:
+    """Which tracks are foretold, [1, track, 1]: not those never observed beside others that were; None: all are."""
+    if network.model.targets == 1:
+        return None
+    begun = memory.begun.reshape(-1, network.model.targets, 1)
+    heard = begun | ~(begun.cast(F32).max(1) > 0.0)
+    return heard.expand(rows, 1, 1).reshape(1, -1, 1)
+
+
+def _of_y(network: Network, scale: Scale) -> Scale:
+    """The scale of y alone: the first track of each row."""
+    sizes = (1, 1, network.phases)
+    parts = [
+        part.reshape(-1, network.model.targets * size).cut(1, 0, size)
+        for part, size in zip(scale.parts, sizes, strict=True)
+    ]
+    return Scale(scale.scaling, *parts)
 
 
 def _inputs(
@@ -172,6 +230,8 @@ def _inputs(
     columns = None if covariates is None else network.by_segment(covariates, width=model.covariates)
     inputs = network.encode(values, observed, past, columns, static)
     begun = seen.reshape(0, -1, model.segment).cut(2, -1).transpose(1, 0, 2)
+    if model.targets > 1:  # a row begins with the first of its tracks
+        begun = begun.cast(F32).reshape(0, -1, model.targets).max(2) > 0.0
     if model.lags or covariates is not None or static is not None:  # the rest is 0 there already
         inputs = draft.where(begun, inputs, 0.0)
     return inputs, (~begun).cast(F32)
@@ -203,17 +263,19 @@ def _woven(block: Value) -> Value:
     return block.transpose(1, 0, 2).reshape(0, -1)
 
 
-def _fork(memory: Memory, rows: Value) -> Memory:
+def _fork(network: Network, memory: Memory, rows: Value) -> Memory:
     """What a rollout goes on from, for so many rows: as many as there are, or copies of the only one."""
     state = [slots.each(lambda part: part.expand(1, rows, 1)) for slots in memory.state]
     static = None if memory.static is None else memory.static.expand(rows, 1)
     output = memory.output.expand(1, rows, 1)
-    recent = None if memory.recent is None else memory.recent.expand(rows, 1)
+    recent, back = memory.recent, network.model.back
+    if recent is not None:
+        recent = recent.reshape(-1, network.model.targets * back).expand(rows, 1).reshape(-1, back)
     return memory._replace(state=state, output=output, recent=recent, static=static)
 
 
 def _by_block(network: Network, values: Value, blocks: Value) -> Value:
-    """[row, step, any] as [block, segment, row, point, any]."""
+    """[row or track, step, any] as [block, segment, row or track, point, any]."""
     model = network.model
     whole = values.cut(1, 0, blocks * model.block)
     return whole.reshape(0, blocks, network.count, model.segment, -1).transpose(1, 2, 0, 3, 4)

@@ -2,17 +2,19 @@
 
 What goes in (rows first; all but `values` and `horizon` only where the network reads them):
 
-    values [row, step]  covariates [row, step, any]  static [row, any]  ahead [row or way, step, any]  horizon [1]
-    noise [way, step, any]      uniforms to draw paths with; left out: point forecasts
-    before.*                    the memory to go on from; left out: the values are a window, measured and read afresh
+    values [row, step]  covariates [row, step, any]  static [row, any]  channels [row, step, any]
+    ahead [row or way, step, any]  horizon [1]
+    noise [track of a way, step, any]   uniforms to draw paths with; left out: point forecasts
+    before.*                            the memory to go on from; left out: the values are a window, measured afresh
 
-and what comes out: forecast [way, horizon], and after.*, the memory after the values. Ways are rows, or forks of one row.
+and what comes out: forecast [way, horizon], and after.*, the memory after the values. Ways are rows, or forks of one row;
+y and each channel of a row are its tracks.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.shapes import Bool, Float, Float64
 
 FORMAT = "1"  # of the names, kinds and shapes above
+SEGMENTS_AT_ONCE = 1 << 18  # of all rows together, in one pass of the recurrence: bounds the memory of long histories
 
 
 class Memory(NamedTuple):
@@ -31,8 +34,8 @@ class Memory(NamedTuple):
     Attributes:
         hidden: The recurrence, a slot for each layer and step of its dilation.
         output: What its last step said.
-        begun: Whether the row has seen an observation yet.
-        shift: Of the scale of each row.
+        begun: Whether the track has seen an observation yet.
+        shift: Of the scale of each track.
         width: Likewise.
         profile: Likewise.
         bound: Scaled values beyond it are not believed.
@@ -44,14 +47,14 @@ class Memory(NamedTuple):
 
     hidden: Float[np.ndarray, "slot row hidden"]
     output: Float[np.ndarray, "row hidden"]
-    begun: Bool[np.ndarray, "row"]
-    shift: Float64[np.ndarray, "row"]
-    width: Float64[np.ndarray, "row"]
-    profile: Float64[np.ndarray, "row phase"]
-    bound: Float[np.ndarray, "row"]
+    begun: Bool[np.ndarray, "track"]
+    shift: Float64[np.ndarray, "track"]
+    width: Float64[np.ndarray, "track"]
+    profile: Float64[np.ndarray, "track phase"]
+    bound: Float[np.ndarray, "track"]
     time: int
     cell: Float[np.ndarray, "slot row hidden"] | None = None
-    recent: Float[np.ndarray, "row back"] | None = None
+    recent: Float[np.ndarray, "track back"] | None = None
     static: Float[np.ndarray, "row group"] | None = None
 
 
@@ -80,7 +83,8 @@ class GraphRunner:
                 "version of forecaster, or serve it with the one that wrote it.",
                 where="rollout.onnx",
             )
-        self.block, self._segment, self._lead = (int(facts[name]) for name in ("block", "segment", "lead"))
+        self.block, self._segment = int(facts["block"]), int(facts["segment"])
+        self._lead, self._targets = int(facts["lead"]), int(facts["targets"])
 
     @property
     def draws(self) -> bool:
@@ -88,11 +92,12 @@ class GraphRunner:
         return "noise" in self._optional
 
     def roll(
-        self, known: Known, *, horizon: int, noise: Float[np.ndarray, "path ahead noise"] | None = None
+        self, known: Known, *, horizon: int, noise: Float[np.ndarray, "track ahead noise"] | None = None
     ) -> Float64[np.ndarray, "way horizon"]:
         """As `forecaster.engine.Engine.roll`."""
-        [forecast] = self._run(["forecast"], known, horizon, noise, None)
-        return np.asarray(forecast)
+        most = max(1, SEGMENTS_AT_ONCE * self._segment // max(1, known.values.shape[1]))
+        parts = [self._run(["forecast"], *some, horizon, None)[0] for some in self._split(known, noise, most)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def go_on(
         self,
@@ -100,7 +105,7 @@ class GraphRunner:
         memory: Memory | None = None,
         *,
         horizon: int,
-        noise: Float[np.ndarray, "path ahead noise"] | None = None,
+        noise: Float[np.ndarray, "track ahead noise"] | None = None,
     ) -> tuple[Float64[np.ndarray, "way horizon"], Memory]:
         """The forecast, and the memory after what is known: the end of the history, not of the forecast.
 
@@ -111,12 +116,24 @@ class GraphRunner:
             noise: As in `roll`.
         """
         names = [f"after.{name}" for name in self._parts]
-        forecast, *parts = self._run(["forecast", *names], known, horizon, noise, memory)
+        forecast, *parts = self._run(["forecast", *names], known, noise, horizon, memory)
         after = dict(zip(self._parts, parts, strict=True))
         return forecast, Memory(**after | {"time": int(after["time"][0])})
 
+    def _split(self, known: Known, noise: np.ndarray | None, most: int) -> Iterator[tuple[Known, np.ndarray | None]]:
+        """So many rows at once, with what belongs to them; all at once where they are no more."""
+        rows = len(known.values)
+        if rows <= most:
+            yield known, noise
+            return
+        for first in range(0, rows, most):
+            beside = (None if part is None else part[first : first + most] for part in known[1:])
+            some = Known(known.values[first : first + most], *beside)
+            tracks = slice(first * self._targets, (first + most) * self._targets)
+            yield some, None if noise is None else noise[tracks]
+
     def _run(
-        self, wanted: list[str], known: Known, horizon: int, noise: np.ndarray | None, memory: Memory | None
+        self, wanted: list[str], known: Known, noise: np.ndarray | None, horizon: int, memory: Memory | None
     ) -> list[Any]:
         given: dict[str, np.ndarray] = {"values": known.values, "horizon": np.array([horizon], dtype=np.int64)}
         for name, part in (("covariates", known.covariates), ("ahead", known.ahead), ("noise", noise)):
@@ -124,6 +141,8 @@ class GraphRunner:
                 given[name] = np.asarray(part, dtype=np.float32)
         if known.static is not None:
             given["static"] = np.asarray(known.static, dtype=np.int64)
+        if known.channels is not None:
+            given["channels"] = known.channels
         if memory is not None:
             given |= {f"before.{name}": np.asarray(getattr(memory, name)) for name in self._parts}
             given["before.time"] = np.array([memory.time], dtype=np.int64)
@@ -148,9 +167,16 @@ class GraphRunner:
 
     def _check_one(self, name: str, given: dict[str, np.ndarray], horizon: int) -> None:
         rows, steps = given["values"].shape
-        ways = next((len(given[name]) for name in ("noise", "ahead") if rows == 1 and name in given), rows)
-        ahead = range(-(-horizon // self.block) * self.block, sys.maxsize)
-        sizes = {"row": (rows,), "step": (steps,), "way": (ways,), "row_or_way": (rows, ways), "ahead": ahead}
+        each = {"noise": self._targets, "ahead": 1}
+        ways = next((len(given[name]) // each[name] for name in each if rows == 1 and name in given), rows)
+        sizes: dict[str, Sequence[int]] = {
+            "row": (rows,),
+            "track": (rows * self._targets,),
+            "step": (steps,),
+            "row_or_way": (rows, ways),
+            "track_way": (ways * self._targets,),
+            "ahead": range(-(-horizon // self.block) * self.block, sys.maxsize),
+        }
         shape, found = self._needed.get(name, self._optional.get(name, [])), given.get(name)
         expected = [sizes[axis] if isinstance(axis, str) else (axis,) for axis in shape]
         if not shape or found is None or not _fits(found.shape, expected):

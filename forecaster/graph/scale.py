@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from forecaster.graph.draft import F32, F64, I64, Value
+from forecaster.model.scaling import ALIKE
 from forecaster.spec import Scaling
 
 
@@ -23,6 +26,11 @@ class Scale:
     shift: Value
     width: Value
     profile: Value
+
+    @property
+    def parts(self) -> list[Value]:
+        """All that was measured."""
+        return [self.shift, self.width, self.profile]
 
     def apply(self, values: Value, missing: Value, *, time: Value | int) -> Value:
         """[row, step] of data units to the network's, in float32; 0 where missing."""
@@ -68,6 +76,32 @@ def measure(values: Value, missing: Value, scaling: Scaling, *, season: int) -> 
     if scaling == "last":
         return Scale(scaling, known.pick(_last_observed(missing), axis=1), deviation, still)
     return Scale(scaling, mean, deviation, still)
+
+
+def settle(values: Value, missing: Value, scaling: Scaling, *, steps: int, season: int) -> Scale:
+    """The scale that each row keeps: of its first `steps` steps, of twice as many where these are all alike, and so on."""
+    draft, length = values.draft, values.size(1)
+    begin = ((~missing).cast(I64).cumsum(1) <= 0).cast(I64).sum(1)
+
+    def body(before: list[Value]) -> tuple[list[Value], Value]:
+        shift, width, profile, done, reach = before
+        places = begin + draft.count(reach.least(length))
+        first = draft.where(places >= length, np.nan, values.pick(places.least(length - 1), axis=1))
+        gaps = first.is_nan()
+        found = measure(first, gaps, scaling, season=season)
+        parts = zip((shift, width, profile), found.parts, strict=True)
+        settled = found.width > draft.where(gaps, 0.0, first.abs()).max(1) * ALIKE
+        sure = done | settled | (begin + reach >= length)
+        left = (~sure).cast(I64).sum(0).squeeze(0, 1) > 0
+        return [*(draft.where(done, old, new) for old, new in parts), sure, reach * 2], left
+
+    nothing = draft.zeros(values.size(0), 1, kind=F64)
+    phases = draft.zeros(values.size(0), season, kind=F64) if scaling == "level_season" else nothing
+    start = [nothing, nothing, phases, nothing > 0.0, draft.whole([steps])]
+    shift, width, profile, *_ = draft.repeat(body, start)
+    if scaling == "level_season":  # its phases are counted from the first observation
+        profile = profile.pick((draft.count(profile.size(1)) - begin) % season, axis=1)
+    return Scale(scaling, shift, width, profile)
 
 
 def _moments(known: Value, observed: Value) -> tuple[Value, Value]:

@@ -25,13 +25,14 @@ class Reference:
         return self.network.head.noise > 0
 
     def roll(
-        self, known: Known, *, horizon: int, noise: Float[np.ndarray, "path ahead noise"] | None = None
+        self, known: Known, *, horizon: int, noise: Float[np.ndarray, "track ahead noise"] | None = None
     ) -> Float64[np.ndarray, "way horizon"]:
         """As `Engine.roll`."""
-        window = Window(*(None if part is None else torch.from_numpy(part) for part in known[:3]))  # type: ignore[arg-type]
+        window = Window(*(None if part is None else torch.from_numpy(part) for part in known[:4]))  # type: ignore[arg-type]
         ahead = None if known.ahead is None else torch.from_numpy(known.ahead).to(self._device)
         uniforms = None if noise is None else torch.from_numpy(noise).to(self._device)
-        ways = next((len(part) for part in (uniforms, ahead) if part is not None), 1)
+        paths = 1 if uniforms is None else len(uniforms) // self.network.targets
+        ways = max(paths, 1 if ahead is None else len(ahead))
         with torch.inference_mode():
             memory = warm_up(self.network, window.to(self._device))
             if len(known.values) == 1 < ways:  # they fork from one warmed-up memory

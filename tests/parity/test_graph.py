@@ -17,6 +17,8 @@ from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor, build
 from forecaster.model.rollout import roll, warm_up
 from forecaster.spec import Spec
+from tests.laws.test_channels import CHANNELS
+from tests.laws.test_channels import windows as with_channels
 from tests.laws.test_every_combination import every_triple, networks, windows
 
 LONGEST = 13
@@ -32,7 +34,9 @@ def rows_of(whole: Known, rows: slice) -> Known:
 
 
 def steps_of(whole: Known, steps: slice) -> Known:
-    return whole._replace(values=whole.values[:, steps], covariates=whole.covariates[:, steps])
+    columns = (None if part is None else part[:, steps] for part in (whole.covariates, whole.channels))
+    covariates, channels = columns
+    return whole._replace(values=whole.values[:, steps], covariates=covariates, channels=channels)
 
 
 def same(found: np.ndarray, expected: np.ndarray, values: np.ndarray) -> None:
@@ -46,7 +50,7 @@ def same(found: np.ndarray, expected: np.ndarray, values: np.ndarray) -> None:
 
 def uniforms(network: Regressor, *, paths: int) -> np.ndarray:
     draw = torch.Generator().manual_seed(0)
-    return torch.rand(paths, 24, network.head.noise, generator=draw).clamp(1e-6, 1 - 1e-6).numpy()
+    return torch.rand(paths * network.targets, 24, network.head.noise, generator=draw).clamp(1e-6, 1 - 1e-6).numpy()
 
 
 @every_triple
@@ -55,19 +59,28 @@ def test_the_graph_is_the_rollout(cell: str, head: str, decoder: str) -> None:
     made = networks(cell, head, decoder)
     first = sum(map(ord, cell + head + decoder)) % min(5, len(made))
     for network in made[first::5]:
-        agree(network)
+        agree(network, known(*windows(network)))
+
+
+@every_triple
+def test_the_graph_is_the_rollout_with_channels(cell: str, head: str, decoder: str) -> None:
+    """One scaling and base for each triple, another for the next."""
+    made = networks(cell, head, decoder, channels=CHANNELS)
+    network = made[sum(map(ord, cell + head + decoder)) % len(made)]
+    agree(network, known(*with_channels(network)))
 
 
 @pytest.mark.slow
 @every_triple
 def test_the_graph_is_the_rollout_in_every_combination(cell: str, head: str, decoder: str) -> None:
     for network in networks(cell, head, decoder):
-        agree(network)
+        agree(network, known(*windows(network)))
+    for network in networks(cell, head, decoder, channels=CHANNELS):
+        agree(network, known(*with_channels(network)))
 
 
-def agree(network: Regressor) -> None:
+def agree(network: Regressor, whole: Known) -> None:
     """Whole histories, late beginnings, gaps and unequal sizes; several horizons, one row and many, paths, and memories."""
-    whole = known(*windows(network))
     reference, runner = Reference(network), GraphRunner(export(network))
     expected = reference.roll(whole, horizon=LONGEST)
     for horizon in (1, 7, LONGEST):
@@ -94,10 +107,12 @@ def chunks_agree(network: Regressor, runner: GraphRunner, whole: Known) -> None:
     cut = network.lead + 3
     first, then = steps_of(whole, slice(cut)), steps_of(whole, slice(cut, None))
     with torch.inference_mode():
-        memory = warm_up(network, window_of(then), warm_up(network, window_of(first)))
+        half = warm_up(network, window_of(first))
+        memory = warm_up(network, window_of(then), half)
         expected, _ = roll(network, memory, horizon=7, ahead=torch.from_numpy(whole.ahead))
     _, handed = runner.go_on(first, horizon=1)
-    assert handed.begun.tolist() == [True, False, True, True]
+    alike(handed, half)
+    assert 0 < handed.begun.sum() < len(handed.begun)
     found, after = runner.go_on(then, handed, horizon=7)
     same(found, expected.numpy(), whole.values)
     alike(after, memory)
@@ -119,7 +134,7 @@ def alike(found: Memory, expected: rollout.Memory) -> None:
 
 
 def window_of(part: Known) -> Window:
-    return Window(*(None if array is None else torch.from_numpy(array) for array in part[:3]))
+    return Window(*(None if array is None else torch.from_numpy(array) for array in part[:4]))
 
 
 def make(*, context: int = 12, covariates: int = 0, groups: tuple[int, ...] = (), **fields: object) -> Regressor:
@@ -164,6 +179,26 @@ def test_a_large_batch_is_as_its_rows(cell: str, threads: int) -> None:
         )
 
 
+def test_many_rows_in_several_parts_are_the_rows_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make(head={"kind": "gaussian"}, channels=CHANNELS, covariates=2, groups=(3,))
+    draw = np.random.default_rng(0)
+    whole = Known(
+        histories(5, 12),
+        draw.normal(size=(5, 12, 2)).astype(np.float32),
+        draw.integers(4, size=(5, 1)),
+        draw.normal(size=(5, 12, 2)),
+        draw.normal(size=(5, 9, 2)).astype(np.float32),
+    )
+    noise = draw.uniform(size=(5 * network.targets, 9, 1)).astype(np.float32)
+    runner = GraphRunner(export(network))
+    expected = [runner.roll(whole, horizon=9), runner.roll(whole, horizon=9, noise=noise)]
+    monkeypatch.setattr("forecaster.graph.runner.SEGMENTS_AT_ONCE", 2 * 12)
+    found = [runner.roll(whole, horizon=9), runner.roll(whole, horizon=9, noise=noise)]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    same(found[1], Reference(network).roll(whole, horizon=9, noise=noise), whole.values)
+
+
 @pytest.mark.parametrize("scaling", ["mean_abs", "standard", "last", "level_season"])
 def test_rows_without_change_or_without_observations_are_no_exception(scaling: str) -> None:
     network = make(scaling=scaling, base="last")
@@ -175,6 +210,29 @@ def test_rows_without_change_or_without_observations_are_no_exception(scaling: s
     found = runner.roll(Known(values), horizon=5)
     np.testing.assert_allclose(found, reference.roll(Known(values), horizon=5), rtol=1e-6)
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("scaling", ["none", "mean_abs", "standard", "level_season"])
+@pytest.mark.parametrize("channels", [(), CHANNELS])
+def test_the_scale_of_a_whole_history_is_that_of_its_beginning(scaling: str, channels: tuple[str, ...]) -> None:
+    network = make(reads="history", scaling=scaling, channels=channels, base="linear", lags=(7,))
+    runner, reference = GraphRunner(export(network)), Reference(network)
+    for steps in (10, 12, 13, 70):
+        values = histories(7, network.lead + steps)
+        values[:, : network.lead] = np.nan
+        values[1, : network.lead + 5] = np.nan
+        values[2, network.lead : network.lead + 30] = 7.0  # all alike for more than the context
+        values[3] = 5.0
+        values[4] = np.nan
+        values[5, : network.lead + steps // 2] = np.nan
+        values[6, network.lead + 3 : network.lead + 8] = np.nan
+        beside = np.stack([values[::-1], 3 * values], axis=2).copy() if channels else None
+        whole = Known(values, channels=beside)
+        found, memory = runner.go_on(whole, horizon=9)
+        expected = reference.roll(whole, horizon=9)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        with torch.inference_mode():
+            alike(memory, warm_up(network, window_of(whole)))
 
 
 @pytest.mark.parametrize("scaling", ["standard", "last", "level_season"])
@@ -213,9 +271,10 @@ def test_one_history_goes_as_many_ways_as_there_are_futures() -> None:
         histories(1, 12 + network.lead),
         draw.normal(size=(1, 12 + network.lead, 2)).astype(np.float32),
         np.array([[2]]),
+        None,
         draw.normal(size=(4, 6, 2)).astype(np.float32),
     )
-    many = Known(*(np.repeat(part, 4, axis=0) for part in one[:3]), one.ahead)
+    many = Known(*(np.repeat(part, 4, axis=0) for part in one[:3]), None, one.ahead)
     runner = GraphRunner(export(network))
     found = runner.roll(one, horizon=6)
     for futures in (one, many):
