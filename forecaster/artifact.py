@@ -258,6 +258,10 @@ def _graph(forecaster: Forecaster, golden: GoldenFile) -> bytes | None:
     """The network's rollout as a graph, where onnx is there to write it; one that answers otherwise is left out."""
     if find_spec("onnx") is None:
         return None
+    size = sum(parameter.nbytes for parameter in forecaster.network.parameters())
+    if size > MOST_BYTES // 4:  # a graph holds some weights several times
+        log.warning("the bundle gets no %s: with %d bytes of weights it would be too large", GRAPH, size)
+        return None
     from forecaster.graph.export import export
 
     graph = export(forecaster.network)
