@@ -63,14 +63,16 @@ def _forced(
     actual: Float64[Tensor, "row step"],
     ahead: Float[Tensor, "row step covariate"] | None,
 ) -> Float[Tensor, "row step param"]:
-    """The head's parameters for every block, each given all that came before the block."""
-    params = []
-    for first in range(0, actual.shape[1], network.block):
-        span = slice(first, first + network.block)
-        known = None if ahead is None else ahead[:, span]
-        params.append(network.decode(memory.output, memory.recent, known))
-        memory = read(network, Window(actual[:, span], known), memory).memory
-    return torch.cat(params, dim=1)
+    """The head's parameters for every block, each given all that came before the block: one pass, as nothing is fed back."""
+    block, output, recent = network.block, memory.output[:, None], memory.recent[:, None]
+    if actual.shape[1] > block:
+        known = Window(actual[:, :-block], None if ahead is None else ahead[:, :-block])
+        outputs, past, _ = read(network, known, memory)
+        last = block // network.segment
+        output = torch.cat([output, outputs[:, last - 1 :: last]], dim=1)
+        recent = past.unfold(1, network.back, 1)[:, ::block]
+    blocks = None if ahead is None else ahead.reshape(len(ahead), -1, block, ahead.shape[2])
+    return network.decode(output, recent, blocks).flatten(1, 2)
 
 
 def exposure_gap(network: Regressor, batches: Sequence[Trial]) -> float:

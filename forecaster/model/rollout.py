@@ -44,6 +44,22 @@ class Memory(NamedTuple):
     static: Float[Tensor, "row group"]
 
 
+class Laid(NamedTuple):
+    """Known values, laid out for the recurrence to read. No weight has a part in it.
+
+    Attributes:
+        inputs: What each step of the recurrence reads.
+        begun: Whether the row has seen an observation by the end of each segment.
+        seen: The same of each step.
+        past: The values before the first segment and those read, scaled, gaps filled.
+    """
+
+    inputs: Float[Tensor, "row segment feature"]
+    begun: Bool[Tensor, "row segment"]
+    seen: Bool[Tensor, "row step"]
+    past: Float[Tensor, "row back_and_step"]
+
+
 class Reading(NamedTuple):
     """What a network made of known values: all that teacher forcing needs.
 
@@ -88,33 +104,42 @@ def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
 
 def read(model: Regressor, window: Window, memory: Memory) -> Reading:
     """Reads known values; their number is a multiple of the segment."""
+    return _advance(model, lay(model, window, memory), memory)
+
+
+def lay(model: Regressor, window: Window, memory: Memory) -> Laid:
+    """Known values as the recurrence will read them after a memory."""
     missing = window.values.isnan()
     scaled = memory.scale.apply(window.values, time=memory.time)
-    return _advance(model, scaled.masked_fill(missing, 0.0), missing, window.covariates, memory)
+    return _lay(model, scaled.masked_fill(missing, 0.0), missing, window.covariates, memory)
 
 
-def _advance(
+def _lay(
     model: Regressor,
     values: Float[Tensor, "row step"],
     missing: Bool[Tensor, "row step"],
     covariates: Float[Tensor, "row step covariate"] | None,
     memory: Memory,
-) -> Reading:
-    """One pass of the recurrence over scaled values (0 where missing)."""
+) -> Laid:
+    """Lays out scaled values (0 where missing)."""
     filled = _filled(values, missing, memory.recent[:, -1])
     past = torch.cat([memory.recent, filled], dim=1)
     seen = (~missing).cummax(1).values | memory.begun[:, None]
     begun = seen.reshape(len(values), -1, model.segment).any(2)
-    inputs = model.encode(values, ~missing, past, covariates, memory.static)
-    outputs, state = model.recurrent(inputs, memory.state, begun)
+    return Laid(model.encode(values, ~missing, past, covariates), begun, seen, past)
+
+
+def _advance(model: Regressor, laid: Laid, memory: Memory) -> Reading:
+    """One pass of the recurrence."""
+    outputs, state = model.recur(laid.inputs, memory.static, memory.state, laid.begun)
     after = memory._replace(
         state=state,
         output=outputs[:, -1],
-        recent=past[:, past.shape[1] - model.back :],
-        begun=seen[:, -1],
-        time=memory.time + values.shape[1],
+        recent=laid.past[:, laid.past.shape[1] - model.back :],
+        begun=laid.seen[:, -1],
+        time=memory.time + laid.seen.shape[1],
     )
-    return Reading(outputs, past, after)
+    return Reading(outputs, laid.past, after)
 
 
 def warm_up(model: Regressor, window: Window, memory: Memory | None = None) -> Memory:
@@ -168,7 +193,8 @@ def roll(
         blocks.append(block.masked_fill(~alive, torch.nan))
         alive = alive[:, -1:]
         fed = block.masked_fill(~alive, 0.0)
-        memory = _advance(model, fed, torch.zeros_like(fed, dtype=torch.bool), known, memory).memory
+        laid = _lay(model, fed, torch.zeros_like(fed, dtype=torch.bool), known, memory)
+        memory = _advance(model, laid, memory).memory
     scaled = torch.cat(blocks, dim=1)[:, :horizon]
     return memory.scale.undo(scaled, time=start), memory
 
