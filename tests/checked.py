@@ -29,6 +29,7 @@ WITH_RECORDS = [
     "forecaster.model.scaling",
     "forecaster.predict",
     "forecaster.series",
+    "forecaster.training.loss",
 ]
 
 
