@@ -58,6 +58,13 @@ def offset(freq: str, *, where: str | None = None) -> Step:
     return step
 
 
+def named(freq: str | int, *, where: str) -> str:
+    """The name of a declared frequency (a pandas offset is taken too); raises FrequencyUnknown."""
+    name = str(getattr(freq, "freqstr", freq))
+    offset(name, where=where)
+    return name
+
+
 def alias(step: Step) -> str:
     """The frequency of a step."""
     return str(step) if isinstance(step, int) else str(step.freqstr)

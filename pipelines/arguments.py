@@ -78,23 +78,6 @@ class Reading:
         return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column), self.zone)
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Further:
-    """What to read besides the values; each may be given again."""
-
-    covariate: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    "A column that is known ahead."
-    static: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    "A column that says one thing of a whole series."
-    channel: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    "A column of which the past alone is known."
-
-    def of(self, data: Data) -> Data:
-        """The source, read with these columns."""
-        return data._replace(covariates=self.covariate, static=self.static, channels=self.channel)
-
-
 def spec_of(config: Path | None, data: str, *, horizon: int | None, seed: int | None) -> Spec:
     """The specification that a command means; raises BadSpec where it names none."""
     from forecaster.spec import Spec

@@ -15,15 +15,15 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
-from pipelines.arguments import Further, Reading, Where, bundle_of, can_be_written, in_range, spec_of
-from pipelines.terminal import hush, print_scores, print_summary, warn, write_table
+from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
 app.command(data_app)
 
 
-_WHERE, _READING, _FURTHER = Where(), Reading(), Further()
+_WHERE, _READING = Where(), Reading()
 _TOLD = 10  # faults of single series that are told one by one
 
 
@@ -161,8 +161,6 @@ def forecast(
     plot
         Where to draw the first series (PNG).
     """
-    import pandas as pd
-
     from forecaster import artifact
     from forecaster.predict import Predictor
     from forecaster.series import Forecast
@@ -188,15 +186,7 @@ def forecast(
     if bad:
         further = f", the first {_TOLD} are told above" if len(bad) > _TOLD else ""
         warn(f"{len(bad)} of {len(outcomes)} series have no forecast{further}")
-    table = pd.concat(
-        [
-            pd.DataFrame(
-                {"unique_id": one.id, "ds": one.ds, "mean": one.mean}
-                | {f"{level:g}": values for level, values in one.quantiles.items()}
-            )
-            for one in good
-        ]
-    )
+    table = forecast_table(good)
     if out is None:
         table.to_csv(sys.stdout, index=False)
     write_table(out, lambda: table)
@@ -297,7 +287,9 @@ def retrain(
 def check(
     data: str,
     *,
-    further: Further = _FURTHER,
+    covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    channel: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     reading: Reading = _READING,
 ) -> None:
     """Checks data as train would, and tells what they are like. Ends with 0 if they can be used, with 2 if not.
@@ -306,11 +298,17 @@ def check(
     ----------
     data
         As for train.
+    covariate
+        A column that is known ahead; may be given again.
+    static
+        A column that says one thing of a whole series; may be given again.
+    channel
+        A column of which the past alone is known; may be given again.
     """
     from pipelines.sources import read
 
     try:
-        panel = read(further.of(reading.of(data)))
+        panel = read(reading.of(data)._replace(covariates=covariate, static=static, channels=channel))
     except InputError as error:
         print(f"{data}: cannot be used ({error.code})")
         raise

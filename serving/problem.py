@@ -22,7 +22,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unsupported_media_type": (415, "The body is not application/json, or it is compressed."),
     "invalid_request": (422, "A field is missing, unknown, of the wrong type or out of range."),
     "too_many_series": (422, "More series than this server takes in one request."),
-    "history_too_long": (422, "A history, a covariate or a channel is longer than this server takes."),
+    "history_too_long": (422, "A history, or a covariate, is longer than this server takes."),
     "answer_too_large": (
         422,
         "Series times horizon, times one and the number of levels, is more than this server answers at once.",

@@ -17,25 +17,10 @@ from forecaster.shapes import Float64
 from serving import stamps
 from serving.problem import Problem
 from serving.settings import Settings
-from serving.stamps import Numbers, Style
+from serving.stamps import AskedFreq, AskedStamp, AskedStamps, Numbers, Style
 
 Value = Annotated[float | None, Field(description="null: not observed")]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-def _kind_of_stamp(value: Any) -> str:
-    one = value[0] if isinstance(value, list) and value else value
-    return "number" if isinstance(one, int) and not isinstance(one, bool) else "text"
-
-
-_StampText = Annotated[str, Field(max_length=40, examples=["2026-01-31T00:00:00Z"])]
-_FreqText = Annotated[str, Field(max_length=32, examples=["h", "D", "MS", "15min", "1"])]
-Freq = Annotated[Annotated[_FreqText, Tag("text")] | Annotated[int, Tag("number")], Discriminator(_kind_of_stamp)]
-Stamp = Annotated[Annotated[_StampText, Tag("text")] | Annotated[int, Tag("number")], Discriminator(_kind_of_stamp)]
-Stamps = Annotated[
-    Annotated[list[_StampText], Tag("text")] | Annotated[list[int], Field(min_length=1), Tag("number")],
-    Discriminator(_kind_of_stamp),
-]
 Label = Annotated[str, Field(max_length=200)]
 MOST_COLUMNS, MOST_LEVELS = 64, 99
 LARGEST_COVARIATE = 1e30  # in spreads of the training data; the network reads float32
@@ -108,19 +93,19 @@ class _AnySeries(_Strict):
 class GridSeries(_AnySeries):
     """A history as the stamp of its first value and its frequency."""
 
-    start: Stamp = Field(
+    start: AskedStamp = Field(
         description="ISO 8601 stamp of the first value, which must be on the grid of `freq`; or a whole number"
     )
-    freq: Freq = Field(description="pandas offset alias; or a whole number, also as text, where `start` is one")
+    freq: AskedFreq = Field(description="pandas offset alias; or a whole number, also as text, where `start` is one")
     y: list[Value] = Field(description="values, oldest first")
 
 
 class StampedSeries(_AnySeries):
     """A history with a stamp for every value; the frequency is inferred if it is certain."""
 
-    ds: Stamps = Field(description="ISO 8601 stamps, or whole numbers; oldest first, regular")
+    ds: AskedStamps = Field(description="ISO 8601 stamps, or whole numbers; oldest first, regular")
     y: list[Value] = Field(description="values, one a stamp")
-    freq: Freq | None = Field(
+    freq: AskedFreq | None = Field(
         default=None, description="pandas offset alias, or a whole number; the stamps are checked against it"
     )
 
@@ -388,16 +373,12 @@ def _check_limits(request: ForecastRequest, settings: Settings) -> None:
                 "Send its last steps.",
                 where=f"series.{place}.y",
             )
-        columns: list[tuple[str, Mapping[str, Sequence[Any]], int]] = [
-            ("covariates", asked.covariates, settings.max_history + settings.max_horizon),
-            ("channels", asked.channels, settings.max_history),
-        ]
-        for kind, given, most in columns:
-            for name, values in given.items():
-                if len(values) > most:
-                    raise Problem(
-                        "history_too_long",
-                        f"Expected {kind} of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
-                        "Send its last steps.",
-                        where=f"series.{place}.{kind}.{name}",
-                    )
+        most = settings.max_history + settings.max_horizon
+        for name, values in asked.covariates.items():
+            if len(values) > most:
+                raise Problem(
+                    "history_too_long",
+                    f"Expected covariates of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
+                    "Send its last steps.",
+                    where=f"series.{place}.covariates.{name}",
+                )

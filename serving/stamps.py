@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
+from pydantic import Discriminator, Field, Tag
 
 from forecaster.data.frames import infer
 from forecaster.errors import BadStamp, DuplicateStamp, FrequencyUnknown, IrregularStamps
@@ -40,6 +41,21 @@ _NAMES = frozenset("us ms s min h bh cbh D B C W MS ME SMS SME BMS BME CBMS CBME
 _NAMES |= frozenset("QS QE BQS BQE YS YE BYS BYE WOM LWOM".split())  # noqa: SIM905
 _UNITS: tuple[Unit, ...] = ("D", "m", "s", "us")
 _ENOUGH = 64  # stamps that tell a frequency if any number does: leap years and weekends are among them
+
+
+def _kind(value: Any) -> str:
+    one = value[0] if isinstance(value, list) and value else value
+    return "number" if isinstance(one, int) and not isinstance(one, bool) else "text"
+
+
+_StampText = Annotated[str, Field(max_length=40, examples=["2026-01-31T00:00:00Z"])]
+_FreqText = Annotated[str, Field(max_length=32, examples=["h", "D", "MS", "15min", "1"])]
+AskedStamp = Annotated[Annotated[_StampText, Tag("text")] | Annotated[int, Tag("number")], Discriminator(_kind)]
+AskedFreq = Annotated[Annotated[_FreqText, Tag("text")] | Annotated[int, Tag("number")], Discriminator(_kind)]
+AskedStamps = Annotated[
+    Annotated[list[_StampText], Tag("text")] | Annotated[list[int], Field(min_length=1), Tag("number")],
+    Discriminator(_kind),
+]
 
 
 class Style(NamedTuple):

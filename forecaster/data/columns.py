@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,6 +169,23 @@ def known_ahead(raw: pd.Series, *, column: str) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(raw) or not _is_text(raw):
         return numbers(raw, column=column)
     return labels(raw)
+
+
+def left_aside(
+    channels: Mapping[str, Float64[np.ndarray, "step"]],
+    *,
+    after: Int[np.ndarray, "series"],
+    lengths: Int[np.ndarray, "series"],
+) -> Iterator[str]:
+    """What is told of channels that go on where the history has ended and only covariates are known."""
+    for name, values in channels.items():
+        later = np.arange(len(values)) >= np.repeat(after, lengths)
+        left = int((later & ~np.isnan(values)).sum())
+        if left:
+            yield (
+                f"{left} values of channel {name!r} after the last observed `y` of their series were left aside: call it a "
+                "covariate if it is known ahead"
+            )
 
 
 def labels(raw: pd.Series) -> np.ndarray:

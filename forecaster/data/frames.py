@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -19,7 +19,7 @@ from forecaster.errors import (
     NoData,
     StaticChanges,
 )
-from forecaster.frequency import Stamps, at, counts, offset, tell
+from forecaster.frequency import Stamps, at, counts, named, tell
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 
@@ -49,8 +49,7 @@ def to_panel(
     Args:
         frame: One row a series and stamp. NaN in `y` means not observed, and so does an absent row, if the frequency is
             declared or proven.
-        freq: A pandas offset alias, or a whole number where stamps are such; None to infer it from the longest series, if it
-            is certain.
+        freq: A pandas offset alias, or a whole number; None to infer it from the longest series, if it is certain.
         columns: The names of the columns, if not `unique_id, ds, y`.
         zone: The time zone of stamps that carry none; those that do are told in it.
         covariates: Columns that are known ahead. Rows without `y` after the last observed one are then the known future.
@@ -62,7 +61,7 @@ def to_panel(
     names = columns or Columns()
     cells.check_there(frame, needed=names, further=[*covariates, *static, *channels])
     repairs: list[str] = []
-    declared = None if freq is None else _alias(freq)
+    declared = None if freq is None else named(freq, where="freq")
     rows = _read(
         frame, names, freq=declared, zone=zone, covariates=covariates, static=static, channels=channels, repairs=repairs
     )
@@ -210,12 +209,6 @@ def _without_duplicates(rows: _Rows, repairs: list[str]) -> _Rows:
     return rows.take(~again)
 
 
-def _alias(freq: str | int) -> str:
-    alias = str(getattr(freq, "freqstr", freq))  # an offset is taken too
-    offset(alias, where="freq")
-    return alias
-
-
 def _certain(rows: _Rows, bounds: Int[np.ndarray, "_"]) -> tuple[str, bool]:
     """The frequency of the longest series, and whether it is proven well enough to call absent rows gaps."""
     longest = int(np.argmax(np.diff(bounds)))
@@ -337,7 +330,7 @@ def _cut(
         repairs.append(f"{int(blank.sum())} series without any observed value were left out: {_some(ids[blank])}")
     ends = begin + (last + 1 if rows.covariates else lengths)
     if rows.covariates:
-        repairs.extend(_left_aside(laid.channels, after=np.where(blank, begin + lengths, ends), lengths=lengths))
+        repairs.extend(cells.left_aside(laid.channels, after=np.where(blank, begin + lengths, ends), lengths=lengths))
     spans = zip(range(len(ids)), begin.tolist(), ends.tolist(), lengths.tolist(), strict=True)
     firsts = bounds[:-1].tolist()
     return [
@@ -353,23 +346,6 @@ def _cut(
         for k, a, b, long in spans
         if not blank[k]
     ]
-
-
-def _left_aside(
-    channels: Mapping[str, Float64[np.ndarray, "step"]],
-    *,
-    after: Int[np.ndarray, "series"],
-    lengths: Int[np.ndarray, "series"],
-) -> Iterator[str]:
-    """What is told of channels that go on where the history has ended and only covariates are known."""
-    for name, values in channels.items():
-        later = np.arange(len(values)) >= np.repeat(after, lengths)
-        left = int((later & ~np.isnan(values)).sum())
-        if left:
-            yield (
-                f"{left} values of channel {name!r} after the last observed `y` of their series were left aside: call it a "
-                "covariate if it is known ahead"
-            )
 
 
 def _check_static(rows: _Rows) -> None:

@@ -199,22 +199,23 @@ def roll(
     """
     start, blocks = memory.time, []
     steps = -(-horizon // model.block) * model.block
-    shape = (len(memory.output), model.targets)
-    begun = memory.begun.reshape(*shape, 1)
-    silent = ~begun & begun.any(1, keepdim=True)
-    bound = memory.bound.reshape(*shape, 1).masked_fill(silent, torch.inf)
-    alive = torch.ones_like(begun[:, :1])
+    shape = (len(memory.output), model.targets, model.block)
+    begun = memory.begun.reshape(*shape[:2], 1)
+    heard = begun | ~begun.any(1, keepdim=True)
+    bound = memory.bound.reshape(*shape[:2], 1).masked_fill(~heard, torch.inf)
+    missing = ~heard.expand(shape).flatten(0, 1)
+    alive = torch.ones_like(begun[:, 0])
     for first in range(0, steps, model.block):
         span = slice(first, first + model.block)
         known = None if ahead is None else ahead[:, span]
         params = model.decode(memory.output, memory.recent, known)
         block = model.head.mean(params) if noise is None else model.head.draw(params, noise[:, span])
-        block = block.reshape(*shape, model.block)
-        alive = (alive & (block.abs() <= bound).all(1, keepdim=True)).cummin(2).values
-        blocks.append(block[:, 0].masked_fill(~alive[:, 0], torch.nan))
-        alive = alive[:, :, -1:]
-        fed = block.masked_fill(~alive | silent, 0.0)
-        memory = _advance(model, fed.flatten(0, 1), silent.expand_as(fed).flatten(0, 1), known, memory).memory
+        block = block.reshape(shape)
+        alive = (alive & (block.abs() <= bound).all(1)).cummin(1).values
+        blocks.append(block[:, 0].masked_fill(~alive, torch.nan))
+        alive = alive[:, -1:]
+        fed = block.where(alive[:, None] & heard, 0.0).flatten(0, 1)
+        memory = _advance(model, fed, missing, known, memory).memory
     scaled = torch.cat(blocks, dim=1)[:, :horizon]
     return of_y(model, memory.scale).undo(scaled, time=start), memory
 

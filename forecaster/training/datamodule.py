@@ -14,6 +14,7 @@ from forecaster.data.split import Split, hold_out
 from forecaster.data.windows import Anchors, Feed, Tape, channels_of
 from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.evaluation.trials import Trial, trials
+from forecaster.frequency import tell
 from forecaster.model.regressor import Regressor
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
@@ -89,7 +90,7 @@ def _check_channels(one: Series, spec: Spec) -> None:
         step, number = np.argwhere(odd)[0]
         raise BadSpec(
             f"Expected whole numbers of 0 or more in the channel {spec.channels[number]!r}, which a {spec.head.kind} head is to "
-            f"foretell; series {one.id!r} has {channels[step, number]:g} at {one.stamps[step].isoformat()}. Choose another "
+            f"foretell; series {one.id!r} has {channels[step, number]:g} at {tell(one.stamp(int(step)))}. Choose another "
             "head, or leave the channel out.",
             where=one.id,
         )

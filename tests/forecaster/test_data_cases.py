@@ -112,6 +112,18 @@ def with_covariates(known: Any, y: Any) -> pd.DataFrame:
     return series(y=y, heat=known)
 
 
+def with_channel(rain: Any, y: Any, **more: Any) -> pd.DataFrame:
+    return series(y=y, rain=rain, **more)
+
+
+def channel(*expected: float | None) -> Check:
+    wanted = [np.nan if value is None else value for value in expected]
+    return lambda panel: (
+        np.array_equal(panel.series[0].channels["rain"], wanted, equal_nan=True)
+        and len(panel.series[0].y) == len(wanted)
+    )
+
+
 AUTUMN = ["2026-10-25T00:30", "2026-10-25T01:30", "2026-10-25T02:30", "2026-10-25T02:30", "2026-10-25T03:30"]
 WEEKDAYS_OFF = without(series(stamps("2026-01-01", "B", 60)), 17, 40)
 
@@ -431,6 +443,58 @@ CASES: dict[str, Case] = {
     "a static column that is missing somewhere": Case(
         lambda: series(y=[1.0, 2.0], region=["n", None]), CovariateUnknown, "'region'", {"static": ("region",)}
     ),
+    # channels
+    "a channel": Case(
+        lambda: with_channel(["5", " 6.5 ", "7"], [1.0, 2.0, 3.0]),
+        options={"channels": ("rain",), "freq": "D"},
+        holds=channel(5, 6.5, 7),
+    ),
+    "a channel that is missing somewhere": Case(
+        lambda: with_channel([np.nan, 6.0, np.nan], [1.0, 2.0, 3.0]),
+        options={"channels": ("rain",), "freq": "D"},
+        holds=lambda panel: channel(None, 6, None)(panel) and summarise(panel).channels == {"rain": 2},
+    ),
+    "a channel that is never observed in a series": Case(
+        lambda: with_channel([np.nan] * 3, [1.0, 2.0, 3.0]),
+        options={"channels": ("rain",), "freq": "D"},
+        holds=channel(None, None, None),
+    ),
+    "a channel that goes on where `y` is not observed": Case(
+        lambda: with_channel([4.0, 5.0, 6.0], [1.0, 2.0, np.nan]),
+        options={"channels": ("rain",), "freq": "D"},
+        holds=lambda panel: channel(4, 5, 6)(panel) and values(1, 2, None)(panel),
+    ),
+    "a channel that goes on after the last `y`, beside covariates": Case(
+        lambda: with_channel([4.0, 5.0, 6.0, np.nan], [1.0, 2.0, np.nan, np.nan], heat=1.0),
+        says="1 values of channel 'rain' after the last observed `y`",
+        options={"channels": ("rain",), "covariates": ("heat",), "freq": "D"},
+        holds=lambda panel: channel(4, 5)(panel) and panel.series[0].ahead == 2,
+    ),
+    "absent rows with channels": Case(
+        lambda: without(with_channel([4.0, 5.0, 6.0, 7.0], [1.0, 2.0, 3.0, 4.0]), 1),
+        None,
+        "1 absent rows",
+        {"channels": ("rain",), "freq": "D"},
+        lambda panel: channel(4, None, 6, 7)(panel) and values(1, None, 3, 4)(panel),
+    ),
+    "a stamp twice, with different channels": Case(
+        lambda: pd.concat([with_channel(1.0, [1.0, 2.0]), with_channel(2.0, [1.0, 2.0])]),
+        DuplicateStamp,
+        "another column",
+        {"channels": ("rain",), "freq": "D"},
+    ),
+    "a channel that is text or bools": Case(
+        lambda: with_channel([True, False], [1.0, 2.0]), NotANumber, "'rain'", {"channels": ("rain",)}
+    ),
+    "a channel that is infinite": Case(
+        lambda: with_channel([1.0, -np.inf], [1.0, 2.0]), NotANumber, "'rain'", {"channels": ("rain",)}
+    ),
+    "a channel that is a covariate too": Case(
+        lambda: with_channel(1.0, [1.0, 2.0]),
+        DuplicateColumn,
+        "'rain'",
+        {"channels": ("rain",), "covariates": ("rain",)},
+    ),
 }
 
 
@@ -640,8 +704,11 @@ def test_places_agree_with_the_stamps_that_pandas_counts(freq: str, zone: str | 
 
 def test_a_panel_goes_to_a_frame_and_back() -> None:
     y = np.append(np.arange(10.0), [np.nan] * 3)
-    frame = series(stamps("2026-03-25", "D", 13, BERLIN), y, heat=np.arange(13.0), sky=["sun"] * 13, region="n")
-    options: dict[str, Any] = {"covariates": ("heat", "sky"), "static": ("region",)}
+    rain = np.append([np.nan], np.append(np.arange(9.0), [np.nan] * 3))
+    frame = series(
+        stamps("2026-03-25", "D", 13, BERLIN), y, heat=np.arange(13.0), sky=["sun"] * 13, region="n", rain=rain
+    )
+    options: dict[str, Any] = {"covariates": ("heat", "sky"), "static": ("region",), "channels": ("rain",)}
     panel = to_panel(frame, **options)
     again = to_panel(to_frame(panel), **options)
     assert panel.digest() == again.digest()
@@ -862,6 +929,14 @@ def test_data_check_ends_with_2_where_data_cannot_be_used(tmp_path: Path, capsys
     told = capsys.readouterr()
     assert "cannot be used (not_a_number)" in told.out
     assert "row 1 holds 'many'" in told.err
+
+
+def test_data_check_tells_of_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.csv", with_channel([4.0, np.nan, 6.0], np.arange(3.0), wind=1.0))
+    assert run(path, "--freq", "D", "--channel", "rain", "--channel", "wind") == 0
+    assert "channels    rain (1 missing), wind (0 missing)" in capsys.readouterr().out
+    assert run(path, "--freq", "D", "--channel", "snow") == 2
+    assert "snow not found among" in capsys.readouterr().err
 
 
 def test_ids_in_a_csv_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,3 +173,20 @@ def test_a_season_is_one_unless_the_specification_names_it() -> None:
 def test_a_specification_with_a_calendar_is_refused_before_anything_is_trained(calendar: tuple[str, ...]) -> None:
     with pytest.raises(BadSpec, match=f"calendar features {', '.join(calendar)}; the steps of these data are numbered"):
         fit(to_panel(frame(dated=False)), make_spec(calendar=calendar), accelerator="cpu")
+
+
+def test_a_channel_that_a_head_cannot_mean_is_told_of_its_number() -> None:
+    counts = frame(dated=False).assign(y=2.0, heat=np.r_[np.arange(3.0), 0.5, np.arange(3 * STEPS - 4)])
+    spec = make_spec(channels=("heat",), head={"kind": "neg_binomial"}, scaling="none")
+    with pytest.raises(BadSpec, match=r"series 'a' has 0\.5 at 130\."):
+        fit(to_panel(counts, channels=("heat",)), spec, accelerator="cpu")
+
+
+def test_channels_of_numbered_steps_are_foretold_as_those_of_moments_are() -> None:
+    spec = make_spec(channels=("heat",), training={"steps": 2, "epoch_steps": 2, "batch": 4, "valid_windows": 1})
+    means = []
+    for dated in (False, True):
+        panel = to_panel(frame(dated=dated).assign(heat=wave(3 * STEPS, seed=5)), channels=("heat",))
+        forecaster = fit(panel, spec, accelerator="cpu").forecaster
+        means.append(np.stack([one.mean for one in Predictor(forecaster).forecast_each(panel.series, 5)]))
+    np.testing.assert_array_equal(*means)
