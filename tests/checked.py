@@ -22,6 +22,8 @@ WITH_RECORDS = [
     "forecaster.data.stamps",
     "forecaster.data.windows",
     "forecaster.evaluation.trials",
+    "forecaster.model.equations",
+    "forecaster.model.layer",
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
     "forecaster.model.scaling",
