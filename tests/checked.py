@@ -24,6 +24,8 @@ WITH_RECORDS = [
     "forecaster.evaluation.carrying",
     "forecaster.evaluation.one_pass",
     "forecaster.evaluation.trials",
+    "forecaster.model.equations",
+    "forecaster.model.layer",
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
     "forecaster.model.scaling",
