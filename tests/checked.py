@@ -27,11 +27,14 @@ WITH_RECORDS = [
     "forecaster.evaluation.trials",
     "forecaster.graph.recurrence",
     "forecaster.graph.runner",
+    "forecaster.model.equations",
+    "forecaster.model.layer",
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
     "forecaster.model.scaling",
     "forecaster.predict",
     "forecaster.series",
+    "forecaster.training.loss",
 ]
 
 
