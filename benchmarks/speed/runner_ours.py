@@ -1,0 +1,148 @@
+"""Ours, in the project's own environment: the command's training with tracking, the fit alone, forecasts and backtests."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from cases import STAMP, Case, histories, values
+from ours import fitted, panel, size, spec_of
+from runner import NotAvailable, Ready, serve
+
+from forecaster.data.windows import stack
+from forecaster.evaluation import backtest as backtests
+from forecaster.model.rollout import roll, warm_up
+from forecaster.predict import Predictor
+from forecaster.spec import Spec
+from forecaster.training.fit import fit
+from pipelines.settings import Root
+from pipelines.sources import Data
+from pipelines.train import train
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+warnings.filterwarnings("ignore")
+logging.disable(logging.WARNING)
+
+FOLDER = tempfile.TemporaryDirectory()
+
+
+def command(case: Case) -> Ready:
+    """What `forecaster train` does once it is imported: reads a CSV, fits with checkpoints, calibrates, backtests, tracks."""
+    root, source = Root(Path(FOLDER.name) / "root"), Path(FOLDER.name) / f"{case.name}.csv"
+    series, length = values(case).shape
+    ids, stamps = np.repeat([f"s{number}" for number in range(series)], length), _stamps(length)
+    frame = {"unique_id": ids, "ds": np.tile(stamps, series), "y": values(case).ravel()}
+    pd.DataFrame(frame).to_csv(source, index=False)
+
+    def act(steps: int) -> object:
+        return train(Data(str(source)), spec_of(case, steps=steps, valid_windows=1), root)
+
+    computes = (
+        "mean squared error at every step; reads a CSV, validates and writes a durable checkpoint every 50 steps, calibrates, "
+        "backtests against seasonal naive, writes a bundle with plots, all tracked in MLflow (SQLite)"
+    )
+    return Ready(act, {"parameters": size(case), "computes": computes})
+
+
+def fitting(case: Case) -> Ready:
+    """`fit` on a panel that is made before; no checkpoint, validation or log, as for the others."""
+    known = panel(values(case))
+
+    def act(steps: int) -> object:
+        return fit(known, spec_of(case, steps=steps), accelerator="cpu")
+
+    computes = "mean squared error at every step, gradients clipped; reads value and whether it was observed"
+    return Ready(act, {"parameters": size(case), "computes": computes})
+
+
+def members(case: Case, count: int) -> Ready:
+    """A fit of several networks at once, where the specification knows them."""
+    known = panel(values(case))
+    plain = spec_of(case, steps=1).model_dump()
+    places = [plain, *(part for part in plain.values() if isinstance(part, dict))]
+    place = next((part for part in places if "members" in part), None)
+    if place is None and count > 1:
+        raise NotAvailable("not available: the specification has no members yet")
+
+    def act(steps: int) -> object:
+        if place is not None:
+            place["members"] = count
+        plain["training"]["steps"] = plain["training"]["epoch_steps"] = steps
+        return fit(known, Spec.parse(plain, where="runner_ours.py"), accelerator="cpu")
+
+    return Ready(act, {"parameters": count * size(case), "computes": "mean squared error at every step"})
+
+
+def forecast_each(case: Case) -> Ready:
+    """`Predictor.forecast_each`, as a program calls it: checks, windows, rollout, stamps and all."""
+    predictor, series = Predictor(fitted(case)), list(panel(histories(case)).series)
+
+    def act(_: int) -> list[Any]:
+        return predictor.forecast_each(series, case.horizon)
+
+    said = act(0)
+    assert (len(said), len(said[0].mean)) == (case.series, case.horizon)
+    computes = "values scaled by the row, one path; checks of every series, stamps and float64 values in the answer"
+    return Ready(act, {"parameters": size(case), "computes": computes})
+
+
+def engine(case: Case) -> Ready:
+    """The rollout alone, in torch, on a window that is made before."""
+    network, window = fitted(case).network.eval(), stack(list(histories(case)), context=case.context)
+
+    @torch.inference_mode()
+    def act(_: int) -> object:
+        return roll(network, warm_up(network, window), horizon=case.horizon)
+
+    return Ready(act, {"parameters": size(case), "computes": "values scaled by the row, one path"})
+
+
+def origins(case: Case) -> Ready:
+    """All origins of one series: `backtest` where it can go step by step, else the histories of all origins at once."""
+    whole, predictor = panel(values(case)), Predictor(fitted(case))
+    if "stride" in inspect.signature(backtests.backtest).parameters:
+
+        def act(_: int) -> object:
+            asked: dict[str, Any] = {"windows": case.origins, "stride": 1, "horizon": case.horizon, "season": 24}
+            return backtests.backtest(whole, {"it": predictor.forecast_each}, **asked)
+
+        how = "backtest(stride=1)"
+    else:
+        [series] = whole.series
+
+        def act(_: int) -> object:
+            cuts = range(case.length - case.horizon - case.origins + 1, case.length - case.horizon + 1)
+            return predictor.forecast_each([series.until(cut) for cut in cuts], case.horizon)
+
+        how = "forecast_each on the history of every origin (backtest has no stride yet)"
+    return Ready(act, {"parameters": size(case), "computes": how})
+
+
+def _stamps(length: int) -> np.ndarray:
+    return np.asarray(pd.date_range(STAMP, periods=length, freq="h").strftime("%Y-%m-%d %H:%M:%S"))
+
+
+ENTRANTS: dict[str, Callable[[Case], Ready]] = {
+    "forecaster train": command,
+    "fit": fitting,
+    "fit, 5 members": partial(members, count=5),
+    "fit, 1 member": partial(members, count=1),
+    "Predictor.forecast_each": forecast_each,
+    "engine in torch": engine,
+    "backtest": origins,
+}
+
+if __name__ == "__main__":
+    packages = ("forecaster", "torch", "pytorch-lightning", "pandas", "mlflow", "onnxruntime")
+    sys.exit(serve(ENTRANTS, packages))
