@@ -182,7 +182,7 @@ def values(case: Case) -> np.ndarray:
     """
     if case.group in ("classical", "process"):
         t = 0.1 * np.arange(case.length)
-        return (t * np.sin(t) / 3 + 2 * np.sin(5 * t))[None].repeat(case.series, axis=0)
+        return np.tile(t * np.sin(t) / 3 + 2 * np.sin(5 * t), (case.series, 1))
     draw = np.random.default_rng(2024)
     steps = np.arange(case.length)
     level = draw.uniform(5.0, 15.0, (case.series, 1))

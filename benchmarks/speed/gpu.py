@@ -14,7 +14,6 @@ import contextlib
 import logging
 import re
 import statistics
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +25,7 @@ import torch
 from cases import Case, histories, small, values
 from ours import fitted, panel, spec_of
 from timing import per_call, per_step, taken
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from forecaster.predict import Predictor
@@ -199,7 +199,7 @@ def _device_ms(act: Callable[[], object]) -> tuple[float, float]:
     events = seen.events() or []
     own = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
     whole = "device_time_total" if ON_GPU else "cpu_time_total"
-    operations: Sequence[Any] = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    operations: Sequence[Any] = [event for event in events if event.device_type == DeviceType.CPU]
     recurrent = [event for event in operations if RECURRENCE.search(event.name) and not _within(event)]
     return (
         sum(getattr(event, own) for event in operations) / 1000,
@@ -240,4 +240,4 @@ PRECISIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

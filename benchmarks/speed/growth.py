@@ -45,7 +45,7 @@ SWEEPS: dict[str, tuple[Sequence[int], Mapping[str, float]]] = {
     "horizon": ((12, 24, 48, 96, 192), {"step": 1.0, "forecast": 1.0}),
     "hidden": ((16, 32, 64, 128, 256), {"step": 2.0, "forecast": 2.0}),
 }
-TINY = {"series": (2, 4, 8, 16), "context": (6, 12, 24, 48), "horizon": (2, 4, 8, 16), "hidden": (2, 4, 8, 16)}
+TINY = {"series": (2, 4, 8), "context": (6, 12, 24), "horizon": (2, 4, 8), "hidden": (2, 4, 8)}
 ROOM = 0.15  # of an exponent, for noise and for caches that overflow
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -213,4 +212,4 @@ ENTRANTS: dict[str, Callable[[Case], Ready]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(serve(ENTRANTS, ("torch", "onnxruntime")))
+    serve(ENTRANTS, ("torch", "onnxruntime"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from typing import Any
 
@@ -136,4 +135,4 @@ def entrant(case: Case) -> Ready:
 
 
 if __name__ == "__main__":
-    sys.exit(serve({"Darts RNNModel": entrant}, ("darts", "torch", "pytorch-lightning", "pandas")))
+    serve({"Darts RNNModel": entrant}, ("darts", "torch", "pytorch-lightning", "pandas"))

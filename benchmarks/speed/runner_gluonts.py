@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 import warnings
 
@@ -107,4 +106,4 @@ def entrant(case: Case) -> Ready:
 
 
 if __name__ == "__main__":
-    sys.exit(serve({"GluonTS DeepAR": entrant}, ("gluonts", "torch", "lightning", "pandas")))
+    serve({"GluonTS DeepAR": entrant}, ("gluonts", "torch", "lightning", "pandas"))

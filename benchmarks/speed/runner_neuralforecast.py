@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,4 +124,4 @@ ENTRANTS: dict[str, Callable[[Case], Ready]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(serve(ENTRANTS, ("neuralforecast", "torch", "pytorch-lightning", "pandas")))
+    serve(ENTRANTS, ("neuralforecast", "torch", "pytorch-lightning", "pandas"))

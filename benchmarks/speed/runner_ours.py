@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -145,4 +144,4 @@ ENTRANTS: dict[str, Callable[[Case], Ready]] = {
 
 if __name__ == "__main__":
     packages = ("forecaster", "torch", "pytorch-lightning", "pandas", "mlflow", "onnxruntime")
-    sys.exit(serve(ENTRANTS, packages))
+    serve(ENTRANTS, packages)

@@ -36,14 +36,15 @@ class Runner:
     def __init__(self, name: str, python: Path, *, threads: int, log: Path) -> None:
         started = time.perf_counter()
         self.name = name
-        self._process = subprocess.Popen(
-            command(name, python),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("a"),
-            text=True,
-            env=environment(threads),
-        )
+        with log.open("a") as errors:
+            self._process = subprocess.Popen(
+                command(name, python),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment(threads),
+            )
         self.versions: dict[str, str] = self._answer(300.0)["versions"]
         self.start_seconds = time.perf_counter() - started
 
@@ -62,13 +63,13 @@ class Runner:
 
     def leave(self) -> None:
         """Ends the process."""
-        if self._process.poll() is None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+        with self._process as process:
+            assert process.stdin is not None
+            process.stdin.close()
             try:
-                self._process.wait(30)
+                process.wait(30)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                process.kill()
 
     def _answer(self, timeout: float) -> dict[str, Any]:
         assert self._process.stdout is not None
