@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -18,10 +17,10 @@ from safetensors.torch import save as save_weights
 
 from forecaster import __version__
 from forecaster.conformal import Calibration
-from forecaster.data.calendar import offset
 from forecaster.data.encoding import Encoding
 from forecaster.durable import new_folder
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch, InputError
+from forecaster.frequency import Stamp, offset, origin, tell, untell
 from forecaster.model.regressor import build
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Forecast, Series
@@ -125,7 +124,7 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
         context=spec.context,
         horizon=spec.horizon,
         levels=() if calibration is None else calibration.levels,
-        cutoff=forecaster.cutoff.isoformat(),
+        cutoff=tell(forecaster.cutoff),
         code_version=__version__,
         torch_version=torch.__version__,
         facts=forecaster.facts,
@@ -148,7 +147,7 @@ def load(folder: Path) -> Forecaster:
     try:
         spec = Spec.parse(json.loads(contents["spec.json"]), where="spec.json")
         offset(manifest.freq, where="manifest.json")
-        cutoff = pd.Timestamp(manifest.cutoff)
+        cutoff = untell(manifest.cutoff, freq=manifest.freq)
         golden = GoldenFile.model_validate_json(contents["golden.json"])
         encoding = Encoding.model_validate_json(contents["encoding.json"])
     except (InputError, ValueError) as error:
@@ -200,27 +199,30 @@ def _fill(network: torch.nn.Module, content: bytes) -> None:
 
 
 def _golden(forecaster: Forecaster) -> GoldenFile:
-    """Two made-up histories (no user's data): a trend with a season, and a short one with a gap."""
+    """Two made-up histories (no user's data): a trend with a season, and a short one with a gap.
+
+    Where a whole history is read, the first is longer than the context: its state is carried, its scale that of its start.
+    """
     spec = forecaster.spec
     draw = np.random.default_rng(0)
-    clock = np.arange(spec.context)
+    clock = np.arange(spec.context if spec.reads == "window" else 3 * spec.context)
     whole = (
         100 + 0.1 * clock + 10 * np.sin(2 * np.pi * clock / max(forecaster.season, 2)) + draw.normal(size=len(clock))
     )
     short = whole[: spec.least].copy()
     short[len(short) // 2 : len(short) // 2 + 1] = np.nan if len(short) > 2 else short[-1]
-    start, horizon = pd.Timestamp("2001-01-01"), min(spec.horizon, 32)
+    start, horizon = origin(forecaster.freq), min(spec.horizon, 32)
     predictor, requests = Predictor(forecaster), []
     for y in (whole, short):
         mean = predictor.forecast(_request(forecaster, start, y, horizon), horizon).mean
         requests.append(
-            Golden(start=start.isoformat(), y=tuple(None if np.isnan(v) else float(v) for v in y), mean=tuple(mean))
+            Golden(start=tell(start), y=tuple(None if np.isnan(v) else float(v) for v in y), mean=tuple(mean))
         )
     return GoldenFile(horizon=horizon, requests=tuple(requests))
 
 
-def _request(forecaster: Forecaster, start: pd.Timestamp, y: Float64[np.ndarray, "_"], horizon: int) -> Series:
-    """A golden request as a series; its covariates follow from the encoding alone."""
+def _request(forecaster: Forecaster, start: Stamp, y: Float64[np.ndarray, "_"], horizon: int) -> Series:
+    """A golden request as a series; its covariates follow from the encoding alone, its channels (with gaps) from the clock."""
     encoding, clock = forecaster.encoding, np.arange(len(y) + horizon)
     numeric = {name: mean + spread * np.sin(clock) for name, (mean, spread) in encoding.numeric.items()}
     text = {
@@ -228,14 +230,16 @@ def _request(forecaster: Forecaster, start: pd.Timestamp, y: Float64[np.ndarray,
         for name, known in encoding.categories.items()
     }
     static = {name: known[0] for name, known in encoding.static.items() if known}
-    return Series("golden", start, forecaster.freq, y, {**numeric, **text}, static)
+    beside = np.where(clock % 5 == 3, np.nan, 50 + 10 * np.cos(clock))[: len(y)]
+    channels = {name: number + beside for number, name in enumerate(forecaster.spec.channels)}
+    return Series("golden", start, forecaster.freq, y, {**numeric, **text}, static, channels)
 
 
 def _replay(forecaster: Forecaster, golden: GoldenFile) -> None:
     predictor = Predictor(forecaster)
     for number, request in enumerate(golden.requests):
         y = np.array([np.nan if value is None else value for value in request.y], dtype=np.float64)
-        one = _request(forecaster, pd.Timestamp(request.start), y, golden.horizon)
+        one = _request(forecaster, untell(request.start, freq=forecaster.freq), y, golden.horizon)
         outcome = predictor.forecast_each([one], golden.horizon)[0]
         expected = np.array(request.mean)
         room = GOLDEN_TOLERANCE * (np.ptp(np.append(expected, y[~np.isnan(y)])) + 1e-12)

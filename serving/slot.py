@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forecaster import durable
 from forecaster.errors import BundleDamaged, ForecasterError
+from forecaster.frequency import Stamp, at, origin, regular
 from forecaster.series import Forecast, Series
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Learned(Protocol):
         """Steps of a season."""
 
     @property
-    def cutoff(self) -> pd.Timestamp:
+    def cutoff(self) -> Stamp:
         """The last stamp of its data."""
 
     @property
@@ -268,10 +268,12 @@ def _check_digest(bundle: Path, release: Release) -> None:
 def _warm_up(predictor: Predicts) -> None:
     """The first rollout of a model is slow; it is made here, and must be finite."""
     learned = predictor.forecaster
-    start = pd.date_range("2024-01-01", periods=1, freq=learned.freq)[0]
+    start = at(regular(origin(learned.freq), freq=learned.freq, steps=1), 0)
     steps = learned.spec.context
     plain = 100 + np.sin(np.arange(steps, dtype=np.float64))
-    history = Series("warm-up", start, learned.freq, plain, _plain_columns(learned, steps + learned.spec.horizon))
+    columns = _plain_columns(learned, steps + learned.spec.horizon)
+    channels = dict.fromkeys(learned.spec.channels, plain)
+    history = Series("warm-up", start, learned.freq, plain, columns, channels=channels)
     outcome = predictor.forecast_each([history], learned.spec.horizon)[0]
     if isinstance(outcome, ForecasterError):
         raise outcome

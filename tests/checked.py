@@ -21,6 +21,8 @@ WITH_RECORDS = [
     "forecaster.data.grid",
     "forecaster.data.stamps",
     "forecaster.data.windows",
+    "forecaster.evaluation.carrying",
+    "forecaster.evaluation.one_pass",
     "forecaster.evaluation.trials",
     "forecaster.model.recurrent",
     "forecaster.model.rollout",

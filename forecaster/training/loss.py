@@ -12,23 +12,24 @@ from forecaster.shapes import Float
 
 
 def teacher_forced_loss(network: Regressor, example: Example) -> Float[Tensor, ""]:
-    """The mean loss, scaled; the unobserved do not count.
+    """The mean loss of y and the channels, scaled; the unobserved do not count, nor what nothing of the same was known before.
 
     A rollout network is asked after every segment of the window for the next one (windows shifted by one segment); a direct
     network after the last, for a whole block.
     """
     memory, window = begin(network, example.window)
     outputs, past, after = read(network, window, memory)
+    known, future = window.tracks, example.future
     if network.direct:
         params = network.decode(after.output, after.recent, example.ahead)
-        target, began = example.future, after.begun[:, None].expand_as(example.future)
+        target, began = future, after.begun[:, None].expand_as(future)
         scaled = after.scale.apply(target, time=after.time)
     else:
         ends = network.segment * torch.arange(1, outputs.shape[1] + 1, device=past.device)
         recent = past.unfold(1, network.back, 1)[:, ends]
         params = network.decode(outputs, recent, _next_segments(network, window, example)).flatten(1, 2)
-        target = torch.cat([window.values[:, network.segment :], example.future], dim=1)
-        seen = (~window.values.isnan()).cummax(1).values.reshape(len(outputs), -1, network.segment)
+        target = torch.cat([known[:, network.segment :], future], dim=1)
+        seen = (~known.isnan()).cummax(1).values.reshape(len(known), -1, network.segment)
         began = seen.any(2).repeat_interleave(network.segment, dim=1)
         scaled = after.scale.apply(target, time=network.segment)
     counts = began & ~target.isnan()

@@ -215,3 +215,13 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="no space left"):
         artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_golden_requests_of_one_that_reads_whole_histories_are_longer_than_its_context(tmp_path: Path) -> None:
+    forecaster = make_forecaster(make_spec(reads="history"))
+    artifact.save(forecaster, tmp_path / "bundle", card="")
+    assert artifact.load(tmp_path / "bundle").network.reads == "history"
+    spec = json.loads((tmp_path / "bundle" / "spec.json").read_bytes())
+    rewrite(tmp_path / "bundle", "spec.json", json.dumps(spec | {"reads": "window"}).encode())
+    with pytest.raises(GoldenMismatch):
+        artifact.load(tmp_path / "bundle")
