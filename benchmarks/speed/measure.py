@@ -80,7 +80,9 @@ def measure(case: Case, runners: Runners, *, repeats: int, seconds: float) -> di
     for turn in range(repeats):
         taken = time.monotonic() - began
         if turn and taken > seconds:
-            tell(f"  stopped after {turn} of {repeats} repetitions: {taken:.0f} s of {seconds:.0f} are gone")
+            tell(
+                f"  stopped after {turn} of {repeats} repetitions: {taken:.0f} s are gone, {max(0.0, seconds):.0f} were there"
+            )
             break
         names = list(repeat)
         first = turn % max(1, len(names))
@@ -91,7 +93,7 @@ def measure(case: Case, runners: Runners, *, repeats: int, seconds: float) -> di
                 del repeat[entrant]
                 continue
             records[entrant]["seconds"].append(answer["seconds"])
-            records[entrant]["cpu"].append(answer.get("cpu"))
+            records[entrant]["cpu"].append(answer["cpu"])
         told = ", ".join(f"{name.split('/')[1]} {records[name]['seconds'][-1]:.4g}" for name in repeat)
         tell(f"  {turn + 1} of {repeats}: {told}")
     runners.forget()

@@ -31,9 +31,10 @@ def spec_of(case: Case, *, steps: int, valid_windows: int = 0) -> Spec:
     )
 
 
-def fitted(case: Case) -> Forecaster:
-    """A forecaster that made a step."""
-    return fit(panel(values(case)[:1]), spec_of(case, steps=1), accelerator="cpu").forecaster
+def fitted(case: Case, *, reads: str = "window") -> Forecaster:
+    """A forecaster that made a step; it reads the last steps before a forecast, or the whole history."""
+    spec = spec_of(case, steps=1).model_copy(update={"reads": reads})
+    return fit(panel(values(case)[:1]), spec, accelerator="cpu").forecaster
 
 
 def size(case: Case) -> int:

@@ -40,16 +40,23 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def ratios(record: Mapping[str, Any], entrant: str) -> list[float]:
-    """How many times longer an entrant took than ours did, turn by turn."""
-    ours = record["entrants"][ENTRANTS[record["case"]["group"]][0]].get("seconds", [])
-    return [theirs / own for theirs, own in zip(record["entrants"][entrant].get("seconds", []), ours, strict=False)]
+def ratios(record: Mapping[str, Any], entrant: str, *, ours: str | None = None, of: str = "seconds") -> list[float]:
+    """How many times longer an entrant took than ours did (the first of ours, if none is named), turn by turn."""
+    whose = f"ours/{ours}" if ours else ENTRANTS[record["case"]["group"]][0]
+    took = record["entrants"].get(whose, {}).get(of, [])
+    return [theirs / own for theirs, own in zip(record["entrants"][entrant].get(of, []), took, strict=False)]
+
+
+def _median_ratio(record: Mapping[str, Any], entrant: str, of: str) -> str:
+    found = ratios(record, entrant, of=of)
+    return digits(statistics.median(found)) if found else ""
 
 
 def _head(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield (
         "\n`python benchmarks/speed/run.py`; how to repeat it stands in benchmarks/README.md. Every entrant is a process of its "
-        "own; repetitions take turns. Medians; ratios are medians of the ratios within a turn, above 1 where ours is faster. "
+        "own; repetitions take turns. Medians; ratios are medians of the ratios within a turn, above 1 where ours is faster; CPU "
+        "is the time of all cores together, which tells more than the clock where the machine is shared and threads are one. "
         "All have the same data, network size, batch, optimiser (Adam) and number of threads; none has a logger, checkpoint, "
         "validation or progress bar, unless said."
     )
@@ -58,7 +65,7 @@ def _head(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     versions: dict[str, str] = {}
     for one in results.values():
         for of_runner in one["versions"].values():
-            versions |= of_runner
+            versions |= {name: found for name, found in of_runner.items() if found != "not installed"}
     yield "\n" + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + "."
     odd = sorted(
         {found["pandas"] for one in results.values() for found in one["versions"].values() if "pandas" in found}
@@ -75,21 +82,21 @@ def _table(record: Mapping[str, Any]) -> Iterator[str]:
     case = Case(**record["case"])
     unit, times = UNITS[case.group]
     yield f"**{_say(case)}**\n"
-    yield f"| entrant | {unit}, median | min to max | CPU | times ours | parameters |"
-    yield "|---|---|---|---|---|---|"
+    yield f"| entrant | {unit}, median | min to max | times ours | CPU | times ours | parameters |"
+    yield "|---|---|---|---|---|---|---|"
     for entrant, one in record["entrants"].items():
         name = entrant.split("/")[1]
         if not one.get("seconds"):
-            yield f"| {name} | {one.get('not_available') or 'failed: ' + one.get('failed', '')} | | | | |"
+            yield f"| {name} | {one.get('not_available') or 'failed: ' + one.get('failed', '')} | | | | | |"
             continue
         seconds = [times * each for each in one["seconds"]]
-        cpu = [times * each for each in one["cpu"] if each is not None]
         cells = (
             name,
             digits(statistics.median(seconds)),
             f"{digits(min(seconds))} to {digits(max(seconds))}",
-            digits(statistics.median(cpu)) if cpu else "",
-            digits(statistics.median(ratios(record, entrant))) if ratios(record, entrant) else "",
+            _median_ratio(record, entrant, "seconds"),
+            digits(times * statistics.median(one["cpu"])),
+            _median_ratio(record, entrant, "cpu"),
             str(one.get("facts", {}).get("parameters", "")),
         )
         yield f"| {' | '.join(cells)} |"
@@ -113,9 +120,8 @@ def _verdicts(name: str, record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _verdict(aim: Aim, record: Mapping[str, Any]) -> Iterator[str]:
-    measured = {
-        entrant: statistics.median(ratios(record, entrant)) for entrant in record["entrants"] if ratios(record, entrant)
-    }
+    taken = {entrant: ratios(record, entrant, ours=aim.ours) for entrant in record["entrants"]}
+    measured = {entrant: statistics.median(each) for entrant, each in taken.items() if each}
     peers = {entrant: ratio for entrant, ratio in measured.items() if entrant.split("/")[0] in PEERS}
     if aim.than != FASTEST_PEER:
         yield from (
@@ -133,6 +139,7 @@ def _verdict(aim: Aim, record: Mapping[str, Any]) -> Iterator[str]:
 
 def _line(aim: Aim, than: str, ratio: float) -> str:
     met = "met" if ratio >= aim.times else "not met"
+    than = f"{than} ({aim.ours})" if aim.ours else than
     if aim.times < 1:
         return f"At most {1 / aim.times:.1f} times the time of {than}: {1 / ratio:.2f} times, {met}."
     return f"{aim.times:g} times faster than {than}: {digits(ratio)} times, {met}."

@@ -46,6 +46,9 @@ def main() -> None:
         deadline = time.monotonic() + 60 * options.minutes
         try:
             for place, case in enumerate(chosen):
+                if time.monotonic() > deadline:
+                    tell(f"Time is up: left out are {', '.join(later.name for later in chosen[place:])}.")
+                    break
                 share = weights[place] / sum(weights[place:]) * (deadline - time.monotonic())
                 sized = small(case) if options.smoke else case
                 results[case.name] = measure(sized, runners, repeats=options.repeats, seconds=share)
@@ -53,11 +56,12 @@ def main() -> None:
                     options.json.parent.mkdir(parents=True, exist_ok=True)
                     options.json.write_text(json.dumps(results, indent=1) + "\n")
                     options.json.with_suffix(".md").write_text(report(results))
-            if any("failed" in one for case in chosen for one in results[case.name]["entrants"].values()):
+            done = {case.name: results[case.name] for case in chosen if case.name in results}
+            if any("failed" in one for record in done.values() for one in record["entrants"].values()):
                 tell(runners.log())
         finally:
             runners.leave()
-    print(report({case.name: results[case.name] for case in chosen}))
+    print(report(done))
 
 
 def arguments() -> argparse.Namespace:
@@ -67,7 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=lambda text: set(text.split(",")), default=set(ENTRANTS), help=names)
     parser.add_argument("--repeats", type=int, default=3, help="of each entrant in each case")
     parser.add_argument("--threads", type=int, default=2, help="of every entrant")
-    parser.add_argument("--minutes", type=float, default=20.0, help="after these no turn is begun, but a case's first")
+    parser.add_argument("--minutes", type=float, default=20.0, help="after these nothing is begun")
     parser.add_argument("--peers", type=Path, default=ROOT / ".peers", help="the environment of the others")
     parser.add_argument(
         "--json", type=Path, help="where to write, and the same with .md; benchmarks/results/speed.json"

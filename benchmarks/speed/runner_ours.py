@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import tempfile
@@ -20,7 +19,7 @@ from ours import fitted, panel, size, spec_of
 from runner import NotAvailable, Ready, serve
 
 from forecaster.data.windows import stack
-from forecaster.evaluation import backtest as backtests
+from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.model.rollout import roll, warm_up
 from forecaster.predict import Predictor
 from forecaster.spec import Spec
@@ -107,25 +106,26 @@ def engine(case: Case) -> Ready:
     return Ready(act, {"parameters": size(case), "computes": "values scaled by the row, one path"})
 
 
-def origins(case: Case) -> Ready:
-    """All origins of one series: `backtest` where it can go step by step, else the histories of all origins at once."""
-    whole, predictor = panel(values(case)), Predictor(fitted(case))
-    if "stride" in inspect.signature(backtests.backtest).parameters:
+def origins(case: Case, *, reads: str) -> Ready:
+    """`backtest` of a predictor at all origins of one series, with a network that reads windows or whole histories."""
+    whole, predictor = panel(values(case)), Predictor(fitted(case, reads=reads))
 
-        def act(_: int) -> object:
-            asked: dict[str, Any] = {"windows": case.origins, "stride": 1, "horizon": case.horizon, "season": 24}
-            return backtests.backtest(whole, {"it": predictor.forecast_each}, **asked)
+    def act(_: int) -> Backtest:
+        asked = {"it": predictor}
+        return backtest(
+            whole, asked, horizon=case.horizon, windows=case.origins, stride=1, season=24, keep=case.context
+        )
 
-        how = "backtest(stride=1)"
-    else:
-        [series] = whole.series
-
-        def act(_: int) -> object:
-            cuts = range(case.length - case.horizon - case.origins + 1, case.length - case.horizon + 1)
-            return predictor.forecast_each([series.until(cut) for cut in cuts], case.horizon)
-
-        how = "forecast_each on the history of every origin (backtest has no stride yet)"
-    return Ready(act, {"parameters": size(case), "computes": how})
+    said = act(0).forecasts["it"]
+    assert said.shape == (1, case.origins, case.horizon)
+    assert np.isfinite(said).all()
+    how = {
+        "window": "reads the last steps before every origin",
+        "history": "reads the series once and carries its state",
+    }
+    return Ready(
+        act, {"parameters": size(case), "computes": f"{how[reads]}; values scaled, cutoffs and scales of MASE"}
+    )
 
 
 def _stamps(length: int) -> np.ndarray:
@@ -139,7 +139,8 @@ ENTRANTS: dict[str, Callable[[Case], Ready]] = {
     "fit, 1 member": partial(members, count=1),
     "Predictor.forecast_each": forecast_each,
     "engine in torch": engine,
-    "backtest": origins,
+    "backtest, state carried": partial(origins, reads="history"),
+    "backtest, windows": partial(origins, reads="window"),
 }
 
 if __name__ == "__main__":

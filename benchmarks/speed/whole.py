@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -32,12 +33,17 @@ def whole(entrant: str, case: Case, *, peers: Path, threads: int, folder: Path) 
             subprocess.run(line, check=True, env=environment(threads), cwd=folder, stdout=log, stderr=log, timeout=600)
 
     def timed() -> dict[str, float]:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), _cpu_of_children()
         act(case.steps)
-        return {"seconds": time.perf_counter() - started}
+        return {"seconds": time.perf_counter() - started, "cpu": _cpu_of_children() - cpu}
 
     act(min(case.steps, SHORT))
     return timed
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _command_line(case: Case, folder: Path) -> list[str]:
