@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from forecaster.data.split import hold_out, origins
 from forecaster.evaluation.baselines import Ask
 from forecaster.evaluation.one_pass import Cube, all_origins
-from forecaster.frequency import Stamp, regular
+from forecaster.frequency import Stamp, at, regular
 from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
 from forecaster.predict import Predictor
 from forecaster.series import Forecast, Panel, Series
@@ -132,7 +132,7 @@ def backtest(
     known = [one.y for one in split.known.series]
     return Backtest(
         series=series,
-        cutoffs=[_stamps(one, lefts) for one in series],
+        cutoffs=[_cutoffs(one, lefts) for one in series],
         actual=np.stack([sliding_window_view(one.y[len(one) - held :], horizon)[::apart] for one in series]),
         forecasts={
             name: all_origins(each, series, horizon=horizon, windows=windows, stride=apart)
@@ -147,9 +147,9 @@ def backtest(
     )
 
 
-def _stamps(one: Series, lefts: Sequence[int]) -> list[pd.Timestamp]:
+def _cutoffs(one: Series, lefts: Sequence[int]) -> list[Stamp]:
     stamps = one.stamps
-    return [stamps[len(one) - left - 1] for left in lefts]
+    return [at(stamps, len(one) - left - 1) for left in lefts]
 
 
 def _asked(ask: Ask, series: Sequence[Series], lefts: Sequence[int], horizon: int) -> Cube:
