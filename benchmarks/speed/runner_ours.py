@@ -18,10 +18,12 @@ from cases import STAMP, Case, histories, values
 from ours import fitted, panel, size, spec_of
 from runner import NotAvailable, Ready, serve
 
+from forecaster import artifact
 from forecaster.data.windows import stack
 from forecaster.evaluation.backtest import Backtest, backtest
+from forecaster.model.compiled import kernel
 from forecaster.model.rollout import roll, warm_up
-from forecaster.predict import Predictor
+from forecaster.predict import Predictor, graph_engine
 from forecaster.spec import Spec
 from forecaster.training.fit import fit
 from pipelines.settings import Root
@@ -60,7 +62,8 @@ def fitting(case: Case) -> Ready:
     def act(steps: int) -> object:
         return fit(known, spec_of(case, steps=steps), accelerator="cpu")
 
-    computes = "mean squared error at every step, gradients clipped; reads value and whether it was observed"
+    how = "the compiled kernel" if kernel() else "the equations in torch"
+    computes = f"mean squared error at every step, gradients clipped; reads value and whether it was observed; {how}"
     return Ready(act, {"parameters": size(case), "computes": computes})
 
 
@@ -83,15 +86,22 @@ def members(case: Case, count: int) -> Ready:
 
 
 def forecast_each(case: Case) -> Ready:
-    """`Predictor.forecast_each`, as a program calls it: checks, windows, rollout, stamps and all."""
-    predictor, series = Predictor(fitted(case)), list(panel(histories(case)).series)
+    """`Predictor.forecast_each` of a bundle that was written and loaded, as a service asks it: checks, stamps and all."""
+    with tempfile.TemporaryDirectory() as folder:
+        artifact.save(fitted(case), Path(folder) / "bundle", card="")
+        forecaster = artifact.load(Path(folder) / "bundle")
+    predictor = Predictor(forecaster, engine=graph_engine(forecaster, threads=torch.get_num_threads()))
+    series = list(panel(histories(case)).series)
 
     def act(_: int) -> list[Any]:
         return predictor.forecast_each(series, case.horizon)
 
     said = act(0)
     assert (len(said), len(said[0].mean)) == (case.series, case.horizon)
-    computes = "values scaled by the row, one path; checks of every series, stamps and float64 values in the answer"
+    engine = type(predictor.engine).__name__
+    computes = (
+        f"values scaled by the row, one path; checks of every series, stamps and float64 values in the answer; {engine}"
+    )
     return Ready(act, {"parameters": size(case), "computes": computes})
 
 
