@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import pytorch_lightning as pl
 
+from forecaster.data.calendar import check_calendar
 from forecaster.data.encoding import Encoding
 from forecaster.data.split import Split, hold_out
-from forecaster.data.windows import Anchors, Feed, Tape
-from forecaster.errors import HistoryTooShort
+from forecaster.data.windows import Anchors, Feed, Tape, channels_of
+from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.evaluation.trials import Trial, trials
+from forecaster.frequency import tell
 from forecaster.model.regressor import Regressor
-from forecaster.series import Panel
+from forecaster.series import Panel, Series
 from forecaster.spec import Spec
 
 STEPS_AT_ONCE = 25  # a progress bar moves often enough, and what Lightning does between them is a small part
@@ -43,13 +45,16 @@ class Windows(pl.LightningDataModule):
         if windows:
             self.trials = trials(
                 split.whole.series,
-                context=self.context,
+                context=network.shown(max(map(len, split.whole.series))),
                 horizon=horizon,
                 windows=windows,
                 season=season,
                 encoding=encoding,
+                channels=spec.channels,
             )
-        tape = Tape.record(split.known.series, context=self.context, horizon=self.block, encoding=encoding)
+        tape = Tape.record(
+            split.known.series, context=self.context, horizon=self.block, encoding=encoding, channels=spec.channels
+        )
         self._anchors = Anchors.of(tape, least=spec.least)
         values = spec.training.batch * (self.context + self.block) * (2 + len(spec.lags) + encoding.width)
         self._at_once = max(1, min(steps_at_once, VALUES_AT_ONCE // values))
@@ -84,15 +89,33 @@ class Windows(pl.LightningDataModule):
 def cut(panel: Panel, spec: Spec) -> Split:
     """What is trained on, and what is held out to validate on.
 
-    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed.
+    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed; BadSpec where
+    calendar features are asked of numbered steps, or a channel's values are none that the head can mean; CovariateUnknown
+    where a channel is not there.
     """
+    check_calendar(spec.calendar, freq=panel.freq)
     split = hold_out(panel, spec.training.valid_windows * spec.horizon, keep=spec.least + 1)
     if not any(np.isfinite(one.y).any() for one in split.known.series):
         raise HistoryTooShort(
             "Expected an observed value to train on; no series has one before what is held out. "
             "Send a history with observations."
         )
+    for one in split.whole.series:
+        _check_channels(one, spec)
     return split
+
+
+def _check_channels(one: Series, spec: Spec) -> None:
+    channels = channels_of(one, spec.channels)
+    odd = ~np.isnan(channels) & ((channels < 0) | (channels != np.floor(channels)))
+    if spec.head.counts and odd.any():
+        step, number = np.argwhere(odd)[0]
+        raise BadSpec(
+            f"Expected whole numbers of 0 or more in the channel {spec.channels[number]!r}, which a {spec.head.kind} head is to "
+            f"foretell; series {one.id!r} has {channels[step, number]:g} at {tell(one.stamp(int(step)))}. Choose another "
+            "head, or leave the channel out.",
+            where=one.id,
+        )
 
 
 @dataclass(frozen=True)

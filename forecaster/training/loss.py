@@ -36,16 +36,16 @@ class Lesson(NamedTuple):
 
     inputs: Float[Tensor, "row segment feature"]
     begun: Bool[Tensor, "row segment"]
-    past: Float[Tensor, "row back_and_step"]
-    target: Float[Tensor, "row target"]
-    weight: Float[Tensor, "row target"]
+    past: Float[Tensor, "track back_and_step"]
+    target: Float[Tensor, "track target"]
+    weight: Float[Tensor, "track target"]
     ahead: Float[Tensor, "row *axes step covariate"] | None
     static: Int[Tensor, "row static"] | None
 
 
 def teacher_forced_loss(network: Regressor, example: Example) -> Float[Tensor, ""]:
-    """The mean loss, scaled; the unobserved do not count."""
-    [lesson] = lessons(network, example, batch=len(example.future))
+    """The mean loss of y and the channels, scaled; the unobserved do not count, nor what nothing of the same was known before."""
+    [lesson] = lessons(network, example, batch=len(example.window.values))
     return loss_of(network, lesson)
 
 
@@ -72,16 +72,17 @@ def lessons(network: Regressor, example: Example, *, batch: int) -> Sequence[Les
         target, time, ahead = example.future, window.values.shape[1], example.ahead
         began = laid.seen[:, -1:].expand_as(target)
     else:
-        target, time = torch.cat([window.values[:, network.segment :], example.future], dim=1), network.segment
+        target, time = torch.cat([window.tracks[:, network.segment :], example.future], dim=1), network.segment
         ahead = _next_segments(network, window, example)
-        began = laid.begun.repeat_interleave(network.segment, dim=1)
+        seen = laid.seen.reshape(len(laid.seen), -1, network.segment).any(2)
+        began = seen.repeat_interleave(network.segment, dim=1)
     counts = began & ~target.isnan()
     scaled = memory.scale.apply(target, time=time).masked_fill(~counts, 0.0)
-    each = counts.reshape(-1, batch * counts.shape[1]).sum(1).clamp(min=1)
-    weight = counts / each.repeat_interleave(batch)[:, None]
+    count = len(laid.inputs) // batch
+    each = counts.reshape(count, -1).sum(1).clamp(min=1)
+    weight = counts / each.repeat_interleave(batch * network.targets)[:, None]
     whole = Lesson(laid.inputs, laid.begun, laid.past, scaled, weight, ahead, window.static)
-    count = len(target) // batch
-    parts = [[None] * count if part is None else part.reshape(count, batch, *part.shape[1:]).unbind() for part in whole]
+    parts = [[None] * count if part is None else part.reshape(count, -1, *part.shape[1:]).unbind() for part in whole]
     return [Lesson(*some) for some in zip(*parts, strict=True)]
 
 
