@@ -14,7 +14,7 @@ from forecaster.evaluation.trials import Trial, score
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.spec import Spec
-from forecaster.training.descent import clip_norm, descend
+from forecaster.training.descent import Adam, clip_norm, descend
 from forecaster.training.loss import lessons, loss_of
 
 
@@ -36,7 +36,7 @@ class SequenceRegressor(pl.LightningModule):
     def training_step(self, example: Example, _number: int) -> Float[Tensor, ""]:
         """The optimiser steps of some batches; their mean loss. Raises NonFiniteLoss."""
         training, optimizer = self.spec.training, self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        assert isinstance(optimizer, Adam)
         losses = descend(
             optimizer,
             partial(loss_of, self.network),
@@ -60,8 +60,8 @@ class SequenceRegressor(pl.LightningModule):
             self.log(f"valid/{name}", value, batch_size=rows, prog_bar=name == "rollout", logger=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam (Kingma and Ba 2015)."""
-        return torch.optim.Adam(self.parameters(), lr=self.spec.training.learning_rate, fused=True)
+        """All that is learned, by Adam."""
+        return Adam(self.parameters(), learning_rate=self.spec.training.learning_rate)
 
     def _check_finite(self, losses: Float[Tensor, "step"]) -> None:
         """The one wait for the device in so many steps."""
