@@ -15,15 +15,15 @@ Batch = TypeVar("Batch")
 
 def descend(
     optimizer: torch.optim.Optimizer,
-    loss: Callable[[Batch], Float[Tensor, ""]],
+    loss: Callable[[Batch], Float[Tensor, "*member"]],
     batches: Iterable[Batch],
     clip: Callable[[list[Tensor]], None],
-) -> Float[Tensor, "step"]:
+) -> Float[Tensor, "step *member"]:
     """Takes one step for each batch.
 
     Args:
         optimizer: Whose parameters are changed.
-        loss: What a step makes smaller, of a batch.
+        loss: What a step makes smaller, of a batch; of several networks that share no weight, that of each.
         batches: One a step.
         clip: Changes gradients in place before they are used.
     Returns:
@@ -35,7 +35,7 @@ def descend(
         for parameter in parameters:
             parameter.grad = None
         found = loss(batch)
-        found.backward()  # type: ignore[no-untyped-call]
+        found.sum().backward()  # type: ignore[no-untyped-call]
         clip([parameter.grad for parameter in parameters if parameter.grad is not None])
         optimizer.step()
         losses.append(found.detach())
