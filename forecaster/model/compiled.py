@@ -108,7 +108,9 @@ class Kernel:
         library = _library()
         assert library is not None, "asked for where it was not compiled"
         if library.run(ctypes.byref(filled), backward, self.lanes, torch.get_num_threads(), _openmp()):
-            raise MemoryError(f"Expected memory for a layer of {rows} rows; there is none left. Send fewer rows at once.")
+            raise MemoryError(
+                f"Expected memory for a layer of {rows} rows; there is none left. Send fewer rows at once."
+            )
 
 
 def kernel() -> Kernel | None:

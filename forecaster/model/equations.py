@@ -108,9 +108,7 @@ def _gru(layer: Layer, sums: Tensor, hold: Tensor) -> _Path:
     return _Path(states, hidden.clone(), None, (q,))
 
 
-def _gru_back(
-    layer: Layer, kept: tuple[Tensor, ...], slopes: Tensor, _cell: Tensor | None, _hold: Tensor
-) -> _Return:
+def _gru_back(layer: Layer, kept: tuple[Tensor, ...], slopes: Tensor, _cell: Tensor | None, _hold: Tensor) -> _Return:
     gates, before, _, q = kept
     size = before.shape[-1]
     r, z, n = gates.split(size, dim=-1)
@@ -177,9 +175,7 @@ def _elman(layer: Layer, sums: Tensor, hold: Tensor) -> _Path:
     return _Path(states, hidden.clone(), None, ())
 
 
-def _elman_back(
-    layer: Layer, kept: tuple[Tensor, ...], slopes: Tensor, _cell: Tensor | None, hold: Tensor
-) -> _Return:
+def _elman_back(layer: Layer, kept: tuple[Tensor, ...], slopes: Tensor, _cell: Tensor | None, hold: Tensor) -> _Return:
     _, _, states = kept
     sums, first = (1 - states * states) * (1 - hold), torch.zeros_like(layer.hidden)
     earlier = [first, *slopes.unbind(1)]

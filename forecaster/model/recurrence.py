@@ -59,7 +59,9 @@ class _Recurrence(torch.autograd.Function):
         return None, None, None, inputs, hidden, cell, None, *weights
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+    def vmap(
+        info: Any, in_dims: Sequence[int | None], *args: Any
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
         return _side_by_side(_Recurrence, info.batch_size, in_dims, args)
 
 
@@ -82,7 +84,9 @@ class _Gradient(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+    def vmap(
+        info: Any, in_dims: Sequence[int | None], *args: Any
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
         return _side_by_side(_Gradient, info.batch_size, in_dims, args)
 
 

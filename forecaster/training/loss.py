@@ -34,13 +34,13 @@ class Lesson(NamedTuple):
         static: Numbers of the categories of each row.
     """
 
-    inputs: Float[Tensor, "row segment feature"]
-    begun: Bool[Tensor, "row segment"]
-    past: Float[Tensor, "track back_and_step"]
-    target: Float[Tensor, "track target"]
-    weight: Float[Tensor, "track target"]
-    ahead: Float[Tensor, "row *axes step covariate"] | None
-    static: Int[Tensor, "row static"] | None
+    inputs: Float[Tensor, "*member row segment feature"]
+    begun: Bool[Tensor, "*member row segment"]
+    past: Float[Tensor, "*member track back_and_step"]
+    target: Float[Tensor, "*member track target"]
+    weight: Float[Tensor, "*member track target"]
+    ahead: Float[Tensor, "*axes step covariate"] | None
+    static: Int[Tensor, "*member row static"] | None
 
 
 def teacher_forced_loss(network: Regressor, example: Example) -> Float[Tensor, ""]:

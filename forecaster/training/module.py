@@ -33,25 +33,25 @@ class SequenceRegressor(pl.LightningModule):
     def __init__(self, networks: Sequence[Regressor], spec: Spec) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.weights = networks[0] if len(networks) == 1 else SideBySide(networks)
+        self.network = networks[0] if len(networks) == 1 else SideBySide(networks)
         self.spec = spec
-        self._networks = tuple(networks)  # in a tuple: what is trained is `weights`
+        self._networks = tuple(networks)  # in a tuple: what is trained is `network`
         self._losses: list[Float[Tensor, "step *member"]] = []
 
     @property
     def networks(self) -> tuple[Regressor, ...]:
         """The members, with the weights that were reached."""
-        if isinstance(self.weights, SideBySide):
-            self.weights.fill(self._networks)
+        if isinstance(self.network, SideBySide):
+            self.network.fill(self._networks)
         return self._networks
 
     def training_step(self, example: Example, _number: int) -> Float[Tensor, ""]:
         """The optimiser steps of some batches; their mean loss. Raises NonFiniteLoss."""
         training, optimizer = self.spec.training, self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        weights, shape = self.weights, self._networks[0]
-        if isinstance(weights, SideBySide):
-            loss, clip, members = weights.losses, weights.clip_norm, len(weights)
+        trained, shape = self.network, self._networks[0]
+        if isinstance(trained, SideBySide):
+            loss, clip, members = trained.losses, trained.clip_norm, len(trained)
         else:
             loss, clip, members = partial(loss_of, shape), clip_norm, None
         prepared = lessons(shape, example, batch=training.batch, members=members)
@@ -78,7 +78,7 @@ class SequenceRegressor(pl.LightningModule):
         """Adam (Kingma and Ba 2015)."""
         return torch.optim.Adam(self.parameters(), lr=self.spec.training.learning_rate, fused=True)
 
-    def _check_finite(self, losses: Float[Tensor, "step"]) -> None:
+    def _check_finite(self, losses: Float[Tensor, "step *member"]) -> None:
         """The one wait for the device in so many steps."""
         losses = losses.reshape(len(losses), -1).sum(1)
         finite = torch.isfinite(losses)
