@@ -270,6 +270,10 @@ def _graphs(forecaster: Forecaster, golden: GoldenFile) -> tuple[bytes, ...]:
     """The rollout of each member as a graph, where onnx is there to write it; where they answer otherwise, none."""
     if find_spec("onnx") is None:
         return ()
+    size = max(sum(parameter.nbytes for parameter in network.parameters()) for network in forecaster.networks)
+    if size > MOST_BYTES // 4:  # a graph holds some weights several times
+        log.warning("the bundle gets no %s: with %d bytes of weights it would be too large", GRAPH, size)
+        return ()
     from forecaster.graph.export import export
 
     graphs = tuple(export(network) for network in forecaster.networks)

@@ -224,6 +224,15 @@ def test_a_graph_that_answers_otherwise_is_left_out_and_told_of(
     assert not artifact.load(tmp_path / "bundle").graphs
 
 
+def test_a_network_too_large_for_a_graph_is_saved_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(artifact, "MOST_BYTES", 1000)
+    artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    assert not (tmp_path / "bundle" / "rollout.onnx").exists()
+    assert "too large" in caplog.text
+
+
 def test_a_golden_request_with_a_gap_and_one_shorter_than_the_context_are_replayed(bundle: Path) -> None:
     whole, short = json.loads((bundle / "golden.json").read_bytes())["requests"]
     assert (len(whole["y"]), len(short["y"])) == (16, 4)
