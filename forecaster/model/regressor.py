@@ -74,7 +74,9 @@ class Regressor(nn.Module):
         if not self.groups:
             return self.output.weight.new_zeros(rows, 0)
         assert static is not None, "the network reads categories"
-        return torch.cat([group(static[:, number]) for number, group in enumerate(self.groups)], dim=1)
+        known = [group(static[:, number]) for number, group in enumerate(self.groups)]
+        # Masked too: side by side with others, under vmap, torch forgets the padding index of an embedding.
+        return torch.cat([part * (static[:, number, None] > 0) for number, part in enumerate(known)], dim=1)
 
     def encode(
         self,
