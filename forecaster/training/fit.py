@@ -18,6 +18,7 @@ from forecaster.model.regressor import build
 from forecaster.predict import Forecaster
 from forecaster.series import Panel
 from forecaster.spec import Spec
+from forecaster.training.allocator import keep_memory
 from forecaster.training.checkpoint import DurableIO, Keeper
 from forecaster.training.datamodule import STEPS_AT_ONCE, Windows
 from forecaster.training.module import SequenceRegressor
@@ -47,6 +48,8 @@ def fit(
 ) -> Fitted:
     """Trains a forecaster; on CPU the same arguments give bitwise the same weights, interrupted or not.
 
+    The process keeps the memory of its tensors from here on, up to a gigabyte (`keep_memory`).
+
     Args:
         panel: All that may be known. Its last `valid_windows * horizon` steps choose the best epoch and are not trained on.
         spec: What to make.
@@ -59,6 +62,7 @@ def fit(
     Raises:
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch.
     """
+    keep_memory()
     season = spec.season or usual_season(panel.freq)
     encoding = learn(panel, calendar=spec.calendar, covariates=spec.covariates, static=spec.static)
     networks = [
