@@ -44,7 +44,8 @@ class SideBySide(nn.Module):
             loss: Tensor = functional_call(shape, weights, (Lesson(*whole),))  # type: ignore[arg-type]
             return loss
 
-        found: Tensor = vmap(one, randomness="different")(weights, [lessons[place] for place in held])
+        parts = [part for part in lessons if part is not None]
+        found: Tensor = vmap(one, randomness="different")(weights, parts)
         return found
 
     def clip_norm(self, gradients: list[Tensor], *, largest: float) -> None:
