@@ -21,7 +21,6 @@ WITH_RECORDS = [
     "forecaster.data.grid",
     "forecaster.data.stamps",
     "forecaster.data.windows",
-    "forecaster.evaluation.carrying",
     "forecaster.evaluation.one_pass",
     "forecaster.evaluation.trials",
     "forecaster.model.recurrent",
