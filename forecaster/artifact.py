@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from forecaster import __version__
 from forecaster.conformal import Calibration
 from forecaster.data.encoding import Encoding
 from forecaster.durable import new_folder
+from forecaster.engine import Engine
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch, InputError
 from forecaster.frequency import Stamp, offset, origin, tell, untell
 from forecaster.model.regressor import build
-from forecaster.predict import Forecaster, Predictor
+from forecaster.predict import Forecaster, Predictor, graph_engine
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from forecaster.spec import Spec
@@ -78,6 +81,9 @@ class GoldenFile(BaseModel):
 
 
 _FILES = ("spec.json", "encoding.json", "conformal.json", "weights.safetensors", "golden.json", "card.md")
+GRAPH = "rollout.onnx"  # the one file that a bundle may lack: it is then served by PyTorch
+
+log = logging.getLogger(__name__)
 
 
 def digest(folder: Path) -> str:
@@ -106,16 +112,18 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
     """Writes the bundle, whole or not at all, to a folder that does not exist yet; answers its digest."""
     if folder.exists():
         raise BundleError(f"Expected no folder at {folder}; found one. Choose another place.", where=str(folder))
-    spec, calibration = forecaster.spec, forecaster.calibration
+    spec, calibration, golden = forecaster.spec, forecaster.calibration, _golden(forecaster)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in forecaster.network.state_dict().items()}
     contents = {
         "spec.json": spec.model_dump_json(indent=1).encode(),
         "encoding.json": forecaster.encoding.model_dump_json().encode(),
         "conformal.json": b"null" if calibration is None else calibration.model_dump_json().encode(),
         "weights.safetensors": save_weights(weights),
-        "golden.json": _golden(forecaster).model_dump_json().encode(),
+        "golden.json": golden.model_dump_json().encode(),
         "card.md": card.encode(),
     }
+    graph = _graph(forecaster, golden)
+    contents |= {} if graph is None else {GRAPH: graph}
     manifest = Manifest(
         schema_version=SCHEMA,
         name=spec.name,
@@ -138,12 +146,13 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
 
 
 def load(folder: Path) -> Forecaster:
-    """Reads a bundle: digests first, then shapes and finiteness, then the golden requests.
+    """Reads a bundle: digests first, then shapes and finiteness, then the golden requests, on every engine there is.
 
     Raises BundleDamaged or GoldenMismatch with the file at fault; a bundle that loads may be served.
     """
     manifest = read_manifest(folder)
-    contents = {name: _verified(folder, name, manifest) for name in _FILES}
+    names = (*_FILES, GRAPH) if GRAPH in manifest.files else _FILES
+    contents = {name: _verified(folder, name, manifest) for name in names}
     try:
         spec = Spec.parse(json.loads(contents["spec.json"]), where="spec.json")
         offset(manifest.freq, where="manifest.json")
@@ -157,9 +166,19 @@ def load(folder: Path) -> Forecaster:
     network = build(spec, seed=0, season=manifest.season, covariates=encoding.width, groups=encoding.sizes)
     _fill(network, contents["weights.safetensors"])
     forecaster = Forecaster(
-        spec, manifest.freq, manifest.season, cutoff, encoding, network.eval(), facts=manifest.facts
+        spec,
+        manifest.freq,
+        manifest.season,
+        cutoff,
+        encoding,
+        network.eval(),
+        facts=manifest.facts,
+        graph=contents.get(GRAPH),
     )
     _replay(forecaster, golden)
+    engine = graph_engine(forecaster)
+    if engine is not None:
+        _replay(forecaster, golden, engine)
     calibration = contents["conformal.json"]
     return forecaster if calibration == b"null" else replace(forecaster, calibration=Calibration.read(calibration))
 
@@ -235,8 +254,29 @@ def _request(forecaster: Forecaster, start: Stamp, y: Float64[np.ndarray, "_"], 
     return Series("golden", start, forecaster.freq, y, {**numeric, **text}, static, channels)
 
 
-def _replay(forecaster: Forecaster, golden: GoldenFile) -> None:
-    predictor = Predictor(forecaster)
+def _graph(forecaster: Forecaster, golden: GoldenFile) -> bytes | None:
+    """The network's rollout as a graph, where onnx is there to write it; one that answers otherwise is left out."""
+    if find_spec("onnx") is None:
+        return None
+    size = sum(parameter.nbytes for parameter in forecaster.network.parameters())
+    if size > MOST_BYTES // 4:  # a graph holds some weights several times
+        log.warning("the bundle gets no %s: with %d bytes of weights it would be too large", GRAPH, size)
+        return None
+    from forecaster.graph.export import export
+
+    graph = export(forecaster.network)
+    try:
+        engine = graph_engine(replace(forecaster, graph=graph))
+        if engine is not None:
+            _replay(forecaster, golden, engine)
+    except BundleError as error:
+        log.warning("the bundle gets no %s and will be served by PyTorch: %s", GRAPH, error.message)
+        return None
+    return graph
+
+
+def _replay(forecaster: Forecaster, golden: GoldenFile, engine: Engine | None = None) -> None:
+    predictor = Predictor(forecaster, engine=engine)
     for number, request in enumerate(golden.requests):
         y = np.array([np.nan if value is None else value for value in request.y], dtype=np.float64)
         one = _request(forecaster, untell(request.start, freq=forecaster.freq), y, golden.horizon)
@@ -247,7 +287,7 @@ def _replay(forecaster: Forecaster, golden: GoldenFile) -> None:
             raise GoldenMismatch(
                 f"Golden request {number} no longer gets its frozen answer (tolerance {room:.3g}). The code that computes "
                 "forecasts has changed since the bundle was written: train again.",
-                where="golden.json",
+                where="golden.json" if engine is None else GRAPH,
             )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from forecaster.conformal import Calibration, history_scale
 from forecaster.data.encoding import Encoding
-from forecaster.data.windows import Window, channels_of, stack
+from forecaster.data.windows import channels_of, stack
+from forecaster.engine import Engine, Known
 from forecaster.errors import (
     BadSpec,
     BadStamp,
@@ -28,10 +29,10 @@ from forecaster.errors import (
     ValueOutOfRange,
 )
 from forecaster.frequency import Stamp, offset
+from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import fork, roll, warm_up
 from forecaster.series import LARGEST_VALUE, Forecast, Series
-from forecaster.shapes import Float, Float64, Int
+from forecaster.shapes import Float64, Int
 from forecaster.spec import Spec
 
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
@@ -51,6 +52,7 @@ class Forecaster:
         network: The weights.
         calibration: How far from its point forecasts the truth has been; None if that was not measured.
         facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
+        graph: The rollout of the network as an ONNX file; None where it was not written.
     """
 
     spec: Spec
@@ -61,15 +63,33 @@ class Forecaster:
     network: Regressor
     calibration: Calibration | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    graph: bytes | None = None
+
+
+def graph_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
+    """The engine that runs the graph of a forecaster; None if it has no graph, or onnxruntime is not installed.
+
+    Raises BundleDamaged if onnxruntime cannot run the graph.
+    """
+    if forecaster.graph is None or find_spec("onnxruntime") is None:
+        return None
+    from forecaster.graph.runner import GraphRunner
+
+    return GraphRunner(forecaster.graph, threads=threads)
 
 
 class Predictor:
-    """A forecaster ready to answer; it remembers nothing between calls, so threads may share it."""
+    """A forecaster ready to answer; it remembers nothing between calls, so threads may share it.
 
-    def __init__(self, forecaster: Forecaster, *, device: str = "cpu") -> None:
+    Its rollouts run in PyTorch on the device, or on another engine; draws that the engine cannot make stay in PyTorch.
+    """
+
+    def __init__(self, forecaster: Forecaster, *, device: str = "cpu", engine: Engine | None = None) -> None:
         self.forecaster = forecaster
-        self.network = forecaster.network.to(device).eval()
-        self.device = device
+        reference = Reference(forecaster.network, device=device)
+        self.network, self.device = reference.network, device
+        self.engine = engine or reference
+        self._drawing = self.engine if self.engine.draws else reference
         self._step = offset(forecaster.freq)
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
@@ -125,11 +145,11 @@ class Predictor:
     def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
         means = np.empty((len(series), horizon))
         for some in beside([self.network.shown(len(one)) for one in series]):
-            means[some] = self._roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
+            means[some] = self.engine.roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
         return means
 
-    def _ready(self, series: Sequence[Series], horizon: int) -> _Ready:
-        """Windows and future covariates, on the device, as the network reads them."""
+    def _ready(self, series: Sequence[Series], horizon: int) -> Known:
+        """Windows and future covariates, as the network reads them."""
         encoding, context = self.forecaster.encoding, self.network.shown(max(map(len, series)))
         steps, names = self.steps(horizon), self.forecaster.spec.channels
         tails = [_tail(one, context) for one in series]
@@ -141,25 +161,17 @@ class Predictor:
             static=[encoding.groups(one) for one in tails] if encoding.static else (),
             channels=[channels_of(one, names) for one in tails] if names else (),
         )
-        ahead = torch.from_numpy(np.stack([known[-steps:] for known in columns])).float() if columns else None
-        return _Ready(window.to(self.device), None if ahead is None else ahead.to(self.device))
-
-    def _roll(self, ready: _Ready, *, horizon: int) -> Float64[np.ndarray, "row horizon"]:
-        with torch.inference_mode():
-            memory = warm_up(self.network, ready.window)
-            return np.asarray(roll(self.network, memory, horizon=horizon, ahead=ready.ahead)[0].cpu().numpy())
+        ahead = np.stack([known[-steps:] for known in columns]).astype(np.float32) if columns else None
+        covariates, static, channels = (None if part is None else part.numpy() for part in window[1:])
+        return Known(window.values.numpy(), covariates, static, channels, ahead)
 
     def _paths(self, one: Series, horizon: int, *, paths: int, seed: int) -> Float64[np.ndarray, "path horizon"]:
         """Paths fork from one warmed-up memory."""
-        ready, steps = self._ready([one], horizon), self.steps(horizon)
         own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
         draw = torch.Generator().manual_seed(own)
-        shape = (paths * self.network.targets, steps, self.network.head.noise)
-        noise = torch.rand(shape, generator=draw).clamp(1e-6, 1 - 1e-6).to(self.device)
-        with torch.inference_mode():
-            memory = fork(warm_up(self.network, ready.window), paths=paths)
-            ahead = None if ready.ahead is None else ready.ahead.expand(paths, -1, -1)
-            return np.asarray(roll(self.network, memory, horizon=horizon, ahead=ahead, noise=noise)[0].cpu().numpy())
+        shape = (paths * self.network.targets, self.steps(horizon), self.network.head.noise)
+        noise = torch.rand(shape, generator=draw).clamp(1e-6, 1 - 1e-6).numpy()
+        return self._drawing.roll(self._ready([one], horizon), horizon=horizon, noise=noise)
 
     def fault(self, one: Series, horizon: int) -> ForecasterError | None:
         """What is wrong with a history, if anything."""
@@ -275,11 +287,6 @@ class Predictor:
             "Check the history for extreme values, or ask for a shorter horizon."
         )
         return Forecast(one.id, ahead, mended(mean, one.y, season=self.forecaster.season), (warning,))
-
-
-class _Ready(NamedTuple):
-    window: Window
-    ahead: Float[Tensor, "row step covariate"] | None
 
 
 def beside(lengths: Sequence[int]) -> Iterator[Int[np.ndarray, "some"]]:

@@ -233,7 +233,10 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Feed:
-    """The training examples of one epoch: `steps` batches drawn with replacement, the same for the same seed and epoch."""
+    """The training examples of one epoch: `steps` batches drawn with replacement, the same for the same seed and epoch.
+
+    Gathered are those of `at_once` batches together, one after the other; the last may be fewer.
+    """
 
     anchors: Anchors
     context: int
@@ -242,15 +245,18 @@ class Feed:
     steps: int
     seed: int
     epoch: int
+    at_once: int = 1
 
     def __len__(self) -> int:
-        return self.steps
+        return -(-self.steps // self.at_once)
 
     def __iter__(self) -> Iterator[Example]:
         tape = self.anchors.tape
         draw = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        numbers = torch.randint(len(self.anchors), (self.steps, self.batch), generator=draw).to(tape.values.device)
-        for places, series in zip(self.anchors.places(numbers), self.anchors.series(numbers), strict=True):
+        numbers = torch.randint(len(self.anchors), (self.steps * self.batch,), generator=draw).to(tape.values.device)
+        for first in range(0, len(numbers), self.at_once * self.batch):
+            some = numbers[first : first + self.at_once * self.batch]
+            places, series = self.anchors.places(some), self.anchors.series(some)
             yield tape.cut(places, context=self.context, horizon=self.horizon, series=series)
 
 

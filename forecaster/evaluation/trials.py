@@ -59,13 +59,16 @@ def score(network: Regressor, trial: Trial) -> Scores:
 
 
 def _forced(network: Regressor, memory: Memory, actual: Window) -> Float[Tensor, "row step param"]:
-    """The head's parameters for every block of y, each given all that came before the block."""
-    params = []
-    for first in range(0, actual.values.shape[1], network.block):
-        block = actual.part(slice(first, first + network.block))
-        params.append(network.decode(memory.output, memory.recent, block.covariates)[:: network.targets])
-        memory = read(network, block, memory).memory
-    return torch.cat(params, dim=1)
+    """The head's parameters for every block of y, each given all that came before the block: one pass, as nothing is fed back."""
+    block, output, recent = network.block, memory.output[:, None], memory.recent[:, None]
+    if actual.values.shape[1] > block:
+        outputs, past, _ = read(network, actual.part(slice(-block)), memory)
+        last = block // network.segment
+        output = torch.cat([output, outputs[:, last - 1 :: last]], dim=1)
+        recent = past.unfold(1, network.back, 1)[:, ::block]
+    known = actual.covariates
+    blocks = None if known is None else known.reshape(len(known), -1, block, known.shape[2])
+    return network.decode(output, recent, blocks)[:: network.targets].flatten(1, 2)
 
 
 def exposure_gap(network: Regressor, batches: Sequence[Trial]) -> float:

@@ -8,12 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from forecaster.model.compiled import kernel
+from forecaster.model.layer import Layer
+from forecaster.model.recurrence import run
 from forecaster.shapes import Bool, Float
-from forecaster.spec import NetworkSpec
+from forecaster.spec import Cell, NetworkSpec
 
-_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
+# The modules hold the weights, under the names that bundles and torch's own kernels know.
+_CELLS: dict[Cell, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
 
 
 class State(NamedTuple):
@@ -111,27 +114,20 @@ def _each(state: State, change: Callable[[Tensor], Tensor]) -> State:
 
 def _run(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple[Tensor, State]:
     """Runs one undilated layer."""
-    memory = state.hidden if state.cell is None else (state.hidden, state.cell)
-    if bool(begun.all()):
-        outputs, after = layer(inputs, memory)
+    if _better_by_torch(layer, inputs, begun):
+        outputs, after = layer(inputs, state.hidden if state.cell is None else (state.hidden, state.cell))
         return outputs, State(*after) if isinstance(after, tuple) else State(after, None)
-    return _run_after_padding(layer, inputs, state, begun)
+    kind = next(kind for kind, module in _CELLS.items() if isinstance(layer, module))
+    weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
+    cell = None if state.cell is None else state.cell[0]
+    outputs, hidden, cell, _ = run(Layer(kind, inputs, state.hidden[0], cell, begun, *weights))
+    return outputs, State(hidden[None], None if cell is None else cell[None])
 
 
-def _run_after_padding(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple[Tensor, State]:
-    """Moves every row to the left, runs each over its own length, and moves the outputs back."""
-    steps = inputs.shape[1]
-    lengths = begun.sum(1)
-    clock = torch.arange(steps, device=inputs.device)
-    there = (clock + (steps - lengths)[:, None]).clamp(max=steps - 1)
-    back = (clock - (steps - lengths)[:, None]).clamp(min=0)
-    left = inputs.gather(1, there[:, :, None].expand_as(inputs))
-    packed = pack_padded_sequence(left, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-    memory = state.hidden if state.cell is None else (state.hidden, state.cell)
-    packed_outputs, after = layer(packed, memory)
-    outputs, _ = pad_packed_sequence(packed_outputs, batch_first=True, total_length=steps)
-    outputs = outputs.gather(1, back[:, :, None].expand_as(outputs)).masked_fill(~begun[:, :, None], 0.0)
-    hidden, cell = after if isinstance(after, tuple) else (after, None)
-    empty = (lengths == 0)[None, :, None]
-    kept_cell = None if cell is None or state.cell is None else torch.where(empty, state.cell, cell)
-    return outputs, State(torch.where(empty, state.hidden, hidden), kept_cell)
+def _better_by_torch(layer: nn.Module, inputs: Tensor, begun: Tensor) -> bool:
+    """Whether torch's own kernel is to be taken: cuDNN's on a GPU; oneDNN's for an LSTM where there is no compiled one.
+
+    They know no padding, and do not run under `vmap`. Elsewhere a recurrence is faster by its equations.
+    """
+    fused = inputs.is_cuda or (isinstance(layer, nn.LSTM) and kernel() is None)
+    return fused and not torch._C._are_functorch_transforms_active() and bool(begun.all())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forecaster.model import base
 from forecaster.model.heads import Head, head
-from forecaster.model.recurrent import Recurrent
+from forecaster.model.recurrent import Recurrent, State
 from forecaster.shapes import Bool, Float, Int
 from forecaster.spec import Spec
 
@@ -82,10 +82,10 @@ class Regressor(nn.Module):
         observed: Bool[Tensor, "track step"],
         past: Float[Tensor, "track back_and_step"],
         covariates: Float[Tensor, "row step covariate"] | None,
-        static: Float[Tensor, "row group"],
     ) -> Float[Tensor, "row segment feature"]:
-        """What each step of the recurrence reads: its values (0 where missing), whether they were observed, and the rest.
+        """What each step of the recurrence reads: its values (0 where missing), whether they were observed, lags, covariates.
 
+        No weight has a part in it; the categories, whose numbers are learned, come to it in `recur`.
         `past` holds the `back` values before the first step and then the steps themselves, gaps filled. A lag of a segment
         is a value that many steps before the *next* segment, whose points are what the step is to foretell. All of y stands
         before all of the first channel, and so on; what is known of the row as a whole comes last.
@@ -103,9 +103,20 @@ class Regressor(nn.Module):
         if self.covariates:
             assert covariates is not None, "the network reads covariates"
             parts.append(covariates.reshape(len(covariates), segments, -1))
-        if self.groups:
-            parts.append(static[:, None].expand(-1, segments, -1))
         return torch.cat(parts, dim=-1)
+
+    def recur(
+        self,
+        inputs: Float[Tensor, "row segment feature"],
+        static: Float[Tensor, "row group"],
+        state: State,
+        begun: Bool[Tensor, "row segment"],
+    ) -> tuple[Float[Tensor, "row segment hidden"], State]:
+        """Runs the recurrence over what was encoded, beside what is known of each row for good."""
+        if self.groups:
+            inputs = torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1)
+        outputs, after = self.recurrent(inputs, state, begun)
+        return outputs, after
 
     def decode(
         self,
@@ -119,8 +130,9 @@ class Regressor(nn.Module):
         covariates as input (as the parallel decoder of Lin et al. 2023); where there are neither, it is taken as it is.
         """
         axes, count = output.shape[:-1], len(self.places)
-        each = output[..., None, :].expand(*axes, count, -1)
+        each = output
         if self.decoder is not None:
+            each = output[..., None, :].expand(*axes, count, -1)
             inputs = self.places.expand(*axes, count, -1)
             if self.covariates:
                 assert ahead is not None, "the network reads covariates"

@@ -47,6 +47,22 @@ class Memory(NamedTuple):
     static: Float[Tensor, "row group"]
 
 
+class Laid(NamedTuple):
+    """Known values, laid out for the recurrence to read. No weight has a part in it.
+
+    Attributes:
+        inputs: What each step of the recurrence reads.
+        begun: Whether the row has seen an observation by the end of each segment.
+        seen: The same of each step.
+        past: The values before the first segment and those read, scaled, gaps filled.
+    """
+
+    inputs: Float[Tensor, "row segment feature"]
+    begun: Bool[Tensor, "row segment"]
+    seen: Bool[Tensor, "track step"]
+    past: Float[Tensor, "track back_and_step"]
+
+
 class Reading(NamedTuple):
     """What a network made of known values: all that teacher forcing needs.
 
@@ -94,35 +110,45 @@ def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
 
 def read(model: Regressor, window: Window, memory: Memory) -> Reading:
     """Reads known values; their number is a multiple of the segment."""
+    laid, missing = lay(model, window, memory), _tracks(model, window).isnan()
+    largest = laid.past[:, model.back :].masked_fill(missing, 0.0).abs().amax(1)
+    return _advance(model, laid, memory._replace(bound=memory.bound.maximum(RUNAWAY * largest)))
+
+
+def lay(model: Regressor, window: Window, memory: Memory) -> Laid:
+    """Known values as the recurrence will read them after a memory."""
     values = _tracks(model, window)
     missing = values.isnan()
-    scaled = memory.scale.apply(values, time=memory.time).masked_fill(missing, 0.0)
-    memory = memory._replace(bound=memory.bound.maximum(RUNAWAY * scaled.abs().amax(1)))
-    return _advance(model, scaled, missing, window.covariates, memory)
+    scaled = memory.scale.apply(values, time=memory.time)
+    return _lay(model, scaled.masked_fill(missing, 0.0), missing, window.covariates, memory)
 
 
-def _advance(
+def _lay(
     model: Regressor,
     values: Float[Tensor, "track step"],
     missing: Bool[Tensor, "track step"],
     covariates: Float[Tensor, "row step covariate"] | None,
     memory: Memory,
-) -> Reading:
-    """One pass of the recurrence over scaled values (0 where missing)."""
+) -> Laid:
+    """Lays out scaled values (0 where missing)."""
     filled = _filled(values, missing, memory.recent[:, -1])
     past = torch.cat([memory.recent, filled], dim=1)
     seen = (~missing).cummax(1).values | memory.begun[:, None]
     begun = seen.reshape(len(memory.output), model.targets, -1, model.segment).any(dim=(1, 3))
-    inputs = model.encode(values, ~missing, past, covariates, memory.static)
-    outputs, state = model.recurrent(inputs, memory.state, begun)
+    return Laid(model.encode(values, ~missing, past, covariates), begun, seen, past)
+
+
+def _advance(model: Regressor, laid: Laid, memory: Memory) -> Reading:
+    """One pass of the recurrence."""
+    outputs, state = model.recur(laid.inputs, memory.static, memory.state, laid.begun)
     after = memory._replace(
         state=state,
         output=outputs[:, -1],
-        recent=past[:, past.shape[1] - model.back :],
-        begun=seen[:, -1],
-        time=memory.time + values.shape[1],
+        recent=laid.past[:, laid.past.shape[1] - model.back :],
+        begun=laid.seen[:, -1],
+        time=memory.time + laid.seen.shape[1],
     )
-    return Reading(outputs, past, after)
+    return Reading(outputs, laid.past, after)
 
 
 def warm_up(model: Regressor, window: Window, memory: Memory | None = None) -> Memory:
@@ -215,7 +241,7 @@ def roll(
         blocks.append(block[:, 0].masked_fill(~alive, torch.nan))
         alive = alive[:, -1:]
         fed = block.where(alive[:, None] & heard, 0.0).flatten(0, 1)
-        memory = _advance(model, fed, missing, known, memory).memory
+        memory = _advance(model, _lay(model, fed, missing, known, memory), memory).memory
     scaled = torch.cat(blocks, dim=1)[:, :horizon]
     return of_y(model, memory.scale).undo(scaled, time=start), memory
 

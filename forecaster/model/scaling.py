@@ -10,7 +10,7 @@ from torch import Tensor
 from forecaster.shapes import Float, Float64, Int
 from forecaster.spec import Scaling
 
-_ALIKE = 1e-14  # a width this small beside the values is their rounding
+ALIKE = 1e-14  # a width this small beside the values is their rounding
 
 
 class Scale(NamedTuple):
@@ -109,7 +109,7 @@ def settle(values: Float64[Tensor, "row step"], scaling: Scaling, *, steps: int,
         found = measure(first, scaling, season=season)
         parts = () if scale is None else zip(scale, found, strict=True)
         scale = found if scale is None else Scale(*(whole.index_copy(0, left, part) for whole, part in parts))
-        settled = found.width > _ALIKE * first.abs().nan_to_num(0.0).amax(1)
+        settled = found.width > ALIKE * first.abs().nan_to_num(0.0).amax(1)
         reached = begin[left] + steps
         since[left] = torch.where(settled & (reached <= length), reached, length + 1)
         left = left[~settled & (reached < length)]

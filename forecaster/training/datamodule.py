@@ -19,11 +19,23 @@ from forecaster.model.regressor import Regressor
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
 
+STEPS_AT_ONCE = 25  # a progress bar moves often enough, and what Lightning does between them is a small part
+VALUES_AT_ONCE = 1 << 20  # bounds the memory that windows of many steps take
+
 
 class Windows(pl.LightningDataModule):
     """Training windows before the cut, validation origins after it. Raises HistoryTooShort."""
 
-    def __init__(self, panel: Panel, spec: Spec, network: Regressor, encoding: Encoding, *, season: int) -> None:
+    def __init__(
+        self,
+        panel: Panel,
+        spec: Spec,
+        network: Regressor,
+        encoding: Encoding,
+        *,
+        season: int,
+        steps_at_once: int = STEPS_AT_ONCE,
+    ) -> None:
         super().__init__()
         windows, horizon = spec.training.valid_windows, spec.horizon
         split = cut(panel, spec)
@@ -44,6 +56,8 @@ class Windows(pl.LightningDataModule):
             split.known.series, context=self.context, horizon=self.block, encoding=encoding, channels=spec.channels
         )
         self._anchors = Anchors.of(tape, least=spec.least)
+        values = spec.training.batch * (self.context + self.block) * (2 + len(spec.lags) + encoding.width)
+        self._at_once = max(1, min(steps_at_once, VALUES_AT_ONCE // values))
 
     @property
     def epochs(self) -> int:
@@ -53,10 +67,18 @@ class Windows(pl.LightningDataModule):
     def train_dataloader(self) -> Feed:
         """The feed of the trainer's current epoch; asked for anew at each."""
         assert self.trainer is not None
-        device, training, epoch = self.trainer.strategy.root_device, self.spec.training, self.trainer.current_epoch
+        training, epoch = self.spec.training, self.trainer.current_epoch
+        self._anchors = self._anchors.to(self.trainer.strategy.root_device)
         steps = min(training.steps - epoch * training.epoch_steps, training.epoch_steps)
         return Feed(
-            self._anchors.to(device), self.context, self.block, training.batch, max(1, steps), training.seed, epoch
+            self._anchors,
+            self.context,
+            self.block,
+            training.batch,
+            max(1, steps),
+            training.seed,
+            epoch,
+            at_once=self._at_once,
         )
 
     def val_dataloader(self) -> Batches:

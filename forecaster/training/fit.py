@@ -18,7 +18,7 @@ from forecaster.predict import Forecaster
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.checkpoint import DurableIO, Keeper
-from forecaster.training.datamodule import Windows
+from forecaster.training.datamodule import STEPS_AT_ONCE, Windows
 from forecaster.training.module import SequenceRegressor
 
 
@@ -42,6 +42,7 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
     progress: bool = False,
+    steps_at_once: int = STEPS_AT_ONCE,
 ) -> Fitted:
     """Trains a forecaster; on CPU the same arguments give bitwise the same weights, interrupted or not.
 
@@ -50,9 +51,10 @@ def fit(
         spec: What to make.
         checkpoint: Where to keep progress; a fit with the same panel and spec goes on from it. The caller removes it.
         loggers: Get `train/loss` and the validation scores of each epoch.
-        callbacks: Further Lightning callbacks.
+        callbacks: Further Lightning callbacks. What they see as a batch holds those of several optimiser steps.
         accelerator: "auto" takes a GPU where there is one.
         progress: Whether to show a progress bar.
+        steps_at_once: Optimiser steps between two looks of Lightning and its callbacks, at the most. It changes no weight.
     Raises:
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch.
     """
@@ -60,7 +62,7 @@ def fit(
     encoding = learn(panel, calendar=spec.calendar, covariates=spec.covariates, static=spec.static)
     network = build(spec, seed=spec.training.seed, season=season, covariates=encoding.width, groups=encoding.sizes)
     module = SequenceRegressor(network, spec)
-    windows = Windows(panel, spec, network, encoding, season=season)
+    windows = Windows(panel, spec, network, encoding, season=season, steps_at_once=steps_at_once)
     identity = fit_digest(panel, spec)
     keeper = Keeper(
         checkpoint,
@@ -73,7 +75,6 @@ def fit(
         accelerator=accelerator,
         devices=1,
         max_epochs=windows.epochs,
-        gradient_clip_val=spec.training.gradient_clip,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         log_every_n_steps=1,

@@ -1,0 +1,134 @@
+// A layer of an Elman, GRU or LSTM recurrence over all its steps, forward and backward, in float32.
+//
+// Rows never meet: each thread takes some of them through all steps. The arithmetic is in steps.h, once for each instruction
+// set; which of them this machine has is found out when it runs. recurrence.py says what is computed, in terms of torch.
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+enum kind { GRU, LSTM, ELMAN };
+
+// As `_Layer` in compiled.py. Contiguous: member, row, step, then what is named; `padded` is `hidden` up to whole vectors.
+struct layer {
+    int64_t kind, members, rows, steps, features, hidden, padded, pieces, few;
+    const float *inputs, *hidden_before, *cell_before, *input_weights, *recurrent_weights, *input_bias, *recurrent_bias;
+    const uint8_t *begun;
+    float *outputs, *hidden_after, *cell_after;
+    float *gates, *cells; // kept for the way back, 4 * padded and padded; NULL where there is none
+    const float *d_outputs, *d_hidden_after, *d_cell_after; // the slopes of the loss: the last two may be NULL
+    float *d_inputs, *d_hidden_before, *d_cell_before;      // d_inputs may be NULL
+    float *d_input_weights, *d_recurrent_weights, *d_bias;  // of each piece; biases of sums
+};
+
+// Large results are new memory, and to touch it page by page takes as long as the arithmetic: asks for pages of 2 MiB.
+static void in_large_pages(float *array, int64_t floats) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = 4096, start = ((uintptr_t)array + page - 1) / page * page, end = (uintptr_t)(array + floats) / page * page;
+    if (array && floats >= 1 << 20) madvise((void *)start, end - start, MADV_HUGEPAGE);
+#else
+    (void)array, (void)floats;
+#endif
+}
+
+static float *take(size_t bytes) {
+    void *room = NULL;
+    return posix_memalign(&room, 64, bytes) ? NULL : room;
+}
+
+#define PART_LOAD_ONE_BY_ONE(from, n) ({ float part_[LANES] = {0}; for (int64_t k_ = 0; k_ < (n); k_++) part_[k_] = (from)[k_]; AT(part_); })
+#define PART_STORE_ONE_BY_ONE(to, x, n) do { for (int64_t k_ = 0; k_ < (n); k_++) (to)[k_] = (x)[k_]; } while (0)
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define LANES 16
+#define TALL 6
+#define FUNCTION __attribute__((target("avx512f,avx512dq,fma"))) static inline
+#define NAME(x) x##_avx512
+#define LEAST(a, b) (vector) _mm512_min_ps((__m512)(a), (__m512)(b))
+#define MOST(a, b) (vector) _mm512_max_ps((__m512)(a), (__m512)(b))
+#define PART_LOAD(from, n) (vector) _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), from)
+#define PART_STORE(to, x, n) _mm512_mask_storeu_ps(to, (__mmask16)((1u << (n)) - 1), (__m512)(x))
+#include "steps.h"
+
+#define LANES 8
+#define TALL 3
+#define FUNCTION __attribute__((target("avx2,fma"))) static inline
+#define NAME(x) x##_avx2
+#define LEAST(a, b) (vector) _mm256_min_ps((__m256)(a), (__m256)(b))
+#define MOST(a, b) (vector) _mm256_max_ps((__m256)(a), (__m256)(b))
+#define PART_LOAD PART_LOAD_ONE_BY_ONE
+#define PART_STORE PART_STORE_ONE_BY_ONE
+#include "steps.h"
+#endif
+
+#define LANES 4
+#define TALL 3
+#define FUNCTION static inline
+#define NAME(x) x##_plain
+#define CHOOSE(yes, a, b) (vector)(((yes) & (NAME(whole))(a)) | (~(yes) & (NAME(whole))(b)))
+#define LEAST(a, b) CHOOSE((a) < (b), a, b)
+#define MOST(a, b) CHOOSE((a) > (b), a, b)
+#define PART_LOAD PART_LOAD_ONE_BY_ONE
+#define PART_STORE PART_STORE_ONE_BY_ONE
+#include "steps.h"
+
+// The widest vectors that this machine has: 16, 8 or 4 floats.
+int64_t lanes(void) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 16;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
+#endif
+    return 4;
+}
+
+struct work {
+    const struct layer *layer;
+    int64_t width, backward, next, failed;
+};
+
+static int64_t take_piece(const struct work *work, int64_t number) {
+    const struct layer *l = work->layer;
+    int64_t member = number / l->pieces, piece = number % l->pieces;
+    int64_t first = l->rows * piece / l->pieces, last = l->rows * (piece + 1) / l->pieces;
+#define WITH(name) work->backward ? backward_##name(l, member, piece, first, last) : forward_##name(l, member, first, last)
+#if defined(__x86_64__)
+    if (work->width == 16) return WITH(avx512);
+    if (work->width == 8) return WITH(avx2);
+#endif
+    return WITH(plain);
+}
+
+static void take_pieces(void *shared) {
+    struct work *work = shared;
+    for (;;) {
+        int64_t number = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);
+        if (number >= work->layer->members * work->layer->pieces) return;
+        if (!take_piece(work, number)) __atomic_store_n(&work->failed, 1, __ATOMIC_RELAXED);
+    }
+}
+
+// Runs a layer on vectors of `width` floats. `parallel` is GOMP_parallel of the OpenMP runtime whose threads to use, or NULL:
+// two runtimes in one process would stand in each other's way. Returns whether there was no memory left.
+int64_t run(const struct layer *layer, int64_t backward, int64_t width, int64_t threads,
+            void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+    struct work work = {layer, width, backward, 0, 0};
+    int64_t places = layer->members * layer->rows * layer->steps;
+    if (backward)
+        in_large_pages(layer->d_inputs, places * layer->features);
+    else {
+        in_large_pages(layer->outputs, places * layer->hidden);
+        in_large_pages(layer->gates, places * 4 * layer->padded);
+        in_large_pages(layer->cells, places * layer->padded);
+    }
+    if (parallel && threads > 1 && layer->members * layer->pieces > 1)
+        parallel(take_pieces, &work, (unsigned)threads, 0);
+    else
+        take_pieces(&work);
+    return work.failed;
+}
