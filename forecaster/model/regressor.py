@@ -141,7 +141,10 @@ class Regressor(nn.Module):
                 inputs = torch.cat([inputs, ahead.reshape(*axes, count, -1)], dim=-1)
             flat = step(self.decoder, inputs.reshape(-1, inputs.shape[-1]), each.reshape(-1, each.shape[-1]))
             each = flat.reshape(each.shape)
-        raw: Tensor = self.output(each).reshape(*axes, self.block, self.head.params)
+        raw: Tensor = self.output(each)
+        if self.targets > 1:
+            raw = raw.reshape(*axes, count, self.targets, -1).movedim(-2, 1)
+        raw = raw.reshape(*recent.shape[:-1], self.block, self.head.params)
         if self.base == "zero":
             return raw
         return self.head.shift(raw, base.forecast(self.base, recent, season=self.season, steps=self.block))
