@@ -33,7 +33,7 @@ from forecaster.model.regressor import Regressor, build
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import STEPS_AT_ONCE
-from forecaster.training.descent import clip_norm, descend
+from forecaster.training.descent import Adam, clip_norm, descend
 from forecaster.training.fit import fit
 from forecaster.training.loss import lessons, loss_of, teacher_forced_loss
 from pipelines.settings import Root
@@ -159,7 +159,7 @@ def naive(panel: Panel, steps: int) -> None:
 def ours(panel: Panel, steps: int) -> None:
     """As `SequenceRegressor.training_step` does, without Lightning."""
     network, feed = _network_and_feed(panel, steps, at_once=STEPS_AT_ONCE)
-    optimizer = torch.optim.Adam(network.parameters(), lr=RATE, fused=True)
+    optimizer = Adam(network.parameters(), learning_rate=RATE)
     for example in feed:
         prepared = lessons(network, example, batch=BATCH)
         descend(optimizer, partial(loss_of, network), prepared, partial(clip_norm, largest=CLIP))
@@ -211,8 +211,7 @@ class Clock:
 def step_parts(panel: Panel, steps: int) -> dict[str, dict[str, float]]:
     """Milliseconds of CPU of each part of a step: of the bare loop, and of ours."""
     network, feed = _network_and_feed(panel, steps, at_once=STEPS_AT_ONCE)
-    parameters = list(network.parameters())
-    optimizer, mine = torch.optim.Adam(parameters, lr=RATE, fused=True), Clock()
+    optimizer, mine = Adam(network.parameters(), learning_rate=RATE), Clock()
     batches = iter(feed)
     for _ in range(len(feed)):
         with mine("windows"):
@@ -220,16 +219,14 @@ def step_parts(panel: Panel, steps: int) -> dict[str, dict[str, float]]:
         with mine("preparing"):
             prepared = lessons(network, example, batch=BATCH)
         for lesson in prepared:
-            for parameter in parameters:
-                parameter.grad = None
             with mine("forward"):
                 loss = loss_of(network, lesson)
             with mine("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
+                gradients = list(torch.autograd.grad(loss, optimizer.parameters, materialize_grads=True))
             with mine("clipping"):
-                clip_norm([parameter.grad for parameter in parameters if parameter.grad is not None], largest=CLIP)
+                clip_norm(gradients, largest=CLIP)
             with mine("optimiser"):
-                optimizer.step()
+                optimizer.update(gradients)
     other, plain = Clock(), _Bare()
     adam = torch.optim.Adam(plain.parameters(), lr=RATE)
     values, window = torch.tensor(panel.series[0].y, dtype=torch.float32), torch.arange(CONTEXT + 1)

@@ -21,7 +21,7 @@ from forecaster.model.regressor import build
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import Windows
-from forecaster.training.descent import clip_norm
+from forecaster.training.descent import Adam, clip_norm
 from forecaster.training.fit import Fitted, fit, fit_digest
 from forecaster.training.loss import lessons
 from tests.samples import make_spec, panel_of, wave
@@ -220,6 +220,25 @@ def test_lessons_prepared_together_are_the_lessons_of_each_batch() -> None:
                 assert (found is None) == (expected is None)
                 assert found is None or torch.equal(found, expected), name
             assert float(lesson.weight.sum()) == pytest.approx(1)
+
+
+def test_adam_steps_as_that_of_torch_does_also_after_its_state_was_loaded() -> None:
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=draw) for shape in ((3, 4), (5,), (1, 0))]
+    mine, theirs = ([torch.nn.Parameter(weight.clone()) for weight in start] for _ in range(2))
+    adam, torchs = Adam(mine, learning_rate=0.01), torch.optim.Adam(theirs, lr=0.01)
+    for number in range(20):
+        gradients = [torch.randn(weight.shape, generator=draw) for weight in start]
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient
+        torchs.step()
+        adam.update(gradients[:2])  # the third is empty
+        if number == 9:
+            state = adam.state_dict()
+            adam = Adam(mine, learning_rate=0.5)
+            adam.load_state_dict(state)
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_clipped_gradient_is_that_of_torch() -> None:
