@@ -190,10 +190,10 @@ def report(found: dict[int, dict[str, dict[str, float]]], threads: int) -> str:
         [
             "# Growth with the number of series",
             "",
-            f"`python benchmarks/speed/scale.py --series {' '.join(map(str, found))} --threads {threads}`: daily series of {POINTS} "
-            f"points, LSTM {SPEC.network.hidden}, context {SPEC.context}, horizon {SPEC.horizon}, {SPEC.training.steps} steps in "
-            f"two epochs, CPU, torch {torch.__version__}. A fresh process each size; seconds on the wall, peak resident memory of "
-            "the whole process while the stage ran.",
+            f"`python benchmarks/speed/scale.py --series {' '.join(map(str, found))} --threads {threads}`: daily series "
+            f"of {POINTS} points, LSTM {SPEC.network.hidden}, context {SPEC.context}, horizon {SPEC.horizon}, {SPEC.training.steps} steps in "
+            f"two epochs, CPU, torch {torch.__version__}. A fresh process each size; seconds on the wall, peak resident memory "
+            "of the whole process while the stage ran.",
             "",
             table(found),
             "![Seconds of each stage by number of series](scale.png)",
