@@ -64,15 +64,15 @@ class Adam(torch.optim.Optimizer):
 
 def descend(
     optimizer: Adam,
-    loss: Callable[[Batch], Float[Tensor, ""]],
+    loss: Callable[[Batch], Float[Tensor, "*member"]],
     batches: Iterable[Batch],
     clip: Callable[[list[Tensor]], None],
-) -> Float[Tensor, "step"]:
+) -> Float[Tensor, "step *member"]:
     """Takes one step for each batch.
 
     Args:
         optimizer: Whose parameters are changed.
-        loss: What a step makes smaller, of a batch.
+        loss: What a step makes smaller, of a batch; of several networks that share no weight, that of each.
         batches: One a step.
         clip: Changes gradients in place before they are used.
     Returns:
@@ -81,7 +81,7 @@ def descend(
     parameters, losses = optimizer.parameters, []
     for batch in batches:
         found = loss(batch)
-        gradients = list(torch.autograd.grad(found, parameters, materialize_grads=True))
+        gradients = list(torch.autograd.grad(found.sum(), parameters, materialize_grads=True))
         clip(gradients)
         optimizer.update(gradients)
         losses.append(found.detach())
