@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,7 +82,7 @@ class GoldenFile(BaseModel):
 
 
 _FILES = ("spec.json", "encoding.json", "conformal.json", "weights.safetensors", "golden.json", "card.md")
-GRAPH = "rollout.onnx"  # the one file that a bundle may lack: it is then served by PyTorch
+GRAPH = "rollout.onnx"  # a bundle may lack it, and its like of further members: it is then served by PyTorch
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,8 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
     if folder.exists():
         raise BundleError(f"Expected no folder at {folder}; found one. Choose another place.", where=str(folder))
     spec, calibration, golden = forecaster.spec, forecaster.calibration, _golden(forecaster)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in forecaster.network.state_dict().items()}
+    named = _whole(forecaster.networks).state_dict()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     contents = {
         "spec.json": spec.model_dump_json(indent=1).encode(),
         "encoding.json": forecaster.encoding.model_dump_json().encode(),
@@ -122,8 +124,7 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
         "golden.json": golden.model_dump_json().encode(),
         "card.md": card.encode(),
     }
-    graph = _graph(forecaster, golden)
-    contents |= {} if graph is None else {GRAPH: graph}
+    contents |= dict(zip(_graph_names(spec), _graphs(forecaster, golden), strict=False))
     manifest = Manifest(
         schema_version=SCHEMA,
         name=spec.name,
@@ -151,8 +152,7 @@ def load(folder: Path) -> Forecaster:
     Raises BundleDamaged or GoldenMismatch with the file at fault; a bundle that loads may be served.
     """
     manifest = read_manifest(folder)
-    names = (*_FILES, GRAPH) if GRAPH in manifest.files else _FILES
-    contents = {name: _verified(folder, name, manifest) for name in names}
+    contents = {name: _verified(folder, name, manifest) for name in _FILES}
     try:
         spec = Spec.parse(json.loads(contents["spec.json"]), where="spec.json")
         offset(manifest.freq, where="manifest.json")
@@ -163,17 +163,20 @@ def load(folder: Path) -> Forecaster:
         raise BundleDamaged(
             f"Expected a bundle written by forecaster in {folder}; {error}", where=str(folder)
         ) from error
-    network = build(spec, seed=0, season=manifest.season, covariates=encoding.width, groups=encoding.sizes)
-    _fill(network, contents["weights.safetensors"])
+    sizes: dict[str, Any] = {"season": manifest.season, "covariates": encoding.width, "groups": encoding.sizes}
+    network, *others = (build(spec, seed=0, **sizes).eval() for _ in range(spec.members))
+    _fill(_whole([network, *others]), contents["weights.safetensors"])
+    graphs = _graph_names(spec) if GRAPH in manifest.files else ()
     forecaster = Forecaster(
         spec,
         manifest.freq,
         manifest.season,
         cutoff,
         encoding,
-        network.eval(),
+        network,
         facts=manifest.facts,
-        graph=contents.get(GRAPH),
+        graphs=tuple(_verified(folder, name, manifest) for name in graphs),
+        others=tuple(others),
     )
     _replay(forecaster, golden)
     engine = graph_engine(forecaster)
@@ -254,21 +257,34 @@ def _request(forecaster: Forecaster, start: Stamp, y: Float64[np.ndarray, "_"], 
     return Series("golden", start, forecaster.freq, y, {**numeric, **text}, static, channels)
 
 
-def _graph(forecaster: Forecaster, golden: GoldenFile) -> bytes | None:
-    """The network's rollout as a graph, where onnx is there to write it; one that answers otherwise is left out."""
+def _whole(networks: Sequence[torch.nn.Module]) -> torch.nn.Module:
+    """All members as one module, their weights under the numbers of the members; one alone needs no number."""
+    return networks[0] if len(networks) == 1 else torch.nn.ModuleList(networks)
+
+
+def _graph_names(spec: Spec) -> tuple[str, ...]:
+    return (GRAPH, *(f"rollout-{number}.onnx" for number in range(2, spec.members + 1)))
+
+
+def _graphs(forecaster: Forecaster, golden: GoldenFile) -> tuple[bytes, ...]:
+    """The rollout of each member as a graph, where onnx is there to write it; where they answer otherwise, none."""
     if find_spec("onnx") is None:
-        return None
+        return ()
+    size = max(sum(parameter.nbytes for parameter in network.parameters()) for network in forecaster.networks)
+    if size > MOST_BYTES // 4:  # a graph holds some weights several times
+        log.warning("the bundle gets no %s: with %d bytes of weights it would be too large", GRAPH, size)
+        return ()
     from forecaster.graph.export import export
 
-    graph = export(forecaster.network)
+    graphs = tuple(export(network) for network in forecaster.networks)
     try:
-        engine = graph_engine(replace(forecaster, graph=graph))
+        engine = graph_engine(replace(forecaster, graphs=graphs))
         if engine is not None:
             _replay(forecaster, golden, engine)
     except BundleError as error:
         log.warning("the bundle gets no %s and will be served by PyTorch: %s", GRAPH, error.message)
-        return None
-    return graph
+        return ()
+    return graphs
 
 
 def _replay(forecaster: Forecaster, golden: GoldenFile, engine: Engine | None = None) -> None:

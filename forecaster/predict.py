@@ -14,7 +14,7 @@ import torch
 from forecaster.conformal import Calibration, history_scale
 from forecaster.data.encoding import Encoding
 from forecaster.data.windows import channels_of, stack
-from forecaster.engine import Engine, Known
+from forecaster.engine import Engine, Known, Together
 from forecaster.errors import (
     BadSpec,
     BadStamp,
@@ -49,10 +49,11 @@ class Forecaster:
         season: Steps of a season, for the seasonal naive it is compared with.
         cutoff: The last stamp of the data it was fitted to.
         encoding: How covariates and categories become numbers.
-        network: The weights.
+        network: The weights; of several members, the first's.
         calibration: How far from its point forecasts the truth has been; None if that was not measured.
         facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
-        graph: The rollout of the network as an ONNX file; None where it was not written.
+        graphs: The rollout of each member as an ONNX file; none where they were not written.
+        others: The other members; the forecast is the median of all.
     """
 
     spec: Spec
@@ -63,19 +64,29 @@ class Forecaster:
     network: Regressor
     calibration: Calibration | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    graph: bytes | None = None
+    graphs: tuple[bytes, ...] = ()
+    others: tuple[Regressor, ...] = ()
+
+    @property
+    def networks(self) -> tuple[Regressor, ...]:
+        """All members."""
+        return (self.network, *self.others)
 
 
 def graph_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
-    """The engine that runs the graph of a forecaster; None if it has no graph, or onnxruntime is not installed.
+    """The engine that runs the graphs of a forecaster; None if it has none, or onnxruntime is not installed.
 
-    Raises BundleDamaged if onnxruntime cannot run the graph.
+    Raises BundleDamaged if onnxruntime cannot run a graph.
     """
-    if forecaster.graph is None or find_spec("onnxruntime") is None:
+    if not forecaster.graphs or find_spec("onnxruntime") is None:
         return None
     from forecaster.graph.runner import GraphRunner
 
-    return GraphRunner(forecaster.graph, threads=threads)
+    return _together([GraphRunner(graph, threads=threads) for graph in forecaster.graphs])
+
+
+def _together(engines: Sequence[Engine]) -> Engine:
+    return engines[0] if len(engines) == 1 else Together(engines)
 
 
 class Predictor:
@@ -86,8 +97,10 @@ class Predictor:
 
     def __init__(self, forecaster: Forecaster, *, device: str = "cpu", engine: Engine | None = None) -> None:
         self.forecaster = forecaster
-        reference = Reference(forecaster.network, device=device)
-        self.network, self.device = reference.network, device
+        members = [Reference(network, device=device) for network in forecaster.networks]
+        reference = _together(members)
+        self.networks, self.device = tuple(member.network for member in members), device
+        self.network = self.networks[0]
         self.engine = engine or reference
         self._drawing = self.engine if self.engine.draws else reference
         self._step = offset(forecaster.freq)

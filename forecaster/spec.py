@@ -153,6 +153,9 @@ class Spec(_Frozen):
     static: tuple[str, ...] = Field(default=(), description="columns that say what a series is")
     group: str | None = Field(default=None, description="static column whose larger groups get intervals of their own")
     network: NetworkSpec = NetworkSpec()
+    members: int = Field(
+        default=1, ge=1, le=64, description="networks of other seeds, trained at once; their median is the forecast"
+    )
     training: TrainingSpec = TrainingSpec()
 
     @property

@@ -213,7 +213,7 @@ def _record(
         {f"bt/{name}": scores[name] for name in ("mase", "rmsse", "smape")}
         | {
             "bt/skill_vs_snaive": 1 - scores["mase"] / naive["mase"] if naive["mase"] else float("nan"),
-            "bt/exposure_gap": exposure_gap(fitted.forecaster.network, origins),
+            "bt/exposure_gap": exposure_gap(fitted.forecaster.networks, origins),
         }
     )
     if fitted.forecaster.calibration is not None:

@@ -22,7 +22,6 @@ WITH_RECORDS = [
     "forecaster.data.stamps",
     "forecaster.data.windows",
     "forecaster.engine",
-    "forecaster.evaluation.carrying",
     "forecaster.evaluation.one_pass",
     "forecaster.evaluation.trials",
     "forecaster.graph.recurrence",
@@ -32,7 +31,6 @@ WITH_RECORDS = [
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
     "forecaster.model.scaling",
-    "forecaster.predict",
     "forecaster.series",
     "forecaster.training.loss",
 ]

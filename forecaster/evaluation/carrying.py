@@ -60,6 +60,10 @@ def read_as(forecaster: Forecaster, reads: Reads, *, context: int | None = None)
     where = f"{spec.name!r} that reads {reads}"
     changed = Spec.parse(spec.model_dump() | fields, where=where)
     encoding = forecaster.encoding
-    network = build(changed, seed=0, season=forecaster.season, covariates=encoding.width, groups=encoding.sizes)
-    network.load_state_dict(forecaster.network.state_dict())
-    return replace(forecaster, spec=changed, network=network.eval())
+    changed_networks = []
+    for member in forecaster.networks:
+        network = build(changed, seed=0, season=forecaster.season, covariates=encoding.width, groups=encoding.sizes)
+        network.load_state_dict(member.state_dict())
+        changed_networks.append(network.eval())
+    network, *others = changed_networks
+    return replace(forecaster, spec=changed, network=network, others=tuple(others), graphs=())

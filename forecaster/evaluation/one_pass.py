@@ -16,8 +16,10 @@ from torch import Tensor
 
 from forecaster.data.split import origins
 from forecaster.data.windows import Tape
+from forecaster.engine import median
 from forecaster.errors import HorizonOutOfRange
 from forecaster.model.places import memories
+from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import Memory, pick, roll, warm_up
 from forecaster.model.scaling import settle
 from forecaster.predict import ROWS_AT_ONCE, Predictor, beside, mended
@@ -55,7 +57,12 @@ def all_origins(
     for some in beside([predictor.network.shown(len(series[int(row)])) for row in rows]):
         group = rows[some]
         at = (group, slice(int(answered[group].any(axis=0).argmax()), None))
-        found[at] = _ask(_Asked(predictor, [series[int(row)] for row in group], cuts[at], answered[at], horizon, apart))
+        whole = [series[int(row)] for row in group]
+        told = [
+            _ask(_Asked(predictor, network, whole, cuts[at], answered[at], horizon, apart))
+            for network in predictor.networks
+        ]
+        found[at] = _mended(median(np.stack(told)), whole, cuts[at], answered[at], season=predictor.forecaster.season)
     return found
 
 
@@ -64,6 +71,7 @@ class _Asked(NamedTuple):
 
     Attributes:
         predictor: Who is asked.
+        network: Which of its members.
         series: Whole series.
         cuts: How many steps are known at each origin, in rising order.
         answered: Where there is a forecast.
@@ -72,6 +80,7 @@ class _Asked(NamedTuple):
     """
 
     predictor: Predictor
+    network: Regressor
     series: Sequence[Series]
     cuts: Int[np.ndarray, "series window"]
     answered: Bool[np.ndarray, "series window"]
@@ -88,7 +97,7 @@ class _Start(NamedTuple):
 
 
 def _ask(asked: _Asked) -> Cube:
-    predictor, network = asked.predictor, asked.predictor.network
+    predictor, network = asked.predictor, asked.network
     steps, longest = predictor.steps(asked.horizon), max(map(len, asked.series))
     found = np.full((*asked.cuts.shape, asked.horizon), np.nan)
     tape = Tape.record(
@@ -105,15 +114,25 @@ def _ask(asked: _Asked) -> Cube:
             ahead = _ahead(tape, series, asked.cuts[series, window], steps)
             rolled = roll(network, memory, horizon=asked.horizon, ahead=ahead)[0]
             found[series, window] = rolled.cpu().numpy()
-    for row, window in np.argwhere(asked.answered & ~np.isfinite(found).all(axis=2)):
-        known = asked.series[row].y[: asked.cuts[row, window]]
-        found[row, window] = mended(found[row, window], known, season=predictor.forecaster.season)
     return found
+
+
+def _mended(
+    told: Cube,
+    series: Sequence[Series],
+    cuts: Int[np.ndarray, "series window"],
+    answered: Bool[np.ndarray, "series window"],
+    *,
+    season: int,
+) -> Cube:
+    for row, window in np.argwhere(answered & ~np.isfinite(told).all(axis=2)):
+        told[row, window] = mended(told[row, window], series[row].y[: cuts[row, window]], season=season)
+    return told
 
 
 def _windows(asked: _Asked, tape: Tape, only: Bool[np.ndarray, "series window"] | None = None) -> Iterator[_Start]:
     """Every origin from a window of its own."""
-    network = asked.predictor.network
+    network = asked.network
     series, window = np.nonzero(asked.answered if only is None else only)
     cuts = asked.cuts[series, window]
     for some in beside([network.shown(int(cut)) for cut in cuts]):
@@ -130,7 +149,7 @@ def _histories(asked: _Asked, tape: Tape) -> Iterator[_Start]:
     The recurrence reads whole segments, and the last of them ends at the origin. So only origins a multiple of the segment
     apart share a pass; there are as many passes, beside each other, as it takes.
     """
-    network, (_, windows) = asked.predictor.network, asked.cuts.shape
+    network, (_, windows) = asked.network, asked.cuts.shape
     shared = asked.answered & _settled(asked, tape)
     if (asked.answered & ~shared).any():
         yield from _windows(asked, tape, asked.answered & ~shared)
@@ -159,7 +178,7 @@ def _histories(asked: _Asked, tape: Tape) -> Iterator[_Start]:
 
 def _settled(asked: _Asked, tape: Tape) -> Bool[np.ndarray, "series window"]:
     """At which origins the scale of a series is the one it keeps; a channel that was not observed yet needs none."""
-    network, longest = asked.predictor.network, int(asked.cuts.max())
+    network, longest = asked.network, int(asked.cuts.max())
     tracks = tape.cut(tape.first + longest, context=longest, horizon=0).window.tracks
     found = settle(tracks, network.scaling, steps=network.context, season=network.season)
     begin, since = (part.reshape(-1, network.targets, 1).cpu().numpy() for part in (found.begin, found.since))

@@ -71,7 +71,7 @@ def _forced(network: Regressor, memory: Memory, actual: Window) -> Float[Tensor,
     return network.decode(output, recent, blocks)[:: network.targets].flatten(1, 2)
 
 
-def exposure_gap(network: Regressor, batches: Sequence[Trial]) -> float:
+def exposure_gap(networks: Sequence[Regressor], batches: Sequence[Trial]) -> float:
     """Free-running over teacher-forced error on the same steps: 1 where feeding back own outputs costs nothing.
 
     NaN where there are no origins, or the teacher-forced forecast makes no error.
@@ -79,8 +79,8 @@ def exposure_gap(network: Regressor, batches: Sequence[Trial]) -> float:
     if not batches:
         return float("nan")
     with torch.inference_mode():
-        found = [score(network, batch) for batch in batches]
-    rows = [len(batch.seasonal_error) for batch in batches]
+        found = [score(network, batch) for network in networks for batch in batches]
+    rows = [len(batch.seasonal_error) for batch in batches] * len(networks)
     free = np.average([float(one.rollout) for one in found], weights=rows)
     forced = np.average([float(one.one_step) for one in found], weights=rows)
     return float(free / forced) if forced else float("nan")

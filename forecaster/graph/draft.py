@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -16,8 +17,6 @@ SMALL = 64  # elements of a constant that may be there several times
 Kind: TypeAlias = "np.dtype[Any]"
 Number: TypeAlias = int | float
 F32, F64, I64, BOOL = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.bool_)
-
-Dims = Sequence["int | Value"]
 
 
 class Value:
@@ -65,9 +64,6 @@ class Value:
     def __le__(self, other: Value | Number) -> Value:
         return self._with("LessOrEqual", other, BOOL)
 
-    def __lt__(self, other: Value | Number) -> Value:
-        return self._with("Less", other, BOOL)
-
     def __ge__(self, other: Value | Number) -> Value:
         return self._with("GreaterOrEqual", other, BOOL)
 
@@ -77,9 +73,6 @@ class Value:
     def equals(self, other: Value | Number) -> Value:
         """Where the two are equal."""
         return self._with("Equal", other, BOOL)
-
-    def __and__(self, other: Value) -> Value:
-        return self._with("And", other)
 
     def __or__(self, other: Value) -> Value:
         return self._with("Or", other)
@@ -185,13 +178,10 @@ class Value:
         ends = [self.draft.shape([np.iinfo(np.int64).max if end is None else end]) for end in (first, last)]
         return self.draft.node("Slice", [self, *ends, self.draft.whole([axis])], self.kind)
 
-    def pad(self, axis: int, *, axes: int, before: int | Value = 0, after: int | Value = 0, fill: Number = 0) -> Value:
-        """With more places in front of and behind an axis, one of `axes`."""
-        nothing = [0] * axes
-        front, back = [*nothing], [*nothing]
-        counts: list[int | Value] = [*front, *back]
-        counts[axis], counts[axes + axis] = before, after
-        return self.draft.node("Pad", [self, self.draft.shape(counts), self.draft.constant(fill, self.kind)], self.kind)
+    def pad(self, axis: int, *, before: int | Value = 0, after: int | Value = 0, fill: Number = 0) -> Value:
+        """With more places in front of and behind an axis."""
+        counts, fills = self.draft.shape([before, after]), self.draft.constant(fill, self.kind)
+        return self.draft.node("Pad", [self, counts, fills, self.draft.whole([axis])], self.kind)
 
     def take(self, places: Value, axis: int) -> Value:
         """The same places of every row."""
@@ -243,22 +233,22 @@ class Draft:
     def constant(self, number: np.ndarray | Number, kind: Kind = F32) -> Value:
         """An array, or a number, of a kind.
 
-        A large one belongs to the outermost graph, where all parts of it see it. A small one is in every part that uses
-        it, once: onnxruntime hands over what a part takes from outside one by one, each time that the part runs.
+        A large one is in the outermost graph, where all parts of it see it. A small one is in every part that uses it:
+        onnxruntime hands over what a part takes from outside one by one, each time that the part runs.
         """
         array = np.asarray(number, dtype=kind)
-        if array.size > SMALL:
-            return self._keep(self._outermost, array)
-        key = (kind.name, array.shape, array.tobytes())
-        if key not in self._part.constants:
-            self._part.constants[key] = self._keep(self._part, array)
-        return self._part.constants[key]
+        part = self._part if array.size <= SMALL else self._outermost
+        key = (kind.name, array.shape, hashlib.sha256(array.tobytes()).digest())
+        if key not in part.constants:
+            part.constants[key] = value = self._new(kind)
+            part.initial.append(numpy_helper.from_array(array.copy(order="C"), value.name))
+        return part.constants[key]
 
     def whole(self, numbers: Sequence[int]) -> Value:
         """Whole numbers in a row."""
         return self.constant(np.array(numbers, dtype=np.int64), I64)
 
-    def shape(self, numbers: Dims) -> Value:
+    def shape(self, numbers: Sequence[int | Value]) -> Value:
         """Whole numbers in a row, some of which are known only when the graph runs."""
         if not any(isinstance(number, Value) for number in numbers):
             return self.whole([number for number in numbers if isinstance(number, int)])
@@ -384,11 +374,6 @@ class Draft:
             yield self._part
         finally:
             self._part = outer
-
-    def _keep(self, part: _Part, array: np.ndarray) -> Value:
-        value = self._new(array.dtype)
-        part.initial.append(numpy_helper.from_array(array.copy(order="C"), value.name))
-        return value
 
     def _own(self, values: Sequence[Value]) -> list[Value]:
         """Copies: what a part gives must be made by a node of its own."""

@@ -218,7 +218,7 @@ def _sweep_one(one: Layer, inputs: Value, padding: Value, *, every: bool) -> tup
         return slots.hidden if outputs is None else outputs, slots
     steps = inputs.size(0)
     short = (steps * -1) % dilation  # in front, so that the last step ends the last stream and slots stay oldest first
-    fed = [inputs.pad(0, axes=3, before=short), padding.pad(0, axes=3, before=short, fill=1.0)]
+    fed = [inputs.pad(0, before=short), padding.pad(0, before=short, fill=1.0)]
     joined = draft.concat(fed, axis=2)
     streams = joined.reshape(-1, rows * dilation, joined.size(2))
     outputs, slots = run(one.operator, one.reading, streams, None, hidden=one.hidden, every=True)

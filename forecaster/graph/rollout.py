@@ -164,13 +164,17 @@ def roll(network: Network, memory: Memory, horizon: Value, ahead: Value | None, 
 
     last = draft.count(blocks).equals(blocks - 1)
     _, [told] = draft.scan(body, [*output, *recent, *flat(start.state)], [last, *known, *drawn])
-    scaled = told.transpose(2, 0, 1, 3).reshape(0, -1).cut(1, 0, horizon)
-    scale = memory.scale
+    return _in_units_of_the_data(network, memory, told.transpose(2, 0, 1, 3).reshape(0, -1).cut(1, 0, horizon), heard)
+
+
+def _in_units_of_the_data(network: Network, memory: Memory, scaled: Value, heard: Value | None) -> Value:
+    """The values of y, [row, horizon], of what was told of all tracks; NaN once any track of the row ran away."""
+    draft, targets, scale = network.draft, network.model.targets, memory.scale
     if heard is None:
         wild = ~(scaled.abs() <= memory.bound)
     else:
-        whole = scaled.reshape(-1, model.targets, scaled.size(1))
-        bound = draft.where(heard.reshape(-1, model.targets, 1), memory.bound.reshape(-1, model.targets, 1), np.inf)
+        whole = scaled.reshape(-1, targets, scaled.size(1))
+        bound = draft.where(heard.reshape(-1, targets, 1), memory.bound.reshape(-1, targets, 1), np.inf)
         wild = (~(whole.abs() <= bound)).cast(F32).max(1, keep=False) > 0.0
         scaled, scale = whole.cut(1, 0, 1).squeeze(1), _of_y(network, scale)
     gone = wild.cast(I64).cumsum(1) > 0

@@ -130,7 +130,7 @@ def _level_season(known: Value, missing: Value, observed: Value, season: int) ->
 
     def by_phase(each: Value) -> Value:
         short = (steps * -1) % season
-        return each.pad(1, axes=2, after=short).reshape(rows, -1, season).sum(1, keep=False)
+        return each.pad(1, after=short).reshape(rows, -1, season).sum(1, keep=False)
 
     seen = by_phase(observed)
     profile = draft.where(seen >= 2.0, by_phase(rest) / seen.clip(1.0, None), 0.0)

@@ -30,7 +30,7 @@ _ARRAYS = (
 class _Layer(ctypes.Structure):
     """`struct layer` of steps.c."""
 
-    _fields_ = [*((name, ctypes.c_int64) for name in _SIZES), *((name, ctypes.c_void_p) for name in _ARRAYS)]  # noqa: RUF012
+    _fields_ = [*((name, ctypes.c_int64) for name in _SIZES), *((name, ctypes.c_void_p) for name in _ARRAYS)]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Kernel:
         self._run(layer, {"outputs": done.outputs, **kept, **after, **found}, pieces=pieces, backward=True)
         input_bias = recurrent_bias = d_bias.sum(-2)
         if layer.kind == "gru":  # its sums are q, r, z, n
-            q, rz, n = input_bias.split([units, 2 * units, units], dim=-1)
+            q, rz, n = torch.split(input_bias, [units, 2 * units, units], dim=-1)
             input_bias, recurrent_bias = torch.cat([rz, n], dim=-1), torch.cat([rz, q], dim=-1)
         weights = d_input_weights.sum(-3), d_recurrent_weights.sum(-3)
         return Slopes(d_inputs, d_hidden, d_cell, *weights, input_bias, recurrent_bias)
@@ -108,7 +108,9 @@ class Kernel:
         library = _library()
         assert library is not None, "asked for where it was not compiled"
         if library.run(ctypes.byref(filled), backward, self.lanes, torch.get_num_threads(), _openmp()):
-            raise MemoryError(f"Expected memory for a layer of {rows} rows; there is none left. Send fewer rows at once.")
+            raise MemoryError(
+                f"Expected memory for a layer of {rows} rows; there is none left. Send fewer rows at once."
+            )
 
 
 def kernel() -> Kernel | None:

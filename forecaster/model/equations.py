@@ -93,11 +93,12 @@ def backward(
 def _gru(layer: Layer, sums: Tensor, hold: Tensor) -> _Path:
     """Cho et al. 2014, equations 5 to 8, with the reset gate after the product; q is what it meets."""
     hidden, size = layer.hidden, layer.hidden.shape[-1]
-    recall, (b_rz, b_n) = layer.recurrent_weights.mT, layer.recurrent_bias[:, None].split([2 * size, size], dim=-1)
+    recall = layer.recurrent_weights.mT
+    b_rz, b_n = torch.split(layer.recurrent_bias[:, None], [2 * size, size], dim=-1)
     sums[..., : 2 * size] += b_rz[:, None]
     sums[..., size : 2 * size].add_(hold, alpha=_SHUT)
     states, q = sums.new_empty(2, *sums.shape[:-1], size)
-    rz, n = sums.split([2 * size, size], dim=-1)
+    rz, n = torch.split(sums, [2 * size, size], dim=-1)
     r, z = rz.chunk(2, dim=-1)
     for rz_t, r_t, z_t, n_t, q_t, state in zip(*(each.unbind(1) for each in (rz, r, z, n, q, states)), strict=True):
         seen = torch.bmm(hidden, recall)
@@ -108,16 +109,14 @@ def _gru(layer: Layer, sums: Tensor, hold: Tensor) -> _Path:
     return _Path(states, hidden.clone(), None, (q,))
 
 
-def _gru_back(
-    layer: Layer, kept: tuple[Tensor, ...], slopes: Tensor, _cell: Tensor | None, _hold: Tensor
-) -> _Return:
+def _gru_back(layer: Layer, kept: tuple[Tensor, ...], slopes: Tensor, _cell: Tensor | None, _hold: Tensor) -> _Return:
     gates, before, _, q = kept
     size = before.shape[-1]
-    r, z, n = gates.split(size, dim=-1)
+    r, z, n = gates.chunk(3, dim=-1)
     by_n = (1 - z) * (1 - n * n)
     recalled = torch.cat([by_n * q * r * (1 - r), (before - n) * z * (1 - z), by_n * r], dim=-1)
     first = torch.zeros_like(layer.hidden)
-    each, earlier = recalled.unflatten(-1, (3, size)).unbind(1), [first, *slopes.unbind(1)]
+    each, earlier = recalled.view(*recalled.shape[:-1], 3, size).unbind(1), [first, *slopes.unbind(1)]
     for step in reversed(range(len(each))):
         slope = earlier[step + 1]
         each[step].mul_(slope[:, :, None])
@@ -131,7 +130,7 @@ def _lstm(layer: Layer, sums: Tensor, hold: Tensor) -> _Path:
     hidden, cell, size = layer.hidden, layer.cell, layer.hidden.shape[-1]
     recall = layer.recurrent_weights.mT
     sums += layer.recurrent_bias[:, None, None]
-    i, f, g, o = sums.split(size, dim=-1)
+    i, f, g, o = sums.chunk(4, dim=-1)
     for gate, sign in ((i, -1), (f, 1), (o, -1)):
         gate.add_(hold, alpha=sign * _SHUT)
     states, cells, squashed = sums.new_empty(3, *sums.shape[:-1], size)
@@ -151,12 +150,12 @@ def _lstm_back(layer: Layer, kept: tuple[Tensor, ...], slopes: Tensor, cell: Ten
     assert layer.cell is not None, "an LSTM has a cell"
     gates, before, _, cells, squashed = kept
     size = before.shape[-1]
-    i, f, g, o = gates.split(size, dim=-1)
+    i, f, g, o = gates.chunk(4, dim=-1)
     past = torch.cat([layer.cell[:, None], cells[:, :-1]], dim=1)
     by_cell = o * (1 - squashed * squashed)
     sums = torch.cat([g * i * (1 - i), past * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)], dim=-1)
     first, slope_c = torch.zeros_like(layer.hidden), torch.zeros_like(layer.cell) if cell is None else cell.clone()
-    each, earlier = sums.unflatten(-1, (4, size)).unbind(1), [first, *slopes.unbind(1)]
+    each, earlier = sums.view(*sums.shape[:-1], 4, size).unbind(1), [first, *slopes.unbind(1)]
     for step in reversed(range(len(each))):
         slope = earlier[step + 1]
         slope_c.addcmul_(slope, by_cell[:, step])
@@ -177,9 +176,7 @@ def _elman(layer: Layer, sums: Tensor, hold: Tensor) -> _Path:
     return _Path(states, hidden.clone(), None, ())
 
 
-def _elman_back(
-    layer: Layer, kept: tuple[Tensor, ...], slopes: Tensor, _cell: Tensor | None, hold: Tensor
-) -> _Return:
+def _elman_back(layer: Layer, kept: tuple[Tensor, ...], slopes: Tensor, _cell: Tensor | None, hold: Tensor) -> _Return:
     _, _, states = kept
     sums, first = (1 - states * states) * (1 - hold), torch.zeros_like(layer.hidden)
     earlier = [first, *slopes.unbind(1)]
@@ -203,7 +200,7 @@ def _product(
     each: Float[Tensor, "member step row inner"], right: Float[Tensor, "member inner column"]
 ) -> Float[Tensor, "member step row column"]:
     """One product over all steps and rows."""
-    return torch.bmm(each.flatten(1, 2), right).unflatten(1, each.shape[1:3])
+    return torch.bmm(each.flatten(1, 2), right).view(*each.shape[:3], -1)
 
 
 def _with_members(layer: Layer) -> Layer:

@@ -12,6 +12,8 @@ from forecaster.model import equations
 from forecaster.model.compiled import kernel
 from forecaster.model.layer import Engine, Layer, Pass
 
+_Dims = tuple[int | None, ...]
+
 
 def run(layer: Layer, *, engine: Engine | None = None) -> Pass:
     """Runs a layer over its steps; gradients go back to all that it reads.
@@ -54,12 +56,13 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = _Gradient.apply(ctx.engine, ctx.needs_input_grad[3], ctx.kind, *ctx.saved_tensors, *slopes[:3])
-        inputs, hidden, cell, *weights = found  # type: ignore[no-untyped-call]
+        of_inputs = ctx.needs_input_grad[3]
+        found = _Gradient.apply(ctx.engine, of_inputs, ctx.kind, *ctx.saved_tensors, *slopes[:3])  # type: ignore[no-untyped-call]
+        inputs, hidden, cell, *weights = found
         return None, None, None, inputs, hidden, cell, None, *weights
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+    def vmap(info: Any, in_dims: _Dims, *args: Any) -> tuple[tuple[Tensor | None, ...], _Dims]:
         return _side_by_side(_Recurrence, info.batch_size, in_dims, args)
 
 
@@ -68,8 +71,8 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(engine: Engine, of_inputs: bool, *args: Any) -> tuple[Tensor | None, ...]:
-        layer, done, slopes = Layer(*args[:9]), args[9:-3], args[-3:]
-        return engine.backward(layer, Pass(*done[:3], done[3:]), *slopes, of_inputs=of_inputs)
+        layer, (outputs, hidden, cell, *kept), slopes = Layer(*args[:9]), args[9:-3], args[-3:]
+        return engine.backward(layer, Pass(outputs, hidden, cell, tuple(kept)), *slopes, of_inputs=of_inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -82,17 +85,16 @@ class _Gradient(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+    def vmap(info: Any, in_dims: _Dims, *args: Any) -> tuple[tuple[Tensor | None, ...], _Dims]:
         return _side_by_side(_Gradient, info.batch_size, in_dims, args)
 
 
 def _side_by_side(
-    function: type[torch.autograd.Function], members: int, in_dims: Sequence[int | None], args: Sequence[Any]
-) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
-    """Applies a function once to all members; those that are members already are multiplied."""
-    begun = next(arg for arg in args if isinstance(arg, Tensor) and arg.dtype == torch.bool)
-    number = next(place for place, arg in enumerate(args) if arg is begun)
-    nested = begun.dim() - (in_dims[number] is not None) == 3
+    function: type[torch.autograd.Function], members: int, in_dims: _Dims, args: Sequence[Any]
+) -> tuple[tuple[Tensor | None, ...], _Dims]:
+    """Applies a function to all members at once. Where each is a run of members already, they become one run."""
+    begun = Layer._fields.index("begun") + 2  # both functions have two arguments before the layer
+    nested = args[begun].dim() - (in_dims[begun] is not None) == 3
 
     def member_first(arg: Any, dim: int | None) -> Any:
         if not isinstance(arg, Tensor):
@@ -100,7 +102,9 @@ def _side_by_side(
         moved = arg.expand(members, *arg.shape) if dim is None else arg.movedim(dim, 0)
         return moved.flatten(0, 1) if nested else moved
 
-    found = function.apply(*(member_first(arg, dim) for arg, dim in zip(args, in_dims, strict=True)))  # type: ignore[no-untyped-call]
+    found: tuple[Tensor | None, ...] = function.apply(  # type: ignore[no-untyped-call]
+        *(member_first(arg, dim) for arg, dim in zip(args, in_dims, strict=True))
+    )
     if nested:
-        found = tuple(None if one is None else one.unflatten(0, (members, -1)) for one in found)
+        found = tuple(None if one is None else one.view(members, -1, *one.shape[1:]) for one in found)
     return found, tuple(None if one is None else 0 for one in found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from forecaster.shapes import Bool, Float
 from forecaster.spec import Cell, NetworkSpec
 
 # The modules hold the weights, under the names that bundles and torch's own kernels know.
-_CELLS: dict[Cell, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
+_CELLS: dict[Cell, Any] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
+_KINDS: dict[type[nn.Module], Cell] = {module: kind for kind, module in _CELLS.items()}
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class State(NamedTuple):
@@ -63,10 +65,8 @@ class Recurrent(nn.Module):
         Returns:
             The top layer's output of each step (0 on padding), and the state after the last.
         """
-        hiddens = torch.split(state.hidden, list(self.dilations))
-        cells = (
-            [None] * len(self.dilations) if state.cell is None else list(torch.split(state.cell, list(self.dilations)))
-        )
+        hiddens = state.hidden.split_with_sizes(self.dilations)
+        cells = [None] * len(hiddens) if state.cell is None else list(state.cell.split_with_sizes(self.dilations))
         after: list[State] = []
         outputs = inputs
         for number, (layer, dilation) in enumerate(zip(self.layers, self.dilations, strict=True)):
@@ -79,6 +79,15 @@ class Recurrent(nn.Module):
                 outputs = outputs + below
         cell = torch.cat([one.cell for one in after if one.cell is not None]) if self.has_cell else None
         return outputs, State(torch.cat([one.hidden for one in after]), cell)
+
+
+def step(
+    cell: nn.GRUCell, inputs: Float[Tensor, "row feature"], hidden: Float[Tensor, "row hidden"]
+) -> Float[Tensor, "row hidden"]:
+    """One step of a cell by itself."""
+    begun = torch.ones(len(inputs), 1, dtype=torch.bool, device=inputs.device)
+    weights = (getattr(cell, name) for name in _WEIGHTS)
+    return run(Layer("gru", inputs[:, None], hidden, None, begun, *weights)).hidden
 
 
 def _run_dilated(
@@ -117,10 +126,9 @@ def _run(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple
     if _better_by_torch(layer, inputs, begun):
         outputs, after = layer(inputs, state.hidden if state.cell is None else (state.hidden, state.cell))
         return outputs, State(*after) if isinstance(after, tuple) else State(after, None)
-    kind = next(kind for kind, module in _CELLS.items() if isinstance(layer, module))
-    weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
     cell = None if state.cell is None else state.cell[0]
-    outputs, hidden, cell, _ = run(Layer(kind, inputs, state.hidden[0], cell, begun, *weights))
+    weights = (getattr(layer, f"{name}_l0") for name in _WEIGHTS)
+    outputs, hidden, cell, _ = run(Layer(_KINDS[type(layer)], inputs, state.hidden[0], cell, begun, *weights))
     return outputs, State(hidden[None], None if cell is None else cell[None])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forecaster.model import base
 from forecaster.model.heads import Head, head
-from forecaster.model.recurrent import Recurrent, State
+from forecaster.model.recurrent import Recurrent, State, step
 from forecaster.shapes import Bool, Float, Int
 from forecaster.spec import Spec
 
@@ -74,7 +74,9 @@ class Regressor(nn.Module):
         if not self.groups:
             return self.output.weight.new_zeros(rows, 0)
         assert static is not None, "the network reads categories"
-        return torch.cat([group(static[:, number]) for number, group in enumerate(self.groups)], dim=1)
+        unknown = static == 0  # masked here: under vmap an embedding forgets that its first row learns nothing
+        each = [group(static[:, number]) for number, group in enumerate(self.groups)]
+        return torch.cat([one.masked_fill(unknown[:, number, None], 0.0) for number, one in enumerate(each)], dim=1)
 
     def encode(
         self,
@@ -137,9 +139,8 @@ class Regressor(nn.Module):
             if self.covariates:
                 assert ahead is not None, "the network reads covariates"
                 inputs = torch.cat([inputs, ahead.reshape(*axes, count, -1)], dim=-1)
-            each = self.decoder(inputs.reshape(-1, inputs.shape[-1]), each.reshape(-1, each.shape[-1])).reshape(
-                each.shape
-            )
+            flat = step(self.decoder, inputs.reshape(-1, inputs.shape[-1]), each.reshape(-1, each.shape[-1]))
+            each = flat.reshape(each.shape)
         raw: Tensor = self.output(each)
         if self.targets > 1:
             raw = raw.reshape(*axes, count, self.targets, -1).movedim(-2, 1)

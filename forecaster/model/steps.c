@@ -40,6 +40,16 @@ static float *take(size_t bytes) {
     return posix_memalign(&room, 64, bytes) ? NULL : room;
 }
 
+static inline int64_t gates_of(const struct layer *l) { return l->kind == LSTM ? 4 : l->kind == GRU ? 3 : 1; }
+
+static inline int64_t sums_of(const struct layer *l) { return l->kind == ELMAN ? 1 : 4; } // n of a GRU is made of two
+
+// Rows that take all their steps together: few enough for the second cache, many enough to share the weights' way there.
+static inline int64_t band_of(int64_t rows) {
+    int64_t bands = (rows + 143) / 144;
+    return bands ? ((rows + bands - 1) / bands + 5) / 6 * 6 : 1;
+}
+
 #define PART_LOAD_ONE_BY_ONE(from, n) ({ float part_[LANES] = {0}; for (int64_t k_ = 0; k_ < (n); k_++) part_[k_] = (from)[k_]; AT(part_); })
 #define PART_STORE_ONE_BY_ONE(to, x, n) do { for (int64_t k_ = 0; k_ < (n); k_++) (to)[k_] = (x)[k_]; } while (0)
 

@@ -58,12 +58,12 @@ FUNCTION vector NAME(tanh)(vector x) { // e / (e + 2) with e = e^2x - 1
     return e / (e + 2.0f);
 }
 
-// sums[i][v] += left[i, k] * right[k, v] over all k, for `rows` by `vectors` sums, both constants where it is called.
+// sums[4 i + v] += left[i, k] * right[k, v] over all k, for `rows` by `vectors` sums, both constants where it is called.
 FUNCTION __attribute__((always_inline)) void NAME(fixed_tile)(
-    int rows, int vectors, vector (*sums)[4], const float *left, int64_t left_row, int64_t left_k, const float *right,
+    int rows, int vectors, vector *sums, const float *left, int64_t left_row, int64_t left_k, const float *right,
     int64_t right_k, int64_t inner) {
     vector sum[TALL][4];
-    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = sums[i][v];
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = sums[4 * i + v];
     for (int64_t k = 0; k < inner; k++) {
         vector weights[4];
         UNROLL for (int v = 0; v < vectors; v++) weights[v] = AT(right + k * right_k + v * LANES);
@@ -72,11 +72,11 @@ FUNCTION __attribute__((always_inline)) void NAME(fixed_tile)(
             UNROLL for (int v = 0; v < vectors; v++) sum[i][v] += x * weights[v];
         }
     }
-    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = sum[i][v];
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) sums[4 * i + v] = sum[i][v];
 }
 
 // The same for 1 or TALL rows and 1 to 4 vectors.
-FUNCTION void NAME(tile)(int rows, int vectors, vector (*sums)[4], const float *left, int64_t left_row, int64_t left_k,
+FUNCTION void NAME(tile)(int rows, int vectors, vector *sums, const float *left, int64_t left_row, int64_t left_k,
                          const float *right, int64_t right_k, int64_t inner) {
 #define CASE(r, v)                                                                              \
     case 8 * r + v:                                                                             \
@@ -97,14 +97,14 @@ FUNCTION void NAME(multiply)(float *out, int64_t out_row, const float *left, int
         const float *panel = right_k ? right + column : right + column * inner;
         for (int64_t row = 0, high; row < rows; row += high) {
             high = rows - row >= TALL ? TALL : 1;
-            vector sums[TALL][4];
+            vector sums[TALL * 4];
             float *corner = out + row * out_row + column;
             for (int i = 0; i < high; i++)
-                for (int v = 0; v < vectors; v++) sums[i][v] = AT(corner + i * out_row + v * LANES);
+                for (int v = 0; v < vectors; v++) sums[4 * i + v] = AT(corner + i * out_row + v * LANES);
             NAME(tile)((int)high, vectors, sums, left + row * left_row, left_row, left_k, panel,
                        right_k ? right_k : vectors * LANES, inner);
             for (int i = 0; i < high; i++)
-                for (int v = 0; v < vectors; v++) AT(corner + i * out_row + v * LANES) = sums[i][v];
+                for (int v = 0; v < vectors; v++) AT(corner + i * out_row + v * LANES) = sums[4 * i + v];
         }
     }
 }
@@ -153,7 +153,52 @@ FUNCTION __attribute__((always_inline)) void NAME(settle)(
     NAME(store)(output, h, n);
 }
 
-// sums[j] = bias[j] + input_weights[j] . x + recurrent_weights[j] . h, from the weights as they lie.
+// What a member's rows need on their way, and room for one band of them.
+struct NAME(way) {
+    const struct layer *l;
+    const float *input_weights, *recurrent_weights;
+    int64_t gates, sums, wide; // of a row: its input, and its state right after it
+    float *bias, *panels;      // one row of units for each sum; the weights as tiles read them, or NULL
+    float *here, *there;       // the band's inputs and states, before and after a step
+    float *cells, *one;        // of the band; the sums of one row
+};
+
+// Where the biases go: one row of padded units for each sum.
+FUNCTION void NAME(spread_bias)(const struct NAME(way) *w, int64_t member) {
+    int64_t H = w->l->hidden, P = w->l->padded;
+    const float *input = w->l->input_bias + member * w->gates * H;
+    const float *recurrent = w->l->recurrent_bias + member * w->gates * H;
+    memset(w->bias, 0, w->sums * P * sizeof(float));
+    for (int64_t j = 0; j < H; j++)
+        if (w->l->kind == GRU) {
+            w->bias[j] = recurrent[2 * H + j];
+            w->bias[P + j] = input[j] + recurrent[j];
+            w->bias[2 * P + j] = input[H + j] + recurrent[H + j];
+            w->bias[3 * P + j] = input[2 * H + j];
+        } else
+            for (int64_t s = 0; s < w->sums; s++) w->bias[s * P + j] = input[s * H + j] + recurrent[s * H + j];
+}
+
+// The weights in the order in which tiles read them: unit block, then inner, then gate. A GRU's recurrent gates are n, r, z.
+FUNCTION void NAME(interleave)(const struct NAME(way) *w) {
+    int64_t H = w->l->hidden, gates = w->gates;
+    float *panels = w->panels;
+    for (int64_t unit = 0; unit < w->l->padded; unit += LANES)
+        for (int part = 0; part < 2; part++) {
+            const float *weights = part ? w->recurrent_weights : w->input_weights;
+            int64_t inner = part ? H : w->l->features;
+            for (int64_t g = 0; g < gates; g++) {
+                int64_t gate = part && w->l->kind == GRU ? (g + 2) % 3 : g;
+                for (int64_t j = 0; j < LANES; j++)
+                    for (int64_t k = 0; k < inner; k++)
+                        panels[(k * gates + g) * LANES + j] =
+                            unit + j < H ? weights[(gate * H + unit + j) * inner + k] : 0.0f;
+            }
+            panels += inner * gates * LANES;
+        }
+}
+
+// sums[j] = bias[j] + x_weights[j] . x + h_weights[j] . h, from the weights as they lie.
 FUNCTION void NAME(dot_each)(float *sums, const float *bias, const float *x_weights, const float *x, int64_t X,
                              const float *h_weights, const float *h, int64_t H, int64_t count) {
     for (int64_t j = 0; j < count; j++) {
@@ -166,107 +211,94 @@ FUNCTION void NAME(dot_each)(float *sums, const float *bias, const float *x_weig
     }
 }
 
-// Where the biases go: one row of padded units for each sum.
-FUNCTION void NAME(spread_bias)(const struct layer *l, int64_t member, float *bias, int64_t sums) {
-    int64_t H = l->hidden, P = l->padded, gates = l->kind == GRU ? 3 : sums;
-    const float *input = l->input_bias + member * gates * H, *recurrent = l->recurrent_bias + member * gates * H;
-    memset(bias, 0, sums * P * sizeof(float));
-    for (int64_t j = 0; j < H; j++)
-        if (l->kind == GRU) {
-            bias[j] = recurrent[2 * H + j];
-            bias[P + j] = input[j] + recurrent[j];
-            bias[2 * P + j] = input[H + j] + recurrent[H + j];
-            bias[3 * P + j] = input[2 * H + j];
-        } else
-            for (int64_t s = 0; s < sums; s++) bias[s * P + j] = input[s * H + j] + recurrent[s * H + j];
-}
-
-// The weights in the order in which tiles read them: unit block, then inner, then gate. A GRU's recurrent gates are n, r, z.
-FUNCTION void NAME(interleave)(const struct layer *l, int64_t member, float *panels, int64_t gates) {
-    int64_t H = l->hidden, X = l->features;
-    const float *input = l->input_weights + member * gates * H * X;
-    const float *recurrent = l->recurrent_weights + member * gates * H * H;
-    for (int64_t unit = 0; unit < l->padded; unit += LANES)
-        for (int part = 0; part < 2; part++) {
-            const float *weights = part ? recurrent : input;
-            int64_t inner = part ? H : X;
-            for (int64_t g = 0; g < gates; g++) {
-                int64_t gate = part && l->kind == GRU ? (g + 2) % 3 : g;
-                for (int64_t j = 0; j < LANES; j++)
-                    for (int64_t k = 0; k < inner; k++)
-                        panels[(k * gates + g) * LANES + j] =
-                            unit + j < H ? weights[(gate * H + unit + j) * inner + k] : 0.0f;
-            }
-            panels += inner * gates * LANES;
-        }
-}
-
-// Rows `first` to `last` of one member take all their steps.
-FUNCTION int NAME(forward)(const struct layer *l, int64_t member, int64_t first, int64_t last) {
-    const int64_t H = l->hidden, P = l->padded, X = l->features, T = l->steps, rows = last - first;
-    const int64_t gates = l->kind == LSTM ? 4 : l->kind == GRU ? 3 : 1, sums = l->kind == GRU ? 4 : gates;
-    const int64_t wide = NAME(padded)(X) + P + LANES, inner = X + H; // of an input and a state, side by side
-    const int64_t base = member * l->rows + first;
-    const int few = rows * T < l->few; // not worth interleaving the weights for
-    float *room = take(((few ? 0 : inner * gates * P) + 2 * sums * P + rows * (2 * wide + P)) * sizeof(float));
-    if (!room) return 0;
-    float *bias = room, *row_sums = bias + sums * P, *here = row_sums + sums * P, *there = here + rows * wide;
-    float *cells = there + rows * wide, *panels = cells + rows * P;
-    const float *input_weights = l->input_weights + member * gates * H * X;
-    const float *recurrent_weights = l->recurrent_weights + member * gates * H * H;
-    NAME(spread_bias)(l, member, bias, sums);
-    if (!few) NAME(interleave)(l, member, panels, gates);
-    memset(row_sums, 0, (sums * P + rows * (2 * wide + P)) * sizeof(float));
+// One step of few rows, which are not worth interleaving the weights for.
+FUNCTION void NAME(step_few)(const struct NAME(way) *w, int64_t base, int64_t rows, int64_t t) {
+    const int64_t H = w->l->hidden, P = w->l->padded, X = w->l->features;
     for (int64_t r = 0; r < rows; r++) {
-        memcpy(here + r * wide + X, l->hidden_before + (base + r) * H, H * sizeof(float));
-        if (l->kind == LSTM) memcpy(cells + r * P, l->cell_before + (base + r) * H, H * sizeof(float));
+        const float *x = w->here + r * w->wide, *h = x + X;
+        for (int64_t s = 0; s < w->sums; s++) { // a GRU's are q, r, z, n: the first reads no input, the last no state
+            int gru = w->l->kind == GRU, q = gru && s == 0, n = gru && s == 3;
+            int64_t x_gate = gru ? s - 1 : s, h_gate = q ? 2 : x_gate;
+            NAME(dot_each)(w->one + s * P, w->bias + s * P, q ? NULL : w->input_weights + x_gate * H * X, x, q ? 0 : X,
+                           n ? NULL : w->recurrent_weights + h_gate * H * H, h, n ? 0 : H, H);
+        }
+        for (int64_t unit = 0; unit < P; unit += LANES) {
+            vector sums[4];
+            for (int64_t s = 0; s < w->sums; s++) sums[s] = AT(w->one + s * P + unit);
+            NAME(settle)(w->l, (base + r) * w->l->steps + t, unit, sums, h + unit, w->there + r * w->wide + X + unit,
+                         w->cells + r * P + unit);
+        }
+    }
+}
+
+// One step of a band, tile by tile.
+FUNCTION void NAME(step_band)(const struct NAME(way) *w, int64_t base, int64_t rows, int64_t t) {
+    const int64_t H = w->l->hidden, P = w->l->padded, X = w->l->features, wide = w->wide, gates = w->gates;
+    for (int64_t unit = 0; unit < P; unit += LANES) {
+        const float *panel = w->panels + unit * (X + H) * gates;
+        for (int64_t row = 0, high; row < rows; row += high) {
+            high = rows - row >= TALL ? TALL : 1;
+            vector sums[TALL * 4];
+            for (int i = 0; i < high; i++)
+                for (int64_t s = 0; s < w->sums; s++) sums[4 * i + s] = AT(w->bias + s * P + unit);
+            const float *x = w->here + row * wide;
+            if (w->l->kind == GRU) {
+                NAME(tile)((int)high, 3, sums + 1, x, wide, 1, panel, 3 * LANES, X);
+                NAME(tile)((int)high, 3, sums, x + X, wide, 1, panel + X * 3 * LANES, 3 * LANES, H);
+            } else
+                NAME(tile)((int)high, (int)gates, sums, x, wide, 1, panel, gates * LANES, X + H);
+            for (int i = 0; i < high; i++)
+                NAME(settle)(w->l, (base + row + i) * w->l->steps + t, unit, sums + 4 * i, x + i * wide + X + unit,
+                             w->there + (row + i) * wide + X + unit, w->cells + (row + i) * P + unit);
+        }
+    }
+}
+
+// A band of rows takes all its steps.
+FUNCTION void NAME(walk)(struct NAME(way) *w, int64_t base, int64_t rows) {
+    const struct layer *l = w->l;
+    const int64_t H = l->hidden, P = l->padded, X = l->features, T = l->steps, wide = w->wide;
+    for (int64_t r = 0; r < rows; r++) {
+        memcpy(w->here + r * wide + X, l->hidden_before + (base + r) * H, H * sizeof(float));
+        if (l->kind == LSTM) memcpy(w->cells + r * P, l->cell_before + (base + r) * H, H * sizeof(float));
     }
     for (int64_t t = 0; t < T; t++) {
         for (int64_t r = 0; r < rows; r++)
-            memcpy(here + r * wide, l->inputs + ((base + r) * T + t) * X, X * sizeof(float));
-        for (int64_t r = 0; few && r < rows; r++) {
-            const float *x = here + r * wide, *h = x + X;
-            int64_t both = l->kind == GRU ? 2 : gates, at = l->kind == GRU ? P : 0;
-            for (int64_t g = 0; g < both; g++)
-                NAME(dot_each)(row_sums + at + g * P, bias + at + g * P, input_weights + g * H * X, x, X,
-                               recurrent_weights + g * H * H, h, H, H);
-            if (l->kind == GRU) {
-                NAME(dot_each)(row_sums, bias, NULL, NULL, 0, recurrent_weights + 2 * H * H, h, H, H);
-                NAME(dot_each)(row_sums + 3 * P, bias + 3 * P, input_weights + 2 * H * X, x, X, NULL, NULL, 0, H);
-            }
-            for (int64_t unit = 0; unit < P; unit += LANES) {
-                vector sum[4];
-                for (int64_t s = 0; s < sums; s++) sum[s] = AT(row_sums + s * P + unit);
-                NAME(settle)(l, (base + r) * T + t, unit, sum, h + unit, there + r * wide + X + unit,
-                             cells + r * P + unit);
-            }
-        }
-        for (int64_t unit = 0; !few && unit < P; unit += LANES) {
-            const float *panel = panels + unit * inner * gates;
-            for (int64_t row = 0, high; row < rows; row += high) {
-                high = rows - row >= TALL ? TALL : 1;
-                vector sum[TALL][4];
-                for (int i = 0; i < high; i++)
-                    for (int64_t s = 0; s < sums; s++) sum[i][s] = AT(bias + s * P + unit);
-                const float *x = here + row * wide;
-                if (l->kind == GRU) {
-                    NAME(tile)((int)high, 3, (vector(*)[4])&sum[0][1], x, wide, 1, panel, 3 * LANES, X);
-                    NAME(tile)((int)high, 3, sum, x + X, wide, 1, panel + X * 3 * LANES, 3 * LANES, H);
-                } else
-                    NAME(tile)((int)high, (int)gates, sum, x, wide, 1, panel, gates * LANES, inner);
-                for (int i = 0; i < high; i++)
-                    NAME(settle)(l, (base + row + i) * T + t, unit, sum[i], x + i * wide + X + unit,
-                                 there + (row + i) * wide + X + unit, cells + (row + i) * P + unit);
-            }
-        }
-        float *swap = here;
-        here = there;
-        there = swap;
+            memcpy(w->here + r * wide, l->inputs + ((base + r) * T + t) * X, X * sizeof(float));
+        if (w->panels)
+            NAME(step_band)(w, base, rows, t);
+        else
+            NAME(step_few)(w, base, rows, t);
+        float *swap = w->here;
+        w->here = w->there;
+        w->there = swap;
     }
     for (int64_t r = 0; r < rows; r++) {
-        memcpy(l->hidden_after + (base + r) * H, here + r * wide + X, H * sizeof(float));
-        if (l->kind == LSTM) memcpy(l->cell_after + (base + r) * H, cells + r * P, H * sizeof(float));
+        memcpy(l->hidden_after + (base + r) * H, w->here + r * wide + X, H * sizeof(float));
+        if (l->kind == LSTM) memcpy(l->cell_after + (base + r) * H, w->cells + r * P, H * sizeof(float));
     }
+}
+
+// Rows `first` to `last` of one member.
+FUNCTION int NAME(forward)(const struct layer *l, int64_t member, int64_t first, int64_t last) {
+    const int64_t H = l->hidden, P = l->padded, X = l->features, band = band_of(last - first);
+    const int64_t gates = gates_of(l), sums = sums_of(l), wide = NAME(padded)(X) + P + LANES;
+    const int few = (last - first) * l->steps < l->few;
+    const int64_t clean = 2 * sums * P + band * (2 * wide + P);
+    float *room = take((clean + (few ? 0 : (X + H) * gates * P)) * sizeof(float));
+    if (!room) return 0;
+    memset(room, 0, clean * sizeof(float));
+    struct NAME(way) way = {.l = l, .gates = gates, .sums = sums, .wide = wide, .bias = room, .one = room + sums * P};
+    way.input_weights = l->input_weights + member * gates * H * X;
+    way.recurrent_weights = l->recurrent_weights + member * gates * H * H;
+    way.here = way.one + sums * P;
+    way.there = way.here + band * wide;
+    way.cells = way.there + band * wide;
+    way.panels = few ? NULL : way.cells + band * P;
+    NAME(spread_bias)(&way, member);
+    if (!few) NAME(interleave)(&way);
+    for (int64_t row = first; row < last; row += band)
+        NAME(walk)(&way, member * l->rows + row, last - row < band ? last - row : band);
     free(room);
     return 1;
 }
@@ -306,81 +338,122 @@ FUNCTION void NAME(unsettle)(const struct layer *l, int64_t row, int64_t t, cons
     }
 }
 
-// Rows `first` to `last` of one member, all their steps in reverse. The slopes by the weights are those of these rows: `piece`.
-FUNCTION int NAME(backward)(const struct layer *l, int64_t member, int64_t piece, int64_t first, int64_t last) {
-    const int64_t H = l->hidden, P = l->padded, X = l->features, XP = NAME(padded)(X), T = l->steps, rows = last - first;
-    const int64_t gates = l->kind == LSTM ? 4 : l->kind == GRU ? 3 : 1, sums = l->kind == GRU ? 4 : gates;
-    const int64_t turn = l->kind == GRU ? 2 * H : 0; // sums are q, r, z, n: recurrent weights in the order n, r, z
-    const int64_t own = sums * H - gates * H;        // and those of the input begin at r
-    const int64_t base = member * l->rows + first, GP = NAME(padded)(gates * H);
-    const int narrow = X < LANES;
-    const int64_t weights = GP * (P + XP);
-    int64_t held = rows && rows < 128 ? 128 / rows : 1; // steps held until weights learn from them, many rows at once
-    if (held > T) held = T;
-    float *room = take((2 * weights + held * rows * (sums * H + P + XP) + rows * (3 * P + XP) + sums * H) * sizeof(float));
-    if (!room) return 0;
-    memset(room, 0, (2 * weights + held * rows * (sums * H + P + XP) + rows * (3 * P + XP) + sums * H) * sizeof(float));
-    float *recurrent = room, *input = recurrent + GP * P;
-    float *d_recurrent = input + GP * XP, *d_input = d_recurrent + GP * P;
-    float *d_sums = d_input + GP * XP, *before = d_sums + held * rows * sums * H, *x = before + held * rows * P;
-    float *d_hidden = x + held * rows * XP, *d_before = d_hidden + rows * P, *d_cell = d_before + rows * P;
-    float *d_x = d_cell + rows * P, *d_bias = d_x + rows * XP;
-    NAME(into_panels)(recurrent, l->recurrent_weights + member * gates * H * H, gates * H, H, turn);
-    if (l->d_inputs) NAME(into_panels)(input, l->input_weights + member * gates * H * X, gates * H, X, 0);
+// What a member's rows need on their way back, and room for one band of them. A GRU's sums are q, r, z, n: its recurrent
+// weights are taken in the order n, r, z, which meet the first three; those of the input meet the last three.
+struct NAME(back) {
+    const struct layer *l;
+    int64_t gates, sums, own;         // floats before the sums that the input meets
+    int64_t held, narrow;             // steps held until weights learn from them; whether d_input lies on its side
+    float *recurrent, *input;         // panels
+    float *d_recurrent, *d_input;     // what the weights have learned so far
+    float *d_sums, *before, *x;       // of the held steps: slopes, states before them and inputs
+    float *d_hidden, *d_past, *d_cell; // by the state after a step and before it
+    float *d_x, *d_bias;
+};
+
+// The weights learn from the rows of some steps.
+FUNCTION void NAME(learn)(const struct NAME(back) *b, int64_t rows) {
+    const int64_t H = b->l->hidden, P = b->l->padded, XP = NAME(padded)(b->l->features), G = b->gates * H, D = b->sums * H;
+    NAME(multiply)(b->d_recurrent, P, b->d_sums, 1, D, b->before, P, G, rows, P);
+    if (b->narrow)
+        NAME(multiply)(b->d_input, NAME(padded)(G), b->x, 1, XP, b->d_sums + b->own, D, b->l->features, rows, NAME(padded)(G));
+    else
+        NAME(multiply)(b->d_input, XP, b->d_sums + b->own, 1, D, b->x, XP, G, rows, XP);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < D; j++) b->d_bias[j] += b->d_sums[r * D + j];
+}
+
+// One step of a band: slopes by its sums, and what they were made from, into the slot of the step.
+FUNCTION void NAME(gather)(const struct NAME(back) *b, int64_t base, int64_t rows, int64_t t, int64_t slot) {
+    const struct layer *l = b->l;
+    const int64_t H = l->hidden, P = l->padded, X = l->features, XP = NAME(padded)(X), D = b->sums * H;
     for (int64_t r = 0; r < rows; r++) {
-        if (l->d_hidden_after) memcpy(d_hidden + r * P, l->d_hidden_after + (base + r) * H, H * sizeof(float));
-        if (l->d_cell_after) memcpy(d_cell + r * P, l->d_cell_after + (base + r) * H, H * sizeof(float));
+        int64_t row = base + r, place = row * l->steps + t, at = slot * rows + r;
+        float *h = b->before + at * P, *x = b->x + at * XP, *d_sums = b->d_sums + at * D;
+        if (l->begun[place]) {
+            int starts = !t || !l->begun[place - 1];
+            memcpy(h, starts ? l->hidden_before + row * H : l->outputs + (place - 1) * H, H * sizeof(float));
+            memcpy(x, l->inputs + place * X, X * sizeof(float));
+            NAME(unsettle)(l, row, t, h, b->d_hidden + r * P, d_sums, b->d_past + r * P, b->d_cell + r * P);
+        } else { // nothing is learned from padding
+            memset(h, 0, P * sizeof(float));
+            memset(x, 0, XP * sizeof(float));
+            memset(d_sums, 0, D * sizeof(float));
+            memcpy(b->d_past + r * P, b->d_hidden + r * P, P * sizeof(float));
+        }
+    }
+}
+
+// A band of rows takes all its steps in reverse.
+FUNCTION void NAME(walk_back)(struct NAME(back) *b, int64_t base, int64_t rows) {
+    const struct layer *l = b->l;
+    const int64_t H = l->hidden, P = l->padded, X = l->features, XP = NAME(padded)(X), T = l->steps;
+    const int64_t G = b->gates * H, D = b->sums * H;
+    memset(b->d_hidden, 0, rows * P * sizeof(float));
+    memset(b->d_cell, 0, rows * P * sizeof(float));
+    for (int64_t r = 0; r < rows; r++) {
+        if (l->d_hidden_after) memcpy(b->d_hidden + r * P, l->d_hidden_after + (base + r) * H, H * sizeof(float));
+        if (l->d_cell_after) memcpy(b->d_cell + r * P, l->d_cell_after + (base + r) * H, H * sizeof(float));
     }
     for (int64_t t = T - 1, slot = 0; t >= 0; t--) {
-        float *d_now = d_sums + slot * rows * sums * H;
-        for (int64_t r = 0; r < rows; r++) {
-            int64_t row = base + r, place = row * T + t;
-            float *h_r = before + (slot * rows + r) * P, *x_r = x + (slot * rows + r) * XP, *d_r = d_now + r * sums * H;
-            if (l->begun[place]) {
-                int from_start = !t || !l->begun[place - 1];
-                const float *h = from_start ? l->hidden_before + row * H : l->outputs + (place - 1) * H;
-                memcpy(h_r, h, H * sizeof(float));
-                memcpy(x_r, l->inputs + place * X, X * sizeof(float));
-                NAME(unsettle)(l, row, t, h_r, d_hidden + r * P, d_r, d_before + r * P, d_cell + r * P);
-            } else { // nothing is learned from padding
-                memset(h_r, 0, P * sizeof(float));
-                memset(x_r, 0, XP * sizeof(float));
-                memset(d_r, 0, sums * H * sizeof(float));
-                memcpy(d_before + r * P, d_hidden + r * P, P * sizeof(float));
-            }
-            for (int64_t j = 0; j < sums * H; j++) d_bias[j] += d_r[j];
-        }
-        NAME(multiply)(d_before, P, d_now, sums * H, 1, recurrent, 0, rows, gates * H, P);
+        const float *d_sums = b->d_sums + slot * rows * D;
+        NAME(gather)(b, base, rows, t, slot);
+        NAME(multiply)(b->d_past, P, d_sums, D, 1, b->recurrent, 0, rows, G, P);
         if (l->d_inputs) {
-            memset(d_x, 0, rows * XP * sizeof(float));
-            NAME(multiply)(d_x, XP, d_now + own, sums * H, 1, input, 0, rows, gates * H, XP);
+            memset(b->d_x, 0, rows * XP * sizeof(float));
+            NAME(multiply)(b->d_x, XP, d_sums + b->own, D, 1, b->input, 0, rows, G, XP);
             for (int64_t r = 0; r < rows; r++)
-                memcpy(l->d_inputs + ((base + r) * T + t) * X, d_x + r * XP, X * sizeof(float));
+                memcpy(l->d_inputs + ((base + r) * T + t) * X, b->d_x + r * XP, X * sizeof(float));
         }
-        if (++slot == held || !t) {
-            NAME(multiply)(d_recurrent, P, d_sums, 1, sums * H, before, P, gates * H, slot * rows, P);
-            if (narrow)
-                NAME(multiply)(d_input, GP, x, 1, XP, d_sums + own, sums * H, X, slot * rows, GP);
-            else
-                NAME(multiply)(d_input, XP, d_sums + own, 1, sums * H, x, XP, gates * H, slot * rows, XP);
+        if (++slot == b->held || !t) {
+            NAME(learn)(b, slot * rows);
             slot = 0;
         }
-        float *swap = d_hidden;
-        d_hidden = d_before;
-        d_before = swap;
+        float *swap = b->d_hidden;
+        b->d_hidden = b->d_past;
+        b->d_past = swap;
     }
-    int64_t share = member * l->pieces + piece;
-    for (int64_t j = 0; j < gates * H; j++) {
-        float *to = l->d_recurrent_weights + (share * gates * H + (j + turn) % (gates * H)) * H;
-        memcpy(to, d_recurrent + j * P, H * sizeof(float));
-        float *to_input = l->d_input_weights + (share * gates * H + j) * X;
-        for (int64_t k = 0; k < X; k++) to_input[k] = narrow ? d_input[k * GP + j] : d_input[j * XP + k];
-    }
-    memcpy(l->d_bias + share * sums * H, d_bias, sums * H * sizeof(float));
     for (int64_t r = 0; r < rows; r++) {
-        memcpy(l->d_hidden_before + (base + r) * H, d_hidden + r * P, H * sizeof(float));
-        if (l->kind == LSTM) memcpy(l->d_cell_before + (base + r) * H, d_cell + r * P, H * sizeof(float));
+        memcpy(l->d_hidden_before + (base + r) * H, b->d_hidden + r * P, H * sizeof(float));
+        if (l->kind == LSTM) memcpy(l->d_cell_before + (base + r) * H, b->d_cell + r * P, H * sizeof(float));
     }
+}
+
+// Rows `first` to `last` of one member. What the weights learn from these rows is their piece of it.
+FUNCTION int NAME(backward)(const struct layer *l, int64_t member, int64_t piece, int64_t first, int64_t last) {
+    const int64_t H = l->hidden, P = l->padded, X = l->features, XP = NAME(padded)(X), band = band_of(last - first);
+    const int64_t gates = gates_of(l), sums = sums_of(l), G = gates * H, D = sums * H, GP = NAME(padded)(G);
+    const int64_t turn = l->kind == GRU ? 2 * H : 0, weights = GP * (P + XP);
+    int64_t held = band < 128 ? 128 / band : 1;
+    if (held > l->steps) held = l->steps;
+    const size_t size = (2 * weights + held * band * (D + P + XP) + band * (3 * P + XP) + D + LANES) * sizeof(float);
+    float *room = take(size);
+    if (!room) return 0;
+    memset(room, 0, size);
+    struct NAME(back) back = {.l = l, .gates = gates, .sums = sums, .own = D - G, .held = held, .narrow = X < LANES};
+    back.recurrent = room;
+    back.input = back.recurrent + GP * P;
+    back.d_recurrent = back.input + GP * XP;
+    back.d_input = back.d_recurrent + GP * P;
+    back.d_sums = back.d_input + GP * XP;
+    back.before = back.d_sums + held * band * D; // also what a narrow product reads beyond the last slopes
+    back.x = back.before + held * band * P;
+    back.d_hidden = back.x + held * band * XP;
+    back.d_past = back.d_hidden + band * P;
+    back.d_cell = back.d_past + band * P;
+    back.d_x = back.d_cell + band * P;
+    back.d_bias = back.d_x + band * XP;
+    NAME(into_panels)(back.recurrent, l->recurrent_weights + member * G * H, G, H, turn);
+    if (l->d_inputs) NAME(into_panels)(back.input, l->input_weights + member * G * X, G, X, 0);
+    for (int64_t row = first; row < last; row += band)
+        NAME(walk_back)(&back, member * l->rows + row, last - row < band ? last - row : band);
+    const int64_t share = member * l->pieces + piece;
+    for (int64_t j = 0; j < G; j++) {
+        float *input = l->d_input_weights + (share * G + j) * X;
+        memcpy(l->d_recurrent_weights + (share * G + (j + turn) % G) * H, back.d_recurrent + j * P, H * sizeof(float));
+        for (int64_t k = 0; k < X; k++) input[k] = back.narrow ? back.d_input[k * GP + j] : back.d_input[j * XP + k];
+    }
+    memcpy(l->d_bias + share * D, back.d_bias, D * sizeof(float));
     free(room);
     return 1;
 }

@@ -63,7 +63,9 @@ class Windows(pl.LightningDataModule):
             split.known.series, context=self.context, horizon=self.block, encoding=encoding, channels=spec.channels
         )
         self._anchors = Anchors.of(tape, least=spec.least)
-        values = spec.training.batch * (self.context + self.block) * (2 + len(spec.lags) + encoding.width)
+        values = (
+            spec.members * spec.training.batch * (self.context + self.block) * (2 + len(spec.lags) + encoding.width)
+        )
         self._at_once = max(1, min(steps_at_once, VALUES_AT_ONCE // values))
 
     @property
@@ -81,7 +83,7 @@ class Windows(pl.LightningDataModule):
             self._anchors,
             self.context,
             self.block,
-            training.batch,
+            training.batch * self.spec.members,
             max(1, steps),
             training.seed,
             epoch,

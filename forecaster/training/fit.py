@@ -13,10 +13,12 @@ from pytorch_lightning.loggers import Logger
 
 from forecaster.data.calendar import usual_season
 from forecaster.data.encoding import learn
+from forecaster.data.windows import mix
 from forecaster.model.regressor import build
 from forecaster.predict import Forecaster
 from forecaster.series import Panel
 from forecaster.spec import Spec
+from forecaster.training.allocator import keep_memory
 from forecaster.training.checkpoint import DurableIO, Keeper
 from forecaster.training.datamodule import STEPS_AT_ONCE, Windows
 from forecaster.training.module import SequenceRegressor
@@ -46,6 +48,8 @@ def fit(
 ) -> Fitted:
     """Trains a forecaster; on CPU the same arguments give bitwise the same weights, interrupted or not.
 
+    The process keeps the memory of its tensors from here on, up to a gigabyte (`keep_memory`).
+
     Args:
         panel: All that may be known. Its last `valid_windows * horizon` steps choose the best epoch and are not trained on.
         spec: What to make.
@@ -58,11 +62,14 @@ def fit(
     Raises:
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch.
     """
+    keep_memory()
     season = spec.season or usual_season(panel.freq)
     encoding = learn(panel, calendar=spec.calendar, covariates=spec.covariates, static=spec.static)
-    network = build(spec, seed=spec.training.seed, season=season, covariates=encoding.width, groups=encoding.sizes)
-    module = SequenceRegressor(network, spec)
-    windows = Windows(panel, spec, network, encoding, season=season, steps_at_once=steps_at_once)
+    networks = [
+        build(spec, seed=seed, season=season, covariates=encoding.width, groups=encoding.sizes) for seed in _seeds(spec)
+    ]
+    module = SequenceRegressor(networks, spec)
+    windows = Windows(panel, spec, networks[0], encoding, season=season, steps_at_once=steps_at_once)
     identity = fit_digest(panel, spec)
     keeper = Keeper(
         checkpoint,
@@ -96,7 +103,8 @@ def fit(
             raise left.__context__ from None
         raise
     module.load_state_dict(keeper.best_weights)
-    forecaster = Forecaster(spec, panel.freq, season, panel.cutoff, encoding, network.cpu().eval())
+    network, *others = (one.cpu().eval() for one in module.cpu().networks)
+    forecaster = Forecaster(spec, panel.freq, season, panel.cutoff, encoding, network, others=tuple(others))
     return Fitted(
         forecaster,
         keeper.scores,
@@ -105,6 +113,12 @@ def fit(
         steps_before=keeper.steps_before,
         left_out=windows.left_out,
     )
+
+
+def _seeds(spec: Spec) -> list[int]:
+    """One for the weights of each member; the first is that of a network alone."""
+    seed = spec.training.seed
+    return [seed, *(mix(seed, member) for member in range(1, spec.members))]
 
 
 def fit_digest(panel: Panel, spec: Spec) -> str:

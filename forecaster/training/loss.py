@@ -34,13 +34,13 @@ class Lesson(NamedTuple):
         static: Numbers of the categories of each row.
     """
 
-    inputs: Float[Tensor, "row segment feature"]
-    begun: Bool[Tensor, "row segment"]
-    past: Float[Tensor, "track back_and_step"]
-    target: Float[Tensor, "track target"]
-    weight: Float[Tensor, "track target"]
-    ahead: Float[Tensor, "row *axes step covariate"] | None
-    static: Int[Tensor, "row static"] | None
+    inputs: Float[Tensor, "*member row segment feature"]
+    begun: Bool[Tensor, "*member row segment"]
+    past: Float[Tensor, "*member track back_and_step"]
+    target: Float[Tensor, "*member track target"]
+    weight: Float[Tensor, "*member track target"]
+    ahead: Float[Tensor, "*axes step covariate"] | None
+    static: Int[Tensor, "*member row static"] | None
 
 
 def teacher_forced_loss(network: Regressor, example: Example) -> Float[Tensor, ""]:
@@ -64,8 +64,11 @@ def loss_of(network: Regressor, lesson: Lesson) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
-def lessons(network: Regressor, example: Example, *, batch: int) -> Sequence[Lesson]:
-    """The lessons of an example whose rows are those of several batches, one after the other."""
+def lessons(network: Regressor, example: Example, *, batch: int, members: int | None = None) -> Sequence[Lesson]:
+    """The lessons of an example whose rows are those of several batches, one after the other.
+
+    With members, each of a lesson's parts has a leading axis of them, and as many batches make one lesson.
+    """
     memory, window = begin(network, example.window)
     laid = lay(network, window, memory)
     if network.direct:
@@ -82,7 +85,8 @@ def lessons(network: Regressor, example: Example, *, batch: int) -> Sequence[Les
     each = counts.reshape(count, -1).sum(1).clamp(min=1)
     weight = counts / each.repeat_interleave(batch * network.targets)[:, None]
     whole = Lesson(laid.inputs, laid.begun, laid.past, scaled, weight, ahead, window.static)
-    parts = [[None] * count if part is None else part.reshape(count, -1, *part.shape[1:]).unbind() for part in whole]
+    lead = (count,) if members is None else (count // members, members)
+    parts = [[None] * lead[0] if part is None else part.reshape(*lead, -1, *part.shape[1:]).unbind() for part in whole]
     return [Lesson(*some) for some in zip(*parts, strict=True)]
 
 

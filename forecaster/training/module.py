@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytorch_lightning as pl
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from forecaster.data.windows import Example
 from forecaster.errors import NonFiniteLoss
-from forecaster.evaluation.trials import Trial, score
+from forecaster.evaluation.trials import Scores, Trial, score
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.spec import Spec
 from forecaster.training.descent import Adam, clip_norm, descend
 from forecaster.training.loss import lessons, loss_of
+from forecaster.training.side_by_side import SideBySide
 
 
 class SequenceRegressor(pl.LightningModule):
@@ -24,25 +26,36 @@ class SequenceRegressor(pl.LightningModule):
 
     What Lightning takes for a batch holds those of several optimiser steps, because what it does about each batch costs as
     much as a small network's step. So does it for validation: few large batches.
+
+    Several members are trained side by side, each on windows of its own; their scores are means over members.
     """
 
-    def __init__(self, network: Regressor, spec: Spec) -> None:
+    def __init__(self, networks: Sequence[Regressor], spec: Spec) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.network = network
+        self.network = networks[0] if len(networks) == 1 else SideBySide(networks)
         self.spec = spec
-        self._losses: list[Float[Tensor, "step"]] = []
+        self._networks = tuple(networks)  # in a tuple: what is trained is `network`
+        self._losses: list[Float[Tensor, "step *member"]] = []
+
+    @property
+    def networks(self) -> tuple[Regressor, ...]:
+        """The members, with the weights that were reached."""
+        if isinstance(self.network, SideBySide):
+            self.network.fill(self._networks)
+        return self._networks
 
     def training_step(self, example: Example, _number: int) -> Float[Tensor, ""]:
         """The optimiser steps of some batches; their mean loss. Raises NonFiniteLoss."""
         training, optimizer = self.spec.training, self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Adam)
-        losses = descend(
-            optimizer,
-            partial(loss_of, self.network),
-            lessons(self.network, example, batch=training.batch),
-            partial(clip_norm, largest=training.gradient_clip),
-        )
+        trained, shape = self.network, self._networks[0].train()  # whatever validation left
+        if isinstance(trained, SideBySide):
+            loss, clip, members = trained.losses, trained.clip_norm, len(trained)
+        else:
+            loss, clip, members = partial(loss_of, shape), clip_norm, None
+        prepared = lessons(shape, example, batch=training.batch, members=members)
+        losses = descend(optimizer, loss, prepared, partial(clip, largest=training.gradient_clip))
         self._check_finite(losses)
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.increment_by(len(losses))
         self._losses.append(losses)
@@ -56,15 +69,18 @@ class SequenceRegressor(pl.LightningModule):
     def validation_step(self, trial: Trial, _number: int) -> None:
         """Scores a batch of rolling origins."""
         rows = len(trial.seasonal_error)
-        for name, value in score(self.network, trial)._asdict().items():
-            self.log(f"valid/{name}", value, batch_size=rows, prog_bar=name == "rollout", logger=False)
+        found = [score(network.to(self.device).eval(), trial) for network in self.networks]
+        for name, values in zip(Scores._fields, zip(*found, strict=True), strict=True):
+            mean = torch.stack(values).mean()
+            self.log(f"valid/{name}", mean, batch_size=rows, prog_bar=name == "rollout", logger=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """All that is learned, by Adam."""
         return Adam(self.parameters(), learning_rate=self.spec.training.learning_rate)
 
-    def _check_finite(self, losses: Float[Tensor, "step"]) -> None:
+    def _check_finite(self, losses: Float[Tensor, "step *member"]) -> None:
         """The one wait for the device in so many steps."""
+        losses = losses.reshape(len(losses), -1).sum(1)
         finite = torch.isfinite(losses)
         if bool(finite.all()):
             return

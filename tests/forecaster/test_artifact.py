@@ -201,7 +201,7 @@ def test_a_bundle_written_without_onnx_is_whole_and_served_by_pytorch(
         artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     assert not (tmp_path / "bundle" / "rollout.onnx").exists()
     loaded = artifact.load(tmp_path / "bundle")
-    assert loaded.graph is None
+    assert not loaded.graphs
     assert predict.graph_engine(loaded) is None
 
 
@@ -209,7 +209,7 @@ def test_a_bundle_with_a_graph_is_read_where_onnxruntime_is_not(bundle: Path, mo
     assert isinstance(predict.graph_engine(artifact.load(bundle)), GraphRunner)
     lack(monkeypatch, "onnx", "onnxruntime")
     loaded = artifact.load(bundle)
-    assert loaded.graph == (bundle / "rollout.onnx").read_bytes()
+    assert loaded.graphs == ((bundle / "rollout.onnx").read_bytes(),)
     assert predict.graph_engine(loaded) is None
 
 
@@ -221,7 +221,16 @@ def test_a_graph_that_answers_otherwise_is_left_out_and_told_of(
     artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     assert "rollout.onnx" not in artifact.read_manifest(tmp_path / "bundle").files
     assert "will be served by PyTorch" in caplog.text
-    assert artifact.load(tmp_path / "bundle").graph is None
+    assert not artifact.load(tmp_path / "bundle").graphs
+
+
+def test_a_network_too_large_for_a_graph_is_saved_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(artifact, "MOST_BYTES", 1000)
+    artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    assert not (tmp_path / "bundle" / "rollout.onnx").exists()
+    assert "too large" in caplog.text
 
 
 def test_a_golden_request_with_a_gap_and_one_shorter_than_the_context_are_replayed(bundle: Path) -> None:
