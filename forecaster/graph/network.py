@@ -148,6 +148,7 @@ def place(draft: Draft, model: Regressor) -> Network:
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     hidden, segment = model.recurrent.hidden, model.segment
     tables = [weights[f"groups.{number}.weight"] for number in range(len(model.groups))]
+    tables = [np.concatenate([np.zeros_like(table[:1]), table[1:]]) for table in tables]  # number 0 adds nothing
     raw = weights["output.weight"].reshape(model.targets, segment, model.head.params, hidden)
     return Network(
         draft=draft,
