@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -18,12 +20,13 @@ from safetensors.torch import save as save_weights
 
 from forecaster import __version__
 from forecaster.conformal import Calibration
-from forecaster.data.calendar import offset
 from forecaster.data.encoding import Encoding
 from forecaster.durable import new_folder
+from forecaster.engine import Engine
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch, InputError
+from forecaster.frequency import Stamp, offset, origin, tell, untell
 from forecaster.model.regressor import build
-from forecaster.predict import Forecaster, Predictor
+from forecaster.predict import Forecaster, Predictor, graph_engine
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from forecaster.spec import Spec
@@ -79,6 +82,9 @@ class GoldenFile(BaseModel):
 
 
 _FILES = ("spec.json", "encoding.json", "conformal.json", "weights.safetensors", "golden.json", "card.md")
+GRAPH = "rollout.onnx"  # a bundle may lack it, and its like of further members: it is then served by PyTorch
+
+log = logging.getLogger(__name__)
 
 
 def digest(folder: Path) -> str:
@@ -107,16 +113,18 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
     """Writes the bundle, whole or not at all, to a folder that does not exist yet; answers its digest."""
     if folder.exists():
         raise BundleError(f"Expected no folder at {folder}; found one. Choose another place.", where=str(folder))
-    spec, calibration = forecaster.spec, forecaster.calibration
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in forecaster.network.state_dict().items()}
+    spec, calibration, golden = forecaster.spec, forecaster.calibration, _golden(forecaster)
+    named = _whole(forecaster.networks).state_dict()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     contents = {
         "spec.json": spec.model_dump_json(indent=1).encode(),
         "encoding.json": forecaster.encoding.model_dump_json().encode(),
         "conformal.json": b"null" if calibration is None else calibration.model_dump_json().encode(),
         "weights.safetensors": save_weights(weights),
-        "golden.json": _golden(forecaster).model_dump_json().encode(),
+        "golden.json": golden.model_dump_json().encode(),
         "card.md": card.encode(),
     }
+    contents |= dict(zip(_graph_names(spec), _graphs(forecaster, golden), strict=False))
     manifest = Manifest(
         schema_version=SCHEMA,
         name=spec.name,
@@ -125,7 +133,7 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
         context=spec.context,
         horizon=spec.horizon,
         levels=() if calibration is None else calibration.levels,
-        cutoff=forecaster.cutoff.isoformat(),
+        cutoff=tell(forecaster.cutoff),
         code_version=__version__,
         torch_version=torch.__version__,
         facts=forecaster.facts,
@@ -139,7 +147,7 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
 
 
 def load(folder: Path) -> Forecaster:
-    """Reads a bundle: digests first, then shapes and finiteness, then the golden requests.
+    """Reads a bundle: digests first, then shapes and finiteness, then the golden requests, on every engine there is.
 
     Raises BundleDamaged or GoldenMismatch with the file at fault; a bundle that loads may be served.
     """
@@ -148,19 +156,32 @@ def load(folder: Path) -> Forecaster:
     try:
         spec = Spec.parse(json.loads(contents["spec.json"]), where="spec.json")
         offset(manifest.freq, where="manifest.json")
-        cutoff = pd.Timestamp(manifest.cutoff)
+        cutoff = untell(manifest.cutoff, freq=manifest.freq)
         golden = GoldenFile.model_validate_json(contents["golden.json"])
         encoding = Encoding.model_validate_json(contents["encoding.json"])
     except (InputError, ValueError) as error:
         raise BundleDamaged(
             f"Expected a bundle written by forecaster in {folder}; {error}", where=str(folder)
         ) from error
-    network = build(spec, seed=0, season=manifest.season, covariates=encoding.width, groups=encoding.sizes)
-    _fill(network, contents["weights.safetensors"])
+    sizes: dict[str, Any] = {"season": manifest.season, "covariates": encoding.width, "groups": encoding.sizes}
+    network, *others = (build(spec, seed=0, **sizes).eval() for _ in range(spec.members))
+    _fill(_whole([network, *others]), contents["weights.safetensors"])
+    graphs = _graph_names(spec) if GRAPH in manifest.files else ()
     forecaster = Forecaster(
-        spec, manifest.freq, manifest.season, cutoff, encoding, network.eval(), facts=manifest.facts
+        spec,
+        manifest.freq,
+        manifest.season,
+        cutoff,
+        encoding,
+        network,
+        facts=manifest.facts,
+        graphs=tuple(_verified(folder, name, manifest) for name in graphs),
+        others=tuple(others),
     )
     _replay(forecaster, golden)
+    engine = graph_engine(forecaster)
+    if engine is not None:
+        _replay(forecaster, golden, engine)
     calibration = contents["conformal.json"]
     return forecaster if calibration == b"null" else replace(forecaster, calibration=Calibration.read(calibration))
 
@@ -200,27 +221,30 @@ def _fill(network: torch.nn.Module, content: bytes) -> None:
 
 
 def _golden(forecaster: Forecaster) -> GoldenFile:
-    """Two made-up histories (no user's data): a trend with a season, and a short one with a gap."""
+    """Two made-up histories (no user's data): a trend with a season, and a short one with a gap.
+
+    Where a whole history is read, the first is longer than the context: its state is carried, its scale that of its start.
+    """
     spec = forecaster.spec
     draw = np.random.default_rng(0)
-    clock = np.arange(spec.context)
+    clock = np.arange(spec.context if spec.reads == "window" else 3 * spec.context)
     whole = (
         100 + 0.1 * clock + 10 * np.sin(2 * np.pi * clock / max(forecaster.season, 2)) + draw.normal(size=len(clock))
     )
     short = whole[: spec.least].copy()
     short[len(short) // 2 : len(short) // 2 + 1] = np.nan if len(short) > 2 else short[-1]
-    start, horizon = pd.Timestamp("2001-01-01"), min(spec.horizon, 32)
+    start, horizon = origin(forecaster.freq), min(spec.horizon, 32)
     predictor, requests = Predictor(forecaster), []
     for y in (whole, short):
         mean = predictor.forecast(_request(forecaster, start, y, horizon), horizon).mean
         requests.append(
-            Golden(start=start.isoformat(), y=tuple(None if np.isnan(v) else float(v) for v in y), mean=tuple(mean))
+            Golden(start=tell(start), y=tuple(None if np.isnan(v) else float(v) for v in y), mean=tuple(mean))
         )
     return GoldenFile(horizon=horizon, requests=tuple(requests))
 
 
-def _request(forecaster: Forecaster, start: pd.Timestamp, y: Float64[np.ndarray, "_"], horizon: int) -> Series:
-    """A golden request as a series; its covariates follow from the encoding alone."""
+def _request(forecaster: Forecaster, start: Stamp, y: Float64[np.ndarray, "_"], horizon: int) -> Series:
+    """A golden request as a series; its covariates follow from the encoding alone, its channels (with gaps) from the clock."""
     encoding, clock = forecaster.encoding, np.arange(len(y) + horizon)
     numeric = {name: mean + spread * np.sin(clock) for name, (mean, spread) in encoding.numeric.items()}
     text = {
@@ -228,14 +252,46 @@ def _request(forecaster: Forecaster, start: pd.Timestamp, y: Float64[np.ndarray,
         for name, known in encoding.categories.items()
     }
     static = {name: known[0] for name, known in encoding.static.items() if known}
-    return Series("golden", start, forecaster.freq, y, {**numeric, **text}, static)
+    beside = np.where(clock % 5 == 3, np.nan, 50 + 10 * np.cos(clock))[: len(y)]
+    channels = {name: number + beside for number, name in enumerate(forecaster.spec.channels)}
+    return Series("golden", start, forecaster.freq, y, {**numeric, **text}, static, channels)
 
 
-def _replay(forecaster: Forecaster, golden: GoldenFile) -> None:
-    predictor = Predictor(forecaster)
+def _whole(networks: Sequence[torch.nn.Module]) -> torch.nn.Module:
+    """All members as one module, their weights under the numbers of the members; one alone needs no number."""
+    return networks[0] if len(networks) == 1 else torch.nn.ModuleList(networks)
+
+
+def _graph_names(spec: Spec) -> tuple[str, ...]:
+    return (GRAPH, *(f"rollout-{number}.onnx" for number in range(2, spec.members + 1)))
+
+
+def _graphs(forecaster: Forecaster, golden: GoldenFile) -> tuple[bytes, ...]:
+    """The rollout of each member as a graph, where onnx is there to write it; where they answer otherwise, none."""
+    if find_spec("onnx") is None:
+        return ()
+    size = max(sum(parameter.nbytes for parameter in network.parameters()) for network in forecaster.networks)
+    if size > MOST_BYTES // 4:  # a graph holds some weights several times
+        log.warning("the bundle gets no %s: with %d bytes of weights it would be too large", GRAPH, size)
+        return ()
+    from forecaster.graph.export import export
+
+    graphs = tuple(export(network) for network in forecaster.networks)
+    try:
+        engine = graph_engine(replace(forecaster, graphs=graphs))
+        if engine is not None:
+            _replay(forecaster, golden, engine)
+    except BundleError as error:
+        log.warning("the bundle gets no %s and will be served by PyTorch: %s", GRAPH, error.message)
+        return ()
+    return graphs
+
+
+def _replay(forecaster: Forecaster, golden: GoldenFile, engine: Engine | None = None) -> None:
+    predictor = Predictor(forecaster, engine=engine)
     for number, request in enumerate(golden.requests):
         y = np.array([np.nan if value is None else value for value in request.y], dtype=np.float64)
-        one = _request(forecaster, pd.Timestamp(request.start), y, golden.horizon)
+        one = _request(forecaster, untell(request.start, freq=forecaster.freq), y, golden.horizon)
         outcome = predictor.forecast_each([one], golden.horizon)[0]
         expected = np.array(request.mean)
         room = GOLDEN_TOLERANCE * (np.ptp(np.append(expected, y[~np.isnan(y)])) + 1e-12)
@@ -243,7 +299,7 @@ def _replay(forecaster: Forecaster, golden: GoldenFile) -> None:
             raise GoldenMismatch(
                 f"Golden request {number} no longer gets its frozen answer (tolerance {room:.3g}). The code that computes "
                 "forecasts has changed since the bundle was written: train again.",
-                where="golden.json",
+                where="golden.json" if engine is None else GRAPH,
             )
 
 

@@ -9,7 +9,7 @@
     │   ├── BadId                  the name of a series is empty, too long, or two names become one
     │   ├── NotANumber             text, or an infinity, where a number belongs
     │   │   └── ValueOutOfRange    a number too large to be reckoned with
-    │   ├── CovariateUnknown       a covariate or static value is not there where it must be known
+    │   ├── CovariateUnknown       a covariate, static value or channel is not there where it must be known
     │   ├── StaticChanges          what must not change within a series does
     │   ├── ZoneUnknown            no time zone has this name
     │   ├── BadStamp               a time stamp cannot be read

@@ -5,35 +5,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor
 
 from forecaster.conformal import Calibration, history_scale
-from forecaster.data.calendar import offset
 from forecaster.data.encoding import Encoding
-from forecaster.data.windows import Window, stack
+from forecaster.data.windows import channels_of, stack
+from forecaster.engine import Engine, Known, Together
 from forecaster.errors import (
     BadSpec,
+    BadStamp,
     CovariateUnknown,
     ForecasterError,
     FrequencyMismatch,
     HistoryTooShort,
     HorizonOutOfRange,
+    InputError,
     LevelOutOfRange,
     NotANumber,
     ValueOutOfRange,
 )
+from forecaster.frequency import Stamp, offset
+from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import fork, roll, warm_up
 from forecaster.series import LARGEST_VALUE, Forecast, Series
-from forecaster.shapes import Float, Float64
+from forecaster.shapes import Float64, Int
 from forecaster.spec import Spec
 
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
+VALUES_AT_ONCE = 1 << 24  # of all histories that are read beside each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,28 +49,60 @@ class Forecaster:
         season: Steps of a season, for the seasonal naive it is compared with.
         cutoff: The last stamp of the data it was fitted to.
         encoding: How covariates and categories become numbers.
-        network: The weights.
+        network: The weights; of several members, the first's.
         calibration: How far from its point forecasts the truth has been; None if that was not measured.
         facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
+        graphs: The rollout of each member as an ONNX file; none where they were not written.
+        others: The other members; the forecast is the median of all.
     """
 
     spec: Spec
     freq: str
     season: int
-    cutoff: pd.Timestamp
+    cutoff: Stamp
     encoding: Encoding
     network: Regressor
     calibration: Calibration | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    graphs: tuple[bytes, ...] = ()
+    others: tuple[Regressor, ...] = ()
+
+    @property
+    def networks(self) -> tuple[Regressor, ...]:
+        """All members."""
+        return (self.network, *self.others)
+
+
+def graph_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
+    """The engine that runs the graphs of a forecaster; None if it has none, or onnxruntime is not installed.
+
+    Raises BundleDamaged if onnxruntime cannot run a graph.
+    """
+    if not forecaster.graphs or find_spec("onnxruntime") is None:
+        return None
+    from forecaster.graph.runner import GraphRunner
+
+    return _together([GraphRunner(graph, threads=threads) for graph in forecaster.graphs])
+
+
+def _together(engines: Sequence[Engine]) -> Engine:
+    return engines[0] if len(engines) == 1 else Together(engines)
 
 
 class Predictor:
-    """A forecaster ready to answer; it remembers nothing between calls, so threads may share it."""
+    """A forecaster ready to answer; it remembers nothing between calls, so threads may share it.
 
-    def __init__(self, forecaster: Forecaster, *, device: str = "cpu") -> None:
+    Its rollouts run in PyTorch on the device, or on another engine; draws that the engine cannot make stay in PyTorch.
+    """
+
+    def __init__(self, forecaster: Forecaster, *, device: str = "cpu", engine: Engine | None = None) -> None:
         self.forecaster = forecaster
-        self.network = forecaster.network.to(device).eval()
-        self._device = device
+        members = [Reference(network, device=device) for network in forecaster.networks]
+        reference = _together(members)
+        self.networks, self.device = tuple(member.network for member in members), device
+        self.network = self.networks[0]
+        self.engine = engine or reference
+        self._drawing = self.engine if self.engine.draws else reference
         self._step = offset(forecaster.freq)
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
@@ -93,9 +128,9 @@ class Predictor:
         self._check_levels(levels)
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        faults = [self._fault(one, horizon) for one in series]
+        faults = [self.fault(one, horizon) for one in series]
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
-        means = (mean for some in _some(good) for mean in self._roll(self._ready(some, horizon), horizon=horizon))
+        means = iter(self._means(good, horizon))
         outcomes = [fault or self._outcome(one, next(means)) for one, fault in zip(series, faults, strict=True)]
         return self._with_quantiles(series, outcomes, levels) if levels else outcomes
 
@@ -116,14 +151,20 @@ class Predictor:
             )
         outcomes: list[Float64[np.ndarray, "path horizon"] | ForecasterError] = []
         for one in series:
-            fault = self._fault(one, horizon)
+            fault = self.fault(one, horizon)
             outcomes.append(fault or self._paths(one, horizon, paths=paths, seed=seed))
         return outcomes
 
-    def _ready(self, series: Sequence[Series], horizon: int) -> _Ready:
-        """Windows and future covariates, on the device, as the network reads them."""
-        encoding, context = self.forecaster.encoding, self.network.lead + self.forecaster.spec.context
-        steps = self._steps(horizon)
+    def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
+        means = np.empty((len(series), horizon))
+        for some in beside([self.network.shown(len(one)) for one in series]):
+            means[some] = self.engine.roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
+        return means
+
+    def _ready(self, series: Sequence[Series], horizon: int) -> Known:
+        """Windows and future covariates, as the network reads them."""
+        encoding, context = self.forecaster.encoding, self.network.shown(max(map(len, series)))
+        steps, names = self.steps(horizon), self.forecaster.spec.channels
         tails = [_tail(one, context) for one in series]
         columns = [encoding.covariates(one, ahead=steps) for one in tails] if encoding.width else []
         window = stack(
@@ -131,27 +172,21 @@ class Predictor:
             context=context,
             covariates=[known[: len(one)] for one, known in zip(tails, columns, strict=True)] if columns else (),
             static=[encoding.groups(one) for one in tails] if encoding.static else (),
+            channels=[channels_of(one, names) for one in tails] if names else (),
         )
-        ahead = torch.from_numpy(np.stack([known[-steps:] for known in columns])).float() if columns else None
-        return _Ready(window.to(self._device), None if ahead is None else ahead.to(self._device))
-
-    def _roll(self, ready: _Ready, *, horizon: int) -> Float64[np.ndarray, "row horizon"]:
-        with torch.inference_mode():
-            memory = warm_up(self.network, ready.window)
-            return np.asarray(roll(self.network, memory, horizon=horizon, ahead=ready.ahead)[0].cpu().numpy())
+        ahead = np.stack([known[-steps:] for known in columns]).astype(np.float32) if columns else None
+        covariates, static, channels = (None if part is None else part.numpy() for part in window[1:])
+        return Known(window.values.numpy(), covariates, static, channels, ahead)
 
     def _paths(self, one: Series, horizon: int, *, paths: int, seed: int) -> Float64[np.ndarray, "path horizon"]:
         """Paths fork from one warmed-up memory."""
-        ready, steps = self._ready([one], horizon), self._steps(horizon)
         own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
         draw = torch.Generator().manual_seed(own)
-        noise = torch.rand(paths, steps, self.network.head.noise, generator=draw).clamp(1e-6, 1 - 1e-6).to(self._device)
-        with torch.inference_mode():
-            memory = fork(warm_up(self.network, ready.window), paths=paths)
-            ahead = None if ready.ahead is None else ready.ahead.expand(paths, -1, -1)
-            return np.asarray(roll(self.network, memory, horizon=horizon, ahead=ahead, noise=noise)[0].cpu().numpy())
+        shape = (paths * self.network.targets, self.steps(horizon), self.network.head.noise)
+        noise = torch.rand(shape, generator=draw).clamp(1e-6, 1 - 1e-6).numpy()
+        return self._drawing.roll(self._ready([one], horizon), horizon=horizon, noise=noise)
 
-    def _fault(self, one: Series, horizon: int) -> ForecasterError | None:
+    def fault(self, one: Series, horizon: int) -> ForecasterError | None:
         """What is wrong with a history, if anything."""
         forecaster, needed = self.forecaster, self.forecaster.spec.least
         if one.freq != forecaster.freq and offset(one.freq, where=one.id) != self._step:
@@ -166,13 +201,9 @@ class Predictor:
                 "Send a longer history, or use a forecaster with a shorter context.",
                 where=one.id,
             )
-        if np.isinf(one.y).any():
-            return NotANumber(f"Series {one.id!r} holds an infinite value. Correct it, or send null.", where=one.id)
-        if (np.abs(one.y) > LARGEST_VALUE).any():
-            return ValueOutOfRange(
-                f"Series {one.id!r} holds a value beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
-                where=one.id,
-            )
+        fault = _value_fault(one, forecaster.spec.channels)
+        if fault is not None:
+            return fault
         if np.isnan(one.y[-forecaster.spec.context :]).all():
             return HistoryTooShort(
                 f"Series {one.id!r} has no observed value among its last {forecaster.spec.context} steps. "
@@ -195,9 +226,9 @@ class Predictor:
 
     def _number_fault(self, one: Series, horizon: int) -> NotANumber | None:
         """A covariate that is no finite number where the network reads it; one value of it would spoil the whole forecast."""
-        first = max(0, len(one) - self.network.lead - self.forecaster.spec.context)
+        first = max(0, len(one) - self.network.shown(len(one)))
         for name in self.forecaster.encoding.numeric:
-            column = one.covariates[name][: len(one) + self._steps(horizon)]
+            column = one.covariates[name][: len(one) + self.steps(horizon)]
             if column.dtype == object or not np.isfinite(column[first:]).all():
                 return NotANumber(
                     f"Series {one.id!r} needs finite numbers for the covariate {name!r}; it has text, a missing or an infinite "
@@ -206,7 +237,7 @@ class Predictor:
                 )
         return None
 
-    def _steps(self, horizon: int) -> int:
+    def steps(self, horizon: int) -> int:
         """The horizon, rounded up to whole blocks."""
         return -(-horizon // self.network.block) * self.network.block
 
@@ -229,16 +260,20 @@ class Predictor:
         """The outcomes with calibrated quantiles about their means, rising in level."""
         calibration, rising = self.forecaster.calibration, sorted(set(levels))
         assert calibration is not None, "levels were checked"
-        done: list[Forecast | ForecasterError] = []
-        for one, outcome in zip(series, outcomes, strict=True):
-            if isinstance(outcome, ForecasterError):
-                done.append(outcome)
-                continue
-            scale = np.nan_to_num(np.array([self.scale(one.y)]))
-            horizon, group = len(outcome.mean), [self.group(one)]
-            [offsets] = calibration.offsets(rising, horizon=horizon, scales=scale, groups=group)
-            quantiles = {level: outcome.mean + offsets[:, place] for place, level in enumerate(rising)}
-            done.append(replace(outcome, quantiles=quantiles))
+        done = list(outcomes)
+        answered = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, Forecast)]
+        for first in range(0, len(answered), ROWS_AT_ONCE):
+            some = answered[first : first + ROWS_AT_ONCE]
+            forecasts = [outcome for outcome in (outcomes[place] for place in some) if isinstance(outcome, Forecast)]
+            offsets = calibration.offsets(
+                rising,
+                horizon=len(forecasts[0].mean),
+                scales=np.nan_to_num(np.array([self.scale(series[place].y) for place in some])),
+                groups=[self.group(series[place]) for place in some],
+            )
+            for place, forecast, own in zip(some, forecasts, offsets, strict=True):
+                quantiles = {level: forecast.mean + own[:, column] for column, level in enumerate(rising)}
+                done[place] = replace(forecast, quantiles=quantiles)
         return done
 
     def group(self, one: Series) -> str | None:
@@ -255,28 +290,31 @@ class Predictor:
         """
         return history_scale(history, self.forecaster.season)
 
-    def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast:
-        """The forecast, with the seasonal naive in place of what left the finite numbers."""
+    def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast | BadStamp:
+        """The forecast, with the seasonal naive in place of what left the finite numbers; or that its stamps go too far."""
+        try:
+            ahead = one.stamps_ahead(len(mean))
+        except BadStamp as error:
+            return error
         broken = np.flatnonzero(~np.isfinite(mean))
         if not len(broken):
-            return Forecast(one.id, one.stamps_ahead(len(mean)), mean)
-        first = int(broken[0])
-        mended = np.concatenate([mean[:first], repeat_season(one.y, self.forecaster.season, len(mean))[first:]])
+            return Forecast(one.id, ahead, mean)
         warning = (
-            f"The network's forecast exploded at step {first + 1} of {len(mean)}; from there on it is the seasonal naive. "
+            f"The network's forecast exploded at step {broken[0] + 1} of {len(mean)}; from there on it is the seasonal naive. "
             "Check the history for extreme values, or ask for a shorter horizon."
         )
-        return Forecast(one.id, one.stamps_ahead(len(mean)), mended, (warning,))
+        return Forecast(one.id, ahead, mended(mean, one.y, season=self.forecaster.season), (warning,))
 
 
-class _Ready(NamedTuple):
-    window: Window
-    ahead: Float[Tensor, "row step covariate"] | None
-
-
-def _some(series: Sequence[Series]) -> Iterator[Sequence[Series]]:
-    for first in range(0, len(series), ROWS_AT_ONCE):
-        yield series[first : first + ROWS_AT_ONCE]
+def beside(lengths: Sequence[int]) -> Iterator[Int[np.ndarray, "some"]]:
+    """The places of rows that are read beside each other, in order of their lengths: padded, they fit into memory."""
+    order = np.argsort(lengths, kind="stable")
+    first = 0
+    for row in range(1, len(order) + 1):
+        full = row - first == ROWS_AT_ONCE or row == len(order)
+        if full or (row + 1 - first) * lengths[order[row]] > VALUES_AT_ONCE:
+            yield order[first:row]
+            first = row
 
 
 def _tail(one: Series, steps: int) -> Series:
@@ -286,20 +324,49 @@ def _tail(one: Series, steps: int) -> Series:
     cut = len(one) - steps
     return replace(
         one,
-        start=one.start + cut * pd.tseries.frequencies.to_offset(one.freq),
+        start=one.stamp(cut),
         y=one.y[cut:],
         covariates={name: values[cut:] for name, values in one.covariates.items()},
+        channels={name: values[cut:] for name, values in one.channels.items()},
     )
+
+
+def _value_fault(one: Series, channels: Sequence[str]) -> InputError | None:
+    """A channel that is not there, or a value of y or of a channel that cannot be reckoned with."""
+    try:
+        channels_of(one, channels)
+    except CovariateUnknown as fault:
+        return fault
+    for values, place in [(one.y, ""), *((one.channels[name], f" in the channel {name!r}") for name in channels)]:
+        if np.isinf(values).any():
+            return NotANumber(
+                f"Series {one.id!r} holds an infinite value{place}. Correct it, or send null.", where=one.id
+            )
+        if (np.abs(values) > LARGEST_VALUE).any():
+            return ValueOutOfRange(
+                f"Series {one.id!r} holds a value{place} beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
+                where=one.id,
+            )
+    return None
+
+
+def mended(
+    mean: Float64[np.ndarray, "horizon"], history: Float64[np.ndarray, "_"], *, season: int
+) -> Float64[np.ndarray, "horizon"]:
+    """The forecast, with the seasonal naive in place of all that follows its first value that is not finite."""
+    sound = np.isfinite(mean).cumprod().astype(bool)
+    return np.where(sound, mean, repeat_season(history, season, len(mean)))
 
 
 def repeat_season(history: Float64[np.ndarray, "_"], season: int, horizon: int) -> Float64[np.ndarray, "_"]:
     """The last season over and over; each place takes its latest observed value, or the latest of all where it has none."""
-    observed = history[~np.isnan(history)]
-    last = observed[-1] if len(observed) else np.nan
-    cycle = np.full(season, last)
-    for place in range(1, season + 1):
-        same = history[-place::-season]
-        same = same[~np.isnan(same)]
-        if len(same):
-            cycle[season - place] = same[0]
+    cycle = history[-season:]
+    if len(cycle) < season or np.isnan(cycle).any():
+        padding = np.full(season if not len(history) else -len(history) % season, np.nan)
+        seasons = np.concatenate([padding, history]).reshape(-1, season)
+        seen = ~np.isnan(seasons)
+        latest = len(seasons) - 1 - seen[::-1].argmax(axis=0)
+        observed = history[~np.isnan(history)]
+        last = observed[-1] if len(observed) else np.nan
+        cycle = np.where(seen.any(axis=0), seasons[latest, np.arange(season)], last)
     return np.resize(cycle, horizon)

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from forecaster.errors import BadStamp
+from forecaster.frequency import Stamp, Stamps, after, at, check_kind, regular, tell
 from forecaster.shapes import Float64
 
-LAST_YEAR = 9999  # Python's calendar ends there
 LARGEST_VALUE = 1e100  # squares of larger ones, summed, would leave float64
 
 
@@ -23,25 +21,32 @@ class Series:
 
     Attributes:
         id: The name that comes back with the forecast.
-        start: Stamp of the first value; its time zone, if it has one, is kept.
-        freq: Frequency as a pandas offset alias ("D", "h", "MS", "100ms").
+        start: Stamp of the first value: a moment, whose time zone, if it has one, is kept; or the number of its step.
+        freq: Frequency as a pandas offset alias ("D", "h", "MS", "100ms"), or as a whole number ("1", "10").
         y: Float64 values, one a step; NaN marks a step that was not observed.
         covariates: By name, what is known ahead: one value for each step of `y` and for `ahead` steps after it; float64,
             or text in an object array.
         static: By name, what is true of the whole series.
+        channels: By name, what is known of the past alone: one value for each step of `y`; NaN was not observed.
+
+    Raises BadStamp where a number is to step on the calendar, or a moment by a whole number.
     """
 
     id: str
-    start: pd.Timestamp
+    start: Stamp
     freq: str
     y: Float64[np.ndarray, "step"]
     covariates: Mapping[str, np.ndarray] = field(default_factory=dict)
     static: Mapping[str, str] = field(default_factory=dict)
+    channels: Mapping[str, Float64[np.ndarray, "step"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {len(values) for values in self.covariates.values()}
-        assert len(lengths) <= 1, f"covariates of different lengths: {sorted(lengths)}"
-        assert min(lengths, default=len(self)) >= len(self), "covariates end before the history does"
+        check_kind(self.start, self.freq, of=f"series {self.id!r}", where=self.id)
+        if self.covariates:
+            lengths = {len(values) for values in self.covariates.values()}
+            assert len(lengths) == 1, f"covariates of different lengths: {sorted(lengths)}"
+            assert min(lengths) >= len(self), "covariates end before the history does"
+        assert all(len(values) == len(self) for values in self.channels.values()), "channels end with the history"
 
     def __len__(self) -> int:
         return len(self.y)
@@ -52,27 +57,33 @@ class Series:
         return max((len(values) for values in self.covariates.values()), default=len(self)) - len(self)
 
     @property
-    def stamps(self) -> pd.DatetimeIndex:
+    def stamps(self) -> Stamps:
         """The stamp of every value."""
         return regular(self.start, freq=self.freq, steps=len(self))
 
     @property
-    def end(self) -> pd.Timestamp:
+    def end(self) -> Stamp:
         """The stamp of the last value."""
+        return self.stamp(len(self) - 1)
+
+    def stamp(self, place: int) -> Stamp:
+        """The stamp of one value, 0 for the first."""
         try:
-            return self.start + (len(self) - 1) * pd.tseries.frequencies.to_offset(self.freq)
+            return after(self.start, self.freq, place)
         except ValueError:  # a clock change left no such local time, or two
-            return self.stamps[-1]
+            return at(self.stamps, place)
 
     def until(self, steps: int) -> Series:
-        """The first `steps` values: what was known then. Covariates are known ahead, so all of them were."""
+        """The first `steps` values: what was known then. Covariates are known ahead, so all of them were; channels are not."""
         assert 0 < steps <= len(self), f"{steps} of {len(self)} steps"
-        return replace(self, y=self.y[:steps])
+        return replace(
+            self, y=self.y[:steps], channels={name: values[:steps] for name, values in self.channels.items()}
+        )
 
-    def stamps_ahead(self, horizon: int) -> pd.DatetimeIndex:
+    def stamps_ahead(self, horizon: int) -> Stamps:
         """The `horizon` stamps that follow the last value; raises BadStamp where they leave the calendar."""
-        end = self.end
-        if end.tz is None or end.time() == self.start.time():
+        start, end = self.start, self.end
+        if isinstance(start, int) or isinstance(end, int) or end.tz is None or end.time() == start.time():
             return regular(end, freq=self.freq, steps=horizon + 1)[1:]
         return regular(self.start, freq=self.freq, steps=len(self) + horizon)[
             len(self) :
@@ -92,7 +103,7 @@ class Forecast:
     """
 
     id: str
-    ds: pd.DatetimeIndex
+    ds: Stamps
     mean: Float64[np.ndarray, "horizon"]
     warnings: tuple[str, ...] = ()
     quantiles: Mapping[float, Float64[np.ndarray, "horizon"]] = field(default_factory=dict)
@@ -106,55 +117,25 @@ class Panel(NamedTuple):
     repairs: Sequence[str] = ()
 
     @property
-    def cutoff(self) -> pd.Timestamp:
+    def cutoff(self) -> Stamp:
         """The last stamp of any series: the panel knows nothing later."""
-        return max(one.end for one in self.series)
+        ends: list[Any] = [one.end for one in self.series]  # all numbers, or all moments
+        latest: Stamp = max(ends)
+        return latest
 
     def digest(self) -> str:
         """Identifies the data: sha256 over ids, starts, frequency and values."""
         total = hashlib.sha256(self.freq.encode())
         for one in self.series:
-            total.update(f"\n{len(one)} {one.start.isoformat()} {one.id}\n".encode())
+            total.update(f"\n{len(one)} {tell(one.start)} {one.id}\n".encode())
             total.update(one.y.astype("<f8").tobytes())
             for name, values in one.covariates.items():
                 total.update(f"\n{len(values)} {name}\n".encode())
                 total.update(
                     values.astype("<f8").tobytes() if values.dtype != object else repr(values.tolist()).encode()
                 )
+            for name, values in one.channels.items():
+                total.update(f"\nchannel {name}\n".encode() + values.astype("<f8").tobytes())
             if one.static:
                 total.update(repr(sorted(one.static.items())).encode())
         return total.hexdigest()
-
-
-def regular(start: pd.Timestamp, *, freq: str, steps: int) -> pd.DatetimeIndex:
-    """`steps` stamps from `start` on: hours follow the sun, days and longer steps the clock on the wall.
-
-    Where a clock change leaves no such local time, the next that there is; where it leaves two, the first.
-
-    Raises BadStamp if the last would come after the year 9999.
-    """
-    fault: Exception | None = None
-    try:
-        stamps = _ladder(start, freq=freq, steps=steps)
-        if not steps or stamps[-1].year <= LAST_YEAR:
-            return stamps
-    except (pd.errors.OutOfBoundsDatetime, OverflowError, NotImplementedError) as error:
-        fault = error
-    raise BadStamp(
-        f"Expected stamps up to the year {LAST_YEAR}; {steps} steps of {freq!r} from {start.isoformat()} pass it. "
-        "Correct the stamps or the frequency, or ask for fewer steps.",
-        where=start.isoformat(),
-    ) from fault
-
-
-def _ladder(start: pd.Timestamp, *, freq: str, steps: int) -> pd.DatetimeIndex:
-    try:
-        return pd.date_range(start, periods=steps, freq=freq)
-    except ValueError as error:
-        if start.tz is None or isinstance(error, pd.errors.OutOfBoundsDatetime):
-            raise
-    wall: Any = pd.date_range(start.tz_localize(None), periods=steps, freq=freq)
-    ladder: pd.DatetimeIndex = wall.tz_localize(
-        start.tz, ambiguous=np.ones(steps, dtype=bool), nonexistent="shift_forward"
-    )
-    return ladder

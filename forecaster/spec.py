@@ -23,6 +23,7 @@ HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial",
 PointLoss = Literal["mse", "mae", "huber"]
 Base = Literal["zero", "last", "seasonal_naive", "linear"]
 Decoder = Literal["rollout", "direct"]
+Reads = Literal["window", "history"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -131,6 +132,10 @@ class Spec(_Frozen):
     min_history: int | None = Field(
         default=None, ge=1, description="shortest history it answers; None: the whole context"
     )
+    reads: Reads = Field(
+        default="window",
+        description="the last `context` steps; or a whole history, state and scale carried from its start",
+    )
     season: int | None = Field(default=None, ge=1, description="steps of a season; None: the frequency's usual one")
     segment: int = Field(default=1, ge=1, description="time points that one step of the recurrence reads")
     decoder: Decoder = Field(
@@ -142,9 +147,15 @@ class Spec(_Frozen):
     lags: tuple[Steps, ...] = Field(default=(), description="how far back further values are looked up for every step")
     calendar: tuple[str, ...] = Field(default=(), description="calendar features, of the local time of the series")
     covariates: tuple[str, ...] = Field(default=(), description="columns that are known ahead")
+    channels: tuple[str, ...] = Field(
+        default=(), description="columns of which the past alone is known: foretold beside y, and fed back with it"
+    )
     static: tuple[str, ...] = Field(default=(), description="columns that say what a series is")
     group: str | None = Field(default=None, description="static column whose larger groups get intervals of their own")
     network: NetworkSpec = NetworkSpec()
+    members: int = Field(
+        default=1, ge=1, le=64, description="networks of other seeds, trained at once; their median is the forecast"
+    )
     training: TrainingSpec = TrainingSpec()
 
     @property
@@ -165,6 +176,11 @@ class Spec(_Frozen):
             raise ValueError(f"base: a {self.head.kind} head takes base zero only, found {self.base}")
         if self.head.counts and self.scaling != "none":
             raise ValueError(f"scaling: a {self.head.kind} head reads counts, so scaling none; found {self.scaling}")
+        if self.reads == "history" and self.scaling == "last":
+            raise ValueError(
+                "scaling: one that reads the whole history keeps the scale of its first steps, and the last value of those says "
+                "nothing later; found last. Choose standard or mean_abs with base last, or reads window"
+            )
         short = [lag for lag in self.lags if lag < self.segment]
         if short:
             raise ValueError(f"lags: expected at least the segment's {self.segment} steps, found {short[0]}")

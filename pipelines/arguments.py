@@ -60,11 +60,11 @@ class Reading:
     """How to read the data."""
 
     freq: str | None = None
-    "Frequency as a pandas offset alias (h, D, MS, 15min); inferred where it is certain."
+    "Frequency as a pandas offset alias (h, D, MS, 15min), or a whole number (1, 10) for numbered steps; inferred where certain."
     id_column: str = "unique_id"
     "Column with the name of the series."
     ds_column: str = "ds"
-    "Column with the time stamps."
+    "Column with the time stamps, or with the whole numbers of the steps."
     y_column: str = "y"
     "Column with the values; empty means not observed."
     zone: str | None = None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from forecaster.evaluation.backtest import Backtest
+from forecaster.frequency import tell
 from forecaster.predict import Forecaster
 from forecaster.registry import CHALLENGER
 from pipelines.promotion import SEASONAL_NAIVE
@@ -24,7 +25,7 @@ def card_of(forecaster: Forecaster) -> str:
         "",
         "## Trained on",
         "",
-        f"Data set `{facts['data']}`: {facts['series']} series up to {forecaster.cutoff.isoformat()} "
+        f"Data set `{facts['data']}`: {facts['series']} series up to {tell(forecaster.cutoff)} "
         f"(digest `{facts['data_digest'][:12]}`); {facts['left_out']} series were too short. "
         f"{facts['steps']} steps, seed {spec.training.seed}.",
         "",

@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
 from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
-from pipelines.terminal import hush, print_scores, print_summary, warn, write_table
+from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
@@ -68,6 +68,7 @@ def backtest(
     *,
     horizon: int | None = None,
     windows: int = 1,
+    stride: int | None = None,
     out: Path | None = None,
     plot: Path | None = None,
     reading: Reading = _READING,
@@ -84,7 +85,9 @@ def backtest(
     horizon
         Steps ahead; the model's own, if not given.
     windows
-        Rolling origins, a horizon apart.
+        Rolling origins of each series; the last has a horizon left.
+    stride
+        Steps between them; a horizon, if not given.
     out
         Where to write every forecast beside the truth (CSV or Parquet).
     plot
@@ -92,24 +95,34 @@ def backtest(
     """
     from forecaster import artifact
     from forecaster.evaluation.backtest import backtest as run
-    from forecaster.evaluation.baselines import seasonal_naive
+    from forecaster.evaluation.baselines import Ask, seasonal_naive
+    from forecaster.frequency import earlier
     from forecaster.predict import Predictor
     from pipelines.sources import read
 
-    in_range(horizon=horizon, windows=windows)
+    in_range(horizon=horizon, windows=windows, stride=stride)
     can_be_written(out=out, plot=plot)
     forecaster = artifact.load(bundle_of(model, where))
     panel = read(reading.of(data).for_spec(forecaster.spec))
     for repair in panel.repairs:
         warn(repair)
-    rivals = {
-        forecaster.spec.name: Predictor(forecaster).forecast_each,
+    rivals: dict[str, Ask | Predictor] = {
+        forecaster.spec.name: Predictor(forecaster),
         "seasonal_naive": seasonal_naive(forecaster.season),
     }
     steps = horizon or forecaster.spec.horizon
-    result = run(panel, rivals, horizon=steps, windows=windows, season=forecaster.season, keep=forecaster.spec.least)
-    first = min(cutoffs[0] for cutoffs in result.cutoffs)
-    if (first.tz is None) == (forecaster.cutoff.tz is None) and first < forecaster.cutoff:
+    result = run(
+        panel,
+        rivals,
+        horizon=steps,
+        windows=windows,
+        season=forecaster.season,
+        keep=forecaster.spec.least,
+        stride=stride,
+    )
+    firsts: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]
+    first = min(firsts)
+    if earlier(first, forecaster.cutoff):
         warn(f"the model saw data up to {forecaster.cutoff}; origins from {first} on are not out of sample")
     print_scores({name: result.scores(name) for name in rivals})
     write_table(out, result.frame)
@@ -148,8 +161,6 @@ def forecast(
     plot
         Where to draw the first series (PNG).
     """
-    import pandas as pd
-
     from forecaster import artifact
     from forecaster.predict import Predictor
     from forecaster.series import Forecast
@@ -175,15 +186,7 @@ def forecast(
     if bad:
         further = f", the first {_TOLD} are told above" if len(bad) > _TOLD else ""
         warn(f"{len(bad)} of {len(outcomes)} series have no forecast{further}")
-    table = pd.concat(
-        [
-            pd.DataFrame(
-                {"unique_id": one.id, "ds": one.ds, "mean": one.mean}
-                | {f"{level:g}": values for level, values in one.quantiles.items()}
-            )
-            for one in good
-        ]
-    )
+    table = forecast_table(good)
     if out is None:
         table.to_csv(sys.stdout, index=False)
     write_table(out, lambda: table)
@@ -286,6 +289,7 @@ def check(
     *,
     covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    channel: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     reading: Reading = _READING,
 ) -> None:
     """Checks data as train would, and tells what they are like. Ends with 0 if they can be used, with 2 if not.
@@ -298,11 +302,13 @@ def check(
         A column that is known ahead; may be given again.
     static
         A column that says one thing of a whole series; may be given again.
+    channel
+        A column of which the past alone is known; may be given again.
     """
     from pipelines.sources import read
 
     try:
-        panel = read(reading.of(data)._replace(covariates=covariate, static=static))
+        panel = read(reading.of(data)._replace(covariates=covariate, static=static, channels=channel))
     except InputError as error:
         print(f"{data}: cannot be used ({error.code})")
         raise

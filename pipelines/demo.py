@@ -23,6 +23,7 @@ from forecaster.data.datasets import sine_trend_at
 from forecaster.data.split import hold_out
 from forecaster.errors import ForecasterError, RefusedByGate, SourceNotFound
 from forecaster.evaluation.plots import forecast_plot
+from forecaster.frequency import tell
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Forecast, Series
 from pipelines.retrain import retrain
@@ -152,7 +153,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
 
 
 def _ask(address: str, known: Sequence[Series], horizon: int) -> dict[str, Any]:
-    series = [{"id": one.id, "start": one.start.isoformat(), "freq": one.freq, "y": one.y.tolist()} for one in known]
+    series = [{"id": one.id, "start": tell(one.start), "freq": one.freq, "y": one.y.tolist()} for one in known]
     body = json.dumps({"series": series, "horizon": horizon, "levels": LEVELS}).encode()
     request = Request(f"{address}/v1/forecast", body, {"Content-Type": "application/json"})
     with urlopen(request, timeout=30) as response:

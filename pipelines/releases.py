@@ -10,6 +10,7 @@ import pandas as pd
 
 from forecaster import artifact
 from forecaster.errors import NoSuchModel, RefusedByGate
+from forecaster.frequency import origin, regular
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
 from pipelines.promotion import SEASONAL_NAIVE
 from pipelines.settings import Root
@@ -19,19 +20,10 @@ def register(bundle: Path, root: Root, *, run_id: str | None = None) -> Version:
     """Puts a bundle into the registry as a version of its spec's name; one that is there already is answered as it is."""
     forecaster, digest = artifact.load(bundle), artifact.digest(bundle)
     run = run_id or str(forecaster.facts["run_id"])
-    start = pd.Timestamp("2001-01-01")
     steps = forecaster.spec.context
-    example = pd.DataFrame(
-        {
-            "unique_id": "example",
-            "ds": pd.date_range(start, periods=steps, freq=forecaster.freq),
-            "y": np.arange(1.0, steps + 1),
-        }
-    )
-    ahead = example["ds"].iloc[-1]
-    answer = pd.DataFrame(
-        {"unique_id": "example", "ds": pd.date_range(ahead, periods=3, freq=forecaster.freq)[1:], "mean": [0.0, 0.0]}
-    )
+    stamps = regular(origin(forecaster.freq), freq=forecaster.freq, steps=steps + 2)
+    example = pd.DataFrame({"unique_id": "example", "ds": stamps[:steps], "y": np.arange(1.0, steps + 1)})
+    answer = pd.DataFrame({"unique_id": "example", "ds": stamps[steps:], "mean": [0.0, 0.0]})
     return Registry(root.store).register(
         bundle, name=forecaster.spec.name, digest=digest, run_id=run, input_example=example, output_example=answer
     )

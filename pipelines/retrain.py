@@ -34,7 +34,7 @@ def retrain(
     registry = Registry(root.store)
     base = champion_of(registry, spec.name)
     champion = None if base is None else artifact.load(fetch(base, root))
-    rivals = {} if champion is None else {CHAMPION: Predictor(champion).forecast_each}
+    rivals = {} if champion is None else {CHAMPION: Predictor(champion)}
     trained = train(data, spec, root, rivals=rivals, test_windows=test_windows, trigger=trigger, progress=progress)
     assert trained.result is not None
     version = register(trained.bundle, root, run_id=trained.run_id)

@@ -25,16 +25,17 @@ class Data(NamedTuple):
     """Where a panel comes from, and how to read it."""
 
     source: str  # a file, or the name of a data set that ships with the project
-    freq: str | None = None
+    freq: str | int | None = None
     columns: Columns = Columns()
     zone: str | None = None
     covariates: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
 
     def for_spec(self, spec: Spec) -> Data:
         """The same source, with the columns that a forecaster reads besides."""
         further = () if spec.group is None or spec.group in spec.static else (spec.group,)
-        return self._replace(covariates=spec.covariates, static=(*spec.static, *further))
+        return self._replace(covariates=spec.covariates, static=(*spec.static, *further), channels=spec.channels)
 
     @property
     def name(self) -> str:
@@ -87,6 +88,7 @@ def read(data: Data) -> Panel:
         zone=data.zone,
         covariates=data.covariates,
         static=data.static,
+        channels=data.channels,
     )
 
 

@@ -6,14 +6,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from forecaster.series import Panel
+    from forecaster.series import Forecast, Panel
 
 _OURS = ("forecaster", "pipelines", "serving")
 
@@ -35,6 +35,21 @@ def write_table(path: Path | None, make: Callable[[], pd.DataFrame]) -> None:
         table.to_parquet(path, index=False)
     else:
         table.to_csv(path, index=False)
+
+
+def forecast_table(forecasts: Sequence[Forecast]) -> pd.DataFrame:
+    """Forecasts as a table `unique_id, ds, mean` and a column for each level."""
+    import pandas as pd
+
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {"unique_id": one.id, "ds": one.ds, "mean": one.mean}
+                | {f"{level:g}": values for level, values in one.quantiles.items()}
+            )
+            for one in forecasts
+        ]
+    )
 
 
 def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
@@ -66,6 +81,7 @@ def print_summary(panel: Panel) -> None:
         "constant": constant,
         "covariates": f"{', '.join(told.covariates)}, {told.ahead} steps ahead" if told.covariates else "none",
         "static": ", ".join(told.static) or "none",
+        "channels": ", ".join(f"{name} ({missing} missing)" for name, missing in told.channels.items()) or "none",
         "suggested": f"season {told.season}, horizon {told.horizon}",
     }
     for name, line in lines.items():

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-import pandas as pd
-
 from forecaster import registry
 from forecaster.errors import RegistryError
+from forecaster.frequency import Stamp, tell
 from forecaster.spec import Spec
 from pipelines.runlog import PARAMS_A_CALL, RunLogger, Status, chunks, flat, recording
 from pipelines.settings import tracking_uri
@@ -58,7 +57,7 @@ class DataSet(NamedTuple):
     name: str
     digest: str
     source: str
-    cutoff: pd.Timestamp
+    cutoff: Stamp
 
 
 class Run:
@@ -133,7 +132,7 @@ def open_run(
         with registry.door(f"run '{run_id}'" if run_id else f"a run of '{spec.name}'"):
             if run_id is None:
                 experiment = _experiment(client, spec.name, None if uri else artifact_location(root))
-                title = f"{spec.name} {data.cutoff:%Y-%m-%d} {trigger}"
+                title = f"{spec.name} {tell(data.cutoff).partition('T')[0]} {trigger}"
                 run_id = str(client.create_run(experiment, run_name=title).info.run_id)
             else:
                 _check_resumable(client, run_id, spec)
@@ -173,7 +172,7 @@ def _describe(
 ) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
-    tags = {"trigger": trigger, "cutoff": data.cutoff.isoformat(), "data_digest": data.digest}
+    tags = {"trigger": trigger, "cutoff": tell(data.cutoff), "data_digest": data.digest}
     if parent is not None:
         tags |= {"parent": parent, "mlflow.parentRunId": parent}  # the second is what the UI nests by
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])

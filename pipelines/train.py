@@ -71,7 +71,7 @@ def train(
     spec: Spec,
     root: Root,
     *,
-    rivals: Mapping[str, Ask] | None = None,
+    rivals: Mapping[str, Ask | Predictor] | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
     progress: bool = False,
@@ -118,7 +118,7 @@ def train(
                 fitted = fitted._replace(forecaster=calibration)
             forecaster, result = fitted.forecaster, None
             if test_windows:
-                asked = {CHALLENGER: Predictor(forecaster).forecast_each, **(rivals or {})}
+                asked = {CHALLENGER: Predictor(forecaster), **(rivals or {})}
                 result = _test(panel, spec, asked, season=forecaster.season, windows=test_windows)
             facts = _facts(data, panel, known, fitted, result, run_id=run.id)
             finished = replace(forecaster, facts=facts)
@@ -133,7 +133,7 @@ def train(
     return Trained(bundle, digest, run.id, finished, facts["backtest"], result)
 
 
-def _test(panel: Panel, spec: Spec, asked: Mapping[str, Ask], *, season: int, windows: int) -> Backtest:
+def _test(panel: Panel, spec: Spec, asked: Mapping[str, Ask | Predictor], *, season: int, windows: int) -> Backtest:
     rivals = {**asked, SEASONAL_NAIVE: seasonal_naive(season)}
     return backtest(panel, rivals, horizon=spec.horizon, windows=windows, season=season, keep=spec.least + 1)
 
@@ -202,17 +202,18 @@ def _record(
     scores, naive = result.scores(CHALLENGER), result.scores(SEASONAL_NAIVE)
     origins = trials(
         result.series,
-        context=fitted.forecaster.network.lead + spec.context,
+        context=fitted.forecaster.network.shown(max(map(len, result.series))),
         horizon=spec.horizon,
         windows=windows,
         season=fitted.forecaster.season,
         encoding=fitted.forecaster.encoding,
+        channels=spec.channels,
     )
     run.headline(
         {f"bt/{name}": scores[name] for name in ("mase", "rmsse", "smape")}
         | {
             "bt/skill_vs_snaive": 1 - scores["mase"] / naive["mase"] if naive["mase"] else float("nan"),
-            "bt/exposure_gap": exposure_gap(fitted.forecaster.network, origins),
+            "bt/exposure_gap": exposure_gap(fitted.forecaster.networks, origins),
         }
     )
     if fitted.forecaster.calibration is not None:

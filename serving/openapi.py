@@ -30,11 +30,11 @@ class Route(NamedTuple):
 _JSON = "application/json"
 _ONE_SERIES = (
     "One outcome for each series, in order: a forecast, or an error that concerns that series alone (too short, "
-    "another frequency, irregular stamps, covariates that are missing or end too early), and status 200. "
+    "another frequency, irregular stamps, covariates or channels that are missing or end too early), and status 200. "
     "Exception: when the only series of a request is refused, "
     "the answer is that error with status 422. What concerns the whole request (types, unknown fields, horizon, "
     "limits, and `level_out_of_range` for levels that the model in use was not calibrated for) is always 422. "
-    "Stamps come back in the offset from UTC and the style of the request."
+    "Stamps come back in the offset from UTC and the style of the request, whole numbers as numbers."
 )
 ROUTES = (
     Route(

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from forecaster.frequency import tell
 from serving import openapi
 from serving.admission import Admission
 from serving.answer import answer
@@ -96,7 +97,7 @@ class Desk:
                 "spec": learned.spec.model_dump(mode="json"),
                 "freq": learned.freq,
                 "season": learned.season,
-                "cutoff": learned.cutoff.isoformat(),
+                "cutoff": tell(learned.cutoff),
                 "facts": learned.facts,
                 "card": model.card,
                 "age_s": round(model.age_s, 3),

@@ -9,19 +9,18 @@ import numpy as np
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from forecaster.data.calendar import offset
 from forecaster.data.encoding import Encoding
 from forecaster.errors import CovariateUnknown, ForecasterError, HistoryTooShort, NotANumber, ValueOutOfRange
+from forecaster.frequency import at, offset
 from forecaster.series import Forecast, Series
+from forecaster.shapes import Float64
 from serving import stamps
 from serving.problem import Problem
 from serving.settings import Settings
-from serving.stamps import Style
+from serving.stamps import AskedFreq, AskedStamp, AskedStamps, Numbers, Style
 
 Value = Annotated[float | None, Field(description="null: not observed")]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
-Freq = Annotated[str, Field(max_length=32, examples=["h", "D", "MS", "15min"])]
-Stamp = Annotated[str, Field(max_length=40, examples=["2026-01-31T00:00:00Z"])]
 Label = Annotated[str, Field(max_length=200)]
 MOST_COLUMNS, MOST_LEVELS = 64, 99
 LARGEST_COVARIATE = 1e30  # in spreads of the training data; the network reads float32
@@ -42,6 +41,14 @@ Covariates = Annotated[
         description="what is known ahead, by name: all numbers or all text, one for each step of `y` and of the horizon "
         "or more; the same number in every column",
         examples=[{"promo": [0, 0, 1, 1, 0]}],
+    ),
+]
+Channels = Annotated[
+    dict[Text, list[Value]],
+    Field(
+        max_length=MOST_COLUMNS,
+        description="of what the past alone is known, by name: one value for each step of `y`",
+        examples=[{"temperature": [21.5, None, 20.0]}],
     ),
 ]
 Static = Annotated[
@@ -80,22 +87,27 @@ class _AnySeries(_Strict):
     id: Text
     covariates: Covariates = {}
     static: Static = {}
+    channels: Channels = {}
 
 
 class GridSeries(_AnySeries):
     """A history as the stamp of its first value and its frequency."""
 
-    start: Stamp = Field(description="ISO 8601 stamp of the first value; must be on the grid of `freq`")
-    freq: Freq = Field(description="pandas offset alias")
+    start: AskedStamp = Field(
+        description="ISO 8601 stamp of the first value, which must be on the grid of `freq`; or a whole number"
+    )
+    freq: AskedFreq = Field(description="pandas offset alias; or a whole number, also as text, where `start` is one")
     y: list[Value] = Field(description="values, oldest first")
 
 
 class StampedSeries(_AnySeries):
     """A history with a stamp for every value; the frequency is inferred if it is certain."""
 
-    ds: list[Stamp] = Field(description="ISO 8601 stamps, oldest first, regular")
+    ds: AskedStamps = Field(description="ISO 8601 stamps, or whole numbers; oldest first, regular")
     y: list[Value] = Field(description="values, one a stamp")
-    freq: Freq | None = Field(default=None, description="pandas offset alias; the stamps are checked against it")
+    freq: AskedFreq | None = Field(
+        default=None, description="pandas offset alias, or a whole number; the stamps are checked against it"
+    )
 
     @model_validator(mode="after")
     def _one_value_a_stamp(self) -> StampedSeries:
@@ -149,7 +161,9 @@ class SeriesForecast(_Strict):
     """The forecast of one series."""
 
     id: str
-    ds: list[str] = Field(description="stamps ahead, in the zone and style of the request")
+    ds: list[str] | list[int] = Field(
+        description="stamps ahead, in the zone and style of the request; numbers where those were numbers"
+    )
     mean: list[float] = Field(description="point forecasts, in the units of the series")
     quantiles: dict[str, list[float]] = Field(
         default={},
@@ -177,9 +191,9 @@ class ModelAnswer(_Strict):
 
     model: ModelName
     spec: dict[str, Any] = Field(description="the whole specification")
-    freq: str
+    freq: str = Field(description="pandas offset alias, or a whole number as text: the steps are numbered")
     season: int
-    cutoff: str = Field(description="last stamp of the data the model was fitted to")
+    cutoff: str = Field(description="last stamp of the data the model was fitted to; digits where steps are numbered")
     facts: dict[str, Any] = Field(description="what the bundle's manifest says of its making: scores, versions, data")
     card: str = Field(description="markdown: what it was trained on, scores against baselines, limits")
     age_s: float = Field(description="seconds since this worker took it into use")
@@ -203,7 +217,7 @@ class ReadSeries(NamedTuple):
     """A history from a request, and how its stamps are to be written back."""
 
     series: Series
-    style: Style
+    style: Style | Numbers
 
 
 def read_request(body: bytes, settings: Settings) -> ForecastRequest:
@@ -235,19 +249,20 @@ def to_series(asked: GridSeries | StampedSeries, *, served: str, encoding: Encod
         raise HistoryTooShort(f"Series {asked.id!r} has no values. Send a history.", where=asked.id)
     y = np.array(asked.y, dtype=np.float64)  # None becomes NaN
     if isinstance(asked, GridSeries):
-        moments, style = stamps.read([asked.start], where=asked.id)
-        freq = stamps.step_of(asked.freq, where=asked.id).freqstr
+        read, style = stamps.read([asked.start], where=asked.id)
+        freq = stamps.declared_frequency(asked.freq, at(read, 0), where=asked.id)
     else:
-        moments, style = stamps.read(asked.ds, where=asked.id)
-        freq = stamps.frequency(moments, declared=asked.freq, served=served, where=asked.id)
-    step = offset(freq, where=asked.id)
+        read, style = stamps.read(asked.ds, where=asked.id)
+        freq = stamps.frequency(read, declared=asked.freq, served=served, where=asked.id)
+    start, step = at(read, 0), offset(freq, where=asked.id)
     if step == offset(served):
-        stamps.check_room(moments[0], step, len(y) + horizon, where=asked.id)
+        stamps.check_room(start, step, len(y) + horizon, where=asked.id)
     columns = _columns(asked.covariates, steps=len(y), encoding=encoding, where=asked.id)
-    return ReadSeries(Series(asked.id, moments[0], freq, y, columns, asked.static), style)
+    channels = _channels(asked.channels, steps=len(y), where=asked.id)
+    return ReadSeries(Series(asked.id, start, freq, y, columns, asked.static, channels), style)
 
 
-def from_forecast(forecast: Forecast, style: Style, warnings: list[str]) -> dict[str, Any]:
+def from_forecast(forecast: Forecast, style: Style | Numbers, warnings: list[str]) -> dict[str, Any]:
     """A forecast as the fields of a SeriesForecast; `warnings` are those of the whole request."""
     fields = {"id": forecast.id, "ds": style.write(forecast.ds), "mean": forecast.mean.tolist()}
     if forecast.quantiles:
@@ -272,6 +287,20 @@ def _columns(
             where=where,
         )
     return {name: _column(name, values, encoding=encoding, where=where) for name, values in asked.items()}
+
+
+def _channels(
+    asked: Mapping[str, Sequence[float | None]], *, steps: int, where: str
+) -> dict[str, Float64[np.ndarray, "step"]]:
+    """The channels of a series as arrays; which of them the model needs is left to the Predictor."""
+    for name, values in asked.items():
+        if len(values) != steps:
+            raise CovariateUnknown(
+                f"Expected {steps} values in the channel {name!r}, as many as in `y`; series {where!r} has {len(values)}. "
+                "Send one for each step, null where it was not observed.",
+                where=where,
+            )
+    return {name: np.array(values, dtype=np.float64) for name, values in asked.items()}
 
 
 def _column(name: str, values: Sequence[float] | Sequence[str], *, encoding: Encoding, where: str) -> np.ndarray:
@@ -308,6 +337,8 @@ def _invalid(error: ValidationError) -> Problem:
 
 def _place(loc: tuple[int | str, ...]) -> str:
     tags = {2: ("grid", "stamped"), 5: ("numbers", "texts")}  # of our unions: no part of the request
+    if loc[3:4] in (("start",), ("freq",), ("ds",)):
+        tags[4] = ("number", "text")
     path = [str(part) for place, part in enumerate(loc) if part not in tags.get(place, ())]
     return ".".join(path)[:200] or "body"
 

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forecaster import durable
 from forecaster.errors import BundleDamaged, ForecasterError
+from forecaster.frequency import Stamp, at, origin, regular
 from forecaster.series import Forecast, Series
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Learned(Protocol):
         """Steps of a season."""
 
     @property
-    def cutoff(self) -> pd.Timestamp:
+    def cutoff(self) -> Stamp:
         """The last stamp of its data."""
 
     @property
@@ -116,11 +116,12 @@ Noticed = Callable[[str], None]  # "swapped" or "refused"
 
 
 def load_bundle(folder: Path) -> Predicts:
-    """The Predictor of a verified bundle; raises BundleError."""
+    """The Predictor of a verified bundle, on its graph where there is one and onnxruntime to run it; raises BundleError."""
     from forecaster import artifact  # brings torch: only when there is something to load
-    from forecaster.predict import Predictor
+    from forecaster.predict import Predictor, graph_engine
 
-    return Predictor(artifact.load(folder))
+    forecaster = artifact.load(folder)
+    return Predictor(forecaster, engine=graph_engine(forecaster))
 
 
 class Slot:
@@ -268,10 +269,12 @@ def _check_digest(bundle: Path, release: Release) -> None:
 def _warm_up(predictor: Predicts) -> None:
     """The first rollout of a model is slow; it is made here, and must be finite."""
     learned = predictor.forecaster
-    start = pd.date_range("2024-01-01", periods=1, freq=learned.freq)[0]
+    start = at(regular(origin(learned.freq), freq=learned.freq, steps=1), 0)
     steps = learned.spec.context
     plain = 100 + np.sin(np.arange(steps, dtype=np.float64))
-    history = Series("warm-up", start, learned.freq, plain, _plain_columns(learned, steps + learned.spec.horizon))
+    columns = _plain_columns(learned, steps + learned.spec.horizon)
+    channels = dict.fromkeys(learned.spec.channels, plain)
+    history = Series("warm-up", start, learned.freq, plain, columns, channels=channels)
     outcome = predictor.forecast_each([history], learned.spec.horizon)[0]
     if isinstance(outcome, ForecasterError):
         raise outcome

@@ -21,14 +21,18 @@ WITH_RECORDS = [
     "forecaster.data.grid",
     "forecaster.data.stamps",
     "forecaster.data.windows",
+    "forecaster.engine",
+    "forecaster.evaluation.one_pass",
     "forecaster.evaluation.trials",
+    "forecaster.graph.recurrence",
+    "forecaster.graph.runner",
     "forecaster.model.equations",
     "forecaster.model.layer",
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
     "forecaster.model.scaling",
-    "forecaster.predict",
     "forecaster.series",
+    "forecaster.training.loss",
 ]
 
 

@@ -1,12 +1,10 @@
-"""What a frequency means: how it is read, inferred when certain, and the season people usually see in it; and where in its
-cycles (hour, weekday, year, holidays) a moment lies.
+"""What a frequency means: how it is inferred when certain, and the season people usually see in it; and where in its cycles
+(hour, weekday, year, holidays) a moment lies.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -14,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadSpec, BadStamp, FrequencyUnknown, MissingPackage
-from forecaster.series import regular
+from forecaster.frequency import Stamps, Step, at, counts, is_numbered, offset, regular
 from forecaster.shapes import Float64
 
 _DAY = 86_400.0
@@ -22,37 +20,7 @@ _WEEK = 7 * _DAY
 _CALENDAR_SEASONS = {"B": 5, "W": 52, "MS": 12, "ME": 12, "BMS": 12, "BME": 12, "QS": 4, "QE": 4, "BQS": 4, "BQE": 4}
 
 
-def offset(freq: str, *, where: str | None = None) -> pd.offsets.BaseOffset:
-    """The pandas offset of an alias; raises FrequencyUnknown for anything else, and for steps that do not go forward or
-    are finer than the microseconds of a stamp.
-    """
-    try:
-        step: pd.offsets.BaseOffset | None = _parse(freq)
-    except (ValueError, TypeError, OverflowError, Warning) as error:  # a Warning: an alias of former days
-        raise FrequencyUnknown(
-            f"Frequency {freq!r} is not known; expected a pandas offset alias such as 'h', 'D', 'MS', 'QS' or '15min'.",
-            where=where,
-        ) from error
-    if step is None or step.n < 1:
-        raise FrequencyUnknown(
-            f"Frequency {freq!r} does not step forward; expected one such as 'h' or 'D'.", where=where
-        )
-    if isinstance(step, pd.offsets.Nano) and step.n % 1000:
-        raise FrequencyUnknown(
-            f"Frequency {freq!r} is finer than a microsecond, the finest that stamps tell. Declare a coarser one.",
-            where=where,
-        )
-    return step
-
-
-@lru_cache(maxsize=256)
-def _parse(freq: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return pd.tseries.frequencies.to_offset(freq)
-
-
-def step_seconds(step: pd.offsets.BaseOffset) -> float | None:
+def step_seconds(step: Step) -> float | None:
     """Seconds of one step where all steps are equally long (days and weeks too, on naive or UTC stamps), else None."""
     if isinstance(step, pd.offsets.Tick):
         return pd.Timedelta(step).total_seconds()
@@ -64,11 +32,13 @@ def step_seconds(step: pd.offsets.BaseOffset) -> float | None:
 
 
 def usual_season(freq: str) -> int:
-    """Steps of the season that data of this frequency usually shows; 1 where there is none.
+    """Steps of the season that data of this frequency usually shows; 1 where there is none, and where steps are numbered.
 
     A day for steps from a minute to below a day, a week for days, a year for weeks, months and quarters.
     """
     step = offset(freq)
+    if isinstance(step, int):
+        return 1
     seconds = step_seconds(step)
     if seconds is None:
         season = _CALENDAR_SEASONS.get(step.rule_code.split("-")[0], 1)
@@ -90,7 +60,7 @@ def usual_horizon(freq: str) -> int:
     return {7: 14, 5: 10, 52: 13, 12: 18, 4: 8, 1: 6}.get(season, season)
 
 
-def certain_frequency(stamps: pd.DatetimeIndex, *, where: str | None = None) -> str:
+def certain_frequency(stamps: Stamps, *, where: str | None = None) -> str:
     """The one frequency that gives exactly these stamps; raises FrequencyUnknown if none does, or more than one.
 
     Three Wednesdays are seven days apart and nothing else; July, August and September begin 31 days apart *and* a month
@@ -100,15 +70,18 @@ def certain_frequency(stamps: pd.DatetimeIndex, *, where: str | None = None) -> 
     if len(fitting) == 1:
         return fitting[0]
     found = f"{' and '.join(fitting)} all fit" if fitting else "no regular frequency fits"
-    summer = " If these are days of a zone with summer time, declare the zone." if stamps.tz is not None else ""
+    zone, such_as = (stamps.tz, "MS") if isinstance(stamps, pd.DatetimeIndex) else (None, "1")
+    summer = " If these are days of a zone with summer time, declare the zone." if zone is not None else ""
     raise FrequencyUnknown(
-        f"The frequency is not certain from {len(stamps)} stamps: {found}. Declare it (for instance freq='MS').{summer}",
+        f"The frequency is not certain from {len(stamps)} stamps: {found}. Declare it (for instance freq={such_as!r}).{summer}",
         where=where,
     )
 
 
-def steps_to_try(stamps: pd.DatetimeIndex) -> list[str]:
+def steps_to_try(stamps: Stamps) -> list[str]:
     """The frequencies that sorted stamps may have if some rows are absent: the shortest gap, and those of the calendar."""
+    if not isinstance(stamps, pd.DatetimeIndex):
+        return [str(gap) for gap in np.unique(np.diff(counts(stamps)))[:1] if gap > 0]
     wall, moments = _gaps(stamps)
     day = int(_DAY * 1e6)
     days = wall.min() > 0 and wall.min() % day == 0
@@ -116,9 +89,11 @@ def steps_to_try(stamps: pd.DatetimeIndex) -> list[str]:
     return [*([_tick(shortest)] if shortest > 0 else []), *_calendar_steps(stamps)]
 
 
-def _candidates(stamps: pd.DatetimeIndex) -> list[str]:
+def _candidates(stamps: Stamps) -> list[str]:
     if len(stamps) < 2:
         return []
+    if not isinstance(stamps, pd.DatetimeIndex):
+        return steps_to_try(stamps)
     wall, moments = _gaps(stamps)
     day = int(_DAY * 1e6)
     ticks = []
@@ -147,9 +122,9 @@ def _tick(microseconds: int) -> str:
     return str(pd.tseries.frequencies.to_offset(step).freqstr)
 
 
-def _fits(stamps: pd.DatetimeIndex, freq: str) -> bool:
+def _fits(stamps: Stamps, freq: str) -> bool:
     try:
-        return bool(regular(stamps[0], freq=freq, steps=len(stamps)).equals(stamps))
+        return bool(regular(at(stamps, 0), freq=freq, steps=len(stamps)).equals(stamps))
     except BadStamp:  # so many such steps leave the calendar
         return False
 
@@ -176,7 +151,13 @@ class _Feature(NamedTuple):
     argument: str  # the order, or the country
 
 
-def features(stamps: pd.DatetimeIndex, names: Sequence[str]) -> Float64[np.ndarray, "step feature"]:
+def check_calendar(names: Sequence[str], *, freq: str) -> None:
+    """Raises BadSpec where calendar features are asked of numbered steps."""
+    if names and is_numbered(freq):
+        raise _no_calendar(names)
+
+
+def features(stamps: Stamps, names: Sequence[str]) -> Float64[np.ndarray, "step feature"]:
     """Where in their cycles the stamps lie, in the local time they carry; the same for training and serving.
 
     Args:
@@ -184,9 +165,11 @@ def features(stamps: pd.DatetimeIndex, names: Sequence[str]) -> Float64[np.ndarr
         names: `minute, hour, weekday, monthday, month, yearday` give a sine and a cosine; `yearday:3` those of the orders
             1 to 3. `holiday:US` and `holiday:US-CA` give 1 on public holidays (package `holidays`).
     Raises:
-        BadSpec: a name is not known, or there twice.
+        BadSpec: a name is not known, or there twice; or the steps are numbered.
         MissingPackage: holidays are asked for and the package is not installed.
     """
+    if not isinstance(stamps, pd.DatetimeIndex):
+        raise _no_calendar(names)
     local: Any = stamps.tz_localize(None)
     columns: list[np.ndarray] = []
     for feature in _read_features(names):
@@ -209,6 +192,14 @@ def feature_columns(names: Sequence[str]) -> tuple[str, ...]:
             orders = range(1, int(feature.argument) + 1)
             columns += [f"{feature.kind} {wave} {order}" for order in orders for wave in ("sin", "cos")]
     return tuple(columns)
+
+
+def _no_calendar(names: Sequence[str]) -> BadSpec:
+    return BadSpec(
+        f"Expected time stamps for the calendar features {', '.join(names)}; the steps of these data are numbered, and no "
+        "calendar tells their hours, days or holidays. Leave `calendar` empty, or send time stamps.",
+        where="calendar",
+    )
 
 
 def _read_features(names: Sequence[str]) -> list[_Feature]:

@@ -1,15 +1,15 @@
-"""One column of a frame, read strictly: names of series, numbers, labels. Each refuses with the first row at fault."""
+"""The columns of a frame, each read strictly: names of series, numbers, labels. Each refuses with the first row at fault."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from forecaster.errors import BadId, NotANumber, ValueOutOfRange
+from forecaster.errors import BadId, DuplicateColumn, MissingColumn, NoData, NotANumber, ValueOutOfRange
 from forecaster.series import LARGEST_VALUE
 from forecaster.shapes import Float64, Int
 
@@ -23,6 +23,40 @@ class Names(NamedTuple):
 
     texts: Any  # object array of str, one a series, in order of first appearance
     codes: Int[np.ndarray, "row"]
+
+
+def check_there(frame: pd.DataFrame, *, needed: Sequence[str], further: Sequence[str]) -> None:
+    """Raises MissingColumn, DuplicateColumn or NoData unless each column is there once, with one meaning, and a row.
+
+    Args:
+        frame: A long frame.
+        needed: What it calls `unique_id, ds, y`.
+        further: Its covariates, channels and static columns.
+    """
+    wanted = [*needed, *further]
+    missing = [name for name in wanted if name not in frame.columns]
+    if missing:
+        found = ", ".join(map(str, frame.columns[:20])) or "none"
+        in_index = [name for name in missing if name in frame.index.names]
+        advice = (
+            f"{', '.join(in_index)} is in the index: call reset_index()."
+            if in_index
+            else "Add the columns, or take them out of the specification's covariates, channels and static."
+            if set(missing) <= set(further)
+            else "Rename the columns, or say what they are called (--id-column, --ds-column, --y-column)."
+        )
+        raise MissingColumn(
+            f"Expected the columns {', '.join(wanted)}; {', '.join(missing)} not found among: {found}. {advice}",
+            where=missing[0],
+        )
+    for name in wanted:
+        if wanted.count(name) > 1 or list(frame.columns).count(name) > 1:
+            raise DuplicateColumn(
+                f"Expected one column {name!r} with one meaning; it is there, or was named, more than once. Drop or rename one.",
+                where=name,
+            )
+    if frame.empty:
+        raise NoData("Expected at least one row of data; found none. Send a history.", where=needed[-1])
 
 
 def names(raw: pd.Series, *, column: str) -> Names:
@@ -135,6 +169,23 @@ def known_ahead(raw: pd.Series, *, column: str) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(raw) or not _is_text(raw):
         return numbers(raw, column=column)
     return labels(raw)
+
+
+def left_aside(
+    channels: Mapping[str, Float64[np.ndarray, "step"]],
+    *,
+    after: Int[np.ndarray, "series"],
+    lengths: Int[np.ndarray, "series"],
+) -> Iterator[str]:
+    """What is told of channels that go on where the history has ended and only covariates are known."""
+    for name, values in channels.items():
+        later = np.arange(len(values)) >= np.repeat(after, lengths)
+        left = int((later & ~np.isnan(values)).sum())
+        if left:
+            yield (
+                f"{left} values of channel {name!r} after the last observed `y` of their series were left aside: call it a "
+                "covariate if it is known ahead"
+            )
 
 
 def labels(raw: pd.Series) -> np.ndarray:

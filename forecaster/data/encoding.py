@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from forecaster.data.calendar import feature_columns, features
 from forecaster.errors import CovariateUnknown
-from forecaster.series import Panel, Series, regular
+from forecaster.frequency import regular
+from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 
 

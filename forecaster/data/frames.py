@@ -10,17 +10,16 @@ import pandas as pd
 
 from forecaster.data import columns as cells
 from forecaster.data import grid, stamps
-from forecaster.data.calendar import certain_frequency, offset, steps_to_try
+from forecaster.data.calendar import certain_frequency, steps_to_try
 from forecaster.errors import (
     CovariateUnknown,
-    DuplicateColumn,
     DuplicateStamp,
     FrequencyUnknown,
     IrregularStamps,
-    MissingColumn,
     NoData,
     StaticChanges,
 )
+from forecaster.frequency import Stamps, at, counts, named, tell
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 
@@ -38,33 +37,37 @@ class Columns(NamedTuple):
 def to_panel(
     frame: pd.DataFrame,
     *,
-    freq: str | None = None,
+    freq: str | int | None = None,
     columns: Columns | None = None,
     zone: str | None = None,
     covariates: Sequence[str] = (),
     static: Sequence[str] = (),
+    channels: Sequence[str] = (),
 ) -> Panel:
     """Checks a long frame and cuts it into series. What happens in which case is told in docs/data.md.
 
     Args:
         frame: One row a series and stamp. NaN in `y` means not observed, and so does an absent row, if the frequency is
             declared or proven.
-        freq: A pandas offset alias; None to infer it from the longest series, if it is certain.
+        freq: A pandas offset alias, or a whole number; None to infer it from the longest series, if it is certain.
         columns: The names of the columns, if not `unique_id, ds, y`.
         zone: The time zone of stamps that carry none; those that do are told in it.
         covariates: Columns that are known ahead. Rows without `y` after the last observed one are then the known future.
         static: Columns that say one thing of a whole series.
+        channels: Columns of which the past alone is known. As in `y`, NaN means not observed.
     Raises:
         InputError's kinds: with the series and the first offending row or stamp.
     """
     names = columns or Columns()
-    _check_columns(frame, names, [*covariates, *static])
+    cells.check_there(frame, needed=names, further=[*covariates, *static, *channels])
     repairs: list[str] = []
-    rows = _read(frame, names, zone=zone, covariates=covariates, static=static, repairs=repairs)
+    declared = None if freq is None else named(freq, where="freq")
+    rows = _read(
+        frame, names, freq=declared, zone=zone, covariates=covariates, static=static, channels=channels, repairs=repairs
+    )
     rows = _without_duplicates(_in_order(rows, repairs), repairs)
     bounds = rows.bounds()
     first = np.repeat(bounds[:-1], np.diff(bounds))
-    declared = None if freq is None else _alias(freq)
     if declared is None:
         declared, gaps_allowed = _certain(rows, bounds)
     else:
@@ -77,16 +80,18 @@ def to_panel(
 
 
 def to_frame(panel: Panel) -> pd.DataFrame:
-    """The long frame of a panel, with its covariates, their known future and the static columns: the inverse of `to_panel`."""
+    """The long frame of a panel, with covariates, their known future, static columns and channels: the inverse of `to_panel`."""
     return pd.concat([_one_frame(one) for one in panel.series], ignore_index=True)
 
 
-def infer(moments: pd.DatetimeIndex, *, unique_id: str) -> str:
+def infer(ordered: Stamps, *, unique_id: str) -> str:
     """The frequency of sorted stamps, when it is certain; names the odd stamp when one spoils a regular grid."""
+    if not isinstance(ordered, pd.DatetimeIndex):
+        stamps.check_undated(ordered, where=unique_id)
     try:
-        return certain_frequency(moments, where=unique_id)
+        return certain_frequency(ordered, where=unique_id)
     except FrequencyUnknown:
-        _raise_for_odd_step(moments, unique_id)
+        _raise_for_odd_step(ordered, unique_id)
         raise
 
 
@@ -95,10 +100,11 @@ class _Rows(NamedTuple):
 
     texts: Any  # object array: the ids, by code
     code: Int[np.ndarray, "row"]
-    ds: pd.DatetimeIndex
+    ds: Stamps
     y: Float64[np.ndarray, "row"]
     covariates: Mapping[str, np.ndarray]
     static: Mapping[str, np.ndarray]
+    channels: Mapping[str, Float64[np.ndarray, "row"]]
 
     def take(self, kept: np.ndarray) -> _Rows:
         """Some rows, by mask or number."""
@@ -109,6 +115,7 @@ class _Rows(NamedTuple):
             self.y[kept],
             {name: values[kept] for name, values in self.covariates.items()},
             {name: values[kept] for name, values in self.static.items()},
+            {name: values[kept] for name, values in self.channels.items()},
         )
 
     def bounds(self) -> Int[np.ndarray, "_"]:
@@ -120,53 +127,33 @@ class _Rows(NamedTuple):
         """Whose row it is."""
         return str(self.texts[self.code[row]])
 
-
-def _check_columns(frame: pd.DataFrame, names: Columns, extra: Sequence[str]) -> None:
-    wanted = [*names, *extra]
-    missing = [name for name in wanted if name not in frame.columns]
-    if missing:
-        found = ", ".join(map(str, frame.columns[:20])) or "none"
-        in_index = [name for name in missing if name in frame.index.names]
-        advice = (
-            f"{', '.join(in_index)} is in the index: call reset_index()."
-            if in_index
-            else "Add the columns, or take them out of the specification's covariates and static."
-            if set(missing) <= set(extra)
-            else "Rename the columns, or say what they are called (--id-column, --ds-column, --y-column)."
-        )
-        raise MissingColumn(
-            f"Expected the columns {', '.join(wanted)}; {', '.join(missing)} not found among: {found}. {advice}",
-            where=missing[0],
-        )
-    for name in wanted:
-        if wanted.count(name) > 1 or list(frame.columns).count(name) > 1:
-            raise DuplicateColumn(
-                f"Expected one column {name!r} with one meaning; it is there, or was named, more than once. Drop or rename one.",
-                where=name,
-            )
-    if frame.empty:
-        raise NoData("Expected at least one row of data; found none. Send a history.", where=names.y)
+    def stamp_at(self, row: SupportsIndex) -> str:
+        """Its stamp, for a message."""
+        return tell(at(self.ds, int(row)))
 
 
 def _read(
     frame: pd.DataFrame,
     names: Columns,
     *,
+    freq: str | None,
     zone: str | None,
     covariates: Sequence[str],
     static: Sequence[str],
+    channels: Sequence[str],
     repairs: list[str],
 ) -> _Rows:
     ids = cells.names(frame[names.unique_id], column=names.unique_id)
-    read = stamps.read(frame[names.ds], column=names.ds, zone=zone, series=ids.codes)
+    read = stamps.read(frame[names.ds], column=names.ds, freq=freq, zone=zone, series=ids.codes)
     repairs.extend(read.repairs)
     rows = _Rows(
         ids.texts,
         ids.codes,
-        read.moments,
+        read.stamps,
         cells.numbers(frame[names.y], column=names.y),
         {name: cells.known_ahead(frame[name], column=name) for name in covariates},
         {name: cells.labels(frame[name]) for name in static},
+        {name: cells.numbers(frame[name], column=name) for name in channels},
     )
     for name, values in {**rows.covariates, **rows.static}.items():
         empty = cells.is_empty(values)
@@ -174,7 +161,7 @@ def _read(
             row = int(np.argmax(empty))
             raise CovariateUnknown(
                 f"Expected a value of {name!r} in every row; series {rows.id_at(row)!r} has none at "
-                f"{rows.ds[row].isoformat()}. Fill it in, or leave the column out.",
+                f"{rows.stamp_at(row)}. Fill it in, or leave the column out.",
                 where=rows.id_at(row),
             )
     return rows
@@ -182,7 +169,7 @@ def _read(
 
 def _in_order(rows: _Rows, repairs: list[str]) -> _Rows:
     """The rows sorted by series and stamp, series numbered in that order."""
-    code, ticks = rows.code, rows.ds.asi8
+    code, ticks = rows.code, counts(rows.ds)
     same = code[1:] == code[:-1]
     back = same & (ticks[1:] < ticks[:-1])
     pieces = int((~same).sum()) + 1
@@ -199,13 +186,13 @@ def _in_order(rows: _Rows, repairs: list[str]) -> _Rows:
 
 
 def _without_duplicates(rows: _Rows, repairs: list[str]) -> _Rows:
-    ticks = rows.ds.asi8
+    ticks = counts(rows.ds)
     again = np.concatenate([[False], (ticks[1:] == ticks[:-1]) & (rows.code[1:] == rows.code[:-1])])
     if not again.any():
         return rows
     repeats = np.flatnonzero(again)
     agree = np.ones(len(repeats), dtype=bool)
-    for values in (rows.y, *rows.covariates.values(), *rows.static.values()):
+    for values in (rows.y, *rows.covariates.values(), *rows.static.values(), *rows.channels.values()):
         one, other = values[repeats], values[repeats - 1]
         agree &= (one == other) | (cells.is_empty(one) & cells.is_empty(other))
     if not agree.all():
@@ -214,17 +201,12 @@ def _without_duplicates(rows: _Rows, repairs: list[str]) -> _Rows:
         distinct = list(dict.fromkeys(rows.y[here].tolist()))
         told = f"{distinct}" if len(distinct) > 1 else "two rows that differ in another column"
         raise DuplicateStamp(
-            f"Expected one value a stamp; series {rows.id_at(row)!r} has {told} at {rows.ds[row].isoformat()}. "
+            f"Expected one value a stamp; series {rows.id_at(row)!r} has {told} at {rows.stamp_at(row)}. "
             "Keep one of them, or add them up; if a clock was put back there, declare the zone.",
             where=rows.id_at(row),
         )
     repairs.append(f"{len(repeats)} repeated rows were dropped")
     return rows.take(~again)
-
-
-def _alias(freq: str) -> str:
-    step = offset(freq, where="freq")
-    return freq if isinstance(freq, str) else str(step.freqstr)
 
 
 def _certain(rows: _Rows, bounds: Int[np.ndarray, "_"]) -> tuple[str, bool]:
@@ -244,15 +226,15 @@ def _certain(rows: _Rows, bounds: Int[np.ndarray, "_"]) -> tuple[str, bool]:
         raise unknown
 
 
-def _raise_for_odd_step(moments: pd.DatetimeIndex, unique_id: str) -> None:
-    gaps = np.diff(moments.asi8)
+def _raise_for_odd_step(ordered: Stamps, unique_id: str) -> None:
+    gaps = np.diff(counts(ordered))
     if len(gaps) >= 3 and len(np.unique(gaps)) > 1:
         usual = float(np.median(gaps))
         odd = int(np.argmax(np.abs(gaps - usual) > 0.15 * usual))
         if abs(gaps[odd] - usual) > 0.15 * usual:  # months and quarters differ by less
             raise IrregularStamps(
-                f"Expected regular stamps; series {unique_id!r} goes from {moments[odd].isoformat()} to "
-                f"{moments[odd + 1].isoformat()}, unlike its other steps. Fill the gap with empty values, or declare the "
+                f"Expected regular stamps; series {unique_id!r} goes from {tell(at(ordered, odd))} to "
+                f"{tell(at(ordered, odd + 1))}, unlike its other steps. Fill the gap with empty values, or declare the "
                 "frequency (--freq) if this is regular.",
                 where=unique_id,
             )
@@ -265,10 +247,11 @@ def _check_places(rows: _Rows, places: grid.Places, freq: str, *, gaps_allowed: 
     wrong = places.off if gaps_allowed else places.off | gap
     if wrong.any():
         row = int(np.argmax(wrong))
-        told = f"goes from {rows.ds[row - 1].isoformat()} to {rows.ds[row].isoformat()}"
+        told = f"goes from {rows.stamp_at(row - 1)} to {rows.stamp_at(row)}"
         if places.off[row]:
-            told = f"has a stamp at {rows.ds[row].isoformat()}, which is not on that grid"
-        summer = "; if days are of a zone with summer time, declare the zone (--zone)" if rows.ds.tz is not None else ""
+            told = f"has a stamp at {rows.stamp_at(row)}, which is not on that grid"
+        zoned = isinstance(rows.ds, pd.DatetimeIndex) and rows.ds.tz is not None
+        summer = "; if days are of a zone with summer time, declare the zone (--zone)" if zoned else ""
         raise IrregularStamps(
             f"Expected stamps one {freq!r} apart; series {rows.id_at(row)!r} {told}. "
             f"Fill gaps with empty values, or declare the right frequency (--freq){summer}.",
@@ -283,7 +266,7 @@ def _check_places(rows: _Rows, places: grid.Places, freq: str, *, gaps_allowed: 
             row = int(np.argmax(gap & (rows.code == one)))
             raise IrregularStamps(
                 f"Expected stamps one {freq!r} apart, as in the longest series; series {rows.id_at(row)!r} has gaps in most "
-                f"places, the first from {rows.ds[row - 1].isoformat()} to {rows.ds[row].isoformat()}. Declare the frequency "
+                f"places, the first from {rows.stamp_at(row - 1)} to {rows.stamp_at(row)}. Declare the frequency "
                 "(--freq) if these are gaps; give series of another frequency a file of their own.",
                 where=rows.id_at(row),
             )
@@ -305,7 +288,7 @@ def _lay(
         worst = int(np.argmax(absent > 0))
         row = int(bounds[worst] + np.argmax(np.diff(places.step[bounds[worst] : bounds[worst + 1]]) != 1))
         raise CovariateUnknown(
-            f"Expected covariates at every step; series {rows.id_at(row)!r} has no row after {rows.ds[row].isoformat()} for "
+            f"Expected covariates at every step; series {rows.id_at(row)!r} has no row after {rows.stamp_at(row)} for "
             f"{absent[worst]} steps in all. Put rows there with the covariates, and `y` empty.",
             where=rows.id_at(row),
         )
@@ -313,10 +296,14 @@ def _lay(
         f"{int(absent.sum())} absent rows in {int((absent > 0).sum())} of {len(lengths)} series were put on the grid as not "
         f"observed (most in {rows.id_at(int(bounds[worst]))!r}: {int(absent[worst])})"
     )
-    begin = np.cumsum(lengths) - lengths
-    y = np.full(int(lengths.sum()), np.nan)
-    y[np.repeat(begin, np.diff(bounds)) + places.step] = rows.y
-    return rows._replace(y=y)
+    at = np.repeat(np.cumsum(lengths) - lengths, np.diff(bounds)) + places.step
+
+    def laid(values: Float64[np.ndarray, "row"]) -> Float64[np.ndarray, "step"]:
+        steps = np.full(int(lengths.sum()), np.nan)
+        steps[at] = values
+        return steps
+
+    return rows._replace(y=laid(rows.y), channels={name: laid(values) for name, values in rows.channels.items()})
 
 
 def _cut(
@@ -342,6 +329,8 @@ def _cut(
     if blank.any():
         repairs.append(f"{int(blank.sum())} series without any observed value were left out: {_some(ids[blank])}")
     ends = begin + (last + 1 if rows.covariates else lengths)
+    if rows.covariates:
+        repairs.extend(cells.left_aside(laid.channels, after=np.where(blank, begin + lengths, ends), lengths=lengths))
     spans = zip(range(len(ids)), begin.tolist(), ends.tolist(), lengths.tolist(), strict=True)
     firsts = bounds[:-1].tolist()
     return [
@@ -352,6 +341,7 @@ def _cut(
             laid.y[a:b],
             {name: values[a : a + long] for name, values in laid.covariates.items()},
             {name: str(values[firsts[k]]) for name, values in rows.static.items()},
+            {name: values[a:b] for name, values in laid.channels.items()},
         )
         for k, a, b, long in spans
         if not blank[k]
@@ -366,7 +356,7 @@ def _check_static(rows: _Rows) -> None:
             row = int(np.argmax(changes)) + 1
             raise StaticChanges(
                 f"Expected one value of {name!r} for the whole of series {rows.id_at(row)!r}; it goes from {values[row - 1]!r} "
-                f"to {values[row]!r} at {rows.ds[row].isoformat()}. Correct it, or call the column a covariate.",
+                f"to {values[row]!r} at {rows.stamp_at(row)}. Correct it, or call the column a covariate.",
                 where=rows.id_at(row),
             )
 
@@ -385,5 +375,6 @@ def _one_frame(one: Series) -> pd.DataFrame:
             "y": np.append(one.y, np.full(one.ahead, np.nan)),
             **one.covariates,
             **one.static,
+            **{name: np.append(values, np.full(one.ahead, np.nan)) for name, values in one.channels.items()},
         }
     )

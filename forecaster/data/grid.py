@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecaster.data.calendar import offset
 from forecaster.errors import BadStamp, GridTooLarge, IrregularStamps
+from forecaster.frequency import Stamps, counts, offset
 from forecaster.shapes import Bool, Int
 
 MOST_STEPS = 10**8  # of all series together; more is a wrong frequency, not a history
@@ -25,21 +25,22 @@ class Places(NamedTuple):
     off: Bool[np.ndarray, "row"]  # not on the grid at all; `step` means nothing there
 
 
-def places(stamps: pd.DatetimeIndex, freq: str, first: Int[np.ndarray, "row"]) -> Places:
+def places(stamps: Stamps, freq: str, first: Int[np.ndarray, "row"]) -> Places:
     """Places sorted stamps on the grid of their series.
 
-    Seconds to hours are counted in truth, days and longer steps on the wall, where a day may have 23 or 25 hours.
+    Numbers, and seconds to hours, are counted in truth, days and longer steps on the wall, where a day may have 23 or 25 hours.
 
     Args:
-        stamps: In microseconds; each series may have its own phase.
-        freq: A pandas offset alias.
+        stamps: In microseconds, or numbers; each series may have its own phase.
+        freq: A pandas offset alias, or a whole number, as the stamps are.
         first: For each row, the first row of its series.
     """
     step = offset(freq)
-    moments = stamps.asi8
-    if isinstance(step, pd.offsets.Tick):
-        steps, rest = np.divmod(moments - moments[first], _microseconds(step))
+    moments = counts(stamps)
+    if isinstance(step, (int, pd.offsets.Tick)):
+        steps, rest = np.divmod(moments - moments[first], step if isinstance(step, int) else _microseconds(step))
         return Places(steps, rest != 0)
+    assert isinstance(stamps, pd.DatetimeIndex), "what is numbered steps by a number"
     wall = moments if stamps.tz is None else stamps.tz_localize(None).asi8
     day, clock = np.divmod(wall, _DAY)
     rung, on = _rungs(day, wall, step)

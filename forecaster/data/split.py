@@ -35,6 +35,10 @@ def hold_out(panel: Panel, steps: int, *, keep: int = 1) -> Split:
     return Split(known, Panel(long_enough, panel.freq, panel.repairs), left_out)
 
 
-def origins(*, windows: int, horizon: int) -> range:
-    """How many steps before the end each rolling origin lies, oldest first: windows a horizon apart, the last at the end."""
-    return range(windows * horizon, 0, -horizon)
+def origins(*, windows: int, horizon: int, stride: int | None = None) -> range:
+    """How many steps before the end each rolling origin lies, oldest first: the last has a horizon left.
+
+    They are `stride` apart, a horizon if that is not given.
+    """
+    apart = stride or horizon
+    return range(horizon + (windows - 1) * apart, horizon - 1, -apart)

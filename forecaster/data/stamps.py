@@ -1,7 +1,10 @@
-"""A column of time stamps, read strictly: to microseconds, from the year 1 to 9999, in one time zone or in none."""
+"""A column of stamps, read strictly: moments to microseconds, from the year 1 to 9999, in one time zone or in none; or whole
+numbers.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -9,61 +12,137 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadStamp, ZoneUnknown
-from forecaster.series import LAST_YEAR
+from forecaster.frequency import LAST_NUMBER, LAST_YEAR, Stamps, at, check_kind, counts, is_numbered
 from forecaster.shapes import Int
 
 _DAY = 86_400_000_000  # microseconds
 _FIRST = int(np.datetime64("0001-01-01", "us").astype(np.int64))
 _LAST = int(np.datetime64(f"{LAST_YEAR}-12-31T23:59:59.999999", "us").astype(np.int64))
+_DIGITS = re.compile(r"-?\d{1,30}", re.ASCII)
 _NUMBERS = ("integer", "mixed-integer", "mixed-integer-float", "floating", "decimal", "boolean", "complex")
 
 
-class Stamps(NamedTuple):
+class Read(NamedTuple):
     """The stamps of all rows, and what had to be repaired."""
 
-    moments: pd.DatetimeIndex  # in microseconds
+    stamps: Stamps  # moments in microseconds, or int64
     repairs: tuple[str, ...]
 
 
-def read(raw: pd.Series, *, column: str, zone: str | None, series: Int[np.ndarray, "row"]) -> Stamps:
+def read(raw: pd.Series, *, column: str, freq: str | None, zone: str | None, series: Int[np.ndarray, "row"]) -> Read:
     """Reads a column of stamps.
 
     Args:
-        raw: ISO 8601 text, dates, datetimes or periods (which stand for their first moment).
+        raw: ISO 8601 text, dates, datetimes or periods (which stand for their first moment); or integers, which may be text
+            where the frequency is a whole number.
         column: Its name.
+        freq: The frequency, if it was declared.
         zone: The zone whose local time stamps without an offset are, and in which those with one are to be told.
         series: Which series each row is of: an hour that a clock shows twice is told apart by the order of its rows.
     Raises:
         BadStamp, with the first row; ZoneUnknown.
     """
+    if isinstance(raw.dtype, pd.CategoricalDtype):
+        raw = raw.astype(object if raw.hasnans else raw.cat.categories.dtype)
+    numbered = freq is not None and is_numbered(freq)
+    if _is_whole(raw, text=numbered):
+        return Read(_numbers(raw, column, freq=freq, zone=zone), ())
+    if numbered:
+        row = _first(np.array([not _is_number(one) for one in raw]))
+        raise BadStamp(
+            f"Expected whole numbers in column {column!r}, since the frequency is {freq!r}; row {row} holds "
+            f"{str(raw.iloc[row])[:60]!r}. Number the steps (astype('int64') makes integers of whole floats), or declare a "
+            "frequency of the calendar such as D.",
+            where=column,
+        )
     moments, repairs = _parsed(raw, column)
-    empty = np.asarray(moments.isna())
+    _check_filled(moments.isna(), column)
+    moments = _in_microseconds(moments, column)
+    if zone is not None:
+        known = _zone(zone)
+        moments = moments.tz_convert(known) if moments.tz is not None else _on_the_wall(moments, known, series, column)
+    return Read(moments, repairs if zone is None else ())
+
+
+def check_undated(numbers: Stamps, *, where: str) -> None:
+    """Raises BadStamp for whole numbers that all read as dates, such as 20260131 or 202601.
+
+    Counted as numbers, a day would follow the 31st at 20260132, and the gap to the next month would be absent steps.
+    """
+    years, rest = np.divmod(counts(numbers), 10_000)
+    months, days = np.divmod(rest, 100)
+    if years.max() < 1000:  # six digits
+        years, (months, days) = years * 100 + months, (days, np.ones_like(days))
+    dates = (years >= 1900) & (years < 2100) & (months >= 1) & (months <= 12) & (days >= 1) & (days <= 31)
+    if dates.all():
+        raise BadStamp(
+            f"Expected stamps that are certainly numbers, or certainly dates; all of {where!r}, such as {numbers[0]}, may be "
+            "either. Write dates like 2026-01-31, or declare a whole number for the frequency, such as 1.",
+            where=where,
+        )
+
+
+def _is_whole(raw: pd.Series, *, text: bool) -> bool:
+    """Whether the column is one of whole numbers, some cells perhaps empty; as text too, if that is allowed."""
+    if pd.api.types.is_integer_dtype(raw):
+        return True
+    if text and (raw.dtype == object or pd.api.types.is_string_dtype(raw)):
+        return all(map(_is_number, raw.dropna()))
+    return raw.dtype == object and pd.api.types.infer_dtype(raw, skipna=True) == "integer"
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return _DIGITS.fullmatch(value) is not None
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _numbers(raw: pd.Series, column: str, *, freq: str | None, zone: str | None) -> Stamps:
+    _check_filled(raw.isna(), column)
+    whole: pd.Series = raw if pd.api.types.is_integer_dtype(raw) else raw.map(int)
+    outside = ((whole > LAST_NUMBER) | (whole < -LAST_NUMBER)).to_numpy(dtype=bool)
+    if outside.any():
+        row = _first(outside)
+        raise BadStamp(
+            f"Expected whole numbers from -{LAST_NUMBER} to {LAST_NUMBER} in column {column!r}; row {row} holds "
+            f"{whole.iloc[row]}. Correct it, or count from nearer.",
+            where=column,
+        )
+    numbers: Stamps = pd.Index(whole.astype("int64").to_numpy())
+    if zone is not None:
+        raise BadStamp(
+            f"Expected time stamps, since a zone ({zone}) is declared; column {column!r} has the whole number {numbers[0]}, "
+            "and numbers are of no zone. Write ISO 8601 stamps, or leave the zone out.",
+            where=column,
+        )
+    if freq is None:
+        check_undated(numbers, where=column)
+    else:
+        check_kind(at(numbers, 0), freq, of=f"column {column!r}", where=column)
+    return numbers
+
+
+def _check_filled(missing: Any, column: str) -> None:
+    empty = np.asarray(missing, dtype=bool)
     if empty.any():
         raise BadStamp(
             f"Expected a stamp in every row; column {column!r} is empty in row {_first(empty)}. Fill or drop it.",
             where=column,
         )
-    moments = _in_microseconds(moments, column)
-    if zone is not None:
-        known = _zone(zone)
-        moments = moments.tz_convert(known) if moments.tz is not None else _on_the_wall(moments, known, series, column)
-    return Stamps(moments, repairs if zone is None else ())
 
 
 def _parsed(raw: pd.Series, column: str) -> tuple[pd.DatetimeIndex, tuple[str, ...]]:
     if isinstance(raw.dtype, pd.PeriodDtype):
         return pd.DatetimeIndex(raw.dt.to_timestamp()), ()
-    if isinstance(raw.dtype, pd.CategoricalDtype):
-        raw = raw.astype(raw.cat.categories.dtype)
     if pd.api.types.is_datetime64_any_dtype(raw):
         return pd.DatetimeIndex(raw), ()
     numeric = pd.api.types.is_numeric_dtype(raw)
     if numeric or (raw.dtype == object and pd.api.types.infer_dtype(raw, skipna=True) in _NUMBERS):
         bare = raw if numeric else raw[[not isinstance(value, str) and not pd.isna(value) for value in raw]]
         raise BadStamp(
-            f"Expected time stamps in column {column!r}; found bare numbers such as {bare.iloc[0]}, whose unit nobody "
-            "knows. Write ISO 8601 stamps such as 2026-01-31T00:00:00: a year as 2026-01-01, and numbered steps as days "
-            "of a made-up calendar.",
+            f"Expected time stamps, or whole numbers, throughout column {column!r}; found numbers such as {bare.iloc[0]} that "
+            "are not whole, or are mixed with others. Write ISO 8601 stamps such as 2026-01-31T00:00:00 in every row, or "
+            "integers in every row (astype('int64') makes them of whole floats).",
             where=column,
         )
     relative = raw.isin(["now", "today"]).to_numpy()
@@ -101,9 +180,12 @@ def _first_bad(raw: pd.Series) -> int:
 
 
 def _not_iso(raw: pd.Series, row: int, column: str) -> str:
+    numbers = " Or declare a whole number for the frequency, such as 1, if steps are numbered." * _is_number(
+        raw.iloc[row]
+    )
     return (
         f"Expected ISO 8601 stamps in column {column!r}; row {row} holds {str(raw.iloc[row])[:60]!r}. "
-        "Write it like 2026-01-31, 2026-01-31T09:00:00 or 2026-01-31T09:00:00Z: the year first, with four digits."
+        f"Write it like 2026-01-31, 2026-01-31T09:00:00 or 2026-01-31T09:00:00Z: the year first, with four digits.{numbers}"
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from forecaster.data.calendar import usual_horizon, usual_season
+from forecaster.frequency import Stamp
 from forecaster.series import Panel
 
 _SHARE_AHEAD = 5  # a suggested horizon takes at most one part in so many of a usual series
@@ -19,8 +20,8 @@ class Summary(NamedTuple):
     series: int
     freq: str
     zone: str | None
-    first: pd.Timestamp
-    last: pd.Timestamp
+    first: Stamp
+    last: Stamp
     shortest: int
     median: int
     longest: int
@@ -30,6 +31,7 @@ class Summary(NamedTuple):
     covariates: tuple[str, ...]
     static: tuple[str, ...]
     ahead: int  # steps for which the covariates of every series are known
+    channels: Mapping[str, int]  # steps not observed, by name
     season: int  # suggested
     horizon: int  # suggested
 
@@ -39,12 +41,13 @@ def summarise(panel: Panel) -> Summary:
     series = panel.series
     lengths = np.array([len(one) for one in series])
     median = int(np.median(lengths))
-    zone = series[0].start.tz
+    starts: list[Any] = [one.start for one in series]  # all numbers, or all moments
+    zone = getattr(starts[0], "tz", None)
     return Summary(
         series=len(series),
         freq=panel.freq,
         zone=None if zone is None else str(zone),
-        first=min(one.start for one in series),
+        first=min(starts),
         last=panel.cutoff,
         shortest=int(lengths.min()),
         median=median,
@@ -55,6 +58,7 @@ def summarise(panel: Panel) -> Summary:
         covariates=tuple(series[0].covariates),
         static=tuple(series[0].static),
         ahead=min(one.ahead for one in series),
+        channels={name: sum(int(np.isnan(one.channels[name]).sum()) for one in series) for name in series[0].channels},
         season=usual_season(panel.freq),
         horizon=max(1, min(usual_horizon(panel.freq), median // _SHARE_AHEAD)),
     )

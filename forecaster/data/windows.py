@@ -1,4 +1,8 @@
-"""Windows: the histories a network starts from, gathered by index from one tensor that holds the whole panel."""
+"""Windows: the histories a network starts from, gathered by index from one tensor that holds the whole panel.
+
+A network foretells y and the channels alike. One of these targets of one row is a track; the tracks of a row lie side by
+side, y first.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import torch
 from torch import Tensor
 
 from forecaster.data.encoding import Encoding
+from forecaster.errors import CovariateUnknown
 from forecaster.series import Series
 from forecaster.shapes import Float, Float64, Int
 
@@ -23,11 +28,25 @@ class Window(NamedTuple):
             observation are padding, and never touch a state.
         covariates: Of the same steps, as numbers; None if the network reads none.
         static: Numbers of the categories of each row; None likewise.
+        channels: Of the same steps, each in its own units; NaN likewise. A row begins with the first observation of any.
     """
 
     values: Float64[Tensor, "row step"]
     covariates: Float[Tensor, "row step covariate"] | None = None
     static: Int[Tensor, "row static"] | None = None
+    channels: Float64[Tensor, "row step channel"] | None = None
+
+    @property
+    def tracks(self) -> Float64[Tensor, "track step"]:
+        """The values and the channels."""
+        return side_by_side(self.values, self.channels)
+
+    def part(self, steps: slice) -> Window:
+        """Some of its steps."""
+        covariates, channels = (
+            None if field is None else field[:, steps] for field in (self.covariates, self.channels)
+        )
+        return Window(self.values[:, steps], covariates, self.static, channels)
 
     def to(self, device: str | torch.device) -> Window:
         """The window on a device."""
@@ -39,13 +58,32 @@ class Example(NamedTuple):
 
     Attributes:
         window: What was known.
-        future: What came.
+        future: What came, of y and of the channels.
         ahead: The covariates of those steps: they were known ahead.
     """
 
     window: Window
-    future: Float64[Tensor, "row horizon"]
+    future: Float64[Tensor, "track horizon"]
     ahead: Float[Tensor, "row horizon covariate"] | None = None
+
+
+def side_by_side(
+    values: Float64[Tensor, "row step"], channels: Float64[Tensor, "row step channel"] | None
+) -> Float64[Tensor, "track step"]:
+    """Y and the channels of each row as rows of their own."""
+    if channels is None:
+        return values
+    return torch.cat([values[:, None], channels.transpose(1, 2)], dim=1).flatten(0, 1)
+
+
+def apart(
+    tracks: Float64[Tensor, "track step"], *, targets: int
+) -> tuple[Float64[Tensor, "row step"], Float64[Tensor, "row step channel"] | None]:
+    """The inverse of `side_by_side`."""
+    if targets == 1:
+        return tracks, None
+    whole = tracks.reshape(-1, targets, tracks.shape[1])
+    return whole[:, 0], whole[:, 1:].transpose(1, 2)
 
 
 def stack(
@@ -54,20 +92,37 @@ def stack(
     context: int,
     covariates: Sequence[Float64[np.ndarray, "_ covariate"]] = (),
     static: Sequence[Int[np.ndarray, "static"]] = (),
+    channels: Sequence[Float64[np.ndarray, "_ channel"]] = (),
 ) -> Window:
-    """The last `context` values of every history as one window, padded on the left; covariates of the same steps."""
-    values = np.full((len(histories), context), np.nan)
+    """The last `context` values of every history as one window, padded on the left; the columns of the same steps."""
+    return Window(
+        torch.from_numpy(_padded(histories, context=context, empty=np.nan)),
+        torch.from_numpy(_padded(covariates, context=context, empty=0.0)).float() if len(covariates) else None,
+        torch.from_numpy(np.stack(static)) if len(static) else None,
+        torch.from_numpy(_padded(channels, context=context, empty=np.nan)) if len(channels) else None,
+    )
+
+
+def _padded(
+    histories: Sequence[Float64[np.ndarray, "_ *columns"]], *, context: int, empty: float
+) -> Float64[np.ndarray, "row context *columns"]:
+    padded = np.full((len(histories), context, *histories[0].shape[1:]), empty)
     for row, history in enumerate(histories):
         tail = history[-context:]
-        values[row, context - len(tail) :] = tail
-    known = None
-    if covariates:
-        padded = np.zeros((len(histories), context, covariates[0].shape[1]), dtype=np.float32)
-        for row, columns in enumerate(covariates):
-            tail = columns[-context:]
-            padded[row, context - len(tail) :] = tail
-        known = torch.from_numpy(padded)
-    return Window(torch.from_numpy(values), known, torch.from_numpy(np.stack(static)) if len(static) else None)
+        padded[row, context - len(tail) :] = tail
+    return padded
+
+
+def channels_of(one: Series, names: Sequence[str]) -> Float64[np.ndarray, "step channel"]:
+    """The channels of a series by name, side by side; raises CovariateUnknown if it lacks one."""
+    missing = [name for name in names if name not in one.channels]
+    if missing:
+        raise CovariateUnknown(
+            f"Series {one.id!r} needs the channels {', '.join(names)} for its history; {', '.join(missing)} not found among: "
+            f"{', '.join(one.channels) or 'none'}. Send a value for each step, with gaps where it was not observed.",
+            where=one.id,
+        )
+    return np.stack([one.channels[name] for name in names], axis=1) if names else np.zeros((len(one), 0))
 
 
 class Tape(NamedTuple):
@@ -79,6 +134,7 @@ class Tape(NamedTuple):
         length: How many values each series has.
         covariates: Of the same places; None if there are none.
         static: Of each series; None if there are none.
+        channels: Of the same places, with NaN in the gaps; None if there are none.
     """
 
     values: Float64[Tensor, "place"]
@@ -86,26 +142,45 @@ class Tape(NamedTuple):
     length: Int[Tensor, "series"]
     covariates: Float[Tensor, "place covariate"] | None = None
     static: Int[Tensor, "series static"] | None = None
+    channels: Float64[Tensor, "place channel"] | None = None
 
     @classmethod
-    def record(cls, series: Sequence[Series], *, context: int, horizon: int, encoding: Encoding | None = None) -> Tape:
-        """Lays the series on a tape for examples of up to so many steps before and after their cut."""
-        gap, lengths = max(context, horizon), np.array([len(one) for one in series], dtype=np.int64)
+    def record(
+        cls,
+        series: Sequence[Series],
+        *,
+        context: int,
+        horizon: int,
+        encoding: Encoding | None = None,
+        channels: Sequence[str] = (),
+        ahead: int = 0,
+    ) -> Tape:
+        """Lays the series on a tape for examples of up to so many steps before and after their cut.
+
+        Covariates lie there for `ahead` steps after a series' end too. Raises CovariateUnknown if one lacks a channel.
+        """
+        gap, lengths = max(context, horizon) + ahead, np.array([len(one) for one in series], dtype=np.int64)
         firsts = np.cumsum(lengths + gap) - lengths
         values = np.full(int((lengths + gap).sum()) + horizon, np.nan)
         for one, first in zip(series, firsts, strict=True):
             values[first : first + len(one)] = one.y
-        covariates = static = None
+        covariates = static = others = None
         if encoding is not None and encoding.width:
             columns = np.zeros((len(values), encoding.width), dtype=np.float32)
             for one, first in zip(series, firsts, strict=True):
-                columns[first : first + len(one)] = encoding.covariates(one, ahead=0)
+                columns[first : first + len(one) + ahead] = encoding.covariates(one, ahead=ahead)
             covariates = torch.from_numpy(columns)
         if encoding is not None and encoding.static:
             static = torch.from_numpy(np.stack([encoding.groups(one) for one in series]))
-        return cls(torch.from_numpy(values), torch.from_numpy(firsts), torch.from_numpy(lengths), covariates, static)
+        if channels:
+            beside = np.full((len(values), len(channels)), np.nan)
+            for one, first in zip(series, firsts, strict=True):
+                beside[first : first + len(one)] = channels_of(one, channels)
+            others = torch.from_numpy(beside)
+        whose = torch.from_numpy(firsts), torch.from_numpy(lengths)
+        return cls(torch.from_numpy(values), *whose, covariates, static, others)
 
-    def to(self, device: torch.device) -> Tape:
+    def to(self, device: str | torch.device) -> Tape:
         """The tape on a device."""
         return Tape(*(None if field is None else field.to(device) for field in self))  # type: ignore[arg-type]
 
@@ -114,11 +189,11 @@ class Tape(NamedTuple):
     ) -> Example:
         """The examples whose first future value lies at `places` of the tape; `series` says whose they are."""
         steps = places[:, None] + torch.arange(-context, horizon, device=self.values.device)
-        values = self.values[steps]
-        columns = None if self.covariates is None else self.covariates[steps]
+        columns, channels = (None if column is None else column[steps] for column in (self.covariates, self.channels))
         static = None if self.static is None or series is None else self.static[series]
-        window = Window(values[:, :context], None if columns is None else columns[:, :context], static)
-        return Example(window, values[:, context:], None if columns is None else columns[:, context:])
+        whole = Window(self.values[steps], columns, static, channels)
+        after = whole.part(slice(context, None))
+        return Example(whole.part(slice(context)), after.tracks, after.covariates)
 
 
 @dataclass(frozen=True)
@@ -158,7 +233,10 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Feed:
-    """The training examples of one epoch: `steps` batches drawn with replacement, the same for the same seed and epoch."""
+    """The training examples of one epoch: `steps` batches drawn with replacement, the same for the same seed and epoch.
+
+    Gathered are those of `at_once` batches together, one after the other; the last may be fewer.
+    """
 
     anchors: Anchors
     context: int
@@ -167,15 +245,18 @@ class Feed:
     steps: int
     seed: int
     epoch: int
+    at_once: int = 1
 
     def __len__(self) -> int:
-        return self.steps
+        return -(-self.steps // self.at_once)
 
     def __iter__(self) -> Iterator[Example]:
         tape = self.anchors.tape
         draw = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        numbers = torch.randint(len(self.anchors), (self.steps, self.batch), generator=draw).to(tape.values.device)
-        for places, series in zip(self.anchors.places(numbers), self.anchors.series(numbers), strict=True):
+        numbers = torch.randint(len(self.anchors), (self.steps * self.batch,), generator=draw).to(tape.values.device)
+        for first in range(0, len(numbers), self.at_once * self.batch):
+            some = numbers[first : first + self.at_once * self.batch]
+            places, series = self.anchors.places(some), self.anchors.series(some)
             yield tape.cut(places, context=self.context, horizon=self.horizon, series=series)
 
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 
 from forecaster.data.split import hold_out, origins
 from forecaster.evaluation.baselines import Ask
+from forecaster.evaluation.one_pass import Cube, all_origins
+from forecaster.frequency import Stamp, at, regular
 from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
+from forecaster.predict import Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
-
-Cube = Float64[np.ndarray, "series window horizon"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,20 +31,27 @@ class Backtest:
         scale: Mean absolute error of the seasonal naive forecast on what was known at the first cutoff, one a series.
         square_scale: The same with squares.
         left_out: Ids of the series that were too short.
+        stride: Steps between the cutoffs.
     """
 
     series: Sequence[Series]
-    cutoffs: Sequence[Sequence[pd.Timestamp]]
+    cutoffs: Sequence[Sequence[Stamp]]
     actual: Cube
     forecasts: Mapping[str, Cube]
     scale: Float64[np.ndarray, "series"]
     square_scale: Float64[np.ndarray, "series"]
     left_out: Sequence[str]
+    stride: int
 
     @property
     def horizon(self) -> int:
         """Steps ahead."""
         return int(self.actual.shape[2])
+
+    @property
+    def lefts(self) -> range:
+        """How many steps before the end of its series each cutoff lies, oldest first."""
+        return origins(windows=self.actual.shape[1], horizon=self.horizon, stride=self.stride)
 
     def comparable(self) -> np.ndarray:
         """Which windows (series by window) every forecaster answered: only these enter a score.
@@ -77,15 +86,15 @@ class Backtest:
     def frame(self) -> pd.DataFrame:
         """One row a series, cutoff and step: `unique_id, cutoff, ds, step, y` and a column for each forecaster."""
         series, windows, horizon = self.actual.shape
+        stamps = [
+            regular(cutoff, freq=one.freq, steps=horizon + 1)[1:]
+            for one, cutoffs in zip(self.series, self.cutoffs, strict=True)
+            for cutoff in cutoffs
+        ]
         columns = {
             "unique_id": np.repeat([one.id for one in self.series], windows * horizon),
             "cutoff": np.repeat([stamp for cutoffs in self.cutoffs for stamp in cutoffs], horizon),
-            "ds": [
-                stamp
-                for one, cutoffs in zip(self.series, self.cutoffs, strict=True)
-                for cutoff in cutoffs
-                for stamp in pd.date_range(cutoff, periods=horizon + 1, freq=one.freq)[1:]
-            ],
+            "ds": stamps[0].append(stamps[1:]),
             "step": np.tile(np.arange(1, horizon + 1), series * windows),
             "y": self.actual.ravel(),
         }
@@ -93,40 +102,57 @@ class Backtest:
 
 
 def backtest(
-    panel: Panel, forecasters: Mapping[str, Ask], *, horizon: int, windows: int, season: int, keep: int = 1
+    panel: Panel,
+    forecasters: Mapping[str, Ask | Predictor],
+    *,
+    horizon: int,
+    windows: int,
+    season: int,
+    keep: int = 1,
+    stride: int | None = None,
 ) -> Backtest:
-    """Asks every forecaster at the last `windows` origins, a horizon apart, of every series.
+    """Asks every forecaster at the last `windows` origins of every series.
 
     Args:
         panel: Whole series; nobody is shown what lies after a cutoff.
-        forecasters: By name.
+        forecasters: By name. A predictor answers for all origins at once (`all_origins`), others are shown every history.
         horizon: Steps ahead.
         windows: Origins of each series.
         season: Steps of a season, for the scale of MASE.
         keep: Steps a series must have before its first origin, else it is left out.
+        stride: Steps between origins; a horizon, if not given.
     Raises:
         HistoryTooShort: no series is long enough.
     """
-    split = hold_out(panel, windows * horizon, keep=keep)
-    series, cuts = split.whole.series, list(origins(windows=windows, horizon=horizon))
-    histories = [one.until(len(one) - left) for one in series for left in cuts]
-    actual = np.stack([one.y[len(one) - windows * horizon :].reshape(windows, horizon) for one in series])
-    forecasts = {
-        name: np.stack([_mean(outcome, horizon) for outcome in ask(histories, horizon)]).reshape(actual.shape)
-        for name, ask in forecasters.items()
-    }
+    apart = stride or horizon
+    lefts = origins(windows=windows, horizon=horizon, stride=apart)
+    held = max(lefts, default=0)
+    split = hold_out(panel, held, keep=keep)
+    series = split.whole.series
     known = [one.y for one in split.known.series]
-    ends = [history.end for history in histories]
     return Backtest(
         series=series,
-        cutoffs=[ends[first : first + windows] for first in range(0, len(ends), windows)],
-        actual=actual,
-        forecasts=forecasts,
+        cutoffs=[_cutoffs(one, lefts) for one in series],
+        actual=np.stack([sliding_window_view(one.y[len(one) - held :], horizon)[::apart] for one in series]),
+        forecasts={
+            name: all_origins(each, series, horizon=horizon, windows=windows, stride=apart)
+            if isinstance(each, Predictor)
+            else _asked(each, series, lefts, horizon)
+            for name, each in forecasters.items()
+        },
         scale=np.array([seasonal_error(y, season=season) for y in known]),
         square_scale=np.array([seasonal_error(y, season=season, power=2) for y in known]),
         left_out=split.left_out,
+        stride=apart,
     )
 
 
-def _mean(outcome: object, horizon: int) -> Float64[np.ndarray, "_"]:
-    return outcome.mean if isinstance(outcome, Forecast) else np.full(horizon, np.nan)
+def _cutoffs(one: Series, lefts: Sequence[int]) -> list[Stamp]:
+    stamps = one.stamps
+    return [at(stamps, len(one) - left - 1) for left in lefts]
+
+
+def _asked(ask: Ask, series: Sequence[Series], lefts: Sequence[int], horizon: int) -> Cube:
+    outcomes = ask([one.until(len(one) - left) for one in series for left in lefts], horizon)
+    means = [outcome.mean if isinstance(outcome, Forecast) else np.full(horizon, np.nan) for outcome in outcomes]
+    return np.stack(means).reshape(len(series), len(lefts), horizon)

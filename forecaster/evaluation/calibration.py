@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from forecaster.conformal import calibrate
-from forecaster.data.split import origins
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Panel
@@ -27,7 +26,7 @@ def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int) -> Forecas
     spec, predictor = forecaster.spec, Predictor(forecaster)
     result = backtest(
         panel,
-        {"own": predictor.forecast_each},
+        {"own": predictor},
         horizon=spec.horizon,
         windows=windows,
         season=forecaster.season,
@@ -57,10 +56,4 @@ def coverage(forecaster: Forecaster, result: Backtest, name: str, *, intervals: 
 
 def _scales(predictor: Predictor, result: Backtest) -> Float64[np.ndarray, "series window"]:
     """The scale of what was known at each origin."""
-    horizon, windows = result.horizon, result.actual.shape[1]
-    return np.array(
-        [
-            [predictor.scale(one.y[: len(one) - left]) for left in origins(windows=windows, horizon=horizon)]
-            for one in result.series
-        ]
-    )
+    return np.array([[predictor.scale(one.y[: len(one) - left]) for left in result.lefts] for one in result.series])

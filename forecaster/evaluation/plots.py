@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from forecaster.evaluation.backtest import Backtest
+    from forecaster.frequency import Stamp
     from forecaster.series import Forecast, Series
     from forecaster.shapes import Float64
 
@@ -40,7 +39,7 @@ def forecast_plot(
         label = f"{100 * (upper - lower):.0f} % interval"
         axes.fill_between(ahead, low, high, color=FORECAST, alpha=0.15, linewidth=0, label=label)
     axes.plot(ahead, np.append(y[-1], forecast.mean), color=FORECAST, linewidth=1.6, label="forecast")
-    axes.axvline(_date(stamps[-1]), color=BASELINE, linewidth=0.8, linestyle=":")
+    axes.axvline(_place(axes, stamps[-1]), color=BASELINE, linewidth=0.8, linestyle=":")
     axes.legend(frameon=False, loc="upper left", ncols=4)
     axes.margins(y=0.2)
     return figure
@@ -52,14 +51,14 @@ def origins_plot(result: Backtest, name: str, *, series: int = 0) -> Figure:
     figure, axes = _axes(
         f"{name}: {one.id}, {result.actual.shape[1]} window{'s' * (result.actual.shape[1] > 1)} of {result.horizon} steps"
     )
-    windows = result.actual.shape[1] * result.horizon
+    windows = max(result.lefts, default=0)
     shown = max(2 * windows, windows + 60)
     axes.plot(one.stamps[-shown:], one.y[-shown:], color=HISTORY, linewidth=1.0, label="what came")
     for window, cutoff in enumerate(result.cutoffs[series]):
         ahead = one.stamps[one.stamps > cutoff][: result.horizon]
         label = "forecast" if window == 0 else None
         axes.plot(ahead, result.forecasts[name][series, window], color=FORECAST, linewidth=1.4, label=label)
-        axes.axvline(_date(cutoff), color=BASELINE, linewidth=0.6, linestyle=":")
+        axes.axvline(_place(axes, cutoff), color=BASELINE, linewidth=0.6, linestyle=":")
     axes.legend(frameon=False, loc="upper left", ncols=2)
     axes.margins(y=0.2)
     return figure
@@ -89,8 +88,9 @@ def error_by_horizon(result: Backtest) -> Figure:
     return figure
 
 
-def _date(stamp: pd.Timestamp) -> float:
-    return float(date2num(stamp))  # type: ignore[no-untyped-call]
+def _place(axes: Axes, stamp: Stamp) -> float:
+    """Where a stamp lies on an axis that has stamps of its kind."""
+    return float(axes.convert_xunits(stamp))  # type: ignore[no-untyped-call]
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

@@ -1,6 +1,6 @@
 """The network: a recurrence that reads scaled values segment by segment, and a decoder that says what follows.
 
-What it says is the correction of a base forecast, as the parameters of a head.
+What it says is the correction of a base forecast, as the parameters of a head; of y, and of every channel in the same way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forecaster.model import base
 from forecaster.model.heads import Head, head
-from forecaster.model.recurrent import Recurrent, step
+from forecaster.model.recurrent import Recurrent, State, step
 from forecaster.shapes import Bool, Float, Int
 from forecaster.spec import Spec
 
@@ -28,7 +28,10 @@ class Regressor(nn.Module):
         block: Time points that the decoder gives in one go; they are then fed back, segment by segment.
         back: How many of the latest values lags and base look at (1 at least).
         lead: Steps that a window has before its context, for lags and base to look at; 0 if they need none.
+        context: Steps of history it was trained to start from.
+        reads: Whether a forecast starts from the last of them, or from the whole history.
         head: What the outputs mean.
+        targets: What it reads and foretells of a row: y, and after it the channels. Each is a track.
     """
 
     def __init__(self, spec: Spec, *, season: int, covariates: int, groups: Sequence[int]) -> None:
@@ -37,24 +40,34 @@ class Regressor(nn.Module):
         self.segment, self.block, self.lags = spec.segment, spec.block, spec.lags
         self.back = max(1, base.reach(spec.base, season=season), *spec.lags)
         self.lead = 0 if self.back == 1 else self.back
+        self.context, self.reads = spec.context, spec.reads
         self.head: Head = head(spec.head)
+        self.targets = 1 + len(spec.channels)
         hidden = spec.network.hidden
         sizes = [min(_MOST_GROUP, known) for known in groups]
         # Number 0 stands for any category not seen in training: it adds nothing.
         self.groups = nn.ModuleList(
             nn.Embedding(known + 1, size, padding_idx=0) for known, size in zip(groups, sizes, strict=True)
         )
-        self.recurrent = Recurrent(spec.network, inputs=spec.segment * (2 + len(spec.lags) + covariates) + sum(sizes))
+        seen = self.targets * (2 + len(spec.lags)) + covariates
+        self.recurrent = Recurrent(spec.network, inputs=spec.segment * seen + sum(sizes))
         self.covariates, self.direct = covariates, spec.decoder == "direct"
         self.places = nn.Parameter(
             torch.randn(spec.block // spec.segment, _PLACES if self.direct else 0) / _PLACES**0.5
         )
         further = self.places.shape[1] + spec.segment * covariates
         self.decoder = nn.GRUCell(further, hidden) if further else None
-        self.output = nn.Linear(hidden, spec.segment * self.head.params)
+        self.output = nn.Linear(hidden, self.targets * spec.segment * self.head.params)
         if spec.base != "zero":  # an untrained network is its base
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
+
+    def shown(self, longest: int) -> int:
+        """Steps of a window that shows the network all it reads of histories of up to `longest` steps.
+
+        A whole history has nothing before it: the lead is padding, and so is the rest of its first segment.
+        """
+        return self.lead + (self.context if self.reads == "window" else -(-longest // self.segment) * self.segment)
 
     def describe(self, static: Int[Tensor, "row static"] | None, *, rows: int) -> Float[Tensor, "row group"]:
         """What is known of each row for good: its categories."""
@@ -67,16 +80,17 @@ class Regressor(nn.Module):
 
     def encode(
         self,
-        values: Float[Tensor, "row step"],
-        observed: Bool[Tensor, "row step"],
-        past: Float[Tensor, "row back_and_step"],
+        values: Float[Tensor, "track step"],
+        observed: Bool[Tensor, "track step"],
+        past: Float[Tensor, "track back_and_step"],
         covariates: Float[Tensor, "row step covariate"] | None,
-        static: Float[Tensor, "row group"],
     ) -> Float[Tensor, "row segment feature"]:
-        """What each step of the recurrence reads: its values (0 where missing), whether they were observed, and the rest.
+        """What each step of the recurrence reads: its values (0 where missing), whether they were observed, lags, covariates.
 
+        No weight has a part in it; the categories, whose numbers are learned, come to it in `recur`.
         `past` holds the `back` values before the first step and then the steps themselves, gaps filled. A lag of a segment
-        is a value that many steps before the *next* segment, whose points are what the step is to foretell.
+        is a value that many steps before the *next* segment, whose points are what the step is to foretell. All of y stands
+        before all of the first channel, and so on; what is known of the row as a whole comes last.
         """
         shape = (len(values), -1, self.segment)
         parts = [values.reshape(shape), observed.reshape(shape).float()]
@@ -85,34 +99,52 @@ class Regressor(nn.Module):
             ends = self.back + self.segment * torch.arange(1, segments + 1, device=values.device)
             runs = past.unfold(1, self.segment, 1)
             parts += [runs[:, ends - lag] for lag in self.lags]
+        if self.targets > 1:
+            each = torch.cat(parts, dim=-1)
+            parts = [each.reshape(-1, self.targets, segments, each.shape[2]).transpose(1, 2).flatten(2)]
         if self.covariates:
             assert covariates is not None, "the network reads covariates"
-            parts.append(covariates.reshape(len(values), segments, -1))
-        if self.groups:
-            parts.append(static[:, None].expand(-1, segments, -1))
+            parts.append(covariates.reshape(len(covariates), segments, -1))
         return torch.cat(parts, dim=-1)
+
+    def recur(
+        self,
+        inputs: Float[Tensor, "row segment feature"],
+        static: Float[Tensor, "row group"],
+        state: State,
+        begun: Bool[Tensor, "row segment"],
+    ) -> tuple[Float[Tensor, "row segment hidden"], State]:
+        """Runs the recurrence over what was encoded, beside what is known of each row for good."""
+        if self.groups:
+            inputs = torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1)
+        outputs, after = self.recurrent(inputs, state, begun)
+        return outputs, after
 
     def decode(
         self,
-        output: Float[Tensor, "*axes hidden"],
-        recent: Float[Tensor, "*axes back"],
-        ahead: Float[Tensor, "*axes step covariate"] | None,
-    ) -> Float[Tensor, "*axes step param"]:
+        output: Float[Tensor, "row *axes hidden"],
+        recent: Float[Tensor, "track *axes back"],
+        ahead: Float[Tensor, "row *axes step covariate"] | None,
+    ) -> Float[Tensor, "track *axes step param"]:
         """The head's parameters for the next `block` points, given the recurrence's output and the latest values.
 
         The recurrence's output takes one more step, for each segment of the block apart, with the segment's place and its
         covariates as input (as the parallel decoder of Lin et al. 2023); where there are neither, it is taken as it is.
         """
         axes, count = output.shape[:-1], len(self.places)
-        each = output[..., None, :].expand(*axes, count, -1)
+        each = output
         if self.decoder is not None:
+            each = output[..., None, :].expand(*axes, count, -1)
             inputs = self.places.expand(*axes, count, -1)
             if self.covariates:
                 assert ahead is not None, "the network reads covariates"
                 inputs = torch.cat([inputs, ahead.reshape(*axes, count, -1)], dim=-1)
             flat = step(self.decoder, inputs.reshape(-1, inputs.shape[-1]), each.reshape(-1, each.shape[-1]))
             each = flat.reshape(each.shape)
-        raw: Tensor = self.output(each).reshape(*axes, self.block, self.head.params)
+        raw: Tensor = self.output(each)
+        if self.targets > 1:
+            raw = raw.reshape(*axes, count, self.targets, -1).movedim(-2, 1)
+        raw = raw.reshape(*recent.shape[:-1], self.block, self.head.params)
         if self.base == "zero":
             return raw
         return self.head.shift(raw, base.forecast(self.base, recent, season=self.season, steps=self.block))

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from forecaster.shapes import Float, Float64
+from forecaster.shapes import Float, Float64, Int
 from forecaster.spec import Scaling
+
+ALIKE = 1e-14  # a width this small beside the values is their rounding
 
 
 class Scale(NamedTuple):
@@ -38,6 +40,13 @@ class Scale(NamedTuple):
         """The network's units to data units."""
         return scaled.double() * self.width[:, None] + self._centre(scaled.shape[1], time)
 
+    def since(self, time: Int[Tensor, "row"] | int) -> Scale:
+        """The same scale for those who count their steps from `time` on."""
+        rows, phases = self.profile.shape
+        places = torch.arange(phases, device=self.profile.device).expand(rows, -1)
+        begin = time if isinstance(time, int) else time[:, None]
+        return self._replace(profile=self.profile.gather(1, (places + begin) % phases))
+
     def _centre(self, steps: int, time: int) -> Float64[Tensor, "row step"]:
         phases = (time + torch.arange(steps, device=self.profile.device)) % self.profile.shape[1]
         return self.shift[:, None] + self.profile[:, phases]
@@ -65,6 +74,47 @@ def measure(values: Float64[Tensor, "row context"], scaling: Scaling, *, season:
     if scaling == "last":
         return Scale(known.gather(1, _last_observed(observed)).squeeze(1), deviation, still)
     return Scale(mean, deviation, still)
+
+
+class Settled(NamedTuple):
+    """The scale of rows that are read from their start.
+
+    Attributes:
+        scale: As from the first step of the values on.
+        begin: Before which step of the values nothing was observed.
+        since: After how many steps of the values it is there, and stays; more than there are if it may still change.
+    """
+
+    scale: Scale
+    begin: Int[Tensor, "row"]
+    since: Int[Tensor, "row"]
+
+
+def settle(values: Float64[Tensor, "row step"], scaling: Scaling, *, steps: int, season: int = 1) -> Settled:
+    """The scale that each row keeps: that of its first `steps` steps, counted from its first observation.
+
+    Where these are all alike, it is that of twice as many, and so on, or it would have no width for ever; that of all
+    there are where they do not suffice. So it is a function of the past at any place, and the same at all later ones.
+    """
+    rows, length = values.shape
+    observed = ~values.isnan()
+    begin = torch.where(observed.any(1), observed.int().argmax(1), length)
+    if scaling == "none":
+        return Settled(measure(values, scaling), begin, torch.zeros_like(begin))
+    since = torch.full_like(begin, length + 1)
+    left, scale = torch.arange(rows, device=values.device), None
+    while scale is None or len(left):
+        places = begin[left, None] + torch.arange(min(steps, length), device=values.device)
+        first = values[left].gather(1, places.clamp(max=length - 1)).masked_fill(places >= length, torch.nan)
+        found = measure(first, scaling, season=season)
+        parts = () if scale is None else zip(scale, found, strict=True)
+        scale = found if scale is None else Scale(*(whole.index_copy(0, left, part) for whole, part in parts))
+        settled = found.width > ALIKE * first.abs().nan_to_num(0.0).amax(1)
+        reached = begin[left] + steps
+        since[left] = torch.where(settled & (reached <= length), reached, length + 1)
+        left = left[~settled & (reached < length)]
+        steps *= 2
+    return Settled(scale.since(-begin), begin, since)
 
 
 def _moments(known: Tensor, observed: Tensor) -> tuple[Float64[Tensor, "row"], Float64[Tensor, "row"]]:

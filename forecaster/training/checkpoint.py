@@ -1,12 +1,15 @@
 """Checkpoints that survive a kill, and a resume that ends in the very weights of the uninterrupted run.
 
 One file holds all there is: weights, optimiser, loop counters, the best weights so far and how long none was better. It
-is written at the end of an epoch, beside the old one, synced, and renamed. Nothing in the middle of an epoch is kept:
-every epoch draws its windows and its dropout from (seed, epoch) alone, so going on from an epoch's end repeats nothing.
+is written at the end of an epoch, beside the old one, synced, and renamed, while the next epoch begins. Nothing in the middle
+of an epoch is kept: every epoch draws its windows and its dropout from (seed, epoch) alone, so going on from an epoch's end
+repeats nothing.
 """
 
 from __future__ import annotations
 
+import io
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,16 +26,33 @@ from forecaster.errors import CheckpointMismatch, NonFiniteLoss
 class DurableIO(TorchCheckpointIO):
     """Writes to the checkpoint's own folder and syncs; Lightning's own goes through $TMPDIR, and never syncs.
 
+    Waiting for the disk takes as long as several steps, so a thread does it. At most one checkpoint is on its way there, and
+    none when the fit has ended, well or not.
+
     Reads only checkpoints of one fit: Lightning would try another's weights before any callback could refuse it.
     """
 
     def __init__(self, *, fit_digest: str) -> None:
         self.fit_digest = fit_digest
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._on_its_way: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Old or new, never in between."""
+        """Old or new, never in between. Raises what went wrong with the one before."""
         assert storage_options is None
-        durable.write(Path(path), lambda file: torch.save(checkpoint, file))
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        self._arrive()
+        self._on_its_way = self._writer.submit(durable.write, Path(path), lambda file: file.write(content.getbuffer()))
+
+    def teardown(self) -> None:
+        """Lightning's end of a fit: all is written."""
+        self._writer.shutdown()
+        self._arrive()
+
+    def _arrive(self) -> None:
+        if self._on_its_way is not None:
+            self._on_its_way.result()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -55,7 +75,8 @@ class DurableIO(TorchCheckpointIO):
 
 
 class Keeper(Checkpoint):
-    """Stops on a loss that is not finite, keeps the best weights, stops when none came for long, and saves all of it.
+    """Tells loggers the scores of each epoch, stops on one that is not finite, keeps the best weights, stops when none came
+    for long, and saves all of it.
 
     Lightning's EarlyStopping forgets across a resume that it had stopped, and lets a NaN be saved.
     """
@@ -81,6 +102,8 @@ class Keeper(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after validation and all other callbacks."""
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for logger in trainer.loggers:  # not by Lightning: it would count batches, which hold several steps
+            logger.log_metrics(scores, trainer.global_step)
         self._check_finite(scores, trainer)
         score = scores["valid/rollout"] if self.monitored else -float(trainer.current_epoch + 1)
         if score < self.best_score:

@@ -8,20 +8,40 @@ from dataclasses import dataclass
 import numpy as np
 import pytorch_lightning as pl
 
+from forecaster.data.calendar import check_calendar
 from forecaster.data.encoding import Encoding
 from forecaster.data.split import Split, hold_out
-from forecaster.data.windows import Anchors, Feed, Tape
-from forecaster.errors import HistoryTooShort
+from forecaster.data.windows import Anchors, Feed, Tape, channels_of
+from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.evaluation.trials import Trial, trials
+from forecaster.frequency import tell
 from forecaster.model.regressor import Regressor
-from forecaster.series import Panel
+from forecaster.series import Panel, Series
 from forecaster.spec import Spec
+
+STEPS_AT_ONCE = 25  # a progress bar moves often enough, and what Lightning does between them is a small part
+VALUES_AT_ONCE = 1 << 20  # bounds the memory that windows of many steps take
+MOST_ORIGINS = (
+    8192  # that an epoch is judged by: of more series some are chosen, or judging would take longer than training
+)
 
 
 class Windows(pl.LightningDataModule):
-    """Training windows before the cut, validation origins after it. Raises HistoryTooShort."""
+    """Training windows before the cut, validation origins after it: MOST_ORIGINS of them at the most, of series evenly chosen.
 
-    def __init__(self, panel: Panel, spec: Spec, network: Regressor, encoding: Encoding, *, season: int) -> None:
+    Raises HistoryTooShort.
+    """
+
+    def __init__(
+        self,
+        panel: Panel,
+        spec: Spec,
+        network: Regressor,
+        encoding: Encoding,
+        *,
+        season: int,
+        steps_at_once: int = STEPS_AT_ONCE,
+    ) -> None:
         super().__init__()
         windows, horizon = spec.training.valid_windows, spec.horizon
         split = cut(panel, spec)
@@ -29,16 +49,24 @@ class Windows(pl.LightningDataModule):
         self.left_out = split.left_out
         self.trials: Sequence[Trial] = []
         if windows:
+            judged = _evenly(split.whole.series, most=max(1, MOST_ORIGINS // windows))
             self.trials = trials(
-                split.whole.series,
-                context=self.context,
+                judged,
+                context=network.shown(max(map(len, judged))),
                 horizon=horizon,
                 windows=windows,
                 season=season,
                 encoding=encoding,
+                channels=spec.channels,
             )
-        tape = Tape.record(split.known.series, context=self.context, horizon=self.block, encoding=encoding)
+        tape = Tape.record(
+            split.known.series, context=self.context, horizon=self.block, encoding=encoding, channels=spec.channels
+        )
         self._anchors = Anchors.of(tape, least=spec.least)
+        values = (
+            spec.members * spec.training.batch * (self.context + self.block) * (2 + len(spec.lags) + encoding.width)
+        )
+        self._at_once = max(1, min(steps_at_once, VALUES_AT_ONCE // values))
 
     @property
     def epochs(self) -> int:
@@ -48,10 +76,18 @@ class Windows(pl.LightningDataModule):
     def train_dataloader(self) -> Feed:
         """The feed of the trainer's current epoch; asked for anew at each."""
         assert self.trainer is not None
-        device, training, epoch = self.trainer.strategy.root_device, self.spec.training, self.trainer.current_epoch
+        training, epoch = self.spec.training, self.trainer.current_epoch
+        self._anchors = self._anchors.to(self.trainer.strategy.root_device)
         steps = min(training.steps - epoch * training.epoch_steps, training.epoch_steps)
         return Feed(
-            self._anchors.to(device), self.context, self.block, training.batch, max(1, steps), training.seed, epoch
+            self._anchors,
+            self.context,
+            self.block,
+            training.batch * self.spec.members,
+            max(1, steps),
+            training.seed,
+            epoch,
+            at_once=self._at_once,
         )
 
     def val_dataloader(self) -> Batches:
@@ -62,15 +98,39 @@ class Windows(pl.LightningDataModule):
 def cut(panel: Panel, spec: Spec) -> Split:
     """What is trained on, and what is held out to validate on.
 
-    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed.
+    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed; BadSpec where
+    calendar features are asked of numbered steps, or a channel's values are none that the head can mean; CovariateUnknown
+    where a channel is not there.
     """
+    check_calendar(spec.calendar, freq=panel.freq)
     split = hold_out(panel, spec.training.valid_windows * spec.horizon, keep=spec.least + 1)
     if not any(np.isfinite(one.y).any() for one in split.known.series):
         raise HistoryTooShort(
             "Expected an observed value to train on; no series has one before what is held out. "
             "Send a history with observations."
         )
+    for one in split.whole.series:
+        _check_channels(one, spec)
     return split
+
+
+def _check_channels(one: Series, spec: Spec) -> None:
+    channels = channels_of(one, spec.channels)
+    odd = ~np.isnan(channels) & ((channels < 0) | (channels != np.floor(channels)))
+    if spec.head.counts and odd.any():
+        step, number = np.argwhere(odd)[0]
+        raise BadSpec(
+            f"Expected whole numbers of 0 or more in the channel {spec.channels[number]!r}, which a {spec.head.kind} head is to "
+            f"foretell; series {one.id!r} has {channels[step, number]:g} at {tell(one.stamp(int(step)))}. Choose another "
+            "head, or leave the channel out.",
+            where=one.id,
+        )
+
+
+def _evenly(series: Sequence[Series], *, most: int) -> Sequence[Series]:
+    if len(series) <= most:
+        return series
+    return [series[place * len(series) // most] for place in range(most)]
 
 
 @dataclass(frozen=True)

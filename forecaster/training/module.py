@@ -2,44 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from forecaster.data.windows import Example
-from forecaster.evaluation.trials import Trial, score
+from forecaster.errors import NonFiniteLoss
+from forecaster.evaluation.trials import Scores, Trial, score
 from forecaster.model.regressor import Regressor
+from forecaster.shapes import Float
 from forecaster.spec import Spec
-from forecaster.training.loss import teacher_forced_loss
+from forecaster.training.descent import Adam, clip_norm, descend
+from forecaster.training.loss import lessons, loss_of
+from forecaster.training.side_by_side import SideBySide
 
 
 class SequenceRegressor(pl.LightningModule):
     """Trains a network, teacher-forced, with the loss of its head: the classical recipe is the mean squared error on
     windows shifted by one step.
+
+    What Lightning takes for a batch holds those of several optimiser steps, because what it does about each batch costs as
+    much as a small network's step. So does it for validation: few large batches.
+
+    Several members are trained side by side, each on windows of its own; their scores are means over members.
     """
 
-    def __init__(self, network: Regressor, spec: Spec) -> None:
+    def __init__(self, networks: Sequence[Regressor], spec: Spec) -> None:
         super().__init__()
-        self.network = network
+        self.automatic_optimization = False
+        self.network = networks[0] if len(networks) == 1 else SideBySide(networks)
         self.spec = spec
-        self._losses: list[Tensor] = []
+        self._networks = tuple(networks)  # in a tuple: what is trained is `network`
+        self._losses: list[Float[Tensor, "step *member"]] = []
 
-    def training_step(self, example: Example, _number: int) -> Tensor:
-        """The loss of a batch. Nothing is logged here: a step costs what its arithmetic costs."""
-        loss = teacher_forced_loss(self.network, example)
-        self._losses.append(loss.detach())
-        return loss
+    @property
+    def networks(self) -> tuple[Regressor, ...]:
+        """The members, with the weights that were reached."""
+        if isinstance(self.network, SideBySide):
+            self.network.fill(self._networks)
+        return self._networks
+
+    def training_step(self, example: Example, _number: int) -> Float[Tensor, ""]:
+        """The optimiser steps of some batches; their mean loss. Raises NonFiniteLoss."""
+        training, optimizer = self.spec.training, self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Adam)
+        trained, shape = self.network, self._networks[0].train()  # whatever validation left
+        if isinstance(trained, SideBySide):
+            loss, clip, members = trained.losses, trained.clip_norm, len(trained)
+        else:
+            loss, clip, members = partial(loss_of, shape), clip_norm, None
+        prepared = lessons(shape, example, batch=training.batch, members=members)
+        losses = descend(optimizer, loss, prepared, partial(clip, largest=training.gradient_clip))
+        self._check_finite(losses)
+        self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.increment_by(len(losses))
+        self._losses.append(losses)
+        return losses.mean()
 
     def on_train_epoch_end(self) -> None:
-        """Reports the mean loss of the epoch: one number, one transfer from the device."""
-        self.log("train/loss", torch.stack(self._losses).mean())
+        """Reports the mean loss of the epoch."""
+        self.log("train/loss", torch.cat(self._losses).mean(), logger=False)
         self._losses.clear()
 
     def validation_step(self, trial: Trial, _number: int) -> None:
         """Scores a batch of rolling origins."""
-        for name, value in score(self.network, trial)._asdict().items():
-            self.log(f"valid/{name}", value, batch_size=len(trial.seasonal_error), prog_bar=name == "rollout")
+        rows = len(trial.seasonal_error)
+        found = [score(network.to(self.device).eval(), trial) for network in self.networks]
+        for name, values in zip(Scores._fields, zip(*found, strict=True), strict=True):
+            mean = torch.stack(values).mean()
+            self.log(f"valid/{name}", mean, batch_size=rows, prog_bar=name == "rollout", logger=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam (Kingma and Ba 2015)."""
-        return torch.optim.Adam(self.parameters(), lr=self.spec.training.learning_rate)
+        """All that is learned, by Adam."""
+        return Adam(self.parameters(), learning_rate=self.spec.training.learning_rate)
+
+    def _check_finite(self, losses: Float[Tensor, "step *member"]) -> None:
+        """The one wait for the device in so many steps."""
+        losses = losses.reshape(len(losses), -1).sum(1)
+        finite = torch.isfinite(losses)
+        if bool(finite.all()):
+            return
+        first = int((~finite).int().argmax())
+        raise NonFiniteLoss(
+            f"Expected a finite loss; train/loss is {float(losses[first])} at step {self.trainer.global_step + first + 1} "
+            f"(epoch {self.trainer.current_epoch}). Nothing of this epoch was kept. Lower the learning rate or the gradient "
+            "clip, or check the data for extreme values.",
+            where="train/loss",
+        )

@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
-from forecaster import artifact, durable
+from forecaster import artifact, durable, predict
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch
+from forecaster.graph.export import export
+from forecaster.graph.runner import GraphRunner
 from tests.samples import make_forecaster, make_spec
 
 FILES = [
@@ -24,6 +26,7 @@ FILES = [
     "encoding.json",
     "golden.json",
     "manifest.json",
+    "rollout.onnx",
     "spec.json",
     "weights.safetensors",
 ]
@@ -139,7 +142,7 @@ def test_what_is_no_manifest_is_refused(bundle: Path, content: bytes) -> None:
     assert error.value.where == "manifest.json"
 
 
-@pytest.mark.parametrize("name", ["spec.json", "golden.json", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["spec.json", "golden.json", "weights.safetensors", "rollout.onnx"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"not json", b"\xff" * 64, b"\x80\x04K\x01."])
 def test_nonsense_with_a_right_digest_is_refused(bundle: Path, name: str, content: bytes) -> None:
     rewrite(bundle, name, content)
@@ -176,6 +179,58 @@ def test_weights_that_no_longer_give_the_golden_answers_are_refused(bundle: Path
     with pytest.raises(GoldenMismatch, match="no longer gets its frozen answer") as error:
         artifact.load(bundle)
     assert error.value.where == "golden.json"
+
+
+def test_a_graph_of_another_network_is_refused(bundle: Path) -> None:
+    rewrite(bundle, "rollout.onnx", export(make_forecaster(make_spec(cell="lstm", layers=2), seed=2).network))
+    with pytest.raises(GoldenMismatch, match="no longer gets its frozen answer") as error:
+        artifact.load(bundle)
+    assert error.value.where == "rollout.onnx"
+
+
+def lack(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    for module in (artifact, predict):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name in packages else name)
+
+
+def test_a_bundle_written_without_onnx_is_whole_and_served_by_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as bare:
+        lack(bare, "onnx", "onnxruntime")
+        artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    assert not (tmp_path / "bundle" / "rollout.onnx").exists()
+    loaded = artifact.load(tmp_path / "bundle")
+    assert not loaded.graphs
+    assert predict.graph_engine(loaded) is None
+
+
+def test_a_bundle_with_a_graph_is_read_where_onnxruntime_is_not(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(predict.graph_engine(artifact.load(bundle)), GraphRunner)
+    lack(monkeypatch, "onnx", "onnxruntime")
+    loaded = artifact.load(bundle)
+    assert loaded.graphs == ((bundle / "rollout.onnx").read_bytes(),)
+    assert predict.graph_engine(loaded) is None
+
+
+def test_a_graph_that_answers_otherwise_is_left_out_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = export(make_forecaster(make_spec(), seed=2).network)
+    monkeypatch.setattr("forecaster.graph.export.export", lambda _: other)
+    artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    assert "rollout.onnx" not in artifact.read_manifest(tmp_path / "bundle").files
+    assert "will be served by PyTorch" in caplog.text
+    assert not artifact.load(tmp_path / "bundle").graphs
+
+
+def test_a_network_too_large_for_a_graph_is_saved_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(artifact, "MOST_BYTES", 1000)
+    artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    assert not (tmp_path / "bundle" / "rollout.onnx").exists()
+    assert "too large" in caplog.text
 
 
 def test_a_golden_request_with_a_gap_and_one_shorter_than_the_context_are_replayed(bundle: Path) -> None:
@@ -215,3 +270,13 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="no space left"):
         artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_golden_requests_of_one_that_reads_whole_histories_are_longer_than_its_context(tmp_path: Path) -> None:
+    forecaster = make_forecaster(make_spec(reads="history"))
+    artifact.save(forecaster, tmp_path / "bundle", card="")
+    assert artifact.load(tmp_path / "bundle").network.reads == "history"
+    spec = json.loads((tmp_path / "bundle" / "spec.json").read_bytes())
+    rewrite(tmp_path / "bundle", "spec.json", json.dumps(spec | {"reads": "window"}).encode())
+    with pytest.raises(GoldenMismatch):
+        artifact.load(tmp_path / "bundle")

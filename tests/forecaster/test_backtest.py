@@ -60,6 +60,36 @@ def test_everybody_is_shown_what_was_known_then_and_no_more() -> None:
     assert result.actual[1].ravel().tolist() == second[-9:].tolist()
 
 
+@pytest.mark.parametrize("stride", [1, 2, 7])
+def test_origins_a_stride_apart_are_cut_like_any_other(stride: int) -> None:
+    y, spy = wave(40), Spy()
+    result = backtest(panel_of(y, wave(20)), {"one": spy}, horizon=3, windows=4, season=2, keep=5, stride=stride)
+    lefts = [3 + place * stride for place in (3, 2, 1, 0)]
+    assert list(result.lefts) == lefts
+    assert list(result.left_out) == ([] if lefts[0] + 5 <= 20 else ["series_1"])
+    assert [shown for name, shown in spy.shown if name == "series_0"] == [y[: 40 - left].tolist() for left in lefts]
+    for left, actual, cutoff in zip(lefts, result.actual[0], result.cutoffs[0], strict=True):
+        assert actual.tolist() == y[40 - left : 43 - left].tolist()
+        assert cutoff == result.series[0].stamps[39 - left]
+    known = y[: 40 - lefts[0]]
+    assert result.scale[0] == pytest.approx(np.abs(known[2:] - known[:-2]).mean())
+    frame = result.frame()
+    assert frame.query("unique_id == 'series_0'")["y"].tolist() == result.actual[0].ravel().tolist()
+
+
+@pytest.mark.parametrize("reads", ["window", "history"])
+@pytest.mark.parametrize("stride", [None, 2])
+def test_a_predictor_is_asked_at_all_origins_at_once_and_says_the_same(reads: str, stride: int | None) -> None:
+    predictor = Predictor(make_forecaster(make_spec(cell="lstm", reads=reads)))
+    gappy, late = wave(60), wave(44, seed=1)
+    gappy[[20, 21, 50]] = np.nan
+    late[:20] = np.nan
+    asks = {"at once": predictor, "each": predictor.forecast_each}
+    result = backtest(panel_of(gappy, late, wave(30)), asks, horizon=5, windows=4, season=4, keep=4, stride=stride)
+    assert np.isfinite(result.forecasts["each"]).all()
+    np.testing.assert_allclose(result.forecasts["at once"], result.forecasts["each"], rtol=1e-5, atol=1e-6)
+
+
 def tiny() -> Backtest:
     """Two series, two windows of two steps; everything is small enough to reckon by hand."""
     first = np.array([1.0, 3.0, 2.0, 6.0, 4.0, 4.0, 0.0, 2.0])  # known: 1 3 2 6, differences 2 1 4

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from forecaster.data import grid
-from forecaster.data.calendar import certain_frequency, feature_columns, features, offset, usual_horizon
+from forecaster.data.calendar import certain_frequency, check_calendar, feature_columns, features, offset, usual_horizon
 from forecaster.data.frames import Columns, to_frame, to_panel
 from forecaster.data.split import hold_out
 from forecaster.data.summary import summarise
@@ -110,6 +110,18 @@ def hours_without_one(tz: str | None = None) -> pd.DataFrame:
 
 def with_covariates(known: Any, y: Any) -> pd.DataFrame:
     return series(y=y, heat=known)
+
+
+def with_channel(rain: Any, y: Any, **more: Any) -> pd.DataFrame:
+    return series(y=y, rain=rain, **more)
+
+
+def channel(*expected: float | None) -> Check:
+    wanted = [np.nan if value is None else value for value in expected]
+    return lambda panel: (
+        np.array_equal(panel.series[0].channels["rain"], wanted, equal_nan=True)
+        and len(panel.series[0].y) == len(wanted)
+    )
 
 
 AUTUMN = ["2026-10-25T00:30", "2026-10-25T01:30", "2026-10-25T02:30", "2026-10-25T02:30", "2026-10-25T03:30"]
@@ -217,7 +229,26 @@ CASES: dict[str, Case] = {
     "days or months that are not, other text": Case(lambda: series(ds=["2026-01-01", "2026-02-30"]), BadStamp, "row 1"),
     "two-digit years, day and month in any order": Case(lambda: series(ds=["01/02/03"]), BadStamp, "year first"),
     "now, today": Case(lambda: series(ds=["today"]), BadStamp, "row 0 holds 'today'"),
-    "whole numbers as stamps": Case(lambda: series(ds=np.arange(20)), BadStamp, "bare numbers .* made-up calendar"),
+    "stamps that are whole numbers": Case(
+        lambda: pd.concat([series(ds=np.arange(20)), series(ds=np.arange(2015, 2026), of="years")]),
+        holds=goes_on("20", "21"),
+    ),
+    "whole numbers as text, a whole number declared as frequency": Case(
+        lambda: series(ds=["8", "9", "10"]), options={"freq": "1"}, holds=goes_on("11")
+    ),
+    "whole numbers as text, no frequency declared": Case(
+        lambda: series(ds=["8", "9", "10"]), BadStamp, "row 0 holds '8'.* whole number for the frequency"
+    ),
+    "whole numbers that read as dates, no frequency declared": Case(
+        lambda: series(ds=np.arange(20260101, 20260121)), BadStamp, "such as 20260101, may be either"
+    ),
+    "whole numbers that read as dates, a whole number declared as frequency": Case(
+        lambda: series(ds=np.arange(202601, 202613)), options={"freq": 1}, holds=goes_on("202613")
+    ),
+    "a whole number beyond 2**62 - 1": Case(
+        lambda: series(ds=np.array([0, 2**63], dtype=np.uint64)), BadStamp, f"row 1 holds {2**63}"
+    ),
+    "stamps that are floats": Case(lambda: series(ds=np.arange(20.0)), BadStamp, r"such as 0\.0 .*astype\('int64'\)"),
     "numbers among stamps": Case(lambda: series(ds=objects("2026-01-01", 20260102)), BadStamp, "20260102"),
     # frequency
     "a frequency that is certain": Case(lambda: series(stamps("2026-01-31", "ME")), holds=freq("ME")),
@@ -241,6 +272,24 @@ CASES: dict[str, Case] = {
     "an unknown or outdated alias": Case(series, FrequencyUnknown, "'w'", options={"freq": "w"}),
     "a step that does not go forward": Case(series, FrequencyUnknown, "forward", options={"freq": "-1D"}),
     "a step finer than a microsecond": Case(series, FrequencyUnknown, "microsecond", options={"freq": "500ns"}),
+    "a whole number as frequency": Case(
+        lambda: pd.concat([series(ds=np.arange(0, 200, 10)), series(ds=np.arange(7, 207, 10), of="b")]),
+        options={"freq": 10},
+        holds=lambda panel: panel.freq == "10" and goes_on("200")(panel) and regular(panel),
+    ),
+    "whole numbers that are all one difference apart": Case(lambda: series(ds=[-30, -20, -10]), holds=freq("10")),
+    "whole numbers, a frequency of the calendar": Case(
+        lambda: series(ds=np.arange(20)),
+        BadStamp,
+        "frequency is 'D'; column 'ds' has the whole number 0",
+        {"freq": "D"},
+    ),
+    "dates, a whole number as frequency": Case(
+        series, BadStamp, "frequency is '1'; row 0 holds '2026-01-01", {"freq": 1}
+    ),
+    "a whole number below one as frequency": Case(
+        lambda: series(ds=np.arange(20)), FrequencyUnknown, "'0' does not step forward", {"freq": 0}
+    ),
     "series of different frequencies": Case(
         lambda: pd.concat([series(stamps("2026-01-01", "h", 400)), series(of="b")]),
         IrregularStamps,
@@ -260,6 +309,15 @@ CASES: dict[str, Case] = {
         IrregularStamps,
         "'b' goes from 2026-01-03T00:00:00 to 2026-01-05",
     ),
+    "absent whole numbers, frequency declared": Case(
+        lambda: series(ds=[10, 30, 40], y=[1.0, 3.0, 4.0]), None, "1 absent rows", {"freq": 10}, values(1, None, 3, 4)
+    ),
+    "absent whole numbers, frequency proven by a long run": Case(
+        lambda: without(series(ds=np.arange(0, 400, 10)), 20), None, "1 absent rows", holds=freq("10")
+    ),
+    "absent whole numbers, frequency not proven": Case(
+        lambda: without(series(ds=np.arange(8)), 4), IrregularStamps, "'a' goes from 3 to 5"
+    ),
     "a stamp off the grid": Case(
         lambda: series(ds=["2026-01-01", "2026-01-02", "2026-01-03T06:00"]),
         IrregularStamps,
@@ -272,6 +330,7 @@ CASES: dict[str, Case] = {
     "a grid of more than 90 % holes": Case(
         lambda: series(ds=["2026-01-01", "2027-01-01"]), IrregularStamps, "coarser", {"freq": "D"}
     ),
+    "a grid of 1e15 whole numbers": Case(lambda: series(ds=[0, 10**15]), GridTooLarge, "1e\\+15", options={"freq": 1}),
     "a grid of more than 1e8 steps": Case(
         lambda: series(ds=["0001-01-01", "9999-12-31"]), GridTooLarge, "declare a coarser", {"freq": "s"}
     ),
@@ -336,6 +395,9 @@ CASES: dict[str, Case] = {
         lambda: series(stamps("2026-03-29", "h", 5)), BadStamp, "2026-03-29T02:00:00", {"zone": BERLIN}
     ),
     "an unknown zone": Case(series, ZoneUnknown, "'Mars'", {"zone": "Mars"}),
+    "whole numbers, zone declared": Case(
+        lambda: series(ds=np.arange(20)), BadStamp, "numbers are of no zone", {"zone": BERLIN}
+    ),
     # covariates and static columns
     "covariates, and rows without `y` after the last observed one": Case(
         lambda: with_covariates([1.0, 2.0, 3.0, 4.0], [1.0, np.nan, 3.0, np.nan]),
@@ -380,6 +442,58 @@ CASES: dict[str, Case] = {
     ),
     "a static column that is missing somewhere": Case(
         lambda: series(y=[1.0, 2.0], region=["n", None]), CovariateUnknown, "'region'", {"static": ("region",)}
+    ),
+    # channels
+    "a channel": Case(
+        lambda: with_channel(["5", " 6.5 ", "7"], [1.0, 2.0, 3.0]),
+        options={"channels": ("rain",), "freq": "D"},
+        holds=channel(5, 6.5, 7),
+    ),
+    "a channel that is missing somewhere": Case(
+        lambda: with_channel([np.nan, 6.0, np.nan], [1.0, 2.0, 3.0]),
+        options={"channels": ("rain",), "freq": "D"},
+        holds=lambda panel: channel(None, 6, None)(panel) and summarise(panel).channels == {"rain": 2},
+    ),
+    "a channel that is never observed in a series": Case(
+        lambda: with_channel([np.nan] * 3, [1.0, 2.0, 3.0]),
+        options={"channels": ("rain",), "freq": "D"},
+        holds=channel(None, None, None),
+    ),
+    "a channel that goes on where `y` is not observed": Case(
+        lambda: with_channel([4.0, 5.0, 6.0], [1.0, 2.0, np.nan]),
+        options={"channels": ("rain",), "freq": "D"},
+        holds=lambda panel: channel(4, 5, 6)(panel) and values(1, 2, None)(panel),
+    ),
+    "a channel that goes on after the last `y`, beside covariates": Case(
+        lambda: with_channel([4.0, 5.0, 6.0, np.nan], [1.0, 2.0, np.nan, np.nan], heat=1.0),
+        says="1 values of channel 'rain' after the last observed `y`",
+        options={"channels": ("rain",), "covariates": ("heat",), "freq": "D"},
+        holds=lambda panel: channel(4, 5)(panel) and panel.series[0].ahead == 2,
+    ),
+    "absent rows with channels": Case(
+        lambda: without(with_channel([4.0, 5.0, 6.0, 7.0], [1.0, 2.0, 3.0, 4.0]), 1),
+        None,
+        "1 absent rows",
+        {"channels": ("rain",), "freq": "D"},
+        lambda panel: channel(4, None, 6, 7)(panel) and values(1, None, 3, 4)(panel),
+    ),
+    "a stamp twice, with different channels": Case(
+        lambda: pd.concat([with_channel(1.0, [1.0, 2.0]), with_channel(2.0, [1.0, 2.0])]),
+        DuplicateStamp,
+        "another column",
+        {"channels": ("rain",), "freq": "D"},
+    ),
+    "a channel that is text or bools": Case(
+        lambda: with_channel([True, False], [1.0, 2.0]), NotANumber, "'rain'", {"channels": ("rain",)}
+    ),
+    "a channel that is infinite": Case(
+        lambda: with_channel([1.0, -np.inf], [1.0, 2.0]), NotANumber, "'rain'", {"channels": ("rain",)}
+    ),
+    "a channel that is a covariate too": Case(
+        lambda: with_channel(1.0, [1.0, 2.0]),
+        DuplicateColumn,
+        "'rain'",
+        {"channels": ("rain",), "covariates": ("rain",)},
     ),
 }
 
@@ -446,6 +560,118 @@ def test_a_monstrous_grid_is_refused_fast_and_without_memory(freq: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ds", "freq", "refusal"),
+    [
+        ([0, 10**15], "1", GridTooLarge),
+        ([-(2**62) + 1, 2**62 - 1], "1", GridTooLarge),
+        ([-(2**62) + 1, 2**62 - 1], None, FrequencyUnknown),
+        ([*range(40), 10**15], None, GridTooLarge),
+        ([*range(40), 4000], None, IrregularStamps),
+    ],
+)
+def test_a_monstrous_grid_of_numbers_is_refused_fast_and_without_memory(
+    ds: list[int], freq: str | None, refusal: type[InputError]
+) -> None:
+    to_panel(series(), freq="D")  # imports are not timed
+    tracemalloc.start()
+    started = time.perf_counter()
+    with pytest.raises(refusal):
+        to_panel(series(ds=ds), freq=freq)
+    assert time.perf_counter() - started < 1
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *(np.arange(100, 120).astype(kind) for kind in ("int8", "uint8", "int16", "uint32", "int64", "uint64")),
+        pd.array(range(100, 120), dtype="Int32"),
+        pd.array(range(100, 120), dtype="UInt64"),
+        objects(*range(100, 120)),
+        objects(*np.arange(100, 120)),
+        pd.Categorical(range(100, 120)),
+    ],
+    ids=lambda column: str(column.dtype),
+)
+def test_integers_of_any_type_are_the_same_stamps(column: Any) -> None:
+    panel = to_panel(series(ds=column))
+    assert panel.digest() == to_panel(series(ds=np.arange(100, 120))).digest()
+    assert (panel.freq, panel.series[0].start, panel.cutoff) == ("1", 100, 119)
+    assert all(type(one) is int for one in (panel.series[0].start, panel.cutoff))
+
+
+@pytest.mark.parametrize(
+    ("column", "freq", "told"),
+    [
+        (objects(0, None, 2), None, "empty in row 1"),
+        (pd.array([0, None, 2], dtype="Int64"), None, "empty in row 1"),
+        (pd.Categorical([0, None, 2]), None, "empty in row 1"),
+        (["0", None, "2"], "1", "empty in row 1"),
+        (objects(None, None, None), "1", "empty in row 0"),
+        (objects(0, True, 2), None, "whole numbers, throughout"),
+        ([True, False, True], None, "whole numbers, throughout"),
+        (objects(0, 1, 2.0), None, "whole numbers, throughout"),
+        ([0.0, 1.0, np.nan], "1", "row 0 holds '0.0'"),
+        (["0", "1", "2026-01-01"], "1", "row 2 holds '2026-01-01'"),
+        (objects(0, True, 2), "1", "row 1 holds 'True'"),
+        (["0", "1", "٢"], "1", "row 2 holds"),
+        (["0", "1", "9" * 25], "1", f"row 2 holds {'9' * 25}"),
+        (objects(0, 1, 10**30), None, f"row 2 holds {10**30}"),
+        ([0, 1, -(2**62)], None, "row 2 holds"),
+    ],
+)
+def test_what_is_no_column_of_whole_numbers_is_told_of_its_row(column: Any, freq: str | None, told: str) -> None:
+    with pytest.raises(BadStamp, match=told):
+        to_panel(series(ds=column), freq=freq)
+
+
+def test_digits_as_text_and_as_integers_are_the_same_numbers() -> None:
+    mixed = objects("-010", -9, "-8", "-7")
+    assert to_panel(series(ds=mixed), freq=1).digest() == to_panel(series(ds=[-10, -9, -8, -7])).digest()
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 1], [0, 1, 2, 3, 5]])
+def test_numbers_repeated_and_out_of_order_are_as_moments_are(numbers: list[int]) -> None:
+    shuffled = series(ds=numbers).sample(frac=1, random_state=1)
+    dates = shuffled.assign(ds=days(1)[0] + pd.to_timedelta(shuffled["ds"].to_numpy(), unit="D"))
+    with pytest.raises(InputError) as found:
+        to_panel(shuffled, freq=None if len(numbers) > 3 else "1")
+    with pytest.raises(type(found.value)):
+        to_panel(dates, freq=None if len(numbers) > 3 else "D")
+
+
+def test_places_of_numbers_are_those_of_seconds() -> None:
+    draw = np.random.default_rng(0)
+    numbers = np.sort(draw.choice(10_000, 500, replace=False)) * 7
+    numbers[draw.random(500) < 0.05] += 1
+    first = np.zeros(500, dtype=np.int64)
+    found = grid.places(pd.Index(numbers), "14", first)
+    same = grid.places(pd.DatetimeIndex(numbers * 1_000_000, dtype="M8[us]"), "14s", first)
+    np.testing.assert_array_equal(found.off, same.off)
+    np.testing.assert_array_equal(found.step, same.step)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [range(20260130, 20260132), [20261201, 20270101], [202601, 202612], [202612, 202701], [19000101, 20991231]],
+)
+def test_numbers_that_all_read_as_dates_are_not_counted_unless_that_is_said(numbers: Any) -> None:
+    frame = series(ds=list(numbers))
+    with pytest.raises(BadStamp, match=r"Write dates like 2026-01-31, or declare a whole number"):
+        to_panel(frame)
+    step = max(numbers) - min(numbers)
+    assert to_panel(frame, freq=step).freq == str(step)
+
+
+@pytest.mark.parametrize(
+    "numbers", [[2020, 2021], [20261301, 20261302], [20260131, 20260132], [202600, 202601], [0, 1]]
+)
+def test_numbers_that_are_no_dates_are_counted(numbers: list[int]) -> None:
+    assert to_panel(series(ds=numbers)).freq == "1"
+
+
+@pytest.mark.parametrize(
     "freq",
     [
         "us",
@@ -478,8 +704,11 @@ def test_places_agree_with_the_stamps_that_pandas_counts(freq: str, zone: str | 
 
 def test_a_panel_goes_to_a_frame_and_back() -> None:
     y = np.append(np.arange(10.0), [np.nan] * 3)
-    frame = series(stamps("2026-03-25", "D", 13, BERLIN), y, heat=np.arange(13.0), sky=["sun"] * 13, region="n")
-    options: dict[str, Any] = {"covariates": ("heat", "sky"), "static": ("region",)}
+    rain = np.append([np.nan], np.append(np.arange(9.0), [np.nan] * 3))
+    frame = series(
+        stamps("2026-03-25", "D", 13, BERLIN), y, heat=np.arange(13.0), sky=["sun"] * 13, region="n", rain=rain
+    )
+    options: dict[str, Any] = {"covariates": ("heat", "sky"), "static": ("region",), "channels": ("rain",)}
     panel = to_panel(frame, **options)
     again = to_panel(to_frame(panel), **options)
     assert panel.digest() == again.digest()
@@ -510,6 +739,9 @@ def test_a_series_too_short_to_hold_out_from_is_named_and_too_short_a_panel_refu
 def test_stamps_ahead_that_leave_the_calendar_are_a_bad_stamp() -> None:
     with pytest.raises(BadStamp, match="9999"):
         Series("a", pd.Timestamp("9999-12-30"), "D", np.arange(2.0)).stamps_ahead(1)
+    with pytest.raises(BadStamp, match=f"up to {2**62 - 1}; 3 steps of '1'"):
+        Series("a", 2**62 - 3, "1", np.arange(2.0)).stamps_ahead(2)
+    assert list(Series("a", 2**62 - 3, "1", np.arange(2.0)).stamps_ahead(1)) == [2**62 - 1]
 
 
 def test_twenty_four_hours_are_not_a_day_where_clocks_change() -> None:
@@ -581,6 +813,16 @@ def test_features_of_a_stamp_do_not_depend_on_the_stamps_beside_it() -> None:
     names = ["weekday:3", "monthday", "yearday:4"]
     np.testing.assert_array_equal(features(every, names)[100:110], features(every[100:110], names))
     assert features(every, []).shape == (500, 0)
+
+
+@pytest.mark.parametrize("names", [["hour"], ["weekday", "yearday:3"], ["holiday:US"]])
+def test_numbered_steps_have_no_calendar(names: list[str]) -> None:
+    with pytest.raises(BadSpec, match="numbered"):
+        features(pd.RangeIndex(3), names)
+    with pytest.raises(BadSpec, match=", ".join(names)):
+        check_calendar(names, freq="1")
+    check_calendar(names, freq="D")
+    check_calendar([], freq="1")
 
 
 @pytest.mark.parametrize(
@@ -687,6 +929,14 @@ def test_data_check_ends_with_2_where_data_cannot_be_used(tmp_path: Path, capsys
     told = capsys.readouterr()
     assert "cannot be used (not_a_number)" in told.out
     assert "row 1 holds 'many'" in told.err
+
+
+def test_data_check_tells_of_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.csv", with_channel([4.0, np.nan, 6.0], np.arange(3.0), wind=1.0))
+    assert run(path, "--freq", "D", "--channel", "rain", "--channel", "wind") == 0
+    assert "channels    rain (1 missing), wind (0 missing)" in capsys.readouterr().out
+    assert run(path, "--freq", "D", "--channel", "snow") == 2
+    assert "snow not found among" in capsys.readouterr().err
 
 
 def test_ids_in_a_csv_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,3 +65,8 @@ def test_a_panel_too_short_to_cut_names_its_longest_series_and_the_advice() -> N
 def test_origins_lie_a_horizon_apart_and_leave_the_last_horizon() -> None:
     assert list(origins(windows=3, horizon=4)) == [12, 8, 4]
     assert list(origins(windows=0, horizon=4)) == []
+
+
+def test_origins_may_lie_closer_or_further_apart() -> None:
+    assert list(origins(windows=3, horizon=4, stride=1)) == [6, 5, 4]
+    assert list(origins(windows=2, horizon=4, stride=7)) == [11, 4]

@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers.logger import DummyLogger
 
 from forecaster.data.encoding import PLAIN
+from forecaster.data.windows import Anchors, Feed, Tape
 from forecaster.errors import CheckpointMismatch, HistoryTooShort, NonFiniteLoss
 from forecaster.evaluation.trials import score
 from forecaster.model.regressor import build
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import Windows
+from forecaster.training.descent import Adam, clip_norm
 from forecaster.training.fit import Fitted, fit, fit_digest
+from forecaster.training.loss import lessons
 from tests.samples import make_spec, panel_of, wave
 
 PANEL = panel_of(wave(60), 4 * wave(50, seed=1), wave(40, seed=2))
@@ -86,8 +90,11 @@ def interrupt(_: object) -> None:
     raise KeyboardInterrupt
 
 
-def on_cpu(panel: Panel, spec: Spec, *, checkpoint: Path | None = None, callbacks: Any = ()) -> Fitted:
-    return fit(panel, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu")
+def on_cpu(
+    panel: Panel, spec: Spec, *, checkpoint: Path | None = None, callbacks: Any = (), steps_at_once: int = 1
+) -> Fitted:
+    """Each step alone, so that callbacks see it."""
+    return fit(panel, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu", steps_at_once=steps_at_once)
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +188,98 @@ def test_the_best_weights_are_the_ones_kept_with_their_scores(impatient: tuple[F
         assert float(score(fitted.forecaster.network, batch).rollout) == pytest.approx(watch.rollouts[best], rel=1e-6)
 
 
+@pytest.mark.parametrize(("count", "windows", "judged"), [(9000, 2, 4096), (9000, 1, 8192), (100, 2, 100)])
+def test_an_epoch_of_very_many_series_is_judged_by_some_of_them_evenly_chosen(
+    count: int, windows: int, judged: int
+) -> None:
+    panel = panel_of(*(np.full(30, float(number)) for number in range(count)))
+    spec = spec_of(valid_windows=windows)
+    found = Windows(panel, spec, build(spec, seed=0), PLAIN, season=4).trials
+    numbers = torch.cat([trial.example.future[:, 0] for trial in found])[::windows].diff()
+    assert sum(len(trial.seasonal_error) for trial in found) == judged * windows
+    assert numbers.min() >= 1
+    assert numbers.max() <= -(-count // judged)
+
+
 def test_the_last_epoch_has_the_steps_that_are_left() -> None:
     watch = Watch()
     fitted = on_cpu(PANEL, spec_of(), callbacks=[watch])
     assert [len(losses) for losses in watch.losses] == [3, 3, 3, 2]
     assert (fitted.epochs, fitted.steps) == (4, 11)
+
+
+@pytest.mark.parametrize("steps_at_once", [2, 25])
+def test_how_many_steps_are_made_at_once_changes_nothing(whole: Fitted, steps_at_once: int) -> None:
+    fitted = on_cpu(PANEL, spec_of(), steps_at_once=steps_at_once)
+    assert same(weights(fitted.forecaster.network), weights(whole.forecaster.network))
+    assert fitted.scores == pytest.approx(whole.scores, rel=1e-6)
+    assert (fitted.epochs, fitted.steps) == (whole.epochs, whole.steps)
+
+
+def test_lessons_prepared_together_are_the_lessons_of_each_batch() -> None:
+    gappy = wave(60)
+    gappy[20:30] = np.nan
+    for decoder, base, lags in [("rollout", "seasonal_naive", (1, 3)), ("direct", "last", ()), ("direct", "zero", ())]:
+        spec = make_spec(decoder=decoder, base=base, lags=lags, segment=1)
+        network = build(spec, seed=0, season=4)
+        tape = Tape.record(panel_of(gappy, wave(20)).series, context=network.lead + 16, horizon=network.block)
+        anchors = Anchors.of(tape, least=4)
+        size = {"context": network.lead + 16, "horizon": network.block, "batch": 8, "seed": 0, "epoch": 0}
+        [together] = Feed(anchors, **size, steps=3, at_once=3)
+        for lesson, example in zip(lessons(network, together, batch=8), Feed(anchors, **size, steps=3), strict=True):
+            [alone] = lessons(network, example, batch=8)
+            for name, found in lesson._asdict().items():
+                expected = getattr(alone, name)
+                assert (found is None) == (expected is None)
+                assert found is None or torch.equal(found, expected), name
+            assert float(lesson.weight.sum()) == pytest.approx(1)
+
+
+def test_adam_steps_as_that_of_torch_does_also_after_its_state_was_loaded() -> None:
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=draw) for shape in ((3, 4), (5,), (1, 0))]
+    mine, theirs = ([torch.nn.Parameter(weight.clone()) for weight in start] for _ in range(2))
+    adam, torchs = Adam(mine, learning_rate=0.01), torch.optim.Adam(theirs, lr=0.01)
+    for number in range(20):
+        gradients = [torch.randn(weight.shape, generator=draw) for weight in start]
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient
+        torchs.step()
+        adam.update(gradients[:2])  # the third is empty
+        if number == 9:
+            state = adam.state_dict()
+            adam = Adam(mine, learning_rate=0.5)
+            adam.load_state_dict(state)
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_clipped_gradient_is_that_of_torch() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for size in (0.01, 10.0):
+        given = [size * torch.randn(shape, generator=draw) for shape in ((3, 4), (5,), (1, 0))]
+        expected = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in given]
+        for parameter, gradient in zip(expected, given, strict=True):
+            parameter.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_(expected, 1.0)
+        clip_norm(given, largest=1.0)
+        for parameter, gradient in zip(expected, given, strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_loggers_are_told_the_scores_of_each_epoch_by_optimiser_step() -> None:
+    class Book(DummyLogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[tuple[int | None, set[str]]] = []
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            self.lines.append((step, set(metrics)))
+
+    book, names = Book(), {"train/loss", "valid/loss", "valid/one_step", "valid/rollout"}
+    fit(PANEL, spec_of(), loggers=[book], accelerator="cpu")
+    assert book.lines == [(step, names) for step in (3, 6, 9, 11)]
 
 
 def test_a_fit_does_not_depend_on_what_was_drawn_before(whole: Fitted) -> None:
@@ -277,22 +371,51 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_nothing_is_saved(tmp_path: 
     spec = make_spec(scaling="none", training=TRAINING | {"learning_rate": 1e30})
     with pytest.raises(NonFiniteLoss, match="Lower the learning rate") as error:
         on_cpu(PANEL, spec, checkpoint=tmp_path / "fit.ckpt")
-    assert "at the end of epoch 0" in error.value.message
-    assert str(error.value.where) in {"train/loss", "valid/loss", "valid/rollout", "valid/one_step"}
+    assert "at step 2 (epoch 0)" in error.value.message, "the first step, whose loss was finite, went astray"
+    assert error.value.where == "train/loss"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_stops_being_finite_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    checkpoint, saved = tmp_path / "fit.ckpt", []
+def spoil(module: pl.LightningModule) -> None:
+    with torch.no_grad():
+        module.network.output.bias.fill_(float("nan"))
 
-    def spoil(module: pl.LightningModule) -> None:
-        saved.append(checkpoint.read_bytes())
-        with torch.no_grad():
-            module.network.output.bias.fill_(float("nan"))
 
-    with pytest.raises(NonFiniteLoss, match="epoch 2"):
-        on_cpu(PANEL, spec_of(), checkpoint=checkpoint, callbacks=[Fault(2, 1, spoil)])
-    assert checkpoint.read_bytes() == saved[0]
+@pytest.mark.parametrize("steps_at_once", [1, 2, 25])
+def test_a_loss_that_stops_being_finite_is_told_with_its_step_and_leaves_the_last_good_checkpoint(
+    steps_at_once: int, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "fit.ckpt"
+    batch = 1 if steps_at_once < 3 else 0
+    step = 6 + batch * steps_at_once + 1
+    with pytest.raises(NonFiniteLoss, match=rf"train/loss is nan at step {step} \(epoch 2\)"):
+        on_cpu(
+            PANEL,
+            spec_of(),
+            checkpoint=checkpoint,
+            callbacks=[Fault(2, batch, spoil)],
+            steps_at_once=steps_at_once,
+        )
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["epoch"] == 1
+    assert all(weight.isfinite().all() for weight in content["state_dict"].values())
+
+
+def test_a_rollout_that_is_not_finite_stops_the_fit(tmp_path: Path) -> None:
+    class Spoil(pl.Callback):
+        def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            spoil(pl_module)
+
+    with pytest.raises(NonFiniteLoss, match="valid/loss is nan at the end of epoch 0"):
+        on_cpu(PANEL, spec_of(), checkpoint=tmp_path / "fit.ckpt", callbacks=[Spoil()])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_fit(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for steps in (3, 11):  # written while the next epoch runs, or as the fit ends
+        with pytest.raises(OSError, match="file"):
+            on_cpu(PANEL, spec_of(steps=steps), checkpoint=tmp_path / "file" / "fit.ckpt")
 
 
 def test_auto_takes_the_device_there_is_and_cpu_the_cpu() -> None:

@@ -26,7 +26,7 @@ every_triple = pytest.mark.parametrize(
 )
 
 
-def networks(cell: str, head: str, decoder: str) -> list[Regressor]:
+def networks(cell: str, head: str, decoder: str, *, channels: tuple[str, ...] = ()) -> list[Regressor]:
     """One network for each scaling and base that go together with the head, of alternating segments, lags and layers."""
     made = []
     for number, (scaling, base) in enumerate(product(SCALINGS, BASES)):
@@ -41,6 +41,7 @@ def networks(cell: str, head: str, decoder: str) -> list[Regressor]:
             "base": base,
             "scaling": scaling,
             "lags": (6,) if number % 4 == 0 else (),
+            "channels": channels,
             "head": {"kind": head} if head != "categorical" else {"kind": head, "bins": 11, "bound": 3.0},
             "network": {"cell": cell, "hidden": 5, "layers": 2, "residual": True, "dilations": (1, 2)}
             if deep

@@ -94,7 +94,7 @@ def pass_of(
     network: Regressor, values: torch.Tensor, observed: torch.Tensor, start: Memory
 ) -> tuple[torch.Tensor, State]:
     past = torch.cat([start.recent, values], dim=1)
-    inputs = network.encode(values, observed, past, None, start.static)
+    inputs = network.encode(values, observed, past, None)
     return network.recurrent(inputs, start.state, torch.ones_like(observed))
 
 

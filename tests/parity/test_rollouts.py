@@ -42,7 +42,7 @@ def test_validation_backtest_and_prediction_score_the_same_rollout(spec: Spec) -
             np.testing.assert_allclose(result.forecasts["net"][number, window], alone.mean, rtol=0, atol=1e-5)
             assert result.cutoffs[number][window] == one.stamps[cut - 1]
             assert result.actual[number, window].tolist() == one.y[cut : cut + spec.horizon].tolist()
-    gap = exposure_gap(forecaster.network, batches)
+    gap = exposure_gap(forecaster.networks, batches)
     assert gap == pytest.approx(float(found[0].rollout / found[0].one_step))
 
 
@@ -119,4 +119,4 @@ def test_trials_in_several_batches_are_the_trials_in_one(monkeypatch: pytest.Mon
     assert [len(part.seasonal_error) for part in parts] == [3, 3, 2]
     assert torch.equal(torch.cat([part.example.window.values for part in parts]), whole[0].example.window.values)
     network = make_forecaster(make_spec()).network
-    assert exposure_gap(network, parts) == pytest.approx(exposure_gap(network, whole), rel=1e-6)
+    assert exposure_gap([network], parts) == pytest.approx(exposure_gap([network], whole), rel=1e-6)

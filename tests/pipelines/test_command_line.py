@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from forecaster import artifact
 from forecaster.errors import RegistryError
 from pipelines.cli import app, main
 from pipelines.settings import Root, serving_environment
+from tests.samples import make_forecaster, make_spec, wave
 
 CHECKOUT = Path(__file__).parents[2]
 COMMANDS = [name for name in app if not name.startswith("-")]
@@ -64,6 +68,21 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = run(program, *arguments)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_a_backtest_tells_of_every_origin_a_stride_apart(tmp_path: Path) -> None:
+    artifact.save(make_forecaster(make_spec(reads="history")), tmp_path / "bundle", card="")
+    stamps = pd.date_range("2026-01-01", periods=40, freq="h")
+    pd.DataFrame({"unique_id": "a", "ds": stamps, "y": wave(40)}).to_csv(tmp_path / "data.csv", index=False)
+    asked = ["backtest", str(tmp_path / "bundle"), str(tmp_path / "data.csv"), "--windows", "7", "--stride", "2"]
+    with pytest.raises(SystemExit) as left:
+        main([*asked, "--out", str(tmp_path / "out.csv")])
+    assert not left.value.code
+    frame = pd.read_csv(tmp_path / "out.csv", parse_dates=["cutoff", "ds"])
+    assert list(frame.columns) == ["unique_id", "cutoff", "ds", "step", "y", "small", "seasonal_naive"]
+    assert frame["cutoff"].unique().tolist() == stamps[22:35:2].tolist()
+    assert (frame["ds"] - frame["cutoff"] == frame["step"] * pd.Timedelta("1h")).all()
+    assert np.isfinite(frame["small"]).all()
 
 
 def test_serving_starts_without_what_only_training_needs(tmp_path: Path) -> None:

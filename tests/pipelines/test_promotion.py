@@ -34,6 +34,7 @@ def result_of(*, scale: float = 1.0, actual: Any = 0.0, **errors: Any) -> Backte
         scale=np.full(series, scale),
         square_scale=np.full(series, scale),
         left_out=[],
+        stride=4,
     )
 
 
@@ -158,6 +159,7 @@ def test_a_champion_that_answers_nothing_stands_in_nobodys_way() -> None:
         scale=np.ones(2),
         square_scale=np.ones(2),
         left_out=(),
+        stride=3,
     )
     verdict = judge(result)
     assert verdict.promote

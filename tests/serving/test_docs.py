@@ -9,7 +9,7 @@ import pytest
 
 from serving.problem import CODES
 from serving.settings import Settings
-from tests.serving.conftest import Client, MakeClient, series
+from tests.serving.conftest import Client, MakeClient, publish_stub, series
 
 KINDS: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 KINDS |= {"integer": int, "number": (int, float)}
@@ -75,6 +75,16 @@ STAMPED = {
     "series": [{"id": "a", "ds": [f"2026-01-01T0{hour}:00" for hour in range(4)], "y": [1, 2, None, 4]}],
     "horizon": 30,
 }
+NUMBERED = {
+    "series": [
+        {"id": "a", "start": 17, "freq": 1, "y": [1, 2, None, 4]},
+        {"id": "b", "start": -3, "freq": "1", "y": [1, 2, 3]},
+        {"id": "c", "ds": [7, 8, 9], "y": [1, 2, 3]},
+        {"id": "d", "ds": [7, 8, 9], "y": [1, 2, 3], "freq": 1},
+        {"id": "e", "start": "2026-01-01", "freq": 1, "y": [1, 2, 3]},
+    ],
+    "horizon": 3,
+}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +92,7 @@ STAMPED = {
     [
         ("POST", "/v1/forecast", GOOD, 200),
         ("POST", "/v1/forecast", STAMPED, 200),
+        ("POST", "/v1/forecast", NUMBERED, 200),
         ("POST", "/v1/forecast", {"series": [series(y=[])], "horizon": 2}, 422),
         ("POST", "/v1/forecast", {"series": [], "horizon": 2}, 422),
         ("POST", "/v1/forecast", {"series": [series()], "horizon": 501}, 422),
@@ -113,6 +124,17 @@ def test_the_answer_without_a_model_is_as_the_document_says(make_client: MakeCli
     [
         (GOOD, True),
         (STAMPED, True),
+        (NUMBERED, True),
+        ({"series": [series(start=17.0), series()], "horizon": 2}, False),
+        ({"series": [series(start=True), series()], "horizon": 2}, False),
+        ({"series": [series(start=[17]), series()], "horizon": 2}, False),
+        ({"series": [series(freq=1.0), series()], "horizon": 2}, False),
+        ({"series": [series(freq=None), series()], "horizon": 2}, False),
+        ({"series": [{"id": "a", "ds": [1, "2"], "y": [1, 2]}, series()], "horizon": 2}, False),
+        ({"series": [{"id": "a", "ds": [1.0, 2.0], "y": [1, 2]}, series()], "horizon": 2}, False),
+        ({"series": [{"id": "a", "ds": ["1", 2], "y": [1, 2]}, series()], "horizon": 2}, False),
+        ({"series": [{"id": "a", "ds": [], "y": []}, series()], "horizon": 2}, True),
+        ({"series": [{"id": "a", "ds": [1, 2], "y": [1, 2], "freq": None}, series()], "horizon": 2}, True),
         ({"series": [], "horizon": 2}, False),
         ({"series": [series()], "horizon": 0}, False),
         ({"series": [series()], "horizon": 1.5}, False),
@@ -128,6 +150,9 @@ def test_the_answer_without_a_model_is_as_the_document_says(make_client: MakeCli
         ({"series": [series()], "horizon": 2, "samples": 1}, False),
         ({"series": [series(covariates={"a": [1, 2.5, 3, 4, 5]}, static={"b": ""})], "horizon": 2}, True),
         ({"series": [series(covariates={"a": ["x"] * 5})], "horizon": 2}, True),
+        ({"series": [series(channels={"a": [1, None, 2.5]})], "horizon": 2}, True),
+        ({"series": [series(channels={"a": ["x", "x", "x"]})], "horizon": 2}, False),
+        ({"series": [series(channels={str(name): [1] * 3 for name in range(65)})], "horizon": 2}, False),
         ({"series": [series(covariates={"a": ["x", 1, "x", "x", "x"]})], "horizon": 2}, False),
         ({"series": [series(covariates={"": [1] * 5})], "horizon": 2}, False),
         ({"series": [series(covariates={str(name): [1] * 5 for name in range(65)})], "horizon": 2}, False),
@@ -157,6 +182,22 @@ def test_the_model_in_use_is_described(client: Client) -> None:
     answer = client.get("/v1/model").json()
     assert (answer["freq"], answer["season"], answer["cutoff"]) == ("h", 24, "2026-01-01T00:00:00")
     assert (answer["spec"]["context"], answer["facts"]["scores"], answer["card"]) == (3, {"mase": 1.0}, "# A stub\n")
+
+
+def test_answers_of_numbered_steps_are_as_the_document_says(slot_folder: Path, make_client: MakeClient) -> None:
+    publish_stub(slot_folder, freq="1")
+    client = make_client()
+    document = client.get("/docs.json").json()
+    answer = client.post("/v1/forecast", json=NUMBERED)
+    assert answer.status_code == 200
+    assert faults(answer.json(), schema_of(document, "post", "/v1/forecast", 200), document) == []
+    assert [one.get("ds") for one in answer.json()["forecasts"]] == [
+        [21, 22, 23],
+        [0, 1, 2],
+        [10, 11, 12],
+        [10, 11, 12],
+        None,
+    ]
 
 
 def test_requests_are_counted_by_route_and_status_and_never_by_path(client: Client) -> None:

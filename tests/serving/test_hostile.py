@@ -83,6 +83,14 @@ BODIES = {
         json.dumps({"series": [series()] * 50, "horizon": 20, "levels": [0.1, 0.9]}),
         422,
     ),
+    "channels null": (body(channels="null"), 422),
+    "channels as a list": (body(channels="[[1, 2, 3]]"), 422),
+    "a channel null": (body(channels='{"a": null}'), 422),
+    "a channel as text": (body(channels='{"a": "123"}'), 422),
+    "a channel of lists": (body(channels='{"a": [[1], [2], [3]]}'), 422),
+    "a channel of bool": (body(channels='{"a": [true, false, true]}'), 422),
+    "NaN in a channel": (body(channels='{"a": [1, NaN, 3]}'), 400),
+    "1e400 in a channel": (body(channels='{"a": [1, 1e400, 3]}'), 400),
     "covariates null": (body(covariates="null"), 422),
     "covariates as a list": (body(covariates="[[1, 2, 3, 4, 5]]"), 422),
     "a covariate null": (body(covariates='{"a": null}'), 422),
@@ -136,6 +144,16 @@ BODIES = {
     "an id of a megabyte": (body(id=json.dumps("a" * 50_000)), 422),
     "a field name of a megabyte": (body(**{"a" * 50_000: "1"}), 422),
     "more stamps than values": ('{"series": [{"id": "a", "ds": ["2026-01-01"], "y": [1, 2]}], "horizon": 2}', 422),
+    "a start of 2**64": (body(start=str(2**64)), 422),
+    "a start of 10**400": (body(start=f"1{'0' * 400}"), 400),
+    "a start as an object": (body(start="{}"), 422),
+    "a frequency of 2**64": (body(start="1", freq=str(2**64)), 422),
+    "a frequency as a list": (body(freq="[1]"), 422),
+    "nested stamps": ('{"series": [{"id": "a", "ds": [[1], [2]], "y": [1, 2]}], "horizon": 2}', 422),
+    "stamps of 2**63": (
+        f'{{"series": [{{"id": "a", "ds": [{2**63}, {2**63 + 1}], "y": [1, 2]}}], "horizon": 2}}',
+        422,
+    ),
     "stamps as numbers": ('{"series": [{"id": "a", "ds": [1, 2], "y": [1, 2]}], "horizon": 2}', 422),
     "too many series": (json.dumps({"series": [series()] * 51, "horizon": 2}), 422),
     "too large an answer": (json.dumps({"series": [series()] * 50, "horizon": 41}), 422),
@@ -267,6 +285,7 @@ KEYS = st.sampled_from(
 TEXTS = st.sampled_from(["a", "h", "D", "MS", "2026-01-01", "2026-01-01T00:00:00Z", "9999-12-31"]) | st.text(
     max_size=12
 )
+NUMBERS = st.integers(-3, 12) | st.sampled_from([10**15, 2**62 - 1, 2**62, 2**63 - 1, -(2**62), -(2**63)])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=5),
@@ -275,9 +294,9 @@ VALUES = st.recursive(
 ITEMS = st.fixed_dictionaries(
     {"id": TEXTS, "y": st.lists(st.none() | st.floats(width=64, allow_nan=False, allow_infinity=False), max_size=8)},
     optional={
-        "start": TEXTS,
-        "freq": TEXTS,
-        "ds": st.lists(TEXTS, max_size=8),
+        "start": TEXTS | NUMBERS,
+        "freq": TEXTS | NUMBERS,
+        "ds": st.lists(TEXTS, max_size=8) | st.lists(NUMBERS, max_size=8).map(sorted),
         "covariates": st.dictionaries(KEYS, st.lists(VALUES, max_size=12), max_size=3),
         "static": st.dictionaries(KEYS, VALUES, max_size=3),
     },
@@ -288,11 +307,11 @@ REQUESTS = VALUES | st.fixed_dictionaries(
 )
 
 
-@pytest.fixture(scope="module")
-def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+@pytest.fixture(scope="module", params=["h", "1"])
+def lasting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """An application for many examples."""
     folder = tmp_path_factory.mktemp("slot")
-    publish_stub(folder)
+    publish_stub(folder, freq=request.param)
     with application(folder) as make:
         yield make()
 

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from forecaster import artifact
+from forecaster.graph.runner import GraphRunner
+from forecaster.predict import Predictor
 from serving import slot as slots
 from serving.slot import InUse, Slot
+from tests.samples import make_forecaster, make_spec
 from tests.serving.conftest import LastValue, MakeClient, load_stub, publish_stub, series
 
 
@@ -24,6 +27,13 @@ def shift(model: InUse | None) -> float:
     assert model is not None
     assert isinstance(model.predictor, LastValue)
     return model.predictor.shift
+
+
+def test_a_bundle_is_served_on_its_graph(tmp_path: Path) -> None:
+    artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    predictor = slots.load_bundle(tmp_path / "bundle")
+    assert isinstance(predictor, Predictor)
+    assert isinstance(predictor.engine, GraphRunner)
 
 
 def test_an_empty_slot_has_no_model_until_one_is_published(slot_folder: Path) -> None:

@@ -49,7 +49,8 @@ BAD_TABLES: dict[str, tuple[str | bytes, list[str]]] = {
     "duplicate.csv": (csv() + f"a,{STAMPS[3]},99\n", ["series 'a'", "2026-01-04", "99"]),
     "irregular.csv": (csv(at=9, stamp="2026-01-10T05:00:00"), ["series 'a'", "2026-01-10T05:00:00"]),
     "stamp.csv": (csv(at=5, stamp="soon"), ["ISO 8601", "row 5 holds 'soon'"]),
-    "number.csv": (HEADER + "a,1,1\na,2,2\n", ["bare numbers"]),
+    "number.csv": (HEADER + "a,1.5,1\na,2.5,2\n", ["numbers such as 1.5 that are not whole"]),
+    "compact.csv": (HEADER + "a,20260101,1\na,20260102,2\n", ["such as 20260101", "Write dates like 2026-01-31"]),
     "short.csv": (HEADER + "".join(f"a,{day},1\n" for day in STAMPS[:5]), ["has 5", "longer history"]),
     "garbage.csv": (bytes(range(256)) * 40, ["garbage.csv", "Expected a readable table"]),
     "garbage.parquet": (bytes(range(256)) * 40, ["garbage.parquet", "Expected a readable table"]),
@@ -298,6 +299,8 @@ def test_a_bad_option_is_refused_before_any_work(
     [
         (["--windows", "0"], ["--windows", "at least 1"]),
         (["--windows=-2"], ["--windows", "at least 1"]),
+        (["--stride", "0"], ["--stride", "at least 1"]),
+        (["--windows", "500", "--stride", "40"], ["fewer windows"]),
         (["--windows", "5000"], ["20000 steps", "fewer windows"]),
     ],
 )

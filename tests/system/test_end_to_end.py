@@ -98,7 +98,7 @@ def check(answer: dict[str, Any], root: Root, versions: list[Version], series: l
     assert said == {"name": version.name, "version": version.number, "digest": version.digest}
     assert [one["id"] for one in answer["forecasts"]] == [one.id for one in series]
     for served, mean in zip(answer["forecasts"], expected(root, version, series), strict=True):
-        np.testing.assert_allclose(served["mean"], mean, rtol=1e-6)
+        np.testing.assert_allclose(served["mean"], mean, rtol=1e-5)  # the server runs the graph: other rounding
     return version.number
 
 

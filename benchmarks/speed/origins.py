@@ -1,0 +1,112 @@
+"""How long a backtest at every origin takes: from windows, from one pass over the history, and by cutting every history.
+
+    python benchmarks/speed/origins.py      half a minute; on a quiet machine
+
+One series of 2000 points, 500 origins one step apart, 24 steps ahead, networks of random weights. Rounds are interleaved, so that
+what else the machine does falls on all alike. Writes benchmarks/results/origins.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from forecaster.data.encoding import PLAIN
+from forecaster.evaluation.backtest import backtest
+from forecaster.evaluation.one_pass import all_origins
+from forecaster.model.regressor import build
+from forecaster.predict import Forecaster, Predictor
+from forecaster.series import Panel, Series
+from forecaster.spec import Spec
+
+RESULTS = Path(__file__).parent.parent / "results" / "origins.md"
+STEPS, HORIZON, CONTEXT, SEASON = 2000, 24, 96, 24
+NETWORKS = {"LSTM 64 x 1": {"cell": "lstm", "hidden": 64}, "GRU 64 x 1": {"cell": "gru", "hidden": 64}}
+
+
+def main() -> None:
+    """Measures, prints and writes it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--origins", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    lines = [
+        "# Every origin of a series",
+        "",
+        f"`python benchmarks/speed/origins.py`, torch {torch.__version__}, CPU, {options.threads} thread(s). One series of "
+        f"{STEPS} points, {options.origins} origins one step apart, {HORIZON} steps ahead, context {CONTEXT}; the best of "
+        f"{options.rounds} interleaved rounds (median), milliseconds for all origins together. *Carried* reads the history once; "
+        "*windows* reads a window for each origin, all of them as rows of one batch; *cut* hands every history to "
+        "`Predictor.forecast_each`, as anybody would from outside. The last column is the largest difference between *windows* "
+        "and *cut*, over the range of the series.",
+        "",
+        "| network | carried | windows | cut | windows against cut |",
+        "|---|---|---|---|---|",
+    ]
+    for name, network in NETWORKS.items():
+        lines.append(row(name, network, origins=options.origins, rounds=options.rounds))
+    for line in lines:
+        print(line)
+    RESULTS.write_text("\n".join([*lines, ""]))
+
+
+def row(name: str, network: dict[str, object], *, origins: int, rounds: int) -> str:
+    """One network, measured."""
+    one = series()
+    carried, windowed = (predictor(network, reads=reads) for reads in ("history", "window"))
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "carried": lambda: all_origins(carried, [one], horizon=HORIZON, windows=origins, stride=1),
+        "windows": lambda: all_origins(windowed, [one], horizon=HORIZON, windows=origins, stride=1),
+        "cut": lambda: cut(windowed, one, origins),
+    }
+    found = {way: ask() for way, ask in ways.items()}  # and warmed up
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, ask in ways.items():
+            started = time.perf_counter()
+            ask()
+            seconds[way].append(time.perf_counter() - started)
+    told = [f"{1000 * min(each):.1f} ({1000 * np.median(each):.1f})" for each in seconds.values()]
+    apart = np.abs(found["windows"] - found["cut"]).max() / np.ptp(one.y)
+    return f"| {name} | {' | '.join(told)} | {apart:.1e} |"
+
+
+def cut(windowed: Predictor, one: Series, origins: int) -> np.ndarray:
+    """Every history on its own."""
+    panel = Panel([one], "h")
+    asks = {"it": windowed.forecast_each}
+    return backtest(panel, asks, horizon=HORIZON, windows=origins, season=SEASON, stride=1).forecasts["it"]
+
+
+def series() -> Series:
+    """A day's rhythm and noise."""
+    clock = np.arange(STEPS)
+    y = np.sin(2 * np.pi * clock / SEASON) + 0.1 * np.random.default_rng(0).normal(size=STEPS)
+    return Series("a", pd.Timestamp("2026-01-01"), "h", y)
+
+
+def predictor(network: dict[str, object], *, reads: str) -> Predictor:
+    """A network of random weights."""
+    fields = {
+        "name": "speed",
+        "context": CONTEXT,
+        "horizon": HORIZON,
+        "season": SEASON,
+        "reads": reads,
+        "network": network,
+    }
+    spec = Spec.parse(fields, where="origins.py")
+    return Predictor(Forecaster(spec, "h", SEASON, pd.Timestamp("2026-01-01"), PLAIN, build(spec, seed=0)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

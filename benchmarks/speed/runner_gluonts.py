@@ -1,0 +1,109 @@
+"""GluonTS: the DeepAR estimator for torch, with nothing that can be left out: no lags, time features, dropout or logger."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+
+import numpy as np
+import torch
+from cases import STAMP, Case, histories, values
+from gluonts.dataset.common import ListDataset
+from gluonts.torch.distributions import NormalOutput
+from gluonts.torch.model.deepar import DeepAREstimator
+from gluonts.torch.model.predictor import PyTorchPredictor
+from gluonts.transform import ExpectedNumInstanceSampler
+from runner import NotAvailable, Ready, serve
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+warnings.filterwarnings("ignore")
+for name in ("lightning", "lightning.pytorch", "gluonts"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+FOLDER = tempfile.TemporaryDirectory()  # it always writes a checkpoint at the end of an epoch
+
+
+def training(case: Case) -> Ready:
+    """`train` on a data set that is made before and cached; the whole training is one epoch, so that it writes one checkpoint."""
+    data = dataset(values(case))
+
+    def act(steps: int) -> PyTorchPredictor:
+        return estimator(case, horizon=1, steps=steps).train(data, cache_data=True)
+
+    computes = (
+        "Gaussian likelihood at every step, scaled by the mean; its LSTM also reads age, scale and a static feature; one "
+        "checkpoint, which cannot be switched off"
+    )
+    return Ready(act, {"parameters": size(act(1)), "computes": computes})
+
+
+def rollout(case: Case) -> Ready:
+    """`predict`, one sampled path a series, all series in one batch."""
+    past = dataset(histories(case))
+    predictor = estimator(case, horizon=case.horizon, steps=1).train(dataset(longer(case)))
+    predictor.batch_size = case.series
+
+    def act(_: int) -> list[np.ndarray]:
+        return [forecast.samples for forecast in predictor.predict(past, num_samples=1)]
+
+    said = act(0)
+    assert (len(said), *said[0].shape) == (case.series, 1, case.horizon)
+    return Ready(act, {"parameters": size(predictor), "computes": "one sampled path a series"})
+
+
+def estimator(case: Case, *, horizon: int, steps: int) -> DeepAREstimator:
+    """An estimator of the case's size."""
+    return DeepAREstimator(
+        freq="h",
+        prediction_length=horizon,
+        context_length=case.context,
+        num_layers=case.layers,
+        hidden_size=case.hidden,
+        lr=0.01,
+        dropout_rate=0.0,
+        distr_output=NormalOutput(),
+        lags_seq=[1],
+        time_features=[],
+        num_parallel_samples=1,
+        batch_size=case.batch,
+        num_batches_per_epoch=steps,
+        # many windows each time a series is passed, since passing costs more than cutting
+        train_sampler=ExpectedNumInstanceSampler(num_instances=float(case.batch), min_future=horizon),
+        trainer_kwargs={
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": FOLDER.name,
+        },
+    )
+
+
+def longer(case: Case) -> np.ndarray:
+    """One series that is long enough to train a step on."""
+    return np.resize(values(case)[:1], (1, 2 * (case.context + case.horizon)))
+
+
+def dataset(panel: np.ndarray) -> ListDataset:
+    """By the hour, float32."""
+    return ListDataset([{"start": STAMP, "target": row.astype(np.float32)} for row in panel], freq="h")
+
+
+def size(predictor: PyTorchPredictor) -> int:
+    """How many parameters it has."""
+    return sum(each.numel() for each in predictor.prediction_net.parameters())
+
+
+def entrant(case: Case) -> Ready:
+    """What DeepAR does in a case."""
+    if case.cell != "lstm":
+        raise NotAvailable("its DeepAR has an LSTM only")
+    return rollout(case) if case.group == "rollout" else training(case)
+
+
+if __name__ == "__main__":
+    serve({"GluonTS DeepAR": entrant}, ("gluonts", "torch", "lightning", "pandas"))

@@ -1,0 +1,229 @@
+"""How a training grows with the number of series: time and memory of every stage, from a long frame to forecasts.
+
+    python benchmarks/speed/scale.py                         1,000, 10,000 and 100,000 series of 500 points
+    python benchmarks/speed/scale.py --series 1000 10000
+
+Every size runs in a process of its own, alone. Peak memory is the largest resident set while a stage ran (Linux; elsewhere it is
+left out). Writes benchmarks/results/scale.md and scale.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from forecaster import artifact
+from forecaster.data.calendar import usual_season
+from forecaster.data.encoding import PLAIN
+from forecaster.data.frames import to_panel
+from forecaster.data.split import hold_out
+from forecaster.data.windows import Anchors, Tape
+from forecaster.evaluation.backtest import backtest
+from forecaster.evaluation.baselines import seasonal_naive
+from forecaster.evaluation.calibration import calibrated
+from forecaster.evaluation.trials import trials
+from forecaster.predict import Predictor
+from forecaster.series import Panel
+from forecaster.spec import Spec
+from forecaster.training.fit import fit, fit_digest
+
+RESULTS = Path(__file__).parent.parent / "results"
+POINTS = 500
+SPEC = Spec.parse(
+    {
+        "name": "scale",
+        "context": 28,
+        "horizon": 14,
+        "scaling": "mean_abs",
+        "network": {"cell": "lstm", "hidden": 64},
+        "training": {"steps": 200, "epoch_steps": 100, "batch": 64},
+    },
+    where="the benchmark",
+)
+GIB = 1 << 30
+STATUS = Path("/proc/self/status")
+
+
+def main() -> None:
+    """Starts a process for each size, and writes down what they say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--alone", action="store_true", help="one size in this process, told as JSON")
+    options = parser.parse_args()
+    if options.alone:
+        print(json.dumps(stages(options.series[0], threads=options.threads)))
+        return
+    found: dict[int, dict[str, dict[str, float]]] = {}
+    for series in options.series:
+        command = [sys.executable, __file__, "--alone", "--series", str(series), "--threads", str(options.threads)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[series] = json.loads(done.stdout.splitlines()[-1])
+        print(table(found), flush=True)
+    (RESULTS / "scale.md").write_text(report(found, options.threads))
+    draw(found)
+
+
+class Book:
+    """What each stage took."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Times a block, and finds its peak."""
+        gc.collect()
+        _forget_peak()
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        taken = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        self.stages[stage] = taken | {"peak": _status("VmHWM"), "after": _status("VmRSS")}
+        told = ", ".join(f"{name} {value:.2f}" for name, value in self.stages[stage].items())
+        print(f"{stage}: {told}", file=sys.stderr, flush=True)
+
+
+def stages(series: int, *, threads: int) -> dict[str, dict[str, float]]:
+    """Everything that a training, its test and a forecast of all series do, one after the other."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    torch.set_num_threads(threads)
+    book = Book()
+    with book("a long frame"):
+        frame = long_frame(series)
+    with book("frame to panel"):
+        panel = to_panel(frame)
+    del frame
+    with book("digest"):
+        fit_digest(panel, SPEC)
+    season = usual_season(panel.freq)
+    split = hold_out(panel, SPEC.horizon)
+    with book("validation origins"):
+        trials(split.whole.series, context=SPEC.context, horizon=SPEC.horizon, windows=1, season=season, encoding=PLAIN)
+    with book("tape and anchors"):
+        Anchors.of(Tape.record(split.known.series, context=SPEC.context, horizon=1, encoding=PLAIN), least=SPEC.least)
+    with book("fit of 200 steps, all of it"):
+        forecaster = fit(split.known, SPEC, accelerator="cpu").forecaster
+    with book("calibration, one origin"):
+        forecaster = calibrated(forecaster, split.known, windows=1)
+    with book("backtest, one origin"):
+        result = _backtested(panel, {"own": Predictor(forecaster)}, season)
+    with book("its scores and its table"):
+        result.scores("own")
+        result.frame()
+    del result
+    with tempfile.TemporaryDirectory() as folder, book("bundle saved and loaded"):
+        artifact.save(forecaster, Path(folder) / "bundle", card="")
+        loaded = artifact.load(Path(folder) / "bundle")
+    with book("forecasts of all, with quantiles"):
+        Predictor(loaded).forecast_each(panel.series, SPEC.horizon, levels=(0.1, 0.9))
+    return book.stages
+
+
+def _backtested(panel: Panel, asked: dict[str, Any], season: int) -> Any:
+    rivals = {**asked, "seasonal_naive": seasonal_naive(season)}
+    return backtest(panel, rivals, horizon=SPEC.horizon, windows=1, season=season, keep=SPEC.least + 1)
+
+
+def long_frame(series: int) -> pd.DataFrame:
+    """Weekly rhythms with noise, one row a series and day, ids as text: what a Parquet file gives."""
+    draw = np.random.default_rng(0)
+    clock = np.arange(POINTS)
+    level = draw.uniform(10, 1000, size=(series, 1))
+    y = level * (1 + 0.3 * np.sin(2 * np.pi * (clock + draw.integers(7, size=(series, 1))) / 7))
+    y += 0.1 * level * draw.normal(size=y.shape)
+    ids = pd.Series([f"series_{number:06d}" for number in range(series)], dtype="str")
+    days = pd.date_range("2024-01-01", periods=POINTS, freq="D", unit="us")
+    return pd.DataFrame(
+        {
+            "unique_id": ids.repeat(POINTS).reset_index(drop=True),
+            "ds": np.tile(days.to_numpy(), series),
+            "y": y.ravel(),
+        }
+    )
+
+
+def _forget_peak() -> None:
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def _status(field: str) -> float:
+    """GiB."""
+    if not STATUS.exists():
+        return float("nan")
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024 / GIB
+
+
+def table(found: dict[int, dict[str, dict[str, float]]]) -> str:
+    """Stages by sizes."""
+    heads = " | ".join(f"{series:,}: s | peak, GiB" for series in found)
+    lines = [f"| stage | {heads} |", "|---" * (1 + 2 * len(found)) + "|"]
+    for stage in next(iter(found.values())):
+        cells = " | ".join(f"{one[stage]['seconds']:.2f} | {one[stage]['peak']:.2f}" for one in found.values())
+        lines.append(f"| {stage} | {cells} |")
+    cells = " | ".join(
+        f"{sum(stage['seconds'] for stage in one.values()):.1f} | {max(stage['peak'] for stage in one.values()):.2f}"
+        for one in found.values()
+    )
+    return "\n".join([*lines, f"| all | {cells} |", ""])
+
+
+def report(found: dict[int, dict[str, dict[str, float]]], threads: int) -> str:
+    """The table, and how it was made."""
+    return "\n".join(
+        [
+            "# Growth with the number of series",
+            "",
+            f"`python benchmarks/speed/scale.py --series {' '.join(map(str, found))} --threads {threads}`: daily series of "
+            f"{POINTS} points, LSTM {SPEC.network.hidden}, context {SPEC.context}, horizon {SPEC.horizon}, "
+            f"{SPEC.training.steps} steps in two epochs, CPU, torch {torch.__version__}. A fresh process each size; seconds on "
+            "the wall, peak resident memory of the whole process while the stage ran.",
+            "",
+            table(found),
+            "![Seconds of each stage by number of series](scale.png)",
+            "",
+        ]
+    )
+
+
+def draw(found: dict[int, dict[str, dict[str, float]]]) -> None:
+    """Seconds and memory by number of series, both axes logarithmic."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    sizes = list(found)
+    panels: list[tuple[Any, str, Callable[[float], float]]] = [
+        (left, "seconds", lambda value: max(value, 1e-3)),
+        (right, "peak", lambda value: value),
+    ]
+    for axes, field, shown in panels:
+        for stage in next(iter(found.values())):
+            axes.plot(sizes, [shown(found[size][stage][field]) for size in sizes], marker="o", label=stage)
+        axes.set(xscale="log", yscale="log", xlabel=f"series of {POINTS} points")
+    left.set_ylabel("seconds")
+    right.set_ylabel("peak resident memory, GiB")
+    left.legend(fontsize="small")
+    figure.savefig(RESULTS / "scale.png", dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

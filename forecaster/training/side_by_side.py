@@ -1,0 +1,80 @@
+"""Networks of one shape trained side by side: their weights are stacked, and one batched recurrence steps through all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from forecaster.model.regressor import Regressor
+from forecaster.shapes import Float
+from forecaster.training.loss import Lesson, loss_of
+
+_DOT = "/"  # a dot in the name of a parameter is torch's own
+
+
+class SideBySide(nn.Module):
+    """The weights of several networks, each parameter with a leading axis of members.
+
+    An optimiser that works element by element, such as Adam, trains them as it would train each alone.
+    """
+
+    def __init__(self, networks: Sequence[Regressor]) -> None:
+        super().__init__()
+        stacked, buffers = stack_module_state(list(networks))
+        assert not buffers, f"a network with buffers cannot be stacked: {sorted(buffers)}"
+        self.weights = nn.ParameterDict({_flat(name): nn.Parameter(weight) for name, weight in stacked.items()})
+        self._shape = (_Loss(networks[0]),)  # in a tuple, so that the weights of one are not those of all
+
+    def __len__(self) -> int:
+        return len(next(iter(self.weights.values())))
+
+    def losses(self, lessons: Lesson) -> Float[Tensor, "member"]:
+        """The loss of each member on a lesson of its own; every part of `lessons` has a leading axis of members."""
+        [shape] = self._shape
+        weights = {f"network.{_dotted(name)}": weight for name, weight in self.weights.items()}
+        held = [place for place, part in enumerate(lessons) if part is not None]
+
+        def one(weights: dict[str, Tensor], parts: list[Tensor]) -> Tensor:
+            whole: list[Tensor | None] = [None] * len(lessons)
+            for place, part in zip(held, parts, strict=True):
+                whole[place] = part
+            loss: Tensor = functional_call(shape, weights, (Lesson(*whole),))  # type: ignore[arg-type]
+            return loss
+
+        parts = [part for part in lessons if part is not None]
+        found: Tensor = vmap(one, randomness="different")(weights, parts)
+        return found
+
+    def clip_norm(self, gradients: list[Tensor], *, largest: float) -> None:
+        """Shrinks the gradients of each member alike, so that their norm together is at most `largest`."""
+        norm = torch.linalg.vector_norm(torch.cat([one.flatten(1) for one in gradients], dim=1), dim=1)
+        share = (largest / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(share.reshape(-1, *[1] * (gradient.dim() - 1)))
+
+    def fill(self, networks: Sequence[nn.Module]) -> None:
+        """Writes the weights of each member into a network."""
+        for number, network in enumerate(networks):
+            network.load_state_dict({_dotted(name): weight[number] for name, weight in self.weights.items()})
+
+
+class _Loss(nn.Module):
+    """`loss_of` as a module, for its weights to be exchanged."""
+
+    def __init__(self, network: Regressor) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, lesson: Lesson) -> Float[Tensor, ""]:
+        return loss_of(self.network, lesson)
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", _DOT)
+
+
+def _dotted(name: str) -> str:
+    return name.replace(_DOT, ".")
