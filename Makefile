@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo lock format docker-lint clean
+.PHONY: help install lint check test demo lock format docker-lint clean
 .DELETE_ON_ERROR:
 
 help: ## what there is
@@ -30,11 +30,13 @@ $(INSTALLED): $(wildcard requirements/*.txt) requirements/install.py pyproject.t
 	$(BIN)/python -m pip check
 	@touch $@
 
-check: install ## what CI runs first: format, lint, types, walls, fast tests
+lint: install ## format, lint, types, walls
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint ## what to run before a commit: lint, then the fast tests
 	$(BIN)/pytest --numprocesses $(JOBS) -m "not slow"
 
 test: install ## every test
