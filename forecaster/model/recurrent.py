@@ -85,6 +85,8 @@ def step(
     cell: nn.GRUCell, inputs: Float[Tensor, "row feature"], hidden: Float[Tensor, "row hidden"]
 ) -> Float[Tensor, "row hidden"]:
     """One step of a cell by itself."""
+    if _torch_is_better(inputs):
+        return cell(inputs, hidden)  # type: ignore[no-any-return]
     begun = torch.ones(len(inputs), 1, dtype=torch.bool, device=inputs.device)
     weights = (getattr(cell, name) for name in _WEIGHTS)
     return run(Layer("gru", inputs[:, None], hidden, None, begun, *weights)).hidden
@@ -123,7 +125,7 @@ def _each(state: State, change: Callable[[Tensor], Tensor]) -> State:
 
 def _run(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple[Tensor, State]:
     """Runs one undilated layer."""
-    if _better_by_torch(inputs, begun):
+    if _torch_is_better(inputs) and bool(begun.all()):  # it knows no padding
         outputs, after = layer(inputs, state.hidden if state.cell is None else (state.hidden, state.cell))
         return outputs, State(*after) if isinstance(after, tuple) else State(after, None)
     cell = None if state.cell is None else state.cell[0]
@@ -132,10 +134,6 @@ def _run(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple
     return outputs, State(hidden[None], None if cell is None else cell[None])
 
 
-def _better_by_torch(inputs: Tensor, begun: Tensor) -> bool:
-    """Whether torch's own kernel is to be taken: cuDNN's on a GPU, oneDNN's and others where there is none of ours.
-
-    They know no padding, and do not run under `vmap`.
-    """
-    theirs = inputs.is_cuda or kernel() is None
-    return theirs and not torch._C._are_functorch_transforms_active() and bool(begun.all())
+def _torch_is_better(inputs: Tensor) -> bool:
+    """Whether torch's own kernels are to be taken: on a GPU, or where there is none of ours; they do not run under `vmap`."""
+    return (inputs.is_cuda or kernel() is None) and not torch._C._are_functorch_transforms_active()

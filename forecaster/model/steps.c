@@ -33,7 +33,8 @@ struct layer {
 // Large results are new memory, and to touch it page by page takes as long as the arithmetic: asks for pages of 2 MiB.
 static void in_large_pages(float *array, int64_t floats) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const uintptr_t page = 4096, start = ((uintptr_t)array + page - 1) / page * page, end = (uintptr_t)(array + floats) / page * page;
+    const uintptr_t page = 4096, start = ((uintptr_t)array + page - 1) / page * page;
+    const uintptr_t end = (uintptr_t)(array + floats) / page * page;
     if (array && floats >= 1 << 20) madvise((void *)start, end - start, MADV_HUGEPAGE);
 #else
     (void)array, (void)floats;
@@ -111,8 +112,8 @@ static void take_pieces(void *shared) {
     }
 }
 
-// Runs a layer on vectors of `width` floats, 8 or 16. `parallel` is GOMP_parallel of the OpenMP runtime whose threads to use, or NULL:
-// two runtimes in one process would stand in each other's way. Returns whether there was no memory left.
+// Runs a layer on vectors of `width` floats, 8 or 16. `parallel` is GOMP_parallel of the OpenMP runtime whose threads to use,
+// or NULL: two runtimes in one process would stand in each other's way. Returns whether there was no memory left.
 int64_t run(const struct layer *layer, int64_t backward, int64_t width, int64_t threads,
             void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
     struct work work = {layer, width, backward, 0, 0};

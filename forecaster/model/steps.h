@@ -207,7 +207,7 @@ FUNCTION void NAME(unsettle)(const struct layer *l, int64_t row, int64_t t, cons
             vector d_n = d * (1.0f - z) * (1.0f - n_ * n_);
             NAME(store)(d_sums + unit, d_n * r, n);
             NAME(store)(d_sums + H + unit, d_n * q * r * (1.0f - r), n);
-            NAME(store)(d_sums + 2 * H + unit, d * (AT(before + unit) - n_) * z * (1.0f - z), n);
+            NAME(store)(d_sums + 2 * H + unit, d * (NAME(load)(before + unit, n) - n_) * z * (1.0f - z), n);
             NAME(store)(d_sums + 3 * H + unit, d_n, n);
             d_h = d * z;
         } else {
@@ -222,23 +222,26 @@ FUNCTION void NAME(unsettle)(const struct layer *l, int64_t row, int64_t t, cons
 // weights are taken in the order n, r, z, which meet the first three; those of the input meet the last three.
 struct NAME(back) {
     const struct layer *l;
-    int64_t gates, sums, own;         // floats before the sums that the input meets
-    int64_t held, narrow;             // steps held until weights learn from them; whether d_input lies on its side
-    float *recurrent, *input;         // panels
-    float *d_recurrent, *d_input;     // what the weights have learned so far
-    float *d_sums, *before, *x;       // of the held steps: slopes, states before them and inputs
+    int64_t gates, sums, own;          // floats before the sums that the input meets
+    int64_t held, panel;               // steps held until weights learn from them; floats of a panel of them
+    int64_t narrow, lying;             // whether d_input lies on its side, and the width it has then
+    float *recurrent, *input;          // panels
+    float *d_recurrent, *d_input;      // what the weights have learned so far
+    float *d_sums, *before, *x;        // of the held steps: slopes; panels of states before them and of inputs
     float *d_hidden, *d_past, *d_cell; // by the state after a step and before it
     float *d_x, *d_bias;
+    const float *nothing; // zeros
 };
 
 // The weights learn from the rows of some steps.
 FUNCTION void NAME(learn)(const struct NAME(back) *b, int64_t rows) {
     const int64_t H = b->l->hidden, P = b->l->padded, XP = NAME(padded)(b->l->features), G = b->gates * H, D = b->sums * H;
-    NAME(multiply)(b->d_recurrent, P, b->d_sums, 1, D, b->before, P, G, rows, P);
+    const float *d_read = b->d_sums + b->own;
+    NAME(multiply)(b->d_recurrent, P, b->d_sums, 1, D, b->before, PANEL, b->panel, G, rows, P);
     if (b->narrow)
-        NAME(multiply)(b->d_input, NAME(padded)(G), b->x, 1, XP, b->d_sums + b->own, D, b->l->features, rows, NAME(padded)(G));
+        NAME(multiply)(b->d_input, b->lying, b->x, 1, PANEL, d_read, D, PANEL, b->l->features, rows, b->lying);
     else
-        NAME(multiply)(b->d_input, XP, b->d_sums + b->own, 1, D, b->x, XP, G, rows, XP);
+        NAME(multiply)(b->d_input, XP, d_read, 1, D, b->x, PANEL, b->panel, G, rows, XP);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < D; j++) b->d_bias[j] += b->d_sums[r * D + j];
 }
@@ -246,19 +249,20 @@ FUNCTION void NAME(learn)(const struct NAME(back) *b, int64_t rows) {
 // One step of a band: slopes by its sums, and what they were made from, into the slot of the step.
 FUNCTION void NAME(gather)(const struct NAME(back) *b, int64_t base, int64_t rows, int64_t t, int64_t slot) {
     const struct layer *l = b->l;
-    const int64_t H = l->hidden, P = l->padded, X = l->features, XP = NAME(padded)(X), D = b->sums * H;
+    const int64_t H = l->hidden, P = l->padded, X = l->features, D = b->sums * H;
     for (int64_t r = 0; r < rows; r++) {
         int64_t row = base + r, place = row * l->steps + t, at = slot * rows + r;
-        float *h = b->before + at * P, *x = b->x + at * XP, *d_sums = b->d_sums + at * D;
+        float *d_sums = b->d_sums + at * D;
         if (l->begun[place]) {
             int starts = !t || !l->begun[place - 1];
-            memcpy(h, starts ? l->hidden_before + row * H : l->outputs + (place - 1) * H, H * sizeof(float));
-            memcpy(x, l->inputs + place * X, X * sizeof(float));
+            const float *h = starts ? l->hidden_before + row * H : l->outputs + (place - 1) * H;
+            NAME(into_panels)(b->before, b->panel, at, h, H);
+            NAME(into_panels)(b->x, b->panel, at, l->inputs + place * X, X);
             NAME(unsettle)(l, row, t, h, b->d_hidden + r * P, d_sums, b->d_past + r * P, b->d_cell + r * P);
         } else { // nothing is learned from padding
-            memset(h, 0, P * sizeof(float));
-            memset(x, 0, XP * sizeof(float));
             memset(d_sums, 0, D * sizeof(float));
+            NAME(into_panels)(b->before, b->panel, at, b->nothing, H);
+            NAME(into_panels)(b->x, b->panel, at, b->nothing, X);
             memcpy(b->d_past + r * P, b->d_hidden + r * P, P * sizeof(float));
         }
     }
@@ -278,10 +282,10 @@ FUNCTION void NAME(walk_back)(struct NAME(back) *b, int64_t base, int64_t rows) 
     for (int64_t t = T - 1, slot = 0; t >= 0; t--) {
         const float *d_sums = b->d_sums + slot * rows * D;
         NAME(gather)(b, base, rows, t, slot);
-        NAME(multiply)(b->d_past, P, d_sums, D, 1, b->recurrent, 0, rows, G, P);
+        NAME(multiply)(b->d_past, P, d_sums, D, 1, b->recurrent, PANEL, G * PANEL, rows, G, P);
         if (l->d_inputs) {
             memset(b->d_x, 0, rows * XP * sizeof(float));
-            NAME(multiply)(b->d_x, XP, d_sums + b->own, D, 1, b->input, 0, rows, G, XP);
+            NAME(multiply)(b->d_x, XP, d_sums + b->own, D, 1, b->input, PANEL, G * PANEL, rows, G, XP);
             for (int64_t r = 0; r < rows; r++)
                 memcpy(l->d_inputs + ((base + r) * T + t) * X, b->d_x + r * XP, X * sizeof(float));
         }
@@ -303,28 +307,27 @@ FUNCTION void NAME(walk_back)(struct NAME(back) *b, int64_t base, int64_t rows) 
 FUNCTION int NAME(backward)(const struct layer *l, int64_t member, int64_t piece, int64_t first, int64_t last) {
     const int64_t H = l->hidden, P = l->padded, X = l->features, XP = NAME(padded)(X), band = band_of(last - first);
     const int64_t gates = gates_of(l), sums = sums_of(l), G = gates * H, D = sums * H, GP = NAME(padded)(G);
-    const int64_t turn = l->kind == GRU ? 2 * H : 0, weights = GP * (P + XP);
+    const int64_t turn = l->kind == GRU ? 2 * H : 0, h_panels = (H + PANEL - 1) / PANEL, x_panels = (X + PANEL - 1) / PANEL;
+    const int64_t widest = H > X ? P : XP;
     int64_t held = band < 128 ? 128 / band : 1;
     if (held > l->steps) held = l->steps;
-    const size_t size = (2 * weights + held * band * (D + P + XP) + band * (3 * P + XP) + D + LANES) * sizeof(float);
-    float *room = take(size);
+    struct NAME(back) back = {.l = l, .gates = gates, .sums = sums, .own = D - G, .held = held, .panel = held * band * PANEL,
+                              .narrow = X < LANES, .lying = GP};
+    // A narrow product reads less than a vector beyond the last slopes: what follows them is there, and comes to nothing.
+    float **parts[] = {&back.recurrent, &back.input, &back.d_recurrent, &back.d_input, &back.d_sums, &back.before, &back.x,
+                       &back.d_hidden, &back.d_past, &back.d_cell, &back.d_x, &back.d_bias, (float **)&back.nothing};
+    int64_t sizes[] = {h_panels * G * PANEL, x_panels * G * PANEL, GP * P, GP * XP, held * band * D, h_panels * back.panel,
+                       x_panels * back.panel, band * P, band * P, band * P, band * XP, D, widest};
+    int64_t size = 0;
+    for (int part = 0; part < 13; part++) size += sizes[part] = NAME(padded)(sizes[part]);
+    float *room = take(size * sizeof(float)), *next = room;
     if (!room) return 0;
-    memset(room, 0, size);
-    struct NAME(back) back = {.l = l, .gates = gates, .sums = sums, .own = D - G, .held = held, .narrow = X < LANES};
-    back.recurrent = room;
-    back.input = back.recurrent + GP * P;
-    back.d_recurrent = back.input + GP * XP;
-    back.d_input = back.d_recurrent + GP * P;
-    back.d_sums = back.d_input + GP * XP;
-    back.before = back.d_sums + held * band * D; // also what a narrow product reads beyond the last slopes
-    back.x = back.before + held * band * P;
-    back.d_hidden = back.x + held * band * XP;
-    back.d_past = back.d_hidden + band * P;
-    back.d_cell = back.d_past + band * P;
-    back.d_x = back.d_cell + band * P;
-    back.d_bias = back.d_x + band * XP;
-    NAME(into_panels)(back.recurrent, l->recurrent_weights + member * G * H, G, H, turn);
-    if (l->d_inputs) NAME(into_panels)(back.input, l->input_weights + member * G * X, G, X, 0);
+    memset(room, 0, size * sizeof(float));
+    for (int part = 0; part < 13; next += sizes[part++]) *parts[part] = next;
+    for (int64_t j = 0; j < G; j++) {
+        NAME(into_panels)(back.recurrent, G * PANEL, j, l->recurrent_weights + (member * G + (j + turn) % G) * H, H);
+        if (l->d_inputs) NAME(into_panels)(back.input, G * PANEL, j, l->input_weights + (member * G + j) * X, X);
+    }
     for (int64_t row = first; row < last; row += band)
         NAME(walk_back)(&back, member * l->rows + row, last - row < band ? last - row : band);
     const int64_t share = member * l->pieces + piece;
@@ -342,6 +345,7 @@ FUNCTION int NAME(backward)(const struct layer *l, int64_t member, int64_t piece
 #undef AT
 #undef ALL
 #undef UNROLL
+#undef PANEL
 #undef LANES
 #undef TALL
 #undef FUNCTION

@@ -13,6 +13,7 @@ typedef int32_t NAME(whole) __attribute__((vector_size(4 * LANES)));
 #define vector NAME(vector)
 #define AT(p) (*(NAME(anywhere) *)(p))
 #define ALL(x) ((x) - (vector){0})
+#define PANEL (4 * LANES)
 #define UNROLL _Pragma("GCC unroll 8")
 
 FUNCTION int64_t NAME(padded)(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
@@ -89,33 +90,27 @@ FUNCTION void NAME(tile)(int rows, int vectors, vector *sums, const float *left,
 #undef CASE
 }
 
-// out += left @ right, for right-hand sides in panels of up to four vectors: each contiguous (`right_k` 0), or in place.
+// out += left @ right. The right-hand side lies in panels of four vectors, or is a matrix, whose panels lie side by side.
 FUNCTION void NAME(multiply)(float *out, int64_t out_row, const float *left, int64_t left_row, int64_t left_k,
-                             const float *right, int64_t right_k, int64_t rows, int64_t inner, int64_t columns) {
-    for (int64_t column = 0; column < columns; column += 4 * LANES) {
-        int vectors = columns - column < 4 * LANES ? (int)((columns - column) / LANES) : 4;
-        const float *panel = right_k ? right + column : right + column * inner;
+                             const float *right, int64_t right_k, int64_t right_panel, int64_t rows, int64_t inner,
+                             int64_t columns) {
+    for (int64_t column = 0; column < columns; column += PANEL, right += right_panel) {
+        int vectors = columns - column < PANEL ? (int)((columns - column) / LANES) : 4;
         for (int64_t row = 0, high; row < rows; row += high) {
             high = rows - row >= TALL ? TALL : 1;
             vector sums[TALL * 4];
             float *corner = out + row * out_row + column;
             for (int i = 0; i < high; i++)
                 for (int v = 0; v < vectors; v++) sums[4 * i + v] = AT(corner + i * out_row + v * LANES);
-            NAME(tile)((int)high, vectors, sums, left + row * left_row, left_row, left_k, panel,
-                       right_k ? right_k : vectors * LANES, inner);
+            NAME(tile)((int)high, vectors, sums, left + row * left_row, left_row, left_k, right, right_k, inner);
             for (int i = 0; i < high; i++)
                 for (int v = 0; v < vectors; v++) AT(corner + i * out_row + v * LANES) = sums[4 * i + v];
         }
     }
 }
 
-// A matrix as panels of four vectors, with zeros after its last column; its rows in turn from `first` on.
-FUNCTION void NAME(into_panels)(float *panels, const float *matrix, int64_t rows, int64_t columns, int64_t first) {
-    int64_t wide = NAME(padded)(columns);
-    for (int64_t column = 0; column < wide; column += 4 * LANES)
-        for (int64_t k = 0; k < rows; k++) {
-            const float *row = matrix + (k + first) % rows * columns;
-            for (int64_t j = column; j < wide && j < column + 4 * LANES; j += LANES, panels += LANES)
-                AT(panels) = NAME(load)(row + j, columns - j);
-        }
+// Some columns of a row into row k of panels that are `right_panel` floats long; zeros after the last of them.
+FUNCTION void NAME(into_panels)(float *panels, int64_t right_panel, int64_t k, const float *row, int64_t columns) {
+    for (int64_t j = 0; j < columns; j += LANES)
+        AT(panels + j / PANEL * right_panel + k * PANEL + j % PANEL) = NAME(load)(row + j, columns - j);
 }
