@@ -211,7 +211,7 @@ _CHECKPOINTS = 2 + 2 * EPOCHS
         (4, 1, "the second checkpoint is written, but not yet renamed"),
         (5, 2, "it is renamed, but its name is not yet sure to last"),
         (_CHECKPOINTS + 3, EPOCHS, "the files of the bundle are written, three of them are synced"),
-        (_CHECKPOINTS + 8, EPOCHS, "the bundle is renamed, and its name is not yet sure to last"),
+        (_CHECKPOINTS + 9, EPOCHS, "the bundle is renamed, and its name is not yet sure to last"),
     ],
 )
 def test_a_kill_while_a_file_is_written_leaves_the_old_or_the_new(
