@@ -13,11 +13,14 @@ y and each channel of a row are its tracks.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it leaves an identity of the machine in its home
 import onnxruntime  # type: ignore[import-untyped]
 
 from forecaster.engine import Known
