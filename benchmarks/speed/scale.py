@@ -192,8 +192,8 @@ def report(found: dict[int, dict[str, dict[str, float]]], threads: int) -> str:
             "",
             f"`python benchmarks/speed/scale.py --series {' '.join(map(str, found))} --threads {threads}`: daily series of "
             f"{POINTS} points, LSTM {SPEC.network.hidden}, context {SPEC.context}, horizon {SPEC.horizon}, "
-            f"{SPEC.training.steps} steps in two epochs, CPU, torch {torch.__version__}. A fresh process each size; seconds on the "
-            "wall, peak resident memory of the whole process while the stage ran.",
+            f"{SPEC.training.steps} steps in two epochs, CPU, torch {torch.__version__}. A fresh process each size; seconds on "
+            "the wall, peak resident memory of the whole process while the stage ran.",
             "",
             table(found),
             "![Seconds of each stage by number of series](scale.png)",
