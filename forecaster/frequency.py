@@ -111,6 +111,18 @@ def _kept_regular(start: pd.Timestamp, _zone: Any, _unit: str, freq: str, steps:
     return _regular(start, freq, steps)
 
 
+def following(stamp: Stamp, *, freq: str, steps: int) -> Stamps:
+    """The `steps` stamps after one; raises BadStamp as `regular` does."""
+    if isinstance(stamp, int) or steps >= _KEPT_STEPS:
+        return regular(stamp, freq=freq, steps=steps + 1)[1:]
+    return _kept_following(stamp, stamp.tz, stamp.unit, freq, steps)
+
+
+@lru_cache(maxsize=256)
+def _kept_following(stamp: pd.Timestamp, _zone: Any, _unit: str, freq: str, steps: int) -> Stamps:
+    return regular(stamp, freq=freq, steps=steps + 1)[1:]
+
+
 def _regular(start: Stamp, freq: str, steps: int) -> Stamps:
     fault: Exception | None = None
     try:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from forecaster.frequency import Stamp, Stamps, after, at, check_kind, regular, tell
+from forecaster.frequency import Stamp, Stamps, after, at, check_kind, following, regular, tell
 from forecaster.shapes import Float64
 
 LARGEST_VALUE = 1e100  # squares of larger ones, summed, would leave float64
@@ -84,7 +84,7 @@ class Series:
         """The `horizon` stamps that follow the last value; raises BadStamp where they leave the calendar."""
         start, end = self.start, self.end
         if isinstance(start, int) or isinstance(end, int) or end.tz is None or end.time() == start.time():
-            return regular(end, freq=self.freq, steps=horizon + 1)[1:]
+            return following(end, freq=self.freq, steps=horizon)
         return regular(self.start, freq=self.freq, steps=len(self) + horizon)[
             len(self) :
         ]  # the end may be a shifted one

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from timing import Taken, taken
 from torch import Tensor, nn
 
 from forecaster.data.frames import to_panel
@@ -52,13 +53,6 @@ class Way(NamedTuple):
     run: Callable[[int], None]
 
 
-class Taken(NamedTuple):
-    """What it took."""
-
-    seconds: float
-    cpu: float
-
-
 def main() -> None:
     """Runs all, prints it and writes it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,14 +70,14 @@ def main() -> None:
         ways = list(all_ways(to_panel(table), Path(folder)))
         for way in ways:
             way.run(SHORT)  # imports, the database, caches
-        taken: dict[str, list[Taken]] = defaultdict(list)
+        whole: dict[str, list[Taken]] = defaultdict(list)
         short: dict[str, list[Taken]] = defaultdict(list)
         for _ in range(options.rounds):
             for way in ways:
-                short[way.name].append(timed(way, SHORT))
-                taken[way.name].append(timed(way, options.steps))
+                short[way.name].append(taken(partial(way.run, SHORT)))
+                whole[way.name].append(taken(partial(way.run, options.steps)))
         parts = step_parts(to_panel(table), options.steps)
-    text = report([way.name for way in ways], taken, short, parts, options)
+    text = report([way.name for way in ways], whole, short, parts, options)
     RESULTS.write_text(text)
     print(text)
 
@@ -117,7 +111,7 @@ def all_ways(panel: Panel, folder: Path) -> Iterator[Way]:
     yield Way(f"our steps, {STEPS_AT_ONCE} prepared at once", partial(ours, panel))
     yield Way("`fit`: Lightning around them", lambda steps: _fit(panel, classical(steps, valid_windows=0)))
     yield Way("`fit` as trained: validated, a checkpoint each 50 steps", partial(fit_as_trained, panel, folder))
-    yield Way("`train`: tracked by MLflow, calibrated, tested, bundled", partial(whole, folder))
+    yield Way("`train`: tracked by MLflow, calibrated, tested, bundled", partial(trained, folder))
 
 
 def bare(panel: Panel, steps: int, *, clip: bool = False) -> None:
@@ -172,7 +166,7 @@ def fit_as_trained(panel: Panel, folder: Path, steps: int) -> None:
     _fit(panel, classical(steps), checkpoint=checkpoint)
 
 
-def whole(folder: Path, steps: int) -> None:
+def trained(folder: Path, steps: int) -> None:
     """What `forecaster train` does once it is imported."""
     train(Data(str(folder / "waves.csv")), classical(steps), Root(folder))
 
@@ -185,13 +179,6 @@ def _network_and_feed(panel: Panel, steps: int, *, at_once: int) -> tuple[Regres
     network = build(classical(steps), seed=0)
     anchors = Anchors.of(Tape.record(panel.series, context=CONTEXT, horizon=network.block), least=CONTEXT)
     return network, Feed(anchors, CONTEXT, network.block, BATCH, steps, seed=0, epoch=0, at_once=at_once)
-
-
-def timed(way: Way, steps: int) -> Taken:
-    """Both clocks: that of the wall, and that of this process, which does not run while others have the core."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    way.run(steps)
-    return Taken(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 class Clock:
@@ -250,7 +237,7 @@ def step_parts(panel: Panel, steps: int) -> dict[str, dict[str, float]]:
 
 def report(
     names: list[str],
-    taken: dict[str, list[Taken]],
+    whole: dict[str, list[Taken]],
     short: dict[str, list[Taken]],
     parts: dict[str, dict[str, float]],
     options: argparse.Namespace,
@@ -261,7 +248,7 @@ def report(
     def per_thousand(name: str) -> np.ndarray:
         """Of the steps alone, what comes before and after them taken off; CPU."""
         return np.array(
-            [(long.cpu - brief.cpu) / (steps - SHORT) for long, brief in zip(taken[name], short[name], strict=True)]
+            [(long.cpu - brief.cpu) / (steps - SHORT) for long, brief in zip(whole[name], short[name], strict=True)]
         )
 
     lines = [
@@ -277,8 +264,8 @@ def report(
     ]
     first = names[0]
     for name in names:
-        wall, cpu = (np.array([getattr(one, field) for one in taken[name]]) for field in ("seconds", "cpu"))
-        ratio = np.median(cpu / [one.cpu for one in taken[first]])
+        wall, cpu = (np.array([getattr(one, field) for one in whole[name]]) for field in ("seconds", "cpu"))
+        ratio = np.median(cpu / [one.cpu for one in whole[first]])
         alone = per_thousand(name)
         lines.append(
             f"| {name} | {np.median(wall):.2f} | {np.median(cpu):.2f} | {ratio:.2f} | {1000 * np.median(alone):.2f} | "

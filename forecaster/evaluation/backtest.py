@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from forecaster.data.split import hold_out, origins
 from forecaster.evaluation.baselines import Ask
 from forecaster.evaluation.one_pass import Cube, all_origins
-from forecaster.frequency import Stamp, at, regular
+from forecaster.frequency import Stamp, at, following
 from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
 from forecaster.predict import Predictor
 from forecaster.series import Forecast, Panel, Series
@@ -87,7 +87,7 @@ class Backtest:
         """One row a series, cutoff and step: `unique_id, cutoff, ds, step, y` and a column for each forecaster."""
         series, windows, horizon = self.actual.shape
         stamps = [
-            regular(cutoff, freq=one.freq, steps=horizon + 1)[1:]
+            following(cutoff, freq=one.freq, steps=horizon)
             for one, cutoffs in zip(self.series, self.cutoffs, strict=True)
             for cutoff in cutoffs
         ]

@@ -17,6 +17,7 @@ from forecaster.frequency import (
     at,
     counts,
     earlier,
+    following,
     is_numbered,
     ladder,
     last,
@@ -162,11 +163,13 @@ def test_stamps_keep_their_own_zone_and_unit_whatever_was_asked_before(zone: str
         for other in ("s", "us", "ns"):
             if (other_zone is None) == (zone is None):
                 regular(moment(other_zone, other), freq="h", steps=3)
+                following(moment(other_zone, other), freq="h", steps=2)
                 after(moment(other_zone, other), "D", 3)
     start = moment(zone, unit)
     stamps, later = regular(start, freq="h", steps=3), after(start, "D", 3)
     assert isinstance(stamps, pd.DatetimeIndex)
     assert isinstance(later, pd.Timestamp)
+    pd.testing.assert_index_equal(following(start, freq="h", steps=2), stamps[1:])
     assert [str(stamps.tz), str(later.tz)] == [str(start.tz)] * 2
     assert [stamps.unit, later.unit] == [
         pd.date_range(start, periods=3, freq="h").unit,
