@@ -24,9 +24,11 @@ Step = pd.offsets.BaseOffset | int
 
 LAST_YEAR = 9999  # Python's calendar ends there
 LAST_NUMBER = 2**62 - 1  # so that the machine's integers hold the difference of any two
+_KEPT_STEPS = 4096  # of a history whose stamps are kept for the next series
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d{0,17})", re.ASCII)
 
 
+@lru_cache(maxsize=256)
 def is_numbered(freq: str) -> bool:
     """Whether a frequency is a whole number: its stamps are then numbers too, and have no calendar."""
     return _WHOLE.fullmatch(freq) is not None
@@ -98,6 +100,18 @@ def regular(start: Stamp, *, freq: str, steps: int) -> Stamps:
 
     Raises BadStamp if the last would come after the year 9999, or the last number.
     """
+    if isinstance(start, int) or steps > _KEPT_STEPS:
+        return _regular(start, freq, steps)
+    return _kept_regular(start, start.tz, start.unit, freq, steps)
+
+
+@lru_cache(maxsize=256)
+def _kept_regular(start: pd.Timestamp, _zone: Any, _unit: str, freq: str, steps: int) -> Stamps:
+    """Series of a panel often begin and end together. Moments of two zones, or of two units, may be equal."""
+    return _regular(start, freq, steps)
+
+
+def _regular(start: Stamp, freq: str, steps: int) -> Stamps:
     fault: Exception | None = None
     try:
         stamps = ladder(start, freq=freq, steps=steps)
@@ -132,6 +146,17 @@ def ladder(start: Stamp, *, freq: str, steps: int) -> Stamps:
 
 def after(start: Stamp, freq: str, steps: int) -> Stamp:
     """The stamp so many steps after another; raises ValueError where a clock change left no such local time, or two."""
+    return (
+        _after(start, freq, steps) if isinstance(start, int) else _kept_after(start, start.tz, start.unit, freq, steps)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _kept_after(start: pd.Timestamp, _zone: Any, _unit: str, freq: str, steps: int) -> Stamp:
+    return _after(start, freq, steps)
+
+
+def _after(start: Stamp, freq: str, steps: int) -> Stamp:
     moved: Any = start
     found: Stamp = moved + steps * offset(freq)
     return found

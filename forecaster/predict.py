@@ -260,16 +260,20 @@ class Predictor:
         """The outcomes with calibrated quantiles about their means, rising in level."""
         calibration, rising = self.forecaster.calibration, sorted(set(levels))
         assert calibration is not None, "levels were checked"
-        done: list[Forecast | ForecasterError] = []
-        for one, outcome in zip(series, outcomes, strict=True):
-            if isinstance(outcome, ForecasterError):
-                done.append(outcome)
-                continue
-            scale = np.nan_to_num(np.array([self.scale(one.y)]))
-            horizon, group = len(outcome.mean), [self.group(one)]
-            [offsets] = calibration.offsets(rising, horizon=horizon, scales=scale, groups=group)
-            quantiles = {level: outcome.mean + offsets[:, place] for place, level in enumerate(rising)}
-            done.append(replace(outcome, quantiles=quantiles))
+        done = list(outcomes)
+        answered = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, Forecast)]
+        for first in range(0, len(answered), ROWS_AT_ONCE):
+            some = answered[first : first + ROWS_AT_ONCE]
+            forecasts = [outcome for outcome in (outcomes[place] for place in some) if isinstance(outcome, Forecast)]
+            offsets = calibration.offsets(
+                rising,
+                horizon=len(forecasts[0].mean),
+                scales=np.nan_to_num(np.array([self.scale(series[place].y) for place in some])),
+                groups=[self.group(series[place]) for place in some],
+            )
+            for place, forecast, own in zip(some, forecasts, offsets, strict=True):
+                quantiles = {level: forecast.mean + own[:, column] for column, level in enumerate(rising)}
+                done[place] = replace(forecast, quantiles=quantiles)
         return done
 
     def group(self, one: Series) -> str | None:
@@ -356,12 +360,13 @@ def mended(
 
 def repeat_season(history: Float64[np.ndarray, "_"], season: int, horizon: int) -> Float64[np.ndarray, "_"]:
     """The last season over and over; each place takes its latest observed value, or the latest of all where it has none."""
-    observed = history[~np.isnan(history)]
-    last = observed[-1] if len(observed) else np.nan
-    cycle = np.full(season, last)
-    for place in range(1, season + 1):
-        same = history[-place::-season]
-        same = same[~np.isnan(same)]
-        if len(same):
-            cycle[season - place] = same[0]
+    cycle = history[-season:]
+    if len(cycle) < season or np.isnan(cycle).any():
+        padding = np.full(season if not len(history) else -len(history) % season, np.nan)
+        seasons = np.concatenate([padding, history]).reshape(-1, season)
+        seen = ~np.isnan(seasons)
+        latest = len(seasons) - 1 - seen[::-1].argmax(axis=0)
+        observed = history[~np.isnan(history)]
+        last = observed[-1] if len(observed) else np.nan
+        cycle = np.where(seen.any(axis=0), seasons[latest, np.arange(season)], last)
     return np.resize(cycle, horizon)

@@ -42,9 +42,10 @@ class Series:
 
     def __post_init__(self) -> None:
         check_kind(self.start, self.freq, of=f"series {self.id!r}", where=self.id)
-        lengths = {len(values) for values in self.covariates.values()}
-        assert len(lengths) <= 1, f"covariates of different lengths: {sorted(lengths)}"
-        assert min(lengths, default=len(self)) >= len(self), "covariates end before the history does"
+        if self.covariates:
+            lengths = {len(values) for values in self.covariates.values()}
+            assert len(lengths) == 1, f"covariates of different lengths: {sorted(lengths)}"
+            assert min(lengths) >= len(self), "covariates end before the history does"
         assert all(len(values) == len(self) for values in self.channels.values()), "channels end with the history"
 
     def __len__(self) -> int:

@@ -31,7 +31,6 @@ WITH_RECORDS = [
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
     "forecaster.model.scaling",
-    "forecaster.predict",
     "forecaster.series",
     "forecaster.training.loss",
 ]

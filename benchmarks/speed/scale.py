@@ -120,7 +120,7 @@ def stages(series: int, *, threads: int) -> dict[str, dict[str, float]]:
     with book("calibration, one origin"):
         forecaster = calibrated(forecaster, split.known, windows=1)
     with book("backtest, one origin"):
-        result = _backtested(panel, {"own": Predictor(forecaster).forecast_each}, season)
+        result = _backtested(panel, {"own": Predictor(forecaster)}, season)
     with book("its scores and its table"):
         result.scores("own")
         result.frame()
@@ -190,10 +190,10 @@ def report(found: dict[int, dict[str, dict[str, float]]], threads: int) -> str:
         [
             "# Growth with the number of series",
             "",
-            f"`python benchmarks/speed/scale.py --series {' '.join(map(str, found))} --threads {threads}`: daily series of {POINTS} "
-            f"points, LSTM {SPEC.network.hidden}, context {SPEC.context}, horizon {SPEC.horizon}, {SPEC.training.steps} steps in "
-            f"two epochs, CPU, torch {torch.__version__}. A fresh process each size; seconds on the wall, peak resident memory of "
-            "the whole process while the stage ran.",
+            f"`python benchmarks/speed/scale.py --series {' '.join(map(str, found))} --threads {threads}`: daily series of "
+            f"{POINTS} points, LSTM {SPEC.network.hidden}, context {SPEC.context}, horizon {SPEC.horizon}, "
+            f"{SPEC.training.steps} steps in two epochs, CPU, torch {torch.__version__}. A fresh process each size; seconds on "
+            "the wall, peak resident memory of the whole process while the stage ran.",
             "",
             table(found),
             "![Seconds of each stage by number of series](scale.png)",

@@ -86,15 +86,15 @@ class Backtest:
     def frame(self) -> pd.DataFrame:
         """One row a series, cutoff and step: `unique_id, cutoff, ds, step, y` and a column for each forecaster."""
         series, windows, horizon = self.actual.shape
+        stamps = [
+            regular(cutoff, freq=one.freq, steps=horizon + 1)[1:]
+            for one, cutoffs in zip(self.series, self.cutoffs, strict=True)
+            for cutoff in cutoffs
+        ]
         columns = {
             "unique_id": np.repeat([one.id for one in self.series], windows * horizon),
             "cutoff": np.repeat([stamp for cutoffs in self.cutoffs for stamp in cutoffs], horizon),
-            "ds": [
-                stamp
-                for one, cutoffs in zip(self.series, self.cutoffs, strict=True)
-                for cutoff in cutoffs
-                for stamp in regular(cutoff, freq=one.freq, steps=horizon + 1)[1:]
-            ],
+            "ds": stamps[0].append(stamps[1:]),
             "step": np.tile(np.arange(1, horizon + 1), series * windows),
             "y": self.actual.ravel(),
         }

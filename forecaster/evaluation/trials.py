@@ -103,10 +103,11 @@ def trials(
 
 def comparable_error(history: Float64[np.ndarray, "_"], *, season: int) -> float:
     """The seasonal naive's error; where there is none (short or constant), the mean size of the values, or one."""
-    for scale in (seasonal_error(history, season=season), float(nanmean(np.abs(history)))):
-        if np.isfinite(scale) and scale > 0:
-            return scale
-    return 1.0
+    scale = seasonal_error(history, season=season)
+    if np.isfinite(scale):
+        return scale
+    size = float(nanmean(np.abs(history)))
+    return size if np.isfinite(size) and size > 0 else 1.0
 
 
 class _Origin(NamedTuple):

@@ -147,7 +147,9 @@ def place(draft: Draft, model: Regressor) -> Network:
     """Puts the weights of a network into a draft."""
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     hidden, segment = model.recurrent.hidden, model.segment
-    tables = [weights[f"groups.{number}.weight"] for number in range(len(model.groups))]
+    tables = [weights[f"groups.{number}.weight"].copy() for number in range(len(model.groups))]
+    for table in tables:
+        table[0] = 0.0  # an unknown category adds nothing
     raw = weights["output.weight"].reshape(model.targets, segment, model.head.params, hidden)
     return Network(
         draft=draft,

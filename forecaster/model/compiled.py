@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from forecaster.model.layer import Layer, Pass, Slopes
 from forecaster.shapes import Float
+
+logger = logging.getLogger(__name__)
 
 _KINDS = {"gru": 0, "lstm": 1, "elman": 2}
 _FEW = 12  # rows times steps below which the weights are read as they lie
@@ -114,9 +117,9 @@ class Kernel:
 
 
 def kernel() -> Kernel | None:
-    """The kernel for the widest vectors of this machine; None where it was not compiled."""
+    """The kernel for the widest vectors of this machine; None where there is none, or it was not compiled."""
     library = _library()
-    return None if library is None else Kernel(library.lanes())
+    return Kernel(library.lanes()) if library is not None and library.lanes() else None
 
 
 @cache
@@ -126,8 +129,11 @@ def _library() -> ctypes.CDLL | None:
     if found is None:
         return None
     library = ctypes.CDLL(str(found))
-    library.lanes.restype = library.run.restype = ctypes.c_int64
+    library.lanes.restype = library.run.restype = library.size_of_layer.restype = ctypes.c_int64
     library.run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    if library.size_of_layer() != ctypes.sizeof(_Layer):
+        logger.warning("%s was compiled from another steps.c and is not used. Install again, to be faster.", found)
+        return None
     return library
 
 

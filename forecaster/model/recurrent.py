@@ -123,7 +123,7 @@ def _each(state: State, change: Callable[[Tensor], Tensor]) -> State:
 
 def _run(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple[Tensor, State]:
     """Runs one undilated layer."""
-    if _better_by_torch(layer, inputs, begun):
+    if _better_by_torch(inputs, begun):
         outputs, after = layer(inputs, state.hidden if state.cell is None else (state.hidden, state.cell))
         return outputs, State(*after) if isinstance(after, tuple) else State(after, None)
     cell = None if state.cell is None else state.cell[0]
@@ -132,10 +132,10 @@ def _run(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple
     return outputs, State(hidden[None], None if cell is None else cell[None])
 
 
-def _better_by_torch(layer: nn.Module, inputs: Tensor, begun: Tensor) -> bool:
-    """Whether torch's own kernel is to be taken: cuDNN's on a GPU; oneDNN's for an LSTM where there is no compiled one.
+def _better_by_torch(inputs: Tensor, begun: Tensor) -> bool:
+    """Whether torch's own kernel is to be taken: cuDNN's on a GPU, oneDNN's and others where there is none of ours.
 
-    They know no padding, and do not run under `vmap`. Elsewhere a recurrence is faster by its equations.
+    They know no padding, and do not run under `vmap`.
     """
-    fused = inputs.is_cuda or (isinstance(layer, nn.LSTM) and kernel() is None)
-    return fused and not torch._C._are_functorch_transforms_active() and bool(begun.all())
+    theirs = inputs.is_cuda or kernel() is None
+    return theirs and not torch._C._are_functorch_transforms_active() and bool(begun.all())

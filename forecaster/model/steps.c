@@ -1,8 +1,13 @@
 // A layer of an Elman, GRU or LSTM recurrence over all its steps, forward and backward, in float32.
 //
-// Rows never meet: each thread takes some of them through all steps. The arithmetic is in steps.h, once for each instruction
-// set; which of them this machine has is found out when it runs. recurrence.py says what is computed, in terms of torch.
+// Rows never meet: each thread takes some of them through all steps. The arithmetic is in tiles.h and steps.h, once for each
+// instruction set; which of them this machine has is found out when it runs. equations.py computes the same in terms of torch.
 
+#if !defined(__x86_64__)
+#error "written for x86-64, with AVX2 or AVX-512: elsewhere torch computes the same"
+#endif
+
+#include <immintrin.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,20 +55,16 @@ static inline int64_t band_of(int64_t rows) {
     return bands ? ((rows + bands - 1) / bands + 5) / 6 * 6 : 1;
 }
 
-#define PART_LOAD_ONE_BY_ONE(from, n) ({ float part_[LANES] = {0}; for (int64_t k_ = 0; k_ < (n); k_++) part_[k_] = (from)[k_]; AT(part_); })
-#define PART_STORE_ONE_BY_ONE(to, x, n) do { for (int64_t k_ = 0; k_ < (n); k_++) (to)[k_] = (x)[k_]; } while (0)
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-
 #define LANES 16
 #define TALL 6
 #define FUNCTION __attribute__((target("avx512f,avx512dq,fma"))) static inline
 #define NAME(x) x##_avx512
 #define LEAST(a, b) (vector) _mm512_min_ps((__m512)(a), (__m512)(b))
 #define MOST(a, b) (vector) _mm512_max_ps((__m512)(a), (__m512)(b))
-#define PART_LOAD(from, n) (vector) _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), from)
-#define PART_STORE(to, x, n) _mm512_mask_storeu_ps(to, (__mmask16)((1u << (n)) - 1), (__m512)(x))
+#define FIRST(n) (__mmask16)((1u << (n)) - 1)
+#define PART_LOAD(from, n) (vector) _mm512_maskz_loadu_ps(FIRST(n), from)
+#define PART_STORE(to, x, n) _mm512_mask_storeu_ps(to, FIRST(n), (__m512)(x))
+#include "tiles.h"
 #include "steps.h"
 
 #define LANES 8
@@ -72,30 +73,21 @@ static inline int64_t band_of(int64_t rows) {
 #define NAME(x) x##_avx2
 #define LEAST(a, b) (vector) _mm256_min_ps((__m256)(a), (__m256)(b))
 #define MOST(a, b) (vector) _mm256_max_ps((__m256)(a), (__m256)(b))
-#define PART_LOAD PART_LOAD_ONE_BY_ONE
-#define PART_STORE PART_STORE_ONE_BY_ONE
-#include "steps.h"
-#endif
-
-#define LANES 4
-#define TALL 3
-#define FUNCTION static inline
-#define NAME(x) x##_plain
-#define CHOOSE(yes, a, b) (vector)(((yes) & (NAME(whole))(a)) | (~(yes) & (NAME(whole))(b)))
-#define LEAST(a, b) CHOOSE((a) < (b), a, b)
-#define MOST(a, b) CHOOSE((a) > (b), a, b)
-#define PART_LOAD PART_LOAD_ONE_BY_ONE
-#define PART_STORE PART_STORE_ONE_BY_ONE
+#define FIRST(n) _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+#define PART_LOAD(from, n) (vector) _mm256_maskload_ps(from, FIRST(n))
+#define PART_STORE(to, x, n) _mm256_maskstore_ps(to, FIRST(n), (__m256)(x))
+#include "tiles.h"
 #include "steps.h"
 
-// The widest vectors that this machine has: 16, 8 or 4 floats.
+// The widest vectors that this machine has: 16 or 8 floats; 0 if it has neither.
 int64_t lanes(void) {
-#if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 16;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
-#endif
-    return 4;
+    return 0;
 }
+
+// For the caller to see whether it means the same by a layer.
+int64_t size_of_layer(void) { return sizeof(struct layer); }
 
 struct work {
     const struct layer *layer;
@@ -106,12 +98,8 @@ static int64_t take_piece(const struct work *work, int64_t number) {
     const struct layer *l = work->layer;
     int64_t member = number / l->pieces, piece = number % l->pieces;
     int64_t first = l->rows * piece / l->pieces, last = l->rows * (piece + 1) / l->pieces;
-#define WITH(name) work->backward ? backward_##name(l, member, piece, first, last) : forward_##name(l, member, first, last)
-#if defined(__x86_64__)
-    if (work->width == 16) return WITH(avx512);
-    if (work->width == 8) return WITH(avx2);
-#endif
-    return WITH(plain);
+#define WITH(set) (work->backward ? backward_##set(l, member, piece, first, last) : forward_##set(l, member, first, last))
+    return work->width == 16 ? WITH(avx512) : WITH(avx2);
 }
 
 static void take_pieces(void *shared) {
@@ -123,7 +111,7 @@ static void take_pieces(void *shared) {
     }
 }
 
-// Runs a layer on vectors of `width` floats. `parallel` is GOMP_parallel of the OpenMP runtime whose threads to use, or NULL:
+// Runs a layer on vectors of `width` floats, 8 or 16. `parallel` is GOMP_parallel of the OpenMP runtime whose threads to use, or NULL:
 // two runtimes in one process would stand in each other's way. Returns whether there was no memory left.
 int64_t run(const struct layer *layer, int64_t backward, int64_t width, int64_t threads,
             void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {

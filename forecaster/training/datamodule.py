@@ -21,10 +21,16 @@ from forecaster.spec import Spec
 
 STEPS_AT_ONCE = 25  # a progress bar moves often enough, and what Lightning does between them is a small part
 VALUES_AT_ONCE = 1 << 20  # bounds the memory that windows of many steps take
+MOST_ORIGINS = (
+    8192  # that an epoch is judged by: of more series some are chosen, or judging would take longer than training
+)
 
 
 class Windows(pl.LightningDataModule):
-    """Training windows before the cut, validation origins after it. Raises HistoryTooShort."""
+    """Training windows before the cut, validation origins after it: MOST_ORIGINS of them at the most, of series evenly chosen.
+
+    Raises HistoryTooShort.
+    """
 
     def __init__(
         self,
@@ -43,9 +49,10 @@ class Windows(pl.LightningDataModule):
         self.left_out = split.left_out
         self.trials: Sequence[Trial] = []
         if windows:
+            judged = _evenly(split.whole.series, most=max(1, MOST_ORIGINS // windows))
             self.trials = trials(
-                split.whole.series,
-                context=network.shown(max(map(len, split.whole.series))),
+                judged,
+                context=network.shown(max(map(len, judged))),
                 horizon=horizon,
                 windows=windows,
                 season=season,
@@ -118,6 +125,12 @@ def _check_channels(one: Series, spec: Spec) -> None:
             "head, or leave the channel out.",
             where=one.id,
         )
+
+
+def _evenly(series: Sequence[Series], *, most: int) -> Sequence[Series]:
+    if len(series) <= most:
+        return series
+    return [series[place * len(series) // most] for place in range(most)]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from forecaster import artifact
 from forecaster.data.encoding import learn
@@ -146,10 +147,10 @@ def test_an_unknown_category_is_answered_as_none(decoder: str) -> None:
 
 def test_an_unknown_static_category_adds_nothing_to_what_the_network_reads() -> None:
     forecaster = forecaster_of("rollout")
-    window = Predictor(forecaster)._ready([told(region="west"), told(region="north")], 5).window
-    assert window.static is not None
-    assert window.static.tolist() == [[0], [1]]
-    west, north = forecaster.network.describe(window.static, rows=2)
+    known = Predictor(forecaster)._ready([told(region="west"), told(region="north")], 5)
+    assert known.static is not None
+    assert known.static.tolist() == [[0], [1]]
+    west, north = forecaster.network.describe(torch.from_numpy(known.static), rows=2)
     assert not west.any()
     assert north.all()
 

@@ -152,3 +152,29 @@ def test_numbered_panels_have_a_cutoff_and_digests_of_their_own() -> None:
     assert [one.cutoff for one in panels] == [2, 3, 4, DAY + pd.Timedelta("2D")]
     assert len({one.digest() for one in panels}) == 4
     assert panel(0, "1").digest() == panels[0].digest()
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", BERLIN])
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_stamps_keep_their_own_zone_and_unit_whatever_was_asked_before(zone: str | None, unit: str) -> None:
+    """Moments of two zones, or of two units, are equal."""
+    for other_zone in (None, "UTC", BERLIN):
+        for other in ("s", "us", "ns"):
+            if (other_zone is None) == (zone is None):
+                regular(moment(other_zone, other), freq="h", steps=3)
+                after(moment(other_zone, other), "D", 3)
+    start = moment(zone, unit)
+    stamps, later = regular(start, freq="h", steps=3), after(start, "D", 3)
+    assert isinstance(stamps, pd.DatetimeIndex)
+    assert isinstance(later, pd.Timestamp)
+    assert [str(stamps.tz), str(later.tz)] == [str(start.tz)] * 2
+    assert [stamps.unit, later.unit] == [
+        pd.date_range(start, periods=3, freq="h").unit,
+        (start + pd.offsets.Day(3)).unit,
+    ]
+    assert later == (start.tz_localize(None) + pd.Timedelta(days=3)).tz_localize(start.tz)
+
+
+def moment(zone: str | None, unit: str) -> pd.Timestamp:
+    noon = pd.Timestamp("2026-03-28T12:00").as_unit(unit)
+    return noon if zone is None else noon.tz_localize("UTC").tz_convert(zone)

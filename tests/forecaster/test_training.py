@@ -188,6 +188,19 @@ def test_the_best_weights_are_the_ones_kept_with_their_scores(impatient: tuple[F
         assert float(score(fitted.forecaster.network, batch).rollout) == pytest.approx(watch.rollouts[best], rel=1e-6)
 
 
+@pytest.mark.parametrize(("count", "windows", "judged"), [(9000, 2, 4096), (9000, 1, 8192), (100, 2, 100)])
+def test_an_epoch_of_very_many_series_is_judged_by_some_of_them_evenly_chosen(
+    count: int, windows: int, judged: int
+) -> None:
+    panel = panel_of(*(np.full(30, float(number)) for number in range(count)))
+    spec = spec_of(valid_windows=windows)
+    found = Windows(panel, spec, build(spec, seed=0), PLAIN, season=4).trials
+    numbers = torch.cat([trial.example.future[:, 0] for trial in found])[::windows].diff()
+    assert sum(len(trial.seasonal_error) for trial in found) == judged * windows
+    assert numbers.min() >= 1
+    assert numbers.max() <= -(-count // judged)
+
+
 def test_the_last_epoch_has_the_steps_that_are_left() -> None:
     watch = Watch()
     fitted = on_cpu(PANEL, spec_of(), callbacks=[watch])

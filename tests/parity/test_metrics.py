@@ -110,6 +110,14 @@ def test_a_comparable_error_falls_back_on_size_and_then_on_one() -> None:
     assert comparable_error(np.full(5, NAN), season=1) == 1.0
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 2), (0, 1, 2)])
+def test_a_mean_of_what_is_there_is_that_of_numpy(axis: int | tuple[int, ...] | None) -> None:
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(4, 5, 6))
+    values[draw.random(values.shape) < 0.3] = NAN
+    np.testing.assert_array_equal(nanmean(values, axis=axis), np.nanmean(values, axis=axis))
+
+
 def test_a_mean_of_nothing_is_nan_and_quiet() -> None:
     assert math.isnan(float(nanmean(np.array([NAN]))))
     assert nanmean(np.array([[1.0, NAN], [3.0, NAN]]), axis=0).tolist()[0] == 2.0

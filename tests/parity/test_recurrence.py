@@ -27,7 +27,7 @@ SHAPES = [(7, 9, 3, 5), (13, 6, 17, 20), (50, 8, 2, 64), (1, 5, 33, 40), (1, 1, 
 def engines() -> dict[str, Engine]:
     """The equations, and the kernel for every instruction set of this machine."""
     widest = kernel()
-    widths = [] if widest is None else [lanes for lanes in (4, 8, 16) if lanes <= widest.lanes]
+    widths = [] if widest is None else [lanes for lanes in (8, 16) if lanes <= widest.lanes]
     return {"equations": equations} | {f"kernel on {lanes} floats": Kernel(lanes) for lanes in widths}
 
 

@@ -1,0 +1,270 @@
+"""How fast a recurrence is: torch's own modules, the compiled kernel, and the equations, one after another in every round.
+
+    PYTHONPATH=. python benchmarks/speed/recurrence.py              about three minutes; writes benchmarks/results/recurrence.md
+    PYTHONPATH=. python benchmarks/speed/recurrence.py --rounds 3   a quick look, written nowhere
+
+Needs torch and numpy alone. A training step is forward, loss, backward and Adam, with nothing around it; a ratio is the median
+over rounds of torch's time divided by ours in the same round, so that what else the machine does meets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from forecaster.model import equations
+from forecaster.model.compiled import kernel
+from forecaster.model.layer import Engine, Layer
+from forecaster.model.recurrence import run
+
+RESULT = Path(__file__).parent.parent / "results" / "recurrence.md"
+MODULES = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}
+ENOUGH = 0.02  # seconds that a turn takes at the least
+MEMBERS = 5
+Turn = Callable[[], object]
+
+
+class Size(NamedTuple):
+    """A network and its batch."""
+
+    hidden: int
+    layers: int
+    context: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.hidden} x {self.layers}, context {self.context}, batch {self.batch}"
+
+
+CLASSICAL, LARGE = Size(64, 1, 30, 50), Size(128, 2, 96, 128)
+
+
+class Ours(nn.Module):
+    """The layers of one of torch's modules, run by an engine of ours."""
+
+    def __init__(self, module: nn.RNNBase, kind: str, engine: Engine) -> None:
+        super().__init__()
+        self.module, self.kind, self.engine = module, kind, engine
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
+        """As torch's module, from a state of zeros; without the state after."""
+        rows, steps = inputs.shape[:2]
+        zero = inputs.new_zeros(rows, self.module.hidden_size)
+        begun = torch.ones(rows, steps, dtype=torch.bool)
+        for number in range(self.module.num_layers):
+            names = (f"{name}_l{number}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            weights = (getattr(self.module, name) for name in names)
+            layer = Layer(self.kind, inputs, zero, zero if self.kind == "lstm" else None, begun, *weights)
+            inputs = run(layer, engine=self.engine).outputs
+        return inputs, None
+
+
+class Network(nn.Module):
+    """A recurrence and a linear output, with the mean squared error as its loss."""
+
+    def __init__(self, recurrence: nn.Module, hidden: int) -> None:
+        super().__init__()
+        self.recurrence, self.output = recurrence, nn.Linear(hidden, 1)
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss."""
+        return (self.output(self.recurrence(inputs)[0]) - targets).square().mean()
+
+
+def main() -> None:
+    """Measures, prints, and writes it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="turns of each in every table; else as many as are worth it"
+    )
+    rounds = parser.parse_args().rounds
+    threads = os.cpu_count() or 1
+    lines = [heading(threads)]
+    for count in sorted({1, threads}):
+        torch.set_num_threads(count)
+        lines += ["", f"## {count} thread{'s' * (count > 1)}"]
+        lines += training(rounds or 41) + members(rounds or 21) + steps(rounds or 21)
+    print("\n".join(lines))
+    if not rounds:
+        RESULT.write_text("\n".join([*lines, ""]))
+
+
+def heading(threads: int) -> str:
+    """What was measured, on what."""
+    lanes = kernel()
+    compiled = "there is none" if lanes is None else f"vectors of {lanes.lanes} floats"
+    return (
+        "# The recurrence\n\n`PYTHONPATH=. python benchmarks/speed/recurrence.py`: torch "
+        f"{torch.__version__}, float32, {processor()}, {threads} cores; compiled kernel: {compiled}; load before the run "
+        f"{os.getloadavg()[0]:.1f}. Medians; in brackets how many times faster than torch's module (median over rounds)."
+    )
+
+
+def processor() -> str:
+    """The model of the CPU."""
+    try:
+        said = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(line.partition(":")[2].strip() for line in said if line.startswith("model name"))
+
+
+def engines() -> dict[str, Engine]:
+    """Ours: the kernel where it is compiled, and the equations."""
+    compiled = kernel()
+    return ({} if compiled is None else {"kernel": compiled}) | {"equations": equations}
+
+
+def training(rounds: int) -> list[str]:
+    """Milliseconds of a training step."""
+    table = Table("Training step, ms", ["torch", *engines()])
+    for size in (CLASSICAL, LARGE):
+        for kind in MODULES:
+            turns = {"torch": step_of(make(kind, size), size)}
+            turns |= {name: step_of(make(kind, size, engine), size) for name, engine in engines().items()}
+            table.add(f"{kind.upper()} {size}", turns, rounds if size == CLASSICAL else rounds // 3 + 1, unit=1e3)
+    return table.lines
+
+
+def members(rounds: int) -> list[str]:
+    """Five networks trained side by side, and as many times one."""
+    name, engine = next(iter(engines().items()))
+    table = Table(f"{MEMBERS} members at once, ms a step (in brackets: times one of them; {name})", ["one", "members"])
+    for size in (Size(32, 1, 30, 32), CLASSICAL, LARGE._replace(layers=1)):
+        for kind in ("lstm", "gru"):
+            one = step_of(make(kind, size, engine), size)
+            table.add(
+                f"{kind.upper()} {size}",
+                {"one": one, "members": stacked_step(kind, size, engine)},
+                rounds,
+                unit=1e3,
+                times=True,
+            )
+    return table.lines
+
+
+def steps(rounds: int) -> list[str]:
+    """Microseconds of a call with one step, without gradients."""
+    table = Table("One step of a rollout, µs", ["torch", *engines()])
+    for size in (CLASSICAL, LARGE):
+        for kind in ("lstm", "gru"):
+            for rows in (1, 64, 1024):
+                inputs = torch.randn(rows, 1, 2)
+                modules = {"torch": recurrence(kind, size)}
+                modules |= {name: recurrence(kind, size, engine) for name, engine in engines().items()}
+                turns = {name: without_gradients(module, inputs) for name, module in modules.items()}
+                table.add(f"{kind.upper()} {size.hidden} x {size.layers}, batch {rows}", turns, rounds, unit=1e6)
+    return table.lines
+
+
+class Table:
+    """A table in the making."""
+
+    def __init__(self, title: str, columns: Sequence[str]) -> None:
+        self.lines = ["", f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+
+    def add(self, label: str, turns: dict[str, Turn], rounds: int, *, unit: float, times: bool = False) -> None:
+        """Measures the turns and writes a row; the first is what the others are compared with."""
+        taken = interleaved(turns, rounds)
+        first, *others = taken
+        cells = [f"{np.median(taken[first]) * unit:.2f}"]
+        for name in others:
+            ratio = np.median(taken[name] / taken[first] if times else taken[first] / taken[name])
+            cells.append(f"{np.median(taken[name]) * unit:.2f} ({ratio:.2f})")
+        self.lines.append(f"| {label} | {' | '.join(cells)} |")
+        print(self.lines[-1], file=sys.stderr, flush=True)
+
+
+def interleaved(turns: dict[str, Turn], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds a call, one entry a round."""
+    repeats = {name: repeats_of(turn) for name, turn in turns.items()}
+    taken: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            begin = time.perf_counter()
+            for _ in range(repeats[name]):
+                turn()
+            taken[name].append((time.perf_counter() - begin) / repeats[name])
+    return {name: np.array(each) for name, each in taken.items()}
+
+
+def repeats_of(turn: Turn) -> int:
+    """How many calls take long enough to be measured; and warms up."""
+    turn()
+    begin = time.perf_counter()
+    turn()
+    return max(1, int(ENOUGH / (time.perf_counter() - begin)))
+
+
+def recurrence(kind: str, size: Size, engine: Engine | None = None) -> nn.Module:
+    """Torch's module, or the same run by an engine of ours."""
+    torch.manual_seed(0)
+    module = MODULES[kind](2, size.hidden, size.layers, batch_first=True)
+    return module if engine is None else Ours(module, kind, engine)
+
+
+def make(kind: str, size: Size, engine: Engine | None = None) -> Network:
+    """A network around it."""
+    return Network(recurrence(kind, size, engine), size.hidden)
+
+
+def data(size: Size, *lead: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets."""
+    draw = torch.Generator().manual_seed(1)
+    shape = (*lead, size.batch, size.context)
+    return torch.randn(*shape, 2, generator=draw), torch.randn(*shape, 1, generator=draw)
+
+
+def step_of(network: Network, size: Size) -> Turn:
+    """A training step of one network."""
+    inputs, targets = data(size)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        network(inputs, targets).backward()
+        optimiser.step()
+
+    return step
+
+
+def stacked_step(kind: str, size: Size, engine: Engine) -> Turn:
+    """A training step of all members."""
+    networks = [make(kind, size, engine) for _ in range(MEMBERS)]
+    stacked, _ = stack_module_state(networks)
+    weights = {name: weight.detach().requires_grad_() for name, weight in stacked.items()}
+    inputs, targets = data(size, MEMBERS)
+    optimiser = torch.optim.Adam(list(weights.values()), lr=1e-3)
+    losses = vmap(lambda own, *batch: functional_call(networks[0], own, batch))
+
+    def step() -> None:
+        optimiser.zero_grad()
+        losses(weights, inputs, targets).sum().backward()
+        optimiser.step()
+
+    return step
+
+
+def without_gradients(module: nn.Module, inputs: Tensor) -> Turn:
+    """A forward pass."""
+
+    def turn() -> None:
+        with torch.inference_mode():
+            module(inputs)
+
+    return turn
+
+
+if __name__ == "__main__":
+    main()
