@@ -25,6 +25,8 @@ TORCH = "torch==2.13.0"
 TORCH_CPU_HASHES = [
     "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",  # CPython 3.11, Linux x86_64
 ]
+# statsforecast asks for a numba and an llvmlite of years ago on Windows, which numpy 2 cannot go with.
+OVERRIDES = ["numba>=0.63", "llvmlite>=0.46"]
 # Not in any package's requirements: the build backend, so that the project itself installs without a network.
 BUILD = "setuptools"
 
@@ -77,7 +79,10 @@ def resolve(*extras: str, constraints: list[str] | None = None) -> list[Pin]:
     with tempfile.TemporaryDirectory() as folder:
         limits = Path(folder, "constraints.txt")
         limits.write_text("\n".join([TORCH, *(constraints or [])]))
-        command = [uv, "pip", "compile", str(PYPROJECT), "-", *extras, "--constraints", str(limits)]
+        overrides = Path(folder, "overrides.txt")
+        overrides.write_text("\n".join(OVERRIDES))
+        bounds = ["--constraints", str(limits), "--overrides", str(overrides)]
+        command = [uv, "pip", "compile", str(PYPROJECT), "-", *extras, *bounds]
         shape = ["--universal", "--generate-hashes", "--no-header", "--annotation-style", "line", "--quiet"]
         answer = subprocess.run([*command, *shape], input=BUILD, capture_output=True, text=True, check=False)
     if answer.returncode:
