@@ -33,6 +33,8 @@ def train(
     *,
     config: Path | None = None,
     horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     reading: Reading = _READING,
@@ -45,9 +47,13 @@ def train(
     data
         A CSV or Parquet file with the columns unique_id, ds, y; or a data set that ships: hospital, sine_trend.
     config
-        Specification in YAML; without one, a small GRU that fits the horizon.
+        Specification in YAML; without one, the preset of the data's frequency, its variants tried on the last known windows.
     horizon
         Steps ahead, instead of the specification's.
+    preset
+        One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
+    members
+        Networks of other seeds, trained side by side; their median is the forecast. Five take two to three times as long as one.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -55,8 +61,11 @@ def train(
     """
     from pipelines.train import train as run
 
-    spec = spec_of(config, data, horizon=horizon, seed=seed)
-    trained = run(reading.of(data), spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
+    source = reading.of(data)
+    spec = spec_of(
+        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+    )
+    trained = run(source, spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
 
@@ -240,6 +249,8 @@ def retrain(
     *,
     config: Path | None = None,
     horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
@@ -255,9 +266,13 @@ def retrain(
     data
         As for train.
     config
-        Specification in YAML; its name is the model's.
+        Specification in YAML; its name is the model's. Without one, the preset of the data's frequency, as for train.
     horizon
         Steps ahead, instead of the specification's.
+    preset
+        As for train.
+    members
+        As for train.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -267,9 +282,12 @@ def retrain(
     """
     from pipelines.retrain import retrain as run
 
-    spec = spec_of(config, data, horizon=horizon, seed=seed)
+    source = reading.of(data)
+    spec = spec_of(
+        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+    )
     done = run(
-        reading.of(data),
+        source,
         spec,
         where.open(),
         test_windows=test_windows,
