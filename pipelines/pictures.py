@@ -35,12 +35,12 @@ def optimization_history(trials: Sequence[tuple[int, float, bool]], *, naive: fl
     highest = _SHOWN * max([naive, *value[ended][:1]])
     lowest, top = min([naive, *value]), min(max([naive, *value]), highest)
     margin = 0.05 * (top - lowest) or 0.05 * abs(top) or 1.0
-    axes.set_ylim(lowest - margin, top + margin)
+    axes.set_ylim(lowest - margin, top + 4 * margin)  # the legend is above
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial")
     axes.set_ylabel("rollout on validation windows (MASE)")
     axes.grid(axis="y", color="#e3e5e8", linewidth=0.6)
-    axes.legend(frameon=False, ncols=4)
+    axes.legend(frameon=False, loc="upper right", ncols=4)
     return figure
 
 

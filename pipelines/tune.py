@@ -212,6 +212,8 @@ def _try(search: _Search) -> None:
         fitted, fault = _fit(search, spec, trial, reporter, count=count), None
     except NonFiniteLoss as error:
         fitted, fault = None, error.message
+    finally:
+        search.status("")
     value = None if fitted is None or reporter.pruned else fitted.scores["valid/rollout"]
     search.study.end(trial, value, seconds=time.monotonic() - started, fault=fault)
     _tell(search, search.study.tried()[-1])
@@ -243,7 +245,6 @@ def _tell(search: _Search, last: Tried) -> None:
     ranked = _ranked(search.study.tried())
     best = f"; best {ranked[0].value:.4g} of trial {ranked[0].trial}" if ranked else ""
     value = "" if last.value is None else f" {last.value:.4g},"
-    search.status("")
     _log.info("trial %s of %d:%s %s in %.0f s%s", last.trial, search.trials, value, how, last.seconds or 0.0, best)
     if ranked:
         search.parent.logger.log_metrics({"tune/value": _value(ranked[0])}, last.trial)
@@ -290,7 +291,7 @@ def _record(search: _Search, found: Spec, best: Tried, *, naive: float, out: Pat
     run.figure("plots/optimization_history.png", optimization_history(drawn, naive=naive, title=title))
     importance = search.study.importance()
     if importance:
-        title = f"{name}: what decides whether a trial is among the best quarter"
+        title = f"{name}: what decides how trials do"
         run.figure("plots/parameter_importance.png", parameter_importance(importance, title=title))
     run.file(out)
     with tempfile.TemporaryDirectory() as folder:
