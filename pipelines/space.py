@@ -96,10 +96,15 @@ SPACE = (
     Field("decoder", lambda _: ("rollout", "direct")),
     Field("base", _bases),
     Field("scaling", _scalings),
+    Field("transform", lambda ground: () if ground.spec.head.counts else ("none", "log")),
     Field("head.loss", lambda ground: ("mse", "mae", "huber") if ground.spec.head.kind == "point" else ()),
     Field("training.learning_rate", lambda _: Range(3e-4, 3e-2)),
     Field("training.steps", _steps),
     Field("training.batch", lambda _: (32, 64, 128, 256)),
+    Field("training.schedule", lambda _: ("constant", "cosine")),
+    Field("training.average", lambda _: (0.0, 0.99)),
+    Field("training.weighting", lambda _: ("none", "seasonal_error")),
+    Field("training.recent", lambda _: (0.0, 2.0, 8.0)),
 )
 
 
