@@ -17,11 +17,12 @@ from cyclopts import App, CycloptsError, Parameter
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
 from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
 from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
+from pipelines.tuning import tune
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
 app.command(data_app)
-
+app.command(tune)
 
 _WHERE, _READING = Where(), Reading()
 _TOLD = 10  # faults of single series that are told one by one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from forecaster.series import Forecast, Panel
+    from pipelines.tune import Tuned
 
 _OURS = ("forecaster", "pipelines", "serving")
 
@@ -63,6 +65,24 @@ def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
             f"{forecaster:16}"
             + "".join(f"{'-' if value is None else format(value, '.4g'):>10}" for value in values.values())
         )
+
+
+def print_tuned(tuned: Tuned) -> None:
+    """The five best trials, and how the best did beside seasonal naive."""
+    from pipelines.space import told
+
+    print(f"{'trial':>5}{'rollout':>10}{'epochs':>8}{'seconds':>9}  what was tried")
+    for one in tuned.best[:5]:
+        print(f"{one.trial:>5}{one.value:>10.4g}{one.epochs:>8}{one.seconds or 0.0:>9.1f}  {told(one.params)}")
+    print(f"best    {tuned.value:.4g}, seasonal naive {tuned.naive:.4g} on the same validation windows (MASE)")
+    print(f"written {tuned.out}\nrun     {tuned.run_id}")
+
+
+def status(line: str) -> None:
+    """What is going on, in place of what was said last; nothing clears it."""
+    width = shutil.get_terminal_size().columns - 1
+    sys.stderr.write(f"\r\x1b[K{line[:width]}")
+    sys.stderr.flush()
 
 
 def print_summary(panel: Panel) -> None:
