@@ -40,7 +40,7 @@ def tune(
     horizon
         Steps ahead, instead of the specification's.
     config
-        Specification in YAML to search around; without one, a small GRU that fits the horizon. It is tried first.
+        Specification in YAML to search around; without one, the preset of the data's frequency. It is tried first.
     trials
         How many specifications to train; those that an earlier call with the same arguments trained are among them.
     timeout
@@ -57,9 +57,11 @@ def tune(
     can_be_written(out=out)
     from pipelines.tune import tune as run
 
-    spec = _judged_by(spec_of(config, data, horizon=horizon, seed=None), valid_windows)
+    source = reading.of(data)
+    asked = spec_of(config, source, horizon=horizon, seed=None, test_windows=test_windows)
+    spec = _judged_by(asked, valid_windows)
     tuned = run(
-        reading.of(data),
+        source,
         spec,
         where.open(),
         out=out,
