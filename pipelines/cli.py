@@ -10,20 +10,29 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
-from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
-from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
+from pipelines.arguments import Contest, Reading, Where, bundle_of, can_be_written, contenders, in_range, spec_of
+from pipelines.terminal import (
+    counter,
+    forecast_table,
+    hush,
+    print_contest,
+    print_scores,
+    print_summary,
+    warn,
+    write_table,
+)
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
 app.command(data_app)
 
 
-_WHERE, _READING = Where(), Reading()
+_WHERE, _READING, _CONTEST = Where(), Reading(), Contest()
 _TOLD = 10  # faults of single series that are told one by one
 
 
@@ -63,18 +72,9 @@ def train(
 
 @app.command
 def backtest(
-    model: str,
-    data: str,
-    *,
-    horizon: int | None = None,
-    windows: int = 1,
-    stride: int | None = None,
-    out: Path | None = None,
-    plot: Path | None = None,
-    reading: Reading = _READING,
-    where: Where = _WHERE,
+    model: str, data: str, *, contest: Contest = _CONTEST, reading: Reading = _READING, where: Where = _WHERE
 ) -> None:
-    """Scores a model and seasonal naive on the last rolling origins of the data.
+    """Scores a model beside seasonal naive, other models and statistical baselines on the last rolling origins of the data.
 
     Parameters
     ----------
@@ -82,54 +82,33 @@ def backtest(
         A bundle folder, or a registered model as NAME or NAME@ALIAS.
     data
         As for train.
-    horizon
-        Steps ahead; the model's own, if not given.
-    windows
-        Rolling origins of each series; the last has a horizon left.
-    stride
-        Steps between them; a horizon, if not given.
-    out
-        Where to write every forecast beside the truth (CSV or Parquet).
-    plot
-        Where to draw the error by step ahead (PNG).
     """
-    from forecaster import artifact
-    from forecaster.evaluation.backtest import backtest as run
-    from forecaster.evaluation.baselines import Ask, seasonal_naive
-    from forecaster.frequency import earlier
-    from forecaster.predict import Predictor
-    from pipelines.sources import read
+    from pipelines import backtest as work
 
-    in_range(horizon=horizon, windows=windows, stride=stride)
-    can_be_written(out=out, plot=plot)
-    forecaster = artifact.load(bundle_of(model, where))
-    panel = read(reading.of(data).for_spec(forecaster.spec))
-    for repair in panel.repairs:
-        warn(repair)
-    rivals: dict[str, Ask | Predictor] = {
-        forecaster.spec.name: Predictor(forecaster),
-        "seasonal_naive": seasonal_naive(forecaster.season),
-    }
-    steps = horizon or forecaster.spec.horizon
-    result = run(
-        panel,
-        rivals,
-        horizon=steps,
-        windows=windows,
-        season=forecaster.season,
-        keep=forecaster.spec.least,
-        stride=stride,
+    contest.check()
+    root = where.open() if contest.track else None
+    models = contenders(model, contest.rival, where)
+    done = work.backtest(
+        models,
+        reading.of(data),
+        baselines=contest.baselines,
+        horizon=contest.horizon,
+        windows=contest.windows,
+        stride=contest.stride,
+        levels=contest.levels,
+        by=contest.by,
+        jobs=contest.jobs,
+        progress=counter(),
     )
-    firsts: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]
-    first = min(firsts)
-    if earlier(first, forecaster.cutoff):
-        warn(f"the model saw data up to {forecaster.cutoff}; origins from {first} on are not out of sample")
-    print_scores({name: result.scores(name) for name in rivals})
-    write_table(out, result.frame)
-    if plot is not None:
-        from forecaster.evaluation.plots import error_by_horizon
-
-        error_by_horizon(result).savefig(plot)
+    for line in done.told:
+        warn(line)
+    print_contest(done.overall, done.against)
+    write_table(contest.out, lambda: done.result.frame(levels=sorted(set(contest.levels))))
+    write_table(contest.scores, lambda: done.scores)
+    if contest.plot is not None:
+        work.draw(done, contest.plot)
+    if root is not None:
+        print(f"run     {work.record(done, models, reading.of(data), root)}")
 
 
 @app.command
