@@ -18,7 +18,7 @@ from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.backtest import backtest as ask_all
 from forecaster.evaluation.baselines import SEASONAL_NAIVE, Ask, seasonal_naive
 from forecaster.evaluation.calibration import with_quantiles
-from forecaster.evaluation.scores import LEVELS, by_step, overall, score_table
+from forecaster.evaluation.scores import LEVELS, by_step, groups, overall, score_table
 from forecaster.evaluation.significance import Comparison, compare
 from forecaster.evaluation.statistical import LONGEST_ETS_SEASON, statistical
 from forecaster.frequency import earlier
@@ -105,6 +105,7 @@ def backtest(
         tell = None if progress is None else partial(progress, each)
         asked[each] = statistical(each, season=model.season, jobs=jobs, progress=tell)
     panel = read(_columns(data, [one.forecaster for one in contenders.values()], by))
+    groups(panel.series, by)  # told before the work, not after it
     result = ask_all(
         panel,
         asked,

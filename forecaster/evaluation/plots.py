@@ -79,7 +79,10 @@ def error_by_horizon(result: Backtest) -> Figure:
     named = [name for name in result.forecasts if name != SEASONAL_NAIVE]
     for number, name in enumerate(named):
         color = OTHERS[number % len(OTHERS)]
-        axes.plot(steps, result.mase_by_step(name), color=color, linewidth=1.6, marker=marker, label=name)
+        order = 3 - number / len(named)  # the first lies on top
+        axes.plot(
+            steps, result.mase_by_step(name), color=color, linewidth=1.6, marker=marker, label=name, zorder=order
+        )
     if SEASONAL_NAIVE in result.forecasts:
         naive = result.mase_by_step(SEASONAL_NAIVE)
         axes.plot(
@@ -161,6 +164,7 @@ def _window(axes: Axes, result: Backtest, name: str, series: int) -> None:
         axes.fill_between(ahead[1:], low, high, color=FORECAST, alpha=0.15, linewidth=0, label="80 % interval")
     axes.plot(ahead[1:], said, color=FORECAST, linewidth=1.4, label="forecast")
     axes.tick_params(labelsize=8)
+    axes.xaxis.get_offset_text().set_fontsize(8)
     if isinstance(stamps, DatetimeIndex):
         locator: Any = AutoDateLocator(minticks=2, maxticks=5)  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)

@@ -31,6 +31,7 @@ from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.evaluation.one_pass import Cube
 from forecaster.metrics import nanmean, owa, pinball
+from forecaster.series import Series
 from forecaster.shapes import Float64, Int
 
 DECILES = tuple(round(0.1 * number, 1) for number in range(1, 10))
@@ -51,7 +52,7 @@ def score_table(result: Backtest, *, by: str | None = None) -> pd.DataFrame:
     Raises:
         CovariateUnknown: a series has no such static column.
     """
-    names, codes = _groups(result, by)
+    names, codes = groups(result.series, by)
     found = {name: dict(_errors(result, name, codes, len(names))) for name in result.forecasts}
     rows: list[pd.DataFrame] = []
     for name, scores in found.items():
@@ -60,6 +61,21 @@ def score_table(result: Backtest, *, by: str | None = None) -> pd.DataFrame:
         rows += [_rows(name, metric, names, values) for metric, values in scores.items()]
         rows.append(_row(name, "stand_ins", float(len(result.warnings.get(name, ())))))
     return pd.concat(rows, ignore_index=True)
+
+
+def groups(series: Sequence[Series], by: str | None) -> tuple[list[str], Int[np.ndarray, "series"]]:
+    """The names of the groups of a static column, and which of them each series is of; raises CovariateUnknown."""
+    if by is None:
+        return [], np.full(len(series), -1, dtype=np.int64)
+    for one in series:
+        if by not in one.static:
+            raise CovariateUnknown(
+                f"Expected the static column {by!r} in every series to score groups by; series {one.id!r} has none. "
+                "Name a column of the data that says one thing of a whole series.",
+                where=by,
+            )
+    names, codes = np.unique([one.static[by] for one in series], return_inverse=True)
+    return [str(name) for name in names], codes.astype(np.int64)
 
 
 def overall(table: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -88,21 +104,6 @@ class _Tally(NamedTuple):
     def of_groups(self, codes: Int[np.ndarray, "series"], count: int) -> Values:
         totals, weights = (_summed(values, codes, count) for values in self)
         return np.asarray(np.divide(totals, weights, out=np.full(totals.shape, np.nan), where=weights > 0))
-
-
-def _groups(result: Backtest, by: str | None) -> tuple[list[str], Int[np.ndarray, "series"]]:
-    """The names of the groups, and which of them each series is of."""
-    if by is None:
-        return [], np.full(len(result.series), -1, dtype=np.int64)
-    for one in result.series:
-        if by not in one.static:
-            raise CovariateUnknown(
-                f"Expected the static column {by!r} in every series to score groups by; series {one.id!r} has none. "
-                "Name a column of the data that says one thing of a whole series.",
-                where=by,
-            )
-    names, codes = np.unique([one.static[by] for one in result.series], return_inverse=True)
-    return [str(name) for name in names], codes.astype(np.int64)
 
 
 def _errors(result: Backtest, name: str, codes: Int[np.ndarray, "series"], count: int) -> Iterator[tuple[str, Values]]:

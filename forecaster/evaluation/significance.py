@@ -13,7 +13,6 @@ from forecaster.shapes import Float64
 
 DRAWS = 999
 _AT_ONCE = 1 << 22  # numbers of a resampling held in memory
-_TERMS = 2000  # of a continued fraction: it takes about the root of the degrees of freedom
 
 
 class Comparison(NamedTuple):
@@ -103,7 +102,7 @@ def paired(differences: Float64[np.ndarray, "series"], *, seed: int = 0, draws: 
         draws: Resamplings.
     """
     found = differences[~np.isnan(differences)]
-    count, mean = len(found), float(nanmean(differences))
+    count, mean = len(found), float(nanmean(found))
     test = f"paired t over {count} series"
     if count < 2:
         return Comparison(mean, _NAN, _NAN, _NAN, _NAN, count, f"{test}: too few")
@@ -144,22 +143,24 @@ def student_tail(statistic: float, degrees: int) -> float:
 
     Abramowitz and Stegun 1964, 26.7.1; the regularised incomplete beta function by its continued fraction, DLMF 8.17.22.
     """
-    x = degrees / (degrees + statistic * statistic)
+    square = statistic * statistic
+    x, rest = degrees / (degrees + square), square / (degrees + square)  # which add up to one
     a, b = degrees / 2, 0.5
-    if x >= 1:
+    if rest == 0:
         return 1.0
-    if x <= 0:
+    if x == 0:
         return 0.0
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    front = math.exp(a * math.log(x) + b * math.log(rest) - log_beta)
     if x > (a + 1) / (a + b + 2):  # there the fraction converges quickly for the complement alone
-        return 1 - front * _fraction(b, a, 1 - x) / b
+        return 1 - front * _fraction(b, a, rest) / b
     return front * _fraction(a, b, x) / a
 
 
 def _fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction of the incomplete beta function, from the back."""
+    """The continued fraction of the incomplete beta function, from the back; it takes about the root of a + b terms."""
     value = 1.0
-    for m in range(_TERMS, 0, -1):
+    for m in range(50 + 4 * math.isqrt(math.ceil(a + b)), 0, -1):
         value = 1 + m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)) / value
         value = 1 - (a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1)) / value
     return 1 / value

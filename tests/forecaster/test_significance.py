@@ -121,7 +121,7 @@ def test_what_was_not_observed_has_no_part() -> None:
 def test_a_variance_estimate_that_is_not_positive_is_mended() -> None:
     """Differences that swing back and forth: the plain estimate at horizon 2 is below zero."""
     d = np.resize([1.0, -1.0], 20) + 0.01
-    n, mean = len(d), d.mean()
+    mean = d.mean()
     assert ((d - mean) ** 2).sum() + 2 * ((d[1:] - mean) * (d[:-1] - mean)).sum() < 0
     assert 0 < diebold_mariano(d, horizon=2).p <= 1
 
