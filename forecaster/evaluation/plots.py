@@ -80,9 +80,7 @@ def error_by_horizon(result: Backtest) -> Figure:
     for number, name in enumerate(named):
         color = OTHERS[number % len(OTHERS)]
         order = 3 - number / len(named)  # the first lies on top
-        axes.plot(
-            steps, result.mase_by_step(name), color=color, linewidth=1.6, marker=marker, label=name, zorder=order
-        )
+        axes.plot(steps, result.mase_by_step(name), color=color, linewidth=1.6, marker=marker, label=name, zorder=order)
     if SEASONAL_NAIVE in result.forecasts:
         naive = result.mase_by_step(SEASONAL_NAIVE)
         axes.plot(

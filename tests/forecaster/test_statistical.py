@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from forecaster.series import Forecast, Series
 from tests.samples import START, one_series, panel_of, wave
 
 NAN = float("nan")
+CHECKOUT = Path(__file__).parents[2]
 SEASON, HORIZON = 4, 6
 
 
@@ -103,6 +106,11 @@ def test_processes_beside_each_other_say_the_same_in_the_same_order() -> None:
         assert one.id == other.id
         np.testing.assert_array_equal(one.mean, other.mean)
     assert told == [(done, 6) for done in range(1, 7)]
+
+
+def test_a_process_that_fits_baselines_needs_no_torch() -> None:
+    program = "import sys, forecaster.evaluation.statistical; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=False).returncode == 0
 
 
 def test_a_process_that_is_ended_from_outside_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
