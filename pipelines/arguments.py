@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -15,14 +13,11 @@ from forecaster.errors import BadSpec, InputError, NoSuchModel
 
 if TYPE_CHECKING:
     from forecaster.spec import Spec
-    from pipelines.backtest import Contender
     from pipelines.settings import Root
     from pipelines.sources import Data
 
 _MOST_STEPS = 100_000  # as a specification allows
 _PICTURES = (".png", ".pdf", ".svg")
-
-Baseline = Literal["naive2", "auto_ets", "dynamic_optimized_theta", "auto_arima"]
 
 
 @Parameter(name="*")
@@ -83,66 +78,39 @@ class Reading:
         return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column), self.zone)
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Contest:
-    """What a backtest asks, whom besides the model, and where its results go."""
+def spec_of(
+    config: Path | None,
+    data: Data,
+    *,
+    horizon: int | None,
+    seed: int | None,
+    preset: str | None = None,
+    members: int | None = None,
+    test_windows: int = 1,
+) -> Spec:
+    """The specification that a command means; raises BadSpec where it names none.
 
-    horizon: int | None = None
-    "Steps ahead; the model's own, if not given."
-    windows: int = 1
-    "Rolling origins of each series; the last has a horizon left."
-    stride: int | None = None
-    "Steps between them; a horizon, if not given."
-    rival: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    "Another bundle folder or registered model (NAME@champion) to hold against the model; may be given again."
-    baselines: Annotated[tuple[Baseline, ...], Parameter(negative="")] = ()
-    """Fitted to every history anew; may be given again. One history of 70 months takes about: naive2 (M4's) and
-    dynamic_optimized_theta milliseconds, auto_ets 0.1 s, auto_arima 0.5 s; of 700 hours, auto_ets 1 s; auto_arima takes
-    minutes where a season is long (weeks of a year). Those but naive2 need the extra 'baselines'. Seasonal naive is
-    always there."""
-    jobs: int = 1
-    "Processes that fit baselines beside each other."
-    by: str | None = None
-    "A column that says one thing of a whole series: scores of each group too (in --scores)."
-    levels: Annotated[tuple[float, ...], Parameter(negative="")] = ()
-    "Of calibrated quantiles to write beside the forecasts (in --out); may be given again."
-    out: Path | None = None
-    "Where to write every forecast beside the truth (CSV or Parquet)."
-    scores: Path | None = None
-    "Where to write every score, over all, by step ahead and by group: forecaster, metric, group, step, value."
-    plot: Path | None = None
-    "Where to draw the error by step ahead (a picture), or that, calibration, best and worst series (a folder)."
-    track: Annotated[bool, Parameter(negative="")] = False
-    "Record scores, tables and pictures as an MLflow run."
-
-    def check(self) -> None:
-        """Refuses, before any work, what cannot be meant or could not be written after it."""
-        in_range(horizon=self.horizon, windows=self.windows, stride=self.stride, jobs=self.jobs)
-        can_be_written(out=self.out, scores=self.scores)
-        folder = self.plot is not None and (self.plot.is_dir() or not self.plot.suffix)
-        if not folder or self.plot is None:
-            can_be_written(plot=self.plot)
-        elif not os.access(self.plot if self.plot.is_dir() else self.plot.parent, os.W_OK):
-            raise InputError(
-                f"Expected a folder for --plot {self.plot}; found none that can be written. Name another.", where="plot"
-            )
-
-
-def spec_of(config: Path | None, data: str, *, horizon: int | None, seed: int | None) -> Spec:
-    """The specification that a command means; raises BadSpec where it names none."""
+    Without a configuration it is the preset of the data's frequency, whose variants are tried on the windows before the test.
+    """
     from forecaster.spec import Spec
-    from pipelines.sources import Data, default_spec, read_spec
+    from pipelines.sources import read_spec
 
     if config is None and horizon is None:
         raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
-    in_range(horizon=horizon)
+    if config is not None and preset is not None:
+        raise BadSpec(
+            f"Expected --config or --preset; found both, {config} and {preset}. Leave one out.", where="preset"
+        )
+    in_range(horizon=horizon, members=members)
     if config is None:
+        from pipelines.first_choice import first_choice
+
         assert horizon is not None
-        spec = default_spec(Data(data).name, horizon=horizon)
+        spec = first_choice(data, horizon=horizon, kind=preset, test_windows=test_windows)
     else:
         spec = read_spec(config)
     fields = spec.model_dump()
+    fields["members"] = members or spec.members
     fields["horizon"] = horizon or spec.horizon
     fields["training"]["seed"] = spec.training.seed if seed is None else seed
     return Spec.parse(fields, where=str(config or "--horizon"))
@@ -185,23 +153,3 @@ def bundle_of(model: str, where: Where) -> Path:
     root = where.existing()
     name, _, alias = model.partition("@")
     return fetch(Registry(root.store).resolve(name, alias or "champion"), root)
-
-
-def contenders(model: str, rivals: Sequence[str], where: Where) -> dict[str, Contender]:
-    """The model and its rivals, loaded, by names that tell them apart: those of their specifications, or as registered."""
-    from forecaster import artifact
-    from forecaster.evaluation.baselines import SEASONAL_NAIVE
-    from pipelines.backtest import Contender
-
-    found: dict[str, Contender] = {}
-    for told in (model, *rivals):
-        folder = bundle_of(told, where)
-        forecaster = artifact.load(folder)
-        registered = bool(found) and not Path(told).is_dir()
-        name = (told if "@" in told else f"{told}@champion") if registered else forecaster.spec.name
-        others = (f"{name} {number}" for number in count(2))
-        taken = {*found, *get_args(Baseline), SEASONAL_NAIVE}
-        found[name if name not in taken else next(one for one in others if one not in taken)] = Contender(
-            folder, forecaster
-        )
-    return found

@@ -15,24 +15,18 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
-from pipelines.arguments import Contest, Reading, Where, bundle_of, can_be_written, contenders, in_range, spec_of
-from pipelines.terminal import (
-    counter,
-    forecast_table,
-    hush,
-    print_contest,
-    print_scores,
-    print_summary,
-    warn,
-    write_table,
-)
+from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.backtesting import backtest
+from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
+from pipelines.tuning import tune
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
 app.command(data_app)
+app.command(backtest)
+app.command(tune)
 
-
-_WHERE, _READING, _CONTEST = Where(), Reading(), Contest()
+_WHERE, _READING = Where(), Reading()
 _TOLD = 10  # faults of single series that are told one by one
 
 
@@ -42,6 +36,8 @@ def train(
     *,
     config: Path | None = None,
     horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     reading: Reading = _READING,
@@ -54,9 +50,13 @@ def train(
     data
         A CSV or Parquet file with the columns unique_id, ds, y; or a data set that ships: hospital, sine_trend.
     config
-        Specification in YAML; without one, a small GRU that fits the horizon.
+        Specification in YAML; without one, the preset of the data's frequency, its variants tried on the last known windows.
     horizon
         Steps ahead, instead of the specification's.
+    preset
+        One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
+    members
+        Networks of other seeds, trained side by side; their median is the forecast. Five take two to three times as long as one.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -64,51 +64,13 @@ def train(
     """
     from pipelines.train import train as run
 
-    spec = spec_of(config, data, horizon=horizon, seed=seed)
-    trained = run(reading.of(data), spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
+    source = reading.of(data)
+    spec = spec_of(
+        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+    )
+    trained = run(source, spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
-
-
-@app.command
-def backtest(
-    model: str, data: str, *, contest: Contest = _CONTEST, reading: Reading = _READING, where: Where = _WHERE
-) -> None:
-    """Scores a model beside seasonal naive, other models and statistical baselines on the last rolling origins of the data.
-
-    Parameters
-    ----------
-    model
-        A bundle folder, or a registered model as NAME or NAME@ALIAS.
-    data
-        As for train.
-    """
-    from pipelines import backtest as work
-
-    contest.check()
-    root = where.open() if contest.track else None
-    models = contenders(model, contest.rival, where)
-    done = work.backtest(
-        models,
-        reading.of(data),
-        baselines=contest.baselines,
-        horizon=contest.horizon,
-        windows=contest.windows,
-        stride=contest.stride,
-        levels=contest.levels,
-        by=contest.by,
-        jobs=contest.jobs,
-        progress=counter(),
-    )
-    for line in done.told:
-        warn(line)
-    print_contest(done.overall, done.against)
-    write_table(contest.out, lambda: done.result.frame(levels=sorted(set(contest.levels))))
-    write_table(contest.scores, lambda: done.scores)
-    if contest.plot is not None:
-        work.draw(done, contest.plot)
-    if root is not None:
-        print(f"run     {work.record(done, models, reading.of(data), root)}")
 
 
 @app.command
@@ -219,6 +181,8 @@ def retrain(
     *,
     config: Path | None = None,
     horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
@@ -234,9 +198,13 @@ def retrain(
     data
         As for train.
     config
-        Specification in YAML; its name is the model's.
+        Specification in YAML; its name is the model's. Without one, the preset of the data's frequency, as for train.
     horizon
         Steps ahead, instead of the specification's.
+    preset
+        As for train.
+    members
+        As for train.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -246,9 +214,12 @@ def retrain(
     """
     from pipelines.retrain import retrain as run
 
-    spec = spec_of(config, data, horizon=horizon, seed=seed)
+    source = reading.of(data)
+    spec = spec_of(
+        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+    )
     done = run(
-        reading.of(data),
+        source,
         spec,
         where.open(),
         test_windows=test_windows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from forecaster.evaluation.significance import Comparison
     from forecaster.series import Forecast, Panel
+    from pipelines.tune import Tuned
 
 _OURS = ("forecaster", "pipelines", "serving")
 
@@ -116,6 +118,24 @@ def counter(*, every: float = 10.0) -> Callable[[str, int, int], None]:
             told = now
 
     return count
+
+
+def print_tuned(tuned: Tuned) -> None:
+    """The five best trials, and how the best did beside seasonal naive."""
+    from pipelines.space import told
+
+    print(f"{'trial':>5}{'rollout':>10}{'epochs':>8}{'seconds':>9}  what was tried")
+    for one in tuned.best[:5]:
+        print(f"{one.trial:>5}{one.value:>10.4g}{one.epochs:>8}{one.seconds or 0.0:>9.1f}  {told(one.params)}")
+    print(f"best    {tuned.value:.4g}, seasonal naive {tuned.naive:.4g} on the same validation windows (MASE)")
+    print(f"written {tuned.out}\nrun     {tuned.run_id}")
+
+
+def status(line: str) -> None:
+    """What is going on, in place of what was said last; nothing clears it."""
+    width = shutil.get_terminal_size().columns - 1
+    sys.stderr.write(f"\r\x1b[K{line[:width]}")
+    sys.stderr.flush()
 
 
 def print_summary(panel: Panel) -> None:

@@ -160,6 +160,14 @@ def open_run(
             run.logger.close(status)
 
 
+def end_killed(run_ids: Iterable[str], *, root: Path, uri: str | None = None) -> None:
+    """Ends runs that a kill left open; raises RegistryError when the store cannot be opened."""
+    client = registry.connect(tracking_uri(root, uri))
+    for run_id in run_ids:
+        with recording(f"the end of run {run_id}"):
+            client.set_terminated(run_id, "KILLED")
+
+
 def artifact_location(root: Path) -> str:
     """Where the runs and models of a root folder keep their files."""
     return (root.absolute() / "mlruns").as_uri()

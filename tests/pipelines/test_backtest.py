@@ -21,7 +21,8 @@ from forecaster.evaluation.statistical import STATISTICAL
 from forecaster.registry import connect
 from forecaster.series import Panel
 from pipelines import terminal
-from pipelines.arguments import Baseline, Where, contenders
+from pipelines.arguments import Where
+from pipelines.backtesting import Baseline, contenders
 from pipelines.settings import Root
 from pipelines.sources import Data, read
 from tests.pipelines.conftest import noise, small

@@ -38,7 +38,7 @@ def run(program: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 def test_all_commands_of_the_life_of_a_model_are_there() -> None:
     assert set(COMMANDS) >= {
-        *("train", "backtest", "forecast", "register", "promote", "retrain", "verify", "serve", "demo")
+        *("train", "tune", "backtest", "forecast", "register", "promote", "retrain", "verify", "serve", "demo")
     }
 
 
@@ -64,7 +64,7 @@ def test_every_command_tells_what_it_does_and_what_its_parameters_mean(
         assert f"--{name.replace('_', '-')}" in told
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["serve", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["tune", "--help"], ["serve", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom pipelines.cli import main\n"
