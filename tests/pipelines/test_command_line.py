@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,12 @@ def test_every_command_tells_what_it_does_and_what_its_parameters_mean(
     function = (app[command]["check"] if command == "data" else app[command]).default_command
     assert function is not None
     assert (function.__doc__ or "nothing").split(",")[0].split()[0] in told
-    options = [name for name in inspect.signature(function).parameters if name not in ("where", "reading")]
+    parameters = inspect.signature(function).parameters.values()
+    options = [
+        name
+        for one in parameters
+        for name in ([field.name for field in fields(one.default)] if is_dataclass(one.default) else [one.name])
+    ]
     for name in options:
         assert f"--{name.replace('_', '-')}" in told
 
