@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,6 +30,7 @@ from forecaster.errors import (
     ValueOutOfRange,
 )
 from forecaster.frequency import Stamp, Stamps, offset
+from forecaster.model.fused import Fused, fused
 from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor
 from forecaster.series import LARGEST_VALUE, Forecast, Series
@@ -86,6 +88,16 @@ def graph_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
     return _together([GraphRunner(graph, threads=threads) for graph in forecaster.graphs])
 
 
+def fastest_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
+    """The fastest engine for a forecaster: the compiled kernel where it knows all members, else their graphs, else None.
+
+    Raises BundleDamaged as `graph_engine` does.
+    """
+    members = [fused(network, threads=threads) for network in forecaster.networks]
+    known = [member for member in members if member is not None]
+    return _together(known) if len(known) == len(members) else graph_engine(forecaster, threads=threads)
+
+
 def _together(engines: Sequence[Engine]) -> Engine:
     return engines[0] if len(engines) == 1 else Together(engines)
 
@@ -93,7 +105,8 @@ def _together(engines: Sequence[Engine]) -> Engine:
 class Predictor:
     """A forecaster ready to answer; it remembers nothing between calls, so threads may share it.
 
-    Its rollouts run in PyTorch on the device, or on another engine; draws that the engine cannot make stay in PyTorch.
+    Its rollouts run on the engine that is given, or in the compiled kernel where that knows the network, or in PyTorch on
+    the device; draws that the engine cannot make stay in PyTorch.
     """
 
     def __init__(self, forecaster: Forecaster, *, device: str = "cpu", engine: Engine | None = None) -> None:
@@ -102,9 +115,14 @@ class Predictor:
         reference = _together(members)
         self.networks, self.device = tuple(member.network for member in members), device
         self.network = self.networks[0]
-        self.engine = engine or reference
+        self.engine = engine or _together([one or member for one, member in zip(self.fused, members, strict=True)])
         self._drawing = self.engine if self.engine.draws else reference
         self._step = offset(forecaster.freq)
+
+    @cached_property
+    def fused(self) -> tuple[Fused | None, ...]:
+        """All members as the kernel runs them; None where it does not know one."""
+        return tuple(fused(network) for network in self.networks)
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
         """The forecast of one series; raises what stands in its way."""
@@ -198,9 +216,10 @@ class Predictor:
         lengths = np.array([len(one.y) for one in series])
         doubtful = (lengths < spec.least) | np.array([one.freq != forecaster.freq for one in series])
         doubtful |= ~_sound([one.y for one in series], lengths, context=spec.context)
-        look = self._covariate_fault if spec.covariates or forecaster.encoding.numeric else _no_fault
+        if spec.covariates or forecaster.encoding.numeric:
+            doubtful |= np.array([self._covariate_fault(one, horizon) is not None for one in series])
         return [
-            (self.fault if doubt else look)(one, horizon) for one, doubt in zip(series, doubtful.tolist(), strict=True)
+            self.fault(one, horizon) if doubt else None for one, doubt in zip(series, doubtful.tolist(), strict=True)
         ]
 
     def fault(self, one: Series, horizon: int) -> ForecasterError | None:
@@ -350,7 +369,9 @@ def _stamps_ahead(series: Sequence[Series], horizon: int) -> Iterator[Stamps | B
     known: dict[tuple[Any, ...], Stamps] = {}
     for one in series:
         start = one.start
-        kind = None if isinstance(start, int) else (start.tz, start.unit)  # moments of two zones, or units, may be equal
+        kind = (
+            None if isinstance(start, int) else (start.tz, start.unit)
+        )  # moments of two zones, or units, may be equal
         key = (start, kind, one.freq, len(one.y))
         ahead = known.get(key)
         if ahead is None:
@@ -372,10 +393,6 @@ def _sound(
     ends = np.cumsum(lengths)
     seen = np.concatenate([[0], np.cumsum(~np.isnan(whole))])
     return np.asarray(seen[ends] > seen[ends - np.minimum(lengths, context)])
-
-
-def _no_fault(one: Series, horizon: int) -> None:
-    return None
 
 
 def _tail(one: Series, steps: int) -> Series:
