@@ -18,7 +18,7 @@ from forecaster.data.split import origins
 from forecaster.data.windows import Tape
 from forecaster.engine import median
 from forecaster.errors import HorizonOutOfRange
-from forecaster.model.fused import Fused, Reached
+from forecaster.model.fused import Fused
 from forecaster.model.places import MEMORIES_AT_ONCE, memories
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import Memory, pick, roll, warm_up
@@ -180,10 +180,10 @@ def _histories(asked: _Asked, tape: Tape) -> Iterator[_Told]:
     if asked.fused is not None and count <= MEMORIES_AT_ONCE:
         at_once = max(1, MEMORIES_AT_ONCE // count)
         for first in range(0, len(row), at_once):
-            span = slice(first, first + at_once)
-            series, number = row[span].repeat(count), numbers[phase[span]].ravel()
+            part = slice(first, first + at_once)
+            series, number = row[part].repeat(count), numbers[phase[part]].ravel()
             wanted = np.flatnonzero((number >= 0) & shared[series, number])
-            reached = asked.fused.reach(window.values[span], every=every, count=count).pick(torch.from_numpy(wanted))
+            reached = asked.fused.reach(window.values[part], every=every, count=count).pick(torch.from_numpy(wanted))
             yield _Told(asked.fused.go_on(reached, horizon=asked.horizon), series[wanted], number[wanted])
         return
     done = 0
