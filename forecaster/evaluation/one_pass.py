@@ -63,7 +63,8 @@ def all_origins(
             _ask(_Asked(predictor, network, compiled, whole, cuts[at], answered[at], horizon, apart))
             for network, compiled in zip(predictor.networks, predictor.fused, strict=True)
         ]
-        found[at] = _mended(median(np.stack(told)), whole, cuts[at], answered[at], season=predictor.forecaster.season)
+        agreed = told[0] if len(told) == 1 else median(np.stack(told))
+        found[at] = _mended(agreed, whole, cuts[at], answered[at], season=predictor.forecaster.season)
     return found
 
 

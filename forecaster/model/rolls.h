@@ -10,6 +10,9 @@ struct NAME(band) {
     float *cells;                                   // row, layer, unit
     float *bound;                                   // of each row
     uint8_t *begun, *gone;                          // of each row: has seen a value; has run away
+    float *said, *sums_of_inputs;                   // of ALONE steps of one row that is read alone
+    int64_t widest;                                 // floats of what is said at a step
+    uint8_t began[ALONE];                           // at each of these steps
 };
 
 FUNCTION int64_t NAME(features)(const struct rollout *o, int64_t layer) { return layer ? o->hidden : 2 * o->segment; }
@@ -29,19 +32,16 @@ FUNCTION void NAME(pack)(const struct layer *l, float *packed) {
     NAME(interleave)(&way);
 }
 
-// A layer's unit block of some rows has its sums: its state, and what the layer above reads.
-FUNCTION __attribute__((always_inline)) void NAME(take)(const struct NAME(band) *b, int64_t kind, int64_t layer, int64_t row,
-                                                        int64_t unit, vector *sums) {
-    const struct rollout *o = b->o;
-    const int64_t H = o->hidden, here = row * b->wide + b->at[layer] + NAME(features)(o, layer) + unit;
-    float *cell = b->cells + (row * o->layers + layer) * o->padded + unit;
-    vector h = AT(b->here + here), c = AT(cell);
-    if (b->begun[row]) {
+// A unit block of a row has its sums: its state, and what the layer above reads, if there is one.
+FUNCTION __attribute__((always_inline)) void NAME(take)(int64_t kind, int begun, vector *sums, const float *before, float *after,
+                                                        float *cell, float *above, int64_t n) {
+    vector h = AT(before), c = AT(cell);
+    if (begun) {
         h = NAME(update)(kind, sums, h, &c);
         AT(cell) = c;
     }
-    AT(b->there + here) = h;
-    if (layer + 1 < o->layers) NAME(store)(b->here + row * b->wide + b->at[layer + 1] + unit, h, H - unit);
+    AT(after) = h;
+    if (above) NAME(store)(above, h, n);
 }
 
 // One step of one layer. Every sum adds up its products in the same order, whatever company its row is in.
@@ -52,6 +52,11 @@ FUNCTION __attribute__((always_inline)) void NAME(step_kind)(const struct NAME(b
     const int gates = kind == LSTM ? 4 : kind == GRU ? 3 : 1, sums_ = kind == ELMAN ? 1 : 4;
     const float *bias = o->packed + b->panels[layer], *panels = bias + sums_ * P, *inputs = b->here + b->at[layer];
     const int64_t panel = (X + H) * gates * LANES; // of a unit block
+    float *before = b->here + b->at[layer] + X, *after = b->there + b->at[layer] + X, *cells = b->cells + layer * P;
+    float *above = layer + 1 < o->layers ? b->here + b->at[layer + 1] : NULL;
+#define TAKE(r, u, s)                                                                                                  \
+    NAME(take)(kind, b->begun[r], s, before + (r) * wide + (u), after + (r) * wide + (u), cells + (r) * o->layers * P + (u), \
+               above ? above + (r) * wide + (u) : NULL, H - (u))
     for (int64_t unit = 0, many; unit < P; unit += many * LANES) {
         many = rows == 1 && P - unit >= BESIDE * LANES ? BESIDE : 1; // one row's sums would wait for each other
         const float *weights = panels + unit / LANES * panel;
@@ -67,7 +72,7 @@ FUNCTION __attribute__((always_inline)) void NAME(step_kind)(const struct NAME(b
                     NAME(row)(3, sums, x + X, weights + X * 3 * LANES, panel, H);
                 } else
                     NAME(row)(gates, sums, x, weights, panel, X + H);
-                for (int i = 0; i < BESIDE; i++) NAME(take)(b, kind, layer, row, unit + i * LANES, sums + 4 * i);
+                for (int i = 0; i < BESIDE; i++) TAKE(row, unit + i * LANES, sums + 4 * i);
                 continue;
             }
             for (int i = 0; i < high; i++)
@@ -77,9 +82,52 @@ FUNCTION __attribute__((always_inline)) void NAME(step_kind)(const struct NAME(b
                 NAME(some_rows)((int)high, 3, sums, x + X, wide, weights + X * 3 * LANES, H);
             } else
                 NAME(some_rows)((int)high, gates, sums, x, wide, weights, X + H);
-            for (int i = 0; i < high; i++) NAME(take)(b, kind, layer, row + i, unit, sums + 4 * i);
+            for (int i = 0; i < high; i++) TAKE(row + i, unit, sums + 4 * i);
         }
     }
+}
+
+#undef TAKE
+
+// One layer takes some steps of one row. What the layers below said is there at once, so their weights are fetched once for
+// TALL steps; `said` becomes what this layer says.
+FUNCTION __attribute__((always_inline)) void NAME(run_kind)(const struct NAME(band) *b, int64_t kind, int64_t layer,
+                                                            int64_t steps) {
+    const struct rollout *o = b->o;
+    const int64_t H = o->hidden, P = o->padded, X = NAME(features)(o, layer);
+    const int gates = kind == LSTM ? 4 : kind == GRU ? 3 : 1, sums_ = kind == ELMAN ? 1 : 4;
+    const float *bias = o->packed + b->panels[layer], *panels = bias + sums_ * P;
+    const int64_t panel = (X + H) * gates * LANES;
+    for (int64_t unit = 0; unit < P; unit += LANES)
+        for (int64_t t = 0, high; t < steps; t += high) {
+            high = steps - t >= TALL ? TALL : steps - t;
+            vector sums[TALL * 4];
+            for (int i = 0; i < high; i++)
+                for (int s = 0; s < sums_; s++) sums[4 * i + s] = AT(bias + s * P + unit);
+            NAME(some_rows)((int)high, gates, sums + (kind == GRU), b->said + t * b->widest, b->widest,
+                            panels + unit / LANES * panel, X);
+            for (int i = 0; i < high; i++)
+                for (int s = 0; s < sums_; s++) AT(b->sums_of_inputs + ((t + i) * P + unit) * 4 + s * LANES) = sums[4 * i + s];
+        }
+    float *before = b->here + b->at[layer] + X, *after = b->there + b->at[layer] + X, *cells = b->cells + layer * P;
+    for (int64_t t = 0; t < steps; t++) {
+        for (int64_t unit = 0, many; unit < P; unit += many * LANES) {
+            const float *weights = panels + unit / LANES * panel + X * gates * LANES;
+            vector sums[BESIDE * 4];
+            many = P - unit >= BESIDE * LANES ? BESIDE : 1;
+            for (int i = 0; i < many; i++)
+                for (int s = 0; s < sums_; s++)
+                    sums[4 * i + s] = AT(b->sums_of_inputs + (t * P + unit + i * LANES) * 4 + s * LANES);
+            if (many > 1) NAME(row)(gates, sums, before, weights, panel, H);
+            else NAME(some_rows)(1, gates, sums, before, 0, weights, H);
+            for (int64_t i = 0, u = unit; i < many; i++, u += LANES)
+                NAME(take)(kind, b->began[t], sums + 4 * i, before + u, after + u, cells + u, b->said + t * b->widest + u, P);
+        }
+        float *swap = before;
+        before = after;
+        after = swap;
+    }
+    if (steps % 2) memcpy(after, before, P * sizeof(float)); // it is expected where it was
 }
 
 // All layers take a step.
@@ -121,28 +169,50 @@ FUNCTION void NAME(keep)(const struct NAME(band) *b, int64_t base, int64_t rows,
     for (int64_t r = 0; r < rows; r++) o->bound[first + r * o->places] = b->bound[r];
 }
 
-// Reads known values.
-FUNCTION void NAME(read)(struct NAME(band) *b, int64_t base, int64_t rows) {
+// Known values of a row at a step, as the lowest layer reads them.
+FUNCTION void NAME(lay)(struct NAME(band) *b, int64_t base, int64_t row, int64_t t, float *x) {
     const struct rollout *o = b->o;
     const int64_t S = o->segment;
-    const float runaway = (float)o->runaway;
+    const float runaway = (float)o->runaway, *values = o->values + ((base + row) * o->steps + t) * S;
+    for (int64_t j = 0; j < S; j++) {
+        int there = values[j] == values[j];
+        x[j] = there ? values[j] : 0.0f;
+        x[S + j] = (float)there;
+        float size = runaway * (x[j] < 0 ? -x[j] : x[j]);
+        b->begun[row] |= there;
+        if (size > b->bound[row]) b->bound[row] = size;
+    }
+}
+
+// Reads known values, step by step.
+FUNCTION void NAME(read)(struct NAME(band) *b, int64_t base, int64_t rows) {
+    const struct rollout *o = b->o;
     for (int64_t t = 0; t < o->steps; t++) {
         int any = 0;
         for (int64_t r = 0; r < rows; r++) {
-            const float *values = o->values + ((base + r) * o->steps + t) * S;
-            float *x = b->here + r * b->wide;
-            for (int64_t j = 0; j < S; j++) {
-                int there = values[j] == values[j];
-                x[j] = there ? values[j] : 0.0f;
-                x[S + j] = (float)there;
-                float size = runaway * (x[j] < 0 ? -x[j] : x[j]);
-                b->begun[r] |= there;
-                if (size > b->bound[r]) b->bound[r] = size;
-            }
+            NAME(lay)(b, base, r, t, b->here + r * b->wide);
             any |= b->begun[r];
         }
         if (any) NAME(step_all)(b, rows);
         if (o->places) NAME(keep)(b, base, rows, t);
+    }
+}
+
+// Reads the known values of one row, layer by layer: then half of the weights are not fetched at every step.
+FUNCTION void NAME(read_alone)(struct NAME(band) *b, int64_t base) {
+    const struct rollout *o = b->o;
+    for (int64_t t = 0, steps; t < o->steps; t += steps) {
+        steps = o->steps - t < ALONE ? o->steps - t : ALONE;
+        for (int64_t i = 0; i < steps; i++) {
+            NAME(lay)(b, base, 0, t + i, b->said + i * b->widest);
+            b->began[i] = b->begun[0];
+        }
+        for (int64_t layer = 0; layer < o->layers; layer++)
+            switch (o->kind) {
+            case LSTM: NAME(run_kind)(b, LSTM, layer, steps); break;
+            case GRU: NAME(run_kind)(b, GRU, layer, steps); break;
+            default: NAME(run_kind)(b, ELMAN, layer, steps);
+            }
     }
 }
 
@@ -184,6 +254,9 @@ FUNCTION int NAME(go)(const struct rollout *o, int64_t first, int64_t last) {
     }
     b.wide = NAME(padded)(wide) + LANES; // not a power of two: those of a tile would share their place in the cache
     int64_t floats = rows * (2 * b.wide + o->layers * P + LANES);
+    const int alone = rows == 1 && o->layers > 1 && o->steps && !o->places;
+    b.widest = NAME(padded)(2 * o->segment > P ? 2 * o->segment : P);
+    if (alone) floats += ALONE * (b.widest + 4 * P);
     float *room = take(floats * sizeof(float) + 2 * rows + 64);
     if (!room) return 0;
     memset(room, 0, floats * sizeof(float) + 2 * rows);
@@ -191,6 +264,8 @@ FUNCTION int NAME(go)(const struct rollout *o, int64_t first, int64_t last) {
     b.there = b.here + rows * b.wide;
     b.cells = b.there + rows * b.wide;
     b.bound = b.cells + rows * o->layers * P;
+    b.said = b.bound + rows * LANES;
+    b.sums_of_inputs = b.said + ALONE * b.widest;
     b.begun = (uint8_t *)(room + floats);
     b.gone = b.begun + rows;
     for (int64_t r = 0; r < rows; r++) b.bound[r] = o->steps ? (float)o->runaway : o->bound[first + r];
@@ -198,7 +273,8 @@ FUNCTION int NAME(go)(const struct rollout *o, int64_t first, int64_t last) {
         const int64_t start = first * o->layers * o->hidden;
         NAME(move_states)(&b, o->states + start, o->cells + (o->cells ? start : 0), 1, rows, 0);
     }
-    NAME(read)(&b, first, rows);
+    if (alone) NAME(read_alone)(&b, first);
+    else NAME(read)(&b, first, rows);
     NAME(say)(&b, first, rows);
     free(room);
     return 1;

@@ -17,6 +17,7 @@
 #endif
 
 #define MOST_LAYERS 16
+#define ALONE 48 // steps of one row that a layer takes at once
 
 enum kind { GRU, LSTM, ELMAN };
 
