@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from pipelines.settings import Root
     from pipelines.sources import Data
 
+Blended = Annotated[
+    tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="")
+]  # as a specification allows
 _MOST_STEPS = 100_000  # as a specification allows
 _PICTURES = (".png", ".pdf", ".svg")
 
@@ -86,6 +90,7 @@ def spec_of(
     seed: int | None,
     preset: str | None = None,
     members: int | None = None,
+    blend: Sequence[str] = (),
     test_windows: int = 1,
 ) -> Spec:
     """The specification that a command means; raises BadSpec where it names none.
@@ -111,6 +116,7 @@ def spec_of(
         spec = read_spec(config)
     fields = spec.model_dump()
     fields["members"] = members or spec.members
+    fields["blend"] = list(blend or spec.blend)
     fields["horizon"] = horizon or spec.horizon
     fields["training"]["seed"] = spec.training.seed if seed is None else seed
     return Spec.parse(fields, where=str(config or "--horizon"))

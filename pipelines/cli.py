@@ -15,7 +15,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
-from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.arguments import Blended, Reading, Where, bundle_of, can_be_written, in_range, spec_of
 from pipelines.backtesting import backtest
 from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
 from pipelines.tuning import tune
@@ -38,6 +38,7 @@ def train(
     horizon: int | None = None,
     preset: str | None = None,
     members: int | None = None,
+    blend: Blended = (),
     seed: int | None = None,
     test_windows: int = 1,
     reading: Reading = _READING,
@@ -57,6 +58,9 @@ def train(
         One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
     members
         Networks of other seeds, trained side by side; their median is the forecast. Five take two to three times as long as one.
+    blend
+        A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
+        given again. It is fitted to every history anew, when serving too, and needs the extra 'baselines' there as here.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -66,7 +70,14 @@ def train(
 
     source = reading.of(data)
     spec = spec_of(
-        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+        config,
+        source,
+        horizon=horizon,
+        seed=seed,
+        preset=preset,
+        members=members,
+        blend=blend,
+        test_windows=test_windows,
     )
     trained = run(source, spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
     print_scores(trained.scores)
@@ -103,6 +114,7 @@ def forecast(
         Where to draw the first series (PNG).
     """
     from forecaster import artifact
+    from forecaster.blend import tell
     from forecaster.predict import Predictor
     from forecaster.series import Forecast
     from pipelines.sources import read
@@ -110,6 +122,8 @@ def forecast(
     in_range(horizon=horizon)
     can_be_written(out=out, plot=plot)
     forecaster = artifact.load(bundle_of(model, where))
+    if forecaster.blend:
+        warn(f"{forecaster.spec.name} is a blend: {tell(forecaster.blend)}")
     panel = read(reading.of(data).for_spec(forecaster.spec))
     for repair in panel.repairs:
         warn(repair)
@@ -183,6 +197,7 @@ def retrain(
     horizon: int | None = None,
     preset: str | None = None,
     members: int | None = None,
+    blend: Blended = (),
     seed: int | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
@@ -205,6 +220,8 @@ def retrain(
         As for train.
     members
         As for train.
+    blend
+        As for train.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -216,7 +233,14 @@ def retrain(
 
     source = reading.of(data)
     spec = spec_of(
-        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+        config,
+        source,
+        horizon=horizon,
+        seed=seed,
+        preset=preset,
+        members=members,
+        blend=blend,
+        test_windows=test_windows,
     )
     done = run(
         source,
@@ -276,11 +300,13 @@ def verify(bundle: str, *, where: Where = _WHERE) -> None:
         A bundle folder, or a registered model as NAME or NAME@ALIAS.
     """
     from forecaster import artifact
+    from forecaster.blend import tell
 
     is_path = Path(bundle).exists() or os.sep in bundle
     folder = Path(bundle) if is_path else bundle_of(bundle, where)
     forecaster = artifact.load(folder)
-    print(f"{forecaster.spec.name}: a good bundle ({artifact.digest(folder)})")
+    blend = f"; a blend: {tell(forecaster.blend)}" if forecaster.blend else ""
+    print(f"{forecaster.spec.name}: a good bundle ({artifact.digest(folder)}){blend}")
 
 
 @app.command
@@ -292,6 +318,8 @@ def serve(
     where: Where = _WHERE,
 ) -> None:
     """Serves the champion of a registered model over HTTP, and follows it when another is promoted.
+
+    A blend with statistical models needs the extra 'baselines' here too; without it the server refuses the blend.
 
     Parameters
     ----------
