@@ -75,8 +75,9 @@ def weigh(actual: Cube, forecasts: Mapping[str, Cube], scale: Float64[np.ndarray
     Three candidates: the network alone, equal weights, and the weights that are best on these very windows. The latter
     are never worse here, by luck if by nothing else (the forecast combination puzzle: Stock and Watson 2004, Smith and
     Wallis 2009). So they are taken only if they are clearly better than the better of the other two, which have nothing
-    to fit: if the mean gain over series is more than its standard error. With one weight to fit and none of use, this
-    happens by chance about once in twenty. Of one series the windows are counted instead; of one window nothing is clear.
+    to fit: if the mean gain over series is more than its standard error, times the root of half the number of forecasts.
+    Where equal weights are true this happens by chance about once in twenty (decision 14). Of one series the windows are
+    counted instead; of one window nothing is clear.
 
     Args:
         actual: What came; NaN was not observed.
@@ -100,7 +101,7 @@ def weigh(actual: Cube, forecasts: Mapping[str, Cube], scale: Float64[np.ndarray
     units = {chosen: _by_unit(np.where(there, np.abs(gaps @ each), np.nan)) for chosen, each in candidates.items()}
     errors = {chosen: float(nanmean(each)) for chosen, each in units.items()}
     better: Chosen = "network" if errors["network"] <= errors["equal"] else "equal"
-    chosen: Chosen = "optimal" if _clear(units[better] - units["optimal"]) else better
+    chosen: Chosen = "optimal" if _clear(units[better] - units["optimal"], forecasts=len(names)) else better
     return Weighed(dict(zip(names, candidates[chosen].tolist(), strict=True)), chosen, errors)
 
 
@@ -157,7 +158,7 @@ def _by_unit(errors: Cube) -> Float64[np.ndarray, "unit"]:
     return nanmean(errors, axis=(1, 2)) if len(errors) > 1 else nanmean(errors[0], axis=1)
 
 
-def _clear(gains: Float64[np.ndarray, "unit"]) -> bool:
-    """Whether the mean is more than its standard error above zero."""
+def _clear(gains: Float64[np.ndarray, "unit"], *, forecasts: int) -> bool:
+    """Whether the mean gain is so many of its standard errors above zero that fitting so many forecasts does not explain it."""
     known = gains[np.isfinite(gains)]
-    return len(known) > 1 and bool(known.mean() > known.std(ddof=1) / np.sqrt(len(known)))
+    return len(known) > 1 and bool(known.mean() > np.sqrt(forecasts / 2 / len(known)) * known.std(ddof=1))
