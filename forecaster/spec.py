@@ -19,10 +19,13 @@ from forecaster.errors import BadSpec
 
 Cell = Literal["gru", "lstm", "elman"]
 Scaling = Literal["none", "mean_abs", "standard", "last", "level_season"]
+Transform = Literal["none", "log"]
 HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
 PointLoss = Literal["mse", "mae", "huber"]
 Base = Literal["zero", "last", "seasonal_naive", "linear"]
 Decoder = Literal["rollout", "direct"]
+Schedule = Literal["constant", "cosine"]
+Weighting = Literal["none", "seasonal_error"]
 Reads = Literal["window", "history"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
@@ -117,9 +120,29 @@ class TrainingSpec(_Frozen):
     epoch_steps: int = Field(default=50, ge=1, description="steps between validations (and checkpoints)")
     batch: int = Field(default=64, ge=1, description="windows a step")
     learning_rate: float = Field(default=1e-3, gt=0.0)
+    schedule: Schedule = Field(
+        default="constant", description="of the learning rate; cosine: a short rise, then down to nothing"
+    )
+    average: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="decay of a moving average of the weights, which is what is kept; 0: none",
+    )
+    weighting: Weighting = Field(
+        default="none", description="seasonal_error: errors count in units of the seasonal naive's, as in MASE"
+    )
+    recent: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="mean distance of windows from the end of their series, in horizons; 0: from anywhere",
+    )
     gradient_clip: float = Field(default=1.0, gt=0.0, description="largest global norm of the gradient")
     patience: int = Field(default=0, ge=0, description="epochs without a better rollout before stopping; 0: never")
     valid_windows: int = Field(default=1, ge=0, description="rolling origins held out at the end, a horizon apart")
+    refit: bool = Field(
+        default=False, description="whether to train once more, on what was held out too, for as long as proved best"
+    )
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
@@ -143,6 +166,9 @@ class Spec(_Frozen):
     )
     base: Base = Field(default="zero", description="what the network corrects")
     scaling: Scaling = "standard"
+    transform: Transform = Field(
+        default="none", description="log: scaled in logarithms (of an asinh that knows zero), where a season multiplies"
+    )
     head: HeadSpec = HeadSpec()
     lags: tuple[Steps, ...] = Field(default=(), description="how far back further values are looked up for every step")
     calendar: tuple[str, ...] = Field(default=(), description="calendar features, of the local time of the series")
@@ -176,10 +202,23 @@ class Spec(_Frozen):
             raise ValueError(f"base: a {self.head.kind} head takes base zero only, found {self.base}")
         if self.head.counts and self.scaling != "none":
             raise ValueError(f"scaling: a {self.head.kind} head reads counts, so scaling none; found {self.scaling}")
+        if self.transform == "log" and (self.head.counts or self.scaling == "mean_abs"):
+            what = (
+                f"a {self.head.kind} head reads counts"
+                if self.head.counts
+                else "the width of mean_abs is none of logarithms"
+            )
+            raise ValueError(
+                f"transform: {what}; found log. Choose transform none, or scaling last, standard or level_season"
+            )
         if self.reads == "history" and self.scaling == "last":
             raise ValueError(
                 "scaling: one that reads the whole history keeps the scale of its first steps, and the last value of those says "
                 "nothing later; found last. Choose standard or mean_abs with base last, or reads window"
+            )
+        if self.training.refit and not self.training.valid_windows:
+            raise ValueError(
+                "training.refit: nothing was held out to train on once more; found valid_windows 0. Leave refit out"
             )
         short = [lag for lag in self.lags if lag < self.segment]
         if short:

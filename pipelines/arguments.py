@@ -78,20 +78,39 @@ class Reading:
         return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column), self.zone)
 
 
-def spec_of(config: Path | None, data: str, *, horizon: int | None, seed: int | None) -> Spec:
-    """The specification that a command means; raises BadSpec where it names none."""
+def spec_of(
+    config: Path | None,
+    data: Data,
+    *,
+    horizon: int | None,
+    seed: int | None,
+    preset: str | None = None,
+    members: int | None = None,
+    test_windows: int = 1,
+) -> Spec:
+    """The specification that a command means; raises BadSpec where it names none.
+
+    Without a configuration it is the preset of the data's frequency, whose variants are tried on the windows before the test.
+    """
     from forecaster.spec import Spec
-    from pipelines.sources import Data, default_spec, read_spec
+    from pipelines.sources import read_spec
 
     if config is None and horizon is None:
         raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
-    in_range(horizon=horizon)
+    if config is not None and preset is not None:
+        raise BadSpec(
+            f"Expected --config or --preset; found both, {config} and {preset}. Leave one out.", where="preset"
+        )
+    in_range(horizon=horizon, members=members)
     if config is None:
+        from pipelines.first_choice import first_choice
+
         assert horizon is not None
-        spec = default_spec(Data(data).name, horizon=horizon)
+        spec = first_choice(data, horizon=horizon, kind=preset, test_windows=test_windows)
     else:
         spec = read_spec(config)
     fields = spec.model_dump()
+    fields["members"] = members or spec.members
     fields["horizon"] = horizon or spec.horizon
     fields["training"]["seed"] = spec.training.seed if seed is None else seed
     return Spec.parse(fields, where=str(config or "--horizon"))

@@ -10,18 +10,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
 from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.backtesting import backtest
 from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
+from pipelines.tuning import tune
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
 app.command(data_app)
-
+app.command(backtest)
+app.command(tune)
 
 _WHERE, _READING = Where(), Reading()
 _TOLD = 10  # faults of single series that are told one by one
@@ -33,6 +36,8 @@ def train(
     *,
     config: Path | None = None,
     horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     reading: Reading = _READING,
@@ -45,9 +50,13 @@ def train(
     data
         A CSV or Parquet file with the columns unique_id, ds, y; or a data set that ships: hospital, sine_trend.
     config
-        Specification in YAML; without one, a small GRU that fits the horizon.
+        Specification in YAML; without one, the preset of the data's frequency, its variants tried on the last known windows.
     horizon
         Steps ahead, instead of the specification's.
+    preset
+        One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
+    members
+        Networks of other seeds, trained side by side; their median is the forecast. Five take two to three times as long as one.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -55,81 +64,13 @@ def train(
     """
     from pipelines.train import train as run
 
-    spec = spec_of(config, data, horizon=horizon, seed=seed)
-    trained = run(reading.of(data), spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
+    source = reading.of(data)
+    spec = spec_of(
+        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+    )
+    trained = run(source, spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
-
-
-@app.command
-def backtest(
-    model: str,
-    data: str,
-    *,
-    horizon: int | None = None,
-    windows: int = 1,
-    stride: int | None = None,
-    out: Path | None = None,
-    plot: Path | None = None,
-    reading: Reading = _READING,
-    where: Where = _WHERE,
-) -> None:
-    """Scores a model and seasonal naive on the last rolling origins of the data.
-
-    Parameters
-    ----------
-    model
-        A bundle folder, or a registered model as NAME or NAME@ALIAS.
-    data
-        As for train.
-    horizon
-        Steps ahead; the model's own, if not given.
-    windows
-        Rolling origins of each series; the last has a horizon left.
-    stride
-        Steps between them; a horizon, if not given.
-    out
-        Where to write every forecast beside the truth (CSV or Parquet).
-    plot
-        Where to draw the error by step ahead (PNG).
-    """
-    from forecaster import artifact
-    from forecaster.evaluation.backtest import backtest as run
-    from forecaster.evaluation.baselines import Ask, seasonal_naive
-    from forecaster.frequency import earlier
-    from forecaster.predict import Predictor
-    from pipelines.sources import read
-
-    in_range(horizon=horizon, windows=windows, stride=stride)
-    can_be_written(out=out, plot=plot)
-    forecaster = artifact.load(bundle_of(model, where))
-    panel = read(reading.of(data).for_spec(forecaster.spec))
-    for repair in panel.repairs:
-        warn(repair)
-    rivals: dict[str, Ask | Predictor] = {
-        forecaster.spec.name: Predictor(forecaster),
-        "seasonal_naive": seasonal_naive(forecaster.season),
-    }
-    steps = horizon or forecaster.spec.horizon
-    result = run(
-        panel,
-        rivals,
-        horizon=steps,
-        windows=windows,
-        season=forecaster.season,
-        keep=forecaster.spec.least,
-        stride=stride,
-    )
-    firsts: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]
-    first = min(firsts)
-    if earlier(first, forecaster.cutoff):
-        warn(f"the model saw data up to {forecaster.cutoff}; origins from {first} on are not out of sample")
-    print_scores({name: result.scores(name) for name in rivals})
-    write_table(out, result.frame)
-    if plot is not None:
-        from forecaster.evaluation.plots import error_by_horizon
-
-        error_by_horizon(result).savefig(plot)
 
 
 @app.command
@@ -240,6 +181,8 @@ def retrain(
     *,
     config: Path | None = None,
     horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
@@ -255,9 +198,13 @@ def retrain(
     data
         As for train.
     config
-        Specification in YAML; its name is the model's.
+        Specification in YAML; its name is the model's. Without one, the preset of the data's frequency, as for train.
     horizon
         Steps ahead, instead of the specification's.
+    preset
+        As for train.
+    members
+        As for train.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -267,9 +214,12 @@ def retrain(
     """
     from pipelines.retrain import retrain as run
 
-    spec = spec_of(config, data, horizon=horizon, seed=seed)
+    source = reading.of(data)
+    spec = spec_of(
+        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+    )
     done = run(
-        reading.of(data),
+        source,
         spec,
         where.open(),
         test_windows=test_windows,

@@ -28,7 +28,7 @@ from forecaster.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import cut
-from forecaster.training.fit import Fitted, fit, fit_digest
+from forecaster.training.fit import Fitted, fit, fit_digest, refit
 from pipelines.card import card_of, finite, reliable_horizon
 from pipelines.promotion import SEASONAL_NAIVE
 from pipelines.settings import Root
@@ -71,6 +71,7 @@ def train(
     spec: Spec,
     root: Root,
     *,
+    initial: Forecaster | None = None,
     rivals: Mapping[str, Ask | Predictor] | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
@@ -82,6 +83,7 @@ def train(
         data: Where the panel comes from.
         spec: What to make.
         root: Where state lives. A training killed there goes on from its last epoch when it is started again.
+        initial: Whose weights to start from; random ones, if not given.
         rivals: Further forecasters to ask at the same cutoffs.
         test_windows: Rolling origins kept from the fit altogether, a horizon apart; 0 trains on everything, untested.
         trigger: What started it, for the run's tags.
@@ -98,24 +100,36 @@ def train(
     known = hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
     cut(known, spec)  # what cannot be trained on is refused before there is a run of it
     dataset = DataSet(data.name, known.digest(), data.source, known.cutoff)
-    with _workplace(root.checkpoints / fit_digest(known, spec)[:16]) as place:
+    with _workplace(root.checkpoints / fit_digest(known, spec, initial)[:16]) as place:
         with open_run(
             spec, dataset, root=root.path, uri=root.uri, trigger=trigger, run_id=_read_if_there(place / "run_id")
         ) as run:
             durable.write_text(place / "run_id", run.id)
             started = time.monotonic()
+            callbacks = [] if progress else [EpochLines()]
             fitted = fit(
                 known,
                 spec,
+                initial=initial,
                 checkpoint=place / "last.ckpt",
                 loggers=[run.logger],
-                callbacks=[] if progress else [EpochLines()],
+                callbacks=callbacks,
                 progress=progress,
             )
-            seconds = time.monotonic() - started
             if spec.training.valid_windows:
                 calibration = calibrated(fitted.forecaster, known, windows=spec.training.valid_windows)
                 fitted = fitted._replace(forecaster=calibration)
+            if spec.training.refit:
+                whole = refit(
+                    known,
+                    fitted,
+                    initial=initial,
+                    checkpoint=place / "whole.ckpt",
+                    callbacks=callbacks,
+                    progress=progress,
+                )
+                fitted = fitted._replace(forecaster=whole)
+            seconds = time.monotonic() - started
             forecaster, result = fitted.forecaster, None
             if test_windows:
                 asked = {CHALLENGER: Predictor(forecaster), **(rivals or {})}
@@ -194,7 +208,7 @@ def _record(
     windows: int,
 ) -> None:
     """Everything that runs are compared by, under the names that all runs share."""
-    made = (fitted.steps - fitted.steps_before) * spec.training.batch
+    made = (fitted.steps - fitted.steps_before + spec.training.refit * fitted.best_steps) * spec.training.batch
     if made:  # else all was fitted before a kill, and was recorded then or never
         run.headline({"train/seconds": seconds, "train/windows_per_s": made / seconds})
     if result is None:

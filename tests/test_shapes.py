@@ -51,7 +51,9 @@ MEMORY = Memory(
     output=torch.zeros(3, 4),
     recent=torch.zeros(3, 1),
     begun=torch.zeros(3, dtype=torch.bool),
-    scale=Scale(torch.zeros(3).double(), torch.zeros(3).double(), torch.zeros(3, 1).double()),
+    scale=Scale(
+        torch.zeros(3).double(), torch.zeros(3).double(), torch.zeros(3, 1).double(), torch.zeros(3, 0).double()
+    ),
     bound=torch.zeros(3),
     time=0,
     static=torch.zeros(3, 0),
@@ -69,6 +71,7 @@ MEMORY = Memory(
             torch.zeros(3, dtype=torch.float64),
             torch.zeros(4, dtype=torch.float64),
             torch.zeros(3, 1, dtype=torch.float64),
+            torch.zeros(3, 0, dtype=torch.float64),
         ),
         lambda: Memory(**{**MEMORY._asdict(), "begun": torch.zeros(2, dtype=torch.bool)}),
     ],

@@ -60,11 +60,13 @@ class Example(NamedTuple):
         window: What was known.
         future: What came, of y and of the channels.
         ahead: The covariates of those steps: they were known ahead.
+        error: That of the seasonal naive forecast on the whole track, where errors are to count in units of it.
     """
 
     window: Window
     future: Float64[Tensor, "track horizon"]
     ahead: Float[Tensor, "row horizon covariate"] | None = None
+    error: Float64[Tensor, "track"] | None = None
 
 
 def side_by_side(
@@ -139,6 +141,7 @@ class Tape(NamedTuple):
         covariates: Of the same places; None if there are none.
         static: Of each series; None if there are none.
         channels: Of the same places, with NaN in the gaps; None if there are none.
+        errors: Of the seasonal naive forecast, of y and of each channel; None where nobody asks.
     """
 
     values: Float64[Tensor, "place"]
@@ -147,6 +150,7 @@ class Tape(NamedTuple):
     covariates: Float[Tensor, "place covariate"] | None = None
     static: Int[Tensor, "series static"] | None = None
     channels: Float64[Tensor, "place channel"] | None = None
+    errors: Float64[Tensor, "series target"] | None = None
 
     @classmethod
     def record(
@@ -197,7 +201,8 @@ class Tape(NamedTuple):
         static = None if self.static is None or series is None else self.static[series]
         whole = Window(self.values[steps], columns, static, channels)
         after = whole.part(slice(context, None))
-        return Example(whole.part(slice(context)), after.tracks, after.covariates)
+        error = None if self.errors is None or series is None else self.errors[series].flatten()
+        return Example(whole.part(slice(context)), after.tracks, after.covariates, error)
 
 
 @dataclass(frozen=True)
@@ -234,10 +239,29 @@ class Anchors:
         within = numbers - (self.cumulative[series] - count)
         return self.tape.first[series] + self.least + within
 
+    def draw(
+        self, count: int, generator: torch.Generator, *, recent: float = 0.0, horizon: int = 1
+    ) -> Int[Tensor, "count"]:
+        """The numbers of anchors drawn with replacement; on the CPU, where the generator is.
+
+        All alike; or, with `recent`, every series alike, at a distance from its end that is exponential with a mean of so many
+        horizons, with a whole horizon after them where there is one.
+        """
+        if not recent:
+            return torch.randint(len(self), (count,), generator=generator)
+        ends = self.cumulative.cpu()
+        each = ends.diff(prepend=ends[:1] * 0)
+        those = each.nonzero()[:, 0]
+        series = those[torch.randint(len(those), (count,), generator=generator)]
+        uniform = torch.rand(2, count, generator=generator, dtype=torch.float64)
+        back = horizon + (-recent * horizon * torch.log1p(-uniform[0])).long()
+        anywhere = 1 + (uniform[1] * each[series]).long()
+        return ends[series] - torch.where(back <= each[series], back, anywhere)
+
 
 @dataclass(frozen=True)
 class Feed:
-    """The training examples of one epoch: `steps` batches drawn with replacement, the same for the same seed and epoch.
+    """The training examples of one epoch: `steps` batches drawn as `Anchors.draw` does, the same for the same seed and epoch.
 
     Gathered are those of `at_once` batches together, one after the other; the last may be fewer.
     """
@@ -250,6 +274,7 @@ class Feed:
     seed: int
     epoch: int
     at_once: int = 1
+    recent: float = 0.0
 
     def __len__(self) -> int:
         return -(-self.steps // self.at_once)
@@ -257,7 +282,8 @@ class Feed:
     def __iter__(self) -> Iterator[Example]:
         tape = self.anchors.tape
         draw = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        numbers = torch.randint(len(self.anchors), (self.steps * self.batch,), generator=draw).to(tape.values.device)
+        drawn = self.anchors.draw(self.steps * self.batch, draw, recent=self.recent, horizon=self.horizon)
+        numbers = drawn.to(tape.values.device)
         for first in range(0, len(numbers), self.at_once * self.batch):
             some = numbers[first : first + self.at_once * self.batch]
             places, series = self.anchors.places(some), self.anchors.series(some)

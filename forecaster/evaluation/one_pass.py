@@ -203,7 +203,7 @@ def _settled(asked: _Asked, tape: Tape) -> Bool[np.ndarray, "series window"]:
     """At which origins the scale of a series is the one it keeps; a channel that was not observed yet needs none."""
     network, longest = asked.network, int(asked.cuts.max())
     tracks = tape.cut(tape.first + longest, context=longest, horizon=0).window.tracks
-    found = settle(tracks, network.scaling, steps=network.context, season=network.season)
+    found = settle(tracks, network.scaling, steps=network.context, season=network.season, transform=network.transform)
     begin, since = (part.reshape(-1, network.targets, 1).cpu().numpy() for part in (found.begin, found.since))
     cuts = asked.cuts[:, None]
     return np.asarray(((cuts <= begin) | (cuts >= since)).all(axis=1))

@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
 def score(network: Regressor, trial: Trial) -> Scores:
     """Teacher-forced and free-running errors of y over the same future steps, from the same warmed-up memory."""
-    (window, came, ahead), scale = trial.example, trial.seasonal_error
+    (window, came, ahead, _), scale = trial.example, trial.seasonal_error
     horizon, memory, future = came.shape[1], warm_up(network, window), came[:: network.targets]
     steps = -(-horizon // network.block) * network.block
     known = None if ahead is None else functional.pad(ahead, (0, 0, 0, steps - horizon))

@@ -73,6 +73,8 @@ def _shapes(network: Network) -> dict[str, tuple[Kind, list[str | int]]]:
     }
     if network.layers[0].operator == "LSTM":
         shapes["cell"] = (F32, slots)
+    if model.transform == "log":
+        shapes["size"] = (F64, ["track", 1])
     if network.looks_back:
         shapes["recent"] = (F32, ["track", model.back])
     if network.tables:
@@ -102,7 +104,7 @@ def _given(network: Network, before: Mapping[str, Value]) -> rollout.Memory:
         output=before["output"].unsqueeze(0),
         recent=before.get("recent"),
         begun=before["begun"].unsqueeze(1),
-        scale=Scale(network.model.scaling, shift, width, before["profile"]),
+        scale=Scale(network.model.scaling, shift, width, before["profile"], before.get("size")),
         bound=before["bound"].unsqueeze(1),
         time=before["time"],
         static=before.get("static"),
@@ -125,6 +127,7 @@ def _after(memory: rollout.Memory) -> dict[str, Value]:
     cells = [slots.cell for slots in memory.state if slots.cell is not None]
     optional = {
         "cell": draft.concat(cells, axis=0) if cells else None,
+        "size": scale.size,
         "recent": memory.recent,
         "static": memory.static,
     }

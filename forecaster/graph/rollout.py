@@ -63,10 +63,12 @@ class Memory(NamedTuple):
 
 def remember(network: Network, parts: Sequence[Value]) -> Memory:
     """The memory whose parts these are."""
-    output, begun, shift, width, profile, bound, time, *rest = parts
+    output, begun, shift, width, profile, *rest = parts
+    size = rest.pop(0) if network.model.transform == "log" else None
+    bound, time, *rest = rest
     recent = rest.pop(0) if network.looks_back else None
     static = rest.pop(0) if network.tables else None
-    scale = Scale(network.model.scaling, shift, width, profile)
+    scale = Scale(network.model.scaling, shift, width, profile, size)
     return Memory(unflat(rest, network.layers), output, recent, begun, scale, bound, time, static)
 
 
@@ -92,7 +94,7 @@ def warm_up(network: Network, known: Known) -> Memory:
         recent=_latest(network, past),
         begun=seen.cut(1, -1),
         scale=scale,
-        bound=_bound(scaled).clip(RUNAWAY, None),
+        bound=scale.bound(_largest(network, scaled, least=True), times=RUNAWAY),
         time=values.size(1),
         static=static,
     )
@@ -114,7 +116,7 @@ def read(network: Network, known: Known, memory: Memory) -> Memory:
         output=output,
         recent=_latest(network, past),
         begun=seen.cut(1, -1),
-        bound=memory.bound.most(_bound(scaled)),
+        bound=memory.bound.most(memory.scale.bound(_largest(network, scaled), times=RUNAWAY)),
         time=memory.time + known.values.size(1),
     )
 
@@ -186,18 +188,22 @@ def _measured(network: Network, values: Value, missing: Value) -> Scale:
     draft, model = network.draft, network.model
 
     def whole() -> list[Value]:
-        return measure(values, missing, model.scaling, season=model.season).parts
+        return measure(values, missing, model.scaling, season=model.season, transform=model.transform).parts
 
     def beginning() -> list[Value]:
-        return settle(values, missing, model.scaling, steps=model.context, season=model.season).parts
+        return settle(
+            values, missing, model.scaling, steps=model.context, season=model.season, transform=model.transform
+        ).parts
 
-    if model.reads == "window" or model.scaling == "none":
+    if model.reads == "window" or (model.scaling == "none" and model.transform == "none"):
         return Scale(model.scaling, *whole())
     return Scale(model.scaling, *draft.choose(values.size(1) > model.context, beginning, whole))
 
 
-def _bound(scaled: Value) -> Value:
-    return scaled.abs().max(1) * RUNAWAY
+def _largest(network: Network, scaled: Value, *, least: bool = False) -> Value:
+    """The largest value of each track; at the beginning of values as they are, 1 at least."""
+    largest = scaled.abs().max(1)
+    return largest.clip(1.0, None) if least and network.model.transform == "none" else largest
 
 
 def _heard(network: Network, memory: Memory, rows: Value) -> Value | None:
@@ -211,7 +217,7 @@ def _heard(network: Network, memory: Memory, rows: Value) -> Value | None:
 
 def _of_y(network: Network, scale: Scale) -> Scale:
     """The scale of y alone: the first track of each row."""
-    sizes = (1, 1, network.phases)
+    sizes = (1, 1, network.phases, *([] if scale.size is None else [1]))
     parts = [
         part.reshape(-1, network.model.targets * size).cut(1, 0, size)
         for part, size in zip(scale.parts, sizes, strict=True)

@@ -46,6 +46,7 @@ class Memory(NamedTuple):
         cell: Of an LSTM; None otherwise.
         recent: The latest values, scaled, gaps filled; None where neither lags nor base look at them.
         static: What is known of the row for good; None where it has no categories.
+        size: Of the scale of each track, where values are scaled in logarithms; None otherwise.
     """
 
     hidden: Float[np.ndarray, "slot row hidden"]
@@ -59,6 +60,7 @@ class Memory(NamedTuple):
     cell: Float[np.ndarray, "slot row hidden"] | None = None
     recent: Float[np.ndarray, "track back"] | None = None
     static: Float[np.ndarray, "row group"] | None = None
+    size: Float64[np.ndarray, "track 1"] | None = None
 
 
 class GraphRunner:

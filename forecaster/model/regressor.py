@@ -36,7 +36,7 @@ class Regressor(nn.Module):
 
     def __init__(self, spec: Spec, *, season: int, covariates: int, groups: Sequence[int]) -> None:
         super().__init__()
-        self.scaling, self.base, self.season = spec.scaling, spec.base, season
+        self.scaling, self.transform, self.base, self.season = spec.scaling, spec.transform, spec.base, season
         self.segment, self.block, self.lags = spec.segment, spec.block, spec.lags
         self.back = max(1, base.reach(spec.base, season=season), *spec.lags)
         self.lead = 0 if self.back == 1 else self.back

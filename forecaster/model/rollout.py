@@ -86,9 +86,9 @@ def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
     rest, rows = window.part(slice(model.lead, None)), len(window.values)
     tracks = _tracks(model, rest)
     if model.reads == "history" and tracks.shape[1] > model.context:
-        scale = settle(tracks, model.scaling, steps=model.context, season=model.season).scale
+        scale = settle(tracks, model.scaling, steps=model.context, season=model.season, transform=model.transform).scale
     else:
-        scale = measure(tracks, model.scaling, season=model.season)
+        scale = measure(tracks, model.scaling, season=model.season, transform=model.transform)
     zero = torch.zeros(len(tracks), device=tracks.device)
     if model.lead:
         lead = window.part(slice(model.lead)).tracks
@@ -101,7 +101,7 @@ def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
         recent=recent,
         begun=zero > 0,
         scale=scale,
-        bound=zero + RUNAWAY,
+        bound=scale.bound(zero + (model.transform == "none"), times=RUNAWAY),
         time=0,
         static=model.describe(window.static, rows=rows),
     )
@@ -112,7 +112,9 @@ def read(model: Regressor, window: Window, memory: Memory) -> Reading:
     """Reads known values; their number is a multiple of the segment."""
     laid, missing = lay(model, window, memory), _tracks(model, window).isnan()
     largest = laid.past[:, model.back :].masked_fill(missing, 0.0).abs().amax(1)
-    return _advance(model, laid, memory._replace(bound=memory.bound.maximum(RUNAWAY * largest)))
+    return _advance(
+        model, laid, memory._replace(bound=memory.bound.maximum(memory.scale.bound(largest, times=RUNAWAY)))
+    )
 
 
 def lay(model: Regressor, window: Window, memory: Memory) -> Laid:

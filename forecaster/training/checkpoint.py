@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from forecaster import durable
 from forecaster.data.windows import mix
 from forecaster.errors import CheckpointMismatch, NonFiniteLoss
+from forecaster.training.module import SequenceRegressor
 
 
 class DurableIO(TorchCheckpointIO):
@@ -86,6 +87,7 @@ class Keeper(Checkpoint):
         self.patience, self.monitored, self.seed = patience, monitored, seed
         self.best_score = float("inf")
         self.best_epoch = -1
+        self.best_step = 0
         self.best_weights: dict[str, torch.Tensor] = {}
         self.scores: dict[str, float] = {}
         self.steps_before = 0
@@ -108,7 +110,8 @@ class Keeper(Checkpoint):
         score = scores["valid/rollout"] if self.monitored else -float(trainer.current_epoch + 1)
         if score < self.best_score:
             self.best_score, self.best_epoch, self.scores = score, trainer.current_epoch, scores
-            self.best_weights = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
+            self.best_weights = cast("SequenceRegressor", pl_module).kept()
+            self.best_step = trainer.global_step
         if self._is_over(trainer.current_epoch + 1):
             trainer.should_stop = True
         if self.path is not None:
@@ -120,6 +123,7 @@ class Keeper(Checkpoint):
             "fit": self.fit_digest,
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
+            "best_step": self.best_step,
             "best_weights": self.best_weights,
             "scores": self.scores,
         }
@@ -127,6 +131,7 @@ class Keeper(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from where a checkpoint of the same fit was."""
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self.best_step = state_dict["best_step"]
         self.best_weights, self.scores = state_dict["best_weights"], state_dict["scores"]
 
     def _is_over(self, epochs_done: int) -> bool:

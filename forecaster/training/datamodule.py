@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 
 from forecaster.data.calendar import check_calendar
 from forecaster.data.encoding import Encoding
 from forecaster.data.split import Split, hold_out
 from forecaster.data.windows import Anchors, Feed, Tape, channels_of
 from forecaster.errors import BadSpec, HistoryTooShort
-from forecaster.evaluation.trials import Trial, trials
+from forecaster.evaluation.trials import Trial, comparable_error, trials
 from forecaster.frequency import tell
 from forecaster.model.regressor import Regressor
 from forecaster.series import Panel, Series
+from forecaster.shapes import Float64
 from forecaster.spec import Spec
 
 STEPS_AT_ONCE = 25  # a progress bar moves often enough, and what Lightning does between them is a small part
@@ -62,6 +64,8 @@ class Windows(pl.LightningDataModule):
         tape = Tape.record(
             split.known.series, context=self.context, horizon=self.block, encoding=encoding, channels=spec.channels
         )
+        if spec.training.weighting == "seasonal_error":
+            tape = tape._replace(errors=_errors(split.known.series, spec.channels, season=season))
         self._anchors = Anchors.of(tape, least=spec.least)
         values = (
             spec.members * spec.training.batch * (self.context + self.block) * (2 + len(spec.lags) + encoding.width)
@@ -88,6 +92,7 @@ class Windows(pl.LightningDataModule):
             training.seed,
             epoch,
             at_once=self._at_once,
+            recent=training.recent,
         )
 
     def val_dataloader(self) -> Batches:
@@ -125,6 +130,13 @@ def _check_channels(one: Series, spec: Spec) -> None:
             "head, or leave the channel out.",
             where=one.id,
         )
+
+
+def _errors(
+    series: Sequence[Series], channels: Sequence[str], *, season: int
+) -> Float64[torch.Tensor, "series target"]:
+    targets = [[one.y, *channels_of(one, channels).T] for one in series]
+    return torch.tensor([[comparable_error(y, season=season) for y in each] for each in targets], dtype=torch.float64)
 
 
 def _evenly(series: Sequence[Series], *, most: int) -> Sequence[Series]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from pytorch_lightning.loggers import Logger
 from forecaster.data.calendar import usual_season
 from forecaster.data.encoding import learn
 from forecaster.data.windows import mix
-from forecaster.model.regressor import build
+from forecaster.errors import BadSpec
+from forecaster.model.regressor import Regressor, build
 from forecaster.predict import Forecaster
 from forecaster.series import Panel
 from forecaster.spec import Spec
@@ -32,6 +34,7 @@ class Fitted(NamedTuple):
     epochs: int
     steps: int
     steps_before: int  # of these, made by an earlier process that was killed
+    best_steps: int  # after which the kept weights were there
     left_out: tuple[str, ...]  # series too short to learn from
 
 
@@ -39,6 +42,7 @@ def fit(
     panel: Panel,
     spec: Spec,
     *,
+    initial: Forecaster | None = None,
     checkpoint: Path | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[pl.Callback] = (),
@@ -53,6 +57,7 @@ def fit(
     Args:
         panel: All that may be known. Its last `valid_windows * horizon` steps choose the best epoch and are not trained on.
         spec: What to make.
+        initial: Whose weights to start from, such as the champion's; of the same network, on data of the same columns.
         checkpoint: Where to keep progress; a fit with the same panel and spec goes on from it. The caller removes it.
         loggers: Get `train/loss` and the validation scores of each epoch.
         callbacks: Further Lightning callbacks. What they see as a batch holds those of several optimiser steps.
@@ -60,7 +65,7 @@ def fit(
         progress: Whether to show a progress bar.
         steps_at_once: Optimiser steps between two looks of Lightning and its callbacks, at the most. It changes no weight.
     Raises:
-        HistoryTooShort, NonFiniteLoss, CheckpointMismatch.
+        HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of another network.
     """
     keep_memory()
     season = spec.season or usual_season(panel.freq)
@@ -68,9 +73,11 @@ def fit(
     networks = [
         build(spec, seed=seed, season=season, covariates=encoding.width, groups=encoding.sizes) for seed in _seeds(spec)
     ]
+    if initial is not None:
+        _start_from(initial, networks)
     module = SequenceRegressor(networks, spec)
     windows = Windows(panel, spec, networks[0], encoding, season=season, steps_at_once=steps_at_once)
-    identity = fit_digest(panel, spec)
+    identity = fit_digest(panel, spec, initial)
     keeper = Keeper(
         checkpoint,
         fit_digest=identity,
@@ -111,6 +118,7 @@ def fit(
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
         steps_before=keeper.steps_before,
+        best_steps=keeper.best_step,
         left_out=windows.left_out,
     )
 
@@ -121,6 +129,52 @@ def _seeds(spec: Spec) -> list[int]:
     return [seed, *(mix(seed, member) for member in range(1, spec.members))]
 
 
-def fit_digest(panel: Panel, spec: Spec) -> str:
-    """Identifies a fit: its data and its specification, hence its weights."""
-    return hashlib.sha256(f"{panel.digest()}{spec.model_dump_json()}".encode()).hexdigest()
+def refit(
+    panel: Panel,
+    fitted: Fitted,
+    *,
+    initial: Forecaster | None = None,
+    checkpoint: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    accelerator: str = "auto",
+    progress: bool = False,
+) -> Forecaster:
+    """Trains anew on all of a panel, for as long as proved best on what `fit` held out of it.
+
+    The forecaster keeps its specification and the calibration of `fitted`: nothing is left to calibrate another on.
+    """
+    spec = fitted.forecaster.spec
+    steps = spec.training.model_copy(update={"steps": fitted.best_steps, "valid_windows": 0, "refit": False})
+    again = fit(
+        panel,
+        spec.model_copy(update={"training": steps}),
+        initial=initial,
+        checkpoint=checkpoint,
+        callbacks=callbacks,
+        accelerator=accelerator,
+        progress=progress,
+    )
+    return replace(again.forecaster, spec=spec, calibration=fitted.forecaster.calibration)
+
+
+def _start_from(initial: Forecaster, networks: Sequence[Regressor]) -> None:
+    """The weights of as many members; further ones keep their random weights."""
+    for network, before in zip(networks, initial.networks, strict=False):
+        weights = before.state_dict()
+        mine = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        theirs = {name: tuple(value.shape) for name, value in weights.items()}
+        if mine != theirs:
+            odd = next(name for name in (*mine, *theirs) if mine.get(name) != theirs.get(name))
+            raise BadSpec(
+                f"Expected a network of {initial.spec.name!r}'s shape to start from; {odd} is {mine.get(odd)} here and "
+                f"{theirs.get(odd)} there. Use its specification, or start from random weights.",
+                where=odd,
+            )
+        network.load_state_dict(weights)
+
+
+def fit_digest(panel: Panel, spec: Spec, initial: Forecaster | None = None) -> str:
+    """Identifies a fit: its data, its specification and what it starts from, hence its weights."""
+    known = f"{panel.digest()}{spec.model_dump_json()}".encode()
+    weights = [] if initial is None else [value for one in initial.networks for value in one.state_dict().values()]
+    return hashlib.sha256(b"".join([known, *(value.numpy().tobytes() for value in weights)])).hexdigest()

@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from forecaster.data.windows import Example, Window
+from forecaster.model.heads import Point
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import begin, lay
 from forecaster.shapes import Bool, Float, Int
+
+MOST = (
+    100.0  # seasonal errors that one scaled unit counts for, lest a series that hardly ever moved outweigh all others
+)
 
 
 class Lesson(NamedTuple):
@@ -29,7 +34,8 @@ class Lesson(NamedTuple):
         begun: Whether the row has seen an observation by the end of each segment.
         past: The values before the first segment and those of the window, scaled, gaps filled.
         target: What is to be said, scaled; 0 where it does not count.
-        weight: Of each target in the mean: the same for all that count, 0 for the unobserved and the padding.
+        weight: Of each target in the mean, 0 for the unobserved and the padding: the same for all that count, or such that an
+            error counts in units of the seasonal naive's.
         ahead: The covariates of the targets.
         static: Numbers of the categories of each row.
     """
@@ -84,6 +90,10 @@ def lessons(network: Regressor, example: Example, *, batch: int, members: int | 
     count = len(laid.inputs) // batch
     each = counts.reshape(count, -1).sum(1).clamp(min=1)
     weight = counts / each.repeat_interleave(batch * network.targets)[:, None]
+    if example.error is not None:
+        squares = isinstance(network.head, Point) and network.head.penalty == "mse"
+        unit = (memory.scale.unit / example.error).clamp(max=MOST)
+        weight = weight * (unit.square() if squares else unit).float()[:, None]
     whole = Lesson(laid.inputs, laid.begun, laid.past, scaled, weight, ahead, window.static)
     lead = (count,) if members is None else (count // members, members)
     parts = [[None] * lead[0] if part is None else part.reshape(*lead, -1, *part.shape[1:]).unbind() for part in whole]

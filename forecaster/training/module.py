@@ -15,7 +15,7 @@ from forecaster.evaluation.trials import Scores, Trial, score
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.spec import Spec
-from forecaster.training.descent import Adam, clip_norm, descend
+from forecaster.training.descent import Adam, clip_norm, descend, learning_rate
 from forecaster.training.loss import lessons, loss_of
 from forecaster.training.side_by_side import SideBySide
 
@@ -37,6 +37,7 @@ class SequenceRegressor(pl.LightningModule):
         self.spec = spec
         self._networks = tuple(networks)  # in a tuple: what is trained is `network`
         self._losses: list[Float[Tensor, "step *member"]] = []
+        self._reached: list[Tensor] = []
 
     @property
     def networks(self) -> tuple[Regressor, ...]:
@@ -47,15 +48,22 @@ class SequenceRegressor(pl.LightningModule):
 
     def training_step(self, example: Example, _number: int) -> Float[Tensor, ""]:
         """The optimiser steps of some batches; their mean loss. Raises NonFiniteLoss."""
-        training, optimizer = self.spec.training, self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, Adam)
+        training, optimizer = self.spec.training, self._optimizer()
         trained, shape = self.network, self._networks[0].train()  # whatever validation left
         if isinstance(trained, SideBySide):
             loss, clip, members = trained.losses, trained.clip_norm, len(trained)
         else:
             loss, clip, members = partial(loss_of, shape), clip_norm, None
         prepared = lessons(shape, example, batch=training.batch, members=members)
-        losses = descend(optimizer, loss, prepared, partial(clip, largest=training.gradient_clip))
+        rates = partial(learning_rate, peak=training.learning_rate, schedule=training.schedule, steps=training.steps)
+        losses = descend(
+            optimizer,
+            loss,
+            prepared,
+            partial(clip, largest=training.gradient_clip),
+            rates=rates,
+            first=self.trainer.global_step,
+        )
         self._check_finite(losses)
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.increment_by(len(losses))
         self._losses.append(losses)
@@ -65,6 +73,36 @@ class SequenceRegressor(pl.LightningModule):
         """Reports the mean loss of the epoch."""
         self.log("train/loss", torch.cat(self._losses).mean(), logger=False)
         self._losses.clear()
+
+    def on_validation_start(self) -> None:
+        """What is validated is what is kept: the averaged weights, where there are such."""
+        self._reached = self._exchange(self._optimizer().averages)
+
+    def on_validation_end(self) -> None:
+        """Training goes on from the weights it had reached."""
+        self._exchange(self._reached)
+
+    def kept(self) -> dict[str, Tensor]:
+        """The weights to keep, as they would be in `state_dict`."""
+        reached = self._exchange(self._optimizer().averages)
+        kept = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        self._exchange(reached)
+        return kept
+
+    @torch.no_grad()
+    def _exchange(self, weights: list[Tensor]) -> list[Tensor]:
+        """Puts weights in place; returns those that were there."""
+        parameters = self._optimizer().parameters
+        if all(weight is parameter for weight, parameter in zip(weights, parameters, strict=True)):
+            return parameters
+        before = [parameter.clone() for parameter in parameters]
+        torch._foreach_copy_(parameters, weights)
+        return before
+
+    def _optimizer(self) -> Adam:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Adam)
+        return optimizer
 
     def validation_step(self, trial: Trial, _number: int) -> None:
         """Scores a batch of rolling origins."""
@@ -76,7 +114,8 @@ class SequenceRegressor(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """All that is learned, by Adam."""
-        return Adam(self.parameters(), learning_rate=self.spec.training.learning_rate)
+        training = self.spec.training
+        return Adam(self.parameters(), learning_rate=training.learning_rate, average=training.average)
 
     def _check_finite(self, losses: Float[Tensor, "step *member"]) -> None:
         """The one wait for the device in so many steps."""

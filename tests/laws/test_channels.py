@@ -14,7 +14,7 @@ from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import Memory, begin, fork, roll, warm_up
 from forecaster.model.scaling import measure
 from forecaster.training.loss import teacher_forced_loss
-from tests.laws.test_every_combination import HORIZON, close, every_triple, networks, rows_of
+from tests.laws.test_every_combination import HORIZON, close, every_triple, networks, promised, rows_of
 from tests.laws.test_every_combination import windows as of_values
 from tests.samples import make_network, make_spec, wave
 
@@ -51,7 +51,7 @@ class ByHand:
         values = torch.cat([window.values[0][:, None], window.channels[0]], dim=1)  # type: ignore[index]
         self.targets = values.shape[1]
         self.scales = [
-            measure(values[None, lead:, target], network.scaling, season=network.season)
+            measure(values[None, lead:, target], network.scaling, season=network.season, transform=network.transform)
             for target in range(self.targets)
         ]
         self.time, self.observed_yet = -lead, [False] * self.targets
@@ -263,11 +263,10 @@ def test_how_a_rollout_is_asked_does_not_change_what_it_answers(cell: str, head:
 
 @every_triple
 def test_units_of_y_and_of_every_channel_are_its_own(cell: str, head: str, decoder: str) -> None:
-    promises = {"standard": (7.0, 1000.0), "last": (7.0, 1000.0), "level_season": (7.0, 1000.0), "mean_abs": (7.0, 0.0)}
     for network in networks(cell, head, decoder, channels=CHANNELS):
-        if network.scaling not in promises:
+        if (both := promised(network)) is None:
             continue
-        factor, shift = promises[network.scaling]
+        factor, shift = both
         window, ahead = windows(network)
         assert window.channels is not None
         expected = ask(network, window, ahead)

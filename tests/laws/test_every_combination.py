@@ -17,7 +17,7 @@ from forecaster.spec import Spec
 from forecaster.training.loss import teacher_forced_loss
 
 HEADS = ["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
-SCALINGS = ["none", "mean_abs", "standard", "last", "level_season"]
+SCALINGS = ["none", "mean_abs", "standard", "last", "level_season", "last of log", "level_season of log"]
 BASES = ["zero", "last", "seasonal_naive", "linear"]
 CONTEXT, HORIZON = 12, 7
 
@@ -39,7 +39,7 @@ def networks(cell: str, head: str, decoder: str, *, channels: tuple[str, ...] = 
             "segment": segment,
             "decoder": decoder,
             "base": base,
-            "scaling": scaling,
+            **scaled(scaling),
             "lags": (6,) if number % 4 == 0 else (),
             "channels": channels,
             "head": {"kind": head} if head != "categorical" else {"kind": head, "bins": 11, "bound": 3.0},
@@ -60,6 +60,20 @@ def networks(cell: str, head: str, decoder: str, *, channels: tuple[str, ...] = 
         made.append(network.eval())
     assert made
     return made
+
+
+def scaled(scaling: str) -> dict[str, str]:
+    """The fields of a scaling, in logarithms or not."""
+    kind, _, transform = scaling.partition(" of ")
+    return {"scaling": kind, "transform": transform or "none"}
+
+
+def promised(network: Regressor) -> tuple[float, float] | None:
+    """By what a series may be multiplied, and what added, without a forecast that would not follow."""
+    if network.transform == "log":
+        return (7.0, 0.0)
+    promises = {"standard": (7.0, 1000.0), "last": (7.0, 1000.0), "level_season": (7.0, 1000.0), "mean_abs": (7.0, 0.0)}
+    return promises.get(network.scaling)
 
 
 def windows(network: Regressor, *, rows: int = 4) -> tuple[Window, Tensor]:
@@ -160,12 +174,11 @@ def test_the_loss_and_its_gradients_are_finite(cell: str, head: str, decoder: st
 
 @every_triple
 def test_shifting_and_scaling_a_series_shifts_and_scales_its_forecast(cell: str, head: str, decoder: str) -> None:
-    promises = {"standard": (7.0, 1000.0), "last": (7.0, 1000.0), "level_season": (7.0, 1000.0), "mean_abs": (7.0, 0.0)}
     checked = 0
     for network in networks(cell, head, decoder):
-        if network.scaling not in promises:
+        if (both := promised(network)) is None:
             continue
-        factor, shift = promises[network.scaling]
+        factor, shift = both
         window, ahead = windows(network)
         moved = window._replace(values=factor * window.values + shift)
         close(ask(network, moved, ahead), factor * ask(network, window, ahead) + shift, moved)

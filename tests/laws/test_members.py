@@ -15,9 +15,10 @@ from forecaster.data.windows import Example, Window
 from forecaster.model.regressor import Regressor, build
 from forecaster.spec import Spec
 from forecaster.training.loss import teacher_forced_loss
+from tests.laws.test_every_combination import scaled
 
 HEADS = ["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
-SCALINGS = ["none", "mean_abs", "standard", "last", "level_season"]
+SCALINGS = ["none", "mean_abs", "standard", "last", "level_season", "last of log"]
 BASES = ["zero", "last", "seasonal_naive", "linear"]
 CELLS = ["gru", "lstm", "elman"]
 MEMBERS, ROWS, CONTEXT = 3, 4, 12
@@ -61,7 +62,7 @@ def specs() -> list[Spec]:
             "segment": (1, 3)[number % 2],
             "decoder": decoder,
             "base": "zero" if tied else BASES[number % 4],
-            "scaling": "none" if head == "neg_binomial" else SCALINGS[number % 5],
+            **scaled("none" if head == "neg_binomial" else SCALINGS[number % 6]),
             "lags": (6,) if number % 3 == 0 else (),
             "head": {"kind": head},
             "network": {"cell": CELLS[number % 3], "hidden": 5, "layers": 2, "residual": True, "dilations": (1, 2)},

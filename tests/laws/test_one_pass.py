@@ -21,9 +21,10 @@ from forecaster.model.rollout import roll, warm_up
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.spec import Spec
+from tests.laws.test_every_combination import scaled
 from tests.samples import START, make_forecaster, make_spec, one_series, wave
 
-READINGS = {"window": ["none", "mean_abs", "standard", "last", "level_season"]}
+READINGS = {"window": ["none", "mean_abs", "standard", "last", "level_season", "standard of log"]}
 READINGS["history"] = [scaling for scaling in READINGS["window"] if scaling != "last"]
 BASES = ["zero", "last", "seasonal_naive", "linear"]
 CLOSE = 1e-5  # of the history's size
@@ -76,7 +77,7 @@ def predictors(reads: str, cell: str, decoder: str) -> Iterator[Predictor]:
             "segment": segment,
             "decoder": decoder,
             "base": base,
-            "scaling": scaling,
+            **scaled(scaling),
             "lags": (6,) if number % 5 == 0 else (),
             "calendar": () if plain else ("hour",),
             "covariates": () if plain else ("heat",),

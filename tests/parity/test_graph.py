@@ -19,7 +19,7 @@ from forecaster.model.rollout import roll, warm_up
 from forecaster.spec import Spec
 from tests.laws.test_channels import CHANNELS
 from tests.laws.test_channels import windows as with_channels
-from tests.laws.test_every_combination import every_triple, networks, windows
+from tests.laws.test_every_combination import every_triple, networks, scaled, windows
 
 LONGEST = 13
 
@@ -199,9 +199,9 @@ def test_many_rows_in_several_parts_are_the_rows_in_one(monkeypatch: pytest.Monk
     same(found[1], Reference(network).roll(whole, horizon=9, noise=noise), whole.values)
 
 
-@pytest.mark.parametrize("scaling", ["mean_abs", "standard", "last", "level_season"])
+@pytest.mark.parametrize("scaling", ["mean_abs", "standard", "last", "level_season", "last of log"])
 def test_rows_without_change_or_without_observations_are_no_exception(scaling: str) -> None:
-    network = make(scaling=scaling, base="last")
+    network = make(**scaled(scaling), base="last")
     values = np.full((4, 12), 7.0)
     values[1] = 0.0
     values[2] = np.nan
@@ -212,10 +212,10 @@ def test_rows_without_change_or_without_observations_are_no_exception(scaling: s
     assert np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("scaling", ["none", "mean_abs", "standard", "level_season"])
+@pytest.mark.parametrize("scaling", ["none", "mean_abs", "standard", "level_season", "level_season of log"])
 @pytest.mark.parametrize("channels", [(), CHANNELS])
 def test_the_scale_of_a_whole_history_is_that_of_its_beginning(scaling: str, channels: tuple[str, ...]) -> None:
-    network = make(reads="history", scaling=scaling, channels=channels, base="linear", lags=(7,))
+    network = make(reads="history", **scaled(scaling), channels=channels, base="linear", lags=(7,))
     runner, reference = GraphRunner(export(network)), Reference(network)
     for steps in (10, 12, 13, 70):
         values = histories(7, network.lead + steps)
