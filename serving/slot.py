@@ -116,12 +116,12 @@ Noticed = Callable[[str], None]  # "swapped" or "refused"
 
 
 def load_bundle(folder: Path) -> Predicts:
-    """The Predictor of a verified bundle, on its graph where there is one and onnxruntime to run it; raises BundleError."""
+    """The Predictor of a verified bundle, on the fastest engine there is for it; raises BundleError."""
     from forecaster import artifact  # brings torch: only when there is something to load
-    from forecaster.predict import Predictor, graph_engine
+    from forecaster.predict import Predictor, fastest_engine
 
     forecaster = artifact.load(folder)
-    return Predictor(forecaster, engine=graph_engine(forecaster))
+    return Predictor(forecaster, engine=fastest_engine(forecaster))
 
 
 class Slot:

@@ -31,6 +31,7 @@ WITH_RECORDS = [
     "forecaster.graph.recurrence",
     "forecaster.graph.runner",
     "forecaster.model.equations",
+    "forecaster.model.fused",
     "forecaster.model.layer",
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
