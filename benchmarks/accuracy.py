@@ -184,6 +184,8 @@ def spec_for(name: str, known: Panel, *, seed: int, members: int) -> Spec:
     for fields in made:
         fields["members"] = members
         fields["training"] |= {"seed": seed}
+        if name == "us_births":
+            fields["calendar"] = [*fields["calendar"], "holiday:US"]
         if name.startswith("ETT"):
             fields["training"] |= {"valid_windows": 2880 // one.horizon, "refit": False}
     return choose(known, [Spec.parse(fields, where=name) for fields in made], accelerator="cpu").spec
@@ -213,8 +215,8 @@ def before_the_test(panel: Panel, one: Set) -> Panel:
 def disturbed(panel: Panel, one: Set) -> Panel:
     """The panel with other values in its test."""
     steps = test_steps(one)
-    return replace(
-        panel, series=[replace(each, y=np.append(each.y[:-steps], -1 - each.y[-steps:])) for each in panel.series]
+    return panel._replace(
+        series=[replace(each, y=np.append(each.y[:-steps], -1 - each.y[-steps:])) for each in panel.series]
     )
 
 

@@ -59,11 +59,11 @@ def candidates(panel: Panel, *, horizon: int, name: str, kind: str | None = None
         return [_classic(horizon, name)]
     room = max(2, int(np.median([len(one) for one in panel.series])) - 2 * horizon)
     shared = {**_TRAINING, "valid_windows": max(1, min(20, room // (10 * horizon)))}
-    if room > _RECENT_UP_TO:
-        shared["recent"] = 0.0
     made = []
     for fields in _variants(chosen, horizon, season, room):
         training = {**shared, **fields.pop("training", {})}
+        if room > _RECENT_UP_TO:
+            training["recent"] = 0.0
         made.append(
             Spec.parse({"name": name, "horizon": horizon, **_RECIPE, **fields, "training": training}, where=chosen)
         )
@@ -119,10 +119,11 @@ def _within_days(season: int, room: int) -> list[dict[str, Any]]:
     day = max(1, season // -(-season // 48))
     half = day // 2 if day % 2 == 0 else day
     large = {"network": {"hidden": 128}, "min_history": day}
+    deep = {"network": {"hidden": 128, "layers": 2}, "training": {"learning_rate": 0.005, "recent": 6.0}}
     weeks = {"context": _fitting(14 * season, half, room), "segment": half}
     month = {"context": _fitting(30 * season, day, room), "segment": day, "scaling": "last", "base": "last"}
     slow = {"training": {"learning_rate": 0.003, "batch": 128, "steps": 600, "weighting": "none"}}
-    return [large | weeks | _SEASON, large | month | slow]
+    return [large | weeks | _SEASON | deep, large | month | slow]
 
 
 def _fitting(wanted: int, segment: int, room: int) -> int:
