@@ -38,6 +38,7 @@ def train(
     horizon: int | None = None,
     preset: str | None = None,
     members: int | None = None,
+    start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     reading: Reading = _READING,
@@ -57,18 +58,30 @@ def train(
         One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
     members
         Networks of other seeds, trained side by side; their median is the forecast. Five take two to three times as long as one.
+    start_from
+        A bundle folder, or a registered model as NAME or NAME@ALIAS, whose weights to start from; its specification, if no other.
     seed
         Seed, instead of the specification's.
     test_windows
         Rolling origins kept from the fit and used to test it; 0 trains on everything.
     """
+    from forecaster import artifact
     from pipelines.train import train as run
 
     source = reading.of(data)
+    initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
     spec = spec_of(
-        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+        config,
+        source,
+        horizon=horizon,
+        seed=seed,
+        preset=preset,
+        members=members,
+        like=None if initial is None else initial.spec,
+        test_windows=test_windows,
     )
-    trained = run(source, spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
+    root = where.open()
+    trained = run(source, spec, root, initial=initial, test_windows=test_windows, progress=sys.stderr.isatty())
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
 
@@ -183,6 +196,7 @@ def retrain(
     horizon: int | None = None,
     preset: str | None = None,
     members: int | None = None,
+    warm: bool = False,
     seed: int | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
@@ -205,6 +219,8 @@ def retrain(
         As for train.
     members
         As for train.
+    warm
+        Whether to start from the champion's weights, where there is one; the specification has to be of its network.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -222,6 +238,7 @@ def retrain(
         source,
         spec,
         where.open(),
+        warm=warm,
         test_windows=test_windows,
         trigger=trigger,
         progress=sys.stderr.isatty(),
