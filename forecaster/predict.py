@@ -25,17 +25,16 @@ from forecaster.errors import (
     FrequencyMismatch,
     HistoryTooShort,
     HorizonOutOfRange,
-    InputError,
     LevelOutOfRange,
     NotANumber,
-    ValueOutOfRange,
 )
 from forecaster.frequency import Stamp, Stamps, offset
+from forecaster.histories import sound, stamps_ahead, tail, value_fault
 from forecaster.model.fused import Fused, fused
 from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor
-from forecaster.series import LARGEST_VALUE, Forecast, Series
-from forecaster.shapes import Bool, Float64, Int
+from forecaster.series import Forecast, Series
+from forecaster.shapes import Float64, Int
 from forecaster.spec import Spec
 
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
@@ -199,7 +198,7 @@ class Predictor:
         steps, names = self.steps(horizon), self.forecaster.spec.channels
         if not (encoding.width or encoding.static or names):
             return Known(stack([one.y for one in series], context=context).values.numpy())
-        tails = [_tail(one, context) for one in series]
+        tails = [tail(one, context) for one in series]
         columns = [encoding.covariates(one, ahead=steps) for one in tails] if encoding.width else []
         window = stack(
             [one.y for one in tails],
@@ -227,7 +226,7 @@ class Predictor:
             return [self.fault(one, horizon) for one in series]
         lengths = np.array([len(one.y) for one in series])
         doubtful = (lengths < spec.least) | np.array([one.freq != forecaster.freq for one in series])
-        doubtful |= ~_sound([one.y for one in series], lengths, context=spec.context)
+        doubtful |= ~sound([one.y for one in series], lengths, context=spec.context)
         if spec.covariates or forecaster.encoding.numeric:
             doubtful |= np.array([self._covariate_fault(one, horizon) is not None for one in series])
         return [
@@ -249,7 +248,7 @@ class Predictor:
                 "Send a longer history, or use a forecaster with a shorter context.",
                 where=one.id,
             )
-        fault = _value_fault(one, forecaster.spec.channels)
+        fault = value_fault(one, forecaster.spec.channels)
         if fault is not None:
             return fault
         if np.isnan(one.y[-forecaster.spec.context :]).all():
@@ -346,9 +345,9 @@ class Predictor:
             ahead
             if isinstance(ahead, BadStamp)
             else Forecast(one.id, ahead, mean)
-            if sound
+            if whole
             else self._mended(one, ahead, mean)
-            for one, ahead, mean, sound in zip(series, _stamps_ahead(series, horizon), means, finite, strict=True)
+            for one, ahead, mean, whole in zip(series, stamps_ahead(series, horizon), means, finite, strict=True)
         ]
 
     def blended(
@@ -394,70 +393,6 @@ def beside(lengths: Sequence[int]) -> Iterator[Int[np.ndarray, "some"]]:
         rows = max(1, int((longest * np.arange(1, len(longest) + 1) <= VALUES_AT_ONCE).sum()))
         yield order[first : first + rows]
         first += rows
-
-
-def _stamps_ahead(series: Sequence[Series], horizon: int) -> Iterator[Stamps | BadStamp]:
-    """The stamps of each forecast; series of a panel often end together, and are then given the same ones."""
-    known: dict[tuple[Any, ...], Stamps] = {}
-    for one in series:
-        start = one.start
-        kind = (
-            None if isinstance(start, int) else (start.tz, start.unit)
-        )  # moments of two zones, or units, may be equal
-        key = (start, kind, one.freq, len(one.y))
-        ahead = known.get(key)
-        if ahead is None:
-            try:
-                ahead = known[key] = one.stamps_ahead(horizon)
-            except BadStamp as error:
-                yield error
-                continue
-        yield ahead
-
-
-def _sound(
-    histories: Sequence[Float64[np.ndarray, "_"]], lengths: Int[np.ndarray, "series"], *, context: int
-) -> Bool[np.ndarray, "series"]:
-    """Which histories are certainly of numbers that can be reckoned with, and were observed within the context."""
-    whole = np.concatenate(histories)
-    if (np.abs(whole) > LARGEST_VALUE).any() or not lengths.all():
-        return np.zeros(len(lengths), dtype=bool)
-    ends = np.cumsum(lengths)
-    seen = np.concatenate([[0], np.cumsum(~np.isnan(whole))])
-    return np.asarray(seen[ends] > seen[ends - np.minimum(lengths, context)])
-
-
-def _tail(one: Series, steps: int) -> Series:
-    """The last steps of a series, and all that is known ahead."""
-    if len(one) <= steps:
-        return one
-    cut = len(one) - steps
-    return replace(
-        one,
-        start=one.stamp(cut),
-        y=one.y[cut:],
-        covariates={name: values[cut:] for name, values in one.covariates.items()},
-        channels={name: values[cut:] for name, values in one.channels.items()},
-    )
-
-
-def _value_fault(one: Series, channels: Sequence[str]) -> InputError | None:
-    """A channel that is not there, or a value of y or of a channel that cannot be reckoned with."""
-    try:
-        channels_of(one, channels)
-    except CovariateUnknown as fault:
-        return fault
-    for values, place in [(one.y, ""), *((one.channels[name], f" in the channel {name!r}") for name in channels)]:
-        if np.isinf(values).any():
-            return NotANumber(
-                f"Series {one.id!r} holds an infinite value{place}. Correct it, or send null.", where=one.id
-            )
-        if (np.abs(values) > LARGEST_VALUE).any():
-            return ValueOutOfRange(
-                f"Series {one.id!r} holds a value{place} beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
-                where=one.id,
-            )
-    return None
 
 
 def mended(

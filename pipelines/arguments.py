@@ -91,29 +91,33 @@ def spec_of(
     preset: str | None = None,
     members: int | None = None,
     blend: Sequence[str] = (),
+    like: Spec | None = None,
     test_windows: int = 1,
 ) -> Spec:
     """The specification that a command means; raises BadSpec where it names none.
 
-    Without a configuration it is the preset of the data's frequency, whose variants are tried on the windows before the test.
+    Without a configuration it is that of `like`; without either, the preset of the data's frequency, whose variants are tried on
+    the windows before the test.
     """
     from forecaster.spec import Spec
     from pipelines.sources import read_spec
 
-    if config is None and horizon is None:
+    if config is None and horizon is None and like is None:
         raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
     if config is not None and preset is not None:
         raise BadSpec(
             f"Expected --config or --preset; found both, {config} and {preset}. Leave one out.", where="preset"
         )
     in_range(horizon=horizon, members=members)
-    if config is None:
+    if config is not None:
+        spec = read_spec(config)
+    elif like is not None:
+        spec = like
+    else:
         from pipelines.first_choice import first_choice
 
         assert horizon is not None
         spec = first_choice(data, horizon=horizon, kind=preset, test_windows=test_windows)
-    else:
-        spec = read_spec(config)
     fields = spec.model_dump()
     fields["members"] = members or spec.members
     fields["blend"] = list(blend or spec.blend)

@@ -39,6 +39,7 @@ def train(
     preset: str | None = None,
     members: int | None = None,
     blend: Blended = (),
+    start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     reading: Reading = _READING,
@@ -61,14 +62,18 @@ def train(
     blend
         A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
         given again. It is fitted to every history anew, when serving too, and needs the extra 'baselines' there as here.
+    start_from
+        A bundle folder, or a registered model as NAME or NAME@ALIAS, whose weights to start from; its specification, if no other.
     seed
         Seed, instead of the specification's.
     test_windows
         Rolling origins kept from the fit and used to test it; 0 trains on everything.
     """
+    from forecaster import artifact
     from pipelines.train import train as run
 
     source = reading.of(data)
+    initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
     spec = spec_of(
         config,
         source,
@@ -77,9 +82,11 @@ def train(
         preset=preset,
         members=members,
         blend=blend,
+        like=None if initial is None else initial.spec,
         test_windows=test_windows,
     )
-    trained = run(source, spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
+    root = where.open()
+    trained = run(source, spec, root, initial=initial, test_windows=test_windows, progress=sys.stderr.isatty())
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
 
@@ -198,6 +205,7 @@ def retrain(
     preset: str | None = None,
     members: int | None = None,
     blend: Blended = (),
+    warm: bool = False,
     seed: int | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
@@ -222,6 +230,8 @@ def retrain(
         As for train.
     blend
         As for train.
+    warm
+        Whether to start from the champion's weights, where there is one; the specification has to be of its network.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -246,6 +256,7 @@ def retrain(
         source,
         spec,
         where.open(),
+        warm=warm,
         test_windows=test_windows,
         trigger=trigger,
         progress=sys.stderr.isatty(),

@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 from forecaster import artifact, durable
 from forecaster.blend import NETWORK, need_all, tell
 from forecaster.data.split import hold_out
-from forecaster.errors import InputError, TrainingError
+from forecaster.errors import TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
 from forecaster.evaluation.blending import Weighed, blended
@@ -34,7 +34,7 @@ from forecaster.training.fit import Fitted, fit, fit_digest, refit
 from pipelines.card import card_of, finite, reliable_horizon
 from pipelines.promotion import SEASONAL_NAIVE
 from pipelines.settings import Root
-from pipelines.sources import Data, read
+from pipelines.sources import Data, check_test_windows, read
 from pipelines.tracking import DataSet, Run, open_run
 
 _log = logging.getLogger(__name__)
@@ -91,11 +91,7 @@ def train(
         trigger: What started it, for the run's tags.
         progress: Whether to show a progress bar.
     """
-    if test_windows < 0:
-        raise InputError(
-            f"Expected --test-windows of at least 0; found {test_windows}. Ask for 0 to train on everything.",
-            where="test_windows",
-        )
+    check_test_windows(test_windows)
     panel = read(data.for_spec(spec))
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)

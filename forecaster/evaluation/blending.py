@@ -76,7 +76,7 @@ def weigh(actual: Cube, forecasts: Mapping[str, Cube], scale: Float64[np.ndarray
     are never worse here, by luck if by nothing else (the forecast combination puzzle: Stock and Watson 2004, Smith and
     Wallis 2009). So they are taken only if they are clearly better than the better of the other two, which have nothing
     to fit: if the mean gain over series is more than its standard error, times the root of half the number of forecasts.
-    Where equal weights are true this happens by chance about once in twenty (decision 14). Of one series the windows are
+    Where equal weights are true this happens by chance about once in twenty (decision 15). Of one series the windows are
     counted instead; of one window nothing is clear.
 
     Args:

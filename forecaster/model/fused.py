@@ -63,7 +63,12 @@ def fused(network: Regressor, *, threads: int | None = None) -> Fused | None:
     widest = kernel()
     output, recurrent = network.output.weight, network.recurrent
     plain = not (network.lags or network.covariates or network.groups or recurrent.residual or network.decoder)
-    alone = network.targets == 1 and network.base == "zero" and set(recurrent.dilations) == {1}
+    alone = (
+        network.targets == 1
+        and network.base == "zero"
+        and network.transform == "none"
+        and set(recurrent.dilations) == {1}
+    )
     located = network.head.shiftable  # its point forecast is the first of its parameters
     fits = output.device.type == "cpu" and output.dtype == torch.float32
     known = plain and alone and located and fits

@@ -54,7 +54,7 @@ def test_every_frequency_length_and_horizon_has_a_specification_that_fits_its_da
 def test_a_preset_is_that_of_the_frequency_unless_another_is_named() -> None:
     monthly = candidates(panel("MS", 120, 110), horizon=18, name="any")
     assert len(monthly) > 1
-    assert all(spec.head.loss == "mae" and spec.decoder == "direct" for spec in monthly)
+    assert all(spec.head.loss == "mae" and spec.training.refit for spec in monthly)
     [classic] = candidates(panel("MS", 120, 110), horizon=18, name="any", kind="classic")
     assert (classic.head.loss, classic.decoder, classic.segment) == ("mse", "rollout", 1)
     assert candidates(panel("h", 2000), horizon=24, name="a", kind="yearly") == [
