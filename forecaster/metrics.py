@@ -8,6 +8,7 @@ from forecaster.shapes import Float64
 
 Errors = Float64[np.ndarray, "*rows horizon"]
 Quantiles = Float64[np.ndarray, "*rows horizon level"]
+Score = float | Float64[np.ndarray, "..."]
 
 
 def nanmean(
@@ -48,10 +49,10 @@ def smape(actual: Errors, forecast: Errors) -> Float64[np.ndarray, "*rows"]:
     return nanmean(np.where(size > 0, 200 * gap / np.where(size > 0, size, 1), gap), axis=-1)
 
 
-def owa(*, mase: float, smape: float, naive2_mase: float, naive2_smape: float) -> float:
+def owa(*, mase: Score, smape: Score, naive2_mase: Score, naive2_smape: Score) -> Score:
     """Overall weighted average of M4 (Makridakis et al. 2018): mean ratio of two scores to those of Naive 2; 1 is as good.
 
-    The scores are means over all series, taken before the ratios.
+    The scores are means over all series, taken before the ratios. Another forecaster may stand in Naive 2's place.
     """
     return (mase / naive2_mase + smape / naive2_smape) / 2
 

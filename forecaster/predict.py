@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 
+from forecaster.blend import Mixed, fitted_names, mix, need_all
 from forecaster.conformal import Calibration, history_scale
 from forecaster.data.encoding import Encoding
 from forecaster.data.windows import channels_of, stack
@@ -23,20 +25,21 @@ from forecaster.errors import (
     FrequencyMismatch,
     HistoryTooShort,
     HorizonOutOfRange,
-    InputError,
     LevelOutOfRange,
     NotANumber,
-    ValueOutOfRange,
 )
-from forecaster.frequency import Stamp, offset
+from forecaster.frequency import Stamp, Stamps, offset
+from forecaster.histories import sound, stamps_ahead, tail, value_fault
+from forecaster.model.fused import Fused, fused
 from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor
-from forecaster.series import LARGEST_VALUE, Forecast, Series
+from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64, Int
 from forecaster.spec import Spec
 
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
 VALUES_AT_ONCE = 1 << 24  # of all histories that are read beside each other
+_MANY = 4  # series from which on it takes less time to look at them together
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,7 @@ class Forecaster:
         facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
         graphs: The rollout of each member as an ONNX file; none where they were not written.
         others: The other members; the forecast is the median of all.
+        blend: By name, the weights of the network and of statistical models in the forecast; empty if it is the network's alone.
     """
 
     spec: Spec
@@ -66,6 +70,7 @@ class Forecaster:
     facts: dict[str, Any] = field(default_factory=dict)
     graphs: tuple[bytes, ...] = ()
     others: tuple[Regressor, ...] = ()
+    blend: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def networks(self) -> tuple[Regressor, ...]:
@@ -85,6 +90,16 @@ def graph_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
     return _together([GraphRunner(graph, threads=threads) for graph in forecaster.graphs])
 
 
+def fastest_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
+    """The fastest engine for a forecaster: the compiled kernel where it knows all members, else their graphs, else None.
+
+    Raises BundleDamaged as `graph_engine` does.
+    """
+    members = [fused(network, threads=threads) for network in forecaster.networks]
+    known = [member for member in members if member is not None]
+    return _together(known) if len(known) == len(members) else graph_engine(forecaster, threads=threads)
+
+
 def _together(engines: Sequence[Engine]) -> Engine:
     return engines[0] if len(engines) == 1 else Together(engines)
 
@@ -92,18 +107,26 @@ def _together(engines: Sequence[Engine]) -> Engine:
 class Predictor:
     """A forecaster ready to answer; it remembers nothing between calls, so threads may share it.
 
-    Its rollouts run in PyTorch on the device, or on another engine; draws that the engine cannot make stay in PyTorch.
+    Its rollouts run on the engine that is given, or in the compiled kernel where that knows the network, or in PyTorch on
+    the device; draws that the engine cannot make stay in PyTorch. Of a blend, the statistical models are fitted to each
+    history anew. Raises MissingPackage where the package that fits them is not installed.
     """
 
     def __init__(self, forecaster: Forecaster, *, device: str = "cpu", engine: Engine | None = None) -> None:
+        need_all(fitted_names(forecaster.blend))
         self.forecaster = forecaster
         members = [Reference(network, device=device) for network in forecaster.networks]
         reference = _together(members)
         self.networks, self.device = tuple(member.network for member in members), device
         self.network = self.networks[0]
-        self.engine = engine or reference
+        self.engine = engine or _together([one or member for one, member in zip(self.fused, members, strict=True)])
         self._drawing = self.engine if self.engine.draws else reference
         self._step = offset(forecaster.freq)
+
+    @cached_property
+    def fused(self) -> tuple[Fused | None, ...]:
+        """All members as the kernel runs them; None where it does not know one."""
+        return tuple(fused(network) for network in self.networks)
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
         """The forecast of one series; raises what stands in its way."""
@@ -128,10 +151,10 @@ class Predictor:
         self._check_levels(levels)
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        faults = [self.fault(one, horizon) for one in series]
+        faults = self._faults(series, horizon)
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
-        means = iter(self._means(good, horizon))
-        outcomes = [fault or self._outcome(one, next(means)) for one, fault in zip(series, faults, strict=True)]
+        answers = iter(self._blended(good, self._answers(good, horizon)))
+        outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
         return self._with_quantiles(series, outcomes, levels) if levels else outcomes
 
     def sample_each(
@@ -140,7 +163,8 @@ class Predictor:
         """Sampled futures of each series: one array of paths, or what stands in its way.
 
         The noise of a series is drawn from the seed and its id, so its paths do not depend on its company. Raises BadSpec
-        if the forecaster's head has no distribution to draw from, HorizonOutOfRange as `forecast_each`.
+        if the forecaster's head has no distribution to draw from, or its forecasts are a blend, HorizonOutOfRange as
+        `forecast_each`.
         """
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
@@ -149,6 +173,12 @@ class Predictor:
             raise BadSpec(
                 f"A {kind} head gives no distribution to draw from. Train with head: gaussian, say.", where="head"
             )
+        if fitted_names(self.forecaster.blend):
+            raise BadSpec(
+                f"A blend gives no distribution to draw from, and {self.forecaster.spec.name!r} is one. Draw from its network "
+                "alone: replace(forecaster, blend={}).",
+                where="blend",
+            )
         outcomes: list[Float64[np.ndarray, "path horizon"] | ForecasterError] = []
         for one in series:
             fault = self.fault(one, horizon)
@@ -156,8 +186,9 @@ class Predictor:
         return outcomes
 
     def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
-        means = np.empty((len(series), horizon))
-        for some in beside([self.network.shown(len(one)) for one in series]):
+        means, lengths = np.empty((len(series), horizon)), [len(one.y) for one in series]
+        shown = {length: self.network.shown(length) for length in set(lengths)}
+        for some in beside([shown[length] for length in lengths]):
             means[some] = self.engine.roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
         return means
 
@@ -165,7 +196,9 @@ class Predictor:
         """Windows and future covariates, as the network reads them."""
         encoding, context = self.forecaster.encoding, self.network.shown(max(map(len, series)))
         steps, names = self.steps(horizon), self.forecaster.spec.channels
-        tails = [_tail(one, context) for one in series]
+        if not (encoding.width or encoding.static or names):
+            return Known(stack([one.y for one in series], context=context).values.numpy())
+        tails = [tail(one, context) for one in series]
         columns = [encoding.covariates(one, ahead=steps) for one in tails] if encoding.width else []
         window = stack(
             [one.y for one in tails],
@@ -186,6 +219,20 @@ class Predictor:
         noise = torch.rand(shape, generator=draw).clamp(1e-6, 1 - 1e-6).numpy()
         return self._drawing.roll(self._ready([one], horizon), horizon=horizon, noise=noise)
 
+    def _faults(self, series: Sequence[Series], horizon: int) -> list[ForecasterError | None]:
+        """What is wrong with each history: they are looked at together, and one by one where that leaves a doubt."""
+        forecaster, spec = self.forecaster, self.forecaster.spec
+        if spec.channels or len(series) < _MANY:
+            return [self.fault(one, horizon) for one in series]
+        lengths = np.array([len(one.y) for one in series])
+        doubtful = (lengths < spec.least) | np.array([one.freq != forecaster.freq for one in series])
+        doubtful |= ~sound([one.y for one in series], lengths, context=spec.context)
+        if spec.covariates or forecaster.encoding.numeric:
+            doubtful |= np.array([self._covariate_fault(one, horizon) is not None for one in series])
+        return [
+            self.fault(one, horizon) if doubt else None for one, doubt in zip(series, doubtful.tolist(), strict=True)
+        ]
+
     def fault(self, one: Series, horizon: int) -> ForecasterError | None:
         """What is wrong with a history, if anything."""
         forecaster, needed = self.forecaster, self.forecaster.spec.least
@@ -201,7 +248,7 @@ class Predictor:
                 "Send a longer history, or use a forecaster with a shorter context.",
                 where=one.id,
             )
-        fault = _value_fault(one, forecaster.spec.channels)
+        fault = value_fault(one, forecaster.spec.channels)
         if fault is not None:
             return fault
         if np.isnan(one.y[-forecaster.spec.context :]).all():
@@ -290,15 +337,42 @@ class Predictor:
         """
         return history_scale(history, self.forecaster.season)
 
-    def _outcome(self, one: Series, mean: Float64[np.ndarray, "horizon"]) -> Forecast | BadStamp:
-        """The forecast, with the seasonal naive in place of what left the finite numbers; or that its stamps go too far."""
-        try:
-            ahead = one.stamps_ahead(len(mean))
-        except BadStamp as error:
-            return error
+    def _answers(self, series: Sequence[Series], horizon: int) -> list[Forecast | BadStamp]:
+        """The forecasts, or that the stamps of one go too far."""
+        means = self._means(series, horizon)
+        finite = np.isfinite(means).all(axis=1).tolist()
+        return [
+            ahead
+            if isinstance(ahead, BadStamp)
+            else Forecast(one.id, ahead, mean)
+            if whole
+            else self._mended(one, ahead, mean)
+            for one, ahead, mean, whole in zip(series, stamps_ahead(series, horizon), means, finite, strict=True)
+        ]
+
+    def blended(
+        self, means: Float64[np.ndarray, "series horizon"], histories: Sequence[Float64[np.ndarray, "_"]]
+    ) -> Mixed:
+        """The blend of the network's forecasts with those of statistical models, fitted to each history anew."""
+        return mix(means, histories, self.forecaster.blend, season=self.forecaster.season)
+
+    def _blended(
+        self, series: Sequence[Series], answers: Sequence[Forecast | BadStamp]
+    ) -> Sequence[Forecast | BadStamp]:
+        own = [answer for answer in answers if isinstance(answer, Forecast)]
+        if not self.forecaster.blend or not own:
+            return answers
+        known = [one.y for one, answer in zip(series, answers, strict=True) if isinstance(answer, Forecast)]
+        told = self.blended(np.stack([one.mean for one in own]), known)
+        mixed = iter(
+            replace(one, mean=mean, warnings=(*one.warnings, *further))
+            for one, mean, further in zip(own, *told, strict=True)
+        )
+        return [next(mixed) if isinstance(answer, Forecast) else answer for answer in answers]
+
+    def _mended(self, one: Series, ahead: Stamps, mean: Float64[np.ndarray, "horizon"]) -> Forecast:
+        """The forecast, with the seasonal naive in place of what left the finite numbers."""
         broken = np.flatnonzero(~np.isfinite(mean))
-        if not len(broken):
-            return Forecast(one.id, ahead, mean)
         warning = (
             f"The network's forecast exploded at step {broken[0] + 1} of {len(mean)}; from there on it is the seasonal naive. "
             "Check the history for extreme values, or ask for a shorter horizon."
@@ -308,46 +382,17 @@ class Predictor:
 
 def beside(lengths: Sequence[int]) -> Iterator[Int[np.ndarray, "some"]]:
     """The places of rows that are read beside each other, in order of their lengths: padded, they fit into memory."""
+    if len(lengths) == 1:
+        yield np.zeros(1, dtype=np.int64)
+        return
     order = np.argsort(lengths, kind="stable")
+    rising = np.asarray(lengths)[order]
     first = 0
-    for row in range(1, len(order) + 1):
-        full = row - first == ROWS_AT_ONCE or row == len(order)
-        if full or (row + 1 - first) * lengths[order[row]] > VALUES_AT_ONCE:
-            yield order[first:row]
-            first = row
-
-
-def _tail(one: Series, steps: int) -> Series:
-    """The last steps of a series, and all that is known ahead."""
-    if len(one) <= steps:
-        return one
-    cut = len(one) - steps
-    return replace(
-        one,
-        start=one.stamp(cut),
-        y=one.y[cut:],
-        covariates={name: values[cut:] for name, values in one.covariates.items()},
-        channels={name: values[cut:] for name, values in one.channels.items()},
-    )
-
-
-def _value_fault(one: Series, channels: Sequence[str]) -> InputError | None:
-    """A channel that is not there, or a value of y or of a channel that cannot be reckoned with."""
-    try:
-        channels_of(one, channels)
-    except CovariateUnknown as fault:
-        return fault
-    for values, place in [(one.y, ""), *((one.channels[name], f" in the channel {name!r}") for name in channels)]:
-        if np.isinf(values).any():
-            return NotANumber(
-                f"Series {one.id!r} holds an infinite value{place}. Correct it, or send null.", where=one.id
-            )
-        if (np.abs(values) > LARGEST_VALUE).any():
-            return ValueOutOfRange(
-                f"Series {one.id!r} holds a value{place} beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
-                where=one.id,
-            )
-    return None
+    while first < len(order):
+        longest = rising[first : first + ROWS_AT_ONCE]
+        rows = max(1, int((longest * np.arange(1, len(longest) + 1) <= VALUES_AT_ONCE).sum()))
+        yield order[first : first + rows]
+        first += rows
 
 
 def mended(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from pipelines.settings import Root
     from pipelines.sources import Data
 
+Blended = Annotated[
+    tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="")
+]  # as a specification allows
 _MOST_STEPS = 100_000  # as a specification allows
 _PICTURES = (".png", ".pdf", ".svg")
 
@@ -78,20 +82,45 @@ class Reading:
         return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column), self.zone)
 
 
-def spec_of(config: Path | None, data: str, *, horizon: int | None, seed: int | None) -> Spec:
-    """The specification that a command means; raises BadSpec where it names none."""
-    from forecaster.spec import Spec
-    from pipelines.sources import Data, default_spec, read_spec
+def spec_of(
+    config: Path | None,
+    data: Data,
+    *,
+    horizon: int | None,
+    seed: int | None,
+    preset: str | None = None,
+    members: int | None = None,
+    blend: Sequence[str] = (),
+    like: Spec | None = None,
+    test_windows: int = 1,
+) -> Spec:
+    """The specification that a command means; raises BadSpec where it names none.
 
-    if config is None and horizon is None:
+    Without a configuration it is that of `like`; without either, the preset of the data's frequency, whose variants are tried on
+    the windows before the test.
+    """
+    from forecaster.spec import Spec
+    from pipelines.sources import read_spec
+
+    if config is None and horizon is None and like is None:
         raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
-    in_range(horizon=horizon)
-    if config is None:
-        assert horizon is not None
-        spec = default_spec(Data(data).name, horizon=horizon)
-    else:
+    if config is not None and preset is not None:
+        raise BadSpec(
+            f"Expected --config or --preset; found both, {config} and {preset}. Leave one out.", where="preset"
+        )
+    in_range(horizon=horizon, members=members)
+    if config is not None:
         spec = read_spec(config)
+    elif like is not None:
+        spec = like
+    else:
+        from pipelines.first_choice import first_choice
+
+        assert horizon is not None
+        spec = first_choice(data, horizon=horizon, kind=preset, test_windows=test_windows)
     fields = spec.model_dump()
+    fields["members"] = members or spec.members
+    fields["blend"] = list(blend or spec.blend)
     fields["horizon"] = horizon or spec.horizon
     fields["training"]["seed"] = spec.training.seed if seed is None else seed
     return Spec.parse(fields, where=str(config or "--horizon"))

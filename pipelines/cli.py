@@ -10,18 +10,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
-from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.arguments import Blended, Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.backtesting import backtest
 from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
+from pipelines.tuning import tune
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
 app.command(data_app)
-
+app.command(backtest)
+app.command(tune)
 
 _WHERE, _READING = Where(), Reading()
 _TOLD = 10  # faults of single series that are told one by one
@@ -33,6 +36,10 @@ def train(
     *,
     config: Path | None = None,
     horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
+    blend: Blended = (),
+    start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     reading: Reading = _READING,
@@ -45,91 +52,43 @@ def train(
     data
         A CSV or Parquet file with the columns unique_id, ds, y; or a data set that ships: hospital, sine_trend.
     config
-        Specification in YAML; without one, a small GRU that fits the horizon.
+        Specification in YAML; without one, the preset of the data's frequency, its variants tried on the last known windows.
     horizon
         Steps ahead, instead of the specification's.
+    preset
+        One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
+    members
+        Networks of other seeds, trained side by side; their median is the forecast. Five take two to three times as long as one.
+    blend
+        A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
+        given again. It is fitted to every history anew, when serving too, and needs the extra 'baselines' there as here.
+    start_from
+        A bundle folder, or a registered model as NAME or NAME@ALIAS, whose weights to start from; its specification, if no other.
     seed
         Seed, instead of the specification's.
     test_windows
         Rolling origins kept from the fit and used to test it; 0 trains on everything.
     """
+    from forecaster import artifact
     from pipelines.train import train as run
 
-    spec = spec_of(config, data, horizon=horizon, seed=seed)
-    trained = run(reading.of(data), spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
+    source = reading.of(data)
+    initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
+    spec = spec_of(
+        config,
+        source,
+        horizon=horizon,
+        seed=seed,
+        preset=preset,
+        members=members,
+        blend=blend,
+        like=None if initial is None else initial.spec,
+        test_windows=test_windows,
+    )
+    root = where.open()
+    trained = run(source, spec, root, initial=initial, test_windows=test_windows, progress=sys.stderr.isatty())
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
-
-
-@app.command
-def backtest(
-    model: str,
-    data: str,
-    *,
-    horizon: int | None = None,
-    windows: int = 1,
-    stride: int | None = None,
-    out: Path | None = None,
-    plot: Path | None = None,
-    reading: Reading = _READING,
-    where: Where = _WHERE,
-) -> None:
-    """Scores a model and seasonal naive on the last rolling origins of the data.
-
-    Parameters
-    ----------
-    model
-        A bundle folder, or a registered model as NAME or NAME@ALIAS.
-    data
-        As for train.
-    horizon
-        Steps ahead; the model's own, if not given.
-    windows
-        Rolling origins of each series; the last has a horizon left.
-    stride
-        Steps between them; a horizon, if not given.
-    out
-        Where to write every forecast beside the truth (CSV or Parquet).
-    plot
-        Where to draw the error by step ahead (PNG).
-    """
-    from forecaster import artifact
-    from forecaster.evaluation.backtest import backtest as run
-    from forecaster.evaluation.baselines import Ask, seasonal_naive
-    from forecaster.frequency import earlier
-    from forecaster.predict import Predictor
-    from pipelines.sources import read
-
-    in_range(horizon=horizon, windows=windows, stride=stride)
-    can_be_written(out=out, plot=plot)
-    forecaster = artifact.load(bundle_of(model, where))
-    panel = read(reading.of(data).for_spec(forecaster.spec))
-    for repair in panel.repairs:
-        warn(repair)
-    rivals: dict[str, Ask | Predictor] = {
-        forecaster.spec.name: Predictor(forecaster),
-        "seasonal_naive": seasonal_naive(forecaster.season),
-    }
-    steps = horizon or forecaster.spec.horizon
-    result = run(
-        panel,
-        rivals,
-        horizon=steps,
-        windows=windows,
-        season=forecaster.season,
-        keep=forecaster.spec.least,
-        stride=stride,
-    )
-    firsts: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]
-    first = min(firsts)
-    if earlier(first, forecaster.cutoff):
-        warn(f"the model saw data up to {forecaster.cutoff}; origins from {first} on are not out of sample")
-    print_scores({name: result.scores(name) for name in rivals})
-    write_table(out, result.frame)
-    if plot is not None:
-        from forecaster.evaluation.plots import error_by_horizon
-
-        error_by_horizon(result).savefig(plot)
 
 
 @app.command
@@ -162,6 +121,7 @@ def forecast(
         Where to draw the first series (PNG).
     """
     from forecaster import artifact
+    from forecaster.blend import tell
     from forecaster.predict import Predictor
     from forecaster.series import Forecast
     from pipelines.sources import read
@@ -169,6 +129,8 @@ def forecast(
     in_range(horizon=horizon)
     can_be_written(out=out, plot=plot)
     forecaster = artifact.load(bundle_of(model, where))
+    if forecaster.blend:
+        warn(f"{forecaster.spec.name} is a blend: {tell(forecaster.blend)}")
     panel = read(reading.of(data).for_spec(forecaster.spec))
     for repair in panel.repairs:
         warn(repair)
@@ -240,6 +202,10 @@ def retrain(
     *,
     config: Path | None = None,
     horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
+    blend: Blended = (),
+    warm: bool = False,
     seed: int | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
@@ -255,9 +221,17 @@ def retrain(
     data
         As for train.
     config
-        Specification in YAML; its name is the model's.
+        Specification in YAML; its name is the model's. Without one, the preset of the data's frequency, as for train.
     horizon
         Steps ahead, instead of the specification's.
+    preset
+        As for train.
+    members
+        As for train.
+    blend
+        As for train.
+    warm
+        Whether to start from the champion's weights, where there is one; the specification has to be of its network.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -267,11 +241,22 @@ def retrain(
     """
     from pipelines.retrain import retrain as run
 
-    spec = spec_of(config, data, horizon=horizon, seed=seed)
+    source = reading.of(data)
+    spec = spec_of(
+        config,
+        source,
+        horizon=horizon,
+        seed=seed,
+        preset=preset,
+        members=members,
+        blend=blend,
+        test_windows=test_windows,
+    )
     done = run(
-        reading.of(data),
+        source,
         spec,
         where.open(),
+        warm=warm,
         test_windows=test_windows,
         trigger=trigger,
         progress=sys.stderr.isatty(),
@@ -326,11 +311,13 @@ def verify(bundle: str, *, where: Where = _WHERE) -> None:
         A bundle folder, or a registered model as NAME or NAME@ALIAS.
     """
     from forecaster import artifact
+    from forecaster.blend import tell
 
     is_path = Path(bundle).exists() or os.sep in bundle
     folder = Path(bundle) if is_path else bundle_of(bundle, where)
     forecaster = artifact.load(folder)
-    print(f"{forecaster.spec.name}: a good bundle ({artifact.digest(folder)})")
+    blend = f"; a blend: {tell(forecaster.blend)}" if forecaster.blend else ""
+    print(f"{forecaster.spec.name}: a good bundle ({artifact.digest(folder)}){blend}")
 
 
 @app.command
@@ -342,6 +329,8 @@ def serve(
     where: Where = _WHERE,
 ) -> None:
     """Serves the champion of a registered model over HTTP, and follows it when another is promoted.
+
+    A blend with statistical models needs the extra 'baselines' here too; without it the server refuses the blend.
 
     Parameters
     ----------

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forecaster.evaluation import baselines
 from forecaster.evaluation.backtest import Backtest
 from forecaster.metrics import nanmean
 from forecaster.registry import CHALLENGER, CHAMPION
 from forecaster.shapes import Float64
 
-SEASONAL_NAIVE = "seasonal_naive"
+SEASONAL_NAIVE = baselines.SEASONAL_NAIVE
 
 
 class Verdict(NamedTuple):

@@ -29,6 +29,11 @@ class Root(NamedTuple):
         return tracking_uri(self.path, self.uri)
 
     @property
+    def studies(self) -> str:
+        """The database of searches, always the folder's own; raises RegistryError."""
+        return _database(self.path, "tune.db")
+
+    @property
     def bundles(self) -> Path:
         """Bundles that trainings wrote, a folder each."""
         return self.path / "bundles"
@@ -55,14 +60,18 @@ def tracking_uri(root: Path, uri: str | None = None) -> str:
     Raises RegistryError for the few paths that a database URI cannot carry: MLflow makes the folder of the path as it
     stands, and opens the path decoded, so quoting does not help.
     """
+    return uri or _database(root, "mlflow.db")
+
+
+def _database(root: Path, name: str) -> str:
     folder = root.absolute()
-    if uri is None and re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder)):
+    if re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder)):
         raise RegistryError(
             f"A root folder needs a path without '?' and without '%' before two hex digits; it is {folder}. "
             "Use another folder.",
             where=str(folder),
         )
-    return uri or f"sqlite:///{folder}/mlflow.db"
+    return f"sqlite:///{folder}/{name}"
 
 
 def serving_environment(

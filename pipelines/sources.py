@@ -15,9 +15,8 @@ from forecaster.data.datasets import hospital, sine_trend
 from forecaster.data.frames import Columns, to_panel
 from forecaster.errors import BadSpec, InputError, SourceNotFound
 from forecaster.series import Panel
-from forecaster.spec import NetworkSpec, Spec, TrainingSpec
+from forecaster.spec import Spec
 
-MOST_CONTEXT = 100_000  # as a specification allows
 BUILT_IN: dict[str, Callable[[], pd.DataFrame]] = {"hospital": hospital, "sine_trend": sine_trend}
 
 
@@ -103,20 +102,15 @@ def read_spec(path: Path) -> Spec:
     return Spec.parse(fields, where=str(path))
 
 
-def default_spec(name: str, *, horizon: int) -> Spec:
-    """What `train` makes when nothing but a horizon is given: a small GRU on windows of a horizon and a quarter."""
-    fitting = re.sub(r"[^A-Za-z0-9_-]", "_", name).lstrip("_-")[:64] or "forecaster"
-    training = TrainingSpec(steps=2000, epoch_steps=100, batch=128, patience=8)
-    context = min(MOST_CONTEXT, max(12, horizon + (horizon + 3) // 4))
-    least = max(2, min(context, horizon // 2))
-    network = NetworkSpec(hidden=40)
-    fields = {
-        "name": fitting,
-        "context": context,
-        "horizon": horizon,
-        "min_history": least,
-        "scaling": "mean_abs",
-        "network": network,
-        "training": training,
-    }
-    return Spec.parse(fields, where="--horizon")
+def check_test_windows(windows: int) -> None:
+    """Refuses a number of windows that nobody can mean."""
+    if windows < 0:
+        raise InputError(
+            f"Expected --test-windows of at least 0; found {windows}. Ask for 0 test windows to train on everything.",
+            where="test_windows",
+        )
+
+
+def model_name(name: str) -> str:
+    """The name of data as the registry takes it for a model's."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name).lstrip("_-")[:64] or "forecaster"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+    from forecaster.evaluation.significance import Comparison
     from forecaster.series import Forecast, Panel
+    from pipelines.tune import Tuned
 
 _OURS = ("forecaster", "pipelines", "serving")
 
@@ -63,6 +68,74 @@ def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
             f"{forecaster:16}"
             + "".join(f"{'-' if value is None else format(value, '.4g'):>10}" for value in values.values())
         )
+
+
+_CONTEST = {
+    "mase": "MASE",
+    "rmsse": "RMSSE",
+    "smape": "sMAPE",
+    "mae": "MAE",
+    "owa": "OWA",
+    "wql": "WQL",
+    "coverage_80": "in 80%",
+    "coverage_95": "in 95%",
+}  # columns of a contest, with their headings
+
+
+def print_contest(scores: Mapping[str, Mapping[str, float]], against: Mapping[str, Comparison]) -> None:
+    """Scores by forecaster, a row each, and how the errors of the others differ from the first's."""
+    width = max(map(len, scores)) + 2
+    heads = [head for metric, head in _CONTEST.items() if any(metric in values for values in scores.values())]
+    print(f"{'':{width}}" + "".join(f"{head:>9}" for head in [*heads, "+MASE", "p"]))
+    for name, values in scores.items():
+        told = [_told(values.get(metric), ".4g") for metric, head in _CONTEST.items() if head in heads]
+        if name in against:
+            one = against[name]
+            told += [_told(one.difference, "+.4g"), "<0.001" if one.p < 0.001 else _told(one.p, ".3f")]
+        print(f"{name:{width}}" + "".join(f"{text:>9}" for text in told))
+    tests = sorted({one.test for one in against.values()})
+    if tests:
+        print(f"+MASE: more than {next(iter(scores))}'s, on the same windows; p of no difference: {', '.join(tests)}")
+
+
+def _told(value: float | None, form: str) -> str:
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def counter(*, every: float = 10.0) -> Callable[[str, int, int], None]:
+    """Tells how far a long work is: a line that counts on a terminal, elsewhere a line every so many seconds."""
+    bar, told = sys.stderr.isatty(), time.monotonic()
+
+    def count(what: str, done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if bar and (done == total or now - told > 0.1):
+            end = "\n" if done == total else ""
+            print(f"\rforecaster: {what}: {done} of {total} histories", end=end, file=sys.stderr, flush=True)
+            told = now
+        elif not bar and now - told > every:
+            warn(f"{what}: {done} of {total} histories")
+            told = now
+
+    return count
+
+
+def print_tuned(tuned: Tuned) -> None:
+    """The five best trials, and how the best did beside seasonal naive."""
+    from pipelines.space import told
+
+    print(f"{'trial':>5}{'rollout':>10}{'epochs':>8}{'seconds':>9}  what was tried")
+    for one in tuned.best[:5]:
+        print(f"{one.trial:>5}{one.value:>10.4g}{one.epochs:>8}{one.seconds or 0.0:>9.1f}  {told(one.params)}")
+    print(f"best    {tuned.value:.4g}, seasonal naive {tuned.naive:.4g} on the same validation windows (MASE)")
+    print(f"written {tuned.out}\nrun     {tuned.run_id}")
+
+
+def status(line: str) -> None:
+    """What is going on, in place of what was said last; nothing clears it."""
+    width = shutil.get_terminal_size().columns - 1
+    sys.stderr.write(f"\r\x1b[K{line[:width]}")
+    sys.stderr.flush()
 
 
 def print_summary(panel: Panel) -> None:

@@ -1,4 +1,4 @@
-"""One MLflow run for each training, with the same names everywhere.
+"""One MLflow run for each training or backtest, with the same names everywhere.
 
 Recording never costs a training: once a run is open, a store that fails is a warning in the log.
 """
@@ -30,11 +30,21 @@ HEADLINE = frozenset(
         "bt/mase",
         "bt/rmsse",
         "bt/smape",
+        "bt/mae",
+        "bt/mse",
+        "bt/owa",
+        "bt/owa_naive2",
         "bt/crps",
+        "bt/wql",
         "bt/coverage_80",
         "bt/coverage_95",
+        "bt/width_80",
+        "bt/width_95",
         "bt/skill_vs_snaive",
         "bt/exposure_gap",
+        "bt_pure/mase",  # of a blend: its network alone
+        "bt_pure/rmsse",
+        "bt_pure/smape",
         "train/seconds",
         "train/windows_per_s",
         "serve/p50_ms",
@@ -45,19 +55,21 @@ _DATASET_DIGEST_LENGTH = 36  # the longest that MLflow stores
 
 
 class DataSet(NamedTuple):
-    """What a run was trained on.
+    """What a run was trained on, or scored on.
 
     Attributes:
         name: What people call it.
         digest: Of its content, in hex.
         source: A path, URL or database address; a password in it is not recorded.
         cutoff: The last stamp that training and validation saw.
+        context: What it was used for, as MLflow shows it: training or evaluation.
     """
 
     name: str
     digest: str
     source: str
     cutoff: Stamp
+    context: str = "training"
 
 
 class Run:
@@ -151,6 +163,14 @@ def open_run(
             run.logger.close(status)
 
 
+def end_killed(run_ids: Iterable[str], *, root: Path, uri: str | None = None) -> None:
+    """Ends runs that a kill left open; raises RegistryError when the store cannot be opened."""
+    client = registry.connect(tracking_uri(root, uri))
+    for run_id in run_ids:
+        with recording(f"the end of run {run_id}"):
+            client.set_terminated(run_id, "KILLED")
+
+
 def artifact_location(root: Path) -> str:
     """Where the runs and models of a root folder keep their files."""
     return (root.absolute() / "mlruns").as_uri()
@@ -182,7 +202,7 @@ def _describe(
     kind, key = ("http", "url") if source.startswith(("http://", "https://")) else ("local", "uri")
     digest = data.digest[:_DATASET_DIGEST_LENGTH]
     recorded = Dataset(data.name, digest, kind, json.dumps({key: source}))
-    client.log_inputs(run_id, [DatasetInput(recorded, [InputTag("mlflow.data.context", "training")])])
+    client.log_inputs(run_id, [DatasetInput(recorded, [InputTag("mlflow.data.context", data.context)])])
 
 
 def _experiment(client: MlflowClient, name: str, location: str | None) -> str:

@@ -15,6 +15,7 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 
 # Modules with records. The hook knows functions and dataclasses; a NamedTuple it passes by.
 WITH_RECORDS = [
+    "forecaster.blend",
     "forecaster.data.calendar",
     "forecaster.data.columns",
     "forecaster.data.frames",
@@ -22,16 +23,22 @@ WITH_RECORDS = [
     "forecaster.data.stamps",
     "forecaster.data.windows",
     "forecaster.engine",
+    "forecaster.evaluation.backtest",
+    "forecaster.evaluation.blending",
     "forecaster.evaluation.one_pass",
+    "forecaster.evaluation.scores",
+    "forecaster.evaluation.significance",
     "forecaster.evaluation.trials",
     "forecaster.graph.recurrence",
     "forecaster.graph.runner",
     "forecaster.model.equations",
+    "forecaster.model.fused",
     "forecaster.model.layer",
     "forecaster.model.recurrent",
     "forecaster.model.rollout",
     "forecaster.model.scaling",
     "forecaster.series",
+    "forecaster.statistical",
     "forecaster.training.loss",
 ]
 

@@ -27,6 +27,7 @@ from torch import nn
 from forecaster.engine import Known
 from forecaster.graph.export import export
 from forecaster.graph.runner import GraphRunner
+from forecaster.model.fused import fused
 from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor, build
 from forecaster.spec import Spec
@@ -166,6 +167,7 @@ def measure(hidden: int, layers: int, *, threads: int) -> list[tuple[str, ...]]:
     model = network(hidden, layers)
     bare = stripped(model)
     runner, reference = GraphRunner(export(model), threads=threads), Reference(model)
+    kernel = fused(model, threads=threads)
     loop, carried = bare_loop(bare, threads), carried_state(bare)
     lines = []
     for rows, steps, rounds in CASES:
@@ -175,6 +177,7 @@ def measure(hidden: int, layers: int, *, threads: int) -> list[tuple[str, ...]]:
         known = Known(values)
         engines: dict[str, Callable[[], np.ndarray]] = {
             BARE: lambda: loop(scaled, steps),  # noqa: B023 (called in this round alone)
+            **({} if kernel is None else {"forecaster, kernel": lambda: kernel.roll(known, horizon=steps)}),  # noqa: B023
             "forecaster, graph": lambda: runner.roll(known, horizon=steps),  # noqa: B023
             "forecaster, PyTorch": lambda: reference.roll(known, horizon=steps),  # noqa: B023
             "nn.LSTM, state carried": lambda: carried(scaled, steps),  # noqa: B023

@@ -23,7 +23,7 @@ from forecaster.data.windows import stack
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.model.compiled import kernel
 from forecaster.model.rollout import roll, warm_up
-from forecaster.predict import Predictor, graph_engine
+from forecaster.predict import Predictor, fastest_engine
 from forecaster.spec import Spec
 from forecaster.training.fit import fit
 from pipelines.settings import Root
@@ -90,7 +90,7 @@ def forecast_each(case: Case) -> Ready:
     with tempfile.TemporaryDirectory() as folder:
         artifact.save(fitted(case), Path(folder) / "bundle", card="")
         forecaster = artifact.load(Path(folder) / "bundle")
-    predictor = Predictor(forecaster, engine=graph_engine(forecaster, threads=torch.get_num_threads()))
+    predictor = Predictor(forecaster, engine=fastest_engine(forecaster, threads=torch.get_num_threads()))
     series = list(panel(histories(case)).series)
 
     def act(_: int) -> list[Any]:

@@ -108,6 +108,10 @@ def stack(
 def _padded(
     histories: Sequence[Float64[np.ndarray, "_ *columns"]], *, context: int, empty: float
 ) -> Float64[np.ndarray, "row context *columns"]:
+    if all(len(history) >= context for history in histories):
+        return np.concatenate([history[-context:] for history in histories]).reshape(
+            len(histories), context, *histories[0].shape[1:]
+        )
     padded = np.full((len(histories), context, *histories[0].shape[1:]), empty)
     for row, history in enumerate(histories):
         tail = history[-context:]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
 from forecaster.predict import Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
+
+QuantileCube = Float64[np.ndarray, "series window horizon level"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,9 @@ class Backtest:
         square_scale: The same with squares.
         left_out: Ids of the series that were too short.
         stride: Steps between the cutoffs.
+        warnings: By forecaster, what its outcomes warn of and what stood in their way, a line each; a predictor's none.
+        levels: Of the quantiles, rising.
+        quantiles: Calibrated quantiles of the forecasters that have them, by name; NaN where there is no forecast.
     """
 
     series: Sequence[Series]
@@ -42,6 +48,9 @@ class Backtest:
     square_scale: Float64[np.ndarray, "series"]
     left_out: Sequence[str]
     stride: int
+    warnings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    levels: Sequence[float] = ()
+    quantiles: Mapping[str, QuantileCube] = field(default_factory=dict)
 
     @property
     def horizon(self) -> int:
@@ -83,8 +92,11 @@ class Backtest:
         """MASE of each step ahead."""
         return nanmean(nanmean(self.scaled_errors(name), axis=1), axis=0)
 
-    def frame(self) -> pd.DataFrame:
-        """One row a series, cutoff and step: `unique_id, cutoff, ds, step, y` and a column for each forecaster."""
+    def frame(self, *, levels: Sequence[float] = ()) -> pd.DataFrame:
+        """One row a series, cutoff and step: `unique_id, cutoff, ds, step, y` and a column for each forecaster.
+
+        Each that has quantiles is followed by a column for each of the levels, `name-0.1`; they are among `self.levels`.
+        """
         series, windows, horizon = self.actual.shape
         stamps = [
             following(cutoff, freq=one.freq, steps=horizon)
@@ -98,7 +110,11 @@ class Backtest:
             "step": np.tile(np.arange(1, horizon + 1), series * windows),
             "y": self.actual.ravel(),
         }
-        return pd.DataFrame(columns | {name: cube.ravel() for name, cube in self.forecasts.items()})
+        for name, cube in self.forecasts.items():
+            columns[name] = cube.ravel()
+            for level in levels if name in self.quantiles else ():
+                columns[f"{name}-{level:g}"] = self.quantiles[name][..., list(self.levels).index(level)].ravel()
+        return pd.DataFrame(columns)
 
 
 def backtest(
@@ -130,21 +146,30 @@ def backtest(
     split = hold_out(panel, held, keep=keep)
     series = split.whole.series
     known = [one.y for one in split.known.series]
+    told = {
+        name: _Told(all_origins(each, series, horizon=horizon, windows=windows, stride=apart))
+        if isinstance(each, Predictor)
+        else _asked(each, series, lefts, horizon)
+        for name, each in forecasters.items()
+    }
     return Backtest(
         series=series,
         cutoffs=[_cutoffs(one, lefts) for one in series],
         actual=np.stack([sliding_window_view(one.y[len(one) - held :], horizon)[::apart] for one in series]),
-        forecasts={
-            name: all_origins(each, series, horizon=horizon, windows=windows, stride=apart)
-            if isinstance(each, Predictor)
-            else _asked(each, series, lefts, horizon)
-            for name, each in forecasters.items()
-        },
+        forecasts={name: each.means for name, each in told.items()},
         scale=np.array([seasonal_error(y, season=season) for y in known]),
         square_scale=np.array([seasonal_error(y, season=season, power=2) for y in known]),
         left_out=split.left_out,
         stride=apart,
+        warnings={name: each.warnings for name, each in told.items() if each.warnings},
     )
+
+
+class _Told(NamedTuple):
+    """What a forecaster said at all origins."""
+
+    means: Cube
+    warnings: tuple[str, ...] = ()
 
 
 def _cutoffs(one: Series, lefts: Sequence[int]) -> list[Stamp]:
@@ -152,7 +177,16 @@ def _cutoffs(one: Series, lefts: Sequence[int]) -> list[Stamp]:
     return [at(stamps, len(one) - left - 1) for left in lefts]
 
 
-def _asked(ask: Ask, series: Sequence[Series], lefts: Sequence[int], horizon: int) -> Cube:
+def _asked(ask: Ask, series: Sequence[Series], lefts: Sequence[int], horizon: int) -> _Told:
     outcomes = ask([one.until(len(one) - left) for one in series for left in lefts], horizon)
     means = [outcome.mean if isinstance(outcome, Forecast) else np.full(horizon, np.nan) for outcome in outcomes]
-    return np.stack(means).reshape(len(series), len(lefts), horizon)
+    warnings = [
+        line
+        for outcome in outcomes
+        for line in (
+            [f"series {outcome.id!r}: {warning}" for warning in outcome.warnings]
+            if isinstance(outcome, Forecast)
+            else [outcome.message]
+        )
+    ]
+    return _Told(np.stack(means).reshape(len(series), len(lefts), horizon), tuple(warnings))

@@ -11,6 +11,9 @@ from forecaster.series import Forecast, Series
 Ask = Callable[[Sequence[Series], int], Sequence[Forecast | ForecasterError]]
 """Anything that forecasts: histories and a horizon in, one outcome each; `Predictor.forecast_each` is one."""
 
+SEASONAL_NAIVE = "seasonal_naive"
+"""What it is called wherever forecasters stand beside each other."""
+
 
 def seasonal_naive(season: int) -> Ask:
     """The forecaster that repeats the last season (season 1: the last value)."""

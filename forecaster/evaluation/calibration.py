@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from forecaster.conformal import calibrate
-from forecaster.evaluation.backtest import Backtest, backtest
+from forecaster.evaluation.backtest import Backtest, QuantileCube, backtest
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Panel
 from forecaster.shapes import Float64
@@ -23,31 +23,59 @@ def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int) -> Forecas
         panel: All that was known at the fit.
         windows: Rolling origins, a horizon apart.
     """
-    spec, predictor = forecaster.spec, Predictor(forecaster)
+    spec = forecaster.spec
     result = backtest(
         panel,
-        {"own": predictor},
+        {"own": Predictor(forecaster)},
         horizon=spec.horizon,
         windows=windows,
         season=forecaster.season,
         keep=spec.least,
     )
-    errors = result.actual - result.forecasts["own"]
+    return calibrated_on(forecaster, result, "own")
+
+
+def calibrated_on(forecaster: Forecaster, result: Backtest, name: str) -> Forecaster:
+    """The forecaster with quantiles calibrated on a backtest of windows that it was not fitted to; `name` is its name there."""
+    predictor = Predictor(forecaster)
+    errors = result.actual - result.forecasts[name]
     groups = [predictor.group(one) for one in result.series]
     return replace(forecaster, calibration=calibrate(errors, _scales(predictor, result), groups=groups))
 
 
-def coverage(forecaster: Forecaster, result: Backtest, name: str, *, intervals: Sequence[float]) -> dict[float, float]:
-    """The share of a backtest's actuals within the calibrated intervals about its forecasts, by nominal share."""
+def quantiles(forecaster: Forecaster, result: Backtest, name: str, *, levels: Sequence[float]) -> QuantileCube:
+    """The calibrated quantiles about a backtest's forecasts, as the predictor gives them at each origin.
+
+    Args:
+        forecaster: Who made the forecasts; it was calibrated.
+        result: The backtest.
+        name: The forecaster's name there.
+        levels: Rising.
+    """
     assert forecaster.calibration is not None, "it was calibrated"
     predictor, windows = Predictor(forecaster), result.actual.shape[1]
     scales = np.nan_to_num(_scales(predictor, result)).ravel()
     groups = [predictor.group(one) for one in result.series for _ in range(windows)]
+    offsets = forecaster.calibration.offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
+    return np.asarray(result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, len(levels)))
+
+
+def with_quantiles(result: Backtest, forecasters: Mapping[str, Forecaster], *, levels: Sequence[float]) -> Backtest:
+    """The backtest with the quantiles of those forecasters that were calibrated."""
+    rising = sorted(set(levels))
+    found = {
+        name: quantiles(one, result, name, levels=rising)
+        for name, one in forecasters.items()
+        if one.calibration is not None
+    }
+    return replace(result, levels=rising, quantiles=found)
+
+
+def coverage(forecaster: Forecaster, result: Backtest, name: str, *, intervals: Sequence[float]) -> dict[float, float]:
+    """The share of a backtest's actuals within the calibrated intervals about its forecasts, by nominal share."""
     found = {}
     for interval in intervals:
-        levels = ((1 - interval) / 2, (1 + interval) / 2)
-        offsets = forecaster.calibration.offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
-        bounds = result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, 2)
+        bounds = quantiles(forecaster, result, name, levels=((1 - interval) / 2, (1 + interval) / 2))
         keep = np.isfinite(result.actual) & np.isfinite(bounds).all(axis=-1)
         inside = (bounds[..., 0] <= result.actual) & (result.actual <= bounds[..., 1])
         found[interval] = float(inside[keep].mean()) if keep.any() else float("nan")

@@ -18,7 +18,8 @@ from forecaster.data.split import origins
 from forecaster.data.windows import Tape
 from forecaster.engine import median
 from forecaster.errors import HorizonOutOfRange
-from forecaster.model.places import memories
+from forecaster.model.fused import Fused
+from forecaster.model.places import MEMORIES_AT_ONCE, memories
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import Memory, pick, roll, warm_up
 from forecaster.model.scaling import settle
@@ -59,10 +60,14 @@ def all_origins(
         at = (group, slice(int(answered[group].any(axis=0).argmax()), None))
         whole = [series[int(row)] for row in group]
         told = [
-            _ask(_Asked(predictor, network, whole, cuts[at], answered[at], horizon, apart))
-            for network in predictor.networks
+            _ask(_Asked(predictor, network, compiled, whole, cuts[at], answered[at], horizon, apart))
+            for network, compiled in zip(predictor.networks, predictor.fused, strict=True)
         ]
-        found[at] = _mended(median(np.stack(told)), whole, cuts[at], answered[at], season=predictor.forecaster.season)
+        agreed = told[0] if len(told) == 1 else median(np.stack(told))
+        found[at] = _mended(agreed, whole, cuts[at], answered[at], season=predictor.forecaster.season)
+    if predictor.forecaster.blend:
+        known = [series[row].y[: cuts[row, window]] for row, window in np.argwhere(answered)]
+        found[answered] = predictor.blended(found[answered], known).forecasts
     return found
 
 
@@ -72,6 +77,7 @@ class _Asked(NamedTuple):
     Attributes:
         predictor: Who is asked.
         network: Which of its members.
+        fused: The same as the compiled kernel runs it; None where that does not know it.
         series: Whole series.
         cuts: How many steps are known at each origin, in rising order.
         answered: Where there is a forecast.
@@ -81,6 +87,7 @@ class _Asked(NamedTuple):
 
     predictor: Predictor
     network: Regressor
+    fused: Fused | None
     series: Sequence[Series]
     cuts: Int[np.ndarray, "series window"]
     answered: Bool[np.ndarray, "series window"]
@@ -88,10 +95,10 @@ class _Asked(NamedTuple):
     stride: int
 
 
-class _Start(NamedTuple):
-    """Memories that are ready to roll out, and the origins they are of."""
+class _Told(NamedTuple):
+    """Forecasts, and the origins they are of."""
 
-    memory: Memory
+    forecasts: Float64[Tensor, "row horizon"]
     series: Int[np.ndarray, "row"]
     window: Int[np.ndarray, "row"]
 
@@ -110,11 +117,17 @@ def _ask(asked: _Asked) -> Cube:
     ).to(predictor.device)
     read = _windows if network.reads == "window" else _histories
     with torch.inference_mode():
-        for memory, series, window in read(asked, tape):
-            ahead = _ahead(tape, series, asked.cuts[series, window], steps)
-            rolled = roll(network, memory, horizon=asked.horizon, ahead=ahead)[0]
-            found[series, window] = rolled.cpu().numpy()
+        for told in read(asked, tape):
+            found[told.series, told.window] = told.forecasts.cpu().numpy()
     return found
+
+
+def _rolled(
+    asked: _Asked, tape: Tape, memory: Memory, series: Int[np.ndarray, "row"], window: Int[np.ndarray, "row"]
+) -> _Told:
+    """What follows memories at their origins."""
+    ahead = _ahead(tape, series, asked.cuts[series, window], asked.predictor.steps(asked.horizon))
+    return _Told(roll(asked.network, memory, horizon=asked.horizon, ahead=ahead)[0], series, window)
 
 
 def _mended(
@@ -130,7 +143,7 @@ def _mended(
     return told
 
 
-def _windows(asked: _Asked, tape: Tape, only: Bool[np.ndarray, "series window"] | None = None) -> Iterator[_Start]:
+def _windows(asked: _Asked, tape: Tape, only: Bool[np.ndarray, "series window"] | None = None) -> Iterator[_Told]:
     """Every origin from a window of its own."""
     network = asked.network
     series, window = np.nonzero(asked.answered if only is None else only)
@@ -139,11 +152,14 @@ def _windows(asked: _Asked, tape: Tape, only: Bool[np.ndarray, "series window"] 
         rows = torch.from_numpy(series[some]).to(tape.values.device)
         places = tape.first[rows] + torch.from_numpy(cuts[some]).to(rows.device)
         shown = network.shown(int(cuts[some].max()))
-        example = tape.cut(places, context=shown, horizon=0, series=rows)
-        yield _Start(warm_up(network, example.window), series[some], window[some])
+        known = tape.cut(places, context=shown, horizon=0, series=rows).window
+        if asked.fused is not None:
+            yield _Told(asked.fused.forecast(known.values, horizon=asked.horizon), series[some], window[some])
+        else:
+            yield _rolled(asked, tape, warm_up(network, known), series[some], window[some])
 
 
-def _histories(asked: _Asked, tape: Tape) -> Iterator[_Start]:
+def _histories(asked: _Asked, tape: Tape) -> Iterator[_Told]:
     """Every origin from what one pass over its series knew there; those before the scale has settled from one of their own.
 
     The recurrence reads whole segments, and the last of them ends at the origin. So only origins a multiple of the segment
@@ -165,6 +181,15 @@ def _histories(asked: _Asked, tape: Tape) -> Iterator[_Start]:
     places = tape.first[rows] + torch.from_numpy(ends).to(rows.device)
     width = max(network.shown(int(ends.max())), network.lead + (count - 1) * every + network.segment)
     window = tape.cut(places, context=width, horizon=0, series=rows).window
+    if asked.fused is not None and count <= MEMORIES_AT_ONCE:
+        at_once = max(1, MEMORIES_AT_ONCE // count)
+        for first in range(0, len(row), at_once):
+            part = slice(first, first + at_once)
+            series, number = row[part].repeat(count), numbers[phase[part]].ravel()
+            wanted = np.flatnonzero((number >= 0) & shared[series, number])
+            reached = asked.fused.reach(window.values[part], every=every, count=count).pick(torch.from_numpy(wanted))
+            yield _Told(asked.fused.go_on(reached, horizon=asked.horizon), series[wanted], number[wanted])
+        return
     done = 0
     for memory in memories(network, window, every=every, count=count):
         span = len(memory.output) // len(row)
@@ -172,7 +197,8 @@ def _histories(asked: _Asked, tape: Tape) -> Iterator[_Start]:
         wanted = np.flatnonzero((number >= 0) & shared[series, number])
         for first in range(0, len(wanted), ROWS_AT_ONCE):
             some = wanted[first : first + ROWS_AT_ONCE]
-            yield _Start(pick(memory, torch.from_numpy(some).to(rows.device)), series[some], number[some])
+            picked = pick(memory, torch.from_numpy(some).to(rows.device))
+            yield _rolled(asked, tape, picked, series[some], number[some])
         done += span
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pandas import DatetimeIndex
+
+from forecaster.evaluation.baselines import SEASONAL_NAIVE
+from forecaster.metrics import nanmean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +21,8 @@ if TYPE_CHECKING:
     from forecaster.series import Forecast, Series
     from forecaster.shapes import Float64
 
-HISTORY, FORECAST, TRUTH, BASELINE = "#4a4e57", "#c2410c", "#1d6fa5", "#8a8f98"
+HISTORY, FORECAST, TRUTH, BASELINE, GRID = "#4a4e57", "#c2410c", "#1d6fa5", "#8a8f98", "#e3e5e8"
+OTHERS = (FORECAST, TRUTH, "#5b7f3a", "#7a4fa3", "#b8860b", "#0f766e", "#9d174d")  # forecasters beside each other
 
 
 def forecast_plot(
@@ -67,25 +74,105 @@ def origins_plot(result: Backtest, name: str, *, series: int = 0) -> Figure:
 def error_by_horizon(result: Backtest) -> Figure:
     """MASE of every forecaster at each step ahead."""
     figure, axes = _axes("Error by step ahead")
-    colors = [FORECAST, TRUTH, "#5b7f3a", "#7a4fa3"]
     steps = np.arange(1, result.horizon + 1)
-    named = [name for name in result.forecasts if name != "seasonal_naive"]
+    marker = "o" if result.horizon == 1 else None  # a line through one point cannot be seen
+    named = [name for name in result.forecasts if name != SEASONAL_NAIVE]
     for number, name in enumerate(named):
-        axes.plot(steps, result.mase_by_step(name), color=colors[number % len(colors)], linewidth=1.6, label=name)
-    if "seasonal_naive" in result.forecasts:
+        color = OTHERS[number % len(OTHERS)]
+        order = 3 - number / len(named)  # the first lies on top
+        axes.plot(steps, result.mase_by_step(name), color=color, linewidth=1.6, marker=marker, label=name, zorder=order)
+    if SEASONAL_NAIVE in result.forecasts:
+        naive = result.mase_by_step(SEASONAL_NAIVE)
         axes.plot(
             steps,
-            result.mase_by_step("seasonal_naive"),
+            naive,
             color=BASELINE,
             linewidth=1.2,
             linestyle="--",
-            label="seasonal naive",
+            marker=marker,
+            label=SEASONAL_NAIVE.replace("_", " "),
         )
     axes.set_xlabel("step ahead")
     axes.set_ylabel("MASE")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(frameon=False, loc="outside right upper")
     return figure
+
+
+def calibration_plot(result: Backtest) -> Figure:
+    """The share of what came that lies below each quantile, against its level: on the diagonal where they agree.
+
+    Pooled over series, windows and steps, those that every forecaster answered.
+    """
+    figure = Figure(figsize=(5.5, 5.5), dpi=110, layout="constrained")
+    axes = _dressed(figure.add_subplot(), "Calibration")
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    axes.plot([0, 1], [0, 1], color=BASELINE, linewidth=1.0, linestyle="--", label="as it should be")
+    actual = np.where(result.comparable()[:, :, None], result.actual, np.nan)[..., None]
+    for number, (name, quantiles) in enumerate(result.quantiles.items()):
+        below = np.where(np.isnan(actual) | np.isnan(quantiles), np.nan, actual <= quantiles)
+        shares = nanmean(below, axis=(0, 1, 2))
+        color = OTHERS[number % len(OTHERS)]
+        axes.plot(result.levels, shares, color=color, linewidth=1.4, marker="o", markersize=4, label=name)
+    axes.set_xlabel("level of the quantile")
+    axes.set_ylabel("share of what came at or below it")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def best_and_worst(result: Backtest, name: str, *, across: int = 3) -> Figure:
+    """The last window of the series that a forecaster did best on (first row) and worst (second), by their MASE."""
+    errors = nanmean(result.scaled_errors(name), axis=(1, 2))
+    order = [int(row) for row in np.argsort(errors, kind="stable")[: int(np.isfinite(errors).sum())]]
+    across = min(across, max(1, len(order) // 2))
+    rows = [("best", order[:across]), ("worst", order[::-1][:across])][: 2 if len(order) > 1 else 1]
+    figure = Figure(figsize=(4 * across + 1, 2.8 * len(rows) + 0.6), dpi=110, layout="constrained")
+    figure.suptitle(f"{name}: the series it did best and worst on", x=0.01, ha="left", fontsize=11)
+    grid = figure.subplots(len(rows), across, squeeze=False)
+    for axes_of_row, (which, some) in zip(grid, rows, strict=True):
+        for axes, series in zip(axes_of_row, some, strict=False):
+            _window(axes, result, name, series)
+            axes.set_title(
+                f"{which}: {_shortened(result.series[series].id)}, MASE {errors[series]:.2f}", loc="left", fontsize=9
+            )
+        for axes in axes_of_row[len(some) :]:
+            axes.set_axis_off()
+    handles = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), frameon=False, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _window(axes: Axes, result: Backtest, name: str, series: int) -> None:
+    """The last window of one series: some of the history, what came, the forecast and the band about it."""
+    one, horizon = result.series[series], result.horizon
+    cut = len(one) - horizon
+    first = max(0, cut - max(3 * horizon, 24))
+    stamps, y, said = one.stamps, one.y, result.forecasts[name][series, -1]
+    _dressed(axes, "")
+    axes.plot(stamps[first:cut], y[first:cut], color=HISTORY, linewidth=1.0, label="history")
+    ahead = stamps[cut - 1 :]
+    axes.plot(ahead, y[cut - 1 :], color=TRUTH, linewidth=1.2, label="what came")
+    if name in result.quantiles and {0.1, 0.9} <= set(result.levels):
+        levels = list(result.levels)
+        low, high = (result.quantiles[name][series, -1, :, levels.index(level)] for level in (0.1, 0.9))
+        axes.fill_between(ahead[1:], low, high, color=FORECAST, alpha=0.15, linewidth=0, label="80 % interval")
+    axes.plot(ahead[1:], said, color=FORECAST, linewidth=1.4, label="forecast")
+    axes.tick_params(labelsize=8)
+    axes.xaxis.get_offset_text().set_fontsize(8)
+    if isinstance(stamps, DatetimeIndex):
+        locator: Any = AutoDateLocator(minticks=2, maxticks=5)  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def _place(axes: Axes, stamp: Stamp) -> float:
@@ -95,9 +182,12 @@ def _place(axes: Axes, stamp: Stamp) -> float:
 
 def _axes(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    return figure, _dressed(figure.add_subplot(), title)
+
+
+def _dressed(axes: Axes, title: str) -> Axes:
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e3e5e8", linewidth=0.6)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes

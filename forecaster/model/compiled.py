@@ -17,7 +17,8 @@ from forecaster.shapes import Float
 
 logger = logging.getLogger(__name__)
 
-_KINDS = {"gru": 0, "lstm": 1, "elman": 2}
+KINDS = {"gru": 0, "lstm": 1, "elman": 2}
+VERSION = 2  # of what steps.c offers
 _FEW = 12  # rows times steps below which the weights are read as they lie
 _SMALL = 1_000_000  # multiplications below which a second thread costs more than it gives
 
@@ -30,7 +31,7 @@ _ARRAYS = (
 )
 
 
-class _Layer(ctypes.Structure):
+class CLayer(ctypes.Structure):
     """`struct layer` of steps.c."""
 
     _fields_ = [*((name, ctypes.c_int64) for name in _SIZES), *((name, ctypes.c_void_p) for name in _ARRAYS)]
@@ -102,15 +103,15 @@ class Kernel:
         *members, rows, steps, features = layer.inputs.shape
         hidden = layer.hidden.shape[-1]
         padded = -(-hidden // self.lanes) * self.lanes
-        sizes = (_KINDS[layer.kind], *(members or (1,)), rows, steps, features, hidden, padded, pieces, _FEW)
+        sizes = (KINDS[layer.kind], *(members or (1,)), rows, steps, features, hidden, padded, pieces, _FEW)
         read = (layer.inputs, layer.hidden, layer.cell, *layer[5:], layer.begun)
         given = [*(None if one is None else one.data_ptr() for one in read), *[None] * (len(_ARRAYS) - len(read))]
-        filled = _Layer(*sizes, *given)
+        filled = CLayer(*sizes, *given)
         for name, array in arrays.items():
             setattr(filled, name, None if array is None else array.data_ptr())
-        library = _library()
-        assert library is not None, "asked for where it was not compiled"
-        if library.run(ctypes.byref(filled), backward, self.lanes, torch.get_num_threads(), _openmp()):
+        found = library()
+        assert found is not None, "asked for where it was not compiled"
+        if found.run(ctypes.byref(filled), backward, self.lanes, torch.get_num_threads(), openmp()):
             raise MemoryError(
                 f"Expected memory for a layer of {rows} rows; there is none left. Send fewer rows at once."
             )
@@ -118,27 +119,36 @@ class Kernel:
 
 def kernel() -> Kernel | None:
     """The kernel for the widest vectors of this machine; None where there is none, or it was not compiled."""
-    library = _library()
-    return Kernel(library.lanes()) if library is not None and library.lanes() else None
+    found = library()
+    return Kernel(found.lanes()) if found is not None and found.lanes() else None
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
+    """What was compiled of steps.c; None where it was not, or from another one."""
     places = [Path(__file__).with_name(f"_steps{suffix}") for suffix in EXTENSION_SUFFIXES]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         return None
-    library = ctypes.CDLL(str(found))
-    library.lanes.restype = library.run.restype = library.size_of_layer.restype = ctypes.c_int64
-    library.run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    if library.size_of_layer() != ctypes.sizeof(_Layer):
+    loaded = ctypes.CDLL(str(found))
+    try:
+        version = loaded.version()
+    except AttributeError:
+        version = 0
+    if version != VERSION:
         logger.warning("%s was compiled from another steps.c and is not used. Install again, to be faster.", found)
         return None
-    return library
+    for function in (loaded.lanes, loaded.run, loaded.roll, loaded.size_of_packed):
+        function.restype = ctypes.c_int64
+    loaded.run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    loaded.roll.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    loaded.size_of_packed.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 2]
+    loaded.pack.restype, loaded.pack.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    return loaded
 
 
 @cache
-def _openmp() -> int | None:
+def openmp() -> int | None:
     """Where torch's own threads are started. Two pools of threads would stand in each other's way."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value

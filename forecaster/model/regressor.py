@@ -58,7 +58,9 @@ class Regressor(nn.Module):
         further = self.places.shape[1] + spec.segment * covariates
         self.decoder = nn.GRUCell(further, hidden) if further else None
         self.output = nn.Linear(hidden, self.targets * spec.segment * self.head.params)
-        if spec.base != "zero":  # an untrained network is its base
+        if (
+            spec.base != "zero" or spec.scaling == "level_season"
+        ):  # an untrained network is its base, or level and season
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 

@@ -16,9 +16,12 @@
 #include <sys/mman.h>
 #endif
 
+#define MOST_LAYERS 16
+#define ALONE 48 // steps of one row that a layer takes at once
+
 enum kind { GRU, LSTM, ELMAN };
 
-// As `_Layer` in compiled.py. Contiguous: member, row, step, then what is named; `padded` is `hidden` up to whole vectors.
+// As `CLayer` in compiled.py. Contiguous: member, row, step, then what is named; `padded` is `hidden` up to whole vectors.
 struct layer {
     int64_t kind, members, rows, steps, features, hidden, padded, pieces, few;
     const float *inputs, *hidden_before, *cell_before, *input_weights, *recurrent_weights, *input_bias, *recurrent_bias;
@@ -28,6 +31,19 @@ struct layer {
     const float *d_outputs, *d_hidden_after, *d_cell_after; // the slopes of the loss: the last two may be NULL
     float *d_inputs, *d_hidden_before, *d_cell_before;      // d_inputs may be NULL
     float *d_input_weights, *d_recurrent_weights, *d_bias;  // of each piece; biases of sums
+};
+
+// As `_Rollout` in fused.py: a network that reads `steps` segments, if any, and then says `blocks`. Contiguous.
+struct rollout {
+    int64_t kind, layers, rows, steps, blocks, segment, hidden, padded;
+    int64_t places, every;     // of how many places, the last of them after the last step, the memory is wanted
+    double runaway;            // times the largest scaled value: what is foretold beyond it is not believed
+    const float *packed;       // the layers' weights, each by `pack`
+    const float *output;       // segment by padded, and the biases after that
+    const float *values;       // row, step, point of the segment: scaled, NaN where there is none
+    float *states, *cells;     // row, layer, unit: where the blocks begin; or row, place, layer, unit: found at the places
+    float *bound;              // likewise, of each row
+    float *told;               // row, block, point of the segment
 };
 
 // Large results are new memory, and to touch it page by page takes as long as the arithmetic: asks for pages of 2 MiB.
@@ -58,6 +74,7 @@ static inline int64_t band_of(int64_t rows) {
 
 #define LANES 16
 #define TALL 6
+#define BESIDE 4
 #define FUNCTION __attribute__((target("avx512f,avx512dq,fma"))) static inline
 #define NAME(x) x##_avx512
 #define LEAST(a, b) (vector) _mm512_min_ps((__m512)(a), (__m512)(b))
@@ -67,9 +84,11 @@ static inline int64_t band_of(int64_t rows) {
 #define PART_STORE(to, x, n) _mm512_mask_storeu_ps(to, FIRST(n), (__m512)(x))
 #include "tiles.h"
 #include "steps.h"
+#include "rolls.h"
 
 #define LANES 8
 #define TALL 3
+#define BESIDE 2
 #define FUNCTION __attribute__((target("avx2,fma"))) static inline
 #define NAME(x) x##_avx2
 #define LEAST(a, b) (vector) _mm256_min_ps((__m256)(a), (__m256)(b))
@@ -79,6 +98,7 @@ static inline int64_t band_of(int64_t rows) {
 #define PART_STORE(to, x, n) _mm256_maskstore_ps(to, FIRST(n), (__m256)(x))
 #include "tiles.h"
 #include "steps.h"
+#include "rolls.h"
 
 // The widest vectors that this machine has: 16 or 8 floats; 0 if it has neither.
 int64_t lanes(void) {
@@ -87,8 +107,8 @@ int64_t lanes(void) {
     return 0;
 }
 
-// For the caller to see whether it means the same by a layer.
-int64_t size_of_layer(void) { return sizeof(struct layer); }
+// For the caller to see whether it means the same by all of this: as VERSION in compiled.py.
+int version(void) { return 2; }
 
 struct work {
     const struct layer *layer;
@@ -130,4 +150,45 @@ int64_t run(const struct layer *layer, int64_t backward, int64_t width, int64_t 
     else
         take_pieces(&work);
     return work.failed;
+}
+
+// Floats of a layer's weights as `roll` reads them.
+int64_t size_of_packed(const struct rollout *rollout, int64_t layer, int64_t width) {
+    return width == 16 ? packed_avx512(rollout, layer) : packed_avx2(rollout, layer);
+}
+
+// Lays a layer's weights out for `roll`. Of a layer only its sizes, weights and biases are read.
+void pack(const struct layer *layer, float *packed, int64_t width) {
+    if (width == 16)
+        pack_avx512(layer, packed);
+    else
+        pack_avx2(layer, packed);
+}
+
+struct bands {
+    const struct rollout *rollout;
+    int64_t width, band, next, failed;
+};
+
+static void take_bands(void *shared) {
+    struct bands *bands = shared;
+    const int64_t rows = bands->rollout->rows;
+    for (;;) {
+        int64_t first = __atomic_fetch_add(&bands->next, bands->band, __ATOMIC_RELAXED);
+        if (first >= rows) return;
+        int64_t last = first + bands->band < rows ? first + bands->band : rows;
+        int done = bands->width == 16 ? go_avx512(bands->rollout, first, last) : go_avx2(bands->rollout, first, last);
+        if (!done) __atomic_store_n(&bands->failed, 1, __ATOMIC_RELAXED);
+    }
+}
+
+// Rolls on vectors of `width` floats, `band` rows at a time; the rest as in `run`.
+int64_t roll(const struct rollout *rollout, int64_t band, int64_t width, int64_t threads,
+             void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+    struct bands bands = {rollout, width, band, 0, 0};
+    if (parallel && threads > 1 && rollout->rows > band)
+        parallel(take_bands, &bands, (unsigned)threads, 0);
+    else
+        take_bands(&bands);
+    return bands.failed;
 }

@@ -1,34 +1,39 @@
-// A layer's way through its steps and back, for one width of vectors. Included after tiles.h, and takes its definitions back.
+// A layer's way through its steps and back, for one width of vectors. Included after tiles.h.
 
-// One unit block of one row takes its step. `sums`: i, f, g, o of an LSTM; q (the recurrent part of n), r, z, n of a GRU.
+// The state that the sums of one unit block lead to. `sums`: i, f, g, o of an LSTM; q (the recurrent part of n), r, z, n of a
+// GRU; they become the gates.
+FUNCTION __attribute__((always_inline)) vector NAME(update)(int64_t kind, vector *sums, vector before, vector *cell) {
+    if (kind == LSTM) { // Graves 2013, (7) to (11)
+        sums[0] = NAME(sigmoid)(sums[0]), sums[1] = NAME(sigmoid)(sums[1]);
+        sums[2] = NAME(tanh)(sums[2]), sums[3] = NAME(sigmoid)(sums[3]);
+        *cell = sums[1] * *cell + sums[0] * sums[2];
+        return sums[3] * NAME(tanh)(*cell);
+    }
+    if (kind == GRU) { // Cho et al. 2014, (5) to (8), with the reset gate after the product
+        sums[1] = NAME(sigmoid)(sums[1]), sums[2] = NAME(sigmoid)(sums[2]);
+        sums[3] = NAME(tanh)(sums[3] + sums[1] * sums[0]);
+        return sums[3] + sums[2] * (before - sums[3]);
+    }
+    return NAME(tanh)(sums[0]);
+}
+
+// One unit block of one row takes its step.
 FUNCTION __attribute__((always_inline)) void NAME(settle)(
     const struct layer *l, int64_t place, int64_t unit, const vector *sums, const float *before, float *after, float *cell) {
     int64_t H = l->hidden, P = l->padded, n = H - unit;
-    float *output = l->outputs + place * H + unit, *gates = l->gates ? l->gates + place * 4 * P + unit : NULL;
+    float *output = l->outputs + place * H + unit, *kept = l->gates ? l->gates + place * 4 * P + unit : NULL;
     if (!l->begun[place]) { // the state passes over padding
         AT(after) = AT(before);
         NAME(store)(output, ALL(0.0f), n);
         if (l->cells) AT(l->cells + place * P + unit) = AT(cell);
         return;
     }
-    vector h;
-    if (l->kind == LSTM) { // Graves 2013, (7) to (11)
-        vector i = NAME(sigmoid)(sums[0]), f = NAME(sigmoid)(sums[1]);
-        vector g = NAME(tanh)(sums[2]), o = NAME(sigmoid)(sums[3]);
-        vector c = f * AT(cell) + i * g;
-        h = o * NAME(tanh)(c);
-        AT(cell) = c;
-        if (gates) {
-            AT(gates) = i, AT(gates + P) = f, AT(gates + 2 * P) = g, AT(gates + 3 * P) = o;
-            AT(l->cells + place * P + unit) = c;
-        }
-    } else if (l->kind == GRU) { // Cho et al. 2014, (5) to (8), with the reset gate after the product
-        vector r = NAME(sigmoid)(sums[1]), z = NAME(sigmoid)(sums[2]);
-        vector n_ = NAME(tanh)(sums[3] + r * sums[0]);
-        h = n_ + z * (AT(before) - n_);
-        if (gates) AT(gates) = sums[0], AT(gates + P) = r, AT(gates + 2 * P) = z, AT(gates + 3 * P) = n_;
-    } else
-        h = NAME(tanh)(sums[0]);
+    vector gates[4] = {sums[0], sums[1], sums[2], sums[3]}, c = AT(cell);
+    vector h = NAME(update)(l->kind, gates, AT(before), &c);
+    if (l->kind == LSTM) AT(cell) = c;
+    if (kept) // an Elman cell keeps none
+        for (int g = 0; g < 4; g++) AT(kept + g * P) = gates[g];
+    if (l->cells) AT(l->cells + place * P + unit) = c;
     AT(after) = h;
     NAME(store)(output, h, n);
 }
@@ -340,18 +345,3 @@ FUNCTION int NAME(backward)(const struct layer *l, int64_t member, int64_t piece
     free(room);
     return 1;
 }
-
-#undef vector
-#undef AT
-#undef ALL
-#undef UNROLL
-#undef PANEL
-#undef LANES
-#undef TALL
-#undef FUNCTION
-#undef NAME
-#undef LEAST
-#undef MOST
-#undef FIRST
-#undef PART_LOAD
-#undef PART_STORE

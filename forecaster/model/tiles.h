@@ -1,6 +1,7 @@
 // Gates and matrix products for one width of vectors. Included before steps.h, once for each instruction set, with
 //   LANES           floats in a vector
 //   TALL            rows of a tile: TALL * 4 sums, 4 weights and one input fit the registers
+//   BESIDE          vectors of each gate that one row sums up at once
 //   FUNCTION        how a function is declared
 //   NAME(x)         its name
 //   LEAST, MOST     of two vectors, the second where either is not a number
@@ -88,6 +89,32 @@ FUNCTION void NAME(tile)(int rows, int vectors, vector *sums, const float *left,
         CASE(TALL, 1); CASE(TALL, 2); CASE(TALL, 3); CASE(TALL, 4);
     }
 #undef CASE
+}
+
+// The same for 1 to TALL rows and 1, 3 or 4 vectors that lie side by side.
+FUNCTION void NAME(some_rows)(int rows, int vectors, vector *sums, const float *left, int64_t left_row, const float *right,
+                              int64_t inner) {
+#define CASE(r, v)                                                                                       \
+    case 8 * r + v:                                                                                      \
+        if (r <= TALL) NAME(fixed_tile)(r <= TALL ? r : 1, v, sums, left, left_row, 1, right, v * LANES, inner); \
+        return
+#define CASES(r) CASE(r, 1); CASE(r, 3); CASE(r, 4)
+    switch (8 * rows + vectors) {
+        CASES(1); CASES(2); CASES(3); CASES(4); CASES(5); CASES(6);
+    }
+#undef CASES
+#undef CASE
+}
+
+// The same for one row and BESIDE panels, which lie `panel` floats apart.
+FUNCTION __attribute__((always_inline)) void NAME(row)(int vectors, vector *sums, const float *left, const float *right,
+                                                       int64_t panel, int64_t inner) {
+    vector sum[BESIDE][4];
+    UNROLL for (int p = 0; p < BESIDE; p++) UNROLL for (int v = 0; v < vectors; v++) sum[p][v] = sums[4 * p + v];
+    for (int64_t k = 0; k < inner; k++)
+        UNROLL for (int p = 0; p < BESIDE; p++) UNROLL for (int v = 0; v < vectors; v++)
+            sum[p][v] += left[k] * AT(right + p * panel + (k * vectors + v) * LANES);
+    UNROLL for (int p = 0; p < BESIDE; p++) UNROLL for (int v = 0; v < vectors; v++) sums[4 * p + v] = sum[p][v];
 }
 
 // out += left @ right. The right-hand side lies in panels of four vectors, or is a matrix, whose panels lie side by side.

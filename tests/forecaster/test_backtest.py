@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 
 import matplotlib as mpl
@@ -13,10 +14,10 @@ from matplotlib.figure import Figure
 from forecaster.errors import ForecasterError, HistoryTooShort
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
-from forecaster.evaluation.plots import error_by_horizon, forecast_plot, origins_plot
+from forecaster.evaluation.plots import best_and_worst, calibration_plot, error_by_horizon, forecast_plot, origins_plot
 from forecaster.predict import Predictor
-from forecaster.series import Forecast, Series
-from tests.samples import make_forecaster, make_spec, one_series, panel_of, wave
+from forecaster.series import Forecast, Panel, Series
+from tests.samples import START, make_forecaster, make_spec, one_series, panel_of, wave
 
 
 def constant(value: float) -> Ask:
@@ -211,3 +212,42 @@ def test_every_forecast_from_every_cutoff_is_drawn_where_it_belongs(result: Back
     lines = [np.asarray(line.get_ydata()) for line in axes.lines]
     for window in range(3):
         assert any(np.array_equal(line, result.forecasts["net"][1, window]) for line in lines)
+
+
+def test_calibration_is_drawn_as_the_share_at_or_below_each_quantile(result: Backtest) -> None:
+    levels = (0.1, 0.5, 0.9)
+    bounds = result.forecasts["net"][..., None] + np.array([-0.2, 0.0, 0.3])
+    [axes] = calibration_plot(replace(result, levels=levels, quantiles={"net": bounds})).axes
+    drawn = {line.get_label(): line for line in axes.lines}
+    seen = np.isfinite(result.actual)
+    expected = [float((result.actual <= bounds[..., place])[seen].mean()) for place in range(3)]
+    np.testing.assert_array_equal(drawn["net"].get_xdata(), levels)
+    np.testing.assert_allclose(drawn["net"].get_ydata(), expected)
+
+
+@pytest.mark.parametrize(("series", "freq"), [(7, "h"), (2, "h"), (1, "h"), (3, "1")])
+def test_the_best_and_the_worst_series_are_drawn_with_what_came(series: int, freq: str) -> None:
+    start = 0 if freq == "1" else START
+    panel = Panel([Series(f"s{n}", start, freq, (1 + n) + wave(40, seed=n)) for n in range(series)], freq)
+    result = backtest(panel, {"net": constant(2.0)}, horizon=4, windows=2, season=5)
+    bounds = result.forecasts["net"][..., None] + np.array([-0.2, 0.3])
+    result = replace(result, levels=(0.1, 0.9), quantiles={"net": bounds})
+    figure = best_and_worst(result, "net")
+    drawn = [axes for axes in figure.axes if axes.lines]
+    assert len(drawn) == {7: 6, 3: 2, 2: 2, 1: 1}[series]
+    order = np.argsort(result.scaled_errors("net").mean(axis=(1, 2)))
+    for axes, which, place in ((drawn[0], "best", order[0]), (drawn[-1 if series < 4 else 3], "worst", order[-1])):
+        if series == 1 and which == "worst":
+            continue
+        assert axes.get_title(loc="left").startswith(f"{which}: s{place}, MASE")
+        lines = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
+        np.testing.assert_array_equal(lines["what came"][1:], result.actual[place, -1])
+        np.testing.assert_array_equal(lines["forecast"], result.forecasts["net"][place, -1])
+        np.testing.assert_array_equal(lines["history"][-1], panel.series[place].y[-5])
+        assert [one.get_label() for one in axes.collections] == ["80 % interval"]
+    assert png(figure).startswith(b"\x89PNG")
+
+
+def test_series_without_a_scale_leave_a_picture_without_windows() -> None:
+    result = backtest(panel_of(np.ones(10)), {"net": constant(2.0)}, horizon=2, windows=1, season=1)
+    assert png(best_and_worst(result, "net")).startswith(b"\x89PNG")

@@ -10,7 +10,7 @@ import torch
 from forecaster.data.encoding import PLAIN
 from forecaster.errors import FrequencyMismatch, HistoryTooShort, HorizonOutOfRange, NotANumber, ValueOutOfRange
 from forecaster.predict import Forecaster, Predictor
-from forecaster.series import Series
+from forecaster.series import Forecast, Series
 from tests.samples import START, make_forecaster, make_network, make_spec, one_series, wave
 
 
@@ -98,3 +98,31 @@ def test_a_predictor_leaves_a_history_as_it_was(predictor: Predictor) -> None:
     before = one.y.copy()
     predictor.forecast(one, 5)
     np.testing.assert_array_equal(one.y, before)
+
+
+@pytest.mark.parametrize("left_out", [{}, {"s1", "s2", "empty"}])  # these make a doubt of all others
+def test_series_looked_at_together_get_the_outcomes_that_each_gets_alone(
+    predictor: Predictor, left_out: set[str]
+) -> None:
+    values = [wave(20, seed=number) for number in range(6)]
+    values[1][3] = np.inf
+    values[2][5] = 1e101
+    values[3][-16:] = np.nan
+    values[4][2:9] = np.nan
+    series = [one_series(y, name=f"s{number}") for number, y in enumerate(values)]
+    series += [one_series(wave(2), name="short"), one_series(np.zeros(0), name="empty")]
+    series += [
+        one_series(wave(20), name="daily", freq="D"),
+        Series("late", pd.Timestamp("9999-12-31T03:00"), "h", wave(20)),
+    ]
+    series = [one for one in series if one.id not in left_out]
+    together = predictor.forecast_each(series, 5)
+    for one, outcome in zip(series, together, strict=True):
+        [alone] = predictor.forecast_each([one], 5)
+        if isinstance(alone, Forecast):
+            assert isinstance(outcome, Forecast)
+            assert (outcome.id, list(outcome.ds)) == (alone.id, list(alone.ds))
+            assert np.allclose(outcome.mean, alone.mean, rtol=1e-5)
+        else:
+            assert (type(outcome), str(outcome)) == (type(alone), str(alone))
+    assert sum(isinstance(outcome, Forecast) for outcome in together) == 3

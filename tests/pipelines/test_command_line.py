@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def run(program: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 def test_all_commands_of_the_life_of_a_model_are_there() -> None:
     assert set(COMMANDS) >= {
-        *("train", "backtest", "forecast", "register", "promote", "retrain", "verify", "serve", "demo")
+        *("train", "tune", "backtest", "forecast", "register", "promote", "retrain", "verify", "serve", "demo")
     }
 
 
@@ -53,12 +54,17 @@ def test_every_command_tells_what_it_does_and_what_its_parameters_mean(
     function = (app[command]["check"] if command == "data" else app[command]).default_command
     assert function is not None
     assert (function.__doc__ or "nothing").split(",")[0].split()[0] in told
-    options = [name for name in inspect.signature(function).parameters if name not in ("where", "reading")]
+    parameters = inspect.signature(function).parameters.values()
+    options = [
+        name
+        for one in parameters
+        for name in ([field.name for field in fields(one.default)] if is_dataclass(one.default) else [one.name])
+    ]
     for name in options:
         assert f"--{name.replace('_', '-')}" in told
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["serve", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["tune", "--help"], ["serve", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom pipelines.cli import main\n"

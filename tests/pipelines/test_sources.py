@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from forecaster.data.frames import Columns
-from forecaster.errors import BadSpec, InputError, SourceNotFound
-from pipelines.sources import BUILT_IN, Data, default_spec, read, read_spec
+from forecaster.errors import InputError, SourceNotFound
+from pipelines.sources import BUILT_IN, Data, model_name, read, read_spec
 from tests.pipelines.conftest import noise
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -87,21 +87,7 @@ def test_a_folder_is_told_from_a_file_that_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_any_file_name_gives_a_name_that_the_registry_takes(name: str, fitting: str) -> None:
-    assert default_spec(name, horizon=3).name == fitting
-
-
-def test_every_horizon_gives_a_specification_that_needs_less_history_than_its_context() -> None:
-    for horizon in range(1, 501):
-        spec = default_spec("a", horizon=horizon)
-        assert spec.horizon == horizon
-        assert 2 <= spec.least <= spec.context
-        assert spec.context >= horizon
-
-
-def test_the_longest_horizon_has_a_specification_and_one_more_step_is_refused() -> None:
-    assert default_spec("a", horizon=100_000).context == 100_000
-    with pytest.raises(BadSpec, match="horizon"):
-        default_spec("a", horizon=100_001)
+    assert model_name(name) == fitting
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

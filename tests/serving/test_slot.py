@@ -12,6 +12,8 @@ import pytest
 
 from forecaster import artifact
 from forecaster.graph.runner import GraphRunner
+from forecaster.model.compiled import kernel
+from forecaster.model.fused import Fused
 from forecaster.predict import Predictor
 from serving import slot as slots
 from serving.slot import InUse, Slot
@@ -29,11 +31,19 @@ def shift(model: InUse | None) -> float:
     return model.predictor.shift
 
 
-def test_a_bundle_is_served_on_its_graph(tmp_path: Path) -> None:
-    artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+def test_a_bundle_is_served_on_its_graph_where_the_kernel_does_not_know_its_network(tmp_path: Path) -> None:
+    artifact.save(make_forecaster(make_spec(base="seasonal_naive")), tmp_path / "bundle", card="")
     predictor = slots.load_bundle(tmp_path / "bundle")
     assert isinstance(predictor, Predictor)
     assert isinstance(predictor.engine, GraphRunner)
+
+
+@pytest.mark.skipif(kernel() is None, reason="the kernel was not compiled")
+def test_a_bundle_of_a_plain_network_is_served_in_the_kernel(tmp_path: Path) -> None:
+    artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    predictor = slots.load_bundle(tmp_path / "bundle")
+    assert isinstance(predictor, Predictor)
+    assert isinstance(predictor.engine, Fused)
 
 
 def test_an_empty_slot_has_no_model_until_one_is_published(slot_folder: Path) -> None:

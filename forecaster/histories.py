@@ -1,0 +1,79 @@
+"""The histories of a request, looked at together where that takes less time: their values, ends and stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from forecaster.data.windows import channels_of
+from forecaster.errors import BadStamp, CovariateUnknown, InputError, NotANumber, ValueOutOfRange
+from forecaster.frequency import Stamps
+from forecaster.series import LARGEST_VALUE, Series
+from forecaster.shapes import Bool, Float64, Int
+
+
+def stamps_ahead(series: Sequence[Series], horizon: int) -> Iterator[Stamps | BadStamp]:
+    """The stamps of each forecast; series of a panel often end together, and are then given the same ones."""
+    known: dict[tuple[Any, ...], Stamps] = {}
+    for one in series:
+        start = one.start
+        kind = (
+            None if isinstance(start, int) else (start.tz, start.unit)
+        )  # moments of two zones, or units, may be equal
+        key = (start, kind, one.freq, len(one.y))
+        ahead = known.get(key)
+        if ahead is None:
+            try:
+                ahead = known[key] = one.stamps_ahead(horizon)
+            except BadStamp as error:
+                yield error
+                continue
+        yield ahead
+
+
+def sound(
+    histories: Sequence[Float64[np.ndarray, "_"]], lengths: Int[np.ndarray, "series"], *, context: int
+) -> Bool[np.ndarray, "series"]:
+    """Which histories are certainly of numbers that can be reckoned with, and were observed within the context."""
+    whole = np.concatenate(histories)
+    if (np.abs(whole) > LARGEST_VALUE).any() or not lengths.all():
+        return np.zeros(len(lengths), dtype=bool)
+    ends = np.cumsum(lengths)
+    seen = np.concatenate([[0], np.cumsum(~np.isnan(whole))])
+    return np.asarray(seen[ends] > seen[ends - np.minimum(lengths, context)])
+
+
+def tail(one: Series, steps: int) -> Series:
+    """The last steps of a series, and all that is known ahead."""
+    if len(one) <= steps:
+        return one
+    cut = len(one) - steps
+    return replace(
+        one,
+        start=one.stamp(cut),
+        y=one.y[cut:],
+        covariates={name: values[cut:] for name, values in one.covariates.items()},
+        channels={name: values[cut:] for name, values in one.channels.items()},
+    )
+
+
+def value_fault(one: Series, channels: Sequence[str]) -> InputError | None:
+    """A channel that is not there, or a value of y or of a channel that cannot be reckoned with."""
+    try:
+        channels_of(one, channels)
+    except CovariateUnknown as fault:
+        return fault
+    for values, place in [(one.y, ""), *((one.channels[name], f" in the channel {name!r}") for name in channels)]:
+        if np.isinf(values).any():
+            return NotANumber(
+                f"Series {one.id!r} holds an infinite value{place}. Correct it, or send null.", where=one.id
+            )
+        if (np.abs(values) > LARGEST_VALUE).any():
+            return ValueOutOfRange(
+                f"Series {one.id!r} holds a value{place} beyond {LARGEST_VALUE:g}, too large to be reckoned with. Correct it.",
+                where=one.id,
+            )
+    return None

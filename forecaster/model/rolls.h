@@ -1,0 +1,297 @@
+// A stack of layers on its way through known values and on through its own forecasts. Included after steps.h, once for each
+// width of vectors; takes its definitions back.
+
+// Room for one band of rows. A layer reads from a row of its own: its input, and right after it its state.
+struct NAME(band) {
+    const struct rollout *o;
+    int64_t gates, sums, at[MOST_LAYERS + 1], wide; // where each layer's part of a row begins; floats of a row
+    int64_t panels[MOST_LAYERS];                    // where its weights begin
+    float *here, *there;                            // before a step and after it
+    float *cells;                                   // row, layer, unit
+    float *bound;                                   // of each row
+    uint8_t *begun, *gone;                          // of each row: has seen a value; has run away
+    float *said, *sums_of_inputs;                   // of ALONE steps of one row that is read alone
+    int64_t widest;                                 // floats of what is said at a step
+    uint8_t began[ALONE];                           // at each of these steps
+};
+
+FUNCTION int64_t NAME(features)(const struct rollout *o, int64_t layer) { return layer ? o->hidden : 2 * o->segment; }
+
+// Floats of a layer's biases and weights as tiles read them.
+FUNCTION int64_t NAME(packed)(const struct rollout *o, int64_t layer) {
+    struct layer l = {.kind = o->kind};
+    return (sums_of(&l) + gates_of(&l) * (NAME(features)(o, layer) + o->hidden)) * o->padded;
+}
+
+FUNCTION void NAME(pack)(const struct layer *l, float *packed) {
+    struct NAME(way) way = {.l = l, .gates = gates_of(l), .sums = sums_of(l), .bias = packed};
+    way.input_weights = l->input_weights;
+    way.recurrent_weights = l->recurrent_weights;
+    way.panels = packed + way.sums * l->padded;
+    NAME(spread_bias)(&way, 0);
+    NAME(interleave)(&way);
+}
+
+// A unit block of a row has its sums: its state, and what the layer above reads, if there is one.
+FUNCTION __attribute__((always_inline)) void NAME(take)(int64_t kind, int begun, vector *sums, const float *before, float *after,
+                                                        float *cell, float *above, int64_t n) {
+    vector h = AT(before), c = AT(cell);
+    if (begun) {
+        h = NAME(update)(kind, sums, h, &c);
+        AT(cell) = c;
+    }
+    AT(after) = h;
+    if (above) NAME(store)(above, h, n);
+}
+
+// One step of one layer. Every sum adds up its products in the same order, whatever company its row is in.
+FUNCTION __attribute__((always_inline)) void NAME(step_kind)(const struct NAME(band) *b, int64_t kind, int64_t layer,
+                                                             int64_t rows) {
+    const struct rollout *o = b->o;
+    const int64_t H = o->hidden, P = o->padded, X = NAME(features)(o, layer), wide = b->wide;
+    const int gates = kind == LSTM ? 4 : kind == GRU ? 3 : 1, sums_ = kind == ELMAN ? 1 : 4;
+    const float *bias = o->packed + b->panels[layer], *panels = bias + sums_ * P, *inputs = b->here + b->at[layer];
+    const int64_t panel = (X + H) * gates * LANES; // of a unit block
+    float *before = b->here + b->at[layer] + X, *after = b->there + b->at[layer] + X, *cells = b->cells + layer * P;
+    float *above = layer + 1 < o->layers ? b->here + b->at[layer + 1] : NULL;
+#define TAKE(r, u, s)                                                                                                  \
+    NAME(take)(kind, b->begun[r], s, before + (r) * wide + (u), after + (r) * wide + (u), cells + (r) * o->layers * P + (u), \
+               above ? above + (r) * wide + (u) : NULL, H - (u))
+    for (int64_t unit = 0, many; unit < P; unit += many * LANES) {
+        many = rows == 1 && P - unit >= BESIDE * LANES ? BESIDE : 1; // one row's sums would wait for each other
+        const float *weights = panels + unit / LANES * panel;
+        for (int64_t row = 0, high; row < rows; row += high) {
+            high = rows - row >= TALL ? TALL : rows - row;
+            const float *x = inputs + row * wide;
+            vector sums[(TALL > BESIDE ? TALL : BESIDE) * 4];
+            if (many > 1) {
+                for (int i = 0; i < BESIDE; i++)
+                    for (int s = 0; s < sums_; s++) sums[4 * i + s] = AT(bias + s * P + unit + i * LANES);
+                if (kind == GRU) {
+                    NAME(row)(3, sums + 1, x, weights, panel, X);
+                    NAME(row)(3, sums, x + X, weights + X * 3 * LANES, panel, H);
+                } else
+                    NAME(row)(gates, sums, x, weights, panel, X + H);
+                for (int i = 0; i < BESIDE; i++) TAKE(row, unit + i * LANES, sums + 4 * i);
+                continue;
+            }
+            for (int i = 0; i < high; i++)
+                for (int s = 0; s < sums_; s++) sums[4 * i + s] = AT(bias + s * P + unit);
+            if (kind == GRU) {
+                NAME(some_rows)((int)high, 3, sums + 1, x, wide, weights, X);
+                NAME(some_rows)((int)high, 3, sums, x + X, wide, weights + X * 3 * LANES, H);
+            } else
+                NAME(some_rows)((int)high, gates, sums, x, wide, weights, X + H);
+            for (int i = 0; i < high; i++) TAKE(row + i, unit, sums + 4 * i);
+        }
+    }
+}
+
+#undef TAKE
+
+// One layer takes some steps of one row. What the layers below said is there at once, so their weights are fetched once for
+// TALL steps; `said` becomes what this layer says.
+FUNCTION __attribute__((always_inline)) void NAME(run_kind)(const struct NAME(band) *b, int64_t kind, int64_t layer,
+                                                            int64_t steps) {
+    const struct rollout *o = b->o;
+    const int64_t H = o->hidden, P = o->padded, X = NAME(features)(o, layer);
+    const int gates = kind == LSTM ? 4 : kind == GRU ? 3 : 1, sums_ = kind == ELMAN ? 1 : 4;
+    const float *bias = o->packed + b->panels[layer], *panels = bias + sums_ * P;
+    const int64_t panel = (X + H) * gates * LANES;
+    for (int64_t unit = 0; unit < P; unit += LANES)
+        for (int64_t t = 0, high; t < steps; t += high) {
+            high = steps - t >= TALL ? TALL : steps - t;
+            vector sums[TALL * 4];
+            for (int i = 0; i < high; i++)
+                for (int s = 0; s < sums_; s++) sums[4 * i + s] = AT(bias + s * P + unit);
+            NAME(some_rows)((int)high, gates, sums + (kind == GRU), b->said + t * b->widest, b->widest,
+                            panels + unit / LANES * panel, X);
+            for (int i = 0; i < high; i++)
+                for (int s = 0; s < sums_; s++) AT(b->sums_of_inputs + ((t + i) * P + unit) * 4 + s * LANES) = sums[4 * i + s];
+        }
+    float *before = b->here + b->at[layer] + X, *after = b->there + b->at[layer] + X, *cells = b->cells + layer * P;
+    for (int64_t t = 0; t < steps; t++) {
+        for (int64_t unit = 0, many; unit < P; unit += many * LANES) {
+            const float *weights = panels + unit / LANES * panel + X * gates * LANES;
+            vector sums[BESIDE * 4];
+            many = P - unit >= BESIDE * LANES ? BESIDE : 1;
+            for (int i = 0; i < many; i++)
+                for (int s = 0; s < sums_; s++)
+                    sums[4 * i + s] = AT(b->sums_of_inputs + (t * P + unit + i * LANES) * 4 + s * LANES);
+            if (many > 1) NAME(row)(gates, sums, before, weights, panel, H);
+            else NAME(some_rows)(1, gates, sums, before, 0, weights, H);
+            for (int64_t i = 0, u = unit; i < many; i++, u += LANES)
+                NAME(take)(kind, b->began[t], sums + 4 * i, before + u, after + u, cells + u, b->said + t * b->widest + u, P);
+        }
+        float *swap = before;
+        before = after;
+        after = swap;
+    }
+    if (steps % 2) memcpy(after, before, P * sizeof(float)); // it is expected where it was
+}
+
+// All layers take a step.
+FUNCTION void NAME(step_all)(struct NAME(band) *b, int64_t rows) {
+    for (int64_t layer = 0; layer < b->o->layers; layer++)
+        switch (b->o->kind) {
+        case LSTM: NAME(step_kind)(b, LSTM, layer, rows); break;
+        case GRU: NAME(step_kind)(b, GRU, layer, rows); break;
+        default: NAME(step_kind)(b, ELMAN, layer, rows);
+        }
+    float *swap = b->here;
+    b->here = b->there;
+    b->there = swap;
+}
+
+// States of a band to or from `hidden` and `cell`, whose rows are `apart` rows from each other.
+FUNCTION void NAME(move_states)(const struct NAME(band) *b, float *hidden, float *cell, int64_t apart, int64_t rows, int out) {
+    const struct rollout *o = b->o;
+    const int64_t H = o->hidden, bytes = H * sizeof(float);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t layer = 0; layer < o->layers; layer++) {
+            float *h = b->here + r * b->wide + b->at[layer] + NAME(features)(o, layer);
+            float *c = b->cells + (r * o->layers + layer) * o->padded;
+            int64_t place = (r * apart * o->layers + layer) * H;
+            if (out) memcpy(hidden + place, h, bytes);
+            else memcpy(h, hidden + place, bytes);
+            if (o->kind == LSTM && out) memcpy(cell + place, c, bytes);
+            if (o->kind == LSTM && !out) memcpy(c, cell + place, bytes);
+        }
+}
+
+// What a band knew after a step, where that is wanted.
+FUNCTION void NAME(keep)(const struct NAME(band) *b, int64_t base, int64_t rows, int64_t t) {
+    const struct rollout *o = b->o;
+    const int64_t left = o->steps - 1 - t, place = o->places - 1 - left / (o->every ? o->every : 1);
+    if (place < 0 || left % o->every) return;
+    const int64_t first = base * o->places + place, size = o->layers * o->hidden;
+    NAME(move_states)(b, o->states + first * size, o->cells + (o->cells ? first * size : 0), o->places, rows, 1);
+    for (int64_t r = 0; r < rows; r++) o->bound[first + r * o->places] = b->bound[r];
+}
+
+// Known values of a row at a step, as the lowest layer reads them.
+FUNCTION void NAME(lay)(struct NAME(band) *b, int64_t base, int64_t row, int64_t t, float *x) {
+    const struct rollout *o = b->o;
+    const int64_t S = o->segment;
+    const float runaway = (float)o->runaway, *values = o->values + ((base + row) * o->steps + t) * S;
+    for (int64_t j = 0; j < S; j++) {
+        int there = values[j] == values[j];
+        x[j] = there ? values[j] : 0.0f;
+        x[S + j] = (float)there;
+        float size = runaway * (x[j] < 0 ? -x[j] : x[j]);
+        b->begun[row] |= there;
+        if (size > b->bound[row]) b->bound[row] = size;
+    }
+}
+
+// Reads known values, step by step.
+FUNCTION void NAME(read)(struct NAME(band) *b, int64_t base, int64_t rows) {
+    const struct rollout *o = b->o;
+    for (int64_t t = 0; t < o->steps; t++) {
+        int any = 0;
+        for (int64_t r = 0; r < rows; r++) {
+            NAME(lay)(b, base, r, t, b->here + r * b->wide);
+            any |= b->begun[r];
+        }
+        if (any) NAME(step_all)(b, rows);
+        if (o->places) NAME(keep)(b, base, rows, t);
+    }
+}
+
+// Reads the known values of one row, layer by layer: then half of the weights are not fetched at every step.
+FUNCTION void NAME(read_alone)(struct NAME(band) *b, int64_t base) {
+    const struct rollout *o = b->o;
+    for (int64_t t = 0, steps; t < o->steps; t += steps) {
+        steps = o->steps - t < ALONE ? o->steps - t : ALONE;
+        for (int64_t i = 0; i < steps; i++) {
+            NAME(lay)(b, base, 0, t + i, b->said + i * b->widest);
+            b->began[i] = b->begun[0];
+        }
+        for (int64_t layer = 0; layer < o->layers; layer++)
+            switch (o->kind) {
+            case LSTM: NAME(run_kind)(b, LSTM, layer, steps); break;
+            case GRU: NAME(run_kind)(b, GRU, layer, steps); break;
+            default: NAME(run_kind)(b, ELMAN, layer, steps);
+            }
+    }
+}
+
+// Says block after block, each of which is read as if it were known. A row that runs away is NaN from there on.
+FUNCTION void NAME(say)(struct NAME(band) *b, int64_t base, int64_t rows) {
+    const struct rollout *o = b->o;
+    const int64_t S = o->segment, H = o->hidden, top = b->at[o->layers - 1] + NAME(features)(o, o->layers - 1);
+    for (int64_t r = 0; r < rows; r++) b->begun[r] = 1;
+    for (int64_t block = 0; block < o->blocks; block++) {
+        for (int64_t r = 0; r < rows; r++) {
+            const float *h = b->here + r * b->wide + top;
+            float *told = o->told + ((base + r) * o->blocks + block) * S, *x = b->here + r * b->wide;
+            for (int64_t j = 0; j < S; j++) {
+                vector sum = ALL(0.0f);
+                for (int64_t unit = 0; unit < H; unit += LANES)
+                    sum += AT(o->output + j * o->padded + unit) * NAME(load)(h + unit, H - unit);
+                float said = o->output[S * o->padded + j];
+                UNROLL for (int lane = 0; lane < LANES; lane++) said += sum[lane];
+                if (!((said < 0 ? -said : said) <= b->bound[r])) b->gone[r] = 1; // nor does anything that is not a number
+                told[j] = b->gone[r] ? __builtin_nanf("") : said;
+                x[j] = b->gone[r] ? 0.0f : said;
+                x[S + j] = 1.0f;
+            }
+        }
+        if (block + 1 < o->blocks) NAME(step_all)(b, rows);
+    }
+}
+
+// Rows `first` to `last`, all the way.
+FUNCTION int NAME(go)(const struct rollout *o, int64_t first, int64_t last) {
+    const int64_t P = o->padded, rows = last - first;
+    struct layer l = {.kind = o->kind};
+    struct NAME(band) b = {.o = o, .gates = gates_of(&l), .sums = sums_of(&l)};
+    int64_t panels = 0, wide = 0;
+    for (int64_t layer = 0; layer < o->layers; layer++) {
+        b.at[layer] = wide, b.panels[layer] = panels;
+        wide += NAME(features)(o, layer) + P;
+        panels += NAME(packed)(o, layer);
+    }
+    b.wide = NAME(padded)(wide) + LANES; // not a power of two: those of a tile would share their place in the cache
+    int64_t floats = rows * (2 * b.wide + o->layers * P + LANES);
+    const int alone = rows == 1 && o->layers > 1 && o->steps && !o->places;
+    b.widest = NAME(padded)(2 * o->segment > P ? 2 * o->segment : P);
+    if (alone) floats += ALONE * (b.widest + 4 * P);
+    float *room = take(floats * sizeof(float) + 2 * rows + 64);
+    if (!room) return 0;
+    memset(room, 0, floats * sizeof(float) + 2 * rows);
+    b.here = room;
+    b.there = b.here + rows * b.wide;
+    b.cells = b.there + rows * b.wide;
+    b.bound = b.cells + rows * o->layers * P;
+    b.said = b.bound + rows * LANES;
+    b.sums_of_inputs = b.said + ALONE * b.widest;
+    b.begun = (uint8_t *)(room + floats);
+    b.gone = b.begun + rows;
+    for (int64_t r = 0; r < rows; r++) b.bound[r] = o->steps ? (float)o->runaway : o->bound[first + r];
+    if (!o->steps) {
+        const int64_t start = first * o->layers * o->hidden;
+        NAME(move_states)(&b, o->states + start, o->cells + (o->cells ? start : 0), 1, rows, 0);
+    }
+    if (alone) NAME(read_alone)(&b, first);
+    else NAME(read)(&b, first, rows);
+    NAME(say)(&b, first, rows);
+    free(room);
+    return 1;
+}
+
+#undef vector
+#undef AT
+#undef ALL
+#undef UNROLL
+#undef PANEL
+#undef LANES
+#undef TALL
+#undef BESIDE
+#undef FUNCTION
+#undef NAME
+#undef LEAST
+#undef MOST
+#undef FIRST
+#undef PART_LOAD
+#undef PART_STORE
