@@ -1,6 +1,6 @@
 """Do calibrated intervals cover what they promise? A known law, and the last window of two real panels.
 
-    python benchmarks/coverage.py        a few minutes on two cores
+    python benchmarks/intervals.py        a few minutes on two cores
 
 Writes benchmarks/results/coverage.md. The panel m3_monthly is read from `shared/data` beside (or in) the checkout, and left out
 where it is not there. Whatever was chosen was chosen on windows before the last: see docs/decisions/0007-calibrated-intervals.md.
@@ -80,7 +80,7 @@ def main() -> None:
     lines = [
         "# Coverage of calibrated intervals",
         "",
-        f"`python benchmarks/coverage.py`, torch {torch.__version__}, CPU. Nothing here was chosen on the windows it is "
+        f"`python benchmarks/intervals.py`, torch {torch.__version__}, CPU. Nothing here was chosen on the windows it is "
         "measured on.",
     ]
     for line in report(seeds):
