@@ -96,7 +96,7 @@ def report(seeds: range) -> Iterator[str]:
     studies = {"hospital": Study(panel, read_spec(ROOT / "configs" / "hospital.yaml"), windows=2)}
     found = m3_monthly()
     if found is not None:
-        studies["m3_monthly"] = Study(found, Spec.parse(M3_MONTHLY, where="coverage.py"), windows=1)
+        studies["m3_monthly"] = Study(found, Spec.parse(M3_MONTHLY, where="intervals.py"), windows=1)
     yield from real(studies, seeds)
     if found is None:
         yield "\nm3_monthly was left out: no m3_monthly.parquet (`unique_id, ds, y`) in shared/data beside the checkout."
