@@ -207,6 +207,11 @@ class Registry:
         with door(str(version)):
             self._client.set_registered_model_alias(version.name, alias, version.number)
 
+    def tag(self, version: Version, key: str, value: str) -> None:
+        """Notes something with a version, in place of what was noted there before."""
+        with door(str(version)):
+            self._client.set_model_version_tag(version.name, version.number, key, value)
+
     def drop_alias(self, name: str, alias: str) -> None:
         """Removes an alias; one that is not there is no error."""
         with door(f"model '{name}'"):

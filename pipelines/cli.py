@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
 from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
 from pipelines.backtesting import backtest
-from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
+from pipelines.terminal import forecast_table, hush, print_scores, print_summary, print_verdict, warn, write_table
 from pipelines.tuning import tune
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
@@ -157,7 +157,14 @@ def register(bundle: Path, *, where: Where = _WHERE) -> None:
 
 
 @app.command
-def promote(name: str, *, version: str | None = None, force: bool = False, where: Where = _WHERE) -> None:
+def promote(
+    name: str,
+    *,
+    version: str | None = None,
+    force: bool = False,
+    policy: Path | None = None,
+    where: Where = _WHERE,
+) -> None:
     """Makes the challenger the champion, which the service follows; the old champion becomes the former.
 
     Parameters
@@ -168,10 +175,13 @@ def promote(name: str, *, version: str | None = None, force: bool = False, where
         A version's number, instead of the challenger.
     force
         Promote even what did not beat seasonal naive in its own backtest, or was never tested.
+    policy
+        The gate's bounds in YAML (README: What the gate asks); of those that need no data, seasonal naive, size and freshness.
     """
+    from pipelines.policy import read_policy
     from pipelines.releases import promote as run
 
-    promoted = run(name, where.existing(), number=version, force=force)
+    promoted = run(name, where.existing(), number=version, force=force, policy=read_policy(policy))
     print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
 
 
@@ -185,6 +195,7 @@ def retrain(
     members: int | None = None,
     seed: int | None = None,
     test_windows: int = 1,
+    policy: Path | None = None,
     trigger: str = "cli",
     reading: Reading = _READING,
     where: Where = _WHERE,
@@ -209,12 +220,15 @@ def retrain(
         Seed, instead of the specification's.
     test_windows
         Rolling origins to judge by, a horizon apart.
+    policy
+        The gate's bounds in YAML (README: What the gate asks); its defaults where none is given.
     trigger
         What started it, for the run's tags.
     """
+    from pipelines.policy import read_policy
     from pipelines.retrain import retrain as run
 
-    source = reading.of(data)
+    source, bounds = reading.of(data), read_policy(policy)
     spec = spec_of(
         config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
     )
@@ -223,10 +237,13 @@ def retrain(
         spec,
         where.open(),
         test_windows=test_windows,
+        policy=bounds,
         trigger=trigger,
         progress=sys.stderr.isatty(),
     )
     print_scores(done.trained.scores)
+    print_verdict(done.verdict)
+    print(f"report  {done.report}")
     named = f"{done.version.name} version {done.version.number}"
     if not done.verdict.promote:
         raise RefusedByGate(f"{named} was registered but not promoted: {'; '.join(done.verdict.reasons)}.")

@@ -49,6 +49,11 @@ class Root(NamedTuple):
         return self.path / "fetched"
 
     @property
+    def verdicts(self) -> Path:
+        """What the gate said of challengers, a folder for each run."""
+        return self.path / "verdicts"
+
+    @property
     def slot(self) -> Path:
         """What the service serves."""
         return self.path / "slot"

@@ -24,6 +24,7 @@ WITH_RECORDS = [
     "forecaster.engine",
     "forecaster.evaluation.backtest",
     "forecaster.evaluation.one_pass",
+    "forecaster.evaluation.resampling",
     "forecaster.evaluation.scores",
     "forecaster.evaluation.significance",
     "forecaster.evaluation.statistical",
