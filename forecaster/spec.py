@@ -27,6 +27,7 @@ Decoder = Literal["rollout", "direct"]
 Schedule = Literal["constant", "cosine"]
 Weighting = Literal["none", "seasonal_error"]
 Reads = Literal["window", "history"]
+Statistical = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -182,6 +183,10 @@ class Spec(_Frozen):
     members: int = Field(
         default=1, ge=1, le=64, description="networks of other seeds, trained at once; their median is the forecast"
     )
+    blend: tuple[Statistical, ...] = Field(
+        default=(),
+        description="statistical models whose forecasts are blended with the network's, with weights from the validation windows",
+    )
     training: TrainingSpec = TrainingSpec()
 
     @property
@@ -219,6 +224,12 @@ class Spec(_Frozen):
         if self.training.refit and not self.training.valid_windows:
             raise ValueError(
                 "training.refit: nothing was held out to train on once more; found valid_windows 0. Leave refit out"
+            )
+        if len(set(self.blend)) != len(self.blend):
+            raise ValueError(f"blend: expected every model once, found {', '.join(self.blend)}")
+        if self.blend and not self.training.valid_windows:
+            raise ValueError(
+                "blend: its weights are found on validation windows; found valid_windows 0. Hold one out, or leave blend out"
             )
         short = [lag for lag in self.lags if lag < self.segment]
         if short:

@@ -250,7 +250,8 @@ def _worst_group(parted: Sequence[Group], policy: Policy) -> Check:
 
 def _plausible(mean: dict[str, float], policy: Policy) -> Check:
     """Nobody foretells noise: who nearly does has seen it."""
-    best = min((value for name, value in mean.items() if name != CHALLENGER and math.isfinite(value)), default=math.nan)
+    rivals = [mean[name] for name in (SEASONAL_NAIVE, CHAMPION) if math.isfinite(mean.get(name, math.nan))]
+    best = min(rivals, default=math.nan)
     ours, bound = mean[CHALLENGER], policy.implausible * best
     good = not ours < bound
     told = f"its error is {_percent(ours / best)} of the best rival's" if best > 0 else "the best rival makes no error"

@@ -45,7 +45,7 @@ def answer(body: bytes, model: InUse | None, settings: Settings) -> Answered:
         schema.from_error(asked.id, outcome) if isinstance(outcome, ForecasterError) else outcome
         for asked, outcome in zip(request.series, outcomes, strict=True)
     ]
-    whole = orjson.dumps({"model": model.release.model_dump(), "forecasts": fields})
+    whole = orjson.dumps({"model": model.name, "forecasts": fields})
     return Answered(whole, forecast=len(outcomes) - len(refused), refused=len(refused))
 
 

@@ -93,7 +93,7 @@ class Desk:
         learned = model.predictor.forecaster
         return _json(
             {
-                "model": model.release.model_dump(),
+                "model": model.name,
                 "spec": learned.spec.model_dump(mode="json"),
                 "freq": learned.freq,
                 "season": learned.season,
@@ -111,7 +111,7 @@ class Desk:
     async def readyz(self, _: Request) -> Response:
         """GET /readyz."""
         model = self._in_use()
-        return _json({"ready": True, "model": model.release.model_dump(), "age_s": round(model.age_s, 3)})
+        return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3)})
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics."""
