@@ -16,13 +16,14 @@ import sqlite3
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
 from forecaster.errors import BaseMoved, BundleDamaged, BundleError, NoSuchModel, RegistryError
+from forecaster.failpoints import point
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +37,8 @@ FORMER = "former"
 
 _DIGEST = "digest"  # the tag of a version: sha256 of its bundle's manifest
 _BUNDLE = "bundle"  # the folder of a logged model that holds the bundle, beside MLflow's own files
+_REPLACED = "replaced"  # the tag of a version: the number of the champion whose place it took
+_GOING_BACK = "going-back"  # the alias of the version that a rollback under way goes to
 _LOCK_SECONDS = 60.0
 
 # A server that is down must cost seconds, not MLflow's minutes. What the user has set is left alone.
@@ -67,6 +70,14 @@ class Version(NamedTuple):
         return f"'{self.name}' version {self.number}"
 
 
+Record = Callable[[Version, Version | None], None]
+"""Told of a new champion and of the one before; with None for the latter where it was champion already, or the first."""
+
+
+def _unrecorded(version: Version, before: Version | None) -> None:
+    """Keeps no record."""
+
+
 class Registry:
     """The model registry behind one URI: "sqlite:////var/lib/forecaster/mlflow.db" or "http://host:5000".
 
@@ -96,6 +107,7 @@ class Registry:
         with door(f"run '{run_id}'"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
         with _lease(self.uri), door(f"model '{name}'"):
+            point("register.leased")
             self._ensure_model(name)
             same = [version for version in self.versions(name) if version.digest == digest]
             if same:
@@ -106,6 +118,7 @@ class Registry:
             ):
                 _write_model(Path(folder), bundle, model, digest, input_example, output_example)
                 self._client.log_model_artifacts(model.model_id, folder)
+            point("register.stored")
             # The location and not "models:/<id>": MLflow's SQL store would look that up in the process-wide store.
             made = self._client.create_model_version(
                 name,
@@ -115,6 +128,7 @@ class Registry:
                 await_creation_for=0,  # the files are there already
                 model_id=model.model_id,
             )
+            point("register.versioned")
             version = _version(made)
             # The link from the model to its version, which a server sets and MLflow's SQL store forgets.
             link = json.dumps([{"name": name, "version": version.number}])
@@ -173,11 +187,12 @@ class Registry:
                 bundle.rename(into)
         return into
 
-    def promote(self, version: Version, *, base: Version | None) -> None:
+    def promote(self, version: Version, *, base: Version | None, record: Record | None = None) -> None:
         """Makes a version the champion, provided that the champion still is `base` (None: that there is none).
 
-        The old champion gets the alias `former`; setting `champion`, the last step, is the one commit point. A
-        promotion that was cut short is completed by repeating it, and repeating a finished one does nothing.
+        The old champion gets the alias `former`; setting `champion` is the one commit point. Then `record` is told of the
+        champion there was, while the lease is still held. A promotion that was cut short is completed by repeating it;
+        repeating a finished one only tells `record` once more, with None.
 
         On one machine (a SQLite URI) promotions take turns by a lease file beside the database, so of several that
         were judged against one base exactly one wins. A server offers neither a lease nor compare-and-set: there the
@@ -186,8 +201,10 @@ class Registry:
         Raises BaseMoved; BundleDamaged when the stored bundle no longer has its digest.
         """
         with _lease(self.uri):
+            point("promote.leased")
             champion = self._champion(version.name)
             if champion == version:
+                (record or _unrecorded)(version, None)
                 return
             if champion != base:
                 raise BaseMoved(
@@ -195,12 +212,55 @@ class Registry:
                     "Judge it against the present champion, then promote again.",
                     where=version.name,
                 )
-            with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
-                manifest = self._download(version, f"{_BUNDLE}/manifest.json", Path(folder))
-                _check_manifest(manifest.parent, version.digest, where=str(version))
-            if champion is not None:
-                self.set_alias(champion, FORMER)
-            self.set_alias(version, CHAMPION)
+            self.drop_alias(version.name, _GOING_BACK)  # a rollback that was cut short is overtaken
+            self._replace(champion, version, record or _unrecorded, step="promote")
+
+    def roll_back(self, name: str, *, record: Record | None = None) -> Version:
+        """Makes the former the champion and the champion the former, by the same steps and with the same lease.
+
+        Where it goes is marked first, by an alias of its own: a rollback that was cut short is completed by repeating it,
+        whatever it had done by then. Raises NoSuchModel where there is no former, BundleDamaged when its stored bundle no
+        longer has its digest.
+        """
+        with _lease(self.uri):
+            point("rollback.leased")
+            with door(f"model '{name}'"):
+                aliases = {
+                    alias: str(number) for alias, number in self._client.get_registered_model(name).aliases.items()
+                }
+            champion, goal = aliases.get(CHAMPION), aliases.get(_GOING_BACK) or aliases.get(FORMER)
+            if goal is None or (goal == champion and _GOING_BACK not in aliases):
+                raise NoSuchModel(
+                    f"Model '{name}' needs a former to go back to; it has {'none' if goal is None else 'the champion itself'}. "
+                    f"Promote a version by its number: forecaster promote {name} --version N --force.",
+                    where=name,
+                )
+            version = self.version(name, goal)
+            self.set_alias(version, _GOING_BACK)
+            point("rollback.marked")
+            if goal == champion:  # it was cut short behind the commit point
+                (record or _unrecorded)(version, None)
+            else:
+                base = None if champion is None else self.version(name, champion)
+                self._replace(base, version, record or _unrecorded, step="rollback")
+            self.drop_alias(name, _GOING_BACK)
+        return version
+
+    def _replace(self, champion: Version | None, version: Version, record: Record, *, step: str) -> None:
+        """Puts a version in the champion's place: all that may fail first, then the one commit point, then the record."""
+        with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
+            manifest = self._download(version, f"{_BUNDLE}/manifest.json", Path(folder))
+            _check_manifest(manifest.parent, version.digest, where=str(version))
+        point(f"{step}.verified")
+        self.tag(version, _REPLACED, "none" if champion is None else champion.number)
+        point(f"{step}.tagged")
+        if champion is not None:
+            self.set_alias(champion, FORMER)
+        point(f"{step}.after_former")
+        self.set_alias(version, CHAMPION)
+        point(f"{step}.after_champion")
+        record(version, champion)
+        point(f"{step}.audited")
 
     def set_alias(self, version: Version, alias: str) -> None:
         """Points an alias at a version, whatever it pointed at before."""

@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
 from pipelines.arguments import Blended, Reading, Where, bundle_of, can_be_written, in_range, spec_of
 from pipelines.backtesting import backtest
+from pipelines.releasing import audit, promote, register, rollback
 from pipelines.terminal import forecast_table, hush, print_scores, print_summary, print_verdict, warn, write_table
 from pipelines.tuning import tune
 
@@ -25,6 +26,8 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 app.command(data_app)
 app.command(backtest)
 app.command(tune)
+for command in (register, promote, rollback, audit):
+    app.command(command)
 
 _WHERE, _READING = Where(), Reading()
 _TOLD = 10  # faults of single series that are told one by one
@@ -157,53 +160,6 @@ def forecast(
 
         history = next(one for one in panel.series if one.id == good[0].id)
         forecast_plot(history, good[0], title=f"{forecaster.spec.name}: {history.id}").savefig(plot)
-
-
-@app.command
-def register(bundle: Path, *, where: Where = _WHERE) -> None:
-    """Puts a bundle into the registry, as the challenger of its name.
-
-    Parameters
-    ----------
-    bundle
-        The folder that train wrote.
-    """
-    from forecaster.registry import CHALLENGER, Registry
-    from pipelines.releases import register as run
-
-    root = where.existing()
-    version = run(bundle, root)
-    Registry(root.store).set_alias(version, CHALLENGER)
-    print(f"{version.name} version {version.number} is the challenger ({version.digest[:12]})")
-
-
-@app.command
-def promote(
-    name: str,
-    *,
-    version: str | None = None,
-    force: bool = False,
-    policy: Path | None = None,
-    where: Where = _WHERE,
-) -> None:
-    """Makes the challenger the champion, which the service follows; the old champion becomes the former.
-
-    Parameters
-    ----------
-    name
-        The registered model.
-    version
-        A version's number, instead of the challenger.
-    force
-        Promote even what did not beat seasonal naive in its own backtest, or was never tested.
-    policy
-        The gate's bounds in YAML (README: What the gate asks); of those that need no data, seasonal naive, size and freshness.
-    """
-    from pipelines.policy import read_policy
-    from pipelines.releases import promote as run
-
-    promoted = run(name, where.existing(), number=version, force=force, policy=read_policy(policy))
-    print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
 
 
 @app.command

@@ -12,6 +12,7 @@ from forecaster.errors import NoSuchModel, RefusedByGate
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import origin, regular
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
+from pipelines.audit import Audited, AuditLog
 from pipelines.evidence import megabytes, steps_behind
 from pipelines.policy import Policy
 from pipelines.promotion import SEASONAL_NAIVE, Evidence, Verdict, judge_facts
@@ -67,8 +68,30 @@ def promote(name: str, root: Root, *, number: str | None, force: bool, policy: P
                 "--force.",
                 where=name,
             )
-    registry.promote(version, base=base)
+    reason = "forced" if force else "as good as seasonal naive in its own backtest"
+    registry.promote(version, base=base, record=AuditLog(root.audit).promoted(version, reason))
     return version
+
+
+def roll_back(name: str, root: Root) -> Version:
+    """Makes the former the champion again, and the champion the former; takes no training and no data.
+
+    Rolled back twice, it is as before. Raises NoSuchModel where there is no former.
+    """
+    return Registry(root.store).roll_back(name, record=AuditLog(root.audit).rolled_back)
+
+
+def audited(root: Root, name: str | None) -> Audited:
+    """The audit log, of one model or of all, with its faults; a champion that it does not know is one too."""
+    found, registry = AuditLog(root.audit).read(), Registry(root.store)
+    latest = {line.name: line for line in found.lines}
+    faults = list(found.faults)
+    for each in sorted({*latest, *([] if name is None else [name])}):
+        champion = champion_of(registry, each)
+        said = latest[each].version if each in latest else None
+        if champion is not None and champion.number != said:
+            faults.append(f"the champion of '{each}' is version {champion.number}; the log says {said or 'nothing'}")
+    return Audited(tuple(line for line in found.lines if name in (None, line.name)), tuple(faults))
 
 
 def record(version: Version, verdict: Verdict, result: Backtest, root: Root, *, policy: Policy) -> Path:

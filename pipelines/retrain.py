@@ -8,9 +8,11 @@ from typing import NamedTuple
 from forecaster import artifact
 from forecaster.errors import InputError
 from forecaster.evaluation.calibration import with_quantiles
+from forecaster.failpoints import point
 from forecaster.predict import Forecaster, Predictor
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
 from forecaster.spec import Spec
+from pipelines.audit import AuditLog
 from pipelines.evidence import gather
 from pipelines.policy import Policy
 from pipelines.promotion import LEVELS, Verdict, judge
@@ -65,9 +67,13 @@ def retrain(
     version = register(trained.bundle, root, run_id=trained.run_id)
     registry.set_alias(version, CHALLENGER)
     result = with_quantiles(trained.result, {CHALLENGER: trained.forecaster}, levels=LEVELS)
+    point("judge.before")
     verdict = judge(result, policy, gather(trained.bundle, result, base=champion))
+    point("judge.decided")
     report = record(version, verdict, result, root, policy=policy)
+    point("judge.recorded")
     if verdict.promote:
-        registry.promote(version, base=base)
+        log = AuditLog(root.audit)
+        registry.promote(version, base=base, record=log.promoted(version, "; ".join(verdict.reasons)))
         champion = trained.forecaster
     return Retrained(trained, version, verdict, champion, report)
