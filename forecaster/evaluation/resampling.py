@@ -47,9 +47,9 @@ def paired_gain(
 
     Series are redrawn with replacement, and so are circular blocks of successive windows, the same for all series: windows
     of one series depend on each other, and series at one time do (Politis and Romano 1992; both at once is Owen's pigeonhole
-    bootstrap of 2007, which errs on the side of caution). Of an axis with fewer than `least` members nothing can be learnt:
-    it is held as it is, unless both are so short. What the draws tell is the standard error; the bounds are Student's, with
-    a degree less than there are series, or blocks, whichever are fewer.
+    bootstrap of 2007, which errs on the side of caution). Of an axis with fewer than `least` units, series or blocks, little
+    can be learnt: it is held as it is, unless both are so short. What the draws tell is the standard error; the bounds are
+    Student's, with a degree less than there are series, or blocks, whichever are fewer.
 
     Args:
         ours: Mean error of each series in each window; NaN was not measured.
@@ -67,8 +67,9 @@ def paired_gain(
     found = _gain(float(nanmean(nanmean(ours, axis=1))), float(nanmean(nanmean(theirs, axis=1))))
     block = max(1, min(block, windows))
     units = {"series": series, "blocks of windows": windows // block}
-    enough = {"series": series >= least, "blocks of windows": windows >= least}
-    redrawn = [axis for axis, count in units.items() if count > 1 and (enough[axis] or not any(enough.values()))]
+    many = [axis for axis, count in units.items() if count >= least]
+    some_windows = ["blocks of windows"] if windows >= least and units["blocks of windows"] > 1 else []
+    redrawn = many or some_windows or [axis for axis, count in units.items() if count > 1]
     if not redrawn or math.isnan(found):
         return Gain(found, math.nan, math.nan, series, windows, "nothing", np.empty(0))
     draw = np.random.default_rng(seed)

@@ -66,7 +66,7 @@ def world(
     )
 
 
-SHAPES = [(100, 1), (60, 3), (12, 12), (1, 120)]  # series, windows
+SHAPES = [(100, 1), (60, 3), (12, 12), (20, 40), (1, 120)]  # series, windows
 
 
 @pytest.mark.parametrize(("series", "windows"), SHAPES)
@@ -78,7 +78,7 @@ def test_of_challengers_that_are_no_better_hardly_any_is_promoted(series: int, w
     assert sum(CHAMPION not in verdict.failed for verdict in passed) <= 4
 
 
-@pytest.mark.parametrize(("series", "windows"), [(100, 1), (60, 3), (1, 120)])
+@pytest.mark.parametrize(("series", "windows"), [*SHAPES, (20, 10)])
 def test_a_gain_of_five_percent_is_seen(series: int, windows: int) -> None:
     promoted = [judge(world(seed, series=series, windows=windows, gain=0.05)).promote for seed in range(60)]
     assert np.mean(promoted) >= 0.8
@@ -101,6 +101,11 @@ def test_what_is_short_is_held_as_it_is_and_what_both_lack_promotes_nobody() -> 
     assert paired_gain(ours, theirs, block=4, least=10, confidence=0.99).redrawn == "10 blocks of windows"
     assert paired_gain(ours.T, theirs.T, block=1, least=10, confidence=0.99).redrawn == "40 series"
     assert paired_gain(ours[:1, :1], theirs[:1, :1], block=1, least=2, confidence=0.99).redrawn == "nothing"
+    assert (
+        paired_gain(ours[:, :12], theirs[:, :12], block=2, least=10, confidence=0.99).redrawn == "6 blocks of windows"
+    )
+    many = paired_gain(np.ones((10, 40)), np.ones((10, 40)), block=4, least=10, confidence=0.99)
+    assert many.redrawn == "10 series and 10 blocks of windows"
     few = judge(world(0, series=4, windows=3, gain=0.9))
     assert "enough" in few.failed
     assert "more --test-windows" in str(few)
