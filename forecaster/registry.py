@@ -7,14 +7,11 @@ active run are neither read nor set, so two registries in one process do not mix
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sqlite3
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +21,7 @@ import pandas as pd
 
 from forecaster.errors import BaseMoved, BundleDamaged, BundleError, NoSuchModel, RegistryError
 from forecaster.failpoints import point
+from forecaster.lease import lease
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,7 +37,6 @@ _DIGEST = "digest"  # the tag of a version: sha256 of its bundle's manifest
 _BUNDLE = "bundle"  # the folder of a logged model that holds the bundle, beside MLflow's own files
 _REPLACED = "replaced"  # the tag of a version: the number of the champion whose place it took
 _GOING_BACK = "going-back"  # the alias of the version that a rollback under way goes to
-_LOCK_SECONDS = 60.0
 
 # A server that is down must cost seconds, not MLflow's minutes. What the user has set is left alone.
 _MLFLOW_SETTINGS = {
@@ -106,7 +103,7 @@ class Registry:
         _check_manifest(bundle, digest, where=str(bundle))
         with door(f"run '{run_id}'"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
-        with _lease(self.uri), door(f"model '{name}'"):
+        with lease(self.uri), door(f"model '{name}'"):
             point("register.leased")
             self._ensure_model(name)
             same = [version for version in self.versions(name) if version.digest == digest]
@@ -200,7 +197,7 @@ class Registry:
 
         Raises BaseMoved; BundleDamaged when the stored bundle no longer has its digest.
         """
-        with _lease(self.uri):
+        with lease(self.uri):
             point("promote.leased")
             champion = self._champion(version.name)
             if champion == version:
@@ -222,7 +219,7 @@ class Registry:
         whatever it had done by then. Raises NoSuchModel where there is no former, BundleDamaged when its stored bundle no
         longer has its digest.
         """
-        with _lease(self.uri):
+        with lease(self.uri):
             point("rollback.leased")
             with door(f"model '{name}'"):
                 aliases = {
@@ -312,7 +309,7 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    with _lease(uri), door(f"the store '{uri}'"), warnings.catch_warnings():
+    with lease(uri), door(f"the store '{uri}'"), warnings.catch_warnings():
         # MLflow 3.17 configures its tables, at first use, in a way that SQLAlchemy 2.1 deprecates.
         warnings.filterwarnings("ignore", r"The ``noload`` loader strategy is deprecated", DeprecationWarning)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -450,52 +447,3 @@ def _check_manifest(bundle: Path, digest: str, *, where: str) -> None:
 
 def _said(version: Version | None) -> str:
     return "no champion" if version is None else f"version {version.number}"
-
-
-@contextlib.contextmanager
-def _lease(uri: str) -> Iterator[None]:
-    """One process at a time, by a lock file beside a SQLite database; the kernel frees it when its holder dies.
-
-    Any other store has none: the block runs at once.
-    """
-    database = _sqlite_file(uri)
-    if database is None:
-        yield
-        return
-    with contextlib.ExitStack() as held:
-        try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context((database.parent / f"{database.name}.lock").open("a"))
-            _lock(file.fileno(), database)
-            # MLflow would try for minutes to open a file that it cannot open.
-            probe = held.enter_context(contextlib.closing(sqlite3.connect(database, timeout=20.0)))
-            probe.execute("PRAGMA schema_version")
-        except (OSError, sqlite3.Error) as error:
-            raise RegistryError(
-                f"The registry needs a SQLite database it can write; {database} cannot be opened: {error}. "
-                "Check the path and its permissions.",
-                where=str(database),
-            ) from error
-        yield
-
-
-def _lock(file: int, database: Path) -> None:
-    patience = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > patience:
-                raise RegistryError(
-                    f"The lease on {database} should be free within {_LOCK_SECONDS:.0f} s; another process still holds "
-                    "it. End that process, or try again.",
-                    where=str(database),
-                ) from error
-            time.sleep(0.02)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    scheme, found, path = uri.partition(":///")
-    if not found or scheme.partition("+")[0] != "sqlite" or path in ("", ":memory:"):
-        return None
-    return Path(path.partition("?")[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,11 @@ def gather(bundle: Path, result: Backtest, *, base: Forecaster | None) -> Eviden
     histories = [result.series[place].until(len(result.series[place]) - left) for place in chosen]
     horizon, reference = result.horizon, Together([Reference(network) for network in forecaster.networks])
     room = np.array([_range(one) for one in histories])
-    expected = _told(Predictor(forecaster, engine=reference), histories, horizon)
+    alone = replace(forecaster, blend={})  # statistical models are the same on every engine
+    expected = _told(Predictor(alone, engine=reference), histories, horizon)
     served = Predictor(forecaster, engine=fastest_engine(forecaster))
     graph = graph_engine(forecaster)
-    drawn = None if graph is None else _told(Predictor(forecaster, engine=graph), histories, horizon)
+    drawn = None if graph is None else _told(Predictor(alone, engine=graph), histories, horizon)
     tested = result.forecasts[CHALLENGER][chosen, -1]
     return Evidence(
         megabytes=megabytes(bundle),
