@@ -30,7 +30,7 @@ class Fitted(NamedTuple):
     """What a fit gives: the forecaster, with the best weights seen, and how it came to be."""
 
     forecaster: Forecaster
-    scores: dict[str, float]  # train/loss, valid/loss, valid/one_step, valid/rollout of the kept epoch
+    scores: dict[str, float]  # train/loss; valid/loss, one_step, rollout and exposure_gap of the kept epoch
     epochs: int
     steps: int
     steps_before: int  # of these, made by an earlier process that was killed
