@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -17,6 +18,8 @@ from forecaster.metrics import nanmean
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Panel
 from forecaster.shapes import Float64
+
+_log = logging.getLogger(__name__)
 
 Chosen = Literal["network", "equal", "optimal"]
 
@@ -62,8 +65,16 @@ def blended(forecaster: Forecaster, panel: Panel, *, windows: int) -> Blended:
     histories = [one.y[: len(one) - left] for one in result.series for left in result.lefts]
     forecasts = dict(result.forecasts)
     for name in spec.blend:
-        found = fit(name, histories, season=season, horizon=spec.horizon).forecasts
-        forecasts[name] = found.reshape(result.actual.shape)
+        found = fit(name, histories, season=season, horizon=spec.horizon)
+        forecasts[name] = found.forecasts.reshape(result.actual.shape)
+        if faults := [fault for fault in found.faults if fault is not None]:
+            _log.warning(
+                "%s could not be fitted to %d of %d histories, the network stands in there; the first: %s",
+                name,
+                len(faults),
+                len(histories),
+                faults[0],
+            )
     weighed = weigh(result.actual, forecasts, result.scale)
     mixed = replace(result, forecasts={"own": combine(forecasts, weighed.weights)})
     return Blended(calibrated_on(replace(forecaster, blend=weighed.weights), mixed, "own"), weighed)
