@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 import orjson
 
 from forecaster.errors import ForecasterError, LevelOutOfRange
-from forecaster.series import Forecast
-from serving import schema
+from forecaster.series import Forecast, Series
+from serving import limits, schema
+from serving.deadline import Deadline
 from serving.problem import Problem
 from serving.settings import Settings
 from serving.slot import InUse
+
+_AT_ONCE = 1 << 17  # steps, known and foretold, that are rolled between two looks at the deadline: tens of milliseconds
 
 
 class Answered(NamedTuple):
@@ -22,20 +25,23 @@ class Answered(NamedTuple):
     refused: int
 
 
-def answer(body: bytes, model: InUse | None, settings: Settings) -> Answered:
+def answer(body: bytes, model: InUse | None, settings: Settings, deadline: Deadline) -> Answered:
     """Answers `POST /v1/forecast`.
 
     Raises Problem if the request as a whole cannot be used (levels that the model cannot give are such), if no model is
-    in use, or if the request's only series is refused: so a client that sends one series and looks at the status alone
-    learns of it.
+    in use, if the deadline passes, or if the request's only series is refused: so a client that sends one series and looks
+    at the status alone learns of it.
     """
-    request = schema.read_request(body, settings)
+    deadline.check()  # it may have waited for a thread
+    request = schema.read_request(body)
+    limits.check(request, settings)
+    deadline = deadline.within(request.deadline_ms)
     if model is None:
         raise Problem(
             "not_ready", "No model is in use yet. Try again later, or see /readyz.", headers={"retry-after": "1"}
         )
     try:
-        outcomes = _outcomes(request, model)
+        outcomes = _outcomes(request, model, deadline)
     except LevelOutOfRange as error:
         raise Problem.of(error) from error
     refused = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
@@ -49,17 +55,19 @@ def answer(body: bytes, model: InUse | None, settings: Settings) -> Answered:
     return Answered(whole, forecast=len(outcomes) - len(refused), refused=len(refused))
 
 
-def _outcomes(request: schema.ForecastRequest, model: InUse) -> list[dict[str, Any] | ForecasterError]:
+def _outcomes(
+    request: schema.ForecastRequest, model: InUse, deadline: Deadline
+) -> list[dict[str, Any] | ForecasterError]:
     horizon, learned = request.horizon, model.predictor.forecaster
     read: list[schema.ReadSeries | ForecasterError] = []
     for asked in request.series:
+        deadline.check()
         try:
             read.append(schema.to_series(asked, served=learned.freq, encoding=learned.encoding, horizon=horizon))
         except ForecasterError as error:
             read.append(error)
-    good = [one for one in read if isinstance(one, schema.ReadSeries)]
-    # Asked even if no series is left: the levels are judged whatever becomes of the series.
-    forecasts = iter(model.predictor.forecast_each([one.series for one in good], horizon, levels=request.levels))
+    good = [one.series for one in read if isinstance(one, schema.ReadSeries)]
+    forecasts = iter(_forecasts(good, request, model, deadline))
     warnings = _warnings(horizon, scored=learned.spec.horizon)
     outcomes: list[dict[str, Any] | ForecasterError] = []
     for one in read:
@@ -70,6 +78,20 @@ def _outcomes(request: schema.ForecastRequest, model: InUse) -> list[dict[str, A
         else:
             outcomes.append(found)
     return outcomes
+
+
+def _forecasts(
+    series: list[Series], request: schema.ForecastRequest, model: InUse, deadline: Deadline
+) -> list[Forecast | ForecasterError]:
+    """Some series at a time; asked even if none is left, for the levels are judged whatever becomes of the series."""
+    longest = max((len(one) for one in series), default=0)
+    rows = max(1, _AT_ONCE // (longest + request.horizon))
+    found: list[Forecast | ForecasterError] = []
+    for first in range(0, max(1, len(series)), rows):
+        deadline.check()
+        some = series[first : first + rows]
+        found += model.predictor.forecast_each(some, request.horizon, levels=request.levels)
+    return found
 
 
 def _warnings(horizon: int, *, scored: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What stands in front of every request: limits on body, type and path; a request id, one log line, one error shape."""
+"""What stands in front of every request: its key, limits on body, type and path; a request id, one log line, one error shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from time import perf_counter
 
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.problem import Problem
 
 Observe = Callable[[str, int, float], None]  # path, status, seconds
+Admit = Callable[[str, Mapping[bytes, bytes]], str | None]  # path, headers -> name of the key; raises Problem
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -29,10 +30,13 @@ access_log = logging.getLogger("serving.access")
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, *, max_body: int, observe: Observe = lambda *_: None) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body: int, observe: Observe = lambda *_: None, admit: Admit = lambda *_: None
+    ) -> None:
         self._app = app
         self._max_body = max_body
         self._observe = observe
+        self._admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection."""
@@ -48,8 +52,11 @@ class Guard:
         headers = dict(scope["headers"])
         answer = _Answer(send, request_id=_request_id(headers))
         body: bytes | None = b""
+        key: str | None = None
         try:
-            _check(scope["path"], headers, max_body=self._max_body)
+            _check_path(scope["path"])
+            key = self._admit(scope["path"], headers)  # before a byte of the body is read
+            _check_length(headers, max_body=self._max_body)
             body = await _read(receive, max_body=self._max_body)
             if body is not None:
                 _check_type(body, headers)
@@ -68,7 +75,7 @@ class Guard:
             seconds = perf_counter() - started
             status = answer.status or _CLIENT_LEFT
             self._observe(scope["path"], status, seconds)
-            access_log.info(_line(scope, answer.request_id, status, seconds, size=len(body or b"")))
+            access_log.info(_line(scope, answer.request_id, status, seconds, key=key, size=len(body or b"")))
 
 
 class _Answer:
@@ -106,9 +113,12 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
     return given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
-def _check(path: str, headers: dict[bytes, bytes], *, max_body: int) -> None:
+def _check_path(path: str) -> None:
     if _CONTROL.search(path):
         raise Problem("bad_path", "Expected a path without control characters. Correct the address.")
+
+
+def _check_length(headers: dict[bytes, bytes], *, max_body: int) -> None:
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
         raise Problem("bad_length", "Expected a number in the Content-Length header. Correct the request.")
@@ -166,14 +176,15 @@ def _too_large(max_body: int) -> Problem:
     return Problem("body_too_large", message, headers={"connection": "close"})
 
 
-def _line(scope: Scope, request_id: str, status: int, seconds: float, *, size: int) -> str:
-    """One line of JSON. All but printable ASCII is escaped, so nobody can write a line of ours."""
+def _line(scope: Scope, request_id: str, status: int, seconds: float, *, key: str | None, size: int) -> str:
+    """One line of JSON, without headers and query. All but printable ASCII is escaped, so nobody can write a line of ours."""
     client = scope.get("client")
     return json.dumps(
         {
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": request_id,
             "client": client[0] if client else None,
+            "key": key,
             "method": scope["method"],
             "path": scope["path"][:300],
             "status": status,

@@ -11,7 +11,7 @@ from forecaster import __version__
 from serving import schema
 from serving.problem import CODES
 
-_ANYWHERE = (400, 404, 405, 413, 415, 500)  # the guard, and what no route expects
+_ANYWHERE = (400, 401, 403, 404, 405, 413, 415, 500)  # the guard, and what no route expects
 
 
 class Route(NamedTuple):
@@ -25,6 +25,7 @@ class Route(NamedTuple):
     media_type: str
     fails: tuple[int, ...]
     description: str = ""
+    scope: str | None = "read"  # that a key needs; None: open, whatever keys there are
 
 
 _JSON = "application/json"
@@ -48,11 +49,17 @@ ROUTES = (
         _ONE_SERIES,
     ),
     Route("get", "/v1/model", "The model in use", None, schema.ModelAnswer, _JSON, (503,)),
-    Route("get", "/livez", "Whether the process answers", None, schema.LiveAnswer, _JSON, ()),
-    Route("get", "/readyz", "Whether a model is in use", None, schema.ReadyAnswer, _JSON, (503,)),
-    Route("get", "/metrics", "Counters for Prometheus", None, None, "text/plain", ()),
+    Route("get", "/livez", "Whether the process answers", None, schema.LiveAnswer, _JSON, (), scope=None),
+    Route("get", "/readyz", "Whether a model is in use", None, schema.ReadyAnswer, _JSON, (503,), scope=None),
+    Route("get", "/metrics", "Counters for Prometheus", None, None, "text/plain", (), scope="observe"),
     Route("get", "/docs.json", "This document", None, None, _JSON, ()),
 )
+
+
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the server has any"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same in a header of its own"},
+}
 
 
 def document() -> dict[str, Any]:
@@ -75,7 +82,7 @@ def document() -> dict[str, Any]:
             "description": 'A history in, a forecast out. Every failure is {"error": {"code", "message", "where"}}.',
         },
         "paths": paths,
-        "components": {"schemas": schemas["$defs"]},
+        "components": {"schemas": schemas["$defs"], "securitySchemes": _SCHEMES},
     }
 
 
@@ -89,6 +96,8 @@ def _operation(route: Route) -> dict[str, Any]:
         }
     name = f"{route.method}{route.path.replace('/', '_').replace('.', '_')}"
     operation: dict[str, Any] = {"operationId": name, "summary": route.summary, "responses": answers}
+    if route.scope is not None:
+        operation["security"] = [{name: [route.scope]} for name in _SCHEMES] + [{}]
     if route.description:
         operation["description"] = route.description
     if route.asks is not None:

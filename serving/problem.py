@@ -16,6 +16,8 @@ CODES: dict[str, tuple[int, str]] = {
         400,
         "The body is not JSON: broken syntax, NaN or Infinity, numbers beyond a double, or not UTF-8.",
     ),
+    "unauthorized": (401, "There is no key, or none that this server knows."),
+    "forbidden": (403, "The key is not for this path."),
     "not_found": (404, "There is no such path."),
     "method_not_allowed": (405, "The path does not take this method; the Allow header says which it takes."),
     "body_too_large": (413, "The body is larger than this server takes."),
@@ -23,6 +25,7 @@ CODES: dict[str, tuple[int, str]] = {
     "invalid_request": (422, "A field is missing, unknown, of the wrong type or out of range."),
     "too_many_series": (422, "More series than this server takes in one request."),
     "history_too_long": (422, "A history, or a covariate, is longer than this server takes."),
+    "request_too_large": (422, "More values in all histories, covariates and channels than this server takes at once."),
     "answer_too_large": (
         422,
         "Series times horizon, times one and the number of levels, is more than this server answers at once.",
@@ -31,7 +34,7 @@ CODES: dict[str, tuple[int, str]] = {
     "too_many_requests": (429, "Too many requests are under way; try again after Retry-After seconds."),
     "internal_error": (500, "A fault of the server. It is logged under the request id."),
     "not_ready": (503, "No model is in use yet."),
-    "deadline_passed": (504, "The forecast took longer than this server waits."),
+    "deadline_passed": (504, "The forecast took longer than this server waits, or than `deadline_ms`."),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from forecaster.frequency import tell
-from serving import openapi
+from serving import keys, openapi
 from serving.admission import Admission
 from serving.answer import answer
 from serving.guard import Guard
@@ -34,7 +34,8 @@ class Served(NamedTuple):
 
 
 def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bundle) -> Served:
-    """The application of one worker."""
+    """The application of one worker. Raises BadKeys where it would answer anyone, unless the settings want that."""
+    keyring = keys.keyring(settings)
     metrics = Metrics([route.path for route in openapi.ROUTES])
     slot = slot or Slot(
         settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
@@ -55,7 +56,14 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
         lifespan=desk.lifespan,
     )
     routes.router.redirect_slashes = False
-    return Served(Guard(routes, max_body=settings.max_body, observe=metrics.request), routes, slot)
+    scopes = {route.path: route.scope for route in openapi.ROUTES if route.scope is not None}
+    open_paths = {route.path for route in openapi.ROUTES} - set(scopes)
+
+    def admit(path: str, headers: Mapping[bytes, bytes]) -> str | None:
+        return None if keyring is None or path in open_paths else keyring.admit(scopes.get(path), headers)
+
+    guard = Guard(routes, max_body=settings.max_body, observe=metrics.request, admit=admit)
+    return Served(guard, routes, slot)
 
 
 class Desk:
@@ -83,7 +91,9 @@ class Desk:
     async def forecast(self, request: Request) -> Response:
         """POST /v1/forecast."""
         body = await request.body()
-        answered = await self._admission.run(answer, body, self._slot.current, self._settings)
+        deadline = self._admission.deadline()
+        work = (answer, body, self._slot.current, self._settings, deadline)
+        answered = await self._admission.run(*work, deadline=deadline)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
         return _json(answered.body)
 

@@ -16,11 +16,12 @@ from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from serving import stamps
 from serving.problem import Problem
-from serving.settings import Settings
 from serving.stamps import AskedFreq, AskedStamp, AskedStamps, Numbers, Style
 
 Value = Annotated[float | None, Field(description="null: not observed")]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
+# Without control characters: ids go on into terminals, tables and logs.
+Id = Annotated[Text, Field(pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$")]
 Label = Annotated[str, Field(max_length=200)]
 MOST_COLUMNS, MOST_LEVELS = 64, 99
 LARGEST_COVARIATE = 1e30  # in spreads of the training data; the network reads float32
@@ -84,7 +85,7 @@ class _Strict(BaseModel):
 
 
 class _AnySeries(_Strict):
-    id: Text
+    id: Id
     covariates: Covariates = {}
     static: Static = {}
     channels: Channels = {}
@@ -133,6 +134,9 @@ class ForecastRequest(_Strict):
     series: list[AskedSeries] = Field(min_length=1, description="answered one by one, in order")
     horizon: int = Field(ge=1, description="steps ahead")
     levels: Levels = []
+    deadline_ms: int | None = Field(
+        default=None, ge=1, description="milliseconds that the answer is waited for; a later one is given up with 504"
+    )
 
 
 class ModelName(_Strict):
@@ -220,7 +224,7 @@ class ReadSeries(NamedTuple):
     style: Style | Numbers
 
 
-def read_request(body: bytes, settings: Settings) -> ForecastRequest:
+def read_request(body: bytes) -> ForecastRequest:
     """Parses and validates a body; raises Problem (400 or 422) with the place of the first fault."""
     try:
         fields = orjson.loads(body)
@@ -232,7 +236,6 @@ def read_request(body: bytes, settings: Settings) -> ForecastRequest:
         request = ForecastRequest.model_validate(fields)
     except ValidationError as error:
         raise _invalid(error) from error
-    _check_limits(request, settings)
     return request
 
 
@@ -341,44 +344,3 @@ def _place(loc: tuple[int | str, ...]) -> str:
         tags[4] = ("number", "text")
     path = [str(part) for place, part in enumerate(loc) if part not in tags.get(place, ())]
     return ".".join(path)[:200] or "body"
-
-
-def _check_limits(request: ForecastRequest, settings: Settings) -> None:
-    count, horizon = len(request.series), request.horizon
-    if count > settings.max_series:
-        raise Problem(
-            "too_many_series",
-            f"Expected at most {settings.max_series} series; found {count}. Send several requests.",
-            where="series",
-        )
-    if horizon > settings.max_horizon:
-        raise Problem(
-            "horizon_out_of_range",
-            f"Expected a horizon of at most {settings.max_horizon}; found {horizon}. Ask for less.",
-            where="horizon",
-        )
-    numbers = count * horizon * (1 + len(request.levels))
-    if numbers > settings.max_answer:
-        raise Problem(
-            "answer_too_large",
-            f"Expected an answer of at most {settings.max_answer} numbers; {count} series, {horizon} steps and "
-            f"{len(request.levels)} levels make {numbers}. Send several requests.",
-            where="horizon",
-        )
-    for place, asked in enumerate(request.series):
-        if len(asked.y) > settings.max_history:
-            raise Problem(
-                "history_too_long",
-                f"Expected at most {settings.max_history} steps; series {asked.id!r} has {len(asked.y)}. "
-                "Send its last steps.",
-                where=f"series.{place}.y",
-            )
-        most = settings.max_history + settings.max_horizon
-        for name, values in asked.covariates.items():
-            if len(values) > most:
-                raise Problem(
-                    "history_too_long",
-                    f"Expected covariates of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
-                    "Send its last steps.",
-                    where=f"series.{place}.covariates.{name}",
-                )

@@ -142,7 +142,9 @@ def make_client(slot_folder: Path) -> Iterator[MakeClient]:
 def client(slot_folder: Path, make_client: MakeClient) -> Client:
     """An application with a model in use that repeats the last value."""
     publish_stub(slot_folder)
-    return make_client(max_body=100_000, max_horizon=500, max_series=50, max_history=5000, max_answer=2000)
+    return make_client(
+        max_body=100_000, max_horizon=500, max_series=50, max_history=5000, max_values=6000, max_answer=2000
+    )
 
 
 def series(**fields: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], place: 
     """What of a value its JSON schema does not allow: the keywords that pydantic writes for us, and no others."""
     known = {"$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf", "const"}
     known |= {"minimum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems"}
-    known |= {"uniqueItems", "maxProperties", "propertyNames", "title", "description", "default", "examples"}
+    known |= {"uniqueItems", "pattern", "maxProperties", "propertyNames", "title", "description", "default", "examples"}
     assert set(schema) <= known, f"{place}: keywords {set(schema) - known} are not checked here"
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/components/schemas/")
@@ -43,6 +44,8 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], place: 
         least = schema.get("minLength", schema.get("minItems", 0))
         if not least <= len(value) <= schema.get("maxLength", schema.get("maxItems", len(value))):
             found.append(f"{place}: length {len(value)}")
+    if kind == "string" and not re.search(schema.get("pattern", "").replace("$", r"\Z"), value):
+        found.append(f"{place}: {value!r} does not match")
     if kind == "array":
         if schema.get("uniqueItems") and len(set(value)) != len(value):
             found.append(f"{place}: an item twice")
@@ -159,6 +162,12 @@ def test_the_answer_without_a_model_is_as_the_document_says(make_client: MakeCli
         ({"series": [series(static={"b": 1})], "horizon": 2}, False),
         ({"series": [series(static={"b" * 201: "x"})], "horizon": 2}, False),
         ({"series": [{"id": "a", "y": [1.0]}], "horizon": 2}, False),
+        ({"series": [series(id="Bär 7 \u00a0é")], "horizon": 2}, True),
+        ({"series": [series(id="a\x00b")], "horizon": 2}, False),
+        ({"series": [series(id="a\n")], "horizon": 2}, False),
+        ({"series": [series()], "horizon": 2, "deadline_ms": 60_000}, True),
+        ({"series": [series()], "horizon": 2, "deadline_ms": 0}, False),
+        ({"series": [series()], "horizon": 2, "deadline_ms": 2.5}, False),
     ],
 )
 def test_the_document_takes_the_requests_that_the_server_takes(client: Client, content: Any, taken: bool) -> None:

@@ -1,0 +1,60 @@
+"""How much one request may ask: series, steps, values, and what an answer to it would hold."""
+
+from __future__ import annotations
+
+from serving.problem import Problem
+from serving.schema import ForecastRequest
+from serving.settings import Settings
+
+
+def check(request: ForecastRequest, settings: Settings) -> None:
+    """Raises Problem (422) with the first limit that a request goes beyond."""
+    count, horizon = len(request.series), request.horizon
+    if count > settings.max_series:
+        raise Problem(
+            "too_many_series",
+            f"Expected at most {settings.max_series} series; found {count}. Send several requests.",
+            where="series",
+        )
+    if horizon > settings.max_horizon:
+        raise Problem(
+            "horizon_out_of_range",
+            f"Expected a horizon of at most {settings.max_horizon}; found {horizon}. Ask for less.",
+            where="horizon",
+        )
+    numbers = count * horizon * (1 + len(request.levels))
+    if numbers > settings.max_answer:
+        raise Problem(
+            "answer_too_large",
+            f"Expected an answer of at most {settings.max_answer} numbers; {count} series, {horizon} steps and "
+            f"{len(request.levels)} levels make {numbers}. Send several requests.",
+            where="horizon",
+        )
+    total = sum(
+        len(asked.y) + sum(map(len, asked.covariates.values())) + sum(map(len, asked.channels.values()))
+        for asked in request.series
+    )
+    if total > settings.max_values:
+        raise Problem(
+            "request_too_large",
+            f"Expected at most {settings.max_values} values in all histories, covariates and channels; found {total}. "
+            "Send several requests, or shorter histories.",
+            where="series",
+        )
+    for place, asked in enumerate(request.series):
+        if len(asked.y) > settings.max_history:
+            raise Problem(
+                "history_too_long",
+                f"Expected at most {settings.max_history} steps; series {asked.id!r} has {len(asked.y)}. "
+                "Send its last steps.",
+                where=f"series.{place}.y",
+            )
+        most = settings.max_history + settings.max_horizon
+        for name, values in asked.covariates.items():
+            if len(values) > most:
+                raise Problem(
+                    "history_too_long",
+                    f"Expected covariates of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
+                    "Send its last steps.",
+                    where=f"series.{place}.covariates.{name}",
+                )
