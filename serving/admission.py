@@ -15,6 +15,7 @@ from serving.problem import Problem
 
 T = TypeVar("T")
 _MOST_WAIT_S = 60  # that a client is told; by then everything may be otherwise
+_PAUSE_S = 0.02  # between looks at a full house
 _SHARE = 0.2  # of the latest work in the mean
 
 
@@ -32,15 +33,19 @@ class Admission:
         """That of a request which comes now."""
         return Deadline.after(self._timeout_s)
 
-    async def run(self, work: Callable[..., T], *args: Any, deadline: Deadline | None = None) -> T:
+    async def run(self, work: Callable[..., T], *args: Any, deadline: Deadline | None = None, wait: bool = False) -> T:
         """Runs `work(*args)` in a thread; raises Problem if the house is full or the deadline passes.
+
+        With `wait` a full house is waited for: what was begun is gone on with.
 
         Work that has begun keeps its place until it is done, so late work counts as work; it is for the work to look at
         the deadline and to end.
         """
         deadline = deadline or self.deadline()
-        if not self._places.acquire(blocking=False):
-            raise self._full()
+        while not self._places.acquire(blocking=False):
+            if not wait or not deadline.left:
+                raise self._full()
+            await asyncio.sleep(_PAUSE_S)
         try:
             future: Future[T] = self._executor.submit(self._timed, work, *args)
         except BaseException:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from serving.problem import Problem
-from serving.schema import ForecastRequest
+from serving.schema import Ask, AskedHistory
 from serving.settings import Settings
 
 
-def check(request: ForecastRequest, settings: Settings) -> None:
+def check(ask: Ask, series: Sequence[AskedHistory], settings: Settings) -> None:
     """Raises Problem (422) with the first limit that a request goes beyond."""
-    count, horizon = len(request.series), request.horizon
-    if count > settings.max_series:
+    if len(series) > settings.max_series:
         raise Problem(
             "too_many_series",
-            f"Expected at most {settings.max_series} series; found {count}. Send several requests.",
+            f"Expected at most {settings.max_series} series; found {len(series)}. Send several requests.",
             where="series",
+        )
+    check_ask(ask, len(series), settings)
+    check_histories(series, settings)
+
+
+def check_ask(ask: Ask, count: int, settings: Settings) -> None:
+    """Raises Problem (422) if an answer for so many series would be too large."""
+    horizon = ask.horizon
+    if ask.samples > settings.max_samples:
+        raise Problem(
+            "too_many_samples",
+            f"Expected at most {settings.max_samples} samples; found {ask.samples}. Ask for fewer.",
+            where="samples",
         )
     if horizon > settings.max_horizon:
         raise Problem(
@@ -22,17 +36,21 @@ def check(request: ForecastRequest, settings: Settings) -> None:
             f"Expected a horizon of at most {settings.max_horizon}; found {horizon}. Ask for less.",
             where="horizon",
         )
-    numbers = count * horizon * (1 + len(request.levels))
+    numbers = count * horizon * (1 + len(ask.levels) + ask.samples)
     if numbers > settings.max_answer:
         raise Problem(
             "answer_too_large",
-            f"Expected an answer of at most {settings.max_answer} numbers; {count} series, {horizon} steps and "
-            f"{len(request.levels)} levels make {numbers}. Send several requests.",
+            f"Expected an answer of at most {settings.max_answer} numbers; {count} series, {horizon} steps, "
+            f"{len(ask.levels)} levels and {ask.samples} samples make {numbers}. Send several requests.",
             where="horizon",
         )
+
+
+def check_histories(series: Sequence[AskedHistory], settings: Settings) -> None:
+    """Raises Problem (422) if the histories are too long, one of them or all together."""
     total = sum(
         len(asked.y) + sum(map(len, asked.covariates.values())) + sum(map(len, asked.channels.values()))
-        for asked in request.series
+        for asked in series
     )
     if total > settings.max_values:
         raise Problem(
@@ -41,7 +59,7 @@ def check(request: ForecastRequest, settings: Settings) -> None:
             "Send several requests, or shorter histories.",
             where="series",
         )
-    for place, asked in enumerate(request.series):
+    for place, asked in enumerate(series):
         if len(asked.y) > settings.max_history:
             raise Problem(
                 "history_too_long",

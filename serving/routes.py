@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import orjson
 from starlette.applications import Starlette
@@ -13,16 +15,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import keys, openapi
+from serving import keys, lines, openapi
 from serving.admission import Admission
-from serving.answer import answer
-from serving.guard import Guard
+from serving.answer import answer, answer_lines, begin_lines
+from serving.deadline import Deadline
+from serving.guard import Guard, Pairs
 from serving.metrics import CONTENT_TYPE, Metrics
+from serving.packing import takes_gzip
 from serving.problem import Problem
 from serving.settings import Settings
 from serving.slot import InUse, Load, Slot, load_bundle
+
+_GRACE_S = 1.0  # for the line that says that the deadline passed
 
 
 class Served(NamedTuple):
@@ -62,7 +69,14 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     def admit(path: str, headers: Mapping[bytes, bytes]) -> str | None:
         return None if keyring is None or path in open_paths else keyring.admit(scopes.get(path), headers)
 
-    guard = Guard(routes, max_body=settings.max_body, observe=metrics.request, admit=admit)
+    guard = Guard(
+        routes,
+        max_body=settings.max_body,
+        observe=metrics.request,
+        admit=admit,
+        takes={route.path: [form.media_type for form in route.asks] for route in openapi.ROUTES if route.asks},
+        stamp=lambda: _named(slot.current),
+    )
     return Served(guard, routes, slot)
 
 
@@ -90,12 +104,40 @@ class Desk:
 
     async def forecast(self, request: Request) -> Response:
         """POST /v1/forecast."""
-        body = await request.body()
-        deadline = self._admission.deadline()
-        work = (answer, body, self._slot.current, self._settings, deadline)
-        answered = await self._admission.run(*work, deadline=deadline)
+        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
+        if media_type == lines.MEDIA_TYPE:
+            return await self._lines(body, model, deadline)
+        work = partial(answer, media_type=media_type, pack=takes_gzip(request.headers.get("accept-encoding", "")))
+        answered = await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
-        return _json(answered.body)
+        headers = {
+            **{name.decode(): value.decode() for name, value in _named(model)},
+            "server-timing": ", ".join(f"{part};dur={took * 1000:.2f}" for part, took in answered.seconds.items()),
+        }
+        if answered.packed:
+            headers |= {"content-encoding": "gzip", "vary": "accept-encoding"}
+        return Response(answered.body, media_type=media_type, headers=headers)
+
+    async def _lines(self, body: bytes, model: InUse | None, deadline: Deadline) -> Response:
+        """The first piece is awaited, so that a request that cannot be used gets its status; the others are streamed."""
+        asked, pieces, first = await self._admission.run(
+            begin_lines, body, model, self._settings, deadline, deadline=deadline
+        )
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield first
+            try:
+                while (
+                    piece := await self._admission.run(answer_lines, pieces, deadline=deadline, wait=True)
+                ) is not None:
+                    yield piece
+            except Problem as problem:  # the status is out: a last line says it
+                yield problem.body() + b"\n"
+            finally:
+                self._metrics.series(forecast=asked.forecast, refused=asked.refused)
+
+        return Streamed(whole(), deadline, _named(model))
 
     async def model(self, _: Request) -> Response:
         """GET /v1/model."""
@@ -103,7 +145,7 @@ class Desk:
         learned = model.predictor.forecaster
         return _json(
             {
-                "model": model.release.model_dump(),
+                "model": model.name,
                 "spec": learned.spec.model_dump(mode="json"),
                 "freq": learned.freq,
                 "season": learned.season,
@@ -121,7 +163,7 @@ class Desk:
     async def readyz(self, _: Request) -> Response:
         """GET /readyz."""
         model = self._in_use()
-        return _json({"ready": True, "model": model.release.model_dump(), "age_s": round(model.age_s, 3)})
+        return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3)})
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics."""
@@ -136,6 +178,34 @@ class Desk:
         if model is None:
             raise Problem("not_ready", "No model is in use yet. Put one into the slot, or wait for the follower.")
         return model
+
+
+class Streamed(Response):
+    """An answer in pieces. Who does not fetch them before the deadline is cut off."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], deadline: Deadline, headers: Pairs) -> None:
+        super().__init__(media_type=lines.MEDIA_TYPE)
+        self._pieces = pieces
+        self._deadline = deadline
+        self.raw_headers = [(b"content-type", lines.MEDIA_TYPE.encode()), *headers]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends them."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for piece in self._pieces:
+            patience = self._deadline.left + _GRACE_S
+            await asyncio.wait_for(send({"type": "http.response.body", "body": piece, "more_body": True}), patience)
+        await send({"type": "http.response.body", "body": b""})
+
+
+@lru_cache(8)
+def _headers(name: str, version: str, digest: str) -> Pairs:
+    return [(b"x-model", f"{quote(name)}/{quote(version)}".encode()), (b"x-model-digest", digest.encode())]
+
+
+def _named(model: InUse | None) -> Pairs:
+    """The headers that say which model it is."""
+    return () if model is None else _headers(model.release.name, model.release.version, model.release.digest)
 
 
 def _json(content: bytes | dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

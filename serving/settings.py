@@ -52,6 +52,8 @@ class Settings(BaseModel):
         ge=1,
         description="most numbers and texts in the histories, covariates and channels of one request",
     )
+    max_samples: int = Field(default=1000, ge=0, description="most samples of one series; 0: none are drawn")
+    max_lines: int = Field(default=100_000, ge=1, description="most series in one request of lines, which are streamed")
     max_answer: int = Field(default=1_000_000, ge=1, description="most numbers in one answer, quantiles too")
 
     rollouts: int = Field(default=1, ge=1, le=64, description="requests that one worker computes at the same time")

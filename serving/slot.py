@@ -28,6 +28,7 @@ from forecaster import durable
 from forecaster.errors import BundleDamaged, ForecasterError
 from forecaster.frequency import Stamp, at, origin, regular
 from forecaster.series import Forecast, Series
+from forecaster.shapes import Float64
 
 if TYPE_CHECKING:
     from forecaster.data.encoding import Encoding
@@ -76,6 +77,11 @@ class Predicts(Protocol):
     ) -> list[Forecast | ForecasterError]:
         """One outcome for each series, in order; raises LevelOutOfRange for levels that it cannot give."""
 
+    def sample_each(
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
+    ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+        """Sampled futures of each series, in order; raises BadSpec if its head gives no distribution."""
+
 
 class Release(BaseModel):
     """Which version of which model a folder holds."""
@@ -104,6 +110,11 @@ class InUse:
     predictor: Predicts
     card: str
     since: float = field(default_factory=time.monotonic)
+
+    @property
+    def name(self) -> dict[str, Any]:
+        """Which model answers, as every answer says it: a ModelName."""
+        return self.release.model_dump()
 
     @property
     def age_s(self) -> float:

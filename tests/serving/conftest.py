@@ -50,6 +50,17 @@ class LastValue:
         outcomes = [self._one(one, horizon) for one in series]
         return [one if isinstance(one, ForecasterError) else _with_quantiles(one, levels) for one in outcomes]
 
+    def sample_each(
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
+    ) -> list[np.ndarray | ForecasterError]:
+        """The last value plus the number of the path; beyond the finite numbers where the last value is 77."""
+        outcomes = [self._one(one, horizon) for one in series]
+        drawn = np.arange(float(paths))[:, None] + seed
+        return [
+            one if isinstance(one, ForecasterError) else np.where(one.mean == 77, np.inf, one.mean) + drawn
+            for one in outcomes
+        ]
+
     def _one(self, one: Series, horizon: int) -> Forecast | ForecasterError:
         if one.freq != self.forecaster.freq:
             return FrequencyMismatch(f"Series {one.id!r} has another frequency.", where=one.id)
