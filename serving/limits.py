@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from forecaster.series import Series
 from serving.problem import Problem
 from serving.schema import Ask, AskedHistory
 from serving.settings import Settings
@@ -46,7 +47,16 @@ def check_ask(ask: Ask, count: int, settings: Settings) -> None:
         )
 
 
-def check_histories(series: Sequence[AskedHistory], settings: Settings) -> None:
+def check_cells(count: int, settings: Settings) -> None:
+    """Raises Problem (422) if a frame has more cells than a request may have values: three, or some more, to a value."""
+    if count > 3 * settings.max_values:
+        raise Problem(
+            "request_too_large",
+            f"Expected a frame of at most {3 * settings.max_values} cells; found {count}. Send several requests.",
+        )
+
+
+def check_histories(series: Sequence[AskedHistory | Series], settings: Settings) -> None:
     """Raises Problem (422) if the histories are too long, one of them or all together."""
     total = sum(
         len(asked.y) + sum(map(len, asked.covariates.values())) + sum(map(len, asked.channels.values()))

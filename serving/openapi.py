@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from forecaster import __version__
-from serving import arrow, lines, schema
+from serving import arrow, compatible, lines, schema
 from serving.columnar import ColumnsAnswer, ColumnsRequest
 from serving.problem import CODES
 
@@ -88,6 +88,16 @@ ROUTES = (
         (422, 429, 503, 504),
         _ONE_SERIES,
     ),
+    Route(
+        "post",
+        "/invocations",
+        "Forecast as clients of SageMaker's DeepAR and of MLflow's scoring ask",
+        (Form(_JSON, (compatible.DeepArRequest, compatible.ScoringRequest)),),
+        (Form(_JSON, (compatible.DeepArAnswer, compatible.ScoringAnswer)),),
+        (422, 429, 503, 504),
+        "The first series that is refused is the answer, with status 422: these shapes have no place for an error of one.",
+    ),
+    Route("get", "/ping", "As /readyz, for SageMaker", (), (Form(_JSON, (schema.ReadyAnswer,)),), (503,)),
     Route("get", "/v1/model", "The model in use", (), (Form(_JSON, (schema.ModelAnswer,)),), (503,)),
     Route("get", "/livez", "Whether the process answers", (), (Form(_JSON, (schema.LiveAnswer,)),), (), scope=None),
     Route("get", "/readyz", "Whether a model is in use", (), (Form(_JSON, (schema.ReadyAnswer,)),), (503,), scope=None),

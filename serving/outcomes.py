@@ -50,25 +50,36 @@ def outcomes(series: Sequence[AskedHistory], ask: Ask, model: InUse | None, dead
     Raises Problem if no model is in use, if the deadline passes, or if the model cannot give what is asked of all series
     (levels, samples).
     """
-    if model is None:
-        raise Problem(
-            "not_ready", "No model is in use yet. Try again later, or see /readyz.", headers={"retry-after": "1"}
-        )
+    model = in_use(model)
     read = _read(series, ask, model, deadline)
     good = [one.series for one in read if isinstance(one, ReadSeries)]
-    try:
-        forecasts = iter(_forecasts(good, ask, model, deadline))
-        paths = iter(_paths(good, ask, model, deadline))
-    except (LevelOutOfRange, BadSpec) as error:
-        raise Problem.of(error) from error
+    means, paths = iter(forecasts(good, ask, model, deadline)), iter(_paths(good, ask, model, deadline))
     general = _warnings(ask.horizon, scored=model.predictor.forecaster.spec.horizon)
     done: list[Outcome] = []
     for asked, one in zip(series, read, strict=True):
         if isinstance(one, ReadSeries):
-            done.append(Outcome(asked.id, _outcome(one, next(forecasts), next(paths), general)))
+            done.append(Outcome(asked.id, _outcome(one, next(means), next(paths), general)))
         else:
             done.append(Outcome(asked.id, one))
     return done
+
+
+def forecasts(series: list[Series], ask: Ask, model: InUse, deadline: Deadline) -> list[Forecast | ForecasterError]:
+    """Those of series that were read. Raises Problem if the deadline passes, or for levels that the model cannot give."""
+
+    def some(part: list[Series]) -> list[Forecast | ForecasterError]:
+        return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels)
+
+    return _in_parts(some, series, longer=ask.horizon, deadline=deadline)
+
+
+def in_use(model: InUse | None) -> InUse:
+    """The model; raises Problem where there is none."""
+    if model is None:
+        raise Problem(
+            "not_ready", "No model is in use yet. Try again later, or see /readyz.", headers={"retry-after": "1"}
+        )
+    return model
 
 
 def _outcome(
@@ -108,13 +119,6 @@ def _read(
     return read
 
 
-def _forecasts(series: list[Series], ask: Ask, model: InUse, deadline: Deadline) -> list[Forecast | ForecasterError]:
-    def some(part: list[Series]) -> list[Forecast | ForecasterError]:
-        return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels)
-
-    return _in_parts(some, series, longer=ask.horizon, deadline=deadline)
-
-
 def _paths(
     series: list[Series], ask: Ask, model: InUse, deadline: Deadline
 ) -> Sequence[Float64[np.ndarray, "path horizon"] | ForecasterError | None]:
@@ -135,7 +139,10 @@ def _in_parts(
     found: list[T] = []
     for first in range(0, max(1, len(series)), rows):
         deadline.check()
-        found += work(series[first : first + rows])
+        try:
+            found += work(series[first : first + rows])
+        except (LevelOutOfRange, BadSpec) as error:
+            raise Problem.of(error) from error
     return found
 
 

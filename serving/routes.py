@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import keys, lines, openapi
+from serving import compatible, keys, lines, openapi
 from serving.admission import Admission
 from serving.answer import answer, answer_lines, begin_lines
 from serving.deadline import Deadline
@@ -50,6 +50,8 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     desk = Desk(settings, slot, metrics)
     paths = {
         ("post", "/v1/forecast"): desk.forecast,
+        ("post", "/invocations"): desk.invocations,
+        ("get", "/ping"): desk.readyz,
         ("get", "/v1/model"): desk.model,
         ("get", "/livez"): desk.livez,
         ("get", "/readyz"): desk.readyz,
@@ -119,6 +121,14 @@ class Desk:
             headers |= {"content-encoding": "gzip", "vary": "accept-encoding"}
         return Response(answered.body, media_type=media_type, headers=headers)
 
+    async def invocations(self, request: Request) -> Response:
+        """POST /invocations."""
+        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        work = (compatible.answer, body, model, self._settings, deadline)
+        content, series = await self._admission.run(*work, deadline=deadline)
+        self._metrics.series(forecast=series, refused=0)
+        return _json(content, headers={name.decode(): value.decode() for name, value in _named(model)})
+
     async def _lines(self, body: bytes, model: InUse | None, deadline: Deadline) -> Response:
         """The first piece is awaited, so that a request that cannot be used gets its status; the others are streamed."""
         asked, pieces, first = await self._admission.run(
@@ -161,7 +171,7 @@ class Desk:
         return _json({"live": True})
 
     async def readyz(self, _: Request) -> Response:
-        """GET /readyz."""
+        """GET /readyz, and /ping for those who ask so."""
         model = self._in_use()
         return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3)})
 
