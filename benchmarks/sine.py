@@ -1,8 +1,9 @@
-"""The classical exercise: one-step error after 200 iterations, and 40 steps past the end of training.
+"""The sine with a trend: one-step error after 200 iterations, and what a rollout past the end of training comes to.
 
-    python benchmarks/sine.py            five seeds of each cell, about a minute on two cores
+    python benchmarks/sine.py            five seeds of each recipe, about three minutes on two cores
 
-Reads configs/sine.yaml, changes only cell and seed, and writes benchmarks/results/sine.md and sine.png.
+Reads configs/sine.yaml, the classical recipe, of which it changes cell and seed, and configs/sine_unrolled.yaml, of which it
+changes the seed and, beside it, `unroll` to 0. Writes benchmarks/results/sine.md and sine.png.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from forecaster.data.datasets import sine_trend, sine_trend_at
 from forecaster.data.frames import to_panel
 from forecaster.data.windows import Tape
-from forecaster.evaluation.plots import forecast_plot
+from forecaster.evaluation.plots import BASELINE, FORECAST, HISTORY, TRUTH
 from forecaster.predict import Forecaster, Predictor
-from forecaster.series import Forecast, Panel
+from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import fit
 from forecaster.training.loss import teacher_forced_loss
@@ -29,82 +32,77 @@ from pipelines.sources import read_spec
 
 HERE = Path(__file__).parent
 PUBLISHED = 0.0446  # one-step mean squared error of a published plain RNN on this series at iteration 200
+FAR = 400  # steps past the end by which a rollout has shown whether it stays bounded
+CELLS = ("gru", "lstm", "elman")
 
 
 class Result(NamedTuple):
     """One fit: errors in the units of the series."""
 
-    one_step_mse: float  # over every window of [0, 30) and all its steps
+    one_step_mse: float | None  # over every window of [0, 30) and all its steps; of raw values alone
     last_step_mse: float  # the same at the last step of the windows, where the whole context is known
-    rollout_rmse: float
-    forecast: Forecast
+    rollout_rmse: float  # of the horizon past the end
+    far_rmse: float  # of FAR steps
+    largest: float  # absolute value of those forecast
+    seconds: float  # that the fit took
+    forecast: np.ndarray  # FAR steps
 
 
 def main() -> None:
-    """Runs the cells, prints the table, and draws the rollout of the median seed."""
+    """Runs the recipes, prints the tables, and draws the rollouts of the median seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     seeds = range(parser.parse_args().seeds)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    spec, panel = read_spec(HERE.parent / "configs" / "sine.yaml"), to_panel(sine_trend())
-    rows = [
-        "| cell | one-step MSE at iteration 200: median (min to max) | at the last step of the window | "
-        f"RMSE of {spec.horizon} steps past the end: median (min to max) |",
-        "|---|---|---|---|",
-    ]
-    for cell in ("gru", "lstm", "elman"):
-        results = [run(panel, with_cell(spec, cell, seed)) for seed in seeds]
-        mse = [result.one_step_mse for result in results]
-        rmse = [result.rollout_rmse for result in results]
-        last = np.median([result.last_step_mse for result in results])
-        rows.append(f"| {cell} | {spread(mse, 4)} | {last:.4f} | {spread(rmse, 2)} |")
-        print(rows[-1], flush=True)
-        if cell == "gru":
-            draw(panel, sorted(results, key=lambda result: result.rollout_rmse)[len(results) // 2], spec)
-    truth = future(panel, spec.horizon)
-    text = "\n".join(
-        [
-            "# Sine with a trend",
-            "",
-            f"`python benchmarks/sine.py`: {len(seeds)} seeds of configs/sine.yaml ({spec.training.steps} iterations, "
-            f"windows of {spec.context} steps, batch {spec.training.batch}, Adam {spec.training.learning_rate}, hidden "
-            f"{spec.network.hidden}), torch {torch.__version__}, CPU. The published plain RNN has {PUBLISHED} at iteration "
-            f"200; the truth past the end has a standard deviation of {truth.std():.2f}.",
-            "",
-            *rows,
-            "",
-            "![Rollout of the GRU with the median error](sine.png)",
-            "",
-        ]
-    )
+    classical, unrolled = (read_spec(HERE.parent / "configs" / f"{name}.yaml") for name in ("sine", "sine_unrolled"))
+    panel = to_panel(sine_trend())
+    recipes = {f"{cell}, classical": changed(classical, network={"cell": cell}) for cell in CELLS}
+    recipes |= {
+        f"{unrolled.network.cell}, not unrolled": changed(unrolled, training={"unroll": 0}),
+        f"{unrolled.network.cell}, unrolled": unrolled,
+    }
+    results = {
+        name: [run(panel, changed(spec, training={"seed": seed})) for seed in seeds] for name, spec in recipes.items()
+    }
+    text = report(classical, unrolled, results)
     (HERE / "results" / "sine.md").write_text(text)
+    shown = {name: results[name] for name in ("gru, classical", f"{unrolled.network.cell}, unrolled")}
+    draw(panel, shown, horizon=unrolled.horizon)
     print(text)
 
 
-def with_cell(spec: Spec, cell: str, seed: int) -> Spec:
-    """The same specification with another cell and seed."""
+def changed(spec: Spec, **parts: dict[str, Any]) -> Spec:
+    """The same specification, but for some fields of its parts."""
     fields = spec.model_dump()
-    fields["network"]["cell"], fields["training"]["seed"] = cell, seed
-    return Spec.parse(fields, where="configs/sine.yaml")
+    for part, values in parts.items():
+        fields[part] |= values
+    return Spec.parse(fields, where=spec.name)
 
 
 def run(panel: Panel, spec: Spec) -> Result:
     """Fits, then scores every window and the rollout."""
+    start = time.perf_counter()
     forecaster = fit(panel, spec).forecaster
-    forecast = Predictor(forecaster).forecast(panel.series[0], spec.horizon)
-    error = forecast.mean - future(panel, spec.horizon)
+    seconds = time.perf_counter() - start
+    forecast = Predictor(forecaster).forecast(panel.series[0], FAR).mean
+    error = (forecast - future(panel, FAR)) ** 2
+    rmse, far = np.sqrt(error[: spec.horizon].mean()), np.sqrt(error.mean())
     whole, last = one_step(forecaster, panel)
-    return Result(whole, last, float(np.sqrt(np.mean(error**2))), forecast)
+    return Result(whole, last, float(rmse), float(far), float(np.abs(forecast).max()), seconds, forecast)
 
 
-def one_step(forecaster: Forecaster, panel: Panel) -> tuple[float, float]:
-    """Mean squared one-step error over all windows: of all their steps, and of their last step."""
+def one_step(forecaster: Forecaster, panel: Panel) -> tuple[float | None, float]:
+    """Mean squared one-step error over all windows: of all their steps, and of their last step.
+
+    Of all steps only where nothing is scaled, and training is in the units of the series.
+    """
     spec, series = forecaster.spec, panel.series[0]
-    assert spec.scaling == "none", "else the training loss is not in the units of the series"
-    tape = Tape.record([series], context=spec.context, horizon=1)
-    windows = tape.cut(tape.first[0] + torch.arange(spec.context, len(series)), context=spec.context, horizon=1)
-    with torch.inference_mode():
-        whole = float(teacher_forced_loss(forecaster.network, windows))
+    whole = None
+    if spec.scaling == "none":
+        tape = Tape.record([series], context=spec.context, horizon=1)
+        windows = tape.cut(tape.first[0] + torch.arange(spec.context, len(series)), context=spec.context, horizon=1)
+        with torch.inference_mode():
+            whole = float(teacher_forced_loss(forecaster.network, windows))
     histories = [series.until(cut) for cut in range(spec.context, len(series))]
     ahead = [outcome.mean[0] for outcome in Predictor(forecaster).forecast_each(histories, 1)]  # type: ignore[union-attr]
     return whole, float(np.mean((np.array(ahead) - series.y[spec.context :]) ** 2))
@@ -115,15 +113,79 @@ def future(panel: Panel, horizon: int) -> np.ndarray:
     return sine_trend_at(0.1 * np.arange(len(panel.series[0]), len(panel.series[0]) + horizon))
 
 
+def report(classical: Spec, unrolled: Spec, results: dict[str, list[Result]]) -> str:
+    """The tables, and what they are of."""
+    truth, count = future(to_panel(sine_trend()), FAR), len(next(iter(results.values())))
+    horizon, plain, trained = classical.horizon, classical.training, unrolled.training
+    rows = [
+        "| recipe | one-step MSE over all steps of the windows | at their last step | "
+        f"RMSE of {horizon} steps past the end | of {FAR} steps | largest absolute forecast in {FAR} steps | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        steps = [one.one_step_mse for one in found if one.one_step_mse is not None]
+        cells = [
+            name,
+            spread(steps, 4) if steps else "",
+            f"{np.median([one.last_step_mse for one in found]):.4f}",
+            spread([one.rollout_rmse for one in found], 2),
+            spread([one.far_rmse for one in found], 1),
+            spread([one.largest for one in found], 1),
+            f"{np.median([one.seconds for one in found]):.1f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            "# Sine with a trend",
+            "",
+            f"`python benchmarks/sine.py`: {count} seeds, median (min to max), torch {torch.__version__}, CPU, "
+            f"threads: {torch.get_num_threads()}. Classical is configs/sine.yaml ({plain.steps} iterations, windows of "
+            f"{classical.context} steps, batch {plain.batch}, Adam {plain.learning_rate}, hidden "
+            f"{classical.network.hidden}, raw values); the published plain RNN has {PUBLISHED} at iteration 200. Unrolled is "
+            f"configs/sine_unrolled.yaml ({trained.steps} iterations, windows of {unrolled.context} steps, batch "
+            f"{trained.batch}, Adam {trained.learning_rate} with a cosine, averaged weights, scaling {unrolled.scaling}, "
+            f"unroll {trained.unroll}); not unrolled is the same with unroll 0. All of it was chosen on steps before the end "
+            f"of the series. The truth past the end has a standard deviation of {truth[:horizon].std():.2f} over {horizon} "
+            f"steps; over {FAR} it is {truth.std():.2f}, and the largest absolute value {np.abs(truth).max():.1f}.",
+            "",
+            *rows,
+            "",
+            "![Rollouts with the median error, classical and unrolled](sine.png)",
+            "",
+        ]
+    )
+
+
 def spread(values: list[float], digits: int) -> str:
     """Median and range."""
     return f"{np.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def draw(panel: Panel, result: Result, spec: Spec) -> None:
-    """The rollout beside the truth."""
-    title = f"GRU, {spec.horizon} steps past the end of training: RMSE {result.rollout_rmse:.2f}"
-    figure = forecast_plot(panel.series[0], result.forecast, actual=future(panel, spec.horizon), title=title)
+def draw(panel: Panel, shown: dict[str, list[Result]], *, horizon: int, history: int = 100, ahead: int = 120) -> None:
+    """The rollouts of the median seeds beside the truth, one below the other, beyond the horizon that is scored."""
+    y = panel.series[0].y
+    clock = 0.1 * np.arange(len(y) - history, len(y) + ahead)
+    figure = Figure(figsize=(10, 6.5), dpi=110, layout="constrained")
+    for axes, (name, results) in zip(
+        figure.subplots(len(shown), 1, sharex=True, sharey=True), shown.items(), strict=True
+    ):
+        result = sorted(results, key=lambda one: one.rollout_rmse)[len(results) // 2]
+        axes.set_title(
+            f"{name}: RMSE {result.rollout_rmse:.2f} over {horizon} steps past the end", loc="left", fontsize=11
+        )
+        axes.plot(clock[:history], y[-history:], color=HISTORY, linewidth=1.2, label="history")
+        axes.plot(
+            clock[history - 1 :], np.append(y[-1], future(panel, ahead)), color=TRUTH, linewidth=1.2, label="what came"
+        )
+        told = np.append(y[-1], result.forecast[:ahead])
+        axes.plot(clock[history - 1 :], told, color=FORECAST, linewidth=1.6, label="forecast")
+        for step in (-1, horizon - 1):
+            axes.axvline(clock[history + step], color=BASELINE, linewidth=0.8, linestyle=":")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e3e5e8", linewidth=0.6)
+        axes.margins(y=0.15)
+        axes.legend(frameon=False, loc="upper left", ncols=3)
+    axes.set_xlabel("t")
     figure.savefig(HERE / "results" / "sine.png")
 
 

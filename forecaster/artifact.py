@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
-from forecaster import __version__
+from forecaster import __version__, blend
 from forecaster.conformal import Calibration
 from forecaster.data.encoding import Encoding
 from forecaster.durable import new_folder
@@ -71,6 +71,7 @@ class Golden(BaseModel):
     start: str
     y: tuple[float | None, ...]
     mean: tuple[float, ...]
+    network: tuple[float, ...] = ()  # of a blend: what its network says alone, which its engines must say too
 
 
 class GoldenFile(BaseModel):
@@ -83,6 +84,7 @@ class GoldenFile(BaseModel):
 
 _FILES = ("spec.json", "encoding.json", "conformal.json", "weights.safetensors", "golden.json", "card.md")
 GRAPH = "rollout.onnx"  # a bundle may lack it, and its like of further members: it is then served by PyTorch
+BLEND = "blend.json"  # of a forecaster that is a blend
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +123,11 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
         "encoding.json": forecaster.encoding.model_dump_json().encode(),
         "conformal.json": b"null" if calibration is None else calibration.model_dump_json().encode(),
         "weights.safetensors": save_weights(weights),
-        "golden.json": golden.model_dump_json().encode(),
+        "golden.json": golden.model_dump_json(exclude_defaults=True).encode(),
         "card.md": card.encode(),
     }
+    if forecaster.blend:
+        contents[BLEND] = blend.write(forecaster.blend)
     contents |= dict(zip(_graph_names(spec), _graphs(forecaster, golden), strict=False))
     manifest = Manifest(
         schema_version=SCHEMA,
@@ -149,7 +153,8 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
 def load(folder: Path) -> Forecaster:
     """Reads a bundle: digests first, then shapes and finiteness, then the golden requests, on every engine there is.
 
-    Raises BundleDamaged or GoldenMismatch with the file at fault; a bundle that loads may be served.
+    Raises BundleDamaged or GoldenMismatch with the file at fault, MissingPackage where a blend has models that cannot be
+    fitted here; a bundle that loads may be served.
     """
     manifest = read_manifest(folder)
     contents = {name: _verified(folder, name, manifest) for name in _FILES}
@@ -159,6 +164,7 @@ def load(folder: Path) -> Forecaster:
         cutoff = untell(manifest.cutoff, freq=manifest.freq)
         golden = GoldenFile.model_validate_json(contents["golden.json"])
         encoding = Encoding.model_validate_json(contents["encoding.json"])
+        weights = blend.read(_verified(folder, BLEND, manifest)) if BLEND in manifest.files else {}
     except (InputError, ValueError) as error:
         raise BundleDamaged(
             f"Expected a bundle written by forecaster in {folder}; {error}", where=str(folder)
@@ -177,11 +183,14 @@ def load(folder: Path) -> Forecaster:
         facts=manifest.facts,
         graphs=tuple(_verified(folder, name, manifest) for name in graphs),
         others=tuple(others),
+        blend=weights,
     )
     _replay(forecaster, golden)
+    if weights:
+        _replay(*_alone(forecaster, golden))
     engine = graph_engine(forecaster)
     if engine is not None:
-        _replay(forecaster, golden, engine)
+        _replay(*_alone(forecaster, golden), engine)
     calibration = contents["conformal.json"]
     return forecaster if calibration == b"null" else replace(forecaster, calibration=Calibration.read(calibration))
 
@@ -234,13 +243,26 @@ def _golden(forecaster: Forecaster) -> GoldenFile:
     short = whole[: spec.least].copy()
     short[len(short) // 2 : len(short) // 2 + 1] = np.nan if len(short) > 2 else short[-1]
     start, horizon = origin(forecaster.freq), min(spec.horizon, 32)
-    predictor, requests = Predictor(forecaster), []
+    predictor, alone, requests = Predictor(forecaster), Predictor(replace(forecaster, blend={})), []
     for y in (whole, short):
-        mean = predictor.forecast(_request(forecaster, start, y, horizon), horizon).mean
+        one = _request(forecaster, start, y, horizon)
         requests.append(
-            Golden(start=tell(start), y=tuple(None if np.isnan(v) else float(v) for v in y), mean=tuple(mean))
+            Golden(
+                start=tell(start),
+                y=tuple(None if np.isnan(v) else float(v) for v in y),
+                mean=tuple(predictor.forecast(one, horizon).mean),
+                network=tuple(alone.forecast(one, horizon).mean) if forecaster.blend else (),
+            )
         )
     return GoldenFile(horizon=horizon, requests=tuple(requests))
+
+
+def _alone(forecaster: Forecaster, golden: GoldenFile) -> tuple[Forecaster, GoldenFile]:
+    """The network without what it is blended with, and its answers to the golden requests."""
+    if not forecaster.blend:
+        return forecaster, golden
+    own = tuple(request.model_copy(update={"mean": request.network}) for request in golden.requests)
+    return replace(forecaster, blend={}), golden.model_copy(update={"requests": own})
 
 
 def _request(forecaster: Forecaster, start: Stamp, y: Float64[np.ndarray, "_"], horizon: int) -> Series:
@@ -280,7 +302,7 @@ def _graphs(forecaster: Forecaster, golden: GoldenFile) -> tuple[bytes, ...]:
     try:
         engine = graph_engine(replace(forecaster, graphs=graphs))
         if engine is not None:
-            _replay(forecaster, golden, engine)
+            _replay(*_alone(forecaster, golden), engine)
     except BundleError as error:
         log.warning("the bundle gets no %s and will be served by PyTorch: %s", GRAPH, error.message)
         return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from forecaster.blend import Mixed, fitted_names, mix, need_all
 from forecaster.conformal import Calibration, history_scale
 from forecaster.data.encoding import Encoding
 from forecaster.data.windows import channels_of, stack
@@ -56,6 +57,7 @@ class Forecaster:
         facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
         graphs: The rollout of each member as an ONNX file; none where they were not written.
         others: The other members; the forecast is the median of all.
+        blend: By name, the weights of the network and of statistical models in the forecast; empty if it is the network's alone.
     """
 
     spec: Spec
@@ -68,6 +70,7 @@ class Forecaster:
     facts: dict[str, Any] = field(default_factory=dict)
     graphs: tuple[bytes, ...] = ()
     others: tuple[Regressor, ...] = ()
+    blend: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def networks(self) -> tuple[Regressor, ...]:
@@ -105,10 +108,12 @@ class Predictor:
     """A forecaster ready to answer; it remembers nothing between calls, so threads may share it.
 
     Its rollouts run on the engine that is given, or in the compiled kernel where that knows the network, or in PyTorch on
-    the device; draws that the engine cannot make stay in PyTorch.
+    the device; draws that the engine cannot make stay in PyTorch. Of a blend, the statistical models are fitted to each
+    history anew. Raises MissingPackage where the package that fits them is not installed.
     """
 
     def __init__(self, forecaster: Forecaster, *, device: str = "cpu", engine: Engine | None = None) -> None:
+        need_all(fitted_names(forecaster.blend))
         self.forecaster = forecaster
         members = [Reference(network, device=device) for network in forecaster.networks]
         reference = _together(members)
@@ -148,7 +153,7 @@ class Predictor:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
         faults = self._faults(series, horizon)
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
-        answers = iter(self._answers(good, horizon))
+        answers = iter(self._blended(good, self._answers(good, horizon)))
         outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
         return self._with_quantiles(series, outcomes, levels) if levels else outcomes
 
@@ -158,7 +163,8 @@ class Predictor:
         """Sampled futures of each series: one array of paths, or what stands in its way.
 
         The noise of a series is drawn from the seed and its id, so its paths do not depend on its company. Raises BadSpec
-        if the forecaster's head has no distribution to draw from, HorizonOutOfRange as `forecast_each`.
+        if the forecaster's head has no distribution to draw from, or its forecasts are a blend, HorizonOutOfRange as
+        `forecast_each`.
         """
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
@@ -166,6 +172,12 @@ class Predictor:
             kind = self.forecaster.spec.head.kind
             raise BadSpec(
                 f"A {kind} head gives no distribution to draw from. Train with head: gaussian, say.", where="head"
+            )
+        if fitted_names(self.forecaster.blend):
+            raise BadSpec(
+                f"A blend gives no distribution to draw from, and {self.forecaster.spec.name!r} is one. Draw from its network "
+                "alone: replace(forecaster, blend={}).",
+                where="blend",
             )
         outcomes: list[Float64[np.ndarray, "path horizon"] | ForecasterError] = []
         for one in series:
@@ -337,6 +349,26 @@ class Predictor:
             else self._mended(one, ahead, mean)
             for one, ahead, mean, whole in zip(series, stamps_ahead(series, horizon), means, finite, strict=True)
         ]
+
+    def blended(
+        self, means: Float64[np.ndarray, "series horizon"], histories: Sequence[Float64[np.ndarray, "_"]]
+    ) -> Mixed:
+        """The blend of the network's forecasts with those of statistical models, fitted to each history anew."""
+        return mix(means, histories, self.forecaster.blend, season=self.forecaster.season)
+
+    def _blended(
+        self, series: Sequence[Series], answers: Sequence[Forecast | BadStamp]
+    ) -> Sequence[Forecast | BadStamp]:
+        own = [answer for answer in answers if isinstance(answer, Forecast)]
+        if not self.forecaster.blend or not own:
+            return answers
+        known = [one.y for one, answer in zip(series, answers, strict=True) if isinstance(answer, Forecast)]
+        told = self.blended(np.stack([one.mean for one in own]), known)
+        mixed = iter(
+            replace(one, mean=mean, warnings=(*one.warnings, *further))
+            for one, mean, further in zip(own, *told, strict=True)
+        )
+        return [next(mixed) if isinstance(answer, Forecast) else answer for answer in answers]
 
     def _mended(self, one: Series, ahead: Stamps, mean: Float64[np.ndarray, "horizon"]) -> Forecast:
         """The forecast, with the seasonal naive in place of what left the finite numbers."""

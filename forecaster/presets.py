@@ -36,7 +36,8 @@ _TRAINING: Mapping[str, Any] = {
 }
 _TREND = {"transform": "log", "scaling": "last", "base": "last"}
 _SEASON = {"transform": "log", "scaling": "level_season", "base": "zero"}
-_RECENT_UP_TO = 2000  # steps of history; of longer ones all is learned from alike
+_MANY_SEASONS = 30  # of longer histories all is learned from alike
+_MANY_DAYS = 2000  # steps, of those shorter than a day
 
 
 def candidates(panel: Panel, *, horizon: int, name: str, kind: str | None = None) -> list[Spec]:
@@ -62,7 +63,7 @@ def candidates(panel: Panel, *, horizon: int, name: str, kind: str | None = None
     made = []
     for fields in _variants(chosen, horizon, season, room):
         training = {**shared, **fields.pop("training", {})}
-        if room > _RECENT_UP_TO:
+        if room > (_MANY_DAYS if chosen == "hourly" else _MANY_SEASONS * season):
             training["recent"] = 0.0
         made.append(
             Spec.parse({"name": name, "horizon": horizon, **_RECIPE, **fields, "training": training}, where=chosen)

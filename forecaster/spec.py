@@ -27,6 +27,7 @@ Decoder = Literal["rollout", "direct"]
 Schedule = Literal["constant", "cosine"]
 Weighting = Literal["none", "seasonal_error"]
 Reads = Literal["window", "history"]
+Statistical = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -137,6 +138,13 @@ class TrainingSpec(_Frozen):
         ge=0.0,
         description="mean distance of windows from the end of their series, in horizons; 0: from anywhere",
     )
+    unroll: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="blocks after the window that a rollout network is asked for as it is used, fed with its own output; "
+        "reached step by step in the first half of the training",
+    )
     gradient_clip: float = Field(default=1.0, gt=0.0, description="largest global norm of the gradient")
     patience: int = Field(default=0, ge=0, description="epochs without a better rollout before stopping; 0: never")
     valid_windows: int = Field(default=1, ge=0, description="rolling origins held out at the end, a horizon apart")
@@ -182,6 +190,10 @@ class Spec(_Frozen):
     members: int = Field(
         default=1, ge=1, le=64, description="networks of other seeds, trained at once; their median is the forecast"
     )
+    blend: tuple[Statistical, ...] = Field(
+        default=(),
+        description="statistical models whose forecasts are blended with the network's, with weights from the validation windows",
+    )
     training: TrainingSpec = TrainingSpec()
 
     @property
@@ -219,6 +231,17 @@ class Spec(_Frozen):
         if self.training.refit and not self.training.valid_windows:
             raise ValueError(
                 "training.refit: nothing was held out to train on once more; found valid_windows 0. Leave refit out"
+            )
+        if self.training.unroll and self.decoder == "direct":
+            raise ValueError(
+                f"training.unroll: a direct decoder gives a whole horizon in one go and is fed nothing back in it; found "
+                f"{self.training.unroll}. Leave unroll out, or choose decoder rollout"
+            )
+        if len(set(self.blend)) != len(self.blend):
+            raise ValueError(f"blend: expected every model once, found {', '.join(self.blend)}")
+        if self.blend and not self.training.valid_windows:
+            raise ValueError(
+                "blend: its weights are found on validation windows; found valid_windows 0. Hold one out, or leave blend out"
             )
         short = [lag for lag in self.lags if lag < self.segment]
         if short:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from pipelines.settings import Root
     from pipelines.sources import Data
 
+Blended = Annotated[
+    tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="")
+]  # as a specification allows
 _MOST_STEPS = 100_000  # as a specification allows
 _PICTURES = (".png", ".pdf", ".svg")
 
@@ -86,31 +90,37 @@ def spec_of(
     seed: int | None,
     preset: str | None = None,
     members: int | None = None,
+    blend: Sequence[str] = (),
+    like: Spec | None = None,
     test_windows: int = 1,
 ) -> Spec:
     """The specification that a command means; raises BadSpec where it names none.
 
-    Without a configuration it is the preset of the data's frequency, whose variants are tried on the windows before the test.
+    Without a configuration it is that of `like`; without either, the preset of the data's frequency, whose variants are tried on
+    the windows before the test.
     """
     from forecaster.spec import Spec
     from pipelines.sources import read_spec
 
-    if config is None and horizon is None:
+    if config is None and horizon is None and like is None:
         raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
     if config is not None and preset is not None:
         raise BadSpec(
             f"Expected --config or --preset; found both, {config} and {preset}. Leave one out.", where="preset"
         )
     in_range(horizon=horizon, members=members)
-    if config is None:
+    if config is not None:
+        spec = read_spec(config)
+    elif like is not None:
+        spec = like
+    else:
         from pipelines.first_choice import first_choice
 
         assert horizon is not None
         spec = first_choice(data, horizon=horizon, kind=preset, test_windows=test_windows)
-    else:
-        spec = read_spec(config)
     fields = spec.model_dump()
     fields["members"] = members or spec.members
+    fields["blend"] = list(blend or spec.blend)
     fields["horizon"] = horizon or spec.horizon
     fields["training"]["seed"] = spec.training.seed if seed is None else seed
     return Spec.parse(fields, where=str(config or "--horizon"))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster import artifact
+from forecaster.blend import tell as tell_blend
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.backtest import backtest as ask_all
@@ -216,6 +217,8 @@ def _told(panel: Panel, result: Backtest, models: Mapping[str, Forecaster], seas
     firsts: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]  # all numbers, or all moments
     first = min(firsts)
     for name, one in models.items():
+        if one.blend:
+            told.append(f"{name} is a blend: {tell_blend(one.blend)}")
         if earlier(first, one.cutoff):
             told.append(f"{name} saw data up to {one.cutoff}; origins from {first} on are not out of sample for it")
     comparable = result.comparable()

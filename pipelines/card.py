@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from forecaster.blend import tell as tell_blend
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import tell
 from forecaster.predict import Forecaster
@@ -22,6 +23,7 @@ def card_of(forecaster: Forecaster) -> str:
         "",
         f"A {spec.network.cell.upper()} network ({spec.network.layers} x {spec.network.hidden}) that feeds back its own "
         f"output, step by step. Frequency `{forecaster.freq}`, context {spec.context} steps, scored up to {spec.horizon}.",
+        *_blend(forecaster),
         "",
         "## Trained on",
         "",
@@ -59,6 +61,25 @@ def card_of(forecaster: Forecaster) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _blend(forecaster: Forecaster) -> list[str]:
+    """What the forecasts are besides the network's, and how that was chosen."""
+    if not forecaster.blend:
+        return []
+    found = forecaster.facts["blend"]
+    how = {
+        "network": "the network alone was as good as a blend",
+        "equal": "equal weights were better than the network alone, and no others were clearly better",
+        "optimal": "clearly better than the network alone and than equal weights",
+    }[found["chosen"]]
+    errors = ", ".join(f"{name} {'-' if error is None else f'{error:.4g}'}" for name, error in found["errors"].items())
+    measured = f" (MASE there: {errors})" if errors else ""
+    return [
+        "",
+        f"Blend: {tell_blend(forecaster.blend)}. The weights are from the validation windows: {how}{measured}. In the scores "
+        "below `network` is the network alone.",
+    ]
 
 
 def _intervals(forecaster: Forecaster) -> str:

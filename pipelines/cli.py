@@ -15,7 +15,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
-from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range, spec_of
+from pipelines.arguments import Blended, Reading, Where, bundle_of, can_be_written, in_range, spec_of
 from pipelines.backtesting import backtest
 from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
 from pipelines.tuning import tune
@@ -40,6 +40,8 @@ def train(
     horizon: int | None = None,
     preset: str | None = None,
     members: int | None = None,
+    blend: Blended = (),
+    start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
     reading: Reading = _READING,
@@ -59,18 +61,34 @@ def train(
         One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
     members
         Networks of other seeds, trained side by side; their median is the forecast. Five take two to three times as long as one.
+    blend
+        A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
+        given again. It is fitted to every history anew, when serving too, and needs the extra 'baselines' there as here.
+    start_from
+        A bundle folder, or a registered model as NAME or NAME@ALIAS, whose weights to start from; its specification, if no other.
     seed
         Seed, instead of the specification's.
     test_windows
         Rolling origins kept from the fit and used to test it; 0 trains on everything.
     """
+    from forecaster import artifact
     from pipelines.train import train as run
 
     source = reading.of(data)
+    initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
     spec = spec_of(
-        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+        config,
+        source,
+        horizon=horizon,
+        seed=seed,
+        preset=preset,
+        members=members,
+        blend=blend,
+        like=None if initial is None else initial.spec,
+        test_windows=test_windows,
     )
-    trained = run(source, spec, where.open(), test_windows=test_windows, progress=sys.stderr.isatty())
+    root = where.open()
+    trained = run(source, spec, root, initial=initial, test_windows=test_windows, progress=sys.stderr.isatty())
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
 
@@ -105,6 +123,7 @@ def forecast(
         Where to draw the first series (PNG).
     """
     from forecaster import artifact
+    from forecaster.blend import tell
     from forecaster.predict import Predictor
     from forecaster.series import Forecast
     from pipelines.sources import read
@@ -112,6 +131,8 @@ def forecast(
     in_range(horizon=horizon)
     can_be_written(out=out, plot=plot)
     forecaster = artifact.load(bundle_of(model, where))
+    if forecaster.blend:
+        warn(f"{forecaster.spec.name} is a blend: {tell(forecaster.blend)}")
     panel = read(reading.of(data).for_spec(forecaster.spec))
     for repair in panel.repairs:
         warn(repair)
@@ -185,6 +206,8 @@ def retrain(
     horizon: int | None = None,
     preset: str | None = None,
     members: int | None = None,
+    blend: Blended = (),
+    warm: bool = False,
     seed: int | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
@@ -207,6 +230,10 @@ def retrain(
         As for train.
     members
         As for train.
+    blend
+        As for train.
+    warm
+        Whether to start from the champion's weights, where there is one; the specification has to be of its network.
     seed
         Seed, instead of the specification's.
     test_windows
@@ -218,12 +245,20 @@ def retrain(
 
     source = reading.of(data)
     spec = spec_of(
-        config, source, horizon=horizon, seed=seed, preset=preset, members=members, test_windows=test_windows
+        config,
+        source,
+        horizon=horizon,
+        seed=seed,
+        preset=preset,
+        members=members,
+        blend=blend,
+        test_windows=test_windows,
     )
     done = run(
         source,
         spec,
         where.open(),
+        warm=warm,
         test_windows=test_windows,
         trigger=trigger,
         progress=sys.stderr.isatty(),
@@ -278,11 +313,13 @@ def verify(bundle: str, *, where: Where = _WHERE) -> None:
         A bundle folder, or a registered model as NAME or NAME@ALIAS.
     """
     from forecaster import artifact
+    from forecaster.blend import tell
 
     is_path = Path(bundle).exists() or os.sep in bundle
     folder = Path(bundle) if is_path else bundle_of(bundle, where)
     forecaster = artifact.load(folder)
-    print(f"{forecaster.spec.name}: a good bundle ({artifact.digest(folder)})")
+    blend = f"; a blend: {tell(forecaster.blend)}" if forecaster.blend else ""
+    print(f"{forecaster.spec.name}: a good bundle ({artifact.digest(folder)}){blend}")
 
 
 @app.command
@@ -295,6 +332,8 @@ def serve(
     where: Where = _WHERE,
 ) -> None:
     """Serves the champion of a registered model over HTTP, and follows it when another is promoted.
+
+    A blend with statistical models needs the extra 'baselines' here too; without it the server refuses the blend.
 
     Parameters
     ----------

@@ -26,16 +26,35 @@ class Retrained(NamedTuple):
 
 
 def retrain(
-    data: Data, spec: Spec, root: Root, *, test_windows: int = 1, trigger: str = "cli", progress: bool = False
+    data: Data,
+    spec: Spec,
+    root: Root,
+    *,
+    warm: bool = False,
+    test_windows: int = 1,
+    trigger: str = "cli",
+    progress: bool = False,
 ) -> Retrained:
-    """Reads, splits, fits, backtests against champion and seasonal naive, registers, and promotes only what is better."""
+    """Reads, splits, fits, backtests against champion and seasonal naive, registers, and promotes only what is better.
+
+    A warm start begins with the champion's weights, if there is a champion.
+    """
     if test_windows < 1:
         raise InputError("Retraining needs a test window to judge by; found none. Ask for --test-windows 1 or more.")
     registry = Registry(root.store)
     base = champion_of(registry, spec.name)
     champion = None if base is None else artifact.load(fetch(base, root))
     rivals = {} if champion is None else {CHAMPION: Predictor(champion)}
-    trained = train(data, spec, root, rivals=rivals, test_windows=test_windows, trigger=trigger, progress=progress)
+    trained = train(
+        data,
+        spec,
+        root,
+        initial=champion if warm else None,
+        rivals=rivals,
+        test_windows=test_windows,
+        trigger=trigger,
+        progress=progress,
+    )
     assert trained.result is not None
     version = register(trained.bundle, root, run_id=trained.run_id)
     registry.set_alias(version, CHALLENGER)

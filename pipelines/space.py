@@ -93,7 +93,7 @@ SPACE = (
     Field("network.hidden", lambda _: Range(16, 128)),
     Field("context", _contexts),
     Field("segment", _segments),
-    Field("decoder", lambda _: ("rollout", "direct")),
+    Field("decoder", lambda ground: () if ground.spec.training.unroll else ("rollout", "direct")),
     Field("base", _bases),
     Field("scaling", _scalings),
     Field("transform", lambda ground: () if ground.spec.head.counts else ("none", "log")),

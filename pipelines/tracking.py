@@ -42,6 +42,9 @@ HEADLINE = frozenset(
         "bt/width_95",
         "bt/skill_vs_snaive",
         "bt/exposure_gap",
+        "bt_pure/mase",  # of a blend: its network alone
+        "bt_pure/rmsse",
+        "bt_pure/smape",
         "train/seconds",
         "train/windows_per_s",
         "serve/p50_ms",

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 
 from forecaster import artifact, durable
+from forecaster.blend import NETWORK, need_all, tell
 from forecaster.data.split import hold_out
 from forecaster.errors import TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
+from forecaster.evaluation.blending import Weighed, blended
 from forecaster.evaluation.calibration import calibrated, coverage
 from forecaster.evaluation.plots import error_by_horizon, origins_plot
 from forecaster.evaluation.trials import exposure_gap, trials
@@ -95,6 +97,7 @@ def train(
         _log.warning("%s: %s", data.source, repair)
     known = hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
     cut(known, spec)  # what cannot be trained on is refused before there is a run of it
+    need_all(spec.blend)
     dataset = DataSet(data.name, known.digest(), data.source, known.cutoff)
     with _workplace(root.checkpoints / fit_digest(known, spec, initial)[:16]) as place:
         with open_run(
@@ -112,9 +115,7 @@ def train(
                 callbacks=callbacks,
                 progress=progress,
             )
-            if spec.training.valid_windows:
-                calibration = calibrated(fitted.forecaster, known, windows=spec.training.valid_windows)
-                fitted = fitted._replace(forecaster=calibration)
+            fitted, weighed = _validated(fitted, known, spec)
             if spec.training.refit:
                 whole = refit(
                     known,
@@ -128,9 +129,10 @@ def train(
             seconds = time.monotonic() - started
             forecaster, result = fitted.forecaster, None
             if test_windows:
-                asked = {CHALLENGER: Predictor(forecaster), **(rivals or {})}
+                alone = {NETWORK: Predictor(replace(forecaster, blend={}))} if forecaster.blend else {}
+                asked = {CHALLENGER: Predictor(forecaster), **alone, **(rivals or {})}
                 result = _test(panel, spec, asked, season=forecaster.season, windows=test_windows)
-            facts = _facts(data, panel, known, fitted, result, run_id=run.id)
+            facts = _facts(data, panel, known, fitted, result, weighed, run_id=run.id)
             finished = replace(forecaster, facts=facts)
             bundle = root.bundles / run.id
             _clear(bundle)
@@ -139,8 +141,23 @@ def train(
             _record(run, spec, fitted, result, seconds=seconds, windows=test_windows)
             run.card(card)
             run.tag("bundle_digest", digest)
+            if finished.blend:
+                run.tag("blend", tell(finished.blend))
         shutil.rmtree(place)
     return Trained(bundle, digest, run.id, finished, facts["backtest"], result)
+
+
+def _validated(fitted: Fitted, known: Panel, spec: Spec) -> tuple[Fitted, Weighed | None]:
+    """The fitted forecaster with what the validation windows say of it: intervals, and the weights of its blend."""
+    windows, weighed = spec.training.valid_windows, None
+    if not windows:
+        return fitted, None
+    if spec.blend:
+        forecaster, weighed = blended(fitted.forecaster, known, windows=windows)
+        _log.info("blend: %s", tell(weighed.weights))
+    else:
+        forecaster = calibrated(fitted.forecaster, known, windows=windows)
+    return fitted._replace(forecaster=forecaster), weighed
 
 
 def _test(panel: Panel, spec: Spec, asked: Mapping[str, Ask | Predictor], *, season: int, windows: int) -> Backtest:
@@ -176,10 +193,18 @@ def _read_if_there(path: Path) -> str | None:
 
 
 def _facts(
-    data: Data, panel: Panel, known: Panel, fitted: Fitted, result: Backtest | None, *, run_id: str
+    data: Data,
+    panel: Panel,
+    known: Panel,
+    fitted: Fitted,
+    result: Backtest | None,
+    weighed: Weighed | None,
+    *,
+    run_id: str,
 ) -> dict[str, Any]:
     names = [] if result is None else list(result.forecasts)
-    return {
+    blend = {} if weighed is None else {"blend": {**weighed._asdict(), "errors": finite(weighed.errors)}}
+    return blend | {
         "run_id": run_id,
         "data": data.name,
         "data_digest": known.digest(),
@@ -226,6 +251,9 @@ def _record(
             "bt/exposure_gap": exposure_gap(fitted.forecaster.networks, origins),
         }
     )
+    if NETWORK in result.forecasts:
+        pure = result.scores(NETWORK)
+        run.headline({f"bt_pure/{name}": pure[name] for name in ("mase", "rmsse", "smape")})
     if fitted.forecaster.calibration is not None:
         shares = coverage(fitted.forecaster, result, CHALLENGER, intervals=(0.8, 0.95))
         run.headline({f"bt/coverage_{round(100 * share)}": found for share, found in shares.items()})

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
-from forecaster.errors import BundleError, NoSuchModel
+from forecaster.errors import BundleError, MissingPackage, NoSuchModel
 from serving import logs, slot
 from serving.settings import Settings
 from serving.slot import Release
@@ -52,7 +52,7 @@ def news(store: Store, target: Target) -> Version | None:
 
 
 def take(store: Store, version: Version, target: Target, *, verify: Verify = slot.load_bundle) -> None:
-    """Puts a version into the slot. Raises BundleError if it must not be served; the slot is then as it was."""
+    """Puts a version into the slot. Raises BundleError if it must not be served, MissingPackage if it cannot be here."""
     with slot.staging(target.slot) as draft:
         bundle = store.fetch(version, draft / "bundle")
         verify(bundle)
@@ -84,7 +84,7 @@ def follow(
                 refused = None
         except NoSuchModel as error:
             log.info("nothing to follow yet: %s", error.message)
-        except BundleError as error:
+        except (BundleError, MissingPackage) as error:
             log.error("a bundle was refused, the slot stays as it is: %s", error.message)
         except Exception as error:  # the registry is down, a disk is full: the server goes on with what it has
             refused = None

@@ -116,6 +116,7 @@ _HEADERS = {
         "X-Request-Id": "That of the request, if it was 1 to 64 of A-Z a-z 0-9 . _ -; else a new one. It is in the log too.",
         "X-Model": "NAME/VERSION of the model that answered, or is in use, quoted as in an address. Absent without one.",
         "X-Model-Digest": "sha256 of its bundle's manifest.",
+        "X-Model-Blend": "Only of a blend: the weights of the network and of the statistical models, `NAME=WEIGHT, ...`.",
         "Server-Timing": "Milliseconds: total up to the first byte, and of a forecast read, forecast, write.",
     }.items()
 }

@@ -209,13 +209,19 @@ class Streamed(Response):
 
 
 @lru_cache(8)
-def _headers(name: str, version: str, digest: str) -> Pairs:
-    return [(b"x-model", f"{quote(name)}/{quote(version)}".encode()), (b"x-model-digest", digest.encode())]
+def _headers(name: str, version: str, digest: str, blend: tuple[tuple[str, float], ...]) -> Pairs:
+    pairs = [(b"x-model", f"{quote(name)}/{quote(version)}".encode()), (b"x-model-digest", digest.encode())]
+    if blend:
+        pairs.append((b"x-model-blend", ", ".join(f"{quote(one)}={weight:g}" for one, weight in blend).encode()))
+    return pairs
 
 
 def _named(model: InUse | None) -> Pairs:
     """The headers that say which model it is."""
-    return () if model is None else _headers(model.release.name, model.release.version, model.release.digest)
+    if model is None:
+        return ()
+    release, blend = model.release, model.predictor.forecaster.blend
+    return _headers(release.name, release.version, release.digest, tuple(blend.items()))
 
 
 def _json(content: bytes | dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -156,6 +156,12 @@ class ModelName(Strict):
     name: str
     version: str
     digest: str = Field(description="sha256 of the bundle's manifest")
+    blend: dict[str, float] = Field(
+        default={},
+        description="only of a blend: the weights of its network and of the statistical models whose forecasts are added to "
+        "the network's; they add to 1. A forecast in which the network stands in for one of them says so in its warnings",
+        examples=[{"network": 0.62, "dynamic_optimized_theta": 0.38}],
+    )
 
 
 class ErrorDetail(Strict):

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,10 @@ class Learned(Protocol):
     @property
     def facts(self) -> dict[str, Any]:
         """What is known of its making."""
+
+    @property
+    def blend(self) -> Mapping[str, float]:
+        """The weights of the network and of statistical models in its forecasts; empty if they are the network's alone."""
 
 
 class Predicts(Protocol):
@@ -113,8 +117,9 @@ class InUse:
 
     @property
     def name(self) -> dict[str, Any]:
-        """Which model answers, as every answer says it: a ModelName."""
-        return self.release.model_dump()
+        """Which model answers, as every answer says it: a ModelName; of a blend with its weights."""
+        blend = self.predictor.forecaster.blend
+        return {**self.release.model_dump(), **({"blend": dict(blend)} if blend else {})}
 
     @property
     def age_s(self) -> float:
@@ -127,7 +132,7 @@ Noticed = Callable[[str], None]  # "swapped" or "refused"
 
 
 def load_bundle(folder: Path) -> Predicts:
-    """The Predictor of a verified bundle, on the fastest engine there is for it; raises BundleError."""
+    """The Predictor of a verified bundle, on the fastest engine there is for it; raises BundleError, or MissingPackage."""
     from forecaster import artifact  # brings torch: only when there is something to load
     from forecaster.predict import Predictor, fastest_engine
 

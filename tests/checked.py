@@ -15,6 +15,7 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 
 # Modules with records. The hook knows functions and dataclasses; a NamedTuple it passes by.
 WITH_RECORDS = [
+    "forecaster.blend",
     "forecaster.data.calendar",
     "forecaster.data.columns",
     "forecaster.data.frames",
@@ -23,10 +24,10 @@ WITH_RECORDS = [
     "forecaster.data.windows",
     "forecaster.engine",
     "forecaster.evaluation.backtest",
+    "forecaster.evaluation.blending",
     "forecaster.evaluation.one_pass",
     "forecaster.evaluation.scores",
     "forecaster.evaluation.significance",
-    "forecaster.evaluation.statistical",
     "forecaster.evaluation.trials",
     "forecaster.graph.recurrence",
     "forecaster.graph.runner",
@@ -37,6 +38,7 @@ WITH_RECORDS = [
     "forecaster.model.rollout",
     "forecaster.model.scaling",
     "forecaster.series",
+    "forecaster.statistical",
     "forecaster.training.loss",
 ]
 

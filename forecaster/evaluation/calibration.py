@@ -23,16 +23,22 @@ def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int) -> Forecas
         panel: All that was known at the fit.
         windows: Rolling origins, a horizon apart.
     """
-    spec, predictor = forecaster.spec, Predictor(forecaster)
+    spec = forecaster.spec
     result = backtest(
         panel,
-        {"own": predictor},
+        {"own": Predictor(forecaster)},
         horizon=spec.horizon,
         windows=windows,
         season=forecaster.season,
         keep=spec.least,
     )
-    errors = result.actual - result.forecasts["own"]
+    return calibrated_on(forecaster, result, "own")
+
+
+def calibrated_on(forecaster: Forecaster, result: Backtest, name: str) -> Forecaster:
+    """The forecaster with quantiles calibrated on a backtest of windows that it was not fitted to; `name` is its name there."""
+    predictor = Predictor(forecaster)
+    errors = result.actual - result.forecasts[name]
     groups = [predictor.group(one) for one in result.series]
     return replace(forecaster, calibration=calibrate(errors, _scales(predictor, result), groups=groups))
 

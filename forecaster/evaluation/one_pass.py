@@ -65,6 +65,9 @@ def all_origins(
         ]
         agreed = told[0] if len(told) == 1 else median(np.stack(told))
         found[at] = _mended(agreed, whole, cuts[at], answered[at], season=predictor.forecaster.season)
+    if predictor.forecaster.blend:
+        known = [series[row].y[: cuts[row, window]] for row, window in np.argwhere(answered)]
+        found[answered] = predictor.blended(found[answered], known).forecasts
     return found
 
 

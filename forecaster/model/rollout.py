@@ -77,6 +77,22 @@ class Reading(NamedTuple):
     memory: Memory
 
 
+class Block(NamedTuple):
+    """What a network said of the next points, in its own units, and what became of it.
+
+    Attributes:
+        params: Of the head.
+        values: What was made of them: means or draws.
+        alive: Whether the row was to be believed until then; from there on 0 is fed back instead.
+        memory: After the values were fed back.
+    """
+
+    params: Float[Tensor, "track block param"]
+    values: Float[Tensor, "row target block"]
+    alive: Bool[Tensor, "row block"]
+    memory: Memory
+
+
 def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
     """The memory before the first step of a window, with the window's scale; and what is left to read.
 
@@ -110,11 +126,14 @@ def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
 
 def read(model: Regressor, window: Window, memory: Memory) -> Reading:
     """Reads known values; their number is a multiple of the segment."""
-    laid, missing = lay(model, window, memory), _tracks(model, window).isnan()
-    largest = laid.past[:, model.back :].masked_fill(missing, 0.0).abs().amax(1)
-    return _advance(
-        model, laid, memory._replace(bound=memory.bound.maximum(memory.scale.bound(largest, times=RUNAWAY)))
-    )
+    laid = lay(model, window, memory)
+    return _advance(model, laid, memory._replace(bound=bound_after(model, window, laid, memory)))
+
+
+def bound_after(model: Regressor, window: Window, laid: Laid, memory: Memory) -> Float[Tensor, "track"]:
+    """The bound of a memory once it has read what was laid out."""
+    known = laid.past[:, model.back :].masked_fill(_tracks(model, window).isnan(), 0.0)
+    return memory.bound.maximum(memory.scale.bound(known.abs().amax(1), times=RUNAWAY))
 
 
 def lay(model: Regressor, window: Window, memory: Memory) -> Laid:
@@ -225,27 +244,40 @@ def roll(
         The values, and the memory after the last whole block. A row of which y or a channel stops being finite, or runs
         away beyond the memory's bound, is NaN from that step on; its neighbours do not notice.
     """
-    start, blocks = memory.time, []
-    steps = -(-horizon // model.block) * model.block
+    start, told = memory.time, []
+    for block in blocks(model, memory, count=-(-horizon // model.block), ahead=ahead, noise=noise):
+        told.append(block.values[:, 0].masked_fill(~block.alive, torch.nan))
+        memory = block.memory
+    scaled = torch.cat(told, dim=1)[:, :horizon]
+    return of_y(model, memory.scale).undo(scaled, time=start), memory
+
+
+def blocks(
+    model: Regressor,
+    memory: Memory,
+    *,
+    count: int,
+    ahead: Float[Tensor, "row step covariate"] | None = None,
+    noise: Float[Tensor, "track step noise"] | None = None,
+) -> Iterator[Block]:
+    """The next blocks, each fed back to make the one after it: the loop of `roll`, through which gradients go back too."""
     shape = (len(memory.output), model.targets, model.block)
     begun = memory.begun.reshape(*shape[:2], 1)
     heard = begun | ~begun.any(1, keepdim=True)
     bound = memory.bound.reshape(*shape[:2], 1).masked_fill(~heard, torch.inf)
     missing = ~heard.expand(shape).flatten(0, 1)
     alive = torch.ones_like(begun[:, 0])
-    for first in range(0, steps, model.block):
+    for first in range(0, count * model.block, model.block):
         span = slice(first, first + model.block)
         known = None if ahead is None else ahead[:, span]
         params = model.decode(memory.output, memory.recent, known)
         block = model.head.mean(params) if noise is None else model.head.draw(params, noise[:, span])
         block = block.reshape(shape)
         alive = (alive & (block.abs() <= bound).all(1)).cummin(1).values
-        blocks.append(block[:, 0].masked_fill(~alive, torch.nan))
-        alive = alive[:, -1:]
-        fed = block.where(alive[:, None] & heard, 0.0).flatten(0, 1)
+        fed = block.where(alive[:, None, -1:] & heard, 0.0).flatten(0, 1)
         memory = _advance(model, _lay(model, fed, missing, known, memory), memory).memory
-    scaled = torch.cat(blocks, dim=1)[:, :horizon]
-    return of_y(model, memory.scale).undo(scaled, time=start), memory
+        yield Block(params, block, alive, memory)
+        alive = alive[:, -1:]
 
 
 def of_y(model: Regressor, scale: Scale) -> Scale:

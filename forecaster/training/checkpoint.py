@@ -103,7 +103,7 @@ class Keeper(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after validation and all other callbacks."""
-        scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        scores = _with_gap({name: float(value) for name, value in trainer.callback_metrics.items()})
         for logger in trainer.loggers:  # not by Lightning: it would count batches, which hold several steps
             logger.log_metrics(scores, trainer.global_step)
         self._check_finite(scores, trainer)
@@ -146,3 +146,10 @@ class Keeper(Checkpoint):
                 "clip, or check the data for extreme values.",
                 where=odd,
             )
+
+
+def _with_gap(scores: dict[str, float]) -> dict[str, float]:
+    """Free-running over teacher-forced error beside the two, as `exposure_gap` has it; not where there is nothing to compare."""
+    if not scores.get("valid/one_step"):
+        return scores
+    return scores | {"valid/exposure_gap": scores["valid/rollout"] / scores["valid/one_step"]}

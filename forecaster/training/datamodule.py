@@ -47,7 +47,8 @@ class Windows(pl.LightningDataModule):
         super().__init__()
         windows, horizon = spec.training.valid_windows, spec.horizon
         split = cut(panel, spec)
-        self.spec, self.context, self.block = spec, network.lead + spec.context, network.block
+        self.spec, self.context = spec, network.lead + spec.context
+        self.future = network.block * max(1, spec.training.unroll)
         self.left_out = split.left_out
         self.trials: Sequence[Trial] = []
         if windows:
@@ -62,13 +63,13 @@ class Windows(pl.LightningDataModule):
                 channels=spec.channels,
             )
         tape = Tape.record(
-            split.known.series, context=self.context, horizon=self.block, encoding=encoding, channels=spec.channels
+            split.known.series, context=self.context, horizon=self.future, encoding=encoding, channels=spec.channels
         )
         if spec.training.weighting == "seasonal_error":
             tape = tape._replace(errors=_errors(split.known.series, spec.channels, season=season))
         self._anchors = Anchors.of(tape, least=spec.least)
         values = (
-            spec.members * spec.training.batch * (self.context + self.block) * (2 + len(spec.lags) + encoding.width)
+            spec.members * spec.training.batch * (self.context + self.future) * (2 + len(spec.lags) + encoding.width)
         )
         self._at_once = max(1, min(steps_at_once, VALUES_AT_ONCE // values))
 
@@ -86,7 +87,7 @@ class Windows(pl.LightningDataModule):
         return Feed(
             self._anchors,
             self.context,
-            self.block,
+            self.future,
             training.batch * self.spec.members,
             max(1, steps),
             training.seed,

@@ -117,6 +117,15 @@ def learning_rate(step: int, *, peak: float, schedule: Schedule, steps: int) -> 
     return peak * min(1.0, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps)))
 
 
+def unrolled(step: int, *, most: int, steps: int) -> int:
+    """Blocks that a step, of so many, unrolls: from none to the most over the first half, one more at a time, then all.
+
+    A curriculum of the horizon (Bengio et al. 2009; for rollouts Teutsch and Mäder 2022): far blocks teach nothing while near
+    ones are wrong.
+    """
+    return min(most, 2 * (most + 1) * step // steps)
+
+
 def clip_norm(gradients: list[Tensor], *, largest: float) -> None:
     """Shrinks all gradients alike, so that their norm together is at most `largest` (Pascanu et al. 2013, section 3.2)."""
     norm = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients]))

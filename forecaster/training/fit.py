@@ -30,7 +30,7 @@ class Fitted(NamedTuple):
     """What a fit gives: the forecaster, with the best weights seen, and how it came to be."""
 
     forecaster: Forecaster
-    scores: dict[str, float]  # train/loss, valid/loss, valid/one_step, valid/rollout of the kept epoch
+    scores: dict[str, float]  # train/loss; valid/loss, one_step, rollout and exposure_gap of the kept epoch
     epochs: int
     steps: int
     steps_before: int  # of these, made by an earlier process that was killed
@@ -141,7 +141,7 @@ def refit(
 ) -> Forecaster:
     """Trains anew on all of a panel, for as long as proved best on what `fit` held out of it.
 
-    The forecaster keeps its specification and the calibration of `fitted`: nothing is left to calibrate another on.
+    The forecaster keeps its specification, and the calibration and blend of `fitted`: nothing is left to find others on.
     """
     spec = fitted.forecaster.spec
     steps = spec.training.model_copy(update={"steps": fitted.best_steps, "valid_windows": 0, "refit": False})
@@ -154,7 +154,8 @@ def refit(
         accelerator=accelerator,
         progress=progress,
     )
-    return replace(again.forecaster, spec=spec, calibration=fitted.forecaster.calibration)
+    before = fitted.forecaster
+    return replace(again.forecaster, spec=spec, calibration=before.calibration, blend=before.blend)
 
 
 def _start_from(initial: Forecaster, networks: Sequence[Regressor]) -> None:

@@ -1,4 +1,5 @@
-"""What training minimises: the head's loss of what the network says of the next block, given what came before it.
+"""What training minimises: the head's loss of what the network says of the next block, given what came before it, or what
+it said itself of what came before it.
 
 A lesson is all of a batch that no weight has a part in: scales, masks, encodings. The lessons of many steps are prepared at
 once, so that a step costs what its arithmetic costs.
@@ -6,7 +7,8 @@ once, so that a step costs what its arithmetic costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,12 +17,32 @@ from torch import Tensor
 from forecaster.data.windows import Example, Window
 from forecaster.model.heads import Point
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import begin, lay
+from forecaster.model.rollout import Laid, Memory, begin, blocks, bound_after, lay
+from forecaster.model.scaling import measure
 from forecaster.shapes import Bool, Float, Int
 
 MOST = (
     100.0  # seasonal errors that one scaled unit counts for, lest a series that hardly ever moved outweigh all others
 )
+
+
+class Beyond(NamedTuple):
+    """What a network is asked for after its window, where it reads what it said itself. The first block is the one that is
+    asked for at the end of the window too.
+
+    Attributes:
+        seen: Whether the track has seen an observation in the window.
+        bound: Scaled values beyond it are not believed, and not fed back.
+        target: What is to be said, scaled; 0 where it does not count.
+        weight: Of each target in the mean, as in a lesson.
+        ahead: The covariates of the targets; none, if the network reads none.
+    """
+
+    seen: Bool[Tensor, "*member track"]
+    bound: Float[Tensor, "*member track"]
+    target: Float[Tensor, "*member track step"]
+    weight: Float[Tensor, "*member track step"]
+    ahead: Float[Tensor, "*member row step covariate"]
 
 
 class Lesson(NamedTuple):
@@ -38,6 +60,7 @@ class Lesson(NamedTuple):
             error counts in units of the seasonal naive's.
         ahead: The covariates of the targets.
         static: Numbers of the categories of each row.
+        beyond: What follows the window; None where the network is not unrolled.
     """
 
     inputs: Float[Tensor, "*member row segment feature"]
@@ -47,6 +70,7 @@ class Lesson(NamedTuple):
     weight: Float[Tensor, "*member track target"]
     ahead: Float[Tensor, "*axes step covariate"] | None
     static: Int[Tensor, "*member row static"] | None
+    beyond: Beyond | None = None
 
 
 def teacher_forced_loss(network: Regressor, example: Example) -> Float[Tensor, ""]:
@@ -56,48 +80,114 @@ def teacher_forced_loss(network: Regressor, example: Example) -> Float[Tensor, "
 
 
 def loss_of(network: Regressor, lesson: Lesson) -> Float[Tensor, ""]:
-    """The mean loss of a lesson, scaled. All that depends on weights happens here."""
+    """The mean loss of a lesson, scaled; half of it is that of what is unrolled. All that depends on weights happens here."""
     rows, segment = len(lesson.inputs), network.segment
+    static = network.describe(lesson.static, rows=rows)
     start = network.recurrent.start(rows, like=lesson.inputs)
-    outputs, _ = network.recur(lesson.inputs, network.describe(lesson.static, rows=rows), start, lesson.begun)
+    outputs, state = network.recur(lesson.inputs, static, start, lesson.begun)
     recent = lesson.past.unfold(1, network.back, 1)[:, segment::segment]  # before each target
-    if network.direct:
-        outputs, recent = outputs[:, -1], recent[:, -1]
-    params = network.decode(outputs, recent, lesson.ahead)
+    last = outputs[:, -1], recent[:, -1]
+    params = network.decode(*(last if network.direct else (outputs, recent)), lesson.ahead)
     losses = network.head.loss(params.reshape(*lesson.target.shape, -1), lesson.target)
     total: Tensor = (losses * lesson.weight).sum()
-    return total
+    if lesson.beyond is None:
+        return total
+    seen, bound, target, weight, ahead = lesson.beyond
+    as_it_is = measure(target.double(), "none")  # the values of a lesson are scaled already
+    memory = Memory(state, *last, seen, as_it_is, bound, time=0, static=static)
+    count, known = target.shape[1] // network.block, ahead if network.covariates else None
+    told = [block.params for block in blocks(network, memory, count=count, ahead=known)]
+    return total + (network.head.loss(torch.cat(told, dim=1), target) * weight).sum()
 
 
 @torch.no_grad()
-def lessons(network: Regressor, example: Example, *, batch: int, members: int | None = None) -> Sequence[Lesson]:
+def lessons(
+    network: Regressor,
+    example: Example,
+    *,
+    batch: int,
+    members: int | None = None,
+    unrolled: Sequence[int] = (),
+) -> Sequence[Lesson]:
     """The lessons of an example whose rows are those of several batches, one after the other.
 
     With members, each of a lesson's parts has a leading axis of them, and as many batches make one lesson.
+    `unrolled` says for how many blocks each lesson goes on after the window; nothing: for none.
     """
     memory, window = begin(network, example.window)
-    laid = lay(network, window, memory)
+    laid, unit = lay(network, window, memory), _unit(network, example, memory)
+    first, ahead = example.future[:, : network.block], example.ahead
     if network.direct:
-        target, time, ahead = example.future, window.values.shape[1], example.ahead
+        target, time = first, window.values.shape[1]
         began = laid.seen[:, -1:].expand_as(target)
     else:
-        target, time = torch.cat([window.tracks[:, network.segment :], example.future], dim=1), network.segment
+        target, time = torch.cat([window.tracks[:, network.segment :], first], dim=1), network.segment
         ahead = _next_segments(network, window, example)
         seen = laid.seen.reshape(len(laid.seen), -1, network.segment).any(2)
         began = seen.repeat_interleave(network.segment, dim=1)
     counts = began & ~target.isnan()
     scaled = memory.scale.apply(target, time=time).masked_fill(~counts, 0.0)
     count = len(laid.inputs) // batch
-    each = counts.reshape(count, -1).sum(1).clamp(min=1)
-    weight = counts / each.repeat_interleave(batch * network.targets)[:, None]
-    if example.error is not None:
-        squares = isinstance(network.head, Point) and network.head.penalty == "mse"
-        unit = (memory.scale.unit / example.error).clamp(max=MOST)
-        weight = weight * (unit.square() if squares else unit).float()[:, None]
-    whole = Lesson(laid.inputs, laid.begun, laid.past, scaled, weight, ahead, window.static)
+    whole = Lesson(laid.inputs, laid.begun, laid.past, scaled, _weight(counts, unit, count=count), ahead, window.static)
     lead = (count,) if members is None else (count // members, members)
-    parts = [[None] * lead[0] if part is None else part.reshape(*lead, -1, *part.shape[1:]).unbind() for part in whole]
-    return [Lesson(*some) for some in zip(*parts, strict=True)]
+    made = [Lesson(*parts) for parts in _split(whole[:-1], lead)]  # type: ignore[arg-type]
+    if not any(unrolled):
+        return made
+    beyond = _beyond(network, example, window, laid, memory, [k for k in unrolled for _ in range(count // lead[0])])
+    return [
+        one._replace(weight=one.weight / 2, beyond=_until(Beyond(*parts), steps=k * network.block)) if k else one  # type: ignore[arg-type]
+        for one, parts, k in zip(made, _split(beyond, lead), unrolled, strict=True)
+    ]
+
+
+def _beyond(
+    network: Regressor, example: Example, window: Window, laid: Laid, memory: Memory, unrolled: Sequence[int]
+) -> Beyond:
+    """What follows the windows of several batches, each of which unrolls so many blocks; the weights make half a mean."""
+    future, each = example.future, torch.tensor(unrolled, device=example.future.device) * network.block
+    length = each.repeat_interleave(len(future) // len(each))[:, None]
+    counts = laid.seen[:, -1:] & ~future.isnan() & (torch.arange(future.shape[1], device=future.device) < length)
+    return Beyond(
+        laid.seen[:, -1],
+        bound_after(network, window, laid, memory),
+        memory.scale.apply(future, time=window.values.shape[1]).masked_fill(~counts, 0.0),
+        _weight(counts, _unit(network, example, memory), count=len(each)) / 2,
+        laid.inputs.new_zeros(len(laid.inputs), future.shape[1], 0) if example.ahead is None else example.ahead,
+    )
+
+
+def _until(beyond: Beyond, *, steps: int) -> Beyond:
+    return beyond._replace(
+        target=beyond.target[..., :steps], weight=beyond.weight[..., :steps], ahead=beyond.ahead[..., :steps, :]
+    )
+
+
+def _weight(
+    counts: Bool[Tensor, "track target"], unit: Float[Tensor, "track"] | None, *, count: int
+) -> Float[Tensor, "track target"]:
+    """Weights that make a mean over what counts of each of so many batches, in units where there are such."""
+    each = counts.reshape(count, -1).sum(1).clamp(min=1)
+    weight = counts / each.repeat_interleave(len(counts) // count)[:, None]
+    return weight if unit is None else weight * unit[:, None]
+
+
+def _unit(network: Regressor, example: Example, memory: Memory) -> Float[Tensor, "track"] | None:
+    """What the error of one scaled unit counts for, in units of the seasonal naive's; None where all units count alike."""
+    if example.error is None:
+        return None
+    unit = (memory.scale.unit / example.error).clamp(max=MOST)
+    squares = isinstance(network.head, Point) and network.head.penalty == "mse"
+    return (unit.square() if squares else unit).float()
+
+
+def _split(record: Iterable[Tensor | None], lead: tuple[int, ...]) -> Iterator[tuple[Tensor | None, ...]]:
+    """The parts of a record for each of several lessons, which lie one after the other."""
+    size = math.prod(lead)
+    parts = [
+        [None] * lead[0] if part is None else part.reshape(*lead, len(part) // size, *part.shape[1:]).unbind()
+        for part in record
+    ]
+    return zip(*parts, strict=True)
 
 
 def _next_segments(
@@ -106,5 +196,5 @@ def _next_segments(
     """The covariates of the segment that follows each segment of the window."""
     if window.covariates is None or example.ahead is None:
         return None
-    following = torch.cat([window.covariates[:, network.segment :], example.ahead], dim=1)
+    following = torch.cat([window.covariates[:, network.segment :], example.ahead[:, : network.segment]], dim=1)
     return following.reshape(len(following), -1, network.segment, following.shape[2])

@@ -15,14 +15,14 @@ from forecaster.evaluation.trials import Scores, Trial, score
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.spec import Spec
-from forecaster.training.descent import Adam, clip_norm, descend, learning_rate
+from forecaster.training.descent import Adam, clip_norm, descend, learning_rate, unrolled
 from forecaster.training.loss import lessons, loss_of
 from forecaster.training.side_by_side import SideBySide
 
 
 class SequenceRegressor(pl.LightningModule):
     """Trains a network, teacher-forced, with the loss of its head: the classical recipe is the mean squared error on
-    windows shifted by one step.
+    windows shifted by one step. Beside it, where that is asked for, on its own rollout after the window.
 
     What Lightning takes for a batch holds those of several optimiser steps, because what it does about each batch costs as
     much as a small network's step. So does it for validation: few large batches.
@@ -54,7 +54,16 @@ class SequenceRegressor(pl.LightningModule):
             loss, clip, members = trained.losses, trained.clip_norm, len(trained)
         else:
             loss, clip, members = partial(loss_of, shape), clip_norm, None
-        prepared = lessons(shape, example, batch=training.batch, members=members)
+        first = self.trainer.global_step
+        far = partial(unrolled, most=training.unroll, steps=training.steps)
+        steps = len(example.window.values) // (training.batch * (members or 1))
+        prepared = lessons(
+            shape,
+            example,
+            batch=training.batch,
+            members=members,
+            unrolled=[far(step) for step in range(first, first + steps)],
+        )
         rates = partial(learning_rate, peak=training.learning_rate, schedule=training.schedule, steps=training.steps)
         losses = descend(
             optimizer,
@@ -62,7 +71,7 @@ class SequenceRegressor(pl.LightningModule):
             prepared,
             partial(clip, largest=training.gradient_clip),
             rates=rates,
-            first=self.trainer.global_step,
+            first=first,
         )
         self._check_finite(losses)
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.increment_by(len(losses))

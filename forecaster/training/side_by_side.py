@@ -10,7 +10,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
-from forecaster.training.loss import Lesson, loss_of
+from forecaster.training.loss import Beyond, Lesson, loss_of
 
 _DOT = "/"  # a dot in the name of a parameter is torch's own
 
@@ -35,17 +35,19 @@ class SideBySide(nn.Module):
         """The loss of each member on a lesson of its own; every part of `lessons` has a leading axis of members."""
         [shape] = self._shape
         weights = {f"network.{_dotted(name)}": weight for name, weight in self.weights.items()}
-        held = [place for place, part in enumerate(lessons) if part is not None]
+        *first, beyond = lessons
+        held = [place for place, part in enumerate(first) if part is not None]
 
-        def one(weights: dict[str, Tensor], parts: list[Tensor]) -> Tensor:
-            whole: list[Tensor | None] = [None] * len(lessons)
+        def one(weights: dict[str, Tensor], parts: list[Tensor], further: tuple[Tensor, ...]) -> Tensor:
+            whole: list[Tensor | None] = [None] * len(first)
             for place, part in zip(held, parts, strict=True):
                 whole[place] = part
-            loss: Tensor = functional_call(shape, weights, (Lesson(*whole),))  # type: ignore[arg-type]
+            lesson = Lesson(*whole, beyond=Beyond(*further) if further else None)  # type: ignore[arg-type, misc]
+            loss: Tensor = functional_call(shape, weights, (lesson,))
             return loss
 
-        parts = [part for part in lessons if part is not None]
-        found: Tensor = vmap(one, randomness="different")(weights, parts)
+        parts = [part for part in first if part is not None]
+        found: Tensor = vmap(one, randomness="different")(weights, parts, tuple(beyond or ()))
         return found
 
     def clip_norm(self, gradients: list[Tensor], *, largest: float) -> None:

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from forecaster.data.encoding import PLAIN
 from forecaster.data.windows import Anchors, Feed, Tape
 from forecaster.errors import CheckpointMismatch, HistoryTooShort, NonFiniteLoss
-from forecaster.evaluation.trials import score
+from forecaster.evaluation.trials import exposure_gap, score, trials
 from forecaster.model.regressor import build
 from forecaster.series import Panel
 from forecaster.spec import Spec
@@ -272,14 +272,25 @@ def test_loggers_are_told_the_scores_of_each_epoch_by_optimiser_step() -> None:
     class Book(DummyLogger):
         def __init__(self) -> None:
             super().__init__()
-            self.lines: list[tuple[int | None, set[str]]] = []
+            self.lines: list[tuple[int | None, dict[str, float]]] = []
 
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-            self.lines.append((step, set(metrics)))
+            self.lines.append((step, metrics))
 
-    book, names = Book(), {"train/loss", "valid/loss", "valid/one_step", "valid/rollout"}
+    book, names = Book(), {"train/loss", "valid/loss", "valid/one_step", "valid/rollout", "valid/exposure_gap"}
     fit(PANEL, spec_of(), loggers=[book], accelerator="cpu")
-    assert book.lines == [(step, names) for step in (3, 6, 9, 11)]
+    assert [(step, set(scores)) for step, scores in book.lines] == [(step, names) for step in (3, 6, 9, 11)]
+    for _, scores in book.lines:
+        assert scores["valid/exposure_gap"] == scores["valid/rollout"] / scores["valid/one_step"]
+
+
+def test_the_exposure_gap_that_is_logged_is_that_of_the_kept_weights() -> None:
+    spec = spec_of(steps=3)
+    fitted = fit(PANEL, spec, accelerator="cpu")
+    network = fitted.forecaster.network
+    judged = trials(PANEL.series, context=network.shown(0), horizon=spec.horizon, windows=2, season=4)
+    assert fitted.scores["valid/exposure_gap"] == pytest.approx(exposure_gap([network], judged), rel=1e-6)
+    assert "valid/exposure_gap" not in fit(PANEL, spec_of(valid_windows=0), accelerator="cpu").scores
 
 
 def test_a_fit_does_not_depend_on_what_was_drawn_before(whole: Fitted) -> None:

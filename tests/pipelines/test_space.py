@@ -71,6 +71,7 @@ def test_lengths_are_those_of_what_is_trained_on() -> None:
         ({"head": {"kind": "neg_binomial"}, "scaling": "none"}, {"base", "head.loss", "scaling", "transform"}),
         ({"head": {"kind": "gaussian"}}, {"head.loss"}),
         ({"network": {"layers": 2, "dilations": [1, 2]}}, {"network.layers"}),
+        ({"training": {"unroll": 6}}, {"decoder"}),
     ],
 )
 def test_what_a_specification_could_only_refuse_is_not_searched(fields: dict[str, Any], left_out: set[str]) -> None:

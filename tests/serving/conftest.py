@@ -35,6 +35,7 @@ class StubForecaster:
     cutoff: pd.Timestamp = field(default_factory=lambda: pd.Timestamp("2026-01-01"))
     encoding: Encoding = PLAIN
     facts: dict[str, Any] = field(default_factory=lambda: {"scores": {"mase": 1.0}})
+    blend: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

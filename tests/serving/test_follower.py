@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from forecaster.errors import BundleDamaged, NoSuchModel
+from forecaster.errors import BundleDamaged, MissingPackage, NoSuchModel
 from forecaster.registry import Version
 from serving import slot as slots
 from serving.follower import Target, follow, main, news, take
@@ -116,6 +116,26 @@ def test_a_bad_bundle_is_refused_once_and_a_good_one_is_taken_after_it(
     assert registry.fetched == 3
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
     assert not [entry for entry in (target.slot / "releases").iterdir() if entry.name.startswith(".")]
+
+
+def test_a_blend_that_cannot_be_fitted_here_is_refused_once(
+    registry: FakeRegistry, target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    def verify(_: Path) -> NoReturn:
+        raise MissingPackage("Expected the package 'statsforecast'.")
+
+    registry.promote("1", shift=0.0)
+    looks = iter(range(3))
+
+    def pause(_: float) -> None:
+        if next(looks, None) is None:
+            raise Enough
+
+    with pytest.raises(Enough):
+        follow(lambda: registry, target, poll_s=1, retry_s=1000, verify=verify, pause=pause)
+    assert registry.fetched == 1, "not again at every look"
+    assert slots.published(target.slot) is None
+    assert "Expected the package 'statsforecast'" in caplog.text
 
 
 def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new_release(
