@@ -19,6 +19,7 @@ from serving.stamps import Numbers, Style
 
 T = TypeVar("T")
 _AT_ONCE = 1 << 17  # steps, known and foretold, that are rolled between two looks at the deadline: tens of milliseconds
+_OF_BLEND = 64  # times that long take steps that a statistical model is fitted to
 
 
 class Answer(NamedTuple):
@@ -70,7 +71,8 @@ def forecasts(series: list[Series], ask: Ask, model: InUse, deadline: Deadline) 
     def some(part: list[Series]) -> list[Forecast | ForecasterError]:
         return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels)
 
-    return _in_parts(some, series, longer=ask.horizon, deadline=deadline)
+    at_once = _AT_ONCE // (_OF_BLEND if model.predictor.forecaster.blend else 1)
+    return _in_parts(some, series, longer=ask.horizon, at_once=at_once, deadline=deadline)
 
 
 def in_use(model: InUse | None) -> InUse:
@@ -128,14 +130,14 @@ def _paths(
     def some(part: list[Series]) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
         return model.predictor.sample_each(part, ask.horizon, paths=ask.samples, seed=ask.seed)
 
-    return _in_parts(some, series, longer=ask.horizon * ask.samples, deadline=deadline)
+    return _in_parts(some, series, longer=ask.horizon * ask.samples, at_once=_AT_ONCE, deadline=deadline)
 
 
 def _in_parts(
-    work: Callable[[list[Series]], list[T]], series: list[Series], *, longer: int, deadline: Deadline
+    work: Callable[[list[Series]], list[T]], series: list[Series], *, longer: int, at_once: int, deadline: Deadline
 ) -> list[T]:
     """Some series at a time; even if there is none, for what is asked of all is judged whatever becomes of them."""
-    rows = max(1, _AT_ONCE // (max((len(one) for one in series), default=0) + longer))
+    rows = max(1, at_once // (max((len(one) for one in series), default=0) + longer))
     found: list[T] = []
     for first in range(0, max(1, len(series)), rows):
         deadline.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -135,7 +135,7 @@ class Desk:
             begin_lines, body, model, self._settings, deadline, deadline=deadline
         )
 
-        async def whole() -> AsyncIterator[bytes]:
+        async def whole() -> AsyncGenerator[bytes, None]:
             yield first
             try:
                 while (
@@ -191,9 +191,9 @@ class Desk:
 
 
 class Streamed(Response):
-    """An answer in pieces. Who does not fetch them before the deadline is cut off."""
+    """An answer in pieces. Who does not fetch them before the deadline is cut off; who leaves gets no more computed."""
 
-    def __init__(self, pieces: AsyncIterator[bytes], deadline: Deadline, headers: Pairs) -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes, None], deadline: Deadline, headers: Pairs) -> None:
         super().__init__(media_type=lines.MEDIA_TYPE)
         self._pieces = pieces
         self._deadline = deadline
@@ -202,10 +202,23 @@ class Streamed(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends them."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for piece in self._pieces:
-            patience = self._deadline.left + _GRACE_S
-            await asyncio.wait_for(send({"type": "http.response.body", "body": piece, "more_body": True}), patience)
-        await send({"type": "http.response.body", "body": b""})
+        left = asyncio.ensure_future(_left(receive))
+        try:
+            async for piece in self._pieces:
+                if left.done():
+                    return
+                patience = self._deadline.left + _GRACE_S
+                await asyncio.wait_for(send({"type": "http.response.body", "body": piece, "more_body": True}), patience)
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            left.cancel()
+            await self._pieces.aclose()
+
+
+async def _left(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 @lru_cache(8)

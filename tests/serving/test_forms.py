@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving import arrow, lines, packing
+from serving import arrow, lines, packing, routes
+from serving.deadline import Deadline
 from serving.problem import Problem
 from tests.serving.conftest import Client, LastValue, MakeClient, publish_stub, series
 from tests.serving.test_docs import faults
@@ -169,6 +171,37 @@ def test_lines_that_outlive_their_deadline_end_with_an_error(slot_folder: Path, 
     assert last["error"]["code"] == "deadline_passed"
     assert len(told) < 900
     assert client.post("/v1/forecast", json={"series": [series()], "horizon": 2}).status_code == 200
+
+
+@pytest.mark.parametrize("left", ["leaves", "does not fetch"])
+def test_no_more_is_computed_for_who_leaves_or_does_not_fetch(left: str) -> None:
+    made, told = 0, False
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        nonlocal made, told
+        try:
+            while True:
+                made += 1
+                yield b"piece"
+                await asyncio.sleep(0)
+        finally:
+            told = True
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.02 if left == "leaves" else 3600)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(3600 if left != "leaves" and message["type"] == "http.response.body" else 0.005)
+
+    async def story() -> None:
+        answer = routes.Streamed(pieces(), Deadline.after(0.01), ())
+        with contextlib.suppress(TimeoutError):  # the guard then lets the server cut the connection
+            await asyncio.wait_for(answer({"type": "http"}, receive, send), 5)
+
+    asyncio.run(story())
+    assert 1 <= made < 20
+    assert told
 
 
 def test_arrow_says_what_rows_say(client: Client) -> None:
