@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from serving.problem import Problem
 
@@ -45,6 +46,7 @@ def pack(body: bytes) -> bytes:
     return zlib.compress(body, _LEVEL, wbits=_GZIP)
 
 
+@lru_cache(64)
 def takes_gzip(accepted: str) -> bool:
     """Whether an Accept-Encoding header lets an answer be packed."""
     for part in accepted.lower().split(","):

@@ -113,13 +113,12 @@ class Desk:
         work = partial(answer, media_type=media_type, pack=takes_gzip(request.headers.get("accept-encoding", "")))
         answered = await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
-        headers = {
-            **{name.decode(): value.decode() for name, value in _named(model)},
-            "server-timing": ", ".join(f"{part};dur={took * 1000:.2f}" for part, took in answered.seconds.items()),
-        }
+        took = ", ".join([f"{part};dur={seconds * 1000:.2f}" for part, seconds in answered.seconds.items()])
+        response = Response(answered.body, media_type=media_type)
+        response.raw_headers += [*_named(model), (b"server-timing", took.encode())]
         if answered.packed:
-            headers |= {"content-encoding": "gzip", "vary": "accept-encoding"}
-        return Response(answered.body, media_type=media_type, headers=headers)
+            response.raw_headers += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+        return response
 
     async def invocations(self, request: Request) -> Response:
         """POST /invocations."""
@@ -127,7 +126,9 @@ class Desk:
         work = (compatible.answer, body, model, self._settings, deadline)
         content, series = await self._admission.run(*work, deadline=deadline)
         self._metrics.series(forecast=series, refused=0)
-        return _json(content, headers={name.decode(): value.decode() for name, value in _named(model)})
+        response = _json(content)
+        response.raw_headers += _named(model)
+        return response
 
     async def _lines(self, body: bytes, model: InUse | None, deadline: Deadline) -> Response:
         """The first piece is awaited, so that a request that cannot be used gets its status; the others are streamed."""
