@@ -24,6 +24,7 @@ from forecaster.data.encoding import Encoding
 from forecaster.durable import new_folder
 from forecaster.engine import Engine
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch, InputError
+from forecaster.failpoints import point
 from forecaster.frequency import Stamp, offset, origin, tell, untell
 from forecaster.model.regressor import build
 from forecaster.predict import Forecaster, Predictor, graph_engine
@@ -147,6 +148,8 @@ def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
     with new_folder(folder) as draft:
         for name, content in contents.items():
             (draft / name).write_bytes(content)
+        point("export.filled")
+    point("export.written")
     return digest(folder)
 
 

@@ -331,7 +331,7 @@ class Predictor:
     def scale(self, history: Float64[np.ndarray, "_"]) -> float:
         """The scale of a history that its calibration was measured in, and is undone with.
 
-        All of it counts, as in benchmarks/coverage.py: measured on the network's short context it is so uncertain that
+        All of it counts, as in benchmarks/intervals.py: measured on the network's short context it is so uncertain that
         intervals are wide and hold less (docs/experiments.md). Intervals of a history much shorter than those of the
         calibration hold less too.
         """

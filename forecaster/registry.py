@@ -7,22 +7,21 @@ active run are neither read nor set, so two registries in one process do not mix
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sqlite3
 import tempfile
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
 from forecaster.errors import BaseMoved, BundleDamaged, BundleError, NoSuchModel, RegistryError
+from forecaster.failpoints import point
+from forecaster.lease import lease
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +35,8 @@ FORMER = "former"
 
 _DIGEST = "digest"  # the tag of a version: sha256 of its bundle's manifest
 _BUNDLE = "bundle"  # the folder of a logged model that holds the bundle, beside MLflow's own files
-_LOCK_SECONDS = 60.0
+_REPLACED = "replaced"  # the tag of a version: the number of the champion whose place it took
+_GOING_BACK = "going-back"  # the alias of the version that a rollback under way goes to
 
 # A server that is down must cost seconds, not MLflow's minutes. What the user has set is left alone.
 _MLFLOW_SETTINGS = {
@@ -67,6 +67,14 @@ class Version(NamedTuple):
         return f"'{self.name}' version {self.number}"
 
 
+Record = Callable[[Version, Version | None], None]
+"""Told of a new champion and of the one before; with None for the latter where it was champion already, or the first."""
+
+
+def _unrecorded(version: Version, before: Version | None) -> None:
+    """Keeps no record."""
+
+
 class Registry:
     """The model registry behind one URI: "sqlite:////var/lib/forecaster/mlflow.db" or "http://host:5000".
 
@@ -95,7 +103,8 @@ class Registry:
         _check_manifest(bundle, digest, where=str(bundle))
         with door(f"run '{run_id}'"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
-        with _lease(self.uri), door(f"model '{name}'"):
+        with lease(self.uri), door(f"model '{name}'"):
+            point("register.leased")
             self._ensure_model(name)
             same = [version for version in self.versions(name) if version.digest == digest]
             if same:
@@ -106,6 +115,7 @@ class Registry:
             ):
                 _write_model(Path(folder), bundle, model, digest, input_example, output_example)
                 self._client.log_model_artifacts(model.model_id, folder)
+            point("register.stored")
             # The location and not "models:/<id>": MLflow's SQL store would look that up in the process-wide store.
             made = self._client.create_model_version(
                 name,
@@ -115,6 +125,7 @@ class Registry:
                 await_creation_for=0,  # the files are there already
                 model_id=model.model_id,
             )
+            point("register.versioned")
             version = _version(made)
             # The link from the model to its version, which a server sets and MLflow's SQL store forgets.
             link = json.dumps([{"name": name, "version": version.number}])
@@ -173,11 +184,12 @@ class Registry:
                 bundle.rename(into)
         return into
 
-    def promote(self, version: Version, *, base: Version | None) -> None:
+    def promote(self, version: Version, *, base: Version | None, record: Record | None = None) -> None:
         """Makes a version the champion, provided that the champion still is `base` (None: that there is none).
 
-        The old champion gets the alias `former`; setting `champion`, the last step, is the one commit point. A
-        promotion that was cut short is completed by repeating it, and repeating a finished one does nothing.
+        The old champion gets the alias `former`; setting `champion` is the one commit point. Then `record` is told of the
+        champion there was, while the lease is still held. A promotion that was cut short is completed by repeating it;
+        repeating a finished one only tells `record` once more, with None.
 
         On one machine (a SQLite URI) promotions take turns by a lease file beside the database, so of several that
         were judged against one base exactly one wins. A server offers neither a lease nor compare-and-set: there the
@@ -185,9 +197,11 @@ class Registry:
 
         Raises BaseMoved; BundleDamaged when the stored bundle no longer has its digest.
         """
-        with _lease(self.uri):
+        with lease(self.uri):
+            point("promote.leased")
             champion = self._champion(version.name)
             if champion == version:
+                (record or _unrecorded)(version, None)
                 return
             if champion != base:
                 raise BaseMoved(
@@ -195,17 +209,65 @@ class Registry:
                     "Judge it against the present champion, then promote again.",
                     where=version.name,
                 )
-            with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
-                manifest = self._download(version, f"{_BUNDLE}/manifest.json", Path(folder))
-                _check_manifest(manifest.parent, version.digest, where=str(version))
-            if champion is not None:
-                self.set_alias(champion, FORMER)
-            self.set_alias(version, CHAMPION)
+            self.drop_alias(version.name, _GOING_BACK)  # a rollback that was cut short is overtaken
+            self._replace(champion, version, record or _unrecorded, step="promote")
+
+    def roll_back(self, name: str, *, record: Record | None = None) -> Version:
+        """Makes the former the champion and the champion the former, by the same steps and with the same lease.
+
+        Where it goes is marked first, by an alias of its own: a rollback that was cut short is completed by repeating it,
+        whatever it had done by then. Raises NoSuchModel where there is no former, BundleDamaged when its stored bundle no
+        longer has its digest.
+        """
+        with lease(self.uri):
+            point("rollback.leased")
+            with door(f"model '{name}'"):
+                aliases = {
+                    alias: str(number) for alias, number in self._client.get_registered_model(name).aliases.items()
+                }
+            champion, goal = aliases.get(CHAMPION), aliases.get(_GOING_BACK) or aliases.get(FORMER)
+            if goal is None or (goal == champion and _GOING_BACK not in aliases):
+                raise NoSuchModel(
+                    f"Model '{name}' needs a former to go back to; it has {'none' if goal is None else 'the champion itself'}. "
+                    f"Promote a version by its number: forecaster promote {name} --version N --force.",
+                    where=name,
+                )
+            version = self.version(name, goal)
+            self.set_alias(version, _GOING_BACK)
+            point("rollback.marked")
+            if goal == champion:  # it was cut short behind the commit point
+                (record or _unrecorded)(version, None)
+            else:
+                base = None if champion is None else self.version(name, champion)
+                self._replace(base, version, record or _unrecorded, step="rollback")
+            self.drop_alias(name, _GOING_BACK)
+        return version
+
+    def _replace(self, champion: Version | None, version: Version, record: Record, *, step: str) -> None:
+        """Puts a version in the champion's place: all that may fail first, then the one commit point, then the record."""
+        with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
+            manifest = self._download(version, f"{_BUNDLE}/manifest.json", Path(folder))
+            _check_manifest(manifest.parent, version.digest, where=str(version))
+        point(f"{step}.verified")
+        self.tag(version, _REPLACED, "none" if champion is None else champion.number)
+        point(f"{step}.tagged")
+        if champion is not None:
+            self.set_alias(champion, FORMER)
+        point(f"{step}.after_former")
+        self.set_alias(version, CHAMPION)
+        point(f"{step}.after_champion")
+        record(version, champion)
+        point(f"{step}.audited")
 
     def set_alias(self, version: Version, alias: str) -> None:
         """Points an alias at a version, whatever it pointed at before."""
         with door(str(version)):
             self._client.set_registered_model_alias(version.name, alias, version.number)
+
+    def tag(self, version: Version, key: str, value: str) -> None:
+        """Notes something with a version, in place of what was noted there before."""
+        with door(str(version)):
+            self._client.set_model_version_tag(version.name, version.number, key, value)
 
     def drop_alias(self, name: str, alias: str) -> None:
         """Removes an alias; one that is not there is no error."""
@@ -247,7 +309,7 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    with _lease(uri), door(f"the store '{uri}'"), warnings.catch_warnings():
+    with lease(uri), door(f"the store '{uri}'"), warnings.catch_warnings():
         # MLflow 3.17 configures its tables, at first use, in a way that SQLAlchemy 2.1 deprecates.
         warnings.filterwarnings("ignore", r"The ``noload`` loader strategy is deprecated", DeprecationWarning)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -385,52 +447,3 @@ def _check_manifest(bundle: Path, digest: str, *, where: str) -> None:
 
 def _said(version: Version | None) -> str:
     return "no champion" if version is None else f"version {version.number}"
-
-
-@contextlib.contextmanager
-def _lease(uri: str) -> Iterator[None]:
-    """One process at a time, by a lock file beside a SQLite database; the kernel frees it when its holder dies.
-
-    Any other store has none: the block runs at once.
-    """
-    database = _sqlite_file(uri)
-    if database is None:
-        yield
-        return
-    with contextlib.ExitStack() as held:
-        try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context((database.parent / f"{database.name}.lock").open("a"))
-            _lock(file.fileno(), database)
-            # MLflow would try for minutes to open a file that it cannot open.
-            probe = held.enter_context(contextlib.closing(sqlite3.connect(database, timeout=20.0)))
-            probe.execute("PRAGMA schema_version")
-        except (OSError, sqlite3.Error) as error:
-            raise RegistryError(
-                f"The registry needs a SQLite database it can write; {database} cannot be opened: {error}. "
-                "Check the path and its permissions.",
-                where=str(database),
-            ) from error
-        yield
-
-
-def _lock(file: int, database: Path) -> None:
-    patience = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > patience:
-                raise RegistryError(
-                    f"The lease on {database} should be free within {_LOCK_SECONDS:.0f} s; another process still holds "
-                    "it. End that process, or try again.",
-                    where=str(database),
-                ) from error
-            time.sleep(0.02)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    scheme, found, path = uri.partition(":///")
-    if not found or scheme.partition("+")[0] != "sqlite" or path in ("", ":memory:"):
-        return None
-    return Path(path.partition("?")[0])

@@ -17,7 +17,8 @@ from cyclopts import App, CycloptsError, Parameter
 from forecaster.errors import ForecasterError, InputError, NoSuchModel, RefusedByGate
 from pipelines.arguments import Blended, Reading, Where, bundle_of, can_be_written, in_range, spec_of
 from pipelines.backtesting import backtest
-from pipelines.terminal import forecast_table, hush, print_scores, print_summary, warn, write_table
+from pipelines.releasing import audit, promote, register, rollback
+from pipelines.terminal import forecast_table, hush, print_scores, print_summary, print_verdict, warn, write_table
 from pipelines.tuning import tune
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
@@ -27,6 +28,8 @@ app.command(data_app)
 app.command(key_app)
 app.command(backtest)
 app.command(tune)
+for command in (register, promote, rollback, audit):
+    app.command(command)
 
 _WHERE, _READING = Where(), Reading()
 _TOLD = 10  # faults of single series that are told one by one
@@ -162,43 +165,6 @@ def forecast(
 
 
 @app.command
-def register(bundle: Path, *, where: Where = _WHERE) -> None:
-    """Puts a bundle into the registry, as the challenger of its name.
-
-    Parameters
-    ----------
-    bundle
-        The folder that train wrote.
-    """
-    from forecaster.registry import CHALLENGER, Registry
-    from pipelines.releases import register as run
-
-    root = where.existing()
-    version = run(bundle, root)
-    Registry(root.store).set_alias(version, CHALLENGER)
-    print(f"{version.name} version {version.number} is the challenger ({version.digest[:12]})")
-
-
-@app.command
-def promote(name: str, *, version: str | None = None, force: bool = False, where: Where = _WHERE) -> None:
-    """Makes the challenger the champion, which the service follows; the old champion becomes the former.
-
-    Parameters
-    ----------
-    name
-        The registered model.
-    version
-        A version's number, instead of the challenger.
-    force
-        Promote even what did not beat seasonal naive in its own backtest, or was never tested.
-    """
-    from pipelines.releases import promote as run
-
-    promoted = run(name, where.existing(), number=version, force=force)
-    print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
-
-
-@app.command
 def retrain(
     data: str,
     *,
@@ -210,6 +176,7 @@ def retrain(
     warm: bool = False,
     seed: int | None = None,
     test_windows: int = 1,
+    policy: Path | None = None,
     trigger: str = "cli",
     reading: Reading = _READING,
     where: Where = _WHERE,
@@ -238,12 +205,15 @@ def retrain(
         Seed, instead of the specification's.
     test_windows
         Rolling origins to judge by, a horizon apart.
+    policy
+        The gate's bounds in YAML (README: What the gate asks); its defaults where none is given.
     trigger
         What started it, for the run's tags.
     """
+    from pipelines.policy import read_policy
     from pipelines.retrain import retrain as run
 
-    source = reading.of(data)
+    source, bounds = reading.of(data), read_policy(policy)
     spec = spec_of(
         config,
         source,
@@ -260,10 +230,13 @@ def retrain(
         where.open(),
         warm=warm,
         test_windows=test_windows,
+        policy=bounds,
         trigger=trigger,
         progress=sys.stderr.isatty(),
     )
     print_scores(done.trained.scores)
+    print_verdict(done.verdict)
+    print(f"report  {done.report}")
     named = f"{done.version.name} version {done.version.number}"
     if not done.verdict.promote:
         raise RefusedByGate(f"{named} was registered but not promoted: {'; '.join(done.verdict.reasons)}.")

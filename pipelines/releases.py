@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from forecaster import artifact
+from forecaster import artifact, durable
 from forecaster.errors import NoSuchModel, RefusedByGate
+from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import origin, regular
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
-from pipelines.promotion import SEASONAL_NAIVE
+from pipelines.audit import Audited, AuditLog
+from pipelines.evidence import megabytes, steps_behind
+from pipelines.policy import Policy
+from pipelines.promotion import SEASONAL_NAIVE, Evidence, Verdict, judge_facts
+from pipelines.report import as_html, as_json
+from pipelines.runlog import recording
 from pipelines.settings import Root
+from pipelines.tracking import keep
 
 
 def register(bundle: Path, root: Root, *, run_id: str | None = None) -> Version:
@@ -35,28 +41,76 @@ def fetch(version: Version, root: Root) -> Path:
     return folder if folder.exists() else Registry(root.store).fetch(version, folder)
 
 
-def promote(name: str, root: Root, *, number: str | None, force: bool) -> Version:
+def promote(name: str, root: Root, *, number: str | None, force: bool, policy: Policy | None = None) -> Version:
     """Makes a version (None: the challenger) the champion.
 
     This is a person's word against the champion, so only the bundle's own backtest is asked: unless forced, it must not
-    be worse than seasonal naive. `retrain` compares with the champion too.
+    be worse than seasonal naive, the bundle not too large and its data no older than the champion's. `retrain` asks all that
+    the gate asks.
     Raises NoSuchModel, RefusedByGate.
     """
     registry = Registry(root.store)
     version = registry.resolve(name, CHALLENGER) if number is None else registry.version(name, number)
-    scores = artifact.load(fetch(version, root)).facts.get("backtest", {})
+    base, bundle = champion_of(registry, name), fetch(version, root)
+    forecaster = artifact.load(bundle)
+    scores = forecaster.facts.get("backtest", {})
     if not force and not scores:
         raise RefusedByGate(
             f"{version} was never tested: it was trained on everything. Promote it with --force.", where=name
         )
-    if not force and not _no_worse(scores[CHALLENGER], scores[SEASONAL_NAIVE]):
-        raise RefusedByGate(
-            f"{version} should not be worse than seasonal naive; it has {_said(scores[CHALLENGER])}, seasonal naive "
-            f"{_said(scores[SEASONAL_NAIVE])}. Train a better one, or promote it with --force.",
-            where=name,
-        )
-    registry.promote(version, base=champion_of(registry, name))
+    if not force:
+        behind = None if base is None else steps_behind(forecaster, artifact.load(fetch(base, root)))
+        evidence = Evidence(megabytes=megabytes(bundle), behind=behind)
+        verdict = judge_facts(scores[CHALLENGER], scores[SEASONAL_NAIVE], policy or Policy(), evidence)
+        if not verdict.promote:
+            raise RefusedByGate(
+                f"{version} should pass the gate; {'; '.join(verdict.reasons)}. Train a better one, or promote it with "
+                "--force.",
+                where=name,
+            )
+    reason = "forced" if force else "as good as seasonal naive in its own backtest"
+    registry.promote(version, base=base, record=AuditLog(root.audit).promoted(version, reason))
     return version
+
+
+def roll_back(name: str, root: Root) -> Version:
+    """Makes the former the champion again, and the champion the former; takes no training and no data.
+
+    Rolled back twice, it is as before. Raises NoSuchModel where there is no former.
+    """
+    return Registry(root.store).roll_back(name, record=AuditLog(root.audit).rolled_back)
+
+
+def audited(root: Root, name: str | None) -> Audited:
+    """The audit log, of one model or of all, with its faults; a champion that it does not know is one too."""
+    found, registry = AuditLog(root.audit).read(), Registry(root.store)
+    latest = {line.name: line for line in found.lines}
+    faults = list(found.faults)
+    for each in sorted({*latest, *([] if name is None else [name])}):
+        champion = champion_of(registry, each)
+        said = latest[each].version if each in latest else None
+        if champion is not None and champion.number != said:
+            faults.append(f"the champion of '{each}' is version {champion.number}; the log says {said or 'nothing'}")
+    return Audited(tuple(line for line in found.lines if name in (None, line.name)), tuple(faults))
+
+
+def record(version: Version, verdict: Verdict, result: Backtest, root: Root, *, policy: Policy) -> Path:
+    """Keeps a verdict: as JSON and as a page under the root and with the run, in short as tags of run and version.
+
+    Answers the page. A store that fails to keep it is told in the log: the decision stands without it.
+    """
+    folder = root.verdicts / (version.run_id or version.digest)
+    page, table = folder / "report.html", folder / "verdict.json"
+    durable.write_text(table, as_json(verdict, title=str(version), policy=policy))
+    durable.write_text(page, as_html(verdict, result, title=str(version)))
+    said = {"gate": "promote" if verdict.promote else "keep", "gate_failed": ", ".join(verdict.failed) or "none"}
+    with recording(f"the verdict on {version}"):
+        registry = Registry(root.store)
+        for key, value in said.items():
+            registry.tag(version, key, value)
+        if version.run_id is not None:
+            keep(version.run_id, [table, page], folder="gate", tags=said, uri=root.store)
+    return page
 
 
 def champion_of(registry: Registry, name: str) -> Version | None:
@@ -65,16 +119,3 @@ def champion_of(registry: Registry, name: str) -> Version | None:
         return registry.resolve(name, CHAMPION)
     except NoSuchModel:
         return None
-
-
-def _no_worse(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> bool:
-    """By MASE; where no series has a scale (constant ones have none), by absolute error; no score is no proof."""
-    for measure in ("mase", "mae"):
-        one, other = ours[measure], theirs[measure]
-        if one is not None and other is not None:
-            return one <= other
-    return False
-
-
-def _said(scores: Mapping[str, float | None]) -> str:
-    return f"a MASE of {scores['mase']} and a mean absolute error of {scores['mae']}"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from forecaster import artifact
 from forecaster.errors import InputError
+from forecaster.evaluation.calibration import with_quantiles
+from forecaster.failpoints import point
 from forecaster.predict import Forecaster, Predictor
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
 from forecaster.spec import Spec
-from pipelines.promotion import Verdict, judge
-from pipelines.releases import champion_of, fetch, register
+from pipelines.audit import AuditLog
+from pipelines.evidence import gather
+from pipelines.policy import Policy
+from pipelines.promotion import LEVELS, Verdict, judge
+from pipelines.releases import champion_of, fetch, record, register
 from pipelines.settings import Root
 from pipelines.sources import Data
 from pipelines.train import Trained, train
@@ -23,6 +29,7 @@ class Retrained(NamedTuple):
     version: Version
     verdict: Verdict
     champion: Forecaster | None  # who answers users now: this one, if it was promoted
+    report: Path  # the page of the verdict
 
 
 def retrain(
@@ -32,6 +39,7 @@ def retrain(
     *,
     warm: bool = False,
     test_windows: int = 1,
+    policy: Policy | None = None,
     trigger: str = "cli",
     progress: bool = False,
 ) -> Retrained:
@@ -41,7 +49,7 @@ def retrain(
     """
     if test_windows < 1:
         raise InputError("Retraining needs a test window to judge by; found none. Ask for --test-windows 1 or more.")
-    registry = Registry(root.store)
+    policy, registry = policy or Policy(), Registry(root.store)
     base = champion_of(registry, spec.name)
     champion = None if base is None else artifact.load(fetch(base, root))
     rivals = {} if champion is None else {CHAMPION: Predictor(champion)}
@@ -58,8 +66,14 @@ def retrain(
     assert trained.result is not None
     version = register(trained.bundle, root, run_id=trained.run_id)
     registry.set_alias(version, CHALLENGER)
-    verdict = judge(trained.result)
+    result = with_quantiles(trained.result, {CHALLENGER: trained.forecaster}, levels=LEVELS)
+    point("judge.before")
+    verdict = judge(result, policy, gather(trained.bundle, result, base=champion))
+    point("judge.decided")
+    report = record(version, verdict, result, root, policy=policy)
+    point("judge.recorded")
     if verdict.promote:
-        registry.promote(version, base=base)
+        log = AuditLog(root.audit)
+        registry.promote(version, base=base, record=log.promoted(version, "; ".join(verdict.reasons)))
         champion = trained.forecaster
-    return Retrained(trained, version, verdict, champion)
+    return Retrained(trained, version, verdict, champion, report)

@@ -49,6 +49,16 @@ class Root(NamedTuple):
         return self.path / "fetched"
 
     @property
+    def audit(self) -> Path:
+        """Who answered users, from when on: every promotion and rollback, a line each."""
+        return self.path / "audit.jsonl"
+
+    @property
+    def verdicts(self) -> Path:
+        """What the gate said of challengers, a folder for each run."""
+        return self.path / "verdicts"
+
+    @property
     def slot(self) -> Path:
         """What the service serves."""
         return self.path / "slot"

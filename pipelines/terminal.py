@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from forecaster.evaluation.significance import Comparison
     from forecaster.series import Forecast, Panel
+    from pipelines.promotion import Verdict
     from pipelines.tune import Tuned
 
 _OURS = ("forecaster", "pipelines", "serving")
@@ -68,6 +69,13 @@ def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
             f"{forecaster:16}"
             + "".join(f"{'-' if value is None else format(value, '.4g'):>10}" for value in values.values())
         )
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """What the gate says, a line for each check."""
+    marks = {True: "ok", False: "FAILED", None: "-"}
+    for check in verdict.checks:
+        print(f"{check.name:16}{marks[check.passed]:8}{check.reason}")
 
 
 _CONTEST = {

@@ -171,6 +171,16 @@ def end_killed(run_ids: Iterable[str], *, root: Path, uri: str | None = None) ->
             client.set_terminated(run_id, "KILLED")
 
 
+def keep(run_id: str, files: Iterable[Path], *, folder: str, tags: Mapping[str, str], uri: str) -> None:
+    """Adds files and tags to a run that has ended; raises RegistryError."""
+    client = registry.connect(uri)
+    with registry.door(f"run '{run_id}'"):
+        for path in files:
+            client.log_artifact(run_id, str(path), folder)
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+
+
 def artifact_location(root: Path) -> str:
     """Where the runs and models of a root folder keep their files."""
     return (root.absolute() / "mlruns").as_uri()

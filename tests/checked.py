@@ -26,6 +26,7 @@ WITH_RECORDS = [
     "forecaster.evaluation.backtest",
     "forecaster.evaluation.blending",
     "forecaster.evaluation.one_pass",
+    "forecaster.evaluation.resampling",
     "forecaster.evaluation.scores",
     "forecaster.evaluation.significance",
     "forecaster.evaluation.trials",

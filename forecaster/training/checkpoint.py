@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from forecaster import durable
 from forecaster.data.windows import mix
 from forecaster.errors import CheckpointMismatch, NonFiniteLoss
+from forecaster.failpoints import point
 from forecaster.training.module import SequenceRegressor
 
 
@@ -44,6 +45,7 @@ class DurableIO(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         self._arrive()
+        point("checkpoint.before_write")
         self._on_its_way = self._writer.submit(durable.write, Path(path), lambda file: file.write(content.getbuffer()))
 
     def teardown(self) -> None:
@@ -54,6 +56,7 @@ class DurableIO(TorchCheckpointIO):
     def _arrive(self) -> None:
         if self._on_its_way is not None:
             self._on_its_way.result()
+            point("checkpoint.written")
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

@@ -61,24 +61,28 @@ class Nursery:
         return json.loads(self._process.stdout.readline())
 
     @contextmanager
-    def started(self, arguments: Sequence[str], folder: Path, *, syncs: int | None = None) -> Iterator[Child]:
+    def started(
+        self, arguments: Sequence[str], folder: Path, *, syncs: int | None = None, failpoints: str | None = None
+    ) -> Iterator[Child]:
         """A command in a folder, its output in `process.log`; it does not outlive the block.
 
         Args:
             arguments: As after `forecaster` in a shell.
             folder: Where it runs.
             syncs: After so many files are synced to disk, it kills itself.
+            failpoints: Where it is killed or broken besides.
         """
-        child = Child(self, self.ask(arguments=list(arguments), folder=str(folder), syncs=syncs))
+        question = {"arguments": list(arguments), "folder": str(folder), "syncs": syncs, "failpoints": failpoints}
+        child = Child(self, self.ask(**question))
         try:
             yield child
         finally:
             child.send_signal(signal.SIGKILL)
             child.wait()
 
-    def run(self, arguments: Sequence[str], folder: Path) -> int:
+    def run(self, arguments: Sequence[str], folder: Path, *, failpoints: str | None = None) -> int:
         """A command to its end; answers its exit code."""
-        with self.started(arguments, folder) as child:
+        with self.started(arguments, folder, failpoints=failpoints) as child:
             return child.wait()
 
 
@@ -120,7 +124,7 @@ def _answer(number: int | None) -> None:
     sys.stdout.flush()
 
 
-def _become(arguments: Sequence[str], folder: str, syncs: int | None) -> None:
+def _become(arguments: Sequence[str], folder: str, syncs: int | None, failpoints: str | None) -> None:
     """The command; never comes back."""
     # Whoever runs the tests in the background ignores interrupts, and a child inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -134,6 +138,8 @@ def _become(arguments: Sequence[str], folder: str, syncs: int | None) -> None:
         os.dup2(handle, target)
     if syncs is not None:
         _die_after(syncs)
+    if failpoints is not None:
+        os.environ |= {"FORECASTER_TEST": "1", "FORECASTER_FAILPOINTS": failpoints}
     code = 1
     try:
         main(arguments)

@@ -1,6 +1,6 @@
 """Do calibrated intervals cover what they promise? A known law, and the last window of two real panels.
 
-    python benchmarks/coverage.py        a few minutes on two cores
+    python benchmarks/intervals.py        a few minutes on two cores
 
 Writes benchmarks/results/coverage.md. The panel m3_monthly is read from `shared/data` beside (or in) the checkout, and left out
 where it is not there. Whatever was chosen was chosen on windows before the last: see docs/decisions/0007-calibrated-intervals.md.
@@ -80,7 +80,7 @@ def main() -> None:
     lines = [
         "# Coverage of calibrated intervals",
         "",
-        f"`python benchmarks/coverage.py`, torch {torch.__version__}, CPU. Nothing here was chosen on the windows it is "
+        f"`python benchmarks/intervals.py`, torch {torch.__version__}, CPU. Nothing here was chosen on the windows it is "
         "measured on.",
     ]
     for line in report(seeds):
@@ -96,7 +96,7 @@ def report(seeds: range) -> Iterator[str]:
     studies = {"hospital": Study(panel, read_spec(ROOT / "configs" / "hospital.yaml"), windows=2)}
     found = m3_monthly()
     if found is not None:
-        studies["m3_monthly"] = Study(found, Spec.parse(M3_MONTHLY, where="coverage.py"), windows=1)
+        studies["m3_monthly"] = Study(found, Spec.parse(M3_MONTHLY, where="intervals.py"), windows=1)
     yield from real(studies, seeds)
     if found is None:
         yield "\nm3_monthly was left out: no m3_monthly.parquet (`unique_id, ds, y`) in shared/data beside the checkout."

@@ -1,0 +1,60 @@
+"""Named places where a test has the program killed, or broken by an exception: what is left behind must be old or new.
+
+`FORECASTER_FAILPOINTS="promote.after_former=kill;register.stored=raise"`; ignored unless FORECASTER_TEST=1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+SWITCH, CHOSEN = "FORECASTER_TEST", "FORECASTER_FAILPOINTS"
+
+POINTS = (
+    "checkpoint.before_write",
+    "checkpoint.written",
+    "export.filled",  # all files are in a draft beside the bundle's folder
+    "export.written",
+    "register.leased",
+    "register.stored",  # the files are in the store, no version knows of them
+    "register.versioned",
+    "judge.before",
+    "judge.decided",
+    "judge.recorded",
+    "promote.leased",
+    "promote.verified",
+    "promote.tagged",
+    "promote.after_former",
+    "promote.after_champion",  # the commit point is behind
+    "promote.audited",
+    "rollback.leased",
+    "rollback.marked",
+    "rollback.verified",
+    "rollback.tagged",
+    "rollback.after_former",
+    "rollback.after_champion",
+    "rollback.audited",
+)
+
+
+class Broken(RuntimeError):
+    """Raised at a fail point; no error of ours, so nobody handles it."""
+
+
+def point(name: str) -> None:
+    """Does nothing, unless a test has chosen this place."""
+    assert name in POINTS, f"unknown fail point {name}"
+    if os.environ.get(SWITCH) != "1":
+        return
+    for chosen in os.environ.get(CHOSEN, "").split(";"):
+        place, _, what = chosen.partition("=")
+        if place.strip() == name:
+            _fail(name, what.strip())
+
+
+def _fail(name: str, what: str) -> None:
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what != "raise":
+        raise ValueError(f"Expected kill or raise for the fail point {name}; found {what!r}. Correct {CHOSEN}.")
+    raise Broken(name)

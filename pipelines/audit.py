@@ -1,0 +1,154 @@
+"""The audit log: who was made champion, when and why. Lines of JSON that are only ever added, each sealed with the one before."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from forecaster.durable import sync_folder
+from forecaster.registry import Record, Version
+
+_FIRST = "0" * 64  # the seal before the first line
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Entry(NamedTuple):
+    """One line.
+
+    Attributes:
+        number: Counts up from 1.
+        at: When, in UTC.
+        event: promote or rollback.
+        name: The registered model.
+        version: The number of the version that became champion.
+        digest: Of its bundle.
+        before: The number of the champion before, if there was one.
+        reason: Why.
+        previous: The seal of the line before.
+        seal: sha256 of all the rest of this line.
+    """
+
+    number: int
+    at: str
+    event: str
+    name: str
+    version: str
+    digest: str
+    before: str | None
+    reason: str
+    previous: str
+    seal: str
+
+    def __str__(self) -> str:
+        before = f", before {self.before}" if self.before else ""
+        what = f"{self.event} {self.name} version {self.version} ({self.digest[:12]}){before}"
+        return f"{self.number}  {self.at}  {what}: {self.reason}"
+
+
+class Audited(NamedTuple):
+    """A log as it was read, and what is wrong with it."""
+
+    lines: tuple[Entry, ...]
+    faults: tuple[str, ...]
+
+
+class AuditLog:
+    """The log in one file; several processes may add to it.
+
+    A line is on disk before anyone is told that a promotion is done. A line that a kill cut short was never told: the next
+    one takes its place.
+    """
+
+    def __init__(self, path: Path, *, now: Callable[[], datetime] = _now) -> None:
+        self.path = path
+        self._now = now
+
+    def promoted(self, version: Version, reason: str) -> Record:
+        """Records the promotion of a version, once, however often it is told."""
+
+        def record(champion: Version, before: Version | None) -> None:
+            assert champion == version
+            self._add("promote", champion, before, reason)
+
+        return record
+
+    def rolled_back(self, version: Version, before: Version | None) -> None:
+        """Records a rollback, once, however often it is told."""
+        self._add("rollback", version, before, "asked for")
+
+    def read(self) -> Audited:
+        """All lines, and every one that is damaged, altered, missing or out of its place."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        whole, _, torn = content.rpartition(b"\n")
+        entries: list[Entry] = []
+        faults = ["the last line was cut short; the next promotion takes its place"] if torn else []
+        previous, number = _FIRST, 0
+        for place, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+            entry = _parsed(line)
+            if entry is None:
+                faults.append(f"line {place} is altered: it is not what was sealed")
+                continue
+            if entry.previous != previous or entry.number != number + 1:
+                faults.append(f"before line {place}, number {entry.number}, lines are missing or altered")
+            previous, number = entry.seal, entry.number
+            entries.append(entry)
+        return Audited(tuple(entries), tuple(faults))
+
+    def _add(self, event: str, version: Version, before: Version | None, reason: str) -> None:
+        with self._opened() as file:
+            lines = self.read().lines
+            latest = next((one for one in reversed(lines) if one.name == version.name), None)
+            if before is None and latest is not None and latest.version == version.number:
+                return  # recorded before it was cut short
+            last = lines[-1] if lines else None
+            fields = {
+                "number": 1 if last is None else last.number + 1,
+                "at": self._now().isoformat(timespec="seconds"),
+                "event": event,
+                "name": version.name,
+                "version": version.number,
+                "digest": version.digest,
+                "before": None if before is None else before.number,
+                "reason": reason,
+                "previous": _FIRST if last is None else last.seal,
+            }
+            line = json.dumps(fields | {"seal": _seal(fields)}, ensure_ascii=False).encode() + b"\n"
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+            sync_folder(self.path.parent)
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        """The file, for this process alone, without what a kill left of a line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            content = self.path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+            yield file
+
+
+def _parsed(line: bytes) -> Entry | None:
+    try:
+        fields = json.loads(line)
+        entry = Entry(**fields)
+    except (ValueError, TypeError):
+        return None
+    rest = {name: value for name, value in fields.items() if name != "seal"}
+    return entry if _seal(rest) == entry.seal else None
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

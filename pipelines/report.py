@@ -1,0 +1,132 @@
+"""A verdict for people and for machines: JSON, and one HTML page that holds its own pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterator
+from html import escape
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.plots import BASELINE, FORECAST, GRID, TRUTH, error_by_horizon, origins_plot
+from forecaster.registry import CHALLENGER
+from pipelines.policy import Policy
+from pipelines.promotion import SEASONAL_NAIVE, Check, Verdict
+
+_OUTCOMES = {True: "passed", False: "failed", None: "not applicable"}
+_MOST_GROUPS = 30  # drawn, the worst first
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #23262b; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .35rem .6rem; vertical-align: top; }
+th { border-bottom: 2px solid #e3e5e8; } td { border-bottom: 1px solid #e3e5e8; }
+td.number { text-align: right; white-space: nowrap; }
+.passed { color: #2f6b2f; } .failed { color: #b42318; font-weight: 600; } .not { color: #8a8f98; } img { max-width: 100%; }
+"""
+
+
+def as_json(verdict: Verdict, *, title: str, policy: Policy) -> str:
+    """Every check with its number, bound and reason; null for what is no number."""
+    told = {
+        "model": title,
+        "promote": verdict.promote,
+        "checks": [
+            one._asdict() | {"value": _number(one.value), "bound": _number(one.bound)} for one in verdict.checks
+        ],
+        "groups": [one._asdict() | {"gain": _number(one.gain)} for one in verdict.groups],
+        "policy": policy.model_dump(),
+    }
+    return json.dumps(told, indent=1)
+
+
+def as_html(verdict: Verdict, result: Backtest, *, title: str) -> str:
+    """The page: what was decided, every check, and pictures of the errors behind it. It loads nothing from elsewhere."""
+    word = "Promote" if verdict.promote else "Keep what there is"
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        f"<title>{escape(title)}: {word.lower()}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="{_OUTCOMES[verdict.promote]}">{word}: {escape("; ".join(verdict.reasons))}.</p>',
+        "<table><tr><th>Check</th><th>Outcome</th><th>Found</th><th>Bound</th><th>What it says</th></tr>",
+        *map(_row, verdict.checks),
+        "</table>",
+    ]
+    for heading, figure in _pictures(verdict, result):
+        parts.append(f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{_inline(figure)}">')
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def _row(check: Check) -> str:
+    outcome = _OUTCOMES[check.passed]
+    return (
+        f'<tr><td>{escape(check.name.replace("_", " "))}</td><td class="{outcome.split()[0]}">{outcome}</td>'
+        f'<td class="number">{_said(check.value)}</td><td class="number">{_said(check.bound)}</td>'
+        f"<td>{escape(check.reason)}</td></tr>"
+    )
+
+
+def _pictures(verdict: Verdict, result: Backtest) -> Iterator[tuple[str, Figure]]:
+    if verdict.gain is not None and np.isfinite(verdict.gain.draws).any():
+        yield "Gain over the champion, as redrawn", _gains(verdict)
+    if verdict.groups:
+        yield "Gain over the champion by group", _by_group(verdict)
+    if np.isfinite(result.mase_by_step(SEASONAL_NAIVE)).any():
+        yield "Error by step ahead", error_by_horizon(result)
+    if result.series:
+        yield "The first series", origins_plot(result, CHALLENGER)
+
+
+def _gains(verdict: Verdict) -> Figure:
+    assert verdict.gain is not None
+    gain, figure = verdict.gain, Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
+    axes = _dressed(figure.add_subplot())
+    draws = 100 * gain.draws[np.isfinite(gain.draws)]
+    axes.hist(draws, bins=40, color=TRUTH, alpha=0.7)
+    axes.axvline(0, color=BASELINE, linewidth=1.2, label="no better")
+    axes.axvline(100 * gain.gain, color=FORECAST, linewidth=1.6, label="found")
+    if math.isfinite(gain.low):
+        axes.axvline(100 * gain.low, color=FORECAST, linewidth=1.2, linestyle="--", label="surely above")
+    axes.set_xlabel("gain, %")
+    axes.set_ylabel("resamplings")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _by_group(verdict: Verdict) -> Figure:
+    worst = sorted((one for one in verdict.groups if math.isfinite(one.gain)), key=lambda one: one.gain)[:_MOST_GROUPS]
+    figure = Figure(figsize=(10, 1.2 + 0.3 * len(worst)), dpi=110, layout="constrained")
+    axes = _dressed(figure.add_subplot())
+    shares = [100 * one.gain for one in worst]
+    colors = [TRUTH if share >= 0 else FORECAST for share in shares]
+    axes.barh([f"{one.name} ({one.series})" for one in worst], shares, color=colors, height=0.6)
+    axes.axvline(0, color=BASELINE, linewidth=1.0)
+    axes.set_xlabel("gain, % (below 0 is worse); in brackets the series")
+    return figure
+
+
+def _dressed(axes: Axes) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _inline(figure: Figure) -> str:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _said(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.4g}"
