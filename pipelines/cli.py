@@ -23,7 +23,9 @@ from pipelines.tuning import tune
 
 app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
+key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
+app.command(key_app)
 app.command(backtest)
 app.command(tune)
 for command in (register, promote, rollback, audit):
@@ -299,6 +301,7 @@ def serve(
     *,
     host: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_HOST")] = None,
     port: Annotated[int | None, Parameter(env_var="FORECASTER_SERVING_PORT")] = None,
+    keys: Annotated[Path | None, Parameter(env_var="FORECASTER_SERVING_KEYS_FILE")] = None,
     where: Where = _WHERE,
 ) -> None:
     """Serves the champion of a registered model over HTTP, and follows it when another is promoted.
@@ -313,11 +316,13 @@ def serve(
         Address to listen on; 127.0.0.1 unless told otherwise.
     port
         Port to listen on; 3000 unless told otherwise.
+    keys
+        File with the hashes of API keys, as `key new` writes it: who has none of them is refused.
     """
     from pipelines.settings import serving_environment
 
     root = where.open()
-    environment = serving_environment(os.environ, root, model=model, host=host, port=port)
+    environment = serving_environment(os.environ, root, model=model, host=host, port=port, keys=keys)
     if model is None and environment["FORECASTER_SERVING_SLOT"] == str(root.slot) and not root.slot.exists():
         raise NoSuchModel(
             f"Expected a model to serve; none is named, and none was ever served from {root.path}. "
@@ -330,6 +335,32 @@ def serve(
         Registry(root.store).resolve(model, CHAMPION)  # a slip in the name would wait for ever
     # By name and not by import: serving and pipelines meet only in the registry.
     os.execve(sys.executable, [sys.executable, "-m", "serving"], environment)  # noqa: S606
+
+
+@key_app.command(name="new")
+def new_key(
+    name: str,
+    *,
+    scope: Annotated[tuple[str, ...], Parameter(negative="")] = ("read",),
+    keys: Annotated[Path | None, Parameter(env_var="FORECASTER_SERVING_KEYS_FILE")] = None,
+    where: Where = _WHERE,
+) -> None:
+    """Makes an API key: prints it, this once, and adds its hash to a file for `serve --keys`.
+
+    A running service takes it up by itself. To withdraw a key, remove its line.
+
+    Parameters
+    ----------
+    name
+        Whose it is; it stands in the access log.
+    scope
+        read (forecasts, the model), observe (the counters) or admin (everything); may be given again.
+    keys
+        The file; `keys` under the root, if not given.
+    """
+    file = (keys or where.open().path / "keys").expanduser().absolute()
+    # By name and not by import, as `serve`.
+    os.execv(sys.executable, [sys.executable, "-m", "serving.keys", name, ",".join(scope), str(file)])  # noqa: S606
 
 
 @app.command

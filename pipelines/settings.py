@@ -85,7 +85,13 @@ def _database(root: Path, name: str) -> str:
 
 
 def serving_environment(
-    environ: Mapping[str, str], root: Root, *, model: str | None, host: str | None, port: int | None
+    environ: Mapping[str, str],
+    root: Root,
+    *,
+    model: str | None,
+    host: str | None,
+    port: int | None,
+    keys: Path | None = None,
 ) -> dict[str, str]:
     """The environment in which `python -m serving` serves the champion of a model from this root.
 
@@ -95,9 +101,11 @@ def serving_environment(
         model: The registered model to follow; None serves what is in the slot.
         host: Address to listen on; None for the service's own choice.
         port: Port to listen on; None for the service's own choice.
+        keys: File with hashes of API keys; None for what is set already, or none.
     """
     places = {"SLOT": str(root.slot), "REGISTRY": root.store if model else None}
     told = {"MODEL": model, "HOST": host, "PORT": None if port is None else str(port)}
+    told["KEYS_FILE"] = None if keys is None else str(keys.expanduser().absolute())
     return {**_variables(places), **environ, **_variables(told)}
 
 

@@ -8,6 +8,7 @@ import sys
 from pydantic import ValidationError
 
 from serving import logs
+from serving.keys import BadKeys, keyring
 from serving.launch import serve
 from serving.settings import PREFIX, Settings
 
@@ -18,6 +19,12 @@ if __name__ == "__main__":
     except ValidationError as error:
         for fault in error.errors():
             name = f"{PREFIX}{'.'.join(map(str, fault['loc'])).upper()}"
-            print(f"forecaster: {name}: {fault['msg']}; found {fault['input']!r}. Correct it.", file=sys.stderr)  # noqa: T201
+            found = "what is not shown, as it may be a key" if "KEY" in name else repr(fault["input"])
+            print(f"forecaster: {name}: {fault['msg']}; found {found}. Correct it.", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    try:
+        keyring(settings)  # before any process is started; each worker reads them for itself
+    except BadKeys as error:
+        print(f"forecaster: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     sys.exit(serve(settings))

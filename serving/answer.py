@@ -2,77 +2,96 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+from typing import NamedTuple
 
-import orjson
-
-from forecaster.errors import ForecasterError, LevelOutOfRange
-from forecaster.series import Forecast
-from serving import schema
+from forecaster.errors import ForecasterError
+from serving import arrow, columnar, limits, packing, parsing, rows
+from serving.columnar import ColumnsRequest
+from serving.deadline import Deadline
+from serving.lines import Lines
+from serving.outcomes import Outcome, outcomes
 from serving.problem import Problem
+from serving.schema import Ask, AskedHistory, ForecastRequest
 from serving.settings import Settings
 from serving.slot import InUse
 
 
 class Answered(NamedTuple):
-    """An answer and what it took."""
+    """An answer and what it took.
+
+    Attributes:
+        body: As it is sent.
+        forecast: Series that got a forecast.
+        refused: Series that did not.
+        seconds: By what they were spent on.
+        packed: Whether the body is in gzip.
+    """
 
     body: bytes
     forecast: int
     refused: int
+    seconds: dict[str, float]
+    packed: bool = False
 
 
-def answer(body: bytes, model: InUse | None, settings: Settings) -> Answered:
-    """Answers `POST /v1/forecast`.
+def answer(
+    body: bytes, model: InUse | None, settings: Settings, deadline: Deadline, *, media_type: str, pack: bool = False
+) -> Answered:
+    """Answers `POST /v1/forecast`, in the form in which it was asked: rows or columns of JSON, or Arrow.
 
     Raises Problem if the request as a whole cannot be used (levels that the model cannot give are such), if no model is
-    in use, or if the request's only series is refused: so a client that sends one series and looks at the status alone
-    learns of it.
+    in use, if the deadline passes, or if the only series of a request in JSON is refused: so a client that sends one
+    series and looks at the status alone learns of it.
     """
-    request = schema.read_request(body, settings)
-    if model is None:
-        raise Problem(
-            "not_ready", "No model is in use yet. Try again later, or see /readyz.", headers={"retry-after": "1"}
-        )
-    try:
-        outcomes = _outcomes(request, model)
-    except LevelOutOfRange as error:
-        raise Problem.of(error) from error
-    refused = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
-    if len(outcomes) == 1 and refused:
+    deadline.check()  # it may have waited for a thread
+    began = perf_counter()
+    ask, series = _read(body, media_type)
+    limits.check(ask, series, settings)
+    read = perf_counter()
+    done = outcomes(series, ask, model, deadline.within(ask.deadline_ms))
+    assert model is not None, "no outcome without one"
+    refused = [one.found for one in done if isinstance(one.found, ForecasterError)]
+    if len(done) == 1 and refused and media_type != arrow.MEDIA_TYPE:
         raise Problem.of(refused[0])
-    fields = [
-        schema.from_error(asked.id, outcome) if isinstance(outcome, ForecasterError) else outcome
-        for asked, outcome in zip(request.series, outcomes, strict=True)
-    ]
-    whole = orjson.dumps({"model": model.name, "forecasts": fields})
-    return Answered(whole, forecast=len(outcomes) - len(refused), refused=len(refused))
+    computed = perf_counter()
+    whole = _write(model, done, ask, media_type)
+    packed = pack and len(whole) >= packing.PACK_FROM
+    whole = packing.pack(whole) if packed else whole
+    seconds = {"read": read - began, "forecast": computed - read, "write": perf_counter() - computed}
+    return Answered(whole, len(done) - len(refused), len(refused), seconds, packed)
 
 
-def _outcomes(request: schema.ForecastRequest, model: InUse) -> list[dict[str, Any] | ForecasterError]:
-    horizon, learned = request.horizon, model.predictor.forecaster
-    read: list[schema.ReadSeries | ForecasterError] = []
-    for asked in request.series:
-        try:
-            read.append(schema.to_series(asked, served=learned.freq, encoding=learned.encoding, horizon=horizon))
-        except ForecasterError as error:
-            read.append(error)
-    good = [one for one in read if isinstance(one, schema.ReadSeries)]
-    # Asked even if no series is left: the levels are judged whatever becomes of the series.
-    forecasts = iter(model.predictor.forecast_each([one.series for one in good], horizon, levels=request.levels))
-    warnings = _warnings(horizon, scored=learned.spec.horizon)
-    outcomes: list[dict[str, Any] | ForecasterError] = []
-    for one in read:
-        found = one if isinstance(one, ForecasterError) else next(forecasts)
-        if isinstance(found, Forecast):
-            assert isinstance(one, schema.ReadSeries), "only what was read is forecast"
-            outcomes.append(schema.from_forecast(found, one.style, warnings))
-        else:
-            outcomes.append(found)
-    return outcomes
+def answer_lines(lines: Iterator[bytes]) -> bytes | None:
+    """The next piece of a streamed answer; None after the last."""
+    return next(lines, None)
 
 
-def _warnings(horizon: int, *, scored: int) -> list[str]:
-    if horizon <= scored:
-        return []
-    return [f"The horizon of {horizon} steps goes beyond the {scored} that this model was scored on."]
+def begin_lines(
+    body: bytes, model: InUse | None, settings: Settings, deadline: Deadline
+) -> tuple[Lines, Iterator[bytes], bytes]:
+    """A streamed answer to a request of lines, and its first piece. Raises Problem as `answer` does."""
+    deadline.check()
+    lines = Lines(body, settings)
+    pieces = lines.pieces(model, deadline)
+    return lines, pieces, next(pieces)
+
+
+def _read(body: bytes, media_type: str) -> tuple[Ask, Sequence[AskedHistory]]:
+    if media_type == arrow.MEDIA_TYPE:
+        return arrow.read(body)
+    fields = parsing.parse(body)
+    if isinstance(fields, dict) and "columns" in fields:
+        asked = parsing.validated(ColumnsRequest, fields)
+        return asked, asked.series()
+    request = parsing.validated(ForecastRequest, fields)
+    return request, request.series
+
+
+def _write(model: InUse, done: Sequence[Outcome], ask: Ask, media_type: str) -> bytes:
+    if media_type == arrow.MEDIA_TYPE:
+        return arrow.write(model.name, done, ask)
+    if isinstance(ask, ColumnsRequest):
+        return columnar.write(model.name, done, ask)
+    return rows.write(model.name, done)

@@ -1,24 +1,29 @@
-"""What stands in front of every request: limits on body, type and path; a request id, one log line, one error shape."""
+"""What stands in front of every request: its key, limits on body, type and path; a request id, one log line, one error shape."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.packing import unpack
 from serving.problem import Problem
 
 Observe = Callable[[str, int, float], None]  # path, status, seconds
+Admit = Callable[[str, Mapping[bytes, bytes]], str | None]  # path, headers -> name of the key; raises Problem
+Pairs = Sequence[tuple[bytes, bytes]]  # headers
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_JSON = re.compile(rb"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
+_TYPE = re.compile(rb"([a-z0-9.+/-]+)\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
+_JSON = "application/json"
 _ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 _CLIENT_LEFT = 499  # only in the log: there is nobody to tell
 
@@ -29,10 +34,32 @@ access_log = logging.getLogger("serving.access")
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, *, max_body: int, observe: Observe = lambda *_: None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body: int,
+        observe: Observe = lambda *_: None,
+        admit: Admit = lambda *_: None,
+        takes: Mapping[str, Collection[str]] | None = None,
+        stamp: Callable[[], Pairs] = lambda: (),
+    ) -> None:
+        """An application is let alone with requests that passed.
+
+        Args:
+            app: What answers them.
+            max_body: Most bytes of a body, as it is sent and as it is unpacked.
+            observe: Told of every answer.
+            admit: Says who comes, or refuses.
+            takes: By path, the media types of a body; of other paths JSON alone.
+            stamp: Headers of answers that do not say themselves which model gave them.
+        """
         self._app = app
         self._max_body = max_body
         self._observe = observe
+        self._admit = admit
+        self._takes = takes or {}
+        self._stamp = stamp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection."""
@@ -46,14 +73,21 @@ class Guard:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         headers = dict(scope["headers"])
-        answer = _Answer(send, request_id=_request_id(headers))
+        answer = _Answer(send, request_id=_request_id(headers), started=started, stamp=self._stamp)
         body: bytes | None = b""
+        key: str | None = None
         try:
-            _check(scope["path"], headers, max_body=self._max_body)
+            _check_path(scope["path"])
+            key = self._admit(scope["path"], headers)  # before a byte of the body is read
+            _check_length(headers, max_body=self._max_body)
             body = await _read(receive, max_body=self._max_body)
             if body is not None:
-                _check_type(body, headers)
-                await self._app(scope, _replay(body, receive), answer)
+                _check_type(body, headers, takes=self._takes.get(scope["path"], (_JSON,)))
+                plain = body
+                if body and b"content-encoding" in headers:
+                    packing = headers[b"content-encoding"]
+                    plain = await asyncio.to_thread(unpack, body, packing, most=self._max_body)
+                await self._app(scope, _replay(plain, receive), answer)
         except Problem as problem:
             await answer.tell(problem)
         except Exception:
@@ -68,14 +102,16 @@ class Guard:
             seconds = perf_counter() - started
             status = answer.status or _CLIENT_LEFT
             self._observe(scope["path"], status, seconds)
-            access_log.info(_line(scope, answer.request_id, status, seconds, size=len(body or b"")))
+            access_log.info(_line(scope, answer.request_id, status, seconds, key=key, size=len(body or b"")))
 
 
 class _Answer:
     """The way back: adds our headers to the answer and remembers its status."""
 
-    def __init__(self, send: Send, *, request_id: str) -> None:
+    def __init__(self, send: Send, *, request_id: str, started: float, stamp: Callable[[], Pairs]) -> None:
         self._send = send
+        self._started = started
+        self._stamp = stamp
         self.request_id = request_id
         self.status = 0
         self.finished = False
@@ -87,8 +123,12 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            ours = [(b"x-request-id", self.request_id.encode()), *_ALWAYS]
-            message = {**message, "headers": [*message.get("headers", []), *ours]}
+            theirs = list(message.get("headers", ()))
+            total = f"total;dur={(perf_counter() - self._started) * 1000:.2f}"
+            ours = [(b"x-request-id", self.request_id.encode()), (b"server-timing", total.encode()), *_ALWAYS]
+            if all(name != b"x-model" for name, _ in theirs):
+                ours += self._stamp()
+            message = {**message, "headers": [*theirs, *ours]}
         elif message["type"] == "http.response.body":
             self.finished = not message.get("more_body", False)
         await self._send(message)
@@ -106,9 +146,12 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
     return given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
-def _check(path: str, headers: dict[bytes, bytes], *, max_body: int) -> None:
+def _check_path(path: str) -> None:
     if _CONTROL.search(path):
         raise Problem("bad_path", "Expected a path without control characters. Correct the address.")
+
+
+def _check_length(headers: dict[bytes, bytes], *, max_body: int) -> None:
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
         raise Problem("bad_length", "Expected a number in the Content-Length header. Correct the request.")
@@ -116,19 +159,14 @@ def _check(path: str, headers: dict[bytes, bytes], *, max_body: int) -> None:
         raise _too_large(max_body)
 
 
-def _check_type(body: bytes, headers: dict[bytes, bytes]) -> None:
+def _check_type(body: bytes, headers: dict[bytes, bytes], *, takes: Collection[str]) -> None:
     if not body:
         return  # nothing was sent that could be of a wrong type
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+    match = _TYPE.fullmatch(headers.get(b"content-type", b"").strip())
+    if match is None or match[1].decode().lower() not in takes:
         raise Problem(
             "unsupported_media_type",
-            "Expected a body that is not compressed. Send it as it is.",
-            where="content-encoding",
-        )
-    if not _JSON.fullmatch(headers.get(b"content-type", b"").strip()):
-        raise Problem(
-            "unsupported_media_type",
-            "Expected a body of Content-Type application/json, in UTF-8.",
+            f"Expected a body of Content-Type {' or '.join(takes)}, in UTF-8.",
             where="content-type",
         )
 
@@ -166,14 +204,15 @@ def _too_large(max_body: int) -> Problem:
     return Problem("body_too_large", message, headers={"connection": "close"})
 
 
-def _line(scope: Scope, request_id: str, status: int, seconds: float, *, size: int) -> str:
-    """One line of JSON. All but printable ASCII is escaped, so nobody can write a line of ours."""
+def _line(scope: Scope, request_id: str, status: int, seconds: float, *, key: str | None, size: int) -> str:
+    """One line of JSON, without headers and query. All but printable ASCII is escaped, so nobody can write a line of ours."""
     client = scope.get("client")
     return json.dumps(
         {
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": request_id,
             "client": client[0] if client else None,
+            "key": key,
             "method": scope["method"],
             "path": scope["path"][:300],
             "status": status,

@@ -8,23 +8,40 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from forecaster import __version__
-from serving import schema
+from serving import arrow, compatible, lines, schema
+from serving.columnar import ColumnsAnswer, ColumnsRequest
 from serving.problem import CODES
 
-_ANYWHERE = (400, 404, 405, 413, 415, 500)  # the guard, and what no route expects
+_ANYWHERE = (400, 401, 403, 404, 405, 413, 415, 500)  # the guard, and what no route expects
+
+
+class Form(NamedTuple):
+    """A form of a body: its media type, and one model or more; none means text or bytes, or what the description says."""
+
+    media_type: str
+    models: tuple[type[BaseModel], ...] = ()
+    description: str = ""
+
+    def content(self) -> dict[str, Any]:
+        """As an entry of `content`."""
+        refs = [_ref(model) for model in self.models]
+        schema = {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}} if refs else {}
+        if self.description:
+            schema = {"schema": {"type": "string", "description": self.description}}
+        return {self.media_type: schema}
 
 
 class Route(NamedTuple):
-    """What a route takes and gives; `answer` None means text."""
+    """What a route takes and gives."""
 
     method: str
     path: str
     summary: str
-    asks: type[BaseModel] | None
-    answer: type[BaseModel] | None
-    media_type: str
+    asks: tuple[Form, ...]
+    answers: tuple[Form, ...]
     fails: tuple[int, ...]
     description: str = ""
+    scope: str | None = "read"  # that a key needs; None: open, whatever keys there are
 
 
 _JSON = "application/json"
@@ -36,30 +53,79 @@ _ONE_SERIES = (
     "limits, and `level_out_of_range` for levels that the model in use was not calibrated for) is always 422. "
     "Stamps come back in the offset from UTC and the style of the request, whole numbers as numbers."
 )
+_ASKED_LINES = (
+    "One JSON value a line. The first is an Ask (horizon, levels, samples, ...), each further one "
+    "a GridSeries or a StampedSeries."
+)
+_ANSWERED_LINES = (
+    "Streamed, one JSON value a line. The first is a LinesBegin, then come a SeriesForecast or a SeriesError for each series, in "
+    "order, and at last a LinesEnd. An ErrorAnswer as the last line says why the answer is not whole."
+)
+_ASKED_ARROW = (
+    "An Arrow IPC stream without compressed and dictionary batches. A row is a series: `id`, `start` (text, timestamp or whole "
+    "number), `freq`, `y` (list of numbers), and `covariates.NAME`, `static.NAME`, `channels.NAME`. An Ask as JSON stands in the "
+    "metadata of the schema, under `forecast`. 415 where pyarrow is not installed."
+)
+_ANSWERED_ARROW = (
+    "An Arrow IPC stream with a row for each series, in order: `id`, `ds`, `mean`, `quantiles.LEVEL`, `samples`, `warnings`, and "
+    "`error`, `message` of one that has no forecast. A ModelName as JSON stands in the metadata of the schema, under `model`."
+)
 ROUTES = (
     Route(
         "post",
         "/v1/forecast",
         "Forecast some series",
-        schema.ForecastRequest,
-        schema.ForecastAnswer,
-        _JSON,
+        (
+            Form(_JSON, (schema.ForecastRequest, ColumnsRequest)),
+            Form(lines.MEDIA_TYPE, description=_ASKED_LINES),
+            Form(arrow.MEDIA_TYPE, description=_ASKED_ARROW),
+        ),
+        (
+            Form(_JSON, (schema.ForecastAnswer, ColumnsAnswer)),
+            Form(lines.MEDIA_TYPE, description=_ANSWERED_LINES),
+            Form(arrow.MEDIA_TYPE, description=_ANSWERED_ARROW),
+        ),
         (422, 429, 503, 504),
         _ONE_SERIES,
     ),
-    Route("get", "/v1/model", "The model in use", None, schema.ModelAnswer, _JSON, (503,)),
-    Route("get", "/livez", "Whether the process answers", None, schema.LiveAnswer, _JSON, ()),
-    Route("get", "/readyz", "Whether a model is in use", None, schema.ReadyAnswer, _JSON, (503,)),
-    Route("get", "/metrics", "Counters for Prometheus", None, None, "text/plain", ()),
-    Route("get", "/docs.json", "This document", None, None, _JSON, ()),
+    Route(
+        "post",
+        "/invocations",
+        "Forecast as clients of SageMaker's DeepAR and of MLflow's scoring ask",
+        (Form(_JSON, (compatible.DeepArRequest, compatible.ScoringRequest)),),
+        (Form(_JSON, (compatible.DeepArAnswer, compatible.ScoringAnswer)),),
+        (422, 429, 503, 504),
+        "The first series that is refused is the answer, with status 422: these shapes have no place for an error of one.",
+    ),
+    Route("get", "/ping", "As /readyz, for SageMaker", (), (Form(_JSON, (schema.ReadyAnswer,)),), (503,)),
+    Route("get", "/v1/model", "The model in use", (), (Form(_JSON, (schema.ModelAnswer,)),), (503,)),
+    Route("get", "/livez", "Whether the process answers", (), (Form(_JSON, (schema.LiveAnswer,)),), (), scope=None),
+    Route("get", "/readyz", "Whether a model is in use", (), (Form(_JSON, (schema.ReadyAnswer,)),), (503,), scope=None),
+    Route("get", "/metrics", "Counters for Prometheus", (), (Form("text/plain"),), (), scope="observe"),
+    Route("get", "/docs.json", "This document", (), (Form(_JSON),), ()),
 )
+
+
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the server has any"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same in a header of its own"},
+}
+_HEADERS = {
+    name: {"description": told, "schema": {"type": "string"}}
+    for name, told in {
+        "X-Request-Id": "That of the request, if it was 1 to 64 of A-Z a-z 0-9 . _ -; else a new one. It is in the log too.",
+        "X-Model": "NAME/VERSION of the model that answered, or is in use, quoted as in an address. Absent without one.",
+        "X-Model-Digest": "sha256 of its bundle's manifest.",
+        "X-Model-Blend": "Only of a blend: the weights of the network and of the statistical models, `NAME=WEIGHT, ...`.",
+        "Server-Timing": "Milliseconds: total up to the first byte, and of a forecast read, forecast, write.",
+    }.items()
+}
 
 
 def document() -> dict[str, Any]:
     """The whole document."""
-    models = {model for route in ROUTES for model in (route.asks, route.answer) if model is not None} | {
-        schema.ErrorAnswer
-    }
+    models = {model for route in ROUTES for form in (*route.asks, *route.answers) for model in form.models}
+    models |= {schema.ErrorAnswer, schema.Ask, lines.LinesBegin, lines.LinesEnd}
     ordered = sorted(models, key=lambda model: model.__name__)
     _, schemas = models_json_schema(
         [(model, "validation") for model in ordered], ref_template="#/components/schemas/{model}"
@@ -75,25 +141,33 @@ def document() -> dict[str, Any]:
             "description": 'A history in, a forecast out. Every failure is {"error": {"code", "message", "where"}}.',
         },
         "paths": paths,
-        "components": {"schemas": schemas["$defs"]},
+        "components": {"schemas": schemas["$defs"], "securitySchemes": _SCHEMES},
     }
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    content = {"schema": _ref(route.answer)} if route.answer else {}
-    answers: dict[str, Any] = {"200": {"description": "The answer", "content": {route.media_type: content}}}
+    answers: dict[str, Any] = {
+        "200": {"description": "The answer", "headers": _HEADERS, "content": _content(route.answers)}
+    }
     for status in sorted({*_ANYWHERE, *route.fails}):
         answers[str(status)] = {
             "description": _failures(status),
+            "headers": _HEADERS,
             "content": {_JSON: {"schema": _ref(schema.ErrorAnswer)}},
         }
     name = f"{route.method}{route.path.replace('/', '_').replace('.', '_')}"
     operation: dict[str, Any] = {"operationId": name, "summary": route.summary, "responses": answers}
+    if route.scope is not None:
+        operation["security"] = [{name: [route.scope]} for name in _SCHEMES] + [{}]
     if route.description:
         operation["description"] = route.description
-    if route.asks is not None:
-        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": _ref(route.asks)}}}
+    if route.asks:
+        operation["requestBody"] = {"required": True, "content": _content(route.asks)}
     return operation
+
+
+def _content(forms: tuple[Form, ...]) -> dict[str, Any]:
+    return {name: value for form in forms for name, value in form.content().items()}
 
 
 def _failures(status: int) -> str:

@@ -16,22 +16,34 @@ CODES: dict[str, tuple[int, str]] = {
         400,
         "The body is not JSON: broken syntax, NaN or Infinity, numbers beyond a double, or not UTF-8.",
     ),
+    "unauthorized": (401, "There is no key, or none that this server knows."),
+    "forbidden": (403, "The key is not for this path."),
+    "malformed_encoding": (400, "The body is not what its Content-Encoding says."),
+    "malformed_arrow": (
+        400,
+        "The body is no Arrow stream that can be read, or one with compressed or dictionary batches.",
+    ),
     "not_found": (404, "There is no such path."),
     "method_not_allowed": (405, "The path does not take this method; the Allow header says which it takes."),
     "body_too_large": (413, "The body is larger than this server takes."),
-    "unsupported_media_type": (415, "The body is not application/json, or it is compressed."),
+    "unsupported_media_type": (
+        415,
+        "The body is of a type, or compressed in a way, that this path or this server does not take.",
+    ),
     "invalid_request": (422, "A field is missing, unknown, of the wrong type or out of range."),
     "too_many_series": (422, "More series than this server takes in one request."),
     "history_too_long": (422, "A history, or a covariate, is longer than this server takes."),
+    "request_too_large": (422, "More values in all histories, covariates and channels than this server takes at once."),
     "answer_too_large": (
         422,
-        "Series times horizon, times one and the number of levels, is more than this server answers at once.",
+        "Series times horizon, times one and the numbers of levels and samples, is more than this server answers at once.",
     ),
+    "too_many_samples": (422, "More samples than this server draws."),
     "horizon_out_of_range": (422, "The horizon is above this server's limit."),
     "too_many_requests": (429, "Too many requests are under way; try again after Retry-After seconds."),
     "internal_error": (500, "A fault of the server. It is logged under the request id."),
     "not_ready": (503, "No model is in use yet."),
-    "deadline_passed": (504, "The forecast took longer than this server waits."),
+    "deadline_passed": (504, "The forecast took longer than this server waits, or than `deadline_ms`."),
 }
 
 

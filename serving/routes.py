@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import orjson
 from starlette.applications import Starlette
@@ -13,16 +15,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import openapi
+from serving import compatible, keys, lines, openapi
 from serving.admission import Admission
-from serving.answer import answer
-from serving.guard import Guard
+from serving.answer import answer, answer_lines, begin_lines
+from serving.deadline import Deadline
+from serving.guard import Guard, Pairs
 from serving.metrics import CONTENT_TYPE, Metrics
+from serving.packing import takes_gzip
 from serving.problem import Problem
 from serving.settings import Settings
 from serving.slot import InUse, Load, Slot, load_bundle
+
+_GRACE_S = 1.0  # for the line that says that the deadline passed
 
 
 class Served(NamedTuple):
@@ -34,7 +41,8 @@ class Served(NamedTuple):
 
 
 def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bundle) -> Served:
-    """The application of one worker."""
+    """The application of one worker. Raises BadKeys where it would answer anyone, unless the settings want that."""
+    keyring = keys.keyring(settings)
     metrics = Metrics([route.path for route in openapi.ROUTES])
     slot = slot or Slot(
         settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
@@ -42,6 +50,8 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     desk = Desk(settings, slot, metrics)
     paths = {
         ("post", "/v1/forecast"): desk.forecast,
+        ("post", "/invocations"): desk.invocations,
+        ("get", "/ping"): desk.readyz,
         ("get", "/v1/model"): desk.model,
         ("get", "/livez"): desk.livez,
         ("get", "/readyz"): desk.readyz,
@@ -55,7 +65,21 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
         lifespan=desk.lifespan,
     )
     routes.router.redirect_slashes = False
-    return Served(Guard(routes, max_body=settings.max_body, observe=metrics.request), routes, slot)
+    scopes = {route.path: route.scope for route in openapi.ROUTES if route.scope is not None}
+    open_paths = {route.path for route in openapi.ROUTES} - set(scopes)
+
+    def admit(path: str, headers: Mapping[bytes, bytes]) -> str | None:
+        return None if keyring is None or path in open_paths else keyring.admit(scopes.get(path), headers)
+
+    guard = Guard(
+        routes,
+        max_body=settings.max_body,
+        observe=metrics.request,
+        admit=admit,
+        takes={route.path: [form.media_type for form in route.asks] for route in openapi.ROUTES if route.asks},
+        stamp=lambda: _named(slot.current),
+    )
+    return Served(guard, routes, slot)
 
 
 class Desk:
@@ -82,10 +106,49 @@ class Desk:
 
     async def forecast(self, request: Request) -> Response:
         """POST /v1/forecast."""
-        body = await request.body()
-        answered = await self._admission.run(answer, body, self._slot.current, self._settings)
+        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
+        if media_type == lines.MEDIA_TYPE:
+            return await self._lines(body, model, deadline)
+        work = partial(answer, media_type=media_type, pack=takes_gzip(request.headers.get("accept-encoding", "")))
+        answered = await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
-        return _json(answered.body)
+        took = ", ".join([f"{part};dur={seconds * 1000:.2f}" for part, seconds in answered.seconds.items()])
+        response = Response(answered.body, media_type=media_type)
+        response.raw_headers += [*_named(model), (b"server-timing", took.encode())]
+        if answered.packed:
+            response.raw_headers += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+        return response
+
+    async def invocations(self, request: Request) -> Response:
+        """POST /invocations."""
+        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        work = (compatible.answer, body, model, self._settings, deadline)
+        content, series = await self._admission.run(*work, deadline=deadline)
+        self._metrics.series(forecast=series, refused=0)
+        response = _json(content)
+        response.raw_headers += _named(model)
+        return response
+
+    async def _lines(self, body: bytes, model: InUse | None, deadline: Deadline) -> Response:
+        """The first piece is awaited, so that a request that cannot be used gets its status; the others are streamed."""
+        asked, pieces, first = await self._admission.run(
+            begin_lines, body, model, self._settings, deadline, deadline=deadline
+        )
+
+        async def whole() -> AsyncGenerator[bytes, None]:
+            yield first
+            try:
+                while (
+                    piece := await self._admission.run(answer_lines, pieces, deadline=deadline, wait=True)
+                ) is not None:
+                    yield piece
+            except Problem as problem:  # the status is out: a last line says it
+                yield problem.body() + b"\n"
+            finally:
+                self._metrics.series(forecast=asked.forecast, refused=asked.refused)
+
+        return Streamed(whole(), deadline, _named(model))
 
     async def model(self, _: Request) -> Response:
         """GET /v1/model."""
@@ -109,7 +172,7 @@ class Desk:
         return _json({"live": True})
 
     async def readyz(self, _: Request) -> Response:
-        """GET /readyz."""
+        """GET /readyz, and /ping for those who ask so."""
         model = self._in_use()
         return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3)})
 
@@ -126,6 +189,53 @@ class Desk:
         if model is None:
             raise Problem("not_ready", "No model is in use yet. Put one into the slot, or wait for the follower.")
         return model
+
+
+class Streamed(Response):
+    """An answer in pieces. Who does not fetch them before the deadline is cut off; who leaves gets no more computed."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None], deadline: Deadline, headers: Pairs) -> None:
+        super().__init__(media_type=lines.MEDIA_TYPE)
+        self._pieces = pieces
+        self._deadline = deadline
+        self.raw_headers = [(b"content-type", lines.MEDIA_TYPE.encode()), *headers]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends them."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        left = asyncio.ensure_future(_left(receive))
+        try:
+            async for piece in self._pieces:
+                if left.done():
+                    return
+                patience = self._deadline.left + _GRACE_S
+                await asyncio.wait_for(send({"type": "http.response.body", "body": piece, "more_body": True}), patience)
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            left.cancel()
+            await self._pieces.aclose()
+
+
+async def _left(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@lru_cache(8)
+def _headers(name: str, version: str, digest: str, blend: tuple[tuple[str, float], ...]) -> Pairs:
+    pairs = [(b"x-model", f"{quote(name)}/{quote(version)}".encode()), (b"x-model-digest", digest.encode())]
+    if blend:
+        pairs.append((b"x-model-blend", ", ".join(f"{quote(one)}={weight:g}" for one, weight in blend).encode()))
+    return pairs
+
+
+def _named(model: InUse | None) -> Pairs:
+    """The headers that say which model it is."""
+    if model is None:
+        return ()
+    release, blend = model.release, model.predictor.forecaster.blend
+    return _headers(release.name, release.version, release.digest, tuple(blend.items()))
 
 
 def _json(content: bytes | dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

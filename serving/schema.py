@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from forecaster.data.encoding import Encoding
 from forecaster.errors import CovariateUnknown, ForecasterError, HistoryTooShort, NotANumber, ValueOutOfRange
-from forecaster.frequency import at, offset
-from forecaster.series import Forecast, Series
+from forecaster.frequency import Stamp, Step, at, offset
+from forecaster.series import Series
 from forecaster.shapes import Float64
 from serving import stamps
-from serving.problem import Problem
-from serving.settings import Settings
 from serving.stamps import AskedFreq, AskedStamp, AskedStamps, Numbers, Style
 
 Value = Annotated[float | None, Field(description="null: not observed")]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
+# Without control characters: ids go on into terminals, tables and logs.
+Id = Annotated[Text, Field(pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$")]
 Label = Annotated[str, Field(max_length=200)]
 MOST_COLUMNS, MOST_LEVELS = 64, 99
 LARGEST_COVARIATE = 1e30  # in spreads of the training data; the network reads float32
@@ -79,12 +78,14 @@ Levels = Annotated[
 ]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of the wire format: nothing is guessed, nothing let pass."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class _AnySeries(_Strict):
-    id: Text
+class _AnySeries(Strict):
+    id: Id
     covariates: Covariates = {}
     static: Static = {}
     channels: Channels = {}
@@ -127,15 +128,29 @@ AskedSeries = Annotated[
 ]
 
 
-class ForecastRequest(_Strict):
-    """What is asked: some histories, how many steps ahead, and which quantiles."""
+class Ask(Strict):
+    """What is asked of every series: how many steps ahead, which quantiles, how many samples."""
 
-    series: list[AskedSeries] = Field(min_length=1, description="answered one by one, in order")
     horizon: int = Field(ge=1, description="steps ahead")
     levels: Levels = []
+    deadline_ms: int | None = Field(
+        default=None, ge=1, description="milliseconds that the answer is waited for; a later one is given up with 504"
+    )
+    samples: int = Field(
+        default=0, ge=0, description="futures to draw of each series; for models whose head is a distribution"
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="of the samples: those of a series depend on it and on the id alone"
+    )
 
 
-class ModelName(_Strict):
+class ForecastRequest(Ask):
+    """Some histories, and what is asked of them."""
+
+    series: list[AskedSeries] = Field(min_length=1, description="answered one by one, in order")
+
+
+class ModelName(Strict):
     """Which model answered."""
 
     name: str
@@ -149,7 +164,7 @@ class ModelName(_Strict):
     )
 
 
-class ErrorDetail(_Strict):
+class ErrorDetail(Strict):
     """What went wrong, for machines (`code`) and people (`message`)."""
 
     code: str
@@ -157,13 +172,13 @@ class ErrorDetail(_Strict):
     where: str | None = Field(description="place in the request, or id of the series")
 
 
-class ErrorAnswer(_Strict):
+class ErrorAnswer(Strict):
     """The one shape of every failure."""
 
     error: ErrorDetail
 
 
-class SeriesForecast(_Strict):
+class SeriesForecast(Strict):
     """The forecast of one series."""
 
     id: str
@@ -175,24 +190,28 @@ class SeriesForecast(_Strict):
         default={},
         description="by level as text, such as 0.1: calibrated quantiles; only where `levels` were asked for",
     )
+    samples: list[list[float | None]] = Field(
+        default=[],
+        description="futures, one list each; null after one has left the finite numbers; only where `samples` were asked for",
+    )
     warnings: list[str] = Field(description="what a reader should know of it")
 
 
-class SeriesError(_Strict):
+class SeriesError(Strict):
     """Why one series got no forecast."""
 
     id: str
     error: ErrorDetail
 
 
-class ForecastAnswer(_Strict):
+class ForecastAnswer(Strict):
     """One outcome for each series, in the order of the request."""
 
     model: ModelName
     forecasts: list[SeriesForecast | SeriesError]
 
 
-class ModelAnswer(_Strict):
+class ModelAnswer(Strict):
     """The model in use."""
 
     model: ModelName
@@ -205,18 +224,54 @@ class ModelAnswer(_Strict):
     age_s: float = Field(description="seconds since this worker took it into use")
 
 
-class LiveAnswer(_Strict):
+class LiveAnswer(Strict):
     """The process answers."""
 
     live: Literal[True]
 
 
-class ReadyAnswer(_Strict):
+class ReadyAnswer(Strict):
     """A model is in use."""
 
     ready: Literal[True]
     model: ModelName
     age_s: float
+
+
+class AskedHistory(Protocol):
+    """What every form of a request says of one history; a GridSeries or a StampedSeries, whose values may be an array."""
+
+    @property
+    def id(self) -> str:
+        """The name that comes back."""
+
+    @property
+    def y(self) -> Sequence[float | None]:
+        """Values, oldest first."""
+
+    @property
+    def covariates(self) -> Mapping[str, Sequence[float] | Sequence[str]]:
+        """What is known ahead."""
+
+    @property
+    def static(self) -> Mapping[str, str]:
+        """What is true of the whole series."""
+
+    @property
+    def channels(self) -> Mapping[str, Sequence[float | None]]:
+        """Of what the past alone is known."""
+
+
+class Start(NamedTuple):
+    """The beginning of a history, as many others in a request may begin."""
+
+    stamp: Stamp
+    style: Style | Numbers
+    freq: str
+    step: Step
+
+
+Starts = dict[tuple[str | int, str | int], Start]
 
 
 class ReadSeries(NamedTuple):
@@ -226,23 +281,7 @@ class ReadSeries(NamedTuple):
     style: Style | Numbers
 
 
-def read_request(body: bytes, settings: Settings) -> ForecastRequest:
-    """Parses and validates a body; raises Problem (400 or 422) with the place of the first fault."""
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Problem(
-            "malformed_json", f"Expected JSON; {error.msg} at character {error.pos}. Correct the body."
-        ) from error
-    try:
-        request = ForecastRequest.model_validate(fields)
-    except ValidationError as error:
-        raise _invalid(error) from error
-    _check_limits(request, settings)
-    return request
-
-
-def to_series(asked: GridSeries | StampedSeries, *, served: str, encoding: Encoding, horizon: int) -> ReadSeries:
+def to_series(asked: AskedHistory, *, served: str, encoding: Encoding, horizon: int, starts: Starts) -> ReadSeries:
     """One history of a request as a Series; raises the InputError that stands in its way.
 
     Args:
@@ -250,17 +289,18 @@ def to_series(asked: GridSeries | StampedSeries, *, served: str, encoding: Encod
         served: The frequency of the model in use; other frequencies are left to the Predictor to refuse.
         encoding: That of the model in use: which covariates are numbers, and which are text.
         horizon: Steps ahead, which must stay on the calendar.
+        starts: Those that were read for this request; more are added.
     """
-    if not asked.y:
+    if len(asked.y) == 0:
         raise HistoryTooShort(f"Series {asked.id!r} has no values. Send a history.", where=asked.id)
     y = np.array(asked.y, dtype=np.float64)  # None becomes NaN
     if isinstance(asked, GridSeries):
-        read, style = stamps.read([asked.start], where=asked.id)
-        freq = stamps.declared_frequency(asked.freq, at(read, 0), where=asked.id)
+        start, style, freq, step = starts.get((asked.start, asked.freq)) or _start(asked, starts)
     else:
+        assert isinstance(asked, StampedSeries), "there is no third kind"
         read, style = stamps.read(asked.ds, where=asked.id)
         freq = stamps.frequency(read, declared=asked.freq, served=served, where=asked.id)
-    start, step = at(read, 0), offset(freq, where=asked.id)
+        start, step = at(read, 0), offset(freq, where=asked.id)
     if step == offset(served):
         stamps.check_room(start, step, len(y) + horizon, where=asked.id)
     columns = _columns(asked.covariates, steps=len(y), encoding=encoding, where=asked.id)
@@ -268,12 +308,11 @@ def to_series(asked: GridSeries | StampedSeries, *, served: str, encoding: Encod
     return ReadSeries(Series(asked.id, start, freq, y, columns, asked.static, channels), style)
 
 
-def from_forecast(forecast: Forecast, style: Style | Numbers, warnings: list[str]) -> dict[str, Any]:
-    """A forecast as the fields of a SeriesForecast; `warnings` are those of the whole request."""
-    fields = {"id": forecast.id, "ds": style.write(forecast.ds), "mean": forecast.mean.tolist()}
-    if forecast.quantiles:
-        fields["quantiles"] = {repr(float(level)): values.tolist() for level, values in forecast.quantiles.items()}
-    return {**fields, "warnings": [*warnings, *forecast.warnings]}
+def _start(asked: GridSeries, starts: Starts) -> Start:
+    read, style = stamps.read([asked.start], where=asked.id)
+    freq = stamps.declared_frequency(asked.freq, at(read, 0), where=asked.id)
+    one = starts[asked.start, asked.freq] = Start(at(read, 0), style, freq, offset(freq, where=asked.id))
+    return one
 
 
 def from_error(name: str, error: ForecasterError) -> dict[str, Any]:
@@ -331,60 +370,3 @@ def _column(name: str, values: Sequence[float] | Sequence[str], *, encoding: Enc
             where=where,
         )
     return column
-
-
-def _invalid(error: ValidationError) -> Problem:
-    """The faults in one message, the place of the first apart. Never the values, which may be long."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    told = "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in faults[:5])
-    more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return Problem("invalid_request", f"The request is not valid. {told}{more}.", where=_place(faults[0]["loc"]))
-
-
-def _place(loc: tuple[int | str, ...]) -> str:
-    tags = {2: ("grid", "stamped"), 5: ("numbers", "texts")}  # of our unions: no part of the request
-    if loc[3:4] in (("start",), ("freq",), ("ds",)):
-        tags[4] = ("number", "text")
-    path = [str(part) for place, part in enumerate(loc) if part not in tags.get(place, ())]
-    return ".".join(path)[:200] or "body"
-
-
-def _check_limits(request: ForecastRequest, settings: Settings) -> None:
-    count, horizon = len(request.series), request.horizon
-    if count > settings.max_series:
-        raise Problem(
-            "too_many_series",
-            f"Expected at most {settings.max_series} series; found {count}. Send several requests.",
-            where="series",
-        )
-    if horizon > settings.max_horizon:
-        raise Problem(
-            "horizon_out_of_range",
-            f"Expected a horizon of at most {settings.max_horizon}; found {horizon}. Ask for less.",
-            where="horizon",
-        )
-    numbers = count * horizon * (1 + len(request.levels))
-    if numbers > settings.max_answer:
-        raise Problem(
-            "answer_too_large",
-            f"Expected an answer of at most {settings.max_answer} numbers; {count} series, {horizon} steps and "
-            f"{len(request.levels)} levels make {numbers}. Send several requests.",
-            where="horizon",
-        )
-    for place, asked in enumerate(request.series):
-        if len(asked.y) > settings.max_history:
-            raise Problem(
-                "history_too_long",
-                f"Expected at most {settings.max_history} steps; series {asked.id!r} has {len(asked.y)}. "
-                "Send its last steps.",
-                where=f"series.{place}.y",
-            )
-        most = settings.max_history + settings.max_horizon
-        for name, values in asked.covariates.items():
-            if len(values) > most:
-                raise Problem(
-                    "history_too_long",
-                    f"Expected covariates of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
-                    "Send its last steps.",
-                    where=f"series.{place}.covariates.{name}",
-                )

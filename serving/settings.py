@@ -23,6 +23,16 @@ class Settings(BaseModel):
     port: int = Field(default=3000, ge=1, le=65535, description="port to listen on")
     workers: int = Field(default=1, ge=1, le=256, description="processes that answer requests")
 
+    keys: str = Field(
+        default="", repr=False, description="hashes of API keys, as lines of a key file, `;` between them"
+    )
+    keys_file: Folder | None = Field(
+        default=None, description="file with hashes of API keys; changes to it are followed"
+    )
+    without_keys: bool = Field(
+        default=False, description="answer anyone though other machines reach us: something in front asks who comes"
+    )
+
     slot: Folder = Field(default=Path(".forecaster/slot"), description="folder with the model in use")
     reload_s: float = Field(default=1.0, gt=0, description="seconds between looks at the slot")
     retry_s: float = Field(default=60.0, gt=0, description="seconds before a refused bundle is tried again")
@@ -37,6 +47,13 @@ class Settings(BaseModel):
     max_series: int = Field(default=1000, ge=1, description="most series in one request")
     max_history: int = Field(default=100_000, ge=1, description="longest history of one series, in steps")
     max_horizon: int = Field(default=1000, ge=1, le=100_000, description="longest horizon, in steps")
+    max_values: int = Field(
+        default=2_000_000,
+        ge=1,
+        description="most numbers and texts in the histories, covariates and channels of one request",
+    )
+    max_samples: int = Field(default=1000, ge=0, description="most samples of one series; 0: none are drawn")
+    max_lines: int = Field(default=100_000, ge=1, description="most series in one request of lines, which are streamed")
     max_answer: int = Field(default=1_000_000, ge=1, description="most numbers in one answer, quantiles too")
 
     rollouts: int = Field(default=1, ge=1, le=64, description="requests that one worker computes at the same time")

@@ -28,6 +28,7 @@ from forecaster import durable
 from forecaster.errors import BundleDamaged, ForecasterError
 from forecaster.frequency import Stamp, at, origin, regular
 from forecaster.series import Forecast, Series
+from forecaster.shapes import Float64
 
 if TYPE_CHECKING:
     from forecaster.data.encoding import Encoding
@@ -79,6 +80,11 @@ class Predicts(Protocol):
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
     ) -> list[Forecast | ForecasterError]:
         """One outcome for each series, in order; raises LevelOutOfRange for levels that it cannot give."""
+
+    def sample_each(
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
+    ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+        """Sampled futures of each series, in order; raises BadSpec if its head gives no distribution."""
 
 
 class Release(BaseModel):

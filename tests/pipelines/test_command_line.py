@@ -46,12 +46,13 @@ def test_all_commands_of_the_life_of_a_model_are_there() -> None:
 def test_every_command_tells_what_it_does_and_what_its_parameters_mean(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = [command, "check"] if command == "data" else [command]
+    inside = {"data": "check", "key": "new"}
+    path = [command, inside[command]] if command in inside else [command]
     with pytest.raises(SystemExit) as left:
         main([*path, "--help"])
     assert left.value.code == 0
     told = " ".join(capsys.readouterr().out.split())
-    function = (app[command]["check"] if command == "data" else app[command]).default_command
+    function = (app[command][inside[command]] if command in inside else app[command]).default_command
     assert function is not None
     assert (function.__doc__ or "nothing").split(",")[0].split()[0] in told
     parameters = inspect.signature(function).parameters.values()

@@ -51,6 +51,17 @@ class LastValue:
         outcomes = [self._one(one, horizon) for one in series]
         return [one if isinstance(one, ForecasterError) else _with_quantiles(one, levels) for one in outcomes]
 
+    def sample_each(
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
+    ) -> list[np.ndarray | ForecasterError]:
+        """The last value plus the number of the path; beyond the finite numbers where the last value is 77."""
+        outcomes = [self._one(one, horizon) for one in series]
+        drawn = np.arange(float(paths))[:, None] + seed
+        return [
+            one if isinstance(one, ForecasterError) else np.where(one.mean == 77, np.inf, one.mean) + drawn
+            for one in outcomes
+        ]
+
     def _one(self, one: Series, horizon: int) -> Forecast | ForecasterError:
         if one.freq != self.forecaster.freq:
             return FrequencyMismatch(f"Series {one.id!r} has another frequency.", where=one.id)
@@ -143,7 +154,9 @@ def make_client(slot_folder: Path) -> Iterator[MakeClient]:
 def client(slot_folder: Path, make_client: MakeClient) -> Client:
     """An application with a model in use that repeats the last value."""
     publish_stub(slot_folder)
-    return make_client(max_body=100_000, max_horizon=500, max_series=50, max_history=5000, max_answer=2000)
+    return make_client(
+        max_body=100_000, max_horizon=500, max_series=50, max_history=5000, max_values=6000, max_answer=2000
+    )
 
 
 def series(**fields: Any) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def test_every_answer_of_a_blend_says_so_as_documented(
     answer = client.request(method, path, json=content)
     assert answer.status_code == 200
     assert answer.json()["model"]["blend"] == WEIGHTS
+    assert answer.headers["x-model-blend"] == "network=0.62, dynamic_optimized_theta=0.38"
     document = client.get("/docs.json").json()
     assert faults(answer.json(), schema_of(document, method, path, 200), document) == []
 

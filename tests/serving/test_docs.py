@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,17 @@ KINDS |= {"integer": int, "number": (int, float)}
 def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], place: str = "$") -> list[str]:
     """What of a value its JSON schema does not allow: the keywords that pydantic writes for us, and no others."""
     known = {"$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf", "const"}
-    known |= {"minimum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems"}
-    known |= {"uniqueItems", "maxProperties", "propertyNames", "title", "description", "default", "examples"}
+    known |= {
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+    }
+    known |= {"uniqueItems", "pattern", "maxProperties", "propertyNames", "title", "description", "default", "examples"}
     assert set(schema) <= known, f"{place}: keywords {set(schema) - known} are not checked here"
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/components/schemas/")
@@ -43,6 +53,8 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], place: 
         least = schema.get("minLength", schema.get("minItems", 0))
         if not least <= len(value) <= schema.get("maxLength", schema.get("maxItems", len(value))):
             found.append(f"{place}: length {len(value)}")
+    if kind == "string" and not re.search(schema.get("pattern", "").replace("$", r"\Z"), value):
+        found.append(f"{place}: {value!r} does not match")
     if kind == "array":
         if schema.get("uniqueItems") and len(set(value)) != len(value):
             found.append(f"{place}: an item twice")
@@ -75,6 +87,10 @@ STAMPED = {
     "series": [{"id": "a", "ds": [f"2026-01-01T0{hour}:00" for hour in range(4)], "y": [1, 2, None, 4]}],
     "horizon": 30,
 }
+COLUMNS: dict[str, Any] = {
+    "columns": {"id": ["a", "b"], "start": ["2026-01-01"] * 2, "freq": "h", "y": [[1, 2, None, 4], [1]]},
+    "horizon": 3,
+}
 NUMBERED = {
     "series": [
         {"id": "a", "start": 17, "freq": 1, "y": [1, 2, None, 4]},
@@ -93,6 +109,9 @@ NUMBERED = {
         ("POST", "/v1/forecast", GOOD, 200),
         ("POST", "/v1/forecast", STAMPED, 200),
         ("POST", "/v1/forecast", NUMBERED, 200),
+        ("POST", "/v1/forecast", COLUMNS, 200),
+        ("POST", "/v1/forecast", {**GOOD, "levels": [0.9, 0.1], "samples": 2}, 200),
+        ("POST", "/v1/forecast", {**COLUMNS, "levels": [0.9, 0.1], "samples": 2}, 200),
         ("POST", "/v1/forecast", {"series": [series(y=[])], "horizon": 2}, 422),
         ("POST", "/v1/forecast", {"series": [], "horizon": 2}, 422),
         ("POST", "/v1/forecast", {"series": [series()], "horizon": 501}, 422),
@@ -147,7 +166,18 @@ def test_the_answer_without_a_model_is_as_the_document_says(make_client: MakeCli
         ({"series": [series()], "horizon": 2, "levels": [0]}, False),
         ({"series": [series()], "horizon": 2, "levels": [1]}, False),
         ({"series": [series()], "horizon": 2, "levels": [place / 101 for place in range(1, 101)]}, False),
-        ({"series": [series()], "horizon": 2, "samples": 1}, False),
+        ({"series": [series()], "horizon": 2, "samples": 3, "seed": 7}, True),
+        ({"series": [series()], "horizon": 2, "samples": -1}, False),
+        ({"series": [series()], "horizon": 2, "samples": 1.5}, False),
+        ({"series": [series()], "horizon": 2, "seed": -1}, False),
+        ({"series": [series()], "horizon": 2, "seed": 2**63}, False),
+        (COLUMNS, True),
+        ({**COLUMNS, "levels": [0.1]}, True),
+        ({**COLUMNS, "columns": {**COLUMNS["columns"], "freq": None}}, False),
+        ({**COLUMNS, "columns": {**COLUMNS["columns"], "start": "2026-01-01"}}, False),
+        ({**COLUMNS, "columns": {**COLUMNS["columns"], "other": []}}, False),
+        ({**COLUMNS, "columns": {**COLUMNS["columns"], "y": [1.0, 2.0]}}, False),
+        ({**COLUMNS, "series": [series()]}, False),
         ({"series": [series(covariates={"a": [1, 2.5, 3, 4, 5]}, static={"b": ""})], "horizon": 2}, True),
         ({"series": [series(covariates={"a": ["x"] * 5})], "horizon": 2}, True),
         ({"series": [series(channels={"a": [1, None, 2.5]})], "horizon": 2}, True),
@@ -159,6 +189,12 @@ def test_the_answer_without_a_model_is_as_the_document_says(make_client: MakeCli
         ({"series": [series(static={"b": 1})], "horizon": 2}, False),
         ({"series": [series(static={"b" * 201: "x"})], "horizon": 2}, False),
         ({"series": [{"id": "a", "y": [1.0]}], "horizon": 2}, False),
+        ({"series": [series(id="Bär 7 \u00a0é")], "horizon": 2}, True),
+        ({"series": [series(id="a\x00b")], "horizon": 2}, False),
+        ({"series": [series(id="a\n")], "horizon": 2}, False),
+        ({"series": [series()], "horizon": 2, "deadline_ms": 60_000}, True),
+        ({"series": [series()], "horizon": 2, "deadline_ms": 0}, False),
+        ({"series": [series()], "horizon": 2, "deadline_ms": 2.5}, False),
     ],
 )
 def test_the_document_takes_the_requests_that_the_server_takes(client: Client, content: Any, taken: bool) -> None:

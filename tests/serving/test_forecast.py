@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving.conftest import Client, MakeClient, publish_stub, series
+from tests.serving.conftest import Client, LastValue, MakeClient, publish_stub, series
 
 
 def ask(client: Client, *items: dict[str, Any], horizon: int = 2) -> Any:
@@ -116,6 +117,31 @@ def test_two_refused_series_are_two_outcomes(client: Client) -> None:
 
 def test_a_horizon_beyond_what_was_scored_is_answered_with_a_warning(client: Client) -> None:
     assert "24" in ask(client, series(), horizon=25)["forecasts"][0]["warnings"][0]
+
+
+def test_a_request_that_outlives_its_deadline_is_a_504_and_its_thread_answers_the_next(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
+    calls: list[int] = []
+
+    class Slow(LastValue):
+        def forecast_each(self, series: Any, horizon: int, *, levels: Any = ()) -> Any:
+            calls.append(len(series))
+            time.sleep(0.05)
+            return super().forecast_each(series, horizon, levels=levels)
+
+    publish_stub(slot_folder)
+    client = make_client(load=lambda folder: Slow(), max_history=10**5)
+    many = [series(id=str(place), y=[1.0] * 30_000) for place in range(40)]
+    calls.clear()
+    late = client.post("/v1/forecast", json={"series": many, "horizon": 2, "deadline_ms": 100})
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_passed")
+    assert sum(calls) < len(many), "it stopped between two parts"
+    assert ask(client, series())["forecasts"][0]["mean"] == [2.5, 2.5]
+    calls.clear()
+    whole = client.post("/v1/forecast", json={"series": many, "horizon": 2})
+    assert [one["id"] for one in whole.json()["forecasts"]] == [one["id"] for one in many]
+    assert (sum(calls), len(calls)) == (40, 10), "four at a time"
 
 
 def test_a_start_off_the_grid_of_its_frequency_is_refused(slot_folder: Path, make_client: MakeClient) -> None:
