@@ -58,10 +58,14 @@ def candidates(panel: Panel, *, horizon: int, name: str, kind: str | None = None
         )
     if chosen == "classic":
         return [_classic(horizon, name)]
-    room = max(2, int(np.median([len(one) for one in panel.series])) - 2 * horizon)
+    lengths = [len(one) for one in panel.series]
+    room = max(2, int(np.median(lengths)) - 2 * horizon)
+    most = max(
+        2, max(lengths) - 2 * horizon
+    )  # shorter histories are padded, and a longer context still serves the others
     shared = {**_TRAINING, "valid_windows": max(1, min(20, room // (10 * horizon)))}
     made = []
-    for fields in _variants(chosen, horizon, season, room):
+    for fields in _variants(chosen, horizon, season, most):
         training = {**shared, **fields.pop("training", {})}
         if room > (_MANY_DAYS if chosen == "hourly" else _MANY_SEASONS * season):
             training["recent"] = 0.0
@@ -128,7 +132,7 @@ def _within_days(season: int, room: int) -> list[dict[str, Any]]:
 
 
 def _fitting(wanted: int, segment: int, room: int) -> int:
-    """The context that is wanted, or what half of the series have room for; whole segments."""
+    """The context that is wanted, or what the longest series has room for; whole segments."""
     return max(segment, min(wanted, room) // segment * segment)
 
 
