@@ -41,7 +41,7 @@ def test_the_anchors_are_every_cut_there_is_in_order(lengths: list[int], context
     assert len(anchors) == len(expected)
     if not expected:
         return
-    window, future, _ = anchors.tape.cut(anchors.places(torch.arange(len(anchors))), context=context, horizon=1)
+    window, future, *_ = anchors.tape.cut(anchors.places(torch.arange(len(anchors))), context=context, horizon=1)
     np.testing.assert_array_equal(window.values.numpy(), [values for values, _ in expected])
     np.testing.assert_array_equal(future.numpy()[:, 0], [value for _, value in expected])
 

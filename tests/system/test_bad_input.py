@@ -57,7 +57,7 @@ BAD_TABLES: dict[str, tuple[str | bytes, list[str]]] = {
     "garbage.csv.gz": (b"nothing packed", ["garbage.csv.gz", "Expected a readable table"]),
     "latin.csv": (csv().replace("a,", "Köln,").encode("latin-1"), ["latin.csv", "UTF-8"]),
     "ragged.csv": (csv() + "a,2026-03-01,1,2,3\n", ["ragged.csv", "Expected a readable table"]),
-    "brief.csv": (HEADER + "".join(f"a,{day},1\n" for day in STAMPS[:7]), ["has 4", "longer history"]),
+    "brief.csv": (HEADER + "".join(f"a,{day},1\n" for day in STAMPS[:7]), ["has 7", "longer history"]),
     "nothing.csv": (HEADER + "".join(f"a,{day},\n" for day in STAMPS), ["observed"]),
     "table.xlsx": (b"PK", [".csv, .csv.gz, .parquet", "table.xlsx"]),
     "README": ("hello", [".csv, .csv.gz, .parquet", "README"]),
