@@ -63,7 +63,7 @@ def train(
     preset
         One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
     members
-        Networks of other seeds, trained side by side; their median is the forecast. Five take two to three times as long as one.
+        Networks of other seeds, trained side by side; their median is the forecast. Five take about five times as long as one.
     blend
         A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
         given again. It is fitted to every history anew, when serving too, and needs the extra 'baselines' there as here.
