@@ -59,10 +59,8 @@ def candidates(panel: Panel, *, horizon: int, name: str, kind: str | None = None
     if chosen == "classic":
         return [_classic(horizon, name)]
     lengths = [len(one) for one in panel.series]
-    room = max(2, int(np.median(lengths)) - 2 * horizon)
-    most = max(
-        2, max(lengths) - 2 * horizon
-    )  # shorter histories are padded, and a longer context still serves the others
+    # Of the typical series, and of the longest: shorter histories are padded, and a longer context still serves the others.
+    room, most = (max(2, int(length) - 2 * horizon) for length in (np.median(lengths), max(lengths)))
     shared = {**_TRAINING, "valid_windows": max(1, min(20, room // (10 * horizon)))}
     made = []
     for fields in _variants(chosen, horizon, season, most):
@@ -141,7 +139,7 @@ def _classic(horizon: int, name: str) -> Spec:
     context = min(_MOST_CONTEXT, max(12, horizon + (horizon + 3) // 4))
     fields = {
         "name": name,
-        "context": max(context, 12),
+        "context": context,
         "horizon": horizon,
         "min_history": max(2, min(context, horizon // 2)),
         "scaling": "mean_abs",

@@ -93,11 +93,10 @@ class Keeper(Checkpoint):
         self.best_step = 0
         self.best_weights: dict[str, torch.Tensor] = {}
         self.scores: dict[str, float] = {}
-        self.steps_before = 0
+        self.steps = self.steps_before = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed fit may already have been patient long enough."""
-        self.steps_before = trainer.global_step
         trainer.should_stop = self._is_over(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -110,6 +109,7 @@ class Keeper(Checkpoint):
         for logger in trainer.loggers:  # not by Lightning: it would count batches, which hold several steps
             logger.log_metrics(scores, trainer.global_step)
         self._check_finite(scores, trainer)
+        self.steps = trainer.global_step
         score = scores["valid/rollout"] if self.monitored else -float(trainer.current_epoch + 1)
         if score < self.best_score:
             self.best_score, self.best_epoch, self.scores = score, trainer.current_epoch, scores
@@ -127,6 +127,7 @@ class Keeper(Checkpoint):
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "best_step": self.best_step,
+            "steps": self.steps,
             "best_weights": self.best_weights,
             "scores": self.scores,
         }
@@ -135,6 +136,7 @@ class Keeper(Checkpoint):
         """Goes on from where a checkpoint of the same fit was."""
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self.best_step = state_dict["best_step"]
+        self.steps = self.steps_before = state_dict["steps"]  # here: a fit that had ended does not start again
         self.best_weights, self.scores = state_dict["best_weights"], state_dict["scores"]
 
     def _is_over(self, epochs_done: int) -> bool:

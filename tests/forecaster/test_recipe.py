@@ -224,6 +224,23 @@ def test_a_refit_learns_from_all_there_is_for_as_long_as_proved_best() -> None:
     assert np.isfinite(Predictor(whole).forecast(PANEL.series[0], 5, levels=[0.1, 0.9]).mean).all()
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_refit_that_is_interrupted_goes_on_and_a_fit_that_had_ended_is_not_made_again(
+    members: int, tmp_path: Path
+) -> None:
+    spec = spec_of({"members": members}, refit=True, epoch_steps=2, **RECIPE)
+    fitted = fit(PANEL, spec, checkpoint=tmp_path / "last.ckpt", accelerator="cpu")
+    assert fitted.best_steps > 4, "or the refit would end before it is stopped"
+    whole = refit(PANEL, fitted, accelerator="cpu")
+    with pytest.raises(RuntimeError, match="stopped"):
+        refit(PANEL, fitted, checkpoint=tmp_path / "whole.ckpt", callbacks=[Stop()], accelerator="cpu")
+    again = fit(PANEL, spec, checkpoint=tmp_path / "last.ckpt", accelerator="cpu")
+    assert again.steps_before == again.steps == spec.training.steps
+    assert again.best_steps == fitted.best_steps
+    assert same(again.forecaster, fitted.forecaster)
+    assert same(refit(PANEL, again, checkpoint=tmp_path / "whole.ckpt", accelerator="cpu"), whole)
+
+
 def test_a_fit_starts_from_the_weights_it_is_given() -> None:
     spec = spec_of(learning_rate=1e-9)
     before = fit(PANEL, spec_of(), accelerator="cpu").forecaster
