@@ -5,9 +5,9 @@
     python benchmarks/accuracy.py --table                  writes the table from what is there
 
 Reads the sets from `shared/data` beside (or in) the checkout, and says so where they are not there. Keeps what it measured in
-`.forecaster/accuracy/`, a file for each set, seed and what a preset tries there, and writes benchmarks/results/accuracy.md. Nothing
-is chosen on a test window: what a forecaster is made from is cut before it, and the script refuses to go on where other values
-there would change it.
+`.forecaster/accuracy/`, a file for each set, seed and what a preset tries there, and writes benchmarks/results/accuracy.md.
+Nothing is chosen on a test window: what a forecaster is made from is cut before it, and the script refuses to go on where
+other values there would change it.
 """
 
 from __future__ import annotations
