@@ -18,6 +18,7 @@ from forecaster.errors import ForecasterError, InputError, NoSuchModel
 from pipelines.arguments import Reading, Where, bundle_of
 from pipelines.backtesting import backtest
 from pipelines.forecasting import forecast
+from pipelines.inspecting import inspect
 from pipelines.releasing import audit, promote, register, rollback
 from pipelines.terminal import hush, print_summary
 from pipelines.training import retrain, train
@@ -28,7 +29,7 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
 app.command(key_app)
-for command in (train, retrain, backtest, forecast, tune, register, promote, rollback, audit):
+for command in (train, retrain, backtest, forecast, inspect, tune, register, promote, rollback, audit):
     app.command(command)
 
 _WHERE, _READING = Where(), Reading()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import compatible, keys, lines, openapi
+from serving import backtesting, compatible, explaining, keys, lines, openapi
 from serving.admission import Admission
 from serving.answer import answer, answer_lines, begin_lines
 from serving.deadline import Deadline
@@ -51,6 +51,8 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     paths = {
         ("post", "/v1/forecast"): desk.forecast,
         ("post", "/invocations"): desk.invocations,
+        ("post", "/v1/backtest"): partial(desk.asked, backtesting.answer),
+        ("post", "/v1/explain"): partial(desk.asked, explaining.answer),
         ("get", "/ping"): desk.readyz,
         ("get", "/v1/model"): desk.model,
         ("get", "/livez"): desk.livez,
@@ -127,6 +129,13 @@ class Desk:
         content, series = await self._admission.run(*work, deadline=deadline)
         self._metrics.series(forecast=series, refused=0)
         response = _json(content)
+        response.raw_headers += _named(model)
+        return response
+
+    async def asked(self, work: Callable[[bytes, InUse | None, Settings, Deadline], bytes], request: Request) -> Response:
+        """Routes that are one piece of work from body to answer: POST /v1/backtest and /v1/explain."""
+        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        response = _json(await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline))
         response.raw_headers += _named(model)
         return response
 

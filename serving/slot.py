@@ -251,6 +251,11 @@ def published(slot: Path) -> Release | None:
         return None
 
 
+def bundle_of(slot: Path, release: Release) -> Path:
+    """The folder with the files of a release that is in the slot."""
+    return slot / "releases" / release.digest / "bundle"
+
+
 def prune(slot: Path, *, keep: int) -> None:
     """Removes all releases but the current one and the last used, `keep` in all."""
     current = (slot / "current").resolve()
