@@ -87,9 +87,8 @@ def _print(told: Explanation) -> None:
         alone = [] if layer.half_life is None else [f"half-life of its gate alone {layer.half_life:.4g} steps"]
         told_of = [*means, *alone, f"size of its state {np.nanmean(layer.norm):.3g}"]
         print(f"{f'layer {number}':12}{', '.join(told_of)}")
-    print(
-        f"{'forecast':12}{told.forecast:.6g} on average over {told.horizon} steps, {told.baseline:.6g} from a history that scaling turns to zeros"
-    )
+    ahead = f"on average over {told.horizon} steps"
+    print(f"{'forecast':12}{told.forecast:.6g} {ahead}, {told.baseline:.6g} from a history that scaling turns to zeros")
     order = np.argsort(-np.abs(told.attribution), kind="stable")[:_MOST]
     for place in sorted(int(one) for one in order if told.attribution[one]):
         print(f"{'':12}{told.attribution[place]:+.4g} by {told.ds[place]} ({told.y[place]:.6g})")

@@ -42,7 +42,9 @@ class ExplainRequest(Strict):
 class ExplainedLayer(Strict):
     """What one layer of the recurrence did."""
 
-    gates: dict[str, Perhaps] = Field(description="by name, the mean over the units at each step; none of an Elman layer")
+    gates: dict[str, Perhaps] = Field(
+        description="by name, the mean over the units at each step; none of an Elman layer"
+    )
     norm: Perhaps = Field(description="Euclidean norm of the hidden state at each step")
     half_life: float | None = Field(description="of its update or forget gate alone, in steps of the series")
 

@@ -104,8 +104,8 @@ ROUTES = (
         (Form(_JSON, (backtesting.BacktestRequest,)),),
         (Form(_JSON, (backtesting.BacktestAnswer,)),),
         (422, 429, 503, 504),
-        "The end of each history is what came: at every origin the model is shown what lies before it. One outcome a series, as of "
-        "`/v1/forecast`. Origins that lie before the model's cutoff are not out of sample for it; the answer says so.",
+        "The end of each history is what came: at every origin the model is shown what lies before it. One outcome a series, as "
+        "of `/v1/forecast`. Origins that lie before the model's cutoff are not out of sample for it; the answer says so.",
     ),
     Route(
         "post",

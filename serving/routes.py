@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
         settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
     )
     desk = Desk(settings, slot, metrics)
-    paths = {
+    paths: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]] = {
         ("post", "/v1/forecast"): desk.forecast,
         ("post", "/invocations"): desk.invocations,
         ("post", "/v1/backtest"): partial(desk.asked, backtesting.answer),
@@ -132,7 +132,9 @@ class Desk:
         response.raw_headers += _named(model)
         return response
 
-    async def asked(self, work: Callable[[bytes, InUse | None, Settings, Deadline], bytes], request: Request) -> Response:
+    async def asked(
+        self, work: Callable[[bytes, InUse | None, Settings, Deadline], bytes], request: Request
+    ) -> Response:
         """Routes that are one piece of work from body to answer: POST /v1/backtest and /v1/explain."""
         body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
         response = _json(await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline))

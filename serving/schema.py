@@ -162,6 +162,11 @@ class ModelName(Strict):
         "the network's; they add to 1. A forecast in which the network stands in for one of them says so in its warnings",
         examples=[{"network": 0.62, "dynamic_optimized_theta": 0.38}],
     )
+    reliable_horizon: int | None = Field(
+        default=None,
+        description="the last step up to which the model was at least as good as seasonal naive in its backtest; 0: not at the "
+        "first; null, or absent: it was not tested",
+    )
 
 
 class ErrorDetail(Strict):

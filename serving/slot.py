@@ -118,8 +118,13 @@ class InUse:
     @property
     def name(self) -> dict[str, Any]:
         """Which model answers, as every answer says it: a ModelName; of a blend with its weights."""
-        blend = self.predictor.forecaster.blend
-        return {**self.release.model_dump(), **({"blend": dict(blend)} if blend else {})}
+        blend, facts = self.predictor.forecaster.blend, self.predictor.forecaster.facts
+        reliable = facts.get("reliable_horizon")
+        return {
+            **self.release.model_dump(),
+            **({"blend": dict(blend)} if blend else {}),
+            **({"reliable_horizon": reliable} if type(reliable) is int else {}),
+        }
 
     @property
     def age_s(self) -> float:
