@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import backtesting, compatible, explaining, keys, lines, openapi
+from serving import backtesting, compatible, explaining, keys, lines, openapi, standing
 from serving.admission import Admission
 from serving.answer import answer, answer_lines, begin_lines
 from serving.deadline import Deadline
@@ -175,6 +175,7 @@ class Desk:
                 "facts": learned.facts,
                 "card": model.card,
                 "age_s": round(model.age_s, 3),
+                **self._standing(),
             }
         )
 
@@ -185,7 +186,7 @@ class Desk:
     async def readyz(self, _: Request) -> Response:
         """GET /readyz, and /ping for those who ask so."""
         model = self._in_use()
-        return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3)})
+        return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3), **self._standing()})
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics."""
@@ -198,8 +199,21 @@ class Desk:
     def _in_use(self) -> InUse:
         model = self._slot.current
         if model is None:
-            raise Problem("not_ready", "No model is in use yet. Put one into the slot, or wait for the follower.")
+            told = self._standing()
+            reasons = [told["refused"]["reason"]] if "refused" in told else []
+            reasons += [told["follower"]["behind"]] if told.get("follower", {}).get("behind") else []
+            why = "".join(f" {one.rstrip('.')}." for one in reasons)
+            raise Problem("not_ready", f"No model is in use yet.{why} Put one into the slot, or wait for the follower.")
         return model
+
+    def _standing(self) -> dict[str, Any]:
+        """How this worker stands to the slot and to the registry; nothing is asked of that."""
+        told: dict[str, Any] = {}
+        if self._settings.follows:
+            told["follower"] = standing.tell(self._settings.slot, poll_s=self._settings.poll_s).model_dump()
+        if self._slot.refusal is not None:
+            told["refused"] = self._slot.refusal.told().model_dump()
+        return told
 
 
 class Streamed(Response):

@@ -26,9 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forecaster import durable
 from forecaster.errors import BundleDamaged, ForecasterError
+from forecaster.failpoints import point
 from forecaster.frequency import Stamp, at, origin, regular
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
+from serving import standing
 
 if TYPE_CHECKING:
     from forecaster.data.encoding import Encoding
@@ -158,6 +160,7 @@ class Slot:
         noticed: Noticed = lambda _: None,
     ) -> None:
         self.current: InUse | None = None
+        self.refusal: standing.Refusal | None = None  # of what the folder points to
         self._folder = folder
         self._load = load
         self._reload_s = reload_s
@@ -190,13 +193,15 @@ class Slot:
             return
         try:
             fresh = self._prepare()
+            point("reload.before_swap")
         except Exception as error:  # whatever a bundle does must not end the watch; the reason is logged
             self._refused = (sign, time.monotonic())
+            self.refusal = standing.Refusal(standing.reason(error, self._folder), time.monotonic())
             reason = error.message if isinstance(error, ForecasterError) else repr(error)
             log.error("a new bundle was refused, the old one goes on: %s", json.dumps(reason))
             self._noticed("refused")
             return
-        self.current, self._taken, self._refused = fresh, sign, None
+        self.current, self._taken, self._refused, self.refusal = fresh, sign, None, None
         log.info("in use: %s", fresh.release.model_dump_json())
         self._noticed("swapped")
 
@@ -244,7 +249,9 @@ def publish(slot: Path, bundle: Path, release: Release) -> None:
     link = slot / f".current-{release.digest[:16]}"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.relative_to(slot))
+    point("reload.staged")
     link.replace(slot / "current")
+    point("reload.linked")
     durable.sync_folder(slot)
 
 
