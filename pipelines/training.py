@@ -13,7 +13,7 @@ _WHERE, _READING = Where(), Reading()
 
 
 def train(
-    data: str,
+    data: str | None = None,
     *,
     config: Path | None = None,
     horizon: int | None = None,
@@ -31,7 +31,8 @@ def train(
     Parameters
     ----------
     data
-        A CSV or Parquet file with the columns unique_id, ds, y; or a data set that ships: hospital, sine_trend.
+        A CSV or Parquet file with the columns unique_id, ds, y; a folder of such files, of which later ones (by name) correct
+        earlier ones; either of them in a store (s3://bucket/sales.parquet); or a data set that ships: hospital, sine_trend.
     config
         Specification in YAML; without one, the preset of the data's frequency, its variants tried on the last known windows.
     horizon
@@ -73,7 +74,7 @@ def train(
 
 
 def retrain(
-    data: str,
+    data: str | None = None,
     *,
     config: Path | None = None,
     horizon: int | None = None,
