@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -179,6 +180,16 @@ def keep(run_id: str, files: Iterable[Path], *, folder: str, tags: Mapping[str, 
             client.log_artifact(run_id, str(path), folder)
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
+
+
+def kept(run_id: str, path: str, *, uri: str) -> str | None:
+    """The text of a file that a run keeps; None where it keeps none. Raises RegistryError."""
+    client = registry.connect(uri)
+    folder, _, _ = path.rpartition("/")
+    with registry.door(f"run '{run_id}'"), tempfile.TemporaryDirectory(prefix="forecaster-") as place:
+        if path not in {one.path for one in client.list_artifacts(run_id, folder or None)}:
+            return None
+        return Path(client.download_artifacts(run_id, path, place)).read_text()
 
 
 def artifact_location(root: Path) -> str:
