@@ -24,6 +24,7 @@
     │   ├── SeriesRefused          of what a service was asked, some series got no forecast
     │   └── BadSpec                a specification does not validate
     ├── MissingPackage             an optional package is not installed  exit 1
+    ├── SourceUnavailable          a store or database does not answer   exit 1
     ├── TrainingError              a fit cannot go on                    exit 1
     │   ├── NonFiniteLoss          the loss became NaN or infinite
     │   └── CheckpointMismatch     a checkpoint is of another fit, or damaged
@@ -40,6 +41,7 @@
     │   ├── ServiceNotReady        it has no model yet
     │   ├── AnswerTooLate          no answer within the time that was given
     │   └── Unreachable            nobody answers at its address
+    ├── LedgerError                the ledger of served forecasts cannot be used  exit 1
     └── RefusedByGate              a challenger did not prove better     exit 3
 
 A message has four parts: what was expected, what was found, where, and what to do. `where` also travels apart, for the
@@ -136,6 +138,9 @@ class BadSpec(InputError): ...
 class MissingPackage(ForecasterError): ...
 
 
+class SourceUnavailable(ForecasterError): ...
+
+
 class TrainingError(ForecasterError): ...
 
 
@@ -211,6 +216,9 @@ class AnswerTooLate(ServiceError): ...
 
 
 class Unreachable(ServiceError): ...
+
+
+class LedgerError(ForecasterError): ...
 
 
 class RefusedByGate(ForecasterError):

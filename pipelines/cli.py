@@ -37,7 +37,7 @@ _WHERE, _READING = Where(), Reading()
 
 @data_app.command
 def check(
-    data: str,
+    data: str | None = None,
     *,
     covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
@@ -62,9 +62,9 @@ def check(
     try:
         panel = read(reading.of(data)._replace(covariates=covariate, static=static, channels=channel))
     except InputError as error:
-        print(f"{data}: cannot be used ({error.code})")
+        print(f"{data or reading.sql}: cannot be used ({error.code})")
         raise
-    print(f"{data}: can be used{', as repaired' if panel.repairs else ''}")
+    print(f"{data or reading.sql}: can be used{', as repaired' if panel.repairs else ''}")
     print_summary(panel)
 
 
@@ -146,7 +146,8 @@ def new_key(
     name
         Whose it is; it stands in the access log.
     scope
-        read (forecasts, the model), observe (the counters) or admin (everything); may be given again.
+        read (forecasts, the model, its accuracy), actuals (telling what came), observe (the counters) or admin (everything);
+        may be given again.
     keys
         The file; `keys` under the root, if not given.
     """

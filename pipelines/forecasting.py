@@ -61,14 +61,18 @@ def forecast(
 
     in_range(horizon=horizon)
     can_be_written(out=out, plot=plot)
-    given = [one for one in (model, data) if one is not None]
-    if len(given) != (2 if url is None else 1):
-        wanted = "MODEL and DATA" if url is None else "DATA alone, for the service has the model"
-        raise InputError(f"Expected {wanted}; found {' '.join(given) or 'nothing'}. Correct the command.", where="data")
+    if url is None and model is None:
+        raise InputError("Expected MODEL, or --url SERVICE; found neither. Name one of them.", where="model")
+    if url is not None and data is not None:
+        raise InputError(
+            f"Expected DATA alone, for the service has the model; found {model} {data}. Leave the model out.",
+            where="model",
+        )
     if url is None:
-        told = _here(given[0], given[1], horizon, levels, reading, where)
-    else:
-        told = _over_http(url, given[0], horizon, levels, reading)
+        assert model is not None
+        told = _here(model, data, horizon, levels, reading, where)
+    else:  # the first argument is then the data
+        told = _over_http(url, model, horizon, levels, reading)
     good = [outcome for outcome in told.outcomes if isinstance(outcome, Forecast)]
     _tell(told, good)
     made = table(good, levels)
@@ -83,7 +87,7 @@ def forecast(
 
 
 def _here(
-    model: str, data: str, horizon: int | None, levels: tuple[float, ...], reading: Reading, where: Where
+    model: str, data: str | None, horizon: int | None, levels: tuple[float, ...], reading: Reading, where: Where
 ) -> _Told:
     from forecaster import artifact
     from forecaster.blend import tell
@@ -98,7 +102,7 @@ def _here(
     return _Told(forecaster.spec.name, panel, outcomes)
 
 
-def _over_http(url: str, data: str, horizon: int | None, levels: tuple[float, ...], reading: Reading) -> _Told:
+def _over_http(url: str, data: str | None, horizon: int | None, levels: tuple[float, ...], reading: Reading) -> _Told:
     from forecaster.blend import tell
     from forecaster.client import Client
     from forecaster.spec import Spec

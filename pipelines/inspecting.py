@@ -18,7 +18,7 @@ _MOST = 5  # values that are told one by one
 
 def inspect(
     model: str,
-    data: str,
+    data: str | None = None,
     *,
     series: str | None = None,
     horizon: int | None = None,
@@ -63,7 +63,9 @@ def inspect(
         warn(repair)
     found = [one for one in panel.series if series is None or one.id == series]
     if not found:
-        raise BadId(f"Expected --series with the id of one in {data}; found {series!r}. Name another.", where="series")
+        raise BadId(
+            f"Expected --series with the id of one in the data; found {series!r}. Name another.", where="series"
+        )
     told = explain(forecaster, found[0], horizon=horizon, steps=steps)
     for note in told.notes:
         warn(note)

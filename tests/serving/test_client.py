@@ -368,5 +368,7 @@ def test_the_command_line_says_the_same_of_a_service_as_of_a_bundle(
     assert len(here) == 10
     assert min((tmp_path / f"{n}.png").stat().st_size for n in (0, 1)) > 10_000
     assert run("forecast", str(table)) == 2
+    assert run("forecast", "--url", url) == 2
+    assert run("forecast") == 2
     assert run("forecast", "model", str(table), "--url", url) == 2
     assert run("forecast", str(table), "--url", "http://127.0.0.1:9") == 1

@@ -92,7 +92,9 @@ def test_requests_that_fit_the_document_are_answered_as_it_says(world: World, me
         answer = world.send(case, **world.auth)
         case.validate_response(answer, checks=CHECKS)
         if case.media_type in (None, "application/json"):  # text of any kind is no Arrow, and seldom lines
-            assert answer.status_code in (200, 422, 504), "422: what no schema can say, such as a history that is too short"
+            assert answer.status_code in (200, 422, 504), (
+                "422: what no schema can say, such as a history that is too short"
+            )
 
     check()
 
