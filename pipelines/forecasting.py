@@ -94,10 +94,11 @@ def _here(
     from forecaster.predict import Predictor
     from pipelines.sources import read
 
+    source = reading.of(data)
     forecaster = artifact.load(bundle_of(model, where))
     if forecaster.blend:
         warn(f"{forecaster.spec.name} is a blend: {tell(forecaster.blend)}")
-    panel = read(reading.of(data).for_spec(forecaster.spec))
+    panel = read(source.for_spec(forecaster.spec))
     outcomes = Predictor(forecaster).forecast_each(panel.series, horizon or forecaster.spec.horizon, levels=levels)
     return _Told(forecaster.spec.name, panel, outcomes)
 

@@ -57,8 +57,9 @@ def inspect(
             f"Expected --steps from 1 to {MOST_STEPS}; found {steps}. Ask for another number.", where="steps"
         )
     can_be_written(out=out, plot=plot)
+    source = reading.of(data)
     forecaster = artifact.load(bundle_of(model, where))
-    panel = read(reading.of(data).for_spec(forecaster.spec))
+    panel = read(source.for_spec(forecaster.spec))
     for repair in panel.repairs:
         warn(repair)
     found = [one for one in panel.series if series is None or one.id == series]

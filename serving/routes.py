@@ -47,7 +47,12 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     page = assets.read()
     metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.LABEL])
     slot = slot or Slot(
-        settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
+        settings.slot,
+        load=load,
+        reload_s=settings.reload_s,
+        retry_s=settings.retry_s,
+        noticed=metrics.model,
+        measure=metrics.rolled,
     )
     desk = Desk(settings, slot, metrics)
     paths: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]] = {
@@ -213,6 +218,8 @@ class Desk:
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics."""
+        if self._settings.follows:
+            self._metrics.reached(standing.read(self._settings.slot).reached_at)
         return Response(await asyncio.to_thread(self._metrics.page), media_type=CONTENT_TYPE)
 
     async def docs(self, _: Request) -> Response:

@@ -120,6 +120,14 @@ def _unnoted(_: InUse, __: Sequence[Series], ___: Sequence[Forecast | Forecaster
     """Keeps no ledger."""
 
 
+Measure = Callable[[int, float, int], object]
+"""Told of series that were rolled together: how many, the seconds it took, and in how many something stood in for the network."""
+
+
+def _unmeasured(_: int, __: float, ___: int) -> None:
+    """Measures nothing."""
+
+
 @dataclass(frozen=True, eq=False)
 class InUse:
     """A model that answers."""
@@ -130,6 +138,7 @@ class InUse:
     since: float = field(default_factory=time.monotonic)
     drift: Drift | None = None  # what late actuals have taught about its intervals
     note: Note = _unnoted
+    measure: Measure = _unmeasured
 
     @property
     def name(self) -> dict[str, Any]:
@@ -170,6 +179,7 @@ class Slot:
         reload_s: float = 1.0,
         retry_s: float = 60.0,
         noticed: Noticed = lambda _: None,
+        measure: Measure = _unmeasured,
     ) -> None:
         self.current: InUse | None = None
         self.refusal: standing.Refusal | None = None  # of what the folder points to
@@ -178,6 +188,7 @@ class Slot:
         self._reload_s = reload_s
         self._retry_s = retry_s
         self._noticed = noticed
+        self._measure = measure
         self._taken: str | None = None  # the sign of what is in use
         self._refused: tuple[str, float] | None = None  # what was refused, and when
         self._stop = threading.Event()
@@ -229,7 +240,7 @@ class Slot:
         _check_digest(bundle, release)
         predictor = self._load(bundle)
         _warm_up(predictor)
-        return InUse(release, predictor, (bundle / "card.md").read_text(encoding="utf-8"))
+        return InUse(release, predictor, (bundle / "card.md").read_text(encoding="utf-8"), measure=self._measure)
 
 
 @contextmanager
