@@ -70,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     publish_real(folder)
     key = keys.new("fuzz", ["admin"], folder / "keys")
     with application(folder) as make:
-        yield World(make(load=load_bundle, keys_file=folder / "keys"), key)
+        yield World(make(load=load_bundle, keys_file=folder / "keys", ledger="on"), key)
 
 
 def bounded(test: Any) -> Any:
