@@ -41,7 +41,7 @@ def target(slot_folder: Path) -> Target:
     return Target("sales", "champion", slot_folder, keep=2)
 
 
-def looks(store: Any, target: Target, count: int = 1, *, retry_s: float = 1000) -> None:
+def looks(connect: Callable[[], Any], target: Target, count: int = 1) -> None:
     """The follower's first looks."""
     left = iter(range(count - 1))
 
@@ -50,7 +50,7 @@ def looks(store: Any, target: Target, count: int = 1, *, retry_s: float = 1000) 
             raise Enough
 
     with pytest.raises(Enough):
-        follow(lambda: store, target, poll_s=0, retry_s=retry_s, verify=load_stub, pause=pause)
+        follow(connect, target, poll_s=0, retry_s=1000, verify=load_stub, pause=pause)
 
 
 def told(client: Client, path: str = "/readyz") -> dict[str, Any]:
@@ -65,7 +65,7 @@ def test_a_follower_that_is_up_to_date_has_ages_and_no_reason(
 ) -> None:
     registry = FakeRegistry(tmp_path / "registry")
     registry.promote("1", shift=1.0)
-    looks(registry, target)
+    looks(lambda: registry, target)
     client = make_client(**FOLLOWING)
     for path in ("/readyz", "/ping", "/v1/model"):
         found = told(client, path)
@@ -81,18 +81,18 @@ def test_a_registry_that_is_down_changes_nothing_but_the_age_and_the_reason(
 ) -> None:
     registry = FakeRegistry(tmp_path / "registry")
     registry.promote("1", shift=1.0)
-    looks(registry, target)
+    looks(lambda: registry, target)
     client = make_client(**FOLLOWING)
     before = client.post("/v1/forecast", json=GOOD).json()
     reached = standing.read(target.slot).reached_at
     registry.down = True
-    looks(registry, target)
+    looks(lambda: registry, target)
     found = told(client)["follower"]
     assert found["behind"] == "the registry could not be followed (ConnectionError)"
     assert standing.read(target.slot).reached_at == reached, "as a follower that was started anew found it"
     assert client.post("/v1/forecast", json=GOOD).json() == before
     registry.down = False
-    looks(registry, target)
+    looks(lambda: registry, target)
     assert told(client)["follower"]["behind"] is None
 
 
@@ -125,8 +125,7 @@ def test_a_registry_that_never_answers_keeps_nobody_waiting(
     publish_stub(target.slot)
     client = make_client(**FOLLOWING)
     before = client.post("/v1/forecast", json=GOOD).json()
-    store = make(black_hole)
-    following = threading.Thread(target=looks, args=(store, target))
+    following = threading.Thread(target=looks, args=(lambda: make(black_hole), target))
     following.start()
     waited = []
     while following.is_alive():
@@ -159,9 +158,9 @@ def test_a_server_starts_with_what_was_last_verified_though_the_registry_is_down
 ) -> None:
     registry = FakeRegistry(tmp_path / "registry")
     registry.promote("1", shift=1.0)
-    looks(registry, target)
+    looks(lambda: registry, target)
     registry.down = True
-    looks(registry, target)
+    looks(lambda: registry, target)
     assert told(make_client(**FOLLOWING))["model"]["version"] == "1"
 
 
@@ -175,11 +174,11 @@ def test_a_server_without_a_model_says_why(tmp_path: Path, target: Target, make_
 
     assert "the follower has not looked yet" in why()
     registry = FakeRegistry(tmp_path / "registry")
-    looks(registry, target)
+    looks(lambda: registry, target)
     assert "no_such_model" in why()
     registry.promote("1", shift=0.0)
     (registry.folder / "1" / "manifest.json").write_text('{"bad": 1}')
-    looks(registry, target, 2)
+    looks(lambda: registry, target, 2)
     assert "bundle_damaged: This bundle is bad" in why(), "at the second look too, which does not try again"
     assert str(tmp_path) not in why()
 
