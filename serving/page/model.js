@@ -22,9 +22,9 @@ export async function showModel() {
     const [{ content }, accuracy] = await Promise.all([ask("/v1/model"), accuracyPart()]);
     clear(messages);
     put(body,
-      make("div", { class: "model-grid" }, facts(content), scores(content)),
-      make("section", { class: "card" }, make("h2", {}, "Since it serves"), accuracy),
-      make("article", { class: "card prose", "aria-label": "Model card" }, elementsOf(content.card, 2)));
+      make("div", { class: "model-grid" },
+        make("div", {}, facts(content), make("article", { class: "card prose", "aria-label": "Model card" }, elementsOf(content.card, 2))),
+        make("div", {}, scores(content), make("section", { class: "card" }, make("h2", {}, "Since it serves"), accuracy))));
   } catch (error) {
     put(body);
     tell(messages, error);
