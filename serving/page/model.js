@@ -40,7 +40,7 @@ async function accuracyPart() {
     if (!(error instanceof Failure)) throw error;
     const off = "This server keeps no record of its forecasts, so that there is nothing to score.";
     const closed = "This key may not see how the served forecasts did.";
-    const text = error.status === 403 ? closed : error.status === 404 || error.status === 422 ? off : `Not to be had now: ${error.message}`;
+    const text = { ledger_off: off, not_found: off, forbidden: closed }[error.code] ?? `Not to be had now: ${error.message}`;
     return [make("p", { class: "calm" }, text)];
   }
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serving import keys
+from serving.accuracy import AccuracyAnswer
 from tests.page.conftest import Open, publish_card, served
 from tests.page.test_forecast_view import GOOD, drawn, forecast, paste
 
@@ -34,6 +37,7 @@ ACCURACY = {
 
 
 def test_the_model_and_how_it_does(visit: Open) -> None:
+    AccuracyAnswer.model_validate_json(json.dumps(ACCURACY))  # what is shown is what the server answers
     page = visit()
     page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY))
     page.click("#to-model")
@@ -49,16 +53,20 @@ def test_the_model_and_how_it_does(visit: Open) -> None:
     assert page.is_visible("#controls")
 
 
+def refuse(route: Any, _: Any, *, status: int, content: str) -> None:
+    route.fulfill(status=status, body=content)
+
+
 def test_a_server_without_records_is_no_alarm(visit: Open) -> None:
     page = visit()
-    error = {"error": {"code": "ledger_off", "message": "Expected a ledger.", "where": None}}
-    statuses = [409, 403, 404]
-    page.route("**/v1/accuracy", lambda route: route.fulfill(status=statuses.pop(), json=error))
-    while statuses:
+    answers = {"keeps no record": (404, "ledger_off"), "may not see": (403, "forbidden"), "Not to be had": (404, "odd")}
+    for told, (status, code) in answers.items():
+        content = json.dumps({"error": {"code": code, "message": "Expected a ledger.", "where": None}})
+        page.route("**/v1/accuracy", partial(refuse, status=status, content=content))
         page.click("#to-forecast")
         with page.expect_response("**/v1/accuracy"):
             page.click("#to-model")
-        page.wait_for_selector("section:has-text('Since it serves') .calm")
+        page.wait_for_selector(f".calm:has-text('{told}')")
         assert page.locator(".message").count() == 0
 
 
