@@ -39,6 +39,7 @@ class Served(NamedTuple):
     app: Guard  # answers requests
     routes: Starlette  # inside the guard; its lifespan starts and stops the slot
     slot: Slot
+    beside: Slot | None  # of the model in the shadow
 
 
 def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bundle) -> Served:
@@ -86,7 +87,7 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
         takes={route.path: [form.media_type for form in route.asks] for route in openapi.ROUTES if route.asks},
         stamp=lambda: _named(slot.current),
     )
-    return Served(guard, routes, slot)
+    return Served(guard, routes, slot, desk.shadow)
 
 
 class Desk:
@@ -96,21 +97,29 @@ class Desk:
         self._settings = settings
         self._slot = slot
         self._metrics = metrics
-        self._scribe = Scribe(settings, counted=metrics.ledger)
+        beside = settings.shadow_slot
+        self.shadow = None if beside is None else slot.beside(beside)
+        self._scribe = Scribe(settings, counted=metrics.ledger, shadow=self._beside)
         self._admission = Admission(
             threads=settings.rollouts, places=settings.max_in_flight, timeout_s=settings.timeout_s
         )
         self._document = orjson.dumps(openapi.document())
 
+    def _beside(self) -> InUse | None:
+        return None if self.shadow is None else self.shadow.current
+
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Watches the slot, and keeps what is served, while the server runs."""
-        self._slot.start()
+        watched = [one for one in (self._slot, self.shadow) if one is not None]
+        for one in watched:
+            one.start()
         self._scribe.start()
         try:
             yield
         finally:
-            self._slot.stop()
+            for one in watched:
+                one.stop()
             await asyncio.to_thread(self._scribe.stop)
             self._admission.close()
 

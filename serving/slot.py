@@ -175,6 +175,10 @@ class Slot:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    def beside(self, folder: Path) -> Slot:
+        """Another slot that is watched as this one is."""
+        return Slot(folder, load=self._load, reload_s=self._reload_s, retry_s=self._retry_s)
+
     def start(self) -> None:
         """Looks at the folder now and then, in a thread of its own, until `stop`."""
         self._thread = threading.Thread(target=self._watch, name="slot", daemon=True)
