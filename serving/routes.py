@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 from forecaster.frequency import tell
 from serving import accuracy, actuals, assets, backtesting, compatible, explaining, keys, lines, openapi, standing
 from serving.admission import Admission
-from serving.answer import answer, answer_lines, begin_lines
+from serving.answer import Asked, answer_lines, begin_lines
+from serving.batcher import Batcher, Ticket
 from serving.deadline import Deadline
 from serving.guard import Guard, Pairs
 from serving.ledger import Scribe
@@ -110,6 +111,7 @@ class Desk:
         self._admission = Admission(
             threads=settings.rollouts, places=settings.max_in_flight, timeout_s=settings.timeout_s
         )
+        self._batcher = Batcher(settings)
         self._document = orjson.dumps(openapi.document())
 
     def _beside(self) -> InUse | None:
@@ -136,8 +138,11 @@ class Desk:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
         if media_type == lines.MEDIA_TYPE:
             return await self._lines(body, model, deadline)
-        work = partial(answer, media_type=media_type, pack=takes_gzip(request.headers.get("accept-encoding", "")))
-        answered = await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline)
+        pack = takes_gzip(request.headers.get("accept-encoding", ""))
+        ticket = Ticket(Asked(body, media_type, model, deadline, pack))
+        waits, leaves = partial(self._batcher.wait, ticket), partial(_left, request.receive)
+        work = self._batcher.answer, ticket
+        answered = await self._admission.run(*work, deadline=deadline, leaves=leaves, admitted=waits)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
         took = ", ".join([f"{part};dur={seconds * 1000:.2f}" for part, seconds in answered.seconds.items()])
         response = Response(answered.body, media_type=media_type)
@@ -150,7 +155,8 @@ class Desk:
         """POST /invocations."""
         body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
         work = (compatible.answer, body, model, self._settings, deadline)
-        content, series = await self._admission.run(*work, deadline=deadline)
+        leaves = partial(_left, request.receive)
+        content, series = await self._admission.run(*work, deadline=deadline, leaves=leaves)
         self._metrics.series(forecast=series, refused=0)
         response = _json(content)
         response.raw_headers += _named(model)

@@ -323,9 +323,9 @@ def to_series(asked: AskedHistory, *, served: str, encoding: Encoding, horizon: 
 
 
 def _start(asked: GridSeries, starts: Starts) -> Start:
-    read, style = stamps.read([asked.start], where=asked.id)
-    freq = stamps.declared_frequency(asked.freq, at(read, 0), where=asked.id)
-    one = starts[asked.start, asked.freq] = Start(at(read, 0), style, freq, offset(freq, where=asked.id))
+    stamp, style = stamps.read_one(asked.start, where=asked.id)
+    freq = stamps.declared_frequency(asked.freq, stamp, where=asked.id)
+    one = starts[asked.start, asked.freq] = Start(stamp, style, freq, offset(freq, where=asked.id))
     return one
 
 
