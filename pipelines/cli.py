@@ -18,6 +18,7 @@ from forecaster.errors import ForecasterError, InputError, NoSuchModel
 from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range
 from pipelines.backtesting import backtest
 from pipelines.releasing import audit, promote, register, rollback
+from pipelines.scheduling import schedule_app
 from pipelines.terminal import forecast_table, hush, print_summary, warn, write_table
 from pipelines.training import retrain, train
 from pipelines.tuning import tune
@@ -27,6 +28,7 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
 app.command(key_app)
+app.command(schedule_app)
 for command in (train, retrain, backtest, tune, register, promote, rollback, audit):
     app.command(command)
 
