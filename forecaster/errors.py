@@ -33,6 +33,7 @@
     ├── RegistryError              the model registry said no            exit 1
     │   ├── NoSuchModel            no such model, version or alias
     │   └── BaseMoved              the champion changed since it was judged against
+    ├── LedgerError                the ledger of served forecasts cannot be used  exit 1
     └── RefusedByGate              a challenger did not prove better     exit 3
 
 A message has four parts: what was expected, what was found, where, and what to do. `where` also travels apart, for the
@@ -156,6 +157,9 @@ class NoSuchModel(RegistryError): ...
 
 
 class BaseMoved(RegistryError): ...
+
+
+class LedgerError(ForecasterError): ...
 
 
 class RefusedByGate(ForecasterError):

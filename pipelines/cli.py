@@ -215,7 +215,8 @@ def new_key(
     name
         Whose it is; it stands in the access log.
     scope
-        read (forecasts, the model), observe (the counters) or admin (everything); may be given again.
+        read (forecasts, the model, its accuracy), actuals (telling what came), observe (the counters) or admin (everything);
+        may be given again.
     keys
         The file; `keys` under the root, if not given.
     """
