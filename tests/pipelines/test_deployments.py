@@ -101,8 +101,8 @@ def test_the_deployment_of_prefect_calls_a_retraining() -> None:
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from prefect.testing.utilities import prefect_test_harness
 import pipelines.prefect_flow as ours
+from prefect.testing.utilities import prefect_test_harness
 from prefect.settings import get_current_settings
 
 assert get_current_settings().server.analytics_enabled is False
@@ -124,6 +124,7 @@ print("all is well")
 """
 
 
+@pytest.mark.slow
 def test_the_flow_of_prefect_retries_and_keeps_secrets(tmp_path: Path) -> None:
     pytest.importorskip("prefect", reason="Prefect is not installed")
     done = subprocess.run(
