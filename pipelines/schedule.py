@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OUTCOMES = {0: "done", 2: "wrong input", 3: "refused by the gate"}  # any other code failed, and is tried again
 PROGRAM = (sys.executable, "-m", "pipelines.cli")
 _BEAT_S, _LOOK_S, _ELSEWHERE_S = 1.0, 0.2, 30
+_NOT_STARTED = 127  # as shells say it
 _PATIENCE_S = 60.0  # until a process that was told to end is killed
 _LONGEST_LOG = 5_000_000  # bytes; then it begins anew, and the one before is kept
 _log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Scheduler:
         """Queues what a kill took out of the queue."""
         queued = {task.args[0] for task in (*self._queue.pending(), *self._queue.scheduled())}
         for job in self.book.jobs():
+            self._note(job.name, running=None)
             waiting = self.book.state(job.name).waiting
             if waiting is not None and job.name not in queued:
                 _log.info("%s: the call of %s was cut short; it is run again", job.name, _told(waiting))
@@ -144,7 +146,11 @@ class Scheduler:
                 self._note(name, refusal=refusal)
                 raise RetryTask(delay=_ELSEWHERE_S) from None
             attempt = job.retries - int(task.retries) + 1
-            run = self._perform(job, call, attempt, lock)
+            try:
+                run = self._perform(job, call, attempt, lock)
+            except Exception:  # of any kind; huey tells it in the log
+                self._note(name, running=None, **({} if task.retries else {"waiting": None}))
+                raise
         failed = run.code not in OUTCOMES and not self.stop.is_set()
         again = failed and task.retries > 0
         over = not again and run.outcome != "interrupted"
@@ -162,17 +168,23 @@ class Scheduler:
             begin = output.tell()
             output.write(f"--- {_told(started)}, call of {_told(call)}, attempt {attempt}\n".encode())
             output.flush()
-            process = subprocess.Popen(  # noqa: S603  # our own command, as it was typed
-                words,
-                cwd=job.folder if Path(job.folder).is_dir() else None,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # an interrupt at the terminal is the scheduler's to pass on
-                pass_fds=[lock.fileno()],
-            )
-            self._note(job.name, running=process.pid)
-            code = self._wait(process)
+            try:
+                process = subprocess.Popen(  # noqa: S603  # our own command, as it was typed
+                    words,
+                    cwd=job.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,  # an interrupt at the terminal is the scheduler's to pass on
+                    pass_fds=[lock.fileno()],
+                )
+            except OSError as error:  # its folder is gone, say
+                output.write(f"could not be started: {error}\n".encode())
+                output.flush()
+                code = _NOT_STARTED
+            else:
+                self._note(job.name, running=process.pid)
+                code = self._wait(process)
         outcome = OUTCOMES.get(code, "failed" if code > 0 else f"killed by signal {-code}")
         if self.stop.is_set() and code not in OUTCOMES:
             outcome = "interrupted"

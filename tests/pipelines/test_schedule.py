@@ -60,7 +60,7 @@ class World:
     def job(self, name: str = "night", **fields: Any) -> None:
         words = ("retrain", "data.csv")
         given = {"cron": "0 3 * * *", "zone": "UTC", "retries": 0, "retry_delay": 0.01, "since": START} | fields
-        self.book.keep(Job(name=name, words=words, folder=str(self.folder), **given))
+        self.book.keep(Job(name=name, words=words, **{"folder": str(self.folder)} | given))
 
     def codes(self, *codes: object) -> None:
         (self.folder / "codes").write_text(" ".join(map(str, codes)))
@@ -144,6 +144,17 @@ def test_what_failed_is_tried_again_later_and_later_and_then_given_up(world: Wor
     last = world.book.state("night").last
     assert last is not None
     assert (len(world.calls()), last.outcome, last.attempt) == (5, "done", 2)
+
+
+def test_what_cannot_be_started_has_failed(world: World) -> None:
+    world.job(folder=str(world.folder / "gone"), retries=1)
+    world.now = START + DAY
+    world.work()
+    state = world.book.state("night")
+    assert state.last is not None
+    assert (state.last.code, state.last.outcome, state.last.attempt) == (127, "failed", 2)
+    assert "gone" in state.last.said
+    assert (state.waiting, state.running) == (None, None)
 
 
 def test_a_retry_waits_twice_as_long_each_time_and_outlives_the_scheduler(world: World) -> None:
