@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -34,6 +35,7 @@ CHALLENGER = "challenger"
 FORMER = "former"
 
 _DIGEST = "digest"  # the tag of a version: sha256 of its bundle's manifest
+_LOGIN = re.compile(r"//[^/\s@]*@")  # user and password in an address
 _BUNDLE = "bundle"  # the folder of a logged model that holds the bundle, beside MLflow's own files
 _REPLACED = "replaced"  # the tag of a version: the number of the champion whose place it took
 _GOING_BACK = "going-back"  # the alias of the version that a rollback under way goes to
@@ -324,7 +326,7 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    with lease(uri), door(f"the store '{uri}'"), warnings.catch_warnings():
+    with lease(uri), door(f"the store '{_LOGIN.sub('//', uri)}'"), warnings.catch_warnings():
         # MLflow 3.17 configures its tables, at first use, in a way that SQLAlchemy 2.1 deprecates.
         warnings.filterwarnings("ignore", r"The ``noload`` loader strategy is deprecated", DeprecationWarning)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -340,7 +342,7 @@ def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel
     try:
         yield
     except MlflowException as error:
-        said = " ".join(str(error.message).removeprefix(f"{error.error_code}: ").split()).rstrip(".")
+        said = " ".join(_LOGIN.sub("//", str(error.message)).removeprefix(f"{error.error_code}: ").split()).rstrip(".")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise missing(
                 f"{where[:1].upper()}{where[1:]} is not in the store: {said}. Check the name, or register it first.",

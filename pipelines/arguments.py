@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -133,6 +133,27 @@ def spec_of(
     fields["horizon"] = horizon or spec.horizon
     fields["training"]["seed"] = spec.training.seed if seed is None else seed
     return Spec.parse(fields, where=str(config or "--horizon"))
+
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """Arguments of a command as they are typed, by the names of its parameters; None, False and () are left out.
+
+    A group of parameters (`Reading`) is told one by one, less what is as it would be anyway.
+    """
+    words = []
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        if is_dataclass(value) and not isinstance(value, type):
+            usual = type(value)()
+            changed = {one.name: getattr(value, one.name) for one in fields(value)}
+            words += words_of({one: told for one, told in changed.items() if told != getattr(usual, one)})
+        elif value is True:
+            words.append(option)
+        elif isinstance(value, tuple):
+            words += [f"{option}={one}" for one in value]
+        elif value is not None and value is not False:
+            words.append(f"{option}={value}")
+    return words
 
 
 def in_range(**numbers: int | None) -> None:

@@ -20,6 +20,7 @@ from pipelines.backtesting import backtest
 from pipelines.forecasting import forecast
 from pipelines.inspecting import inspect
 from pipelines.releasing import audit, promote, register, rollback
+from pipelines.scheduling import schedule_app
 from pipelines.shadowing import shadow
 from pipelines.terminal import hush, print_summary
 from pipelines.training import retrain, train
@@ -30,6 +31,7 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
 app.command(key_app)
+app.command(schedule_app)
 for command in (train, retrain, backtest, forecast, inspect, tune, register, promote, rollback, audit, shadow):
     app.command(command)
 

@@ -90,6 +90,7 @@ def retrain_once(
             trained = _trained(bundle, forecaster)._replace(result=result)
         point("retrain.trained")
         version = register(trained.bundle, root, run_id=trained.run_id, tags={TAG: key})
+        registry.tag(version, TAG, key)  # a person may have registered the bundle meanwhile, without it
         done = decide(Trial(trained, version, base, champion), root, policy)
         point("retrain.promoted")
         if done.verdict.promote:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forecaster.errors import RefusedByGate
+from forecaster.errors import BadSpec, RefusedByGate
 from pipelines.arguments import Blended, Reading, Where, bundle_of, in_range, spec_of
+from pipelines.scheduling import Recurrence, keep
 from pipelines.terminal import print_scores, print_verdict
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pipelines.settings import Root
     from pipelines.sources import Data
 
-_WHERE, _READING = Where(), Reading()
+_WHERE, _READING, _RECURRENCE = Where(), Reading(), Recurrence()
 
 
 def train(
@@ -97,6 +98,7 @@ def retrain(
     again: Annotated[bool, Parameter(negative="")] = False,
     if_needed: Annotated[bool, Parameter(negative="")] = False,
     min_new: int | None = None,
+    recurrence: Recurrence = _RECURRENCE,
     reading: Reading = _READING,
     where: Where = _WHERE,
 ) -> None:
@@ -137,11 +139,19 @@ def retrain(
     min_new
         With --if-needed: so many new steps call for it; a horizon of the champion's, if not given.
     """
+    asked = {name: value for name, value in locals().items() if name not in ("recurrence", "where")}
     from pipelines.once import retrain_once
     from pipelines.policy import read_policy
 
-    in_range(min_new=min_new)
-    source, bounds, root = reading.of(data), read_policy(policy), where.open()
+    in_range(min_new=min_new, horizon=horizon, members=members)
+    source, bounds = reading.of(data), read_policy(policy)
+    if recurrence.cron is not None:
+        if config is None and horizon is None:
+            raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
+        asked["trigger"] = "schedule" if trigger == "cli" else trigger
+        keep(_name(config, source), "retrain", asked, recurrence, where)
+        return
+    root = where.open()
     if if_needed and not _is_needed(_name(config, source), source, root, min_new):
         return
     spec = spec_of(
