@@ -19,7 +19,7 @@ ROUNDS = 1000  # of the latest stamps that are learned from; what came before th
 def adapt(ledger: Ledger, digest: str, *, at: float) -> Drift:
     """Works out the drift of a model from all that came, and keeps it."""
     frames = [frame for frame in pairs(ledger, Which(digest=digest)) if np.isfinite(frame["unit"]).any()]
-    drift = learned(pd.concat(frames)) if frames else Drift()
+    drift = learned(pd.concat(frames, ignore_index=True)) if frames else Drift()
     ledger.keep_drift(digest, json.dumps({"rate": drift.rate, "shifts": drift.shifts}), at=at)
     return drift
 
