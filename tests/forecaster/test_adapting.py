@@ -62,7 +62,9 @@ def serve(ledger: Ledger, forecaster: Forecaster, y: np.ndarray, *, adaptive: bo
     for now in range(400, y.shape[1] - HORIZON):
         known = [Series(f"{place}", START, "h", row[:now]) for place, row in enumerate(y)]
         told = predictor.forecast_each(known, HORIZON, levels=LEVELS, drift=drift)
-        records = made(predictor, Told("m", "1", DIGEST), known, told, keeping=keeping, drift=drift, at=float(now))  # type: ignore[arg-type]
+        records = made(
+            predictor, Told("m", "1", DIGEST), known, told, keeping=keeping, drift=drift, at=[float(now)] * SERIES
+        )  # type: ignore[arg-type]
         assert records[0].quantiles[0.9] == pytest.approx(told[0].quantiles[0.9].tolist())  # type: ignore[union-attr]
         ledger.record(records)
         if adaptive and now % told_every == 0:
@@ -111,7 +113,7 @@ def test_quantiles_as_served_hold_the_drift_and_it_is_not_counted_twice(ledger: 
             known = [Series(f"{place}", START, "h", row[:now]) for place, row in enumerate(y)]
             told = predictor.forecast_each(known, HORIZON)
             ledger.record(
-                made(predictor, Told("m", "1", digest), known, told, keeping=keeping, drift=drift, at=0.0)  # type: ignore[arg-type]
+                made(predictor, Told("m", "1", digest), known, told, keeping=keeping, drift=drift, at=[0.0] * SERIES)  # type: ignore[arg-type]
             )
     for place, row in enumerate(y):
         ledger.observe([Observed(key_of(ledger.salt, f"{place}", START), stamps, row.tolist())], at=1.0)

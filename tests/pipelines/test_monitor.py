@@ -74,7 +74,7 @@ def live(
     for hour in range(60, 60 + HOURS):
         known = [Series(f"meter_{place}", start, "h", row[:hour]) for place, row in enumerate(y)]
         told = predictor.forecast_each(known, HORIZON)
-        records += made(predictor, model, known, told, keeping=keeping, drift=None, at=1e9 + hour)  # type: ignore[arg-type]
+        records += made(predictor, model, known, told, keeping=keeping, drift=None, at=[1e9 + hour] * SERIES)  # type: ignore[arg-type]
     if group:
         records = [one._replace(group="odd" if place % 2 else "even") for place, one in enumerate(records)]
     ledger.record(records)
