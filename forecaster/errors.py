@@ -23,6 +23,7 @@
     │   ├── HorizonOutOfRange      a horizon below one, or above the limit
     │   └── BadSpec                a specification does not validate
     ├── MissingPackage             an optional package is not installed  exit 1
+    ├── SourceUnavailable          a store or database does not answer   exit 1
     ├── TrainingError              a fit cannot go on                    exit 1
     │   ├── NonFiniteLoss          the loss became NaN or infinite
     │   └── CheckpointMismatch     a checkpoint is of another fit, or damaged
@@ -126,6 +127,9 @@ class BadSpec(InputError): ...
 
 
 class MissingPackage(ForecasterError): ...
+
+
+class SourceUnavailable(ForecasterError): ...
 
 
 class TrainingError(ForecasterError): ...

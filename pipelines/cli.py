@@ -38,7 +38,7 @@ _TOLD = 10  # faults of single series that are told one by one
 @app.command
 def forecast(
     model: str,
-    data: str,
+    data: str | None = None,
     *,
     horizon: int | None = None,
     levels: tuple[float, ...] = (),
@@ -105,7 +105,7 @@ def forecast(
 
 @data_app.command
 def check(
-    data: str,
+    data: str | None = None,
     *,
     covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
@@ -130,9 +130,9 @@ def check(
     try:
         panel = read(reading.of(data)._replace(covariates=covariate, static=static, channels=channel))
     except InputError as error:
-        print(f"{data}: cannot be used ({error.code})")
+        print(f"{data or reading.sql}: cannot be used ({error.code})")
         raise
-    print(f"{data}: can be used{', as repaired' if panel.repairs else ''}")
+    print(f"{data or reading.sql}: can be used{', as repaired' if panel.repairs else ''}")
     print_summary(panel)
 
 

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import accuracy, actuals, compatible, keys, lines, openapi
+from serving import accuracy, actuals, assets, compatible, keys, lines, openapi
 from serving.admission import Admission
 from serving.answer import answer, answer_lines, begin_lines
 from serving.deadline import Deadline
@@ -45,7 +45,8 @@ class Served(NamedTuple):
 def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bundle) -> Served:
     """The application of one worker. Raises BadKeys where it would answer anyone, unless the settings want that."""
     keyring = keys.keyring(settings)
-    metrics = Metrics([route.path for route in openapi.ROUTES])
+    page = assets.read()
+    metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.LABEL])
     slot = slot or Slot(
         settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
     )
@@ -63,14 +64,17 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
         ("get", "/docs.json"): desk.docs,
     }
     routes = Starlette(
-        routes=[Route(one.path, paths[one.method, one.path], methods=[one.method.upper()]) for one in openapi.ROUTES],
+        routes=[
+            *(Route(one.path, paths[one.method, one.path], methods=[one.method.upper()]) for one in openapi.ROUTES),
+            *(Route(asset.path, asset.answer, methods=["GET"]) for asset in page),
+        ],
         # One for every failure, so that Starlette never writes its own; what is unexpected is raised on to the guard.
         exception_handlers={HTTPException: _no_route, Problem: _problem, Exception: _last_resort},
         lifespan=desk.lifespan,
     )
     routes.router.redirect_slashes = False
     scopes = {route.path: route.scope for route in openapi.ROUTES if route.scope is not None}
-    open_paths = {route.path for route in openapi.ROUTES} - set(scopes)
+    open_paths = {route.path for route in openapi.ROUTES} - set(scopes) | {asset.path for asset in page}
 
     def admit(path: str, headers: Mapping[bytes, bytes]) -> str | None:
         return None if keyring is None or path in open_paths else keyring.admit(scopes.get(path), headers)
@@ -78,7 +82,7 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     guard = Guard(
         routes,
         max_body=settings.max_body,
-        observe=metrics.request,
+        observe=lambda path, status, seconds: metrics.request(assets.label(path), status, seconds),
         admit=admit,
         takes={route.path: [form.media_type for form in route.asks] for route in openapi.ROUTES if route.asks},
         stamp=lambda: _named(slot.current),

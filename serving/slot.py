@@ -147,11 +147,9 @@ Noticed = Callable[[str], None]  # "swapped" or "refused"
 
 def load_bundle(folder: Path) -> Predicts:
     """The Predictor of a verified bundle, on the fastest engine there is for it; raises BundleError, or MissingPackage."""
-    from forecaster import artifact  # brings torch: only when there is something to load
-    from forecaster.predict import Predictor, fastest_engine
+    from forecaster import artifact  # only when there is something to load
 
-    forecaster = artifact.load(folder)
-    return Predictor(forecaster, engine=fastest_engine(forecaster))
+    return artifact.predictor(folder)
 
 
 class Slot:

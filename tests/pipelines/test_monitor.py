@@ -179,6 +179,33 @@ def test_without_a_ledger_nothing_is_wanted_and_the_command_says_so(trained: Roo
         look(trained, "other")
 
 
+def test_a_retraining_that_is_asked_for_if_needed_hears_of_it(
+    trained: Root, moved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["retrain", str(trained.path.parent / "meters.csv"), "--if-needed", "--root", str(trained.path)]
+    config = trained.path.parent / "small.yaml"
+    config.write_text(json.dumps(small(valid_windows=4).model_dump(mode="json")))
+    monkeypatch.setenv("FORECASTER_SERVING_LEDGER", "postgresql+psycopg://me:fck_secret@127.0.0.1:9/none")
+    cli.main([*arguments, "--config", str(config)])
+    told = capsys.readouterr()
+    assert told.out.startswith("nothing to do")
+    assert "the ledger was not asked" in told.err
+    assert "fck_secret" not in told.err
+    monkeypatch.setenv("FORECASTER_SERVING_LEDGER", moved)
+    monkeypatch.setattr("pipelines.retrain.retrain", _stop)
+    with pytest.raises(_Stopped):
+        cli.main([*arguments, "--config", str(config)])
+    assert capsys.readouterr().out.startswith("needed  the CUSUM of one-step errors")
+
+
+class _Stopped(Exception):
+    """Where a retraining would begin."""
+
+
+def _stop(*_: object, **__: object) -> None:
+    raise _Stopped
+
+
 def command(root: Root, *arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         cli.main(["monitor", *arguments, "--root", str(root.path)])
