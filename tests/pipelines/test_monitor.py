@@ -186,7 +186,9 @@ def test_a_retraining_that_is_asked_for_if_needed_hears_of_it(
     config = trained.path.parent / "small.yaml"
     config.write_text(json.dumps(small(valid_windows=4).model_dump(mode="json")))
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", "postgresql+psycopg://me:fck_secret@127.0.0.1:9/none")
-    cli.main([*arguments, "--config", str(config)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--config", str(config)])
+    assert not ended.value.code
     told = capsys.readouterr()
     assert told.out.startswith("nothing to do")
     assert "the ledger was not asked" in told.err
