@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -69,9 +70,12 @@ def forecasts(series: list[Series], ask: Ask, model: InUse, deadline: Deadline) 
     """Those of series that were read. Raises Problem if the deadline passes, or for levels that the model cannot give."""
 
     def some(part: list[Series]) -> list[Forecast | ForecasterError]:
-        if model.drift is not None and ask.levels:
-            return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels, drift=model.drift)
-        return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels)
+        began = perf_counter()
+        drift = {} if model.drift is None or not ask.levels else {"drift": model.drift}
+        told = model.predictor.forecast_each(part, ask.horizon, levels=ask.levels, **drift)
+        stand_ins = sum(isinstance(one, Forecast) and bool(one.warnings) for one in told)
+        model.measure(len(part), perf_counter() - began, stand_ins)
+        return told
 
     at_once = _AT_ONCE // (_OF_BLEND if model.predictor.forecaster.blend else 1)
     found = _in_parts(some, series, longer=ask.horizon, at_once=at_once, deadline=deadline)

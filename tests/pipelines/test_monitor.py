@@ -194,7 +194,7 @@ def test_a_retraining_that_is_asked_for_if_needed_hears_of_it(
     assert "the ledger was not asked" in told.err
     assert "fck_secret" not in told.err
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", moved)
-    monkeypatch.setattr("pipelines.retrain.retrain", _stop)
+    monkeypatch.setattr("pipelines.once.retrain_once", _stop)
     with pytest.raises(_Stopped):
         cli.main([*arguments, "--config", str(config)])
     assert capsys.readouterr().out.startswith("needed  the CUSUM of one-step errors")
