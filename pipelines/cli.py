@@ -19,6 +19,7 @@ from pipelines.arguments import Reading, Where, bundle_of
 from pipelines.backtesting import backtest
 from pipelines.forecasting import forecast
 from pipelines.inspecting import inspect
+from pipelines.monitor import monitor
 from pipelines.releasing import audit, promote, register, rollback
 from pipelines.scheduling import schedule_app
 from pipelines.shadowing import shadow
@@ -32,7 +33,7 @@ key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
 app.command(key_app)
 app.command(schedule_app)
-for command in (train, retrain, backtest, forecast, inspect, tune, register, promote, rollback, audit, shadow):
+for command in (train, retrain, backtest, forecast, inspect, tune, register, promote, rollback, audit, shadow, monitor):
     app.command(command)
 
 _WHERE, _READING = Where(), Reading()

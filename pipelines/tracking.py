@@ -182,6 +182,41 @@ def keep(run_id: str, files: Iterable[Path], *, folder: str, tags: Mapping[str, 
             client.set_tag(run_id, key, value)
 
 
+def keep_check(
+    spec: Spec,
+    *,
+    root: Path,
+    uri: str | None,
+    tags: Mapping[str, str],
+    scores: Mapping[str, float],
+    texts: Mapping[str, str],
+) -> str:
+    """One finished run for a look at a model in use, in the experiment of its trainings; answers its id. Raises RegistryError.
+
+    Args:
+        spec: Of the model.
+        root: The folder of all state.
+        uri: Another MLflow store than that of `root`.
+        tags: What is said of the run.
+        scores: Its metrics.
+        texts: Files, by name.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    client = registry.connect(tracking_uri(root, uri))
+    with registry.door(f"a check of '{spec.name}'"):
+        experiment = _experiment(client, spec.name, None if uri else artifact_location(root))
+        run = client.create_run(experiment, run_name=f"{spec.name} check")
+        now = run.info.start_time
+        run_id = str(run.info.run_id)
+        metrics = [Metric(name, value, now, 0) for name, value in scores.items()]
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag(*pair) for pair in tags.items()])
+        for name, text in texts.items():
+            client.log_text(run_id, text, name)
+        client.set_terminated(run_id)
+    return run_id
+
+
 def kept(run_id: str, path: str, *, uri: str) -> str | None:
     """The text of a file that a run keeps; None where it keeps none. Raises RegistryError."""
     client = registry.connect(uri)

@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 
 from forecaster import artifact, durable
 from forecaster.blend import NETWORK, need_all, tell
+from forecaster.data.profile import learn_profile
 from forecaster.data.split import hold_out
 from forecaster.errors import TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
@@ -235,6 +236,7 @@ def _facts(
         "test_windows": 0 if result is None else result.actual.shape[1],
         "backtest": {} if result is None else {name: finite(result.scores(name)) for name in names},
         "reliable_horizon": None if result is None else reliable_horizon(result),
+        "inputs": learn_profile(known.series, context=fitted.forecaster.spec.context).model_dump(mode="json"),
     }
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forecaster.errors import BadSpec, RefusedByGate
+from forecaster.errors import BadSpec, LedgerError, MissingPackage, RefusedByGate
 from pipelines.arguments import Blended, Reading, Where, bundle_of, in_range, spec_of
 from pipelines.scheduling import Recurrence, keep
-from pipelines.terminal import print_scores, print_verdict
+from pipelines.terminal import print_scores, print_verdict, warn
 
 if TYPE_CHECKING:
-    from pipelines.need import Watch
     from pipelines.settings import Root
     from pipelines.sources import Data
 
@@ -193,11 +193,21 @@ def _name(config: Path | None, data: Data) -> str:
     return model_name(data.name) if config is None else read_spec(config).name
 
 
+def _watched(name: str, root: Root) -> list[str]:
+    """What the ledger of served forecasts says; a ledger that cannot be read keeps nobody from looking at the data."""
+    from pipelines.monitoring import attention
+
+    try:
+        return attention(root, name, url=os.environ.get("FORECASTER_SERVING_LEDGER"))
+    except (LedgerError, MissingPackage) as error:
+        warn(f"the ledger was not asked; {error.message}")
+        return []
+
+
 def _is_needed(name: str, data: Data, root: Root, min_new: int | None) -> bool:
     from pipelines.need import need
 
-    watches: list[Watch] = []  # what watches the champion is asked here
-    found = need(name, data, root, min_new=min_new, watches=watches)
+    found = need(name, data, root, min_new=min_new, watches=[lambda: _watched(name, root)])
     if found:
         print(f"needed  {'; '.join(found.reasons)}")
     else:
