@@ -112,24 +112,30 @@ def ledger_of(root: Root, url: str | None) -> str:
     return f"sqlite:///{root.slot.absolute() / 'ledger.db'}" if url in (None, "", "on", "off") else str(url)
 
 
-def look(
-    root: Root, name: str, *, url: str | None = None, since: datetime | None = None, bounds: Bounds | None = None
-) -> Report:
-    """All that the ledger says of the champion; arguments and errors as of `attention`, LedgerError without a ledger too."""
-    address, bounds = ledger_of(root, url), bounds or Bounds()
-    version = Registry(root.store).resolve(name, CHAMPION)
-    bundle = fetch(version, root)
-    facts = artifact.read_manifest(bundle).facts
-    spec = Spec.model_validate_json((bundle / "spec.json").read_bytes())
+def open_ledger(root: Root, url: str | None) -> Ledger:
+    """The ledger at `url`, or that of the root's service; raises LedgerError where there is none."""
+    address = ledger_of(root, url)
     if not _is_there(address):
         raise LedgerError(
             f"Expected the ledger of a service under {root.path}; found none. Serve with FORECASTER_SERVING_LEDGER=on, or "
             "name a ledger with --url.",
             where="ledger",
         )
+    return Ledger(address)
+
+
+def look(
+    root: Root, name: str, *, url: str | None = None, since: datetime | None = None, bounds: Bounds | None = None
+) -> Report:
+    """All that the ledger says of the champion; arguments and errors as of `attention`, LedgerError without a ledger too."""
+    bounds = bounds or Bounds()
+    version = Registry(root.store).resolve(name, CHAMPION)
+    bundle = fetch(version, root)
+    facts = artifact.read_manifest(bundle).facts
+    spec = Spec.model_validate_json((bundle / "spec.json").read_bytes())
     moment = None if since is None else (since if since.tzinfo else since.replace(tzinfo=UTC)).timestamp()
     which = Which(digest=version.digest, since=moment)
-    ledger = Ledger(address)
+    ledger = open_ledger(root, url)
     try:
         span, scores = ledger.spans(which), accuracy(ledger, which)
         frames = list(pairs(ledger, which))

@@ -26,6 +26,7 @@ WITH_RECORDS = [
     "forecaster.evaluation.anytime",
     "forecaster.evaluation.backtest",
     "forecaster.evaluation.blending",
+    "forecaster.evaluation.control",
     "forecaster.evaluation.one_pass",
     "forecaster.evaluation.resampling",
     "forecaster.evaluation.scores",
