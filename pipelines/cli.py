@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from forecaster.errors import ForecasterError, InputError, NoSuchModel
 from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range
 from pipelines.backtesting import backtest
+from pipelines.comparing import compare
 from pipelines.releasing import audit, promote, register, rollback
 from pipelines.terminal import forecast_table, hush, print_summary, warn, write_table
 from pipelines.training import retrain, train
@@ -27,7 +28,7 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
 app.command(key_app)
-for command in (train, retrain, backtest, tune, register, promote, rollback, audit):
+for command in (train, retrain, backtest, compare, tune, register, promote, rollback, audit):
     app.command(command)
 
 _WHERE, _READING = Where(), Reading()

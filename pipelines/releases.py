@@ -109,8 +109,14 @@ def record(version: Version, verdict: Verdict, result: Backtest, root: Root, *, 
         for key, value in said.items():
             registry.tag(version, key, value)
         if version.run_id is not None:
-            keep(version.run_id, [table, page], folder="gate", tags=said, uri=root.store)
+            keep(version.run_id, [table, page], folder="gate", tags=said, uri=root.store, headline=_latency(verdict))
     return page
+
+
+def _latency(verdict: Verdict) -> dict[str, float]:
+    """What the gate measured, as runs are compared by it."""
+    found = next((one.value for one in verdict.checks if one.name == "latency"), None)
+    return {} if found is None else {"serve/p50_ms": found}
 
 
 def champion_of(registry: Registry, name: str) -> Version | None:

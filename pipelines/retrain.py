@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from pipelines.promotion import LEVELS, Verdict, judge
 from pipelines.releases import champion_of, fetch, record, register
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.train import Trained, train
+from pipelines.train import Candidate, Trained, train
 
 
 class Retrained(NamedTuple):
@@ -41,6 +42,7 @@ def retrain(
     test_windows: int = 1,
     policy: Policy | None = None,
     trigger: str = "cli",
+    tried: Sequence[Candidate] = (),
     progress: bool = False,
 ) -> Retrained:
     """Reads, splits, fits, backtests against champion and seasonal naive, registers, and promotes only what is better.
@@ -61,6 +63,7 @@ def retrain(
         rivals=rivals,
         test_windows=test_windows,
         trigger=trigger,
+        tried=tried,
         progress=progress,
     )
     assert trained.result is not None

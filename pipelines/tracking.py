@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -92,8 +93,14 @@ class Run:
 
     def figure(self, name: str, figure: Figure) -> None:
         """A picture, under a name such as `plots/forecast.png`."""
-        with recording(name):
-            self._client.log_figure(self.id, figure, name)
+        from PIL import Image
+
+        with recording(name), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            figure.savefig(path)
+            self._client.log_artifact(self.id, str(path), str(Path(name).parent))
+            with Image.open(path) as drawn:  # once more, for the UI's grid of images, which shows those of all runs
+                self._client.log_image(self.id, drawn.convert("RGB"), key=Path(name).stem, synchronous=True)
 
     def file(self, path: Path, folder: str | None = None) -> None:
         """A file, under its own name."""
@@ -171,14 +178,25 @@ def end_killed(run_ids: Iterable[str], *, root: Path, uri: str | None = None) ->
             client.set_terminated(run_id, "KILLED")
 
 
-def keep(run_id: str, files: Iterable[Path], *, folder: str, tags: Mapping[str, str], uri: str) -> None:
-    """Adds files and tags to a run that has ended; raises RegistryError."""
+def keep(
+    run_id: str,
+    files: Iterable[Path],
+    *,
+    folder: str,
+    tags: Mapping[str, str],
+    uri: str,
+    headline: Mapping[str, float] | None = None,
+) -> None:
+    """Adds files, tags and headline metrics to a run that has ended; raises RegistryError."""
+    assert (headline or {}).keys() <= HEADLINE
     client = registry.connect(uri)
     with registry.door(f"run '{run_id}'"):
         for path in files:
             client.log_artifact(run_id, str(path), folder)
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
+        for key, number in (headline or {}).items():
+            client.log_metric(run_id, key, number)
 
 
 def artifact_location(root: Path) -> str:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from forecaster.errors import RefusedByGate
-from pipelines.arguments import Blended, Reading, Where, bundle_of, spec_of
+from pipelines.arguments import Blended, Reading, Where, bundle_of, meant
 from pipelines.terminal import print_scores, print_verdict
 
 _WHERE, _READING = Where(), Reading()
@@ -55,7 +55,7 @@ def train(
 
     source = reading.of(data)
     initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
-    spec = spec_of(
+    chosen = meant(
         config,
         source,
         horizon=horizon,
@@ -67,7 +67,15 @@ def train(
         test_windows=test_windows,
     )
     root = where.open()
-    trained = run(source, spec, root, initial=initial, test_windows=test_windows, progress=sys.stderr.isatty())
+    trained = run(
+        source,
+        chosen.spec,
+        root,
+        initial=initial,
+        test_windows=test_windows,
+        tried=chosen.tried,
+        progress=sys.stderr.isatty(),
+    )
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
 
@@ -121,7 +129,7 @@ def retrain(
     from pipelines.retrain import retrain as run
 
     source, bounds = reading.of(data), read_policy(policy)
-    spec = spec_of(
+    chosen = meant(
         config,
         source,
         horizon=horizon,
@@ -133,12 +141,13 @@ def retrain(
     )
     done = run(
         source,
-        spec,
+        chosen.spec,
         where.open(),
         warm=warm,
         test_windows=test_windows,
         policy=bounds,
         trigger=trigger,
+        tried=chosen.tried,
         progress=sys.stderr.isatty(),
     )
     print_scores(done.trained.scores)

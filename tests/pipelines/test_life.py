@@ -175,6 +175,12 @@ def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) ->
     metrics = run.data.metrics
     assert metrics.keys() >= {
         "bt/mase",
+        "bt/crps",
+        "bt/wql",
+        "bt/coverage_80",
+        "bt/coverage_95",
+        "bt_h/crps",
+        "bt/seasonal_naive/mase",
         "bt/rmsse",
         "bt/smape",
         "bt/skill_vs_snaive",
@@ -185,17 +191,24 @@ def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) ->
         "train/loss",
         "valid/rollout",
     }
-    assert metrics["bt/mase"] == scores["mase"]
-    assert metrics["bt/skill_vs_snaive"] == 1 - scores["mase"] / trained.scores["seasonal_naive"]["mase"]
+    assert metrics["bt/mase"] == pytest.approx(scores["mase"], rel=1e-12)
+    skill = 1 - scores["mase"] / trained.scores["seasonal_naive"]["mase"]
+    assert metrics["bt/skill_vs_snaive"] == pytest.approx(skill, rel=1e-9)
+    assert 0 < metrics["bt/crps"] < metrics["bt/mase"], "bands say more than a point"
     assert metrics["train/windows_per_s"] == pytest.approx(4 * 8 / metrics["train/seconds"])
     assert len(client.get_metric_history(trained.run_id, "train/loss")) == 2, "one an epoch"
     curve = sorted(client.get_metric_history(trained.run_id, "bt_h/mase"), key=lambda point: point.step)
     assert [point.step for point in curve] == [1, 2, 3, 4]
     assert np.mean([point.value for point in curve]) == pytest.approx(scores["mase"])
 
-    assert files(client, trained.run_id) == {
+    kept = files(client, trained.run_id)
+    assert len({path for path in kept if path.startswith("images/")}) == 6, "three pictures, small and large"
+    assert {path for path in kept if not path.startswith("images/")} == {
         "backtest/forecasts.parquet",
+        "backtest/histories.parquet",
+        "backtest/scores.parquet",
         "model_card.md",
+        "plots/calibration.png",
         "plots/error_by_horizon.png",
         "plots/forecast.png",
     }
@@ -203,7 +216,7 @@ def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) ->
     cutoff = pd.Timestamp("2026-01-01") + pd.Timedelta(hours=known - 1)
     assert trained.forecaster.cutoff == cutoff, "what is tested on was not known"
     tags = run.data.tags
-    assert tags["trigger"] == "schedule"
+    assert (tags["trigger"], tags["scored"], tags["refit"]) == ("schedule", CHALLENGER, "false")
     assert tags["cutoff"] == cutoff.isoformat()
     assert tags["bundle_digest"] == trained.digest == artifact.digest(trained.bundle)
     assert run.inputs is not None
