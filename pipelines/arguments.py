@@ -37,8 +37,9 @@ class Where:
 
     def open(self) -> Root:
         """The root, which is made when something is written to it; raises InputError where nothing can be."""
-        from pipelines.settings import Root
+        from pipelines.settings import Root, check_address
 
+        check_address(self.tracking_uri)
         path = self.root.expanduser().absolute()
         there = next(folder for folder in (path, *path.parents) if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):

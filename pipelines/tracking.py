@@ -13,12 +13,12 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 from forecaster import registry
 from forecaster.errors import RegistryError
 from forecaster.frequency import Stamp, tell
 from forecaster.spec import Spec
+from forecaster.store import without_password
 from pipelines.runlog import PARAMS_A_CALL, RunLogger, Status, chunks, flat, recording
 from pipelines.settings import tracking_uri
 
@@ -226,7 +226,7 @@ def _describe(
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     for some in chunks(flat(spec.model_dump()).items(), PARAMS_A_CALL):
         client.log_batch(run_id, params=[Param(key, value) for key, value in some])
-    source = _without_password(data.source)
+    source = without_password(data.source)
     kind, key = ("http", "url") if source.startswith(("http://", "https://")) else ("local", "uri")
     digest = data.digest[:_DATASET_DIGEST_LENGTH]
     recorded = Dataset(data.name, digest, kind, json.dumps({key: source}))
@@ -246,11 +246,6 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
             raise
         return str(found.experiment_id)  # another process made it meanwhile
-
-
-def _without_password(source: str) -> str:
-    password = urlsplit(source).password
-    return source.replace(f":{password}@", ":***@") if password else source
 
 
 @contextlib.contextmanager
