@@ -261,6 +261,11 @@ class Registry:
         with door(str(version)):
             self._client.set_model_version_tag(version.name, version.number, key, value)
 
+    def tags(self, version: Version) -> dict[str, str]:
+        """What was noted with a version."""
+        with door(str(version)):
+            return dict(self._client.get_model_version(version.name, version.number).tags)
+
     def drop_alias(self, name: str, alias: str) -> None:
         """Removes an alias; one that is not there is no error."""
         with door(f"model '{name}'"):

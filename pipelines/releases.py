@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster import artifact, durable
-from forecaster.errors import NoSuchModel, RefusedByGate
+from forecaster.errors import InputError, NoSuchModel, RefusedByGate
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import origin, regular
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -20,6 +20,8 @@ from pipelines.report import as_html, as_json
 from pipelines.runlog import recording
 from pipelines.settings import Root
 from pipelines.tracking import keep
+
+_GATE, _FAILED, _KEEP = "gate", "gate_failed", "keep"  # tags of a version: what the gate said of it, and why not
 
 
 def register(bundle: Path, root: Root, *, run_id: str | None = None) -> Version:
@@ -41,16 +43,19 @@ def fetch(version: Version, root: Root) -> Path:
     return folder if folder.exists() else Registry(root.store).fetch(version, folder)
 
 
-def promote(name: str, root: Root, *, number: str | None, force: bool, policy: Policy | None = None) -> Version:
+def promote(
+    name: str, root: Root, *, number: str | None, force: bool, reason: str | None = None, policy: Policy | None = None
+) -> Version:
     """Makes a version (None: the challenger) the champion.
 
-    This is a person's word against the champion, so only the bundle's own backtest is asked: unless forced, it must not
-    be worse than seasonal naive, the bundle not too large and its data no older than the champion's. `retrain` asks all that
-    the gate asks.
-    Raises NoSuchModel, RefusedByGate.
+    What the gate said of it, if it was asked, holds: a version that it refused needs force and a reason, which the audit log
+    keeps. Of one that was never judged the bundle's own backtest is asked: unless forced, it must not be worse than seasonal
+    naive, the bundle not too large and its data no older than the champion's. `retrain` asks all that the gate asks.
+    Raises NoSuchModel, RefusedByGate, InputError where a reason is missing.
     """
     registry = Registry(root.store)
     version = registry.resolve(name, CHALLENGER) if number is None else registry.version(name, number)
+    overruled = _overruled(registry, version, force=force, reason=reason)
     base, bundle = champion_of(registry, name), fetch(version, root)
     forecaster = artifact.load(bundle)
     scores = forecaster.facts.get("backtest", {})
@@ -68,9 +73,31 @@ def promote(name: str, root: Root, *, number: str | None, force: bool, policy: P
                 "--force.",
                 where=name,
             )
-    reason = "forced" if force else "as good as seasonal naive in its own backtest"
-    registry.promote(version, base=base, record=AuditLog(root.audit).promoted(version, reason))
+    why = f"forced{overruled}" if force else "as good as seasonal naive in its own backtest"
+    why += f": {reason}" if reason else ""
+    registry.promote(version, base=base, record=AuditLog(root.audit).promoted(version, why))
     return version
+
+
+def _overruled(registry: Registry, version: Version, *, force: bool, reason: str | None) -> str:
+    """Which checks of a stored verdict are set aside, in words for the audit log; nothing where none speaks against it."""
+    said = registry.tags(version)
+    if said.get(_GATE) != _KEEP:
+        return ""
+    failed = said.get(_FAILED, "unknown checks")
+    if not force:
+        raise RefusedByGate(
+            f"{version} should have passed the gate; it was judged and refused ({failed}). Train a better one, or promote it "
+            "with --force --reason WHY.",
+            where=version.name,
+        )
+    if not (reason or "").strip():
+        raise InputError(
+            f"Expected a reason to set the gate's verdict on {version} aside ({failed}); found none. Say it with --reason: the "
+            "audit log keeps it.",
+            where="reason",
+        )
+    return f" against the gate ({failed})"
 
 
 def roll_back(name: str, root: Root) -> Version:
@@ -103,7 +130,7 @@ def record(version: Version, verdict: Verdict, result: Backtest, root: Root, *, 
     page, table = folder / "report.html", folder / "verdict.json"
     durable.write_text(table, as_json(verdict, title=str(version), policy=policy))
     durable.write_text(page, as_html(verdict, result, title=str(version)))
-    said = {"gate": "promote" if verdict.promote else "keep", "gate_failed": ", ".join(verdict.failed) or "none"}
+    said = {_GATE: "promote" if verdict.promote else _KEEP, _FAILED: ", ".join(verdict.failed) or "none"}
     with recording(f"the verdict on {version}"):
         registry = Registry(root.store)
         for key, value in said.items():

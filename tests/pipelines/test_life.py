@@ -18,6 +18,7 @@ from forecaster import artifact
 from forecaster.errors import BaseMoved, InputError, NoSuchModel, RefusedByGate
 from forecaster.registry import CHALLENGER, CHAMPION, FORMER, Registry, Version, connect
 from pipelines import retrain as retraining
+from pipelines.audit import AuditLog
 from pipelines.evidence import gather
 from pipelines.policy import Policy
 from pipelines.promotion import judge
@@ -74,7 +75,16 @@ def test_a_champion_is_replaced_only_by_what_is_better(fresh: Root, data: Data) 
     assert worse.champion is not None
     assert worse.champion.facts["run_id"] == first.trained.run_id, "the old one goes on answering"
 
-    promote("small", fresh, number="2", force=True)
+    with pytest.raises(RefusedByGate, match=r"judged and refused \(.*champion.*\)\. .*--force --reason"):
+        promote("small", fresh, number="2", force=False, reason="a person likes it")
+    for nothing in (None, " "):
+        with pytest.raises(InputError, match="Say it with --reason"):
+            promote("small", fresh, number="2", force=True, reason=nothing)
+    assert aliases(fresh) == {CHAMPION: "1", CHALLENGER: "2"}
+    promote("small", fresh, number="2", force=True, reason="a person likes it")
+    reason = AuditLog(fresh.audit).read().lines[-1].reason
+    assert reason.startswith("forced against the gate (")
+    assert reason.endswith("): a person likes it")
     assert aliases(fresh) == {CHAMPION: "2", CHALLENGER: "2", FORMER: "1"}
     better = retrain(data, small(seed=1), fresh, policy=EASY)
     assert better.verdict.promote, better.verdict
@@ -136,7 +146,7 @@ def test_a_champion_that_changed_while_a_challenger_was_trained_stays(
     fresh: Root, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = retrain(data, small(learning_rate=BAD), fresh).version
-    promote("small", fresh, number=bad.number, force=True)
+    promote("small", fresh, number=bad.number, force=True, reason="for this test")
     other = register(train(data, small(seed=2), fresh).bundle, fresh)
 
     def train_slowly(*arguments: Any, **options: Any) -> Trained:
