@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from forecaster import registry
 from forecaster.errors import RegistryError
 from forecaster.frequency import Stamp, tell
@@ -93,14 +95,18 @@ class Run:
 
     def figure(self, name: str, figure: Figure) -> None:
         """A picture, under a name such as `plots/forecast.png`."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from PIL import Image
 
         with recording(name), tempfile.TemporaryDirectory() as folder:
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()  # once: `savefig` would draw, and lay out, twice
+            drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
             path = Path(folder) / Path(name).name
-            figure.savefig(path)
+            drawn.save(path)
             self._client.log_artifact(self.id, str(path), str(Path(name).parent))
-            with Image.open(path) as drawn:  # once more, for the UI's grid of images, which shows those of all runs
-                self._client.log_image(self.id, drawn.convert("RGB"), key=Path(name).stem, synchronous=True)
+            # Again, for the UI's grid of images, which shows those of all runs.
+            self._client.log_image(self.id, drawn, key=Path(name).stem, synchronous=True)
 
     def file(self, path: Path, folder: str | None = None) -> None:
         """A file, under its own name."""
