@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from forecaster.blend import Mixed, fitted_names, mix, need_all
-from forecaster.conformal import Calibration, history_scale
-from forecaster.data.encoding import Encoding
-from forecaster.data.windows import channels_of, stack
+from forecaster.conformal import Drift, history_scale
+from forecaster.data.rows import channels_of, padded
 from forecaster.engine import Engine, Known, Together
 from forecaster.errors import (
     BadSpec,
@@ -28,105 +25,68 @@ from forecaster.errors import (
     LevelOutOfRange,
     NotANumber,
 )
-from forecaster.frequency import Stamp, Stamps, offset
+from forecaster.fastest import fastest_engine, graph_engine, together
+from forecaster.frequency import Stamps, offset
 from forecaster.histories import sound, stamps_ahead, tail, value_fault
-from forecaster.model.fused import Fused, fused
-from forecaster.model.reference import Reference
-from forecaster.model.regressor import Regressor
+from forecaster.learned import Forecaster, Stored
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64, Int
-from forecaster.spec import Spec
+
+if TYPE_CHECKING:
+    from forecaster.model.fused import Fused
+    from forecaster.model.regressor import Regressor
+else:
+    Fused = Regressor = Any  # torch is loaded only where it computes
+
+__all__ = ["Forecaster", "Predictor", "fastest_engine", "graph_engine"]
 
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
 VALUES_AT_ONCE = 1 << 24  # of all histories that are read beside each other
+_LEAST_NOISE = np.float32(1e-6)  # in float32, so that the clipped noise stays there
 _MANY = 4  # series from which on it takes less time to look at them together
-
-
-@dataclass(frozen=True, eq=False)
-class Forecaster:
-    """A fitted forecaster.
-
-    Attributes:
-        spec: What it is.
-        freq: The frequency it learned.
-        season: Steps of a season, for the seasonal naive it is compared with.
-        cutoff: The last stamp of the data it was fitted to.
-        encoding: How covariates and categories become numbers.
-        network: The weights; of several members, the first's.
-        calibration: How far from its point forecasts the truth has been; None if that was not measured.
-        facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
-        graphs: The rollout of each member as an ONNX file; none where they were not written.
-        others: The other members; the forecast is the median of all.
-        blend: By name, the weights of the network and of statistical models in the forecast; empty if it is the network's alone.
-    """
-
-    spec: Spec
-    freq: str
-    season: int
-    cutoff: Stamp
-    encoding: Encoding
-    network: Regressor
-    calibration: Calibration | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    graphs: tuple[bytes, ...] = ()
-    others: tuple[Regressor, ...] = ()
-    blend: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def networks(self) -> tuple[Regressor, ...]:
-        """All members."""
-        return (self.network, *self.others)
-
-
-def graph_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
-    """The engine that runs the graphs of a forecaster; None if it has none, or onnxruntime is not installed.
-
-    Raises BundleDamaged if onnxruntime cannot run a graph.
-    """
-    if not forecaster.graphs or find_spec("onnxruntime") is None:
-        return None
-    from forecaster.graph.runner import GraphRunner
-
-    return _together([GraphRunner(graph, threads=threads) for graph in forecaster.graphs])
-
-
-def fastest_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
-    """The fastest engine for a forecaster: the compiled kernel where it knows all members, else their graphs, else None.
-
-    Raises BundleDamaged as `graph_engine` does.
-    """
-    members = [fused(network, threads=threads) for network in forecaster.networks]
-    known = [member for member in members if member is not None]
-    return _together(known) if len(known) == len(members) else graph_engine(forecaster, threads=threads)
-
-
-def _together(engines: Sequence[Engine]) -> Engine:
-    return engines[0] if len(engines) == 1 else Together(engines)
 
 
 class Predictor:
     """A forecaster ready to answer; it remembers nothing between calls, so threads may share it.
 
     Its rollouts run on the engine that is given, or in the compiled kernel where that knows the network, or in PyTorch on
-    the device; draws that the engine cannot make stay in PyTorch. Of a blend, the statistical models are fitted to each
-    history anew. Raises MissingPackage where the package that fits them is not installed.
+    the device; draws that the engine cannot make are made in PyTorch, which is loaded when first needed. Of a blend, the
+    statistical models are fitted to each history anew. Raises MissingPackage where the package that fits them is not installed.
     """
 
-    def __init__(self, forecaster: Forecaster, *, device: str = "cpu", engine: Engine | None = None) -> None:
+    def __init__(self, forecaster: Forecaster | Stored, *, device: str = "cpu", engine: Engine | None = None) -> None:
         need_all(fitted_names(forecaster.blend))
-        self.forecaster = forecaster
-        members = [Reference(network, device=device) for network in forecaster.networks]
-        reference = _together(members)
-        self.networks, self.device = tuple(member.network for member in members), device
-        self.network = self.networks[0]
-        self.engine = engine or _together([one or member for one, member in zip(self.fused, members, strict=True)])
-        self._drawing = self.engine if self.engine.draws else reference
+        self.forecaster, self.device, self.outline = forecaster, device, forecaster.outline
+        self.engine = engine or self._own_engine()
         self._step = offset(forecaster.freq)
 
     @cached_property
+    def networks(self) -> tuple[Regressor, ...]:
+        """All members, on the device."""
+        return tuple(network.to(self.device).eval() for network in self.forecaster.networks)
+
+    @property
+    def network(self) -> Regressor:
+        """The first of them."""
+        return self.networks[0]
+
+    @cached_property
     def fused(self) -> tuple[Fused | None, ...]:
-        """All members as the kernel runs them; None where it does not know one."""
+        """All members as the kernel runs them from torch; None where it does not know one."""
+        from forecaster.model.fused import fused
+
         return tuple(fused(network) for network in self.networks)
+
+    @cached_property
+    def _reference(self) -> Engine:
+        from forecaster.model.reference import Reference
+
+        return together([Reference(network, device=self.device) for network in self.networks])
+
+    def _own_engine(self) -> Engine:
+        reference = self._reference
+        members = reference.members if isinstance(reference, Together) else (reference,)
+        return together([one or member for one, member in zip(self.fused, members, strict=True)])
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
         """The forecast of one series; raises what stands in its way."""
@@ -136,7 +96,7 @@ class Predictor:
         return outcome
 
     def forecast_each(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
     ) -> list[Forecast | ForecasterError]:
         """One outcome for each series, in order; a bad one never spoils its neighbours.
 
@@ -144,6 +104,7 @@ class Predictor:
             series: The histories.
             horizon: Steps ahead.
             levels: Of the calibrated quantiles to give beside the point forecast: 0.1 and 0.9 bound an 80 % interval.
+            drift: What late actuals have taught about them since.
         Raises:
             HorizonOutOfRange: `horizon` is below one.
             LevelOutOfRange: a level is not between 0 and 1, or the forecaster was not calibrated.
@@ -155,7 +116,7 @@ class Predictor:
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
         answers = iter(self._blended(good, self._answers(good, horizon)))
         outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
-        return self._with_quantiles(series, outcomes, levels) if levels else outcomes
+        return self._with_quantiles(series, outcomes, levels, drift) if levels else outcomes
 
     def sample_each(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
@@ -168,7 +129,7 @@ class Predictor:
         """
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        if not self.network.head.noise:
+        if not self.outline.noise:
             kind = self.forecaster.spec.head.kind
             raise BadSpec(
                 f"A {kind} head gives no distribution to draw from. Train with head: gaussian, say.", where="head"
@@ -187,37 +148,36 @@ class Predictor:
 
     def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
         means, lengths = np.empty((len(series), horizon)), [len(one.y) for one in series]
-        shown = {length: self.network.shown(length) for length in set(lengths)}
+        shown = {length: self.outline.shown(length) for length in set(lengths)}
         for some in beside([shown[length] for length in lengths]):
             means[some] = self.engine.roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
         return means
 
     def _ready(self, series: Sequence[Series], horizon: int) -> Known:
         """Windows and future covariates, as the network reads them."""
-        encoding, context = self.forecaster.encoding, self.network.shown(max(map(len, series)))
+        encoding, context = self.forecaster.encoding, self.outline.shown(max(map(len, series)))
         steps, names = self.steps(horizon), self.forecaster.spec.channels
         if not (encoding.width or encoding.static or names):
-            return Known(stack([one.y for one in series], context=context).values.numpy())
+            return Known(padded([one.y for one in series], context=context, empty=np.nan))
         tails = [tail(one, context) for one in series]
         columns = [encoding.covariates(one, ahead=steps) for one in tails] if encoding.width else []
-        window = stack(
-            [one.y for one in tails],
-            context=context,
-            covariates=[known[: len(one)] for one, known in zip(tails, columns, strict=True)] if columns else (),
-            static=[encoding.groups(one) for one in tails] if encoding.static else (),
-            channels=[channels_of(one, names) for one in tails] if names else (),
+        known = [column[: len(one)] for one, column in zip(tails, columns, strict=True)] if columns else []
+        beside = [channels_of(one, names) for one in tails] if names else []
+        return Known(
+            padded([one.y for one in tails], context=context, empty=np.nan),
+            padded(known, context=context, empty=0.0).astype(np.float32) if columns else None,
+            np.stack([encoding.groups(one) for one in tails]) if encoding.static else None,
+            padded(beside, context=context, empty=np.nan) if names else None,
+            np.stack([column[-steps:] for column in columns]).astype(np.float32) if columns else None,
         )
-        ahead = np.stack([known[-steps:] for known in columns]).astype(np.float32) if columns else None
-        covariates, static, channels = (None if part is None else part.numpy() for part in window[1:])
-        return Known(window.values.numpy(), covariates, static, channels, ahead)
 
     def _paths(self, one: Series, horizon: int, *, paths: int, seed: int) -> Float64[np.ndarray, "path horizon"]:
         """Paths fork from one warmed-up memory."""
         own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
-        draw = torch.Generator().manual_seed(own)
-        shape = (paths * self.network.targets, self.steps(horizon), self.network.head.noise)
-        noise = torch.rand(shape, generator=draw).clamp(1e-6, 1 - 1e-6).numpy()
-        return self._drawing.roll(self._ready([one], horizon), horizon=horizon, noise=noise)
+        shape = (paths * self.outline.targets, self.steps(horizon), self.outline.noise)
+        noise = np.random.default_rng(own).random(shape, dtype=np.float32).clip(_LEAST_NOISE, 1 - _LEAST_NOISE)
+        drawing = self.engine if self.engine.draws else self._reference
+        return drawing.roll(self._ready([one], horizon), horizon=horizon, noise=noise)
 
     def _faults(self, series: Sequence[Series], horizon: int) -> list[ForecasterError | None]:
         """What is wrong with each history: they are looked at together, and one by one where that leaves a doubt."""
@@ -273,7 +233,7 @@ class Predictor:
 
     def _number_fault(self, one: Series, horizon: int) -> NotANumber | None:
         """A covariate that is no finite number where the network reads it; one value of it would spoil the whole forecast."""
-        first = max(0, len(one) - self.network.shown(len(one)))
+        first = max(0, len(one) - self.outline.shown(len(one)))
         for name in self.forecaster.encoding.numeric:
             column = one.covariates[name][: len(one) + self.steps(horizon)]
             if column.dtype == object or not np.isfinite(column[first:]).all():
@@ -284,9 +244,13 @@ class Predictor:
                 )
         return None
 
+    def known(self, one: Series, horizon: int) -> Known:
+        """What the network reads of a series that has no fault."""
+        return self._ready([one], horizon)
+
     def steps(self, horizon: int) -> int:
         """The horizon, rounded up to whole blocks."""
-        return -(-horizon // self.network.block) * self.network.block
+        return -(-horizon // self.outline.block) * self.outline.block
 
     def _check_levels(self, levels: Sequence[float]) -> None:
         odd = [level for level in levels if not 0 < level < 1]
@@ -302,7 +266,11 @@ class Predictor:
             )
 
     def _with_quantiles(
-        self, series: Sequence[Series], outcomes: Sequence[Forecast | ForecasterError], levels: Sequence[float]
+        self,
+        series: Sequence[Series],
+        outcomes: Sequence[Forecast | ForecasterError],
+        levels: Sequence[float],
+        drift: Drift | None,
     ) -> list[Forecast | ForecasterError]:
         """The outcomes with calibrated quantiles about their means, rising in level."""
         calibration, rising = self.forecaster.calibration, sorted(set(levels))
@@ -317,6 +285,7 @@ class Predictor:
                 horizon=len(forecasts[0].mean),
                 scales=np.nan_to_num(np.array([self.scale(series[place].y) for place in some])),
                 groups=[self.group(series[place]) for place in some],
+                drift=drift,
             )
             for place, forecast, own in zip(some, forecasts, offsets, strict=True):
                 quantiles = {level: forecast.mean + own[:, column] for column, level in enumerate(rising)}

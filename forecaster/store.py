@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from forecaster.errors import BundleError, NoSuchModel, RegistryError
 from forecaster.lease import lease
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_LOGIN = re.compile(r"//[^/\s@]*@")  # user and password in an address
 
 # A server that is down must cost seconds, not MLflow's minutes. What the user has set is left alone.
 _MLFLOW_SETTINGS = {
@@ -34,18 +36,12 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    with lease(uri), door(f"the store '{without_password(uri)}'"), warnings.catch_warnings():
+    with lease(uri), door(f"the store '{_LOGIN.sub('//', uri)}'"), warnings.catch_warnings():
         # MLflow 3.17 configures its tables, at first use, in a way that SQLAlchemy 2.1 deprecates.
         warnings.filterwarnings("ignore", r"The ``noload`` loader strategy is deprecated", DeprecationWarning)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_registered_models(max_results=1)
     return client
-
-
-def without_password(address: str) -> str:
-    """An address as it may be told and kept."""
-    password = urlsplit(address).password
-    return address.replace(f":{password}@", ":***@") if password else address
 
 
 @contextlib.contextmanager
@@ -56,7 +52,7 @@ def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel
     try:
         yield
     except MlflowException as error:
-        said = " ".join(str(error.message).removeprefix(f"{error.error_code}: ").split()).rstrip(".")
+        said = " ".join(_LOGIN.sub("//", str(error.message)).removeprefix(f"{error.error_code}: ").split()).rstrip(".")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise missing(
                 f"{where[:1].upper()}{where[1:]} is not in the store: {said}. Check the name, or register it first.",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -75,13 +75,22 @@ class Reading:
     "Column with the values; empty means not observed."
     zone: str | None = None
     "Time zone of stamps that carry no offset (Europe/Berlin); those that do are told in it."
+    sql: str | None = None
+    "A query, instead of DATA, of the database whose address is in the environment, in FORECASTER_SQL_URL; read only."
+    cutoff: str | None = None
+    "The last stamp to look at (2026-01-31; a date alone is its midnight): later rows are ignored, late ones before it are not."
 
-    def of(self, source: str) -> Data:
-        """A source, read this way."""
+    def of(self, source: str | None) -> Data:
+        """A source, read this way; raises InputError unless there is one, and one alone."""
         from forecaster.data.frames import Columns
         from pipelines.sources import Data
 
-        return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column), self.zone)
+        if (source is None) == (self.sql is None):
+            found = "neither" if source is None else f"both, {source} and a query"
+            raise InputError(f"Expected DATA or --sql; found {found}. Give one of them.", where="data")
+        columns = Columns(self.id_column, self.ds_column, self.y_column)
+        asked = (source or self.sql or "", self.freq, columns, self.zone)
+        return Data(*asked, is_query=self.sql is not None, cutoff=self.cutoff)
 
 
 def meant(
@@ -139,6 +148,27 @@ def spec_of(
 ) -> Spec:
     """The specification that a command means, without what it was chosen from."""
     return meant(config, data, horizon=horizon, seed=seed, blend=blend, test_windows=test_windows).spec
+
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """Arguments of a command as they are typed, by the names of its parameters; None, False and () are left out.
+
+    A group of parameters (`Reading`) is told one by one, less what is as it would be anyway.
+    """
+    words = []
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        if is_dataclass(value) and not isinstance(value, type):
+            usual = type(value)()
+            changed = {one.name: getattr(value, one.name) for one in fields(value)}
+            words += words_of({one: told for one, told in changed.items() if told != getattr(usual, one)})
+        elif value is True:
+            words.append(option)
+        elif isinstance(value, tuple):
+            words += [f"{option}={one}" for one in value]
+        elif value is not None and value is not False:
+            words.append(f"{option}={value}")
+    return words
 
 
 def in_range(**numbers: int | None) -> None:

@@ -10,7 +10,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 # Pictures are drawn once, on white: in the dark they are inverted, and their hues turned back.
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #23262b; --ground: #ffffff; --line: #e3e5e8; --faint: #6f757e;
         --good: #2f6b2f; --bad: #b42318; }
 @media (prefers-color-scheme: dark) {
@@ -34,14 +34,18 @@ def page(title: str, body: Sequence[str]) -> str:
     head = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
     ]
     return "\n".join([*head, *body, "</body></html>", ""])
 
 
 def picture(heading: str, figure: Figure) -> str:
     """A figure below its heading."""
+    return f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{inline(figure)}">'
+
+
+def inline(figure: Figure) -> str:
+    """A picture as the address of an image, which a page holds itself."""
     content = io.BytesIO()
     figure.savefig(content, format="png", facecolor="white")
-    inline = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-    return f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{inline}">'
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

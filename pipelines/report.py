@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,10 +23,18 @@ _OUTCOMES = {True: "passed", False: "failed", None: "not applicable"}
 _MOST_GROUPS = 30  # drawn, the worst first
 
 
-def as_json(verdict: Verdict, *, title: str, policy: Policy) -> str:
+class Kept(NamedTuple):
+    """A verdict as it was kept: its checks, and the number of the champion that it is against, if there was one."""
+
+    verdict: Verdict
+    against: str | None
+
+
+def as_json(verdict: Verdict, *, title: str, policy: Policy, against: str | None = None) -> str:
     """Every check with its number, bound and reason; null for what is no number."""
     told = {
         "model": title,
+        "against": against,
         "promote": verdict.promote,
         "checks": [
             one._asdict() | {"value": _number(one.value), "bound": _number(one.bound)} for one in verdict.checks
@@ -34,6 +43,15 @@ def as_json(verdict: Verdict, *, title: str, policy: Policy) -> str:
         "policy": policy.model_dump(),
     }
     return json.dumps(told, indent=1)
+
+
+def from_json(text: str) -> Kept | None:
+    """What `as_json` wrote, groups and redrawn gains left out; None for any other text."""
+    try:
+        told = json.loads(text)
+        return Kept(Verdict(tuple(Check(**one) for one in told["checks"])), told["against"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def as_html(verdict: Verdict, result: Backtest, *, title: str) -> str:
@@ -73,7 +91,7 @@ def _pictures(verdict: Verdict, result: Backtest) -> Iterator[tuple[str, Figure]
 def _gains(verdict: Verdict) -> Figure:
     assert verdict.gain is not None
     gain, figure = verdict.gain, Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
-    axes = _dressed(figure.add_subplot())
+    axes = dressed(figure.add_subplot())
     draws = 100 * gain.draws[np.isfinite(gain.draws)]
     axes.hist(draws, bins=40, color=TRUTH, alpha=0.7)
     axes.axvline(0, color=BASELINE, linewidth=1.2, label="no better")
@@ -89,7 +107,7 @@ def _gains(verdict: Verdict) -> Figure:
 def _by_group(verdict: Verdict) -> Figure:
     worst = sorted((one for one in verdict.groups if math.isfinite(one.gain)), key=lambda one: one.gain)[:_MOST_GROUPS]
     figure = Figure(figsize=(10, 1.2 + 0.3 * len(worst)), dpi=110, layout="constrained")
-    axes = _dressed(figure.add_subplot())
+    axes = dressed(figure.add_subplot())
     shares = [100 * one.gain for one in worst]
     colors = [TRUTH if share >= 0 else FORECAST for share in shares]
     axes.barh([f"{one.name} ({one.series})" for one in worst], shares, color=colors, height=0.6)
@@ -98,7 +116,8 @@ def _by_group(verdict: Verdict) -> Figure:
     return figure
 
 
-def _dressed(axes: Axes) -> Axes:
+def dressed(axes: Axes) -> Axes:
+    """Axes as all our reports have them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)

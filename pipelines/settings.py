@@ -60,6 +60,11 @@ class Root(NamedTuple):
         return self.path / "verdicts"
 
     @property
+    def schedule(self) -> Path:
+        """What is scheduled, how it went, and the queue."""
+        return self.path / "schedule"
+
+    @property
     def slot(self) -> Path:
         """What the service serves."""
         return self.path / "slot"

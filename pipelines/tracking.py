@@ -20,7 +20,7 @@ from forecaster import registry
 from forecaster.errors import RegistryError
 from forecaster.frequency import Stamp, tell
 from forecaster.spec import Spec
-from forecaster.store import without_password
+from pipelines.confidential import redacted
 from pipelines.runlog import PARAMS_A_CALL, RunLogger, Status, chunks, flat, recording
 from pipelines.settings import tracking_uri
 
@@ -100,8 +100,9 @@ class Run:
 
         with recording(name), tempfile.TemporaryDirectory() as folder:
             canvas = FigureCanvasAgg(figure)
-            canvas.draw()  # once: `savefig` would draw, and lay out, twice
-            drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            canvas.draw()  # type: ignore[no-untyped-call]  # once: `savefig` would draw, and lay out, twice
+            pixels = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+            drawn = Image.fromarray(np.asarray(pixels)).convert("RGB")
             path = Path(folder) / Path(name).name
             drawn.save(path)
             self._client.log_artifact(self.id, str(path), str(Path(name).parent))
@@ -205,6 +206,51 @@ def keep(
             client.log_metric(run_id, key, number)
 
 
+def keep_check(
+    spec: Spec,
+    *,
+    root: Path,
+    uri: str | None,
+    tags: Mapping[str, str],
+    scores: Mapping[str, float],
+    texts: Mapping[str, str],
+) -> str:
+    """One finished run for a look at a model in use, in the experiment of its trainings; answers its id. Raises RegistryError.
+
+    Args:
+        spec: Of the model.
+        root: The folder of all state.
+        uri: Another MLflow store than that of `root`.
+        tags: What is said of the run.
+        scores: Its metrics.
+        texts: Files, by name.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    client = registry.connect(tracking_uri(root, uri))
+    with registry.door(f"a check of '{spec.name}'"):
+        experiment = _experiment(client, spec.name, None if uri else artifact_location(root))
+        run = client.create_run(experiment, run_name=f"{spec.name} check")
+        now = run.info.start_time
+        run_id = str(run.info.run_id)
+        metrics = [Metric(name, value, now, 0) for name, value in scores.items()]
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag(*pair) for pair in tags.items()])
+        for name, text in texts.items():
+            client.log_text(run_id, text, name)
+        client.set_terminated(run_id)
+    return run_id
+
+
+def kept(run_id: str, path: str, *, uri: str) -> str | None:
+    """The text of a file that a run keeps; None where it keeps none. Raises RegistryError."""
+    client = registry.connect(uri)
+    folder, _, _ = path.rpartition("/")
+    with registry.door(f"run '{run_id}'"), tempfile.TemporaryDirectory(prefix="forecaster-") as place:
+        if path not in {one.path for one in client.list_artifacts(run_id, folder or None)}:
+            return None
+        return Path(client.download_artifacts(run_id, path, place)).read_text()
+
+
 def artifact_location(root: Path) -> str:
     """Where the runs and models of a root folder keep their files."""
     return (root.absolute() / "mlruns").as_uri()
@@ -232,7 +278,7 @@ def _describe(
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     for some in chunks(flat(spec.model_dump()).items(), PARAMS_A_CALL):
         client.log_batch(run_id, params=[Param(key, value) for key, value in some])
-    source = without_password(data.source)
+    source = redacted(data.source)
     kind, key = ("http", "url") if source.startswith(("http://", "https://")) else ("local", "uri")
     digest = data.digest[:_DATASET_DIGEST_LENGTH]
     recorded = Dataset(data.name, digest, kind, json.dumps({key: source}))

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 
 from forecaster import artifact, durable
 from forecaster.blend import NETWORK, need_all, tell
+from forecaster.data.profile import learn_profile
 from forecaster.data.split import hold_out
 from forecaster.errors import TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
@@ -33,6 +34,7 @@ from forecaster.training.datamodule import cut
 from forecaster.training.fit import Fitted, fit, fit_digest, refit
 from pipelines import scoring
 from pipelines.card import card_of, finite, reliable_horizon
+from pipelines.key import TAG
 from pipelines.promotion import SEASONAL_NAIVE
 from pipelines.settings import Root
 from pipelines.sources import Data, check_test_windows, read
@@ -83,6 +85,8 @@ def train(
     spec: Spec,
     root: Root,
     *,
+    panel: Panel | None = None,
+    key: str | None = None,
     initial: Forecaster | None = None,
     rivals: Mapping[str, Ask | Predictor] | None = None,
     test_windows: int = 1,
@@ -96,6 +100,8 @@ def train(
         data: Where the panel comes from.
         spec: What to make.
         root: Where state lives. A training killed there goes on from its last epoch when it is started again.
+        panel: What was read of the data, if it has been.
+        key: What makes it the same as another retraining; tagged, and among the bundle's facts.
         initial: Whose weights to start from; random ones, if not given.
         rivals: Further forecasters to ask at the same cutoffs.
         test_windows: Rolling origins kept from the fit altogether, a horizon apart; 0 trains on everything, untested.
@@ -104,19 +110,23 @@ def train(
         progress: Whether to show a progress bar.
     """
     check_test_windows(test_windows)
-    panel = read(data.for_spec(spec))
+    panel = read(data.for_spec(spec)) if panel is None else panel
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)
-    known = hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
+    known = _known(panel, spec, test_windows)
     cut(known, spec)  # what cannot be trained on is refused before there is a run of it
     need_all(spec.blend)
     dataset = DataSet(data.name, known.digest(), data.source, known.cutoff)
-    with _workplace(root.checkpoints / fit_digest(known, spec, initial)[:16]) as place:
+    asked_for = {TAG: key, "asked_cutoff": data.cutoff}
+    with _workplace(workplace(panel, spec, root, initial=initial, test_windows=test_windows)) as place:
         with open_run(
             spec, dataset, root=root.path, uri=root.uri, trigger=trigger, run_id=_read_if_there(place / "run_id")
         ) as run:
             durable.write_text(place / "run_id", run.id)
             _record_choice(run, tried)
+            for name, value in asked_for.items():
+                if value is not None:
+                    run.tag(name, value)
             started = time.monotonic()
             callbacks = [] if progress else [EpochLines()]
             fitted = fit(
@@ -145,10 +155,9 @@ def train(
             forecaster, result = fitted.forecaster, None
             if test_windows:
                 alone = {NETWORK: Predictor(replace(forecaster, blend={}))} if forecaster.blend else {}
-                asked = {CHALLENGER: Predictor(forecaster), **alone, **(rivals or {})}
-                result = _test(panel, spec, asked, season=forecaster.season, windows=test_windows)
+                result = tested(panel, forecaster, rivals={**alone, **(rivals or {})}, windows=test_windows)
             facts = _facts(data, panel, known, fitted, result, weighed, run_id=run.id)
-            finished = replace(forecaster, facts=facts)
+            finished = replace(forecaster, facts=facts if key is None else {**facts, TAG: key})
             bundle = root.bundles / run.id
             _clear(bundle)
             card = card_of(finished)
@@ -175,9 +184,20 @@ def _validated(fitted: Fitted, known: Panel, spec: Spec) -> tuple[Fitted, Weighe
     return fitted._replace(forecaster=forecaster), weighed
 
 
-def _test(panel: Panel, spec: Spec, asked: Mapping[str, Ask | Predictor], *, season: int, windows: int) -> Backtest:
-    rivals = {**asked, SEASONAL_NAIVE: seasonal_naive(season)}
-    return backtest(panel, rivals, horizon=spec.horizon, windows=windows, season=season, keep=spec.least + 1)
+def tested(panel: Panel, forecaster: Forecaster, *, rivals: Mapping[str, Ask | Predictor], windows: int) -> Backtest:
+    """The test of a training: the forecaster, its rivals and seasonal naive on the last windows."""
+    spec, season = forecaster.spec, forecaster.season
+    asked = {CHALLENGER: Predictor(forecaster), **rivals, SEASONAL_NAIVE: seasonal_naive(season)}
+    return backtest(panel, asked, horizon=spec.horizon, windows=windows, season=season, keep=spec.least + 1)
+
+
+def workplace(panel: Panel, spec: Spec, root: Root, *, initial: Forecaster | None, test_windows: int) -> Path:
+    """Where a training is under way, if it is: a folder that is gone when it has ended well."""
+    return root.checkpoints / fit_digest(_known(panel, spec, test_windows), spec, initial)[:16]
+
+
+def _known(panel: Panel, spec: Spec, test_windows: int) -> Panel:
+    return hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
 
 
 @contextmanager
@@ -231,6 +251,7 @@ def _facts(
         "test_windows": 0 if result is None else result.actual.shape[1],
         "backtest": {} if result is None else {name: finite(result.scores(name)) for name in names},
         "reliable_horizon": None if result is None else reliable_horizon(result),
+        "inputs": learn_profile(known.series, context=fitted.forecaster.spec.context).model_dump(mode="json"),
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from time import perf_counter
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -54,12 +56,38 @@ def outcomes(series: Sequence[AskedHistory], ask: Ask, model: InUse | None, dead
     model = in_use(model)
     read = _read(series, ask, model, deadline)
     good = [one.series for one in read if isinstance(one, ReadSeries)]
-    means, paths = iter(forecasts(good, ask, model, deadline)), iter(_paths(good, ask, model, deadline))
+    means, paths = forecasts(good, ask, model, deadline), _paths(good, ask, model, deadline)
+    return _assembled(series, ask, model, read, means, paths)
+
+
+def together(
+    requests: Sequence[Sequence[AskedHistory]], ask: Ask, model: InUse, deadline: Deadline
+) -> list[list[Outcome]]:
+    """Those of several requests that ask the same, without samples; rolled as one. Raises Problem as `outcomes` does."""
+    read = [_read(series, ask, model, deadline) for series in requests]
+    good = [[one.series for one in some if isinstance(one, ReadSeries)] for some in read]
+    means = iter(forecasts([one for some in good for one in some], ask, model, deadline))
+    return [
+        _assembled(series, ask, model, some, list(islice(means, len(own))), [None] * len(own))
+        for series, some, own in zip(requests, read, good, strict=True)
+    ]
+
+
+def _assembled(
+    series: Sequence[AskedHistory],
+    ask: Ask,
+    model: InUse,
+    read: Sequence[ReadSeries | ForecasterError],
+    means: Sequence[Forecast | ForecasterError],
+    paths: Sequence[Float64[np.ndarray, "path horizon"] | ForecasterError | None],
+) -> list[Outcome]:
+    """Means and paths are those of the series that could be read."""
     general = _warnings(ask.horizon, scored=model.predictor.forecaster.spec.horizon)
+    told, drawn = iter(means), iter(paths)
     done: list[Outcome] = []
     for asked, one in zip(series, read, strict=True):
         if isinstance(one, ReadSeries):
-            done.append(Outcome(asked.id, _outcome(one, next(means), next(paths), general)))
+            done.append(Outcome(asked.id, _outcome(one, next(told), next(drawn), general)))
         else:
             done.append(Outcome(asked.id, one))
     return done
@@ -69,10 +97,17 @@ def forecasts(series: list[Series], ask: Ask, model: InUse, deadline: Deadline) 
     """Those of series that were read. Raises Problem if the deadline passes, or for levels that the model cannot give."""
 
     def some(part: list[Series]) -> list[Forecast | ForecasterError]:
-        return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels)
+        began = perf_counter()
+        drift = {} if model.drift is None or not ask.levels else {"drift": model.drift}
+        told = model.predictor.forecast_each(part, ask.horizon, levels=ask.levels, **drift)
+        stand_ins = sum(isinstance(one, Forecast) and bool(one.warnings) for one in told)
+        model.measure(len(part), perf_counter() - began, stand_ins)
+        return told
 
     at_once = _AT_ONCE // (_OF_BLEND if model.predictor.forecaster.blend else 1)
-    return _in_parts(some, series, longer=ask.horizon, at_once=at_once, deadline=deadline)
+    found = _in_parts(some, series, longer=ask.horizon, at_once=at_once, deadline=deadline)
+    model.note(model, series, found)
+    return found
 
 
 def in_use(model: InUse | None) -> InUse:

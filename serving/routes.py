@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -18,17 +18,20 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import compatible, keys, lines, openapi
+from serving import accuracy, actuals, assets, backtesting, compatible, explaining, keys, lines, openapi, standing
 from serving.admission import Admission
-from serving.answer import answer, answer_lines, begin_lines
+from serving.answer import Asked, answer_lines, begin_lines
+from serving.batcher import Batcher, Ticket
 from serving.deadline import Deadline
 from serving.guard import Guard, Pairs
+from serving.ledger import Scribe
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.packing import takes_gzip
 from serving.problem import Problem
 from serving.settings import Settings
 from serving.slot import InUse, Load, Slot, load_bundle
 
+_BOOKS = 16  # requests about the ledger that may be under way
 _GRACE_S = 1.0  # for the line that says that the deadline passed
 
 
@@ -38,19 +41,30 @@ class Served(NamedTuple):
     app: Guard  # answers requests
     routes: Starlette  # inside the guard; its lifespan starts and stops the slot
     slot: Slot
+    beside: Slot | None  # of the model in the shadow
 
 
 def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bundle) -> Served:
     """The application of one worker. Raises BadKeys where it would answer anyone, unless the settings want that."""
     keyring = keys.keyring(settings)
-    metrics = Metrics([route.path for route in openapi.ROUTES])
+    page = assets.read()
+    metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.LABEL])
     slot = slot or Slot(
-        settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
+        settings.slot,
+        load=load,
+        reload_s=settings.reload_s,
+        retry_s=settings.retry_s,
+        noticed=metrics.model,
+        measure=metrics.rolled,
     )
     desk = Desk(settings, slot, metrics)
-    paths = {
+    paths: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]] = {
         ("post", "/v1/forecast"): desk.forecast,
         ("post", "/invocations"): desk.invocations,
+        ("post", "/v1/backtest"): partial(desk.asked, backtesting.answer),
+        ("post", "/v1/explain"): partial(desk.asked, explaining.answer),
+        ("post", "/v1/actuals"): desk.actuals,
+        ("get", "/v1/accuracy"): desk.accuracy,
         ("get", "/ping"): desk.readyz,
         ("get", "/v1/model"): desk.model,
         ("get", "/livez"): desk.livez,
@@ -59,14 +73,17 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
         ("get", "/docs.json"): desk.docs,
     }
     routes = Starlette(
-        routes=[Route(one.path, paths[one.method, one.path], methods=[one.method.upper()]) for one in openapi.ROUTES],
+        routes=[
+            *(Route(one.path, paths[one.method, one.path], methods=[one.method.upper()]) for one in openapi.ROUTES),
+            *(Route(asset.path, asset.answer, methods=["GET"]) for asset in page),
+        ],
         # One for every failure, so that Starlette never writes its own; what is unexpected is raised on to the guard.
         exception_handlers={HTTPException: _no_route, Problem: _problem, Exception: _last_resort},
         lifespan=desk.lifespan,
     )
     routes.router.redirect_slashes = False
     scopes = {route.path: route.scope for route in openapi.ROUTES if route.scope is not None}
-    open_paths = {route.path for route in openapi.ROUTES} - set(scopes)
+    open_paths = {route.path for route in openapi.ROUTES} - set(scopes) | {asset.path for asset in page}
 
     def admit(path: str, headers: Mapping[bytes, bytes]) -> str | None:
         return None if keyring is None or path in open_paths else keyring.admit(scopes.get(path), headers)
@@ -74,12 +91,12 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     guard = Guard(
         routes,
         max_body=settings.max_body,
-        observe=metrics.request,
+        observe=lambda path, status, seconds: metrics.request(assets.label(path), status, seconds),
         admit=admit,
         takes={route.path: [form.media_type for form in route.asks] for route in openapi.ROUTES if route.asks},
         stamp=lambda: _named(slot.current),
     )
-    return Served(guard, routes, slot)
+    return Served(guard, routes, slot, desk.shadow)
 
 
 class Desk:
@@ -89,29 +106,47 @@ class Desk:
         self._settings = settings
         self._slot = slot
         self._metrics = metrics
+        beside = settings.shadow_slot
+        self.shadow = None if beside is None else slot.beside(beside)
+        self._scribe = Scribe(settings, counted=metrics.ledger, shadow=self._beside)
         self._admission = Admission(
             threads=settings.rollouts, places=settings.max_in_flight, timeout_s=settings.timeout_s
         )
+        self._batcher = Batcher(settings)
+        # Apart, so that a database which does not answer takes no thread from forecasts.
+        self._books = Admission(threads=1, places=_BOOKS, timeout_s=settings.timeout_s)
         self._document = orjson.dumps(openapi.document())
+
+    def _beside(self) -> InUse | None:
+        return None if self.shadow is None else self.shadow.current
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Watches the slot while the server runs."""
-        self._slot.start()
+        """Watches the slot, and keeps what is served, while the server runs."""
+        watched = [one for one in (self._slot, self.shadow) if one is not None]
+        for one in watched:
+            one.start()
+        self._scribe.start()
         try:
             yield
         finally:
-            self._slot.stop()
+            for one in watched:
+                one.stop()
+            await asyncio.to_thread(self._scribe.stop)
             self._admission.close()
+            self._books.close()
 
     async def forecast(self, request: Request) -> Response:
         """POST /v1/forecast."""
-        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
         if media_type == lines.MEDIA_TYPE:
             return await self._lines(body, model, deadline)
-        work = partial(answer, media_type=media_type, pack=takes_gzip(request.headers.get("accept-encoding", "")))
-        answered = await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline)
+        pack = takes_gzip(request.headers.get("accept-encoding", ""))
+        ticket = Ticket(Asked(body, media_type, model, deadline, pack))
+        waits, leaves = partial(self._batcher.wait, ticket), partial(_left, request.receive)
+        work = self._batcher.answer, ticket
+        answered = await self._admission.run(*work, deadline=deadline, leaves=leaves, admitted=waits)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
         took = ", ".join([f"{part};dur={seconds * 1000:.2f}" for part, seconds in answered.seconds.items()])
         response = Response(answered.body, media_type=media_type)
@@ -122,13 +157,36 @@ class Desk:
 
     async def invocations(self, request: Request) -> Response:
         """POST /invocations."""
-        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
         work = (compatible.answer, body, model, self._settings, deadline)
-        content, series = await self._admission.run(*work, deadline=deadline)
+        leaves = partial(_left, request.receive)
+        content, series = await self._admission.run(*work, deadline=deadline, leaves=leaves)
         self._metrics.series(forecast=series, refused=0)
         response = _json(content)
         response.raw_headers += _named(model)
         return response
+
+    async def asked(
+        self, work: Callable[[bytes, InUse | None, Settings, Deadline], bytes], request: Request
+    ) -> Response:
+        """Routes that are one piece of work from body to answer: POST /v1/backtest and /v1/explain."""
+        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        response = _json(await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline))
+        response.raw_headers += _named(model)
+        return response
+
+    async def actuals(self, request: Request) -> Response:
+        """POST /v1/actuals."""
+        body, deadline = await request.body(), self._admission.deadline()
+        self._scribe.on(self._slot.current)
+        work = (actuals.answer, body, self._scribe, self._settings, deadline)
+        return _json(await self._books.run(*work, deadline=deadline))
+
+    async def accuracy(self, request: Request) -> Response:
+        """GET /v1/accuracy."""
+        deadline = self._admission.deadline()
+        work = (accuracy.answer, dict(request.query_params), self._slot.current, self._scribe, deadline)
+        return _json(await self._books.run(*work, deadline=deadline))
 
     async def _lines(self, body: bytes, model: InUse | None, deadline: Deadline) -> Response:
         """The first piece is awaited, so that a request that cannot be used gets its status; the others are streamed."""
@@ -164,6 +222,7 @@ class Desk:
                 "facts": learned.facts,
                 "card": model.card,
                 "age_s": round(model.age_s, 3),
+                **self._standing(),
             }
         )
 
@@ -174,10 +233,12 @@ class Desk:
     async def readyz(self, _: Request) -> Response:
         """GET /readyz, and /ping for those who ask so."""
         model = self._in_use()
-        return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3)})
+        return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3), **self._standing()})
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics."""
+        if self._settings.follows:
+            self._metrics.reached(standing.read(self._settings.slot).reached_at)
         return Response(await asyncio.to_thread(self._metrics.page), media_type=CONTENT_TYPE)
 
     async def docs(self, _: Request) -> Response:
@@ -187,8 +248,21 @@ class Desk:
     def _in_use(self) -> InUse:
         model = self._slot.current
         if model is None:
-            raise Problem("not_ready", "No model is in use yet. Put one into the slot, or wait for the follower.")
+            told = self._standing()
+            reasons = [told["refused"]["reason"]] if "refused" in told else []
+            reasons += [told["follower"]["behind"]] if told.get("follower", {}).get("behind") else []
+            why = "".join(f" {one.rstrip('.')}." for one in reasons)
+            raise Problem("not_ready", f"No model is in use yet.{why} Put one into the slot, or wait for the follower.")
         return model
+
+    def _standing(self) -> dict[str, Any]:
+        """How this worker stands to the slot and to the registry; nothing is asked of that."""
+        told: dict[str, Any] = {}
+        if self._settings.follows:
+            told["follower"] = standing.tell(self._settings.slot, poll_s=self._settings.poll_s).model_dump()
+        if self._slot.refusal is not None:
+            told["refused"] = self._slot.refusal.told().model_dump()
+        return told
 
 
 class Streamed(Response):
