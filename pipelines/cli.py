@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from forecaster.errors import ForecasterError, InputError, NoSuchModel
 from pipelines.arguments import Reading, Where, bundle_of
 from pipelines.backtesting import backtest
+from pipelines.comparing import compare
 from pipelines.forecasting import forecast
 from pipelines.inspecting import inspect
 from pipelines.monitor import monitor
@@ -33,7 +34,21 @@ key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
 app.command(key_app)
 app.command(schedule_app)
-for command in (train, retrain, backtest, forecast, inspect, tune, register, promote, rollback, audit, shadow, monitor):
+for command in (
+    train,
+    retrain,
+    backtest,
+    compare,
+    forecast,
+    inspect,
+    tune,
+    register,
+    promote,
+    rollback,
+    audit,
+    shadow,
+    monitor,
+):
     app.command(command)
 
 _WHERE, _READING = Where(), Reading()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -17,20 +15,12 @@ from matplotlib.figure import Figure
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.plots import BASELINE, FORECAST, GRID, TRUTH, error_by_horizon, origins_plot
 from forecaster.registry import CHALLENGER
+from pipelines.page import page, picture
 from pipelines.policy import Policy
 from pipelines.promotion import SEASONAL_NAIVE, Check, Verdict
 
 _OUTCOMES = {True: "passed", False: "failed", None: "not applicable"}
 _MOST_GROUPS = 30  # drawn, the worst first
-
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #23262b; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .35rem .6rem; vertical-align: top; }
-th { border-bottom: 2px solid #e3e5e8; } td { border-bottom: 1px solid #e3e5e8; }
-td.number { text-align: right; white-space: nowrap; }
-.passed { color: #2f6b2f; } .failed { color: #b42318; font-weight: 600; } .not { color: #8a8f98; } img { max-width: 100%; }
-"""
 
 
 class Kept(NamedTuple):
@@ -68,17 +58,14 @@ def as_html(verdict: Verdict, result: Backtest, *, title: str) -> str:
     """The page: what was decided, every check, and pictures of the errors behind it. It loads nothing from elsewhere."""
     word = "Promote" if verdict.promote else "Keep what there is"
     parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f"<title>{escape(title)}: {word.lower()}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
         f'<p class="{_OUTCOMES[verdict.promote]}">{word}: {escape("; ".join(verdict.reasons))}.</p>',
         "<table><tr><th>Check</th><th>Outcome</th><th>Found</th><th>Bound</th><th>What it says</th></tr>",
         *map(_row, verdict.checks),
         "</table>",
+        *(picture(heading, figure) for heading, figure in _pictures(verdict, result)),
     ]
-    for heading, figure in _pictures(verdict, result):
-        parts.append(f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{inline(figure)}">')
-    return "\n".join([*parts, "</body></html>", ""])
+    return page(f"{title}: {word.lower()}", parts)
 
 
 def _row(check: Check) -> str:
@@ -135,13 +122,6 @@ def dressed(axes: Axes) -> Axes:
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     return axes
-
-
-def inline(figure: Figure) -> str:
-    """A picture as the address of an image, which a page holds itself."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def _number(value: float | None) -> float | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from forecaster.errors import BadSpec, LedgerError, MissingPackage, RefusedByGate
-from pipelines.arguments import Blended, Reading, Where, bundle_of, in_range, spec_of
+from pipelines.arguments import Blended, Reading, Where, bundle_of, in_range, meant
 from pipelines.scheduling import Recurrence, keep
 from pipelines.terminal import print_scores, print_verdict, warn
 
@@ -65,7 +65,7 @@ def train(
 
     source = reading.of(data)
     initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
-    spec = spec_of(
+    chosen = meant(
         config,
         source,
         horizon=horizon,
@@ -77,7 +77,15 @@ def train(
         test_windows=test_windows,
     )
     root = where.open()
-    trained = run(source, spec, root, initial=initial, test_windows=test_windows, progress=sys.stderr.isatty())
+    trained = run(
+        source,
+        chosen.spec,
+        root,
+        initial=initial,
+        test_windows=test_windows,
+        tried=chosen.tried,
+        progress=sys.stderr.isatty(),
+    )
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
 
@@ -154,7 +162,7 @@ def retrain(
     root = where.open()
     if if_needed and not _is_needed(_name(config, source), source, root, min_new):
         return
-    spec = spec_of(
+    chosen = meant(
         config,
         source,
         horizon=horizon,
@@ -166,12 +174,13 @@ def retrain(
     )
     done, key, before = retrain_once(
         source,
-        spec,
+        chosen.spec,
         root,
         warm=warm,
         test_windows=test_windows,
         policy=bounds,
         trigger=trigger,
+        tried=chosen.tried,
         progress=sys.stderr.isatty(),
         again=again,
     )

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from forecaster.evaluation.plots import BASELINE, FORECAST, TRUTH
 from forecaster.ledger.pairs import Score
 from pipelines.monitoring import SHARE, Finding, Report, Watched
-from pipelines.report import STYLE, dressed, inline
+from pipelines.page import STYLE, inline
+from pipelines.report import dressed
 
 _OUTCOMES = {True: "failed", False: "passed", None: "not applicable"}
 _MOST_GROUPS = 30  # told, the worst first
