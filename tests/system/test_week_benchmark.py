@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ FIELDS = {"context": 48, "network": {"hidden": 4, "layers": 1}, "training": {"st
 
 
 @pytest.fixture
-def week(monkeypatch: pytest.MonkeyPatch) -> Any:
+def week(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
-    return __import__("week")
+    yield __import__("week")
+    for name in ("week", "nights"):
+        del sys.modules[name]
 
 
 def days() -> Any:
@@ -38,7 +42,7 @@ def days() -> Any:
 
 def test_a_change_multiplies_all_and_moves_every_second(week: Any) -> None:
     panel = days()
-    found = week.changed(panel, week.Change("odd", 1.5, 3), at=100)
+    found = sys.modules["nights"].changed(panel, week.Change("odd", 1.5, 3), at=100)
     for place, (before, after) in enumerate(zip(panel.series, found.series, strict=True)):
         later = 3 if place % 2 else 0
         np.testing.assert_array_equal(after.y[:100], before.y[:100])
@@ -51,7 +55,7 @@ def test_two_nights_are_lived_and_told(week: Any, tmp_path: Path, migrated: Path
     plan = week.Plan(history=DAYS - 2, nights=2, change=1, fields=FIELDS)
     lived = week.live(days(), week.Change("level alone", 1.4, 0), plan, tmp_path)
     shapes = {name: found.shape for name, found in lived.errors.items()}
-    assert shapes == dict.fromkeys((*week.MODELS, week.NAIVE), (2, SERIES))
+    assert shapes == dict.fromkeys(("frozen", "nightly", "if_needed", week.NAIVE), (2, SERIES))
     trained = {name: [each.verdict is not None for each in found] for name, found in lived.nights.items()}
     assert (trained["frozen"], trained["nightly"]) == ([True, False], [True, True])
     assert all(found[0].promoted for found in lived.nights.values())
