@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forecaster.blend import Mixed, fitted_names, mix, need_all
-from forecaster.conformal import history_scale
+from forecaster.conformal import Drift, history_scale
 from forecaster.data.rows import channels_of, padded
 from forecaster.engine import Engine, Known, Together
 from forecaster.errors import (
@@ -96,7 +96,7 @@ class Predictor:
         return outcome
 
     def forecast_each(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
     ) -> list[Forecast | ForecasterError]:
         """One outcome for each series, in order; a bad one never spoils its neighbours.
 
@@ -104,6 +104,7 @@ class Predictor:
             series: The histories.
             horizon: Steps ahead.
             levels: Of the calibrated quantiles to give beside the point forecast: 0.1 and 0.9 bound an 80 % interval.
+            drift: What late actuals have taught about them since.
         Raises:
             HorizonOutOfRange: `horizon` is below one.
             LevelOutOfRange: a level is not between 0 and 1, or the forecaster was not calibrated.
@@ -115,7 +116,7 @@ class Predictor:
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
         answers = iter(self._blended(good, self._answers(good, horizon)))
         outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
-        return self._with_quantiles(series, outcomes, levels) if levels else outcomes
+        return self._with_quantiles(series, outcomes, levels, drift) if levels else outcomes
 
     def sample_each(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
@@ -261,7 +262,11 @@ class Predictor:
             )
 
     def _with_quantiles(
-        self, series: Sequence[Series], outcomes: Sequence[Forecast | ForecasterError], levels: Sequence[float]
+        self,
+        series: Sequence[Series],
+        outcomes: Sequence[Forecast | ForecasterError],
+        levels: Sequence[float],
+        drift: Drift | None,
     ) -> list[Forecast | ForecasterError]:
         """The outcomes with calibrated quantiles about their means, rising in level."""
         calibration, rising = self.forecaster.calibration, sorted(set(levels))
@@ -276,6 +281,7 @@ class Predictor:
                 horizon=len(forecasts[0].mean),
                 scales=np.nan_to_num(np.array([self.scale(series[place].y) for place in some])),
                 groups=[self.group(series[place]) for place in some],
+                drift=drift,
             )
             for place, forecast, own in zip(some, forecasts, offsets, strict=True):
                 quantiles = {level: forecast.mean + own[:, column] for column, level in enumerate(rising)}

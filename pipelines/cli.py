@@ -18,6 +18,7 @@ from forecaster.errors import ForecasterError, InputError, NoSuchModel
 from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range
 from pipelines.backtesting import backtest
 from pipelines.releasing import audit, promote, register, rollback
+from pipelines.shadowing import shadow
 from pipelines.terminal import forecast_table, hush, print_summary, warn, write_table
 from pipelines.training import retrain, train
 from pipelines.tuning import tune
@@ -27,7 +28,7 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
 app.command(key_app)
-for command in (train, retrain, backtest, tune, register, promote, rollback, audit):
+for command in (train, retrain, backtest, tune, register, promote, rollback, audit, shadow):
     app.command(command)
 
 _WHERE, _READING = Where(), Reading()
@@ -37,7 +38,7 @@ _TOLD = 10  # faults of single series that are told one by one
 @app.command
 def forecast(
     model: str,
-    data: str,
+    data: str | None = None,
     *,
     horizon: int | None = None,
     levels: tuple[float, ...] = (),
@@ -104,7 +105,7 @@ def forecast(
 
 @data_app.command
 def check(
-    data: str,
+    data: str | None = None,
     *,
     covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
@@ -129,9 +130,9 @@ def check(
     try:
         panel = read(reading.of(data)._replace(covariates=covariate, static=static, channels=channel))
     except InputError as error:
-        print(f"{data}: cannot be used ({error.code})")
+        print(f"{data or reading.sql}: cannot be used ({error.code})")
         raise
-    print(f"{data}: can be used{', as repaired' if panel.repairs else ''}")
+    print(f"{data or reading.sql}: can be used{', as repaired' if panel.repairs else ''}")
     print_summary(panel)
 
 
@@ -213,7 +214,8 @@ def new_key(
     name
         Whose it is; it stands in the access log.
     scope
-        read (forecasts, the model), observe (the counters) or admin (everything); may be given again.
+        read (forecasts, the model, its accuracy), actuals (telling what came), observe (the counters) or admin (everything);
+        may be given again.
     keys
         The file; `keys` under the root, if not given.
     """

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,6 +112,12 @@ def main(arguments: Sequence[str]) -> int:
     target = Target(settings.model, settings.alias, settings.slot, settings.keep)
     address = settings.registry
     if "--once" not in arguments:
+        if settings.shadow_slot is not None:  # of no consequence to the model in use, whatever becomes of it
+            beside = target._replace(alias=settings.shadow, slot=settings.shadow_slot)
+            pace = {"poll_s": settings.poll_s, "retry_s": settings.retry_s}
+            threading.Thread(
+                target=follow, args=(lambda: _connect(address), beside), kwargs=pace, name="shadow", daemon=True
+            ).start()
         follow(lambda: _connect(address), target, poll_s=settings.poll_s, retry_s=settings.retry_s)
     try:
         store = _connect(address)

@@ -31,6 +31,7 @@ from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 
 if TYPE_CHECKING:
+    from forecaster.conformal import Drift
     from forecaster.data.encoding import Encoding
     from forecaster.spec import Spec
 
@@ -77,9 +78,12 @@ class Predicts(Protocol):
         """What was learned."""
 
     def forecast_each(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
     ) -> list[Forecast | ForecasterError]:
-        """One outcome for each series, in order; raises LevelOutOfRange for levels that it cannot give."""
+        """One outcome for each series, in order; raises LevelOutOfRange for levels that it cannot give.
+
+        Only asked with a `drift` where late actuals have taught something.
+        """
 
     def sample_each(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
@@ -106,6 +110,14 @@ class Release(BaseModel):
             ) from error
 
 
+Note = Callable[["InUse", Sequence[Series], Sequence[Forecast | ForecasterError]], object]
+"""Told of forecasts that are served, with the histories they go on from."""
+
+
+def _unnoted(_: InUse, __: Sequence[Series], ___: Sequence[Forecast | ForecasterError]) -> None:
+    """Keeps no ledger."""
+
+
 @dataclass(frozen=True, eq=False)
 class InUse:
     """A model that answers."""
@@ -114,6 +126,8 @@ class InUse:
     predictor: Predicts
     card: str
     since: float = field(default_factory=time.monotonic)
+    drift: Drift | None = None  # what late actuals have taught about its intervals
+    note: Note = _unnoted
 
     @property
     def name(self) -> dict[str, Any]:
@@ -160,6 +174,10 @@ class Slot:
         self._refused: tuple[str, float] | None = None  # what was refused, and when
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def beside(self, folder: Path) -> Slot:
+        """Another slot that is watched as this one is."""
+        return Slot(folder, load=self._load, reload_s=self._reload_s, retry_s=self._retry_s)
 
     def start(self) -> None:
         """Looks at the folder now and then, in a thread of its own, until `stop`."""

@@ -105,7 +105,7 @@ class Client:
     """Asks an application in this process, from outside its event loop."""
 
     def __init__(self, served: routes.Served, portal: BlockingPortal) -> None:
-        self.slot = served.slot
+        self.slot, self.beside = served.slot, served.beside
         self._portal = portal
         self._transport = httpx.ASGITransport(app=served.app, raise_app_exceptions=False)
 
