@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from forecaster.blend import Mixed, fitted_names, mix, need_all
+from forecaster.carried import cut_down, needed
 from forecaster.conformal import Calibration, history_scale
 from forecaster.data.encoding import Encoding
 from forecaster.data.windows import channels_of, stack
@@ -33,6 +34,7 @@ from forecaster.histories import sound, stamps_ahead, tail, value_fault
 from forecaster.model.fused import Fused, fused
 from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor
+from forecaster.past import Past
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64, Int
 from forecaster.spec import Spec
@@ -158,14 +160,67 @@ class Predictor:
         return self._with_quantiles(series, outcomes, levels) if levels else outcomes
 
     def sample_each(
-        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
     ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
         """Sampled futures of each series: one array of paths, or what stands in its way.
 
-        The noise of a series is drawn from the seed and its id, so its paths do not depend on its company. Raises BadSpec
+        The noise of a series is drawn from the seed and its id, so its paths do not depend on its company. They are
+        numbered: those from `first` on are the same whether those before are drawn with them or not. Raises BadSpec
         if the forecaster's head has no distribution to draw from, or its forecasts are a blend, HorizonOutOfRange as
         `forecast_each`.
         """
+        self._check_draws(horizon)
+        some = range(first, first + paths)
+        outcomes: list[Float64[np.ndarray, "path horizon"] | ForecasterError] = []
+        for one in series:
+            fault = self.fault(one, horizon)
+            outcomes.append(fault or self._paths([one], horizon, some, seed=seed)[0])
+        return outcomes
+
+    def forecast_ways(
+        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+    ) -> list[Forecast | ForecasterError]:
+        """The forecasts of one history with several futures of its covariates: it is read once, and goes on each way.
+
+        Args:
+            ways: The same history, one series for each future: all but the covariates after its end is alike in them.
+            horizon: Steps ahead.
+            levels: As in `forecast_each`, which answers the same of each way.
+        """
+        self._check_levels(levels)
+        if horizon < 1:
+            raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
+        faults = [self.fault(one, horizon) for one in ways]
+        good = [one for one, fault in zip(ways, faults, strict=True) if fault is None]
+        told = self._told(good, self._roll_ways(good, horizon)) if good else []
+        answers = iter(self._blended(good, told, alike=True))
+        outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
+        return self._with_quantiles(ways, outcomes, levels) if levels else outcomes
+
+    def sample_ways(
+        self, ways: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
+    ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+        """Sampled futures of one history on several ways, as `forecast_ways` and `sample_each`.
+
+        The noise is common: a path differs from the path of the same number on another way by the covariates alone.
+        """
+        self._check_draws(horizon)
+        faults = [self.fault(one, horizon) for one in ways]
+        good = [one for one, fault in zip(ways, faults, strict=True) if fault is None]
+        drawn = iter(self._paths(good, horizon, range(first, first + paths), seed=seed) if good else ())
+        return [next(drawn) if fault is None else fault for fault in faults]
+
+    def carry(self, one: Series) -> Series:
+        """The history cut down to what this forecaster still asks of it, however long it was.
+
+        With later values behind it, it is forecast as the whole history would be.
+        """
+        forecaster = self.forecaster
+        blended, shown = bool(fitted_names(forecaster.blend)), self.network.shown(len(one))
+        held = needed(forecaster.spec, shown=shown, season=forecaster.season, blended=blended)
+        return cut_down(one, forecaster.spec, held=held, season=forecaster.season)
+
+    def _check_draws(self, horizon: int) -> None:
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
         if not self.network.head.noise:
@@ -179,11 +234,6 @@ class Predictor:
                 "alone: replace(forecaster, blend={}).",
                 where="blend",
             )
-        outcomes: list[Float64[np.ndarray, "path horizon"] | ForecasterError] = []
-        for one in series:
-            fault = self.fault(one, horizon)
-            outcomes.append(fault or self._paths(one, horizon, paths=paths, seed=seed))
-        return outcomes
 
     def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
         means, lengths = np.empty((len(series), horizon)), [len(one.y) for one in series]
@@ -211,13 +261,37 @@ class Predictor:
         covariates, static, channels = (None if part is None else part.numpy() for part in window[1:])
         return Known(window.values.numpy(), covariates, static, channels, ahead)
 
-    def _paths(self, one: Series, horizon: int, *, paths: int, seed: int) -> Float64[np.ndarray, "path horizon"]:
-        """Paths fork from one warmed-up memory."""
-        own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
+    def _ready_ways(self, ways: Sequence[Series], horizon: int) -> Known:
+        """One history, and the covariates of every way on from it."""
+        known, steps, encoding = self._ready(ways[:1], horizon), self.steps(horizon), self.forecaster.encoding
+        if len(ways) == 1 or known.ahead is None:
+            return known
+        tails = [tail(one, self.network.shown(len(one))) for one in ways]
+        columns = [encoding.covariates(one, ahead=steps)[-steps:] for one in tails]
+        return known._replace(ahead=np.stack(columns).astype(np.float32))
+
+    def _roll_ways(self, ways: Sequence[Series], horizon: int) -> Float64[np.ndarray, "way horizon"]:
+        told = self.engine.roll(self._ready_ways(ways, horizon), horizon=horizon)
+        return np.broadcast_to(told, (len(ways), horizon))
+
+    def _paths(
+        self, ways: Sequence[Series], horizon: int, paths: range, *, seed: int
+    ) -> Float64[np.ndarray, "way path horizon"]:
+        """Paths fork from one warmed-up memory, with the same noise on every way.
+
+        Members draw in turn: whole rounds are drawn, so that it does not depend on the first path who draws which.
+        """
+        members, targets, known = len(self.networks), self.network.targets, self._ready_ways(ways, horizon)
+        begin, end = paths.start // members * members, -(-paths.stop // members) * members
+        own = int.from_bytes(hashlib.sha256(f"{seed} {ways[0].id}".encode()).digest()[:8], "big") >> 1
         draw = torch.Generator().manual_seed(own)
-        shape = (paths * self.network.targets, self.steps(horizon), self.network.head.noise)
-        noise = torch.rand(shape, generator=draw).clamp(1e-6, 1 - 1e-6).numpy()
-        return self._drawing.roll(self._ready([one], horizon), horizon=horizon, noise=noise)
+        shape = (end * targets, self.steps(horizon), self.network.head.noise)
+        noise = torch.rand(shape, generator=draw)[begin * targets :].clamp(1e-6, 1 - 1e-6).numpy()
+        if len(ways) > 1:
+            noise = np.tile(noise, (len(ways), 1, 1))
+            known = known._replace(ahead=None if known.ahead is None else known.ahead.repeat(end - begin, axis=0))
+        told = self._drawing.roll(known, horizon=horizon, noise=noise).reshape(len(ways), end - begin, horizon)
+        return told[:, paths.start - begin : paths.stop - begin]
 
     def _faults(self, series: Sequence[Series], horizon: int) -> list[ForecasterError | None]:
         """What is wrong with each history: they are looked at together, and one by one where that leaves a doubt."""
@@ -315,7 +389,7 @@ class Predictor:
             offsets = calibration.offsets(
                 rising,
                 horizon=len(forecasts[0].mean),
-                scales=np.nan_to_num(np.array([self.scale(series[place].y) for place in some])),
+                scales=np.nan_to_num(np.array([self.scale(series[place].y, series[place].past) for place in some])),
                 groups=[self.group(series[place]) for place in some],
             )
             for place, forecast, own in zip(some, forecasts, offsets, strict=True):
@@ -328,18 +402,22 @@ class Predictor:
         name = self.forecaster.spec.group
         return None if name is None else one.static.get(name)
 
-    def scale(self, history: Float64[np.ndarray, "_"]) -> float:
+    def scale(self, history: Float64[np.ndarray, "_"], past: Past | None = None) -> float:
         """The scale of a history that its calibration was measured in, and is undone with.
 
         All of it counts, as in benchmarks/intervals.py: measured on the network's short context it is so uncertain that
         intervals are wide and hold less (docs/experiments.md). Intervals of a history much shorter than those of the
         calibration hold less too.
         """
-        return history_scale(history, self.forecaster.season)
+        return history_scale(history, self.forecaster.season, past=past)
 
     def _answers(self, series: Sequence[Series], horizon: int) -> list[Forecast | BadStamp]:
         """The forecasts, or that the stamps of one go too far."""
-        means = self._means(series, horizon)
+        return self._told(series, self._means(series, horizon))
+
+    def _told(
+        self, series: Sequence[Series], means: Float64[np.ndarray, "series horizon"]
+    ) -> list[Forecast | BadStamp]:
         finite = np.isfinite(means).all(axis=1).tolist()
         return [
             ahead
@@ -347,7 +425,7 @@ class Predictor:
             else Forecast(one.id, ahead, mean)
             if whole
             else self._mended(one, ahead, mean)
-            for one, ahead, mean, whole in zip(series, stamps_ahead(series, horizon), means, finite, strict=True)
+            for one, ahead, mean, whole in zip(series, stamps_ahead(series, means.shape[1]), means, finite, strict=True)
         ]
 
     def blended(
@@ -357,13 +435,14 @@ class Predictor:
         return mix(means, histories, self.forecaster.blend, season=self.forecaster.season)
 
     def _blended(
-        self, series: Sequence[Series], answers: Sequence[Forecast | BadStamp]
+        self, series: Sequence[Series], answers: Sequence[Forecast | BadStamp], *, alike: bool = False
     ) -> Sequence[Forecast | BadStamp]:
+        """The answers, blended; where the histories are alike the statistical models are fitted once."""
         own = [answer for answer in answers if isinstance(answer, Forecast)]
         if not self.forecaster.blend or not own:
             return answers
         known = [one.y for one, answer in zip(series, answers, strict=True) if isinstance(answer, Forecast)]
-        told = self.blended(np.stack([one.mean for one in own]), known)
+        told = self.blended(np.stack([one.mean for one in own]), known[:1] if alike else known)
         mixed = iter(
             replace(one, mean=mean, warnings=(*one.warnings, *further))
             for one, mean, further in zip(own, *told, strict=True)
@@ -377,7 +456,8 @@ class Predictor:
             f"The network's forecast exploded at step {broken[0] + 1} of {len(mean)}; from there on it is the seasonal naive. "
             "Check the history for extreme values, or ask for a shorter horizon."
         )
-        return Forecast(one.id, ahead, mended(mean, one.y, season=self.forecaster.season), (warning,))
+        history = one.y if one.past is None else np.concatenate([one.past.latest, one.y])
+        return Forecast(one.id, ahead, mended(mean, history, season=self.forecaster.season), (warning,))
 
 
 def beside(lengths: Sequence[int]) -> Iterator[Int[np.ndarray, "some"]]:

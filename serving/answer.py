@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
-from forecaster.errors import ForecasterError
+from forecaster.errors import ForecasterError, StateOfOtherModel
 from serving import arrow, columnar, limits, packing, parsing, rows
 from serving.columnar import ColumnsRequest
 from serving.deadline import Deadline
@@ -16,6 +16,7 @@ from serving.problem import Problem
 from serving.schema import Ask, AskedHistory, ForecastRequest
 from serving.settings import Settings
 from serving.slot import InUse
+from serving.state import Seal
 
 
 class Answered(NamedTuple):
@@ -42,17 +43,19 @@ def answer(
     """Answers `POST /v1/forecast`, in the form in which it was asked: rows or columns of JSON, or Arrow.
 
     Raises Problem if the request as a whole cannot be used (levels that the model cannot give are such), if no model is
-    in use, if the deadline passes, or if the only series of a request in JSON is refused: so a client that sends one
-    series and looks at the status alone learns of it.
+    in use, if the deadline passes, if the only series of a request in JSON is refused (so a client that sends one
+    series and looks at the status alone learns of it), or if every series came with a state of another model (409).
     """
     deadline.check()  # it may have waited for a thread
     began = perf_counter()
     ask, series = _read(body, media_type)
     limits.check(ask, series, settings)
     read = perf_counter()
-    done = outcomes(series, ask, model, deadline.within(ask.deadline_ms))
+    done = outcomes(series, ask, model, deadline.within(ask.deadline_ms), Seal.of(settings))
     assert model is not None, "no outcome without one"
     refused = [one.found for one in done if isinstance(one.found, ForecasterError)]
+    if len(refused) == len(done) and all(isinstance(one, StateOfOtherModel) for one in refused):
+        raise Problem.of(refused[0])
     if len(done) == 1 and refused and media_type != arrow.MEDIA_TYPE:
         raise Problem.of(refused[0])
     computed = perf_counter()

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import compatible, keys, lines, openapi
+from serving import compatible, keys, lines, openapi, scenarios
 from serving.admission import Admission
 from serving.answer import answer, answer_lines, begin_lines
 from serving.deadline import Deadline
@@ -43,6 +43,7 @@ class Served(NamedTuple):
 def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bundle) -> Served:
     """The application of one worker. Raises BadKeys where it would answer anyone, unless the settings want that."""
     keyring = keys.keyring(settings)
+    settings = settings.with_state_key()
     metrics = Metrics([route.path for route in openapi.ROUTES])
     slot = slot or Slot(
         settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
@@ -50,6 +51,7 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     desk = Desk(settings, slot, metrics)
     paths = {
         ("post", "/v1/forecast"): desk.forecast,
+        ("post", "/v1/scenarios"): desk.scenarios,
         ("post", "/invocations"): desk.invocations,
         ("get", "/ping"): desk.readyz,
         ("get", "/v1/model"): desk.model,
@@ -118,6 +120,15 @@ class Desk:
         response.raw_headers += [*_named(model), (b"server-timing", took.encode())]
         if answered.packed:
             response.raw_headers += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+        return response
+
+    async def scenarios(self, request: Request) -> Response:
+        """POST /v1/scenarios."""
+        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        told = await self._admission.run(scenarios.answer, body, model, self._settings, deadline, deadline=deadline)
+        self._metrics.series(forecast=told.forecast, refused=told.refused)
+        response = _json(told.body)
+        response.raw_headers += _named(model)
         return response
 
     async def invocations(self, request: Request) -> Response:
