@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,12 +21,15 @@ class Past:
         changes: Sums of the absolute changes over a season, and from one observed value to the next, that do not lie
             between held values.
         counts: How many those were.
+        memories: Of networks that read whole histories: by the number of held steps that were read by then, all that the
+            rollout of each member carried, as plain arrays by name.
     """
 
     latest: Float64[np.ndarray, "phase"]
     last: float
     changes: tuple[float, float]
     counts: tuple[int, int]
+    memories: Mapping[int, Sequence[Mapping[str, np.ndarray]]] = field(default_factory=dict)
 
     @property
     def season(self) -> int:

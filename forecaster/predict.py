@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from forecaster.blend import Mixed, fitted_names, mix, need_all
-from forecaster.carried import cut_down, needed
+from forecaster.carried import as_memory, cut_down, latest, memories_at_the_end, needed, settled
 from forecaster.conformal import Calibration, history_scale
 from forecaster.data.encoding import Encoding
 from forecaster.data.windows import channels_of, stack
@@ -215,10 +215,18 @@ class Predictor:
 
         With later values behind it, it is forecast as the whole history would be.
         """
-        forecaster = self.forecaster
-        blended, shown = bool(fitted_names(forecaster.blend)), self.network.shown(len(one))
-        held = needed(forecaster.spec, shown=shown, season=forecaster.season, blended=blended)
-        return cut_down(one, forecaster.spec, held=held, season=forecaster.season)
+        spec, season, network = self.forecaster.spec, self.forecaster.season, self.network
+        held = needed(spec, before=network.lead, season=season, blended=bool(fitted_names(self.forecaster.blend)))
+        if network.reads == "window" or len(one) < held:
+            return cut_down(one, spec, held=held, season=season)
+        known = None if one.past is not None and one.past.memories else self._read([one], network.shown(len(one)))
+        if known is not None and settled(network, known) > len(one) - 2 * network.segment:
+            return cut_down(one, spec, held=len(one), season=season)  # its scale may still change: all is asked for
+        memories = memories_at_the_end(one, self.networks, self._read, device=self.device)
+        return cut_down(one, spec, held=held, season=season, memories=memories)
+
+    def _read(self, series: Sequence[Series], steps: int) -> Known:
+        return self._ready(series, 1, context=steps)
 
     def _check_draws(self, horizon: int) -> None:
         if horizon < 1:
@@ -236,15 +244,17 @@ class Predictor:
             )
 
     def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
+        if any(one.past is not None and one.past.memories for one in series):
+            return np.concatenate([self._roll_ways([one], horizon) for one in series])
         means, lengths = np.empty((len(series), horizon)), [len(one.y) for one in series]
         shown = {length: self.network.shown(length) for length in set(lengths)}
         for some in beside([shown[length] for length in lengths]):
             means[some] = self.engine.roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
         return means
 
-    def _ready(self, series: Sequence[Series], horizon: int) -> Known:
-        """Windows and future covariates, as the network reads them."""
-        encoding, context = self.forecaster.encoding, self.network.shown(max(map(len, series)))
+    def _ready(self, series: Sequence[Series], horizon: int, *, context: int | None = None) -> Known:
+        """Windows (of all that the network reads, or of `context` steps) and future covariates, as the network reads them."""
+        encoding, context = self.forecaster.encoding, context or self.network.shown(max(map(len, series)))
         steps, names = self.steps(horizon), self.forecaster.spec.channels
         if not (encoding.width or encoding.static or names):
             return Known(stack([one.y for one in series], context=context).values.numpy())
@@ -262,16 +272,29 @@ class Predictor:
         return Known(window.values.numpy(), covariates, static, channels, ahead)
 
     def _ready_ways(self, ways: Sequence[Series], horizon: int) -> Known:
-        """One history, and the covariates of every way on from it."""
-        known, steps, encoding = self._ready(ways[:1], horizon), self.steps(horizon), self.forecaster.encoding
+        """One history, from its memory on where it has one, and the covariates of every way on from it."""
+        place, steps, encoding = self._place(ways[0]), self.steps(horizon), self.forecaster.encoding
+        known = self._ready(ways[:1], horizon, context=None if place is None else len(ways[0]) - place)
         if len(ways) == 1 or known.ahead is None:
             return known
         tails = [tail(one, self.network.shown(len(one))) for one in ways]
         columns = [encoding.covariates(one, ahead=steps)[-steps:] for one in tails]
         return known._replace(ahead=np.stack(columns).astype(np.float32))
 
+    def _place(self, one: Series) -> int | None:
+        return latest(one, len(one), segment=self.network.segment)
+
+    def _going_on(self, one: Series, usual: Engine) -> Engine:
+        """The engine that goes on from the memory of a history; the usual one where there is none."""
+        place = self._place(one)
+        if place is None or one.past is None:
+            return usual
+        memories = [as_memory(arrays, self.device) for arrays in one.past.memories[place]]
+        pairs = zip(self.networks, memories, strict=True)
+        return _together([Reference(network, device=self.device, before=memory) for network, memory in pairs])
+
     def _roll_ways(self, ways: Sequence[Series], horizon: int) -> Float64[np.ndarray, "way horizon"]:
-        told = self.engine.roll(self._ready_ways(ways, horizon), horizon=horizon)
+        told = self._going_on(ways[0], self.engine).roll(self._ready_ways(ways, horizon), horizon=horizon)
         return np.broadcast_to(told, (len(ways), horizon))
 
     def _paths(
@@ -290,7 +313,8 @@ class Predictor:
         if len(ways) > 1:
             noise = np.tile(noise, (len(ways), 1, 1))
             known = known._replace(ahead=None if known.ahead is None else known.ahead.repeat(end - begin, axis=0))
-        told = self._drawing.roll(known, horizon=horizon, noise=noise).reshape(len(ways), end - begin, horizon)
+        engine = self._going_on(ways[0], self._drawing)
+        told = engine.roll(known, horizon=horizon, noise=noise).reshape(len(ways), end - begin, horizon)
         return told[:, paths.start - begin : paths.stop - begin]
 
     def _faults(self, series: Sequence[Series], horizon: int) -> list[ForecasterError | None]:

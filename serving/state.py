@@ -11,13 +11,15 @@ import base64
 import binascii
 import hashlib
 import hmac
+import math
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from forecaster.carried import KINDS
 from forecaster.data.encoding import Encoding
 from forecaster.errors import (
     BadStamp,
@@ -31,6 +33,7 @@ from forecaster.errors import (
 from forecaster.frequency import Stamp, at, offset, tell, untell
 from forecaster.past import Past
 from forecaster.series import LARGEST_VALUE, Series
+from forecaster.shapes import Float64
 from serving import stamps
 from serving.schema import CarriedSeries, ReadSeries, Strict, channels_of, columns_of
 from serving.settings import Settings
@@ -68,19 +71,28 @@ class Model(NamedTuple):
     encoding: Encoding
 
 
+class _Remembered(Strict):
+    """A Past but its arrays; of each memory the place and, for every member, the shapes of its arrays by name."""
+
+    last: float | None
+    changes: tuple[float, float]
+    counts: tuple[int, int]
+    season: int = Field(ge=1)
+    memories: list[tuple[int, list[dict[str, list[Annotated[int, Field(ge=0)]]]]]]
+
+
 class _Head(Strict):
-    """All of a state but its arrays, whose bytes follow in this order; a shorter list of steps is a fault."""
+    """All of a state but its arrays, whose numbers follow in this order."""
 
     id: str
     start: str
     freq: str
     style: tuple[str, Unit, str] | None
     static: dict[str, str]
-    steps: int
+    steps: int = Field(ge=1)
     covariates: list[str]
     channels: list[str]
-    past: tuple[float | None, tuple[float, float], tuple[int, int]] | None
-    season: int
+    past: _Remembered | None
 
 
 def issue(carried: Series, style: Style | Numbers, *, model: Model, seal: Seal) -> str:
@@ -95,11 +107,12 @@ def issue(carried: Series, style: Style | Numbers, *, model: Model, seal: Seal) 
         steps=len(carried),
         covariates=list(carried.covariates),
         channels=list(carried.channels),
-        past=None if past is None else (None if np.isnan(past.last) else past.last, past.changes, past.counts),
-        season=0 if past is None else past.season,
+        past=None if past is None else _remembered(past),
     )
     arrays = [carried.y, *(_coded(name, values, model.encoding) for name, values in carried.covariates.items())]
-    arrays += [*carried.channels.values(), *([] if past is None else [past.latest])]
+    arrays += carried.channels.values()
+    if past is not None:
+        arrays += [past.latest, *(one for each in past.memories.values() for member in each for one in member.values())]
     told = head.model_dump_json().encode()
     body = b"".join([len(told).to_bytes(_SIZE, "big"), told, *(one.astype("<f8").tobytes() for one in arrays)])
     signed = FORMAT + bytes.fromhex(model.digest) + zlib.compress(body, 6)
@@ -167,7 +180,7 @@ def _opened(text: str, *, where: str, model: Model, seal: Seal) -> ReadSeries:
         )
     try:
         return _unpacked(packed, encoding=model.encoding, most=_UNPACKED * seal.most)
-    except (zlib.error, ValidationError, ValueError, IndexError) as error:
+    except (zlib.error, ValidationError, ValueError, IndexError, KeyError) as error:
         raise BadState(f"The state of series {where!r} holds what cannot be used. {_RESEND}", where=where) from error
 
 
@@ -194,32 +207,76 @@ def _unpacked(packed: bytes, *, encoding: Encoding, most: int) -> ReadSeries:
         raise ValueError("longer than any state")
     size = int.from_bytes(body[:_SIZE], "big")
     head = _Head.model_validate_json(body[_SIZE : _SIZE + size])
-    numbers = np.frombuffer(body[_SIZE + size :], dtype="<f8").astype(np.float64)
-    names = ["y", *head.covariates, *head.channels]
-    if head.steps < 1 or len(numbers) != head.steps * len(names) + head.season:
-        raise ValueError("another number of values than it says")
-    y, *columns = numbers[: head.steps * len(names)].reshape(len(names), head.steps)
-    latest = numbers[head.steps * len(names) :]
-    split = len(head.covariates)
-    if (np.abs([y, *columns[split:]]) > LARGEST_VALUE).any() or not np.isfinite(columns[:split]).all():
-        raise ValueError("numbers that cannot be reckoned with")
-    past = None
-    if head.past is not None:
-        last, changes, pairs = head.past
-        if not head.season or (np.abs(latest) > LARGEST_VALUE).any() or min(*changes, *pairs) < 0:
-            raise ValueError("numbers that cannot be reckoned with")
-        past = Past(latest, float("nan") if last is None else last, changes, pairs)
+    numbers = _Numbers(np.frombuffer(body[_SIZE + size :], dtype="<f8").astype(np.float64))
+    y, covariates = numbers.take(head.steps), [numbers.take(head.steps) for _ in head.covariates]
+    channels = [numbers.take(head.steps) for _ in head.channels]
+    past = None if head.past is None else _past(head.past, numbers, steps=head.steps)
+    if numbers.left or not np.isfinite(covariates).all() or any(map(_beyond, [y, *channels])):
+        raise ValueError("numbers that cannot be reckoned with, or more than it says")
     series = Series(
         head.id,
         untell(head.start, freq=head.freq),
         head.freq,
         y,
-        {name: _texts(name, column, encoding) for name, column in zip(head.covariates, columns, strict=False)},
+        {name: _texts(name, column, encoding) for name, column in zip(head.covariates, covariates, strict=True)},
         head.static,
-        dict(zip(head.channels, columns[split:], strict=True)),
+        dict(zip(head.channels, channels, strict=True)),
         past,
     )
     return ReadSeries(series, Numbers() if head.style is None else Style(*head.style))
+
+
+class _Numbers:
+    """Numbers end to end, of which the next ones are taken; raises ValueError where there are no more."""
+
+    def __init__(self, numbers: Float64[np.ndarray, "number"]) -> None:
+        self._numbers = numbers
+        self._taken = 0
+
+    @property
+    def left(self) -> int:
+        """How many are left."""
+        return len(self._numbers) - self._taken
+
+    def take(self, *shape: int) -> Float64[np.ndarray, "..."]:
+        """The next ones in a shape."""
+        count = math.prod(shape)
+        if count > self.left:
+            raise ValueError("fewer numbers than it says")
+        self._taken += count
+        return self._numbers[self._taken - count : self._taken].reshape(shape)
+
+
+def _remembered(past: Past) -> _Remembered:
+    shapes = [
+        (place, [{name: list(one.shape) for name, one in member.items()} for member in each])
+        for place, each in past.memories.items()
+    ]
+    return _Remembered(
+        last=None if np.isnan(past.last) else past.last,
+        changes=past.changes,
+        counts=past.counts,
+        season=past.season,
+        memories=shapes,
+    )
+
+
+def _past(told: _Remembered, numbers: _Numbers, *, steps: int) -> Past:
+    """The inverse of `_remembered`; raises ValueError where its numbers are not sound."""
+    latest, memories = numbers.take(told.season), {}
+    for place, members in told.memories:
+        memories[place] = [
+            {name: numbers.take(*shape).astype(KINDS[name]) for name, shape in member.items()} for member in members
+        ]
+    arrays = [one for each in memories.values() for member in each for one in member.values()]
+    sound = all(np.isfinite(one).all() for one in arrays) and all(0 <= place <= steps for place in memories)
+    if _beyond(latest) or min(*told.changes, *told.counts) < 0 or not sound:
+        raise ValueError("numbers that cannot be reckoned with")
+    return Past(latest, float("nan") if told.last is None else told.last, told.changes, told.counts, memories)
+
+
+def _beyond(values: Float64[np.ndarray, "..."]) -> bool:
+    return bool((np.abs(values) > LARGEST_VALUE).any())
 
 
 def _coded(name: str, values: np.ndarray, encoding: Encoding) -> np.ndarray:
