@@ -77,8 +77,8 @@ _ASKED_ARROW = (
     "metadata of the schema, under `forecast`. 415 where pyarrow is not installed."
 )
 _ANSWERED_ARROW = (
-    "An Arrow IPC stream with a row for each series, in order: `id`, `ds`, `mean`, `quantiles.LEVEL`, `samples`, `warnings`, and "
-    "`error`, `message` of one that has no forecast. A ModelName as JSON stands in the metadata of the schema, under `model`."
+    "An Arrow IPC stream with a row for each series, in order: `id`, `ds`, `mean`, `quantiles.LEVEL`, `samples`, `state`, "
+    "`warnings`, and `error`, `message` of one that has no forecast. A ModelName as JSON stands in the metadata of the schema, under `model`."
 )
 ROUTES = (
     Route(

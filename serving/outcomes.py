@@ -72,6 +72,7 @@ def outcomes(
             continue
         found = answered(one.style, next(means), next(paths), general, samples=ask.samples)
         if ask.return_state and isinstance(found, Answer):
+            deadline.check()
             found = with_state(found, one.series, model, seal)
         done.append(Outcome(asked.id, found))
     return done

@@ -186,6 +186,19 @@ def test_answers_with_states_are_as_documented_in_every_form(client: Client) -> 
     assert "state" in json.loads(told[1])
 
 
+def test_arrow_has_states_in_a_column(client: Client) -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"id": ["a"], "start": ["2026-01-01T00:00:00Z"], "freq": ["h"], "y": [[1.0, 2.0, 4.0]]})
+    table = table.replace_schema_metadata({b"forecast": json.dumps({"horizon": 2, "return_state": True}).encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    kind = {"content-type": "application/vnd.apache.arrow.stream"}
+    answer = client.post("/v1/forecast", content=sink.getvalue().to_pybytes(), headers=kind)
+    [state] = pa.ipc.open_stream(answer.content).read_all()["state"].to_pylist()
+    assert first(client, {"id": "a", "state": state, "y": [7.0]})["mean"] == [7.0] * HORIZON
+
+
 def test_a_state_of_another_model_is_a_409_or_an_outcome_beside_others(
     slot_folder: Path, make_client: MakeClient
 ) -> None:
