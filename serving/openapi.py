@@ -78,7 +78,8 @@ _ASKED_ARROW = (
 )
 _ANSWERED_ARROW = (
     "An Arrow IPC stream with a row for each series, in order: `id`, `ds`, `mean`, `quantiles.LEVEL`, `samples`, `state`, "
-    "`warnings`, and `error`, `message` of one that has no forecast. A ModelName as JSON stands in the metadata of the schema, under `model`."
+    "`warnings`, and `error`, `message` of one that has no forecast. A ModelName as JSON stands in the metadata of the schema, "
+    "under `model`."
 )
 ROUTES = (
     Route(

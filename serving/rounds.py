@@ -13,7 +13,7 @@ from serving.problem import Problem
 
 Paths = Float64[np.ndarray, "path horizon"] | ForecasterError
 LEAST = 20  # paths of a series that are worth an answer; fewer only where fewer were asked for
-_AT_ONCE = 1 << 14  # steps of all paths of a round, if those are more than the least: some tens of milliseconds
+_FIRST, _MOST = 1 << 14, 1 << 17  # steps of all paths of a round, if those are more than the least
 _SHARE = 0.85  # of the time until the deadline; the rest is for writing the answer
 
 
@@ -22,7 +22,8 @@ def in_rounds(
 ) -> list[Paths]:
     """The paths of each series, or what stands in its way; as many as there was time for, if those are LEAST or more.
 
-    Raises Problem if the deadline passes before.
+    Raises Problem if the deadline passes before. Twice the paths take less than twice the time: rounds double where there is
+    time for that.
 
     Args:
         draw: Draws the paths of these numbers of every series, and raises Problem once a deadline has passed.
@@ -30,21 +31,21 @@ def in_rounds(
         steps: Steps ahead of all series together.
         deadline: Of the answer.
     """
-    size = max(LEAST, _AT_ONCE // steps)
+    size, most = (max(LEAST, at_once // steps) for at_once in (_FIRST, _MOST))
     soon = deadline._replace(seconds=_SHARE * deadline.seconds)
-    before = deadline.left
-    rounds = [draw(range(min(size, samples)), deadline)]
-    longest, done = before - deadline.left, min(size, samples)
-    while done < samples and soon.left > longest:
-        some = range(done, min(done + size, samples))
-        before = deadline.left
+    rounds: list[Sequence[Paths]] = []
+    done, took = 0, 0.0
+    while done < samples and (not rounds or soon.left > took):
+        if rounds and soon.left > 2 * took:
+            size = min(2 * size, most)
+        some, before = range(done, min(done + size, samples)), deadline.left
         try:
-            rounds.append(draw(some, soon))
+            rounds.append(draw(some, soon if rounds else deadline))
         except Problem:
-            if not deadline.left:
+            if not rounds or not deadline.left:
                 raise
             break
-        longest, done = max(longest, before - deadline.left), some.stop
+        took, done = before - deadline.left, some.stop
     return [_joined(parts) for parts in zip(*rounds, strict=True)]
 
 

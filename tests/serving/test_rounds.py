@@ -22,7 +22,7 @@ from tests.samples import make_spec, one_series, wave
 from tests.serving.conftest import LastValue, MakeClient, StubForecaster, publish_stub, series
 from tests.serving.test_docs import faults, schema_of
 
-STEPS = 1 << 14  # so that no round has more than the least
+STEPS = 1 << 17  # so that no round has more than the least
 
 
 def counted(series: int, *, seconds: float = 0.0) -> Any:
@@ -45,6 +45,12 @@ def test_with_time_enough_every_path_is_drawn_once_and_in_order(samples: int) ->
     np.testing.assert_array_equal(one[:, 0], np.arange(samples))
     np.testing.assert_array_equal(other[:, 0], 1000 + np.arange(samples))
     assert max(map(len, asked)) <= LEAST
+
+
+def test_rounds_double_while_there_is_time_and_no_further_than_they_may() -> None:
+    draw, asked = counted(1)
+    in_rounds(draw, samples=1000, steps=900, deadline=Deadline.after(60))
+    assert list(map(len, asked)) == [20, 40, 80, 145, 145, 145, 145, 145, 135]
 
 
 def test_small_work_is_done_in_one_round() -> None:
