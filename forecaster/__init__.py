@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forecaster.errors import ForecasterError, InputError
-    from forecaster.predict import Forecaster, Predictor
+    from forecaster.learned import Forecaster
+    from forecaster.predict import Predictor
     from forecaster.series import Forecast, Panel, Series
     from forecaster.spec import Spec
 
 _HOMES = {
     "Forecast": "series",
-    "Forecaster": "predict",
+    "Forecaster": "learned",
     "ForecasterError": "errors",
     "InputError": "errors",
     "Panel": "series",

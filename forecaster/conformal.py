@@ -134,6 +134,23 @@ class Calibration(_Frozen):
         one = next(iter(units.values())) if len(units) == 1 else np.stack([units[name] for name in names])
         return np.asarray(widths[:, None, None] * one)
 
+    def units(
+        self,
+        *,
+        horizon: int,
+        scales: Float64[np.ndarray, "row"],
+        groups: Sequence[str | None] | None = None,
+    ) -> Float64[np.ndarray, "row horizon"]:
+        """How far a shift of one spread moves the quantiles of some rows; arguments as those of `offsets`."""
+        ahead, stored = np.arange(1, horizon + 1), np.array(self.steps)
+        names = [None if name not in self.groups else name for name in groups or [None] * len(scales)]
+        told = {}
+        for name in set(names):
+            spreads, _ = self._arrays["" if name is None else f"={name}"]
+            growth = np.maximum(ahead / stored[-1], 1.0) ** self.table(name).growth
+            told[name] = np.interp(np.minimum(ahead, stored[-1]), stored, spreads) * growth
+        return np.asarray(scales[:, None] * np.stack([told[name] for name in names]))
+
     def _unit(
         self, levels: Sequence[float], horizon: int, group: str | None, drift: Drift | None
     ) -> Float64[np.ndarray, "horizon level"]:
@@ -191,8 +208,10 @@ class Drift:
         return np.asarray(np.interp(normal_quantiles(levels), normal_quantiles(tracked), shifts))
 
 
-def update(state: Drift, level: float, covered: bool) -> Drift:
+def update(state: Drift, level: float, covered: float) -> Drift:
     """One actual has come, however late: its quantile at `level` covered it (the actual was not above it) or did not.
+
+    Of actuals that come together, those of all series at one stamp say, `covered` is the share: they are one update.
 
     Quantile tracking (Angelopoulos et al. 2023, conformal PID control), the form of adaptive conformal inference (Gibbs and
     Candes 2021) that moves the quantile and not its level: a level cannot pass 1, so it could not follow the data further

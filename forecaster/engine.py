@@ -9,6 +9,8 @@ import numpy as np
 
 from forecaster.shapes import Float, Float64, Int
 
+RUNAWAY = 1e4  # times the largest scaled value of the history: a forecast that goes there has exploded
+
 
 class Known(NamedTuple):
     """What a rollout starts from, one row a series, as plain arrays.

@@ -26,6 +26,7 @@
     │   ├── StateTooLarge          a state beyond what may be handed out
     │   └── BadSpec                a specification does not validate
     ├── MissingPackage             an optional package is not installed  exit 1
+    ├── SourceUnavailable          a store or database does not answer   exit 1
     ├── TrainingError              a fit cannot go on                    exit 1
     │   ├── NonFiniteLoss          the loss became NaN or infinite
     │   └── CheckpointMismatch     a checkpoint is of another fit, or damaged
@@ -35,6 +36,7 @@
     ├── RegistryError              the model registry said no            exit 1
     │   ├── NoSuchModel            no such model, version or alias
     │   └── BaseMoved              the champion changed since it was judged against
+    ├── LedgerError                the ledger of served forecasts cannot be used  exit 1
     └── RefusedByGate              a challenger did not prove better     exit 3
 
 A message has four parts: what was expected, what was found, where, and what to do. `where` also travels apart, for the
@@ -139,6 +141,9 @@ class BadSpec(InputError): ...
 class MissingPackage(ForecasterError): ...
 
 
+class SourceUnavailable(ForecasterError): ...
+
+
 class TrainingError(ForecasterError): ...
 
 
@@ -164,6 +169,9 @@ class NoSuchModel(RegistryError): ...
 
 
 class BaseMoved(RegistryError): ...
+
+
+class LedgerError(ForecasterError): ...
 
 
 class RefusedByGate(ForecasterError):

@@ -21,6 +21,8 @@ POINTS = (
     "judge.before",
     "judge.decided",
     "judge.recorded",
+    "retrain.trained",  # the training has ended, no version knows of it
+    "retrain.promoted",  # all is done, and the version does not say so yet
     "promote.leased",
     "promote.verified",
     "promote.tagged",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from forecaster.data.windows import channels_of
+from forecaster.data.rows import channels_of
 from forecaster.errors import BadStamp, CovariateUnknown, InputError, NotANumber, ValueOutOfRange
 from forecaster.frequency import Stamps
 from forecaster.series import LARGEST_VALUE, Series

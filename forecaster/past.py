@@ -9,6 +9,15 @@ import numpy as np
 
 from forecaster.shapes import Float64
 
+Arrays = Mapping[str, np.ndarray]
+KINDS: Mapping[str, str] = {
+    **dict.fromkeys(("hidden", "cell", "output", "recent", "bound", "static"), "float32"),
+    **dict.fromkeys(("shift", "width", "profile", "size"), "float64"),
+    "begun": "bool",
+    "time": "int64",
+}
+"""What the arrays of a rollout's memory are made of."""
+
 
 @dataclass(frozen=True, eq=False)
 class Past:
@@ -29,12 +38,23 @@ class Past:
     last: float
     changes: tuple[float, float]
     counts: tuple[int, int]
-    memories: Mapping[int, Sequence[Mapping[str, np.ndarray]]] = field(default_factory=dict)
+    memories: Mapping[int, Sequence[Arrays]] = field(default_factory=dict)
 
     @property
     def season(self) -> int:
         """Steps of the season it was made for."""
         return len(self.latest)
+
+    def seasonal_change(self, held: Float64[np.ndarray, "held"]) -> float:
+        """The mean absolute change over a season of all steps, the held ones with those before; NaN without any."""
+        here = np.abs(held[self.season :] - held[: -self.season])
+        count = self.counts[0] + int((~np.isnan(here)).sum())
+        return (self.changes[0] + float(np.nansum(here))) / count if count else float("nan")
+
+    def place(self, end: int, *, segment: int) -> int | None:
+        """The latest place that there are memories of, from which on whole segments lead to `end`; None without."""
+        fitting = (place for place in self.memories if place <= end and (end - place) % segment == 0)
+        return max(fitting, default=None)
 
 
 def forget(

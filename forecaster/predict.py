@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from forecaster.blend import Mixed, fitted_names, mix, need_all
-from forecaster.carried import as_memory, cut_down, latest, memories_at_the_end, needed, settled
-from forecaster.conformal import Calibration, history_scale
-from forecaster.data.encoding import Encoding
-from forecaster.data.windows import channels_of, stack
+from forecaster.carried import cut_down, needed
+from forecaster.conformal import Drift, history_scale
+from forecaster.data.rows import channels_of, padded
 from forecaster.engine import Engine, Known, Together
 from forecaster.errors import (
     BadSpec,
@@ -29,106 +27,69 @@ from forecaster.errors import (
     LevelOutOfRange,
     NotANumber,
 )
-from forecaster.frequency import Stamp, Stamps, offset
+from forecaster.fastest import fastest_engine, graph_engine, together
+from forecaster.frequency import Stamps, offset
 from forecaster.histories import sound, stamps_ahead, tail, value_fault
-from forecaster.model.fused import Fused, fused
-from forecaster.model.reference import Reference
-from forecaster.model.regressor import Regressor
+from forecaster.learned import Forecaster, Stored
 from forecaster.past import Past
 from forecaster.series import Forecast, Series
-from forecaster.shapes import Float64, Int
-from forecaster.spec import Spec
+from forecaster.shapes import Float, Float64, Int
+
+if TYPE_CHECKING:
+    from forecaster.model.fused import Fused
+    from forecaster.model.regressor import Regressor
+else:
+    Fused = Regressor = Any  # torch is loaded only where it computes
+
+__all__ = ["Forecaster", "Predictor", "fastest_engine", "graph_engine"]
 
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
 VALUES_AT_ONCE = 1 << 24  # of all histories that are read beside each other
+_LEAST_NOISE = np.float32(1e-6)  # in float32, so that the clipped noise stays there
 _MANY = 4  # series from which on it takes less time to look at them together
-
-
-@dataclass(frozen=True, eq=False)
-class Forecaster:
-    """A fitted forecaster.
-
-    Attributes:
-        spec: What it is.
-        freq: The frequency it learned.
-        season: Steps of a season, for the seasonal naive it is compared with.
-        cutoff: The last stamp of the data it was fitted to.
-        encoding: How covariates and categories become numbers.
-        network: The weights; of several members, the first's.
-        calibration: How far from its point forecasts the truth has been; None if that was not measured.
-        facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
-        graphs: The rollout of each member as an ONNX file; none where they were not written.
-        others: The other members; the forecast is the median of all.
-        blend: By name, the weights of the network and of statistical models in the forecast; empty if it is the network's alone.
-    """
-
-    spec: Spec
-    freq: str
-    season: int
-    cutoff: Stamp
-    encoding: Encoding
-    network: Regressor
-    calibration: Calibration | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    graphs: tuple[bytes, ...] = ()
-    others: tuple[Regressor, ...] = ()
-    blend: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def networks(self) -> tuple[Regressor, ...]:
-        """All members."""
-        return (self.network, *self.others)
-
-
-def graph_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
-    """The engine that runs the graphs of a forecaster; None if it has none, or onnxruntime is not installed.
-
-    Raises BundleDamaged if onnxruntime cannot run a graph.
-    """
-    if not forecaster.graphs or find_spec("onnxruntime") is None:
-        return None
-    from forecaster.graph.runner import GraphRunner
-
-    return _together([GraphRunner(graph, threads=threads) for graph in forecaster.graphs])
-
-
-def fastest_engine(forecaster: Forecaster, *, threads: int = 1) -> Engine | None:
-    """The fastest engine for a forecaster: the compiled kernel where it knows all members, else their graphs, else None.
-
-    Raises BundleDamaged as `graph_engine` does.
-    """
-    members = [fused(network, threads=threads) for network in forecaster.networks]
-    known = [member for member in members if member is not None]
-    return _together(known) if len(known) == len(members) else graph_engine(forecaster, threads=threads)
-
-
-def _together(engines: Sequence[Engine]) -> Engine:
-    return engines[0] if len(engines) == 1 else Together(engines)
 
 
 class Predictor:
     """A forecaster ready to answer; it remembers nothing between calls, so threads may share it.
 
     Its rollouts run on the engine that is given, or in the compiled kernel where that knows the network, or in PyTorch on
-    the device; draws that the engine cannot make stay in PyTorch. Of a blend, the statistical models are fitted to each
-    history anew. Raises MissingPackage where the package that fits them is not installed.
+    the device; draws that the engine cannot make are made in PyTorch, which is loaded when first needed. Of a blend, the
+    statistical models are fitted to each history anew. Raises MissingPackage where the package that fits them is not installed.
     """
 
-    def __init__(self, forecaster: Forecaster, *, device: str = "cpu", engine: Engine | None = None) -> None:
+    def __init__(self, forecaster: Forecaster | Stored, *, device: str = "cpu", engine: Engine | None = None) -> None:
         need_all(fitted_names(forecaster.blend))
-        self.forecaster = forecaster
-        members = [Reference(network, device=device) for network in forecaster.networks]
-        reference = _together(members)
-        self.networks, self.device = tuple(member.network for member in members), device
-        self.network = self.networks[0]
-        self.engine = engine or _together([one or member for one, member in zip(self.fused, members, strict=True)])
-        self._drawing = self.engine if self.engine.draws else reference
+        self.forecaster, self.device, self.outline = forecaster, device, forecaster.outline
+        self.engine = engine or self._own_engine()
         self._step = offset(forecaster.freq)
 
     @cached_property
+    def networks(self) -> tuple[Regressor, ...]:
+        """All members, on the device."""
+        return tuple(network.to(self.device).eval() for network in self.forecaster.networks)
+
+    @property
+    def network(self) -> Regressor:
+        """The first of them."""
+        return self.networks[0]
+
+    @cached_property
     def fused(self) -> tuple[Fused | None, ...]:
-        """All members as the kernel runs them; None where it does not know one."""
+        """All members as the kernel runs them from torch; None where it does not know one."""
+        from forecaster.model.fused import fused
+
         return tuple(fused(network) for network in self.networks)
+
+    @cached_property
+    def _reference(self) -> Engine:
+        from forecaster.model.reference import Reference
+
+        return together([Reference(network, device=self.device) for network in self.networks])
+
+    def _own_engine(self) -> Engine:
+        reference = self._reference
+        members = reference.members if isinstance(reference, Together) else (reference,)
+        return together([one or member for one, member in zip(self.fused, members, strict=True)])
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
         """The forecast of one series; raises what stands in its way."""
@@ -138,7 +99,7 @@ class Predictor:
         return outcome
 
     def forecast_each(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
     ) -> list[Forecast | ForecasterError]:
         """One outcome for each series, in order; a bad one never spoils its neighbours.
 
@@ -146,6 +107,7 @@ class Predictor:
             series: The histories.
             horizon: Steps ahead.
             levels: Of the calibrated quantiles to give beside the point forecast: 0.1 and 0.9 bound an 80 % interval.
+            drift: What late actuals have taught about them since.
         Raises:
             HorizonOutOfRange: `horizon` is below one.
             LevelOutOfRange: a level is not between 0 and 1, or the forecaster was not calibrated.
@@ -157,7 +119,7 @@ class Predictor:
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
         answers = iter(self._blended(good, self._answers(good, horizon)))
         outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
-        return self._with_quantiles(series, outcomes, levels) if levels else outcomes
+        return self._with_quantiles(series, outcomes, levels, drift) if levels else outcomes
 
     def sample_each(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
@@ -178,7 +140,7 @@ class Predictor:
         return outcomes
 
     def forecast_ways(
-        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
     ) -> list[Forecast | ForecasterError]:
         """The forecasts of one history with several futures of its covariates: it is read once, and goes on each way.
 
@@ -186,6 +148,7 @@ class Predictor:
             ways: The same history, one series for each future: all but the covariates after its end is alike in them.
             horizon: Steps ahead.
             levels: As in `forecast_each`, which answers the same of each way.
+            drift: Likewise.
         """
         self._check_levels(levels)
         if horizon < 1:
@@ -195,7 +158,7 @@ class Predictor:
         told = self._told(good, self._roll_ways(good, horizon)) if good else []
         answers = iter(self._blended(good, told, alike=True))
         outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
-        return self._with_quantiles(ways, outcomes, levels) if levels else outcomes
+        return self._with_quantiles(ways, outcomes, levels, drift) if levels else outcomes
 
     def sample_ways(
         self, ways: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
@@ -215,14 +178,16 @@ class Predictor:
 
         With later values behind it, it is forecast as the whole history would be.
         """
-        spec, season, network = self.forecaster.spec, self.forecaster.season, self.network
-        held = needed(spec, before=network.lead, season=season, blended=bool(fitted_names(self.forecaster.blend)))
-        if network.reads == "window" or len(one) < held:
+        spec, season, outline = self.forecaster.spec, self.forecaster.season, self.outline
+        held = needed(spec, before=outline.lead, season=season, blended=bool(fitted_names(self.forecaster.blend)))
+        if outline.reads == "window" or len(one) < held:
             return cut_down(one, spec, held=held, season=season)
-        known = None if one.past is not None and one.past.memories else self._read([one], network.shown(len(one)))
-        if known is not None and settled(network, known) > len(one) - 2 * network.segment:
+        from forecaster.model.memories import at_the_end, settled
+
+        known = None if one.past is not None and one.past.memories else self._read([one], outline.shown(len(one)))
+        if known is not None and settled(self.network, known) > len(one) - 2 * outline.segment:
             return cut_down(one, spec, held=len(one), season=season)  # its scale may still change: all is asked for
-        memories = memories_at_the_end(one, self.networks, self._read, device=self.device)
+        memories = at_the_end(one, self.networks, self._read, device=self.device)
         return cut_down(one, spec, held=held, season=season, memories=memories)
 
     def _read(self, series: Sequence[Series], steps: int) -> Known:
@@ -231,7 +196,7 @@ class Predictor:
     def _check_draws(self, horizon: int) -> None:
         if horizon < 1:
             raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        if not self.network.head.noise:
+        if not self.outline.noise:
             kind = self.forecaster.spec.head.kind
             raise BadSpec(
                 f"A {kind} head gives no distribution to draw from. Train with head: gaussian, say.", where="head"
@@ -247,29 +212,28 @@ class Predictor:
         if any(one.past is not None and one.past.memories for one in series):
             return np.concatenate([self._roll_ways([one], horizon) for one in series])
         means, lengths = np.empty((len(series), horizon)), [len(one.y) for one in series]
-        shown = {length: self.network.shown(length) for length in set(lengths)}
+        shown = {length: self.outline.shown(length) for length in set(lengths)}
         for some in beside([shown[length] for length in lengths]):
             means[some] = self.engine.roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
         return means
 
     def _ready(self, series: Sequence[Series], horizon: int, *, context: int | None = None) -> Known:
         """Windows (of all that the network reads, or of `context` steps) and future covariates, as the network reads them."""
-        encoding, context = self.forecaster.encoding, context or self.network.shown(max(map(len, series)))
+        encoding, context = self.forecaster.encoding, context or self.outline.shown(max(map(len, series)))
         steps, names = self.steps(horizon), self.forecaster.spec.channels
         if not (encoding.width or encoding.static or names):
-            return Known(stack([one.y for one in series], context=context).values.numpy())
+            return Known(padded([one.y for one in series], context=context, empty=np.nan))
         tails = [tail(one, context) for one in series]
         columns = [encoding.covariates(one, ahead=steps) for one in tails] if encoding.width else []
-        window = stack(
-            [one.y for one in tails],
-            context=context,
-            covariates=[known[: len(one)] for one, known in zip(tails, columns, strict=True)] if columns else (),
-            static=[encoding.groups(one) for one in tails] if encoding.static else (),
-            channels=[channels_of(one, names) for one in tails] if names else (),
+        known = [column[: len(one)] for one, column in zip(tails, columns, strict=True)] if columns else []
+        beside = [channels_of(one, names) for one in tails] if names else []
+        return Known(
+            padded([one.y for one in tails], context=context, empty=np.nan),
+            padded(known, context=context, empty=0.0).astype(np.float32) if columns else None,
+            np.stack([encoding.groups(one) for one in tails]) if encoding.static else None,
+            padded(beside, context=context, empty=np.nan) if names else None,
+            np.stack([column[-steps:] for column in columns]).astype(np.float32) if columns else None,
         )
-        ahead = np.stack([known[-steps:] for known in columns]).astype(np.float32) if columns else None
-        covariates, static, channels = (None if part is None else part.numpy() for part in window[1:])
-        return Known(window.values.numpy(), covariates, static, channels, ahead)
 
     def _ready_ways(self, ways: Sequence[Series], horizon: int) -> Known:
         """One history, from its memory on where it has one, and the covariates of every way on from it."""
@@ -277,21 +241,21 @@ class Predictor:
         known = self._ready(ways[:1], horizon, context=None if place is None else len(ways[0]) - place)
         if len(ways) == 1 or known.ahead is None:
             return known
-        tails = [tail(one, self.network.shown(len(one))) for one in ways]
+        tails = [tail(one, self.outline.shown(len(one))) for one in ways]
         columns = [encoding.covariates(one, ahead=steps)[-steps:] for one in tails]
         return known._replace(ahead=np.stack(columns).astype(np.float32))
 
     def _place(self, one: Series) -> int | None:
-        return latest(one, len(one), segment=self.network.segment)
+        return None if one.past is None else one.past.place(len(one), segment=self.outline.segment)
 
     def _going_on(self, one: Series, usual: Engine) -> Engine:
         """The engine that goes on from the memory of a history; the usual one where there is none."""
         place = self._place(one)
         if place is None or one.past is None:
             return usual
-        memories = [as_memory(arrays, self.device) for arrays in one.past.memories[place]]
-        pairs = zip(self.networks, memories, strict=True)
-        return _together([Reference(network, device=self.device, before=memory) for network, memory in pairs])
+        from forecaster.model.memories import going_on
+
+        return together(going_on(self.networks, one.past.memories[place], device=self.device))
 
     def _roll_ways(self, ways: Sequence[Series], horizon: int) -> Float64[np.ndarray, "way horizon"]:
         told = self._going_on(ways[0], self.engine).roll(self._ready_ways(ways, horizon), horizon=horizon)
@@ -304,16 +268,15 @@ class Predictor:
 
         Members draw in turn: whole rounds are drawn, so that it does not depend on the first path who draws which.
         """
-        members, targets, known = len(self.networks), self.network.targets, self._ready_ways(ways, horizon)
+        members, known = self.forecaster.spec.members, self._ready_ways(ways, horizon)
         begin, end = paths.start // members * members, -(-paths.stop // members) * members
         own = int.from_bytes(hashlib.sha256(f"{seed} {ways[0].id}".encode()).digest()[:8], "big") >> 1
-        draw = torch.Generator().manual_seed(own)
-        shape = (end * targets, self.steps(horizon), self.network.head.noise)
-        noise = torch.rand(shape, generator=draw)[begin * targets :].clamp(1e-6, 1 - 1e-6).numpy()
+        each = (self.outline.targets, self.steps(horizon), self.outline.noise)
+        noise = _uniforms(own, range(begin * math.prod(each), end * math.prod(each))).reshape(-1, *each[1:])
         if len(ways) > 1:
             noise = np.tile(noise, (len(ways), 1, 1))
             known = known._replace(ahead=None if known.ahead is None else known.ahead.repeat(end - begin, axis=0))
-        engine = self._going_on(ways[0], self._drawing)
+        engine = self._going_on(ways[0], self.engine if self.engine.draws else self._reference)
         told = engine.roll(known, horizon=horizon, noise=noise).reshape(len(ways), end - begin, horizon)
         return told[:, paths.start - begin : paths.stop - begin]
 
@@ -371,7 +334,7 @@ class Predictor:
 
     def _number_fault(self, one: Series, horizon: int) -> NotANumber | None:
         """A covariate that is no finite number where the network reads it; one value of it would spoil the whole forecast."""
-        first = max(0, len(one) - self.network.shown(len(one)))
+        first = max(0, len(one) - self.outline.shown(len(one)))
         for name in self.forecaster.encoding.numeric:
             column = one.covariates[name][: len(one) + self.steps(horizon)]
             if column.dtype == object or not np.isfinite(column[first:]).all():
@@ -384,7 +347,7 @@ class Predictor:
 
     def steps(self, horizon: int) -> int:
         """The horizon, rounded up to whole blocks."""
-        return -(-horizon // self.network.block) * self.network.block
+        return -(-horizon // self.outline.block) * self.outline.block
 
     def _check_levels(self, levels: Sequence[float]) -> None:
         odd = [level for level in levels if not 0 < level < 1]
@@ -400,7 +363,11 @@ class Predictor:
             )
 
     def _with_quantiles(
-        self, series: Sequence[Series], outcomes: Sequence[Forecast | ForecasterError], levels: Sequence[float]
+        self,
+        series: Sequence[Series],
+        outcomes: Sequence[Forecast | ForecasterError],
+        levels: Sequence[float],
+        drift: Drift | None,
     ) -> list[Forecast | ForecasterError]:
         """The outcomes with calibrated quantiles about their means, rising in level."""
         calibration, rising = self.forecaster.calibration, sorted(set(levels))
@@ -415,6 +382,7 @@ class Predictor:
                 horizon=len(forecasts[0].mean),
                 scales=np.nan_to_num(np.array([self.scale(series[place].y, series[place].past) for place in some])),
                 groups=[self.group(series[place]) for place in some],
+                drift=drift,
             )
             for place, forecast, own in zip(some, forecasts, offsets, strict=True):
                 quantiles = {level: forecast.mean + own[:, column] for column, level in enumerate(rising)}
@@ -482,6 +450,15 @@ class Predictor:
         )
         history = one.y if one.past is None else np.concatenate([one.past.latest, one.y])
         return Forecast(one.id, ahead, mended(mean, history, season=self.forecaster.season), (warning,))
+
+
+def _uniforms(seed: int, places: range) -> Float[np.ndarray, "place"]:
+    """The uniforms in (0, 1) at these places of an endless row of them. Two come from each step of the generator."""
+    bits = np.random.PCG64(seed)
+    bits.advance(places.start // 2)
+    odd = places.start % 2
+    drawn = np.random.Generator(bits).random(len(places) + odd, dtype=np.float32)[odd:]
+    return drawn.clip(_LEAST_NOISE, 1 - _LEAST_NOISE)
 
 
 def beside(lengths: Sequence[int]) -> Iterator[Int[np.ndarray, "some"]]:

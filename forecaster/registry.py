@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,8 +94,9 @@ class Registry:
         run_id: str,
         input_example: pd.DataFrame,
         output_example: pd.DataFrame,
+        tags: Mapping[str, str] | None = None,
     ) -> Version:
-        """Stores a bundle as the next version of `name`; a bundle that is one already is not stored again.
+        """Stores a bundle as the next version of `name`, tags with it; a bundle that is one already is not stored again.
 
         The examples give the signature that MLflow shows; the input example is stored with the model.
         Raises BundleDamaged when the bundle's manifest has another digest, NoSuchModel when there is no such run.
@@ -121,7 +122,7 @@ class Registry:
                 name,
                 model.artifact_location,
                 run_id,
-                tags={_DIGEST: digest},
+                tags={**(tags or {}), _DIGEST: digest},
                 await_creation_for=0,  # the files are there already
                 model_id=model.model_id,
             )
@@ -155,14 +156,17 @@ class Registry:
 
         Versions that others put into the same MLflow, without a digest, are left out.
         """
-        found: list[ModelVersion] = []
-        with door(f"model '{name}'"):
-            token: str | None = None
-            while token != "":
-                page = self._client.search_model_versions(f"name='{name}'", page_token=token)
-                found += page
-                token = page.token or ""
-        return [_version(one) for one in sorted(found, key=lambda one: int(one.version)) if _DIGEST in one.tags]
+        return [_version(one) for one in self._all(name)]
+
+    def find(self, name: str, *, tag: str, value: str) -> Version | None:
+        """The latest version of a name with this tag, if there is one."""
+        same = [one for one in self._all(name) if one.tags.get(tag) == value]
+        return _version(same[-1]) if same else None
+
+    def tags(self, version: Version) -> dict[str, str]:
+        """What is noted with a version."""
+        with door(str(version)):
+            return dict(self._client.get_model_version(version.name, version.number).tags)
 
     def fetch(self, version: Version, into: Path) -> Path:
         """Copies a version's bundle to the folder `into`, which must not exist, and returns it.
@@ -273,6 +277,17 @@ class Registry:
         """Removes an alias; one that is not there is no error."""
         with door(f"model '{name}'"):
             self._client.delete_registered_model_alias(name, alias)
+
+    def _all(self, name: str) -> list[ModelVersion]:
+        """Ours, oldest first."""
+        found: list[ModelVersion] = []
+        with door(f"model '{name}'"):
+            token: str | None = None
+            while token != "":
+                page = self._client.search_model_versions(f"name='{name}'", page_token=token)
+                found += page
+                token = page.token or ""
+        return [one for one in sorted(found, key=lambda one: int(one.version)) if _DIGEST in one.tags]
 
     def _champion(self, name: str) -> Version | None:
         with door(f"model '{name}'"):

@@ -84,6 +84,11 @@ class HeadSpec(_Frozen):
         """Whether the head reads unscaled counts, and nothing else."""
         return self.kind == "neg_binomial"
 
+    @property
+    def noise(self) -> int:
+        """Uniforms that one draw from the head takes; 0: nothing can be drawn."""
+        return {"point": 0, "student_t": 2}.get(self.kind, 1)
+
     @field_validator("levels")
     @classmethod
     def _levels_rise_between_zero_and_one(cls, levels: tuple[float, ...]) -> tuple[float, ...]:

@@ -73,13 +73,22 @@ class Reading:
     "Column with the values; empty means not observed."
     zone: str | None = None
     "Time zone of stamps that carry no offset (Europe/Berlin); those that do are told in it."
+    sql: str | None = None
+    "A query, instead of DATA, of the database whose address is in the environment, in FORECASTER_SQL_URL; read only."
+    cutoff: str | None = None
+    "The last stamp to look at (2026-01-31; a date alone is its midnight): later rows are ignored, late ones before it are not."
 
-    def of(self, source: str) -> Data:
-        """A source, read this way."""
+    def of(self, source: str | None) -> Data:
+        """A source, read this way; raises InputError unless there is one, and one alone."""
         from forecaster.data.frames import Columns
         from pipelines.sources import Data
 
-        return Data(source, self.freq, Columns(self.id_column, self.ds_column, self.y_column), self.zone)
+        if (source is None) == (self.sql is None):
+            found = "neither" if source is None else f"both, {source} and a query"
+            raise InputError(f"Expected DATA or --sql; found {found}. Give one of them.", where="data")
+        columns = Columns(self.id_column, self.ds_column, self.y_column)
+        asked = (source or self.sql or "", self.freq, columns, self.zone)
+        return Data(*asked, is_query=self.sql is not None, cutoff=self.cutoff)
 
 
 def spec_of(

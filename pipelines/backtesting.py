@@ -71,7 +71,12 @@ _WHERE, _READING, _CONTEST = Where(), Reading(), Contest()
 
 
 def backtest(
-    model: str, data: str, *, contest: Contest = _CONTEST, reading: Reading = _READING, where: Where = _WHERE
+    model: str,
+    data: str | None = None,
+    *,
+    contest: Contest = _CONTEST,
+    reading: Reading = _READING,
+    where: Where = _WHERE,
 ) -> None:
     """Scores a model beside seasonal naive, other models and statistical baselines on the last rolling origins of the data.
 

@@ -37,7 +37,7 @@ _TOLD = 10  # faults of single series that are told one by one
 @app.command
 def forecast(
     model: str,
-    data: str,
+    data: str | None = None,
     *,
     horizon: int | None = None,
     levels: tuple[float, ...] = (),
@@ -104,7 +104,7 @@ def forecast(
 
 @data_app.command
 def check(
-    data: str,
+    data: str | None = None,
     *,
     covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
@@ -129,9 +129,9 @@ def check(
     try:
         panel = read(reading.of(data)._replace(covariates=covariate, static=static, channels=channel))
     except InputError as error:
-        print(f"{data}: cannot be used ({error.code})")
+        print(f"{data or reading.sql}: cannot be used ({error.code})")
         raise
-    print(f"{data}: can be used{', as repaired' if panel.repairs else ''}")
+    print(f"{data or reading.sql}: can be used{', as repaired' if panel.repairs else ''}")
     print_summary(panel)
 
 
@@ -213,7 +213,8 @@ def new_key(
     name
         Whose it is; it stands in the access log.
     scope
-        read (forecasts, the model), observe (the counters) or admin (everything); may be given again.
+        read (forecasts, the model, its accuracy), actuals (telling what came), observe (the counters) or admin (everything);
+        may be given again.
     keys
         The file; `keys` under the root, if not given.
     """

@@ -19,7 +19,7 @@ from forecaster.frequency import Stamp, following
 from forecaster.model.reference import Reference
 from forecaster.predict import Forecaster, Predictor, fastest_engine, graph_engine
 from forecaster.registry import CHALLENGER
-from forecaster.series import Forecast, Series
+from forecaster.series import Forecast, Panel, Series
 from pipelines.promotion import Evidence
 
 ASKED = 32  # series that are asked again
@@ -65,15 +65,24 @@ def megabytes(bundle: Path) -> float:
 
 def steps_behind(forecaster: Forecaster, base: Forecaster) -> int | None:
     """Steps by which the data of one, its test windows with them, end before the other's; None where they do not compare."""
-    ours, theirs = _end(forecaster), _end(base)
-    zones = {getattr(stamp, "tz", None) is None for stamp in (ours, theirs)}
-    if forecaster.freq != base.freq or type(ours) is not type(theirs) or len(zones) > 1:
+    return _between(data_end(forecaster), data_end(base), forecaster.freq, base.freq)
+
+
+def steps_since(forecaster: Forecaster, panel: Panel) -> int | None:
+    """Steps by which a panel goes on after the data of a forecaster, its test windows with them; None as above."""
+    return _between(data_end(forecaster), panel.cutoff, forecaster.freq, panel.freq)
+
+
+def _between(first: Stamp, second: Stamp, *freqs: str) -> int | None:
+    zones = {getattr(stamp, "tz", None) is None for stamp in (first, second)}
+    if len(set(freqs)) > 1 or type(first) is not type(second) or len(zones) > 1:
         return None
-    missed = following(ours, freq=forecaster.freq, steps=_FAR)
-    return int(np.searchsorted(missed, theirs, side="right"))  # type: ignore[call-overload]
+    missed = following(first, freq=freqs[0], steps=_FAR)
+    return int(np.searchsorted(missed, second, side="right"))  # type: ignore[call-overload]
 
 
-def _end(forecaster: Forecaster) -> Stamp:
+def data_end(forecaster: Forecaster) -> Stamp:
+    """The last stamp of what a forecaster was made of, its test windows with it."""
     steps = int(forecaster.facts.get("test_windows", 0)) * forecaster.spec.horizon
     if not steps:
         return forecaster.cutoff

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,13 +18,15 @@ from pipelines.audit import Audited, AuditLog
 from pipelines.evidence import megabytes, steps_behind
 from pipelines.policy import Policy
 from pipelines.promotion import SEASONAL_NAIVE, Evidence, Verdict, judge_facts
-from pipelines.report import as_html, as_json
+from pipelines.report import as_html, as_json, from_json
 from pipelines.runlog import recording
 from pipelines.settings import Root
-from pipelines.tracking import keep
+from pipelines.tracking import keep, kept
+
+_GATE, _TABLE, _PAGE = "gate", "verdict.json", "report.html"  # the folder within a run, and its files
 
 
-def register(bundle: Path, root: Root, *, run_id: str | None = None) -> Version:
+def register(bundle: Path, root: Root, *, run_id: str | None = None, tags: Mapping[str, str] | None = None) -> Version:
     """Puts a bundle into the registry as a version of its spec's name; one that is there already is answered as it is."""
     forecaster, digest = artifact.load(bundle), artifact.digest(bundle)
     run = run_id or str(forecaster.facts["run_id"])
@@ -31,7 +35,13 @@ def register(bundle: Path, root: Root, *, run_id: str | None = None) -> Version:
     example = pd.DataFrame({"unique_id": "example", "ds": stamps[:steps], "y": np.arange(1.0, steps + 1)})
     answer = pd.DataFrame({"unique_id": "example", "ds": stamps[steps:], "mean": [0.0, 0.0]})
     return Registry(root.store).register(
-        bundle, name=forecaster.spec.name, digest=digest, run_id=run, input_example=example, output_example=answer
+        bundle,
+        name=forecaster.spec.name,
+        digest=digest,
+        run_id=run,
+        input_example=example,
+        output_example=answer,
+        tags=tags,
     )
 
 
@@ -94,23 +104,54 @@ def audited(root: Root, name: str | None) -> Audited:
     return Audited(tuple(line for line in found.lines if name in (None, line.name)), tuple(faults))
 
 
-def record(version: Version, verdict: Verdict, result: Backtest, root: Root, *, policy: Policy) -> Path:
+class Recorded(NamedTuple):
+    """What `record` kept of a version.
+
+    Attributes:
+        verdict: Its checks.
+        against: The number of the champion it was judged against, if there was one.
+        page: The page, where it lies or lay on the machine that judged.
+    """
+
+    verdict: Verdict
+    against: str | None
+    page: Path
+
+
+def recorded(version: Version, root: Root) -> Recorded | None:
+    """The verdict on a version, from the root or else from its run; None where it was never judged."""
+    table = _verdict_folder(version, root) / _TABLE
+    text = table.read_text() if table.exists() else None
+    if text is None and version.run_id is not None:
+        text = kept(version.run_id, f"{_GATE}/{_TABLE}", uri=root.store)
+    found = None if text is None else from_json(text)
+    return None if found is None else Recorded(found.verdict, found.against, table.with_name(_PAGE))
+
+
+def record(
+    version: Version, verdict: Verdict, result: Backtest, root: Root, *, policy: Policy, against: Version | None
+) -> Path:
     """Keeps a verdict: as JSON and as a page under the root and with the run, in short as tags of run and version.
 
     Answers the page. A store that fails to keep it is told in the log: the decision stands without it.
     """
-    folder = root.verdicts / (version.run_id or version.digest)
-    page, table = folder / "report.html", folder / "verdict.json"
-    durable.write_text(table, as_json(verdict, title=str(version), policy=policy))
+    folder = _verdict_folder(version, root)
+    page, table = folder / _PAGE, folder / _TABLE
+    number = None if against is None else against.number
     durable.write_text(page, as_html(verdict, result, title=str(version)))
+    durable.write_text(table, as_json(verdict, title=str(version), policy=policy, against=number))
     said = {"gate": "promote" if verdict.promote else "keep", "gate_failed": ", ".join(verdict.failed) or "none"}
     with recording(f"the verdict on {version}"):
         registry = Registry(root.store)
         for key, value in said.items():
             registry.tag(version, key, value)
         if version.run_id is not None:
-            keep(version.run_id, [table, page], folder="gate", tags=said, uri=root.store)
+            keep(version.run_id, [table, page], folder=_GATE, tags=said, uri=root.store)
     return page
+
+
+def _verdict_folder(version: Version, root: Root) -> Path:
+    return root.verdicts / (version.run_id or version.digest)
 
 
 def champion_of(registry: Registry, name: str) -> Version | None:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,10 +33,18 @@ td.number { text-align: right; white-space: nowrap; }
 """
 
 
-def as_json(verdict: Verdict, *, title: str, policy: Policy) -> str:
+class Kept(NamedTuple):
+    """A verdict as it was kept: its checks, and the number of the champion that it is against, if there was one."""
+
+    verdict: Verdict
+    against: str | None
+
+
+def as_json(verdict: Verdict, *, title: str, policy: Policy, against: str | None = None) -> str:
     """Every check with its number, bound and reason; null for what is no number."""
     told = {
         "model": title,
+        "against": against,
         "promote": verdict.promote,
         "checks": [
             one._asdict() | {"value": _number(one.value), "bound": _number(one.bound)} for one in verdict.checks
@@ -44,6 +53,15 @@ def as_json(verdict: Verdict, *, title: str, policy: Policy) -> str:
         "policy": policy.model_dump(),
     }
     return json.dumps(told, indent=1)
+
+
+def from_json(text: str) -> Kept | None:
+    """What `as_json` wrote, groups and redrawn gains left out; None for any other text."""
+    try:
+        told = json.loads(text)
+        return Kept(Verdict(tuple(Check(**one) for one in told["checks"])), told["against"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def as_html(verdict: Verdict, result: Backtest, *, title: str) -> str:

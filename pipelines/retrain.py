@@ -32,6 +32,15 @@ class Retrained(NamedTuple):
     report: Path  # the page of the verdict
 
 
+class Trial(NamedTuple):
+    """A version that is to be judged, and against whom."""
+
+    trained: Trained
+    version: Version
+    base: Version | None  # the champion that its backtest asked
+    champion: Forecaster | None
+
+
 def retrain(
     data: Data,
     spec: Spec,
@@ -45,11 +54,11 @@ def retrain(
 ) -> Retrained:
     """Reads, splits, fits, backtests against champion and seasonal naive, registers, and promotes only what is better.
 
-    A warm start begins with the champion's weights, if there is a champion.
+    A warm start begins with the champion's weights, if there is a champion. Each time anew: `retrain_once` asks whether it has
+    been done.
     """
-    if test_windows < 1:
-        raise InputError("Retraining needs a test window to judge by; found none. Ask for --test-windows 1 or more.")
-    policy, registry = policy or Policy(), Registry(root.store)
+    check_windows(test_windows)
+    registry = Registry(root.store)
     base = champion_of(registry, spec.name)
     champion = None if base is None else artifact.load(fetch(base, root))
     rivals = {} if champion is None else {CHAMPION: Predictor(champion)}
@@ -63,17 +72,34 @@ def retrain(
         trigger=trigger,
         progress=progress,
     )
-    assert trained.result is not None
     version = register(trained.bundle, root, run_id=trained.run_id)
-    registry.set_alias(version, CHALLENGER)
+    return decide(Trial(trained, version, base, champion), root, policy or Policy())
+
+
+def check_windows(test_windows: int) -> None:
+    """Refuses a retraining that could not be judged."""
+    if test_windows < 1:
+        raise InputError("Retraining needs a test window to judge by; found none. Ask for --test-windows 1 or more.")
+
+
+def decide(trial: Trial, root: Root, policy: Policy) -> Retrained:
+    """Judges a version, records the verdict, and promotes it if no check speaks against it."""
+    trained, version, base, champion = trial
+    assert trained.result is not None
+    Registry(root.store).set_alias(version, CHALLENGER)
     result = with_quantiles(trained.result, {CHALLENGER: trained.forecaster}, levels=LEVELS)
     point("judge.before")
     verdict = judge(result, policy, gather(trained.bundle, result, base=champion))
     point("judge.decided")
-    report = record(version, verdict, result, root, policy=policy)
+    report = record(version, verdict, result, root, policy=policy, against=base)
     point("judge.recorded")
     if verdict.promote:
-        log = AuditLog(root.audit)
-        registry.promote(version, base=base, record=log.promoted(version, "; ".join(verdict.reasons)))
+        promote(version, verdict, root, base=base)
         champion = trained.forecaster
     return Retrained(trained, version, verdict, champion, report)
+
+
+def promote(version: Version, verdict: Verdict, root: Root, *, base: Version | None) -> None:
+    """Makes a version the champion for what its verdict says; repeated after a kill, it is completed."""
+    log = AuditLog(root.audit)
+    Registry(root.store).promote(version, base=base, record=log.promoted(version, "; ".join(verdict.reasons)))

@@ -8,16 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 from forecaster import registry
 from forecaster.errors import RegistryError
 from forecaster.frequency import Stamp, tell
 from forecaster.spec import Spec
+from pipelines.confidential import redacted
 from pipelines.runlog import PARAMS_A_CALL, RunLogger, Status, chunks, flat, recording
 from pipelines.settings import tracking_uri
 
@@ -181,6 +182,16 @@ def keep(run_id: str, files: Iterable[Path], *, folder: str, tags: Mapping[str, 
             client.set_tag(run_id, key, value)
 
 
+def kept(run_id: str, path: str, *, uri: str) -> str | None:
+    """The text of a file that a run keeps; None where it keeps none. Raises RegistryError."""
+    client = registry.connect(uri)
+    folder, _, _ = path.rpartition("/")
+    with registry.door(f"run '{run_id}'"), tempfile.TemporaryDirectory(prefix="forecaster-") as place:
+        if path not in {one.path for one in client.list_artifacts(run_id, folder or None)}:
+            return None
+        return Path(client.download_artifacts(run_id, path, place)).read_text()
+
+
 def artifact_location(root: Path) -> str:
     """Where the runs and models of a root folder keep their files."""
     return (root.absolute() / "mlruns").as_uri()
@@ -208,7 +219,7 @@ def _describe(
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     for some in chunks(flat(spec.model_dump()).items(), PARAMS_A_CALL):
         client.log_batch(run_id, params=[Param(key, value) for key, value in some])
-    source = _without_password(data.source)
+    source = redacted(data.source)
     kind, key = ("http", "url") if source.startswith(("http://", "https://")) else ("local", "uri")
     digest = data.digest[:_DATASET_DIGEST_LENGTH]
     recorded = Dataset(data.name, digest, kind, json.dumps({key: source}))
@@ -228,11 +239,6 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
             raise
         return str(found.experiment_id)  # another process made it meanwhile
-
-
-def _without_password(source: str) -> str:
-    password = urlsplit(source).password
-    return source.replace(f":{password}@", ":***@") if password else source
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from forecaster.spec import Spec
 from forecaster.training.datamodule import cut
 from forecaster.training.fit import Fitted, fit, fit_digest, refit
 from pipelines.card import card_of, finite, reliable_horizon
+from pipelines.key import TAG
 from pipelines.promotion import SEASONAL_NAIVE
 from pipelines.settings import Root
 from pipelines.sources import Data, check_test_windows, read
@@ -73,6 +74,8 @@ def train(
     spec: Spec,
     root: Root,
     *,
+    panel: Panel | None = None,
+    key: str | None = None,
     initial: Forecaster | None = None,
     rivals: Mapping[str, Ask | Predictor] | None = None,
     test_windows: int = 1,
@@ -85,6 +88,8 @@ def train(
         data: Where the panel comes from.
         spec: What to make.
         root: Where state lives. A training killed there goes on from its last epoch when it is started again.
+        panel: What was read of the data, if it has been.
+        key: What makes it the same as another retraining; tagged, and among the bundle's facts.
         initial: Whose weights to start from; random ones, if not given.
         rivals: Further forecasters to ask at the same cutoffs.
         test_windows: Rolling origins kept from the fit altogether, a horizon apart; 0 trains on everything, untested.
@@ -92,18 +97,22 @@ def train(
         progress: Whether to show a progress bar.
     """
     check_test_windows(test_windows)
-    panel = read(data.for_spec(spec))
+    panel = read(data.for_spec(spec)) if panel is None else panel
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)
-    known = hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
+    known = _known(panel, spec, test_windows)
     cut(known, spec)  # what cannot be trained on is refused before there is a run of it
     need_all(spec.blend)
     dataset = DataSet(data.name, known.digest(), data.source, known.cutoff)
-    with _workplace(root.checkpoints / fit_digest(known, spec, initial)[:16]) as place:
+    asked_for = {TAG: key, "asked_cutoff": data.cutoff}
+    with _workplace(workplace(panel, spec, root, initial=initial, test_windows=test_windows)) as place:
         with open_run(
             spec, dataset, root=root.path, uri=root.uri, trigger=trigger, run_id=_read_if_there(place / "run_id")
         ) as run:
             durable.write_text(place / "run_id", run.id)
+            for name, value in asked_for.items():
+                if value is not None:
+                    run.tag(name, value)
             started = time.monotonic()
             callbacks = [] if progress else [EpochLines()]
             fitted = fit(
@@ -130,10 +139,9 @@ def train(
             forecaster, result = fitted.forecaster, None
             if test_windows:
                 alone = {NETWORK: Predictor(replace(forecaster, blend={}))} if forecaster.blend else {}
-                asked = {CHALLENGER: Predictor(forecaster), **alone, **(rivals or {})}
-                result = _test(panel, spec, asked, season=forecaster.season, windows=test_windows)
+                result = tested(panel, forecaster, rivals={**alone, **(rivals or {})}, windows=test_windows)
             facts = _facts(data, panel, known, fitted, result, weighed, run_id=run.id)
-            finished = replace(forecaster, facts=facts)
+            finished = replace(forecaster, facts=facts if key is None else {**facts, TAG: key})
             bundle = root.bundles / run.id
             _clear(bundle)
             card = card_of(finished)
@@ -160,9 +168,20 @@ def _validated(fitted: Fitted, known: Panel, spec: Spec) -> tuple[Fitted, Weighe
     return fitted._replace(forecaster=forecaster), weighed
 
 
-def _test(panel: Panel, spec: Spec, asked: Mapping[str, Ask | Predictor], *, season: int, windows: int) -> Backtest:
-    rivals = {**asked, SEASONAL_NAIVE: seasonal_naive(season)}
-    return backtest(panel, rivals, horizon=spec.horizon, windows=windows, season=season, keep=spec.least + 1)
+def tested(panel: Panel, forecaster: Forecaster, *, rivals: Mapping[str, Ask | Predictor], windows: int) -> Backtest:
+    """The test of a training: the forecaster, its rivals and seasonal naive on the last windows."""
+    spec, season = forecaster.spec, forecaster.season
+    asked = {CHALLENGER: Predictor(forecaster), **rivals, SEASONAL_NAIVE: seasonal_naive(season)}
+    return backtest(panel, asked, horizon=spec.horizon, windows=windows, season=season, keep=spec.least + 1)
+
+
+def workplace(panel: Panel, spec: Spec, root: Root, *, initial: Forecaster | None, test_windows: int) -> Path:
+    """Where a training is under way, if it is: a folder that is gone when it has ended well."""
+    return root.checkpoints / fit_digest(_known(panel, spec, test_windows), spec, initial)[:16]
+
+
+def _known(panel: Panel, spec: Spec, test_windows: int) -> Panel:
+    return hold_out(panel, test_windows * spec.horizon, keep=spec.least + 1).known if test_windows else panel
 
 
 @contextmanager

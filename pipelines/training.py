@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from forecaster.errors import RefusedByGate
-from pipelines.arguments import Blended, Reading, Where, bundle_of, spec_of
+from pipelines.arguments import Blended, Reading, Where, bundle_of, in_range, spec_of
 from pipelines.terminal import print_scores, print_verdict
+
+if TYPE_CHECKING:
+    from pipelines.need import Watch
+    from pipelines.settings import Root
+    from pipelines.sources import Data
 
 _WHERE, _READING = Where(), Reading()
 
 
 def train(
-    data: str,
+    data: str | None = None,
     *,
     config: Path | None = None,
     horizon: int | None = None,
@@ -31,7 +39,8 @@ def train(
     Parameters
     ----------
     data
-        A CSV or Parquet file with the columns unique_id, ds, y; or a data set that ships: hospital, sine_trend.
+        A CSV or Parquet file with the columns unique_id, ds, y; a folder of such files, of which later ones (by name) correct
+        earlier ones; either of them in a store (s3://bucket/sales.parquet); or a data set that ships: hospital, sine_trend.
     config
         Specification in YAML; without one, the preset of the data's frequency, its variants tried on the last known windows.
     horizon
@@ -73,7 +82,7 @@ def train(
 
 
 def retrain(
-    data: str,
+    data: str | None = None,
     *,
     config: Path | None = None,
     horizon: int | None = None,
@@ -85,12 +94,16 @@ def retrain(
     test_windows: int = 1,
     policy: Path | None = None,
     trigger: str = "cli",
+    again: Annotated[bool, Parameter(negative="")] = False,
+    if_needed: Annotated[bool, Parameter(negative="")] = False,
+    min_new: int | None = None,
     reading: Reading = _READING,
     where: Where = _WHERE,
 ) -> None:
     """Trains a challenger and promotes it if it proves better than champion and seasonal naive on the same origins.
 
-    Ends with 0 when it was promoted and with 3 when it was not; fit to be called from cron.
+    Ends with 0 when it was promoted and with 3 when it was not; fit to be called from cron. The same data, specification, policy
+    and code make one version: asked again, at once or after a kill, it answers with the verdict that there was.
 
     Parameters
     ----------
@@ -116,11 +129,21 @@ def retrain(
         The gate's bounds in YAML (README: What the gate asks); its defaults where none is given.
     trigger
         What started it, for the run's tags.
+    again
+        Train and judge anew, even if the same was done before.
+    if_needed
+        Train only if something calls for it: no champion, new data, or what watches the champion. Says what, and ends with 0
+        where nothing does.
+    min_new
+        With --if-needed: so many new steps call for it; a horizon of the champion's, if not given.
     """
+    from pipelines.once import retrain_once
     from pipelines.policy import read_policy
-    from pipelines.retrain import retrain as run
 
-    source, bounds = reading.of(data), read_policy(policy)
+    in_range(min_new=min_new)
+    source, bounds, root = reading.of(data), read_policy(policy), where.open()
+    if if_needed and not _is_needed(_name(config, source), source, root, min_new):
+        return
     spec = spec_of(
         config,
         source,
@@ -131,20 +154,42 @@ def retrain(
         blend=blend,
         test_windows=test_windows,
     )
-    done = run(
+    done, key, before = retrain_once(
         source,
         spec,
-        where.open(),
+        root,
         warm=warm,
         test_windows=test_windows,
         policy=bounds,
         trigger=trigger,
         progress=sys.stderr.isatty(),
+        again=again,
     )
+    print(f"key     {key}{' (done before; this is its verdict)' if before else ''}")
     print_scores(done.trained.scores)
     print_verdict(done.verdict)
     print(f"report  {done.report}")
     named = f"{done.version.name} version {done.version.number}"
+    reasons = "; ".join(done.verdict.reasons)
     if not done.verdict.promote:
-        raise RefusedByGate(f"{named} was registered but not promoted: {'; '.join(done.verdict.reasons)}.")
-    print(f"{named} is the champion: {'; '.join(done.verdict.reasons)}")
+        raise RefusedByGate(f"{named} was registered but not promoted: {reasons}.")
+    print(f"{named} {'was made' if before else 'is'} the champion: {reasons}")
+
+
+def _name(config: Path | None, data: Data) -> str:
+    """The model's name, before anything is tried to find a specification."""
+    from pipelines.sources import model_name, read_spec
+
+    return model_name(data.name) if config is None else read_spec(config).name
+
+
+def _is_needed(name: str, data: Data, root: Root, min_new: int | None) -> bool:
+    from pipelines.need import need
+
+    watches: list[Watch] = []  # what watches the champion is asked here
+    found = need(name, data, root, min_new=min_new, watches=watches)
+    if found:
+        print(f"needed  {'; '.join(found.reasons)}")
+    else:
+        print(f"nothing to do: {found.found}")
+    return bool(found)

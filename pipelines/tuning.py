@@ -18,7 +18,7 @@ _WHERE, _READING = Where(), Reading()
 
 
 def tune(
-    data: str,
+    data: str | None = None,
     *,
     horizon: int | None = None,
     config: Path | None = None,
@@ -83,9 +83,9 @@ def _judged_by(spec: Spec, valid_windows: int) -> Spec:
     return Spec.parse(whole, where="--valid-windows")
 
 
-def _train(data: str, config: Path, test_windows: int, reading: Reading, where: Where) -> str:
+def _train(data: str | None, config: Path, test_windows: int, reading: Reading, where: Where) -> str:
     """The command that trains what was found, on the same data."""
-    words = ["forecaster", "train", data, "--config", str(config)]
+    words = ["forecaster", "train", *([] if data is None else [data]), "--config", str(config)]
     if test_windows != 1:
         words += ["--test-windows", str(test_windows)]
     for group, names in ((reading, [field.name for field in fields(reading)]), (where, ["root"])):

@@ -19,7 +19,8 @@ if __name__ == "__main__":
     except ValidationError as error:
         for fault in error.errors():
             name = f"{PREFIX}{'.'.join(map(str, fault['loc'])).upper()}"
-            found = "what is not shown, as it may be a key" if "KEY" in name else repr(fault["input"])
+            secret = "KEY" in name or name == f"{PREFIX}LEDGER"  # a database's address may hold a password
+            found = "what is not shown, as it may be a key" if secret else repr(fault["input"])
             print(f"forecaster: {name}: {fault['msg']}; found {found}. Correct it.", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     try:

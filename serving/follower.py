@@ -36,6 +36,14 @@ class Store(Protocol):
 Verify = Callable[[Path], object]
 
 
+def on_every_engine(bundle: Path) -> None:
+    """Loads a bundle as workers do, and on all other engines too. Raises BundleError, or MissingPackage."""
+    from forecaster import artifact
+
+    artifact.predictor(bundle)
+    artifact.load(bundle)
+
+
 class Target(NamedTuple):
     """What is followed, and where to."""
 
@@ -51,7 +59,7 @@ def news(store: Store, target: Target) -> Version | None:
     return None if slot.published(target.slot) == _release(version) else version
 
 
-def take(store: Store, version: Version, target: Target, *, verify: Verify = slot.load_bundle) -> None:
+def take(store: Store, version: Version, target: Target, *, verify: Verify = on_every_engine) -> None:
     """Puts a version into the slot. Raises BundleError if it must not be served, MissingPackage if it cannot be here."""
     with slot.staging(target.slot) as draft:
         bundle = store.fetch(version, draft / "bundle")
@@ -67,7 +75,7 @@ def follow(
     *,
     poll_s: float,
     retry_s: float,
-    verify: Verify = slot.load_bundle,
+    verify: Verify = on_every_engine,
     pause: Callable[[float], object] = time.sleep,
 ) -> NoReturn:
     """Looks now and then, forever; what fails is logged and tried again, a bad bundle not before `retry_s`."""

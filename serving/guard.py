@@ -24,7 +24,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TYPE = re.compile(rb"([a-z0-9.+/-]+)\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 _JSON = "application/json"
-_ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+_ALWAYS = [(b"x-content-type-options", b"nosniff")]
+_UNLESS_TOLD = (b"cache-control", b"no-store")
 _CLIENT_LEFT = 499  # only in the log: there is nobody to tell
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,8 @@ class _Answer:
             ours = [(b"x-request-id", self.request_id.encode()), (b"server-timing", total.encode()), *_ALWAYS]
             if all(name != b"x-model" for name, _ in theirs):
                 ours += self._stamp()
+            if all(name != _UNLESS_TOLD[0] for name, _ in theirs):
+                ours.append(_UNLESS_TOLD)
             message = {**message, "headers": [*theirs, *ours]}
         elif message["type"] == "http.response.body":
             self.finished = not message.get("more_body", False)

@@ -21,7 +21,8 @@ from forecaster import durable
 from serving.problem import Problem
 from serving.settings import Settings
 
-SCOPES = ("read", "observe", "admin")  # forecasts and the model; the counters too, and nothing else; everything
+SCOPES = ("read", "actuals", "observe", "admin")
+"""What a key opens: forecasts, the model and its accuracy; telling what came; the counters; everything."""
 LOOK_S = 1.0  # between looks at the file
 _PREFIX = "fck_"  # so that a key that leaked can be searched for
 _LONGEST = 200

@@ -33,6 +33,14 @@ class Metrics:
         self._changes = Counter(
             "forecaster_model_changes", "New models by outcome", ["outcome"], registry=self._registry
         )
+        self._ledger = Counter(
+            "forecaster_ledger_forecasts",
+            "Served forecasts on their way into the ledger",
+            ["outcome"],
+            registry=self._registry,
+        )
+        for outcome in ("stored", "dropped", "failed"):
+            self._ledger.labels(outcome)
         for outcome in ("forecast", "refused"):
             self._series.labels(outcome)
         for outcome in ("swapped", "refused"):
@@ -52,6 +60,10 @@ class Metrics:
     def model(self, outcome: str) -> None:
         """Counts a new model: swapped or refused."""
         self._changes.labels(outcome).inc()
+
+    def ledger(self, outcome: str, count: int) -> None:
+        """Counts forecasts for the ledger: stored, dropped (too many waited) or failed."""
+        self._ledger.labels(outcome).inc(count)
 
     def page(self) -> bytes:
         """The text that Prometheus reads."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from forecaster import __version__
-from serving import arrow, compatible, lines, scenarios, schema
+from serving import accuracy, actuals, arrow, compatible, lines, scenarios, schema
 from serving.columnar import ColumnsAnswer, ColumnsRequest
 from serving.problem import CODES
 
@@ -42,6 +43,7 @@ class Route(NamedTuple):
     fails: tuple[int, ...]
     description: str = ""
     scope: str | None = "read"  # that a key needs; None: open, whatever keys there are
+    query: Mapping[str, str] = {}  # parameters that may be given, and what they mean
 
 
 _JSON = "application/json"
@@ -117,6 +119,27 @@ ROUTES = (
         (422, 429, 503, 504),
         "The first series that is refused is the answer, with status 422: these shapes have no place for an error of one.",
     ),
+    Route(
+        "post",
+        "/v1/actuals",
+        "Tell what came, to be scored against the forecasts that were served",
+        (Form(_JSON, (actuals.ActualsRequest,)),),
+        (Form(_JSON, (actuals.ActualsAnswer,)),),
+        (422, 429, 503, 504),
+        "One outcome for each series, in order. A value that is told again counts once; another value for the same stamp "
+        "replaces the old one. Values may come before or after the forecasts of them. 404 `ledger_off` where no ledger is kept.",
+        scope="actuals",
+    ),
+    Route(
+        "get",
+        "/v1/accuracy",
+        "How good the forecasts that were served have proved",
+        (),
+        (Form(_JSON, (accuracy.AccuracyAnswer,)),),
+        (422, 429, 503, 504),
+        "Over the forecasts in the ledger of which something is known. 404 `ledger_off` where no ledger is kept.",
+        query=accuracy.QUERY,
+    ),
     Route("get", "/ping", "As /readyz, for SageMaker", (), (Form(_JSON, (schema.ReadyAnswer,)),), (503,)),
     Route("get", "/v1/model", "The model in use", (), (Form(_JSON, (schema.ModelAnswer,)),), (503,)),
     Route("get", "/livez", "Whether the process answers", (), (Form(_JSON, (schema.LiveAnswer,)),), (), scope=None),
@@ -181,6 +204,16 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["security"] = [{name: [route.scope]} for name in _SCHEMES] + [{}]
     if route.description:
         operation["description"] = route.description
+    if route.query:
+        operation["parameters"] = [
+            {
+                "name": name,
+                "in": "query",
+                "description": told,
+                "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+            }
+            for name, told in route.query.items()
+        ]
     if route.asks:
         operation["requestBody"] = {"required": True, "content": _content(route.asks)}
     return operation

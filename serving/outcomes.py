@@ -82,10 +82,14 @@ def forecasts(series: list[Series], ask: Ask, model: InUse, deadline: Deadline) 
     """Those of series that were read. Raises Problem if the deadline passes, or for levels that the model cannot give."""
 
     def some(part: list[Series]) -> list[Forecast | ForecasterError]:
+        if model.drift is not None and ask.levels:
+            return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels, drift=model.drift)
         return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels)
 
     at_once = _AT_ONCE // (_OF_BLEND if model.predictor.forecaster.blend else 1)
-    return _in_parts(some, series, longer=ask.horizon, at_once=at_once, deadline=deadline)
+    found = _in_parts(some, series, longer=ask.horizon, at_once=at_once, deadline=deadline)
+    model.note(model, series, found)
+    return found
 
 
 def in_use(model: InUse | None) -> InUse:

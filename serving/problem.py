@@ -24,6 +24,7 @@ CODES: dict[str, tuple[int, str]] = {
         "The body is no Arrow stream that can be read, or one with compressed or dictionary batches.",
     ),
     "not_found": (404, "There is no such path."),
+    "ledger_off": (404, "This server keeps no ledger of served forecasts."),
     "method_not_allowed": (405, "The path does not take this method; the Allow header says which it takes."),
     "state_of_other_model": (
         409,
@@ -47,6 +48,7 @@ CODES: dict[str, tuple[int, str]] = {
     "horizon_out_of_range": (422, "The horizon is above this server's limit."),
     "too_many_requests": (429, "Too many requests are under way; try again after Retry-After seconds."),
     "internal_error": (500, "A fault of the server. It is logged under the request id."),
+    "ledger_unavailable": (503, "The database of the ledger does not answer."),
     "not_ready": (503, "No model is in use yet."),
     "deadline_passed": (504, "The forecast took longer than this server waits, or than `deadline_ms`."),
 }

@@ -18,11 +18,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import compatible, keys, lines, openapi, scenarios
+from serving import accuracy, actuals, assets, compatible, keys, lines, openapi, scenarios
 from serving.admission import Admission
 from serving.answer import answer, answer_lines, begin_lines
 from serving.deadline import Deadline
 from serving.guard import Guard, Pairs
+from serving.ledger import Scribe
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.packing import takes_gzip
 from serving.problem import Problem
@@ -44,7 +45,8 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     """The application of one worker. Raises BadKeys where it would answer anyone, unless the settings want that."""
     keyring = keys.keyring(settings)
     settings = settings.with_state_key()
-    metrics = Metrics([route.path for route in openapi.ROUTES])
+    page = assets.read()
+    metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.LABEL])
     slot = slot or Slot(
         settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
     )
@@ -53,6 +55,8 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
         ("post", "/v1/forecast"): desk.forecast,
         ("post", "/v1/scenarios"): desk.scenarios,
         ("post", "/invocations"): desk.invocations,
+        ("post", "/v1/actuals"): desk.actuals,
+        ("get", "/v1/accuracy"): desk.accuracy,
         ("get", "/ping"): desk.readyz,
         ("get", "/v1/model"): desk.model,
         ("get", "/livez"): desk.livez,
@@ -61,14 +65,17 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
         ("get", "/docs.json"): desk.docs,
     }
     routes = Starlette(
-        routes=[Route(one.path, paths[one.method, one.path], methods=[one.method.upper()]) for one in openapi.ROUTES],
+        routes=[
+            *(Route(one.path, paths[one.method, one.path], methods=[one.method.upper()]) for one in openapi.ROUTES),
+            *(Route(asset.path, asset.answer, methods=["GET"]) for asset in page),
+        ],
         # One for every failure, so that Starlette never writes its own; what is unexpected is raised on to the guard.
         exception_handlers={HTTPException: _no_route, Problem: _problem, Exception: _last_resort},
         lifespan=desk.lifespan,
     )
     routes.router.redirect_slashes = False
     scopes = {route.path: route.scope for route in openapi.ROUTES if route.scope is not None}
-    open_paths = {route.path for route in openapi.ROUTES} - set(scopes)
+    open_paths = {route.path for route in openapi.ROUTES} - set(scopes) | {asset.path for asset in page}
 
     def admit(path: str, headers: Mapping[bytes, bytes]) -> str | None:
         return None if keyring is None or path in open_paths else keyring.admit(scopes.get(path), headers)
@@ -76,7 +83,7 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     guard = Guard(
         routes,
         max_body=settings.max_body,
-        observe=metrics.request,
+        observe=lambda path, status, seconds: metrics.request(assets.label(path), status, seconds),
         admit=admit,
         takes={route.path: [form.media_type for form in route.asks] for route in openapi.ROUTES if route.asks},
         stamp=lambda: _named(slot.current),
@@ -91,6 +98,7 @@ class Desk:
         self._settings = settings
         self._slot = slot
         self._metrics = metrics
+        self._scribe = Scribe(settings, counted=metrics.ledger)
         self._admission = Admission(
             threads=settings.rollouts, places=settings.max_in_flight, timeout_s=settings.timeout_s
         )
@@ -98,17 +106,19 @@ class Desk:
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Watches the slot while the server runs."""
+        """Watches the slot, and keeps what is served, while the server runs."""
         self._slot.start()
+        self._scribe.start()
         try:
             yield
         finally:
             self._slot.stop()
+            await asyncio.to_thread(self._scribe.stop)
             self._admission.close()
 
     async def forecast(self, request: Request) -> Response:
         """POST /v1/forecast."""
-        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
         if media_type == lines.MEDIA_TYPE:
             return await self._lines(body, model, deadline)
@@ -124,7 +134,7 @@ class Desk:
 
     async def scenarios(self, request: Request) -> Response:
         """POST /v1/scenarios."""
-        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
         told = await self._admission.run(scenarios.answer, body, model, self._settings, deadline, deadline=deadline)
         self._metrics.series(forecast=told.forecast, refused=told.refused)
         response = _json(told.body)
@@ -133,13 +143,26 @@ class Desk:
 
     async def invocations(self, request: Request) -> Response:
         """POST /invocations."""
-        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
         work = (compatible.answer, body, model, self._settings, deadline)
         content, series = await self._admission.run(*work, deadline=deadline)
         self._metrics.series(forecast=series, refused=0)
         response = _json(content)
         response.raw_headers += _named(model)
         return response
+
+    async def actuals(self, request: Request) -> Response:
+        """POST /v1/actuals."""
+        body, deadline = await request.body(), self._admission.deadline()
+        self._scribe.on(self._slot.current)
+        work = (actuals.answer, body, self._scribe, self._settings, deadline)
+        return _json(await self._admission.run(*work, deadline=deadline))
+
+    async def accuracy(self, request: Request) -> Response:
+        """GET /v1/accuracy."""
+        deadline = self._admission.deadline()
+        work = (accuracy.answer, dict(request.query_params), self._slot.current, self._scribe, deadline)
+        return _json(await self._admission.run(*work, deadline=deadline))
 
     async def _lines(self, body: bytes, model: InUse | None, deadline: Deadline) -> Response:
         """The first piece is awaited, so that a request that cannot be used gets its status; the others are streamed."""

@@ -10,7 +10,7 @@ import orjson
 from pydantic import Field, model_validator
 
 from forecaster.errors import BadSpec, CovariateUnknown, ForecasterError, LevelOutOfRange
-from forecaster.series import Series
+from forecaster.series import Forecast, Series
 from serving import limits, parsing, rows
 from serving.deadline import Deadline
 from serving.outcomes import Answer, Outcome, answered, general_warnings, in_use, read_all, with_state
@@ -154,7 +154,7 @@ def _found(
     good = [one for one in ways if isinstance(one, Series)]
     deadline.check()
     try:
-        means = iter(model.predictor.forecast_ways(good, asked.horizon, levels=asked.levels))
+        means = iter(_means(good, asked, model))
         paths = iter(_paths(good, asked, model, deadline) if asked.samples else [None] * len(good))
     except (LevelOutOfRange, BadSpec) as error:
         raise Problem.of(error) from error
@@ -165,6 +165,13 @@ def _found(
         else one
         for one in ways
     ]
+
+
+def _means(good: Sequence[Series], asked: ScenariosRequest, model: InUse) -> list[Forecast | ForecasterError]:
+    """They are not noted in the ledger: what was never meant to come is not to be scored."""
+    if model.drift is not None and asked.levels:
+        return model.predictor.forecast_ways(good, asked.horizon, levels=asked.levels, drift=model.drift)
+    return model.predictor.forecast_ways(good, asked.horizon, levels=asked.levels)
 
 
 def _paths(good: Sequence[Series], asked: ScenariosRequest, model: InUse, deadline: Deadline) -> list[Paths]:

@@ -22,6 +22,12 @@ def _long_enough(keys: str) -> str:
     return keys
 
 
+def _ledger(told: str) -> str:
+    if told not in ("off", "on") and not told.startswith(("sqlite:///", "postgresql+psycopg://")):
+        raise ValueError("Expected off, on, sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    return told
+
+
 class Settings(BaseModel):
     """The settings of the server and of the follower."""
 
@@ -72,10 +78,30 @@ class Settings(BaseModel):
     max_state: int = Field(default=2**18, ge=1024, description="longest state of one series, in characters")
     max_scenarios: int = Field(default=100, ge=1, description="most scenarios in one request")
 
+    ledger: Annotated[str, AfterValidator(_ledger)] = Field(
+        default="off",
+        repr=False,
+        description="where served forecasts are kept: off, on (ledger.db in the slot's folder), or the address of a database",
+    )
+    ledger_share: float = Field(default=1.0, ge=0, le=1, description="share of the forecasts that is kept")
+    ledger_days: float = Field(default=90.0, gt=0, description="days after which forecasts and actuals are forgotten")
+    ledger_clear_ids: bool = Field(default=False, description="keep ids of series in clear too, not their hash alone")
+    ledger_waiting: int = Field(
+        default=10_000, ge=1, description="forecasts that may wait to be kept; more are dropped"
+    )
+    adaptive: bool = Field(default=False, description="let late actuals move the intervals; needs a ledger")
+
     rollouts: int = Field(default=1, ge=1, le=64, description="requests that one worker computes at the same time")
     max_in_flight: int = Field(default=64, ge=1, description="requests one worker holds before it says 429")
     timeout_s: float = Field(default=30.0, gt=0, description="seconds before a forecast is given up with 504")
     grace_s: int = Field(default=10, ge=1, description="seconds that running requests get when the server is stopped")
+
+    @property
+    def ledger_url(self) -> str | None:
+        """The address of the ledger, if there is to be one."""
+        if self.ledger in ("off", "on"):
+            return f"sqlite:///{self.slot / 'ledger.db'}" if self.ledger == "on" else None
+        return self.ledger
 
     @property
     def follows(self) -> bool:

@@ -31,6 +31,7 @@ from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 
 if TYPE_CHECKING:
+    from forecaster.conformal import Drift
     from forecaster.data.encoding import Encoding
     from forecaster.spec import Spec
 
@@ -77,9 +78,12 @@ class Predicts(Protocol):
         """What was learned."""
 
     def forecast_each(
-        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
     ) -> list[Forecast | ForecasterError]:
-        """One outcome for each series, in order; raises LevelOutOfRange for levels that it cannot give."""
+        """One outcome for each series, in order; raises LevelOutOfRange for levels that it cannot give.
+
+        Only asked with a `drift` where late actuals have taught something.
+        """
 
     def sample_each(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
@@ -87,7 +91,7 @@ class Predicts(Protocol):
         """Sampled futures of each series, in order, from number `first` on; raises BadSpec if its head gives no distribution."""
 
     def forecast_ways(
-        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
     ) -> list[Forecast | ForecasterError]:
         """The forecasts of one history with several futures of its covariates."""
 
@@ -119,6 +123,14 @@ class Release(BaseModel):
             ) from error
 
 
+Note = Callable[["InUse", Sequence[Series], Sequence[Forecast | ForecasterError]], object]
+"""Told of forecasts that are served, with the histories they go on from."""
+
+
+def _unnoted(_: InUse, __: Sequence[Series], ___: Sequence[Forecast | ForecasterError]) -> None:
+    """Keeps no ledger."""
+
+
 @dataclass(frozen=True, eq=False)
 class InUse:
     """A model that answers."""
@@ -127,6 +139,8 @@ class InUse:
     predictor: Predicts
     card: str
     since: float = field(default_factory=time.monotonic)
+    drift: Drift | None = None  # what late actuals have taught about its intervals
+    note: Note = _unnoted
 
     @property
     def name(self) -> dict[str, Any]:
@@ -146,11 +160,9 @@ Noticed = Callable[[str], None]  # "swapped" or "refused"
 
 def load_bundle(folder: Path) -> Predicts:
     """The Predictor of a verified bundle, on the fastest engine there is for it; raises BundleError, or MissingPackage."""
-    from forecaster import artifact  # brings torch: only when there is something to load
-    from forecaster.predict import Predictor, fastest_engine
+    from forecaster import artifact  # only when there is something to load
 
-    forecaster = artifact.load(folder)
-    return Predictor(forecaster, engine=fastest_engine(forecaster))
+    return artifact.predictor(folder)
 
 
 class Slot:

@@ -19,7 +19,6 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field, ValidationError
 
-from forecaster.carried import KINDS
 from forecaster.data.encoding import Encoding
 from forecaster.errors import (
     BadStamp,
@@ -31,7 +30,7 @@ from forecaster.errors import (
     StaticChanges,
 )
 from forecaster.frequency import Stamp, at, offset, tell, untell
-from forecaster.past import Past
+from forecaster.past import KINDS, Past
 from forecaster.series import LARGEST_VALUE, Series
 from forecaster.shapes import Float64
 from serving import stamps

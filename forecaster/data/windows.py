@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from forecaster.data.encoding import Encoding
-from forecaster.errors import CovariateUnknown
+from forecaster.data.rows import channels_of, padded
 from forecaster.series import Series
 from forecaster.shapes import Float, Float64, Int
 
@@ -98,37 +98,11 @@ def stack(
 ) -> Window:
     """The last `context` values of every history as one window, padded on the left; the columns of the same steps."""
     return Window(
-        torch.from_numpy(_padded(histories, context=context, empty=np.nan)),
-        torch.from_numpy(_padded(covariates, context=context, empty=0.0)).float() if len(covariates) else None,
+        torch.from_numpy(padded(histories, context=context, empty=np.nan)),
+        torch.from_numpy(padded(covariates, context=context, empty=0.0)).float() if len(covariates) else None,
         torch.from_numpy(np.stack(static)) if len(static) else None,
-        torch.from_numpy(_padded(channels, context=context, empty=np.nan)) if len(channels) else None,
+        torch.from_numpy(padded(channels, context=context, empty=np.nan)) if len(channels) else None,
     )
-
-
-def _padded(
-    histories: Sequence[Float64[np.ndarray, "_ *columns"]], *, context: int, empty: float
-) -> Float64[np.ndarray, "row context *columns"]:
-    if all(len(history) >= context for history in histories):
-        return np.concatenate([history[-context:] for history in histories]).reshape(
-            len(histories), context, *histories[0].shape[1:]
-        )
-    padded = np.full((len(histories), context, *histories[0].shape[1:]), empty)
-    for row, history in enumerate(histories):
-        tail = history[-context:]
-        padded[row, context - len(tail) :] = tail
-    return padded
-
-
-def channels_of(one: Series, names: Sequence[str]) -> Float64[np.ndarray, "step channel"]:
-    """The channels of a series by name, side by side; raises CovariateUnknown if it lacks one."""
-    missing = [name for name in names if name not in one.channels]
-    if missing:
-        raise CovariateUnknown(
-            f"Series {one.id!r} needs the channels {', '.join(names)} for its history; {', '.join(missing)} not found among: "
-            f"{', '.join(one.channels) or 'none'}. Send a value for each step, with gaps where it was not observed.",
-            where=one.id,
-        )
-    return np.stack([one.channels[name] for name in names], axis=1) if names else np.zeros((len(one), 0))
 
 
 class Tape(NamedTuple):

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from forecaster.data.encoding import PLAIN, Encoding
+from forecaster.data.rows import channels_of
 from forecaster.data.split import origins
-from forecaster.data.windows import Example, Window, apart, channels_of, side_by_side, stack
+from forecaster.data.windows import Example, Window, apart, side_by_side, stack
+from forecaster.engine import RUNAWAY
 from forecaster.metrics import nanmean, seasonal_error
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import RUNAWAY, Memory, of_y, read, roll, warm_up
+from forecaster.model.rollout import Memory, of_y, read, roll, warm_up
 from forecaster.series import Series
 from forecaster.shapes import Float, Float64, Int
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forecaster.engine import RUNAWAY
 from forecaster.graph import heads
 from forecaster.graph.draft import F32, I64, Value
 from forecaster.graph.network import Network
 from forecaster.graph.recurrence import Slots, flat, follow, newest, step, sweep, unflat
 from forecaster.graph.scale import Scale, measure, settle
-from forecaster.model.rollout import RUNAWAY
 
 
 class Known(NamedTuple):

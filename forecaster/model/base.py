@@ -9,11 +9,6 @@ from forecaster.shapes import Float
 from forecaster.spec import Base
 
 
-def reach(base: Base, *, season: int) -> int:
-    """How many of the latest values a base looks at."""
-    return {"zero": 0, "last": 1, "seasonal_naive": season, "linear": season + 1}[base]
-
-
 def forecast(
     base: Base, recent: Float[Tensor, "*axes back"], *, season: int, steps: int
 ) -> Float[Tensor, "*axes step"]:

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 from dataclasses import dataclass
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from forecaster.model.kernel import ARRAYS, KINDS, CLayer, library, openmp
 from forecaster.model.layer import Layer, Pass, Slopes
 from forecaster.shapes import Float
 
-logger = logging.getLogger(__name__)
-
-KINDS = {"gru": 0, "lstm": 1, "elman": 2}
-VERSION = 2  # of what steps.c offers
 _FEW = 12  # rows times steps below which the weights are read as they lie
 _SMALL = 1_000_000  # multiplications below which a second thread costs more than it gives
-
-_SIZES = ("kind", "members", "rows", "steps", "features", "hidden", "padded", "pieces", "few")
-_ARRAYS = (
-    *("inputs", "hidden_before", "cell_before", "input_weights", "recurrent_weights", "input_bias", "recurrent_bias"),
-    *("begun", "outputs", "hidden_after", "cell_after", "gates", "cells"),
-    *("d_outputs", "d_hidden_after", "d_cell_after", "d_inputs", "d_hidden_before", "d_cell_before"),
-    *("d_input_weights", "d_recurrent_weights", "d_bias"),
-)
-
-
-class CLayer(ctypes.Structure):
-    """`struct layer` of steps.c."""
-
-    _fields_ = [*((name, ctypes.c_int64) for name in _SIZES), *((name, ctypes.c_void_p) for name in _ARRAYS)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +84,7 @@ class Kernel:
         padded = -(-hidden // self.lanes) * self.lanes
         sizes = (KINDS[layer.kind], *(members or (1,)), rows, steps, features, hidden, padded, pieces, _FEW)
         read = (layer.inputs, layer.hidden, layer.cell, *layer[5:], layer.begun)
-        given = [*(None if one is None else one.data_ptr() for one in read), *[None] * (len(_ARRAYS) - len(read))]
+        given = [*(None if one is None else one.data_ptr() for one in read), *[None] * (len(ARRAYS) - len(read))]
         filled = CLayer(*sizes, *given)
         for name, array in arrays.items():
             setattr(filled, name, None if array is None else array.data_ptr())
@@ -121,39 +100,6 @@ def kernel() -> Kernel | None:
     """The kernel for the widest vectors of this machine; None where there is none, or it was not compiled."""
     found = library()
     return Kernel(found.lanes()) if found is not None and found.lanes() else None
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """What was compiled of steps.c; None where it was not, or from another one."""
-    places = [Path(__file__).with_name(f"_steps{suffix}") for suffix in EXTENSION_SUFFIXES]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
-        return None
-    loaded = ctypes.CDLL(str(found))
-    try:
-        version = loaded.version()
-    except AttributeError:
-        version = 0
-    if version != VERSION:
-        logger.warning("%s was compiled from another steps.c and is not used. Install again, to be faster.", found)
-        return None
-    for function in (loaded.lanes, loaded.run, loaded.roll, loaded.size_of_packed):
-        function.restype = ctypes.c_int64
-    loaded.run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    loaded.roll.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    loaded.size_of_packed.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 2]
-    loaded.pack.restype, loaded.pack.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    return loaded
-
-
-@cache
-def openmp() -> int | None:
-    """Where torch's own threads are started. Two pools of threads would stand in each other's way."""
-    try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
-    except AttributeError:
-        return None  # another runtime: one thread
 
 
 def _pieces(layer: Layer) -> int:

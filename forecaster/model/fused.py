@@ -6,7 +6,6 @@ are rolled by `rollout.py`, which this is held to.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,27 +13,11 @@ import torch
 from torch import Tensor
 
 from forecaster.engine import Known
-from forecaster.model.compiled import KINDS, CLayer, kernel, library, openmp
+from forecaster.model.compiled import kernel
+from forecaster.model.kernel import Shape, Stack
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import RUNAWAY
 from forecaster.model.scaling import Scale, measure, settle
 from forecaster.shapes import Float, Float64, Int
-
-_BAND = 256_000  # bytes of the rows that take their steps together: with the weights, they stay in the second cache
-_TALL = 6  # rows of the kernel's tiles
-_SMALL = 1_000_000  # multiplications below which a second thread costs more than it gives
-_SIZES = ("kind", "layers", "rows", "steps", "blocks", "segment", "hidden", "padded", "places", "every")
-_ARRAYS = ("packed", "output", "values", "states", "cells", "bound", "told")
-
-
-class _Rollout(ctypes.Structure):
-    """`struct rollout` of steps.c."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _SIZES),
-        ("runaway", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in _ARRAYS),
-    ]
 
 
 class Reached(NamedTuple):
@@ -89,24 +72,12 @@ class Fused:
             lanes: Floats of a vector, as the machine has them.
             threads: That share the rows of a call; as many as torch has, if not given.
         """
-        found = library()
-        assert found is not None, "asked for where it was not compiled"
-        self._network, self._lanes, self._threads, self._library = network, lanes, threads, found
-        recurrent, hidden = network.recurrent, network.recurrent.hidden
-        self._padded = -(-hidden // self._lanes) * self._lanes
-        self._sizes: dict[str, Any] = {
-            "kind": KINDS["lstm" if recurrent.has_cell else "gru" if _gates(network) == 3 else "elman"],
-            "layers": len(recurrent.layers),
-            "segment": network.segment,
-            "hidden": hidden,
-            "padded": self._padded,
-            "runaway": RUNAWAY,
-        }
-        self._packed = self._pack()
-        self._output = self._put_out()
-        self._row = 4 * (
-            2 * (2 * network.segment + hidden * (len(recurrent.layers) - 1)) + 3 * self._sizes["layers"] * self._padded
-        )
+        recurrent = network.recurrent
+        self._network, self._threads = network, threads
+        cell = "lstm" if recurrent.has_cell else "gru" if _gates(network) == 3 else "elman"
+        shape = Shape(cell, len(recurrent.layers), recurrent.hidden, network.segment, network.head.params)
+        weights = {name: tensor.detach().numpy() for name, tensor in network.state_dict().items()}
+        self._stack = Stack(shape, weights, lanes=lanes)
 
     @property
     def draws(self) -> bool:
@@ -138,7 +109,7 @@ class Fused:
         """
         rows, steps = values.shape
         scale = self._scale(values)
-        hidden = torch.empty(rows * count, self._sizes["layers"], self._sizes["hidden"])
+        hidden = torch.empty(rows * count, self._stack.shape.layers, self._stack.shape.hidden)
         cell = torch.empty_like(hidden) if self._network.recurrent.has_cell else None
         bound = torch.empty(rows * count)
         self._run(
@@ -182,63 +153,9 @@ class Fused:
         places: int = 0,
         every: int = 0,
     ) -> None:
-        segment = self._network.segment
-        rows = len(next(one for one in (values, states) if one is not None))
-        steps, blocks = (0 if one is None else one.shape[1] // segment for one in (values, told))
-        threads = self._threads or torch.get_num_threads()
-        if rows * (steps + blocks) * self._packed.numel() < _SMALL:
-            threads = 1
-        share = min(-(-rows // threads), max(_TALL, _BAND // self._row))
-        filled = _Rollout(**self._sizes, rows=rows, steps=steps, blocks=blocks, places=places, every=every)
-        for name, array in (
-            ("packed", self._packed),
-            ("output", self._output),
-            ("values", values),
-            ("states", states),
-            ("cells", cells),
-            ("bound", bound),
-            ("told", told),
-        ):
-            if array is not None:
-                setattr(filled, name, array.data_ptr())
-        if self._library.roll(ctypes.byref(filled), -(-share // _TALL) * _TALL, self._lanes, threads, openmp()):
-            raise MemoryError(f"Expected memory for {rows} rows; there is none left. Send fewer rows at once.")
-
-    def _pack(self) -> Tensor:
-        sizes = _Rollout(**self._sizes)
-        floats = [
-            self._library.size_of_packed(ctypes.byref(sizes), layer, self._lanes)
-            for layer in range(self._sizes["layers"])
-        ]
-        packed = torch.empty(sum(floats))
-        for number, layer in enumerate(self._network.recurrent.layers):
-            weights: dict[str, Any] = {
-                name: getattr(layer, f"{theirs}_l0").detach().contiguous()
-                for name, theirs in (
-                    ("input_weights", "weight_ih"),
-                    ("recurrent_weights", "weight_hh"),
-                    ("input_bias", "bias_ih"),
-                    ("recurrent_bias", "bias_hh"),
-                )
-            }
-            filled = CLayer(
-                kind=self._sizes["kind"],
-                features=weights["input_weights"].shape[1],
-                hidden=self._sizes["hidden"],
-                padded=self._padded,
-                **{name: array.data_ptr() for name, array in weights.items()},
-            )
-            self._library.pack(ctypes.byref(filled), packed.data_ptr() + 4 * sum(floats[:number]), self._lanes)
-        return packed
-
-    def _put_out(self) -> Tensor:
-        """The output layer's weights of each point, one after the other, and then their biases."""
-        network, output = self._network, self._network.output
-        points = (network.segment, network.head.params)
-        weights = output.weight.detach().reshape(*points, -1)[:, 0]
-        padding = weights.new_zeros(network.segment, self._padded - weights.shape[1])
-        bias = output.bias.detach().reshape(points)[:, 0]
-        return torch.cat([torch.cat([weights, padding], dim=1).flatten(), bias])
+        given = {"values": values, "states": states, "cells": cells, "bound": bound, "told": told}
+        arrays: dict[str, Any] = {name: None if array is None else array.numpy() for name, array in given.items()}
+        self._stack.run(**arrays, places=places, every=every, threads=self._threads or torch.get_num_threads())
 
 
 def _gates(network: Regressor) -> int:

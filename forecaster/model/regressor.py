@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from forecaster.model import base
 from forecaster.model.heads import Head, head
 from forecaster.model.recurrent import Recurrent, State, step
+from forecaster.outline import Outline
 from forecaster.shapes import Bool, Float, Int
 from forecaster.spec import Spec
 
@@ -24,25 +25,18 @@ class Regressor(nn.Module):
     """Recurrence, decoder and head, in scaled space. What they were built for travels with them.
 
     Attributes:
-        segment: Time points that one step of the recurrence reads.
-        block: Time points that the decoder gives in one go; they are then fed back, segment by segment.
-        back: How many of the latest values lags and base look at (1 at least).
-        lead: Steps that a window has before its context, for lags and base to look at; 0 if they need none.
-        context: Steps of history it was trained to start from.
-        reads: Whether a forecast starts from the last of them, or from the whole history.
+        outline: How it reads and tells, as `forecaster.outline` says; its parts are attributes too. Each target is a track.
         head: What the outputs mean.
-        targets: What it reads and foretells of a row: y, and after it the channels. Each is a track.
     """
 
     def __init__(self, spec: Spec, *, season: int, covariates: int, groups: Sequence[int]) -> None:
         super().__init__()
         self.scaling, self.transform, self.base, self.season = spec.scaling, spec.transform, spec.base, season
-        self.segment, self.block, self.lags = spec.segment, spec.block, spec.lags
-        self.back = max(1, base.reach(spec.base, season=season), *spec.lags)
-        self.lead = 0 if self.back == 1 else self.back
-        self.context, self.reads = spec.context, spec.reads
+        self.outline = outline = Outline.of(spec, season=season)
+        self.segment, self.block, self.lags = outline.segment, outline.block, spec.lags
+        self.back, self.lead = outline.back, outline.lead
+        self.context, self.reads, self.targets = outline.context, outline.reads, outline.targets
         self.head: Head = head(spec.head)
-        self.targets = 1 + len(spec.channels)
         hidden = spec.network.hidden
         sizes = [min(_MOST_GROUP, known) for known in groups]
         # Number 0 stands for any category not seen in training: it adds nothing.
@@ -65,11 +59,8 @@ class Regressor(nn.Module):
             nn.init.zeros_(self.output.bias)
 
     def shown(self, longest: int) -> int:
-        """Steps of a window that shows the network all it reads of histories of up to `longest` steps.
-
-        A whole history has nothing before it: the lead is padding, and so is the rest of its first segment.
-        """
-        return self.lead + (self.context if self.reads == "window" else -(-longest // self.segment) * self.segment)
+        """As `Outline.shown`."""
+        return self.outline.shown(longest)
 
     def describe(self, static: Int[Tensor, "row static"] | None, *, rows: int) -> Float[Tensor, "row group"]:
         """What is known of each row for good: its categories."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from forecaster.data.windows import Window
+from forecaster.engine import RUNAWAY
 from forecaster.model.recurrent import State
 from forecaster.model.regressor import Regressor
 from forecaster.model.scaling import Scale, measure, settle
@@ -20,7 +21,6 @@ from forecaster.shapes import Bool, Float, Float64, Int
 _BY_ROW = ("output", "static")
 _BY_TRACK = ("recent", "begun", "bound")
 SEGMENTS_AT_ONCE = 1 << 18  # of all rows together, in one pass of the recurrence: bounds the memory of long histories
-RUNAWAY = 1e4  # times the largest scaled value of the history: a forecast that goes there has exploded
 
 
 class Memory(NamedTuple):

@@ -11,8 +11,9 @@ import torch
 
 from forecaster.data.calendar import check_calendar
 from forecaster.data.encoding import Encoding
+from forecaster.data.rows import channels_of
 from forecaster.data.split import Split, hold_out
-from forecaster.data.windows import Anchors, Feed, Tape, channels_of
+from forecaster.data.windows import Anchors, Feed, Tape
 from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.evaluation.trials import Trial, comparable_error, trials
 from forecaster.frequency import tell

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
-from forecaster import artifact, durable, predict
+from forecaster import artifact, durable, fastest
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch
 from forecaster.graph.export import export
 from forecaster.graph.runner import GraphRunner
@@ -188,8 +188,35 @@ def test_a_graph_of_another_network_is_refused(bundle: Path) -> None:
     assert error.value.where == "rollout.onnx"
 
 
+@pytest.mark.parametrize("alter", ["shape", "finite", "answers"])
+def test_a_worker_refuses_weights_that_are_not_those_of_the_spec(tmp_path: Path, alter: str) -> None:
+    bundle = tmp_path / "bundle"
+    artifact.save(make_forecaster(make_spec()), bundle, card="")
+    changes: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+        "shape": lambda weights: weights.update({"output.weight": torch.zeros(1, 7)}),
+        "finite": lambda weights: weights["output.bias"].fill_(float("nan")),
+        "answers": lambda weights: weights["output.bias"].add_(0.01),
+    }
+    alter_weights(bundle, changes[alter])
+    (bundle / "rollout.onnx").unlink()  # what is read is what is used
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    del manifest["files"]["rollout.onnx"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises((BundleDamaged, GoldenMismatch)):
+        artifact.predictor(bundle)
+
+
+def test_a_worker_refuses_a_graph_of_another_network(tmp_path: Path) -> None:
+    bundle, spec = tmp_path / "bundle", make_spec(lags=(4,))
+    artifact.save(make_forecaster(spec), bundle, card="")
+    rewrite(bundle, "rollout.onnx", export(make_forecaster(spec, seed=2).network))
+    with pytest.raises(GoldenMismatch, match="no longer gets its frozen answer") as error:
+        artifact.predictor(bundle)
+    assert error.value.where == "rollout.onnx"
+
+
 def lack(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    for module in (artifact, predict):
+    for module in (artifact, fastest):
         monkeypatch.setattr(module, "find_spec", lambda name: None if name in packages else name)
 
 
@@ -202,15 +229,15 @@ def test_a_bundle_written_without_onnx_is_whole_and_served_by_pytorch(
     assert not (tmp_path / "bundle" / "rollout.onnx").exists()
     loaded = artifact.load(tmp_path / "bundle")
     assert not loaded.graphs
-    assert predict.graph_engine(loaded) is None
+    assert fastest.graph_engine(loaded) is None
 
 
 def test_a_bundle_with_a_graph_is_read_where_onnxruntime_is_not(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(predict.graph_engine(artifact.load(bundle)), GraphRunner)
+    assert isinstance(fastest.graph_engine(artifact.load(bundle)), GraphRunner)
     lack(monkeypatch, "onnx", "onnxruntime")
     loaded = artifact.load(bundle)
     assert loaded.graphs == ((bundle / "rollout.onnx").read_bytes(),)
-    assert predict.graph_engine(loaded) is None
+    assert fastest.graph_engine(loaded) is None
 
 
 def test_a_graph_that_answers_otherwise_is_left_out_and_told_of(

@@ -11,12 +11,15 @@ import pytest
 from forecaster.conformal import calibrate, history_scale
 from forecaster.data.encoding import Encoding
 from forecaster.engine import Known
+from forecaster.ledger.making import Keeping, made
+from forecaster.ledger.records import Told
 from forecaster.model.regressor import build
 from forecaster.past import Past, forget
 from forecaster.predict import Forecaster, Predictor, repeat_season
 from forecaster.series import Series
 from tests.samples import START, make_spec, wave
 
+KEEPING = Keeping(b"salt", clear=False)
 STEPS, HORIZON, LEVELS = 90, 7, [0.1, 0.5, 0.9]
 ENCODING = Encoding(
     calendar=("hour",),
@@ -163,3 +166,25 @@ def test_an_exploded_forecast_is_mended_from_all_steps() -> None:
     found, expected = predictor.forecast(predictor.carry(whole), HORIZON), predictor.forecast(whole, HORIZON)
     np.testing.assert_array_equal(found.mean, expected.mean)
     assert found.warnings == expected.warnings
+
+
+def test_the_ledger_counts_errors_of_a_carried_series_as_of_the_whole() -> None:
+    predictor, whole = Predictor(learned()), history()
+    columns = {"covariates": {}, "channels": {}, "static": {}}
+    held = predictor.carry(replace(whole, **columns).until(80))
+    series = [replace(whole, **columns), behind(held, whole, done=80, until=STEPS)]
+    made_of = [
+        made(
+            predictor,
+            Told("a", "1", "0" * 64),
+            [one],
+            [predictor.forecast(one, 5)],
+            keeping=KEEPING,
+            drift=None,
+            at=0.0,
+        )[0]
+        for one in series
+    ]
+    assert made_of[1].scale == pytest.approx(made_of[0].scale, rel=1e-12)
+    assert made_of[1].units == pytest.approx(made_of[0].units, rel=1e-9)
+    assert (made_of[1].key, made_of[1].origin) == (made_of[0].key, made_of[0].origin)

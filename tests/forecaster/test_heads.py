@@ -11,7 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from forecaster.errors import BadSpec
-from forecaster.model.heads import LARGEST_EXACT, Head, head
+from forecaster.model.heads import Head, head
+from forecaster.model.quantiles import LARGEST_EXACT
 from forecaster.spec import HeadSpec
 
 SPECS = {

@@ -11,12 +11,15 @@ import torch
 from forecaster.engine import Known
 from forecaster.model.compiled import kernel
 from forecaster.model.fused import Fused, fused
+from forecaster.model.plain import Plain
+from forecaster.model.plain import plain as without_torch
 from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor, build
 from forecaster.spec import Spec
 from tests.samples import make_network, make_spec, wave
 
 WIDEST = kernel()
+SCALINGS = ["none", "mean_abs", "standard", "last", "level_season"]
 WIDTHS = [] if WIDEST is None else [lanes for lanes in (8, 16) if lanes <= WIDEST.lanes]
 CONTEXT, HORIZON = 24, 7
 
@@ -66,7 +69,7 @@ def test_the_kernel_rolls_as_the_reference_does(cell: str, hidden: int, layers: 
 
 
 @every_width
-@pytest.mark.parametrize("scaling", ["none", "mean_abs", "standard", "last", "level_season"])
+@pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("kind", ["point", "quantile", "gaussian", "student_t"])
 def test_for_every_scaling_and_located_head(scaling: str, kind: str, lanes: int) -> None:
     network = plain("gru", scaling=scaling, head={"kind": kind})
@@ -145,3 +148,57 @@ def test_other_networks_are_left_to_the_reference(fields: dict[str, Any]) -> Non
 def test_other_recurrences_are_left_to_the_reference(fields: dict[str, Any]) -> None:
     whole = {"name": "other", "context": 8, "horizon": 2, "network": {"hidden": 6, "layers": 2} | fields}
     assert fused(build(Spec.parse(whole, where="a test"), seed=0)) is None
+
+
+def whole(cell: str, **fields: Any) -> Spec:
+    given = {"name": "plain", "context": CONTEXT, "horizon": HORIZON, "season": 4}
+    return Spec.parse(given | fields | {"network": {"cell": cell, "hidden": 20, "layers": 2}}, where="a test")
+
+
+def numpy_weights(network: Regressor) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+
+
+@every_width
+@every_cell
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize(("reads", "steps"), [("window", CONTEXT), ("history", 3 * CONTEXT)])
+def test_without_torch_the_kernel_rolls_as_the_reference_does(
+    cell: str, scaling: str, reads: str, steps: int, lanes: int
+) -> None:
+    if (reads, scaling) == ("history", "last"):
+        pytest.skip("a specification that is refused")
+    spec = whole(cell, scaling=scaling, reads=reads, segment=2)
+    network, values = plain(cell, layers=2, scaling=scaling, reads=reads, segment=2), histories(10, steps)
+    one = Plain(spec, numpy_weights(network), season=4, lanes=lanes)
+    expected = Reference(network).roll(Known(values), horizon=HORIZON)
+    same(one.roll(Known(values), horizon=HORIZON), expected)
+    for row in range(10):
+        assert np.array_equal(
+            one.roll(Known(values[[row]]), horizon=HORIZON)[0],
+            one.roll(Known(values), horizon=HORIZON)[row],
+            equal_nan=True,
+        )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"base": "last"},
+        {"decoder": "direct"},
+        {"lags": (4,)},
+        {"head": {"kind": "categorical"}},
+        {"head": {"kind": "gaussian"}},
+        {"channels": ("rain",)},
+        {"transform": "log"},
+        {"network": {"hidden": 6, "layers": 2, "residual": True}},
+        {"network": {"hidden": 6, "layers": 2, "dilations": (1, 2)}},
+    ],
+)
+def test_without_torch_the_kernel_knows_the_same_networks(fields: dict[str, Any]) -> None:
+    spec = Spec.parse({"name": "other", "context": 8, "horizon": 2} | fields, where="a test")
+    network = build(spec, seed=0).requires_grad_(False)
+    found = without_torch(spec, numpy_weights(network), season=1, features=0)
+    assert (found is None) == (fused(network) is None)
+    assert without_torch(spec, numpy_weights(network), season=1, features=1) is None

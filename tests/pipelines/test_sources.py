@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from forecaster.data.frames import Columns
-from forecaster.errors import InputError, SourceNotFound
+from forecaster.errors import InputError, NoData, SourceNotFound
 from pipelines.sources import BUILT_IN, Data, model_name, read, read_spec
 from tests.pipelines.conftest import noise
 
@@ -67,7 +67,7 @@ def test_an_archive_that_ends_too_early_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_told_from_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
-    with pytest.raises(SourceNotFound, match="found a folder"):
+    with pytest.raises(NoData, match=r"files ending in .* found none"):
         read(Data(str(tmp_path / "a.csv")))
     with pytest.raises(SourceNotFound, match="found none"):
         read(Data(str(tmp_path / "b.csv")))

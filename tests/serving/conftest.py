@@ -17,6 +17,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from forecaster import artifact
 from forecaster.carried import cut_down
+from forecaster.conformal import Drift
 from forecaster.data.encoding import PLAIN, Encoding
 from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
 from forecaster.series import Forecast, Series
@@ -64,7 +65,7 @@ class LastValue:
         ]
 
     def forecast_ways(
-        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
     ) -> list[Forecast | ForecasterError]:
         """The last value plus the covariate `promo` of each step ahead."""
         outcomes = self.forecast_each(ways, horizon, levels=levels)

@@ -223,7 +223,7 @@ def test_a_hostile_body_is_refused_and_the_next_is_answered(client: Client, name
         ("DELETE", "/v1/forecast", {}, 405),
         ("POST", "/livez", JSON, 405),
         ("BREW", "/livez", {}, 405),
-        ("GET", "/", {}, 404),
+        ("POST", "/", JSON, 405),
         ("GET", "/livez/", {}, 404),
         ("GET", "/%2e%2e/livez", {}, 404),
         ("POST", "/nowhere", JSON, 404),

@@ -126,7 +126,7 @@ def _check_answers(slot_folder: Path, url: str) -> None:
             assert forecast["ds"] == [stamp.strftime("%Y-%m-%dT%H:%M:%SZ") for stamp in expected.ds]
 
     assert httpx.get(f"{url}/v1/model").json()["card"] == "# Tiny\n"
-    for path in ("/", "/healthz", "/schema.json", "/static_content/index.css", "/livez/"):
+    for path in ("/healthz", "/schema.json", "/static_content/index.css", "/livez/"):
         answer = httpx.get(url + path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), "BentoML's own are not there"
     assert (

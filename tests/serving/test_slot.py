@@ -13,7 +13,7 @@ import pytest
 from forecaster import artifact
 from forecaster.graph.runner import GraphRunner
 from forecaster.model.compiled import kernel
-from forecaster.model.fused import Fused
+from forecaster.model.plain import Plain
 from forecaster.predict import Predictor
 from serving import slot as slots
 from serving.slot import InUse, Slot
@@ -43,7 +43,7 @@ def test_a_bundle_of_a_plain_network_is_served_in_the_kernel(tmp_path: Path) -> 
     artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     predictor = slots.load_bundle(tmp_path / "bundle")
     assert isinstance(predictor, Predictor)
-    assert isinstance(predictor.engine, Fused)
+    assert isinstance(predictor.engine, Plain)
 
 
 def test_an_empty_slot_has_no_model_until_one_is_published(slot_folder: Path) -> None:

@@ -1,0 +1,54 @@
+"""What a history is like, in a few numbers: those a forecaster was trained on, and those it is asked to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from forecaster.series import Series
+from forecaster.shapes import Float64
+
+SHARES = tuple(round(0.1 * number, 1) for number in range(1, 10))
+"""Of the quantiles that are kept of each feature: nine, between which a tenth of the windows lies each."""
+_ORIGINS = 20  # windows of one series, at most
+_MOST = 5000  # windows in all
+
+FEATURES = ("level", "change", "spread", "last", "missing")
+
+
+def profile(y: Float64[np.ndarray, "step"], *, context: int) -> dict[str, float]:
+    """The features of the last `context` steps of a history; without observed values only how many are missing.
+
+    `level` is their mean, `change` the mean absolute change from one observed value to the next, `spread` the standard
+    deviation over that change, `last` the distance of the latest value from the level in standard deviations, and `missing`
+    the share that was not observed. The last three have no units.
+    """
+    window = np.asarray(y[-context:], dtype=np.float64)
+    known = window[~np.isnan(window)]
+    told = {"missing": 1 - len(known) / len(window)} if len(window) else {}
+    if len(known) < 2:
+        return told
+    change, deviation, level = float(np.abs(np.diff(known)).mean()), float(known.std()), float(known.mean())
+    told |= {"level": level, "change": change}
+    if change > 0 and deviation > 0:
+        told |= {"spread": deviation / change, "last": (float(known[-1]) - level) / deviation}
+    return {name: float(value) for name, value in told.items() if np.isfinite(value)}
+
+
+def learn_profile(series: Sequence[Series], *, context: int) -> dict[str, list[float]]:
+    """The quantiles at SHARES of each feature, over windows that end all along some series."""
+    ends = max(1, min(_ORIGINS, _MOST // max(1, len(series))))
+    found: list[dict[str, float]] = []
+    for one in series[:_MOST]:
+        first = min(context, len(one))
+        places = np.unique(np.linspace(first, len(one), ends).round().astype(int)).tolist()
+        found += [profile(one.y[:end], context=context) for end in places]
+    told = {name: np.array([one[name] for one in found if name in one]) for name in FEATURES}
+    return {
+        name: [_short(value) for value in np.quantile(values, SHARES)] for name, values in told.items() if len(values)
+    }
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.6g}")

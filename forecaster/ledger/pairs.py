@@ -1,0 +1,156 @@
+"""Forecasts beside what came: a row for each step ahead whose truth is known, and what such rows say of accuracy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from forecaster.ledger.records import INTERVALS, LEVELS, Which
+
+if TYPE_CHECKING:
+    from forecaster.ledger.store import Ledger
+
+
+class Score(NamedTuple):
+    """How good some forecasts were; None where that is not known.
+
+    Attributes:
+        n: Pairs of forecast and actual.
+        mae: Mean absolute error, in units of the data.
+        bias: Mean of forecast less actual: above zero where forecasts are too high.
+        mase: Mean of the absolute errors, each over seasonal naive's on the history that was known.
+        coverage: By nominal share, the share of actuals within the interval.
+        width: By nominal share, the mean width of the interval.
+    """
+
+    n: int
+    mae: float | None
+    bias: float | None
+    mase: float | None
+    coverage: Mapping[float, float]
+    width: Mapping[float, float]
+
+
+class Accuracy(NamedTuple):
+    """What served forecasts came to.
+
+    Attributes:
+        scored: Forecasts of which one step at least is known.
+        overall: Over all steps.
+        by_step: By step ahead.
+        by_group: By what intervals are grouped by; empty where no forecast has a group.
+    """
+
+    scored: int
+    overall: Score
+    by_step: Mapping[int, Score]
+    by_group: Mapping[str, Score]
+
+
+def pairs(ledger: Ledger, which: Which) -> Iterator[pd.DataFrame]:
+    """Frames with a row for each step of a forecast whose actual is known.
+
+    Columns: forecast (counts up), key, part, origin, stamp, step, actual, mean, scale (NaN: none), unit, and a column for
+    each of LEVELS and, named `("shift", level)`, the shift in spreads that it holds.
+    """
+    number = 0
+    for rows, actuals in ledger.joined(which):
+        frame = _frame(rows, actuals, first=number)
+        number += len(rows)
+        if len(frame):
+            yield frame
+
+
+def accuracy(ledger: Ledger, which: Which, *, pulse: Callable[[], object] = lambda: None) -> Accuracy:
+    """The accuracy of the forecasts that are meant; `pulse` is called now and then, and may raise."""
+    sums: list[pd.DataFrame] = []
+    scored = 0
+    for frame in pairs(ledger, which):
+        pulse()
+        scored += int(frame["forecast"].nunique())
+        sums.append(_sums(frame))
+    if not sums:
+        return Accuracy(0, _score({}), {}, {})
+    total = pd.concat(sums).groupby(["part", "step"], dropna=False).sum()
+    steps, parts = total.groupby(level="step").sum(), total.groupby(level="part", dropna=True).sum()
+    return Accuracy(
+        scored,
+        _score(total.sum().to_dict()),
+        {int(str(step)): _score(row) for step, row in steps.to_dict("index").items()},
+        {str(part): _score(row) for part, row in parts.to_dict("index").items()},
+    )
+
+
+def _frame(rows: Sequence[Any], actuals: Mapping[tuple[str, int], float], *, first: int) -> pd.DataFrame:
+    # Lists first and arrays at the end: small arrays, one for each forecast, would take ten times as long.
+    steps: dict[Any, list[Any]] = {name: [] for name in ("row", "step", "stamp", "actual", "mean", "unit", *LEVELS)}
+    shifts: list[list[float]] = []
+    for place, row in enumerate(rows):
+        stamps, body, key = json.loads(row.stamps), json.loads(row.body), row.key
+        at = [step for step, stamp in enumerate(stamps) if (key, stamp) in actuals]
+        shifts.append([body["shifts"].get(repr(level), 0.0) for level in LEVELS])
+        steps["row"] += [place] * len(at)
+        steps["step"] += [step + 1 for step in at]
+        steps["stamp"] += [stamps[step] for step in at]
+        steps["actual"] += [actuals[key, stamps[step]] for step in at]
+        named: dict[Any, Any] = {"mean": body["mean"], "unit": body["units"]}
+        named |= {level: body["quantiles"].get(repr(level)) for level in LEVELS}
+        for name, values in named.items():
+            steps[name] += [values[step] for step in at] if values else [math.nan] * len(at)
+    of = np.array(steps.pop("row"), dtype=np.int64)
+    frame = pd.DataFrame({name: np.array(values) for name, values in steps.items()})
+    frame["forecast"] = first + of
+    for name in ("key", "part", "origin"):
+        frame[name] = np.array([getattr(row, name) for row in rows])[of]
+    frame["scale"] = np.array([math.nan if row.scale is None else row.scale for row in rows])[of]
+    for column, level in enumerate(LEVELS):
+        frame["shift", level] = np.array(shifts)[of, column]
+    return frame
+
+
+def _sums(frame: pd.DataFrame) -> pd.DataFrame:
+    """What errors add up to, by group and step."""
+    signed = (frame["mean"] - frame["actual"]).to_numpy(np.float64)
+    scale = frame["scale"].to_numpy(np.float64)
+    usable = np.isfinite(scale) & (scale > 0)
+    columns: dict[str, Any] = {
+        "n": np.ones(len(frame)),
+        "abs": np.abs(signed),
+        "signed": signed,
+        "scaled_n": usable.astype(np.float64),
+        "scaled": np.where(usable, np.abs(signed) / np.where(usable, scale, 1.0), 0.0),
+    }
+    actual = frame["actual"].to_numpy(np.float64)
+    for share, (low, high) in INTERVALS.items():
+        lower, upper = frame[low].to_numpy(np.float64), frame[high].to_numpy(np.float64)
+        there = np.isfinite(lower) & np.isfinite(upper)
+        columns[f"n_{share}"] = there.astype(np.float64)
+        columns[f"inside_{share}"] = (there & (lower <= actual) & (actual <= upper)).astype(np.float64)
+        columns[f"width_{share}"] = np.where(there, upper - lower, 0.0)
+    found = pd.DataFrame(columns).groupby([frame["part"], frame["step"]], dropna=False).sum()
+    return found.astype(np.float64)
+
+
+def _score(sums: Mapping[Any, float]) -> Score:
+    count = sums.get("n", 0.0)
+    coverage = {share: sums[f"inside_{share}"] / sums[f"n_{share}"] for share in INTERVALS if sums.get(f"n_{share}")}
+    return Score(
+        int(count),
+        _ratio(sums.get("abs"), count),
+        _ratio(sums.get("signed"), count),
+        _ratio(sums.get("scaled"), sums.get("scaled_n")),
+        coverage,
+        {share: sums[f"width_{share}"] / sums[f"n_{share}"] for share in coverage},
+    )
+
+
+def _ratio(total: float | None, count: float | None) -> float | None:
+    """None where there is nothing, and where the sum has left the finite numbers."""
+    if not count or total is None or not np.isfinite(total):
+        return None
+    return float(total / count)

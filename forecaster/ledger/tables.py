@@ -1,0 +1,120 @@
+"""The tables of the ledger, for SQLite and PostgreSQL, and how a database is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    text,
+)
+from sqlalchemy.engine import URL
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+SCHEMA = "1"
+_LOCK = 0x666F7265  # of PostgreSQL: two workers that start at once would both make the tables
+
+_metadata = MetaData()
+
+facts = Table(
+    "ledger_facts",
+    _metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+forecasts = Table(
+    "ledger_forecasts",
+    _metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("made_at", Float(53), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("key", String(32), nullable=False),
+    Column("id", Text),
+    Column("part", Text),
+    Column("origin", BigInteger, nullable=False),
+    Column("ending", BigInteger, nullable=False),
+    Column("horizon", Integer, nullable=False),
+    Column("scale", Float(53)),
+    Column("stamps", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    UniqueConstraint("digest", "key", "origin", name="ledger_forecasts_once"),
+)
+actuals = Table(
+    "ledger_actuals",
+    _metadata,
+    Column("key", String(32), primary_key=True),
+    Column("stamp", BigInteger, primary_key=True, autoincrement=False),
+    Column("y", Float(53), nullable=False),
+    Column("told_at", Float(53), nullable=False),
+)
+drifts = Table(
+    "ledger_drifts",
+    _metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("made_at", Float(53), nullable=False),
+)
+_INDEXES = (
+    Index("ledger_forecasts_by_series", forecasts.c.key, forecasts.c.ending),
+    Index("ledger_forecasts_by_time", forecasts.c.made_at),
+    Index("ledger_actuals_by_time", actuals.c.told_at),
+)
+
+
+def open_engine(url: URL, *, patience_s: float) -> Engine:
+    """An engine whose transactions wait so long for others, and no longer.
+
+    A file of SQLite is made for its owner's eyes alone, and written ahead (WAL), so that readers and one writer do not wait
+    for each other.
+    """
+    if url.get_backend_name() != "sqlite":
+        told = {"connect_timeout": max(1, round(patience_s)), "options": f"-c lock_timeout={round(patience_s * 1000)}"}
+        return create_engine(url, connect_args=told, pool_pre_ping=True, pool_size=2)
+    if url.database and url.database != ":memory:":
+        path = Path(url.database)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    engine = create_engine(url, connect_args={"timeout": patience_s})
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def create(engine: Engine) -> None:
+    """Makes the tables that are not there yet."""
+    with engine.execution_options(writes=True).begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
+        for table in _metadata.sorted_tables:
+            connection.execute(CreateTable(table, if_not_exists=True))
+        for index in _INDEXES:
+            connection.execute(CreateIndex(index, if_not_exists=True))
+
+
+def _on_connect(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions are begun below, not by sqlite3's own rules
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _on_begin(connection: Connection) -> None:
+    # A transaction that reads first and writes later would fail at once, without waiting, if another wrote between.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

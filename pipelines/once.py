@@ -1,0 +1,169 @@
+"""A retraining that may be asked for twice, by two at once, or again after a kill, and is done once."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from forecaster import artifact
+from forecaster.errors import BundleError
+from forecaster.failpoints import point
+from forecaster.predict import Forecaster, Predictor
+from forecaster.registry import CHAMPION, Registry, Version
+from forecaster.spec import Spec
+from pipelines.audit import AuditLog
+from pipelines.key import TAG, key_of
+from pipelines.policy import Policy
+from pipelines.releases import champion_of, fetch, recorded, register
+from pipelines.retrain import Retrained, Trial, check_windows, decide, promote
+from pipelines.settings import Root
+from pipelines.sources import Data, read
+from pipelines.train import Trained, tested, train, workplace
+
+_PROMOTED = "promoted"  # the tag of a version whose promotion is done; a rollback later on does not take it away
+_log = logging.getLogger(__name__)
+
+
+class Once(NamedTuple):
+    """A retraining, its key, and whether it was done before and only answered now."""
+
+    done: Retrained
+    key: str
+    before: bool
+
+
+def retrain_once(
+    data: Data,
+    spec: Spec,
+    root: Root,
+    *,
+    warm: bool = False,
+    test_windows: int = 1,
+    policy: Policy | None = None,
+    trigger: str = "cli",
+    progress: bool = False,
+    again: bool = False,
+) -> Once:
+    """As `retrain`, but the same key makes one version and has one verdict, however often it is asked for.
+
+    What a kill left is taken up where it was: a checkpoint, a bundle, a version, a verdict, a promotion. Who asks while another
+    process is at the same waits for it, and is answered as it was. On several machines at once nothing waits: there one
+    scheduler should ask. With `again` it is trained and judged anew whatever there is; what comes of it is then the answer.
+    """
+    check_windows(test_windows)
+    policy = policy or Policy()
+    panel = read(data.for_spec(spec))
+    key = key_of(panel, spec, policy, test_windows=test_windows, warm=warm)
+    with alone(root.path / "retrainings" / f"{key[:16]}.lock"):
+        registry = Registry(root.store)
+        version = None if again else registry.find(spec.name, tag=TAG, value=key)
+        before = None if version is None else _answered(version, registry, root)
+        if before is not None:
+            return Once(before, key, before=True)
+        base = champion_of(registry, spec.name)
+        champion = None if base is None else artifact.load(fetch(base, root))
+        rivals = {} if champion is None else {CHAMPION: Predictor(champion)}
+        initial = champion if warm else None
+        bundle = _made(key, root) if version is None else fetch(version, root)
+        under_way = workplace(panel, spec, root, initial=initial, test_windows=test_windows).exists()
+        if bundle is None or again or (version is None and under_way):
+            trained = train(
+                data,
+                spec,
+                root,
+                panel=panel,
+                key=key,
+                initial=initial,
+                rivals=rivals,
+                test_windows=test_windows,
+                trigger=trigger,
+                progress=progress,
+            )
+        else:
+            forecaster = artifact.load(bundle)
+            result = tested(panel, forecaster, rivals=rivals, windows=test_windows)
+            trained = _trained(bundle, forecaster)._replace(result=result)
+        point("retrain.trained")
+        version = register(trained.bundle, root, run_id=trained.run_id, tags={TAG: key})
+        done = decide(Trial(trained, version, base, champion), root, policy)
+        point("retrain.promoted")
+        if done.verdict.promote:
+            registry.tag(version, _PROMOTED, "yes")
+        return Once(done, key, before=False)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One process at a time, the others wait; the kernel frees the lock when its holder dies. The file goes with the last."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.warning("The same retraining is running already; waiting for its verdict.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still(lock, file.fileno()):
+                continue  # its holder has taken the file away
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_still(lock: Path, handle: int) -> bool:
+    try:
+        return lock.stat().st_ino == os.fstat(handle).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _answered(version: Version, registry: Registry, root: Root) -> Retrained | None:
+    """What was decided of a version before; a promotion that was decided and not done is done now.
+
+    None where it has to be judged: there is no verdict, or one against another champion than there is.
+    """
+    kept = recorded(version, root)
+    if kept is None:
+        return None
+    champion = champion_of(registry, version.name)
+    if kept.verdict.promote and not _was_promoted(version, registry, root):
+        if champion != version and (None if champion is None else champion.number) != kept.against:
+            return None
+        promote(version, kept.verdict, root, base=champion)
+        point("retrain.promoted")
+        registry.tag(version, _PROMOTED, "yes")
+        champion = version
+    bundle = fetch(version, root)
+    trained = _trained(bundle, artifact.load(bundle))
+    answering = None if champion is None else artifact.load(fetch(champion, root))
+    return Retrained(trained, version, kept.verdict, answering, kept.page)
+
+
+def _was_promoted(version: Version, registry: Registry, root: Root) -> bool:
+    if registry.tags(version).get(_PROMOTED) == "yes":
+        return True
+    lines = AuditLog(root.audit).read().lines
+    return any((line.name, line.version) == (version.name, version.number) for line in lines)
+
+
+def _made(key: str, root: Root) -> Path | None:
+    """The bundle that a killed retraining of this key wrote, if it is whole."""
+    for folder in sorted(root.bundles.glob("[!.]*")):
+        try:
+            if artifact.read_manifest(folder).facts.get(TAG) == key:
+                return folder
+        except BundleError:
+            continue
+    return None
+
+
+def _trained(bundle: Path, forecaster: Forecaster) -> Trained:
+    scores = forecaster.facts["backtest"]
+    return Trained(bundle, artifact.digest(bundle), str(forecaster.facts["run_id"]), forecaster, scores, None)

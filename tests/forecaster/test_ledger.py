@@ -1,0 +1,255 @@
+"""The ledger's database: SQLite, and a PostgreSQL that the test starts where one is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster.errors import LedgerError
+from forecaster.ledger.pairs import accuracy, pairs
+from forecaster.ledger.records import Made, Observed, Which, key_of, tick, ticks
+from forecaster.ledger.store import Ledger
+
+DIGEST = "d" * 64
+
+
+def _postgres_programs() -> Path | None:
+    found = shutil.which("initdb")
+    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The address of a PostgreSQL in a temporary folder, stopped afterwards; it does not run as root, so another user does."""
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    pytest.importorskip("psycopg")
+    user = "nobody" if os.getuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="forecaster-postgres-", dir="/tmp"))  # a socket's path must be short
+    try:
+        if user is not None:
+            shutil.chown(folder, user)
+        port, data = _free_port(), folder / "data"
+
+        def run(*command: str) -> None:
+            subprocess.run(command, user=user, cwd=folder, check=True, capture_output=True, timeout=120)
+
+        run(str(programs / "initdb"), "-D", str(data), "-U", "forecaster", "-A", "trust", "--no-sync")
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql+psycopg://forecaster@127.0.0.1:{port}/postgres"
+        finally:
+            run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    address = f"sqlite:///{tmp_path}/ledger.db"
+    if request.param == "postgresql":
+        address = request.getfixturevalue("postgres")
+    made = Ledger(address)
+    yield made
+    made.prune(before=float("inf"))
+    made.close()
+
+
+def made(
+    key: str = "k", origin: int = 10, *, horizon: int = 2, at: float = 100.0, group: str | None = None, **fields: object
+) -> Made:
+    stamps = [origin + step for step in range(1, horizon + 1)]
+    told = Made(
+        at,
+        "m",
+        "1",
+        DIGEST,
+        key,
+        None,
+        group,
+        origin,
+        2.0,
+        stamps,
+        [5.0] * horizon,
+        {0.1: [4.0] * horizon, 0.9: [6.0] * horizon},
+    )
+    return told._replace(**fields)
+
+
+def test_each_forecast_and_each_actual_is_kept_once(ledger: Ledger) -> None:
+    assert ledger.record([made(), made(origin=11), made("other")]) == 3
+    assert ledger.record([made(at=200.0), made(horizon=1)]) == 0
+    assert ledger.record([made(horizon=3)]) == 1
+    told = [Observed("k", [11, 12, 13], [5.0, 6.0, 9.0])]
+    first, again = ledger.observe(told, at=1.0), ledger.observe(told, at=2.0)
+    assert (first[0].stored, again[0].stored, again[0].corrected) == (3, 0, 0)
+    assert first[0].by_step == again[0].by_step == {1: 2, 2: 2, 3: 1}
+    assert (first[0].scored, ledger.spans(Which()).forecasts) == (2, 3)
+    found = accuracy(ledger, Which())
+    assert (found.scored, found.overall.n, found.overall.mae) == (2, 5, pytest.approx((0 + 1 + 4 + 1 + 4) / 5))
+    assert ledger.observe([Observed("k", [13], [5.0])], at=3.0)[0].corrected == 1
+    assert accuracy(ledger, Which()).overall.mae == pytest.approx(2 / 5)
+
+
+def test_of_one_value_told_twice_at_once_the_later_counts(ledger: Ledger) -> None:
+    ledger.record([made()])
+    found = ledger.observe([Observed("k", [11, 11], [1.0, 2.0]), Observed("k", [11], [5.0])], at=1.0)
+    assert [(one.stored, one.corrected) for one in found] == [(1, 1), (0, 1)]
+    assert accuracy(ledger, Which()).overall.mae == 0.0
+
+
+def test_accuracy_is_what_a_slow_loop_says(ledger: Ledger) -> None:
+    draw = np.random.default_rng(0)
+    keys = [f"series {number}" for number in range(30)]
+    came = {key: dict(zip(range(60), draw.normal(5, 2, 60).tolist(), strict=True)) for key in keys}
+    kept = [
+        made(
+            key,
+            origin,
+            horizon=4,
+            group=f"group {place % 3}",
+            mean=draw.normal(5, 1, 4).tolist(),
+            scale=1.0 + place % 2,
+        )
+        for place, key in enumerate(keys)
+        for origin in range(0, 58, 3)
+    ]
+    ledger.record(kept)
+    ledger.observe([Observed(key, list(values), list(values.values())) for key, values in came.items()], at=1.0)
+    told = [
+        (one.group, step, mean - came[one.key][stamp], one.scale, 4.0 <= came[one.key][stamp] <= 6.0)
+        for one in kept
+        for step, (stamp, mean) in enumerate(zip(one.stamps, one.mean, strict=True), 1)
+        if stamp in came[one.key]
+    ]
+
+    def check(score: object, chosen: list[tuple[str, int, float, float, bool]]) -> None:
+        n, mae, bias, mase, coverage, width = score
+        assert n == len(chosen)
+        assert mae == pytest.approx(np.mean([abs(error) for _, _, error, _, _ in chosen]))
+        assert bias == pytest.approx(np.mean([error for _, _, error, _, _ in chosen]))
+        assert mase == pytest.approx(np.mean([abs(error) / scale for _, _, error, scale, _ in chosen]))
+        assert coverage == {0.8: pytest.approx(np.mean([inside for *_, inside in chosen]))}
+        assert width == {0.8: 2.0}
+
+    found = accuracy(ledger, Which(digest=DIGEST))
+    check(found.overall, told)
+    assert sorted(found.by_step) == [1, 2, 3, 4]
+    assert sorted(found.by_group) == ["group 0", "group 1", "group 2"]
+    for step, score in found.by_step.items():
+        check(score, [one for one in told if one[1] == step])
+    for group, score in found.by_group.items():
+        check(score, [one for one in told if one[0] == group])
+    assert accuracy(ledger, Which(digest="e" * 64)).overall.n == 0
+
+
+def test_many_forecasts_are_read_in_parts(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forecaster.ledger.store.ROWS_AT_ONCE", 7)
+    ledger.record([made(f"{number % 10}", 10 + number // 10) for number in range(50)])
+    ledger.observe([Observed(f"{number}", list(range(30)), [5.0] * 30) for number in range(10)], at=1.0)
+    frames = list(pairs(ledger, Which()))
+    assert len(frames) == 8
+    assert sum(map(len, frames)) == 100
+    assert sorted(set(pd.concat(frames)["forecast"])) == list(range(50))
+
+
+def test_writers_do_not_lose_each_others_records(ledger: Ledger) -> None:
+    failures: list[Exception] = []
+
+    def work(place: int) -> None:
+        try:
+            for number in range(10):
+                ledger.record([made(f"{place}", number), made("shared", number)])
+                ledger.observe([Observed("shared", [number], [float(place)])], at=float(number))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert ledger.spans(Which()).forecasts == 50
+
+
+def test_a_ledger_that_is_opened_again_has_its_salt(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/ledger.db"
+    salts = []
+    for _ in range(2):
+        one = Ledger(address)
+        salts.append(one.salt)
+        one.close()
+    other = Ledger(f"sqlite:///{tmp_path}/other.db")
+    other.close()
+    assert salts[0] == salts[1] != other.salt
+    assert key_of(salts[0], "a", 1) == key_of(salts[1], "a", 2)
+    assert (
+        len({key_of(salts[0], "a", 1), key_of(salts[0], "a", pd.Timestamp("2026-01-01")), key_of(other.salt, "a", 1)})
+        == 3
+    )
+
+
+def test_a_ledger_of_another_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Ledger(f"sqlite:///{tmp_path}/ledger.db").close()
+    monkeypatch.setattr("forecaster.ledger.tables.SCHEMA", "2")
+    with pytest.raises(LedgerError, match="schema 2"):
+        Ledger(f"sqlite:///{tmp_path}/ledger.db")
+
+
+@pytest.mark.parametrize(
+    "address", ["", "nonsense", "mysql://me:fck_secret@host/name", "sqlite:////proc/none/ledger.db"]
+)
+def test_an_address_that_is_none_is_refused_and_a_password_not_repeated(address: str) -> None:
+    with pytest.raises(LedgerError) as refused:
+        Ledger(address)
+    assert "fck_secret" not in str(refused.value)
+
+
+def test_stamps_are_one_whatever_their_zone_and_unit() -> None:
+    moment = pd.Timestamp("2026-01-01T03:00:00Z")
+    same = [
+        moment,
+        moment.tz_convert("Europe/Berlin"),
+        moment.tz_localize(None),
+        moment.as_unit("s"),
+        moment.as_unit("ns"),
+    ]
+    assert {tick(one) for one in same} == {1_767_236_400_000_000}
+    assert ticks(pd.Index([3, 4])) == [3, 4]
+
+
+def test_the_forecaster_works_without_sqlalchemy() -> None:
+    script = """
+import sys
+sys.modules["sqlalchemy"] = None
+import forecaster.predict, forecaster.ledger.making, forecaster.ledger.pairs
+from forecaster.errors import MissingPackage
+from forecaster.ledger.store import Ledger
+try:
+    Ledger("sqlite://")
+except MissingPackage as error:
+    print(error.message)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "pip install" in done.stdout

@@ -1,0 +1,110 @@
+"""The page's files as they are sent: headers, caching, and nothing but the list."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+
+from serving import assets, keys
+from tests.serving.conftest import Client, MakeClient, publish_stub
+
+OWN = [asset.path for asset in assets.read()]
+
+
+def test_every_file_of_the_folder_is_served_and_named(client: Client) -> None:
+    assert {file.name for file in assets.FOLDER.iterdir()} == {
+        path.removeprefix("/page/") for path in OWN if path != "/"
+    } | {"index.html"}
+    for path in OWN:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        name = "index.html" if path == "/" else path.removeprefix("/page/")
+        assert answer.content == (assets.FOLDER / name).read_bytes()
+        assert answer.headers["content-type"] == assets.TYPES[Path(name).suffix]
+
+
+@pytest.mark.parametrize("path", ["/", "/page/main.js"])
+def test_the_headers_leave_a_page_nothing_but_its_own(client: Client, path: str) -> None:
+    headers = client.get(path).headers
+    rules = dict(rule.strip().split(" ", 1) for rule in headers["content-security-policy"].split(";"))
+    assert rules == {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": "'self' data: blob:",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "frame-ancestors": "'none'",
+        "form-action": "'none'",
+    }
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers.get_list("cache-control") == ["no-cache"]
+    assert client.get("/livez").headers.get_list("cache-control") == ["no-store"]
+
+
+def test_a_file_that_is_known_is_not_sent_again(client: Client) -> None:
+    first = client.get("/page/main.js")
+    again = client.get("/page/main.js", headers={"if-none-match": f'"other", {first.headers["etag"]}'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == first.headers["etag"] != client.get("/page/csv.js").headers["etag"]
+    assert "content-security-policy" in again.headers
+    assert client.get("/page/main.js", headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_files_come_packed_to_who_takes_that(client: Client) -> None:
+    plain = client.get("/page/style.css", headers={"accept-encoding": "identity"})
+    packed = client.get("/page/style.css", headers={"accept-encoding": "gzip"})
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.content == plain.content, "the client unpacked it"
+    assert int(packed.headers["content-length"]) < len(plain.content) / 2
+    assert plain.headers["vary"] == packed.headers["vary"] == "accept-encoding"
+    assert all(gzip.decompress(asset.packed) == asset.body for asset in assets.read())
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/page", "/page/", "/page/index.html", "/page/none.js", "/page/../settings.py", "/page/%2e%2e/settings.py", "/page//main.js",
+     "/page/..%2fsettings.py", "/page/main.js/", "/page/MAIN.JS", "/page/%2Fetc%2Fpasswd", "/favicon.ico"],
+)  # fmt: skip
+def test_what_is_not_on_the_list_is_not_there(client: Client, path: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_only_reading_is_allowed(client: Client) -> None:
+    answer = client.post("/", json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert client.request("HEAD", "/").content == b""
+
+
+def test_the_page_needs_no_key_and_forecasts_do(slot_folder: Path, make_client: MakeClient, tmp_path: Path) -> None:
+    publish_stub(slot_folder)
+    keys.new("reader", ["read"], tmp_path / "keys")
+    client = make_client(keys_file=tmp_path / "keys")
+    assert {client.get(path).status_code for path in OWN} == {200}
+    assert client.post("/v1/forecast", json={}).status_code == client.get("/page/none.js").status_code == 401
+
+
+def test_all_files_are_one_route_in_the_metrics(client: Client) -> None:
+    for path in [*OWN, "/page/none.js"]:
+        client.get(path)
+    text = client.get("/metrics").text
+    routes = set(re.findall(r'forecaster_requests_total\{route="([^"]+)"', text))
+    assert routes == {"/page"}
+    assert f'forecaster_requests_total{{route="/page",status="200"}} {len(OWN)}.0' in text
+
+
+def test_the_page_asks_nobody_else_and_has_nothing_written_into_it() -> None:
+    for file in assets.FOLDER.iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)[^\s\"'`]+", text) == [], file.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
+            file.name
+        )
+    home = (assets.FOLDER / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", home)

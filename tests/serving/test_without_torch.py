@@ -1,0 +1,88 @@
+"""A worker answers without torch: it is a second and two hundred megabytes that a rollout has no need of."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forecaster import artifact
+from serving import slot as slots
+from tests.samples import make_forecaster, make_spec
+
+# As a worker does: the application, a slot with a bundle, a request; and then what was imported for it.
+PROGRAM = """
+import asyncio, json, sys
+from pathlib import Path
+from serving import routes
+from serving.settings import Settings
+
+served = routes.build(Settings(slot=Path(sys.argv[1])))
+served.slot.check()
+model = served.slot.current
+assert model is not None, "the bundle was refused"
+y = [1.0 + place % 4 for place in range(30)]
+series = [{"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": y}] * 5
+asked = {"series": series, "horizon": 7, **json.loads(sys.argv[2])}
+scope = {"type": "http", "method": "POST", "path": "/v1/forecast", "raw_path": b"", "query_string": b"",
+         "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "client": None}
+sent = []
+
+async def receive():
+    return {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
+
+async def send(message):
+    sent.append(message)
+
+asyncio.run(served.app(scope, receive, send))
+assert sent[0]["status"] == 200, sent
+print(json.dumps({"engine": type(model.predictor.engine).__name__,
+                  "found": sorted({"torch", "pytorch_lightning", "mlflow", "bentoml.bentos"} & set(sys.modules)),
+                  "mean": json.loads(sent[1]["body"])["forecasts"][0]["mean"]}))
+"""
+
+
+def ask(slot: Path, asked: str = "{}") -> dict[str, Any]:
+    package = Path(slots.__file__).parents[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER_")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(slot), asked],
+        env=environment | {"PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def publish(slot: Path, **fields: Any) -> None:
+    with slots.staging(slot) as draft:
+        digest = artifact.save(make_forecaster(make_spec(**fields)), draft / "bundle", card="")
+        slots.publish(slot, draft / "bundle", slots.Release(name="small", version="1", digest=digest))
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({}, "{}"),
+        ({"decoder": "direct", "transform": "log", "scaling": "last", "base": "last"}, "{}"),
+        ({"head": {"kind": "gaussian"}, "base": "last"}, '{"samples": 3}'),
+    ],
+)
+def test_a_worker_that_serves_a_plain_model_has_no_torch(tmp_path: Path, fields: dict[str, Any], asked: str) -> None:
+    publish(tmp_path, **fields)
+    assert ask(tmp_path, asked)["found"] == []
+
+
+def test_what_neither_kernel_nor_graph_can_do_brings_torch(tmp_path: Path) -> None:
+    counts = {"kind": "neg_binomial"}
+    publish(tmp_path, head=counts, scaling="none")
+    assert ask(tmp_path)["found"] == []
+    assert ask(tmp_path, '{"samples": 3}')["found"] == ["torch"]
