@@ -24,6 +24,7 @@
     │   ├── BadState               a carried state that is none of ours, or does not fit the series it came with
     │   │   └── StateOfOtherModel  one that another model left
     │   ├── StateTooLarge          a state beyond what may be handed out
+    │   ├── SeriesRefused          of what a service was asked, some series got no forecast
     │   └── BadSpec                a specification does not validate
     ├── MissingPackage             an optional package is not installed  exit 1
     ├── SourceUnavailable          a store or database does not answer   exit 1
@@ -36,6 +37,13 @@
     ├── RegistryError              the model registry said no            exit 1
     │   ├── NoSuchModel            no such model, version or alias
     │   └── BaseMoved              the champion changed since it was judged against
+    ├── ServiceError               a service that was asked said no      exit 1
+    │   ├── RequestRefused         what was sent cannot be used          exit 2
+    │   ├── KeyRefused             no key, or none that may ask this
+    │   ├── ServiceBusy            too many requests are under way there
+    │   ├── ServiceNotReady        it has no model yet
+    │   ├── AnswerTooLate          no answer within the time that was given
+    │   └── Unreachable            nobody answers at its address
     ├── LedgerError                the ledger of served forecasts cannot be used  exit 1
     └── RefusedByGate              a challenger did not prove better     exit 3
 
@@ -46,6 +54,7 @@ error shape of the HTTP answers.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -169,6 +178,56 @@ class NoSuchModel(RegistryError): ...
 
 
 class BaseMoved(RegistryError): ...
+
+
+class SeriesRefused(InputError):
+    """Attributes: faults, what stands in the way of each; answered, how many got a forecast."""
+
+    def __init__(self, faults: Sequence[ForecasterError], *, answered: int) -> None:
+        told = f"{faults[0].message}" + (f" And {len(faults) - 1} more." if len(faults) > 1 else "")
+        super().__init__(
+            f"{len(faults)} of {len(faults) + answered} series have no forecast. {told}", where=faults[0].where
+        )
+        self.faults = tuple(faults)
+        self.answered = answered
+
+
+class ServiceError(ForecasterError):
+    """Attributes: status, that of HTTP, if there was an answer; request_id, under which the service's log tells more."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        where: str | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, where=where)
+        if code is not None:
+            self.code = code  # type: ignore[misc]  # the service's own word
+        self.status = status
+        self.request_id = request_id
+
+
+class RequestRefused(ServiceError):
+    exit_code = 2
+
+
+class KeyRefused(ServiceError): ...
+
+
+class ServiceBusy(ServiceError): ...
+
+
+class ServiceNotReady(ServiceError): ...
+
+
+class AnswerTooLate(ServiceError): ...
+
+
+class Unreachable(ServiceError): ...
 
 
 class LedgerError(ForecasterError): ...

@@ -36,6 +36,11 @@ POINTS = (
     "rollback.after_former",
     "rollback.after_champion",
     "rollback.audited",
+    "reload.fetched",
+    "reload.verified",
+    "reload.staged",  # the release is in the slot, the link is the old one
+    "reload.linked",
+    "reload.before_swap",  # in a worker: loaded and warmed up, not yet in use
 )
 
 

@@ -345,6 +345,10 @@ class Predictor:
                 )
         return None
 
+    def known(self, one: Series, horizon: int) -> Known:
+        """What the network reads of a series that has no fault."""
+        return self._ready([one], horizon)
+
     def steps(self, horizon: int) -> int:
         """The horizon, rounded up to whole blocks."""
         return -(-horizon // self.outline.block) * self.outline.block

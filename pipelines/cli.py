@@ -15,10 +15,13 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from forecaster.errors import ForecasterError, InputError, NoSuchModel
-from pipelines.arguments import Reading, Where, bundle_of, can_be_written, in_range
+from pipelines.arguments import Reading, Where, bundle_of
 from pipelines.backtesting import backtest
+from pipelines.forecasting import forecast
+from pipelines.inspecting import inspect
 from pipelines.releasing import audit, promote, register, rollback
-from pipelines.terminal import forecast_table, hush, print_summary, warn, write_table
+from pipelines.shadowing import shadow
+from pipelines.terminal import hush, print_summary
 from pipelines.training import retrain, train
 from pipelines.tuning import tune
 
@@ -27,79 +30,10 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
 app.command(key_app)
-for command in (train, retrain, backtest, tune, register, promote, rollback, audit):
+for command in (train, retrain, backtest, forecast, inspect, tune, register, promote, rollback, audit, shadow):
     app.command(command)
 
 _WHERE, _READING = Where(), Reading()
-_TOLD = 10  # faults of single series that are told one by one
-
-
-@app.command
-def forecast(
-    model: str,
-    data: str | None = None,
-    *,
-    horizon: int | None = None,
-    levels: tuple[float, ...] = (),
-    out: Path | None = None,
-    plot: Path | None = None,
-    reading: Reading = _READING,
-    where: Where = _WHERE,
-) -> None:
-    """Forecasts what comes after the data, as a table `unique_id, ds, mean` and a column for each level.
-
-    Parameters
-    ----------
-    model
-        A bundle folder, or a registered model as NAME or NAME@ALIAS.
-    data
-        As for train.
-    horizon
-        Steps ahead; the model's own, if not given.
-    levels
-        Of calibrated quantiles: `--levels 0.1 --levels 0.9` bound an interval that holds 80 % of what comes.
-    out
-        Where to write the table (CSV or Parquet); without it, CSV goes to the terminal.
-    plot
-        Where to draw the first series (PNG).
-    """
-    from forecaster import artifact
-    from forecaster.blend import tell
-    from forecaster.predict import Predictor
-    from forecaster.series import Forecast
-    from pipelines.sources import read
-
-    in_range(horizon=horizon)
-    can_be_written(out=out, plot=plot)
-    forecaster = artifact.load(bundle_of(model, where))
-    if forecaster.blend:
-        warn(f"{forecaster.spec.name} is a blend: {tell(forecaster.blend)}")
-    panel = read(reading.of(data).for_spec(forecaster.spec))
-    for repair in panel.repairs:
-        warn(repair)
-    outcomes = Predictor(forecaster).forecast_each(panel.series, horizon or forecaster.spec.horizon, levels=levels)
-    good = [outcome for outcome in outcomes if isinstance(outcome, Forecast)]
-    bad = [outcome for outcome in outcomes if isinstance(outcome, ForecasterError)]
-    for fault in bad[: _TOLD if good else 0]:
-        warn(fault.message)
-    for one in good:
-        for warning in one.warnings:
-            warn(f"series {one.id!r}: {warning}")
-    if not good:
-        warn(f"none of {len(outcomes)} series has a forecast; the first says why")
-        raise bad[0]
-    if bad:
-        further = f", the first {_TOLD} are told above" if len(bad) > _TOLD else ""
-        warn(f"{len(bad)} of {len(outcomes)} series have no forecast{further}")
-    table = forecast_table(good)
-    if out is None:
-        table.to_csv(sys.stdout, index=False)
-    write_table(out, lambda: table)
-    if plot is not None:
-        from forecaster.evaluation.plots import forecast_plot
-
-        history = next(one for one in panel.series if one.id == good[0].id)
-        forecast_plot(history, good[0], title=f"{forecaster.spec.name}: {history.id}").savefig(plot)
 
 
 @data_app.command

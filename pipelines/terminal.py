@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from forecaster.evaluation.significance import Comparison
-    from forecaster.series import Forecast, Panel
+    from forecaster.series import Panel
     from pipelines.promotion import Verdict
     from pipelines.tune import Tuned
 
@@ -41,21 +41,6 @@ def write_table(path: Path | None, make: Callable[[], pd.DataFrame]) -> None:
         table.to_parquet(path, index=False)
     else:
         table.to_csv(path, index=False)
-
-
-def forecast_table(forecasts: Sequence[Forecast]) -> pd.DataFrame:
-    """Forecasts as a table `unique_id, ds, mean` and a column for each level."""
-    import pandas as pd
-
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {"unique_id": one.id, "ds": one.ds, "mean": one.mean}
-                | {f"{level:g}": values for level, values in one.quantiles.items()}
-            )
-            for one in forecasts
-        ]
-    )
 
 
 def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:

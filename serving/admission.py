@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import BoundedSemaphore
 from typing import Any, TypeVar
@@ -16,7 +16,34 @@ from serving.problem import Problem
 T = TypeVar("T")
 _MOST_WAIT_S = 60  # that a client is told; by then everything may be otherwise
 _PAUSE_S = 0.02  # between looks at a full house
+_SOON_S = 0.1  # after which it is worth to look whether the client still waits
 _SHARE = 0.2  # of the latest work in the mean
+
+
+class _Watch:
+    """Looks whether the client is still there, where the answer takes longer than most; work for nobody is given up."""
+
+    def __init__(
+        self, leaves: Callable[[], Coroutine[Any, Any, None]], answer: asyncio.Future[Any], deadline: Deadline
+    ) -> None:
+        self._leaves, self._answer, self._deadline = leaves, answer, deadline
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_SOON_S, self._begin)
+        self.left = False
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        await self._leaves()
+        self.left = True
+        self._deadline.left_alone.set()
+        self._answer.cancel()
 
 
 class Admission:
@@ -33,10 +60,19 @@ class Admission:
         """That of a request which comes now."""
         return Deadline.after(self._timeout_s)
 
-    async def run(self, work: Callable[..., T], *args: Any, deadline: Deadline | None = None, wait: bool = False) -> T:
-        """Runs `work(*args)` in a thread; raises Problem if the house is full or the deadline passes.
+    async def run(
+        self,
+        work: Callable[..., T],
+        *args: Any,
+        deadline: Deadline | None = None,
+        wait: bool = False,
+        leaves: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        admitted: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Runs `work(*args)` in a thread; raises Problem if the house is full, the deadline passes or the client leaves.
 
-        With `wait` a full house is waited for: what was begun is gone on with.
+        With `wait` a full house is waited for: what was begun is gone on with. `leaves` returns when the client has left;
+        `admitted` is called when there is a place.
 
         Work that has begun keeps its place until it is done, so late work counts as work; it is for the work to look at
         the deadline and to end.
@@ -47,15 +83,25 @@ class Admission:
                 raise self._full()
             await asyncio.sleep(_PAUSE_S)
         try:
+            admitted()
             future: Future[T] = self._executor.submit(self._timed, work, *args)
         except BaseException:
             self._places.release()
             raise
         future.add_done_callback(lambda _: self._places.release())
+        answer = asyncio.wrap_future(future)
+        watch = None if leaves is None else _Watch(leaves, answer, deadline)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), deadline.left)
+            return await asyncio.wait_for(answer, deadline.left)
         except TimeoutError as error:
             raise deadline.problem() from error
+        except asyncio.CancelledError:
+            if watch is not None and watch.left:
+                raise deadline.nobody() from None
+            raise
+        finally:
+            if watch is not None:
+                watch.end()
 
     def close(self) -> None:
         """Takes nothing more, and waits for no one."""

@@ -37,33 +37,74 @@ class Answered(NamedTuple):
     packed: bool = False
 
 
-def answer(
-    body: bytes, model: InUse | None, settings: Settings, deadline: Deadline, *, media_type: str, pack: bool = False
-) -> Answered:
+class Asked(NamedTuple):
+    """A request to be answered.
+
+    Attributes:
+        body: As it came.
+        media_type: Of the body, and of the answer.
+        model: In use when it came; None if there was none.
+        deadline: Until when it is waited for.
+        pack: Whether the answer may be in gzip.
+    """
+
+    body: bytes
+    media_type: str
+    model: InUse | None
+    deadline: Deadline
+    pack: bool = False
+
+
+class Read(NamedTuple):
+    """A request that was read: what it asks, of which series, the seconds that took, and what states are signed with."""
+
+    asked: Asked
+    ask: Ask
+    series: Sequence[AskedHistory]
+    seconds: float
+    seal: Seal
+
+
+def answer(asked: Asked, settings: Settings) -> Answered:
     """Answers `POST /v1/forecast`, in the form in which it was asked: rows or columns of JSON, or Arrow.
 
     Raises Problem if the request as a whole cannot be used (levels that the model cannot give are such), if no model is
     in use, if the deadline passes, if the only series of a request in JSON is refused (so a client that sends one
     series and looks at the status alone learns of it), or if every series came with a state of another model (409).
     """
-    deadline.check()  # it may have waited for a thread
+    return computed(read(asked, settings))
+
+
+def read(asked: Asked, settings: Settings) -> Read:
+    """A request, read and within its limits. Raises Problem as `answer` does."""
+    asked.deadline.check()  # it may have waited for a thread
     began = perf_counter()
-    ask, series = _read(body, media_type)
+    ask, series = _read(asked.body, asked.media_type)
     limits.check(ask, series, settings)
-    read = perf_counter()
-    done = outcomes(series, ask, model, deadline.within(ask.deadline_ms), Seal.of(settings))
+    return Read(asked, ask, series, perf_counter() - began, Seal.of(settings))
+
+
+def computed(one: Read) -> Answered:
+    """Its answer. Raises Problem as `answer` does."""
+    began, asked = perf_counter(), one.asked
+    done = outcomes(one.series, one.ask, asked.model, asked.deadline.within(one.ask.deadline_ms), one.seal)
+    return written(one, done, perf_counter() - began)
+
+
+def written(one: Read, done: Sequence[Outcome], seconds: float) -> Answered:
+    """The answer with these outcomes, which took so long. Raises Problem where there is one alone, and it is refused."""
+    began, model, media_type = perf_counter(), one.asked.model, one.asked.media_type
     assert model is not None, "no outcome without one"
-    refused = [one.found for one in done if isinstance(one.found, ForecasterError)]
-    if len(refused) == len(done) and all(isinstance(one, StateOfOtherModel) for one in refused):
+    refused = [each.found for each in done if isinstance(each.found, ForecasterError)]
+    if len(refused) == len(done) and all(isinstance(each, StateOfOtherModel) for each in refused):
         raise Problem.of(refused[0])
     if len(done) == 1 and refused and media_type != arrow.MEDIA_TYPE:
         raise Problem.of(refused[0])
-    computed = perf_counter()
-    whole = _write(model, done, ask, media_type)
-    packed = pack and len(whole) >= packing.PACK_FROM
+    whole = _write(model, done, one.ask, media_type)
+    packed = one.asked.pack and len(whole) >= packing.PACK_FROM
     whole = packing.pack(whole) if packed else whole
-    seconds = {"read": read - began, "forecast": computed - read, "write": perf_counter() - computed}
-    return Answered(whole, len(done) - len(refused), len(refused), seconds, packed)
+    spent = {"read": one.seconds, "forecast": seconds, "write": perf_counter() - began}
+    return Answered(whole, len(done) - len(refused), len(refused), spent, packed)
 
 
 def answer_lines(lines: Iterator[bytes]) -> bytes | None:

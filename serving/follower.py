@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from forecaster.errors import BundleError, MissingPackage, NoSuchModel
-from serving import logs, slot
+from forecaster.failpoints import point
+from serving import logs, slot, standing
 from serving.settings import Settings
 from serving.slot import Release
 
@@ -63,7 +65,9 @@ def take(store: Store, version: Version, target: Target, *, verify: Verify = on_
     """Puts a version into the slot. Raises BundleError if it must not be served, MissingPackage if it cannot be here."""
     with slot.staging(target.slot) as draft:
         bundle = store.fetch(version, draft / "bundle")
+        point("reload.fetched")
         verify(bundle)
+        point("reload.verified")
         slot.publish(target.slot, bundle, _release(version))
     slot.prune(target.slot, keep=target.keep)
     log.info("published: %s", _release(version).model_dump_json())
@@ -78,26 +82,47 @@ def follow(
     verify: Verify = on_every_engine,
     pause: Callable[[float], object] = time.sleep,
 ) -> NoReturn:
-    """Looks now and then, forever; what fails is logged and tried again, a bad bundle not before `retry_s`."""
+    """Looks now and then, forever; what fails is logged and tried again, a bad bundle not before `retry_s`.
+
+    After every look it leaves word in the slot of how it stands.
+    """
     store: Store | None = None
     refused: Version | None = None
     refused_at = 0.0
+    refusal: str | None = None  # of the version that the alias stands for
+    reached_at = standing.read(target.slot).reached_at
     while True:
+        trouble: str | None = None
         try:
             store = store or connect()
             version = news(store, target)
+            reached_at = time.time()
+            if version is None or version != refused:
+                refusal = None
             if version is not None and (version != refused or time.monotonic() - refused_at > retry_s):
                 refused, refused_at = version, time.monotonic()
                 take(store, version, target, verify=verify)
-                refused = None
+                refused = refusal = None
+            trouble = refusal
         except NoSuchModel as error:
+            reached_at, trouble = time.time(), standing.reason(error, target.slot)
             log.info("nothing to follow yet: %s", error.message)
         except (BundleError, MissingPackage) as error:
+            refusal = trouble = standing.reason(error, target.slot)
             log.error("a bundle was refused, the slot stays as it is: %s", error.message)
         except Exception as error:  # the registry is down, a disk is full: the server goes on with what it has
             refused = None
+            trouble = f"the registry could not be followed ({standing.reason(error, target.slot)})"
             log.warning("the registry could not be followed, trying again: %r", error)
+        _leave_word(target.slot, standing.Standing(looked_at=time.time(), reached_at=reached_at, trouble=trouble))
         pause(poll_s)
+
+
+def _leave_word(folder: Path, word: standing.Standing) -> None:
+    try:
+        standing.write(folder, word)
+    except OSError as error:  # a full disk: the server goes on, and tells how old the last word is
+        log.warning("no word could be left in the slot: %r", error)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -111,6 +136,12 @@ def main(arguments: Sequence[str]) -> int:
     target = Target(settings.model, settings.alias, settings.slot, settings.keep)
     address = settings.registry
     if "--once" not in arguments:
+        if settings.shadow_slot is not None:  # of no consequence to the model in use, whatever becomes of it
+            beside = target._replace(alias=settings.shadow, slot=settings.shadow_slot)
+            pace = {"poll_s": settings.poll_s, "retry_s": settings.retry_s}
+            threading.Thread(
+                target=follow, args=(lambda: _connect(address), beside), kwargs=pace, name="shadow", daemon=True
+            ).start()
         follow(lambda: _connect(address), target, poll_s=settings.poll_s, retry_s=settings.retry_s)
     try:
         store = _connect(address)

@@ -14,7 +14,7 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.packing import unpack
-from serving.problem import Problem
+from serving.problem import CLIENT_LEFT, Problem
 
 Observe = Callable[[str, int, float], None]  # path, status, seconds
 Admit = Callable[[str, Mapping[bytes, bytes]], str | None]  # path, headers -> name of the key; raises Problem
@@ -26,7 +26,6 @@ _TYPE = re.compile(rb"([a-z0-9.+/-]+)\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re
 _JSON = "application/json"
 _ALWAYS = [(b"x-content-type-options", b"nosniff")]
 _UNLESS_TOLD = (b"cache-control", b"no-store")
-_CLIENT_LEFT = 499  # only in the log: there is nobody to tell
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("serving.access")
@@ -101,7 +100,7 @@ class Guard:
                 )
         finally:
             seconds = perf_counter() - started
-            status = answer.status or _CLIENT_LEFT
+            status = answer.status or CLIENT_LEFT
             self._observe(scope["path"], status, seconds)
             access_log.info(_line(scope, answer.request_id, status, seconds, key=key, size=len(body or b"")))
 

@@ -53,6 +53,7 @@ class Scribe:
         settings: Settings,
         *,
         counted: Counted = lambda *_: None,
+        shadow: Callable[[], InUse | None] = lambda: None,
         clock: Callable[[], float] = time.time,
         pause_s: float = _PAUSE_S,
         look_s: float = _LOOK_S,
@@ -60,6 +61,7 @@ class Scribe:
         self._settings = settings
         self._url = settings.ledger_url
         self._counted = counted
+        self._shadow = shadow
         self._clock = clock
         self._pause_s = pause_s
         self._look_s = look_s
@@ -179,7 +181,8 @@ class Scribe:
 
     def _keep(self, some: Sequence[_Waiting]) -> None:
         try:
-            records = [record for one in some for record in self._records(one)]
+            both = [*some, *(beside for one in some if (beside := self._beside(one)) is not None)]
+            records = [record for one in both for record in self._records(one)]
             for first in range(0, len(records), _AT_ONCE):
                 self._store(records[first : first + _AT_ONCE])
         finally:
@@ -188,6 +191,27 @@ class Scribe:
                 self._forecasts -= len(forecasts)
                 self._numbers -= sum(map(len, [each for one in some for each in one.series]))
                 self._numbers -= sum(len(each.mean) for each in forecasts)
+
+    def _beside(self, one: _Waiting) -> _Waiting | None:
+        """What the shadow forecasts of a share of the same histories; None where there is no other model, or it cannot."""
+        from forecaster.ledger.records import key_of, tick
+
+        shadow, ledger = self._shadow(), self._patiently(self._open)
+        if shadow is None or ledger is None or shadow.release.digest == one.model.release.digest:
+            return None
+        share = self._settings.shadow_share
+        asked = [
+            each
+            for each in one.series
+            if self._chosen(key_of(ledger.salt, each.id, each.start), tick(each.end), share=share)
+        ]
+        try:
+            found = shadow.predictor.forecast_each(asked, len(one.forecasts[0].mean)) if asked else []
+        except Exception as error:  # of any kind: those who ask are answered by another
+            log.warning("the model beside the one in use does not forecast: %r", error)
+            return None
+        good = [(each, told) for each, told in zip(asked, found, strict=True) if isinstance(told, Forecast)]
+        return _Waiting(shadow, [each for each, _ in good], [told for _, told in good], one.at) if good else None
 
     def _records(self, one: _Waiting) -> list[Made]:
         """What is to be kept of one request; nothing, and the reason in the log, where that cannot be told."""
@@ -236,9 +260,12 @@ class Scribe:
                 return done
         return None
 
-    def _chosen(self, key: str, origin: int) -> bool:
-        """Whether a forecast is among those that are kept: by chance, but the same for every worker and every repetition."""
-        share = self._settings.ledger_share
+    def _chosen(self, key: str, origin: int, *, share: float = 1.0) -> bool:
+        """Whether a forecast is among those that are kept: by chance, but the same for every worker and every repetition.
+
+        A share of them is chosen by the same chance.
+        """
+        share *= self._settings.ledger_share
         if share >= 1:
             return True
         drawn = int.from_bytes(hashlib.sha256(f"{key} {origin}".encode()).digest()[:8], "big")

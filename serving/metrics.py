@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SERIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -32,6 +33,30 @@ class Metrics:
         self._series = Counter("forecaster_series", "Series by outcome", ["outcome"], registry=self._registry)
         self._changes = Counter(
             "forecaster_model_changes", "New models by outcome", ["outcome"], registry=self._registry
+        )
+        self._batches = Histogram(
+            "forecaster_batch_series", "Series rolled together", buckets=_SERIES, registry=self._registry
+        )
+        self._engine = Histogram(
+            "forecaster_engine_seconds", "Seconds of rolling them", buckets=_BUCKETS, registry=self._registry
+        )
+        self._stand_ins = Counter(
+            "forecaster_stand_ins",
+            "Forecasts in which something stood in for the network, or for a part of a blend",
+            registry=self._registry,
+        )
+        # Moments and not ages: what is added up, and what is kept in files, does not grow older by itself.
+        self._taken = Gauge(
+            "forecaster_model_taken_timestamp_seconds",
+            "When the model in use was taken into use; time() less this is its age",
+            registry=self._registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._reached = Gauge(
+            "forecaster_registry_reached_timestamp_seconds",
+            "When the registry last answered the follower; 0: never, or none is followed",
+            registry=self._registry,
+            multiprocess_mode="mostrecent",
         )
         self._ledger = Counter(
             "forecaster_ledger_forecasts",
@@ -60,6 +85,19 @@ class Metrics:
     def model(self, outcome: str) -> None:
         """Counts a new model: swapped or refused."""
         self._changes.labels(outcome).inc()
+        if outcome == "swapped":
+            self._taken.set_to_current_time()
+
+    def rolled(self, series: int, seconds: float, stand_ins: int) -> None:
+        """Measures one call of the engine."""
+        if series:
+            self._batches.observe(series)
+            self._engine.observe(seconds)
+            self._stand_ins.inc(stand_ins)
+
+    def reached(self, moment: float | None) -> None:
+        """When the registry last answered."""
+        self._reached.set(moment or 0.0)
 
     def ledger(self, outcome: str, count: int) -> None:
         """Counts forecasts for the ledger: stored, dropped (too many waited) or failed."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from forecaster import __version__
-from serving import accuracy, actuals, arrow, compatible, lines, scenarios, schema
+from serving import accuracy, actuals, arrow, backtesting, compatible, explaining, lines, scenarios, schema
 from serving.columnar import ColumnsAnswer, ColumnsRequest
 from serving.problem import CODES
 
@@ -118,6 +118,24 @@ ROUTES = (
         (Form(_JSON, (compatible.DeepArAnswer, compatible.ScoringAnswer)),),
         (422, 429, 503, 504),
         "The first series that is refused is the answer, with status 422: these shapes have no place for an error of one.",
+    ),
+    Route(
+        "post",
+        "/v1/backtest",
+        "Ask the model at rolling origins of some histories, and score it beside seasonal naive",
+        (Form(_JSON, (backtesting.BacktestRequest,)),),
+        (Form(_JSON, (backtesting.BacktestAnswer,)),),
+        (422, 429, 503, 504),
+        "The end of each history is what came: at every origin the model is shown what lies before it. One outcome a series, as "
+        "of `/v1/forecast`. Origins that lie before the model's cutoff are not out of sample for it; the answer says so.",
+    ),
+    Route(
+        "post",
+        "/v1/explain",
+        "Look into the network while it reads a history",
+        (Form(_JSON, (explaining.ExplainRequest,)),),
+        (Form(_JSON, (explaining.ExplainAnswer,)),),
+        (422, 429, 503, 504),
     ),
     Route(
         "post",

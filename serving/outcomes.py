@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from time import perf_counter
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -62,15 +64,42 @@ def outcomes(
     model = in_use(model)
     read = read_all(series, ask, model, deadline, seal)
     good = [one.series for one in read if isinstance(one, ReadSeries)]
-    means = iter(forecasts(good, ask, model, deadline))
-    paths = iter(_paths(good, ask, model, deadline))
+    means, paths = forecasts(good, ask, model, deadline), _paths(good, ask, model, deadline)
+    return _assembled(series, ask, model, read, means, paths, seal, deadline)
+
+
+def together(
+    requests: Sequence[Sequence[AskedHistory]], ask: Ask, model: InUse, deadline: Deadline, seal: Seal
+) -> list[list[Outcome]]:
+    """Those of several requests that ask the same, without samples; rolled as one. Raises Problem as `outcomes` does."""
+    read = [read_all(series, ask, model, deadline, seal) for series in requests]
+    good = [[one.series for one in some if isinstance(one, ReadSeries)] for some in read]
+    means = iter(forecasts([one for some in good for one in some], ask, model, deadline))
+    return [
+        _assembled(series, ask, model, some, list(islice(means, len(own))), [None] * len(own), seal, deadline)
+        for series, some, own in zip(requests, read, good, strict=True)
+    ]
+
+
+def _assembled(
+    series: Sequence[AskedHistory],
+    ask: Ask,
+    model: InUse,
+    read: Sequence[ReadSeries | ForecasterError],
+    means: Sequence[Forecast | ForecasterError],
+    paths: Sequence[Float64[np.ndarray, "path horizon"] | ForecasterError | None],
+    seal: Seal,
+    deadline: Deadline,
+) -> list[Outcome]:
+    """Means and paths are those of the series that could be read."""
     general = general_warnings(ask.horizon, scored=model.predictor.forecaster.spec.horizon)
+    told, drawn = iter(means), iter(paths)
     done: list[Outcome] = []
     for asked, one in zip(series, read, strict=True):
         if not isinstance(one, ReadSeries):
             done.append(Outcome(asked.id, one))
             continue
-        found = answered(one.style, next(means), next(paths), general, samples=ask.samples)
+        found = answered(one.style, next(told), next(drawn), general, samples=ask.samples)
         if ask.return_state and isinstance(found, Answer):
             deadline.check()
             found = with_state(found, one.series, model, seal)
@@ -82,9 +111,12 @@ def forecasts(series: list[Series], ask: Ask, model: InUse, deadline: Deadline) 
     """Those of series that were read. Raises Problem if the deadline passes, or for levels that the model cannot give."""
 
     def some(part: list[Series]) -> list[Forecast | ForecasterError]:
-        if model.drift is not None and ask.levels:
-            return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels, drift=model.drift)
-        return model.predictor.forecast_each(part, ask.horizon, levels=ask.levels)
+        began = perf_counter()
+        drift = {} if model.drift is None or not ask.levels else {"drift": model.drift}
+        told = model.predictor.forecast_each(part, ask.horizon, levels=ask.levels, **drift)
+        stand_ins = sum(isinstance(one, Forecast) and bool(one.warnings) for one in told)
+        model.measure(len(part), perf_counter() - began, stand_ins)
+        return told
 
     at_once = _AT_ONCE // (_OF_BLEND if model.predictor.forecaster.blend else 1)
     found = _in_parts(some, series, longer=ask.horizon, at_once=at_once, deadline=deadline)

@@ -53,6 +53,8 @@ CODES: dict[str, tuple[int, str]] = {
     "deadline_passed": (504, "The forecast took longer than this server waits, or than `deadline_ms`."),
 }
 
+CLIENT_LEFT = 499  # a status that is only logged: there is nobody to tell
+
 
 class Problem(Exception):
     """A request that gets an error instead of an answer.

@@ -42,7 +42,7 @@ def in_rounds(
         try:
             rounds.append(draw(some, soon if rounds else deadline))
         except Problem:
-            if not rounds or not deadline.left:
+            if not rounds or deadline.over:
                 raise
             break
         took, done = before - deadline.left, some.stop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -18,9 +18,22 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import accuracy, actuals, assets, compatible, keys, lines, openapi, scenarios
+from serving import (
+    accuracy,
+    actuals,
+    assets,
+    backtesting,
+    compatible,
+    explaining,
+    keys,
+    lines,
+    openapi,
+    scenarios,
+    standing,
+)
 from serving.admission import Admission
-from serving.answer import answer, answer_lines, begin_lines
+from serving.answer import Asked, answer_lines, begin_lines
+from serving.batcher import Batcher, Ticket
 from serving.deadline import Deadline
 from serving.guard import Guard, Pairs
 from serving.ledger import Scribe
@@ -39,6 +52,7 @@ class Served(NamedTuple):
     app: Guard  # answers requests
     routes: Starlette  # inside the guard; its lifespan starts and stops the slot
     slot: Slot
+    beside: Slot | None  # of the model in the shadow
 
 
 def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bundle) -> Served:
@@ -48,13 +62,20 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     page = assets.read()
     metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.LABEL])
     slot = slot or Slot(
-        settings.slot, load=load, reload_s=settings.reload_s, retry_s=settings.retry_s, noticed=metrics.model
+        settings.slot,
+        load=load,
+        reload_s=settings.reload_s,
+        retry_s=settings.retry_s,
+        noticed=metrics.model,
+        measure=metrics.rolled,
     )
     desk = Desk(settings, slot, metrics)
-    paths = {
+    paths: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]] = {
         ("post", "/v1/forecast"): desk.forecast,
         ("post", "/v1/scenarios"): desk.scenarios,
         ("post", "/invocations"): desk.invocations,
+        ("post", "/v1/backtest"): partial(desk.asked, backtesting.answer),
+        ("post", "/v1/explain"): partial(desk.asked, explaining.answer),
         ("post", "/v1/actuals"): desk.actuals,
         ("get", "/v1/accuracy"): desk.accuracy,
         ("get", "/ping"): desk.readyz,
@@ -88,7 +109,7 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
         takes={route.path: [form.media_type for form in route.asks] for route in openapi.ROUTES if route.asks},
         stamp=lambda: _named(slot.current),
     )
-    return Served(guard, routes, slot)
+    return Served(guard, routes, slot, desk.shadow)
 
 
 class Desk:
@@ -98,21 +119,30 @@ class Desk:
         self._settings = settings
         self._slot = slot
         self._metrics = metrics
-        self._scribe = Scribe(settings, counted=metrics.ledger)
+        beside = settings.shadow_slot
+        self.shadow = None if beside is None else slot.beside(beside)
+        self._scribe = Scribe(settings, counted=metrics.ledger, shadow=self._beside)
         self._admission = Admission(
             threads=settings.rollouts, places=settings.max_in_flight, timeout_s=settings.timeout_s
         )
+        self._batcher = Batcher(settings)
         self._document = orjson.dumps(openapi.document())
+
+    def _beside(self) -> InUse | None:
+        return None if self.shadow is None else self.shadow.current
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Watches the slot, and keeps what is served, while the server runs."""
-        self._slot.start()
+        watched = [one for one in (self._slot, self.shadow) if one is not None]
+        for one in watched:
+            one.start()
         self._scribe.start()
         try:
             yield
         finally:
-            self._slot.stop()
+            for one in watched:
+                one.stop()
             await asyncio.to_thread(self._scribe.stop)
             self._admission.close()
 
@@ -122,8 +152,11 @@ class Desk:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
         if media_type == lines.MEDIA_TYPE:
             return await self._lines(body, model, deadline)
-        work = partial(answer, media_type=media_type, pack=takes_gzip(request.headers.get("accept-encoding", "")))
-        answered = await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline)
+        pack = takes_gzip(request.headers.get("accept-encoding", ""))
+        ticket = Ticket(Asked(body, media_type, model, deadline, pack))
+        waits, leaves = partial(self._batcher.wait, ticket), partial(_left, request.receive)
+        work = self._batcher.answer, ticket
+        answered = await self._admission.run(*work, deadline=deadline, leaves=leaves, admitted=waits)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
         took = ", ".join([f"{part};dur={seconds * 1000:.2f}" for part, seconds in answered.seconds.items()])
         response = Response(answered.body, media_type=media_type)
@@ -145,9 +178,19 @@ class Desk:
         """POST /invocations."""
         body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
         work = (compatible.answer, body, model, self._settings, deadline)
-        content, series = await self._admission.run(*work, deadline=deadline)
+        leaves = partial(_left, request.receive)
+        content, series = await self._admission.run(*work, deadline=deadline, leaves=leaves)
         self._metrics.series(forecast=series, refused=0)
         response = _json(content)
+        response.raw_headers += _named(model)
+        return response
+
+    async def asked(
+        self, work: Callable[[bytes, InUse | None, Settings, Deadline], bytes], request: Request
+    ) -> Response:
+        """Routes that are one piece of work from body to answer: POST /v1/backtest and /v1/explain."""
+        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        response = _json(await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline))
         response.raw_headers += _named(model)
         return response
 
@@ -198,6 +241,7 @@ class Desk:
                 "facts": learned.facts,
                 "card": model.card,
                 "age_s": round(model.age_s, 3),
+                **self._standing(),
             }
         )
 
@@ -208,10 +252,12 @@ class Desk:
     async def readyz(self, _: Request) -> Response:
         """GET /readyz, and /ping for those who ask so."""
         model = self._in_use()
-        return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3)})
+        return _json({"ready": True, "model": model.name, "age_s": round(model.age_s, 3), **self._standing()})
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics."""
+        if self._settings.follows:
+            self._metrics.reached(standing.read(self._settings.slot).reached_at)
         return Response(await asyncio.to_thread(self._metrics.page), media_type=CONTENT_TYPE)
 
     async def docs(self, _: Request) -> Response:
@@ -221,8 +267,21 @@ class Desk:
     def _in_use(self) -> InUse:
         model = self._slot.current
         if model is None:
-            raise Problem("not_ready", "No model is in use yet. Put one into the slot, or wait for the follower.")
+            told = self._standing()
+            reasons = [told["refused"]["reason"]] if "refused" in told else []
+            reasons += [told["follower"]["behind"]] if told.get("follower", {}).get("behind") else []
+            why = "".join(f" {one.rstrip('.')}." for one in reasons)
+            raise Problem("not_ready", f"No model is in use yet.{why} Put one into the slot, or wait for the follower.")
         return model
+
+    def _standing(self) -> dict[str, Any]:
+        """How this worker stands to the slot and to the registry; nothing is asked of that."""
+        told: dict[str, Any] = {}
+        if self._settings.follows:
+            told["follower"] = standing.tell(self._settings.slot, poll_s=self._settings.poll_s).model_dump()
+        if self._slot.refusal is not None:
+            told["refused"] = self._slot.refusal.told().model_dump()
+        return told
 
 
 class Streamed(Response):

@@ -18,7 +18,7 @@ from serving.problem import Problem
 from serving.rounds import Paths, in_rounds
 from serving.schema import (
     Ask,
-    AskedSeries,
+    Continued,
     Covariates,
     ErrorDetail,
     Id,
@@ -48,7 +48,7 @@ class Scenario(Strict):
 class ScenariosRequest(Ask):
     """One history, its futures, and what is asked of each."""
 
-    series: AskedSeries = Field(description="the history; its covariates may end with it")
+    series: Continued = Field(description="the history; its covariates may end with it")
     scenarios: list[Scenario] = Field(min_length=1, description="answered one by one, in order")
 
     @model_validator(mode="after")

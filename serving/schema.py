@@ -15,6 +15,7 @@ from forecaster.series import Series
 from forecaster.shapes import Float64
 from serving import stamps
 from serving.stamps import AskedFreq, AskedStamp, AskedStamps, Numbers, Style
+from serving.standing import FollowerAnswer, RefusalAnswer
 
 Value = Annotated[float | None, Field(description="null: not observed")]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
@@ -135,11 +136,16 @@ def _kind(item: Any) -> str:
 
 
 AskedSeries = Annotated[
+    Annotated[GridSeries, Tag("grid")] | Annotated[StampedSeries, Tag("stamped")],
+    Discriminator(lambda item: "stamped" if _kind(item) == "stamped" else "grid"),
+]
+Continued = Annotated[
     Annotated[GridSeries, Tag("grid")]
     | Annotated[StampedSeries, Tag("stamped")]
     | Annotated[CarriedSeries, Tag("carried")],
     Discriminator(_kind),
 ]
+"""A history, or what came after a state of one."""
 
 
 class Ask(Strict):
@@ -164,7 +170,7 @@ class Ask(Strict):
 class ForecastRequest(Ask):
     """Some histories, and what is asked of them."""
 
-    series: list[AskedSeries] = Field(min_length=1, description="answered one by one, in order")
+    series: list[Continued] = Field(min_length=1, description="answered one by one, in order")
 
 
 class ModelName(Strict):
@@ -178,6 +184,11 @@ class ModelName(Strict):
         description="only of a blend: the weights of its network and of the statistical models whose forecasts are added to "
         "the network's; they add to 1. A forecast in which the network stands in for one of them says so in its warnings",
         examples=[{"network": 0.62, "dynamic_optimized_theta": 0.38}],
+    )
+    reliable_horizon: int | None = Field(
+        default=None,
+        description="the last step up to which the model was at least as good as seasonal naive in its backtest; 0: not at the "
+        "first; null, or absent: it was not tested",
     )
 
 
@@ -243,6 +254,10 @@ class ModelAnswer(Strict):
     facts: dict[str, Any] = Field(description="what the bundle's manifest says of its making: scores, versions, data")
     card: str = Field(description="markdown: what it was trained on, scores against baselines, limits")
     age_s: float = Field(description="seconds since this worker took it into use")
+    follower: FollowerAnswer | None = Field(default=None, description="only where a registry is followed")
+    refused: RefusalAnswer | None = Field(
+        default=None, description="only where this worker refused what is in the slot"
+    )
 
 
 class LiveAnswer(Strict):
@@ -257,6 +272,10 @@ class ReadyAnswer(Strict):
     ready: Literal[True]
     model: ModelName
     age_s: float
+    follower: FollowerAnswer | None = Field(default=None, description="as of /v1/model")
+    refused: RefusalAnswer | None = Field(
+        default=None, description="likewise; ready nevertheless, with the model before"
+    )
 
 
 class AskedHistory(Protocol):
@@ -330,9 +349,9 @@ def to_series(asked: AskedHistory, *, served: str, encoding: Encoding, horizon: 
 
 
 def _start(asked: GridSeries, starts: Starts) -> Start:
-    read, style = stamps.read([asked.start], where=asked.id)
-    freq = stamps.declared_frequency(asked.freq, at(read, 0), where=asked.id)
-    one = starts[asked.start, asked.freq] = Start(at(read, 0), style, freq, offset(freq, where=asked.id))
+    stamp, style = stamps.read_one(asked.start, where=asked.id)
+    freq = stamps.declared_frequency(asked.freq, stamp, where=asked.id)
+    one = starts[asked.start, asked.freq] = Start(stamp, style, freq, offset(freq, where=asked.id))
     return one
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving import logs, routes
+from serving import logs
 from serving.settings import Settings
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # "1" would not be understood
@@ -26,6 +26,8 @@ class _Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml loads its
     """A service whose requests do not pass through BentoML's own application."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        from serving import routes  # here, because the process that starts the workers has no need of it
+
         logs.configure()
         served = routes.build(_settings)
         self.mount_asgi_app(served.routes)  # for its lifespan, which BentoML runs along with its own

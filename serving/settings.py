@@ -91,6 +91,14 @@ class Settings(BaseModel):
     )
     adaptive: bool = Field(default=False, description="let late actuals move the intervals; needs a ledger")
 
+    shadow: str = Field(
+        default="",
+        description="alias of a version that forecasts beside the model in use, for the ledger alone; none: ''",
+    )
+    shadow_share: float = Field(
+        default=0.1, ge=0, le=1, description="share of the kept forecasts that it makes as well"
+    )
+
     rollouts: int = Field(default=1, ge=1, le=64, description="requests that one worker computes at the same time")
     max_in_flight: int = Field(default=64, ge=1, description="requests one worker holds before it says 429")
     timeout_s: float = Field(default=30.0, gt=0, description="seconds before a forecast is given up with 504")
@@ -102,6 +110,11 @@ class Settings(BaseModel):
         if self.ledger in ("off", "on"):
             return f"sqlite:///{self.slot / 'ledger.db'}" if self.ledger == "on" else None
         return self.ledger
+
+    @property
+    def shadow_slot(self) -> Path | None:
+        """The folder with the model that forecasts beside the one in use, if there is to be one."""
+        return self.slot / "shadow" if self.shadow and self.ledger_url is not None else None
 
     @property
     def follows(self) -> bool:

@@ -26,9 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forecaster import durable
 from forecaster.errors import BundleDamaged, ForecasterError
+from forecaster.failpoints import point
 from forecaster.frequency import Stamp, at, origin, regular
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
+from serving import standing
 
 if TYPE_CHECKING:
     from forecaster.conformal import Drift
@@ -131,6 +133,14 @@ def _unnoted(_: InUse, __: Sequence[Series], ___: Sequence[Forecast | Forecaster
     """Keeps no ledger."""
 
 
+Measure = Callable[[int, float, int], object]
+"""Told of series that were rolled together: how many, the seconds it took, and in how many something stood in for the network."""
+
+
+def _unmeasured(_: int, __: float, ___: int) -> None:
+    """Measures nothing."""
+
+
 @dataclass(frozen=True, eq=False)
 class InUse:
     """A model that answers."""
@@ -141,12 +151,18 @@ class InUse:
     since: float = field(default_factory=time.monotonic)
     drift: Drift | None = None  # what late actuals have taught about its intervals
     note: Note = _unnoted
+    measure: Measure = _unmeasured
 
     @property
     def name(self) -> dict[str, Any]:
         """Which model answers, as every answer says it: a ModelName; of a blend with its weights."""
-        blend = self.predictor.forecaster.blend
-        return {**self.release.model_dump(), **({"blend": dict(blend)} if blend else {})}
+        blend, facts = self.predictor.forecaster.blend, self.predictor.forecaster.facts
+        reliable = facts.get("reliable_horizon")
+        return {
+            **self.release.model_dump(),
+            **({"blend": dict(blend)} if blend else {}),
+            **({"reliable_horizon": reliable} if type(reliable) is int else {}),
+        }
 
     @property
     def age_s(self) -> float:
@@ -176,17 +192,24 @@ class Slot:
         reload_s: float = 1.0,
         retry_s: float = 60.0,
         noticed: Noticed = lambda _: None,
+        measure: Measure = _unmeasured,
     ) -> None:
         self.current: InUse | None = None
+        self.refusal: standing.Refusal | None = None  # of what the folder points to
         self._folder = folder
         self._load = load
         self._reload_s = reload_s
         self._retry_s = retry_s
         self._noticed = noticed
+        self._measure = measure
         self._taken: str | None = None  # the sign of what is in use
         self._refused: tuple[str, float] | None = None  # what was refused, and when
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def beside(self, folder: Path) -> Slot:
+        """Another slot that is watched as this one is."""
+        return Slot(folder, load=self._load, reload_s=self._reload_s, retry_s=self._retry_s)
 
     def start(self) -> None:
         """Looks at the folder now and then, in a thread of its own, until `stop`."""
@@ -210,13 +233,15 @@ class Slot:
             return
         try:
             fresh = self._prepare()
+            point("reload.before_swap")
         except Exception as error:  # whatever a bundle does must not end the watch; the reason is logged
             self._refused = (sign, time.monotonic())
+            self.refusal = standing.Refusal(standing.reason(error, self._folder), time.monotonic())
             reason = error.message if isinstance(error, ForecasterError) else repr(error)
             log.error("a new bundle was refused, the old one goes on: %s", json.dumps(reason))
             self._noticed("refused")
             return
-        self.current, self._taken, self._refused = fresh, sign, None
+        self.current, self._taken, self._refused, self.refusal = fresh, sign, None, None
         log.info("in use: %s", fresh.release.model_dump_json())
         self._noticed("swapped")
 
@@ -232,7 +257,7 @@ class Slot:
         _check_digest(bundle, release)
         predictor = self._load(bundle)
         _warm_up(predictor)
-        return InUse(release, predictor, (bundle / "card.md").read_text(encoding="utf-8"))
+        return InUse(release, predictor, (bundle / "card.md").read_text(encoding="utf-8"), measure=self._measure)
 
 
 @contextmanager
@@ -264,7 +289,9 @@ def publish(slot: Path, bundle: Path, release: Release) -> None:
     link = slot / f".current-{release.digest[:16]}"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.relative_to(slot))
+    point("reload.staged")
     link.replace(slot / "current")
+    point("reload.linked")
     durable.sync_folder(slot)
 
 
@@ -274,6 +301,11 @@ def published(slot: Path) -> Release | None:
         return Release.read((slot / "current").resolve(strict=True))
     except (OSError, BundleDamaged):
         return None
+
+
+def bundle_of(slot: Path, release: Release) -> Path:
+    """The folder with the files of a release that is in the slot."""
+    return slot / "releases" / release.digest / "bundle"
 
 
 def prune(slot: Path, *, keep: int) -> None:

@@ -58,9 +58,9 @@ class Seal(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Seal:
-        """That of a server, which must have a key."""
-        assert settings.state_keys, "a server gets its key when it is built"
-        return cls(tuple(key.encode() for key in settings.state_keys.split(";")), settings.max_state)
+        """That of a server, which was given a key when it was built; else one that nobody will know again."""
+        keys = settings.with_state_key().state_keys
+        return cls(tuple(key.encode() for key in keys.split(";")), settings.max_state)
 
 
 class Model(NamedTuple):

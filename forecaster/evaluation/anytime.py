@@ -82,17 +82,17 @@ def capital(observations: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
     return np.concatenate([[1.0], np.exp(np.cumsum(np.log1p(bets * observations)))])
 
 
-def apart(origins: Int[np.ndarray, "origin"], *, horizon: int) -> Int[np.ndarray, "kept"]:
-    """Which of some origins to compare: the first, and each that is a horizon or more after the last one taken.
+def apart(origins: Int[np.ndarray, "origin"], endings: Int[np.ndarray, "origin"]) -> Int[np.ndarray, "kept"]:
+    """Which of some origins to compare: the first, and each that is not before the end of the forecasts of the last one taken.
 
     Forecasts of closer origins are about the same steps, and their errors would be counted twice as if they were news.
 
     Args:
-        origins: Steps since some start, ascending.
-        horizon: Steps ahead.
+        origins: Stamps of the last known values, ascending, as numbers.
+        endings: Stamps of the last steps that are foretold from each.
     """
     kept: list[int] = []
     for place, origin in enumerate(origins):
-        if not kept or origin - origins[kept[-1]] >= horizon:
+        if not kept or origin >= endings[kept[-1]]:
             kept.append(place)
     return np.array(kept, dtype=np.int64)

@@ -106,7 +106,7 @@ def calibration_plot(result: Backtest) -> Figure:
     Pooled over series, windows and steps, those that every forecaster answered.
     """
     figure = Figure(figsize=(5.5, 5.5), dpi=110, layout="constrained")
-    axes = _dressed(figure.add_subplot(), "Calibration")
+    axes = dressed(figure.add_subplot(), "Calibration")
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.plot([0, 1], [0, 1], color=BASELINE, linewidth=1.0, linestyle="--", label="as it should be")
     actual = np.where(result.comparable()[:, :, None], result.actual, np.nan)[..., None]
@@ -152,7 +152,7 @@ def _window(axes: Axes, result: Backtest, name: str, series: int) -> None:
     cut = len(one) - horizon
     first = max(0, cut - max(3 * horizon, 24))
     stamps, y, said = one.stamps, one.y, result.forecasts[name][series, -1]
-    _dressed(axes, "")
+    dressed(axes, "")
     axes.plot(stamps[first:cut], y[first:cut], color=HISTORY, linewidth=1.0, label="history")
     ahead = stamps[cut - 1 :]
     axes.plot(ahead, y[cut - 1 :], color=TRUTH, linewidth=1.2, label="what came")
@@ -182,10 +182,11 @@ def _place(axes: Axes, stamp: Stamp) -> float:
 
 def _axes(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
-    return figure, _dressed(figure.add_subplot(), title)
+    return figure, dressed(figure.add_subplot(), title)
 
 
-def _dressed(axes: Axes, title: str) -> Axes:
+def dressed(axes: Axes, title: str) -> Axes:
+    """Axes as all our pictures have them."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.6)

@@ -55,8 +55,8 @@ class Accuracy(NamedTuple):
 def pairs(ledger: Ledger, which: Which) -> Iterator[pd.DataFrame]:
     """Frames with a row for each step of a forecast whose actual is known.
 
-    Columns: forecast (counts up), key, part, origin, stamp, step, actual, mean, scale (NaN: none), unit, and a column for
-    each of LEVELS and, named `("shift", level)`, the shift in spreads that it holds.
+    Columns: forecast (counts up), key, part, origin, ending (the stamp of its last step), stamp, step, actual, mean, scale
+    (NaN: none), unit, and a column for each of LEVELS and, named `("shift", level)`, the shift in spreads that it holds.
     """
     number = 0
     for rows, actuals in ledger.joined(which):
@@ -105,7 +105,7 @@ def _frame(rows: Sequence[Any], actuals: Mapping[tuple[str, int], float], *, fir
     of = np.array(steps.pop("row"), dtype=np.int64)
     frame = pd.DataFrame({name: np.array(values) for name, values in steps.items()})
     frame["forecast"] = first + of
-    for name in ("key", "part", "origin"):
+    for name in ("key", "part", "origin", "ending"):
         frame[name] = np.array([getattr(row, name) for row in rows])[of]
     frame["scale"] = np.array([math.nan if row.scale is None else row.scale for row in rows])[of]
     for column, level in enumerate(LEVELS):

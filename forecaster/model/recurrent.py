@@ -31,6 +31,10 @@ class State(NamedTuple):
     cell: Float[Tensor, "slot row hidden"] | None  # LSTM only
 
 
+RunLayer = Callable[[nn.Module, Tensor, State, Tensor], tuple[Tensor, State]]
+"""Runs a layer over inputs from a state, with what has begun: its outputs, and the state after them."""
+
+
 class Recurrent(nn.Module):
     """A stack of recurrent layers.
 
@@ -54,7 +58,11 @@ class Recurrent(nn.Module):
         return State(zero, zero if self.has_cell else None)
 
     def forward(
-        self, inputs: Float[Tensor, "row step feature"], state: State, begun: Bool[Tensor, "row step"]
+        self,
+        inputs: Float[Tensor, "row step feature"],
+        state: State,
+        begun: Bool[Tensor, "row step"],
+        run_layer: RunLayer | None = None,
     ) -> tuple[Float[Tensor, "row step hidden"], State]:
         """Runs over the steps.
 
@@ -62,6 +70,7 @@ class Recurrent(nn.Module):
             inputs: One step after another.
             state: Where to go on from.
             begun: False on padding, which lies before the other steps of its row; the state passes over it unchanged.
+            run_layer: How one undilated layer is run; None: the fastest way.
         Returns:
             The top layer's output of each step (0 on padding), and the state after the last.
         """
@@ -73,7 +82,9 @@ class Recurrent(nn.Module):
             below = outputs
             if number and self.dropout:
                 outputs = functional.dropout(outputs, self.dropout, self.training)
-            outputs, reached = _run_dilated(layer, outputs, State(hiddens[number], cells[number]), begun, dilation)
+            outputs, reached = _run_dilated(
+                layer, outputs, State(hiddens[number], cells[number]), begun, dilation, run_layer or _run
+            )
             after.append(reached)
             if number and self.residual:
                 outputs = outputs + below
@@ -92,15 +103,21 @@ def step(
     return run(Layer("gru", inputs[:, None], hidden, None, begun, *weights)).hidden
 
 
+def woven(streams: Tensor, *, rows: int, steps: int) -> Tensor:
+    """Steps in their order, from the interleaved streams that a dilated layer was run as."""
+    dilation = len(streams) // rows
+    return streams.reshape(rows, dilation, -1, streams.shape[2]).transpose(1, 2).flatten(1, 2)[:, -steps:]
+
+
 def _run_dilated(
-    layer: nn.Module, inputs: Tensor, state: State, begun: Tensor, dilation: int
+    layer: nn.Module, inputs: Tensor, state: State, begun: Tensor, dilation: int, run_layer: RunLayer
 ) -> tuple[Float[Tensor, "row step hidden"], State]:
     """Runs a layer as `dilation` interleaved streams, each of which links its own steps only."""
     rows, steps = inputs.shape[:2]
     if dilation == 1:
-        return _run(layer, inputs, state, begun)
+        return run_layer(layer, inputs, state, begun)
     if steps == 1:  # a rollout's step: the oldest slot is used and replaced
-        outputs, new = _run(layer, inputs, _each(state, lambda slots: slots[:1]), begun)
+        outputs, new = run_layer(layer, inputs, _each(state, lambda slots: slots[:1]), begun)
         older = _each(state, lambda slots: slots[1:])
         cell = None if older.cell is None or new.cell is None else torch.cat([older.cell, new.cell])
         return outputs, State(torch.cat([older.hidden, new.hidden]), cell)
@@ -109,14 +126,15 @@ def _run_dilated(
     def into_streams(values: Tensor) -> Tensor:
         return values.reshape(rows, -1, dilation, *values.shape[2:]).transpose(1, 2).flatten(0, 1)
 
-    outputs, after = _run(
+    outputs, after = run_layer(
         layer,
         into_streams(functional.pad(inputs, (0, 0, pad, 0))),
         _each(state, lambda slots: slots.roll(pad, 0).transpose(0, 1).reshape(1, rows * dilation, -1)),
         into_streams(functional.pad(begun, (pad, 0))),
     )
-    woven = outputs.reshape(rows, dilation, -1, outputs.shape[2]).transpose(1, 2).flatten(1, 2)[:, pad:]
-    return woven, _each(after, lambda streams: streams.reshape(rows, dilation, -1).transpose(0, 1))
+    return woven(outputs, rows=rows, steps=steps), _each(
+        after, lambda streams: streams.reshape(rows, dilation, -1).transpose(0, 1)
+    )
 
 
 def _each(state: State, change: Callable[[Tensor], Tensor]) -> State:
@@ -128,10 +146,15 @@ def _run(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple
     if _torch_is_better(inputs) and bool(begun.all()):  # it knows no padding
         outputs, after = layer(inputs, state.hidden if state.cell is None else (state.hidden, state.cell))
         return outputs, State(*after) if isinstance(after, tuple) else State(after, None)
+    outputs, hidden, cell, _ = run(as_layer(layer, inputs, state, begun))
+    return outputs, State(hidden[None], None if cell is None else cell[None])
+
+
+def as_layer(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> Layer:
+    """One undilated layer, and all that it reads."""
     cell = None if state.cell is None else state.cell[0]
     weights = (getattr(layer, f"{name}_l0") for name in _WEIGHTS)
-    outputs, hidden, cell, _ = run(Layer(_KINDS[type(layer)], inputs, state.hidden[0], cell, begun, *weights))
-    return outputs, State(hidden[None], None if cell is None else cell[None])
+    return Layer(_KINDS[type(layer)], inputs, state.hidden[0], cell, begun, *weights)
 
 
 def _torch_is_better(inputs: Tensor) -> bool:

@@ -93,15 +93,17 @@ class Block(NamedTuple):
     memory: Memory
 
 
-def begin(model: Regressor, window: Window) -> tuple[Memory, Window]:
-    """The memory before the first step of a window, with the window's scale; and what is left to read.
+def begin(model: Regressor, window: Window, *, scale: Scale | None = None) -> tuple[Memory, Window]:
+    """The memory before the first step of a window, with the window's scale, or another; and what is left to read.
 
     The window's first `lead` steps are only there for lags and base to look back on. The scale is that of all the rest, or,
     where a network reads whole histories, of the first `context` steps of each.
     """
     rest, rows = window.part(slice(model.lead, None)), len(window.values)
     tracks = _tracks(model, rest)
-    if model.reads == "history" and tracks.shape[1] > model.context:
+    if scale is not None:
+        pass
+    elif model.reads == "history" and tracks.shape[1] > model.context:
         scale = settle(tracks, model.scaling, steps=model.context, season=model.season, transform=model.transform).scale
     else:
         scale = measure(tracks, model.scaling, season=model.season, transform=model.transform)

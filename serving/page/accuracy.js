@@ -22,7 +22,7 @@ export function accuracyOf(content) {
   const period = [content.since, content.until].filter(Boolean).map((stamp) => String(stamp).slice(0, 10).split("-").length === 3 ? stampTold(String(stamp).slice(0, 10), false) : String(stamp)).join(" to ");
   const row = (title, one) => [title, one.n, one.mae, one.bias, one.mase, ...shares.map((share) => (typeof one.coverage?.[share] === "number" ? percent(one.coverage[share]) : null))];
   return [
-    make("p", {}, `${told(scored)} of ${told(forecasts)} forecast values were held against what came${period === "" ? "" : `, ${period}`}.`),
+    make("p", {}, `${told(scored)} of ${told(forecasts)} forecasts were held against what came${period === "" ? "" : `, ${period}`}.`),
     make("figure", {}, make("figcaption", {}, `${name} by step ahead; lower is better`), bars(steps.map((one) => [one.step, one[measure]]))),
     make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Accuracy by step ahead as a table" },
       tableOf("Accuracy by step ahead", ["Step", "Scored", "MAE", "Bias", "MASE", ...shares.map((share) => `Within ${percent(Number(share))} band`)],
@@ -32,9 +32,11 @@ export function accuracyOf(content) {
 
 function bars(pairs) {
   const most = Math.max(...pairs.map(([, value]) => value ?? 0)) || 1;
-  const { ticks, step } = valueTicks(0, most, 4);
+  const { step } = valueTicks(0, most, 4);
+  const top = Math.ceil(most / step - 1e-9) * step;
+  const { ticks } = valueTicks(0, top, top / step);
   const format = valueFormat(ticks, step);
-  const top = Math.max(most, ticks.at(-1)), width = (WIDTH - LEFT - 8) / pairs.length;
+  const width = (WIDTH - LEFT - 8) / pairs.length;
   const y = (value) => HEIGHT - BOTTOM - (value / top) * (HEIGHT - BOTTOM - TOP);
   const every = Math.ceil(28 / width);
   return draw("svg", { class: "plot bars", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": "Bars of the error by step ahead; the table below has the numbers" },

@@ -40,7 +40,7 @@ const view = new Outcome(() => known.chosen && {
   notes: known.notes,
   running: known.running !== null,
   all: known.series.length,
-  forecasts: () => known.series.map((one) => known.outcomes.get(one.id)).filter((one) => one !== undefined && !one.error),
+  forecasts: given,
 });
 
 // --- the data -------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ function take(table, name) {
   const series = table.series?.length ?? 1;
   const rows = table.rows ?? table.series.reduce((sum, one) => sum + one.y.length, 0);
   put(byId("data-says"), `${name}: ${series === 1 ? "1 series" : `${series.toLocaleString("en")} series`}, ${rows.toLocaleString("en")} rows`);
-  byId("data-step").open = table.column !== undefined;
+  byId("data-step").open = table.column !== undefined || document.activeElement === byId("paste"); // who types, goes on
   byId("start-field").hidden = byId("freq-hint").hidden = table.column === undefined;
   frequencies(table.column === undefined);
   arrange();
@@ -163,9 +163,14 @@ async function forecast() {
       byId("progress").hidden = true;
       byId("controls").removeAttribute("aria-busy");
       options();
-      if (known.chosen !== null) byId("save-csv").disabled = known.outcomes.size === 0;
+      byId("save-csv").disabled = given().length === 0;
     }
   }
+}
+
+/** The forecasts that there are, in the order of the series. */
+function given() {
+  return known.series.map((one) => known.outcomes.get(one.id)).filter((one) => one !== undefined && !one.error);
 }
 
 async function answered(queue, asked, signal) {
@@ -232,7 +237,7 @@ async function meet() {
     if (known.table?.column !== undefined && known.series.length === 0) arrange();
   } catch (error) {
     known.told = null;
-    put(place, error.status === 401 ? "a key is needed" : error.status === 503 ? "no model yet" : "");
+    put(place, { 401: "a key is needed", 403: "this key is for something else", 503: "no model yet" }[error.status] ?? "");
     if (error.status === 401) openKey(false);
     if (error.status === 503) setTimeout(meet, SOON_MS);
   }
@@ -260,8 +265,10 @@ async function changeKey(key) {
 
 // --- the views ------------------------------------------------------------------------------------------------------
 
+/** What a step is called: as was declared, or as the model that answered knows it. */
 function unit() {
-  const name = byId("freq").value || known.told?.freq;
+  const fits = known.chosen !== null && known.outcomes.get(known.chosen.id)?.error === undefined && known.model !== null;
+  const name = byId("freq").value || (fits ? known.told?.freq : undefined);
   return name === undefined || !/^[a-z]+$/.test(stepName(name)) ? "step" : stepName(name);
 }
 

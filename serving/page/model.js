@@ -22,9 +22,9 @@ export async function showModel() {
     const [{ content }, accuracy] = await Promise.all([ask("/v1/model"), accuracyPart()]);
     clear(messages);
     put(body,
-      make("div", { class: "model-grid" }, facts(content), scores(content)),
-      make("section", { class: "card" }, make("h2", {}, "Since it serves"), accuracy),
-      make("article", { class: "card prose", "aria-label": "Model card" }, elementsOf(content.card, 2)));
+      make("div", { class: "model-grid" },
+        make("div", {}, facts(content), make("article", { class: "card prose", "aria-label": "Model card" }, elementsOf(content.card, 2))),
+        make("div", {}, scores(content), make("section", { class: "card" }, make("h2", {}, "Since it serves"), accuracy))));
   } catch (error) {
     put(body);
     tell(messages, error);
@@ -40,7 +40,7 @@ async function accuracyPart() {
     if (!(error instanceof Failure)) throw error;
     const off = "This server keeps no record of its forecasts, so that there is nothing to score.";
     const closed = "This key may not see how the served forecasts did.";
-    const text = error.status === 403 ? closed : error.status === 404 || error.status === 422 ? off : `Not to be had now: ${error.message}`;
+    const text = { ledger_off: off, not_found: off, forbidden: closed }[error.code] ?? `Not to be had now: ${error.message}`;
     return [make("p", { class: "calm" }, text)];
   }
 }

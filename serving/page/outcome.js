@@ -34,7 +34,7 @@ export class Outcome {
     byId("range").hidden = series.y.length <= shown(now);
     byId("save-csv").disabled = now.running || now.forecasts().length === 0; // half of them would look like all
     put(byId("action-says"));
-    this.chart.show(this.picture(now, byId("range").elements.range.value === "all"));
+    this.chart.show(this.picture(now, byId("range").querySelector("input:checked").value === "all"));
     this.table();
     this.code();
     const messages = byId("messages");

@@ -10,7 +10,7 @@ const MOST = 500; // rows of history
 export function tableOf(caption, head, rows) {
   const cell = (value, place) => {
     const text = typeof value === "number" ? told(value) : value ?? "–";
-    const number = typeof value === "number" || value === null || value === undefined;
+    const number = typeof value === "number" || value === null || value === undefined || /^[\d.]+ %$/.test(value);
     return place === 0 ? make("th", { scope: "row" }, String(text)) : make("td", { class: number ? "number" : null }, text);
   };
   return make("table", {},

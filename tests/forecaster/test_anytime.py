@@ -84,7 +84,12 @@ def test_nothing_observed_says_nothing() -> None:
     assert standing(np.zeros(9), np.zeros(9))[2:] == (1.0, 1.0)
 
 
-def test_origins_are_a_horizon_apart() -> None:
-    assert apart(np.array([0, 1, 5, 6, 11, 12, 30]), horizon=6).tolist() == [0, 3, 5, 6]
-    assert apart(np.array([3]), horizon=100).tolist() == [0]
-    assert apart(np.empty(0, dtype=np.int64), horizon=2).tolist() == []
+def test_origins_are_a_forecast_apart() -> None:
+    def kept(*origins: int, horizon: int) -> list[int]:
+        found = np.array(origins, dtype=np.int64)
+        return [int(place) for place in apart(found, found + horizon)]
+
+    assert kept(0, 1, 5, 6, 11, 12, 30, horizon=6) == [0, 3, 5, 6]
+    assert kept(3, horizon=100) == [0]
+    assert kept(horizon=2) == []
+    assert apart(np.array([0, 2, 4]), np.array([4, 3, 5])).tolist() == [0, 2]

@@ -24,7 +24,7 @@ from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
 from serving import routes
 from serving.settings import Settings
-from serving.slot import Load, Release, Slot, publish, staging
+from serving.slot import Load, Release, publish, staging
 
 LEAST = 3
 
@@ -128,7 +128,7 @@ class Client:
     """Asks an application in this process, from outside its event loop."""
 
     def __init__(self, served: routes.Served, portal: BlockingPortal) -> None:
-        self.slot = served.slot
+        self.slot, self.beside = served.slot, served.beside
         self._portal = portal
         self._transport = httpx.ASGITransport(app=served.app, raise_app_exceptions=False)
 
@@ -158,9 +158,8 @@ def application(slot_folder: Path) -> Iterator[MakeClient]:
 
         def make(*, load: Load = load_stub, **fields: Any) -> Client:
             settings = Settings(slot=slot_folder, reload_s=0.01, **fields)
-            slot = Slot(slot_folder, load=load, reload_s=settings.reload_s)
-            served = routes.build(settings, slot=slot)
-            slot.check()
+            served = routes.build(settings, load=load)
+            served.slot.check()
             stack.enter_context(portal.wrap_async_context_manager(served.routes.router.lifespan_context(served.routes)))
             return Client(served, portal)
 

@@ -95,7 +95,7 @@ def test_a_deadline_is_only_ever_made_sooner() -> None:
     assert deadline.within(None) == deadline == deadline.within(5000)
     assert deadline.within(100).seconds == 0.1
     assert 0 < deadline.left <= 1
-    assert Deadline(0.0, 0.0).left == 0
+    assert Deadline(0.0, 0.0, threading.Event()).left == 0
 
 
 def test_what_the_work_raises_comes_out(gate: threading.Event) -> None:
@@ -107,6 +107,33 @@ def test_what_the_work_raises_comes_out(gate: threading.Event) -> None:
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 await admission.run(fails)
+        admission.close()
+
+    asyncio.run(story())
+
+
+def test_work_for_a_client_who_left_is_given_up(gate: threading.Event) -> None:
+    async def story() -> None:
+        admission, began = Admission(threads=1, places=2, timeout_s=20), time.monotonic()
+        left = asyncio.Event()
+
+        async def leaves() -> None:
+            await left.wait()
+
+        def work(deadline: Deadline) -> None:
+            while not gate.wait(0.01):
+                deadline.check()
+
+        deadlines = [admission.deadline() for _ in range(2)]
+        asked = [asyncio.create_task(admission.run(work, one, deadline=one, leaves=leaves)) for one in deadlines]
+        await asyncio.sleep(0.3)
+        left.set()
+        for one in asked:
+            with pytest.raises(Problem) as problem:
+                await one
+            assert problem.value.status == 499
+        assert await admission.run(lambda: "next") == "next", "the thread is free again"
+        assert time.monotonic() - began < 10
         admission.close()
 
     asyncio.run(story())

@@ -108,3 +108,10 @@ def test_the_page_asks_nobody_else_and_has_nothing_written_into_it() -> None:
         )
     home = (assets.FOLDER / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", home)
+
+
+def test_all_modules_are_asked_for_at_once() -> None:
+    scripts = {file.name for file in assets.FOLDER.glob("*.js")} - {"main.js"}
+    beside = {"reader.js", "csv.js", "gaps.js"}  # of the worker
+    home = (assets.FOLDER / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'rel="modulepreload" href="/page/([a-z]+\.js)"', home)) == scripts - beside

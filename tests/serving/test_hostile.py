@@ -201,6 +201,15 @@ def test_a_hostile_body_is_refused_and_the_next_is_answered(client: Client, name
     assert client.post("/v1/forecast", content=GOOD, headers=JSON).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/explain", "/v1/backtest"])
+@pytest.mark.parametrize("name", BODIES)
+def test_no_hostile_body_is_answered_by_the_other_routes(client: Client, name: str, path: str) -> None:
+    content, status = BODIES[name]
+    answer = client.post(path, content=content, headers=JSON)
+    assert answer.status_code == status, answer.text
+    check_shape(answer)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status"),
     [

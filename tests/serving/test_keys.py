@@ -75,7 +75,7 @@ def test_what_stood_in_the_file_stays(file: Path) -> None:
 
 @pytest.mark.parametrize("headers", [{}, bearer("wrong"), {"authorization": "Basic wrong"}, {"x-api-key": ""}])
 @pytest.mark.parametrize(
-    "path", ["/v1/forecast", "/v1/model", "/metrics", "/docs.json", "/livez/", "//livez", "/nowhere"]
+    "path", ["/v1/forecast", "/v1/model", "/metrics", "/docs.json", "/livez/", "http://forecaster//livez", "/nowhere"]
 )
 def test_who_has_no_key_gets_a_401_in_the_one_shape(client: Client, path: str, headers: dict[str, str]) -> None:
     answer = client.post(path, json=GOOD, headers=headers)

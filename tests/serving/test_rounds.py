@@ -81,7 +81,7 @@ def test_a_round_that_does_not_end_in_time_is_left_out() -> None:
 def test_before_the_least_were_drawn_there_is_no_answer() -> None:
     draw, _ = counted(1)
     with pytest.raises(Problem) as caught:
-        in_rounds(draw, samples=500, steps=STEPS, deadline=Deadline(time.monotonic() - 2, 1))
+        in_rounds(draw, samples=500, steps=STEPS, deadline=Deadline.after(0))
     assert caught.value.code == "deadline_passed"
 
 

@@ -19,7 +19,7 @@ from tests.samples import make_forecaster, make_spec
 PROGRAM = """
 import asyncio, json, sys
 from pathlib import Path
-from serving import routes
+from serving import routes, service
 from serving.settings import Settings
 
 served = routes.build(Settings(slot=Path(sys.argv[1])))
@@ -42,7 +42,7 @@ async def send(message):
 asyncio.run(served.app(scope, receive, send))
 assert sent[0]["status"] == 200, sent
 print(json.dumps({"engine": type(model.predictor.engine).__name__,
-                  "found": sorted({"torch", "pytorch_lightning", "mlflow", "bentoml.bentos"} & set(sys.modules)),
+                  "found": sorted({"torch", "pytorch_lightning", "mlflow", "matplotlib"} & set(sys.modules)),
                   "mean": json.loads(sent[1]["body"])["forecasts"][0]["mean"]}))
 """
 

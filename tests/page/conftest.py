@@ -1,0 +1,145 @@
+"""A Chromium, the real application behind uvicorn in a thread, and a page that must not complain or ask anyone else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from forecaster import artifact
+from serving import routes
+from serving.settings import Settings
+from serving.slot import Load, Release, Slot, publish, staging
+from tests.serving.conftest import load_stub, write_stub
+
+SWITCHES = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE_MS = 8000
+# What a browser says of an answer that is an error: the page tells it, and so it is expected.
+TOLD = "Failed to load resource: the server responded with a status of 4"
+WATCH = """
+window.violations = [];
+window.xss = 0;
+document.addEventListener("securitypolicyviolation", (one) => violations.push(`${one.violatedDirective} ${one.blockedURI}`));
+"""
+
+
+def chromium() -> str | None:
+    """The browser of this machine."""
+    named = os.environ.get("FORECASTER_CHROMIUM")
+    if named:
+        return named
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = chromium()
+    if path is None:
+        pytest.skip("no Chromium: neither FORECASTER_CHROMIUM nor one on the PATH")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+def publish_card(slot: Path, card: str, *, freq: str = "h") -> None:
+    """A stub in the slot whose card says this."""
+    with staging(slot) as draft:
+        write_stub(draft / "bundle", freq=freq)
+        (draft / "bundle" / "card.md").write_text(card)
+        publish(slot, draft / "bundle", Release(name="stub", version="1", digest=artifact.digest(draft / "bundle")))
+
+
+@contextmanager
+def served(slot_folder: Path, *, load: Load = load_stub, **fields: Any) -> Iterator[str]:
+    """The address of a running application."""
+    uvicorn = pytest.importorskip("uvicorn")
+    settings = Settings(slot=slot_folder, **fields)
+    slot = Slot(slot_folder, load=load, reload_s=settings.reload_s)
+    application = routes.build(settings, slot=slot)
+    slot.check()
+
+    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+        await (application.routes if scope["type"] == "lifespan" else application.app)(scope, receive, send)
+
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                front, log_level="error", lifespan="on", ws="none", loop="asyncio", timeout_graceful_shutdown=1
+            )
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{door.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An application that repeats the last value of hourly series, and takes few series at once."""
+    slot = tmp_path_factory.mktemp("page") / "slot"
+    publish_card(slot, "# A stub\n\nRepeats the **last** value.\n")
+    with served(slot, max_series=60) as address:
+        yield address
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def visit(browser: Any, url: str) -> Iterator[Open]:
+    """Opens the page; at the end, it must not have complained or asked another server."""
+    contexts: list[Any] = []
+    complaints: list[str] = []
+    pages: list[Any] = []
+
+    def open_page(address: str = url, **context: Any) -> Any:
+        contexts.append(
+            browser.new_context(permissions=["clipboard-read", "clipboard-write"], accept_downloads=True, **context)
+        )
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.add_init_script(WATCH)
+        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda asked: (
+                None if asked.url.startswith((address + "/", "blob:", "data:")) else complaints.append(asked.url)
+            ),
+        )
+        page.goto(address)
+        page.wait_for_selector("#in-use:not(:empty)")
+        pages.append(page)
+        return page
+
+    yield open_page
+    seen = [page.evaluate("[violations, xss]") for page in pages]
+    for context in contexts:
+        context.close()
+    assert seen == [[[], 0]] * len(pages)
+    assert [said for said in complaints if not said.startswith(TOLD)] == []

@@ -1,0 +1,253 @@
+"""The first view in a browser: data in, a forecast out, read, saved and copied."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pytest
+
+from tests.page.conftest import Open
+
+HOURS = [f"2026-01-01T{hour:02}:00" for hour in range(24)]
+GOOD = "unique_id,ds,y\n" + "".join(f"shop,{ds},{place}.5\n" for place, ds in enumerate(HOURS))
+
+
+def paste(page: Any, text: str) -> None:
+    page.fill("#paste", text)
+
+
+def drawn(page: Any) -> None:
+    """Waits for a forecast; a flat line has no height, so that a browser calls it hidden."""
+    page.wait_for_selector("#chart .next", state="attached")
+
+
+def forecast(page: Any) -> None:
+    page.click("#go")
+    drawn(page)
+
+
+def asked_of(page: Any) -> dict[str, Any]:
+    """The body of the next forecast that is asked for."""
+    with page.expect_request("**/v1/forecast") as asked:
+        page.click("#go")
+    body: dict[str, Any] = asked.value.post_data_json
+    return body
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_from_the_example_to_the_downloads(visit: Open, tmp_path: Path) -> None:
+    page = visit()
+    page.click("#example-too")
+    drawn(page)
+    assert page.locator("#chart .band").count() == 2
+    assert page.locator(".legend li").all_text_contents() == ["history", "forecast", "80 % band", "95 % band"]
+    assert "24 hours ahead by stub, version 1" in page.text_content("#outcome-says")
+
+    with page.expect_download() as coming:
+        page.click("#save-csv")
+    coming.value.save_as(tmp_path / "forecast.csv")
+    rows = rows_of((tmp_path / "forecast.csv").read_text())
+    assert list(rows[0]) == ["unique_id", "ds", "mean", "0.025", "0.1", "0.9", "0.975"]
+    assert [row["unique_id"] for row in rows[::24]] == ["coffee", "ice cream", "soup"]
+    assert len({row["ds"] for row in rows}) == 24
+    assert float(rows[0]["0.9"]) == pytest.approx(float(rows[0]["mean"]) + 0.9)
+
+    with page.expect_download() as coming:
+        page.click("#save-png")
+    assert coming.value.suggested_filename == "coffee-forecast.png"
+    coming.value.save_as(tmp_path / "chart.png")
+    picture = (tmp_path / "chart.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20]) > 1000, "pixels wide"
+
+    page.select_option("#series", label="soup")
+    assert page.text_content("#outcome-title") == "soup"
+    page.click("#table-fold summary")
+    table = page.locator("#table tbody tr").all()
+    assert table[0].text_content().startswith(rows[48]["ds"])
+
+
+def test_what_is_copied_asks_for_the_same(visit: Open, url: str) -> None:
+    page = visit()
+    hostile = 'it\'s "so" $HOME \\ `x`'
+    paste(page, GOOD.replace("shop", '"' + hostile.replace('"', '""') + '"'))
+    page.wait_for_selector("#outcome:not([hidden])")
+    forecast(page)
+    page.click("#copy-curl")
+    page.wait_for_selector("#action-says:text-is('Copied as curl.')")
+    command: str = page.evaluate("navigator.clipboard.readText()")
+    head, body, end = command.strip().rsplit("\n", 2)
+    assert head.startswith(f"curl -sS {url}/v1/forecast")
+    assert head.endswith("<<'JSON'")
+    assert end == "JSON"
+    assert json.loads(body)["series"][0]["id"] == hostile
+    answer = httpx.post(f"{url}/v1/forecast", content=body, headers={"content-type": "application/json"}).json()
+    assert answer["forecasts"][0]["mean"] == [23.5] * 24
+
+    page.click("#copy-python")
+    page.wait_for_selector("#action-says:text-is('Copied as Python.')")
+    program = ast.parse(page.evaluate("navigator.clipboard.readText()"))
+    constants = [node.value for node in ast.walk(program) if isinstance(node, ast.Constant)]
+    assert {hostile, url, HOURS[0], 23.5, 24, 0.975} <= set(constants)
+
+
+SPOILT = [
+    ("unique_id,ds,y\na,2026-01-01,1\na,2026-01-02,1.3x\n", "a number, or nothing", "line 3"),
+    ("ds,y\n2026-01-01,1\n\n01/02/2026,2\n", "a stamp like", "line 4"),
+    ("ds,y\n2026-01-01,1\n2026-01-02\n", "2 columns", "line 3"),
+    ("ds,y\n2026-01-01,1\n2026-01-01,2\n", "every stamp once", "lines 2 and 3"),
+    ("day,shop,region,turnover\n2026-01-01,a,b,2\n", "the columns unique_id, ds and y", "line 1"),
+    ('ds,y\n"2026-01-01,1\n', "a closing quote", "line 2"),
+    ("unique_id,ds,y\na,2026-02-30,1\n", "a stamp like", "line 2"),
+    ("ds,y\n2026-01-01,\n2026-01-02,NA\n", "numbers in the series", "line 2"),
+    ("ds\ty\n2026-01-01\t1,5\n", "a number", "line 2"),
+    ("ds,y\n", "values below the header", "line 1"),
+]
+
+
+def test_a_table_that_cannot_be_read_is_explained(visit: Open) -> None:
+    page = visit()
+    for text, expected, where in SPOILT:
+        paste(page, text)
+        page.wait_for_selector(f"#messages dd:has-text('{expected}')")
+        names, told = (page.locator(f"#messages {part}").all_text_contents() for part in ("dt", "dd"))
+        assert names == ["Expected", "Found", "Where", "What to do"]
+        assert told[2] == where, text
+        assert page.is_disabled("#go")
+    paste(page, GOOD)
+    page.wait_for_selector("#outcome:not([hidden])")
+    assert page.locator("#messages .message").count() == 0
+
+
+TABLES: list[tuple[str, list[Any], list[Any]]] = [
+    ("ds;y\n01.01.2026 08:00;1,5\n01.01.2026 09:00;\n01.01.2026 10:00;-2\n",
+     [f"2026-01-01 {hour:02}:00" for hour in range(8, 11)], [1.5, None, -2]),
+    ("y\tds\n1.5\t2026-01-01T08:00Z\n3e2\t2026-01-01T10:00Z\n2\t2026-01-01T09:00Z\n4\t2026-01-01T12:00Z\n5\t2026-01-01T13:00Z\n",
+     [f"2026-01-01T{hour:02}:00Z" for hour in range(8, 14)], [1.5, 2, 300, None, 4, 5]),
+    ("\ufeff2026-01-01,1\r\n2026-01-02,2\r\n2026-01-03,\r\n", ["2026-01-01", "2026-01-02"], [1, 2]),
+    ("ds,y\n2025-11-30,1\n2025-12-31,2\n2026-02-28,3\n2026-03-31,4\n2026-04-30,5\n",
+     ["2025-11-30", "2025-12-31", "2026-01-31", "2026-02-28", "2026-03-31", "2026-04-30"], [1, 2, None, 3, 4, 5]),
+    ("ds,y\n7,1\n8,2\n11,3\n12,4\n", [7, 8, 9, 10, 11, 12], [1, 2, None, None, 3, 4]),
+]  # fmt: skip
+
+
+def test_tables_as_people_have_them(visit: Open) -> None:
+    page = visit()
+    for text, ds, y in TABLES:
+        paste(page, text)
+        rows = len(text.splitlines()) - ("y" in text)
+        page.wait_for_selector(f"#data-says:text-is('pasted: 1 series, {rows} rows')")
+        assert asked_of(page)["series"] == [{"id": "series", "ds": ds, "y": y}]
+
+
+def test_one_column_asks_for_its_beginning(visit: Open) -> None:
+    page = visit()
+    paste(page, "demand\n1\n2,5\n")
+    page.wait_for_selector("#messages .message")
+    paste(page, "demand\n1\n2.5\n3\n4\n")
+    page.wait_for_selector("#start-field:not([hidden])")
+    assert page.input_value("#freq") == "h", "as the model"
+    page.fill("#start", "tomorrow")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#messages .message")
+    assert page.is_disabled("#go")
+    page.fill("#start", "2026-01-01T05:00")
+    page.keyboard.press("Tab")
+    assert asked_of(page)["series"] == [
+        {"id": "series", "start": "2026-01-01T05:00:00", "freq": "h", "y": [1, 2.5, 3, 4]}
+    ]
+    drawn(page)
+    page.click("#table-fold summary")
+    assert "2026-01-01T09:00" in page.text_content("#table tbody tr:first-child")
+
+
+def test_values_are_read_with_the_keyboard(visit: Open) -> None:
+    page = visit(reduced_motion="reduce")
+    paste(page, GOOD)
+    page.wait_for_selector("#outcome:not([hidden])")
+    forecast(page)
+    page.focus("#chart-box")
+    page.keyboard.press("ArrowRight")
+    read = page.text_content("#chart-live")
+    assert read == "2 Jan 2026, 00:00, forecast 23.5, 80 % 23.6 to 24.4, 95 % 23.525 to 24.475, step 1"
+    page.keyboard.press("ArrowLeft")
+    assert page.text_content("#chart-live") == "1 Jan 2026, 23:00, observed 23.5"
+    assert page.is_visible(".tip")
+    page.keyboard.press("End")
+    assert "step 24" in page.text_content("#chart-live")
+    page.keyboard.press("Home")
+    assert "observed 0.5" in page.text_content("#chart-live")
+    page.keyboard.press("PageDown")
+    assert "observed 10.5" in page.text_content("#chart-live")
+    page.keyboard.press("Escape")
+    assert not page.is_visible(".tip")
+    assert page.get_attribute("#chart-live", "aria-live") == "polite"
+
+
+def test_a_change_is_asked_again_and_a_series_that_fails_says_why(visit: Open) -> None:
+    page = visit()
+    paste(page, GOOD + "short,2026-01-01T00:00,1\nshort,2026-01-01T01:00,1\n")
+    page.wait_for_selector("#outcome:not([hidden])")
+    forecast(page)
+    page.fill("#horizon", "5")
+    with page.expect_request("**/v1/forecast") as asked:
+        page.keyboard.press("Tab")
+    assert asked.value.post_data_json["horizon"] == 5
+    with page.expect_request("**/v1/forecast") as asked:
+        page.uncheck("#bands input[value='0.95']", force=True)
+    assert asked.value.post_data_json["levels"] == [0.1, 0.9]
+    page.wait_for_selector(".legend:not(:has-text('95 %'))")
+    assert page.locator("#chart .band").count() == 1
+    page.select_option("#series", index=1)
+    told = page.text_content("#messages .message")
+    assert "No forecast of short" in told
+    assert page.locator("#chart .next").count() == 0
+    assert "short (no forecast)" in page.locator("#series option").all_text_contents()
+    with page.expect_download():
+        page.click("#save-csv")
+    assert "1 of 2 series" in page.text_content("#action-says")
+
+
+def test_more_series_than_a_request_may_have(visit: Open, tmp_path: Path) -> None:
+    page = visit()
+    table = "unique_id,ds,y\n" + "".join(f"s{name},{ds},{name}\n" for name in range(130) for ds in HOURS[:4])
+    (tmp_path / "many.csv").write_text(table)
+    page.set_input_files("#file", tmp_path / "many.csv")
+    page.wait_for_selector("#series-search:not([hidden])")
+    page.click("#go")
+    page.wait_for_selector("#progress", state="hidden")
+    page.wait_for_selector("#save-csv:enabled")
+    with page.expect_download() as coming:
+        page.click("#save-csv")
+    coming.value.save_as(tmp_path / "forecast.csv")
+    rows = rows_of((tmp_path / "forecast.csv").read_text())
+    assert [row["mean"] for row in rows[::24]] == [str(name) for name in range(130)]
+    page.fill("#series-search", "s129")
+    assert page.locator("#series option").all_text_contents() == ["s129"]
+
+
+def test_a_large_table_does_not_freeze_the_page(visit: Open, tmp_path: Path) -> None:
+    page = visit()
+    stamps = pd.date_range("2010-01-01", periods=100_000, freq="h").strftime("%Y-%m-%dT%H:%M")
+    (tmp_path / "large.csv").write_text("ds,y\n" + "".join(f"{ds},{place % 97}\n" for place, ds in enumerate(stamps)))
+    page.evaluate("""() => {
+      window.longest = 0; let last = performance.now();
+      setInterval(() => { const now = performance.now(); longest = Math.max(longest, now - last); last = now; }, 10);
+    }""")
+    page.set_input_files("#file", tmp_path / "large.csv")
+    page.wait_for_selector("#outcome:not([hidden])", timeout=20_000)
+    assert "120 values of history" in page.get_attribute("#chart-box", "aria-label"), "five horizons"
+    page.check("#range input[value='all']", force=True)
+    page.wait_for_selector("#chart-box[aria-label*='100000 values of history']")
+    assert "100,000" in page.text_content("#data-says")
+    assert len(page.get_attribute("#chart .past", "d")) < 200_000, "drawn as its outline"
+    assert page.evaluate("longest") < 1500, "milliseconds"

@@ -1,0 +1,211 @@
+"""Both views in a browser: the model, keys, hostile text, light and dark, narrow and wide."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from serving import keys
+from serving.accuracy import AccuracyAnswer
+from tests.page.conftest import Open, publish_card, served
+from tests.page.test_forecast_view import GOOD, drawn, forecast, paste
+
+XSS = "<img src=x onerror='xss=1'>"
+ACCURACY = {
+    "model": None,
+    "since": "2026-01-01T00:00:00Z",
+    "until": "2026-02-01T00:00:00Z",
+    "forecasts": 1200,
+    "scored": 800,
+    "overall": {"n": 800, "mae": 2.5, "bias": -0.1, "mase": 0.8, "coverage": {"0.8": 0.79}, "width": {"0.8": 6.0}},
+    "by_horizon": [
+        {
+            "step": step,
+            "n": 100,
+            "mae": 2.0 + step / 8,
+            "bias": 0.0,
+            "mase": None,
+            "coverage": {"0.8": 0.8},
+            "width": {},
+        }
+        for step in range(1, 9)
+    ],
+}
+
+
+def test_the_model_and_how_it_does(visit: Open) -> None:
+    AccuracyAnswer.model_validate_json(json.dumps(ACCURACY))  # what is shown is what the server answers
+    page = visit()
+    page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY))
+    page.click("#to-model")
+    page.wait_for_selector(".prose")
+    assert page.title() == "Model · forecaster"
+    assert "stub, version 1" in page.text_content(".facts")
+    assert page.text_content(".prose strong") == "last"
+    assert page.locator(".bars .bar").count() == 8
+    table = page.locator("[aria-label='Accuracy by step ahead as a table'] tbody tr").all_text_contents()
+    assert len(table) == 9
+    assert table[0].startswith("all8002.5-0.10.879 %")
+    page.click("#to-forecast")
+    assert page.is_visible("#controls")
+
+
+def refuse(route: Any, _: Any, *, status: int, content: str) -> None:
+    route.fulfill(status=status, body=content)
+
+
+def test_a_server_without_records_is_no_alarm(visit: Open) -> None:
+    page = visit()
+    answers = {"keeps no record": (404, "ledger_off"), "may not see": (403, "forbidden"), "Not to be had": (404, "odd")}
+    for told, (status, code) in answers.items():
+        content = json.dumps({"error": {"code": code, "message": "Expected a ledger.", "where": None}})
+        page.route("**/v1/accuracy", partial(refuse, status=status, content=content))
+        page.click("#to-forecast")
+        with page.expect_response("**/v1/accuracy"):
+            page.click("#to-model")
+        page.wait_for_selector(f".calm:has-text('{told}')")
+        assert page.locator(".message").count() == 0
+
+
+def test_foreign_text_stays_text(visit: Open, tmp_path: Path) -> None:
+    table = f"| {XSS} | a |\n|---|---|\n| {XSS} | 1 |"
+    card = f"# {XSS}\n\n{XSS} **{XSS}** [x](javascript:xss=1)\n\n- {XSS}\n\n{table}\n\n```\n{XSS}\n```\n<script>xss=1</script>\n"
+    publish_card(tmp_path / "slot", card)
+    with served(tmp_path / "slot") as address:
+        page = visit(address)
+        paste(page, GOOD.replace("shop", f'"{XSS}"') + '"<script>xss=1</script>",2026-01-01T00:00,1\n')
+        page.wait_for_selector("#outcome:not([hidden])")
+        forecast(page)
+        assert page.text_content("#outcome-title") == XSS
+        for fold in ("#table-fold", "#code-fold"):
+            page.click(f"{fold} summary")
+        page.select_option("#series", index=1)
+        page.wait_for_selector("#messages .message")
+        page.click("#to-model")
+        page.wait_for_selector(".prose")
+        assert page.text_content(".prose").count(XSS) == 7
+        assert page.locator("main :is(script, iframe), .prose :is(img, a)").count() == 0
+        assert page.locator("img").count() == 1, "the brand's"
+
+
+def test_with_keys_on(visit: Open, tmp_path: Path) -> None:
+    publish_card(tmp_path / "slot", "# A stub\n")
+    key = keys.new("reader", ["read"], tmp_path / "keys")
+    with served(tmp_path / "slot", keys_file=tmp_path / "keys") as address:
+        page = visit(address)
+        addresses: list[str] = []
+        page.on("request", lambda asked: addresses.append(asked.url))
+        assert page.text_content("#in-use") == "a key is needed"
+        paste(page, GOOD)
+        page.wait_for_selector("#outcome:not([hidden])")
+        page.click("#go")
+        page.wait_for_selector("#messages .message")
+        told = page.text_content("#messages")
+        assert "This server asks for a key" in told
+        assert re.search(r"Request[0-9a-f]{16}", told), "the id that is in the server's log"
+        assert page.evaluate("document.activeElement.id") == "key"
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#in-use b")
+        forecast(page)
+        page.click("#copy-curl")
+        page.wait_for_selector("#action-says:text-is('Copied as curl.')")
+        command = page.evaluate("navigator.clipboard.readText()")
+        assert "$FORECASTER_KEY" in command
+        assert key not in command + page.content() + "".join(addresses)
+        kept = page.evaluate("[Object.values({...sessionStorage}), Object.values({...localStorage}), document.cookie]")
+        assert kept == [[key], [], ""]
+        page.reload()
+        page.wait_for_selector("#in-use b")
+        page.click("#key-open")
+        page.click("#key-forget")
+        page.wait_for_selector("#in-use:text-is('a key is needed')")
+        assert page.evaluate("sessionStorage.length") == 0
+
+
+def luminance(color: str) -> float:
+    """Relative luminance (WCAG 2.2) of rgb(r, g, b)."""
+    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", color)[:3])
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted([luminance(one), luminance(other)])
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+NAMES = "paper card ink soft edge accent accent-ink accent-deep wash past wrong wrong-wash note note-wash"
+COLORS = """(names) => {
+  const probe = document.body.appendChild(document.createElement("i"));
+  return Object.fromEntries(names.split(" ").map((name) => {
+    probe.style.color = `var(--${name})`;
+    return [name, getComputedStyle(probe).color];
+  }));
+}"""
+TEXTS = [
+    *((text, ground) for text in ("ink", "soft", "accent-deep") for ground in ("paper", "card", "wash")),
+    *((text, "wrong-wash") for text in ("ink", "soft", "wrong")),
+    ("accent", "card"),
+    ("accent", "paper"),
+    ("accent-ink", "accent"),
+    ("accent-ink", "accent-deep"),
+    ("note", "note-wash"),
+]
+SHAPES = [("edge", "card"), ("edge", "paper"), ("past", "card"), ("accent", "card"), ("note", "card")]
+
+
+def test_colours_can_be_told_apart(visit: Open) -> None:
+    page = visit()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        assert (luminance(ground) < 0.1) == (scheme == "dark")
+        colors: dict[str, str] = page.evaluate(COLORS, NAMES)
+        weak = {pair: contrast(*(colors[name] for name in pair)) for pair in TEXTS}
+        assert {pair: value for pair, value in weak.items() if value < 4.5} == {}, "WCAG 1.4.3, AA"
+        faint = {pair: contrast(*(colors[name] for name in pair)) for pair in SHAPES}
+        assert {pair: value for pair, value in faint.items() if value < 3} == {}, "WCAG 1.4.11"
+
+
+def test_nothing_sticks_out(visit: Open) -> None:
+    page = visit(viewport={"width": 1280, "height": 780})
+    page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY))
+    page.click("#example-too")
+    drawn(page)
+    for fold in ("#table-fold", "#code-fold"):
+        page.click(f"{fold} summary")
+    for link in ("#to-forecast", "#to-model"):
+        page.click(link)
+        for width in (1280, 700, 360):
+            page.set_viewport_size({"width": width, "height": 780})
+            page.wait_for_timeout(50)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_who_does_not_see_it_finds_the_way(visit: Open) -> None:
+    page = visit()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().top") >= 0, "it is seen where it has the focus"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.click("#example-too")
+    drawn(page)
+    nameless: list[Any] = (
+        page.evaluate("""() => [...document.querySelectorAll("input, select, textarea, button, progress")]
+      .filter((one) => !(one.labels?.length || one.textContent.trim() || one.ariaLabel || one.getAttribute("aria-labelledby")))
+      .map((one) => one.outerHTML)""")
+    )
+    assert nameless == []
+    twice = page.evaluate(
+        "[...document.querySelectorAll('[id]')].map((one) => one.id).filter((id, place, all) => all.indexOf(id) !== place)"
+    )
+    assert twice == []
+    snapshot = page.locator("body").aria_snapshot()
+    for landmark in ("banner", 'navigation "Views"', "main", "contentinfo"):
+        assert landmark in snapshot
+    assert page.locator("h1:visible").all_text_contents() == ["Forecast a series"]

@@ -1,0 +1,183 @@
+"""Requests that wait are answered together, each as it would have been alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forecaster import artifact
+from forecaster.errors import ForecasterError
+from forecaster.series import Forecast, Series
+from serving import answer as answering
+from serving import batcher
+from serving.admission import Admission
+from serving.answer import Answered, Asked
+from serving.batcher import Batcher, Ticket
+from serving.deadline import Deadline
+from serving.problem import Problem
+from serving.settings import Settings
+from serving.slot import InUse, Release, load_bundle
+from tests.samples import make_forecaster, make_spec
+from tests.serving.conftest import LastValue, series
+
+SETTINGS = Settings()
+NAME = Release(name="stub", version="1", digest="0" * 64)
+
+
+class Counting(LastValue):
+    """Counts how often it is asked, and of how many series; refuses to answer at all where a value is 13."""
+
+    def forecast_each(
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+    ) -> list[Forecast | ForecasterError]:
+        CALLS.append(len(series))
+        if any((one.y == 13).any() for one in series):
+            raise RuntimeError("thirteen")
+        return super().forecast_each(series, horizon, levels=levels)
+
+
+CALLS: list[int] = []
+MODEL = InUse(NAME, Counting(), "")
+
+
+@pytest.fixture(autouse=True)
+def _no_calls() -> None:
+    CALLS.clear()
+
+
+def asked(*items: dict[str, Any], model: InUse | None = MODEL, seconds: float = 60, **fields: Any) -> Asked:
+    body = json.dumps({"series": list(items) or [series()], "horizon": 2, **fields}).encode()
+    return Asked(body, "application/json", model, Deadline.after(seconds))
+
+
+def told(found: Answered | Exception) -> Any:
+    if isinstance(found, Answered):
+        return json.loads(found.body)
+    return (found.status, found.code, found.where) if isinstance(found, Problem) else repr(found)
+
+
+def alone(one: Asked) -> Any:
+    try:
+        return told(answering.answer(one, SETTINGS))
+    except Exception as error:
+        return told(error)
+
+
+def test_those_that_ask_the_same_are_rolled_as_one_and_each_gets_its_own_answer() -> None:
+    requests = [asked(series(id=str(number), y=[1.0, 2.0, float(number)])) for number in range(5)]
+    found = batcher.answers(requests, SETTINGS)
+    assert CALLS == [5]
+    assert [told(one) for one in found] == [alone(one) for one in requests]
+
+
+def test_horizons_levels_and_models_do_not_mix() -> None:
+    other = InUse(Release(name="stub", version="2", digest="1" * 64), Counting(shift=5.0), "")
+    requests = [
+        asked(),
+        asked(horizon=3),
+        asked(levels=[0.1, 0.9]),
+        asked(model=other),
+        asked(),
+        asked(series(id="b"), model=other),
+        asked(samples=2),
+    ]
+    found = batcher.answers(requests, SETTINGS)
+    assert sorted(CALLS) == [1, 1, 1, 2, 2]
+    assert [told(one) for one in found] == [alone(one) for one in requests]
+    assert [told(one)["model"]["version"] for one in found] == ["1", "1", "1", "2", "1", "2", "1"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: asked(series(y=[])),
+        lambda: asked(series(y=[1.0])),
+        lambda: asked(series(freq="D")),
+        lambda: asked(series(), series(y=[1.0], id="short")),
+        lambda: asked(horizon=0),
+        lambda: asked(stranger=1),
+        lambda: asked()._replace(body=b"{"),
+        lambda: asked(model=None),
+        lambda: asked(series(y=[1.0, 2.0, 13.0])),
+        lambda: asked(seconds=0),
+        lambda: asked(deadline_ms=1, horizon=2)._replace(deadline=Deadline.after(-1)),
+    ],
+)
+def test_a_bad_one_gets_its_own_error_and_spoils_no_neighbour(bad: Callable[[], Asked]) -> None:
+    good = [asked(series(id=name)) for name in ("a", "b", "c")]
+    requests = [good[0], bad(), *good[1:]]
+    found = batcher.answers(requests, SETTINGS)
+    assert [told(one) for one in found] == [alone(one) for one in requests]
+    assert [isinstance(one, Answered) for one in (found[0], *found[2:])] == [True] * 3
+
+
+@pytest.mark.parametrize("fields", [{}, {"decoder": "direct"}])
+def test_a_network_answers_a_request_in_company_as_alone(tmp_path: Path, fields: dict[str, Any]) -> None:
+    artifact.save(make_forecaster(make_spec(**fields)), tmp_path / "bundle", card="")
+    model, draw = InUse(NAME, load_bundle(tmp_path / "bundle"), ""), np.random.default_rng(0)
+    requests = [asked(series(y=draw.normal(size=6 + 5 * number).tolist()), model=model) for number in range(4)]
+    for one, found in zip(requests, batcher.answers(requests, SETTINGS), strict=True):
+        ours, expected = (answer["forecasts"][0]["mean"] for answer in (told(found), alone(one)))
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_who_waits_while_another_is_computed_is_answered_with_the_next_turn() -> None:
+    gate, inside = threading.Event(), threading.Event()
+
+    class Slow(Counting):
+        def forecast_each(self, *some: Any, **fields: Any) -> Any:
+            inside.set()
+            gate.wait(10)
+            return super().forecast_each(*some, **fields)
+
+    slow = InUse(NAME, Slow(), "")
+
+    async def story() -> None:
+        admission, wait = Admission(threads=1, places=8, timeout_s=20), Batcher(SETTINGS)
+
+        def ask(one: Asked) -> asyncio.Task[Answered]:
+            ticket = Ticket(one)
+            run = admission.run(wait.answer, ticket, deadline=one.deadline, admitted=lambda: wait.wait(ticket))
+            return asyncio.create_task(run)
+
+        first = ask(asked(series(id="first"), model=slow))
+        await asyncio.to_thread(inside.wait, 10)
+        others = [ask(asked(series(id=name), model=slow)) for name in "abcde"]
+        late = ask(asked(series(id="late"), model=slow, seconds=0.05))
+        with pytest.raises(Problem) as problem:
+            await late
+        assert problem.value.status == 504
+        gate.set()
+        answers = await asyncio.gather(first, *others)
+        assert [told(one)["forecasts"][0]["id"] for one in answers] == ["first", *"abcde"]
+        assert CALLS == [1, 5], "the one that was late is not computed"
+        admission.close()
+
+    asyncio.run(story())
+
+
+def test_a_large_request_takes_no_company() -> None:
+    wait = Batcher(SETTINGS)
+    large, small = (Ticket(asked(series(y=[1.0] * count), series(id="b"))) for count in (20_000, 3))
+    for ticket in (large, small):
+        wait.wait(ticket)
+    wait.answer(large)
+    assert small.found is None
+    assert CALLS == [2]
+    wait.answer(small)
+    assert CALLS == [2, 2]
+
+
+def test_where_several_threads_compute_nobody_waits_for_another() -> None:
+    wait, tickets = Batcher(SETTINGS.model_copy(update={"rollouts": 2})), [Ticket(asked()) for _ in range(2)]
+    for ticket in tickets:
+        wait.wait(ticket)
+    wait.answer(tickets[0])
+    assert tickets[1].found is None

@@ -1,0 +1,124 @@
+"""Requests made from our own OpenAPI document, fitting and not: no 5xx, every answer as documented, no way past the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from serving import arrow, keys, lines, openapi
+from serving.slot import load_bundle
+from tests.serving.conftest import Client, application
+from tests.serving.test_client import publish_real
+
+EXAMPLES = 12  # of a kind, for each operation
+CHECKS = [
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+]
+OPERATIONS = [(route.method.upper(), route.path) for route in openapi.ROUTES]
+ASKING = [(route.method.upper(), route.path) for route in openapi.ROUTES if route.asks]
+
+
+@schemathesis.serializer(lines.MEDIA_TYPE, arrow.MEDIA_TYPE)
+def as_it_is(_: Any, value: Any) -> bytes:
+    """Bodies that the document calls text."""
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+class World:
+    """An application with a real model and keys, and its document as schemathesis reads it."""
+
+    def __init__(self, client: Client, key: str) -> None:
+        self.client = client
+        self.auth = {"x-api-key": key}
+        document = client.get("/docs.json", headers=self.auth).json()
+        self.schema = schemathesis.openapi.from_dict(document)
+
+    def send(self, case: Any, **headers: str) -> httpx.Response:
+        told = case.as_transport_kwargs(base_url="http://forecaster")
+        told["headers"] = {**(told.get("headers") or {}), **headers}
+        told["content"] = told.pop("data", None)
+        told["headers"].pop("Transfer-Encoding", None)
+        url, method = told.pop("url"), told.pop("method")
+        told.pop("cookies", None)
+        answer = self.client.request(method, httpx.URL(url).raw_path.decode(), **told)
+        if answer.status_code >= 500:  # but for who gives us a millisecond
+            assert (answer.status_code, "deadline_ms" in str(case.body)) == (504, True), answer.text
+        return answer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder: Path = tmp_path_factory.mktemp("slot")
+    publish_real(folder)
+    key = keys.new("fuzz", ["admin"], folder / "keys")
+    with application(folder) as make:
+        yield World(make(load=load_bundle, keys_file=folder / "keys", ledger="on"), key)
+
+
+def bounded(test: Any) -> Any:
+    return settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )(test)
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_requests_that_fit_the_document_are_answered_as_it_says(world: World, method: str, path: str) -> None:
+    @bounded
+    @given(case=world.schema[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
+    def check(case: Any) -> None:
+        answer = world.send(case, **world.auth)
+        case.validate_response(answer, checks=CHECKS)
+        if case.media_type in (None, "application/json"):  # text of any kind is no Arrow, and seldom lines
+            assert answer.status_code in (200, 422, 504), (
+                "422: what no schema can say, such as a history that is too short"
+            )
+
+    check()
+
+
+@pytest.mark.parametrize(("method", "path"), ASKING)
+def test_requests_that_do_not_fit_are_refused_as_it_says(world: World, method: str, path: str) -> None:
+    @bounded
+    @given(case=world.schema[path][method].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    def check(case: Any) -> None:
+        case.validate_response(world.send(case, **world.auth), checks=CHECKS)
+
+    check()
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_nothing_but_what_is_open_answers_without_a_key(world: World, method: str, path: str) -> None:
+    is_open = next(route.scope is None for route in openapi.ROUTES if route.path == path)
+
+    @bounded
+    @given(case=world.schema[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
+    def check(case: Any) -> None:
+        for headers in ({}, {"x-api-key": "fck_wrong"}, {"authorization": "Basic Zjpm"}):
+            answer = world.send(case, **headers)
+            assert (answer.status_code == 401) is not is_open
+            case.validate_response(answer, checks=CHECKS)
+
+    check()

@@ -1,0 +1,61 @@
+"""One stamp is read as many are, and written as it came, in any zone."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from forecaster.errors import BadStamp
+from forecaster.frequency import at
+from serving import stamps
+
+GOOD = [
+    "2026-01-01",
+    "2026-01-01 10:00",
+    "2026-01-01T10:00:30.25",
+    "2026-01-01T00:00:00Z",
+    "2026-07-01T00:00:00+02:00",
+    "2026-01-01T00:00:00-11:30",
+    "0001-01-01",
+    "0001-01-02T00:00:00+02:00",
+    "0001-01-01T00:00:00+02:00",
+    "9999-12-31T23:59:59.123456Z",
+    "9999-12-31T23:59:59-11:00",
+    -7,
+    0,
+    2**40,
+]
+BAD = ["", "yesterday", "2026-13-01", "2026-1-1", "2026-01-01T25:00", 2**62]
+
+
+@pytest.mark.parametrize("written", GOOD)
+def test_one_stamp_is_read_as_many_are(written: str | int) -> None:
+    stamp, style = stamps.read_one(written, where="a")
+    many = stamps.read([written], where="a")
+    assert (stamp, style if not isinstance(written, int) else None) == (
+        at(many.stamps, 0),
+        many.style if not isinstance(written, int) else None,
+    )
+    if isinstance(stamp, pd.Timestamp):
+        other = at(many.stamps, 0)
+        assert isinstance(other, pd.Timestamp)
+        assert (stamp.tz, stamp.unit) == (other.tz, other.unit)
+
+
+@pytest.mark.parametrize("written", BAD)
+def test_what_is_refused_among_many_is_refused_alone_in_the_same_words(written: str | int) -> None:
+    told = []
+    for read in (lambda: stamps.read_one(written, where="a"), lambda: stamps.read([written], where="a")):
+        with pytest.raises(BadStamp) as error:
+            read()
+        told.append(error.value.message)
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin", "Etc/GMT+5"])
+def test_stamps_are_written_in_the_time_of_their_zone(zone: str | None) -> None:
+    style = stamps.read_one("2026-07-01T00:00:00Z" if zone else "2026-07-01T00:00:00", where="a")[1]
+    moments = pd.date_range("2026-07-01 10:00", periods=3, freq="h", tz=zone)
+    written = style.write(moments)
+    end = "Z" if zone else ""
+    assert written == [f"2026-07-01T{hour}:00:00{end}" for hour in (10, 11, 12)]
