@@ -1,51 +1,39 @@
 """Versions of bundles and their aliases, kept in MLflow.
 
-The one file here that knows MLflow. It works through clients of its own alone: MLflow's process-wide tracking URI and
-active run are neither read nor set, so two registries in one process do not mix.
+With `store` and `logged` beside it, the one that knows MLflow. It works through clients of its own alone: MLflow's
+process-wide tracking URI and active run are neither read nor set, so two registries in one process do not mix.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from forecaster.errors import BaseMoved, BundleDamaged, BundleError, NoSuchModel, RegistryError
+from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
 from forecaster.failpoints import point
-from forecaster.lease import lease
+from forecaster.lease import Confirm, lease_of
+from forecaster.logged import BUNDLE, logged_model, write_model
+from forecaster.store import connect as connect
+from forecaster.store import door as door
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.types import Schema
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 FORMER = "former"
 
 _DIGEST = "digest"  # the tag of a version: sha256 of its bundle's manifest
-_BUNDLE = "bundle"  # the folder of a logged model that holds the bundle, beside MLflow's own files
 _REPLACED = "replaced"  # the tag of a version: the number of the champion whose place it took
 _GOING_BACK = "going-back"  # the alias of the version that a rollback under way goes to
-
-# A server that is down must cost seconds, not MLflow's minutes. What the user has set is left alone.
-_MLFLOW_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 
 
 class Version(NamedTuple):
@@ -104,17 +92,18 @@ class Registry:
         _check_manifest(bundle, digest, where=str(bundle))
         with door(f"run '{run_id}'"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
-        with lease(self.uri), door(f"model '{name}'"):
-            point("register.leased")
+        with door(f"model '{name}'"):
             self._ensure_model(name)
+        with self._leased(name), door(f"model '{name}'"):
+            point("register.leased")
             same = [version for version in self.versions(name) if version.digest == digest]
             if same:
                 return same[-1]
             with (
-                _logged_model(self._client, experiment_id, name=name, run_id=run_id) as model,
+                logged_model(self._client, experiment_id, name=name, run_id=run_id) as model,
                 tempfile.TemporaryDirectory(prefix="forecaster-") as folder,
             ):
-                _write_model(Path(folder), bundle, model, digest, input_example, output_example)
+                write_model(Path(folder), bundle, model, digest, input_example, output_example)
                 self._client.log_model_artifacts(model.model_id, folder)
             point("register.stored")
             # The location and not "models:/<id>": MLflow's SQL store would look that up in the process-wide store.
@@ -183,7 +172,7 @@ class Registry:
             into.parent.mkdir(parents=True, exist_ok=True)
             # A sibling, so that the rename stays within one file system.
             with tempfile.TemporaryDirectory(prefix=f".{into.name}.", suffix=".partial", dir=into.parent) as folder:
-                bundle = self._download(version, _BUNDLE, Path(folder))
+                bundle = self._download(version, BUNDLE, Path(folder))
                 _check_manifest(bundle, version.digest, where=str(version))
                 bundle.rename(into)
         return into
@@ -195,13 +184,12 @@ class Registry:
         champion there was, while the lease is still held. A promotion that was cut short is completed by repeating it;
         repeating a finished one only tells `record` once more, with None.
 
-        On one machine (a SQLite URI) promotions take turns by a lease file beside the database, so of several that
-        were judged against one base exactly one wins. A server offers neither a lease nor compare-and-set: there the
-        champion is checked just before it is set, and promotions should come from one scheduler.
+        Promotions take turns, so of several that were judged against one base exactly one wins: on one machine (a SQLite URI)
+        by a lock file beside the database, on a server or another database by a queue of tags of the model.
 
         Raises BaseMoved; BundleDamaged when the stored bundle no longer has its digest.
         """
-        with lease(self.uri):
+        with self._leased(version.name) as confirm:
             point("promote.leased")
             champion = self._champion(version.name)
             if champion == version:
@@ -214,7 +202,7 @@ class Registry:
                     where=version.name,
                 )
             self.drop_alias(version.name, _GOING_BACK)  # a rollback that was cut short is overtaken
-            self._replace(champion, version, record or _unrecorded, step="promote")
+            self._replace(champion, version, record or _unrecorded, confirm, step="promote")
 
     def roll_back(self, name: str, *, record: Record | None = None) -> Version:
         """Makes the former the champion and the champion the former, by the same steps and with the same lease.
@@ -223,7 +211,7 @@ class Registry:
         whatever it had done by then. Raises NoSuchModel where there is no former, BundleDamaged when its stored bundle no
         longer has its digest.
         """
-        with lease(self.uri):
+        with self._leased(name) as confirm:
             point("rollback.leased")
             with door(f"model '{name}'"):
                 aliases = {
@@ -243,21 +231,25 @@ class Registry:
                 (record or _unrecorded)(version, None)
             else:
                 base = None if champion is None else self.version(name, champion)
-                self._replace(base, version, record or _unrecorded, step="rollback")
+                self._replace(base, version, record or _unrecorded, confirm, step="rollback")
             self.drop_alias(name, _GOING_BACK)
         return version
 
-    def _replace(self, champion: Version | None, version: Version, record: Record, *, step: str) -> None:
+    def _replace(
+        self, champion: Version | None, version: Version, record: Record, confirm: Confirm, *, step: str
+    ) -> None:
         """Puts a version in the champion's place: all that may fail first, then the one commit point, then the record."""
         with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
-            manifest = self._download(version, f"{_BUNDLE}/manifest.json", Path(folder))
+            manifest = self._download(version, f"{BUNDLE}/manifest.json", Path(folder))
             _check_manifest(manifest.parent, version.digest, where=str(version))
         point(f"{step}.verified")
+        confirm()
         self.tag(version, _REPLACED, "none" if champion is None else champion.number)
         point(f"{step}.tagged")
         if champion is not None:
             self.set_alias(champion, FORMER)
         point(f"{step}.after_former")
+        confirm()
         self.set_alias(version, CHAMPION)
         point(f"{step}.after_champion")
         record(version, champion)
@@ -277,6 +269,9 @@ class Registry:
         """Removes an alias; one that is not there is no error."""
         with door(f"model '{name}'"):
             self._client.delete_registered_model_alias(name, alias)
+
+    def _leased(self, name: str) -> AbstractContextManager[Confirm]:
+        return lease_of(self.uri, _Tags(self._client, name), where=f"model '{name}'")
 
     def _all(self, name: str) -> list[ModelVersion]:
         """Ours, oldest first."""
@@ -315,122 +310,23 @@ class Registry:
         return Path(copied)
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client of one MLflow store, its database made ready; raises RegistryError.
+class _Tags:
+    """The tags of a registered model, as the notes of a queue."""
 
-    Two processes that open a fresh SQLite database at once would both migrate it, and one would fail: they take turns.
-    """
-    for key, value in _MLFLOW_SETTINGS.items():
-        os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
+    def __init__(self, client: MlflowClient, name: str) -> None:
+        self._client, self._name = client, name
 
-    with lease(uri), door(f"the store '{uri}'"), warnings.catch_warnings():
-        # MLflow 3.17 configures its tables, at first use, in a way that SQLAlchemy 2.1 deprecates.
-        warnings.filterwarnings("ignore", r"The ``noload`` loader strategy is deprecated", DeprecationWarning)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_registered_models(max_results=1)
-    return client
+    def read(self) -> Mapping[str, str]:
+        with door(f"model '{self._name}'"):
+            return dict(self._client.get_registered_model(self._name).tags)
 
+    def write(self, key: str, value: str) -> None:
+        with door(f"model '{self._name}'"):
+            self._client.set_registered_model_tag(self._name, key, value)
 
-@contextlib.contextmanager
-def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel) -> Iterator[None]:
-    """Where MLflow's exceptions become ours; `missing` is raised for what the store does not have."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        said = " ".join(str(error.message).removeprefix(f"{error.error_code}: ").split()).rstrip(".")
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise missing(
-                f"{where[:1].upper()}{where[1:]} is not in the store: {said}. Check the name, or register it first.",
-                where=where,
-            ) from error
-        if error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
-            raise RegistryError(f"The store refuses {where}: {said}. Correct what it names.", where=where) from error
-        raise RegistryError(
-            f"The store failed on {where}: {said}. Check the store's address and that it is up, then try again.",
-            where=where,
-        ) from error
-    except _database_errors() as error:
-        raise RegistryError(
-            f"The store failed on {where}: {error}. Check the database and its address.", where=where
-        ) from error
-    except OSError as error:
-        raise RegistryError(
-            f"The files of {where} cannot be read or written: {error}. Check the folder and its permissions.",
-            where=where,
-        ) from error
-
-
-def _database_errors() -> tuple[type[Exception], ...]:
-    """SQLAlchemy's, where it is installed: a server has none, it asks a registry over HTTP."""
-    try:
-        from sqlalchemy.exc import SQLAlchemyError
-    except ImportError:
-        return ()
-    return (SQLAlchemyError,)
-
-
-@contextlib.contextmanager
-def _logged_model(client: MlflowClient, experiment_id: str, *, name: str, run_id: str) -> Iterator[LoggedModel]:
-    """An MLflow model as an output of its run; READY when the block ends, FAILED when it raises."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
-    model = client.create_logged_model(experiment_id, name, run_id, model_type="forecaster")
-    try:
-        yield model
-    except BaseException:
-        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
-        raise
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-
-
-def _write_model(
-    folder: Path,
-    bundle: Path,
-    model: LoggedModel,
-    digest: str,
-    input_example: pd.DataFrame,
-    output_example: pd.DataFrame,
-) -> None:
-    """What `Model.log` would write, without its global state, its guess at requirements and its trial run."""
-    from mlflow.models import Model, ModelSignature
-
-    example = input_example.to_json(orient="split", index=False, date_format="iso")
-    (folder / "input_example.json").write_text(example)
-    (folder / "serving_input_example.json").write_text(f'{{"dataframe_split": {example}}}')
-    described = Model(
-        artifact_path=model.artifact_location,
-        run_id=model.source_run_id,
-        model_uuid=model.model_id,
-        model_id=model.model_id,
-        signature=ModelSignature(_schema(input_example), _schema(output_example)),
-        saved_input_example_info={
-            "artifact_path": "input_example.json",
-            "serving_input_path": "serving_input_example.json",
-            "type": "dataframe",
-            "pandas_orient": "split",
-        },
-    )
-    described.add_flavor("forecaster", bundle=_BUNDLE, digest=digest)
-    described.save(str(folder / "MLmodel"))
-    shutil.copytree(bundle, folder / _BUNDLE)
-
-
-def _schema(frame: pd.DataFrame) -> Schema:
-    """By hand: `infer_signature` of MLflow 3.17 takes the text columns of pandas 3 for columns of any type."""
-    from mlflow.types import ColSpec, DataType, Schema
-
-    kinds = {
-        "M": DataType.datetime,
-        "f": DataType.double,
-        "i": DataType.long,
-        "u": DataType.long,
-        "b": DataType.boolean,
-    }
-    return Schema([ColSpec(kinds.get(dtype.kind, DataType.string), str(name)) for name, dtype in frame.dtypes.items()])
+    def erase(self, key: str) -> None:
+        with door(f"model '{self._name}'"):
+            self._client.delete_registered_model_tag(self._name, key)
 
 
 def _version(found: ModelVersion) -> Version:

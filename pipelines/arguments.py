@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -14,6 +14,7 @@ from forecaster.errors import BadSpec, InputError, NoSuchModel
 
 if TYPE_CHECKING:
     from forecaster.spec import Spec
+    from pipelines.first_choice import Chosen
     from pipelines.settings import Root
     from pipelines.sources import Data
 
@@ -36,8 +37,9 @@ class Where:
 
     def open(self) -> Root:
         """The root, which is made when something is written to it; raises InputError where nothing can be."""
-        from pipelines.settings import Root
+        from pipelines.settings import Root, check_address
 
+        check_address(self.tracking_uri)
         path = self.root.expanduser().absolute()
         there = next(folder for folder in (path, *path.parents) if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
@@ -91,7 +93,7 @@ class Reading:
         return Data(*asked, is_query=self.sql is not None, cutoff=self.cutoff)
 
 
-def spec_of(
+def meant(
     config: Path | None,
     data: Data,
     *,
@@ -102,13 +104,14 @@ def spec_of(
     blend: Sequence[str] = (),
     like: Spec | None = None,
     test_windows: int = 1,
-) -> Spec:
-    """The specification that a command means; raises BadSpec where it names none.
+) -> Chosen:
+    """The specification that a command means, and what it was chosen from; raises BadSpec where it names none.
 
     Without a configuration it is that of `like`; without either, the preset of the data's frequency, whose variants are tried on
     the windows before the test.
     """
     from forecaster.spec import Spec
+    from pipelines.first_choice import Chosen, first_choice
     from pipelines.sources import read_spec
 
     if config is None and horizon is None and like is None:
@@ -119,20 +122,53 @@ def spec_of(
         )
     in_range(horizon=horizon, members=members)
     if config is not None:
-        spec = read_spec(config)
+        chosen = Chosen(read_spec(config))
     elif like is not None:
-        spec = like
+        chosen = Chosen(like)
     else:
-        from pipelines.first_choice import first_choice
-
         assert horizon is not None
-        spec = first_choice(data, horizon=horizon, kind=preset, test_windows=test_windows)
+        chosen = first_choice(data, horizon=horizon, kind=preset, test_windows=test_windows)
+    spec = chosen.spec
     fields = spec.model_dump()
     fields["members"] = members or spec.members
     fields["blend"] = list(blend or spec.blend)
     fields["horizon"] = horizon or spec.horizon
     fields["training"]["seed"] = spec.training.seed if seed is None else seed
-    return Spec.parse(fields, where=str(config or "--horizon"))
+    return chosen._replace(spec=Spec.parse(fields, where=str(config or "--horizon")))
+
+
+def spec_of(
+    config: Path | None,
+    data: Data,
+    *,
+    horizon: int | None,
+    seed: int | None,
+    blend: Sequence[str] = (),
+    test_windows: int = 1,
+) -> Spec:
+    """The specification that a command means, without what it was chosen from."""
+    return meant(config, data, horizon=horizon, seed=seed, blend=blend, test_windows=test_windows).spec
+
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """Arguments of a command as they are typed, by the names of its parameters; None, False and () are left out.
+
+    A group of parameters (`Reading`) is told one by one, less what is as it would be anyway.
+    """
+    words = []
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        if is_dataclass(value) and not isinstance(value, type):
+            usual = type(value)()
+            changed = {one.name: getattr(value, one.name) for one in fields(value)}
+            words += words_of({one: told for one, told in changed.items() if told != getattr(usual, one)})
+        elif value is True:
+            words.append(option)
+        elif isinstance(value, tuple):
+            words += [f"{option}={one}" for one in value]
+        elif value is not None and value is not False:
+            words.append(f"{option}={value}")
+    return words
 
 
 def in_range(**numbers: int | None) -> None:

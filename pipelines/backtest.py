@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,15 +17,16 @@ from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.backtest import backtest as ask_all
 from forecaster.evaluation.baselines import SEASONAL_NAIVE, Ask, seasonal_naive
 from forecaster.evaluation.calibration import with_quantiles
-from forecaster.evaluation.scores import LEVELS, by_step, groups, overall, score_table
+from forecaster.evaluation.scores import LEVELS, groups, overall, score_table
 from forecaster.evaluation.significance import Comparison, compare
 from forecaster.evaluation.statistical import LONGEST_ETS_SEASON, statistical
 from forecaster.frequency import earlier
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Panel
+from pipelines import scoring
 from pipelines.settings import Root
 from pipelines.sources import Data, read
-from pipelines.tracking import HEADLINE, DataSet, Run, open_run
+from pipelines.tracking import DataSet, open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +35,6 @@ Progress = Callable[[str, int, int], None]
 """Told whose histories are done, how many, and of how many."""
 
 _TOLD = 3  # warnings of one forecaster that are told one by one
-_UNNAMEABLE = re.compile(r"[^\w .:/-]")  # what MLflow takes in no metric's name
 
 
 class Contender(NamedTuple):
@@ -158,14 +156,9 @@ def record(done: Backtested, contenders: Mapping[str, Contender], data: Data, ro
     with open_run(model.spec, source, root=root.path, uri=root.uri, trigger="backtest") as run:
         run.tag("bundle_digest", artifact.digest(bundle))
         run.tag("trained_by", str(model.facts.get("run_id", "")))
-        _record_scores(run, done)
+        scoring.record(run, done.result, done.scores, model=done.model, levels=done.result.levels)
         for name, figure in pictures(done).items():
             run.figure(f"plots/{name}", figure)
-        with tempfile.TemporaryDirectory() as folder:
-            for name, table in (("forecasts", done.result.frame(levels=done.result.levels)), ("scores", done.scores)):
-                path = Path(folder) / f"{name}.parquet"
-                table.to_parquet(path, index=False)
-                run.file(path, "backtest")
         return run.id
 
 
@@ -237,20 +230,3 @@ def _told(panel: Panel, result: Backtest, models: Mapping[str, Forecaster], seas
     if "auto_ets" in result.forecasts and season > LONGEST_ETS_SEASON:
         told.append(f"auto_ets fits no season of more than {LONGEST_ETS_SEASON} steps; here one has {season}")
     return told
-
-
-def _record_scores(run: Run, done: Backtested) -> None:
-    for name, scores in done.overall.items():
-        finite = {metric: value for metric, value in scores.items() if np.isfinite(value)}
-        if name == done.model:
-            run.headline({f"bt/{metric}": value for metric, value in finite.items() if f"bt/{metric}" in HEADLINE})
-        else:
-            run.logger.log_metrics({f"bt/{_nameable(name)}/{metric}": value for metric, value in finite.items()})
-        for metric in ("mase", "wql", "coverage_80", "coverage_95"):
-            values = by_step(done.scores, name, metric)
-            if np.isfinite(values).any():
-                run.curve(f"bt_h/{metric}" if name == done.model else f"bt_h/{_nameable(name)}/{metric}", values)
-
-
-def _nameable(name: str) -> str:
-    return _UNNAMEABLE.sub("_", name)

@@ -17,9 +17,12 @@ from cyclopts import App, CycloptsError, Parameter
 from forecaster.errors import ForecasterError, InputError, NoSuchModel
 from pipelines.arguments import Reading, Where, bundle_of
 from pipelines.backtesting import backtest
+from pipelines.comparing import compare
 from pipelines.forecasting import forecast
 from pipelines.inspecting import inspect
+from pipelines.monitor import monitor
 from pipelines.releasing import audit, promote, register, rollback
+from pipelines.scheduling import schedule_app
 from pipelines.shadowing import shadow
 from pipelines.terminal import hush, print_summary
 from pipelines.training import retrain, train
@@ -30,7 +33,22 @@ data_app = App(name="data", help="Looks at data before anything is trained on th
 key_app = App(name="key", help="API keys of the service.")
 app.command(data_app)
 app.command(key_app)
-for command in (train, retrain, backtest, forecast, inspect, tune, register, promote, rollback, audit, shadow):
+app.command(schedule_app)
+for command in (
+    train,
+    retrain,
+    backtest,
+    compare,
+    forecast,
+    inspect,
+    tune,
+    register,
+    promote,
+    rollback,
+    audit,
+    shadow,
+    monitor,
+):
     app.command(command)
 
 _WHERE, _READING = Where(), Reading()

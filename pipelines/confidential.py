@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 SQL_URL = "FORECASTER_SQL_URL"
-_ADDRESSES = (SQL_URL, "MLFLOW_TRACKING_URI")  # of which user and password are secret
+_ADDRESSES = (SQL_URL, "MLFLOW_TRACKING_URI", "FORECASTER_SERVING_LEDGER")  # of which user and password are secret
 _WHOLE = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 from forecaster.data.split import hold_out
 from forecaster.presets import candidates
 from forecaster.spec import Spec
 from forecaster.training.choice import choose
 from pipelines.sources import Data, check_test_windows, model_name, read
+from pipelines.train import Candidate
 
 _log = logging.getLogger(__name__)
 
 
-def first_choice(data: Data, *, horizon: int, kind: str | None = None, test_windows: int = 1) -> Spec:
+class Chosen(NamedTuple):
+    """A specification, and what it was chosen from; nothing where it was given."""
+
+    spec: Spec
+    tried: tuple[Candidate, ...] = ()
+
+
+def first_choice(data: Data, *, horizon: int, kind: str | None = None, test_windows: int = 1) -> Chosen:
     """The variant of a preset whose forecasts were best on the windows before the test.
 
     Args:
@@ -29,8 +38,11 @@ def first_choice(data: Data, *, horizon: int, kind: str | None = None, test_wind
     for spec in made:  # told of the data as they are, not of what is left of them
         hold_out(panel, (test_windows + spec.training.valid_windows) * horizon, keep=spec.least + 1)
 
+    tried: list[Candidate] = []
+
     def tell(spec: Spec, error: float) -> None:
         what = f"{spec.scaling}{' of log' * (spec.transform == 'log')}, base {spec.base}"
+        tried.append(Candidate(what, error))
         _log.info("tried %s: %.4g times the seasonal naive's error", what, error)
 
-    return choose(known, made, tell=tell).spec
+    return Chosen(choose(known, made, tell=tell).spec, tuple(tried))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from pipelines.releases import champion_of, fetch, recorded, register
 from pipelines.retrain import Retrained, Trial, check_windows, decide, promote
 from pipelines.settings import Root
 from pipelines.sources import Data, read
-from pipelines.train import Trained, tested, train, workplace
+from pipelines.train import Candidate, Trained, tested, train, workplace
 
 _PROMOTED = "promoted"  # the tag of a version whose promotion is done; a rollback later on does not take it away
 _log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def retrain_once(
     test_windows: int = 1,
     policy: Policy | None = None,
     trigger: str = "cli",
+    tried: Sequence[Candidate] = (),
     progress: bool = False,
     again: bool = False,
 ) -> Once:
@@ -82,6 +83,7 @@ def retrain_once(
                 rivals=rivals,
                 test_windows=test_windows,
                 trigger=trigger,
+                tried=tried,
                 progress=progress,
             )
         else:
@@ -90,6 +92,7 @@ def retrain_once(
             trained = _trained(bundle, forecaster)._replace(result=result)
         point("retrain.trained")
         version = register(trained.bundle, root, run_id=trained.run_id, tags={TAG: key})
+        registry.tag(version, TAG, key)  # a person may have registered the bundle meanwhile, without it
         done = decide(Trial(trained, version, base, champion), root, policy)
         point("retrain.promoted")
         if done.verdict.promote:

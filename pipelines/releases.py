@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster import artifact, durable
-from forecaster.errors import NoSuchModel, RefusedByGate
+from forecaster.errors import InputError, NoSuchModel, RefusedByGate
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import origin, regular
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -24,6 +24,7 @@ from pipelines.settings import Root
 from pipelines.tracking import keep, kept
 
 _GATE, _TABLE, _PAGE = "gate", "verdict.json", "report.html"  # the folder within a run, and its files
+_FAILED, _KEEP = "gate_failed", "keep"  # the tag `gate` says promote or keep, this one why not
 
 
 def register(bundle: Path, root: Root, *, run_id: str | None = None, tags: Mapping[str, str] | None = None) -> Version:
@@ -51,16 +52,19 @@ def fetch(version: Version, root: Root) -> Path:
     return folder if folder.exists() else Registry(root.store).fetch(version, folder)
 
 
-def promote(name: str, root: Root, *, number: str | None, force: bool, policy: Policy | None = None) -> Version:
+def promote(
+    name: str, root: Root, *, number: str | None, force: bool, reason: str | None = None, policy: Policy | None = None
+) -> Version:
     """Makes a version (None: the challenger) the champion.
 
-    This is a person's word against the champion, so only the bundle's own backtest is asked: unless forced, it must not
-    be worse than seasonal naive, the bundle not too large and its data no older than the champion's. `retrain` asks all that
-    the gate asks.
-    Raises NoSuchModel, RefusedByGate.
+    What the gate said of it, if it was asked, holds: a version that it refused needs force and a reason, which the audit log
+    keeps. Of one that was never judged the bundle's own backtest is asked: unless forced, it must not be worse than seasonal
+    naive, the bundle not too large and its data no older than the champion's. `retrain` asks all that the gate asks.
+    Raises NoSuchModel, RefusedByGate, InputError where a reason is missing.
     """
     registry = Registry(root.store)
     version = registry.resolve(name, CHALLENGER) if number is None else registry.version(name, number)
+    overruled = _overruled(registry, version, force=force, reason=reason)
     base, bundle = champion_of(registry, name), fetch(version, root)
     forecaster = artifact.load(bundle)
     scores = forecaster.facts.get("backtest", {})
@@ -78,9 +82,31 @@ def promote(name: str, root: Root, *, number: str | None, force: bool, policy: P
                 "--force.",
                 where=name,
             )
-    reason = "forced" if force else "as good as seasonal naive in its own backtest"
-    registry.promote(version, base=base, record=AuditLog(root.audit).promoted(version, reason))
+    why = f"forced{overruled}" if force else "as good as seasonal naive in its own backtest"
+    why += f": {reason}" if reason else ""
+    registry.promote(version, base=base, record=AuditLog(root.audit).promoted(version, why))
     return version
+
+
+def _overruled(registry: Registry, version: Version, *, force: bool, reason: str | None) -> str:
+    """Which checks of a stored verdict are set aside, in words for the audit log; nothing where none speaks against it."""
+    said = registry.tags(version)
+    if said.get(_GATE) != _KEEP:
+        return ""
+    failed = said.get(_FAILED, "unknown checks")
+    if not force:
+        raise RefusedByGate(
+            f"{version} should have passed the gate; it was judged and refused ({failed}). Train a better one, or promote it "
+            "with --force --reason WHY.",
+            where=version.name,
+        )
+    if not (reason or "").strip():
+        raise InputError(
+            f"Expected a reason to set the gate's verdict on {version} aside ({failed}); found none. Say it with --reason: the "
+            "audit log keeps it.",
+            where="reason",
+        )
+    return f" against the gate ({failed})"
 
 
 def roll_back(name: str, root: Root) -> Version:
@@ -140,18 +166,24 @@ def record(
     number = None if against is None else against.number
     durable.write_text(page, as_html(verdict, result, title=str(version)))
     durable.write_text(table, as_json(verdict, title=str(version), policy=policy, against=number))
-    said = {"gate": "promote" if verdict.promote else "keep", "gate_failed": ", ".join(verdict.failed) or "none"}
+    said = {_GATE: "promote" if verdict.promote else _KEEP, _FAILED: ", ".join(verdict.failed) or "none"}
     with recording(f"the verdict on {version}"):
         registry = Registry(root.store)
         for key, value in said.items():
             registry.tag(version, key, value)
         if version.run_id is not None:
-            keep(version.run_id, [table, page], folder=_GATE, tags=said, uri=root.store)
+            keep(version.run_id, [table, page], folder=_GATE, tags=said, uri=root.store, headline=_latency(verdict))
     return page
 
 
 def _verdict_folder(version: Version, root: Root) -> Path:
     return root.verdicts / (version.run_id or version.digest)
+
+
+def _latency(verdict: Verdict) -> dict[str, float]:
+    """What the gate measured, as runs are compared by it."""
+    found = next((one.value for one in verdict.checks if one.name == "latency"), None)
+    return {} if found is None else {"serve/p50_ms": found}
 
 
 def champion_of(registry: Registry, name: str) -> Version | None:

@@ -33,6 +33,7 @@ def promote(
     *,
     version: str | None = None,
     force: bool = False,
+    reason: str | None = None,
     policy: Path | None = None,
     where: Where = _WHERE,
 ) -> None:
@@ -45,14 +46,16 @@ def promote(
     version
         A version's number, instead of the challenger.
     force
-        Promote even what did not beat seasonal naive in its own backtest, or was never tested.
+        Promote even what did not beat seasonal naive in its own backtest, was never tested, or was refused by the gate.
+    reason
+        Why, for the audit log; needed where the gate refused the version.
     policy
         The gate's bounds in YAML (README: What the gate asks); of those that need no data, seasonal naive, size and freshness.
     """
     from pipelines.policy import read_policy
     from pipelines.releases import promote as run
 
-    promoted = run(name, where.existing(), number=version, force=force, policy=read_policy(policy))
+    promoted = run(name, where.existing(), number=version, force=force, reason=reason, policy=read_policy(policy))
     print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
 
 

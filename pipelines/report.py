@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -17,20 +15,12 @@ from matplotlib.figure import Figure
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.plots import BASELINE, FORECAST, GRID, TRUTH, error_by_horizon, origins_plot
 from forecaster.registry import CHALLENGER
+from pipelines.page import page, picture
 from pipelines.policy import Policy
 from pipelines.promotion import SEASONAL_NAIVE, Check, Verdict
 
 _OUTCOMES = {True: "passed", False: "failed", None: "not applicable"}
 _MOST_GROUPS = 30  # drawn, the worst first
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #23262b; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .35rem .6rem; vertical-align: top; }
-th { border-bottom: 2px solid #e3e5e8; } td { border-bottom: 1px solid #e3e5e8; }
-td.number { text-align: right; white-space: nowrap; }
-.passed { color: #2f6b2f; } .failed { color: #b42318; font-weight: 600; } .not { color: #8a8f98; } img { max-width: 100%; }
-"""
 
 
 class Kept(NamedTuple):
@@ -68,17 +58,14 @@ def as_html(verdict: Verdict, result: Backtest, *, title: str) -> str:
     """The page: what was decided, every check, and pictures of the errors behind it. It loads nothing from elsewhere."""
     word = "Promote" if verdict.promote else "Keep what there is"
     parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f"<title>{escape(title)}: {word.lower()}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
         f'<p class="{_OUTCOMES[verdict.promote]}">{word}: {escape("; ".join(verdict.reasons))}.</p>',
         "<table><tr><th>Check</th><th>Outcome</th><th>Found</th><th>Bound</th><th>What it says</th></tr>",
         *map(_row, verdict.checks),
         "</table>",
+        *(picture(heading, figure) for heading, figure in _pictures(verdict, result)),
     ]
-    for heading, figure in _pictures(verdict, result):
-        parts.append(f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{_inline(figure)}">')
-    return "\n".join([*parts, "</body></html>", ""])
+    return page(f"{title}: {word.lower()}", parts)
 
 
 def _row(check: Check) -> str:
@@ -104,7 +91,7 @@ def _pictures(verdict: Verdict, result: Backtest) -> Iterator[tuple[str, Figure]
 def _gains(verdict: Verdict) -> Figure:
     assert verdict.gain is not None
     gain, figure = verdict.gain, Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
-    axes = _dressed(figure.add_subplot())
+    axes = dressed(figure.add_subplot())
     draws = 100 * gain.draws[np.isfinite(gain.draws)]
     axes.hist(draws, bins=40, color=TRUTH, alpha=0.7)
     axes.axvline(0, color=BASELINE, linewidth=1.2, label="no better")
@@ -120,7 +107,7 @@ def _gains(verdict: Verdict) -> Figure:
 def _by_group(verdict: Verdict) -> Figure:
     worst = sorted((one for one in verdict.groups if math.isfinite(one.gain)), key=lambda one: one.gain)[:_MOST_GROUPS]
     figure = Figure(figsize=(10, 1.2 + 0.3 * len(worst)), dpi=110, layout="constrained")
-    axes = _dressed(figure.add_subplot())
+    axes = dressed(figure.add_subplot())
     shares = [100 * one.gain for one in worst]
     colors = [TRUTH if share >= 0 else FORECAST for share in shares]
     axes.barh([f"{one.name} ({one.series})" for one in worst], shares, color=colors, height=0.6)
@@ -129,17 +116,12 @@ def _by_group(verdict: Verdict) -> Figure:
     return figure
 
 
-def _dressed(axes: Axes) -> Axes:
+def dressed(axes: Axes) -> Axes:
+    """Axes as all our reports have them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     return axes
-
-
-def _inline(figure: Figure) -> str:
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def _number(value: float | None) -> float | None:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from forecaster.errors import RegistryError
+from forecaster.errors import InputError, RegistryError
 
 SERVING = "FORECASTER_SERVING_"  # how the service's settings begin
 
@@ -59,6 +60,11 @@ class Root(NamedTuple):
         return self.path / "verdicts"
 
     @property
+    def schedule(self) -> Path:
+        """What is scheduled, how it went, and the queue."""
+        return self.path / "schedule"
+
+    @property
     def slot(self) -> Path:
         """What the service serves."""
         return self.path / "slot"
@@ -82,6 +88,17 @@ def _database(root: Path, name: str) -> str:
             where=str(folder),
         )
     return f"sqlite:///{folder}/{name}"
+
+
+def check_address(uri: str | None) -> None:
+    """Refuses a server's address with a name or password in it: addresses are told, logged and kept; raises InputError."""
+    parts = urlsplit(uri or "")
+    if parts.scheme in ("http", "https") and "@" in parts.netloc:
+        raise InputError(
+            f"Expected the address of a tracking server alone; found one with credentials, for {parts.hostname}. Leave them out, "
+            "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+            where="tracking_uri",
+        )
 
 
 def serving_environment(

@@ -16,6 +16,7 @@ from forecaster.ledger.records import Which
 from forecaster.ledger.store import Ledger
 from forecaster.registry import CHALLENGER, Registry, Version
 from pipelines.audit import AuditLog
+from pipelines.monitoring import open_ledger
 from pipelines.releases import champion_of
 from pipelines.settings import Root
 
@@ -75,7 +76,7 @@ def judge_shadow(
             f"Expected a challenger of '{name}' beside its champion; {challenger} is both. Register another.",
             where=name,
         )
-    ledger = Ledger(url or f"sqlite:///{root.slot / 'ledger.db'}")
+    ledger = open_ledger(root, url)
     try:
         both = _side_by_side(ledger, champion, challenger)
     finally:

@@ -17,7 +17,7 @@ _WHERE = Where()
 def shadow(
     name: str,
     *,
-    ledger: Annotated[str | None, Parameter(env_var="FORECASTER_LEDGER_URL")] = None,
+    url: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_LEDGER")] = None,
     alpha: float = 0.05,
     margin: float = 0.0,
     least: int = 3,
@@ -34,8 +34,8 @@ def shadow(
     ----------
     name
         The registered model.
-    ledger
-        Address of the service's ledger, if it is not the one in the root's slot.
+    url
+        The ledger's database, as the service is told it; that of a service under the root, if not given.
     alpha
         The chance of calling a challenger better that is not, however often this is asked.
     margin
@@ -51,7 +51,7 @@ def shadow(
 
     can_be_written(out=out)
     root = where.existing()
-    trial = judge_shadow(name, root, url=ledger, alpha=alpha, margin=margin, least=least)
+    trial = judge_shadow(name, root, url=url, alpha=alpha, margin=margin, least=least)
     told = "; ".join(trial.reasons)
     print(f"{trial.challenger} beside {trial.champion}: {trial.word} ({trial.forecasts} forecasts of both)\n{told}")
     if out is not None:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from forecaster import registry
 from forecaster.errors import RegistryError
 from forecaster.frequency import Stamp, tell
@@ -93,8 +95,19 @@ class Run:
 
     def figure(self, name: str, figure: Figure) -> None:
         """A picture, under a name such as `plots/forecast.png`."""
-        with recording(name):
-            self._client.log_figure(self.id, figure, name)
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from PIL import Image
+
+        with recording(name), tempfile.TemporaryDirectory() as folder:
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()  # type: ignore[no-untyped-call]  # once: `savefig` would draw, and lay out, twice
+            pixels = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+            drawn = Image.fromarray(np.asarray(pixels)).convert("RGB")
+            path = Path(folder) / Path(name).name
+            drawn.save(path)
+            self._client.log_artifact(self.id, str(path), str(Path(name).parent))
+            # Again, for the UI's grid of images, which shows those of all runs.
+            self._client.log_image(self.id, drawn, key=Path(name).stem, synchronous=True)
 
     def file(self, path: Path, folder: str | None = None) -> None:
         """A file, under its own name."""
@@ -172,14 +185,60 @@ def end_killed(run_ids: Iterable[str], *, root: Path, uri: str | None = None) ->
             client.set_terminated(run_id, "KILLED")
 
 
-def keep(run_id: str, files: Iterable[Path], *, folder: str, tags: Mapping[str, str], uri: str) -> None:
-    """Adds files and tags to a run that has ended; raises RegistryError."""
+def keep(
+    run_id: str,
+    files: Iterable[Path],
+    *,
+    folder: str,
+    tags: Mapping[str, str],
+    uri: str,
+    headline: Mapping[str, float] | None = None,
+) -> None:
+    """Adds files, tags and headline metrics to a run that has ended; raises RegistryError."""
+    assert (headline or {}).keys() <= HEADLINE
     client = registry.connect(uri)
     with registry.door(f"run '{run_id}'"):
         for path in files:
             client.log_artifact(run_id, str(path), folder)
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
+        for key, number in (headline or {}).items():
+            client.log_metric(run_id, key, number)
+
+
+def keep_check(
+    spec: Spec,
+    *,
+    root: Path,
+    uri: str | None,
+    tags: Mapping[str, str],
+    scores: Mapping[str, float],
+    texts: Mapping[str, str],
+) -> str:
+    """One finished run for a look at a model in use, in the experiment of its trainings; answers its id. Raises RegistryError.
+
+    Args:
+        spec: Of the model.
+        root: The folder of all state.
+        uri: Another MLflow store than that of `root`.
+        tags: What is said of the run.
+        scores: Its metrics.
+        texts: Files, by name.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    client = registry.connect(tracking_uri(root, uri))
+    with registry.door(f"a check of '{spec.name}'"):
+        experiment = _experiment(client, spec.name, None if uri else artifact_location(root))
+        run = client.create_run(experiment, run_name=f"{spec.name} check")
+        now = run.info.start_time
+        run_id = str(run.info.run_id)
+        metrics = [Metric(name, value, now, 0) for name, value in scores.items()]
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag(*pair) for pair in tags.items()])
+        for name, text in texts.items():
+            client.log_text(run_id, text, name)
+        client.set_terminated(run_id)
+    return run_id
 
 
 def kept(run_id: str, path: str, *, uri: str) -> str | None:

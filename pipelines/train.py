@@ -5,9 +5,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,15 @@ import pytorch_lightning as pl
 
 from forecaster import artifact, durable
 from forecaster.blend import NETWORK, need_all, tell
+from forecaster.data.profile import learn_profile
 from forecaster.data.split import hold_out
 from forecaster.errors import TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
 from forecaster.evaluation.blending import Weighed, blended
-from forecaster.evaluation.calibration import calibrated, coverage
-from forecaster.evaluation.plots import error_by_horizon, origins_plot
+from forecaster.evaluation.calibration import calibrated, with_quantiles
+from forecaster.evaluation.plots import calibration_plot, error_by_horizon, origins_plot
+from forecaster.evaluation.scores import INTERVALS, LEVELS, score_table
 from forecaster.evaluation.trials import exposure_gap, trials
 from forecaster.predict import Forecaster, Predictor
 from forecaster.registry import CHALLENGER
@@ -31,12 +32,15 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import cut
 from forecaster.training.fit import Fitted, fit, fit_digest, refit
+from pipelines import scoring
 from pipelines.card import card_of, finite, reliable_horizon
 from pipelines.key import TAG
 from pipelines.promotion import SEASONAL_NAIVE
 from pipelines.settings import Root
 from pipelines.sources import Data, check_test_windows, read
 from pipelines.tracking import DataSet, Run, open_run
+
+BOUNDS = tuple(sorted(round((1 + side * share) / 2, 6) for share in INTERVALS for side in (-1, 1)))  # kept with a run
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +60,13 @@ class EpochLines(pl.Callback):
         scores = ", ".join(f"{name} {float(value):.4g}" for name, value in sorted(trainer.callback_metrics.items()))
         if scores:
             _log.info("epoch %d of %s: %s", trainer.current_epoch, trainer.max_epochs, scores)
+
+
+class Candidate(NamedTuple):
+    """A specification that was tried before one was chosen: what it is, and its error on validation windows."""
+
+    what: str
+    error: float
 
 
 class Trained(NamedTuple):
@@ -80,6 +91,7 @@ def train(
     rivals: Mapping[str, Ask | Predictor] | None = None,
     test_windows: int = 1,
     trigger: str = "cli",
+    tried: Sequence[Candidate] = (),
     progress: bool = False,
 ) -> Trained:
     """Fits a forecaster on all but the last test windows, backtests it there, writes its bundle, and tracks it all.
@@ -94,6 +106,7 @@ def train(
         rivals: Further forecasters to ask at the same cutoffs.
         test_windows: Rolling origins kept from the fit altogether, a horizon apart; 0 trains on everything, untested.
         trigger: What started it, for the run's tags.
+        tried: From what the specification was chosen, for the run.
         progress: Whether to show a progress bar.
     """
     check_test_windows(test_windows)
@@ -110,6 +123,7 @@ def train(
             spec, dataset, root=root.path, uri=root.uri, trigger=trigger, run_id=_read_if_there(place / "run_id")
         ) as run:
             durable.write_text(place / "run_id", run.id)
+            _record_choice(run, tried)
             for name, value in asked_for.items():
                 if value is not None:
                     run.tag(name, value)
@@ -135,6 +149,8 @@ def train(
                     progress=progress,
                 )
                 fitted = fitted._replace(forecaster=whole)
+                run.logger.log_metrics({"refit/steps": fitted.best_steps})
+            run.tag("refit", str(spec.training.refit).lower())
             seconds = time.monotonic() - started
             forecaster, result = fitted.forecaster, None
             if test_windows:
@@ -235,7 +251,19 @@ def _facts(
         "test_windows": 0 if result is None else result.actual.shape[1],
         "backtest": {} if result is None else {name: finite(result.scores(name)) for name in names},
         "reliable_horizon": None if result is None else reliable_horizon(result),
+        "inputs": learn_profile(known.series, context=fitted.forecaster.spec.context).model_dump(mode="json"),
     }
+
+
+def _record_choice(run: Run, tried: Sequence[Candidate]) -> None:
+    """What the specification was chosen from: a curve with a step for each, and the best in words."""
+    if not tried:
+        return
+    run.curve("choice/error", [one.error for one in tried])
+    best = min(tried, key=lambda one: one.error)
+    told = ", ".join(f"{one.what} {one.error:.4g}" for one in tried)
+    run.tag("chosen", best.what)
+    run.tag("tried", told)
 
 
 def _record(
@@ -253,7 +281,6 @@ def _record(
         run.headline({"train/seconds": seconds, "train/windows_per_s": made / seconds})
     if result is None:
         return
-    scores, naive = result.scores(CHALLENGER), result.scores(SEASONAL_NAIVE)
     origins = trials(
         result.series,
         context=fitted.forecaster.network.shown(max(map(len, result.series))),
@@ -263,23 +290,13 @@ def _record(
         encoding=fitted.forecaster.encoding,
         channels=spec.channels,
     )
-    run.headline(
-        {f"bt/{name}": scores[name] for name in ("mase", "rmsse", "smape")}
-        | {
-            "bt/skill_vs_snaive": 1 - scores["mase"] / naive["mase"] if naive["mase"] else float("nan"),
-            "bt/exposure_gap": exposure_gap(fitted.forecaster.networks, origins),
-        }
-    )
+    run.headline({"bt/exposure_gap": exposure_gap(fitted.forecaster.networks, origins)})
     if NETWORK in result.forecasts:
         pure = result.scores(NETWORK)
         run.headline({f"bt_pure/{name}": pure[name] for name in ("mase", "rmsse", "smape")})
-    if fitted.forecaster.calibration is not None:
-        shares = coverage(fitted.forecaster, result, CHALLENGER, intervals=(0.8, 0.95))
-        run.headline({f"bt/coverage_{round(100 * share)}": found for share, found in shares.items()})
-    run.curve("bt_h/mase", result.mase_by_step(CHALLENGER))
+    told = with_quantiles(result, {CHALLENGER: fitted.forecaster}, levels=LEVELS)
+    scoring.record(run, told, score_table(told), model=CHALLENGER, levels=BOUNDS if told.quantiles else ())
     run.figure("plots/forecast.png", origins_plot(result, CHALLENGER))
     run.figure("plots/error_by_horizon.png", error_by_horizon(result))
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "forecasts.parquet"
-        result.frame().to_parquet(table)
-        run.file(table, "backtest")
+    if told.quantiles:
+        run.figure("plots/calibration.png", calibration_plot(told))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forecaster.errors import RefusedByGate
-from pipelines.arguments import Blended, Reading, Where, bundle_of, in_range, spec_of
-from pipelines.terminal import print_scores, print_verdict
+from forecaster.errors import BadSpec, LedgerError, MissingPackage, RefusedByGate
+from pipelines.arguments import Blended, Reading, Where, bundle_of, in_range, meant
+from pipelines.scheduling import Recurrence, keep
+from pipelines.terminal import print_scores, print_verdict, warn
 
 if TYPE_CHECKING:
-    from pipelines.need import Watch
     from pipelines.settings import Root
     from pipelines.sources import Data
 
-_WHERE, _READING = Where(), Reading()
+_WHERE, _READING, _RECURRENCE = Where(), Reading(), Recurrence()
 
 
 def train(
@@ -64,7 +65,7 @@ def train(
 
     source = reading.of(data)
     initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
-    spec = spec_of(
+    chosen = meant(
         config,
         source,
         horizon=horizon,
@@ -76,7 +77,15 @@ def train(
         test_windows=test_windows,
     )
     root = where.open()
-    trained = run(source, spec, root, initial=initial, test_windows=test_windows, progress=sys.stderr.isatty())
+    trained = run(
+        source,
+        chosen.spec,
+        root,
+        initial=initial,
+        test_windows=test_windows,
+        tried=chosen.tried,
+        progress=sys.stderr.isatty(),
+    )
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
 
@@ -97,6 +106,7 @@ def retrain(
     again: Annotated[bool, Parameter(negative="")] = False,
     if_needed: Annotated[bool, Parameter(negative="")] = False,
     min_new: int | None = None,
+    recurrence: Recurrence = _RECURRENCE,
     reading: Reading = _READING,
     where: Where = _WHERE,
 ) -> None:
@@ -137,14 +147,22 @@ def retrain(
     min_new
         With --if-needed: so many new steps call for it; a horizon of the champion's, if not given.
     """
+    asked = {name: value for name, value in locals().items() if name not in ("recurrence", "where")}
     from pipelines.once import retrain_once
     from pipelines.policy import read_policy
 
-    in_range(min_new=min_new)
-    source, bounds, root = reading.of(data), read_policy(policy), where.open()
+    in_range(min_new=min_new, horizon=horizon, members=members)
+    source, bounds = reading.of(data), read_policy(policy)
+    if recurrence.cron is not None:
+        if config is None and horizon is None:
+            raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
+        asked["trigger"] = "schedule" if trigger == "cli" else trigger
+        keep(_name(config, source), "retrain", asked, recurrence, where)
+        return
+    root = where.open()
     if if_needed and not _is_needed(_name(config, source), source, root, min_new):
         return
-    spec = spec_of(
+    chosen = meant(
         config,
         source,
         horizon=horizon,
@@ -156,12 +174,13 @@ def retrain(
     )
     done, key, before = retrain_once(
         source,
-        spec,
+        chosen.spec,
         root,
         warm=warm,
         test_windows=test_windows,
         policy=bounds,
         trigger=trigger,
+        tried=chosen.tried,
         progress=sys.stderr.isatty(),
         again=again,
     )
@@ -183,11 +202,21 @@ def _name(config: Path | None, data: Data) -> str:
     return model_name(data.name) if config is None else read_spec(config).name
 
 
+def _watched(name: str, root: Root) -> list[str]:
+    """What the ledger of served forecasts says; a ledger that cannot be read keeps nobody from looking at the data."""
+    from pipelines.monitoring import attention
+
+    try:
+        return attention(root, name, url=os.environ.get("FORECASTER_SERVING_LEDGER"))
+    except (LedgerError, MissingPackage) as error:
+        warn(f"the ledger was not asked; {error.message}")
+        return []
+
+
 def _is_needed(name: str, data: Data, root: Root, min_new: int | None) -> bool:
     from pipelines.need import need
 
-    watches: list[Watch] = []  # what watches the champion is asked here
-    found = need(name, data, root, min_new=min_new, watches=watches)
+    found = need(name, data, root, min_new=min_new, watches=[lambda: _watched(name, root)])
     if found:
         print(f"needed  {'; '.join(found.reasons)}")
     else:

@@ -27,7 +27,10 @@ Counted = Callable[[str, int], None]  # "stored", "dropped" or "failed", and how
 
 MOST_NUMBERS = 4_000_000  # in histories and forecasts that wait: 32 MB
 TRIES = 30  # before forecasts that the database does not take are given up
-_AT_ONCE = 1000  # forecasts of one transaction
+_AT_ONCE = 64  # forecasts of one transaction
+_MOST_PAUSE_S = 0.05
+_GATHER_S = 0.25  # between looks at what waits
+_SLICE = 8  # forecasts that are made ready before requests are let pass for as long as that took
 _PAUSE_S = 1.0  # after a failure
 _LOOK_S = 5.0  # between looks at what late actuals have taught
 _TIDY_S = 3600.0  # between the times at which old records are forgotten
@@ -45,6 +48,30 @@ class _Waiting(NamedTuple):
     at: float
 
 
+class _Each(NamedTuple):
+    """One forecast, as it was made."""
+
+    model: InUse
+    series: Series
+    forecast: Forecast
+    at: float
+
+
+def _alike(some: Sequence[_Waiting]) -> list[list[_Each]]:
+    """The forecasts of some requests, those together that can be made ready together: of one model, drift and horizon."""
+    parts: dict[tuple[str, Drift | None, int], list[_Each]] = {}
+    for one in some:
+        for series, forecast in zip(one.series, one.forecasts, strict=True):
+            key = (one.model.release.digest, one.model.drift, len(forecast.mean))
+            parts.setdefault(key, []).append(_Each(one.model, series, forecast, one.at))
+    return list(parts.values())
+
+
+def _numbers(series: Sequence[Series], forecasts: Sequence[Forecast]) -> int:
+    """How many are held."""
+    return sum(map(len, series)) + sum(len(one.mean) for one in forecasts)
+
+
 class Scribe:
     """Keeps what is served. Without a ledger it does nothing, and says so to who asks for one."""
 
@@ -56,7 +83,7 @@ class Scribe:
         shadow: Callable[[], InUse | None] = lambda: None,
         clock: Callable[[], float] = time.time,
         pause_s: float = _PAUSE_S,
-        look_s: float = _LOOK_S,
+        look_s: float | None = None,
     ) -> None:
         self._settings = settings
         self._url = settings.ledger_url
@@ -64,13 +91,13 @@ class Scribe:
         self._shadow = shadow
         self._clock = clock
         self._pause_s = pause_s
-        self._look_s = look_s
+        self._look_s = _LOOK_S if look_s is None else look_s
         self._ledger: Ledger | None = None
         self._opening = threading.Lock()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # of what waits
+        self._ended = threading.Event()
         self._waiting: deque[_Waiting] = deque()
         self._forecasts = self._numbers = 0  # of those that wait
-        self._stopped = False
         self._failing = False
         self._drifts: dict[str, Drift] = {}
         self._in_use: str | None = None  # digest of the model that was asked last
@@ -85,9 +112,7 @@ class Scribe:
 
     def stop(self) -> None:
         """Keeps what still waits, if that takes no more than a moment."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify()
+        self._ended.set()
         if self._thread is not None:
             self._thread.join(_LAST_S)
 
@@ -104,14 +129,13 @@ class Scribe:
         pairs = [(one, told) for one, told in zip(series, found, strict=True) if isinstance(told, Forecast)]
         if not pairs:
             return
-        numbers = sum(len(one) + len(told.mean) for one, told in pairs)
         one = _Waiting(model, [one for one, _ in pairs], [told for _, told in pairs], self._clock())
-        with self._changed:
+        numbers = _numbers(one.series, one.forecasts)
+        with self._lock:  # and nobody is woken: the thread would get in the way of the answer
             full = self._forecasts + len(pairs) > self._settings.ledger_waiting
-            if not (full or self._numbers + numbers > MOST_NUMBERS or self._stopped):
+            if not (full or self._numbers + numbers > MOST_NUMBERS or self._ended.is_set()):
                 self._waiting.append(one)
                 self._forecasts, self._numbers = self._forecasts + len(pairs), self._numbers + numbers
-                self._changed.notify()
                 return
         self._counted("dropped", len(pairs))
 
@@ -130,10 +154,7 @@ class Scribe:
 
     def learn(self) -> None:
         """Actuals have come: what they teach about the model in use is worked out in the background."""
-        if self._settings.adaptive:
-            with self._changed:
-                self._stale = True
-                self._changed.notify()
+        self._stale = self._settings.adaptive
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -164,17 +185,15 @@ class Scribe:
                     self._look()
             except Exception as error:  # of any kind: this thread must live
                 self._tell(error)
-            with self._changed:
-                if self._stopped and not self._waiting:
-                    break
+            if self._ended.is_set() and not self._waiting:
+                break
         if self._ledger is not None:
             self._ledger.close()
 
     def _take(self) -> list[_Waiting]:
-        """What waits, all of it; comes back without anything now and then."""
-        with self._changed:
-            if not (self._waiting or self._stopped or self._stale):
-                self._changed.wait(self._look_s)
+        """What has come to wait in a while, all of it; perhaps nothing."""
+        self._ended.wait(_GATHER_S)
+        with self._lock:
             some = list(self._waiting)
             self._waiting.clear()
             return some
@@ -182,15 +201,20 @@ class Scribe:
     def _keep(self, some: Sequence[_Waiting]) -> None:
         try:
             both = [*some, *(beside for one in some if (beside := self._beside(one)) is not None)]
-            records = [record for one in both for record in self._records(one)]
+            records: list[Made] = []
+            for alike in _alike(both):
+                for first in range(0, len(alike), _SLICE):
+                    began = time.monotonic()
+                    records += self._records(alike[first : first + _SLICE])
+                    self._ended.wait(min(_MOST_PAUSE_S, time.monotonic() - began))
             for first in range(0, len(records), _AT_ONCE):
+                began = time.monotonic()
                 self._store(records[first : first + _AT_ONCE])
+                self._ended.wait(min(_MOST_PAUSE_S, time.monotonic() - began))
         finally:
-            forecasts = [each for one in some for each in one.forecasts]
-            with self._changed:
-                self._forecasts -= len(forecasts)
-                self._numbers -= sum(map(len, [each for one in some for each in one.series]))
-                self._numbers -= sum(len(each.mean) for each in forecasts)
+            with self._lock:
+                self._forecasts -= sum(len(one.forecasts) for one in some)
+                self._numbers -= sum(_numbers(one.series, one.forecasts) for one in some)
 
     def _beside(self, one: _Waiting) -> _Waiting | None:
         """What the shadow forecasts of a share of the same histories; None where there is no other model, or it cannot."""
@@ -213,28 +237,27 @@ class Scribe:
         good = [(each, told) for each, told in zip(asked, found, strict=True) if isinstance(told, Forecast)]
         return _Waiting(shadow, [each for each, _ in good], [told for _, told in good], one.at) if good else None
 
-    def _records(self, one: _Waiting) -> list[Made]:
-        """What is to be kept of one request; nothing, and the reason in the log, where that cannot be told."""
+    def _records(self, some: Sequence[_Each]) -> list[Made]:
+        """What is to be kept of forecasts that one model made; nothing, and the reason in the log, where that cannot be told."""
         from forecaster.ledger.making import Keeping, made
         from forecaster.ledger.records import Told
 
-        ledger = self._patiently(self._open)
-        release = one.model.release
+        ledger, model = self._patiently(self._open), some[0].model
         try:
             if ledger is None:
                 raise LedgerError("it does not open")
             told = made(
-                one.model.predictor,
-                Told(release.name, release.version, release.digest),
-                one.series,
-                one.forecasts,
+                model.predictor,
+                Told(model.release.name, model.release.version, model.release.digest),
+                [one.series for one in some],
+                [one.forecast for one in some],
                 keeping=Keeping(ledger.salt, clear=self._settings.ledger_clear_ids),
-                drift=one.model.drift,
-                at=one.at,
+                drift=model.drift,
+                at=[one.at for one in some],
             )
         except Exception as error:  # of any kind: those that come after it may be good
             self._tell(error)
-            self._counted("failed", len(one.series))
+            self._counted("failed", len(some))
             return []
         return [each for each in told if self._chosen(each.key, each.origin)]
 
@@ -250,9 +273,8 @@ class Scribe:
                 done = work()
             except Exception as error:  # of any kind: this thread must live
                 self._tell(error)
-                with self._changed:
-                    if self._changed.wait_for(lambda: self._stopped, self._pause_s):
-                        return None
+                if self._ended.wait(self._pause_s):
+                    return None
             else:
                 if self._failing:
                     log.warning("the ledger takes forecasts again")

@@ -43,6 +43,7 @@ from serving.problem import Problem
 from serving.settings import Settings
 from serving.slot import InUse, Load, Slot, load_bundle
 
+_BOOKS = 16  # requests about the ledger that may be under way
 _GRACE_S = 1.0  # for the line that says that the deadline passed
 
 
@@ -126,6 +127,8 @@ class Desk:
             threads=settings.rollouts, places=settings.max_in_flight, timeout_s=settings.timeout_s
         )
         self._batcher = Batcher(settings)
+        # Apart, so that a database which does not answer takes no thread from forecasts.
+        self._books = Admission(threads=1, places=_BOOKS, timeout_s=settings.timeout_s)
         self._document = orjson.dumps(openapi.document())
 
     def _beside(self) -> InUse | None:
@@ -145,6 +148,7 @@ class Desk:
                 one.stop()
             await asyncio.to_thread(self._scribe.stop)
             self._admission.close()
+            self._books.close()
 
     async def forecast(self, request: Request) -> Response:
         """POST /v1/forecast."""
@@ -199,13 +203,13 @@ class Desk:
         body, deadline = await request.body(), self._admission.deadline()
         self._scribe.on(self._slot.current)
         work = (actuals.answer, body, self._scribe, self._settings, deadline)
-        return _json(await self._admission.run(*work, deadline=deadline))
+        return _json(await self._books.run(*work, deadline=deadline))
 
     async def accuracy(self, request: Request) -> Response:
         """GET /v1/accuracy."""
         deadline = self._admission.deadline()
         work = (accuracy.answer, dict(request.query_params), self._slot.current, self._scribe, deadline)
-        return _json(await self._admission.run(*work, deadline=deadline))
+        return _json(await self._books.run(*work, deadline=deadline))
 
     async def _lines(self, body: bytes, model: InUse | None, deadline: Deadline) -> Response:
         """The first piece is awaited, so that a request that cannot be used gets its status; the others are streamed."""

@@ -1,4 +1,7 @@
-"""Where and how we serve. Settings come from the environment (FORECASTER_SERVING_*); none changes a forecast."""
+"""Where and how we serve. Settings come from the environment (FORECASTER_SERVING_*).
+
+None changes a forecast, but one: with `adaptive` the intervals follow what came.
+"""
 
 from __future__ import annotations
 

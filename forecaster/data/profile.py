@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from forecaster.series import Series
 from forecaster.shapes import Float64
@@ -36,7 +38,22 @@ def profile(y: Float64[np.ndarray, "step"], *, context: int) -> dict[str, float]
     return {name: float(value) for name, value in told.items() if np.isfinite(value)}
 
 
-def learn_profile(series: Sequence[Series], *, context: int) -> dict[str, list[float]]:
+class Learned(BaseModel):
+    """What the windows were like that a forecaster was trained on; a fact of its bundle.
+
+    Attributes:
+        context: Steps of a window.
+        windows: How many there were; they overlap.
+        quantiles: By feature, at SHARES.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    context: int = Field(ge=1)
+    windows: int = Field(ge=1)
+    quantiles: dict[str, Annotated[tuple[float, ...], Field(min_length=len(SHARES), max_length=len(SHARES))]]
+
+
+def learn_profile(series: Sequence[Series], *, context: int) -> Learned:
     """The quantiles at SHARES of each feature, over windows that end all along some series."""
     ends = max(1, min(_ORIGINS, _MOST // max(1, len(series))))
     found: list[dict[str, float]] = []
@@ -45,9 +62,12 @@ def learn_profile(series: Sequence[Series], *, context: int) -> dict[str, list[f
         places = np.unique(np.linspace(first, len(one), ends).round().astype(int)).tolist()
         found += [profile(one.y[:end], context=context) for end in places]
     told = {name: np.array([one[name] for one in found if name in one]) for name in FEATURES}
-    return {
-        name: [_short(value) for value in np.quantile(values, SHARES)] for name, values in told.items() if len(values)
+    quantiles = {
+        name: tuple(_short(value) for value in np.quantile(values, SHARES))
+        for name, values in told.items()
+        if len(values)
     }
+    return Learned(context=context, windows=max(1, len(found)), quantiles=quantiles)
 
 
 def _short(number: float) -> float:

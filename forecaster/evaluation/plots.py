@@ -8,13 +8,16 @@ import numpy as np
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from pandas import DatetimeIndex
+from pandas import DatetimeIndex, concat
 
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.metrics import nanmean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
+    from pandas import DataFrame
 
     from forecaster.evaluation.backtest import Backtest
     from forecaster.frequency import Stamp
@@ -97,6 +100,38 @@ def error_by_horizon(result: Backtest) -> Figure:
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(frameon=False, loc="outside right upper")
+    return figure
+
+
+def overlay_plot(
+    history: DataFrame, shown: DataFrame, names: Sequence[str], *, title: str, baseline: str | None = None
+) -> Figure:
+    """What several forecasters said of one series from the same cutoffs, over what came.
+
+    Args:
+        history: `ds, y`, before the first cutoff.
+        shown: `cutoff, ds, y` and a column for each forecaster.
+        names: Those columns, the first on top.
+        title: Above the picture.
+        baseline: A further column, drawn as one.
+    """
+    figure, axes = _axes(title)
+    axes.plot(history["ds"], history["y"], color=HISTORY, linewidth=1.2, label="history")
+    came = concat([history[["ds", "y"]].tail(1), shown[["ds", "y"]].drop_duplicates("ds")])  # lines join there
+    axes.plot(came["ds"], came["y"], color=TRUTH, linewidth=1.4, label="what came")
+    colors = [color for color in OTHERS if color != TRUTH]
+    for window, (_, rows) in enumerate(shown.groupby("cutoff", sort=True)):
+        for number, name in enumerate(names):
+            label = name if window == 0 else None
+            color = colors[number % len(colors)]
+            order = 3 - number / len(names)
+            axes.plot(rows["ds"], rows[name], color=color, linewidth=1.5, label=label, zorder=order)
+        if baseline is not None:
+            label = baseline.replace("_", " ") if window == 0 else None
+            axes.plot(rows["ds"], rows[baseline], color=BASELINE, linewidth=1.0, linestyle="--", label=label)
+        axes.axvline(rows["cutoff"].iloc[0], color=BASELINE, linewidth=0.6, linestyle=":")
+    axes.margins(y=0.1)
+    figure.legend(frameon=False, loc="outside lower center", ncols=4)
     return figure
 
 

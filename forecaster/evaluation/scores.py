@@ -10,10 +10,12 @@ Only windows that every forecaster answered enter a score, so that all are score
 | `owa` | M4's overall weighted average, with seasonal naive in the place of Naive 2: below 1 is better |
 | `owa_naive2` | M4's own, where Naive 2 was asked |
 | `wql` | weighted quantile loss, the mean over the nine deciles (Salinas et al. 2020) |
+| `crps` | continuous ranked probability score, scaled as `mase` is: of a forecast without any spread it is the MASE |
 | `coverage_80`, `coverage_95` | share of what came that lies within the interval |
 | `width_80`, `width_95` | mean width of the interval, in units of the data |
 | `stand_ins` | windows at which the forecaster could not be fitted and seasonal naive stood in (or none, if it had no answer) |
 
+`crps` is approximated from the quantiles of LEVELS (Gneiting and Ranjan 2011, by the trapezoidal rule).
 Errors are averaged over the windows and steps of each series, then over series. `wql` and `coverage` are pooled over
 all windows and steps; they and `width` are of those forecasters alone that have calibrated quantiles.
 """
@@ -30,7 +32,7 @@ from forecaster.errors import CovariateUnknown
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.evaluation.one_pass import Cube
-from forecaster.metrics import nanmean, owa, pinball
+from forecaster.metrics import crps_from_quantiles, nanmean, owa, pinball
 from forecaster.series import Series
 from forecaster.shapes import Float64, Int
 
@@ -151,6 +153,9 @@ def _intervals(
     )
     size = np.where(np.isnan(loss), np.nan, np.abs(actual))
     yield "wql", _Tally(2 * _sums(loss), _sums(size)).of_groups(codes, count)
+    places = [levels.index(level) for level in LEVELS]
+    spread = crps_from_quantiles(actual, result.quantiles[name][..., places], np.array(LEVELS))
+    yield "crps", _mean_over_series(_parts(spread) / result.scale[:, None]).of_groups(codes, count)
     for share in INTERVALS:
         low, high = (result.quantiles[name][..., levels.index(round((1 + side * share) / 2, 6))] for side in (-1, 1))
         there = np.isfinite(actual) & np.isfinite(low) & np.isfinite(high)

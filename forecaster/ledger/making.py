@@ -32,7 +32,7 @@ def made(
     *,
     keeping: Keeping,
     drift: Drift | None,
-    at: float,
+    at: Sequence[float],
 ) -> list[Made]:
     """What to keep of forecasts of one horizon.
 
@@ -43,17 +43,17 @@ def made(
         forecasts: One for each.
         keeping: How series are named.
         drift: What the quantiles that were served hold of late actuals.
-        at: When they were made, in seconds since 1970.
+        at: When each was made, in seconds since 1970.
     """
     quantiles, units = _standing(predictor, series, forecasts, drift)
     shifts = {} if drift is None else dict(zip(LEVELS, drift.at(LEVELS).tolist(), strict=True))
     learned = predictor.forecaster
-    told = []
+    told, written = [], dict[int, list[int]]()  # series that end together share their stamps
     for place, (one, forecast) in enumerate(zip(series, forecasts, strict=True)):
         scale = _scale(one, season=learned.season)
         told.append(
             Made(
-                at=at,
+                at=at[place],
                 name=model.name,
                 version=model.version,
                 digest=model.digest,
@@ -62,7 +62,7 @@ def made(
                 group=_group(one, learned.spec.group),
                 origin=tick(one.end),
                 scale=scale if math.isfinite(scale) else None,
-                stamps=ticks(forecast.ds),
+                stamps=written.get(id(forecast.ds)) or written.setdefault(id(forecast.ds), ticks(forecast.ds)),
                 mean=forecast.mean.tolist(),
                 quantiles={
                     **{level: values.tolist() for level, values in forecast.quantiles.items()},

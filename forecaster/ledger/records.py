@@ -124,14 +124,14 @@ def key_of(salt: bytes, id: str, stamp: Stamp) -> str:  # noqa: A002 - what ever
 
 def ticks(stamps: Stamps) -> list[int]:
     """Stamps as the ledger keeps them."""
-    index: Any = stamps.as_unit("us") if isinstance(stamps, pd.DatetimeIndex) else stamps
-    told: list[int] = counts(index).tolist()
+    index: Any = stamps
+    told: list[int] = (index.as_unit("us").asi8 if isinstance(stamps, pd.DatetimeIndex) else counts(stamps)).tolist()
     return told
 
 
 def tick(stamp: Stamp) -> int:
     """One stamp as the ledger keeps it."""
-    return stamp if isinstance(stamp, int) else ticks(pd.DatetimeIndex([stamp]))[0]
+    return stamp if isinstance(stamp, int) else int(stamp.as_unit("us").asm8.astype("int64"))
 
 
 def body_of(one: Made) -> str:

@@ -90,7 +90,7 @@ def _cutoff(text: str, among: Stamps) -> Stamp:
         moment = None if text.strip().isdecimal() else pd.Timestamp(text)
     except ValueError:
         moment = None
-    if moment is None or moment is pd.NaT:
+    if moment is None or pd.isna(moment):
         raise BadStamp(
             f"Expected a stamp as the cutoff; found {text!r}. Write it like 2026-01-31 or 2026-01-31T06:00.",
             where="cutoff",

@@ -312,3 +312,10 @@ def test_a_server_that_is_down_costs_seconds() -> None:
     with pytest.raises(RegistryError, match="Check the store's address"):
         Registry("http://127.0.0.1:9")
     assert time.perf_counter() - started < 15.0
+
+
+def test_an_address_of_a_store_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryError, match=r"http://127\.0\.0\.1:9") as raised:
+        Registry("http://somebody:planted-secret@127.0.0.1:9")
+    assert "planted" not in f"{raised.value} {raised.value.where}"

@@ -258,7 +258,11 @@ def test_a_tracked_backtest_holds_the_champion_against_it_under_the_names_of_tra
     assert [point.step for point in curve] == [1, 2, 3, 4]
     assert np.mean([point.value for point in curve]) == pytest.approx(found["small"]["mase"])
     assert len(client.get_metric_history(run_id, "bt_h/small_champion/mase")) == 4
-    assert artifacts(client, run_id, "backtest") == {"backtest/forecasts.parquet", "backtest/scores.parquet"}
+    assert artifacts(client, run_id, "backtest") == {
+        "backtest/forecasts.parquet",
+        "backtest/histories.parquet",
+        "backtest/scores.parquet",
+    }
     assert artifacts(client, run_id, "plots") == {
         "plots/best_and_worst.png",
         "plots/calibration.png",

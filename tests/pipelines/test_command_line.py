@@ -46,7 +46,7 @@ def test_all_commands_of_the_life_of_a_model_are_there() -> None:
 def test_every_command_tells_what_it_does_and_what_its_parameters_mean(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inside = {"data": "check", "key": "new"}
+    inside = {"data": "check", "key": "new", "schedule": "status"}
     path = [command, inside[command]] if command in inside else [command]
     with pytest.raises(SystemExit) as left:
         main([*path, "--help"])

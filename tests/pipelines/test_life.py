@@ -18,6 +18,7 @@ from forecaster import artifact
 from forecaster.errors import BaseMoved, InputError, NoSuchModel, RefusedByGate
 from forecaster.registry import CHALLENGER, CHAMPION, FORMER, Registry, Version, connect
 from pipelines import retrain as retraining
+from pipelines.audit import AuditLog
 from pipelines.evidence import gather
 from pipelines.policy import Policy
 from pipelines.promotion import judge
@@ -74,7 +75,16 @@ def test_a_champion_is_replaced_only_by_what_is_better(fresh: Root, data: Data) 
     assert worse.champion is not None
     assert worse.champion.facts["run_id"] == first.trained.run_id, "the old one goes on answering"
 
-    promote("small", fresh, number="2", force=True)
+    with pytest.raises(RefusedByGate, match=r"judged and refused \(.*champion.*\)\. .*--force --reason"):
+        promote("small", fresh, number="2", force=False, reason="a person likes it")
+    for nothing in (None, " "):
+        with pytest.raises(InputError, match="Say it with --reason"):
+            promote("small", fresh, number="2", force=True, reason=nothing)
+    assert aliases(fresh) == {CHAMPION: "1", CHALLENGER: "2"}
+    promote("small", fresh, number="2", force=True, reason="a person likes it")
+    reason = AuditLog(fresh.audit).read().lines[-1].reason
+    assert reason.startswith("forced against the gate (")
+    assert reason.endswith("): a person likes it")
     assert aliases(fresh) == {CHAMPION: "2", CHALLENGER: "2", FORMER: "1"}
     better = retrain(data, small(seed=1), fresh, policy=EASY)
     assert better.verdict.promote, better.verdict
@@ -136,7 +146,7 @@ def test_a_champion_that_changed_while_a_challenger_was_trained_stays(
     fresh: Root, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = retrain(data, small(learning_rate=BAD), fresh).version
-    promote("small", fresh, number=bad.number, force=True)
+    promote("small", fresh, number=bad.number, force=True, reason="for this test")
     other = register(train(data, small(seed=2), fresh).bundle, fresh)
 
     def train_slowly(*arguments: Any, **options: Any) -> Trained:
@@ -175,6 +185,12 @@ def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) ->
     metrics = run.data.metrics
     assert metrics.keys() >= {
         "bt/mase",
+        "bt/crps",
+        "bt/wql",
+        "bt/coverage_80",
+        "bt/coverage_95",
+        "bt_h/crps",
+        "bt/seasonal_naive/mase",
         "bt/rmsse",
         "bt/smape",
         "bt/skill_vs_snaive",
@@ -185,17 +201,24 @@ def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) ->
         "train/loss",
         "valid/rollout",
     }
-    assert metrics["bt/mase"] == scores["mase"]
-    assert metrics["bt/skill_vs_snaive"] == 1 - scores["mase"] / trained.scores["seasonal_naive"]["mase"]
+    assert metrics["bt/mase"] == pytest.approx(scores["mase"], rel=1e-12)
+    skill = 1 - scores["mase"] / trained.scores["seasonal_naive"]["mase"]
+    assert metrics["bt/skill_vs_snaive"] == pytest.approx(skill, rel=1e-9)
+    assert 0 < metrics["bt/crps"] < metrics["bt/mase"], "bands say more than a point"
     assert metrics["train/windows_per_s"] == pytest.approx(4 * 8 / metrics["train/seconds"])
     assert len(client.get_metric_history(trained.run_id, "train/loss")) == 2, "one an epoch"
     curve = sorted(client.get_metric_history(trained.run_id, "bt_h/mase"), key=lambda point: point.step)
     assert [point.step for point in curve] == [1, 2, 3, 4]
     assert np.mean([point.value for point in curve]) == pytest.approx(scores["mase"])
 
-    assert files(client, trained.run_id) == {
+    kept = files(client, trained.run_id)
+    assert len({path for path in kept if path.startswith("images/")}) == 6, "three pictures, small and large"
+    assert {path for path in kept if not path.startswith("images/")} == {
         "backtest/forecasts.parquet",
+        "backtest/histories.parquet",
+        "backtest/scores.parquet",
         "model_card.md",
+        "plots/calibration.png",
         "plots/error_by_horizon.png",
         "plots/forecast.png",
     }
@@ -203,7 +226,7 @@ def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) ->
     cutoff = pd.Timestamp("2026-01-01") + pd.Timedelta(hours=known - 1)
     assert trained.forecaster.cutoff == cutoff, "what is tested on was not known"
     tags = run.data.tags
-    assert tags["trigger"] == "schedule"
+    assert (tags["trigger"], tags["scored"], tags["refit"]) == ("schedule", CHALLENGER, "false")
     assert tags["cutoff"] == cutoff.isoformat()
     assert tags["bundle_digest"] == trained.digest == artifact.digest(trained.bundle)
     assert run.inputs is not None

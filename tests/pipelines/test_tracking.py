@@ -217,7 +217,10 @@ def test_a_run_records_what_it_is_told(root: Path, client: MlflowClient, tmp_pat
         ("mlflow.parentRunId", "f" * 32),
         ("note", "by hand"),
     }
-    assert {path.name for path in (root / "mlruns" / run.id).rglob("*") if path.is_file()} == {
+    assert found.data.tags["mlflow.loggedImages"] == "True", "the UI's grid of images has it too"
+    kept = [path for path in (root / "mlruns" / run.id).rglob("*") if path.is_file()]
+    assert {path.suffix for path in kept if path.parent.name == "images"} == {".png", ".webp"}
+    assert {path.name for path in kept if path.parent.name != "images"} == {
         "forecast.png",
         "notes.txt",
         "model_card.md",

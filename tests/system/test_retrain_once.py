@@ -16,7 +16,7 @@ from forecaster.registry import CHAMPION, Registry
 from pipelines.key import TAG
 from pipelines.releases import audited
 from pipelines.settings import Root
-from tests.pipelines.conftest import BAD, noise, small
+from tests.pipelines.conftest import noise, small
 from tests.system.nursery import Nursery, opened
 from tests.system.world import write_config
 
@@ -30,8 +30,8 @@ class World(NamedTuple):
     folder: Path
     root: Root
 
-    def command(self, name: str, **training: float) -> list[str]:
-        config = write_config(self.folder / f"{name}.yaml", small(name=name, steps=8, epoch_steps=2, **training))
+    def command(self, name: str) -> list[str]:
+        config = write_config(self.folder / f"{name}.yaml", small(name=name, steps=8, epoch_steps=2))
         return ["retrain", "meters.csv", "--config", config.name, "--root", "root"]
 
     def told(self) -> str:
@@ -78,7 +78,8 @@ def test_a_retraining_that_was_killed_anywhere_converges(point: str, world: Worl
 
 
 def test_one_that_was_refused_and_killed_is_refused_again(world: World, nursery: Nursery) -> None:
-    command = world.command("refused", learning_rate=BAD)
+    (world.folder / "policy.yaml").write_text("megabytes: 1.0e-6")
+    command = [*world.command("refused"), "--policy", "policy.yaml"]
     assert nursery.run(command, world.folder, failpoints="judge.recorded=kill") == -signal.SIGKILL, world.told()
     assert nursery.run(command, world.folder) == 3, world.told()
     world.check("refused", champion=False)

@@ -1,0 +1,155 @@
+"""What tracking costs a training: the same fit with MLflow and without, turn by turn, in one process.
+
+    python benchmarks/logging_cost.py            # writes benchmarks/results/logging.md
+    python benchmarks/logging_cost.py --pairs 3 --out somewhere.md
+
+Timed is what a person waits for: a training on the data set hospital from reading the data to the bundle, once with everything
+that a run records (parameters, curves of every step and epoch, scores, tables, pictures, card, data set) into a SQLite store,
+once with a run that records nothing. Fit, backtest and scores are the same; pictures are rendered for the run alone. The
+ratio of the medians of the two is the cost. Processor time is told beside it, which other programs disturb less, and the fit alone, with
+Lightning's logger and without: that part grows with the training, the other does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from forecaster.registry import connect
+from forecaster.spec import Spec
+from pipelines import train as training
+from pipelines.settings import Root
+from pipelines.sources import Data, read_spec
+
+HERE = Path(__file__).parent
+BOUND = 1.05  # of the time without tracking
+
+
+class Silent:
+    """A run that records nothing, and has no logger."""
+
+    id = "0" * 32
+
+    def __init__(self) -> None:
+        self.logger = self
+
+    def __getattr__(self, name: str) -> Any:
+        return _nothing
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Records nothing."""
+
+
+class Taken(NamedTuple):
+    """Seconds of one training."""
+
+    whole: float
+    fit: float
+    processor: float  # of the whole
+
+
+@contextlib.contextmanager
+def silent(*_: Any, **__: Any) -> Iterator[Silent]:
+    """In the place of `open_run`."""
+    yield Silent()
+
+
+def once(spec: Spec, folder: Path, *, tracked: bool) -> Taken:
+    """A training from its data to its bundle."""
+    fits: list[float] = []
+    fit = training.fit
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        if not tracked:
+            options["loggers"] = []
+        found = fit(*arguments, **options)
+        fits.append(time.perf_counter() - started)
+        return found
+
+    with contextlib.ExitStack() as held:
+        held.enter_context(mock.patch.object(training, "fit", timed))
+        if not tracked:
+            held.enter_context(mock.patch.object(training, "open_run", silent))
+        started, used = time.perf_counter(), time.process_time()
+        training.train(Data("hospital"), spec, Root(folder))
+        return Taken(time.perf_counter() - started, sum(fits), time.process_time() - used)
+
+
+def measured(spec: Spec, pairs: int) -> tuple[list[Taken], list[Taken]]:
+    """As many trainings of either kind, taking turns; each pair has a seed of its own, so that nothing is gone on with."""
+    tracked: list[Taken] = []
+    plain: list[Taken] = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        connect(Root(root).store)
+        for number in range(-1, pairs):  # the first, a short one, pays for imports and is not counted
+            chosen = {"seed": number + 1} | ({"steps": 100} if number < 0 else {})
+            told = spec.model_copy(update={"training": spec.training.model_copy(update=chosen)})
+            turns = [True, False] if number % 2 else [False, True]
+            for one in turns:
+                taken = once(told, root, tracked=one)
+                if number >= 0:
+                    (tracked if one else plain).append(taken)
+                print(
+                    f"pair {number + 1}: {'tracked' if one else 'plain':8} {taken.whole:.2f} s, fit {taken.fit:.2f} s, processor {taken.processor:.2f} s"
+                )
+    return tracked, plain
+
+
+def told(tracked: list[Taken], plain: list[Taken], spec: Spec) -> str:
+    """The result as Markdown."""
+    rows = []
+    for what, place in (("data to bundle", 0), ("fit alone", 1), ("data to bundle, processor time", 2)):
+        ours, theirs = (statistics.median(one[place] for one in some) for some in (tracked, plain))
+        rows.append(f"| {what} | {theirs:.2f} | {ours:.2f} | {ours / theirs:.3f} |")
+    return "\n".join(
+        [
+            "# What tracking costs a training",
+            "",
+            f"`python benchmarks/logging_cost.py`: configs/hospital.yaml, {spec.training.steps} steps at most, {len(tracked)} pairs "
+            "of trainings, turn by turn in one process; MLflow on SQLite. Medians in seconds.",
+            "",
+            "| | without | with | ratio |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"Aim: at most {BOUND:g} from data to bundle. What does not grow with the training (opening the run, tables, pictures, card) "
+            "weighs less the longer it is.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Measures, prints, writes; ends with 1 where tracking costs too much."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=None, help="of each training")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "logging.md")
+    given = parser.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    spec = read_spec(HERE.parent / "configs" / "hospital.yaml")
+    if given.steps is not None:
+        spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": given.steps})})
+    tracked, plain = measured(spec, given.pairs)
+    text = told(tracked, plain, spec)
+    given.out.write_text(text)
+    print(text)
+    ratio = statistics.median(one.whole for one in tracked) / statistics.median(one.whole for one in plain)
+    raise SystemExit(int(ratio > BOUND))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A bundle as MLflow shows a model: its files beside MLflow's own, with signature and input example."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.types import Schema
+
+BUNDLE = "bundle"  # the folder of a logged model that holds the bundle, beside MLflow's own files
+
+
+@contextlib.contextmanager
+def logged_model(client: MlflowClient, experiment_id: str, *, name: str, run_id: str) -> Iterator[LoggedModel]:
+    """An MLflow model as an output of its run; READY when the block ends, FAILED when it raises."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    model = client.create_logged_model(experiment_id, name, run_id, model_type="forecaster")
+    try:
+        yield model
+    except BaseException:
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        raise
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+
+def write_model(
+    folder: Path,
+    bundle: Path,
+    model: LoggedModel,
+    digest: str,
+    input_example: pd.DataFrame,
+    output_example: pd.DataFrame,
+) -> None:
+    """What `Model.log` would write, without its global state, its guess at requirements and its trial run."""
+    from mlflow.models import Model, ModelSignature
+
+    example = input_example.to_json(orient="split", index=False, date_format="iso")
+    (folder / "input_example.json").write_text(example)
+    (folder / "serving_input_example.json").write_text(f'{{"dataframe_split": {example}}}')
+    described = Model(
+        artifact_path=model.artifact_location,
+        run_id=model.source_run_id,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+        signature=ModelSignature(_schema(input_example), _schema(output_example)),
+        saved_input_example_info={
+            "artifact_path": "input_example.json",
+            "serving_input_path": "serving_input_example.json",
+            "type": "dataframe",
+            "pandas_orient": "split",
+        },
+    )
+    described.add_flavor("forecaster", bundle=BUNDLE, digest=digest)
+    described.save(str(folder / "MLmodel"))
+    shutil.copytree(bundle, folder / BUNDLE)
+
+
+def _schema(frame: pd.DataFrame) -> Schema:
+    """By hand: `infer_signature` of MLflow 3.17 takes the text columns of pandas 3 for columns of any type."""
+    from mlflow.types import ColSpec, DataType, Schema
+
+    kinds = {
+        "M": DataType.datetime,
+        "f": DataType.double,
+        "i": DataType.long,
+        "u": DataType.long,
+        "b": DataType.boolean,
+    }
+    return Schema([ColSpec(kinds.get(dtype.kind, DataType.string), str(name)) for name, dtype in frame.dtypes.items()])

@@ -1,0 +1,51 @@
+"""One HTML page that holds its style and pictures and loads nothing from elsewhere, light or dark as the reader's system is."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+from matplotlib.figure import Figure
+
+# Pictures are drawn once, on white: in the dark they are inverted, and their hues turned back.
+STYLE = """
+:root { color-scheme: light dark; --ink: #23262b; --ground: #ffffff; --line: #e3e5e8; --faint: #6f757e;
+        --good: #2f6b2f; --bad: #b42318; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #d9dce1; --ground: #171717; --line: #33363b; --faint: #959ba5; --good: #86c586; --bad: #f2897f; }
+  img { filter: invert(.91) hue-rotate(180deg); }
+}
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 62rem;
+       margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .35rem .6rem; vertical-align: top; }
+th { border-bottom: 2px solid var(--line); } td { border-bottom: 1px solid var(--line); }
+td.number, th.number { text-align: right; white-space: nowrap; } td.best { font-weight: 600; color: var(--good); }
+.passed { color: var(--good); } .failed { color: var(--bad); font-weight: 600; } .not { color: var(--faint); }
+img { max-width: 100%; } code { font-size: .92em; }
+"""
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """A whole page; the parts of the body are HTML, one a line."""
+    head = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
+    ]
+    return "\n".join([*head, *body, "</body></html>", ""])
+
+
+def picture(heading: str, figure: Figure) -> str:
+    """A figure below its heading."""
+    return f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{inline(figure)}">'
+
+
+def inline(figure: Figure) -> str:
+    """A picture as the address of an image, which a page holds itself."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", facecolor="white")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

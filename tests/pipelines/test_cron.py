@@ -1,0 +1,84 @@
+"""When a schedule calls: fields as cron reads them, clock changes, what was missed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from forecaster.errors import InputError, ZoneUnknown
+from pipelines.cron import Cron
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def calls(expression: str, zone: str, start: str, number: int) -> list[str]:
+    cron, moment, found = Cron(expression, zone), at(start), []
+    for _ in range(number):
+        moment = cron.after(moment)
+        found.append(moment.strftime("%d %H:%M"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("0 3 * * *", ["21 03:00", "22 03:00"]),
+        ("*/20 * * * *", ["21 00:20", "21 00:40"]),
+        ("5,10 6-7 * * *", ["21 06:05", "21 06:10"]),
+        ("30 6 * * 1-5", ["23 06:30", "24 06:30"]),  # the 21st of November 2026 is a Saturday
+        ("0 0 * * 7", ["22 00:00", "29 00:00"]),
+        ("0 0 1 * *", ["01 00:00", "01 00:00"]),
+        ("0 0 25 * 0", ["22 00:00", "25 00:00"]),  # day of month or day of week
+        ("0 12 29 2 *", ["29 12:00", "29 12:00"]),
+    ],
+)
+def test_five_fields_are_read_as_cron_reads_them(expression: str, expected: list[str]) -> None:
+    assert calls(expression, "UTC", "2026-11-21", 2) == expected
+
+
+def test_the_clock_is_that_of_the_zone_all_year() -> None:
+    assert calls("0 3 * * *", "Europe/Berlin", "2026-07-01", 1) == ["01 01:00"]
+    assert calls("0 3 * * *", "Europe/Berlin", "2026-12-01", 1) == ["01 02:00"]
+    assert calls("0 3 * * *", "Asia/Kolkata", "2026-12-01", 1) == ["01 21:30"]
+
+
+def test_an_hour_that_the_clock_skips_is_called_and_one_it_shows_twice_is_called_once() -> None:
+    assert calls("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00", 2) == ["29 01:00", "30 00:30"]  # 03:00 on the clock
+    assert calls("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00", 2) == ["25 00:30", "26 01:30"]
+    hours = calls("0 * * * *", "Europe/Berlin", "2026-10-24T22:30", 4)
+    assert hours == ["24 23:00", "25 00:00", "25 01:00", "25 02:00"], "every hour is every hour"
+    assert calls("0 * * * *", "Europe/Berlin", "2026-03-28T23:30", 3) == ["29 00:00", "29 01:00", "29 02:00"]
+
+
+def test_the_latest_call_of_a_time_is_found_and_none_where_there_is_none() -> None:
+    cron = Cron("0 3 * * *", "UTC")
+    assert cron.latest(at("2026-01-01"), at("2026-11-21T02:59")) == at("2026-11-20T03:00")
+    assert cron.latest(at("2026-11-21T03:00"), at("2026-11-22T02:59")) is None
+    assert cron.latest(at("2026-11-21T02:59"), at("2026-11-21T03:00")) == at("2026-11-21T03:00")
+    assert Cron("0 0 29 2 *", "UTC").latest(at("2025-01-01"), at("2026-01-01")) is None
+
+
+def test_calls_of_every_minute_are_a_minute_apart() -> None:
+    cron, moment = Cron("* * * * *", "America/St_Johns"), at("2026-03-08T04:00")
+    for _ in range(300):
+        following = cron.after(moment)
+        assert following - moment == timedelta(minutes=1)
+        moment = following
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["", "0 3 * *", "0 3 * * * *", "61 3 * * *", "0 3 * * MON", "@daily", "0 0 30 2 *", "a b c d e", "*/0 * * * *"],
+)
+def test_what_is_no_schedule_is_refused(expression: str) -> None:
+    with pytest.raises(InputError, match="schedule"):
+        Cron(expression, "UTC")
+
+
+@pytest.mark.parametrize("zone", ["Mars/Olympus", "", "../etc/passwd"])
+def test_a_zone_that_is_none_is_refused(zone: str) -> None:
+    with pytest.raises(ZoneUnknown):
+        Cron("0 3 * * *", zone)
