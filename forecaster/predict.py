@@ -13,8 +13,9 @@ import numpy as np
 
 from forecaster.blend import Mixed, fitted_names, mix, need_all
 from forecaster.carried import cut_down, needed
-from forecaster.conformal import Drift, history_scale
+from forecaster.conformal import history_scale
 from forecaster.data.rows import channels_of, padded
+from forecaster.drift import Drift
 from forecaster.engine import Engine, Known, Together
 from forecaster.errors import (
     BadSpec,

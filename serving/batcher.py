@@ -76,8 +76,7 @@ def answers(requests: Sequence[Asked], settings: Settings) -> list[Answered | Ex
         try:
             one = read(asked, settings)
             if _joins(one):
-                key = (id(asked.model), one.ask.horizon, tuple(one.ask.levels), one.ask.return_state)
-                groups.setdefault(key, []).append((place, one))
+                groups.setdefault(_kind(one), []).append((place, one))
                 found.append(None)
             else:
                 found.append(computed(one))
@@ -95,6 +94,14 @@ def _joins(one: Read) -> bool:
     if model is None or model.predictor.forecaster.blend or ask.samples:
         return False
     return sum(len(series.y) + ask.horizon for series in one.series) <= MOST_STEPS
+
+
+def _kind(one: Read) -> tuple[object, ...]:
+    """What must agree: the model, and what late actuals have taught about it; the horizon; the levels; states or none."""
+    model, ask = one.asked.model, one.ask
+    assert isinstance(model, InUse), "it would not have joined"
+    taught = id(model.drift)  # held by those that wait, so no other gets its id
+    return model.release, id(model.predictor), taught, ask.horizon, tuple(ask.levels), ask.return_state
 
 
 def _together(group: Sequence[Read]) -> list[Answered | Exception]:

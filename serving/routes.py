@@ -172,7 +172,8 @@ class Desk:
     async def scenarios(self, request: Request) -> Response:
         """POST /v1/scenarios."""
         body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
-        told = await self._admission.run(scenarios.answer, body, model, self._settings, deadline, deadline=deadline)
+        work, leaves = (scenarios.answer, body, model, self._settings, deadline), partial(_left, request.receive)
+        told = await self._admission.run(*work, deadline=deadline, leaves=leaves)
         self._metrics.series(forecast=told.forecast, refused=told.refused)
         response = _json(told.body)
         response.raw_headers += _named(model)

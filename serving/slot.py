@@ -33,8 +33,8 @@ from forecaster.shapes import Float64
 from serving import standing
 
 if TYPE_CHECKING:
-    from forecaster.conformal import Drift
     from forecaster.data.encoding import Encoding
+    from forecaster.drift import Drift
     from forecaster.spec import Spec
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from forecaster.conformal import Drift
 from forecaster.data.profile import profile
+from forecaster.drift import Drift
 from forecaster.ledger.records import LEVELS, Made, Told, key_of, tick, ticks
 from forecaster.metrics import seasonal_error
 from forecaster.predict import Predictor

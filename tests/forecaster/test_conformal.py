@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecaster.conformal import GROUPED, LEVELS, Calibration, Drift, calibrate, history_scale, update
+from forecaster.conformal import GROUPED, LEVELS, Calibration, calibrate, history_scale
+from forecaster.drift import Drift, update
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 
 ONE = np.ones(1)

@@ -17,8 +17,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from forecaster import artifact
 from forecaster.carried import cut_down
-from forecaster.conformal import Drift
 from forecaster.data.encoding import PLAIN, Encoding
+from forecaster.drift import Drift
 from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec

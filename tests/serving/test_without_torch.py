@@ -33,7 +33,12 @@ scope = {"type": "http", "method": "POST", "path": "/v1/forecast", "raw_path": b
          "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "client": None}
 sent = []
 
+waiting = [True]
+
 async def receive():
+    if not waiting:
+        await asyncio.Event().wait()  # nobody leaves
+    waiting.pop()
     return {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
 
 async def send(message):
