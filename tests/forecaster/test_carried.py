@@ -181,7 +181,7 @@ def test_the_ledger_counts_errors_of_a_carried_series_as_of_the_whole() -> None:
             [predictor.forecast(one, 5)],
             keeping=KEEPING,
             drift=None,
-            at=0.0,
+            at=[0.0],
         )[0]
         for one in series
     ]
