@@ -97,11 +97,11 @@ def _joins(one: Read) -> bool:
 
 
 def _kind(one: Read) -> tuple[object, ...]:
-    """What must agree: the model, and what late actuals have taught about it; the horizon; the levels."""
+    """What must agree: the model, and what late actuals have taught about it; the horizon; the levels; states or none."""
     model, ask = one.asked.model, one.ask
     assert isinstance(model, InUse), "it would not have joined"
     taught = id(model.drift)  # held by those that wait, so no other gets its id
-    return model.release, id(model.predictor), taught, ask.horizon, tuple(ask.levels)
+    return model.release, id(model.predictor), taught, ask.horizon, tuple(ask.levels), ask.return_state
 
 
 def _together(group: Sequence[Read]) -> list[Answered | Exception]:
@@ -112,7 +112,7 @@ def _together(group: Sequence[Read]) -> list[Answered | Exception]:
     model = first.asked.model
     assert isinstance(model, InUse), "they would not have joined"
     try:
-        done = together([one.series for one in group], first.ask, model, patient)
+        done = together([one.series for one in group], first.ask, model, patient, first.seal)
     except Exception:  # one of them, or all: each learns for itself
         return [_finished(one) for one in group]
     seconds = perf_counter() - began

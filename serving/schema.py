@@ -118,15 +118,34 @@ class StampedSeries(_AnySeries):
         return self
 
 
+class CarriedSeries(_AnySeries):
+    """What came after a state that was returned with the forecast of a series: the history need not be sent again."""
+
+    state: str = Field(description="as an answer to `return_state` gave it, with the same id")
+    y: list[Value] = Field(description="the new values, oldest first; there may be none")
+    start: AskedStamp | None = Field(default=None, description="stamp of the first new value; it must follow the state")
+    ds: AskedStamps | None = Field(default=None, description="or the stamps of all of them")
+    freq: AskedFreq | None = Field(default=None, description="that of the state; it need not be said")
+
+
 def _kind(item: Any) -> str:
-    return (
-        "stamped" if (item.get("ds") if isinstance(item, dict) else getattr(item, "ds", None)) is not None else "grid"
-    )
+    def has(name: str) -> bool:
+        return (item.get(name) if isinstance(item, dict) else getattr(item, name, None)) is not None
+
+    return "carried" if has("state") else "stamped" if has("ds") else "grid"
 
 
 AskedSeries = Annotated[
-    Annotated[GridSeries, Tag("grid")] | Annotated[StampedSeries, Tag("stamped")], Discriminator(_kind)
+    Annotated[GridSeries, Tag("grid")] | Annotated[StampedSeries, Tag("stamped")],
+    Discriminator(lambda item: "stamped" if _kind(item) == "stamped" else "grid"),
 ]
+Continued = Annotated[
+    Annotated[GridSeries, Tag("grid")]
+    | Annotated[StampedSeries, Tag("stamped")]
+    | Annotated[CarriedSeries, Tag("carried")],
+    Discriminator(_kind),
+]
+"""A history, or what came after a state of one."""
 
 
 class Ask(Strict):
@@ -143,12 +162,15 @@ class Ask(Strict):
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="of the samples: those of a series depend on it and on the id alone"
     )
+    return_state: bool = Field(
+        default=False, description="whether to give a state with each forecast, to go on from without the history"
+    )
 
 
 class ForecastRequest(Ask):
     """Some histories, and what is asked of them."""
 
-    series: list[AskedSeries] = Field(min_length=1, description="answered one by one, in order")
+    series: list[Continued] = Field(min_length=1, description="answered one by one, in order")
 
 
 class ModelName(Strict):
@@ -200,6 +222,10 @@ class SeriesForecast(Strict):
         default=[],
         description="futures, one list each; null after one has left the finite numbers; only where `samples` were asked for",
     )
+    samples_used: int | None = Field(
+        default=None, description="only where the deadline left time for fewer samples than were asked for: how many"
+    )
+    state: str | None = Field(default=None, description="only where `return_state` was asked: signed, not encrypted")
     warnings: list[str] = Field(description="what a reader should know of it")
 
 
@@ -317,8 +343,8 @@ def to_series(asked: AskedHistory, *, served: str, encoding: Encoding, horizon: 
         start, step = at(read, 0), offset(freq, where=asked.id)
     if step == offset(served):
         stamps.check_room(start, step, len(y) + horizon, where=asked.id)
-    columns = _columns(asked.covariates, steps=len(y), encoding=encoding, where=asked.id)
-    channels = _channels(asked.channels, steps=len(y), where=asked.id)
+    columns = columns_of(asked.covariates, steps=len(y), encoding=encoding, where=asked.id)
+    channels = channels_of(asked.channels, steps=len(y), where=asked.id)
     return ReadSeries(Series(asked.id, start, freq, y, columns, asked.static, channels), style)
 
 
@@ -334,7 +360,7 @@ def from_error(name: str, error: ForecasterError) -> dict[str, Any]:
     return {"id": name, "error": {"code": error.code, "message": error.message, "where": error.where}}
 
 
-def _columns(
+def columns_of(
     asked: Mapping[str, Sequence[float] | Sequence[str]], *, steps: int, encoding: Encoding, where: str
 ) -> dict[str, np.ndarray]:
     """The covariates of a series as arrays; whether they reach over the horizon is left to the Predictor."""
@@ -345,10 +371,10 @@ def _columns(
             f"{', '.join(map(str, lengths[:5]))}. Send each for every step of the history and of the horizon.",
             where=where,
         )
-    return {name: _column(name, values, encoding=encoding, where=where) for name, values in asked.items()}
+    return {name: column_of(name, values, encoding=encoding, where=where) for name, values in asked.items()}
 
 
-def _channels(
+def channels_of(
     asked: Mapping[str, Sequence[float | None]], *, steps: int, where: str
 ) -> dict[str, Float64[np.ndarray, "step"]]:
     """The channels of a series as arrays; which of them the model needs is left to the Predictor."""
@@ -362,7 +388,8 @@ def _channels(
     return {name: np.array(values, dtype=np.float64) for name, values in asked.items()}
 
 
-def _column(name: str, values: Sequence[float] | Sequence[str], *, encoding: Encoding, where: str) -> np.ndarray:
+def column_of(name: str, values: Sequence[float] | Sequence[str], *, encoding: Encoding, where: str) -> np.ndarray:
+    """One covariate as an array, of the kind that the model knows it by; raises the InputError that stands in its way."""
     if isinstance(values[0], str):
         if name in encoding.numeric:
             raise NotANumber(

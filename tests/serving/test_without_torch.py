@@ -91,3 +91,8 @@ def test_what_neither_kernel_nor_graph_can_do_brings_torch(tmp_path: Path) -> No
     publish(tmp_path, head=counts, scaling="none")
     assert ask(tmp_path)["found"] == []
     assert ask(tmp_path, '{"samples": 3}')["found"] == ["torch"]
+
+
+def test_a_state_brings_no_torch(tmp_path: Path) -> None:
+    publish(tmp_path)
+    assert ask(tmp_path, '{"return_state": true}')["found"] == []
