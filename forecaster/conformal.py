@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from forecaster.drift import Drift, normal_quantiles
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.metrics import nanmean
-from forecaster.past import Past
 from forecaster.shapes import Bool, Float64
 
 _TAIL = (0.001, 0.0025, 0.005)
@@ -186,27 +185,6 @@ class Calibration(_Frozen):
             if len(table.offsets) != shape[0] or (np.diff(table.offsets, axis=1) < 0).any():
                 raise ValueError(f"a table must hold {shape[0]} steps, and its offsets must not fall with the level")
         return self
-
-
-def history_scale(y: Float64[np.ndarray, "step"], season: int, *, past: Past | None = None) -> float:
-    """The size of a history's changes: what errors are measured in, at calibration and at prediction alike.
-
-    The mean absolute change over a season; without such a pair, from one observed value to the next. Zero where the
-    history never changes, NaN where nothing was observed. Steps that are held no longer count with what is remembered.
-    """
-    y = np.asarray(y, dtype=np.float64)
-    known = y[~np.isnan(y)]
-    if past is not None and not np.isnan(past.last):
-        known = np.concatenate([[past.last], known])
-    if not len(known):
-        return float("nan")
-    sums, counts = ((0.0, 0.0), (0, 0)) if past is None else (past.changes, past.counts)
-    for changes, before, pairs in zip((y[season:] - y[:-season], np.diff(known)), sums, counts, strict=True):
-        here = int((~np.isnan(changes)).sum())
-        size = (before + float(np.nansum(np.abs(changes)))) / (here + pairs) if here + pairs else float("nan")
-        if size > 0:
-            return size
-    return 0.0
 
 
 def calibrate(

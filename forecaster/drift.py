@@ -31,7 +31,7 @@ class Drift:
         return np.asarray(np.interp(normal_quantiles(levels), normal_quantiles(tracked), shifts))
 
 
-def update(state: Drift, level: float, covered: float) -> Drift:
+def update(state: Drift, level: float, covered: bool | float) -> Drift:
     """One actual has come, however late: its quantile at `level` covered it (the actual was not above it) or did not.
 
     Of actuals that come together, those of all series at one stamp say, `covered` is the share: they are one update.

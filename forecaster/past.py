@@ -57,6 +57,27 @@ class Past:
         return max(fitting, default=None)
 
 
+def history_scale(y: Float64[np.ndarray, "step"], season: int, *, past: Past | None = None) -> float:
+    """The size of a history's changes: what errors are measured in, at calibration and at prediction alike.
+
+    The mean absolute change over a season; without such a pair, from one observed value to the next. Zero where the
+    history never changes, NaN where nothing was observed. Steps that are held no longer count with what is remembered.
+    """
+    y = np.asarray(y, dtype=np.float64)
+    known = y[~np.isnan(y)]
+    if past is not None and not np.isnan(past.last):
+        known = np.concatenate([[past.last], known])
+    if not len(known):
+        return float("nan")
+    sums, counts = ((0.0, 0.0), (0, 0)) if past is None else (past.changes, past.counts)
+    for changes, before, pairs in zip((y[season:] - y[:-season], np.diff(known)), sums, counts, strict=True):
+        here = int((~np.isnan(changes)).sum())
+        size = (before + float(np.nansum(np.abs(changes)))) / (here + pairs) if here + pairs else float("nan")
+        if size > 0:
+            return size
+    return 0.0
+
+
 def forget(
     y: Float64[np.ndarray, "step"], past: Past | None, *, cut: int, season: int
 ) -> tuple[Float64[np.ndarray, "held"], Past]:

@@ -13,26 +13,19 @@ import numpy as np
 
 from forecaster.blend import Mixed, fitted_names, mix, need_all
 from forecaster.carried import cut_down, needed
-from forecaster.conformal import history_scale
 from forecaster.data.rows import channels_of, padded
 from forecaster.drift import Drift
 from forecaster.engine import Engine, Known, Together
 from forecaster.errors import (
-    BadSpec,
     BadStamp,
-    CovariateUnknown,
     ForecasterError,
-    FrequencyMismatch,
-    HistoryTooShort,
-    HorizonOutOfRange,
-    LevelOutOfRange,
-    NotANumber,
 )
 from forecaster.fastest import fastest_engine, graph_engine, together
-from forecaster.frequency import Stamps, offset
-from forecaster.histories import sound, stamps_ahead, tail, value_fault
+from forecaster.faults import Faults
+from forecaster.frequency import Stamps
+from forecaster.histories import mended, stamps_ahead, tail
 from forecaster.learned import Forecaster, Stored
-from forecaster.past import Past
+from forecaster.past import Past, history_scale
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float, Float64, Int
 
@@ -47,7 +40,6 @@ __all__ = ["Forecaster", "Predictor", "fastest_engine", "graph_engine"]
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
 VALUES_AT_ONCE = 1 << 24  # of all histories that are read beside each other
 _LEAST_NOISE = np.float32(1e-6)  # in float32, so that the clipped noise stays there
-_MANY = 4  # series from which on it takes less time to look at them together
 
 
 class Predictor:
@@ -62,7 +54,7 @@ class Predictor:
         need_all(fitted_names(forecaster.blend))
         self.forecaster, self.device, self.outline = forecaster, device, forecaster.outline
         self.engine = engine or self._own_engine()
-        self._step = offset(forecaster.freq)
+        self._faults = Faults(forecaster)
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
@@ -113,10 +105,8 @@ class Predictor:
             HorizonOutOfRange: `horizon` is below one.
             LevelOutOfRange: a level is not between 0 and 1, or the forecaster was not calibrated.
         """
-        self._check_levels(levels)
-        if horizon < 1:
-            raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        faults = self._faults(series, horizon)
+        self._faults.check(horizon, levels)
+        faults = self._faults.of_each(series, horizon)
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
         answers = iter(self._blended(good, self._answers(good, horizon)))
         outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
@@ -132,7 +122,7 @@ class Predictor:
         if the forecaster's head has no distribution to draw from, or its forecasts are a blend, HorizonOutOfRange as
         `forecast_each`.
         """
-        self._check_draws(horizon)
+        self._faults.check_draws(horizon)
         some = range(first, first + paths)
         outcomes: list[Float64[np.ndarray, "path horizon"] | ForecasterError] = []
         for one in series:
@@ -151,9 +141,7 @@ class Predictor:
             levels: As in `forecast_each`, which answers the same of each way.
             drift: Likewise.
         """
-        self._check_levels(levels)
-        if horizon < 1:
-            raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
+        self._faults.check(horizon, levels)
         faults = [self.fault(one, horizon) for one in ways]
         good = [one for one, fault in zip(ways, faults, strict=True) if fault is None]
         told = self._told(good, self._roll_ways(good, horizon)) if good else []
@@ -168,7 +156,7 @@ class Predictor:
 
         The noise is common: a path differs from the path of the same number on another way by the covariates alone.
         """
-        self._check_draws(horizon)
+        self._faults.check_draws(horizon)
         faults = [self.fault(one, horizon) for one in ways]
         good = [one for one, fault in zip(ways, faults, strict=True) if fault is None]
         drawn = iter(self._paths(good, horizon, range(first, first + paths), seed=seed) if good else ())
@@ -193,21 +181,6 @@ class Predictor:
 
     def _read(self, series: Sequence[Series], steps: int) -> Known:
         return self._ready(series, 1, context=steps)
-
-    def _check_draws(self, horizon: int) -> None:
-        if horizon < 1:
-            raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        if not self.outline.noise:
-            kind = self.forecaster.spec.head.kind
-            raise BadSpec(
-                f"A {kind} head gives no distribution to draw from. Train with head: gaussian, say.", where="head"
-            )
-        if fitted_names(self.forecaster.blend):
-            raise BadSpec(
-                f"A blend gives no distribution to draw from, and {self.forecaster.spec.name!r} is one. Draw from its network "
-                "alone: replace(forecaster, blend={}).",
-                where="blend",
-            )
 
     def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
         if any(one.past is not None and one.past.memories for one in series):
@@ -281,70 +254,9 @@ class Predictor:
         told = engine.roll(known, horizon=horizon, noise=noise).reshape(len(ways), end - begin, horizon)
         return told[:, paths.start - begin : paths.stop - begin]
 
-    def _faults(self, series: Sequence[Series], horizon: int) -> list[ForecasterError | None]:
-        """What is wrong with each history: they are looked at together, and one by one where that leaves a doubt."""
-        forecaster, spec = self.forecaster, self.forecaster.spec
-        if spec.channels or len(series) < _MANY:
-            return [self.fault(one, horizon) for one in series]
-        lengths = np.array([len(one.y) for one in series])
-        doubtful = (lengths < spec.least) | np.array([one.freq != forecaster.freq for one in series])
-        doubtful |= ~sound([one.y for one in series], lengths, context=spec.context)
-        if spec.covariates or forecaster.encoding.numeric:
-            doubtful |= np.array([self._covariate_fault(one, horizon) is not None for one in series])
-        return [
-            self.fault(one, horizon) if doubt else None for one, doubt in zip(series, doubtful.tolist(), strict=True)
-        ]
-
     def fault(self, one: Series, horizon: int) -> ForecasterError | None:
         """What is wrong with a history, if anything."""
-        forecaster, needed = self.forecaster, self.forecaster.spec.least
-        if one.freq != forecaster.freq and offset(one.freq, where=one.id) != self._step:
-            return FrequencyMismatch(
-                f"Series {one.id!r} has the frequency {one.freq!r}; this forecaster learned {forecaster.freq!r}. "
-                "Resample the series, or use a forecaster of its frequency.",
-                where=one.id,
-            )
-        if len(one) < needed:
-            return HistoryTooShort(
-                f"Series {one.id!r} has {len(one)} steps; this forecaster needs at least {needed}. "
-                "Send a longer history, or use a forecaster with a shorter context.",
-                where=one.id,
-            )
-        fault = value_fault(one, forecaster.spec.channels)
-        if fault is not None:
-            return fault
-        if np.isnan(one.y[-forecaster.spec.context :]).all():
-            return HistoryTooShort(
-                f"Series {one.id!r} has no observed value among its last {forecaster.spec.context} steps. "
-                "Send a history with observations.",
-                where=one.id,
-            )
-        return self._covariate_fault(one, horizon)
-
-    def _covariate_fault(self, one: Series, horizon: int) -> ForecasterError | None:
-        spec = self.forecaster.spec
-        missing = [name for name in spec.covariates if name not in one.covariates]
-        if not missing and (not spec.covariates or one.ahead >= horizon):
-            return self._number_fault(one, horizon)
-        found = f"{', '.join(missing)} not found" if missing else f"they are known for {one.ahead} steps ahead"
-        return CovariateUnknown(
-            f"Series {one.id!r} needs the covariates {', '.join(spec.covariates)} for its history and {horizon} steps ahead; "
-            f"{found}. Send them, or ask for a shorter horizon.",
-            where=one.id,
-        )
-
-    def _number_fault(self, one: Series, horizon: int) -> NotANumber | None:
-        """A covariate that is no finite number where the network reads it; one value of it would spoil the whole forecast."""
-        first = max(0, len(one) - self.outline.shown(len(one)))
-        for name in self.forecaster.encoding.numeric:
-            column = one.covariates[name][: len(one) + self.steps(horizon)]
-            if column.dtype == object or not np.isfinite(column[first:]).all():
-                return NotANumber(
-                    f"Series {one.id!r} needs finite numbers for the covariate {name!r}; it has text, a missing or an infinite "
-                    "value. Correct it: only the values themselves may be missing.",
-                    where=one.id,
-                )
-        return None
+        return self._faults.of(one, horizon)
 
     def known(self, one: Series, horizon: int) -> Known:
         """What the network reads of a series that has no fault."""
@@ -352,20 +264,7 @@ class Predictor:
 
     def steps(self, horizon: int) -> int:
         """The horizon, rounded up to whole blocks."""
-        return -(-horizon // self.outline.block) * self.outline.block
-
-    def _check_levels(self, levels: Sequence[float]) -> None:
-        odd = [level for level in levels if not 0 < level < 1]
-        if odd:
-            raise LevelOutOfRange(
-                f"Expected levels between 0 and 1; found {odd[0]}. Write 0.9 for 90 %.", where="levels"
-            )
-        if levels and self.forecaster.calibration is None:
-            raise LevelOutOfRange(
-                f"Expected no levels: {self.forecaster.spec.name!r} was not calibrated, so it has point forecasts only. "
-                "Train it with valid_windows of 1 or more, or ask without levels.",
-                where="levels",
-            )
+        return self.outline.whole(horizon)
 
     def _with_quantiles(
         self,
@@ -479,25 +378,3 @@ def beside(lengths: Sequence[int]) -> Iterator[Int[np.ndarray, "some"]]:
         rows = max(1, int((longest * np.arange(1, len(longest) + 1) <= VALUES_AT_ONCE).sum()))
         yield order[first : first + rows]
         first += rows
-
-
-def mended(
-    mean: Float64[np.ndarray, "horizon"], history: Float64[np.ndarray, "_"], *, season: int
-) -> Float64[np.ndarray, "horizon"]:
-    """The forecast, with the seasonal naive in place of all that follows its first value that is not finite."""
-    sound = np.isfinite(mean).cumprod().astype(bool)
-    return np.where(sound, mean, repeat_season(history, season, len(mean)))
-
-
-def repeat_season(history: Float64[np.ndarray, "_"], season: int, horizon: int) -> Float64[np.ndarray, "_"]:
-    """The last season over and over; each place takes its latest observed value, or the latest of all where it has none."""
-    cycle = history[-season:]
-    if len(cycle) < season or np.isnan(cycle).any():
-        padding = np.full(season if not len(history) else -len(history) % season, np.nan)
-        seasons = np.concatenate([padding, history]).reshape(-1, season)
-        seen = ~np.isnan(seasons)
-        latest = len(seasons) - 1 - seen[::-1].argmax(axis=0)
-        observed = history[~np.isnan(history)]
-        last = observed[-1] if len(observed) else np.nan
-        cycle = np.where(seen.any(axis=0), seasons[latest, np.arange(season)], last)
-    return np.resize(cycle, horizon)

@@ -12,11 +12,12 @@ import numpy as np
 from forecaster.errors import BadSpec, ForecasterError, LevelOutOfRange
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
-from serving import schema, state
+from serving import reading, state
 from serving.deadline import Deadline
 from serving.problem import Problem
+from serving.reading import ReadSeries
 from serving.rounds import in_rounds
-from serving.schema import Ask, AskedHistory, CarriedSeries, ReadSeries
+from serving.schema import Ask, AskedHistory, CarriedSeries
 from serving.slot import InUse
 from serving.stamps import Numbers, Style
 from serving.state import Model, Seal
@@ -175,7 +176,7 @@ def read_all(
     learned = model.predictor.forecaster
     whose = Model(model.release.digest, learned.encoding)
     read: list[ReadSeries | ForecasterError] = []
-    starts: schema.Starts = {}
+    starts: reading.Starts = {}
     for asked in series:
         deadline.check()
         try:
@@ -183,7 +184,7 @@ def read_all(
                 read.append(state.to_series(asked, model=whose, seal=seal, horizon=ask.horizon))
                 continue
             read.append(
-                schema.to_series(
+                reading.to_series(
                     asked, served=learned.freq, encoding=learned.encoding, horizon=ask.horizon, starts=starts
                 )
             )

@@ -15,19 +15,9 @@ from serving import limits, parsing, rows
 from serving.deadline import Deadline
 from serving.outcomes import Answer, Outcome, answered, general_warnings, in_use, read_all, with_state
 from serving.problem import Problem
+from serving.reading import ReadSeries, column_of
 from serving.rounds import Paths, in_rounds
-from serving.schema import (
-    Ask,
-    Continued,
-    Covariates,
-    ErrorDetail,
-    Id,
-    ModelName,
-    ReadSeries,
-    SeriesForecast,
-    Strict,
-    column_of,
-)
+from serving.schema import Ask, Continued, Covariates, ErrorDetail, Id, ModelName, SeriesForecast, Strict
 from serving.settings import Settings
 from serving.slot import InUse
 from serving.state import Seal

@@ -34,7 +34,8 @@ from forecaster.past import KINDS, Past
 from forecaster.series import LARGEST_VALUE, Series
 from forecaster.shapes import Float64
 from serving import stamps
-from serving.schema import CarriedSeries, ReadSeries, Strict, channels_of, columns_of
+from serving.reading import ReadSeries, channels_of, columns_of
+from serving.schema import CarriedSeries, Strict
 from serving.settings import Settings
 from serving.stamps import Numbers, Style, Unit
 
