@@ -1,6 +1,6 @@
 """Two weeks of a service that is trained again at night: real hourly series, with a change planted in the middle.
 
-    python benchmarks/week.py               seven minutes, one core busy
+    python benchmarks/week.py               six minutes with one thread
     python benchmarks/week.py --dry         other series and fewer nights, for looking: nothing is written down
 
 Reads m4_hourly.parquet from `shared/data` beside (or in) the checkout, and says so where it is not there. Works in a root that
@@ -120,7 +120,7 @@ come; if_needed is trained when the monitor calls, or {plan.new_steps} new hours
 
 ![MASE by day, and what was done in which night](../../docs/pictures/week.png)
 """
-    return head + "\n".join(_of_change(one) for one in lived)
+    return head + "".join(_of_change(one) for one in lived)
 
 
 def _of_change(lived: Lived) -> str:
