@@ -12,6 +12,7 @@ import pandas as pd
 from forecaster import artifact, durable
 from forecaster.errors import InputError, NoSuchModel, RefusedByGate
 from forecaster.evaluation.backtest import Backtest
+from forecaster.failpoints import point
 from forecaster.frequency import origin, regular
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
 from pipelines.audit import Audited, AuditLog
@@ -117,10 +118,16 @@ def roll_back(name: str, root: Root) -> Version:
     return Registry(root.store).roll_back(name, record=AuditLog(root.audit).rolled_back)
 
 
+def rolled_back_here(now: Version, before: Version, root: Root, *, since: str, undone: bool) -> None:
+    """Tells the audit log that one server was moved to a version without the registry, or that this was undone."""
+    AuditLog(root.audit).rolled_back_here(now, before, since=since, undone=undone)
+    point("local.audited")
+
+
 def audited(root: Root, name: str | None) -> Audited:
     """The audit log, of one model or of all, with its faults; a champion that it does not know is one too."""
     found, registry = AuditLog(root.audit).read(), Registry(root.store)
-    latest = {line.name: line for line in found.lines}
+    latest = {line.name: line for line in found.lines if not line.is_local}
     faults = list(found.faults)
     for each in sorted({*latest, *([] if name is None else [name])}):
         champion = champion_of(registry, each)
