@@ -12,7 +12,6 @@ import pandas as pd
 from forecaster import artifact, durable
 from forecaster.errors import InputError, NoSuchModel, RefusedByGate
 from forecaster.evaluation.backtest import Backtest
-from forecaster.failpoints import point
 from forecaster.frequency import origin, regular
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
 from pipelines.audit import Audited, AuditLog
@@ -108,20 +107,6 @@ def _overruled(registry: Registry, version: Version, *, force: bool, reason: str
             where="reason",
         )
     return f" against the gate ({failed})"
-
-
-def roll_back(name: str, root: Root) -> Version:
-    """Makes the former the champion again, and the champion the former; takes no training and no data.
-
-    Rolled back twice, it is as before. Raises NoSuchModel where there is no former.
-    """
-    return Registry(root.store).roll_back(name, record=AuditLog(root.audit).rolled_back)
-
-
-def rolled_back_here(now: Version, before: Version, root: Root, *, since: str, undone: bool) -> None:
-    """Tells the audit log that one server was moved to a version without the registry, or that this was undone."""
-    AuditLog(root.audit).rolled_back_here(now, before, since=since, undone=undone)
-    point("local.audited")
 
 
 def audited(root: Root, name: str | None) -> Audited:

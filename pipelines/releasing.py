@@ -87,7 +87,7 @@ def rollback(name: str, *, local: bool = False, undo: bool = False, where: Where
         now, before = _on_this_server(name, where.open(), undo=undo)
         print(f"{now.name} version {now.number} answers here instead of {before.number} ({now.digest[:12]})")
         return
-    from pipelines.releases import roll_back as run
+    from pipelines.rollback import roll_back as run
 
     try:
         version = run(name, where.existing())
@@ -103,7 +103,7 @@ def _on_this_server(name: str, root: Root, *, undo: bool) -> tuple[Version, Vers
     """Moves the server of a root; answers the version that is in use now, and the one before."""
     told = json.loads(_pin(name, root, *(["--undo"] if undo else [])))
     from forecaster.registry import Version
-    from pipelines.releases import rolled_back_here
+    from pipelines.rollback import rolled_back_here
 
     back, left = (
         Version(one["name"], one["version"], one["digest"], None) for one in (told["release"], told["instead_of"])
