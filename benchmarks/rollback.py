@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/rollback.py        # a minute
 
 `forecaster serve` with two workers and its usual settings follows a SQLite registry; rollbacks are processes of their own, as
-people type them, and their start counts. A worker has answered when a new connection to it got a forecast that names the digest. It
-prints what it finds and writes it to results/rollback.md.
+people type them, and their start counts. A worker has answered when a new connection to it got a forecast that names the digest.
+It prints what it finds and writes it to results/rollback.md.
 """
 
 from __future__ import annotations
