@@ -21,12 +21,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from forecaster.conformal import Calibration, calibrate, history_scale
+from forecaster.conformal import Calibration, calibrate
 from forecaster.data.datasets import hospital
 from forecaster.data.frames import to_panel
 from forecaster.data.split import hold_out, origins
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
+from forecaster.past import history_scale
 from forecaster.predict import Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec

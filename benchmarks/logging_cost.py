@@ -6,8 +6,8 @@
 Timed is what a person waits for: a training on the data set hospital from reading the data to the bundle, once with everything
 that a run records (parameters, curves of every step and epoch, scores, tables, pictures, card, data set) into a SQLite store,
 once with a run that records nothing. Fit, backtest and scores are the same; pictures are rendered for the run alone. The
-ratio of the medians of the two is the cost. Processor time is told beside it, which other programs disturb less, and the fit alone, with
-Lightning's logger and without: that part grows with the training, the other does not.
+ratio of the medians of the two is the cost. Processor time is told beside it, which other programs disturb less, and the fit
+alone, with Lightning's logger and without: that part grows with the training, the other does not.
 """
 
 from __future__ import annotations
@@ -101,9 +101,8 @@ def measured(spec: Spec, pairs: int) -> tuple[list[Taken], list[Taken]]:
                 taken = once(told, root, tracked=one)
                 if number >= 0:
                     (tracked if one else plain).append(taken)
-                print(
-                    f"pair {number + 1}: {'tracked' if one else 'plain':8} {taken.whole:.2f} s, fit {taken.fit:.2f} s, processor {taken.processor:.2f} s"
-                )
+                spent = f"{taken.whole:.2f} s, fit {taken.fit:.2f} s, processor {taken.processor:.2f} s"
+                print(f"pair {number + 1}: {'tracked' if one else 'plain':8} {spent}")
     return tracked, plain
 
 
@@ -117,15 +116,15 @@ def told(tracked: list[Taken], plain: list[Taken], spec: Spec) -> str:
         [
             "# What tracking costs a training",
             "",
-            f"`python benchmarks/logging_cost.py`: configs/hospital.yaml, {spec.training.steps} steps at most, {len(tracked)} pairs "
-            "of trainings, turn by turn in one process; MLflow on SQLite. Medians in seconds.",
+            f"`python benchmarks/logging_cost.py`: configs/hospital.yaml, {spec.training.steps} steps at most, {len(tracked)} "
+            "pairs of trainings, turn by turn in one process; MLflow on SQLite. Medians in seconds.",
             "",
             "| | without | with | ratio |",
             "|---|---|---|---|",
             *rows,
             "",
-            f"Aim: at most {BOUND:g} from data to bundle. What does not grow with the training (opening the run, tables, pictures, card) "
-            "weighs less the longer it is.",
+            f"Aim: at most {BOUND:g} from data to bundle. What does not grow with the training (opening the run, tables, "
+            "pictures, card) weighs less the longer it is.",
             "",
         ]
     )

@@ -103,7 +103,7 @@ def combine(
 
 
 def mix(
-    network: Float64[np.ndarray, "history horizon"],
+    network: Float64[np.ndarray, "row horizon"],
     histories: Sequence[Float64[np.ndarray, "_"]],
     weights: Mapping[str, float],
     *,
@@ -111,7 +111,8 @@ def mix(
 ) -> Mixed:
     """The blend of a network's forecasts with those of the models that have a weight; each row as if it were alone.
 
-    A model that cannot be fitted to a history gives way to the network there, with a warning.
+    One history stands for all rows where it is the only one. A model that cannot be fitted to a history gives way to the
+    network there, with a warning.
     """
     found = {name: fit(name, histories, season=season, horizon=network.shape[1]) for name in fitted_names(weights)}
     warnings = tuple(
@@ -122,5 +123,5 @@ def mix(
         )
         for place in range(len(histories))
     )
-    told = {NETWORK: network, **{name: one.forecasts for name, one in found.items()}}
-    return Mixed(combine(told, weights), warnings)
+    told = {NETWORK: network, **{name: np.broadcast_to(one.forecasts, network.shape) for name, one in found.items()}}
+    return Mixed(combine(told, weights), warnings * (len(network) // len(histories)))

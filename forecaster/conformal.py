@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import Annotated, Literal
@@ -16,6 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from forecaster.drift import Drift, normal_quantiles
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.metrics import nanmean
 from forecaster.shapes import Bool, Float64
@@ -187,58 +187,6 @@ class Calibration(_Frozen):
         return self
 
 
-@dataclass(frozen=True)
-class Drift:
-    """What late actuals have taught about quantiles since their calibration; each level learns on its own.
-
-    Attributes:
-        rate: How far one miss moves a quantile, in spreads.
-        shifts: (level, shift in spreads), by level.
-    """
-
-    rate: float = 0.1
-    shifts: tuple[tuple[float, float], ...] = ()
-
-    def at(self, levels: Sequence[float]) -> Float64[np.ndarray, "level"]:
-        """The shift of any levels: interpolated between the tracked ones, held beyond them."""
-        if not self.shifts:
-            return np.zeros(len(levels))
-        tracked, shifts = zip(*self.shifts, strict=True)
-        return np.asarray(np.interp(normal_quantiles(levels), normal_quantiles(tracked), shifts))
-
-
-def update(state: Drift, level: float, covered: float) -> Drift:
-    """One actual has come, however late: its quantile at `level` covered it (the actual was not above it) or did not.
-
-    Of actuals that come together, those of all series at one stamp say, `covered` is the share: they are one update.
-
-    Quantile tracking (Angelopoulos et al. 2023, conformal PID control), the form of adaptive conformal inference (Gibbs and
-    Candes 2021) that moves the quantile and not its level: a level cannot pass 1, so it could not follow the data further
-    than the largest residual of the calibration. After T updates the share of covered actuals is off `level` by exactly
-    |shift| / (rate T), whatever the data and however late they came; and a shift only grows while actuals are missed.
-    """
-    shifts = dict(state.shifts)
-    shifts[level] = shifts.get(level, 0.0) + state.rate * (level - float(covered))
-    return replace(state, shifts=tuple(sorted(shifts.items())))
-
-
-def history_scale(y: Float64[np.ndarray, "step"], season: int) -> float:
-    """The size of a history's changes: what errors are measured in, at calibration and at prediction alike.
-
-    The mean absolute change over a season; without such a pair, from one observed value to the next. Zero where the
-    history never changes, NaN where nothing was observed.
-    """
-    y = np.asarray(y, dtype=np.float64)
-    known = y[~np.isnan(y)]
-    if not len(known):
-        return float("nan")
-    for changes in (y[season:] - y[:-season], np.diff(known)):
-        size = float(nanmean(np.abs(changes))) if len(changes) else float("nan")
-        if size > 0:
-            return size
-    return 0.0
-
-
 def calibrate(
     errors: Float64[np.ndarray, "series window horizon"],
     scales: Float64[np.ndarray, "series *window"],
@@ -296,11 +244,6 @@ def calibrate(
         groups={group: _table(_windows(residuals[members[group]]), steps) for group in sorted(large)},
         factors=factors,
     )
-
-
-def normal_quantiles(levels: Sequence[float] | np.ndarray) -> Float64[np.ndarray, "level"]:
-    """Quantiles of the standard normal distribution."""
-    return np.array([NormalDist().inv_cdf(level) for level in levels])
 
 
 Residuals = Float64[np.ndarray, "row step"]  # a row is a window of any series

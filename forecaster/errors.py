@@ -21,6 +21,9 @@
     │   ├── HistoryTooShort        fewer steps than are needed
     │   ├── LevelOutOfRange        a quantile level that is none, or that nothing was calibrated for
     │   ├── HorizonOutOfRange      a horizon below one, or above the limit
+    │   ├── BadState               a carried state that is none of ours, or does not fit the series it came with
+    │   │   └── StateOfOtherModel  one that another model left
+    │   ├── StateTooLarge          a state beyond what may be handed out
     │   ├── SeriesRefused          of what a service was asked, some series got no forecast
     │   └── BadSpec                a specification does not validate
     ├── MissingPackage             an optional package is not installed  exit 1
@@ -130,6 +133,15 @@ class HorizonOutOfRange(InputError): ...
 
 
 class LevelOutOfRange(InputError): ...
+
+
+class BadState(InputError): ...
+
+
+class StateOfOtherModel(BadState): ...
+
+
+class StateTooLarge(InputError): ...
 
 
 class BadSpec(InputError): ...

@@ -77,3 +77,25 @@ def value_fault(one: Series, channels: Sequence[str]) -> InputError | None:
                 where=one.id,
             )
     return None
+
+
+def mended(
+    mean: Float64[np.ndarray, "horizon"], history: Float64[np.ndarray, "_"], *, season: int
+) -> Float64[np.ndarray, "horizon"]:
+    """The forecast, with the seasonal naive in place of all that follows its first value that is not finite."""
+    sound = np.isfinite(mean).cumprod().astype(bool)
+    return np.where(sound, mean, repeat_season(history, season, len(mean)))
+
+
+def repeat_season(history: Float64[np.ndarray, "_"], season: int, horizon: int) -> Float64[np.ndarray, "_"]:
+    """The last season over and over; each place takes its latest observed value, or the latest of all where it has none."""
+    cycle = history[-season:]
+    if len(cycle) < season or np.isnan(cycle).any():
+        padding = np.full(season if not len(history) else -len(history) % season, np.nan)
+        seasons = np.concatenate([padding, history]).reshape(-1, season)
+        seen = ~np.isnan(seasons)
+        latest = len(seasons) - 1 - seen[::-1].argmax(axis=0)
+        observed = history[~np.isnan(history)]
+        last = observed[-1] if len(observed) else np.nan
+        cycle = np.where(seen.any(axis=0), seasons[latest, np.arange(season)], last)
+    return np.resize(cycle, horizon)

@@ -45,3 +45,7 @@ class Outline(NamedTuple):
         A whole history has nothing before it: the lead is padding, and so is the rest of its first segment.
         """
         return self.lead + (self.context if self.reads == "window" else -(-longest // self.segment) * self.segment)
+
+    def whole(self, horizon: int) -> int:
+        """The horizon, rounded up to whole blocks."""
+        return -(-horizon // self.block) * self.block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,26 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forecaster.blend import Mixed, fitted_names, mix, need_all
-from forecaster.conformal import Drift, history_scale
+from forecaster.carried import cut_down, needed
 from forecaster.data.rows import channels_of, padded
+from forecaster.drift import Drift
 from forecaster.engine import Engine, Known, Together
 from forecaster.errors import (
-    BadSpec,
     BadStamp,
-    CovariateUnknown,
     ForecasterError,
-    FrequencyMismatch,
-    HistoryTooShort,
-    HorizonOutOfRange,
-    LevelOutOfRange,
-    NotANumber,
 )
 from forecaster.fastest import fastest_engine, graph_engine, together
-from forecaster.frequency import Stamps, offset
-from forecaster.histories import sound, stamps_ahead, tail, value_fault
+from forecaster.faults import Faults
+from forecaster.frequency import Stamps
+from forecaster.histories import mended, stamps_ahead, tail
 from forecaster.learned import Forecaster, Stored
+from forecaster.past import Past, history_scale
 from forecaster.series import Forecast, Series
-from forecaster.shapes import Float64, Int
+from forecaster.shapes import Float, Float64, Int
 
 if TYPE_CHECKING:
     from forecaster.model.fused import Fused
@@ -43,7 +40,6 @@ __all__ = ["Forecaster", "Predictor", "fastest_engine", "graph_engine"]
 ROWS_AT_ONCE = 4096  # bounds the memory of one rollout; larger requests take several
 VALUES_AT_ONCE = 1 << 24  # of all histories that are read beside each other
 _LEAST_NOISE = np.float32(1e-6)  # in float32, so that the clipped noise stays there
-_MANY = 4  # series from which on it takes less time to look at them together
 
 
 class Predictor:
@@ -58,7 +54,7 @@ class Predictor:
         need_all(fitted_names(forecaster.blend))
         self.forecaster, self.device, self.outline = forecaster, device, forecaster.outline
         self.engine = engine or self._own_engine()
-        self._step = offset(forecaster.freq)
+        self._faults = Faults(forecaster)
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
@@ -109,53 +105,95 @@ class Predictor:
             HorizonOutOfRange: `horizon` is below one.
             LevelOutOfRange: a level is not between 0 and 1, or the forecaster was not calibrated.
         """
-        self._check_levels(levels)
-        if horizon < 1:
-            raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        faults = self._faults(series, horizon)
+        self._faults.check(horizon, levels)
+        faults = self._faults.of_each(series, horizon)
         good = [one for one, fault in zip(series, faults, strict=True) if fault is None]
         answers = iter(self._blended(good, self._answers(good, horizon)))
         outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
         return self._with_quantiles(series, outcomes, levels, drift) if levels else outcomes
 
     def sample_each(
-        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
     ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
         """Sampled futures of each series: one array of paths, or what stands in its way.
 
-        The noise of a series is drawn from the seed and its id, so its paths do not depend on its company. Raises BadSpec
+        The noise of a series is drawn from the seed and its id, so its paths do not depend on its company. They are
+        numbered: those from `first` on are the same whether those before are drawn with them or not. Raises BadSpec
         if the forecaster's head has no distribution to draw from, or its forecasts are a blend, HorizonOutOfRange as
         `forecast_each`.
         """
-        if horizon < 1:
-            raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-        if not self.outline.noise:
-            kind = self.forecaster.spec.head.kind
-            raise BadSpec(
-                f"A {kind} head gives no distribution to draw from. Train with head: gaussian, say.", where="head"
-            )
-        if fitted_names(self.forecaster.blend):
-            raise BadSpec(
-                f"A blend gives no distribution to draw from, and {self.forecaster.spec.name!r} is one. Draw from its network "
-                "alone: replace(forecaster, blend={}).",
-                where="blend",
-            )
+        self._faults.check_draws(horizon)
+        some = range(first, first + paths)
         outcomes: list[Float64[np.ndarray, "path horizon"] | ForecasterError] = []
         for one in series:
             fault = self.fault(one, horizon)
-            outcomes.append(fault or self._paths(one, horizon, paths=paths, seed=seed))
+            outcomes.append(fault or self._paths([one], horizon, some, seed=seed)[0])
         return outcomes
 
+    def forecast_ways(
+        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
+    ) -> list[Forecast | ForecasterError]:
+        """The forecasts of one history with several futures of its covariates: it is read once, and goes on each way.
+
+        Args:
+            ways: The same history, one series for each future: all but the covariates after its end is alike in them.
+            horizon: Steps ahead.
+            levels: As in `forecast_each`, which answers the same of each way.
+            drift: Likewise.
+        """
+        self._faults.check(horizon, levels)
+        faults = [self.fault(one, horizon) for one in ways]
+        good = [one for one, fault in zip(ways, faults, strict=True) if fault is None]
+        told = self._told(good, self._roll_ways(good, horizon)) if good else []
+        answers = iter(self._blended(good, told, alike=True))
+        outcomes: list[Forecast | ForecasterError] = [next(answers) if fault is None else fault for fault in faults]
+        return self._with_quantiles(ways, outcomes, levels, drift) if levels else outcomes
+
+    def sample_ways(
+        self, ways: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
+    ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+        """Sampled futures of one history on several ways, as `forecast_ways` and `sample_each`.
+
+        The noise is common: a path differs from the path of the same number on another way by the covariates alone.
+        """
+        self._faults.check_draws(horizon)
+        faults = [self.fault(one, horizon) for one in ways]
+        good = [one for one, fault in zip(ways, faults, strict=True) if fault is None]
+        drawn = iter(self._paths(good, horizon, range(first, first + paths), seed=seed) if good else ())
+        return [next(drawn) if fault is None else fault for fault in faults]
+
+    def carry(self, one: Series) -> Series:
+        """The history cut down to what this forecaster still asks of it, however long it was.
+
+        With later values behind it, it is forecast as the whole history would be.
+        """
+        spec, season, outline = self.forecaster.spec, self.forecaster.season, self.outline
+        held = needed(spec, before=outline.lead, season=season, blended=bool(fitted_names(self.forecaster.blend)))
+        if outline.reads == "window" or len(one) < held:
+            return cut_down(one, spec, held=held, season=season)
+        from forecaster.model.memories import at_the_end, settled
+
+        known = None if one.past is not None and one.past.memories else self._read([one], outline.shown(len(one)))
+        if known is not None and settled(self.network, known) > len(one) - 2 * outline.segment:
+            return cut_down(one, spec, held=len(one), season=season)  # its scale may still change: all is asked for
+        memories = at_the_end(one, self.networks, self._read, device=self.device)
+        return cut_down(one, spec, held=held, season=season, memories=memories)
+
+    def _read(self, series: Sequence[Series], steps: int) -> Known:
+        return self._ready(series, 1, context=steps)
+
     def _means(self, series: Sequence[Series], horizon: int) -> Float64[np.ndarray, "series horizon"]:
+        if any(one.past is not None and one.past.memories for one in series):
+            return np.concatenate([self._roll_ways([one], horizon) for one in series])
         means, lengths = np.empty((len(series), horizon)), [len(one.y) for one in series]
         shown = {length: self.outline.shown(length) for length in set(lengths)}
         for some in beside([shown[length] for length in lengths]):
             means[some] = self.engine.roll(self._ready([series[place] for place in some], horizon), horizon=horizon)
         return means
 
-    def _ready(self, series: Sequence[Series], horizon: int) -> Known:
-        """Windows and future covariates, as the network reads them."""
-        encoding, context = self.forecaster.encoding, self.outline.shown(max(map(len, series)))
+    def _ready(self, series: Sequence[Series], horizon: int, *, context: int | None = None) -> Known:
+        """Windows (of all that the network reads, or of `context` steps) and future covariates, as the network reads them."""
+        encoding, context = self.forecaster.encoding, context or self.outline.shown(max(map(len, series)))
         steps, names = self.steps(horizon), self.forecaster.spec.channels
         if not (encoding.width or encoding.static or names):
             return Known(padded([one.y for one in series], context=context, empty=np.nan))
@@ -171,78 +209,54 @@ class Predictor:
             np.stack([column[-steps:] for column in columns]).astype(np.float32) if columns else None,
         )
 
-    def _paths(self, one: Series, horizon: int, *, paths: int, seed: int) -> Float64[np.ndarray, "path horizon"]:
-        """Paths fork from one warmed-up memory."""
-        own = int.from_bytes(hashlib.sha256(f"{seed} {one.id}".encode()).digest()[:8], "big") >> 1
-        shape = (paths * self.outline.targets, self.steps(horizon), self.outline.noise)
-        noise = np.random.default_rng(own).random(shape, dtype=np.float32).clip(_LEAST_NOISE, 1 - _LEAST_NOISE)
-        drawing = self.engine if self.engine.draws else self._reference
-        return drawing.roll(self._ready([one], horizon), horizon=horizon, noise=noise)
+    def _ready_ways(self, ways: Sequence[Series], horizon: int) -> Known:
+        """One history, from its memory on where it has one, and the covariates of every way on from it."""
+        place, steps, encoding = self._place(ways[0]), self.steps(horizon), self.forecaster.encoding
+        known = self._ready(ways[:1], horizon, context=None if place is None else len(ways[0]) - place)
+        if len(ways) == 1 or known.ahead is None:
+            return known
+        tails = [tail(one, self.outline.shown(len(one))) for one in ways]
+        columns = [encoding.covariates(one, ahead=steps)[-steps:] for one in tails]
+        return known._replace(ahead=np.stack(columns).astype(np.float32))
 
-    def _faults(self, series: Sequence[Series], horizon: int) -> list[ForecasterError | None]:
-        """What is wrong with each history: they are looked at together, and one by one where that leaves a doubt."""
-        forecaster, spec = self.forecaster, self.forecaster.spec
-        if spec.channels or len(series) < _MANY:
-            return [self.fault(one, horizon) for one in series]
-        lengths = np.array([len(one.y) for one in series])
-        doubtful = (lengths < spec.least) | np.array([one.freq != forecaster.freq for one in series])
-        doubtful |= ~sound([one.y for one in series], lengths, context=spec.context)
-        if spec.covariates or forecaster.encoding.numeric:
-            doubtful |= np.array([self._covariate_fault(one, horizon) is not None for one in series])
-        return [
-            self.fault(one, horizon) if doubt else None for one, doubt in zip(series, doubtful.tolist(), strict=True)
-        ]
+    def _place(self, one: Series) -> int | None:
+        return None if one.past is None else one.past.place(len(one), segment=self.outline.segment)
+
+    def _going_on(self, one: Series, usual: Engine) -> Engine:
+        """The engine that goes on from the memory of a history; the usual one where there is none."""
+        place = self._place(one)
+        if place is None or one.past is None:
+            return usual
+        from forecaster.model.memories import going_on
+
+        return together(going_on(self.networks, one.past.memories[place], device=self.device))
+
+    def _roll_ways(self, ways: Sequence[Series], horizon: int) -> Float64[np.ndarray, "way horizon"]:
+        told = self._going_on(ways[0], self.engine).roll(self._ready_ways(ways, horizon), horizon=horizon)
+        return np.broadcast_to(told, (len(ways), horizon))
+
+    def _paths(
+        self, ways: Sequence[Series], horizon: int, paths: range, *, seed: int
+    ) -> Float64[np.ndarray, "way path horizon"]:
+        """Paths fork from one warmed-up memory, with the same noise on every way.
+
+        Members draw in turn: whole rounds are drawn, so that it does not depend on the first path who draws which.
+        """
+        members, known = self.forecaster.spec.members, self._ready_ways(ways, horizon)
+        begin, end = paths.start // members * members, -(-paths.stop // members) * members
+        own = int.from_bytes(hashlib.sha256(f"{seed} {ways[0].id}".encode()).digest()[:8], "big") >> 1
+        each = (self.outline.targets, self.steps(horizon), self.outline.noise)
+        noise = _uniforms(own, range(begin * math.prod(each), end * math.prod(each))).reshape(-1, *each[1:])
+        if len(ways) > 1:
+            noise = np.tile(noise, (len(ways), 1, 1))
+            known = known._replace(ahead=None if known.ahead is None else known.ahead.repeat(end - begin, axis=0))
+        engine = self._going_on(ways[0], self.engine if self.engine.draws else self._reference)
+        told = engine.roll(known, horizon=horizon, noise=noise).reshape(len(ways), end - begin, horizon)
+        return told[:, paths.start - begin : paths.stop - begin]
 
     def fault(self, one: Series, horizon: int) -> ForecasterError | None:
         """What is wrong with a history, if anything."""
-        forecaster, needed = self.forecaster, self.forecaster.spec.least
-        if one.freq != forecaster.freq and offset(one.freq, where=one.id) != self._step:
-            return FrequencyMismatch(
-                f"Series {one.id!r} has the frequency {one.freq!r}; this forecaster learned {forecaster.freq!r}. "
-                "Resample the series, or use a forecaster of its frequency.",
-                where=one.id,
-            )
-        if len(one) < needed:
-            return HistoryTooShort(
-                f"Series {one.id!r} has {len(one)} steps; this forecaster needs at least {needed}. "
-                "Send a longer history, or use a forecaster with a shorter context.",
-                where=one.id,
-            )
-        fault = value_fault(one, forecaster.spec.channels)
-        if fault is not None:
-            return fault
-        if np.isnan(one.y[-forecaster.spec.context :]).all():
-            return HistoryTooShort(
-                f"Series {one.id!r} has no observed value among its last {forecaster.spec.context} steps. "
-                "Send a history with observations.",
-                where=one.id,
-            )
-        return self._covariate_fault(one, horizon)
-
-    def _covariate_fault(self, one: Series, horizon: int) -> ForecasterError | None:
-        spec = self.forecaster.spec
-        missing = [name for name in spec.covariates if name not in one.covariates]
-        if not missing and (not spec.covariates or one.ahead >= horizon):
-            return self._number_fault(one, horizon)
-        found = f"{', '.join(missing)} not found" if missing else f"they are known for {one.ahead} steps ahead"
-        return CovariateUnknown(
-            f"Series {one.id!r} needs the covariates {', '.join(spec.covariates)} for its history and {horizon} steps ahead; "
-            f"{found}. Send them, or ask for a shorter horizon.",
-            where=one.id,
-        )
-
-    def _number_fault(self, one: Series, horizon: int) -> NotANumber | None:
-        """A covariate that is no finite number where the network reads it; one value of it would spoil the whole forecast."""
-        first = max(0, len(one) - self.outline.shown(len(one)))
-        for name in self.forecaster.encoding.numeric:
-            column = one.covariates[name][: len(one) + self.steps(horizon)]
-            if column.dtype == object or not np.isfinite(column[first:]).all():
-                return NotANumber(
-                    f"Series {one.id!r} needs finite numbers for the covariate {name!r}; it has text, a missing or an infinite "
-                    "value. Correct it: only the values themselves may be missing.",
-                    where=one.id,
-                )
-        return None
+        return self._faults.of(one, horizon)
 
     def known(self, one: Series, horizon: int) -> Known:
         """What the network reads of a series that has no fault."""
@@ -250,20 +264,7 @@ class Predictor:
 
     def steps(self, horizon: int) -> int:
         """The horizon, rounded up to whole blocks."""
-        return -(-horizon // self.outline.block) * self.outline.block
-
-    def _check_levels(self, levels: Sequence[float]) -> None:
-        odd = [level for level in levels if not 0 < level < 1]
-        if odd:
-            raise LevelOutOfRange(
-                f"Expected levels between 0 and 1; found {odd[0]}. Write 0.9 for 90 %.", where="levels"
-            )
-        if levels and self.forecaster.calibration is None:
-            raise LevelOutOfRange(
-                f"Expected no levels: {self.forecaster.spec.name!r} was not calibrated, so it has point forecasts only. "
-                "Train it with valid_windows of 1 or more, or ask without levels.",
-                where="levels",
-            )
+        return self.outline.whole(horizon)
 
     def _with_quantiles(
         self,
@@ -283,7 +284,7 @@ class Predictor:
             offsets = calibration.offsets(
                 rising,
                 horizon=len(forecasts[0].mean),
-                scales=np.nan_to_num(np.array([self.scale(series[place].y) for place in some])),
+                scales=np.nan_to_num(np.array([self.scale(series[place].y, series[place].past) for place in some])),
                 groups=[self.group(series[place]) for place in some],
                 drift=drift,
             )
@@ -297,18 +298,22 @@ class Predictor:
         name = self.forecaster.spec.group
         return None if name is None else one.static.get(name)
 
-    def scale(self, history: Float64[np.ndarray, "_"]) -> float:
+    def scale(self, history: Float64[np.ndarray, "_"], past: Past | None = None) -> float:
         """The scale of a history that its calibration was measured in, and is undone with.
 
         All of it counts, as in benchmarks/intervals.py: measured on the network's short context it is so uncertain that
         intervals are wide and hold less (docs/experiments.md). Intervals of a history much shorter than those of the
         calibration hold less too.
         """
-        return history_scale(history, self.forecaster.season)
+        return history_scale(history, self.forecaster.season, past=past)
 
     def _answers(self, series: Sequence[Series], horizon: int) -> list[Forecast | BadStamp]:
         """The forecasts, or that the stamps of one go too far."""
-        means = self._means(series, horizon)
+        return self._told(series, self._means(series, horizon))
+
+    def _told(
+        self, series: Sequence[Series], means: Float64[np.ndarray, "series horizon"]
+    ) -> list[Forecast | BadStamp]:
         finite = np.isfinite(means).all(axis=1).tolist()
         return [
             ahead
@@ -316,7 +321,7 @@ class Predictor:
             else Forecast(one.id, ahead, mean)
             if whole
             else self._mended(one, ahead, mean)
-            for one, ahead, mean, whole in zip(series, stamps_ahead(series, horizon), means, finite, strict=True)
+            for one, ahead, mean, whole in zip(series, stamps_ahead(series, means.shape[1]), means, finite, strict=True)
         ]
 
     def blended(
@@ -326,13 +331,14 @@ class Predictor:
         return mix(means, histories, self.forecaster.blend, season=self.forecaster.season)
 
     def _blended(
-        self, series: Sequence[Series], answers: Sequence[Forecast | BadStamp]
+        self, series: Sequence[Series], answers: Sequence[Forecast | BadStamp], *, alike: bool = False
     ) -> Sequence[Forecast | BadStamp]:
+        """The answers, blended; where the histories are alike the statistical models are fitted once."""
         own = [answer for answer in answers if isinstance(answer, Forecast)]
         if not self.forecaster.blend or not own:
             return answers
         known = [one.y for one, answer in zip(series, answers, strict=True) if isinstance(answer, Forecast)]
-        told = self.blended(np.stack([one.mean for one in own]), known)
+        told = self.blended(np.stack([one.mean for one in own]), known[:1] if alike else known)
         mixed = iter(
             replace(one, mean=mean, warnings=(*one.warnings, *further))
             for one, mean, further in zip(own, *told, strict=True)
@@ -346,7 +352,17 @@ class Predictor:
             f"The network's forecast exploded at step {broken[0] + 1} of {len(mean)}; from there on it is the seasonal naive. "
             "Check the history for extreme values, or ask for a shorter horizon."
         )
-        return Forecast(one.id, ahead, mended(mean, one.y, season=self.forecaster.season), (warning,))
+        history = one.y if one.past is None else np.concatenate([one.past.latest, one.y])
+        return Forecast(one.id, ahead, mended(mean, history, season=self.forecaster.season), (warning,))
+
+
+def _uniforms(seed: int, places: range) -> Float[np.ndarray, "place"]:
+    """The uniforms in (0, 1) at these places of an endless row of them. Two come from each step of the generator."""
+    bits = np.random.PCG64(seed)
+    bits.advance(places.start // 2)
+    odd = places.start % 2
+    drawn = np.random.Generator(bits).random(len(places) + odd, dtype=np.float32)[odd:]
+    return drawn.clip(_LEAST_NOISE, 1 - _LEAST_NOISE)
 
 
 def beside(lengths: Sequence[int]) -> Iterator[Int[np.ndarray, "some"]]:
@@ -362,25 +378,3 @@ def beside(lengths: Sequence[int]) -> Iterator[Int[np.ndarray, "some"]]:
         rows = max(1, int((longest * np.arange(1, len(longest) + 1) <= VALUES_AT_ONCE).sum()))
         yield order[first : first + rows]
         first += rows
-
-
-def mended(
-    mean: Float64[np.ndarray, "horizon"], history: Float64[np.ndarray, "_"], *, season: int
-) -> Float64[np.ndarray, "horizon"]:
-    """The forecast, with the seasonal naive in place of all that follows its first value that is not finite."""
-    sound = np.isfinite(mean).cumprod().astype(bool)
-    return np.where(sound, mean, repeat_season(history, season, len(mean)))
-
-
-def repeat_season(history: Float64[np.ndarray, "_"], season: int, horizon: int) -> Float64[np.ndarray, "_"]:
-    """The last season over and over; each place takes its latest observed value, or the latest of all where it has none."""
-    cycle = history[-season:]
-    if len(cycle) < season or np.isnan(cycle).any():
-        padding = np.full(season if not len(history) else -len(history) % season, np.nan)
-        seasons = np.concatenate([padding, history]).reshape(-1, season)
-        seen = ~np.isnan(seasons)
-        latest = len(seasons) - 1 - seen[::-1].argmax(axis=0)
-        observed = history[~np.isnan(history)]
-        last = observed[-1] if len(observed) else np.nan
-        cycle = np.where(seen.any(axis=0), seasons[latest, np.arange(season)], last)
-    return np.resize(cycle, horizon)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forecaster.frequency import Stamp, Stamps, after, at, check_kind, following, regular, tell
+from forecaster.past import Past
 from forecaster.shapes import Float64
 
 LARGEST_VALUE = 1e100  # squares of larger ones, summed, would leave float64
@@ -28,6 +29,7 @@ class Series:
             or text in an object array.
         static: By name, what is true of the whole series.
         channels: By name, what is known of the past alone: one value for each step of `y`; NaN was not observed.
+        past: Of a history of which only the last steps are held: what is remembered of those before.
 
     Raises BadStamp where a number is to step on the calendar, or a moment by a whole number.
     """
@@ -39,6 +41,7 @@ class Series:
     covariates: Mapping[str, np.ndarray] = field(default_factory=dict)
     static: Mapping[str, str] = field(default_factory=dict)
     channels: Mapping[str, Float64[np.ndarray, "step"]] = field(default_factory=dict)
+    past: Past | None = None
 
     def __post_init__(self) -> None:
         check_kind(self.start, self.freq, of=f"series {self.id!r}", where=self.id)

@@ -88,12 +88,20 @@ def _forecasts(result: Backtest, levels: Sequence[float]) -> pd.DataFrame:
 
 def _histories(result: Backtest) -> pd.DataFrame:
     shown = min(_HORIZONS * result.horizon, _LONGEST)
-    tables = []
-    for one in result.series[:_HISTORIES]:
-        cut = len(one) - result.lefts[0]
-        first = max(0, cut - shown)
-        tables.append(pd.DataFrame({"unique_id": one.id, "ds": one.stamps[first:cut], "y": one.y[first:cut]}))
-    return pd.concat(tables, ignore_index=True)
+    some = result.series[:_HISTORIES]
+    cuts = [len(one) - result.lefts[0] for one in some]
+    parts = [slice(max(0, cut - shown), cut) for cut in cuts]
+    values = [one.y[part] for one, part in zip(some, parts, strict=True)]
+    first, *others = (pd.Index(one.stamps)[part] for one, part in zip(some, parts, strict=True))
+    names = np.array([one.id for one in some], dtype=object)
+    # Not a table for each series, of which there are hundreds.
+    return pd.DataFrame(
+        {
+            "unique_id": np.repeat(names, [len(each) for each in values]),
+            "ds": first.append(others),
+            "y": np.concatenate(values),
+        }
+    )
 
 
 def _nameable(name: str) -> str:

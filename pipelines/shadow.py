@@ -17,9 +17,10 @@ from forecaster.ledger.store import Ledger
 from forecaster.registry import CHALLENGER, Registry, Version
 from pipelines.audit import AuditLog
 from pipelines.monitoring import open_ledger
-from pipelines.releases import champion_of
+from pipelines.releases import champion_of, recorded
 from pipelines.settings import Root
 
+_PROVEN = {"champion", "enough"}  # checks of the gate for which a trial on what came is the better proof
 Word = Literal["better", "worse", "undecided"]
 
 
@@ -88,10 +89,24 @@ def judge_shadow(
 
 
 def promote_shadow(trial: Trial, root: Root) -> Version:
-    """Makes the challenger of a trial the champion; raises RefusedByGate unless it is better, BaseMoved for another champion."""
+    """Makes the challenger of a trial the champion.
+
+    What came overrules what the gate found of its errors beside the champion's in a backtest, and nothing else that the gate
+    found. Raises RefusedByGate unless it is better and nothing else speaks against it, BaseMoved for another champion.
+    """
     version = trial.challenger
     if trial.word != "better":
         raise RefusedByGate(f"{version} is not promoted: {'; '.join(trial.reasons)}.", where=version.name)
+    gate = recorded(version, root)
+    against = (
+        () if gate is None else [one for one in gate.verdict.checks if one.passed is False and one.name not in _PROVEN]
+    )
+    if against:
+        raise RefusedByGate(
+            f"{version} is better than the champion on what came, but the gate found other faults: "
+            f"{'; '.join(one.reason for one in against)}. Train a better one, or promote it with --force.",
+            where=version.name,
+        )
     reason = f"in the shadow: {'; '.join(trial.reasons)}"
     Registry(root.store).promote(version, base=trial.champion, record=AuditLog(root.audit).promoted(version, reason))
     return version

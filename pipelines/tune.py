@@ -19,8 +19,8 @@ from forecaster.data.calendar import usual_season
 from forecaster.data.split import hold_out, origins
 from forecaster.errors import BadSpec, InputError, NonFiniteLoss, TrainingError
 from forecaster.evaluation.trials import comparable_error
+from forecaster.histories import repeat_season
 from forecaster.metrics import nanmean
-from forecaster.predict import repeat_season
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import cut

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
-from forecaster.errors import ForecasterError
+from forecaster.errors import ForecasterError, StateOfOtherModel
 from serving import arrow, columnar, limits, packing, parsing, rows
 from serving.columnar import ColumnsRequest
 from serving.deadline import Deadline
@@ -16,6 +16,7 @@ from serving.problem import Problem
 from serving.schema import Ask, AskedHistory, ForecastRequest
 from serving.settings import Settings
 from serving.slot import InUse
+from serving.state import Seal
 
 
 class Answered(NamedTuple):
@@ -55,20 +56,21 @@ class Asked(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A request that was read: what it asks, of which series, and the seconds that took."""
+    """A request that was read: what it asks, of which series, the seconds that took, and what states are signed with."""
 
     asked: Asked
     ask: Ask
     series: Sequence[AskedHistory]
     seconds: float
+    seal: Seal
 
 
 def answer(asked: Asked, settings: Settings) -> Answered:
     """Answers `POST /v1/forecast`, in the form in which it was asked: rows or columns of JSON, or Arrow.
 
     Raises Problem if the request as a whole cannot be used (levels that the model cannot give are such), if no model is
-    in use, if the deadline passes, or if the only series of a request in JSON is refused: so a client that sends one
-    series and looks at the status alone learns of it.
+    in use, if the deadline passes, if the only series of a request in JSON is refused (so a client that sends one
+    series and looks at the status alone learns of it), or if every series came with a state of another model (409).
     """
     return computed(read(asked, settings))
 
@@ -79,13 +81,13 @@ def read(asked: Asked, settings: Settings) -> Read:
     began = perf_counter()
     ask, series = _read(asked.body, asked.media_type)
     limits.check(ask, series, settings)
-    return Read(asked, ask, series, perf_counter() - began)
+    return Read(asked, ask, series, perf_counter() - began, Seal.of(settings))
 
 
 def computed(one: Read) -> Answered:
     """Its answer. Raises Problem as `answer` does."""
     began, asked = perf_counter(), one.asked
-    done = outcomes(one.series, one.ask, asked.model, asked.deadline.within(one.ask.deadline_ms))
+    done = outcomes(one.series, one.ask, asked.model, asked.deadline.within(one.ask.deadline_ms), one.seal)
     return written(one, done, perf_counter() - began)
 
 
@@ -94,6 +96,8 @@ def written(one: Read, done: Sequence[Outcome], seconds: float) -> Answered:
     began, model, media_type = perf_counter(), one.asked.model, one.asked.media_type
     assert model is not None, "no outcome without one"
     refused = [each.found for each in done if isinstance(each.found, ForecasterError)]
+    if len(refused) == len(done) and all(isinstance(each, StateOfOtherModel) for each in refused):
+        raise Problem.of(refused[0])
     if len(done) == 1 and refused and media_type != arrow.MEDIA_TYPE:
         raise Problem.of(refused[0])
     whole = _write(model, done, one.ask, media_type)

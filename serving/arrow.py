@@ -98,6 +98,8 @@ def write(model: dict[str, Any], done: Sequence[Outcome], ask: Ask) -> bytes:
     if ask.samples:
         paths = [None if one is None or one.paths is None else list(one.paths) for one in good]
         columns["samples"] = pa.array(paths, pa.list_(numbers), from_pandas=True)
+    if ask.return_state:
+        columns["state"] = pa.array([one and one.state for one in good], pa.string())
     columns["warnings"] = pa.array([one.warnings if one else [] for one in good], pa.list_(pa.string()))
     columns["error"] = pa.array([one and one.code for one in errors], pa.string())
     columns["message"] = pa.array([one and one.message for one in errors], pa.string())

@@ -12,11 +12,11 @@ from pydantic import Field
 from forecaster.data.split import origins
 from forecaster.errors import ForecasterError, HistoryTooShort
 from forecaster.frequency import earlier, tell
+from forecaster.histories import repeat_season
 from forecaster.metrics import mae, nanmean, seasonal_error, smape
-from forecaster.predict import repeat_season
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
-from serving import limits, parsing, schema
+from serving import limits, parsing, reading, schema
 from serving.deadline import Deadline
 from serving.outcomes import forecasts, in_use
 from serving.problem import Problem
@@ -172,7 +172,7 @@ def _read(told: AskedSeries, asked: _Asked, model: InUse, deadline: Deadline) ->
     learned = model.predictor.forecaster
     deadline.check()
     try:
-        one = schema.to_series(told, served=learned.freq, encoding=learned.encoding, horizon=0, starts={}).series
+        one = reading.to_series(told, served=learned.freq, encoding=learned.encoding, horizon=0, starts={}).series
     except ForecasterError as error:
         return error
     held, least = max(asked.lefts), learned.spec.least

@@ -76,8 +76,7 @@ def answers(requests: Sequence[Asked], settings: Settings) -> list[Answered | Ex
         try:
             one = read(asked, settings)
             if _joins(one):
-                key = (id(asked.model), one.ask.horizon, tuple(one.ask.levels))
-                groups.setdefault(key, []).append((place, one))
+                groups.setdefault(_kind(one), []).append((place, one))
                 found.append(None)
             else:
                 found.append(computed(one))
@@ -97,6 +96,14 @@ def _joins(one: Read) -> bool:
     return sum(len(series.y) + ask.horizon for series in one.series) <= MOST_STEPS
 
 
+def _kind(one: Read) -> tuple[object, ...]:
+    """What must agree: the model, and what late actuals have taught about it; the horizon; the levels; states or none."""
+    model, ask = one.asked.model, one.ask
+    assert isinstance(model, InUse), "it would not have joined"
+    taught = id(model.drift)  # held by those that wait, so no other gets its id
+    return model.release, id(model.predictor), taught, ask.horizon, tuple(ask.levels), ask.return_state
+
+
 def _together(group: Sequence[Read]) -> list[Answered | Exception]:
     if len(group) == 1:
         return [_finished(group[0])]
@@ -105,7 +112,7 @@ def _together(group: Sequence[Read]) -> list[Answered | Exception]:
     model = first.asked.model
     assert isinstance(model, InUse), "they would not have joined"
     try:
-        done = together([one.series for one in group], first.ask, model, patient)
+        done = together([one.series for one in group], first.ask, model, patient, first.seal)
     except Exception:  # one of them, or all: each learns for itself
         return [_finished(one) for one in group]
     seconds = perf_counter() - began

@@ -65,6 +65,7 @@ class AnsweredColumns(Strict):
     mean: list[list[float] | None]
     quantiles: dict[str, list[list[float] | None]] = Field(default={}, description="only where `levels` were asked for")
     samples: list[list[list[float | None]] | None] = Field(default=[], description="only where they were asked for")
+    state: list[str | None] = Field(default=[], description="only where `return_state` was asked")
     warnings: list[list[str]]
     error: list[ErrorDetail | None] = Field(description="why there is no forecast")
 
@@ -91,6 +92,8 @@ def write(model: dict[str, Any], done: Sequence[Outcome], ask: Ask) -> bytes:
         }
     if ask.samples:
         columns["samples"] = [one and one.paths for one in good]
+    if ask.return_state:
+        columns["state"] = [one and one.state for one in good]
     columns["warnings"] = [one.warnings if one else [] for one in good]
     columns["error"] = [_error(one.found) if isinstance(one.found, ForecasterError) else None for one in done]
     return orjson.dumps({"model": model, "columns": columns}, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -25,6 +25,7 @@ from serving.schema import Ask, AskedHistory, GridSeries, Levels, Strict, Text
 from serving.settings import Settings
 from serving.slot import InUse, Learned
 from serving.stamps import AskedStamp
+from serving.state import Seal
 
 Cell = int | float | Annotated[str, Field(max_length=200)] | None
 Record = dict[Text, Cell]
@@ -156,12 +157,12 @@ def _deepar(asked: DeepArRequest, model: InUse, settings: Settings, deadline: De
     series = [_history(one, learned, place) for place, one in enumerate(asked.instances)]
     limits.check(ask, series, settings)
     try:
-        done = outcomes(series, ask, model, deadline)
+        done = outcomes(series, ask, model, deadline, Seal.of(settings))
     except Problem as problem:
         if problem.code != "level_out_of_range" or asked.configuration is not None:
             raise
         levels = {}  # nobody asked for quantiles, and the model was not calibrated
-        done = outcomes(series, ask.model_copy(update={"levels": []}), model, deadline)
+        done = outcomes(series, ask.model_copy(update={"levels": []}), model, deadline, Seal.of(settings))
     predictions = [_prediction(one.found, levels, told) for one in done]
     return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY), len(done)
 

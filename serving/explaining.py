@@ -13,7 +13,7 @@ import orjson
 from pydantic import Field
 
 from forecaster.errors import BundleError, ForecasterError, MissingPackage
-from serving import limits, parsing, schema
+from serving import limits, parsing, reading
 from serving.deadline import Deadline
 from serving.outcomes import in_use
 from serving.problem import Problem
@@ -78,7 +78,7 @@ def answer(body: bytes, model: InUse | None, settings: Settings, deadline: Deadl
     limits.check(Ask(horizon=horizon), [asked.series], settings)
     deadline.check()
     try:
-        read = schema.to_series(
+        read = reading.to_series(
             asked.series, served=learned.freq, encoding=learned.encoding, horizon=horizon, starts={}
         )
         forecaster = _forecaster(bundle_of(settings.slot, model.release))

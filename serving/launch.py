@@ -73,7 +73,7 @@ def _environment(settings: Settings, home: Path) -> dict[str, str]:
     one home would wipe each other's counters. It is its working directory too, so that neither a `serving` nor a
     `bentofile.yaml` that lies about is taken for ours.
     """
-    ours = {**settings.environment(), "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
+    ours = {**settings.with_state_key().environment(), "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
     package = Path(__file__).resolve().parents[1]
     if str(package) not in [*site.getsitepackages(), site.getusersitepackages()]:  # a checkout
         ours["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))

@@ -18,7 +18,7 @@ from serving.settings import Settings
 from serving.slot import InUse
 
 if TYPE_CHECKING:
-    from forecaster.conformal import Drift
+    from forecaster.drift import Drift
     from forecaster.ledger.records import Made
     from forecaster.ledger.store import Ledger
 

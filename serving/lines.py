@@ -13,13 +13,14 @@ from serving import limits, parsing, rows
 from serving.deadline import Deadline
 from serving.outcomes import Outcome, outcomes
 from serving.problem import Problem
-from serving.schema import Ask, AskedHistory, AskedSeries, ModelName, Strict
+from serving.schema import Ask, AskedHistory, Continued, ModelName, Strict
 from serving.settings import Settings
 from serving.slot import InUse
+from serving.state import Seal
 
 MEDIA_TYPE = "application/x-ndjson"
 _AT_ONCE = 256  # lines that become a piece of the answer
-_SERIES: TypeAdapter[AskedHistory] = TypeAdapter(AskedSeries)
+_SERIES: TypeAdapter[AskedHistory] = TypeAdapter(Continued)
 
 
 class LinesBegin(Strict):
@@ -89,7 +90,7 @@ class Lines:
             if len(read) == _AT_ONCE:
                 break
         good = [one for one in read if not isinstance(one, Outcome)]
-        forecasts = iter(outcomes(good, self.ask, model, deadline))
+        forecasts = iter(outcomes(good, self.ask, model, deadline, Seal.of(self._settings)))
         done = [one if isinstance(one, Outcome) else next(forecasts) for one in read]
         refused = sum(isinstance(one.found, ForecasterError) for one in done)
         self.refused += refused

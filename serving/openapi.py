@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from forecaster import __version__
-from serving import accuracy, actuals, arrow, backtesting, compatible, explaining, lines, schema
+from serving import accuracy, actuals, arrow, backtesting, compatible, explaining, lines, scenarios, schema
 from serving.columnar import ColumnsAnswer, ColumnsRequest
 from serving.problem import CODES
 
@@ -55,6 +55,16 @@ _ONE_SERIES = (
     "limits, and `level_out_of_range` for levels that the model in use was not calibrated for) is always 422. "
     "Stamps come back in the offset from UTC and the style of the request, whole numbers as numbers."
 )
+_CARRIED = (
+    " With `return_state` every forecast comes with a `state`, and a CarriedSeries goes on from it with new values alone: the "
+    "forecast is that of the whole history. A state of another model is refused with `state_of_other_model`, which is the whole "
+    "answer, with status 409, where it is said of every series; one that was altered, or does not fit, with `bad_state`. Where "
+    "the deadline comes near, the answer has the samples that are done, and says so in `samples_used` and a warning."
+)
+_SCENARIOS = (
+    "The history is read once and goes on each way; the noise of samples is common to all. One outcome for each scenario, as "
+    "`/v1/forecast` gives it; what is wrong with the history, or with the only scenario, is the whole answer, with status 422."
+)
 _ASKED_LINES = (
     "One JSON value a line. The first is an Ask (horizon, levels, samples, ...), each further one "
     "a GridSeries or a StampedSeries."
@@ -69,8 +79,9 @@ _ASKED_ARROW = (
     "metadata of the schema, under `forecast`. 415 where pyarrow is not installed."
 )
 _ANSWERED_ARROW = (
-    "An Arrow IPC stream with a row for each series, in order: `id`, `ds`, `mean`, `quantiles.LEVEL`, `samples`, `warnings`, and "
-    "`error`, `message` of one that has no forecast. A ModelName as JSON stands in the metadata of the schema, under `model`."
+    "An Arrow IPC stream with a row for each series, in order: `id`, `ds`, `mean`, `quantiles.LEVEL`, `samples`, `state`, "
+    "`warnings`, and `error`, `message` of one that has no forecast. A ModelName as JSON stands in the metadata of the schema, "
+    "under `model`."
 )
 ROUTES = (
     Route(
@@ -87,8 +98,17 @@ ROUTES = (
             Form(lines.MEDIA_TYPE, description=_ANSWERED_LINES),
             Form(arrow.MEDIA_TYPE, description=_ANSWERED_ARROW),
         ),
-        (422, 429, 503, 504),
-        _ONE_SERIES,
+        (409, 422, 429, 503, 504),
+        _ONE_SERIES + _CARRIED,
+    ),
+    Route(
+        "post",
+        "/v1/scenarios",
+        "Forecast one series with several futures of its covariates",
+        (Form(_JSON, (scenarios.ScenariosRequest,)),),
+        (Form(_JSON, (scenarios.ScenariosAnswer,)),),
+        (409, 422, 429, 503, 504),
+        _SCENARIOS,
     ),
     Route(
         "post",

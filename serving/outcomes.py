@@ -12,12 +12,15 @@ import numpy as np
 from forecaster.errors import BadSpec, ForecasterError, LevelOutOfRange
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
-from serving import schema
+from serving import reading, state
 from serving.deadline import Deadline
 from serving.problem import Problem
-from serving.schema import Ask, AskedHistory, ReadSeries
+from serving.reading import ReadSeries
+from serving.rounds import in_rounds
+from serving.schema import Ask, AskedHistory, CarriedSeries
 from serving.slot import InUse
 from serving.stamps import Numbers, Style
+from serving.state import Model, Seal
 
 T = TypeVar("T")
 _AT_ONCE = 1 << 17  # steps, known and foretold, that are rolled between two looks at the deadline: tens of milliseconds
@@ -32,12 +35,16 @@ class Answer(NamedTuple):
         style: How its stamps are to be written.
         paths: Sampled futures; None if none were asked for.
         warnings: What a reader should know of it.
+        fewer: Whether there are fewer paths than were asked for.
+        state: To go on from; None if none was asked for.
     """
 
     forecast: Forecast
     style: Style | Numbers
     paths: Float64[np.ndarray, "path horizon"] | None
     warnings: list[str]
+    fewer: bool = False
+    state: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -47,28 +54,30 @@ class Outcome(NamedTuple):
     found: Answer | ForecasterError
 
 
-def outcomes(series: Sequence[AskedHistory], ask: Ask, model: InUse | None, deadline: Deadline) -> list[Outcome]:
+def outcomes(
+    series: Sequence[AskedHistory], ask: Ask, model: InUse | None, deadline: Deadline, seal: Seal
+) -> list[Outcome]:
     """One for each series, in order.
 
     Raises Problem if no model is in use, if the deadline passes, or if the model cannot give what is asked of all series
     (levels, samples).
     """
     model = in_use(model)
-    read = _read(series, ask, model, deadline)
+    read = read_all(series, ask, model, deadline, seal)
     good = [one.series for one in read if isinstance(one, ReadSeries)]
     means, paths = forecasts(good, ask, model, deadline), _paths(good, ask, model, deadline)
-    return _assembled(series, ask, model, read, means, paths)
+    return _assembled(series, ask, model, read, means, paths, seal, deadline)
 
 
 def together(
-    requests: Sequence[Sequence[AskedHistory]], ask: Ask, model: InUse, deadline: Deadline
+    requests: Sequence[Sequence[AskedHistory]], ask: Ask, model: InUse, deadline: Deadline, seal: Seal
 ) -> list[list[Outcome]]:
     """Those of several requests that ask the same, without samples; rolled as one. Raises Problem as `outcomes` does."""
-    read = [_read(series, ask, model, deadline) for series in requests]
+    read = [read_all(series, ask, model, deadline, seal) for series in requests]
     good = [[one.series for one in some if isinstance(one, ReadSeries)] for some in read]
     means = iter(forecasts([one for some in good for one in some], ask, model, deadline))
     return [
-        _assembled(series, ask, model, some, list(islice(means, len(own))), [None] * len(own))
+        _assembled(series, ask, model, some, list(islice(means, len(own))), [None] * len(own), seal, deadline)
         for series, some, own in zip(requests, read, good, strict=True)
     ]
 
@@ -80,16 +89,22 @@ def _assembled(
     read: Sequence[ReadSeries | ForecasterError],
     means: Sequence[Forecast | ForecasterError],
     paths: Sequence[Float64[np.ndarray, "path horizon"] | ForecasterError | None],
+    seal: Seal,
+    deadline: Deadline,
 ) -> list[Outcome]:
     """Means and paths are those of the series that could be read."""
-    general = _warnings(ask.horizon, scored=model.predictor.forecaster.spec.horizon)
+    general = general_warnings(ask.horizon, scored=model.predictor.forecaster.spec.horizon)
     told, drawn = iter(means), iter(paths)
     done: list[Outcome] = []
     for asked, one in zip(series, read, strict=True):
-        if isinstance(one, ReadSeries):
-            done.append(Outcome(asked.id, _outcome(one, next(told), next(drawn), general)))
-        else:
+        if not isinstance(one, ReadSeries):
             done.append(Outcome(asked.id, one))
+            continue
+        found = answered(one.style, next(told), next(drawn), general, samples=ask.samples)
+        if ask.return_state and isinstance(found, Answer):
+            deadline.check()
+            found = with_state(found, one.series, model, seal)
+        done.append(Outcome(asked.id, found))
     return done
 
 
@@ -119,12 +134,15 @@ def in_use(model: InUse | None) -> InUse:
     return model
 
 
-def _outcome(
-    one: ReadSeries,
+def answered(
+    style: Style | Numbers,
     forecast: Forecast | ForecasterError,
     paths: Float64[np.ndarray, "path horizon"] | ForecasterError | None,
     general: list[str],
+    *,
+    samples: int,
 ) -> Answer | ForecasterError:
+    """A forecast and its paths, of which `samples` were asked, with what a reader should know."""
     if isinstance(forecast, ForecasterError):
         return forecast
     if isinstance(paths, ForecasterError):
@@ -134,20 +152,39 @@ def _outcome(
         left = int((~np.isfinite(paths)).any(axis=1).sum())
         warnings.append(f"{left} of {len(paths)} samples left the finite numbers; they are null from there on.")
         paths = np.where(np.logical_and.accumulate(np.isfinite(paths), axis=1), paths, np.nan)
-    return Answer(forecast, one.style, paths, warnings)
+    fewer = paths is not None and len(paths) < samples
+    if paths is not None and fewer:
+        warnings.append(f"The deadline left time for {len(paths)} of {samples} samples.")
+    return Answer(forecast, style, paths, warnings, fewer)
 
 
-def _read(
-    series: Sequence[AskedHistory], ask: Ask, model: InUse, deadline: Deadline
-) -> list[ReadSeries | ForecasterError]:
+def with_state(found: Answer, one: Series, model: InUse, seal: Seal) -> Answer | ForecasterError:
+    """The answer with a state to go on from after a series, or why there is none."""
     learned = model.predictor.forecaster
+    try:
+        carried = model.predictor.carry(one)
+        told = state.issue(carried, found.style, model=Model(model.release.digest, learned.encoding), seal=seal)
+    except ForecasterError as error:
+        return error
+    return found._replace(state=told)
+
+
+def read_all(
+    series: Sequence[AskedHistory], ask: Ask, model: InUse, deadline: Deadline, seal: Seal
+) -> list[ReadSeries | ForecasterError]:
+    """The histories as the model reads them, or what is wrong with each. Raises Problem if the deadline passes."""
+    learned = model.predictor.forecaster
+    whose = Model(model.release.digest, learned.encoding)
     read: list[ReadSeries | ForecasterError] = []
-    starts: schema.Starts = {}
+    starts: reading.Starts = {}
     for asked in series:
         deadline.check()
         try:
+            if isinstance(asked, CarriedSeries):
+                read.append(state.to_series(asked, model=whose, seal=seal, horizon=ask.horizon))
+                continue
             read.append(
-                schema.to_series(
+                reading.to_series(
                     asked, served=learned.freq, encoding=learned.encoding, horizon=ask.horizon, starts=starts
                 )
             )
@@ -162,10 +199,13 @@ def _paths(
     if not ask.samples:
         return [None] * len(series)
 
-    def some(part: list[Series]) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
-        return model.predictor.sample_each(part, ask.horizon, paths=ask.samples, seed=ask.seed)
+    def draw(some: range, until: Deadline) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+        def part(those: list[Series]) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+            return model.predictor.sample_each(those, ask.horizon, paths=len(some), seed=ask.seed, first=some.start)
 
-    return _in_parts(some, series, longer=ask.horizon * ask.samples, at_once=_AT_ONCE, deadline=deadline)
+        return _in_parts(part, series, longer=ask.horizon * len(some), at_once=_AT_ONCE, deadline=until)
+
+    return in_rounds(draw, samples=ask.samples, steps=ask.horizon * max(1, len(series)), deadline=deadline)
 
 
 def _in_parts(
@@ -183,7 +223,8 @@ def _in_parts(
     return found
 
 
-def _warnings(horizon: int, *, scored: int) -> list[str]:
+def general_warnings(horizon: int, *, scored: int) -> list[str]:
+    """What a reader should know of every forecast so far ahead."""
     if horizon <= scored:
         return []
     return [f"The horizon of {horizon} steps goes beyond the {scored} that this model was scored on."]

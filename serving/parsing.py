@@ -43,9 +43,14 @@ def invalid(error: ValidationError, *, of_series: bool = False) -> Problem:
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    tags = {2: ("grid", "stamped"), 5: ("numbers", "texts")}  # of our unions: no part of the request
+    if loc[:1] == ("series",) and loc[1:] and isinstance(loc[1], str):
+        return _place(("series", 0, *loc[1:])).replace("series.0", "series", 1)  # of one series, not of several
+    # Tags of our unions are no part of the request.
+    tags: dict[int, tuple[str, ...]] = {2: ("grid", "stamped", "carried"), 5: ("numbers", "texts")}
     if loc[:1] == ("columns",):
         tags = {2: ("number", "text"), 4: ("numbers", "texts")}
+    if loc[:1] == ("scenarios",):
+        tags = {4: ("numbers", "texts")}
     if loc[3:4] in (("start",), ("freq",), ("ds",)):
         tags[4] = ("number", "text")
     path = [str(part) for place, part in enumerate(loc) if part not in tags.get(place, ())]

@@ -26,6 +26,10 @@ CODES: dict[str, tuple[int, str]] = {
     "not_found": (404, "There is no such path."),
     "ledger_off": (404, "This server keeps no ledger of served forecasts."),
     "method_not_allowed": (405, "The path does not take this method; the Allow header says which it takes."),
+    "state_of_other_model": (
+        409,
+        "The states that series came with were left by another model. Send the histories again.",
+    ),
     "body_too_large": (413, "The body is larger than this server takes."),
     "unsupported_media_type": (
         415,
@@ -39,6 +43,7 @@ CODES: dict[str, tuple[int, str]] = {
         422,
         "Series times horizon, times one and the numbers of levels and samples, is more than this server answers at once.",
     ),
+    "too_many_scenarios": (422, "More scenarios than this server takes in one request."),
     "too_many_samples": (422, "More samples than this server draws."),
     "horizon_out_of_range": (422, "The horizon is above this server's limit."),
     "too_many_requests": (429, "Too many requests are under way; try again after Retry-After seconds."),
@@ -78,8 +83,9 @@ class Problem(Exception):
 
     @classmethod
     def of(cls, error: ForecasterError) -> Self:
-        """The 422 that a refused series becomes when it is all there was to answer."""
-        return cls(error.code, error.message, where=error.where, status=422)
+        """The 422 (409 for a state of another model) that a refused series becomes when it is all there was to answer."""
+        status = CODES.get(error.code, (422, ""))[0]
+        return cls(error.code, error.message, where=error.where, status=status)
 
     def body(self) -> bytes:
         """The JSON that is sent."""

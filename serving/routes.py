@@ -18,7 +18,19 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forecaster.frequency import tell
-from serving import accuracy, actuals, assets, backtesting, compatible, explaining, keys, lines, openapi, standing
+from serving import (
+    accuracy,
+    actuals,
+    assets,
+    backtesting,
+    compatible,
+    explaining,
+    keys,
+    lines,
+    openapi,
+    scenarios,
+    standing,
+)
 from serving.admission import Admission
 from serving.answer import Asked, answer_lines, begin_lines
 from serving.batcher import Batcher, Ticket
@@ -47,6 +59,7 @@ class Served(NamedTuple):
 def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bundle) -> Served:
     """The application of one worker. Raises BadKeys where it would answer anyone, unless the settings want that."""
     keyring = keys.keyring(settings)
+    settings = settings.with_state_key()
     page = assets.read()
     metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.LABEL])
     slot = slot or Slot(
@@ -60,6 +73,7 @@ def build(settings: Settings, *, slot: Slot | None = None, load: Load = load_bun
     desk = Desk(settings, slot, metrics)
     paths: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]] = {
         ("post", "/v1/forecast"): desk.forecast,
+        ("post", "/v1/scenarios"): desk.scenarios,
         ("post", "/invocations"): desk.invocations,
         ("post", "/v1/backtest"): partial(desk.asked, backtesting.answer),
         ("post", "/v1/explain"): partial(desk.asked, explaining.answer),
@@ -153,6 +167,16 @@ class Desk:
         response.raw_headers += [*_named(model), (b"server-timing", took.encode())]
         if answered.packed:
             response.raw_headers += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+        return response
+
+    async def scenarios(self, request: Request) -> Response:
+        """POST /v1/scenarios."""
+        body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
+        work, leaves = (scenarios.answer, body, model, self._settings, deadline), partial(_left, request.receive)
+        told = await self._admission.run(*work, deadline=deadline, leaves=leaves)
+        self._metrics.series(forecast=told.forecast, refused=told.refused)
+        response = _json(told.body)
+        response.raw_headers += _named(model)
         return response
 
     async def invocations(self, request: Request) -> Response:

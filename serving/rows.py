@@ -34,12 +34,16 @@ def fields(one: Outcome, stamper: Stamper) -> dict[str, Any]:
     """An outcome as the fields of a SeriesForecast or a SeriesError."""
     if isinstance(one.found, ForecasterError):
         return schema.from_error(one.id, one.found)
-    forecast, style, paths, warnings = one.found
+    forecast, style, paths, warnings, fewer, state = one.found
     told: dict[str, Any] = {"id": forecast.id, "ds": stamper.write(forecast.ds, style), "mean": forecast.mean}
     if forecast.quantiles:
         told["quantiles"] = {repr(float(level)): values for level, values in forecast.quantiles.items()}
     if paths is not None:
         told["samples"] = paths
+    if paths is not None and fewer:
+        told["samples_used"] = len(paths)
+    if state is not None:
+        told["state"] = state
     told["warnings"] = warnings
     return told
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from forecaster.data.encoding import Encoding
-from forecaster.errors import CovariateUnknown, ForecasterError, HistoryTooShort, NotANumber, ValueOutOfRange
-from forecaster.frequency import Stamp, Step, at, offset
-from forecaster.series import Series
-from forecaster.shapes import Float64
-from serving import stamps
-from serving.stamps import AskedFreq, AskedStamp, AskedStamps, Numbers, Style
+from forecaster.errors import ForecasterError
+from serving.stamps import AskedFreq, AskedStamp, AskedStamps
 from serving.standing import FollowerAnswer, RefusalAnswer
 
 Value = Annotated[float | None, Field(description="null: not observed")]
@@ -23,7 +17,6 @@ Text = Annotated[str, Field(min_length=1, max_length=200)]
 Id = Annotated[Text, Field(pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$")]
 Label = Annotated[str, Field(max_length=200)]
 MOST_COLUMNS, MOST_LEVELS = 64, 99
-LARGEST_COVARIATE = 1e30  # in spreads of the training data; the network reads float32
 
 
 def _kind_of_column(values: Any) -> str:
@@ -118,15 +111,34 @@ class StampedSeries(_AnySeries):
         return self
 
 
+class CarriedSeries(_AnySeries):
+    """What came after a state that was returned with the forecast of a series: the history need not be sent again."""
+
+    state: str = Field(description="as an answer to `return_state` gave it, with the same id")
+    y: list[Value] = Field(description="the new values, oldest first; there may be none")
+    start: AskedStamp | None = Field(default=None, description="stamp of the first new value; it must follow the state")
+    ds: AskedStamps | None = Field(default=None, description="or the stamps of all of them")
+    freq: AskedFreq | None = Field(default=None, description="that of the state; it need not be said")
+
+
 def _kind(item: Any) -> str:
-    return (
-        "stamped" if (item.get("ds") if isinstance(item, dict) else getattr(item, "ds", None)) is not None else "grid"
-    )
+    def has(name: str) -> bool:
+        return (item.get(name) if isinstance(item, dict) else getattr(item, name, None)) is not None
+
+    return "carried" if has("state") else "stamped" if has("ds") else "grid"
 
 
 AskedSeries = Annotated[
-    Annotated[GridSeries, Tag("grid")] | Annotated[StampedSeries, Tag("stamped")], Discriminator(_kind)
+    Annotated[GridSeries, Tag("grid")] | Annotated[StampedSeries, Tag("stamped")],
+    Discriminator(lambda item: "stamped" if _kind(item) == "stamped" else "grid"),
 ]
+Continued = Annotated[
+    Annotated[GridSeries, Tag("grid")]
+    | Annotated[StampedSeries, Tag("stamped")]
+    | Annotated[CarriedSeries, Tag("carried")],
+    Discriminator(_kind),
+]
+"""A history, or what came after a state of one."""
 
 
 class Ask(Strict):
@@ -143,12 +155,15 @@ class Ask(Strict):
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="of the samples: those of a series depend on it and on the id alone"
     )
+    return_state: bool = Field(
+        default=False, description="whether to give a state with each forecast, to go on from without the history"
+    )
 
 
 class ForecastRequest(Ask):
     """Some histories, and what is asked of them."""
 
-    series: list[AskedSeries] = Field(min_length=1, description="answered one by one, in order")
+    series: list[Continued] = Field(min_length=1, description="answered one by one, in order")
 
 
 class ModelName(Strict):
@@ -200,6 +215,10 @@ class SeriesForecast(Strict):
         default=[],
         description="futures, one list each; null after one has left the finite numbers; only where `samples` were asked for",
     )
+    samples_used: int | None = Field(
+        default=None, description="only where the deadline left time for fewer samples than were asked for: how many"
+    )
+    state: str | None = Field(default=None, description="only where `return_state` was asked: signed, not encrypted")
     warnings: list[str] = Field(description="what a reader should know of it")
 
 
@@ -276,111 +295,6 @@ class AskedHistory(Protocol):
         """Of what the past alone is known."""
 
 
-class Start(NamedTuple):
-    """The beginning of a history, as many others in a request may begin."""
-
-    stamp: Stamp
-    style: Style | Numbers
-    freq: str
-    step: Step
-
-
-Starts = dict[tuple[str | int, str | int], Start]
-
-
-class ReadSeries(NamedTuple):
-    """A history from a request, and how its stamps are to be written back."""
-
-    series: Series
-    style: Style | Numbers
-
-
-def to_series(asked: AskedHistory, *, served: str, encoding: Encoding, horizon: int, starts: Starts) -> ReadSeries:
-    """One history of a request as a Series; raises the InputError that stands in its way.
-
-    Args:
-        asked: The history.
-        served: The frequency of the model in use; other frequencies are left to the Predictor to refuse.
-        encoding: That of the model in use: which covariates are numbers, and which are text.
-        horizon: Steps ahead, which must stay on the calendar.
-        starts: Those that were read for this request; more are added.
-    """
-    if len(asked.y) == 0:
-        raise HistoryTooShort(f"Series {asked.id!r} has no values. Send a history.", where=asked.id)
-    y = np.array(asked.y, dtype=np.float64)  # None becomes NaN
-    if isinstance(asked, GridSeries):
-        start, style, freq, step = starts.get((asked.start, asked.freq)) or _start(asked, starts)
-    else:
-        assert isinstance(asked, StampedSeries), "there is no third kind"
-        read, style = stamps.read(asked.ds, where=asked.id)
-        freq = stamps.frequency(read, declared=asked.freq, served=served, where=asked.id)
-        start, step = at(read, 0), offset(freq, where=asked.id)
-    if step == offset(served):
-        stamps.check_room(start, step, len(y) + horizon, where=asked.id)
-    columns = _columns(asked.covariates, steps=len(y), encoding=encoding, where=asked.id)
-    channels = _channels(asked.channels, steps=len(y), where=asked.id)
-    return ReadSeries(Series(asked.id, start, freq, y, columns, asked.static, channels), style)
-
-
-def _start(asked: GridSeries, starts: Starts) -> Start:
-    stamp, style = stamps.read_one(asked.start, where=asked.id)
-    freq = stamps.declared_frequency(asked.freq, stamp, where=asked.id)
-    one = starts[asked.start, asked.freq] = Start(stamp, style, freq, offset(freq, where=asked.id))
-    return one
-
-
 def from_error(name: str, error: ForecasterError) -> dict[str, Any]:
     """A refused series as the fields of a SeriesError."""
     return {"id": name, "error": {"code": error.code, "message": error.message, "where": error.where}}
-
-
-def _columns(
-    asked: Mapping[str, Sequence[float] | Sequence[str]], *, steps: int, encoding: Encoding, where: str
-) -> dict[str, np.ndarray]:
-    """The covariates of a series as arrays; whether they reach over the horizon is left to the Predictor."""
-    lengths = sorted({len(values) for values in asked.values()})
-    if len(lengths) > 1 or min(lengths, default=steps) < steps:
-        raise CovariateUnknown(
-            f"Expected covariates of one length, {steps} or more; those of series {where!r} have "
-            f"{', '.join(map(str, lengths[:5]))}. Send each for every step of the history and of the horizon.",
-            where=where,
-        )
-    return {name: _column(name, values, encoding=encoding, where=where) for name, values in asked.items()}
-
-
-def _channels(
-    asked: Mapping[str, Sequence[float | None]], *, steps: int, where: str
-) -> dict[str, Float64[np.ndarray, "step"]]:
-    """The channels of a series as arrays; which of them the model needs is left to the Predictor."""
-    for name, values in asked.items():
-        if len(values) != steps:
-            raise CovariateUnknown(
-                f"Expected {steps} values in the channel {name!r}, as many as in `y`; series {where!r} has {len(values)}. "
-                "Send one for each step, null where it was not observed.",
-                where=where,
-            )
-    return {name: np.array(values, dtype=np.float64) for name, values in asked.items()}
-
-
-def _column(name: str, values: Sequence[float] | Sequence[str], *, encoding: Encoding, where: str) -> np.ndarray:
-    if isinstance(values[0], str):
-        if name in encoding.numeric:
-            raise NotANumber(
-                f"Expected numbers in the covariate {name!r}; series {where!r} has text. Send numbers.", where=where
-            )
-        return np.array(values, dtype=object)
-    if name in encoding.categories:
-        raise CovariateUnknown(
-            f"Expected text in the covariate {name!r}; series {where!r} has numbers. Send its categories.", where=where
-        )
-    column = np.array(values, dtype=np.float64)
-    mean, spread = encoding.numeric.get(name, (0.0, 1.0))
-    with np.errstate(over="ignore"):
-        sizes = np.abs((column - mean) / spread)
-    if (sizes > LARGEST_COVARIATE).any():
-        raise ValueOutOfRange(
-            f"Series {where!r} holds a value in the covariate {name!r} that is too large to be reckoned with: "
-            f"{sizes.max():g} times its usual spread. Correct it.",
-            where=where,
-        )
-    return column

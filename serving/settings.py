@@ -5,6 +5,7 @@ None changes a forecast, but one: with `adaptive` the intervals follow what came
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -15,6 +16,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 PREFIX = "FORECASTER_SERVING_"
 # Absolute, because the server's processes run in another working directory.
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+SHORTEST_KEY = 32  # characters of a key that states are signed with
+
+
+def _long_enough(keys: str) -> str:
+    if any(len(key) < SHORTEST_KEY for key in keys.split(";") if keys):
+        raise ValueError(f"expected keys of {SHORTEST_KEY} characters or more, `;` between them")
+    return keys
 
 
 def _ledger(told: str) -> str:
@@ -65,6 +73,14 @@ class Settings(BaseModel):
     max_lines: int = Field(default=100_000, ge=1, description="most series in one request of lines, which are streamed")
     max_answer: int = Field(default=1_000_000, ge=1, description="most numbers in one answer, quantiles too")
 
+    state_keys: Annotated[str, AfterValidator(_long_enough)] = Field(
+        default="",
+        repr=False,
+        description="secret keys of states, `;` between them: the first signs, all are known; none: one for each start",
+    )
+    max_state: int = Field(default=2**18, ge=1024, description="longest state of one series, in characters")
+    max_scenarios: int = Field(default=100, ge=1, description="most scenarios in one request")
+
     ledger: Annotated[str, AfterValidator(_ledger)] = Field(
         default="off",
         repr=False,
@@ -113,6 +129,10 @@ class Settings(BaseModel):
         """The settings of an environment; raises ValidationError for an unknown FORECASTER_SERVING_* too: a slip."""
         ours = {name.removeprefix(PREFIX).lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
         return cls.model_validate(ours)
+
+    def with_state_key(self) -> Self:
+        """The same; where there is no key to sign states with, with a new one."""
+        return self if self.state_keys else self.model_copy(update={"state_keys": secrets.token_urlsafe(SHORTEST_KEY)})
 
     def environment(self) -> dict[str, str]:
         """These settings as environment variables: the inverse of `read`, for a child process."""

@@ -33,8 +33,8 @@ from forecaster.shapes import Float64
 from serving import standing
 
 if TYPE_CHECKING:
-    from forecaster.conformal import Drift
     from forecaster.data.encoding import Encoding
+    from forecaster.drift import Drift
     from forecaster.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -88,9 +88,22 @@ class Predicts(Protocol):
         """
 
     def sample_each(
-        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
     ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
-        """Sampled futures of each series, in order; raises BadSpec if its head gives no distribution."""
+        """Sampled futures of each series, in order, from number `first` on; raises BadSpec if its head gives no distribution."""
+
+    def forecast_ways(
+        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
+    ) -> list[Forecast | ForecasterError]:
+        """The forecasts of one history with several futures of its covariates."""
+
+    def sample_ways(
+        self, ways: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
+    ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+        """Sampled futures of the same, with common noise."""
+
+    def carry(self, one: Series) -> Series:
+        """A history cut down to what forecasts still ask of it."""
 
 
 class Release(BaseModel):

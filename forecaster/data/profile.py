@@ -14,7 +14,7 @@ from forecaster.shapes import Float64
 SHARES = tuple(round(0.1 * number, 1) for number in range(1, 10))
 """Of the quantiles that are kept of each feature: nine, between which a tenth of the windows lies each."""
 _ORIGINS = 20  # windows of one series, at most
-_MOST = 5000  # windows in all
+_MOST = 2000  # windows in all: enough for tenths, and a moment's work
 
 FEATURES = ("level", "change", "spread", "last", "missing")
 
@@ -57,7 +57,7 @@ def learn_profile(series: Sequence[Series], *, context: int) -> Learned:
     """The quantiles at SHARES of each feature, over windows that end all along some series."""
     ends = max(1, min(_ORIGINS, _MOST // max(1, len(series))))
     found: list[dict[str, float]] = []
-    for one in series[:_MOST]:
+    for one in series[:: -(-len(series) // _MOST) or 1]:
         first = min(context, len(one))
         places = np.unique(np.linspace(first, len(one), ends).round().astype(int)).tolist()
         found += [profile(one.y[:end], context=context) for end in places]

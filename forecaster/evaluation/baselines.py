@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from forecaster.errors import ForecasterError
-from forecaster.predict import repeat_season
+from forecaster.histories import repeat_season
 from forecaster.series import Forecast, Series
 
 Ask = Callable[[Sequence[Series], int], Sequence[Forecast | ForecasterError]]

@@ -18,12 +18,13 @@ from forecaster.data.split import origins
 from forecaster.data.windows import Tape
 from forecaster.engine import median
 from forecaster.errors import HorizonOutOfRange
+from forecaster.histories import mended
 from forecaster.model.fused import Fused
 from forecaster.model.places import MEMORIES_AT_ONCE, memories
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import Memory, pick, roll, warm_up
 from forecaster.model.scaling import settle
-from forecaster.predict import ROWS_AT_ONCE, Predictor, beside, mended
+from forecaster.predict import ROWS_AT_ONCE, Predictor, beside
 from forecaster.series import Series
 from forecaster.shapes import Bool, Float, Float64, Int
 

@@ -57,7 +57,7 @@ def statistical(name: str, *, season: int, jobs: int = 1, progress: Progress | N
 def _outcome(one: Series, answer: np.ndarray | str, name: str, *, season: int, horizon: int) -> Forecast:
     if not isinstance(answer, str):
         return Forecast(one.id, one.stamps_ahead(horizon), answer)
-    from forecaster.predict import repeat_season
+    from forecaster.histories import repeat_season
 
     warning = f"{name} could not be fitted ({answer}); seasonal naive stands in"
     return Forecast(one.id, one.stamps_ahead(horizon), repeat_season(one.y, season, horizon), (warning,))

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from forecaster.conformal import Drift, update
+from forecaster.drift import Drift, update
 from forecaster.ledger.pairs import pairs
 from forecaster.ledger.records import LEVELS, Which
 from forecaster.ledger.store import Ledger

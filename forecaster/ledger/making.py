@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from forecaster.conformal import Drift
 from forecaster.data.profile import profile
+from forecaster.drift import Drift
 from forecaster.ledger.records import LEVELS, Made, Told, key_of, tick, ticks
 from forecaster.metrics import seasonal_error
 from forecaster.predict import Predictor
@@ -50,7 +50,7 @@ def made(
     learned = predictor.forecaster
     told, written = [], dict[int, list[int]]()  # series that end together share their stamps
     for place, (one, forecast) in enumerate(zip(series, forecasts, strict=True)):
-        scale = seasonal_error(one.y, season=learned.season)
+        scale = _scale(one, season=learned.season)
         told.append(
             Made(
                 at=at[place],
@@ -76,6 +76,13 @@ def made(
     return told
 
 
+def _scale(one: Series, *, season: int) -> float:
+    """What errors of a forecast are counted in, by all of the history, whether it is still held or not; NaN without any."""
+    if one.past is None:
+        return seasonal_error(one.y, season=season)
+    return one.past.seasonal_change(one.y) or float("nan")
+
+
 def _group(one: Series, column: str | None) -> str | None:
     found = None if column is None else one.static.get(column)
     return None if found is None else found.replace("\x00", "")  # which PostgreSQL's texts cannot hold
@@ -89,7 +96,9 @@ def _standing(
     if calibration is None:
         return [{} for _ in series], [[] for _ in series]
     horizon = len(forecasts[0].mean)
-    scales: Float64[np.ndarray, "series"] = np.nan_to_num(np.array([predictor.scale(one.y) for one in series]))
+    scales: Float64[np.ndarray, "series"] = np.nan_to_num(
+        np.array([predictor.scale(one.y, one.past) for one in series])
+    )
     groups = [predictor.group(one) for one in series]
     offsets = calibration.offsets(LEVELS, horizon=horizon, scales=scales, groups=groups, drift=drift)
     quantiles = [

@@ -8,16 +8,18 @@ import torch
 from forecaster.data.windows import Window
 from forecaster.engine import Known
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import fork, roll, warm_up
+from forecaster.model.rollout import Memory, fork, roll, warm_up
 from forecaster.shapes import Float, Float64
 
 
 class Reference:
     """A network on a device."""
 
-    def __init__(self, network: Regressor, *, device: str = "cpu") -> None:
+    def __init__(self, network: Regressor, *, device: str = "cpu", before: Memory | None = None) -> None:
+        """With a memory, what is known are further whole segments after it."""
         self.network = network.to(device).eval()
         self._device = device
+        self._before = before
 
     @property
     def draws(self) -> bool:
@@ -34,7 +36,7 @@ class Reference:
         paths = 1 if uniforms is None else len(uniforms) // self.network.targets
         ways = max(paths, 1 if ahead is None else len(ahead))
         with torch.inference_mode():
-            memory = warm_up(self.network, window.to(self._device))
+            memory = warm_up(self.network, window.to(self._device), self._before)
             if len(known.values) == 1 < ways:  # they fork from one warmed-up memory
                 memory = fork(memory, paths=ways)
                 ahead = None if ahead is None else ahead.expand(ways, -1, -1)

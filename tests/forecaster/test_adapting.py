@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.conformal import Drift, calibrate, update
+from forecaster.conformal import calibrate
+from forecaster.drift import Drift, update
 from forecaster.ledger.adapting import adapt, learned, read
 from forecaster.ledger.making import Keeping, made
 from forecaster.ledger.pairs import accuracy, pairs

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecaster.conformal import GROUPED, LEVELS, Calibration, Drift, calibrate, history_scale, update
+from forecaster.conformal import GROUPED, LEVELS, Calibration, calibrate
+from forecaster.drift import Drift, update
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
+from forecaster.past import history_scale
 
 ONE = np.ones(1)
 WANTED = (0.025, 0.1, 0.5, 0.9, 0.975)

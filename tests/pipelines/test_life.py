@@ -111,8 +111,9 @@ def test_a_verdict_is_kept_with_the_run_the_version_and_the_root(fresh: Root, da
     for tags in (client.get_run(done.trained.run_id).data.tags, client.get_model_version("small", "1").tags):
         assert tags["gate"] == "keep"
         assert {"latency", "size"} <= set(tags["gate_failed"].split(", "))
+    unjudged = register(train(data, small(seed=4), fresh).bundle, fresh)
     with pytest.raises(RefusedByGate, match="megabytes"):
-        promote("small", fresh, number="1", force=False, policy=Policy(megabytes=1e-6, naive_room=100.0))
+        promote("small", fresh, number=unjudged.number, force=False, policy=Policy(megabytes=1e-6, naive_room=100.0))
 
 
 def test_one_whose_data_are_older_than_the_champions_is_refused(fresh: Root, data: Data, tmp_path: Path) -> None:

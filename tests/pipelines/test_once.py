@@ -62,7 +62,7 @@ def test_the_same_retraining_is_one_version_with_one_verdict(fresh: Root, data: 
 
 def test_a_rollback_is_not_undone_by_asking_again(fresh: Root, data: Data) -> None:
     retrain_once(data, small(learning_rate=BAD), fresh)
-    promote("small", fresh, number="1", force=True)
+    promote("small", fresh, number="1", force=True, reason="for this test")
     better = retrain_once(data, small(), fresh, policy=EASY)
     assert (better.done.verdict.promote, champion(fresh)) == (True, "2")
     roll_back("small", fresh)
@@ -90,13 +90,13 @@ def test_a_verdict_against_a_champion_that_is_no_more_is_given_anew(
 ) -> None:
     retrain_once(data, small(learning_rate=BAD), fresh)
     retrain_once(data, small(learning_rate=BAD, seed=1), fresh)
-    promote("small", fresh, number="1", force=True)
+    promote("small", fresh, number="1", force=True, reason="for this test")
     with monkeypatch.context() as patched:
         patched.setenv("FORECASTER_TEST", "1")
         patched.setenv("FORECASTER_FAILPOINTS", "judge.recorded=raise")
         with pytest.raises(Broken):
             retrain_once(data, small(), fresh, policy=EASY)
-    promote("small", fresh, number="2", force=True)
+    promote("small", fresh, number="2", force=True, reason="for this test")
     done = retrain_once(data, small(), fresh, policy=EASY)
     assert not done.before
     assert (numbers(fresh), champion(fresh)) == (["1", "2", "3"], "3")

@@ -13,7 +13,8 @@ from forecaster.ledger.records import Made, Observed
 from forecaster.ledger.store import Ledger
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
 from pipelines.cli import main
-from pipelines.releases import audited, promote, register
+from pipelines.promotion import Check, Verdict
+from pipelines.releases import Recorded, audited, promote, register
 from pipelines.settings import Root
 from pipelines.shadow import judge_shadow, promote_shadow
 from pipelines.sources import Data
@@ -109,3 +110,22 @@ def test_what_is_not_there_is_told(fresh: Root, data: Data) -> None:
         judge_shadow("small", fresh)
     with pytest.raises(InputError, match="alpha"):
         judge_shadow("small", fresh, alpha=1.5)
+
+
+@pytest.mark.slow
+def test_what_the_gate_found_besides_is_heeded(
+    fresh: Root, two: tuple[Version, Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(fresh, two, origins=30, better=0.3)
+    trial = judge_shadow("small", fresh)
+
+    def gate(**failed: str) -> None:
+        checks = tuple(Check(name, False, None, None, reason) for name, reason in failed.items())
+        found = Recorded(Verdict(checks), two[0].number, Path("report.html"))
+        monkeypatch.setattr("pipelines.shadow.recorded", lambda *_: found)
+
+    gate(champion="the gain might be luck", size="300 MB")
+    with pytest.raises(RefusedByGate, match="other faults: 300 MB"):
+        promote_shadow(trial, fresh)
+    gate(champion="the gain might be luck", enough="3 series")
+    assert promote_shadow(trial, fresh) == two[1]

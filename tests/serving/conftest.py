@@ -16,7 +16,9 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from forecaster import artifact
+from forecaster.carried import cut_down
 from forecaster.data.encoding import PLAIN, Encoding
+from forecaster.drift import Drift
 from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
@@ -52,15 +54,36 @@ class LastValue:
         return [one if isinstance(one, ForecasterError) else _with_quantiles(one, levels) for one in outcomes]
 
     def sample_each(
-        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
     ) -> list[np.ndarray | ForecasterError]:
         """The last value plus the number of the path; beyond the finite numbers where the last value is 77."""
         outcomes = [self._one(one, horizon) for one in series]
-        drawn = np.arange(float(paths))[:, None] + seed
+        drawn = np.arange(float(first), first + paths)[:, None] + seed
         return [
             one if isinstance(one, ForecasterError) else np.where(one.mean == 77, np.inf, one.mean) + drawn
             for one in outcomes
         ]
+
+    def forecast_ways(
+        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
+    ) -> list[Forecast | ForecasterError]:
+        """The last value plus the covariate `promo` of each step ahead."""
+        outcomes = self.forecast_each(ways, horizon, levels=levels)
+        return [
+            one
+            if isinstance(one, ForecasterError)
+            else replace(one, mean=one.mean + way.covariates["promo"][len(way) :][:horizon])
+            for one, way in zip(outcomes, ways, strict=True)
+        ]
+
+    def sample_ways(
+        self, ways: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
+    ) -> list[np.ndarray | ForecasterError]:
+        return self.sample_each(ways, horizon, paths=paths, seed=seed, first=first)
+
+    def carry(self, one: Series) -> Series:
+        """Its last steps."""
+        return cut_down(one, self.forecaster.spec, held=LEAST, season=1)
 
     def _one(self, one: Series, horizon: int) -> Forecast | ForecasterError:
         if one.freq != self.forecaster.freq:

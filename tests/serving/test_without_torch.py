@@ -33,7 +33,12 @@ scope = {"type": "http", "method": "POST", "path": "/v1/forecast", "raw_path": b
          "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "client": None}
 sent = []
 
+waiting = [True]
+
 async def receive():
+    if not waiting:
+        await asyncio.Event().wait()  # nobody leaves
+    waiting.pop()
     return {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
 
 async def send(message):
@@ -86,3 +91,8 @@ def test_what_neither_kernel_nor_graph_can_do_brings_torch(tmp_path: Path) -> No
     publish(tmp_path, head=counts, scaling="none")
     assert ask(tmp_path)["found"] == []
     assert ask(tmp_path, '{"samples": 3}')["found"] == ["torch"]
+
+
+def test_a_state_brings_no_torch(tmp_path: Path) -> None:
+    publish(tmp_path)
+    assert ask(tmp_path, '{"return_state": true}')["found"] == []
