@@ -41,6 +41,17 @@ POINTS = (
     "reload.staged",  # the release is in the slot, the link is the old one
     "reload.linked",
     "reload.before_swap",  # in a worker: loaded and warmed up, not yet in use
+    "local.pinned",  # a rollback of one server: the follower is told, the slot is as it was
+    "local.linked",
+    "local.audited",
+    "local.restored",  # its undoing: the slot is as before, the pin is still there
+    "lease.choosing",  # in the queue of a registry that several machines share
+    "lease.numbered",
+    "lease.held",
+    "schedule.noted",  # a call is written down and not yet queued
+    "schedule.queued",
+    "schedule.taken",  # it is out of the queue and not yet begun
+    "schedule.ran",  # its command has ended, and nobody knows
 )
 
 

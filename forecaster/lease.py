@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from forecaster.errors import RegistryError
+from forecaster.failpoints import point
 
 Confirm = Callable[[], None]
 """Raises RegistryError where the lease is no longer held; to be asked just before what nobody else may do meanwhile."""
@@ -112,6 +113,7 @@ def queue(board: Board, *, where: str, pace: Pace | None = None) -> Iterator[Con
         place.take_number()
         with place.kept_alive():
             place.wait()
+            point("lease.held")
             yield place.confirm
     finally:
         place.leave()
@@ -130,9 +132,11 @@ class _Place:
 
     def take_number(self) -> None:
         self._renew()
+        point("lease.choosing")
         taken = [_number(note) for note in self._notes().values()]
         self._number = 1 + max(taken, default=0)
         self._renew()
+        point("lease.numbered")
 
     def wait(self) -> None:
         """Until all that are ahead have gone or died; raises RegistryError when that takes too long."""

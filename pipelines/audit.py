@@ -16,6 +16,8 @@ from forecaster.durable import sync_folder
 from forecaster.registry import Record, Version
 
 _FIRST = "0" * 64  # the seal before the first line
+_LOCAL = "rollback-local"
+_UNDONE = "rollback-local-undone"
 
 
 def _now() -> datetime:
@@ -28,9 +30,9 @@ class Entry(NamedTuple):
     Attributes:
         number: Counts up from 1.
         at: When, in UTC.
-        event: promote or rollback.
+        event: promote or rollback; or, of one server alone, rollback-local or rollback-local-undone.
         name: The registered model.
-        version: The number of the version that became champion.
+        version: The number of the version that became champion, or answers on that server.
         digest: Of its bundle.
         before: The number of the champion before, if there was one.
         reason: Why.
@@ -48,6 +50,11 @@ class Entry(NamedTuple):
     reason: str
     previous: str
     seal: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is of one server, and of no champion."""
+        return self.event in (_LOCAL, _UNDONE)
 
     def __str__(self) -> str:
         before = f", before {self.before}" if self.before else ""
@@ -86,6 +93,10 @@ class AuditLog:
         """Records a rollback, once, however often it is told."""
         self._add("rollback", version, before, "asked for")
 
+    def rolled_back_here(self, version: Version, before: Version, *, since: str, undone: bool = False) -> None:
+        """Records that one server was moved without the registry at `since`, or that this was undone; once, if told again."""
+        self._add(_UNDONE if undone else _LOCAL, version, before, f"asked for; pinned at {since}")
+
     def read(self) -> Audited:
         """All lines, and every one that is damaged, altered, missing or out of its place."""
         content = self.path.read_bytes() if self.path.exists() else b""
@@ -107,9 +118,12 @@ class AuditLog:
     def _add(self, event: str, version: Version, before: Version | None, reason: str) -> None:
         with self._opened() as file:
             lines = self.read().lines
-            latest = next((one for one in reversed(lines) if one.name == version.name), None)
-            if before is None and latest is not None and latest.version == version.number:
+            ours = [one for one in lines if one.name == version.name]
+            champions = [one for one in ours if not one.is_local]
+            if before is None and champions and champions[-1].version == version.number:
                 return  # recorded before it was cut short
+            if event in (_LOCAL, _UNDONE) and ours and (ours[-1].event, ours[-1].reason) == (event, reason):
+                return  # likewise
             last = lines[-1] if lines else None
             fields = {
                 "number": 1 if last is None else last.number + 1,

@@ -18,6 +18,7 @@ from forecaster.errors import ForecasterError, InputError, NoSuchModel
 from pipelines.arguments import Reading, Where, bundle_of
 from pipelines.backtesting import backtest
 from pipelines.comparing import compare
+from pipelines.doctor import doctor
 from pipelines.forecasting import forecast
 from pipelines.inspecting import inspect
 from pipelines.monitor import monitor
@@ -48,6 +49,7 @@ for command in (
     audit,
     shadow,
     monitor,
+    doctor,
 ):
     app.command(command)
 

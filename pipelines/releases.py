@@ -109,18 +109,10 @@ def _overruled(registry: Registry, version: Version, *, force: bool, reason: str
     return f" against the gate ({failed})"
 
 
-def roll_back(name: str, root: Root) -> Version:
-    """Makes the former the champion again, and the champion the former; takes no training and no data.
-
-    Rolled back twice, it is as before. Raises NoSuchModel where there is no former.
-    """
-    return Registry(root.store).roll_back(name, record=AuditLog(root.audit).rolled_back)
-
-
 def audited(root: Root, name: str | None) -> Audited:
     """The audit log, of one model or of all, with its faults; a champion that it does not know is one too."""
     found, registry = AuditLog(root.audit).read(), Registry(root.store)
-    latest = {line.name: line for line in found.lines}
+    latest = {line.name: line for line in found.lines if not line.is_local}
     faults = list(found.faults)
     for each in sorted({*latest, *([] if name is None else [name])}):
         champion = champion_of(registry, each)

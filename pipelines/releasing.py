@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from forecaster.errors import BaseMoved, InputError, NoSuchModel, RegistryError
 from pipelines.arguments import Where
 from pipelines.terminal import warn
+
+if TYPE_CHECKING:
+    from forecaster.registry import Version
+    from pipelines.settings import Root
 
 _WHERE = Where()
 
@@ -59,18 +68,61 @@ def promote(
     print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
 
 
-def rollback(name: str, *, where: Where = _WHERE) -> None:
+def rollback(name: str, *, local: bool = False, undo: bool = False, where: Where = _WHERE) -> None:
     """Makes the former champion the champion again, in seconds and without a training; once more undoes it.
 
     Parameters
     ----------
     name
         The registered model.
+    local
+        Ask no registry, which may be down or read-only: the server of this root (or of FORECASTER_SERVING_SLOT) goes back to what
+        it served before, and stays there until the registry names another version than the one that was left.
+    undo
+        With --local: end that; the registry is followed again.
     """
-    from pipelines.releases import roll_back as run
+    if undo and not local:
+        raise InputError("Expected --undo beside --local; found it alone. A rollback is undone by another one.")
+    if local:
+        now, before = _on_this_server(name, where.open(), undo=undo)
+        print(f"{now.name} version {now.number} answers here instead of {before.number} ({now.digest[:12]})")
+        return
+    from pipelines.rollback import roll_back as run
 
-    version = run(name, where.existing())
+    try:
+        version = run(name, where.existing())
+    except (NoSuchModel, BaseMoved):
+        raise
+    except RegistryError:
+        warn(f"this server alone, without the registry: forecaster rollback {name} --local")
+        raise
     print(f"{version.name} version {version.number} is the champion again ({version.digest[:12]})")
+
+
+def _on_this_server(name: str, root: Root, *, undo: bool) -> tuple[Version, Version]:
+    """Moves the server of a root; answers the version that is in use now, and the one before."""
+    told = json.loads(_pin(name, root, *(["--undo"] if undo else [])))
+    from forecaster.registry import Version
+    from pipelines.rollback import rolled_back_here
+
+    back, left = (
+        Version(one["name"], one["version"], one["digest"], None) for one in (told["release"], told["instead_of"])
+    )
+    now, before = (left, back) if undo else (back, left)
+    rolled_back_here(now, before, root, since=told["at"], undone=undo)
+    if undo:  # last, so that one that was cut short can be repeated
+        _pin(name, root, "--lift")
+    return now, before
+
+
+def _pin(name: str, root: Root, *options: str) -> str:
+    """By name and not by import, as `serve`; what it says against it is on the terminal already."""
+    slot = os.environ.get("FORECASTER_SERVING_SLOT") or str(root.slot)
+    words = [sys.executable, "-m", "serving.pin", name, slot, *options]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        sys.exit(max(done.returncode, 1))
+    return done.stdout
 
 
 def audit(name: str | None = None, *, where: Where = _WHERE) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from forecaster.errors import ForecasterError, MissingPackage
+from forecaster.failpoints import point
 from pipelines.confidential import redacted
 from pipelines.cron import Cron
 from pipelines.jobs import Beat, Book, Job, Run, State
@@ -94,7 +95,9 @@ class Scheduler:
                 continue
             if state.waiting is None:
                 self._note(job.name, considered=now, waiting=call)
+                point("schedule.noted")
                 self._enqueue(job, call)
+                point("schedule.queued")
                 continue
             at_work = "is still running" if state.running else "still waits, or is to be tried again"
             refusal = f"the call of {_told(call)} was refused: that of {_told(state.waiting)} {at_work}"
@@ -134,6 +137,7 @@ class Scheduler:
         """What huey executes. It asks huey for another attempt by an exception of huey's."""
         from huey.exceptions import CancelExecution, RetryTask
 
+        point("schedule.taken")
         job, call = self.book.job(name), datetime.fromisoformat(called)
         if job is None:
             return
@@ -185,6 +189,7 @@ class Scheduler:
             else:
                 self._note(job.name, running=process.pid)
                 code = self._wait(process)
+                point("schedule.ran")
         outcome = OUTCOMES.get(code, "failed" if code > 0 else f"killed by signal {-code}")
         if self.stop.is_set() and code not in OUTCOMES:
             outcome = "interrupted"

@@ -112,6 +112,16 @@ def promote_shadow(trial: Trial, root: Root) -> Version:
     return version
 
 
+def settled(name: str, root: Root) -> Version | None:
+    """The challenger, where it is the champion already; a promotion that was cut short gets its line in the audit log now."""
+    registry = Registry(root.store)
+    version = registry.resolve(name, CHALLENGER)
+    if champion_of(registry, name) != version:
+        return None
+    registry.promote(version, base=version, record=AuditLog(root.audit).promoted(version, "in the shadow; cut short"))
+    return version
+
+
 def _word(told: Standing, *, alpha: float, margin: float, least: int) -> tuple[Word, tuple[str, ...]]:
     share = "unknown" if math.isnan(told.gain) else f"{told.gain:+.2%}"
     seen = f"gain {share} over {told.observed} origins"

@@ -43,14 +43,18 @@ def shadow(
     least
         Origins to compare before anything is said.
     promote
-        Make the challenger the champion if it has proved better.
+        Make the challenger the champion if it has proved better; where it is champion already, nothing is left to do.
     out
         Where to write the same as JSON.
     """
-    from pipelines.shadow import judge_shadow, promote_shadow
+    from pipelines.shadow import judge_shadow, promote_shadow, settled
 
     can_be_written(out=out)
     root = where.existing()
+    done = settled(name, root) if promote else None
+    if done is not None:
+        print(f"{done.name} version {done.number} is the champion already ({done.digest[:12]})")
+        return
     trial = judge_shadow(name, root, url=url, alpha=alpha, margin=margin, least=least)
     told = "; ".join(trial.reasons)
     print(f"{trial.challenger} beside {trial.champion}: {trial.word} ({trial.forecasts} forecasts of both)\n{told}")

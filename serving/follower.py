@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from forecaster.errors import BundleError, MissingPackage, NoSuchModel
 from forecaster.failpoints import point
-from serving import logs, slot, standing
+from serving import logs, pin, slot, standing
 from serving.settings import Settings
 from serving.slot import Release
 
@@ -56,9 +56,19 @@ class Target(NamedTuple):
 
 
 def news(store: Store, target: Target) -> Version | None:
-    """The version that the alias stands for, unless the slot has it already. Raises NoSuchModel."""
+    """The version that the alias stands for, unless the slot has it already, or was rolled back from it here.
+
+    A pin that the registry has overtaken is lifted. Raises NoSuchModel.
+    """
     version = store.resolve(target.name, target.alias)
-    return None if slot.published(target.slot) == _release(version) else version
+    published = slot.published(target.slot)  # before the pin, which is written before the slot is changed
+    pinned = pin.read(target.slot)
+    if pinned is not None and pinned.instead_of == _release(version):
+        return None
+    if pinned is not None:
+        pin.lift(target.slot)
+        log.info("the registry names %s now: %s ends", version, pinned.told)
+    return None if published == _release(version) else version
 
 
 def take(store: Store, version: Version, target: Target, *, verify: Verify = on_every_engine) -> None:
@@ -103,7 +113,8 @@ def follow(
                 refused, refused_at = version, time.monotonic()
                 take(store, version, target, verify=verify)
                 refused = refusal = None
-            trouble = refusal
+            pinned = pin.read(target.slot)
+            trouble = refusal or (None if pinned is None else pinned.told)
         except NoSuchModel as error:
             reached_at, trouble = time.time(), standing.reason(error, target.slot)
             log.info("nothing to follow yet: %s", error.message)

@@ -286,7 +286,18 @@ def publish(slot: Path, bundle: Path, release: Release) -> None:
             (draft / "release.json").write_text(release.model_dump_json())
     else:  # back to a release that is still here, perhaps under another version
         durable.write_text(folder / "release.json", release.model_dump_json())
-    link = slot / f".current-{release.digest[:16]}"
+    _point_at(slot, folder)
+
+
+def go_back(slot: Path, release: Release) -> None:
+    """Makes a release that the slot still has the current one, as it was; a kill leaves the old or the new one current."""
+    folder = slot / "releases" / release.digest
+    durable.write_text(folder / "release.json", release.model_dump_json())  # the last used, for `prune`
+    _point_at(slot, folder)
+
+
+def _point_at(slot: Path, folder: Path) -> None:
+    link = slot / f".current-{folder.name[:16]}"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.relative_to(slot))
     point("reload.staged")
@@ -308,17 +319,40 @@ def bundle_of(slot: Path, release: Release) -> Path:
     return slot / "releases" / release.digest / "bundle"
 
 
+def check(slot: Path, release: Release, load: Load = load_bundle) -> None:
+    """Loads a release of the slot as a worker does; raises BundleError, or MissingPackage, where a worker would refuse it."""
+    bundle = bundle_of(slot, release)
+    _check_digest(bundle, release)
+    load(bundle)
+
+
 def prune(slot: Path, *, keep: int) -> None:
     """Removes all releases but the current one and the last used, `keep` in all."""
+    for folder in _others(slot)[keep - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def former(slot: Path, name: str) -> Release | None:
+    """The release of this model that was current before, if the slot still has it."""
+    for folder in _others(slot):
+        try:
+            release = Release.read(folder)
+        except BundleDamaged:
+            continue
+        if release.name == name and release.digest == folder.name:
+            return release
+    return None
+
+
+def _others(slot: Path) -> list[Path]:
+    """The folders of releases that are not current, the last used first."""
     current = (slot / "current").resolve()
     others = [
         folder
-        for folder in (slot / "releases").iterdir()
-        if folder.is_dir() and folder != current and folder.name[0] != "."
+        for folder in (slot / "releases").glob("[!.]*")
+        if folder.is_dir() and folder != current and (folder / "release.json").exists()
     ]
-    others.sort(key=lambda folder: (folder / "release.json").stat().st_mtime, reverse=True)
-    for folder in others[keep - 1 :]:
-        shutil.rmtree(folder, ignore_errors=True)
+    return sorted(others, key=lambda folder: (folder / "release.json").stat().st_mtime_ns, reverse=True)
 
 
 def _sign(slot: Path) -> str | None:

@@ -16,7 +16,8 @@ from forecaster.failpoints import CHOSEN, POINTS, SWITCH, Broken, point
 from forecaster.predict import Forecaster
 from forecaster.registry import CHAMPION, FORMER, Registry, Version
 from pipelines.audit import AuditLog
-from pipelines.releases import audited, champion_of, fetch, promote, register, roll_back
+from pipelines.releases import audited, champion_of, fetch, promote, register
+from pipelines.rollback import roll_back
 from pipelines.settings import Root
 from pipelines.sources import Data
 from pipelines.train import train

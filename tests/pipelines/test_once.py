@@ -19,7 +19,8 @@ from pipelines.key import TAG, code_version, key_of
 from pipelines.need import need
 from pipelines.once import alone, retrain_once
 from pipelines.policy import Policy
-from pipelines.releases import champion_of, promote, recorded, roll_back
+from pipelines.releases import champion_of, promote, recorded
+from pipelines.rollback import roll_back
 from pipelines.settings import Root
 from pipelines.sources import Data, read
 from tests.pipelines.conftest import BAD, noise, small

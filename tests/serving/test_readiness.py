@@ -22,7 +22,7 @@ from safetensors.numpy import save as save_weights
 
 from forecaster import artifact
 from forecaster.errors import BundleDamaged, BundleError
-from forecaster.failpoints import CHOSEN, POINTS, SWITCH, Broken
+from forecaster.failpoints import CHOSEN, SWITCH, Broken
 from forecaster.registry import Registry, Version
 from serving import slot as slots
 from serving import standing
@@ -31,6 +31,7 @@ from serving.slot import Release, Slot, load_bundle, publish, staging
 from tests.samples import make_forecaster, make_spec
 from tests.serving.conftest import Client, MakeClient, load_stub, publish_stub, series, write_stub
 from tests.serving.test_follower import Enough, FakeRegistry
+from tests.sweep import points_of
 
 GOOD = {"series": [series()], "horizon": 2}
 FOLLOWING = {"registry": "http://127.0.0.1:9", "model": "sales", "poll_s": 1.0}
@@ -303,7 +304,7 @@ def forking() -> Any:
 
 
 @pytest.mark.parametrize("what", ["kill", "raise"])
-@pytest.mark.parametrize("name", [name for name in POINTS if name.startswith("reload.")])
+@pytest.mark.parametrize("name", points_of("reload"))
 def test_a_reload_that_is_killed_or_broken_leaves_the_old_or_the_new_model(
     tmp_path: Path, forking: Any, name: str, what: str
 ) -> None:

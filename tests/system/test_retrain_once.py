@@ -11,17 +11,17 @@ from typing import NamedTuple
 import pytest
 
 from forecaster import artifact
-from forecaster.failpoints import POINTS
 from forecaster.registry import CHAMPION, Registry
 from pipelines.key import TAG
 from pipelines.releases import audited
 from pipelines.settings import Root
 from tests.pipelines.conftest import noise, small
+from tests.sweep import points_of
 from tests.system.nursery import Nursery, opened
 from tests.system.world import write_config
 
 pytestmark = pytest.mark.slow
-MADE = ("checkpoint.", "export.", "register.", "judge.", "promote.", "retrain.")
+MADE = points_of("checkpoint", "export", "register", "judge", "promote", "retrain")
 
 
 class World(NamedTuple):
@@ -66,7 +66,7 @@ def nursery() -> Iterator[Nursery]:
         yield found
 
 
-@pytest.mark.parametrize("point", [name for name in POINTS if name.startswith(MADE)])
+@pytest.mark.parametrize("point", MADE)
 def test_a_retraining_that_was_killed_anywhere_converges(point: str, world: World, nursery: Nursery) -> None:
     name = point.replace(".", "-")
     command = world.command(name)

@@ -1,0 +1,12 @@
+"""Which fail points a sweep fires: whole steps, so that a point that is added to one is fired by the sweep that has it."""
+
+from __future__ import annotations
+
+from forecaster.failpoints import POINTS
+
+
+def points_of(*steps: str) -> list[str]:
+    """The points of these steps; a step that has none is a slip."""
+    known = {name.partition(".")[0] for name in POINTS}
+    assert set(steps) <= known, f"no such step: {set(steps) - known}"
+    return [name for name in POINTS if name.partition(".")[0] in steps]
