@@ -18,7 +18,7 @@ from forecaster import artifact
 from forecaster.data.profile import Learned
 from forecaster.errors import LedgerError
 from forecaster.evaluation.control import Chart, Shifted, all_shifted, bound_for, cusum, residual_spread
-from forecaster.ledger.pairs import Accuracy, accuracy, pairs
+from forecaster.ledger.pairs import Accuracy, accuracy, pairs, score
 from forecaster.ledger.records import Span, Told, Which
 from forecaster.ledger.store import Ledger, check_address
 from forecaster.registry import CHALLENGER, CHAMPION, Registry
@@ -39,6 +39,8 @@ class Bounds(NamedTuple):
     Attributes:
         coverage_room: How far the coverage of the 80 % intervals may be off, chance apart.
         mase_room: By what share live errors may be larger than those of the model's own backtest, chance apart.
+        recent: Error and coverage are of the forecasts of the latest so many horizons, lest a change drown in calm months; of
+            all, where those are fewer than `least`.
         least: Windows of forecasts that do not overlap, below which nothing is said of accuracy and coverage.
         points: One-step residuals below which no chart is drawn.
         finest: The smallest standard deviation of a chart's points, in that of a single residual: what moves the mean of many
@@ -47,6 +49,7 @@ class Bounds(NamedTuple):
 
     coverage_room: float = 0.1
     mase_room: float = 0.3
+    recent: int = 7
     least: int = 10
     points: int = 8
     finest: float = 0.25
@@ -143,12 +146,13 @@ def look(
     finally:
         ledger.close()
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    latest = _latest(frame, bounds)
     charts = dict(_charts(frame, bounds)) if len(frame) else {}
     learned = _learned(facts)
     inputs = {} if learned is None else all_shifted(list(_profiles(rows, learned.context)), learned)
     findings = (
-        _coverage(frame, scores, bounds),
-        _error(frame, scores, facts, bounds),
+        _coverage(latest, bounds),
+        _error(latest, facts, bounds),
         *_changes(charts),
         *_inputs(inputs, known=learned is not None),
     )
@@ -170,10 +174,19 @@ def _windows(frame: pd.DataFrame) -> float:
     return float(len(frame.drop_duplicates(["key", "stamp"])) / steps)
 
 
-def _coverage(frame: pd.DataFrame, scores: Accuracy, bounds: Bounds) -> Finding:
-    share, windows = scores.overall.coverage.get(SHARE), _windows(frame)
+def _latest(frame: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
+    """The forecasts of the latest horizons; all, where these are too few to say anything of."""
+    if not len(frame):
+        return frame
+    span = (frame["ending"] - frame["origin"]).max()
+    late = frame[frame["origin"] > frame["origin"].max() - bounds.recent * span]
+    return late if _windows(late) >= bounds.least else frame
+
+
+def _coverage(frame: pd.DataFrame, bounds: Bounds) -> Finding:
+    share, windows = score(frame).coverage.get(SHARE), _windows(frame)
     if share is None or windows < bounds.least:
-        told = "no intervals were kept" if share is None and scores.scored else _too_few(windows, bounds)
+        told = "no intervals were kept" if share is None and len(frame) else _too_few(windows, bounds)
         return Finding("coverage", None, share, bounds.coverage_room, told)
     room = bounds.coverage_room + 2 * math.sqrt(SHARE * (1 - SHARE) / windows)
     told = (
@@ -182,11 +195,11 @@ def _coverage(frame: pd.DataFrame, scores: Accuracy, bounds: Bounds) -> Finding:
     return Finding("coverage", abs(share - SHARE) > room, share, room, told)
 
 
-def _error(frame: pd.DataFrame, scores: Accuracy, facts: Mapping[str, Any], bounds: Bounds) -> Finding:
-    live, windows = scores.overall.mase, _windows(frame)
+def _error(frame: pd.DataFrame, facts: Mapping[str, Any], bounds: Bounds) -> Finding:
+    live, windows = score(frame).mase, _windows(frame)
     promised = facts.get("backtest", {}).get(CHALLENGER, {}).get("mase")
     if live is None or windows < bounds.least:
-        told = "no series has a scale" if live is None and scores.scored else _too_few(windows, bounds)
+        told = "no series has a scale" if live is None and len(frame) else _too_few(windows, bounds)
         return Finding("error", None, live, promised, told)
     if not promised:
         return Finding("error", None, live, None, "the model was never tested, so there is nothing to compare with")

@@ -86,6 +86,11 @@ def accuracy(ledger: Ledger, which: Which, *, pulse: Callable[[], object] = lamb
     )
 
 
+def score(frame: pd.DataFrame) -> Score:
+    """The score of some rows of `pairs`."""
+    return _score(_sums(frame).sum().to_dict() if len(frame) else {})
+
+
 def _frame(rows: Sequence[Any], actuals: Mapping[tuple[str, int], float], *, first: int) -> pd.DataFrame:
     # Lists first and arrays at the end: small arrays, one for each forecast, would take ten times as long.
     steps: dict[Any, list[Any]] = {name: [] for name in ("row", "step", "stamp", "actual", "mean", "unit", *LEVELS)}

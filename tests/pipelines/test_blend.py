@@ -74,7 +74,7 @@ def test_a_blend_is_told_by_bundle_card_manifest_and_run(fresh: Root, trained: T
     assert run.data.tags["blend"] == told
     assert run.data.params["blend"]
     for name in ("mase", "rmsse", "smape"):
-        assert run.data.metrics[f"bt/{name}"] == trained.scores[CHALLENGER][name]
+        assert run.data.metrics[f"bt/{name}"] == pytest.approx(trained.scores[CHALLENGER][name], rel=1e-12)
         assert run.data.metrics[f"bt_pure/{name}"] == trained.scores[NETWORK][name]
     assert run.data.metrics["bt/mase"] < run.data.metrics["bt_pure/mase"]
 

@@ -328,8 +328,11 @@ def test_what_could_not_be_run_is_refused_when_it_is_scheduled(
 
 
 def test_an_address_of_the_environment_is_not_written_down(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["retrain", "data.csv", "--config", "small.yaml", "--root", "root", "--cron", "0 3 * * *"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://u:planted-secret@127.0.0.1:9")
-    assert run("retrain", "data.csv", "--config", "small.yaml", "--root", "root", "--cron", "0 3 * * *") == 0
+    assert run(*asked) == 2, "a login does not belong into an address"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://planted-host.invalid:9")
+    assert run(*asked) == 0
     written = [path.read_bytes() for path in (files / "root").rglob("*") if path.is_file()]
     assert written
     assert not any(b"planted" in content for content in written)
