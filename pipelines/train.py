@@ -251,7 +251,9 @@ def _facts(
         "test_windows": 0 if result is None else result.actual.shape[1],
         "backtest": {} if result is None else {name: finite(result.scores(name)) for name in names},
         "reliable_horizon": None if result is None else reliable_horizon(result),
-        "inputs": learn_profile(known.series, context=fitted.forecaster.spec.context).model_dump(mode="json"),
+        "inputs": learn_profile(
+            known.series, context=fitted.forecaster.spec.context, season=fitted.forecaster.season
+        ).model_dump(mode="json"),
     }
 
 

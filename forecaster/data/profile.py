@@ -16,15 +16,16 @@ SHARES = tuple(round(0.1 * number, 1) for number in range(1, 10))
 _ORIGINS = 20  # windows of one series, at most
 _MOST = 2000  # windows in all: enough for tenths, and a moment's work
 
-FEATURES = ("level", "change", "spread", "last", "missing")
+FEATURES = ("level", "change", "spread", "latest", "missing")
 
 
-def profile(y: Float64[np.ndarray, "step"], *, context: int) -> dict[str, float]:
+def profile(y: Float64[np.ndarray, "step"], *, context: int, season: int) -> dict[str, float]:
     """The features of the last `context` steps of a history; without observed values only how many are missing.
 
     `level` is their mean, `change` the mean absolute change from one observed value to the next, `spread` the standard
-    deviation over that change, `last` the distance of the latest value from the level in standard deviations, and `missing`
-    the share that was not observed. The last three have no units.
+    deviation over that change, `latest` the distance of the latest season's mean from the level in standard deviations, and
+    `missing` the share that was not observed. The last three have no units. A window without two seasons has the latest value
+    for their mean: of a whole season it is the same at any hour, and a service may be asked at midnight alone.
     """
     window = np.asarray(y[-context:], dtype=np.float64)
     known = window[~np.isnan(window)]
@@ -34,7 +35,10 @@ def profile(y: Float64[np.ndarray, "step"], *, context: int) -> dict[str, float]
     change, deviation, level = float(np.abs(np.diff(known)).mean()), float(known.std()), float(known.mean())
     told |= {"level": level, "change": change}
     if change > 0 and deviation > 0:
-        told |= {"spread": deviation / change, "last": (float(known[-1]) - level) / deviation}
+        told["spread"] = deviation / change
+        late = window[-season:] if len(window) >= 2 * season else known[-1:]
+        if not np.isnan(late).all():
+            told["latest"] = (float(np.nanmean(late)) - level) / deviation
     return {name: float(value) for name, value in told.items() if np.isfinite(value)}
 
 
@@ -53,14 +57,14 @@ class Learned(BaseModel):
     quantiles: dict[str, Annotated[tuple[float, ...], Field(min_length=len(SHARES), max_length=len(SHARES))]]
 
 
-def learn_profile(series: Sequence[Series], *, context: int) -> Learned:
+def learn_profile(series: Sequence[Series], *, context: int, season: int) -> Learned:
     """The quantiles at SHARES of each feature, over windows that end all along some series."""
     ends = max(1, min(_ORIGINS, _MOST // max(1, len(series))))
     found: list[dict[str, float]] = []
     for one in series[:: -(-len(series) // _MOST) or 1]:
         first = min(context, len(one))
         places = np.unique(np.linspace(first, len(one), ends).round().astype(int)).tolist()
-        found += [profile(one.y[:end], context=context) for end in places]
+        found += [profile(one.y[:end], context=context, season=season) for end in places]
     told = {name: np.array([one[name] for one in found if name in one]) for name in FEATURES}
     quantiles = {
         name: tuple(_short(value) for value in np.quantile(values, SHARES))

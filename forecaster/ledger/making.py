@@ -70,7 +70,7 @@ def made(
                 },
                 units=units[place],
                 shifts=shifts,
-                inputs=profile(one.y, context=learned.spec.context),
+                inputs=profile(one.y, context=learned.spec.context, season=learned.season),
             )
         )
     return told

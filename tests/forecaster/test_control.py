@@ -67,26 +67,42 @@ def test_the_spread_is_measured_whatever_the_level_does() -> None:
 
 
 def test_a_profile_is_what_it_says() -> None:
-    told = profile(np.array([99.0, 1.0, np.nan, 3.0, 2.0]), context=4)
+    told = profile(np.array([99.0, 1.0, np.nan, 3.0, 2.0]), context=4, season=1)
     assert told["level"] == 2.0
     assert told["change"] == 1.5
     assert told["missing"] == 0.25
     assert told["spread"] == pytest.approx(math.sqrt(2 / 3) / 1.5)
-    assert told["last"] == 0.0
-    assert profile(np.full(4, np.nan), context=4) == {"missing": 1.0}
-    assert set(profile(np.full(9, 7.0), context=4)) == {"level", "change", "missing"}
+    assert told["latest"] == 0.0
+    assert profile(np.full(4, np.nan), context=4, season=1) == {"missing": 1.0}
+    assert set(profile(np.full(9, 7.0), context=4, season=1)) == {"level", "change", "missing"}
+
+
+def test_the_latest_season_counts_as_a_whole_where_the_window_has_two() -> None:
+    told = profile(np.array([1.0, 1.0, 1.0, 5.0]), context=4, season=2)
+    assert told["latest"] == pytest.approx((3 - 2) / math.sqrt(3))
+    assert profile(np.array([1.0, 1.0, 1.0, 5.0]), context=4, season=3)["latest"] == pytest.approx(3 / math.sqrt(3))
+    assert "latest" not in profile(np.array([1.0, 2.0, np.nan, np.nan]), context=4, season=2)
+
+
+@pytest.mark.parametrize(("season", "noticed"), [(24, False), (1, True)])
+def test_a_service_that_is_asked_at_midnight_alone_is_no_change_of_inputs(season: int, noticed: bool) -> None:
+    draw, clock = np.random.default_rng(3), np.arange(40 * 24)
+    days = [10 + np.cos(2 * np.pi * clock / 24) + 0.2 * draw.normal(size=len(clock)) for _ in range(30)]
+    learned = learn_profile([one_series(y) for y in days], context=72, season=season)
+    found = all_shifted([profile(y[: 36 * 24], context=72, season=season) for y in days], learned)
+    assert (found["latest"].value > found["latest"].bound) == noticed
 
 
 def profiles(seed: int, *, windows: int, scale: float = 1.0, trend: float = 0.0) -> list[dict[str, float]]:
     draw = np.random.default_rng(seed)
     y = scale * (10 + draw.normal(size=(windows, 24)) + trend * np.arange(24))
-    return [profile(row, context=24) for row in y]
+    return [profile(row, context=24, season=1) for row in y]
 
 
 @pytest.fixture(scope="module")
 def learned() -> Learned:
     draw = np.random.default_rng(0)
-    return learn_profile([one_series(10 + draw.normal(size=480)) for _ in range(50)], context=24)
+    return learn_profile([one_series(10 + draw.normal(size=480)) for _ in range(50)], context=24, season=1)
 
 
 def test_what_was_learned_is_small_and_plain(learned: Learned) -> None:
@@ -107,7 +123,7 @@ def test_inputs_as_in_training_are_let_pass(learned: Learned, windows: int) -> N
 def test_inputs_of_another_kind_are_noticed(learned: Learned) -> None:
     trending = all_shifted(profiles(1, windows=100, trend=0.5), learned)
     assert trending["spread"].value > trending["spread"].bound
-    assert trending["last"].value > trending["last"].bound
+    assert trending["latest"].value > trending["latest"].bound
     other_unit = all_shifted(profiles(1, windows=20, scale=1000.0), learned)
     assert {name for name, one in other_unit.items() if one.value > one.bound} == {"level", "change"}
     missing = shifted("missing", [0.5] * 20, learned)
@@ -116,9 +132,9 @@ def test_inputs_of_another_kind_are_noticed(learned: Learned) -> None:
 
 
 def test_the_index_is_the_formula_by_hand(learned: Learned) -> None:
-    edges = np.array(learned.quantiles["last"])
+    edges = np.array(learned.quantiles["latest"])
     places = [edges[0] - 1] * 30 + [edges[-1] + 1] * 10
-    found = shifted("last", places, learned)
+    found = shifted("latest", places, learned)
     shares = (np.array([30.0, *[0.0] * 8, 10.0]) + 0.5) / 45
     assert found is not None
     assert found.value == pytest.approx(float(((shares - 0.1) * np.log(shares / 0.1)).sum()))

@@ -271,7 +271,7 @@ def test_every_look_is_a_run_beside_the_trainings(trained: Root, same: str) -> N
     run = client.search_runs([experiment.experiment_id], "tags.trigger = 'monitor'", order_by=["start_time DESC"])[0]
     assert (run.info.status, run.data.tags["action"], run.data.tags["version"]) == ("FINISHED", "none", "1")
     assert run.data.metrics["live/coverage_80"] == pytest.approx(0.8, abs=0.08)
-    assert {"live/mae", "live/mase", "live/change", "live/input_last"} <= set(run.data.metrics)
+    assert {"live/mae", "live/mase", "live/change", "live/input_latest"} <= set(run.data.metrics)
     assert {one.path for one in client.list_artifacts(run.info.run_id)} >= {"monitor.json", "monitor.html"}
 
 
