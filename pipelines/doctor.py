@@ -117,26 +117,29 @@ def _packages(_: Place) -> list[Finding]:
     from packaging.requirements import Requirement
 
     missing: dict[str, list[str]] = {}
-    wrong, extras = [], set()
+    wrong: dict[str, list[str]] = {}
+    groups = set()
     for requirement in map(Requirement, lines):
         extra = re.search(r"extra == ['\"]([^'\"]+)", str(requirement.marker or ""))
         group = extra[1] if extra else ""
         if group in ("all", "dev") or not (requirement.marker is None or requirement.marker.evaluate({"extra": group})):
             continue
-        extras.add(group)
+        groups.add(group)
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             missing.setdefault(group, []).append(requirement.name)
             continue
         if not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} {version}, needed is {requirement.specifier}")
-    found = [Finding("packages", "bad", "; ".join(wrong))] if wrong else []
-    if "" in missing:
-        found.append(Finding("packages", "bad", f"missing: {', '.join(missing.pop(''))}; pip install forecaster"))
-    whole = ", ".join(sorted(extras - set(missing) - {""})) or "none"
-    partly = "; ".join(f"{extra} lacks {', '.join(names)}" for extra, names in sorted(missing.items()))
-    return found or [Finding("packages", "ok", f"extras: {whole}{f' ({partly})' if partly else ''}")]
+            wrong.setdefault(group, []).append(f"{requirement.name} {version}, needed is {requirement.specifier}")
+    # An extra of which something is missing is not in use: what others brought of it may have any version.
+    bad = [f"{', '.join(missing[''])} missing"] if "" in missing else []
+    bad += [told for group, all_told in wrong.items() if not group or group not in missing for told in all_told]
+    if bad:
+        return [Finding("packages", "bad", f"{'; '.join(bad)}: install forecaster and its extras again")]
+    whole = ", ".join(sorted(groups - set(missing) - {""})) or "none"
+    partly = "; ".join(f"{group} lacks {', '.join(names)}" for group, names in sorted(missing.items()))
+    return [Finding("packages", "ok", f"extras: {whole}{f' ({partly})' if partly else ''}")]
 
 
 def _kernel(_: Place) -> list[Finding]:

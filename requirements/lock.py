@@ -62,7 +62,8 @@ def main() -> None:
     cuda = [pin for pin in everything if is_cuda(pin)]
     rest = [pin for pin in everything if not is_cuda(pin)]
     versions = [pin.requirement for pin in everything]
-    serve = [with_cpu_build(pin) for pin in resolve("--extra", "cli", "--extra", "serve", constraints=versions)]
+    extras = [word for extra in ("cli", "serve", "postgres") for word in ("--extra", extra)]  # postgres: for the ledger
+    serve = [with_cpu_build(pin) for pin in resolve(*extras, constraints=versions)]
 
     write("lock.txt", rest, "Everything but the CUDA packages.")
     cpu = [Pin(f"{TORCH}+cpu", TORCH_CPU_HASHES, frozenset())]

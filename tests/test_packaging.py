@@ -67,7 +67,8 @@ def test_a_lock_leaves_the_index_to_the_machine(lock: str) -> None:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("lock.txt", ["train", "cli", "track", "serve", "dev"]), ("lock-serve.txt", ["cli", "serve"])]
+    ("lock", "extras"),
+    [("lock.txt", ["train", "cli", "track", "serve", "dev"]), ("lock-serve.txt", ["cli", "serve", "postgres"])],
 )
 def test_a_lock_fulfils_what_the_project_asks_for(lock: str, extras: list[str], python: str) -> None:
     locked = versions(lock, python)
@@ -184,6 +185,14 @@ def test_the_image_does_not_run_as_root() -> None:
     user = instructions()[max(index for index, name in enumerate(names) if name == "USER")][1]
     assert names[::-1].index("USER") < names[::-1].index("FROM"), "the last stage sets no user"
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+
+
+def test_the_image_is_built_where_there_is_a_compiler() -> None:
+    """Without one the kernel is left out, silently, and workers are slower."""
+    stages = [index for index, words in enumerate(instructions()) if words[0] == "FROM"]
+    build = instructions()[stages[0] : stages[1]]
+    compiler = next(index for index, words in enumerate(build) if "gcc" in words)
+    assert compiler < next(index for index, words in enumerate(build) if "--no-build-isolation" in words)
 
 
 def test_the_image_names_its_base_exactly_and_starts_the_service() -> None:

@@ -72,6 +72,31 @@ def test_the_former_answers_again_in_one_call_and_a_second_one_undoes_it(world: 
     assert audited(world.root, None).faults == ()
 
 
+def test_what_one_server_did_is_in_the_log_once_and_says_nothing_of_the_champion(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    old, new = Version("small", "1", "a" * 64, None), Version("small", "2", "b" * 64, None)
+    log.promoted(old, "first")(old, None)
+    log.promoted(new, "better")(new, old)
+    for _ in range(2):
+        log.rolled_back_here(old, new, since="noon")
+    log.promoted(new, "better")(new, None)  # repeated: it is champion still
+    for _ in range(2):
+        log.rolled_back_here(new, old, since="noon", undone=True)
+    log.rolled_back_here(old, new, since="one o'clock")
+    log.rolled_back(old, new)
+    found = log.read()
+    assert [(line.event, line.version) for line in found.lines] == [
+        ("promote", "1"),
+        ("promote", "2"),
+        ("rollback-local", "1"),
+        ("rollback-local-undone", "2"),
+        ("rollback-local", "1"),
+        ("rollback", "1"),
+    ]
+    assert [line.is_local for line in found.lines] == [False, False, True, True, True, False]
+    assert found.faults == ()
+
+
 def test_without_a_former_there_is_nothing_to_go_back_to(world: World) -> None:
     Registry(world.root.store).drop_alias("small", FORMER)
     with pytest.raises(NoSuchModel, match="--version N --force"):

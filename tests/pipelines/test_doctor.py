@@ -77,6 +77,34 @@ def test_a_damaged_slot_and_stores_that_are_none_end_with_1(
     assert "weights.safetensors" in found["slot"][1]
 
 
+@pytest.mark.parametrize(
+    ("asked", "word", "told"),
+    [
+        (
+            ["numpy>=2", "no-such-package>=1; extra == 'more'", "pandas>=99; extra == 'more'"],
+            "ok",
+            "more lacks no-such",
+        ),
+        (["numpy>=2", "pandas>=2; extra == 'more'"], "ok", "extras: more"),
+        (["numpy>=99"], "bad", "needed is >=99"),
+        (["pandas>=99; extra == 'more'"], "bad", "needed is >=99"),
+        (["no-such-package>=1"], "bad", "no-such-package missing"),
+    ],
+)
+def test_packages_are_held_against_what_is_needed(
+    asked: list[str],
+    word: str,
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: asked)
+    found = examined(tmp_path, capsys, ends=int(word == "bad"))["packages"]
+    assert found[0] == word
+    assert told in found[1]
+
+
 def test_a_root_that_cannot_be_written_is_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert examined(tmp_path / "file" / "root", capsys, ends=1)["root"][0] == "bad"

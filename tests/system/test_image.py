@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from importlib.metadata import files, packages_distributions
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,15 @@ import pytest
 import yaml
 from packaging.utils import canonicalize_name
 
+from forecaster import artifact
 from pipelines.releases import promote, register
 from pipelines.settings import Root
 from pipelines.sources import Data
 from pipelines.train import train
+from serving.keys import keyring
+from serving.settings import Settings
 from tests.pipelines.conftest import small
+from tests.samples import make_forecaster, make_spec
 from tests.system.world import CHECKOUT, free_port, started, wait_until
 
 COMPOSE: dict[str, Any] = yaml.safe_load((CHECKOUT / "docker" / "compose.yaml").read_text())["services"]
@@ -76,8 +82,8 @@ def composed(service: str, **changed: str) -> dict[str, str]:
 
 def test_the_image_lacks_what_only_training_needs() -> None:
     lacking = not_in_the_image()
-    assert {"pytorch_lightning", "matplotlib", "sqlalchemy", "alembic"} <= lacking
-    assert not {"torch", "pandas", "mlflow", "cyclopts", "bentoml", "yaml"} & lacking
+    assert {"pytorch_lightning", "matplotlib", "statsforecast", "alembic"} <= lacking
+    assert not {"torch", "pandas", "mlflow", "cyclopts", "bentoml", "yaml", "sqlalchemy", "psycopg"} & lacking
 
 
 def test_the_container_serves_the_model_that_its_environment_names() -> None:
@@ -86,6 +92,9 @@ def test_the_container_serves_the_model_that_its_environment_names() -> None:
     assert environment["FORECASTER_SERVING_MODEL"] == "hospital", "the demo's"
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert environment["FORECASTER_SERVING_HOST"] == "0.0.0.0"
+    assert environment["FORECASTER_SERVING_LEDGER"] == "on"
+    settings = {name: value for name, value in environment.items() if name.startswith("FORECASTER_SERVING_")}
+    assert keyring(Settings.read(settings)) is None, "it starts, for it says that something in front asks who comes"
 
 
 @pytest.mark.slow
@@ -125,6 +134,38 @@ def test_the_composed_services_serve_what_is_promoted(
         assert (home / ".forecaster" / "slot" / "current").exists(), "in the volume"
         service.send_signal(signal.SIGTERM)
         assert service.wait(30) == 0, (tmp_path / "serve.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_all_that_a_server_needs(tmp_path: Path, image: str) -> None:
+    """Built from a copy, unpacked into a folder of its own, and started with the packages of the image alone."""
+    source, installed, home = tmp_path / "source", tmp_path / "installed", tmp_path / "home"
+    for name in ("forecaster", "pipelines", "serving"):
+        shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    done = subprocess.run([*pip, "--target", str(installed), str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    bundle = home / ".forecaster" / "slot" / "releases" / "made" / "bundle"
+    digest = artifact.save(make_forecaster(make_spec()), bundle, card="")
+    (bundle.parent / "release.json").write_text(json.dumps({"name": "small", "version": "1", "digest": digest}))
+    (home / ".forecaster" / "slot" / "current").symlink_to("releases/made")
+    path, port = image.replace(str(CHECKOUT), str(installed)), free_port()
+    options = {"PYTHONPATH": path, "FORECASTER_SERVING_PORT": str(port), "FORECASTER_SERVING_LEDGER": "on"}
+    log, address = tmp_path / "serve.log", f"http://127.0.0.1:{port}"
+    with started(["-m", "pipelines.cli", "serve"], home, log=log, **options) as service:
+        wait_until(lambda: _status(f"{address}/readyz") == 200 or service.poll() is not None, pause=0.1)
+        assert service.poll() is None, log.read_text()
+        page = httpx.get(f"{address}/")
+        assert page.status_code == 200
+        for name in re.findall(r"(?:src|href)=\"(/?page/[^\"]+)\"", page.text):
+            assert httpx.get(f"{address}/{name.lstrip('/')}").status_code == 200, name
+        series = {"id": "a", "start": "2026-01-01", "freq": "h", "y": [1.0, 2.0] * 20}
+        answer = httpx.post(f"{address}/v1/forecast", json={"series": [series], "horizon": 2}, timeout=30)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"]["digest"] == digest
+        assert (home / ".forecaster" / "slot" / "ledger.db").exists()
 
 
 def _replace(part: str, replaced: dict[str, str]) -> str:
