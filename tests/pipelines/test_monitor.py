@@ -58,11 +58,13 @@ def live(
     spread: float = 1.0,
     unit: float = 1.0,
     group: bool = False,
+    hours: int = HOURS,
+    changed: slice = slice(HOURS // 2, None),
 ) -> str:
-    """Serves every hour and tells what came; in the second half the level is `shift` standard deviations higher."""
+    """Serves every hour and tells what came; in the changed hours the level is `shift` standard deviations higher."""
     draw = np.random.default_rng(seed)
-    y = 10 + draw.normal(size=(SERIES, 60 + HOURS + HORIZON))
-    y[:, 60 + HOURS // 2 :] = 10 + (y[:, 60 + HOURS // 2 :] - 10) * spread + shift
+    y = 10 + draw.normal(size=(SERIES, 60 + hours + HORIZON))
+    y[:, 60:][:, changed] = 10 + (y[:, 60:][:, changed] - 10) * spread + shift
     y *= unit
     start = pd.Timestamp("2026-01-10")
     champion = Registry(root.store).resolve("small", CHAMPION)
@@ -71,7 +73,7 @@ def live(
     ledger = Ledger(address)
     model, keeping = Told("small", champion.number, champion.digest), Keeping(ledger.salt, clear=False)
     records = []
-    for hour in range(60, 60 + HOURS):
+    for hour in range(60, 60 + hours):
         known = [Series(f"meter_{place}", start, "h", row[:hour]) for place, row in enumerate(y)]
         told = predictor.forecast_each(known, HORIZON)
         records += made(predictor, model, known, told, keeping=keeping, drift=None, at=[1e9 + hour] * SERIES)  # type: ignore[arg-type]
@@ -128,6 +130,15 @@ def test_noise_that_grew_is_noticed(trained: Root, tmp_path: Path) -> None:
     reasons = attention(trained, "small", url=live(trained, tmp_path / "ledger.db", spread=4.0))
     assert any("intervals" in one for one in reasons)
     assert any("MASE" in one for one in reasons)
+
+
+def test_a_change_does_not_drown_in_calm_months_nor_is_it_told_for_ever(trained: Root, tmp_path: Path) -> None:
+    def error(file: str, changed: slice) -> bool | None:
+        report = look(trained, "small", url=live(trained, tmp_path / file, spread=2.5, hours=300, changed=changed))
+        return next(one.calls for one in report.findings if one.name == "error")
+
+    assert error("late.db", slice(276, None)), "24 of 300 hours, the latest"
+    assert error("early.db", slice(0, 24)) is False, "24 of 300 hours, long ago"
 
 
 def test_another_unit_is_noticed_in_the_inputs(trained: Root, tmp_path: Path) -> None:
