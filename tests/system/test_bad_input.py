@@ -184,14 +184,14 @@ def test_a_bad_option_is_refused_by_its_name_and_nothing_is_written(name: str, h
     ("arguments", "words"),
     [
         (["train", "none.csv", "--horizon", "3"], ["none.csv", "found none", "Check the path"]),
-        (["train", "folder.csv", "--horizon", "3"], ["folder.csv", "found a folder"]),
+        (["train", "folder.csv", "--horizon", "3"], ["files ending in .csv", "folder.csv", "found none"]),
         (["train", "good.csv", "--config", "folder.csv"], ["folder.csv", "cannot be read"]),
         (["train", "good.csv", "--horizon", "3", "--root", "good.csv/root"], ["good.csv", "root", "--root"]),
         (["train", "good.csv", "--horizon", "3", "--root", "good.csv"], ["good.csv", "root", "--root"]),
         (["retrain", "good.csv", "--horizon", "3", "--test-windows", "0"], ["test-windows", "test window"]),
         (["retrain", "good.csv", "--horizon", "3", "--test-windows=-1"], ["test-windows", "test window"]),
         (["demo", "--configs", "nowhere"], ["hospital.yaml", "nowhere"]),
-        (["train"], ["data"]),
+        (["train"], ["DATA", "--sql", "found neither"]),
         (["fly"], ["fly"]),
     ],
 )
