@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint check test demo lock format docker-lint clean
+.PHONY: help install lint check test sweep demo lock format docker-lint clean
 .DELETE_ON_ERROR:
 
 help: ## what there is
@@ -37,10 +37,13 @@ lint: install ## format, lint, types, walls
 	$(BIN)/lint-imports
 
 check: lint ## what to run before a commit: lint, then the fast tests
-	$(BIN)/pytest --numprocesses $(JOBS) -m "not slow"
+	$(BIN)/pytest --numprocesses $(JOBS) -m "not slow and not sweep"
 
-test: install ## every test
-	$(BIN)/pytest --numprocesses $(JOBS)
+test: install ## every test but the rest of the long sweeps
+	$(BIN)/pytest --numprocesses $(JOBS) -m "not sweep"
+
+sweep: install ## the rest: every combination of a graph, every step of a retraining cut short, a search, many machines at once
+	$(BIN)/pytest --numprocesses $(JOBS) -m sweep
 
 demo: install ## from a series to a served forecast, on this machine
 	$(BIN)/forecaster demo

@@ -127,14 +127,23 @@ def meant(
         chosen = Chosen(like)
     else:
         assert horizon is not None
+        # What would be refused after the tries is refused before them, on a specification of no account.
+        _changed(Spec(name="asked", context=1, horizon=horizon), "--horizon", horizon, members, blend, seed)
         chosen = first_choice(data, horizon=horizon, kind=preset, test_windows=test_windows)
-    spec = chosen.spec
+    where = str(config or "--horizon")
+    return chosen._replace(spec=_changed(chosen.spec, where, horizon, members, blend, seed))
+
+
+def _changed(
+    spec: Spec, where: str, horizon: int | None, members: int | None, blend: Sequence[str], seed: int | None
+) -> Spec:
+    """The specification with what a command says besides; raises BadSpec."""
     fields = spec.model_dump()
     fields["members"] = members or spec.members
     fields["blend"] = list(blend or spec.blend)
     fields["horizon"] = horizon or spec.horizon
     fields["training"]["seed"] = spec.training.seed if seed is None else seed
-    return chosen._replace(spec=Spec.parse(fields, where=str(config or "--horizon")))
+    return type(spec).parse(fields, where=where)
 
 
 def spec_of(

@@ -65,6 +65,7 @@ def train(
 
     source = reading.of(data)
     initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
+    root = where.open()
     chosen = meant(
         config,
         source,
@@ -76,7 +77,6 @@ def train(
         like=None if initial is None else initial.spec,
         test_windows=test_windows,
     )
-    root = where.open()
     trained = run(
         source,
         chosen.spec,

@@ -104,7 +104,7 @@ def tune(
         test_windows: Windows of a horizon at the end of every series that the search never sees.
         status: Is told what is going on, a line each time; the last replaces the one before.
     """
-    _check(spec, trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
+    check_search(spec, trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
     began = time.monotonic()
     panel = read(data.for_spec(spec))
     for repair in panel.repairs:
@@ -136,7 +136,8 @@ def tune(
     return Tuned(found, _value(best), naive, tried, out, parent.id)
 
 
-def _check(spec: Spec, *, trials: int, timeout: float | None, seed: int, test_windows: int) -> None:
+def check_search(spec: Spec, *, trials: int, timeout: float | None, seed: int, test_windows: int) -> None:
+    """Refuses what no search can be made with; raises InputError."""
     for option, value, least in (
         ("--trials", trials, 1),
         ("--test-windows", test_windows, 0),

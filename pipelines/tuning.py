@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.arguments import Reading, Where, can_be_written, spec_of
+from pipelines.arguments import Reading, Where, can_be_written, in_range, spec_of
 from pipelines.terminal import print_tuned, status
 
 if TYPE_CHECKING:
@@ -55,9 +55,15 @@ def tune(
         Where to write the best specification (YAML).
     """
     can_be_written(out=out)
+    from forecaster.spec import Spec
+    from pipelines.tune import check_search
     from pipelines.tune import tune as run
 
     source = reading.of(data)
+    in_range(horizon=horizon)
+    if config is None and horizon is not None:  # before presets are tried, on a specification of no account
+        some = _judged_by(Spec(name="asked", context=1, horizon=horizon), valid_windows)
+        check_search(some, trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
     asked = spec_of(config, source, horizon=horizon, seed=None, test_windows=test_windows)
     spec = _judged_by(asked, valid_windows)
     tuned = run(

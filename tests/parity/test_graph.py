@@ -19,7 +19,7 @@ from forecaster.model.rollout import roll, warm_up
 from forecaster.spec import Spec
 from tests.laws.test_channels import CHANNELS
 from tests.laws.test_channels import windows as with_channels
-from tests.laws.test_every_combination import every_triple, networks, scaled, windows
+from tests.laws.test_every_combination import HEADS, every_triple, networks, scaled, windows
 
 LONGEST = 13
 
@@ -71,7 +71,9 @@ def test_the_graph_is_the_rollout_with_channels(cell: str, head: str, decoder: s
 
 
 @pytest.mark.slow
-@every_triple
+@pytest.mark.parametrize("decoder", ["rollout", pytest.param("direct", marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("cell", ["lstm", *(pytest.param(one, marks=pytest.mark.sweep) for one in ("gru", "elman"))])
 def test_the_graph_is_the_rollout_in_every_combination(cell: str, head: str, decoder: str) -> None:
     for network in networks(cell, head, decoder):
         agree(network, known(*windows(network)))

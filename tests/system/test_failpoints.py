@@ -129,6 +129,7 @@ def test_a_registration_is_killed(name: str, world: World, nursery: Nursery) -> 
     sound(nursery, world)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", points_of("checkpoint", "export", "judge"))  # killed: test_retrain_once.py
 def test_a_retraining_is_broken(name: str, world: World, nursery: Nursery) -> None:
     before, seed = world.alias(CHAMPION), str(1 + POINTS.index(name))  # the same is done once

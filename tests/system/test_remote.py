@@ -129,6 +129,7 @@ def contend(uri: str, numbers: Sequence[str]) -> list[tuple[str, str]]:
     return outcomes
 
 
+@pytest.mark.sweep
 def test_of_many_that_promote_at_once_through_a_server_one_wins_on_each_base(server: Server, tmp_path: Path) -> None:
     registry, client = Registry(server.uri), connect(server.uri)
     run_id = client.create_run(client.create_experiment("raced")).info.run_id

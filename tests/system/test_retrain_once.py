@@ -21,7 +21,11 @@ from tests.system.nursery import Nursery, opened
 from tests.system.world import write_config
 
 pytestmark = pytest.mark.slow
-MADE = points_of("checkpoint", "export", "register", "judge", "promote", "retrain")
+OFTEN = points_of("judge", "retrain")
+MADE = [
+    pytest.param(point, marks=[] if point in OFTEN else [pytest.mark.sweep])
+    for point in points_of("checkpoint", "export", "register", "judge", "promote", "retrain")
+]
 
 
 class World(NamedTuple):

@@ -12,6 +12,7 @@ import pytest
 from tests.system.world import CHECKOUT, environment
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_every_worker_goes_back_with_a_registry_and_without_one(tmp_path: Path) -> None:
     out = tmp_path / "rollback.md"

@@ -138,6 +138,7 @@ def test_the_benchmark_of_a_gpu_runs_without_one_and_with_few_packages(tmp_path:
     assert "| float32 | " in done.stdout
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_the_benchmark_of_growth_runs() -> None:
     done = run("growth.py", "--smoke")

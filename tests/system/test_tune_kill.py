@@ -41,6 +41,7 @@ def epochs(folder: Path, trial: int) -> int:
             return 0
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_and_finds_what_an_uninterrupted_one_finds(
     migrated: Path, tmp_path: Path
