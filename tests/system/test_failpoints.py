@@ -26,7 +26,7 @@ from pipelines.settings import Root
 from pipelines.sources import Data
 from pipelines.train import train
 from tests.pipelines.conftest import noise, small
-from tests.sweep import points_of
+from tests.sweep import points_of, some
 from tests.system.nursery import Nursery, opened
 from tests.system.world import write_config
 
@@ -96,7 +96,7 @@ def sound(nursery: Nursery, world: World) -> None:
     assert audited(world.root, None).faults == ()
 
 
-@pytest.mark.parametrize("name", points_of("promote"))
+@pytest.mark.parametrize("name", some(points_of("promote")))
 def test_a_promotion_is_killed(name: str, world: World, nursery: Nursery) -> None:
     before = world.alias(CHAMPION)
     goal = next(number for number in ("1", "2", "3") if number not in (before, world.alias(FORMER)))
@@ -108,7 +108,7 @@ def test_a_promotion_is_killed(name: str, world: World, nursery: Nursery) -> Non
     sound(nursery, world)
 
 
-@pytest.mark.parametrize("name", points_of("rollback"))
+@pytest.mark.parametrize("name", some(points_of("rollback")))
 def test_a_rollback_is_killed(name: str, world: World, nursery: Nursery) -> None:
     before, goal = world.alias(CHAMPION), world.alias(FORMER)
     killed(nursery, ["rollback", "small"], world, name)
@@ -118,7 +118,7 @@ def test_a_rollback_is_killed(name: str, world: World, nursery: Nursery) -> None
     sound(nursery, world)
 
 
-@pytest.mark.parametrize("name", points_of("register"))
+@pytest.mark.parametrize("name", some(points_of("register")))
 def test_a_registration_is_killed(name: str, world: World, nursery: Nursery) -> None:
     before, bundle = world.alias(CHAMPION), world.another(name)
     killed(nursery, ["register", str(bundle)], world, name)

@@ -140,6 +140,7 @@ def test_the_command_that_was_killed_is_typed_again_and_goes_on(work: Work, unin
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_a_training_that_is_killed_again_and_again_ends_in_the_weights_of_an_uninterrupted_one(
     work: Work, uninterrupted: bytes, nursery: Nursery
 ) -> None:

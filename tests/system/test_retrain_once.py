@@ -16,16 +16,12 @@ from pipelines.key import TAG
 from pipelines.releases import audited
 from pipelines.settings import Root
 from tests.pipelines.conftest import noise, small
-from tests.sweep import points_of
+from tests.sweep import points_of, some
 from tests.system.nursery import Nursery, opened
 from tests.system.world import write_config
 
 pytestmark = pytest.mark.slow
-OFTEN = points_of("judge", "retrain")
-MADE = [
-    pytest.param(point, marks=[] if point in OFTEN else [pytest.mark.sweep])
-    for point in points_of("checkpoint", "export", "register", "judge", "promote", "retrain")
-]
+MADE = some(points_of("checkpoint", "export", "register", "judge", "promote", "retrain"), every=9)
 
 
 class World(NamedTuple):

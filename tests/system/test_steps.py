@@ -27,7 +27,7 @@ from serving import pin
 from serving import slot as slots
 from serving.follower import Target, news, take
 from tests.pipelines.test_shadow import serve
-from tests.sweep import points_of
+from tests.sweep import points_of, some
 from tests.system.nursery import Nursery, opened
 from tests.system.test_failpoints import World, world
 
@@ -83,7 +83,7 @@ def target(world: World) -> Iterator[Target]:
     shutil.rmtree(world.root.slot)
 
 
-@pytest.mark.parametrize("name", [*points_of("local"), "local.audited, undone"])
+@pytest.mark.parametrize("name", some([*points_of("local"), "local.audited, undone"]))
 def test_a_server_that_is_rolled_back_alone_is_killed(
     name: str, world: World, target: Target, nursery: Nursery
 ) -> None:
@@ -163,7 +163,7 @@ def enter(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["kill", "raise"])
-@pytest.mark.parametrize("name", points_of("lease"))
+@pytest.mark.parametrize("name", some(points_of("lease")))
 def test_who_dies_in_the_queue_holds_up_the_next_for_the_life_of_its_note(
     name: str, what: str, tmp_path: Path, forking: Any
 ) -> None:
@@ -200,7 +200,7 @@ def go_on(folder: Path) -> Scheduler:
 
 
 @pytest.mark.parametrize("what", ["kill", "raise"])
-@pytest.mark.parametrize("name", points_of("schedule"))
+@pytest.mark.parametrize("name", some(points_of("schedule")))
 def test_a_call_that_was_cut_short_anywhere_is_run_by_the_next_scheduler(
     name: str, what: str, tmp_path: Path, forking: Any
 ) -> None:
