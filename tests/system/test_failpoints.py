@@ -130,11 +130,13 @@ def test_a_registration_is_killed(name: str, world: World, nursery: Nursery) -> 
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", points_of("checkpoint", "export", "judge"))  # killed: test_retrain_once.py
-def test_a_retraining_is_broken(name: str, world: World, nursery: Nursery) -> None:
-    before, seed = world.alias(CHAMPION), str(1 + POINTS.index(name))  # the same is done once
+@pytest.mark.parametrize("what", ["kill", "raise"])
+@pytest.mark.parametrize("name", points_of("checkpoint", "export", "judge"))
+def test_a_retraining_is_killed_or_broken(name: str, what: str, world: World, nursery: Nursery) -> None:
+    before, seed = world.alias(CHAMPION), str(1 + 2 * POINTS.index(name) + (what == "kill"))  # the same is done once
     command = ["retrain", "meters.csv", "--config", "small.yaml", "--seed", seed, "--root", "root"]
-    assert nursery.run(command, world.folder, failpoints=f"{name}=raise") == 1
+    code = nursery.run(command, world.folder, failpoints=f"{name}={what}")
+    assert code == (-signal.SIGKILL if what == "kill" else 1)
     assert world.whole() == before
     assert nursery.run(command, world.folder) in (0, 3), (world.folder / "process.log").read_text()[-2000:]
     for bundle in world.root.bundles.iterdir():

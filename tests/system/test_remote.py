@@ -27,14 +27,17 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's
 ]
-PROCESSES, CHALLENGERS = 3, 3  # more contend in test_failpoints.py, where a promotion takes less time
+PROCESSES, CHALLENGERS = 6, 5
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server on PostgreSQL that asks for name and password; where there is none, an open one on SQLite."""
+@pytest.fixture(scope="module", params=["postgres", pytest.param("sqlite", marks=pytest.mark.sweep)])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on PostgreSQL that asks for name and password, and an open one on SQLite."""
+    reason = why_no_postgres() if request.param == "postgres" else None
+    if reason is not None:
+        pytest.skip(reason)
     with ExitStack() as held:
-        database = held.enter_context(postgres()) if why_no_postgres() is None else None
+        database = held.enter_context(postgres()) if request.param == "postgres" else None
         yield held.enter_context(tracking(tmp_path_factory.mktemp("server"), database))
 
 
