@@ -277,7 +277,8 @@ _HEAD = """# Accuracy
 presets as `forecaster train DATA --horizon H` takes them, with the members said below (us_births knows the holidays of the US
 besides; ETTh1 is validated on the protocol's rows and not trained on them after); means over seeds, and their range. `blend` is
 ours with dynamic Theta, weights from the validation windows. Trained on a CPU; seconds are wall time, of a machine that was
-busy at times (docs/experiments.md). Published figures and their sources: docs/experiments.md. The scale of MASE is the seasonal naive error of all that was known before the test."""
+busy at times (docs/experiments.md). Published figures and their sources: docs/experiments.md. The scale of MASE is the seasonal
+naive's error over all that was known before the test."""
 
 
 def _short_table(there: Mapping[str, Sequence[Measured]]) -> str:
