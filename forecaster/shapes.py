@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Float64, Int
+    from jaxtyping import Bool, Float, Float64, Int, UInt8
 else:
     try:
-        from jaxtyping import Bool, Float, Float64, Int
+        from jaxtyping import Bool, Float, Float64, Int, UInt8
     except ImportError:  # a bare training machine
 
         class _Bare:
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]
 
-        Bool = Float = Float64 = Int = _Bare
+        Bool = Float = Float64 = Int = UInt8 = _Bare
 
-__all__ = ["Bool", "Float", "Float64", "Int"]
+__all__ = ["Bool", "Float", "Float64", "Int", "UInt8"]

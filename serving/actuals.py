@@ -13,10 +13,11 @@ from forecaster.errors import ForecasterError, HistoryTooShort, LedgerError, Val
 from forecaster.frequency import at, offset, regular
 from forecaster.series import LARGEST_VALUE
 from serving import parsing, stamps
+from serving.bodies import Body
 from serving.deadline import Deadline
 from serving.ledger import Scribe, unavailable
 from serving.problem import Problem
-from serving.schema import ErrorDetail, Id, Strict, Value, from_error
+from serving.schema import ErrorDetail, Id, Strict, Values, from_error
 from serving.settings import Settings
 from serving.stamps import AskedFreq, AskedStamp, AskedStamps
 
@@ -27,7 +28,7 @@ class GridActuals(Strict):
     id: Id
     start: AskedStamp = Field(description="ISO 8601 stamp of the first value, on the grid of `freq`; or a whole number")
     freq: AskedFreq = Field(description="pandas offset alias; or a whole number, also as text, where `start` is one")
-    y: list[Value] = Field(description="values, oldest first; null says nothing")
+    y: Values = Field(description="values, oldest first; null says nothing")
 
 
 class StampedActuals(Strict):
@@ -35,7 +36,7 @@ class StampedActuals(Strict):
 
     id: Id
     ds: AskedStamps = Field(description="ISO 8601 stamps, or whole numbers")
-    y: list[Value] = Field(description="values, one a stamp; null says nothing")
+    y: Values = Field(description="values, one a stamp; null says nothing")
 
     @model_validator(mode="after")
     def _one_value_a_stamp(self) -> StampedActuals:
@@ -93,7 +94,7 @@ class _Read(NamedTuple):
     values: Sequence[float]
 
 
-def answer(body: bytes, scribe: Scribe, settings: Settings, deadline: Deadline) -> bytes:
+def answer(body: Body, scribe: Scribe, settings: Settings, deadline: Deadline) -> bytes:
     """An ActualsAnswer. Raises Problem: for the whole request, where there is no ledger, or its database does not answer."""
     deadline.check()
     ledger = scribe.ledger()
@@ -152,7 +153,7 @@ def _check_size(asked: Sequence[GridActuals | StampedActuals], settings: Setting
 def _read(one: GridActuals | StampedActuals, salt: bytes) -> _Read:
     from forecaster.ledger.records import key_of, ticks
 
-    if not one.y:
+    if len(one.y) == 0:
         raise HistoryTooShort(f"Series {one.id!r} has no values. Send what came.", where=one.id)
     y = np.array(one.y, dtype=np.float64)  # None becomes NaN
     known = ~np.isnan(y)

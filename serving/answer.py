@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from forecaster.errors import ForecasterError, StateOfOtherModel
 from serving import arrow, columnar, limits, packing, parsing, rows
+from serving.bodies import Body
 from serving.columnar import ColumnsRequest
 from serving.deadline import Deadline
 from serving.lines import Lines
@@ -48,7 +49,7 @@ class Asked(NamedTuple):
         pack: Whether the answer may be in gzip.
     """
 
-    body: bytes
+    body: Body
     media_type: str
     model: InUse | None
     deadline: Deadline
@@ -113,7 +114,7 @@ def answer_lines(lines: Iterator[bytes]) -> bytes | None:
 
 
 def begin_lines(
-    body: bytes, model: InUse | None, settings: Settings, deadline: Deadline
+    body: Body, model: InUse | None, settings: Settings, deadline: Deadline
 ) -> tuple[Lines, Iterator[bytes], bytes]:
     """A streamed answer to a request of lines, and its first piece. Raises Problem as `answer` does."""
     deadline.check()
@@ -122,11 +123,11 @@ def begin_lines(
     return lines, pieces, next(pieces)
 
 
-def _read(body: bytes, media_type: str) -> tuple[Ask, Sequence[AskedHistory]]:
+def _read(body: Body, media_type: str) -> tuple[Ask, Sequence[AskedHistory]]:
     if media_type == arrow.MEDIA_TYPE:
-        return arrow.read(body)
+        return arrow.read(bytes(body))
     fields = parsing.parse(body)
-    if isinstance(fields, dict) and "columns" in fields:
+    if isinstance(fields.value, dict) and "columns" in fields.value:
         asked = parsing.validated(ColumnsRequest, fields)
         return asked, asked.series()
     request = parsing.validated(ForecastRequest, fields)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 from pydantic import Field
 
 from forecaster.data.split import origins
@@ -16,7 +15,8 @@ from forecaster.histories import repeat_season
 from forecaster.metrics import mae, nanmean, seasonal_error, smape
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
-from serving import limits, parsing, reading, schema
+from serving import limits, parsing, parts, reading, schema
+from serving.bodies import Body
 from serving.deadline import Deadline
 from serving.outcomes import forecasts, in_use
 from serving.problem import Problem
@@ -111,7 +111,7 @@ class _Errors(NamedTuple):
     scale: float
 
 
-def answer(body: bytes, model: InUse | None, settings: Settings, deadline: Deadline) -> bytes:
+def answer(body: Body, model: InUse | None, settings: Settings, deadline: Deadline) -> bytes:
     """A BacktestAnswer. Raises Problem; also where the only series of a request is refused."""
     told = parsing.validated(BacktestRequest, parsing.parse(body))
     model, deadline = in_use(model), deadline.within(told.deadline_ms)
@@ -151,7 +151,7 @@ def answer(body: bytes, model: InUse | None, settings: Settings, deadline: Deadl
         "overall": _compared(measured, asked) if measured else None,
         "series": found,
     }
-    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)  # NaN becomes null
+    return parts.dumps(fields)  # NaN becomes null
 
 
 def _check(series: Sequence[AskedSeries], asked: _Asked, settings: Settings) -> None:

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
 from pydantic import Field, model_validator
 
 from forecaster.errors import ForecasterError
+from serving import parts
 from serving.outcomes import Outcome
 from serving.rows import Stamper
-from serving.schema import Ask, AskedHistory, Column, ErrorDetail, GridSeries, Id, Label, ModelName, Strict, Text, Value
+from serving.schema import (
+    Ask,
+    AskedHistory,
+    Column,
+    ErrorDetail,
+    GridSeries,
+    Id,
+    Label,
+    ModelName,
+    Strict,
+    Text,
+    Values,
+)
 from serving.stamps import AskedFreq, AskedStamps
 
 
@@ -21,10 +33,10 @@ class Columns(Strict):
     id: list[Id] = Field(min_length=1)
     start: AskedStamps = Field(description="stamp of each first value, on the grid of `freq`; or whole numbers")
     freq: AskedFreq = Field(description="of all: pandas offset alias; or a whole number where starts are numbers")
-    y: list[list[Value]] = Field(description="values, oldest first")
+    y: list[Values] = Field(description="values, oldest first")
     covariates: dict[Text, list[Column]] = Field(default={}, max_length=64, description="by name, one list a series")
     static: dict[Text, list[Label]] = Field(default={}, max_length=64, description="by name, one text a series")
-    channels: dict[Text, list[list[Value]]] = Field(default={}, max_length=64, description="by name, one list a series")
+    channels: dict[Text, list[Values]] = Field(default={}, max_length=64, description="by name, one list a series")
 
     @model_validator(mode="after")
     def _of_one_length(self) -> Columns:
@@ -96,7 +108,7 @@ def write(model: dict[str, Any], done: Sequence[Outcome], ask: Ask) -> bytes:
         columns["state"] = [one and one.state for one in good]
     columns["warnings"] = [one.warnings if one else [] for one in good]
     columns["error"] = [_error(one.found) if isinstance(one.found, ForecasterError) else None for one in done]
-    return orjson.dumps({"model": model, "columns": columns}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return parts.dumps({"model": model, "columns": columns})
 
 
 def _error(error: ForecasterError) -> dict[str, Any]:

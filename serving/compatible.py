@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import orjson
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from forecaster.data.frames import to_panel
 from forecaster.errors import ForecasterError
 from forecaster.series import Forecast
-from serving import limits, parsing
+from serving import limits, parsing, parts
+from serving.bodies import Body
 from serving.deadline import Deadline
 from serving.outcomes import Answer, forecasts, in_use, outcomes
+from serving.parts import packed
 from serving.problem import Problem
 from serving.schema import Ask, AskedHistory, GridSeries, Levels, Strict, Text
 from serving.settings import Settings
@@ -36,11 +37,13 @@ class Instance(Strict):
     """A history as DeepAR takes it; its frequency is the model's."""
 
     start: AskedStamp
-    target: list[float | Literal["NaN"] | None] = Field(description="values, oldest first; null or NaN: not observed")
+    target: Annotated[list[float | Literal["NaN"] | None], AfterValidator(packed)] = Field(
+        description="values, oldest first; null or NaN: not observed"
+    )
     cat: int | list[int] | None = Field(
         default=None, description="of the model's static columns in their order, their values as whole numbers"
     )
-    dynamic_feat: list[list[float]] = Field(
+    dynamic_feat: list[Annotated[list[float], AfterValidator(packed)]] = Field(
         default=[], description="the model's covariates in their order, each of the length of target and horizon"
     )
 
@@ -134,11 +137,11 @@ class ScoringAnswer(Strict):
     predictions: list[Record]
 
 
-def answer(body: bytes, model: InUse | None, settings: Settings, deadline: Deadline) -> tuple[bytes, int]:
+def answer(body: Body, model: InUse | None, settings: Settings, deadline: Deadline) -> tuple[bytes, int]:
     """The answer in the shape of the request, and how many series it has. Raises Problem."""
     deadline.check()
     fields = parsing.parse(body)
-    found = fields.get("instances") if isinstance(fields, dict) else None
+    found = fields.value.get("instances") if isinstance(fields.value, dict) else None
     if isinstance(found, list) and found and isinstance(found[0], dict) and "target" in found[0]:
         return _deepar(parsing.validated(DeepArRequest, fields), in_use(model), settings, deadline)
     return _scoring(parsing.validated(ScoringRequest, fields), in_use(model), settings, deadline)
@@ -164,7 +167,7 @@ def _deepar(asked: DeepArRequest, model: InUse, settings: Settings, deadline: De
         levels = {}  # nobody asked for quantiles, and the model was not calibrated
         done = outcomes(series, ask.model_copy(update={"levels": []}), model, deadline, Seal.of(settings))
     predictions = [_prediction(one.found, levels, told) for one in done]
-    return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY), len(done)
+    return parts.dumps({"predictions": predictions}), len(done)
 
 
 def _history(one: Instance, learned: Learned, place: int) -> AskedHistory:
@@ -218,7 +221,7 @@ def _scoring(asked: ScoringRequest, model: InUse, settings: Settings, deadline: 
     limits.check_histories(panel.series, settings)
     found = forecasts(list(panel.series), ask, model, deadline.within(asked.params.deadline_ms))
     rows = [row for one in found for row in _rows(one)]
-    return orjson.dumps({"predictions": rows}), len(found)
+    return parts.dumps({"predictions": rows}), len(found)
 
 
 def _rows(one: Forecast | ForecasterError) -> list[dict[str, Any]]:

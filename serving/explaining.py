@@ -14,6 +14,7 @@ from pydantic import Field
 
 from forecaster.errors import BundleError, ForecasterError, MissingPackage
 from serving import limits, parsing, reading
+from serving.bodies import Body
 from serving.deadline import Deadline
 from serving.outcomes import in_use
 from serving.problem import Problem
@@ -69,7 +70,7 @@ class ExplainAnswer(Strict):
     notes: list[str] = Field(description="what a reader should know of it")
 
 
-def answer(body: bytes, model: InUse | None, settings: Settings, deadline: Deadline) -> bytes:
+def answer(body: Body, model: InUse | None, settings: Settings, deadline: Deadline) -> bytes:
     """An ExplainAnswer. Raises Problem: 422 also for what stands in the way of the forecast of the series."""
     asked = parsing.validated(ExplainRequest, parsing.parse(body))
     model, deadline = in_use(model), deadline.within(asked.deadline_ms)

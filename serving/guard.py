@@ -74,7 +74,7 @@ class Guard:
         started = perf_counter()
         headers = dict(scope["headers"])
         answer = _Answer(send, request_id=_request_id(headers), started=started, stamp=self._stamp)
-        body: bytes | None = b""
+        body: list[bytes] | None = []
         key: str | None = None
         try:
             _check_path(scope["path"])
@@ -86,7 +86,7 @@ class Guard:
                 plain = body
                 if body and b"content-encoding" in headers:
                     packing = headers[b"content-encoding"]
-                    plain = await asyncio.to_thread(unpack, body, packing, most=self._max_body)
+                    plain = [await asyncio.to_thread(unpack, b"".join(body), packing, most=self._max_body)]
                 await self._app(scope, _replay(plain, receive), answer)
         except Problem as problem:
             await answer.tell(problem)
@@ -102,7 +102,7 @@ class Guard:
             seconds = perf_counter() - started
             status = answer.status or CLIENT_LEFT
             self._observe(scope["path"], status, seconds)
-            access_log.info(_line(scope, answer.request_id, status, seconds, key=key, size=len(body or b"")))
+            access_log.info(_line(scope, answer.request_id, status, seconds, key=key, size=sum(map(len, body or []))))
 
 
 class _Answer:
@@ -161,7 +161,7 @@ def _check_length(headers: dict[bytes, bytes], *, max_body: int) -> None:
         raise _too_large(max_body)
 
 
-def _check_type(body: bytes, headers: dict[bytes, bytes], *, takes: Collection[str]) -> None:
+def _check_type(body: Sequence[bytes], headers: dict[bytes, bytes], *, takes: Collection[str]) -> None:
     if not body:
         return  # nothing was sent that could be of a wrong type
     match = _TYPE.fullmatch(headers.get(b"content-type", b"").strip())
@@ -173,8 +173,8 @@ def _check_type(body: bytes, headers: dict[bytes, bytes], *, takes: Collection[s
         )
 
 
-async def _read(receive: Receive, *, max_body: int) -> bytes | None:
-    """The whole body, counted as it comes in (a chunked body announces no length); None if the client left."""
+async def _read(receive: Receive, *, max_body: int) -> list[bytes] | None:
+    """The whole body in parts, counted as they come in (a chunked body announces no length); None if the client left."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -185,14 +185,17 @@ async def _read(receive: Receive, *, max_body: int) -> bytes | None:
         size += len(part)
         if size > max_body:
             raise _too_large(max_body)
-        parts.append(part)
+        if part:
+            parts.append(part)
         if not message.get("more_body", False):
-            return b"".join(parts)
+            return parts
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body in one piece, and after that what the server says."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+def _replay(body: Sequence[bytes], receive: Receive) -> Receive:
+    """A `receive` that gives the body as it came, and after that what the server says."""
+    waiting: list[Message] = [{"type": "http.request", "body": part, "more_body": True} for part in reversed(body)]
+    waiting = waiting or [{"type": "http.request", "body": b""}]
+    waiting[0]["more_body"] = False  # the last
 
     async def replayed() -> Message:
         return waiting.pop() if waiting else await receive()

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from forecaster.errors import ForecasterError
 from serving import limits, parsing, rows
+from serving.bodies import Body
 from serving.deadline import Deadline
 from serving.outcomes import Outcome, outcomes
 from serving.problem import Problem
@@ -53,9 +54,9 @@ class Lines:
         refused: Series that got an error so far.
     """
 
-    def __init__(self, body: bytes, settings: Settings) -> None:
+    def __init__(self, body: Body, settings: Settings) -> None:
         """Raises Problem if the first line is none, or there are too many."""
-        first, _, rest = body.partition(b"\n")
+        first, _, rest = bytes(body).partition(b"\n")
         self.ask = parsing.validated(Ask, parsing.parse(first))
         count = rest.count(b"\n") + (not rest.endswith(b"\n"))
         limits.check_ask(self.ask, min(_AT_ONCE, count), settings)
@@ -100,14 +101,16 @@ class Lines:
     def _series(self, line: bytes, number: int) -> AskedHistory | Outcome:
         fields: Any = None
         try:
-            fields = parsing.parse(line)
+            told = parsing.parse(line)
+            fields = told.value
             one = _SERIES.validate_python(fields)
+            told.let_go()
             limits.check_histories([one], self._settings)
         except (Problem, ValidationError) as error:
             problem = parsing.invalid(error, of_series=True) if isinstance(error, ValidationError) else error
-            told = fields.get("id") if isinstance(fields, dict) else None
+            name = fields.get("id") if isinstance(fields, dict) else None
             return Outcome(
-                told[:200] if isinstance(told, str) else "",
+                name[:200] if isinstance(name, str) else "",
                 BadLine(problem, where=f"line.{number}.{problem.where or 'body'}".removesuffix(".body")),
             )
         return one

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from serving import parts
+from serving.bodies import Body
+from serving.parts import Parted
 from serving.problem import Problem
 
 Model = TypeVar("Model", bound=BaseModel)
 _IN_SERIES = ("series", 0)
 
 
-def parse(body: bytes) -> Any:
+def parse(body: Body) -> Parted:
     """JSON; raises Problem (400)."""
     try:
-        return orjson.loads(body)
+        return parts.loads(bytes(body))
     except orjson.JSONDecodeError as error:
         raise Problem(
             "malformed_json", f"Expected JSON; {error.msg} at character {error.pos}. Correct the body."
         ) from error
 
 
-def validated(kind: type[Model], fields: Any) -> Model:
-    """Some fields as a model; raises Problem (422) with the place of the first fault."""
+def validated(kind: type[Model], fields: Parted) -> Model:
+    """Some fields as a model, and the end of them; raises Problem (422) with the place of the first fault."""
     try:
-        return kind.model_validate(fields)
+        return kind.model_validate(fields.value)
     except ValidationError as error:
         raise invalid(error) from error
+    finally:
+        fields.let_go()
 
 
 def invalid(error: ValidationError, *, of_series: bool = False) -> Problem:

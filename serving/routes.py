@@ -34,6 +34,7 @@ from serving import (
 from serving.admission import Admission
 from serving.answer import Asked, answer_lines, begin_lines
 from serving.batcher import Batcher, Ticket
+from serving.bodies import Body, Sliced, gather
 from serving.deadline import Deadline
 from serving.guard import Guard, Pairs
 from serving.ledger import Scribe
@@ -152,7 +153,7 @@ class Desk:
 
     async def forecast(self, request: Request) -> Response:
         """POST /v1/forecast."""
-        body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
+        body, deadline, model = await gather(request), self._admission.deadline(), self._scribe.on(self._slot.current)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
         if media_type == lines.MEDIA_TYPE:
             return await self._lines(body, model, deadline)
@@ -163,7 +164,7 @@ class Desk:
         answered = await self._admission.run(*work, deadline=deadline, leaves=leaves, admitted=waits)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
         took = ", ".join([f"{part};dur={seconds * 1000:.2f}" for part, seconds in answered.seconds.items()])
-        response = Response(answered.body, media_type=media_type)
+        response = Sliced(answered.body, media_type=media_type)
         response.raw_headers += [*_named(model), (b"server-timing", took.encode())]
         if answered.packed:
             response.raw_headers += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
@@ -171,7 +172,7 @@ class Desk:
 
     async def scenarios(self, request: Request) -> Response:
         """POST /v1/scenarios."""
-        body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
+        body, deadline, model = await gather(request), self._admission.deadline(), self._scribe.on(self._slot.current)
         work, leaves = (scenarios.answer, body, model, self._settings, deadline), partial(_left, request.receive)
         told = await self._admission.run(*work, deadline=deadline, leaves=leaves)
         self._metrics.series(forecast=told.forecast, refused=told.refused)
@@ -181,7 +182,7 @@ class Desk:
 
     async def invocations(self, request: Request) -> Response:
         """POST /invocations."""
-        body, deadline, model = await request.body(), self._admission.deadline(), self._scribe.on(self._slot.current)
+        body, deadline, model = await gather(request), self._admission.deadline(), self._scribe.on(self._slot.current)
         work = (compatible.answer, body, model, self._settings, deadline)
         leaves = partial(_left, request.receive)
         content, series = await self._admission.run(*work, deadline=deadline, leaves=leaves)
@@ -191,17 +192,17 @@ class Desk:
         return response
 
     async def asked(
-        self, work: Callable[[bytes, InUse | None, Settings, Deadline], bytes], request: Request
+        self, work: Callable[[Body, InUse | None, Settings, Deadline], bytes], request: Request
     ) -> Response:
         """Routes that are one piece of work from body to answer: POST /v1/backtest and /v1/explain."""
-        body, deadline, model = await request.body(), self._admission.deadline(), self._slot.current
+        body, deadline, model = await gather(request), self._admission.deadline(), self._slot.current
         response = _json(await self._admission.run(work, body, model, self._settings, deadline, deadline=deadline))
         response.raw_headers += _named(model)
         return response
 
     async def actuals(self, request: Request) -> Response:
         """POST /v1/actuals."""
-        body, deadline = await request.body(), self._admission.deadline()
+        body, deadline = await gather(request), self._admission.deadline()
         self._scribe.on(self._slot.current)
         work = (actuals.answer, body, self._scribe, self._settings, deadline)
         return _json(await self._books.run(*work, deadline=deadline))
@@ -212,7 +213,7 @@ class Desk:
         work = (accuracy.answer, dict(request.query_params), self._slot.current, self._scribe, deadline)
         return _json(await self._books.run(*work, deadline=deadline))
 
-    async def _lines(self, body: bytes, model: InUse | None, deadline: Deadline) -> Response:
+    async def _lines(self, body: Body, model: InUse | None, deadline: Deadline) -> Response:
         """The first piece is awaited, so that a request that cannot be used gets its status; the others are streamed."""
         asked, pieces, first = await self._admission.run(
             begin_lines, body, model, self._settings, deadline, deadline=deadline
@@ -338,7 +339,7 @@ def _named(model: InUse | None) -> Pairs:
 
 def _json(content: bytes | dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     body = content if isinstance(content, bytes) else orjson.dumps(content)
-    return Response(body, status_code=status, media_type="application/json", headers=headers)
+    return Sliced(body, status_code=status, media_type="application/json", headers=headers)
 
 
 async def _problem(_: Request, error: Exception) -> Response:

@@ -9,11 +9,9 @@ import orjson
 
 from forecaster.errors import ForecasterError
 from forecaster.frequency import Stamps
-from serving import schema
+from serving import parts, schema
 from serving.outcomes import Outcome
 from serving.stamps import Numbers, Style
-
-_NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
 class Stamper:
@@ -51,11 +49,17 @@ def fields(one: Outcome, stamper: Stamper) -> dict[str, Any]:
 def write(model: dict[str, Any], done: Sequence[Outcome]) -> bytes:
     """A ForecastAnswer; outcome by outcome, so that other threads get their turns while a large one is written."""
     stamper = Stamper()
-    told = b",".join([orjson.dumps(fields(one, stamper), option=_NUMPY) for one in done])
-    return b'{"model":' + orjson.dumps(model) + b',"forecasts":[' + told + b"]}"
+    told = [_dumps(fields(one, stamper)) for one in done]
+    told[0] = b'{"model":%b,"forecasts":[%b' % (orjson.dumps(model), told[0])
+    told[-1] += b"]}"
+    return b",".join(told)
 
 
 def write_lines(done: Sequence[Outcome]) -> bytes:
     """Outcomes, one a line."""
     stamper = Stamper()
-    return b"".join(orjson.dumps(fields(one, stamper), option=_NUMPY | orjson.OPT_APPEND_NEWLINE) for one in done)
+    return b"".join([_dumps(fields(one, stamper)) + b"\n" for one in done])
+
+
+def _dumps(told: dict[str, Any]) -> bytes:
+    return parts.dumps(told) if "samples" in told else orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)

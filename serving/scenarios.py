@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 from pydantic import Field, model_validator
 
 from forecaster.errors import BadSpec, CovariateUnknown, ForecasterError, LevelOutOfRange
 from forecaster.series import Forecast, Series
-from serving import limits, parsing, rows
+from serving import limits, parsing, parts, rows
+from serving.bodies import Body
 from serving.deadline import Deadline
 from serving.outcomes import Answer, Outcome, answered, general_warnings, in_use, read_all, with_state
 from serving.problem import Problem
@@ -82,7 +82,7 @@ class Told(NamedTuple):
     refused: int
 
 
-def answer(body: bytes, model: InUse | None, settings: Settings, deadline: Deadline) -> Told:
+def answer(body: Body, model: InUse | None, settings: Settings, deadline: Deadline) -> Told:
     """Answers `POST /v1/scenarios`.
 
     Raises Problem for what concerns all: the history, the limits, levels or samples that the model cannot give, a model
@@ -114,7 +114,7 @@ def answer(body: bytes, model: InUse | None, settings: Settings, deadline: Deadl
         if isinstance(going_on, ForecasterError):
             raise Problem.of(going_on)
         told["state"] = going_on.state
-    whole = orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
+    whole = parts.dumps(told)
     return Told(whole, len(found) - len(refused), len(refused))
 
 

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from forecaster.errors import ForecasterError
+from serving.parts import packed
 from serving.stamps import AskedFreq, AskedStamp, AskedStamps
 from serving.standing import FollowerAnswer, RefusalAnswer
 
 Value = Annotated[float | None, Field(description="null: not observed")]
+Values = Annotated[list[Value], AfterValidator(packed)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 # Without control characters: ids go on into terminals, tables and logs.
 Id = Annotated[Text, Field(pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$")]
@@ -24,7 +26,8 @@ def _kind_of_column(values: Any) -> str:
 
 
 Column = Annotated[
-    Annotated[list[float], Tag("numbers")] | Annotated[list[Label], Field(min_length=1), Tag("texts")],
+    Annotated[list[float], AfterValidator(packed), Tag("numbers")]
+    | Annotated[list[Label], Field(min_length=1), Tag("texts")],
     Discriminator(_kind_of_column),
 ]
 Covariates = Annotated[
@@ -37,7 +40,7 @@ Covariates = Annotated[
     ),
 ]
 Channels = Annotated[
-    dict[Text, list[Value]],
+    dict[Text, Values],
     Field(
         max_length=MOST_COLUMNS,
         description="of what the past alone is known, by name: one value for each step of `y`",
@@ -92,14 +95,14 @@ class GridSeries(_AnySeries):
         description="ISO 8601 stamp of the first value, which must be on the grid of `freq`; or a whole number"
     )
     freq: AskedFreq = Field(description="pandas offset alias; or a whole number, also as text, where `start` is one")
-    y: list[Value] = Field(description="values, oldest first")
+    y: Values = Field(description="values, oldest first")
 
 
 class StampedSeries(_AnySeries):
     """A history with a stamp for every value; the frequency is inferred if it is certain."""
 
     ds: AskedStamps = Field(description="ISO 8601 stamps, or whole numbers; oldest first, regular")
-    y: list[Value] = Field(description="values, one a stamp")
+    y: Values = Field(description="values, one a stamp")
     freq: AskedFreq | None = Field(
         default=None, description="pandas offset alias, or a whole number; the stamps are checked against it"
     )
@@ -115,7 +118,7 @@ class CarriedSeries(_AnySeries):
     """What came after a state that was returned with the forecast of a series: the history need not be sent again."""
 
     state: str = Field(description="as an answer to `return_state` gave it, with the same id")
-    y: list[Value] = Field(description="the new values, oldest first; there may be none")
+    y: Values = Field(description="the new values, oldest first; there may be none")
     start: AskedStamp | None = Field(default=None, description="stamp of the first new value; it must follow the state")
     ds: AskedStamps | None = Field(default=None, description="or the stamps of all of them")
     freq: AskedFreq | None = Field(default=None, description="that of the state; it need not be said")

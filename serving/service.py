@@ -9,7 +9,9 @@ So nothing of that is used: `to_asgi`, which a worker calls once, leaves BentoML
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from typing import Any
 
 import bentoml
@@ -19,6 +21,9 @@ from serving import logs
 from serving.settings import Settings
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # "1" would not be understood
+# Until a thread that waits for Python's lock is given it, of 5 ms otherwise: the one that answers connections lets go of it
+# whenever it reads or writes, and while a large request is computed it would wait so long for each piece of each body.
+_TURN_S = 0.0005
 _settings = Settings.read(os.environ)  # BentoML imports this module by name, so there is nobody to hand them over
 
 
@@ -29,6 +34,8 @@ class _Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml loads its
         from serving import routes  # here, because the process that starts the workers has no need of it
 
         logs.configure()
+        sys.setswitchinterval(_TURN_S)
+        gc.freeze()  # what was imported stays; to look through it for garbage keeps the lock for a tenth of a second
         served = routes.build(_settings)
         self.mount_asgi_app(served.routes)  # for its lifespan, which BentoML runs along with its own
         inside: ASGIApp = super().to_asgi(is_main)
