@@ -1,20 +1,26 @@
-"""Large bodies are parsed in parts: the same values, and the same errors, as of orjson at once."""
+"""Large JSON is read and written in parts: the same values, the same bytes and the same errors as of orjson at once."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import parts
+from serving import parsing, parts
+from serving.columnar import ColumnsRequest
+from serving.problem import Problem
+from serving.schema import ForecastRequest
 
-TINY = {"PARTS_FROM": 0, "PIECE": 12, "_MEMBER": 6, "_WINDOW": 7}
+TINY = {"PARTS_FROM": 0, "PIECE": 12, "_MEMBER": 6, "_WINDOW": 7, "NUMBERS": 5, "PACKED_FROM": 4}
 HARD = st.text(st.sampled_from('"\\[]{},: aé€😀\n\x00'), max_size=12)
-SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | HARD
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | HARD
+)
 DOCUMENTS = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=12) | st.dictionaries(HARD, inner, max_size=6), max_leaves=60
 )
@@ -40,13 +46,23 @@ def _same(text: bytes) -> None:
     assert _told(lambda given: parts.loads(given).value, text) == _told(orjson.loads, text)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(DOCUMENTS, SHAPES, st.booleans())
 def test_a_document_is_what_it_is_at_once(document: Any, shape: dict[str, Any], plain: bool) -> None:
     _same(json.dumps(document, ensure_ascii=plain, **shape).encode())
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
+@given(st.lists(DOCUMENTS, min_size=1) | st.dictionaries(HARD, DOCUMENTS, min_size=1), SHAPES, st.booleans())
+def test_no_document_that_is_an_array_or_an_object_is_left_to_orjson(
+    document: Any, shape: dict[str, Any], plain: bool
+) -> None:
+    padded = ["a text, so that there are not more brackets than else" * 9, document]
+    text = json.dumps(padded, ensure_ascii=plain, **shape).encode()
+    assert repr(parts._Cutting(text).whole().value) == repr(orjson.loads(text))
+
+
+@settings(max_examples=200)
 @given(DOCUMENTS, st.data())
 def test_a_broken_document_is_refused_as_at_once(document: Any, data: st.DataObject) -> None:
     text = json.dumps(document).encode()
@@ -56,7 +72,7 @@ def test_a_broken_document_is_refused_as_at_once(document: Any, data: st.DataObj
     _same(text[:place] + wrong + text[place + cut :])
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from([b"[", b"]", b"{", b"}", b",", b'"', b"\\", b":", b"12", b'"a":', b" "]), max_size=60))
 def test_no_arrangement_of_marks_is_read_otherwise(marks: list[bytes]) -> None:
     _same(b"".join(marks))
@@ -90,3 +106,68 @@ def test_no_arrangement_of_marks_is_read_otherwise(marks: list[bytes]) -> None:
 )
 def test_odd_ones(text: bytes) -> None:
     _same(text)
+
+
+def _rows() -> dict[str, Any]:
+    one = {"start": "2026-01-01T00:00:00Z", "freq": "h", "y": [1.5, None, 3, 4.0, 5, 6.25, 7]}
+    columns = {"covariates": {"price, net": [1, 2.5, 3, 4, 5, 6, 7], 'say "when"': list("abcdefg")}}
+    series = [{"id": f"[{place}]", **one, **columns} for place in range(20)]
+    return {"horizon": 2, "series": [{**each, "y": one["y"][:]} for each in series]}
+
+
+def _columns() -> dict[str, Any]:
+    series = _rows()["series"]
+    told = {name: [one[name] for one in series] for name in ("id", "start", "y")}
+    return {"horizon": 2, "columns": {**told, "freq": "h", "channels": {"a": told["y"]}}}
+
+
+@pytest.mark.parametrize(("kind", "fields"), [(ForecastRequest, _rows()), (ColumnsRequest, _columns())])
+def test_a_request_in_parts_says_the_same(kind: Any, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    told = parsing.parse(orjson.dumps(fields))
+    assert sum(len(counts) for _, counts in told.lists) > 20
+    assert all(len(values) == sum(counts) for values, counts in told.lists)
+    request = parsing.validated(kind, told)
+    assert all(values == [] for values, _ in told.lists)  # freed in parts, once they were read
+    monkeypatch.setattr(parts, "PACKED_FROM", 1000)
+    plain = kind.model_validate(fields)
+    histories = request.series() if isinstance(request, ColumnsRequest) else request.series
+    expected = plain.series() if isinstance(plain, ColumnsRequest) else plain.series
+    for one, other in zip(histories, expected, strict=True):
+        assert isinstance(one.y, np.ndarray)
+        np.testing.assert_array_equal(one.y, np.array(other.y, dtype=np.float64))
+        assert {name: list(values) for name, values in one.covariates.items()} == other.covariates
+        assert set(one.channels) == set(other.channels)
+        assert (one.id, one.start, one.freq) == (other.id, other.start, other.freq)
+
+
+def test_the_faults_of_a_request_in_parts_are_told_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = _rows()
+    for place in (1, 3, 4, 9, 12, 13, 19):
+        fields["series"][place]["y"][place % 7] = "no number"
+    fields["series"][2]["unknown"] = 1
+    text = orjson.dumps(fields)
+    with pytest.raises(Problem) as in_parts:
+        parsing.validated(ForecastRequest, parsing.parse(text))
+    monkeypatch.setattr(parts, "PARTS_FROM", len(text) + 1)
+    with pytest.raises(Problem) as at_once:
+        parsing.validated(ForecastRequest, parsing.parse(text))
+    assert str(in_parts.value) == str(at_once.value)
+    assert (in_parts.value.where, at_once.value.where) == ("series.1.y.1", "series.1.y.1")
+    assert str(at_once.value).endswith("and 3 more.")
+
+
+ARRAYS = st.tuples(st.integers(0, 4), st.integers(0, 9)).map(
+    lambda shape: np.arange(np.prod(shape) * 1.0).reshape(shape)
+)
+
+
+@settings(max_examples=150)
+@given(
+    st.recursive(
+        SCALARS | ARRAYS | st.lists(st.integers(0, 9), max_size=30),
+        lambda inner: st.lists(inner, max_size=9) | st.dictionaries(HARD, inner, max_size=5),
+        max_leaves=30,
+    )
+)
+def test_what_is_written_in_parts_is_what_is_written_at_once(value: Any) -> None:
+    assert parts.dumps(value) == orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
