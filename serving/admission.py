@@ -77,6 +77,7 @@ class Admission:
         self._timeout_s = timeout_s
         self._rounds = places / threads  # that a full house has to work through
         self._mean_s = 0.0
+        self._came = 0  # those who would have been answered at once
 
     def deadline(self) -> Deadline:
         """That of a request which comes now."""
@@ -138,10 +139,12 @@ class Admission:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _at_once(self, work: Callable[[], T | None]) -> T | None:
+        self._came += 1
+        number = self._came
         if self._places.taken > 1:
             return None
-        await asyncio.sleep(0)  # who has come by now takes a place, and is answered in company
-        return self._timed(work) if self._places.taken == 1 else None
+        await asyncio.sleep(0)  # who came along takes a place meanwhile; they are answered in company
+        return self._timed(work) if self._came == number and self._places.taken == 1 else None
 
     def _timed(self, work: Callable[..., T], *args: Any) -> T:
         began = time.monotonic()

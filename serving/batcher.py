@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter, thread_time
 
 from serving.answer import Answered, Asked, Read, answer, computed, read, written
@@ -23,7 +23,7 @@ MOST_STEPS = (
     1 << 14
 )  # known and foretold, of one; the batch then stays below what is rolled between looks at a deadline
 BYTES_AT_ONCE = 16_000  # of the body of one that may be answered where it came in
-MOMENT_S = 0.002  # that everyone else waits for that
+MOMENT_S = 0.004  # that everyone else waits for that
 _KINDS = 256  # of requests that are remembered
 _JSON = "application/json"  # other forms may have to load what reads them
 
@@ -47,8 +47,10 @@ class Ticket:
 class Batcher:
     """Those that wait; nobody, where several threads compute at a time: they would wait for each other."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = thread_time) -> None:
+        """Nobody waits yet; the clock tells the seconds that the thread which asks has worked."""
         self._settings = settings
+        self._clock = clock
         self._waiting: deque[Ticket] = deque()
         self._lately = Lately()
 
@@ -62,9 +64,9 @@ class Batcher:
         one.read = read(one.asked, self._settings)
         if not _plain(one.read) or self._lately.seconds(one.read) > MOMENT_S:
             return None
-        began = thread_time()
+        began = self._clock()
         found = computed(one.read)
-        self._lately.note(one.read, thread_time() - began)
+        self._lately.note(one.read, self._clock() - began)
         return found
 
     def wait(self, one: Ticket) -> None:
@@ -85,16 +87,18 @@ class Batcher:
             # Who has left, or was told that it is too late, is passed by: its own turn finds out.
             if other is not first and other.found is None and not other.asked.deadline.over:
                 those.append(other)
-        began = thread_time()
+        began = self._clock()
         for one, found in zip(those, answers([one.read or one.asked for one in those], self._settings), strict=True):
             one.found = found
         if len(those) == 1 and first.read is not None and _plain(first.read):
-            self._lately.note(first.read, thread_time() - began)
+            self._lately.note(first.read, self._clock() - began)
 
 
 class Lately:
-    """What small requests took that were answered alone, by what they ask: seconds of the thread, for a machine that is busy
-    says nothing of them. One that was slow is believed at once, one that was fast by and by."""
+    """How long small requests took that were answered alone, by what they ask. Slow ones are believed at once, fast ones later.
+
+    In seconds that the thread has worked: that a machine is busy says nothing of a request.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[object, ...], float] = {}

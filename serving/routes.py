@@ -161,9 +161,7 @@ class Desk:
         waits, leaves = partial(self._batcher.wait, ticket), partial(_left, request.receive)
         work = self._batcher.answer, ticket
         at_once = partial(self._batcher.at_once, ticket)
-        answered = await self._admission.run(
-            *work, deadline=deadline, leaves=leaves, admitted=waits, at_once=at_once
-        )
+        answered = await self._admission.run(*work, deadline=deadline, leaves=leaves, admitted=waits, at_once=at_once)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
         took = ", ".join([f"{part};dur={seconds * 1000:.2f}" for part, seconds in answered.seconds.items()])
         response = Response(answered.body, media_type=media_type)

@@ -69,7 +69,7 @@ class Style(NamedTuple):
         """The stamps as text, in finer units than the request's only where something would be lost."""
         moments = cast("pd.DatetimeIndex", stamps)
         wall: Any = moments if moments.tz in (None, UTC) else moments.tz_localize(None)
-        local: Any = wall.values.astype("datetime64[us]")  # those of UTC, where there is a zone
+        local: Any = np.asarray(wall, dtype="datetime64[us]")  # of UTC, where there is a zone
         finer = _UNITS[_UNITS.index(self.unit) :]
         unit = next(unit for unit in finer if bool((local.astype(f"datetime64[{unit}]") == local).all()))
         zone = "" if unit == "D" else self.zone
