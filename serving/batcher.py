@@ -22,7 +22,7 @@ MOST_BYTES = 64_000  # of the body of one; larger ones fill a batch alone
 MOST_STEPS = (
     1 << 14
 )  # known and foretold, of one; the batch then stays below what is rolled between looks at a deadline
-BYTES_AT_ONCE = 16_000  # of the body of one that may be answered where it came in
+BYTES_AT_ONCE = 8_000  # of the body of one that may be answered where it came in
 MOMENT_S = 0.004  # that everyone else waits for that
 _KINDS = 256  # of requests that are remembered
 _JSON = "application/json"  # other forms may have to load what reads them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -129,7 +129,6 @@ class Desk:
         self._batcher = Batcher(settings)
         # Apart, so that a database which does not answer takes no thread from forecasts.
         self._books = Admission(threads=1, places=_BOOKS, timeout_s=settings.timeout_s)
-        self._document = orjson.dumps(openapi.document())
 
     def _beside(self) -> InUse | None:
         return None if self.shadow is None else self.shadow.current
@@ -268,7 +267,7 @@ class Desk:
 
     async def docs(self, _: Request) -> Response:
         """GET /docs.json."""
-        return _json(self._document)
+        return _json(await asyncio.to_thread(_document))
 
     def _in_use(self) -> InUse:
         model = self._slot.current
@@ -319,6 +318,12 @@ async def _left(receive: Receive) -> None:
     """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+@cache
+def _document() -> bytes:
+    """Made when it is first asked for: a worker should be ready soon."""
+    return orjson.dumps(openapi.document())
 
 
 @lru_cache(8)
