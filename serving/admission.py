@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import BoundedSemaphore
+from threading import Lock
 from typing import Any, TypeVar
 
 from serving.deadline import Deadline
@@ -46,15 +46,38 @@ class _Watch:
         self._answer.cancel()
 
 
+class _Places:
+    """Those that are taken, of so many. They are taken where requests come in, and given back by threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = Lock()
+        self.taken = 0
+
+    def take(self) -> bool:
+        """Whether there was one left."""
+        with self._lock:
+            if self.taken == self._most:
+                return False
+            self.taken += 1
+            return True
+
+    def give_back(self) -> None:
+        """One is free again."""
+        with self._lock:
+            self.taken -= 1
+
+
 class Admission:
     """A few threads with a short queue in front; whoever finds it full is sent away at once."""
 
     def __init__(self, *, threads: int, places: int, timeout_s: float) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="rollout")
-        self._places = BoundedSemaphore(places)
+        self._places = _Places(places)
         self._timeout_s = timeout_s
         self._rounds = places / threads  # that a full house has to work through
         self._mean_s = 0.0
+        self._came = 0  # those who would have been answered at once
 
     def deadline(self) -> Deadline:
         """That of a request which comes now."""
@@ -68,27 +91,35 @@ class Admission:
         wait: bool = False,
         leaves: Callable[[], Coroutine[Any, Any, None]] | None = None,
         admitted: Callable[[], None] = lambda: None,
+        at_once: Callable[[], T | None] | None = None,
     ) -> T:
         """Runs `work(*args)` in a thread; raises Problem if the house is full, the deadline passes or the client leaves.
 
         With `wait` a full house is waited for: what was begun is gone on with. `leaves` returns when the client has left;
-        `admitted` is called when there is a place.
+        `admitted` is called when there is a place and the work waits for its turn. `at_once` is asked first, here and not
+        in a thread, where nothing else is under way: it gives the answer, if that takes no more than a moment, or None.
 
         Work that has begun keeps its place until it is done, so late work counts as work; it is for the work to look at
         the deadline and to end.
         """
         deadline = deadline or self.deadline()
-        while not self._places.acquire(blocking=False):
+        while not self._places.take():
             if not wait or not deadline.left:
                 raise self._full()
             await asyncio.sleep(_PAUSE_S)
         try:
-            admitted()
-            future: Future[T] = self._executor.submit(self._timed, work, *args)
+            found = None if at_once is None else await self._at_once(at_once)
+            if found is None:
+                admitted()
+                future: Future[T] = self._executor.submit(self._timed, work, *args)
         except BaseException:
-            self._places.release()
+            self._places.give_back()
             raise
-        future.add_done_callback(lambda _: self._places.release())
+        if found is not None:
+            self._places.give_back()
+            deadline.check()
+            return found
+        future.add_done_callback(lambda _: self._places.give_back())
         answer = asyncio.wrap_future(future)
         watch = None if leaves is None else _Watch(leaves, answer, deadline)
         try:
@@ -106,6 +137,14 @@ class Admission:
     def close(self) -> None:
         """Takes nothing more, and waits for no one."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _at_once(self, work: Callable[[], T | None]) -> T | None:
+        self._came += 1
+        number = self._came
+        if self._places.taken > 1:
+            return None
+        await asyncio.sleep(0)  # who came along takes a place meanwhile; they are answered in company
+        return self._timed(work) if self._came == number and self._places.taken == 1 else None
 
     def _timed(self, work: Callable[..., T], *args: Any) -> T:
         began = time.monotonic()

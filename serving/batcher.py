@@ -6,12 +6,14 @@ that wait along, so that nobody waits for company: an idle worker begins at once
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
-from time import perf_counter
+from collections.abc import Callable, Sequence
+from time import perf_counter, thread_time
 
 from serving.answer import Answered, Asked, Read, answer, computed, read, written
 from serving.outcomes import together
+from serving.schema import CarriedSeries
 from serving.settings import Settings
 from serving.slot import InUse
 
@@ -20,13 +22,18 @@ MOST_BYTES = 64_000  # of the body of one; larger ones fill a batch alone
 MOST_STEPS = (
     1 << 14
 )  # known and foretold, of one; the batch then stays below what is rolled between looks at a deadline
+BYTES_AT_ONCE = 8_000  # of the body of one that may be answered where it came in
+MOMENT_S = 0.004  # that everyone else waits for that
+_KINDS = 256  # of requests that are remembered
+_JSON = "application/json"  # other forms may have to load what reads them
 
 
 class Ticket:
-    """A request and, once it was computed, what became of it."""
+    """A request; what was read of it, where that was done before its turn; and, once it was computed, what became of it."""
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
+        self.read: Read | None = None
         self.found: Answered | Exception | None = None
 
     def told(self) -> Answered:
@@ -40,9 +47,27 @@ class Ticket:
 class Batcher:
     """Those that wait; nobody, where several threads compute at a time: they would wait for each other."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = thread_time) -> None:
+        """Nobody waits yet; the clock tells the seconds that the thread which asks has worked."""
         self._settings = settings
+        self._clock = clock
         self._waiting: deque[Ticket] = deque()
+        self._lately = Lately()
+
+    def at_once(self, one: Ticket) -> Answered | None:
+        """The answer to a request that is alone, if it is certain to take no more than a moment; None if it has to wait.
+
+        Raises Problem as `serving.answer.answer` does.
+        """
+        if one.asked.media_type != _JSON or len(one.asked.body) > BYTES_AT_ONCE:
+            return None
+        one.read = read(one.asked, self._settings)
+        if not _plain(one.read) or self._lately.seconds(one.read) > MOMENT_S:
+            return None
+        began = self._clock()
+        found = computed(one.read)
+        self._lately.note(one.read, self._clock() - began)
+        return found
 
     def wait(self, one: Ticket) -> None:
         """A request that was admitted waits for its turn. A large one is answered alone."""
@@ -62,11 +87,36 @@ class Batcher:
             # Who has left, or was told that it is too late, is passed by: its own turn finds out.
             if other is not first and other.found is None and not other.asked.deadline.over:
                 those.append(other)
-        for one, found in zip(those, answers([one.asked for one in those], self._settings), strict=True):
+        began = self._clock()
+        for one, found in zip(those, answers([one.read or one.asked for one in those], self._settings), strict=True):
             one.found = found
+        if len(those) == 1 and first.read is not None and _plain(first.read):
+            self._lately.note(first.read, self._clock() - began)
 
 
-def answers(requests: Sequence[Asked], settings: Settings) -> list[Answered | Exception]:
+class Lately:
+    """How long small requests took that were answered alone, by what they ask. Slow ones are believed at once, fast ones later.
+
+    In seconds that the thread has worked: that a machine is busy says nothing of a request.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[object, ...], float] = {}
+
+    def seconds(self, one: Read) -> float:
+        """Those of one like this; infinity where there was none."""
+        return self._seconds.get(_sort(one), math.inf)
+
+    def note(self, one: Read, seconds: float) -> None:
+        """Remembers what it took; everything is forgotten where the kinds are too many."""
+        sort = _sort(one)
+        before = self._seconds.get(sort, seconds)
+        if len(self._seconds) >= _KINDS and sort not in self._seconds:
+            self._seconds.clear()
+        self._seconds[sort] = max(seconds, (seconds + before) / 2)
+
+
+def answers(requests: Sequence[Asked | Read], settings: Settings) -> list[Answered | Exception]:
     """The answer to each request, or what stands in its way; that of one is no other in company."""
     if len(requests) == 1:
         return [_alone(requests[0], settings)]
@@ -74,7 +124,7 @@ def answers(requests: Sequence[Asked], settings: Settings) -> list[Answered | Ex
     groups: dict[tuple[object, ...], list[tuple[int, Read]]] = {}
     for place, asked in enumerate(requests):
         try:
-            one = read(asked, settings)
+            one = asked if isinstance(asked, Read) else read(asked, settings)
             if _joins(one):
                 groups.setdefault(_kind(one), []).append((place, one))
                 found.append(None)
@@ -94,6 +144,19 @@ def _joins(one: Read) -> bool:
     if model is None or model.predictor.forecaster.blend or ask.samples:
         return False
     return sum(len(series.y) + ask.horizon for series in one.series) <= MOST_STEPS
+
+
+def _plain(one: Read) -> bool:
+    """Whether it asks for nothing but forecasts of whole histories; states may need what is not loaded yet."""
+    return _joins(one) and not one.ask.return_state and not any(isinstance(each, CarriedSeries) for each in one.series)
+
+
+def _sort(one: Read) -> tuple[object, ...]:
+    """What tells how long it takes: the model, how many series, how long about, how far ahead, how many levels."""
+    model, ask = one.asked.model, one.ask
+    assert isinstance(model, InUse), "it would not be plain"
+    steps = sum(len(series.y) for series in one.series)
+    return model.release.digest, len(one.series), steps.bit_length(), ask.horizon, len(ask.levels)
 
 
 def _kind(one: Read) -> tuple[object, ...]:
@@ -133,8 +196,8 @@ def _finished(one: Read) -> Answered | Exception:
         return error
 
 
-def _alone(asked: Asked, settings: Settings) -> Answered | Exception:
+def _alone(asked: Asked | Read, settings: Settings) -> Answered | Exception:
     try:
-        return answer(asked, settings)
+        return computed(asked) if isinstance(asked, Read) else answer(asked, settings)
     except Exception as error:
         return error

@@ -79,8 +79,9 @@ class Metrics:
 
     def series(self, *, forecast: int, refused: int) -> None:
         """Counts the outcomes of a request."""
-        self._series.labels("forecast").inc(forecast)
-        self._series.labels("refused").inc(refused)
+        for outcome, count in (("forecast", forecast), ("refused", refused)):
+            if count:  # or a file is written to no end
+                self._series.labels(outcome).inc(count)
 
     def model(self, outcome: str) -> None:
         """Counts a new model: swapped or refused."""
@@ -93,7 +94,8 @@ class Metrics:
         if series:
             self._batches.observe(series)
             self._engine.observe(seconds)
-            self._stand_ins.inc(stand_ins)
+            if stand_ins:
+                self._stand_ins.inc(stand_ins)
 
     def reached(self, moment: float | None) -> None:
         """When the registry last answered."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -130,7 +130,6 @@ class Desk:
         self._batcher = Batcher(settings)
         # Apart, so that a database which does not answer takes no thread from forecasts.
         self._books = Admission(threads=1, places=_BOOKS, timeout_s=settings.timeout_s)
-        self._document = orjson.dumps(openapi.document())
 
     def _beside(self) -> InUse | None:
         return None if self.shadow is None else self.shadow.current
@@ -161,7 +160,8 @@ class Desk:
         ticket = Ticket(Asked(body, media_type, model, deadline, pack))
         waits, leaves = partial(self._batcher.wait, ticket), partial(_left, request.receive)
         work = self._batcher.answer, ticket
-        answered = await self._admission.run(*work, deadline=deadline, leaves=leaves, admitted=waits)
+        at_once = partial(self._batcher.at_once, ticket)
+        answered = await self._admission.run(*work, deadline=deadline, leaves=leaves, admitted=waits, at_once=at_once)
         self._metrics.series(forecast=answered.forecast, refused=answered.refused)
         took = ", ".join([f"{part};dur={seconds * 1000:.2f}" for part, seconds in answered.seconds.items()])
         response = Sliced(answered.body, media_type=media_type)
@@ -268,7 +268,7 @@ class Desk:
 
     async def docs(self, _: Request) -> Response:
         """GET /docs.json."""
-        return _json(self._document)
+        return _json(await asyncio.to_thread(_document))
 
     def _in_use(self) -> InUse:
         model = self._slot.current
@@ -319,6 +319,12 @@ async def _left(receive: Receive) -> None:
     """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+@cache
+def _document() -> bytes:
+    """Made when it is first asked for: a worker should be ready soon."""
+    return orjson.dumps(openapi.document())
 
 
 @lru_cache(8)

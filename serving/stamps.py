@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -68,7 +68,8 @@ class Style(NamedTuple):
     def write(self, stamps: Stamps) -> list[str]:
         """The stamps as text, in finer units than the request's only where something would be lost."""
         moments = cast("pd.DatetimeIndex", stamps)
-        local: Any = moments.tz_localize(None).to_numpy().astype("datetime64[us]")
+        wall: Any = moments if moments.tz in (None, UTC) else moments.tz_localize(None)
+        local: Any = np.asarray(wall, dtype="datetime64[us]")  # of UTC, where there is a zone
         finer = _UNITS[_UNITS.index(self.unit) :]
         unit = next(unit for unit in finer if bool((local.astype(f"datetime64[{unit}]") == local).all()))
         zone = "" if unit == "D" else self.zone
@@ -216,8 +217,7 @@ def check_room(start: Stamp, step: Step, steps: int, *, where: str) -> None:
             raise _too_far(start, where)
         return
     try:
-        on_grid, following = step.is_on_offset(start), start + step
-        end = start + step * steps
+        on_grid, end = step.is_on_offset(start), start + step * steps
     except (ValueError, OverflowError) as error:  # OutOfBoundsDatetime is a ValueError
         raise _too_far(start, where) from error
     if end.year > 9999 - 1:  # a year's room for the offset from UTC and the grid's rounding
@@ -225,7 +225,7 @@ def check_room(start: Stamp, step: Step, steps: int, *, where: str) -> None:
     if not on_grid:
         raise IrregularStamps(
             f"Expected a start on the grid of {step.freqstr!r}; series {where!r} starts at {start.isoformat()}, the "
-            f"next stamp of that grid is {following.isoformat()}. Send the stamp of the first value.",
+            f"next stamp of that grid is {(start + step).isoformat()}. Send the stamp of the first value.",
             where=where,
         )
 

@@ -137,3 +137,75 @@ def test_work_for_a_client_who_left_is_given_up(gate: threading.Event) -> None:
         admission.close()
 
     asyncio.run(story())
+
+
+def test_work_of_a_moment_is_done_at_once_where_nothing_else_is_under_way(gate: threading.Event) -> None:
+    async def story() -> None:
+        admission, here = Admission(threads=1, places=3, timeout_s=5), threading.get_ident()
+        ways: list[str] = []
+
+        def turn() -> int:
+            ways.append("turn")
+            return threading.get_ident()
+
+        async def ask() -> int:
+            return await admission.run(turn, at_once=threading.get_ident, admitted=lambda: ways.append("waits"))
+
+        assert await ask() == here
+        assert ways == [], "it waits for no turn"
+        found = await asyncio.gather(ask(), ask())
+        assert here not in found
+        assert sorted(ways) == ["turn", "turn", "waits", "waits"]
+        slow = asyncio.create_task(admission.run(gate.wait))
+        await asyncio.sleep(0.05)
+        behind = asyncio.create_task(ask())
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert await behind != here
+        assert await slow
+        assert await ask() == here
+        admission.close()
+
+    asyncio.run(story())
+
+
+def test_work_that_is_more_than_a_moments_gets_its_turn() -> None:
+    async def story() -> None:
+        admission = Admission(threads=1, places=1, timeout_s=5)
+        assert await admission.run(lambda: "turn", at_once=lambda: None) == "turn"
+        admission.close()
+
+    asyncio.run(story())
+
+
+def test_what_is_done_at_once_gives_its_place_back_and_keeps_to_the_deadline() -> None:
+    def fails() -> str:
+        raise ZeroDivisionError
+
+    async def story() -> None:
+        admission = Admission(threads=1, places=1, timeout_s=5)
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                await admission.run(lambda: "turn", at_once=fails)
+            with pytest.raises(Problem) as problem:
+                await admission.run(lambda: "turn", at_once=lambda: "late", deadline=Deadline.after(0))
+            assert problem.value.status == 504
+            assert await admission.run(lambda: "turn", at_once=lambda: "here") == "here"
+        admission.close()
+
+    asyncio.run(story())
+
+
+def test_who_finds_the_house_full_is_not_answered_at_once_either(gate: threading.Event) -> None:
+    async def story() -> None:
+        admission = Admission(threads=1, places=1, timeout_s=5)
+        inside = asyncio.create_task(admission.run(gate.wait))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Problem) as problem:
+            await admission.run(lambda: "turn", at_once=lambda: "here")
+        assert problem.value.status == 429
+        gate.set()
+        await inside
+        admission.close()
+
+    asyncio.run(story())

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from serving.problem import Problem
 from serving.settings import Settings
 from serving.slot import InUse, Release, load_bundle
 from tests.samples import make_forecaster, make_spec
-from tests.serving.conftest import LastValue, series
+from tests.serving.conftest import LastValue, StubForecaster, series
 
 SETTINGS = Settings()
 NAME = Release(name="stub", version="1", digest="0" * 64)
@@ -181,3 +182,95 @@ def test_where_several_threads_compute_nobody_waits_for_another() -> None:
         wait.wait(ticket)
     wait.answer(tickets[0])
     assert tickets[1].found is None
+
+
+class Clock:
+    """Every look at it is a moment later."""
+
+    def __init__(self, each: float = 0.0) -> None:
+        self.each, self._now = each, 0.0
+
+    def __call__(self) -> float:
+        self._now += self.each
+        return self._now
+
+
+BLENDED = Counting(StubForecaster(blend={"network": 0.5, "theta": 0.5}))
+
+
+def test_a_request_is_answered_where_it_came_in_once_one_like_it_took_a_moment() -> None:
+    wait = Batcher(SETTINGS, clock=Clock())
+    first, second = Ticket(asked()), Ticket(asked(series(y=[5.0, 6.0, 7.0])))
+    assert wait.at_once(first) is None, "what it takes is not known yet"
+    assert told(wait.answer(first)) == alone(first.asked)
+    found = wait.at_once(second)
+    assert found is not None
+    assert told(found) == alone(second.asked)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: asked(horizon=20),
+        lambda: asked(levels=[0.1, 0.9]),
+        lambda: asked(series(y=[1.0] * 40)),
+        lambda: asked(series(), series(id="b")),
+        lambda: asked(model=InUse(Release(name="stub", version="2", digest="1" * 64), Counting(), "")),
+    ],
+)
+def test_what_one_took_says_nothing_of_one_that_asks_for_more(other: Callable[[], Asked]) -> None:
+    wait = Batcher(SETTINGS, clock=Clock())
+    _known(wait, asked())
+    assert wait.at_once(Ticket(asked())) is not None
+    assert wait.at_once(Ticket(other())) is None
+
+
+@pytest.mark.parametrize(
+    "never",
+    [
+        lambda: asked(samples=2),
+        lambda: asked(return_state=True),
+        lambda: asked(model=InUse(NAME, BLENDED, "")),
+        lambda: asked(model=None),
+        lambda: asked()._replace(media_type="application/vnd.apache.arrow.stream"),
+        lambda: asked(series(id="a" * 60, y=[1.0] * 4000)),
+    ],
+)
+def test_some_are_never_answered_where_they_came_in(never: Callable[[], Asked]) -> None:
+    wait = Batcher(SETTINGS, clock=Clock())
+    with suppress(Problem):
+        _known(wait, never())
+    assert wait.at_once(Ticket(never())) is None
+
+
+def test_a_kind_that_was_slow_waits_for_its_turn_until_it_is_fast_again() -> None:
+    clock = Clock()
+    wait = Batcher(SETTINGS, clock=clock)
+    _known(wait, asked())
+    assert wait.at_once(Ticket(asked())) is not None
+    clock.each = 8 * batcher.MOMENT_S
+    assert wait.at_once(Ticket(asked())) is not None, "nothing told that it would be slow"
+    clock.each = 0.0
+    for _ in range(3):
+        _known(wait, asked())
+    assert wait.at_once(Ticket(asked())) is not None
+
+
+def test_kinds_without_end_are_not_remembered_without_end() -> None:
+    wait = Batcher(SETTINGS, clock=Clock())
+    for horizon in range(1, 301):
+        _known(wait, asked(horizon=horizon))
+    assert wait.at_once(Ticket(asked(horizon=1))) is None
+    assert wait.at_once(Ticket(asked(horizon=300))) is not None
+
+
+def test_a_request_that_cannot_be_read_is_refused_where_it_came_in() -> None:
+    with pytest.raises(Problem) as problem:
+        Batcher(SETTINGS).at_once(Ticket(asked(horizon=0)))
+    assert problem.value.status == 422
+
+
+def _known(wait: Batcher, one: Asked) -> None:
+    ticket = Ticket(one)
+    assert wait.at_once(ticket) is None
+    wait.answer(ticket)
