@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from serving.guard import Guard
 from tests.serving.conftest import Client, LastValue, MakeClient, application, publish_stub, series
+from tests.sweep import pairwise
 
 JSON = {"content-type": "application/json"}
 GOOD = json.dumps({"series": [series()], "horizon": 2})
@@ -201,8 +202,7 @@ def test_a_hostile_body_is_refused_and_the_next_is_answered(client: Client, name
     assert client.post("/v1/forecast", content=GOOD, headers=JSON).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/explain", "/v1/backtest"])
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize(("name", "path"), pairwise(BODIES, ["/v1/explain", "/v1/backtest"]))
 def test_no_hostile_body_is_answered_by_the_other_routes(client: Client, name: str, path: str) -> None:
     content, status = BODIES[name]
     answer = client.post(path, content=content, headers=JSON)
