@@ -82,7 +82,6 @@ class Run:
         self.id = run_id
         self.logger = RunLogger(client, run_id, name=name)
         self._client = client
-        self._pictured = False
 
     def headline(self, scores: Mapping[str, float]) -> None:
         """The numbers that runs are compared by; their names are those of HEADLINE."""
@@ -97,14 +96,10 @@ class Run:
     def figure(self, name: str, figure: Figure) -> None:
         """A picture, under a name such as `plots/forecast.png`, and for the UI's grid of images, which shows those of all runs.
 
-        It is drawn at once, and stored beside what comes next.
+        It is drawn and stored beside what comes next, and belongs to the run from here on.
         """
-        with recording(name):
-            drawn = pixels.drawn(figure)
-            self.logger.later(name, lambda: self._store(pixels.files(name, drawn)))
-            if not self._pictured:
-                self.tag("mlflow.loggedImages", "True")
-            self._pictured = True
+        self.logger.later(name, lambda: self._store(pixels.files(name, pixels.drawn(figure))))
+        self.tag("mlflow.loggedImages", "True")
 
     def file(self, path: Path, folder: str | None = None) -> None:
         """A file, under its own name."""

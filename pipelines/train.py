@@ -154,10 +154,12 @@ def train(
                 fitted = fitted._replace(forecaster=whole)
                 run.logger.log_metrics({"refit/steps": fitted.best_steps})
             seconds = time.monotonic() - started
-            forecaster, result = fitted.forecaster, None
+            forecaster, result, told = fitted.forecaster, None, None
             if test_windows:
                 alone = {NETWORK: Predictor(replace(forecaster, blend={}))} if forecaster.blend else {}
                 result = tested(panel, forecaster, rivals={**alone, **(rivals or {})}, windows=test_windows)
+                told = with_quantiles(result, {CHALLENGER: forecaster}, levels=LEVELS)
+                _draw(run, told)  # while the bundle is written
             facts = _facts(data, panel, known, fitted, result, weighed, run_id=run.id)
             finished = replace(forecaster, facts=facts if key is None else {**facts, TAG: key})
             bundle = root.bundles / run.id
@@ -168,7 +170,7 @@ def train(
             if finished.blend:
                 run.tag("blend", tell(finished.blend))
             run.card(card)
-            _record(run, spec, fitted, result, seconds=seconds, windows=test_windows)
+            _record(run, spec, fitted, told, seconds=seconds, windows=test_windows)
         shutil.rmtree(place)
     return Trained(bundle, digest, run.id, finished, facts["backtest"], result)
 
@@ -267,6 +269,14 @@ def _choice(tried: Sequence[Candidate]) -> dict[str, str]:
     return {"chosen": best.what, "tried": ", ".join(f"{one.what} {one.error:.4g}" for one in tried)}
 
 
+def _draw(run: Run, result: Backtest) -> None:
+    """The pictures of a test."""
+    run.figure("plots/forecast.png", origins_plot(result, CHALLENGER))
+    run.figure("plots/error_by_horizon.png", error_by_horizon(result))
+    if result.quantiles:
+        run.figure("plots/calibration.png", calibration_plot(result))
+
+
 def _record(
     run: Run,
     spec: Spec,
@@ -295,10 +305,5 @@ def _record(
     if NETWORK in result.forecasts:
         pure = result.scores(NETWORK)
         run.headline({f"bt_pure/{name}": pure[name] for name in ("mase", "rmsse", "smape")})
-    told = with_quantiles(result, {CHALLENGER: fitted.forecaster}, levels=LEVELS)
-    scoring.record(run, told, score_table(told), model=CHALLENGER, levels=BOUNDS if told.quantiles else ())
-    run.figure("plots/forecast.png", origins_plot(result, CHALLENGER))
-    run.logger.flush()  # all but the pictures, while these are drawn
-    run.figure("plots/error_by_horizon.png", error_by_horizon(result))
-    if told.quantiles:
-        run.figure("plots/calibration.png", calibration_plot(told))
+    levels = BOUNDS if result.quantiles else ()
+    scoring.record(run, result, score_table(result), model=CHALLENGER, levels=levels)

@@ -29,7 +29,13 @@ HISTORY, FORECAST, TRUTH, BASELINE, GRID = "#4a4e57", "#c2410c", "#1d6fa5", "#8a
 OTHERS = (FORECAST, TRUTH, "#5b7f3a", "#7a4fa3", "#b8860b", "#0f766e", "#9d174d")  # forecasters beside each other
 
 
-_EDGE, _STAMP, _TITLE, _LABEL, _TICKS = 0.13, 0.35, 0.3, 0.23, 0.12  # inches: an edge, half a date, what stands about axes
+_EDGE, _STAMP, _TITLE, _LABEL, _TICKS = (
+    0.13,
+    0.35,
+    0.3,
+    0.23,
+    0.12,
+)  # inches: an edge, half a date, what stands about axes
 
 
 class Margins(LayoutEngine):
@@ -62,7 +68,7 @@ class Margins(LayoutEngine):
         axes.set_position((left / width, bottom / height, wide / width, tall / height))
         # Given a place, they are not measured again to find one.
         axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, y=1 + above / tall)
-        axes.xaxis.set_label_coords(0.5, -(bottom - _EDGE / 2 - _LABEL) / tall)
+        axes.xaxis.set_label_coords(0.5, -(bottom - _LABEL) / tall)
         axes.yaxis.set_label_coords(-(left - _EDGE / 2 - _LABEL) / wide, 0.5)
 
 
