@@ -35,7 +35,7 @@ from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
 from forecaster.evaluation.blending import blended
 from forecaster.predict import Predictor
-from forecaster.presets import candidates
+from forecaster.presets import candidates, judging
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.choice import choose
@@ -157,7 +157,7 @@ def main() -> None:
 def prefix(name: str, folder: Path, members: int) -> str:
     """What the files of a set begin with: other presets have other files, so that no figure is of a preset that is gone."""
     known = before_the_test(load(SETS[name], folder), SETS[name])
-    tried = [spec.model_dump_json() for spec in plans(name, known, seed=0, members=members)]
+    tried = [spec.model_dump_json(exclude_none=True) for spec in plans(name, known, seed=0, members=members)]
     return f"{name}-{members}-{hashlib.sha256(''.join(tried).encode()).hexdigest()[:8]}-"
 
 
@@ -173,7 +173,9 @@ def measure(name: str, folder: Path, *, seed: int, members: int) -> Measured:
     spec = choose(known, plans(name, known, seed=seed, members=members), accelerator="cpu").spec
     fitted = fit(known, spec, accelerator="cpu")
     if spec.blend:
-        mixed = blended(fitted.forecaster, known, windows=spec.training.valid_windows)
+        mixed = blended(
+            fitted.forecaster, known, windows=spec.training.valid_windows, stride=spec.training.valid_stride
+        )
         fitted = fitted._replace(forecaster=mixed.forecaster)
     forecaster = refit(known, fitted, accelerator="cpu") if spec.training.refit else fitted.forecaster
     seconds = time.monotonic() - started
@@ -212,7 +214,8 @@ def plans(name: str, known: Panel, *, seed: int, members: int) -> list[Spec]:
         if name == "us_births":
             fields["calendar"] = [*fields["calendar"], "holiday:US"]
         if name.startswith("ETT"):
-            fields["training"] |= {"valid_windows": 2880 // one.horizon, "refit": False}
+            judges = judging(2880 // one.horizon, horizon=one.horizon, season=one.season)
+            fields["training"] |= {"valid_stride": None, **judges, "refit": False}
     return [Spec.parse(fields, where=name) for fields in made]
 
 

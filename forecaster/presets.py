@@ -36,6 +36,8 @@ _TRAINING: Mapping[str, Any] = {
 }
 _TREND = {"transform": "log", "scaling": "last", "base": "last"}
 _SEASON = {"transform": "log", "scaling": "level_season", "base": "zero"}
+_WINDOWS = 20  # that judge; more tell little more
+_MOST_OVERLAPPING = 128
 _MANY_SEASONS = 30  # of longer histories all is learned from alike
 _MANY_DAYS = 2000  # steps, of those shorter than a day
 
@@ -61,7 +63,7 @@ def candidates(panel: Panel, *, horizon: int, name: str, kind: str | None = None
     lengths = [len(one) for one in panel.series]
     # Of the typical series, and of the longest: shorter histories are padded, and a longer context still serves the others.
     room, most = (max(2, int(length) - 2 * horizon) for length in (np.median(lengths), max(lengths)))
-    shared = {**_TRAINING, "valid_windows": max(1, min(20, room // (10 * horizon)))}
+    shared = {**_TRAINING, **judging(max(1, min(_WINDOWS, room // (10 * horizon))), horizon=horizon, season=season)}
     made = []
     for fields in _variants(chosen, horizon, season, most):
         training = {**shared, **fields.pop("training", {})}
@@ -71,6 +73,19 @@ def candidates(panel: Panel, *, horizon: int, name: str, kind: str | None = None
             Spec.parse({"name": name, "horizon": horizon, **_RECIPE, **fields, "training": training}, where=chosen)
         )
     return made
+
+
+def judging(windows: int, *, horizon: int, season: int) -> dict[str, int]:
+    """The fields of training that say what judges: so many windows, or more of them where a long horizon leaves room for few.
+
+    Windows that share steps say less each, but more together: of eight windows of 336 hours one bad week is an eighth of the
+    verdict (docs/experiments.md, "Presets"). They begin at the same phase of the season, whole seasons apart, in the same steps.
+    """
+    if not 1 < windows < _WINDOWS or season >= horizon:
+        return {"valid_windows": windows}
+    steps = (windows - 1) * horizon
+    stride = season * -(-steps // (_MOST_OVERLAPPING * season))
+    return {"valid_windows": 1 + steps // stride, "valid_stride": stride}
 
 
 def _variants(kind: Preset, horizon: int, season: int, room: int) -> list[dict[str, Any]]:

@@ -152,7 +152,10 @@ class TrainingSpec(_Frozen):
     )
     gradient_clip: float = Field(default=1.0, gt=0.0, description="largest global norm of the gradient")
     patience: int = Field(default=0, ge=0, description="epochs without a better rollout before stopping; 0: never")
-    valid_windows: int = Field(default=1, ge=0, description="rolling origins held out at the end, a horizon apart")
+    valid_windows: int = Field(default=1, ge=0, description="rolling origins held out at the end")
+    valid_stride: int | None = Field(
+        default=None, ge=1, description="steps between them; None: a horizon, so that no two share a step"
+    )
     refit: bool = Field(
         default=False, description="whether to train once more, on what was held out too, for as long as proved best"
     )
@@ -205,6 +208,12 @@ class Spec(_Frozen):
     def least(self) -> int:
         """Steps that a history must have; shorter than the context, it is padded."""
         return min(self.min_history or self.context, self.context)
+
+    @property
+    def held_out(self) -> int:
+        """Steps at the end of every series that validate."""
+        windows, stride = self.training.valid_windows, self.training.valid_stride or self.horizon
+        return self.horizon + (windows - 1) * stride if windows else 0
 
     @property
     def block(self) -> int:

@@ -36,7 +36,7 @@ def first_choice(data: Data, *, horizon: int, kind: str | None = None, test_wind
     known = hold_out(panel, test_windows * horizon, keep=2).known if test_windows else panel
     made = candidates(known, horizon=horizon, name=model_name(data.name), kind=kind)
     for spec in made:  # told of the data as they are, not of what is left of them
-        hold_out(panel, (test_windows + spec.training.valid_windows) * horizon, keep=spec.least + 1)
+        hold_out(panel, test_windows * horizon + spec.held_out, keep=spec.least + 1)
 
     tried: list[Candidate] = []
 

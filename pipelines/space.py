@@ -38,7 +38,7 @@ class Ground(NamedTuple):
     @classmethod
     def of(cls, known: Panel, spec: Spec) -> Ground:
         """The ground of a panel, its validation windows not counted."""
-        lengths = np.array([len(one) for one in known.series]) - spec.training.valid_windows * spec.horizon
+        lengths = np.array([len(one) for one in known.series]) - spec.held_out
         season = spec.season or usual_season(known.freq)
         return cls(spec, season, shortest=int(lengths.min()), median=int(np.median(lengths)))
 

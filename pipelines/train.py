@@ -177,14 +177,14 @@ def train(
 
 def _validated(fitted: Fitted, known: Panel, spec: Spec) -> tuple[Fitted, Weighed | None]:
     """The fitted forecaster with what the validation windows say of it: intervals, and the weights of its blend."""
-    windows, weighed = spec.training.valid_windows, None
+    windows, stride, weighed = spec.training.valid_windows, spec.training.valid_stride, None
     if not windows:
         return fitted, None
     if spec.blend:
-        forecaster, weighed = blended(fitted.forecaster, known, windows=windows)
+        forecaster, weighed = blended(fitted.forecaster, known, windows=windows, stride=stride)
         _log.info("blend: %s", tell(weighed.weights))
     else:
-        forecaster = calibrated(fitted.forecaster, known, windows=windows)
+        forecaster = calibrated(fitted.forecaster, known, windows=windows, stride=stride)
     return fitted._replace(forecaster=forecaster), weighed
 
 

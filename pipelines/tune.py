@@ -155,7 +155,7 @@ def check_search(spec: Spec, *, trials: int, timeout: float | None, seed: int, t
 
 def _known(panel: Panel, spec: Spec, *, test_windows: int) -> Panel:
     """What may be looked at, of the series that every trial can be judged by; raises HistoryTooShort."""
-    keep = spec.training.valid_windows * spec.horizon + spec.least + 1
+    keep = spec.held_out + spec.least + 1
     return hold_out(panel, test_windows * spec.horizon, keep=keep).known
 
 
@@ -166,11 +166,12 @@ def _name(known: Panel, spec: Spec, space: Searched, *, seed: int) -> str:
 
 def _seasonal_naive(known: Panel, spec: Spec) -> float:
     """Seasonal naive's error on the validation windows (of all series, where an epoch is judged by some) as trials are scored."""
-    windows, horizon, season = spec.training.valid_windows, spec.horizon, spec.season or usual_season(known.freq)
+    horizon, season = spec.horizon, spec.season or usual_season(known.freq)
+    lefts = origins(windows=spec.training.valid_windows, horizon=horizon, stride=spec.training.valid_stride)
     errors = []
     for one in known.series:
-        scale = comparable_error(one.y[: -windows * horizon], season=season)
-        for left in origins(windows=windows, horizon=horizon):
+        scale = comparable_error(one.y[: len(one) - spec.held_out], season=season)
+        for left in lefts:
             past, came = one.y[: len(one) - left], one.y[len(one) - left :][:horizon]
             errors.append(np.abs(came - repeat_season(past, season, horizon)) / scale)
     return float(nanmean(np.concatenate(errors)))

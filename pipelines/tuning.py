@@ -85,7 +85,7 @@ def _judged_by(spec: Spec, valid_windows: int) -> Spec:
     from forecaster.spec import Spec
 
     whole = spec.model_dump()
-    whole["training"]["valid_windows"] = valid_windows
+    whole["training"] |= {"valid_windows": valid_windows, "valid_stride": None}
     return Spec.parse(whole, where="--valid-windows")
 
 

@@ -49,19 +49,28 @@ class Blended(NamedTuple):
     weighed: Weighed
 
 
-def blended(forecaster: Forecaster, panel: Panel, *, windows: int) -> Blended:
+def blended(forecaster: Forecaster, panel: Panel, *, windows: int, stride: int | None = None) -> Blended:
     """The forecaster as the blend that its specification asks for, on the origins that `calibrated` looks at.
 
     Args:
-        forecaster: Fitted without the last `windows` horizons of the panel.
+        forecaster: Fitted without the steps that these origins look ahead to.
         panel: All that was known at the fit.
-        windows: Rolling origins, a horizon apart.
+        windows: Rolling origins.
+        stride: Steps between them; a horizon, if not given.
     Raises:
         MissingPackage: statsforecast is not installed.
     """
     spec, season = forecaster.spec, forecaster.season
     alone = Predictor(replace(forecaster, blend={}))
-    result = backtest(panel, {NETWORK: alone}, horizon=spec.horizon, windows=windows, season=season, keep=spec.least)
+    result = backtest(
+        panel,
+        {NETWORK: alone},
+        horizon=spec.horizon,
+        windows=windows,
+        season=season,
+        keep=spec.least,
+        stride=stride,
+    )
     histories = [one.y[: len(one) - left] for one in result.series for left in result.lefts]
     forecasts = dict(result.forecasts)
     for name in spec.blend:

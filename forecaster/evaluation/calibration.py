@@ -14,14 +14,16 @@ from forecaster.series import Panel
 from forecaster.shapes import Float64
 
 
-def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int) -> Forecaster:
+def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int, stride: int | None = None) -> Forecaster:
     """The forecaster with calibrated quantiles.
 
     Args:
-        forecaster: Fitted without the last `windows` horizons of the panel. Early stopping may have looked at them: it chose
+        forecaster: Fitted without the steps that these origins look ahead to. Early stopping may have looked at them: it chose
             among a few networks, which makes their errors there slightly too small.
         panel: All that was known at the fit.
-        windows: Rolling origins, a horizon apart.
+        windows: Rolling origins.
+        stride: Steps between them; a horizon, if not given. Errors of windows that overlap are alike, and tell less than as
+            many others.
     """
     spec = forecaster.spec
     result = backtest(
@@ -31,6 +33,7 @@ def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int) -> Forecas
         windows=windows,
         season=forecaster.season,
         keep=spec.least,
+        stride=stride,
     )
     return calibrated_on(forecaster, result, "own")
 

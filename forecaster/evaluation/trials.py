@@ -95,11 +95,13 @@ def trials(
     horizon: int,
     windows: int,
     season: int,
+    stride: int | None = None,
     encoding: Encoding = PLAIN,
     channels: Sequence[str] = (),
 ) -> list[Trial]:
-    """The last `windows` origins of every series, a horizon apart, as few large batches."""
-    rows = list(_origins(series, horizon=horizon, windows=windows, season=season, encoding=encoding, channels=channels))
+    """The last `windows` origins of every series, `stride` steps or a horizon apart, as few large batches."""
+    lefts = origins(windows=windows, horizon=horizon, stride=stride)
+    rows = list(_origins(series, lefts, horizon=horizon, season=season, encoding=encoding, channels=channels))
     return [_batch(rows[first : first + ROWS_AT_ONCE], context) for first in range(0, len(rows), ROWS_AT_ONCE)]
 
 
@@ -124,13 +126,19 @@ class _Origin(NamedTuple):
 
 
 def _origins(
-    series: Sequence[Series], *, horizon: int, windows: int, season: int, encoding: Encoding, channels: Sequence[str]
+    series: Sequence[Series],
+    lefts: range,
+    *,
+    horizon: int,
+    season: int,
+    encoding: Encoding,
+    channels: Sequence[str],
 ) -> Iterator[_Origin]:
     for one in series:
-        scale = comparable_error(one.y[: -windows * horizon], season=season)
+        scale = comparable_error(one.y[: len(one) - max(lefts)], season=season)
         columns, groups = encoding.covariates(one, ahead=0), encoding.groups(one)
         beside = channels_of(one, channels)
-        for left in origins(windows=windows, horizon=horizon):
+        for left in lefts:
             cut = len(one) - left
             past, future = slice(cut), slice(cut, cut + horizon)
             if not np.isnan(one.y[future]).all():

@@ -32,7 +32,7 @@ def choose(
 ) -> Choice:
     """Fits one network of each candidate, and takes the best; the first where there is one alone.
 
-    Only what may be known is in `panel`: its last `valid_windows * horizon` steps judge, and nothing after them.
+    Only what may be known is in `panel`: its last steps (`Spec.held_out`) judge, and nothing after them.
 
     Args:
         panel: What the chosen one will be fitted on too.

@@ -59,6 +59,7 @@ class Windows(pl.LightningDataModule):
                 context=network.shown(max(map(len, judged))),
                 horizon=horizon,
                 windows=windows,
+                stride=spec.training.valid_stride,
                 season=season,
                 encoding=encoding,
                 channels=spec.channels,
@@ -110,7 +111,7 @@ def cut(panel: Panel, spec: Spec) -> Split:
     where a channel is not there.
     """
     check_calendar(spec.calendar, freq=panel.freq)
-    split = hold_out(panel, spec.training.valid_windows * spec.horizon, keep=spec.least + 1)
+    split = hold_out(panel, spec.held_out, keep=spec.least + 1)
     if not any(np.isfinite(one.y).any() for one in split.known.series):
         raise HistoryTooShort(
             "Expected an observed value to train on; no series has one before what is held out. "

@@ -55,7 +55,7 @@ def fit(
     The process keeps the memory of its tensors from here on, up to a gigabyte (`keep_memory`).
 
     Args:
-        panel: All that may be known. Its last `valid_windows * horizon` steps choose the best epoch and are not trained on.
+        panel: All that may be known. Its last steps (`Spec.held_out`) choose the best epoch and are not trained on.
         spec: What to make.
         initial: Whose weights to start from, such as the champion's; of the same network, on data of the same columns.
         checkpoint: Where to keep progress; a fit with the same panel and spec goes on from it. The caller removes it.

@@ -11,7 +11,7 @@ import pytest
 from forecaster.errors import BadSpec
 from forecaster.metrics import mae, seasonal_error
 from forecaster.predict import Predictor
-from forecaster.presets import Preset, candidates
+from forecaster.presets import Preset, candidates, judging
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
 from forecaster.training.choice import choose
@@ -47,7 +47,7 @@ def test_every_frequency_length_and_horizon_has_a_specification_that_fits_its_da
         assert spec.context % spec.segment == 0
         room = max(2, max(lengths) - 2 * horizon)
         assert spec.context <= max(room, spec.segment)
-        assert spec.training.valid_windows * horizon <= max(horizon, np.median(lengths) / 5)
+        assert spec.held_out <= max(horizon, np.median(lengths) / 5)
         assert spec.least <= spec.context
 
 
@@ -57,14 +57,41 @@ def test_a_preset_is_that_of_the_frequency_unless_another_is_named() -> None:
     assert all(spec.head.loss == "mae" and spec.training.refit for spec in monthly)
     [classic] = candidates(panel("MS", 120, 110), horizon=18, name="any", kind="classic")
     assert (classic.head.loss, classic.decoder, classic.segment) == ("mse", "rollout", 1)
-    assert candidates(panel("h", 2000), horizon=24, name="a", kind="yearly") == [
-        spec.model_copy(update={"name": "a"}) for spec in candidates(panel("YS", 2000), horizon=24, name="b")
+    assert candidates(panel("h", 2000), horizon=100, name="a", kind="yearly") == [
+        spec.model_copy(update={"name": "a"}) for spec in candidates(panel("YS", 2000), horizon=100, name="b")
     ]
     for kind in get_args(Preset):
         assert candidates(panel("D", 400), horizon=7, name="any", kind=kind)
     with pytest.raises(BadSpec, match="monthly") as refused:
         candidates(panel("D", 400), horizon=7, name="any", kind="lunar")
     assert "lunar" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("windows", "horizon", "season", "expected"),
+    [
+        (1, 336, 24, {"valid_windows": 1}),  # no second one to share steps with
+        (20, 336, 24, {"valid_windows": 20}),  # enough
+        (5, 12, 12, {"valid_windows": 5}),  # no season shorter than the horizon
+        (8, 336, 24, {"valid_windows": 99, "valid_stride": 24}),
+        (4, 720, 24, {"valid_windows": 91, "valid_stride": 24}),
+        (19, 720, 24, {"valid_windows": 109, "valid_stride": 120}),  # 541 days would be too many
+        (3, 6, 1, {"valid_windows": 13, "valid_stride": 1}),
+    ],
+)
+def test_where_few_windows_have_room_they_share_steps(
+    windows: int, horizon: int, season: int, expected: dict[str, int]
+) -> None:
+    judges = judging(windows, horizon=horizon, season=season)
+    assert judges == expected
+    apart, together = (make_spec(horizon=horizon, training=one) for one in ({"valid_windows": windows}, judges))
+    assert windows * horizon - season * 10 < together.held_out <= apart.held_out == windows * horizon
+
+
+def test_an_hourly_panel_with_a_long_horizon_is_judged_by_windows_that_share_steps() -> None:
+    for spec in candidates(panel("h", 10_000), horizon=240, name="any"):
+        assert (spec.training.valid_windows, spec.training.valid_stride) == (21, 24)
+    assert make_spec(training={"valid_windows": 0, "valid_stride": 3}).held_out == 0
 
 
 def test_of_several_the_best_on_the_validation_windows_is_chosen_and_nothing_later_is_looked_at() -> None:

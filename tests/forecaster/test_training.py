@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,86 +13,16 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from forecaster.data.encoding import PLAIN
 from forecaster.data.windows import Anchors, Feed, Tape
-from forecaster.errors import CheckpointMismatch, HistoryTooShort, NonFiniteLoss
+from forecaster.errors import HistoryTooShort
 from forecaster.evaluation.trials import exposure_gap, score, trials
 from forecaster.model.regressor import build
 from forecaster.series import Panel
-from forecaster.spec import Spec
 from forecaster.training.datamodule import Windows
 from forecaster.training.descent import Adam, clip_norm
-from forecaster.training.fit import Fitted, fit, fit_digest
+from forecaster.training.fit import Fitted, fit
 from forecaster.training.loss import lessons
+from tests.forecaster.fits import PANEL, TRAINING, Crash, Fault, Watch, crash, interrupt, on_cpu, same, spec_of, weights
 from tests.samples import make_spec, panel_of, wave
-
-PANEL = panel_of(wave(60), 4 * wave(50, seed=1), wave(40, seed=2))
-TRAINING = {"steps": 11, "epoch_steps": 3, "batch": 8, "learning_rate": 0.02, "valid_windows": 2}
-
-
-def spec_of(**training: Any) -> Spec:
-    return make_spec(layers=2, dropout=0.4, training=TRAINING | training)
-
-
-def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-class Watch(pl.Callback):
-    """Records each epoch's weights, batch losses and validation scores."""
-
-    def __init__(self) -> None:
-        self.weights: list[dict[str, torch.Tensor]] = []
-        self.rollouts: list[float] = []
-        self.losses: list[list[float]] = []
-        self.device = ""
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.losses.append([])
-        self.device = trainer.strategy.root_device.type
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.losses[-1].append(float(outputs["loss"]))
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.weights.append(weights(pl_module.network))
-        self.rollouts.append(float(trainer.callback_metrics["valid/rollout"]))
-
-
-class Fault(pl.Callback):
-    """Does something at one batch of one epoch, or as an epoch begins (batch None), after its predecessor was saved."""
-
-    def __init__(self, epoch: int, batch: int | None, act: Callable[[pl.LightningModule], None]) -> None:
-        self.epoch, self.batch, self.act = epoch, batch, act
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.batch is None and trainer.current_epoch == self.epoch:
-            self.act(pl_module)
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
-            self.act(pl_module)
-
-
-class Crash(Exception):
-    pass
-
-
-def crash(_: object) -> None:
-    raise Crash
-
-
-def interrupt(_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def on_cpu(
-    panel: Panel, spec: Spec, *, checkpoint: Path | None = None, callbacks: Any = (), steps_at_once: int = 1
-) -> Fitted:
-    """Each step alone, so that callbacks see it."""
-    return fit(panel, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu", steps_at_once=steps_at_once)
 
 
 @pytest.fixture(scope="module")
@@ -333,102 +261,6 @@ def test_without_validation_the_last_weights_are_kept() -> None:
     assert (set(fitted.scores), fitted.steps) == ({"train/loss"}, 11)
 
 
-def interrupted(checkpoint: Path, spec: Spec) -> None:
-    with pytest.raises(Crash):
-        on_cpu(PANEL, spec, checkpoint=checkpoint, callbacks=[Fault(1, 0, crash)])
-
-
-OTHERS = {
-    "another seed": (PANEL, spec_of(seed=1)),
-    "another learning rate": (PANEL, spec_of(learning_rate=0.03)),
-    "another network": (PANEL, make_spec(cell="lstm", layers=1, training=TRAINING)),
-    "other data": (panel_of(wave(60), wave(50, seed=1)), spec_of()),
-}
-
-
-@pytest.mark.parametrize("other", OTHERS)
-def test_a_checkpoint_of_another_fit_is_refused_and_left(other: str, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "fit.ckpt"
-    interrupted(checkpoint, spec_of())
-    before = checkpoint.read_bytes()
-    with pytest.raises(CheckpointMismatch, match="other data or another specification") as error:
-        on_cpu(*OTHERS[other], checkpoint=checkpoint)
-    assert error.value.where == str(checkpoint)
-    assert "Remove it" in error.value.message
-    assert checkpoint.read_bytes() == before
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other pickle"])
-def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "fit.ckpt"
-    interrupted(checkpoint, spec_of())
-    content = checkpoint.read_bytes()
-    if damage == "other pickle":
-        torch.save({"a": Path("/")}, checkpoint)
-    else:
-        checkpoint.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"weights"}[damage])
-    with pytest.raises(CheckpointMismatch, match="cannot be read") as error:
-        on_cpu(PANEL, spec_of(), checkpoint=checkpoint)
-    assert error.value.where == str(checkpoint)
-
-
-def test_a_checkpoint_that_is_not_one_of_ours_is_refused(tmp_path: Path) -> None:
-    torch.save({"weights": torch.zeros(3)}, tmp_path / "fit.ckpt")
-    with pytest.raises(CheckpointMismatch):
-        on_cpu(PANEL, spec_of(), checkpoint=tmp_path / "fit.ckpt")
-
-
-def test_a_loss_that_is_not_finite_stops_the_fit_and_nothing_is_saved(tmp_path: Path) -> None:
-    spec = make_spec(scaling="none", training=TRAINING | {"learning_rate": 1e30})
-    with pytest.raises(NonFiniteLoss, match="Lower the learning rate") as error:
-        on_cpu(PANEL, spec, checkpoint=tmp_path / "fit.ckpt")
-    assert "at step 2 (epoch 0)" in error.value.message, "the first step, whose loss was finite, went astray"
-    assert error.value.where == "train/loss"
-    assert list(tmp_path.iterdir()) == []
-
-
-def spoil(module: pl.LightningModule) -> None:
-    with torch.no_grad():
-        module.network.output.bias.fill_(float("nan"))
-
-
-@pytest.mark.parametrize("steps_at_once", [1, 2, 25])
-def test_a_loss_that_stops_being_finite_is_told_with_its_step_and_leaves_the_last_good_checkpoint(
-    steps_at_once: int, tmp_path: Path
-) -> None:
-    checkpoint = tmp_path / "fit.ckpt"
-    batch = 1 if steps_at_once < 3 else 0
-    step = 6 + batch * steps_at_once + 1
-    with pytest.raises(NonFiniteLoss, match=rf"train/loss is nan at step {step} \(epoch 2\)"):
-        on_cpu(
-            PANEL,
-            spec_of(),
-            checkpoint=checkpoint,
-            callbacks=[Fault(2, batch, spoil)],
-            steps_at_once=steps_at_once,
-        )
-    content = torch.load(checkpoint, weights_only=True)
-    assert content["epoch"] == 1
-    assert all(weight.isfinite().all() for weight in content["state_dict"].values())
-
-
-def test_a_rollout_that_is_not_finite_stops_the_fit(tmp_path: Path) -> None:
-    class Spoil(pl.Callback):
-        def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            spoil(pl_module)
-
-    with pytest.raises(NonFiniteLoss, match="valid/loss is nan at the end of epoch 0"):
-        on_cpu(PANEL, spec_of(), checkpoint=tmp_path / "fit.ckpt", callbacks=[Spoil()])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_checkpoint_that_cannot_be_written_stops_the_fit(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for steps in (3, 11):  # written while the next epoch runs, or as the fit ends
-        with pytest.raises(OSError, match="file"):
-            on_cpu(PANEL, spec_of(steps=steps), checkpoint=tmp_path / "file" / "fit.ckpt")
-
-
 def test_auto_takes_the_device_there_is_and_cpu_the_cpu() -> None:
     found = {}
     for accelerator in ("auto", "cpu"):
@@ -476,9 +308,3 @@ def test_gaps_in_the_data_do_not_stop_a_fit() -> None:
     gappy[np.random.default_rng(0).random(60) < 0.4] = np.nan
     fitted = on_cpu(panel_of(gappy, wave(40)), spec_of())
     assert all(np.isfinite(value) for value in fitted.scores.values())
-
-
-def test_a_digest_of_a_fit_is_of_its_data_and_its_specification() -> None:
-    digests = {fit_digest(*other) for other in OTHERS.values()} | {fit_digest(PANEL, spec_of())}
-    assert len(digests) == len(OTHERS) + 1
-    assert fit_digest(PANEL, spec_of()) == fit_digest(Panel(PANEL.series, "h", ("sorted",)), spec_of())

@@ -54,6 +54,29 @@ def test_values_after_an_origin_change_neither_its_window_nor_its_scale_nor_its_
             assert torch.equal(one, other)
 
 
+def test_origins_that_share_steps_are_those_of_a_backtest_with_their_stride(spec: Spec, forecaster: Forecaster) -> None:
+    y, horizon, asked = wave(60), spec.horizon, {"windows": 4, "stride": 2, "season": 4}
+    [trial] = trials([one_series(y)], context=spec.context, horizon=horizon, **asked)
+    found = backtest(panel_of(y), {"own": Predictor(forecaster)}, horizon=horizon, keep=spec.least, **asked)
+    assert np.array_equal(trial.example.future.numpy(), found.actual[0])
+    assert trial.seasonal_error.tolist() == pytest.approx([found.scale[0]] * 4)
+    for number, window in enumerate(trial.example.window.values):
+        cut = len(y) - horizon - (3 - number) * 2
+        assert np.array_equal(window.numpy(), y[cut - spec.context : cut])
+
+
+@pytest.mark.parametrize("stride", [2, 7])
+def test_what_validation_looks_ahead_to_is_not_trained_on(stride: int) -> None:
+    y = np.append(wave(60), [MARK] * (5 + 2 * stride))
+    training = {"steps": 2, "valid_windows": 3, "valid_stride": stride}
+    one, other = (
+        fit(panel_of(values), make_spec(horizon=5, training=training), accelerator="cpu")
+        for values in (y, changed_from(y, 60))
+    )
+    for name, weights in one.forecaster.network.state_dict().items():
+        assert torch.equal(weights, other.forecaster.network.state_dict()[name])
+
+
 def test_values_after_a_cutoff_do_not_change_a_backtest_up_to_it(spec: Spec, forecaster: Forecaster) -> None:
     ask, horizon, windows = {"net": Predictor(forecaster).forecast_each}, spec.horizon, 3
     y = wave(60)

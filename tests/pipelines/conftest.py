@@ -63,3 +63,11 @@ def data(tmp_path: Path) -> Data:
     path = tmp_path / "meters.csv"
     noise().to_csv(path, index=False)
     return Data(str(path))
+
+
+@pytest.fixture(scope="module")
+def meters(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Six series that a search of seconds can be made on."""
+    path = tmp_path_factory.mktemp("data") / "meters.csv"
+    noise(series=6).to_csv(path, index=False)
+    return Data(str(path))

@@ -25,26 +25,18 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import Fitted, fit
 from pipelines import tune as tuning
-from pipelines.cli import main
 from pipelines.pictures import optimization_history, parameter_importance
 from pipelines.settings import Root
 from pipelines.sources import Data, read, read_spec
 from pipelines.study import DONE, PRUNED, REFUSED, Reporter, Tried, _alone
 from pipelines.train import train
 from pipelines.tune import Tuned, _known, _seasonal_naive, tune
-from tests.pipelines.conftest import noise, small
+from tests.pipelines.conftest import small
 
 SPEC = small(steps=6, epoch_steps=2, valid_windows=2)
 TRIALS = 4
 
 Search = Callable[..., Tuned]
-
-
-@pytest.fixture(scope="module")
-def meters(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    path = tmp_path_factory.mktemp("data") / "meters.csv"
-    noise(series=6).to_csv(path, index=False)
-    return Data(str(path))
 
 
 def new_root(migrated: Path, folder: Path) -> Root:
@@ -383,76 +375,6 @@ def test_what_nobody_can_search_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=said):
         search(meters, Root(tmp_path / "root"), **options)
     assert not (tmp_path / "root").exists()
-
-
-def leave(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    assert isinstance(left.value.code, int | None)
-    return left.value.code or 0
-
-
-def test_the_command_prints_the_best_and_what_to_run_next(
-    meters: Data, migrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from tests.system.world import write_config
-
-    root, out = new_root(migrated, tmp_path / "root"), tmp_path / "found.yaml"
-    config = write_config(tmp_path / "small.yaml", SPEC)
-    asked = ("tune", meters.source, "--config", config, "--trials", 2, "--out", out, "--root", root.path)
-    assert leave(*asked, "--horizon", 3, "--zone", "Europe/Berlin", "--test-windows", 2) == 0
-    said = capsys.readouterr().out
-    best = read_spec(out)
-    assert (best.horizon, best.training.valid_windows) == (3, 2)
-    lines = said.splitlines()
-    assert lines[0].split()[:4] == ["trial", "rollout", "epochs", "seconds"]
-    assert {lines[1].split()[0], lines[2].split()[0]} == {"1", "2"}
-    assert float(lines[1].split()[1]) <= float(lines[2].split()[1])
-    assert "seasonal naive" in lines[3]
-    told = f"forecaster train {meters.source} --config {out} --test-windows 2 --zone Europe/Berlin --root {root.path}"
-    assert lines[-1] == f"next    {told}"
-    assert leave(*lines[-1].split()[2:]) == 0, "and it runs"
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ([], "--config FILE or --horizon STEPS"),
-        (["--horizon", "0"], "--horizon of at least 1"),
-        (["--horizon", "4", "--trials", "0"], "--trials"),
-        (["--horizon", "4", "--trials", "many"], "--trials"),
-        (["--horizon", "4", "--timeout=-1"], "--timeout"),
-        (["--horizon", "4", "--valid-windows", "0"], "--valid-windows"),
-        (["--horizon", "4", "--valid-windows=-1"], "training.valid_windows"),
-        (["--horizon", "4", "--out", "nowhere/best.yaml"], "--out"),
-        (["--config", "none.yaml"], "none.yaml"),
-    ],
-)
-def test_bad_arguments_end_with_two(
-    options: list[str],
-    said: str,
-    meters: Data,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert leave("tune", meters.source, *options) == 2
-    assert said in " ".join(capsys.readouterr().err.split())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_optuna_the_command_says_what_to_install(
-    meters: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sys
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    for name in ("pipelines.study", "pipelines.tune"):
-        monkeypatch.delitem(sys.modules, name)
-    assert leave("tune", meters.source, "--horizon", "4") == 1
-    assert "pip install 'forecaster[tune]'" in capsys.readouterr().err
 
 
 def test_a_run_that_was_left_open_elsewhere_is_not_gone_on_with(
