@@ -153,9 +153,8 @@ def record(done: Backtested, contenders: Mapping[str, Contender], data: Data, ro
     """
     bundle, model = contenders[done.model]
     source = DataSet(data.name, done.panel.digest(), data.source, model.cutoff, context="evaluation")
-    with open_run(model.spec, source, root=root.path, uri=root.uri, trigger="backtest") as run:
-        run.tag("bundle_digest", artifact.digest(bundle))
-        run.tag("trained_by", str(model.facts.get("run_id", "")))
+    tags = {"bundle_digest": artifact.digest(bundle), "trained_by": str(model.facts.get("run_id", ""))}
+    with open_run(model.spec, source, root=root.path, uri=root.uri, trigger="backtest", tags=tags) as run:
         scoring.record(run, done.result, done.scores, model=done.model, levels=done.result.levels)
         for name, figure in pictures(done).items():
             run.figure(f"plots/{name}", figure)

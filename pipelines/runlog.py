@@ -10,20 +10,20 @@ import threading
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pytorch_lightning.loggers import Logger
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Metric, Param, RunTag
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 T = TypeVar("T")
 
 # MLflow's limits.
 METRICS_A_CALL = 1000
-PARAMS_A_CALL = 100
+PARAMS_A_CALL = 100  # and tags
 PARAM_LENGTH = 6000
 
 _log = logging.getLogger(__name__)
@@ -32,8 +32,10 @@ _log = logging.getLogger(__name__)
 class Sink(Protocol):
     """What a RunLogger needs of a client: `mlflow.MlflowClient`, or a stub."""
 
-    def log_batch(self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = ()) -> Any:
-        """Stores at most 1000 metrics or 100 parameters."""
+    def log_batch(
+        self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
+    ) -> Any:
+        """Stores at most 1000 metrics, 100 parameters or 100 tags."""
 
     def set_tag(self, run_id: str, key: str, value: Any) -> Any:
         """Stores one tag."""
@@ -48,6 +50,8 @@ class RunLogger(Logger):
     Logging only appends; the thread sends every `seconds`, and at `flush`. What cannot be sent is kept for the next
     attempt, up to `capacity` metrics: then the oldest go, and are counted. Values that are not finite are not sent,
     because MLflow would store an infinity as 1.797e308: the tag `nonfinite` names them instead.
+
+    What else there is to record, such as a file, may be handed over as an errand: it is run at once, beside the training.
 
     Lightning's `finalize` does not end the run, because backtests follow the fit: `close` does.
     """
@@ -64,6 +68,8 @@ class RunLogger(Logger):
         self._changed = threading.Condition()
         self._metrics: deque[_Point] = deque()
         self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._errands: deque[_Errand] = deque()
         self._nonfinite: dict[str, str] = {}
         self._dropped = 0
         self._failing = False
@@ -103,6 +109,20 @@ class RunLogger(Logger):
             self._params.update(flat(vars(params) if isinstance(params, Namespace) else params))
             self._changed.notify()
 
+    def log_tag(self, key: str, value: str) -> None:
+        """Queues a tag for the next batch."""
+        with self._changed:
+            assert not self._closed, "a tag after the end of the run"
+            self._tags[key] = value
+            self._changed.notify()
+
+    def later(self, what: str, errand: Callable[[], object]) -> None:
+        """Has the thread do something small for the run; what fails is a warning that names it."""
+        with self._changed:
+            assert not self._closed, f"{what} after the end of the run"
+            self._errands.append(_Errand(what, errand))
+            self._changed.notify()
+
     def flush(self) -> None:
         """Has the queue sent now, at the end of an epoch say, without waiting for it."""
         with self._changed:
@@ -114,14 +134,14 @@ class RunLogger(Logger):
         self.flush()
 
     def close(self, status: Status) -> None:
-        """Sends what is queued, and ends the run. Again: nothing."""
+        """Does what is queued, and ends the run. Again: nothing."""
         with self._changed:
             if self._closed:
                 return
             self._closed = True
             self._changed.notify()
         self._thread.join(timeout=60.0)
-        lost = self._dropped + len(self._metrics) + len(self._params)
+        lost = self._dropped + sum(map(len, (self._metrics, self._params, self._tags, self._errands)))
         if lost:
             _log.warning("%d values of run %s could not be recorded.", lost, self._run_id)
         with recording(f"the end of run {self._run_id}"):
@@ -133,20 +153,33 @@ class RunLogger(Logger):
         closed = False
         while not closed:
             with self._changed:
-                self._changed.wait_for(lambda: self._metrics or self._params or self._closed)
-                self._changed.wait_for(lambda: self._hurried or self._closed, timeout=self._seconds)
-                self._hurried, closed = False, self._closed
-                metrics, params = list(self._metrics), dict(self._params)
-                self._metrics.clear()
-                self._params.clear()
-            self._send(metrics, params)
+                self._changed.wait_for(
+                    lambda: self._metrics or self._params or self._tags or self._errands or self._closed
+                )
+                self._changed.wait_for(lambda: self._hurried or self._errands or self._closed, timeout=self._seconds)
+                errand = self._errands[0] if self._errands else None
+                closed = self._closed and errand is None
+                if errand is None:
+                    self._hurried = False
+                    metrics, params, tags = list(self._metrics), dict(self._params), dict(self._tags)
+                    for queue in (self._metrics, self._params, self._tags):
+                        queue.clear()
+            if errand is None:
+                self._send(metrics, params, tags)
+            else:
+                with recording(errand.what):
+                    errand.run()
+                self._errands.popleft()  # not before it is done: what is left at the end is told
 
-    def _send(self, metrics: Sequence[_Point], params: Mapping[str, str]) -> None:
+    def _send(self, metrics: Sequence[_Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         sent = 0
         try:
             for some in chunks(params.items(), PARAMS_A_CALL):
                 self._send_params(some)
                 params = {key: value for key, value in params.items() if key not in dict(some)}
+            for some in chunks(tags.items(), PARAMS_A_CALL):
+                self._send_tags(some)
+                tags = {key: value for key, value in tags.items() if key not in dict(some)}
             for points in chunks(metrics, METRICS_A_CALL):
                 self._send_metrics(points)
                 sent += len(points)
@@ -156,6 +189,7 @@ class RunLogger(Logger):
             self._failing = True
             with self._changed:
                 self._params = {**params, **self._params}  # what was logged meanwhile is newer
+                self._tags = {**tags, **self._tags}
                 self._metrics.extendleft(reversed(metrics[sent:]))
                 self._drop_oldest()
         else:
@@ -178,6 +212,14 @@ class RunLogger(Logger):
             self._client.log_batch(self._run_id, params=[Param(key, value) for key, value in some])
 
         self._send_but_refused(params, send)
+
+    def _send_tags(self, tags: Sequence[tuple[str, str]]) -> None:
+        from mlflow.entities import RunTag
+
+        def send(some: Sequence[tuple[str, str]]) -> None:
+            self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in some])
+
+        self._send_but_refused(tags, send)
 
     def _send_but_refused(self, items: Sequence[T], send: Any) -> None:
         """Halves a batch that MLflow refuses, until only the culprit is left out."""
@@ -234,6 +276,13 @@ class _Point(NamedTuple):
     value: float
     timestamp: int
     step: int
+
+
+class _Errand(NamedTuple):
+    """Something to do, and its name for a warning."""
+
+    what: str
+    run: Callable[[], object]
 
 
 def _one_line(error: Exception) -> str:

@@ -67,9 +67,8 @@ def record(run: Run, result: Backtest, scores: pd.DataFrame, *, model: str, leve
             ("histories", _histories(result)),
             ("scores", scores),
         ):
-            path = Path(folder) / f"{name}.parquet"
-            table.to_parquet(path, index=False, compression="zstd")
-            run.file(path, FOLDER)
+            table.to_parquet(Path(folder) / f"{name}.parquet", index=False, compression="zstd")
+        run.folder(Path(folder), FOLDER)
 
 
 def read(folder: Path, *, model: str) -> Kept:

@@ -14,19 +14,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from forecaster import registry
 from forecaster.errors import RegistryError
 from forecaster.frequency import Stamp, tell
 from forecaster.spec import Spec
+from pipelines import pixels
 from pipelines.confidential import redacted
-from pipelines.runlog import PARAMS_A_CALL, RunLogger, Status, chunks, flat, recording
+from pipelines.runlog import RunLogger, Status, flat, recording
 from pipelines.settings import tracking_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 HEADLINE = frozenset(
     {
@@ -94,20 +94,12 @@ class Run:
             self.logger.log_metrics({name: value}, step)
 
     def figure(self, name: str, figure: Figure) -> None:
-        """A picture, under a name such as `plots/forecast.png`."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from PIL import Image
+        """A picture, under a name such as `plots/forecast.png`, and for the UI's grid of images, which shows those of all runs.
 
-        with recording(name), tempfile.TemporaryDirectory() as folder:
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()  # type: ignore[no-untyped-call]  # once: `savefig` would draw, and lay out, twice
-            pixels = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
-            drawn = Image.fromarray(np.asarray(pixels)).convert("RGB")
-            path = Path(folder) / Path(name).name
-            drawn.save(path)
-            self._client.log_artifact(self.id, str(path), str(Path(name).parent))
-            # Again, for the UI's grid of images, which shows those of all runs.
-            self._client.log_image(self.id, drawn, key=Path(name).stem, synchronous=True)
+        It is drawn and stored beside what comes next, and belongs to the run from here on.
+        """
+        self.logger.later(name, lambda: self._store(pixels.files(name, pixels.drawn(figure))))
+        self.tag("mlflow.loggedImages", "True")
 
     def file(self, path: Path, folder: str | None = None) -> None:
         """A file, under its own name."""
@@ -115,15 +107,28 @@ class Run:
         with recording(path.name):
             self._client.log_artifact(self.id, str(path), folder)
 
+    def folder(self, path: Path, name: str) -> None:
+        """All files of a folder, in the run's folder of this name."""
+        with recording(name):
+            self._client.log_artifacts(self.id, str(path), name)
+
     def card(self, text: str) -> None:
         """The model card, as `model_card.md`."""
         with recording("model_card.md"):
             self._client.log_text(self.id, text, "model_card.md")
 
     def tag(self, key: str, value: str) -> None:
-        """A tag."""
-        with recording(f"tag {key}"):
-            self._client.set_tag(self.id, key, value)
+        """A tag, sent with the next batch; one that is known when the run begins is an argument of `open_run`."""
+        self.logger.log_tag(key, value)
+
+    def _store(self, files: Mapping[str, bytes]) -> None:
+        """Files, by their names in the run, in one call."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._client.log_artifacts(self.id, folder)
 
 
 @contextlib.contextmanager
@@ -136,6 +141,8 @@ def open_run(
     uri: str | None = None,
     parent: str | None = None,
     run_id: str | None = None,
+    title: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
     """Opens a run for as long as the block lasts, in the experiment that has the spec's name.
 
@@ -150,24 +157,31 @@ def open_run(
         uri: Another MLflow store than that of `root`.
         parent: Id of the run that this one is a part of (a tuning trial's).
         run_id: A run to go on with; it must have been opened with the same spec.
+        title: What the UI calls a new run; the spec's name, the cutoff and the trigger, if not given.
+        tags: What else is known of the run; a new one has them from its first moment.
 
     Raises RegistryError when the store cannot be opened, NoSuchModel when there is no run to go on with.
     """
+    from mlflow.entities import RunTag
+
+    told = _tags(data, trigger=trigger, parent=parent) | dict(tags or {})
     with _sigterm_as_exit():
         client = registry.connect(tracking_uri(root, uri))
         with registry.door(f"run '{run_id}'" if run_id else f"a run of '{spec.name}'"):
             if run_id is None:
                 experiment = _experiment(client, spec.name, None if uri else artifact_location(root))
-                title = f"{spec.name} {tell(data.cutoff).partition('T')[0]} {trigger}"
-                run_id = str(client.create_run(experiment, run_name=title).info.run_id)
+                title = title or f"{spec.name} {tell(data.cutoff).partition('T')[0]} {trigger}"
+                run_id = str(client.create_run(experiment, tags=told, run_name=title).info.run_id)
             else:
                 _check_resumable(client, run_id, spec)
                 client.update_run(run_id, status="RUNNING")
+                client.log_batch(run_id, tags=[RunTag(key, value) for key, value in told.items()])
         run = Run(client, run_id, name=spec.name)
         status: Status = "FAILED"
         try:
-            with registry.door(f"run '{run_id}'"):
-                _describe(client, run_id, spec, data, trigger=trigger, parent=parent)
+            run.logger.log_hyperparams(spec.model_dump())
+            run.logger.flush()
+            run.logger.later("the data set", lambda: client.log_inputs(run.id, [_input(data)]))
             yield run
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -267,22 +281,23 @@ def _check_resumable(client: MlflowClient, run_id: str, spec: Spec) -> None:
         )
 
 
-def _describe(
-    client: MlflowClient, run_id: str, spec: Spec, data: DataSet, *, trigger: str, parent: str | None
-) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
-
+def _tags(data: DataSet, *, trigger: str, parent: str | None) -> dict[str, str]:
+    """What every run is found by."""
     tags = {"trigger": trigger, "cutoff": tell(data.cutoff), "data_digest": data.digest}
     if parent is not None:
         tags |= {"parent": parent, "mlflow.parentRunId": parent}  # the second is what the UI nests by
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    for some in chunks(flat(spec.model_dump()).items(), PARAMS_A_CALL):
-        client.log_batch(run_id, params=[Param(key, value) for key, value in some])
+    return tags
+
+
+def _input(data: DataSet) -> DatasetInput:
+    """The data set as MLflow shows it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
     source = redacted(data.source)
     kind, key = ("http", "url") if source.startswith(("http://", "https://")) else ("local", "uri")
     digest = data.digest[:_DATASET_DIGEST_LENGTH]
     recorded = Dataset(data.name, digest, kind, json.dumps({key: source}))
-    client.log_inputs(run_id, [DatasetInput(recorded, [InputTag("mlflow.data.context", data.context)])])
+    return DatasetInput(recorded, [InputTag("mlflow.data.context", data.context)])
 
 
 def _experiment(client: MlflowClient, name: str, location: str | None) -> str:

@@ -117,16 +117,19 @@ def train(
     cut(known, spec)  # what cannot be trained on is refused before there is a run of it
     need_all(spec.blend)
     dataset = DataSet(data.name, known.digest(), data.source, known.cutoff)
-    asked_for = {TAG: key, "asked_cutoff": data.cutoff}
+    asked_for = {TAG: key, "asked_cutoff": data.cutoff, "refit": str(spec.training.refit).lower()} | _choice(tried)
     with _workplace(workplace(panel, spec, root, initial=initial, test_windows=test_windows)) as place:
         with open_run(
-            spec, dataset, root=root.path, uri=root.uri, trigger=trigger, run_id=_read_if_there(place / "run_id")
+            spec,
+            dataset,
+            root=root.path,
+            uri=root.uri,
+            trigger=trigger,
+            run_id=_read_if_there(place / "run_id"),
+            tags={name: value for name, value in asked_for.items() if value is not None},
         ) as run:
             durable.write_text(place / "run_id", run.id)
-            _record_choice(run, tried)
-            for name, value in asked_for.items():
-                if value is not None:
-                    run.tag(name, value)
+            run.curve("choice/error", [one.error for one in tried])
             started = time.monotonic()
             callbacks = [] if progress else [EpochLines()]
             fitted = fit(
@@ -150,23 +153,24 @@ def train(
                 )
                 fitted = fitted._replace(forecaster=whole)
                 run.logger.log_metrics({"refit/steps": fitted.best_steps})
-            run.tag("refit", str(spec.training.refit).lower())
             seconds = time.monotonic() - started
-            forecaster, result = fitted.forecaster, None
+            forecaster, result, told = fitted.forecaster, None, None
             if test_windows:
                 alone = {NETWORK: Predictor(replace(forecaster, blend={}))} if forecaster.blend else {}
                 result = tested(panel, forecaster, rivals={**alone, **(rivals or {})}, windows=test_windows)
+                told = with_quantiles(result, {CHALLENGER: forecaster}, levels=LEVELS)
+                _draw(run, told)  # while the bundle is written
             facts = _facts(data, panel, known, fitted, result, weighed, run_id=run.id)
             finished = replace(forecaster, facts=facts if key is None else {**facts, TAG: key})
             bundle = root.bundles / run.id
             _clear(bundle)
             card = card_of(finished)
             digest = artifact.save(finished, bundle, card=card)
-            _record(run, spec, fitted, result, seconds=seconds, windows=test_windows)
-            run.card(card)
             run.tag("bundle_digest", digest)
             if finished.blend:
                 run.tag("blend", tell(finished.blend))
+            run.card(card)
+            _record(run, spec, fitted, told, seconds=seconds, windows=test_windows)
         shutil.rmtree(place)
     return Trained(bundle, digest, run.id, finished, facts["backtest"], result)
 
@@ -257,15 +261,20 @@ def _facts(
     }
 
 
-def _record_choice(run: Run, tried: Sequence[Candidate]) -> None:
-    """What the specification was chosen from: a curve with a step for each, and the best in words."""
+def _choice(tried: Sequence[Candidate]) -> dict[str, str]:
+    """What the specification was chosen from, and the best, in words."""
     if not tried:
-        return
-    run.curve("choice/error", [one.error for one in tried])
+        return {}
     best = min(tried, key=lambda one: one.error)
-    told = ", ".join(f"{one.what} {one.error:.4g}" for one in tried)
-    run.tag("chosen", best.what)
-    run.tag("tried", told)
+    return {"chosen": best.what, "tried": ", ".join(f"{one.what} {one.error:.4g}" for one in tried)}
+
+
+def _draw(run: Run, result: Backtest) -> None:
+    """The pictures of a test."""
+    run.figure("plots/forecast.png", origins_plot(result, CHALLENGER))
+    run.figure("plots/error_by_horizon.png", error_by_horizon(result))
+    if result.quantiles:
+        run.figure("plots/calibration.png", calibration_plot(result))
 
 
 def _record(
@@ -296,9 +305,5 @@ def _record(
     if NETWORK in result.forecasts:
         pure = result.scores(NETWORK)
         run.headline({f"bt_pure/{name}": pure[name] for name in ("mase", "rmsse", "smape")})
-    told = with_quantiles(result, {CHALLENGER: fitted.forecaster}, levels=LEVELS)
-    scoring.record(run, told, score_table(told), model=CHALLENGER, levels=BOUNDS if told.quantiles else ())
-    run.figure("plots/forecast.png", origins_plot(result, CHALLENGER))
-    run.figure("plots/error_by_horizon.png", error_by_horizon(result))
-    if told.quantiles:
-        run.figure("plots/calibration.png", calibration_plot(told))
+    levels = BOUNDS if result.quantiles else ()
+    scoring.record(run, result, score_table(result), model=CHALLENGER, levels=levels)

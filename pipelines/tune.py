@@ -224,10 +224,17 @@ def _try(search: _Search) -> None:
 def _fit(search: _Search, spec: Spec, trial: Trial, reporter: Reporter, *, count: int) -> Fitted:
     """A fit with a run of its own, below that of the search; raises NonFiniteLoss."""
     root, started = search.root, time.monotonic()
-    with open_run(spec, search.dataset, root=root.path, uri=root.uri, trigger=_TRIGGER, parent=search.parent.id) as run:
+    with open_run(
+        spec,
+        search.dataset,
+        root=root.path,
+        uri=root.uri,
+        trigger=_TRIGGER,
+        parent=search.parent.id,
+        title=f"trial {count}",
+        tags={"trial": str(count)},
+    ) as run:
         search.study.begin(trial, count=count, run_id=run.id)
-        run.tag("mlflow.runName", f"trial {count}")
-        run.tag("trial", str(count))
         fitted = fit(search.known, spec, loggers=[run.logger], callbacks=[reporter])
         seconds = time.monotonic() - started
         run.headline({"train/seconds": seconds, "train/windows_per_s": fitted.steps * spec.training.batch / seconds})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import LayoutEngine
 from matplotlib.ticker import MaxNLocator
 from pandas import DatetimeIndex, concat
 
@@ -26,6 +27,49 @@ if TYPE_CHECKING:
 
 HISTORY, FORECAST, TRUTH, BASELINE, GRID = "#4a4e57", "#c2410c", "#1d6fa5", "#8a8f98", "#e3e5e8"
 OTHERS = (FORECAST, TRUTH, "#5b7f3a", "#7a4fa3", "#b8860b", "#0f766e", "#9d174d")  # forecasters beside each other
+
+
+_EDGE, _STAMP, _TITLE, _LABEL, _TICKS = (
+    0.13,
+    0.35,
+    0.3,
+    0.23,
+    0.12,
+)  # inches: an edge, half a date, what stands about axes
+
+
+class Margins(LayoutEngine):
+    """Room about one pair of axes, for its labels and a legend of the figure to its right, each measured once.
+
+    The constrained layout measures everything twice, which takes longer than to draw it.
+    """
+
+    _adjust_compatible = True
+    _colorbar_gridspec = True
+
+    def __init__(self, *, right: float = _EDGE) -> None:
+        super().__init__()
+        self._right = right  # inches, beside a legend
+
+    def execute(self, fig: Figure) -> None:
+        """Places the axes of a figure, its title and its labels."""
+        (axes,) = fig.axes
+        width, height = fig.get_size_inches()
+        bottom = _EDGE + _LABEL + _TICKS + 0.06  # a label, or what all dates share, is below those of the ticks
+        tall = height - bottom - _TITLE
+        axes.set_position((0.1, bottom / height, 0.8, tall / height))
+        longest = max(axes.get_yticklabels(), key=lambda label: len(label.get_text()))
+        above = 0.17 if axes.yaxis.get_major_formatter().get_offset() else 0.0  # such as 1e6, where the title would be
+        labelled = _LABEL if axes.get_ylabel() else 0.0
+        left = _EDGE / 2 + labelled + longest.get_window_extent().width / fig.dpi + _TICKS
+        beside = sum(legend.get_window_extent().width / fig.dpi for legend in fig.legends)
+        wide = max(width - left - beside - self._right, width / 4)
+        tall -= above
+        axes.set_position((left / width, bottom / height, wide / width, tall / height))
+        # Given a place, they are not measured again to find one.
+        axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, y=1 + above / tall)
+        axes.xaxis.set_label_coords(0.5, -(bottom - _LABEL) / tall)
+        axes.yaxis.set_label_coords(-(left - _EDGE / 2 - _LABEL) / wide, 0.5)
 
 
 def forecast_plot(
@@ -77,6 +121,7 @@ def origins_plot(result: Backtest, name: str, *, series: int = 0) -> Figure:
 def error_by_horizon(result: Backtest) -> Figure:
     """MASE of every forecaster at each step ahead."""
     figure, axes = _axes("Error by step ahead")
+    figure.set_layout_engine(Margins())
     steps = np.arange(1, result.horizon + 1)
     marker = "o" if result.horizon == 1 else None  # a line through one point cannot be seen
     named = [name for name in result.forecasts if name != SEASONAL_NAIVE]
@@ -99,7 +144,7 @@ def error_by_horizon(result: Backtest) -> Figure:
     axes.set_ylabel("MASE")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(frameon=False, loc="outside right upper")
+    figure.legend(frameon=False, loc="upper right")
     return figure
 
 
@@ -116,6 +161,7 @@ def overlay_plot(
         baseline: A further column, drawn as one.
     """
     figure, axes = _axes(title)
+    figure.set_layout_engine("constrained")  # for the legend below
     axes.plot(history["ds"], history["y"], color=HISTORY, linewidth=1.2, label="history")
     came = concat([history[["ds", "y"]].tail(1), shown[["ds", "y"]].drop_duplicates("ds")])  # lines join there
     axes.plot(came["ds"], came["y"], color=TRUTH, linewidth=1.4, label="what came")
@@ -140,7 +186,7 @@ def calibration_plot(result: Backtest) -> Figure:
 
     Pooled over series, windows and steps, those that every forecaster answered.
     """
-    figure = Figure(figsize=(5.5, 5.5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5.5, 5.5), dpi=110, layout=Margins())
     axes = dressed(figure.add_subplot(), "Calibration")
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.plot([0, 1], [0, 1], color=BASELINE, linewidth=1.0, linestyle="--", label="as it should be")
@@ -216,7 +262,7 @@ def _place(axes: Axes, stamp: Stamp) -> float:
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=110, layout=Margins(right=_STAMP))
     return figure, dressed(figure.add_subplot(), title)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -10,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from forecaster.errors import ForecasterError, HistoryTooShort
 from forecaster.evaluation.backtest import Backtest, backtest
@@ -190,6 +192,39 @@ def test_plots_are_pictures_and_leave_no_global_figure(result: Backtest) -> None
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 2 * len(blank)
     assert mpl._pylab_helpers.Gcf.get_num_fig_managers() == 0
+
+
+def boxes(figure: Figure) -> dict[str, Bbox]:
+    """Where the texts about the axes of a drawn figure are, and its legend."""
+    [axes] = figure.axes
+    low, high = axes.get_ylim()
+    ticks = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+    texts = {"title": axes._left_title, "x": axes.xaxis.label, "y": axes.yaxis.label} | {
+        "offset": axes.yaxis.get_offset_text(),
+        **{f"tick {number}": label for number, label in enumerate(ticks)},
+    }
+    found = {name: text.get_window_extent() for name, text in texts.items() if text.get_text()}
+    return found | {f"legend {number}": one.get_window_extent() for number, one in enumerate(figure.legends)}
+
+
+def test_whatever_the_numbers_no_text_about_a_plot_is_cut_off_or_lies_on_another(result: Backtest) -> None:
+    quantiles = {"net": np.repeat(result.forecasts["net"][..., None], 3, axis=-1)}
+    told = replace(result, levels=[0.1, 0.5, 0.9], quantiles=quantiles)
+    figures = [error_by_horizon(result), origins_plot(result, "net"), calibration_plot(told)]
+    history = one_series(wave(30))
+    for values in (1e9 * history.y, 12345 + 1e-4 * history.y, -1e-7 * history.y):
+        forecast = Forecast("one", history.stamps_ahead(3), values[:3])
+        figures.append(forecast_plot(replace(history, y=values), forecast, title="one"))
+    offsets = 0
+    for figure in figures:
+        figure.savefig(BytesIO(), format="png")
+        found = boxes(figure)
+        offsets += "offset" in found
+        whole = Bbox.union([figure.bbox, *found.values()])
+        np.testing.assert_allclose(whole.extents, figure.bbox.extents)
+        for (one, box), (other, another) in itertools.combinations(found.items(), 2):
+            assert not box.overlaps(another), (one, other)
+    assert offsets == 3
 
 
 def test_a_plot_draws_the_numbers_it_was_given(result: Backtest) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,16 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Metric, Param
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 
 from forecaster.errors import NoSuchModel, RegistryError
 from forecaster.registry import connect
 from forecaster.spec import Spec
+from pipelines.pixels import files
 from pipelines.runlog import RunLogger, flat
 from pipelines.settings import tracking_uri
 from pipelines.tracking import DataSet, Run, open_run
@@ -56,9 +60,14 @@ class Stub:
         self.status: str | None = None
         self.failing = False
 
-    def log_batch(self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = ()) -> None:
+    def log_batch(
+        self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
+    ) -> None:
         if self.failing:
             raise ConnectionError("no route to host")
+        self.tags |= {tag.key: tag.value for tag in tags}
+        if not (metrics or params):
+            return
         self.batches.append(len(metrics) + len(params))
         self.points += [(metric.key, metric.value, metric.step) for metric in metrics]
         self.params |= {param.key: param.value for param in params}
@@ -225,6 +234,69 @@ def test_a_run_records_what_it_is_told(root: Path, client: MlflowClient, tmp_pat
         "notes.txt",
         "model_card.md",
     }
+
+
+def test_a_picture_is_kept_as_mlflow_would_keep_it(root: Path, client: MlflowClient) -> None:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(6, 3), dpi=100, facecolor="#c2410c")
+    figure.text(0.1, 0.5, "text")
+    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+        run.figure("plots/forecast.png", figure)
+        run.logger.close("FINISHED")
+        ours = {path.name: path for path in (root / "mlruns" / run.id).rglob("*") if path.is_file()}
+        picture = ours.pop("forecast.png")
+        with Image.open(picture) as drawn:
+            drawn.load()
+            client.log_image(run.id, drawn, key="forecast", synchronous=True)
+    assert client.get_run(run.id).data.tags["mlflow.loggedImages"] == "True"
+    images = (root / "mlruns" / run.id / "artifacts" / "images").iterdir()
+    theirs = {path.name: path for path in images if path.name not in ours}
+    for suffix in (".png", "+compressed.webp"):
+        (mine,), (other,) = ([name for name in some if name.endswith(suffix)] for some in (ours, theirs))
+        assert re.sub(r"timestamp\+\d{13}\+[0-9a-f-]{36}", "", mine) == re.sub(
+            r"timestamp\+\d{13}\+[0-9a-f-]{36}", "", other
+        )
+        with Image.open(ours[mine]) as one, Image.open(theirs[other]) as another:
+            assert one.size == another.size
+            far = np.abs(np.asarray(one.convert("RGB"), dtype=int) - np.asarray(another.convert("RGB"), dtype=int))
+            assert far.max() == 0 if suffix == ".png" else far.mean() < 3
+
+
+def test_the_picture_of_a_run_is_what_was_drawn() -> None:
+    from PIL import Image
+
+    drawn = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(files("noise.png", drawn)["noise.png"])) as read:
+        assert read.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(read), drawn)
+
+
+def test_an_errand_is_run_beside_the_rest_and_one_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    stub, done = Stub(), list[int]()
+    logger = RunLogger(stub, "run", seconds=60.0)
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    logger.later("the first", lambda: done.append(1))
+    wait_until(lambda: done == [1])
+    assert stub.batches == [], "metrics wait for their batch"
+    logger.later("the second", lambda: 1 // 0)
+    logger.later("the third", lambda: done.append(3))
+    logger.log_tag("a", "b")
+    logger.close("FINISHED")
+    assert done == [1, 3]
+    assert stub.tags == {"a": "b"}
+    assert [step for _, _, step in stub.points] == [1]
+    assert caplog.messages == ["Could not record the second: integer division or modulo by zero"]
+
+
+def test_a_new_run_has_its_tags_and_its_title_from_the_start(root: Path, client: MlflowClient) -> None:
+    with open_run(SPEC, DATA, root=root, trigger="test", title="trial 3", tags={"trial": "3"}) as run:
+        found = client.get_run(run.id)
+        assert found.info.run_name == "trial 3"
+        assert found.data.tags.items() >= {("trial", "3"), ("trigger", "test"), ("data_digest", DATA.digest)}
+    with open_run(SPEC, DATA, root=root, trigger="test", run_id=run.id, tags={"trial": "4"}):
+        assert client.get_run(run.id).data.tags["trial"] == "4"
 
 
 def test_a_run_names_its_data_set_without_the_password(root: Path, client: MlflowClient) -> None:
