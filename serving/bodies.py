@@ -1,4 +1,4 @@
-"""Large bodies on their way: kept as they come in until a thread reads them, and sent slice by slice.
+"""Large bodies on their way: taken in by turns, kept as they come in until a thread reads them, and sent slice by slice.
 
 To put ten megabytes together, or to hand them over, takes milliseconds for which every connection would wait; and clients that
 send at the same time are done at the same time.
@@ -6,6 +6,7 @@ send at the same time are done at the same time.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -13,6 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 SLICE = 1 << 18  # bytes
+LARGE = 1 << 18  # bytes of a body from which on it is taken in by turns
+AT_A_TIME = 2  # of those
+PATIENCE_S = 0.5  # that a turn lasts at the most
 
 
 class Body(Protocol):
@@ -23,6 +27,37 @@ class Body(Protocol):
 
     def __bytes__(self) -> bytes:
         """All of them."""
+
+
+class Turns:
+    """Large bodies that are sent at the same time are taken in a few at a time: no round of the event loop has them all.
+
+    Who sends slowly burdens no round, and gives its turn to the next after a moment; it goes on without one.
+    """
+
+    def __init__(self, most: int = AT_A_TIME) -> None:
+        self._free = asyncio.Semaphore(most)
+
+    async def take(self) -> Turn:
+        """One, as soon as it is free."""
+        await self._free.acquire()
+        return Turn(self._free)
+
+
+class Turn:
+    """That of one body."""
+
+    def __init__(self, free: asyncio.Semaphore) -> None:
+        self._free = free
+        self._ended = False
+        self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self.end)
+
+    def end(self) -> None:
+        """Gives it to the next, once."""
+        if not self._ended:
+            self._ended = True
+            self._timer.cancel()
+            self._free.release()
 
 
 class InParts:

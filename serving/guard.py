@@ -13,6 +13,7 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.bodies import LARGE, Turn, Turns
 from serving.packing import unpack
 from serving.problem import CLIENT_LEFT, Problem
 
@@ -60,6 +61,7 @@ class Guard:
         self._admit = admit
         self._takes = takes or {}
         self._stamp = stamp
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection."""
@@ -79,8 +81,8 @@ class Guard:
         try:
             _check_path(scope["path"])
             key = self._admit(scope["path"], headers)  # before a byte of the body is read
-            _check_length(headers, max_body=self._max_body)
-            body = await _read(receive, max_body=self._max_body)
+            length = _length(headers, max_body=self._max_body)
+            body = await _read(receive, length=length, max_body=self._max_body, turns=self._turns)
             if body is not None:
                 _check_type(body, headers, takes=self._takes.get(scope["path"], (_JSON,)))
                 plain = body
@@ -153,12 +155,14 @@ def _check_path(path: str) -> None:
         raise Problem("bad_path", "Expected a path without control characters. Correct the address.")
 
 
-def _check_length(headers: dict[bytes, bytes], *, max_body: int) -> None:
+def _length(headers: dict[bytes, bytes], *, max_body: int) -> int:
+    """That which is announced."""
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
         raise Problem("bad_length", "Expected a number in the Content-Length header. Correct the request.")
     if len(length) > 18 or int(length) > max_body:
         raise _too_large(max_body)
+    return int(length)
 
 
 def _check_type(body: Sequence[bytes], headers: dict[bytes, bytes], *, takes: Collection[str]) -> None:
@@ -173,22 +177,29 @@ def _check_type(body: Sequence[bytes], headers: dict[bytes, bytes], *, takes: Co
         )
 
 
-async def _read(receive: Receive, *, max_body: int) -> list[bytes] | None:
+async def _read(receive: Receive, *, length: int, max_body: int, turns: Turns) -> list[bytes] | None:
     """The whole body in parts, counted as they come in (a chunked body announces no length); None if the client left."""
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        part = message.get("body", b"")
-        size += len(part)
-        if size > max_body:
-            raise _too_large(max_body)
-        if part:
-            parts.append(part)
-        if not message.get("more_body", False):
-            return parts
+    turn: Turn | None = None
+    try:
+        while True:
+            if turn is None and max(length, size) >= LARGE:
+                turn = await turns.take()
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part = message.get("body", b"")
+            size += len(part)
+            if size > max_body:
+                raise _too_large(max_body)
+            if part:
+                parts.append(part)
+            if not message.get("more_body", False):
+                return parts
+    finally:
+        if turn is not None:
+            turn.end()
 
 
 def _replay(body: Sequence[bytes], receive: Receive) -> Receive:
