@@ -163,7 +163,7 @@ def _changed(choose: Callable[[], Chosen], changed: Mapping[str, int]) -> Chosen
 def main() -> None:
     """Measures, prints, writes; ends with 1 where tracking costs too much."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--ordinary", type=int, default=2, help="pairs of `forecaster train hospital`")
     parser.add_argument("--steps", type=int, default=None, help="of each training of configs/hospital.yaml")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "logging.md")
