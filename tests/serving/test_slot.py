@@ -65,7 +65,9 @@ def test_a_published_model_is_swapped_in_under_readers_who_always_see_a_whole_on
     done = threading.Event()
 
     def read() -> None:
-        while not done.is_set():
+        last = False
+        while not last:
+            last = done.is_set()  # once more after that
             model = slot.current
             assert model is not None
             seen.add((model.release.version, shift(model)))
