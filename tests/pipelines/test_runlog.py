@@ -1,0 +1,156 @@
+"""The logger of a run: what is queued travels in batches, and a store that fails costs no training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from mlflow.entities import Metric, Param, RunTag
+
+from pipelines.runlog import RunLogger
+
+
+class Stub:
+    """A client that remembers the sizes of batches, and fails as long as it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.params: dict[str, str] = {}
+        self.points: list[tuple[str, float, int]] = []
+        self.tags: dict[str, str] = {}
+        self.status: str | None = None
+        self.failing = False
+
+    def log_batch(
+        self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
+    ) -> None:
+        if self.failing:
+            raise ConnectionError("no route to host")
+        self.tags |= {tag.key: tag.value for tag in tags}
+        if not (metrics or params):
+            return
+        self.batches.append(len(metrics) + len(params))
+        self.points += [(metric.key, metric.value, metric.step) for metric in metrics]
+        self.params |= {param.key: param.value for param in params}
+
+    def set_tag(self, run_id: str, key: str, value: Any) -> None:
+        self.tags[key] = value
+
+    def set_terminated(self, run_id: str, status: str | None = None) -> None:
+        self.status = status
+
+
+def wait_until(condition: Any) -> None:
+    patience = time.monotonic() + 10.0
+    while not condition():
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+
+
+def test_metrics_travel_in_batches_of_at_most_a_thousand() -> None:
+    stub = Stub()
+    logger = RunLogger(stub, "run", seconds=60.0)
+    for step in range(2500):
+        logger.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
+    assert stub.batches == []
+    logger.close("FINISHED")
+    assert stub.batches == [1000, 1000, 500]
+    assert [step for _, _, step in stub.points] == list(range(2500))
+    assert stub.status == "FINISHED"
+
+
+def test_a_flush_sends_without_waiting_and_the_clock_sends_too() -> None:
+    stub = Stub()
+    logger = RunLogger(stub, "run", seconds=60.0)
+    logger.log_metrics({"train/loss": 1.0, "epoch": 0}, 1)
+    logger.flush()
+    wait_until(lambda: stub.batches == [2])
+    logger.close("FINISHED")
+
+    stub = Stub()
+    logger = RunLogger(stub, "run", seconds=0.05)
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    wait_until(lambda: stub.batches == [1])
+    logger.close("FINISHED")
+
+
+def test_lightning_finishing_a_fit_does_not_end_the_run() -> None:
+    stub = Stub()
+    logger = RunLogger(stub, "run")
+    logger.finalize("success")
+    assert stub.status is None
+    logger.close("FAILED")
+    logger.close("FINISHED")
+    assert stub.status == "FAILED"
+
+
+def test_parameters_are_flat_and_within_the_limits_of_mlflow() -> None:
+    stub = Stub()
+    logger = RunLogger(stub, "run")
+    logger.log_hyperparams({"network": {"hidden": 64, "cell": "gru"}, "text": "x" * 7000, "none": None})
+    logger.log_hyperparams({f"p{i}": i for i in range(250)})
+    logger.close("FINISHED")
+    assert stub.params["network.hidden"] == "64"
+    assert stub.params["none"] == "None"
+    assert len(stub.params["text"]) == 6000
+    assert len(stub.params) == 254
+    assert max(stub.batches) <= 100
+
+
+def test_a_value_that_is_not_finite_is_named_and_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    stub = Stub()
+    logger = RunLogger(stub, "run")
+    for step, value in enumerate([1.0, float("nan"), float("inf"), 2.0]):
+        logger.log_metrics({"train/loss": value}, step)
+    logger.close("FINISHED")
+    assert stub.points == [("train/loss", 1.0, 0), ("train/loss", 2.0, 3)]
+    assert stub.tags == {"nonfinite": "train/loss = nan at step 1"}
+    assert caplog.messages == ["A metric is not finite and is left out: train/loss = nan at step 1."]
+
+
+def test_a_store_that_fails_for_a_while_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    stub = Stub()
+    stub.failing = True
+    logger = RunLogger(stub, "run", seconds=0.01)
+    logger.log_hyperparams({"a": 1})
+    for step in range(5):
+        logger.log_metrics({"train/loss": 1.0}, step)
+    wait_until(lambda: caplog.messages)
+    stub.failing = False
+    wait_until(lambda: len(stub.points) == 5)
+    logger.close("FINISHED")
+    assert [step for _, _, step in stub.points] == list(range(5))
+    assert stub.params == {"a": "1"}
+    assert len(caplog.messages) == 2  # once that it failed, once that it works again
+
+
+def test_a_store_that_stays_away_costs_the_oldest_metrics_and_a_count(caplog: pytest.LogCaptureFixture) -> None:
+    stub = Stub()
+    stub.failing = True
+    logger = RunLogger(stub, "run", seconds=60.0, capacity=10)
+    for step in range(30):
+        logger.log_metrics({"train/loss": 1.0}, step)
+    logger.flush()
+    wait_until(lambda: caplog.messages)
+    logger.close("FINISHED")
+    assert "30 values of run run could not be recorded." in caplog.messages
+    assert stub.status == "FINISHED"
+
+
+def test_an_errand_is_run_beside_the_rest_and_one_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    stub, done = Stub(), list[int]()
+    logger = RunLogger(stub, "run", seconds=60.0)
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    logger.later("the first", lambda: done.append(1))
+    wait_until(lambda: done == [1])
+    assert stub.batches == [], "metrics wait for their batch"
+    logger.later("the second", lambda: 1 // 0)
+    logger.later("the third", lambda: done.append(3))
+    logger.log_tag("a", "b")
+    logger.close("FINISHED")
+    assert done == [1, 3]
+    assert stub.tags == {"a": "b"}
+    assert [step for _, _, step in stub.points] == [1]
+    assert caplog.messages == ["Could not record the second: integer division or modulo by zero"]
