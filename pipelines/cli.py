@@ -174,7 +174,7 @@ def new_key(
     """
     file = (keys or where.open().path / "keys").expanduser().absolute()
     # By name and not by import, as `serve`.
-    os.execv(sys.executable, [sys.executable, "-m", "serving.keys", name, ",".join(scope), str(file)])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "serving.asgi.auth", name, ",".join(scope), str(file)])  # noqa: S606
 
 
 @app.command

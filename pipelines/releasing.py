@@ -118,7 +118,7 @@ def _on_this_server(name: str, root: Root, *, undo: bool) -> tuple[Version, Vers
 def _pin(name: str, root: Root, *options: str) -> str:
     """By name and not by import, as `serve`; what it says against it is on the terminal already."""
     slot = os.environ.get("FORECASTER_SERVING_SLOT") or str(root.slot)
-    words = [sys.executable, "-m", "serving.pin", name, slot, *options]
+    words = [sys.executable, "-m", "serving.deployment.local_rollback", name, slot, *options]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if done.returncode:
         sys.exit(max(done.returncode, 1))

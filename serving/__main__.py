@@ -7,13 +7,13 @@ import sys
 
 from pydantic import ValidationError
 
-from serving import logs
-from serving.keys import BadKeys, keyring
-from serving.launch import serve
+from serving import log_format
+from serving.asgi.auth import BadKeys, keyring
 from serving.settings import PREFIX, Settings
+from serving.supervisor import serve
 
 if __name__ == "__main__":
-    logs.configure()
+    log_format.configure()
     try:
         settings = Settings.read(os.environ)
     except ValidationError as error:

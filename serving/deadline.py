@@ -6,7 +6,7 @@ import time
 from threading import Event
 from typing import NamedTuple
 
-from serving.problem import CLIENT_LEFT, Problem
+from serving.errors import CLIENT_LEFT, Problem
 
 
 class Deadline(NamedTuple):

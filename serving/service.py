@@ -18,7 +18,7 @@ from typing import Any
 import bentoml
 from starlette.types import ASGIApp
 
-from serving import logs
+from serving import log_format
 from serving.settings import Settings
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # "1" would not be understood
@@ -32,9 +32,11 @@ class _Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml loads its
     """A service with an application of ours in place of BentoML's own."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        from serving import routes  # here, because the process that starts the workers has no need of it
+        from serving.routes import (
+            app as routes,  # here, because the process that starts the workers has no need of it
+        )
 
-        logs.configure()
+        log_format.configure()
         sys.setswitchinterval(_TURN_S)
         app = routes.build(_settings).app
         gc.freeze()  # modules stay, and to look through them for garbage keeps the lock for a tenth of a second

@@ -24,7 +24,7 @@ from benchmarks.service.load import Job, Told
 from benchmarks.service.raw import BUNDLE
 from forecaster import artifact
 from forecaster.spec import NetworkSpec, Spec
-from serving import slot as slots
+from serving.deployment import slot as slots
 from serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

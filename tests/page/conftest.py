@@ -16,9 +16,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from forecaster import artifact
-from serving import routes
+from serving.deployment.slot import Load, Release, Slot, publish, staging
+from serving.routes import app
 from serving.settings import Settings
-from serving.slot import Load, Release, Slot, publish, staging
 from tests.serving.conftest import load_stub, write_stub
 
 SWITCHES = [
@@ -76,7 +76,7 @@ def served(slot_folder: Path, *, load: Load = load_stub, **fields: Any) -> Itera
     uvicorn = pytest.importorskip("uvicorn")
     settings = Settings(slot=slot_folder, **fields)
     slot = Slot(slot_folder, load=load, reload_s=settings.reload_s)
-    application = routes.build(settings, slot=slot)
+    application = app.build(settings, slot=slot)
     slot.check()
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:

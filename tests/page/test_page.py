@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving import keys
-from serving.accuracy import AccuracyAnswer
+from serving.asgi import auth
+from serving.routes.accuracy import AccuracyAnswer
 from tests.page.conftest import Open, publish_card, served
 from tests.page.test_forecast_view import GOOD, drawn, forecast, paste
 
@@ -93,7 +93,7 @@ def test_foreign_text_stays_text(visit: Open, tmp_path: Path) -> None:
 
 def test_with_keys_on(visit: Open, tmp_path: Path) -> None:
     publish_card(tmp_path / "slot", "# A stub\n")
-    key = keys.new("reader", ["read"], tmp_path / "keys")
+    key = auth.new("reader", ["read"], tmp_path / "keys")
     with served(tmp_path / "slot", keys_file=tmp_path / "keys") as address:
         page = visit(address)
         addresses: list[str] = []

@@ -18,8 +18,8 @@ from pipelines.cli import main
 from pipelines.settings import Root
 from pipelines.sources import Data, read
 from pipelines.train import train
-from serving import routes
-from serving import slot as slots
+from serving.deployment import slot as slots
+from serving.routes import app
 from serving.settings import Settings
 from tests.pipelines.conftest import noise, small
 
@@ -170,7 +170,7 @@ def test_a_trained_model_of_numbered_steps_answers_over_http(
         artifact.save(trained.forecaster, draft / "bundle", card="# small\n")
         digest = artifact.digest(draft / "bundle")
         slots.publish(folder, draft / "bundle", slots.Release(name="small", version="1", digest=digest))
-    served = routes.build(Settings(slot=folder))
+    served = app.build(Settings(slot=folder))
     served.slot.check()
     one = read(Data(str(table))).series[0]
     y = one.y.tolist()

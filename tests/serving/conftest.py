@@ -22,9 +22,9 @@ from forecaster.drift import Drift
 from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
-from serving import routes
+from serving.deployment.slot import Load, Release, publish, staging
+from serving.routes import app
 from serving.settings import Settings
-from serving.slot import Load, Release, publish, staging
 
 LEAST = 3
 
@@ -127,7 +127,7 @@ def slot_folder(tmp_path: Path) -> Path:
 class Client:
     """Asks an application in this process, from outside its event loop."""
 
-    def __init__(self, served: routes.Served, portal: BlockingPortal) -> None:
+    def __init__(self, served: app.Served, portal: BlockingPortal) -> None:
         self.slot, self.beside = served.slot, served.beside
         self._portal = portal
         self._transport = httpx.ASGITransport(app=served.app, raise_app_exceptions=False)
@@ -158,7 +158,7 @@ def application(slot_folder: Path) -> Iterator[MakeClient]:
 
         def make(*, load: Load = load_stub, **fields: Any) -> Client:
             settings = Settings(slot=slot_folder, reload_s=0.01, **fields)
-            served = routes.build(settings, load=load)
+            served = app.build(settings, load=load)
             served.slot.check()
             stack.enter_context(portal.wrap_async_context_manager(served.routes.router.lifespan_context(served.routes)))
             return Client(served, portal)

@@ -12,8 +12,8 @@ import pytest
 
 from forecaster import artifact
 from forecaster.conformal import calibrate
-from serving import ledger as ledgers
-from serving.slot import Release, load_bundle, publish, staging
+from serving import ledger_writer as ledgers
+from serving.deployment.slot import Release, load_bundle, publish, staging
 from tests.samples import make_forecaster, make_spec
 from tests.serving.conftest import Client, MakeClient
 

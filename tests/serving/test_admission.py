@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.admission import Admission
+from serving.asgi.admission import Admission
 from serving.deadline import Deadline
-from serving.problem import Problem
+from serving.errors import Problem
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import assets, keys
+from serving.asgi import assets, auth
 from tests.serving.conftest import Client, MakeClient, publish_stub
 
 OWN = [asset.path for asset in assets.read()]
@@ -84,7 +84,7 @@ def test_only_reading_is_allowed(client: Client) -> None:
 
 def test_the_page_needs_no_key_and_forecasts_do(slot_folder: Path, make_client: MakeClient, tmp_path: Path) -> None:
     publish_stub(slot_folder)
-    keys.new("reader", ["read"], tmp_path / "keys")
+    auth.new("reader", ["read"], tmp_path / "keys")
     client = make_client(keys_file=tmp_path / "keys")
     assert {client.get(path).status_code for path in OWN} == {200}
     assert client.post("/v1/forecast", json={}).status_code == client.get("/page/none.js").status_code == 401

@@ -11,7 +11,7 @@ import httpx
 
 from forecaster.errors import ForecasterError
 from forecaster.series import Forecast, Series
-from serving import routes
+from serving.routes import app
 from serving.settings import Settings
 from tests.serving.conftest import LastValue, publish_stub, series
 
@@ -31,7 +31,7 @@ ASKED: list[tuple[int, int]] = []
 
 def test_one_alone_is_answered_where_it_came_in_and_several_are_rolled_together(slot_folder: Path) -> None:
     publish_stub(slot_folder)
-    served = routes.build(Settings(slot=slot_folder), load=lambda _: Noting())
+    served = app.build(Settings(slot=slot_folder), load=lambda _: Noting())
     served.slot.check()
     ASKED.clear()
 

@@ -12,7 +12,7 @@ import pytest
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.predict import Predictor
-from serving.slot import load_bundle
+from serving.deployment.slot import load_bundle
 from tests.samples import panel_of, wave
 from tests.serving.conftest import Client, MakeClient, publish_stub, series
 from tests.serving.test_client import publish_real

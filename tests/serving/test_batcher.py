@@ -16,15 +16,15 @@ import pytest
 from forecaster import artifact
 from forecaster.errors import ForecasterError
 from forecaster.series import Forecast, Series
-from serving import answer as answering
-from serving import batcher
-from serving.admission import Admission
-from serving.answer import Answered, Asked
-from serving.batcher import Batcher, Ticket
+from serving.asgi.admission import Admission
 from serving.deadline import Deadline
-from serving.problem import Problem
+from serving.deployment.slot import InUse, Release, load_bundle
+from serving.errors import Problem
+from serving.forecasting import answer as answering
+from serving.forecasting import batcher
+from serving.forecasting.answer import Answered, Asked
+from serving.forecasting.batcher import Batcher, Ticket
 from serving.settings import Settings
-from serving.slot import InUse, Release, load_bundle
 from tests.samples import make_forecaster, make_spec
 from tests.serving.conftest import LastValue, StubForecaster, series
 

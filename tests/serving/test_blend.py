@@ -16,7 +16,7 @@ from forecaster.blend import NETWORK
 from forecaster.frequency import tell
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Series
-from serving.slot import Release, load_bundle, publish, staging
+from serving.deployment.slot import Release, load_bundle, publish, staging
 from tests.samples import make_forecaster, make_spec, one_series, wave
 from tests.serving.conftest import Client, LastValue, MakeClient, StubForecaster, publish_stub, series
 from tests.serving.test_docs import faults, schema_of

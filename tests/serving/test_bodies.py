@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from serving import bodies
-from serving.bodies import AT_A_TIME, LARGE, InParts, Sliced, gather
-from serving.guard import Guard
+from serving.asgi import bodies
+from serving.asgi.bodies import AT_A_TIME, LARGE, InParts, Sliced, gather
+from serving.asgi.middleware import Guard
 
 
 def _request(messages: list[dict[str, Any]]) -> Request:

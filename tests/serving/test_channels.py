@@ -16,7 +16,7 @@ from forecaster.model import regressor
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
-from serving.slot import Release, Slot, publish, staging
+from serving.deployment.slot import Release, Slot, publish, staging
 from tests.serving.conftest import Client, MakeClient, publish_stub, series
 
 STEPS, HORIZON = 12, 5

@@ -39,9 +39,10 @@ from forecaster.errors import (
 )
 from forecaster.predict import Predictor
 from pipelines.cli import main
-from serving import keys, routes
+from serving.asgi import auth
+from serving.deployment.slot import Load, Release, Slot, load_bundle, publish, staging
+from serving.routes import app
 from serving.settings import Settings
-from serving.slot import Load, Release, Slot, load_bundle, publish, staging
 from tests.samples import make_forecaster, make_spec, wave
 from tests.serving.conftest import load_stub, publish_stub
 
@@ -69,7 +70,7 @@ def serve(slot_folder: Path) -> Iterator[Serve]:
         settings = Settings(slot=slot_folder, reload_s=0.05, **fields)
         slot = Slot(slot_folder, load=load, reload_s=settings.reload_s)
         slot.check()
-        server = uvicorn.Server(uvicorn.Config(routes.build(settings, slot=slot).app, log_config=None, lifespan="on"))
+        server = uvicorn.Server(uvicorn.Config(app.build(settings, slot=slot).app, log_config=None, lifespan="on"))
         door = socket.socket()
         door.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
@@ -196,7 +197,7 @@ def test_one_series_that_is_too_much_is_told(slot_folder: Path, serve: Serve) ->
 
 def test_a_key_lets_in_and_is_shown_nowhere(slot_folder: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_stub(slot_folder)
-    key = keys.new("shop", ["read"], slot_folder.parent / "keys")
+    key = auth.new("shop", ["read"], slot_folder.parent / "keys")
     url = serve(keys_file=slot_folder.parent / "keys")
     monkeypatch.setenv("FORECASTER_KEY", key)
     with Client(url) as client:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.problem import CODES
+from serving.errors import CODES
 from serving.settings import Settings
 from tests.serving.conftest import Client, MakeClient, publish_stub, series
 

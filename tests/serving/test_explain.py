@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from forecaster.explain import explain
-from serving.slot import load_bundle
+from serving.deployment.slot import load_bundle
 from tests.samples import START, one_series, wave
 from tests.serving.conftest import MakeClient, publish_stub, series
 from tests.serving.test_client import publish_real

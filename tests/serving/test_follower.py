@@ -12,8 +12,8 @@ import pytest
 
 from forecaster.errors import BundleDamaged, MissingPackage, NoSuchModel
 from forecaster.registry import Version
-from serving import slot as slots
-from serving.follower import Target, follow, main, news, take
+from serving.deployment import slot as slots
+from serving.deployment.follower import Target, follow, main, news, take
 from tests.serving.conftest import load_stub, write_stub
 
 

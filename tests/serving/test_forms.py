@@ -16,9 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving import arrow, lines, routes
 from serving.deadline import Deadline
-from serving.problem import Problem
+from serving.errors import Problem
+from serving.forecasting import ndjson as lines
+from serving.formats import arrow
+from serving.routes import app
 from tests.serving.conftest import Client, LastValue, MakeClient, publish_stub, series
 from tests.serving.test_docs import faults
 
@@ -193,7 +195,7 @@ def test_no_more_is_computed_for_who_leaves_or_does_not_fetch(left: str) -> None
         await asyncio.sleep(3600 if left != "leaves" and message["type"] == "http.response.body" else 0.005)
 
     async def story() -> None:
-        answer = routes.Streamed(pieces(), Deadline.after(0.01), ())
+        answer = app.Streamed(pieces(), Deadline.after(0.01), ())
         with contextlib.suppress(TimeoutError):  # the guard then lets the server cut the connection
             await asyncio.wait_for(answer({"type": "http"}, receive, send), 5)
 

@@ -19,8 +19,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from serving import arrow, keys, lines, openapi
-from serving.slot import load_bundle
+from serving.asgi import auth
+from serving.deployment.slot import load_bundle
+from serving.forecasting import ndjson
+from serving.formats import arrow
+from serving.routes import openapi
 from tests.serving.conftest import Client, application
 from tests.serving.test_client import publish_real
 
@@ -36,7 +39,7 @@ OPERATIONS = [(route.method.upper(), route.path) for route in openapi.ROUTES]
 ASKING = [(route.method.upper(), route.path) for route in openapi.ROUTES if route.asks]
 
 
-@schemathesis.serializer(lines.MEDIA_TYPE, arrow.MEDIA_TYPE)
+@schemathesis.serializer(ndjson.MEDIA_TYPE, arrow.MEDIA_TYPE)
 def as_it_is(_: Any, value: Any) -> bytes:
     """Bodies that the document calls text."""
     return value if isinstance(value, bytes) else str(value).encode()
@@ -68,7 +71,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder: Path = tmp_path_factory.mktemp("slot")
     publish_real(folder)
-    key = keys.new("fuzz", ["admin"], folder / "keys")
+    key = auth.new("fuzz", ["admin"], folder / "keys")
     with application(folder) as make:
         yield World(make(load=load_bundle, keys_file=folder / "keys", ledger="on"), key)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.guard import Guard
+from serving.asgi.middleware import Guard
 from tests.serving.conftest import Client, LastValue, MakeClient, application, publish_stub, series
 from tests.sweep import pairwise
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import keys
-from serving.keys import BadKeys, Keyring, keyring
+from serving.asgi import auth
+from serving.asgi.auth import BadKeys, Keyring, keyring
 from serving.settings import Settings
 from tests.serving.conftest import Client, MakeClient, publish_stub, series
 
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reader(file: Path) -> str:
-    return keys.new("reader", ["read"], file)
+    return auth.new("reader", ["read"], file)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def digest(key: str) -> str:
 
 
 def test_a_key_is_long_and_random_and_only_its_hash_is_kept(file: Path) -> None:
-    made = [keys.new(name, ["read"], file) for name in ("a", "b")]
+    made = [auth.new(name, ["read"], file) for name in ("a", "b")]
     text = file.read_text()
     assert len(set(made)) == 2
     assert all(len(key) > 43 and key not in text and digest(key) in text for key in made)
@@ -55,19 +55,19 @@ def test_a_key_is_long_and_random_and_only_its_hash_is_kept(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a", "two words", "", "a\nb"])
 def test_a_name_that_is_taken_or_is_none_makes_no_key(file: Path, name: str) -> None:
-    keys.new("a", ["read"], file)
+    auth.new("a", ["read"], file)
     before = file.read_text()
     with pytest.raises(BadKeys):
-        keys.new(name, ["read"], file)
+        auth.new(name, ["read"], file)
     with pytest.raises(BadKeys):
-        keys.new("b", ["write"], file)
+        auth.new("b", ["write"], file)
     assert file.read_text() == before
 
 
 def test_what_stood_in_the_file_stays(file: Path) -> None:
     file.write_text(f"# ours\nold admin sha256:{digest('old')}  # until May")
-    keys.new("new", ["read", "observe"], file)
-    assert [(key.name, key.scopes) for key in keys.parse(file.read_text(), source="")] == [
+    auth.new("new", ["read", "observe"], file)
+    assert [(key.name, key.scopes) for key in auth.parse(file.read_text(), source="")] == [
         ("old", {"admin"}),
         ("new", {"read", "observe"}),
     ]
@@ -113,7 +113,7 @@ def test_a_body_is_not_read_before_the_key_is(client: Client) -> None:
     ("scopes", "statuses"), [(["read"], [200, 403]), (["observe"], [403, 200]), (["admin"], [200, 200])]
 )
 def test_a_key_opens_what_its_scopes_say(client: Client, file: Path, scopes: list[str], statuses: list[int]) -> None:
-    key = keys.new("other", scopes, file)
+    key = auth.new("other", scopes, file)
     _wait(client, key, refused=401)
     assert [client.get(path, headers=bearer(key)).status_code for path in ("/v1/model", "/metrics")] == statuses
 
@@ -128,11 +128,11 @@ def _wait(client: Client, key: str, *, refused: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "LOOK_S", 0.01)
+    monkeypatch.setattr(auth, "LOOK_S", 0.01)
 
 
 def test_keys_are_changed_while_the_server_runs(client: Client, file: Path, reader: str) -> None:
-    second = keys.new("second", ["read"], file)
+    second = auth.new("second", ["read"], file)
     _wait(client, second, refused=401)
     assert client.get("/v1/model", headers=bearer(reader)).status_code == 200, "both are good for a while"
     file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "second" in line))
@@ -178,7 +178,7 @@ def test_an_address_that_others_reach_needs_keys(file: Path, reader: str) -> Non
 
 
 def run(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    package = Path(keys.__file__).parents[1]
+    package = Path(auth.__file__).parents[2]
     ours = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER")}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],

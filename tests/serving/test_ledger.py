@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from serving import keys
-from serving.ledger import Scribe
+from serving.asgi import auth
+from serving.ledger_writer import Scribe
 from serving.settings import Settings
 from tests.serving.conftest import Client, MakeClient, publish_stub, series
 from tests.serving.test_docs import faults, schema_of
@@ -375,7 +375,7 @@ def test_every_form_of_a_request_is_kept(client: Client) -> None:
 
 def test_what_came_needs_a_key_of_its_own(slot_folder: Path, make_client: MakeClient, tmp_path: Path) -> None:
     publish_stub(slot_folder)
-    made = {scope: keys.new(scope, [scope], tmp_path / "keys") for scope in ("read", "actuals")}
+    made = {scope: auth.new(scope, [scope], tmp_path / "keys") for scope in ("read", "actuals")}
     client = make_client(ledger="on", keys_file=tmp_path / "keys")
 
     def statuses(scope: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from forecaster.series import Forecast
-from serving import standing
+from serving.deployment import status
 from tests.serving.conftest import LastValue, MakeClient, publish_stub, series
 
 
@@ -36,7 +36,7 @@ def test_batches_engine_time_stand_ins_and_the_age_of_the_model_are_measured(
     found = values(client.get("/metrics").text)
     assert (found["forecaster_batch_series_count"], found["forecaster_stand_ins_total"]) == (0, 0)
     assert found["forecaster_registry_reached_timestamp_seconds"] == 0
-    standing.write(slot_folder, standing.Standing(looked_at=began, reached_at=began - 5))
+    status.write(slot_folder, status.Standing(looked_at=began, reached_at=began - 5))
     many = [series(id="a"), series(id="wild 1"), series(id="wild 2"), series(id="short", y=[1.0])]
     assert client.post("/v1/forecast", json={"series": many, "horizon": 2}).status_code == 200
     assert client.post("/v1/forecast", json={"series": many[:1], "horizon": 2}).status_code == 200

@@ -13,7 +13,7 @@ from forecaster.model import regressor
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
-from serving.slot import Slot
+from serving.deployment.slot import Slot
 from tests.serving.conftest import Client, MakeClient, load_stub, publish_stub, series
 
 LAST = 2**62 - 1

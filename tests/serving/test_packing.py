@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from serving import arrow, lines, packing
-from serving.problem import Problem
+from serving.asgi import compression
+from serving.errors import Problem
+from serving.forecasting import ndjson as lines
+from serving.formats import arrow
 from tests.serving.conftest import Client, MakeClient, publish_stub, series
 from tests.serving.test_forms import ASK, ROWS, ndjson, post, stream, table
 
@@ -58,7 +60,7 @@ def test_a_bomb_is_refused_as_soon_as_it_is_too_large(client: Client, encoding: 
 
 def test_no_more_is_unpacked_than_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = 0
-    real = packing._gunzip
+    real = compression._gunzip
 
     def counted(body: bytes) -> Any:
         nonlocal taken
@@ -66,9 +68,9 @@ def test_no_more_is_unpacked_than_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
             taken += len(part)
             yield part
 
-    monkeypatch.setattr(packing, "_gunzip", counted)
+    monkeypatch.setattr(compression, "_gunzip", counted)
     with pytest.raises(Problem):
-        packing.unpack(gzip.compress(bytes(50 << 20)), b"gzip", most=1_000_000)
+        compression.unpack(gzip.compress(bytes(50 << 20)), b"gzip", most=1_000_000)
     assert taken <= 1_000_000 + (1 << 16)
 
 
@@ -83,15 +85,15 @@ DAMAGED = {  # by name: a gzip holds the second in which it was made, and every 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_gzip_is_a_400(content: bytes) -> None:
     if not content:
-        assert packing.unpack(content, b"gzip", most=10) == b""
+        assert compression.unpack(content, b"gzip", most=10) == b""
         return
     with pytest.raises(Problem) as problem:
-        packing.unpack(content, b"gzip", most=10_000)
+        compression.unpack(content, b"gzip", most=10_000)
     assert problem.value.code == "malformed_encoding"
 
 
 def test_a_gzip_of_two_members_is_both(client: Client) -> None:
-    assert packing.unpack(gzip.compress(b"one ") + gzip.compress(b"two"), b"gzip", most=100) == b"one two"
+    assert compression.unpack(gzip.compress(b"one ") + gzip.compress(b"two"), b"gzip", most=100) == b"one two"
 
 
 @pytest.mark.parametrize(

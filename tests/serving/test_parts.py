@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import parsing, parts
-from serving.columnar import ColumnsRequest
-from serving.problem import Problem
-from serving.schema import ForecastRequest
+from serving.errors import Problem
+from serving.formats import chunked_json, parsing
+from serving.formats.json_columns import ColumnsRequest
+from serving.formats.schema import ForecastRequest
 
 TINY = {"PARTS_FROM": 0, "PIECE": 12, "_MEMBER": 6, "_WINDOW": 7, "NUMBERS": 5, "PACKED_FROM": 4}
 HARD = st.text(st.sampled_from('"\\[]{},: aé€😀\n\x00'), max_size=12)
@@ -31,7 +31,7 @@ SHAPES = st.sampled_from([{}, {"indent": 1}, {"separators": (",", ":")}, {"separ
 def _tiny() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, size in TINY.items():
-            patch.setattr(parts, name, size)
+            patch.setattr(chunked_json, name, size)
         yield
 
 
@@ -43,7 +43,7 @@ def _told(load: Any, text: bytes) -> Any:
 
 
 def _same(text: bytes) -> None:
-    assert _told(lambda given: parts.loads(given).value, text) == _told(orjson.loads, text)
+    assert _told(lambda given: chunked_json.loads(given).value, text) == _told(orjson.loads, text)
 
 
 @settings(max_examples=200)
@@ -59,7 +59,7 @@ def test_no_document_that_is_an_array_or_an_object_is_left_to_orjson(
 ) -> None:
     padded = ["a text, so that there are not more brackets than else" * 9, document]
     text = json.dumps(padded, ensure_ascii=plain, **shape).encode()
-    assert repr(parts._Cutting(text).whole().value) == repr(orjson.loads(text))
+    assert repr(chunked_json._Cutting(text).whole().value) == repr(orjson.loads(text))
 
 
 @settings(max_examples=200)
@@ -128,7 +128,7 @@ def test_a_request_in_parts_says_the_same(kind: Any, fields: dict[str, Any], mon
     assert all(len(values) == sum(counts) for values, counts in told.lists)
     request = parsing.validated(kind, told)
     assert all(values == [] for values, _ in told.lists)  # freed in parts, once they were read
-    monkeypatch.setattr(parts, "PACKED_FROM", 1000)
+    monkeypatch.setattr(chunked_json, "PACKED_FROM", 1000)
     plain = kind.model_validate(fields)
     histories = request.series() if isinstance(request, ColumnsRequest) else request.series
     expected = plain.series() if isinstance(plain, ColumnsRequest) else plain.series
@@ -148,7 +148,7 @@ def test_the_faults_of_a_request_in_parts_are_told_as_at_once(monkeypatch: pytes
     text = orjson.dumps(fields)
     with pytest.raises(Problem) as in_parts:
         parsing.validated(ForecastRequest, parsing.parse(text))
-    monkeypatch.setattr(parts, "PARTS_FROM", len(text) + 1)
+    monkeypatch.setattr(chunked_json, "PARTS_FROM", len(text) + 1)
     with pytest.raises(Problem) as at_once:
         parsing.validated(ForecastRequest, parsing.parse(text))
     assert str(in_parts.value) == str(at_once.value)
@@ -170,4 +170,4 @@ ARRAYS = st.tuples(st.integers(0, 4), st.integers(0, 9)).map(
     )
 )
 def test_what_is_written_in_parts_is_what_is_written_at_once(value: Any) -> None:
-    assert parts.dumps(value) == orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    assert chunked_json.dumps(value) == orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

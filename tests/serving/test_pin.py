@@ -9,10 +9,10 @@ import pytest
 from forecaster.errors import BundleDamaged, NoSuchModel
 from forecaster.failpoints import CHOSEN, POINTS, SWITCH, Broken
 from forecaster.registry import Version
-from serving import pin, standing
-from serving import slot as slots
-from serving.follower import Target, news, take
-from serving.slot import Slot
+from serving.deployment import local_rollback, status
+from serving.deployment import slot as slots
+from serving.deployment.follower import Target, news, take
+from serving.deployment.slot import Slot
 from tests.serving.conftest import load_stub
 from tests.serving.test_follower import FakeRegistry, steps
 
@@ -41,13 +41,13 @@ def served(target: Target) -> str:
     return worker.current.release.version
 
 
-def put_back(target: Target) -> pin.Pin:
-    return pin.put_back(target.slot, "sales", at="2026-11-21T03:00:00+00:00", load=load_stub)
+def put_back(target: Target) -> local_rollback.Pin:
+    return local_rollback.put_back(target.slot, "sales", at="2026-11-21T03:00:00+00:00", load=load_stub)
 
 
 def undo(target: Target) -> None:
-    pin.undo(target.slot, "sales")
-    pin.lift(target.slot)
+    local_rollback.undo(target.slot, "sales")
+    local_rollback.lift(target.slot)
 
 
 def test_the_release_before_answers_and_the_follower_does_not_undo_it(registry: FakeRegistry, target: Target) -> None:
@@ -55,7 +55,7 @@ def test_the_release_before_answers_and_the_follower_does_not_undo_it(registry: 
     assert (found.release.version, found.instead_of.version) == ("1", "2")
     assert served(target) == "1"
     assert list(steps(registry, target, lambda: None, lambda: None)) == ["1", "1", "1"]
-    assert standing.tell(target.slot, poll_s=1).behind == "rolled back here, from version 2 to 1"
+    assert status.tell(target.slot, poll_s=1).behind == "rolled back here, from version 2 to 1"
 
 
 def test_it_is_the_same_when_it_is_asked_for_again(target: Target) -> None:
@@ -77,25 +77,25 @@ def test_a_rollback_in_the_registry_ends_it_and_the_next_promotion_is_followed(
 
     seen = steps(registry, target, lambda: name(Version("sales", "1", release.digest, None)), lambda: name(left))
     assert list(seen) == ["1", "1", "2"], "whoever names it again means it"
-    assert pin.read(target.slot) is None
+    assert local_rollback.read(target.slot) is None
 
 
 def test_another_version_is_followed_at_once(registry: FakeRegistry, target: Target) -> None:
     put_back(target)
     seen = steps(registry, target, lambda: registry.promote("3", shift=3.0))
     assert list(seen) == ["1", "3"]
-    assert pin.read(target.slot) is None
-    assert standing.tell(target.slot, poll_s=1).behind is None
+    assert local_rollback.read(target.slot) is None
+    assert status.tell(target.slot, poll_s=1).behind is None
 
 
 def test_it_is_undone_in_one_call(registry: FakeRegistry, target: Target) -> None:
-    assert put_back(target) == pin.undo(target.slot, "sales")
+    assert put_back(target) == local_rollback.undo(target.slot, "sales")
     assert served(target) == "2"
-    pin.lift(target.slot)
+    local_rollback.lift(target.slot)
     assert served(target) == "2"
     assert news(registry, target) is None
     with pytest.raises(NoSuchModel, match="nothing to undo"):
-        pin.undo(target.slot, "sales")
+        local_rollback.undo(target.slot, "sales")
 
 
 def test_where_nothing_was_before_the_slot_stays_as_it_is(registry: FakeRegistry, slot_folder: Path) -> None:
@@ -108,9 +108,9 @@ def test_where_nothing_was_before_the_slot_stays_as_it_is(registry: FakeRegistry
     with pytest.raises(NoSuchModel, match="besides the one in use"):
         put_back(target)
     with pytest.raises(NoSuchModel, match="'sales'"):
-        pin.put_back(slot_folder, "others", at="", load=load_stub)
+        local_rollback.put_back(slot_folder, "others", at="", load=load_stub)
     assert served(target) == "1"
-    assert pin.read(slot_folder) is None
+    assert local_rollback.read(slot_folder) is None
 
 
 @pytest.mark.parametrize("manifest", ['{"bad": 1}', '{"shift": 5.0, "freq": "h"}'])
@@ -121,7 +121,7 @@ def test_a_release_that_was_damaged_does_not_come_back(target: Target, manifest:
     with pytest.raises(BundleDamaged):
         put_back(target)
     assert served(target) == "2"
-    assert pin.read(target.slot) is None
+    assert local_rollback.read(target.slot) is None
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,12 @@ def test_an_undoing_that_breaks_is_completed_by_repeating_it(
     monkeypatch.setenv(SWITCH, "1")
     monkeypatch.setenv(CHOSEN, "local.restored=raise")
     with pytest.raises(Broken):
-        pin.undo(target.slot, "sales")
+        local_rollback.undo(target.slot, "sales")
     monkeypatch.delenv(CHOSEN)
     assert served(target) == "2"
     undo(target)
     assert served(target) == "2"
-    assert pin.read(target.slot) is None
+    assert local_rollback.read(target.slot) is None
     assert news(registry, target) is None
 
 
@@ -172,8 +172,8 @@ def test_a_release_that_was_put_back_is_the_last_that_is_pruned(registry: FakeRe
 
 
 def test_the_program_says_what_it_is_for(capsys: pytest.CaptureFixture[str], slot_folder: Path) -> None:
-    assert pin.main([]) == 2
-    assert pin.main(["sales", str(slot_folder), "--other"]) == 2
+    assert local_rollback.main([]) == 2
+    assert local_rollback.main(["sales", str(slot_folder), "--other"]) == 2
     assert capsys.readouterr().err.count("usage") == 2
-    assert pin.main(["sales", str(slot_folder)]) == 1
+    assert local_rollback.main(["sales", str(slot_folder)]) == 1
     assert "it has nothing" in capsys.readouterr().err

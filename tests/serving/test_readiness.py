@@ -24,10 +24,10 @@ from forecaster import artifact
 from forecaster.errors import BundleDamaged, BundleError
 from forecaster.failpoints import CHOSEN, SWITCH, Broken
 from forecaster.registry import Registry, Version
-from serving import slot as slots
-from serving import standing
-from serving.follower import Target, follow, take
-from serving.slot import Release, Slot, load_bundle, publish, staging
+from serving.deployment import slot as slots
+from serving.deployment import status
+from serving.deployment.follower import Target, follow, take
+from serving.deployment.slot import Release, Slot, load_bundle, publish, staging
 from tests.samples import make_forecaster, make_spec
 from tests.serving.conftest import Client, MakeClient, load_stub, publish_stub, series, write_stub
 from tests.serving.test_follower import Enough, FakeRegistry
@@ -85,12 +85,12 @@ def test_a_registry_that_is_down_changes_nothing_but_the_age_and_the_reason(
     looks(lambda: registry, target)
     client = make_client(**FOLLOWING)
     before = client.post("/v1/forecast", json=GOOD).json()
-    reached = standing.read(target.slot).reached_at
+    reached = status.read(target.slot).reached_at
     registry.down = True
     looks(lambda: registry, target)
     found = told(client)["follower"]
     assert found["behind"] == "the registry could not be followed (ConnectionError)"
-    assert standing.read(target.slot).reached_at == reached, "as a follower that was started anew found it"
+    assert status.read(target.slot).reached_at == reached, "as a follower that was started anew found it"
     assert client.post("/v1/forecast", json=GOOD).json() == before
     registry.down = False
     looks(lambda: registry, target)
@@ -148,7 +148,7 @@ def test_a_follower_that_fell_silent_is_told(target: Target, make_client: MakeCl
         "reached_s": None,
         "behind": "the follower has not looked yet",
     }
-    standing.write(target.slot, standing.Standing(looked_at=time.time() - 500, reached_at=time.time() - 500))
+    status.write(target.slot, status.Standing(looked_at=time.time() - 500, reached_at=time.time() - 500))
     assert told(client)["follower"]["behind"] == "the follower has not looked for 500 s"
     (target.slot / "follower.json").write_text("{")
     assert told(client)["follower"]["looked_s"] is None
@@ -348,7 +348,7 @@ def test_a_worker_broken_before_the_swap_goes_on_with_the_old_model(
 
 
 def test_a_bundle_that_is_no_bundle_of_ours_is_told_by_its_own_word() -> None:
-    assert standing.reason(BundleDamaged("Expected a in /srv/slot/x."), Path("/srv/slot")) == (
+    assert status.reason(BundleDamaged("Expected a in /srv/slot/x."), Path("/srv/slot")) == (
         "bundle_damaged: Expected a in slot/x."
     )
-    assert standing.reason(ValueError("postgresql://me:secret@host"), Path("/srv")) == "ValueError"
+    assert status.reason(ValueError("postgresql://me:secret@host"), Path("/srv")) == "ValueError"

@@ -15,8 +15,8 @@ from forecaster.errors import ForecasterError, HistoryTooShort
 from forecaster.predict import Predictor
 from forecaster.series import Series
 from serving.deadline import Deadline
-from serving.problem import Problem
-from serving.rounds import LEAST, in_rounds
+from serving.errors import Problem
+from serving.forecasting.sampling import LEAST, in_rounds
 from tests.forecaster.test_carried import learned
 from tests.samples import make_spec, one_series, wave
 from tests.serving.conftest import LastValue, MakeClient, StubForecaster, publish_stub, series

@@ -14,10 +14,10 @@ import pytest
 
 from forecaster.ledger.store import Ledger
 from forecaster.series import Series
-from serving import ledger as ledgers
-from serving.ledger import Scribe
+from serving import ledger_writer as ledgers
+from serving.deployment.slot import Slot
+from serving.ledger_writer import Scribe
 from serving.settings import Settings
-from serving.slot import Slot
 from tests.serving.conftest import load_stub, publish_stub
 from tests.serving.test_ledger import rows
 

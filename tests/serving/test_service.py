@@ -25,7 +25,7 @@ from forecaster.predict import Forecaster, Predictor
 from forecaster.registry import Registry, connect
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
-from serving import slot as slots
+from serving.deployment import slot as slots
 from serving.settings import Settings
 
 CONTEXT, HORIZON = 12, 6
@@ -62,7 +62,7 @@ def running(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen
         **settings.environment(),
         "HOME": str(elsewhere),
         "TMPDIR": str(temporary),
-        "PYTHONPATH": str(Path(slots.__file__).parents[1]),
+        "PYTHONPATH": str(Path(slots.__file__).parents[2]),
     }
     process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, cwd=elsewhere)
     try:
@@ -170,11 +170,11 @@ def test_a_promotion_in_the_registry_reaches_the_server(slot_folder: Path, tmp_p
 
 def test_serving_reaches_no_trainer_no_plots_and_no_registry() -> None:
     program = (
-        "import sys, serving.service, serving.launch, forecaster.artifact, forecaster.predict\n"
+        "import sys, serving.service, serving.supervisor, forecaster.artifact, forecaster.predict\n"
         "found = {'pytorch_lightning', 'lightning', 'matplotlib', 'mlflow'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(found)) or 0)"
     )
-    package = Path(slots.__file__).parents[1]
+    package = Path(slots.__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER_")}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=package, capture_output=True, text=True, check=False

@@ -15,8 +15,8 @@ from forecaster.graph.runner import GraphRunner
 from forecaster.model.compiled import kernel
 from forecaster.model.plain import Plain
 from forecaster.predict import Predictor
-from serving import slot as slots
-from serving.slot import InUse, Slot
+from serving.deployment import slot as slots
+from serving.deployment.slot import InUse, Slot
 from tests.samples import make_forecaster, make_spec
 from tests.serving.conftest import LastValue, MakeClient, load_stub, publish_stub, series
 

@@ -7,7 +7,7 @@ import pytest
 
 from forecaster.errors import BadStamp
 from forecaster.frequency import at
-from serving import stamps
+from serving.formats import timestamps
 
 GOOD = [
     "2026-01-01",
@@ -30,8 +30,8 @@ BAD = ["", "yesterday", "2026-13-01", "2026-1-1", "2026-01-01T25:00", 2**62]
 
 @pytest.mark.parametrize("written", GOOD)
 def test_one_stamp_is_read_as_many_are(written: str | int) -> None:
-    stamp, style = stamps.read_one(written, where="a")
-    many = stamps.read([written], where="a")
+    stamp, style = timestamps.read_one(written, where="a")
+    many = timestamps.read([written], where="a")
     assert (stamp, style if not isinstance(written, int) else None) == (
         at(many.stamps, 0),
         many.style if not isinstance(written, int) else None,
@@ -45,7 +45,7 @@ def test_one_stamp_is_read_as_many_are(written: str | int) -> None:
 @pytest.mark.parametrize("written", BAD)
 def test_what_is_refused_among_many_is_refused_alone_in_the_same_words(written: str | int) -> None:
     told = []
-    for read in (lambda: stamps.read_one(written, where="a"), lambda: stamps.read([written], where="a")):
+    for read in (lambda: timestamps.read_one(written, where="a"), lambda: timestamps.read([written], where="a")):
         with pytest.raises(BadStamp) as error:
             read()
         told.append(error.value.message)
@@ -54,7 +54,7 @@ def test_what_is_refused_among_many_is_refused_alone_in_the_same_words(written: 
 
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin", "Etc/GMT+5"])
 def test_stamps_are_written_in_the_time_of_their_zone(zone: str | None) -> None:
-    style = stamps.read_one("2026-07-01T00:00:00Z" if zone else "2026-07-01T00:00:00", where="a")[1]
+    style = timestamps.read_one("2026-07-01T00:00:00Z" if zone else "2026-07-01T00:00:00", where="a")[1]
     moments = pd.date_range("2026-07-01 10:00", periods=3, freq="h", tz=zone)
     written = style.write(moments)
     end = "Z" if zone else ""

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from forecaster.errors import BadState, StateOfOtherModel, StateTooLarge
 from forecaster.predict import Predictor
 from forecaster.series import Series
-from serving.launch import _environment
-from serving.schema import CarriedSeries
+from serving.formats.schema import CarriedSeries
+from serving.formats.state_token import FORMAT, Model, Seal, issue, to_series
+from serving.formats.timestamps import Style
 from serving.settings import Settings
-from serving.stamps import Style
-from serving.state import FORMAT, Model, Seal, issue, to_series
+from serving.supervisor import _environment
 from tests.forecaster.test_carried import COLUMNS, ENCODING, history, learned
 from tests.samples import START, wave
 from tests.serving.conftest import Client, MakeClient, publish_stub, series

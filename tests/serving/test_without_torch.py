@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from forecaster import artifact
-from serving import slot as slots
+from serving.deployment import slot as slots
 from tests.samples import make_forecaster, make_spec
 
 # As a worker does: the application, a slot with a bundle, a request; and then what was imported for it.
@@ -53,7 +53,7 @@ print(json.dumps({"engine": type(model.predictor.engine).__name__,
 
 
 def ask(slot: Path, asked: str = "{}") -> dict[str, Any]:
-    package = Path(slots.__file__).parents[1]
+    package = Path(slots.__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER_")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(slot), asked],

@@ -23,7 +23,7 @@ from pipelines.releases import promote, register
 from pipelines.settings import Root
 from pipelines.sources import Data
 from pipelines.train import train
-from serving.keys import keyring
+from serving.asgi.auth import keyring
 from serving.settings import Settings
 from tests.pipelines.conftest import small
 from tests.samples import make_forecaster, make_spec

@@ -23,9 +23,9 @@ from pipelines.jobs import Job
 from pipelines.releases import audited
 from pipelines.schedule import Scheduler
 from pipelines.settings import Root
-from serving import pin
-from serving import slot as slots
-from serving.follower import Target, news, take
+from serving.deployment import local_rollback
+from serving.deployment import slot as slots
+from serving.deployment.follower import Target, news, take
 from tests.pipelines.test_shadow import serve
 from tests.sweep import points_of, some
 from tests.system.nursery import Nursery, opened
@@ -108,7 +108,7 @@ def test_a_server_that_is_rolled_back_alone_is_killed(
     assert news(store, target) is None, "the follower undoes neither"
     assert nursery.run(command, world.folder) == 0, (world.folder / "process.log").read_text()[-2000:]
     assert slots.published(target.slot) == goal
-    assert (pin.read(target.slot) is None) == undone
+    assert (local_rollback.read(target.slot) is None) == undone
     told = audited(world.root, "small")
     assert len(told.lines) == lines + 1, "a line each, however often it was typed"
     assert told.faults == (), "the champion of the registry is as it was"

@@ -1,0 +1,1 @@
+"""ASGI middleware and its parts: authentication, admission, bodies, compression, metrics, static files."""

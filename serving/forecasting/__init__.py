@@ -1,0 +1,1 @@
+"""From a parsed request to one outcome per series: batching, sampling, deadlines."""

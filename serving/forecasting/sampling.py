@@ -1,0 +1,55 @@
+"""Paths are drawn in rounds, some of every series in each: when the deadline comes near, what is done counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from forecaster.errors import ForecasterError
+from forecaster.shapes import Float64
+from serving.deadline import Deadline
+from serving.errors import Problem
+
+Paths = Float64[np.ndarray, "path horizon"] | ForecasterError
+LEAST = 20  # paths of a series that are worth an answer; fewer only where fewer were asked for
+_FIRST, _MOST = 1 << 14, 1 << 17  # steps of all paths of a round, if those are more than the least
+_SHARE = 0.85  # of the time until the deadline; the rest is for writing the answer
+
+
+def in_rounds(
+    draw: Callable[[range, Deadline], Sequence[Paths]], *, samples: int, steps: int, deadline: Deadline
+) -> list[Paths]:
+    """The paths of each series, or what stands in its way; as many as there was time for, if those are LEAST or more.
+
+    Raises Problem if the deadline passes before. Twice the paths take less than twice the time: rounds double where there is
+    time for that.
+
+    Args:
+        draw: Draws the paths of these numbers of every series, and raises Problem once a deadline has passed.
+        samples: Paths that were asked for.
+        steps: Steps ahead of all series together.
+        deadline: Of the answer.
+    """
+    size, most = (max(LEAST, at_once // steps) for at_once in (_FIRST, _MOST))
+    soon = deadline._replace(seconds=_SHARE * deadline.seconds)
+    rounds: list[Sequence[Paths]] = []
+    done, took = 0, 0.0
+    while done < samples and (not rounds or soon.left > took):
+        if rounds and soon.left > 2 * took:
+            size = min(2 * size, most)
+        some, before = range(done, min(done + size, samples)), deadline.left
+        try:
+            rounds.append(draw(some, soon if rounds else deadline))
+        except Problem:
+            if not rounds or deadline.over:
+                raise
+            break
+        took, done = before - deadline.left, some.stop
+    return [_joined(parts) for parts in zip(*rounds, strict=True)]
+
+
+def _joined(parts: Sequence[Paths]) -> Paths:
+    drawn = [part for part in parts if not isinstance(part, ForecasterError)]
+    faults = [part for part in parts if isinstance(part, ForecasterError)]
+    return faults[0] if faults else np.concatenate(drawn)

@@ -1,0 +1,1 @@
+"""Between bytes and records: one file per wire format, and the validation that they share."""

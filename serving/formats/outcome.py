@@ -1,0 +1,39 @@
+"""The outcome of one series of a request: its forecast and what goes with it, or an error. Every format writes these records."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from forecaster.errors import ForecasterError
+from forecaster.series import Forecast
+from forecaster.shapes import Float64
+from serving.formats.timestamps import Numbers, Style
+
+
+class Answer(NamedTuple):
+    """The forecast of a series, and what else its request asked for.
+
+    Attributes:
+        forecast: The forecast.
+        style: How its stamps are to be written.
+        paths: Sampled futures; None if none were asked for.
+        warnings: What a reader should know of it.
+        fewer: Whether there are fewer paths than were asked for.
+        state: To go on from; None if none was asked for.
+    """
+
+    forecast: Forecast
+    style: Style | Numbers
+    paths: Float64[np.ndarray, "path horizon"] | None
+    warnings: list[str]
+    fewer: bool = False
+    state: str | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of a series."""
+
+    id: str
+    found: Answer | ForecasterError
