@@ -31,10 +31,10 @@ from unittest import mock
 
 from forecaster.registry import connect
 from forecaster.spec import Spec
-from pipelines import train as training
-from pipelines.first_choice import Chosen, first_choice
 from pipelines.settings import Root
 from pipelines.sources import Data, read_spec
+from pipelines.training import train as training
+from pipelines.training.spec_selection import Chosen, first_choice
 
 HERE = Path(__file__).parent
 BOUND = 1.05  # of the time without tracking

@@ -27,11 +27,11 @@ from forecaster.registry import CHAMPION, Registry
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
 from forecaster.spec import Spec
-from pipelines.monitoring import Finding, ledger_of, look
-from pipelines.need import need
-from pipelines.once import retrain_once
-from pipelines.promotion import Verdict
-from pipelines.releases import champion_of, fetch
+from pipelines.monitoring.monitor import Finding, ledger_of, look
+from pipelines.promotion.gate import Verdict
+from pipelines.promotion.promote import champion_of, fetch
+from pipelines.retraining.retrain import retrain_once
+from pipelines.retraining.triggers import need
 from pipelines.settings import Root
 from pipelines.sources import Data
 

@@ -23,10 +23,10 @@ from forecaster.evaluation.statistical import LONGEST_ETS_SEASON, statistical
 from forecaster.frequency import earlier
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Panel
-from pipelines import scoring
 from pipelines.settings import Root
 from pipelines.sources import Data, read
-from pipelines.tracking import DataSet, open_run
+from pipelines.tracking import backtests
+from pipelines.tracking.run import DataSet, open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,7 +155,7 @@ def record(done: Backtested, contenders: Mapping[str, Contender], data: Data, ro
     source = DataSet(data.name, done.panel.digest(), data.source, model.cutoff, context="evaluation")
     tags = {"bundle_digest": artifact.digest(bundle), "trained_by": str(model.facts.get("run_id", ""))}
     with open_run(model.spec, source, root=root.path, uri=root.uri, trigger="backtest", tags=tags) as run:
-        scoring.record(run, done.result, done.scores, model=done.model, levels=done.result.levels)
+        backtests.record(run, done.result, done.scores, model=done.model, levels=done.result.levels)
         for name, figure in pictures(done).items():
             run.figure(f"plots/{name}", figure)
         return run.id

@@ -26,10 +26,10 @@ from forecaster.evaluation.plots import forecast_plot
 from forecaster.frequency import tell
 from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Forecast, Series
-from pipelines.retrain import retrain
+from pipelines.retraining.retrain import retrain
 from pipelines.settings import SERVING, Root, serving_environment
 from pipelines.sources import Data, read, read_spec
-from pipelines.train import train
+from pipelines.training.train import train
 
 LEVELS = [0.1, 0.9]  # an interval that is to hold 80 % of what comes
 SHOWN = 3  # series that are asked for and drawn

@@ -39,7 +39,7 @@ from forecaster.training.fit import fit
 from forecaster.training.loss import lessons, loss_of, teacher_forced_loss
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.train import train
+from pipelines.training.train import train
 
 RESULTS = Path(__file__).parent.parent / "results" / "loop.md"
 CONTEXT, BATCH, HIDDEN, RATE, CLIP = 30, 50, 64, 1e-3, 1.0

@@ -28,7 +28,7 @@ from forecaster.spec import Spec
 from forecaster.training.fit import fit
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.train import train
+from pipelines.training.train import train
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 warnings.filterwarnings("ignore")

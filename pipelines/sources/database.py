@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from forecaster.errors import InputError, MissingPackage, SourceUnavailable
-from pipelines.confidential import SQL_URL, redacted, secret
+from pipelines.redaction import SQL_URL, redacted, secret
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from forecaster.errors import InputError, MissingPackage, SourceNotFound, SourceUnavailable
-from pipelines.confidential import has_password, redacted, without_password
+from pipelines.redaction import has_password, redacted, without_password
 from pipelines.sources.tables import ENDINGS, File, is_table
 
 

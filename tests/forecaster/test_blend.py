@@ -21,7 +21,7 @@ from forecaster.predict import Forecaster, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.spec import Statistical
 from forecaster.statistical import MODELS
-from pipelines.arguments import Blended
+from pipelines.commands.options import Blended
 from tests.forecaster.test_artifact import rewrite
 from tests.samples import make_forecaster, make_spec, one_series, wave
 

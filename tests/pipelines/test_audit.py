@@ -15,12 +15,12 @@ from forecaster.errors import BundleDamaged, NoSuchModel
 from forecaster.failpoints import CHOSEN, POINTS, SWITCH, Broken, point
 from forecaster.predict import Forecaster
 from forecaster.registry import CHAMPION, FORMER, Registry, Version
-from pipelines.audit import AuditLog
-from pipelines.releases import audited, champion_of, fetch, promote, register
-from pipelines.rollback import roll_back
+from pipelines.promotion.audit_log import AuditLog
+from pipelines.promotion.promote import audited, champion_of, fetch, promote, register
+from pipelines.promotion.rollback import roll_back
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.train import train
+from pipelines.training.train import train
 from tests.pipelines.conftest import small
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's

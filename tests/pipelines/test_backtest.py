@@ -20,9 +20,9 @@ from forecaster.evaluation.significance import paired
 from forecaster.evaluation.statistical import STATISTICAL
 from forecaster.registry import connect
 from forecaster.series import Panel
-from pipelines import terminal
-from pipelines.arguments import Where
-from pipelines.backtesting import Baseline, contenders
+from pipelines.commands import console
+from pipelines.commands.backtest import Baseline, contenders
+from pipelines.commands.options import Where
 from pipelines.settings import Root
 from pipelines.sources import Data, read
 from tests.pipelines.conftest import noise, small
@@ -278,7 +278,7 @@ def test_a_tracked_backtest_holds_the_champion_against_it_under_the_names_of_tra
 
 
 def test_long_work_is_told_now_and_then_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    seldom, often = terminal.counter(every=3600.0), terminal.counter(every=-1.0)
+    seldom, often = console.counter(every=3600.0), console.counter(every=-1.0)
     for done in (1, 2):
         seldom("auto_ets", done, 2)
         often("auto_ets", done, 2)

@@ -14,12 +14,12 @@ from forecaster.blend import NETWORK
 from forecaster.errors import MissingPackage
 from forecaster.predict import Predictor
 from forecaster.registry import CHALLENGER, connect
-from pipelines.arguments import spec_of
 from pipelines.cli import main
-from pipelines.retrain import retrain
+from pipelines.commands.options import spec_of
+from pipelines.retraining.retrain import retrain
 from pipelines.settings import Root
 from pipelines.sources import Data, read
-from pipelines.train import Trained, train
+from pipelines.training.train import Trained, train
 from tests.pipelines.conftest import small
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's

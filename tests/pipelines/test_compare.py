@@ -14,13 +14,13 @@ from forecaster.errors import InputError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.significance import paired
 from forecaster.registry import CHALLENGER, Registry
-from pipelines.comparison import compared
-from pipelines.recorded import Recorded, recorded
-from pipelines.releases import register
-from pipelines.scoring import Kept
+from pipelines.comparison.compare import compared
+from pipelines.promotion.promote import register
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.train import Trained, train
+from pipelines.tracking.backtests import Kept
+from pipelines.tracking.reader import Recorded, recorded
+from pipelines.training.train import Trained, train
 from tests.pipelines.conftest import BAD, noise, small
 from tests.pipelines.test_channels import run
 
@@ -145,7 +145,7 @@ def test_models_are_named_by_alias_and_by_version(world: World, capsys: pytest.C
 
 def test_a_beginning_that_two_runs_share_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     both = [world.good.run_id, world.bad.run_id]
-    monkeypatch.setattr("pipelines.recorded._beginning", lambda client, told: both)
+    monkeypatch.setattr("pipelines.tracking.reader._beginning", lambda client, told: both)
     with pytest.raises(InputError, match=r"'abcd' begins 2 of them: .* Give more of it"):
         recorded("abcd", world.root)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from forecaster.errors import InputError, ZoneUnknown
-from pipelines.cron import Cron
+from pipelines.scheduling.cron import Cron
 
 
 def at(text: str) -> datetime:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from forecaster.errors import InputError, MissingPackage, SourceUnavailable
-from pipelines.confidential import SQL_URL, redacted, secret, without_password
+from pipelines.redaction import SQL_URL, redacted, secret, without_password
 from pipelines.sources import Data, read
 from tests.pipelines.conftest import noise
 from tests.pipelines.postgres import PASSWORD, QUOTED, running

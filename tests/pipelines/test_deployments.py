@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipelines.cli import app
-from pipelines.cron import Cron
+from pipelines.scheduling.cron import Cron
 from tests.system.world import environment
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -90,7 +90,7 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
 
 def test_the_deployment_of_prefect_calls_a_retraining() -> None:
     [deployment] = yaml.safe_load((DOCKER / "prefect/prefect.yaml").read_text())["deployments"]
-    assert deployment["entrypoint"] == "pipelines/prefect_flow.py:retrain_flow"
+    assert deployment["entrypoint"] == "pipelines/scheduling/prefect_flow.py:retrain_flow"
     command, arguments = parsed(["retrain", *deployment["parameters"]["words"]])
     assert (command, arguments["trigger"]) == ("retrain", "prefect")
     [schedule] = deployment["schedules"]
@@ -101,7 +101,7 @@ def test_the_deployment_of_prefect_calls_a_retraining() -> None:
 PROGRAM = """
 import os, sys
 from pathlib import Path
-import pipelines.prefect_flow as ours
+import pipelines.scheduling.prefect_flow as ours
 from prefect.testing.utilities import prefect_test_harness
 from prefect.settings import get_current_settings
 

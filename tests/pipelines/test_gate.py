@@ -16,9 +16,9 @@ from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.resampling import paired_gain
 from forecaster.registry import CHALLENGER, CHAMPION
 from forecaster.series import Series
-from pipelines.policy import Policy, read_policy
-from pipelines.promotion import LEVELS, SEASONAL_NAIVE, Evidence, Verdict, judge
-from pipelines.report import as_html, as_json
+from pipelines.promotion.gate import LEVELS, SEASONAL_NAIVE, Evidence, Verdict, judge
+from pipelines.promotion.policy import Policy, read_policy
+from pipelines.promotion.report import as_html, as_json
 
 HORIZON, SEASON = 12, 12
 

@@ -17,16 +17,16 @@ from mlflow import MlflowClient
 from forecaster import artifact
 from forecaster.errors import BaseMoved, InputError, NoSuchModel, RefusedByGate
 from forecaster.registry import CHALLENGER, CHAMPION, FORMER, Registry, Version, connect
-from pipelines import retrain as retraining
-from pipelines.audit import AuditLog
-from pipelines.evidence import gather
-from pipelines.policy import Policy
-from pipelines.promotion import judge
-from pipelines.releases import champion_of, fetch, promote, register
-from pipelines.retrain import retrain
+from pipelines.promotion.audit_log import AuditLog
+from pipelines.promotion.evidence import gather
+from pipelines.promotion.gate import judge
+from pipelines.promotion.policy import Policy
+from pipelines.promotion.promote import champion_of, fetch, promote, register
+from pipelines.retraining import retrain as retraining
+from pipelines.retraining.retrain import retrain
 from pipelines.settings import Root
 from pipelines.sources import Data, read
-from pipelines.train import Trained, _clear, train
+from pipelines.training.train import Trained, _clear, train
 from tests.pipelines.conftest import BAD, noise, small
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's

@@ -23,12 +23,12 @@ from forecaster.predict import Predictor
 from forecaster.registry import CHAMPION, Registry
 from forecaster.series import Series
 from pipelines import cli
-from pipelines.monitoring import attention, ledger_of, look
-from pipelines.releases import promote, register
+from pipelines.monitoring.monitor import attention, ledger_of, look
+from pipelines.monitoring.report import as_html, as_json, as_prometheus
+from pipelines.promotion.promote import promote, register
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.train import train
-from pipelines.watch import as_html, as_json, as_prometheus
+from pipelines.training.train import train
 from tests.pipelines.conftest import noise, small
 
 SERIES, HOURS, HORIZON = 16, 48, 4
@@ -205,7 +205,7 @@ def test_a_retraining_that_is_asked_for_if_needed_hears_of_it(
     assert "the ledger was not asked" in told.err
     assert "fck_secret" not in told.err
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", moved)
-    monkeypatch.setattr("pipelines.once.retrain_once", _stop)
+    monkeypatch.setattr("pipelines.retraining.retrain.retrain_once", _stop)
     with pytest.raises(_Stopped):
         cli.main([*arguments, "--config", str(config)])
     assert capsys.readouterr().out.startswith("needed  the CUSUM of one-step errors")

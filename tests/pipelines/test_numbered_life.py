@@ -17,7 +17,7 @@ from forecaster.spec import Spec
 from pipelines.cli import main
 from pipelines.settings import Root
 from pipelines.sources import Data, read
-from pipelines.train import train
+from pipelines.training.train import train
 from serving.deployment import slot as slots
 from serving.routes import app
 from serving.settings import Settings

@@ -13,16 +13,16 @@ import pytest
 
 from forecaster.failpoints import Broken
 from forecaster.registry import CHAMPION, Registry, connect
-from pipelines.audit import AuditLog
 from pipelines.cli import main
-from pipelines.key import TAG, code_version, key_of
-from pipelines.need import need
-from pipelines.once import alone, retrain_once
-from pipelines.policy import Policy
-from pipelines.releases import champion_of, promote, recorded
-from pipelines.rollback import roll_back
+from pipelines.promotion.audit_log import AuditLog
+from pipelines.promotion.policy import Policy
+from pipelines.promotion.promote import champion_of, promote, recorded
+from pipelines.promotion.rollback import roll_back
+from pipelines.retraining.retrain import alone, retrain_once
+from pipelines.retraining.triggers import need
 from pipelines.settings import Root
 from pipelines.sources import Data, read
+from pipelines.training.retrain_key import TAG, code_version, key_of
 from tests.pipelines.conftest import BAD, noise, small
 from tests.system.world import write_config
 

@@ -14,9 +14,9 @@ from forecaster.errors import ForecasterError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.series import Forecast, Series
-from pipelines.card import finite, reliable_horizon
-from pipelines.policy import Policy
-from pipelines.promotion import judge
+from pipelines.promotion.gate import judge
+from pipelines.promotion.policy import Policy
+from pipelines.training.model_card import finite, reliable_horizon
 
 SHAPE = (3, 2, 4)  # series, windows, steps ahead
 FEW = Policy(least=3)

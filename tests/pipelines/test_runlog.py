@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Metric, Param, RunTag
 
-from pipelines.runlog import RunLogger
+from pipelines.tracking.logger import RunLogger
 
 
 class Stub:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from forecaster.errors import InputError
-from pipelines.arguments import words_of
 from pipelines.cli import app, main
-from pipelines.jobs import Beat, Book, Job
-from pipelines.schedule import Scheduler, SchedulerRuns
+from pipelines.commands.options import words_of
+from pipelines.scheduling.jobs import Beat, Book, Job
+from pipelines.scheduling.scheduler import Scheduler, SchedulerRuns
 from pipelines.settings import Root
 from tests.pipelines.conftest import noise, small
 from tests.system.world import write_config

@@ -13,12 +13,12 @@ from forecaster.ledger.records import Made, Observed
 from forecaster.ledger.store import Ledger
 from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
 from pipelines.cli import main
-from pipelines.promotion import Check, Verdict
-from pipelines.releases import Recorded, audited, promote, register
+from pipelines.monitoring.shadow import judge_shadow, promote_shadow
+from pipelines.promotion.gate import Check, Verdict
+from pipelines.promotion.promote import Recorded, audited, promote, register
 from pipelines.settings import Root
-from pipelines.shadow import judge_shadow, promote_shadow
 from pipelines.sources import Data
-from pipelines.train import train
+from pipelines.training.train import train
 from tests.pipelines.conftest import small
 
 HORIZON = 4
@@ -122,7 +122,7 @@ def test_what_the_gate_found_besides_is_heeded(
     def gate(**failed: str) -> None:
         checks = tuple(Check(name, False, None, None, reason) for name, reason in failed.items())
         found = Recorded(Verdict(checks), two[0].number, Path("report.html"))
-        monkeypatch.setattr("pipelines.shadow.recorded", lambda *_: found)
+        monkeypatch.setattr("pipelines.monitoring.shadow.recorded", lambda *_: found)
 
     gate(champion="the gain might be luck", size="300 MB")
     with pytest.raises(RefusedByGate, match="other faults: 300 MB"):

@@ -9,7 +9,7 @@ import pytest
 
 from forecaster.errors import BadSpec
 from forecaster.spec import NetworkSpec, Spec, TrainingSpec
-from pipelines.space import SPACE, Ground, Range, own, searched, spec_at, told, value_at
+from pipelines.tuning.search_space import SPACE, Ground, Range, own, searched, spec_at, told, value_at
 from tests.samples import panel_of, wave
 
 

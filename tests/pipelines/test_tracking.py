@@ -23,10 +23,10 @@ from mlflow.entities import DatasetInput
 from forecaster.errors import NoSuchModel, RegistryError
 from forecaster.registry import connect
 from forecaster.spec import Spec
-from pipelines.pixels import files
-from pipelines.runlog import flat
 from pipelines.settings import tracking_uri
-from pipelines.tracking import DataSet, Run, open_run
+from pipelines.tracking.figures import files
+from pipelines.tracking.logger import flat
+from pipelines.tracking.run import DataSet, Run, open_run
 
 SPEC = Spec(name="sine", context=30, horizon=3)
 DATA = DataSet(
@@ -294,7 +294,7 @@ import sys, time
 from pathlib import Path
 import pandas as pd
 from forecaster.spec import Spec
-from pipelines.tracking import DataSet, open_run
+from pipelines.tracking.run import DataSet, open_run
 
 data = DataSet("sine.csv", "ab" * 32, "sine.csv", pd.Timestamp("2026-01-31"))
 with open_run(Spec(name="sine", context=30, horizon=3), data, root=Path(sys.argv[1]), trigger="test") as run:

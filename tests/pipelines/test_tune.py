@@ -24,13 +24,13 @@ from forecaster.registry import connect
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import Fitted, fit
-from pipelines import tune as tuning
-from pipelines.pictures import optimization_history, parameter_importance
 from pipelines.settings import Root
 from pipelines.sources import Data, read, read_spec
-from pipelines.study import DONE, PRUNED, REFUSED, Reporter, Tried, _alone
-from pipelines.train import train
-from pipelines.tune import Tuned, _known, _seasonal_naive, tune
+from pipelines.training.train import train
+from pipelines.tuning import search as tuning
+from pipelines.tuning.plots import optimization_history, parameter_importance
+from pipelines.tuning.search import Tuned, _known, _seasonal_naive, tune
+from pipelines.tuning.study import DONE, PRUNED, REFUSED, Reporter, Tried, _alone
 from tests.pipelines.conftest import small
 
 SPEC = small(steps=6, epoch_steps=2, valid_windows=2)
@@ -336,7 +336,7 @@ def test_the_picture_of_importance_has_a_bar_a_field_the_largest_on_top() -> Non
 
 
 def test_importance_finds_what_decides(fresh: Root) -> None:
-    from pipelines.study import opened
+    from pipelines.tuning.study import opened
 
     space = {"decides": (0, 1), "idle": (0, 1)}
     with opened(fresh.checkpoints, fresh.studies, "made-up", space, seed=0, warm_up=1) as study:

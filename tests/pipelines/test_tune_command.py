@@ -75,7 +75,7 @@ def test_without_optuna_the_command_says_what_to_install(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    for name in ("pipelines.study", "pipelines.tune"):
+    for name in ("pipelines.tuning.study", "pipelines.tuning.search"):
         monkeypatch.delitem(sys.modules, name)
     assert leave("tune", meters.source, "--horizon", "4") == 1
     assert "pip install 'forecaster[tune]'" in capsys.readouterr().err

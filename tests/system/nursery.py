@@ -106,7 +106,7 @@ def opened() -> Iterator[Nursery]:
 
 def _serve() -> None:
 
-    import pipelines.once  # noqa: F401  # all of it, and nothing of it used before a fork
+    import pipelines.retraining.retrain  # noqa: F401  # all of it, and nothing of it used before a fork
 
     for line in sys.stdin:
         question = json.loads(line)

@@ -13,10 +13,10 @@ import pytest
 
 from forecaster.registry import CHALLENGER, Registry
 from pipelines.cli import main
-from pipelines.releases import register
+from pipelines.promotion.promote import register
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.train import train
+from pipelines.training.train import train
 from tests.pipelines.conftest import noise, small
 from tests.system.world import forecaster, tree, write_config
 

@@ -18,10 +18,10 @@ from forecaster import artifact
 from forecaster.predict import Predictor
 from forecaster.registry import CHALLENGER, Registry, Version
 from forecaster.series import Forecast, Series
-from pipelines.releases import promote, register
+from pipelines.promotion.promote import promote, register
 from pipelines.settings import Root
 from pipelines.sources import Data, read
-from pipelines.train import train
+from pipelines.training.train import train
 from tests.pipelines.conftest import small
 from tests.system.world import family, forecaster, free_port, started, wait_until, write_config
 

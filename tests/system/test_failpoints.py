@@ -20,11 +20,11 @@ from forecaster.errors import BaseMoved
 from forecaster.failpoints import POINTS
 from forecaster.predict import Forecaster
 from forecaster.registry import CHAMPION, FORMER, Registry, Version
-from pipelines.audit import AuditLog
-from pipelines.releases import audited, champion_of, fetch, promote, register
+from pipelines.promotion.audit_log import AuditLog
+from pipelines.promotion.promote import audited, champion_of, fetch, promote, register
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.train import train
+from pipelines.training.train import train
 from tests.pipelines.conftest import noise, small
 from tests.sweep import points_of, some
 from tests.system.nursery import Nursery, opened
@@ -169,7 +169,7 @@ def test_of_many_that_promote_at_once_one_wins_on_each_base(world: World) -> Non
     made: list[Version] = [register(world.another(f"rival-{n}"), world.root) for n in range(PROCESSES * CHALLENGERS)]
     numbers = [one.number for one in made]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "pipelines.releases"])
+    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "pipelines.promotion.promote"])
     with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
         shares = [numbers[place::PROCESSES] for place in range(PROCESSES)]
         found = [one for some in pool.map(contend, [world.root.path] * PROCESSES, shares) for one in some]

@@ -19,10 +19,10 @@ import yaml
 from packaging.utils import canonicalize_name
 
 from forecaster import artifact
-from pipelines.releases import promote, register
+from pipelines.promotion.promote import promote, register
 from pipelines.settings import Root
 from pipelines.sources import Data
-from pipelines.train import train
+from pipelines.training.train import train
 from serving.asgi.auth import keyring
 from serving.settings import Settings
 from tests.pipelines.conftest import small

@@ -17,7 +17,7 @@ import pytest
 from forecaster.errors import BaseMoved
 from forecaster.lease import NOTE
 from forecaster.registry import CHAMPION, FORMER, Registry, Version, connect
-from pipelines.releases import champion_of
+from pipelines.promotion.promote import champion_of
 from tests.pipelines.conftest import BAD, noise, small
 from tests.pipelines.test_channels import run
 from tests.system.servers import Server, postgres, tracking, why_no_postgres

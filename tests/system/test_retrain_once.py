@@ -12,9 +12,9 @@ import pytest
 
 from forecaster import artifact
 from forecaster.registry import CHAMPION, Registry
-from pipelines.key import TAG
-from pipelines.releases import audited
+from pipelines.promotion.promote import audited
 from pipelines.settings import Root
+from pipelines.training.retrain_key import TAG
 from tests.pipelines.conftest import noise, small
 from tests.sweep import points_of, some
 from tests.system.nursery import Nursery, opened

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from forecaster.registry import Registry
-from pipelines.jobs import Book, State
+from pipelines.scheduling.jobs import Book, State
 from pipelines.settings import Root
 from tests.pipelines.conftest import noise, small
 from tests.system.world import forecaster, started, wait_until, write_config

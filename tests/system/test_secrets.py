@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from forecaster.registry import Registry, connect
-from pipelines.confidential import SQL_URL
-from pipelines.key import TAG
+from pipelines.redaction import SQL_URL
 from pipelines.settings import Root
+from pipelines.training.retrain_key import TAG
 from tests.pipelines.conftest import noise, small
 from tests.pipelines.postgres import PASSWORD, QUOTED, running
 from tests.system.world import forecaster, write_config

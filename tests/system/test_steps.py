@@ -19,9 +19,9 @@ from forecaster.failpoints import CHOSEN, SWITCH, Broken
 from forecaster.lease import Pace, queue
 from forecaster.registry import CHALLENGER, CHAMPION, Registry
 from pipelines.cli import main
-from pipelines.jobs import Job
-from pipelines.releases import audited
-from pipelines.schedule import Scheduler
+from pipelines.promotion.promote import audited
+from pipelines.scheduling.jobs import Job
+from pipelines.scheduling.scheduler import Scheduler
 from pipelines.settings import Root
 from serving.deployment import local_rollback
 from serving.deployment import slot as slots

@@ -1,0 +1,135 @@
+"""The command `forecaster backtest`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from cyclopts import Parameter
+
+from forecaster.errors import InputError
+from pipelines.commands.console import counter, print_contest, warn, write_table
+from pipelines.commands.options import Reading, Where, bundle_of, can_be_written, in_range
+
+if TYPE_CHECKING:
+    from pipelines.backtest import Contender
+
+Baseline = Literal["naive2", "auto_ets", "dynamic_optimized_theta", "auto_arima"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Contest:
+    """What a backtest asks, whom besides the model, and where its results go."""
+
+    horizon: int | None = None
+    "Steps ahead; the model's own, if not given."
+    windows: int = 1
+    "Rolling origins of each series; the last has a horizon left."
+    stride: int | None = None
+    "Steps between them; a horizon, if not given."
+    rival: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    "Another bundle folder or registered model (NAME@champion) to hold against the model; may be given again."
+    baselines: Annotated[tuple[Baseline, ...], Parameter(negative="")] = ()
+    """Fitted to every history anew; may be given again. One history of 70 months takes about: naive2 (M4's) and
+    dynamic_optimized_theta milliseconds, auto_ets 0.1 s, auto_arima 0.5 s; of 700 hours, auto_ets 1 s; auto_arima takes
+    minutes where a season is long (weeks of a year). Those but naive2 need the extra 'baselines'. Seasonal naive is
+    always there."""
+    jobs: int = 1
+    "Processes that fit baselines beside each other."
+    by: str | None = None
+    "A column that says one thing of a whole series: scores of each group too (in --scores)."
+    levels: Annotated[tuple[float, ...], Parameter(negative="")] = ()
+    "Of calibrated quantiles to write beside the forecasts (in --out); may be given again."
+    out: Path | None = None
+    "Where to write every forecast beside the truth (CSV or Parquet)."
+    scores: Path | None = None
+    "Where to write every score, over all, by step ahead and by group: forecaster, metric, group, step, value."
+    plot: Path | None = None
+    "Where to draw the error by step ahead (a picture), or that, calibration, best and worst series (a folder)."
+    track: Annotated[bool, Parameter(negative="")] = False
+    "Record scores, tables and pictures as an MLflow run."
+
+    def check(self) -> None:
+        """Refuses, before any work, what cannot be meant or could not be written after it."""
+        in_range(horizon=self.horizon, windows=self.windows, stride=self.stride, jobs=self.jobs)
+        can_be_written(out=self.out, scores=self.scores)
+        folder = self.plot is not None and (self.plot.is_dir() or not self.plot.suffix)
+        if not folder or self.plot is None:
+            can_be_written(plot=self.plot)
+        elif not os.access(self.plot if self.plot.is_dir() else self.plot.parent, os.W_OK):
+            raise InputError(
+                f"Expected a folder for --plot {self.plot}; found none that can be written. Name another.", where="plot"
+            )
+
+
+_WHERE, _READING, _CONTEST = Where(), Reading(), Contest()
+
+
+def backtest(
+    model: str,
+    data: str | None = None,
+    *,
+    contest: Contest = _CONTEST,
+    reading: Reading = _READING,
+    where: Where = _WHERE,
+) -> None:
+    """Scores a model beside seasonal naive, other models and statistical baselines on the last rolling origins of the data.
+
+    Parameters
+    ----------
+    model
+        A bundle folder, or a registered model as NAME or NAME@ALIAS.
+    data
+        As for train.
+    """
+    from pipelines import backtest as work
+
+    contest.check()
+    root = where.open() if contest.track else None
+    models = contenders(model, contest.rival, where)
+    done = work.backtest(
+        models,
+        reading.of(data),
+        baselines=contest.baselines,
+        horizon=contest.horizon,
+        windows=contest.windows,
+        stride=contest.stride,
+        levels=contest.levels,
+        by=contest.by,
+        jobs=contest.jobs,
+        progress=counter(),
+    )
+    for line in done.told:
+        warn(line)
+    print_contest(done.overall, done.against)
+    write_table(contest.out, lambda: done.result.frame(levels=sorted(set(contest.levels))))
+    write_table(contest.scores, lambda: done.scores)
+    if contest.plot is not None:
+        work.draw(done, contest.plot)
+    if root is not None:
+        print(f"run     {work.record(done, models, reading.of(data), root)}")
+
+
+def contenders(model: str, rivals: Sequence[str], where: Where) -> dict[str, Contender]:
+    """The model and its rivals, loaded, by names that tell them apart: those of their specifications, or as registered."""
+    from forecaster import artifact
+    from forecaster.evaluation.baselines import SEASONAL_NAIVE
+    from pipelines.backtest import Contender
+
+    found: dict[str, Contender] = {}
+    for told in (model, *rivals):
+        folder = bundle_of(told, where)
+        forecaster = artifact.load(folder)
+        registered = bool(found) and not Path(told).is_dir()
+        name = (told if "@" in told else f"{told}@champion") if registered else forecaster.spec.name
+        others = (f"{name} {number}" for number in count(2))
+        taken = {*found, *get_args(Baseline), SEASONAL_NAIVE}
+        found[name if name not in taken else next(one for one in others if one not in taken)] = Contender(
+            folder, forecaster
+        )
+    return found

@@ -1,0 +1,97 @@
+"""`forecaster inspect`: why a forecast is as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecaster.errors import BadId, InputError
+from pipelines.commands.console import warn, write_table
+from pipelines.commands.options import Reading, Where, bundle_of, can_be_written, in_range
+
+if TYPE_CHECKING:
+    from forecaster.explain import Explanation
+
+_WHERE, _READING = Where(), Reading()
+_MOST = 5  # values that are told one by one
+
+
+def inspect(
+    model: str,
+    data: str | None = None,
+    *,
+    series: str | None = None,
+    horizon: int | None = None,
+    steps: int = 256,
+    plot: Path | None = None,
+    out: Path | None = None,
+    reading: Reading = _READING,
+    where: Where = _WHERE,
+) -> None:
+    """Looks into a network while it reads a history: how far back it remembers, its gates, what its forecast rests on.
+
+    Parameters
+    ----------
+    model
+        A bundle folder, or a registered model as NAME or NAME@ALIAS.
+    data
+        As for train.
+    series
+        Which series; the first, if not given.
+    horizon
+        Steps ahead whose mean is explained; the model's own, if not given.
+    steps
+        How many of the latest steps to look at, 1024 at the most.
+    plot
+        Where to draw it all (PNG).
+    out
+        Where to write a table with a row for each step (CSV or Parquet).
+    """
+    from forecaster import artifact
+    from forecaster.explain import MOST_STEPS, explain
+    from pipelines.sources import read
+
+    in_range(horizon=horizon)
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(
+            f"Expected --steps from 1 to {MOST_STEPS}; found {steps}. Ask for another number.", where="steps"
+        )
+    can_be_written(out=out, plot=plot)
+    source = reading.of(data)
+    forecaster = artifact.load(bundle_of(model, where))
+    panel = read(source.for_spec(forecaster.spec))
+    for repair in panel.repairs:
+        warn(repair)
+    found = [one for one in panel.series if series is None or one.id == series]
+    if not found:
+        raise BadId(
+            f"Expected --series with the id of one in the data; found {series!r}. Name another.", where="series"
+        )
+    told = explain(forecaster, found[0], horizon=horizon, steps=steps)
+    for note in told.notes:
+        warn(note)
+    _print(told)
+    if plot is not None or out is not None:
+        from forecaster.evaluation.explained import explanation_plot, explanation_table
+
+        write_table(out, lambda: explanation_table(told))
+        if plot is not None:
+            explanation_plot(told, title=f"{forecaster.spec.name}: {told.id}").savefig(plot)
+
+
+def _print(told: Explanation) -> None:
+    import numpy as np
+
+    remembered = "nothing moves its state" if told.half_life is None else f"{told.half_life:.4g} steps"
+    print(f"{'series':12}{told.id}, {len(told.ds)} steps up to {told.ds[-1]}")
+    print(f"{'half-life':12}{remembered}")
+    for number, layer in enumerate(told.layers, start=1):
+        means = [f"{name} {np.nanmean(values):.3g}" for name, values in layer.gates.items()]
+        alone = [] if layer.half_life is None else [f"half-life of its gate alone {layer.half_life:.4g} steps"]
+        told_of = [*means, *alone, f"size of its state {np.nanmean(layer.norm):.3g}"]
+        print(f"{f'layer {number}':12}{', '.join(told_of)}")
+    ahead = f"on average over {told.horizon} steps"
+    print(f"{'forecast':12}{told.forecast:.6g} {ahead}, {told.baseline:.6g} from a history that scaling turns to zeros")
+    order = np.argsort(-np.abs(told.attribution), kind="stable")[:_MOST]
+    for place in sorted(int(one) for one in order if told.attribution[one]):
+        print(f"{'':12}{told.attribution[place]:+.4g} by {told.ds[place]} ({told.y[place]:.6g})")

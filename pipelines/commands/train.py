@@ -1,0 +1,224 @@
+"""The commands `forecaster train` and `forecaster retrain`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from forecaster.errors import BadSpec, LedgerError, MissingPackage, RefusedByGate
+from pipelines.commands.console import print_scores, print_verdict, warn
+from pipelines.commands.options import Blended, Reading, Where, bundle_of, in_range, meant
+from pipelines.commands.schedule import Recurrence, keep
+
+if TYPE_CHECKING:
+    from pipelines.settings import Root
+    from pipelines.sources import Data
+
+_WHERE, _READING, _RECURRENCE = Where(), Reading(), Recurrence()
+
+
+def train(
+    data: str | None = None,
+    *,
+    config: Path | None = None,
+    horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
+    blend: Blended = (),
+    start_from: str | None = None,
+    seed: int | None = None,
+    test_windows: int = 1,
+    reading: Reading = _READING,
+    where: Where = _WHERE,
+) -> None:
+    """Fits a forecaster, backtests it on what it has not seen, and writes its bundle. Started again after a kill, it goes on.
+
+    Parameters
+    ----------
+    data
+        A CSV or Parquet file with the columns unique_id, ds, y; a folder of such files, of which later ones (by name) correct
+        earlier ones; either of them in a store (s3://bucket/sales.parquet); or a data set that ships: hospital, sine_trend.
+    config
+        Specification in YAML; without one, the preset of the data's frequency, its variants tried on the last known windows.
+    horizon
+        Steps ahead, instead of the specification's.
+    preset
+        One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
+    members
+        Networks of other seeds, trained side by side; their median is the forecast. Five take about five times as long as one.
+    blend
+        A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
+        given again. It is fitted to every history anew, when serving too, and needs the extra 'baselines' there as here.
+    start_from
+        A bundle folder, or a registered model as NAME or NAME@ALIAS, whose weights to start from; its specification, if no other.
+    seed
+        Seed, instead of the specification's.
+    test_windows
+        Rolling origins kept from the fit and used to test it; 0 trains on everything.
+    """
+    from forecaster import artifact
+    from pipelines.training.train import train as run
+
+    source = reading.of(data)
+    initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
+    root = where.open()
+    chosen = meant(
+        config,
+        source,
+        horizon=horizon,
+        seed=seed,
+        preset=preset,
+        members=members,
+        blend=blend,
+        like=None if initial is None else initial.spec,
+        test_windows=test_windows,
+    )
+    trained = run(
+        source,
+        chosen.spec,
+        root,
+        initial=initial,
+        test_windows=test_windows,
+        tried=chosen.tried,
+        progress=sys.stderr.isatty(),
+    )
+    print_scores(trained.scores)
+    print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
+
+
+def retrain(
+    data: str | None = None,
+    *,
+    config: Path | None = None,
+    horizon: int | None = None,
+    preset: str | None = None,
+    members: int | None = None,
+    blend: Blended = (),
+    warm: bool = False,
+    seed: int | None = None,
+    test_windows: int = 1,
+    policy: Path | None = None,
+    trigger: str = "cli",
+    again: Annotated[bool, Parameter(negative="")] = False,
+    if_needed: Annotated[bool, Parameter(negative="")] = False,
+    min_new: int | None = None,
+    recurrence: Recurrence = _RECURRENCE,
+    reading: Reading = _READING,
+    where: Where = _WHERE,
+) -> None:
+    """Trains a challenger and promotes it if it proves better than champion and seasonal naive on the same origins.
+
+    Ends with 0 when it was promoted and with 3 when it was not; fit to be called from cron. The same data, specification, policy
+    and code make one version: asked again, at once or after a kill, it answers with the verdict that there was.
+
+    Parameters
+    ----------
+    data
+        As for train.
+    config
+        Specification in YAML; its name is the model's. Without one, the preset of the data's frequency, as for train.
+    horizon
+        Steps ahead, instead of the specification's.
+    preset
+        As for train.
+    members
+        As for train.
+    blend
+        As for train.
+    warm
+        Whether to start from the champion's weights, where there is one; the specification has to be of its network.
+    seed
+        Seed, instead of the specification's.
+    test_windows
+        Rolling origins to judge by, a horizon apart.
+    policy
+        The gate's bounds in YAML (README: What the gate asks); its defaults where none is given.
+    trigger
+        What started it, for the run's tags.
+    again
+        Train and judge anew, even if the same was done before.
+    if_needed
+        Train only if something calls for it: no champion, new data, or what watches the champion. Says what, and ends with 0
+        where nothing does.
+    min_new
+        With --if-needed: so many new steps call for it; a horizon of the champion's, if not given.
+    """
+    asked = {name: value for name, value in locals().items() if name not in ("recurrence", "where")}
+    from pipelines.promotion.policy import read_policy
+    from pipelines.retraining.retrain import retrain_once
+
+    in_range(min_new=min_new, horizon=horizon, members=members)
+    source, bounds = reading.of(data), read_policy(policy)
+    if recurrence.cron is not None:
+        if config is None and horizon is None:
+            raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
+        asked["trigger"] = "schedule" if trigger == "cli" else trigger
+        keep(_name(config, source), "retrain", asked, recurrence, where)
+        return
+    root = where.open()
+    if if_needed and not _is_needed(_name(config, source), source, root, min_new):
+        return
+    chosen = meant(
+        config,
+        source,
+        horizon=horizon,
+        seed=seed,
+        preset=preset,
+        members=members,
+        blend=blend,
+        test_windows=test_windows,
+    )
+    done, key, before = retrain_once(
+        source,
+        chosen.spec,
+        root,
+        warm=warm,
+        test_windows=test_windows,
+        policy=bounds,
+        trigger=trigger,
+        tried=chosen.tried,
+        progress=sys.stderr.isatty(),
+        again=again,
+    )
+    print(f"key     {key}{' (done before; this is its verdict)' if before else ''}")
+    print_scores(done.trained.scores)
+    print_verdict(done.verdict)
+    print(f"report  {done.report}")
+    named = f"{done.version.name} version {done.version.number}"
+    reasons = "; ".join(done.verdict.reasons)
+    if not done.verdict.promote:
+        raise RefusedByGate(f"{named} was registered but not promoted: {reasons}.")
+    print(f"{named} {'was made' if before else 'is'} the champion: {reasons}")
+
+
+def _name(config: Path | None, data: Data) -> str:
+    """The model's name, before anything is tried to find a specification."""
+    from pipelines.sources import model_name, read_spec
+
+    return model_name(data.name) if config is None else read_spec(config).name
+
+
+def _watched(name: str, root: Root) -> list[str]:
+    """What the ledger of served forecasts says; a ledger that cannot be read keeps nobody from looking at the data."""
+    from pipelines.monitoring.monitor import attention
+
+    try:
+        return attention(root, name, url=os.environ.get("FORECASTER_SERVING_LEDGER"))
+    except (LedgerError, MissingPackage) as error:
+        warn(f"the ledger was not asked; {error.message}")
+        return []
+
+
+def _is_needed(name: str, data: Data, root: Root, min_new: int | None) -> bool:
+    from pipelines.retraining.triggers import need
+
+    found = need(name, data, root, min_new=min_new, watches=[lambda: _watched(name, root)])
+    if found:
+        print(f"needed  {'; '.join(found.reasons)}")
+    else:
+        print(f"nothing to do: {found.found}")
+    return bool(found)

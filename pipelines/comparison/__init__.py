@@ -1,0 +1,1 @@
+"""Comparison of runs and models: paired tests, tables and the HTML report."""

@@ -1,0 +1,1 @@
+"""Retraining: whether one is due, and one retraining from data to verdict."""

@@ -1,0 +1,1 @@
+"""MLflow runs: everything that writes to them or reads from them."""

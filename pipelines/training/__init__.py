@@ -1,0 +1,1 @@
+"""One training from data to bundle: fit, calibrate, backtest, model card, tracked run."""
