@@ -22,7 +22,7 @@ help: ## what there is
 
 install: $(INSTALLED) ## .venv with all the locks list, and this project in it (GPU=1: torch's GPU build)
 
-$(INSTALLED): $(wildcard requirements/*.txt) requirements/install.py pyproject.toml $(wildcard forecaster/model/*.[ch])
+$(INSTALLED): $(wildcard requirements/*.txt) requirements/install.py pyproject.toml $(wildcard forecaster/model/recurrence/csrc/*.[ch])
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and neither is on the PATH. Name one: make PYTHON=/path/to/python"; exit 2; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python requirements/install.py lock.txt $(if $(GPU),--gpu)

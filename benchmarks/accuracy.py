@@ -28,18 +28,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from forecaster import durable
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
-from forecaster.evaluation.blending import blended
-from forecaster.predict import Predictor
-from forecaster.presets import candidates, judging
+from forecaster.evaluation.blend_weights import blended
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
-from forecaster.training.choice import choose
+from forecaster.storage import atomic
 from forecaster.training.fit import fit, refit
+from forecaster.training.presets import candidates, judging
+from forecaster.training.selection import choose
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / ".forecaster" / "accuracy"
@@ -156,7 +156,7 @@ def main() -> None:
             if kept.exists():
                 continue
             found = measure(name, folder, seed=seed, members=options.members)
-            durable.write_text(kept, json.dumps(found._asdict(), indent=1))
+            atomic.write_text(kept, json.dumps(found._asdict(), indent=1))
             told = ", ".join(f"{key} {value:.3f}" for key, value in found.scores[PURE].items())
             print(f"{name}, seed {seed}: {told} ({found.seconds:.0f} s)", flush=True)
     write_table(folder, options.members)

@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
 from forecaster.training.fit import fit

@@ -21,14 +21,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from forecaster.conformal import Calibration, calibrate
 from forecaster.data.datasets import hospital
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out, origins
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
-from forecaster.past import history_scale
-from forecaster.predict import Predictor
+from forecaster.history_summary import history_scale
+from forecaster.intervals.conformal import Calibration, calibrate
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import fit

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from forecaster.registry import connect
+from forecaster.registry.registry import connect
 from forecaster.spec import Spec
 from pipelines.settings import Root
 from pipelines.sources import Data, read_spec

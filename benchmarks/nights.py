@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.evaluation.baselines import Ask, seasonal_naive
-from forecaster.ledger.making import Keeping, made
+from forecaster.ledger.recording import Keeping, made
 from forecaster.ledger.records import Observed, Told, key_of, ticks
 from forecaster.ledger.store import Ledger
 from forecaster.metrics import seasonal_error
-from forecaster.predict import Predictor
-from forecaster.presets import candidates
-from forecaster.registry import CHAMPION, Registry
+from forecaster.prediction.predictor import Predictor
+from forecaster.registry.registry import CHAMPION, Registry
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
 from forecaster.spec import Spec
+from forecaster.training.presets import candidates
 from pipelines.monitoring.monitor import Finding, ledger_of, look
 from pipelines.promotion.gate import Verdict
 from pipelines.promotion.promote import champion_of, fetch

@@ -30,7 +30,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # or this file would be 
 
 from benchmarks.service import servers  # noqa: E402
 from benchmarks.service.servers import JSON, Server  # noqa: E402
-from forecaster.registry import CHAMPION, Registry, Version, connect  # noqa: E402
+from forecaster.registry.registry import CHAMPION, Registry, Version, connect  # noqa: E402
 from pipelines.promotion.promote import audited, promote, register  # noqa: E402
 from pipelines.settings import Root  # noqa: E402
 

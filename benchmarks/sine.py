@@ -20,10 +20,10 @@ import torch
 from matplotlib.figure import Figure
 
 from forecaster.data.datasets import sine_trend, sine_trend_at
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.data.windows import Tape
 from forecaster.evaluation.plots import BASELINE, FORECAST, HISTORY, TRUTH
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import fit

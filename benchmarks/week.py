@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 from nights import DAY, FROZEN, IF_NEEDED, NAIVE, NIGHTLY, Change, Lived, Plan, live, row
 
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.evaluation.plots import BASELINE, FORECAST, GRID, HISTORY, TRUTH
 from forecaster.metrics import seasonal_error
 from forecaster.series import Panel

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forecaster.errors import ForecasterError, InputError
-    from forecaster.learned import Forecaster
-    from forecaster.predict import Predictor
+    from forecaster.prediction.fitted_model import Forecaster
+    from forecaster.prediction.predictor import Predictor
     from forecaster.series import Forecast, Panel, Series
     from forecaster.spec import Spec
 
 _HOMES = {
     "Forecast": "series",
-    "Forecaster": "learned",
+    "Forecaster": "prediction.fitted_model",
     "ForecasterError": "errors",
     "InputError": "errors",
     "Panel": "series",
-    "Predictor": "predict",
+    "Predictor": "prediction.predictor",
     "Series": "series",
     "Spec": "spec",
 }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forecaster.frequency import Stamp, Stamps, after, at, check_kind, following, regular, tell
-from forecaster.past import Past
+from forecaster.history_summary import Past
 from forecaster.shapes import Float64
 
 LARGEST_VALUE = 1e100  # squares of larger ones, summed, would leave float64

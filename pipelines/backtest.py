@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecaster import artifact
-from forecaster.blend import tell as tell_blend
+from forecaster.bundle import artifact
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.backtest import backtest as ask_all
-from forecaster.evaluation.baselines import SEASONAL_NAIVE, Ask, seasonal_naive
+from forecaster.evaluation.baselines import SEASONAL_NAIVE, Ask, seasonal_naive, statistical
 from forecaster.evaluation.calibration import with_quantiles
 from forecaster.evaluation.scores import LEVELS, groups, overall, score_table
 from forecaster.evaluation.significance import Comparison, compare
-from forecaster.evaluation.statistical import LONGEST_ETS_SEASON, statistical
 from forecaster.frequency import earlier
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Panel
+from forecaster.statistical.blend import tell as tell_blend
+from forecaster.statistical.models import LONGEST_ETS_SEASON
 from pipelines.settings import Root
 from pipelines.sources import Data, read
 from pipelines.tracking import backtests

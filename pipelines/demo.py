@@ -24,7 +24,7 @@ from forecaster.data.split import hold_out
 from forecaster.errors import ForecasterError, RefusedByGate, SourceNotFound
 from forecaster.evaluation.plots import forecast_plot
 from forecaster.frequency import tell
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast, Series
 from pipelines.retraining.retrain import retrain
 from pipelines.settings import SERVING, Root, serving_environment

@@ -18,7 +18,7 @@ from serving.errors import Problem
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from forecaster.drift import Drift
+    from forecaster.intervals.adaptive import Drift
     from forecaster.ledger.records import Made
     from forecaster.ledger.store import Ledger
 
@@ -239,7 +239,7 @@ class Scribe:
 
     def _records(self, some: Sequence[_Each]) -> list[Made]:
         """What is to be kept of forecasts that one model made; nothing, and the reason in the log, where that cannot be told."""
-        from forecaster.ledger.making import Keeping, made
+        from forecaster.ledger.recording import Keeping, made
         from forecaster.ledger.records import Told
 
         ledger, model = self._patiently(self._open), some[0].model
@@ -295,7 +295,7 @@ class Scribe:
 
     def _look(self) -> None:
         """Works out what late actuals teach about the model in use, and takes what this or another worker has worked out."""
-        from forecaster.ledger.adapting import adapt, read
+        from forecaster.ledger.adaptive import adapt, read
 
         stale, self._stale, digest = self._stale, False, self._in_use
         if digest is None:

@@ -12,7 +12,7 @@ from forecaster.data.encoding import PLAIN
 from forecaster.data.windows import Window
 from forecaster.model.regressor import Regressor, build
 from forecaster.model.rollout import Memory, read
-from forecaster.predict import Forecaster
+from forecaster.prediction.predictor import Forecaster
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
 

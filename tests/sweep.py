@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from forecaster.failpoints import POINTS
+from forecaster.storage.failpoints import POINTS
 
 
 def points_of(*steps: str) -> list[str]:

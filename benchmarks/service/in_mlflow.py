@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from mlflow.models import set_model
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import ForecasterError
 from forecaster.series import Series
 

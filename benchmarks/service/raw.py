@@ -11,9 +11,9 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import ForecasterError
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 
 BUNDLE = "FORECASTER_BENCHMARK_BUNDLE"  # the folder of the bundle to answer with

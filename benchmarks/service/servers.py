@@ -22,7 +22,7 @@ import psutil
 
 from benchmarks.service.load import Job, Told
 from benchmarks.service.raw import BUNDLE
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.spec import NetworkSpec, Spec
 from serving.deployment import slot as slots
 from serving.settings import Settings
@@ -86,8 +86,8 @@ def request(count: int, steps: int, *, horizon: int = HORIZON) -> dict[str, Any]
 def write_bundle(folder: Path, *, seed: int = 1, **fields: Any) -> str:
     """An untrained LSTM of 64 units, which takes as long as a trained one; answers the digest."""
     from forecaster.data.encoding import PLAIN
-    from forecaster.learned import Forecaster
     from forecaster.model.regressor import build
+    from forecaster.prediction.fitted_model import Forecaster
 
     network = NetworkSpec(cell="lstm", hidden=64)
     spec = Spec.parse({"name": "demand", "context": CONTEXT, "horizon": HORIZON, "network": network} | fields, where="")

@@ -28,7 +28,7 @@ from timing import per_call, per_step, taken
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.training.fit import fit
 
 RESULTS = Path(__file__).parent.parent / "results"

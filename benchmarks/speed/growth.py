@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from ours import fitted, panel, spec_of
 from timing import per_call, per_step, taken
 
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.training.fit import fit
 
 RESULTS = Path(__file__).parent.parent / "results"

@@ -28,15 +28,15 @@ import torch
 from timing import Taken, taken
 from torch import Tensor, nn
 
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.data.windows import Anchors, Feed, Tape
 from forecaster.model.regressor import Regressor, build
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import STEPS_AT_ONCE
-from forecaster.training.descent import Adam, clip_norm, descend
 from forecaster.training.fit import fit
 from forecaster.training.loss import lessons, loss_of, teacher_forced_loss
+from forecaster.training.optimizer import Adam, clip_norm, descend
 from pipelines.settings import Root
 from pipelines.sources import Data
 from pipelines.training.train import train

@@ -20,9 +20,9 @@ import torch
 
 from forecaster.data.encoding import PLAIN
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.one_pass import all_origins
+from forecaster.evaluation.rolling_origins import all_origins
 from forecaster.model.regressor import build
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from cases import STAMP, Case, values
 
-from forecaster.predict import Forecaster
+from forecaster.prediction.predictor import Forecaster
 from forecaster.series import Panel, Series
 from forecaster.spec import NetworkSpec, Spec, TrainingSpec
 from forecaster.training.fit import fit

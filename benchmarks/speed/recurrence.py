@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from forecaster.model import equations
-from forecaster.model.compiled import kernel
-from forecaster.model.layer import Engine, Layer
-from forecaster.model.recurrence import run
+from forecaster.model.recurrence import equations
+from forecaster.model.recurrence.autograd import run
+from forecaster.model.recurrence.compiled import kernel
+from forecaster.model.recurrence.layer import Engine, Layer
 
 RESULT = Path(__file__).parent.parent / "results" / "recurrence.md"
 MODULES = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}

@@ -24,11 +24,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from forecaster.engine import Known
-from forecaster.graph.export import export
-from forecaster.graph.runner import GraphRunner
-from forecaster.model.fused import fused
-from forecaster.model.reference import Reference
+from forecaster.engines.engine import Known
+from forecaster.engines.kernel_torch import fused
+from forecaster.engines.onnx.export import export
+from forecaster.engines.onnx.runner import GraphRunner
+from forecaster.engines.pytorch import Reference
 from forecaster.model.regressor import Regressor, build
 from forecaster.spec import Spec
 

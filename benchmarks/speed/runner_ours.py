@@ -18,12 +18,12 @@ from cases import STAMP, Case, histories, values
 from ours import fitted, panel, size, spec_of
 from runner import NotAvailable, Ready, serve
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.data.windows import stack
 from forecaster.evaluation.backtest import Backtest, backtest
-from forecaster.model.compiled import kernel
+from forecaster.model.recurrence.compiled import kernel
 from forecaster.model.rollout import roll, warm_up
-from forecaster.predict import Predictor, fastest_engine
+from forecaster.prediction.predictor import Predictor, fastest_engine
 from forecaster.spec import Spec
 from forecaster.training.fit import fit
 from pipelines.settings import Root

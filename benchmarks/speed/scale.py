@@ -26,17 +26,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.data.calendar import usual_season
 from forecaster.data.encoding import PLAIN
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
 from forecaster.data.windows import Anchors, Tape
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.evaluation.calibration import calibrated
-from forecaster.evaluation.trials import trials
-from forecaster.predict import Predictor
+from forecaster.evaluation.validation import trials
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import fit, fit_digest

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forecaster.data.batching import channels_of, padded
 from forecaster.data.encoding import Encoding
-from forecaster.data.rows import channels_of, padded
 from forecaster.series import Series
 from forecaster.shapes import Float, Float64, Int
 

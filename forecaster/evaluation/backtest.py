@@ -12,10 +12,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from forecaster.data.split import hold_out, origins
 from forecaster.evaluation.baselines import Ask
-from forecaster.evaluation.one_pass import Cube, all_origins
+from forecaster.evaluation.rolling_origins import Cube, all_origins
 from forecaster.frequency import Stamp, at, following
 from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
 

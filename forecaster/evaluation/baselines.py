@@ -1,12 +1,15 @@
-"""What any forecaster must beat."""
+"""Baselines of a backtest: seasonal naive, and the statistical models. Nothing here needs torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from forecaster.errors import ForecasterError
-from forecaster.histories import repeat_season
+import numpy as np
+
+from forecaster.data.batching import repeat_season
+from forecaster.errors import ForecasterError, InputError
 from forecaster.series import Forecast, Series
+from forecaster.statistical.models import STATISTICAL, Task, foretell, need
 
 Ask = Callable[[Sequence[Series], int], Sequence[Forecast | ForecasterError]]
 """Anything that forecasts: histories and a horizon in, one outcome each; `Predictor.forecast_each` is one."""
@@ -22,3 +25,48 @@ def seasonal_naive(season: int) -> Ask:
         return [Forecast(one.id, one.stamps_ahead(horizon), repeat_season(one.y, season, horizon)) for one in series]
 
     return ask
+
+
+Progress = Callable[[int, int], None]
+"""Told how many histories are done, of how many."""
+
+
+def statistical(name: str, *, season: int, jobs: int = 1, progress: Progress | None = None) -> Ask:
+    """The forecaster that fits one of STATISTICAL to each history it is shown, as `forecaster.statistical.models.foretell` does.
+
+    A history that it cannot be fitted to (too short, say), or for which its forecast is not finite, is answered by
+    seasonal naive, with a warning in the forecast.
+
+    Args:
+        name: One of STATISTICAL. `auto_ets` leaves out a season of more than 24 steps.
+        season: Steps of a season.
+        jobs: Processes beside each other.
+        progress: Told after every history.
+    Raises:
+        InputError: no baseline has this name.
+        MissingPackage: statsforecast is not installed; told here, before anything is asked.
+    """
+    if name not in STATISTICAL:
+        raise InputError(
+            f"Expected a statistical baseline: {', '.join(STATISTICAL)}; found {name!r}. Name one of them.",
+            where="baselines",
+        )
+    need(name)
+
+    def ask(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
+        outcomes: list[Forecast | ForecasterError] = []
+        answers = foretell([Task(name, one.y, season, horizon) for one in series], jobs=jobs)
+        for one, answer in zip(series, answers, strict=True):
+            outcomes.append(_outcome(one, answer, name, season=season, horizon=horizon))
+            if progress is not None:
+                progress(len(outcomes), len(series))
+        return outcomes
+
+    return ask
+
+
+def _outcome(one: Series, answer: np.ndarray | str, name: str, *, season: int, horizon: int) -> Forecast:
+    if not isinstance(answer, str):
+        return Forecast(one.id, one.stamps_ahead(horizon), answer)
+    warning = f"{name} could not be fitted ({answer}); seasonal naive stands in"
+    return Forecast(one.id, one.stamps_ahead(horizon), repeat_season(one.y, season, horizon), (warning,))

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from forecaster.conformal import calibrate
 from forecaster.evaluation.backtest import Backtest, QuantileCube, backtest
-from forecaster.predict import Forecaster, Predictor
+from forecaster.intervals.conformal import calibrate
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Panel
 from forecaster.shapes import Float64
 

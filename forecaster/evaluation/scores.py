@@ -31,7 +31,7 @@ import pandas as pd
 from forecaster.errors import CovariateUnknown
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
-from forecaster.evaluation.one_pass import Cube
+from forecaster.evaluation.rolling_origins import Cube
 from forecaster.metrics import crps_from_quantiles, nanmean, owa, pinball
 from forecaster.series import Series
 from forecaster.shapes import Float64, Int

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forecaster.model.compiled import kernel
-from forecaster.model.layer import Layer
-from forecaster.model.recurrence import run
+from forecaster.model.recurrence.autograd import run
+from forecaster.model.recurrence.compiled import kernel
+from forecaster.model.recurrence.layer import Layer
 from forecaster.shapes import Bool, Float
 from forecaster.spec import Cell, NetworkSpec
 

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from forecaster.model import base
+from forecaster.model import baseline
 from forecaster.model.heads import Head, head
 from forecaster.model.recurrent import Recurrent, State, step
-from forecaster.outline import Outline
 from forecaster.shapes import Bool, Float, Int
-from forecaster.spec import Spec
+from forecaster.spec import Outline, Spec
 
 _PLACES = 16  # size of what the direct decoder learns of each segment's place in the block
 _MOST_GROUP = 16  # size of what is learned of each static category, at the most
@@ -25,7 +24,7 @@ class Regressor(nn.Module):
     """Recurrence, decoder and head, in scaled space. What they were built for travels with them.
 
     Attributes:
-        outline: How it reads and tells, as `forecaster.outline` says; its parts are attributes too. Each target is a track.
+        outline: How it reads and tells, as `forecaster.spec` says; its parts are attributes too. Each target is a track.
         head: What the outputs mean.
     """
 
@@ -140,7 +139,7 @@ class Regressor(nn.Module):
         raw = raw.reshape(*recent.shape[:-1], self.block, self.head.params)
         if self.base == "zero":
             return raw
-        return self.head.shift(raw, base.forecast(self.base, recent, season=self.season, steps=self.block))
+        return self.head.shift(raw, baseline.forecast(self.base, recent, season=self.season, steps=self.block))
 
 
 def build(

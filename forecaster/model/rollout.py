@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from forecaster.data.windows import Window
-from forecaster.engine import RUNAWAY
 from forecaster.model.recurrent import State
 from forecaster.model.regressor import Regressor
 from forecaster.model.scaling import Scale, measure, settle
 from forecaster.shapes import Bool, Float, Float64, Int
+from forecaster.spec import RUNAWAY
 
 _BY_ROW = ("output", "static")
 _BY_TRACK = ("recent", "begun", "bound")

@@ -18,10 +18,10 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from forecaster import durable
 from forecaster.data.windows import mix
 from forecaster.errors import CheckpointMismatch, NonFiniteLoss
-from forecaster.failpoints import point
+from forecaster.storage import atomic
+from forecaster.storage.failpoints import point
 from forecaster.training.module import SequenceRegressor
 
 
@@ -46,7 +46,7 @@ class DurableIO(TorchCheckpointIO):
         torch.save(checkpoint, content)
         self._arrive()
         point("checkpoint.before_write")
-        self._on_its_way = self._writer.submit(durable.write, Path(path), lambda file: file.write(content.getbuffer()))
+        self._on_its_way = self._writer.submit(atomic.write, Path(path), lambda file: file.write(content.getbuffer()))
 
     def teardown(self) -> None:
         """Lightning's end of a fit: all is written."""

@@ -9,13 +9,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from forecaster.data.batching import channels_of
 from forecaster.data.calendar import check_calendar
 from forecaster.data.encoding import Encoding
-from forecaster.data.rows import channels_of
 from forecaster.data.split import Split, hold_out
 from forecaster.data.windows import Anchors, Feed, Tape
 from forecaster.errors import BadSpec, HistoryTooShort
-from forecaster.evaluation.trials import Trial, comparable_error, trials
+from forecaster.evaluation.validation import Trial, comparable_error, trials
 from forecaster.frequency import tell
 from forecaster.model.regressor import Regressor
 from forecaster.series import Panel, Series

@@ -17,7 +17,7 @@ from forecaster.data.encoding import learn
 from forecaster.data.windows import mix
 from forecaster.errors import BadSpec
 from forecaster.model.regressor import Regressor, build
-from forecaster.predict import Forecaster
+from forecaster.prediction.predictor import Forecaster
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.allocator import keep_memory

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from forecaster.data.windows import Example
 from forecaster.errors import NonFiniteLoss
-from forecaster.evaluation.trials import Scores, Trial, score
+from forecaster.evaluation.validation import Scores, Trial, score
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.spec import Spec
-from forecaster.training.descent import Adam, clip_norm, descend, learning_rate, unrolled
 from forecaster.training.loss import lessons, loss_of
-from forecaster.training.side_by_side import SideBySide
+from forecaster.training.members import SideBySide
+from forecaster.training.optimizer import Adam, clip_norm, descend, learning_rate, unrolled
 
 
 class SequenceRegressor(pl.LightningModule):

@@ -117,7 +117,7 @@ def backtest(
 
 def contenders(model: str, rivals: Sequence[str], where: Where) -> dict[str, Contender]:
     """The model and its rivals, loaded, by names that tell them apart: those of their specifications, or as registered."""
-    from forecaster import artifact
+    from forecaster.bundle import artifact
     from forecaster.evaluation.baselines import SEASONAL_NAIVE
     from pipelines.backtest import Contender
 

@@ -143,7 +143,7 @@ def _packages(_: Place) -> list[Finding]:
 
 
 def _kernel(_: Place) -> list[Finding]:
-    from forecaster.model.kernel import library
+    from forecaster.model.recurrence.library import library
 
     if library() is None:
         return [
@@ -215,7 +215,7 @@ def _behind(revision: str) -> bool:
 
 
 def _slot(place: Place) -> list[Finding]:
-    from forecaster.artifact import check_files, digest
+    from forecaster.bundle.artifact import check_files, digest
 
     current = place.slot / "current"
     if not current.exists():
@@ -264,7 +264,7 @@ def _torch(_: Place) -> list[Finding]:
 
 
 def _model(place: Place) -> list[Finding]:
-    from forecaster import artifact
+    from forecaster.bundle import artifact
 
     if not (place.slot / "current").exists():
         return []

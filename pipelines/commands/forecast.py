@@ -56,7 +56,7 @@ def forecast(
     plot
         Where to draw the first series (PNG).
     """
-    from forecaster.data.forecasts import table
+    from forecaster.data.forecast_table import table
     from forecaster.series import Forecast
 
     in_range(horizon=horizon)
@@ -89,9 +89,9 @@ def forecast(
 def _here(
     model: str, data: str | None, horizon: int | None, levels: tuple[float, ...], reading: Reading, where: Where
 ) -> _Told:
-    from forecaster import artifact
-    from forecaster.blend import tell
-    from forecaster.predict import Predictor
+    from forecaster.bundle import artifact
+    from forecaster.prediction.predictor import Predictor
+    from forecaster.statistical.blend import tell
     from pipelines.sources import read
 
     source = reading.of(data)
@@ -104,9 +104,9 @@ def _here(
 
 
 def _over_http(url: str, data: str | None, horizon: int | None, levels: tuple[float, ...], reading: Reading) -> _Told:
-    from forecaster.blend import tell
     from forecaster.client import Client
     from forecaster.spec import Spec
+    from forecaster.statistical.blend import tell
     from pipelines.sources import read
 
     with Client(url) as client:

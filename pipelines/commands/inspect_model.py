@@ -10,7 +10,7 @@ from pipelines.commands.console import warn, write_table
 from pipelines.commands.options import Reading, Where, bundle_of, can_be_written, in_range
 
 if TYPE_CHECKING:
-    from forecaster.explain import Explanation
+    from forecaster.explain.attribution import Explanation
 
 _WHERE, _READING = Where(), Reading()
 _MOST = 5  # values that are told one by one
@@ -47,8 +47,8 @@ def inspect(
     out
         Where to write a table with a row for each step (CSV or Parquet).
     """
-    from forecaster import artifact
-    from forecaster.explain import MOST_STEPS, explain
+    from forecaster.bundle import artifact
+    from forecaster.explain.attribution import MOST_STEPS, explain
     from pipelines.sources import read
 
     in_range(horizon=horizon)
@@ -72,7 +72,7 @@ def inspect(
         warn(note)
     _print(told)
     if plot is not None or out is not None:
-        from forecaster.evaluation.explained import explanation_plot, explanation_table
+        from forecaster.explain.plots import explanation_plot, explanation_table
 
         write_table(out, lambda: explanation_table(told))
         if plot is not None:

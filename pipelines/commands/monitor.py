@@ -43,7 +43,7 @@ def monitor(
     prometheus
         Where to write the figures for a node exporter's folder of text files.
     """
-    from forecaster import durable
+    from forecaster.storage import atomic
     from pipelines.monitoring.monitor import look
     from pipelines.monitoring.report import as_html, as_json, as_prometheus, metrics
     from pipelines.tracking.logger import recording
@@ -55,7 +55,7 @@ def monitor(
     told, page = as_json(report), as_html(report)
     for path, text in ((html, page), (json, told), (prometheus, as_prometheus(report))):
         if path is not None:
-            durable.write_text(path, text)
+            atomic.write_text(path, text)
             path.chmod(_READABLE)
     with recording("the check"):
         keep_check(

@@ -82,7 +82,7 @@ class Reading:
 
     def of(self, source: str | None) -> Data:
         """A source, read this way; raises InputError unless there is one, and one alone."""
-        from forecaster.data.frames import Columns
+        from forecaster.data.frames.panel import Columns
         from pipelines.sources import Data
 
         if (source is None) == (self.sql is None):
@@ -209,7 +209,7 @@ def can_be_written(**paths: Path | None) -> None:
 
 def bundle_of(model: str, where: Where) -> Path:
     """The folder of a model: itself, or fetched from the registry by NAME or NAME@ALIAS."""
-    from forecaster.registry import Registry
+    from forecaster.registry.registry import Registry
     from pipelines.promotion.promote import fetch
 
     if Path(model).is_dir():

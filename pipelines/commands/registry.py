@@ -14,7 +14,7 @@ from pipelines.commands.console import warn
 from pipelines.commands.options import Where
 
 if TYPE_CHECKING:
-    from forecaster.registry import Version
+    from forecaster.registry.registry import Version
     from pipelines.settings import Root
 
 _WHERE = Where()
@@ -28,7 +28,7 @@ def register(bundle: Path, *, where: Where = _WHERE) -> None:
     bundle
         The folder that train wrote.
     """
-    from forecaster.registry import CHALLENGER, Registry
+    from forecaster.registry.registry import CHALLENGER, Registry
     from pipelines.promotion.promote import register as run
 
     root = where.existing()
@@ -102,7 +102,7 @@ def rollback(name: str, *, local: bool = False, undo: bool = False, where: Where
 def _on_this_server(name: str, root: Root, *, undo: bool) -> tuple[Version, Version]:
     """Moves the server of a root; answers the version that is in use now, and the one before."""
     told = json.loads(_pin(name, root, *(["--undo"] if undo else [])))
-    from forecaster.registry import Version
+    from forecaster.registry.registry import Version
     from pipelines.promotion.rollback import rolled_back_here
 
     back, left = (

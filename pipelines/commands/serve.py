@@ -49,7 +49,7 @@ def serve(
             where="model",
         )
     if model is not None and root.uri is None and not root.slot.exists() and (root.path / "mlflow.db").exists():
-        from forecaster.registry import CHAMPION, Registry
+        from forecaster.registry.registry import CHAMPION, Registry
 
         Registry(root.store).resolve(model, CHAMPION)  # a slip in the name would wait for ever
     # By name and not by import: serving and pipelines meet only in the registry.

@@ -60,7 +60,7 @@ def train(
     test_windows
         Rolling origins kept from the fit and used to test it; 0 trains on everything.
     """
-    from forecaster import artifact
+    from forecaster.bundle import artifact
     from pipelines.training.train import train as run
 
     source = reading.of(data)

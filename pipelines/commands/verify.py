@@ -18,8 +18,8 @@ def verify(bundle: str, *, where: Where = _WHERE) -> None:
     bundle
         A bundle folder, or a registered model as NAME or NAME@ALIAS.
     """
-    from forecaster import artifact
-    from forecaster.blend import tell
+    from forecaster.bundle import artifact
+    from forecaster.statistical.blend import tell
 
     is_path = Path(bundle).exists() or os.sep in bundle
     folder = Path(bundle) if is_path else bundle_of(bundle, where)

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.data.profile import Learned
 from forecaster.errors import LedgerError
-from forecaster.evaluation.control import Chart, Shifted, all_shifted, bound_for, cusum, residual_spread
-from forecaster.ledger.pairs import Accuracy, accuracy, pairs, score
+from forecaster.evaluation.drift_detection import Chart, Shifted, all_shifted, bound_for, cusum, residual_spread
+from forecaster.ledger.accuracy import Accuracy, accuracy, pairs, score
 from forecaster.ledger.records import Span, Told, Which
 from forecaster.ledger.store import Ledger, check_address
-from forecaster.registry import CHALLENGER, CHAMPION, Registry
+from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry
 from forecaster.spec import Spec
 from pipelines.promotion.promote import fetch
 from pipelines.settings import Root

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from forecaster.evaluation.plots import BASELINE, FORECAST, TRUTH
-from forecaster.ledger.pairs import Score
+from forecaster.ledger.accuracy import Score
 from pipelines.html_page import STYLE, inline
 from pipelines.monitoring.monitor import SHARE, Finding, Report, Watched
 from pipelines.promotion.report import dressed

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import InputError, NoSuchModel, RefusedByGate
-from forecaster.evaluation.anytime import Standing, apart, standing
-from forecaster.ledger.pairs import pairs
+from forecaster.evaluation.sequential_test import Standing, apart, standing
+from forecaster.ledger.accuracy import pairs
 from forecaster.ledger.records import Which
 from forecaster.ledger.store import Ledger
-from forecaster.registry import CHALLENGER, Registry, Version
+from forecaster.registry.registry import CHALLENGER, Registry, Version
 from pipelines.monitoring.monitor import open_ledger
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.promote import champion_of, recorded

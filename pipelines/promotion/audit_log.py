@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from forecaster.durable import sync_folder
-from forecaster.registry import Record, Version
+from forecaster.registry.registry import Record, Version
+from forecaster.storage.atomic import sync_folder
 
 _FIRST = "0" * 64  # the seal before the first line
 _LOCAL = "rollback-local"

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from forecaster import artifact
-from forecaster.engine import Together
+from forecaster.bundle import artifact
+from forecaster.engines.engine import Together
+from forecaster.engines.pytorch import Reference
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.one_pass import Cube
-from forecaster.evaluation.trials import exposure_gap, trials
+from forecaster.evaluation.rolling_origins import Cube
+from forecaster.evaluation.validation import exposure_gap, trials
 from forecaster.frequency import Stamp, following
-from forecaster.model.reference import Reference
-from forecaster.predict import Forecaster, Predictor, fastest_engine, graph_engine
-from forecaster.registry import CHALLENGER
+from forecaster.prediction.predictor import Forecaster, Predictor, fastest_engine, graph_engine
+from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Forecast, Panel, Series
 from pipelines.promotion.gate import Evidence
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from forecaster.evaluation import baselines
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.resampling import Gain, block_of, paired_gain
+from forecaster.evaluation.bootstrap import Gain, block_of, paired_gain
 from forecaster.evaluation.scores import groups
 from forecaster.metrics import nanmean
-from forecaster.registry import CHALLENGER, CHAMPION
+from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.shapes import Float64
 from pipelines.promotion.policy import Policy
 

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecaster import artifact, durable
+from forecaster.bundle import artifact
 from forecaster.errors import InputError, NoSuchModel, RefusedByGate
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import origin, regular
-from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
+from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry, Version
+from forecaster.storage import atomic
 from pipelines.promotion.audit_log import Audited, AuditLog
 from pipelines.promotion.evidence import megabytes, steps_behind
 from pipelines.promotion.gate import SEASONAL_NAIVE, Evidence, Verdict, judge_facts
@@ -156,8 +157,8 @@ def record(
     folder = _verdict_folder(version, root)
     page, table = folder / _PAGE, folder / _TABLE
     number = None if against is None else against.number
-    durable.write_text(page, as_html(verdict, result, title=str(version)))
-    durable.write_text(table, as_json(verdict, title=str(version), policy=policy, against=number))
+    atomic.write_text(page, as_html(verdict, result, title=str(version)))
+    atomic.write_text(table, as_json(verdict, title=str(version), policy=policy, against=number))
     said = {_GATE: "promote" if verdict.promote else _KEEP, _FAILED: ", ".join(verdict.failed) or "none"}
     with recording(f"the verdict on {version}"):
         registry = Registry(root.store)

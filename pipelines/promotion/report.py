@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.plots import BASELINE, FORECAST, GRID, TRUTH, error_by_horizon, origins_plot
-from forecaster.registry import CHALLENGER
+from forecaster.registry.registry import CHALLENGER
 from pipelines.html_page import page, picture
 from pipelines.promotion.gate import SEASONAL_NAIVE, Check, Verdict
 from pipelines.promotion.policy import Policy

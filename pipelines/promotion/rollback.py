@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from forecaster.failpoints import point
-from forecaster.registry import Registry, Version
+from forecaster.registry.registry import Registry, Version
+from forecaster.storage.failpoints import point
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.settings import Root
 

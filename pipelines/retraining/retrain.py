@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import BundleError, InputError
 from forecaster.evaluation.calibration import with_quantiles
-from forecaster.failpoints import point
-from forecaster.predict import Forecaster, Predictor
-from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
+from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry, Version
 from forecaster.spec import Spec
+from forecaster.storage.failpoints import point
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.evidence import gather
 from pipelines.promotion.gate import LEVELS, Verdict, judge

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.frequency import tell
-from forecaster.predict import Forecaster
-from forecaster.registry import Registry
+from forecaster.prediction.predictor import Forecaster
+from forecaster.registry.registry import Registry
 from pipelines.promotion.evidence import data_end, steps_since
 from pipelines.promotion.promote import champion_of, fetch
 from pipelines.settings import Root

@@ -10,8 +10,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from forecaster import durable
 from forecaster.errors import InputError
+from forecaster.storage import atomic
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 Kept = TypeVar("Kept", bound="Record")
@@ -123,7 +123,7 @@ class Book:
 
     def keep(self, job: Job) -> None:
         """Adds a job, in place of one of its name; its history stays."""
-        durable.write_text(self._job(job.name), job.model_dump_json(indent=1))
+        atomic.write_text(self._job(job.name), job.model_dump_json(indent=1))
 
     def remove(self, name: str) -> None:
         """Takes a job away, and what was known of it; raises InputError where there is none."""
@@ -141,11 +141,11 @@ class Book:
 
     def note(self, name: str, state: State) -> None:
         """Keeps it."""
-        durable.write_text(self._state(name), state.model_dump_json(indent=1))
+        atomic.write_text(self._state(name), state.model_dump_json(indent=1))
 
     def beat(self, beat: Beat) -> None:
         """A sign of life."""
-        durable.write_text(self.folder / "heartbeat.json", beat.model_dump_json())
+        atomic.write_text(self.folder / "heartbeat.json", beat.model_dump_json())
 
     def last_beat(self) -> Beat | None:
         """The last sign of life."""

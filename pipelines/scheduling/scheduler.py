@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from forecaster.errors import ForecasterError, MissingPackage
-from forecaster.failpoints import point
+from forecaster.storage.failpoints import point
 from pipelines.redaction import redacted
 from pipelines.scheduling.cron import Cron
 from pipelines.scheduling.jobs import Beat, Book, Job, Run, State

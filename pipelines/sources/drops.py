@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecaster.data import columns as cells
-from forecaster.data import stamps
+from forecaster.data.frames import columns as cells
+from forecaster.data.frames import timestamps
 from forecaster.errors import BadStamp, InputError, NoData
 from forecaster.frequency import Stamps, counts, named, tell
 from pipelines.sources.data import Data
@@ -78,7 +78,7 @@ def _checked(file: File, data: Data) -> pd.DataFrame:
         cells.check_there(frame, needed=names, further=[*data.covariates, *data.static, *data.channels])
         ids = cells.names(frame[names.unique_id], column=names.unique_id)
         freq = None if data.freq is None else named(data.freq, where="freq")
-        read = stamps.read(frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series=ids.codes)
+        read = timestamps.read(frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series=ids.codes)
         return pd.DataFrame(
             {
                 names.unique_id: pd.Series(ids.texts[ids.codes], dtype=object),

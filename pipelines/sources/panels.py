@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from forecaster.data import columns as cells
-from forecaster.data import stamps
 from forecaster.data.datasets import hospital, sine_trend
-from forecaster.data.frames import to_panel
+from forecaster.data.frames import columns as cells
+from forecaster.data.frames import timestamps
+from forecaster.data.frames.panel import to_panel
 from forecaster.errors import BadStamp, NoData
 from forecaster.frequency import Stamp, Stamps, named, tell
 from forecaster.series import Panel
@@ -60,7 +60,7 @@ def _until(frame: pd.DataFrame, data: Data, cutoff: str) -> tuple[pd.DataFrame, 
     cells.check_there(frame, needed=names, further=[*data.covariates, *data.static, *data.channels])
     ids = cells.names(frame[names.unique_id], column=names.unique_id)
     freq = None if data.freq is None else named(data.freq, where="freq")
-    found = stamps.read(frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series=ids.codes).stamps
+    found = timestamps.read(frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series=ids.codes).stamps
     last = _cutoff(cutoff, found)
     later = np.asarray(found > last)
     if later.all():

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forecaster import registry
 from forecaster.errors import InputError, NoSuchModel
-from forecaster.registry import CHALLENGER, CHAMPION, Registry
+from forecaster.registry import registry
+from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry
 from pipelines.settings import Root
 from pipelines.tracking.backtests import FOLDER, SCORED, Kept, read
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from forecaster import registry
 from forecaster.errors import RegistryError
 from forecaster.frequency import Stamp, tell
+from forecaster.registry import registry
 from forecaster.spec import Spec
 from pipelines.redaction import redacted
 from pipelines.settings import tracking_uri

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from forecaster.blend import tell as tell_blend
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import tell
-from forecaster.predict import Forecaster
-from forecaster.registry import CHALLENGER
+from forecaster.prediction.predictor import Forecaster
+from forecaster.registry.registry import CHALLENGER
+from forecaster.statistical.blend import tell as tell_blend
 from pipelines.promotion.gate import SEASONAL_NAIVE
 
 

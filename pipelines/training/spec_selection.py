@@ -6,9 +6,9 @@ import logging
 from typing import NamedTuple
 
 from forecaster.data.split import hold_out
-from forecaster.presets import candidates
 from forecaster.spec import Spec
-from forecaster.training.choice import choose
+from forecaster.training.presets import candidates
+from forecaster.training.selection import choose
 from pipelines.sources import Data, check_test_windows, model_name, read
 from pipelines.training.train import Candidate
 

@@ -14,22 +14,23 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 
-from forecaster import artifact, durable
-from forecaster.blend import NETWORK, need_all, tell
+from forecaster.bundle import artifact
 from forecaster.data.profile import learn_profile
 from forecaster.data.split import hold_out
 from forecaster.errors import TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
-from forecaster.evaluation.blending import Weighed, blended
+from forecaster.evaluation.blend_weights import Weighed, blended
 from forecaster.evaluation.calibration import calibrated, with_quantiles
 from forecaster.evaluation.plots import calibration_plot, error_by_horizon, origins_plot
 from forecaster.evaluation.scores import INTERVALS, LEVELS, score_table
-from forecaster.evaluation.trials import exposure_gap, trials
-from forecaster.predict import Forecaster, Predictor
-from forecaster.registry import CHALLENGER
+from forecaster.evaluation.validation import exposure_gap, trials
+from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
+from forecaster.statistical.blend import NETWORK, need_all, tell
+from forecaster.storage import atomic
 from forecaster.training.datamodule import cut
 from forecaster.training.fit import Fitted, fit, fit_digest, refit
 from pipelines.promotion.gate import SEASONAL_NAIVE
@@ -128,7 +129,7 @@ def train(
             run_id=_read_if_there(place / "run_id"),
             tags={name: value for name, value in asked_for.items() if value is not None},
         ) as run:
-            durable.write_text(place / "run_id", run.id)
+            atomic.write_text(place / "run_id", run.id)
             run.curve("choice/error", [one.error for one in tried])
             started = time.monotonic()
             callbacks = [] if progress else [EpochLines()]

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from forecaster import durable
+from forecaster.data.batching import repeat_season
 from forecaster.data.calendar import usual_season
 from forecaster.data.split import hold_out, origins
 from forecaster.errors import BadSpec, InputError, NonFiniteLoss, TrainingError
-from forecaster.evaluation.trials import comparable_error
-from forecaster.histories import repeat_season
+from forecaster.evaluation.validation import comparable_error
 from forecaster.metrics import nanmean
 from forecaster.series import Panel
 from forecaster.spec import Spec
+from forecaster.storage import atomic
 from forecaster.training.datamodule import cut
 from forecaster.training.fit import Fitted, fit
 from pipelines.settings import Root
@@ -130,7 +130,7 @@ def tune(
             tried = study.tried()
             best = _best(tried)
             found = spec_at(spec, best.params)
-            durable.write_text(out, _yaml(found, best, data, naive=naive, of=_trained(study)))
+            atomic.write_text(out, _yaml(found, best, data, naive=naive, of=_trained(study)))
             _record(search, found, best, naive=naive, out=out)
         study.run = None  # more trials will be a run of their own
     return Tuned(found, _value(best), naive, tried, out, parent.id)

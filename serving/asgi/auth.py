@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from forecaster import durable
+from forecaster.storage import atomic
 from serving.errors import Problem
 from serving.settings import Settings
 
@@ -155,7 +155,7 @@ def new(name: str, scopes: Sequence[str], file: Path) -> str:
             f"Expected a name that no key has; {name!r} is in {file} already. Take another, or remove its line."
         )
     parse(line, source="the command")
-    durable.write_text(
+    atomic.write_text(
         file, before + ("\n" if before and before[-1] != "\n" else "") + line + "\n"
     )  # made with mode 0600
     return key

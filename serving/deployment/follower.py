@@ -14,14 +14,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from forecaster.errors import BundleError, MissingPackage, NoSuchModel
-from forecaster.failpoints import point
+from forecaster.storage.failpoints import point
 from serving import log_format
 from serving.deployment import local_rollback, slot, status
 from serving.deployment.slot import Release
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from forecaster.registry import Version
+    from forecaster.registry.registry import Version
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ Verify = Callable[[Path], object]
 
 def on_every_engine(bundle: Path) -> None:
     """Loads a bundle as workers do, and on all other engines too. Raises BundleError, or MissingPackage."""
-    from forecaster import artifact
+    from forecaster.bundle import artifact
 
     artifact.predictor(bundle)
     artifact.load(bundle)
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _connect(address: str) -> Store:
-    from forecaster.registry import Registry  # serving's one way to MLflow, and only in this process
+    from forecaster.registry.registry import Registry  # serving's one way to MLflow, and only in this process
 
     return Registry(address)
 

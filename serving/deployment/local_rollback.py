@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from forecaster import durable
 from forecaster.errors import ForecasterError, NoSuchModel
-from forecaster.failpoints import point
+from forecaster.storage import atomic
+from forecaster.storage.failpoints import point
 from serving.deployment import slot as slots
 from serving.deployment.slot import Load, Release
 
@@ -53,7 +53,7 @@ def read(slot: Path) -> Pin | None:
 def lift(slot: Path) -> None:
     """Takes the pin away; none is no error."""
     (slot / _FILE).unlink(missing_ok=True)
-    durable.sync_folder(slot)
+    atomic.sync_folder(slot)
 
 
 def put_back(slot: Path, name: str, *, at: str, load: Load = slots.load_bundle) -> Pin:
@@ -78,7 +78,7 @@ def put_back(slot: Path, name: str, *, at: str, load: Load = slots.load_bundle) 
             )
         slots.check(slot, release, load)
         found = Pin(release=release, instead_of=current, at=at)
-        durable.write_text(slot / _FILE, found.model_dump_json())  # first: the follower must not undo what comes now
+        atomic.write_text(slot / _FILE, found.model_dump_json())  # first: the follower must not undo what comes now
         point("local.pinned")
     if current != found.release:
         slots.go_back(slot, found.release)

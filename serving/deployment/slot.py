@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from forecaster import durable
 from forecaster.errors import BundleDamaged, ForecasterError
-from forecaster.failpoints import point
 from forecaster.frequency import Stamp, at, origin, regular
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
+from forecaster.storage import atomic
+from forecaster.storage.failpoints import point
 from serving.deployment import status
 
 if TYPE_CHECKING:
     from forecaster.data.encoding import Encoding
-    from forecaster.drift import Drift
+    from forecaster.intervals.adaptive import Drift
     from forecaster.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ Noticed = Callable[[str], None]  # "swapped" or "refused"
 
 def load_bundle(folder: Path) -> Predicts:
     """The Predictor of a verified bundle, on the fastest engine there is for it; raises BundleError, or MissingPackage."""
-    from forecaster import artifact  # only when there is something to load
+    from forecaster.bundle import artifact  # only when there is something to load
 
     return artifact.predictor(folder)
 
@@ -281,18 +281,18 @@ def publish(slot: Path, bundle: Path, release: Release) -> None:
     folder = slot / "releases" / release.digest
     if not (folder / "release.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        with durable.new_folder(folder) as draft:
+        with atomic.new_folder(folder) as draft:
             bundle.rename(draft / "bundle")
             (draft / "release.json").write_text(release.model_dump_json())
     else:  # back to a release that is still here, perhaps under another version
-        durable.write_text(folder / "release.json", release.model_dump_json())
+        atomic.write_text(folder / "release.json", release.model_dump_json())
     _point_at(slot, folder)
 
 
 def go_back(slot: Path, release: Release) -> None:
     """Makes a release that the slot still has the current one, as it was; a kill leaves the old or the new one current."""
     folder = slot / "releases" / release.digest
-    durable.write_text(folder / "release.json", release.model_dump_json())  # the last used, for `prune`
+    atomic.write_text(folder / "release.json", release.model_dump_json())  # the last used, for `prune`
     _point_at(slot, folder)
 
 
@@ -303,7 +303,7 @@ def _point_at(slot: Path, folder: Path) -> None:
     point("reload.staged")
     link.replace(slot / "current")
     point("reload.linked")
-    durable.sync_folder(slot)
+    atomic.sync_folder(slot)
 
 
 def published(slot: Path) -> Release | None:
@@ -364,7 +364,7 @@ def _sign(slot: Path) -> str | None:
 
 
 def _check_digest(bundle: Path, release: Release) -> None:
-    from forecaster import artifact
+    from forecaster.bundle import artifact
 
     found = artifact.digest(bundle)
     if found != release.digest:

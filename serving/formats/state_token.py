@@ -30,7 +30,7 @@ from forecaster.errors import (
     StaticChanges,
 )
 from forecaster.frequency import Stamp, at, offset, tell, untell
-from forecaster.past import KINDS, Past
+from forecaster.history_summary import KINDS, Past
 from forecaster.series import LARGEST_VALUE, Series
 from forecaster.shapes import Float64
 from serving.formats import timestamps

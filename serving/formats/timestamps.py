@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Discriminator, Field, Tag
 
-from forecaster.data.frames import infer
+from forecaster.data.frames.panel import infer
 from forecaster.errors import BadStamp, DuplicateStamp, FrequencyUnknown, IrregularStamps
 from forecaster.frequency import (
     LAST_NUMBER,

@@ -19,7 +19,7 @@ from serving.formats.schema import ModelName, Strict
 from serving.ledger_writer import Scribe, unavailable
 
 if TYPE_CHECKING:
-    from forecaster.ledger.pairs import Score
+    from forecaster.ledger.accuracy import Score
     from forecaster.ledger.records import Which
 
 QUERY = {
@@ -62,7 +62,7 @@ class AccuracyAnswer(Strict):
 
 def answer(query: Mapping[str, str], model: InUse | None, scribe: Scribe, deadline: Deadline) -> bytes:
     """An AccuracyAnswer. Raises Problem for parameters that are none, and as `Scribe.ledger`."""
-    from forecaster.ledger.pairs import accuracy
+    from forecaster.ledger.accuracy import accuracy
 
     deadline.check()
     since = _asked(query)

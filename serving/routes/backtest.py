@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from forecaster.data.batching import repeat_season
 from forecaster.data.split import origins
 from forecaster.errors import ForecasterError, HistoryTooShort
 from forecaster.frequency import earlier, tell
-from forecaster.histories import repeat_season
 from forecaster.metrics import mae, nanmean, seasonal_error, smape
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64

@@ -24,7 +24,7 @@ from serving.formats.schema import Ask, AskedSeries, ModelName, Strict
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from forecaster.predict import Forecaster
+    from forecaster.prediction.predictor import Forecaster
 
 MOST_STEPS = 1024
 Perhaps = list[float | None]  # null where there is nothing: what was not observed or not read
@@ -85,7 +85,7 @@ def answer(body: Body, model: InUse | None, settings: Settings, deadline: Deadli
         )
         forecaster = _forecaster(bundle_of(settings.slot, model.release))
         deadline.check()
-        from forecaster.explain import METHODS, explain
+        from forecaster.explain.attribution import METHODS, explain
 
         told = explain(forecaster, read.series, horizon=horizon, steps=asked.steps)
     except (BundleError, MissingPackage) as error:
@@ -116,6 +116,6 @@ def answer(body: Body, model: InUse | None, settings: Settings, deadline: Deadli
 
 @lru_cache(maxsize=1)
 def _forecaster(bundle: Path) -> Forecaster:
-    from forecaster import artifact
+    from forecaster.bundle import artifact
 
     return artifact.load(bundle)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, Field, model_validator
 
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.errors import ForecasterError
 from forecaster.series import Forecast
 from serving.asgi.bodies import Body

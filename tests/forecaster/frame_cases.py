@@ -7,7 +7,7 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 
-from forecaster.data.frames import Columns
+from forecaster.data.frames.panel import Columns
 from forecaster.data.summary import summarise
 from forecaster.errors import (
     BadId,

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.conformal import calibrate
-from forecaster.drift import Drift, update
-from forecaster.ledger.adapting import adapt, learned, read
-from forecaster.ledger.making import Keeping, made
-from forecaster.ledger.pairs import accuracy, pairs
+from forecaster.intervals.adaptive import Drift, update
+from forecaster.intervals.conformal import calibrate
+from forecaster.ledger.accuracy import accuracy, pairs
+from forecaster.ledger.adaptive import adapt, learned, read
+from forecaster.ledger.recording import Keeping, made
 from forecaster.ledger.records import LEVELS, Observed, Told, Which, key_of, ticks
 from forecaster.ledger.store import Ledger
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Series
 from tests.samples import START, make_forecaster, make_spec
 

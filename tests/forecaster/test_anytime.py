@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from forecaster.evaluation.anytime import apart, capital, standing
+from forecaster.evaluation.sequential_test import apart, capital, standing
 
 ALPHA = 0.05
 NAN = float("nan")

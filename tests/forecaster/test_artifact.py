@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
-from forecaster import artifact, durable, fastest
+from forecaster.bundle import artifact
+from forecaster.engines.onnx.export import export
+from forecaster.engines.onnx.runner import GraphRunner
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch
-from forecaster.graph.export import export
-from forecaster.graph.runner import GraphRunner
+from forecaster.prediction import engine_choice
+from forecaster.storage import atomic
 from tests.samples import make_forecaster, make_spec
 
 FILES = [
@@ -216,7 +218,7 @@ def test_a_worker_refuses_a_graph_of_another_network(tmp_path: Path) -> None:
 
 
 def lack(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    for module in (artifact, fastest):
+    for module in (artifact, engine_choice):
         monkeypatch.setattr(module, "find_spec", lambda name: None if name in packages else name)
 
 
@@ -229,22 +231,22 @@ def test_a_bundle_written_without_onnx_is_whole_and_served_by_pytorch(
     assert not (tmp_path / "bundle" / "rollout.onnx").exists()
     loaded = artifact.load(tmp_path / "bundle")
     assert not loaded.graphs
-    assert fastest.graph_engine(loaded) is None
+    assert engine_choice.graph_engine(loaded) is None
 
 
 def test_a_bundle_with_a_graph_is_read_where_onnxruntime_is_not(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(fastest.graph_engine(artifact.load(bundle)), GraphRunner)
+    assert isinstance(engine_choice.graph_engine(artifact.load(bundle)), GraphRunner)
     lack(monkeypatch, "onnx", "onnxruntime")
     loaded = artifact.load(bundle)
     assert loaded.graphs == ((bundle / "rollout.onnx").read_bytes(),)
-    assert fastest.graph_engine(loaded) is None
+    assert engine_choice.graph_engine(loaded) is None
 
 
 def test_a_graph_that_answers_otherwise_is_left_out_and_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = export(make_forecaster(make_spec(), seed=2).network)
-    monkeypatch.setattr("forecaster.graph.export.export", lambda _: other)
+    monkeypatch.setattr("forecaster.engines.onnx.export.export", lambda _: other)
     artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     assert "rollout.onnx" not in artifact.read_manifest(tmp_path / "bundle").files
     assert "will be served by PyTorch" in caplog.text
@@ -293,7 +295,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def full(_path: Path) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(durable, "_sync", full)
+    monkeypatch.setattr(atomic, "_sync", full)
     with pytest.raises(OSError, match="no space left"):
         artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     assert list(tmp_path.iterdir()) == []

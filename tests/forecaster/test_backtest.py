@@ -17,7 +17,7 @@ from forecaster.errors import ForecasterError, HistoryTooShort
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import Ask, seasonal_naive
 from forecaster.evaluation.plots import best_and_worst, calibration_plot, error_by_horizon, forecast_plot, origins_plot
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Panel, Series
 from tests.samples import START, make_forecaster, make_spec, one_series, panel_of, wave
 

@@ -11,16 +11,17 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from forecaster import artifact, blend
-from forecaster.blend import NETWORK
+from forecaster.bundle import artifact
 from forecaster.data.split import origins
 from forecaster.errors import BadSpec, BundleDamaged, GoldenMismatch, MissingPackage
 from forecaster.evaluation.calibration import calibrated
-from forecaster.evaluation.one_pass import all_origins
-from forecaster.predict import Forecaster, Predictor
+from forecaster.evaluation.rolling_origins import all_origins
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.spec import Statistical
-from forecaster.statistical import MODELS
+from forecaster.statistical import blend
+from forecaster.statistical.blend import NETWORK
+from forecaster.statistical.models import MODELS
 from pipelines.commands.options import Blended
 from tests.forecaster.test_artifact import rewrite
 from tests.samples import make_forecaster, make_spec, one_series, wave

@@ -8,13 +8,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from forecaster.blend import NETWORK, fit
 from forecaster.errors import BadSpec
-from forecaster.evaluation import blending
+from forecaster.evaluation import blend_weights
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.blending import blended, optimal, weigh
-from forecaster.predict import Predictor
+from forecaster.evaluation.blend_weights import blended, optimal, weigh
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
+from forecaster.statistical.blend import NETWORK, fit
 from forecaster.training.fit import fit as train
 from forecaster.training.fit import refit
 from tests.samples import make_forecaster, make_spec, one_series, wave
@@ -164,7 +164,7 @@ def test_a_forecaster_is_blended_and_calibrated_on_its_own_validation_windows() 
     assert expected.weights[THETA] > 0, "random weights forecast worse than Theta"
     assert found.forecaster.calibration is not None
     apart = result.actual - (expected.weights[NETWORK] * result.forecasts[NETWORK] + expected.weights[THETA] * theta)
-    alone = blending.calibrated_on(
+    alone = blend_weights.calibrated_on(
         forecaster, replace(result, forecasts={"own": result.actual - apart}), "own"
     ).calibration
     assert found.forecaster.calibration == alone

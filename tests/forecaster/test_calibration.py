@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.calibration import calibrated, coverage
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Panel, Series
 from tests.samples import START, make_forecaster, make_spec
 

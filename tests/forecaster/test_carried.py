@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forecaster.conformal import calibrate
+from forecaster.data.batching import repeat_season
 from forecaster.data.encoding import Encoding
-from forecaster.engine import Known
-from forecaster.histories import repeat_season
-from forecaster.ledger.making import Keeping, made
+from forecaster.engines.engine import Known
+from forecaster.history_summary import Past, forget, history_scale
+from forecaster.intervals.conformal import calibrate
+from forecaster.ledger.recording import Keeping, made
 from forecaster.ledger.records import Told
 from forecaster.model.regressor import build
-from forecaster.past import Past, forget, history_scale
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Series
 from tests.samples import START, make_spec, wave
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.carrying import carry_gap, read_as
 from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.carrying import carry_gap, read_as
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from tests.samples import make_forecaster, make_spec, panel_of, wave
 
 PANEL = panel_of(wave(60), 7 * wave(45, seed=1))

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.data.encoding import PLAIN
 from forecaster.data.split import hold_out
 from forecaster.data.windows import Anchors, Tape, Window
 from forecaster.errors import BadSpec, CovariateUnknown, NotANumber, ValueOutOfRange
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.calibration import calibrated
-from forecaster.evaluation.trials import score, trials
+from forecaster.evaluation.validation import score, trials
 from forecaster.model.rollout import begin, warm_up
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.training.datamodule import Windows
 from forecaster.training.fit import fit

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecaster.conformal import GROUPED, LEVELS, Calibration, calibrate
-from forecaster.drift import Drift, update
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
-from forecaster.past import history_scale
+from forecaster.history_summary import history_scale
+from forecaster.intervals.adaptive import Drift, update
+from forecaster.intervals.conformal import GROUPED, LEVELS, Calibration, calibrate
 
 ONE = np.ones(1)
 WANTED = (0.025, 0.1, 0.5, 0.9, 0.975)
@@ -287,7 +287,7 @@ def test_the_spread_of_white_noise_does_not_grow() -> None:
 
 
 def test_a_long_horizon_is_stored_at_knots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forecaster.conformal.MOST_NUMBERS", 10_000)
+    monkeypatch.setattr("forecaster.intervals.conformal.MOST_NUMBERS", 10_000)
     horizon, draw = 900, np.random.default_rng(0)
     errors = np.sqrt(np.arange(1, horizon + 1)) * draw.standard_normal((30, 1, horizon))
     calibration = calibrate(errors, np.ones(30))

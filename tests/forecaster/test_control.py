@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from forecaster.data.profile import FEATURES, SHARES, Learned, learn_profile, profile
-from forecaster.evaluation.control import (
+from forecaster.evaluation.drift_detection import (
     BOUND,
     all_shifted,
     bound_for,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.data.encoding import learn
 from forecaster.errors import CovariateUnknown, ForecasterError, NotANumber
 from forecaster.evaluation.backtest import backtest
 from forecaster.model.regressor import build
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.spec import Spec
 from forecaster.training.fit import fit

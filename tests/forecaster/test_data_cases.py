@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.errors import (
     BadId,
     BadStamp,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from pipelines import cli
 from tests.forecaster.frame_samples import SHARED, series, with_channel, without
 

@@ -11,13 +11,13 @@ from typing import IO
 
 import pytest
 
-from forecaster import durable
+from forecaster.storage import atomic
 
 
 def test_a_written_file_holds_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "file"
-    durable.write_text(path, "one\n")
-    durable.write_text(path, "zwei ä\n")
+    atomic.write_text(path, "one\n")
+    atomic.write_text(path, "zwei ä\n")
     assert path.read_text() == "zwei ä\n"
     assert list(path.parent.iterdir()) == [path]
 
@@ -25,14 +25,14 @@ def test_a_written_file_holds_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
 def test_a_fill_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, fault: type[BaseException]) -> None:
     path = tmp_path / "file"
-    durable.write_text(path, "old")
+    atomic.write_text(path, "old")
 
     def fill(file: IO[bytes]) -> None:
         file.write(b"half of the n")
         raise fault
 
     with pytest.raises(fault):
-        durable.write(path, fill)
+        atomic.write(path, fill)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -46,13 +46,13 @@ def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: p
         really(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    durable.write_text(path, "new")
+    atomic.write_text(path, "new")
     assert seen == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder"
-    with durable.new_folder(path) as draft:
+    with atomic.new_folder(path) as draft:
         (draft / "inside").mkdir()
         (draft / "inside" / "file").write_text("x")
         assert not path.exists()
@@ -62,7 +62,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 def test_a_folder_whose_filling_fails_never_appears(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with durable.new_folder(tmp_path / "folder") as draft:
+        with atomic.new_folder(tmp_path / "folder") as draft:
             (draft / "file").write_text("half")
             raise KeyboardInterrupt
 
@@ -74,7 +74,7 @@ def test_a_folder_whose_filling_fails_never_appears(tmp_path: Path) -> None:
 def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
-    with pytest.raises(OSError), durable.new_folder(tmp_path / "folder") as draft:
+    with pytest.raises(OSError), atomic.new_folder(tmp_path / "folder") as draft:
         (draft / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from forecaster.data.calendar import feature_columns, features
 from forecaster.data.encoding import PLAIN, Encoding, learn
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.errors import CovariateUnknown
 from forecaster.series import Panel, Series
 from tests.samples import START, one_series, wave

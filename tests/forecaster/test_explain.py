@@ -10,11 +10,11 @@ import torch
 
 from forecaster.data.windows import Window
 from forecaster.errors import HistoryTooShort
-from forecaster.explain import Explanation, explain
+from forecaster.explain.attribution import Explanation, explain
+from forecaster.explain.trace import influence, trace
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import begin, warm_up
-from forecaster.model.trace import influence, trace
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 from tests.samples import START, make_forecaster, make_network, make_spec, one_series, wave
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forecaster.failpoints import POINTS
+from forecaster.storage.failpoints import POINTS
 
 CHECKOUT = Path(__file__).parents[2]
 # Every sweep asserts that its process was killed: a point that is never reached fails it.

@@ -11,7 +11,7 @@ import pytest
 
 from forecaster import errors
 from forecaster.data.datasets import hospital, sine_trend, sine_trend_at
-from forecaster.data.frames import Columns, to_frame, to_panel
+from forecaster.data.frames.panel import Columns, to_frame, to_panel
 from forecaster.series import Panel
 
 DAYS = pd.date_range("2026-01-01", periods=6)  # over a weekend: D and nothing else

@@ -11,13 +11,13 @@ import onnx
 import pytest
 
 from forecaster.data.encoding import PLAIN
-from forecaster.engine import Engine, Known
+from forecaster.engines.engine import Engine, Known
+from forecaster.engines.onnx.export import export
+from forecaster.engines.onnx.runner import GraphRunner
+from forecaster.engines.pytorch import Reference
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
-from forecaster.graph.export import export
-from forecaster.graph.runner import GraphRunner
-from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor, build
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast
 from tests.samples import START, make_forecaster, make_network, make_spec, one_series, wave
 
@@ -51,8 +51,8 @@ def test_a_graph_is_run_without_torch_onnx_or_pandas(network: Regressor, tmp_pat
     code = """
 import sys
 import numpy as np
-from forecaster.engine import Known
-from forecaster.graph.runner import GraphRunner
+from forecaster.engines.engine import Known
+from forecaster.engines.onnx.runner import GraphRunner
 runner = GraphRunner(open("rollout.onnx", "rb").read())
 np.save("told.npy", runner.roll(Known(**np.load("known.npz")), horizon=5))
 print(*sorted({"torch", "onnx", "pandas", "pydantic"} & sys.modules.keys()))

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.data import grid
 from forecaster.data.calendar import certain_frequency, offset, usual_horizon
-from forecaster.data.frames import to_frame, to_panel
+from forecaster.data.frames import grid
+from forecaster.data.frames.panel import to_frame, to_panel
 from forecaster.data.split import hold_out
 from forecaster.errors import (
     BadStamp,

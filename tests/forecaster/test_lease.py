@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from forecaster.errors import NoSuchModel, RegistryError
-from forecaster.lease import NOTE, Pace, queue
+from forecaster.registry.lock import NOTE, Pace, queue
 
 FAST = Pace(life=0.6, poll=0.005, patience=20.0)
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import LedgerError
-from forecaster.ledger.pairs import accuracy, pairs
+from forecaster.ledger.accuracy import accuracy, pairs
 from forecaster.ledger.records import Made, Observed, Which, key_of, tick, ticks
 from forecaster.ledger.store import Ledger
 
@@ -243,7 +243,7 @@ def test_the_forecaster_works_without_sqlalchemy() -> None:
     script = """
 import sys
 sys.modules["sqlalchemy"] = None
-import forecaster.predict, forecaster.ledger.making, forecaster.ledger.pairs
+import forecaster.prediction.predictor, forecaster.ledger.recording, forecaster.ledger.accuracy
 from forecaster.errors import MissingPackage
 from forecaster.ledger.store import Ledger
 try:

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.data.windows import Example, Window
-from forecaster.engine import Known, Together, median
+from forecaster.engines.engine import Known, Together, median
 from forecaster.errors import NonFiniteLoss
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.one_pass import all_origins
+from forecaster.evaluation.rolling_origins import all_origins
 from forecaster.model.regressor import build
-from forecaster.predict import Forecaster, Predictor, graph_engine
+from forecaster.prediction.predictor import Forecaster, Predictor, graph_engine
 from forecaster.spec import Spec
-from forecaster.training.descent import Adam, clip_norm, descend
 from forecaster.training.fit import Fitted, fit
 from forecaster.training.loss import lessons, loss_of
-from forecaster.training.side_by_side import SideBySide
+from forecaster.training.members import SideBySide
+from forecaster.training.optimizer import Adam, clip_norm, descend
 from tests.samples import make_spec, one_series, panel_of, wave
 
 PANEL = panel_of(wave(60), 4 * wave(50, seed=1), wave(40, seed=2))

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import artifact
-from forecaster.data.frames import to_frame, to_panel
+from forecaster.bundle import artifact
+from forecaster.data.frames.panel import to_frame, to_panel
 from forecaster.data.summary import summarise
 from forecaster.errors import BadSpec, BadStamp, FrequencyMismatch
 from forecaster.evaluation.backtest import backtest
@@ -19,7 +19,7 @@ from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.evaluation.calibration import calibrated
 from forecaster.evaluation.plots import forecast_plot, origins_plot
 from forecaster.frequency import LAST_NUMBER
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.training.fit import fit
 from tests.samples import make_spec, wave

@@ -7,8 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from forecaster.model.heads import head
-from forecaster.outline import Outline
-from forecaster.spec import HeadKind, HeadSpec
+from forecaster.spec import HeadKind, HeadSpec, Outline
 from tests.samples import make_network, make_spec
 
 

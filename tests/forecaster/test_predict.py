@@ -9,7 +9,7 @@ import torch
 
 from forecaster.data.encoding import PLAIN
 from forecaster.errors import FrequencyMismatch, HistoryTooShort, HorizonOutOfRange, NotANumber, ValueOutOfRange
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast, Series
 from tests.samples import START, make_forecaster, make_network, make_spec, one_series, wave
 

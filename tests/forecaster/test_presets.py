@@ -10,12 +10,12 @@ import pytest
 
 from forecaster.errors import BadSpec
 from forecaster.metrics import mae, seasonal_error
-from forecaster.predict import Predictor
-from forecaster.presets import Preset, candidates, judging
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
-from forecaster.training.choice import choose
 from forecaster.training.fit import fit
+from forecaster.training.presets import Preset, candidates, judging
+from forecaster.training.selection import choose
 from tests.samples import make_spec, panel_of, wave
 
 FREQUENCIES = {

@@ -17,13 +17,13 @@ from forecaster.evaluation.calibration import calibrated
 from forecaster.metrics import seasonal_error
 from forecaster.model.regressor import build
 from forecaster.model.scaling import measure
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import Windows
-from forecaster.training.descent import Adam, learning_rate
 from forecaster.training.fit import fit, fit_digest, refit
 from forecaster.training.loss import lessons, loss_of
+from forecaster.training.optimizer import Adam, learning_rate
 from tests.samples import make_spec, one_series, panel_of, wave
 
 PANEL = panel_of(wave(60), 40 * wave(50, seed=1), wave(40, seed=2))

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
-from forecaster.registry import CHAMPION, FORMER, Registry, Version, connect
+from forecaster.registry.registry import CHAMPION, FORMER, Registry, Version, connect
 
 INPUT = pd.DataFrame(
     {

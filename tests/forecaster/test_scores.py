@@ -12,12 +12,11 @@ from utilsforecast import losses
 
 from forecaster.errors import CovariateUnknown
 from forecaster.evaluation.backtest import Backtest, backtest
-from forecaster.evaluation.baselines import seasonal_naive
+from forecaster.evaluation.baselines import seasonal_naive, statistical
 from forecaster.evaluation.calibration import calibrated, coverage, quantiles, with_quantiles
 from forecaster.evaluation.scores import DECILES, LEVELS, by_step, overall, score_table
-from forecaster.evaluation.statistical import statistical
 from forecaster.metrics import interval_width, weighted_quantile_loss
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Panel, Series
 from tests.forecaster.test_backtest import Spy, constant
 from tests.samples import START, make_forecaster, make_spec, panel_of, wave

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forecaster import statistical as module
 from forecaster.errors import InputError, MissingPackage, TrainingError
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.baselines import seasonal_naive
-from forecaster.evaluation.statistical import MODELS, STATISTICAL, filled, naive2, statistical
+from forecaster.evaluation.baselines import seasonal_naive, statistical
 from forecaster.series import Forecast, Series
+from forecaster.statistical import models as module
+from forecaster.statistical.models import MODELS, STATISTICAL, filled, naive2
 from tests.samples import START, one_series, panel_of, wave
 
 NAN = float("nan")
@@ -109,7 +109,9 @@ def test_processes_beside_each_other_say_the_same_in_the_same_order() -> None:
 
 
 def test_a_process_that_fits_baselines_needs_no_torch() -> None:
-    program = "import sys, forecaster.evaluation.statistical, forecaster.blend; sys.exit('torch' in sys.modules)"
+    program = (
+        "import sys, forecaster.evaluation.baselines, forecaster.statistical.blend; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=False).returncode == 0
 
 

@@ -14,13 +14,13 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from forecaster.data.encoding import PLAIN
 from forecaster.data.windows import Anchors, Feed, Tape
 from forecaster.errors import HistoryTooShort
-from forecaster.evaluation.trials import exposure_gap, score, trials
+from forecaster.evaluation.validation import exposure_gap, score, trials
 from forecaster.model.regressor import build
 from forecaster.series import Panel
 from forecaster.training.datamodule import Windows
-from forecaster.training.descent import Adam, clip_norm
 from forecaster.training.fit import Fitted, fit
 from forecaster.training.loss import lessons
+from forecaster.training.optimizer import Adam, clip_norm
 from tests.forecaster.fits import PANEL, TRAINING, Crash, Fault, Watch, crash, interrupt, on_cpu, same, spec_of, weights
 from tests.samples import make_spec, panel_of, wave
 

@@ -19,10 +19,10 @@ from forecaster.model.regressor import Regressor, build
 from forecaster.model.rollout import roll, warm_up
 from forecaster.spec import Spec
 from forecaster.training.datamodule import Windows
-from forecaster.training.descent import Adam, clip_norm, descend, unrolled
 from forecaster.training.fit import Fitted, fit
 from forecaster.training.loss import lessons, loss_of, teacher_forced_loss
-from forecaster.training.side_by_side import SideBySide
+from forecaster.training.members import SideBySide
+from forecaster.training.optimizer import Adam, clip_norm, descend, unrolled
 from tests.laws.test_every_combination import HEADS, networks, windows
 from tests.samples import make_spec, panel_of, wave
 

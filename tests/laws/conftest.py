@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from forecaster.model.regressor import Regressor
-from forecaster.predict import Forecaster
+from forecaster.prediction.predictor import Forecaster
 from forecaster.spec import Spec
 from tests.samples import make_forecaster, make_spec
 

@@ -13,11 +13,11 @@ from forecaster.data.encoding import PLAIN
 from forecaster.data.windows import Window
 from forecaster.errors import BadSpec
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.trials import score, trials
+from forecaster.evaluation.validation import score, trials
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import begin, read, roll, warm_up
 from forecaster.model.scaling import measure, settle
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
 from forecaster.training.datamodule import Windows
@@ -244,7 +244,7 @@ def test_requests_of_very_different_lengths_are_answered_in_order(monkeypatch: p
     predictor = predictor_of(make_spec(reads="history"))
     many: list[Series] = [one_series(wave(steps, seed=steps), name=str(steps)) for steps in (90, 4, 33, 5, 60, 8)]
     expected = [predictor.forecast(one, 3) for one in many]
-    monkeypatch.setattr("forecaster.predict.VALUES_AT_ONCE", 70)
+    monkeypatch.setattr("forecaster.prediction.predictor.VALUES_AT_ONCE", 70)
     for one, other in zip(predictor.forecast_each(many, 3), expected, strict=True):
         assert isinstance(one, Forecast)
         assert one.id == other.id

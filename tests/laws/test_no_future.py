@@ -10,10 +10,10 @@ from forecaster.data.encoding import PLAIN
 from forecaster.data.split import hold_out
 from forecaster.data.windows import Anchors, Feed, Tape, Window
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.trials import trials
+from forecaster.evaluation.validation import trials
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import Memory, begin, roll, warm_up
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import Windows

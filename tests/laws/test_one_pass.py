@@ -14,11 +14,11 @@ from forecaster.data.encoding import learn
 from forecaster.data.split import origins
 from forecaster.data.windows import Window
 from forecaster.errors import HorizonOutOfRange
-from forecaster.evaluation.one_pass import all_origins
-from forecaster.model.places import memories
+from forecaster.evaluation.rolling_origins import all_origins
 from forecaster.model.regressor import build
 from forecaster.model.rollout import roll, warm_up
-from forecaster.predict import Forecaster, Predictor
+from forecaster.model.rollout_origins import memories
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.spec import Spec
 from tests.laws.test_every_combination import scaled
@@ -146,7 +146,7 @@ def test_what_comes_after_an_origin_changes_nothing_that_was_said_there(reads: s
 def test_the_memory_at_a_place_is_that_of_reading_up_to_it(
     cell: str, rows: int, count: int, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forecaster.model.places.MEMORIES_AT_ONCE", 17 * rows)
+    monkeypatch.setattr("forecaster.model.rollout_origins.MEMORIES_AT_ONCE", 17 * rows)
     spec = make_spec(cell=cell, layers=2, scaling="level_season", reads="history", base="last", lags=(3,))
     network, draw = make_forecaster(spec).network, torch.Generator().manual_seed(3)
     for parameter in network.parameters():
@@ -170,9 +170,9 @@ def test_more_rows_than_fit_at_once_are_taken_in_turns(monkeypatch: pytest.Monke
         predictor = Predictor(make_forecaster(make_spec(cell="lstm", reads=reads, segment=2)))
         whole = all_origins(predictor, series, horizon=3, windows=12, stride=1)
         with monkeypatch.context() as patch:
-            patch.setattr("forecaster.predict.ROWS_AT_ONCE", 2)
-            patch.setattr("forecaster.predict.VALUES_AT_ONCE", 60)
-            patch.setattr("forecaster.evaluation.one_pass.ROWS_AT_ONCE", 3)
+            patch.setattr("forecaster.prediction.predictor.ROWS_AT_ONCE", 2)
+            patch.setattr("forecaster.prediction.predictor.VALUES_AT_ONCE", 60)
+            patch.setattr("forecaster.evaluation.rolling_origins.ROWS_AT_ONCE", 3)
             patch.setattr("forecaster.model.rollout.SEGMENTS_AT_ONCE", 5)
             turns = all_origins(predictor, series, horizon=3, windows=12, stride=1)
         assert_close(turns, whole, series)

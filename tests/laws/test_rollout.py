@@ -12,7 +12,7 @@ from forecaster.data.windows import Window, stack
 from forecaster.errors import FrequencyMismatch, HistoryTooShort, NotANumber
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import Memory, begin, roll, warm_up
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast
 from forecaster.spec import Spec
 from tests.samples import make_forecaster, make_spec, one_series, wave
@@ -99,7 +99,7 @@ def test_a_request_larger_than_one_rollout_is_answered_in_order(monkeypatch: pyt
     predictor = Predictor(make_forecaster(make_spec()))
     many = [one_series(wave(20, seed=number), name=str(number)) for number in range(7)]
     whole = predictor.forecast_each(many, 3)
-    monkeypatch.setattr("forecaster.predict.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("forecaster.prediction.predictor.ROWS_AT_ONCE", 3)
     for one, other in zip(predictor.forecast_each(many, 3), whole, strict=True):
         assert isinstance(one, Forecast)
         assert isinstance(other, Forecast)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from forecaster import artifact
-from forecaster.predict import Forecaster, Predictor
+from forecaster.bundle import artifact
+from forecaster.prediction.predictor import Forecaster, Predictor
 from tests.samples import one_series, wave
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from tests.laws.conftest import KINDS, name_of
 from tests.samples import one_series, wave
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from serving.deployment.slot import Load, Release, Slot, publish, staging
 from serving.routes import app
 from serving.settings import Settings

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from forecaster.engine import Known
-from forecaster.model.compiled import kernel
-from forecaster.model.fused import Fused, fused
-from forecaster.model.plain import Plain
-from forecaster.model.plain import plain as without_torch
-from forecaster.model.reference import Reference
+from forecaster.engines.engine import Known
+from forecaster.engines.kernel import Plain
+from forecaster.engines.kernel import plain as without_torch
+from forecaster.engines.kernel_torch import Fused, fused
+from forecaster.engines.pytorch import Reference
+from forecaster.model.recurrence.compiled import kernel
 from forecaster.model.regressor import Regressor, build
 from forecaster.spec import Spec
 from tests.samples import make_network, make_spec, wave

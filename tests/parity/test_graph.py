@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from forecaster.data.windows import Window
-from forecaster.engine import Known
-from forecaster.graph.export import export
-from forecaster.graph.heads import drawable
-from forecaster.graph.runner import GraphRunner, Memory
+from forecaster.engines.engine import Known
+from forecaster.engines.onnx.export import export
+from forecaster.engines.onnx.heads import drawable
+from forecaster.engines.onnx.runner import GraphRunner, Memory
+from forecaster.engines.pytorch import Reference
 from forecaster.model import rollout
-from forecaster.model.reference import Reference
 from forecaster.model.regressor import Regressor, build
 from forecaster.model.rollout import roll, warm_up
 from forecaster.spec import Spec
@@ -195,7 +195,7 @@ def test_many_rows_in_several_parts_are_the_rows_in_one(monkeypatch: pytest.Monk
     noise = draw.uniform(size=(5 * network.targets, 9, 1)).astype(np.float32)
     runner = GraphRunner(export(network))
     expected = [runner.roll(whole, horizon=9), runner.roll(whole, horizon=9, noise=noise)]
-    monkeypatch.setattr("forecaster.graph.runner.SEGMENTS_AT_ONCE", 2 * 12)
+    monkeypatch.setattr("forecaster.engines.onnx.runner.SEGMENTS_AT_ONCE", 2 * 12)
     found = [runner.roll(whole, horizon=9), runner.roll(whole, horizon=9, noise=noise)]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)

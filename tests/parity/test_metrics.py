@@ -11,7 +11,7 @@ from utilsforecast import losses
 
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
-from forecaster.evaluation.trials import comparable_error
+from forecaster.evaluation.validation import comparable_error
 from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
 from forecaster.series import Forecast
 from tests.samples import START, one_series, panel_of, wave

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forecaster.model import equations
-from forecaster.model.compiled import Kernel, kernel
-from forecaster.model.layer import Engine, Layer
-from forecaster.model.recurrence import run
+from forecaster.model.recurrence import equations
+from forecaster.model.recurrence.autograd import run
+from forecaster.model.recurrence.compiled import Kernel, kernel
+from forecaster.model.recurrence.layer import Engine, Layer
 from forecaster.spec import Cell
 
 MODULES: dict[Cell, type[nn.Module]] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}

@@ -10,9 +10,9 @@ import torch
 
 from forecaster.data.windows import Window, stack
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.trials import exposure_gap, score, trials
+from forecaster.evaluation.validation import exposure_gap, score, trials
 from forecaster.model.rollout import begin, roll, warm_up
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.spec import Spec
 from tests.samples import foretell, make_forecaster, make_spec, next_step, one_series, panel_of, wave
 
@@ -114,7 +114,7 @@ def test_an_origin_without_any_observation_after_it_is_no_trial() -> None:
 def test_trials_in_several_batches_are_the_trials_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     series = panel_of(*(wave(40, seed=number) for number in range(4))).series
     whole = trials(series, context=8, horizon=5, windows=2, season=SEASON)
-    monkeypatch.setattr("forecaster.evaluation.trials.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("forecaster.evaluation.validation.ROWS_AT_ONCE", 3)
     parts = trials(series, context=8, horizon=5, windows=2, season=SEASON)
     assert [len(part.seasonal_error) for part in parts] == [3, 3, 2]
     assert torch.equal(torch.cat([part.example.window.values for part in parts]), whole[0].example.window.values)

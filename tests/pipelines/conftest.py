@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.registry import connect
+from forecaster.registry.registry import connect
 from forecaster.spec import NetworkSpec, Spec, TrainingSpec
 from pipelines.settings import Root, tracking_uri
 from pipelines.sources import Data

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.evaluation.calibration import calibrated
 from forecaster.evaluation.scores import overall
 from forecaster.evaluation.significance import paired
-from forecaster.evaluation.statistical import STATISTICAL
-from forecaster.registry import connect
+from forecaster.registry.registry import connect
 from forecaster.series import Panel
+from forecaster.statistical.models import STATISTICAL
 from pipelines.commands import console
 from pipelines.commands.backtest import Baseline, contenders
 from pipelines.commands.options import Where

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import artifact
-from forecaster.blend import NETWORK
+from forecaster.bundle import artifact
 from forecaster.errors import MissingPackage
-from forecaster.predict import Predictor
-from forecaster.registry import CHALLENGER, connect
+from forecaster.prediction.predictor import Predictor
+from forecaster.registry.registry import CHALLENGER, connect
+from forecaster.statistical.blend import NETWORK
 from pipelines.cli import main
 from pipelines.commands.options import spec_of
 from pipelines.retraining.retrain import retrain

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from forecaster import artifact
-from forecaster.predict import Predictor
-from forecaster.registry import CHAMPION, Registry, connect
+from forecaster.bundle import artifact
+from forecaster.prediction.predictor import Predictor
+from forecaster.registry.registry import CHAMPION, Registry, connect
 from forecaster.spec import Spec
 from pipelines.cli import main
 from pipelines.settings import Root

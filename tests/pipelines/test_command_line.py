@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import RegistryError
 from pipelines.cli import app, main
 from pipelines.settings import Root, serving_environment

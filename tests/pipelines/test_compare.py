@@ -13,7 +13,7 @@ import pytest
 from forecaster.errors import InputError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.significance import paired
-from forecaster.registry import CHALLENGER, Registry
+from forecaster.registry.registry import CHALLENGER, Registry
 from pipelines.comparison.compare import compared
 from pipelines.promotion.promote import register
 from pipelines.settings import Root

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from pipelines.cli import main
 from tests.samples import make_forecaster, make_spec
 from tests.system.world import CHECKOUT, environment, free_port

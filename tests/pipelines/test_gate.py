@@ -13,8 +13,8 @@ import pytest
 
 from forecaster.errors import BadSpec
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.resampling import paired_gain
-from forecaster.registry import CHALLENGER, CHAMPION
+from forecaster.evaluation.bootstrap import paired_gain
+from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.series import Series
 from pipelines.promotion.gate import LEVELS, SEASONAL_NAIVE, Evidence, Verdict, judge
 from pipelines.promotion.policy import Policy, read_policy

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import BaseMoved, InputError, NoSuchModel, RefusedByGate
-from forecaster.registry import CHALLENGER, CHAMPION, FORMER, Registry, Version, connect
+from forecaster.registry.registry import CHALLENGER, CHAMPION, FORMER, Registry, Version, connect
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.evidence import gather
 from pipelines.promotion.gate import judge

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import LedgerError, NoSuchModel
-from forecaster.ledger.making import Keeping, made
+from forecaster.ledger.recording import Keeping, made
 from forecaster.ledger.records import Observed, Told, key_of, ticks
 from forecaster.ledger.store import Ledger
-from forecaster.predict import Predictor
-from forecaster.registry import CHAMPION, Registry
+from forecaster.prediction.predictor import Predictor
+from forecaster.registry.registry import CHAMPION, Registry
 from forecaster.series import Series
 from pipelines import cli
 from pipelines.monitoring.monitor import attention, ledger_of, look
@@ -273,7 +273,7 @@ def command_quiet(root: Root, *arguments: str) -> int:
 
 
 def test_every_look_is_a_run_beside_the_trainings(trained: Root, same: str) -> None:
-    from forecaster.registry import connect
+    from forecaster.registry.registry import connect
 
     assert command_quiet(trained, "small", "--url", same) == 0
     client = connect(trained.store)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from anyio.from_thread import start_blocking_portal
 
-from forecaster import artifact
-from forecaster.registry import CHALLENGER, CHAMPION, Registry, connect
+from forecaster.bundle import artifact
+from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry, connect
 from forecaster.spec import Spec
 from pipelines.cli import main
 from pipelines.settings import Root

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.failpoints import Broken
-from forecaster.registry import CHAMPION, Registry, connect
+from forecaster.registry.registry import CHAMPION, Registry, connect
+from forecaster.storage.failpoints import Broken
 from pipelines.cli import main
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.policy import Policy

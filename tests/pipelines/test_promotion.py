@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.errors import ForecasterError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import seasonal_naive

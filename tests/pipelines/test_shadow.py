@@ -11,7 +11,7 @@ import pytest
 from forecaster.errors import InputError, NoSuchModel, RefusedByGate
 from forecaster.ledger.records import Made, Observed
 from forecaster.ledger.store import Ledger
-from forecaster.registry import CHALLENGER, CHAMPION, Registry, Version
+from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry, Version
 from pipelines.cli import main
 from pipelines.monitoring.shadow import judge_shadow, promote_shadow
 from pipelines.promotion.gate import Check, Verdict

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.data.frames import Columns
+from forecaster.data.frames.panel import Columns
 from forecaster.errors import InputError, NoData, SourceNotFound
 from pipelines.sources import BUILT_IN, Data, model_name, read, read_spec
 from tests.pipelines.conftest import noise

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import DatasetInput
 
 from forecaster.errors import NoSuchModel, RegistryError
-from forecaster.registry import connect
+from forecaster.registry.registry import connect
 from forecaster.spec import Spec
 from pipelines.settings import tracking_uri
 from pipelines.tracking.figures import files

@@ -17,10 +17,10 @@ import pytest
 import pytorch_lightning as pl
 from mlflow.entities import Run
 
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
 from forecaster.errors import InputError, TrainingError
-from forecaster.registry import connect
+from forecaster.registry.registry import connect
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import Fitted, fit

@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from forecaster import artifact
-from forecaster.carried import cut_down
+from forecaster.bundle import artifact
 from forecaster.data.encoding import PLAIN, Encoding
-from forecaster.drift import Drift
 from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
+from forecaster.intervals.adaptive import Drift
+from forecaster.prediction.carry import cut_down
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
 from serving.deployment.slot import Load, Release, publish, staging

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forecaster import artifact
-from forecaster.conformal import calibrate
+from forecaster.bundle import artifact
+from forecaster.intervals.conformal import calibrate
 from serving import ledger_writer as ledgers
 from serving.deployment.slot import Release, load_bundle, publish, staging
 from tests.samples import make_forecaster, make_spec

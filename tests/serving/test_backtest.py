@@ -11,7 +11,7 @@ import pytest
 
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from serving.deployment.slot import load_bundle
 from tests.samples import panel_of, wave
 from tests.serving.conftest import Client, MakeClient, publish_stub, series

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import ForecasterError
 from forecaster.series import Forecast, Series
 from serving.asgi.admission import Admission

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forecaster import artifact
-from forecaster.blend import NETWORK
+from forecaster.bundle import artifact
 from forecaster.frequency import tell
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Series
+from forecaster.statistical.blend import NETWORK
 from serving.deployment.slot import Release, load_bundle, publish, staging
 from tests.samples import make_forecaster, make_spec, one_series, wave
 from tests.serving.conftest import Client, LastValue, MakeClient, StubForecaster, publish_stub, series

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.data.encoding import PLAIN
 from forecaster.model import regressor
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
 from serving.deployment.slot import Release, Slot, publish, staging

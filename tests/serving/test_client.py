@@ -20,10 +20,10 @@ import pandas as pd
 import pytest
 import uvicorn
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.client import AsyncClient, Client, Patience
-from forecaster.client.talk import Reply, Silence
-from forecaster.data.frames import to_panel
+from forecaster.client.transport import Reply, Silence
+from forecaster.data.frames.panel import to_panel
 from forecaster.errors import (
     AnswerTooLate,
     BadStamp,
@@ -37,7 +37,7 @@ from forecaster.errors import (
     ServiceNotReady,
     Unreachable,
 )
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from pipelines.cli import main
 from serving.asgi import auth
 from serving.deployment.slot import Load, Release, Slot, load_bundle, publish, staging

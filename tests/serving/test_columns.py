@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.conformal import Calibration, calibrate
 from forecaster.data.encoding import Encoding
+from forecaster.intervals.conformal import Calibration, calibrate
 from forecaster.model import regressor
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast, Series
 from forecaster.spec import NetworkSpec, Spec
 from tests.serving.conftest import Client, LastValue, MakeClient, publish_stub, series

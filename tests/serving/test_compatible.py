@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from forecaster.data.encoding import PLAIN
 from forecaster.model import regressor
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast, Series
 from forecaster.spec import HeadSpec, NetworkSpec, Spec
 from tests.serving.conftest import Client, LastValue, MakeClient, StubForecaster, publish_stub

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forecaster.explain import explain
+from forecaster.explain.attribution import explain
 from serving.deployment.slot import load_bundle
 from tests.samples import START, one_series, wave
 from tests.serving.conftest import MakeClient, publish_stub, series

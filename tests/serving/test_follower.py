@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from forecaster.errors import BundleDamaged, MissingPackage, NoSuchModel
-from forecaster.registry import Version
+from forecaster.registry.registry import Version
 from serving.deployment import slot as slots
 from serving.deployment.follower import Target, follow, main, news, take
 from tests.serving.conftest import load_stub, write_stub

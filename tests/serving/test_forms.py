@@ -265,7 +265,7 @@ def test_a_bad_arrow_stream_is_refused(client: Client, content: bytes, code: str
 
 
 def test_an_infinite_value_in_arrow_is_refused_for_its_series_alone(slot_folder: Path, make_client: MakeClient) -> None:
-    from forecaster.predict import Predictor
+    from forecaster.prediction.predictor import Predictor
     from tests.samples import make_forecaster, make_spec
 
     publish_stub(slot_folder)

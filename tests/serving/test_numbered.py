@@ -10,7 +10,7 @@ import pytest
 
 from forecaster.data.encoding import PLAIN
 from forecaster.model import regressor
-from forecaster.predict import Forecaster, Predictor
+from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
 from serving.deployment.slot import Slot

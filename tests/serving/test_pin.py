@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from forecaster.errors import BundleDamaged, NoSuchModel
-from forecaster.failpoints import CHOSEN, POINTS, SWITCH, Broken
-from forecaster.registry import Version
+from forecaster.registry.registry import Version
+from forecaster.storage.failpoints import CHOSEN, POINTS, SWITCH, Broken
 from serving.deployment import local_rollback, status
 from serving.deployment import slot as slots
 from serving.deployment.follower import Target, news, take

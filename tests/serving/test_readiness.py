@@ -20,10 +20,10 @@ import pytest
 from safetensors.numpy import load as load_weights
 from safetensors.numpy import save as save_weights
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import BundleDamaged, BundleError
-from forecaster.failpoints import CHOSEN, SWITCH, Broken
-from forecaster.registry import Registry, Version
+from forecaster.registry.registry import Registry, Version
+from forecaster.storage.failpoints import CHOSEN, SWITCH, Broken
 from serving.deployment import slot as slots
 from serving.deployment import status
 from serving.deployment.follower import Target, follow, take

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from forecaster.errors import ForecasterError, HistoryTooShort
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 from serving.deadline import Deadline
 from serving.errors import Problem

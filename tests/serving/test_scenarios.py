@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from tests.forecaster.test_carried import COLUMNS, ENCODING, history, learned
 from tests.samples import make_spec
 from tests.serving.conftest import Client, LastValue, MakeClient, StubForecaster, publish_stub, series

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.data.encoding import PLAIN
 from forecaster.model.regressor import build
-from forecaster.predict import Forecaster, Predictor
-from forecaster.registry import Registry, connect
+from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.registry.registry import Registry, connect
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
 from serving.deployment import slot as slots
@@ -170,7 +170,7 @@ def test_a_promotion_in_the_registry_reaches_the_server(slot_folder: Path, tmp_p
 
 def test_serving_reaches_no_trainer_no_plots_and_no_registry() -> None:
     program = (
-        "import sys, serving.service, serving.supervisor, forecaster.artifact, forecaster.predict\n"
+        "import sys, serving.service, serving.supervisor, forecaster.bundle.artifact, forecaster.prediction.predictor\n"
         "found = {'pytorch_lightning', 'lightning', 'matplotlib', 'mlflow'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(found)) or 0)"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from forecaster.errors import ForecasterError
-from forecaster.ledger.pairs import pairs
+from forecaster.ledger.accuracy import pairs
 from forecaster.ledger.records import Which
 from forecaster.ledger.store import Ledger
 from forecaster.series import Forecast, Series

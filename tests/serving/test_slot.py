@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from forecaster import artifact
-from forecaster.graph.runner import GraphRunner
-from forecaster.model.compiled import kernel
-from forecaster.model.plain import Plain
-from forecaster.predict import Predictor
+from forecaster.bundle import artifact
+from forecaster.engines.kernel import Plain
+from forecaster.engines.onnx.runner import GraphRunner
+from forecaster.model.recurrence.compiled import kernel
+from forecaster.prediction.predictor import Predictor
 from serving.deployment import slot as slots
 from serving.deployment.slot import InUse, Slot
 from tests.samples import make_forecaster, make_spec

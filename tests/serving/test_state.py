@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecaster.errors import BadState, StateOfOtherModel, StateTooLarge
-from forecaster.predict import Predictor
+from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 from serving.formats.schema import CarriedSeries
 from serving.formats.state_token import FORMAT, Model, Seal, issue, to_series

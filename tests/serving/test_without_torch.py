@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from serving.deployment import slot as slots
 from tests.samples import make_forecaster, make_spec
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.registry import CHALLENGER, Registry
+from forecaster.registry.registry import CHALLENGER, Registry
 from pipelines.cli import main
 from pipelines.promotion.promote import register
 from pipelines.settings import Root

@@ -14,9 +14,9 @@ import numpy as np
 import psutil
 import pytest
 
-from forecaster import artifact
-from forecaster.predict import Predictor
-from forecaster.registry import CHALLENGER, Registry, Version
+from forecaster.bundle import artifact
+from forecaster.prediction.predictor import Predictor
+from forecaster.registry.registry import CHALLENGER, Registry, Version
 from forecaster.series import Forecast, Series
 from pipelines.promotion.promote import promote, register
 from pipelines.settings import Root

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from forecaster.errors import BaseMoved
-from forecaster.failpoints import POINTS
-from forecaster.predict import Forecaster
-from forecaster.registry import CHAMPION, FORMER, Registry, Version
+from forecaster.prediction.predictor import Forecaster
+from forecaster.registry.registry import CHAMPION, FORMER, Registry, Version
+from forecaster.storage.failpoints import POINTS
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.promote import audited, champion_of, fetch, promote, register
 from pipelines.settings import Root

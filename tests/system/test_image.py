@@ -18,7 +18,7 @@ import pytest
 import yaml
 from packaging.utils import canonicalize_name
 
-from forecaster import artifact
+from forecaster.bundle import artifact
 from pipelines.promotion.promote import promote, register
 from pipelines.settings import Root
 from pipelines.sources import Data

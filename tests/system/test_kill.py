@@ -16,8 +16,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from forecaster import artifact
-from forecaster.registry import connect
+from forecaster.bundle import artifact
+from forecaster.registry.registry import connect
 from pipelines.settings import Root
 from tests.pipelines.conftest import noise, small
 from tests.system.nursery import Child, Nursery, opened

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import BaseMoved
-from forecaster.lease import NOTE
-from forecaster.registry import CHAMPION, FORMER, Registry, Version, connect
+from forecaster.registry.lock import NOTE
+from forecaster.registry.registry import CHAMPION, FORMER, Registry, Version, connect
 from pipelines.promotion.promote import champion_of
 from tests.pipelines.conftest import BAD, noise, small
 from tests.pipelines.test_channels import run

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from forecaster import artifact
-from forecaster.registry import CHAMPION, Registry
+from forecaster.bundle import artifact
+from forecaster.registry.registry import CHAMPION, Registry
 from pipelines.promotion.promote import audited
 from pipelines.settings import Root
 from pipelines.training.retrain_key import TAG

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from forecaster.registry import Registry
+from forecaster.registry.registry import Registry
 from pipelines.scheduling.jobs import Book, State
 from pipelines.settings import Root
 from tests.pipelines.conftest import noise, small

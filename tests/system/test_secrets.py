@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forecaster.registry import Registry, connect
+from forecaster.registry.registry import Registry, connect
 from pipelines.redaction import SQL_URL
 from pipelines.settings import Root
 from pipelines.training.retrain_key import TAG

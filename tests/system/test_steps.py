@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from forecaster.failpoints import CHOSEN, SWITCH, Broken
-from forecaster.lease import Pace, queue
-from forecaster.registry import CHALLENGER, CHAMPION, Registry
+from forecaster.registry.lock import Pace, queue
+from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry
+from forecaster.storage.failpoints import CHOSEN, SWITCH, Broken
 from pipelines.cli import main
 from pipelines.promotion.promote import audited
 from pipelines.scheduling.jobs import Job

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forecaster.registry import connect
+from forecaster.registry.registry import connect
 from pipelines.settings import Root
 from tests.pipelines.conftest import noise, small
 from tests.system.world import forecaster, started, wait_until, write_config

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.data.frames import to_panel
+from forecaster.data.frames.panel import to_panel
 from tests.system.world import CHECKOUT
 
 SERIES, DAYS = 12, 12

@@ -1,0 +1,1 @@
+"""From a data frame to a panel of series: columns, timestamps, the regular time grid."""

@@ -1,0 +1,1 @@
+"""The rollout as one ONNX graph: `export` writes it, `runner` runs it without torch."""

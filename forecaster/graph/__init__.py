@@ -1,1 +1,0 @@
-"""The same rollout as one ONNX graph: `export` writes it, `runner` runs it without torch."""

@@ -1,0 +1,1 @@
+"""Prediction intervals: split conformal calibration, and its adaptation to late actuals."""

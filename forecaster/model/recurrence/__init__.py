@@ -1,0 +1,1 @@
+"""One recurrent layer and its backends: equations in torch, and a compiled kernel."""

@@ -1,0 +1,1 @@
+"""The model registry in MLflow; the only folder of this package that imports MLflow."""

@@ -1,0 +1,84 @@
+"""The door to an MLflow store: a client of it, and its exceptions as ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from forecaster.errors import BundleError, NoSuchModel, RegistryError
+from forecaster.registry.lock import lease
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_LOGIN = re.compile(r"//[^/\s@]*@")  # user and password in an address
+
+# A server that is down must cost seconds, not MLflow's minutes. What the user has set is left alone.
+_MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of one MLflow store, its database made ready; raises RegistryError.
+
+    Two processes that open a fresh SQLite database at once would both migrate it, and one would fail: they take turns.
+    """
+    for key, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    with lease(uri), door(f"the store '{_LOGIN.sub('//', uri)}'"), warnings.catch_warnings():
+        # MLflow 3.17 configures its tables, at first use, in a way that SQLAlchemy 2.1 deprecates.
+        warnings.filterwarnings("ignore", r"The ``noload`` loader strategy is deprecated", DeprecationWarning)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_registered_models(max_results=1)
+    return client
+
+
+@contextlib.contextmanager
+def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel) -> Iterator[None]:
+    """Where MLflow's exceptions become ours; `missing` is raised for what the store does not have."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        said = " ".join(_LOGIN.sub("//", str(error.message)).removeprefix(f"{error.error_code}: ").split()).rstrip(".")
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise missing(
+                f"{where[:1].upper()}{where[1:]} is not in the store: {said}. Check the name, or register it first.",
+                where=where,
+            ) from error
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+            raise RegistryError(f"The store refuses {where}: {said}. Correct what it names.", where=where) from error
+        raise RegistryError(
+            f"The store failed on {where}: {said}. Check the store's address and that it is up, then try again.",
+            where=where,
+        ) from error
+    except _database_errors() as error:
+        raise RegistryError(
+            f"The store failed on {where}: {error}. Check the database and its address.", where=where
+        ) from error
+    except OSError as error:
+        raise RegistryError(
+            f"The files of {where} cannot be read or written: {error}. Check the folder and its permissions.",
+            where=where,
+        ) from error
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    """SQLAlchemy's, where it is installed: a server has none, it asks a registry over HTTP."""
+    try:
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return ()
+    return (SQLAlchemyError,)

@@ -1,0 +1,1 @@
+"""Classical statistical models and their blend with the network."""
