@@ -23,17 +23,17 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # or this file would be found as the package of its name
 
-from benchmarks.service import servers, speed, trouble  # noqa: E402
-from benchmarks.service.speed import Length  # noqa: E402
+from benchmarks.service import performance, resilience, servers  # noqa: E402
+from benchmarks.service.performance import Length  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results" / "serving.md"
 SECTIONS: dict[str, Callable[[Path, Length], list[str]]] = {
-    "one": speed.one_forecast,
-    "start": speed.start,
-    "panels": speed.panels,
-    "overload": trouble.overload,
-    "flips": trouble.flips,
-    "deaths": trouble.deaths,
+    "one": performance.one_forecast,
+    "start": performance.start,
+    "panels": performance.panels,
+    "overload": resilience.overload,
+    "flips": resilience.flips,
+    "deaths": resilience.deaths,
 }
 FULL = Length(seconds=4.0, rounds=5, overload_s=30.0, flips=30)
 SHORT = Length(seconds=1.5, rounds=2, overload_s=8.0, flips=9)

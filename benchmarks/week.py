@@ -28,7 +28,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
-from nights import DAY, FROZEN, IF_NEEDED, NAIVE, NIGHTLY, Change, Lived, Plan, live, row
+from simulation import DAY, FROZEN, IF_NEEDED, NAIVE, NIGHTLY, Change, Lived, Plan, live, row
 
 from forecaster.data.frames.panel import to_panel
 from forecaster.evaluation.plots import BASELINE, FORECAST, GRID, HISTORY, TRUTH

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import checked
+from tests import shape_checks
 
-checked.install()
+shape_checks.install()
 torch.set_num_threads(1)  # small networks are slower on many, and tests run beside each other
 
 

@@ -18,7 +18,7 @@ from forecaster.model.rollout import Memory
 from forecaster.model.scaling import Scale, measure
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec
-from tests.checked import WITH_RECORDS
+from tests.shape_checks import WITH_RECORDS
 
 
 def test_an_argument_of_the_wrong_rank_is_refused() -> None:

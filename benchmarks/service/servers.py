@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from benchmarks.service.load import Job, Told
-from benchmarks.service.raw import BUNDLE
+from benchmarks.service.load_generator import Job, Told
+from benchmarks.service.raw_route import BUNDLE
 from forecaster.bundle import artifact
 from forecaster.spec import NetworkSpec, Spec
 from serving.deployment import slot as slots
@@ -124,7 +124,7 @@ def ours(settings: Settings, log: Path) -> Iterator[Server]:
 def raw(bundle: Path, log: Path) -> Iterator[Server]:
     """The raw route, ready."""
     port = free_port()
-    with started(_uvicorn("benchmarks.service.raw:app", port), port, {BUNDLE: str(bundle)}, log) as server:
+    with started(_uvicorn("benchmarks.service.raw_route:app", port), port, {BUNDLE: str(bundle)}, log) as server:
         wait_for(server, "/")
         yield server
 
@@ -190,7 +190,7 @@ def wait_for(server: Server, path: str, *, seconds: float = 120.0) -> float:
 
 def begin(job: Job) -> subprocess.Popen[str]:
     """A load in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.service.load"]
+    command = [sys.executable, "-m", "benchmarks.service.load_generator"]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None
     child.stdin.write(json.dumps(asdict(job)))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from cases import Case, histories, small, values
-from ours import fitted, panel, spec_of
+from forecaster_cases import fitted, panel, spec_of
 from timing import per_call, per_step, taken
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile

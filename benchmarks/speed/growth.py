@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from cases import SHORT, Case, histories, values
+from forecaster_cases import fitted, panel, spec_of
 from matplotlib.figure import Figure
-from ours import fitted, panel, spec_of
 from timing import per_call, per_step, taken
 
 from forecaster.prediction.predictor import Predictor

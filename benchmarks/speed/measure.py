@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cases import ENTRANTS, Case
-from talk import Runner, python_of
-from whole import whole
+from process_timing import whole
+from runner_process import Runner, python_of
 
 LONGEST = 300.0  # seconds that anything may take before it is given up
 Repeat = Callable[[], dict[str, Any]]

@@ -21,7 +21,7 @@ from typing import Any
 from cases import CASES, COST, ENTRANTS, Case, small
 from measure import Runners, measure, tell
 from report import report
-from talk import ROOT, python_of
+from runner_process import ROOT, python_of
 
 
 def main() -> None:

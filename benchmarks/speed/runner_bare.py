@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from cases import Case, histories, values
 from onnx import TensorProto, helper
-from runner import NotAvailable, Ready, serve
+from runner_loop import NotAvailable, Ready, serve
 from torch import Tensor, nn
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

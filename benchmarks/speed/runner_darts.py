@@ -13,7 +13,7 @@ import torch
 from cases import STAMP, Case, histories, values
 from darts import TimeSeries
 from darts.models import RNNModel
-from runner import Ready, serve
+from runner_loop import Ready, serve
 from torch.utils.data import RandomSampler
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

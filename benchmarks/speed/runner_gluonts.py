@@ -15,7 +15,7 @@ from gluonts.torch.distributions import NormalOutput
 from gluonts.torch.model.deepar import DeepAREstimator
 from gluonts.torch.model.predictor import PyTorchPredictor
 from gluonts.transform import ExpectedNumInstanceSampler
-from runner import NotAvailable, Ready, serve
+from runner_loop import NotAvailable, Ready, serve
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 warnings.filterwarnings("ignore")

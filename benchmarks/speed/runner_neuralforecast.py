@@ -16,7 +16,7 @@ from neuralforecast import NeuralForecast
 from neuralforecast.losses.pytorch import MSE
 from neuralforecast.models import GRU, LSTM
 from neuralforecast.tsdataset import TimeSeriesDataset
-from runner import Ready, serve
+from runner_loop import Ready, serve
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 warnings.filterwarnings("ignore")

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 from cases import STAMP, Case, histories, values
-from ours import fitted, panel, size, spec_of
-from runner import NotAvailable, Ready, serve
+from forecaster_cases import fitted, panel, size, spec_of
+from runner_loop import NotAvailable, Ready, serve
 
 from forecaster.bundle import artifact
 from forecaster.data.windows import stack

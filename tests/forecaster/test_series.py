@@ -9,7 +9,7 @@ import pytest
 from forecaster.data.split import hold_out, origins
 from forecaster.errors import HistoryTooShort
 from forecaster.series import Panel, Series
-from tests.samples import one_series, panel_of, wave
+from tests.factories import one_series, panel_of, wave
 
 FREQS = ["100ms", "s", "15min", "h", "5h", "D", "2D", "7D", "W", "W-WED", "B", "2B", "MS", "ME", "2MS", "BMS"]
 FREQS += ["QS", "QS-FEB", "QE-MAR", "YS", "YE-JUN", "2YS"]

@@ -9,7 +9,7 @@ import pytest
 from forecaster.model.regressor import Regressor
 from forecaster.prediction.predictor import Forecaster
 from forecaster.spec import Spec
-from tests.samples import make_forecaster, make_spec
+from tests.factories import make_forecaster, make_spec
 
 KINDS = list(product(["gru", "lstm", "elman"], [1, 2], ["none", "mean_abs", "standard"]))
 

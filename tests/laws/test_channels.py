@@ -14,9 +14,9 @@ from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import Memory, begin, fork, roll, warm_up
 from forecaster.model.scaling import measure
 from forecaster.training.loss import teacher_forced_loss
+from tests.factories import make_network, make_spec, wave
 from tests.laws.test_every_combination import HORIZON, close, every_triple, networks, promised, rows_of
 from tests.laws.test_every_combination import windows as of_values
-from tests.samples import make_network, make_spec, wave
 
 CHANNELS = ("heat", "rain")
 ROWS = 4

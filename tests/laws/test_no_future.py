@@ -18,7 +18,7 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import Windows
 from forecaster.training.fit import fit
-from tests.samples import foretell, make_network, make_spec, one_series, panel_of, wave
+from tests.factories import foretell, make_network, make_spec, one_series, panel_of, wave
 
 MARK = 1e9  # no sample has such a value
 

@@ -12,7 +12,7 @@ from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import Memory, begin, read, roll, warm_up
 from forecaster.model.scaling import measure
 from forecaster.training.loss import teacher_forced_loss
-from tests.samples import foretell, wave
+from tests.factories import foretell, wave
 
 CLOSE = 1e-6
 

@@ -15,7 +15,7 @@ from forecaster.model.rollout import Memory, begin, roll, warm_up
 from forecaster.prediction.predictor import Forecaster, Predictor
 from forecaster.series import Forecast
 from forecaster.spec import Spec
-from tests.samples import make_forecaster, make_spec, one_series, wave
+from tests.factories import make_forecaster, make_spec, one_series, wave
 
 CLOSE = 1e-6
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from forecaster.bundle import artifact
 from forecaster.prediction.predictor import Forecaster, Predictor
-from tests.samples import one_series, wave
+from tests.factories import one_series, wave
 
 
 def test_a_loaded_forecaster_gives_bitwise_the_forecasts_of_the_saved_one(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from forecaster.prediction.predictor import Forecaster, Predictor
+from tests.factories import one_series, wave
 from tests.laws.conftest import KINDS, name_of
-from tests.samples import one_series, wave
 
 CLOSE = 1e-5  # of the history's size: inputs are rounded to float32 elsewhere when units change
 UNIT_FREE = [kind for kind in KINDS if kind[2] != "none"]

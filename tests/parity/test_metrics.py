@@ -14,7 +14,7 @@ from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.evaluation.validation import comparable_error
 from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
 from forecaster.series import Forecast
-from tests.samples import START, one_series, panel_of, wave
+from tests.factories import START, one_series, panel_of, wave
 
 NAN = float("nan")
 HORIZON = 6

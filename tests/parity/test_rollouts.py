@@ -14,7 +14,7 @@ from forecaster.evaluation.validation import exposure_gap, score, trials
 from forecaster.model.rollout import begin, roll, warm_up
 from forecaster.prediction.predictor import Predictor
 from forecaster.spec import Spec
-from tests.samples import foretell, make_forecaster, make_spec, next_step, one_series, panel_of, wave
+from tests.factories import foretell, make_forecaster, make_spec, next_step, one_series, panel_of, wave
 
 KINDS = list(product(["gru", "lstm", "elman"], [1, 2], ["none", "mean_abs", "standard"]))
 SEASON, WINDOWS = 4, 3

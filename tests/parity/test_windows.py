@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from forecaster.data.windows import Anchors, Feed, Tape, mix, stack
 from forecaster.series import Series
-from tests.samples import one_series
+from tests.factories import one_series
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 

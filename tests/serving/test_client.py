@@ -43,7 +43,7 @@ from serving.asgi import auth
 from serving.deployment.slot import Load, Release, Slot, load_bundle, publish, staging
 from serving.routes import app
 from serving.settings import Settings
-from tests.samples import make_forecaster, make_spec, wave
+from tests.factories import make_forecaster, make_spec, wave
 from tests.serving.conftest import load_stub, publish_stub
 
 AT_ONCE = Patience(retries=2, first_s=0.0)

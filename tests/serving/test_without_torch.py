@@ -13,7 +13,7 @@ import pytest
 
 from forecaster.bundle import artifact
 from serving.deployment import slot as slots
-from tests.samples import make_forecaster, make_spec
+from tests.factories import make_forecaster, make_spec
 
 # As a worker does: the application, a slot with a bundle, a request; and then what was imported for it.
 PROGRAM = """

@@ -18,7 +18,7 @@ from pipelines.settings import Root
 from pipelines.sources import Data
 from pipelines.training.train import train
 from tests.pipelines.conftest import noise, small
-from tests.system.world import forecaster, tree, write_config
+from tests.system.processes import forecaster, tree, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
 

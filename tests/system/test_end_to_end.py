@@ -23,7 +23,7 @@ from pipelines.settings import Root
 from pipelines.sources import Data, read
 from pipelines.training.train import train
 from tests.pipelines.conftest import small
-from tests.system.world import family, forecaster, free_port, started, wait_until, write_config
+from tests.system.processes import family, forecaster, free_port, started, wait_until, write_config
 
 pytestmark = [
     pytest.mark.slow,

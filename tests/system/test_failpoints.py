@@ -27,8 +27,8 @@ from pipelines.sources import Data
 from pipelines.training.train import train
 from tests.pipelines.conftest import noise, small
 from tests.sweep import points_of, some
-from tests.system.nursery import Nursery, opened
-from tests.system.world import write_config
+from tests.system.fork_server import Nursery, opened
+from tests.system.processes import write_config
 
 pytestmark = [
     pytest.mark.slow,

@@ -25,9 +25,9 @@ from pipelines.sources import Data
 from pipelines.training.train import train
 from serving.asgi.auth import keyring
 from serving.settings import Settings
+from tests.factories import make_forecaster, make_spec
 from tests.pipelines.conftest import small
-from tests.samples import make_forecaster, make_spec
-from tests.system.world import CHECKOUT, free_port, started, wait_until
+from tests.system.processes import CHECKOUT, free_port, started, wait_until
 
 COMPOSE: dict[str, Any] = yaml.safe_load((CHECKOUT / "docker" / "compose.yaml").read_text())["services"]
 DOCKERFILE = (CHECKOUT / "docker" / "Dockerfile").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.world import CHECKOUT, environment
+from tests.system.processes import CHECKOUT, environment
 
 
 @pytest.mark.sweep

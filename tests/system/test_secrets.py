@@ -12,8 +12,8 @@ from pipelines.redaction import SQL_URL
 from pipelines.settings import Root
 from pipelines.training.retrain_key import TAG
 from tests.pipelines.conftest import noise, small
-from tests.pipelines.postgres import PASSWORD, QUOTED, running
-from tests.system.world import forecaster, write_config
+from tests.pipelines.postgres_server import PASSWORD, QUOTED, running
+from tests.system.processes import forecaster, write_config
 
 pytestmark = pytest.mark.slow
 QUERY = "SELECT unique_id, ds, y FROM readings"

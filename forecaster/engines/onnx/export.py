@@ -17,7 +17,7 @@ from forecaster.model.regressor import Regressor
 
 
 def export(model: Regressor) -> bytes:
-    """The rollout of a network as an ONNX file; `forecaster.engines.onnx.runner` runs it, and documents its inputs and outputs."""
+    """The rollout of a network as an ONNX file; `forecaster.engines.onnx.runner` runs it and documents its inputs and outputs."""
     draft = Draft()
     network = place(draft, model)
     known = rollout.Known(

@@ -1,0 +1,35 @@
+"""The benchmark of the service runs from end to end, at a size at which its figures say nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.system.processes import CHECKOUT
+
+
+def run(out: Path, *sections: str) -> str:
+    command = [sys.executable, str(CHECKOUT / "benchmarks" / "serving.py"), "--tiny", "--without-mlflow"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("BENTOML", "FORECASTER"))}
+    done = subprocess.run(
+        [*command, "--only", ",".join(sections), "--out", str(out)],
+        env=environment,
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out.read_text()
+
+
+def test_the_benchmark_tells_requests_beside_a_raw_route_and_no_change_of_model_fails_an_answer(tmp_path: Path) -> None:
+    told = run(tmp_path / "serving.md", "one", "flips")
+    for connections in (1, 16, 64):
+        assert f"| ours, 1 worker | {connections} |" in told
+        assert f"| raw uvicorn route | {connections} |" in told
+    assert "| failed | 0 | 0 |" in told
+    assert "| mixed: of a bad bundle, or two answers from one model | 0 | 0 |" in told
+    assert "| different models answer differently | yes | yes |" in told

@@ -1,0 +1,128 @@
+"""What a predictor asks of a history, and what it says when it has no answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from forecaster.data.encoding import PLAIN
+from forecaster.errors import FrequencyMismatch, HistoryTooShort, HorizonOutOfRange, NotANumber, ValueOutOfRange
+from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.series import Forecast, Series
+from tests.factories import START, make_forecaster, make_network, make_spec, one_series, wave
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(make_forecaster(make_spec()))
+
+
+@pytest.mark.parametrize("horizon", [0, -1])
+def test_a_horizon_below_one_is_out_of_range(predictor: Predictor, horizon: int) -> None:
+    with pytest.raises(HorizonOutOfRange, match=f"at least 1 step; found {horizon}") as error:
+        predictor.forecast_each([one_series(wave(20))], horizon)
+    assert error.value.where == "horizon"
+
+
+def test_no_series_get_no_forecasts(predictor: Predictor) -> None:
+    assert predictor.forecast_each([], 3) == []
+
+
+@pytest.mark.parametrize(
+    ("series", "kind", "parts"),
+    [
+        (one_series(wave(3), name="m"), HistoryTooShort, ["'m' has 3 steps", "at least 4", "Send a longer history"]),
+        (one_series(wave(9), name="m", freq="D"), FrequencyMismatch, ["'m' has the frequency 'D'", "learned 'h'"]),
+        (one_series(np.append(wave(9), -np.inf), name="m"), NotANumber, ["'m' holds an infinite value", "send null"]),
+        (one_series(np.full(9, np.nan), name="m"), HistoryTooShort, ["'m' has no observed value among its last 16"]),
+    ],
+)
+def test_a_history_that_cannot_be_used_is_told_why(
+    predictor: Predictor, series: Series, kind: type[Exception], parts: list[str]
+) -> None:
+    [outcome] = predictor.forecast_each([series], 3)
+    assert type(outcome) is kind
+    assert outcome.where == "m"
+    for part in parts:
+        assert part in outcome.message
+    with pytest.raises(kind):
+        predictor.forecast(series, 3)
+
+
+def test_two_names_of_one_frequency_are_one(predictor: Predictor) -> None:
+    named = Series("a", START, "60min", wave(20))
+    assert np.array_equal(predictor.forecast(named, 3).mean, predictor.forecast(one_series(wave(20)), 3).mean)
+
+
+def test_a_forecast_carries_the_id_and_the_stamps_that_follow_in_their_zone(predictor: Predictor) -> None:
+    start = pd.Timestamp("2026-03-28 20:00", tz="Europe/Berlin")
+    found = predictor.forecast(Series("m", start, "h", wave(5)), 4)
+    assert found.id == "m"
+    assert found.ds.equals(pd.date_range(start, periods=9, freq="h")[5:])
+    assert str(found.ds.tz) == "Europe/Berlin"
+
+
+def test_a_history_of_values_beyond_reckoning_is_refused_and_harms_nobody_else(predictor: Predictor) -> None:
+    [spoilt, fine] = predictor.forecast_each(
+        [one_series(1e200 * wave(20), name="m"), one_series(wave(20), name="fine")], 5
+    )
+    assert isinstance(spoilt, ValueOutOfRange)
+    assert spoilt.where == "m"
+    np.testing.assert_allclose(fine.mean, predictor.forecast(one_series(wave(20)), 5).mean, rtol=1e-6)
+
+
+def test_a_rollout_that_explodes_goes_on_as_seasonal_naive_says_so_and_harms_nobody_else() -> None:
+    spec = make_spec(scaling="none", base="last", season=4)
+    network = make_network(spec)
+    with torch.no_grad():  # adds the last value to itself, if that is large: 2, 4, 8, ...
+        for weight in network.parameters():
+            weight.zero_()
+        network.recurrent.layers[0].weight_ih_l0[2 * 6 :, 0] = 1.0
+        network.output.weight.fill_(1e6)
+    predictor = Predictor(Forecaster(spec, "h", 4, START, PLAIN, network))
+    history = np.array([1.0, 2.0, 3.0, 4.0] * 4)
+    [wild, calm] = predictor.forecast_each([one_series(history, name="wild"), one_series(np.zeros(16), name="calm")], 7)
+    assert wild.mean.tolist() == [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0]
+    assert "step 1 of 7" in wild.warnings[0]
+    assert "seasonal naive" in wild.warnings[0]
+    assert calm.mean.tolist() == [0.0] * 7
+    assert calm.warnings == ()
+
+
+def test_a_predictor_leaves_a_history_as_it_was(predictor: Predictor) -> None:
+    y = wave(20)
+    y[3] = np.nan
+    one = one_series(y)
+    before = one.y.copy()
+    predictor.forecast(one, 5)
+    np.testing.assert_array_equal(one.y, before)
+
+
+@pytest.mark.parametrize("left_out", [{}, {"s1", "s2", "empty"}])  # these make a doubt of all others
+def test_series_looked_at_together_get_the_outcomes_that_each_gets_alone(
+    predictor: Predictor, left_out: set[str]
+) -> None:
+    values = [wave(20, seed=number) for number in range(6)]
+    values[1][3] = np.inf
+    values[2][5] = 1e101
+    values[3][-16:] = np.nan
+    values[4][2:9] = np.nan
+    series = [one_series(y, name=f"s{number}") for number, y in enumerate(values)]
+    series += [one_series(wave(2), name="short"), one_series(np.zeros(0), name="empty")]
+    series += [
+        one_series(wave(20), name="daily", freq="D"),
+        Series("late", pd.Timestamp("9999-12-31T03:00"), "h", wave(20)),
+    ]
+    series = [one for one in series if one.id not in left_out]
+    together = predictor.forecast_each(series, 5)
+    for one, outcome in zip(series, together, strict=True):
+        [alone] = predictor.forecast_each([one], 5)
+        if isinstance(alone, Forecast):
+            assert isinstance(outcome, Forecast)
+            assert (outcome.id, list(outcome.ds)) == (alone.id, list(alone.ds))
+            assert np.allclose(outcome.mean, alone.mean, rtol=1e-5)
+        else:
+            assert (type(outcome), str(outcome)) == (type(alone), str(alone))
+    assert sum(isinstance(outcome, Forecast) for outcome in together) == 3

@@ -1,0 +1,85 @@
+"""A small panel to fit on, and callbacks that watch a fit or stand in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from forecaster.series import Panel
+from forecaster.spec import Spec
+from forecaster.training.fit import Fitted, fit
+from tests.factories import make_spec, panel_of, wave
+
+PANEL = panel_of(wave(60), 4 * wave(50, seed=1), wave(40, seed=2))
+TRAINING = {"steps": 11, "epoch_steps": 3, "batch": 8, "learning_rate": 0.02, "valid_windows": 2}
+
+
+def spec_of(**training: Any) -> Spec:
+    return make_spec(layers=2, dropout=0.4, training=TRAINING | training)
+
+
+def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Watch(pl.Callback):
+    """Records each epoch's weights, batch losses and validation scores."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+        self.rollouts: list[float] = []
+        self.losses: list[list[float]] = []
+        self.device = ""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.losses.append([])
+        self.device = trainer.strategy.root_device.type
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses[-1].append(float(outputs["loss"]))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.weights.append(weights(pl_module.network))
+        self.rollouts.append(float(trainer.callback_metrics["valid/rollout"]))
+
+
+class Fault(pl.Callback):
+    """Does something at one batch of one epoch, or as an epoch begins (batch None), after its predecessor was saved."""
+
+    def __init__(self, epoch: int, batch: int | None, act: Callable[[pl.LightningModule], None]) -> None:
+        self.epoch, self.batch, self.act = epoch, batch, act
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.batch is None and trainer.current_epoch == self.epoch:
+            self.act(pl_module)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            self.act(pl_module)
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(_: object) -> None:
+    raise Crash
+
+
+def interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def on_cpu(
+    panel: Panel, spec: Spec, *, checkpoint: Path | None = None, callbacks: Any = (), steps_at_once: int = 1
+) -> Fitted:
+    """Each step alone, so that callbacks see it."""
+    return fit(panel, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu", steps_at_once=steps_at_once)

@@ -1,0 +1,166 @@
+"""The command line as a person meets it first: its help, its speed, and what it brings along."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster.bundle import artifact
+from forecaster.errors import RegistryError
+from pipelines.cli import app, main
+from pipelines.settings import Root, serving_environment
+from tests.factories import make_forecaster, make_spec, wave
+
+CHECKOUT = Path(__file__).parents[3]
+COMMANDS = [name for name in app if not name.startswith("-")]
+HEAVY = (
+    "torch",
+    "mlflow",
+    "pandas",
+    "numpy",
+    "pydantic",
+    "pytorch_lightning",
+    "matplotlib",
+    "bentoml",
+    "pyarrow",
+    "sqlalchemy",
+)
+
+
+def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program in a Python of its own."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("FORECASTER_", "MLFLOW_"))}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**ours, "PYTHONPATH": str(CHECKOUT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_all_commands_of_the_life_of_a_model_are_there() -> None:
+    assert set(COMMANDS) >= {
+        *("train", "tune", "backtest", "forecast", "register", "promote", "retrain", "verify", "serve", "demo")
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_what_it_does_and_what_its_parameters_mean(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = {"data": "check", "key": "new", "schedule": "status"}
+    path = [command, inside[command]] if command in inside else [command]
+    with pytest.raises(SystemExit) as left:
+        main([*path, "--help"])
+    assert left.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    function = (app[command][inside[command]] if command in inside else app[command]).default_command
+    assert function is not None
+    assert (function.__doc__ or "nothing").split(",")[0].split()[0] in told
+    parameters = inspect.signature(function).parameters.values()
+    options = [
+        name
+        for one in parameters
+        if one.kind is not inspect.Parameter.VAR_POSITIONAL
+        for name in ([field.name for field in fields(one.default)] if is_dataclass(one.default) else [one.name])
+    ]
+    for name in options:
+        assert f"--{name.replace('_', '-')}" in told
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Of every command, in one interpreter: what any of them imports is found."""
+    program = (
+        "import sys\nfrom pipelines.cli import main\n"
+        "for command in ['', *sys.argv[1:]]:\n"
+        "    try:\n        main([*command.split(), '--help'])\n    except SystemExit as left:\n        assert not left.code\n"
+        f"    found = set({HEAVY}) & set(sys.modules)\n"
+        "    if found:\n        sys.exit(f'{command}: {sorted(found)}')\n"
+    )
+    inside = [f"{name} {sub}" for name in COMMANDS for sub in app[name] if not sub.startswith("-")]
+    done = run(program, *COMMANDS, *inside)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage") == 1 + len(COMMANDS) + len(inside)
+    assert {"data check", "key new", "schedule status"} <= set(inside)
+
+
+def test_a_backtest_tells_of_every_origin_a_stride_apart(tmp_path: Path) -> None:
+    artifact.save(make_forecaster(make_spec(reads="history")), tmp_path / "bundle", card="")
+    stamps = pd.date_range("2026-01-01", periods=40, freq="h")
+    pd.DataFrame({"unique_id": "a", "ds": stamps, "y": wave(40)}).to_csv(tmp_path / "data.csv", index=False)
+    asked = ["backtest", str(tmp_path / "bundle"), str(tmp_path / "data.csv"), "--windows", "7", "--stride", "2"]
+    with pytest.raises(SystemExit) as left:
+        main([*asked, "--out", str(tmp_path / "out.csv")])
+    assert not left.value.code
+    frame = pd.read_csv(tmp_path / "out.csv", parse_dates=["cutoff", "ds"])
+    assert list(frame.columns) == ["unique_id", "cutoff", "ds", "step", "y", "small", "seasonal_naive"]
+    assert frame["cutoff"].unique().tolist() == stamps[22:35:2].tolist()
+    assert (frame["ds"] - frame["cutoff"] == frame["step"] * pd.Timedelta("1h")).all()
+    assert np.isfinite(frame["small"]).all()
+
+
+def test_serving_starts_without_what_only_training_needs(tmp_path: Path) -> None:
+    """The image of the service has neither Lightning nor matplotlib nor all of MLflow."""
+    program = (
+        "import os, sys\n"
+        "def execve(path, arguments, environment):\n"
+        "    print(arguments[1:], environment['FORECASTER_SERVING_MODEL'], environment['FORECASTER_SERVING_REGISTRY'])\n"
+        "    found = {'torch', 'pytorch_lightning', 'lightning_fabric', 'matplotlib', 'mlflow'} & set(sys.modules)\n"
+        "    os._exit(print(found, file=sys.stderr) or 9 if found else 0)\n"
+        "os.execve = execve\n"
+        "sys.stdout.reconfigure(line_buffering=True)\n"
+        "from pipelines.cli import main\n"
+        "main(['serve', 'small', '--root', sys.argv[1]])\n"
+        "sys.exit('it came back')"
+    )
+    done = run(program, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"['-m', 'serving'] small sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_the_service_follows_the_registry_of_its_root(tmp_path: Path) -> None:
+    assert serving_environment({}, Root(tmp_path), model="small", host="127.0.0.1", port=3001) == {
+        "FORECASTER_SERVING_SLOT": str(tmp_path / "slot"),
+        "FORECASTER_SERVING_REGISTRY": f"sqlite:///{tmp_path}/mlflow.db",
+        "FORECASTER_SERVING_MODEL": "small",
+        "FORECASTER_SERVING_HOST": "127.0.0.1",
+        "FORECASTER_SERVING_PORT": "3001",
+    }
+
+
+def test_the_service_follows_a_server_where_one_is_named(tmp_path: Path) -> None:
+    found = serving_environment({}, Root(tmp_path, "http://mlflow:5000"), model="small", host=None, port=None)
+    assert found["FORECASTER_SERVING_REGISTRY"] == "http://mlflow:5000"
+    assert "FORECASTER_SERVING_PORT" not in found, "the service has its own default"
+
+
+def test_without_a_model_nothing_is_followed_and_the_slot_is_served(tmp_path: Path) -> None:
+    assert serving_environment({}, Root(tmp_path), model=None, host=None, port=None) == {
+        "FORECASTER_SERVING_SLOT": str(tmp_path / "slot")
+    }
+
+
+def test_what_the_environment_says_of_slot_and_registry_stands_and_options_win(tmp_path: Path) -> None:
+    said = {
+        "FORECASTER_SERVING_SLOT": "/elsewhere",
+        "FORECASTER_SERVING_REGISTRY": "http://other:5000",
+        "FORECASTER_SERVING_PORT": "1234",
+        "FORECASTER_SERVING_WORKERS": "4",
+        "PATH": "/bin",
+    }
+    found = serving_environment(said, Root(tmp_path), model="small", host=None, port=4321)
+    assert found == {**said, "FORECASTER_SERVING_MODEL": "small", "FORECASTER_SERVING_PORT": "4321"}
+
+
+def test_a_root_that_no_database_address_can_carry_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="without"):
+        _ = Root(tmp_path / "a?b").store

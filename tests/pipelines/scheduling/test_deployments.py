@@ -1,0 +1,139 @@
+"""The examples for other schedulers: they parse, and call commands that the command line knows."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.cli import app
+from pipelines.scheduling.cron import Cron
+from tests.system.processes import environment
+
+DOCKER = Path(__file__).parents[3] / "docker"
+UNITS = sorted((DOCKER / "systemd").glob("forecaster-*"))
+
+
+def parsed(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The command and its arguments, by the command line's own parser; raises where it does not know them."""
+    command, bound, rest = app.parse_args(list(words), exit_on_error=False, print_error=False)
+    assert not rest
+    return command.__name__, dict(bound.arguments)
+
+
+def unit(path: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        if line and not line.startswith(("#", "[")):
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def test_the_cron_job_of_kubernetes_calls_a_retraining() -> None:
+    job = yaml.safe_load((DOCKER / "kubernetes/retrain.yaml").read_text())
+    assert (job["apiVersion"], job["kind"], job["spec"]["concurrencyPolicy"]) == ("batch/v1", "CronJob", "Forbid")
+    Cron(job["spec"]["schedule"], job["spec"]["timeZone"])
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    program, *words = container["command"]
+    command, arguments = parsed(words)
+    assert (program, command, arguments["if_needed"], arguments["trigger"]) == (
+        "forecaster",
+        "retrain",
+        True,
+        "kubernetes",
+    )
+    assert arguments["where"].root == Path(container["volumeMounts"][0]["mountPath"])
+    assert "env" not in container, "secrets come from the Secret alone"
+    assert container["envFrom"] == [{"secretRef": {"name": "forecaster"}}]
+    [rule] = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["values"] == [2, 3]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert {one["name"] for one in pod["volumes"]} == {one["name"] for one in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("path", [path for path in UNITS if path.suffix == ".service"], ids=lambda path: path.stem)
+def test_a_service_of_systemd_calls_a_command(path: Path) -> None:
+    found = unit(path)
+    [start] = found["ExecStart"]
+    program, *words = shlex.split(start)
+    command, arguments = parsed(words)
+    assert (Path(program).name, command) in (("forecaster", "retrain"), ("forecaster", "run"))
+    assert arguments["where"].root == Path("/var/lib") / found["StateDirectory"][0], "the only place it may write to"
+    if command == "retrain":
+        assert found["SuccessExitStatus"] == ["3"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed (no systemd-analyze)")
+def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
+    for path in UNITS:
+        # The program is not where an installation would have it.
+        text = path.read_text().replace("/srv/forecaster/.venv/bin/forecaster", sys.executable)
+        (tmp_path / path.name).write_text(text.replace("User=forecaster\n", ""))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *sorted(map(str, tmp_path.iterdir()))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = [line for line in done.stderr.splitlines() if "forecaster-" in line]
+    assert (done.returncode, ours) == (0, []), done.stderr
+
+
+def test_the_deployment_of_prefect_calls_a_retraining() -> None:
+    [deployment] = yaml.safe_load((DOCKER / "prefect/prefect.yaml").read_text())["deployments"]
+    assert deployment["entrypoint"] == "pipelines/scheduling/prefect_flow.py:retrain_flow"
+    command, arguments = parsed(["retrain", *deployment["parameters"]["words"]])
+    assert (command, arguments["trigger"]) == ("retrain", "prefect")
+    [schedule] = deployment["schedules"]
+    Cron(schedule["cron"], schedule["timezone"])
+    assert deployment["work_pool"]["job_variables"]["env"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+import pipelines.scheduling.prefect_flow as ours
+from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import get_current_settings
+
+assert get_current_settings().server.analytics_enabled is False
+script = "import pathlib, sys; print('secret', *sys.argv[1:]); p = pathlib.Path('codes'); \
+c = p.read_text().split(); p.write_text(' '.join(c[1:])); sys.exit(int(c[0]))"
+ours.PROGRAM = (sys.executable, "-c", script)
+ours.run_command.retry_delay_seconds = 0
+with prefect_test_harness():
+    Path("codes").write_text("1 0 9")
+    assert ours.retrain_flow(["data.csv"]) == {"code": 0, "outcome": "done", "said": "*** retrain data.csv"}
+    Path("codes").write_text("3")
+    assert ours.retrain_flow(["data.csv"])["code"] == 3
+    Path("codes").write_text("2 0")
+    state = ours.retrain_flow(["data.csv"], return_state=True)
+    assert state.is_failed() and Path("codes").read_text() == "0", "not tried again"
+    assert ours.retrain_flow(["--tracking-uri=http://u:pw@h"], return_state=True).is_failed()
+    assert Path("codes").read_text() == "0"
+print("all is well")
+"""
+
+
+@pytest.mark.slow
+def test_the_flow_of_prefect_retries_and_keeps_secrets(tmp_path: Path) -> None:
+    pytest.importorskip("prefect", reason="Prefect is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=tmp_path,
+        env=environment(PREFECT_HOME=str(tmp_path / "prefect"), PGPASSWORD="secret", PREFECT_LOGGING_LEVEL="WARNING"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert "all is well" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,325 @@
+"""Runs as MLflow keeps them, on real SQLite stores; the logger's batches on a stub client."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import DatasetInput
+
+from forecaster.errors import NoSuchModel, RegistryError
+from forecaster.registry.registry import connect
+from forecaster.spec import Spec
+from pipelines.settings import tracking_uri
+from pipelines.tracking.figures import files
+from pipelines.tracking.logger import flat
+from pipelines.tracking.run import DataSet, Run, open_run
+
+SPEC = Spec(name="sine", context=30, horizon=3)
+DATA = DataSet(
+    "sine.csv", "ab" * 32, "postgresql://someone:s3cret@db/series", pd.Timestamp("2026-01-31T23:00", tz="UTC")
+)
+
+
+@pytest.fixture
+def root(migrated: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "a root"
+    folder.mkdir()
+    shutil.copy(migrated / "mlflow.db", folder)
+    return folder
+
+
+@pytest.fixture
+def client(root: Path) -> MlflowClient:
+    return connect(tracking_uri(root))
+
+
+def data_sets(client: MlflowClient, run_id: str) -> list[DatasetInput]:
+    inputs = client.get_run(run_id).inputs
+    assert inputs is not None
+    return inputs.dataset_inputs
+
+
+def leave_by(error: type[BaseException], run: Run) -> None:
+    run.logger.log_metrics({"train/loss": 1.0}, 1)
+    raise error
+
+
+def test_one_name_that_mlflow_refuses_does_not_cost_its_batch(
+    root: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+        run.logger.log_metrics({"a": 1.0, "what?": 2.0, "b": 3.0})
+    assert client.get_run(run.id).data.metrics == {"a": 1.0, "b": 3.0}
+    assert [message for message in caplog.messages if "what?" in message]
+
+
+def test_a_run_records_what_it_is_told(root: Path, client: MlflowClient, tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    (tmp_path / "notes.txt").write_text("notes")
+    with open_run(SPEC, DATA, root=root, trigger="schedule", parent="f" * 32) as run:
+        run.logger.log_metrics({"train/loss": 0.5}, 7)
+        run.headline({"bt/mase": 0.9, "bt/coverage_80": 0.81})
+        run.curve("bt_h/mase", [0.7, 0.9, 1.1])
+        run.figure("plots/forecast.png", Figure())
+        run.file(tmp_path / "notes.txt")
+        run.card("# sine\n")
+        run.tag("note", "by hand")
+
+    found = client.get_run(run.id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "sine 2026-01-31 schedule"
+    assert client.get_experiment(found.info.experiment_id).name == "sine"
+    assert found.data.params == flat(SPEC.model_dump())
+    assert found.data.params["network.cell"] == "gru"
+    assert found.data.metrics == {"train/loss": 0.5, "bt/mase": 0.9, "bt/coverage_80": 0.81, "bt_h/mase": 1.1}
+    curve = client.get_metric_history(run.id, "bt_h/mase")
+    assert [(point.step, point.value) for point in curve] == [(1, 0.7), (2, 0.9), (3, 1.1)]
+    assert found.data.tags.items() >= {
+        ("trigger", "schedule"),
+        ("cutoff", "2026-01-31T23:00:00+00:00"),
+        ("data_digest", "ab" * 32),
+        ("parent", "f" * 32),
+        ("mlflow.parentRunId", "f" * 32),
+        ("note", "by hand"),
+    }
+    assert found.data.tags["mlflow.loggedImages"] == "True", "the UI's grid of images has it too"
+    kept = [path for path in (root / "mlruns" / run.id).rglob("*") if path.is_file()]
+    assert {path.suffix for path in kept if path.parent.name == "images"} == {".png", ".webp"}
+    assert {path.name for path in kept if path.parent.name != "images"} == {
+        "forecast.png",
+        "notes.txt",
+        "model_card.md",
+    }
+
+
+def test_a_picture_is_kept_as_mlflow_would_keep_it(root: Path, client: MlflowClient) -> None:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(6, 3), dpi=100, facecolor="#c2410c")
+    figure.text(0.1, 0.5, "text")
+    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+        run.figure("plots/forecast.png", figure)
+        run.logger.close("FINISHED")
+        ours = {path.name: path for path in (root / "mlruns" / run.id).rglob("*") if path.is_file()}
+        picture = ours.pop("forecast.png")
+        with Image.open(picture) as drawn:
+            drawn.load()
+            client.log_image(run.id, drawn, key="forecast", synchronous=True)
+    assert client.get_run(run.id).data.tags["mlflow.loggedImages"] == "True"
+    images = (root / "mlruns" / run.id / "artifacts" / "images").iterdir()
+    theirs = {path.name: path for path in images if path.name not in ours}
+    for suffix in (".png", "+compressed.webp"):
+        (mine,), (other,) = ([name for name in some if name.endswith(suffix)] for some in (ours, theirs))
+        assert re.sub(r"timestamp\+\d{13}\+[0-9a-f-]{36}", "", mine) == re.sub(
+            r"timestamp\+\d{13}\+[0-9a-f-]{36}", "", other
+        )
+        with Image.open(ours[mine]) as one, Image.open(theirs[other]) as another:
+            assert one.size == another.size
+            far = np.abs(np.asarray(one.convert("RGB"), dtype=int) - np.asarray(another.convert("RGB"), dtype=int))
+            assert far.max() == 0 if suffix == ".png" else far.mean() < 3
+
+
+def test_the_picture_of_a_run_is_what_was_drawn() -> None:
+    from PIL import Image
+
+    drawn = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(files("noise.png", drawn)["noise.png"])) as read:
+        assert read.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(read), drawn)
+
+
+def test_a_new_run_has_its_tags_and_its_title_from_the_start(root: Path, client: MlflowClient) -> None:
+    with open_run(SPEC, DATA, root=root, trigger="test", title="trial 3", tags={"trial": "3"}) as run:
+        found = client.get_run(run.id)
+        assert found.info.run_name == "trial 3"
+        assert found.data.tags.items() >= {("trial", "3"), ("trigger", "test"), ("data_digest", DATA.digest)}
+    with open_run(SPEC, DATA, root=root, trigger="test", run_id=run.id, tags={"trial": "4"}):
+        assert client.get_run(run.id).data.tags["trial"] == "4"
+
+
+def test_a_run_names_its_data_set_without_the_password(root: Path, client: MlflowClient) -> None:
+    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+        pass
+    [used] = data_sets(client, run.id)
+    assert (used.dataset.name, used.dataset.digest) == ("sine.csv", DATA.digest[:36])
+    assert json.loads(used.dataset.source) == {"uri": "postgresql://someone:***@db/series"}
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+
+
+def test_a_headline_has_a_name_that_other_runs_use(root: Path, client: MlflowClient) -> None:
+    with pytest.raises(AssertionError, match=r"bt/mape"), open_run(SPEC, DATA, root=root, trigger="test") as run:
+        run.headline({"bt/mape": 1.0})
+    assert client.get_run(run.id).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
+)
+def test_a_run_ends_as_its_block_does(
+    error: type[BaseException], status: str, root: Path, client: MlflowClient
+) -> None:
+    with pytest.raises(error), open_run(SPEC, DATA, root=root, trigger="test") as run:
+        leave_by(error, run)
+    found = client.get_run(run.id)
+    assert found.info.status == status
+    assert found.data.metrics == {"train/loss": 1.0}
+
+
+def test_a_run_is_resumed_under_its_id(root: Path, client: MlflowClient) -> None:
+    with pytest.raises(KeyboardInterrupt), open_run(SPEC, DATA, root=root, trigger="test") as run:
+        leave_by(KeyboardInterrupt, run)
+    with open_run(SPEC, DATA, root=root, trigger="test", run_id=run.id) as again:
+        assert again.id == run.id
+        assert client.get_run(run.id).info.status == "RUNNING"
+        again.logger.log_metrics({"train/loss": 0.5}, 2)
+    found = client.get_run(run.id)
+    assert found.info.status == "FINISHED"
+    assert [point.value for point in client.get_metric_history(run.id, "train/loss")] == [1.0, 0.5]
+    assert len(data_sets(client, run.id)) == 1
+
+
+def test_a_run_is_not_resumed_as_another(root: Path, client: MlflowClient) -> None:
+    with pytest.raises(NoSuchModel), open_run(SPEC, DATA, root=root, trigger="test", run_id="0" * 32):
+        pass
+    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+        pass
+    other = SPEC.model_copy(update={"horizon": 5})
+    with (
+        pytest.raises(RegistryError, match=r"changed: horizon = 3, now 5\. Resume it with its own spec"),
+        open_run(other, DATA, root=root, trigger="test", run_id=run.id),
+    ):
+        pass
+    assert client.get_run(run.id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%20"])
+def test_a_root_that_a_database_uri_cannot_carry_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="Use another folder"):
+        tracking_uri(tmp_path / name)
+    assert tracking_uri(tmp_path / name, "http://localhost:5000") == "http://localhost:5000"
+
+
+def test_two_runs_in_one_process_do_not_mix(root: Path, client: MlflowClient, tmp_path: Path) -> None:
+    import mlflow
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(root / "mlflow.db", elsewhere)
+    before = mlflow.get_tracking_uri()
+    with (
+        open_run(SPEC, DATA, root=root, trigger="test") as one,
+        open_run(SPEC, DATA, root=elsewhere, trigger="test", parent=one.id) as two,
+    ):
+        one.logger.log_metrics({"train/loss": 1.0}, 1)
+        two.logger.log_metrics({"train/loss": 2.0}, 1)
+        assert mlflow.active_run() is None
+    assert mlflow.get_tracking_uri() == before
+    assert client.get_run(one.id).data.metrics == {"train/loss": 1.0}
+    assert connect(tracking_uri(elsewhere)).get_run(two.id).data.metrics == {"train/loss": 2.0}
+    assert not (root / "mlruns" / two.id).exists()
+
+
+def test_a_store_lost_while_training_does_not_end_the_training(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "notes.txt").write_text("notes")
+    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+        (root / "mlruns").mkdir(exist_ok=True)
+        (root / "mlruns" / run.id).write_text("in the way")
+        run.file(tmp_path / "notes.txt")
+    assert [message for message in caplog.messages if message.startswith("Could not record notes.txt")]
+
+
+class Line(pytorch_lightning.LightningModule):
+    """One weight, for as long as the trainer likes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.weight = torch.nn.Parameter(torch.zeros(width))
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        loss = ((self.weight - batch[0]) ** 2).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+# Lightning's own: its use of a class that torch deprecates, and its advice on workers.
+@pytest.mark.filterwarnings(
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning:pytorch_lightning.utilities._pytree"
+)
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning:pytorch_lightning")
+def test_lightning_logs_into_the_run(root: Path, client: MlflowClient) -> None:
+    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+        trainer = pytorch_lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            log_every_n_steps=1,
+            logger=run.logger,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Line(1), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(3, 1))))
+        run.headline({"bt/mase": 0.9})
+    found = client.get_run(run.id)
+    assert found.data.params.items() >= {("width", "1"), ("name", "sine")}
+    losses = client.get_metric_history(run.id, "train/loss")
+    assert [point.step for point in losses] == list(range(6))
+    assert losses[-1].value < losses[0].value == 1.0
+    assert found.data.metrics["bt/mase"] == 0.9
+
+
+TRAINING = """
+import sys, time
+from pathlib import Path
+import pandas as pd
+from forecaster.spec import Spec
+from pipelines.tracking.run import DataSet, open_run
+
+data = DataSet("sine.csv", "ab" * 32, "sine.csv", pd.Timestamp("2026-01-31"))
+with open_run(Spec(name="sine", context=30, horizon=3), data, root=Path(sys.argv[1]), trigger="test") as run:
+    run.logger.log_metrics({"train/loss": 1.0}, 1)
+    print(run.id, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_training_that_is_told_to_end_leaves_killed_and_all_its_metrics(root: Path, client: MlflowClient) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAINING, str(root)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+    ) as training:
+        assert training.stdout is not None
+        run_id = training.stdout.readline().strip()
+        training.send_signal(signal.SIGTERM)
+        assert training.wait(30) == 128 + signal.SIGTERM
+    found = client.get_run(run_id)
+    assert found.info.status == "KILLED"
+    assert found.data.metrics == {"train/loss": 1.0}
+
+
+def test_logging_a_metric_costs_microseconds(root: Path) -> None:
+    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+        started = time.perf_counter()
+        for step in range(2000):
+            run.logger.log_metrics({"train/loss": 1.0, "train/lr": 0.1}, step)
+        assert (time.perf_counter() - started) / 2000 < 1e-3

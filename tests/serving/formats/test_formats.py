@@ -1,0 +1,330 @@
+"""POST /v1/forecast in its other forms: columns, lines and Arrow say what rows say; compressed bodies are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serving.deadline import Deadline
+from serving.errors import Problem
+from serving.forecasting import ndjson as lines
+from serving.formats import arrow
+from serving.routes import app
+from tests.serving.conftest import Client, LastValue, MakeClient, publish_stub, series
+from tests.serving.routes.test_openapi import faults
+
+ROWS = [series(id="a"), series(id="b", y=[1.0]), series(id="c", y=[1, 2, 3, 4.5], start="2026-01-01T05:00:00Z")]
+ASK: dict[str, Any] = {"horizon": 3, "levels": [0.9, 0.1], "samples": 2, "seed": 5}
+
+
+@pytest.fixture
+def client(slot_folder: Path, make_client: MakeClient) -> Client:
+    publish_stub(slot_folder)
+    return make_client(max_body=1_000_000, max_lines=1000)
+
+
+def columns(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    listed = {name: [row[name] for row in rows] for name in ("id", "start", "y")}
+    return {**listed, "freq": rows[0]["freq"], **more}
+
+
+def table(rows: list[dict[str, Any]], ask: Any = ASK) -> pa.Table:
+    made = pa.table(
+        {
+            "id": [row["id"] for row in rows],
+            "start": [row["start"] for row in rows],
+            "freq": [row["freq"] for row in rows],
+            "y": pa.array([row["y"] for row in rows], pa.list_(pa.float64())),
+        }
+    )
+    return made.replace_schema_metadata({"forecast": json.dumps(ask)})
+
+
+def stream(made: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, made.schema, options=pa.ipc.IpcWriteOptions(**options)) as out:
+        out.write_table(made)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def ndjson(*values: Any) -> bytes:
+    return b"\n".join(json.dumps(value).encode() for value in values)
+
+
+def by_rows(client: Client, rows: list[dict[str, Any]] = ROWS) -> Any:
+    return client.post("/v1/forecast", json={"series": rows, **ASK}).json()
+
+
+def post(client: Client, content: bytes, kind: str, **headers: str) -> Any:
+    return client.post("/v1/forecast", content=content, headers={"content-type": kind, **headers})
+
+
+def test_columns_say_what_rows_say(client: Client) -> None:
+    rows, answer = by_rows(client), client.post("/v1/forecast", json={"columns": columns(ROWS), **ASK})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()["columns"]
+    assert answer.json()["model"] == rows["model"]
+    for place, row in enumerate(rows["forecasts"]):
+        assert found["id"][place] == row["id"]
+        assert found["error"][place] == row.get("error")
+        assert found["ds"][place] == row.get("ds")
+        assert found["mean"][place] == row.get("mean")
+        assert found["samples"][place] == row.get("samples")
+        assert {level: values[place] for level, values in found["quantiles"].items()} == row.get(
+            "quantiles", {"0.1": None, "0.9": None}
+        )
+        assert found["warnings"][place] == row.get("warnings", [])
+
+
+def test_the_only_series_of_columns_is_a_422_when_it_is_refused(client: Client) -> None:
+    answer = client.post("/v1/forecast", json={"columns": columns(ROWS[1:2]), "horizon": 2})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "history_too_short")
+
+
+def test_the_place_of_a_fault_in_columns_is_told(client: Client) -> None:
+    spoilt = columns(ROWS, covariates={"promo": [[1, "x", 3]] * 3})
+    answer = client.post("/v1/forecast", json={"columns": spoilt, "horizon": 2})
+    assert (answer.status_code, answer.json()["error"]["where"]) == (422, "columns.covariates.promo.0.1")
+
+
+def test_lines_say_what_rows_say_and_end_with_their_count(client: Client) -> None:
+    rows, answer = by_rows(client), post(client, ndjson(ASK, *ROWS), lines.MEDIA_TYPE)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
+    first, *told, last = map(json.loads, answer.text.splitlines())
+    assert first == {"model": rows["model"]}
+    assert told == rows["forecasts"]
+    assert last == {"forecast": 2, "refused": 1}
+
+
+def test_lines_are_as_the_document_says(client: Client) -> None:
+    document = client.get("/docs.json").json()
+    first, *told, last = map(json.loads, post(client, ndjson(ASK, *ROWS), lines.MEDIA_TYPE).text.splitlines())
+    schemas = document["components"]["schemas"]
+    assert faults(ASK, schemas["Ask"], document) == []
+    assert faults(first, schemas["LinesBegin"], document) == faults(last, schemas["LinesEnd"], document) == []
+    kinds = ["SeriesForecast", "SeriesError", "SeriesForecast"]
+    assert [faults(one, schemas[kind], document) for one, kind in zip(told, kinds, strict=True)] == [[], [], []]
+
+
+def test_a_bad_line_is_refused_beside_its_good_neighbours(client: Client) -> None:
+    bad = [b"{", b'{"id": "x"}', b"[1]", json.dumps(series(id="y", y=["a"])).encode(), b"\xff", b""]
+    good = json.dumps(series(id="good")).encode()
+    content = b"\n".join([json.dumps({"horizon": 2}).encode(), good, *bad, good, b""])
+    _, *told, last = map(json.loads, post(client, content, lines.MEDIA_TYPE).text.splitlines())
+    assert [one["id"] for one in told] == ["good", "", "x", "", "y", "", "good"]
+    assert [one["error"]["code"] for one in told[1:-1]] == [
+        *("malformed_json", "invalid_request", "invalid_request", "invalid_request", "malformed_json")
+    ]
+    assert [one["error"]["where"] for one in told[1:5]] == ["line.3", "line.4.start", "line.5", "line.6.y.0"]
+    assert last == {"forecast": 2, "refused": 5}
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"\n", 400, "malformed_json"),
+        (b"{", 400, "malformed_json"),
+        (b'{"horizon": 0}', 422, "invalid_request"),
+        (b'{"horizon": 2, "series": []}', 422, "invalid_request"),
+        (b'{"horizon": 1001}', 422, "horizon_out_of_range"),
+        (b'{"horizon": 2}' + b"\n1" * 1001, 422, "too_many_series"),
+    ],
+)
+def test_lines_without_a_good_first_one_are_refused(client: Client, content: bytes, status: int, code: str) -> None:
+    answer = post(client, content, lines.MEDIA_TYPE)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_many_lines_are_answered_piece_by_piece(client: Client) -> None:
+    answer = post(client, ndjson({"horizon": 2}, *(series(id=str(place)) for place in range(600))), lines.MEDIA_TYPE)
+    _, *told, last = map(json.loads, answer.text.splitlines())
+    assert [one["id"] for one in told] == [str(place) for place in range(600)]
+    assert last["forecast"] == 600
+    assert 'forecaster_series_total{outcome="forecast"} 600.0' in client.get("/metrics").text
+
+
+def test_lines_that_outlive_their_deadline_end_with_an_error(slot_folder: Path, make_client: MakeClient) -> None:
+    class Late(LastValue):
+        def forecast_each(self, asked: Any, horizon: int, *, levels: Any = ()) -> Any:
+            import time
+
+            time.sleep(0.15 if len(asked) > 1 else 0)
+            return super().forecast_each(asked, horizon, levels=levels)
+
+    publish_stub(slot_folder)
+    client = make_client(load=lambda folder: Late())
+    many = [series(id=str(place)) for place in range(1000)]
+    answer = post(client, ndjson({"horizon": 2, "deadline_ms": 200}, *many), lines.MEDIA_TYPE)
+    *told, last = map(json.loads, answer.text.splitlines())
+    assert answer.status_code == 200
+    assert last["error"]["code"] == "deadline_passed"
+    assert len(told) < 900
+    assert client.post("/v1/forecast", json={"series": [series()], "horizon": 2}).status_code == 200
+
+
+@pytest.mark.parametrize("left", ["leaves", "does not fetch"])
+def test_no_more_is_computed_for_who_leaves_or_does_not_fetch(left: str) -> None:
+    made, told = 0, False
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        nonlocal made, told
+        try:
+            while True:
+                made += 1
+                yield b"piece"
+                await asyncio.sleep(0)
+        finally:
+            told = True
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.02 if left == "leaves" else 3600)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(3600 if left != "leaves" and message["type"] == "http.response.body" else 0.005)
+
+    async def story() -> None:
+        answer = app.Streamed(pieces(), Deadline.after(0.01), ())
+        with contextlib.suppress(TimeoutError):  # the guard then lets the server cut the connection
+            await asyncio.wait_for(answer({"type": "http"}, receive, send), 5)
+
+    asyncio.run(story())
+    assert 1 <= made < 20
+    assert told
+
+
+def test_arrow_says_what_rows_say(client: Client) -> None:
+    rows, answer = by_rows(client), post(client, stream(table(ROWS)), arrow.MEDIA_TYPE)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, arrow.MEDIA_TYPE)
+    found = pa.ipc.open_stream(answer.content).read_all()
+    assert json.loads(found.schema.metadata[b"model"]) == rows["model"]
+    for row, one in zip(rows["forecasts"], found.to_pylist(), strict=True):
+        assert one["id"] == row["id"]
+        assert (one["error"], one["message"]) == (
+            (row["error"]["code"], row["error"]["message"]) if "error" in row else (None, None)
+        )
+        for name in ("ds", "mean", "samples"):
+            assert one[name] == row.get(name)
+        assert [one["quantiles.0.1"], one["quantiles.0.9"]] == list(
+            row.get("quantiles", {"": None, "-": None}).values()
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda made: made.set_column(1, "start", made["start"].cast(pa.timestamp("s", "UTC"))),
+        lambda made: made.set_column(3, "y", made["y"].cast(pa.list_(pa.float32()))),
+        lambda made: made.set_column(3, "y", made["y"].cast(pa.large_list(pa.float64()))),
+        lambda made: made.set_column(0, "id", made["id"].cast(pa.large_string())),
+        lambda made: pa.concat_tables([made.slice(0, 1), made.slice(1)]),
+        lambda made: made.append_column("channels.heat", made["y"]).append_column("static.region", made["id"]),
+    ],
+)
+def test_arrow_columns_may_be_of_kindred_types(client: Client, change: Callable[[pa.Table], pa.Table]) -> None:
+    answer = post(client, stream(change(table(ROWS))), arrow.MEDIA_TYPE)
+    assert answer.status_code == 200, answer.text
+    found = pa.ipc.open_stream(answer.content).read_all().to_pylist()
+    assert [one["mean"] for one in found] == [row.get("mean") for row in by_rows(client)["forecasts"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"ARROW1", "malformed_arrow"),
+        (stream(table(ROWS))[:-200], "malformed_arrow"),
+        (stream(table(ROWS), compression="zstd"), "malformed_arrow"),
+        (stream(table(ROWS), compression="lz4"), "malformed_arrow"),
+        (stream(table(ROWS).set_column(0, "id", table(ROWS)["id"].dictionary_encode())), "malformed_arrow"),
+        (stream(table(ROWS).replace_schema_metadata({})), "invalid_request"),
+        (stream(table(ROWS, ask={"horizon": 0})), "invalid_request"),
+        (stream(table(ROWS).drop_columns(["y"])), "invalid_request"),
+        (stream(table(ROWS).slice(0, 0)), "invalid_request"),
+        (stream(table(ROWS).append_column("other", table(ROWS)["id"])), "invalid_request"),
+        (stream(table(ROWS).set_column(0, "id", pa.array(["a", None, "b"]))), "invalid_request"),
+        (stream(table(ROWS).set_column(0, "id", pa.array(["a", "b\n", "c"]))), "invalid_request"),
+        (stream(table(ROWS).set_column(3, "y", pa.array(["a", "b", "c"]))), "invalid_request"),
+        (stream(table(ROWS).set_column(1, "start", pa.array([1.5, 2.5, 3.5]))), "invalid_request"),
+    ],
+)
+def test_a_bad_arrow_stream_is_refused(client: Client, content: bytes, code: str) -> None:
+    answer = post(client, content, arrow.MEDIA_TYPE)
+    assert answer.status_code in (400, 422)
+    assert answer.json()["error"]["code"] == code
+
+
+def test_an_infinite_value_in_arrow_is_refused_for_its_series_alone(slot_folder: Path, make_client: MakeClient) -> None:
+    from forecaster.prediction.predictor import Predictor
+    from tests.factories import make_forecaster, make_spec
+
+    publish_stub(slot_folder)
+    client = make_client(load=lambda folder: Predictor(make_forecaster(make_spec())))
+    freq = client.get("/v1/model").json()["freq"]
+    y = [float(value) for value in 10 + np.sin(np.arange(40))]
+    rows = [series(id=name, freq=freq, start="2026-01-01", y=y) for name in "abc"]
+    rows[1]["y"] = [*y[:-1], float("inf")]
+    answer = post(client, stream(table(rows, ask={"horizon": 2})), arrow.MEDIA_TYPE)
+    found = pa.ipc.open_stream(answer.content).read_all().to_pylist()
+    assert [one["error"] for one in found] == [None, "not_a_number", None]
+    assert np.isfinite(found[0]["mean"]).all()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_damaged_arrow_stream_is_a_crash(data: st.DataObject) -> None:
+    content = bytearray(stream(table(ROWS)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(Problem):
+        _, read = arrow.read(bytes(content))
+        assert 0 < len(read) <= len(content)
+        assert sum(len(one.y) for one in read) <= len(content)
+
+
+@pytest.mark.parametrize(("kind", "content"), [(arrow.MEDIA_TYPE, stream(table(ROWS))), ("application/json", b"")])
+def test_without_pyarrow_arrow_and_zstd_are_a_415_that_says_so(
+    client: Client, monkeypatch: pytest.MonkeyPatch, kind: str, content: bytes
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    encoding = {} if content else {"content-encoding": "zstd"}
+    answer = post(client, content or b"{}", kind, **encoding)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "pyarrow" in answer.json()["error"]["message"]
+
+
+def test_every_answer_says_which_model_and_how_long_it_took(client: Client) -> None:
+    for answer in (
+        client.get("/livez"),
+        client.get("/nowhere"),
+        client.post("/v1/forecast", json={"series": ROWS, **ASK}),
+    ):
+        assert answer.headers["x-model"] == "stub/1"
+        assert len(answer.headers["x-model-digest"]) == 64
+        assert "total;dur=" in answer.headers["server-timing"]
+    assert all(f"{part};dur=" in answer.headers["server-timing"] for part in ("read", "forecast", "write"))
+
+
+def test_samples_depend_on_the_seed_and_are_only_there_when_asked_for(client: Client) -> None:
+    def ask(**more: Any) -> Any:
+        return client.post("/v1/forecast", json={"series": [series()], "horizon": 2, **more}).json()["forecasts"][0]
+
+    assert "samples" not in ask()
+    assert ask(samples=3)["samples"] == [[2.5, 2.5], [3.5, 3.5], [4.5, 4.5]]
+    assert ask(samples=1, seed=9)["samples"] == [[11.5, 11.5]]
+
+
+def test_a_sample_that_leaves_the_finite_numbers_is_null_from_there_and_said(client: Client) -> None:
+    one = client.post("/v1/forecast", json={"series": [series(y=[1, 2, 77])], "horizon": 2, "samples": 2}).json()
+    assert one["forecasts"][0]["samples"] == [[None, None], [None, None]]
+    assert "2 of 2 samples" in one["forecasts"][0]["warnings"][0]

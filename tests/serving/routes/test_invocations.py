@@ -1,0 +1,262 @@
+"""POST /invocations: what clients of SageMaker's DeepAR and of MLflow's scoring send, and what they get."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forecaster.data.encoding import PLAIN
+from forecaster.model import regressor
+from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.series import Forecast, Series
+from forecaster.spec import HeadSpec, NetworkSpec, Spec
+from tests.serving.conftest import Client, LastValue, MakeClient, StubForecaster, publish_stub
+from tests.serving.forecasting.test_covariates import ENCODING, learned, measured
+from tests.serving.routes.test_openapi import faults, schema_of
+
+SHORT = StubForecaster(spec=Spec(name="stub", context=3, horizon=2))
+INSTANCE: dict[str, Any] = {"start": "2009-11-01 00:00:00", "target": [4.0, 10.0, "NaN", None, 113.0]}
+FRAME = pd.DataFrame(
+    {
+        "unique_id": ["b"] * 3 + ["a"] * 4,
+        "ds": [*pd.date_range("2026-01-01", periods=3, freq="h"), *pd.date_range("2026-01-02", periods=4, freq="h")],
+        "y": [1.0, 2.0, 3.5, 1.0, None, 3.0, 4.0],
+    }
+)
+
+
+@pytest.fixture
+def client(slot_folder: Path, make_client: MakeClient) -> Client:
+    publish_stub(slot_folder)
+    return make_client(load=lambda folder: LastValue(SHORT))
+
+
+def invoke(client: Client, content: Any) -> Any:
+    return client.post("/invocations", json=content)
+
+
+def split(frame: pd.DataFrame) -> Any:
+    """As mlflow.deployments and `mlflow models predict` write a frame."""
+    return json.loads(frame.to_json(orient="split", index=False, date_format="iso"))
+
+
+def records(frame: pd.DataFrame) -> Any:
+    return json.loads(frame.to_json(orient="records", date_format="iso"))
+
+
+def test_an_instance_of_deepar_gets_what_its_configuration_asks(client: Client) -> None:
+    configuration = {"num_samples": 2, "output_types": ["mean", "quantiles", "samples"], "quantiles": ["0.5", "0.9"]}
+    answer = invoke(
+        client, {"instances": [INSTANCE, {**INSTANCE, "target": [1, 2, 3]}], "configuration": configuration}
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {
+        "predictions": [
+            {
+                "mean": [113.0, 113.0],
+                "quantiles": {"0.5": [113.5, 113.5], "0.9": [113.9, 113.9]},
+                "samples": [[113.0, 113.0], [114.0, 114.0]],
+            },
+            {
+                "mean": [3.0, 3.0],
+                "quantiles": {"0.5": [3.5, 3.5], "0.9": [3.9, 3.9]},
+                "samples": [[3.0, 3.0], [4.0, 4.0]],
+            },
+        ]
+    }
+    assert answer.headers["x-model"] == "stub/1"
+
+
+@pytest.mark.parametrize(
+    ("configuration", "names"),
+    [
+        ({"output_types": ["mean"]}, {"mean"}),
+        ({"output_types": ["quantiles"], "quantiles": [0.1, ".9"]}, {"quantiles"}),
+        ({"output_types": ["samples"], "num_samples": 3}, {"samples"}),
+        (None, {"mean", "quantiles"}),
+    ],
+)
+def test_only_the_outputs_that_were_asked_for_are_there(client: Client, configuration: Any, names: set[str]) -> None:
+    asked = {"instances": [INSTANCE]} | ({"configuration": configuration} if configuration else {})
+    assert set(invoke(client, asked).json()["predictions"][0]) == names
+
+
+def test_categories_and_features_go_to_the_columns_of_the_model(slot_folder: Path, make_client: MakeClient) -> None:
+    spec = Spec(
+        name="wide", context=8, horizon=4, covariates=("promo",), static=("region",), network=NetworkSpec(hidden=8)
+    )
+    encoding = ENCODING.__class__(numeric={"promo": (0.0, 1.0)}, static={"region": ("0", "1")})
+    network = regressor.build(spec, seed=0, season=4, covariates=encoding.width, groups=encoding.sizes)
+    wide = Predictor(Forecaster(spec, "h", 4, pd.Timestamp("2026-01-01"), encoding, network, measured()))
+    publish_stub(slot_folder)
+    client = make_client(load=lambda folder: wide)
+    y, promo = [float(value) for value in range(10)], [float(place % 2) for place in range(14)]
+    instance = {"start": "2026-01-01 00:00:00", "target": y, "cat": [1], "dynamic_feat": [promo]}
+    [found] = invoke(client, {"instances": [instance]}).json()["predictions"]
+    one = Series("a", pd.Timestamp("2026-01-01"), "h", np.array(y), {"promo": np.array(promo)}, static={"region": "1"})
+    expected = wide.forecast(one, 4, levels=[0.1])
+    np.testing.assert_allclose(found["mean"], expected.mean, rtol=1e-6)
+    np.testing.assert_allclose(found["quantiles"]["0.1"], expected.quantiles[0.1], rtol=1e-6)
+    assert invoke(client, {"instances": [{**instance, "cat": 1}]}).json()["predictions"] == [found]
+    for name in ("cat", "dynamic_feat"):
+        lacking = {key: value for key, value in instance.items() if key != name}
+        answer = invoke(client, {"instances": [instance, lacking]})
+        assert (answer.status_code, answer.json()["error"]["where"]) == (422, f"instances.1.{name}")
+
+
+def test_a_model_that_was_not_calibrated_answers_means_unless_quantiles_were_asked_for(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
+    spec = Spec(name="plain", context=3, horizon=2, network=NetworkSpec(hidden=4))
+    plain = Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), PLAIN, regressor.build(spec, seed=0))
+    publish_stub(slot_folder)
+    client = make_client(load=lambda folder: Predictor(plain))
+    assert set(invoke(client, {"instances": [INSTANCE]}).json()["predictions"][0]) == {"mean"}
+    asked = invoke(client, {"instances": [INSTANCE], "configuration": {"quantiles": ["0.5"]}})
+    assert asked.json()["error"]["code"] == "level_out_of_range"
+    drawn = invoke(client, {"instances": [INSTANCE], "configuration": {"output_types": ["samples"]}})
+    assert (drawn.status_code, drawn.json()["error"]["code"]) == (422, "bad_spec")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"dataframe_split": split(FRAME)},
+        {"dataframe_split": {**split(FRAME), "index": list(range(7))}},
+        {"dataframe_records": records(FRAME)},
+        {"instances": records(FRAME)},
+        {"inputs": records(FRAME)},
+        {"inputs": json.loads(json.dumps({name: [row[name] for row in records(FRAME)] for name in FRAME}))},
+    ],
+)
+def test_every_shape_of_mlflow_gets_a_row_for_each_step(client: Client, content: Any) -> None:
+    answer = invoke(client, {**content, "params": {"horizon": 1, "levels": [0.9, 0.1]}})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["predictions"] == [
+        {"unique_id": "b", "ds": "2026-01-01T03:00:00", "mean": 3.5, "0.1": 3.6, "0.9": 4.4},
+        {"unique_id": "a", "ds": "2026-01-02T04:00:00", "mean": 4.0, "0.1": 4.1, "0.9": 4.9},
+    ]
+    assert len(invoke(client, content).json()["predictions"]) == 4, "the model's own horizon"
+
+
+def test_mlflow_frames_carry_covariates_and_what_is_known_ahead_of_them(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
+    wide = Predictor(learned(calibration=measured()))
+    publish_stub(slot_folder)
+    client = make_client(load=lambda folder: wide)
+    ds = pd.date_range("2026-01-01", periods=16, freq="h")
+    y = [float(value) for value in range(12)]
+    promo, weather = [float(place % 3 == 0) for place in range(16)], ["sun", "rain"] * 8
+    frame = pd.DataFrame(
+        {"unique_id": "a", "ds": ds, "y": y + [None] * 4, "promo": promo, "weather": weather, "region": "north"}
+    )
+    answer = invoke(client, {"dataframe_split": split(frame)})
+    assert answer.status_code == 200, answer.text
+    one = Series(
+        "a",
+        ds[0],
+        "h",
+        np.array(y),
+        {"promo": np.array(promo), "weather": np.array(weather, dtype=object)},
+        static={"region": "north"},
+    )
+    np.testing.assert_allclose(
+        [row["mean"] for row in answer.json()["predictions"]], wide.forecast(one, 4).mean, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ({}, "invalid_request"),
+        ({"instances": []}, "missing_column"),
+        ({"instances": [{**INSTANCE, "target": []}]}, "history_too_short"),
+        ({"instances": [{**INSTANCE, "start": "soon"}]}, "bad_stamp"),
+        ({"instances": [{**INSTANCE, "target": [1, "x", 3]}]}, "invalid_request"),
+        ({"instances": [{**INSTANCE, "target": [1, True, 3]}]}, "invalid_request"),
+        ({"instances": [{**INSTANCE, "other": 1}]}, "invalid_request"),
+        ({"instances": [INSTANCE], "configuration": {"quantiles": ["2"]}}, "invalid_request"),
+        ({"instances": [INSTANCE], "configuration": {"quantiles": [1.5]}}, "invalid_request"),
+        ({"instances": [INSTANCE], "configuration": {"num_samples": 0}}, "invalid_request"),
+        (
+            {"instances": [INSTANCE], "configuration": {"output_types": ["samples"], "num_samples": 9999}},
+            "too_many_samples",
+        ),
+        ({"dataframe_split": split(FRAME), "dataframe_records": records(FRAME)}, "invalid_request"),
+        ({"dataframe_split": {"columns": ["unique_id", "ds"], "data": [["a"], ["b", 1, 2]]}}, "invalid_request"),
+        ({"dataframe_split": split(FRAME.drop(columns="y"))}, "missing_column"),
+        ({"dataframe_records": records(FRAME.head(2))}, "history_too_short"),
+        ({"dataframe_records": []}, "missing_column"),
+        ({"inputs": {"unique_id": ["a"], "ds": []}}, "invalid_request"),
+        ({"dataframe_records": [*records(FRAME), {"unique_id": "c", "ds": 3, "y": 1}]}, "invalid_request"),
+        ({"dataframe_records": [*records(FRAME), {"unique_id": "c", "ds": None, "y": 1}]}, "invalid_request"),
+        ({"inputs": [[1, 2], [3, 4]]}, "invalid_request"),
+        ({"dataframe_split": split(FRAME), "params": {"horizon": 1001}}, "horizon_out_of_range"),
+        ({"dataframe_split": split(FRAME), "params": {"steps": 3}}, "invalid_request"),
+    ],
+)
+def test_what_cannot_be_used_is_a_422_in_the_one_shape(client: Client, content: Any, code: str) -> None:
+    answer = invoke(client, content)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
+
+
+@pytest.mark.parametrize(
+    "content", [{"instances": [INSTANCE]}, {"dataframe_split": split(FRAME)}, {"instances": [{"target": []}]}]
+)
+def test_invocations_are_as_the_document_says(client: Client, content: Any) -> None:
+    document = client.get("/docs.json").json()
+    answer = invoke(client, content)
+    assert faults(answer.json(), schema_of(document, "post", "/invocations", answer.status_code), document) == []
+
+
+def test_ping_says_whether_there_is_a_model(client: Client, tmp_path: Path) -> None:
+    assert client.get("/ping").status_code == 200
+
+
+def test_ping_without_a_model_is_a_503(make_client: MakeClient) -> None:
+    client = make_client()
+    assert client.get("/ping").status_code == invoke(client, {"instances": [INSTANCE]}).status_code == 503
+
+
+CELLS = (
+    st.none()
+    | st.integers(-5, 5)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["a", "2026-01-01"])
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.fixed_dictionaries({"unique_id": CELLS, "ds": CELLS, "y": CELLS}, optional={"x": CELLS}), max_size=5),
+    st.sampled_from(["dataframe_records", "instances", "inputs"]),
+)
+def test_no_frame_whatever_is_a_5xx(client: Client, rows: list[dict[str, Any]], name: str) -> None:
+    assert invoke(client, {name: rows}).status_code in (200, 422)
+
+
+def test_samples_over_http_are_those_of_the_library(slot_folder: Path, make_client: MakeClient) -> None:
+    spec = Spec(name="drawn", context=8, horizon=4, head=HeadSpec(kind="gaussian"), network=NetworkSpec(hidden=8))
+    drawing = Predictor(
+        Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), PLAIN, regressor.build(spec, seed=0, season=24))
+    )
+    publish_stub(slot_folder)
+    client = make_client(load=lambda folder: drawing)
+    y = [float(value) for value in 10 + np.sin(np.arange(12))]
+    rows = [{"id": name, "start": "2026-01-01", "freq": "h", "y": y} for name in "ab"]
+    answer = client.post("/v1/forecast", json={"series": rows, "horizon": 5, "samples": 7, "seed": 3})
+    one = Series("a", pd.Timestamp("2026-01-01"), "h", np.array(y))
+    [paths] = drawing.sample_each([one], 5, paths=7, seed=3)
+    first, second = (np.array(found["samples"]) for found in answer.json()["forecasts"])
+    assert isinstance(drawing.forecast(one, 5), Forecast)
+    np.testing.assert_allclose(first, paths, rtol=1e-6)
+    assert first.shape == (7, 5)
+    assert not np.allclose(first, second), "of another id"

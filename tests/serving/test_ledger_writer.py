@@ -1,0 +1,112 @@
+"""What keeps the forecasts that were served: it waits for nothing, forgets in time, and shares its ledger with others."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster.ledger.store import Ledger
+from forecaster.series import Series
+from serving import ledger_writer as ledgers
+from serving.deployment.slot import Slot
+from serving.ledger_writer import Scribe
+from serving.settings import Settings
+from tests.serving.conftest import load_stub, publish_stub
+from tests.serving.routes.test_accuracy import rows
+
+
+@pytest.fixture
+def scribe(slot_folder: Path) -> Iterator[Scribe]:
+    made = Scribe(Settings(slot=slot_folder, ledger="on", ledger_waiting=5, ledger_days=1), pause_s=0.01, look_s=0.02)
+    yield made
+    made.stop()
+
+
+def noted(scribe: Scribe, slot_folder: Path, *names: str) -> None:
+    """Forecasts that one request would have made."""
+    if not (slot_folder / "current").exists():
+        publish_stub(slot_folder)
+    slot = Slot(slot_folder, load=load_stub)
+    slot.check()
+    model = scribe.on(slot.current)
+    assert model is not None
+    histories = [Series(name, pd.Timestamp("2026-01-01"), "h", np.array([1.0, 2.0, 3.0])) for name in names]
+    model.note(model, histories, model.predictor.forecast_each(histories, 2))
+
+
+def test_what_is_older_than_the_retention_is_forgotten(slot_folder: Path) -> None:
+    now = [1_000_000.0]
+    settings = Settings(slot=slot_folder, ledger="on", ledger_days=1)
+    for moment in (1_000_000.0, 1_000_000.0 + 3600, 1_000_000.0 + 86400 + 60):
+        now[0] = moment
+        scribe = Scribe(settings, clock=lambda: now[0])
+        scribe.start()
+        noted(scribe, slot_folder, f"made at {moment}")
+        scribe.stop()
+    assert rows(slot_folder, "SELECT made_at FROM ledger_forecasts") == [(1_003_600.0,), (1_086_460.0,)]
+
+
+def test_a_full_queue_drops_and_counts_and_never_waits(scribe: Scribe, slot_folder: Path) -> None:
+    counted: list[tuple[str, int]] = []
+    scribe._counted = lambda outcome, count: counted.append((outcome, count))
+    noted(scribe, slot_folder, "a", "b", "c")  # nobody takes them: the thread is not started
+    began = time.monotonic()
+    for _ in range(3):
+        noted(scribe, slot_folder, "d", "e", "f")
+    assert time.monotonic() - began < 2
+    assert counted == [("dropped", 3)] * 3
+    scribe.start()
+    _until(lambda: ("stored", 3) in counted)
+    noted(scribe, slot_folder, "d")
+    _until(lambda: ("stored", 1) in counted)
+
+
+def test_long_histories_do_not_fill_the_memory(
+    scribe: Scribe, slot_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "MOST_NUMBERS", 11)
+    counted: list[tuple[str, int]] = []
+    scribe._counted = lambda outcome, count: counted.append((outcome, count))
+    noted(scribe, slot_folder, "a", "b")  # ten numbers
+    noted(scribe, slot_folder, "c")
+    assert counted == [("dropped", 1)]
+
+
+def _until(true: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_several_workers_write_one_ledger(slot_folder: Path) -> None:
+    publish_stub(slot_folder)
+    settings = Settings(slot=slot_folder, ledger="on")
+    scribes = [Scribe(settings, pause_s=0.05) for _ in range(4)]
+    for each in scribes:
+        each.start()
+
+    def work(each: Scribe, place: int) -> None:
+        for number in range(20):
+            noted(each, slot_folder, "shared", f"{place} {number}")
+
+    threads = [threading.Thread(target=work, args=(each, place)) for place, each in enumerate(scribes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    _until(lambda: not any(each._forecasts for each in scribes))
+    for each in scribes:
+        each.stop()
+    assert rows(slot_folder, "SELECT count(*) FROM ledger_forecasts") == [(81,)]
+    assert rows(slot_folder, "SELECT count(*) FROM ledger_facts") == [(2,)]
+    store = Ledger(f"sqlite:///{slot_folder}/ledger.db")
+    assert len(store.salt) == 32
+    store.close()

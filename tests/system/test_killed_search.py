@@ -1,0 +1,69 @@
+"""A search that is killed outright: the command is typed again, goes on, and writes what it would have written."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from forecaster.registry.registry import connect
+from pipelines.settings import Root
+from tests.pipelines.conftest import noise, small
+from tests.system.processes import forecaster, started, wait_until, write_config
+
+TRIALS = 6
+TUNE = ["tune", "meters.csv", "--config", "small.yaml", "--trials", TRIALS, "--root", "root"]
+
+
+def make(folder: Path, migrated: Path) -> Path:
+    (folder / "root").mkdir(parents=True)
+    shutil.copy(migrated / "mlflow.db", folder / "root")
+    noise(series=6).to_csv(folder / "meters.csv", index=False)
+    write_config(folder / "small.yaml", small(steps=80, epoch_steps=4))
+    return folder
+
+
+def epochs(folder: Path, trial: int) -> int:
+    """How many epochs a trial, by its number in the database, has told of."""
+    path = folder / "root" / "tune.db"
+    if not path.exists():
+        return 0
+    running = "select trial_id from trials where number = ? and state = 'RUNNING'"
+    question = f"select count(*) from trial_intermediate_values where trial_id in ({running})"
+    with closing(sqlite3.connect(path)) as database:
+        try:
+            return int(database.execute(question, (trial,)).fetchone()[0])
+        except sqlite3.OperationalError:  # no table yet
+            return 0
+
+
+@pytest.mark.sweep
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on_and_finds_what_an_uninterrupted_one_finds(
+    migrated: Path, tmp_path: Path
+) -> None:
+    whole, killed = make(tmp_path / "whole", migrated), make(tmp_path / "killed", migrated)
+    done = forecaster(*TUNE, folder=whole)
+    assert done.returncode == 0, done.stderr
+    for trial in (1, 4):  # the second trial; and its third, when the second was tried again as number 2
+        with started(["-m", "pipelines.cli", *map(str, TUNE)], killed) as process:
+            wait_until(lambda number=trial: process.poll() is not None or epochs(killed, number) > 1, pause=0.01)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait(20) == -signal.SIGKILL, (killed / "process.log").read_text()
+        assert not (killed / "best.yaml").exists()
+    again = forecaster(*TUNE, folder=killed)
+    assert again.returncode == 0, again.stderr
+    assert f"3 of {TRIALS} trials are there, 1 broke off and is tried again." in again.stderr
+    assert (killed / "best.yaml").read_bytes() == (whole / "best.yaml").read_bytes()
+
+    client = connect(Root(killed / "root").store)
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.status == "FINISHED"
+    children = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert sorted(run.info.status for run in children) == ["FINISHED"] * TRIALS + ["KILLED"] * 2
