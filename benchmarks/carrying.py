@@ -2,7 +2,7 @@
 
     python benchmarks/carrying.py       about ten minutes on a free core
 
-Reads hospital (which ships with the project) and, from `shared/data` beside (or in) the checkout, m4_hourly and vic_elec; says
+Reads hospital (which ships with the project) and, from `read_shared_file/data` beside (or in) the checkout, m4_hourly and vic_elec; says
 so where they are not there. All origins lie before the last test window of each set, and after all that was trained on.
 Writes benchmarks/results/carrying.md.
 """
@@ -21,16 +21,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from forecaster.data.datasets import hospital
+from forecaster.data.datasets import load_hospital
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.metrics import nanmean
-from forecaster.model.regressor import build
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.model.regressor import build_network
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel
-from forecaster.spec import Reads, Spec
+from forecaster.spec import InputMode, Spec
 from forecaster.training.fit import fit
 from pipelines.sources import read_spec
 
@@ -51,20 +51,20 @@ class CarryGap(NamedTuple):
     history: float
 
 
-def carry_gap(forecaster: Forecaster, panel: Panel, *, windows: int, stride: int | None = None) -> CarryGap:
+def measure_carry_gap(model: FittedModel, panel: Panel, *, windows: int, stride: int | None = None) -> CarryGap:
     """The gap on the last `windows` origins of every series, `stride` apart (a horizon, if not given).
 
     Every mean is one over the series' own means. Raises HistoryTooShort if no series has so many origins, BadSpec if the
     forecaster's scaling is none for whole histories.
     """
-    spec = forecaster.spec
+    spec = model.spec
     result = backtest(
         panel,
-        {reads: Predictor(read_as(forecaster, reads)) for reads in ("window", "history")},
+        {reads: Predictor(with_reads(model, reads)) for reads in ("window", "history")},
         horizon=spec.horizon,
         windows=windows,
-        season=forecaster.season,
-        keep=spec.least,
+        season=model.season,
+        min_history=spec.min_steps,
         stride=stride,
     )
     apart = np.abs(result.forecasts["history"] - result.forecasts["window"]) / result.scale[:, None, None]
@@ -72,26 +72,32 @@ def carry_gap(forecaster: Forecaster, panel: Panel, *, windows: int, stride: int
     return CarryGap(float(nanmean(nanmean(apart, axis=(1, 2)))), means["window"], means["history"])
 
 
-def read_as(forecaster: Forecaster, reads: Reads, *, context: int | None = None) -> Forecaster:
+def with_reads(model: FittedModel, reads: InputMode, *, context: int | None = None) -> FittedModel:
     """The same weights behind another reading of histories, and another context, if one is given.
 
     Raises BadSpec where the specification does not allow it.
     """
-    spec = forecaster.spec
-    fields = {"reads": reads, "context": context or spec.context, "min_history": spec.least}
+    spec = model.spec
+    fields = {"reads": reads, "context": context or spec.context, "min_history": spec.min_steps}
     where = f"{spec.name!r} that reads {reads}"
     changed = Spec.parse(spec.model_dump() | fields, where=where)
-    encoding = forecaster.encoding
+    encoding = model.encoding
     changed_networks = []
-    for member in forecaster.networks:
-        network = build(changed, seed=0, season=forecaster.season, covariates=encoding.width, groups=encoding.sizes)
+    for member in model.networks:
+        network = build_network(
+            changed,
+            seed=0,
+            season=model.season,
+            num_covariates=encoding.num_covariates,
+            static_cardinalities=encoding.static_cardinalities,
+        )
         network.load_state_dict(member.state_dict())
         changed_networks.append(network.eval())
     network, *others = changed_networks
-    return replace(forecaster, spec=changed, network=network, others=tuple(others), graphs=())
+    return replace(model, spec=changed, network=network, other_networks=tuple(others), onnx_models=())
 
 
-class Study(NamedTuple):
+class CarryStudy(NamedTuple):
     """Networks to train on a panel, and the origins to ask them at.
 
     Attributes:
@@ -116,14 +122,14 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     lines = []
-    for line in report(range(options.seeds), options.only):
+    for line in report_lines(range(options.seeds), options.only):
         print(line, flush=True)
         lines.append(line)
     if options.only is None:
         (ROOT / "benchmarks" / "results" / "carrying.md").write_text("\n".join([*lines, ""]))
 
 
-def report(seeds: range, only: str | None) -> Iterator[str]:
+def report_lines(seeds: range, only: str | None) -> Iterator[str]:
     """The lines of the report, as they are found."""
     yield "# A window, or the whole history with the state carried"
     yield f"\n`python benchmarks/carrying.py`, torch {torch.__version__}, CPU, one thread; seeds {seeds[0]} to {seeds[-1]}.\n"
@@ -137,7 +143,7 @@ def report(seeds: range, only: str | None) -> Iterator[str]:
     )
     yield "| data, network | seasonal naive | window | all of it anew | carried | distance | carried, chosen so |"
     yield "|---|---|---|---|---|---|---|"
-    for name, study in studies(only):
+    for name, study in available_studies(only):
         for label, fields in study.fields.items():
             plain = Spec.parse(fields, where="carrying.py")
             naive = backtest(
@@ -146,55 +152,55 @@ def report(seeds: range, only: str | None) -> Iterator[str]:
                 horizon=plain.horizon,
                 windows=study.windows,
                 season=plain.season or 1,
-                keep=plain.least,
+                min_history=plain.min_steps,
                 stride=study.stride,
             ).scores("it")["mase"]
-            same = [fitted(study, fields, seed=seed, reads="window") for seed in seeds]
-            gaps = [gap_of(study, each) for each in same]
+            same = [fit_network(study, fields, seed=seed, reads="window") for seed in seeds]
+            gaps = [measure_gap(study, each) for each in same]
             columns = [
                 [gap.window for gap in gaps],
-                [anew(study, each) for each in same],
+                [mase_of_full_windows(study, each) for each in same],
                 [gap.history for gap in gaps],
                 [gap.distance for gap in gaps],
-                [gap_of(study, fitted(study, fields, seed=seed, reads="history")).history for seed in seeds],
+                [measure_gap(study, fit_network(study, fields, seed=seed, reads="history")).history for seed in seeds],
             ]
-            yield f"| {name}, {label} | {naive:.3f} | {' | '.join(map(told, columns))} |"
+            yield f"| {name}, {label} | {naive:.3f} | {' | '.join(map(format_range, columns))} |"
 
 
-def fitted(study: Study, fields: dict[str, Any], *, seed: int, reads: str) -> Forecaster:
+def fit_network(study: CarryStudy, fields: dict[str, Any], *, seed: int, reads: str) -> FittedModel:
     """One network, early-stopped on the steps that it is asked for later."""
     training = fields["training"] | {"seed": seed}
     spec = Spec.parse(fields | {"training": training, "reads": reads}, where="carrying.py")
-    return fit(study.panel, spec, accelerator="cpu").forecaster
+    return fit(study.panel, spec, accelerator="cpu").model
 
 
-def gap_of(study: Study, forecaster: Forecaster) -> CarryGap:
+def measure_gap(study: CarryStudy, model: FittedModel) -> CarryGap:
     """The network asked both ways."""
-    return carry_gap(forecaster, study.panel, windows=study.windows, stride=study.stride)
+    return measure_carry_gap(model, study.panel, windows=study.windows, stride=study.stride)
 
 
-def anew(study: Study, forecaster: Forecaster) -> float:
+def mase_of_full_windows(study: CarryStudy, model: FittedModel) -> float:
     """MASE of the network where every history, up to its origin, is one window."""
-    segment, longest = forecaster.spec.segment, max(map(len, study.panel.series))
-    wide = read_as(forecaster, "window", context=-(-longest // segment) * segment)
+    segment, longest = model.spec.segment, max(map(len, study.panel.series))
+    wide = with_reads(model, "window", context=-(-longest // segment) * segment)
     result = backtest(
         study.panel,
         {"it": Predictor(wide)},
         horizon=wide.spec.horizon,
         windows=study.windows,
         season=wide.season,
-        keep=wide.spec.least,
+        min_history=wide.spec.min_steps,
         stride=study.stride,
     )
     return result.scores("it")["mase"]
 
 
-def told(values: list[float]) -> str:
+def format_range(values: list[float]) -> str:
     """Mean and range."""
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def studies(only: str | None) -> Iterator[tuple[str, Study]]:
+def available_studies(only: str | None) -> Iterator[tuple[str, CarryStudy]]:
     """All whose data are there."""
     for name, study in {"hospital": hospital_study, "m4_hourly": m4_hourly_study, "vic_elec": vic_elec_study}.items():
         if only not in (None, name):
@@ -206,13 +212,13 @@ def studies(only: str | None) -> Iterator[tuple[str, Study]]:
             yield name, found
 
 
-def hospital_study() -> Study:
+def hospital_study() -> CarryStudy:
     """Every month of the last but one year and the one before: trained without both, asked for each twelve months of them."""
     fields = read_spec(ROOT / "configs" / "hospital.yaml").model_dump()
     fields["training"] |= {"valid_windows": 2}
     direct = fields | {"decoder": "direct", "base": "last", "head": {"kind": "point", "loss": "mae"}, "context": 24}
-    panel = hold_out(to_panel(hospital()), 12).known
-    return Study(
+    panel = hold_out(to_panel(load_hospital()), 12).history
+    return CarryStudy(
         panel,
         {"rollout, context 15": fields, "direct, context 24, base last": direct},
         13,
@@ -220,27 +226,27 @@ def hospital_study() -> Study:
     )
 
 
-def m4_hourly_study() -> Study | None:
+def m4_hourly_study() -> CarryStudy | None:
     """The two days before the last two, and the two before them."""
-    frame = shared("m4_hourly.parquet")
+    frame = read_shared_file("m4_hourly.parquet")
     if frame is None:
         return None
-    fields = hourly("m4_hourly", horizon=48, context=168, season=24, segment=24, windows=2)
-    return Study(hold_out(to_panel(frame, freq="h"), 48).known, {"direct, segments of a day": fields}, 5, 12)
+    fields = hourly_spec("m4_hourly", horizon=48, context=168, season=24, segment=24, windows=2)
+    return CarryStudy(hold_out(to_panel(frame, freq="h"), 48).history, {"direct, segments of a day": fields}, 5, 12)
 
 
-def vic_elec_study() -> Study | None:
+def vic_elec_study() -> CarryStudy | None:
     """The 28 days before the last 14."""
-    frame = shared("vic_elec.parquet")
+    frame = read_shared_file("vic_elec.parquet")
     if frame is None:
         return None
     frame["ds"] = frame["ds"].dt.tz_localize("UTC")
-    panel = hold_out(to_panel(frame[["unique_id", "ds", "y"]], freq="30min"), 14 * 48).known
-    fields = hourly("vic_elec", horizon=48, context=336, season=48, segment=12, windows=28)
-    return Study(panel, {"direct, segments of six hours": fields}, 28 * 4 - 3, 12)
+    panel = hold_out(to_panel(frame[["unique_id", "ds", "y"]], freq="30min"), 14 * 48).history
+    fields = hourly_spec("vic_elec", horizon=48, context=336, season=48, segment=12, windows=28)
+    return CarryStudy(panel, {"direct, segments of six hours": fields}, 28 * 4 - 3, 12)
 
 
-def hourly(name: str, *, horizon: int, context: int, season: int, segment: int, windows: int) -> dict[str, Any]:
+def hourly_spec(name: str, *, horizon: int, context: int, season: int, segment: int, windows: int) -> dict[str, Any]:
     """A direct network in segments that corrects the seasonal naive."""
     return {
         "name": name,
@@ -263,7 +269,7 @@ def hourly(name: str, *, horizon: int, context: int, season: int, segment: int, 
     }
 
 
-def shared(name: str) -> pd.DataFrame | None:
+def read_shared_file(name: str) -> pd.DataFrame | None:
     """A file of the shared data, where it is."""
     for folder in (ROOT, ROOT.parent):
         file = folder / "shared" / "data" / name

@@ -25,7 +25,7 @@ import torch
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.baselines import Ask, seasonal_naive
+from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
@@ -33,18 +33,18 @@ from forecaster.training.fit import fit
 
 ROOT = Path(__file__).parent.parent
 ZONE = "Australia/Melbourne"
-DAY, WEEK = 48, 336
-TEST, VALID = 14, 28  # days at the end: the last are the test, those before them choose the epoch
+STEPS_PER_DAY, STEPS_PER_WEEK = 48, 336
+TEST_DAYS, VALIDATION_DAYS = 14, 28  # days at the end: the last are the test, those before them choose the epoch
 CALENDAR = ("hour", "weekday", "yearday")
-WEATHER, MEASURED = ("temperature", "holiday"), ("temperature",)
-SHUFFLE = 2024  # seed of the order of the days
+WEATHER_COLUMNS, MEASURED_COLUMNS = ("temperature", "holiday"), ("temperature",)
+SHUFFLE_SEED = 2024  # seed of the order of the days
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     f"segment {segment}, season {season}": {"segment": segment, "season": season}
-    for segment in (12, DAY)
-    for season in (DAY, WEEK)
+    for segment in (12, STEPS_PER_DAY)
+    for season in (STEPS_PER_DAY, STEPS_PER_WEEK)
 }
-CHOSEN = "segment 12, season 48"
+CHOSEN_CANDIDATE = "segment 12, season 48"
 
 
 class Variant(NamedTuple):
@@ -59,11 +59,11 @@ class Variant(NamedTuple):
 VARIANTS = {
     "no covariates": Variant(),
     "calendar": Variant(CALENDAR),
-    "temperature and holiday": Variant((), WEATHER),
-    "temperature and holiday, days shuffled": Variant((), WEATHER, shuffled=True),
-    "calendar, temperature and holiday": Variant(CALENDAR, WEATHER),
-    "temperature as a channel": Variant(channels=MEASURED),
-    "temperature as a channel, days shuffled": Variant(channels=MEASURED, shuffled=True),
+    "temperature and holiday": Variant((), WEATHER_COLUMNS),
+    "temperature and holiday, days shuffled": Variant((), WEATHER_COLUMNS, shuffled=True),
+    "calendar, temperature and holiday": Variant(CALENDAR, WEATHER_COLUMNS),
+    "temperature as a channel": Variant(channels=MEASURED_COLUMNS),
+    "temperature as a channel, days shuffled": Variant(channels=MEASURED_COLUMNS, shuffled=True),
 }
 
 
@@ -75,52 +75,56 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(1)  # so small a network gains nothing from two, and loses much where the cores are shared
-    panel = vic_elec()
+    panel = read_vic_elec()
     if panel is None:
         sys.exit(
             "Left out: no vic_elec.parquet (`unique_id, ds, y, temperature, holiday`) in shared/data beside the checkout."
         )
     if options.choose:
-        for line in choice(panel):
+        for line in choose_candidate(panel):
             print(line, flush=True)
         return
     lines = []
-    for line in report(panel, range(options.seeds)):
+    for line in report_lines(panel, range(options.seeds)):
         print(line, flush=True)
         lines.append(line)
     (ROOT / "benchmarks" / "results" / "covariates.md").write_text("\n".join([*lines, ""]))
 
 
-def report(panel: Panel, seeds: range) -> Iterator[str]:
+def report_lines(panel: Panel, seeds: range) -> Iterator[str]:
     """The lines of the report, as they are found."""
     one = panel.series[0]
-    first = one.stamps[-TEST * DAY]
+    first = one.timestamps[-TEST_DAYS * STEPS_PER_DAY]
     yield "# Covariates known ahead, and a channel"
     yield (
         f"\n`python benchmarks/covariates.py`, torch {torch.__version__}, CPU, one thread; seeds {seeds[0]} to {seeds[-1]}, days "
-        f"shuffled with seed {SHUFFLE}.\n"
+        f"shuffled with seed {SHUFFLE_SEED}.\n"
     )
     yield (
         f"Half-hourly electricity demand of Victoria, {one.start:%Y-%m-%d} to {one.end:%Y-%m-%d}, told in {ZONE}. Every "
-        f"forecaster is asked for {DAY} steps at the same {TEST} midnights, {first:%Y-%m-%d} to {one.end:%Y-%m-%d}, and knew "
-        f"no demand of those days when it was trained; the {VALID} days before them chose the epoch, and the configuration "
-        f"({CHOSEN}: the least mean over the variants, `--choose`). MASE with a season of {DAY}. *Shuffled*: the same numbers "
+        f"forecaster is asked for {STEPS_PER_DAY} steps at the same {TEST_DAYS} midnights, {first:%Y-%m-%d} to {one.end:%Y-%m-%d}, and knew "
+        f"no demand of those days when it was trained; the {VALIDATION_DAYS} days before them chose the epoch, and the configuration "
+        f"({CHOSEN_CANDIDATE}: the least mean over the variants, `--choose`). MASE with a season of {STEPS_PER_DAY}. *Shuffled*: the same numbers "
         "with whole days in another order, in training and in the test. Temperatures are those that were measured, so these "
         "are forecasts by someone with a perfect weather forecast; *as a channel*, by someone with none, who knows those up to "
         "the midnight.\n"
     )
     yield f"| forecaster | {' | '.join(f'MASE, seed {seed}' for seed in seeds)} | mean | on the choosing days | CPU seconds |"
     yield "|---|" + "---|" * (len(seeds) + 3)
-    for name, season in {"seasonal naive, a day": DAY, "seasonal naive, a week": WEEK}.items():
-        test, valid = (by_day(known, seasonal_naive(season), days).mean() for known, days in stages(panel))
+    for name, season in {"seasonal naive, a day": STEPS_PER_DAY, "seasonal naive, a week": STEPS_PER_WEEK}.items():
+        test, valid = (
+            mase_by_day(known, seasonal_naive(season), days).mean() for known, days in test_and_validation(panel)
+        )
         yield f"| {name} | {'| ' * len(seeds)}{test:.3f} | {valid:.3f} | |"
     found = {}
     for name, variant in VARIANTS.items():
-        told = shuffled(panel) if variant.shuffled else panel
+        told = shuffle_days(panel) if variant.shuffled else panel
         started = time.process_time()
-        asks = [ask(told, spec_of(CANDIDATES[CHOSEN], variant, seed=seed)) for seed in seeds]
+        asks = [train_network(told, make_spec(CANDIDATES[CHOSEN_CANDIDATE], variant, seed=seed)) for seed in seeds]
         seconds = time.process_time() - started
-        test, valid = (np.stack([by_day(known, one, days) for one in asks]) for known, days in stages(told))
+        test, valid = (
+            np.stack([mase_by_day(known, one, days) for one in asks]) for known, days in test_and_validation(told)
+        )
         found[name] = test
         each = " | ".join(f"{score:.3f}" for score in test.mean(axis=1))
         yield f"| {name} | {each} | {test.mean():.3f} | {valid.mean():.3f} | {seconds:.0f} |"
@@ -130,29 +134,32 @@ def report(panel: Panel, seeds: range) -> Iterator[str]:
         change = test.mean(axis=0) - plain
         yield (
             f"- {name}: MASE {change.mean():+.3f} ({100 * change.mean() / plain.mean():+.0f} %), better on {(change < 0).sum()} "
-            f"of {TEST} days; standard error over days {change.std(ddof=1) / np.sqrt(TEST):.3f}."
+            f"of {TEST_DAYS} days; standard error over days {change.std(ddof=1) / np.sqrt(TEST_DAYS):.3f}."
         )
 
 
-def choice(panel: Panel) -> Iterator[str]:
+def choose_candidate(panel: Panel) -> Iterator[str]:
     """MASE of every candidate on the days before the test, seed 0."""
     told = [name for name, variant in VARIANTS.items() if not variant.shuffled and not variant.channels]
     yield f"| candidate | {' | '.join(told)} | mean | CPU seconds |"
     yield "|---|" + "---|" * (len(told) + 2)
-    known, days = list(stages(panel))[1]
+    known, days = list(test_and_validation(panel))[1]
     for candidate, fields in CANDIDATES.items():
         started = time.process_time()
-        scores = [by_day(known, ask(panel, spec_of(fields, VARIANTS[name], seed=0)), days).mean() for name in told]
+        scores = [
+            mase_by_day(known, train_network(panel, make_spec(fields, VARIANTS[name], seed=0)), days).mean()
+            for name in told
+        ]
         cells = " | ".join(f"{score:.3f}" for score in scores)
         yield f"| {candidate} | {cells} | {np.mean(scores):.3f} | {time.process_time() - started:.0f} |"
 
 
-def spec_of(fields: dict[str, Any], variant: Variant, *, seed: int) -> Spec:
+def make_spec(fields: dict[str, Any], variant: Variant, *, seed: int) -> Spec:
     """The specification of a candidate that is told what the variant says."""
     whole = {
         "name": "vic_elec",
-        "context": WEEK,
-        "horizon": DAY,
+        "context": STEPS_PER_WEEK,
+        "horizon": STEPS_PER_DAY,
         "decoder": "direct",
         "base": "seasonal_naive",
         "scaling": "standard",
@@ -166,54 +173,58 @@ def spec_of(fields: dict[str, Any], variant: Variant, *, seed: int) -> Spec:
             "epoch_steps": 50,
             "batch": 64,
             "learning_rate": 0.003,
-            "valid_windows": VALID,
+            "valid_windows": VALIDATION_DAYS,
             "seed": seed,
         },
     }
     return Spec.parse(whole | fields, where="covariates.py")
 
 
-def ask(panel: Panel, spec: Spec) -> Ask:
+def train_network(panel: Panel, spec: Spec) -> ForecastFunction:
     """A network that was trained on all before the test."""
-    return Predictor(fit(hold_out(panel, TEST * DAY).known, spec, accelerator="cpu").forecaster).forecast_each
+    return Predictor(
+        fit(hold_out(panel, TEST_DAYS * STEPS_PER_DAY).history, spec, accelerator="cpu").model
+    ).forecast_batch
 
 
-def stages(panel: Panel) -> Iterator[tuple[Panel, int]]:
+def test_and_validation(panel: Panel) -> Iterator[tuple[Panel, int]]:
     """The test, and the days that choose: what is known at its end, and how many days."""
-    yield panel, TEST
-    yield hold_out(panel, TEST * DAY).known, VALID
+    yield panel, TEST_DAYS
+    yield hold_out(panel, TEST_DAYS * STEPS_PER_DAY).history, VALIDATION_DAYS
 
 
-def by_day(panel: Panel, forecaster: Ask, days: int) -> np.ndarray:
+def mase_by_day(panel: Panel, predict: ForecastFunction, days: int) -> np.ndarray:
     """MASE of each of the last days of a panel, each asked for at its midnight."""
-    result = backtest(panel, {"it": forecaster}, horizon=DAY, windows=days, season=DAY)
+    result = backtest(panel, {"it": predict}, horizon=STEPS_PER_DAY, windows=days, season=STEPS_PER_DAY)
     return result.scaled_errors("it")[0].mean(axis=1)
 
 
-def shuffled(panel: Panel) -> Panel:
+def shuffle_days(panel: Panel) -> Panel:
     """The panel with the covariates of whole days (48 steps from the first midnight) in another order."""
     [one] = panel.series
-    days = len(one) // DAY
-    order = np.random.default_rng(SHUFFLE).permutation(days)
-    steps = (order[:, None] * DAY + np.arange(DAY)).ravel()
-    covariates = {name: np.append(values[steps], values[days * DAY :]) for name, values in one.covariates.items()}
-    return panel._replace(series=[measured(replace(one, covariates=covariates))])
+    days = len(one) // STEPS_PER_DAY
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(days)
+    steps = (order[:, None] * STEPS_PER_DAY + np.arange(STEPS_PER_DAY)).ravel()
+    covariates = {
+        name: np.append(values[steps], values[days * STEPS_PER_DAY :]) for name, values in one.covariates.items()
+    }
+    return panel._replace(series=[add_channels(replace(one, covariates=covariates))])
 
 
-def measured(one: Series) -> Series:
+def add_channels(series: Series) -> Series:
     """The series with its temperatures as a channel too."""
-    return replace(one, channels={name: one.covariates[name][: len(one)] for name in MEASURED})
+    return replace(series, channels={name: series.covariates[name][: len(series)] for name in MEASURED_COLUMNS})
 
 
-def vic_elec() -> Panel | None:
+def read_vic_elec() -> Panel | None:
     """The series, where it is."""
     for folder in (ROOT, ROOT.parent):
         file = folder / "shared" / "data" / "vic_elec.parquet"
         if file.exists():
             frame = pd.read_parquet(file)
             frame["ds"] = frame["ds"].dt.tz_localize("UTC")
-            panel = to_panel(frame, freq="30min", zone=ZONE, covariates=WEATHER)
-            return panel._replace(series=[measured(one) for one in panel.series])
+            panel = to_panel(frame, freq="30min", zone=ZONE, covariates=WEATHER_COLUMNS)
+            return panel._replace(series=[add_channels(one) for one in panel.series])
     return None
 
 

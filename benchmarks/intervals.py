@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from forecaster.data.datasets import hospital
+from forecaster.data.datasets import load_hospital
 from forecaster.data.frames.panel import to_panel
-from forecaster.data.split import hold_out, origins
+from forecaster.data.split import hold_out, rolling_origins
 from forecaster.evaluation.backtest import Backtest, backtest
-from forecaster.evaluation.baselines import Ask, seasonal_naive
+from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
 from forecaster.history_summary import history_scale
 from forecaster.intervals.conformal import Calibration, calibrate
 from forecaster.prediction.predictor import Predictor
@@ -36,9 +36,14 @@ from pipelines.sources import read_spec
 
 ROOT = Path(__file__).parent.parent
 SEASON = 12
-BOUNDS = {0.8: (0.1, 0.9), 0.95: (0.025, 0.975)}
-NAIVE = "seasonal naive"
-CASES, OTHERS, LENGTH, AHEAD = 1000, 199, 60, 12  # of the simulation; 200 times any bound is a whole rank
+BOUNDS_BY_LEVEL = {0.8: (0.1, 0.9), 0.95: (0.025, 0.975)}
+SEASONAL_NAIVE = "seasonal naive"
+CASE_COUNT, CALIBRATION_SERIES, HISTORY_LENGTH, SIMULATION_HORIZON = (
+    1000,
+    199,
+    60,
+    12,
+)  # of the simulation; 200 times any bound is a whole rank
 
 # Of contexts 15, 24, 36 and scalings mean_abs and standard the best on the window before the last: MASE 1.037, where seasonal
 # naive has 1.144.
@@ -54,7 +59,7 @@ M3_MONTHLY = {
 }
 
 
-class Study(NamedTuple):
+class IntervalStudy(NamedTuple):
     """A panel, what to fit to it, and how many windows before the last to calibrate on."""
 
     panel: Panel
@@ -62,7 +67,7 @@ class Study(NamedTuple):
     windows: int
 
 
-class Interval(NamedTuple):
+class IntervalScore(NamedTuple):
     """How an interval did: share of actuals inside, and width in scales of the history (mean over series and steps)."""
 
     coverage: float
@@ -84,71 +89,75 @@ def main() -> None:
         f"`python benchmarks/intervals.py`, torch {torch.__version__}, CPU. Nothing here was chosen on the windows it is "
         "measured on.",
     ]
-    for line in report(seeds):
+    for line in report_lines(seeds):
         print(line, flush=True)
         lines.append(line)
     (ROOT / "benchmarks" / "results" / "coverage.md").write_text("\n".join([*lines, ""]))
 
 
-def report(seeds: range) -> Iterator[str]:
+def report_lines(seeds: range) -> Iterator[str]:
     """The lines of the report, as they are found."""
-    yield from simulation(seed=0)
-    panel = to_panel(hospital())
-    studies = {"hospital": Study(panel, read_spec(ROOT / "configs" / "hospital.yaml"), windows=2)}
-    found = m3_monthly()
+    yield from simulate_coverage(seed=0)
+    panel = to_panel(load_hospital())
+    studies = {"hospital": IntervalStudy(panel, read_spec(ROOT / "configs" / "hospital.yaml"), windows=2)}
+    found = read_m3_monthly()
     if found is not None:
-        studies["m3_monthly"] = Study(found, Spec.parse(M3_MONTHLY, where="intervals.py"), windows=1)
-    yield from real(studies, seeds)
+        studies["m3_monthly"] = IntervalStudy(found, Spec.parse(M3_MONTHLY, where="intervals.py"), windows=1)
+    yield from evaluate_real_panels(studies, seeds)
     if found is None:
         yield "\nm3_monthly was left out: no m3_monthly.parquet (`unique_id, ds, y`) in shared/data beside the checkout."
-    yield from by_year(panel)
+    yield from evaluate_by_year(panel)
 
 
 # A known law
 
 
-def simulation(*, seed: int) -> Iterator[str]:
+def simulate_coverage(*, seed: int) -> Iterator[str]:
     """Independent cases, each with a calibration of its own, so that hits are binomial."""
-    draw, hits = np.random.default_rng(seed), {level: np.zeros(AHEAD) for level in BOUNDS}
-    for _ in range(CASES):
-        errors, scales = known_law(draw)
+    draw, hits = np.random.default_rng(seed), {level: np.zeros(SIMULATION_HORIZON) for level in BOUNDS_BY_LEVEL}
+    for _ in range(CASE_COUNT):
+        errors, scales = simulate_process(draw)
         calibration = calibrate(errors[:-1, None], scales[:-1])
-        for level, bounds in BOUNDS.items():
-            lower, upper = calibration.offsets(bounds, horizon=AHEAD, scales=scales[-1:])[0].T
+        for level, bounds in BOUNDS_BY_LEVEL.items():
+            lower, upper = calibration.compute_offsets(bounds, horizon=SIMULATION_HORIZON, scales=scales[-1:])[0].T
             hits[level] += (lower <= errors[-1]) & (errors[-1] <= upper)
     steps = (1, 2, 3, 6, 9, 12)
     yield "\n## A known law"
     yield (
-        f"\nAR(1) of 0.7 plus a season of {SEASON}, sizes of series log-normal, best forecast, scale measured on {LENGTH} "
-        f"values; {CASES} independent cases, each calibrated on {OTHERS} other series; seed {seed}.\n"
+        f"\nAR(1) of 0.7 plus a season of {SEASON}, sizes of series log-normal, best forecast, scale measured on {HISTORY_LENGTH} "
+        f"values; {CASE_COUNT} independent cases, each calibrated on {CALIBRATION_SERIES} other series; seed {seed}.\n"
     )
     yield f"| interval | 99.9 % band | {' | '.join(f'step {step}' for step in steps)} | within |"
     yield "|---|---|" + "---|" * (len(steps) + 1)
     for level, count in hits.items():
-        share, room = count / CASES, 3.29 * math.sqrt(level * (1 - level) / CASES)
+        share, room = count / CASE_COUNT, 3.29 * math.sqrt(level * (1 - level) / CASE_COUNT)
         inside = bool((np.abs(share - level) <= room).all())
-        cells = " | ".join(percent(share[step - 1]) for step in steps)
-        yield f"| {level:.0%} | {percent(level - room)} to {percent(level + room)} | {cells} | {'all 12' if inside else 'no'} |"
+        cells = " | ".join(format_percent(share[step - 1]) for step in steps)
+        yield f"| {level:.0%} | {format_percent(level - room)} to {format_percent(level + room)} | {cells} | {'all 12' if inside else 'no'} |"
 
 
-def known_law(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def simulate_process(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Errors of the best forecast (series by step) and the scales of the histories."""
-    y = np.empty((OTHERS + 1, LENGTH + AHEAD))
-    shocks = draw.standard_normal(y.shape)
+    y = np.empty((CALIBRATION_SERIES + 1, HISTORY_LENGTH + SIMULATION_HORIZON))
+    shocks = rng.standard_normal(y.shape)
     y[:, 0] = shocks[:, 0] / math.sqrt(1 - 0.7**2)
     for step in range(1, y.shape[1]):
         y[:, step] = 0.7 * y[:, step - 1] + shocks[:, step]
-    phase = np.arange(y.shape[1]) + draw.integers(SEASON, size=(len(y), 1))
-    season, size = 3 * np.sin(2 * np.pi * phase / SEASON), np.exp(draw.standard_normal((len(y), 1)))
-    best = season[:, LENGTH:] + y[:, LENGTH - 1 : LENGTH] * 0.7 ** np.arange(1, AHEAD + 1)
+    phase = np.arange(y.shape[1]) + rng.integers(SEASON, size=(len(y), 1))
+    season, size = 3 * np.sin(2 * np.pi * phase / SEASON), np.exp(rng.standard_normal((len(y), 1)))
+    best = season[:, HISTORY_LENGTH:] + y[:, HISTORY_LENGTH - 1 : HISTORY_LENGTH] * 0.7 ** np.arange(
+        1, SIMULATION_HORIZON + 1
+    )
     series = size * (y + season)
-    return series[:, LENGTH:] - size * best, np.array([history_scale(row[:LENGTH], SEASON) for row in series])
+    return series[:, HISTORY_LENGTH:] - size * best, np.array(
+        [history_scale(row[:HISTORY_LENGTH], SEASON) for row in series]
+    )
 
 
 # Real panels
 
 
-def real(studies: dict[str, Study], seeds: range) -> Iterator[str]:
+def evaluate_real_panels(studies: dict[str, IntervalStudy], seeds: range) -> Iterator[str]:
     """The last window of each panel, by the network and by seasonal naive."""
     yield "\n## The last window of real panels"
     yield (
@@ -159,56 +168,64 @@ def real(studies: dict[str, Study], seeds: range) -> Iterator[str]:
     yield "| panel | forecast | seed | MASE | 80 %: coverage | above | width | 95 %: coverage | above | width | seconds |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for name, study in studies.items():
-        calibrating = earlier(study.panel, study.spec.horizon)
-        naive = {NAIVE: seasonal_naive(SEASON)}
-        calibration = calibration_of(asked(calibrating, study, naive, study.windows), NAIVE)
-        yield row(name, "seasonal naive", "", asked(study.panel, study, naive, 1), NAIVE, calibration)
+        calibrating = cut_steps(study.panel, study.spec.horizon)
+        naive = {SEASONAL_NAIVE: seasonal_naive(SEASON)}
+        calibration = calibrate_backtest(backtest_windows(calibrating, study, naive, study.windows), SEASONAL_NAIVE)
+        yield table_row(
+            name, "seasonal naive", "", backtest_windows(study.panel, study, naive, 1), SEASONAL_NAIVE, calibration
+        )
         for seed in seeds:
             spec = with_seed(study.spec, seed)
             started = time.monotonic()
-            network = {"network": ask(earlier(study.panel, (1 + study.windows) * spec.horizon), spec)}
+            network = {"network": train_network(cut_steps(study.panel, (1 + study.windows) * spec.horizon), spec)}
             seconds = time.monotonic() - started
-            calibration = calibration_of(asked(calibrating, study, network, study.windows), "network")
-            test = asked(study.panel, study, network, 1)
-            yield row(name, "network", f"{seed}", test, "network", calibration, seconds=seconds)
-            refitted = {"network": ask(calibrating, spec)}
-            yield row(name, "refitted", f"{seed}", asked(study.panel, study, refitted, 1), "network", calibration)
+            calibration = calibrate_backtest(backtest_windows(calibrating, study, network, study.windows), "network")
+            test = backtest_windows(study.panel, study, network, 1)
+            yield table_row(name, "network", f"{seed}", test, "network", calibration, seconds=seconds)
+            refitted = {"network": train_network(calibrating, spec)}
+            yield table_row(
+                name, "refitted", f"{seed}", backtest_windows(study.panel, study, refitted, 1), "network", calibration
+            )
             if not seed:
                 short = test, calibration
         for kept in (3 * SEASON, 2 * SEASON):
             label = f"network, scale of the last {kept} values alone"
-            yield row(name, label, "0", short[0], "network", short[1], kept=kept)
+            yield table_row(name, label, "0", short[0], "network", short[1], last_steps=kept)
 
 
-def ask(panel: Panel, spec: Spec) -> Ask:
+def train_network(panel: Panel, spec: Spec) -> ForecastFunction:
     """A network that knows the panel and nothing later."""
-    return Predictor(fit(panel, spec).forecaster).forecast_each
+    return Predictor(fit(panel, spec).model).forecast_batch
 
 
-def asked(panel: Panel, study: Study, forecasters: dict[str, Ask], windows: int) -> Backtest:
+def backtest_windows(
+    panel: Panel, study: IntervalStudy, predictors: dict[str, ForecastFunction], windows: int
+) -> Backtest:
     """The last windows of a panel."""
     spec = study.spec
-    return backtest(panel, forecasters, horizon=spec.horizon, windows=windows, season=SEASON, keep=spec.least)
+    return backtest(panel, predictors, horizon=spec.horizon, windows=windows, season=SEASON, min_history=spec.min_steps)
 
 
-def earlier(panel: Panel, steps: int) -> Panel:
+def cut_steps(panel: Panel, steps: int) -> Panel:
     """What was known some steps before the end of each series."""
-    return hold_out(panel, steps).known
+    return hold_out(panel, steps).history
 
 
-def scales_of(result: Backtest, *, kept: int | None = None) -> np.ndarray:
+def history_scales(result: Backtest, *, last_steps: int | None = None) -> np.ndarray:
     """Of each history, or of its last values alone: series by window."""
-    cuts = origins(windows=result.actual.shape[1], horizon=result.horizon)
+    cuts = rolling_origins(windows=result.actual.shape[1], horizon=result.horizon)
     histories = [[one.y[: len(one) - left] for left in cuts] for one in result.series]
-    return np.array([[history_scale(y if kept is None else y[-kept:], SEASON) for y in row] for row in histories])
+    return np.array(
+        [[history_scale(y if last_steps is None else y[-last_steps:], SEASON) for y in row] for row in histories]
+    )
 
 
-def calibration_of(result: Backtest, name: str) -> Calibration:
+def calibrate_backtest(result: Backtest, name: str) -> Calibration:
     """From all windows of a backtest."""
-    return calibrate(result.actual - result.forecasts[name], scales_of(result))
+    return calibrate(result.actual - result.forecasts[name], history_scales(result))
 
 
-def row(
+def table_row(
     panel: str,
     label: str,
     seed: str,
@@ -216,29 +233,29 @@ def row(
     name: str,
     calibration: Calibration,
     *,
-    kept: int | None = None,
+    last_steps: int | None = None,
     seconds: float | None = None,
 ) -> str:
     """A line of the table."""
     errors = (test.actual - test.forecasts[name])[:, -1]
-    scales, unit = scales_of(test, kept=kept)[:, -1], scales_of(test)[:, -1]
+    scales, unit = history_scales(test, last_steps=last_steps)[:, -1], history_scales(test)[:, -1]
     cells = []
-    for bounds in BOUNDS.values():
-        lower, upper = np.moveaxis(calibration.offsets(bounds, horizon=test.horizon, scales=scales), 2, 0)
-        found = judge(errors, lower, upper, unit)
-        thirds = ", ".join(percent(third) for third in found.by_third)
-        cells.append(f"{percent(found.coverage)} ({thirds}) | {percent(found.above)} | {found.width:.2f}")
+    for bounds in BOUNDS_BY_LEVEL.values():
+        lower, upper = np.moveaxis(calibration.compute_offsets(bounds, horizon=test.horizon, scales=scales), 2, 0)
+        found = score_interval(errors, lower, upper, unit)
+        thirds = ", ".join(format_percent(third) for third in found.by_third)
+        cells.append(f"{format_percent(found.coverage)} ({thirds}) | {format_percent(found.above)} | {found.width:.2f}")
     took = "" if seconds is None else f"{seconds:.0f}"
     return f"| {panel} | {label} | {seed} | {test.scores(name)['mase']:.3f} | {' | '.join(cells)} | {took} |"
 
 
-def judge(errors: np.ndarray, lower: np.ndarray, upper: np.ndarray, unit: np.ndarray) -> Interval:
+def score_interval(errors: np.ndarray, lower: np.ndarray, upper: np.ndarray, unit: np.ndarray) -> IntervalScore:
     """Coverage and width, wherever there is an actual."""
     known, changing = np.isfinite(errors), unit > 0
     inside = np.where(known, (lower <= errors) & (errors <= upper), np.nan)
     thirds = tuple(float(np.nanmean(third)) for third in np.array_split(inside, 3, axis=1))
     width = float(np.mean((upper - lower)[changing] / unit[changing, None]))
-    return Interval(float(np.nanmean(inside)), width, float((errors > upper)[known].mean()), thirds)
+    return IntervalScore(float(np.nanmean(inside)), width, float((errors > upper)[known].mean()), thirds)
 
 
 def with_seed(spec: Spec, seed: int) -> Spec:
@@ -248,7 +265,7 @@ def with_seed(spec: Spec, seed: int) -> Spec:
     return Spec.parse(fields, where=spec.name)
 
 
-def m3_monthly() -> Panel | None:
+def read_m3_monthly() -> Panel | None:
     """The M3 competition's monthly series, where they are."""
     for folder in (ROOT, ROOT.parent):
         file = folder / "shared" / "data" / "m3_monthly.parquet"
@@ -260,7 +277,7 @@ def m3_monthly() -> Panel | None:
 # Why a window may be off
 
 
-def by_year(panel: Panel) -> Iterator[str]:
+def evaluate_by_year(panel: Panel) -> Iterator[str]:
     """Seasonal naive on hospital: calibrated on one year, tested on the next, in every year there is."""
     years = len(panel.series[0]) // SEASON
     yield "\n## Years are not exchangeable"
@@ -270,21 +287,23 @@ def by_year(panel: Panel) -> Iterator[str]:
     )
     yield f"| | {' | '.join(f'year {year + 1}' for year in range(3, years))} |"
     yield "|---|" + "---|" * (years - 3)
-    naive = {NAIVE: seasonal_naive(SEASON)}
-    result = backtest(panel, naive, horizon=SEASON, windows=years - 2, season=SEASON, keep=2 * SEASON)
-    errors, scales = result.actual - result.forecasts[NAIVE], scales_of(result)
+    naive = {SEASONAL_NAIVE: seasonal_naive(SEASON)}
+    result = backtest(panel, naive, horizon=SEASON, windows=years - 2, season=SEASON, min_history=2 * SEASON)
+    errors, scales = result.actual - result.forecasts[SEASONAL_NAIVE], history_scales(result)
     coverage, spread = [], []
     for window in range(1, years - 2):
         calibration = calibrate(errors[:, window - 1 : window], scales[:, window - 1 : window])
-        lower, upper = np.moveaxis(calibration.offsets((0.1, 0.9), horizon=SEASON, scales=scales[:, window]), 2, 0)
-        coverage.append(judge(errors[:, window], lower, upper, scales[:, window]).coverage)
+        lower, upper = np.moveaxis(
+            calibration.compute_offsets((0.1, 0.9), horizon=SEASON, scales=scales[:, window]), 2, 0
+        )
+        coverage.append(score_interval(errors[:, window], lower, upper, scales[:, window]).coverage)
         changing = scales[:, window] > 0
         spread.append(float(np.mean(np.abs(errors[changing, window]) / scales[changing, window, None])))
-    yield f"| coverage | {' | '.join(percent(one) for one in coverage)} |"
+    yield f"| coverage | {' | '.join(format_percent(one) for one in coverage)} |"
     yield f"| mean absolute residual | {' | '.join(f'{one:.2f}' for one in spread)} |"
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """One decimal."""
     return f"{100 * share:.1f}"
 

@@ -29,19 +29,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from forecaster.registry.registry import connect
+from forecaster.registry.registry import create_client
 from forecaster.spec import Spec
 from pipelines.settings import Root
-from pipelines.sources import Data, read_spec
+from pipelines.sources import DataSource, read_spec
 from pipelines.training import train as training
-from pipelines.training.spec_selection import Chosen, first_choice
+from pipelines.training.spec_selection import SpecSelection, select_spec
 
 HERE = Path(__file__).parent
-BOUND = 1.05  # of the time without tracking
-HOSPITAL = Data("hospital")
+MAX_RATIO = 1.05  # of the time without tracking
+HOSPITAL = DataSource("hospital")
 
 
-class Silent:
+class NullRun:
     """A run that records nothing, and has no logger."""
 
     id = "0" * 32
@@ -50,28 +50,28 @@ class Silent:
         self.logger = self
 
     def __getattr__(self, name: str) -> Any:
-        return _nothing
+        return _do_nothing
 
 
-def _nothing(*_: Any, **__: Any) -> None:
+def _do_nothing(*_: Any, **__: Any) -> None:
     """Records nothing."""
 
 
-class Taken(NamedTuple):
+class TrainingTime(NamedTuple):
     """Seconds of one training."""
 
-    whole: float
+    total: float
     fit: float
-    processor: float  # of the whole
+    cpu: float  # of the whole
 
 
 @contextlib.contextmanager
-def silent(*_: Any, **__: Any) -> Iterator[Silent]:
+def open_null_run(*_: Any, **__: Any) -> Iterator[NullRun]:
     """In the place of `open_run`."""
-    yield Silent()
+    yield NullRun()
 
 
-def once(choose: Callable[[], Chosen], folder: Path, *, tracked: bool) -> Taken:
+def time_training(select_spec: Callable[[], SpecSelection], folder: Path, *, tracked: bool) -> TrainingTime:
     """A training from its data to its bundle, the choice of its specification included."""
     fits: list[float] = []
     fit = training.fit
@@ -87,40 +87,40 @@ def once(choose: Callable[[], Chosen], folder: Path, *, tracked: bool) -> Taken:
     with contextlib.ExitStack() as held:
         held.enter_context(mock.patch.object(training, "fit", timed))
         if not tracked:
-            held.enter_context(mock.patch.object(training, "open_run", silent))
+            held.enter_context(mock.patch.object(training, "open_run", open_null_run))
         started, used = time.perf_counter(), time.process_time()
-        chosen = choose()
-        training.train(HOSPITAL, chosen.spec, Root(folder), tried=chosen.tried)
-        return Taken(time.perf_counter() - started, sum(fits), time.process_time() - used)
+        chosen = select_spec()
+        training.train(HOSPITAL, chosen.spec, Root(folder), candidates=chosen.candidates)
+        return TrainingTime(time.perf_counter() - started, sum(fits), time.process_time() - used)
 
 
-class Turns(NamedTuple):
+class TimingPairs(NamedTuple):
     """Trainings with tracking and without, turn by turn."""
 
-    tracked: list[Taken]
-    plain: list[Taken]
+    tracked: list[TrainingTime]
+    untracked: list[TrainingTime]
 
 
-def measured(choose: Callable[[], Chosen], pairs: int, *, warm: bool = False) -> Turns:
+def measure_pairs(select_spec: Callable[[], SpecSelection], pairs: int, *, warm: bool = False) -> TimingPairs:
     """As many trainings of either kind, taking turns; each pair has a seed of its own, so that nothing is gone on with."""
-    tracked: list[Taken] = []
-    plain: list[Taken] = []
+    tracked: list[TrainingTime] = []
+    plain: list[TrainingTime] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        connect(Root(root).store)
+        create_client(Root(root).store_uri)
         for number in range(0 if warm else -1, pairs):  # the first, a short one, pays for imports and is not counted
             changed = {"seed": number + 1} | ({"steps": 100} if number < 0 else {})
             turns = [True, False] if number % 2 else [False, True]
             for one in turns:
-                taken = once(partial(_changed, choose, changed), root, tracked=one)
+                taken = time_training(partial(_with_training_options, select_spec, changed), root, tracked=one)
                 if number >= 0:
                     (tracked if one else plain).append(taken)
-                spent = f"{taken.whole:.2f} s, fit {taken.fit:.2f} s, processor {taken.processor:.2f} s"
+                spent = f"{taken.total:.2f} s, fit {taken.fit:.2f} s, processor {taken.cpu:.2f} s"
                 print(f"pair {number + 1}: {'tracked' if one else 'plain':8} {spent}")
-    return Turns(tracked, plain)
+    return TimingPairs(tracked, plain)
 
 
-def told(short: Turns, ordinary: Turns | None, spec: Spec) -> str:
+def format_report(short: TimingPairs, default: TimingPairs | None, spec: Spec) -> str:
     """The result as Markdown."""
     lines = [
         "# What tracking costs a training",
@@ -128,35 +128,35 @@ def told(short: Turns, ordinary: Turns | None, spec: Spec) -> str:
         f"`python benchmarks/logging_cost.py`: configs/hospital.yaml, {spec.training.steps} steps at most, "
         f"{len(short.tracked)} pairs of trainings, turn by turn in one process; MLflow on SQLite. Medians in seconds.",
         "",
-        *_table(short),
+        *_format_table(short),
         "",
-        f"Aim: at most {BOUND:g} from data to bundle. What does not grow with the training (opening the run, tables, "
+        f"Aim: at most {MAX_RATIO:g} from data to bundle. What does not grow with the training (opening the run, tables, "
         "pictures, card) weighs less the longer it is.",
         "",
     ]
-    if ordinary is not None:
+    if default is not None:
         lines += [
-            f"The same of `forecaster train hospital --horizon {spec.horizon}`, {len(ordinary.tracked)} pairs: variants of the "
+            f"The same of `forecaster train hospital --horizon {spec.horizon}`, {len(default.tracked)} pairs: variants of the "
             "preset are tried, and the best is trained and recorded.",
             "",
-            *_table(ordinary),
+            *_format_table(default),
             "",
         ]
     return "\n".join(lines)
 
 
-def _table(turns: Turns) -> list[str]:
+def _format_table(pairs: TimingPairs) -> list[str]:
     rows = []
     for what, place in (("data to bundle", 0), ("fit alone", 1), ("data to bundle, processor time", 2)):
-        ours, theirs = (statistics.median(one[place] for one in some) for some in turns)
+        ours, theirs = (statistics.median(one[place] for one in some) for some in pairs)
         rows.append(f"| {what} | {theirs:.2f} | {ours:.2f} | {ours / theirs:.3f} |")
     return ["| | without | with | ratio |", "|---|---|---|---|", *rows]
 
 
-def _changed(choose: Callable[[], Chosen], changed: Mapping[str, int]) -> Chosen:
+def _with_training_options(select_spec: Callable[[], SpecSelection], changes: Mapping[str, int]) -> SpecSelection:
     """What was chosen, with another seed or length of its training."""
-    found = choose()
-    recipe = found.spec.training.model_copy(update=dict(changed))
+    found = select_spec()
+    recipe = found.spec.training.model_copy(update=dict(changes))
     return found._replace(spec=found.spec.model_copy(update={"training": recipe}))
 
 
@@ -173,13 +173,13 @@ def main() -> None:
     spec = read_spec(HERE.parent / "configs" / "hospital.yaml")
     if given.steps is not None:
         spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": given.steps})})
-    short = measured(lambda: Chosen(spec), given.pairs)
-    preset = partial(first_choice, HOSPITAL, horizon=spec.horizon)
-    text = told(short, measured(preset, given.ordinary, warm=True) if given.ordinary else None, spec)
+    short = measure_pairs(lambda: SpecSelection(spec), given.pairs)
+    preset = partial(select_spec, HOSPITAL, horizon=spec.horizon)
+    text = format_report(short, measure_pairs(preset, given.ordinary, warm=True) if given.ordinary else None, spec)
     given.out.write_text(text)
     print(text)
-    tracked, plain = (statistics.median(one.whole for one in some) for some in short)
-    raise SystemExit(int(tracked / plain > BOUND))
+    tracked, plain = (statistics.median(one.total for one in some) for some in short)
+    raise SystemExit(int(tracked / plain > MAX_RATIO))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from forecaster.bundle import artifact
-from forecaster.evaluation.baselines import Ask, seasonal_naive
-from forecaster.ledger.recording import Keeping, made
-from forecaster.ledger.records import Observed, Told, key_of, ticks
+from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
+from forecaster.ledger.recording import SeriesNaming, build_records
+from forecaster.ledger.records import ModelIdentity, ObservedSeries, encode_timestamps, series_key
 from forecaster.ledger.store import Ledger
 from forecaster.metrics import seasonal_error
 from forecaster.prediction.predictor import Predictor
@@ -26,21 +26,21 @@ from forecaster.registry.registry import CHAMPION, Registry
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
 from forecaster.spec import Spec
-from forecaster.training.presets import candidates
-from pipelines.monitoring.monitor import Finding, ledger_of, look
+from forecaster.training.presets import build_candidate_specs
+from pipelines.monitoring.monitor import Finding, build_monitoring_report, resolve_ledger_url
 from pipelines.promotion.gate import Verdict
-from pipelines.promotion.promote import champion_of, fetch
+from pipelines.promotion.promote import fetch_bundle, find_champion
 from pipelines.retraining.retrain import retrain_once
-from pipelines.retraining.triggers import need
+from pipelines.retraining.triggers import check_triggers
 from pipelines.settings import Root
-from pipelines.sources import Data
+from pipelines.sources import DataSource
 
-DAY = 24
+HOURS_PER_DAY = 24
 FROZEN, NIGHTLY, IF_NEEDED, NAIVE = "frozen", "nightly", "if_needed", "seasonal naive"
 MODELS = (FROZEN, NIGHTLY, IF_NEEDED)
 
 
-class Change(NamedTuple):
+class PlannedShift(NamedTuple):
     """What becomes of the series: all of them are multiplied, and every second one comes some hours later than before."""
 
     name: str
@@ -48,7 +48,7 @@ class Change(NamedTuple):
     hours: int
 
 
-class Plan(NamedTuple):
+class SimulationPlan(NamedTuple):
     """How long, and with what.
 
     Attributes:
@@ -62,11 +62,11 @@ class Plan(NamedTuple):
     history: int
     nights: int
     change: int
-    fields: Mapping[str, Any]
-    new_steps: int = 14 * DAY
+    spec_fields: Mapping[str, Any]
+    new_steps: int = 14 * HOURS_PER_DAY
 
 
-class Night(NamedTuple):
+class NightResult(NamedTuple):
     """What happened to one model in one night.
 
     Attributes:
@@ -76,31 +76,31 @@ class Night(NamedTuple):
         seconds: Of training and judging.
     """
 
-    noticed: Sequence[Finding] = ()
-    asked: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
+    reasons: Sequence[str] = ()
     verdict: Verdict | None = None
     seconds: float = 0.0
 
     @property
     def promoted(self) -> bool:
         """Whether another forecasts from this night on."""
-        return self.verdict is not None and self.verdict.promote
+        return self.verdict is not None and self.verdict.should_promote
 
     @property
-    def proven(self) -> bool:
+    def proved_better(self) -> bool:
         """Whether what was refused had proved better than the champion."""
         passed = [] if self.verdict is None else [one.passed for one in self.verdict.checks if one.name == CHAMPION]
         return not self.promoted and True in passed
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What happened, in a few words."""
         if self.verdict is None:
             return ""
-        return "promoted" if self.promoted else f"refused ({', '.join(self.verdict.failed)})"
+        return "promoted" if self.promoted else f"refused ({', '.join(self.verdict.failed_checks)})"
 
 
-class Lived(NamedTuple):
+class SimulationResult(NamedTuple):
     """All nights under one change.
 
     Attributes:
@@ -111,120 +111,140 @@ class Lived(NamedTuple):
             error of the history before the first night, times the factor from the change on.
     """
 
-    change: Change
-    plan: Plan
-    nights: Mapping[str, Sequence[Night]]
+    change: PlannedShift
+    plan: SimulationPlan
+    nights: Mapping[str, Sequence[NightResult]]
     errors: Mapping[str, Float64[np.ndarray, "night series"]]
 
 
-def changed(panel: Panel, change: Change, *, at: int) -> Panel:
-    """The panel with a change from step `at` on, in all series or in every second one."""
+def apply_shift(panel: Panel, change: PlannedShift, *, step: int) -> Panel:
+    """The panel with a change from step `step` on, in all series or in every second one."""
 
     def one(place: int, series: Series) -> Series:
         y = series.y.copy()
         later = change.hours if place % 2 else 0
-        y[at:] = change.factor * series.y[at - later : len(y) - later]
+        y[step:] = change.factor * series.y[step - later : len(y) - later]
         return replace(series, y=y)
 
     return panel._replace(series=[one(place, series) for place, series in enumerate(panel.series)])
 
 
-def live(panel: Panel, change: Change, plan: Plan, folder: Path) -> Lived:
+def simulate_nights(panel: Panel, change: PlannedShift, plan: SimulationPlan, folder: Path) -> SimulationResult:
     """Lives through all nights, in a fresh root in `folder`, with the truth of `panel`."""
-    at = (plan.history + plan.change) * DAY
-    truth = changed(panel, change, at=at)
+    at = (plan.history + plan.change) * HOURS_PER_DAY
+    truth = apply_shift(panel, change, step=at)
     file = folder / "hours.parquet"
-    pd.concat(pd.DataFrame({"unique_id": one.id, "ds": one.stamps, "y": one.y}) for one in truth.series).to_parquet(
+    pd.concat(pd.DataFrame({"unique_id": one.id, "ds": one.timestamps, "y": one.y}) for one in truth.series).to_parquet(
         file
     )
     root = Root(folder / "root")
     root.slot.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(ledger_of(root, None))
-    scales = np.array([seasonal_error(one.y[: plan.history * DAY], season=DAY) for one in truth.series])
-    nights: dict[str, list[Night]] = {name: [] for name in MODELS}
+    ledger = Ledger(resolve_ledger_url(root, None))
+    scales = np.array(
+        [seasonal_error(one.y[: plan.history * HOURS_PER_DAY], season=HOURS_PER_DAY) for one in truth.series]
+    )
+    nights: dict[str, list[NightResult]] = {name: [] for name in MODELS}
     errors: dict[str, list[np.ndarray]] = {name: [] for name in (*MODELS, NAIVE)}
     for night in range(plan.nights):
-        midnight = (plan.history + night) * DAY
-        known = [one.until(midnight) for one in truth.series]
+        midnight = (plan.history + night) * HOURS_PER_DAY
+        known = [one.take_first(midnight) for one in truth.series]
         if night:
-            tell(ledger, known)
-        data = Data(str(file), freq="h", cutoff=str(known[0].end))
+            record_actuals(ledger, known)
+        data = DataSource(str(file), freq="h", cutoff=str(known[0].end))
         for name in MODELS:
-            nights[name].append(spend(name, data, specified(panel, plan, name), root, plan, first=night == 0))
+            nights[name].append(simulate_night(name, data, make_spec(panel, plan, name), root, plan, first=night == 0))
         scale = scales * (change.factor if night >= plan.change else 1.0)
-        actual = np.stack([one.y[midnight : midnight + DAY] for one in truth.series])
-        asked: dict[str, Ask] = {name: served(name, root, ledger) for name in MODELS} | {NAIVE: seasonal_naive(DAY)}
+        actual = np.stack([one.y[midnight : midnight + HOURS_PER_DAY] for one in truth.series])
+        asked: dict[str, ForecastFunction] = {name: serve_champion(name, root, ledger) for name in MODELS} | {
+            NAIVE: seasonal_naive(HOURS_PER_DAY)
+        }
         for name, ask in asked.items():
-            errors[name].append(np.abs(means(ask, known) - actual).mean(axis=1) / scale)
-        print(row(night, nights, {name: float(found[-1].mean()) for name, found in errors.items()}), flush=True)
+            errors[name].append(np.abs(mean_forecasts(ask, known) - actual).mean(axis=1) / scale)
+        print(table_row(night, nights, {name: float(found[-1].mean()) for name, found in errors.items()}), flush=True)
     ledger.close()
-    return Lived(change, plan, nights, {name: np.array(found) for name, found in errors.items()})
+    return SimulationResult(change, plan, nights, {name: np.array(found) for name, found in errors.items()})
 
 
-def specified(panel: Panel, plan: Plan, name: str) -> Spec:
+def make_spec(panel: Panel, plan: SimulationPlan, name: str) -> Spec:
     """The first preset of hourly data, made small enough for two weeks in minutes."""
-    known = panel._replace(series=[one.until(plan.history * DAY) for one in panel.series])
-    fields = candidates(known, horizon=DAY, name=name)[0].model_dump()
-    for field, value in plan.fields.items():
+    known = panel._replace(series=[one.take_first(plan.history * HOURS_PER_DAY) for one in panel.series])
+    fields = build_candidate_specs(known, horizon=HOURS_PER_DAY, name=name)[0].model_dump()
+    for field, value in plan.spec_fields.items():
         fields[field] = {**fields[field], **value} if isinstance(value, Mapping) else value
     return Spec.parse(fields, where="benchmarks/week.py")
 
 
-def spend(name: str, data: Data, spec: Spec, root: Root, plan: Plan, *, first: bool) -> Night:
+def simulate_night(
+    name: str, data: DataSource, spec: Spec, root: Root, plan: SimulationPlan, *, first: bool
+) -> NightResult:
     """One night of one model: the monitor looks, and it is trained again where that is asked for."""
-    noticed = [] if first else [one for one in look(root, name).findings if one.calls]
+    noticed = [] if first else [one for one in build_monitoring_report(root, name).findings if one.calls]
     asked: Sequence[str] = ()
     if first or name == NIGHTLY:
         asked = ("the first night" if first else "every night",)
     elif name == IF_NEEDED:
-        asked = need(
-            name, data, root, min_new=plan.new_steps, watches=[lambda: [one.reason for one in noticed]]
+        asked = check_triggers(
+            name, data, root, min_new_steps=plan.new_steps, checks=[lambda: [one.reason for one in noticed]]
         ).reasons
     if not asked:
-        return Night(noticed)
+        return NightResult(noticed)
     started = time.perf_counter()
-    done = retrain_once(data, spec, root, trigger="schedule").done
-    return Night(noticed, asked, done.verdict, time.perf_counter() - started)
+    done = retrain_once(data, spec, root, trigger="schedule").result
+    return NightResult(noticed, asked, done.verdict, time.perf_counter() - started)
 
 
-def served(name: str, root: Root, ledger: Ledger) -> Ask:
+def serve_champion(name: str, root: Root, ledger: Ledger) -> ForecastFunction:
     """The champion, as a service asks it: what it says is kept in the ledger."""
-    version = champion_of(Registry(root.store), name)
+    version = find_champion(Registry(root.store_uri), name)
     if version is None:
         sys.exit(f"The gate refused the first {name} model; there is nothing to serve. Give it more steps.")
-    predictor = Predictor(artifact.load(fetch(version, root)))
-    model, keeping = Told(name, version.number, version.digest), Keeping(ledger.salt, clear=False)
+    predictor = Predictor(artifact.load_bundle(fetch_bundle(version, root)))
+    model, keeping = ModelIdentity(name, version.number, version.digest), SeriesNaming(ledger.salt, keep_ids=False)
 
     def ask(series: Sequence[Series], horizon: int) -> list[Any]:
-        told = predictor.forecast_each(series, horizon)
+        told = predictor.forecast_batch(series, horizon)
         good = [one for one in told if isinstance(one, Forecast)]
         now = series[0].end.timestamp()  # type: ignore[union-attr]
-        ledger.record(made(predictor, model, series, good, keeping=keeping, drift=None, at=[now] * len(series)))
+        ledger.record(
+            build_records(
+                predictor, model, series, good, naming=keeping, adaptive_state=None, made_at=[now] * len(series)
+            )
+        )
         return told
 
     return ask
 
 
-def means(ask: Ask, known: Sequence[Series]) -> Float64[np.ndarray, "series horizon"]:
+def mean_forecasts(predict: ForecastFunction, histories: Sequence[Series]) -> Float64[np.ndarray, "series horizon"]:
     """The forecasts of the next day; a refusal is raised, for there is none to expect."""
-    told = ask(known, DAY)
+    told = predict(histories, HOURS_PER_DAY)
     for one in told:
         if not isinstance(one, Forecast):
             raise one
     return np.stack([one.mean for one in told if isinstance(one, Forecast)])
 
 
-def tell(ledger: Ledger, known: Sequence[Series]) -> None:
+def record_actuals(ledger: Ledger, histories: Sequence[Series]) -> None:
     """The last day of what is known comes to the ledger."""
     observed = [
-        Observed(key_of(ledger.salt, one.id, one.start), ticks(one.stamps[-DAY:]), one.y[-DAY:].tolist())  # type: ignore[arg-type]
-        for one in known
+        ObservedSeries(
+            series_key(ledger.salt, one.id, one.start),
+            encode_timestamps(one.timestamps[-HOURS_PER_DAY:]),
+            one.y[-HOURS_PER_DAY:].tolist(),
+        )  # type: ignore[arg-type]
+        for one in histories
     ]
-    ledger.observe(observed, at=known[0].end.timestamp())  # type: ignore[union-attr]
+    ledger.observe(observed, now=histories[0].end.timestamp())  # type: ignore[union-attr]
 
 
-def row(night: int, nights: Mapping[str, Sequence[Night]], mase: Mapping[str, float], *, mark: str = "") -> str:
+def table_row(
+    night: int, nights: Mapping[str, Sequence[NightResult]], mase: Mapping[str, float], *, emphasis: str = ""
+) -> str:
     """A row of a table: errors of the day, and what the last of some nights was to each model."""
-    noticed = ", ".join(one.name for one in nights[FROZEN][-1].noticed)
-    told = [f"{value:.3f}" for value in mase.values()] + [noticed, nights[NIGHTLY][-1].told, nights[IF_NEEDED][-1].told]
-    return f"| {mark}{night + 1}{mark} | {' | '.join(told)} |"
+    noticed = ", ".join(one.name for one in nights[FROZEN][-1].findings)
+    told = [f"{value:.3f}" for value in mase.values()] + [
+        noticed,
+        nights[NIGHTLY][-1].summary,
+        nights[IF_NEEDED][-1].summary,
+    ]
+    return f"| {emphasis}{night + 1}{emphasis} | {' | '.join(told)} |"

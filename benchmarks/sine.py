@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from forecaster.data.datasets import sine_trend, sine_trend_at
+from forecaster.data.datasets import evaluate_sine_trend, make_sine_trend
 from forecaster.data.frames.panel import to_panel
-from forecaster.data.windows import Tape
-from forecaster.evaluation.plots import BASELINE, FORECAST, HISTORY, TRUTH
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.data.windows import PanelTensor
+from forecaster.evaluation.plots import ACTUAL_COLOR, BASELINE_COLOR, FORECAST_COLOR, HISTORY_COLOR
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import fit
@@ -31,19 +31,19 @@ from forecaster.training.loss import teacher_forced_loss
 from pipelines.sources import read_spec
 
 HERE = Path(__file__).parent
-PUBLISHED = 0.0446  # one-step mean squared error of a published plain RNN on this series at iteration 200
-FAR = 400  # steps past the end by which a rollout has shown whether it stays bounded
+PUBLISHED_MSE = 0.0446  # one-step mean squared error of a published plain RNN on this series at iteration 200
+LONG_HORIZON = 400  # steps past the end by which a rollout has shown whether it stays bounded
 CELLS = ("gru", "lstm", "elman")
 
 
-class Result(NamedTuple):
+class SineResult(NamedTuple):
     """One fit: errors in the units of the series."""
 
     one_step_mse: float | None  # over every window of [0, 30) and all its steps; of raw values alone
     last_step_mse: float  # the same at the last step of the windows, where the whole context is known
     rollout_rmse: float  # of the horizon past the end
-    far_rmse: float  # of FAR steps
-    largest: float  # absolute value of those forecast
+    long_rmse: float  # of FAR steps
+    max_abs_forecast: float  # absolute value of those forecast
     seconds: float  # that the fit took
     forecast: np.ndarray  # FAR steps
 
@@ -55,82 +55,85 @@ def main() -> None:
     seeds = range(parser.parse_args().seeds)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     classical, unrolled = (read_spec(HERE.parent / "configs" / f"{name}.yaml") for name in ("sine", "sine_unrolled"))
-    panel = to_panel(sine_trend())
-    recipes = {f"{cell}, classical": changed(classical, network={"cell": cell}) for cell in CELLS}
+    panel = to_panel(make_sine_trend())
+    recipes = {f"{cell}, classical": with_changes(classical, network={"cell": cell}) for cell in CELLS}
     recipes |= {
-        f"{unrolled.network.cell}, not unrolled": changed(unrolled, training={"unroll": 0}),
+        f"{unrolled.network.cell}, not unrolled": with_changes(unrolled, training={"unroll": 0}),
         f"{unrolled.network.cell}, unrolled": unrolled,
     }
     results = {
-        name: [run(panel, changed(spec, training={"seed": seed})) for seed in seeds] for name, spec in recipes.items()
+        name: [run_fit(panel, with_changes(spec, training={"seed": seed})) for seed in seeds]
+        for name, spec in recipes.items()
     }
-    text = report(classical, unrolled, results)
+    text = format_report(classical, unrolled, results)
     (HERE / "results" / "sine.md").write_text(text)
     shown = {name: results[name] for name in ("gru, classical", f"{unrolled.network.cell}, unrolled")}
-    draw(panel, shown, horizon=unrolled.horizon)
+    plot_rollouts(panel, shown, horizon=unrolled.horizon)
     print(text)
 
 
-def changed(spec: Spec, **parts: dict[str, Any]) -> Spec:
+def with_changes(spec: Spec, **changes: dict[str, Any]) -> Spec:
     """The same specification, but for some fields of its parts."""
     fields = spec.model_dump()
-    for part, values in parts.items():
+    for part, values in changes.items():
         fields[part] |= values
     return Spec.parse(fields, where=spec.name)
 
 
-def run(panel: Panel, spec: Spec) -> Result:
+def run_fit(panel: Panel, spec: Spec) -> SineResult:
     """Fits, then scores every window and the rollout."""
     start = time.perf_counter()
-    forecaster = fit(panel, spec).forecaster
+    forecaster = fit(panel, spec).model
     seconds = time.perf_counter() - start
-    forecast = Predictor(forecaster).forecast(panel.series[0], FAR).mean
-    error = (forecast - future(panel, FAR)) ** 2
+    forecast = Predictor(forecaster).forecast(panel.series[0], LONG_HORIZON).mean
+    error = (forecast - true_future(panel, LONG_HORIZON)) ** 2
     rmse, far = np.sqrt(error[: spec.horizon].mean()), np.sqrt(error.mean())
-    whole, last = one_step(forecaster, panel)
-    return Result(whole, last, float(rmse), float(far), float(np.abs(forecast).max()), seconds, forecast)
+    whole, last = score_one_step(forecaster, panel)
+    return SineResult(whole, last, float(rmse), float(far), float(np.abs(forecast).max()), seconds, forecast)
 
 
-def one_step(forecaster: Forecaster, panel: Panel) -> tuple[float | None, float]:
+def score_one_step(model: FittedModel, panel: Panel) -> tuple[float | None, float]:
     """Mean squared one-step error over all windows: of all their steps, and of their last step.
 
     Of all steps only where nothing is scaled, and training is in the units of the series.
     """
-    spec, series = forecaster.spec, panel.series[0]
+    spec, series = model.spec, panel.series[0]
     whole = None
     if spec.scaling == "none":
-        tape = Tape.record([series], context=spec.context, horizon=1)
-        windows = tape.cut(tape.first[0] + torch.arange(spec.context, len(series)), context=spec.context, horizon=1)
+        tape = PanelTensor.from_series([series], context=spec.context, horizon=1)
+        windows = tape.extract_examples(
+            tape.starts[0] + torch.arange(spec.context, len(series)), context=spec.context, horizon=1
+        )
         with torch.inference_mode():
-            whole = float(teacher_forced_loss(forecaster.network, windows))
-    histories = [series.until(cut) for cut in range(spec.context, len(series))]
-    ahead = [outcome.mean[0] for outcome in Predictor(forecaster).forecast_each(histories, 1)]  # type: ignore[union-attr]
+            whole = float(teacher_forced_loss(model.network, windows))
+    histories = [series.take_first(cut) for cut in range(spec.context, len(series))]
+    ahead = [outcome.mean[0] for outcome in Predictor(model).forecast_batch(histories, 1)]  # type: ignore[union-attr]
     return whole, float(np.mean((np.array(ahead) - series.y[spec.context :]) ** 2))
 
 
-def future(panel: Panel, horizon: int) -> np.ndarray:
+def true_future(panel: Panel, horizon: int) -> np.ndarray:
     """What the formula says past the end."""
-    return sine_trend_at(0.1 * np.arange(len(panel.series[0]), len(panel.series[0]) + horizon))
+    return evaluate_sine_trend(0.1 * np.arange(len(panel.series[0]), len(panel.series[0]) + horizon))
 
 
-def report(classical: Spec, unrolled: Spec, results: dict[str, list[Result]]) -> str:
+def format_report(classical: Spec, unrolled: Spec, results: dict[str, list[SineResult]]) -> str:
     """The tables, and what they are of."""
-    truth, count = future(to_panel(sine_trend()), FAR), len(next(iter(results.values())))
+    truth, count = true_future(to_panel(make_sine_trend()), LONG_HORIZON), len(next(iter(results.values())))
     horizon, plain, trained = classical.horizon, classical.training, unrolled.training
     rows = [
         "| recipe | one-step MSE over all steps of the windows | at their last step | "
-        f"RMSE of {horizon} steps past the end | of {FAR} steps | largest absolute forecast in {FAR} steps | seconds |",
+        f"RMSE of {horizon} steps past the end | of {LONG_HORIZON} steps | largest absolute forecast in {LONG_HORIZON} steps | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
         steps = [one.one_step_mse for one in found if one.one_step_mse is not None]
         cells = [
             name,
-            spread(steps, 4) if steps else "",
+            format_range(steps, 4) if steps else "",
             f"{np.median([one.last_step_mse for one in found]):.4f}",
-            spread([one.rollout_rmse for one in found], 2),
-            spread([one.far_rmse for one in found], 1),
-            spread([one.largest for one in found], 1),
+            format_range([one.rollout_rmse for one in found], 2),
+            format_range([one.long_rmse for one in found], 1),
+            format_range([one.max_abs_forecast for one in found], 1),
             f"{np.median([one.seconds for one in found]):.1f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
@@ -141,12 +144,12 @@ def report(classical: Spec, unrolled: Spec, results: dict[str, list[Result]]) ->
             f"`python benchmarks/sine.py`: {count} seeds, median (min to max), torch {torch.__version__}, CPU, "
             f"threads: {torch.get_num_threads()}. Classical is configs/sine.yaml ({plain.steps} iterations, windows of "
             f"{classical.context} steps, batch {plain.batch}, Adam {plain.learning_rate}, hidden "
-            f"{classical.network.hidden}, raw values); the published plain RNN has {PUBLISHED} at iteration 200. Unrolled is "
+            f"{classical.network.hidden}, raw values); the published plain RNN has {PUBLISHED_MSE} at iteration 200. Unrolled is "
             f"configs/sine_unrolled.yaml ({trained.steps} iterations, windows of {unrolled.context} steps, batch "
             f"{trained.batch}, Adam {trained.learning_rate} with a cosine, averaged weights, scaling {unrolled.scaling}, "
             f"unroll {trained.unroll}); not unrolled is the same with unroll 0. All of it was chosen on steps before the end "
             f"of the series. The truth past the end has a standard deviation of {truth[:horizon].std():.2f} over {horizon} "
-            f"steps; over {FAR} it is {truth.std():.2f}, and the largest absolute value {np.abs(truth).max():.1f}.",
+            f"steps; over {LONG_HORIZON} it is {truth.std():.2f}, and the largest absolute value {np.abs(truth).max():.1f}.",
             "",
             *rows,
             "",
@@ -156,31 +159,37 @@ def report(classical: Spec, unrolled: Spec, results: dict[str, list[Result]]) ->
     )
 
 
-def spread(values: list[float], digits: int) -> str:
+def format_range(values: list[float], digits: int) -> str:
     """Median and range."""
     return f"{np.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def draw(panel: Panel, shown: dict[str, list[Result]], *, horizon: int, history: int = 100, ahead: int = 120) -> None:
+def plot_rollouts(
+    panel: Panel, fits: dict[str, list[SineResult]], *, horizon: int, history: int = 100, ahead: int = 120
+) -> None:
     """The rollouts of the median seeds beside the truth, one below the other, beyond the horizon that is scored."""
     y = panel.series[0].y
     clock = 0.1 * np.arange(len(y) - history, len(y) + ahead)
     figure = Figure(figsize=(10, 6.5), dpi=110, layout="constrained")
     for axes, (name, results) in zip(
-        figure.subplots(len(shown), 1, sharex=True, sharey=True), shown.items(), strict=True
+        figure.subplots(len(fits), 1, sharex=True, sharey=True), fits.items(), strict=True
     ):
         result = sorted(results, key=lambda one: one.rollout_rmse)[len(results) // 2]
         axes.set_title(
             f"{name}: RMSE {result.rollout_rmse:.2f} over {horizon} steps past the end", loc="left", fontsize=11
         )
-        axes.plot(clock[:history], y[-history:], color=HISTORY, linewidth=1.2, label="history")
+        axes.plot(clock[:history], y[-history:], color=HISTORY_COLOR, linewidth=1.2, label="history")
         axes.plot(
-            clock[history - 1 :], np.append(y[-1], future(panel, ahead)), color=TRUTH, linewidth=1.2, label="what came"
+            clock[history - 1 :],
+            np.append(y[-1], true_future(panel, ahead)),
+            color=ACTUAL_COLOR,
+            linewidth=1.2,
+            label="what came",
         )
         told = np.append(y[-1], result.forecast[:ahead])
-        axes.plot(clock[history - 1 :], told, color=FORECAST, linewidth=1.6, label="forecast")
+        axes.plot(clock[history - 1 :], told, color=FORECAST_COLOR, linewidth=1.6, label="forecast")
         for step in (-1, horizon - 1):
-            axes.axvline(clock[history + step], color=BASELINE, linewidth=0.8, linestyle=":")
+            axes.axvline(clock[history + step], color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e3e5e8", linewidth=0.6)
         axes.margins(y=0.15)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forecaster.errors import ForecasterError, InputError
-    from forecaster.prediction.fitted_model import Forecaster
+    from forecaster.prediction.fitted_model import FittedModel
     from forecaster.prediction.predictor import Predictor
     from forecaster.series import Forecast, Panel, Series
     from forecaster.spec import Spec
 
-_HOMES = {
+_MODULE_OF_NAME = {
     "Forecast": "series",
-    "Forecaster": "prediction.fitted_model",
+    "FittedModel": "prediction.fitted_model",
     "ForecasterError": "errors",
     "InputError": "errors",
     "Panel": "series",
@@ -23,11 +23,11 @@ _HOMES = {
     "Spec": "spec",
 }
 
-__all__ = ["Forecast", "Forecaster", "ForecasterError", "InputError", "Panel", "Predictor", "Series", "Spec"]
+__all__ = ["FittedModel", "Forecast", "ForecasterError", "InputError", "Panel", "Predictor", "Series", "Spec"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module 'forecaster' has no attribute {name!r}")
-    return getattr(import_module(f"forecaster.{_HOMES[name]}"), name)
+    return getattr(import_module(f"forecaster.{_MODULE_OF_NAME[name]}"), name)

@@ -183,13 +183,13 @@ class BaseMoved(RegistryError): ...
 class SeriesRefused(InputError):
     """Attributes: faults, what stands in the way of each; answered, how many got a forecast."""
 
-    def __init__(self, faults: Sequence[ForecasterError], *, answered: int) -> None:
-        told = f"{faults[0].message}" + (f" And {len(faults) - 1} more." if len(faults) > 1 else "")
+    def __init__(self, errors: Sequence[ForecasterError], *, forecast_count: int) -> None:
+        told = f"{errors[0].message}" + (f" And {len(errors) - 1} more." if len(errors) > 1 else "")
         super().__init__(
-            f"{len(faults)} of {len(faults) + answered} series have no forecast. {told}", where=faults[0].where
+            f"{len(errors)} of {len(errors) + forecast_count} series have no forecast. {told}", where=errors[0].where
         )
-        self.faults = tuple(faults)
-        self.answered = answered
+        self.errors = tuple(errors)
+        self.forecast_count = forecast_count
 
 
 class ServiceError(ForecasterError):

@@ -6,9 +6,9 @@ import numpy as np
 
 from forecaster.shapes import Float64
 
-Errors = Float64[np.ndarray, "*rows horizon"]
-Quantiles = Float64[np.ndarray, "*rows horizon level"]
-Score = float | Float64[np.ndarray, "..."]
+HorizonArray = Float64[np.ndarray, "*rows horizon"]
+QuantileArray = Float64[np.ndarray, "*rows horizon level"]
+ScoreValues = float | Float64[np.ndarray, "..."]
 
 
 def nanmean(
@@ -32,24 +32,24 @@ def seasonal_error(history: Float64[np.ndarray, "step"], *, season: int, power: 
     return scale if scale > 0 else float("nan")
 
 
-def mae(actual: Errors, forecast: Errors) -> Float64[np.ndarray, "*rows"]:
+def mae(actual: HorizonArray, forecast: HorizonArray) -> Float64[np.ndarray, "*rows"]:
     """Mean absolute error of each row."""
     return nanmean(np.abs(actual - forecast), axis=-1)
 
 
-def mse(actual: Errors, forecast: Errors) -> Float64[np.ndarray, "*rows"]:
+def mse(actual: HorizonArray, forecast: HorizonArray) -> Float64[np.ndarray, "*rows"]:
     """Mean squared error of each row."""
     return nanmean((actual - forecast) ** 2, axis=-1)
 
 
-def smape(actual: Errors, forecast: Errors) -> Float64[np.ndarray, "*rows"]:
+def smape(actual: HorizonArray, forecast: HorizonArray) -> Float64[np.ndarray, "*rows"]:
     """Symmetric mean absolute percentage error of each row, 0 to 200 (Makridakis et al. 2018, M4); 0/0 counts as 0."""
     size = np.abs(actual) + np.abs(forecast)
     gap = np.abs(actual - forecast)
     return nanmean(np.where(size > 0, 200 * gap / np.where(size > 0, size, 1), gap), axis=-1)
 
 
-def owa(*, mase: Score, smape: Score, naive2_mase: Score, naive2_smape: Score) -> Score:
+def owa(*, mase: ScoreValues, smape: ScoreValues, naive2_mase: ScoreValues, naive2_smape: ScoreValues) -> ScoreValues:
     """Overall weighted average of M4 (Makridakis et al. 2018): mean ratio of two scores to those of Naive 2; 1 is as good.
 
     The scores are means over all series, taken before the ratios. Another forecaster may stand in Naive 2's place.
@@ -57,14 +57,14 @@ def owa(*, mase: Score, smape: Score, naive2_mase: Score, naive2_smape: Score) -
     return (mase / naive2_mase + smape / naive2_smape) / 2
 
 
-def pinball(actual: Errors, quantiles: Quantiles, levels: Float64[np.ndarray, "level"]) -> Quantiles:
+def pinball(actual: HorizonArray, quantiles: QuantileArray, levels: Float64[np.ndarray, "level"]) -> QuantileArray:
     """Quantile loss (Koenker and Bassett 1978) of each element and level; not averaged, NaN where either is missing."""
     error = actual[..., None] - quantiles
     return np.asarray(np.maximum(levels * error, (levels - 1) * error))
 
 
 def weighted_quantile_loss(
-    actual: Errors, quantiles: Quantiles, levels: Float64[np.ndarray, "level"]
+    actual: HorizonArray, quantiles: QuantileArray, levels: Float64[np.ndarray, "level"]
 ) -> Float64[np.ndarray, "level"]:
     """Twice the pinball loss over the size of the actual, both summed over every row and step, of each level.
 
@@ -78,7 +78,9 @@ def weighted_quantile_loss(
     return np.where(total > 0, 2 * np.nansum(loss, axis=rows) / np.where(total > 0, total, 1), np.nan)
 
 
-def crps_from_quantiles(actual: Errors, quantiles: Quantiles, levels: Float64[np.ndarray, "level"]) -> Errors:
+def crps_from_quantiles(
+    actual: HorizonArray, quantiles: QuantileArray, levels: Float64[np.ndarray, "level"]
+) -> HorizonArray:
     """Continuous ranked probability score of each element: the integral over levels of twice the pinball loss.
 
     Gneiting and Ranjan 2011, by the trapezoidal rule over rising levels, with the loss 0 at the levels 0 and 1. (The
@@ -88,18 +90,18 @@ def crps_from_quantiles(actual: Errors, quantiles: Quantiles, levels: Float64[np
     return np.asarray(2 * pinball(actual, quantiles, levels) @ ((around[2:] - around[:-2]) / 2))
 
 
-def coverage(actual: Errors, lower: Errors, upper: Errors) -> Float64[np.ndarray, "*rows"]:
+def coverage(actual: HorizonArray, lower: HorizonArray, upper: HorizonArray) -> Float64[np.ndarray, "*rows"]:
     """Share of each row's steps that lie within their interval, ends included."""
     known = ~(np.isnan(actual) | np.isnan(lower) | np.isnan(upper))
     return nanmean(np.where(known, (lower <= actual) & (actual <= upper), np.nan), axis=-1)
 
 
-def interval_width(lower: Errors, upper: Errors) -> Float64[np.ndarray, "*rows"]:
+def interval_width(lower: HorizonArray, upper: HorizonArray) -> Float64[np.ndarray, "*rows"]:
     """Mean width of each row's intervals."""
     return nanmean(upper - lower, axis=-1)
 
 
-def winkler(actual: Errors, lower: Errors, upper: Errors, *, level: float) -> Errors:
+def winkler_score(actual: HorizonArray, lower: HorizonArray, upper: HorizonArray, *, level: float) -> HorizonArray:
     """Interval score of each element: the width, and 2 / (1 - level) times what the actual lies outside.
 
     Winkler 1972; Gneiting and Raftery 2007, equation 43. `level` is the share the interval should cover, as 0.95.
@@ -109,10 +111,15 @@ def winkler(actual: Errors, lower: Errors, upper: Errors, *, level: float) -> Er
 
 
 def msis(
-    actual: Errors, lower: Errors, upper: Errors, *, level: float, scale: Float64[np.ndarray, "*rows"] | float
+    actual: HorizonArray,
+    lower: HorizonArray,
+    upper: HorizonArray,
+    *,
+    level: float,
+    scale: Float64[np.ndarray, "*rows"] | float,
 ) -> Float64[np.ndarray, "*rows"]:
     """Mean scaled interval score of each row, as in M4 (Makridakis et al. 2020, where level is 0.95).
 
     `scale` is the `seasonal_error` of the row's history.
     """
-    return np.asarray(nanmean(winkler(actual, lower, upper, level=level), axis=-1) / scale)
+    return np.asarray(nanmean(winkler_score(actual, lower, upper, level=level), axis=-1) / scale)

@@ -11,7 +11,7 @@ else:
         from jaxtyping import Bool, Float, Float64, Int, UInt8
     except ImportError:  # a bare training machine
 
-        class _Bare:
+        class _UncheckedArray:
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]
 

@@ -17,30 +17,30 @@ from pydantic import (
 
 from forecaster.errors import BadSpec
 
-Cell = Literal["gru", "lstm", "elman"]
+CellKind = Literal["gru", "lstm", "elman"]
 Scaling = Literal["none", "mean_abs", "standard", "last", "level_season"]
 Transform = Literal["none", "log"]
 HeadKind = Literal["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
 PointLoss = Literal["mse", "mae", "huber"]
-Base = Literal["zero", "last", "seasonal_naive", "linear"]
-Decoder = Literal["rollout", "direct"]
-Schedule = Literal["constant", "cosine"]
-Weighting = Literal["none", "seasonal_error"]
-Reads = Literal["window", "history"]
-Statistical = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-Steps = Annotated[int, Field(ge=1, le=100_000)]
-RUNAWAY = 1e4  # times the largest scaled value of the history: a forecast that goes there has exploded
+BaselineKind = Literal["zero", "last", "seasonal_naive", "linear"]
+DecoderKind = Literal["rollout", "direct"]
+LearningRateSchedule = Literal["constant", "cosine"]
+LossWeighting = Literal["none", "seasonal_error"]
+InputMode = Literal["window", "history"]
+StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
+SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+StepCount = Annotated[int, Field(ge=1, le=100_000)]
+DIVERGENCE_FACTOR = 1e4  # times the largest scaled value of the history: a forecast that goes there has exploded
 
 
-class _Frozen(BaseModel):
+class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class NetworkSpec(_Frozen):
+class NetworkSpec(_FrozenModel):
     """The recurrence. With `segment` points a step, a layer of dilation d links every step to the one d steps before."""
 
-    cell: Cell = "gru"
+    cell: CellKind = "gru"
     layers: int = Field(default=1, ge=1, le=16)
     hidden: int = Field(default=64, ge=1, le=4096)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="between layers, while training")
@@ -50,18 +50,18 @@ class NetworkSpec(_Frozen):
     )
 
     @property
-    def dilation_of_each(self) -> tuple[int, ...]:
+    def layer_dilations(self) -> tuple[int, ...]:
         """The dilation of every layer."""
         return self.dilations or (1,) * self.layers
 
     @model_validator(mode="after")
-    def _one_dilation_a_layer(self) -> Self:
+    def _check_dilation_count(self) -> Self:
         if self.dilations and len(self.dilations) != self.layers:
             raise ValueError(f"dilations: expected one for each of {self.layers} layers, found {len(self.dilations)}")
         return self
 
 
-class HeadSpec(_Frozen):
+class HeadSpec(_FrozenModel):
     """What the network's outputs mean. A field of another kind of head keeps its default: it would change nothing."""
 
     kind: HeadKind = "point"
@@ -76,23 +76,23 @@ class HeadSpec(_Frozen):
     bound: float = Field(default=10.0, gt=0.0, description="of a categorical head: bins cover -bound to bound, scaled")
 
     @property
-    def shiftable(self) -> bool:
+    def is_shiftable(self) -> bool:
         """Whether the head can correct a base other than zero."""
         return self.kind not in ("neg_binomial", "categorical")
 
     @property
-    def counts(self) -> bool:
+    def is_count(self) -> bool:
         """Whether the head reads unscaled counts, and nothing else."""
         return self.kind == "neg_binomial"
 
     @property
-    def noise(self) -> int:
+    def uniforms_per_draw(self) -> int:
         """Uniforms that one draw from the head takes; 0: nothing can be drawn."""
         return {"point": 0, "student_t": 2}.get(self.kind, 1)
 
     @field_validator("levels")
     @classmethod
-    def _levels_rise_between_zero_and_one(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
         outside = [level for level in levels if not 0 < level < 1]
         if outside:
             raise ValueError(f"levels lie between 0 and 1, both excluded; found {outside[0]}. Write 0.9, not 90")
@@ -106,7 +106,7 @@ class HeadSpec(_Frozen):
         return levels
 
     @model_validator(mode="after")
-    def _has_nothing_of_another_kind(self) -> Self:
+    def _check_fields_match_kind(self) -> Self:
         for field, kind in {
             "loss": "point",
             "levels": "quantile",
@@ -120,14 +120,14 @@ class HeadSpec(_Frozen):
         return self
 
 
-class TrainingSpec(_Frozen):
+class TrainingSpec(_FrozenModel):
     """How the network is fitted. An epoch is `epoch_steps` optimiser steps, not a pass over the data."""
 
     steps: int = Field(default=1000, ge=1, description="optimiser steps at the most")
     epoch_steps: int = Field(default=50, ge=1, description="steps between validations (and checkpoints)")
     batch: int = Field(default=64, ge=1, description="windows a step")
     learning_rate: float = Field(default=1e-3, gt=0.0)
-    schedule: Schedule = Field(
+    schedule: LearningRateSchedule = Field(
         default="constant", description="of the learning rate; cosine: a short rise, then down to nothing"
     )
     average: float = Field(
@@ -136,7 +136,7 @@ class TrainingSpec(_Frozen):
         lt=1.0,
         description="decay of a moving average of the weights, which is what is kept; 0: none",
     )
-    weighting: Weighting = Field(
+    weighting: LossWeighting = Field(
         default="none", description="seasonal_error: errors count in units of the seasonal naive's, as in MASE"
     )
     recent: float = Field(
@@ -163,31 +163,33 @@ class TrainingSpec(_Frozen):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
-class Spec(_Frozen):
+class Spec(_FrozenModel):
     """A whole forecaster. What is not said here cannot change a forecast."""
 
-    name: Name
-    context: Steps = Field(description="steps of history the network is trained to start from")
-    horizon: Steps = Field(description="steps ahead that validation and backtests score")
+    name: SpecName
+    context: StepCount = Field(description="steps of history the network is trained to start from")
+    horizon: StepCount = Field(description="steps ahead that validation and backtests score")
     min_history: int | None = Field(
         default=None, ge=1, description="shortest history it answers; None: the whole context"
     )
-    reads: Reads = Field(
+    reads: InputMode = Field(
         default="window",
         description="the last `context` steps; or a whole history, state and scale carried from its start",
     )
     season: int | None = Field(default=None, ge=1, description="steps of a season; None: the frequency's usual one")
     segment: int = Field(default=1, ge=1, description="time points that one step of the recurrence reads")
-    decoder: Decoder = Field(
+    decoder: DecoderKind = Field(
         default="rollout", description="a segment at a time, fed back; or a whole horizon in one go"
     )
-    base: Base = Field(default="zero", description="what the network corrects")
+    base: BaselineKind = Field(default="zero", description="what the network corrects")
     scaling: Scaling = "standard"
     transform: Transform = Field(
         default="none", description="log: scaled in logarithms (of an asinh that knows zero), where a season multiplies"
     )
     head: HeadSpec = HeadSpec()
-    lags: tuple[Steps, ...] = Field(default=(), description="how far back further values are looked up for every step")
+    lags: tuple[StepCount, ...] = Field(
+        default=(), description="how far back further values are looked up for every step"
+    )
     calendar: tuple[str, ...] = Field(default=(), description="calendar features, of the local time of the series")
     covariates: tuple[str, ...] = Field(default=(), description="columns that are known ahead")
     channels: tuple[str, ...] = Field(
@@ -199,19 +201,19 @@ class Spec(_Frozen):
     members: int = Field(
         default=1, ge=1, le=64, description="networks of other seeds, trained at once; their median is the forecast"
     )
-    blend: tuple[Statistical, ...] = Field(
+    blend: tuple[StatisticalModel, ...] = Field(
         default=(),
         description="statistical models whose forecasts are blended with the network's, with weights from the validation windows",
     )
     training: TrainingSpec = TrainingSpec()
 
     @property
-    def least(self) -> int:
+    def min_steps(self) -> int:
         """Steps that a history must have; shorter than the context, it is padded."""
         return min(self.min_history or self.context, self.context)
 
     @property
-    def held_out(self) -> int:
+    def validation_steps(self) -> int:
         """Steps at the end of every series that validate."""
         windows, stride = self.training.valid_windows, self.training.valid_stride or self.horizon
         return self.horizon + (windows - 1) * stride if windows else 0
@@ -222,17 +224,17 @@ class Spec(_Frozen):
         return self.segment if self.decoder == "rollout" else -(-self.horizon // self.segment) * self.segment
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.context % self.segment:
             raise ValueError(f"context: expected a multiple of segment {self.segment}, found {self.context}")
-        if self.base != "zero" and not self.head.shiftable:
+        if self.base != "zero" and not self.head.is_shiftable:
             raise ValueError(f"base: a {self.head.kind} head takes base zero only, found {self.base}")
-        if self.head.counts and self.scaling != "none":
+        if self.head.is_count and self.scaling != "none":
             raise ValueError(f"scaling: a {self.head.kind} head reads counts, so scaling none; found {self.scaling}")
-        if self.transform == "log" and (self.head.counts or self.scaling == "mean_abs"):
+        if self.transform == "log" and (self.head.is_count or self.scaling == "mean_abs"):
             what = (
                 f"a {self.head.kind} head reads counts"
-                if self.head.counts
+                if self.head.is_count
                 else "the width of mean_abs is none of logarithms"
             )
             raise ValueError(
@@ -275,7 +277,7 @@ class Spec(_Frozen):
             raise BadSpec(f"{where} is not a forecaster's specification: {faults}.", where=where) from error
 
 
-class Outline(NamedTuple):
+class Layout(NamedTuple):
     """How a network reads and tells.
 
     Attributes:
@@ -291,29 +293,31 @@ class Outline(NamedTuple):
 
     segment: int
     block: int
-    back: int
-    lead: int
+    lookback: int
+    pre_context: int
     context: int
-    reads: Reads
-    targets: int
-    noise: int
+    reads: InputMode
+    num_targets: int
+    uniforms_per_draw: int
 
     @classmethod
-    def of(cls, spec: Spec, *, season: int) -> Self:
+    def from_spec(cls, spec: Spec, *, season: int) -> Self:
         """That of the networks of a specification, for data of a season."""
         seen = {"zero": 0, "last": 1, "seasonal_naive": season, "linear": season + 1}[spec.base]  # by the base
         back = max(1, seen, *spec.lags)
         lead = 0 if back == 1 else back
         targets = 1 + len(spec.channels)
-        return cls(spec.segment, spec.block, back, lead, spec.context, spec.reads, targets, spec.head.noise)
+        return cls(spec.segment, spec.block, back, lead, spec.context, spec.reads, targets, spec.head.uniforms_per_draw)
 
-    def shown(self, longest: int) -> int:
-        """Steps of a window that shows the network all it reads of histories of up to `longest` steps.
+    def window_length(self, max_history: int) -> int:
+        """Steps of a window that shows the network all it reads of histories of up to `max_history` steps.
 
         A whole history has nothing before it: the lead is padding, and so is the rest of its first segment.
         """
-        return self.lead + (self.context if self.reads == "window" else -(-longest // self.segment) * self.segment)
+        return self.pre_context + (
+            self.context if self.reads == "window" else -(-max_history // self.segment) * self.segment
+        )
 
-    def whole(self, horizon: int) -> int:
+    def round_up_horizon(self, horizon: int) -> int:
         """The horizon, rounded up to whole blocks."""
         return -(-horizon // self.block) * self.block

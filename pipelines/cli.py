@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError
 from forecaster.errors import ForecasterError
 from pipelines.commands.backtest import backtest
 from pipelines.commands.compare import compare
-from pipelines.commands.console import hush
+from pipelines.commands.console import configure_logging
 from pipelines.commands.data import data_app
 from pipelines.commands.demo import demo
 from pipelines.commands.doctor import doctor
@@ -56,12 +56,12 @@ for command in (
     app.command(command)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and ends with its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    hush()
+    configure_logging()
     try:
-        app(arguments, exit_on_error=False, print_error=True)
+        app(argv, exit_on_error=False, print_error=True)
     except ForecasterError as error:
         print(f"forecaster: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

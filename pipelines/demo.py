@@ -19,26 +19,26 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pandas as pd
 
-from forecaster.data.datasets import sine_trend_at
+from forecaster.data.datasets import evaluate_sine_trend
 from forecaster.data.split import hold_out
 from forecaster.errors import ForecasterError, RefusedByGate, SourceNotFound
-from forecaster.evaluation.plots import forecast_plot
-from forecaster.frequency import tell
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.evaluation.plots import plot_forecast
+from forecaster.frequency import format_timestamp
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Series
 from pipelines.retraining.retrain import retrain
-from pipelines.settings import SERVING, Root, serving_environment
-from pipelines.sources import Data, read, read_spec
+from pipelines.settings import SERVING_PREFIX, Root, build_serving_environment
+from pipelines.sources import DataSource, read_panel, read_spec
 from pipelines.training.train import train
 
-LEVELS = [0.1, 0.9]  # an interval that is to hold 80 % of what comes
-SHOWN = 3  # series that are asked for and drawn
-START_S = 120.0  # patience for the service to be ready
+DEMO_LEVELS = [0.1, 0.9]  # an interval that is to hold 80 % of what comes
+SHOWN_SERIES = 3  # series that are asked for and drawn
+START_TIMEOUT_S = 120.0  # patience for the service to be ready
 
 _log = logging.getLogger(__name__)
 
 
-def demo(configs: Path, root: Root) -> None:
+def run_demo(configs: Path, root: Root) -> None:
     """Trains on the hospital data and on the sine with a trend, promotes, serves, asks, checks and draws."""
     if not (configs / "hospital.yaml").is_file():
         raise SourceNotFound(
@@ -48,30 +48,30 @@ def demo(configs: Path, root: Root) -> None:
     pictures = root.path / "demo"
     pictures.mkdir(parents=True, exist_ok=True)
     _log.info("1. The classical series, f(t) = t sin(t) / 3 + 2 sin(5 t): train, roll out past the end")
-    drawn = [_sine(configs / "sine.yaml", root, pictures)]
+    drawn = [_forecast_sine(configs / "sine.yaml", root, pictures)]
     _log.info("2. Monthly patient counts of 767 series: train, track, backtest, register, judge")
-    done = retrain(Data("hospital"), read_spec(configs / "hospital.yaml"), root, trigger="demo")
+    done = retrain(DataSource("hospital"), read_spec(configs / "hospital.yaml"), root, trigger="demo")
     _log.info("   version %s: %s", done.version.number, done.verdict)
     _log.info("3. Serve the champion, and ask it over HTTP for the year that was held out")
     if done.champion is None:
         raise RefusedByGate(f"No champion to serve: {done.verdict}.")
-    drawn += _served(done.champion, root, pictures)
+    drawn += _forecast_hospital(done.champion, root, pictures)
     _log.info("\nForecasts drawn:\n%s", "\n".join(f"  {path}" for path in drawn))
     _log.info("Runs, metrics and plots side by side, in a browser at http://127.0.0.1:5000:")
     _log.info(
         "  %s ui --backend-store-uri %s --port 5000",
         Path(sys.executable).parent / "mlflow",
-        root.store,
+        root.store_uri,
     )
 
 
-def _sine(config: Path, root: Root, pictures: Path) -> Path:
+def _forecast_sine(config: Path, root: Root, figures_folder: Path) -> Path:
     """Forty steps past the end of training, where only the formula knows what comes."""
-    spec, data = read_spec(config), Data("sine_trend")
+    spec, data = read_spec(config), DataSource("sine_trend")
     forecaster = train(data, spec, root, test_windows=0, trigger="demo").forecaster
-    history = read(data).series[0]
+    history = read_panel(data).series[0]
     forecast = Predictor(forecaster).forecast(history, spec.horizon)
-    truth = sine_trend_at(0.1 * np.arange(len(history), len(history) + spec.horizon))
+    truth = evaluate_sine_trend(0.1 * np.arange(len(history), len(history) + spec.horizon))
     rmse = float(np.sqrt(np.mean((forecast.mean - truth) ** 2)))
     _log.info(
         "   RMSE over %d steps past the end: %.2f (standard deviation of the truth: %.2f)",
@@ -80,21 +80,21 @@ def _sine(config: Path, root: Root, pictures: Path) -> Path:
         truth.std(),
     )
     _log.info("   (fed with its own output a plain recurrence drifts; docs/experiments.md has the figures)")
-    path = pictures / "sine.png"
+    path = figures_folder / "sine.png"
     title = f"t sin(t) / 3 + 2 sin(5 t): {spec.horizon} steps past the end, RMSE {rmse:.2f}"
-    forecast_plot(history, forecast, actual=truth, title=title).savefig(path)
+    plot_forecast(history, forecast, actual=truth, title=title).savefig(path)
     return path
 
 
-def _served(champion: Forecaster, root: Root, pictures: Path) -> list[Path]:
+def _forecast_hospital(champion: FittedModel, root: Root, figures_folder: Path) -> list[Path]:
     """Asks the running service, holds its answers against the library's, and draws them beside what came."""
     spec = champion.spec
-    split = hold_out(read(Data("hospital")), spec.horizon)
-    known, whole = split.known.series[:SHOWN], split.whole.series[:SHOWN]
-    with _service(root, spec.name) as address:
-        answer = _ask(address, known, spec.horizon)
+    split = hold_out(read_panel(DataSource("hospital")), spec.horizon)
+    known, whole = split.history.series[:SHOWN_SERIES], split.full.series[:SHOWN_SERIES]
+    with _run_service(root, spec.name) as address:
+        answer = _request_forecasts(address, known, spec.horizon)
     _log.info("   answered by %s", answer["model"])
-    own, paths = Predictor(champion).forecast_each(known, spec.horizon, levels=LEVELS), []
+    own, paths = Predictor(champion).forecast_batch(known, spec.horizon, levels=DEMO_LEVELS), []
     for served, local, history, later in zip(answer["forecasts"], own, known, whole, strict=True):
         forecast = Forecast(
             history.id,
@@ -102,28 +102,31 @@ def _served(champion: Forecaster, root: Root, pictures: Path) -> list[Path]:
             np.array(served["mean"]),
             quantiles={float(level): np.array(values) for level, values in served["quantiles"].items()},
         )
-        if isinstance(local, ForecasterError) or not _equal(forecast, local):
+        if isinstance(local, ForecasterError) or not _are_equal(forecast, local):
             raise AssertionError(f"The service and the library disagree on series {history.id!r}.")
-        paths.append(pictures / f"hospital_{history.id}.png")
+        paths.append(figures_folder / f"hospital_{history.id}.png")
         title = f"hospital {history.id}: forecast over HTTP"
-        forecast_plot(history, forecast, actual=later.y[len(history) :], title=title).savefig(paths[-1])
+        plot_forecast(history, forecast, actual=later.y[len(history) :], title=title).savefig(paths[-1])
     _log.info("   %d answers are equal to the library's within 1e-6", len(paths))
     return paths
 
 
-def _equal(one: Forecast, other: Forecast) -> bool:
+def _are_equal(first: Forecast, second: Forecast) -> bool:
     """Within 1e-6, the mean and every quantile."""
-    pairs = [(one.mean, other.mean), *((values, other.quantiles[level]) for level, values in one.quantiles.items())]
-    return len(pairs) == 1 + len(LEVELS) and all(np.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in pairs)
+    pairs = [
+        (first.mean, second.mean),
+        *((values, second.quantiles[level]) for level, values in first.quantiles.items()),
+    ]
+    return len(pairs) == 1 + len(DEMO_LEVELS) and all(np.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in pairs)
 
 
 @contextmanager
-def _service(root: Root, model: str) -> Iterator[str]:
+def _run_service(root: Root, model: str) -> Iterator[str]:
     """The service on a free port of this machine, ended when the block ends."""
-    port = _free_port()
+    port = _find_free_port()
     address = f"http://127.0.0.1:{port}"
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(SERVING)}
-    environment = serving_environment(ours, root, model=model, host="127.0.0.1", port=port)
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(SERVING_PREFIX)}
+    environment = build_serving_environment(ours, root, model=model, host="127.0.0.1", port=port)
     log = root.path / "demo" / "service.log"
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, stdout=output, stderr=output)
@@ -140,7 +143,7 @@ def _service(root: Root, model: str) -> Iterator[str]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    patient_until = time.monotonic() + START_S
+    patient_until = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < patient_until:
         if process.poll() is not None:
             raise ForecasterError(f"The service ended before it was ready, with code {process.returncode}. See {log}.")
@@ -149,18 +152,20 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
                 return
         except (URLError, OSError):
             time.sleep(0.2)
-    raise ForecasterError(f"The service was not ready within {START_S:.0f} seconds. See {log}.")
+    raise ForecasterError(f"The service was not ready within {START_TIMEOUT_S:.0f} seconds. See {log}.")
 
 
-def _ask(address: str, known: Sequence[Series], horizon: int) -> dict[str, Any]:
-    series = [{"id": one.id, "start": tell(one.start), "freq": one.freq, "y": one.y.tolist()} for one in known]
-    body = json.dumps({"series": series, "horizon": horizon, "levels": LEVELS}).encode()
+def _request_forecasts(address: str, histories: Sequence[Series], horizon: int) -> dict[str, Any]:
+    series = [
+        {"id": one.id, "start": format_timestamp(one.start), "freq": one.freq, "y": one.y.tolist()} for one in histories
+    ]
+    body = json.dumps({"series": series, "horizon": horizon, "levels": DEMO_LEVELS}).encode()
     request = Request(f"{address}/v1/forecast", body, {"Content-Type": "application/json"})
     with urlopen(request, timeout=30) as response:
         return json.load(response)  # type: ignore[no-any-return]
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -29,7 +29,7 @@ img { max-width: 100%; } code { font-size: .92em; }
 """
 
 
-def page(title: str, body: Sequence[str]) -> str:
+def render_page(title: str, body: Sequence[str]) -> str:
     """A whole page; the parts of the body are HTML, one a line."""
     head = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -39,12 +39,12 @@ def page(title: str, body: Sequence[str]) -> str:
     return "\n".join([*head, *body, "</body></html>", ""])
 
 
-def picture(heading: str, figure: Figure) -> str:
+def render_figure(heading: str, figure: Figure) -> str:
     """A figure below its heading."""
-    return f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{inline(figure)}">'
+    return f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{encode_data_uri(figure)}">'
 
 
-def inline(figure: Figure) -> str:
+def encode_data_uri(figure: Figure) -> str:
     """A picture as the address of an image, which a page holds itself."""
     content = io.BytesIO()
     figure.savefig(content, format="png", facecolor="white")

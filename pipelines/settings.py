@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from forecaster.errors import InputError, RegistryError
 
-SERVING = "FORECASTER_SERVING_"  # how the service's settings begin
+SERVING_PREFIX = "FORECASTER_SERVING_"  # how the service's settings begin
 
 
 class Root(NamedTuple):
@@ -22,17 +22,17 @@ class Root(NamedTuple):
     """
 
     path: Path
-    uri: str | None = None
+    tracking_uri: str | None = None
 
     @property
-    def store(self) -> str:
+    def store_uri(self) -> str:
         """The MLflow store of runs and models; raises RegistryError."""
-        return tracking_uri(self.path, self.uri)
+        return resolve_tracking_uri(self.path, self.tracking_uri)
 
     @property
-    def studies(self) -> str:
+    def studies_url(self) -> str:
         """The database of searches, always the folder's own; raises RegistryError."""
-        return _database(self.path, "tune.db")
+        return _build_sqlite_url(self.path, "tune.db")
 
     @property
     def bundles(self) -> Path:
@@ -45,12 +45,12 @@ class Root(NamedTuple):
         return self.path / "checkpoints"
 
     @property
-    def fetched(self) -> Path:
+    def bundle_cache(self) -> Path:
         """Bundles copied from the registry, by digest."""
         return self.path / "fetched"
 
     @property
-    def audit(self) -> Path:
+    def audit_log(self) -> Path:
         """Who answered users, from when on: every promotion and rollback, a line each."""
         return self.path / "audit.jsonl"
 
@@ -70,16 +70,16 @@ class Root(NamedTuple):
         return self.path / "slot"
 
 
-def tracking_uri(root: Path, uri: str | None = None) -> str:
+def resolve_tracking_uri(root: Path, tracking_uri: str | None = None) -> str:
     """The MLflow store of a root folder, unless a URI names another.
 
     Raises RegistryError for the few paths that a database URI cannot carry: MLflow makes the folder of the path as it
     stands, and opens the path decoded, so quoting does not help.
     """
-    return uri or _database(root, "mlflow.db")
+    return tracking_uri or _build_sqlite_url(root, "mlflow.db")
 
 
-def _database(root: Path, name: str) -> str:
+def _build_sqlite_url(root: Path, name: str) -> str:
     folder = root.absolute()
     if re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder)):
         raise RegistryError(
@@ -90,9 +90,9 @@ def _database(root: Path, name: str) -> str:
     return f"sqlite:///{folder}/{name}"
 
 
-def check_address(uri: str | None) -> None:
+def validate_tracking_uri(tracking_uri: str | None) -> None:
     """Refuses a server's address with a name or password in it: addresses are told, logged and kept; raises InputError."""
-    parts = urlsplit(uri or "")
+    parts = urlsplit(tracking_uri or "")
     if parts.scheme in ("http", "https") and "@" in parts.netloc:
         raise InputError(
             f"Expected the address of a tracking server alone; found one with credentials, for {parts.hostname}. Leave them out, "
@@ -101,7 +101,7 @@ def check_address(uri: str | None) -> None:
         )
 
 
-def serving_environment(
+def build_serving_environment(
     environ: Mapping[str, str],
     root: Root,
     *,
@@ -120,11 +120,11 @@ def serving_environment(
         port: Port to listen on; None for the service's own choice.
         keys: File with hashes of API keys; None for what is set already, or none.
     """
-    places = {"SLOT": str(root.slot), "REGISTRY": root.store if model else None}
+    places = {"SLOT": str(root.slot), "REGISTRY": root.store_uri if model else None}
     told = {"MODEL": model, "HOST": host, "PORT": None if port is None else str(port)}
     told["KEYS_FILE"] = None if keys is None else str(keys.expanduser().absolute())
-    return {**_variables(places), **environ, **_variables(told)}
+    return {**_build_variables(places), **environ, **_build_variables(told)}
 
 
-def _variables(settings: Mapping[str, str | None]) -> dict[str, str]:
-    return {f"{SERVING}{name}": value for name, value in settings.items() if value is not None}
+def _build_variables(settings: Mapping[str, str | None]) -> dict[str, str]:
+    return {f"{SERVING_PREFIX}{name}": value for name, value in settings.items() if value is not None}

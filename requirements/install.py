@@ -20,20 +20,20 @@ HERE = Path(__file__).parent
 
 def main(name: str, *options: str) -> None:
     """Installs the lock of this name, and the CUDA packages where torch asks for them."""
-    if "--gpu" not in options and not install_if_offered(HERE / "lock-cpu.txt"):
+    if "--gpu" not in options and not install_if_available(HERE / "lock-cpu.txt"):
         print("pip is offered no CPU build of torch here: the GPU build comes, some gigabytes of it.", flush=True)
     install(HERE / name)
     cuda = HERE / "lock-cuda.txt"
-    if names_wanted_by("torch") & names_in(cuda):
+    if requirement_names("torch") & locked_names(cuda):
         install(cuda)
 
 
-def install_if_offered(lock: Path) -> bool:
+def install_if_available(lock: Path) -> bool:
     """Installs a lock and says whether pip found what it lists.
 
     A lock of its own, because pip, given hashes of both builds, takes the one whose hash its index tells in advance.
     """
-    answer = subprocess.run(_pip_install(lock), capture_output=True, text=True, check=False)
+    answer = subprocess.run(_pip_install_command(lock), capture_output=True, text=True, check=False)
     if answer.returncode and "No matching distribution" not in answer.stderr:
         raise SystemExit(f"{answer.stderr}\n{lock.name} was not installed; pip says above what stood in the way.")
     return answer.returncode == 0
@@ -41,26 +41,26 @@ def install_if_offered(lock: Path) -> bool:
 
 def install(lock: Path) -> None:
     """Installs exactly what a lock lists, each file by its hash; what is there already stays."""
-    if subprocess.run(_pip_install(lock), check=False).returncode:
+    if subprocess.run(_pip_install_command(lock), check=False).returncode:
         raise SystemExit(f"{lock.name} was not installed; pip says above what stood in the way.")
 
 
-def names_wanted_by(package: str) -> set[str]:
+def requirement_names(package: str) -> set[str]:
     """Names of what an installed package requires, its extras apart."""
-    return {_name(line) for line in requires(package) or [] if "extra ==" not in line}
+    return {_normalise_name(line) for line in requires(package) or [] if "extra ==" not in line}
 
 
-def names_in(lock: Path) -> set[str]:
+def locked_names(lock: Path) -> set[str]:
     """Names of what a lock lists."""
-    return {_name(line) for line in lock.read_text().splitlines() if re.match("[a-z0-9]", line)}
+    return {_normalise_name(line) for line in lock.read_text().splitlines() if re.match("[a-z0-9]", line)}
 
 
-def _name(requirement: str) -> str:
+def _normalise_name(requirement: str) -> str:
     stem = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
     return re.sub(r"[._-]+", "-", stem).lower()
 
 
-def _pip_install(lock: Path) -> list[str]:
+def _pip_install_command(lock: Path) -> list[str]:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "--quiet"]
     return [*pip, "install", "--no-deps", "--require-hashes", "--requirement", str(lock)]
 

@@ -28,7 +28,7 @@ TORCH_CPU_HASHES = [
 # statsforecast asks for a numba and an llvmlite of years ago on Windows, which numpy 2 cannot go with.
 OVERRIDES = ["numba>=0.63", "llvmlite>=0.46"]
 # Not in any package's requirements: the build backend, so that the project itself installs without a network.
-BUILD = "setuptools"
+BUILD_REQUIREMENT = "setuptools"
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,20 @@ class Pin:
 
 def main() -> None:
     """Writes the four locks."""
-    everything = [with_cpu_build(pin) for pin in resolve("--extra", "all")]
+    everything = [add_cpu_hashes(pin) for pin in resolve("--extra", "all")]
     cuda = [pin for pin in everything if is_cuda(pin)]
     rest = [pin for pin in everything if not is_cuda(pin)]
     versions = [pin.requirement for pin in everything]
     extras = [word for extra in ("cli", "serve", "postgres") for word in ("--extra", extra)]  # postgres: for the ledger
-    serve = [with_cpu_build(pin) for pin in resolve(*extras, constraints=versions)]
+    serve = [add_cpu_hashes(pin) for pin in resolve(*extras, constraints=versions)]
 
-    write("lock.txt", rest, "Everything but the CUDA packages.")
+    write_lock("lock.txt", rest, "Everything but the CUDA packages.")
     cpu = [Pin(f"{TORCH}+cpu", TORCH_CPU_HASHES, frozenset())]
-    write("lock-cpu.txt", cpu, "The CPU build of torch, first of all where pip is offered it.")
-    write("lock-cuda.txt", cuda, "What the GPU build of torch asks for besides lock.txt or lock-serve.txt.")
-    write("lock-serve.txt", [pin for pin in serve if not is_cuda(pin)], "The part of lock.txt that a server needs.")
+    write_lock("lock-cpu.txt", cpu, "The CPU build of torch, first of all where pip is offered it.")
+    write_lock("lock-cuda.txt", cuda, "What the GPU build of torch asks for besides lock.txt or lock-serve.txt.")
+    write_lock(
+        "lock-serve.txt", [pin for pin in serve if not is_cuda(pin)], "The part of lock.txt that a server needs."
+    )
 
 
 def resolve(*extras: str, constraints: list[str] | None = None) -> list[Pin]:
@@ -85,13 +87,15 @@ def resolve(*extras: str, constraints: list[str] | None = None) -> list[Pin]:
         bounds = ["--constraints", str(limits), "--overrides", str(overrides)]
         command = [uv, "pip", "compile", str(PYPROJECT), "-", *extras, *bounds]
         shape = ["--universal", "--generate-hashes", "--no-header", "--annotation-style", "line", "--quiet"]
-        answer = subprocess.run([*command, *shape], input=BUILD, capture_output=True, text=True, check=False)
+        answer = subprocess.run(
+            [*command, *shape], input=BUILD_REQUIREMENT, capture_output=True, text=True, check=False
+        )
     if answer.returncode:
         raise SystemExit(answer.stderr)
-    return parse(answer.stdout)
+    return parse_lock(answer.stdout)
 
 
-def parse(text: str) -> list[Pin]:
+def parse_lock(text: str) -> list[Pin]:
     """Reads what uv writes: a requirement, its hashes, and the packages it is wanted by."""
     pins = []
     for block in re.split(r"\n(?=[a-z0-9])", text.strip()):
@@ -103,7 +107,7 @@ def parse(text: str) -> list[Pin]:
     return pins
 
 
-def with_cpu_build(pin: Pin) -> Pin:
+def add_cpu_hashes(pin: Pin) -> Pin:
     """Allows the CPU build where this is torch."""
     if pin.name != "torch":
         return pin
@@ -113,15 +117,15 @@ def with_cpu_build(pin: Pin) -> Pin:
 
 def is_cuda(pin: Pin) -> bool:
     """Whether only the GPU build of torch wants this package, directly or through another such package."""
-    wanted_by_torch = all(name == "torch" or _named_as_cuda(name) for name in pin.wanted_by)
-    return _named_as_cuda(pin.name) and wanted_by_torch
+    wanted_by_torch = all(name == "torch" or _has_cuda_name(name) for name in pin.wanted_by)
+    return _has_cuda_name(pin.name) and wanted_by_torch
 
 
-def _named_as_cuda(name: str) -> bool:
+def _has_cuda_name(name: str) -> bool:
     return name == "triton" or name.startswith(("nvidia-", "cuda-"))
 
 
-def write(name: str, pins: list[Pin], purpose: str) -> None:
+def write_lock(name: str, pins: list[Pin], purpose: str) -> None:
     """Replaces one lock."""
     header = f"# {purpose} Written by lock.py (`make lock`), installed by install.py.\n\n"
     (HERE / name).write_text(header + "".join(map(str, pins)))

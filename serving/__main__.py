@@ -8,24 +8,24 @@ import sys
 from pydantic import ValidationError
 
 from serving import log_format
-from serving.asgi.auth import BadKeys, keyring
-from serving.settings import PREFIX, Settings
+from serving.asgi.auth import InvalidKeys, build_keyring
+from serving.settings import ENV_PREFIX, Settings
 from serving.supervisor import serve
 
 if __name__ == "__main__":
-    log_format.configure()
+    log_format.configure_logging()
     try:
-        settings = Settings.read(os.environ)
+        settings = Settings.from_environment(os.environ)
     except ValidationError as error:
         for fault in error.errors():
-            name = f"{PREFIX}{'.'.join(map(str, fault['loc'])).upper()}"
-            secret = "KEY" in name or name == f"{PREFIX}LEDGER"  # a database's address may hold a password
+            name = f"{ENV_PREFIX}{'.'.join(map(str, fault['loc'])).upper()}"
+            secret = "KEY" in name or name == f"{ENV_PREFIX}LEDGER"  # a database's address may hold a password
             found = "what is not shown, as it may be a key" if secret else repr(fault["input"])
             print(f"forecaster: {name}: {fault['msg']}; found {found}. Correct it.", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     try:
-        keyring(settings)  # before any process is started; each worker reads them for itself
-    except BadKeys as error:
+        build_keyring(settings)  # before any process is started; each worker reads them for itself
+    except InvalidKeys as error:
         print(f"forecaster: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     sys.exit(serve(settings))

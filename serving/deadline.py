@@ -6,7 +6,7 @@ import time
 from threading import Event
 from typing import NamedTuple
 
-from serving.errors import CLIENT_LEFT, Problem
+from serving.errors import CLIENT_CLOSED_REQUEST, ApiError
 
 
 class Deadline(NamedTuple):
@@ -18,9 +18,9 @@ class Deadline(NamedTuple):
         left_alone: Set when whoever waited has left: then it has passed, too.
     """
 
-    began: float
-    seconds: float
-    left_alone: Event
+    started_at: float
+    timeout_s: float
+    client_disconnected: Event
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
@@ -28,34 +28,34 @@ class Deadline(NamedTuple):
         return cls(time.monotonic(), seconds, Event())
 
     @property
-    def left(self) -> float:
+    def remaining_s(self) -> float:
         """Seconds that are left; 0 when it has passed."""
-        return max(0.0, self.began + self.seconds - time.monotonic())
+        return max(0.0, self.started_at + self.timeout_s - time.monotonic())
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether it has passed, or whoever waited has left."""
-        return self.left_alone.is_set() or not self.left
+        return self.client_disconnected.is_set() or not self.remaining_s
 
-    def within(self, milliseconds: int | None) -> Deadline:
+    def capped(self, limit_ms: int | None) -> Deadline:
         """The sooner of this and so many milliseconds from the same beginning."""
-        return self if milliseconds is None else self._replace(seconds=min(self.seconds, milliseconds / 1000))
+        return self if limit_ms is None else self._replace(timeout_s=min(self.timeout_s, limit_ms / 1000))
 
     def check(self) -> None:
         """Raises Problem (504) once it has passed."""
-        if self.left_alone.is_set():
-            raise self.nobody()
-        if time.monotonic() - self.began >= self.seconds:
-            raise self.problem()
+        if self.client_disconnected.is_set():
+            raise self.client_disconnected_error()
+        if time.monotonic() - self.started_at >= self.timeout_s:
+            raise self.timeout_error()
 
-    def problem(self) -> Problem:
+    def timeout_error(self) -> ApiError:
         """What is told to who waited."""
-        return Problem(
+        return ApiError(
             "deadline_passed",
-            f"The forecast was not done after {self.seconds:g} s. Send fewer series, or try again later.",
+            f"The forecast was not done after {self.timeout_s:g} s. Send fewer series, or try again later.",
         )
 
     @staticmethod
-    def nobody() -> Problem:
+    def client_disconnected_error() -> ApiError:
         """Where nobody waits any more; it is only logged."""
-        return Problem("deadline_passed", "The client left before the answer.", status=CLIENT_LEFT)
+        return ApiError("deadline_passed", "The client left before the answer.", status=CLIENT_CLOSED_REQUEST)

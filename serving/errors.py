@@ -9,7 +9,7 @@ import orjson
 from forecaster.errors import ForecasterError
 
 # code: (HTTP status, when). The OpenAPI document is written from this table.
-CODES: dict[str, tuple[int, str]] = {
+ERROR_CODES: dict[str, tuple[int, str]] = {
     "bad_path": (400, "The path has control characters."),
     "bad_length": (400, "The Content-Length header is not a number."),
     "malformed_json": (
@@ -53,10 +53,10 @@ CODES: dict[str, tuple[int, str]] = {
     "deadline_passed": (504, "The forecast took longer than this server waits, or than `deadline_ms`."),
 }
 
-CLIENT_LEFT = 499  # a status that is only logged: there is nobody to tell
+CLIENT_CLOSED_REQUEST = 499  # a status that is only logged: there is nobody to tell
 
 
-class Problem(Exception):
+class ApiError(Exception):
     """A request that gets an error instead of an answer.
 
     Attributes:
@@ -78,15 +78,15 @@ class Problem(Exception):
         self.code = code
         self.message = message
         self.where = where
-        self.status = CODES[code][0] if status is None else status
+        self.status = ERROR_CODES[code][0] if status is None else status
         self.headers = headers or {}
 
     @classmethod
-    def of(cls, error: ForecasterError) -> Self:
+    def from_forecaster_error(cls, error: ForecasterError) -> Self:
         """The 422 (409 for a state of another model) that a refused series becomes when it is all there was to answer."""
-        status = CODES.get(error.code, (422, ""))[0]
+        status = ERROR_CODES.get(error.code, (422, ""))[0]
         return cls(error.code, error.message, where=error.where, status=status)
 
-    def body(self) -> bytes:
+    def to_json(self) -> bytes:
         """The JSON that is sent."""
         return orjson.dumps({"error": {"code": self.code, "message": self.message, "where": self.where}})

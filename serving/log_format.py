@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """Writes a record as JSON; a message with line breaks, or a traceback, stays one line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -24,10 +24,10 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields)
 
 
-def configure() -> None:
+def configure_logging() -> None:
     """Sends what `serving` logs to standard output; BentoML's set-up shows other loggers only from a warning up."""
     lines = logging.StreamHandler(sys.stdout)
-    lines.setFormatter(JsonLines())
+    lines.setFormatter(JsonFormatter())
     access = logging.StreamHandler(sys.stdout)  # the guard writes whole lines
     for name, handler in (("serving", lines), ("serving.access", access)):
         logger = logging.getLogger(name)

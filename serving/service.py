@@ -24,11 +24,13 @@ from serving.settings import Settings
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # "1" would not be understood
 # Until a thread that waits for Python's lock is given it, of 5 ms otherwise: the one that answers connections lets go of it
 # whenever it reads or writes, and while a large request is computed it would wait so long for each piece of each body.
-_TURN_S = 0.0005
-_settings = Settings.read(os.environ)  # BentoML imports this module by name, so there is nobody to hand them over
+_SWITCH_INTERVAL_S = 0.0005
+_settings = Settings.from_environment(
+    os.environ
+)  # BentoML imports this module by name, so there is nobody to hand them over
 
 
-class _Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml loads its names lazily
+class _AsgiService(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml loads its names lazily
     """A service with an application of ours in place of BentoML's own."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
@@ -36,13 +38,13 @@ class _Fronted(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml loads its
             app as routes,  # here, because the process that starts the workers has no need of it
         )
 
-        log_format.configure()
-        sys.setswitchinterval(_TURN_S)
-        app = routes.build(_settings).app
+        log_format.configure_logging()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        app = routes.build_application(_settings).app
         gc.freeze()  # modules stay, and to look through them for garbage keeps the lock for a tenth of a second
         return app
 
 
-@bentoml.service(name="forecaster", workers=_settings.workers, service_class=_Fronted)
-class Forecasting:
+@bentoml.service(name="forecaster", workers=_settings.workers, service_class=_AsgiService)
+class ForecastService:
     """Forecasts by HTTP."""

@@ -13,22 +13,22 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-PREFIX = "FORECASTER_SERVING_"
+ENV_PREFIX = "FORECASTER_SERVING_"
 # Absolute, because the server's processes run in another working directory.
-Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-SHORTEST_KEY = 32  # characters of a key that states are signed with
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+MIN_KEY_LENGTH = 32  # characters of a key that states are signed with
 
 
-def _long_enough(keys: str) -> str:
-    if any(len(key) < SHORTEST_KEY for key in keys.split(";") if keys):
-        raise ValueError(f"expected keys of {SHORTEST_KEY} characters or more, `;` between them")
+def _validate_state_keys(keys: str) -> str:
+    if any(len(key) < MIN_KEY_LENGTH for key in keys.split(";") if keys):
+        raise ValueError(f"expected keys of {MIN_KEY_LENGTH} characters or more, `;` between them")
     return keys
 
 
-def _ledger(told: str) -> str:
-    if told not in ("off", "on") and not told.startswith(("sqlite:///", "postgresql+psycopg://")):
+def _validate_ledger(value: str) -> str:
+    if value not in ("off", "on") and not value.startswith(("sqlite:///", "postgresql+psycopg://")):
         raise ValueError("Expected off, on, sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
-    return told
+    return value
 
 
 class Settings(BaseModel):
@@ -43,14 +43,14 @@ class Settings(BaseModel):
     keys: str = Field(
         default="", repr=False, description="hashes of API keys, as lines of a key file, `;` between them"
     )
-    keys_file: Folder | None = Field(
+    keys_file: AbsolutePath | None = Field(
         default=None, description="file with hashes of API keys; changes to it are followed"
     )
     without_keys: bool = Field(
         default=False, description="answer anyone though other machines reach us: something in front asks who comes"
     )
 
-    slot: Folder = Field(default=Path(".forecaster/slot"), description="folder with the model in use")
+    slot: AbsolutePath = Field(default=Path(".forecaster/slot"), description="folder with the model in use")
     reload_s: float = Field(default=1.0, gt=0, description="seconds between looks at the slot")
     retry_s: float = Field(default=60.0, gt=0, description="seconds before a refused bundle is tried again")
 
@@ -73,7 +73,7 @@ class Settings(BaseModel):
     max_lines: int = Field(default=100_000, ge=1, description="most series in one request of lines, which are streamed")
     max_answer: int = Field(default=1_000_000, ge=1, description="most numbers in one answer, quantiles too")
 
-    state_keys: Annotated[str, AfterValidator(_long_enough)] = Field(
+    state_keys: Annotated[str, AfterValidator(_validate_state_keys)] = Field(
         default="",
         repr=False,
         description="secret keys of states, `;` between them: the first signs, all are known; none: one for each start",
@@ -81,7 +81,7 @@ class Settings(BaseModel):
     max_state: int = Field(default=2**18, ge=1024, description="longest state of one series, in characters")
     max_scenarios: int = Field(default=100, ge=1, description="most scenarios in one request")
 
-    ledger: Annotated[str, AfterValidator(_ledger)] = Field(
+    ledger: Annotated[str, AfterValidator(_validate_ledger)] = Field(
         default="off",
         repr=False,
         description="where served forecasts are kept: off, on (ledger.db in the slot's folder), or the address of a database",
@@ -120,21 +120,27 @@ class Settings(BaseModel):
         return self.slot / "shadow" if self.shadow and self.ledger_url is not None else None
 
     @property
-    def follows(self) -> bool:
+    def follows_registry(self) -> bool:
         """Whether a registry is to be followed."""
         return self.registry is not None and self.model is not None
 
     @classmethod
-    def read(cls, environ: Mapping[str, str]) -> Self:
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
         """The settings of an environment; raises ValidationError for an unknown FORECASTER_SERVING_* too: a slip."""
-        ours = {name.removeprefix(PREFIX).lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
+        ours = {
+            name.removeprefix(ENV_PREFIX).lower(): value
+            for name, value in environ.items()
+            if name.startswith(ENV_PREFIX)
+        }
         return cls.model_validate(ours)
 
     def with_state_key(self) -> Self:
         """The same; where there is no key to sign states with, with a new one."""
-        return self if self.state_keys else self.model_copy(update={"state_keys": secrets.token_urlsafe(SHORTEST_KEY)})
+        return (
+            self if self.state_keys else self.model_copy(update={"state_keys": secrets.token_urlsafe(MIN_KEY_LENGTH)})
+        )
 
-    def environment(self) -> dict[str, str]:
-        """These settings as environment variables: the inverse of `read`, for a child process."""
+    def to_environment(self) -> dict[str, str]:
+        """These settings as environment variables: the inverse of `from_environment`, for a child process."""
         fields = self.model_dump(mode="json", exclude_none=True)
-        return {f"{PREFIX}{name.upper()}": str(value) for name, value in fields.items()}
+        return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in fields.items()}

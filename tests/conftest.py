@@ -7,7 +7,7 @@ import torch
 
 from tests import shape_checks
 
-shape_checks.install()
+shape_checks.install_shape_checks()
 torch.set_num_threads(1)  # small networks are slower on many, and tests run beside each other
 
 

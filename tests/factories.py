@@ -8,29 +8,29 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from forecaster.data.encoding import PLAIN
+from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.data.windows import Window
-from forecaster.model.regressor import Regressor, build
-from forecaster.model.rollout import Memory, read
-from forecaster.prediction.predictor import Forecaster
+from forecaster.model.regressor import Regressor, build_network
+from forecaster.model.rollout import RolloutState, run_over_window
+from forecaster.prediction.predictor import FittedModel
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
 
 START = pd.Timestamp("2026-01-01")
 
 
-def wave(steps: int, *, seed: int = 0) -> np.ndarray:
+def make_wave(steps: int, *, seed: int = 0) -> np.ndarray:
     """A day's rhythm, a trend and some noise about 1, where no gate is saturated; never twice the same value."""
     clock, draw = np.arange(steps), np.random.default_rng(seed)
     return 1 + 0.1 * seed + 0.005 * clock + 0.3 * np.sin(2 * np.pi * clock / 24) + 0.1 * draw.normal(size=steps)
 
 
-def one_series(y: np.ndarray, *, name: str = "a", freq: str = "h") -> Series:
+def make_series(y: np.ndarray, *, name: str = "a", freq: str = "h") -> Series:
     return Series(name, START, freq, np.asarray(y, dtype=np.float64))
 
 
-def panel_of(*values: np.ndarray, freq: str = "h") -> Panel:
-    return Panel([one_series(y, name=f"series_{number}", freq=freq) for number, y in enumerate(values)], freq)
+def make_panel(*series_values: np.ndarray, freq: str = "h") -> Panel:
+    return Panel([make_series(y, name=f"series_{number}", freq=freq) for number, y in enumerate(series_values)], freq)
 
 
 def make_spec(
@@ -49,24 +49,24 @@ def make_spec(
 
 def make_network(spec: Spec, *, seed: int = 1) -> Regressor:
     """Random weights, larger than a fresh network's, so that its outputs depend on all it has read."""
-    network = build(spec, seed=seed).eval().requires_grad_(False)
+    network = build_network(spec, seed=seed).eval().requires_grad_(False)
     for weight in network.parameters():
         weight.mul_(1.5)
     return network
 
 
-def make_forecaster(spec: Spec, *, seed: int = 1) -> Forecaster:
-    return Forecaster(spec, "h", spec.season or 1, START, PLAIN, make_network(spec, seed=seed))
+def make_forecaster(spec: Spec, *, seed: int = 1) -> FittedModel:
+    return FittedModel(spec, "h", spec.season or 1, START, EMPTY_ENCODING, make_network(spec, seed=seed))
 
 
-def foretell(network: Regressor, window: Window, memory: Memory) -> tuple[Tensor, Memory]:
+def teacher_forced_predictions(network: Regressor, window: Window, state: RolloutState) -> tuple[Tensor, RolloutState]:
     """The scaled prediction made at each step for the next (segment 1, point head), and the memory after the last."""
     assert network.segment == 1
-    outputs, past, after = read(network, window, memory)
-    recent = past.unfold(1, network.back, 1)[:, 1 : outputs.shape[1] + 1]
+    outputs, past, after = run_over_window(network, window, state)
+    recent = past.unfold(1, network.lookback, 1)[:, 1 : outputs.shape[1] + 1]
     return network.head.mean(network.decode(outputs, recent, None))[:, :, 0], after
 
 
-def next_step(network: Regressor, memory: Memory) -> Tensor:
+def predict_next_step(network: Regressor, state: RolloutState) -> Tensor:
     """The scaled prediction for the step after a memory."""
-    return network.head.mean(network.decode(memory.output, memory.recent, None))[:, 0]
+    return network.head.mean(network.decode(state.output, state.recent, None))[:, 0]

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Self, TypeVar, get_type_hints
 from beartype import beartype
 from jaxtyping import install_import_hook, jaxtyped
 
-Called = TypeVar("Called", bound=Callable[..., Any])
+Function = TypeVar("Called", bound=Callable[..., Any])
 
 # Modules with records. The hook knows functions and dataclasses; a NamedTuple it passes by.
-WITH_RECORDS = [
+MODULES_WITH_RECORDS = [
     "forecaster.statistical.blend",
     "forecaster.data.calendar",
     "forecaster.data.frames.columns",
@@ -51,7 +51,7 @@ WITH_RECORDS = [
 ]
 
 
-def typechecker(function: Called) -> Called:
+def typechecker(function: Function) -> Function:
     """Beartype, less what it cannot know: jaxtyping hands it single functions, and a `Self` outside its class is an error."""
     for name, hint in list(function.__annotations__.items()):
         if hint is Self:
@@ -59,16 +59,16 @@ def typechecker(function: Called) -> Called:
     return beartype(function)
 
 
-def install() -> None:
+def install_shape_checks() -> None:
     """Checks every module of forecaster that is imported from here on, in this process."""
     assert "forecaster" not in sys.modules, "imported before its shapes could be checked"
     install_import_hook("forecaster", f"{__name__}.typechecker")
-    for name in WITH_RECORDS:
+    for name in MODULES_WITH_RECORDS:
         for _, kind in inspect.getmembers(import_module(name), inspect.isclass):
             if kind.__module__ == name and NamedTuple in getattr(kind, "__orig_bases__", ()):
-                _check_record(kind)
+                _check_record_class(kind)
 
 
-def _check_record(kind: Any) -> None:
-    kind.__new__.__annotations__ = get_type_hints(kind, include_extras=True)  # of text until now
-    kind.__new__ = jaxtyped(kind.__new__, typechecker=typechecker)
+def _check_record_class(record_class: Any) -> None:
+    record_class.__new__.__annotations__ = get_type_hints(record_class, include_extras=True)  # of text until now
+    record_class.__new__ = jaxtyped(record_class.__new__, typechecker=typechecker)

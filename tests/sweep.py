@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 
-from forecaster.storage.failpoints import POINTS
+from forecaster.storage.failpoints import FAIL_POINTS
 
 
-def points_of(*steps: str) -> list[str]:
+def fail_points_of(*groups: str) -> list[str]:
     """The points of these steps; a step that has none is a slip."""
-    known = {name.partition(".")[0] for name in POINTS}
-    assert set(steps) <= known, f"no such step: {set(steps) - known}"
-    return [name for name in POINTS if name.partition(".")[0] in steps]
+    known = {name.partition(".")[0] for name in FAIL_POINTS}
+    assert set(groups) <= known, f"no such step: {set(groups) - known}"
+    return [name for name in FAIL_POINTS if name.partition(".")[0] in groups]
 
 
-def some(cases: Sequence[str], *, every: int = 3) -> list[Any]:
+def sample_cases(cases: Sequence[str], *, stride: int = 3) -> list[Any]:
     """All cases, of which `make test` runs the first of every few, and `make sweep` the others."""
-    marks = [[] if place % every == 0 else [pytest.mark.sweep] for place in range(len(cases))]
+    marks = [[] if place % stride == 0 else [pytest.mark.sweep] for place in range(len(cases))]
     return [pytest.param(case, marks=own) for case, own in zip(cases, marks, strict=True)]
 
 
-def pairwise(*choices: Iterable[Any]) -> list[Any]:
+def checkerboard_product(*choices: Iterable[Any]) -> list[Any]:
     """Every combination, of which `make test` runs every second, as on a chessboard, and `make sweep` the others.
 
     Where each choice is among two or more, any two of three choices meet in both colours: no pair waits for the sweep.

@@ -20,7 +20,7 @@ PYTHONS = ["3.11", "3.12"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 # The lowest versions we would run, whatever the resolver says (the first lightning releases after two malicious ones).
-FLOORS = {
+MINIMUM_VERSIONS = {
     "mlflow": "3.17.2",
     "mlflow-skinny": "3.17.2",
     "pytorch-lightning": "2.6.6",
@@ -29,7 +29,7 @@ FLOORS = {
 }
 
 
-def pins(lock: str) -> dict[Requirement, list[str]]:
+def read_hashes(lock: str) -> dict[Requirement, list[str]]:
     """The hashes of every requirement of a lock."""
     blocks = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements" / lock).read_text())[1:]
     return {
@@ -37,11 +37,11 @@ def pins(lock: str) -> dict[Requirement, list[str]]:
     }
 
 
-def versions(lock: str, python: str) -> dict[str, Version]:
+def read_versions(lock: str, python: str) -> dict[str, Version]:
     """What a lock installs on Linux with this Python."""
     machine = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
     here = default_environment() | machine | {"python_version": python, "python_full_version": f"{python}.0"}
-    wanted = [pin for pin in pins(lock) if pin.marker is None or pin.marker.evaluate(here)]
+    wanted = [pin for pin in read_hashes(lock) if pin.marker is None or pin.marker.evaluate(here)]
     names = [canonicalize_name(pin.name) for pin in wanted]
     assert len(names) == len(set(names)), "one package is pinned twice"
     return {name: Version(next(iter(pin.specifier)).version) for name, pin in zip(names, wanted, strict=True)}
@@ -49,14 +49,14 @@ def versions(lock: str, python: str) -> dict[str, Version]:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_pin_is_exact_and_hashed(lock: str) -> None:
-    for pin, hashes in pins(lock).items():
+    for pin, hashes in read_hashes(lock).items():
         assert [clause.operator for clause in pin.specifier] == ["=="], pin
         assert hashes, pin
         assert all(re.fullmatch("sha256:[0-9a-f]{64}", digest) for digest in hashes), pin
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_leaves_the_index_to_the_machine(lock: str) -> None:
+def test_a_lock_does_not_fix_the_package_index(lock: str) -> None:
     """Nothing but comments, pins and hashes: no option of pip, and no address."""
     text = (ROOT / "requirements" / lock).read_text()
     assert "://" not in text
@@ -70,54 +70,54 @@ def test_a_lock_leaves_the_index_to_the_machine(lock: str) -> None:
     ("lock", "extras"),
     [("lock.txt", ["train", "cli", "track", "serve", "dev"]), ("lock-serve.txt", ["cli", "serve", "postgres"])],
 )
-def test_a_lock_fulfils_what_the_project_asks_for(lock: str, extras: list[str], python: str) -> None:
-    locked = versions(lock, python)
+def test_a_lock_satisfies_the_project_requirements(lock: str, extras: list[str], python: str) -> None:
+    locked = read_versions(lock, python)
     asked = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
     for requirement in map(Requirement, asked):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
 
 
-def test_the_extra_all_is_all_but_what_holds_others_back() -> None:
+def test_the_extra_all_contains_every_compatible_extra() -> None:
     extras = PROJECT["optional-dependencies"]
     assert Requirement(extras["all"][0]).extras == set(extras) - {"all", "prefect"}
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_server_runs_what_was_tested(python: str) -> None:
-    assert versions("lock-serve.txt", python).items() <= versions("lock.txt", python).items()
+def test_the_server_lock_has_the_tested_versions(python: str) -> None:
+    assert read_versions("lock-serve.txt", python).items() <= read_versions("lock.txt", python).items()
 
 
-def test_the_server_carries_no_trainer() -> None:
+def test_the_server_lock_has_no_training_packages() -> None:
     strangers = {"pytorch-lightning", "matplotlib", "mlflow", "prefect", "ray", "pytest", "ruff", "mypy"}
-    assert not strangers & set(versions("lock-serve.txt", "3.11"))
+    assert not strangers & set(read_versions("lock-serve.txt", "3.11"))
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_no_lock_goes_below_a_floor(lock: str) -> None:
-    for name, version in versions(lock, "3.12").items():
-        assert version >= Version(FLOORS.get(name, "0")), name
+def test_no_lock_is_below_a_minimum_version(lock: str) -> None:
+    for name, version in read_versions(lock, "3.12").items():
+        assert version >= Version(MINIMUM_VERSIONS.get(name, "0")), name
 
 
 def test_the_build_backend_is_in_the_locks() -> None:
     [backend] = map(Requirement, PYPROJECT["build-system"]["requires"])
     for lock in ("lock.txt", "lock-serve.txt"):
-        assert backend.specifier.contains(versions(lock, "3.11")[backend.name]), lock
+        assert backend.specifier.contains(read_versions(lock, "3.11")[backend.name]), lock
 
 
-def test_cpu_and_gpu_build_of_torch_are_one_version_and_both_allowed() -> None:
-    [(cpu, hashes)] = pins("lock-cpu.txt").items()
-    torch = next(pin for pin in pins("lock.txt") if pin.name == "torch")
+def test_cpu_and_gpu_builds_of_torch_have_one_version_and_both_hashes() -> None:
+    [(cpu, hashes)] = read_hashes("lock-cpu.txt").items()
+    torch = next(pin for pin in read_hashes("lock.txt") if pin.name == "torch")
     assert str(cpu.specifier) == f"{torch.specifier}+cpu"
-    assert set(hashes) < set(pins("lock.txt")[torch])
+    assert set(hashes) < set(read_hashes("lock.txt")[torch])
 
 
-def test_cuda_packages_are_apart() -> None:
-    cuda = versions("lock-cuda.txt", "3.11")
+def test_cuda_packages_are_in_a_separate_lock() -> None:
+    cuda = read_versions("lock-cuda.txt", "3.11")
     assert "nvidia-cudnn-cu13" in cuda
-    assert not set(cuda) & set(versions("lock.txt", "3.11"))
+    assert not set(cuda) & set(read_versions("lock.txt", "3.11"))
 
 
-def test_the_installer_reads_names_as_pip_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_installer_normalises_names_like_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "requirements"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     import install
@@ -128,84 +128,86 @@ def test_the_installer_reads_names_as_pip_does(monkeypatch: pytest.MonkeyPatch) 
         'optree>=0.13; extra == "optree"',
     ]
     monkeypatch.setattr(install, "requires", lambda _: wanted)
-    assert install.names_wanted_by("torch") == {"nvidia-cudnn-cu13", "cuda-toolkit"}
-    assert install.names_in(ROOT / "requirements/lock-cuda.txt") == set(versions("lock-cuda.txt", "3.11"))
+    assert install.requirement_names("torch") == {"nvidia-cudnn-cu13", "cuda-toolkit"}
+    assert install.locked_names(ROOT / "requirements/lock-cuda.txt") == set(read_versions("lock-cuda.txt", "3.11"))
 
 
-def makefile_targets() -> set[str]:
+def read_makefile_targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
-def test_every_make_command_a_page_names_exists(page: str) -> None:
+def test_every_documented_make_target_exists(page: str) -> None:
     code = re.findall(r"^```.*?^```|`[^`\n]+`", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
     named = re.findall(r"\bmake ([a-z-]+)", "\n".join(code))
-    assert set(named) <= makefile_targets()
+    assert set(named) <= read_makefile_targets()
 
 
-def test_make_help_tells_every_target() -> None:
+def test_make_help_lists_every_target() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert phony
-    assert set(phony[1].split()) == makefile_targets()
+    assert set(phony[1].split()) == read_makefile_targets()
 
 
 @pytest.fixture
-def compose() -> dict[str, dict[str, object]]:
+def compose_file() -> dict[str, dict[str, object]]:
     services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
     assert set(services) == {"mlflow", "forecaster"}
     return services
 
 
-def test_compose_binds_the_loopback_of_the_host_only(compose: dict[str, dict[str, list[str]]]) -> None:
-    for service in compose.values():
+def test_compose_binds_to_the_loopback_interface_only(compose_file: dict[str, dict[str, list[str]]]) -> None:
+    for service in compose_file.values():
         assert service["ports"]
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
-def test_compose_runs_the_locked_mlflow_and_names_its_hosts(compose: dict[str, dict[str, list[str]]]) -> None:
-    assert compose["mlflow"]["image"] == f"ghcr.io/mlflow/mlflow:v{versions('lock.txt', '3.11')['mlflow']}"
-    assert any(option.startswith("--allowed-hosts=") for option in compose["mlflow"]["command"])
+def test_compose_runs_the_locked_mlflow_and_allows_its_hosts_only(
+    compose_file: dict[str, dict[str, list[str]]],
+) -> None:
+    assert compose_file["mlflow"]["image"] == f"ghcr.io/mlflow/mlflow:v{read_versions('lock.txt', '3.11')['mlflow']}"
+    assert any(option.startswith("--allowed-hosts=") for option in compose_file["mlflow"]["command"])
 
 
-def test_nothing_in_compose_phones_home(compose: dict[str, dict[str, dict[str, str]]]) -> None:
-    for service in compose.values():
+def test_compose_disables_all_telemetry(compose_file: dict[str, dict[str, dict[str, str]]]) -> None:
+    for service in compose_file.values():
         assert service["environment"]["DO_NOT_TRACK"] == "true"
         assert service["environment"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert compose["forecaster"]["environment"]["BENTOML_DO_NOT_TRACK"] == "true"
+    assert compose_file["forecaster"]["environment"]["BENTOML_DO_NOT_TRACK"] == "true"
 
 
-def instructions() -> list[list[str]]:
+def read_dockerfile_instructions() -> list[list[str]]:
     """The Dockerfile, one instruction a list of words."""
     text = re.sub(r"\\\n", " ", (ROOT / "docker/Dockerfile").read_text())
     return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def test_the_image_does_not_run_as_root() -> None:
-    names = [words[0] for words in instructions()]
-    user = instructions()[max(index for index, name in enumerate(names) if name == "USER")][1]
+    names = [words[0] for words in read_dockerfile_instructions()]
+    user = read_dockerfile_instructions()[max(index for index, name in enumerate(names) if name == "USER")][1]
     assert names[::-1].index("USER") < names[::-1].index("FROM"), "the last stage sets no user"
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
 
 
-def test_the_image_is_built_where_there_is_a_compiler() -> None:
+def test_the_image_is_built_with_a_compiler() -> None:
     """Without one the kernel is left out, silently, and workers are slower."""
-    stages = [index for index, words in enumerate(instructions()) if words[0] == "FROM"]
-    build = instructions()[stages[0] : stages[1]]
+    stages = [index for index, words in enumerate(read_dockerfile_instructions()) if words[0] == "FROM"]
+    build = read_dockerfile_instructions()[stages[0] : stages[1]]
     compiler = next(index for index, words in enumerate(build) if "gcc" in words)
     assert compiler < next(index for index, words in enumerate(build) if "--no-build-isolation" in words)
 
 
-def test_the_image_names_its_base_exactly_and_starts_the_service() -> None:
-    bases = [words[1] for words in instructions() if words[0] == "FROM"]
+def test_the_image_pins_its_base_and_starts_the_service() -> None:
+    bases = [words[1] for words in read_dockerfile_instructions() if words[0] == "FROM"]
     assert all(re.fullmatch(r"python:3\.1[12]\.\d+-slim-\w+", base) for base in bases)
-    assert instructions()[-1] == ["ENTRYPOINT", '["forecaster",', '"serve"]']
+    assert read_dockerfile_instructions()[-1] == ["ENTRYPOINT", '["forecaster",', '"serve"]']
 
 
-def test_the_image_gets_all_it_copies() -> None:
+def test_the_image_copies_everything_it_needs() -> None:
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         source
-        for words in instructions()
+        for words in read_dockerfile_instructions()
         if words[0] == "COPY" and "--from=build" not in words
         for source in words[1:-1]
     }

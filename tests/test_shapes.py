@@ -11,31 +11,31 @@ import torch
 from jaxtyping import TypeCheckError
 
 import forecaster
-from forecaster.data.windows import Example, Tape, Window
+from forecaster.data.windows import Example, PanelTensor, Window
 from forecaster.metrics import mae
-from forecaster.model.recurrent import Recurrent, State
-from forecaster.model.rollout import Memory
-from forecaster.model.scaling import Scale, measure
+from forecaster.model.recurrent import RecurrentStack, RecurrentState
+from forecaster.model.rollout import RolloutState
+from forecaster.model.scaling import Scale, measure_scale
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec
-from tests.shape_checks import WITH_RECORDS
+from tests.shape_checks import MODULES_WITH_RECORDS
 
 
-def test_an_argument_of_the_wrong_rank_is_refused() -> None:
+def test_an_argument_of_the_wrong_rank_is_rejected() -> None:
     with pytest.raises(TypeCheckError, match="values"):
-        measure(torch.zeros(3, 4, 5, dtype=torch.float64), "none")
+        measure_scale(torch.zeros(3, 4, 5, dtype=torch.float64), "none")
 
 
-def test_an_argument_of_the_wrong_number_type_is_refused() -> None:
+def test_an_argument_of_the_wrong_dtype_is_rejected() -> None:
     with pytest.raises(TypeCheckError, match="values"):
-        measure(torch.zeros(3, 4, dtype=torch.float32), "none")
+        measure_scale(torch.zeros(3, 4, dtype=torch.float32), "none")
 
 
-def test_two_arguments_that_name_one_axis_must_agree_on_it() -> None:
+def test_two_arguments_with_a_common_axis_must_agree_on_it() -> None:
     with pytest.raises(TypeCheckError, match="forecast"):
         mae(np.zeros((3, 4)), np.zeros((3, 5)))
-    recurrent = Recurrent(NetworkSpec(hidden=3), inputs=2)
-    inputs, state = torch.zeros(3, 4, 2), recurrent.start(3, like=torch.zeros(3))
+    recurrent = RecurrentStack(NetworkSpec(hidden=3), input_size=2)
+    inputs, state = torch.zeros(3, 4, 2), recurrent.initial_state(3, like=torch.zeros(3))
     assert recurrent(inputs, state, torch.ones(3, 4, dtype=torch.bool))[0].shape == (3, 4, 3)
 
 
@@ -46,8 +46,8 @@ def test_a_dataclass_checks_its_fields() -> None:
         Series("a", pd.Timestamp("2026-01-01"), "D", np.zeros(3, dtype=np.int64))
 
 
-MEMORY = Memory(
-    state=State(torch.zeros(1, 3, 4), None),
+ROLLOUT_STATE = RolloutState(
+    recurrent_state=RecurrentState(torch.zeros(1, 3, 4), None),
     output=torch.zeros(3, 4),
     recent=torch.zeros(3, 1),
     begun=torch.zeros(3, dtype=torch.bool),
@@ -65,15 +65,15 @@ MEMORY = Memory(
     [
         lambda: Window(torch.zeros(3, dtype=torch.float64)),
         lambda: Example(Window(torch.zeros(3, 4, dtype=torch.float64)), torch.zeros(3, dtype=torch.float64)),
-        lambda: Tape(torch.zeros(9), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)),
-        lambda: State(torch.zeros(3, 4), None),
+        lambda: PanelTensor(torch.zeros(9), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)),
+        lambda: RecurrentState(torch.zeros(3, 4), None),
         lambda: Scale(
             torch.zeros(3, dtype=torch.float64),
             torch.zeros(4, dtype=torch.float64),
             torch.zeros(3, 1, dtype=torch.float64),
             torch.zeros(3, 0, dtype=torch.float64),
         ),
-        lambda: Memory(**{**MEMORY._asdict(), "begun": torch.zeros(2, dtype=torch.bool)}),
+        lambda: RolloutState(**{**ROLLOUT_STATE._asdict(), "begun": torch.zeros(2, dtype=torch.bool)}),
     ],
 )
 def test_a_named_tuple_checks_its_fields(make) -> None:
@@ -81,11 +81,11 @@ def test_a_named_tuple_checks_its_fields(make) -> None:
         make()
 
 
-def test_every_module_with_arrays_and_records_is_named() -> None:
+def test_every_module_with_array_records_is_listed() -> None:
     root = Path(forecaster.__file__).parent
     texts = {
         ".".join(("forecaster", *path.relative_to(root).with_suffix("").parts)): path.read_text()
         for path in root.rglob("*.py")
     }
     found = {name for name, text in texts.items() if "forecaster.shapes import" in text and "(NamedTuple)" in text}
-    assert found == set(WITH_RECORDS)
+    assert found == set(MODULES_WITH_RECORDS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import combinations, product
 
-from tests.sweep import pairwise
+from tests.sweep import checkerboard_product
 
 
-def test_every_pair_of_choices_is_tried_without_the_sweep() -> None:
+def test_every_pair_of_choices_is_tested_without_the_sweep() -> None:
     choices = "ab", "cdefgh", "ij"
-    cases = pairwise(*choices)
+    cases = checkerboard_product(*choices)
     assert [case.values for case in cases] == list(product(*choices))
     at_once = [case.values for case in cases if not case.marks]
     assert len(at_once) == len(cases) / 2

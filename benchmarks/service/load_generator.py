@@ -2,7 +2,7 @@
 
     python -m benchmarks.service.load_generator < job.json > told.json
 
-A job is the fields of `Job`, its body in a file; what is told is the fields of `Told`. Nothing here knows what a forecast is.
+A job is the fields of `LoadJob`, its body in a file; what is told is the fields of `LoadResult`. Nothing here knows what a forecast is.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MOST_BODIES = 100  # different ones, that are told apart
-_PAUSE_S = 0.02  # before a connection that was lost is made again
+MAX_BODIES = 100  # different ones, that are told apart
+_RECONNECT_DELAY_S = 0.02  # before a connection that was lost is made again
 
 
 @dataclass(frozen=True)
-class Job:
+class LoadJob:
     """What to ask.
 
     Attributes:
@@ -46,12 +46,12 @@ class Job:
     seconds: float = 5.0
     count: int = 0
     rate: float = 0.0
-    bodies: bool = False
-    patience_s: float = 60.0
+    count_bodies: bool = False
+    timeout_s: float = 60.0
 
 
 @dataclass
-class Told:
+class LoadResult:
     """What came back.
 
     Attributes:
@@ -66,12 +66,12 @@ class Told:
     seconds: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
     lost: int = 0
-    took: list[float] = field(default_factory=list)
-    ended: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    finished_at: list[float] = field(default_factory=list)
     bodies: Counter[str] = field(default_factory=Counter)
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """One connection, one request at a time; reads as much of HTTP as a server of ours or of others writes."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
             self._waiting.set_exception(ConnectionResetError())
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether it may be asked again."""
         return self._transport is not None and not self._transport.is_closing()
 
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    async def ask(self, request: bytes) -> tuple[str, bytes]:
+    async def send(self, request: bytes) -> tuple[str, bytes]:
         """The status and the body of the answer."""
         self._buffer.clear()
         self._waiting = asyncio.get_running_loop().create_future()
@@ -109,12 +109,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Takes a part of an answer."""
         self._buffer += data
-        found = whole(self._buffer)
+        found = parse_response(self._buffer)
         if found is not None and self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(found)
 
 
-def whole(buffer: bytearray) -> tuple[str, bytes] | None:
+def parse_response(buffer: bytearray) -> tuple[str, bytes] | None:
     """The status and the body of an answer that is there from end to end; None if more must come."""
     head = buffer.find(b"\r\n\r\n")
     if head < 0:
@@ -130,90 +130,90 @@ def whole(buffer: bytearray) -> tuple[str, bytes] | None:
     raise ValueError(f"Expected an answer with a length; found {lines[:300]!r}.")
 
 
-class Load:
+class LoadGenerator:
     """A job under way."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: LoadJob) -> None:
         body = b"" if job.body is None else Path(job.body).read_bytes()
         lines = [f"{'GET' if job.body is None else 'POST'} {job.path} HTTP/1.1", f"host: 127.0.0.1:{job.port}"]
         lines += [f"{name}: {value}" for name, value in job.headers.items()] + [f"content-length: {len(body)}"]
         self._request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-        self._job, self._told = job, Told()
+        self._job, self._told = job, LoadResult()
         self._began = 0.0
         self._left = job.count or sys.maxsize
 
-    async def run(self) -> Told:
+    async def run(self) -> LoadResult:
         """All of it."""
         self._began = time.perf_counter()
-        await (self._steadily() if self._job.rate else self._over_and_over())
+        await (self._run_at_rate() if self._job.rate else self._run_closed_loop())
         self._told.seconds = time.perf_counter() - self._began
         return self._told
 
     @property
-    def _over(self) -> bool:
+    def _is_finished(self) -> bool:
         return self._left <= 0 or (not self._job.count and time.perf_counter() - self._began >= self._job.seconds)
 
-    async def _over_and_over(self) -> None:
-        await asyncio.gather(*(self._client() for _ in range(self._job.connections)))
+    async def _run_closed_loop(self) -> None:
+        await asyncio.gather(*(self._run_client() for _ in range(self._job.connections)))
 
-    async def _client(self) -> None:
-        connection: Connection | None = None
-        while not self._over:
+    async def _run_client(self) -> None:
+        connection: HttpConnection | None = None
+        while not self._is_finished:
             self._left -= 1
-            connection = await self._once(connection)
+            connection = await self._send_once(connection)
         if connection is not None:
             connection.close()
 
-    async def _steadily(self) -> None:
+    async def _run_at_rate(self) -> None:
         """Each at its moment, on a connection of its own: so each is answered by whichever process takes it."""
         tasks = []
         for number in range(int(self._job.rate * self._job.seconds)):
             await asyncio.sleep(max(0.0, self._began + number / self._job.rate - time.perf_counter()))
-            tasks.append(asyncio.create_task(self._alone()))
+            tasks.append(asyncio.create_task(self._send_on_new_connection()))
         await asyncio.gather(*tasks)
 
-    async def _alone(self) -> None:
-        connection = await self._once(None)
+    async def _send_on_new_connection(self) -> None:
+        connection = await self._send_once(None)
         if connection is not None:
             connection.close()
 
-    async def _once(self, connection: Connection | None) -> Connection | None:
+    async def _send_once(self, connection: HttpConnection | None) -> HttpConnection | None:
         """One request; answers the connection that may be used again."""
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(self._job.patience_s):
-                if connection is None or not connection.usable:
+            async with asyncio.timeout(self._job.timeout_s):
+                if connection is None or not connection.is_usable:
                     connection = await self._connect()
-                status, body = await connection.ask(self._request)
+                status, body = await connection.send(self._request)
         except (OSError, TimeoutError):
             self._told.lost += 1
             if connection is not None:
                 connection.close()
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_RECONNECT_DELAY_S)
             return None
         now = time.perf_counter()
-        self._told.took.append(now - began)
-        self._told.ended.append(now - self._began)
+        self._told.latencies.append(now - began)
+        self._told.finished_at.append(now - self._began)
         self._told.statuses[status] += 1
-        if self._job.bodies and (len(self._told.bodies) < MOST_BODIES or body.decode() in self._told.bodies):
+        if self._job.count_bodies and (len(self._told.bodies) < MAX_BODIES or body.decode() in self._told.bodies):
             self._told.bodies[body.decode()] += 1
         return connection
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> HttpConnection:
         connect: Callable[..., Any] = asyncio.get_running_loop().create_connection
-        _, connection = await connect(Connection, "127.0.0.1", self._job.port)
-        made: Connection = connection
+        _, connection = await connect(HttpConnection, "127.0.0.1", self._job.port)
+        made: HttpConnection = connection
         return made
 
 
 def main() -> None:
     """Reads a job and writes what came back."""
-    job = Job(**json.load(sys.stdin))
+    job = LoadJob(**json.load(sys.stdin))
     try:
         from uvloop import run
     except ImportError:
         from asyncio import run
-    json.dump(vars(run(Load(job).run())), sys.stdout)
+    json.dump(vars(run(LoadGenerator(job).run())), sys.stdout)
 
 
 if __name__ == "__main__":

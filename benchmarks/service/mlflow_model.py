@@ -1,4 +1,4 @@
-"""The same network for MLflow's model server: a Python model of its own kind, written to `MODEL` by `save`.
+"""The same network for MLflow's model server: a Python model of its own kind, written to `MODEL_REQUEST` by `save_model`.
 
 A row of the frame is a history, a column a step; a row of the answer is a forecast. MLflow reads this file as code.
 """
@@ -20,27 +20,27 @@ from forecaster.series import Series
 HORIZON = 24
 
 
-class Forecasting(mlflow.pyfunc.PythonModel):
+class ForecastPythonModel(mlflow.pyfunc.PythonModel):
     """The bundle on its fastest engine."""
 
     def load_context(self, context: Any) -> None:
         """Loads the bundle."""
-        self._predictor = artifact.predictor(Path(context.artifacts["bundle"]))
+        self._predictor = artifact.load_predictor(Path(context.artifacts["bundle"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """A forecast for each row."""
         start = pd.Timestamp("2026-01-01", tz="UTC")
         rows = model_input.to_numpy(dtype=np.float64)
         series = [Series(str(number), start, "h", row) for number, row in enumerate(rows)]
-        told = self._predictor.forecast_each(series, HORIZON)
+        told = self._predictor.forecast_batch(series, HORIZON)
         return pd.DataFrame([one.mean for one in told if not isinstance(one, ForecasterError)])
 
 
-def save(bundle: Path, folder: Path) -> None:
+def save_model(bundle: Path, folder: Path) -> None:
     """Writes the model, without an environment of its own."""
     mlflow.pyfunc.save_model(
         folder, python_model=__file__, artifacts={"bundle": str(bundle)}, pip_requirements=[], code_paths=None
     )
 
 
-set_model(Forecasting())
+set_model(ForecastPythonModel())

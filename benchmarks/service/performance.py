@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.service import servers
-from benchmarks.service.load_generator import Job, Told
-from benchmarks.service.servers import HORIZON, JSON, START, histories, request
+from benchmarks.service.load_generator import LoadJob, LoadResult
+from benchmarks.service.servers import HORIZON, JSON_HEADERS, START, make_histories, make_request
 from serving.settings import Settings
 
-CONNECTIONS = (1, 16, 64)
+CONNECTION_COUNTS = (1, 16, 64)
 
 
-class Length(NamedTuple):
+class RunLength(NamedTuple):
     """How long a run is.
 
     Attributes:
@@ -31,91 +31,93 @@ class Length(NamedTuple):
     """
 
     seconds: float
-    rounds: int
+    repeats: int
     overload_s: float
-    flips: int
-    mlflow: bool = True
+    model_changes: int
+    with_mlflow: bool = True
 
 
-def one_forecast(work: Path, length: Length) -> list[str]:
+def measure_one_forecast(folder: Path, length: RunLength) -> list[str]:
     """Requests a second and milliseconds, ours beside the others, in turns within one run."""
-    body, frame = work / "one.json", work / "frame.json"
-    body.write_text(json.dumps(request(1, servers.CONTEXT)))
-    values = histories(1, servers.CONTEXT)
+    body, frame = folder / "one.json", folder / "frame.json"
+    body.write_text(json.dumps(make_request(1, servers.CONTEXT)))
+    values = make_histories(1, servers.CONTEXT)
     columns = [f"y{step}" for step in range(values.shape[1])]
     frame.write_text(json.dumps({"dataframe_split": {"columns": columns, "data": values.tolist()}}))
-    slot = work / "slot"
-    found: dict[tuple[str, int], list[Told]] = {}
+    slot = folder / "slot"
+    found: dict[tuple[str, int], list[LoadResult]] = {}
     with ExitStack() as stack:
         settings = Settings(slot=slot, port=servers.free_port())
         jobs = {
             "ours, 1 worker": (
-                stack.enter_context(servers.ours(settings, work / "ours.log")).port,
+                stack.enter_context(servers.run_service(settings, folder / "ours.log")).port,
                 "/v1/forecast",
                 body,
             ),
             "raw uvicorn route": (
-                stack.enter_context(servers.raw(slot / "current" / "bundle", work / "raw.log")).port,
+                stack.enter_context(servers.run_raw_server(slot / "current" / "bundle", folder / "raw.log")).port,
                 "/",
                 body,
             ),
         }
-        if length.mlflow:
-            from benchmarks.service.mlflow_model import save
+        if length.with_mlflow:
+            from benchmarks.service.mlflow_model import save_model
 
-            save(slot / "current" / "bundle", work / "mlflow")
-            server = stack.enter_context(servers.in_mlflow(work / "mlflow", work / "mlflow.log"))
+            save_model(slot / "current" / "bundle", folder / "mlflow")
+            server = stack.enter_context(servers.run_mlflow_server(folder / "mlflow", folder / "mlflow.log"))
             jobs["MLflow model server"] = (server.port, "/invocations", frame)
-        for number in range(length.rounds + 1):  # the first warms up
-            for connections in CONNECTIONS:
+        for number in range(length.repeats + 1):  # the first warms up
+            for connections in CONNECTION_COUNTS:
                 for name, (port, path, file) in jobs.items():
-                    told = servers.load(Job(port, path, str(file), JSON, connections, length.seconds))
+                    told = servers.run_load(LoadJob(port, path, str(file), JSON_HEADERS, connections, length.seconds))
                     assert set(told.statuses) == {"200"}, f"{name} answered {dict(told.statuses)}, {told.lost} lost"
                     if number:
                         found.setdefault((name, connections), []).append(told)
     rows = ["| | connections | requests/s | p50 ms | p99 ms | ours is faster by |", "|---|---|---|---|---|---|"]
-    for connections in CONNECTIONS:
-        ours = [_rate(told) for told in found["ours, 1 worker", connections]]
+    for connections in CONNECTION_COUNTS:
+        ours = [_requests_per_second(told) for told in found["ours, 1 worker", connections]]
         for name in jobs:
             each = found[name, connections]
-            ratio = statistics.median(one / _rate(told) for one, told in zip(ours, each, strict=True))
-            took = [_milliseconds(told) for told in each]
+            ratio = statistics.median(one / _requests_per_second(told) for one, told in zip(ours, each, strict=True))
+            took = [_latency_percentiles(told) for told in each]
             middle = [statistics.median(column) for column in zip(*took, strict=True)]
-            rate = statistics.median(map(_rate, each))
+            rate = statistics.median(map(_requests_per_second, each))
             rows.append(f"| {name} | {connections} | {rate:.0f} | {middle[0]:.2f} | {middle[1]:.2f} | {ratio:.2f} |")
     return ["## One forecast of 24 steps, 96 steps of history, LSTM 64", "", *rows]
 
 
-def _rate(told: Told) -> float:
-    return len(told.took) / told.seconds
+def _requests_per_second(result: LoadResult) -> float:
+    return len(result.latencies) / result.seconds
 
 
-def _milliseconds(told: Told) -> tuple[float, float]:
-    low, high = np.quantile(told.took, [0.5, 0.99]) * 1000
+def _latency_percentiles(result: LoadResult) -> tuple[float, float]:
+    low, high = np.quantile(result.latencies, [0.5, 0.99]) * 1000
     return float(low), float(high)
 
 
-def start(work: Path, length: Length) -> list[str]:
+def measure_startup(folder: Path, length: RunLength) -> list[str]:
     """From the command to the first 200 of /readyz; the memory of a worker then, and after a thousand forecasts."""
-    body = work / "one.json"
-    body.write_text(json.dumps(request(1, servers.CONTEXT)))
+    body = folder / "one.json"
+    body.write_text(json.dumps(make_request(1, servers.CONTEXT)))
     rows = [
         "| model | ready after s | of it CPU s | resident MB | after 1000 forecasts | torch |",
         "|---|---|---|---|---|---|",
     ]
     for name, fields in (("LSTM 64, in the kernel", {}), ("LSTM 64, on its graph", {"decoder": "direct"})):
-        slot = work / f"slot of {name}"
-        servers.publish(slot, **fields)
+        slot = folder / f"slot of {name}"
+        servers.publish_bundle(slot, **fields)
         ready, spent, before, after, brings = [], [], [], [], []
-        for _ in range(length.rounds):
+        for _ in range(length.repeats):
             settings = Settings(slot=slot, port=servers.free_port())
-            command = [*servers.OURS]
-            with servers.started(command, settings.port, settings.environment(), work / "start.log") as server:
-                ready.append(servers.wait_for(server, "/readyz"))
+            command = [*servers.SERVING_COMMAND]
+            with servers.start_server(
+                command, settings.port, settings.to_environment(), folder / "start.log"
+            ) as server:
+                ready.append(servers.wait_until_ready(server, "/readyz"))
                 [worker] = server.workers
-                spent.append(sum(sum(one.cpu_times()[:2]) for one in server.everyone))
+                spent.append(sum(sum(one.cpu_times()[:2]) for one in server.processes))
                 before.append(worker.memory_info().rss / 2**20)
-                servers.load(Job(server.port, "/v1/forecast", str(body), JSON, 4, count=1000))
+                servers.run_load(LoadJob(server.port, "/v1/forecast", str(body), JSON_HEADERS, 4, count=1000))
                 after.append(worker.memory_info().rss / 2**20)
                 brings.append(any("libtorch" in one.path for one in worker.memory_maps()))
         middle = [statistics.median(column) for column in (ready, spent, before, after)]
@@ -124,27 +126,27 @@ def start(work: Path, length: Length) -> list[str]:
     return ["## Start and memory of a worker", "", "Aims: 3 s, 250 MB.", "", *rows]
 
 
-def panels(work: Path, length: Length) -> list[str]:
+def measure_panels(folder: Path, length: RunLength) -> list[str]:
     """A thousand series of a week of hours, in every form."""
     rows = ["| form | MB sent | s | series/s |", "|---|---|---|---|"]
-    with servers.ours(Settings(slot=work / "slot", port=servers.free_port()), work / "panels.log") as server:
-        for name, (content, media_type) in _forms(histories(1000, 168)).items():
-            file = work / f"panel of {name}"
+    with servers.run_service(Settings(slot=folder / "slot", port=servers.free_port()), folder / "panels.log") as server:
+        for name, (content, media_type) in _encode_formats(make_histories(1000, 168)).items():
+            file = folder / f"panel of {name}"
             file.write_bytes(content)
             headers = {"content-type": media_type}
-            told = servers.load(
-                Job(server.port, "/v1/forecast", str(file), headers, count=1 + 3 * length.rounds, patience_s=120)
+            told = servers.run_load(
+                LoadJob(server.port, "/v1/forecast", str(file), headers, count=1 + 3 * length.repeats, timeout_s=120)
             )
             assert set(told.statuses) == {"200"}, f"{name}: {dict(told.statuses)}"
-            middle = statistics.median(told.took[1:])
+            middle = statistics.median(told.latencies[1:])
             rows.append(f"| {name} | {len(content) / 1e6:.2f} | {middle:.3f} | {1000 / middle:.0f} |")
     return ["## 1000 series of 168 steps, 24 steps ahead", "", *rows]
 
 
-def _forms(values: np.ndarray) -> dict[str, tuple[bytes, str]]:
+def _encode_formats(values: np.ndarray) -> dict[str, tuple[bytes, str]]:
     names = [f"series_{number}" for number in range(len(values))]
     asked = {"horizon": HORIZON}
-    rows = request(*values.shape)
+    rows = make_request(*values.shape)
     lines = "\n".join([json.dumps(asked), *(json.dumps(one) for one in rows["series"])])
     columns = {"id": names, "start": [START] * len(values), "freq": "h", "y": values.tolist()}
     table = pa.table(

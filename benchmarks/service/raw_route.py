@@ -16,37 +16,37 @@ from forecaster.errors import ForecasterError
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 
-BUNDLE = "FORECASTER_BENCHMARK_BUNDLE"  # the folder of the bundle to answer with
-_JSON = [(b"content-type", b"application/json")]
+BUNDLE_VARIABLE = "FORECASTER_BENCHMARK_BUNDLE"  # the folder of the bundle to answer with
+_JSON_HEADERS = [(b"content-type", b"application/json")]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Answers a forecast request in the words of ours, whatever the path."""
     if scope["type"] != "http":
         return
-    predictor = _loaded()
+    predictor = _load_predictor()
     body, more = b"", True
     while more:
         message = await receive()
         body, more = body + message.get("body", b""), message.get("more_body", False)
-    content = _forecast(predictor, body) if body else b"{}"
+    content = _forecast_response(predictor, body) if body else b"{}"
     length = (b"content-length", str(len(content)).encode())
-    await send({"type": "http.response.start", "status": 200, "headers": [*_JSON, length]})
+    await send({"type": "http.response.start", "status": 200, "headers": [*_JSON_HEADERS, length]})
     await send({"type": "http.response.body", "body": content})
 
 
 @cache
-def _loaded() -> Predictor:
-    return artifact.predictor(Path(os.environ[BUNDLE]))
+def _load_predictor() -> Predictor:
+    return artifact.load_predictor(Path(os.environ[BUNDLE_VARIABLE]))
 
 
-def _forecast(predictor: Predictor, body: bytes) -> bytes:
+def _forecast_response(predictor: Predictor, body: bytes) -> bytes:
     asked = orjson.loads(body)
     series = [
         Series(one["id"], pd.Timestamp(one["start"]), one["freq"], np.array(one["y"], dtype=np.float64))
         for one in asked["series"]
     ]
-    told = predictor.forecast_each(series, asked["horizon"])
+    told = predictor.forecast_batch(series, asked["horizon"])
     good = [one for one in told if not isinstance(one, ForecasterError)]
     forecasts = [{"id": one.id, "ds": [str(stamp) for stamp in one.ds], "mean": one.mean} for one in good]
     return orjson.dumps({"forecasts": forecasts}, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from benchmarks.service.load_generator import Job, Told
-from benchmarks.service.raw_route import BUNDLE
+from benchmarks.service.load_generator import LoadJob, LoadResult
+from benchmarks.service.raw_route import BUNDLE_VARIABLE
 from forecaster.bundle import artifact
 from forecaster.spec import NetworkSpec, Spec
 from serving.deployment import slot as slots
@@ -30,11 +30,11 @@ from serving.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT, HORIZON = 96, 24
 START = "2026-01-01T00:00:00Z"
-JSON = {"content-type": "application/json"}
-OURS = (sys.executable, "-m", "serving")
+JSON_HEADERS = {"content-type": "application/json"}
+SERVING_COMMAND = (sys.executable, "-m", "serving")
 
 
-class Server(NamedTuple):
+class ServerProcess(NamedTuple):
     """One under way.
 
     Attributes:
@@ -45,10 +45,10 @@ class Server(NamedTuple):
 
     process: subprocess.Popen[bytes]
     port: int
-    began: float
+    started_at: float
 
     @property
-    def everyone(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
         """All its processes."""
         first = psutil.Process(self.process.pid)
         return [first, *first.children(recursive=True)]
@@ -56,10 +56,10 @@ class Server(NamedTuple):
     @property
     def workers(self) -> list[psutil.Process]:
         """The processes that answer."""
-        return [one for one in self.everyone if "_bentoml_impl.worker.service" in " ".join(_command(one))]
+        return [one for one in self.processes if "_bentoml_impl.worker.service" in " ".join(_command_line(one))]
 
 
-def _command(process: psutil.Process) -> list[str]:
+def _command_line(process: psutil.Process) -> list[str]:
     try:
         command: list[str] = process.cmdline()
     except psutil.Error:
@@ -67,39 +67,41 @@ def _command(process: psutil.Process) -> list[str]:
     return command
 
 
-def histories(count: int, steps: int, *, seed: int = 0) -> np.ndarray:
+def make_histories(count: int, steps: int, *, seed: int = 0) -> np.ndarray:
     """Made-up demand: a day's rhythm and noise."""
     clock, draw = np.arange(steps), np.random.default_rng(seed)
     rhythm = 100 + 20 * np.sin(2 * np.pi * clock / 24)
     return np.round(rhythm + 5 * draw.normal(size=(count, steps)), 3)
 
 
-def request(count: int, steps: int, *, horizon: int = HORIZON) -> dict[str, Any]:
+def make_request(count: int, steps: int, *, horizon: int = HORIZON) -> dict[str, Any]:
     """A request in rows."""
     series = [
         {"id": f"series_{number}", "start": START, "freq": "h", "y": row.tolist()}
-        for number, row in enumerate(histories(count, steps))
+        for number, row in enumerate(make_histories(count, steps))
     ]
     return {"series": series, "horizon": horizon}
 
 
 def write_bundle(folder: Path, *, seed: int = 1, **fields: Any) -> str:
     """An untrained LSTM of 64 units, which takes as long as a trained one; answers the digest."""
-    from forecaster.data.encoding import PLAIN
-    from forecaster.model.regressor import build
-    from forecaster.prediction.fitted_model import Forecaster
+    from forecaster.data.encoding import EMPTY_ENCODING
+    from forecaster.model.regressor import build_network
+    from forecaster.prediction.fitted_model import FittedModel
 
     network = NetworkSpec(cell="lstm", hidden=64)
     spec = Spec.parse({"name": "demand", "context": CONTEXT, "horizon": HORIZON, "network": network} | fields, where="")
-    learned = Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), PLAIN, build(spec, seed=seed, season=24))
-    return artifact.save(learned, folder, card="# Made for a benchmark\n")
+    learned = FittedModel(
+        spec, "h", 24, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, build_network(spec, seed=seed, season=24)
+    )
+    return artifact.save_bundle(learned, folder, card="# Made for a benchmark\n")
 
 
-def publish(slot: Path, *, version: str = "1", seed: int = 1, bad: bool = False, **fields: Any) -> str:
+def publish_bundle(slot: Path, *, version: str = "1", seed: int = 1, damaged: bool = False, **fields: Any) -> str:
     """Puts a bundle into a slot as a follower does, and answers its digest; a bad one has weights unknown to its manifest."""
     with slots.staging(slot) as draft:
         digest = write_bundle(draft / "bundle", seed=seed, **fields)
-        if bad:
+        if damaged:
             (draft / "bundle" / "weights.safetensors").write_bytes(b"spoilt")
         slots.publish(slot, draft / "bundle", slots.Release(name="demand", version=version, digest=digest))
     return digest
@@ -113,45 +115,47 @@ def free_port() -> int:
 
 
 @contextmanager
-def ours(settings: Settings, log: Path) -> Iterator[Server]:
+def run_service(settings: Settings, log: Path) -> Iterator[ServerProcess]:
     """`python -m serving`, ready; ended afterwards."""
-    with started([*OURS], settings.port, settings.environment(), log) as server:
-        wait_for(server, "/readyz")
+    with start_server([*SERVING_COMMAND], settings.port, settings.to_environment(), log) as server:
+        wait_until_ready(server, "/readyz")
         yield server
 
 
 @contextmanager
-def raw(bundle: Path, log: Path) -> Iterator[Server]:
+def run_raw_server(bundle: Path, log: Path) -> Iterator[ServerProcess]:
     """The raw route, ready."""
     port = free_port()
-    with started(_uvicorn("benchmarks.service.raw_route:app", port), port, {BUNDLE: str(bundle)}, log) as server:
-        wait_for(server, "/")
+    with start_server(
+        _uvicorn_command("benchmarks.service.raw_route:app", port), port, {BUNDLE_VARIABLE: str(bundle)}, log
+    ) as server:
+        wait_until_ready(server, "/")
         yield server
 
 
 @contextmanager
-def in_mlflow(model: Path, log: Path) -> Iterator[Server]:
+def run_mlflow_server(model: Path, log: Path) -> Iterator[ServerProcess]:
     """MLflow's scoring server as its own command starts it, without an environment of its own; ready."""
     port, environment = free_port(), {"__pyfunc_model_path__": str(model), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with started(_uvicorn("mlflow.pyfunc.scoring_server.app:app", port), port, environment, log) as server:
-        wait_for(server, "/ping")
+    with start_server(_uvicorn_command("mlflow.pyfunc.scoring_server.app:app", port), port, environment, log) as server:
+        wait_until_ready(server, "/ping")
         yield server
 
 
-def _uvicorn(app: str, port: int) -> list[str]:
+def _uvicorn_command(app: str, port: int) -> list[str]:
     options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--no-access-log"]
     return [sys.executable, "-m", "uvicorn", app, *options]
 
 
 @contextmanager
-def started(command: list[str], port: int, environment: Mapping[str, str], log: Path) -> Iterator[Server]:
+def start_server(command: list[str], port: int, environment: Mapping[str, str], log: Path) -> Iterator[ServerProcess]:
     """A server that may not be ready yet; it and its children are ended afterwards."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("BENTOML", "FORECASTER"))}
     whole = inherited | dict(environment) | {"PYTHONPATH": str(ROOT)}
     with log.open("ab") as sink:
         began = time.perf_counter()
         process = subprocess.Popen(command, env=whole, cwd=log.parent, stdout=sink, stderr=sink)
-        server = Server(process, port, began)
+        server = ServerProcess(process, port, began)
         try:
             yield server
         finally:
@@ -166,7 +170,7 @@ def started(command: list[str], port: int, environment: Mapping[str, str], log: 
             process.wait(30)
 
 
-def get(port: int, path: str, *, timeout_s: float = 30.0) -> tuple[int, bytes]:
+def http_get(port: int, path: str, *, timeout_s: float = 30.0) -> tuple[int, bytes]:
     """The status and the body; 0 where nobody answers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
@@ -179,16 +183,16 @@ def get(port: int, path: str, *, timeout_s: float = 30.0) -> tuple[int, bytes]:
         connection.close()
 
 
-def wait_for(server: Server, path: str, *, seconds: float = 120.0) -> float:
+def wait_until_ready(server: ServerProcess, path: str, *, seconds: float = 120.0) -> float:
     """Seconds from its start until it answers 200; raises TimeoutError if it does not."""
-    while get(server.port, path)[0] != 200:
-        if server.process.poll() is not None or time.perf_counter() - server.began > seconds:
+    while http_get(server.port, path)[0] != 200:
+        if server.process.poll() is not None or time.perf_counter() - server.started_at > seconds:
             raise TimeoutError(f"Expected {path} to answer 200 within {seconds} s; it did not. See the server's log.")
         time.sleep(0.01)
-    return time.perf_counter() - server.began
+    return time.perf_counter() - server.started_at
 
 
-def begin(job: Job) -> subprocess.Popen[str]:
+def start_load(job: LoadJob) -> subprocess.Popen[str]:
     """A load in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.service.load_generator"]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -198,17 +202,17 @@ def begin(job: Job) -> subprocess.Popen[str]:
     return child
 
 
-def end(child: subprocess.Popen[str]) -> Told:
+def finish_load(child: subprocess.Popen[str]) -> LoadResult:
     """What it was told."""
     assert child.stdout is not None
     text = child.stdout.read()
     if child.wait() != 0:
         raise RuntimeError("Expected the load to end; it failed. Its error stands above.")
-    told = Told(**json.loads(text))
+    told = LoadResult(**json.loads(text))
     told.statuses, told.bodies = Counter(told.statuses), Counter(told.bodies)
     return told
 
 
-def load(job: Job) -> Told:
+def run_load(job: LoadJob) -> LoadResult:
     """The same from end to end."""
-    return end(begin(job))
+    return finish_load(start_load(job))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-STAMP = "2020-01-01"  # of the first value; hours follow
-SHORT = 3  # steps of the training that is taken from a longer one, so that what is done once does not count
+FIRST_TIMESTAMP = "2020-01-01"  # of the first value; hours follow
+SHORT_STEPS = 3  # steps of the training that is taken from a longer one, so that what is done once does not count
 
 
 @dataclass(frozen=True)
-class Case:
+class SpeedCase:
     """One measurement, the same for all who take part.
 
     Attributes:
@@ -44,13 +44,13 @@ class Case:
     origins: int = 0
 
     @property
-    def network(self) -> str:
+    def network_name(self) -> str:
         """As people say it."""
         return f"{self.cell.upper()} {self.hidden}x{self.layers}"
 
 
 @dataclass(frozen=True)
-class Aim:
+class SpeedTarget:
     """How many times faster than an entrant we want to be; below 1, how much slower we may be.
 
     Attributes:
@@ -59,8 +59,8 @@ class Aim:
         ours: Which of our entrants is meant; the first, if not said.
     """
 
-    than: str
-    times: float
+    entrant: str
+    factor: float
     ours: str | None = None
 
 
@@ -109,7 +109,7 @@ PEERS = ("darts", "neuralforecast", "gluonts")  # runners; `bare` is no peer
 FASTEST_PEER = "the fastest peer"
 
 # What a group takes on two quiet cores, roughly: seconds to make its entrants ready, and seconds of a repetition of them all.
-COST: dict[str, tuple[float, float]] = {
+GROUP_SECONDS: dict[str, tuple[float, float]] = {
     "classical": (8.0, 65.0),
     "large": (15.0, 25.0),
     "members": (3.0, 3.0),
@@ -126,47 +126,47 @@ UNITS = {  # and by what seconds are multiplied
     "process": ("s", 1.0),
 }
 
-AIMS = {
+SPEED_TARGETS = {
     "classical": (
-        Aim("PyTorch loop", 1 / 1.2),
-        Aim("Darts RNNModel", 1.6),
-        Aim("NeuralForecast recurrent", 3.5),
-        Aim("GluonTS DeepAR", 4.0),
+        SpeedTarget("PyTorch loop", 1 / 1.2),
+        SpeedTarget("Darts RNNModel", 1.6),
+        SpeedTarget("NeuralForecast recurrent", 3.5),
+        SpeedTarget("GluonTS DeepAR", 4.0),
     ),
-    "large_lstm": (Aim("PyTorch loop", 1.5), Aim(FASTEST_PEER, 1.5)),
-    "large_gru": (Aim("PyTorch loop", 1.5), Aim(FASTEST_PEER, 1.5)),
-    "rollout_64x1_1x24": (Aim(FASTEST_PEER, 25.0),),
-    "rollout_64x1_1x720": (Aim(FASTEST_PEER, 10.0),),
-    "rollout_64x1_1024x24": (Aim(FASTEST_PEER, 2.5),),
-    "rollout_128x2_1x24": (Aim(FASTEST_PEER, 25.0),),
-    "rollout_128x2_1x720": (Aim(FASTEST_PEER, 10.0),),
-    "rollout_128x2_1024x24": (Aim(FASTEST_PEER, 2.5),),
-    "backtest": (Aim("Darts RNNModel", 20.0), Aim("Darts RNNModel", 20.0, ours="backtest, windows")),
+    "large_lstm": (SpeedTarget("PyTorch loop", 1.5), SpeedTarget(FASTEST_PEER, 1.5)),
+    "large_gru": (SpeedTarget("PyTorch loop", 1.5), SpeedTarget(FASTEST_PEER, 1.5)),
+    "rollout_64x1_1x24": (SpeedTarget(FASTEST_PEER, 25.0),),
+    "rollout_64x1_1x720": (SpeedTarget(FASTEST_PEER, 10.0),),
+    "rollout_64x1_1024x24": (SpeedTarget(FASTEST_PEER, 2.5),),
+    "rollout_128x2_1x24": (SpeedTarget(FASTEST_PEER, 25.0),),
+    "rollout_128x2_1x720": (SpeedTarget(FASTEST_PEER, 10.0),),
+    "rollout_128x2_1024x24": (SpeedTarget(FASTEST_PEER, 2.5),),
+    "backtest": (SpeedTarget("Darts RNNModel", 20.0), SpeedTarget("Darts RNNModel", 20.0, ours="backtest, windows")),
 }
 
 
-def _rollout(hidden: int, layers: int, series: int, horizon: int) -> Case:
+def _rollout_case(hidden: int, layers: int, series: int, horizon: int) -> SpeedCase:
     name = f"rollout_{hidden}x{layers}_{series}x{horizon}"
-    return Case("rollout", name, hidden=hidden, layers=layers, series=series, horizon=horizon)
+    return SpeedCase("rollout", name, hidden=hidden, layers=layers, series=series, horizon=horizon)
 
 
-_LARGE = Case("large", "large_lstm", hidden=128, layers=2, batch=128, steps=15, series=64, length=500)
+_LARGE_CASE = SpeedCase("large", "large_lstm", hidden=128, layers=2, batch=128, steps=15, series=64, length=500)
 
 CASES = {
     case.name: case
     for case in (
-        Case("classical", "classical", context=30, batch=50, steps=1000),
-        _LARGE,
-        replace(_LARGE, name="large_gru", cell="gru"),
-        Case("members", "members", batch=64, steps=60, series=16, length=500),
-        *(_rollout(*size, *ask) for size in ((64, 1), (128, 2)) for ask in ((1, 24), (1, 720), (1024, 24))),
-        Case("backtest", "backtest", length=2000, origins=500),
-        Case("process", "process", context=30, batch=50, steps=1000),
+        SpeedCase("classical", "classical", context=30, batch=50, steps=1000),
+        _LARGE_CASE,
+        replace(_LARGE_CASE, name="large_gru", cell="gru"),
+        SpeedCase("members", "members", batch=64, steps=60, series=16, length=500),
+        *(_rollout_case(*size, *ask) for size in ((64, 1), (128, 2)) for ask in ((1, 24), (1, 720), (1024, 24))),
+        SpeedCase("backtest", "backtest", length=2000, origins=500),
+        SpeedCase("process", "process", context=30, batch=50, steps=1000),
     )
 }
 
 
-def small(case: Case) -> Case:
+def shrink_case(case: SpeedCase) -> SpeedCase:
     """The same case at a size that only shows whether it runs."""
     return replace(
         case,
@@ -174,14 +174,14 @@ def small(case: Case) -> Case:
         context=12,
         batch=4,
         horizon=min(case.horizon, 30) // 6,
-        steps=min(case.steps, SHORT + 2),
+        steps=min(case.steps, SHORT_STEPS + 2),
         series=min(case.series, 3),
         length=min(case.length, 120),
         origins=min(case.origins, 10),
     )
 
 
-def values(case: Case) -> np.ndarray:
+def make_values(case: SpeedCase) -> np.ndarray:
     """The values of a case: float64, series by step; the same at every call.
 
     Classical: f(t) = t sin(t) / 3 + 2 sin(5 t), ten values a second. Otherwise a panel: for each series a level, a daily and
@@ -201,6 +201,6 @@ def values(case: Case) -> np.ndarray:
     return np.asarray(level + waves + 0.3 * draw.standard_normal((case.series, case.length)))
 
 
-def histories(case: Case) -> np.ndarray:
+def make_histories(case: SpeedCase) -> np.ndarray:
     """What the forecasts of a rollout start from: the last `context` values of each series."""
-    return values(case)[:, -case.context :]
+    return make_values(case)[:, -case.context :]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from cases import STAMP, Case, values
+from cases import FIRST_TIMESTAMP, SpeedCase, make_values
 
-from forecaster.prediction.predictor import Forecaster
+from forecaster.prediction.predictor import FittedModel
 from forecaster.series import Panel, Series
 from forecaster.spec import NetworkSpec, Spec, TrainingSpec
 from forecaster.training.fit import fit
 
 
-def spec_of(case: Case, *, steps: int, valid_windows: int = 0) -> Spec:
+def make_spec(case: SpeedCase, *, steps: int, valid_windows: int = 0) -> Spec:
     """The case as a specification."""
     return Spec(
         name=case.name.replace("_", "-"),
@@ -31,18 +31,18 @@ def spec_of(case: Case, *, steps: int, valid_windows: int = 0) -> Spec:
     )
 
 
-def fitted(case: Case, *, reads: str = "window") -> Forecaster:
+def fit_one_step(case: SpeedCase, *, reads: str = "window") -> FittedModel:
     """A forecaster that made a step; it reads the last steps before a forecast, or the whole history."""
-    spec = spec_of(case, steps=1).model_copy(update={"reads": reads})
-    return fit(panel(values(case)[:1]), spec, accelerator="cpu").forecaster
+    spec = make_spec(case, steps=1).model_copy(update={"reads": reads})
+    return fit(make_panel(make_values(case)[:1]), spec, accelerator="cpu").model
 
 
-def size(case: Case) -> int:
+def count_parameters(case: SpeedCase) -> int:
     """How many parameters it has."""
-    return sum(each.numel() for each in fitted(case).network.parameters())
+    return sum(each.numel() for each in fit_one_step(case).network.parameters())
 
 
-def panel(rows: np.ndarray) -> Panel:
+def make_panel(rows: np.ndarray) -> Panel:
     """Series by the hour."""
-    start = pd.Timestamp(STAMP)
+    start = pd.Timestamp(FIRST_TIMESTAMP)
     return Panel([Series(f"s{number}", start, "h", row) for number, row in enumerate(rows)], "h")

@@ -21,17 +21,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from cases import SHORT, Case, histories, values
-from forecaster_cases import fitted, panel, spec_of
+from cases import SHORT_STEPS, SpeedCase, make_histories, make_values
+from forecaster_cases import fit_one_step, make_panel, make_spec
 from matplotlib.figure import Figure
-from timing import per_call, per_step, taken
+from timing import time_once, time_per_call, time_per_step
 
 from forecaster.prediction.predictor import Predictor
 from forecaster.training.fit import fit
 
 RESULTS = Path(__file__).parent.parent / "results"
-MIDDLE = Case("growth", "growth", context=96, batch=64, horizon=24, steps=SHORT + 20, series=64, length=600)
-MEASURED = {
+DEFAULT_CASE = SpeedCase(
+    "growth", "growth", context=96, batch=64, horizon=24, steps=SHORT_STEPS + 20, series=64, length=600
+)
+MEASUREMENT_TITLES = {
     "step": "a training step",
     "forecast": "a forecast of all series",
     "begin": "beginning and ending a training",
@@ -44,16 +46,16 @@ SWEEPS: dict[str, tuple[Sequence[int], Mapping[str, float]]] = {
     "horizon": ((12, 24, 48, 96, 192), {"step": 1.0, "forecast": 1.0}),
     "hidden": ((16, 32, 64, 128, 256), {"step": 2.0, "forecast": 2.0}),
 }
-TINY = {"series": (2, 4, 8), "context": (6, 12, 24), "horizon": (2, 4, 8), "hidden": (2, 4, 8)}
-ROOM = 0.15  # of an exponent, for noise and for caches that overflow
+TINY_SIZES = {"series": (2, 4, 8), "context": (6, 12, 24), "horizon": (2, 4, 8), "hidden": (2, 4, 8)}
+EXPONENT_TOLERANCE = 0.15  # of an exponent, for noise and for caches that overflow
 
 
-class Curve(NamedTuple):
+class GrowthCurve(NamedTuple):
     """What was measured at each size."""
 
     sizes: Sequence[int]
     seconds: Sequence[float]
-    at_most: float
+    max_exponent: float
 
     @property
     def exponent(self) -> float:
@@ -71,22 +73,30 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)  # so that the time of all cores is the time it takes, whoever else is there
-    curves: dict[tuple[str, str], Curve] = {}
+    curves: dict[tuple[str, str], GrowthCurve] = {}
     for varied, (sizes, bounds) in SWEEPS.items():
-        some = TINY[varied] if options.smoke else sizes
-        for what, found in sweep(varied, some, bounds, repeats=1 if options.smoke else options.repeats).items():
+        some = TINY_SIZES[varied] if options.smoke else sizes
+        for what, found in measure_sweep(varied, some, bounds, repeats=1 if options.smoke else options.repeats).items():
             curves[varied, what] = found
-            print(f"{MEASURED[what]} against {varied}: exponent {found.exponent:.2f}", file=sys.stderr, flush=True)
-    text = report(curves)
+            print(
+                f"{MEASUREMENT_TITLES[what]} against {varied}: exponent {found.exponent:.2f}",
+                file=sys.stderr,
+                flush=True,
+            )
+    text = format_report(curves)
     print(text)
     if not options.smoke:
         (RESULTS / "growth.md").write_text(text)
-        draw(curves).savefig(RESULTS / "growth.png", dpi=120)
+        plot_curves(curves).savefig(RESULTS / "growth.png", dpi=120)
 
 
-def sweep(varied: str, sizes: Sequence[int], bounds: Mapping[str, float], *, repeats: int) -> dict[str, Curve]:
+def measure_sweep(
+    dimension: str, sizes: Sequence[int], bounds: Mapping[str, float], *, repeats: int
+) -> dict[str, GrowthCurve]:
     """The curves of one sweep; the sizes take turns, so that a busy minute hits all of them."""
-    acts = {(what, size): ACTS[what](varied, at(varied, size)) for what in bounds for size in sizes}
+    acts = {
+        (what, size): MEASUREMENTS[what](dimension, case_at_size(dimension, size)) for what in bounds for size in sizes
+    }
     found: dict[tuple[str, int], list[float]] = {key: [] for key in acts}
     for turn in range(repeats + 1):
         for key, act in acts.items():
@@ -94,75 +104,79 @@ def sweep(varied: str, sizes: Sequence[int], bounds: Mapping[str, float], *, rep
             if turn:  # the first warms up
                 found[key].append(seconds)
     return {
-        what: Curve(sizes, [max(statistics.median(found[what, size]), 1e-9) for size in sizes], bound)
+        what: GrowthCurve(sizes, [max(statistics.median(found[what, size]), 1e-9) for size in sizes], bound)
         for what, bound in bounds.items()
     }
 
 
-def at(varied: str, size: int) -> Case:
+def case_at_size(dimension: str, size: int) -> SpeedCase:
     """The middle case with one size changed, and series long enough for it; few series where they are not what is varied."""
-    changed: dict[str, Any] = {varied: size}
-    case = replace(MIDDLE, **changed)
-    return replace(case, length=max(case.length if varied != "series" else 200, 2 * (case.context + case.horizon)))
+    changed: dict[str, Any] = {dimension: size}
+    case = replace(DEFAULT_CASE, **changed)
+    return replace(case, length=max(case.length if dimension != "series" else 200, 2 * (case.context + case.horizon)))
 
 
-def step(varied: str, case: Case) -> Callable[[], float]:
+def prepare_step(dimension: str, case: SpeedCase) -> Callable[[], float]:
     """A step of training. The horizon is in it with a direct decoder alone: teacher forcing does not look further ahead."""
-    known, decoder = panel(values(case)), "direct" if varied == "horizon" else "rollout"
+    known, decoder = make_panel(make_values(case)), "direct" if dimension == "horizon" else "rollout"
 
     def act(steps: int) -> object:
-        return fit(known, spec_of(case, steps=steps).model_copy(update={"decoder": decoder}), accelerator="cpu")
+        return fit(known, make_spec(case, steps=steps).model_copy(update={"decoder": decoder}), accelerator="cpu")
 
-    return lambda: per_step(act, few=SHORT, many=case.steps).cpu
+    return lambda: time_per_step(act, few=SHORT_STEPS, many=case.steps).cpu
 
 
-def begin(_: str, case: Case) -> Callable[[], float]:
+def prepare_fit_start(_: str, case: SpeedCase) -> Callable[[], float]:
     """A training of one step."""
-    known = panel(values(case))
-    return lambda: taken(lambda: fit(known, spec_of(case, steps=1), accelerator="cpu")).cpu
+    known = make_panel(make_values(case))
+    return lambda: time_once(lambda: fit(known, make_spec(case, steps=1), accelerator="cpu")).cpu
 
 
-def forecast(_: str, case: Case) -> Callable[[], float]:
+def prepare_forecast(_: str, case: SpeedCase) -> Callable[[], float]:
     """`Predictor.forecast_each` of all series at once."""
-    predictor, series = Predictor(fitted(case)), list(panel(histories(case)).series)
-    return lambda: per_call(lambda: predictor.forecast_each(series, case.horizon)).cpu
+    predictor, series = Predictor(fit_one_step(case)), list(make_panel(make_histories(case)).series)
+    return lambda: time_per_call(lambda: predictor.forecast_batch(series, case.horizon)).cpu
 
 
-ACTS: dict[str, Callable[[str, Case], Callable[[], float]]] = {"step": step, "begin": begin, "forecast": forecast}
+MEASUREMENTS: dict[str, Callable[[str, SpeedCase], Callable[[], float]]] = {
+    "step": prepare_step,
+    "begin": prepare_fit_start,
+    "forecast": prepare_forecast,
+}
 
 
-def report(curves: Mapping[tuple[str, str], Curve]) -> str:
+def format_report(curves: Mapping[tuple[str, str], GrowthCurve]) -> str:
     """A table of times and exponents."""
     lines = [
         "# Growth",
         "",
         f"`python benchmarks/speed/growth.py`, torch {torch.__version__}, CPU, one thread; CPU seconds.",
-        f"{MIDDLE.network}, context {MIDDLE.context}, batch {MIDDLE.batch}, horizon {MIDDLE.horizon}, {MIDDLE.series} series, "
+        f"{DEFAULT_CASE.network_name}, context {DEFAULT_CASE.context}, batch {DEFAULT_CASE.batch}, horizon {DEFAULT_CASE.horizon}, {DEFAULT_CASE.series} series, "
         "one of these varied. Exponents are fitted to the larger half of the sizes; at most 1 is aimed at, and at most 2 of the "
         "hidden size, because a step of a recurrence multiplies a square matrix of that size. The horizon is in a training step "
-        f"with a direct decoder alone. Noise is given {ROOM} of an exponent.",
+        f"with a direct decoder alone. Noise is given {EXPONENT_TOLERANCE} of an exponent.",
         "",
         "| against | of | sizes | ms of CPU | exponent | at most | |",
         "|---|---|---|---|---|---|---|",
     ]
     for (varied, what), curve in curves.items():
         ms = ", ".join(f"{1000 * seconds:.3g}" for seconds in curve.seconds)
-        within = "holds" if curve.exponent <= curve.at_most + ROOM else "**does not hold**"
+        within = "holds" if curve.exponent <= curve.max_exponent + EXPONENT_TOLERANCE else "**does not hold**"
         sizes = ", ".join(map(str, curve.sizes))
         lines.append(
-            f"| {varied} | {MEASURED[what]} | {sizes} | {ms} | {curve.exponent:.2f} | {curve.at_most:g} | {within} |"
+            f"| {varied} | {MEASUREMENT_TITLES[what]} | {sizes} | {ms} | {curve.exponent:.2f} | {curve.max_exponent:g} | {within} |"
         )
     return "\n".join([*lines, "", "![Times against sizes, both logarithmic](growth.png)", ""])
 
 
-def draw(curves: Mapping[tuple[str, str], Curve]) -> Figure:
+def plot_curves(curves: Mapping[tuple[str, str], GrowthCurve]) -> Figure:
     """A panel for each size that is varied, log against log."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     for place, varied in zip(panels, SWEEPS, strict=True):
         for (against, what), curve in curves.items():
             if against == varied:
-                label = f"{MEASURED[what]}: exponent {curve.exponent:.2f}"
+                label = f"{MEASUREMENT_TITLES[what]}: exponent {curve.exponent:.2f}"
                 place.plot(curve.sizes, [1000 * seconds for seconds in curve.seconds], marker="o", label=label)
         place.set(xscale="log", yscale="log", xlabel=varied, ylabel="ms of CPU")
         place.set_xticks(SWEEPS[varied][0], [str(size) for size in SWEEPS[varied][0]], minor=False)

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from forecaster.data.encoding import PLAIN
+from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.rolling_origins import all_origins
-from forecaster.model.regressor import build
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.evaluation.rolling_origins import forecast_all_origins
+from forecaster.model.regressor import build_network
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel, Series
 from forecaster.spec import Spec
 
@@ -53,20 +53,20 @@ def main() -> None:
         "|---|---|---|---|---|",
     ]
     for name, network in NETWORKS.items():
-        lines.append(row(name, network, origins=options.origins, rounds=options.rounds))
+        lines.append(table_row(name, network, origins=options.origins, rounds=options.rounds))
     for line in lines:
         print(line)
     RESULTS.write_text("\n".join([*lines, ""]))
 
 
-def row(name: str, network: dict[str, object], *, origins: int, rounds: int) -> str:
+def table_row(name: str, network: dict[str, object], *, origins: int, rounds: int) -> str:
     """One network, measured."""
-    one = series()
-    carried, windowed = (predictor(network, reads=reads) for reads in ("history", "window"))
+    one = make_series()
+    carried, windowed = (make_predictor(network, reads=reads) for reads in ("history", "window"))
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "carried": lambda: all_origins(carried, [one], horizon=HORIZON, windows=origins, stride=1),
-        "windows": lambda: all_origins(windowed, [one], horizon=HORIZON, windows=origins, stride=1),
-        "cut": lambda: cut(windowed, one, origins),
+        "carried": lambda: forecast_all_origins(carried, [one], horizon=HORIZON, windows=origins, stride=1),
+        "windows": lambda: forecast_all_origins(windowed, [one], horizon=HORIZON, windows=origins, stride=1),
+        "cut": lambda: backtest_cut_histories(windowed, one, origins),
     }
     found = {way: ask() for way, ask in ways.items()}  # and warmed up
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -80,21 +80,21 @@ def row(name: str, network: dict[str, object], *, origins: int, rounds: int) -> 
     return f"| {name} | {' | '.join(told)} | {apart:.1e} |"
 
 
-def cut(windowed: Predictor, one: Series, origins: int) -> np.ndarray:
+def backtest_cut_histories(windowed: Predictor, series: Series, origins: int) -> np.ndarray:
     """Every history on its own."""
-    panel = Panel([one], "h")
-    asks = {"it": windowed.forecast_each}
+    panel = Panel([series], "h")
+    asks = {"it": windowed.forecast_batch}
     return backtest(panel, asks, horizon=HORIZON, windows=origins, season=SEASON, stride=1).forecasts["it"]
 
 
-def series() -> Series:
+def make_series() -> Series:
     """A day's rhythm and noise."""
     clock = np.arange(STEPS)
     y = np.sin(2 * np.pi * clock / SEASON) + 0.1 * np.random.default_rng(0).normal(size=STEPS)
     return Series("a", pd.Timestamp("2026-01-01"), "h", y)
 
 
-def predictor(network: dict[str, object], *, reads: str) -> Predictor:
+def make_predictor(network: dict[str, object], *, reads: str) -> Predictor:
     """A network of random weights."""
     fields = {
         "name": "speed",
@@ -105,7 +105,9 @@ def predictor(network: dict[str, object], *, reads: str) -> Predictor:
         "network": network,
     }
     spec = Spec.parse(fields, where="origins.py")
-    return Predictor(Forecaster(spec, "h", SEASON, pd.Timestamp("2026-01-01"), PLAIN, build(spec, seed=0)))
+    return Predictor(
+        FittedModel(spec, "h", SEASON, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, build_network(spec, seed=0))
+    )
 
 
 if __name__ == "__main__":

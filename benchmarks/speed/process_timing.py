@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cases import SHORT, STAMP, Case, values
-from runner_process import command, environment, python_of
+from cases import FIRST_TIMESTAMP, SHORT_STEPS, SpeedCase, make_values
+from runner_process import runner_command, runner_environment, runner_python
 
 
-def whole(entrant: str, case: Case, *, peers: Path, threads: int, folder: Path) -> Callable[[], dict[str, float]]:
+def prepare_process(
+    entrant: str, case: SpeedCase, *, peers: Path, threads: int, folder: Path
+) -> Callable[[], dict[str, float]]:
     """One training in a process of its own, ready to be timed; a short one went before it.
 
     Ours is the command itself. Its root is kept, so that its database is made once, as a user's is.
@@ -25,34 +27,36 @@ def whole(entrant: str, case: Case, *, peers: Path, threads: int, folder: Path) 
     def act(steps: int) -> None:
         asked = replace(case, steps=steps)
         line = (
-            _command_line(asked, folder)
+            _train_command(asked, folder)
             if runner == "ours"
-            else [*command(runner, python_of(runner, peers)), "--once", json.dumps(asdict(asked)), name]
+            else [*runner_command(runner, runner_python(runner, peers)), "--once", json.dumps(asdict(asked)), name]
         )
         with (folder / "whole.log").open("a") as log:
-            subprocess.run(line, check=True, env=environment(threads), cwd=folder, stdout=log, stderr=log, timeout=600)
+            subprocess.run(
+                line, check=True, env=runner_environment(threads), cwd=folder, stdout=log, stderr=log, timeout=600
+            )
 
     def timed() -> dict[str, float]:
-        started, cpu = time.perf_counter(), _cpu_of_children()
+        started, cpu = time.perf_counter(), _children_cpu_seconds()
         act(case.steps)
-        return {"seconds": time.perf_counter() - started, "cpu": _cpu_of_children() - cpu}
+        return {"seconds": time.perf_counter() - started, "cpu": _children_cpu_seconds() - cpu}
 
-    act(min(case.steps, SHORT))
+    act(min(case.steps, SHORT_STEPS))
     return timed
 
 
-def _cpu_of_children() -> float:
+def _children_cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _command_line(case: Case, folder: Path) -> list[str]:
+def _train_command(case: SpeedCase, folder: Path) -> list[str]:
     import pandas as pd
     import yaml
 
-    stamps = pd.date_range(STAMP, periods=case.length, freq="h")
+    stamps = pd.date_range(FIRST_TIMESTAMP, periods=case.length, freq="h")
     series = folder / f"{case.name}.csv"
-    pd.DataFrame({"unique_id": "s0", "ds": stamps, "y": values(case)[0]}).to_csv(series, index=False)
+    pd.DataFrame({"unique_id": "s0", "ds": stamps, "y": make_values(case)[0]}).to_csv(series, index=False)
     spec = {
         "name": case.name,
         "context": case.context,

@@ -24,18 +24,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from forecaster.model.recurrence import equations
-from forecaster.model.recurrence.autograd import run
-from forecaster.model.recurrence.compiled import kernel
-from forecaster.model.recurrence.layer import Engine, Layer
+from forecaster.model.recurrence.autograd import compute_layer
+from forecaster.model.recurrence.compiled import load_compiled_backend
+from forecaster.model.recurrence.layer import Backend, LayerInputs
 
 RESULT = Path(__file__).parent.parent / "results" / "recurrence.md"
-MODULES = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}
-ENOUGH = 0.02  # seconds that a turn takes at the least
-MEMBERS = 5
-Turn = Callable[[], object]
+TORCH_MODULES = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}
+MIN_SECONDS = 0.02  # seconds that a turn takes at the least
+MEMBER_COUNT = 5
+TimedCall = Callable[[], object]
 
 
-class Size(NamedTuple):
+class NetworkSize(NamedTuple):
     """A network and its batch."""
 
     hidden: int
@@ -47,15 +47,15 @@ class Size(NamedTuple):
         return f"{self.hidden} x {self.layers}, context {self.context}, batch {self.batch}"
 
 
-CLASSICAL, LARGE = Size(64, 1, 30, 50), Size(128, 2, 96, 128)
+CLASSICAL_SIZE, LARGE_SIZE = NetworkSize(64, 1, 30, 50), NetworkSize(128, 2, 96, 128)
 
 
-class Ours(nn.Module):
+class BackendRecurrence(nn.Module):
     """The layers of one of torch's modules, run by an engine of ours."""
 
-    def __init__(self, module: nn.RNNBase, kind: str, engine: Engine) -> None:
+    def __init__(self, module: nn.RNNBase, cell: str, backend: Backend) -> None:
         super().__init__()
-        self.module, self.kind, self.engine = module, kind, engine
+        self.module, self.kind, self.engine = module, cell, backend
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
         """As torch's module, from a state of zeros; without the state after."""
@@ -65,12 +65,12 @@ class Ours(nn.Module):
         for number in range(self.module.num_layers):
             names = (f"{name}_l{number}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
             weights = (getattr(self.module, name) for name in names)
-            layer = Layer(self.kind, inputs, zero, zero if self.kind == "lstm" else None, begun, *weights)
-            inputs = run(layer, engine=self.engine).outputs
+            layer = LayerInputs(self.kind, inputs, zero, zero if self.kind == "lstm" else None, begun, *weights)
+            inputs = compute_layer(layer, backend=self.engine).outputs
         return inputs, None
 
 
-class Network(nn.Module):
+class RecurrentRegression(nn.Module):
     """A recurrence and a linear output, with the mean squared error as its loss."""
 
     def __init__(self, recurrence: nn.Module, hidden: int) -> None:
@@ -90,28 +90,28 @@ def main() -> None:
     )
     rounds = parser.parse_args().rounds
     threads = os.cpu_count() or 1
-    lines = [heading(threads)]
+    lines = [format_heading(threads)]
     for count in sorted({1, threads}):
         torch.set_num_threads(count)
         lines += ["", f"## {count} thread{'s' * (count > 1)}"]
-        lines += training(rounds or 41) + members(rounds or 21) + steps(rounds or 21)
+        lines += measure_training(rounds or 41) + measure_members(rounds or 21) + measure_single_steps(rounds or 21)
     print("\n".join(lines))
     if not rounds:
         RESULT.write_text("\n".join([*lines, ""]))
 
 
-def heading(threads: int) -> str:
+def format_heading(threads: int) -> str:
     """What was measured, on what."""
-    lanes = kernel()
+    lanes = load_compiled_backend()
     compiled = "there is none" if lanes is None else f"vectors of {lanes.lanes} floats"
     return (
         "# The recurrence\n\n`PYTHONPATH=. python benchmarks/speed/recurrence.py`: torch "
-        f"{torch.__version__}, float32, {processor()}, {threads} cores; compiled kernel: {compiled}; load before the run "
+        f"{torch.__version__}, float32, {cpu_model()}, {threads} cores; compiled kernel: {compiled}; load before the run "
         f"{os.getloadavg()[0]:.1f}. Medians; in brackets how many times faster than torch's module (median over rounds)."
     )
 
 
-def processor() -> str:
+def cpu_model() -> str:
     """The model of the CPU."""
     try:
         said = Path("/proc/cpuinfo").read_text().splitlines()
@@ -120,78 +120,84 @@ def processor() -> str:
     return next(line.partition(":")[2].strip() for line in said if line.startswith("model name"))
 
 
-def engines() -> dict[str, Engine]:
+def list_backends() -> dict[str, Backend]:
     """Ours: the kernel where it is compiled, and the equations."""
-    compiled = kernel()
+    compiled = load_compiled_backend()
     return ({} if compiled is None else {"kernel": compiled}) | {"equations": equations}
 
 
-def training(rounds: int) -> list[str]:
+def measure_training(rounds: int) -> list[str]:
     """Milliseconds of a training step."""
-    table = Table("Training step, ms", ["torch", *engines()])
-    for size in (CLASSICAL, LARGE):
-        for kind in MODULES:
-            turns = {"torch": step_of(make(kind, size), size)}
-            turns |= {name: step_of(make(kind, size, engine), size) for name, engine in engines().items()}
-            table.add(f"{kind.upper()} {size}", turns, rounds if size == CLASSICAL else rounds // 3 + 1, unit=1e3)
+    table = TimingTable("Training step, ms", ["torch", *list_backends()])
+    for size in (CLASSICAL_SIZE, LARGE_SIZE):
+        for kind in TORCH_MODULES:
+            turns = {"torch": training_step(make_network(kind, size), size)}
+            turns |= {
+                name: training_step(make_network(kind, size, engine), size) for name, engine in list_backends().items()
+            }
+            table.add(f"{kind.upper()} {size}", turns, rounds if size == CLASSICAL_SIZE else rounds // 3 + 1, unit=1e3)
     return table.lines
 
 
-def members(rounds: int) -> list[str]:
+def measure_members(rounds: int) -> list[str]:
     """Five networks trained side by side, and as many times one."""
-    name, engine = next(iter(engines().items()))
-    table = Table(f"{MEMBERS} members at once, ms a step (in brackets: times one of them; {name})", ["one", "members"])
-    for size in (Size(32, 1, 30, 32), CLASSICAL, LARGE._replace(layers=1)):
+    name, engine = next(iter(list_backends().items()))
+    table = TimingTable(
+        f"{MEMBER_COUNT} members at once, ms a step (in brackets: times one of them; {name})", ["one", "members"]
+    )
+    for size in (NetworkSize(32, 1, 30, 32), CLASSICAL_SIZE, LARGE_SIZE._replace(layers=1)):
         for kind in ("lstm", "gru"):
-            one = step_of(make(kind, size, engine), size)
+            one = training_step(make_network(kind, size, engine), size)
             table.add(
                 f"{kind.upper()} {size}",
-                {"one": one, "members": stacked_step(kind, size, engine)},
+                {"one": one, "members": stacked_training_step(kind, size, engine)},
                 rounds,
                 unit=1e3,
-                times=True,
+                as_multiple=True,
             )
     return table.lines
 
 
-def steps(rounds: int) -> list[str]:
+def measure_single_steps(rounds: int) -> list[str]:
     """Microseconds of a call with one step, without gradients."""
-    table = Table("One step of a rollout, µs", ["torch", *engines()])
-    for size in (CLASSICAL, LARGE):
+    table = TimingTable("One step of a rollout, µs", ["torch", *list_backends()])
+    for size in (CLASSICAL_SIZE, LARGE_SIZE):
         for kind in ("lstm", "gru"):
             for rows in (1, 64, 1024):
                 inputs = torch.randn(rows, 1, 2)
-                modules = {"torch": recurrence(kind, size)}
-                modules |= {name: recurrence(kind, size, engine) for name, engine in engines().items()}
-                turns = {name: without_gradients(module, inputs) for name, module in modules.items()}
+                modules = {"torch": make_recurrence(kind, size)}
+                modules |= {name: make_recurrence(kind, size, engine) for name, engine in list_backends().items()}
+                turns = {name: forward_pass(module, inputs) for name, module in modules.items()}
                 table.add(f"{kind.upper()} {size.hidden} x {size.layers}, batch {rows}", turns, rounds, unit=1e6)
     return table.lines
 
 
-class Table:
+class TimingTable:
     """A table in the making."""
 
     def __init__(self, title: str, columns: Sequence[str]) -> None:
         self.lines = ["", f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
 
-    def add(self, label: str, turns: dict[str, Turn], rounds: int, *, unit: float, times: bool = False) -> None:
+    def add(
+        self, label: str, calls: dict[str, TimedCall], rounds: int, *, unit: float, as_multiple: bool = False
+    ) -> None:
         """Measures the turns and writes a row; the first is what the others are compared with."""
-        taken = interleaved(turns, rounds)
+        taken = time_interleaved(calls, rounds)
         first, *others = taken
         cells = [f"{np.median(taken[first]) * unit:.2f}"]
         for name in others:
-            ratio = np.median(taken[name] / taken[first] if times else taken[first] / taken[name])
+            ratio = np.median(taken[name] / taken[first] if as_multiple else taken[first] / taken[name])
             cells.append(f"{np.median(taken[name]) * unit:.2f} ({ratio:.2f})")
         self.lines.append(f"| {label} | {' | '.join(cells)} |")
         print(self.lines[-1], file=sys.stderr, flush=True)
 
 
-def interleaved(turns: dict[str, Turn], rounds: int) -> dict[str, np.ndarray]:
+def time_interleaved(calls: dict[str, TimedCall], rounds: int) -> dict[str, np.ndarray]:
     """Seconds a call, one entry a round."""
-    repeats = {name: repeats_of(turn) for name, turn in turns.items()}
-    taken: dict[str, list[float]] = {name: [] for name in turns}
+    repeats = {name: choose_repeats(turn) for name, turn in calls.items()}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, turn in turns.items():
+        for name, turn in calls.items():
             begin = time.perf_counter()
             for _ in range(repeats[name]):
                 turn()
@@ -199,36 +205,36 @@ def interleaved(turns: dict[str, Turn], rounds: int) -> dict[str, np.ndarray]:
     return {name: np.array(each) for name, each in taken.items()}
 
 
-def repeats_of(turn: Turn) -> int:
+def choose_repeats(call: TimedCall) -> int:
     """How many calls take long enough to be measured; and warms up."""
-    turn()
+    call()
     begin = time.perf_counter()
-    turn()
-    return max(1, int(ENOUGH / (time.perf_counter() - begin)))
+    call()
+    return max(1, int(MIN_SECONDS / (time.perf_counter() - begin)))
 
 
-def recurrence(kind: str, size: Size, engine: Engine | None = None) -> nn.Module:
+def make_recurrence(cell: str, size: NetworkSize, backend: Backend | None = None) -> nn.Module:
     """Torch's module, or the same run by an engine of ours."""
     torch.manual_seed(0)
-    module = MODULES[kind](2, size.hidden, size.layers, batch_first=True)
-    return module if engine is None else Ours(module, kind, engine)
+    module = TORCH_MODULES[cell](2, size.hidden, size.layers, batch_first=True)
+    return module if backend is None else BackendRecurrence(module, cell, backend)
 
 
-def make(kind: str, size: Size, engine: Engine | None = None) -> Network:
+def make_network(cell: str, size: NetworkSize, backend: Backend | None = None) -> RecurrentRegression:
     """A network around it."""
-    return Network(recurrence(kind, size, engine), size.hidden)
+    return RecurrentRegression(make_recurrence(cell, size, backend), size.hidden)
 
 
-def data(size: Size, *lead: int) -> tuple[Tensor, Tensor]:
+def make_data(size: NetworkSize, *leading_axes: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets."""
     draw = torch.Generator().manual_seed(1)
-    shape = (*lead, size.batch, size.context)
+    shape = (*leading_axes, size.batch, size.context)
     return torch.randn(*shape, 2, generator=draw), torch.randn(*shape, 1, generator=draw)
 
 
-def step_of(network: Network, size: Size) -> Turn:
+def training_step(network: RecurrentRegression, size: NetworkSize) -> TimedCall:
     """A training step of one network."""
-    inputs, targets = data(size)
+    inputs, targets = make_data(size)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
 
     def step() -> None:
@@ -239,12 +245,12 @@ def step_of(network: Network, size: Size) -> Turn:
     return step
 
 
-def stacked_step(kind: str, size: Size, engine: Engine) -> Turn:
+def stacked_training_step(cell: str, size: NetworkSize, backend: Backend) -> TimedCall:
     """A training step of all members."""
-    networks = [make(kind, size, engine) for _ in range(MEMBERS)]
+    networks = [make_network(cell, size, backend) for _ in range(MEMBER_COUNT)]
     stacked, _ = stack_module_state(networks)
     weights = {name: weight.detach().requires_grad_() for name, weight in stacked.items()}
-    inputs, targets = data(size, MEMBERS)
+    inputs, targets = make_data(size, MEMBER_COUNT)
     optimiser = torch.optim.Adam(list(weights.values()), lr=1e-3)
     losses = vmap(lambda own, *batch: functional_call(networks[0], own, batch))
 
@@ -256,7 +262,7 @@ def stacked_step(kind: str, size: Size, engine: Engine) -> Turn:
     return step
 
 
-def without_gradients(module: nn.Module, inputs: Tensor) -> Turn:
+def forward_pass(module: nn.Module, inputs: Tensor) -> TimedCall:
     """A forward pass."""
 
     def turn() -> None:

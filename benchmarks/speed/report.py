@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cases import AIMS, ENTRANTS, FASTEST_PEER, PEERS, UNITS, Aim, Case
+from cases import ENTRANTS, FASTEST_PEER, PEERS, SPEED_TARGETS, UNITS, SpeedCase, SpeedTarget
 
 TITLES = {
     "classical": "Training, the classical case",
@@ -26,33 +26,35 @@ NOTES = {
 }
 
 
-def report(results: Mapping[str, Mapping[str, Any]]) -> str:
+def format_report(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole file."""
-    lines = ["# Speed, beside others", *_head(results)]
+    lines = ["# Speed, beside others", *_report_header(results)]
     for group, title in TITLES.items():
         of_group = {name: one for name, one in results.items() if one["case"]["group"] == group}
         if not of_group:
             continue
         lines += [f"\n## {title}\n", NOTES[group]]
         for name, record in of_group.items():
-            lines += ["", *_table(record), *_verdicts(name, record)]
-        lines += ["", *_computes(of_group)]
+            lines += ["", *_format_table(record), *_format_verdicts(name, record)]
+        lines += ["", *_describe_entrants(of_group)]
     return "\n".join([*lines, ""])
 
 
-def ratios(record: Mapping[str, Any], entrant: str, *, ours: str | None = None, of: str = "seconds") -> list[float]:
+def compute_ratios(
+    record: Mapping[str, Any], entrant: str, *, ours: str | None = None, quantity: str = "seconds"
+) -> list[float]:
     """How many times longer an entrant took than ours did (the first of ours, if none is named), turn by turn."""
     whose = f"ours/{ours}" if ours else ENTRANTS[record["case"]["group"]][0]
-    took = record["entrants"].get(whose, {}).get(of, [])
-    return [theirs / own for theirs, own in zip(record["entrants"][entrant].get(of, []), took, strict=False)]
+    took = record["entrants"].get(whose, {}).get(quantity, [])
+    return [theirs / own for theirs, own in zip(record["entrants"][entrant].get(quantity, []), took, strict=False)]
 
 
-def _median_ratio(record: Mapping[str, Any], entrant: str, of: str) -> str:
-    found = ratios(record, entrant, of=of)
-    return digits(statistics.median(found)) if found else ""
+def _median_ratio(record: Mapping[str, Any], entrant: str, quantity: str) -> str:
+    found = compute_ratios(record, entrant, quantity=quantity)
+    return format_digits(statistics.median(found)) if found else ""
 
 
-def _head(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _report_header(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield (
         "\n`python benchmarks/speed/run.py`; how to repeat it stands in benchmarks/README.md. Every entrant is a process of its "
         "own; repetitions take turns. Medians; ratios are medians of the ratios within a turn, above 1 where ours is faster; CPU "
@@ -60,7 +62,7 @@ def _head(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         "All have the same data, network size, batch, optimiser (Adam) and number of threads; none has a logger, checkpoint, "
         "validation or progress bar, unless said."
     )
-    machines = {_machine(one["machine"]): None for one in results.values()}
+    machines = {_format_machine(one["machine"]): None for one in results.values()}
     yield "\n" + " ".join(machines)
     versions: dict[str, str] = {}
     for one in results.values():
@@ -74,14 +76,14 @@ def _head(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"(pandas {' and '.join(odd)}: ours and the others' environment.)"
 
 
-def _machine(found: Mapping[str, Any]) -> str:
-    return f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, {found['system']}, Python {found['python']}."
+def _format_machine(machine: Mapping[str, Any]) -> str:
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {machine['system']}, Python {machine['python']}."
 
 
-def _table(record: Mapping[str, Any]) -> Iterator[str]:
-    case = Case(**record["case"])
+def _format_table(record: Mapping[str, Any]) -> Iterator[str]:
+    case = SpeedCase(**record["case"])
     unit, times = UNITS[case.group]
-    yield f"**{_say(case)}**\n"
+    yield f"**{_describe_case(case)}**\n"
     yield f"| entrant | {unit}, median | min to max | times ours | CPU | times ours | parameters |"
     yield "|---|---|---|---|---|---|---|"
     for entrant, one in record["entrants"].items():
@@ -92,18 +94,18 @@ def _table(record: Mapping[str, Any]) -> Iterator[str]:
         seconds = [times * each for each in one["seconds"]]
         cells = (
             name,
-            digits(statistics.median(seconds)),
-            f"{digits(min(seconds))} to {digits(max(seconds))}",
+            format_digits(statistics.median(seconds)),
+            f"{format_digits(min(seconds))} to {format_digits(max(seconds))}",
             _median_ratio(record, entrant, "seconds"),
-            digits(times * statistics.median(one["cpu"])),
+            format_digits(times * statistics.median(one["cpu"])),
             _median_ratio(record, entrant, "cpu"),
             str(one.get("facts", {}).get("parameters", "")),
         )
         yield f"| {' | '.join(cells)} |"
 
 
-def _say(case: Case) -> str:
-    sized = f"{case.network}, context {case.context}"
+def _describe_case(case: SpeedCase) -> str:
+    sized = f"{case.network_name}, context {case.context}"
     match case.group:
         case "rollout":
             return f"{sized}: {case.series} series, {case.horizon} steps ahead"
@@ -113,19 +115,21 @@ def _say(case: Case) -> str:
             return f"{sized}, batch {case.batch}: {case.series} series of {case.length}"
 
 
-def _verdicts(name: str, record: Mapping[str, Any]) -> Iterator[str]:
-    found = [line for aim in AIMS.get(name, ()) for line in _verdict(aim, record)]
+def _format_verdicts(name: str, record: Mapping[str, Any]) -> Iterator[str]:
+    found = [line for aim in SPEED_TARGETS.get(name, ()) for line in _format_verdict(aim, record)]
     if found:
         yield "\n" + "\n".join(f"- {line}" for line in found)
 
 
-def _verdict(aim: Aim, record: Mapping[str, Any]) -> Iterator[str]:
-    taken = {entrant: ratios(record, entrant, ours=aim.ours) for entrant in record["entrants"]}
+def _format_verdict(target: SpeedTarget, record: Mapping[str, Any]) -> Iterator[str]:
+    taken = {entrant: compute_ratios(record, entrant, ours=target.ours) for entrant in record["entrants"]}
     measured = {entrant: statistics.median(each) for entrant, each in taken.items() if each}
     peers = {entrant: ratio for entrant, ratio in measured.items() if entrant.split("/")[0] in PEERS}
-    if aim.than != FASTEST_PEER:
+    if target.entrant != FASTEST_PEER:
         yield from (
-            _line(aim, aim.than, ratio) for entrant, ratio in measured.items() if entrant.split("/")[1] == aim.than
+            _format_target(target, target.entrant, ratio)
+            for entrant, ratio in measured.items()
+            if entrant.split("/")[1] == target.entrant
         )
         return
     whole = {
@@ -134,27 +138,27 @@ def _verdict(aim: Aim, record: Mapping[str, Any]) -> Iterator[str]:
     for those, which in ((peers, FASTEST_PEER), (whole, f"{FASTEST_PEER} with a network of this size")):
         if those and not (which != FASTEST_PEER and min(whole.values()) == min(peers.values())):
             first = min(those, key=lambda entrant: those[entrant])
-            yield _line(aim, f"{which} ({first.split('/')[1]})", those[first])
+            yield _format_target(target, f"{which} ({first.split('/')[1]})", those[first])
 
 
-def _line(aim: Aim, than: str, ratio: float) -> str:
-    met = "met" if ratio >= aim.times else "not met"
-    than = f"{than} ({aim.ours})" if aim.ours else than
-    if aim.times < 1:
-        return f"At most {1 / aim.times:.1f} times the time of {than}: {1 / ratio:.2f} times, {met}."
-    return f"{aim.times:g} times faster than {than}: {digits(ratio)} times, {met}."
+def _format_target(target: SpeedTarget, entrant: str, ratio: float) -> str:
+    met = "met" if ratio >= target.factor else "not met"
+    entrant = f"{entrant} ({target.ours})" if target.ours else entrant
+    if target.factor < 1:
+        return f"At most {1 / target.factor:.1f} times the time of {entrant}: {1 / ratio:.2f} times, {met}."
+    return f"{target.factor:g} times faster than {entrant}: {format_digits(ratio)} times, {met}."
 
 
-def _computes(of_group: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _describe_entrants(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What each entrant computes, said once for each case in which it says something else."""
     told: dict[str, None] = {}
-    for record in of_group.values():
+    for record in records.values():
         for entrant, one in record["entrants"].items():
             if "facts" in one:
                 told[f"- {entrant.split('/')[1]}: {one['facts']['computes']}."] = None
     yield from told
 
 
-def digits(number: float) -> str:
+def format_digits(number: float) -> str:
     """Three digits that count."""
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"

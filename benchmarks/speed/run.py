@@ -18,53 +18,53 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cases import CASES, COST, ENTRANTS, Case, small
-from measure import Runners, measure, tell
-from report import report
-from runner_process import ROOT, python_of
+from cases import CASES, ENTRANTS, GROUP_SECONDS, SpeedCase, shrink_case
+from measure import RunnerPool, log_progress, measure_case
+from report import format_report
+from runner_process import ROOT, runner_python
 
 
 def main() -> None:
     """Measures what is asked for, writing down each case as it is done."""
-    options = arguments()
+    options = parse_arguments()
     chosen = [case for case in CASES.values() if options.cases & {case.group, case.name}]
     unknown = options.cases - set(ENTRANTS) - set(CASES)
     if unknown or not chosen:
         sys.exit(
             f"Expected --cases among {', '.join(CASES)}, or groups of them; found {', '.join(unknown)}. Name others."
         )
-    if not python_of("bare", options.peers).exists():
+    if not runner_python("bare", options.peers).exists():
         sys.exit(
             f"Expected the others' environment in {options.peers}; found none. Make it with "
             "`python benchmarks/speed/peers/install.py`, or name it with --peers."
         )
-    weights = [1.0 if options.smoke else _cost(case, options.repeats) for case in chosen]
-    tell(f"About {sum(weights) / 60:.0f} minutes on two quiet cores, {options.minutes:.0f} at the most.")
+    weights = [1.0 if options.smoke else _estimate_seconds(case, options.repeats) for case in chosen]
+    log_progress(f"About {sum(weights) / 60:.0f} minutes on two quiet cores, {options.minutes:.0f} at the most.")
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        runners = Runners(chosen, peers=options.peers.absolute(), threads=options.threads, folder=Path(folder))
+        runners = RunnerPool(chosen, peers=options.peers.absolute(), threads=options.threads, folder=Path(folder))
         deadline = time.monotonic() + 60 * options.minutes
         try:
             for place, case in enumerate(chosen):
                 if time.monotonic() > deadline:
-                    tell(f"Time is up: left out are {', '.join(later.name for later in chosen[place:])}.")
+                    log_progress(f"Time is up: left out are {', '.join(later.name for later in chosen[place:])}.")
                     break
                 share = weights[place] / sum(weights[place:]) * (deadline - time.monotonic())
-                sized = small(case) if options.smoke else case
-                results[case.name] = measure(sized, runners, repeats=options.repeats, seconds=share)
+                sized = shrink_case(case) if options.smoke else case
+                results[case.name] = measure_case(sized, runners, repeats=options.repeats, seconds=share)
                 if options.json:
                     options.json.parent.mkdir(parents=True, exist_ok=True)
                     options.json.write_text(json.dumps(results, indent=1) + "\n")
-                    options.json.with_suffix(".md").write_text(report(results))
+                    options.json.with_suffix(".md").write_text(format_report(results))
             done = {case.name: results[case.name] for case in chosen if case.name in results}
             if any("failed" in one for record in done.values() for one in record["entrants"].values()):
-                tell(runners.log())
+                log_progress(runners.read_logs())
         finally:
-            runners.leave()
-    print(report(done))
+            runners.close()
+    print(format_report(done))
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """What is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = f"of {','.join(ENTRANTS)}, or single cases"
@@ -83,8 +83,8 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def _cost(case: Case, repeats: int) -> float:
-    ready, repetition = COST[case.group]
+def _estimate_seconds(case: SpeedCase, repeats: int) -> float:
+    ready, repetition = GROUP_SECONDS[case.group]
     return ready + repeats * repetition
 
 

@@ -9,18 +9,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from cases import Case, histories, values
+from cases import SpeedCase, make_histories, make_values
 from onnx import TensorProto, helper
-from runner_loop import NotAvailable, Ready, serve
+from runner_loop import EntrantNotAvailable, PreparedEntrant, serve_requests
 from torch import Tensor, nn
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-class Network(nn.Module):
+class BareNetwork(nn.Module):
     """A recurrence and a linear output: what comes next, after every step."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: SpeedCase) -> None:
         super().__init__()
         kind = {"lstm": nn.LSTM, "gru": nn.GRU}[case.cell]
         self.recurrent = kind(1, case.hidden, case.layers, batch_first=True)
@@ -32,14 +32,14 @@ class Network(nn.Module):
         return self.output(outputs), state
 
 
-def loop(case: Case) -> Ready:
+def prepare_loop(case: SpeedCase) -> PreparedEntrant:
     """Windows shifted by one step, mean squared error, Adam; the data are one tensor, and windows are cut by index."""
-    panel = torch.from_numpy(values(case)).float()
+    panel = torch.from_numpy(make_values(case)).float()
     span = torch.arange(case.context + 1)
 
     def act(steps: int) -> None:
         torch.manual_seed(0)
-        network = Network(case)
+        network = BareNetwork(case)
         optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
         for _ in range(steps):
             rows = torch.randint(len(panel), (case.batch, 1))
@@ -51,12 +51,12 @@ def loop(case: Case) -> Ready:
             optimiser.step()
 
     computes = "mean squared error at every step; no clipping, validation, checkpoint or log"
-    return Ready(act, {"parameters": size(Network(case)), "computes": computes})
+    return PreparedEntrant(act, {"parameters": count_parameters(BareNetwork(case)), "computes": computes})
 
 
-def carried(case: Case) -> Ready:
+def prepare_stepped_lstm(case: SpeedCase) -> PreparedEntrant:
     """Reads the history once, then one step at a time with the state."""
-    network, history = Network(case).eval(), torch.from_numpy(histories(case)).float()[..., None]
+    network, history = BareNetwork(case).eval(), torch.from_numpy(make_histories(case)).float()[..., None]
 
     @torch.inference_mode()
     def act(_: int) -> np.ndarray:
@@ -69,30 +69,32 @@ def carried(case: Case) -> Ready:
         return np.asarray(torch.cat(outcome, dim=1)[..., 0].numpy())
 
     assert act(0).shape == (case.series, case.horizon)
-    return Ready(act, {"parameters": size(network), "computes": "raw values, one path"})
+    return PreparedEntrant(act, {"parameters": count_parameters(network), "computes": "raw values, one path"})
 
 
-def one_graph(case: Case) -> Ready:
+def prepare_onnx(case: SpeedCase) -> PreparedEntrant:
     """The same network as one ONNX graph: an LSTM over the history, and one Loop over the horizon."""
     if case.cell != "lstm":
-        raise NotAvailable("the graph is written for the LSTM")
-    network, history = Network(case).eval(), histories(case).astype(np.float32)
+        raise EntrantNotAvailable("the graph is written for the LSTM")
+    network, history = BareNetwork(case).eval(), make_histories(case).astype(np.float32)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        graph(network, case).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        build_onnx_graph(network, case).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
     def act(_: int) -> np.ndarray:
         return np.asarray(session.run(None, {"history": history})[0])
 
-    difference = float(np.abs(act(0) - carried_of(network, history, case.horizon)).max())
+    difference = float(np.abs(act(0) - roll_out(network, history, case.horizon)).max())
     assert difference < 1e-4, f"the graph is {difference} off"
-    return Ready(act, {"parameters": size(network), "computes": "raw values, one path; the same as nn.LSTM to 1e-4"})
+    return PreparedEntrant(
+        act, {"parameters": count_parameters(network), "computes": "raw values, one path; the same as nn.LSTM to 1e-4"}
+    )
 
 
-def carried_of(network: Network, history: np.ndarray, horizon: int) -> np.ndarray:
+def roll_out(network: BareNetwork, history: np.ndarray, horizon: int) -> np.ndarray:
     """What the network says step by step, for the graph to be held against."""
     with torch.inference_mode():
         ahead, state = network(torch.from_numpy(history)[..., None])
@@ -103,7 +105,7 @@ def carried_of(network: Network, history: np.ndarray, horizon: int) -> np.ndarra
         return np.asarray(torch.cat(outcome, dim=1)[..., 0].numpy())
 
 
-def graph(network: Network, case: Case) -> onnx.ModelProto:
+def build_onnx_graph(network: BareNetwork, case: SpeedCase) -> onnx.ModelProto:
     """History "row step" in, ahead "row horizon" out. ONNX wants gates in the order i o f c; torch has i f c o."""
     constants, layers = [], range(case.layers)
 
@@ -200,16 +202,16 @@ def graph(network: Network, case: Case) -> onnx.ModelProto:
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def size(network: nn.Module) -> int:
+def count_parameters(network: nn.Module) -> int:
     """How many parameters it has."""
     return sum(each.numel() for each in network.parameters())
 
 
-ENTRANTS: dict[str, Callable[[Case], Ready]] = {
-    "PyTorch loop": loop,
-    "nn.LSTM, state carried": carried,
-    "ONNX Runtime, one Loop": one_graph,
+ENTRANTS: dict[str, Callable[[SpeedCase], PreparedEntrant]] = {
+    "PyTorch loop": prepare_loop,
+    "nn.LSTM, state carried": prepare_stepped_lstm,
+    "ONNX Runtime, one Loop": prepare_onnx,
 }
 
 if __name__ == "__main__":
-    serve(ENTRANTS, ("torch", "onnxruntime"))
+    serve_requests(ENTRANTS, ("torch", "onnxruntime"))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from cases import STAMP, Case, histories, values
+from cases import FIRST_TIMESTAMP, SpeedCase, make_histories, make_values
 from darts import TimeSeries
 from darts.models import RNNModel
-from runner_loop import Ready, serve
+from runner_loop import PreparedEntrant, serve_requests
 from torch.utils.data import RandomSampler
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore")
 for name in ("pytorch_lightning", "lightning", "darts"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
-QUIET = {
+QUIET_TRAINER = {
     "accelerator": "cpu",
     "devices": 1,
     "logger": False,
@@ -31,13 +31,13 @@ QUIET = {
 }
 
 
-def training(case: Case) -> Ready:
+def prepare_training(case: SpeedCase) -> PreparedEntrant:
     """`fit` on series that are made before; one epoch draws as many windows as the steps need, so that none is begun twice."""
-    series = series_of(values(case))
+    series = to_darts_series(make_values(case))
     windows = case.series * (case.length - case.context)
 
     def act(steps: int) -> RNNModel:
-        model = network(case)
+        model = make_model(case)
         sampler = RandomSampler(range(windows), replacement=True, num_samples=steps * case.batch)
         loading = {"sampler": sampler, "shuffle": False, "pin_memory": False}
         model.fit(series, epochs=1, verbose=False, dataloader_kwargs=loading)
@@ -47,12 +47,12 @@ def training(case: Case) -> Ready:
     computes = (
         "mean squared error at every step, float32; windows drawn by a sampler of torch, the whole training one epoch"
     )
-    return Ready(act, {"parameters": size(act(1)), "computes": computes})
+    return PreparedEntrant(act, {"parameters": count_parameters(act(1)), "computes": computes})
 
 
-def rollout(case: Case) -> Ready:
+def prepare_rollout(case: SpeedCase) -> PreparedEntrant:
     """`predict` for all series in one batch."""
-    model, series = trained(case), series_of(histories(case))
+    model, series = train_one_step(case), to_darts_series(make_histories(case))
 
     def act(_: int) -> list[TimeSeries]:
         return model.predict(
@@ -66,12 +66,12 @@ def rollout(case: Case) -> Ready:
 
     said = act(0)
     assert (len(said), len(said[0])) == (case.series, case.horizon)
-    return Ready(act, {"parameters": size(model), "computes": "raw values, one path"})
+    return PreparedEntrant(act, {"parameters": count_parameters(model), "computes": "raw values, one path"})
 
 
-def backtest(case: Case) -> Ready:
+def prepare_backtest(case: SpeedCase) -> PreparedEntrant:
     """`historical_forecasts` with its optimisation, all origins in batches of 512."""
-    model, [series] = trained(case), series_of(values(case))
+    model, [series] = train_one_step(case), to_darts_series(make_values(case))
     start = case.length - case.horizon - case.origins + 1
 
     def act(_: int) -> list[TimeSeries]:
@@ -91,12 +91,16 @@ def backtest(case: Case) -> Ready:
 
     said = act(0)
     assert (len(said), len(said[0])) == (case.origins, case.horizon)
-    return Ready(
-        act, {"parameters": size(model), "computes": "historical_forecasts, retrain=False, enable_optimization=True"}
+    return PreparedEntrant(
+        act,
+        {
+            "parameters": count_parameters(model),
+            "computes": "historical_forecasts, retrain=False, enable_optimization=True",
+        },
     )
 
 
-def network(case: Case) -> RNNModel:
+def make_model(case: SpeedCase) -> RNNModel:
     """An untrained model of the case's size."""
     return RNNModel(
         input_chunk_length=case.context,
@@ -107,32 +111,32 @@ def network(case: Case) -> RNNModel:
         batch_size=case.batch,
         optimizer_kwargs={"lr": 0.01},
         random_state=0,
-        pl_trainer_kwargs=QUIET,
+        pl_trainer_kwargs=QUIET_TRAINER,
     )
 
 
-def trained(case: Case) -> RNNModel:
+def train_one_step(case: SpeedCase) -> RNNModel:
     """A model that made a step."""
-    model = network(case)
-    model.fit(series_of(values(case))[:1], epochs=1, verbose=False, max_samples_per_ts=case.batch)
+    model = make_model(case)
+    model.fit(to_darts_series(make_values(case))[:1], epochs=1, verbose=False, max_samples_per_ts=case.batch)
     return model
 
 
-def series_of(panel: np.ndarray) -> list[TimeSeries]:
+def to_darts_series(panel: np.ndarray) -> list[TimeSeries]:
     """Float32, by the hour."""
-    stamps = pd.date_range(STAMP, periods=panel.shape[1], freq="h")
+    stamps = pd.date_range(FIRST_TIMESTAMP, periods=panel.shape[1], freq="h")
     return [TimeSeries.from_times_and_values(stamps, row.astype(np.float32)) for row in panel]
 
 
-def size(model: Any) -> int:
+def count_parameters(model: Any) -> int:
     """How many parameters it has."""
     return sum(each.numel() for each in model.model.parameters())
 
 
-def entrant(case: Case) -> Ready:
+def prepare_entrant(case: SpeedCase) -> PreparedEntrant:
     """What Darts does in a case."""
-    return {"rollout": rollout, "backtest": backtest}.get(case.group, training)(case)
+    return {"rollout": prepare_rollout, "backtest": prepare_backtest}.get(case.group, prepare_training)(case)
 
 
 if __name__ == "__main__":
-    serve({"Darts RNNModel": entrant}, ("darts", "torch", "pytorch-lightning", "pandas"))
+    serve_requests({"Darts RNNModel": prepare_entrant}, ("darts", "torch", "pytorch-lightning", "pandas"))

@@ -9,13 +9,13 @@ import warnings
 
 import numpy as np
 import torch
-from cases import STAMP, Case, histories, values
+from cases import FIRST_TIMESTAMP, SpeedCase, make_histories, make_values
 from gluonts.dataset.common import ListDataset
 from gluonts.torch.distributions import NormalOutput
 from gluonts.torch.model.deepar import DeepAREstimator
 from gluonts.torch.model.predictor import PyTorchPredictor
 from gluonts.transform import ExpectedNumInstanceSampler
-from runner_loop import NotAvailable, Ready, serve
+from runner_loop import EntrantNotAvailable, PreparedEntrant, serve_requests
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 warnings.filterwarnings("ignore")
@@ -25,24 +25,24 @@ for name in ("lightning", "lightning.pytorch", "gluonts"):
 FOLDER = tempfile.TemporaryDirectory()  # it always writes a checkpoint at the end of an epoch
 
 
-def training(case: Case) -> Ready:
+def prepare_training(case: SpeedCase) -> PreparedEntrant:
     """`train` on a data set that is made before and cached; the whole training is one epoch, so that it writes one checkpoint."""
-    data = dataset(values(case))
+    data = to_gluonts_dataset(make_values(case))
 
     def act(steps: int) -> PyTorchPredictor:
-        return estimator(case, horizon=1, steps=steps).train(data, cache_data=True)
+        return make_estimator(case, horizon=1, steps=steps).train(data, cache_data=True)
 
     computes = (
         "Gaussian likelihood at every step, scaled by the mean; its LSTM also reads age, scale and a static feature; one "
         "checkpoint, which cannot be switched off"
     )
-    return Ready(act, {"parameters": size(act(1)), "computes": computes})
+    return PreparedEntrant(act, {"parameters": count_parameters(act(1)), "computes": computes})
 
 
-def rollout(case: Case) -> Ready:
+def prepare_rollout(case: SpeedCase) -> PreparedEntrant:
     """`predict`, one sampled path a series, all series in one batch."""
-    past = dataset(histories(case))
-    predictor = estimator(case, horizon=case.horizon, steps=1).train(dataset(longer(case)))
+    past = to_gluonts_dataset(make_histories(case))
+    predictor = make_estimator(case, horizon=case.horizon, steps=1).train(to_gluonts_dataset(lengthen_case(case)))
     predictor.batch_size = case.series
 
     def act(_: int) -> list[np.ndarray]:
@@ -50,10 +50,10 @@ def rollout(case: Case) -> Ready:
 
     said = act(0)
     assert (len(said), *said[0].shape) == (case.series, 1, case.horizon)
-    return Ready(act, {"parameters": size(predictor), "computes": "one sampled path a series"})
+    return PreparedEntrant(act, {"parameters": count_parameters(predictor), "computes": "one sampled path a series"})
 
 
-def estimator(case: Case, *, horizon: int, steps: int) -> DeepAREstimator:
+def make_estimator(case: SpeedCase, *, horizon: int, steps: int) -> DeepAREstimator:
     """An estimator of the case's size."""
     return DeepAREstimator(
         freq="h",
@@ -83,27 +83,27 @@ def estimator(case: Case, *, horizon: int, steps: int) -> DeepAREstimator:
     )
 
 
-def longer(case: Case) -> np.ndarray:
+def lengthen_case(case: SpeedCase) -> np.ndarray:
     """One series that is long enough to train a step on."""
-    return np.resize(values(case)[:1], (1, 2 * (case.context + case.horizon)))
+    return np.resize(make_values(case)[:1], (1, 2 * (case.context + case.horizon)))
 
 
-def dataset(panel: np.ndarray) -> ListDataset:
+def to_gluonts_dataset(panel: np.ndarray) -> ListDataset:
     """By the hour, float32."""
-    return ListDataset([{"start": STAMP, "target": row.astype(np.float32)} for row in panel], freq="h")
+    return ListDataset([{"start": FIRST_TIMESTAMP, "target": row.astype(np.float32)} for row in panel], freq="h")
 
 
-def size(predictor: PyTorchPredictor) -> int:
+def count_parameters(predictor: PyTorchPredictor) -> int:
     """How many parameters it has."""
     return sum(each.numel() for each in predictor.prediction_net.parameters())
 
 
-def entrant(case: Case) -> Ready:
+def prepare_entrant(case: SpeedCase) -> PreparedEntrant:
     """What DeepAR does in a case."""
     if case.cell != "lstm":
-        raise NotAvailable("its DeepAR has an LSTM only")
-    return rollout(case) if case.group == "rollout" else training(case)
+        raise EntrantNotAvailable("its DeepAR has an LSTM only")
+    return prepare_rollout(case) if case.group == "rollout" else prepare_training(case)
 
 
 if __name__ == "__main__":
-    serve({"GluonTS DeepAR": entrant}, ("gluonts", "torch", "lightning", "pandas"))
+    serve_requests({"GluonTS DeepAR": prepare_entrant}, ("gluonts", "torch", "lightning", "pandas"))

@@ -18,16 +18,16 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TextIO
 
-from cases import SHORT, Case
-from timing import Taken, per_call, per_step, taken
+from cases import SHORT_STEPS, SpeedCase
+from timing import Timing, time_once, time_per_call, time_per_step
 
 
-class NotAvailable(Exception):
+class EntrantNotAvailable(Exception):
     """An entrant that does not take part in a case; the message says why."""
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedEntrant:
     """What an entrant does in a case.
 
     Attributes:
@@ -35,70 +35,70 @@ class Ready:
         facts: What a reader should know: `parameters`, `computes`.
     """
 
-    act: Callable[[int], object]
+    action: Callable[[int], object]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Prepare = Callable[[Case], Ready]
+PrepareEntrant = Callable[[SpeedCase], PreparedEntrant]
 
 
-def serve(entrants: Mapping[str, Prepare], packages: tuple[str, ...]) -> None:
+def serve_requests(entrants: Mapping[str, PrepareEntrant], packages: tuple[str, ...]) -> None:
     """Answers until it is told to leave; `--once CASE ENTRANT` in the arguments does one training and no more."""
     if sys.argv[1:2] == ["--once"]:
-        case = Case(**json.loads(sys.argv[2]))
-        entrants[sys.argv[3]](case).act(case.steps)
+        case = SpeedCase(**json.loads(sys.argv[2]))
+        entrants[sys.argv[3]](case).action(case.steps)
         return
-    answers = _own_stdout()
-    _say(answers, {"versions": {name: _version(name) for name in packages}})
-    prepared: dict[str, tuple[Case, Ready]] = {}
+    answers = _reserve_stdout()
+    _send_reply(answers, {"versions": {name: _package_version(name) for name in packages}})
+    prepared: dict[str, tuple[SpeedCase, PreparedEntrant]] = {}
     for line in sys.stdin:
         asked = json.loads(line)
         try:
             match asked["do"]:
                 case "prepare":
-                    case = Case(**asked["case"])
+                    case = SpeedCase(**asked["case"])
                     ready = entrants[asked["entrant"]](case)
-                    _act(replace(case, steps=min(case.steps, 2 * SHORT)), ready)
+                    _time_repetition(replace(case, steps=min(case.steps, 2 * SHORT_STEPS)), ready)
                     prepared[asked["entrant"]] = (case, ready)
-                    _say(answers, {"facts": dict(ready.facts)})
+                    _send_reply(answers, {"facts": dict(ready.facts)})
                 case "run":
-                    _say(answers, _act(*prepared[asked["entrant"]])._asdict())
+                    _send_reply(answers, _time_repetition(*prepared[asked["entrant"]])._asdict())
                 case "forget":
                     prepared.clear()
-                    _say(answers, {})
+                    _send_reply(answers, {})
                 case "leave":
                     return
-        except NotAvailable as reason:
-            _say(answers, {"not_available": str(reason)})
+        except EntrantNotAvailable as reason:
+            _send_reply(answers, {"not_available": str(reason)})
         except Exception as error:  # of any library: the others go on without it
             traceback.print_exc()
-            _say(answers, {"failed": f"{type(error).__name__}: {error}"[:500]})
+            _send_reply(answers, {"failed": f"{type(error).__name__}: {error}"[:500]})
 
 
-def _act(case: Case, ready: Ready) -> Taken:
+def _time_repetition(case: SpeedCase, prepared: PreparedEntrant) -> Timing:
     """What a repetition took: all steps (classical), one step (large, members), or one call (the others)."""
     match case.group:
         case "classical" | "process":
-            return taken(lambda: ready.act(case.steps))
+            return time_once(lambda: prepared.action(case.steps))
         case "large" | "members":
-            return per_step(ready.act, few=SHORT, many=case.steps)
+            return time_per_step(prepared.action, few=SHORT_STEPS, many=case.steps)
         case _:
-            return per_call(lambda: ready.act(0))
+            return time_per_call(lambda: prepared.action(0))
 
 
-def _own_stdout() -> TextIO:
+def _reserve_stdout() -> TextIO:
     """The real stdout; what libraries print from here on goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
-def _say(answers: TextIO, what: Mapping[str, Any]) -> None:
-    answers.write(json.dumps(what) + "\n")
-    answers.flush()
+def _send_reply(output: TextIO, reply: Mapping[str, Any]) -> None:
+    output.write(json.dumps(reply) + "\n")
+    output.flush()
 
 
-def _version(name: str) -> str:
+def _package_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:

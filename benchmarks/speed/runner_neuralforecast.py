@@ -11,57 +11,67 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from cases import STAMP, Case, histories, values
+from cases import FIRST_TIMESTAMP, SpeedCase, make_histories, make_values
 from neuralforecast import NeuralForecast
 from neuralforecast.losses.pytorch import MSE
 from neuralforecast.models import GRU, LSTM
 from neuralforecast.tsdataset import TimeSeriesDataset
-from runner_loop import Ready, serve
+from runner_loop import PreparedEntrant, serve_requests
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 warnings.filterwarnings("ignore")
 for name in ("pytorch_lightning", "lightning", "lightning_fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
-TRAINING = ("classical", "large", "process")
+TRAINING_GROUPS = ("classical", "large", "process")
 
 
-def training(case: Case, *, recurrent: bool) -> Ready:
+def prepare_training(case: SpeedCase, *, recurrent: bool) -> PreparedEntrant:
     """`NeuralForecast.fit` on a frame that is made before."""
-    known = frame(values(case))
+    known = to_long_frame(make_values(case))
 
     def act(steps: int) -> NeuralForecast:
-        forecast = NeuralForecast(models=[network(case, recurrent=recurrent, steps=steps)], freq="h")
+        forecast = NeuralForecast(models=[make_model(case, recurrent=recurrent, steps=steps)], freq="h")
         forecast.fit(df=known, val_size=0)
         assert len(forecast.models[0].train_trajectories) == steps
         return forecast
 
     last = "the last step only, which is its default" if recurrent else f"{case.horizon} steps ahead, told in one go"
-    computes = f"mean squared error at {last}; float32; {note(case, recurrent=recurrent)}"
-    return Ready(act, {"parameters": size(act(1)), "computes": computes, "smaller": smaller(case, recurrent=recurrent)})
+    computes = f"mean squared error at {last}; float32; {describe_difference(case, recurrent=recurrent)}"
+    return PreparedEntrant(
+        act,
+        {
+            "parameters": count_parameters(act(1)),
+            "computes": computes,
+            "smaller": is_smaller(case, recurrent=recurrent),
+        },
+    )
 
 
-def rollout(case: Case, *, inner: bool) -> Ready:
+def prepare_rollout(case: SpeedCase, *, use_model_predict: bool) -> PreparedEntrant:
     """`NeuralForecast.predict` of a frame, or the model's own `predict` of a data set that is made before."""
-    known = frame(histories(case))
-    forecast = NeuralForecast(models=[network(case, recurrent=True, steps=1)], freq="h")
+    known = to_long_frame(make_histories(case))
+    forecast = NeuralForecast(models=[make_model(case, recurrent=True, steps=1)], freq="h")
     forecast.fit(df=known, val_size=0)
     dataset, *_ = TimeSeriesDataset.from_df(known)
 
     def act(_: int) -> object:
-        return forecast.models[0].predict(dataset) if inner else forecast.predict(df=known)
+        return forecast.models[0].predict(dataset) if use_model_predict else forecast.predict(df=known)
 
     assert len(act(0)) == case.series * case.horizon  # type: ignore[arg-type]
-    computes = f"raw values, one path; {note(case, recurrent=True)}"
-    return Ready(act, {"parameters": size(forecast), "computes": computes, "smaller": smaller(case, recurrent=True)})
+    computes = f"raw values, one path; {describe_difference(case, recurrent=True)}"
+    return PreparedEntrant(
+        act,
+        {"parameters": count_parameters(forecast), "computes": computes, "smaller": is_smaller(case, recurrent=True)},
+    )
 
 
-def network(case: Case, *, recurrent: bool, steps: int) -> LSTM | GRU:
+def make_model(case: SpeedCase, *, recurrent: bool, steps: int) -> LSTM | GRU:
     """An untrained model of the case's size, with the least decoder it takes."""
     return {"lstm": LSTM, "gru": GRU}[case.cell](
         h=case.horizon,
         # a recurrent one reads a step more than it is told, so that all train over the same number of steps
-        input_size=case.context - 1 if recurrent and case.group in TRAINING else case.context,
+        input_size=case.context - 1 if recurrent and case.group in TRAINING_GROUPS else case.context,
         h_train=1,
         encoder_n_layers=case.layers,
         encoder_hidden_size=case.hidden,
@@ -89,39 +99,43 @@ def network(case: Case, *, recurrent: bool, steps: int) -> LSTM | GRU:
     )
 
 
-def smaller(case: Case, *, recurrent: bool) -> bool:
+def is_smaller(case: SpeedCase, *, recurrent: bool) -> bool:
     """Whether it is another network than the case's: its recurrent LSTM feeds back a projection of size 1 (`proj_size`)."""
     return recurrent and case.cell == "lstm"
 
 
-def note(case: Case, *, recurrent: bool) -> str:
+def describe_difference(case: SpeedCase, *, recurrent: bool) -> str:
     """What is not the same network in it."""
-    if smaller(case, recurrent=recurrent):
+    if is_smaller(case, recurrent=recurrent):
         return "a smaller network: what it feeds back is projected to size 1 (proj_size)"
     return f"a whole {case.cell.upper()}"
 
 
-def frame(panel: np.ndarray) -> pd.DataFrame:
+def to_long_frame(panel: np.ndarray) -> pd.DataFrame:
     """A long frame: unique_id, ds, y as float32."""
     series, length = panel.shape
-    stamps = pd.date_range(STAMP, periods=length, freq="h")
+    stamps = pd.date_range(FIRST_TIMESTAMP, periods=length, freq="h")
     ids, y = np.repeat(np.arange(series), length), panel.ravel().astype(np.float32)
     return pd.DataFrame({"unique_id": ids, "ds": np.tile(stamps, series), "y": y})
 
 
-def size(forecast: NeuralForecast) -> int:
+def count_parameters(forecast: NeuralForecast) -> int:
     """How many parameters it has."""
     return sum(each.numel() for each in forecast.models[0].parameters())
 
 
-ENTRANTS: dict[str, Callable[[Case], Ready]] = {
+ENTRANTS: dict[str, Callable[[SpeedCase], PreparedEntrant]] = {
     "NeuralForecast recurrent": lambda case: (
-        rollout(case, inner=False) if case.group == "rollout" else training(case, recurrent=True)
+        prepare_rollout(case, use_model_predict=False)
+        if case.group == "rollout"
+        else prepare_training(case, recurrent=True)
     ),
-    "NeuralForecast direct": lambda case: training(case, recurrent=False),
-    "NeuralForecast recurrent, model.predict": lambda case: rollout(case, inner=True),
-    "NeuralForecast recurrent GRU, model.predict": lambda case: rollout(replace(case, cell="gru"), inner=True),
+    "NeuralForecast direct": lambda case: prepare_training(case, recurrent=False),
+    "NeuralForecast recurrent, model.predict": lambda case: prepare_rollout(case, use_model_predict=True),
+    "NeuralForecast recurrent GRU, model.predict": lambda case: prepare_rollout(
+        replace(case, cell="gru"), use_model_predict=True
+    ),
 }
 
 if __name__ == "__main__":
-    serve(ENTRANTS, ("neuralforecast", "torch", "pytorch-lightning", "pandas"))
+    serve_requests(ENTRANTS, ("neuralforecast", "torch", "pytorch-lightning", "pandas"))

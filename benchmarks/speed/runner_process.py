@@ -13,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cases import Case
+from cases import SpeedCase
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-SWITCHED_OFF = {  # what libraries would tell their makers
+TELEMETRY_OFF = {  # what libraries would tell their makers
     "BENTOML_DO_NOT_TRACK": "true",
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -25,7 +25,7 @@ SWITCHED_OFF = {  # what libraries would tell their makers
 }
 
 
-class Runner:
+class RunnerProcess:
     """A runner, started and ready to be asked.
 
     Attributes:
@@ -38,30 +38,30 @@ class Runner:
         self.name = name
         with log.open("a") as errors:
             self._process = subprocess.Popen(
-                command(name, python),
+                runner_command(name, python),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=environment(threads),
+                env=runner_environment(threads),
             )
-        self.versions: dict[str, str] = self._answer(300.0)["versions"]
+        self.versions: dict[str, str] = self._read_reply(300.0)["versions"]
         self.start_seconds = time.perf_counter() - started
 
-    def ask(self, what: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
+    def request(self, message: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
         """One answer; a runner that died or took too long is told as `failed`."""
         if self._process.poll() is not None:
             return {"failed": f"the runner {self.name} has ended"}
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
-        return self._answer(timeout)
+        return self._read_reply(timeout)
 
-    def prepare(self, case: Case, entrant: str, *, timeout: float) -> dict[str, Any]:
+    def prepare(self, case: SpeedCase, entrant: str, *, timeout: float) -> dict[str, Any]:
         """Makes an entrant ready for a case."""
-        return self.ask({"do": "prepare", "case": asdict(case), "entrant": entrant}, timeout=timeout)
+        return self.request({"do": "prepare", "case": asdict(case), "entrant": entrant}, timeout=timeout)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Ends the process."""
         with self._process as process:
             assert process.stdin is not None
@@ -71,7 +71,7 @@ class Runner:
             except subprocess.TimeoutExpired:
                 process.kill()
 
-    def _answer(self, timeout: float) -> dict[str, Any]:
+    def _read_reply(self, timeout: float) -> dict[str, Any]:
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], timeout)
         line = self._process.stdout.readline() if ready else ""
@@ -83,17 +83,17 @@ class Runner:
         return answer
 
 
-def command(name: str, python: Path) -> list[str]:
+def runner_command(name: str, python: Path) -> list[str]:
     """How a runner is started."""
     return [str(python), str(HERE / f"runner_{name}.py")]
 
 
-def environment(threads: int) -> dict[str, str]:
+def runner_environment(threads: int) -> dict[str, str]:
     """What a runner is told: the number of threads, the same for all; and that nothing is to be reported to anyone."""
     count = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
-    return {**os.environ, **SWITCHED_OFF, **count, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **TELEMETRY_OFF, **count, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 
 
-def python_of(name: str, peers: Path) -> Path:
+def runner_python(name: str, peers: Path) -> Path:
     """The interpreter of a runner: this one for ours, that of the peers' environment for the others."""
     return Path(sys.executable) if name == "ours" else peers / "bin" / "python"

@@ -27,22 +27,22 @@ import pandas as pd
 import torch
 
 from forecaster.bundle import artifact
-from forecaster.data.calendar import usual_season
-from forecaster.data.encoding import PLAIN
+from forecaster.data.calendar import default_season
+from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.split import hold_out
-from forecaster.data.windows import Anchors, Tape
+from forecaster.data.windows import CutoffIndex, PanelTensor
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
-from forecaster.evaluation.calibration import calibrated
-from forecaster.evaluation.validation import trials
+from forecaster.evaluation.calibration import calibrate_model
+from forecaster.evaluation.validation import build_validation_batches
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import fit, fit_digest
 
 RESULTS = Path(__file__).parent.parent / "results"
-POINTS = 500
+POINTS_PER_SERIES = 500
 SPEC = Spec.parse(
     {
         "name": "scale",
@@ -55,7 +55,7 @@ SPEC = Spec.parse(
     where="the benchmark",
 )
 GIB = 1 << 30
-STATUS = Path("/proc/self/status")
+STATUS_FILE = Path("/proc/self/status")
 
 
 def main() -> None:
@@ -66,19 +66,19 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="one size in this process, told as JSON")
     options = parser.parse_args()
     if options.alone:
-        print(json.dumps(stages(options.series[0], threads=options.threads)))
+        print(json.dumps(measure_stages(options.series[0], threads=options.threads)))
         return
     found: dict[int, dict[str, dict[str, float]]] = {}
     for series in options.series:
         command = [sys.executable, __file__, "--alone", "--series", str(series), "--threads", str(options.threads)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[series] = json.loads(done.stdout.splitlines()[-1])
-        print(table(found), flush=True)
-    (RESULTS / "scale.md").write_text(report(found, options.threads))
-    draw(found)
+        print(format_table(found), flush=True)
+    (RESULTS / "scale.md").write_text(format_report(found, options.threads))
+    plot_scale(found)
 
 
-class Book:
+class StageTimer:
     """What each stage took."""
 
     def __init__(self) -> None:
@@ -88,121 +88,131 @@ class Book:
     def __call__(self, stage: str) -> Iterator[None]:
         """Times a block, and finds its peak."""
         gc.collect()
-        _forget_peak()
+        _reset_peak_memory()
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         taken = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        self.stages[stage] = taken | {"peak": _status("VmHWM"), "after": _status("VmRSS")}
+        self.stages[stage] = taken | {"peak": _read_status_gib("VmHWM"), "after": _read_status_gib("VmRSS")}
         told = ", ".join(f"{name} {value:.2f}" for name, value in self.stages[stage].items())
         print(f"{stage}: {told}", file=sys.stderr, flush=True)
 
 
-def stages(series: int, *, threads: int) -> dict[str, dict[str, float]]:
+def measure_stages(series: int, *, threads: int) -> dict[str, dict[str, float]]:
     """Everything that a training, its test and a forecast of all series do, one after the other."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(threads)
-    book = Book()
+    book = StageTimer()
     with book("a long frame"):
-        frame = long_frame(series)
+        frame = make_long_frame(series)
     with book("frame to panel"):
         panel = to_panel(frame)
     del frame
     with book("digest"):
         fit_digest(panel, SPEC)
-    season = usual_season(panel.freq)
+    season = default_season(panel.freq)
     split = hold_out(panel, SPEC.horizon)
     with book("validation origins"):
-        trials(split.whole.series, context=SPEC.context, horizon=SPEC.horizon, windows=1, season=season, encoding=PLAIN)
+        build_validation_batches(
+            split.full.series,
+            context=SPEC.context,
+            horizon=SPEC.horizon,
+            windows=1,
+            season=season,
+            encoding=EMPTY_ENCODING,
+        )
     with book("tape and anchors"):
-        Anchors.of(Tape.record(split.known.series, context=SPEC.context, horizon=1, encoding=PLAIN), least=SPEC.least)
+        CutoffIndex.from_panel_tensor(
+            PanelTensor.from_series(split.history.series, context=SPEC.context, horizon=1, encoding=EMPTY_ENCODING),
+            min_history=SPEC.min_steps,
+        )
     with book("fit of 200 steps, all of it"):
-        forecaster = fit(split.known, SPEC, accelerator="cpu").forecaster
+        forecaster = fit(split.history, SPEC, accelerator="cpu").model
     with book("calibration, one origin"):
-        forecaster = calibrated(forecaster, split.known, windows=1)
+        forecaster = calibrate_model(forecaster, split.history, windows=1)
     with book("backtest, one origin"):
-        result = _backtested(panel, {"own": Predictor(forecaster)}, season)
+        result = _run_backtest(panel, {"own": Predictor(forecaster)}, season)
     with book("its scores and its table"):
         result.scores("own")
         result.frame()
     del result
     with tempfile.TemporaryDirectory() as folder, book("bundle saved and loaded"):
-        artifact.save(forecaster, Path(folder) / "bundle", card="")
-        loaded = artifact.load(Path(folder) / "bundle")
+        artifact.save_bundle(forecaster, Path(folder) / "bundle", card="")
+        loaded = artifact.load_bundle(Path(folder) / "bundle")
     with book("forecasts of all, with quantiles"):
-        Predictor(loaded).forecast_each(panel.series, SPEC.horizon, levels=(0.1, 0.9))
+        Predictor(loaded).forecast_batch(panel.series, SPEC.horizon, levels=(0.1, 0.9))
     return book.stages
 
 
-def _backtested(panel: Panel, asked: dict[str, Any], season: int) -> Any:
-    rivals = {**asked, "seasonal_naive": seasonal_naive(season)}
-    return backtest(panel, rivals, horizon=SPEC.horizon, windows=1, season=season, keep=SPEC.least + 1)
+def _run_backtest(panel: Panel, predictors: dict[str, Any], season: int) -> Any:
+    rivals = {**predictors, "seasonal_naive": seasonal_naive(season)}
+    return backtest(panel, rivals, horizon=SPEC.horizon, windows=1, season=season, min_history=SPEC.min_steps + 1)
 
 
-def long_frame(series: int) -> pd.DataFrame:
+def make_long_frame(series: int) -> pd.DataFrame:
     """Weekly rhythms with noise, one row a series and day, ids as text: what a Parquet file gives."""
     draw = np.random.default_rng(0)
-    clock = np.arange(POINTS)
+    clock = np.arange(POINTS_PER_SERIES)
     level = draw.uniform(10, 1000, size=(series, 1))
     y = level * (1 + 0.3 * np.sin(2 * np.pi * (clock + draw.integers(7, size=(series, 1))) / 7))
     y += 0.1 * level * draw.normal(size=y.shape)
     ids = pd.Series([f"series_{number:06d}" for number in range(series)], dtype="str")
-    days = pd.date_range("2024-01-01", periods=POINTS, freq="D", unit="us")
+    days = pd.date_range("2024-01-01", periods=POINTS_PER_SERIES, freq="D", unit="us")
     return pd.DataFrame(
         {
-            "unique_id": ids.repeat(POINTS).reset_index(drop=True),
+            "unique_id": ids.repeat(POINTS_PER_SERIES).reset_index(drop=True),
             "ds": np.tile(days.to_numpy(), series),
             "y": y.ravel(),
         }
     )
 
 
-def _forget_peak() -> None:
+def _reset_peak_memory() -> None:
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
 
 
-def _status(field: str) -> float:
+def _read_status_gib(field: str) -> float:
     """GiB."""
-    if not STATUS.exists():
+    if not STATUS_FILE.exists():
         return float("nan")
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    line = next(line for line in STATUS_FILE.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024 / GIB
 
 
-def table(found: dict[int, dict[str, dict[str, float]]]) -> str:
+def format_table(results: dict[int, dict[str, dict[str, float]]]) -> str:
     """Stages by sizes."""
-    heads = " | ".join(f"{series:,}: s | peak, GiB" for series in found)
-    lines = [f"| stage | {heads} |", "|---" * (1 + 2 * len(found)) + "|"]
-    for stage in next(iter(found.values())):
-        cells = " | ".join(f"{one[stage]['seconds']:.2f} | {one[stage]['peak']:.2f}" for one in found.values())
+    heads = " | ".join(f"{series:,}: s | peak, GiB" for series in results)
+    lines = [f"| stage | {heads} |", "|---" * (1 + 2 * len(results)) + "|"]
+    for stage in next(iter(results.values())):
+        cells = " | ".join(f"{one[stage]['seconds']:.2f} | {one[stage]['peak']:.2f}" for one in results.values())
         lines.append(f"| {stage} | {cells} |")
     cells = " | ".join(
         f"{sum(stage['seconds'] for stage in one.values()):.1f} | {max(stage['peak'] for stage in one.values()):.2f}"
-        for one in found.values()
+        for one in results.values()
     )
     return "\n".join([*lines, f"| all | {cells} |", ""])
 
 
-def report(found: dict[int, dict[str, dict[str, float]]], threads: int) -> str:
+def format_report(results: dict[int, dict[str, dict[str, float]]], threads: int) -> str:
     """The table, and how it was made."""
     return "\n".join(
         [
             "# Growth with the number of series",
             "",
-            f"`python benchmarks/speed/scale.py --series {' '.join(map(str, found))} --threads {threads}`: daily series of "
-            f"{POINTS} points, LSTM {SPEC.network.hidden}, context {SPEC.context}, horizon {SPEC.horizon}, "
+            f"`python benchmarks/speed/scale.py --series {' '.join(map(str, results))} --threads {threads}`: daily series of "
+            f"{POINTS_PER_SERIES} points, LSTM {SPEC.network.hidden}, context {SPEC.context}, horizon {SPEC.horizon}, "
             f"{SPEC.training.steps} steps in two epochs, CPU, torch {torch.__version__}. A fresh process each size; seconds on "
             "the wall, peak resident memory of the whole process while the stage ran.",
             "",
-            table(found),
+            format_table(results),
             "![Seconds of each stage by number of series](scale.png)",
             "",
         ]
     )
 
 
-def draw(found: dict[int, dict[str, dict[str, float]]]) -> None:
+def plot_scale(results: dict[int, dict[str, dict[str, float]]]) -> None:
     """Seconds and memory by number of series, both axes logarithmic."""
     import matplotlib as mpl
 
@@ -210,15 +220,15 @@ def draw(found: dict[int, dict[str, dict[str, float]]]) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    sizes = list(found)
+    sizes = list(results)
     panels: list[tuple[Any, str, Callable[[float], float]]] = [
         (left, "seconds", lambda value: max(value, 1e-3)),
         (right, "peak", lambda value: value),
     ]
     for axes, field, shown in panels:
-        for stage in next(iter(found.values())):
-            axes.plot(sizes, [shown(found[size][stage][field]) for size in sizes], marker="o", label=stage)
-        axes.set(xscale="log", yscale="log", xlabel=f"series of {POINTS} points")
+        for stage in next(iter(results.values())):
+            axes.plot(sizes, [shown(results[size][stage][field]) for size in sizes], marker="o", label=stage)
+        axes.set(xscale="log", yscale="log", xlabel=f"series of {POINTS_PER_SERIES} points")
     left.set_ylabel("seconds")
     right.set_ylabel("peak resident memory, GiB")
     left.legend(fontsize="small")

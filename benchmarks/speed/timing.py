@@ -7,33 +7,33 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-LEAST_SECONDS, FEWEST, MOST = 0.5, 3, 200  # so many short calls are made
+MIN_SECONDS, MIN_CALLS, MAX_CALLS = 0.5, 3, 200  # so many short calls are made
 
 
-class Taken(NamedTuple):
+class Timing(NamedTuple):
     """What something took: by the clock on the wall, and of all cores together."""
 
     seconds: float
     cpu: float
 
 
-def taken(act: Callable[[], object]) -> Taken:
+def time_once(action: Callable[[], object]) -> Timing:
     """Of doing it once."""
     started, cpu = time.perf_counter(), time.process_time()
-    act()
-    return Taken(time.perf_counter() - started, time.process_time() - cpu)
+    action()
+    return Timing(time.perf_counter() - started, time.process_time() - cpu)
 
 
-def per_step(act: Callable[[int], object], *, few: int, many: int) -> Taken:
+def time_per_step(action: Callable[[int], object], *, few: int, many: int) -> Timing:
     """Of one step more: what is done once, before the first step and after the last, is in both trainings and goes."""
-    short, long = taken(lambda: act(few)), taken(lambda: act(many))
+    short, long = time_once(lambda: action(few)), time_once(lambda: action(many))
     steps = many - few
-    return Taken((long.seconds - short.seconds) / steps, (long.cpu - short.cpu) / steps)
+    return Timing((long.seconds - short.seconds) / steps, (long.cpu - short.cpu) / steps)
 
 
-def per_call(act: Callable[[], object]) -> Taken:
+def time_per_call(action: Callable[[], object]) -> Timing:
     """The median call: of so many as fill half a second."""
-    calls: list[Taken] = []
-    while len(calls) < FEWEST or (sum(call.seconds for call in calls) < LEAST_SECONDS and len(calls) < MOST):
-        calls.append(taken(act))
-    return Taken(*(statistics.median(part) for part in zip(*calls, strict=True)))
+    calls: list[Timing] = []
+    while len(calls) < MIN_CALLS or (sum(call.seconds for call in calls) < MIN_SECONDS and len(calls) < MAX_CALLS):
+        calls.append(time_once(action))
+    return Timing(*(statistics.median(part) for part in zip(*calls, strict=True)))

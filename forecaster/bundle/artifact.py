@@ -13,24 +13,24 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from forecaster import __version__
-from forecaster.bundle.golden import GoldenFile, alone, golden_file, replay
+from forecaster.bundle.golden import GoldenFile, build_golden_file, replay_golden_file, strip_blend
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged, BundleError, InputError
-from forecaster.frequency import offset, tell, untell
+from forecaster.frequency import format_timestamp, parse_frequency, parse_timestamp
 from forecaster.intervals.conformal import Calibration
-from forecaster.prediction.engine_choice import fastest_engine, graph_engine, runs_graphs
-from forecaster.prediction.fitted_model import Forecaster, Stored
+from forecaster.prediction.engine_choice import build_fastest_engine, build_onnx_engine, is_onnx_engine
+from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.spec import Spec
 from forecaster.statistical import blend
-from forecaster.storage.atomic import new_folder
-from forecaster.storage.failpoints import point
+from forecaster.storage.atomic import create_folder
+from forecaster.storage.failpoints import fail_point
 
-SCHEMA = 1
-MOST_BYTES = 1 << 30  # of one file; a larger one is not a bundle of ours
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = 1 << 30  # of one file; a larger one is not a bundle of ours
 
 
-class FileFact(BaseModel):
+class FileEntry(BaseModel):
     """What the manifest says of one file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,153 +53,157 @@ class Manifest(BaseModel):
     code_version: str
     torch_version: str
     facts: dict[str, Any]
-    files: dict[str, FileFact]
+    files: dict[str, FileEntry]
 
 
-_FILES = ("spec.json", "encoding.json", "conformal.json", "weights.safetensors", "golden.json", "card.md")
-GRAPH = "rollout.onnx"  # a bundle may lack it, and its like of further members: it is then served by PyTorch
-BLEND = "blend.json"  # of a forecaster that is a blend
+_REQUIRED_FILES = ("spec.json", "encoding.json", "conformal.json", "weights.safetensors", "golden.json", "card.md")
+ONNX_FILE = "rollout.onnx"  # a bundle may lack it, and its like of further members: it is then served by PyTorch
+BLEND_FILE = "blend.json"  # of a forecaster that is a blend
 
 log = logging.getLogger(__name__)
 
 
-def digest(folder: Path) -> str:
+def compute_bundle_digest(folder: Path) -> str:
     """The identity of a bundle: the sha256 of its manifest, which holds those of all other files."""
-    return _sha256(_read(folder / "manifest.json"))
+    return _sha256(_read_file(folder / "manifest.json"))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle; raises BundleDamaged if there is none, or it is not one of ours."""
     try:
-        manifest = Manifest.model_validate_json(_read(folder / "manifest.json"))
+        manifest = Manifest.model_validate_json(_read_file(folder / "manifest.json"))
     except ValidationError as error:
         raise BundleDamaged(
-            f"Expected the manifest of a forecaster in {folder}; {_first(error)}.", where="manifest.json"
+            f"Expected the manifest of a forecaster in {folder}; {_format_first_error(error)}.", where="manifest.json"
         ) from error
-    if manifest.schema_version != SCHEMA:
+    if manifest.schema_version != SCHEMA_VERSION:
         raise BundleDamaged(
-            f"Expected a bundle of schema {SCHEMA}; {folder} has schema {manifest.schema_version}. "
+            f"Expected a bundle of schema {SCHEMA_VERSION}; {folder} has schema {manifest.schema_version}. "
             "Use the version of forecaster that wrote it, or train again.",
             where="manifest.json",
         )
     return manifest
 
 
-def save(forecaster: Forecaster, folder: Path, *, card: str) -> str:
+def save_bundle(fitted_model: FittedModel, folder: Path, *, card: str) -> str:
     """Writes the bundle, whole or not at all, to a folder that does not exist yet; answers its digest."""
     if folder.exists():
         raise BundleError(f"Expected no folder at {folder}; found one. Choose another place.", where=str(folder))
     import torch  # its version
 
-    from forecaster.model.weights import written
+    from forecaster.model.weights import serialize_weights
 
-    spec, calibration, golden = forecaster.spec, forecaster.calibration, golden_file(forecaster)
+    spec, calibration, golden = fitted_model.spec, fitted_model.calibration, build_golden_file(fitted_model)
     contents = {
         "spec.json": spec.model_dump_json(indent=1).encode(),
-        "encoding.json": forecaster.encoding.model_dump_json().encode(),
+        "encoding.json": fitted_model.encoding.model_dump_json().encode(),
         "conformal.json": b"null" if calibration is None else calibration.model_dump_json().encode(),
-        "weights.safetensors": written(forecaster.networks),
+        "weights.safetensors": serialize_weights(fitted_model.networks),
         "golden.json": golden.model_dump_json(exclude_defaults=True).encode(),
         "card.md": card.encode(),
     }
-    if forecaster.blend:
-        contents[BLEND] = blend.write(forecaster.blend)
-    contents |= dict(zip(_graph_names(spec), _graphs(forecaster, golden), strict=False))
+    if fitted_model.blend_weights:
+        contents[BLEND_FILE] = blend.serialize_blend_weights(fitted_model.blend_weights)
+    contents |= dict(zip(_onnx_file_names(spec), _export_onnx_models(fitted_model, golden), strict=False))
     manifest = Manifest(
-        schema_version=SCHEMA,
+        schema_version=SCHEMA_VERSION,
         name=spec.name,
-        freq=forecaster.freq,
-        season=forecaster.season,
+        freq=fitted_model.freq,
+        season=fitted_model.season,
         context=spec.context,
         horizon=spec.horizon,
         levels=() if calibration is None else calibration.levels,
-        cutoff=tell(forecaster.cutoff),
+        cutoff=format_timestamp(fitted_model.cutoff),
         code_version=__version__,
         torch_version=torch.__version__,
-        facts=forecaster.facts,
-        files={name: FileFact(sha256=_sha256(content), size=len(content)) for name, content in contents.items()},
+        facts=fitted_model.facts,
+        files={name: FileEntry(sha256=_sha256(content), size=len(content)) for name, content in contents.items()},
     )
     contents["manifest.json"] = manifest.model_dump_json(indent=1).encode()
-    with new_folder(folder) as draft:
+    with create_folder(folder) as draft:
         for name, content in contents.items():
             (draft / name).write_bytes(content)
-        point("export.filled")
-    point("export.written")
-    return digest(folder)
+        fail_point("export.filled")
+    fail_point("export.written")
+    return compute_bundle_digest(folder)
 
 
-def load(folder: Path) -> Forecaster:
+def load_bundle(folder: Path) -> FittedModel:
     """Reads a bundle: digests first, then shapes and finiteness, then the golden requests, on every engine there is.
 
     Raises BundleDamaged or GoldenMismatch with the file at fault, MissingPackage where a blend has models that cannot be
     fitted here; a bundle that loads may be served.
     """
-    stored, golden = _stored(folder)
-    forecaster = stored.forecaster()
-    replay(forecaster, golden)
-    if forecaster.blend:
-        replay(*alone(forecaster, golden))
-    engine = graph_engine(forecaster)
+    stored, golden = _read_bundle(folder)
+    forecaster = stored.to_fitted_model()
+    replay_golden_file(forecaster, golden)
+    if forecaster.blend_weights:
+        replay_golden_file(*strip_blend(forecaster, golden))
+    engine = build_onnx_engine(forecaster)
     if engine is not None:
-        replay(*alone(forecaster, golden), engine, where=GRAPH)
+        replay_golden_file(*strip_blend(forecaster, golden), engine, where=ONNX_FILE)
     return forecaster
 
 
-def predictor(folder: Path) -> Predictor:
+def load_predictor(folder: Path) -> Predictor:
     """A bundle ready to answer, on the fastest engine for it; PyTorch is loaded only where no other engine will do.
 
-    Checked as by `load`, with the golden requests on that engine alone; raises likewise.
+    Checked as by `load_bundle`, with the golden requests on that engine alone; raises likewise.
     """
-    stored, golden = _stored(folder)
-    engine = fastest_engine(stored)
-    where = GRAPH if engine is not None and runs_graphs(engine) else "golden.json"
-    replay(*alone(stored, golden), engine, where=where)
-    if stored.blend:
-        replay(stored, golden, engine, where=where)
+    stored, golden = _read_bundle(folder)
+    engine = build_fastest_engine(stored)
+    where = ONNX_FILE if engine is not None and is_onnx_engine(engine) else "golden.json"
+    replay_golden_file(*strip_blend(stored, golden), engine, where=where)
+    if stored.blend_weights:
+        replay_golden_file(stored, golden, engine, where=where)
     return Predictor(stored, engine=engine)
 
 
-def check_files(folder: Path) -> Manifest:
+def verify_files(folder: Path) -> Manifest:
     """Holds every file against the manifest, and loads nothing; raises BundleDamaged."""
     manifest = read_manifest(folder)
     for name in manifest.files:
-        _verified(folder, name, manifest)
+        _read_verified(folder, name, manifest)
     return manifest
 
 
-def _stored(folder: Path) -> tuple[Stored, GoldenFile]:
+def _read_bundle(folder: Path) -> tuple[StoredModel, GoldenFile]:
     """A bundle whose files are what its manifest says, and what is asked to prove it."""
     manifest = read_manifest(folder)
-    contents = {name: _verified(folder, name, manifest) for name in _FILES}
+    contents = {name: _read_verified(folder, name, manifest) for name in _REQUIRED_FILES}
     try:
         spec = Spec.parse(json.loads(contents["spec.json"]), where="spec.json")
-        offset(manifest.freq, where="manifest.json")
-        cutoff = untell(manifest.cutoff, freq=manifest.freq)
+        parse_frequency(manifest.freq, where="manifest.json")
+        cutoff = parse_timestamp(manifest.cutoff, freq=manifest.freq)
         golden = GoldenFile.model_validate_json(contents["golden.json"])
         encoding = Encoding.model_validate_json(contents["encoding.json"])
-        weights = blend.read(_verified(folder, BLEND, manifest)) if BLEND in manifest.files else {}
+        weights = (
+            blend.parse_blend_weights(_read_verified(folder, BLEND_FILE, manifest))
+            if BLEND_FILE in manifest.files
+            else {}
+        )
     except (InputError, ValueError) as error:
         raise BundleDamaged(
             f"Expected a bundle written by forecaster in {folder}; {error}", where=str(folder)
         ) from error
-    graphs, calibration = _graph_names(spec) if GRAPH in manifest.files else (), contents["conformal.json"]
-    stored = Stored(
+    graphs, calibration = _onnx_file_names(spec) if ONNX_FILE in manifest.files else (), contents["conformal.json"]
+    stored = StoredModel(
         spec,
         manifest.freq,
         manifest.season,
         cutoff,
         encoding,
         contents["weights.safetensors"],
-        None if calibration == b"null" else Calibration.read(calibration),
+        None if calibration == b"null" else Calibration.from_json(calibration),
         manifest.facts,
-        tuple(_verified(folder, name, manifest) for name in graphs),
+        tuple(_read_verified(folder, name, manifest) for name in graphs),
         weights,
     )
     return stored, golden
 
 
-def _verified(folder: Path, name: str, manifest: Manifest) -> bytes:
-    fact, content = manifest.files.get(name), _read(folder / name)
+def _read_verified(folder: Path, name: str, manifest: Manifest) -> bytes:
+    fact, content = manifest.files.get(name), _read_file(folder / name)
     if fact is None or len(content) != fact.size or _sha256(content) != fact.sha256:
         raise BundleDamaged(
             f"Expected {name} of {folder} as its manifest describes it; its digest is another. Fetch the bundle again.",
@@ -208,36 +212,36 @@ def _verified(folder: Path, name: str, manifest: Manifest) -> bytes:
     return content
 
 
-def _graph_names(spec: Spec) -> tuple[str, ...]:
-    return (GRAPH, *(f"rollout-{number}.onnx" for number in range(2, spec.members + 1)))
+def _onnx_file_names(spec: Spec) -> tuple[str, ...]:
+    return (ONNX_FILE, *(f"rollout-{number}.onnx" for number in range(2, spec.members + 1)))
 
 
-def _graphs(forecaster: Forecaster, golden: GoldenFile) -> tuple[bytes, ...]:
+def _export_onnx_models(fitted_model: FittedModel, golden: GoldenFile) -> tuple[bytes, ...]:
     """The rollout of each member as a graph, where onnx is there to write it; where they answer otherwise, none."""
     if find_spec("onnx") is None:
         return ()
-    size = max(sum(parameter.nbytes for parameter in network.parameters()) for network in forecaster.networks)
-    if size > MOST_BYTES // 4:  # a graph holds some weights several times
-        log.warning("the bundle gets no %s: with %d bytes of weights it would be too large", GRAPH, size)
+    size = max(sum(parameter.nbytes for parameter in network.parameters()) for network in fitted_model.networks)
+    if size > MAX_FILE_BYTES // 4:  # a graph holds some weights several times
+        log.warning("the bundle gets no %s: with %d bytes of weights it would be too large", ONNX_FILE, size)
         return ()
-    from forecaster.engines.onnx.export import export
+    from forecaster.engines.onnx.export import export_onnx
 
-    graphs = tuple(export(network) for network in forecaster.networks)
+    graphs = tuple(export_onnx(network) for network in fitted_model.networks)
     try:
-        engine = graph_engine(replace(forecaster, graphs=graphs))
+        engine = build_onnx_engine(replace(fitted_model, onnx_models=graphs))
         if engine is not None:
-            replay(*alone(forecaster, golden), engine, where=GRAPH)
+            replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
     except BundleError as error:
-        log.warning("the bundle gets no %s and will be served by PyTorch: %s", GRAPH, error.message)
+        log.warning("the bundle gets no %s and will be served by PyTorch: %s", ONNX_FILE, error.message)
         return ()
     return graphs
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise BundleDamaged(f"Expected at most {MOST_BYTES} bytes in {path}; found {size}.", where=path.name)
+        if size > MAX_FILE_BYTES:
+            raise BundleDamaged(f"Expected at most {MAX_FILE_BYTES} bytes in {path}; found {size}.", where=path.name)
         return path.read_bytes()
     except OSError as error:
         raise BundleDamaged(
@@ -249,6 +253,6 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _first(error: ValidationError) -> str:
+def _format_first_error(error: ValidationError) -> str:
     fault = error.errors()[0]
     return f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"

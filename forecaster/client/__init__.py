@@ -1,4 +1,4 @@
-"""Asks a service over HTTP, with data frames in and out: `Client` and, for those who wait for many things, `AsyncClient`.
+"""Asks a service over HTTP, with data frames in and out: `AppClient` and, for those who wait for many things, `AsyncClient`.
 
     from forecaster.client import Client
 
@@ -9,8 +9,8 @@ Needs httpx (the extra `client`) and neither torch nor a network of its own. Wha
 ready, and what a broken connection lost, is asked again after a pause; nothing else is.
 """
 
-from forecaster.client.batches import Forecasts, Told
+from forecaster.client.batches import FrameForecast, ServiceOutcomes
 from forecaster.client.client import AsyncClient, Client
-from forecaster.client.transport import Patience
+from forecaster.client.transport import RetryPolicy
 
-__all__ = ["AsyncClient", "Client", "Forecasts", "Patience", "Told"]
+__all__ = ["AsyncClient", "Client", "FrameForecast", "RetryPolicy", "ServiceOutcomes"]

@@ -1,4 +1,4 @@
-"""The two clients of the service: `Client`, which blocks, and `AsyncClient`."""
+"""The two clients of the service: `AppClient`, which blocks, and `AsyncClient`."""
 
 from __future__ import annotations
 
@@ -10,28 +10,36 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from forecaster.client.batches import (
-    MODEL,
-    READY,
-    Errors,
-    Forecasts,
-    Told,
-    Wanted,
-    forecast_each,
+    MODEL_REQUEST,
+    READY_REQUEST,
+    ErrorMode,
+    ForecastQuery,
+    FrameForecast,
+    ServiceOutcomes,
+    forecast_batch,
     forecast_frame,
-    raised,
+    raise_for_errors,
 )
-from forecaster.client.transport import Call, Patience, Pause, Reply, Silence, Talk, ask
+from forecaster.client.transport import (
+    Delay,
+    Exchange,
+    HttpRequest,
+    HttpResponse,
+    NoResponse,
+    RetryPolicy,
+    request_json,
+)
 from forecaster.errors import InputError, MissingPackage, ServiceNotReady, Unreachable
 
 if TYPE_CHECKING:
     import httpx
     import pandas as pd
 
-    from forecaster.data.frames.panel import Columns
+    from forecaster.data.frames.panel import ColumnNames
     from forecaster.series import Series
 
-KEY_VARIABLE = "FORECASTER_KEY"
-_PATIENCE, _ONCE = Patience(), Patience(retries=0)
+KEY_ENV_VARIABLE = "FORECASTER_KEY"
+_DEFAULT_RETRY_POLICY, _NO_RETRY = RetryPolicy(), RetryPolicy(retries=0)
 T = TypeVar("T")
 
 
@@ -44,7 +52,7 @@ class Client:
         key: str | None = None,
         *,
         timeout: float = 30.0,
-        patience: Patience = _PATIENCE,
+        retry_policy: RetryPolicy = _DEFAULT_RETRY_POLICY,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Opens no connection yet.
@@ -60,8 +68,8 @@ class Client:
             InputError: the address is none.
             MissingPackage: httpx is not installed.
         """
-        self._url, self._timeout, self._patience = _checked(url), timeout, patience
-        self._http = _httpx().Client(
+        self._url, self._timeout, self._retry_policy = _validate_url(url), timeout, retry_policy
+        self._http = _import_httpx().Client(
             base_url=self._url, headers=_headers(key), timeout=timeout, transport=transport, follow_redirects=False
         )
 
@@ -86,7 +94,7 @@ class Client:
         levels: Sequence[float] = (),
         *,
         freq: str | int | None = None,
-        columns: Columns | None = None,
+        columns: ColumnNames | None = None,
         zone: str | None = None,
         errors: Literal["raise"] = "raise",
     ) -> pd.DataFrame: ...
@@ -99,10 +107,10 @@ class Client:
         levels: Sequence[float] = (),
         *,
         freq: str | int | None = None,
-        columns: Columns | None = None,
+        columns: ColumnNames | None = None,
         zone: str | None = None,
         errors: Literal["return"],
-    ) -> Forecasts: ...
+    ) -> FrameForecast: ...
 
     def forecast(
         self,
@@ -111,10 +119,10 @@ class Client:
         levels: Sequence[float] = (),
         *,
         freq: str | int | None = None,
-        columns: Columns | None = None,
+        columns: ColumnNames | None = None,
         zone: str | None = None,
-        errors: Errors = "raise",
-    ) -> pd.DataFrame | Forecasts:
+        errors: ErrorMode = "raise",
+    ) -> pd.DataFrame | FrameForecast:
         """The forecasts of a long frame `unique_id, ds, y`, as `unique_id, ds, mean` and a column for each level ("0.1").
 
         Covariates (their known future as rows without `y`), static columns and channels travel along where the model in use
@@ -133,7 +141,7 @@ class Client:
             InputError's kinds: the frame cannot be used.
             ServiceError's kinds: the service refuses it all, with its code, message, place and request id, or is not there.
         """
-        found = self._run(
+        found = self._drive(
             forecast_frame(
                 frame,
                 horizon=horizon,
@@ -142,49 +150,55 @@ class Client:
                 columns=columns,
                 zone=zone,
                 timeout_s=self._timeout,
-                patience=self._patience,
+                retry_policy=self._retry_policy,
             )
         )
-        return found if errors == "return" else raised(found).table
+        return found if errors == "return" else raise_for_errors(found).table
 
-    def forecast_each(self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()) -> Told:
-        """One outcome for each series of one frequency, in order, as `Predictor.forecast_each`; and the model."""
-        return self._run(forecast_each(series, Wanted(horizon, tuple(levels), self._timeout), self._patience))
+    def forecast_batch(
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+    ) -> ServiceOutcomes:
+        """One outcome for each series of one frequency, in order, as `Predictor.forecast_batch`; and the model."""
+        return self._drive(
+            forecast_batch(series, ForecastQuery(horizon, tuple(levels), self._timeout), self._retry_policy)
+        )
 
-    def model(self) -> dict[str, Any]:
+    def get_model(self) -> dict[str, Any]:
         """The model in use: name, specification, scores, card, age."""
-        told: dict[str, Any] = self._run(ask(MODEL, self._patience))
+        told: dict[str, Any] = self._drive(request_json(MODEL_REQUEST, self._retry_policy))
         return told
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the service is there and has a model; asked once."""
         try:
-            self._run(ask(READY, _ONCE))
+            self._drive(request_json(READY_REQUEST, _NO_RETRY))
         except (ServiceNotReady, Unreachable):
             return False
         return True
 
-    def _run(self, talk: Talk[T]) -> T:
-        said: Reply | Silence | None = None
+    def _drive(self, exchange: Exchange[T]) -> T:
+        said: HttpResponse | NoResponse | None = None
         while True:
             try:
-                wanted = talk.send(said)
+                wanted = exchange.send(said)
             except StopIteration as done:
                 answer: T = done.value
                 return answer
             said = None
-            if isinstance(wanted, Pause):
+            if isinstance(wanted, Delay):
                 time.sleep(wanted.seconds)
             else:
-                said = self._call(wanted)
+                said = self._send(wanted)
 
-    def _call(self, call: Call) -> Reply | Silence:
-        httpx = _httpx()
+    def _send(self, request: HttpRequest) -> HttpResponse | NoResponse:
+        httpx = _import_httpx()
         try:
-            reply = self._http.request(call.method, call.path, content=call.body, headers=_type_of(call))
+            reply = self._http.request(
+                request.method, request.path, content=request.body, headers=_content_type(request)
+            )
         except httpx.TransportError as error:
-            return _silence(error)
-        return Reply(reply.status_code, _small(reply.headers), reply.content)
+            return _no_response(error)
+        return HttpResponse(reply.status_code, _lowercase_names(reply.headers), reply.content)
 
 
 class AsyncClient:
@@ -196,12 +210,12 @@ class AsyncClient:
         key: str | None = None,
         *,
         timeout: float = 30.0,
-        patience: Patience = _PATIENCE,
+        retry_policy: RetryPolicy = _DEFAULT_RETRY_POLICY,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """As `Client`."""
-        self._url, self._timeout, self._patience = _checked(url), timeout, patience
-        self._http = _httpx().AsyncClient(
+        """As `AppClient`."""
+        self._url, self._timeout, self._retry_policy = _validate_url(url), timeout, retry_policy
+        self._http = _import_httpx().AsyncClient(
             base_url=self._url, headers=_headers(key), timeout=timeout, transport=transport, follow_redirects=False
         )
 
@@ -228,7 +242,7 @@ class AsyncClient:
         levels: Sequence[float] = (),
         *,
         freq: str | int | None = None,
-        columns: Columns | None = None,
+        columns: ColumnNames | None = None,
         zone: str | None = None,
         errors: Literal["raise"] = "raise",
     ) -> pd.DataFrame: ...
@@ -241,10 +255,10 @@ class AsyncClient:
         levels: Sequence[float] = (),
         *,
         freq: str | int | None = None,
-        columns: Columns | None = None,
+        columns: ColumnNames | None = None,
         zone: str | None = None,
         errors: Literal["return"],
-    ) -> Forecasts: ...
+    ) -> FrameForecast: ...
 
     async def forecast(
         self,
@@ -253,12 +267,12 @@ class AsyncClient:
         levels: Sequence[float] = (),
         *,
         freq: str | int | None = None,
-        columns: Columns | None = None,
+        columns: ColumnNames | None = None,
         zone: str | None = None,
-        errors: Errors = "raise",
-    ) -> pd.DataFrame | Forecasts:
-        """As `Client.forecast`."""
-        found = await self._run(
+        errors: ErrorMode = "raise",
+    ) -> pd.DataFrame | FrameForecast:
+        """As `AppClient.forecast`."""
+        found = await self._drive(
             forecast_frame(
                 frame,
                 horizon=horizon,
@@ -267,52 +281,58 @@ class AsyncClient:
                 columns=columns,
                 zone=zone,
                 timeout_s=self._timeout,
-                patience=self._patience,
+                retry_policy=self._retry_policy,
             )
         )
-        return found if errors == "return" else raised(found).table
+        return found if errors == "return" else raise_for_errors(found).table
 
-    async def forecast_each(self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()) -> Told:
-        """As `Client.forecast_each`."""
-        return await self._run(forecast_each(series, Wanted(horizon, tuple(levels), self._timeout), self._patience))
+    async def forecast_batch(
+        self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
+    ) -> ServiceOutcomes:
+        """As `AppClient.forecast_batch`."""
+        return await self._drive(
+            forecast_batch(series, ForecastQuery(horizon, tuple(levels), self._timeout), self._retry_policy)
+        )
 
-    async def model(self) -> dict[str, Any]:
-        """As `Client.model`."""
-        told: dict[str, Any] = await self._run(ask(MODEL, self._patience))
+    async def get_model(self) -> dict[str, Any]:
+        """As `AppClient.get_model`."""
+        told: dict[str, Any] = await self._drive(request_json(MODEL_REQUEST, self._retry_policy))
         return told
 
-    async def ready(self) -> bool:
-        """As `Client.ready`."""
+    async def is_ready(self) -> bool:
+        """As `AppClient.is_ready`."""
         try:
-            await self._run(ask(READY, _ONCE))
+            await self._drive(request_json(READY_REQUEST, _NO_RETRY))
         except (ServiceNotReady, Unreachable):
             return False
         return True
 
-    async def _run(self, talk: Talk[T]) -> T:
-        said: Reply | Silence | None = None
+    async def _drive(self, exchange: Exchange[T]) -> T:
+        said: HttpResponse | NoResponse | None = None
         while True:
             try:
-                wanted = talk.send(said)
+                wanted = exchange.send(said)
             except StopIteration as done:
                 answer: T = done.value
                 return answer
             said = None
-            if isinstance(wanted, Pause):
+            if isinstance(wanted, Delay):
                 await asyncio.sleep(wanted.seconds)
             else:
-                said = await self._call(wanted)
+                said = await self._send(wanted)
 
-    async def _call(self, call: Call) -> Reply | Silence:
-        httpx = _httpx()
+    async def _send(self, request: HttpRequest) -> HttpResponse | NoResponse:
+        httpx = _import_httpx()
         try:
-            reply = await self._http.request(call.method, call.path, content=call.body, headers=_type_of(call))
+            reply = await self._http.request(
+                request.method, request.path, content=request.body, headers=_content_type(request)
+            )
         except httpx.TransportError as error:
-            return _silence(error)
-        return Reply(reply.status_code, _small(reply.headers), reply.content)
+            return _no_response(error)
+        return HttpResponse(reply.status_code, _lowercase_names(reply.headers), reply.content)
 
 
-def _httpx() -> Any:
+def _import_httpx() -> Any:
     try:
         import httpx
     except ImportError as error:
@@ -322,7 +342,7 @@ def _httpx() -> Any:
     return httpx
 
 
-def _checked(url: str) -> str:
+def _validate_url(url: str) -> str:
     scheme, _, rest = url.partition("://")
     if scheme not in ("http", "https") or not rest.strip("/") or "@" in rest.partition("/")[0]:
         raise InputError(
@@ -334,7 +354,7 @@ def _checked(url: str) -> str:
 
 
 def _headers(key: str | None) -> dict[str, str]:
-    key = os.environ.get(KEY_VARIABLE) if key is None else key
+    key = os.environ.get(KEY_ENV_VARIABLE) if key is None else key
     if not key:
         return {}
     if not key.isascii() or not key.isprintable() or " " in key:
@@ -344,15 +364,15 @@ def _headers(key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def _type_of(call: Call) -> dict[str, str]:
-    return {} if call.body is None else {"content-type": "application/json"}
+def _content_type(request: HttpRequest) -> dict[str, str]:
+    return {} if request.body is None else {"content-type": "application/json"}
 
 
-def _small(headers: httpx.Headers) -> dict[str, str]:
+def _lowercase_names(headers: httpx.Headers) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def _silence(error: httpx.TransportError) -> Silence:
+def _no_response(error: httpx.TransportError) -> NoResponse:
     """No reply; one that only a slow service can be blamed for is not asked for again."""
-    late = isinstance(error, (_httpx().ReadTimeout, _httpx().WriteTimeout))
-    return Silence(str(error) or type(error).__name__, late)
+    late = isinstance(error, (_import_httpx().ReadTimeout, _import_httpx().WriteTimeout))
+    return NoResponse(str(error) or type(error).__name__, late)

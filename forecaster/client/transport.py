@@ -25,18 +25,18 @@ from forecaster.errors import (
 
 T = TypeVar("T")
 _BUSY, _NOT_READY = 429, 503
-_KINDS: dict[int, type[ServiceError]] = {
+_ERRORS_BY_STATUS: dict[int, type[ServiceError]] = {
     401: KeyRefused,
     403: KeyRefused,
     _BUSY: ServiceBusy,
     _NOT_READY: ServiceNotReady,
     504: AnswerTooLate,
 }
-_LONGEST = 500  # characters of a message that is not of ours
-_CHANCE = SystemRandom()
+_MAX_MESSAGE_LENGTH = 500  # characters of a message that is not of ours
+_RANDOM = SystemRandom()
 
 
-class Call(NamedTuple):
+class HttpRequest(NamedTuple):
     """A request. All that we send only asks: where it was lost, it may be sent again."""
 
     method: str
@@ -44,13 +44,13 @@ class Call(NamedTuple):
     body: bytes | None = None
 
 
-class Pause(NamedTuple):
+class Delay(NamedTuple):
     """To be waited, in seconds."""
 
     seconds: float
 
 
-class Reply(NamedTuple):
+class HttpResponse(NamedTuple):
     """What came back; the names of headers in small letters."""
 
     status: int
@@ -58,7 +58,7 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class Silence(NamedTuple):
+class NoResponse(NamedTuple):
     """Nothing came back.
 
     Attributes:
@@ -66,14 +66,14 @@ class Silence(NamedTuple):
         late: Whether it took too long; then the service may be at it still, and is not asked again.
     """
 
-    why: str
-    late: bool
+    reason: str
+    timed_out: bool
 
 
-Talk = Generator[Call | Pause, Reply | Silence | None, T]
+Exchange = Generator[HttpRequest | Delay, HttpResponse | NoResponse | None, T]
 
 
-class Patience(NamedTuple):
+class RetryPolicy(NamedTuple):
     """How often a call is made again, and after how long.
 
     Attributes:
@@ -84,77 +84,77 @@ class Patience(NamedTuple):
     """
 
     retries: int = 3
-    first_s: float = 0.5
-    longest_s: float = 60.0
+    initial_delay_s: float = 0.5
+    max_delay_s: float = 60.0
 
-    def pause(self, made: int, reply: Reply | Silence) -> float | None:
+    def delay_before_retry(self, attempts: int, response: HttpResponse | NoResponse) -> float | None:
         """Seconds to wait after so many calls; None where it is not to be made again."""
-        lost = isinstance(reply, Silence) and not reply.late
-        sent_away = isinstance(reply, Reply) and reply.status in (_BUSY, _NOT_READY)
-        if made > self.retries or not (lost or sent_away):
+        lost = isinstance(response, NoResponse) and not response.timed_out
+        sent_away = isinstance(response, HttpResponse) and response.status in (_BUSY, _NOT_READY)
+        if attempts > self.retries or not (lost or sent_away):
             return None
-        told = _retry_after(reply.headers) if isinstance(reply, Reply) else 0.0
-        if told > self.longest_s:
+        told = _retry_after(response.headers) if isinstance(response, HttpResponse) else 0.0
+        if told > self.max_delay_s:
             return None
-        own = min(self.longest_s, self.first_s * 2.0 ** (made - 1))
-        return float(max(told, own) * (1 + _CHANCE.random() / 4))
+        own = min(self.max_delay_s, self.initial_delay_s * 2.0 ** (attempts - 1))
+        return float(max(told, own) * (1 + _RANDOM.random() / 4))
 
 
-def ask(call: Call, patience: Patience) -> Talk[Any]:
+def request_json(request: HttpRequest, retry_policy: RetryPolicy) -> Exchange[Any]:
     """The JSON of the answer. Raises ServiceError's kinds, with code, message, place, status and request id."""
     made = 0
     while True:
-        reply = yield call
+        reply = yield request
         made += 1
         assert reply is not None, "a call has a reply or none, and says which"
-        if isinstance(reply, Reply) and reply.status == 200:
-            return _content(reply)
-        pause = patience.pause(made, reply)
+        if isinstance(reply, HttpResponse) and reply.status == 200:
+            return _parse_json(reply)
+        pause = retry_policy.delay_before_retry(made, reply)
         if pause is None:
-            raise fault(reply)
-        yield Pause(pause)
+            raise error_from_response(reply)
+        yield Delay(pause)
 
 
-def fault(reply: Reply | Silence) -> ServiceError:
+def error_from_response(response: HttpResponse | NoResponse) -> ServiceError:
     """Why there is no answer."""
-    if isinstance(reply, Silence):
-        if reply.late:
+    if isinstance(response, NoResponse):
+        if response.timed_out:
             return AnswerTooLate(
-                f"Expected an answer within the timeout; none came ({reply.why}). Ask for less, or wait longer."
+                f"Expected an answer within the timeout; none came ({response.reason}). Ask for less, or wait longer."
             )
         return Unreachable(
-            f"Expected an answer of the service; none came ({reply.why}). Is it running, at this address?"
+            f"Expected an answer of the service; none came ({response.reason}). Is it running, at this address?"
         )
-    kind = _KINDS.get(reply.status, RequestRefused if 400 <= reply.status < 500 else ServiceError)
-    told = _error_of(reply.body)
+    kind = _ERRORS_BY_STATUS.get(response.status, RequestRefused if 400 <= response.status < 500 else ServiceError)
+    told = _parse_error(response.body)
     if told is None:  # something in front of the service
-        text = " ".join(reply.body[:_LONGEST].decode("utf-8", "replace").split())
+        text = " ".join(response.body[:_MAX_MESSAGE_LENGTH].decode("utf-8", "replace").split())
         return kind(
-            f"Expected an answer of the service; found status {reply.status}: {text or 'and nothing else'}.",
-            status=reply.status,
-            request_id=reply.headers.get("x-request-id"),
+            f"Expected an answer of the service; found status {response.status}: {text or 'and nothing else'}.",
+            status=response.status,
+            request_id=response.headers.get("x-request-id"),
         )
     return kind(
         told["message"],
         code=told["code"],
         where=told["where"],
-        status=reply.status,
-        request_id=reply.headers.get("x-request-id"),
+        status=response.status,
+        request_id=response.headers.get("x-request-id"),
     )
 
 
-def _content(reply: Reply) -> Any:
+def _parse_json(response: HttpResponse) -> Any:
     try:
-        return json.loads(reply.body)
+        return json.loads(response.body)
     except ValueError as error:
         raise ServiceError(
             "Expected JSON of the service; found something else. Is a forecaster at this address?",
-            status=reply.status,
-            request_id=reply.headers.get("x-request-id"),
+            status=response.status,
+            request_id=response.headers.get("x-request-id"),
         ) from error
 
 
-def _error_of(body: bytes) -> dict[str, Any] | None:
+def _parse_error(body: bytes) -> dict[str, Any] | None:
     """The fields of an error in the one shape of the service's; None for any other."""
     try:
         told = json.loads(body)["error"]

@@ -12,31 +12,39 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadSpec, BadStamp, FrequencyUnknown, MissingPackage
-from forecaster.frequency import Stamps, Step, at, counts, is_numbered, offset, regular
+from forecaster.frequency import (
+    Offset,
+    Timestamps,
+    build_timestamps,
+    is_integer_frequency,
+    parse_frequency,
+    timestamp_at,
+    timestamps_to_int64,
+)
 from forecaster.shapes import Float64
 
-_DAY = 86_400.0
-_WEEK = 7 * _DAY
+_DAY_SECONDS = 86_400.0
+_WEEK_SECONDS = 7 * _DAY_SECONDS
 _CALENDAR_SEASONS = {"B": 5, "W": 52, "MS": 12, "ME": 12, "BMS": 12, "BME": 12, "QS": 4, "QE": 4, "BQS": 4, "BQE": 4}
 
 
-def step_seconds(step: Step) -> float | None:
+def step_seconds(step: Offset) -> float | None:
     """Seconds of one step where all steps are equally long (days and weeks too, on naive or UTC stamps), else None."""
     if isinstance(step, pd.offsets.Tick):
         return pd.Timedelta(step).total_seconds()
     if isinstance(step, pd.offsets.Day):
-        return step.n * _DAY
+        return step.n * _DAY_SECONDS
     if isinstance(step, pd.offsets.Week) and getattr(step, "weekday", None) is None:
-        return step.n * _WEEK
+        return step.n * _WEEK_SECONDS
     return None
 
 
-def usual_season(freq: str) -> int:
+def default_season(freq: str) -> int:
     """Steps of the season that data of this frequency usually shows; 1 where there is none, and where steps are numbered.
 
     A day for steps from a minute to below a day, a week for days, a year for weeks, months and quarters.
     """
-    step = offset(freq)
+    step = parse_frequency(freq)
     if isinstance(step, int):
         return 1
     seconds = step_seconds(step)
@@ -45,86 +53,90 @@ def usual_season(freq: str) -> int:
         return season // step.n if season % step.n == 0 else 1
     if seconds < 60:
         return 1
-    period = _DAY if seconds < _DAY else _WEEK if seconds < _WEEK else 52 * _WEEK
+    period = (
+        _DAY_SECONDS if seconds < _DAY_SECONDS else _WEEK_SECONDS if seconds < _WEEK_SECONDS else 52 * _WEEK_SECONDS
+    )
     return int(period // seconds) if period % seconds == 0 else 1
 
 
-def usual_horizon(freq: str) -> int:
+def default_horizon(freq: str) -> int:
     """Steps that people usually forecast at this frequency: a day of shorter steps, else the horizons of the M4 competition
     (Makridakis, Spiliotis and Assimakopoulos 2020): 14 days, 13 weeks, 18 months, 8 quarters, 6 years.
     """
-    season = usual_season(freq)
-    seconds = step_seconds(offset(freq))
-    if seconds is not None and seconds < _DAY:
+    season = default_season(freq)
+    seconds = step_seconds(parse_frequency(freq))
+    if seconds is not None and seconds < _DAY_SECONDS:
         return season if season > 1 else 24
     return {7: 14, 5: 10, 52: 13, 12: 18, 4: 8, 1: 6}.get(season, season)
 
 
-def certain_frequency(stamps: Stamps, *, where: str | None = None) -> str:
+def infer_frequency(timestamps: Timestamps, *, where: str | None = None) -> str:
     """The one frequency that gives exactly these stamps; raises FrequencyUnknown if none does, or more than one.
 
     Three Wednesdays are seven days apart and nothing else; July, August and September begin 31 days apart *and* a month
     apart, so nobody can tell from them what comes next. In a zone with summer time days are counted on the wall.
     """
-    fitting = [freq for freq in _candidates(stamps) if _fits(stamps, freq)]
+    fitting = [freq for freq in _gapless_candidates(timestamps) if _matches_frequency(timestamps, freq)]
     if len(fitting) == 1:
         return fitting[0]
     found = f"{' and '.join(fitting)} all fit" if fitting else "no regular frequency fits"
-    zone, such_as = (stamps.tz, "MS") if isinstance(stamps, pd.DatetimeIndex) else (None, "1")
+    zone, such_as = (timestamps.tz, "MS") if isinstance(timestamps, pd.DatetimeIndex) else (None, "1")
     summer = " If these are days of a zone with summer time, declare the zone." if zone is not None else ""
     raise FrequencyUnknown(
-        f"The frequency is not certain from {len(stamps)} stamps: {found}. Declare it (for instance freq={such_as!r}).{summer}",
+        f"The frequency is not certain from {len(timestamps)} stamps: {found}. Declare it (for instance freq={such_as!r}).{summer}",
         where=where,
     )
 
 
-def steps_to_try(stamps: Stamps) -> list[str]:
+def candidate_frequencies(timestamps: Timestamps) -> list[str]:
     """The frequencies that sorted stamps may have if some rows are absent: the shortest gap, and those of the calendar."""
-    if not isinstance(stamps, pd.DatetimeIndex):
-        return [str(gap) for gap in np.unique(np.diff(counts(stamps)))[:1] if gap > 0]
-    wall, moments = _gaps(stamps)
-    day = int(_DAY * 1e6)
+    if not isinstance(timestamps, pd.DatetimeIndex):
+        return [str(gap) for gap in np.unique(np.diff(timestamps_to_int64(timestamps)))[:1] if gap > 0]
+    wall, moments = _unique_gaps(timestamps)
+    day = int(_DAY_SECONDS * 1e6)
     days = wall.min() > 0 and wall.min() % day == 0
     shortest = int(wall.min()) if days else int(moments.min())
-    return [*([_tick(shortest)] if shortest > 0 else []), *_calendar_steps(stamps)]
+    return [*([_format_tick(shortest)] if shortest > 0 else []), *_calendar_frequencies(timestamps)]
 
 
-def _candidates(stamps: Stamps) -> list[str]:
-    if len(stamps) < 2:
+def _gapless_candidates(timestamps: Timestamps) -> list[str]:
+    if len(timestamps) < 2:
         return []
-    if not isinstance(stamps, pd.DatetimeIndex):
-        return steps_to_try(stamps)
-    wall, moments = _gaps(stamps)
-    day = int(_DAY * 1e6)
+    if not isinstance(timestamps, pd.DatetimeIndex):
+        return candidate_frequencies(timestamps)
+    wall, moments = _unique_gaps(timestamps)
+    day = int(_DAY_SECONDS * 1e6)
     ticks = []
     if len(wall) == 1 and wall[0] > 0 and (wall[0] % day == 0 or len(moments) == 1):
-        ticks = [_tick(int(wall[0]))]
+        ticks = [_format_tick(int(wall[0]))]
     elif len(moments) == 1 and moments[0] > 0:
         days, rest = divmod(int(moments[0]), day)
-        ticks = [_tick(int(moments[0])) if rest else f"{24 * days}h"]  # 24 hours are not a day where clocks change
-    return [*ticks, *_calendar_steps(stamps)]
+        ticks = [
+            _format_tick(int(moments[0])) if rest else f"{24 * days}h"
+        ]  # 24 hours are not a day where clocks change
+    return [*ticks, *_calendar_frequencies(timestamps)]
 
 
-def _calendar_steps(stamps: pd.DatetimeIndex) -> list[str]:
-    month = stamps[0].strftime("%b").upper()
+def _calendar_frequencies(timestamps: pd.DatetimeIndex) -> list[str]:
+    month = timestamps[0].strftime("%b").upper()
     return ["B", "MS", "ME", f"QS-{month}", f"QE-{month}", f"YS-{month}", f"YE-{month}"]
 
 
-def _gaps(stamps: pd.DatetimeIndex) -> tuple[np.ndarray, np.ndarray]:
+def _unique_gaps(timestamps: pd.DatetimeIndex) -> tuple[np.ndarray, np.ndarray]:
     """The different gaps in microseconds: on the wall, and in truth."""
-    moments = stamps.as_unit("us")
+    moments = timestamps.as_unit("us")
     return np.unique(np.diff(moments.tz_localize(None).asi8)), np.unique(np.diff(moments.asi8))
 
 
-def _tick(microseconds: int) -> str:
-    days, rest = divmod(microseconds, int(_DAY * 1e6))
+def _format_tick(microseconds: int) -> str:
+    days, rest = divmod(microseconds, int(_DAY_SECONDS * 1e6))
     step = pd.Timedelta(microseconds, unit="us") if rest else pd.offsets.Day(days)
     return str(pd.tseries.frequencies.to_offset(step).freqstr)
 
 
-def _fits(stamps: Stamps, freq: str) -> bool:
+def _matches_frequency(timestamps: Timestamps, freq: str) -> bool:
     try:
-        return bool(regular(at(stamps, 0), freq=freq, steps=len(stamps)).equals(stamps))
+        return bool(build_timestamps(timestamp_at(timestamps, 0), freq=freq, steps=len(timestamps)).equals(timestamps))
     except BadStamp:  # so many such steps leave the calendar
         return False
 
@@ -133,7 +145,7 @@ class _Cycle(NamedTuple):
     """How far through a cycle a moment is, from 0 to 1, and the highest order that its steps can tell apart."""
 
     phase: Callable[[Any], Any]
-    highest: int
+    max_order: int
 
 
 _CYCLES = {
@@ -146,18 +158,18 @@ _CYCLES = {
 }
 
 
-class _Feature(NamedTuple):
+class _CalendarFeature(NamedTuple):
     kind: str  # a cycle, or "holiday"
     argument: str  # the order, or the country
 
 
-def check_calendar(names: Sequence[str], *, freq: str) -> None:
+def validate_calendar_features(names: Sequence[str], *, freq: str) -> None:
     """Raises BadSpec where calendar features are asked of numbered steps."""
-    if names and is_numbered(freq):
-        raise _no_calendar(names)
+    if names and is_integer_frequency(freq):
+        raise _no_calendar_error(names)
 
 
-def features(stamps: Stamps, names: Sequence[str]) -> Float64[np.ndarray, "step feature"]:
+def compute_calendar_features(timestamps: Timestamps, names: Sequence[str]) -> Float64[np.ndarray, "step feature"]:
     """Where in their cycles the stamps lie, in the local time they carry; the same for training and serving.
 
     Args:
@@ -168,24 +180,24 @@ def features(stamps: Stamps, names: Sequence[str]) -> Float64[np.ndarray, "step 
         BadSpec: a name is not known, or there twice; or the steps are numbered.
         MissingPackage: holidays are asked for and the package is not installed.
     """
-    if not isinstance(stamps, pd.DatetimeIndex):
-        raise _no_calendar(names)
-    local: Any = stamps.tz_localize(None)
+    if not isinstance(timestamps, pd.DatetimeIndex):
+        raise _no_calendar_error(names)
+    local: Any = timestamps.tz_localize(None)
     columns: list[np.ndarray] = []
-    for feature in _read_features(names):
+    for feature in _parse_calendar_features(names):
         if feature.kind == "holiday":
-            columns.append(_holidays(local, feature.argument))
+            columns.append(_compute_holiday_indicator(local, feature.argument))
         else:
             angle = 2 * np.pi * np.asarray(_CYCLES[feature.kind].phase(local), dtype=np.float64)
             for order in range(1, int(feature.argument) + 1):
                 columns += [np.sin(order * angle), np.cos(order * angle)]
-    return np.stack(columns, axis=1) if columns else np.empty((len(stamps), 0))
+    return np.stack(columns, axis=1) if columns else np.empty((len(timestamps), 0))
 
 
-def feature_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """What each column of `features` is, hence how many there are; raises BadSpec as it does."""
+def list_calendar_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """What each column of `compute_calendar_features` is, hence how many there are; raises BadSpec as it does."""
     columns: list[str] = []
-    for feature in _read_features(names):
+    for feature in _parse_calendar_features(names):
         if feature.kind == "holiday":
             columns.append(f"holiday:{feature.argument}")
         else:
@@ -194,7 +206,7 @@ def feature_columns(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _no_calendar(names: Sequence[str]) -> BadSpec:
+def _no_calendar_error(names: Sequence[str]) -> BadSpec:
     return BadSpec(
         f"Expected time stamps for the calendar features {', '.join(names)}; the steps of these data are numbered, and no "
         "calendar tells their hours, days or holidays. Leave `calendar` empty, or send time stamps.",
@@ -202,8 +214,8 @@ def _no_calendar(names: Sequence[str]) -> BadSpec:
     )
 
 
-def _read_features(names: Sequence[str]) -> list[_Feature]:
-    read: list[_Feature] = []
+def _parse_calendar_features(names: Sequence[str]) -> list[_CalendarFeature]:
+    read: list[_CalendarFeature] = []
     for name in names:
         kind, _, argument = name.partition(":")
         cycle = _CYCLES.get(kind)
@@ -214,33 +226,33 @@ def _read_features(names: Sequence[str]) -> list[_Feature]:
                 "(yearday:3), or holiday:COUNTRY (holiday:US, holiday:US-CA). Correct the name.",
                 where=name,
             )
-        if cycle is not None and not 1 <= int(argument or 1) <= cycle.highest:
+        if cycle is not None and not 1 <= int(argument or 1) <= cycle.max_order:
             raise BadSpec(
-                f"Expected an order from 1 to {cycle.highest} for {kind!r}; found {name!r}. Ask for less.", where=name
+                f"Expected an order from 1 to {cycle.max_order} for {kind!r}; found {name!r}. Ask for less.", where=name
             )
         if any(one.kind == kind and (cycle is not None or one.argument == argument) for one in read):
             raise BadSpec(
                 f"Expected every calendar feature once; {kind!r} comes again as {name!r}. Keep one.", where=name
             )
-        read.append(_Feature(kind, argument or "1"))
+        read.append(_CalendarFeature(kind, argument or "1"))
     return read
 
 
-def _holidays(local: Any, place: str) -> np.ndarray:
+def _compute_holiday_indicator(local: Any, location: str) -> np.ndarray:
     try:
         package = import_module("holidays")
     except ImportError as error:
         raise MissingPackage(
-            f"The calendar feature 'holiday:{place}' needs the package 'holidays', which is not installed. Install the extra "
+            f"The calendar feature 'holiday:{location}' needs the package 'holidays', which is not installed. Install the extra "
             "that has it: pip install 'forecaster[train]' (or [serve]).",
-            where=f"holiday:{place}",
+            where=f"holiday:{location}",
         ) from error
-    country, _, region = place.partition("-")
+    country, _, region = location.partition("-")
     try:
         days = package.country_holidays(country, subdiv=region or None, years=sorted(set(local.year)))
     except NotImplementedError as error:
         raise BadSpec(
-            f"No holidays are known for {place!r}; expected a country such as US or DE, or a part of one such as US-CA.",
-            where=f"holiday:{place}",
+            f"No holidays are known for {location!r}; expected a country such as US or DE, or a part of one such as US-CA.",
+            where=f"holiday:{location}",
         ) from error
     return np.asarray(local.normalize().isin(pd.DatetimeIndex(sorted(days))), dtype=np.float64)

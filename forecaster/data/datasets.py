@@ -10,19 +10,19 @@ import pandas as pd
 from forecaster.shapes import Float64
 
 
-def sine_trend(seconds: float = 30.0, *, step: float = 0.1) -> pd.DataFrame:
+def make_sine_trend(seconds: float = 30.0, *, step: float = 0.1) -> pd.DataFrame:
     """f(t) = t sin(t) / 3 + 2 sin(5 t) for t in [0, seconds), as a long frame; t is the seconds since 1970."""
     t = np.arange(round(seconds / step)) * step
     stamps = pd.date_range("1970-01-01", periods=len(t), freq=pd.Timedelta(seconds=step))
-    return pd.DataFrame({"unique_id": "sine_trend", "ds": stamps, "y": sine_trend_at(t)})
+    return pd.DataFrame({"unique_id": "sine_trend", "ds": stamps, "y": evaluate_sine_trend(t)})
 
 
-def sine_trend_at(t: Float64[np.ndarray, "step"]) -> Float64[np.ndarray, "step"]:
-    """The formula of `sine_trend`, at any times."""
+def evaluate_sine_trend(t: Float64[np.ndarray, "step"]) -> Float64[np.ndarray, "step"]:
+    """The formula of `make_sine_trend`, at any times."""
     return np.asarray(t * np.sin(t) / 3 + 2 * np.sin(5 * t))
 
 
-def hospital() -> pd.DataFrame:
+def load_hospital() -> pd.DataFrame:
     """Monthly patient counts, 767 series of 84 months, 2000 to 2006; source and licence in `data/SOURCES.md`."""
     with (files("forecaster.data") / "hospital.csv.gz").open("rb") as file:
         return pd.read_csv(file, compression="gzip", parse_dates=["ds"])

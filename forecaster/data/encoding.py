@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from forecaster.data.calendar import feature_columns, features
+from forecaster.data.calendar import compute_calendar_features, list_calendar_columns
 from forecaster.errors import CovariateUnknown
-from forecaster.frequency import regular
+from forecaster.frequency import build_timestamps
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 
@@ -31,43 +31,55 @@ class Encoding(BaseModel):
     static: dict[str, tuple[str, ...]] = {}
 
     @property
-    def width(self) -> int:
+    def num_covariates(self) -> int:
         """How many numbers a step has."""
-        return len(feature_columns(self.calendar)) + len(self.numeric) + sum(map(len, self.categories.values()))
+        return len(list_calendar_columns(self.calendar)) + len(self.numeric) + sum(map(len, self.categories.values()))
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def static_cardinalities(self) -> tuple[int, ...]:
         """How many known values each static category has."""
         return tuple(len(values) for values in self.static.values())
 
-    def covariates(self, series: Series, *, ahead: int) -> Float64[np.ndarray, "step_and_ahead covariate"]:
-        """The numbers of every step of the history and of `ahead` steps after it.
+    def encode_covariates(
+        self, series: Series, *, future_steps: int
+    ) -> Float64[np.ndarray, "step_and_ahead covariate"]:
+        """The numbers of every step of the history and of `future_steps` steps after it.
 
         Steps for which the series' own covariates are not known any more are 0: the mean, or no category.
         Raises CovariateUnknown if the series lacks a column.
         """
-        steps = len(series) + ahead
+        steps = len(series) + future_steps
         parts = []
         if self.calendar:
-            parts.append(features(regular(series.start, freq=series.freq, steps=steps), self.calendar))
+            parts.append(
+                compute_calendar_features(build_timestamps(series.start, freq=series.freq, steps=steps), self.calendar)
+            )
         for name, (mean, spread) in self.numeric.items():
-            parts.append(_until(((_column(series, name).astype(np.float64) - mean) / spread)[:, None], steps))
+            parts.append(
+                _pad_to_length(((_get_covariate(series, name).astype(np.float64) - mean) / spread)[:, None], steps)
+            )
         for name, known in self.categories.items():
             parts.append(
-                _until((_column(series, name)[:, None] == np.array(known, dtype=object)).astype(np.float64), steps)
+                _pad_to_length(
+                    (_get_covariate(series, name)[:, None] == np.array(known, dtype=object)).astype(np.float64), steps
+                )
             )
         return np.concatenate(parts, axis=1) if parts else np.zeros((steps, 0))
 
-    def groups(self, series: Series) -> Int[np.ndarray, "static"]:
+    def encode_static(self, series: Series) -> Int[np.ndarray, "static"]:
         """The number of each static category; 0 where the value is unknown or not given."""
-        return np.array([_place(known, series.static.get(name)) for name, known in self.static.items()], dtype=np.int64)
+        return np.array(
+            [_category_index(known, series.static.get(name)) for name, known in self.static.items()], dtype=np.int64
+        )
 
 
-PLAIN = Encoding()
+EMPTY_ENCODING = Encoding()
 """Nothing but the values."""
 
 
-def learn(panel: Panel, *, calendar: Sequence[str], covariates: Sequence[str], static: Sequence[str]) -> Encoding:
+def fit_encoding(
+    panel: Panel, *, calendar: Sequence[str], covariates: Sequence[str], static: Sequence[str]
+) -> Encoding:
     """The encoding of a panel's own columns: means, spreads and categories as they are up to each series' end.
 
     Raises CovariateUnknown if a series lacks a column.
@@ -75,7 +87,7 @@ def learn(panel: Panel, *, calendar: Sequence[str], covariates: Sequence[str], s
     numeric: dict[str, tuple[float, float]] = {}
     categories: dict[str, tuple[str, ...]] = {}
     for name in covariates:
-        columns = [_column(one, name)[: len(one)] for one in panel.series]
+        columns = [_get_covariate(one, name)[: len(one)] for one in panel.series]
         if any(column.dtype == object for column in columns):
             categories[name] = tuple(sorted({str(value) for column in columns for value in column}))
         else:
@@ -85,7 +97,7 @@ def learn(panel: Panel, *, calendar: Sequence[str], covariates: Sequence[str], s
     return Encoding(calendar=tuple(calendar), numeric=numeric, categories=categories, static=groups)
 
 
-def _column(series: Series, name: str) -> np.ndarray:
+def _get_covariate(series: Series, name: str) -> np.ndarray:
     found: Mapping[str, np.ndarray] = series.covariates
     if name not in found:
         raise CovariateUnknown(
@@ -96,10 +108,10 @@ def _column(series: Series, name: str) -> np.ndarray:
     return found[name]
 
 
-def _until(columns: np.ndarray, steps: int) -> np.ndarray:
-    known = columns[:steps]
-    return np.concatenate([known, np.zeros((steps - len(known), known.shape[1]))])
+def _pad_to_length(columns: np.ndarray, length: int) -> np.ndarray:
+    known = columns[:length]
+    return np.concatenate([known, np.zeros((length - len(known), known.shape[1]))])
 
 
-def _place(known: Sequence[str], value: str | None) -> int:
-    return known.index(value) + 1 if value in known else 0
+def _category_index(categories: Sequence[str], value: str | None) -> int:
+    return categories.index(value) + 1 if value in categories else 0

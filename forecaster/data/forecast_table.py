@@ -9,7 +9,7 @@ import pandas as pd
 from forecaster.series import Forecast
 
 
-def table(forecasts: Sequence[Forecast], levels: Sequence[float]) -> pd.DataFrame:
+def build_forecast_table(forecasts: Sequence[Forecast], levels: Sequence[float]) -> pd.DataFrame:
     """A row a series and step ahead: `unique_id, ds, mean`, and a column for each of the levels, which all of them have."""
     names = [f"{level:g}" for level in sorted(levels)]
     if not forecasts:

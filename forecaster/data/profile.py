@@ -11,15 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from forecaster.series import Series
 from forecaster.shapes import Float64
 
-SHARES = tuple(round(0.1 * number, 1) for number in range(1, 10))
+QUANTILE_LEVELS = tuple(round(0.1 * number, 1) for number in range(1, 10))
 """Of the quantiles that are kept of each feature: nine, between which a tenth of the windows lies each."""
-_ORIGINS = 20  # windows of one series, at most
-_MOST = 2000  # windows in all: enough for tenths, and a moment's work
+_MAX_WINDOWS_PER_SERIES = 20  # windows of one series, at most
+_MAX_WINDOWS = 2000  # windows in all: enough for tenths, and a moment's work
 
-FEATURES = ("level", "change", "spread", "latest", "missing")
+PROFILE_FEATURES = ("level", "change", "spread", "latest", "missing")
 
 
-def profile(y: Float64[np.ndarray, "step"], *, context: int, season: int) -> dict[str, float]:
+def compute_profile(y: Float64[np.ndarray, "step"], *, context: int, season: int) -> dict[str, float]:
     """The features of the last `context` steps of a history; without observed values only how many are missing.
 
     `level` is their mean, `change` the mean absolute change from one observed value to the next, `spread` the standard
@@ -42,7 +42,7 @@ def profile(y: Float64[np.ndarray, "step"], *, context: int, season: int) -> dic
     return {name: float(value) for name, value in told.items() if np.isfinite(value)}
 
 
-class Learned(BaseModel):
+class TrainingProfile(BaseModel):
     """What the windows were like that a forecaster was trained on; a fact of its bundle.
 
     Attributes:
@@ -54,25 +54,27 @@ class Learned(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     context: int = Field(ge=1)
     windows: int = Field(ge=1)
-    quantiles: dict[str, Annotated[tuple[float, ...], Field(min_length=len(SHARES), max_length=len(SHARES))]]
+    quantiles: dict[
+        str, Annotated[tuple[float, ...], Field(min_length=len(QUANTILE_LEVELS), max_length=len(QUANTILE_LEVELS))]
+    ]
 
 
-def learn_profile(series: Sequence[Series], *, context: int, season: int) -> Learned:
+def build_training_profile(series: Sequence[Series], *, context: int, season: int) -> TrainingProfile:
     """The quantiles at SHARES of each feature, over windows that end all along some series."""
-    ends = max(1, min(_ORIGINS, _MOST // max(1, len(series))))
+    ends = max(1, min(_MAX_WINDOWS_PER_SERIES, _MAX_WINDOWS // max(1, len(series))))
     found: list[dict[str, float]] = []
-    for one in series[:: -(-len(series) // _MOST) or 1]:
+    for one in series[:: -(-len(series) // _MAX_WINDOWS) or 1]:
         first = min(context, len(one))
         places = np.unique(np.linspace(first, len(one), ends).round().astype(int)).tolist()
-        found += [profile(one.y[:end], context=context, season=season) for end in places]
-    told = {name: np.array([one[name] for one in found if name in one]) for name in FEATURES}
+        found += [compute_profile(one.y[:end], context=context, season=season) for end in places]
+    told = {name: np.array([one[name] for one in found if name in one]) for name in PROFILE_FEATURES}
     quantiles = {
-        name: tuple(_short(value) for value in np.quantile(values, SHARES))
+        name: tuple(_round_significant(value) for value in np.quantile(values, QUANTILE_LEVELS))
         for name, values in told.items()
         if len(values)
     }
-    return Learned(context=context, windows=max(1, len(found)), quantiles=quantiles)
+    return TrainingProfile(context=context, windows=max(1, len(found)), quantiles=quantiles)
 
 
-def _short(number: float) -> float:
+def _round_significant(number: float) -> float:
     return float(f"{number:.6g}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecaster.data.batching import channels_of, padded
+from forecaster.data.batching import pad_histories, stack_channels
 from forecaster.data.encoding import Encoding
 from forecaster.series import Series
 from forecaster.shapes import Float, Float64, Int
@@ -37,11 +37,11 @@ class Window(NamedTuple):
     channels: Float64[Tensor, "row step channel"] | None = None
 
     @property
-    def tracks(self) -> Float64[Tensor, "track step"]:
+    def targets(self) -> Float64[Tensor, "track step"]:
         """The values and the channels."""
-        return side_by_side(self.values, self.channels)
+        return stack_targets(self.values, self.channels)
 
-    def part(self, steps: slice) -> Window:
+    def slice_steps(self, steps: slice) -> Window:
         """Some of its steps."""
         covariates, channels = (
             None if field is None else field[:, steps] for field in (self.covariates, self.channels)
@@ -65,11 +65,11 @@ class Example(NamedTuple):
 
     window: Window
     future: Float64[Tensor, "track horizon"]
-    ahead: Float[Tensor, "row horizon covariate"] | None = None
-    error: Float64[Tensor, "track"] | None = None
+    future_covariates: Float[Tensor, "row horizon covariate"] | None = None
+    error_scale: Float64[Tensor, "track"] | None = None
 
 
-def side_by_side(
+def stack_targets(
     values: Float64[Tensor, "row step"], channels: Float64[Tensor, "row step channel"] | None
 ) -> Float64[Tensor, "track step"]:
     """Y and the channels of each row as rows of their own."""
@@ -78,17 +78,17 @@ def side_by_side(
     return torch.cat([values[:, None], channels.transpose(1, 2)], dim=1).flatten(0, 1)
 
 
-def apart(
-    tracks: Float64[Tensor, "track step"], *, targets: int
+def unstack_targets(
+    stacked: Float64[Tensor, "track step"], *, num_targets: int
 ) -> tuple[Float64[Tensor, "row step"], Float64[Tensor, "row step channel"] | None]:
-    """The inverse of `side_by_side`."""
-    if targets == 1:
-        return tracks, None
-    whole = tracks.reshape(-1, targets, tracks.shape[1])
+    """The inverse of `stack_targets`."""
+    if num_targets == 1:
+        return stacked, None
+    whole = stacked.reshape(-1, num_targets, stacked.shape[1])
     return whole[:, 0], whole[:, 1:].transpose(1, 2)
 
 
-def stack(
+def build_window(
     histories: Sequence[Float64[np.ndarray, "_"]],
     *,
     context: int,
@@ -98,14 +98,16 @@ def stack(
 ) -> Window:
     """The last `context` values of every history as one window, padded on the left; the columns of the same steps."""
     return Window(
-        torch.from_numpy(padded(histories, context=context, empty=np.nan)),
-        torch.from_numpy(padded(covariates, context=context, empty=0.0)).float() if len(covariates) else None,
+        torch.from_numpy(pad_histories(histories, context=context, fill_value=np.nan)),
+        torch.from_numpy(pad_histories(covariates, context=context, fill_value=0.0)).float()
+        if len(covariates)
+        else None,
         torch.from_numpy(np.stack(static)) if len(static) else None,
-        torch.from_numpy(padded(channels, context=context, empty=np.nan)) if len(channels) else None,
+        torch.from_numpy(pad_histories(channels, context=context, fill_value=np.nan)) if len(channels) else None,
     )
 
 
-class Tape(NamedTuple):
+class PanelTensor(NamedTuple):
     """All series end to end in one tensor, with NaN between them, so that no example reaches into a neighbour.
 
     Attributes:
@@ -119,15 +121,15 @@ class Tape(NamedTuple):
     """
 
     values: Float64[Tensor, "place"]
-    first: Int[Tensor, "series"]
-    length: Int[Tensor, "series"]
+    starts: Int[Tensor, "series"]
+    lengths: Int[Tensor, "series"]
     covariates: Float[Tensor, "place covariate"] | None = None
     static: Int[Tensor, "series static"] | None = None
     channels: Float64[Tensor, "place channel"] | None = None
-    errors: Float64[Tensor, "series target"] | None = None
+    error_scales: Float64[Tensor, "series target"] | None = None
 
     @classmethod
-    def record(
+    def from_series(
         cls,
         series: Sequence[Series],
         *,
@@ -135,85 +137,94 @@ class Tape(NamedTuple):
         horizon: int,
         encoding: Encoding | None = None,
         channels: Sequence[str] = (),
-        ahead: int = 0,
-    ) -> Tape:
+        future_steps: int = 0,
+    ) -> PanelTensor:
         """Lays the series on a tape for examples of up to so many steps before and after their cut.
 
         Covariates lie there for `ahead` steps after a series' end too. Raises CovariateUnknown if one lacks a channel.
         """
-        gap, lengths = max(context, horizon) + ahead, np.array([len(one) for one in series], dtype=np.int64)
+        gap, lengths = max(context, horizon) + future_steps, np.array([len(one) for one in series], dtype=np.int64)
         firsts = np.cumsum(lengths + gap) - lengths
         values = np.full(int((lengths + gap).sum()) + horizon, np.nan)
         for one, first in zip(series, firsts, strict=True):
             values[first : first + len(one)] = one.y
         covariates = static = others = None
-        if encoding is not None and encoding.width:
-            columns = np.zeros((len(values), encoding.width), dtype=np.float32)
+        if encoding is not None and encoding.num_covariates:
+            columns = np.zeros((len(values), encoding.num_covariates), dtype=np.float32)
             for one, first in zip(series, firsts, strict=True):
-                columns[first : first + len(one) + ahead] = encoding.covariates(one, ahead=ahead)
+                columns[first : first + len(one) + future_steps] = encoding.encode_covariates(
+                    one, future_steps=future_steps
+                )
             covariates = torch.from_numpy(columns)
         if encoding is not None and encoding.static:
-            static = torch.from_numpy(np.stack([encoding.groups(one) for one in series]))
+            static = torch.from_numpy(np.stack([encoding.encode_static(one) for one in series]))
         if channels:
             beside = np.full((len(values), len(channels)), np.nan)
             for one, first in zip(series, firsts, strict=True):
-                beside[first : first + len(one)] = channels_of(one, channels)
+                beside[first : first + len(one)] = stack_channels(one, channels)
             others = torch.from_numpy(beside)
         whose = torch.from_numpy(firsts), torch.from_numpy(lengths)
         return cls(torch.from_numpy(values), *whose, covariates, static, others)
 
-    def to(self, device: str | torch.device) -> Tape:
+    def to(self, device: str | torch.device) -> PanelTensor:
         """The tape on a device."""
-        return Tape(*(None if field is None else field.to(device) for field in self))  # type: ignore[arg-type]
+        return PanelTensor(*(None if field is None else field.to(device) for field in self))  # type: ignore[arg-type]
 
-    def cut(
-        self, places: Int[Tensor, "row"], *, context: int, horizon: int, series: Int[Tensor, "row"] | None = None
+    def extract_examples(
+        self,
+        positions: Int[Tensor, "row"],
+        *,
+        context: int,
+        horizon: int,
+        series_indices: Int[Tensor, "row"] | None = None,
     ) -> Example:
-        """The examples whose first future value lies at `places` of the tape; `series` says whose they are."""
-        steps = places[:, None] + torch.arange(-context, horizon, device=self.values.device)
+        """The examples whose first future value lies at `positions` of the tape; `series_indices` says whose they are."""
+        steps = positions[:, None] + torch.arange(-context, horizon, device=self.values.device)
         columns, channels = (None if column is None else column[steps] for column in (self.covariates, self.channels))
-        static = None if self.static is None or series is None else self.static[series]
+        static = None if self.static is None or series_indices is None else self.static[series_indices]
         whole = Window(self.values[steps], columns, static, channels)
-        after = whole.part(slice(context, None))
-        error = None if self.errors is None or series is None else self.errors[series].flatten()
-        return Example(whole.part(slice(context)), after.tracks, after.covariates, error)
+        after = whole.slice_steps(slice(context, None))
+        error = (
+            None if self.error_scales is None or series_indices is None else self.error_scales[series_indices].flatten()
+        )
+        return Example(whole.slice_steps(slice(context)), after.targets, after.covariates, error)
 
 
 @dataclass(frozen=True)
-class Anchors:
+class CutoffIndex:
     """Every place where a training example may be cut: an index without a list of its members.
 
-    A series of n values gives the cuts that leave at least `least` values before and one after.
+    A series of n values gives the cuts that leave at least `min_history` values before and one after.
     """
 
-    tape: Tape
-    least: int
-    cumulative: Int[Tensor, "series"]
+    panel_tensor: PanelTensor
+    min_history: int
+    cumulative_counts: Int[Tensor, "series_indices"]
 
     @classmethod
-    def of(cls, tape: Tape, *, least: int) -> Anchors:
+    def from_panel_tensor(cls, panel_tensor: PanelTensor, *, min_history: int) -> CutoffIndex:
         """The anchors of a tape."""
-        return cls(tape, least, torch.cumsum((tape.length - least).clamp(min=0), 0))
+        return cls(panel_tensor, min_history, torch.cumsum((panel_tensor.lengths - min_history).clamp(min=0), 0))
 
-    def to(self, device: torch.device) -> Anchors:
+    def to(self, device: torch.device) -> CutoffIndex:
         """The anchors, tape and all, on a device."""
-        return Anchors(self.tape.to(device), self.least, self.cumulative.to(device))
+        return CutoffIndex(self.panel_tensor.to(device), self.min_history, self.cumulative_counts.to(device))
 
     def __len__(self) -> int:
-        return int(self.cumulative[-1]) if len(self.cumulative) else 0
+        return int(self.cumulative_counts[-1]) if len(self.cumulative_counts) else 0
 
-    def series(self, numbers: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    def series_indices(self, indices: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The series of the anchors with these numbers, 0 to len - 1."""
-        return torch.searchsorted(self.cumulative, numbers, right=True)
+        return torch.searchsorted(self.cumulative_counts, indices, right=True)
 
-    def places(self, numbers: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    def positions(self, indices: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The places on the tape of the anchors with these numbers, 0 to len - 1."""
-        series = self.series(numbers)
-        count = (self.tape.length[series] - self.least).clamp(min=0)
-        within = numbers - (self.cumulative[series] - count)
-        return self.tape.first[series] + self.least + within
+        series = self.series_indices(indices)
+        count = (self.panel_tensor.lengths[series] - self.min_history).clamp(min=0)
+        within = indices - (self.cumulative_counts[series] - count)
+        return self.panel_tensor.starts[series] + self.min_history + within
 
-    def draw(
+    def sample(
         self, count: int, generator: torch.Generator, *, recent: float = 0.0, horizon: int = 1
     ) -> Int[Tensor, "count"]:
         """The numbers of anchors drawn with replacement; on the CPU, where the generator is.
@@ -223,7 +234,7 @@ class Anchors:
         """
         if not recent:
             return torch.randint(len(self), (count,), generator=generator)
-        ends = self.cumulative.cpu()
+        ends = self.cumulative_counts.cpu()
         each = ends.diff(prepend=ends[:1] * 0)
         those = each.nonzero()[:, 0]
         series = those[torch.randint(len(those), (count,), generator=generator)]
@@ -234,36 +245,36 @@ class Anchors:
 
 
 @dataclass(frozen=True)
-class Feed:
-    """The training examples of one epoch: `steps` batches drawn as `Anchors.draw` does, the same for the same seed and epoch.
+class EpochBatches:
+    """The training examples of one epoch: `num_batches` batches drawn as `CutoffIndex.sample` does, the same for the same seed and epoch.
 
-    Gathered are those of `at_once` batches together, one after the other; the last may be fewer.
+    Gathered are those of `batches_per_chunk` batches together, one after the other; the last may be fewer.
     """
 
-    anchors: Anchors
+    cutoffs: CutoffIndex
     context: int
     horizon: int
-    batch: int
-    steps: int
+    batch_size: int
+    num_batches: int
     seed: int
     epoch: int
-    at_once: int = 1
+    batches_per_chunk: int = 1
     recent: float = 0.0
 
     def __len__(self) -> int:
-        return -(-self.steps // self.at_once)
+        return -(-self.num_batches // self.batches_per_chunk)
 
     def __iter__(self) -> Iterator[Example]:
-        tape = self.anchors.tape
-        draw = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        drawn = self.anchors.draw(self.steps * self.batch, draw, recent=self.recent, horizon=self.horizon)
+        tape = self.cutoffs.panel_tensor
+        draw = torch.Generator().manual_seed(derive_epoch_seed(self.seed, self.epoch))
+        drawn = self.cutoffs.sample(self.num_batches * self.batch_size, draw, recent=self.recent, horizon=self.horizon)
         numbers = drawn.to(tape.values.device)
-        for first in range(0, len(numbers), self.at_once * self.batch):
-            some = numbers[first : first + self.at_once * self.batch]
-            places, series = self.anchors.places(some), self.anchors.series(some)
-            yield tape.cut(places, context=self.context, horizon=self.horizon, series=series)
+        for first in range(0, len(numbers), self.batches_per_chunk * self.batch_size):
+            some = numbers[first : first + self.batches_per_chunk * self.batch_size]
+            places, series = self.cutoffs.positions(some), self.cutoffs.series_indices(some)
+            yield tape.extract_examples(places, context=self.context, horizon=self.horizon, series_indices=series)
 
 
-def mix(seed: int, epoch: int) -> int:
+def derive_epoch_seed(seed: int, epoch: int) -> int:
     """A seed of its own for every epoch."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -10,7 +10,7 @@ import numpy as np
 from forecaster.shapes import Float, Float64, Int
 
 
-class Known(NamedTuple):
+class RolloutInput(NamedTuple):
     """What a rollout starts from, one row a series, as plain arrays.
 
     Attributes:
@@ -26,7 +26,7 @@ class Known(NamedTuple):
     covariates: Float[np.ndarray, "row step covariate"] | None = None
     static: Int[np.ndarray, "row static"] | None = None
     channels: Float64[np.ndarray, "row step channel"] | None = None
-    ahead: Float[np.ndarray, "row_or_way ahead covariate"] | None = None
+    future_covariates: Float[np.ndarray, "row_or_way ahead covariate"] | None = None
 
 
 @runtime_checkable
@@ -34,11 +34,11 @@ class Engine(Protocol):
     """A network that rolls; it remembers nothing between calls, so threads may share it."""
 
     @property
-    def draws(self) -> bool:
+    def can_sample(self) -> bool:
         """Whether it can draw paths."""
 
-    def roll(
-        self, known: Known, *, horizon: int, noise: Float[np.ndarray, "track ahead noise"] | None = None
+    def roll_out(
+        self, inputs: RolloutInput, *, horizon: int, noise: Float[np.ndarray, "track ahead noise"] | None = None
     ) -> Float64[np.ndarray, "way horizon"]:
         """The next `horizon` values in units of the data.
 
@@ -53,7 +53,7 @@ class Engine(Protocol):
         """
 
 
-class Together:
+class EnsembleEngine:
     """Engines of several members: the median of what they say; of paths, each draws its share in turn."""
 
     def __init__(self, members: Sequence[Engine]) -> None:
@@ -61,37 +61,38 @@ class Together:
         self.members = tuple(members)
 
     @property
-    def draws(self) -> bool:
+    def can_sample(self) -> bool:
         """Whether all can draw."""
-        return all(member.draws for member in self.members)
+        return all(member.can_sample for member in self.members)
 
-    def roll(
-        self, known: Known, *, horizon: int, noise: Float[np.ndarray, "track ahead noise"] | None = None
+    def roll_out(
+        self, inputs: RolloutInput, *, horizon: int, noise: Float[np.ndarray, "track ahead noise"] | None = None
     ) -> Float64[np.ndarray, "way horizon"]:
-        """As `Engine.roll`; NaN where no member has a finite value."""
+        """As `Backend.roll_out`; NaN where no member has a finite value."""
         if noise is None:
-            return median(np.stack([member.roll(known, horizon=horizon) for member in self.members]))
-        targets = 1 if known.channels is None else 1 + known.channels.shape[2]
+            return ensemble_median(np.stack([member.roll_out(inputs, horizon=horizon) for member in self.members]))
+        targets = 1 if inputs.channels is None else 1 + inputs.channels.shape[2]
         each = noise.reshape(-1, targets, *noise.shape[1:])
         told = np.empty((len(each), horizon))
         for number, member in enumerate(self.members):
             share = slice(number, None, len(self.members))
             if len(each[share]):
-                part = Known(*(_share(one, share) for one in known))  # type: ignore[arg-type]
-                told[share] = member.roll(part, horizon=horizon, noise=each[share].reshape(-1, *noise.shape[1:]))
+                part = RolloutInput(*(_select_rows(one, share) for one in inputs))  # type: ignore[arg-type]
+                told[share] = member.roll_out(part, horizon=horizon, noise=each[share].reshape(-1, *noise.shape[1:]))
         return told
 
 
-def median(told: Float64[np.ndarray, "member *axes"]) -> Float64[np.ndarray, "*axes"]:
+def ensemble_median(forecasts: Float64[np.ndarray, "member *axes"]) -> Float64[np.ndarray, "*axes"]:
     """The median of the members that say something finite; NaN where none does."""
-    rising = np.sort(np.where(np.isfinite(told), told, np.nan), axis=0)  # NaN last
+    rising = np.sort(np.where(np.isfinite(forecasts), forecasts, np.nan), axis=0)  # NaN last
     count = np.isfinite(rising).sum(axis=0)[None]
     low, high = (
-        np.take_along_axis(rising, place.clip(0, len(told) - 1), axis=0)[0] for place in ((count - 1) // 2, count // 2)
+        np.take_along_axis(rising, place.clip(0, len(forecasts) - 1), axis=0)[0]
+        for place in ((count - 1) // 2, count // 2)
     )
     return np.asarray((low + high) / 2)
 
 
-def _share(part: np.ndarray | None, share: slice) -> np.ndarray | None:
+def _select_rows(array: np.ndarray | None, rows: slice) -> np.ndarray | None:
     """Some of the rows; what stands for all of them, one row, is everyone's."""
-    return part if part is None or len(part) == 1 else part[share]
+    return array if array is None or len(array) == 1 else array[rows]

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
-from forecaster.data.split import hold_out, origins
-from forecaster.evaluation.baselines import Ask
-from forecaster.evaluation.rolling_origins import Cube, all_origins
-from forecaster.frequency import Stamp, at, following
+from forecaster.data.split import hold_out, rolling_origins
+from forecaster.evaluation.baselines import ForecastFunction
+from forecaster.evaluation.rolling_origins import ForecastArray, forecast_all_origins
+from forecaster.frequency import Timestamp, next_timestamps, timestamp_at
 from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
 
-QuantileCube = Float64[np.ndarray, "series window horizon level"]
+BacktestQuantileArray = Float64[np.ndarray, "series window horizon level"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +41,16 @@ class Backtest:
     """
 
     series: Sequence[Series]
-    cutoffs: Sequence[Sequence[Stamp]]
-    actual: Cube
-    forecasts: Mapping[str, Cube]
+    cutoffs: Sequence[Sequence[Timestamp]]
+    actual: ForecastArray
+    forecasts: Mapping[str, ForecastArray]
     scale: Float64[np.ndarray, "series"]
     square_scale: Float64[np.ndarray, "series"]
-    left_out: Sequence[str]
+    excluded_ids: Sequence[str]
     stride: int
     warnings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     levels: Sequence[float] = ()
-    quantiles: Mapping[str, QuantileCube] = field(default_factory=dict)
+    quantiles: Mapping[str, BacktestQuantileArray] = field(default_factory=dict)
 
     @property
     def horizon(self) -> int:
@@ -58,11 +58,11 @@ class Backtest:
         return int(self.actual.shape[2])
 
     @property
-    def lefts(self) -> range:
+    def origin_offsets(self) -> range:
         """How many steps before the end of its series each cutoff lies, oldest first."""
-        return origins(windows=self.actual.shape[1], horizon=self.horizon, stride=self.stride)
+        return rolling_origins(windows=self.actual.shape[1], horizon=self.horizon, stride=self.stride)
 
-    def comparable(self) -> np.ndarray:
+    def comparable_mask(self) -> np.ndarray:
         """Which windows (series by window) every forecaster answered: only these enter a score.
 
         A forecaster that answered none at all (of another frequency, say) does not count here.
@@ -70,14 +70,14 @@ class Backtest:
         answered = [np.isfinite(forecast).all(axis=2) for forecast in self.forecasts.values()]
         return np.asarray(np.logical_and.reduce([one for one in answered if one.any()] or answered))
 
-    def scaled_errors(self, name: str) -> Cube:
+    def scaled_errors(self, name: str) -> ForecastArray:
         """Absolute errors over the series' scale; NaN where not comparable, unobserved, or without a scale."""
         errors = np.abs(self.actual - self.forecasts[name]) / self.scale[:, None, None]
-        return np.where(self.comparable()[:, :, None], errors, np.nan)
+        return np.where(self.comparable_mask()[:, :, None], errors, np.nan)
 
     def scores(self, name: str) -> dict[str, float]:
         """MASE, RMSSE, sMAPE and MAE: of each series over its windows and steps, then the mean over series."""
-        keep = self.comparable()[:, :, None]
+        keep = self.comparable_mask()[:, :, None]
         actual, forecast = np.where(keep, self.actual, np.nan), np.where(keep, self.forecasts[name], np.nan)
         flat = (len(actual), -1)
         actual, forecast = actual.reshape(flat), forecast.reshape(flat)
@@ -92,14 +92,14 @@ class Backtest:
         """MASE of each step ahead."""
         return nanmean(nanmean(self.scaled_errors(name), axis=1), axis=0)
 
-    def frame(self, *, levels: Sequence[float] = ()) -> pd.DataFrame:
+    def to_frame(self, *, levels: Sequence[float] = ()) -> pd.DataFrame:
         """One row a series, cutoff and step: `unique_id, cutoff, ds, step, y` and a column for each forecaster.
 
         Each that has quantiles is followed by a column for each of the levels, `name-0.1`; they are among `self.levels`.
         """
         series, windows, horizon = self.actual.shape
         stamps = [
-            following(cutoff, freq=one.freq, steps=horizon)
+            next_timestamps(cutoff, freq=one.freq, steps=horizon)
             for one, cutoffs in zip(self.series, self.cutoffs, strict=True)
             for cutoff in cutoffs
         ]
@@ -119,19 +119,19 @@ class Backtest:
 
 def backtest(
     panel: Panel,
-    forecasters: Mapping[str, Ask | Predictor],
+    forecasters: Mapping[str, ForecastFunction | Predictor],
     *,
     horizon: int,
     windows: int,
     season: int,
-    keep: int = 1,
+    min_history: int = 1,
     stride: int | None = None,
 ) -> Backtest:
     """Asks every forecaster at the last `windows` origins of every series.
 
     Args:
         panel: Whole series; nobody is shown what lies after a cutoff.
-        forecasters: By name. A predictor answers for all origins at once (`all_origins`), others are shown every history.
+        forecasters: By name. A predictor answers for all origins at once (`forecast_all_origins`), others are shown every history.
         horizon: Steps ahead.
         windows: Origins of each series.
         season: Steps of a season, for the scale of MASE.
@@ -141,44 +141,46 @@ def backtest(
         HistoryTooShort: no series is long enough.
     """
     apart = stride or horizon
-    lefts = origins(windows=windows, horizon=horizon, stride=apart)
+    lefts = rolling_origins(windows=windows, horizon=horizon, stride=apart)
     held = max(lefts, default=0)
-    split = hold_out(panel, held, keep=keep)
-    series = split.whole.series
-    known = [one.y for one in split.known.series]
+    split = hold_out(panel, held, min_history=min_history)
+    series = split.full.series
+    known = [one.y for one in split.history.series]
     told = {
-        name: _Told(all_origins(each, series, horizon=horizon, windows=windows, stride=apart))
+        name: _OriginForecasts(forecast_all_origins(each, series, horizon=horizon, windows=windows, stride=apart))
         if isinstance(each, Predictor)
-        else _asked(each, series, lefts, horizon)
+        else _forecast_origins(each, series, lefts, horizon)
         for name, each in forecasters.items()
     }
     return Backtest(
         series=series,
-        cutoffs=[_cutoffs(one, lefts) for one in series],
+        cutoffs=[_origin_timestamps(one, lefts) for one in series],
         actual=np.stack([sliding_window_view(one.y[len(one) - held :], horizon)[::apart] for one in series]),
         forecasts={name: each.means for name, each in told.items()},
         scale=np.array([seasonal_error(y, season=season) for y in known]),
         square_scale=np.array([seasonal_error(y, season=season, power=2) for y in known]),
-        left_out=split.left_out,
+        excluded_ids=split.excluded_ids,
         stride=apart,
         warnings={name: each.warnings for name, each in told.items() if each.warnings},
     )
 
 
-class _Told(NamedTuple):
+class _OriginForecasts(NamedTuple):
     """What a forecaster said at all origins."""
 
-    means: Cube
+    means: ForecastArray
     warnings: tuple[str, ...] = ()
 
 
-def _cutoffs(one: Series, lefts: Sequence[int]) -> list[Stamp]:
-    stamps = one.stamps
-    return [at(stamps, len(one) - left - 1) for left in lefts]
+def _origin_timestamps(series: Series, offsets: Sequence[int]) -> list[Timestamp]:
+    stamps = series.timestamps
+    return [timestamp_at(stamps, len(series) - left - 1) for left in offsets]
 
 
-def _asked(ask: Ask, series: Sequence[Series], lefts: Sequence[int], horizon: int) -> _Told:
-    outcomes = ask([one.until(len(one) - left) for one in series for left in lefts], horizon)
+def _forecast_origins(
+    forecast_function: ForecastFunction, series: Sequence[Series], offsets: Sequence[int], horizon: int
+) -> _OriginForecasts:
+    outcomes = forecast_function([one.take_first(len(one) - left) for one in series for left in offsets], horizon)
     means = [outcome.mean if isinstance(outcome, Forecast) else np.full(horizon, np.nan) for outcome in outcomes]
     warnings = [
         line
@@ -189,4 +191,4 @@ def _asked(ask: Ask, series: Sequence[Series], lefts: Sequence[int], horizon: in
             else [outcome.message]
         )
     ]
-    return _Told(np.stack(means).reshape(len(series), len(lefts), horizon), tuple(warnings))
+    return _OriginForecasts(np.stack(means).reshape(len(series), len(offsets), horizon), tuple(warnings))

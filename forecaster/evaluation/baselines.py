@@ -9,30 +9,34 @@ import numpy as np
 from forecaster.data.batching import repeat_season
 from forecaster.errors import ForecasterError, InputError
 from forecaster.series import Forecast, Series
-from forecaster.statistical.models import STATISTICAL, Task, foretell, need
+from forecaster.statistical.models import STATISTICAL_MODELS, FitTask, forecast_tasks, require_model_package
 
-Ask = Callable[[Sequence[Series], int], Sequence[Forecast | ForecasterError]]
+ForecastFunction = Callable[[Sequence[Series], int], Sequence[Forecast | ForecasterError]]
 """Anything that forecasts: histories and a horizon in, one outcome each; `Predictor.forecast_each` is one."""
 
 SEASONAL_NAIVE = "seasonal_naive"
 """What it is called wherever forecasters stand beside each other."""
 
 
-def seasonal_naive(season: int) -> Ask:
+def seasonal_naive(season: int) -> ForecastFunction:
     """The forecaster that repeats the last season (season 1: the last value)."""
 
     def ask(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
-        return [Forecast(one.id, one.stamps_ahead(horizon), repeat_season(one.y, season, horizon)) for one in series]
+        return [
+            Forecast(one.id, one.future_timestamps(horizon), repeat_season(one.y, season, horizon)) for one in series
+        ]
 
     return ask
 
 
-Progress = Callable[[int, int], None]
+FitProgressCallback = Callable[[int, int], None]
 """Told how many histories are done, of how many."""
 
 
-def statistical(name: str, *, season: int, jobs: int = 1, progress: Progress | None = None) -> Ask:
-    """The forecaster that fits one of STATISTICAL to each history it is shown, as `forecaster.statistical.models.foretell` does.
+def statistical_baseline(
+    name: str, *, season: int, jobs: int = 1, progress: FitProgressCallback | None = None
+) -> ForecastFunction:
+    """The forecaster that fits one of STATISTICAL to each history it is shown, as `forecaster.statistical_baseline.models.forecast_tasks` does.
 
     A history that it cannot be fitted to (too short, say), or for which its forecast is not finite, is answered by
     seasonal naive, with a warning in the forecast.
@@ -46,18 +50,18 @@ def statistical(name: str, *, season: int, jobs: int = 1, progress: Progress | N
         InputError: no baseline has this name.
         MissingPackage: statsforecast is not installed; told here, before anything is asked.
     """
-    if name not in STATISTICAL:
+    if name not in STATISTICAL_MODELS:
         raise InputError(
-            f"Expected a statistical baseline: {', '.join(STATISTICAL)}; found {name!r}. Name one of them.",
+            f"Expected a statistical baseline: {', '.join(STATISTICAL_MODELS)}; found {name!r}. Name one of them.",
             where="baselines",
         )
-    need(name)
+    require_model_package(name)
 
     def ask(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
         outcomes: list[Forecast | ForecasterError] = []
-        answers = foretell([Task(name, one.y, season, horizon) for one in series], jobs=jobs)
+        answers = forecast_tasks([FitTask(name, one.y, season, horizon) for one in series], jobs=jobs)
         for one, answer in zip(series, answers, strict=True):
-            outcomes.append(_outcome(one, answer, name, season=season, horizon=horizon))
+            outcomes.append(_to_forecast(one, answer, name, season=season, horizon=horizon))
             if progress is not None:
                 progress(len(outcomes), len(series))
         return outcomes
@@ -65,8 +69,8 @@ def statistical(name: str, *, season: int, jobs: int = 1, progress: Progress | N
     return ask
 
 
-def _outcome(one: Series, answer: np.ndarray | str, name: str, *, season: int, horizon: int) -> Forecast:
-    if not isinstance(answer, str):
-        return Forecast(one.id, one.stamps_ahead(horizon), answer)
-    warning = f"{name} could not be fitted ({answer}); seasonal naive stands in"
-    return Forecast(one.id, one.stamps_ahead(horizon), repeat_season(one.y, season, horizon), (warning,))
+def _to_forecast(series: Series, result: np.ndarray | str, name: str, *, season: int, horizon: int) -> Forecast:
+    if not isinstance(result, str):
+        return Forecast(series.id, series.future_timestamps(horizon), result)
+    warning = f"{name} could not be fitted ({result}); seasonal naive stands in"
+    return Forecast(series.id, series.future_timestamps(horizon), repeat_season(series.y, season, horizon), (warning,))

@@ -11,24 +11,24 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.calibration import calibrated_on
-from forecaster.evaluation.rolling_origins import Cube
+from forecaster.evaluation.calibration import calibrate_on_backtest
+from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.metrics import nanmean
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel
 from forecaster.shapes import Float64
-from forecaster.statistical.blend import NETWORK, combine, fit
+from forecaster.statistical.blend import NETWORK, combine_forecasts, forecast_component
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-Chosen = Literal["network", "equal", "optimal"]
+BlendCandidate = Literal["network", "equal", "optimal"]
 
-_ROUND = 1e-4  # of a scaled error: within it of zero an absolute value is taken for smooth
-_STILL = 1e-6  # a round that moves no weight further is the last
-_MOST_ROUNDS = 1000
+_SMOOTHING = 1e-4  # of a scaled error: within it of zero an absolute value is taken for smooth
+_TOLERANCE = 1e-6  # a round that moves no weight further is the last
+_MAX_ITERATIONS = 1000
 
 
-class Weighed(NamedTuple):
+class BlendWeights(NamedTuple):
     """The weights of a blend, and how they were chosen.
 
     Attributes:
@@ -38,18 +38,18 @@ class Weighed(NamedTuple):
     """
 
     weights: Mapping[str, float]
-    chosen: Chosen
+    chosen: BlendCandidate
     errors: Mapping[str, float]
 
 
-class Blended(NamedTuple):
+class BlendResult(NamedTuple):
     """A forecaster that blends, calibrated on its blended forecasts, and how its weights were chosen."""
 
-    forecaster: Forecaster
-    weighed: Weighed
+    model: FittedModel
+    weights: BlendWeights
 
 
-def blended(forecaster: Forecaster, panel: Panel, *, windows: int, stride: int | None = None) -> Blended:
+def fit_blend(model: FittedModel, panel: Panel, *, windows: int, stride: int | None = None) -> BlendResult:
     """The forecaster as the blend that its specification asks for, on the origins that `calibrated` looks at.
 
     Args:
@@ -60,36 +60,38 @@ def blended(forecaster: Forecaster, panel: Panel, *, windows: int, stride: int |
     Raises:
         MissingPackage: statsforecast is not installed.
     """
-    spec, season = forecaster.spec, forecaster.season
-    alone = Predictor(replace(forecaster, blend={}))
+    spec, season = model.spec, model.season
+    alone = Predictor(replace(model, blend_weights={}))
     result = backtest(
         panel,
         {NETWORK: alone},
         horizon=spec.horizon,
         windows=windows,
         season=season,
-        keep=spec.least,
+        min_history=spec.min_steps,
         stride=stride,
     )
-    histories = [one.y[: len(one) - left] for one in result.series for left in result.lefts]
+    histories = [one.y[: len(one) - left] for one in result.series for left in result.origin_offsets]
     forecasts = dict(result.forecasts)
     for name in spec.blend:
-        found = fit(name, histories, season=season, horizon=spec.horizon)
+        found = forecast_component(name, histories, season=season, horizon=spec.horizon)
         forecasts[name] = found.forecasts.reshape(result.actual.shape)
-        if faults := [fault for fault in found.faults if fault is not None]:
-            _log.warning(
+        if faults := [fault for fault in found.failures if fault is not None]:
+            logger.warning(
                 "%s could not be fitted to %d of %d histories, the network stands in there; the first: %s",
                 name,
                 len(faults),
                 len(histories),
                 faults[0],
             )
-    weighed = weigh(result.actual, forecasts, result.scale)
-    mixed = replace(result, forecasts={"own": combine(forecasts, weighed.weights)})
-    return Blended(calibrated_on(replace(forecaster, blend=weighed.weights), mixed, "own"), weighed)
+    weighed = choose_weights(result.actual, forecasts, result.scale)
+    mixed = replace(result, forecasts={"own": combine_forecasts(forecasts, weighed.weights)})
+    return BlendResult(calibrate_on_backtest(replace(model, blend_weights=weighed.weights), mixed, "own"), weighed)
 
 
-def weigh(actual: Cube, forecasts: Mapping[str, Cube], scale: Float64[np.ndarray, "series"]) -> Weighed:
+def choose_weights(
+    actual: ForecastArray, forecasts: Mapping[str, ForecastArray], scale: Float64[np.ndarray, "series"]
+) -> BlendWeights:
     """The weights that a blend is given, for its MASE: the mean over series of their absolute errors over their scale.
 
     Three candidates: the network alone, equal weights, and the weights that are best on these very windows. The latter
@@ -110,23 +112,25 @@ def weigh(actual: Cube, forecasts: Mapping[str, Cube], scale: Float64[np.ndarray
     gaps = np.stack([whole[name] - actual for name in names], axis=-1) / scale[:, None, None, None]
     there = np.isfinite(gaps).all(axis=-1)
     of_series = 1.0 / there.sum(axis=(1, 2)).clip(1)
-    simple: dict[Chosen, Float64[np.ndarray, "forecast"]] = {
+    simple: dict[BlendCandidate, Float64[np.ndarray, "forecast"]] = {
         "network": np.eye(len(names))[0],
-        "equal": _hundredths(np.full(len(names), 1 / len(names))),
+        "equal": _round_to_hundredths(np.full(len(names), 1 / len(names))),
     }
     if not there.any():
-        return Weighed(dict(zip(names, simple["network"].tolist(), strict=True)), "network", {})
+        return BlendWeights(dict(zip(names, simple["network"].tolist(), strict=True)), "network", {})
     counts = np.broadcast_to(of_series[:, None, None], there.shape)[there]
-    candidates = simple | {"optimal": _hundredths(optimal(gaps[there], counts / counts.sum()))}
-    units = {chosen: _by_unit(np.where(there, np.abs(gaps @ each), np.nan)) for chosen, each in candidates.items()}
+    candidates = simple | {"optimal": _round_to_hundredths(optimal_weights(gaps[there], counts / counts.sum()))}
+    units = {chosen: _mean_by_unit(np.where(there, np.abs(gaps @ each), np.nan)) for chosen, each in candidates.items()}
     errors = {chosen: float(nanmean(each)) for chosen, each in units.items()}
-    better: Chosen = "network" if errors["network"] <= errors["equal"] else "equal"
-    chosen: Chosen = "optimal" if _clear(units[better] - units["optimal"], forecasts=len(names)) else better
-    return Weighed(dict(zip(names, candidates[chosen].tolist(), strict=True)), chosen, errors)
+    better: BlendCandidate = "network" if errors["network"] <= errors["equal"] else "equal"
+    chosen: BlendCandidate = (
+        "optimal" if _is_clear_gain(units[better] - units["optimal"], num_forecasts=len(names)) else better
+    )
+    return BlendWeights(dict(zip(names, candidates[chosen].tolist(), strict=True)), chosen, errors)
 
 
-def optimal(
-    gaps: Float64[np.ndarray, "error forecast"], counts: Float64[np.ndarray, "error"]
+def optimal_weights(
+    errors: Float64[np.ndarray, "error forecast"], error_weights: Float64[np.ndarray, "error"]
 ) -> Float64[np.ndarray, "forecast"]:
     """The weights, none negative and adding to one, that make the counted sum of absolute errors of the blend smallest.
 
@@ -139,18 +143,18 @@ def optimal(
         gaps: Errors of each forecast, in units in which most are about one.
         counts: How much each error counts.
     """
-    weights = np.full(gaps.shape[1], 1 / gaps.shape[1])
-    for _ in range(_MOST_ROUNDS):
-        steep = counts / np.sqrt((gaps @ weights) ** 2 + _ROUND**2)
-        moved = _least_squares(gaps.T @ (steep[:, None] * gaps))
-        still = np.abs(moved - weights).max() < _STILL
+    weights = np.full(errors.shape[1], 1 / errors.shape[1])
+    for _ in range(_MAX_ITERATIONS):
+        steep = error_weights / np.sqrt((errors @ weights) ** 2 + _SMOOTHING**2)
+        moved = _simplex_least_squares(errors.T @ (steep[:, None] * errors))
+        still = np.abs(moved - weights).max() < _TOLERANCE
         weights = moved
         if still:
             break
     return weights
 
 
-def _least_squares(gram: Float64[np.ndarray, "forecast forecast"]) -> Float64[np.ndarray, "forecast"]:
+def _simplex_least_squares(gram: Float64[np.ndarray, "forecast forecast"]) -> Float64[np.ndarray, "forecast"]:
     """The weights w, none negative and adding to one, with the least w' gram w: the best of all faces of the simplex."""
     size = len(gram)
     best, least = np.eye(size)[0], gram[0, 0]
@@ -164,7 +168,7 @@ def _least_squares(gram: Float64[np.ndarray, "forecast forecast"]) -> Float64[np
     return np.asarray(best)
 
 
-def _hundredths(weights: Float64[np.ndarray, "forecast"]) -> Float64[np.ndarray, "forecast"]:
+def _round_to_hundredths(weights: Float64[np.ndarray, "forecast"]) -> Float64[np.ndarray, "forecast"]:
     """Rounded to hundredths that add to one: those with the largest remainders are rounded up, the first of equals first."""
     percent = np.round(100 * weights, 9)
     whole = np.floor(percent)
@@ -173,12 +177,12 @@ def _hundredths(weights: Float64[np.ndarray, "forecast"]) -> Float64[np.ndarray,
     return np.asarray(whole / 100)
 
 
-def _by_unit(errors: Cube) -> Float64[np.ndarray, "unit"]:
+def _mean_by_unit(errors: ForecastArray) -> Float64[np.ndarray, "unit"]:
     """The mean error of each series; of one series alone, of each window."""
     return nanmean(errors, axis=(1, 2)) if len(errors) > 1 else nanmean(errors[0], axis=1)
 
 
-def _clear(gains: Float64[np.ndarray, "unit"], *, forecasts: int) -> bool:
+def _is_clear_gain(gains: Float64[np.ndarray, "unit"], *, num_forecasts: int) -> bool:
     """Whether the mean gain is so many of its standard errors above zero that fitting so many forecasts does not explain it."""
     known = gains[np.isfinite(gains)]
-    return len(known) > 1 and bool(known.mean() > np.sqrt(forecasts / 2 / len(known)) * known.std(ddof=1))
+    return len(known) > 1 and bool(known.mean() > np.sqrt(num_forecasts / 2 / len(known)) * known.std(ddof=1))

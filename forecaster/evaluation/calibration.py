@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from forecaster.evaluation.backtest import Backtest, QuantileCube, backtest
+from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, backtest
 from forecaster.intervals.conformal import calibrate
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel
 from forecaster.shapes import Float64
 
 
-def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int, stride: int | None = None) -> Forecaster:
+def calibrate_model(model: FittedModel, panel: Panel, *, windows: int, stride: int | None = None) -> FittedModel:
     """The forecaster with calibrated quantiles.
 
     Args:
@@ -25,28 +25,30 @@ def calibrated(forecaster: Forecaster, panel: Panel, *, windows: int, stride: in
         stride: Steps between them; a horizon, if not given. Errors of windows that overlap are alike, and tell less than as
             many others.
     """
-    spec = forecaster.spec
+    spec = model.spec
     result = backtest(
         panel,
-        {"own": Predictor(forecaster)},
+        {"own": Predictor(model)},
         horizon=spec.horizon,
         windows=windows,
-        season=forecaster.season,
-        keep=spec.least,
+        season=model.season,
+        min_history=spec.min_steps,
         stride=stride,
     )
-    return calibrated_on(forecaster, result, "own")
+    return calibrate_on_backtest(model, result, "own")
 
 
-def calibrated_on(forecaster: Forecaster, result: Backtest, name: str) -> Forecaster:
+def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> FittedModel:
     """The forecaster with quantiles calibrated on a backtest of windows that it was not fitted to; `name` is its name there."""
-    predictor = Predictor(forecaster)
+    predictor = Predictor(model)
     errors = result.actual - result.forecasts[name]
-    groups = [predictor.group(one) for one in result.series]
-    return replace(forecaster, calibration=calibrate(errors, _scales(predictor, result), groups=groups))
+    groups = [predictor.interval_group(one) for one in result.series]
+    return replace(model, calibration=calibrate(errors, _history_scales(predictor, result), groups=groups))
 
 
-def quantiles(forecaster: Forecaster, result: Backtest, name: str, *, levels: Sequence[float]) -> QuantileCube:
+def backtest_quantiles(
+    model: FittedModel, result: Backtest, name: str, *, levels: Sequence[float]
+) -> BacktestQuantileArray:
     """The calibrated quantiles about a backtest's forecasts, as the predictor gives them at each origin.
 
     Args:
@@ -55,36 +57,40 @@ def quantiles(forecaster: Forecaster, result: Backtest, name: str, *, levels: Se
         name: The forecaster's name there.
         levels: Rising.
     """
-    assert forecaster.calibration is not None, "it was calibrated"
-    predictor, windows = Predictor(forecaster), result.actual.shape[1]
-    scales = np.nan_to_num(_scales(predictor, result)).ravel()
-    groups = [predictor.group(one) for one in result.series for _ in range(windows)]
-    offsets = forecaster.calibration.offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
+    assert model.calibration is not None, "it was calibrated"
+    predictor, windows = Predictor(model), result.actual.shape[1]
+    scales = np.nan_to_num(_history_scales(predictor, result)).ravel()
+    groups = [predictor.interval_group(one) for one in result.series for _ in range(windows)]
+    offsets = model.calibration.compute_offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
     return np.asarray(result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, len(levels)))
 
 
-def with_quantiles(result: Backtest, forecasters: Mapping[str, Forecaster], *, levels: Sequence[float]) -> Backtest:
+def add_quantiles(result: Backtest, models: Mapping[str, FittedModel], *, levels: Sequence[float]) -> Backtest:
     """The backtest with the quantiles of those forecasters that were calibrated."""
     rising = sorted(set(levels))
     found = {
-        name: quantiles(one, result, name, levels=rising)
-        for name, one in forecasters.items()
+        name: backtest_quantiles(one, result, name, levels=rising)
+        for name, one in models.items()
         if one.calibration is not None
     }
     return replace(result, levels=rising, quantiles=found)
 
 
-def coverage(forecaster: Forecaster, result: Backtest, name: str, *, intervals: Sequence[float]) -> dict[float, float]:
+def interval_coverage(
+    model: FittedModel, result: Backtest, name: str, *, intervals: Sequence[float]
+) -> dict[float, float]:
     """The share of a backtest's actuals within the calibrated intervals about its forecasts, by nominal share."""
     found = {}
     for interval in intervals:
-        bounds = quantiles(forecaster, result, name, levels=((1 - interval) / 2, (1 + interval) / 2))
+        bounds = backtest_quantiles(model, result, name, levels=((1 - interval) / 2, (1 + interval) / 2))
         keep = np.isfinite(result.actual) & np.isfinite(bounds).all(axis=-1)
         inside = (bounds[..., 0] <= result.actual) & (result.actual <= bounds[..., 1])
         found[interval] = float(inside[keep].mean()) if keep.any() else float("nan")
     return found
 
 
-def _scales(predictor: Predictor, result: Backtest) -> Float64[np.ndarray, "series window"]:
+def _history_scales(predictor: Predictor, result: Backtest) -> Float64[np.ndarray, "series window"]:
     """The scale of what was known at each origin."""
-    return np.array([[predictor.scale(one.y[: len(one) - left]) for left in result.lefts] for one in result.series])
+    return np.array(
+        [[predictor.compute_scale(one.y[: len(one) - left]) for left in result.origin_offsets] for one in result.series]
+    )

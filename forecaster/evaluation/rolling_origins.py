@@ -14,26 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecaster.data.batching import mended
-from forecaster.data.split import origins
-from forecaster.data.windows import Tape
-from forecaster.engines.engine import median
-from forecaster.engines.kernel_torch import Fused
+from forecaster.data.batching import replace_non_finite
+from forecaster.data.split import rolling_origins
+from forecaster.data.windows import PanelTensor
+from forecaster.engines.engine import ensemble_median
+from forecaster.engines.kernel_torch import TorchKernelEngine
 from forecaster.errors import HorizonOutOfRange
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import Memory, pick, roll, warm_up
-from forecaster.model.rollout_origins import MEMORIES_AT_ONCE, memories
-from forecaster.model.scaling import settle
-from forecaster.prediction.predictor import ROWS_AT_ONCE, Predictor, beside
+from forecaster.model.rollout import RolloutState, roll_out, select_rows, warm_up
+from forecaster.model.rollout_origins import MAX_STATES_AT_ONCE, states_at_origins
+from forecaster.model.scaling import settle_scale
+from forecaster.prediction.predictor import MAX_BATCH_ROWS, Predictor, batch_by_length
 from forecaster.series import Series
 from forecaster.shapes import Bool, Float, Float64, Int
 
-Cube = Float64[np.ndarray, "series window horizon"]
+ForecastArray = Float64[np.ndarray, "series window horizon"]
 
 
-def all_origins(
+def forecast_all_origins(
     predictor: Predictor, series: Sequence[Series], *, horizon: int, windows: int, stride: int | None = None
-) -> Cube:
+) -> ForecastArray:
     """The point forecasts at the last `windows` origins of every series, as `predictor.forecast_each` gives them there.
 
     Args:
@@ -50,29 +50,29 @@ def all_origins(
     if horizon < 1:
         raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
     apart = stride or horizon
-    lefts = np.array(origins(windows=windows, horizon=horizon, stride=apart), dtype=np.int64)
+    lefts = np.array(rolling_origins(windows=windows, horizon=horizon, stride=apart), dtype=np.int64)
     cuts = np.array([len(one) for one in series], dtype=np.int64)[:, None] - lefts
-    faultless = [_answered(predictor, one, at, horizon) for one, at in zip(series, cuts, strict=True)]
+    faultless = [_valid_origins(predictor, one, at, horizon) for one, at in zip(series, cuts, strict=True)]
     answered = np.array(faultless, dtype=bool).reshape(cuts.shape)
     found = np.full((*cuts.shape, horizon), np.nan)
     rows = np.flatnonzero(answered.any(axis=1))
-    for some in beside([predictor.network.shown(len(series[int(row)])) for row in rows]):
+    for some in batch_by_length([predictor.network.window_length(len(series[int(row)])) for row in rows]):
         group = rows[some]
         at = (group, slice(int(answered[group].any(axis=0).argmax()), None))
         whole = [series[int(row)] for row in group]
         told = [
-            _ask(_Asked(predictor, network, compiled, whole, cuts[at], answered[at], horizon, apart))
-            for network, compiled in zip(predictor.networks, predictor.fused, strict=True)
+            _forecast_member(_OriginBatch(predictor, network, compiled, whole, cuts[at], answered[at], horizon, apart))
+            for network, compiled in zip(predictor.networks, predictor.kernel_members, strict=True)
         ]
-        agreed = told[0] if len(told) == 1 else median(np.stack(told))
-        found[at] = _mended(agreed, whole, cuts[at], answered[at], season=predictor.forecaster.season)
-    if predictor.forecaster.blend:
+        agreed = told[0] if len(told) == 1 else ensemble_median(np.stack(told))
+        found[at] = _repair_forecasts(agreed, whole, cuts[at], answered[at], season=predictor.fitted_model.season)
+    if predictor.fitted_model.blend_weights:
         known = [series[row].y[: cuts[row, window]] for row, window in np.argwhere(answered)]
-        found[answered] = predictor.blended(found[answered], known).forecasts
+        found[answered] = predictor.blend_means(found[answered], known).forecasts
     return found
 
 
-class _Asked(NamedTuple):
+class _OriginBatch(NamedTuple):
     """The origins of some series that are laid on one tape; each has an answer somewhere, and so has the oldest origin.
 
     Attributes:
@@ -88,157 +88,188 @@ class _Asked(NamedTuple):
 
     predictor: Predictor
     network: Regressor
-    fused: Fused | None
+    kernel_engine: TorchKernelEngine | None
     series: Sequence[Series]
-    cuts: Int[np.ndarray, "series window"]
-    answered: Bool[np.ndarray, "series window"]
+    history_lengths: Int[np.ndarray, "series window"]
+    has_forecast: Bool[np.ndarray, "series window"]
     horizon: int
     stride: int
 
 
-class _Told(NamedTuple):
+class _OriginRows(NamedTuple):
     """Forecasts, and the origins they are of."""
 
     forecasts: Float64[Tensor, "row horizon"]
-    series: Int[np.ndarray, "row"]
-    window: Int[np.ndarray, "row"]
+    series_index: Int[np.ndarray, "row"]
+    window_index: Int[np.ndarray, "row"]
 
 
-def _ask(asked: _Asked) -> Cube:
-    predictor, network = asked.predictor, asked.network
-    steps, longest = predictor.steps(asked.horizon), max(map(len, asked.series))
-    found = np.full((*asked.cuts.shape, asked.horizon), np.nan)
-    tape = Tape.record(
-        asked.series,
-        context=network.shown(longest) + network.segment,
+def _forecast_member(batch: _OriginBatch) -> ForecastArray:
+    predictor, network = batch.predictor, batch.network
+    steps, longest = predictor.round_up_horizon(batch.horizon), max(map(len, batch.series))
+    found = np.full((*batch.history_lengths.shape, batch.horizon), np.nan)
+    tape = PanelTensor.from_series(
+        batch.series,
+        context=network.window_length(longest) + network.segment,
         horizon=steps,
-        encoding=predictor.forecaster.encoding,
-        channels=predictor.forecaster.spec.channels,
-        ahead=max(0, steps - asked.horizon),
+        encoding=predictor.fitted_model.encoding,
+        channels=predictor.fitted_model.spec.channels,
+        future_steps=max(0, steps - batch.horizon),
     ).to(predictor.device)
-    read = _windows if network.reads == "window" else _histories
+    read = _forecast_from_windows if network.reads == "window" else _forecast_from_histories
     with torch.inference_mode():
-        for told in read(asked, tape):
-            found[told.series, told.window] = told.forecasts.cpu().numpy()
+        for told in read(batch, tape):
+            found[told.series_index, told.window_index] = told.forecasts.cpu().numpy()
     return found
 
 
-def _rolled(
-    asked: _Asked, tape: Tape, memory: Memory, series: Int[np.ndarray, "row"], window: Int[np.ndarray, "row"]
-) -> _Told:
+def _roll_out_states(
+    batch: _OriginBatch,
+    panel_tensor: PanelTensor,
+    rollout_state: RolloutState,
+    series_index: Int[np.ndarray, "row"],
+    window_index: Int[np.ndarray, "row"],
+) -> _OriginRows:
     """What follows memories at their origins."""
-    ahead = _ahead(tape, series, asked.cuts[series, window], asked.predictor.steps(asked.horizon))
-    return _Told(roll(asked.network, memory, horizon=asked.horizon, ahead=ahead)[0], series, window)
+    ahead = _future_covariates(
+        panel_tensor,
+        series_index,
+        batch.history_lengths[series_index, window_index],
+        batch.predictor.round_up_horizon(batch.horizon),
+    )
+    return _OriginRows(
+        roll_out(batch.network, rollout_state, horizon=batch.horizon, future_covariates=ahead)[0],
+        series_index,
+        window_index,
+    )
 
 
-def _mended(
-    told: Cube,
+def _repair_forecasts(
+    forecasts: ForecastArray,
     series: Sequence[Series],
-    cuts: Int[np.ndarray, "series window"],
-    answered: Bool[np.ndarray, "series window"],
+    history_lengths: Int[np.ndarray, "series window"],
+    has_forecast: Bool[np.ndarray, "series window"],
     *,
     season: int,
-) -> Cube:
-    for row, window in np.argwhere(answered & ~np.isfinite(told).all(axis=2)):
-        told[row, window] = mended(told[row, window], series[row].y[: cuts[row, window]], season=season)
-    return told
+) -> ForecastArray:
+    for row, window in np.argwhere(has_forecast & ~np.isfinite(forecasts).all(axis=2)):
+        forecasts[row, window] = replace_non_finite(
+            forecasts[row, window], series[row].y[: history_lengths[row, window]], season=season
+        )
+    return forecasts
 
 
-def _windows(asked: _Asked, tape: Tape, only: Bool[np.ndarray, "series window"] | None = None) -> Iterator[_Told]:
+def _forecast_from_windows(
+    batch: _OriginBatch, panel_tensor: PanelTensor, mask: Bool[np.ndarray, "series window"] | None = None
+) -> Iterator[_OriginRows]:
     """Every origin from a window of its own."""
-    network = asked.network
-    series, window = np.nonzero(asked.answered if only is None else only)
-    cuts = asked.cuts[series, window]
-    for some in beside([network.shown(int(cut)) for cut in cuts]):
-        rows = torch.from_numpy(series[some]).to(tape.values.device)
-        places = tape.first[rows] + torch.from_numpy(cuts[some]).to(rows.device)
-        shown = network.shown(int(cuts[some].max()))
-        known = tape.cut(places, context=shown, horizon=0, series=rows).window
-        if asked.fused is not None:
-            yield _Told(asked.fused.forecast(known.values, horizon=asked.horizon), series[some], window[some])
+    network = batch.network
+    series, window = np.nonzero(batch.has_forecast if mask is None else mask)
+    cuts = batch.history_lengths[series, window]
+    for some in batch_by_length([network.window_length(int(cut)) for cut in cuts]):
+        rows = torch.from_numpy(series[some]).to(panel_tensor.values.device)
+        places = panel_tensor.starts[rows] + torch.from_numpy(cuts[some]).to(rows.device)
+        shown = network.window_length(int(cuts[some].max()))
+        known = panel_tensor.extract_examples(places, context=shown, horizon=0, series_indices=rows).window
+        if batch.kernel_engine is not None:
+            yield _OriginRows(
+                batch.kernel_engine.forecast(known.values, horizon=batch.horizon), series[some], window[some]
+            )
         else:
-            yield _rolled(asked, tape, warm_up(network, known), series[some], window[some])
+            yield _roll_out_states(batch, panel_tensor, warm_up(network, known), series[some], window[some])
 
 
-def _histories(asked: _Asked, tape: Tape) -> Iterator[_Told]:
+def _forecast_from_histories(batch: _OriginBatch, panel_tensor: PanelTensor) -> Iterator[_OriginRows]:
     """Every origin from what one pass over its series knew there; those before the scale has settled from one of their own.
 
     The recurrence reads whole segments, and the last of them ends at the origin. So only origins a multiple of the segment
     apart share a pass; there are as many passes, beside each other, as it takes.
     """
-    network, (_, windows) = asked.network, asked.cuts.shape
-    shared = asked.answered & _settled(asked, tape)
-    if (asked.answered & ~shared).any():
-        yield from _windows(asked, tape, asked.answered & ~shared)
-    phases = min(network.segment // gcd(network.segment, asked.stride), windows)
-    every, count = phases * asked.stride, -(-windows // phases)
+    network, (_, windows) = batch.network, batch.history_lengths.shape
+    shared = batch.has_forecast & _is_scale_settled(batch, panel_tensor)
+    if (batch.has_forecast & ~shared).any():
+        yield from _forecast_from_windows(batch, panel_tensor, batch.has_forecast & ~shared)
+    phases = min(network.segment // gcd(network.segment, batch.stride), windows)
+    every, count = phases * batch.stride, -(-windows // phases)
     # By row: its place on the tape, and of each of its places which window it is; -1 is none.
     numbers = windows - 1 - np.arange(phases)[:, None] - phases * np.arange(count - 1, -1, -1)
     row, phase = np.nonzero(np.stack([shared[:, each[each >= 0]].any(axis=1) for each in numbers], axis=1))
-    ends = asked.cuts[row, numbers[phase, -1]]
+    ends = batch.history_lengths[row, numbers[phase, -1]]
     if not len(row):
         return
-    rows = torch.from_numpy(row).to(tape.values.device)
-    places = tape.first[rows] + torch.from_numpy(ends).to(rows.device)
-    width = max(network.shown(int(ends.max())), network.lead + (count - 1) * every + network.segment)
-    window = tape.cut(places, context=width, horizon=0, series=rows).window
-    if asked.fused is not None and count <= MEMORIES_AT_ONCE:
-        at_once = max(1, MEMORIES_AT_ONCE // count)
+    rows = torch.from_numpy(row).to(panel_tensor.values.device)
+    places = panel_tensor.starts[rows] + torch.from_numpy(ends).to(rows.device)
+    width = max(network.window_length(int(ends.max())), network.pre_context + (count - 1) * every + network.segment)
+    window = panel_tensor.extract_examples(places, context=width, horizon=0, series_indices=rows).window
+    if batch.kernel_engine is not None and count <= MAX_STATES_AT_ONCE:
+        at_once = max(1, MAX_STATES_AT_ONCE // count)
         for first in range(0, len(row), at_once):
             part = slice(first, first + at_once)
             series, number = row[part].repeat(count), numbers[phase[part]].ravel()
             wanted = np.flatnonzero((number >= 0) & shared[series, number])
-            reached = asked.fused.reach(window.values[part], every=every, count=count).pick(torch.from_numpy(wanted))
-            yield _Told(asked.fused.go_on(reached, horizon=asked.horizon), series[wanted], number[wanted])
+            reached = batch.kernel_engine.states_at_origins(window.values[part], stride=every, count=count).select_rows(
+                torch.from_numpy(wanted)
+            )
+            yield _OriginRows(
+                batch.kernel_engine.forecast_from(reached, horizon=batch.horizon), series[wanted], number[wanted]
+            )
         return
     done = 0
-    for memory in memories(network, window, every=every, count=count):
+    for memory in states_at_origins(network, window, stride=every, count=count):
         span = len(memory.output) // len(row)
         series, number = np.tile(row, span), numbers[phase, done : done + span].T.flatten()
         wanted = np.flatnonzero((number >= 0) & shared[series, number])
-        for first in range(0, len(wanted), ROWS_AT_ONCE):
-            some = wanted[first : first + ROWS_AT_ONCE]
-            picked = pick(memory, torch.from_numpy(some).to(rows.device))
-            yield _rolled(asked, tape, picked, series[some], number[some])
+        for first in range(0, len(wanted), MAX_BATCH_ROWS):
+            some = wanted[first : first + MAX_BATCH_ROWS]
+            picked = select_rows(memory, torch.from_numpy(some).to(rows.device))
+            yield _roll_out_states(batch, panel_tensor, picked, series[some], number[some])
         done += span
 
 
-def _settled(asked: _Asked, tape: Tape) -> Bool[np.ndarray, "series window"]:
+def _is_scale_settled(batch: _OriginBatch, panel_tensor: PanelTensor) -> Bool[np.ndarray, "series window"]:
     """At which origins the scale of a series is the one it keeps; a channel that was not observed yet needs none."""
-    network, longest = asked.network, int(asked.cuts.max())
-    tracks = tape.cut(tape.first + longest, context=longest, horizon=0).window.tracks
-    found = settle(tracks, network.scaling, steps=network.context, season=network.season, transform=network.transform)
-    begin, since = (part.reshape(-1, network.targets, 1).cpu().numpy() for part in (found.begin, found.since))
-    cuts = asked.cuts[:, None]
+    network, longest = batch.network, int(batch.history_lengths.max())
+    tracks = panel_tensor.extract_examples(panel_tensor.starts + longest, context=longest, horizon=0).window.targets
+    found = settle_scale(
+        tracks, network.scaling, initial_steps=network.context, season=network.season, transform=network.transform
+    )
+    begin, since = (
+        part.reshape(-1, network.num_targets, 1).cpu().numpy() for part in (found.first_observed, found.settled_at)
+    )
+    cuts = batch.history_lengths[:, None]
     return np.asarray(((cuts <= begin) | (cuts >= since)).all(axis=1))
 
 
-def _ahead(
-    tape: Tape, series: Int[np.ndarray, "row"], cuts: Int[np.ndarray, "row"], steps: int
+def _future_covariates(
+    panel_tensor: PanelTensor, series_index: Int[np.ndarray, "row"], history_lengths: Int[np.ndarray, "row"], steps: int
 ) -> Float[Tensor, "row step covariate"] | None:
     """The covariates of the steps after each origin."""
-    if tape.covariates is None:
+    if panel_tensor.covariates is None:
         return None
-    first = tape.first[torch.from_numpy(series).to(tape.first.device)] + torch.from_numpy(cuts).to(tape.first.device)
-    return tape.covariates[first[:, None] + torch.arange(steps, device=first.device)]
+    first = panel_tensor.starts[torch.from_numpy(series_index).to(panel_tensor.starts.device)] + torch.from_numpy(
+        history_lengths
+    ).to(panel_tensor.starts.device)
+    return panel_tensor.covariates[first[:, None] + torch.arange(steps, device=first.device)]
 
 
-def _answered(
-    predictor: Predictor, one: Series, cuts: Int[np.ndarray, "window"], horizon: int
+def _valid_origins(
+    predictor: Predictor, series: Series, history_lengths: Int[np.ndarray, "window"], horizon: int
 ) -> Bool[np.ndarray, "window"]:
     """At which origins of a series the predictor finds no fault with what is known."""
-    spec, numeric = predictor.forecaster.spec, predictor.forecaster.encoding.numeric
-    long_enough = cuts >= spec.least
+    spec, numeric = predictor.fitted_model.spec, predictor.fitted_model.encoding.numeric
+    long_enough = history_lengths >= spec.min_steps
     if not long_enough.any():
         return long_enough
-    sound = predictor.fault(one.until(int(cuts.max())), horizon) is None
-    if sound and all(np.isfinite(one.covariates[name]).all() for name in numeric):
-        seen = np.concatenate([[0], np.cumsum(~np.isnan(one.y))])
-        return np.asarray(long_enough & (seen[cuts.clip(0)] > seen[(cuts - spec.context).clip(0)]))
+    sound = predictor.find_error(series.take_first(int(history_lengths.max())), horizon) is None
+    if sound and all(np.isfinite(series.covariates[name]).all() for name in numeric):
+        seen = np.concatenate([[0], np.cumsum(~np.isnan(series.y))])
+        return np.asarray(
+            long_enough & (seen[history_lengths.clip(0)] > seen[(history_lengths - spec.context).clip(0)])
+        )
     # Something is wrong somewhere: every origin is looked at on its own.
     return np.array(
         [
-            bool(known) and predictor.fault(one.until(int(cut)), horizon) is None
-            for cut, known in zip(cuts, long_enough, strict=True)
+            bool(known) and predictor.find_error(series.take_first(int(cut)), horizon) is None
+            for cut, known in zip(history_lengths, long_enough, strict=True)
         ]
     )

@@ -31,18 +31,22 @@ import pandas as pd
 from forecaster.errors import CovariateUnknown
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
-from forecaster.evaluation.rolling_origins import Cube
+from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.metrics import crps_from_quantiles, nanmean, owa, pinball
 from forecaster.series import Series
 from forecaster.shapes import Float64, Int
 
 DECILES = tuple(round(0.1 * number, 1) for number in range(1, 10))
 INTERVALS = (0.8, 0.95)
-LEVELS = tuple(sorted({*DECILES, *(round((1 + side * share) / 2, 6) for share in INTERVALS for side in (-1, 1))}))
+SCORED_LEVELS = tuple(
+    sorted({*DECILES, *(round((1 + side * share) / 2, 6) for share in INTERVALS for side in (-1, 1))})
+)
 """The levels whose quantiles the scores of intervals need."""
 NAIVE2 = "naive2"
 
-Values = Float64[np.ndarray, "group part"]  # part 0 is over all steps, part h the step h ahead; group 0 is all series
+ScoreArray = Float64[
+    np.ndarray, "group part"
+]  # part 0 is over all steps, part h the step h ahead; group 0 is all series
 
 
 def score_table(result: Backtest, *, by: str | None = None) -> pd.DataFrame:
@@ -54,18 +58,18 @@ def score_table(result: Backtest, *, by: str | None = None) -> pd.DataFrame:
     Raises:
         CovariateUnknown: a series has no such static column.
     """
-    names, codes = groups(result.series, by)
-    found = {name: dict(_errors(result, name, codes, len(names))) for name in result.forecasts}
+    names, codes = group_series(result.series, by)
+    found = {name: dict(_error_scores(result, name, codes, len(names))) for name in result.forecasts}
     rows: list[pd.DataFrame] = []
     for name, scores in found.items():
-        scores |= _relative(scores, found)
-        scores |= dict(_intervals(result, name, codes, len(names)))
-        rows += [_rows(name, metric, names, values) for metric, values in scores.items()]
-        rows.append(_row(name, "stand_ins", float(len(result.warnings.get(name, ())))))
+        scores |= _relative_scores(scores, found)
+        scores |= dict(_interval_scores(result, name, codes, len(names)))
+        rows += [_score_rows(name, metric, names, values) for metric, values in scores.items()]
+        rows.append(_score_row(name, "stand_ins", float(len(result.warnings.get(name, ())))))
     return pd.concat(rows, ignore_index=True)
 
 
-def groups(series: Sequence[Series], by: str | None) -> tuple[list[str], Int[np.ndarray, "series"]]:
+def group_series(series: Sequence[Series], by: str | None) -> tuple[list[str], Int[np.ndarray, "series"]]:
     """The names of the groups of a static column, and which of them each series is of; raises CovariateUnknown."""
     if by is None:
         return [], np.full(len(series), -1, dtype=np.int64)
@@ -80,7 +84,7 @@ def groups(series: Sequence[Series], by: str | None) -> tuple[list[str], Int[np.
     return [str(name) for name in names], codes.astype(np.int64)
 
 
-def overall(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+def overall_scores(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     """By forecaster, then by metric: the scores over all series and steps."""
     whole = table[table["group"].isna() & table["step"].isna()]
     told: dict[str, dict[str, float]] = {}
@@ -89,59 +93,68 @@ def overall(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     return told
 
 
-def by_step(table: pd.DataFrame, name: str, metric: str) -> list[float]:
+def scores_by_step(table: pd.DataFrame, forecaster: str, metric: str) -> list[float]:
     """A score of one forecaster over all series, at each step ahead."""
     some = table[
-        (table["forecaster"] == name) & (table["metric"] == metric) & table["group"].isna() & table["step"].notna()
+        (table["forecaster"] == forecaster)
+        & (table["metric"] == metric)
+        & table["group"].isna()
+        & table["step"].notna()
     ]
     return [float(value) for value in some.sort_values("step")["value"]]
 
 
-class _Tally(NamedTuple):
+class _WeightedSum(NamedTuple):
     """What each series adds to a score: the totals of a group over its weights are the group's score."""
 
     total: Float64[np.ndarray, "series part"]
     weight: Float64[np.ndarray, "series part"]
 
-    def of_groups(self, codes: Int[np.ndarray, "series"], count: int) -> Values:
-        totals, weights = (_summed(values, codes, count) for values in self)
+    def by_group(self, codes: Int[np.ndarray, "series"], num_groups: int) -> ScoreArray:
+        totals, weights = (_sum_by_group(values, codes, num_groups) for values in self)
         return np.asarray(np.divide(totals, weights, out=np.full(totals.shape, np.nan), where=weights > 0))
 
 
-def _errors(result: Backtest, name: str, codes: Int[np.ndarray, "series"], count: int) -> Iterator[tuple[str, Values]]:
-    actual, forecast = (_comparable(result, cube) for cube in (result.actual, result.forecasts[name]))
+def _error_scores(
+    result: Backtest, name: str, codes: Int[np.ndarray, "series"], num_groups: int
+) -> Iterator[tuple[str, ScoreArray]]:
+    actual, forecast = (_mask_incomparable(result, cube) for cube in (result.actual, result.forecasts[name]))
     gap, size = np.abs(actual - forecast), np.abs(actual) + np.abs(forecast)
     percent = np.where(size > 0, 200 * gap / np.where(size > 0, size, 1.0), gap)
     squares = gap**2
     for metric, errors in (
-        ("mase", _parts(gap) / result.scale[:, None]),
-        ("rmsse", np.sqrt(_parts(squares) / result.square_scale[:, None])),
-        ("smape", _parts(percent)),
-        ("mae", _parts(gap)),
-        ("mse", _parts(squares)),
+        ("mase", _mean_by_step(gap) / result.scale[:, None]),
+        ("rmsse", np.sqrt(_mean_by_step(squares) / result.square_scale[:, None])),
+        ("smape", _mean_by_step(percent)),
+        ("mae", _mean_by_step(gap)),
+        ("mse", _mean_by_step(squares)),
     ):
-        yield metric, _mean_over_series(errors).of_groups(codes, count)
+        yield metric, _series_mean(errors).by_group(codes, num_groups)
 
 
-def _relative(scores: Mapping[str, Values], found: Mapping[str, Mapping[str, Values]]) -> dict[str, Values]:
+def _relative_scores(
+    scores: Mapping[str, ScoreArray], all_scores: Mapping[str, Mapping[str, ScoreArray]]
+) -> dict[str, ScoreArray]:
     """Scores beside those of the naive forecasters that were asked."""
-    told: dict[str, Values] = {}
+    told: dict[str, ScoreArray] = {}
     for naive, metric in ((SEASONAL_NAIVE, "owa"), (NAIVE2, "owa_naive2")):
-        if naive not in found:
+        if naive not in all_scores:
             continue
-        mase, smape = (np.where(found[naive][name] > 0, found[naive][name], np.nan) for name in ("mase", "smape"))
+        mase, smape = (
+            np.where(all_scores[naive][name] > 0, all_scores[naive][name], np.nan) for name in ("mase", "smape")
+        )
         if naive == SEASONAL_NAIVE:
             told["skill_vs_snaive"] = 1 - scores["mase"] / mase
         told[metric] = np.asarray(owa(mase=scores["mase"], smape=scores["smape"], naive2_mase=mase, naive2_smape=smape))
     return told
 
 
-def _intervals(
-    result: Backtest, name: str, codes: Int[np.ndarray, "series"], count: int
-) -> Iterator[tuple[str, Values]]:
-    if name not in result.quantiles or not set(LEVELS) <= set(result.levels):
+def _interval_scores(
+    result: Backtest, name: str, codes: Int[np.ndarray, "series"], num_groups: int
+) -> Iterator[tuple[str, ScoreArray]]:
+    if name not in result.quantiles or not set(SCORED_LEVELS) <= set(result.levels):
         return
-    actual, levels = _comparable(result, result.actual), list(result.levels)
+    actual, levels = _mask_incomparable(result, result.actual), list(result.levels)
     loss = nanmean(
         np.stack(
             [
@@ -152,61 +165,66 @@ def _intervals(
         axis=0,
     )
     size = np.where(np.isnan(loss), np.nan, np.abs(actual))
-    yield "wql", _Tally(2 * _sums(loss), _sums(size)).of_groups(codes, count)
-    places = [levels.index(level) for level in LEVELS]
-    spread = crps_from_quantiles(actual, result.quantiles[name][..., places], np.array(LEVELS))
-    yield "crps", _mean_over_series(_parts(spread) / result.scale[:, None]).of_groups(codes, count)
+    yield "wql", _WeightedSum(2 * _sum_by_step(loss), _sum_by_step(size)).by_group(codes, num_groups)
+    places = [levels.index(level) for level in SCORED_LEVELS]
+    spread = crps_from_quantiles(actual, result.quantiles[name][..., places], np.array(SCORED_LEVELS))
+    yield "crps", _series_mean(_mean_by_step(spread) / result.scale[:, None]).by_group(codes, num_groups)
     for share in INTERVALS:
         low, high = (result.quantiles[name][..., levels.index(round((1 + side * share) / 2, 6))] for side in (-1, 1))
         there = np.isfinite(actual) & np.isfinite(low) & np.isfinite(high)
         inside = np.where(there, (low <= actual) & (actual <= high), np.nan)
         percent = round(100 * share)
-        yield f"coverage_{percent}", _Tally(_sums(inside), _sums(there.astype(float))).of_groups(codes, count)
-        widths = _parts(np.where(there, high - low, np.nan))
-        yield f"width_{percent}", _mean_over_series(widths).of_groups(codes, count)
+        yield (
+            f"coverage_{percent}",
+            _WeightedSum(_sum_by_step(inside), _sum_by_step(there.astype(float))).by_group(codes, num_groups),
+        )
+        widths = _mean_by_step(np.where(there, high - low, np.nan))
+        yield f"width_{percent}", _series_mean(widths).by_group(codes, num_groups)
 
 
-def _comparable(result: Backtest, cube: Cube) -> Cube:
-    return np.where(result.comparable()[:, :, None], cube, np.nan)
+def _mask_incomparable(result: Backtest, values: ForecastArray) -> ForecastArray:
+    return np.where(result.comparable_mask()[:, :, None], values, np.nan)
 
 
-def _parts(errors: Cube) -> Float64[np.ndarray, "series part"]:
+def _mean_by_step(errors: ForecastArray) -> Float64[np.ndarray, "series part"]:
     """The mean of each series over all its windows and steps, then over the windows at each step."""
     return np.concatenate([nanmean(errors, axis=(1, 2))[:, None], nanmean(errors, axis=1)], axis=1)
 
 
-def _sums(values: Cube) -> Float64[np.ndarray, "series part"]:
+def _sum_by_step(values: ForecastArray) -> Float64[np.ndarray, "series part"]:
     steps = np.nansum(values, axis=1)
     return np.concatenate([steps.sum(axis=1, keepdims=True), steps], axis=1)
 
 
-def _mean_over_series(errors: Float64[np.ndarray, "series part"]) -> _Tally:
+def _series_mean(errors: Float64[np.ndarray, "series part"]) -> _WeightedSum:
     there = np.isfinite(errors)
-    return _Tally(np.where(there, errors, 0.0), there.astype(np.float64))
+    return _WeightedSum(np.where(there, errors, 0.0), there.astype(np.float64))
 
 
-def _summed(values: Float64[np.ndarray, "series part"], codes: Int[np.ndarray, "series"], count: int) -> Values:
+def _sum_by_group(
+    values: Float64[np.ndarray, "series part"], codes: Int[np.ndarray, "series"], num_groups: int
+) -> ScoreArray:
     """All series first, then each group."""
-    found = np.zeros((1 + count, values.shape[1]))
+    found = np.zeros((1 + num_groups, values.shape[1]))
     found[0] = values.sum(axis=0)
-    if count:
+    if num_groups:
         np.add.at(found, codes + 1, values)
     return found
 
 
-def _rows(name: str, metric: str, groups: Sequence[str], values: Values) -> pd.DataFrame:
+def _score_rows(forecaster: str, metric: str, group_names: Sequence[str], values: ScoreArray) -> pd.DataFrame:
     parts = values.shape[1]
     steps = pd.array([None, *range(1, parts)], dtype="Int64")
     return pd.DataFrame(
         {
-            "forecaster": name,
+            "forecaster": forecaster,
             "metric": metric,
-            "group": pd.array([group for group in (None, *groups) for _ in range(parts)], dtype="str"),
+            "group": pd.array([group for group in (None, *group_names) for _ in range(parts)], dtype="str"),
             "step": pd.concat([pd.Series(steps)] * len(values), ignore_index=True),
             "value": values.ravel(),
         }
     )
 
 
-def _row(name: str, metric: str, value: float) -> pd.DataFrame:
-    return _rows(name, metric, (), np.array([[value]]))
+def _score_row(forecaster: str, metric: str, value: float) -> pd.DataFrame:
+    return _score_rows(forecaster, metric, (), np.array([[value]]))

@@ -16,12 +16,14 @@ import numpy as np
 
 from forecaster.shapes import Float64, Int
 
-BOUND = 0.1
-_BOLDEST = 0.9  # of the capital that the worst observation may take away
-_PRIOR = 0.25  # variance of the first observation, as a share of the squared bound; it is forgotten as others come
+GAIN_BOUND = 0.1
+_MAX_BET = 0.9  # of the capital that the worst observation may take away
+_PRIOR_VARIANCE = (
+    0.25  # variance of the first observation, as a share of the squared bound; it is forgotten as others come
+)
 
 
-class Standing(NamedTuple):
+class SequentialTestResult(NamedTuple):
     """How far two forecasters are apart after some observations.
 
     Attributes:
@@ -37,14 +39,14 @@ class Standing(NamedTuple):
     worse: float
 
 
-def standing(
-    champion: Float64[np.ndarray, "origin"],
-    challenger: Float64[np.ndarray, "origin"],
+def sequential_test(
+    champion_errors: Float64[np.ndarray, "origin"],
+    challenger_errors: Float64[np.ndarray, "origin"],
     *,
     margin: float = 0.0,
-    bound: float = BOUND,
-) -> Standing:
-    """What errors at successive origins say of two forecasters; the origins have to be those of `apart`.
+    gain_bound: float = GAIN_BOUND,
+) -> SequentialTestResult:
+    """What errors at successive origins say of two forecasters; the origins have to be those of `select_non_overlapping`.
 
     The relative gain of an origin is (a - b) / max(a, b) of the champion's error a and the challenger's b, cut at the bound on
     both sides. The null hypothesis is that its mean, given all that was known at the origin, is at most the margin. What is
@@ -57,16 +59,18 @@ def standing(
         margin: The share that "better" has to go beyond, and that "worse" has to.
         bound: Where gains are cut, the margin apart. The smaller, the bolder bets can be on small differences.
     """
-    there = np.isfinite(champion) & np.isfinite(challenger)
-    ours, theirs = challenger[there], champion[there]
+    there = np.isfinite(champion_errors) & np.isfinite(challenger_errors)
+    ours, theirs = challenger_errors[there], champion_errors[there]
     larger = np.maximum(ours, theirs)
     gains = np.divide(theirs - ours, larger, out=np.zeros_like(larger), where=larger > 0)
     gain = float(1 - ours.sum() / theirs.sum()) if theirs.sum() > 0 else math.nan
-    better, worse = (np.clip((side * gains - margin) / bound, -1, 1) for side in (1, -1))
-    return Standing(len(gains), gain, float(capital(better).max()), float(capital(worse).max()))
+    better, worse = (np.clip((side * gains - margin) / gain_bound, -1, 1) for side in (1, -1))
+    return SequentialTestResult(
+        len(gains), gain, float(betting_capital(better).max()), float(betting_capital(worse).max())
+    )
 
 
-def capital(observations: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
+def betting_capital(observations: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
     """The capital before the first observation, which is 1, and after each, when it is bet on their mean's being above zero.
 
     The share that is bet is what would have grown fastest so far, mean / (variance + mean²), as far as it is known before the
@@ -77,12 +81,14 @@ def capital(observations: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
     """
     count = np.arange(1, len(observations) + 1)
     means = np.concatenate([[0.0], np.cumsum(observations) / (count + 1)])[:-1]
-    squares = np.concatenate([[_PRIOR], (_PRIOR + np.cumsum(observations**2)) / (count + 1)])[:-1]
-    bets = np.clip(means / squares, 0.0, _BOLDEST)
+    squares = np.concatenate([[_PRIOR_VARIANCE], (_PRIOR_VARIANCE + np.cumsum(observations**2)) / (count + 1)])[:-1]
+    bets = np.clip(means / squares, 0.0, _MAX_BET)
     return np.concatenate([[1.0], np.exp(np.cumsum(np.log1p(bets * observations)))])
 
 
-def apart(origins: Int[np.ndarray, "origin"], endings: Int[np.ndarray, "origin"]) -> Int[np.ndarray, "kept"]:
+def select_non_overlapping(
+    origins: Int[np.ndarray, "origin"], ends: Int[np.ndarray, "origin"]
+) -> Int[np.ndarray, "kept"]:
     """Which of some origins to compare: the first, and each that is not before the end of the forecasts of the last one taken.
 
     Forecasts of closer origins are about the same steps, and their errors would be counted twice as if they were news.
@@ -93,6 +99,6 @@ def apart(origins: Int[np.ndarray, "origin"], endings: Int[np.ndarray, "origin"]
     """
     kept: list[int] = []
     for place, origin in enumerate(origins):
-        if not kept or origin >= endings[kept[-1]]:
+        if not kept or origin >= ends[kept[-1]]:
             kept.append(place)
     return np.array(kept, dtype=np.int64)

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecaster.data.windows import Window, apart
-from forecaster.engines.engine import Known
-from forecaster.explain.trace import KEEPS, LayerTrace, influence, trace
-from forecaster.frequency import Stamps
+from forecaster.data.windows import Window, unstack_targets
+from forecaster.engines.engine import RolloutInput
+from forecaster.explain.trace import RETENTION_GATE, LayerTrace, compute_influence, trace_layers
+from forecaster.frequency import Timestamps
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import Memory, begin, fork, roll, warm_up
+from forecaster.model.rollout import RolloutState, repeat_state, roll_out, start_rollout, warm_up
 from forecaster.model.scaling import Scale
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
 from forecaster.shapes import Bool, Float64
 
-MOST_STEPS = 1024  # that are explained; what lies before them is read all the same
-_POINTS = 32  # of the integral
+MAX_STEPS = 1024  # that are explained; what lies before them is read all the same
+_INTEGRATION_POINTS = 32  # of the integral
 METHODS = {
     "half_life": "the number of latest steps to which the state after the last owes half of all influence: influence of a step "
     "is the Frobenius norm of the derivative of that state by what the recurrence reads there. Where it decays by halves, that "
@@ -35,7 +35,7 @@ METHODS = {
 }
 
 
-class ExplainedLayer(NamedTuple):
+class LayerDynamics(NamedTuple):
     """What one layer did, as means over members.
 
     Attributes:
@@ -71,20 +71,20 @@ class Explanation:
 
     id: str
     horizon: int
-    ds: Stamps
+    ds: Timestamps
     y: Float64[np.ndarray, "step"]
     half_life: float | None
     influence: Float64[np.ndarray, "step"]
-    layers: Sequence[ExplainedLayer]
+    layers: Sequence[LayerDynamics]
     attribution: Float64[np.ndarray, "step"]
     channels: Mapping[str, Float64[np.ndarray, "step"]]
     forecast: float
     baseline: float
-    gap: float
+    integration_error: float
     notes: tuple[str, ...] = ()
 
 
-def explain(forecaster: Forecaster, series: Series, *, horizon: int | None = None, steps: int = 256) -> Explanation:
+def explain(model: FittedModel, series: Series, *, horizon: int | None = None, steps: int = 256) -> Explanation:
     """The explanation of the forecast of one series; raises what stands in the way of that forecast.
 
     Args:
@@ -93,40 +93,40 @@ def explain(forecaster: Forecaster, series: Series, *, horizon: int | None = Non
         horizon: Steps ahead; the forecaster's own, if not given.
         steps: How many of the latest steps to explain, MOST_STEPS at the most.
     """
-    assert 1 <= steps <= MOST_STEPS
-    predictor, ahead = Predictor(forecaster), horizon or forecaster.spec.horizon
+    assert 1 <= steps <= MAX_STEPS
+    predictor, ahead = Predictor(model), horizon or model.spec.horizon
     predictor.forecast(series, ahead)  # raises what is wrong
-    known = predictor.known(series, ahead)
-    each = [_of_network(network.eval(), known, horizon=ahead, steps=steps) for network in forecaster.networks]
+    known = predictor.build_input(series, ahead)
+    each = [_explain_network(network.eval(), known, horizon=ahead, steps=steps) for network in model.networks]
     shown = min(steps, len(series), known.values.shape[1])
     mean = np.mean([one.attributions for one in each], axis=0)
-    segment, kind = forecaster.spec.segment, forecaster.spec.network.cell
-    layers = [_layer([one.layers[n] for one in each], kind, segment, shown) for n in range(len(each[0].layers))]
+    segment, kind = model.spec.segment, model.spec.network.cell
+    layers = [_explain_layer([one.layers[n] for one in each], kind, segment, shown) for n in range(len(each[0].layers))]
     forecast, baseline = (
         float(np.mean(told)) for told in zip(*((one.forecast, one.baseline) for one in each), strict=True)
     )
     felt = np.mean([one.influence for one in each], axis=0)
     total = felt.sum()
-    names = ("", *forecaster.spec.channels)
-    tracks = {name: _last(row, shown, empty=0.0) for name, row in zip(names, mean, strict=True)}
+    names = ("", *model.spec.channels)
+    tracks = {name: _last_values(row, shown, fill=0.0) for name, row in zip(names, mean, strict=True)}
     return Explanation(
         id=series.id,
         horizon=ahead,
-        ds=series.stamps[-shown:],
+        ds=series.timestamps[-shown:],
         y=series.y[-shown:],
         half_life=_half_life(felt, segment) if total > 0 else None,
-        influence=_last(np.repeat(felt / total if total > 0 else felt, segment) / segment, shown),
+        influence=_last_values(np.repeat(felt / total if total > 0 else felt, segment) / segment, shown),
         layers=layers,
         attribution=tracks.pop(""),
         channels=tracks,
         forecast=forecast,
         baseline=baseline,
-        gap=forecast - baseline - float(mean.sum()),
-        notes=_notes(forecaster, series, shown, finite=bool(np.isfinite(forecast))),
+        integration_error=forecast - baseline - float(mean.sum()),
+        notes=_explanation_notes(model, series, shown, finite=bool(np.isfinite(forecast))),
     )
 
 
-class _Explained(NamedTuple):
+class _NetworkExplanation(NamedTuple):
     """What one network made of the last steps."""
 
     layers: tuple[LayerTrace, ...]
@@ -136,99 +136,113 @@ class _Explained(NamedTuple):
     baseline: float
 
 
-class _Part(NamedTuple):
+class _ExplainedWindow(NamedTuple):
     """The last steps of a window, and the memory before them; None where the window begins with them."""
 
     window: Window
-    before: Memory | None
+    initial_state: RolloutState | None
     scale: Scale
     time: int
 
 
-def _of_network(network: Regressor, known: Known, *, horizon: int, steps: int) -> _Explained:
-    window = Window(*(None if one is None else torch.from_numpy(one) for one in known[:4]))  # type: ignore[arg-type]
-    ahead = None if known.ahead is None else torch.from_numpy(known.ahead)
+def _explain_network(network: Regressor, inputs: RolloutInput, *, horizon: int, steps: int) -> _NetworkExplanation:
+    window = Window(*(None if one is None else torch.from_numpy(one) for one in inputs[:4]))  # type: ignore[arg-type]
+    ahead = None if inputs.future_covariates is None else torch.from_numpy(inputs.future_covariates)
     with torch.no_grad():
-        memory, rest = begin(network, window)
+        memory, rest = start_rollout(network, window)
         cut = max(0, rest.values.shape[1] - -(-steps // network.segment) * network.segment)
-        reached = warm_up(network, rest.part(slice(cut)), memory) if cut else memory
-        last = rest.part(slice(cut, None))
-        layers = trace(network, last, reached)
-    felt = influence(network, last, reached)
-    part = _Part(last, reached, memory.scale, cut) if cut else _Part(window, None, memory.scale, -network.lead)
-    middles = (torch.arange(_POINTS) + 0.5) / _POINTS
-    _, slopes = _forecasts(network, part, middles, horizon=horizon, ahead=ahead, slopes=True)
-    ends, _ = _forecasts(network, part, torch.tensor([0.0, 1.0]), horizon=horizon, ahead=ahead, slopes=False)
-    scaled, _ = _scaled(part)
+        reached = warm_up(network, rest.slice_steps(slice(cut)), memory) if cut else memory
+        last = rest.slice_steps(slice(cut, None))
+        layers = trace_layers(network, last, reached)
+    felt = compute_influence(network, last, reached)
+    part = (
+        _ExplainedWindow(last, reached, memory.scale, cut)
+        if cut
+        else _ExplainedWindow(window, None, memory.scale, -network.pre_context)
+    )
+    middles = (torch.arange(_INTEGRATION_POINTS) + 0.5) / _INTEGRATION_POINTS
+    _, slopes = _forecast_with_gradients(
+        network, part, middles, horizon=horizon, future_covariates=ahead, with_gradients=True
+    )
+    ends, _ = _forecast_with_gradients(
+        network, part, torch.tensor([0.0, 1.0]), horizon=horizon, future_covariates=ahead, with_gradients=False
+    )
+    scaled, _ = _scaled_values(part)
     assert slopes is not None
-    attributions = (slopes.reshape(_POINTS, *scaled.shape).mean(0) * scaled).double().numpy()
-    return _Explained(layers, felt.double().numpy(), attributions, float(ends[1]), float(ends[0]))
+    attributions = (slopes.reshape(_INTEGRATION_POINTS, *scaled.shape).mean(0) * scaled).double().numpy()
+    return _NetworkExplanation(layers, felt.double().numpy(), attributions, float(ends[1]), float(ends[0]))
 
 
-def _scaled(part: _Part) -> tuple[Tensor, Bool[Tensor, "track step"]]:
+def _scaled_values(explained: _ExplainedWindow) -> tuple[Tensor, Bool[Tensor, "track step"]]:
     """The values as the network meets them, 0 where missing; and where they are."""
-    tracks = part.window.tracks
+    tracks = explained.window.targets
     missing = tracks.isnan()
-    return part.scale.apply(tracks, time=part.time).masked_fill(missing, 0.0), missing
+    return explained.scale.apply(tracks, time=explained.time).masked_fill(missing, 0.0), missing
 
 
-def _forecasts(
-    network: Regressor, part: _Part, shares: Tensor, *, horizon: int, ahead: Tensor | None, slopes: bool
+def _forecast_with_gradients(
+    network: Regressor,
+    explained: _ExplainedWindow,
+    fractions: Tensor,
+    *,
+    horizon: int,
+    future_covariates: Tensor | None,
+    with_gradients: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The mean forecast from each share of the scaled values, all at once; and its slopes by them."""
-    count = len(shares)
-    scaled, missing = _scaled(part)
-    leaf = (shares[:, None, None] * scaled).flatten(0, 1).requires_grad_(slopes)
-    scale = Scale(*(one.repeat(count, 1) if one.dim() == 2 else one.repeat(count) for one in part.scale))
-    with torch.set_grad_enabled(slopes):
-        values = scale.undo(leaf, time=part.time).masked_fill(missing.repeat(count, 1), torch.nan)
-        y, channels = apart(values, targets=network.targets)
+    count = len(fractions)
+    scaled, missing = _scaled_values(explained)
+    leaf = (fractions[:, None, None] * scaled).flatten(0, 1).requires_grad_(with_gradients)
+    scale = Scale(*(one.repeat(count, 1) if one.dim() == 2 else one.repeat(count) for one in explained.scale))
+    with torch.set_grad_enabled(with_gradients):
+        values = scale.undo(leaf, time=explained.time).masked_fill(missing.repeat(count, 1), torch.nan)
+        y, channels = unstack_targets(values, num_targets=network.num_targets)
         covariates, static = (
             None if one is None else one.repeat(count, *[1] * (one.dim() - 1))
-            for one in (part.window.covariates, part.window.static)
+            for one in (explained.window.covariates, explained.window.static)
         )
         window = Window(y, covariates, static, channels)
-        if part.before is None:
-            memory, rest = begin(network, window, scale=scale)
+        if explained.initial_state is None:
+            memory, rest = start_rollout(network, window, scale=scale)
             memory = warm_up(network, rest, memory)
         else:
-            memory = warm_up(network, window, fork(part.before, paths=count))
-        known = None if ahead is None else ahead.expand(count, -1, -1)
-        means = roll(network, memory, horizon=horizon, ahead=known)[0].mean(1)
-        return means.detach(), torch.autograd.grad(means.sum(), leaf)[0] if slopes else None
+            memory = warm_up(network, window, repeat_state(explained.initial_state, copies=count))
+        known = None if future_covariates is None else future_covariates.expand(count, -1, -1)
+        means = roll_out(network, memory, horizon=horizon, future_covariates=known)[0].mean(1)
+        return means.detach(), torch.autograd.grad(means.sum(), leaf)[0] if with_gradients else None
 
 
-def _layer(each: Sequence[LayerTrace], kind: str, segment: int, shown: int) -> ExplainedLayer:
+def _explain_layer(traces: Sequence[LayerTrace], kind: str, segment: int, steps: int) -> LayerDynamics:
     """One layer of all members."""
-    gates = {name: np.mean([one.gates[name].double().numpy() for one in each], axis=0) for name in each[0].gates}
-    norm = np.mean([one.norm.double().numpy() for one in each], axis=0)
-    keeps = gates.get(KEEPS.get(kind, ""))  # type: ignore[call-overload]
+    gates = {name: np.mean([one.gates[name].double().numpy() for one in traces], axis=0) for name in traces[0].gates}
+    norm = np.mean([one.norm.double().numpy() for one in traces], axis=0)
+    keeps = gates.get(RETENTION_GATE.get(kind, ""))  # type: ignore[call-overload]
     share = float("nan") if keeps is None else float(np.nanmean(keeps))
     half_life = segment * np.log(0.5) / np.log(share) if 0 < share < 1 else None
-    told = {name: _last(np.repeat(values, segment), shown) for name, values in gates.items()}
-    return ExplainedLayer(told, _last(np.repeat(norm, segment), shown), half_life)
+    told = {name: _last_values(np.repeat(values, segment), steps) for name, values in gates.items()}
+    return LayerDynamics(told, _last_values(np.repeat(norm, segment), steps), half_life)
 
 
-def _half_life(felt: Float64[np.ndarray, "segment"], segment: int) -> float:
+def _half_life(influence: Float64[np.ndarray, "segment"], segment: int) -> float:
     """How many of the latest steps make half of the whole; between two of them in proportion."""
-    back = np.concatenate([[0.0], np.cumsum(felt[::-1])])
+    back = np.concatenate([[0.0], np.cumsum(influence[::-1])])
     return segment * float(np.interp(back[-1] / 2, back, np.arange(len(back))))
 
 
-def _last(values: Float64[np.ndarray, "_"], count: int, *, empty: float = np.nan) -> Float64[np.ndarray, "_"]:
+def _last_values(values: Float64[np.ndarray, "_"], count: int, *, fill: float = np.nan) -> Float64[np.ndarray, "_"]:
     """The last of them, after as many empty ones as there are too few."""
-    return np.concatenate([np.full(max(0, count - len(values)), empty), values])[-count:]
+    return np.concatenate([np.full(max(0, count - len(values)), fill), values])[-count:]
 
 
-def _notes(forecaster: Forecaster, series: Series, shown: int, *, finite: bool) -> tuple[str, ...]:
+def _explanation_notes(model: FittedModel, series: Series, shown_steps: int, *, finite: bool) -> tuple[str, ...]:
     notes = []
-    if forecaster.blend:
+    if model.blend_weights:
         notes.append("The forecast is a blend; this explains its network alone.")
-    if forecaster.others:
-        notes.append(f"Means over {len(forecaster.networks)} members; the forecast itself is their median.")
-    if shown < len(series):
+    if model.other_networks:
+        notes.append(f"Means over {len(model.networks)} members; the forecast itself is their median.")
+    if shown_steps < len(series):
         notes.append(
-            f"The last {shown} of {len(series)} steps are explained; what was read before them is held as it is."
+            f"The last {shown_steps} of {len(series)} steps are explained; what was read before them is held as it is."
         )
     if not finite:
         notes.append(

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from forecaster.data.windows import Window
 from forecaster.model.recurrence import equations
-from forecaster.model.recurrent import State, as_layer, woven
+from forecaster.model.recurrent import RecurrentState, interleave, to_layer_inputs
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import Memory, lay
+from forecaster.model.rollout import RolloutState, encode_inputs
 from forecaster.shapes import Float
-from forecaster.spec import Cell
+from forecaster.spec import CellKind
 
-GATES: Mapping[Cell, tuple[str, ...]] = {
+GATE_NAMES: Mapping[CellKind, tuple[str, ...]] = {
     "gru": ("reset", "update", ""),
     "lstm": ("input", "forget", "", "output"),
     "elman": (),
 }
 """The gates of each cell in the order of its sums; the sum without a name is no gate but the new content."""
-KEEPS: Mapping[Cell, str] = {"gru": "update", "lstm": "forget"}
+RETENTION_GATE: Mapping[CellKind, str] = {"gru": "update", "lstm": "forget"}
 """The gate that says which share of the state before a step stays."""
-_PROBES = 32
+_NUM_PROBES = 32
 
 
 class LayerTrace(NamedTuple):
@@ -39,55 +39,61 @@ class LayerTrace(NamedTuple):
     norm: Float[Tensor, "segment"]
 
 
-def trace(model: Regressor, window: Window, memory: Memory) -> tuple[LayerTrace, ...]:
+def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) -> tuple[LayerTrace, ...]:
     """The layers of a network, lowest first, while it reads a window of one row after a memory.
 
     The gates are those of the equations that every way of computing a layer is held to (`model.equations`).
     """
-    kept: list[tuple[Cell, tuple[Tensor, ...]]] = []
+    kept: list[tuple[CellKind, tuple[Tensor, ...]]] = []
 
-    def recorded(layer: nn.Module, inputs: Tensor, state: State, begun: Tensor) -> tuple[Tensor, State]:
-        one = as_layer(layer, inputs, state, begun)
-        done = equations.forward(one, keep=True)
-        kept.append((one.kind, tuple(each.transpose(0, 1) for each in done.kept[:2])))
-        return done.outputs, State(done.hidden[None], None if done.cell is None else done.cell[None])
+    def recorded(
+        layer: nn.Module, inputs: Tensor, state: RecurrentState, begun: Tensor
+    ) -> tuple[Tensor, RecurrentState]:
+        one = to_layer_inputs(layer, inputs, state, begun)
+        done = equations.forward(one, keep_for_backward=True)
+        kept.append((one.kind, tuple(each.transpose(0, 1) for each in done.saved[:2])))
+        return done.outputs, RecurrentState(done.hidden[None], None if done.cell is None else done.cell[None])
 
-    laid = lay(model, window, memory)
+    laid = encode_inputs(model, window, rollout_state)
     with torch.no_grad():
-        model.recurrent(_inputs(model, laid.inputs, memory.static), memory.state, laid.begun, recorded)
-    steps = laid.begun.shape[1]
-    padding = ~laid.begun[0]
+        model.recurrent(
+            _append_static(model, laid.inputs, rollout_state.static), rollout_state.recurrent_state, laid.mask, recorded
+        )
+    steps = laid.mask.shape[1]
+    padding = ~laid.mask[0]
     found: list[LayerTrace] = []
     for kind, streams in kept:
-        sums, states = (woven(each, rows=1, steps=steps)[0] for each in streams)
-        parts = zip(GATES[kind], sums.chunk(len(GATES[kind]), dim=1), strict=True) if GATES[kind] else ()
+        sums, states = (interleave(each, rows=1, steps=steps)[0] for each in streams)
+        parts = zip(GATE_NAMES[kind], sums.chunk(len(GATE_NAMES[kind]), dim=1), strict=True) if GATE_NAMES[kind] else ()
         gates = {name: part.mean(1).masked_fill(padding, torch.nan) for name, part in parts if name}
         found.append(LayerTrace(gates, states.norm(dim=1).masked_fill(padding, torch.nan)))
     return tuple(found)
 
 
-def influence(model: Regressor, window: Window, memory: Memory) -> Float[Tensor, "segment"]:
+def compute_influence(model: Regressor, window: Window, rollout_state: RolloutState) -> Float[Tensor, "segment"]:
     """How much the input of each step moves the state after the last: the Frobenius norm of that derivative; 0 on padding.
 
     By random projections of the state, always the same ones (Hutchinson 1990): the mean of the squared norms of v'J over
     vectors v of random signs is that of J. One step back through the recurrence for all of them.
     """
-    laid = lay(model, window, memory)
-    inputs = laid.inputs.detach().repeat(_PROBES, 1, 1).requires_grad_()
-    hidden, cell = memory.state
-    state = State(*(None if one is None else one.detach().repeat(1, _PROBES, 1) for one in (hidden, cell)))  # type: ignore[arg-type]
+    laid = encode_inputs(model, window, rollout_state)
+    inputs = laid.inputs.detach().repeat(_NUM_PROBES, 1, 1).requires_grad_()
+    hidden, cell = rollout_state.recurrent_state
+    state = RecurrentState(*(None if one is None else one.detach().repeat(1, _NUM_PROBES, 1) for one in (hidden, cell)))  # type: ignore[arg-type]
     with torch.enable_grad():
         _, after = model.recurrent(
-            _inputs(model, inputs, memory.static.detach().repeat(_PROBES, 1)), state, laid.begun.repeat(_PROBES, 1)
+            _append_static(model, inputs, rollout_state.static.detach().repeat(_NUM_PROBES, 1)),
+            state,
+            laid.mask.repeat(_NUM_PROBES, 1),
         )
         whole = after.hidden if after.cell is None else torch.cat([after.hidden, after.cell])
         draw = torch.Generator().manual_seed(0)
         signs = torch.randint(2, whole.shape, generator=draw).to(whole) * 2 - 1
         slopes: Any = torch.autograd.grad((whole * signs).sum(), inputs)[0]
     found: Tensor = slopes.double().square().sum(2).mean(0).sqrt()
-    return found.masked_fill(~laid.begun[0], 0.0).float()
+    return found.masked_fill(~laid.mask[0], 0.0).float()
 
 
-def _inputs(model: Regressor, inputs: Tensor, static: Tensor) -> Tensor:
+def _append_static(model: Regressor, inputs: Tensor, static: Tensor) -> Tensor:
     """What is read of each step, and beside it what is known of the row for good."""
     return torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1) if model.groups else inputs

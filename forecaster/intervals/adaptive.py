@@ -12,7 +12,7 @@ from forecaster.shapes import Float64
 
 
 @dataclass(frozen=True)
-class Drift:
+class AdaptiveState:
     """What late actuals have taught about quantiles since their calibration; each level learns on its own.
 
     Attributes:
@@ -23,7 +23,7 @@ class Drift:
     rate: float = 0.1
     shifts: tuple[tuple[float, float], ...] = ()
 
-    def at(self, levels: Sequence[float]) -> Float64[np.ndarray, "level"]:
+    def shifts_at(self, levels: Sequence[float]) -> Float64[np.ndarray, "level"]:
         """The shift of any levels: interpolated between the tracked ones, held beyond them."""
         if not self.shifts:
             return np.zeros(len(levels))
@@ -31,7 +31,7 @@ class Drift:
         return np.asarray(np.interp(normal_quantiles(levels), normal_quantiles(tracked), shifts))
 
 
-def update(state: Drift, level: float, covered: bool | float) -> Drift:
+def update_adaptive_state(adaptive_state: AdaptiveState, level: float, covered: bool | float) -> AdaptiveState:
     """One actual has come, however late: its quantile at `level` covered it (the actual was not above it) or did not.
 
     Of actuals that come together, those of all series at one stamp say, `covered` is the share: they are one update.
@@ -41,9 +41,9 @@ def update(state: Drift, level: float, covered: bool | float) -> Drift:
     than the largest residual of the calibration. After T updates the share of covered actuals is off `level` by exactly
     |shift| / (rate T), whatever the data and however late they came; and a shift only grows while actuals are missed.
     """
-    shifts = dict(state.shifts)
-    shifts[level] = shifts.get(level, 0.0) + state.rate * (level - float(covered))
-    return replace(state, shifts=tuple(sorted(shifts.items())))
+    shifts = dict(adaptive_state.shifts)
+    shifts[level] = shifts.get(level, 0.0) + adaptive_state.rate * (level - float(covered))
+    return replace(adaptive_state, shifts=tuple(sorted(shifts.items())))
 
 
 def normal_quantiles(levels: Sequence[float] | np.ndarray) -> Float64[np.ndarray, "level"]:

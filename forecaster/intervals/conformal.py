@@ -16,33 +16,36 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
-from forecaster.intervals.adaptive import Drift, normal_quantiles
+from forecaster.intervals.adaptive import AdaptiveState, normal_quantiles
 from forecaster.metrics import nanmean
 from forecaster.shapes import Bool, Float64
 
-_TAIL = (0.001, 0.0025, 0.005)
-LEVELS = tuple(
-    sorted(round(level, 6) for level in {*np.arange(1, 100) / 100, 0.025, 0.975, *_TAIL, *(1 - q for q in _TAIL)})
+_TAIL_LEVELS = (0.001, 0.0025, 0.005)
+TABLE_LEVELS = tuple(
+    sorted(
+        round(level, 6)
+        for level in {*np.arange(1, 100) / 100, 0.025, 0.975, *_TAIL_LEVELS, *(1 - q for q in _TAIL_LEVELS)}
+    )
 )
 """The levels a table holds; those between are interpolated along the normal quantile, those beyond extended by it."""
 
-OWN = 100  # residuals from which on a step stands alone; with fewer it borrows from its neighbours
-RANKED = 20  # windows from which on ranks are used; with fewer the shape is assumed to be Gaussian
-GROUPED = 100  # windows from which on a group has a table of its own
-MOST_NUMBERS = 500_000  # in all tables together: some 5 MB of JSON
-MOST_GROUPS = 64
-MOST_FACTORS = 10_000
-_SEMINORMAL = math.sqrt(math.pi / 2)  # standard deviation over mean absolute deviation of a Gaussian
+MIN_STEP_RESIDUALS = 100  # residuals from which on a step stands alone; with fewer it borrows from its neighbours
+MIN_RANK_WINDOWS = 20  # windows from which on ranks are used; with fewer the shape is assumed to be Gaussian
+MIN_GROUP_WINDOWS = 100  # windows from which on a group has a table of its own
+MAX_TABLE_NUMBERS = 500_000  # in all tables together: some 5 MB of JSON
+MAX_GROUPS = 64
+MAX_FACTORS = 10_000
+_STD_OVER_MEAN_ABS_DEVIATION = math.sqrt(math.pi / 2)  # standard deviation over mean absolute deviation of a Gaussian
 
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-_Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+_NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Frozen(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Table(_Frozen):
+class QuantileTable(_StrictModel):
     """The quantiles of the residuals of one group, or of all.
 
     Attributes:
@@ -57,11 +60,11 @@ class Table(_Frozen):
     basis: Literal["ranks", "gaussian", "assumed"]
     windows: int = Field(ge=0)
     growth: float = Field(ge=0, le=1)
-    spreads: tuple[_Size, ...]
-    offsets: tuple[tuple[_Number, ...], ...]
+    spreads: tuple[_NonNegativeFloat, ...]
+    offsets: tuple[tuple[_FiniteFloat, ...], ...]
 
 
-class Calibration(_Frozen):
+class Calibration(_StrictModel):
     """What is added to a point forecast to make it a quantile; `conformal.json` of a bundle, equal after a round trip.
 
     Attributes:
@@ -74,12 +77,12 @@ class Calibration(_Frozen):
 
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=2)
-    pool: Table
-    groups: dict[str, Table] = Field(default={}, max_length=MOST_GROUPS)
-    factors: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={}, max_length=MOST_FACTORS)
+    pool: QuantileTable
+    groups: dict[str, QuantileTable] = Field(default={}, max_length=MAX_GROUPS)
+    factors: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={}, max_length=MAX_FACTORS)
 
     @classmethod
-    def read(cls, content: bytes | str) -> Calibration:
+    def from_json(cls, content: bytes | str) -> Calibration:
         """The calibration that `model_dump_json` wrote; raises BundleDamaged for anything else."""
         try:
             return cls.model_validate_json(content)
@@ -91,11 +94,11 @@ class Calibration(_Frozen):
                 where="conformal.json",
             ) from error
 
-    def table(self, group: str | None = None) -> Table:
+    def table_for(self, group: str | None = None) -> QuantileTable:
         """The table that answers for a group."""
         return self.pool if group is None else self.groups.get(group, self.pool)
 
-    def offsets(
+    def compute_offsets(
         self,
         levels: Sequence[float],
         *,
@@ -103,7 +106,7 @@ class Calibration(_Frozen):
         scales: Float64[np.ndarray, "row"],
         groups: Sequence[str | None] | None = None,
         ids: Sequence[str] | None = None,
-        drift: Drift | None = None,
+        adaptive_state: AdaptiveState | None = None,
     ) -> Float64[np.ndarray, "row horizon level"]:
         """What to add to the point forecasts of some rows; never decreasing in level, and no row touches another.
 
@@ -129,53 +132,55 @@ class Calibration(_Frozen):
         if ids is not None:
             widths = widths * [self.factors.get(one, 1.0) for one in ids]
         names = [None if name not in self.groups else name for name in groups or [None] * len(widths)]
-        units = {name: self._unit(levels, horizon, name, drift) for name in set(names) or {None}}
+        units = {
+            name: self._compute_unit_offsets(levels, horizon, name, adaptive_state) for name in set(names) or {None}
+        }
         one = next(iter(units.values())) if len(units) == 1 else np.stack([units[name] for name in names])
         return np.asarray(widths[:, None, None] * one)
 
-    def units(
+    def compute_spreads(
         self,
         *,
         horizon: int,
         scales: Float64[np.ndarray, "row"],
         groups: Sequence[str | None] | None = None,
     ) -> Float64[np.ndarray, "row horizon"]:
-        """How far a shift of one spread moves the quantiles of some rows; arguments as those of `offsets`."""
+        """How far a shift of one spread moves the quantiles of some rows; arguments as those of `compute_offsets`."""
         ahead, stored = np.arange(1, horizon + 1), np.array(self.steps)
         names = [None if name not in self.groups else name for name in groups or [None] * len(scales)]
         told = {}
         for name in set(names):
-            spreads, _ = self._arrays["" if name is None else f"={name}"]
-            growth = np.maximum(ahead / stored[-1], 1.0) ** self.table(name).growth
+            spreads, _ = self._arrays_by_group["" if name is None else f"={name}"]
+            growth = np.maximum(ahead / stored[-1], 1.0) ** self.table_for(name).growth
             told[name] = np.interp(np.minimum(ahead, stored[-1]), stored, spreads) * growth
         return np.asarray(scales[:, None] * np.stack([told[name] for name in names]))
 
-    def _unit(
-        self, levels: Sequence[float], horizon: int, group: str | None, drift: Drift | None
+    def _compute_unit_offsets(
+        self, levels: Sequence[float], horizon: int, group: str | None, adaptive_state: AdaptiveState | None
     ) -> Float64[np.ndarray, "horizon level"]:
         """The offsets of a row whose scale is one."""
-        spreads, grid = self._arrays["" if group is None else f"={group}"]
-        if drift is not None:
+        spreads, grid = self._arrays_by_group["" if group is None else f"={group}"]
+        if adaptive_state is not None:
             # Sorted on the whole grid, so that a quantile does not depend on which others were asked for.
-            grid = np.sort(grid + spreads[:, None] * drift.at(self.levels), axis=1)
+            grid = np.sort(grid + spreads[:, None] * adaptive_state.shifts_at(self.levels), axis=1)
         ahead, stored = np.arange(1, horizon + 1), np.array(self.steps)
-        rows = _between(grid.T, stored, np.minimum(ahead, stored[-1])).T
-        growth = np.maximum(ahead / stored[-1], 1.0) ** self.table(group).growth
-        unit = _between(rows, self._normal, normal_quantiles(levels))
+        rows = _interpolate_rows(grid.T, stored, np.minimum(ahead, stored[-1])).T
+        growth = np.maximum(ahead / stored[-1], 1.0) ** self.table_for(group).growth
+        unit = _interpolate_rows(rows, self._normal_quantiles, normal_quantiles(levels))
         return np.asarray(unit * growth[:, None])
 
     @cached_property
-    def _normal(self) -> Float64[np.ndarray, "level"]:
+    def _normal_quantiles(self) -> Float64[np.ndarray, "level"]:
         return normal_quantiles(self.levels)
 
     @cached_property
-    def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def _arrays_by_group(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Spreads and offsets by group; the pool's under the empty name."""
         named = {"": self.pool} | {f"={name}": table for name, table in self.groups.items()}
         return {name: (np.array(table.spreads), np.array(table.offsets)) for name, table in named.items()}
 
     @model_validator(mode="after")
-    def _whole(self) -> Calibration:
+    def _check_consistency(self) -> Calibration:
         if sorted(set(self.steps)) != list(self.steps) or sorted(set(self.levels)) != list(self.levels):
             raise ValueError("steps and levels must ascend")
         shape = (len(self.steps), len(self.levels))
@@ -197,7 +202,7 @@ def calibrate(
     """Quantiles of the errors by step ahead, pooled over series, with the rank of split conformal prediction.
 
     With n residuals the quantile above the median is the one of rank ceil((n + 1) level), below it floor (Vovk et al.
-    2005; Lei et al. 2018, section 2), each tail on its own. A step with fewer than `OWN` residuals borrows those of its
+    2005; Lei et al. 2018, section 2), each tail on its own. A step with fewer than `MIN_STEP_RESIDUALS` residuals borrows those of its
     neighbours, each over the spread of its own step; n remains the number of windows, for steps of a window are not
     independent. What lies beyond the outermost residual is extended from the median through it, in proportion to the
     normal quantile.
@@ -215,7 +220,7 @@ def calibrate(
         errors: Actual less forecast; NaN where there is none.
         scales: `history_scale` of each series, or of each of its windows, from what was known at the origin alone. Windows
             without a positive scale are left out.
-        groups: A label of each series, or None; a group of `GROUPED` windows has a table of its own.
+        groups: A label of each series, or None; a group of `MIN_GROUP_WINDOWS` windows has a table of its own.
         ids: Of each series: their factors are learned (empirical Bayes: hardly any effect with few windows).
     """
     scales = np.asarray(scales, dtype=np.float64)
@@ -225,60 +230,66 @@ def calibrate(
     residuals = np.where(np.isfinite(residuals), residuals, np.nan)
     factors: dict[str, float] = {}
     if ids is not None:
-        ahead, held_out = _factors(residuals)
-        kept = np.argsort(-np.abs(np.log(ahead)), kind="stable")[:MOST_FACTORS]
-        factors = {ids[row]: _short(ahead[row]) for row in kept if ahead[row] != 1}
+        ahead, held_out = _fit_factors(residuals)
+        kept = np.argsort(-np.abs(np.log(ahead)), kind="stable")[:MAX_FACTORS]
+        factors = {ids[row]: _round_significant(ahead[row]) for row in kept if ahead[row] != 1}
         residuals[kept] /= held_out[kept, :, None]
     members: dict[str, list[int]] = {}
     for row, group in enumerate(groups or ()):
         if group is not None:
             members.setdefault(group, []).append(row)
     sizes = {group: int(np.isfinite(residuals[rows]).any(2).sum()) for group, rows in members.items()}
-    large = sorted((group for group in sizes if sizes[group] >= GROUPED), key=lambda group: (-sizes[group], group))
-    large = large[:MOST_GROUPS]
-    steps = _knots(errors.shape[2], tables=1 + len(large))
+    large = sorted(
+        (group for group in sizes if sizes[group] >= MIN_GROUP_WINDOWS), key=lambda group: (-sizes[group], group)
+    )
+    large = large[:MAX_GROUPS]
+    steps = _select_steps(errors.shape[2], table_count=1 + len(large))
     return Calibration(
         steps=tuple(int(step) for step in steps),
-        levels=LEVELS,
-        pool=_table(_windows(residuals), steps),
-        groups={group: _table(_windows(residuals[members[group]]), steps) for group in sorted(large)},
+        levels=TABLE_LEVELS,
+        pool=_fit_table(_flatten_windows(residuals), steps),
+        groups={group: _fit_table(_flatten_windows(residuals[members[group]]), steps) for group in sorted(large)},
         factors=factors,
     )
 
 
-Residuals = Float64[np.ndarray, "row step"]  # a row is a window of any series
+ResidualArray = Float64[np.ndarray, "row step"]  # a row is a window of any series
 
 
-def _windows(residuals: Float64[np.ndarray, "series window step"]) -> Residuals:
+def _flatten_windows(residuals: Float64[np.ndarray, "series window step"]) -> ResidualArray:
     """All windows that have a residual."""
     flat = residuals.reshape(-1, residuals.shape[2])
     return np.asarray(flat[np.isfinite(flat).any(1)])
 
 
-def _knots(horizon: int, *, tables: int) -> np.ndarray:
+def _select_steps(horizon: int, *, table_count: int) -> np.ndarray:
     """The steps to store: all, or as many as keep the record small."""
-    most = max(2, MOST_NUMBERS // (len(LEVELS) * tables))
+    most = max(2, MAX_TABLE_NUMBERS // (len(TABLE_LEVELS) * table_count))
     return np.unique(np.linspace(1, horizon, min(horizon, most)).round().astype(int))
 
 
-def _table(residuals: Residuals, steps: np.ndarray) -> Table:
-    spreads, growth = _spreads(residuals)
-    if len(residuals) >= RANKED:
+def _fit_table(residuals: ResidualArray, steps: np.ndarray) -> QuantileTable:
+    spreads, growth = _fit_spreads(residuals)
+    if len(residuals) >= MIN_RANK_WINDOWS:
         basis: Literal["ranks", "gaussian", "assumed"] = "ranks"
-        offsets = np.stack([_ranked(residuals, spreads, int(step) - 1) for step in steps])
+        offsets = np.stack([_rank_offsets(residuals, spreads, int(step) - 1) for step in steps])
     else:
         basis = "gaussian" if len(residuals) else "assumed"
-        offsets = _SEMINORMAL * spreads[steps - 1, None] * _student(LEVELS, windows=len(residuals))
-    return Table(
+        offsets = (
+            _STD_OVER_MEAN_ABS_DEVIATION
+            * spreads[steps - 1, None]
+            * _student_t_quantiles(TABLE_LEVELS, windows=len(residuals))
+        )
+    return QuantileTable(
         basis=basis,
         windows=len(residuals),
-        growth=_short(growth),
-        spreads=tuple(_short(spread) for spread in spreads[steps - 1]),
-        offsets=tuple(tuple(_short(offset) for offset in row) for row in offsets),
+        growth=_round_significant(growth),
+        spreads=tuple(_round_significant(spread) for spread in spreads[steps - 1]),
+        offsets=tuple(tuple(_round_significant(offset) for offset in row) for row in offsets),
     )
 
 
-def _spreads(residuals: Residuals) -> tuple[Float64[np.ndarray, "step"], float]:
+def _fit_spreads(residuals: ResidualArray) -> tuple[Float64[np.ndarray, "step"], float]:
     """The spread of each step, and the power with which it grows.
 
     The power law is fitted to the logarithms by least squares, its power held between 0 (white noise) and 1 (a trend
@@ -293,39 +304,43 @@ def _spreads(residuals: Residuals) -> tuple[Float64[np.ndarray, "step"], float]:
     x, y = np.log(ahead[seen]), np.log(own[seen])
     growth = float(np.clip(np.polyfit(x, y, 1, w=np.sqrt(counts[seen]))[0], 0, 1)) if seen.sum() > 1 else 0.5
     law = np.average(y - growth * x, weights=counts[seen]) + growth * np.log(ahead)
-    weight = np.where(seen, counts / (counts + RANKED), 0.0)
+    weight = np.where(seen, counts / (counts + MIN_RANK_WINDOWS), 0.0)
     return np.exp(weight * np.log(np.where(seen, own, 1.0)) + (1 - weight) * law), growth
 
 
-def _ranked(residuals: Residuals, spreads: Float64[np.ndarray, "step"], place: int) -> Float64[np.ndarray, "level"]:
+def _rank_offsets(
+    residuals: ResidualArray, spreads: Float64[np.ndarray, "step"], step_index: int
+) -> Float64[np.ndarray, "level"]:
     """The quantiles of one step, from its own residuals or, where they are few, those of the steps around it."""
     present: Bool[np.ndarray, "row step"] = np.isfinite(residuals)
-    last, near = residuals.shape[1] - 1, slice(place, place + 1)
+    last, near = residuals.shape[1] - 1, slice(step_index, step_index + 1)
     for reach in range(last + 1):
-        near = slice(max(0, place - reach), min(last, place + reach) + 1)
-        if present[:, near].sum() >= OWN:
+        near = slice(max(0, step_index - reach), min(last, step_index + reach) + 1)
+        if present[:, near].sum() >= MIN_STEP_RESIDUALS:
             break
     unit = np.where(spreads > 0, spreads, 1.0)
-    pooled = np.sort((residuals[:, near] * (unit[place] / unit[near]))[present[:, near]])
+    pooled = np.sort((residuals[:, near] * (unit[step_index] / unit[near]))[present[:, near]])
     draws = int(present[:, near].any(1).sum())
-    levels = np.array(LEVELS)
-    above = _upper(pooled, draws, np.maximum(levels, 0.5))
-    below = -_upper(-pooled[::-1], draws, np.maximum(1 - levels, 0.5))
+    levels = np.array(TABLE_LEVELS)
+    above = _upper_quantiles(pooled, draws, np.maximum(levels, 0.5))
+    below = -_upper_quantiles(-pooled[::-1], draws, np.maximum(1 - levels, 0.5))
     return np.select([levels > 0.5, levels < 0.5], [above, below], (above + below) / 2)
 
 
-def _upper(pooled: Float64[np.ndarray, "_"], draws: int, levels: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
+def _upper_quantiles(
+    pooled: Float64[np.ndarray, "_"], window_count: int, levels: Float64[np.ndarray, "_"]
+) -> Float64[np.ndarray, "_"]:
     """The residual of rank ceil((draws + 1) level); `pooled` may hold several a draw, and is in order."""
-    rank = np.ceil(np.round((draws + 1) * levels, 9))
-    place = np.ceil(np.round(np.minimum(rank, draws) * len(pooled) / draws, 9)).astype(int)
+    rank = np.ceil(np.round((window_count + 1) * levels, 9))
+    place = np.ceil(np.round(np.minimum(rank, window_count) * len(pooled) / window_count, 9)).astype(int)
     inside = pooled[np.clip(place, 1, len(pooled)) - 1]
     middle = (pooled[(len(pooled) - 1) // 2] + pooled[len(pooled) // 2]) / 2
-    reach = normal_quantiles(levels) / NormalDist().inv_cdf(draws / (draws + 1))
+    reach = normal_quantiles(levels) / NormalDist().inv_cdf(window_count / (window_count + 1))
     beyond = np.maximum(middle + (pooled[-1] - middle) * reach, pooled[-1])
-    return np.asarray(np.where(rank > draws, beyond, inside))
+    return np.asarray(np.where(rank > window_count, beyond, inside))
 
 
-def _student(levels: Sequence[float], *, windows: int) -> Float64[np.ndarray, "level"]:
+def _student_t_quantiles(levels: Sequence[float], *, windows: int) -> Float64[np.ndarray, "level"]:
     """Student's quantiles with a degree of freedom a window, wide enough for an uncertain centre too.
 
     Cornish and Fisher's expansion (Abramowitz and Stegun 1964, 26.7.5); three degrees are the least it is good for.
@@ -335,7 +350,7 @@ def _student(levels: Sequence[float], *, windows: int) -> Float64[np.ndarray, "l
     return np.asarray((z + first / degrees + second / degrees**2) * math.sqrt(1 + 1 / degrees))
 
 
-def _factors(
+def _fit_factors(
     residuals: Float64[np.ndarray, "series window step"],
 ) -> tuple[Float64[np.ndarray, "series"], Float64[np.ndarray, "series window"]]:
     """Each series' spread over that of all, shrunk towards one; and the same as each window's neighbours alone tell it.
@@ -343,7 +358,7 @@ def _factors(
     The logarithms of the windows' spreads are taken as the sum of one term a series and one a window; the ratio of the
     two variances says how many windows outweigh the prior (empirical Bayes by moments).
     """
-    spreads, _ = _spreads(_windows(residuals))
+    spreads, _ = _fit_spreads(_flatten_windows(residuals))
     sizes = nanmean(np.abs(residuals) / np.where(spreads > 0, spreads, 1.0), axis=2)
     logs = np.log(np.where(sizes > 0, sizes, np.nan))
     counts = np.isfinite(logs).sum(1)
@@ -363,17 +378,17 @@ def _factors(
     return np.exp(totals / (counts + prior)), np.exp(others / np.maximum(rest + prior, 1e-12))
 
 
-def _between(
-    rows: Float64[np.ndarray, "row place"], places: np.ndarray, wanted: np.ndarray
+def _interpolate_rows(
+    rows: Float64[np.ndarray, "row place"], knots: np.ndarray, points: np.ndarray
 ) -> Float64[np.ndarray, "row wanted"]:
     """Linear interpolation along each row, and linear extension beyond its ends."""
-    if len(places) == 1:
-        return np.repeat(rows, len(wanted), axis=1)
-    left = np.clip(np.searchsorted(places, wanted, side="right") - 1, 0, len(places) - 2)
-    weight = (wanted - places[left]) / (places[left + 1] - places[left])
+    if len(knots) == 1:
+        return np.repeat(rows, len(points), axis=1)
+    left = np.clip(np.searchsorted(knots, points, side="right") - 1, 0, len(knots) - 2)
+    weight = (points - knots[left]) / (knots[left + 1] - knots[left])
     return np.asarray(rows[:, left] * (1 - weight) + rows[:, left + 1] * weight)
 
 
-def _short(number: float) -> float:
+def _round_significant(number: float) -> float:
     """Six digits are more than any calibration knows."""
     return float(f"{number:.6g}")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecaster.ledger.records import INTERVALS, LEVELS, Which
+from forecaster.ledger.records import INTERVAL_LEVELS, RECORDED_LEVELS, ForecastFilter
 
 if TYPE_CHECKING:
     from forecaster.ledger.store import Ledger
 
 
-class Score(NamedTuple):
+class AccuracyScore(NamedTuple):
     """How good some forecasts were; None where that is not known.
 
     Attributes:
@@ -47,78 +47,82 @@ class Accuracy(NamedTuple):
     """
 
     scored: int
-    overall: Score
-    by_step: Mapping[int, Score]
-    by_group: Mapping[str, Score]
+    overall: AccuracyScore
+    by_step: Mapping[int, AccuracyScore]
+    by_group: Mapping[str, AccuracyScore]
 
 
-def pairs(ledger: Ledger, which: Which) -> Iterator[pd.DataFrame]:
+def forecast_actual_pairs(ledger: Ledger, selection: ForecastFilter) -> Iterator[pd.DataFrame]:
     """Frames with a row for each step of a forecast whose actual is known.
 
     Columns: forecast (counts up), key, part, origin, ending (the stamp of its last step), stamp, step, actual, mean, scale
     (NaN: none), unit, and a column for each of LEVELS and, named `("shift", level)`, the shift in spreads that it holds.
     """
     number = 0
-    for rows, actuals in ledger.joined(which):
-        frame = _frame(rows, actuals, first=number)
+    for rows, actuals in ledger.forecasts_with_actuals(selection):
+        frame = _join_actuals(rows, actuals, first_number=number)
         number += len(rows)
         if len(frame):
             yield frame
 
 
-def accuracy(ledger: Ledger, which: Which, *, pulse: Callable[[], object] = lambda: None) -> Accuracy:
-    """The accuracy of the forecasts that are meant; `pulse` is called now and then, and may raise."""
+def compute_accuracy(
+    ledger: Ledger, selection: ForecastFilter, *, check_deadline: Callable[[], object] = lambda: None
+) -> Accuracy:
+    """The accuracy of the forecasts that are meant; `check_deadline` is called now and then, and may raise."""
     sums: list[pd.DataFrame] = []
     scored = 0
-    for frame in pairs(ledger, which):
-        pulse()
+    for frame in forecast_actual_pairs(ledger, selection):
+        check_deadline()
         scored += int(frame["forecast"].nunique())
-        sums.append(_sums(frame))
+        sums.append(_sum_errors(frame))
     if not sums:
-        return Accuracy(0, _score({}), {}, {})
+        return Accuracy(0, _score_from_sums({}), {}, {})
     total = pd.concat(sums).groupby(["part", "step"], dropna=False).sum()
     steps, parts = total.groupby(level="step").sum(), total.groupby(level="part", dropna=True).sum()
     return Accuracy(
         scored,
-        _score(total.sum().to_dict()),
-        {int(str(step)): _score(row) for step, row in steps.to_dict("index").items()},
-        {str(part): _score(row) for part, row in parts.to_dict("index").items()},
+        _score_from_sums(total.sum().to_dict()),
+        {int(str(step)): _score_from_sums(row) for step, row in steps.to_dict("index").items()},
+        {str(part): _score_from_sums(row) for part, row in parts.to_dict("index").items()},
     )
 
 
-def score(frame: pd.DataFrame) -> Score:
-    """The score of some rows of `pairs`."""
-    return _score(_sums(frame).sum().to_dict() if len(frame) else {})
+def score_pairs(frame: pd.DataFrame) -> AccuracyScore:
+    """The score of some rows of `forecast_actual_pairs`."""
+    return _score_from_sums(_sum_errors(frame).sum().to_dict() if len(frame) else {})
 
 
-def _frame(rows: Sequence[Any], actuals: Mapping[tuple[str, int], float], *, first: int) -> pd.DataFrame:
+def _join_actuals(rows: Sequence[Any], actuals: Mapping[tuple[str, int], float], *, first_number: int) -> pd.DataFrame:
     # Lists first and arrays at the end: small arrays, one for each forecast, would take ten times as long.
-    steps: dict[Any, list[Any]] = {name: [] for name in ("row", "step", "stamp", "actual", "mean", "unit", *LEVELS)}
+    steps: dict[Any, list[Any]] = {
+        name: [] for name in ("row", "step", "stamp", "actual", "mean", "unit", *RECORDED_LEVELS)
+    }
     shifts: list[list[float]] = []
     for place, row in enumerate(rows):
         stamps, body, key = json.loads(row.stamps), json.loads(row.body), row.key
         at = [step for step, stamp in enumerate(stamps) if (key, stamp) in actuals]
-        shifts.append([body["shifts"].get(repr(level), 0.0) for level in LEVELS])
+        shifts.append([body["shifts"].get(repr(level), 0.0) for level in RECORDED_LEVELS])
         steps["row"] += [place] * len(at)
         steps["step"] += [step + 1 for step in at]
         steps["stamp"] += [stamps[step] for step in at]
         steps["actual"] += [actuals[key, stamps[step]] for step in at]
         named: dict[Any, Any] = {"mean": body["mean"], "unit": body["units"]}
-        named |= {level: body["quantiles"].get(repr(level)) for level in LEVELS}
+        named |= {level: body["quantiles"].get(repr(level)) for level in RECORDED_LEVELS}
         for name, values in named.items():
             steps[name] += [values[step] for step in at] if values else [math.nan] * len(at)
     of = np.array(steps.pop("row"), dtype=np.int64)
     frame = pd.DataFrame({name: np.array(values) for name, values in steps.items()})
-    frame["forecast"] = first + of
+    frame["forecast"] = first_number + of
     for name in ("key", "part", "origin", "ending"):
         frame[name] = np.array([getattr(row, name) for row in rows])[of]
     frame["scale"] = np.array([math.nan if row.scale is None else row.scale for row in rows])[of]
-    for column, level in enumerate(LEVELS):
+    for column, level in enumerate(RECORDED_LEVELS):
         frame["shift", level] = np.array(shifts)[of, column]
     return frame
 
 
-def _sums(frame: pd.DataFrame) -> pd.DataFrame:
+def _sum_errors(frame: pd.DataFrame) -> pd.DataFrame:
     """What errors add up to, by group and step."""
     signed = (frame["mean"] - frame["actual"]).to_numpy(np.float64)
     scale = frame["scale"].to_numpy(np.float64)
@@ -131,7 +135,7 @@ def _sums(frame: pd.DataFrame) -> pd.DataFrame:
         "scaled": np.where(usable, np.abs(signed) / np.where(usable, scale, 1.0), 0.0),
     }
     actual = frame["actual"].to_numpy(np.float64)
-    for share, (low, high) in INTERVALS.items():
+    for share, (low, high) in INTERVAL_LEVELS.items():
         lower, upper = frame[low].to_numpy(np.float64), frame[high].to_numpy(np.float64)
         there = np.isfinite(lower) & np.isfinite(upper)
         columns[f"n_{share}"] = there.astype(np.float64)
@@ -141,10 +145,12 @@ def _sums(frame: pd.DataFrame) -> pd.DataFrame:
     return found.astype(np.float64)
 
 
-def _score(sums: Mapping[Any, float]) -> Score:
+def _score_from_sums(sums: Mapping[Any, float]) -> AccuracyScore:
     count = sums.get("n", 0.0)
-    coverage = {share: sums[f"inside_{share}"] / sums[f"n_{share}"] for share in INTERVALS if sums.get(f"n_{share}")}
-    return Score(
+    coverage = {
+        share: sums[f"inside_{share}"] / sums[f"n_{share}"] for share in INTERVAL_LEVELS if sums.get(f"n_{share}")
+    }
+    return AccuracyScore(
         int(count),
         _ratio(sums.get("abs"), count),
         _ratio(sums.get("signed"), count),

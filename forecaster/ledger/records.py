@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecaster.frequency import Stamp, Stamps, counts
+from forecaster.frequency import Timestamp, Timestamps, timestamps_to_int64
 
-LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
+RECORDED_LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 """The quantiles that are kept of every calibrated forecast, whatever was asked for: live coverage needs them."""
-INTERVALS = {0.8: (0.1, 0.9), 0.95: (0.025, 0.975)}
+INTERVAL_LEVELS = {0.8: (0.1, 0.9), 0.95: (0.025, 0.975)}
 _KEY_LENGTH = 32  # hex digits; 128 bits do not meet by chance
 
 
-class Made(NamedTuple):
+class ForecastRecord(NamedTuple):
     """One served forecast. Stamps are microseconds of UTC (those without a zone are taken for UTC), or numbers of steps.
 
     Attributes:
@@ -27,7 +27,7 @@ class Made(NamedTuple):
         name: Of the model.
         version: Of the model.
         digest: Of the model's bundle.
-        key: The series, as `key_of` names it.
+        key: The series, as `series_key` names it.
         id: The series in clear, where that may be kept.
         group: What the model's intervals are grouped by.
         origin: The stamp of the last value that was known.
@@ -40,7 +40,7 @@ class Made(NamedTuple):
         inputs: What the history was like, by feature.
     """
 
-    at: float
+    made_at: float
     name: str
     version: str
     digest: str
@@ -49,7 +49,7 @@ class Made(NamedTuple):
     group: str | None
     origin: int
     scale: float | None
-    stamps: Sequence[int]
+    timestamps: Sequence[int]
     mean: Sequence[float]
     quantiles: Mapping[float, Sequence[float]]
     units: Sequence[float] = ()
@@ -57,15 +57,15 @@ class Made(NamedTuple):
     inputs: Mapping[str, float] = {}
 
 
-class Observed(NamedTuple):
+class ObservedSeries(NamedTuple):
     """What came: some values of one series, by stamp."""
 
     key: str
-    stamps: Sequence[int]
+    timestamps: Sequence[int]
     values: Sequence[float]
 
 
-class Credited(NamedTuple):
+class ObservationResult(NamedTuple):
     """What became of the values of one series.
 
     Attributes:
@@ -81,7 +81,7 @@ class Credited(NamedTuple):
     by_step: Mapping[int, int]
 
 
-class Which(NamedTuple):
+class ForecastFilter(NamedTuple):
     """Which forecasts are meant; None leaves that open.
 
     Attributes:
@@ -97,7 +97,7 @@ class Which(NamedTuple):
     since: float | None = None
 
 
-class Told(NamedTuple):
+class ModelIdentity(NamedTuple):
     """A model that forecasts in the ledger are of."""
 
     name: str
@@ -105,7 +105,7 @@ class Told(NamedTuple):
     digest: str
 
 
-class Span(NamedTuple):
+class ForecastSpan(NamedTuple):
     """How many forecasts there are, and when the first and the last were made, in seconds since 1970."""
 
     forecasts: int
@@ -113,39 +113,41 @@ class Span(NamedTuple):
     last: float | None
 
 
-def key_of(salt: bytes, id: str, stamp: Stamp) -> str:  # noqa: A002 - what everybody calls it
+def series_key(salt: bytes, series_id: str, timestamp: Timestamp) -> str:
     """How a series is named in the ledger: HMAC-SHA256 of its id, with the ledger's own salt.
 
     Series of numbered steps and of moments are told apart, so that a number is never taken for a moment.
     """
-    kind = "number" if isinstance(stamp, int) else "moment"
-    return hmac.new(salt, f"{kind}:{id}".encode(), hashlib.sha256).hexdigest()[:_KEY_LENGTH]
+    kind = "number" if isinstance(timestamp, int) else "moment"
+    return hmac.new(salt, f"{kind}:{series_id}".encode(), hashlib.sha256).hexdigest()[:_KEY_LENGTH]
 
 
-def ticks(stamps: Stamps) -> list[int]:
+def encode_timestamps(timestamps: Timestamps) -> list[int]:
     """Stamps as the ledger keeps them."""
-    index: Any = stamps
-    told: list[int] = (index.as_unit("us").asi8 if isinstance(stamps, pd.DatetimeIndex) else counts(stamps)).tolist()
+    index: Any = timestamps
+    told: list[int] = (
+        index.as_unit("us").asi8 if isinstance(timestamps, pd.DatetimeIndex) else timestamps_to_int64(timestamps)
+    ).tolist()
     return told
 
 
-def tick(stamp: Stamp) -> int:
+def encode_timestamp(timestamp: Timestamp) -> int:
     """One stamp as the ledger keeps it."""
-    return stamp if isinstance(stamp, int) else int(stamp.as_unit("us").asm8.astype("int64"))
+    return timestamp if isinstance(timestamp, int) else int(timestamp.as_unit("us").asm8.astype("int64"))
 
 
-def body_of(one: Made) -> str:
+def encode_body(record: ForecastRecord) -> str:
     """What is kept of the steps besides their stamps, as JSON."""
     told = {
-        "mean": _numbers(one.mean),
-        "quantiles": {repr(float(level)): _numbers(values) for level, values in one.quantiles.items()},
-        "units": _numbers(one.units),
-        "shifts": {repr(float(level)): shift for level, shift in one.shifts.items()},
-        "inputs": dict(one.inputs),
+        "mean": _to_floats(record.mean),
+        "quantiles": {repr(float(level)): _to_floats(values) for level, values in record.quantiles.items()},
+        "units": _to_floats(record.units),
+        "shifts": {repr(float(level)): shift for level, shift in record.shifts.items()},
+        "inputs": dict(record.inputs),
     }
     return json.dumps(told, separators=(",", ":"), allow_nan=False)
 
 
-def _numbers(values: Sequence[float]) -> list[float]:
+def _to_floats(values: Sequence[float]) -> list[float]:
     told: list[float] = np.asarray(values, dtype=np.float64).tolist()
     return told

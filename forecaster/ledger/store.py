@@ -9,14 +9,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from forecaster.errors import LedgerError, MissingPackage
-from forecaster.ledger.records import Credited, Made, Observed, Span, Told, Which, body_of
+from forecaster.ledger.records import (
+    ForecastFilter,
+    ForecastRecord,
+    ForecastSpan,
+    ModelIdentity,
+    ObservationResult,
+    ObservedSeries,
+    encode_body,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
 
-BACKENDS = ("sqlite", "postgresql")
-PATIENCE_S = 5.0
-ROWS_AT_ONCE = 500  # forecasts that are read together, and series that are looked up together
+DATABASE_BACKENDS = ("sqlite", "postgresql")
+LOCK_TIMEOUT_S = 5.0
+BATCH_ROWS = 500  # forecasts that are read together, and series that are looked up together
 
 
 class Ledger:
@@ -25,7 +33,7 @@ class Ledger:
     Every method raises LedgerError when the database cannot be reached, is held by others for too long, or refuses.
     """
 
-    def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, url: str, *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
         """Opens a ledger, which is made where there is none.
 
         Args:
@@ -35,50 +43,50 @@ class Ledger:
             LedgerError: the address is none, or nothing answers there.
             MissingPackage: SQLAlchemy, or the driver of the database, is not installed.
         """
-        address = check_address(url)
+        address = parse_database_url(url)
         from forecaster.ledger import tables
 
-        self.place = address.render_as_string(hide_password=True)
+        self.address = address.render_as_string(hide_password=True)
         self._tables = tables
-        with self._door():
+        with self._translate_errors():
             try:
-                self._engine = tables.open_engine(address, patience_s=patience_s)
+                self._engine = tables.create_database_engine(address, timeout_s=timeout_s)
             except ModuleNotFoundError as error:
                 raise MissingPackage(
                     f"A ledger in {address.get_backend_name()} needs the package {error.name!r}, which is not installed. "
                     "Install the extra that has it: pip install 'forecaster[postgres]'.",
                     where="ledger",
                 ) from error
-            tables.create(self._engine)
-        self._writing = self._engine.execution_options(writes=True)
-        self.salt = self._salt()
+            tables.create_tables(self._engine)
+        self._write_engine = self._engine.execution_options(writes=True)
+        self.salt = self._load_salt()
 
     def close(self) -> None:
         """Lets the database go."""
         self._engine.dispose()
 
-    def record(self, made: Sequence[Made]) -> int:
+    def record(self, records: Sequence[ForecastRecord]) -> int:
         """Keeps forecasts; answers how many are new, or reach further than what was there.
 
         Of one model, series and origin there is one: the first that was served, unless a later one reaches further ahead.
         """
         table = self._tables.forecasts
-        statement = self._insert(table)
+        statement = self._insert_statement(table)
         statement = statement.on_conflict_do_update(
             index_elements=["digest", "key", "origin"],
             set_={name: statement.excluded[name] for name in ("ending", "horizon", "scale", "stamps", "body")},
             where=statement.excluded.horizon > table.c.horizon,
         )
-        rows = [_row(one) for one in made]
+        rows = [_to_row(one) for one in records]
         if not rows:
             return 0
-        with self._door(), self._writing.begin() as connection:
+        with self._translate_errors(), self._write_engine.begin() as connection:
             done = connection.execute(statement, rows, execution_options={"preserve_rowcount": True})
             return int(done.rowcount)
 
     def observe(
-        self, observed: Sequence[Observed], *, at: float, pulse: Callable[[], object] = lambda: None
-    ) -> list[Credited]:
+        self, observations: Sequence[ObservedSeries], *, now: float, check_deadline: Callable[[], object] = lambda: None
+    ) -> list[ObservationResult]:
         """Keeps what came, each value of a series and stamp once: told again it changes nothing, told otherwise it replaces.
 
         Args:
@@ -87,57 +95,60 @@ class Ledger:
             pulse: Called now and then once all is kept; it may raise.
         """
         table = self._tables.actuals
-        statement = self._insert(table)
+        statement = self._insert_statement(table)
         statement = statement.on_conflict_do_update(
             index_elements=["key", "stamp"], set_={"y": statement.excluded.y, "told_at": statement.excluded.told_at}
         )
-        with self._door(), self._writing.begin() as connection:
-            known = self._known(connection, observed)
+        with self._translate_errors(), self._write_engine.begin() as connection:
+            known = self._stored_values(connection, observations)
             fresh: dict[tuple[str, int], float] = {}
             counted: list[tuple[int, int]] = []
-            for one in observed:
+            for one in observations:
                 stored = corrected = 0
-                for stamp, value in zip(one.stamps, one.values, strict=True):
+                for stamp, value in zip(one.timestamps, one.values, strict=True):
                     before = known.get((one.key, stamp))
                     if before != value:
                         stored, corrected = stored + (before is None), corrected + (before is not None)
                         known[one.key, stamp] = fresh[one.key, stamp] = value
                 counted.append((stored, corrected))
             if fresh:
-                rows = [{"key": key, "stamp": stamp, "y": y, "told_at": at} for (key, stamp), y in fresh.items()]
+                rows = [{"key": key, "stamp": stamp, "y": y, "told_at": now} for (key, stamp), y in fresh.items()]
                 connection.execute(statement, rows)
-        steps = self._steps(observed, pulse)
+        steps = self._affected_forecasts(observations, check_deadline)
         return [
-            Credited(*two, *_credit(one, steps.get(one.key, ()))) for one, two in zip(observed, counted, strict=True)
+            ObservationResult(*two, *_count_scored(one, steps.get(one.key, ())))
+            for one, two in zip(observations, counted, strict=True)
         ]
 
-    def spans(self, which: Which) -> Span:
+    def span(self, selection: ForecastFilter) -> ForecastSpan:
         """How many forecasts there are of some, and when they were made."""
         from sqlalchemy import func, select
 
         time = self._tables.forecasts.c.made_at
-        with self._door(), self._engine.begin() as connection:
+        with self._translate_errors(), self._engine.begin() as connection:
             count, first, last = connection.execute(
-                select(func.count(), func.min(time), func.max(time)).where(*self._those(which))
+                select(func.count(), func.min(time), func.max(time)).where(*self._conditions(selection))
             ).one()
-        return Span(int(count), first, last)
+        return ForecastSpan(int(count), first, last)
 
-    def models(self, which: Which) -> list[Told]:
+    def models(self, selection: ForecastFilter) -> list[ModelIdentity]:
         """The models that forecasts are of, the one used last first."""
         from sqlalchemy import func, select
 
         table = self._tables.forecasts
         columns = (table.c.name, table.c.version, table.c.digest)
-        with self._door(), self._engine.begin() as connection:
+        with self._translate_errors(), self._engine.begin() as connection:
             found = connection.execute(
                 select(*columns)
-                .where(*self._those(which))
+                .where(*self._conditions(selection))
                 .group_by(*columns)
                 .order_by(func.max(table.c.made_at).desc())
             ).all()
-        return [Told(*row) for row in found]
+        return [ModelIdentity(*row) for row in found]
 
-    def joined(self, which: Which) -> Iterator[tuple[Sequence[Any], Mapping[tuple[str, int], float]]]:
+    def forecasts_with_actuals(
+        self, selection: ForecastFilter
+    ) -> Iterator[tuple[Sequence[Any], Mapping[tuple[str, int], float]]]:
         """Forecasts of which something is known, some at a time in order of series and origin, and what is known of them.
 
         Rows have `key, part, made_at, origin, scale, stamps, body`; actuals are by series and stamp.
@@ -156,12 +167,14 @@ class Ledger:
         )
         order = (table.c.key, table.c.origin, table.c.number)
         known = exists().where(came.c.key == table.c.key, came.c.stamp > table.c.origin, came.c.stamp <= table.c.ending)
-        query = select(*columns, table.c.ending, table.c.number).where(*self._those(which), known).order_by(*order)
+        query = (
+            select(*columns, table.c.ending, table.c.number).where(*self._conditions(selection), known).order_by(*order)
+        )
         last: tuple[Any, ...] | None = None
         while True:
             some = query if last is None else query.where(tuple_(*order) > last)
-            with self._door(), self._engine.begin() as connection:
-                rows = connection.execute(some.limit(ROWS_AT_ONCE)).all()
+            with self._translate_errors(), self._engine.begin() as connection:
+                rows = connection.execute(some.limit(BATCH_ROWS)).all()
                 if not rows:
                     return
                 within = and_(
@@ -172,8 +185,8 @@ class Ledger:
             last = (rows[-1].key, rows[-1].origin, rows[-1].number)
             yield rows, {(row.key, row.stamp): row.y for row in found}
 
-    def bodies(self, which: Which, *, most: int) -> Sequence[Any]:
-        """The latest forecasts, scored or not, latest first; rows as those of `joined`."""
+    def latest_forecasts(self, selection: ForecastFilter, *, limit: int) -> Sequence[Any]:
+        """The latest forecasts, scored or not, latest first; rows as those of `forecasts_with_actuals`."""
         from sqlalchemy import select
 
         table = self._tables.forecasts
@@ -186,26 +199,26 @@ class Ledger:
             table.c.stamps,
             table.c.body,
         )
-        query = select(*columns).where(*self._those(which)).order_by(table.c.made_at.desc()).limit(most)
-        with self._door(), self._engine.begin() as connection:
+        query = select(*columns).where(*self._conditions(selection)).order_by(table.c.made_at.desc()).limit(limit)
+        with self._translate_errors(), self._engine.begin() as connection:
             return connection.execute(query).all()
 
-    def keep_drift(self, digest: str, state: str, *, at: float) -> None:
+    def save_adaptive_state_json(self, digest: str, state: str, *, now: float) -> None:
         """Keeps what late actuals have taught about a model."""
         table = self._tables.drifts
-        statement = self._insert(table)
+        statement = self._insert_statement(table)
         statement = statement.on_conflict_do_update(
             index_elements=["digest"], set_={"state": statement.excluded.state, "made_at": statement.excluded.made_at}
         )
-        with self._door(), self._writing.begin() as connection:
-            connection.execute(statement, {"digest": digest, "state": state, "made_at": at})
+        with self._translate_errors(), self._write_engine.begin() as connection:
+            connection.execute(statement, {"digest": digest, "state": state, "made_at": now})
 
-    def drift(self, digest: str) -> str | None:
+    def load_adaptive_state_json(self, digest: str) -> str | None:
         """What was kept for a model, if anything."""
         from sqlalchemy import select
 
         table = self._tables.drifts
-        with self._door(), self._engine.begin() as connection:
+        with self._translate_errors(), self._engine.begin() as connection:
             return connection.execute(select(table.c.state).where(table.c.digest == digest)).scalar()
 
     def prune(self, *, before: float) -> int:
@@ -213,28 +226,31 @@ class Ledger:
         from sqlalchemy import delete
 
         table, came = self._tables.forecasts, self._tables.actuals
-        with self._door(), self._writing.begin() as connection:
+        with self._translate_errors(), self._write_engine.begin() as connection:
             gone = connection.execute(delete(table).where(table.c.made_at < before)).rowcount
             connection.execute(delete(came).where(came.c.told_at < before))
         return int(gone)
 
-    def _salt(self) -> bytes:
+    def _load_salt(self) -> bytes:
         from sqlalchemy import select
 
         table = self._tables.facts
-        told = [{"name": "schema", "value": self._tables.SCHEMA}, {"name": "salt", "value": secrets.token_hex(32)}]
-        with self._door(), self._writing.begin() as connection:
-            connection.execute(self._insert(table).on_conflict_do_nothing(), told)
+        told = [
+            {"name": "schema", "value": self._tables.LEDGER_SCHEMA_VERSION},
+            {"name": "salt", "value": secrets.token_hex(32)},
+        ]
+        with self._translate_errors(), self._write_engine.begin() as connection:
+            connection.execute(self._insert_statement(table).on_conflict_do_nothing(), told)
             found = {row.name: row.value for row in connection.execute(select(table.c.name, table.c.value))}
-        if found["schema"] != self._tables.SCHEMA:
+        if found["schema"] != self._tables.LEDGER_SCHEMA_VERSION:
             raise LedgerError(
-                f"Expected a ledger of schema {self._tables.SCHEMA} in {self.place}; it has schema {found['schema']}. "
+                f"Expected a ledger of schema {self._tables.LEDGER_SCHEMA_VERSION} in {self.address}; it has schema {found['schema']}. "
                 "Use the version of forecaster that wrote it, or another ledger.",
                 where="ledger",
             )
         return bytes.fromhex(found["salt"])
 
-    def _insert(self, table: Any) -> Any:
+    def _insert_statement(self, table: Any) -> Any:
         """An insert that may meet what is there already."""
         if self._engine.dialect.name == "sqlite":
             from sqlalchemy.dialects import sqlite
@@ -244,43 +260,49 @@ class Ledger:
 
         return postgresql.insert(table)
 
-    def _those(self, which: Which) -> list[ColumnElement[bool]]:
+    def _conditions(self, selection: ForecastFilter) -> list[ColumnElement[bool]]:
         table = self._tables.forecasts
         equal = [
-            table.c[name] == value for name, value in which._asdict().items() if name != "since" and value is not None
+            table.c[name] == value
+            for name, value in selection._asdict().items()
+            if name != "since" and value is not None
         ]
-        return equal if which.since is None else [*equal, table.c.made_at >= which.since]
+        return equal if selection.since is None else [*equal, table.c.made_at >= selection.since]
 
-    def _known(self, connection: Connection, observed: Sequence[Observed]) -> dict[tuple[str, int], float]:
+    def _stored_values(
+        self, connection: Connection, observations: Sequence[ObservedSeries]
+    ) -> dict[tuple[str, int], float]:
         from sqlalchemy import select
 
         table = self._tables.actuals
         found: dict[tuple[str, int], float] = {}
-        for some, first, end in _parts(observed):
+        for some, first, end in _batches(observations):
             query = select(table.c.key, table.c.stamp, table.c.y).where(
                 table.c.key.in_(some), table.c.stamp.between(first, end)
             )
             found |= {(row.key, row.stamp): row.y for row in connection.execute(query)}
         return found
 
-    def _steps(self, observed: Sequence[Observed], pulse: Callable[[], object]) -> dict[str, list[Sequence[int]]]:
+    def _affected_forecasts(
+        self, observations: Sequence[ObservedSeries], check_deadline: Callable[[], object]
+    ) -> dict[str, list[Sequence[int]]]:
         """By series, the stamps of each forecast that reaches to what came."""
         from sqlalchemy import select
 
         table = self._tables.forecasts
         found: dict[str, list[Sequence[int]]] = {}
-        for some, first, end in _parts(observed):
+        for some, first, end in _batches(observations):
             query = select(table.c.key, table.c.stamps).where(
                 table.c.key.in_(some), table.c.ending >= first, table.c.origin < end
             )
-            with self._door(), self._engine.begin() as connection:
+            with self._translate_errors(), self._engine.begin() as connection:
                 for row in connection.execute(query):
-                    pulse()
+                    check_deadline()
                     found.setdefault(row.key, []).append(json.loads(row.stamps))
         return found
 
     @contextmanager
-    def _door(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Where SQLAlchemy's errors become ours."""
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -295,7 +317,7 @@ class Ledger:
             ) from error
 
 
-def check_address(url: str) -> Any:
+def parse_database_url(url: str) -> Any:
     """The address of a ledger; raises LedgerError, which never repeats it, for it may hold a password."""
     try:
         from sqlalchemy.engine import make_url
@@ -308,7 +330,7 @@ def check_address(url: str) -> Any:
         ) from error
     try:
         address = make_url(url)
-        known = address.get_backend_name() in BACKENDS
+        known = address.get_backend_name() in DATABASE_BACKENDS
     except (SQLAlchemyError, ValueError):
         known = False
     if not known:
@@ -320,32 +342,32 @@ def check_address(url: str) -> Any:
     return address
 
 
-def _row(one: Made) -> dict[str, Any]:
-    told = {name: getattr(one, name) for name in ("name", "version", "digest", "key", "id", "origin", "scale")}
+def _to_row(record: ForecastRecord) -> dict[str, Any]:
+    told = {name: getattr(record, name) for name in ("name", "version", "digest", "key", "id", "origin", "scale")}
     return told | {
-        "made_at": one.at,
-        "part": one.group,
-        "ending": one.stamps[-1],
-        "horizon": len(one.stamps),
-        "stamps": json.dumps(list(one.stamps), separators=(",", ":")),
-        "body": body_of(one),
+        "made_at": record.made_at,
+        "part": record.group,
+        "ending": record.timestamps[-1],
+        "horizon": len(record.timestamps),
+        "stamps": json.dumps(list(record.timestamps), separators=(",", ":")),
+        "body": encode_body(record),
     }
 
 
-def _parts(observed: Sequence[Observed]) -> Iterator[tuple[list[str], int, int]]:
+def _batches(observations: Sequence[ObservedSeries]) -> Iterator[tuple[list[str], int, int]]:
     """Some keys at a time, with the first and the last of their stamps."""
-    told = [one for one in observed if one.stamps]
-    for first in range(0, len(told), ROWS_AT_ONCE):
-        some = told[first : first + ROWS_AT_ONCE]
+    told = [one for one in observations if one.timestamps]
+    for first in range(0, len(told), BATCH_ROWS):
+        some = told[first : first + BATCH_ROWS]
         yield (
             sorted({one.key for one in some}),
-            min(min(one.stamps) for one in some),
-            max(max(one.stamps) for one in some),
+            min(min(one.timestamps) for one in some),
+            max(max(one.timestamps) for one in some),
         )
 
 
-def _credit(one: Observed, forecasts: Sequence[Sequence[int]]) -> tuple[int, dict[int, int]]:
-    came, scored, by_step = set(one.stamps), 0, dict[int, int]()
+def _count_scored(observation: ObservedSeries, forecasts: Sequence[Sequence[int]]) -> tuple[int, dict[int, int]]:
+    came, scored, by_step = set(observation.timestamps), 0, dict[int, int]()
     for stamps in forecasts:
         steps = [step for step, stamp in enumerate(stamps, 1) if stamp in came]
         scored += bool(steps)

@@ -26,8 +26,8 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-SCHEMA = "1"
-_LOCK = 0x666F7265  # of PostgreSQL: two workers that start at once would both make the tables
+LEDGER_SCHEMA_VERSION = "1"
+_LOCK_NUMBER = 0x666F7265  # of PostgreSQL: two workers that start at once would both make the tables
 
 _metadata = MetaData()
 
@@ -78,30 +78,30 @@ _INDEXES = (
 )
 
 
-def open_engine(url: URL, *, patience_s: float) -> Engine:
+def create_database_engine(url: URL, *, timeout_s: float) -> Engine:
     """An engine whose transactions wait so long for others, and no longer.
 
     A file of SQLite is made for its owner's eyes alone, and written ahead (WAL), so that readers and one writer do not wait
     for each other.
     """
     if url.get_backend_name() != "sqlite":
-        told = {"connect_timeout": max(1, round(patience_s)), "options": f"-c lock_timeout={round(patience_s * 1000)}"}
+        told = {"connect_timeout": max(1, round(timeout_s)), "options": f"-c lock_timeout={round(timeout_s * 1000)}"}
         return create_engine(url, connect_args=told, pool_pre_ping=True, pool_size=2)
     if url.database and url.database != ":memory:":
         path = Path(url.database)
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    engine = create_engine(url, connect_args={"timeout": patience_s})
+    engine = create_engine(url, connect_args={"timeout": timeout_s})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
     return engine
 
 
-def create(engine: Engine) -> None:
+def create_tables(engine: Engine) -> None:
     """Makes the tables that are not there yet."""
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK_NUMBER})
         for table in _metadata.sorted_tables:
             connection.execute(CreateTable(table, if_not_exists=True))
         for index in _INDEXES:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from forecaster.shapes import Float
-from forecaster.spec import Base
+from forecaster.spec import BaselineKind
 
 
-def forecast(
-    base: Base, recent: Float[Tensor, "*axes back"], *, season: int, steps: int
+def baseline_forecast(
+    base: BaselineKind, recent: Float[Tensor, "*axes back"], *, season: int, steps: int
 ) -> Float[Tensor, "*axes step"]:
     """The base's forecast of the next steps from the latest values (latest last, none missing).
 

@@ -18,16 +18,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from forecaster.errors import BadSpec
-from forecaster.model.quantiles import least_count, log_gamma_ratio, student_polynomials
+from forecaster.model.quantiles import log_gamma_ratio, negative_binomial_quantile, student_t_coefficients
 from forecaster.shapes import Float, Float64
 from forecaster.spec import HeadSpec, PointLoss
 
-SMALLEST = 1e-4  # of a spread or a dispersion: below it a likelihood rewards nothing but certainty
+MIN_SCALE = 1e-4  # of a spread or a dispersion: below it a likelihood rewards nothing but certainty
 
 
 @runtime_checkable
 class Head(Protocol):
-    """One reading of `params` outputs a target value.
+    """One reading of `num_params` outputs a target value.
 
     All but the draws and quantiles of `NegativeBinomial` are a fixed number of tensor operations, and can be exported.
 
@@ -38,11 +38,11 @@ class Head(Protocol):
     """
 
     @property
-    def params(self) -> int: ...  # noqa: D102
+    def num_params(self) -> int: ...  # noqa: D102
     @property
-    def noise(self) -> int: ...  # noqa: D102
+    def uniforms_per_draw(self) -> int: ...  # noqa: D102
     @property
-    def shiftable(self) -> bool: ...  # noqa: D102
+    def is_shiftable(self) -> bool: ...  # noqa: D102
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """What training makes small, of each element; not averaged. Targets are finite: mask before."""
@@ -50,7 +50,9 @@ class Head(Protocol):
     def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
         """The point forecast, and what is fed back where no path is drawn."""
 
-    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+    def sample(
+        self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
+    ) -> Float[Tensor, "*axes"]:
         """A draw of each element, finite and a function of its own params and uniforms alone.
 
         Raises:
@@ -64,15 +66,17 @@ class Head(Protocol):
             BadSpec: the head has no distribution.
         """
 
-    def shift(self, params: Float[Tensor, "*axes param"], by: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes param"]:
-        """The params of the same distribution moved by `by`.
+    def shift(
+        self, params: Float[Tensor, "*axes param"], offset: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes param"]:
+        """The params of the same distribution moved by `offset`.
 
         Raises:
             BadSpec: the head cannot be shifted.
         """
 
 
-def head(spec: HeadSpec) -> Head:
+def create_head(spec: HeadSpec) -> Head:
     """The head that a specification asks for."""
     match spec.kind:
         case "point":
@@ -89,24 +93,28 @@ def head(spec: HeadSpec) -> Head:
             return Categorical(spec.bins, spec.bound)
 
 
-class _Located:
+class _LocationHead:
     """A head whose first parameter is its location: point forecast, draws and quantiles move with it."""
 
-    shiftable: ClassVar[bool] = True
+    is_shiftable: ClassVar[bool] = True
 
     def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
         return params[..., 0]
 
-    def shift(self, params: Float[Tensor, "*axes param"], by: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes param"]:
-        return torch.cat([params[..., :1] + by[..., None], params[..., 1:]], dim=-1)
+    def shift(
+        self, params: Float[Tensor, "*axes param"], offset: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes param"]:
+        return torch.cat([params[..., :1] + offset[..., None], params[..., 1:]], dim=-1)
 
 
-class _Unshiftable:
+class _FixedSupportHead:
     """A head whose support stays where it is."""
 
-    shiftable: ClassVar[bool] = False
+    is_shiftable: ClassVar[bool] = False
 
-    def shift(self, params: Float[Tensor, "*axes param"], by: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes param"]:
+    def shift(
+        self, params: Float[Tensor, "*axes param"], offset: Float[Tensor, "*axes"]
+    ) -> Float[Tensor, "*axes param"]:
         raise BadSpec(
             f"A {type(self).__name__} head takes base zero only: its values cannot be moved. "
             "Choose base zero, or a point, quantile, gaussian or student_t head.",
@@ -115,18 +123,18 @@ class _Unshiftable:
 
 
 @dataclass(frozen=True)
-class Point(_Located):
+class Point(_LocationHead):
     """One number: the mean under `mse`, the median under `mae`, between the two under `huber` (Huber 1964)."""
 
-    penalty: PointLoss = "mse"
+    criterion: PointLoss = "mse"
     delta: float = 1.0
-    params: ClassVar[int] = 1
-    noise: ClassVar[int] = 0
+    num_params: ClassVar[int] = 1
+    uniforms_per_draw: ClassVar[int] = 0
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Squared error, absolute error, or e²/2 up to delta and delta (|e| - delta/2) beyond."""
         error = params[..., 0] - target
-        match self.penalty:
+        match self.criterion:
             case "mse":
                 return error**2
             case "mae":
@@ -135,17 +143,19 @@ class Point(_Located):
                 near = error.clamp(-self.delta, self.delta)
                 return near * (error - near / 2)
 
-    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+    def sample(
+        self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
+    ) -> Float[Tensor, "*axes"]:
         """Raises BadSpec: there is no distribution to draw from."""
-        raise _no_distribution("draws")
+        raise _no_distribution_error("draws")
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
         """Raises BadSpec: calibration gives a point forecast its quantiles."""
-        raise _no_distribution("quantiles")
+        raise _no_distribution_error("quantiles")
 
 
 @dataclass(frozen=True)
-class Quantile(_Located):
+class Quantile(_LocationHead):
     """Quantiles at given levels, learned without a distribution (Koenker and Bassett 1978; Wen et al. 2017).
 
     The median, and a positive step from each level to the next, so that quantiles cannot cross (as the incremental
@@ -157,10 +167,10 @@ class Quantile(_Located):
     """
 
     levels: tuple[float, ...]
-    noise: ClassVar[int] = 1
+    uniforms_per_draw: ClassVar[int] = 1
 
     @property
-    def params(self) -> int:
+    def num_params(self) -> int:
         """The median, and the steps."""
         return len(self.levels)
 
@@ -170,14 +180,16 @@ class Quantile(_Located):
         levels = params.new_tensor(self.levels)
         return 2 * torch.maximum(levels * error, (levels - 1) * error).mean(-1)
 
-    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+    def sample(
+        self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
+    ) -> Float[Tensor, "*axes"]:
         """The quantile at the level of the uniform."""
-        return params[..., 0] + (self._steps(params) * self._shares(_open(noise[..., 0]))).sum(-1)
+        return params[..., 0] + (self._steps(params) * self._step_fractions(_clamp_uniform(noise[..., 0]))).sum(-1)
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
         """As drawn at uniforms that are the levels."""
-        shares = self._shares(_exact(levels)).to(params)
-        return _rising(params[..., :1] + (self._steps(params)[..., None, :] * shares).sum(-1))
+        shares = self._step_fractions(_levels_tensor(levels)).to(params)
+        return _enforce_rising(params[..., :1] + (self._steps(params)[..., None, :] * shares).sum(-1))
 
     def _knots(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes param"]:
         """The quantiles at the head's own levels: what `quantiles` says there, for less."""
@@ -190,7 +202,7 @@ class Quantile(_Located):
         normal = [NormalDist().inv_cdf(level) for level in self.levels]
         return _positive(params[..., 1:]) * params.new_tensor([high - low for low, high in pairwise(normal)])
 
-    def _shares(self, level: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes step"]:
+    def _step_fractions(self, level: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes step"]:
         """How much of every step lies between the median and the quantile at a level: negative below the median."""
         knots = level.new_tensor(self.levels)
         low, high = knots[:-1], knots[1:]
@@ -204,71 +216,75 @@ class Quantile(_Located):
 
 
 @dataclass(frozen=True)
-class Gaussian(_Located):
+class Gaussian(_LocationHead):
     """A normal distribution: its mean, and its standard deviation behind a softplus."""
 
-    params: ClassVar[int] = 2
-    noise: ClassVar[int] = 1
+    num_params: ClassVar[int] = 2
+    uniforms_per_draw: ClassVar[int] = 1
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Negative log density (Salinas et al. 2020, section 3.1)."""
         width = _positive(params[..., 1])
         return ((target - params[..., 0]) / width) ** 2 / 2 + width.log() + math.log(2 * math.pi) / 2
 
-    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+    def sample(
+        self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
+    ) -> Float[Tensor, "*axes"]:
         """By inversion."""
-        normal: Tensor = torch.special.ndtri(_open(noise[..., 0]))
+        normal: Tensor = torch.special.ndtri(_clamp_uniform(noise[..., 0]))
         return params[..., 0] + _positive(params[..., 1]) * normal
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
         """Exact."""
-        normal = torch.special.ndtri(_exact(levels)).to(params)
-        return _rising(params[..., :1] + _positive(params[..., 1:]) * normal)
+        normal = torch.special.ndtri(_levels_tensor(levels)).to(params)
+        return _enforce_rising(params[..., :1] + _positive(params[..., 1:]) * normal)
 
 
 @dataclass(frozen=True)
-class StudentT(_Located):
+class StudentT(_LocationHead):
     """A Student t distribution: location, scale and degrees of freedom, of which there are more than 2; 3 at zero.
 
     The scale is not the standard deviation: that is scale * sqrt(nu / (nu - 2)).
     """
 
-    params: ClassVar[int] = 3
-    noise: ClassVar[int] = 2
+    num_params: ClassVar[int] = 3
+    uniforms_per_draw: ClassVar[int] = 2
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Negative log density."""
-        scale, freedom = self._scale_and_freedom(params)
+        scale, freedom = self._scale_and_df(params)
         z = (target - params[..., 0]) / scale
         constant = log_gamma_ratio(freedom / 2) - (freedom * math.pi).log() / 2 - scale.log()
         return (freedom + 1) / 2 * (z**2 / freedom).log1p() - constant
 
-    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+    def sample(
+        self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
+    ) -> Float[Tensor, "*axes"]:
         """Bailey's polar method (1994) with radius and angle drawn outright, so that nothing is rejected."""
-        scale, freedom = self._scale_and_freedom(params)
-        radius = (freedom * torch.expm1(-2 / freedom * _open(noise[..., 0]).log())).sqrt()
+        scale, freedom = self._scale_and_df(params)
+        radius = (freedom * torch.expm1(-2 / freedom * _clamp_uniform(noise[..., 0]).log())).sqrt()
         return params[..., 0] + scale * radius * (2 * math.pi * noise[..., 1]).cos()
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
         """By a polynomial in 1/nu for each level, through quantiles that were found by inversion of the distribution."""
-        scale, freedom = self._scale_and_freedom(params)
+        scale, freedom = self._scale_and_df(params)
         x = (4 / freedom - 1)[..., None]
-        *rest, first = torch.from_numpy(student_polynomials(_checked(levels))).to(params)
+        *rest, first = torch.from_numpy(student_t_coefficients(_validate_levels(levels))).to(params)
         value, last = first.expand(*x.shape[:-1], -1), torch.zeros_like(x)
         for coefficient in reversed(rest[1:]):  # Clenshaw 1955
             value, last = coefficient + 2 * x * value - last, value
         log_ratio = rest[0] + x * value - last
-        normal = torch.special.ndtri(_exact(levels)).to(params)
-        return _rising(params[..., :1] + scale[..., None] * normal * log_ratio.exp())
+        normal = torch.special.ndtri(_levels_tensor(levels)).to(params)
+        return _enforce_rising(params[..., :1] + scale[..., None] * normal * log_ratio.exp())
 
-    def _scale_and_freedom(
+    def _scale_and_df(
         self, params: Float[Tensor, "*axes param"]
     ) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
         return _positive(params[..., 1]), 2 + _positive(params[..., 2])
 
 
 @dataclass(frozen=True)
-class NegativeBinomial(_Unshiftable):
+class NegativeBinomial(_FixedSupportHead):
     """Counts with mean mu and variance mu + alpha mu² (Salinas et al. 2020, section 3.1), both behind a softplus.
 
     For data that are not scaled, and are counts: whole and not negative. Zero outputs mean mu = alpha = 1. alpha is at
@@ -277,8 +293,8 @@ class NegativeBinomial(_Unshiftable):
     exported. Computed in float64: differences of large log-gammas need it.
     """
 
-    params: ClassVar[int] = 2
-    noise: ClassVar[int] = 1
+    num_params: ClassVar[int] = 2
+    uniforms_per_draw: ClassVar[int] = 1
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Negative log probability."""
@@ -292,17 +308,23 @@ class NegativeBinomial(_Unshiftable):
         """The mean, mu."""
         return _positive(params[..., 0])
 
-    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+    def sample(
+        self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
+    ) -> Float[Tensor, "*axes"]:
         """By inversion: the smallest count whose cumulated probability reaches the uniform."""
-        return least_count(*self._mean_and_dispersion(params), _open(noise[..., 0]).double()).to(params)
+        return negative_binomial_quantile(
+            *self._mean_and_dispersion(params), _clamp_uniform(noise[..., 0]).double()
+        ).to(params)
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
         """Whole counts, as drawn at uniforms that are the levels."""
         mean, dispersion = self._mean_and_dispersion(params)
-        level = _exact(levels).to(params.device)
+        level = _levels_tensor(levels).to(params.device)
         shape = (*mean.shape, len(level))
-        found = least_count(mean[..., None].expand(shape), dispersion[..., None].expand(shape), level.expand(shape))
-        return _rising(found.to(params))
+        found = negative_binomial_quantile(
+            mean[..., None].expand(shape), dispersion[..., None].expand(shape), level.expand(shape)
+        )
+        return _enforce_rising(found.to(params))
 
     def _mean_and_dispersion(
         self, params: Float[Tensor, "*axes param"]
@@ -311,7 +333,7 @@ class NegativeBinomial(_Unshiftable):
 
 
 @dataclass(frozen=True)
-class Categorical(_Unshiftable):
+class Categorical(_FixedSupportHead):
     """A histogram: the probability of each of `bins` equal bins over [-bound, bound], flat within a bin.
 
     What lies beyond the bound counts as in the outermost bin, so the bound should be wider than scaled data get.
@@ -319,52 +341,61 @@ class Categorical(_Unshiftable):
 
     bins: int
     bound: float
-    noise: ClassVar[int] = 1
+    uniforms_per_draw: ClassVar[int] = 1
 
     @property
-    def params(self) -> int:
+    def num_params(self) -> int:
         """A logit a bin."""
         return self.bins
 
     @property
-    def width(self) -> float:
+    def bin_width(self) -> float:
         """Of a bin."""
         return 2 * self.bound / self.bins
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Negative log density: the cross entropy of the bin plus log(width), to compare with the other likelihoods."""
-        place = ((target + self.bound) / self.width).floor().clamp(0, self.bins - 1).long()
-        return math.log(self.width) - params.log_softmax(-1).gather(-1, place[..., None]).squeeze(-1)
+        place = ((target + self.bound) / self.bin_width).floor().clamp(0, self.bins - 1).long()
+        return math.log(self.bin_width) - params.log_softmax(-1).gather(-1, place[..., None]).squeeze(-1)
 
     def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
         """The expectation. Bins opposite each other are subtracted first, so that a symmetric histogram gives 0."""
         probability = params.softmax(-1)
-        centre = (torch.arange(self.bins, device=params.device) + 0.5) * self.width - self.bound
+        centre = (torch.arange(self.bins, device=params.device) + 0.5) * self.bin_width - self.bound
         return ((probability - probability.flip(-1)) * centre.to(params)).sum(-1) / 2
 
-    def draw(self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]) -> Float[Tensor, "*axes"]:
+    def sample(
+        self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
+    ) -> Float[Tensor, "*axes"]:
         """By inversion, uniform within a bin."""
         probability = params.softmax(-1)
-        return self._at(probability, probability.cumsum(-1), _open(noise[..., 0]))
+        return self._quantile(probability, probability.cumsum(-1), _clamp_uniform(noise[..., 0]))
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
         """As drawn at uniforms that are the levels."""
         probability = params.softmax(-1)
         reached = probability.cumsum(-1)
-        return _rising(torch.stack([self._at(probability, reached, one) for one in _exact(levels).to(params)], dim=-1))
+        return _enforce_rising(
+            torch.stack(
+                [self._quantile(probability, reached, one) for one in _levels_tensor(levels).to(params)], dim=-1
+            )
+        )
 
-    def _at(
-        self, probability: Float[Tensor, "*axes bin"], reached: Float[Tensor, "*axes bin"], level: Float[Tensor, "*_"]
+    def _quantile(
+        self,
+        probability: Float[Tensor, "*axes bin"],
+        cumulative: Float[Tensor, "*axes bin"],
+        level: Float[Tensor, "*_"],
     ) -> Float[Tensor, "*axes"]:
         """A bin lies below the quantile whole, in part, or not at all."""
         tiny = torch.finfo(probability.dtype).tiny
-        passed = (1 - (reached - level[..., None]) / probability.clamp(min=tiny)).clamp(0, 1)
-        return passed.sum(-1) * self.width - self.bound
+        passed = (1 - (cumulative - level[..., None]) / probability.clamp(min=tiny)).clamp(0, 1)
+        return passed.sum(-1) * self.bin_width - self.bound
 
 
-def _no_distribution(wanted: str) -> BadSpec:
+def _no_distribution_error(feature: str) -> BadSpec:
     return BadSpec(
-        f"A point head has no {wanted}: it says one number a step. "
+        f"A point head has no {feature}: it says one number a step. "
         "Calibrate its forecasts for intervals, or choose another head (quantile, gaussian, student_t).",
         where="head.kind",
     )
@@ -372,25 +403,25 @@ def _no_distribution(wanted: str) -> BadSpec:
 
 def _positive(raw: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     """A softplus that is 1 at zero, and never below SMALLEST."""
-    return SMALLEST + functional.softplus(raw + math.log(math.expm1(1 - SMALLEST)))
+    return MIN_SCALE + functional.softplus(raw + math.log(math.expm1(1 - MIN_SCALE)))
 
 
-def _open(uniform: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+def _clamp_uniform(uniform: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     """Uniforms kept off 0 and 1, where a quantile may be infinite."""
     step = torch.finfo(uniform.dtype).eps / 2
     return uniform.clamp(step, 1 - step)
 
 
-def _rising(quantiles: Float[Tensor, "*axes level"]) -> Float[Tensor, "*axes level"]:
+def _enforce_rising(quantiles: Float[Tensor, "*axes level"]) -> Float[Tensor, "*axes level"]:
     """Rising levels have rising quantiles; rounding must not undo it where they are very close."""
     return quantiles.cummax(-1).values
 
 
-def _checked(levels: Sequence[float]) -> tuple[float, ...]:
+def _validate_levels(levels: Sequence[float]) -> tuple[float, ...]:
     assert levels, "quantiles are asked for at one level at least"
     assert all(low < high for low, high in pairwise((0.0, *levels, 1.0))), f"levels rise within (0, 1); found {levels}"
     return tuple(levels)
 
 
-def _exact(levels: Sequence[float]) -> Float64[Tensor, "level"]:
-    return torch.tensor(_checked(levels), dtype=torch.float64)
+def _levels_tensor(levels: Sequence[float]) -> Float64[Tensor, "level"]:
+    return torch.tensor(_validate_levels(levels), dtype=torch.float64)

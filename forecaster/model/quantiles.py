@@ -14,7 +14,7 @@ from torch import Tensor
 
 from forecaster.shapes import Float, Float64
 
-LARGEST_EXACT = 1e4  # mean of a negative binomial whose draws and quantiles are exact
+MAX_EXACT_MEAN = 1e4  # mean of a negative binomial whose draws and quantiles are exact
 
 
 def log_gamma_ratio(n: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
@@ -29,7 +29,7 @@ def log_gamma_ratio(n: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
 
 
 @lru_cache(maxsize=64)
-def student_polynomials(levels: tuple[float, ...]) -> Float64[np.ndarray, "degree level"]:
+def student_t_coefficients(levels: tuple[float, ...]) -> Float64[np.ndarray, "degree level"]:
     """Chebyshev coefficients of log(t / z) as a function of 4 / nu - 1, for t the Student and z the normal quantile.
 
     t is found for each node with t = sqrt(nu) tan(angle), where the density becomes cos(angle) ** (nu - 1): smooth, so that
@@ -56,13 +56,13 @@ def student_polynomials(levels: tuple[float, ...]) -> Float64[np.ndarray, "degre
     return np.asarray(np.linalg.solve(chebvander(x, len(x) - 1), log_ratio))
 
 
-def least_count(
+def negative_binomial_quantile(
     mean: Float64[Tensor, "*axes"], dispersion: Float64[Tensor, "*axes"], level: Float64[Tensor, "*axes"]
 ) -> Float64[Tensor, "*axes"]:
     """The smallest count whose cumulated probability reaches a level: doubling until it does, then bisection."""
     low, high = torch.full_like(mean, -1.0), mean.ceil()
     for _ in range(64):
-        short = _cumulated(high, mean, dispersion) < level
+        short = _negative_binomial_cdf(high, mean, dispersion) < level
         if not short.any():
             break
         low, high = torch.where(short, high, low), torch.where(short, 2 * high + 1, high)
@@ -70,26 +70,26 @@ def least_count(
         if not (high - low > 1).any():
             break
         middle = ((low + high) / 2).floor().clamp(min=0)
-        enough = _cumulated(middle, mean, dispersion) >= level
+        enough = _negative_binomial_cdf(middle, mean, dispersion) >= level
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
     return torch.where(mean.isfinite() & dispersion.isfinite(), high, torch.nan)
 
 
-def _cumulated(
+def _negative_binomial_cdf(
     count: Float64[Tensor, "*axes"], mean: Float64[Tensor, "*axes"], dispersion: Float64[Tensor, "*axes"]
 ) -> Float64[Tensor, "*axes"]:
     """P(X <= count): I_p(1 / alpha, count + 1) with p = 1 / (1 + alpha mu) (DLMF 8.17.24); of large means, nearly that."""
-    large = mean > LARGEST_EXACT
+    large = mean > MAX_EXACT_MEAN
     if not large.any():
-        return _cumulated_exactly(count, mean, dispersion)
+        return _exact_negative_binomial_cdf(count, mean, dispersion)
     small = torch.where(large, 1.0, mean)
     # The gamma distribution of the same mean and variance.
     shape = 1 / (dispersion + 1 / mean)
     nearly = torch.special.gammainc(shape, shape * (count + 0.5) / mean)
-    return torch.where(large, nearly, _cumulated_exactly(torch.where(large, 0.0, count), small, dispersion))
+    return torch.where(large, nearly, _exact_negative_binomial_cdf(torch.where(large, 0.0, count), small, dispersion))
 
 
-def _cumulated_exactly(
+def _exact_negative_binomial_cdf(
     count: Float64[Tensor, "*axes"], mean: Float64[Tensor, "*axes"], dispersion: Float64[Tensor, "*axes"]
 ) -> Float64[Tensor, "*axes"]:
     a, b, spread = 1 / dispersion, count + 1, dispersion * mean
@@ -97,11 +97,11 @@ def _cumulated_exactly(
     log_front = a * log_p + b * log_q + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
     swap = log_p.exp() > (a + 1) / (a + b + 2)
     first, second = torch.where(swap, b, a), torch.where(swap, a, b)
-    tail = log_front.exp() * _beta_fraction(first, second, torch.where(swap, log_q, log_p).exp()) / first
+    tail = log_front.exp() * _beta_continued_fraction(first, second, torch.where(swap, log_q, log_p).exp()) / first
     return torch.where(swap, 1 - tail, tail)
 
 
-def _beta_fraction(
+def _beta_continued_fraction(
     a: Float64[Tensor, "*axes"], b: Float64[Tensor, "*axes"], x: Float64[Tensor, "*axes"]
 ) -> Float64[Tensor, "*axes"]:
     """The continued fraction of the incomplete beta function (DLMF 8.17.22), by Lentz's method.
@@ -117,7 +117,7 @@ def _beta_fraction(
         odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
         before = found
         for term in (even, odd):
-            d, c = 1 / _off_zero(1 + term * d), _off_zero(1 + term / c)
+            d, c = 1 / _avoid_zero(1 + term * d), _avoid_zero(1 + term / c)
             found = torch.where(moving, found * c * d, found)
         moving = moving & ((found - before).abs() > 1e-13 * before.abs())
         if not moving.any():
@@ -125,5 +125,5 @@ def _beta_fraction(
     return found
 
 
-def _off_zero(values: Float64[Tensor, "*axes"]) -> Float64[Tensor, "*axes"]:
+def _avoid_zero(values: Float64[Tensor, "*axes"]) -> Float64[Tensor, "*axes"]:
     return torch.where(values.abs() < 1e-300, 1e-300, values)

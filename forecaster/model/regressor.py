@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from forecaster.model import baseline
-from forecaster.model.heads import Head, head
-from forecaster.model.recurrent import Recurrent, State, step
+from forecaster.model.heads import Head, create_head
+from forecaster.model.recurrent import RecurrentStack, RecurrentState, run_cell
 from forecaster.shapes import Bool, Float, Int
-from forecaster.spec import Outline, Spec
+from forecaster.spec import Layout, Spec
 
-_PLACES = 16  # size of what the direct decoder learns of each segment's place in the block
-_MOST_GROUP = 16  # size of what is learned of each static category, at the most
+_SEGMENT_EMBEDDING_SIZE = 16  # size of what the direct decoder learns of each segment's place in the block
+_MAX_EMBEDDING_SIZE = 16  # size of what is learned of each static category, at the most
 
 
 class Regressor(nn.Module):
@@ -28,40 +28,42 @@ class Regressor(nn.Module):
         head: What the outputs mean.
     """
 
-    def __init__(self, spec: Spec, *, season: int, covariates: int, groups: Sequence[int]) -> None:
+    def __init__(self, spec: Spec, *, season: int, num_covariates: int, static_cardinalities: Sequence[int]) -> None:
         super().__init__()
         self.scaling, self.transform, self.base, self.season = spec.scaling, spec.transform, spec.base, season
-        self.outline = outline = Outline.of(spec, season=season)
+        self.layout = outline = Layout.from_spec(spec, season=season)
         self.segment, self.block, self.lags = outline.segment, outline.block, spec.lags
-        self.back, self.lead = outline.back, outline.lead
-        self.context, self.reads, self.targets = outline.context, outline.reads, outline.targets
-        self.head: Head = head(spec.head)
+        self.lookback, self.pre_context = outline.lookback, outline.pre_context
+        self.context, self.reads, self.num_targets = outline.context, outline.reads, outline.num_targets
+        self.head: Head = create_head(spec.head)
         hidden = spec.network.hidden
-        sizes = [min(_MOST_GROUP, known) for known in groups]
+        sizes = [min(_MAX_EMBEDDING_SIZE, known) for known in static_cardinalities]
         # Number 0 stands for any category not seen in training: it adds nothing.
         self.groups = nn.ModuleList(
-            nn.Embedding(known + 1, size, padding_idx=0) for known, size in zip(groups, sizes, strict=True)
+            nn.Embedding(known + 1, size, padding_idx=0)
+            for known, size in zip(static_cardinalities, sizes, strict=True)
         )
-        seen = self.targets * (2 + len(spec.lags)) + covariates
-        self.recurrent = Recurrent(spec.network, inputs=spec.segment * seen + sum(sizes))
-        self.covariates, self.direct = covariates, spec.decoder == "direct"
+        seen = self.num_targets * (2 + len(spec.lags)) + num_covariates
+        self.recurrent = RecurrentStack(spec.network, input_size=spec.segment * seen + sum(sizes))
+        self.num_covariates, self.is_direct = num_covariates, spec.decoder == "direct"
         self.places = nn.Parameter(
-            torch.randn(spec.block // spec.segment, _PLACES if self.direct else 0) / _PLACES**0.5
+            torch.randn(spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE if self.is_direct else 0)
+            / _SEGMENT_EMBEDDING_SIZE**0.5
         )
-        further = self.places.shape[1] + spec.segment * covariates
+        further = self.places.shape[1] + spec.segment * num_covariates
         self.decoder = nn.GRUCell(further, hidden) if further else None
-        self.output = nn.Linear(hidden, self.targets * spec.segment * self.head.params)
+        self.output = nn.Linear(hidden, self.num_targets * spec.segment * self.head.num_params)
         if (
             spec.base != "zero" or spec.scaling == "level_season"
         ):  # an untrained network is its base, or level and season
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
-    def shown(self, longest: int) -> int:
-        """As `Outline.shown`."""
-        return self.outline.shown(longest)
+    def window_length(self, max_history: int) -> int:
+        """As `Layout.window_length`."""
+        return self.layout.window_length(max_history)
 
-    def describe(self, static: Int[Tensor, "row static"] | None, *, rows: int) -> Float[Tensor, "row group"]:
+    def embed_static(self, static: Int[Tensor, "row static"] | None, *, rows: int) -> Float[Tensor, "row group"]:
         """What is known of each row for good: its categories."""
         if not self.groups:
             return self.output.weight.new_zeros(rows, 0)
@@ -74,13 +76,13 @@ class Regressor(nn.Module):
         self,
         values: Float[Tensor, "track step"],
         observed: Bool[Tensor, "track step"],
-        past: Float[Tensor, "track back_and_step"],
+        filled_values: Float[Tensor, "track back_and_step"],
         covariates: Float[Tensor, "row step covariate"] | None,
     ) -> Float[Tensor, "row segment feature"]:
         """What each step of the recurrence reads: its values (0 where missing), whether they were observed, lags, covariates.
 
-        No weight has a part in it; the categories, whose numbers are learned, come to it in `recur`.
-        `past` holds the `back` values before the first step and then the steps themselves, gaps filled. A lag of a segment
+        No weight has a part in it; the categories, whose numbers are learned, come to it in `run_recurrence`.
+        `filled_values` holds the `lookback` values before the first step and then the steps themselves, gaps filled. A lag of a segment
         is a value that many steps before the *next* segment, whose points are what the step is to foretell. All of y stands
         before all of the first channel, and so on; what is known of the row as a whole comes last.
         """
@@ -88,35 +90,35 @@ class Regressor(nn.Module):
         parts = [values.reshape(shape), observed.reshape(shape).float()]
         segments = parts[0].shape[1]
         if self.lags:
-            ends = self.back + self.segment * torch.arange(1, segments + 1, device=values.device)
-            runs = past.unfold(1, self.segment, 1)
+            ends = self.lookback + self.segment * torch.arange(1, segments + 1, device=values.device)
+            runs = filled_values.unfold(1, self.segment, 1)
             parts += [runs[:, ends - lag] for lag in self.lags]
-        if self.targets > 1:
+        if self.num_targets > 1:
             each = torch.cat(parts, dim=-1)
-            parts = [each.reshape(-1, self.targets, segments, each.shape[2]).transpose(1, 2).flatten(2)]
-        if self.covariates:
+            parts = [each.reshape(-1, self.num_targets, segments, each.shape[2]).transpose(1, 2).flatten(2)]
+        if self.num_covariates:
             assert covariates is not None, "the network reads covariates"
             parts.append(covariates.reshape(len(covariates), segments, -1))
         return torch.cat(parts, dim=-1)
 
-    def recur(
+    def run_recurrence(
         self,
         inputs: Float[Tensor, "row segment feature"],
         static: Float[Tensor, "row group"],
-        state: State,
-        begun: Bool[Tensor, "row segment"],
-    ) -> tuple[Float[Tensor, "row segment hidden"], State]:
+        state: RecurrentState,
+        mask: Bool[Tensor, "row segment"],
+    ) -> tuple[Float[Tensor, "row segment hidden"], RecurrentState]:
         """Runs the recurrence over what was encoded, beside what is known of each row for good."""
         if self.groups:
             inputs = torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1)
-        outputs, after = self.recurrent(inputs, state, begun)
+        outputs, after = self.recurrent(inputs, state, mask)
         return outputs, after
 
     def decode(
         self,
         output: Float[Tensor, "row *axes hidden"],
         recent: Float[Tensor, "track *axes back"],
-        ahead: Float[Tensor, "row *axes step covariate"] | None,
+        future_covariates: Float[Tensor, "row *axes step covariate"] | None,
     ) -> Float[Tensor, "track *axes step param"]:
         """The head's parameters for the next `block` points, given the recurrence's output and the latest values.
 
@@ -128,22 +130,27 @@ class Regressor(nn.Module):
         if self.decoder is not None:
             each = output[..., None, :].expand(*axes, count, -1)
             inputs = self.places.expand(*axes, count, -1)
-            if self.covariates:
-                assert ahead is not None, "the network reads covariates"
-                inputs = torch.cat([inputs, ahead.reshape(*axes, count, -1)], dim=-1)
-            flat = step(self.decoder, inputs.reshape(-1, inputs.shape[-1]), each.reshape(-1, each.shape[-1]))
+            if self.num_covariates:
+                assert future_covariates is not None, "the network reads covariates"
+                inputs = torch.cat([inputs, future_covariates.reshape(*axes, count, -1)], dim=-1)
+            flat = run_cell(self.decoder, inputs.reshape(-1, inputs.shape[-1]), each.reshape(-1, each.shape[-1]))
             each = flat.reshape(each.shape)
         raw: Tensor = self.output(each)
-        if self.targets > 1:
-            raw = raw.reshape(*axes, count, self.targets, -1).movedim(-2, 1)
-        raw = raw.reshape(*recent.shape[:-1], self.block, self.head.params)
+        if self.num_targets > 1:
+            raw = raw.reshape(*axes, count, self.num_targets, -1).movedim(-2, 1)
+        raw = raw.reshape(*recent.shape[:-1], self.block, self.head.num_params)
         if self.base == "zero":
             return raw
-        return self.head.shift(raw, baseline.forecast(self.base, recent, season=self.season, steps=self.block))
+        return self.head.shift(raw, baseline.baseline_forecast(self.base, recent, season=self.season, steps=self.block))
 
 
-def build(
-    spec: Spec, *, seed: int, season: int | None = None, covariates: int = 0, groups: Sequence[int] = ()
+def build_network(
+    spec: Spec,
+    *,
+    seed: int,
+    season: int | None = None,
+    num_covariates: int = 0,
+    static_cardinalities: Sequence[int] = (),
 ) -> Regressor:
     """A network with random weights: the same for the same specification and seed, whatever was drawn before.
 
@@ -156,4 +163,9 @@ def build(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Regressor(spec, season=season or spec.season or 1, covariates=covariates, groups=groups)
+        return Regressor(
+            spec,
+            season=season or spec.season or 1,
+            num_covariates=num_covariates,
+            static_cardinalities=static_cardinalities,
+        )

@@ -10,36 +10,39 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
 from forecaster.errors import BundleDamaged
-from forecaster.model.regressor import Regressor, build
+from forecaster.model.regressor import Regressor, build_network
 from forecaster.spec import Spec
 
 
-def written(networks: Sequence[Regressor]) -> bytes:
+def serialize_weights(networks: Sequence[Regressor]) -> bytes:
     """The weights of all members as a file."""
-    named = _whole(networks).state_dict()
+    named = _as_module(networks).state_dict()
     return save_weights({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()})
 
 
-def networks_of(
-    spec: Spec, content: bytes, *, season: int, covariates: int, groups: Sequence[int]
+def load_networks(
+    spec: Spec, content: bytes, *, season: int, num_covariates: int, static_cardinalities: Sequence[int]
 ) -> tuple[Regressor, ...]:
     """All members with the weights of a file. Raises BundleDamaged if they do not fit the specification, or are not finite.
 
     Args:
         spec: Of the networks.
         content: The file.
-        season: As `build` takes it; so `covariates` and `groups`.
+        season: As `build_network` takes it; so `num_covariates` and `static_cardinalities`.
         covariates: Numbers that are known ahead of each time point.
         groups: Known values of each static category.
     """
     networks = tuple(
-        build(spec, seed=0, season=season, covariates=covariates, groups=groups).eval() for _ in range(spec.members)
+        build_network(
+            spec, seed=0, season=season, num_covariates=num_covariates, static_cardinalities=static_cardinalities
+        ).eval()
+        for _ in range(spec.members)
     )
-    _fill(_whole(networks), content)
+    _load_state_dict(_as_module(networks), content)
     return networks
 
 
-def _fill(network: torch.nn.Module, content: bytes) -> None:
+def _load_state_dict(network: torch.nn.Module, content: bytes) -> None:
     try:
         weights = load_weights(content)
     except SafetensorError as error:
@@ -63,6 +66,6 @@ def _fill(network: torch.nn.Module, content: bytes) -> None:
     network.load_state_dict(weights)
 
 
-def _whole(networks: Sequence[Regressor]) -> torch.nn.Module:
+def _as_module(networks: Sequence[Regressor]) -> torch.nn.Module:
     """All members as one module, their weights under the numbers of the members; one alone needs no number."""
     return networks[0] if len(networks) == 1 else torch.nn.ModuleList(networks)

@@ -9,39 +9,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from forecaster.data.batching import tail
-from forecaster.history_summary import Arrays, forget
+from forecaster.data.batching import take_last
+from forecaster.history_summary import StateArrays, drop_and_summarize
 from forecaster.series import Series
 from forecaster.spec import Spec
-from forecaster.statistical.blend import LONGEST
+from forecaster.statistical.blend import MAX_FIT_STEPS
 
 
-def needed(spec: Spec, *, before: int, season: int, blended: bool) -> int:
+def required_steps(spec: Spec, *, pre_context: int, season: int, is_blended: bool) -> int:
     """Last steps that forecasts and intervals look at; what they ask of earlier ones is in a Past.
 
-    `before` is how many steps of a window the network looks back on before its context.
+    `pre_context` is how many steps of a window the network looks back on before its context.
     """
-    return max(before + spec.context, season, 2 * spec.segment, LONGEST if blended else 0)
+    return max(pre_context + spec.context, season, 2 * spec.segment, MAX_FIT_STEPS if is_blended else 0)
 
 
-def cut_down(
-    one: Series, spec: Spec, *, held: int, season: int, memories: Mapping[int, Sequence[Arrays]] | None = None
+def truncate_series(
+    series: Series,
+    spec: Spec,
+    *,
+    kept_steps: int,
+    season: int,
+    rollout_states: Mapping[int, Sequence[StateArrays]] | None = None,
 ) -> Series:
-    """The last `held` steps, with what is remembered of those before, and only the columns that a forecast asks for.
+    """The last `kept_steps` steps, with what is remembered of those before, and only the columns that a forecast asks for.
 
-    Covariates end with the history: what is known ahead then belongs to the request. `memories` are those of a network
-    that reads whole histories, by the steps of `one` that were read by then.
+    Covariates end with the history: what is known ahead then belongs to the request. `rollout_states` are those of a network
+    that reads whole histories, by the steps of `series` that were read by then.
     """
-    names = {name for name in (*spec.static, spec.group) if name in one.static}
+    names = {name for name in (*spec.static, spec.group) if name in series.static}
     columns = replace(
-        one,
-        covariates={name: one.covariates[name][: len(one)] for name in spec.covariates},
-        channels={name: one.channels[name] for name in spec.channels},
-        static={name: one.static[name] for name in sorted(filter(None, names))},
+        series,
+        covariates={name: series.covariates[name][: len(series)] for name in spec.covariates},
+        channels={name: series.channels[name] for name in spec.channels},
+        static={name: series.static[name] for name in sorted(filter(None, names))},
     )
-    cut = len(one) - held
-    if cut < 0 or (cut == 0 and not memories):
+    cut = len(series) - kept_steps
+    if cut < 0 or (cut == 0 and not rollout_states):
         return columns
-    _, past = forget(one.y, one.past, cut=cut, season=season)
-    places = {place - cut: each for place, each in (memories or {}).items()}
-    return replace(tail(columns, held), past=replace(past, memories=places))
+    _, past = drop_and_summarize(series.y, series.history_summary, cut=cut, season=season)
+    places = {place - cut: each for place, each in (rollout_states or {}).items()}
+    return replace(take_last(columns, kept_steps), history_summary=replace(past, rollout_states=places))

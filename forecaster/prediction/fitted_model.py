@@ -13,20 +13,20 @@ from safetensors.numpy import load as load_weights
 
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged
-from forecaster.frequency import Stamp
+from forecaster.frequency import Timestamp
 from forecaster.intervals.conformal import Calibration
-from forecaster.spec import Outline, Spec
+from forecaster.spec import Layout, Spec
 
 if TYPE_CHECKING:
     from forecaster.model.regressor import Regressor
 else:
     Regressor = Any  # the annotation is all that is needed here, and torch takes a second and 200 MB
 
-Weights = Mapping[str, np.ndarray]
+WeightArrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
-class Learned:
+class BaseFittedModel:
     """A fitted forecaster, less its weights.
 
     Attributes:
@@ -40,22 +40,22 @@ class Learned:
     spec: Spec
     freq: str
     season: int
-    cutoff: Stamp
+    cutoff: Timestamp
     encoding: Encoding
 
     @property
-    def outline(self) -> Outline:
+    def layout(self) -> Layout:
         """How its networks read and tell."""
-        return Outline.of(self.spec, season=self.season)
+        return Layout.from_spec(self.spec, season=self.season)
 
     @property
-    def features(self) -> int:
+    def num_features(self) -> int:
         """Covariates and categories that its networks read."""
-        return self.encoding.width + len(self.encoding.static)
+        return self.encoding.num_covariates + len(self.encoding.static)
 
 
 @dataclass(frozen=True, eq=False)
-class Forecaster(Learned):
+class FittedModel(BaseFittedModel):
     """A fitted forecaster.
 
     Attributes:
@@ -70,29 +70,29 @@ class Forecaster(Learned):
     network: Regressor
     calibration: Calibration | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    graphs: tuple[bytes, ...] = ()
-    others: tuple[Regressor, ...] = ()
-    blend: Mapping[str, float] = field(default_factory=dict)
+    onnx_models: tuple[bytes, ...] = ()
+    other_networks: tuple[Regressor, ...] = ()
+    blend_weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def networks(self) -> tuple[Regressor, ...]:
         """All members."""
-        return (self.network, *self.others)
+        return (self.network, *self.other_networks)
 
     @property
-    def outline(self) -> Outline:
+    def layout(self) -> Layout:
         """That of its network."""
-        return self.network.outline
+        return self.network.layout
 
     @property
-    def weights(self) -> tuple[Weights, ...]:
+    def weights(self) -> tuple[WeightArrays, ...]:
         """Of each member, by their names."""
         each = (network.state_dict() for network in self.networks)
         return tuple({name: tensor.detach().cpu().numpy() for name, tensor in one.items()} for one in each)
 
 
 @dataclass(frozen=True, eq=False)
-class Stored(Learned):
+class StoredModel(BaseFittedModel):
     """A fitted forecaster as its bundle holds it: what a server needs, and its networks only where they are asked for.
 
     Attributes:
@@ -103,27 +103,31 @@ class Stored(Learned):
         blend: Weights of the parts of a blend.
     """
 
-    content: bytes
+    weights_bytes: bytes
     calibration: Calibration | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    graphs: tuple[bytes, ...] = ()
-    blend: Mapping[str, float] = field(default_factory=dict)
+    onnx_models: tuple[bytes, ...] = ()
+    blend_weights: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
         """All members. Brings torch; raises BundleDamaged if the weights do not fit."""
-        from forecaster.model.weights import networks_of
+        from forecaster.model.weights import load_networks
 
         encoding = self.encoding
-        return networks_of(
-            self.spec, self.content, season=self.season, covariates=encoding.width, groups=encoding.sizes
+        return load_networks(
+            self.spec,
+            self.weights_bytes,
+            season=self.season,
+            num_covariates=encoding.num_covariates,
+            static_cardinalities=encoding.static_cardinalities,
         )
 
     @property
-    def weights(self) -> tuple[Weights, ...]:
+    def weights(self) -> tuple[WeightArrays, ...]:
         """Of each member, by their names. Raises BundleDamaged if the file cannot be read, or holds what is not finite."""
         try:
-            whole = load_weights(self.content)
+            whole = load_weights(self.weights_bytes)
         except (SafetensorError, TypeError, KeyError) as error:  # the last two: numbers that numpy does not have
             raise BundleDamaged(
                 f"weights.safetensors cannot be read: {error}. Fetch the bundle again.", where="weights.safetensors"
@@ -141,10 +145,10 @@ class Stored(Learned):
             for number in range(self.spec.members)
         )
 
-    def forecaster(self) -> Forecaster:
+    def to_fitted_model(self) -> FittedModel:
         """The same with its networks."""
         network, *others = self.networks
-        return Forecaster(
+        return FittedModel(
             self.spec,
             self.freq,
             self.season,
@@ -153,7 +157,7 @@ class Stored(Learned):
             network,
             self.calibration,
             self.facts,
-            self.graphs,
+            self.onnx_models,
             tuple(others),
-            self.blend,
+            self.blend_weights,
         )

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from forecaster.errors import BundleError, NoSuchModel, RegistryError
-from forecaster.registry.lock import lease
+from forecaster.registry.lock import lock_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_LOGIN = re.compile(r"//[^/\s@]*@")  # user and password in an address
+_CREDENTIALS = re.compile(r"//[^/\s@]*@")  # user and password in an address
 
 # A server that is down must cost seconds, not MLflow's minutes. What the user has set is left alone.
 _MLFLOW_SETTINGS = {
@@ -27,7 +27,7 @@ _MLFLOW_SETTINGS = {
 }
 
 
-def connect(uri: str) -> MlflowClient:
+def create_client(uri: str) -> MlflowClient:
     """A client of one MLflow store, its database made ready; raises RegistryError.
 
     Two processes that open a fresh SQLite database at once would both migrate it, and one would fail: they take turns.
@@ -36,7 +36,11 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    with lease(uri), door(f"the store '{_LOGIN.sub('//', uri)}'"), warnings.catch_warnings():
+    with (
+        lock_database(uri),
+        translate_store_errors(f"the store '{_CREDENTIALS.sub('//', uri)}'"),
+        warnings.catch_warnings(),
+    ):
         # MLflow 3.17 configures its tables, at first use, in a way that SQLAlchemy 2.1 deprecates.
         warnings.filterwarnings("ignore", r"The ``noload`` loader strategy is deprecated", DeprecationWarning)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -45,16 +49,18 @@ def connect(uri: str) -> MlflowClient:
 
 
 @contextlib.contextmanager
-def door(where: str, *, missing: type[RegistryError | BundleError] = NoSuchModel) -> Iterator[None]:
-    """Where MLflow's exceptions become ours; `missing` is raised for what the store does not have."""
+def translate_store_errors(where: str, *, not_found: type[RegistryError | BundleError] = NoSuchModel) -> Iterator[None]:
+    """Where MLflow's exceptions become ours; `not_found` is raised for what the store does not have."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        said = " ".join(_LOGIN.sub("//", str(error.message)).removeprefix(f"{error.error_code}: ").split()).rstrip(".")
+        said = " ".join(
+            _CREDENTIALS.sub("//", str(error.message)).removeprefix(f"{error.error_code}: ").split()
+        ).rstrip(".")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise missing(
+            raise not_found(
                 f"{where[:1].upper()}{where[1:]} is not in the store: {said}. Check the name, or register it first.",
                 where=where,
             ) from error

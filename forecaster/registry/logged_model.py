@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.types import Schema
 
-BUNDLE = "bundle"  # the folder of a logged model that holds the bundle, beside MLflow's own files
+BUNDLE_FOLDER = "bundle"  # the folder of a logged model that holds the bundle, beside MLflow's own files
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def write_model(
         run_id=model.source_run_id,
         model_uuid=model.model_id,
         model_id=model.model_id,
-        signature=ModelSignature(_schema(input_example), _schema(output_example)),
+        signature=ModelSignature(_build_schema(input_example), _build_schema(output_example)),
         saved_input_example_info={
             "artifact_path": "input_example.json",
             "serving_input_path": "serving_input_example.json",
@@ -60,12 +60,12 @@ def write_model(
             "pandas_orient": "split",
         },
     )
-    described.add_flavor("forecaster", bundle=BUNDLE, digest=digest)
+    described.add_flavor("forecaster", bundle=BUNDLE_FOLDER, digest=digest)
     described.save(str(folder / "MLmodel"))
-    shutil.copytree(bundle, folder / BUNDLE)
+    shutil.copytree(bundle, folder / BUNDLE_FOLDER)
 
 
-def _schema(frame: pd.DataFrame) -> Schema:
+def _build_schema(frame: pd.DataFrame) -> Schema:
     """By hand: `infer_signature` of MLflow 3.17 takes the text columns of pandas 3 for columns of any type."""
     from mlflow.types import ColSpec, DataType, Schema
 

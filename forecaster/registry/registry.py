@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 
 from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
-from forecaster.registry.connection import connect as connect
-from forecaster.registry.connection import door as door
-from forecaster.registry.lock import Confirm, lease_of
-from forecaster.registry.logged_model import BUNDLE, logged_model, write_model
-from forecaster.storage.failpoints import point
+from forecaster.registry.connection import create_client as create_client
+from forecaster.registry.connection import translate_store_errors as translate_store_errors
+from forecaster.registry.lock import LockCheck, lock_registry
+from forecaster.registry.logged_model import BUNDLE_FOLDER, logged_model, write_model
+from forecaster.storage.failpoints import fail_point
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
-FORMER = "former"
+PREVIOUS_CHAMPION = "former"
 
-_DIGEST = "digest"  # the tag of a version: sha256 of its bundle's manifest
-_REPLACED = "replaced"  # the tag of a version: the number of the champion whose place it took
-_GOING_BACK = "going-back"  # the alias of the version that a rollback under way goes to
+_DIGEST_TAG = "digest"  # the tag of a version: sha256 of its bundle's manifest
+_REPLACED_TAG = "replaced"  # the tag of a version: the number of the champion whose place it took
+_ROLLBACK_ALIAS = "going-back"  # the alias of the version that a rollback under way goes to
 
 
-class Version(NamedTuple):
+class BundleVersion(NamedTuple):
     """One registered bundle.
 
     Attributes:
@@ -55,11 +55,11 @@ class Version(NamedTuple):
         return f"'{self.name}' version {self.number}"
 
 
-Record = Callable[[Version, Version | None], None]
+PromotionCallback = Callable[[BundleVersion, BundleVersion | None], None]
 """Told of a new champion and of the one before; with None for the latter where it was champion already, or the first."""
 
 
-def _unrecorded(version: Version, before: Version | None) -> None:
+def _ignore_promotion(version: BundleVersion, previous: BundleVersion | None) -> None:
     """Keeps no record."""
 
 
@@ -71,7 +71,7 @@ class Registry:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._client = connect(uri)
+        self._client = create_client(uri)
 
     def register(
         self,
@@ -83,20 +83,20 @@ class Registry:
         input_example: pd.DataFrame,
         output_example: pd.DataFrame,
         tags: Mapping[str, str] | None = None,
-    ) -> Version:
+    ) -> BundleVersion:
         """Stores a bundle as the next version of `name`, tags with it; a bundle that is one already is not stored again.
 
         The examples give the signature that MLflow shows; the input example is stored with the model.
         Raises BundleDamaged when the bundle's manifest has another digest, NoSuchModel when there is no such run.
         """
         _check_manifest(bundle, digest, where=str(bundle))
-        with door(f"run '{run_id}'"):
+        with translate_store_errors(f"run '{run_id}'"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
-        with door(f"model '{name}'"):
+        with translate_store_errors(f"model '{name}'"):
             self._ensure_model(name)
-        with self._leased(name), door(f"model '{name}'"):
-            point("register.leased")
-            same = [version for version in self.versions(name) if version.digest == digest]
+        with self._lock(name), translate_store_errors(f"model '{name}'"):
+            fail_point("register.leased")
+            same = [version for version in self.list_versions(name) if version.digest == digest]
             if same:
                 return same[-1]
             with (
@@ -105,26 +105,26 @@ class Registry:
             ):
                 write_model(Path(folder), bundle, model, digest, input_example, output_example)
                 self._client.log_model_artifacts(model.model_id, folder)
-            point("register.stored")
+            fail_point("register.stored")
             # The location and not "models:/<id>": MLflow's SQL store would look that up in the process-wide store.
             made = self._client.create_model_version(
                 name,
                 model.artifact_location,
                 run_id,
-                tags={**(tags or {}), _DIGEST: digest},
+                tags={**(tags or {}), _DIGEST_TAG: digest},
                 await_creation_for=0,  # the files are there already
                 model_id=model.model_id,
             )
-            point("register.versioned")
-            version = _version(made)
+            fail_point("register.versioned")
+            version = _to_bundle_version(made)
             # The link from the model to its version, which a server sets and MLflow's SQL store forgets.
             link = json.dumps([{"name": name, "version": version.number}])
             self._client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
             return version
 
-    def resolve(self, name: str, alias: str) -> Version:
+    def resolve(self, name: str, alias: str) -> BundleVersion:
         """The version that an alias stands for; raises NoSuchModel when there is no such model or alias."""
-        with door(f"model '{name}'"):
+        with translate_store_errors(f"model '{name}'"):
             aliases = self._client.get_registered_model(name).aliases
         if alias not in aliases:
             known = ", ".join(sorted(aliases)) or "none"
@@ -133,34 +133,34 @@ class Registry:
                 f"Promote or register a version first, or name another alias.",
                 where=name,
             )
-        return self.version(name, str(aliases[alias]))
+        return self.get_version(name, str(aliases[alias]))
 
-    def version(self, name: str, number: str) -> Version:
+    def get_version(self, name: str, number: str) -> BundleVersion:
         """One version by its number; raises NoSuchModel when there is none."""
-        with door(f"model '{name}' version {number}"):
-            return _version(self._client.get_model_version(name, number))
+        with translate_store_errors(f"model '{name}' version {number}"):
+            return _to_bundle_version(self._client.get_model_version(name, number))
 
-    def versions(self, name: str) -> list[Version]:
+    def list_versions(self, name: str) -> list[BundleVersion]:
         """All versions of a name, oldest first; empty when there is no such model.
 
         Versions that others put into the same MLflow, without a digest, are left out.
         """
-        return [_version(one) for one in self._all(name)]
+        return [_to_bundle_version(one) for one in self._search_versions(name)]
 
-    def find(self, name: str, *, tag: str, value: str) -> Version | None:
+    def find_version(self, name: str, *, tag: str, value: str) -> BundleVersion | None:
         """The latest version of a name with this tag, if there is one."""
-        same = [one for one in self._all(name) if one.tags.get(tag) == value]
-        return _version(same[-1]) if same else None
+        same = [one for one in self._search_versions(name) if one.tags.get(tag) == value]
+        return _to_bundle_version(same[-1]) if same else None
 
-    def tags(self, version: Version) -> dict[str, str]:
+    def get_tags(self, version: BundleVersion) -> dict[str, str]:
         """What is noted with a version."""
-        with door(str(version)):
+        with translate_store_errors(str(version)):
             return dict(self._client.get_model_version(version.name, version.number).tags)
 
-    def fetch(self, version: Version, into: Path) -> Path:
-        """Copies a version's bundle to the folder `into`, which must not exist, and returns it.
+    def fetch(self, version: BundleVersion, into: Path) -> Path:
+        """Copies a version's bundle to the folder `destination`, which must not exist, and returns it.
 
-        The bundle appears under `into` whole and with the digest of its version, or not at all. The digests of the
+        The bundle appears under `destination` whole and with the digest of its version, or not at all. The digests of the
         files that the manifest names are the loader's to check. Raises BundleDamaged.
         """
         if into.exists():
@@ -168,126 +168,138 @@ class Registry:
                 f"A bundle is fetched into a new folder; {into} exists already. Remove it, or name another folder.",
                 where=str(into),
             )
-        with door(str(into)):
+        with translate_store_errors(str(into)):
             into.parent.mkdir(parents=True, exist_ok=True)
             # A sibling, so that the rename stays within one file system.
             with tempfile.TemporaryDirectory(prefix=f".{into.name}.", suffix=".partial", dir=into.parent) as folder:
-                bundle = self._download(version, BUNDLE, Path(folder))
+                bundle = self._download_artifact(version, BUNDLE_FOLDER, Path(folder))
                 _check_manifest(bundle, version.digest, where=str(version))
                 bundle.rename(into)
         return into
 
-    def promote(self, version: Version, *, base: Version | None, record: Record | None = None) -> None:
-        """Makes a version the champion, provided that the champion still is `base` (None: that there is none).
+    def promote(
+        self,
+        version: BundleVersion,
+        *,
+        expected_champion: BundleVersion | None,
+        on_promoted: PromotionCallback | None = None,
+    ) -> None:
+        """Makes a version the champion, provided that the champion still is `expected_champion` (None: that there is none).
 
-        The old champion gets the alias `former`; setting `champion` is the one commit point. Then `record` is told of the
+        The old champion gets the alias `former`; setting `champion` is the one commit point. Then `on_promoted` is told of the
         champion there was, while the lease is still held. A promotion that was cut short is completed by repeating it;
-        repeating a finished one only tells `record` once more, with None.
+        repeating a finished one only tells `on_promoted` once more, with None.
 
         Promotions take turns, so of several that were judged against one base exactly one wins: on one machine (a SQLite URI)
         by a lock file beside the database, on a server or another database by a queue of tags of the model.
 
         Raises BaseMoved; BundleDamaged when the stored bundle no longer has its digest.
         """
-        with self._leased(version.name) as confirm:
-            point("promote.leased")
-            champion = self._champion(version.name)
+        with self._lock(version.name) as confirm:
+            fail_point("promote.leased")
+            champion = self._get_champion(version.name)
             if champion == version:
-                (record or _unrecorded)(version, None)
+                (on_promoted or _ignore_promotion)(version, None)
                 return
-            if champion != base:
+            if champion != expected_champion:
                 raise BaseMoved(
-                    f"{version} was judged against {_said(base)}, but the champion is now {_said(champion)}. "
+                    f"{version} was judged against {_describe_version(expected_champion)}, but the champion is now {_describe_version(champion)}. "
                     "Judge it against the present champion, then promote again.",
                     where=version.name,
                 )
-            self.drop_alias(version.name, _GOING_BACK)  # a rollback that was cut short is overtaken
-            self._replace(champion, version, record or _unrecorded, confirm, step="promote")
+            self.delete_alias(version.name, _ROLLBACK_ALIAS)  # a rollback that was cut short is overtaken
+            self._replace_champion(champion, version, on_promoted or _ignore_promotion, confirm, step="promote")
 
-    def roll_back(self, name: str, *, record: Record | None = None) -> Version:
+    def roll_back(self, name: str, *, on_promoted: PromotionCallback | None = None) -> BundleVersion:
         """Makes the former the champion and the champion the former, by the same steps and with the same lease.
 
         Where it goes is marked first, by an alias of its own: a rollback that was cut short is completed by repeating it,
         whatever it had done by then. Raises NoSuchModel where there is no former, BundleDamaged when its stored bundle no
         longer has its digest.
         """
-        with self._leased(name) as confirm:
-            point("rollback.leased")
-            with door(f"model '{name}'"):
+        with self._lock(name) as confirm:
+            fail_point("rollback.leased")
+            with translate_store_errors(f"model '{name}'"):
                 aliases = {
                     alias: str(number) for alias, number in self._client.get_registered_model(name).aliases.items()
                 }
-            champion, goal = aliases.get(CHAMPION), aliases.get(_GOING_BACK) or aliases.get(FORMER)
-            if goal is None or (goal == champion and _GOING_BACK not in aliases):
+            champion, goal = aliases.get(CHAMPION), aliases.get(_ROLLBACK_ALIAS) or aliases.get(PREVIOUS_CHAMPION)
+            if goal is None or (goal == champion and _ROLLBACK_ALIAS not in aliases):
                 raise NoSuchModel(
                     f"Model '{name}' needs a former to go back to; it has {'none' if goal is None else 'the champion itself'}. "
                     f"Promote a version by its number: forecaster promote {name} --version N --force.",
                     where=name,
                 )
-            version = self.version(name, goal)
-            self.set_alias(version, _GOING_BACK)
-            point("rollback.marked")
+            version = self.get_version(name, goal)
+            self.set_alias(version, _ROLLBACK_ALIAS)
+            fail_point("rollback.marked")
             if goal == champion:  # it was cut short behind the commit point
-                (record or _unrecorded)(version, None)
+                (on_promoted or _ignore_promotion)(version, None)
             else:
-                base = None if champion is None else self.version(name, champion)
-                self._replace(base, version, record or _unrecorded, confirm, step="rollback")
-            self.drop_alias(name, _GOING_BACK)
+                base = None if champion is None else self.get_version(name, champion)
+                self._replace_champion(base, version, on_promoted or _ignore_promotion, confirm, step="rollback")
+            self.delete_alias(name, _ROLLBACK_ALIAS)
         return version
 
-    def _replace(
-        self, champion: Version | None, version: Version, record: Record, confirm: Confirm, *, step: str
+    def _replace_champion(
+        self,
+        champion: BundleVersion | None,
+        version: BundleVersion,
+        on_promoted: PromotionCallback,
+        check_lock: LockCheck,
+        *,
+        step: str,
     ) -> None:
         """Puts a version in the champion's place: all that may fail first, then the one commit point, then the record."""
         with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
-            manifest = self._download(version, f"{BUNDLE}/manifest.json", Path(folder))
+            manifest = self._download_artifact(version, f"{BUNDLE_FOLDER}/manifest.json", Path(folder))
             _check_manifest(manifest.parent, version.digest, where=str(version))
-        point(f"{step}.verified")
-        confirm()
-        self.tag(version, _REPLACED, "none" if champion is None else champion.number)
-        point(f"{step}.tagged")
+        fail_point(f"{step}.verified")
+        check_lock()
+        self.set_tag(version, _REPLACED_TAG, "none" if champion is None else champion.number)
+        fail_point(f"{step}.tagged")
         if champion is not None:
-            self.set_alias(champion, FORMER)
-        point(f"{step}.after_former")
-        confirm()
+            self.set_alias(champion, PREVIOUS_CHAMPION)
+        fail_point(f"{step}.after_former")
+        check_lock()
         self.set_alias(version, CHAMPION)
-        point(f"{step}.after_champion")
-        record(version, champion)
-        point(f"{step}.audited")
+        fail_point(f"{step}.after_champion")
+        on_promoted(version, champion)
+        fail_point(f"{step}.audited")
 
-    def set_alias(self, version: Version, alias: str) -> None:
+    def set_alias(self, version: BundleVersion, alias: str) -> None:
         """Points an alias at a version, whatever it pointed at before."""
-        with door(str(version)):
+        with translate_store_errors(str(version)):
             self._client.set_registered_model_alias(version.name, alias, version.number)
 
-    def tag(self, version: Version, key: str, value: str) -> None:
+    def set_tag(self, version: BundleVersion, key: str, value: str) -> None:
         """Notes something with a version, in place of what was noted there before."""
-        with door(str(version)):
+        with translate_store_errors(str(version)):
             self._client.set_model_version_tag(version.name, version.number, key, value)
 
-    def drop_alias(self, name: str, alias: str) -> None:
+    def delete_alias(self, name: str, alias: str) -> None:
         """Removes an alias; one that is not there is no error."""
-        with door(f"model '{name}'"):
+        with translate_store_errors(f"model '{name}'"):
             self._client.delete_registered_model_alias(name, alias)
 
-    def _leased(self, name: str) -> AbstractContextManager[Confirm]:
-        return lease_of(self.uri, _Tags(self._client, name), where=f"model '{name}'")
+    def _lock(self, name: str) -> AbstractContextManager[LockCheck]:
+        return lock_registry(self.uri, _TagStore(self._client, name), where=f"model '{name}'")
 
-    def _all(self, name: str) -> list[ModelVersion]:
+    def _search_versions(self, name: str) -> list[ModelVersion]:
         """Ours, oldest first."""
         found: list[ModelVersion] = []
-        with door(f"model '{name}'"):
+        with translate_store_errors(f"model '{name}'"):
             token: str | None = None
             while token != "":
                 page = self._client.search_model_versions(f"name='{name}'", page_token=token)
                 found += page
                 token = page.token or ""
-        return [one for one in sorted(found, key=lambda one: int(one.version)) if _DIGEST in one.tags]
+        return [one for one in sorted(found, key=lambda one: int(one.version)) if _DIGEST_TAG in one.tags]
 
-    def _champion(self, name: str) -> Version | None:
-        with door(f"model '{name}'"):
+    def _get_champion(self, name: str) -> BundleVersion | None:
+        with translate_store_errors(f"model '{name}'"):
             number = self._client.get_registered_model(name).aliases.get(CHAMPION)
-        return None if number is None else self.version(name, str(number))
+        return None if number is None else self.get_version(name, str(number))
 
     def _ensure_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -298,45 +310,50 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _download(self, version: Version, path: str, into: Path) -> Path:
+    def _download_artifact(self, version: BundleVersion, path: str, destination: Path) -> Path:
         from mlflow.artifacts import download_artifacts
 
-        with door(str(version)):
+        with translate_store_errors(str(version)):
             location = self._client.get_model_version_download_uri(version.name, version.number)
-        with door(f"the bundle of {version}", missing=BundleDamaged):
+        with translate_store_errors(f"the bundle of {version}", not_found=BundleDamaged):
             copied = download_artifacts(
-                artifact_uri=f"{location}/{path}", dst_path=str(into), tracking_uri=self.uri, registry_uri=self.uri
+                artifact_uri=f"{location}/{path}",
+                dst_path=str(destination),
+                tracking_uri=self.uri,
+                registry_uri=self.uri,
             )
         return Path(copied)
 
 
-class _Tags:
+class _TagStore:
     """The tags of a registered model, as the notes of a queue."""
 
     def __init__(self, client: MlflowClient, name: str) -> None:
         self._client, self._name = client, name
 
-    def read(self) -> Mapping[str, str]:
-        with door(f"model '{self._name}'"):
+    def read_notes(self) -> Mapping[str, str]:
+        with translate_store_errors(f"model '{self._name}'"):
             return dict(self._client.get_registered_model(self._name).tags)
 
-    def write(self, key: str, value: str) -> None:
-        with door(f"model '{self._name}'"):
+    def write_note(self, key: str, value: str) -> None:
+        with translate_store_errors(f"model '{self._name}'"):
             self._client.set_registered_model_tag(self._name, key, value)
 
-    def erase(self, key: str) -> None:
-        with door(f"model '{self._name}'"):
+    def delete_note(self, key: str) -> None:
+        with translate_store_errors(f"model '{self._name}'"):
             self._client.delete_registered_model_tag(self._name, key)
 
 
-def _version(found: ModelVersion) -> Version:
-    if _DIGEST not in found.tags:
+def _to_bundle_version(model_version: ModelVersion) -> BundleVersion:
+    if _DIGEST_TAG not in model_version.tags:
         raise RegistryError(
-            f"A version needs the tag '{_DIGEST}'; '{found.name}' version {found.version} has none, so it is not one "
+            f"A version needs the tag '{_DIGEST_TAG}'; '{model_version.name}' version {model_version.version} has none, so it is not one "
             "of ours. Register the bundle with `forecaster register`, or name another version.",
-            where=found.name,
+            where=model_version.name,
         )
-    return Version(found.name, str(found.version), found.tags[_DIGEST], found.run_id or None)
+    return BundleVersion(
+        model_version.name, str(model_version.version), model_version.tags[_DIGEST_TAG], model_version.run_id or None
+    )
 
 
 def _check_manifest(bundle: Path, digest: str, *, where: str) -> None:
@@ -356,5 +373,5 @@ def _check_manifest(bundle: Path, digest: str, *, where: str) -> None:
         )
 
 
-def _said(version: Version | None) -> str:
+def _describe_version(version: BundleVersion | None) -> str:
     return "no champion" if version is None else f"version {version.number}"

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import IO
 
 
-def write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Calls `fill` with a temporary file of the same folder, syncs it, and renames it to `path`."""
+def write_file(path: Path, write_content: Callable[[IO[bytes]], object]) -> None:
+    """Calls `write_content` with a temporary file of the same folder, syncs it, and renames it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            fill(file)
+            write_content(file)
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
@@ -29,11 +29,11 @@ def write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A text file, old or new."""
-    write(path, lambda file: file.write(text.encode()))
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def create_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `path` when the block ends well; `path` must not hold anything yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -41,7 +41,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield draft
         for inside, _, names in os.walk(draft):
             for name in names:
-                _sync(Path(inside) / name)
+                _fsync(Path(inside) / name)
             sync_folder(Path(inside))
         draft.chmod(0o755)
         draft.rename(path)
@@ -53,10 +53,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def sync_folder(path: Path) -> None:
     """Makes the names in a folder outlast a power cut."""
-    _sync(path)
+    _fsync(path)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import signal
 
-SWITCH, CHOSEN = "FORECASTER_TEST", "FORECASTER_FAILPOINTS"
+ENABLED_VARIABLE, POINTS_VARIABLE = "FORECASTER_TEST", "FORECASTER_FAILPOINTS"
 
-POINTS = (
+FAIL_POINTS = (
     "checkpoint.before_write",
     "checkpoint.written",
     "export.filled",  # all files are in a draft beside the bundle's folder
@@ -55,24 +55,26 @@ POINTS = (
 )
 
 
-class Broken(RuntimeError):
+class FailPointError(RuntimeError):
     """Raised at a fail point; no error of ours, so nobody handles it."""
 
 
-def point(name: str) -> None:
+def fail_point(name: str) -> None:
     """Does nothing, unless a test has chosen this place."""
-    assert name in POINTS, f"unknown fail point {name}"
-    if os.environ.get(SWITCH) != "1":
+    assert name in FAIL_POINTS, f"unknown fail point {name}"
+    if os.environ.get(ENABLED_VARIABLE) != "1":
         return
-    for chosen in os.environ.get(CHOSEN, "").split(";"):
+    for chosen in os.environ.get(POINTS_VARIABLE, "").split(";"):
         place, _, what = chosen.partition("=")
         if place.strip() == name:
             _fail(name, what.strip())
 
 
-def _fail(name: str, what: str) -> None:
-    if what == "kill":
+def _fail(name: str, action: str) -> None:
+    if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if what != "raise":
-        raise ValueError(f"Expected kill or raise for the fail point {name}; found {what!r}. Correct {CHOSEN}.")
-    raise Broken(name)
+    if action != "raise":
+        raise ValueError(
+            f"Expected kill or raise for the fail point {name}; found {action!r}. Correct {POINTS_VARIABLE}."
+        )
+    raise FailPointError(name)

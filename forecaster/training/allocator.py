@@ -6,10 +6,10 @@ import ctypes
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
-_KEPT = 1 << 30  # bytes that a process may keep for its next tensor
+_KEPT_BYTES = 1 << 30  # bytes that a process may keep for its next tensor
 
 
-def keep_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Lets this process keep what it frees, up to a gigabyte; half of a large training step was spent on giving it back.
 
     It holds from here on, and for the whole process. Answers whether it took: elsewhere than on glibc nothing changes.
@@ -17,4 +17,4 @@ def keep_memory() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, _KEPT) and mallopt(_TRIM_THRESHOLD, _KEPT))
+    return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, _KEPT_BYTES) and mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))

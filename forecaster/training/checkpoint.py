@@ -18,14 +18,16 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from forecaster.data.windows import mix
+from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import CheckpointMismatch, NonFiniteLoss
 from forecaster.storage import atomic
-from forecaster.storage.failpoints import point
-from forecaster.training.module import SequenceRegressor
+from forecaster.storage.failpoints import fail_point
+from forecaster.training.module import TrainingModule
+
+_STATE_KEY = "Keeper"  # part of the checkpoint format, so that checkpoints of earlier versions can be resumed
 
 
-class DurableIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to the checkpoint's own folder and syncs; Lightning's own goes through $TMPDIR, and never syncs.
 
     Waiting for the disk takes as long as several steps, so a thread does it. At most one checkpoint is on its way there, and
@@ -37,26 +39,28 @@ class DurableIO(TorchCheckpointIO):
     def __init__(self, *, fit_digest: str) -> None:
         self.fit_digest = fit_digest
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._on_its_way: Future[None] | None = None
+        self._pending_write: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Old or new, never in between. Raises what went wrong with the one before."""
         assert storage_options is None
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        self._arrive()
-        point("checkpoint.before_write")
-        self._on_its_way = self._writer.submit(atomic.write, Path(path), lambda file: file.write(content.getbuffer()))
+        self._wait_for_write()
+        fail_point("checkpoint.before_write")
+        self._pending_write = self._writer.submit(
+            atomic.write_file, Path(path), lambda file: file.write(content.getbuffer())
+        )
 
     def teardown(self) -> None:
         """Lightning's end of a fit: all is written."""
         self._writer.shutdown()
-        self._arrive()
+        self._wait_for_write()
 
-    def _arrive(self) -> None:
-        if self._on_its_way is not None:
-            self._on_its_way.result()
-            point("checkpoint.written")
+    def _wait_for_write(self) -> None:
+        if self._pending_write is not None:
+            self._pending_write.result()
+            fail_point("checkpoint.written")
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -64,7 +68,7 @@ class DurableIO(TorchCheckpointIO):
         """Tensors and plain values only, whatever is asked; raises CheckpointMismatch unless it is of the same fit."""
         try:
             checkpoint = cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
-            found = checkpoint["callbacks"][Keeper.__qualname__]["fit"]
+            found = checkpoint["callbacks"][_STATE_KEY]["fit"]
         except Exception as error:  # torch raises half a dozen kinds
             raise CheckpointMismatch(
                 f"The checkpoint {path} cannot be read ({type(error).__name__}). Remove it to train from the start.",
@@ -78,44 +82,49 @@ class DurableIO(TorchCheckpointIO):
         return checkpoint
 
 
-class Keeper(Checkpoint):
+class BestWeightsCallback(Checkpoint):
     """Tells loggers the scores of each epoch, stops on one that is not finite, keeps the best weights, stops when none came
     for long, and saves all of it.
 
     Lightning's EarlyStopping forgets across a resume that it had stopped, and lets a NaN be saved.
     """
 
-    def __init__(self, path: Path | None, *, fit_digest: str, patience: int, monitored: bool, seed: int) -> None:
+    def __init__(self, path: Path | None, *, fit_digest: str, patience: int, has_validation: bool, seed: int) -> None:
         self.path, self.fit_digest = path, fit_digest
-        self.patience, self.monitored, self.seed = patience, monitored, seed
+        self.patience, self.has_validation, self.seed = patience, has_validation, seed
         self.best_score = float("inf")
         self.best_epoch = -1
         self.best_step = 0
         self.best_weights: dict[str, torch.Tensor] = {}
         self.scores: dict[str, float] = {}
-        self.steps = self.steps_before = 0
+        self.steps = self.resumed_steps = 0
+
+    @property
+    def state_key(self) -> str:
+        """The key of its state in a checkpoint."""
+        return _STATE_KEY
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed fit may already have been patient long enough."""
-        trainer.should_stop = self._is_over(trainer.current_epoch)
+        trainer.should_stop = self._should_stop(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Dropout draws from the epoch alone."""
-        torch.manual_seed(mix(self.seed, trainer.current_epoch))
+        torch.manual_seed(derive_epoch_seed(self.seed, trainer.current_epoch))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after validation and all other callbacks."""
-        scores = _with_gap({name: float(value) for name, value in trainer.callback_metrics.items()})
+        scores = _add_exposure_gap({name: float(value) for name, value in trainer.callback_metrics.items()})
         for logger in trainer.loggers:  # not by Lightning: it would count batches, which hold several steps
             logger.log_metrics(scores, trainer.global_step)
         self._check_finite(scores, trainer)
         self.steps = trainer.global_step
-        score = scores["valid/rollout"] if self.monitored else -float(trainer.current_epoch + 1)
+        score = scores["valid/rollout"] if self.has_validation else -float(trainer.current_epoch + 1)
         if score < self.best_score:
             self.best_score, self.best_epoch, self.scores = score, trainer.current_epoch, scores
-            self.best_weights = cast("SequenceRegressor", pl_module).kept()
+            self.best_weights = cast("TrainingModule", pl_module).averaged_weights()
             self.best_step = trainer.global_step
-        if self._is_over(trainer.current_epoch + 1):
+        if self._should_stop(trainer.current_epoch + 1):
             trainer.should_stop = True
         if self.path is not None:
             trainer.save_checkpoint(self.path)
@@ -136,11 +145,11 @@ class Keeper(Checkpoint):
         """Goes on from where a checkpoint of the same fit was."""
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self.best_step = state_dict["best_step"]
-        self.steps = self.steps_before = state_dict["steps"]  # here: a fit that had ended does not start again
+        self.steps = self.resumed_steps = state_dict["steps"]  # here: a fit that had ended does not start again
         self.best_weights, self.scores = state_dict["best_weights"], state_dict["scores"]
 
-    def _is_over(self, epochs_done: int) -> bool:
-        return bool(self.patience) and self.monitored and epochs_done - 1 - self.best_epoch >= self.patience
+    def _should_stop(self, epochs_done: int) -> bool:
+        return bool(self.patience) and self.has_validation and epochs_done - 1 - self.best_epoch >= self.patience
 
     def _check_finite(self, scores: dict[str, float], trainer: pl.Trainer) -> None:
         odd = next((name for name, value in scores.items() if value != value or abs(value) == float("inf")), None)
@@ -153,8 +162,8 @@ class Keeper(Checkpoint):
             )
 
 
-def _with_gap(scores: dict[str, float]) -> dict[str, float]:
-    """Free-running over teacher-forced error beside the two, as `exposure_gap` has it; not where there is nothing to compare."""
+def _add_exposure_gap(scores: dict[str, float]) -> dict[str, float]:
+    """Free-running over teacher-forced error beside the two, as `compute_exposure_gap` has it; not where there is nothing to compare."""
     if not scores.get("valid/one_step"):
         return scores
     return scores | {"valid/exposure_gap": scores["valid/rollout"] / scores["valid/one_step"]}

@@ -12,47 +12,47 @@ from typing import NamedTuple
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
-from forecaster.data.calendar import usual_season
-from forecaster.data.encoding import learn
-from forecaster.data.windows import mix
+from forecaster.data.calendar import default_season
+from forecaster.data.encoding import fit_encoding
+from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import BadSpec
-from forecaster.model.regressor import Regressor, build
-from forecaster.prediction.predictor import Forecaster
+from forecaster.model.regressor import Regressor, build_network
+from forecaster.prediction.predictor import FittedModel
 from forecaster.series import Panel
 from forecaster.spec import Spec
-from forecaster.training.allocator import keep_memory
-from forecaster.training.checkpoint import DurableIO, Keeper
-from forecaster.training.datamodule import STEPS_AT_ONCE, Windows
-from forecaster.training.module import SequenceRegressor
+from forecaster.training.allocator import keep_freed_memory
+from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback
+from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
+from forecaster.training.module import TrainingModule
 
 
-class Fitted(NamedTuple):
+class FitResult(NamedTuple):
     """What a fit gives: the forecaster, with the best weights seen, and how it came to be."""
 
-    forecaster: Forecaster
+    model: FittedModel
     scores: dict[str, float]  # train/loss; valid/loss, one_step, rollout and exposure_gap of the kept epoch
     epochs: int
     steps: int
-    steps_before: int  # of these, made by an earlier process that was killed
+    resumed_steps: int  # of these, made by an earlier process that was killed
     best_steps: int  # after which the kept weights were there
-    left_out: tuple[str, ...]  # series too short to learn from
+    excluded_ids: tuple[str, ...]  # series too short to learn from
 
 
 def fit(
     panel: Panel,
     spec: Spec,
     *,
-    initial: Forecaster | None = None,
+    initial: FittedModel | None = None,
     checkpoint: Path | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
     progress: bool = False,
-    steps_at_once: int = STEPS_AT_ONCE,
-) -> Fitted:
+    steps_per_chunk: int = STEPS_PER_CHUNK,
+) -> FitResult:
     """Trains a forecaster; on CPU the same arguments give bitwise the same weights, interrupted or not.
 
-    The process keeps the memory of its tensors from here on, up to a gigabyte (`keep_memory`).
+    The process keeps the memory of its tensors from here on, up to a gigabyte (`keep_freed_memory`).
 
     Args:
         panel: All that may be known. Its last steps (`Spec.held_out`) choose the best epoch and are not trained on.
@@ -67,35 +67,42 @@ def fit(
     Raises:
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of another network.
     """
-    keep_memory()
-    season = spec.season or usual_season(panel.freq)
-    encoding = learn(panel, calendar=spec.calendar, covariates=spec.covariates, static=spec.static)
+    keep_freed_memory()
+    season = spec.season or default_season(panel.freq)
+    encoding = fit_encoding(panel, calendar=spec.calendar, covariates=spec.covariates, static=spec.static)
     networks = [
-        build(spec, seed=seed, season=season, covariates=encoding.width, groups=encoding.sizes) for seed in _seeds(spec)
+        build_network(
+            spec,
+            seed=seed,
+            season=season,
+            num_covariates=encoding.num_covariates,
+            static_cardinalities=encoding.static_cardinalities,
+        )
+        for seed in _member_seeds(spec)
     ]
     if initial is not None:
-        _start_from(initial, networks)
-    module = SequenceRegressor(networks, spec)
-    windows = Windows(panel, spec, networks[0], encoding, season=season, steps_at_once=steps_at_once)
+        _load_initial_weights(initial, networks)
+    module = TrainingModule(networks, spec)
+    windows = WindowDataModule(panel, spec, networks[0], encoding, season=season, steps_per_chunk=steps_per_chunk)
     identity = fit_digest(panel, spec, initial)
-    keeper = Keeper(
+    keeper = BestWeightsCallback(
         checkpoint,
         fit_digest=identity,
         patience=spec.training.patience,
-        monitored=bool(windows.trials),
+        has_validation=bool(windows.validation_batches),
         seed=spec.training.seed,
     )
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
-        max_epochs=windows.epochs,
+        max_epochs=windows.num_epochs,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        limit_val_batches=len(windows.trials),
+        limit_val_batches=len(windows.validation_batches),
         logger=list(loggers) or False,
         callbacks=[keeper, *callbacks],
-        plugins=[DurableIO(fit_digest=identity)],
+        plugins=[AtomicCheckpointIO(fit_digest=identity)],
         enable_checkpointing=True,
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -111,40 +118,40 @@ def fit(
         raise
     module.load_state_dict(keeper.best_weights)
     network, *others = (one.cpu().eval() for one in module.cpu().networks)
-    forecaster = Forecaster(spec, panel.freq, season, panel.cutoff, encoding, network, others=tuple(others))
-    return Fitted(
+    forecaster = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network, other_networks=tuple(others))
+    return FitResult(
         forecaster,
         keeper.scores,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
-        steps_before=keeper.steps_before,
+        resumed_steps=keeper.resumed_steps,
         best_steps=keeper.best_step,
-        left_out=windows.left_out,
+        excluded_ids=windows.excluded_ids,
     )
 
 
-def _seeds(spec: Spec) -> list[int]:
+def _member_seeds(spec: Spec) -> list[int]:
     """One for the weights of each member; the first is that of a network alone."""
     seed = spec.training.seed
-    return [seed, *(mix(seed, member) for member in range(1, spec.members))]
+    return [seed, *(derive_epoch_seed(seed, member) for member in range(1, spec.members))]
 
 
 def refit(
     panel: Panel,
-    fitted: Fitted,
+    first_fit: FitResult,
     *,
-    initial: Forecaster | None = None,
+    initial: FittedModel | None = None,
     checkpoint: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
     progress: bool = False,
-) -> Forecaster:
+) -> FittedModel:
     """Trains anew on all of a panel, for as long as proved best on what `fit` held out of it.
 
-    The forecaster keeps its specification, and the calibration and blend of `fitted`: nothing is left to find others on.
+    The forecaster keeps its specification, and the calibration and blend of `first_fit`: nothing is left to find others on.
     """
-    spec = fitted.forecaster.spec
-    steps = spec.training.model_copy(update={"steps": fitted.best_steps, "valid_windows": 0, "refit": False})
+    spec = first_fit.model.spec
+    steps = spec.training.model_copy(update={"steps": first_fit.best_steps, "valid_windows": 0, "refit": False})
     again = fit(
         panel,
         spec.model_copy(update={"training": steps}),
@@ -154,11 +161,11 @@ def refit(
         accelerator=accelerator,
         progress=progress,
     )
-    before = fitted.forecaster
-    return replace(again.forecaster, spec=spec, calibration=before.calibration, blend=before.blend)
+    before = first_fit.model
+    return replace(again.model, spec=spec, calibration=before.calibration, blend_weights=before.blend_weights)
 
 
-def _start_from(initial: Forecaster, networks: Sequence[Regressor]) -> None:
+def _load_initial_weights(initial: FittedModel, networks: Sequence[Regressor]) -> None:
     """The weights of as many members; further ones keep their random weights."""
     for network, before in zip(networks, initial.networks, strict=False):
         weights = before.state_dict()
@@ -174,7 +181,7 @@ def _start_from(initial: Forecaster, networks: Sequence[Regressor]) -> None:
         network.load_state_dict(weights)
 
 
-def fit_digest(panel: Panel, spec: Spec, initial: Forecaster | None = None) -> str:
+def fit_digest(panel: Panel, spec: Spec, initial: FittedModel | None = None) -> str:
     """Identifies a fit: its data, its specification and what it starts from, hence its weights."""
     known = f"{panel.digest()}{spec.model_dump_json()}".encode()
     weights = [] if initial is None else [value for one in initial.networks for value in one.state_dict().values()]

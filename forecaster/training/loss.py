@@ -17,16 +17,16 @@ from torch import Tensor
 from forecaster.data.windows import Example, Window
 from forecaster.model.heads import Point
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import Laid, Memory, begin, blocks, bound_after, lay
-from forecaster.model.scaling import measure
+from forecaster.model.rollout import EncodedInputs, RolloutState, blocks, encode_inputs, start_rollout, updated_bound
+from forecaster.model.scaling import measure_scale
 from forecaster.shapes import Bool, Float, Int
 
-MOST = (
+MAX_UNIT_WEIGHT = (
     100.0  # seasonal errors that one scaled unit counts for, lest a series that hardly ever moved outweigh all others
 )
 
 
-class Beyond(NamedTuple):
+class UnrolledTargets(NamedTuple):
     """What a network is asked for after its window, where it reads what it said itself. The first block is the one that is
     asked for at the end of the window too.
 
@@ -38,14 +38,14 @@ class Beyond(NamedTuple):
         ahead: The covariates of the targets; none, if the network reads none.
     """
 
-    seen: Bool[Tensor, "*member track"]
+    started: Bool[Tensor, "*member track"]
     bound: Float[Tensor, "*member track"]
     target: Float[Tensor, "*member track step"]
     weight: Float[Tensor, "*member track step"]
-    ahead: Float[Tensor, "*member row step covariate"]
+    future_covariates: Float[Tensor, "*member row step covariate"]
 
 
-class Lesson(NamedTuple):
+class TrainingBatch(NamedTuple):
     """A batch as the loss takes it.
 
     A rollout network is asked after every segment of the window for the next one (windows shifted by one segment); a direct
@@ -64,137 +64,165 @@ class Lesson(NamedTuple):
     """
 
     inputs: Float[Tensor, "*member row segment feature"]
-    begun: Bool[Tensor, "*member row segment"]
-    past: Float[Tensor, "*member track back_and_step"]
+    mask: Bool[Tensor, "*member row segment"]
+    filled_values: Float[Tensor, "*member track back_and_step"]
     target: Float[Tensor, "*member track target"]
     weight: Float[Tensor, "*member track target"]
-    ahead: Float[Tensor, "*axes step covariate"] | None
+    future_covariates: Float[Tensor, "*axes step covariate"] | None
     static: Int[Tensor, "*member row static"] | None
-    beyond: Beyond | None = None
+    unrolled: UnrolledTargets | None = None
 
 
 def teacher_forced_loss(network: Regressor, example: Example) -> Float[Tensor, ""]:
     """The mean loss of y and the channels, scaled; the unobserved do not count, nor what nothing of the same was known before."""
-    [lesson] = lessons(network, example, batch=len(example.window.values))
-    return loss_of(network, lesson)
+    [lesson] = prepare_batches(network, example, batch_size=len(example.window.values))
+    return compute_loss(network, lesson)
 
 
-def loss_of(network: Regressor, lesson: Lesson) -> Float[Tensor, ""]:
+def compute_loss(network: Regressor, batch: TrainingBatch) -> Float[Tensor, ""]:
     """The mean loss of a lesson, scaled; half of it is that of what is unrolled. All that depends on weights happens here."""
-    rows, segment = len(lesson.inputs), network.segment
-    static = network.describe(lesson.static, rows=rows)
-    start = network.recurrent.start(rows, like=lesson.inputs)
-    outputs, state = network.recur(lesson.inputs, static, start, lesson.begun)
-    recent = lesson.past.unfold(1, network.back, 1)[:, segment::segment]  # before each target
+    rows, segment = len(batch.inputs), network.segment
+    static = network.embed_static(batch.static, rows=rows)
+    start = network.recurrent.initial_state(rows, like=batch.inputs)
+    outputs, state = network.run_recurrence(batch.inputs, static, start, batch.mask)
+    recent = batch.filled_values.unfold(1, network.lookback, 1)[:, segment::segment]  # before each target
     last = outputs[:, -1], recent[:, -1]
-    params = network.decode(*(last if network.direct else (outputs, recent)), lesson.ahead)
-    losses = network.head.loss(params.reshape(*lesson.target.shape, -1), lesson.target)
-    total: Tensor = (losses * lesson.weight).sum()
-    if lesson.beyond is None:
+    params = network.decode(*(last if network.is_direct else (outputs, recent)), batch.future_covariates)
+    losses = network.head.loss(params.reshape(*batch.target.shape, -1), batch.target)
+    total: Tensor = (losses * batch.weight).sum()
+    if batch.unrolled is None:
         return total
-    seen, bound, target, weight, ahead = lesson.beyond
-    as_it_is = measure(target.double(), "none")  # the values of a lesson are scaled already
-    memory = Memory(state, *last, seen, as_it_is, bound, time=0, static=static)
-    count, known = target.shape[1] // network.block, ahead if network.covariates else None
-    told = [block.params for block in blocks(network, memory, count=count, ahead=known)]
+    seen, bound, target, weight, ahead = batch.unrolled
+    as_it_is = measure_scale(target.double(), "none")  # the values of a lesson are scaled already
+    memory = RolloutState(state, *last, seen, as_it_is, bound, time=0, static=static)
+    count, known = target.shape[1] // network.block, ahead if network.num_covariates else None
+    told = [block.params for block in blocks(network, memory, count=count, future_covariates=known)]
     return total + (network.head.loss(torch.cat(told, dim=1), target) * weight).sum()
 
 
 @torch.no_grad()
-def lessons(
+def prepare_batches(
     network: Regressor,
     example: Example,
     *,
-    batch: int,
-    members: int | None = None,
-    unrolled: Sequence[int] = (),
-) -> Sequence[Lesson]:
+    batch_size: int,
+    num_members: int | None = None,
+    unrolled_blocks: Sequence[int] = (),
+) -> Sequence[TrainingBatch]:
     """The lessons of an example whose rows are those of several batches, one after the other.
 
     With members, each of a lesson's parts has a leading axis of them, and as many batches make one lesson.
-    `unrolled` says for how many blocks each lesson goes on after the window; nothing: for none.
+    `unrolled_blocks` says for how many blocks each lesson goes on after the window; nothing: for none.
     """
-    memory, window = begin(network, example.window)
-    laid, unit = lay(network, window, memory), _unit(network, example, memory)
-    first, ahead = example.future[:, : network.block], example.ahead
-    if network.direct:
+    memory, window = start_rollout(network, example.window)
+    laid, unit = encode_inputs(network, window, memory), _error_units(network, example, memory)
+    first, ahead = example.future[:, : network.block], example.future_covariates
+    if network.is_direct:
         target, time = first, window.values.shape[1]
-        began = laid.seen[:, -1:].expand_as(target)
+        began = laid.started[:, -1:].expand_as(target)
     else:
-        target, time = torch.cat([window.tracks[:, network.segment :], first], dim=1), network.segment
-        ahead = _next_segments(network, window, example)
-        seen = laid.seen.reshape(len(laid.seen), -1, network.segment).any(2)
+        target, time = torch.cat([window.targets[:, network.segment :], first], dim=1), network.segment
+        ahead = _next_segment_covariates(network, window, example)
+        seen = laid.started.reshape(len(laid.started), -1, network.segment).any(2)
         began = seen.repeat_interleave(network.segment, dim=1)
     counts = began & ~target.isnan()
     scaled = memory.scale.apply(target, time=time).masked_fill(~counts, 0.0)
-    count = len(laid.inputs) // batch
-    whole = Lesson(laid.inputs, laid.begun, laid.past, scaled, _weight(counts, unit, count=count), ahead, window.static)
-    lead = (count,) if members is None else (count // members, members)
-    made = [Lesson(*parts) for parts in _split(whole[:-1], lead)]  # type: ignore[arg-type]
-    if not any(unrolled):
+    count = len(laid.inputs) // batch_size
+    whole = TrainingBatch(
+        laid.inputs,
+        laid.mask,
+        laid.filled_values,
+        scaled,
+        _target_weights(counts, unit, num_batches=count),
+        ahead,
+        window.static,
+    )
+    lead = (count,) if num_members is None else (count // num_members, num_members)
+    made = [TrainingBatch(*parts) for parts in _split_batches(whole[:-1], lead)]  # type: ignore[arg-type]
+    if not any(unrolled_blocks):
         return made
-    beyond = _beyond(network, example, window, laid, memory, [k for k in unrolled for _ in range(count // lead[0])])
-    return [
-        one._replace(weight=one.weight / 2, beyond=_until(Beyond(*parts), steps=k * network.block)) if k else one  # type: ignore[arg-type]
-        for one, parts, k in zip(made, _split(beyond, lead), unrolled, strict=True)
-    ]
+    beyond = _prepare_unrolled_targets(
+        network, example, window, laid, memory, [k for k in unrolled_blocks for _ in range(count // lead[0])]
+    )
+    batches = []
+    for batch, parts, blocks in zip(made, _split_batches(beyond, lead), unrolled_blocks, strict=True):
+        if blocks:
+            targets = _truncate(UnrolledTargets(*parts), steps=blocks * network.block)  # type: ignore[arg-type]
+            batch = batch._replace(weight=batch.weight / 2, unrolled=targets)
+        batches.append(batch)
+    return batches
 
 
-def _beyond(
-    network: Regressor, example: Example, window: Window, laid: Laid, memory: Memory, unrolled: Sequence[int]
-) -> Beyond:
+def _prepare_unrolled_targets(
+    network: Regressor,
+    example: Example,
+    window: Window,
+    encoded: EncodedInputs,
+    rollout_state: RolloutState,
+    unrolled_blocks: Sequence[int],
+) -> UnrolledTargets:
     """What follows the windows of several batches, each of which unrolls so many blocks; the weights make half a mean."""
-    future, each = example.future, torch.tensor(unrolled, device=example.future.device) * network.block
+    future, each = example.future, torch.tensor(unrolled_blocks, device=example.future.device) * network.block
     length = each.repeat_interleave(len(future) // len(each))[:, None]
-    counts = laid.seen[:, -1:] & ~future.isnan() & (torch.arange(future.shape[1], device=future.device) < length)
-    return Beyond(
-        laid.seen[:, -1],
-        bound_after(network, window, laid, memory),
-        memory.scale.apply(future, time=window.values.shape[1]).masked_fill(~counts, 0.0),
-        _weight(counts, _unit(network, example, memory), count=len(each)) / 2,
-        laid.inputs.new_zeros(len(laid.inputs), future.shape[1], 0) if example.ahead is None else example.ahead,
+    counts = encoded.started[:, -1:] & ~future.isnan() & (torch.arange(future.shape[1], device=future.device) < length)
+    return UnrolledTargets(
+        encoded.started[:, -1],
+        updated_bound(network, window, encoded, rollout_state),
+        rollout_state.scale.apply(future, time=window.values.shape[1]).masked_fill(~counts, 0.0),
+        _target_weights(counts, _error_units(network, example, rollout_state), num_batches=len(each)) / 2,
+        encoded.inputs.new_zeros(len(encoded.inputs), future.shape[1], 0)
+        if example.future_covariates is None
+        else example.future_covariates,
     )
 
 
-def _until(beyond: Beyond, *, steps: int) -> Beyond:
-    return beyond._replace(
-        target=beyond.target[..., :steps], weight=beyond.weight[..., :steps], ahead=beyond.ahead[..., :steps, :]
+def _truncate(targets: UnrolledTargets, *, steps: int) -> UnrolledTargets:
+    return targets._replace(
+        target=targets.target[..., :steps],
+        weight=targets.weight[..., :steps],
+        future_covariates=targets.future_covariates[..., :steps, :],
     )
 
 
-def _weight(
-    counts: Bool[Tensor, "track target"], unit: Float[Tensor, "track"] | None, *, count: int
+def _target_weights(
+    mask: Bool[Tensor, "track target"], unit: Float[Tensor, "track"] | None, *, num_batches: int
 ) -> Float[Tensor, "track target"]:
     """Weights that make a mean over what counts of each of so many batches, in units where there are such."""
-    each = counts.reshape(count, -1).sum(1).clamp(min=1)
-    weight = counts / each.repeat_interleave(len(counts) // count)[:, None]
+    each = mask.reshape(num_batches, -1).sum(1).clamp(min=1)
+    weight = mask / each.repeat_interleave(len(mask) // num_batches)[:, None]
     return weight if unit is None else weight * unit[:, None]
 
 
-def _unit(network: Regressor, example: Example, memory: Memory) -> Float[Tensor, "track"] | None:
+def _error_units(network: Regressor, example: Example, rollout_state: RolloutState) -> Float[Tensor, "track"] | None:
     """What the error of one scaled unit counts for, in units of the seasonal naive's; None where all units count alike."""
-    if example.error is None:
+    if example.error_scale is None:
         return None
-    unit = (memory.scale.unit / example.error).clamp(max=MOST)
-    squares = isinstance(network.head, Point) and network.head.penalty == "mse"
+    unit = (rollout_state.scale.unit / example.error_scale).clamp(max=MAX_UNIT_WEIGHT)
+    squares = isinstance(network.head, Point) and network.head.criterion == "mse"
     return (unit.square() if squares else unit).float()
 
 
-def _split(record: Iterable[Tensor | None], lead: tuple[int, ...]) -> Iterator[tuple[Tensor | None, ...]]:
+def _split_batches(
+    record: Iterable[Tensor | None], batch_shape: tuple[int, ...]
+) -> Iterator[tuple[Tensor | None, ...]]:
     """The parts of a record for each of several lessons, which lie one after the other."""
-    size = math.prod(lead)
+    size = math.prod(batch_shape)
     parts = [
-        [None] * lead[0] if part is None else part.reshape(*lead, len(part) // size, *part.shape[1:]).unbind()
+        [None] * batch_shape[0]
+        if part is None
+        else part.reshape(*batch_shape, len(part) // size, *part.shape[1:]).unbind()
         for part in record
     ]
     return zip(*parts, strict=True)
 
 
-def _next_segments(
+def _next_segment_covariates(
     network: Regressor, window: Window, example: Example
 ) -> Float[Tensor, "row segment step covariate"] | None:
     """The covariates of the segment that follows each segment of the window."""
-    if window.covariates is None or example.ahead is None:
+    if window.covariates is None or example.future_covariates is None:
         return None
-    following = torch.cat([window.covariates[:, network.segment :], example.ahead[:, : network.segment]], dim=1)
+    following = torch.cat(
+        [window.covariates[:, network.segment :], example.future_covariates[:, : network.segment]], dim=1
+    )
     return following.reshape(len(following), -1, network.segment, following.shape[2])

@@ -11,7 +11,7 @@ from forecaster.spec import Spec
 from forecaster.training.fit import fit
 
 
-class Choice(NamedTuple):
+class CandidateSelection(NamedTuple):
     """The specification that was chosen, and what each came to.
 
     Attributes:
@@ -23,13 +23,13 @@ class Choice(NamedTuple):
     errors: tuple[float, ...]
 
 
-def choose(
+def select_on_validation(
     panel: Panel,
     candidates: Sequence[Spec],
     *,
     accelerator: str = "auto",
-    tell: Callable[[Spec, float], None] | None = None,
-) -> Choice:
+    on_result: Callable[[Spec, float], None] | None = None,
+) -> CandidateSelection:
     """Fits one network of each candidate, and takes the best; the first where there is one alone.
 
     Only what may be known is in `panel`: its last steps (`Spec.held_out`) judge, and nothing after them.
@@ -41,7 +41,7 @@ def choose(
         tell: Is told of each as it is done.
     """
     if len(candidates) == 1:
-        return Choice(candidates[0], ())
+        return CandidateSelection(candidates[0], ())
     errors = []
     for spec in candidates:
         try:
@@ -49,6 +49,6 @@ def choose(
             errors.append(fit(panel, alone, accelerator=accelerator).scores["valid/rollout"])
         except NonFiniteLoss:
             errors.append(float("inf"))
-        if tell is not None:
-            tell(spec, errors[-1])
-    return Choice(candidates[errors.index(min(errors))], tuple(errors))
+        if on_result is not None:
+            on_result(spec, errors[-1])
+    return CandidateSelection(candidates[errors.index(min(errors))], tuple(errors))

@@ -10,9 +10,9 @@ from cyclopts import Parameter
 
 from forecaster.errors import InputError
 from pipelines.commands.console import warn
-from pipelines.commands.options import Where, can_be_written
+from pipelines.commands.options import RootOptions, validate_output_paths
 
-_WHERE = Where()
+_ROOT_OPTIONS = RootOptions()
 
 
 def compare(
@@ -22,7 +22,7 @@ def compare(
     plot: Path | None = None,
     series: str | None = None,
     different_data: Annotated[bool, Parameter(negative="")] = False,
-    where: Where = _WHERE,
+    where: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Holds runs against the first of them: headline metrics, a paired test on raw errors, differences of specification.
 
@@ -41,26 +41,26 @@ def compare(
     different_data
         Compare runs that were trained or tested on different data too; what differs is told.
     """
-    can_be_written(html=html, json=json)
+    validate_output_paths(html=html, json=json)
     if plot is not None and not os.access(plot if plot.is_dir() else plot.parent, os.W_OK):
         raise InputError(
             f"Expected a folder for --plot {plot}; found none that can be written. Name another.", where="plot"
         )
     from pipelines.comparison import report
-    from pipelines.comparison.compare import by_horizon, compared, overlay
-    from pipelines.tracking.reader import recorded
+    from pipelines.comparison.compare import compare_runs, plot_error_by_horizon, plot_overlay
+    from pipelines.tracking.reader import load_run
 
-    root = where.existing()
-    found = compared([recorded(told, root) for told in runs], different_data=different_data)
-    for line in found.told:
+    root = where.open_existing_root()
+    found = compare_runs([load_run(told, root) for told in runs], allow_different_data=different_data)
+    for line in found.messages:
         warn(line)
-    for line in report.as_lines(found):
+    for line in report.render_comparison_lines(found):
         print(line)
     if json is not None:
-        json.write_text(report.as_json(found))
+        json.write_text(report.render_comparison_json(found))
     if html is not None:
-        html.write_text(report.as_html(found, series=series))
-    if plot is not None and found.shared is not None:
+        html.write_text(report.render_comparison_html(found, series=series))
+    if plot is not None and found.shared_backtest is not None:
         plot.mkdir(exist_ok=True)
-        overlay(found, series).savefig(plot / "forecasts.png")
-        by_horizon(found).savefig(plot / "error_by_horizon.png")
+        plot_overlay(found, series).savefig(plot / "forecasts.png")
+        plot_error_by_horizon(found).savefig(plot / "error_by_horizon.png")

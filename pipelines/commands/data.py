@@ -7,11 +7,11 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from forecaster.errors import InputError
-from pipelines.commands.console import print_summary
-from pipelines.commands.options import Reading
+from pipelines.commands.console import print_panel_summary
+from pipelines.commands.options import DataOptions
 
 data_app = App(name="data", help="Looks at data before anything is trained on them.")
-_READING = Reading()
+_DATA_OPTIONS = DataOptions()
 
 
 @data_app.command
@@ -21,7 +21,7 @@ def check(
     covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     channel: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    reading: Reading = _READING,
+    reading: DataOptions = _DATA_OPTIONS,
 ) -> None:
     """Checks data as train would, and tells what they are like. Ends with 0 if they can be used, with 2 if not.
 
@@ -36,12 +36,12 @@ def check(
     channel
         A column of which the past alone is known; may be given again.
     """
-    from pipelines.sources import read
+    from pipelines.sources import read_panel
 
     try:
-        panel = read(reading.of(data)._replace(covariates=covariate, static=static, channels=channel))
+        panel = read_panel(reading.to_data_source(data)._replace(covariates=covariate, static=static, channels=channel))
     except InputError as error:
         print(f"{data or reading.sql}: cannot be used ({error.code})")
         raise
     print(f"{data or reading.sql}: can be used{', as repaired' if panel.repairs else ''}")
-    print_summary(panel)
+    print_panel_summary(panel)

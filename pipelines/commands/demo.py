@@ -1,15 +1,15 @@
-"""The command `demo`: from a series to a served forecast."""
+"""The command `run_demo`: from a series to a served forecast."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.commands.options import Where
+from pipelines.commands.options import RootOptions
 
-_WHERE = Where()
+_ROOT_OPTIONS = RootOptions()
 
 
-def demo(*, configs: Path = Path("configs"), where: Where = _WHERE) -> None:
+def demo(*, configs: Path = Path("configs"), where: RootOptions = _ROOT_OPTIONS) -> None:
     """Trains on real data and on the classical series, registers, promotes, serves, asks over HTTP, and draws the answer.
 
     Parameters
@@ -17,6 +17,6 @@ def demo(*, configs: Path = Path("configs"), where: Where = _WHERE) -> None:
     configs
         Folder with hospital.yaml and sine.yaml.
     """
-    from pipelines.demo import demo as run
+    from pipelines.demo import run_demo as run
 
-    run(configs, where.open())
+    run(configs, where.open_root())

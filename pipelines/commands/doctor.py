@@ -16,29 +16,29 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError
-from pipelines.commands.options import Where
-from pipelines.settings import Root, check_address
+from pipelines.commands.options import RootOptions
+from pipelines.settings import Root, validate_tracking_uri
 
 if TYPE_CHECKING:
     import sqlite3
 
-Word = Literal["ok", "note", "bad"]
-_WHERE = Where()
-_PYTHONS = ((3, 11), (3, 12))
-_LEAST_FREE = 1e9  # bytes
-_PATIENCE_S = 1.0
-_PORT = 3000  # of the service, unless it is told otherwise
+DiagnosticStatus = Literal["ok", "note", "bad"]
+_ROOT_OPTIONS = RootOptions()
+_SUPPORTED_PYTHONS = ((3, 11), (3, 12))
+_MIN_FREE_BYTES = 1e9  # bytes
+_TIMEOUT_S = 1.0
+_DEFAULT_PORT = 3000  # of the service, unless it is told otherwise
 
 
-class Finding(NamedTuple):
+class Diagnostic(NamedTuple):
     """What one look found: `note` is worth knowing, `bad` has to be mended."""
 
     name: str
-    word: Word
+    word: DiagnosticStatus
     told: str
 
 
-class Place(NamedTuple):
+class DiagnosticContext(NamedTuple):
     """Where to look."""
 
     root: Root
@@ -50,16 +50,16 @@ class Place(NamedTuple):
         return Path(self.environ.get("FORECASTER_SERVING_SLOT") or self.root.slot)
 
     @property
-    def address(self) -> str:
+    def service_url(self) -> str:
         """The service on this machine."""
-        return f"http://127.0.0.1:{self.environ.get('FORECASTER_SERVING_PORT') or _PORT}"
+        return f"http://127.0.0.1:{self.environ.get('FORECASTER_SERVING_PORT') or _DEFAULT_PORT}"
 
 
 def doctor(
     *,
     deep: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
-    where: Where = _WHERE,
+    where: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Looks at what this machine has, and at the stores of a root; ends with 1 if something has to be mended.
 
@@ -70,9 +70,9 @@ def doctor(
     json
         Print the findings as JSON.
     """
-    check_address(where.tracking_uri)
-    place = Place(Root(where.root.expanduser().absolute(), where.tracking_uri), os.environ)
-    found = [finding for look in (*LOOKS, *(DEEP if deep else ())) for finding in _looked(look, place)]
+    validate_tracking_uri(where.tracking_uri)
+    place = DiagnosticContext(Root(where.root.expanduser().absolute(), where.tracking_uri), os.environ)
+    found = [finding for look in (*CHECKS, *(DEEP_CHECKS if deep else ())) for finding in _run_check(look, place)]
     if json:
         print(dumps([finding._asdict() for finding in found], indent=2))
     else:
@@ -81,28 +81,28 @@ def doctor(
         sys.exit(1)
 
 
-def _looked(look: Callable[[Place], list[Finding]], place: Place) -> list[Finding]:
+def _run_check(check: Callable[[DiagnosticContext], list[Diagnostic]], context: DiagnosticContext) -> list[Diagnostic]:
     import sqlite3
 
     try:
-        return look(place)
+        return check(context)
     except (
         ForecasterError,
         OSError,
         sqlite3.Error,
         ValueError,
     ) as error:  # what a look did not foresee is a finding too
-        return [Finding(look.__name__.strip("_"), "bad", _clean(str(error)))]
+        return [Diagnostic(check.__name__.removeprefix("_check_"), "bad", _mask_credentials(str(error)))]
 
 
-def _python(_: Place) -> list[Finding]:
+def _check_python(_: DiagnosticContext) -> list[Diagnostic]:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] not in _PYTHONS:
-        return [Finding("python", "bad", f"{version}; 3.11 or 3.12 is needed")]
-    return [Finding("python", "ok", version)]
+    if sys.version_info[:2] not in _SUPPORTED_PYTHONS:
+        return [Diagnostic("python", "bad", f"{version}; 3.11 or 3.12 is needed")]
+    return [Diagnostic("python", "ok", version)]
 
 
-def _packages(_: Place) -> list[Finding]:
+def _check_packages(_: DiagnosticContext) -> list[Diagnostic]:
     """Those of the installed project's own metadata: what is needed, and by extra what may be left out."""
     from importlib import metadata
 
@@ -110,10 +110,10 @@ def _packages(_: Place) -> list[Finding]:
         lines = metadata.requires("forecaster") or []
     except metadata.PackageNotFoundError:
         return [
-            Finding("packages", "note", "run from a checkout: versions cannot be checked; pip install . would tell")
+            Diagnostic("packages", "note", "run from a checkout: versions cannot be checked; pip install . would tell")
         ]
     if find_spec("packaging") is None:
-        return [Finding("packages", "note", "versions cannot be checked without the package 'packaging'")]
+        return [Diagnostic("packages", "note", "versions cannot be checked without the package 'packaging'")]
     from packaging.requirements import Requirement
 
     missing: dict[str, list[str]] = {}
@@ -136,75 +136,79 @@ def _packages(_: Place) -> list[Finding]:
     bad = [f"{', '.join(missing[''])} missing"] if "" in missing else []
     bad += [told for group, all_told in wrong.items() if not group or group not in missing for told in all_told]
     if bad:
-        return [Finding("packages", "bad", f"{'; '.join(bad)}: install forecaster and its extras again")]
+        return [Diagnostic("packages", "bad", f"{'; '.join(bad)}: install forecaster and its extras again")]
     whole = ", ".join(sorted(groups - set(missing) - {""})) or "none"
     partly = "; ".join(f"{group} lacks {', '.join(names)}" for group, names in sorted(missing.items()))
-    return [Finding("packages", "ok", f"extras: {whole}{f' ({partly})' if partly else ''}")]
+    return [Diagnostic("packages", "ok", f"extras: {whole}{f' ({partly})' if partly else ''}")]
 
 
-def _kernel(_: Place) -> list[Finding]:
-    from forecaster.model.recurrence.library import library
+def _check_kernel(_: DiagnosticContext) -> list[Diagnostic]:
+    from forecaster.model.recurrence.library import load_library
 
-    if library() is None:
+    if load_library() is None:
         return [
-            Finding("kernel", "note", "not compiled: graphs and PyTorch compute instead; a C compiler and pip install")
+            Diagnostic(
+                "kernel", "note", "not compiled: graphs and PyTorch compute instead; a C compiler and pip install"
+            )
         ]
-    return [Finding("kernel", "ok", "compiled")]
+    return [Diagnostic("kernel", "ok", "compiled")]
 
 
-def _processors(place: Place) -> list[Finding]:
-    cores, told = len(os.sched_getaffinity(0)), place.environ.get("OMP_NUM_THREADS")
+def _check_processors(context: DiagnosticContext) -> list[Diagnostic]:
+    cores, told = len(os.sched_getaffinity(0)), context.environ.get("OMP_NUM_THREADS")
     threads = f"OMP_NUM_THREADS={told}" if told else "OMP_NUM_THREADS is not set"
     cards = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     gpu = f"{cards} GPU" if cards else "no GPU"
     if told and told.isdecimal() and int(told) > cores:
-        return [Finding("processors", "note", f"{cores} cores, {threads}: threads would wait for each other; {gpu}")]
-    return [Finding("processors", "ok", f"{cores} cores, {threads}; {gpu}")]
+        return [Diagnostic("processors", "note", f"{cores} cores, {threads}: threads would wait for each other; {gpu}")]
+    return [Diagnostic("processors", "ok", f"{cores} cores, {threads}; {gpu}")]
 
 
-def _root(place: Place) -> list[Finding]:
-    path = place.root.path
+def _check_root(context: DiagnosticContext) -> list[Diagnostic]:
+    path = context.root.path
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        return [Finding("root", "bad", f"{path} cannot be written; name another with --root")]
+        return [Diagnostic("root", "bad", f"{path} cannot be written; name another with --root")]
     free = shutil.disk_usage(there).free
     told = f"{path}{'' if there == path else ' (not made yet)'}, {free / 1e9:.1f} GB free"
-    return [Finding("root", "bad" if free < _LEAST_FREE else "ok", told)]
+    return [Diagnostic("root", "bad" if free < _MIN_FREE_BYTES else "ok", told)]
 
 
-def _store(place: Place) -> list[Finding]:
+def _check_store(context: DiagnosticContext) -> list[Diagnostic]:
     """The registry. MLflow itself is not loaded: of a database its migration is read, a server is asked for its health."""
-    uri = place.root.store
+    uri = context.root.store_uri
     scheme, _, rest = uri.partition("://")
     if scheme in ("http", "https"):
-        status = _status(f"{uri.rstrip('/')}/health")
-        word: Word = "ok" if status == 200 else "bad"
+        status = _request_status(f"{uri.rstrip('/')}/health")
+        word: DiagnosticStatus = "ok" if status == 200 else "bad"
         return [
-            Finding(
+            Diagnostic(
                 "store",
                 word,
-                f"{_clean(uri)} {'answers' if status == 200 else f'does not answer as MLflow ({status})'}",
+                f"{_mask_credentials(uri)} {'answers' if status == 200 else f'does not answer as MLflow ({status})'}",
             )
         ]
     if scheme != "sqlite":
-        return [Finding("store", "note", f"{_clean(uri)}: databases other than SQLite are not looked at")]
+        return [Diagnostic("store", "note", f"{_mask_credentials(uri)}: databases other than SQLite are not looked at")]
     path = Path(rest.removeprefix("/"))
     if not path.exists():
-        return [Finding("store", "ok", f"{path}: none yet; the first training makes it")]
-    with closing(_opened(path)) as database:
+        return [Diagnostic("store", "ok", f"{path}: none yet; the first training makes it")]
+    with closing(_open_read_only(path)) as database:
         [revision] = database.execute("SELECT version_num FROM alembic_version").fetchone()
         names = [name for (name,) in database.execute("SELECT DISTINCT name FROM registered_models ORDER BY name")]
-    behind = _behind(str(revision))
+    behind = _has_later_migration(str(revision))
     if behind:
         return [
-            Finding("store", "note", f"{path}: of another MLflow ({revision}), which migrates it when it is opened")
+            Diagnostic("store", "note", f"{path}: of another MLflow ({revision}), which migrates it when it is opened")
         ]
     frozen = "" if os.access(path, os.W_OK) else ", read-only: forecaster rollback NAME --local works all the same"
     models = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return [Finding("store", "note" if frozen else "ok", f"{path}: {len(names)} models ({models or 'none'}){frozen}")]
+    return [
+        Diagnostic("store", "note" if frozen else "ok", f"{path}: {len(names)} models ({models or 'none'}){frozen}")
+    ]
 
 
-def _behind(revision: str) -> bool:
+def _has_later_migration(revision: str) -> bool:
     """Whether the MLflow that is installed knows later tables; it is not imported for that."""
     package = find_spec("mlflow")
     if package is None or not package.submodule_search_locations:
@@ -214,82 +218,98 @@ def _behind(revision: str) -> bool:
     return any(re.search(rf"^down_revision\b.*[\"']{revision}[\"']", text, re.MULTILINE) for text in texts)
 
 
-def _slot(place: Place) -> list[Finding]:
-    from forecaster.bundle.artifact import check_files, digest
+def _check_slot(context: DiagnosticContext) -> list[Diagnostic]:
+    from forecaster.bundle.artifact import compute_bundle_digest, verify_files
 
-    current = place.slot / "current"
+    current = context.slot / "current"
     if not current.exists():
-        return [Finding("slot", "ok", f"{place.slot}: nothing served yet")]
+        return [Diagnostic("slot", "ok", f"{context.slot}: nothing served yet")]
     release = loads((current / "release.json").read_bytes())
-    manifest = check_files(current / "bundle")
-    if digest(current / "bundle") != release["digest"]:
-        return [Finding("slot", "bad", f"{place.slot}: the bundle is not the one that release.json names")]
-    pinned = ", rolled back here (forecaster rollback --local)" if (place.slot / "pinned.json").exists() else ""
+    manifest = verify_files(current / "bundle")
+    if compute_bundle_digest(current / "bundle") != release["digest"]:
+        return [Diagnostic("slot", "bad", f"{context.slot}: the bundle is not the one that release.json names")]
+    pinned = ", rolled back here (forecaster rollback --local)" if (context.slot / "pinned.json").exists() else ""
     told = f"{release['name']} version {release['version']} ({release['digest'][:12]}), every {manifest.freq}{pinned}"
-    return [Finding("slot", "note" if pinned else "ok", told)]
+    return [Diagnostic("slot", "note" if pinned else "ok", told)]
 
 
-def _ledger(place: Place) -> list[Finding]:
-    said = place.environ.get("FORECASTER_SERVING_LEDGER") or "off"
+def _check_ledger(context: DiagnosticContext) -> list[Diagnostic]:
+    said = context.environ.get("FORECASTER_SERVING_LEDGER") or "off"
     if said not in ("on", "off") and not said.startswith("sqlite:///"):
-        return [Finding("ledger", "note", "in a database other than SQLite, which is not looked at")]
-    path = Path(said.removeprefix("sqlite:///")) if said not in ("on", "off") else place.slot / "ledger.db"
+        return [Diagnostic("ledger", "note", "in a database other than SQLite, which is not looked at")]
+    path = Path(said.removeprefix("sqlite:///")) if said not in ("on", "off") else context.slot / "ledger.db"
     if not path.exists():
-        return [Finding("ledger", "ok", f"none at {path}")]
-    with closing(_opened(path)) as database:
+        return [Diagnostic("ledger", "ok", f"none at {path}")]
+    with closing(_open_read_only(path)) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     return [
-        Finding(
+        Diagnostic(
             "ledger", "ok" if tables else "bad", f"{path}: {len(tables)} tables, {path.stat().st_size / 1e6:.1f} MB"
         )
     ]
 
 
-def _port(place: Place) -> list[Finding]:
-    status = _status(f"{place.address}/livez")
+def _check_port(context: DiagnosticContext) -> list[Diagnostic]:
+    status = _request_status(f"{context.service_url}/livez")
     if status == 0:
-        return [Finding("port", "ok", f"{place.address} is free")]
+        return [Diagnostic("port", "ok", f"{context.service_url} is free")]
     if status != 200:
-        return [Finding("port", "bad", f"{place.address} belongs to another program ({status}); serve with --port")]
-    ready = _status(f"{place.address}/readyz")
-    return [Finding("port", "ok", f"{place.address}: a service, {'ready' if ready == 200 else f'not ready ({ready})'}")]
+        return [
+            Diagnostic("port", "bad", f"{context.service_url} belongs to another program ({status}); serve with --port")
+        ]
+    ready = _request_status(f"{context.service_url}/readyz")
+    return [
+        Diagnostic(
+            "port", "ok", f"{context.service_url}: a service, {'ready' if ready == 200 else f'not ready ({ready})'}"
+        )
+    ]
 
 
-def _torch(_: Place) -> list[Finding]:
+def _check_torch(_: DiagnosticContext) -> list[Diagnostic]:
     import torch
 
     cards = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     told = f"{torch.__version__}, {torch.get_num_threads()} threads, {', '.join(cards) or 'no GPU'}"
-    return [Finding("torch", "ok", told)]
+    return [Diagnostic("torch", "ok", told)]
 
 
-def _model(place: Place) -> list[Finding]:
+def _check_model(context: DiagnosticContext) -> list[Diagnostic]:
     from forecaster.bundle import artifact
 
-    if not (place.slot / "current").exists():
+    if not (context.slot / "current").exists():
         return []
-    artifact.predictor(place.slot / "current" / "bundle")
-    return [Finding("model", "ok", "the model in use answers its golden requests")]
+    artifact.load_predictor(context.slot / "current" / "bundle")
+    return [Diagnostic("model", "ok", "the model in use answers its golden requests")]
 
 
-LOOKS = (_python, _packages, _kernel, _processors, _root, _store, _slot, _ledger, _port)
-DEEP = (_torch, _model)
+CHECKS = (
+    _check_python,
+    _check_packages,
+    _check_kernel,
+    _check_processors,
+    _check_root,
+    _check_store,
+    _check_slot,
+    _check_ledger,
+    _check_port,
+)
+DEEP_CHECKS = (_check_torch, _check_model)
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _open_read_only(path: Path) -> sqlite3.Connection:
     """A SQLite database, to be read alone."""
     import sqlite3
 
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_PATIENCE_S)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_TIMEOUT_S)
 
 
-def _status(url: str) -> int:
+def _request_status(url: str) -> int:
     """The status of an answer; 0 where nobody listens, -1 where nobody answers in HTTP or in time."""
     import urllib.error
     import urllib.request
 
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_PATIENCE_S) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_TIMEOUT_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -299,6 +319,6 @@ def _status(url: str) -> int:
         return -1
 
 
-def _clean(text: str) -> str:
+def _mask_credentials(text: str) -> str:
     """Without user and password in an address."""
     return re.sub(r"//[^/\s@]*@", "//", " ".join(text.split()))

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from forecaster.errors import BadId, InputError
 from pipelines.commands.console import warn, write_table
-from pipelines.commands.options import Reading, Where, bundle_of, can_be_written, in_range
+from pipelines.commands.options import DataOptions, RootOptions, resolve_bundle, validate_counts, validate_output_paths
 
 if TYPE_CHECKING:
     from forecaster.explain.attribution import Explanation
 
-_WHERE, _READING = Where(), Reading()
-_MOST = 5  # values that are told one by one
+_ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
+_MAX_ATTRIBUTIONS = 5  # values that are told one by one
 
 
 def inspect(
@@ -25,8 +25,8 @@ def inspect(
     steps: int = 256,
     plot: Path | None = None,
     out: Path | None = None,
-    reading: Reading = _READING,
-    where: Where = _WHERE,
+    reading: DataOptions = _DATA_OPTIONS,
+    where: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Looks into a network while it reads a history: how far back it remembers, its gates, what its forecast rests on.
 
@@ -48,18 +48,18 @@ def inspect(
         Where to write a table with a row for each step (CSV or Parquet).
     """
     from forecaster.bundle import artifact
-    from forecaster.explain.attribution import MOST_STEPS, explain
-    from pipelines.sources import read
+    from forecaster.explain.attribution import MAX_STEPS, explain
+    from pipelines.sources import read_panel
 
-    in_range(horizon=horizon)
-    if not 1 <= steps <= MOST_STEPS:
+    validate_counts(horizon=horizon)
+    if not 1 <= steps <= MAX_STEPS:
         raise InputError(
-            f"Expected --steps from 1 to {MOST_STEPS}; found {steps}. Ask for another number.", where="steps"
+            f"Expected --steps from 1 to {MAX_STEPS}; found {steps}. Ask for another number.", where="steps"
         )
-    can_be_written(out=out, plot=plot)
-    source = reading.of(data)
-    forecaster = artifact.load(bundle_of(model, where))
-    panel = read(source.for_spec(forecaster.spec))
+    validate_output_paths(out=out, plot=plot)
+    source = reading.to_data_source(data)
+    forecaster = artifact.load_bundle(resolve_bundle(model, where))
+    panel = read_panel(source.for_spec(forecaster.spec))
     for repair in panel.repairs:
         warn(repair)
     found = [one for one in panel.series if series is None or one.id == series]
@@ -70,28 +70,30 @@ def inspect(
     told = explain(forecaster, found[0], horizon=horizon, steps=steps)
     for note in told.notes:
         warn(note)
-    _print(told)
+    _print_explanation(told)
     if plot is not None or out is not None:
-        from forecaster.explain.plots import explanation_plot, explanation_table
+        from forecaster.explain.plots import build_explanation_table, plot_explanation
 
-        write_table(out, lambda: explanation_table(told))
+        write_table(out, lambda: build_explanation_table(told))
         if plot is not None:
-            explanation_plot(told, title=f"{forecaster.spec.name}: {told.id}").savefig(plot)
+            plot_explanation(told, title=f"{forecaster.spec.name}: {told.id}").savefig(plot)
 
 
-def _print(told: Explanation) -> None:
+def _print_explanation(explanation: Explanation) -> None:
     import numpy as np
 
-    remembered = "nothing moves its state" if told.half_life is None else f"{told.half_life:.4g} steps"
-    print(f"{'series':12}{told.id}, {len(told.ds)} steps up to {told.ds[-1]}")
+    remembered = "nothing moves its state" if explanation.half_life is None else f"{explanation.half_life:.4g} steps"
+    print(f"{'series':12}{explanation.id}, {len(explanation.ds)} steps up to {explanation.ds[-1]}")
     print(f"{'half-life':12}{remembered}")
-    for number, layer in enumerate(told.layers, start=1):
+    for number, layer in enumerate(explanation.layers, start=1):
         means = [f"{name} {np.nanmean(values):.3g}" for name, values in layer.gates.items()]
         alone = [] if layer.half_life is None else [f"half-life of its gate alone {layer.half_life:.4g} steps"]
         told_of = [*means, *alone, f"size of its state {np.nanmean(layer.norm):.3g}"]
         print(f"{f'layer {number}':12}{', '.join(told_of)}")
-    ahead = f"on average over {told.horizon} steps"
-    print(f"{'forecast':12}{told.forecast:.6g} {ahead}, {told.baseline:.6g} from a history that scaling turns to zeros")
-    order = np.argsort(-np.abs(told.attribution), kind="stable")[:_MOST]
-    for place in sorted(int(one) for one in order if told.attribution[one]):
-        print(f"{'':12}{told.attribution[place]:+.4g} by {told.ds[place]} ({told.y[place]:.6g})")
+    ahead = f"on average over {explanation.horizon} steps"
+    print(
+        f"{'forecast':12}{explanation.forecast:.6g} {ahead}, {explanation.baseline:.6g} from a history that scaling turns to zeros"
+    )
+    order = np.argsort(-np.abs(explanation.attribution), kind="stable")[:_MAX_ATTRIBUTIONS]
+    for place in sorted(int(one) for one in order if explanation.attribution[one]):
+        print(f"{'':12}{explanation.attribution[place]:+.4g} by {explanation.ds[place]} ({explanation.y[place]:.6g})")

@@ -9,10 +9,10 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from pipelines.commands.options import Where
+from pipelines.commands.options import RootOptions
 
 key_app = App(name="key", help="API keys of the service.")
-_WHERE = Where()
+_ROOT_OPTIONS = RootOptions()
 
 
 @key_app.command(name="new")
@@ -21,7 +21,7 @@ def new_key(
     *,
     scope: Annotated[tuple[str, ...], Parameter(negative="")] = ("read",),
     keys: Annotated[Path | None, Parameter(env_var="FORECASTER_SERVING_KEYS_FILE")] = None,
-    where: Where = _WHERE,
+    where: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Makes an API key: prints it, this once, and adds its hash to a file for `serve --keys`.
 
@@ -37,6 +37,6 @@ def new_key(
     keys
         The file; `keys` under the root, if not given.
     """
-    file = (keys or where.open().path / "keys").expanduser().absolute()
+    file = (keys or where.open_root().path / "keys").expanduser().absolute()
     # By name and not by import, as `serve`.
     os.execv(sys.executable, [sys.executable, "-m", "serving.asgi.auth", name, ",".join(scope), str(file)])  # noqa: S606

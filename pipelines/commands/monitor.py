@@ -10,10 +10,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pipelines.commands.console import warn
-from pipelines.commands.options import Where, can_be_written
+from pipelines.commands.options import RootOptions, validate_output_paths
 
-_WHERE = Where()
-_READABLE = 0o644  # a node exporter is another user
+_ROOT_OPTIONS = RootOptions()
+_FILE_MODE = 0o644  # a node exporter is another user
 
 
 def monitor(
@@ -24,7 +24,7 @@ def monitor(
     html: Path | None = None,
     json: Path | None = None,
     prometheus: Path | None = None,
-    where: Where = _WHERE,
+    where: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Compares what the champion foretold users with what came; ends with 3 if action is needed, and says why.
 
@@ -44,24 +44,29 @@ def monitor(
         Where to write the figures for a node exporter's folder of text files.
     """
     from forecaster.storage import atomic
-    from pipelines.monitoring.monitor import look
-    from pipelines.monitoring.report import as_html, as_json, as_prometheus, metrics
-    from pipelines.tracking.logger import recording
-    from pipelines.tracking.run import keep_check
+    from pipelines.monitoring.monitor import build_monitoring_report
+    from pipelines.monitoring.report import (
+        build_run_metrics,
+        render_report_html,
+        render_report_json,
+        render_report_prometheus,
+    )
+    from pipelines.tracking.logger import log_tracking_errors
+    from pipelines.tracking.run import record_monitoring_run
 
-    root = where.existing()
-    can_be_written(html=html, json=json, prometheus=prometheus)
-    report = look(root, name, url=url, since=since)
-    told, page = as_json(report), as_html(report)
-    for path, text in ((html, page), (json, told), (prometheus, as_prometheus(report))):
+    root = where.open_existing_root()
+    validate_output_paths(html=html, json=json, prometheus=prometheus)
+    report = build_monitoring_report(root, name, url=url, since=since)
+    told, page = render_report_json(report), render_report_html(report)
+    for path, text in ((html, page), (json, told), (prometheus, render_report_prometheus(report))):
         if path is not None:
             atomic.write_text(path, text)
-            path.chmod(_READABLE)
-    with recording("the check"):
-        keep_check(
+            path.chmod(_FILE_MODE)
+    with log_tracking_errors("the check"):
+        record_monitoring_run(
             report.spec,
             root=root.path,
-            uri=root.uri,
+            tracking_uri=root.tracking_uri,
             tags={
                 "trigger": "monitor",
                 "version": report.model.version,
@@ -69,7 +74,7 @@ def monitor(
                 "action": "needed" if report.reasons else "none",
                 "reasons": "; ".join(report.reasons)[:5000],
             },
-            scores=metrics(report),
+            metric_values=build_run_metrics(report),
             texts={"monitor.json": told, "monitor.html": page},
         )
     model, overall = report.model, report.accuracy.overall

@@ -9,9 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from forecaster.errors import RefusedByGate
-from pipelines.commands.options import Where, can_be_written
+from pipelines.commands.options import RootOptions, validate_output_paths
 
-_WHERE = Where()
+_ROOT_OPTIONS = RootOptions()
 
 
 def shadow(
@@ -23,7 +23,7 @@ def shadow(
     least: int = 3,
     promote: bool = False,
     out: Path | None = None,
-    where: Where = _WHERE,
+    where: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Compares the challenger that forecasts in the shadow of the champion with it, on what came; may be asked any day.
 
@@ -47,24 +47,28 @@ def shadow(
     out
         Where to write the same as JSON.
     """
-    from pipelines.monitoring.shadow import judge_shadow, promote_shadow, settled
+    from pipelines.monitoring.shadow import complete_promotion, judge_shadow, promote_shadow
 
-    can_be_written(out=out)
-    root = where.existing()
-    done = settled(name, root) if promote else None
+    validate_output_paths(out=out)
+    root = where.open_existing_root()
+    done = complete_promotion(name, root) if promote else None
     if done is not None:
         print(f"{done.name} version {done.number} is the champion already ({done.digest[:12]})")
         return
-    trial = judge_shadow(name, root, url=url, alpha=alpha, margin=margin, least=least)
+    trial = judge_shadow(name, root, url=url, alpha=alpha, margin=margin, min_origins=least)
     told = "; ".join(trial.reasons)
-    print(f"{trial.challenger} beside {trial.champion}: {trial.word} ({trial.forecasts} forecasts of both)\n{told}")
+    print(
+        f"{trial.challenger} beside {trial.champion}: {trial.outcome} ({trial.n_forecasts} forecasts of both)\n{told}"
+    )
     if out is not None:
         fields = {"champion": trial.champion._asdict(), "challenger": trial.challenger._asdict()}
-        found = {key: value for key, value in trial.standing._asdict().items() if value == value}  # a NaN is left out
-        verdict = {"word": trial.word, "reasons": trial.reasons, "forecasts": trial.forecasts}
+        found = {
+            key: value for key, value in trial.test_result._asdict().items() if value == value
+        }  # a NaN is left out
+        verdict = {"word": trial.outcome, "reasons": trial.reasons, "forecasts": trial.n_forecasts}
         out.write_text(json.dumps({**fields, "standing": found, **verdict}, indent=2) + "\n")
     if promote:
         promoted = promote_shadow(trial, root)
         print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
-    elif trial.word == "worse":
+    elif trial.outcome == "worse":
         raise RefusedByGate(f"{trial.challenger} has proved worse than the champion: {told}.", where=name)

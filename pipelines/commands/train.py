@@ -11,14 +11,21 @@ from cyclopts import Parameter
 
 from forecaster.errors import BadSpec, LedgerError, MissingPackage, RefusedByGate
 from pipelines.commands.console import print_scores, print_verdict, warn
-from pipelines.commands.options import Blended, Reading, Where, bundle_of, in_range, meant
-from pipelines.commands.schedule import Recurrence, keep
+from pipelines.commands.options import (
+    BlendOption,
+    DataOptions,
+    RootOptions,
+    resolve_bundle,
+    resolve_spec_selection,
+    validate_counts,
+)
+from pipelines.commands.schedule import ScheduleOptions, schedule_command
 
 if TYPE_CHECKING:
     from pipelines.settings import Root
-    from pipelines.sources import Data
+    from pipelines.sources import DataSource
 
-_WHERE, _READING, _RECURRENCE = Where(), Reading(), Recurrence()
+_ROOT_OPTIONS, _DATA_OPTIONS, _SCHEDULE_OPTIONS = RootOptions(), DataOptions(), ScheduleOptions()
 
 
 def train(
@@ -28,12 +35,12 @@ def train(
     horizon: int | None = None,
     preset: str | None = None,
     members: int | None = None,
-    blend: Blended = (),
+    blend: BlendOption = (),
     start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
-    reading: Reading = _READING,
-    where: Where = _WHERE,
+    reading: DataOptions = _DATA_OPTIONS,
+    where: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Fits a forecaster, backtests it on what it has not seen, and writes its bundle. Started again after a kill, it goes on.
 
@@ -63,10 +70,10 @@ def train(
     from forecaster.bundle import artifact
     from pipelines.training.train import train as run
 
-    source = reading.of(data)
-    initial = None if start_from is None else artifact.load(bundle_of(start_from, where))
-    root = where.open()
-    chosen = meant(
+    source = reading.to_data_source(data)
+    initial = None if start_from is None else artifact.load_bundle(resolve_bundle(start_from, where))
+    root = where.open_root()
+    chosen = resolve_spec_selection(
         config,
         source,
         horizon=horizon,
@@ -74,7 +81,7 @@ def train(
         preset=preset,
         members=members,
         blend=blend,
-        like=None if initial is None else initial.spec,
+        fallback_spec=None if initial is None else initial.spec,
         test_windows=test_windows,
     )
     trained = run(
@@ -83,8 +90,8 @@ def train(
         root,
         initial=initial,
         test_windows=test_windows,
-        tried=chosen.tried,
-        progress=sys.stderr.isatty(),
+        candidates=chosen.candidates,
+        show_progress=sys.stderr.isatty(),
     )
     print_scores(trained.scores)
     print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
@@ -97,7 +104,7 @@ def retrain(
     horizon: int | None = None,
     preset: str | None = None,
     members: int | None = None,
-    blend: Blended = (),
+    blend: BlendOption = (),
     warm: bool = False,
     seed: int | None = None,
     test_windows: int = 1,
@@ -106,9 +113,9 @@ def retrain(
     again: Annotated[bool, Parameter(negative="")] = False,
     if_needed: Annotated[bool, Parameter(negative="")] = False,
     min_new: int | None = None,
-    recurrence: Recurrence = _RECURRENCE,
-    reading: Reading = _READING,
-    where: Where = _WHERE,
+    recurrence: ScheduleOptions = _SCHEDULE_OPTIONS,
+    reading: DataOptions = _DATA_OPTIONS,
+    where: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Trains a challenger and promotes it if it proves better than champion and seasonal naive on the same origins.
 
@@ -151,18 +158,18 @@ def retrain(
     from pipelines.promotion.policy import read_policy
     from pipelines.retraining.retrain import retrain_once
 
-    in_range(min_new=min_new, horizon=horizon, members=members)
-    source, bounds = reading.of(data), read_policy(policy)
+    validate_counts(min_new=min_new, horizon=horizon, members=members)
+    source, bounds = reading.to_data_source(data), read_policy(policy)
     if recurrence.cron is not None:
         if config is None and horizon is None:
             raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
         asked["trigger"] = "schedule" if trigger == "cli" else trigger
-        keep(_name(config, source), "retrain", asked, recurrence, where)
+        schedule_command(_resolve_model_name(config, source), "retrain", asked, recurrence, where)
         return
-    root = where.open()
-    if if_needed and not _is_needed(_name(config, source), source, root, min_new):
+    root = where.open_root()
+    if if_needed and not _needs_retraining(_resolve_model_name(config, source), source, root, min_new):
         return
-    chosen = meant(
+    chosen = resolve_spec_selection(
         config,
         source,
         horizon=horizon,
@@ -176,49 +183,51 @@ def retrain(
         source,
         chosen.spec,
         root,
-        warm=warm,
+        warm_start=warm,
         test_windows=test_windows,
         policy=bounds,
         trigger=trigger,
-        tried=chosen.tried,
-        progress=sys.stderr.isatty(),
-        again=again,
+        candidates=chosen.candidates,
+        show_progress=sys.stderr.isatty(),
+        force_retrain=again,
     )
     print(f"key     {key}{' (done before; this is its verdict)' if before else ''}")
-    print_scores(done.trained.scores)
+    print_scores(done.training.scores)
     print_verdict(done.verdict)
-    print(f"report  {done.report}")
+    print(f"report  {done.report_path}")
     named = f"{done.version.name} version {done.version.number}"
     reasons = "; ".join(done.verdict.reasons)
-    if not done.verdict.promote:
+    if not done.verdict.should_promote:
         raise RefusedByGate(f"{named} was registered but not promoted: {reasons}.")
     print(f"{named} {'was made' if before else 'is'} the champion: {reasons}")
 
 
-def _name(config: Path | None, data: Data) -> str:
+def _resolve_model_name(config: Path | None, data: DataSource) -> str:
     """The model's name, before anything is tried to find a specification."""
-    from pipelines.sources import model_name, read_spec
+    from pipelines.sources import derive_model_name, read_spec
 
-    return model_name(data.name) if config is None else read_spec(config).name
+    return derive_model_name(data.name) if config is None else read_spec(config).name
 
 
-def _watched(name: str, root: Root) -> list[str]:
+def _find_ledger_reasons(name: str, root: Root) -> list[str]:
     """What the ledger of served forecasts says; a ledger that cannot be read keeps nobody from looking at the data."""
-    from pipelines.monitoring.monitor import attention
+    from pipelines.monitoring.monitor import find_retrain_reasons
 
     try:
-        return attention(root, name, url=os.environ.get("FORECASTER_SERVING_LEDGER"))
+        return find_retrain_reasons(root, name, url=os.environ.get("FORECASTER_SERVING_LEDGER"))
     except (LedgerError, MissingPackage) as error:
         warn(f"the ledger was not asked; {error.message}")
         return []
 
 
-def _is_needed(name: str, data: Data, root: Root, min_new: int | None) -> bool:
-    from pipelines.retraining.triggers import need
+def _needs_retraining(name: str, data: DataSource, root: Root, min_new_steps: int | None) -> bool:
+    from pipelines.retraining.triggers import check_triggers
 
-    found = need(name, data, root, min_new=min_new, watches=[lambda: _watched(name, root)])
+    found = check_triggers(
+        name, data, root, min_new_steps=min_new_steps, checks=[lambda: _find_ledger_reasons(name, root)]
+    )
     if found:
         print(f"needed  {'; '.join(found.reasons)}")
     else:
-        print(f"nothing to do: {found.found}")
+        print(f"nothing to do: {found.summary}")
     return bool(found)

@@ -8,13 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.commands.console import print_tuned, status
-from pipelines.commands.options import Reading, Where, can_be_written, in_range, spec_of
+from pipelines.commands.console import print_status, print_tuning_result
+from pipelines.commands.options import DataOptions, RootOptions, resolve_spec, validate_counts, validate_output_paths
 
 if TYPE_CHECKING:
     from forecaster.spec import Spec
 
-_WHERE, _READING = Where(), Reading()
+_ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
 
 
 def tune(
@@ -28,8 +28,8 @@ def tune(
     valid_windows: int = 2,
     test_windows: int = 1,
     out: Path = Path("best.yaml"),
-    reading: Reading = _READING,
-    where: Where = _WHERE,
+    reading: DataOptions = _DATA_OPTIONS,
+    where: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Searches for the specification that forecasts best, and writes it for train. Started again after a kill, it goes on.
 
@@ -54,34 +54,34 @@ def tune(
     out
         Where to write the best specification (YAML).
     """
-    can_be_written(out=out)
+    validate_output_paths(out=out)
     from forecaster.spec import Spec
-    from pipelines.tuning.search import check_search
     from pipelines.tuning.search import tune as run
+    from pipelines.tuning.search import validate_search
 
-    source = reading.of(data)
-    in_range(horizon=horizon)
+    source = reading.to_data_source(data)
+    validate_counts(horizon=horizon)
     if config is None and horizon is not None:  # before presets are tried, on a specification of no account
-        some = _judged_by(Spec(name="asked", context=1, horizon=horizon), valid_windows)
-        check_search(some, trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
-    asked = spec_of(config, source, horizon=horizon, seed=None, test_windows=test_windows)
-    spec = _judged_by(asked, valid_windows)
+        some = _set_valid_windows(Spec(name="asked", context=1, horizon=horizon), valid_windows)
+        validate_search(some, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
+    asked = resolve_spec(config, source, horizon=horizon, seed=None, test_windows=test_windows)
+    spec = _set_valid_windows(asked, valid_windows)
     tuned = run(
         source,
         spec,
-        where.open(),
-        out=out,
-        trials=trials,
+        where.open_root(),
+        output_path=out,
+        n_trials=trials,
         timeout=timeout,
         seed=seed,
         test_windows=test_windows,
-        status=status if sys.stderr.isatty() else lambda _: None,
+        report_status=print_status if sys.stderr.isatty() else lambda _: None,
     )
-    print_tuned(tuned)
-    print(f"next    {_train(data, out, test_windows, reading, where)}")
+    print_tuning_result(tuned)
+    print(f"next    {_format_train_command(data, out, test_windows, reading, where)}")
 
 
-def _judged_by(spec: Spec, valid_windows: int) -> Spec:
+def _set_valid_windows(spec: Spec, valid_windows: int) -> Spec:
     from forecaster.spec import Spec
 
     whole = spec.model_dump()
@@ -89,7 +89,9 @@ def _judged_by(spec: Spec, valid_windows: int) -> Spec:
     return Spec.parse(whole, where="--valid-windows")
 
 
-def _train(data: str | None, config: Path, test_windows: int, reading: Reading, where: Where) -> str:
+def _format_train_command(
+    data: str | None, config: Path, test_windows: int, reading: DataOptions, where: RootOptions
+) -> str:
     """The command that trains what was found, on the same data."""
     words = ["forecaster", "train", *([] if data is None else [data]), "--config", str(config)]
     if test_windows != 1:

@@ -12,19 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from forecaster.registry.registry import Record, Version
+from forecaster.registry.registry import BundleVersion, PromotionCallback
 from forecaster.storage.atomic import sync_folder
 
-_FIRST = "0" * 64  # the seal before the first line
-_LOCAL = "rollback-local"
-_UNDONE = "rollback-local-undone"
+_INITIAL_SEAL = "0" * 64  # the seal before the first line
+_LOCAL_ROLLBACK = "rollback-local"
+_LOCAL_ROLLBACK_UNDONE = "rollback-local-undone"
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Entry(NamedTuple):
+class AuditEntry(NamedTuple):
     """One line.
 
     Attributes:
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     @property
     def is_local(self) -> bool:
         """Whether it is of one server, and of no champion."""
-        return self.event in (_LOCAL, _UNDONE)
+        return self.event in (_LOCAL_ROLLBACK, _LOCAL_ROLLBACK_UNDONE)
 
     def __str__(self) -> str:
         before = f", before {self.before}" if self.before else ""
@@ -62,10 +62,10 @@ class Entry(NamedTuple):
         return f"{self.number}  {self.at}  {what}: {self.reason}"
 
 
-class Audited(NamedTuple):
+class AuditReport(NamedTuple):
     """A log as it was read, and what is wrong with it."""
 
-    lines: tuple[Entry, ...]
+    entries: tuple[AuditEntry, ...]
     faults: tuple[str, ...]
 
 
@@ -80,32 +80,39 @@ class AuditLog:
         self.path = path
         self._now = now
 
-    def promoted(self, version: Version, reason: str) -> Record:
+    def make_promotion_recorder(self, version: BundleVersion, reason: str) -> PromotionCallback:
         """Records the promotion of a version, once, however often it is told."""
 
-        def record(champion: Version, before: Version | None) -> None:
+        def record(champion: BundleVersion, before: BundleVersion | None) -> None:
             assert champion == version
-            self._add("promote", champion, before, reason)
+            self._append("promote", champion, before, reason)
 
         return record
 
-    def rolled_back(self, version: Version, before: Version | None) -> None:
+    def record_rollback(self, version: BundleVersion, previous_champion: BundleVersion | None) -> None:
         """Records a rollback, once, however often it is told."""
-        self._add("rollback", version, before, "asked for")
+        self._append("rollback", version, previous_champion, "asked for")
 
-    def rolled_back_here(self, version: Version, before: Version, *, since: str, undone: bool = False) -> None:
+    def record_local_rollback(
+        self, version: BundleVersion, previous_version: BundleVersion, *, since: str, is_undo: bool = False
+    ) -> None:
         """Records that one server was moved without the registry at `since`, or that this was undone; once, if told again."""
-        self._add(_UNDONE if undone else _LOCAL, version, before, f"asked for; pinned at {since}")
+        self._append(
+            _LOCAL_ROLLBACK_UNDONE if is_undo else _LOCAL_ROLLBACK,
+            version,
+            previous_version,
+            f"asked for; pinned at {since}",
+        )
 
-    def read(self) -> Audited:
+    def read_entries(self) -> AuditReport:
         """All lines, and every one that is damaged, altered, missing or out of its place."""
         content = self.path.read_bytes() if self.path.exists() else b""
         whole, _, torn = content.rpartition(b"\n")
-        entries: list[Entry] = []
+        entries: list[AuditEntry] = []
         faults = ["the last line was cut short; the next promotion takes its place"] if torn else []
-        previous, number = _FIRST, 0
+        previous, number = _INITIAL_SEAL, 0
         for place, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-            entry = _parsed(line)
+            entry = _parse_entry(line)
             if entry is None:
                 faults.append(f"line {place} is altered: it is not what was sealed")
                 continue
@@ -113,16 +120,20 @@ class AuditLog:
                 faults.append(f"before line {place}, number {entry.number}, lines are missing or altered")
             previous, number = entry.seal, entry.number
             entries.append(entry)
-        return Audited(tuple(entries), tuple(faults))
+        return AuditReport(tuple(entries), tuple(faults))
 
-    def _add(self, event: str, version: Version, before: Version | None, reason: str) -> None:
-        with self._opened() as file:
-            lines = self.read().lines
+    def _append(self, event: str, version: BundleVersion, previous_version: BundleVersion | None, reason: str) -> None:
+        with self._open_exclusively() as file:
+            lines = self.read_entries().entries
             ours = [one for one in lines if one.name == version.name]
             champions = [one for one in ours if not one.is_local]
-            if before is None and champions and champions[-1].version == version.number:
+            if previous_version is None and champions and champions[-1].version == version.number:
                 return  # recorded before it was cut short
-            if event in (_LOCAL, _UNDONE) and ours and (ours[-1].event, ours[-1].reason) == (event, reason):
+            if (
+                event in (_LOCAL_ROLLBACK, _LOCAL_ROLLBACK_UNDONE)
+                and ours
+                and (ours[-1].event, ours[-1].reason) == (event, reason)
+            ):
                 return  # likewise
             last = lines[-1] if lines else None
             fields = {
@@ -132,18 +143,18 @@ class AuditLog:
                 "name": version.name,
                 "version": version.number,
                 "digest": version.digest,
-                "before": None if before is None else before.number,
+                "before": None if previous_version is None else previous_version.number,
                 "reason": reason,
-                "previous": _FIRST if last is None else last.seal,
+                "previous": _INITIAL_SEAL if last is None else last.seal,
             }
-            line = json.dumps(fields | {"seal": _seal(fields)}, ensure_ascii=False).encode() + b"\n"
+            line = json.dumps(fields | {"seal": _compute_seal(fields)}, ensure_ascii=False).encode() + b"\n"
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
             sync_folder(self.path.parent)
 
     @contextmanager
-    def _opened(self) -> Iterator[BinaryIO]:
+    def _open_exclusively(self) -> Iterator[BinaryIO]:
         """The file, for this process alone, without what a kill left of a line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
@@ -154,15 +165,15 @@ class AuditLog:
             yield file
 
 
-def _parsed(line: bytes) -> Entry | None:
+def _parse_entry(line: bytes) -> AuditEntry | None:
     try:
         fields = json.loads(line)
-        entry = Entry(**fields)
+        entry = AuditEntry(**fields)
     except (ValueError, TypeError):
         return None
     rest = {name: value for name, value in fields.items() if name != "seal"}
-    return entry if _seal(rest) == entry.seal else None
+    return entry if _compute_seal(rest) == entry.seal else None
 
 
-def _seal(fields: dict[str, Any]) -> str:
+def _compute_seal(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

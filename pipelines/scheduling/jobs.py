@@ -13,17 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from forecaster.errors import InputError
 from forecaster.storage import atomic
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-Kept = TypeVar("Kept", bound="Record")
+_JOB_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+RecordT = TypeVar("RecordT", bound="ScheduleRecord")
 
 
-class Record(BaseModel):
+class ScheduleRecord(BaseModel):
     """Kept as JSON; stamps in UTC."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Job(Record):
+class Job(ScheduleRecord):
     """A command that a schedule calls.
 
     Attributes:
@@ -47,7 +47,7 @@ class Job(Record):
     since: datetime
 
 
-class Run(Record):
+class JobRun(ScheduleRecord):
     """One run of a job: of which call, when, which attempt, how it ended, and the last thing it said."""
 
     call: datetime
@@ -59,7 +59,7 @@ class Run(Record):
     said: str
 
 
-class State(Record):
+class JobState(ScheduleRecord):
     """Where a job is.
 
     Attributes:
@@ -74,105 +74,108 @@ class State(Record):
     considered: datetime | None = None
     waiting: datetime | None = None
     running: int | None = None
-    last: Run | None = None
+    last: JobRun | None = None
     refused: int = 0
     refusal: str | None = None
 
 
-class Beat(Record):
+class Heartbeat(ScheduleRecord):
     """That a scheduler lives."""
 
     pid: int
     at: datetime
 
 
-class Book:
+class JobStore:
     """The files of a root's schedule."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @property
-    def queue(self) -> Path:
+    def queue_path(self) -> Path:
         """Huey's database."""
         return self.folder / "huey.db"
 
     @property
-    def lock(self) -> Path:
+    def lock_path(self) -> Path:
         """Held by the scheduler."""
         return self.folder / "scheduler.lock"
 
-    def lock_of(self, name: str) -> Path:
+    def job_lock_path(self, name: str) -> Path:
         """Held by the process that runs a job, though the scheduler be gone."""
-        return self.folder / f"{_checked(name)}.lock"
+        return self.folder / f"{_validate_job_name(name)}.lock"
 
-    def log_of(self, name: str) -> Path:
+    def job_log_path(self, name: str) -> Path:
         """What its runs print."""
-        return self.folder / f"{_checked(name)}.log"
+        return self.folder / f"{_validate_job_name(name)}.log"
 
-    def jobs(self) -> Iterator[Job]:
+    def load_jobs(self) -> Iterator[Job]:
         """All, by name."""
         for path in sorted((self.folder / "jobs").glob("[!.]*.json")):
-            job = _read(path, Job)
+            job = _load_record(path, Job)
             if job is not None:
                 yield job
 
-    def job(self, name: str) -> Job | None:
+    def load_job(self, name: str) -> Job | None:
         """One, if there is one of that name."""
-        return _read(self._job(name), Job)
+        return _load_record(self._job_path(name), Job)
 
-    def keep(self, job: Job) -> None:
+    def save_job(self, job: Job) -> None:
         """Adds a job, in place of one of its name; its history stays."""
-        atomic.write_text(self._job(job.name), job.model_dump_json(indent=1))
+        atomic.write_text(self._job_path(job.name), job.model_dump_json(indent=1))
 
-    def remove(self, name: str) -> None:
+    def remove_job(self, name: str) -> None:
         """Takes a job away, and what was known of it; raises InputError where there is none."""
-        if self.job(name) is None:
-            known = ", ".join(job.name for job in self.jobs()) or "none"
+        if self.load_job(name) is None:
+            known = ", ".join(job.name for job in self.load_jobs()) or "none"
             raise InputError(
                 f"Expected a job that is scheduled; {name!r} is not among: {known}. Correct it.", where=name
             )
-        self._job(name).unlink()
-        self._state(name).unlink(missing_ok=True)
+        self._job_path(name).unlink()
+        self._state_path(name).unlink(missing_ok=True)
 
-    def state(self, name: str) -> State:
+    def load_state(self, name: str) -> JobState:
         """What is known of a job."""
-        return _read(self._state(name), State) or State()
+        return _load_record(self._state_path(name), JobState) or JobState()
 
-    def note(self, name: str, state: State) -> None:
+    def save_state(self, name: str, state: JobState) -> None:
         """Keeps it."""
-        atomic.write_text(self._state(name), state.model_dump_json(indent=1))
+        atomic.write_text(self._state_path(name), state.model_dump_json(indent=1))
 
-    def beat(self, beat: Beat) -> None:
+    def save_heartbeat(self, heartbeat: Heartbeat) -> None:
         """A sign of life."""
-        atomic.write_text(self.folder / "heartbeat.json", beat.model_dump_json())
+        atomic.write_text(self.folder / "heartbeat.json", heartbeat.model_dump_json())
 
-    def last_beat(self) -> Beat | None:
+    def load_heartbeat(self) -> Heartbeat | None:
         """The last sign of life."""
-        return _read(self.folder / "heartbeat.json", Beat)
+        return _load_record(self.folder / "heartbeat.json", Heartbeat)
 
-    def _job(self, name: str) -> Path:
-        return self.folder / "jobs" / f"{_checked(name)}.json"
+    def _job_path(self, name: str) -> Path:
+        return self.folder / "jobs" / f"{_validate_job_name(name)}.json"
 
-    def _state(self, name: str) -> Path:
-        return self.folder / "states" / f"{_checked(name)}.json"
+    def _state_path(self, name: str) -> Path:
+        return self.folder / "states" / f"{_validate_job_name(name)}.json"
 
 
-def _read(path: Path, kind: type[Kept]) -> Kept | None:
+_RECORD_NAMES: dict[type[ScheduleRecord], str] = {Job: "job", JobState: "state", Heartbeat: "heartbeat"}
+
+
+def _load_record(path: Path, record_type: type[RecordT]) -> RecordT | None:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return record_type.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
         raise InputError(
-            f"Expected a {kind.__name__.lower()} of a schedule in {path}; {error.errors()[0]['msg']}. Remove the file, and "
+            f"Expected a {_RECORD_NAMES[record_type]} of a schedule in {path}; {error.errors()[0]['msg']}. Remove the file, and "
             "schedule it anew.",
             where=str(path),
         ) from error
 
 
-def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name):
+def _validate_job_name(name: str) -> str:
+    if not _JOB_NAME_PATTERN.fullmatch(name):
         raise InputError(
             f"Expected the name of a job; found {name!r}. Use letters, digits, '_', '-' and '.'.", where=name
         )

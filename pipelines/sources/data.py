@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from forecaster.data.frames.panel import Columns
+from forecaster.data.frames.panel import ColumnNames
 from forecaster.spec import Spec
 
 
-class Data(NamedTuple):
+class DataSource(NamedTuple):
     """Where a panel comes from, and how to read it.
 
     Attributes:
@@ -26,7 +26,7 @@ class Data(NamedTuple):
 
     source: str
     freq: str | int | None = None
-    columns: Columns = Columns()
+    columns: ColumnNames = ColumnNames()
     zone: str | None = None
     covariates: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Data(NamedTuple):
     is_query: bool = False
     cutoff: str | None = None
 
-    def for_spec(self, spec: Spec) -> Data:
+    def for_spec(self, spec: Spec) -> DataSource:
         """The same source, with the columns that a forecaster reads besides."""
         further = () if spec.group is None or spec.group in spec.static else (spec.group,)
         return self._replace(covariates=spec.covariates, static=(*spec.static, *further), channels=spec.channels)

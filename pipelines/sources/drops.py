@@ -12,23 +12,23 @@ import pandas as pd
 from forecaster.data.frames import columns as cells
 from forecaster.data.frames import timestamps
 from forecaster.errors import BadStamp, InputError, NoData
-from forecaster.frequency import Stamps, counts, named, tell
-from pipelines.sources.data import Data
-from pipelines.sources.stores import Folder
-from pipelines.sources.tables import ENDINGS, File, is_table, read_table
+from forecaster.frequency import Timestamps, format_timestamp, normalize_frequency, timestamps_to_int64
+from pipelines.sources.data import DataSource
+from pipelines.sources.stores import SourceFolder
+from pipelines.sources.tables import TABLE_SUFFIXES, SourceFile, is_table_name, read_table
 
-_UNDER_WAY = re.compile(r"[._~]|.*\.(tmp|temp|part|partial|incomplete)\.", re.IGNORECASE)
-_TOLD = 3
+_INCOMPLETE_PATTERN = re.compile(r"[._~]|.*\.(tmp|temp|part|partial|incomplete)\.", re.IGNORECASE)
+_MAX_NAMES_SHOWN = 3
 
 
-class Drops(NamedTuple):
+class SourceTable(NamedTuple):
     """The rows of a folder, and what later drops said otherwise than earlier ones."""
 
     frame: pd.DataFrame
     repairs: tuple[str, ...]
 
 
-def in_order(names: Sequence[str]) -> list[str]:
+def sort_by_name(names: Sequence[str]) -> list[str]:
     """Drops, the latest last: by name, numbers in it by their value. Times of files change when they are copied; names do not."""
 
     def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -38,98 +38,100 @@ def in_order(names: Sequence[str]) -> list[str]:
     return sorted(names, key=key)
 
 
-def is_under_way(name: str) -> bool:
+def is_incomplete(name: str) -> bool:
     """Whether a file is named as one that is being written: `.x.csv`, `_x.csv`, `~x.csv`, `x.tmp.csv`, `x.part.parquet`."""
-    return _UNDER_WAY.match(name) is not None
+    return _INCOMPLETE_PATTERN.match(name) is not None
 
 
-def gather(folder: Folder, data: Data) -> Drops:
+def read_drops(folder: SourceFolder, data: DataSource) -> SourceTable:
     """All rows of a folder of drops; where several drops have a row of one series and stamp, that of the last, whole.
 
     An empty `y` in a later drop so takes a value back. What is wrong in one drop names it.
     """
     files = {one.name: one for one in folder.files}
-    whole = [name for name in files if is_table(name) and not is_under_way(name)]
+    whole = [name for name in files if is_table_name(name) and not is_incomplete(name)]
     aside = sorted(set(files) - set(whole))
     if not whole:
-        found = ", ".join(aside[:_TOLD]) or "none"
+        found = ", ".join(aside[:_MAX_NAMES_SHOWN]) or "none"
         raise NoData(
-            f"Expected files ending in {', '.join(ENDINGS)} in {folder.told}; found {found}. Put them there under their "
+            f"Expected files ending in {', '.join(TABLE_SUFFIXES)} in {folder.location}; found {found}. Put them there under their "
             "final names, or give another folder.",
-            where=folder.told,
+            where=folder.location,
         )
-    names = in_order(whole)
-    frames = [_checked(files[name], data) for name in names]
-    ds = _joined([frame[data.columns.ds] for frame in frames], [files[name].told for name in names])
+    names = sort_by_name(whole)
+    frames = [_read_drop(files[name], data) for name in names]
+    ds = _concat_timestamps([frame[data.columns.ds] for frame in frames], [files[name].location for name in names])
     frame = pd.concat([one.drop(columns=data.columns.ds) for one in frames], ignore_index=True)
     frame[data.columns.ds] = ds
     drop = np.repeat(np.arange(len(frames)), [len(one) for one in frames])
-    frame, repairs = _corrected(frame, drop, names, data)
+    frame, repairs = _apply_corrections(frame, drop, names, data)
     if aside:
-        more = f" and {len(aside) - _TOLD} more" if len(aside) > _TOLD else ""
-        repairs.append(f"left aside in {folder.told}, by their names: {', '.join(aside[:_TOLD])}{more}")
-    return Drops(frame, tuple(repairs))
+        more = f" and {len(aside) - _MAX_NAMES_SHOWN} more" if len(aside) > _MAX_NAMES_SHOWN else ""
+        repairs.append(f"left aside in {folder.location}, by their names: {', '.join(aside[:_MAX_NAMES_SHOWN])}{more}")
+    return SourceTable(frame, tuple(repairs))
 
 
-def _checked(file: File, data: Data) -> pd.DataFrame:
+def _read_drop(file: SourceFile, data: DataSource) -> pd.DataFrame:
     """One drop, its cells read as `to_panel` reads them; InputError's kinds with the file in front."""
     frame, names = read_table(file, data), data.columns
     try:
-        cells.check_there(frame, needed=names, further=[*data.covariates, *data.static, *data.channels])
-        ids = cells.names(frame[names.unique_id], column=names.unique_id)
-        freq = None if data.freq is None else named(data.freq, where="freq")
-        read = timestamps.read(frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series=ids.codes)
+        cells.validate_columns(frame, required=names, optional=[*data.covariates, *data.static, *data.channels])
+        ids = cells.parse_ids(frame[names.unique_id], column=names.unique_id)
+        freq = None if data.freq is None else normalize_frequency(data.freq, where="freq")
+        read = timestamps.parse_timestamp_column(
+            frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series_codes=ids.codes
+        )
         return pd.DataFrame(
             {
-                names.unique_id: pd.Series(ids.texts[ids.codes], dtype=object),
-                names.ds: read.stamps,
-                names.y: cells.numbers(frame[names.y], column=names.y),
-                **{name: cells.known_ahead(frame[name], column=name) for name in data.covariates},
-                **{name: cells.labels(frame[name]) for name in data.static},
-                **{name: cells.numbers(frame[name], column=name) for name in data.channels},
+                names.unique_id: pd.Series(ids.ids[ids.codes], dtype=object),
+                names.ds: read.timestamps,
+                names.y: cells.parse_numbers(frame[names.y], column=names.y),
+                **{name: cells.parse_covariate(frame[name], column=name) for name in data.covariates},
+                **{name: cells.parse_labels(frame[name]) for name in data.static},
+                **{name: cells.parse_numbers(frame[name], column=name) for name in data.channels},
             }
         )
     except InputError as error:
-        raise type(error)(f"{file.told}: {error.message}", where=file.told) from error
+        raise type(error)(f"{file.location}: {error.message}", where=file.location) from error
 
 
-def _joined(each: Sequence[pd.Series], told: Sequence[str]) -> Stamps:
+def _concat_timestamps(columns: Sequence[pd.Series], locations: Sequence[str]) -> Timestamps:
     """The stamps of all drops in one column; drops of different kinds of stamps are refused."""
-    kinds = [_kind(one) for one in each]
+    kinds = [_describe_timestamps(one) for one in columns]
     odd = next((place for place, kind in enumerate(kinds) if kind != kinds[0]), None)
     if odd is not None:
         raise BadStamp(
-            f"Expected stamps of one kind in all drops; {told[0]} has {kinds[0]}, {told[odd]} has {kinds[odd]}. Write them "
+            f"Expected stamps of one kind in all drops; {locations[0]} has {kinds[0]}, {locations[odd]} has {kinds[odd]}. Write them "
             "alike, or declare the zone.",
-            where=told[odd],
+            where=locations[odd],
         )
-    moments = [pd.Index(one) for one in each]
+    moments = [pd.Index(one) for one in columns]
     if isinstance(moments[0], pd.DatetimeIndex) and moments[0].tz is not None:
         moments = [one.tz_convert(moments[0].tz) for one in moments if isinstance(one, pd.DatetimeIndex)]
-    joined: Stamps = moments[0].append(moments[1:])
+    joined: Timestamps = moments[0].append(moments[1:])
     return joined
 
 
-def _kind(ds: pd.Series) -> str:
+def _describe_timestamps(ds: pd.Series) -> str:
     if not isinstance(ds.dtype, pd.DatetimeTZDtype):
         return "numbers" if pd.api.types.is_integer_dtype(ds) else "stamps without a zone"
     return "stamps with a zone"
 
 
-def _corrected(
-    frame: pd.DataFrame, drop: np.ndarray, names: Sequence[str], data: Data
+def _apply_corrections(
+    frame: pd.DataFrame, drop_index: np.ndarray, names: Sequence[str], data: DataSource
 ) -> tuple[pd.DataFrame, list[str]]:
     """The rows of the last drop of each series and stamp, sorted; and what they changed."""
     ids, ds = frame[data.columns.unique_id], pd.Index(frame[data.columns.ds])
     codes, _ = pd.factorize(ids, sort=True)
-    ticks = counts(ds)
-    order = np.lexsort((np.arange(len(frame)), drop, ticks, codes))
-    codes, ticks, drop = codes[order], ticks[order], drop[order]
+    ticks = timestamps_to_int64(ds)
+    order = np.lexsort((np.arange(len(frame)), drop_index, ticks, codes))
+    codes, ticks, drop_index = codes[order], ticks[order], drop_index[order]
     frame = frame.iloc[order].reset_index(drop=True)
     starts = np.flatnonzero(np.r_[True, (codes[1:] != codes[:-1]) | (ticks[1:] != ticks[:-1])])
-    latest = np.maximum.reduceat(drop, starts)
+    latest = np.maximum.reduceat(drop_index, starts)
     moment = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(frame)]))
-    kept = drop == latest[moment]
+    kept = drop_index == latest[moment]
     # The last row of the drop before, and the first of the last drop, lie beside each other.
     after = np.flatnonzero(kept & np.r_[False, ~kept[:-1]])
     values = frame.drop(columns=[data.columns.unique_id, data.columns.ds])
@@ -143,13 +145,13 @@ def _corrected(
         back = f", {taken} of them taken back" if taken else ""
         repairs.append(
             f"later drops corrected {int((~same).sum())} rows of earlier ones{back} (the first: series "
-            f"{frame[data.columns.unique_id][row]!r} at {_stamp(frame[data.columns.ds][row])}, {y[row - 1]} became {y[row]} "
-            f"in {names[drop[row]]})"
+            f"{frame[data.columns.unique_id][row]!r} at {_format_timestamp(frame[data.columns.ds][row])}, {y[row - 1]} became {y[row]} "
+            f"in {names[drop_index[row]]})"
         )
     if same.any():
         repairs.append(f"{int(same.sum())} rows came again unchanged in later drops")
     return frame[kept].reset_index(drop=True), repairs
 
 
-def _stamp(value: Any) -> str:
-    return tell(value if isinstance(value, pd.Timestamp) else int(value))
+def _format_timestamp(value: Any) -> str:
+    return format_timestamp(value if isinstance(value, pd.Timestamp) else int(value))

@@ -7,32 +7,32 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from forecaster.data.datasets import hospital, sine_trend
+from forecaster.data.datasets import load_hospital, make_sine_trend
 from forecaster.data.frames import columns as cells
 from forecaster.data.frames import timestamps
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import BadStamp, NoData
-from forecaster.frequency import Stamp, Stamps, named, tell
+from forecaster.frequency import Timestamp, Timestamps, format_timestamp, normalize_frequency
 from forecaster.series import Panel
-from pipelines.sources.data import Data
-from pipelines.sources.database import ask
-from pipelines.sources.drops import Drops, gather
-from pipelines.sources.stores import Folder, find
+from pipelines.sources.data import DataSource
+from pipelines.sources.database import run_query
+from pipelines.sources.drops import SourceTable, read_drops
+from pipelines.sources.stores import SourceFolder, find_source
 from pipelines.sources.tables import read_table
 
-BUILT_IN: dict[str, Callable[[], pd.DataFrame]] = {"hospital": hospital, "sine_trend": sine_trend}
+BUILT_IN_DATASETS: dict[str, Callable[[], pd.DataFrame]] = {"hospital": load_hospital, "sine_trend": make_sine_trend}
 
 
-def read(data: Data) -> Panel:
+def read_panel(data: DataSource) -> Panel:
     """The panel of a source; raises InputError's kinds, with the source, the column and the row or stamp.
 
     Raises SourceUnavailable where a store or a database does not answer, MissingPackage where what asks it is not installed.
     """
-    ships = data.source in BUILT_IN and not data.is_query
+    ships = data.source in BUILT_IN_DATASETS and not data.is_query
     if ships:
-        data = Data(data.source, data.freq, zone=data.zone, cutoff=data.cutoff)
-    drops = _rows(data)
-    frame, told = (drops.frame, ()) if data.cutoff is None else _until(drops.frame, data, data.cutoff)
+        data = DataSource(data.source, data.freq, zone=data.zone, cutoff=data.cutoff)
+    drops = _read_rows(data)
+    frame, told = (drops.frame, ()) if data.cutoff is None else _keep_until(drops.frame, data, data.cutoff)
     panel = to_panel(
         frame,
         freq=data.freq,
@@ -45,41 +45,43 @@ def read(data: Data) -> Panel:
     return panel._replace(repairs=(*drops.repairs, *told, *panel.repairs))
 
 
-def _rows(data: Data) -> Drops:
+def _read_rows(data: DataSource) -> SourceTable:
     if data.is_query:
-        return Drops(ask(data.source), ())
-    if data.source in BUILT_IN:
-        return Drops(BUILT_IN[data.source](), ())
-    found = find(data.source, further=f"one of the data sets {', '.join(BUILT_IN)}")
-    return gather(found, data) if isinstance(found, Folder) else Drops(read_table(found, data), ())
+        return SourceTable(run_query(data.source), ())
+    if data.source in BUILT_IN_DATASETS:
+        return SourceTable(BUILT_IN_DATASETS[data.source](), ())
+    found = find_source(data.source, alternatives=f"one of the data sets {', '.join(BUILT_IN_DATASETS)}")
+    return read_drops(found, data) if isinstance(found, SourceFolder) else SourceTable(read_table(found, data), ())
 
 
-def _until(frame: pd.DataFrame, data: Data, cutoff: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def _keep_until(frame: pd.DataFrame, data: DataSource, cutoff: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The rows up to a cutoff, whenever they arrived. What is known ahead was known then: later rows lose `y` and channels."""
     names = data.columns
-    cells.check_there(frame, needed=names, further=[*data.covariates, *data.static, *data.channels])
-    ids = cells.names(frame[names.unique_id], column=names.unique_id)
-    freq = None if data.freq is None else named(data.freq, where="freq")
-    found = timestamps.read(frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series=ids.codes).stamps
-    last = _cutoff(cutoff, found)
+    cells.validate_columns(frame, required=names, optional=[*data.covariates, *data.static, *data.channels])
+    ids = cells.parse_ids(frame[names.unique_id], column=names.unique_id)
+    freq = None if data.freq is None else normalize_frequency(data.freq, where="freq")
+    found = timestamps.parse_timestamp_column(
+        frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series_codes=ids.codes
+    ).timestamps
+    last = _parse_cutoff(cutoff, found)
     later = np.asarray(found > last)
     if later.all():
         raise NoData(
-            f"Expected rows up to the cutoff {tell(last)}; the first is of {tell(found.min())}. Ask for a later --cutoff.",
+            f"Expected rows up to the cutoff {format_timestamp(last)}; the first is of {format_timestamp(found.min())}. Ask for a later --cutoff.",
             where="cutoff",
         )
     if not later.any():
         return frame, ()
-    told = (f"{int(later.sum())} rows after the cutoff {tell(last)} were left aside",)
+    told = (f"{int(later.sum())} rows after the cutoff {format_timestamp(last)} were left aside",)
     if not data.covariates:
         return frame[~later], told
     unseen = [names.y, *data.channels]
     return frame.assign(**{name: frame[name].mask(later) for name in unseen}), told
 
 
-def _cutoff(text: str, among: Stamps) -> Stamp:
+def _parse_cutoff(text: str, timestamps: Timestamps) -> Timestamp:
     """A cutoff, of the kind of the stamps it cuts; one without an offset is of their zone."""
-    if not isinstance(among, pd.DatetimeIndex):
+    if not isinstance(timestamps, pd.DatetimeIndex):
         if text.removeprefix("-").isdecimal():
             return int(text)
         raise BadStamp(
@@ -96,11 +98,15 @@ def _cutoff(text: str, among: Stamps) -> Stamp:
             where="cutoff",
         )
     if moment.tz is None:
-        return moment if among.tz is None else moment.tz_localize(among.tz, ambiguous=True, nonexistent="shift_forward")
-    if among.tz is None:
+        return (
+            moment
+            if timestamps.tz is None
+            else moment.tz_localize(timestamps.tz, ambiguous=True, nonexistent="shift_forward")
+        )
+    if timestamps.tz is None:
         raise BadStamp(
             f"Expected a cutoff without an offset, since the stamps have none; found {text!r}. Leave it out, or declare the "
             "zone of the stamps.",
             where="cutoff",
         )
-    return moment.tz_convert(among.tz)
+    return moment.tz_convert(timestamps.tz)

@@ -23,15 +23,15 @@ def read_spec(path: Path) -> Spec:
     return Spec.parse(fields, where=str(path))
 
 
-def check_test_windows(windows: int) -> None:
+def validate_test_windows(test_windows: int) -> None:
     """Refuses a number of windows that nobody can mean."""
-    if windows < 0:
+    if test_windows < 0:
         raise InputError(
-            f"Expected --test-windows of at least 0; found {windows}. Ask for 0 test windows to train on everything.",
+            f"Expected --test-windows of at least 0; found {test_windows}. Ask for 0 test windows to train on everything.",
             where="test_windows",
         )
 
 
-def model_name(name: str) -> str:
+def derive_model_name(name: str) -> str:
     """The name of data as the registry takes it for a model's."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name).lstrip("_-")[:64] or "forecaster"

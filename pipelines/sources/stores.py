@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from forecaster.errors import InputError, MissingPackage, SourceNotFound, SourceUnavailable
-from pipelines.redaction import has_password, redacted, without_password
-from pipelines.sources.tables import ENDINGS, File, is_table
+from pipelines.redaction import has_password, mask_passwords, redact
+from pipelines.sources.tables import TABLE_SUFFIXES, SourceFile, is_table_name
 
 
-class Folder(NamedTuple):
+class SourceFolder(NamedTuple):
     """The files of a folder, in no order; what lies deeper is not among them."""
 
-    told: str
-    files: tuple[File, ...]
+    location: str
+    files: tuple[SourceFile, ...]
 
 
-def find(source: str, *, further: str) -> File | Folder:
+def find_source(source: str, *, alternatives: str) -> SourceFile | SourceFolder:
     """The file or the folder of a path or address.
 
     Args:
@@ -29,36 +29,36 @@ def find(source: str, *, further: str) -> File | Folder:
         further: What else a source may be, for the message.
     Raises SourceNotFound, SourceUnavailable where a store does not answer, MissingPackage where its package is not there.
     """
-    found = _in_store(source) if "://" in source else _here(Path(source))
-    if found is None and is_table(source):
+    found = _find_in_store(source) if "://" in source else _find_local(Path(source))
+    if found is None and is_table_name(source):
         raise SourceNotFound(f"Expected a file at {source}; found none. Check the path.", where=source)
-    if found is None or (isinstance(found, File) and not is_table(found.name)):
+    if found is None or (isinstance(found, SourceFile) and not is_table_name(found.name)):
         raise SourceNotFound(
-            f"Expected a file ending in {', '.join(ENDINGS)}, a folder of such files, or {further}; found "
+            f"Expected a file ending in {', '.join(TABLE_SUFFIXES)}, a folder of such files, or {alternatives}; found "
             f"{source!r}. Convert the file, or give another.",
             where=source,
         )
     return found
 
 
-def _here(path: Path) -> File | Folder | None:
-    def file(one: Path) -> File:
-        return File(one.name, str(one), lambda: one)
+def _find_local(path: Path) -> SourceFile | SourceFolder | None:
+    def file(one: Path) -> SourceFile:
+        return SourceFile(one.name, str(one), lambda: one)
 
     if path.is_dir():
-        return Folder(str(path), tuple(file(one) for one in path.iterdir() if one.is_file()))
+        return SourceFolder(str(path), tuple(file(one) for one in path.iterdir() if one.is_file()))
     return file(path) if path.is_file() else None
 
 
-def _in_store(source: str) -> File | Folder | None:
+def _find_in_store(source: str) -> SourceFile | SourceFolder | None:
     if has_password(source):
         raise InputError(
-            f"Expected an address without a password; found one in {without_password(source)}. Put it into the environment: "
+            f"Expected an address without a password; found one in {mask_passwords(source)}. Put it into the environment: "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, FORECASTER_SQL_URL for a database (with --sql).",
-            where=without_password(source),
+            where=mask_passwords(source),
         )
     scheme = source.split("://")[0]
-    with _told(source):
+    with _translate_store_errors(source):
         try:
             import fsspec
 
@@ -71,23 +71,23 @@ def _in_store(source: str) -> File | Folder | None:
             ) from error
         if store.isdir(path):
             entries = [one for one in store.ls(path, detail=True) if one["type"] == "file"]
-            return Folder(source, tuple(_file(store, one["name"], source=source) for one in entries))
-        return _file(store, path, source=None) if store.exists(path) else None
+            return SourceFolder(source, tuple(_make_store_file(store, one["name"], source=source) for one in entries))
+        return _make_store_file(store, path, source=None) if store.exists(path) else None
 
 
-def _file(store: Any, path: str, *, source: str | None) -> File:
+def _make_store_file(store: Any, path: str, *, source: str | None) -> SourceFile:
     name = path.rsplit("/", 1)[-1]
     told = store.unstrip_protocol(path) if source is None else f"{source.rstrip('/')}/{name}"
-    return File(name, told, partial(_bytes, store, path, told))
+    return SourceFile(name, told, partial(_read_bytes, store, path, told))
 
 
-def _bytes(store: Any, path: str, told: str) -> IO[bytes]:
-    with _told(told):
+def _read_bytes(store: Any, path: str, location: str) -> IO[bytes]:
+    with _translate_store_errors(location):
         return io.BytesIO(store.cat_file(path))
 
 
 @contextmanager
-def _told(source: str) -> Iterator[None]:
+def _translate_store_errors(source: str) -> Iterator[None]:
     """Where the exceptions of stores, which are of any kind, become ours; what they say may hold a key."""
     try:
         yield
@@ -97,13 +97,13 @@ def _told(source: str) -> Iterator[None]:
         raise SourceNotFound(f"Expected a file at {source}; found none. Check the address.", where=source) from None
     except ValueError as error:  # fsspec's, for a scheme that nobody knows
         raise SourceNotFound(
-            f"Expected the address of a store that is known; {source}: {redacted(str(error))}. Correct it. A database is "
+            f"Expected the address of a store that is known; {source}: {redact(str(error))}. Correct it. A database is "
             "named in FORECASTER_SQL_URL and asked with --sql.",
             where=source,
         ) from None
     except Exception as error:  # of any kind: each store has its own
         raise SourceUnavailable(
-            f"Expected an answer about {source}; the store says {type(error).__name__}: {redacted(str(error))}. Check the "
+            f"Expected an answer about {source}; the store says {type(error).__name__}: {redact(str(error))}. Check the "
             "address, the keys in the environment and that the store is up, then try again.",
             where=source,
         ) from None

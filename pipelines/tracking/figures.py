@@ -14,10 +14,10 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_THUMBNAIL = 256  # pixels, as wide or as high as MLflow makes them
+_THUMBNAIL_SIZE = 256  # pixels, as wide or as high as MLflow makes them
 
 
-def drawn(figure: Figure) -> np.ndarray:
+def render_pixels(figure: Figure) -> np.ndarray:
     """The pixels of a figure, "row column 3", drawn once: `savefig` would draw, and lay out, twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -26,7 +26,7 @@ def drawn(figure: Figure) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[:, :, :3])  # type: ignore[no-untyped-call]
 
 
-def files(name: str, pixels: np.ndarray) -> Mapping[str, bytes]:
+def build_image_files(name: str, pixels: np.ndarray) -> Mapping[str, bytes]:
     """The picture under its own name, and twice again under those by which MLflow's grid of images finds it.
 
     The latter are as `MlflowClient.log_image` makes them, which would compress the picture again.
@@ -35,12 +35,12 @@ def files(name: str, pixels: np.ndarray) -> Mapping[str, bytes]:
         name: Such as `plots/forecast.png`.
         pixels: "row column 3", of bytes.
     """
-    picture = _png(pixels)
+    picture = _encode_png(pixels)
     image = f"images/{PurePosixPath(name).stem}+step+0+timestamp+{time.time_ns() // 10**6}+{uuid.uuid4()}"
-    return {name: picture, f"{image}.png": picture, f"{image}+compressed.webp": _thumbnail(pixels)}
+    return {name: picture, f"{image}.png": picture, f"{image}+compressed.webp": _encode_thumbnail(pixels)}
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _encode_png(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     content = io.BytesIO()
@@ -48,10 +48,10 @@ def _png(pixels: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def _thumbnail(pixels: np.ndarray) -> bytes:
+def _encode_thumbnail(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     small, content = Image.fromarray(pixels), io.BytesIO()
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
     small.save(content, "WEBP", method=0)
     return content.getvalue()

@@ -18,18 +18,18 @@ from pytorch_lightning.loggers import Logger
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, RunTag
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 T = TypeVar("T")
 
 # MLflow's limits.
-METRICS_A_CALL = 1000
-PARAMS_A_CALL = 100  # and tags
-PARAM_LENGTH = 6000
+MAX_METRICS_PER_CALL = 1000
+MAX_PARAMS_PER_CALL = 100  # and tags
+MAX_PARAM_LENGTH = 6000
 
 _log = logging.getLogger(__name__)
 
 
-class Sink(Protocol):
+class TrackingClient(Protocol):
     """What a RunLogger needs of a client: `mlflow.MlflowClient`, or a stub."""
 
     def log_batch(
@@ -47,7 +47,7 @@ class Sink(Protocol):
 class RunLogger(Logger):
     """Lightning's logger for one MLflow run: a queue, and a thread that empties it in batches.
 
-    Logging only appends; the thread sends every `seconds`, and at `flush`. What cannot be sent is kept for the next
+    Logging only appends; the thread sends every `interval_s`, and at `flush`. What cannot be sent is kept for the next
     attempt, up to `capacity` metrics: then the oldest go, and are counted. Values that are not finite are not sent,
     because MLflow would store an infinity as 1.797e308: the tag `nonfinite` names them instead.
 
@@ -57,23 +57,23 @@ class RunLogger(Logger):
     """
 
     def __init__(
-        self, client: Sink, run_id: str, *, name: str = "", seconds: float = 2.0, capacity: int = 100_000
+        self, client: TrackingClient, run_id: str, *, name: str = "", interval_s: float = 2.0, capacity: int = 100_000
     ) -> None:
         super().__init__()
         self._client = client
         self._run_id = run_id
         self._name = name
-        self._seconds = seconds
+        self._interval_s = interval_s
         self._capacity = capacity
-        self._changed = threading.Condition()
-        self._metrics: deque[_Point] = deque()
+        self._condition = threading.Condition()
+        self._metrics: deque[_MetricPoint] = deque()
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
-        self._errands: deque[_Errand] = deque()
+        self._tasks: deque[_BackgroundTask] = deque()
         self._nonfinite: dict[str, str] = {}
         self._dropped = 0
         self._failing = False
-        self._hurried = False
+        self._flush_requested = False
         self._closed = False
         self._thread = threading.Thread(target=self._send_until_closed, name=f"run-{run_id}", daemon=True)
         self._thread.start()
@@ -91,8 +91,8 @@ class RunLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Queues metrics for the next batch."""
         now = int(time.time() * 1000)
-        points = [_Point(key, float(value), now, step or 0) for key, value in metrics.items()]
-        with self._changed:
+        points = [_MetricPoint(key, float(value), now, step or 0) for key, value in metrics.items()]
+        with self._condition:
             assert not self._closed, "metrics after the end of the run"
             for point in points:
                 if math.isfinite(point.value):
@@ -101,50 +101,50 @@ class RunLogger(Logger):
                     self._nonfinite[point.key] = f"{point.key} = {point.value} at step {point.step}"
                     _log.warning("A metric is not finite and is left out: %s.", self._nonfinite[point.key])
             self._drop_oldest()
-            self._changed.notify()
+            self._condition.notify()
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Queues parameters, nested names joined by dots."""
-        with self._changed:
-            self._params.update(flat(vars(params) if isinstance(params, Namespace) else params))
-            self._changed.notify()
+        with self._condition:
+            self._params.update(flatten_params(vars(params) if isinstance(params, Namespace) else params))
+            self._condition.notify()
 
     def log_tag(self, key: str, value: str) -> None:
         """Queues a tag for the next batch."""
-        with self._changed:
+        with self._condition:
             assert not self._closed, "a tag after the end of the run"
             self._tags[key] = value
-            self._changed.notify()
+            self._condition.notify()
 
-    def later(self, what: str, errand: Callable[[], object]) -> None:
+    def submit(self, description: str, action: Callable[[], object]) -> None:
         """Has the thread do something small for the run; what fails is a warning that names it."""
-        with self._changed:
-            assert not self._closed, f"{what} after the end of the run"
-            self._errands.append(_Errand(what, errand))
-            self._changed.notify()
+        with self._condition:
+            assert not self._closed, f"{description} after the end of the run"
+            self._tasks.append(_BackgroundTask(description, action))
+            self._condition.notify()
 
     def flush(self) -> None:
         """Has the queue sent now, at the end of an epoch say, without waiting for it."""
-        with self._changed:
-            self._hurried = True
-            self._changed.notify()
+        with self._condition:
+            self._flush_requested = True
+            self._condition.notify()
 
     def finalize(self, status: str) -> None:
         """Lightning's end of a fit, which is not the end of the run."""
         self.flush()
 
-    def close(self, status: Status) -> None:
+    def close(self, status: RunStatus) -> None:
         """Does what is queued, and ends the run. Again: nothing."""
-        with self._changed:
+        with self._condition:
             if self._closed:
                 return
             self._closed = True
-            self._changed.notify()
+            self._condition.notify()
         self._thread.join(timeout=60.0)
-        lost = self._dropped + sum(map(len, (self._metrics, self._params, self._tags, self._errands)))
+        lost = self._dropped + sum(map(len, (self._metrics, self._params, self._tags, self._tasks)))
         if lost:
             _log.warning("%d values of run %s could not be recorded.", lost, self._run_id)
-        with recording(f"the end of run {self._run_id}"):
+        with log_tracking_errors(f"the end of run {self._run_id}"):
             if self._nonfinite:
                 self._client.set_tag(self._run_id, "nonfinite", "; ".join(self._nonfinite.values())[:5000])
             self._client.set_terminated(self._run_id, status)
@@ -152,42 +152,46 @@ class RunLogger(Logger):
     def _send_until_closed(self) -> None:
         closed = False
         while not closed:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._metrics or self._params or self._tags or self._errands or self._closed
+            with self._condition:
+                self._condition.wait_for(
+                    lambda: self._metrics or self._params or self._tags or self._tasks or self._closed
                 )
-                self._changed.wait_for(lambda: self._hurried or self._errands or self._closed, timeout=self._seconds)
-                errand = self._errands[0] if self._errands else None
+                self._condition.wait_for(
+                    lambda: self._flush_requested or self._tasks or self._closed, timeout=self._interval_s
+                )
+                errand = self._tasks[0] if self._tasks else None
                 closed = self._closed and errand is None
                 if errand is None:
-                    self._hurried = False
+                    self._flush_requested = False
                     metrics, params, tags = list(self._metrics), dict(self._params), dict(self._tags)
                     for queue in (self._metrics, self._params, self._tags):
                         queue.clear()
             if errand is None:
-                self._send(metrics, params, tags)
+                self._send_batch(metrics, params, tags)
             else:
-                with recording(errand.what):
+                with log_tracking_errors(errand.description):
                     errand.run()
-                self._errands.popleft()  # not before it is done: what is left at the end is told
+                self._tasks.popleft()  # not before it is done: what is left at the end is told
 
-    def _send(self, metrics: Sequence[_Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    def _send_batch(self, metrics: Sequence[_MetricPoint], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         sent = 0
         try:
-            for some in chunks(params.items(), PARAMS_A_CALL):
+            for some in iter_chunks(params.items(), MAX_PARAMS_PER_CALL):
                 self._send_params(some)
                 params = {key: value for key, value in params.items() if key not in dict(some)}
-            for some in chunks(tags.items(), PARAMS_A_CALL):
+            for some in iter_chunks(tags.items(), MAX_PARAMS_PER_CALL):
                 self._send_tags(some)
                 tags = {key: value for key, value in tags.items() if key not in dict(some)}
-            for points in chunks(metrics, METRICS_A_CALL):
+            for points in iter_chunks(metrics, MAX_METRICS_PER_CALL):
                 self._send_metrics(points)
                 sent += len(points)
         except Exception as error:  # of any kind: this thread must live
             if not self._failing:
-                _log.warning("Metrics of run %s wait, because the store failed: %s", self._run_id, _one_line(error))
+                _log.warning(
+                    "Metrics of run %s wait, because the store failed: %s", self._run_id, _to_single_line(error)
+                )
             self._failing = True
-            with self._changed:
+            with self._condition:
                 self._params = {**params, **self._params}  # what was logged meanwhile is newer
                 self._tags = {**tags, **self._tags}
                 self._metrics.extendleft(reversed(metrics[sent:]))
@@ -197,13 +201,13 @@ class RunLogger(Logger):
                 _log.warning("The store takes the metrics of run %s again.", self._run_id)
             self._failing = False
 
-    def _send_metrics(self, points: Sequence[_Point]) -> None:
+    def _send_metrics(self, points: Sequence[_MetricPoint]) -> None:
         from mlflow.entities import Metric
 
-        def send(some: Sequence[_Point]) -> None:
+        def send(some: Sequence[_MetricPoint]) -> None:
             self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in some])
 
-        self._send_but_refused(points, send)
+        self._send_with_bisection(points, send)
 
     def _send_params(self, params: Sequence[tuple[str, str]]) -> None:
         from mlflow.entities import Param
@@ -211,7 +215,7 @@ class RunLogger(Logger):
         def send(some: Sequence[tuple[str, str]]) -> None:
             self._client.log_batch(self._run_id, params=[Param(key, value) for key, value in some])
 
-        self._send_but_refused(params, send)
+        self._send_with_bisection(params, send)
 
     def _send_tags(self, tags: Sequence[tuple[str, str]]) -> None:
         from mlflow.entities import RunTag
@@ -219,9 +223,9 @@ class RunLogger(Logger):
         def send(some: Sequence[tuple[str, str]]) -> None:
             self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in some])
 
-        self._send_but_refused(tags, send)
+        self._send_with_bisection(tags, send)
 
-    def _send_but_refused(self, items: Sequence[T], send: Any) -> None:
+    def _send_with_bisection(self, items: Sequence[T], send: Any) -> None:
         """Halves a batch that MLflow refuses, until only the culprit is left out."""
         from mlflow.exceptions import MlflowException
 
@@ -231,11 +235,11 @@ class RunLogger(Logger):
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise
             if len(items) == 1:
-                _log.warning("MLflow refuses %s: %s", items[0], _one_line(error))
+                _log.warning("MLflow refuses %s: %s", items[0], _to_single_line(error))
                 return
             middle = len(items) // 2
-            self._send_but_refused(items[:middle], send)
-            self._send_but_refused(items[middle:], send)
+            self._send_with_bisection(items[:middle], send)
+            self._send_with_bisection(items[middle:], send)
 
     def _drop_oldest(self) -> None:
         while len(self._metrics) > self._capacity:
@@ -243,33 +247,33 @@ class RunLogger(Logger):
             self._dropped += 1
 
 
-def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten_params(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Parameters as MLflow takes them: nested names joined by dots, values as text of at most 6000 characters."""
     params: dict[str, str] = {}
     for key, value in fields.items():
         if isinstance(value, Mapping) and value:
-            params |= flat(value, f"{prefix}{key}.")
+            params |= flatten_params(value, f"{prefix}{key}.")
         else:
-            params[f"{prefix}{key}"] = str(value)[:PARAM_LENGTH]
+            params[f"{prefix}{key}"] = str(value)[:MAX_PARAM_LENGTH]
     return params
 
 
 @contextlib.contextmanager
-def recording(what: str) -> Iterator[None]:
+def log_tracking_errors(description: str) -> Iterator[None]:
     """What cannot be recorded is told in the log; the training goes on."""
     try:
         yield
     except Exception as error:  # of any kind: hours of training hang on it
-        _log.warning("Could not record %s: %s", what, _one_line(error))
+        _log.warning("Could not record %s: %s", description, _to_single_line(error))
 
 
-def chunks(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
+def iter_chunks(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
     """The items, so many at a time."""
     rest = iter(items)
     return iter(lambda: list(itertools.islice(rest, size)), [])
 
 
-class _Point(NamedTuple):
+class _MetricPoint(NamedTuple):
     """A metric, in the order of MLflow's entity."""
 
     key: str
@@ -278,12 +282,12 @@ class _Point(NamedTuple):
     step: int
 
 
-class _Errand(NamedTuple):
+class _BackgroundTask(NamedTuple):
     """Something to do, and its name for a warning."""
 
-    what: str
+    description: str
     run: Callable[[], object]
 
 
-def _one_line(error: Exception) -> str:
+def _to_single_line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from forecaster.errors import RegistryError
-from forecaster.frequency import Stamp, tell
+from forecaster.frequency import Timestamp, format_timestamp
 from forecaster.registry import registry
 from forecaster.spec import Spec
-from pipelines.redaction import redacted
-from pipelines.settings import tracking_uri
+from pipelines.redaction import redact
+from pipelines.settings import resolve_tracking_uri
 from pipelines.tracking import figures
-from pipelines.tracking.logger import RunLogger, Status, flat, recording
+from pipelines.tracking.logger import RunLogger, RunStatus, flatten_params, log_tracking_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput
 
-HEADLINE = frozenset(
+HEADLINE_METRICS = frozenset(
     {
         "bt/mase",
         "bt/rmsse",
@@ -54,10 +54,10 @@ HEADLINE = frozenset(
     }
 )
 
-_DATASET_DIGEST_LENGTH = 36  # the longest that MLflow stores
+_MAX_DATASET_DIGEST_LENGTH = 36  # the longest that MLflow stores
 
 
-class DataSet(NamedTuple):
+class RunDataset(NamedTuple):
     """What a run was trained on, or scored on.
 
     Attributes:
@@ -71,11 +71,11 @@ class DataSet(NamedTuple):
     name: str
     digest: str
     source: str
-    cutoff: Stamp
+    cutoff: Timestamp
     context: str = "training"
 
 
-class Run:
+class TrackedRun:
     """An open run: what to record, under the names that every run shares."""
 
     def __init__(self, client: MlflowClient, run_id: str, *, name: str) -> None:
@@ -83,45 +83,47 @@ class Run:
         self.logger = RunLogger(client, run_id, name=name)
         self._client = client
 
-    def headline(self, scores: Mapping[str, float]) -> None:
+    def log_headline_metrics(self, scores: Mapping[str, float]) -> None:
         """The numbers that runs are compared by; their names are those of HEADLINE."""
-        assert scores.keys() <= HEADLINE, f"unknown headline metrics {sorted(scores.keys() - HEADLINE)}"
+        assert scores.keys() <= HEADLINE_METRICS, f"unknown headline metrics {sorted(scores.keys() - HEADLINE_METRICS)}"
         self.logger.log_metrics(scores)
 
-    def curve(self, name: str, values: Iterable[float]) -> None:
+    def log_curve(self, name: str, values: Iterable[float]) -> None:
         """One value for each step ahead: `bt_h/mase` at step 1 is the error of the first step of the horizon."""
         for step, value in enumerate(values, start=1):
             self.logger.log_metrics({name: value}, step)
 
-    def figure(self, name: str, figure: Figure) -> None:
+    def log_figure(self, name: str, figure: Figure) -> None:
         """A picture, under a name such as `plots/forecast.png`, and for the UI's grid of images, which shows those of all runs.
 
         It is drawn and stored beside what comes next, and belongs to the run from here on.
         """
-        self.logger.later(name, lambda: self._store(figures.files(name, figures.drawn(figure))))
-        self.tag("mlflow.loggedImages", "True")
+        self.logger.submit(
+            name, lambda: self._upload_files(figures.build_image_files(name, figures.render_pixels(figure)))
+        )
+        self.set_tag("mlflow.loggedImages", "True")
 
-    def file(self, path: Path, folder: str | None = None) -> None:
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """A file, under its own name."""
         assert path.is_file(), f"{path} is no file"
-        with recording(path.name):
+        with log_tracking_errors(path.name):
             self._client.log_artifact(self.id, str(path), folder)
 
-    def folder(self, path: Path, name: str) -> None:
+    def log_artifacts(self, path: Path, name: str) -> None:
         """All files of a folder, in the run's folder of this name."""
-        with recording(name):
+        with log_tracking_errors(name):
             self._client.log_artifacts(self.id, str(path), name)
 
-    def card(self, text: str) -> None:
+    def log_model_card(self, text: str) -> None:
         """The model card, as `model_card.md`."""
-        with recording("model_card.md"):
+        with log_tracking_errors("model_card.md"):
             self._client.log_text(self.id, text, "model_card.md")
 
-    def tag(self, key: str, value: str) -> None:
+    def set_tag(self, key: str, value: str) -> None:
         """A tag, sent with the next batch; one that is known when the run begins is an argument of `open_run`."""
         self.logger.log_tag(key, value)
 
-    def _store(self, files: Mapping[str, bytes]) -> None:
+    def _upload_files(self, files: Mapping[str, bytes]) -> None:
         """Files, by their names in the run, in one call."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
@@ -134,16 +136,16 @@ class Run:
 @contextlib.contextmanager
 def open_run(
     spec: Spec,
-    data: DataSet,
+    dataset: RunDataset,
     *,
     root: Path,
     trigger: str,
-    uri: str | None = None,
-    parent: str | None = None,
+    tracking_uri: str | None = None,
+    parent_run_id: str | None = None,
     run_id: str | None = None,
-    title: str | None = None,
+    run_name: str | None = None,
     tags: Mapping[str, str] | None = None,
-) -> Iterator[Run]:
+) -> Iterator[TrackedRun]:
     """Opens a run for as long as the block lasts, in the experiment that has the spec's name.
 
     The run ends FINISHED; FAILED when the block raises; KILLED when it is interrupted or told to end (SIGTERM, which
@@ -164,24 +166,26 @@ def open_run(
     """
     from mlflow.entities import RunTag
 
-    told = _tags(data, trigger=trigger, parent=parent) | dict(tags or {})
-    with _sigterm_as_exit():
-        client = registry.connect(tracking_uri(root, uri))
-        with registry.door(f"run '{run_id}'" if run_id else f"a run of '{spec.name}'"):
+    told = _build_tags(dataset, trigger=trigger, parent_run_id=parent_run_id) | dict(tags or {})
+    with _convert_sigterm_to_exit():
+        client = registry.create_client(resolve_tracking_uri(root, tracking_uri))
+        with registry.translate_store_errors(f"run '{run_id}'" if run_id else f"a run of '{spec.name}'"):
             if run_id is None:
-                experiment = _experiment(client, spec.name, None if uri else artifact_location(root))
-                title = title or f"{spec.name} {tell(data.cutoff).partition('T')[0]} {trigger}"
-                run_id = str(client.create_run(experiment, tags=told, run_name=title).info.run_id)
+                experiment = _get_or_create_experiment(
+                    client, spec.name, None if tracking_uri else artifact_location(root)
+                )
+                run_name = run_name or f"{spec.name} {format_timestamp(dataset.cutoff).partition('T')[0]} {trigger}"
+                run_id = str(client.create_run(experiment, tags=told, run_name=run_name).info.run_id)
             else:
-                _check_resumable(client, run_id, spec)
+                _validate_resumable(client, run_id, spec)
                 client.update_run(run_id, status="RUNNING")
                 client.log_batch(run_id, tags=[RunTag(key, value) for key, value in told.items()])
-        run = Run(client, run_id, name=spec.name)
-        status: Status = "FAILED"
+        run = TrackedRun(client, run_id, name=spec.name)
+        status: RunStatus = "FAILED"
         try:
             run.logger.log_hyperparams(spec.model_dump())
             run.logger.flush()
-            run.logger.later("the data set", lambda: client.log_inputs(run.id, [_input(data)]))
+            run.logger.submit("the data set", lambda: client.log_inputs(run.id, [_build_dataset_input(dataset)]))
             yield run
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -191,42 +195,42 @@ def open_run(
             run.logger.close(status)
 
 
-def end_killed(run_ids: Iterable[str], *, root: Path, uri: str | None = None) -> None:
+def mark_runs_killed(run_ids: Iterable[str], *, root: Path, tracking_uri: str | None = None) -> None:
     """Ends runs that a kill left open; raises RegistryError when the store cannot be opened."""
-    client = registry.connect(tracking_uri(root, uri))
+    client = registry.create_client(resolve_tracking_uri(root, tracking_uri))
     for run_id in run_ids:
-        with recording(f"the end of run {run_id}"):
+        with log_tracking_errors(f"the end of run {run_id}"):
             client.set_terminated(run_id, "KILLED")
 
 
-def keep(
+def append_to_run(
     run_id: str,
     files: Iterable[Path],
     *,
     folder: str,
     tags: Mapping[str, str],
-    uri: str,
-    headline: Mapping[str, float] | None = None,
+    store_uri: str,
+    headline_metrics: Mapping[str, float] | None = None,
 ) -> None:
     """Adds files, tags and headline metrics to a run that has ended; raises RegistryError."""
-    assert (headline or {}).keys() <= HEADLINE
-    client = registry.connect(uri)
-    with registry.door(f"run '{run_id}'"):
+    assert (headline_metrics or {}).keys() <= HEADLINE_METRICS
+    client = registry.create_client(store_uri)
+    with registry.translate_store_errors(f"run '{run_id}'"):
         for path in files:
             client.log_artifact(run_id, str(path), folder)
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
-        for key, number in (headline or {}).items():
+        for key, number in (headline_metrics or {}).items():
             client.log_metric(run_id, key, number)
 
 
-def keep_check(
+def record_monitoring_run(
     spec: Spec,
     *,
     root: Path,
-    uri: str | None,
+    tracking_uri: str | None,
     tags: Mapping[str, str],
-    scores: Mapping[str, float],
+    metric_values: Mapping[str, float],
     texts: Mapping[str, str],
 ) -> str:
     """One finished run for a look at a model in use, in the experiment of its trainings; answers its id. Raises RegistryError.
@@ -241,13 +245,13 @@ def keep_check(
     """
     from mlflow.entities import Metric, RunTag
 
-    client = registry.connect(tracking_uri(root, uri))
-    with registry.door(f"a check of '{spec.name}'"):
-        experiment = _experiment(client, spec.name, None if uri else artifact_location(root))
+    client = registry.create_client(resolve_tracking_uri(root, tracking_uri))
+    with registry.translate_store_errors(f"a check of '{spec.name}'"):
+        experiment = _get_or_create_experiment(client, spec.name, None if tracking_uri else artifact_location(root))
         run = client.create_run(experiment, run_name=f"{spec.name} check")
         now = run.info.start_time
         run_id = str(run.info.run_id)
-        metrics = [Metric(name, value, now, 0) for name, value in scores.items()]
+        metrics = [Metric(name, value, now, 0) for name, value in metric_values.items()]
         client.log_batch(run_id, metrics=metrics, tags=[RunTag(*pair) for pair in tags.items()])
         for name, text in texts.items():
             client.log_text(run_id, text, name)
@@ -255,14 +259,14 @@ def keep_check(
     return run_id
 
 
-def kept(run_id: str, path: str, *, uri: str) -> str | None:
+def read_run_text(run_id: str, artifact_path: str, *, store_uri: str) -> str | None:
     """The text of a file that a run keeps; None where it keeps none. Raises RegistryError."""
-    client = registry.connect(uri)
-    folder, _, _ = path.rpartition("/")
-    with registry.door(f"run '{run_id}'"), tempfile.TemporaryDirectory(prefix="forecaster-") as place:
-        if path not in {one.path for one in client.list_artifacts(run_id, folder or None)}:
+    client = registry.create_client(store_uri)
+    folder, _, _ = artifact_path.rpartition("/")
+    with registry.translate_store_errors(f"run '{run_id}'"), tempfile.TemporaryDirectory(prefix="forecaster-") as place:
+        if artifact_path not in {one.path for one in client.list_artifacts(run_id, folder or None)}:
             return None
-        return Path(client.download_artifacts(run_id, path, place)).read_text()
+        return Path(client.download_artifacts(run_id, artifact_path, place)).read_text()
 
 
 def artifact_location(root: Path) -> str:
@@ -270,8 +274,8 @@ def artifact_location(root: Path) -> str:
     return (root.absolute() / "mlruns").as_uri()
 
 
-def _check_resumable(client: MlflowClient, run_id: str, spec: Spec) -> None:
-    before, now = client.get_run(run_id).data.params, flat(spec.model_dump())
+def _validate_resumable(client: MlflowClient, run_id: str, spec: Spec) -> None:
+    before, now = client.get_run(run_id).data.params, flatten_params(spec.model_dump())
     changed = [f"{key} = {before[key]}, now {now[key]}" for key in now if before.get(key, now[key]) != now[key]]
     if changed:
         raise RegistryError(
@@ -281,26 +285,26 @@ def _check_resumable(client: MlflowClient, run_id: str, spec: Spec) -> None:
         )
 
 
-def _tags(data: DataSet, *, trigger: str, parent: str | None) -> dict[str, str]:
+def _build_tags(dataset: RunDataset, *, trigger: str, parent_run_id: str | None) -> dict[str, str]:
     """What every run is found by."""
-    tags = {"trigger": trigger, "cutoff": tell(data.cutoff), "data_digest": data.digest}
-    if parent is not None:
-        tags |= {"parent": parent, "mlflow.parentRunId": parent}  # the second is what the UI nests by
+    tags = {"trigger": trigger, "cutoff": format_timestamp(dataset.cutoff), "data_digest": dataset.digest}
+    if parent_run_id is not None:
+        tags |= {"parent": parent_run_id, "mlflow.parentRunId": parent_run_id}  # the second is what the UI nests by
     return tags
 
 
-def _input(data: DataSet) -> DatasetInput:
+def _build_dataset_input(dataset: RunDataset) -> DatasetInput:
     """The data set as MLflow shows it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = redacted(data.source)
+    source = redact(dataset.source)
     kind, key = ("http", "url") if source.startswith(("http://", "https://")) else ("local", "uri")
-    digest = data.digest[:_DATASET_DIGEST_LENGTH]
-    recorded = Dataset(data.name, digest, kind, json.dumps({key: source}))
-    return DatasetInput(recorded, [InputTag("mlflow.data.context", data.context)])
+    digest = dataset.digest[:_MAX_DATASET_DIGEST_LENGTH]
+    recorded = Dataset(dataset.name, digest, kind, json.dumps({key: source}))
+    return DatasetInput(recorded, [InputTag("mlflow.data.context", dataset.context)])
 
 
-def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
+def _get_or_create_experiment(client: MlflowClient, name: str, location: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -316,7 +320,7 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
+def _convert_sigterm_to_exit() -> Iterator[None]:
     """SIGTERM raises SystemExit in the block, once, where its default would end the process without a word.
 
     A handler that is set already stays. Lightning, while it fits, puts its own in front of ours.

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from forecaster.evaluation.backtest import Backtest
-from forecaster.frequency import tell
-from forecaster.prediction.predictor import Forecaster
+from forecaster.frequency import format_timestamp
+from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import CHALLENGER
-from forecaster.statistical.blend import tell as tell_blend
+from forecaster.statistical.blend import format_blend_weights as tell_blend
 from pipelines.promotion.gate import SEASONAL_NAIVE
 
 
-def card_of(forecaster: Forecaster) -> str:
+def render_model_card(forecaster: FittedModel) -> str:
     """The model card: what it is, what it was trained on, how it did, and where its limits are."""
     spec, facts = forecaster.spec, forecaster.facts
     lines = [
@@ -23,11 +23,11 @@ def card_of(forecaster: Forecaster) -> str:
         "",
         f"A {spec.network.cell.upper()} network ({spec.network.layers} x {spec.network.hidden}) that feeds back its own "
         f"output, step by step. Frequency `{forecaster.freq}`, context {spec.context} steps, scored up to {spec.horizon}.",
-        *_blend(forecaster),
+        *_render_blend(forecaster),
         "",
         "## Trained on",
         "",
-        f"Data set `{facts['data']}`: {facts['series']} series up to {tell(forecaster.cutoff)} "
+        f"Data set `{facts['data']}`: {facts['series']} series up to {format_timestamp(forecaster.cutoff)} "
         f"(digest `{facts['data_digest'][:12]}`); {facts['left_out']} series were too short. "
         f"{facts['steps']} steps, seed {spec.training.seed}.",
         "",
@@ -53,8 +53,8 @@ def card_of(forecaster: Forecaster) -> str:
         "",
         "## Limits",
         "",
-        f"Histories need {spec.least} steps or more of the same frequency. Forecasts beyond step {spec.horizon} were never "
-        f"scored. {_intervals(forecaster)}",
+        f"Histories need {spec.min_steps} steps or more of the same frequency. Forecasts beyond step {spec.horizon} were never "
+        f"scored. {_describe_intervals(forecaster)}",
         "",
         "```json",
         json.dumps(spec.model_dump(), indent=1),
@@ -63,9 +63,9 @@ def card_of(forecaster: Forecaster) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _blend(forecaster: Forecaster) -> list[str]:
+def _render_blend(forecaster: FittedModel) -> list[str]:
     """What the forecasts are besides the network's, and how that was chosen."""
-    if not forecaster.blend:
+    if not forecaster.blend_weights:
         return []
     found = forecaster.facts["blend"]
     how = {
@@ -77,16 +77,16 @@ def _blend(forecaster: Forecaster) -> list[str]:
     measured = f" (MASE there: {errors})" if errors else ""
     return [
         "",
-        f"Blend: {tell_blend(forecaster.blend)}. The weights are from the validation windows: {how}{measured}. In the scores "
+        f"Blend: {tell_blend(forecaster.blend_weights)}. The weights are from the validation windows: {how}{measured}. In the scores "
         "below `network` is the network alone.",
     ]
 
 
-def _intervals(forecaster: Forecaster) -> str:
+def _describe_intervals(forecaster: FittedModel) -> str:
     """How far the intervals can be trusted."""
     if forecaster.calibration is None:
         return "It was not calibrated: there are point forecasts only."
-    table = forecaster.calibration.table()
+    table = forecaster.calibration.table_for()
     how = {
         "ranks": "from the ranks of its errors",
         "gaussian": "from the spread of its few errors, as if they were Gaussian",
@@ -98,12 +98,14 @@ def _intervals(forecaster: Forecaster) -> str:
     )
 
 
-def reliable_horizon(result: Backtest, name: str = CHALLENGER) -> int:
+def compute_reliable_horizon(result: Backtest, forecaster_name: str = CHALLENGER) -> int:
     """The last step up to which a forecaster was seen to be at least as good as seasonal naive at every step."""
-    good = result.mase_by_step(name) <= result.mase_by_step(SEASONAL_NAIVE)  # not so where nothing was measured
+    good = result.mase_by_step(forecaster_name) <= result.mase_by_step(
+        SEASONAL_NAIVE
+    )  # not so where nothing was measured
     return result.horizon if good.all() else int(np.argmin(good))
 
 
-def finite(scores: Mapping[str, float]) -> dict[str, float | None]:
+def replace_nonfinite(scores: Mapping[str, float]) -> dict[str, float | None]:
     """Scores as JSON can hold them: None for what could not be computed."""
     return {name: value if np.isfinite(value) else None for name, value in scores.items()}

@@ -10,15 +10,15 @@ from functools import cache
 from pathlib import Path
 
 import forecaster
-from forecaster.frequency import tell
+from forecaster.frequency import format_timestamp
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from pipelines.promotion.policy import Policy
 
-TAG = "retrain_key"  # of runs and versions, and among a bundle's facts
+RETRAIN_KEY_TAG = "retrain_key"  # of runs and versions, and among a bundle's facts
 
 
-def key_of(panel: Panel, spec: Spec, policy: Policy, *, test_windows: int, warm: bool) -> str:
+def compute_retrain_key(panel: Panel, spec: Spec, policy: Policy, *, test_windows: int, warm_start: bool) -> str:
     """sha256 over all that a retraining's verdict comes from, but for the champion: who is told of a verdict once need not
     hear another because somebody was promoted since.
 
@@ -29,27 +29,27 @@ def key_of(panel: Panel, spec: Spec, policy: Policy, *, test_windows: int, warm:
         for one in panel.series
     ]
     parts = {
-        "cutoff": tell(panel.cutoff),
+        "cutoff": format_timestamp(panel.cutoff),
         "data": panel._replace(series=known).digest(),
-        "code": code_version(),
+        "code": compute_code_version(),
         "spec": spec.model_dump(mode="json"),
         "policy": policy.model_dump(mode="json"),
         "test_windows": test_windows,
-        "warm": warm,
+        "warm": warm_start,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @cache
-def code_version() -> str:
+def compute_code_version() -> str:
     """The version's number, and a digest of the sources of forecaster and pipelines: a number alone outlives many changes."""
     total = hashlib.sha256()
-    for name, content in _sources(Path(forecaster.__file__).parent, Path(__file__).parents[1]):
+    for name, content in _iter_sources(Path(forecaster.__file__).parent, Path(__file__).parents[1]):
         total.update(f"\n{len(content)} {name}\n".encode() + content)
     return f"{forecaster.__version__}+{total.hexdigest()[:16]}"
 
 
-def _sources(*packages: Path) -> Iterator[tuple[str, bytes]]:
+def _iter_sources(*packages: Path) -> Iterator[tuple[str, bytes]]:
     for package in packages:
         for path in sorted(package.rglob("*.py")):
             yield path.relative_to(package.parent).as_posix(), path.read_bytes()

@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 from forecaster.data.split import hold_out
 from forecaster.spec import Spec
-from forecaster.training.presets import candidates
-from forecaster.training.selection import choose
-from pipelines.sources import Data, check_test_windows, model_name, read
-from pipelines.training.train import Candidate
+from forecaster.training.presets import build_candidate_specs
+from forecaster.training.selection import select_on_validation
+from pipelines.sources import DataSource, derive_model_name, read_panel, validate_test_windows
+from pipelines.training.train import CandidateScore
 
 _log = logging.getLogger(__name__)
 
 
-class Chosen(NamedTuple):
+class SpecSelection(NamedTuple):
     """A specification, and what it was chosen from; nothing where it was given."""
 
     spec: Spec
-    tried: tuple[Candidate, ...] = ()
+    candidates: tuple[CandidateScore, ...] = ()
 
 
-def first_choice(data: Data, *, horizon: int, kind: str | None = None, test_windows: int = 1) -> Chosen:
+def select_spec(data: DataSource, *, horizon: int, preset: str | None = None, test_windows: int = 1) -> SpecSelection:
     """The variant of a preset whose forecasts were best on the windows before the test.
 
     Args:
@@ -31,18 +31,18 @@ def first_choice(data: Data, *, horizon: int, kind: str | None = None, test_wind
         kind: The preset; that of the panel's frequency, if not given.
         test_windows: Rolling origins at the end that nothing is chosen by.
     """
-    check_test_windows(test_windows)
-    panel = read(data)
-    known = hold_out(panel, test_windows * horizon, keep=2).known if test_windows else panel
-    made = candidates(known, horizon=horizon, name=model_name(data.name), kind=kind)
+    validate_test_windows(test_windows)
+    panel = read_panel(data)
+    known = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
+    made = build_candidate_specs(known, horizon=horizon, name=derive_model_name(data.name), preset=preset)
     for spec in made:  # told of the data as they are, not of what is left of them
-        hold_out(panel, test_windows * horizon + spec.held_out, keep=spec.least + 1)
+        hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
 
-    tried: list[Candidate] = []
+    tried: list[CandidateScore] = []
 
     def tell(spec: Spec, error: float) -> None:
         what = f"{spec.scaling}{' of log' * (spec.transform == 'log')}, base {spec.base}"
-        tried.append(Candidate(what, error))
+        tried.append(CandidateScore(what, error))
         _log.info("tried %s: %.4g times the seasonal naive's error", what, error)
 
-    return Chosen(choose(known, made, tell=tell).spec, tuple(tried))
+    return SpecSelection(select_on_validation(known, made, on_result=tell).spec, tuple(tried))

@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from forecaster.evaluation.plots import BASELINE, FORECAST, HISTORY, TRUTH
+from forecaster.evaluation.plots import ACTUAL_COLOR, BASELINE_COLOR, FORECAST_COLOR, HISTORY_COLOR
 
-_SHOWN = 1.3  # of the larger of seasonal naive and the first value; what is worse is drawn at the upper edge
+_Y_LIMIT_FACTOR = 1.3  # of the larger of seasonal naive and the first value; what is worse is drawn at the upper edge
 
 
-def optimization_history(trials: Sequence[tuple[int, float, bool]], *, naive: float, title: str) -> Figure:
+def plot_optimization_history(
+    trials: Sequence[tuple[int, float, bool]], *, seasonal_naive_value: float, title: str
+) -> Figure:
     """The value of every trial, the best so far, and that of seasonal naive.
 
     Args:
@@ -23,17 +25,17 @@ def optimization_history(trials: Sequence[tuple[int, float, bool]], *, naive: fl
         naive: Seasonal naive's value on the same windows.
         title: Above the picture.
     """
-    figure, axes = _axes(title, height=4)
+    figure, axes = _create_axes(title, height=4)
     number, value, ended = (np.array(column) for column in zip(*trials, strict=True))
-    axes.axhline(naive, color=BASELINE, linewidth=1.2, linestyle="--", label="seasonal naive")
+    axes.axhline(seasonal_naive_value, color=BASELINE_COLOR, linewidth=1.2, linestyle="--", label="seasonal naive")
     if ended.any():
         best = np.minimum.accumulate(np.where(ended, value, np.inf))
-        axes.step(number, best, where="post", color=FORECAST, linewidth=1.6, label="best so far")
-        axes.scatter(number[ended], value[ended], color=TRUTH, s=24, label="done", zorder=3)
+        axes.step(number, best, where="post", color=FORECAST_COLOR, linewidth=1.6, label="best so far")
+        axes.scatter(number[ended], value[ended], color=ACTUAL_COLOR, s=24, label="done", zorder=3)
     if not ended.all():
-        axes.scatter(number[~ended], value[~ended], color=HISTORY, s=24, marker="x", label="pruned", zorder=3)
-    highest = _SHOWN * max([naive, *value[ended][:1]])
-    lowest, top = min([naive, *value]), min(max([naive, *value]), highest)
+        axes.scatter(number[~ended], value[~ended], color=HISTORY_COLOR, s=24, marker="x", label="pruned", zorder=3)
+    highest = _Y_LIMIT_FACTOR * max([seasonal_naive_value, *value[ended][:1]])
+    lowest, top = min([seasonal_naive_value, *value]), min(max([seasonal_naive_value, *value]), highest)
     margin = 0.05 * (top - lowest) or 0.05 * abs(top) or 1.0
     axes.set_ylim(lowest - margin, top + 4 * margin)  # the legend is above
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -44,17 +46,17 @@ def optimization_history(trials: Sequence[tuple[int, float, bool]], *, naive: fl
     return figure
 
 
-def parameter_importance(importance: Mapping[str, float], *, title: str) -> Figure:
+def plot_param_importances(importances: Mapping[str, float], *, title: str) -> Figure:
     """How much each field decided, most on top; shares of one."""
-    figure, axes = _axes(title, height=0.8 + 0.3 * len(importance))
-    names, shares = list(importance)[::-1], list(importance.values())[::-1]
-    axes.barh(names, shares, color=TRUTH, height=0.6)
+    figure, axes = _create_axes(title, height=0.8 + 0.3 * len(importances))
+    names, shares = list(importances)[::-1], list(importances.values())[::-1]
+    axes.barh(names, shares, color=ACTUAL_COLOR, height=0.6)
     axes.set_xlabel("share of the importance")
     axes.grid(axis="x", color="#e3e5e8", linewidth=0.6)
     return figure
 
 
-def _axes(title: str, *, height: float) -> tuple[Figure, Axes]:
+def _create_axes(title: str, *, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(10, height), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)

@@ -13,10 +13,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-SLICE = 1 << 18  # bytes
-LARGE = 1 << 18  # bytes of a body from which on it is taken in by turns
-AT_A_TIME = 2  # of those
-PATIENCE_S = 0.5  # that a turn lasts at the most
+CHUNK_BYTES = 1 << 18  # bytes
+LARGE_BODY_BYTES = 1 << 18  # bytes of a body from which on it is taken in by turns
+MAX_LARGE_UPLOADS = 2  # of those
+UPLOAD_PERMIT_S = 0.5  # that a turn lasts at the most
 
 
 class Body(Protocol):
@@ -29,43 +29,43 @@ class Body(Protocol):
         """All of them."""
 
 
-class Turns:
+class UploadLimiter:
     """Large bodies that are sent at the same time are taken in a few at a time: no round of the event loop has them all.
 
     Who sends slowly burdens no round, and gives its turn to the next after a moment; it goes on without one.
     """
 
-    def __init__(self, most: int = AT_A_TIME) -> None:
-        self._free = asyncio.Semaphore(most)
+    def __init__(self, limit: int = MAX_LARGE_UPLOADS) -> None:
+        self._semaphore = asyncio.Semaphore(limit)
 
-    async def take(self) -> Turn:
+    async def acquire(self) -> UploadPermit:
         """One, as soon as it is free."""
-        await self._free.acquire()
-        return Turn(self._free)
+        await self._semaphore.acquire()
+        return UploadPermit(self._semaphore)
 
 
-class Turn:
+class UploadPermit:
     """That of one body."""
 
-    def __init__(self, free: asyncio.Semaphore) -> None:
-        self._free = free
-        self._ended = False
-        self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self.end)
+    def __init__(self, semaphore: asyncio.Semaphore) -> None:
+        self._semaphore = semaphore
+        self._released = False
+        self._timer = asyncio.get_running_loop().call_later(UPLOAD_PERMIT_S, self.release)
 
-    def end(self) -> None:
+    def release(self) -> None:
         """Gives it to the next, once."""
-        if not self._ended:
-            self._ended = True
+        if not self._released:
+            self._released = True
             self._timer.cancel()
-            self._free.release()
+            self._semaphore.release()
 
 
-class InParts:
+class ChunkedBody:
     """A body as it came in."""
 
-    def __init__(self, parts: list[bytes]) -> None:
-        self._parts = parts
-        self._size = sum(map(len, parts))
+    def __init__(self, chunks: list[bytes]) -> None:
+        self._chunks = chunks
+        self._size = sum(map(len, chunks))
 
     def __len__(self) -> int:
         """Bytes."""
@@ -73,11 +73,11 @@ class InParts:
 
     def __bytes__(self) -> bytes:
         """All of them, put together once; to join a megabyte or more, Python lets go of its lock."""
-        self._parts = [b"".join(self._parts)]
-        return self._parts[0]
+        self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0]
 
 
-async def gather(request: Request) -> Body:
+async def read_body(request: Request) -> Body:
     """Its body; raises ClientDisconnect where it does not come."""
     parts: list[bytes] = []
     more = True
@@ -87,18 +87,20 @@ async def gather(request: Request) -> Body:
             raise ClientDisconnect
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
-    return parts[0] if len(parts) == 1 else InParts(parts)
+    return parts[0] if len(parts) == 1 else ChunkedBody(parts)
 
 
-class Sliced(Response):
+class ChunkedResponse(Response):
     """An answer whose next slice follows when the connection takes it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
-        if len(self.body) <= SLICE:
+        if len(self.body) <= CHUNK_BYTES:
             await super().__call__(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for first in range(0, len(self.body), SLICE):
-            more = first + SLICE < len(self.body)
-            await send({"type": "http.response.body", "body": self.body[first : first + SLICE], "more_body": more})
+        for first in range(0, len(self.body), CHUNK_BYTES):
+            more = first + CHUNK_BYTES < len(self.body)
+            await send(
+                {"type": "http.response.body", "body": self.body[first : first + CHUNK_BYTES], "more_body": more}
+            )

@@ -10,12 +10,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_SERIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SERIES_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    """The counters of one worker; where several workers run, `page` adds them up."""
+    """The counters of one worker; where several workers run, `render` adds them up."""
 
     def __init__(self, routes: Collection[str]) -> None:
         self._routes = frozenset(routes)
@@ -27,7 +27,7 @@ class Metrics:
             "forecaster_request_seconds",
             "Seconds from request to answer",
             ["route"],
-            buckets=_BUCKETS,
+            buckets=_SECONDS_BUCKETS,
             registry=self._registry,
         )
         self._series = Counter("forecaster_series", "Series by outcome", ["outcome"], registry=self._registry)
@@ -35,24 +35,24 @@ class Metrics:
             "forecaster_model_changes", "New models by outcome", ["outcome"], registry=self._registry
         )
         self._batches = Histogram(
-            "forecaster_batch_series", "Series rolled together", buckets=_SERIES, registry=self._registry
+            "forecaster_batch_series", "Series rolled together", buckets=_SERIES_BUCKETS, registry=self._registry
         )
         self._engine = Histogram(
-            "forecaster_engine_seconds", "Seconds of rolling them", buckets=_BUCKETS, registry=self._registry
+            "forecaster_engine_seconds", "Seconds of rolling them", buckets=_SECONDS_BUCKETS, registry=self._registry
         )
-        self._stand_ins = Counter(
+        self._fallbacks = Counter(
             "forecaster_stand_ins",
             "Forecasts in which something stood in for the network, or for a part of a blend",
             registry=self._registry,
         )
         # Moments and not ages: what is added up, and what is kept in files, does not grow older by itself.
-        self._taken = Gauge(
+        self._model_loaded = Gauge(
             "forecaster_model_taken_timestamp_seconds",
             "When the model in use was taken into use; time() less this is its age",
             registry=self._registry,
             multiprocess_mode="mostrecent",
         )
-        self._reached = Gauge(
+        self._registry_reached = Gauge(
             "forecaster_registry_reached_timestamp_seconds",
             "When the registry last answered the follower; 0: never, or none is followed",
             registry=self._registry,
@@ -71,41 +71,41 @@ class Metrics:
         for outcome in ("swapped", "refused"):
             self._changes.labels(outcome)
 
-    def request(self, path: str, status: int, seconds: float) -> None:
+    def count_request(self, path: str, status: int, seconds: float) -> None:
         """Counts an answered request."""
         route = path if path in self._routes else "other"
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def series(self, *, forecast: int, refused: int) -> None:
+    def count_series(self, *, forecast: int, refused: int) -> None:
         """Counts the outcomes of a request."""
         for outcome, count in (("forecast", forecast), ("refused", refused)):
             if count:  # or a file is written to no end
                 self._series.labels(outcome).inc(count)
 
-    def model(self, outcome: str) -> None:
+    def count_model_change(self, outcome: str) -> None:
         """Counts a new model: swapped or refused."""
         self._changes.labels(outcome).inc()
         if outcome == "swapped":
-            self._taken.set_to_current_time()
+            self._model_loaded.set_to_current_time()
 
-    def rolled(self, series: int, seconds: float, stand_ins: int) -> None:
+    def observe_rollout(self, series_count: int, seconds: float, fallback_count: int) -> None:
         """Measures one call of the engine."""
-        if series:
-            self._batches.observe(series)
+        if series_count:
+            self._batches.observe(series_count)
             self._engine.observe(seconds)
-            if stand_ins:
-                self._stand_ins.inc(stand_ins)
+            if fallback_count:
+                self._fallbacks.inc(fallback_count)
 
-    def reached(self, moment: float | None) -> None:
+    def set_registry_reached(self, epoch_s: float | None) -> None:
         """When the registry last answered."""
-        self._reached.set(moment or 0.0)
+        self._registry_reached.set(epoch_s or 0.0)
 
-    def ledger(self, outcome: str, count: int) -> None:
+    def count_ledger_forecasts(self, outcome: str, count: int) -> None:
         """Counts forecasts for the ledger: stored, dropped (too many waited) or failed."""
         self._ledger.labels(outcome).inc(count)
 
-    def page(self) -> bytes:
+    def render(self) -> bytes:
         """The text that Prometheus reads."""
         # BentoML sets this folder for its workers, and prometheus_client then keeps all values in files there.
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:

@@ -13,37 +13,37 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.asgi.bodies import LARGE, Turn, Turns
-from serving.asgi.compression import unpack
-from serving.errors import CLIENT_LEFT, Problem
+from serving.asgi.bodies import LARGE_BODY_BYTES, UploadLimiter, UploadPermit
+from serving.asgi.compression import decompress
+from serving.errors import CLIENT_CLOSED_REQUEST, ApiError
 
-Observe = Callable[[str, int, float], None]  # path, status, seconds
-Admit = Callable[[str, Mapping[bytes, bytes]], str | None]  # path, headers -> name of the key; raises Problem
-Pairs = Sequence[tuple[bytes, bytes]]  # headers
+ObserveResponse = Callable[[str, int, float], None]  # path, status, seconds
+Authorize = Callable[[str, Mapping[bytes, bytes]], str | None]  # path, headers -> name of the key; raises Problem
+HeaderList = Sequence[tuple[bytes, bytes]]  # headers
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_TYPE = re.compile(rb"([a-z0-9.+/-]+)\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_REQUEST_ID_PATTERN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_CONTENT_TYPE_PATTERN = re.compile(rb"([a-z0-9.+/-]+)\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 _JSON = "application/json"
-_ALWAYS = [(b"x-content-type-options", b"nosniff")]
-_UNLESS_TOLD = (b"cache-control", b"no-store")
+_SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
+_DEFAULT_CACHE_CONTROL = (b"cache-control", b"no-store")
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("serving.access")
 
 
-class Guard:
+class RequestMiddleware:
     """An ASGI application around another."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        max_body: int,
-        observe: Observe = lambda *_: None,
-        admit: Admit = lambda *_: None,
-        takes: Mapping[str, Collection[str]] | None = None,
-        stamp: Callable[[], Pairs] = lambda: (),
+        max_body_bytes: int,
+        observe: ObserveResponse = lambda *_: None,
+        authorize: Authorize = lambda *_: None,
+        media_types: Mapping[str, Collection[str]] | None = None,
+        model_headers: Callable[[], HeaderList] = lambda: (),
     ) -> None:
         """An application is let alone with requests that passed.
 
@@ -56,153 +56,165 @@ class Guard:
             stamp: Headers of answers that do not say themselves which model gave them.
         """
         self._app = app
-        self._max_body = max_body
+        self._max_body_bytes = max_body_bytes
         self._observe = observe
-        self._admit = admit
-        self._takes = takes or {}
-        self._stamp = stamp
-        self._turns = Turns()
+        self._authorize = authorize
+        self._media_types = media_types or {}
+        self._model_headers = model_headers
+        self._upload_limiter = UploadLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one connection."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self._serve_http(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         headers = dict(scope["headers"])
-        answer = _Answer(send, request_id=_request_id(headers), started=started, stamp=self._stamp)
+        answer = _ResponseSender(
+            send, request_id=_choose_request_id(headers), started_at=started, model_headers=self._model_headers
+        )
         body: list[bytes] | None = []
         key: str | None = None
         try:
-            _check_path(scope["path"])
-            key = self._admit(scope["path"], headers)  # before a byte of the body is read
-            length = _length(headers, max_body=self._max_body)
-            body = await _read(receive, length=length, max_body=self._max_body, turns=self._turns)
+            _validate_path(scope["path"])
+            key = self._authorize(scope["path"], headers)  # before a byte of the body is read
+            length = _parse_content_length(headers, max_body_bytes=self._max_body_bytes)
+            body = await _receive_body(
+                receive, content_length=length, max_body_bytes=self._max_body_bytes, upload_limiter=self._upload_limiter
+            )
             if body is not None:
-                _check_type(body, headers, takes=self._takes.get(scope["path"], (_JSON,)))
+                _validate_content_type(body, headers, media_types=self._media_types.get(scope["path"], (_JSON,)))
                 plain = body
                 if body and b"content-encoding" in headers:
                     packing = headers[b"content-encoding"]
-                    plain = [await asyncio.to_thread(unpack, b"".join(body), packing, most=self._max_body)]
-                await self._app(scope, _replay(plain, receive), answer)
-        except Problem as problem:
-            await answer.tell(problem)
+                    plain = [
+                        await asyncio.to_thread(decompress, b"".join(body), packing, max_bytes=self._max_body_bytes)
+                    ]
+                await self._app(scope, _replay_body(plain, receive), answer)
+        except ApiError as problem:
+            await answer.send_error(problem)
         except Exception:
             log.exception("request %s failed", answer.request_id)
-            if answer.started and not answer.finished:
+            if answer.is_started and not answer.is_finished:
                 raise  # half an answer is out: the server must cut the connection
-            if not answer.started:
-                await answer.tell(
-                    Problem("internal_error", f"The server failed; its log says more under {answer.request_id}.")
+            if not answer.is_started:
+                await answer.send_error(
+                    ApiError("internal_error", f"The server failed; its log says more under {answer.request_id}.")
                 )
         finally:
             seconds = perf_counter() - started
-            status = answer.status or CLIENT_LEFT
+            status = answer.status or CLIENT_CLOSED_REQUEST
             self._observe(scope["path"], status, seconds)
-            access_log.info(_line(scope, answer.request_id, status, seconds, key=key, size=sum(map(len, body or []))))
+            access_log.info(
+                _format_access_line(scope, answer.request_id, status, seconds, key=key, size=sum(map(len, body or [])))
+            )
 
 
-class _Answer:
+class _ResponseSender:
     """The way back: adds our headers to the answer and remembers its status."""
 
-    def __init__(self, send: Send, *, request_id: str, started: float, stamp: Callable[[], Pairs]) -> None:
+    def __init__(
+        self, send: Send, *, request_id: str, started_at: float, model_headers: Callable[[], HeaderList]
+    ) -> None:
         self._send = send
-        self._started = started
-        self._stamp = stamp
+        self._started_at = started_at
+        self._model_headers = model_headers
         self.request_id = request_id
         self.status = 0
-        self.finished = False
+        self.is_finished = False
 
     @property
-    def started(self) -> bool:
+    def is_started(self) -> bool:
         return self.status != 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             theirs = list(message.get("headers", ()))
-            total = f"total;dur={(perf_counter() - self._started) * 1000:.2f}"
-            ours = [(b"x-request-id", self.request_id.encode()), (b"server-timing", total.encode()), *_ALWAYS]
+            total = f"total;dur={(perf_counter() - self._started_at) * 1000:.2f}"
+            ours = [(b"x-request-id", self.request_id.encode()), (b"server-timing", total.encode()), *_SECURITY_HEADERS]
             if all(name != b"x-model" for name, _ in theirs):
-                ours += self._stamp()
-            if all(name != _UNLESS_TOLD[0] for name, _ in theirs):
-                ours.append(_UNLESS_TOLD)
+                ours += self._model_headers()
+            if all(name != _DEFAULT_CACHE_CONTROL[0] for name, _ in theirs):
+                ours.append(_DEFAULT_CACHE_CONTROL)
             message = {**message, "headers": [*theirs, *ours]}
         elif message["type"] == "http.response.body":
-            self.finished = not message.get("more_body", False)
+            self.is_finished = not message.get("more_body", False)
         await self._send(message)
 
-    async def tell(self, problem: Problem) -> None:
-        body = problem.body()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
+    async def send_error(self, error: ApiError) -> None:
+        body = error.to_json()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": problem.status, "headers": pairs})
+        await self({"type": "http.response.start", "status": error.status, "headers": pairs})
         await self({"type": "http.response.body", "body": body})
 
 
-def _request_id(headers: dict[bytes, bytes]) -> str:
+def _choose_request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"")
-    return given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given.decode() if _REQUEST_ID_PATTERN.fullmatch(given) else secrets.token_hex(8)
 
 
-def _check_path(path: str) -> None:
-    if _CONTROL.search(path):
-        raise Problem("bad_path", "Expected a path without control characters. Correct the address.")
+def _validate_path(path: str) -> None:
+    if _CONTROL_CHARACTERS.search(path):
+        raise ApiError("bad_path", "Expected a path without control characters. Correct the address.")
 
 
-def _length(headers: dict[bytes, bytes], *, max_body: int) -> int:
+def _parse_content_length(headers: dict[bytes, bytes], *, max_body_bytes: int) -> int:
     """That which is announced."""
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
-        raise Problem("bad_length", "Expected a number in the Content-Length header. Correct the request.")
-    if len(length) > 18 or int(length) > max_body:
-        raise _too_large(max_body)
+        raise ApiError("bad_length", "Expected a number in the Content-Length header. Correct the request.")
+    if len(length) > 18 or int(length) > max_body_bytes:
+        raise _body_too_large_error(max_body_bytes)
     return int(length)
 
 
-def _check_type(body: Sequence[bytes], headers: dict[bytes, bytes], *, takes: Collection[str]) -> None:
+def _validate_content_type(body: Sequence[bytes], headers: dict[bytes, bytes], *, media_types: Collection[str]) -> None:
     if not body:
         return  # nothing was sent that could be of a wrong type
-    match = _TYPE.fullmatch(headers.get(b"content-type", b"").strip())
-    if match is None or match[1].decode().lower() not in takes:
-        raise Problem(
+    match = _CONTENT_TYPE_PATTERN.fullmatch(headers.get(b"content-type", b"").strip())
+    if match is None or match[1].decode().lower() not in media_types:
+        raise ApiError(
             "unsupported_media_type",
-            f"Expected a body of Content-Type {' or '.join(takes)}, in UTF-8.",
+            f"Expected a body of Content-Type {' or '.join(media_types)}, in UTF-8.",
             where="content-type",
         )
 
 
-async def _read(receive: Receive, *, length: int, max_body: int, turns: Turns) -> list[bytes] | None:
+async def _receive_body(
+    receive: Receive, *, content_length: int, max_body_bytes: int, upload_limiter: UploadLimiter
+) -> list[bytes] | None:
     """The whole body in parts, counted as they come in (a chunked body announces no length); None if the client left."""
     parts: list[bytes] = []
     size = 0
-    turn: Turn | None = None
+    turn: UploadPermit | None = None
     try:
         while True:
-            if turn is None and max(length, size) >= LARGE:
-                turn = await turns.take()
+            if turn is None and max(content_length, size) >= LARGE_BODY_BYTES:
+                turn = await upload_limiter.acquire()
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             part = message.get("body", b"")
             size += len(part)
-            if size > max_body:
-                raise _too_large(max_body)
+            if size > max_body_bytes:
+                raise _body_too_large_error(max_body_bytes)
             if part:
                 parts.append(part)
             if not message.get("more_body", False):
                 return parts
     finally:
         if turn is not None:
-            turn.end()
+            turn.release()
 
 
-def _replay(body: Sequence[bytes], receive: Receive) -> Receive:
+def _replay_body(body: Sequence[bytes], receive: Receive) -> Receive:
     """A `receive` that gives the body as it came, and after that what the server says."""
     waiting: list[Message] = [{"type": "http.request", "body": part, "more_body": True} for part in reversed(body)]
     waiting = waiting or [{"type": "http.request", "body": b""}]
@@ -214,13 +226,15 @@ def _replay(body: Sequence[bytes], receive: Receive) -> Receive:
     return replayed
 
 
-def _too_large(max_body: int) -> Problem:
+def _body_too_large_error(max_body_bytes: int) -> ApiError:
     # The rest of the body is not read, so the connection cannot be used again.
-    message = f"Expected a body of at most {max_body} bytes. Send fewer series, or shorter histories."
-    return Problem("body_too_large", message, headers={"connection": "close"})
+    message = f"Expected a body of at most {max_body_bytes} bytes. Send fewer series, or shorter histories."
+    return ApiError("body_too_large", message, headers={"connection": "close"})
 
 
-def _line(scope: Scope, request_id: str, status: int, seconds: float, *, key: str | None, size: int) -> str:
+def _format_access_line(
+    scope: Scope, request_id: str, status: int, seconds: float, *, key: str | None, size: int
+) -> str:
     """One line of JSON, without headers and query. All but printable ASCII is escaped, so nobody can write a line of ours."""
     client = scope.get("client")
     return json.dumps(

@@ -1,4 +1,4 @@
-"""A rollback of one server that asks no registry: `python -m serving.deployment.local_rollback NAME SLOT [--undo | --lift]`.
+"""A rollback of one server that asks no registry: `python -m serving.deployment.local_rollback RELEASE SLOT [--undo_rollback | --remove_rollback]`.
 
 The release that was in use before is put back, and `pinned.json` in the slot tells the follower what it must not bring back: the
 version that the registry still names. The pin ends when the registry names another.
@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from forecaster.errors import ForecasterError, NoSuchModel
 from forecaster.storage import atomic
-from forecaster.storage.failpoints import point
+from forecaster.storage.failpoints import fail_point
 from serving.deployment import slot as slots
-from serving.deployment.slot import Load, Release
+from serving.deployment.slot import LoadPredictor, Release
 
-_FILE = "pinned.json"
+_FILE_NAME = "pinned.json"
 
 
-class Pin(BaseModel):
+class LocalRollback(BaseModel):
     """What is held in a slot.
 
     Attributes:
@@ -37,31 +37,31 @@ class Pin(BaseModel):
     at: str
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Why the slot is not what the registry says."""
         return f"rolled back here, from version {self.instead_of.version} to {self.release.version}"
 
 
-def read(slot: Path) -> Pin | None:
+def read_rollback(slot: Path) -> LocalRollback | None:
     """The pin of a slot, if there is one that can be read."""
     try:
-        return Pin.model_validate_json((slot / _FILE).read_bytes())
+        return LocalRollback.model_validate_json((slot / _FILE_NAME).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def lift(slot: Path) -> None:
+def remove_rollback(slot: Path) -> None:
     """Takes the pin away; none is no error."""
-    (slot / _FILE).unlink(missing_ok=True)
+    (slot / _FILE_NAME).unlink(missing_ok=True)
     atomic.sync_folder(slot)
 
 
-def put_back(slot: Path, name: str, *, at: str, load: Load = slots.load_bundle) -> Pin:
+def roll_back(slot: Path, name: str, *, at: str, load: LoadPredictor = slots.load_bundle) -> LocalRollback:
     """Puts the release before back in use and pins it; repeated, it completes what was cut short, and changes nothing else.
 
     Raises NoSuchModel where the slot has nothing to go back to, BundleError where that must not be served, or MissingPackage.
     """
-    found, current = read(slot), slots.published(slot)
+    found, current = read_rollback(slot), slots.current_release(slot)
     if current is None or current.name != name or (found is not None and found.release.name != name):
         raise NoSuchModel(
             f"Expected a server of '{name}' with the slot {slot}; it has "
@@ -69,51 +69,53 @@ def put_back(slot: Path, name: str, *, at: str, load: Load = slots.load_bundle) 
             where=name,
         )
     if found is None:
-        release = slots.former(slot, name)
+        release = slots.previous_release(slot, name)
         if release is None:
             raise NoSuchModel(
                 f"Expected a release of '{name}' in the slot {slot} besides the one in use; found none. Roll back in the "
                 f"registry: forecaster rollback {name}.",
                 where=name,
             )
-        slots.check(slot, release, load)
-        found = Pin(release=release, instead_of=current, at=at)
-        atomic.write_text(slot / _FILE, found.model_dump_json())  # first: the follower must not undo what comes now
-        point("local.pinned")
+        slots.validate_release(slot, release, load)
+        found = LocalRollback(release=release, instead_of=current, at=at)
+        atomic.write_text(
+            slot / _FILE_NAME, found.model_dump_json()
+        )  # first: the follower must not undo what comes now
+        fail_point("local.pinned")
     if current != found.release:
-        slots.go_back(slot, found.release)
-    point("local.linked")
+        slots.restore_release(slot, found.release)
+    fail_point("local.linked")
     return found
 
 
-def undo(slot: Path, name: str) -> Pin:
+def undo_rollback(slot: Path, name: str) -> LocalRollback:
     """Puts what was left in use again, if it is still here; the registry is followed once the pin is lifted.
 
     Raises NoSuchModel where nothing is pinned.
     """
-    found = read(slot)
+    found = read_rollback(slot)
     if found is None or found.release.name != name:
         raise NoSuchModel(
             f"Expected '{name}' to be rolled back in the slot {slot}; it is not. There is nothing to undo.", where=name
         )
-    if slots.bundle_of(slot, found.instead_of).exists():
-        slots.go_back(slot, found.instead_of)
-    point("local.restored")
+    if slots.bundle_path(slot, found.instead_of).exists():
+        slots.restore_release(slot, found.instead_of)
+    fail_point("local.restored")
     return found
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Does it, and prints the pin as JSON. `--undo` leaves the pin, so that it may be told of; `--lift` takes it away."""
-    option = arguments[2] if len(arguments) == 3 else None
-    if len(arguments) not in (2, 3) or option not in (None, "--undo", "--lift"):
+def main(argv: Sequence[str]) -> int:
+    """Does it, and prints the pin as JSON. `--undo_rollback` leaves the pin, so that it may be told of; `--remove_rollback` takes it away."""
+    option = argv[2] if len(argv) == 3 else None
+    if len(argv) not in (2, 3) or option not in (None, "--undo", "--lift"):
         sys.stderr.write("usage: python -m serving.deployment.local_rollback NAME SLOT [--undo | --lift]\n")
         return 2
-    name, slot = arguments[0], Path(arguments[1])
+    name, slot = argv[0], Path(argv[1])
     try:
         if option == "--lift":
-            lift(slot)
+            remove_rollback(slot)
             return 0
-        found = undo(slot, name) if option else put_back(slot, name, at=datetime.now(UTC).isoformat())
+        found = undo_rollback(slot, name) if option else roll_back(slot, name, at=datetime.now(UTC).isoformat())
     except ForecasterError as error:
         sys.stderr.write(f"forecaster: {error}\n")
         return error.exit_code

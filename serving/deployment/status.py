@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forecaster.errors import ForecasterError, RegistryError
 
-_FILE = "follower.json"
-_SILENCE_S = 60.0  # beyond the usual pause: a registry that is slow to say no takes some of it
+_FILE_NAME = "follower.json"
+_STALE_AFTER_S = 60.0  # beyond the usual pause: a registry that is slow to say no takes some of it
 
 
-class Standing(BaseModel):
+class FollowerState(BaseModel):
     """What the follower knows of itself; moments are those of the clock on the wall, for it is another process that reads.
 
     Attributes:
@@ -33,7 +33,7 @@ class Standing(BaseModel):
     trouble: str | None = None
 
 
-class FollowerAnswer(BaseModel):
+class FollowerStatus(BaseModel):
     """The process that follows the registry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,7 +44,7 @@ class FollowerAnswer(BaseModel):
     )
 
 
-class RefusalAnswer(BaseModel):
+class BundleRejectionStatus(BaseModel):
     """A bundle that this worker refused; the model before it goes on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -52,36 +52,36 @@ class RefusalAnswer(BaseModel):
     age_s: float
 
 
-class Refusal(NamedTuple):
-    """The same, while it is remembered; `since` is of the monotonic clock."""
+class BundleRejection(NamedTuple):
+    """The same, while it is remembered; `rejected_at` is of the monotonic clock."""
 
     reason: str
-    since: float
+    rejected_at: float
 
-    def told(self) -> RefusalAnswer:
+    def to_status(self) -> BundleRejectionStatus:
         """As it is answered."""
-        return RefusalAnswer(reason=self.reason, age_s=round(time.monotonic() - self.since, 3))
+        return BundleRejectionStatus(reason=self.reason, age_s=round(time.monotonic() - self.rejected_at, 3))
 
 
-def write(slot: Path, standing: Standing) -> None:
+def write_follower_state(slot: Path, state: FollowerState) -> None:
     """Leaves word in the slot: old or new, and not synced, for it is written every few seconds."""
     slot.mkdir(parents=True, exist_ok=True)
-    draft = slot / f".{_FILE}.{os.getpid()}"
-    draft.write_text(standing.model_dump_json(), encoding="utf-8")
-    draft.replace(slot / _FILE)
+    draft = slot / f".{_FILE_NAME}.{os.getpid()}"
+    draft.write_text(state.model_dump_json(), encoding="utf-8")
+    draft.replace(slot / _FILE_NAME)
 
 
-def read(slot: Path) -> Standing:
+def read_follower_state(slot: Path) -> FollowerState:
     """What the follower left; nothing, where that cannot be read."""
     try:
-        return Standing.model_validate_json((slot / _FILE).read_bytes())
+        return FollowerState.model_validate_json((slot / _FILE_NAME).read_bytes())
     except (OSError, ValidationError):
-        return Standing()
+        return FollowerState()
 
 
-def tell(slot: Path, *, poll_s: float) -> FollowerAnswer:
+def compute_follower_status(slot: Path, *, poll_s: float) -> FollowerStatus:
     """How far the follower is; one small read, of the disk alone."""
-    standing, now = read(slot), time.time()
+    standing, now = read_follower_state(slot), time.time()
     looked, reached = (
         None if moment is None else round(max(0.0, now - moment), 3)
         for moment in (standing.looked_at, standing.reached_at)
@@ -89,12 +89,12 @@ def tell(slot: Path, *, poll_s: float) -> FollowerAnswer:
     behind = standing.trouble
     if looked is None:
         behind = "the follower has not looked yet"
-    elif looked > poll_s + _SILENCE_S:
+    elif looked > poll_s + _STALE_AFTER_S:
         behind = f"the follower has not looked for {looked:.0f} s"
-    return FollowerAnswer(looked_s=looked, reached_s=reached, behind=behind)
+    return FollowerStatus(looked_s=looked, reached_s=reached, behind=behind)
 
 
-def reason(error: Exception, slot: Path) -> str:
+def describe_error(error: Exception, slot: Path) -> str:
     """Why something was refused, for people who may not see our paths, addresses and tracebacks: those are in the log."""
     if isinstance(error, RegistryError):  # its message may hold the registry's address, and that a password
         return error.code

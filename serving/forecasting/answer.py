@@ -10,19 +10,19 @@ from forecaster.errors import ForecasterError, StateOfOtherModel
 from serving.asgi import compression
 from serving.asgi.bodies import Body
 from serving.deadline import Deadline
-from serving.deployment.slot import InUse
-from serving.errors import Problem
-from serving.forecasting.ndjson import Lines
-from serving.forecasting.outcomes import outcomes
+from serving.deployment.slot import DeployedModel
+from serving.errors import ApiError
+from serving.forecasting.ndjson import NdjsonForecast
+from serving.forecasting.outcomes import compute_outcomes
 from serving.formats import arrow, json_columns, json_rows, limits, parsing
 from serving.formats.json_columns import ColumnsRequest
-from serving.formats.outcome import Outcome
-from serving.formats.schema import Ask, AskedHistory, ForecastRequest
-from serving.formats.state_token import Seal
+from serving.formats.outcome import SeriesOutcome
+from serving.formats.schema import ForecastOptions, ForecastRequest, SeriesInput
+from serving.formats.state_token import TokenSigner
 from serving.settings import Settings
 
 
-class Answered(NamedTuple):
+class EncodedResponse(NamedTuple):
     """An answer and what it took.
 
     Attributes:
@@ -34,13 +34,13 @@ class Answered(NamedTuple):
     """
 
     body: bytes
-    forecast: int
-    refused: int
-    seconds: dict[str, float]
-    packed: bool = False
+    forecast_count: int
+    refused_count: int
+    seconds_by_stage: dict[str, float]
+    is_compressed: bool = False
 
 
-class Asked(NamedTuple):
+class RawRequest(NamedTuple):
     """A request to be answered.
 
     Attributes:
@@ -53,92 +53,98 @@ class Asked(NamedTuple):
 
     body: Body
     media_type: str
-    model: InUse | None
+    model: DeployedModel | None
     deadline: Deadline
-    pack: bool = False
+    accepts_gzip: bool = False
 
 
-class Read(NamedTuple):
+class ParsedRequest(NamedTuple):
     """A request that was read: what it asks, of which series, the seconds that took, and what states are signed with."""
 
-    asked: Asked
-    ask: Ask
-    series: Sequence[AskedHistory]
-    seconds: float
-    seal: Seal
+    request: RawRequest
+    options: ForecastOptions
+    series: Sequence[SeriesInput]
+    parse_seconds: float
+    signer: TokenSigner
 
 
-def answer(asked: Asked, settings: Settings) -> Answered:
-    """Answers `POST /v1/forecast`, in the form in which it was asked: rows or columns of JSON, or Arrow.
+def run_forecast(request: RawRequest, settings: Settings) -> EncodedResponse:
+    """Answers `POST /v1/forecast_count`, in the form in which it was asked: rows or columns of JSON, or Arrow.
 
     Raises Problem if the request as a whole cannot be used (levels that the model cannot give are such), if no model is
     in use, if the deadline passes, if the only series of a request in JSON is refused (so a client that sends one
     series and looks at the status alone learns of it), or if every series came with a state of another model (409).
     """
-    return computed(read(asked, settings))
+    return compute_response(parse_request(request, settings))
 
 
-def read(asked: Asked, settings: Settings) -> Read:
-    """A request, read and within its limits. Raises Problem as `answer` does."""
-    asked.deadline.check()  # it may have waited for a thread
+def parse_request(request: RawRequest, settings: Settings) -> ParsedRequest:
+    """A request, read and within its limits. Raises Problem as `run_forecast` does."""
+    request.deadline.check()  # it may have waited for a thread
     began = perf_counter()
-    ask, series = _read(asked.body, asked.media_type)
-    limits.check(ask, series, settings)
-    return Read(asked, ask, series, perf_counter() - began, Seal.of(settings))
+    ask, series = _decode_body(request.body, request.media_type)
+    limits.validate_request_size(ask, series, settings)
+    return ParsedRequest(request, ask, series, perf_counter() - began, TokenSigner.from_settings(settings))
 
 
-def computed(one: Read) -> Answered:
-    """Its answer. Raises Problem as `answer` does."""
-    began, asked = perf_counter(), one.asked
-    done = outcomes(one.series, one.ask, asked.model, asked.deadline.within(one.ask.deadline_ms), one.seal)
-    return written(one, done, perf_counter() - began)
+def compute_response(parsed: ParsedRequest) -> EncodedResponse:
+    """Its answer. Raises Problem as `run_forecast` does."""
+    began, asked = perf_counter(), parsed.request
+    done = compute_outcomes(
+        parsed.series, parsed.options, asked.model, asked.deadline.capped(parsed.options.deadline_ms), parsed.signer
+    )
+    return encode_response(parsed, done, perf_counter() - began)
 
 
-def written(one: Read, done: Sequence[Outcome], seconds: float) -> Answered:
+def encode_response(
+    parsed: ParsedRequest, outcomes: Sequence[SeriesOutcome], forecast_seconds: float
+) -> EncodedResponse:
     """The answer with these outcomes, which took so long. Raises Problem where there is one alone, and it is refused."""
-    began, model, media_type = perf_counter(), one.asked.model, one.asked.media_type
+    began, model, media_type = perf_counter(), parsed.request.model, parsed.request.media_type
     assert model is not None, "no outcome without one"
-    refused = [each.found for each in done if isinstance(each.found, ForecasterError)]
-    if len(refused) == len(done) and all(isinstance(each, StateOfOtherModel) for each in refused):
-        raise Problem.of(refused[0])
-    if len(done) == 1 and refused and media_type != arrow.MEDIA_TYPE:
-        raise Problem.of(refused[0])
-    whole = _write(model, done, one.ask, media_type)
-    packed = one.asked.pack and len(whole) >= compression.PACK_FROM
-    whole = compression.pack(whole) if packed else whole
-    spent = {"read": one.seconds, "forecast": seconds, "write": perf_counter() - began}
-    return Answered(whole, len(done) - len(refused), len(refused), spent, packed)
+    refused = [each.result for each in outcomes if isinstance(each.result, ForecasterError)]
+    if len(refused) == len(outcomes) and all(isinstance(each, StateOfOtherModel) for each in refused):
+        raise ApiError.from_forecaster_error(refused[0])
+    if len(outcomes) == 1 and refused and media_type != arrow.MEDIA_TYPE:
+        raise ApiError.from_forecaster_error(refused[0])
+    whole = _encode_body(model, outcomes, parsed.options, media_type)
+    packed = parsed.request.accepts_gzip and len(whole) >= compression.MIN_COMPRESSED_BYTES
+    whole = compression.compress(whole) if packed else whole
+    spent = {"read": parsed.parse_seconds, "forecast": forecast_seconds, "write": perf_counter() - began}
+    return EncodedResponse(whole, len(outcomes) - len(refused), len(refused), spent, packed)
 
 
-def answer_lines(lines: Iterator[bytes]) -> bytes | None:
+def next_chunk(chunks: Iterator[bytes]) -> bytes | None:
     """The next piece of a streamed answer; None after the last."""
-    return next(lines, None)
+    return next(chunks, None)
 
 
-def begin_lines(
-    body: Body, model: InUse | None, settings: Settings, deadline: Deadline
-) -> tuple[Lines, Iterator[bytes], bytes]:
-    """A streamed answer to a request of lines, and its first piece. Raises Problem as `answer` does."""
+def start_ndjson(
+    body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline
+) -> tuple[NdjsonForecast, Iterator[bytes], bytes]:
+    """A streamed answer to a request of lines, and its first piece. Raises Problem as `run_forecast` does."""
     deadline.check()
-    lines = Lines(body, settings)
-    pieces = lines.pieces(model, deadline)
+    lines = NdjsonForecast(body, settings)
+    pieces = lines.iter_chunks(model, deadline)
     return lines, pieces, next(pieces)
 
 
-def _read(body: Body, media_type: str) -> tuple[Ask, Sequence[AskedHistory]]:
+def _decode_body(body: Body, media_type: str) -> tuple[ForecastOptions, Sequence[SeriesInput]]:
     if media_type == arrow.MEDIA_TYPE:
-        return arrow.read(bytes(body))
-    fields = parsing.parse(body)
+        return arrow.decode_arrow(bytes(body))
+    fields = parsing.parse_json(body)
     if isinstance(fields.value, dict) and "columns" in fields.value:
-        asked = parsing.validated(ColumnsRequest, fields)
-        return asked, asked.series()
-    request = parsing.validated(ForecastRequest, fields)
+        asked = parsing.validate_fields(ColumnsRequest, fields)
+        return asked, asked.to_series_inputs()
+    request = parsing.validate_fields(ForecastRequest, fields)
     return request, request.series
 
 
-def _write(model: InUse, done: Sequence[Outcome], ask: Ask, media_type: str) -> bytes:
+def _encode_body(
+    model: DeployedModel, outcomes: Sequence[SeriesOutcome], options: ForecastOptions, media_type: str
+) -> bytes:
     if media_type == arrow.MEDIA_TYPE:
-        return arrow.write(model.name, done, ask)
-    if isinstance(ask, ColumnsRequest):
-        return json_columns.write(model.name, done, ask)
-    return json_rows.write(model.name, done)
+        return arrow.encode_arrow(model.info, outcomes, options)
+    if isinstance(options, ColumnsRequest):
+        return json_columns.encode_columns(model.info, outcomes, options)
+    return json_rows.encode_rows(model.info, outcomes)

@@ -9,17 +9,20 @@ import numpy as np
 from forecaster.errors import ForecasterError
 from forecaster.shapes import Float64
 from serving.deadline import Deadline
-from serving.errors import Problem
+from serving.errors import ApiError
 
-Paths = Float64[np.ndarray, "path horizon"] | ForecasterError
-LEAST = 20  # paths of a series that are worth an answer; fewer only where fewer were asked for
-_FIRST, _MOST = 1 << 14, 1 << 17  # steps of all paths of a round, if those are more than the least
-_SHARE = 0.85  # of the time until the deadline; the rest is for writing the answer
+PathsOrError = Float64[np.ndarray, "path horizon"] | ForecasterError
+MIN_PATHS = 20  # paths of a series that are worth an answer; fewer only where fewer were asked for
+_FIRST_BATCH_STEPS, _MAX_BATCH_STEPS = (
+    1 << 14,
+    1 << 17,
+)  # steps of all paths of a round, if those are more than the least
+_SAMPLING_SHARE = 0.85  # of the time until the deadline; the rest is for writing the answer
 
 
-def in_rounds(
-    draw: Callable[[range, Deadline], Sequence[Paths]], *, samples: int, steps: int, deadline: Deadline
-) -> list[Paths]:
+def sample_in_batches(
+    draw: Callable[[range, Deadline], Sequence[PathsOrError]], *, samples: int, steps: int, deadline: Deadline
+) -> list[PathsOrError]:
     """The paths of each series, or what stands in its way; as many as there was time for, if those are LEAST or more.
 
     Raises Problem if the deadline passes before. Twice the paths take less than twice the time: rounds double where there is
@@ -31,25 +34,25 @@ def in_rounds(
         steps: Steps ahead of all series together.
         deadline: Of the answer.
     """
-    size, most = (max(LEAST, at_once // steps) for at_once in (_FIRST, _MOST))
-    soon = deadline._replace(seconds=_SHARE * deadline.seconds)
-    rounds: list[Sequence[Paths]] = []
+    size, most = (max(MIN_PATHS, at_once // steps) for at_once in (_FIRST_BATCH_STEPS, _MAX_BATCH_STEPS))
+    soon = deadline._replace(timeout_s=_SAMPLING_SHARE * deadline.timeout_s)
+    rounds: list[Sequence[PathsOrError]] = []
     done, took = 0, 0.0
-    while done < samples and (not rounds or soon.left > took):
-        if rounds and soon.left > 2 * took:
+    while done < samples and (not rounds or soon.remaining_s > took):
+        if rounds and soon.remaining_s > 2 * took:
             size = min(2 * size, most)
-        some, before = range(done, min(done + size, samples)), deadline.left
+        some, before = range(done, min(done + size, samples)), deadline.remaining_s
         try:
             rounds.append(draw(some, soon if rounds else deadline))
-        except Problem:
-            if not rounds or deadline.over:
+        except ApiError:
+            if not rounds or deadline.is_over:
                 raise
             break
-        took, done = before - deadline.left, some.stop
-    return [_joined(parts) for parts in zip(*rounds, strict=True)]
+        took, done = before - deadline.remaining_s, some.stop
+    return [_join_batches(parts) for parts in zip(*rounds, strict=True)]
 
 
-def _joined(parts: Sequence[Paths]) -> Paths:
-    drawn = [part for part in parts if not isinstance(part, ForecasterError)]
-    faults = [part for part in parts if isinstance(part, ForecasterError)]
+def _join_batches(batches: Sequence[PathsOrError]) -> PathsOrError:
+    drawn = [part for part in batches if not isinstance(part, ForecasterError)]
+    faults = [part for part in batches if isinstance(part, ForecasterError)]
     return faults[0] if faults else np.concatenate(drawn)

@@ -9,37 +9,41 @@ from pydantic import Field, model_validator
 
 from forecaster.errors import ForecasterError
 from serving.formats import chunked_json
-from serving.formats.json_rows import Stamper
-from serving.formats.outcome import Outcome
+from serving.formats.json_rows import TimestampFormatter
+from serving.formats.outcome import SeriesOutcome
 from serving.formats.schema import (
-    Ask,
-    AskedHistory,
-    Column,
+    CategoryLabel,
+    CovariateColumn,
     ErrorDetail,
+    ForecastOptions,
     GridSeries,
-    Id,
-    Label,
-    ModelName,
-    Strict,
+    ModelInfo,
+    ObservedValues,
+    SeriesId,
+    SeriesInput,
+    StrictModel,
     Text,
-    Values,
 )
-from serving.formats.timestamps import AskedFreq, AskedStamps
+from serving.formats.timestamps import FreqField, TimestampsField
 
 
-class Columns(Strict):
+class HistoryColumns(StrictModel):
     """Histories of one frequency, a place in every list for each."""
 
-    id: list[Id] = Field(min_length=1)
-    start: AskedStamps = Field(description="stamp of each first value, on the grid of `freq`; or whole numbers")
-    freq: AskedFreq = Field(description="of all: pandas offset alias; or a whole number where starts are numbers")
-    y: list[Values] = Field(description="values, oldest first")
-    covariates: dict[Text, list[Column]] = Field(default={}, max_length=64, description="by name, one list a series")
-    static: dict[Text, list[Label]] = Field(default={}, max_length=64, description="by name, one text a series")
-    channels: dict[Text, list[Values]] = Field(default={}, max_length=64, description="by name, one list a series")
+    id: list[SeriesId] = Field(min_length=1)
+    start: TimestampsField = Field(description="stamp of each first value, on the grid of `freq`; or whole numbers")
+    freq: FreqField = Field(description="of all: pandas offset alias; or a whole number where starts are numbers")
+    y: list[ObservedValues] = Field(description="values, oldest first")
+    covariates: dict[Text, list[CovariateColumn]] = Field(
+        default={}, max_length=64, description="by name, one list a series"
+    )
+    static: dict[Text, list[CategoryLabel]] = Field(default={}, max_length=64, description="by name, one text a series")
+    channels: dict[Text, list[ObservedValues]] = Field(
+        default={}, max_length=64, description="by name, one list a series"
+    )
 
     @model_validator(mode="after")
-    def _of_one_length(self) -> Columns:
+    def _validate_lengths(self) -> HistoryColumns:
         named = {"start": self.start, "y": self.y, **self.covariates, **self.static, **self.channels}
         for name, values in named.items():
             if len(values) != len(self.id):
@@ -47,12 +51,12 @@ class Columns(Strict):
         return self
 
 
-class ColumnsRequest(Ask):
+class ColumnsRequest(ForecastOptions):
     """Some histories as columns, and what is asked of them."""
 
-    columns: Columns
+    columns: HistoryColumns
 
-    def series(self) -> list[AskedHistory]:
+    def to_series_inputs(self) -> list[SeriesInput]:
         """The histories one by one; what they are made of was validated."""
         told = self.columns
         return [
@@ -69,7 +73,7 @@ class ColumnsRequest(Ask):
         ]
 
 
-class AnsweredColumns(Strict):
+class ForecastColumns(StrictModel):
     """A place in every list for each series of the request, in order; null where it has no forecast."""
 
     id: list[str]
@@ -82,34 +86,37 @@ class AnsweredColumns(Strict):
     error: list[ErrorDetail | None] = Field(description="why there is no forecast")
 
 
-class ColumnsAnswer(Strict):
+class ColumnsResponse(StrictModel):
     """The forecasts as columns."""
 
-    model: ModelName
-    columns: AnsweredColumns
+    model: ModelInfo
+    columns: ForecastColumns
 
 
-def write(model: dict[str, Any], done: Sequence[Outcome], ask: Ask) -> bytes:
+def encode_columns(model_info: dict[str, Any], outcomes: Sequence[SeriesOutcome], options: ForecastOptions) -> bytes:
     """A ColumnsAnswer."""
-    stamper = Stamper()
-    good = [None if isinstance(one.found, ForecasterError) else one.found for one in done]
+    stamper = TimestampFormatter()
+    good = [None if isinstance(one.result, ForecasterError) else one.result for one in outcomes]
     columns: dict[str, Any] = {
-        "id": [one.id for one in done],
-        "ds": [one and stamper.write(one.forecast.ds, one.style) for one in good],
+        "id": [one.id for one in outcomes],
+        "ds": [one and stamper.format(one.forecast.ds, one.style) for one in good],
         "mean": [one and one.forecast.mean for one in good],
     }
-    if ask.levels:
+    if options.levels:
         columns["quantiles"] = {
-            repr(float(level)): [one and one.forecast.quantiles[level] for one in good] for level in sorted(ask.levels)
+            repr(float(level)): [one and one.forecast.quantiles[level] for one in good]
+            for level in sorted(options.levels)
         }
-    if ask.samples:
+    if options.samples:
         columns["samples"] = [one and one.paths for one in good]
-    if ask.return_state:
-        columns["state"] = [one and one.state for one in good]
+    if options.return_state:
+        columns["state"] = [one and one.state_token for one in good]
     columns["warnings"] = [one.warnings if one else [] for one in good]
-    columns["error"] = [_error(one.found) if isinstance(one.found, ForecasterError) else None for one in done]
-    return chunked_json.dumps({"model": model, "columns": columns})
+    columns["error"] = [
+        _error_fields(one.result) if isinstance(one.result, ForecasterError) else None for one in outcomes
+    ]
+    return chunked_json.dumps({"model": model_info, "columns": columns})
 
 
-def _error(error: ForecasterError) -> dict[str, Any]:
+def _error_fields(error: ForecasterError) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "where": error.where}

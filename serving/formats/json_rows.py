@@ -8,32 +8,32 @@ from typing import Any
 import orjson
 
 from forecaster.errors import ForecasterError
-from forecaster.frequency import Stamps
+from forecaster.frequency import Timestamps
 from serving.formats import chunked_json, schema
-from serving.formats.outcome import Outcome
-from serving.formats.timestamps import Numbers, Style
+from serving.formats.outcome import SeriesOutcome
+from serving.formats.timestamps import IntegerStyle, TimestampStyle
 
 
-class Stamper:
+class TimestampFormatter:
     """Writes stamps; series that end together share them, and they are written once."""
 
     def __init__(self) -> None:
-        self._written: dict[tuple[int, Style | Numbers], tuple[Stamps, list[str] | list[int]]] = {}
+        self._cache: dict[tuple[int, TimestampStyle | IntegerStyle], tuple[Timestamps, list[str] | list[int]]] = {}
 
-    def write(self, stamps: Stamps, style: Style | Numbers) -> list[str] | list[int]:
+    def format(self, timestamps: Timestamps, style: TimestampStyle | IntegerStyle) -> list[str] | list[int]:
         """The stamps in their style."""
-        key = (id(stamps), style)
-        if key not in self._written:
-            self._written[key] = (stamps, style.write(stamps))  # held, so that no other gets its id
-        return self._written[key][1]
+        key = (id(timestamps), style)
+        if key not in self._cache:
+            self._cache[key] = (timestamps, style.format(timestamps))  # held, so that no other gets its id
+        return self._cache[key][1]
 
 
-def fields(one: Outcome, stamper: Stamper) -> dict[str, Any]:
+def outcome_fields(outcome: SeriesOutcome, formatter: TimestampFormatter) -> dict[str, Any]:
     """An outcome as the fields of a SeriesForecast or a SeriesError."""
-    if isinstance(one.found, ForecasterError):
-        return schema.from_error(one.id, one.found)
-    forecast, style, paths, warnings, fewer, state = one.found
-    told: dict[str, Any] = {"id": forecast.id, "ds": stamper.write(forecast.ds, style), "mean": forecast.mean}
+    if isinstance(outcome.result, ForecasterError):
+        return schema.error_fields(outcome.id, outcome.result)
+    forecast, style, paths, warnings, fewer, state = outcome.result
+    told: dict[str, Any] = {"id": forecast.id, "ds": formatter.format(forecast.ds, style), "mean": forecast.mean}
     if forecast.quantiles:
         told["quantiles"] = {repr(float(level)): values for level, values in forecast.quantiles.items()}
     if paths is not None:
@@ -46,20 +46,22 @@ def fields(one: Outcome, stamper: Stamper) -> dict[str, Any]:
     return told
 
 
-def write(model: dict[str, Any], done: Sequence[Outcome]) -> bytes:
+def encode_rows(model_info: dict[str, Any], outcomes: Sequence[SeriesOutcome]) -> bytes:
     """A ForecastAnswer; outcome by outcome, so that other threads get their turns while a large one is written."""
-    stamper = Stamper()
-    told = [_dumps(fields(one, stamper)) for one in done]
-    told[0] = b'{"model":%b,"forecasts":[%b' % (orjson.dumps(model), told[0])
+    stamper = TimestampFormatter()
+    told = [_encode_fields(outcome_fields(one, stamper)) for one in outcomes]
+    told[0] = b'{"model":%b,"forecasts":[%b' % (orjson.dumps(model_info), told[0])
     told[-1] += b"]}"
     return b",".join(told)
 
 
-def write_lines(done: Sequence[Outcome]) -> bytes:
+def encode_ndjson(outcomes: Sequence[SeriesOutcome]) -> bytes:
     """Outcomes, one a line."""
-    stamper = Stamper()
-    return b"".join([_dumps(fields(one, stamper)) + b"\n" for one in done])
+    stamper = TimestampFormatter()
+    return b"".join([_encode_fields(outcome_fields(one, stamper)) + b"\n" for one in outcomes])
 
 
-def _dumps(told: dict[str, Any]) -> bytes:
-    return chunked_json.dumps(told) if "samples" in told else orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
+def _encode_fields(fields: dict[str, Any]) -> bytes:
+    return (
+        chunked_json.dumps(fields) if "samples" in fields else orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+    )

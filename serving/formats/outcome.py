@@ -9,10 +9,10 @@ import numpy as np
 from forecaster.errors import ForecasterError
 from forecaster.series import Forecast
 from forecaster.shapes import Float64
-from serving.formats.timestamps import Numbers, Style
+from serving.formats.timestamps import IntegerStyle, TimestampStyle
 
 
-class Answer(NamedTuple):
+class ForecastResult(NamedTuple):
     """The forecast of a series, and what else its request asked for.
 
     Attributes:
@@ -25,15 +25,15 @@ class Answer(NamedTuple):
     """
 
     forecast: Forecast
-    style: Style | Numbers
+    style: TimestampStyle | IntegerStyle
     paths: Float64[np.ndarray, "path horizon"] | None
     warnings: list[str]
-    fewer: bool = False
-    state: str | None = None
+    has_fewer_paths: bool = False
+    state_token: str | None = None
 
 
-class Outcome(NamedTuple):
+class SeriesOutcome(NamedTuple):
     """What became of a series."""
 
     id: str
-    found: Answer | ForecasterError
+    result: ForecastResult | ForecasterError

@@ -8,66 +8,66 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from forecaster.errors import ForecasterError
-from serving.deployment.status import FollowerAnswer, RefusalAnswer
-from serving.formats.chunked_json import packed
-from serving.formats.timestamps import AskedFreq, AskedStamp, AskedStamps
+from serving.deployment.status import BundleRejectionStatus, FollowerStatus
+from serving.formats.chunked_json import to_array
+from serving.formats.timestamps import FreqField, TimestampField, TimestampsField
 
-Value = Annotated[float | None, Field(description="null: not observed")]
-Values = Annotated[list[Value], AfterValidator(packed)]
+ObservedValue = Annotated[float | None, Field(description="null: not observed")]
+ObservedValues = Annotated[list[ObservedValue], AfterValidator(to_array)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 # Without control characters: ids go on into terminals, tables and logs.
-Id = Annotated[Text, Field(pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$")]
-Label = Annotated[str, Field(max_length=200)]
-MOST_COLUMNS, MOST_LEVELS = 64, 99
+SeriesId = Annotated[Text, Field(pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$")]
+CategoryLabel = Annotated[str, Field(max_length=200)]
+MAX_COLUMNS, MAX_LEVELS = 64, 99
 
 
-def _kind_of_column(values: Any) -> str:
+def _column_kind(values: Any) -> str:
     return "texts" if isinstance(values, list) and values and isinstance(values[0], str) else "numbers"
 
 
-Column = Annotated[
-    Annotated[list[float], AfterValidator(packed), Tag("numbers")]
-    | Annotated[list[Label], Field(min_length=1), Tag("texts")],
-    Discriminator(_kind_of_column),
+CovariateColumn = Annotated[
+    Annotated[list[float], AfterValidator(to_array), Tag("numbers")]
+    | Annotated[list[CategoryLabel], Field(min_length=1), Tag("texts")],
+    Discriminator(_column_kind),
 ]
-Covariates = Annotated[
-    dict[Text, Column],
+CovariatesField = Annotated[
+    dict[Text, CovariateColumn],
     Field(
-        max_length=MOST_COLUMNS,
+        max_length=MAX_COLUMNS,
         description="what is known ahead, by name: all numbers or all text, one for each step of `y` and of the horizon "
         "or more; the same number in every column",
         examples=[{"promo": [0, 0, 1, 1, 0]}],
     ),
 ]
-Channels = Annotated[
-    dict[Text, Values],
+ChannelsField = Annotated[
+    dict[Text, ObservedValues],
     Field(
-        max_length=MOST_COLUMNS,
+        max_length=MAX_COLUMNS,
         description="of what the past alone is known, by name: one value for each step of `y`",
         examples=[{"temperature": [21.5, None, 20.0]}],
     ),
 ]
-Static = Annotated[
-    dict[Text, Label],
+StaticField = Annotated[
+    dict[Text, CategoryLabel],
     Field(
-        max_length=MOST_COLUMNS,
+        max_length=MAX_COLUMNS,
         description="what is true of the whole series, by name; a value that the model never saw is answered",
         examples=[{"region": "north"}],
     ),
 ]
 
 
-def _no_twins(levels: list[float]) -> list[float]:
+def _validate_unique_levels(levels: list[float]) -> list[float]:
     if len(set(levels)) != len(levels):
         raise ValueError("Expected every level once; found one twice")
     return levels
 
 
-Levels = Annotated[
+LevelsField = Annotated[
     list[Annotated[float, Field(gt=0, lt=1)]],
-    AfterValidator(_no_twins),
+    AfterValidator(_validate_unique_levels),
     Field(
-        max_length=MOST_LEVELS,
+        max_length=MAX_LEVELS,
         description="of the quantiles to give beside the mean: 0.1 and 0.9 bound an 80 % interval",
         examples=[[0.1, 0.5, 0.9]],
         json_schema_extra={"uniqueItems": True},
@@ -75,80 +75,82 @@ Levels = Annotated[
 ]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """A part of the wire format: nothing is guessed, nothing let pass."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class _AnySeries(Strict):
-    id: Id
-    covariates: Covariates = {}
-    static: Static = {}
-    channels: Channels = {}
+class _BaseSeries(StrictModel):
+    id: SeriesId
+    covariates: CovariatesField = {}
+    static: StaticField = {}
+    channels: ChannelsField = {}
 
 
-class GridSeries(_AnySeries):
+class GridSeries(_BaseSeries):
     """A history as the stamp of its first value and its frequency."""
 
-    start: AskedStamp = Field(
+    start: TimestampField = Field(
         description="ISO 8601 stamp of the first value, which must be on the grid of `freq`; or a whole number"
     )
-    freq: AskedFreq = Field(description="pandas offset alias; or a whole number, also as text, where `start` is one")
-    y: Values = Field(description="values, oldest first")
+    freq: FreqField = Field(description="pandas offset alias; or a whole number, also as text, where `start` is one")
+    y: ObservedValues = Field(description="values, oldest first")
 
 
-class StampedSeries(_AnySeries):
+class TimestampedSeries(_BaseSeries):
     """A history with a stamp for every value; the frequency is inferred if it is certain."""
 
-    ds: AskedStamps = Field(description="ISO 8601 stamps, or whole numbers; oldest first, regular")
-    y: Values = Field(description="values, one a stamp")
-    freq: AskedFreq | None = Field(
+    ds: TimestampsField = Field(description="ISO 8601 stamps, or whole numbers; oldest first, regular")
+    y: ObservedValues = Field(description="values, one a stamp")
+    freq: FreqField | None = Field(
         default=None, description="pandas offset alias, or a whole number; the stamps are checked against it"
     )
 
     @model_validator(mode="after")
-    def _one_value_a_stamp(self) -> StampedSeries:
+    def _validate_lengths(self) -> TimestampedSeries:
         if len(self.ds) != len(self.y):
             raise ValueError(f"Expected one value a stamp; found {len(self.ds)} stamps and {len(self.y)} values")
         return self
 
 
-class CarriedSeries(_AnySeries):
+class ContinuedSeries(_BaseSeries):
     """What came after a state that was returned with the forecast of a series: the history need not be sent again."""
 
     state: str = Field(description="as an answer to `return_state` gave it, with the same id")
-    y: Values = Field(description="the new values, oldest first; there may be none")
-    start: AskedStamp | None = Field(default=None, description="stamp of the first new value; it must follow the state")
-    ds: AskedStamps | None = Field(default=None, description="or the stamps of all of them")
-    freq: AskedFreq | None = Field(default=None, description="that of the state; it need not be said")
+    y: ObservedValues = Field(description="the new values, oldest first; there may be none")
+    start: TimestampField | None = Field(
+        default=None, description="stamp of the first new value; it must follow the state"
+    )
+    ds: TimestampsField | None = Field(default=None, description="or the stamps of all of them")
+    freq: FreqField | None = Field(default=None, description="that of the state; it need not be said")
 
 
-def _kind(item: Any) -> str:
+def _series_kind(item: Any) -> str:
     def has(name: str) -> bool:
         return (item.get(name) if isinstance(item, dict) else getattr(item, name, None)) is not None
 
     return "carried" if has("state") else "stamped" if has("ds") else "grid"
 
 
-AskedSeries = Annotated[
-    Annotated[GridSeries, Tag("grid")] | Annotated[StampedSeries, Tag("stamped")],
-    Discriminator(lambda item: "stamped" if _kind(item) == "stamped" else "grid"),
+HistoryField = Annotated[
+    Annotated[GridSeries, Tag("grid")] | Annotated[TimestampedSeries, Tag("stamped")],
+    Discriminator(lambda item: "stamped" if _series_kind(item) == "stamped" else "grid"),
 ]
-Continued = Annotated[
+SeriesField = Annotated[
     Annotated[GridSeries, Tag("grid")]
-    | Annotated[StampedSeries, Tag("stamped")]
-    | Annotated[CarriedSeries, Tag("carried")],
-    Discriminator(_kind),
+    | Annotated[TimestampedSeries, Tag("stamped")]
+    | Annotated[ContinuedSeries, Tag("carried")],
+    Discriminator(_series_kind),
 ]
 """A history, or what came after a state of one."""
 
 
-class Ask(Strict):
+class ForecastOptions(StrictModel):
     """What is asked of every series: how many steps ahead, which quantiles, how many samples."""
 
     horizon: int = Field(ge=1, description="steps ahead")
-    levels: Levels = []
+    levels: LevelsField = []
     deadline_ms: int | None = Field(
         default=None, ge=1, description="milliseconds that the answer is waited for; a later one is given up with 504"
     )
@@ -163,13 +165,13 @@ class Ask(Strict):
     )
 
 
-class ForecastRequest(Ask):
+class ForecastRequest(ForecastOptions):
     """Some histories, and what is asked of them."""
 
-    series: list[Continued] = Field(min_length=1, description="answered one by one, in order")
+    series: list[SeriesField] = Field(min_length=1, description="answered one by one, in order")
 
 
-class ModelName(Strict):
+class ModelInfo(StrictModel):
     """Which model answered."""
 
     name: str
@@ -188,7 +190,7 @@ class ModelName(Strict):
     )
 
 
-class ErrorDetail(Strict):
+class ErrorDetail(StrictModel):
     """What went wrong, for machines (`code`) and people (`message`)."""
 
     code: str
@@ -196,13 +198,13 @@ class ErrorDetail(Strict):
     where: str | None = Field(description="place in the request, or id of the series")
 
 
-class ErrorAnswer(Strict):
+class ErrorResponse(StrictModel):
     """The one shape of every failure."""
 
     error: ErrorDetail
 
 
-class SeriesForecast(Strict):
+class SeriesForecast(StrictModel):
     """The forecast of one series."""
 
     id: str
@@ -225,24 +227,24 @@ class SeriesForecast(Strict):
     warnings: list[str] = Field(description="what a reader should know of it")
 
 
-class SeriesError(Strict):
+class SeriesError(StrictModel):
     """Why one series got no forecast."""
 
     id: str
     error: ErrorDetail
 
 
-class ForecastAnswer(Strict):
+class ForecastResponse(StrictModel):
     """One outcome for each series, in the order of the request."""
 
-    model: ModelName
+    model: ModelInfo
     forecasts: list[SeriesForecast | SeriesError]
 
 
-class ModelAnswer(Strict):
+class ModelResponse(StrictModel):
     """The model in use."""
 
-    model: ModelName
+    model: ModelInfo
     spec: dict[str, Any] = Field(description="the whole specification")
     freq: str = Field(description="pandas offset alias, or a whole number as text: the steps are numbered")
     season: int
@@ -250,31 +252,31 @@ class ModelAnswer(Strict):
     facts: dict[str, Any] = Field(description="what the bundle's manifest says of its making: scores, versions, data")
     card: str = Field(description="markdown: what it was trained on, scores against baselines, limits")
     age_s: float = Field(description="seconds since this worker took it into use")
-    follower: FollowerAnswer | None = Field(default=None, description="only where a registry is followed")
-    refused: RefusalAnswer | None = Field(
+    follower: FollowerStatus | None = Field(default=None, description="only where a registry is followed")
+    refused: BundleRejectionStatus | None = Field(
         default=None, description="only where this worker refused what is in the slot"
     )
 
 
-class LiveAnswer(Strict):
+class LivenessResponse(StrictModel):
     """The process answers."""
 
     live: Literal[True]
 
 
-class ReadyAnswer(Strict):
+class ReadinessResponse(StrictModel):
     """A model is in use."""
 
     ready: Literal[True]
-    model: ModelName
+    model: ModelInfo
     age_s: float
-    follower: FollowerAnswer | None = Field(default=None, description="as of /v1/model")
-    refused: RefusalAnswer | None = Field(
+    follower: FollowerStatus | None = Field(default=None, description="as of /v1/model")
+    refused: BundleRejectionStatus | None = Field(
         default=None, description="likewise; ready nevertheless, with the model before"
     )
 
 
-class AskedHistory(Protocol):
+class SeriesInput(Protocol):
     """What every form of a request says of one history; a GridSeries or a StampedSeries, whose values may be an array."""
 
     @property
@@ -298,6 +300,6 @@ class AskedHistory(Protocol):
         """Of what the past alone is known."""
 
 
-def from_error(name: str, error: ForecasterError) -> dict[str, Any]:
+def error_fields(series_id: str, error: ForecasterError) -> dict[str, Any]:
     """A refused series as the fields of a SeriesError."""
-    return {"id": name, "error": {"code": error.code, "message": error.message, "where": error.where}}
+    return {"id": series_id, "error": {"code": error.code, "message": error.message, "where": error.where}}

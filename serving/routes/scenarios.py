@@ -12,38 +12,53 @@ from forecaster.errors import BadSpec, CovariateUnknown, ForecasterError, LevelO
 from forecaster.series import Forecast, Series
 from serving.asgi.bodies import Body
 from serving.deadline import Deadline
-from serving.deployment.slot import InUse
-from serving.errors import Problem
-from serving.forecasting.outcomes import answered, general_warnings, in_use, read_all, with_state
-from serving.forecasting.sampling import Paths, in_rounds
+from serving.deployment.slot import DeployedModel
+from serving.errors import ApiError
+from serving.forecasting.outcomes import (
+    attach_state_token,
+    build_result,
+    horizon_warnings,
+    parse_all_series,
+    require_model,
+)
+from serving.forecasting.sampling import PathsOrError, sample_in_batches
 from serving.formats import chunked_json, json_rows, limits, parsing
-from serving.formats.outcome import Answer, Outcome
-from serving.formats.schema import Ask, Continued, Covariates, ErrorDetail, Id, ModelName, SeriesForecast, Strict
-from serving.formats.series import ReadSeries, column_of
-from serving.formats.state_token import Seal
+from serving.formats.outcome import ForecastResult, SeriesOutcome
+from serving.formats.schema import (
+    CovariatesField,
+    ErrorDetail,
+    ForecastOptions,
+    ModelInfo,
+    SeriesField,
+    SeriesForecast,
+    SeriesId,
+    StrictModel,
+)
+from serving.formats.series import ParsedSeries, parse_covariate
+from serving.formats.state_token import TokenSigner
 from serving.settings import Settings
 
-_AT_ONCE = 1 << 17  # steps that are rolled between two looks at the deadline
+_BATCH_STEPS = 1 << 17  # steps that are rolled between two looks at the deadline
 
 
-class Scenario(Strict):
+class Scenario(StrictModel):
     """One future."""
 
-    name: Id
-    covariates: Covariates = Field(
+    name: SeriesId
+    covariates: CovariatesField = Field(
         description="of the steps ahead alone, the first value for the first step after the history: one for each step of the "
         "horizon or more. What is not named here goes on as in `series`"
     )
 
 
-class ScenariosRequest(Ask):
+class ScenariosRequest(ForecastOptions):
     """One history, its futures, and what is asked of each."""
 
-    series: Continued = Field(description="the history; its covariates may end with it")
+    series: SeriesField = Field(description="the history; its covariates may end with it")
     scenarios: list[Scenario] = Field(min_length=1, description="answered one by one, in order")
 
     @model_validator(mode="after")
-    def _no_twins(self) -> ScenariosRequest:
+    def _validate_unique_names(self) -> ScenariosRequest:
         if len({one.name for one in self.scenarios}) < len(self.scenarios):
             raise ValueError("Expected every scenario's name once; found one twice")
         return self
@@ -59,7 +74,7 @@ class ScenarioForecast(SeriesForecast):
     )
 
 
-class ScenarioError(Strict):
+class ScenarioError(StrictModel):
     """Why one scenario got no forecast."""
 
     name: str
@@ -67,120 +82,136 @@ class ScenarioError(Strict):
     error: ErrorDetail
 
 
-class ScenariosAnswer(Strict):
+class ScenariosResponse(StrictModel):
     """One outcome for each scenario, in the order of the request."""
 
-    model: ModelName
+    model: ModelInfo
     scenarios: list[ScenarioForecast | ScenarioError]
     state: str | None = Field(default=None, description="of the history, where `return_state` was asked")
 
 
-class Told(NamedTuple):
+class EncodedScenarios(NamedTuple):
     """An answer as it is sent, and how many scenarios got a forecast or none."""
 
     body: bytes
-    forecast: int
-    refused: int
+    forecast_count: int
+    refused_count: int
 
 
-def answer(body: Body, model: InUse | None, settings: Settings, deadline: Deadline) -> Told:
+def run_scenarios(body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline) -> EncodedScenarios:
     """Answers `POST /v1/scenarios`.
 
     Raises Problem for what concerns all: the history, the limits, levels or samples that the model cannot give, a model
     that reads no covariates, the deadline; and if the only scenario is refused.
     """
     deadline.check()
-    asked = parsing.validated(ScenariosRequest, parsing.parse(body))
-    _check(asked, settings)
-    model, deadline, seal = in_use(model), deadline.within(asked.deadline_ms), Seal.of(settings)
-    if not model.predictor.forecaster.spec.covariates:
-        raise Problem.of(
+    asked = parsing.validate_fields(ScenariosRequest, parsing.parse_json(body))
+    _validate_scenarios_size(asked, settings)
+    model, deadline, seal = (
+        require_model(model),
+        deadline.capped(asked.deadline_ms),
+        TokenSigner.from_settings(settings),
+    )
+    if not model.predictor.fitted_model.spec.covariates:
+        raise ApiError.from_forecaster_error(
             CovariateUnknown(
                 "Expected a model that reads covariates known ahead; the one in use reads none, so all scenarios would be alike. "
                 "Use /v1/forecast.",
                 where="scenarios",
             )
         )
-    [read] = read_all([asked.series], asked, model, deadline, seal)
-    if not isinstance(read, ReadSeries):
-        raise Problem.of(read)
-    found = _found(read, asked, model, deadline)
+    [read] = parse_all_series([asked.series], asked, model, deadline, seal)
+    if not isinstance(read, ParsedSeries):
+        raise ApiError.from_forecaster_error(read)
+    found = _compute_results(read, asked, model, deadline)
     refused = [one for one in found if isinstance(one, ForecasterError)]
     if len(found) == 1 and refused:
-        raise Problem.of(refused[0])
-    told: dict[str, Any] = {"model": model.name, "scenarios": _fields(found, asked)}
-    first = next((one for one in found if isinstance(one, Answer)), None)
+        raise ApiError.from_forecaster_error(refused[0])
+    told: dict[str, Any] = {"model": model.info, "scenarios": _result_fields(found, asked)}
+    first = next((one for one in found if isinstance(one, ForecastResult)), None)
     if asked.return_state and first is not None:
-        going_on = with_state(first, read.series, model, seal)
+        going_on = attach_state_token(first, read.series, model, seal)
         if isinstance(going_on, ForecasterError):
-            raise Problem.of(going_on)
-        told["state"] = going_on.state
+            raise ApiError.from_forecaster_error(going_on)
+        told["state"] = going_on.state_token
     whole = chunked_json.dumps(told)
-    return Told(whole, len(found) - len(refused), len(refused))
+    return EncodedScenarios(whole, len(found) - len(refused), len(refused))
 
 
-def _check(asked: ScenariosRequest, settings: Settings) -> None:
-    if len(asked.scenarios) > settings.max_scenarios:
-        raise Problem(
+def _validate_scenarios_size(request: ScenariosRequest, settings: Settings) -> None:
+    if len(request.scenarios) > settings.max_scenarios:
+        raise ApiError(
             "too_many_scenarios",
-            f"Expected at most {settings.max_scenarios} scenarios; found {len(asked.scenarios)}. Send several requests.",
+            f"Expected at most {settings.max_scenarios} scenarios; found {len(request.scenarios)}. Send several requests.",
             where="scenarios",
         )
-    limits.check_ask(asked, len(asked.scenarios), settings)
-    limits.check_histories([asked.series], settings)
-    count = sum(len(values) for one in asked.scenarios for values in one.covariates.values())
+    limits.validate_response_size(request, len(request.scenarios), settings)
+    limits.validate_history_size([request.series], settings)
+    count = sum(len(values) for one in request.scenarios for values in one.covariates.values())
     if count > settings.max_values:
-        raise Problem(
+        raise ApiError(
             "request_too_large",
             f"Expected at most {settings.max_values} values in all scenarios; found {count}. Send several requests.",
             where="scenarios",
         )
 
 
-def _found(
-    read: ReadSeries, asked: ScenariosRequest, model: InUse, deadline: Deadline
-) -> list[Answer | ForecasterError]:
+def _compute_results(
+    parsed: ParsedSeries, request: ScenariosRequest, model: DeployedModel, deadline: Deadline
+) -> list[ForecastResult | ForecasterError]:
     """One for each scenario."""
-    ways = [_way(read.series, one, asked.horizon, model) for one in asked.scenarios]
+    ways = [_apply_scenario(parsed.series, one, request.horizon, model) for one in request.scenarios]
     good = [one for one in ways if isinstance(one, Series)]
     deadline.check()
     try:
-        means = iter(_means(good, asked, model))
-        paths = iter(_paths(good, asked, model, deadline) if asked.samples else [None] * len(good))
+        means = iter(_forecast_scenarios(good, request, model))
+        paths = iter(_sample_scenarios(good, request, model, deadline) if request.samples else [None] * len(good))
     except (LevelOutOfRange, BadSpec) as error:
-        raise Problem.of(error) from error
-    general = general_warnings(asked.horizon, scored=model.predictor.forecaster.spec.horizon)
+        raise ApiError.from_forecaster_error(error) from error
+    general = horizon_warnings(request.horizon, scored_horizon=model.predictor.fitted_model.spec.horizon)
     return [
-        answered(read.style, next(means), next(paths), general, samples=asked.samples)
+        build_result(parsed.style, next(means), next(paths), general, samples=request.samples)
         if isinstance(one, Series)
         else one
         for one in ways
     ]
 
 
-def _means(good: Sequence[Series], asked: ScenariosRequest, model: InUse) -> list[Forecast | ForecasterError]:
+def _forecast_scenarios(
+    scenario_series: Sequence[Series], request: ScenariosRequest, model: DeployedModel
+) -> list[Forecast | ForecasterError]:
     """They are not noted in the ledger: what was never meant to come is not to be scored."""
-    if model.drift is not None and asked.levels:
-        return model.predictor.forecast_ways(good, asked.horizon, levels=asked.levels, drift=model.drift)
-    return model.predictor.forecast_ways(good, asked.horizon, levels=asked.levels)
+    if model.adaptive_state is not None and request.levels:
+        return model.predictor.forecast_scenarios(
+            scenario_series, request.horizon, levels=request.levels, adaptive_state=model.adaptive_state
+        )
+    return model.predictor.forecast_scenarios(scenario_series, request.horizon, levels=request.levels)
 
 
-def _paths(good: Sequence[Series], asked: ScenariosRequest, model: InUse, deadline: Deadline) -> list[Paths]:
-    def draw(some: range, until: Deadline) -> list[Paths]:
-        at_once, drawn = max(1, _AT_ONCE // (asked.horizon * len(some))), []
-        for first in range(0, max(1, len(good)), at_once):
+def _sample_scenarios(
+    scenario_series: Sequence[Series], request: ScenariosRequest, model: DeployedModel, deadline: Deadline
+) -> list[PathsOrError]:
+    def draw(some: range, until: Deadline) -> list[PathsOrError]:
+        at_once, drawn = max(1, _BATCH_STEPS // (request.horizon * len(some))), []
+        for first in range(0, max(1, len(scenario_series)), at_once):
             until.check()
-            drawn += model.predictor.sample_ways(
-                good[first : first + at_once], asked.horizon, paths=len(some), seed=asked.seed, first=some.start
+            drawn += model.predictor.sample_scenarios(
+                scenario_series[first : first + at_once],
+                request.horizon,
+                paths=len(some),
+                seed=request.seed,
+                first_path=some.start,
             )
         return drawn
 
-    return in_rounds(draw, samples=asked.samples, steps=asked.horizon * max(1, len(good)), deadline=deadline)
+    return sample_in_batches(
+        draw, samples=request.samples, steps=request.horizon * max(1, len(scenario_series)), deadline=deadline
+    )
 
 
-def _way(one: Series, scenario: Scenario, horizon: int, model: InUse) -> Series | ForecasterError:
+def _apply_scenario(series: Series, scenario: Scenario, horizon: int, model: DeployedModel) -> Series | ForecasterError:
     """The history with a scenario's covariates behind it; an error where they are not what the model needs."""
-    learned, steps = model.predictor.forecaster, len(one)
+    learned, steps = model.predictor.fitted_model, len(series)
     names = learned.spec.covariates
     unknown = [name for name in scenario.covariates if name not in names]
     if unknown:
@@ -191,13 +222,13 @@ def _way(one: Series, scenario: Scenario, horizon: int, model: InUse) -> Series 
         )
     try:
         told = {
-            name: column_of(name, values, encoding=learned.encoding, where=one.id)
+            name: parse_covariate(name, values, encoding=learned.encoding, where=series.id)
             for name, values in scenario.covariates.items()
             if len(values)
         }
     except ForecasterError as error:
         return error
-    further = {name: told.get(name, one.covariates[name][steps:]) for name in names if name in one.covariates}
+    further = {name: told.get(name, series.covariates[name][steps:]) for name in names if name in series.covariates}
     short = [name for name, values in further.items() if len(values) < horizon]
     if short:
         return CovariateUnknown(
@@ -206,17 +237,23 @@ def _way(one: Series, scenario: Scenario, horizon: int, model: InUse) -> Series 
             where=scenario.name,
         )
     ahead = min(map(len, further.values()), default=0)
-    columns = {name: np.concatenate([one.covariates[name][:steps], values[:ahead]]) for name, values in further.items()}
-    return Series(one.id, one.start, one.freq, one.y, columns, one.static, one.channels, one.past)
+    columns = {
+        name: np.concatenate([series.covariates[name][:steps], values[:ahead]]) for name, values in further.items()
+    }
+    return Series(
+        series.id, series.start, series.freq, series.y, columns, series.static, series.channels, series.history_summary
+    )
 
 
-def _fields(found: Sequence[Answer | ForecasterError], asked: ScenariosRequest) -> list[dict[str, Any]]:
+def _result_fields(
+    results: Sequence[ForecastResult | ForecasterError], request: ScenariosRequest
+) -> list[dict[str, Any]]:
     """The outcomes as fields of ScenarioForecast or ScenarioError."""
-    stamper, first = json_rows.Stamper(), found[0]
+    stamper, first = json_rows.TimestampFormatter(), results[0]
     told = []
-    for scenario, one in zip(asked.scenarios, found, strict=True):
-        fields = {"name": scenario.name, **json_rows.fields(Outcome(asked.series.id, one), stamper)}
-        if isinstance(one, Answer) and isinstance(first, Answer) and one is not first:
+    for scenario, one in zip(request.scenarios, results, strict=True):
+        fields = {"name": scenario.name, **json_rows.outcome_fields(SeriesOutcome(request.series.id, one), stamper)}
+        if isinstance(one, ForecastResult) and isinstance(first, ForecastResult) and one is not first:
             fields["difference"] = one.forecast.mean - first.forecast.mean
         told.append(fields)
     return told

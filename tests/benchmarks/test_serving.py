@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.system.processes import CHECKOUT
 
 
-def run(out: Path, *sections: str) -> str:
+def run_benchmark(out: Path, *sections: str) -> str:
     command = [sys.executable, str(CHECKOUT / "benchmarks" / "serving.py"), "--tiny", "--without-mlflow"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BENTOML", "FORECASTER"))}
     done = subprocess.run(
@@ -25,8 +25,8 @@ def run(out: Path, *sections: str) -> str:
     return out.read_text()
 
 
-def test_the_benchmark_tells_requests_beside_a_raw_route_and_no_change_of_model_fails_an_answer(tmp_path: Path) -> None:
-    told = run(tmp_path / "serving.md", "one", "flips")
+def test_the_benchmark_compares_with_a_raw_route_and_no_model_change_fails_a_request(tmp_path: Path) -> None:
+    told = run_benchmark(tmp_path / "serving.md", "one", "flips")
     for connections in (1, 16, 64):
         assert f"| ours, 1 worker | {connections} |" in told
         assert f"| raw uvicorn route | {connections} |" in told

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.system.processes import CHECKOUT, environment
+from tests.system.processes import CHECKOUT, make_environment
 
-SPEED = CHECKOUT / "benchmarks" / "speed"
+SPEED_FOLDER = CHECKOUT / "benchmarks" / "speed"
 
 # Read by every Python that has it on its path: as if what a bare machine with a GPU lacks were not installed.
-FEW_PACKAGES = """
+FEW_PACKAGES_PROGRAM = """
 import sys
 from importlib.machinery import PathFinder
 class Few(PathFinder):
@@ -31,9 +31,9 @@ sys.meta_path = [Few if finder is PathFinder else finder for finder in sys.meta_
 
 
 @pytest.fixture
-def speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def import_speed_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Imports a module of the benchmarks as they import each other."""
-    monkeypatch.syspath_prepend(SPEED)
+    monkeypatch.syspath_prepend(SPEED_FOLDER)
     before = set(sys.modules)
 
     def load(name: str) -> ModuleType:
@@ -41,11 +41,11 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield load
     for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(SPEED)):
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(SPEED_FOLDER)):
             del sys.modules[name]
 
 
-def record(group: str, **seconds: list[float]) -> dict[str, Any]:
+def make_record(group: str, **seconds: list[float]) -> dict[str, Any]:
     names = {name.replace("__", "/").replace("_", " "): taken for name, taken in seconds.items()}
     first = {"ours/carried": "ours/backtest, state carried", "ours/forecast each": "ours/Predictor.forecast_each"}
     names = {first.get(name, name): taken for name, taken in names.items()}
@@ -61,35 +61,37 @@ def record(group: str, **seconds: list[float]) -> dict[str, Any]:
     }
 
 
-def test_a_ratio_is_the_median_of_the_ratios_within_a_turn(speed: Any) -> None:
-    found = record("backtest", ours__carried=[1.0, 2.0, 4.0], darts__Darts_RNNModel=[30.0, 50.0, 80.0])
-    assert speed("report").ratios(found, "darts/Darts RNNModel") == [30.0, 25.0, 20.0]
-    assert "20 times faster than Darts RNNModel: 25 times, met." in speed("report").report({"backtest": found})
+def test_a_ratio_is_the_median_of_ratios_within_rounds(import_speed_module: Any) -> None:
+    found = make_record("backtest", ours__carried=[1.0, 2.0, 4.0], darts__Darts_RNNModel=[30.0, 50.0, 80.0])
+    assert import_speed_module("report").ratios(found, "darts/Darts RNNModel") == [30.0, 25.0, 20.0]
+    assert "20 times faster than Darts RNNModel: 25 times, met." in import_speed_module("report").report(
+        {"backtest": found}
+    )
 
 
-def test_the_fastest_peer_is_told_with_and_without_those_of_a_smaller_network(speed: Any) -> None:
-    found = record(
+def test_the_fastest_peer_is_reported_with_and_without_smaller_networks(import_speed_module: Any) -> None:
+    found = make_record(
         "rollout",
         ours__forecast_each=[1.0],
         bare__loop=[0.5],
         darts__Darts=[30.0],
         neuralforecast__small=[20.0],
     )
-    told = speed("report").report({"rollout_64x1_1x24": found})
+    told = import_speed_module("report").report({"rollout_64x1_1x24": found})
     assert "25 times faster than the fastest peer (small): 20 times, not met." in told
     assert "25 times faster than the fastest peer with a network of this size (Darts): 30 times, met." in told
 
 
-def test_one_who_failed_is_told_and_spoils_nothing(speed: Any) -> None:
-    found = record("backtest", ours__carried=[1.0], darts__Darts_RNNModel=[])
+def test_a_failed_entrant_is_reported_and_affects_no_other(import_speed_module: Any) -> None:
+    found = make_record("backtest", ours__carried=[1.0], darts__Darts_RNNModel=[])
     found["entrants"]["darts/Darts RNNModel"] = {"seconds": [], "cpu": [], "failed": "it ended"}
-    told = speed("report").report({"backtest": found})
+    told = import_speed_module("report").report({"backtest": found})
     assert "| Darts RNNModel | failed: it ended |" in told
     assert "times faster" not in told
 
 
-def test_every_aim_is_of_a_case_and_every_case_has_its_data(speed: Any) -> None:
-    cases = speed("cases")
+def test_every_target_belongs_to_a_case_and_every_case_has_data(import_speed_module: Any) -> None:
+    cases = import_speed_module("cases")
     assert set(cases.AIMS) <= set(cases.CASES)
     for case in map(cases.small, cases.CASES.values()):
         assert case.group in cases.ENTRANTS
@@ -97,23 +99,25 @@ def test_every_aim_is_of_a_case_and_every_case_has_its_data(speed: Any) -> None:
         np.testing.assert_array_equal(cases.values(case), cases.values(case))
 
 
-def test_what_is_done_once_is_not_in_the_time_of_a_step(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    timing = speed("timing")
+def test_fixed_costs_are_excluded_from_the_time_per_step(
+    import_speed_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = import_speed_module("timing")
     taken = {3: timing.Taken(10.3, 10.3), 13: timing.Taken(11.3, 11.3)}
     monkeypatch.setattr(timing, "taken", lambda act: taken[act()])
     assert timing.per_step(lambda steps: steps, few=3, many=13) == pytest.approx((0.1, 0.1))
 
 
-def test_without_the_others_the_driver_says_how_to_get_them(tmp_path: Path) -> None:
-    done = run("run.py", "--peers", str(tmp_path), "--json", str(tmp_path / "speed.json"))
+def test_without_the_peers_the_driver_explains_their_installation(tmp_path: Path) -> None:
+    done = run_script("run.py", "--peers", str(tmp_path), "--json", str(tmp_path / "speed.json"))
     assert done.returncode == 1
     assert "peers/install.py" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_our_runner_takes_part_in_every_case_it_is_entered_for(speed: Any, tmp_path: Path) -> None:
-    cases, talk = speed("cases"), speed("runner_process")
+def test_our_runner_completes_every_case_it_is_entered_for(import_speed_module: Any, tmp_path: Path) -> None:
+    cases, talk = import_speed_module("cases"), import_speed_module("runner_process")
     one = talk.Runner("ours", Path(sys.executable), threads=1, log=tmp_path / "log")
     try:
         for case in map(cases.small, cases.CASES.values()):
@@ -129,9 +133,9 @@ def test_our_runner_takes_part_in_every_case_it_is_entered_for(speed: Any, tmp_p
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_a_gpu_runs_without_one_and_with_few_packages(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FEW_PACKAGES)
-    done = run("gpu.py", "--smoke", also=tmp_path)
+def test_the_gpu_benchmark_runs_without_a_gpu_and_with_few_packages(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FEW_PACKAGES_PROGRAM)
+    done = run_script("gpu.py", "--smoke", also=tmp_path)
     assert done.returncode == 0, done.stderr
     for section in ("## Training", "## Where the time of a step goes", "## Precision", "## Rollout"):
         assert section in done.stdout
@@ -140,8 +144,8 @@ def test_the_benchmark_of_a_gpu_runs_without_one_and_with_few_packages(tmp_path:
 
 @pytest.mark.sweep
 @pytest.mark.slow
-def test_the_benchmark_of_growth_runs() -> None:
-    done = run("growth.py", "--smoke")
+def test_the_growth_benchmark_runs() -> None:
+    done = run_script("growth.py", "--smoke")
     assert done.returncode == 0, done.stderr
     assert (
         sum(line.startswith(("| series", "| context", "| horizon", "| hidden")) for line in done.stdout.splitlines())
@@ -149,8 +153,8 @@ def test_the_benchmark_of_growth_runs() -> None:
     )
 
 
-def run(*arguments: str, also: Path = SPEED) -> subprocess.CompletedProcess[str]:
-    told = environment(PYTHONPATH=f"{also}{os.pathsep}{CHECKOUT}")
+def run_script(*arguments: str, also: Path = SPEED_FOLDER) -> subprocess.CompletedProcess[str]:
+    told = make_environment(PYTHONPATH=f"{also}{os.pathsep}{CHECKOUT}")
     return subprocess.run(
-        [sys.executable, *arguments], cwd=SPEED, env=told, capture_output=True, text=True, timeout=600
+        [sys.executable, *arguments], cwd=SPEED_FOLDER, env=told, capture_output=True, text=True, timeout=600
     )

@@ -10,22 +10,22 @@ import pytest
 
 from forecaster.errors import BadStamp, FrequencyUnknown
 from forecaster.frequency import (
-    LAST_NUMBER,
-    Stamp,
-    after,
-    alias,
-    at,
-    counts,
-    earlier,
-    following,
-    is_numbered,
-    ladder,
-    last,
-    offset,
-    origin,
-    regular,
-    tell,
-    untell,
+    MAX_INTEGER_TIMESTAMP,
+    Timestamp,
+    add_steps,
+    build_timestamps,
+    build_unchecked_timestamps,
+    describe_upper_limit,
+    format_frequency,
+    format_timestamp,
+    is_earlier,
+    is_integer_frequency,
+    next_timestamps,
+    parse_frequency,
+    parse_timestamp,
+    synthetic_start,
+    timestamp_at,
+    timestamps_to_int64,
 )
 from forecaster.series import Panel, Series
 
@@ -34,48 +34,58 @@ DAY = pd.Timestamp("2026-01-01")
 
 
 @pytest.mark.parametrize(("freq", "size"), [("1", 1), ("10", 10), ("9" * 18, 10**18 - 1)])
-def test_a_whole_number_is_a_step(freq: str, size: int) -> None:
-    assert is_numbered(freq)
-    assert offset(freq) == size
-    assert alias(offset(freq)) == freq
+def test_a_positive_integer_is_a_step(freq: str, size: int) -> None:
+    assert is_integer_frequency(freq)
+    assert parse_frequency(freq) == size
+    assert format_frequency(parse_frequency(freq)) == freq
 
 
 @pytest.mark.parametrize(
     "freq", ["0", "-1", "-0", "01", "1.0", "+1", " 1", "1 ", "1_000", "1e3", "٣", "³", "9" * 19, ""]
 )
-def test_what_is_no_whole_number_forward_is_no_frequency(freq: str) -> None:
+def test_a_non_positive_or_non_integer_number_is_not_a_frequency(freq: str) -> None:
     with pytest.raises(FrequencyUnknown, match="expected") as error:
-        offset(freq, where="a")
+        parse_frequency(freq, where="a")
     assert error.value.where == "a"
 
 
 @pytest.mark.parametrize("freq", ["h", "MS", "15min", "W-WED", "1D"])
-def test_a_frequency_of_the_calendar_is_no_number(freq: str) -> None:
-    assert not is_numbered(freq)
-    assert not isinstance(offset(freq), int)
+def test_a_calendar_frequency_is_not_an_integer(freq: str) -> None:
+    assert not is_integer_frequency(freq)
+    assert not isinstance(parse_frequency(freq), int)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 7])
-@pytest.mark.parametrize(("start", "size"), [(0, 1), (-30, 10), (LAST_NUMBER - 6, 1), (-LAST_NUMBER, 10**18 - 1)])
-def test_numbers_are_a_ladder(start: int, size: int, steps: int) -> None:
-    rungs = regular(start, freq=str(size), steps=steps)
+@pytest.mark.parametrize(
+    ("start", "size"), [(0, 1), (-30, 10), (MAX_INTEGER_TIMESTAMP - 6, 1), (-MAX_INTEGER_TIMESTAMP, 10**18 - 1)]
+)
+def test_integer_timestamps_form_a_range(start: int, size: int, steps: int) -> None:
+    rungs = build_timestamps(start, freq=str(size), steps=steps)
     assert list(rungs) == [start + place * size for place in range(steps)]
     assert rungs.dtype == np.int64
-    assert counts(rungs).tolist() == list(rungs)
+    assert timestamps_to_int64(rungs).tolist() == list(rungs)
     for place in range(steps):
-        assert at(rungs, place) == after(start, str(size), place) == start + place * size
-        assert type(at(rungs, place)) is int
+        assert timestamp_at(rungs, place) == add_steps(start, str(size), place) == start + place * size
+        assert type(timestamp_at(rungs, place)) is int
 
 
 @pytest.mark.parametrize(
     ("start", "freq", "steps"),
-    [(LAST_NUMBER - 6, "1", 8), (0, "9" * 18, 6), (0, "1", 2**63), (2**63, "1", 1), (-LAST_NUMBER - 1, "1", 1)],
+    [
+        (MAX_INTEGER_TIMESTAMP - 6, "1", 8),
+        (0, "9" * 18, 6),
+        (0, "1", 2**63),
+        (2**63, "1", 1),
+        (-MAX_INTEGER_TIMESTAMP - 1, "1", 1),
+    ],
 )
-def test_a_ladder_beyond_the_last_number_is_refused_without_building_it(start: int, freq: str, steps: int) -> None:
-    with pytest.raises(BadStamp, match=f"up to {LAST_NUMBER}; {steps} steps of '{freq}' from {start} pass it"):
-        regular(start, freq=freq, steps=steps)
+def test_a_range_beyond_the_largest_integer_is_rejected_without_building_it(start: int, freq: str, steps: int) -> None:
+    with pytest.raises(
+        BadStamp, match=f"up to {MAX_INTEGER_TIMESTAMP}; {steps} steps of '{freq}' from {start} pass it"
+    ):
+        build_timestamps(start, freq=freq, steps=steps)
     with pytest.raises(OverflowError):
-        ladder(start, freq=freq, steps=steps)
+        build_unchecked_timestamps(start, freq=freq, steps=steps)
 
 
 @pytest.mark.parametrize(
@@ -83,59 +93,59 @@ def test_a_ladder_beyond_the_last_number_is_refused_without_building_it(start: i
     [
         (0, "1"),
         (-17, "10"),
-        (LAST_NUMBER, "1"),
+        (MAX_INTEGER_TIMESTAMP, "1"),
         (DAY, "D"),
         (DAY.tz_localize("UTC"), "h"),
         (DAY.tz_localize(BERLIN), "h"),
     ],
 )
-def test_a_stamp_that_was_told_is_read_again(stamp: Stamp, freq: str) -> None:
-    again: Any = untell(tell(stamp), freq=freq)
+def test_a_formatted_timestamp_parses_to_the_same_timestamp(stamp: Timestamp, freq: str) -> None:
+    again: Any = parse_timestamp(format_timestamp(stamp), freq=freq)
     assert again == stamp
     assert type(again) is type(stamp)
 
 
-def test_a_moment_cannot_be_told_from_digits_nor_a_number_from_a_date() -> None:
+def test_dates_and_integers_are_not_confused_when_parsed() -> None:
     with pytest.raises(ValueError, match="2026"):
-        untell("2026-01-01", freq="1")
+        parse_timestamp("2026-01-01", freq="1")
 
 
-def test_what_is_earlier_is_known_within_a_kind_alone() -> None:
+def test_timestamps_are_ordered_within_one_kind_only() -> None:
     utc = DAY.tz_localize("UTC")
     later, later_utc = DAY + pd.Timedelta("1D"), utc + pd.Timedelta("1D")
-    assert earlier(1, 2)
-    assert earlier(DAY, later)
-    assert earlier(utc, later_utc)
+    assert is_earlier(1, 2)
+    assert is_earlier(DAY, later)
+    assert is_earlier(utc, later_utc)
     for one, other in [(2, 1), (1, 1), (later, DAY), (1, DAY), (DAY, 1), (DAY, later_utc), (utc, later)]:
-        assert not earlier(one, other)
+        assert not is_earlier(one, other)
 
 
-def test_the_ends_of_stamps_are_told() -> None:
-    assert last(0) == str(2**62 - 1)
-    assert last(DAY) == "the year 9999"
-    assert (origin("5"), origin("h")) == (0, pd.Timestamp("2001-01-01"))
+def test_the_first_and_last_timestamps_are_formatted() -> None:
+    assert describe_upper_limit(0) == str(2**62 - 1)
+    assert describe_upper_limit(DAY) == "the year 9999"
+    assert (synthetic_start("5"), synthetic_start("h")) == (0, pd.Timestamp("2001-01-01"))
 
 
 @pytest.mark.parametrize("freq", ["1", "10", "7"])
-def test_a_numbered_series_has_the_stamps_that_its_places_say(freq: str) -> None:
+def test_an_integer_series_has_the_timestamps_of_its_positions(freq: str) -> None:
     one = Series("a", -3, freq, np.arange(5.0))
     size = int(freq)
-    assert list(one.stamps) == [-3 + place * size for place in range(5)]
+    assert list(one.timestamps) == [-3 + place * size for place in range(5)]
     assert (one.end, type(one.end)) == (-3 + 4 * size, int)
-    assert list(one.stamps_ahead(3)) == [-3 + place * size for place in (5, 6, 7)]
-    assert [one.stamp(place) for place in range(5)] == list(one.stamps)
-    assert one.until(2).end == one.stamp(1)
+    assert list(one.future_timestamps(3)) == [-3 + place * size for place in (5, 6, 7)]
+    assert [one.timestamp_at(place) for place in range(5)] == list(one.timestamps)
+    assert one.take_first(2).end == one.timestamp_at(1)
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", BERLIN, "America/Sao_Paulo"])
 @pytest.mark.parametrize("freq", ["h", "D", "7D", "B", "MS", "QE-MAR"])
-def test_the_stamp_of_a_place_is_that_of_the_range(freq: str, zone: str | None) -> None:
+def test_the_timestamp_at_an_index_equals_that_of_the_range(freq: str, zone: str | None) -> None:
     start = pd.date_range("2018-10-25", periods=1, freq=freq, tz=zone)[0]
     one = Series("a", start, freq, np.zeros(40))
-    assert [one.stamp(place) for place in range(40)] == list(one.stamps)
+    assert [one.timestamp_at(place) for place in range(40)] == list(one.timestamps)
 
 
-def test_numbers_do_not_step_on_the_calendar_nor_moments_by_a_number() -> None:
+def test_integers_do_not_use_calendar_steps_and_dates_do_not_use_integer_steps() -> None:
     with pytest.raises(
         BadStamp, match=r"time stamps, since the frequency is 'h'; series 'a' has the whole number 3\."
     ) as error:
@@ -145,8 +155,8 @@ def test_numbers_do_not_step_on_the_calendar_nor_moments_by_a_number() -> None:
         Series("a", DAY, "10", np.zeros(2))
 
 
-def test_numbered_panels_have_a_cutoff_and_digests_of_their_own() -> None:
-    def panel(start: Stamp, freq: str) -> Panel:
+def test_integer_panels_have_their_own_cutoff_and_digest() -> None:
+    def panel(start: Timestamp, freq: str) -> Panel:
         return Panel([Series("a", start, freq, np.arange(3.0)), Series("b", start, freq, np.arange(2.0))], freq)
 
     panels = [panel(0, "1"), panel(1, "1"), panel(0, "2"), panel(DAY, "D")]
@@ -157,19 +167,19 @@ def test_numbered_panels_have_a_cutoff_and_digests_of_their_own() -> None:
 
 @pytest.mark.parametrize("zone", [None, "UTC", BERLIN])
 @pytest.mark.parametrize("unit", ["s", "us", "ns"])
-def test_stamps_keep_their_own_zone_and_unit_whatever_was_asked_before(zone: str | None, unit: str) -> None:
+def test_timestamps_keep_zone_and_unit_independent_of_earlier_calls(zone: str | None, unit: str) -> None:
     """Moments of two zones, or of two units, are equal."""
     for other_zone in (None, "UTC", BERLIN):
         for other in ("s", "us", "ns"):
             if (other_zone is None) == (zone is None):
-                regular(moment(other_zone, other), freq="h", steps=3)
-                following(moment(other_zone, other), freq="h", steps=2)
-                after(moment(other_zone, other), "D", 3)
-    start = moment(zone, unit)
-    stamps, later = regular(start, freq="h", steps=3), after(start, "D", 3)
+                build_timestamps(make_timestamp(other_zone, other), freq="h", steps=3)
+                next_timestamps(make_timestamp(other_zone, other), freq="h", steps=2)
+                add_steps(make_timestamp(other_zone, other), "D", 3)
+    start = make_timestamp(zone, unit)
+    stamps, later = build_timestamps(start, freq="h", steps=3), add_steps(start, "D", 3)
     assert isinstance(stamps, pd.DatetimeIndex)
     assert isinstance(later, pd.Timestamp)
-    pd.testing.assert_index_equal(following(start, freq="h", steps=2), stamps[1:])
+    pd.testing.assert_index_equal(next_timestamps(start, freq="h", steps=2), stamps[1:])
     assert [str(stamps.tz), str(later.tz)] == [str(start.tz)] * 2
     assert [stamps.unit, later.unit] == [
         pd.date_range(start, periods=3, freq="h").unit,
@@ -178,6 +188,6 @@ def test_stamps_keep_their_own_zone_and_unit_whatever_was_asked_before(zone: str
     assert later == (start.tz_localize(None) + pd.Timedelta(days=3)).tz_localize(start.tz)
 
 
-def moment(zone: str | None, unit: str) -> pd.Timestamp:
+def make_timestamp(zone: str | None, unit: str) -> pd.Timestamp:
     noon = pd.Timestamp("2026-03-28T12:00").as_unit(unit)
     return noon if zone is None else noon.tz_localize("UTC").tz_convert(zone)

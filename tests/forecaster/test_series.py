@@ -6,67 +6,67 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.data.split import hold_out, origins
+from forecaster.data.split import hold_out, rolling_origins
 from forecaster.errors import HistoryTooShort
 from forecaster.series import Panel, Series
-from tests.factories import one_series, panel_of, wave
+from tests.factories import make_panel, make_series, make_wave
 
-FREQS = ["100ms", "s", "15min", "h", "5h", "D", "2D", "7D", "W", "W-WED", "B", "2B", "MS", "ME", "2MS", "BMS"]
-FREQS += ["QS", "QS-FEB", "QE-MAR", "YS", "YE-JUN", "2YS"]
+FREQUENCIES = ["100ms", "s", "15min", "h", "5h", "D", "2D", "7D", "W", "W-WED", "B", "2B", "MS", "ME", "2MS", "BMS"]
+FREQUENCIES += ["QS", "QS-FEB", "QE-MAR", "YS", "YE-JUN", "2YS"]
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
-@pytest.mark.parametrize("freq", FREQS)
-def test_the_stamps_of_a_series_and_those_ahead_are_one_range(freq: str, zone: str | None) -> None:
+@pytest.mark.parametrize("freq", FREQUENCIES)
+def test_history_and_future_timestamps_form_one_range(freq: str, zone: str | None) -> None:
     start = pd.date_range("2026-03-20", periods=1, freq=freq, tz=zone)[0]
     for steps in (1, 2, 13):
         one = Series("a", start, freq, np.zeros(steps))
         whole = pd.date_range(start, periods=steps + 9, freq=freq)
-        assert one.stamps.equals(whole[:steps])
+        assert one.timestamps.equals(whole[:steps])
         assert one.end == whole[steps - 1]
-        assert one.stamps_ahead(9).equals(whole[steps:])
-        assert str(one.stamps_ahead(2).tz) == str(zone)
+        assert one.future_timestamps(9).equals(whole[steps:])
+        assert str(one.future_timestamps(2).tz) == str(zone)
 
 
-def test_a_history_is_what_was_known_then() -> None:
-    one = one_series(wave(10))
-    history = one.until(4)
+def test_a_history_ends_at_its_cutoff() -> None:
+    one = make_series(make_wave(10))
+    history = one.take_first(4)
     assert (history.id, history.start, history.freq) == (one.id, one.start, one.freq)
     assert history.y.tolist() == one.y[:4].tolist()
-    assert history.end == one.stamps[3]
+    assert history.end == one.timestamps[3]
     for steps in (0, 11):
         with pytest.raises(AssertionError):
-            one.until(steps)
+            one.take_first(steps)
 
 
-def test_held_out_steps_are_the_last_of_every_series_that_is_long_enough() -> None:
-    panel = Panel(panel_of(wave(20), wave(9), wave(10)).series, "h", ("sorted",))
-    split = hold_out(panel, 6, keep=4)
-    assert split.left_out == ("series_1",)
-    assert [one.id for one in split.known.series] == [one.id for one in split.whole.series] == ["series_0", "series_2"]
-    for known, whole in zip(split.known.series, split.whole.series, strict=True):
+def test_held_out_steps_are_the_last_of_every_long_enough_series() -> None:
+    panel = Panel(make_panel(make_wave(20), make_wave(9), make_wave(10)).series, "h", ("sorted",))
+    split = hold_out(panel, 6, min_history=4)
+    assert split.excluded_ids == ("series_1",)
+    assert [one.id for one in split.history.series] == [one.id for one in split.full.series] == ["series_0", "series_2"]
+    for known, whole in zip(split.history.series, split.full.series, strict=True):
         assert known.y.tolist() == whole.y[:-6].tolist()
-    assert split.known.repairs == split.whole.repairs == ("sorted",)
-    assert split.known.cutoff == panel.series[0].stamps[13]
+    assert split.history.repairs == split.full.repairs == ("sorted",)
+    assert split.history.cutoff == panel.series[0].timestamps[13]
 
 
-def test_holding_out_nothing_leaves_all() -> None:
-    split = hold_out(panel_of(wave(5)), 0)
-    assert split.known.series[0].y.tolist() == wave(5).tolist()
+def test_holding_out_zero_steps_keeps_all() -> None:
+    split = hold_out(make_panel(make_wave(5)), 0)
+    assert split.history.series[0].y.tolist() == make_wave(5).tolist()
 
 
-def test_a_panel_too_short_to_cut_names_its_longest_series_and_the_advice() -> None:
+def test_the_error_for_a_too_short_panel_names_its_longest_series_and_a_fix() -> None:
     with pytest.raises(HistoryTooShort, match="needs a series of 13 steps; the longest, 'series_1', has 9") as error:
-        hold_out(panel_of(wave(5), wave(9)), 10, keep=3)
+        hold_out(make_panel(make_wave(5), make_wave(9)), 10, min_history=3)
     assert error.value.where == "series_1"
     assert "Send a longer history" in error.value.message
 
 
-def test_origins_lie_a_horizon_apart_and_leave_the_last_horizon() -> None:
-    assert list(origins(windows=3, horizon=4)) == [12, 8, 4]
-    assert list(origins(windows=0, horizon=4)) == []
+def test_origins_are_one_horizon_apart_and_end_before_the_last_horizon() -> None:
+    assert list(rolling_origins(windows=3, horizon=4)) == [12, 8, 4]
+    assert list(rolling_origins(windows=0, horizon=4)) == []
 
 
-def test_origins_may_lie_closer_or_further_apart() -> None:
-    assert list(origins(windows=3, horizon=4, stride=1)) == [6, 5, 4]
-    assert list(origins(windows=2, horizon=4, stride=7)) == [11, 4]
+def test_origins_can_have_any_stride() -> None:
+    assert list(rolling_origins(windows=3, horizon=4, stride=1)) == [6, 5, 4]
+    assert list(rolling_origins(windows=2, horizon=4, stride=7)) == [11, 4]

@@ -6,14 +6,14 @@ from typing import Any, get_args
 
 import pytest
 
-from forecaster.model.heads import head
-from forecaster.spec import HeadKind, HeadSpec, Outline
+from forecaster.model.heads import create_head
+from forecaster.spec import HeadKind, HeadSpec, Layout
 from tests.factories import make_network, make_spec
 
 
 @pytest.mark.parametrize("kind", get_args(HeadKind))
-def test_a_head_takes_the_noise_that_its_specification_says(kind: HeadKind) -> None:
-    assert HeadSpec(kind=kind).noise == head(HeadSpec(kind=kind)).noise
+def test_a_head_uses_the_noise_declared_by_its_spec(kind: HeadKind) -> None:
+    assert HeadSpec(kind=kind).uniforms_per_draw == create_head(HeadSpec(kind=kind)).uniforms_per_draw
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,9 @@ def test_a_head_takes_the_noise_that_its_specification_says(kind: HeadKind) -> N
         ({"reads": "history", "segment": 4}, 0, 4, 32),
     ],
 )
-def test_lead_block_and_what_is_shown_follow_from_base_lags_and_segment(
+def test_the_layout_follows_from_base_lags_and_segment(
     fields: dict[str, Any], lead: int, block: int, shown: int
 ) -> None:
-    found = Outline.of(make_spec(**fields), season=4)
-    assert (found.lead, found.block, found.shown(30)) == (lead, block, shown)
-    assert make_network(make_spec(**fields)).outline == found
+    found = Layout.from_spec(make_spec(**fields), season=4)
+    assert (found.pre_context, found.block, found.window_length(30)) == (lead, block, shown)
+    assert make_network(make_spec(**fields)).layout == found

@@ -7,28 +7,28 @@ from itertools import product
 import pytest
 
 from forecaster.model.regressor import Regressor
-from forecaster.prediction.predictor import Forecaster
+from forecaster.prediction.predictor import FittedModel
 from forecaster.spec import Spec
 from tests.factories import make_forecaster, make_spec
 
-KINDS = list(product(["gru", "lstm", "elman"], [1, 2], ["none", "mean_abs", "standard"]))
+NETWORK_KINDS = list(product(["gru", "lstm", "elman"], [1, 2], ["none", "mean_abs", "standard"]))
 
 
-def name_of(kind: tuple[str, int, str]) -> str:
+def kind_id(kind: tuple[str, int, str]) -> str:
     return "-".join(map(str, kind))
 
 
-@pytest.fixture(params=KINDS, ids=name_of)
+@pytest.fixture(params=NETWORK_KINDS, ids=kind_id)
 def spec(request: pytest.FixtureRequest) -> Spec:
     cell, layers, scaling = request.param
     return make_spec(cell=cell, layers=layers, scaling=scaling)
 
 
 @pytest.fixture
-def forecaster(spec: Spec) -> Forecaster:
+def forecaster(spec: Spec) -> FittedModel:
     return make_forecaster(spec)
 
 
 @pytest.fixture
-def network(forecaster: Forecaster) -> Regressor:
+def network(forecaster: FittedModel) -> Regressor:
     return forecaster.network

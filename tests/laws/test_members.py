@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from forecaster.data.windows import Example, Window
-from forecaster.model.regressor import Regressor, build
+from forecaster.model.regressor import Regressor, build_network
 from forecaster.spec import Spec
 from forecaster.training.loss import teacher_forced_loss
-from tests.laws.test_every_combination import scaled
+from tests.laws.test_every_combination import scaling_fields
 
 HEADS = ["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
 SCALINGS = ["none", "mean_abs", "standard", "last", "level_season", "last of log"]
 BASES = ["zero", "last", "seasonal_naive", "linear"]
 CELLS = ["gru", "lstm", "elman"]
-MEMBERS, ROWS, CONTEXT = 3, 4, 12
+MEMBER_COUNT, ROW_COUNT, CONTEXT = 3, 4, 12
 
 
-class Batch(NamedTuple):
+class MemberBatch(NamedTuple):
     """The fields of an example, with an axis of members that an example itself has no place for."""
 
     values: Tensor
@@ -33,11 +33,11 @@ class Batch(NamedTuple):
     future: Tensor
     ahead: Tensor
 
-    def of(self, member: int) -> Batch:
-        return Batch(*(field[member] for field in self))
+    def select_member(self, member: int) -> MemberBatch:
+        return MemberBatch(*(field[member] for field in self))
 
 
-class Loss(nn.Module):
+class LossModule(nn.Module):
     """The loss as a module, for its weights to be replaced."""
 
     def __init__(self, network: Regressor) -> None:
@@ -49,7 +49,7 @@ class Loss(nn.Module):
         return teacher_forced_loss(self.network, Example(Window(values, covariates, static), future, ahead))
 
 
-def specs() -> list[Spec]:
+def make_specs() -> list[Spec]:
     """Every head with both decoders; the other choices in turn."""
     made = []
     for number, (head, decoder) in enumerate(product(HEADS, ["rollout", "direct"])):
@@ -62,7 +62,7 @@ def specs() -> list[Spec]:
             "segment": (1, 3)[number % 2],
             "decoder": decoder,
             "base": "zero" if tied else BASES[number % 4],
-            **scaled("none" if head == "neg_binomial" else SCALINGS[number % 6]),
+            **scaling_fields("none" if head == "neg_binomial" else SCALINGS[number % 6]),
             "lags": (6,) if number % 3 == 0 else (),
             "head": {"kind": head},
             "network": {"cell": CELLS[number % 3], "hidden": 5, "layers": 2, "residual": True, "dilations": (1, 2)},
@@ -71,40 +71,43 @@ def specs() -> list[Spec]:
     return made
 
 
-def members_of(spec: Spec) -> list[Loss]:
-    return [Loss(build(spec, seed=seed, covariates=2, groups=(3,))) for seed in range(MEMBERS)]
+def make_members(spec: Spec) -> list[LossModule]:
+    return [
+        LossModule(build_network(spec, seed=seed, num_covariates=2, static_cardinalities=(3,)))
+        for seed in range(MEMBER_COUNT)
+    ]
 
 
-def batches(network: Regressor) -> Batch:
+def make_batches(network: Regressor) -> MemberBatch:
     """One for each member: counts, some of them late, some with a gap; covariates and categories, one of them unknown."""
-    rng, steps = np.random.default_rng(1), network.lead + CONTEXT
-    values = rng.integers(5, 40, (MEMBERS, ROWS, steps)).astype(np.float64)
-    values[:, 1, : network.lead + 5] = np.nan
-    values[:, 2, network.lead + 6] = np.nan
-    future = rng.integers(5, 40, (MEMBERS, ROWS, network.block)).astype(np.float64)
-    columns = torch.from_numpy(rng.normal(size=(MEMBERS, ROWS, steps + network.block, 2)).astype(np.float32))
-    static = torch.arange(ROWS).remainder(4)[:, None].expand(MEMBERS, ROWS, 1)
-    return Batch(
+    rng, steps = np.random.default_rng(1), network.pre_context + CONTEXT
+    values = rng.integers(5, 40, (MEMBER_COUNT, ROW_COUNT, steps)).astype(np.float64)
+    values[:, 1, : network.pre_context + 5] = np.nan
+    values[:, 2, network.pre_context + 6] = np.nan
+    future = rng.integers(5, 40, (MEMBER_COUNT, ROW_COUNT, network.block)).astype(np.float64)
+    columns = torch.from_numpy(rng.normal(size=(MEMBER_COUNT, ROW_COUNT, steps + network.block, 2)).astype(np.float32))
+    static = torch.arange(ROW_COUNT).remainder(4)[:, None].expand(MEMBER_COUNT, ROW_COUNT, 1)
+    return MemberBatch(
         torch.from_numpy(values), columns[:, :, :steps], static, torch.from_numpy(future), columns[:, :, steps:]
     )
 
 
-def stacked(losses: list[Loss]) -> dict[str, Tensor]:
+def stack_losses(losses: list[LossModule]) -> dict[str, Tensor]:
     return {name: weight.detach().requires_grad_() for name, weight in stack_module_state(losses)[0].items()}
 
 
-def mapped(loss: Loss, weights: dict[str, Tensor], batch: Batch) -> Tensor:
+def map_loss(loss: LossModule, weights: dict[str, Tensor], batch: MemberBatch) -> Tensor:
     return vmap(lambda own, *fields: functional_call(loss, own, fields), randomness="different")(weights, *batch)
 
 
-@pytest.mark.parametrize("spec", specs(), ids=[f"{spec.head.kind}-{spec.decoder}" for spec in specs()])
-def test_the_loss_of_members_side_by_side_is_that_of_each(spec: Spec) -> None:
-    losses = members_of(spec)
-    weights, batch = stacked(losses), batches(losses[0].network)
-    found = mapped(losses[0], weights, batch)
+@pytest.mark.parametrize("spec", make_specs(), ids=[f"{spec.head.kind}-{spec.decoder}" for spec in make_specs()])
+def test_the_loss_mapped_over_members_equals_the_loss_of_each(spec: Spec) -> None:
+    losses = make_members(spec)
+    weights, batch = stack_losses(losses), make_batches(losses[0].network)
+    found = map_loss(losses[0], weights, batch)
     found.sum().backward()
     for number, one in enumerate(losses):
-        expected = one(*batch.of(number))
+        expected = one(*batch.select_member(number))
         expected.backward()
         torch.testing.assert_close(found[number], expected, rtol=1e-5, atol=1e-5)
         for name, weight in one.named_parameters():
@@ -114,9 +117,9 @@ def test_the_loss_of_members_side_by_side_is_that_of_each(spec: Spec) -> None:
                 torch.testing.assert_close(together[number], alone, rtol=1e-3, atol=1e-5)
 
 
-def test_members_drop_out_differently() -> None:
+def test_members_have_independent_dropout() -> None:
     fields = {"name": "law", "context": CONTEXT, "horizon": 6, "network": {"layers": 2, "hidden": 8, "dropout": 0.5}}
-    loss = members_of(Spec.parse(fields, where="law"))[0]
-    same = Batch(*(field[:1].expand_as(field) for field in batches(loss.network)))
-    assert len(set(mapped(loss, stacked([loss] * MEMBERS), same).tolist())) == MEMBERS
-    assert len(set(mapped(loss.eval(), stacked([loss] * MEMBERS), same).tolist())) == 1
+    loss = make_members(Spec.parse(fields, where="law"))[0]
+    same = MemberBatch(*(field[:1].expand_as(field) for field in make_batches(loss.network)))
+    assert len(set(map_loss(loss, stack_losses([loss] * MEMBER_COUNT), same).tolist())) == MEMBER_COUNT
+    assert len(set(map_loss(loss.eval(), stack_losses([loss] * MEMBER_COUNT), same).tolist())) == 1

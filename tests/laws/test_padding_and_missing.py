@@ -6,46 +6,46 @@ import numpy as np
 import pytest
 import torch
 
-from forecaster.data.windows import Example, Window, stack
-from forecaster.model.recurrent import State
+from forecaster.data.windows import Example, Window, build_window
+from forecaster.model.recurrent import RecurrentState
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import Memory, begin, read, roll, warm_up
-from forecaster.model.scaling import measure
+from forecaster.model.rollout import RolloutState, roll_out, run_over_window, start_rollout, warm_up
+from forecaster.model.scaling import measure_scale
 from forecaster.training.loss import teacher_forced_loss
-from tests.factories import foretell, wave
+from tests.factories import make_wave, teacher_forced_predictions
 
-CLOSE = 1e-6
+TOLERANCE = 1e-6
 
 
-def some_state(network: Regressor, rows: int) -> State:
+def random_state(network: Regressor, rows: int) -> RecurrentState:
     draw = torch.Generator().manual_seed(3)
-    shape = (len(network.recurrent.layers), rows, network.recurrent.hidden)
+    shape = (len(network.recurrent.layers), rows, network.recurrent.hidden_size)
     hidden = torch.rand(shape, generator=draw)
-    return State(hidden, torch.rand(shape, generator=draw) if network.recurrent.has_cell else None)
+    return RecurrentState(hidden, torch.rand(shape, generator=draw) if network.recurrent.has_cell else None)
 
 
-def loss_of(network: Regressor, example: Example) -> float:
+def compute_loss(network: Regressor, example: Example) -> float:
     return teacher_forced_loss(network, example).item()
 
 
 @pytest.mark.parametrize("padding", [1, 5, 50])
 def test_left_padding_of_any_length_changes_nothing(network: Regressor, padding: int) -> None:
-    y = wave(9)
-    bare, padded = stack([y], context=9), stack([y], context=9 + padding)
+    y = make_wave(9)
+    bare, padded = build_window([y], context=9), build_window([y], context=9 + padding)
     assert padded.values[0, :padding].isnan().all()
     one, other = warm_up(network, bare), warm_up(network, padded)
     for a, b in zip(one.scale, other.scale, strict=True):
         assert torch.equal(a, b)
-    torch.testing.assert_close(one.state.hidden, other.state.hidden, rtol=0, atol=CLOSE)
-    if one.state.cell is not None:
-        torch.testing.assert_close(one.state.cell, other.state.cell, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(one.recurrent_state.hidden, other.recurrent_state.hidden, rtol=0, atol=TOLERANCE)
+    if one.recurrent_state.cell is not None:
+        torch.testing.assert_close(one.recurrent_state.cell, other.recurrent_state.cell, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(
-        roll(network, one, horizon=6)[0], roll(network, other, horizon=6)[0], rtol=0, atol=CLOSE * 10
+        roll_out(network, one, horizon=6)[0], roll_out(network, other, horizon=6)[0], rtol=0, atol=TOLERANCE * 10
     )
 
 
-def test_padding_passes_a_state_on_exactly_and_gives_no_output(network: Regressor) -> None:
-    state = some_state(network, 3)
+def test_padding_preserves_the_state_exactly_and_gives_no_output(network: Regressor) -> None:
+    state = random_state(network, 3)
     inputs = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(4))
     begun = torch.zeros(3, 6, dtype=torch.bool)
     begun[1, 4:] = True
@@ -56,14 +56,14 @@ def test_padding_passes_a_state_on_exactly_and_gives_no_output(network: Regresso
         assert torch.equal(after.cell[:, 0], state.cell[:, 0])
     assert (outputs[0] == 0).all()
     assert (outputs[1, :4] == 0).all()
-    later = State(state.hidden[:, 1:2], None if state.cell is None else state.cell[:, 1:2])
+    later = RecurrentState(state.hidden[:, 1:2], None if state.cell is None else state.cell[:, 1:2])
     alone, end = network.recurrent(inputs[1:2, 4:], later, begun[1:2, 4:])
-    torch.testing.assert_close(outputs[1:2, 4:], alone, rtol=0, atol=CLOSE)
-    torch.testing.assert_close(after.hidden[:, 1:2], end.hidden, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(outputs[1:2, 4:], alone, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(after.hidden[:, 1:2], end.hidden, rtol=0, atol=TOLERANCE)
 
 
-def test_nothing_is_read_from_padding(network: Regressor) -> None:
-    state = some_state(network, 2)
+def test_padded_values_are_not_read(network: Regressor) -> None:
+    state = random_state(network, 2)
     begun = torch.tensor([[False, False, True, True], [False, True, True, True]])
     inputs = torch.rand(2, 4, 2, generator=torch.Generator().manual_seed(4))
     outputs, after = network.recurrent(inputs, state, begun)
@@ -75,74 +75,77 @@ def test_nothing_is_read_from_padding(network: Regressor) -> None:
 
 
 def test_a_row_without_observations_keeps_the_initial_state_exactly(network: Regressor) -> None:
-    memory = warm_up(network, stack([np.full(8, np.nan), wave(8)], context=8))
+    memory = warm_up(network, build_window([np.full(8, np.nan), make_wave(8)], context=8))
     assert memory.begun.tolist() == [False, True]
-    assert (memory.state.hidden[:, 0] == 0).all()
-    assert (memory.state.hidden[:, 1] != 0).any()
-    if memory.state.cell is not None:
-        assert (memory.state.cell[:, 0] == 0).all()
+    assert (memory.recurrent_state.hidden[:, 0] == 0).all()
+    assert (memory.recurrent_state.hidden[:, 1] != 0).any()
+    if memory.recurrent_state.cell is not None:
+        assert (memory.recurrent_state.cell[:, 0] == 0).all()
 
 
-def test_a_missing_value_is_a_step_unlike_padding(network: Regressor) -> None:
+def test_a_missing_value_advances_the_state_unlike_padding(network: Regressor) -> None:
     inside = np.array([5.0, 7.0, np.nan, 6.0])
     shifted = np.array([np.nan, 5.0, 7.0, 6.0])
-    one, other = warm_up(network, stack([inside], context=4)), warm_up(network, stack([shifted], context=4))
-    assert not torch.allclose(one.state.hidden, other.state.hidden, atol=1e-3)
+    one, other = (
+        warm_up(network, build_window([inside], context=4)),
+        warm_up(network, build_window([shifted], context=4)),
+    )
+    assert not torch.allclose(one.recurrent_state.hidden, other.recurrent_state.hidden, atol=1e-3)
 
 
-def pass_of(
-    network: Regressor, values: torch.Tensor, observed: torch.Tensor, start: Memory
-) -> tuple[torch.Tensor, State]:
+def run_network(
+    network: Regressor, values: torch.Tensor, observed: torch.Tensor, start: RolloutState
+) -> tuple[torch.Tensor, RecurrentState]:
     past = torch.cat([start.recent, values], dim=1)
     inputs = network.encode(values, observed, past, None)
-    return network.recurrent(inputs, start.state, torch.ones_like(observed))
+    return network.recurrent(inputs, start.recurrent_state, torch.ones_like(observed))
 
 
-def test_a_missing_value_is_read_as_zero_and_unobserved_whatever_is_behind_the_mask(network: Regressor) -> None:
-    y = wave(10)
+def test_a_missing_value_is_read_as_zero_with_an_unobserved_mask(network: Regressor) -> None:
+    y = make_wave(10)
     y[[3, 9]] = np.nan
-    window = stack([y], context=10)
-    start, _ = begin(network, window)
-    found, _, after = read(network, window, start)
+    window = build_window([y], context=10)
+    start, _ = start_rollout(network, window)
+    found, _, after = run_over_window(network, window, start)
     observed = torch.from_numpy(~np.isnan(y))[None]
     for behind in (0.0, -4.0, 1e6):
         filled = torch.from_numpy(np.where(np.isnan(y), behind, y))[None]
         values = start.scale.apply(filled).where(observed, torch.zeros(()))
-        expected, state = pass_of(network, values, observed, start)
+        expected, state = run_network(network, values, observed, start)
         assert torch.equal(found, expected)
-        assert torch.equal(after.state.hidden, state.hidden)
-    seen, _ = pass_of(network, values, torch.ones_like(observed), start)
+        assert torch.equal(after.recurrent_state.hidden, state.hidden)
+    seen, _ = run_network(network, values, torch.ones_like(observed), start)
     assert not torch.allclose(seen, found), "a zero that was observed is another thing"
 
 
 @pytest.mark.parametrize("scaling", ["none", "mean_abs", "standard"])
-def test_a_scale_is_that_of_the_observed_values(scaling: str) -> None:
-    y = wave(12)
+def test_the_scale_uses_observed_values_only(scaling: str) -> None:
+    y = make_wave(12)
     gappy = np.insert(y, [0, 0, 4, 12], np.nan)
-    one, other = (measure(torch.from_numpy(values)[None], scaling) for values in (y, gappy))
+    one, other = (measure_scale(torch.from_numpy(values)[None], scaling) for values in (y, gappy))
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
 
 
-def test_an_unobserved_target_does_not_count_in_the_loss(network: Regressor) -> None:
-    y = wave(10)
+def test_an_unobserved_target_is_excluded_from_the_loss(network: Regressor) -> None:
+    y = make_wave(10)
     y[4] = np.nan
     window = Window(torch.from_numpy(y[:9])[None])
     whole = Example(window, torch.from_numpy(y[9:])[None])
-    predictions, memory = foretell(network, window, begin(network, window)[0])
+    predictions, memory = teacher_forced_predictions(network, window, start_rollout(network, window)[0])
     errors = [
         float((predictions[0, step] - memory.scale.apply(torch.tensor([[y[step + 1]]]).double())[0, 0]) ** 2)
         for step in range(9)
         if not np.isnan(y[step + 1])
     ]
     assert len(errors) == 8
-    assert loss_of(network, whole) == pytest.approx(np.mean(errors), rel=1e-5)
+    assert compute_loss(network, whole) == pytest.approx(np.mean(errors), rel=1e-5)
     unknown = Example(window, torch.full((1, 1), float("nan"), dtype=torch.float64))
-    assert loss_of(network, unknown) == pytest.approx(np.mean(errors[:-1]), rel=1e-5)
+    assert compute_loss(network, unknown) == pytest.approx(np.mean(errors[:-1]), rel=1e-5)
 
 
-def test_padding_does_not_count_in_the_loss(network: Regressor) -> None:
-    y = wave(10)
+def test_padding_is_excluded_from_the_loss(network: Regressor) -> None:
+    y = make_wave(10)
     future = torch.from_numpy(y[9:])[None]
-    bare, padded = (Example(stack([y[:9]], context=context), future) for context in (9, 14))
-    assert loss_of(network, bare) == pytest.approx(loss_of(network, padded), rel=1e-5)
+    bare, padded = (Example(build_window([y[:9]], context=context), future) for context in (9, 14))
+    assert compute_loss(network, bare) == pytest.approx(compute_loss(network, padded), rel=1e-5)

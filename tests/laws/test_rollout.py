@@ -8,34 +8,34 @@ import numpy as np
 import pytest
 import torch
 
-from forecaster.data.windows import Window, stack
+from forecaster.data.windows import Window, build_window
 from forecaster.errors import FrequencyMismatch, HistoryTooShort, NotANumber
 from forecaster.model.regressor import Regressor
-from forecaster.model.rollout import Memory, begin, roll, warm_up
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.model.rollout import RolloutState, roll_out, start_rollout, warm_up
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast
 from forecaster.spec import Spec
-from tests.factories import make_forecaster, make_spec, one_series, wave
+from tests.factories import make_forecaster, make_series, make_spec, make_wave
 
-CLOSE = 1e-6
+TOLERANCE = 1e-6
 
 
-def assert_same_memory(one: Memory, other: Memory, *, within: float) -> None:
+def assert_equal_states(first: RolloutState, second: RolloutState, *, tolerance: float) -> None:
     pairs = [
-        (one.state.hidden, other.state.hidden),
-        (one.output, other.output),
-        (one.recent, other.recent),
-        (one.begun, other.begun),
+        (first.recurrent_state.hidden, second.recurrent_state.hidden),
+        (first.output, second.output),
+        (first.recent, second.recent),
+        (first.begun, second.begun),
     ]
-    if one.state.cell is not None and other.state.cell is not None:
-        pairs.append((one.state.cell, other.state.cell))
-    assert (one.state.cell is None) == (other.state.cell is None)
-    for a, b in [*pairs, *zip(one.scale, other.scale, strict=True)]:
-        torch.testing.assert_close(a, b, rtol=within, atol=within)
+    if first.recurrent_state.cell is not None and second.recurrent_state.cell is not None:
+        pairs.append((first.recurrent_state.cell, second.recurrent_state.cell))
+    assert (first.recurrent_state.cell is None) == (second.recurrent_state.cell is None)
+    for a, b in [*pairs, *zip(first.scale, second.scale, strict=True)]:
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_a_longer_horizon_starts_with_the_shorter_one(forecaster: Forecaster) -> None:
-    predictor, history = Predictor(forecaster), one_series(wave(20))
+def test_a_longer_horizon_starts_with_the_shorter_one(forecaster: FittedModel) -> None:
+    predictor, history = Predictor(forecaster), make_series(make_wave(20))
     long = predictor.forecast(history, 30)
     assert len(np.unique(long.mean)) > 1
     for horizon in (1, 2, 29):
@@ -44,41 +44,41 @@ def test_a_longer_horizon_starts_with_the_shorter_one(forecaster: Forecaster) ->
         assert short.ds.equals(long.ds[:horizon])
 
 
-def test_a_forecast_of_a_series_does_not_depend_on_its_company(spec: Spec, forecaster: Forecaster) -> None:
+def test_a_forecast_of_a_series_does_not_depend_on_its_batch(spec: Spec, forecaster: FittedModel) -> None:
     predictor = Predictor(forecaster)
-    gappy = wave(16, seed=3)
+    gappy = make_wave(16, seed=3)
     gappy[[4, 5, 15]] = np.nan
-    leading = np.append(np.full(10, np.nan), wave(6, seed=4))
+    leading = np.append(np.full(10, np.nan), make_wave(6, seed=4))
     company = [
-        one_series(wave(40)),
-        one_series(wave(5, seed=1)),
-        one_series(1e9 * wave(16, seed=2)),
-        one_series(gappy),
-        one_series(leading),
-        one_series(np.zeros(16)),
-        one_series(1e-9 * wave(7, seed=5)),
+        make_series(make_wave(40)),
+        make_series(make_wave(5, seed=1)),
+        make_series(1e9 * make_wave(16, seed=2)),
+        make_series(gappy),
+        make_series(leading),
+        make_series(np.zeros(16)),
+        make_series(1e-9 * make_wave(7, seed=5)),
     ]
-    together = predictor.forecast_each(company, 8)
+    together = predictor.forecast_batch(company, 8)
     for one, outcome in zip(company, together, strict=True):
         assert isinstance(outcome, Forecast)
         alone = predictor.forecast(one, 8)
         sizes = [np.nanmean(np.abs(one.y)), np.abs(alone.mean).max(), 1.0 if spec.scaling == "none" else 0.0]
         scale = float(max(sizes))
-        np.testing.assert_allclose(outcome.mean, alone.mean, rtol=0, atol=CLOSE * scale)
+        np.testing.assert_allclose(outcome.mean, alone.mean, rtol=0, atol=TOLERANCE * scale)
 
 
-def test_a_bad_series_never_spoils_its_neighbours() -> None:
-    predictor, good = Predictor(make_forecaster(make_spec())), one_series(wave(20), name="good")
-    infinite = wave(20)
+def test_a_bad_series_never_affects_its_neighbours() -> None:
+    predictor, good = Predictor(make_forecaster(make_spec())), make_series(make_wave(20), name="good")
+    infinite = make_wave(20)
     infinite[-1] = np.inf
-    silent = np.append(wave(20), np.full(16, np.nan))
-    outcomes = predictor.forecast_each(
+    silent = np.append(make_wave(20), np.full(16, np.nan))
+    outcomes = predictor.forecast_batch(
         [
-            one_series(wave(3), name="short"),
+            make_series(make_wave(3), name="short"),
             good,
-            one_series(infinite, name="infinite"),
-            one_series(silent, name="silent"),
-            one_series(wave(20), name="daily", freq="D"),
+            make_series(infinite, name="infinite"),
+            make_series(silent, name="silent"),
+            make_series(make_wave(20), name="daily", freq="D"),
             good,
         ],
         4,
@@ -87,60 +87,60 @@ def test_a_bad_series_never_spoils_its_neighbours() -> None:
     assert kinds == [HistoryTooShort, Forecast, NotANumber, HistoryTooShort, FrequencyMismatch, Forecast]
     for outcome, name in zip(outcomes, ["short", "good", "infinite", "silent", "daily", "good"], strict=True):
         if isinstance(outcome, Forecast):
-            np.testing.assert_allclose(outcome.mean, predictor.forecast(good, 4).mean, rtol=CLOSE)
+            np.testing.assert_allclose(outcome.mean, predictor.forecast(good, 4).mean, rtol=TOLERANCE)
         else:
             assert outcome.where == name
             assert repr(name) in outcome.message
     with pytest.raises(HistoryTooShort, match="'short' has 3 steps; this forecaster needs at least 4"):
-        predictor.forecast(one_series(wave(3), name="short"), 4)
+        predictor.forecast(make_series(make_wave(3), name="short"), 4)
 
 
-def test_a_request_larger_than_one_rollout_is_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_larger_than_one_batch_is_returned_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor(make_forecaster(make_spec()))
-    many = [one_series(wave(20, seed=number), name=str(number)) for number in range(7)]
-    whole = predictor.forecast_each(many, 3)
-    monkeypatch.setattr("forecaster.prediction.predictor.ROWS_AT_ONCE", 3)
-    for one, other in zip(predictor.forecast_each(many, 3), whole, strict=True):
+    many = [make_series(make_wave(20, seed=number), name=str(number)) for number in range(7)]
+    whole = predictor.forecast_batch(many, 3)
+    monkeypatch.setattr("forecaster.prediction.predictor.MAX_BATCH_ROWS", 3)
+    for one, other in zip(predictor.forecast_batch(many, 3), whole, strict=True):
         assert isinstance(one, Forecast)
         assert isinstance(other, Forecast)
         assert one.id == other.id
-        np.testing.assert_allclose(one.mean, other.mean, rtol=CLOSE)
+        np.testing.assert_allclose(one.mean, other.mean, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("cut", [1, 6, 12, 19])
 def test_a_warm_up_in_chunks_equals_one_pass(network: Regressor, cut: int) -> None:
-    rows = [wave(20), np.append(np.full(9, np.nan), wave(11, seed=1)), wave(20, seed=2)]
+    rows = [make_wave(20), np.append(np.full(9, np.nan), make_wave(11, seed=1)), make_wave(20, seed=2)]
     rows[2][[6, 7, 12, 19]] = np.nan  # a chunk that begins with NaN is not padding
-    window = stack(rows, context=20)
+    window = build_window(rows, context=20)
     whole = warm_up(network, window)
-    start, _ = begin(network, window)
+    start, _ = start_rollout(network, window)
     first = warm_up(network, Window(window.values[:, :cut]), start)
     second = warm_up(network, Window(window.values[:, cut:]), first)
-    assert_same_memory(second, whole, within=CLOSE)
+    assert_equal_states(second, whole, tolerance=TOLERANCE)
 
 
-def test_rolling_on_from_a_memory_equals_rolling_at_once(network: Regressor) -> None:
-    memory = warm_up(network, stack([wave(16), wave(5, seed=1)], context=16))
-    whole, end = roll(network, memory, horizon=10)
-    first, between = roll(network, memory, horizon=5)
-    second, after = roll(network, between, horizon=5)
+def test_resuming_a_rollout_equals_one_rollout(network: Regressor) -> None:
+    memory = warm_up(network, build_window([make_wave(16), make_wave(5, seed=1)], context=16))
+    whole, end = roll_out(network, memory, horizon=10)
+    first, between = roll_out(network, memory, horizon=5)
+    second, after = roll_out(network, between, horizon=5)
     assert torch.equal(torch.cat([first, second], dim=1), whole)
-    assert_same_memory(after, end, within=0.0)
+    assert_equal_states(after, end, tolerance=0.0)
 
 
-def test_a_rollout_leaves_the_memory_it_was_given_alone(network: Regressor) -> None:
-    memory = warm_up(network, stack([wave(16)], context=16))
-    hidden = memory.state.hidden.clone()
-    one, other = roll(network, memory, horizon=5)[0], roll(network, memory, horizon=5)[0]
+def test_a_rollout_does_not_modify_its_input_state(network: Regressor) -> None:
+    memory = warm_up(network, build_window([make_wave(16)], context=16))
+    hidden = memory.recurrent_state.hidden.clone()
+    one, other = roll_out(network, memory, horizon=5)[0], roll_out(network, memory, horizon=5)[0]
     assert torch.equal(one, other)
-    assert torch.equal(memory.state.hidden, hidden)
+    assert torch.equal(memory.recurrent_state.hidden, hidden)
 
 
-def test_only_the_context_is_read_and_all_of_it(spec: Spec) -> None:
-    predictor, y = Predictor(make_forecaster(spec.model_copy(update={"context": 4}))), wave(40)
+def test_the_forecast_depends_on_exactly_the_context(spec: Spec) -> None:
+    predictor, y = Predictor(make_forecaster(spec.model_copy(update={"context": 4}))), make_wave(40)
     older, oldest_read = np.append(1e6 * np.ones(36), y[-4:]), y.copy()
     oldest_read[-4] += 1
-    expected, same, other = (predictor.forecast(one_series(each), 4).mean for each in (y, older, oldest_read))
+    expected, same, other = (predictor.forecast(make_series(each), 4).mean for each in (y, older, oldest_read))
     assert np.array_equal(expected, same)
     assert not np.allclose(expected, other, rtol=1e-5)
 
@@ -149,16 +149,16 @@ def test_dropout_is_off_in_prediction() -> None:
     with_dropout = make_forecaster(make_spec(layers=2, dropout=0.5))
     without = make_forecaster(make_spec(layers=2, dropout=0.0))
     with_dropout.network.train()
-    history = one_series(wave(20))
+    history = make_series(make_wave(20))
     expected = Predictor(without).forecast(history, 6).mean
     predictor = Predictor(with_dropout)
     for _ in range(2):
         assert np.array_equal(predictor.forecast(history, 6).mean, expected)
 
 
-def test_threads_that_share_a_predictor_get_the_answers_of_one() -> None:
+def test_threads_sharing_a_predictor_get_the_single_thread_results() -> None:
     predictor = Predictor(make_forecaster(make_spec(cell="lstm", layers=2)))
-    asked = [one_series(wave(8 + number, seed=number), name=str(number)) for number in range(24)]
+    asked = [make_series(make_wave(8 + number, seed=number), name=str(number)) for number in range(24)]
     alone = [predictor.forecast(one, 12).mean for one in asked]
     with ThreadPoolExecutor(6) as pool:
         shared = list(pool.map(lambda one: predictor.forecast(one, 12).mean, asked * 3))

@@ -7,19 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from forecaster.bundle import artifact
-from forecaster.prediction.predictor import Forecaster, Predictor
-from tests.factories import one_series, wave
+from forecaster.prediction.predictor import FittedModel, Predictor
+from tests.factories import make_series, make_wave
 
 
-def test_a_loaded_forecaster_gives_bitwise_the_forecasts_of_the_saved_one(
-    forecaster: Forecaster, tmp_path: Path
-) -> None:
-    digest = artifact.save(forecaster, tmp_path / "bundle", card="# small\n")
-    loaded = artifact.load(tmp_path / "bundle")
-    assert artifact.digest(tmp_path / "bundle") == digest
+def test_a_loaded_model_gives_bitwise_equal_forecasts(forecaster: FittedModel, tmp_path: Path) -> None:
+    digest = artifact.save_bundle(forecaster, tmp_path / "bundle", card="# small\n")
+    loaded = artifact.load_bundle(tmp_path / "bundle")
+    assert artifact.compute_bundle_digest(tmp_path / "bundle") == digest
     assert (loaded.spec, loaded.freq, loaded.season) == (forecaster.spec, forecaster.freq, forecaster.season)
     assert (loaded.cutoff, loaded.facts) == (forecaster.cutoff, forecaster.facts)
     for steps in (5, 16, 40):
-        history = one_series(wave(steps))
+        history = make_series(make_wave(steps))
         one, other = (Predictor(each).forecast(history, 20).mean for each in (forecaster, loaded))
         assert np.array_equal(one, other)

@@ -12,27 +12,27 @@ import httpx
 import pandas as pd
 import pytest
 
-from tests.page.conftest import Open
+from tests.page.conftest import OpenPage
 
 HOURS = [f"2026-01-01T{hour:02}:00" for hour in range(24)]
 GOOD = "unique_id,ds,y\n" + "".join(f"shop,{ds},{place}.5\n" for place, ds in enumerate(HOURS))
 
 
-def paste(page: Any, text: str) -> None:
+def paste_table(page: Any, text: str) -> None:
     page.fill("#paste", text)
 
 
-def drawn(page: Any) -> None:
+def wait_for_forecast(page: Any) -> None:
     """Waits for a forecast; a flat line has no height, so that a browser calls it hidden."""
     page.wait_for_selector("#chart .next", state="attached")
 
 
-def forecast(page: Any) -> None:
+def request_forecast(page: Any) -> None:
     page.click("#go")
-    drawn(page)
+    wait_for_forecast(page)
 
 
-def asked_of(page: Any) -> dict[str, Any]:
+def next_request_body(page: Any) -> dict[str, Any]:
     """The body of the next forecast that is asked for."""
     with page.expect_request("**/v1/forecast") as asked:
         page.click("#go")
@@ -40,14 +40,14 @@ def asked_of(page: Any) -> dict[str, Any]:
     return body
 
 
-def rows_of(text: str) -> list[dict[str, str]]:
+def csv_rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def test_from_the_example_to_the_downloads(visit: Open, tmp_path: Path) -> None:
-    page = visit()
+def test_the_example_can_be_forecast_and_downloaded(visit_page: OpenPage, tmp_path: Path) -> None:
+    page = visit_page()
     page.click("#example-too")
-    drawn(page)
+    wait_for_forecast(page)
     assert page.locator("#chart .band").count() == 2
     assert page.locator(".legend li").all_text_contents() == ["history", "forecast", "80 % band", "95 % band"]
     assert "24 hours ahead by stub, version 1" in page.text_content("#outcome-says")
@@ -55,7 +55,7 @@ def test_from_the_example_to_the_downloads(visit: Open, tmp_path: Path) -> None:
     with page.expect_download() as coming:
         page.click("#save-csv")
     coming.value.save_as(tmp_path / "forecast.csv")
-    rows = rows_of((tmp_path / "forecast.csv").read_text())
+    rows = csv_rows((tmp_path / "forecast.csv").read_text())
     assert list(rows[0]) == ["unique_id", "ds", "mean", "0.025", "0.1", "0.9", "0.975"]
     assert [row["unique_id"] for row in rows[::24]] == ["coffee", "ice cream", "soup"]
     assert len({row["ds"] for row in rows}) == 24
@@ -75,12 +75,12 @@ def test_from_the_example_to_the_downloads(visit: Open, tmp_path: Path) -> None:
     assert page.text_content("#table tbody tr:first-child").startswith(rows[48]["ds"])
 
 
-def test_what_is_copied_asks_for_the_same(visit: Open, url: str) -> None:
-    page = visit()
+def test_the_copied_command_sends_the_same_request(visit_page: OpenPage, url: str) -> None:
+    page = visit_page()
     hostile = 'it\'s "so" $HOME \\ `x`'
-    paste(page, GOOD.replace("shop", '"' + hostile.replace('"', '""') + '"'))
+    paste_table(page, GOOD.replace("shop", '"' + hostile.replace('"', '""') + '"'))
     page.wait_for_selector("#outcome:not([hidden])")
-    forecast(page)
+    request_forecast(page)
     page.click("#copy-curl")
     page.wait_for_selector("#action-says:text-is('Copied as curl.')")
     command: str = page.evaluate("navigator.clipboard.readText()")
@@ -99,7 +99,7 @@ def test_what_is_copied_asks_for_the_same(visit: Open, url: str) -> None:
     assert {hostile, url, HOURS[0], 23.5, 24, 0.975} <= set(constants)
 
 
-SPOILT = [
+INVALID_TABLES = [
     ("unique_id,ds,y\na,2026-01-01,1\na,2026-01-02,1.3x\n", "a number, or nothing", "line 3"),
     ("ds,y\n2026-01-01,1\n\n01/02/2026,2\n", "a stamp like", "line 4"),
     ("ds,y\n2026-01-01,1\n2026-01-02\n", "2 columns", "line 3"),
@@ -113,21 +113,21 @@ SPOILT = [
 ]
 
 
-def test_a_table_that_cannot_be_read_is_explained(visit: Open) -> None:
-    page = visit()
-    for text, expected, where in SPOILT:
-        paste(page, text)
+def test_an_invalid_table_is_explained(visit_page: OpenPage) -> None:
+    page = visit_page()
+    for text, expected, where in INVALID_TABLES:
+        paste_table(page, text)
         page.wait_for_selector(f"#messages dd:has-text('{expected}')")
         names, told = (page.locator(f"#messages {part}").all_text_contents() for part in ("dt", "dd"))
         assert names == ["Expected", "Found", "Where", "What to do"]
         assert told[2] == where, text
         assert page.is_disabled("#go")
-    paste(page, GOOD)
+    paste_table(page, GOOD)
     page.wait_for_selector("#outcome:not([hidden])")
     assert page.locator("#messages .message").count() == 0
 
 
-TABLES: list[tuple[str, list[Any], list[Any]]] = [
+VALID_TABLES: list[tuple[str, list[Any], list[Any]]] = [
     ("ds;y\n01.01.2026 08:00;1,5\n01.01.2026 09:00;\n01.01.2026 10:00;-2\n",
      [f"2026-01-01 {hour:02}:00" for hour in range(8, 11)], [1.5, None, -2]),
     ("y\tds\n1.5\t2026-01-01T08:00Z\n3e2\t2026-01-01T10:00Z\n2\t2026-01-01T09:00Z\n4\t2026-01-01T12:00Z\n5\t2026-01-01T13:00Z\n",
@@ -139,20 +139,20 @@ TABLES: list[tuple[str, list[Any], list[Any]]] = [
 ]  # fmt: skip
 
 
-def test_tables_as_people_have_them(visit: Open) -> None:
-    page = visit()
-    for text, ds, y in TABLES:
-        paste(page, text)
+def test_common_table_formats_are_parsed(visit_page: OpenPage) -> None:
+    page = visit_page()
+    for text, ds, y in VALID_TABLES:
+        paste_table(page, text)
         rows = len(text.splitlines()) - ("y" in text)
         page.wait_for_selector(f"#data-says:text-is('pasted: 1 series, {rows} rows')")
-        assert asked_of(page)["series"] == [{"id": "series", "ds": ds, "y": y}]
+        assert next_request_body(page)["series"] == [{"id": "series", "ds": ds, "y": y}]
 
 
-def test_one_column_asks_for_its_beginning(visit: Open) -> None:
-    page = visit()
-    paste(page, "demand\n1\n2,5\n")
+def test_a_single_column_asks_for_its_start(visit_page: OpenPage) -> None:
+    page = visit_page()
+    paste_table(page, "demand\n1\n2,5\n")
     page.wait_for_selector("#messages .message")
-    paste(page, "demand\n1\n2.5\n3\n4\n")
+    paste_table(page, "demand\n1\n2.5\n3\n4\n")
     page.wait_for_selector("#start-field:not([hidden])")
     assert page.input_value("#freq") == "h", "as the model"
     page.fill("#start", "tomorrow")
@@ -161,19 +161,19 @@ def test_one_column_asks_for_its_beginning(visit: Open) -> None:
     assert page.is_disabled("#go")
     page.fill("#start", "2026-01-01T05:00")
     page.keyboard.press("Tab")
-    assert asked_of(page)["series"] == [
+    assert next_request_body(page)["series"] == [
         {"id": "series", "start": "2026-01-01T05:00:00", "freq": "h", "y": [1, 2.5, 3, 4]}
     ]
-    drawn(page)
+    wait_for_forecast(page)
     page.click("#table-fold summary")
     assert "2026-01-01T09:00" in page.text_content("#table tbody tr:first-child")
 
 
-def test_values_are_read_with_the_keyboard(visit: Open) -> None:
-    page = visit(reduced_motion="reduce")
-    paste(page, GOOD)
+def test_values_can_be_read_with_the_keyboard(visit_page: OpenPage) -> None:
+    page = visit_page(reduced_motion="reduce")
+    paste_table(page, GOOD)
     page.wait_for_selector("#outcome:not([hidden])")
-    forecast(page)
+    request_forecast(page)
     page.focus("#chart-box")
     page.keyboard.press("ArrowRight")
     read = page.text_content("#chart-live")
@@ -192,11 +192,11 @@ def test_values_are_read_with_the_keyboard(visit: Open) -> None:
     assert page.get_attribute("#chart-live", "aria-live") == "polite"
 
 
-def test_a_change_is_asked_again_and_a_series_that_fails_says_why(visit: Open) -> None:
-    page = visit()
-    paste(page, GOOD + "short,2026-01-01T00:00,1\nshort,2026-01-01T01:00,1\n")
+def test_a_change_requests_a_new_forecast_and_a_failing_series_shows_its_error(visit_page: OpenPage) -> None:
+    page = visit_page()
+    paste_table(page, GOOD + "short,2026-01-01T00:00,1\nshort,2026-01-01T01:00,1\n")
     page.wait_for_selector("#outcome:not([hidden])")
-    forecast(page)
+    request_forecast(page)
     page.fill("#horizon", "5")
     with page.expect_request("**/v1/forecast") as asked:
         page.keyboard.press("Tab")
@@ -216,8 +216,8 @@ def test_a_change_is_asked_again_and_a_series_that_fails_says_why(visit: Open) -
     assert "1 of 2 series" in page.text_content("#action-says")
 
 
-def test_more_series_than_a_request_may_have(visit: Open, tmp_path: Path) -> None:
-    page = visit()
+def test_more_series_than_the_request_limit(visit_page: OpenPage, tmp_path: Path) -> None:
+    page = visit_page()
     table = "unique_id,ds,y\n" + "".join(f"s{name},{ds},{name}\n" for name in range(130) for ds in HOURS[:4])
     (tmp_path / "many.csv").write_text(table)
     page.set_input_files("#file", tmp_path / "many.csv")
@@ -228,14 +228,14 @@ def test_more_series_than_a_request_may_have(visit: Open, tmp_path: Path) -> Non
     with page.expect_download() as coming:
         page.click("#save-csv")
     coming.value.save_as(tmp_path / "forecast.csv")
-    rows = rows_of((tmp_path / "forecast.csv").read_text())
+    rows = csv_rows((tmp_path / "forecast.csv").read_text())
     assert [row["mean"] for row in rows[::24]] == [str(name) for name in range(130)]
     page.fill("#series-search", "s129")
     assert page.locator("#series option").all_text_contents() == ["s129"]
 
 
-def test_a_large_table_does_not_freeze_the_page(visit: Open, tmp_path: Path) -> None:
-    page = visit()
+def test_a_large_table_does_not_freeze_the_page(visit_page: OpenPage, tmp_path: Path) -> None:
+    page = visit_page()
     stamps = pd.date_range("2010-01-01", periods=100_000, freq="h").strftime("%Y-%m-%dT%H:%M")
     (tmp_path / "large.csv").write_text("ds,y\n" + "".join(f"{ds},{place % 97}\n" for place, ds in enumerate(stamps)))
     page.evaluate("""() => {

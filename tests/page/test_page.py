@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from serving.asgi import auth
-from serving.routes.accuracy import AccuracyAnswer
-from tests.page.conftest import Open, publish_card, served
-from tests.page.test_forecast_view import GOOD, drawn, forecast, paste
+from serving.routes.accuracy import AccuracyResponse
+from tests.page.conftest import OpenPage, publish_stub_with_card, serve_application
+from tests.page.test_forecast_view import GOOD, paste_table, request_forecast, wait_for_forecast
 
-XSS = "<img src=x onerror='xss=1'>"
-ACCURACY = {
+XSS_PAYLOAD = "<img src=x onerror='xss=1'>"
+ACCURACY_RESPONSE = {
     "model": None,
     "since": "2026-01-01T00:00:00Z",
     "until": "2026-02-01T00:00:00Z",
@@ -36,10 +36,10 @@ ACCURACY = {
 }
 
 
-def test_the_model_and_how_it_does(visit: Open) -> None:
-    AccuracyAnswer.model_validate_json(json.dumps(ACCURACY))  # what is shown is what the server answers
-    page = visit()
-    page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY))
+def test_the_model_and_its_accuracy_are_shown(visit_page: OpenPage) -> None:
+    AccuracyResponse.model_validate_json(json.dumps(ACCURACY_RESPONSE))  # what is shown is what the server answers
+    page = visit_page()
+    page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY_RESPONSE))
     page.click("#to-model")
     page.wait_for_selector(".prose")
     assert page.title() == "Model · forecaster"
@@ -53,16 +53,16 @@ def test_the_model_and_how_it_does(visit: Open) -> None:
     assert page.is_visible("#controls")
 
 
-def refuse(route: Any, _: Any, *, status: int, content: str) -> None:
+def fulfill_with_error(route: Any, _: Any, *, status: int, content: str) -> None:
     route.fulfill(status=status, body=content)
 
 
-def test_a_server_without_records_is_no_alarm(visit: Open) -> None:
-    page = visit()
+def test_a_server_without_a_ledger_shows_no_error(visit_page: OpenPage) -> None:
+    page = visit_page()
     answers = {"keeps no record": (404, "ledger_off"), "may not see": (403, "forbidden"), "Not to be had": (404, "odd")}
     for told, (status, code) in answers.items():
         content = json.dumps({"error": {"code": code, "message": "Expected a ledger.", "where": None}})
-        page.route("**/v1/accuracy", partial(refuse, status=status, content=content))
+        page.route("**/v1/accuracy", partial(fulfill_with_error, status=status, content=content))
         page.click("#to-forecast")
         with page.expect_response("**/v1/accuracy"):
             page.click("#to-model")
@@ -70,36 +70,36 @@ def test_a_server_without_records_is_no_alarm(visit: Open) -> None:
         assert page.locator(".message").count() == 0
 
 
-def test_foreign_text_stays_text(visit: Open, tmp_path: Path) -> None:
-    table = f"| {XSS} | a |\n|---|---|\n| {XSS} | 1 |"
-    card = f"# {XSS}\n\n{XSS} **{XSS}** [x](javascript:xss=1)\n\n- {XSS}\n\n{table}\n\n```\n{XSS}\n```\n<script>xss=1</script>\n"
-    publish_card(tmp_path / "slot", card)
-    with served(tmp_path / "slot") as address:
-        page = visit(address)
-        paste(page, GOOD.replace("shop", f'"{XSS}"') + '"<script>xss=1</script>",2026-01-01T00:00,1\n')
+def test_foreign_text_is_escaped(visit_page: OpenPage, tmp_path: Path) -> None:
+    table = f"| {XSS_PAYLOAD} | a |\n|---|---|\n| {XSS_PAYLOAD} | 1 |"
+    card = f"# {XSS_PAYLOAD}\n\n{XSS_PAYLOAD} **{XSS_PAYLOAD}** [x](javascript:xss=1)\n\n- {XSS_PAYLOAD}\n\n{table}\n\n```\n{XSS_PAYLOAD}\n```\n<script>xss=1</script>\n"
+    publish_stub_with_card(tmp_path / "slot", card)
+    with serve_application(tmp_path / "slot") as address:
+        page = visit_page(address)
+        paste_table(page, GOOD.replace("shop", f'"{XSS_PAYLOAD}"') + '"<script>xss=1</script>",2026-01-01T00:00,1\n')
         page.wait_for_selector("#outcome:not([hidden])")
-        forecast(page)
-        assert page.text_content("#outcome-title") == XSS
+        request_forecast(page)
+        assert page.text_content("#outcome-title") == XSS_PAYLOAD
         for fold in ("#table-fold", "#code-fold"):
             page.click(f"{fold} summary")
         page.select_option("#series", index=1)
         page.wait_for_selector("#messages .message")
         page.click("#to-model")
         page.wait_for_selector(".prose")
-        assert page.text_content(".prose").count(XSS) == 7
+        assert page.text_content(".prose").count(XSS_PAYLOAD) == 7
         assert page.locator("main :is(script, iframe), .prose :is(img, a)").count() == 0
         assert page.locator("img").count() == 1, "the brand's"
 
 
-def test_with_keys_on(visit: Open, tmp_path: Path) -> None:
-    publish_card(tmp_path / "slot", "# A stub\n")
-    key = auth.new("reader", ["read"], tmp_path / "keys")
-    with served(tmp_path / "slot", keys_file=tmp_path / "keys") as address:
-        page = visit(address)
+def test_the_page_works_with_api_keys(visit_page: OpenPage, tmp_path: Path) -> None:
+    publish_stub_with_card(tmp_path / "slot", "# A stub\n")
+    key = auth.create_key("reader", ["read"], tmp_path / "keys")
+    with serve_application(tmp_path / "slot", keys_file=tmp_path / "keys") as address:
+        page = visit_page(address)
         addresses: list[str] = []
         page.on("request", lambda asked: addresses.append(asked.url))
         assert page.text_content("#in-use") == "a key is needed"
-        paste(page, GOOD)
+        paste_table(page, GOOD)
         page.wait_for_selector("#outcome:not([hidden])")
         page.click("#go")
         page.wait_for_selector("#messages .message")
@@ -110,7 +110,7 @@ def test_with_keys_on(visit: Open, tmp_path: Path) -> None:
         page.fill("#key", key)
         page.keyboard.press("Enter")
         page.wait_for_selector("#in-use b")
-        forecast(page)
+        request_forecast(page)
         page.click("#copy-curl")
         page.wait_for_selector("#action-says:text-is('Copied as curl.')")
         command = page.evaluate("navigator.clipboard.readText()")
@@ -126,27 +126,27 @@ def test_with_keys_on(visit: Open, tmp_path: Path) -> None:
         assert page.evaluate("sessionStorage.length") == 0
 
 
-def luminance(color: str) -> float:
+def relative_luminance(color: str) -> float:
     """Relative luminance (WCAG 2.2) of rgb(r, g, b)."""
     red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", color)[:3])
     linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in (red, green, blue)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(one: str, other: str) -> float:
-    darker, lighter = sorted([luminance(one), luminance(other)])
+def contrast_ratio(first: str, second: str) -> float:
+    darker, lighter = sorted([relative_luminance(first), relative_luminance(second)])
     return (lighter + 0.05) / (darker + 0.05)
 
 
-NAMES = "paper card ink soft edge accent accent-ink accent-deep wash past wrong wrong-wash note note-wash"
-COLORS = """(names) => {
+CSS_COLOR_NAMES = "paper card ink soft edge accent accent-ink accent-deep wash past wrong wrong-wash note note-wash"
+READ_COLORS_SCRIPT = """(names) => {
   const probe = document.body.appendChild(document.createElement("i"));
   return Object.fromEntries(names.split(" ").map((name) => {
     probe.style.color = `var(--${name})`;
     return [name, getComputedStyle(probe).color];
   }));
 }"""
-TEXTS = [
+TEXT_PAIRS = [
     *((text, ground) for text in ("ink", "soft", "accent-deep") for ground in ("paper", "card", "wash")),
     *((text, "wrong-wash") for text in ("ink", "soft", "wrong")),
     ("accent", "card"),
@@ -155,27 +155,27 @@ TEXTS = [
     ("accent-ink", "accent-deep"),
     ("note", "note-wash"),
 ]
-SHAPES = [("edge", "card"), ("edge", "paper"), ("past", "card"), ("accent", "card"), ("note", "card")]
+SHAPE_PAIRS = [("edge", "card"), ("edge", "paper"), ("past", "card"), ("accent", "card"), ("note", "card")]
 
 
-def test_colours_can_be_told_apart(visit: Open) -> None:
-    page = visit()
+def test_colours_have_sufficient_contrast(visit_page: OpenPage) -> None:
+    page = visit_page()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-        assert (luminance(ground) < 0.1) == (scheme == "dark")
-        colors: dict[str, str] = page.evaluate(COLORS, NAMES)
-        weak = {pair: contrast(*(colors[name] for name in pair)) for pair in TEXTS}
+        assert (relative_luminance(ground) < 0.1) == (scheme == "dark")
+        colors: dict[str, str] = page.evaluate(READ_COLORS_SCRIPT, CSS_COLOR_NAMES)
+        weak = {pair: contrast_ratio(*(colors[name] for name in pair)) for pair in TEXT_PAIRS}
         assert {pair: value for pair, value in weak.items() if value < 4.5} == {}, "WCAG 1.4.3, AA"
-        faint = {pair: contrast(*(colors[name] for name in pair)) for pair in SHAPES}
+        faint = {pair: contrast_ratio(*(colors[name] for name in pair)) for pair in SHAPE_PAIRS}
         assert {pair: value for pair, value in faint.items() if value < 3} == {}, "WCAG 1.4.11"
 
 
-def test_nothing_sticks_out(visit: Open) -> None:
-    page = visit(viewport={"width": 1280, "height": 780})
-    page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY))
+def test_nothing_overflows_the_page(visit_page: OpenPage) -> None:
+    page = visit_page(viewport={"width": 1280, "height": 780})
+    page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY_RESPONSE))
     page.click("#example-too")
-    drawn(page)
+    wait_for_forecast(page)
     for fold in ("#table-fold", "#code-fold"):
         page.click(f"{fold} summary")
     for link in ("#to-forecast", "#to-model"):
@@ -186,15 +186,15 @@ def test_nothing_sticks_out(visit: Open) -> None:
             assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_who_does_not_see_it_finds_the_way(visit: Open) -> None:
-    page = visit()
+def test_the_page_is_accessible(visit_page: OpenPage) -> None:
+    page = visit_page()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     assert page.evaluate("document.activeElement.getBoundingClientRect().top") >= 0, "it is seen where it has the focus"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
     page.click("#example-too")
-    drawn(page)
+    wait_for_forecast(page)
     nameless: list[Any] = (
         page.evaluate("""() => [...document.querySelectorAll("input, select, textarea, button, progress")]
       .filter((one) => !(one.labels?.length || one.textContent.trim() || one.ariaLabel || one.getAttribute("aria-labelledby")))

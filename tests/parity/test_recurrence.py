@@ -9,39 +9,44 @@ import torch
 from torch import Tensor, nn
 
 from forecaster.model.recurrence import equations
-from forecaster.model.recurrence.autograd import run
-from forecaster.model.recurrence.compiled import Kernel, kernel
-from forecaster.model.recurrence.layer import Engine, Layer
-from forecaster.spec import Cell
+from forecaster.model.recurrence.autograd import compute_layer
+from forecaster.model.recurrence.compiled import CompiledBackend, load_compiled_backend
+from forecaster.model.recurrence.layer import Backend, LayerInputs
+from forecaster.spec import CellKind
 
-MODULES: dict[Cell, type[nn.Module]] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
-CELLS = list(MODULES)
+TORCH_MODULES: dict[CellKind, type[nn.Module]] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
+CELLS = list(TORCH_MODULES)
 WEIGHTS = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
-CLOSE = 1e-5
+TOLERANCE = 1e-5
 
 # Rows, steps, features, hidden. Less, as much and more than fills a vector, a tile, a band; one step; few enough rows to
 # be computed without rearranging the weights.
 SHAPES = [(7, 9, 3, 5), (13, 6, 17, 20), (50, 8, 2, 64), (1, 5, 33, 40), (1, 1, 20, 16), (5, 1, 3, 16), (150, 2, 16, 8)]
 
 
-def engines() -> dict[str, Engine]:
+def list_backends() -> dict[str, Backend]:
     """The equations, and the kernel for every instruction set of this machine."""
-    widest = kernel()
+    widest = load_compiled_backend()
     widths = [] if widest is None else [lanes for lanes in (8, 16) if lanes <= widest.lanes]
-    return {"equations": equations} | {f"kernel on {lanes} floats": Kernel(lanes) for lanes in widths}
+    return {"equations": equations} | {f"kernel on {lanes} floats": CompiledBackend(lanes) for lanes in widths}
 
 
-ENGINES = engines()
-KERNELS = {name: engine for name, engine in ENGINES.items() if isinstance(engine, Kernel)}
+BACKENDS = list_backends()
+KERNEL_BACKENDS = {name: engine for name, engine in BACKENDS.items() if isinstance(engine, CompiledBackend)}
 
-every_engine = pytest.mark.parametrize("engine", list(ENGINES.values()), ids=list(ENGINES))
-every_kernel = pytest.mark.parametrize("engine", list(KERNELS.values()), ids=list(KERNELS))
+every_backend = pytest.mark.parametrize("engine", list(BACKENDS.values()), ids=list(BACKENDS))
+every_kernel_backend = pytest.mark.parametrize("engine", list(KERNEL_BACKENDS.values()), ids=list(KERNEL_BACKENDS))
 every_cell = pytest.mark.parametrize("cell", CELLS)
 
 
 def make_layer(
-    cell: Cell, shape: tuple[int, int, int, int], *, seed: int = 0, dtype: torch.dtype = torch.float32, members: int = 0
-) -> Layer:
+    cell: CellKind,
+    shape: tuple[int, int, int, int],
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    members: int = 0,
+) -> LayerInputs:
     """A layer of random weights, inputs and state, that take gradients; nothing is padding."""
     rows, steps, features, hidden = shape
     draw = torch.Generator().manual_seed(seed)
@@ -51,7 +56,7 @@ def make_layer(
         return (scale * torch.randn(*lead, *sizes, generator=draw, dtype=dtype)).requires_grad_()
 
     gates = {"gru": 3, "lstm": 4, "elman": 1}[cell] * hidden
-    return Layer(
+    return LayerInputs(
         cell,
         some(rows, steps, features),
         some(rows, hidden, scale=0.5),
@@ -64,46 +69,46 @@ def make_layer(
     )
 
 
-def padded(layer: Layer) -> Layer:
+def with_padding(layer: LayerInputs) -> LayerInputs:
     """The same with rows that begin at every step of the first few, and rows that never do."""
-    rows, steps = layer.begun.shape[-2:]
+    rows, steps = layer.mask.shape[-2:]
     first = torch.arange(rows) % (steps + 1)
-    return layer._replace(begun=(torch.arange(steps) >= first[:, None]).expand_as(layer.begun).contiguous())
+    return layer._replace(mask=(torch.arange(steps) >= first[:, None]).expand_as(layer.mask).contiguous())
 
 
-def member(layer: Layer, number: int) -> Layer:
+def select_member(layer: LayerInputs, number: int) -> LayerInputs:
     """One of the layers that lie side by side, as leaves of its own."""
     parts = (None if one is None else one.detach()[number].clone() for one in layer[1:])
-    return taking_gradients(Layer(layer.kind, *parts))  # type: ignore[arg-type]
+    return with_gradients(LayerInputs(layer.kind, *parts))  # type: ignore[arg-type]
 
 
-def taking_gradients(layer: Layer) -> Layer:
-    for one in leaves(layer):
+def with_gradients(layer: LayerInputs) -> LayerInputs:
+    for one in layer_leaves(layer):
         one.requires_grad_()
     return layer
 
 
-def leaves(layer: Layer) -> list[Tensor]:
+def layer_leaves(layer: LayerInputs) -> list[Tensor]:
     return [one for one in layer[1:] if one is not None and one.dtype != torch.bool]
 
 
-def of(done: tuple[Tensor | None, ...]) -> Tensor:
+def scalar_loss(result: tuple[Tensor | None, ...]) -> Tensor:
     """A number that depends on all outputs, the last states among them, on each in its own way."""
-    given = torch.cat([one.flatten() for one in done[:3] if one is not None])
+    given = torch.cat([one.flatten() for one in result[:3] if one is not None])
     return given @ torch.arange(len(given), dtype=given.dtype).mul(0.7).cos()
 
 
-def gradients(layer: Layer, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, leaves(layer), allow_unused=True, materialize_grads=True))
+def compute_gradients(layer: LayerInputs, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, layer_leaves(layer), allow_unused=True, materialize_grads=True))
 
 
-def by_module(layer: Layer) -> tuple[Tensor, Tensor, Tensor | None]:
+def run_torch_module(layer: LayerInputs) -> tuple[Tensor, Tensor, Tensor | None]:
     """Torch's module, each row over its own steps; a row that never begins keeps its state."""
     hidden = layer.hidden.shape[-1]
-    module = MODULES[layer.kind](layer.inputs.shape[-1], hidden, batch_first=True).to(layer.inputs.dtype)
+    module = TORCH_MODULES[layer.kind](layer.inputs.shape[-1], hidden, batch_first=True).to(layer.inputs.dtype)
     weights = dict(zip(WEIGHTS, layer[5:], strict=True))
     outputs, hiddens, cells = [], [], []
-    for row, begun in enumerate(layer.begun):
+    for row, begun in enumerate(layer.mask):
         steps = int(begun.sum())
         state = [one[row][None, None] for one in (layer.hidden, layer.cell) if one is not None]
         pad = layer.inputs.new_zeros(len(begun) - steps, hidden)
@@ -119,87 +124,89 @@ def by_module(layer: Layer) -> tuple[Tensor, Tensor, Tensor | None]:
     return torch.stack(outputs), torch.stack(hiddens), None if layer.cell is None else torch.stack(cells)
 
 
-def assert_same(found: list[Tensor], expected: list[Tensor], *, within: float = CLOSE) -> None:
-    for one, other in zip(found, expected, strict=True):
+def assert_equal_results(actual: list[Tensor], expected: list[Tensor], *, tolerance: float = TOLERANCE) -> None:
+    for one, other in zip(actual, expected, strict=True):
         size = max(1.0, float(other.detach().abs().max()))
-        torch.testing.assert_close(one, other, rtol=0, atol=within * size)
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * size)
 
 
-@every_engine
+@every_backend
 @pytest.mark.parametrize("padding", [False, True], ids=["no padding", "padding"])
 @pytest.mark.parametrize(("cell", "shape"), list(product(CELLS, SHAPES)))
-def test_a_layer_and_its_gradients_are_those_of_torch(
-    cell: Cell, shape: tuple[int, int, int, int], padding: bool, engine: Engine
+def test_a_layer_and_its_gradients_equal_torch(
+    cell: CellKind, shape: tuple[int, int, int, int], padding: bool, engine: Backend
 ) -> None:
     layer = make_layer(cell, shape)
-    layer = padded(layer) if padding else layer
-    found, expected = run(layer, engine=engine), by_module(layer)
-    assert_same([one for one in found[:3] if one is not None], [one for one in expected if one is not None])
-    assert_same(gradients(layer, of(found)), gradients(layer, of(expected)))
+    layer = with_padding(layer) if padding else layer
+    found, expected = compute_layer(layer, backend=engine), run_torch_module(layer)
+    assert_equal_results([one for one in found[:3] if one is not None], [one for one in expected if one is not None])
+    assert_equal_results(compute_gradients(layer, scalar_loss(found)), compute_gradients(layer, scalar_loss(expected)))
 
 
 @every_cell
 @pytest.mark.parametrize("padding", [False, True], ids=["no padding", "padding"])
-def test_the_gradients_of_the_equations_are_exact(cell: Cell, padding: bool) -> None:
+def test_the_gradients_of_the_equations_are_exact(cell: CellKind, padding: bool) -> None:
     layer = make_layer(cell, (3, 4, 2, 3), dtype=torch.float64)
-    layer = padded(layer) if padding else layer
+    layer = with_padding(layer) if padding else layer
     places = [place for place, one in enumerate(layer) if isinstance(one, Tensor) and one.requires_grad]
 
     def outputs(*given: Tensor) -> tuple[Tensor, ...]:
-        changed = layer._replace(**{Layer._fields[place]: one for place, one in zip(places, given, strict=True)})
-        return tuple(one for one in run(changed, engine=equations)[:3] if one is not None)
+        changed = layer._replace(**{LayerInputs._fields[place]: one for place, one in zip(places, given, strict=True)})
+        return tuple(one for one in compute_layer(changed, backend=equations)[:3] if one is not None)
 
-    assert torch.autograd.gradcheck(outputs, tuple(leaves(layer)))
+    assert torch.autograd.gradcheck(outputs, tuple(layer_leaves(layer)))
 
 
-@every_engine
+@every_backend
 @every_cell
-def test_gradients_flow_through_each_output_alone(cell: Cell, engine: Engine) -> None:
-    layer = padded(make_layer(cell, (6, 5, 3, 8)))
+def test_gradients_flow_through_each_output_alone(cell: CellKind, engine: Backend) -> None:
+    layer = with_padding(make_layer(cell, (6, 5, 3, 8)))
     for place in range(3 if cell == "lstm" else 2):
-        one, other = run(layer, engine=engine)[place], by_module(layer)[place]
+        one, other = compute_layer(layer, backend=engine)[place], run_torch_module(layer)[place]
         assert one is not None
         assert other is not None
-        assert_same(gradients(layer, one.square().sum()), gradients(layer, other.square().sum()))
+        assert_equal_results(
+            compute_gradients(layer, one.square().sum()), compute_gradients(layer, other.square().sum())
+        )
 
 
-@every_engine
+@every_backend
 @every_cell
-def test_nothing_is_read_from_padding_and_a_state_passes_over_it_exactly(cell: Cell, engine: Engine) -> None:
-    layer = padded(make_layer(cell, (12, 5, 3, 8)))
-    never = ~layer.begun.any(1)
-    done = run(layer, engine=engine)
+def test_padding_is_not_read_and_preserves_the_state_exactly(cell: CellKind, engine: Backend) -> None:
+    layer = with_padding(make_layer(cell, (12, 5, 3, 8)))
+    never = ~layer.mask.any(1)
+    done = compute_layer(layer, backend=engine)
     assert torch.equal(done.hidden[never], layer.hidden[never])
-    assert (done.outputs[~layer.begun] == 0).all()
+    assert (done.outputs[~layer.mask] == 0).all()
     if layer.cell is not None and done.cell is not None:
         assert torch.equal(done.cell[never], layer.cell[never])
-    expected = gradients(layer, of(done))
+    expected = compute_gradients(layer, scalar_loss(done))
     for garbage in (float("nan"), float("inf"), 1e30):
-        inputs = layer.inputs.detach().masked_fill(~layer.begun[..., None], garbage).requires_grad_()
+        inputs = layer.inputs.detach().masked_fill(~layer.mask[..., None], garbage).requires_grad_()
         spoilt = layer._replace(inputs=inputs)
-        found = run(spoilt, engine=engine)
+        found = compute_layer(spoilt, backend=engine)
         assert torch.equal(found.outputs, done.outputs)
-        for one, other in zip(gradients(spoilt, of(found)), expected, strict=True):
+        for one, other in zip(compute_gradients(spoilt, scalar_loss(found)), expected, strict=True):
             assert torch.equal(one, other)
 
 
-@every_engine
+@every_backend
 @every_cell
-def test_what_is_not_finite_stays_in_its_row(cell: Cell, engine: Engine) -> None:
+def test_non_finite_values_stay_in_their_row(cell: CellKind, engine: Backend) -> None:
     layer = make_layer(cell, (8, 5, 3, 16))
-    expected = run(layer, engine=engine).outputs
+    expected = compute_layer(layer, backend=engine).outputs
     spoilt = layer.inputs.detach().clone()
     spoilt[3, 2] = float("nan")
-    found = run(layer._replace(inputs=spoilt), engine=engine).outputs
+    found = compute_layer(layer._replace(inputs=spoilt), backend=engine).outputs
     assert found[3, 2:].isnan().all()
     assert torch.equal(found[3, :2], expected[3, :2])
     others = torch.arange(8) != 3
     assert torch.equal(found[others], expected[others])
 
 
-@every_engine
+@every_backend
 @every_cell
-def test_gates_are_right_where_they_are_saturated_and_where_they_hardly_open(cell: Cell, engine: Engine) -> None:
+def test_saturated_and_nearly_closed_gates_are_accurate(cell: CellKind, engine: Backend) -> None:
     layer = make_layer(cell, (4, 3, 2, 8))
     for size in (1e-6, 1e-3, 30.0, 1e3, 1e6):
         inputs = (size * torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, 1.0], [0.0, -1.0]]))[:, None].expand(4, 3, 2)
@@ -207,114 +214,116 @@ def test_gates_are_right_where_they_are_saturated_and_where_they_hardly_open(cel
         changed = changed._replace(
             cell=None if layer.cell is None else torch.zeros(4, 8), recurrent_bias=changed.input_bias
         )
-        found, expected = run(changed, engine=engine).outputs, by_module(changed)[0]
+        found, expected = compute_layer(changed, backend=engine).outputs, run_torch_module(changed)[0]
         torch.testing.assert_close(found, expected, rtol=2e-4, atol=1e-12 if size < 1 else 1e-6)
 
 
-@every_kernel
+@every_kernel_backend
 @every_cell
-def test_a_row_of_the_kernel_does_not_depend_on_its_company_or_on_how_many_threads_there_are(
-    cell: Cell, engine: Kernel
+def test_a_kernel_row_does_not_depend_on_its_batch_or_the_number_of_threads(
+    cell: CellKind, engine: CompiledBackend
 ) -> None:
-    layer = padded(make_layer(cell, (150, 16, 5, 24)))
-    together = run(layer, engine=engine)
+    layer = with_padding(make_layer(cell, (150, 16, 5, 24)))
+    together = compute_layer(layer, backend=engine)
     alone = layer._replace(
         **{
             name: getattr(layer, name)[40:41]
-            for name in ("inputs", "hidden", "cell", "begun")
+            for name in ("inputs", "hidden", "cell", "mask")
             if getattr(layer, name) is not None
         }
     )
-    assert torch.equal(run(alone, engine=engine).outputs, together.outputs[40:41])
+    assert torch.equal(compute_layer(alone, backend=engine).outputs, together.outputs[40:41])
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        threaded = run(layer, engine=engine)
+        threaded = compute_layer(layer, backend=engine)
         assert torch.equal(threaded.outputs, together.outputs)
-        once, again = (gradients(layer, of(run(layer, engine=engine))) for _ in range(2))
+        once, again = (compute_gradients(layer, scalar_loss(compute_layer(layer, backend=engine))) for _ in range(2))
         assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
     finally:
         torch.set_num_threads(before)
-    assert_same(once, gradients(layer, of(together)))
+    assert_equal_results(once, compute_gradients(layer, scalar_loss(together)))
 
 
-@every_engine
+@every_backend
 @every_cell
-def test_the_same_inputs_give_bitwise_the_same_gradients(cell: Cell, engine: Engine) -> None:
-    layer = padded(make_layer(cell, (20, 6, 3, 12)))
-    once, again = (gradients(layer, of(run(layer, engine=engine))) for _ in range(2))
+def test_the_same_inputs_give_bitwise_the_same_gradients(cell: CellKind, engine: Backend) -> None:
+    layer = with_padding(make_layer(cell, (20, 6, 3, 12)))
+    once, again = (compute_gradients(layer, scalar_loss(compute_layer(layer, backend=engine))) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
-@every_engine
+@every_backend
 @every_cell
-def test_without_gradients_nothing_is_kept(cell: Cell, engine: Engine) -> None:
-    layer = padded(make_layer(cell, (6, 5, 3, 8)))
-    expected = run(layer, engine=engine)
+def test_without_gradients_no_buffers_are_kept(cell: CellKind, engine: Backend) -> None:
+    layer = with_padding(make_layer(cell, (6, 5, 3, 8)))
+    expected = compute_layer(layer, backend=engine)
     with torch.inference_mode():
-        done = run(layer, engine=engine)
-        assert engine.forward(layer, keep=False).kept == ()
+        done = compute_layer(layer, backend=engine)
+        assert engine.forward(layer, keep_for_backward=False).saved == ()
     assert done.outputs.is_inference()
     assert torch.equal(done.outputs, expected.outputs)
     with torch.no_grad():
-        assert run(layer, engine=engine).outputs.grad_fn is None
+        assert compute_layer(layer, backend=engine).outputs.grad_fn is None
 
 
-@every_engine
-def test_there_is_no_second_derivative(engine: Engine) -> None:
+@every_backend
+def test_second_derivatives_are_not_supported(engine: Backend) -> None:
     layer = make_layer("gru", (2, 3, 2, 4))
-    (slope,) = torch.autograd.grad(run(layer, engine=engine).outputs.sum(), layer.inputs, create_graph=True)
+    (slope,) = torch.autograd.grad(compute_layer(layer, backend=engine).outputs.sum(), layer.inputs, create_graph=True)
     with pytest.raises(NotImplementedError, match="create_graph"):
         slope.sum().backward()
 
 
-@every_engine
+@every_backend
 @pytest.mark.parametrize("padding", [False, True], ids=["no padding", "padding"])
 @every_cell
-def test_members_side_by_side_are_the_members_one_at_a_time(cell: Cell, padding: bool, engine: Engine) -> None:
+def test_stacked_members_equal_single_members(cell: CellKind, padding: bool, engine: Backend) -> None:
     layer = make_layer(cell, (7, 6, 3, 12), members=5)
-    layer = padded(layer) if padding else layer
+    layer = with_padding(layer) if padding else layer
 
     def loss(*parts: Tensor | None) -> Tensor:
-        return of(run(Layer(cell, *parts), engine=engine))  # type: ignore[arg-type]
+        return scalar_loss(compute_layer(LayerInputs(cell, *parts), backend=engine))  # type: ignore[arg-type]
 
     dims = tuple(None if one is None else 0 for one in layer[1:])
     losses = torch.func.vmap(loss, in_dims=dims)(*layer[1:])
-    found = gradients(layer, losses.sum())
+    found = compute_gradients(layer, losses.sum())
     for number in range(5):
-        one = member(layer, number)
-        expected = of(run(one, engine=engine))
-        torch.testing.assert_close(losses[number], expected, rtol=CLOSE, atol=CLOSE)
-        assert_same([slope[number] for slope in found], gradients(one, expected))
+        one = select_member(layer, number)
+        expected = scalar_loss(compute_layer(one, backend=engine))
+        torch.testing.assert_close(losses[number], expected, rtol=TOLERANCE, atol=TOLERANCE)
+        assert_equal_results([slope[number] for slope in found], compute_gradients(one, expected))
 
 
-@every_engine
-def test_members_may_share_what_they_read(engine: Engine) -> None:
+@every_backend
+def test_members_can_share_their_inputs(engine: Backend) -> None:
     layer, shared = make_layer("lstm", (4, 5, 3, 8), members=3), make_layer("lstm", (4, 5, 3, 8), seed=1)
 
     def loss(*weights: Tensor) -> Tensor:
-        return of(run(Layer("lstm", *shared[1:5], *weights), engine=engine))
+        return scalar_loss(compute_layer(LayerInputs("lstm", *shared[1:5], *weights), backend=engine))
 
     found = torch.autograd.grad(torch.func.vmap(loss)(*layer[5:]).sum(), [shared.inputs, *layer[5:]])
     expected = [torch.zeros_like(one) for one in found]
     for number in range(3):
-        one = Layer("lstm", *shared[1:5], *(weight[number] for weight in layer[5:]))
+        one = LayerInputs("lstm", *shared[1:5], *(weight[number] for weight in layer[5:]))
         for total, slope in zip(
-            expected, torch.autograd.grad(of(run(one, engine=engine)), [shared.inputs, *layer[5:]]), strict=True
+            expected,
+            torch.autograd.grad(scalar_loss(compute_layer(one, backend=engine)), [shared.inputs, *layer[5:]]),
+            strict=True,
         ):
             total += slope
-    assert_same(list(found), expected)
+    assert_equal_results(list(found), expected)
 
 
-@every_engine
+@every_backend
 @every_cell
-def test_maps_within_maps_and_gradients_within_maps(cell: Cell, engine: Engine) -> None:
-    layer = padded(make_layer(cell, (4, 5, 3, 6), members=6))
+def test_nested_maps_and_gradients_within_maps_work(cell: CellKind, engine: Backend) -> None:
+    layer = with_padding(make_layer(cell, (4, 5, 3, 6), members=6))
     parts = [None if one is None else one.detach() for one in layer[1:]]
     dims = tuple(None if one is None else 0 for one in parts)
 
     def loss(*given: Tensor | None) -> Tensor:
-        return of(run(Layer(cell, *given), engine=engine))  # type: ignore[arg-type]
+        return scalar_loss(compute_layer(LayerInputs(cell, *given), backend=engine))  # type: ignore[arg-type]
 
     expected = torch.func.vmap(loss, in_dims=dims)(*parts)
     grid = [None if one is None else one.unflatten(0, (2, 3)) for one in parts]
@@ -322,4 +331,4 @@ def test_maps_within_maps_and_gradients_within_maps(cell: Cell, engine: Engine) 
     torch.testing.assert_close(nested, expected.unflatten(0, (2, 3)))
     each = torch.func.vmap(torch.func.grad(loss, argnums=5), in_dims=dims)(*parts)  # by the recurrent weights
     (whole,) = torch.autograd.grad(torch.func.vmap(loss, in_dims=dims)(*layer[1:]).sum(), layer.recurrent_weights)
-    torch.testing.assert_close(each, whole, rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(each, whole, rtol=TOLERANCE, atol=TOLERANCE)

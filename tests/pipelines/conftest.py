@@ -10,16 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.registry.registry import connect
+from forecaster.registry.registry import create_client
 from forecaster.spec import NetworkSpec, Spec, TrainingSpec
-from pipelines.settings import Root, tracking_uri
-from pipelines.sources import Data
+from pipelines.settings import Root, resolve_tracking_uri
+from pipelines.sources import DataSource
 
-GOOD = 1e-3  # learning rates: one that leaves the small network near its start, which says the mean of the history ...
-BAD = 10.0  # ... and one that throws it far away
+GOOD_LEARNING_RATE = (
+    1e-3  # learning rates: one that leaves the small network near its start, which says the mean of the history ...
+)
+BAD_LEARNING_RATE = 10.0  # ... and one that throws it far away
 
 
-def noise(series: int = 20, steps: int = 60) -> pd.DataFrame:
+def make_noise_frame(series: int = 20, steps: int = 60) -> pd.DataFrame:
     """White noise around ten, by the hour: nothing beats the mean, and seasonal naive is 1.4 times worse."""
     draw = np.random.default_rng(0)
     return pd.concat(
@@ -34,7 +36,9 @@ def noise(series: int = 20, steps: int = 60) -> pd.DataFrame:
     )
 
 
-def small(*, learning_rate: float = GOOD, seed: int = 0, name: str = "small", **training: Any) -> Spec:
+def make_small_spec(
+    *, learning_rate: float = GOOD_LEARNING_RATE, seed: int = 0, name: str = "small", **training: Any
+) -> Spec:
     """A specification that is trained in a second."""
     fields = {"steps": 4, "epoch_steps": 2, "batch": 8, "learning_rate": learning_rate, "seed": seed} | training
     return Spec(
@@ -43,31 +47,31 @@ def small(*, learning_rate: float = GOOD, seed: int = 0, name: str = "small", **
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root whose database is migrated once; tests copy the file, which takes no time."""
     root = tmp_path_factory.mktemp("migrated")
-    connect(tracking_uri(root))
+    create_client(resolve_tracking_uri(root))
     return root
 
 
 @pytest.fixture
-def fresh(migrated: Path, tmp_path: Path) -> Root:
+def fresh_root(migrated_root: Path, tmp_path: Path) -> Root:
     folder = tmp_path / "root"
     folder.mkdir()
-    shutil.copy(migrated / "mlflow.db", folder)
+    shutil.copy(migrated_root / "mlflow.db", folder)
     return Root(folder)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Data:
+def noise_data(tmp_path: Path) -> DataSource:
     path = tmp_path / "meters.csv"
-    noise().to_csv(path, index=False)
-    return Data(str(path))
+    make_noise_frame().to_csv(path, index=False)
+    return DataSource(str(path))
 
 
 @pytest.fixture(scope="module")
-def meters(tmp_path_factory: pytest.TempPathFactory) -> Data:
+def six_meters(tmp_path_factory: pytest.TempPathFactory) -> DataSource:
     """Six series that a search of seconds can be made on."""
     path = tmp_path_factory.mktemp("data") / "meters.csv"
-    noise(series=6).to_csv(path, index=False)
-    return Data(str(path))
+    make_noise_frame(series=6).to_csv(path, index=False)
+    return DataSource(str(path))

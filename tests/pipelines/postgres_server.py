@@ -19,7 +19,7 @@ USER, PASSWORD = "reader", "p@ss/w0rd:planted"  # odd characters are quoted in a
 QUOTED = "p%40ss%2Fw0rd%3Aplanted"
 
 
-def programs() -> Path | None:
+def find_programs() -> Path | None:
     """The folder of `initdb` and `pg_ctl`."""
     found = shutil.which("initdb")
     if found:
@@ -27,7 +27,7 @@ def programs() -> Path | None:
     return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 
 
-def _somebody() -> str | None:
+def _server_user() -> str | None:
     """Who runs the server: it refuses to be run by root."""
     if os.geteuid():
         return None
@@ -36,12 +36,12 @@ def _somebody() -> str | None:
 
 
 @contextmanager
-def running() -> Iterator[str]:
+def running_postgres() -> Iterator[str]:
     """The address of an empty database, its password in it."""
-    folder = programs()
+    folder = find_programs()
     if folder is None:
         pytest.skip("PostgreSQL is not installed (no initdb)")
-    somebody, place, port = _somebody(), Path(tempfile.mkdtemp(prefix="forecaster-pg-")), free_port()
+    somebody, place, port = _server_user(), Path(tempfile.mkdtemp(prefix="forecaster-pg-")), free_port()
     secret = place / "password"
     secret.write_text(PASSWORD)
     if somebody is not None:

@@ -16,85 +16,92 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from forecaster.bundle import artifact
-from forecaster.data.encoding import PLAIN, Encoding
+from forecaster.data.encoding import EMPTY_ENCODING, Encoding
 from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
-from forecaster.intervals.adaptive import Drift
-from forecaster.prediction.carry import cut_down
+from forecaster.intervals.adaptive import AdaptiveState
+from forecaster.prediction.carry import truncate_series
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
-from serving.deployment.slot import Load, Release, publish, staging
+from serving.deployment.slot import LoadPredictor, Release, publish, staging
 from serving.routes import app
 from serving.settings import Settings
 
-LEAST = 3
+MIN_HISTORY = 3
 
 
 @dataclass(frozen=True)
-class StubForecaster:
+class StubModel:
     freq: str = "h"
-    spec: Spec = field(default_factory=lambda: Spec(name="stub", context=LEAST, horizon=24))
+    spec: Spec = field(default_factory=lambda: Spec(name="stub", context=MIN_HISTORY, horizon=24))
     season: int = 24
     cutoff: pd.Timestamp = field(default_factory=lambda: pd.Timestamp("2026-01-01"))
-    encoding: Encoding = PLAIN
+    encoding: Encoding = EMPTY_ENCODING
     facts: dict[str, Any] = field(default_factory=lambda: {"scores": {"mase": 1.0}})
-    blend: dict[str, float] = field(default_factory=dict)
+    blend_weights: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class LastValue:
+class LastValuePredictor:
     """Repeats the last value, plus `shift`; refuses other frequencies and short histories."""
 
-    forecaster: StubForecaster = field(default_factory=StubForecaster)
+    fitted_model: StubModel = field(default_factory=StubModel)
     shift: float = 0.0
 
-    def forecast_each(
+    def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
     ) -> list[Forecast | ForecasterError]:
-        outcomes = [self._one(one, horizon) for one in series]
+        outcomes = [self._forecast_series(one, horizon) for one in series]
         return [one if isinstance(one, ForecasterError) else _with_quantiles(one, levels) for one in outcomes]
 
-    def sample_each(
-        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
+    def sample_batch(
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
     ) -> list[np.ndarray | ForecasterError]:
         """The last value plus the number of the path; beyond the finite numbers where the last value is 77."""
-        outcomes = [self._one(one, horizon) for one in series]
-        drawn = np.arange(float(first), first + paths)[:, None] + seed
+        outcomes = [self._forecast_series(one, horizon) for one in series]
+        drawn = np.arange(float(first_path), first_path + paths)[:, None] + seed
         return [
             one if isinstance(one, ForecasterError) else np.where(one.mean == 77, np.inf, one.mean) + drawn
             for one in outcomes
         ]
 
-    def forecast_ways(
-        self, ways: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), drift: Drift | None = None
+    def forecast_scenarios(
+        self,
+        scenarios: Sequence[Series],
+        horizon: int,
+        *,
+        levels: Sequence[float] = (),
+        drift: AdaptiveState | None = None,
     ) -> list[Forecast | ForecasterError]:
         """The last value plus the covariate `promo` of each step ahead."""
-        outcomes = self.forecast_each(ways, horizon, levels=levels)
+        outcomes = self.forecast_batch(scenarios, horizon, levels=levels)
         return [
             one
             if isinstance(one, ForecasterError)
             else replace(one, mean=one.mean + way.covariates["promo"][len(way) :][:horizon])
-            for one, way in zip(outcomes, ways, strict=True)
+            for one, way in zip(outcomes, scenarios, strict=True)
         ]
 
-    def sample_ways(
-        self, ways: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
+    def sample_scenarios(
+        self, scenarios: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
     ) -> list[np.ndarray | ForecasterError]:
-        return self.sample_each(ways, horizon, paths=paths, seed=seed, first=first)
+        return self.sample_batch(scenarios, horizon, paths=paths, seed=seed, first_path=first)
 
-    def carry(self, one: Series) -> Series:
+    def truncate_history(self, series: Series) -> Series:
         """Its last steps."""
-        return cut_down(one, self.forecaster.spec, held=LEAST, season=1)
+        return truncate_series(series, self.fitted_model.spec, kept_steps=MIN_HISTORY, season=1)
 
-    def _one(self, one: Series, horizon: int) -> Forecast | ForecasterError:
-        if one.freq != self.forecaster.freq:
-            return FrequencyMismatch(f"Series {one.id!r} has another frequency.", where=one.id)
-        if len(one) < LEAST:
-            return HistoryTooShort(f"Series {one.id!r} has {len(one)} steps.", where=one.id)
-        return Forecast(one.id, one.stamps_ahead(horizon), np.full(horizon, np.nan_to_num(one.y[-1]) + self.shift))
+    def _forecast_series(self, series: Series, horizon: int) -> Forecast | ForecasterError:
+        if series.freq != self.fitted_model.freq:
+            return FrequencyMismatch(f"Series {series.id!r} has another frequency.", where=series.id)
+        if len(series) < MIN_HISTORY:
+            return HistoryTooShort(f"Series {series.id!r} has {len(series)} steps.", where=series.id)
+        return Forecast(
+            series.id, series.future_timestamps(horizon), np.full(horizon, np.nan_to_num(series.y[-1]) + self.shift)
+        )
 
 
-def _with_quantiles(one: Forecast, levels: Sequence[float]) -> Forecast:
-    return replace(one, quantiles={level: one.mean + level for level in sorted(levels)})
+def _with_quantiles(forecast: Forecast, levels: Sequence[float]) -> Forecast:
+    return replace(forecast, quantiles={level: forecast.mean + level for level in sorted(levels)})
 
 
 def write_stub(folder: Path, *, shift: float = 0.0, freq: str = "h") -> str:
@@ -102,14 +109,14 @@ def write_stub(folder: Path, *, shift: float = 0.0, freq: str = "h") -> str:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"shift": shift, "freq": freq}))
     (folder / "card.md").write_text("# A stub\n")
-    return artifact.digest(folder)
+    return artifact.compute_bundle_digest(folder)
 
 
-def load_stub(folder: Path) -> LastValue:
+def load_stub(folder: Path) -> LastValuePredictor:
     fields = json.loads((folder / "manifest.json").read_text())
     if "bad" in fields:
         raise BundleDamaged("This bundle is bad.", where="manifest.json")
-    return LastValue(StubForecaster(freq=fields["freq"]), fields["shift"])
+    return LastValuePredictor(StubModel(freq=fields["freq"]), fields["shift"])
 
 
 def publish_stub(slot: Path, *, version: str = "1", shift: float = 0.0, freq: str = "h") -> Release:
@@ -124,13 +131,13 @@ def slot_folder(tmp_path: Path) -> Path:
     return tmp_path / "slot"
 
 
-class Client:
+class AppClient:
     """Asks an application in this process, from outside its event loop."""
 
-    def __init__(self, served: app.Served, portal: BlockingPortal) -> None:
-        self.slot, self.beside = served.slot, served.beside
+    def __init__(self, application_state: app.Application, portal: BlockingPortal) -> None:
+        self.slot, self.beside = application_state.slot, application_state.shadow_slot
         self._portal = portal
-        self._transport = httpx.ASGITransport(app=served.app, raise_app_exceptions=False)
+        self._transport = httpx.ASGITransport(app=application_state.app, raise_app_exceptions=False)
 
     def get(self, path: str, **request: Any) -> httpx.Response:
         return self.request("GET", path, **request)
@@ -139,41 +146,41 @@ class Client:
         return self.request("POST", path, **request)
 
     def request(self, method: str, path: str, **request: Any) -> httpx.Response:
-        answer: httpx.Response = self._portal.call(self._ask, method, path, request)
+        answer: httpx.Response = self._portal.call(self._send, method, path, request)
         return answer
 
-    async def _ask(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
+    async def _send(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
         async with httpx.AsyncClient(transport=self._transport, base_url="http://forecaster") as client:
             return await client.request(method, path, **request)
 
 
-MakeClient = Callable[..., Client]
+MakeClient = Callable[..., AppClient]
 
 
 @contextmanager
-def application(slot_folder: Path) -> Iterator[MakeClient]:
+def application_clients(slot_folder: Path) -> Iterator[MakeClient]:
     """Makes clients of applications on one slot folder; settings may be changed by keyword."""
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
 
-        def make(*, load: Load = load_stub, **fields: Any) -> Client:
+        def make(*, load: LoadPredictor = load_stub, **fields: Any) -> AppClient:
             settings = Settings(slot=slot_folder, reload_s=0.01, **fields)
-            served = app.build(settings, load=load)
-            served.slot.check()
+            served = app.build_application(settings, load=load)
+            served.slot.reload_if_changed()
             stack.enter_context(portal.wrap_async_context_manager(served.routes.router.lifespan_context(served.routes)))
-            return Client(served, portal)
+            return AppClient(served, portal)
 
         yield make
 
 
 @pytest.fixture
 def make_client(slot_folder: Path) -> Iterator[MakeClient]:
-    with application(slot_folder) as make:
+    with application_clients(slot_folder) as make:
         yield make
 
 
 @pytest.fixture
-def client(slot_folder: Path, make_client: MakeClient) -> Client:
+def client(slot_folder: Path, make_client: MakeClient) -> AppClient:
     """An application with a model in use that repeats the last value."""
     publish_stub(slot_folder)
     return make_client(
@@ -181,6 +188,6 @@ def client(slot_folder: Path, make_client: MakeClient) -> Client:
     )
 
 
-def series(**fields: Any) -> dict[str, Any]:
+def series_payload(**fields: Any) -> dict[str, Any]:
     """A series that is answered, unless `fields` spoil it."""
     return {"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": [1.0, None, 2.5], **fields}

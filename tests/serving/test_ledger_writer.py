@@ -16,72 +16,76 @@ from forecaster.ledger.store import Ledger
 from forecaster.series import Series
 from serving import ledger_writer as ledgers
 from serving.deployment.slot import Slot
-from serving.ledger_writer import Scribe
+from serving.ledger_writer import LedgerWriter
 from serving.settings import Settings
 from tests.serving.conftest import load_stub, publish_stub
-from tests.serving.routes.test_accuracy import rows
+from tests.serving.routes.test_accuracy import query_rows
 
 
 @pytest.fixture
-def scribe(slot_folder: Path) -> Iterator[Scribe]:
-    made = Scribe(Settings(slot=slot_folder, ledger="on", ledger_waiting=5, ledger_days=1), pause_s=0.01, look_s=0.02)
+def ledger_writer(slot_folder: Path) -> Iterator[LedgerWriter]:
+    made = LedgerWriter(
+        Settings(slot=slot_folder, ledger="on", ledger_waiting=5, ledger_days=1),
+        retry_delay_s=0.01,
+        adapt_interval_s=0.02,
+    )
     yield made
     made.stop()
 
 
-def noted(scribe: Scribe, slot_folder: Path, *names: str) -> None:
+def make_records(writer: LedgerWriter, slot_folder: Path, *names: str) -> None:
     """Forecasts that one request would have made."""
     if not (slot_folder / "current").exists():
         publish_stub(slot_folder)
     slot = Slot(slot_folder, load=load_stub)
-    slot.check()
-    model = scribe.on(slot.current)
+    slot.reload_if_changed()
+    model = writer.attach(slot.current)
     assert model is not None
     histories = [Series(name, pd.Timestamp("2026-01-01"), "h", np.array([1.0, 2.0, 3.0])) for name in names]
-    model.note(model, histories, model.predictor.forecast_each(histories, 2))
+    model.record_forecasts(model, histories, model.predictor.forecast_batch(histories, 2))
 
 
-def test_what_is_older_than_the_retention_is_forgotten(slot_folder: Path) -> None:
+def test_records_older_than_the_retention_are_deleted(slot_folder: Path) -> None:
     now = [1_000_000.0]
     settings = Settings(slot=slot_folder, ledger="on", ledger_days=1)
     for moment in (1_000_000.0, 1_000_000.0 + 3600, 1_000_000.0 + 86400 + 60):
         now[0] = moment
-        scribe = Scribe(settings, clock=lambda: now[0])
+        scribe = LedgerWriter(settings, clock=lambda: now[0])
         scribe.start()
-        noted(scribe, slot_folder, f"made at {moment}")
+        make_records(scribe, slot_folder, f"made at {moment}")
         scribe.stop()
-    assert rows(slot_folder, "SELECT made_at FROM ledger_forecasts") == [(1_003_600.0,), (1_086_460.0,)]
+    assert query_rows(slot_folder, "SELECT made_at FROM ledger_forecasts") == [(1_003_600.0,), (1_086_460.0,)]
 
 
-def test_a_full_queue_drops_and_counts_and_never_waits(scribe: Scribe, slot_folder: Path) -> None:
+def test_a_full_queue_drops_and_counts_without_blocking(ledger_writer: LedgerWriter, slot_folder: Path) -> None:
     counted: list[tuple[str, int]] = []
-    scribe._counted = lambda outcome, count: counted.append((outcome, count))
-    noted(scribe, slot_folder, "a", "b", "c")  # nobody takes them: the thread is not started
+    ledger_writer._count = lambda outcome, count: counted.append((outcome, count))
+    make_records(ledger_writer, slot_folder, "a", "b", "c")  # nobody takes them: the thread is not started
     began = time.monotonic()
     for _ in range(3):
-        noted(scribe, slot_folder, "d", "e", "f")
+        make_records(ledger_writer, slot_folder, "d", "e", "f")
     assert time.monotonic() - began < 2
     assert counted == [("dropped", 3)] * 3
-    scribe.start()
-    _until(lambda: ("stored", 3) in counted)
-    noted(scribe, slot_folder, "d")
-    _until(lambda: ("stored", 1) in counted)
+    ledger_writer.start()
+    _wait_until(lambda: ("stored", 3) in counted)
+    make_records(ledger_writer, slot_folder, "d")
+    _wait_until(lambda: ("stored", 1) in counted)
 
 
-def test_long_histories_do_not_fill_the_memory(
-    scribe: Scribe, slot_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_long_histories_do_not_exhaust_the_memory(
+    ledger_writer: LedgerWriter, slot_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledgers, "MOST_NUMBERS", 11)
+    monkeypatch.setattr(ledgers, "MAX_QUEUED_NUMBERS", 11)
     counted: list[tuple[str, int]] = []
-    scribe._counted = lambda outcome, count: counted.append((outcome, count))
-    noted(scribe, slot_folder, "a", "b")  # ten numbers
-    noted(scribe, slot_folder, "c")
+    ledger_writer._count = lambda outcome, count: counted.append((outcome, count))
+    make_records(ledger_writer, slot_folder, "a", "b")  # ten numbers
+    make_records(ledger_writer, slot_folder, "c")
     assert counted == [("dropped", 1)]
 
 
-def _until(true: Any) -> None:
+def _wait_until(condition: Any) -> None:
     deadline = time.monotonic() + 10
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -89,24 +93,24 @@ def _until(true: Any) -> None:
 def test_several_workers_write_one_ledger(slot_folder: Path) -> None:
     publish_stub(slot_folder)
     settings = Settings(slot=slot_folder, ledger="on")
-    scribes = [Scribe(settings, pause_s=0.05) for _ in range(4)]
+    scribes = [LedgerWriter(settings, retry_delay_s=0.05) for _ in range(4)]
     for each in scribes:
         each.start()
 
-    def work(each: Scribe, place: int) -> None:
+    def work(each: LedgerWriter, place: int) -> None:
         for number in range(20):
-            noted(each, slot_folder, "shared", f"{place} {number}")
+            make_records(each, slot_folder, "shared", f"{place} {number}")
 
     threads = [threading.Thread(target=work, args=(each, place)) for place, each in enumerate(scribes)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    _until(lambda: not any(each._forecasts for each in scribes))
+    _wait_until(lambda: not any(each._queued_forecasts for each in scribes))
     for each in scribes:
         each.stop()
-    assert rows(slot_folder, "SELECT count(*) FROM ledger_forecasts") == [(81,)]
-    assert rows(slot_folder, "SELECT count(*) FROM ledger_facts") == [(2,)]
+    assert query_rows(slot_folder, "SELECT count(*) FROM ledger_forecasts") == [(81,)]
+    assert query_rows(slot_folder, "SELECT count(*) FROM ledger_facts") == [(2,)]
     store = Ledger(f"sqlite:///{slot_folder}/ledger.db")
     assert len(store.salt) == 32
     store.close()

@@ -19,10 +19,10 @@ import pandas as pd
 import pytest
 
 from forecaster.bundle import artifact
-from forecaster.data.encoding import PLAIN
-from forecaster.model.regressor import build
-from forecaster.prediction.predictor import Forecaster, Predictor
-from forecaster.registry.registry import Registry, connect
+from forecaster.data.encoding import EMPTY_ENCODING
+from forecaster.model.regressor import build_network
+from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.registry.registry import Registry, create_client
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
 from serving.deployment import slot as slots
@@ -31,18 +31,18 @@ from serving.settings import Settings
 CONTEXT, HORIZON = 12, 6
 
 
-def save(folder: Path, *, seed: int) -> str:
+def save_random_model(folder: Path, *, seed: int) -> str:
     """An untrained network, which forecasts as well as a trained one for our purposes; answers the bundle's digest."""
     spec = Spec(name="tiny", context=CONTEXT, horizon=HORIZON, network=NetworkSpec(hidden=4))
-    forecaster = Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), PLAIN, build(spec, seed=seed))
-    return artifact.save(forecaster, folder, card="# Tiny\n")
+    forecaster = FittedModel(spec, "h", 24, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, build_network(spec, seed=seed))
+    return artifact.save_bundle(forecaster, folder, card="# Tiny\n")
 
 
-def publish_bundle(slot: Path, *, version: str, seed: int) -> Forecaster:
+def publish_random_model(slot: Path, *, version: str, seed: int) -> FittedModel:
     with slots.staging(slot) as draft:
-        digest = save(draft / "bundle", seed=seed)
+        digest = save_random_model(draft / "bundle", seed=seed)
         slots.publish(slot, draft / "bundle", slots.Release(name="tiny", version=version, digest=digest))
-    return artifact.load(slot / "current" / "bundle")
+    return artifact.load_bundle(slot / "current" / "bundle")
 
 
 def free_port() -> int:
@@ -52,14 +52,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def running_server(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`python -m serving`, started in a folder that has nothing to do with us; nothing must be left behind."""
     elsewhere, temporary = folder / "elsewhere", folder / "tmp"
     elsewhere.mkdir()
     temporary.mkdir()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("BENTOML", "FORECASTER"))},
-        **settings.environment(),
+        **settings.to_environment(),
         "HOME": str(elsewhere),
         "TMPDIR": str(temporary),
         "PYTHONPATH": str(Path(slots.__file__).parents[2]),
@@ -77,7 +77,7 @@ def running(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen
             process.wait(20)
 
 
-def status(url: str) -> int:
+def http_status(url: str) -> int:
     try:
         return httpx.get(url).status_code
     except httpx.TransportError:
@@ -92,20 +92,20 @@ def wait_until(ready: Any, *, seconds: float = 60) -> None:
 
 
 @pytest.mark.slow
-def test_the_server_answers_as_the_library_follows_the_slot_and_stops_when_told(
+def test_the_server_responds_like_the_library_follows_the_slot_and_stops_on_sigterm(
     slot_folder: Path, tmp_path: Path
 ) -> None:
     settings = Settings(slot=slot_folder, port=free_port(), workers=2, reload_s=0.1, grace_s=3)
-    with running(settings, tmp_path) as (process, url):
-        _check_answers(slot_folder, url)
+    with running_server(settings, tmp_path) as (process, url):
+        _check_responses(slot_folder, url)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        assert status(f"{url}/livez") == 0
+        assert http_status(f"{url}/livez") == 0
 
 
-def _check_answers(slot_folder: Path, url: str) -> None:
-    wait_until(lambda: status(f"{url}/livez") == 200)
-    assert status(f"{url}/readyz") == 503, "BentoML's own would say 200"
+def _check_responses(slot_folder: Path, url: str) -> None:
+    wait_until(lambda: http_status(f"{url}/livez") == 200)
+    assert http_status(f"{url}/readyz") == 503, "BentoML's own would say 200"
     y = [float(value) for value in 10 + np.sin(np.arange(2 * CONTEXT))]
     request = {"series": [{"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": y}], "horizon": HORIZON}
 
@@ -116,7 +116,7 @@ def _check_answers(slot_folder: Path, url: str) -> None:
         return found if len(found) == 8 and all(one["model"] == found[0]["model"] for one in found) else None
 
     for version in ("1", "2"):
-        forecaster = publish_bundle(slot_folder, version=version, seed=int(version))
+        forecaster = publish_random_model(slot_folder, version=version, seed=int(version))
         wait_until(lambda wanted=version: (found := served()) is not None and found[0]["model"]["version"] == wanted)
         history = Series("a", pd.Timestamp("2026-01-01", tz="UTC"), "h", np.array(y))
         expected = Predictor(forecaster).forecast(history, HORIZON)
@@ -141,34 +141,34 @@ def _check_answers(slot_folder: Path, url: str) -> None:
 @pytest.mark.slow
 def test_a_promotion_in_the_registry_reaches_the_server(slot_folder: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    registry, client = Registry(uri), connect(uri)
+    registry, client = Registry(uri), create_client(uri)
     run_id = client.create_run(client.create_experiment("e", artifact_location=str(tmp_path / "store"))).info.run_id
     settings = Settings(
         slot=slot_folder, port=free_port(), registry=uri, model="tiny", reload_s=0.1, poll_s=0.2, grace_s=3
     )
-    with running(settings, tmp_path) as (_, url):
+    with running_server(settings, tmp_path) as (_, url):
         champion = None
         for seed in (1, 2):
             bundle = tmp_path / f"bundle-{seed}"
             version = registry.register(
                 bundle,
                 name="tiny",
-                digest=save(bundle, seed=seed),
+                digest=save_random_model(bundle, seed=seed),
                 run_id=run_id,
                 input_example=pd.DataFrame({"y": [1.0]}),
                 output_example=pd.DataFrame({"mean": [1.0]}),
             )
-            registry.promote(version, base=champion)
+            registry.promote(version, expected_champion=champion)
             champion = version
             expected = {"name": "tiny", "version": version.number, "digest": version.digest}
 
             def has_come(wanted: dict[str, str] = expected) -> bool:
-                return status(f"{url}/readyz") == 200 and httpx.get(f"{url}/readyz").json()["model"] == wanted
+                return http_status(f"{url}/readyz") == 200 and httpx.get(f"{url}/readyz").json()["model"] == wanted
 
             wait_until(has_come)
 
 
-def test_serving_reaches_no_trainer_no_plots_and_no_registry() -> None:
+def test_serving_imports_no_trainer_no_plots_and_no_registry() -> None:
     program = (
         "import sys, serving.service, serving.supervisor, forecaster.bundle.artifact, forecaster.prediction.predictor\n"
         "found = {'pytorch_lightning', 'lightning', 'matplotlib', 'mlflow'} & set(sys.modules)\n"

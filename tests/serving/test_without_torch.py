@@ -16,13 +16,14 @@ from serving.deployment import slot as slots
 from tests.factories import make_forecaster, make_spec
 
 # As a worker does: the application, a slot with a bundle, a request; and then what was imported for it.
-PROGRAM = """
+WORKER_PROGRAM = """
 import asyncio, json, sys
 from pathlib import Path
-from serving import routes, service
+from serving import service
+from serving.routes.app import build_application
 from serving.settings import Settings
 
-served = routes.build(Settings(slot=Path(sys.argv[1])))
+served = build_application(Settings(slot=Path(sys.argv[1])))
 served.slot.check()
 model = served.slot.current
 assert model is not None, "the bundle was refused"
@@ -52,11 +53,11 @@ print(json.dumps({"engine": type(model.predictor.engine).__name__,
 """
 
 
-def ask(slot: Path, asked: str = "{}") -> dict[str, Any]:
+def forecast_without_torch(slot: Path, request_json: str = "{}") -> dict[str, Any]:
     package = Path(slots.__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER_")}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(slot), asked],
+        [sys.executable, "-c", WORKER_PROGRAM, str(slot), request_json],
         env=environment | {"PYTHONPATH": str(package)},
         capture_output=True,
         text=True,
@@ -67,32 +68,34 @@ def ask(slot: Path, asked: str = "{}") -> dict[str, Any]:
     return found
 
 
-def publish(slot: Path, **fields: Any) -> None:
+def publish_model(slot: Path, **fields: Any) -> None:
     with slots.staging(slot) as draft:
-        digest = artifact.save(make_forecaster(make_spec(**fields)), draft / "bundle", card="")
+        digest = artifact.save_bundle(make_forecaster(make_spec(**fields)), draft / "bundle", card="")
         slots.publish(slot, draft / "bundle", slots.Release(name="small", version="1", digest=digest))
 
 
 @pytest.mark.parametrize(
-    ("fields", "asked"),
+    ("fields", "request_json"),
     [
         ({}, "{}"),
         ({"decoder": "direct", "transform": "log", "scaling": "last", "base": "last"}, "{}"),
         ({"head": {"kind": "gaussian"}, "base": "last"}, '{"samples": 3}'),
     ],
 )
-def test_a_worker_that_serves_a_plain_model_has_no_torch(tmp_path: Path, fields: dict[str, Any], asked: str) -> None:
-    publish(tmp_path, **fields)
-    assert ask(tmp_path, asked)["found"] == []
+def test_a_worker_serving_a_kernel_model_does_not_import_torch(
+    tmp_path: Path, fields: dict[str, Any], request_json: str
+) -> None:
+    publish_model(tmp_path, **fields)
+    assert forecast_without_torch(tmp_path, request_json)["found"] == []
 
 
-def test_what_neither_kernel_nor_graph_can_do_brings_torch(tmp_path: Path) -> None:
+def test_a_model_unsupported_by_kernel_and_onnx_imports_torch(tmp_path: Path) -> None:
     counts = {"kind": "neg_binomial"}
-    publish(tmp_path, head=counts, scaling="none")
-    assert ask(tmp_path)["found"] == []
-    assert ask(tmp_path, '{"samples": 3}')["found"] == ["torch"]
+    publish_model(tmp_path, head=counts, scaling="none")
+    assert forecast_without_torch(tmp_path)["found"] == []
+    assert forecast_without_torch(tmp_path, '{"samples": 3}')["found"] == ["torch"]
 
 
-def test_a_state_brings_no_torch(tmp_path: Path) -> None:
-    publish(tmp_path)
-    assert ask(tmp_path, '{"return_state": true}')["found"] == []
+def test_a_state_token_does_not_import_torch(tmp_path: Path) -> None:
+    publish_model(tmp_path)
+    assert forecast_without_torch(tmp_path, '{"return_state": true}')["found"] == []

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.pipelines.conftest import data, fresh, migrated
+from tests.pipelines.conftest import fresh_root, migrated_root, noise_data
 
-__all__ = ["data", "fresh", "migrated"]
+__all__ = ["fresh_root", "migrated_root", "noise_data"]

@@ -15,24 +15,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.system.processes import CHECKOUT, environment
+from tests.system.processes import CHECKOUT, make_environment
 
 
-class Child:
+class ForkedProcess:
     """A command under way."""
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
+    def __init__(self, server: ForkServer, pid: int) -> None:
         self.pid = pid
-        self._nursery = nursery
+        self._nursery = server
         self._code: int | None = None
 
     def poll(self) -> int | None:
         """Its exit code (minus the signal's number, if one ended it), or None."""
-        return self._ended(wait=False)
+        return self._exit_code(wait=False)
 
     def wait(self) -> int:
         """Its exit code, once it has ended."""
-        code = self._ended(wait=True)
+        code = self._exit_code(wait=True)
         assert code is not None
         return code
 
@@ -41,29 +41,29 @@ class Child:
         if self._code is None:
             os.kill(self.pid, number)
 
-    def _ended(self, *, wait: bool) -> int | None:
+    def _exit_code(self, *, wait: bool) -> int | None:
         if self._code is None:
-            self._code = self._nursery.ask(wait=wait, pid=self.pid)
+            self._code = self._nursery.request(wait=wait, pid=self.pid)
         return self._code
 
 
-class Nursery:
+class ForkServer:
     """Where children are started."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def ask(self, **question: Any) -> Any:
+    def request(self, **message: Any) -> Any:
         """One line there, one line back."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps(question), file=self._process.stdin, flush=True)
+        print(json.dumps(message), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
     @contextmanager
-    def started(
+    def start(
         self, arguments: Sequence[str], folder: Path, *, syncs: int | None = None, failpoints: str | None = None
-    ) -> Iterator[Child]:
+    ) -> Iterator[ForkedProcess]:
         """A command in a folder, its output in `process.log`; it does not outlive the block.
 
         Args:
@@ -73,7 +73,7 @@ class Nursery:
             failpoints: Where it is killed or broken besides.
         """
         question = {"arguments": list(arguments), "folder": str(folder), "syncs": syncs, "failpoints": failpoints}
-        child = Child(self, self.ask(**question))
+        child = ForkedProcess(self, self.request(**question))
         try:
             yield child
         finally:
@@ -82,29 +82,29 @@ class Nursery:
 
     def run(self, arguments: Sequence[str], folder: Path, *, failpoints: str | None = None) -> int:
         """A command to its end; answers its exit code."""
-        with self.started(arguments, folder, failpoints=failpoints) as child:
+        with self.start(arguments, folder, failpoints=failpoints) as child:
             return child.wait()
 
 
 @contextmanager
-def opened() -> Iterator[Nursery]:
+def running_fork_server() -> Iterator[ForkServer]:
     """A nursery for as long as the block lasts."""
     process = subprocess.Popen(
         [sys.executable, "-m", __name__],
         cwd=CHECKOUT,
-        env=environment(),
+        env=make_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     with process:
-        yield Nursery(process)
+        yield ForkServer(process)
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(20) == 0
 
 
-def _serve() -> None:
+def _serve_requests() -> None:
 
     import pipelines.retraining.retrain  # noqa: F401  # all of it, and nothing of it used before a fork
 
@@ -112,19 +112,19 @@ def _serve() -> None:
         question = json.loads(line)
         if "wait" in question:
             pid, status = os.waitpid(question["pid"], 0 if question["wait"] else os.WNOHANG)
-            _answer(os.waitstatus_to_exitcode(status) if pid else None)
+            _send_reply(os.waitstatus_to_exitcode(status) if pid else None)
         elif pid := os.fork():
-            _answer(pid)
+            _send_reply(pid)
         else:
-            _become(**question)
+            _run_command(**question)
 
 
-def _answer(number: int | None) -> None:
-    sys.stdout.write(f"{json.dumps(number)}\n")
+def _send_reply(value: int | None) -> None:
+    sys.stdout.write(f"{json.dumps(value)}\n")
     sys.stdout.flush()
 
 
-def _become(arguments: Sequence[str], folder: str, syncs: int | None, failpoints: str | None) -> None:
+def _run_command(arguments: Sequence[str], folder: str, syncs: int | None, failpoints: str | None) -> None:
     """The command; never comes back."""
     # Whoever runs the tests in the background ignores interrupts, and a child inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -137,7 +137,7 @@ def _become(arguments: Sequence[str], folder: str, syncs: int | None, failpoints
     for handle, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(handle, target)
     if syncs is not None:
-        _die_after(syncs)
+        _kill_after_syncs(syncs)
     if failpoints is not None:
         os.environ |= {"FORECASTER_TEST": "1", "FORECASTER_FAILPOINTS": failpoints}
     code = 1
@@ -156,7 +156,7 @@ def _become(arguments: Sequence[str], folder: str, syncs: int | None, failpoints
         os._exit(code)
 
 
-def _die_after(syncs: int) -> None:
+def _kill_after_syncs(syncs: int) -> None:
     sync, left = os.fsync, syncs
 
     def fsync(handle: int) -> None:
@@ -170,4 +170,4 @@ def _die_after(syncs: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve_requests()

@@ -19,7 +19,7 @@ from forecaster.spec import Spec
 CHECKOUT = Path(__file__).parents[2]
 
 
-def environment(**extra: str) -> dict[str, str]:
+def make_environment(**extra: str) -> dict[str, str]:
     """Ours, without what a developer may have set for the program under test."""
     kept = {
         name: value
@@ -30,7 +30,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 @contextmanager
-def started(
+def start_process(
     command: Sequence[str], folder: Path, *, log: Path | None = None, **extra: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a session of its own; neither it nor what it started outlives the block."""
@@ -38,7 +38,7 @@ def started(
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
-        env=environment(**extra),
+        env=make_environment(**extra),
         stdout=output,
         stderr=output,
         start_new_session=True,
@@ -47,7 +47,7 @@ def started(
         yield process
     finally:
         output.close()
-        left = family(process.pid)
+        left = process_tree(process.pid)
         for one in left:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -55,7 +55,7 @@ def started(
         process.wait(20)
 
 
-def family(pid: int) -> list[psutil.Process]:
+def process_tree(pid: int) -> list[psutil.Process]:
     """A process and all that it started; empty when it has ended."""
     try:
         one = psutil.Process(pid)
@@ -64,12 +64,12 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def forecaster(*arguments: object, folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+def run_forecaster(*arguments: object, folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """One command of the command line, to its end."""
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *map(str, arguments)],
         cwd=folder,
-        env=environment(**extra),
+        env=make_environment(**extra),
         capture_output=True,
         text=True,
         check=False,
@@ -95,6 +95,6 @@ def write_config(path: Path, spec: Spec) -> Path:
     return path
 
 
-def tree(folder: Path) -> dict[str, int]:
+def file_sizes(folder: Path) -> dict[str, int]:
     """Every file below a folder, and its size."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

@@ -13,57 +13,57 @@ import pytest
 
 from forecaster.registry.registry import CHALLENGER, Registry
 from pipelines.cli import main
-from pipelines.promotion.promote import register
+from pipelines.promotion.promote import register_bundle
 from pipelines.settings import Root
-from pipelines.sources import Data
+from pipelines.sources import DataSource
 from pipelines.training.train import train
-from tests.pipelines.conftest import noise, small
-from tests.system.processes import forecaster, tree, write_config
+from tests.pipelines.conftest import make_noise_frame, make_small_spec
+from tests.system.processes import file_sizes, run_forecaster, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
 
-STAMPS = pd.date_range("2026-01-01", periods=40, freq="D").strftime("%Y-%m-%d")
+TIMESTAMPS = pd.date_range("2026-01-01", periods=40, freq="D").strftime("%Y-%m-%d")
 HEADER = "unique_id,ds,y\n"
 
 
-def csv(*, y: object = 1.0, at: int = 0, stamp: str | None = None) -> str:
+def make_csv(*, y: object = 1.0, row_index: int = 0, timestamp: str | None = None) -> str:
     """Forty days of one series, one row of them spoiled."""
-    rows = [[f"a,{day}", str(number)] for number, day in enumerate(STAMPS)]
-    rows[at] = [f"a,{stamp or STAMPS[at]}", str(y)]
+    rows = [[f"a,{day}", str(number)] for number, day in enumerate(TIMESTAMPS)]
+    rows[row_index] = [f"a,{timestamp or TIMESTAMPS[row_index]}", str(y)]
     return HEADER + "".join(",".join(row) + "\n" for row in rows)
 
 
-def config(folder: Path, change: Callable[[str], str]) -> str:
-    return change(write_config(folder / "config.yaml", small()).read_text())
+def write_changed_config(folder: Path, change: Callable[[str], str]) -> str:
+    return change(write_config(folder / "config.yaml", make_small_spec()).read_text())
 
 
-BAD_TABLES: dict[str, tuple[str | bytes, list[str]]] = {
+INVALID_TABLES: dict[str, tuple[str | bytes, list[str]]] = {
     "empty.csv": ("", ["empty.csv", "No columns"]),
     "header.csv": (HEADER, ["at least one row"]),
     "column.csv": (
         HEADER.replace("y", "value") + "a,2026-01-01,1\n",
         ["y not found among: unique_id, ds, value", "--y-column"],
     ),
-    "text.csv": (csv(y="many", at=7), ["row 7 holds 'many'", "Expected numbers in column 'y'"]),
-    "infinity.csv": (csv(y="inf", at=7), ["row 7 is infinite", "finite numbers"]),
-    "duplicate.csv": (csv() + f"a,{STAMPS[3]},99\n", ["series 'a'", "2026-01-04", "99"]),
-    "irregular.csv": (csv(at=9, stamp="2026-01-10T05:00:00"), ["series 'a'", "2026-01-10T05:00:00"]),
-    "stamp.csv": (csv(at=5, stamp="soon"), ["ISO 8601", "row 5 holds 'soon'"]),
+    "text.csv": (make_csv(y="many", row_index=7), ["row 7 holds 'many'", "Expected numbers in column 'y'"]),
+    "infinity.csv": (make_csv(y="inf", row_index=7), ["row 7 is infinite", "finite numbers"]),
+    "duplicate.csv": (make_csv() + f"a,{TIMESTAMPS[3]},99\n", ["series 'a'", "2026-01-04", "99"]),
+    "irregular.csv": (make_csv(row_index=9, timestamp="2026-01-10T05:00:00"), ["series 'a'", "2026-01-10T05:00:00"]),
+    "stamp.csv": (make_csv(row_index=5, timestamp="soon"), ["ISO 8601", "row 5 holds 'soon'"]),
     "number.csv": (HEADER + "a,1.5,1\na,2.5,2\n", ["numbers such as 1.5 that are not whole"]),
     "compact.csv": (HEADER + "a,20260101,1\na,20260102,2\n", ["such as 20260101", "Write dates like 2026-01-31"]),
-    "short.csv": (HEADER + "".join(f"a,{day},1\n" for day in STAMPS[:5]), ["has 5", "longer history"]),
+    "short.csv": (HEADER + "".join(f"a,{day},1\n" for day in TIMESTAMPS[:5]), ["has 5", "longer history"]),
     "garbage.csv": (bytes(range(256)) * 40, ["garbage.csv", "Expected a readable table"]),
     "garbage.parquet": (bytes(range(256)) * 40, ["garbage.parquet", "Expected a readable table"]),
     "garbage.csv.gz": (b"nothing packed", ["garbage.csv.gz", "Expected a readable table"]),
-    "latin.csv": (csv().replace("a,", "Köln,").encode("latin-1"), ["latin.csv", "UTF-8"]),
-    "ragged.csv": (csv() + "a,2026-03-01,1,2,3\n", ["ragged.csv", "Expected a readable table"]),
-    "brief.csv": (HEADER + "".join(f"a,{day},1\n" for day in STAMPS[:7]), ["has 7", "longer history"]),
-    "nothing.csv": (HEADER + "".join(f"a,{day},\n" for day in STAMPS), ["observed"]),
+    "latin.csv": (make_csv().replace("a,", "Köln,").encode("latin-1"), ["latin.csv", "UTF-8"]),
+    "ragged.csv": (make_csv() + "a,2026-03-01,1,2,3\n", ["ragged.csv", "Expected a readable table"]),
+    "brief.csv": (HEADER + "".join(f"a,{day},1\n" for day in TIMESTAMPS[:7]), ["has 7", "longer history"]),
+    "nothing.csv": (HEADER + "".join(f"a,{day},\n" for day in TIMESTAMPS), ["observed"]),
     "table.xlsx": (b"PK", [".csv, .csv.gz, .parquet", "table.xlsx"]),
     "README": ("hello", [".csv, .csv.gz, .parquet", "README"]),
 }
 
-BAD_CONFIGS: dict[str, tuple[Callable[[str], str], list[str]]] = {
+INVALID_CONFIGS: dict[str, tuple[Callable[[str], str], list[str]]] = {
     "unknown key": (lambda text: text + "colour: red\n", ["colour", "config.yaml"]),
     "unknown key below": (lambda text: text.replace("  seed: 0", "  seed: 0\n  speed: 1"), ["training.speed"]),
     "wrong type": (lambda text: text.replace("context: 8", "context: many"), ["context", "integer"]),
@@ -84,7 +84,7 @@ BAD_CONFIGS: dict[str, tuple[Callable[[str], str], list[str]]] = {
     "a missing field": (lambda text: text.replace("context: 8\n", ""), ["context", "required"]),
 }
 
-BAD_OPTIONS: dict[str, tuple[list[str], list[str]]] = {
+INVALID_OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "no horizon and no config": ([], ["--config", "--horizon"]),
     "horizon 0": (["--horizon", "0"], ["--horizon", "at least 1", "0"]),
     "horizon -1": (["--horizon=-1"], ["--horizon", "at least 1", "-1"]),
@@ -103,19 +103,19 @@ BAD_OPTIONS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-class Refused(NamedTuple):
+class FailedCommand(NamedTuple):
     code: int
-    said: str
+    stderr: str
 
 
-Refuse = Callable[..., Refused]
+RunFailing = Callable[..., FailedCommand]
 
 
 @pytest.fixture
-def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
+def run_failing(capsys: pytest.CaptureFixture[str]) -> RunFailing:
     """Runs a command that must fail: with a message on stderr alone, and without a traceback."""
 
-    def run(*arguments: object) -> Refused:
+    def run(*arguments: object) -> FailedCommand:
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main([str(argument) for argument in arguments])
@@ -124,60 +124,64 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         assert "Traceback" not in said.err
         assert said.err.strip()
         assert isinstance(left.value.code, int)
-        return Refused(left.value.code, " ".join(said.err.replace("│", " ").split()))
+        return FailedCommand(left.value.code, " ".join(said.err.replace("│", " ").split()))
 
     return run
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("FORECASTER_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
-def holds(said: str, words: list[str]) -> None:
-    assert not [word for word in words if word not in said], said
+def assert_contains(text: str, words: list[str]) -> None:
+    assert not [word for word in words if word not in text], text
 
 
-@pytest.mark.parametrize("name", BAD_TABLES)
-def test_a_bad_table_is_refused_with_its_place_and_nothing_is_written(name: str, here: Path, refuse: Refuse) -> None:
-    content, words = BAD_TABLES[name]
-    (here / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    before = tree(here)
-    code, said = refuse("train", name, "--horizon", 3)
-    assert code == 2
-    holds(said, words)
-    assert tree(here) == before
-    assert not (here / ".forecaster" / "bundles").exists()
-
-
-@pytest.mark.parametrize("name", BAD_CONFIGS)
-def test_a_bad_specification_is_refused_with_its_field_and_nothing_is_written(
-    name: str, here: Path, refuse: Refuse
+@pytest.mark.parametrize("name", INVALID_TABLES)
+def test_an_invalid_table_is_rejected_with_its_location_and_nothing_is_written(
+    name: str, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    change, words = BAD_CONFIGS[name]
-    text = config(here, change)
-    assert text != (here / "config.yaml").read_text(), "the case changes nothing"
-    (here / "config.yaml").write_text(text)
-    (here / "good.csv").write_text(csv())
-    before = tree(here)
-    code, said = refuse("train", "good.csv", "--config", "config.yaml")
+    content, words = INVALID_TABLES[name]
+    (working_folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    before = file_sizes(working_folder)
+    code, said = run_failing("train", name, "--horizon", 3)
     assert code == 2
-    holds(said, words)
-    assert tree(here) == before
+    assert_contains(said, words)
+    assert file_sizes(working_folder) == before
+    assert not (working_folder / ".forecaster" / "bundles").exists()
 
 
-@pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_a_bad_option_is_refused_by_its_name_and_nothing_is_written(name: str, here: Path, refuse: Refuse) -> None:
-    options, words = BAD_OPTIONS[name]
-    (here / "good.csv").write_text(csv())
-    before = tree(here)
-    code, said = refuse("train", "good.csv", *options)
+@pytest.mark.parametrize("name", INVALID_CONFIGS)
+def test_an_invalid_spec_is_rejected_with_its_field_and_nothing_is_written(
+    name: str, working_folder: Path, run_failing: RunFailing
+) -> None:
+    change, words = INVALID_CONFIGS[name]
+    text = write_changed_config(working_folder, change)
+    assert text != (working_folder / "config.yaml").read_text(), "the case changes nothing"
+    (working_folder / "config.yaml").write_text(text)
+    (working_folder / "good.csv").write_text(make_csv())
+    before = file_sizes(working_folder)
+    code, said = run_failing("train", "good.csv", "--config", "config.yaml")
     assert code == 2
-    holds(said, words)
-    assert tree(here) == before
+    assert_contains(said, words)
+    assert file_sizes(working_folder) == before
+
+
+@pytest.mark.parametrize("name", INVALID_OPTIONS)
+def test_an_invalid_option_is_rejected_by_name_and_nothing_is_written(
+    name: str, working_folder: Path, run_failing: RunFailing
+) -> None:
+    options, words = INVALID_OPTIONS[name]
+    (working_folder / "good.csv").write_text(make_csv())
+    before = file_sizes(working_folder)
+    code, said = run_failing("train", "good.csv", *options)
+    assert code == 2
+    assert_contains(said, words)
+    assert file_sizes(working_folder) == before
 
 
 @pytest.mark.parametrize(
@@ -195,16 +199,16 @@ def test_a_bad_option_is_refused_by_its_name_and_nothing_is_written(name: str, h
         (["fly"], ["fly"]),
     ],
 )
-def test_a_path_or_a_command_that_is_not_one_is_refused(
-    arguments: list[str], words: list[str], here: Path, refuse: Refuse
+def test_an_invalid_path_or_command_is_rejected(
+    arguments: list[str], words: list[str], working_folder: Path, run_failing: RunFailing
 ) -> None:
-    (here / "good.csv").write_text(csv())
-    (here / "folder.csv").mkdir()
-    before = tree(here)
-    code, said = refuse(*arguments)
+    (working_folder / "good.csv").write_text(make_csv())
+    (working_folder / "folder.csv").mkdir()
+    before = file_sizes(working_folder)
+    code, said = run_failing(*arguments)
     assert code == 2
-    holds(said, words)
-    assert tree(here) == before
+    assert_contains(said, words)
+    assert file_sizes(working_folder) == before
 
 
 @pytest.mark.parametrize(
@@ -217,18 +221,18 @@ def test_a_path_or_a_command_that_is_not_one_is_refused(
         ["serve"],
     ],
 )
-def test_what_needs_a_registry_says_that_there_is_none_and_makes_none(
-    arguments: list[str], here: Path, refuse: Refuse
+def test_a_command_without_its_registry_reports_it_and_creates_none(
+    arguments: list[str], working_folder: Path, run_failing: RunFailing
 ) -> None:
-    (here / "good.csv").write_text(csv())
-    code, said = refuse(*arguments)
+    (working_folder / "good.csv").write_text(make_csv())
+    code, said = run_failing(*arguments)
     assert code == 1
     assert "Expected a" in said
-    assert str(here / ".forecaster") in said
-    assert not (here / ".forecaster").exists()
+    assert str(working_folder / ".forecaster") in said
+    assert not (working_folder / ".forecaster").exists()
 
 
-class Trained(NamedTuple):
+class TrainedRoot(NamedTuple):
     """A root with one version that was never tested (1) and one that was (2, the challenger)."""
 
     root: Root
@@ -237,39 +241,41 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def trained(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained_root(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRoot:
     folder = tmp_path_factory.mktemp("trained")
     root, data = Root(folder / "root"), folder / "good.csv"
     root.path.mkdir()
-    shutil.copy(migrated / "mlflow.db", root.path)
-    noise().to_csv(data, index=False)
+    shutil.copy(migrated_root / "mlflow.db", root.path)
+    make_noise_frame().to_csv(data, index=False)
     for windows in (0, 1):
-        bundle = train(Data(str(data)), small(), root, test_windows=windows).bundle
-        Registry(root.store).set_alias(register(bundle, root), CHALLENGER)
-    return Trained(root, bundle, data)
+        bundle = train(DataSource(str(data)), make_small_spec(), root, test_windows=windows).bundle
+        Registry(root.store_uri).set_alias(register_bundle(bundle, root), CHALLENGER)
+    return TrainedRoot(root, bundle, data)
 
 
 @pytest.fixture
-def bundle(trained: Trained, tmp_path: Path) -> Path:
+def bundle_copy(trained_root: TrainedRoot, tmp_path: Path) -> Path:
     """A copy, to be spoiled."""
-    return Path(shutil.copytree(trained.bundle, tmp_path / "bundle"))
+    return Path(shutil.copytree(trained_root.bundle, tmp_path / "bundle"))
 
 
-def test_only_a_version_that_is_there_and_was_tested_is_promoted(trained: Trained, here: Path, refuse: Refuse) -> None:
-    root = ["--root", trained.root.path]
+def test_only_an_existing_tested_version_is_promoted(
+    trained_root: TrainedRoot, working_folder: Path, run_failing: RunFailing
+) -> None:
+    root = ["--root", trained_root.root.path]
     for version in ("7", "two"):
-        code, said = refuse("promote", "small", "--version", version, *root)
+        code, said = run_failing("promote", "small", "--version", version, *root)
         assert code == 1
         assert version in said
-    code, said = refuse("promote", "nobody", *root)
+    code, said = run_failing("promote", "nobody", *root)
     assert code == 1
     assert "nobody" in said
-    code, said = refuse("promote", "small", "--version", 1, *root)
+    code, said = run_failing("promote", "small", "--version", 1, *root)
     assert code == 3, "a gate refused it"
-    holds(said, ["version 1", "never tested", "--force"])
-    code, said = refuse("forecast", "small", trained.data, *root)
+    assert_contains(said, ["version 1", "never tested", "--force"])
+    code, said = run_failing("forecast", "small", trained_root.data, *root)
     assert code == 1
-    holds(said, ["'champion'", "challenger", "Promote"])
+    assert_contains(said, ["'champion'", "challenger", "Promote"])
 
 
 @pytest.mark.parametrize("command", ["forecast", "backtest"])
@@ -285,13 +291,18 @@ def test_only_a_version_that_is_there_and_was_tested_is_promoted(trained: Traine
         (["--plot", "picture.docx"], ["--plot", ".png", "picture.docx"]),
     ],
 )
-def test_a_bad_option_is_refused_before_any_work(
-    command: str, options: list[str], words: list[str], trained: Trained, here: Path, refuse: Refuse
+def test_an_invalid_option_is_rejected_before_any_work(
+    command: str,
+    options: list[str],
+    words: list[str],
+    trained_root: TrainedRoot,
+    working_folder: Path,
+    run_failing: RunFailing,
 ) -> None:
     """No model is loaded for it: there is none of that name."""
-    code, said = refuse(command, "no-such-model", trained.data, "--root", trained.root.path, *options)
+    code, said = run_failing(command, "no-such-model", trained_root.data, "--root", trained_root.root.path, *options)
     assert code == 2
-    holds(said, words)
+    assert_contains(said, words)
 
 
 @pytest.mark.parametrize(
@@ -304,100 +315,108 @@ def test_a_bad_option_is_refused_before_any_work(
         (["--windows", "5000"], ["20000 steps", "fewer windows"]),
     ],
 )
-def test_a_backtest_needs_windows_that_the_data_can_give(
-    options: list[str], words: list[str], trained: Trained, here: Path, refuse: Refuse
+def test_a_backtest_requires_enough_windows_in_the_data(
+    options: list[str], words: list[str], trained_root: TrainedRoot, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    code, said = refuse("backtest", trained.bundle, trained.data, *options)
+    code, said = run_failing("backtest", trained_root.bundle, trained_root.data, *options)
     assert code == 2
-    holds(said, words)
-    assert tree(here) == {}
+    assert_contains(said, words)
+    assert file_sizes(working_folder) == {}
 
 
-def test_a_history_of_another_frequency_is_told_from_a_short_one(bundle: Path, here: Path, refuse: Refuse) -> None:
-    (here / "daily.csv").write_text(csv())
-    code, said = refuse("forecast", bundle, "daily.csv")
+def test_a_wrong_frequency_is_distinguished_from_a_short_history(
+    bundle_copy: Path, working_folder: Path, run_failing: RunFailing
+) -> None:
+    (working_folder / "daily.csv").write_text(make_csv())
+    code, said = run_failing("forecast", bundle_copy, "daily.csv")
     assert code == 2
-    holds(said, ["'D'", "'h'"])
-    (here / "short.csv").write_text(HEADER + "".join(f"a,2026-01-01T0{hour}:00,1\n" for hour in range(4)))
-    code, said = refuse("forecast", bundle, "short.csv")
+    assert_contains(said, ["'D'", "'h'"])
+    (working_folder / "short.csv").write_text(HEADER + "".join(f"a,2026-01-01T0{hour}:00,1\n" for hour in range(4)))
+    code, said = run_failing("forecast", bundle_copy, "short.csv")
     assert code == 2
-    holds(said, ["has 4 steps", "at least 8"])
+    assert_contains(said, ["has 4 steps", "at least 8"])
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "spec.json", "weights.safetensors", "golden.json", "card.md"])
-def test_a_bundle_is_refused_when_any_of_its_files_is_changed_cut_or_gone(
-    name: str, bundle: Path, here: Path, refuse: Refuse
+def test_a_bundle_with_a_changed_truncated_or_missing_file_is_rejected(
+    name: str, bundle_copy: Path, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    path = bundle / name
+    path = bundle_copy / name
     good = path.read_bytes()
     for content in (good[: len(good) // 2], b"", good[:-1] + bytes([good[-1] ^ 1])):
         path.write_bytes(content)
-        code, said = refuse("verify", bundle)
+        code, said = run_failing("verify", bundle_copy)
         if name == "manifest.json" and len(content) == len(good):  # then the file's own syntax is broken
             assert "manifest" in said
         assert code == 1
     path.unlink()
-    code, said = refuse("verify", bundle)
+    code, said = run_failing("verify", bundle_copy)
     assert code == 1
-    holds(said, [name, "cannot be read"])
+    assert_contains(said, [name, "cannot be read"])
 
 
 def test_a_damaged_bundle_is_neither_registered_nor_used(
-    trained: Trained, bundle: Path, here: Path, refuse: Refuse
+    trained_root: TrainedRoot, bundle_copy: Path, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    before = Registry(trained.root.store).versions("small")
-    (bundle / "weights.safetensors").write_bytes(b"no weights")
-    for command in (["register", bundle], ["forecast", bundle, trained.data], ["backtest", bundle, trained.data]):
-        code, said = refuse(*command, "--root", trained.root.path)
+    before = Registry(trained_root.root.store_uri).list_versions("small")
+    (bundle_copy / "weights.safetensors").write_bytes(b"no weights")
+    for command in (
+        ["register", bundle_copy],
+        ["forecast", bundle_copy, trained_root.data],
+        ["backtest", bundle_copy, trained_root.data],
+    ):
+        code, said = run_failing(*command, "--root", trained_root.root.path)
         assert code == 1
-        holds(said, ["weights.safetensors", "digest"])
-    assert Registry(trained.root.store).versions("small") == before
+        assert_contains(said, ["weights.safetensors", "digest"])
+    assert Registry(trained_root.root.store_uri).list_versions("small") == before
 
 
-def test_a_bundle_of_another_root_has_no_run_to_be_registered_with(
-    migrated: Path, bundle: Path, here: Path, refuse: Refuse
+def test_a_bundle_of_another_root_has_no_run_to_register_with(
+    migrated_root: Path, bundle_copy: Path, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    (here / "other").mkdir()
-    shutil.copy(migrated / "mlflow.db", here / "other")
-    code, said = refuse("register", bundle, "--root", "other")
+    (working_folder / "other").mkdir()
+    shutil.copy(migrated_root / "mlflow.db", working_folder / "other")
+    code, said = run_failing("register", bundle_copy, "--root", "other")
     assert code == 1
-    holds(said, ["Run", "not in the store"])
+    assert_contains(said, ["Run", "not in the store"])
 
 
 @pytest.mark.parametrize("uri", ["nonsense://host", "sqlite:////proc/no/mlflow.db", "http://127.0.0.1:9"])
-def test_a_store_that_cannot_be_reached_is_told_by_its_address(
-    uri: str, trained: Trained, here: Path, refuse: Refuse
+def test_an_unreachable_store_is_reported_with_its_address(
+    uri: str, trained_root: TrainedRoot, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    code, said = refuse("promote", "small", "--tracking-uri", uri)
+    code, said = run_failing("promote", "small", "--tracking-uri", uri)
     assert code == 1
     assert uri.split("//")[1].strip("/").split("/")[0] in said
 
 
-def test_values_beyond_reckoning_are_refused_before_they_are_forecast(bundle: Path, here: Path, refuse: Refuse) -> None:
+def test_overflowing_values_are_rejected_before_the_forecast(
+    bundle_copy: Path, working_folder: Path, run_failing: RunFailing
+) -> None:
     stamps = pd.date_range("2026-01-01", periods=40, freq="h")
     values = np.where(np.arange(40) % 2, 1.7e308, -1.7e308)
-    pd.DataFrame({"unique_id": "a", "ds": stamps, "y": values}).to_csv(here / "huge.csv", index=False)
-    code, said = refuse("forecast", bundle, "huge.csv", "--out", "out.csv")
+    pd.DataFrame({"unique_id": "a", "ds": stamps, "y": values}).to_csv(working_folder / "huge.csv", index=False)
+    code, said = run_failing("forecast", bundle_copy, "huge.csv", "--out", "out.csv")
     assert code == 2
-    holds(said, ["1e+100", "Correct"])
-    assert not (here / "out.csv").exists()
+    assert_contains(said, ["1e+100", "Correct"])
+    assert not (working_folder / "out.csv").exists()
 
 
 @pytest.mark.slow
-def test_real_processes_end_with_the_codes_that_scripts_rely_on(trained: Trained, here: Path) -> None:
-    (here / "text.csv").write_text(csv(y="many"))
-    root = ["--root", trained.root.path]
+def test_real_processes_return_the_documented_exit_codes(trained_root: TrainedRoot, working_folder: Path) -> None:
+    (working_folder / "text.csv").write_text(make_csv(y="many"))
+    root = ["--root", trained_root.root.path]
     for arguments, code, word in (
         (["train", "text.csv", "--horizon", 3], 2, "'many'"),
         (["promote", "small", "--version", 1, *root], 3, "never tested"),
-        (["verify", here], 1, "manifest.json"),
+        (["verify", working_folder], 1, "manifest.json"),
         (["serve", "small", "--port", 99999], 2, "PORT"),
         (["serve"], 1, "FORECASTER_SERVING_MODEL"),
         (["serve", "smal", *root], 1, "'smal'"),
     ):
-        done = forecaster(*arguments, folder=here)
+        done = run_forecaster(*arguments, folder=working_folder)
         assert done.returncode == code, done.stderr
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
         assert word in done.stderr
-    assert not (here / ".forecaster").exists()
+    assert not (working_folder / ".forecaster").exists()

@@ -16,14 +16,14 @@ import pytest
 
 from forecaster.bundle import artifact
 from forecaster.prediction.predictor import Predictor
-from forecaster.registry.registry import CHALLENGER, Registry, Version
+from forecaster.registry.registry import CHALLENGER, BundleVersion, Registry
 from forecaster.series import Forecast, Series
-from pipelines.promotion.promote import promote, register
+from pipelines.promotion.promote import promote_version, register_bundle
 from pipelines.settings import Root
-from pipelines.sources import Data, read
+from pipelines.sources import DataSource, read_panel
 from pipelines.training.train import train
-from tests.pipelines.conftest import small
-from tests.system.processes import family, forecaster, free_port, started, wait_until, write_config
+from tests.pipelines.conftest import make_small_spec
+from tests.system.processes import free_port, process_tree, run_forecaster, start_process, wait_until, write_config
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,14 +31,14 @@ pytestmark = [
 ]
 
 HORIZON = 6
-IMPATIENT = {
+FAST_POLLING = {
     "FORECASTER_SERVING_POLL_S": "0.2",
     "FORECASTER_SERVING_RELOAD_S": "0.1",
     "FORECASTER_SERVING_GRACE_S": "3",
 }
 
 
-class Server(NamedTuple):
+class RunningService(NamedTuple):
     """A running service."""
 
     pid: int
@@ -50,7 +50,7 @@ class Server(NamedTuple):
         except httpx.TransportError:
             return 0
 
-    def ask(self, series: list[Series]) -> httpx.Response:
+    def request_forecast(self, series: list[Series]) -> httpx.Response:
         asked = [
             {"id": one.id, "start": one.start.isoformat(), "freq": one.freq, "y": one.y.tolist()} for one in series
         ]
@@ -58,17 +58,17 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(name: str, root: Root, folder: Path) -> Iterator[Server]:
-    """`forecaster serve`, ready."""
+def serve_model(name: str, root: Root, folder: Path) -> Iterator[RunningService]:
+    """`run_forecaster serve`, ready."""
     port = free_port()
     command = ["-m", "pipelines.cli", "serve", name, "--port", str(port), "--root", str(root.path)]
     log = folder / "serve.log"
-    with started(command, folder, log=log, **IMPATIENT) as process:
-        server = Server(process.pid, f"http://127.0.0.1:{port}")
+    with start_process(command, folder, log=log, **FAST_POLLING) as process:
+        server = RunningService(process.pid, f"http://127.0.0.1:{port}")
         wait_until(lambda: server.status("/readyz") == 200 or process.poll() is not None, pause=0.1)
         assert process.poll() is None, log.read_text()
         yield server
-        whole = family(process.pid)
+        whole = process_tree(process.pid)
         assert len(whole) >= 3, "the launcher, the server and the follower"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, log.read_text()
@@ -77,41 +77,41 @@ def serving(name: str, root: Root, folder: Path) -> Iterator[Server]:
         assert server.status("/livez") == 0
 
 
-def release(data: Data, root: Root, *, seed: int) -> Version:
+def register_challenger(data: DataSource, root: Root, *, seed: int) -> BundleVersion:
     """A version, as the challenger."""
-    version = register(train(data, small(seed=seed), root).bundle, root)
-    Registry(root.store).set_alias(version, CHALLENGER)
+    version = register_bundle(train(data, make_small_spec(seed=seed), root).bundle, root)
+    Registry(root.store_uri).set_alias(version, CHALLENGER)
     return version
 
 
-def expected(root: Root, version: Version, series: list[Series]) -> list[np.ndarray]:
+def library_forecast(root: Root, version: BundleVersion, series: list[Series]) -> list[np.ndarray]:
     """What the library says."""
-    bundles = [path for path in root.bundles.iterdir() if artifact.digest(path) == version.digest]
-    outcomes = Predictor(artifact.load(bundles[0])).forecast_each(series, HORIZON)
+    bundles = [path for path in root.bundles.iterdir() if artifact.compute_bundle_digest(path) == version.digest]
+    outcomes = Predictor(artifact.load_bundle(bundles[0])).forecast_batch(series, HORIZON)
     return [one.mean for one in outcomes if isinstance(one, Forecast)]
 
 
-def check(answer: dict[str, Any], root: Root, versions: list[Version], series: list[Series]) -> str:
+def check_response(response: dict[str, Any], root: Root, versions: list[BundleVersion], series: list[Series]) -> str:
     """An answer is wholly of the version that it names; answers that version's number."""
-    said = answer["model"]
+    said = response["model"]
     version = next(one for one in versions if one.number == said["version"])
     named = {"name": version.name, "version": version.number, "digest": version.digest}
     assert said == {**named, "reliable_horizon": said["reliable_horizon"]}
     assert 0 <= said["reliable_horizon"] <= HORIZON
-    assert [one["id"] for one in answer["forecasts"]] == [one.id for one in series]
-    for served, mean in zip(answer["forecasts"], expected(root, version, series), strict=True):
+    assert [one["id"] for one in response["forecasts"]] == [one.id for one in series]
+    for served, mean in zip(response["forecasts"], library_forecast(root, version, series), strict=True):
         np.testing.assert_allclose(served["mean"], mean, rtol=1e-5)  # the server runs the graph: other rounding
     return version.number
 
 
-def test_a_promotion_switches_the_answers_of_a_running_service_without_a_failure(
-    data: Data, fresh: Root, tmp_path: Path
+def test_a_promotion_switches_a_running_service_without_a_failed_request(
+    noise_data: DataSource, fresh_root: Root, tmp_path: Path
 ) -> None:
-    series = list(read(data).series[:3])
-    first = release(data, fresh, seed=0)
-    promote("small", fresh, number=None, force=True)
-    with serving("small", fresh, tmp_path) as server:
-        assert check(server.ask(series).json(), fresh, [first], series) == "1"
+    series = list(read_panel(noise_data).series[:3])
+    first = register_challenger(noise_data, fresh_root, seed=0)
+    promote_version("small", fresh_root, version_number=None, force=True)
+    with serve_model("small", fresh_root, tmp_path) as server:
+        assert check_response(server.request_forecast(series).json(), fresh_root, [first], series) == "1"
         told = httpx.get(f"{server.url}/v1/model").json()
         assert told["model"].items() >= {"name": "small", "version": "1", "digest": first.digest}.items()
         assert told["card"].startswith("# small")
@@ -127,14 +127,14 @@ def test_a_promotion_switches_the_answers_of_a_running_service_without_a_failure
 
         def keep_asking() -> None:
             while not enough.is_set():
-                answers.append(server.ask(series))
+                answers.append(server.request_forecast(series))
 
         asker = threading.Thread(target=keep_asking)
         asker.start()
         try:
             wait_until(lambda: len(answers) > 3)
-            second = release(data, fresh, seed=1)
-            promote("small", fresh, number=None, force=True)
+            second = register_challenger(noise_data, fresh_root, seed=1)
+            promote_version("small", fresh_root, version_number=None, force=True)
             wait_until(lambda: answers[-1].status_code == 200 and answers[-1].json()["model"]["version"] == "2")
             seen = len(answers)
             wait_until(lambda: len(answers) > seen + 3)
@@ -146,19 +146,19 @@ def test_a_promotion_switches_the_answers_of_a_running_service_without_a_failure
         assert numbers == sorted(numbers), "never back to the old one"
         changed = numbers.index("2")
         for answer in (answers[0], answers[changed - 1], answers[changed], answers[-1]):
-            check(answer.json(), fresh, [first, second], series)
+            check_response(answer.json(), fresh_root, [first, second], series)
 
 
-def test_the_demo_trains_serves_asks_and_draws(tmp_path: Path) -> None:
+def test_the_demo_trains_serves_forecasts_and_plots(tmp_path: Path) -> None:
     configs, root = tmp_path / "configs", tmp_path / "root"
     configs.mkdir()
-    hospital = small(name="hospital", steps=60, epoch_steps=30, batch=64, learning_rate=0.01).model_copy(
+    hospital = make_small_spec(name="hospital", steps=60, epoch_steps=30, batch=64, learning_rate=0.01).model_copy(
         update={"context": 15, "horizon": 12, "season": 12, "scaling": "mean_abs"}
     )
-    sine = small(name="sine", valid_windows=0).model_copy(update={"context": 30, "horizon": 40, "season": 1})
+    sine = make_small_spec(name="sine", valid_windows=0).model_copy(update={"context": 30, "horizon": 40, "season": 1})
     write_config(configs / "hospital.yaml", hospital)
     write_config(configs / "sine.yaml", sine)
-    done = forecaster("demo", "--configs", configs, "--root", root, folder=tmp_path)
+    done = run_forecaster("demo", "--configs", configs, "--root", root, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "3 answers are equal to the library's" in done.stderr
     pictures = sorted((root / "demo").glob("*.png"))
@@ -166,6 +166,6 @@ def test_the_demo_trains_serves_asks_and_draws(tmp_path: Path) -> None:
     for path in pictures:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert str(path) in done.stderr
-    assert Registry(Root(root).store).resolve("hospital", "champion").number == "1"
-    again = forecaster("demo", "--configs", tmp_path / "elsewhere", folder=tmp_path)
+    assert Registry(Root(root).store_uri).resolve("hospital", "champion").number == "1"
+    again = run_forecaster("demo", "--configs", tmp_path / "elsewhere", folder=tmp_path)
     assert again.returncode == 2

@@ -17,163 +17,185 @@ import pytest
 
 from forecaster.bundle import artifact
 from forecaster.errors import BaseMoved
-from forecaster.prediction.predictor import Forecaster
-from forecaster.registry.registry import CHAMPION, FORMER, Registry, Version
-from forecaster.storage.failpoints import POINTS
+from forecaster.prediction.predictor import FittedModel
+from forecaster.registry.registry import CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry
+from forecaster.storage.failpoints import FAIL_POINTS
 from pipelines.promotion.audit_log import AuditLog
-from pipelines.promotion.promote import audited, champion_of, fetch, promote, register
+from pipelines.promotion.promote import fetch_bundle, find_champion, promote_version, register_bundle, verify_audit_log
 from pipelines.settings import Root
-from pipelines.sources import Data
+from pipelines.sources import DataSource
 from pipelines.training.train import train
-from tests.pipelines.conftest import noise, small
-from tests.sweep import points_of, some
-from tests.system.fork_server import Nursery, opened
+from tests.pipelines.conftest import make_noise_frame, make_small_spec
+from tests.sweep import fail_points_of, sample_cases
+from tests.system.fork_server import ForkServer, running_fork_server
 from tests.system.processes import write_config
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's
 ]
-BEHIND = ("after_champion", "audited")  # the commit point
+POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # the commit point
 
 
-class World(NamedTuple):
+class PromotionRoot(NamedTuple):
     """A folder with a root, in which versions 1 to 3 take turns as champion."""
 
     folder: Path
     root: Root
-    forecaster: Forecaster
+    model: FittedModel
 
     def alias(self, name: str) -> str:
-        return Registry(self.root.store).resolve("small", name).number
+        return Registry(self.root.store_uri).resolve("small", name).number
 
-    def whole(self) -> str:
+    def verified_champion(self) -> str:
         """The number of the champion, whose bundle is good."""
-        champion = champion_of(Registry(self.root.store), "small")
+        champion = find_champion(Registry(self.root.store_uri), "small")
         assert champion is not None
-        artifact.load(fetch(champion, self.root))
+        artifact.load_bundle(fetch_bundle(champion, self.root))
         return champion.number
 
-    def another(self, what: str) -> Path:
-        bundle = self.folder / what
-        artifact.save(replace(self.forecaster, facts={**self.forecaster.facts, "copy": what}), bundle, card="# small\n")
+    def make_variant(self, label: str) -> Path:
+        bundle = self.folder / label
+        artifact.save_bundle(replace(self.model, facts={**self.model.facts, "copy": label}), bundle, card="# small\n")
         return bundle
 
 
 @pytest.fixture(scope="module")
-def world(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+def promotion_root(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> PromotionRoot:
     folder = tmp_path_factory.mktemp("world")
     root = Root(folder / "root")
     root.path.mkdir()
-    shutil.copy(migrated / "mlflow.db", root.path)
-    noise().to_csv(folder / "meters.csv", index=False)
-    write_config(folder / "small.yaml", small(steps=8, epoch_steps=2))
-    made = World(folder, root, train(Data(str(folder / "meters.csv")), small(), root).forecaster)
+    shutil.copy(migrated_root / "mlflow.db", root.path)
+    make_noise_frame().to_csv(folder / "meters.csv", index=False)
+    write_config(folder / "small.yaml", make_small_spec(steps=8, epoch_steps=2))
+    made = PromotionRoot(
+        folder, root, train(DataSource(str(folder / "meters.csv")), make_small_spec(), root).forecaster
+    )
     for number in ("1", "2", "3"):
-        register(made.another(f"copy-{number}"), root)
+        register_bundle(made.make_variant(f"copy-{number}"), root)
     for number in ("1", "2"):
-        promote("small", root, number=number, force=True)
+        promote_version("small", root, version_number=number, force=True)
     return made
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with opened() as found:
+def fork_server() -> Iterator[ForkServer]:
+    with running_fork_server() as found:
         yield found
 
 
-def killed(nursery: Nursery, command: Sequence[str], world: World, name: str) -> None:
+def run_until_killed(nursery: ForkServer, command: Sequence[str], world: PromotionRoot, name: str) -> None:
     code = nursery.run([*command, "--root", "root"], world.folder, failpoints=f"{name}=kill")
     assert code == -signal.SIGKILL, (world.folder / "process.log").read_text()[-2000:]
 
 
-def again(nursery: Nursery, command: Sequence[str], world: World) -> int:
+def repeat_command(nursery: ForkServer, command: Sequence[str], world: PromotionRoot) -> int:
     return nursery.run([*command, "--root", "root"], world.folder)
 
 
-def sound(nursery: Nursery, world: World) -> None:
-    assert again(nursery, ["verify", "small"], world) == 0
-    assert audited(world.root, None).faults == ()
+def assert_consistent(nursery: ForkServer, world: PromotionRoot) -> None:
+    assert repeat_command(nursery, ["verify", "small"], world) == 0
+    assert verify_audit_log(world.root, None).faults == ()
 
 
-@pytest.mark.parametrize("name", some(points_of("promote")))
-def test_a_promotion_is_killed(name: str, world: World, nursery: Nursery) -> None:
-    before = world.alias(CHAMPION)
-    goal = next(number for number in ("1", "2", "3") if number not in (before, world.alias(FORMER)))
+@pytest.mark.parametrize("name", sample_cases(fail_points_of("promote")))
+def test_a_killed_promotion_is_recoverable(name: str, promotion_root: PromotionRoot, fork_server: ForkServer) -> None:
+    before = promotion_root.alias(CHAMPION)
+    goal = next(number for number in ("1", "2", "3") if number not in (before, promotion_root.alias(PREVIOUS_CHAMPION)))
     command = ["promote", "small", "--version", goal, "--force"]
-    killed(nursery, command, world, name)
-    assert world.whole() == (goal if name.endswith(BEHIND) else before)
-    assert again(nursery, command, world) == 0
-    assert (world.alias(CHAMPION), world.alias(FORMER)) == (goal, before)
-    sound(nursery, world)
+    run_until_killed(fork_server, command, promotion_root, name)
+    assert promotion_root.verified_champion() == (goal if name.endswith(POINTS_AFTER_CHAMPION) else before)
+    assert repeat_command(fork_server, command, promotion_root) == 0
+    assert (promotion_root.alias(CHAMPION), promotion_root.alias(PREVIOUS_CHAMPION)) == (goal, before)
+    assert_consistent(fork_server, promotion_root)
 
 
-@pytest.mark.parametrize("name", some(points_of("rollback")))
-def test_a_rollback_is_killed(name: str, world: World, nursery: Nursery) -> None:
-    before, goal = world.alias(CHAMPION), world.alias(FORMER)
-    killed(nursery, ["rollback", "small"], world, name)
-    assert world.whole() == (goal if name.endswith(BEHIND) else before)
-    assert again(nursery, ["rollback", "small"], world) == 0
-    assert (world.alias(CHAMPION), world.alias(FORMER)) == (goal, before)
-    sound(nursery, world)
+@pytest.mark.parametrize("name", sample_cases(fail_points_of("rollback")))
+def test_a_killed_rollback_is_recoverable(name: str, promotion_root: PromotionRoot, fork_server: ForkServer) -> None:
+    before, goal = promotion_root.alias(CHAMPION), promotion_root.alias(PREVIOUS_CHAMPION)
+    run_until_killed(fork_server, ["rollback", "small"], promotion_root, name)
+    assert promotion_root.verified_champion() == (goal if name.endswith(POINTS_AFTER_CHAMPION) else before)
+    assert repeat_command(fork_server, ["rollback", "small"], promotion_root) == 0
+    assert (promotion_root.alias(CHAMPION), promotion_root.alias(PREVIOUS_CHAMPION)) == (goal, before)
+    assert_consistent(fork_server, promotion_root)
 
 
-@pytest.mark.parametrize("name", some(points_of("register")))
-def test_a_registration_is_killed(name: str, world: World, nursery: Nursery) -> None:
-    before, bundle = world.alias(CHAMPION), world.another(name)
-    killed(nursery, ["register", str(bundle)], world, name)
-    assert world.whole() == before
-    assert again(nursery, ["register", str(bundle)], world) == 0
-    digest = artifact.digest(bundle)
-    assert [one.digest for one in Registry(world.root.store).versions("small")].count(digest) == 1
-    sound(nursery, world)
+@pytest.mark.parametrize("name", sample_cases(fail_points_of("register")))
+def test_a_killed_registration_is_recoverable(
+    name: str, promotion_root: PromotionRoot, fork_server: ForkServer
+) -> None:
+    before, bundle = promotion_root.alias(CHAMPION), promotion_root.make_variant(name)
+    run_until_killed(fork_server, ["register", str(bundle)], promotion_root, name)
+    assert promotion_root.verified_champion() == before
+    assert repeat_command(fork_server, ["register", str(bundle)], promotion_root) == 0
+    digest = artifact.compute_bundle_digest(bundle)
+    assert [one.digest for one in Registry(promotion_root.root.store_uri).list_versions("small")].count(digest) == 1
+    assert_consistent(fork_server, promotion_root)
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("what", ["kill", "raise"])
-@pytest.mark.parametrize("name", points_of("checkpoint", "export", "judge"))
-def test_a_retraining_is_killed_or_broken(name: str, what: str, world: World, nursery: Nursery) -> None:
-    before, seed = world.alias(CHAMPION), str(1 + 2 * POINTS.index(name) + (what == "kill"))  # the same is done once
+@pytest.mark.parametrize("fault", ["kill", "raise"])
+@pytest.mark.parametrize("name", fail_points_of("checkpoint", "export", "judge"))
+def test_a_killed_or_failed_retraining_is_recoverable(
+    name: str, fault: str, promotion_root: PromotionRoot, fork_server: ForkServer
+) -> None:
+    before, seed = (
+        promotion_root.alias(CHAMPION),
+        str(1 + 2 * FAIL_POINTS.index(name) + (fault == "kill")),
+    )  # the same is done once
     command = ["retrain", "meters.csv", "--config", "small.yaml", "--seed", seed, "--root", "root"]
-    code = nursery.run(command, world.folder, failpoints=f"{name}={what}")
-    assert code == (-signal.SIGKILL if what == "kill" else 1)
-    assert world.whole() == before
-    assert nursery.run(command, world.folder) in (0, 3), (world.folder / "process.log").read_text()[-2000:]
-    for bundle in world.root.bundles.iterdir():
-        artifact.load(bundle)
-    assert list(world.root.checkpoints.glob("*/*.ckpt")) == []
-    sound(nursery, world)
+    code = fork_server.run(command, promotion_root.folder, failpoints=f"{name}={fault}")
+    assert code == (-signal.SIGKILL if fault == "kill" else 1)
+    assert promotion_root.verified_champion() == before
+    assert fork_server.run(command, promotion_root.folder) in (0, 3), (
+        promotion_root.folder / "process.log"
+    ).read_text()[-2000:]
+    for bundle in promotion_root.root.bundles.iterdir():
+        artifact.load_bundle(bundle)
+    assert list(promotion_root.root.checkpoints.glob("*/*.ckpt")) == []
+    assert_consistent(fork_server, promotion_root)
 
 
-PROCESSES, CHALLENGERS = 6, 5
+PROCESS_COUNT, CHALLENGER_COUNT = 6, 5
 
 
-def contend(root: Path, numbers: Sequence[str]) -> list[tuple[str, str]]:
+def promote_repeatedly(root: Path, versions: Sequence[str]) -> list[tuple[str, str]]:
     """Judges each against the champion there is, then promotes it; answers base and outcome of each."""
-    store, log, outcomes = Root(root), AuditLog(Root(root).audit), []
-    registry = Registry(store.store)
-    for number in numbers:
-        version, base = registry.version("small", number), champion_of(registry, "small")
+    store, log, outcomes = Root(root), AuditLog(Root(root).audit_log), []
+    registry = Registry(store.store_uri)
+    for number in versions:
+        version, base = registry.get_version("small", number), find_champion(registry, "small")
         assert base is not None
         time.sleep(0.3)  # others judge meanwhile
         try:
-            registry.promote(version, base=base, record=log.promoted(version, f"process {os.getpid()}"))
+            registry.promote(
+                version,
+                expected_champion=base,
+                on_promoted=log.make_promotion_recorder(version, f"process {os.getpid()}"),
+            )
             outcomes.append((base.number, number))
         except BaseMoved:
             outcomes.append((base.number, "base moved"))
     return outcomes
 
 
-def test_of_many_that_promote_at_once_one_wins_on_each_base(world: World) -> None:
-    first, known = world.alias(CHAMPION), len(audited(world.root, None).lines)
-    made: list[Version] = [register(world.another(f"rival-{n}"), world.root) for n in range(PROCESSES * CHALLENGERS)]
+def test_exactly_one_of_many_concurrent_promotions_on_each_base_succeeds(promotion_root: PromotionRoot) -> None:
+    first, known = promotion_root.alias(CHAMPION), len(verify_audit_log(promotion_root.root, None).entries)
+    made: list[BundleVersion] = [
+        register_bundle(promotion_root.make_variant(f"rival-{n}"), promotion_root.root)
+        for n in range(PROCESS_COUNT * CHALLENGER_COUNT)
+    ]
     numbers = [one.number for one in made]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "pipelines.promotion.promote"])
-    with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
-        shares = [numbers[place::PROCESSES] for place in range(PROCESSES)]
-        found = [one for some in pool.map(contend, [world.root.path] * PROCESSES, shares) for one in some]
-    assert len(found) == PROCESSES * CHALLENGERS
+    with ProcessPoolExecutor(PROCESS_COUNT, mp_context=context) as pool:
+        shares = [numbers[place::PROCESS_COUNT] for place in range(PROCESS_COUNT)]
+        found = [
+            one
+            for some in pool.map(promote_repeatedly, [promotion_root.root.path] * PROCESS_COUNT, shares)
+            for one in some
+        ]
+    assert len(found) == PROCESS_COUNT * CHALLENGER_COUNT
     winners = {base: number for base, number in found if number != "base moved"}
     assert len(winners) == sum(number != "base moved" for _, number in found), "one winner to a base"
     assert {base for base, number in found if number == "base moved"} <= set(winners), "a loser's base had a winner"
@@ -183,7 +205,7 @@ def test_of_many_that_promote_at_once_one_wins_on_each_base(world: World) -> Non
         line.append((champion, winners[champion]))
         champion = winners[champion]
     assert len(line) == len(winners), "each winner was the next one's base"
-    assert world.whole() == champion
-    log = audited(world.root, None)
-    assert [(one.before, one.version) for one in log.lines[known:]] == line
+    assert promotion_root.verified_champion() == champion
+    log = verify_audit_log(promotion_root.root, None)
+    assert [(one.before, one.version) for one in log.entries[known:]] == line
     assert log.faults == ()

@@ -19,21 +19,21 @@ import yaml
 from packaging.utils import canonicalize_name
 
 from forecaster.bundle import artifact
-from pipelines.promotion.promote import promote, register
+from pipelines.promotion.promote import promote_version, register_bundle
 from pipelines.settings import Root
-from pipelines.sources import Data
+from pipelines.sources import DataSource
 from pipelines.training.train import train
-from serving.asgi.auth import keyring
+from serving.asgi.auth import build_keyring
 from serving.settings import Settings
 from tests.factories import make_forecaster, make_spec
-from tests.pipelines.conftest import small
-from tests.system.processes import CHECKOUT, free_port, started, wait_until
+from tests.pipelines.conftest import make_small_spec
+from tests.system.processes import CHECKOUT, free_port, start_process, wait_until
 
-COMPOSE: dict[str, Any] = yaml.safe_load((CHECKOUT / "docker" / "compose.yaml").read_text())["services"]
+COMPOSE_SERVICES: dict[str, Any] = yaml.safe_load((CHECKOUT / "docker" / "compose.yaml").read_text())["services"]
 DOCKERFILE = (CHECKOUT / "docker" / "Dockerfile").read_text()
 
 # Read by every Python that is started with it on its path: as if the other packages were not installed.
-_ONLY_THE_IMAGE = """
+_IMPORT_BLOCKER = """
 import sys
 from importlib.machinery import PathFinder
 refused = set({refused})
@@ -47,7 +47,7 @@ sys.meta_path = [OnlyTheImage if finder is PathFinder else finder for finder in 
 """
 
 
-def not_in_the_image() -> set[str]:
+def modules_missing_from_image() -> set[str]:
     """The modules of this environment that requirements/lock-serve.txt does not install."""
     lock = (CHECKOUT / "requirements" / "lock-serve.txt").read_text()
     locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
@@ -57,78 +57,82 @@ def not_in_the_image() -> set[str]:
         for module, homes in packages_distributions().items()
         if module not in ours and not any(canonicalize_name(home) in locked for home in homes)
     }
-    return others | _modules("mlflow") - _modules("mlflow-skinny")
+    return others | _modules_of("mlflow") - _modules_of("mlflow-skinny")
 
 
-def _modules(distribution: str) -> set[str]:
+def _modules_of(distribution: str) -> set[str]:
     paths = [str(path) for path in files(distribution) or []]
     return {path[:-3].replace("/", ".").removesuffix(".__init__") for path in paths if path.endswith(".py")}
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> str:
+def image_pythonpath(tmp_path: Path) -> str:
     """A PYTHONPATH on which there is what the image has."""
     folder = tmp_path / "image"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_ONLY_THE_IMAGE.format(refused=sorted(not_in_the_image())))
+    (folder / "sitecustomize.py").write_text(_IMPORT_BLOCKER.format(refused=sorted(modules_missing_from_image())))
     return f"{folder}:{CHECKOUT}"
 
 
-def composed(service: str, **changed: str) -> dict[str, str]:
+def compose_environment(service: str, **overrides: str) -> dict[str, str]:
     """The environment of a service where the user's own sets nothing."""
-    told = COMPOSE[service]["environment"]
-    return {name: re.sub(r"\$\{\w+:-(.*)}", r"\1", value) for name, value in told.items()} | changed
+    told = COMPOSE_SERVICES[service]["environment"]
+    return {name: re.sub(r"\$\{\w+:-(.*)}", r"\1", value) for name, value in told.items()} | overrides
 
 
-def test_the_image_lacks_what_only_training_needs() -> None:
-    lacking = not_in_the_image()
+def test_the_image_excludes_training_packages() -> None:
+    lacking = modules_missing_from_image()
     assert {"pytorch_lightning", "matplotlib", "statsforecast", "alembic"} <= lacking
     assert not {"torch", "pandas", "mlflow", "cyclopts", "bentoml", "yaml", "sqlalchemy", "psycopg"} & lacking
 
 
-def test_the_container_serves_the_model_that_its_environment_names() -> None:
+def test_the_container_serves_the_model_named_in_its_environment() -> None:
     assert json.loads(DOCKERFILE.split("ENTRYPOINT ")[1]) == ["forecaster", "serve"]
-    environment = composed("forecaster")
+    environment = compose_environment("forecaster")
     assert environment["FORECASTER_SERVING_MODEL"] == "hospital", "the demo's"
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert environment["FORECASTER_SERVING_HOST"] == "0.0.0.0"
     assert environment["FORECASTER_SERVING_LEDGER"] == "on"
     settings = {name: value for name, value in environment.items() if name.startswith("FORECASTER_SERVING_")}
-    assert keyring(Settings.read(settings)) is None, "it starts, for it says that something in front asks who comes"
+    assert build_keyring(Settings.from_environment(settings)) is None, (
+        "it starts, for it says that something in front asks who comes"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
-def test_the_composed_services_serve_what_is_promoted(
-    migrated: Path, data: Data, tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch
+def test_the_compose_services_serve_the_promoted_model(
+    migrated_root: Path, noise_data: DataSource, tmp_path: Path, image_pythonpath: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, home = tmp_path / "mlflow", tmp_path / "home"
     store.mkdir()
     home.mkdir()
-    shutil.copy(migrated / "mlflow.db", store)
+    shutil.copy(migrated_root / "mlflow.db", store)
     ports = {"registry": free_port(), "service": free_port()}
     address = f"http://127.0.0.1:{ports['registry']}"
     replaced = {"/var/lib/mlflow": str(store), "0.0.0.0": "127.0.0.1", "5000": str(ports["registry"])}
-    server = [_replace(part, replaced) for part in COMPOSE["mlflow"]["command"]]
-    environment = composed(
+    server = [_substitute(part, replaced) for part in COMPOSE_SERVICES["mlflow"]["command"]]
+    environment = compose_environment(
         "forecaster",
         MLFLOW_TRACKING_URI=address,
         FORECASTER_SERVING_HOST="127.0.0.1",
         FORECASTER_SERVING_PORT=str(ports["service"]),
         FORECASTER_SERVING_POLL_S="0.2",
         HOME=str(home),
-        PYTHONPATH=image,
+        PYTHONPATH=image_pythonpath,
     )
     ready = f"http://127.0.0.1:{ports['service']}/readyz"
     with (
-        started(["-m", *server], tmp_path, log=tmp_path / "mlflow.log", **composed("mlflow")) as registry,
-        started(["-m", "pipelines.cli", "serve"], home, log=tmp_path / "serve.log", **environment) as service,
+        start_process(
+            ["-m", *server], tmp_path, log=tmp_path / "mlflow.log", **compose_environment("mlflow")
+        ) as registry,
+        start_process(["-m", "pipelines.cli", "serve"], home, log=tmp_path / "serve.log", **environment) as service,
     ):
-        wait_until(lambda: _status(f"{address}/health") == 200 or registry.poll() is not None, pause=0.1)
+        wait_until(lambda: _http_status(f"{address}/health") == 200 or registry.poll() is not None, pause=0.1)
         root = Root(tmp_path / "root", address)
-        version = register(train(data, small(name="hospital"), root).bundle, root)
-        promote("hospital", root, number=version.number, force=True)
-        wait_until(lambda: _status(ready) == 200 or service.poll() is not None, pause=0.1)
+        version = register_bundle(train(noise_data, make_small_spec(name="hospital"), root).bundle, root)
+        promote_version("hospital", root, version_number=version.number, force=True)
+        wait_until(lambda: _http_status(ready) == 200 or service.poll() is not None, pause=0.1)
         assert service.poll() is None, (tmp_path / "serve.log").read_text()
         named = {"name": "hospital", "version": "1", "digest": version.digest}
         assert httpx.get(ready).json()["model"].items() >= named.items()
@@ -138,7 +142,7 @@ def test_the_composed_services_serve_what_is_promoted(
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_all_that_a_server_needs(tmp_path: Path, image: str) -> None:
+def test_a_wheel_contains_everything_a_server_needs(tmp_path: Path, image_pythonpath: str) -> None:
     """Built from a copy, unpacked into a folder of its own, and started with the packages of the image alone."""
     source, installed, home = tmp_path / "source", tmp_path / "installed", tmp_path / "home"
     for name in ("forecaster", "pipelines", "serving"):
@@ -149,14 +153,14 @@ def test_a_wheel_holds_all_that_a_server_needs(tmp_path: Path, image: str) -> No
     done = subprocess.run([*pip, "--target", str(installed), str(source)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     bundle = home / ".forecaster" / "slot" / "releases" / "made" / "bundle"
-    digest = artifact.save(make_forecaster(make_spec()), bundle, card="")
+    digest = artifact.save_bundle(make_forecaster(make_spec()), bundle, card="")
     (bundle.parent / "release.json").write_text(json.dumps({"name": "small", "version": "1", "digest": digest}))
     (home / ".forecaster" / "slot" / "current").symlink_to("releases/made")
-    path, port = image.replace(str(CHECKOUT), str(installed)), free_port()
+    path, port = image_pythonpath.replace(str(CHECKOUT), str(installed)), free_port()
     options = {"PYTHONPATH": path, "FORECASTER_SERVING_PORT": str(port), "FORECASTER_SERVING_LEDGER": "on"}
     log, address = tmp_path / "serve.log", f"http://127.0.0.1:{port}"
-    with started(["-m", "pipelines.cli", "serve"], home, log=log, **options) as service:
-        wait_until(lambda: _status(f"{address}/readyz") == 200 or service.poll() is not None, pause=0.1)
+    with start_process(["-m", "pipelines.cli", "serve"], home, log=log, **options) as service:
+        wait_until(lambda: _http_status(f"{address}/readyz") == 200 or service.poll() is not None, pause=0.1)
         assert service.poll() is None, log.read_text()
         page = httpx.get(f"{address}/")
         assert page.status_code == 200
@@ -169,13 +173,13 @@ def test_a_wheel_holds_all_that_a_server_needs(tmp_path: Path, image: str) -> No
         assert (home / ".forecaster" / "slot" / "ledger.db").exists()
 
 
-def _replace(part: str, replaced: dict[str, str]) -> str:
+def _substitute(part: str, replaced: dict[str, str]) -> str:
     for old, new in replaced.items():
         part = part.replace(old, new)
     return part
 
 
-def _status(url: str) -> int:
+def _http_status(url: str) -> int:
     try:
         return httpx.get(url).status_code
     except httpx.TransportError:

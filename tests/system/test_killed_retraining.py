@@ -12,93 +12,108 @@ import pytest
 
 from forecaster.bundle import artifact
 from forecaster.registry.registry import CHAMPION, Registry
-from pipelines.promotion.promote import audited
+from pipelines.promotion.promote import verify_audit_log
 from pipelines.settings import Root
-from pipelines.training.retrain_key import TAG
-from tests.pipelines.conftest import noise, small
-from tests.sweep import points_of, some
-from tests.system.fork_server import Nursery, opened
+from pipelines.training.retrain_key import RETRAIN_KEY_TAG
+from tests.pipelines.conftest import make_noise_frame, make_small_spec
+from tests.sweep import fail_points_of, sample_cases
+from tests.system.fork_server import ForkServer, running_fork_server
 from tests.system.processes import write_config
 
 pytestmark = pytest.mark.slow
-MADE = some(points_of("checkpoint", "export", "register", "judge", "promote", "retrain"), every=9)
+FAIL_POINTS = sample_cases(fail_points_of("checkpoint", "export", "register", "judge", "promote", "retrain"), stride=9)
 
 
-class World(NamedTuple):
+class RetrainingFolder(NamedTuple):
     """A folder with data and a root; every test retrains a model of its own name."""
 
     folder: Path
     root: Root
 
     def command(self, name: str) -> list[str]:
-        config = write_config(self.folder / f"{name}.yaml", small(name=name, steps=8, epoch_steps=2))
+        config = write_config(self.folder / f"{name}.yaml", make_small_spec(name=name, steps=8, epoch_steps=2))
         return ["retrain", "meters.csv", "--config", config.name, "--root", "root"]
 
-    def told(self) -> str:
+    def read_logs(self) -> str:
         return (self.folder / "process.log").read_text()[-3000:]
 
     def check(self, name: str, *, champion: bool) -> None:
-        registry = Registry(self.root.store)
-        [version] = registry.versions(name)
-        assert len(registry.tags(version)[TAG]) == 64
+        registry = Registry(self.root.store_uri)
+        [version] = registry.list_versions(name)
+        assert len(registry.get_tags(version)[RETRAIN_KEY_TAG]) == 64
         if champion:
             assert registry.resolve(name, CHAMPION) == version
         for bundle in self.root.bundles.iterdir():
-            artifact.load(bundle)
+            artifact.load_bundle(bundle)
         assert list(self.root.checkpoints.glob("*/*.ckpt")) == []
         assert not list((self.root.path / "retrainings").glob("*.lock"))
-        assert audited(self.root, name).faults == ()
+        assert verify_audit_log(self.root, name).faults == ()
 
 
 @pytest.fixture(scope="module")
-def world(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+def retraining_folder(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RetrainingFolder:
     folder = tmp_path_factory.mktemp("world")
     root = Root(folder / "root")
     root.path.mkdir()
-    shutil.copy(migrated / "mlflow.db", root.path)
-    noise().to_csv(folder / "meters.csv", index=False)
-    return World(folder, root)
+    shutil.copy(migrated_root / "mlflow.db", root.path)
+    make_noise_frame().to_csv(folder / "meters.csv", index=False)
+    return RetrainingFolder(folder, root)
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with opened() as found:
+def fork_server() -> Iterator[ForkServer]:
+    with running_fork_server() as found:
         yield found
 
 
-@pytest.mark.parametrize("point", MADE)
-def test_a_retraining_that_was_killed_anywhere_converges(point: str, world: World, nursery: Nursery) -> None:
+@pytest.mark.parametrize("point", FAIL_POINTS)
+def test_a_retraining_killed_at_any_point_converges(
+    point: str, retraining_folder: RetrainingFolder, fork_server: ForkServer
+) -> None:
     name = point.replace(".", "-")
-    command = world.command(name)
-    assert nursery.run(command, world.folder, failpoints=f"{point}=kill") == -signal.SIGKILL, world.told()
+    command = retraining_folder.command(name)
+    assert fork_server.run(command, retraining_folder.folder, failpoints=f"{point}=kill") == -signal.SIGKILL, (
+        retraining_folder.read_logs()
+    )
     for _ in range(2):  # the second finds all done
-        assert nursery.run(command, world.folder) == 0, world.told()
-        world.check(name, champion=True)
-    assert len(audited(world.root, name).lines) == 1
+        assert fork_server.run(command, retraining_folder.folder) == 0, retraining_folder.read_logs()
+        retraining_folder.check(name, champion=True)
+    assert len(verify_audit_log(retraining_folder.root, name).entries) == 1
 
 
-def test_one_that_was_refused_and_killed_is_refused_again(world: World, nursery: Nursery) -> None:
-    (world.folder / "policy.yaml").write_text("megabytes: 1.0e-6")
-    command = [*world.command("refused"), "--policy", "policy.yaml"]
-    assert nursery.run(command, world.folder, failpoints="judge.recorded=kill") == -signal.SIGKILL, world.told()
-    assert nursery.run(command, world.folder) == 3, world.told()
-    world.check("refused", champion=False)
+def test_a_rejected_and_killed_retraining_is_rejected_again(
+    retraining_folder: RetrainingFolder, fork_server: ForkServer
+) -> None:
+    (retraining_folder.folder / "policy.yaml").write_text("megabytes: 1.0e-6")
+    command = [*retraining_folder.command("refused"), "--policy", "policy.yaml"]
+    assert fork_server.run(command, retraining_folder.folder, failpoints="judge.recorded=kill") == -signal.SIGKILL, (
+        retraining_folder.read_logs()
+    )
+    assert fork_server.run(command, retraining_folder.folder) == 3, retraining_folder.read_logs()
+    retraining_folder.check("refused", champion=False)
 
 
-def test_two_that_start_at_once_make_one_version_and_hear_one_verdict(world: World, nursery: Nursery) -> None:
-    command = world.command("twins")
-    with nursery.started(command, world.folder) as one, nursery.started(command, world.folder) as other:
-        assert (one.wait(), other.wait()) == (0, 0), world.told()
-    world.check("twins", champion=True)
-    assert len(audited(world.root, "twins").lines) == 1
-
-
-def test_who_waits_takes_over_from_one_that_is_killed(world: World, nursery: Nursery) -> None:
-    command = world.command("heirs")
+def test_two_concurrent_retrainings_give_one_version_and_one_verdict(
+    retraining_folder: RetrainingFolder, fork_server: ForkServer
+) -> None:
+    command = retraining_folder.command("twins")
     with (
-        nursery.started(command, world.folder, failpoints="judge.before=kill") as one,
-        nursery.started(command, world.folder) as other,
+        fork_server.start(command, retraining_folder.folder) as one,
+        fork_server.start(command, retraining_folder.folder) as other,
     ):
-        assert {one.wait(), other.wait()} <= {-signal.SIGKILL, 0}, world.told()
-    assert nursery.run(command, world.folder) == 0, world.told()
-    world.check("heirs", champion=True)
+        assert (one.wait(), other.wait()) == (0, 0), retraining_folder.read_logs()
+    retraining_folder.check("twins", champion=True)
+    assert len(verify_audit_log(retraining_folder.root, "twins").entries) == 1
+
+
+def test_a_waiting_retraining_takes_over_from_a_killed_one(
+    retraining_folder: RetrainingFolder, fork_server: ForkServer
+) -> None:
+    command = retraining_folder.command("heirs")
+    with (
+        fork_server.start(command, retraining_folder.folder, failpoints="judge.before=kill") as one,
+        fork_server.start(command, retraining_folder.folder) as other,
+    ):
+        assert {one.wait(), other.wait()} <= {-signal.SIGKILL, 0}, retraining_folder.read_logs()
+    assert fork_server.run(command, retraining_folder.folder) == 0, retraining_folder.read_logs()
+    retraining_folder.check("heirs", champion=True)

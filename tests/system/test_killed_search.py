@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from forecaster.registry.registry import connect
+from forecaster.registry.registry import create_client
 from pipelines.settings import Root
-from tests.pipelines.conftest import noise, small
-from tests.system.processes import forecaster, started, wait_until, write_config
+from tests.pipelines.conftest import make_noise_frame, make_small_spec
+from tests.system.processes import run_forecaster, start_process, wait_until, write_config
 
-TRIALS = 6
-TUNE = ["tune", "meters.csv", "--config", "small.yaml", "--trials", TRIALS, "--root", "root"]
+TRIAL_COUNT = 6
+TUNE_COMMAND = ["tune", "meters.csv", "--config", "small.yaml", "--trials", TRIAL_COUNT, "--root", "root"]
 
 
-def make(folder: Path, migrated: Path) -> Path:
+def make_search_folder(folder: Path, migrated: Path) -> Path:
     (folder / "root").mkdir(parents=True)
     shutil.copy(migrated / "mlflow.db", folder / "root")
-    noise(series=6).to_csv(folder / "meters.csv", index=False)
-    write_config(folder / "small.yaml", small(steps=80, epoch_steps=4))
+    make_noise_frame(series=6).to_csv(folder / "meters.csv", index=False)
+    write_config(folder / "small.yaml", make_small_spec(steps=80, epoch_steps=4))
     return folder
 
 
-def epochs(folder: Path, trial: int) -> int:
+def count_reported_epochs(folder: Path, trial: int) -> int:
     """How many epochs a trial, by its number in the database, has told of."""
     path = folder / "root" / "tune.db"
     if not path.exists():
@@ -43,27 +43,30 @@ def epochs(folder: Path, trial: int) -> int:
 
 @pytest.mark.sweep
 @pytest.mark.slow
-def test_a_search_that_is_killed_goes_on_and_finds_what_an_uninterrupted_one_finds(
-    migrated: Path, tmp_path: Path
-) -> None:
-    whole, killed = make(tmp_path / "whole", migrated), make(tmp_path / "killed", migrated)
-    done = forecaster(*TUNE, folder=whole)
+def test_a_killed_search_resumes_and_finds_the_uninterrupted_result(migrated_root: Path, tmp_path: Path) -> None:
+    whole, killed = (
+        make_search_folder(tmp_path / "whole", migrated_root),
+        make_search_folder(tmp_path / "killed", migrated_root),
+    )
+    done = run_forecaster(*TUNE_COMMAND, folder=whole)
     assert done.returncode == 0, done.stderr
     for trial in (1, 4):  # the second trial; and its third, when the second was tried again as number 2
-        with started(["-m", "pipelines.cli", *map(str, TUNE)], killed) as process:
-            wait_until(lambda number=trial: process.poll() is not None or epochs(killed, number) > 1, pause=0.01)
+        with start_process(["-m", "pipelines.cli", *map(str, TUNE_COMMAND)], killed) as process:
+            wait_until(
+                lambda number=trial: process.poll() is not None or count_reported_epochs(killed, number) > 1, pause=0.01
+            )
             process.send_signal(signal.SIGKILL)
             assert process.wait(20) == -signal.SIGKILL, (killed / "process.log").read_text()
         assert not (killed / "best.yaml").exists()
-    again = forecaster(*TUNE, folder=killed)
+    again = run_forecaster(*TUNE_COMMAND, folder=killed)
     assert again.returncode == 0, again.stderr
-    assert f"3 of {TRIALS} trials are there, 1 broke off and is tried again." in again.stderr
+    assert f"3 of {TRIAL_COUNT} trials are there, 1 broke off and is tried again." in again.stderr
     assert (killed / "best.yaml").read_bytes() == (whole / "best.yaml").read_bytes()
 
-    client = connect(Root(killed / "root").store)
+    client = create_client(Root(killed / "root").store_uri)
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
     [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert parent.info.status == "FINISHED"
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert sorted(run.info.status for run in children) == ["FINISHED"] * TRIALS + ["KILLED"] * 2
+    assert sorted(run.info.status for run in children) == ["FINISHED"] * TRIAL_COUNT + ["KILLED"] * 2

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.processes import CHECKOUT, environment
+from tests.system.processes import CHECKOUT, make_environment
 
 
 @pytest.mark.sweep
 @pytest.mark.slow
-def test_every_worker_goes_back_with_a_registry_and_without_one(tmp_path: Path) -> None:
+def test_every_worker_rolls_back_with_and_without_a_registry(tmp_path: Path) -> None:
     out = tmp_path / "rollback.md"
     done = subprocess.run(
         [sys.executable, str(CHECKOUT / "benchmarks" / "rollback.py"), "--out", str(out)],
-        env=environment(),
+        env=make_environment(),
         cwd=tmp_path,
         capture_output=True,
         text=True,

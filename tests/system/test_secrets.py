@@ -7,74 +7,78 @@ from pathlib import Path
 
 import pytest
 
-from forecaster.registry.registry import Registry, connect
-from pipelines.redaction import SQL_URL
+from forecaster.registry.registry import Registry, create_client
+from pipelines.redaction import SQL_URL_VARIABLE
 from pipelines.settings import Root
-from pipelines.training.retrain_key import TAG
-from tests.pipelines.conftest import noise, small
-from tests.pipelines.postgres_server import PASSWORD, QUOTED, running
-from tests.system.processes import forecaster, write_config
+from pipelines.training.retrain_key import RETRAIN_KEY_TAG
+from tests.pipelines.conftest import make_noise_frame, make_small_spec
+from tests.pipelines.postgres_server import PASSWORD, QUOTED, running_postgres
+from tests.system.processes import run_forecaster, write_config
 
 pytestmark = pytest.mark.slow
 QUERY = "SELECT unique_id, ds, y FROM readings"
-PLANTED = {
+PLANTED_SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-aws-key",
     "AWS_SESSION_TOKEN": "planted-aws-token",
     "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-password",
     "PGPASSWORD": "planted-pg-password",
 }
-STRINGS = [text.encode() for text in (*PLANTED.values(), PASSWORD, QUOTED, "w0rd")]
+SEARCHED_STRINGS = [text.encode() for text in (*PLANTED_SECRETS.values(), PASSWORD, QUOTED, "w0rd")]
 
 
-def holding(folder: Path) -> dict[str, list[bytes]]:
+def files_with_secrets(folder: Path) -> dict[str, list[bytes]]:
     """The files that hold what was planted."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             content += gzip.decompress(content) if content[:2] == b"\x1f\x8b" else b""
-            planted = [one for one in STRINGS if one in content]
+            planted = [one for one in SEARCHED_STRINGS if one in content]
             if planted:
                 found[str(path)] = planted
     return found
 
 
-def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
+def test_the_search_finds_planted_secrets(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(f"x{PASSWORD}x")
     (tmp_path / "b").write_bytes(gzip.compress(b"planted-aws-key"))
-    assert {Path(path).name for path in holding(tmp_path)} == {"a", "b"}
+    assert {Path(path).name for path in files_with_secrets(tmp_path)} == {"a", "b"}
 
 
-def test_no_file_and_no_line_holds_a_secret(fresh: Root, tmp_path: Path) -> None:
-    with running() as address:
+def test_no_file_and_no_log_line_contains_a_secret(fresh_root: Root, tmp_path: Path) -> None:
+    with running_postgres() as address:
         import psycopg
 
         with psycopg.connect(address) as connection, connection.cursor() as cursor:
             cursor.execute("CREATE TABLE readings (unique_id text, ds timestamp, y float8)")
-            rows = [(one, at.to_pydatetime(), y) for one, at, y in noise(4).itertuples(index=False)]
+            rows = [(one, at.to_pydatetime(), y) for one, at, y in make_noise_frame(4).itertuples(index=False)]
             cursor.executemany("INSERT INTO readings VALUES (%s, %s, %s)", rows)
-        write_config(tmp_path / "small.yaml", small())
-        environment = {**PLANTED, SQL_URL: address}
+        write_config(tmp_path / "small.yaml", make_small_spec())
+        environment = {**PLANTED_SECRETS, SQL_URL_VARIABLE: address}
         asked = ["retrain", "--sql", QUERY, "--config", "small.yaml", "--cutoff", "2026-01-03T06:00", "--root", "root"]
         killed = {"FORECASTER_TEST": "1", "FORECASTER_FAILPOINTS": "checkpoint.written=kill"}
         said = ""
         for further in (killed, {}, {}):  # a checkpoint stays behind, the second goes on, the third is answered
-            done = forecaster(*asked, folder=tmp_path, **environment, **further)
+            done = run_forecaster(*asked, folder=tmp_path, **environment, **further)
             said += done.stdout + done.stderr
         assert done.returncode in (0, 3), said
-        scheduled = forecaster(*asked, "--cron", "0 3 * * *", folder=tmp_path, **environment)
-        wrong = forecaster(*asked, folder=tmp_path, **environment | {SQL_URL: address.replace("reader:", "nobody:")})
-        odd = forecaster(*asked, folder=tmp_path, **environment | {SQL_URL: address.replace("127.0.0.1", "[")})
+        scheduled = run_forecaster(*asked, "--cron", "0 3 * * *", folder=tmp_path, **environment)
+        wrong = run_forecaster(
+            *asked, folder=tmp_path, **environment | {SQL_URL_VARIABLE: address.replace("reader:", "nobody:")}
+        )
+        odd = run_forecaster(
+            *asked, folder=tmp_path, **environment | {SQL_URL_VARIABLE: address.replace("127.0.0.1", "[")}
+        )
         assert (scheduled.returncode, wrong.returncode, odd.returncode) == (0, 1, 1)
         said += "".join(one.stdout + one.stderr for one in (scheduled, wrong, odd))
-    root = fresh
-    [version] = Registry(root.store).versions("small")
-    client = connect(root.store)
+    root = fresh_root
+    [version] = Registry(root.store_uri).list_versions("small")
+    client = create_client(root.store_uri)
     assert version.run_id is not None
     run = client.get_run(version.run_id)
     assert run.data.tags["asked_cutoff"] == "2026-01-03T06:00"
     assert run.data.tags["cutoff"] < "2026-01-03T06:00"
-    assert run.data.tags[TAG]
+    assert run.data.tags[RETRAIN_KEY_TAG]
     assert QUERY in str(run.inputs.dataset_inputs[0].dataset.source)
-    assert holding(root.path) == {}
-    assert not [one for one in STRINGS if one.decode() in f"{said} {run.to_dictionary()}"]
+    assert files_with_secrets(root.path) == {}
+    assert not [one for one in SEARCHED_STRINGS if one.decode() in f"{said} {run.to_dictionary()}"]

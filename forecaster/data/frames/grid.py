@@ -8,24 +8,24 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadStamp, GridTooLarge, IrregularStamps
-from forecaster.frequency import Stamps, counts, offset
+from forecaster.frequency import Timestamps, parse_frequency, timestamps_to_int64
 from forecaster.shapes import Bool, Int
 
-MOST_STEPS = 10**8  # of all series together; more is a wrong frequency, not a history
-MOST_RUNGS = 10**6  # of a calendar that has to be walked, such as business hours
-FULLEST_HOLES = 0.9  # more absent steps than this is a wrong frequency, not a history with gaps
-LONG_RUN = 12  # steps in a row that prove a frequency, whatever is absent elsewhere
-_DAY = 86_400_000_000  # microseconds
+MAX_TOTAL_STEPS = 10**8  # of all series together; more is a wrong frequency, not a history
+MAX_CALENDAR_STEPS = 10**6  # of a calendar that has to be walked, such as business hours
+MAX_MISSING_SHARE = 0.9  # more absent steps than this is a wrong frequency, not a history with gaps
+MIN_CONFIRMING_RUN = 12  # steps in a row that prove a frequency, whatever is absent elsewhere
+_DAY_MICROSECONDS = 86_400_000_000  # microseconds
 
 
-class Places(NamedTuple):
+class GridPositions(NamedTuple):
     """Where each row lies, in steps from the first row of its series."""
 
     step: Int[np.ndarray, "row"]
-    off: Bool[np.ndarray, "row"]  # not on the grid at all; `step` means nothing there
+    is_off_grid: Bool[np.ndarray, "row"]  # not on the grid at all; `step` means nothing there
 
 
-def places(stamps: Stamps, freq: str, first: Int[np.ndarray, "row"]) -> Places:
+def compute_grid_positions(timestamps: Timestamps, freq: str, first_rows: Int[np.ndarray, "row"]) -> GridPositions:
     """Places sorted stamps on the grid of their series.
 
     Numbers, and seconds to hours, are counted in truth, days and longer steps on the wall, where a day may have 23 or 25 hours.
@@ -35,25 +35,29 @@ def places(stamps: Stamps, freq: str, first: Int[np.ndarray, "row"]) -> Places:
         freq: A pandas offset alias, or a whole number, as the stamps are.
         first: For each row, the first row of its series.
     """
-    step = offset(freq)
-    moments = counts(stamps)
+    step = parse_frequency(freq)
+    moments = timestamps_to_int64(timestamps)
     if isinstance(step, (int, pd.offsets.Tick)):
-        steps, rest = np.divmod(moments - moments[first], step if isinstance(step, int) else _microseconds(step))
-        return Places(steps, rest != 0)
-    assert isinstance(stamps, pd.DatetimeIndex), "what is numbered steps by a number"
-    wall = moments if stamps.tz is None else stamps.tz_localize(None).asi8
-    day, clock = np.divmod(wall, _DAY)
-    rung, on = _rungs(day, wall, step)
-    steps, rest = np.divmod(rung - rung[first], step.n)
+        steps, rest = np.divmod(
+            moments - moments[first_rows], step if isinstance(step, int) else _step_microseconds(step)
+        )
+        return GridPositions(steps, rest != 0)
+    assert isinstance(timestamps, pd.DatetimeIndex), "what is numbered steps by a number"
+    wall = moments if timestamps.tz is None else timestamps.tz_localize(None).asi8
+    day, clock = np.divmod(wall, _DAY_MICROSECONDS)
+    rung, on = _compute_calendar_indices(day, wall, step)
+    steps, rest = np.divmod(rung - rung[first_rows], step.n)
     off = ~on | (rest != 0)
-    if not _within_days(step):
-        shifted = np.flatnonzero(clock != clock[first])
-        meant = day[shifted] * _DAY + clock[first][shifted]
-        off[shifted] |= ~_put_forward(stamps[shifted], meant)
-    return Places(steps, off)
+    if not _is_intraday(step):
+        shifted = np.flatnonzero(clock != clock[first_rows])
+        meant = day[shifted] * _DAY_MICROSECONDS + clock[first_rows][shifted]
+        off[shifted] |= ~_is_shifted_forward(timestamps[shifted], meant)
+    return GridPositions(steps, off)
 
 
-def lengths(steps: Places, bounds: Int[np.ndarray, "_"], *, ids: Any, freq: str) -> Int[np.ndarray, "series"]:
+def compute_series_lengths(
+    positions: GridPositions, bounds: Int[np.ndarray, "_"], *, ids: Any, freq: str
+) -> Int[np.ndarray, "series"]:
     """How many steps each series has on its grid; raises before anything as long is built.
 
     Args:
@@ -66,16 +70,16 @@ def lengths(steps: Places, bounds: Int[np.ndarray, "_"], *, ids: Any, freq: str)
         IrregularStamps: a series would be nearly all holes.
     """
     rows = np.diff(bounds)
-    long = steps.step[bounds[1:] - 1] + 1
+    long = positions.step[bounds[1:] - 1] + 1
     total = float(long.sum(dtype=np.float64))
-    if total > MOST_STEPS:
+    if total > MAX_TOTAL_STEPS:
         longest = str(ids[int(np.argmax(long))])
         raise GridTooLarge(
-            f"Expected at most {MOST_STEPS:.0e} steps between the first and last stamps; at {freq!r} they have {total:.3g}, "
+            f"Expected at most {MAX_TOTAL_STEPS:.0e} steps between the first and last stamps; at {freq!r} they have {total:.3g}, "
             f"series {longest!r} {float(long.max()):.3g} of them. Correct its stamps, or declare a coarser frequency.",
             where=longest,
         )
-    hollow = long - rows > FULLEST_HOLES * long
+    hollow = long - rows > MAX_MISSING_SHARE * long
     if hollow.any():
         one = int(np.argmax(hollow))
         raise IrregularStamps(
@@ -87,19 +91,19 @@ def lengths(steps: Places, bounds: Int[np.ndarray, "_"], *, ids: Any, freq: str)
     return np.asarray(long)
 
 
-def proves(steps: Places) -> bool:
+def confirms_frequency(positions: GridPositions) -> bool:
     """Whether the rows of one series prove a frequency although some are absent.
 
     All are on its grid, most follow one another by one step, and a long run does so without a gap.
     """
-    ones = np.diff(steps.step) == 1
-    if steps.off.any() or 2 * int(ones.sum()) < len(ones):
+    ones = np.diff(positions.step) == 1
+    if positions.is_off_grid.any() or 2 * int(ones.sum()) < len(ones):
         return False
     breaks = np.flatnonzero(np.concatenate([[True], ~ones, [True]]))
-    return bool(np.diff(breaks).max() - 1 >= LONG_RUN)
+    return bool(np.diff(breaks).max() - 1 >= MIN_CONFIRMING_RUN)
 
 
-def _microseconds(step: pd.offsets.Tick) -> int:
+def _step_microseconds(step: pd.offsets.Tick) -> int:
     """Of one step; what no calendar holds is cut to what an integer of the machine does."""
     if isinstance(step, pd.offsets.Nano):
         return step.n // 1000
@@ -107,12 +111,12 @@ def _microseconds(step: pd.offsets.Tick) -> int:
     return int(min(step.n * (pd.Timedelta(unit) // pd.Timedelta(microseconds=1)), 2**62))
 
 
-def _within_days(step: pd.offsets.BaseOffset) -> bool:
+def _is_intraday(step: pd.offsets.BaseOffset) -> bool:
     return isinstance(step, pd.offsets.BusinessHour)
 
 
-def _rungs(
-    day: Int[np.ndarray, "row"], wall: Int[np.ndarray, "row"], step: pd.offsets.BaseOffset
+def _compute_calendar_indices(
+    day: Int[np.ndarray, "row"], local_time: Int[np.ndarray, "row"], step: pd.offsets.BaseOffset
 ) -> tuple[Int[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
     """The number of each row among all days, weeks, months... of the calendar, and whether it is one of them."""
     if isinstance(step, pd.offsets.Day):
@@ -121,20 +125,20 @@ def _rungs(
     if isinstance(step, pd.offsets.Week) and weekday is not None:
         week, found = np.divmod(day + 3, 7)  # 1970-01-01 was a Thursday
         return week, found == weekday
-    sought = wall if _within_days(step) else day * _DAY
-    grid = _calendar(int(sought.min()), int(sought.max()), step.base)
+    sought = local_time if _is_intraday(step) else day * _DAY_MICROSECONDS
+    grid = _build_calendar(int(sought.min()), int(sought.max()), step.base)
     rung = np.searchsorted(grid, sought)
     return rung, np.append(grid, -1)[rung] == sought
 
 
-def _calendar(first: int, last: int, step: pd.offsets.BaseOffset) -> Int[np.ndarray, "rung"]:
+def _build_calendar(first: int, last: int, step: pd.offsets.BaseOffset) -> Int[np.ndarray, "rung"]:
     """The stamps of a step from first to last, in microseconds."""
     start, end = pd.Timestamp(np.datetime64(first, "us")), pd.Timestamp(np.datetime64(last, "us"))
     mid = pd.Timestamp("2000-01-01")
     usual = (mid + 1000 * step - mid) / 1000
-    if (end - start) / usual > MOST_RUNGS and step.freqstr != "B":  # pandas counts those without walking
+    if (end - start) / usual > MAX_CALENDAR_STEPS and step.freqstr != "B":  # pandas counts those without walking
         raise GridTooLarge(
-            f"Expected at most {MOST_RUNGS:.0e} steps of {step.freqstr!r} between {start.isoformat()} and {end.isoformat()}. "
+            f"Expected at most {MAX_CALENDAR_STEPS:.0e} steps of {step.freqstr!r} between {start.isoformat()} and {end.isoformat()}. "
             "Correct the stamps, or declare a coarser frequency.",
             where="ds",
         )
@@ -148,10 +152,10 @@ def _calendar(first: int, last: int, step: pd.offsets.BaseOffset) -> Int[np.ndar
         ) from error
 
 
-def _put_forward(stamps: pd.DatetimeIndex, meant: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
+def _is_shifted_forward(timestamps: pd.DatetimeIndex, intended: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
     """Whether each stamp is what a clock that was put forward over the local time meant, in microseconds, shows."""
-    if stamps.tz is None:
-        return np.zeros(len(stamps), dtype=bool)
-    wall: Any = pd.DatetimeIndex(meant.astype("datetime64[us]"))
-    shown = wall.tz_localize(stamps.tz, ambiguous=np.ones(len(wall), dtype=bool), nonexistent="shift_forward")
-    return np.asarray(shown.asi8 == stamps.asi8)
+    if timestamps.tz is None:
+        return np.zeros(len(timestamps), dtype=bool)
+    wall: Any = pd.DatetimeIndex(intended.astype("datetime64[us]"))
+    shown = wall.tz_localize(timestamps.tz, ambiguous=np.ones(len(wall), dtype=bool), nonexistent="shift_forward")
+    return np.asarray(shown.asi8 == timestamps.asi8)

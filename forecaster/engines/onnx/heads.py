@@ -11,16 +11,16 @@ from statistics import NormalDist
 import numpy as np
 from numpy.polynomial import Chebyshev
 
-from forecaster.engines.onnx.builder import F32, F64, Draft, Value
-from forecaster.model.heads import SMALLEST, Categorical, Gaussian, Head, NegativeBinomial, Point, Quantile, StudentT
+from forecaster.engines.onnx.builder import F32, F64, GraphBuilder, Value
+from forecaster.model.heads import MIN_SCALE, Categorical, Gaussian, Head, NegativeBinomial, Point, Quantile, StudentT
 from forecaster.shapes import Float
 
-_EDGE = float(np.finfo(np.float32).eps / 2)  # uniforms are kept so far off 0 and 1
+_UNIFORM_MARGIN = float(np.finfo(np.float32).eps / 2)  # uniforms are kept so far off 0 and 1
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
-class Params:
+class OnnxHeadParams:
     """The parameters of a head for every point of a block, each computed when it is asked for.
 
     Attributes:
@@ -30,86 +30,86 @@ class Params:
         shift: What is added to the first parameter, [segment, track, point]; None: nothing.
     """
 
-    each: Value
+    hidden: Value
     weight: Float[np.ndarray, "hidden target point param"]
     bias: Float[np.ndarray, "target point param"]
     shift: Value | None
 
-    def one(self, place: int) -> Value:
+    def parameter(self, index: int) -> Value:
         """One parameter, [segment, track, point]."""
         targets, points, _ = self.bias.shape
-        raw = self._read(self.weight[..., place], self.bias[..., place])
+        raw = self._project(self.weight[..., index], self.bias[..., index])
         raw = raw.reshape(0, -1, points) if targets > 1 else raw
-        return raw + self.shift if place == 0 and self.shift is not None else raw
+        return raw + self.shift if index == 0 and self.shift is not None else raw
 
-    def since(self, place: int) -> Value:
+    def parameters_from(self, start: int) -> Value:
         """All parameters from one on, none of which is shifted: [segment, track, point, param]."""
-        _, points, params = self.bias[..., place:].shape
-        return self._read(self.weight[..., place:], self.bias[..., place:]).reshape(0, -1, points, params)
+        _, points, params = self.bias[..., start:].shape
+        return self._project(self.weight[..., start:], self.bias[..., start:]).reshape(0, -1, points, params)
 
-    def _read(self, weight: np.ndarray, bias: np.ndarray) -> Value:
-        draft = self.each.draft
-        return self.each @ draft.constant(weight.reshape(len(weight), -1)) + draft.constant(bias.reshape(-1))
+    def _project(self, weight: np.ndarray, bias: np.ndarray) -> Value:
+        draft = self.hidden.builder
+        return self.hidden @ draft.constant(weight.reshape(len(weight), -1)) + draft.constant(bias.reshape(-1))
 
 
-def mean(head: Head, params: Params) -> Value:
+def point_forecast(head: Head, params: OnnxHeadParams) -> Value:
     """The point forecast, [segment, track, point]."""
     match head:
         case NegativeBinomial():
-            return _positive(params.one(0))
+            return _positive(params.parameter(0))
         case Categorical():
-            probability = params.since(0).softmax()
+            probability = params.parameters_from(0).softmax()
             bins = np.arange(head.bins)
-            mirrored = probability.take(probability.draft.whole(bins[::-1].tolist()), axis=3)
-            centre = probability.draft.constant((bins + 0.5) * head.width - head.bound)
-            return ((probability - mirrored) * centre).sum(3, keep=False) / 2.0
+            mirrored = probability.take(probability.builder.integers(bins[::-1].tolist()), axis=3)
+            centre = probability.builder.constant((bins + 0.5) * head.bin_width - head.bound)
+            return ((probability - mirrored) * centre).sum(3, keepdims=False) / 2.0
         case _:
-            return params.one(0)
+            return params.parameter(0)
 
 
-def drawable(head: Head) -> bool:
+def can_sample(head: Head) -> bool:
     """Whether paths can be drawn in the graph. Draws of a negative binomial take steps whose number depends on the data."""
     return not isinstance(head, (Point, NegativeBinomial))
 
 
-def prepare(head: Head, noise: Value) -> list[Value]:
-    """What draws need of uniforms [track, step, noise], whatever the parameters: [track, step, any] each, for `draw`."""
-    first = noise.cut(2, 0, 1).clip(_EDGE, 1 - _EDGE)
+def prepare_noise(head: Head, noise: Value) -> list[Value]:
+    """What draws need of uniforms [track, step, noise], whatever the parameters: [track, step, any] each, for `sample`."""
+    first = noise.slice_axis(2, 0, 1).clip(_UNIFORM_MARGIN, 1 - _UNIFORM_MARGIN)
     match head:
         case Quantile():
-            return [_shares(first, head.levels)]
+            return [_step_fractions(first, head.levels)]
         case Gaussian():
-            return [_normal(first)]
+            return [_normal_quantile(first)]
         case StudentT():
-            return [first.log(), (noise.cut(2, 1, 2) * (2 * math.pi)).cos()]
+            return [first.log(), (noise.slice_axis(2, 1, 2) * (2 * math.pi)).cos()]
         case _:
             return [first]
 
 
-def draw(head: Head, params: Params, prepared: Sequence[Value]) -> Value:
+def sample(head: Head, params: OnnxHeadParams, prepared: Sequence[Value]) -> Value:
     """A draw of each point, [segment, track, point], from what was prepared: [segment, track, point, any] each."""
     match head:
         case Quantile():
             normal = [NormalDist().inv_cdf(level) for level in head.levels]
             widths = np.array([high - low for low, high in pairwise(normal)])
-            steps = _positive(params.since(1)) * params.each.draft.constant(widths)
-            return params.one(0) + (steps * prepared[0]).sum(3, keep=False)
+            steps = _positive(params.parameters_from(1)) * params.hidden.builder.constant(widths)
+            return params.parameter(0) + (steps * prepared[0]).sum(3, keepdims=False)
         case Gaussian():
-            return params.one(0) + _positive(params.one(1)) * prepared[0].squeeze(3)
+            return params.parameter(0) + _positive(params.parameter(1)) * prepared[0].squeeze(3)
         case StudentT():
             log_uniform, cosine = (each.squeeze(3) for each in prepared)
-            freedom = _positive(params.one(2)) + 2.0
+            freedom = _positive(params.parameter(2)) + 2.0
             radius = (freedom * _expm1(-2.0 / freedom * log_uniform)).sqrt()
-            return params.one(0) + _positive(params.one(1)) * radius * cosine
+            return params.parameter(0) + _positive(params.parameter(1)) * radius * cosine
         case Categorical():
-            probability = params.since(0).softmax()
+            probability = params.parameters_from(0).softmax()
             over = (probability.cumsum(3) - prepared[0]) / probability.clip(_TINY, None)
-            return (1.0 - over).clip(0.0, 1.0).sum(3, keep=False) * head.width - head.bound
+            return (1.0 - over).clip(0.0, 1.0).sum(3, keepdims=False) * head.bin_width - head.bound
     raise AssertionError(f"{type(head).__name__} is not drawable")
 
 
 def _positive(raw: Value) -> Value:
-    return (raw + math.log(math.expm1(1 - SMALLEST))).softplus() + SMALLEST
+    return (raw + math.log(math.expm1(1 - MIN_SCALE))).softplus() + MIN_SCALE
 
 
 def _expm1(x: Value) -> Value:
@@ -117,9 +117,9 @@ def _expm1(x: Value) -> Value:
     return (x * 0.5).tanh() * (x.exp() + 1.0)
 
 
-def _shares(level: Value, levels: Sequence[float]) -> Value:
+def _step_fractions(level: Value, levels: Sequence[float]) -> Value:
     """How much of every step lies between the median and the quantile at a level [track, step, 1]."""
-    draft, knots, count = level.draft, np.array(levels, dtype=np.float32), len(levels) - 1
+    draft, knots, count = level.builder, np.array(levels, dtype=np.float32), len(levels) - 1
     low, high = knots[:-1], knots[1:]
     inside = ((level - draft.constant(low)) / draft.constant(high - low)).clip(0.0, 1.0)
     shares = inside - draft.constant((high <= 0.5).astype(np.float32))
@@ -129,30 +129,30 @@ def _shares(level: Value, levels: Sequence[float]) -> Value:
     return shares - left * draft.constant(place == 0) + right * draft.constant(place == count - 1)
 
 
-def _normal(uniform: Value) -> Value:
-    """The normal quantile of uniforms not nearer to 0 or 1 than `_EDGE`.
+def _normal_quantile(uniform: Value) -> Value:
+    """The normal quantile of uniforms not nearer to 0 or 1 than `_UNIFORM_MARGIN`.
 
     Of the smaller tail p it is a smooth function of sqrt(-2 log p), and a polynomial there to 1e-11.
     """
     exact = uniform.cast(F64)
-    draft, above = exact.draft, exact > 0.5
+    draft, above = exact.builder, exact > 0.5
     radius = (draft.where(above, 1.0 - exact, exact).log() * -2.0).sqrt()
-    ends = (math.sqrt(2 * math.log(2)), math.sqrt(-2 * math.log(_EDGE / 2)))
-    fitted = Chebyshev.interpolate(_tail, 24, domain=list(ends))
+    ends = (math.sqrt(2 * math.log(2)), math.sqrt(-2 * math.log(_UNIFORM_MARGIN / 2)))
+    fitted = Chebyshev.interpolate(_normal_tail_quantile, 24, domain=list(ends))
     x = (radius - (ends[0] + ends[1]) / 2) / ((ends[1] - ends[0]) / 2)
     size = _clenshaw(draft, x, fitted.coef)
     return draft.where(above, size, -size).cast(F32)
 
 
-def _tail(radius: Float[np.ndarray, "_"]) -> Float[np.ndarray, "_"]:
+def _normal_tail_quantile(radius: Float[np.ndarray, "_"]) -> Float[np.ndarray, "_"]:
     return np.array([-NormalDist().inv_cdf(math.exp(-r * r / 2)) for r in radius])
 
 
-def _clenshaw(draft: Draft, x: Value, coefficients: Float[np.ndarray, "_"]) -> Value:
+def _clenshaw(builder: GraphBuilder, x: Value, coefficients: Float[np.ndarray, "_"]) -> Value:
     """A Chebyshev series (Clenshaw 1955)."""
     *_, last = coefficients
     twice = x * 2.0
-    value, before = draft.constant(last, F64) + x * 0.0, x * 0.0
+    value, before = builder.constant(last, F64) + x * 0.0, x * 0.0
     for coefficient in coefficients[-2:0:-1]:
         value, before = twice * value - before + float(coefficient), value
     return x * value - before + float(coefficients[0])

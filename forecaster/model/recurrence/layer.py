@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from forecaster.shapes import Bool, Float
-from forecaster.spec import Cell
+from forecaster.spec import CellKind
 
 
-class Layer(NamedTuple):
+class LayerInputs(NamedTuple):
     """A layer and all that it reads. Axes before the row are members: none, or one for networks that run side by side.
 
     Attributes:
@@ -25,18 +25,18 @@ class Layer(NamedTuple):
         recurrent_bias: Likewise; a GRU's for n is inside the reset.
     """
 
-    kind: Cell
+    kind: CellKind
     inputs: Float[Tensor, "*member row step feature"]
     hidden: Float[Tensor, "*member row hidden"]
     cell: Float[Tensor, "*member row hidden"] | None
-    begun: Bool[Tensor, "*member row step"]
+    mask: Bool[Tensor, "*member row step"]
     input_weights: Float[Tensor, "*member gate feature"]
     recurrent_weights: Float[Tensor, "*member gate hidden"]
     input_bias: Float[Tensor, "*member gate"]
     recurrent_bias: Float[Tensor, "*member gate"]
 
 
-class Pass(NamedTuple):
+class LayerOutputs(NamedTuple):
     """What a layer made of its inputs.
 
     Attributes:
@@ -49,10 +49,10 @@ class Pass(NamedTuple):
     outputs: Float[Tensor, "*member row step hidden"]
     hidden: Float[Tensor, "*member row hidden"]
     cell: Float[Tensor, "*member row hidden"] | None
-    kept: tuple[Tensor, ...]
+    saved: tuple[Tensor, ...]
 
 
-class Slopes(NamedTuple):
+class LayerGradients(NamedTuple):
     """The gradient of a loss by what a layer read."""
 
     inputs: Float[Tensor, "*member row step feature"] | None
@@ -65,20 +65,20 @@ class Slopes(NamedTuple):
 
 
 @runtime_checkable
-class Engine(Protocol):
+class Backend(Protocol):
     """A way to compute a layer."""
 
-    def forward(self, layer: Layer, *, keep: bool) -> Pass:
-        """Runs over the steps; `kept` is empty unless the way back is wanted."""
+    def forward(self, layer: LayerInputs, *, keep_for_backward: bool) -> LayerOutputs:
+        """Runs over the steps; `saved` is empty unless the way back is wanted."""
 
     def backward(
         self,
-        layer: Layer,
-        done: Pass,
-        outputs: Float[Tensor, "*member row step hidden"] | None,
-        hidden: Float[Tensor, "*member row hidden"] | None,
-        cell: Float[Tensor, "*member row hidden"] | None,
+        layer: LayerInputs,
+        forward_outputs: LayerOutputs,
+        grad_outputs: Float[Tensor, "*member row step hidden"] | None,
+        grad_hidden: Float[Tensor, "*member row hidden"] | None,
+        grad_cell: Float[Tensor, "*member row hidden"] | None,
         *,
-        of_inputs: bool,
-    ) -> Slopes:
-        """The slopes by what was read, given those by what came out (None: 0). `of_inputs`: whether theirs are wanted."""
+        needs_input_grad: bool,
+    ) -> LayerGradients:
+        """The slopes by what was read, given those by what came out (None: 0). `needs_input_grad`: whether theirs are wanted."""

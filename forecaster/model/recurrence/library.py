@@ -13,18 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forecaster.shapes import Float
-from forecaster.spec import RUNAWAY
+from forecaster.spec import DIVERGENCE_FACTOR
 
 logger = logging.getLogger(__name__)
 
-KINDS = {"gru": 0, "lstm": 1, "elman": 2}
-VERSION = 2  # of what steps.c offers
-_BAND = 256_000  # bytes of the rows that take their steps together: with the weights, they stay in the second cache
-_TALL = 6  # rows of the kernel's tiles
-_SMALL = 1_000_000  # multiplications below which a second thread costs more than it gives
+CELL_CODES = {"gru": 0, "lstm": 1, "elman": 2}
+LIBRARY_VERSION = 2  # of what steps.c offers
+_BAND_BYTES = (
+    256_000  # bytes of the rows that take their steps together: with the weights, they stay in the second cache
+)
+_TILE_ROWS = 6  # rows of the kernel's tiles
+_PARALLEL_THRESHOLD = 1_000_000  # multiplications below which a second thread costs more than it gives
 
-SIZES = ("kind", "members", "rows", "steps", "features", "hidden", "padded", "pieces", "few")
-ARRAYS = (
+LAYER_SIZES = ("kind", "members", "rows", "steps", "features", "hidden", "padded", "pieces", "few")
+LAYER_ARRAYS = (
     *("inputs", "hidden_before", "cell_before", "input_weights", "recurrent_weights", "input_bias", "recurrent_bias"),
     *("begun", "outputs", "hidden_after", "cell_after", "gates", "cells"),
     *("d_outputs", "d_hidden_after", "d_cell_after", "d_inputs", "d_hidden_before", "d_cell_before"),
@@ -32,17 +34,17 @@ ARRAYS = (
 )
 ROLLOUT_SIZES = ("kind", "layers", "rows", "steps", "blocks", "segment", "hidden", "padded", "places", "every")
 ROLLOUT_ARRAYS = ("packed", "output", "values", "states", "cells", "bound", "told")
-LAYER = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")  # of a layer, as the bundle names them
+LAYER_WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")  # of a layer, as the bundle names them
 
 
-class CLayer(ctypes.Structure):
+class LayerStruct(ctypes.Structure):
     """`struct layer` of steps.c."""
 
-    _fields_ = [*((name, ctypes.c_int64) for name in SIZES), *((name, ctypes.c_void_p) for name in ARRAYS)]
+    _fields_ = [*((name, ctypes.c_int64) for name in LAYER_SIZES), *((name, ctypes.c_void_p) for name in LAYER_ARRAYS)]
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """What was compiled of steps.c; None where it was not, or from another one."""
     places = [Path(__file__).with_name(f"_steps{suffix}") for suffix in EXTENSION_SUFFIXES]
     found = next((place for place in places if place.exists()), None)
@@ -53,7 +55,7 @@ def library() -> ctypes.CDLL | None:
         version = loaded.version()
     except AttributeError:
         version = 0
-    if version != VERSION:
+    if version != LIBRARY_VERSION:
         logger.warning("%s was compiled from another steps.c and is not used. Install again, to be faster.", found)
         return None
     for function in (loaded.lanes, loaded.run, loaded.roll, loaded.size_of_packed):
@@ -66,7 +68,7 @@ def library() -> ctypes.CDLL | None:
 
 
 @cache
-def openmp() -> int | None:
+def find_openmp() -> int | None:
     """Where torch's own threads are started. Two pools of threads would stand in each other's way."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
@@ -74,7 +76,7 @@ def openmp() -> int | None:
         return None  # another runtime: one thread
 
 
-class _Rollout(ctypes.Structure):
+class _RolloutStruct(ctypes.Structure):
     """`struct rollout` of steps.c."""
 
     _fields_ = [
@@ -84,7 +86,7 @@ class _Rollout(ctypes.Structure):
     ]
 
 
-class Shape(NamedTuple):
+class NetworkShape(NamedTuple):
     """Which networks a stack is of.
 
     Attributes:
@@ -97,19 +99,19 @@ class Shape(NamedTuple):
 
     cell: str
     layers: int
-    hidden: int
+    hidden_size: int
     segment: int
-    params: int
+    num_params: int
 
 
-class Stack:
+class PackedNetwork:
     """The weights of a plain network, laid out for the kernel: a copy. It remembers nothing between calls.
 
     Attributes:
         shape: Of the network.
     """
 
-    def __init__(self, shape: Shape, weights: Mapping[str, Float[np.ndarray, "..."]], *, lanes: int) -> None:
+    def __init__(self, shape: NetworkShape, weights: Mapping[str, Float[np.ndarray, "..."]], *, lanes: int) -> None:
         """Lays the weights out.
 
         Args:
@@ -117,22 +119,22 @@ class Stack:
             weights: By their names in the bundle.
             lanes: Floats of a vector, as the machine has them.
         """
-        found = library()
+        found = load_library()
         assert found is not None, "asked for where it was not compiled"
         self.shape, self._lanes, self._library = shape, lanes, found
-        self._padded = -(-shape.hidden // lanes) * lanes
+        self._padded = -(-shape.hidden_size // lanes) * lanes
         self._sizes: dict[str, Any] = {
-            "kind": KINDS[shape.cell],
+            "kind": CELL_CODES[shape.cell],
             "layers": shape.layers,
             "segment": shape.segment,
-            "hidden": shape.hidden,
+            "hidden": shape.hidden_size,
             "padded": self._padded,
-            "runaway": RUNAWAY,
+            "runaway": DIVERGENCE_FACTOR,
         }
-        self._packed = self._pack(weights)
-        self._output = self._put_out(weights)
-        states = 2 * (2 * shape.segment + shape.hidden * (shape.layers - 1)) + 3 * shape.layers * self._padded
-        self._row = 4 * states
+        self._packed = self._pack_layers(weights)
+        self._packed_output = self._pack_output(weights)
+        states = 2 * (2 * shape.segment + shape.hidden_size * (shape.layers - 1)) + 3 * shape.layers * self._padded
+        self._row_bytes = 4 * states
 
     def run(
         self,
@@ -141,16 +143,16 @@ class Stack:
         states: Float[np.ndarray, "place layer hidden"] | None = None,
         cells: Float[np.ndarray, "place layer hidden"] | None = None,
         bound: Float[np.ndarray, "place"] | None = None,
-        told: Float[np.ndarray, "row ahead"] | None = None,
-        places: int = 0,
-        every: int = 0,
+        forecast: Float[np.ndarray, "row ahead"] | None = None,
+        origins: int = 0,
+        stride: int = 0,
         threads: int = 1,
     ) -> None:
         """Rows take the steps that are known, and those that are to be told; what is given is read, or filled.
 
         Args:
             values: Scaled, NaN where not observed; the memory of the rows without them.
-            states: After the values, at `places` places, filled; or before what is told, read.
+            states: After the values, at `origins` places, filled; or before what is told, read.
             cells: Of an LSTM, likewise.
             bound: Of each row or place, beyond which it is not believed; likewise.
             told: Filled with what comes next, scaled; whole segments.
@@ -160,42 +162,46 @@ class Stack:
         """
         segment = self.shape.segment
         rows = len(next(one for one in (values, states) if one is not None))
-        steps, blocks = (0 if one is None else one.shape[1] // segment for one in (values, told))
-        if rows * (steps + blocks) * self._packed.size < _SMALL:
+        steps, blocks = (0 if one is None else one.shape[1] // segment for one in (values, forecast))
+        if rows * (steps + blocks) * self._packed.size < _PARALLEL_THRESHOLD:
             threads = 1
-        share = min(-(-rows // threads), max(_TALL, _BAND // self._row))
-        filled = _Rollout(**self._sizes, rows=rows, steps=steps, blocks=blocks, places=places, every=every)
-        arrays = (self._packed, self._output, values, states, cells, bound, told)
+        share = min(-(-rows // threads), max(_TILE_ROWS, _BAND_BYTES // self._row_bytes))
+        filled = _RolloutStruct(**self._sizes, rows=rows, steps=steps, blocks=blocks, places=origins, every=stride)
+        arrays = (self._packed, self._packed_output, values, states, cells, bound, forecast)
         for name, array in zip(ROLLOUT_ARRAYS, arrays, strict=True):
             if array is not None:
                 assert array.flags.c_contiguous, "the kernel reads rows end to end"
                 setattr(filled, name, array.ctypes.data)
-        parallel = openmp() if threads > 1 else None
-        if self._library.roll(ctypes.byref(filled), -(-share // _TALL) * _TALL, self._lanes, threads, parallel):
+        parallel = find_openmp() if threads > 1 else None
+        if self._library.roll(
+            ctypes.byref(filled), -(-share // _TILE_ROWS) * _TILE_ROWS, self._lanes, threads, parallel
+        ):
             raise MemoryError(f"Expected memory for {rows} rows; there is none left. Send fewer rows at once.")
 
-    def _pack(self, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "_"]:
-        sizes = _Rollout(**self._sizes)
+    def _pack_layers(self, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "_"]:
+        sizes = _RolloutStruct(**self._sizes)
         floats = [
             self._library.size_of_packed(ctypes.byref(sizes), layer, self._lanes) for layer in range(self.shape.layers)
         ]
         packed = np.empty(sum(floats), dtype=np.float32)
         for number in range(self.shape.layers):
-            names = zip(("input_weights", "recurrent_weights", "input_bias", "recurrent_bias"), LAYER, strict=True)
-            own = {ours: _plain(weights[f"recurrent.layers.{number}.{theirs}"]) for ours, theirs in names}
-            filled = CLayer(
-                kind=KINDS[self.shape.cell],
+            names = zip(
+                ("input_weights", "recurrent_weights", "input_bias", "recurrent_bias"), LAYER_WEIGHTS, strict=True
+            )
+            own = {ours: _as_float32(weights[f"recurrent.layers.{number}.{theirs}"]) for ours, theirs in names}
+            filled = LayerStruct(
+                kind=CELL_CODES[self.shape.cell],
                 features=own["input_weights"].shape[1],
-                hidden=self.shape.hidden,
+                hidden=self.shape.hidden_size,
                 padded=self._padded,
                 **{name: array.ctypes.data for name, array in own.items()},
             )
             self._library.pack(ctypes.byref(filled), packed.ctypes.data + 4 * sum(floats[:number]), self._lanes)
         return packed
 
-    def _put_out(self, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "_"]:
+    def _pack_output(self, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "_"]:
         """The output layer's weights of each point, one after the other, and then their biases."""
-        points = (self.shape.segment, self.shape.params)
+        points = (self.shape.segment, self.shape.num_params)
         each = weights["output.weight"].reshape(*points, -1)[:, 0]
         wide = np.zeros((self.shape.segment, self._padded), dtype=np.float32)
         wide[:, : each.shape[1]] = each
@@ -203,5 +209,5 @@ class Stack:
         return np.concatenate([wide.ravel(), bias.astype(np.float32)])
 
 
-def _plain(array: np.ndarray) -> Float[np.ndarray, "..."]:
+def _as_float32(array: np.ndarray) -> Float[np.ndarray, "..."]:
     return np.ascontiguousarray(array, dtype=np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from forecaster.data.calendar import certain_frequency, offset, step_seconds, usual_season
+from forecaster.data.calendar import default_season, infer_frequency, parse_frequency, step_seconds
 from forecaster.errors import FrequencyUnknown
 
 
@@ -29,14 +29,14 @@ from forecaster.errors import FrequencyUnknown
         ("YS-JUL", "2023-07-01", 4, "YS-JUL"),
     ],
 )
-def test_a_frequency_is_inferred_where_it_is_certain(freq: str, start: str, periods: int, expected: str) -> None:
+def test_a_frequency_is_inferred_when_it_is_unambiguous(freq: str, start: str, periods: int, expected: str) -> None:
     stamps = pd.date_range(start, periods=periods, freq=freq)
-    assert certain_frequency(stamps) == expected
+    assert infer_frequency(stamps) == expected
     assert pd.date_range(start, periods=periods, freq=expected).equals(stamps)
 
 
 @pytest.mark.parametrize(
-    ("stamps", "found"),
+    ("stamps", "message"),
     [
         (["2026-07-01", "2026-08-01", "2026-09-01"], "31D and MS all fit"),
         (["2026-01-05", "2026-01-06", "2026-01-07", "2026-01-08", "2026-01-09"], "D and B all fit"),
@@ -48,9 +48,9 @@ def test_a_frequency_is_inferred_where_it_is_certain(freq: str, start: str, peri
         (["2026-01-01"], "no regular frequency fits"),
     ],
 )
-def test_a_frequency_is_never_guessed(stamps: list[str], found: str) -> None:
-    with pytest.raises(FrequencyUnknown, match=found) as error:
-        certain_frequency(pd.DatetimeIndex(stamps), where="a")
+def test_an_ambiguous_frequency_is_not_guessed(stamps: list[str], message: str) -> None:
+    with pytest.raises(FrequencyUnknown, match=message) as error:
+        infer_frequency(pd.DatetimeIndex(stamps), where="a")
     assert error.value.where == "a"
     assert f"from {len(stamps)} stamps" in error.value.message
     assert "Declare it" in error.value.message
@@ -74,19 +74,19 @@ def test_a_frequency_is_never_guessed(stamps: list[str], found: str) -> None:
         (1440, ["min"]),
     ],
 )
-def test_the_usual_season_of_a_frequency(season: int, freqs: list[str]) -> None:
-    assert {freq: usual_season(freq) for freq in freqs} == dict.fromkeys(freqs, season)
+def test_the_default_season_of_a_frequency(season: int, freqs: list[str]) -> None:
+    assert {freq: default_season(freq) for freq in freqs} == dict.fromkeys(freqs, season)
 
 
 @pytest.mark.parametrize("freq", ["", "day", "H", "0D", "-1h", "3 potatoes"])
-def test_what_is_no_step_forward_is_no_frequency(freq: str) -> None:
+def test_a_step_that_is_not_forward_is_not_a_frequency(freq: str) -> None:
     with pytest.raises(FrequencyUnknown, match="expected") as error:
-        offset(freq, where="a")
+        parse_frequency(freq, where="a")
     assert error.value.where == "a"
 
 
 @pytest.mark.parametrize(
     ("freq", "seconds"), [("15min", 900), ("D", 86400), ("2D", 172800), ("100ms", 0.1), ("MS", None), ("W-MON", None)]
 )
-def test_only_steps_of_one_length_have_seconds(freq: str, seconds: float | None) -> None:
-    assert step_seconds(offset(freq)) == seconds
+def test_only_fixed_length_steps_have_seconds(freq: str, seconds: float | None) -> None:
+    assert step_seconds(parse_frequency(freq)) == seconds

@@ -10,25 +10,25 @@ import pytest
 
 from forecaster.data.frames.panel import to_panel
 from pipelines import cli
-from tests.forecaster.data.frames.long_frames import SHARED, series, with_channel, without
+from tests.forecaster.data.frames.long_frames import SHARED, channel_frame, drop_rows, series_frame
 
 
-def shared(name: str) -> pd.DataFrame:
+def read_shared_file(name: str) -> pd.DataFrame:
     if not (SHARED / name).is_file():
         pytest.skip(f"{name} is not in ../shared/data beside the checkout")
     return pd.read_parquet(SHARED / name)
 
 
-def test_real_gaps_are_found_and_counted() -> None:
-    panel = to_panel(shared("pedestrian_with_gaps.parquet"))
+def test_gaps_in_real_data_are_found_and_counted() -> None:
+    panel = to_panel(read_shared_file("pedestrian_with_gaps.parquet"))
     assert panel.freq == "h"
     assert [int(np.isnan(one.y).sum()) for one in panel.series] == [2978, 2, 26, 5]
     (repair,) = panel.repairs
     assert "3011 absent rows in 4 of 4" in repair
 
 
-def test_real_missing_values_stay_missing() -> None:
-    frame = shared("air_quality_with_missing.parquet")
+def test_missing_values_in_real_data_stay_missing() -> None:
+    frame = read_shared_file("air_quality_with_missing.parquet")
     panel = to_panel(frame)
     missing = frame["y"].isna().groupby(frame["unique_id"], sort=False).sum()
     assert {one.id: int(np.isnan(one.y).sum()) for one in panel.series} == missing.to_dict()
@@ -36,28 +36,28 @@ def test_real_missing_values_stay_missing() -> None:
     assert not panel.repairs
 
 
-def test_a_real_series_in_utc_is_told_in_its_zone_with_its_covariates() -> None:
-    frame = shared("vic_elec.parquet")
+def test_a_real_series_in_utc_is_reported_in_its_zone_with_covariates() -> None:
+    frame = read_shared_file("vic_elec.parquet")
     frame["ds"] = frame["ds"].dt.tz_localize("UTC")
     frame.loc[frame.index[-48:], "y"] = np.nan
     panel = to_panel(frame, zone="Australia/Melbourne", covariates=("temperature", "holiday"))
     (one,) = panel.series
-    assert (panel.freq, len(one), one.ahead) == ("30min", 52608 - 48, 48)
+    assert (panel.freq, len(one), one.covariate_horizon) == ("30min", 52608 - 48, 48)
     assert str(one.start) == "2012-01-01 00:00:00+11:00"
-    assert one.stamps_ahead(48)[-1] == frame["ds"].iloc[-1]
-    local_days = pd.DatetimeIndex([*one.stamps, *one.stamps_ahead(48)]).date
+    assert one.future_timestamps(48)[-1] == frame["ds"].iloc[-1]
+    local_days = pd.DatetimeIndex([*one.timestamps, *one.future_timestamps(48)]).date
     assert (pd.Series(one.covariates["holiday"]).groupby(local_days).nunique() == 1).all()  # a holiday is a local day
 
 
 # the command
 
 
-def write(path: Path, frame: pd.DataFrame) -> str:
+def write_csv(path: Path, frame: pd.DataFrame) -> str:
     frame.to_csv(path, index=False)
     return str(path)
 
 
-def run(*arguments: str) -> int:
+def run_data_check(*arguments: str) -> int:
     try:
         cli.main(["data", "check", *arguments])
     except SystemExit as end:
@@ -65,9 +65,9 @@ def run(*arguments: str) -> int:
     return 0
 
 
-def test_data_check_tells_what_data_are_like(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "x.csv", without(series(y=[1.0, 2.0, 3.0, 3.0], of="007"), 2))
-    assert run(path, "--freq", "D") == 0
+def test_data_check_describes_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_csv(tmp_path / "x.csv", drop_rows(series_frame(y=[1.0, 2.0, 3.0, 3.0], unique_id="007"), 2))
+    assert run_data_check(path, "--freq", "D") == 0
     told = capsys.readouterr().out
     for line in [
         "can be used, as repaired",
@@ -80,22 +80,22 @@ def test_data_check_tells_what_data_are_like(tmp_path: Path, capsys: pytest.Capt
         assert line in told
 
 
-def test_data_check_ends_with_2_where_data_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(write(tmp_path / "x.csv", series(y=["1", "many"]))) == 2
+def test_data_check_exits_with_2_for_unusable_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_data_check(write_csv(tmp_path / "x.csv", series_frame(y=["1", "many"]))) == 2
     told = capsys.readouterr()
     assert "cannot be used (not_a_number)" in told.out
     assert "row 1 holds 'many'" in told.err
 
 
-def test_data_check_tells_of_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "x.csv", with_channel([4.0, np.nan, 6.0], np.arange(3.0), wind=1.0))
-    assert run(path, "--freq", "D", "--channel", "rain", "--channel", "wind") == 0
+def test_data_check_reports_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_csv(tmp_path / "x.csv", channel_frame([4.0, np.nan, 6.0], np.arange(3.0), wind=1.0))
+    assert run_data_check(path, "--freq", "D", "--channel", "rain", "--channel", "wind") == 0
     assert "channels    rain (1 missing), wind (0 missing)" in capsys.readouterr().out
-    assert run(path, "--freq", "D", "--channel", "snow") == 2
+    assert run_data_check(path, "--freq", "D", "--channel", "snow") == 2
     assert "snow not found among" in capsys.readouterr().err
 
 
-def test_ids_in_a_csv_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    frame = pd.concat([series(y=np.ones(3), of="007"), series(y=np.ones(3), of="NA")])
-    assert run(write(tmp_path / "x.csv", frame), "--freq", "D") == 0
+def test_numeric_ids_in_a_csv_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pd.concat([series_frame(y=np.ones(3), unique_id="007"), series_frame(y=np.ones(3), unique_id="NA")])
+    assert run_data_check(write_csv(tmp_path / "x.csv", frame), "--freq", "D") == 0
     assert "2 ('007' first)" in capsys.readouterr().out

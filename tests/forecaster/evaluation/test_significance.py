@@ -9,24 +9,24 @@ import pytest
 from scipy import stats
 
 from forecaster.evaluation.backtest import Backtest, backtest
-from forecaster.evaluation.significance import compare, diebold_mariano, paired, student_tail
-from tests.factories import panel_of, wave
-from tests.forecaster.evaluation.test_backtest import constant
+from forecaster.evaluation.significance import compare_forecasters, diebold_mariano_test, paired_t_test, student_t_tail
+from tests.factories import make_panel, make_wave
+from tests.forecaster.evaluation.test_backtest import constant_forecast
 
 NAN = float("nan")
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 7, 30, 766, 100_000])
 @pytest.mark.parametrize("statistic", [0.0, 1e-6, 0.3, 1.0, 1.96, -2.5, 6.0, 40.0, 1e6])
-def test_the_tail_of_student_t_is_that_of_scipy(statistic: float, degrees: int) -> None:
+def test_the_student_t_tail_equals_scipy(statistic: float, degrees: int) -> None:
     expected = 2 * stats.t.sf(abs(statistic), degrees)
-    assert student_tail(statistic, degrees) == pytest.approx(expected, rel=1e-7, abs=1e-300)
+    assert student_t_tail(statistic, degrees) == pytest.approx(expected, rel=1e-7, abs=1e-300)
 
 
-def test_the_paired_test_is_that_of_scipy() -> None:
+def test_the_paired_test_equals_scipy() -> None:
     draw = np.random.default_rng(0)
     ours, theirs = draw.normal(size=25), draw.normal(0.3, size=25)
-    found = paired(theirs - ours)
+    found = paired_t_test(theirs - ours)
     assert found.p == pytest.approx(stats.ttest_rel(theirs, ours).pvalue)
     assert found.difference == pytest.approx((theirs - ours).mean())
     assert found.observed == 25
@@ -36,46 +36,46 @@ def test_the_paired_test_is_that_of_scipy() -> None:
 def test_one_step_ahead_diebold_mariano_is_a_t_test_with_the_variance_over_n() -> None:
     """Harvey, Leybourne and Newbold's factor for h = 1 is (n - 1) / n: just what n for n - 1 takes away."""
     differences = np.random.default_rng(1).normal(0.2, size=20)
-    found = diebold_mariano(differences, horizon=1)
+    found = diebold_mariano_test(differences, horizon=1)
     assert found.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 3])
-def test_diebold_mariano_is_the_slow_loop(horizon: int) -> None:
+def test_diebold_mariano_equals_a_slow_loop(horizon: int) -> None:
     d = np.convolve(np.random.default_rng(2).normal(0.4, size=32), np.ones(3), "valid")
     n, mean = len(d), d.mean()
     gamma = [sum((d[t] - mean) * (d[t - k] - mean) for t in range(k, n)) / n for k in range(horizon)]
     statistic = mean / math.sqrt((gamma[0] + 2 * sum(gamma[1:])) / n)
     statistic *= math.sqrt((n + 1 - 2 * horizon + horizon * (horizon - 1) / n) / n)
-    assert diebold_mariano(d, horizon=horizon).p == pytest.approx(2 * stats.t.sf(abs(statistic), n - 1))
+    assert diebold_mariano_test(d, horizon=horizon).p == pytest.approx(2 * stats.t.sf(abs(statistic), n - 1))
 
 
 @pytest.mark.parametrize(("horizon", "origins", "most"), [(1, 40, 0.07), (4, 80, 0.10)])
-def test_diebold_mariano_rejects_about_as_often_by_chance_as_it_says(horizon: int, origins: int, most: float) -> None:
+def test_diebold_mariano_has_its_nominal_false_positive_rate(horizon: int, origins: int, most: float) -> None:
     """Errors of overlapping forecasts, that are sums of the same shocks. It is known to reject too often on few origins."""
     draw = np.random.default_rng(3)
     shocks = draw.normal(size=(1500, origins + horizon - 1))
     rejected = [
-        diebold_mariano(np.convolve(one, np.ones(horizon), "valid"), horizon=horizon).p < 0.05 for one in shocks
+        diebold_mariano_test(np.convolve(one, np.ones(horizon), "valid"), horizon=horizon).p < 0.05 for one in shocks
     ]
     assert 0.03 < np.mean(rejected) < most
 
 
-def test_forgetting_that_forecasts_overlap_would_reject_too_often() -> None:
+def test_ignoring_the_overlap_of_forecasts_rejects_too_often() -> None:
     draw = np.random.default_rng(4)
     shocks = [np.convolve(draw.normal(size=83), np.ones(4), "valid") for _ in range(500)]
-    assert np.mean([diebold_mariano(one, horizon=1).p < 0.05 for one in shocks]) > 0.2
+    assert np.mean([diebold_mariano_test(one, horizon=1).p < 0.05 for one in shocks]) > 0.2
 
 
-def test_the_paired_tests_reject_about_as_often_by_chance_as_they_say() -> None:
+def test_the_paired_tests_have_their_nominal_false_positive_rate() -> None:
     draw = np.random.default_rng(5)
-    found = [paired(draw.normal(size=30), draws=199) for _ in range(600)]
+    found = [paired_t_test(draw.normal(size=30), num_resamples=199) for _ in range(600)]
     assert 0.03 < np.mean([one.p < 0.05 for one in found]) < 0.07
     assert 0.03 < np.mean([one.bootstrap_p <= 0.05 for one in found]) < 0.08
 
 
-@pytest.mark.parametrize("test", [lambda d: diebold_mariano(d, horizon=2), paired])
-def test_a_difference_that_is_there_is_found_and_both_sides_agree(test) -> None:
+@pytest.mark.parametrize("test", [lambda d: diebold_mariano_test(d, horizon=2), paired_t_test])
+def test_a_true_difference_is_detected_symmetrically(test) -> None:
     draw = np.random.default_rng(6)
     found = [test(draw.normal(0.6, size=60)) for _ in range(50)]
     assert np.mean([one.p < 0.05 for one in found]) > 0.9
@@ -88,15 +88,15 @@ def test_a_difference_that_is_there_is_found_and_both_sides_agree(test) -> None:
         assert (ours.low, ours.high) == pytest.approx((-theirs.high, -theirs.low))
 
 
-def test_the_same_draws_give_the_same_answer_and_the_size_of_the_numbers_has_no_part() -> None:
+def test_the_test_is_deterministic_and_scale_invariant() -> None:
     differences = np.random.default_rng(7).normal(0.1, size=40)
-    assert paired(differences) == paired(differences)
-    assert paired(1e6 * differences).p == pytest.approx(paired(differences).p)
-    assert paired(1e6 * differences).bootstrap_p == paired(differences).bootstrap_p
+    assert paired_t_test(differences) == paired_t_test(differences)
+    assert paired_t_test(1e6 * differences).p == pytest.approx(paired_t_test(differences).p)
+    assert paired_t_test(1e6 * differences).bootstrap_p == paired_t_test(differences).bootstrap_p
 
 
-@pytest.mark.parametrize("test", [lambda d: diebold_mariano(d, horizon=2), paired])
-def test_no_difference_at_all_is_no_evidence_and_always_the_same_one_is(test) -> None:
+@pytest.mark.parametrize("test", [lambda d: diebold_mariano_test(d, horizon=2), paired_t_test])
+def test_zero_differences_are_not_significant_and_constant_differences_are(test) -> None:
     assert test(np.zeros(10)).p == 1.0
     assert test(np.zeros(10)).difference == 0.0
     assert test(np.full(10, 0.5)).p == 0.0
@@ -104,51 +104,53 @@ def test_no_difference_at_all_is_no_evidence_and_always_the_same_one_is(test) ->
 
 @pytest.mark.parametrize("differences", [[], [1.0], [NAN, NAN, 1.0]])
 def test_too_few_differences_are_not_tested(differences: list[float]) -> None:
-    for found in (paired(np.array(differences)), diebold_mariano(np.array(differences), horizon=1)):
+    for found in (paired_t_test(np.array(differences)), diebold_mariano_test(np.array(differences), horizon=1)):
         assert math.isnan(found.p)
         assert "too few" in found.test
-    assert math.isnan(diebold_mariano(np.arange(3.0), horizon=3).p)
-    assert not math.isnan(diebold_mariano(np.arange(4.0), horizon=3).p)
+    assert math.isnan(diebold_mariano_test(np.arange(3.0), horizon=3).p)
+    assert not math.isnan(diebold_mariano_test(np.arange(4.0), horizon=3).p)
 
 
-def test_what_was_not_observed_has_no_part() -> None:
+def test_missing_observations_are_ignored() -> None:
     differences = np.random.default_rng(8).normal(0.3, size=30)
     holes = np.insert(differences, [3, 17], NAN)
-    assert paired(holes) == paired(differences)
-    assert diebold_mariano(holes, horizon=1).p == pytest.approx(diebold_mariano(differences, horizon=1).p)
+    assert paired_t_test(holes) == paired_t_test(differences)
+    assert diebold_mariano_test(holes, horizon=1).p == pytest.approx(diebold_mariano_test(differences, horizon=1).p)
 
 
-def test_a_variance_estimate_that_is_not_positive_is_mended() -> None:
+def test_a_non_positive_variance_estimate_is_replaced() -> None:
     """Differences that swing back and forth: the plain estimate at horizon 2 is below zero."""
     d = np.resize([1.0, -1.0], 20) + 0.01
     mean = d.mean()
     assert ((d - mean) ** 2).sum() + 2 * ((d[1:] - mean) * (d[:-1] - mean)).sum() < 0
-    assert 0 < diebold_mariano(d, horizon=2).p <= 1
+    assert 0 < diebold_mariano_test(d, horizon=2).p <= 1
 
 
-def played(series: int, *, windows: int, stride: int = 1) -> Backtest:
-    panel = panel_of(*(wave(60, seed=number) for number in range(series)))
-    asks = {"near": constant(1.2), "far": constant(4.0)}
+def make_backtest(series: int, *, windows: int, stride: int = 1) -> Backtest:
+    panel = make_panel(*(make_wave(60, seed=number) for number in range(series)))
+    asks = {"near": constant_forecast(1.2), "far": constant_forecast(4.0)}
     return backtest(panel, asks, horizon=3, windows=windows, season=24, stride=stride)
 
 
-def test_many_series_are_compared_by_their_means_and_one_by_its_origins() -> None:
-    many = played(6, windows=2)
-    found = compare(many, "near", "far")
+def test_many_series_are_compared_by_series_means_and_one_series_by_origins() -> None:
+    many = make_backtest(6, windows=2)
+    found = compare_forecasters(many, "near", "far")
     expected = (many.scaled_errors("far") - many.scaled_errors("near")).mean(axis=(1, 2))
-    assert found == paired(expected)
+    assert found == paired_t_test(expected)
     assert found.difference > 0
     assert found.difference == pytest.approx(many.scores("far")["mase"] - many.scores("near")["mase"])
 
-    alone = played(1, windows=12)
-    found = compare(alone, "near", "far")
+    alone = make_backtest(1, windows=12)
+    found = compare_forecasters(alone, "near", "far")
     origins = (alone.scaled_errors("far") - alone.scaled_errors("near"))[0].mean(axis=1)
     assert found.test == "Diebold-Mariano over 12 origins"
-    assert found.p == diebold_mariano(origins, horizon=3).p
-    assert compare(played(1, windows=6, stride=3), "near", "far").observed == 6
+    assert found.p == diebold_mariano_test(origins, horizon=3).p
+    assert compare_forecasters(make_backtest(1, windows=6, stride=3), "near", "far").observed == 6
 
 
-def test_constant_series_are_compared_by_plain_errors() -> None:
-    panel = panel_of(np.full(12, 3.0), np.full(12, 5.0), np.full(12, 6.0))
-    result = backtest(panel, {"near": constant(4.0), "far": constant(9.0)}, horizon=2, windows=1, season=1)
-    assert compare(result, "near", "far").difference == pytest.approx((6 + 4 + 3) / 3 - (1 + 1 + 2) / 3)
+def test_constant_series_are_compared_by_absolute_errors() -> None:
+    panel = make_panel(np.full(12, 3.0), np.full(12, 5.0), np.full(12, 6.0))
+    result = backtest(
+        panel, {"near": constant_forecast(4.0), "far": constant_forecast(9.0)}, horizon=2, windows=1, season=1
+    )
+    assert compare_forecasters(result, "near", "far").difference == pytest.approx((6 + 4 + 3) / 3 - (1 + 1 + 2) / 3)

@@ -11,96 +11,101 @@ import pytest
 from forecaster.bundle import artifact
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.calibration import calibrated, coverage
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.evaluation.calibration import calibrate_model, interval_coverage
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel, Series
 from tests.factories import START, make_forecaster, make_spec
 
 STEPS, HORIZON = 60, 5
 
 
-def noisy(count: int, *, seed: int, loud: bool = False) -> list[Series]:
+def noise_panel(count: int, *, seed: int, growing: bool = False) -> list[Series]:
     """White noise; of loud ones the errors grow in the last quarter, which no history tells."""
     draw = np.random.default_rng(seed)
-    late = np.where(np.arange(STEPS) >= 45, 6.0 if loud else 1.0, 1.0)
-    name = "loud" if loud else "calm"
+    late = np.where(np.arange(STEPS) >= 45, 6.0 if growing else 1.0, 1.0)
+    name = "loud" if growing else "calm"
     return [
         Series(f"{name}_{number}", START, "h", late * draw.normal(size=STEPS), static={"kind": name})
         for number in range(count)
     ]
 
 
-def forecaster_of(panel: Panel, *, group: str | None = None) -> Forecaster:
+def make_calibrated_model(panel: Panel, *, group: str | None = None) -> FittedModel:
     spec = make_spec(horizon=HORIZON, group=group, training={"valid_windows": 1})
-    return calibrated(make_forecaster(spec), panel, windows=1)
+    return calibrate_model(make_forecaster(spec), panel, windows=1)
 
 
-def test_intervals_cover_what_comes_about_as_often_as_they_say() -> None:
-    known = Panel(noisy(400, seed=0), "h")
-    fitted = forecaster_of(known)
-    fresh = Panel(noisy(400, seed=1), "h")
+def test_intervals_have_their_nominal_coverage() -> None:
+    known = Panel(noise_panel(400, seed=0), "h")
+    fitted = make_calibrated_model(known)
+    fresh = Panel(noise_panel(400, seed=1), "h")
     result = backtest(
-        fresh, {"own": Predictor(fitted).forecast_each}, horizon=HORIZON, windows=1, season=4, keep=fitted.spec.least
+        fresh,
+        {"own": Predictor(fitted).forecast_batch},
+        horizon=HORIZON,
+        windows=1,
+        season=4,
+        min_history=fitted.spec.min_steps,
     )
-    shares = coverage(fitted, result, "own", intervals=(0.8, 0.95))
+    shares = interval_coverage(fitted, result, "own", intervals=(0.8, 0.95))
     assert shares[0.8] == pytest.approx(0.8, abs=0.03)
     assert shares[0.95] == pytest.approx(0.95, abs=0.02)
 
 
-def test_a_group_with_enough_windows_has_intervals_of_its_own_and_strangers_share() -> None:
-    panel = Panel([*noisy(150, seed=0), *noisy(150, seed=1, loud=True)], "h")
-    predictor = Predictor(forecaster_of(panel, group="kind"))
+def test_a_large_group_has_its_own_intervals_and_unknown_groups_share_the_pool() -> None:
+    panel = Panel([*noise_panel(150, seed=0), *noise_panel(150, seed=1, growing=True)], "h")
+    predictor = Predictor(make_calibrated_model(panel, group="kind"))
     one = panel.series[0]
     widths = {}
     for kind in ("calm", "loud", "never seen"):
         found = predictor.forecast(replace(one, static={"kind": kind}), HORIZON, levels=[0.1, 0.9])
         widths[kind] = float((found.quantiles[0.9] - found.quantiles[0.1]).mean())
     assert widths["calm"] < widths["never seen"] < widths["loud"]
-    pooled = Predictor(forecaster_of(panel)).forecast(one, HORIZON, levels=[0.1, 0.9])
+    pooled = Predictor(make_calibrated_model(panel)).forecast(one, HORIZON, levels=[0.1, 0.9])
     assert float((pooled.quantiles[0.9] - pooled.quantiles[0.1]).mean()) == pytest.approx(widths["never seen"])
 
 
-def test_quantiles_rise_with_their_level_and_move_with_the_data_but_not_with_the_company() -> None:
-    panel = Panel(noisy(120, seed=0), "h")
-    predictor = Predictor(forecaster_of(panel))
+def test_quantiles_increase_with_level_and_scale_with_data_but_not_with_the_batch() -> None:
+    panel = Panel(noise_panel(120, seed=0), "h")
+    predictor = Predictor(make_calibrated_model(panel))
     levels = [0.9, 0.025, 0.5, 0.1]
     one, moved = panel.series[3], replace(panel.series[3], y=10 * panel.series[3].y + 100)
     alone = predictor.forecast(one, 8, levels=levels)
     assert list(alone.quantiles) == sorted(levels)
     stacked = np.stack(list(alone.quantiles.values()))
     assert (np.diff(stacked, axis=0) >= 0).all()
-    among = predictor.forecast_each([*panel.series[:5], moved], 8, levels=levels)
+    among = predictor.forecast_batch([*panel.series[:5], moved], 8, levels=levels)
     for level in levels:
         np.testing.assert_allclose(among[3].quantiles[level], alone.quantiles[level], rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
         expected = 10 * alone.quantiles[level] + 100
         np.testing.assert_allclose(among[5].quantiles[level], expected, rtol=1e-4)  # type: ignore[union-attr]
 
 
-def test_a_constant_history_has_intervals_of_no_width() -> None:
-    predictor = Predictor(forecaster_of(Panel(noisy(50, seed=0), "h")))
+def test_a_constant_history_has_zero_width_intervals() -> None:
+    predictor = Predictor(make_calibrated_model(Panel(noise_panel(50, seed=0), "h")))
     found = predictor.forecast(Series("still", START, "h", np.full(30, 7.0)), 4, levels=[0.1, 0.9])
     for values in found.quantiles.values():
         np.testing.assert_allclose(values, 7.0)
 
 
 def test_intervals_are_the_same_after_save_and_load(tmp_path: Path) -> None:
-    panel = Panel(noisy(120, seed=0), "h")
-    fitted = forecaster_of(panel)
-    artifact.save(fitted, tmp_path / "bundle", card="# small\n")
+    panel = Panel(noise_panel(120, seed=0), "h")
+    fitted = make_calibrated_model(panel)
+    artifact.save_bundle(fitted, tmp_path / "bundle", card="# small\n")
     one = panel.series[0]
     before = Predictor(fitted).forecast(one, 9, levels=[0.05, 0.95]).quantiles
-    after = Predictor(artifact.load(tmp_path / "bundle")).forecast(one, 9, levels=[0.05, 0.95]).quantiles
+    after = Predictor(artifact.load_bundle(tmp_path / "bundle")).forecast(one, 9, levels=[0.05, 0.95]).quantiles
     for level, values in before.items():
         assert np.array_equal(values, after[level])
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 90.0, float("nan")])
-def test_a_level_that_is_none_is_refused(level: float) -> None:
-    predictor = Predictor(forecaster_of(Panel(noisy(50, seed=0), "h")))
+def test_an_invalid_level_is_rejected(level: float) -> None:
+    predictor = Predictor(make_calibrated_model(Panel(noise_panel(50, seed=0), "h")))
     with pytest.raises(LevelOutOfRange, match="between 0 and 1"):
-        predictor.forecast_each([noisy(1, seed=2)[0]], 3, levels=[level])
+        predictor.forecast_batch([noise_panel(1, seed=2)[0]], 3, levels=[level])
 
 
-def test_levels_of_a_forecaster_that_was_not_calibrated_are_refused() -> None:
+def test_levels_of_an_uncalibrated_model_are_rejected() -> None:
     with pytest.raises(LevelOutOfRange, match="not calibrated"):
-        Predictor(make_forecaster(make_spec())).forecast_each([noisy(1, seed=2)[0]], 3, levels=[0.1])
+        Predictor(make_forecaster(make_spec())).forecast_batch([noise_panel(1, seed=2)[0]], 3, levels=[0.1])

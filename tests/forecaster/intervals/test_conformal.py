@@ -11,19 +11,21 @@ from hypothesis import strategies as st
 
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.history_summary import history_scale
-from forecaster.intervals.adaptive import Drift, update
-from forecaster.intervals.conformal import GROUPED, LEVELS, Calibration, calibrate
+from forecaster.intervals.adaptive import AdaptiveState, update_adaptive_state
+from forecaster.intervals.conformal import MIN_GROUP_WINDOWS, TABLE_LEVELS, Calibration, calibrate
 
-ONE = np.ones(1)
-WANTED = (0.025, 0.1, 0.5, 0.9, 0.975)
+UNIT_SCALE = np.ones(1)
+WANTED_LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 
 
-def of_one(calibration: Calibration, levels: tuple[float, ...] = WANTED, horizon: int = 1) -> np.ndarray:
+def offsets_of_unit_row(
+    calibration: Calibration, levels: tuple[float, ...] = WANTED_LEVELS, horizon: int = 1
+) -> np.ndarray:
     """The offsets of a row with a scale of one: step by level."""
-    return calibration.offsets(levels, horizon=horizon, scales=ONE)[0]
+    return calibration.compute_offsets(levels, horizon=horizon, scales=UNIT_SCALE)[0]
 
 
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
+def normal_noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
@@ -31,11 +33,11 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [20, 39, 100, 199, 333])
-def test_quantiles_are_the_residuals_of_the_split_conformal_ranks(count: int) -> None:
-    errors = noise(count, 1, 1)
+def test_quantiles_are_the_split_conformal_order_statistics(count: int) -> None:
+    errors = normal_noise(count, 1, 1)
     ordered = np.sort(errors.ravel())
-    found = of_one(calibrate(errors, np.ones(count)), LEVELS)[0]
-    for level, offset in zip(LEVELS, found, strict=True):
+    found = offsets_of_unit_row(calibrate(errors, np.ones(count)), TABLE_LEVELS)[0]
+    for level, offset in zip(TABLE_LEVELS, found, strict=True):
         if level == 0.5:
             continue
         wanted = round((count + 1) * level, 9)
@@ -47,12 +49,12 @@ def test_quantiles_are_the_residuals_of_the_split_conformal_ranks(count: int) ->
 
 
 @pytest.mark.parametrize("count", [39, 99, 199])
-def test_over_many_draws_each_tail_covers_what_its_rank_promises(count: int) -> None:
+def test_each_tail_has_the_coverage_of_its_rank_over_many_draws(count: int) -> None:
     draws, draw = 600, np.random.default_rng(count)
     levels, below = (0.025, 0.1, 0.9, 0.975), np.zeros(4)
     for _ in range(draws):
         every = draw.gamma(2.0, size=count + 1)  # one tail is longer than the other
-        offsets = of_one(calibrate(every[:-1, None, None], np.ones(count)), levels)[0]
+        offsets = offsets_of_unit_row(calibrate(every[:-1, None, None], np.ones(count)), levels)[0]
         below += every[-1] <= offsets
     for level, share in zip(levels, below / draws, strict=True):
         wanted = round((count + 1) * level, 9)
@@ -60,29 +62,29 @@ def test_over_many_draws_each_tail_covers_what_its_rank_promises(count: int) -> 
         assert share == pytest.approx(promised, abs=3.3 * math.sqrt(promised * (1 - promised) / draws))
 
 
-def cases_of_a_known_law(
-    draw: np.random.Generator, *, series: int, length: int, horizon: int
+def simulate_known_process(
+    rng: np.random.Generator, *, series: int, length: int, horizon: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Errors of the best forecast of an AR(1) of 0.7 on a season of 12, and scales; each series has a size of its own."""
     y = np.empty((series, length + horizon))
-    shocks = draw.standard_normal(y.shape)
+    shocks = rng.standard_normal(y.shape)
     y[:, 0] = shocks[:, 0] / math.sqrt(1 - 0.7**2)
     for step in range(1, y.shape[1]):
         y[:, step] = 0.7 * y[:, step - 1] + shocks[:, step]
-    season = 3 * np.sin(2 * np.pi * (np.arange(length + horizon) + draw.integers(12, size=(series, 1))) / 12)
-    size = np.exp(draw.standard_normal((series, 1)))
+    season = 3 * np.sin(2 * np.pi * (np.arange(length + horizon) + rng.integers(12, size=(series, 1))) / 12)
+    size = np.exp(rng.standard_normal((series, 1)))
     best = y[:, length - 1 : length] * 0.7 ** np.arange(1, horizon + 1) + season[:, length:]
     scales = np.array([history_scale(row, 12) for row in (size * (y + season))[:, :length]])
     return size * (y + season)[:, length:] - size * best, scales
 
 
-def test_intervals_of_a_known_law_cover_at_every_step_though_each_scale_is_estimated() -> None:
+def test_intervals_of_a_known_process_cover_at_every_step_with_estimated_scales() -> None:
     draw, cases, count, horizon = np.random.default_rng(0), 200, 39, 6
     hits = {0.8: np.zeros(horizon), 0.95: np.zeros(horizon)}
     for _ in range(cases):
-        errors, scales = cases_of_a_known_law(draw, series=count + 1, length=36, horizon=horizon)
+        errors, scales = simulate_known_process(draw, series=count + 1, length=36, horizon=horizon)
         calibration = calibrate(errors[:-1, None], scales[:-1])
-        offsets = calibration.offsets((0.025, 0.1, 0.9, 0.975), horizon=horizon, scales=scales[-1:])[0]
+        offsets = calibration.compute_offsets((0.025, 0.1, 0.9, 0.975), horizon=horizon, scales=scales[-1:])[0]
         low, tenth, ninetieth, high = offsets.T
         hits[0.8] += (tenth <= errors[-1]) & (errors[-1] <= ninetieth)
         hits[0.95] += (low <= errors[-1]) & (errors[-1] <= high)
@@ -91,11 +93,11 @@ def test_intervals_of_a_known_law_cover_at_every_step_though_each_scale_is_estim
         assert (np.abs(found / cases - nominal) <= room).all(), (nominal, found / cases)
 
 
-def test_one_series_with_few_windows_still_covers_though_its_steps_share_residuals() -> None:
+def test_a_single_series_with_few_windows_still_covers() -> None:
     draw, cases, horizon, inside = np.random.default_rng(1), 150, 6, np.zeros(6)
     for _ in range(cases):
         walks = np.cumsum(draw.standard_normal((31, horizon)), axis=1)
-        lower, upper = of_one(calibrate(walks[None, :30], ONE), (0.1, 0.9), horizon).T
+        lower, upper = offsets_of_unit_row(calibrate(walks[None, :30], UNIT_SCALE), (0.1, 0.9), horizon).T
         inside += (lower <= walks[30]) & (walks[30] <= upper)
     assert (inside / cases >= 0.8 - 3.3 * math.sqrt(0.16 / cases)).all(), inside / cases
     assert (inside / cases <= 0.8 + 2 / 31 + 3.3 * math.sqrt(0.16 / cases)).all(), inside / cases
@@ -121,56 +123,64 @@ def test_quantiles_never_cross_and_are_finite(
     errors = draw.standard_t(2, (series, windows, horizon)) + draw.standard_normal()
     errors[draw.random(errors.shape) < missing] = np.nan
     calibration = calibrate(errors, draw.gamma(1.0, size=series))
-    drift = Drift(shifts=((0.1, 5.0), (0.9, -5.0))) if drifted else None
-    offsets = calibration.offsets(sorted(levels), horizon=2 * horizon, scales=np.array([0.0, 2.0]), drift=drift)
+    drift = AdaptiveState(shifts=((0.1, 5.0), (0.9, -5.0))) if drifted else None
+    offsets = calibration.compute_offsets(
+        sorted(levels), horizon=2 * horizon, scales=np.array([0.0, 2.0]), adaptive_state=drift
+    )
     assert offsets.shape == (2, 2 * horizon, len(levels))
     assert np.isfinite(offsets).all()
     assert (np.diff(offsets, axis=2) >= -1e-9 * np.abs(offsets).max()).all()
     assert (offsets[0] == 0).all()
 
 
-def test_a_quantile_depends_neither_on_other_levels_nor_on_other_rows() -> None:
-    calibration = calibrate(noise(50, 2, 4), np.ones(50))
-    drift = Drift(shifts=((0.1, 2.0), (0.9, -2.0)))
-    whole = calibration.offsets(WANTED, horizon=6, scales=np.array([1.0, 3.0]), drift=drift)
-    alone = calibration.offsets((0.9,), horizon=6, scales=np.array([3.0]), drift=drift)
-    np.testing.assert_array_equal(alone[0, :, 0], whole[1, :, WANTED.index(0.9)])
+def test_a_quantile_depends_on_no_other_level_and_no_other_row() -> None:
+    calibration = calibrate(normal_noise(50, 2, 4), np.ones(50))
+    drift = AdaptiveState(shifts=((0.1, 2.0), (0.9, -2.0)))
+    whole = calibration.compute_offsets(WANTED_LEVELS, horizon=6, scales=np.array([1.0, 3.0]), adaptive_state=drift)
+    alone = calibration.compute_offsets((0.9,), horizon=6, scales=np.array([3.0]), adaptive_state=drift)
+    np.testing.assert_array_equal(alone[0, :, 0], whole[1, :, WANTED_LEVELS.index(0.9)])
 
 
-def test_levels_between_those_stored_lie_between_their_quantiles() -> None:
-    lower, middle, upper = of_one(calibrate(noise(400, 1, 1), np.ones(400)), (0.81, 0.815, 0.82))[0]
+def test_levels_between_stored_levels_are_interpolated() -> None:
+    lower, middle, upper = offsets_of_unit_row(calibrate(normal_noise(400, 1, 1), np.ones(400)), (0.81, 0.815, 0.82))[0]
     assert lower < middle < upper
 
 
-def test_no_rows_get_no_offsets() -> None:
-    assert calibrate(noise(30, 1, 2), np.ones(30)).offsets(WANTED, horizon=3, scales=np.ones(0)).shape == (0, 3, 5)
+def test_zero_rows_give_zero_offsets() -> None:
+    assert calibrate(normal_noise(30, 1, 2), np.ones(30)).compute_offsets(
+        WANTED_LEVELS, horizon=3, scales=np.ones(0)
+    ).shape == (0, 3, 5)
 
 
 # Equivariance
 
 
 def test_scaling_errors_or_scales_scales_the_offsets() -> None:
-    errors, scales = noise(80, 2, 5), np.random.default_rng(1).gamma(2.0, size=80)
-    base = calibrate(errors, scales).offsets(WANTED, horizon=9, scales=scales)
-    both = calibrate(1e6 * errors, 1e6 * scales).offsets(WANTED, horizon=9, scales=1e6 * scales)
+    errors, scales = normal_noise(80, 2, 5), np.random.default_rng(1).gamma(2.0, size=80)
+    base = calibrate(errors, scales).compute_offsets(WANTED_LEVELS, horizon=9, scales=scales)
+    both = calibrate(1e6 * errors, 1e6 * scales).compute_offsets(WANTED_LEVELS, horizon=9, scales=1e6 * scales)
     np.testing.assert_allclose(both, 1e6 * base, rtol=1e-4)
-    tripled = calibrate(3 * errors, scales).offsets(WANTED, horizon=9, scales=scales)
+    tripled = calibrate(3 * errors, scales).compute_offsets(WANTED_LEVELS, horizon=9, scales=scales)
     np.testing.assert_allclose(tripled, 3 * base, rtol=1e-4)
 
 
 @pytest.mark.parametrize("count", [3, 25, 80, 150])
-def test_turning_errors_round_turns_the_quantiles_round(count: int) -> None:
+def test_negating_errors_mirrors_the_quantiles(count: int) -> None:
     errors = np.random.default_rng(0).gamma(1.0, size=(count, 1, 4)) - 0.5
-    mirrored = -of_one(calibrate(-errors, np.ones(count)), LEVELS, 6)[:, ::-1]
-    np.testing.assert_allclose(of_one(calibrate(errors, np.ones(count)), LEVELS, 6), mirrored, rtol=1e-5, atol=1e-9)
+    mirrored = -offsets_of_unit_row(calibrate(-errors, np.ones(count)), TABLE_LEVELS, 6)[:, ::-1]
+    np.testing.assert_allclose(
+        offsets_of_unit_row(calibrate(errors, np.ones(count)), TABLE_LEVELS, 6), mirrored, rtol=1e-5, atol=1e-9
+    )
 
 
-def test_a_biased_forecast_is_put_right_by_its_median() -> None:
-    assert of_one(calibrate(noise(999, 1, 1) + 5, np.ones(999)), (0.5,))[0, 0] == pytest.approx(5, abs=0.15)
+def test_the_median_corrects_a_biased_forecast() -> None:
+    assert offsets_of_unit_row(calibrate(normal_noise(999, 1, 1) + 5, np.ones(999)), (0.5,))[0, 0] == pytest.approx(
+        5, abs=0.15
+    )
 
 
 def test_the_scale_may_differ_by_window() -> None:
-    errors = noise(60, 3, 2)
+    errors = normal_noise(60, 3, 2)
     scales = np.random.default_rng(2).gamma(2.0, size=(60, 3))
     assert calibrate(errors * scales[:, :, None], scales) == calibrate(errors, np.ones(60))
 
@@ -178,8 +188,8 @@ def test_the_scale_may_differ_by_window() -> None:
 # Missing values
 
 
-def test_missing_residuals_are_as_if_they_were_not_there() -> None:
-    errors = noise(200, 2, 3)
+def test_missing_residuals_are_ignored() -> None:
+    errors = normal_noise(200, 2, 3)
     errors[120:, 1] = np.nan
     errors[:5] = np.nan
     spare = np.concatenate([errors, np.full((7, 2, 3), np.nan)])
@@ -187,38 +197,40 @@ def test_missing_residuals_are_as_if_they_were_not_there() -> None:
     assert calibrate(spare, np.ones(207)).pool.windows == 115 + 195
 
 
-def test_windows_without_a_scale_are_left_out() -> None:
-    errors, scales = noise(100, 1, 2), np.ones(100)
+def test_windows_without_a_scale_are_excluded() -> None:
+    errors, scales = normal_noise(100, 1, 2), np.ones(100)
     errors[40:], scales[40:60], scales[60:] = 1e9, 0.0, np.nan
     assert calibrate(errors, scales) == calibrate(errors[:40], scales[:40])
 
 
-def test_a_step_that_was_never_observed_takes_its_neighbours() -> None:
-    errors = np.cumsum(noise(300, 1, 5), axis=2)
+def test_an_unobserved_step_uses_its_neighbours() -> None:
+    errors = np.cumsum(normal_noise(300, 1, 5), axis=2)
     errors[:, :, 3] = np.nan
-    upper = of_one(calibrate(errors, np.ones(300)), (0.9,), 5)[:, 0]
+    upper = offsets_of_unit_row(calibrate(errors, np.ones(300)), (0.9,), 5)[:, 0]
     assert upper[2] < upper[3] < upper[4] * 1.05
 
 
 # Groups and factors
 
 
-def test_a_large_group_has_its_own_table_and_a_small_one_takes_the_pool() -> None:
-    groups = ["calm"] * 150 + ["wild"] * 150 + ["rare"] * (GROUPED - 1) + [None] * 50
-    errors = noise(len(groups), 1, 3)
+def test_a_large_group_has_its_own_table_and_a_small_one_uses_the_pool() -> None:
+    groups = ["calm"] * 150 + ["wild"] * 150 + ["rare"] * (MIN_GROUP_WINDOWS - 1) + [None] * 50
+    errors = normal_noise(len(groups), 1, 3)
     errors[150:300] *= 10
     calibration = calibrate(errors, np.ones(len(groups)), groups=groups)
     assert set(calibration.groups) == {"calm", "wild"}
     asked = ["calm", "wild", "rare", None, "never seen"]
-    calm, wild, rare, none, unseen = calibration.offsets((0.9,), horizon=3, scales=np.ones(5), groups=asked)[:, 0, 0]
+    calm, wild, rare, none, unseen = calibration.compute_offsets((0.9,), horizon=3, scales=np.ones(5), groups=asked)[
+        :, 0, 0
+    ]
     assert wild == pytest.approx(10 * calm, rel=0.5)
     assert calm < rare < wild
     assert rare == none == unseen
     own = calibrate(errors[:150], np.ones(150))
-    assert calm == of_one(own, (0.9,))[0, 0]
+    assert calm == offsets_of_unit_row(own, (0.9,))[0, 0]
 
 
-def test_a_series_with_many_windows_gets_a_scale_of_its_own_and_coverage_stays() -> None:
+def test_a_series_with_many_windows_gets_its_own_scale_and_keeps_coverage() -> None:
     draw = np.random.default_rng(3)
     true = np.exp(draw.normal(0, 0.7, size=60))
     errors = draw.standard_normal((60, 41, 4)) * true[:, None, None]
@@ -227,90 +239,92 @@ def test_a_series_with_many_windows_gets_a_scale_of_its_own_and_coverage_stays()
     calibration = calibrate(known, np.ones(60), ids=ids)
     found = np.array([calibration.factors[one] for one in ids])
     assert np.corrcoef(np.log(found), np.log(true))[0, 1] > 0.97
-    shaped = calibration.offsets((0.1, 0.9), horizon=4, scales=np.ones(60), ids=ids)
-    plain = calibration.offsets((0.1, 0.9), horizon=4, scales=np.ones(60), ids=["new"] * 60)
+    shaped = calibration.compute_offsets((0.1, 0.9), horizon=4, scales=np.ones(60), ids=ids)
+    plain = calibration.compute_offsets((0.1, 0.9), horizon=4, scales=np.ones(60), ids=["new"] * 60)
     inside = (shaped[..., 0] <= coming) & (coming <= shaped[..., 1])
     assert inside.mean() == pytest.approx(0.8, abs=0.08)
     assert (plain == plain[0]).all()
 
 
-def test_a_factor_is_drawn_to_one_where_series_do_not_differ() -> None:
+def test_the_series_factor_shrinks_to_one_when_series_do_not_differ() -> None:
     ids = [str(number) for number in range(200)]
-    calibration = calibrate(noise(200, 3, 4), np.ones(200), ids=ids)
+    calibration = calibrate(normal_noise(200, 3, 4), np.ones(200), ids=ids)
     assert np.abs(np.log(list(calibration.factors.values()) or [1.0])).max() < 0.25
 
 
 # Few residuals
 
 
-def test_few_windows_fall_back_to_a_wide_gaussian_and_say_so() -> None:
-    few, many = calibrate(noise(8, 1, 4), np.ones(8)), calibrate(noise(4000, 1, 4), np.ones(4000))
+def test_few_windows_fall_back_to_a_wide_gaussian_and_are_flagged() -> None:
+    few, many = calibrate(normal_noise(8, 1, 4), np.ones(8)), calibrate(normal_noise(4000, 1, 4), np.ones(4000))
     assert (few.pool.basis, many.pool.basis) == ("gaussian", "ranks")
     hits, draw = 0, np.random.default_rng(0)
     for _ in range(300):
         errors = draw.standard_normal(9)
-        lower, upper = of_one(calibrate(errors[:8, None, None], np.ones(8)), (0.025, 0.975))[0]
+        lower, upper = offsets_of_unit_row(calibrate(errors[:8, None, None], np.ones(8)), (0.025, 0.975))[0]
         hits += lower <= errors[8] <= upper
     assert 0.93 <= hits / 300 <= 0.995
 
 
-def test_without_any_residual_the_offsets_are_assumed_and_say_so() -> None:
+def test_offsets_without_residuals_are_assumed_and_flagged() -> None:
     calibration = calibrate(np.full((3, 1, 4), np.nan), np.ones(3))
     assert calibration.pool.basis == "assumed"
-    lower, upper = of_one(calibration, (0.1, 0.9), 8).T
+    lower, upper = offsets_of_unit_row(calibration, (0.1, 0.9), 8).T
     assert (np.diff(upper) > 0).all()
     np.testing.assert_allclose(lower, -upper)
 
 
-def test_a_perfect_forecaster_gets_no_width() -> None:
-    assert (of_one(calibrate(np.zeros((150, 1, 3)), np.ones(150)), WANTED, 6) == 0).all()
+def test_a_perfect_forecaster_gets_zero_width() -> None:
+    assert (offsets_of_unit_row(calibrate(np.zeros((150, 1, 3)), np.ones(150)), WANTED_LEVELS, 6) == 0).all()
 
 
 # Beyond the trained horizon
 
 
-def test_the_spread_of_a_random_walk_grows_on_as_its_root() -> None:
-    walks = np.cumsum(noise(3000, 1, 48), axis=2)
+def test_the_spread_of_a_random_walk_grows_with_the_square_root_of_the_step() -> None:
+    walks = np.cumsum(normal_noise(3000, 1, 48), axis=2)
     calibration = calibrate(walks[:, :, :12], np.ones(3000))
     assert calibration.pool.growth == pytest.approx(0.5, abs=0.03)
-    lower, upper = of_one(calibration, (0.1, 0.9), 48).T
+    lower, upper = offsets_of_unit_row(calibration, (0.1, 0.9), 48).T
     inside = ((lower <= walks[:, 0]) & (walks[:, 0] <= upper)).mean(0)
     assert inside == pytest.approx(np.full(48, 0.8), abs=0.04)
     assert upper[47] == pytest.approx(2 * upper[11], rel=0.05)
 
 
 def test_the_spread_of_white_noise_does_not_grow() -> None:
-    calibration = calibrate(noise(3000, 1, 12), np.ones(3000))
+    calibration = calibrate(normal_noise(3000, 1, 12), np.ones(3000))
     assert calibration.pool.growth == pytest.approx(0, abs=0.03)
-    upper = of_one(calibration, (0.9,), 48)[:, 0]
+    upper = offsets_of_unit_row(calibration, (0.9,), 48)[:, 0]
     assert upper[47] == pytest.approx(upper[11], rel=0.05)
 
 
 def test_a_long_horizon_is_stored_at_knots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forecaster.intervals.conformal.MOST_NUMBERS", 10_000)
+    monkeypatch.setattr("forecaster.intervals.conformal.MAX_TABLE_NUMBERS", 10_000)
     horizon, draw = 900, np.random.default_rng(0)
     errors = np.sqrt(np.arange(1, horizon + 1)) * draw.standard_normal((30, 1, horizon))
     calibration = calibrate(errors, np.ones(30))
-    assert len(calibration.steps) * len(LEVELS) <= 10_000
+    assert len(calibration.steps) * len(TABLE_LEVELS) <= 10_000
     assert (calibration.steps[0], calibration.steps[-1]) == (1, horizon)
-    upper = of_one(calibration, (0.9,), horizon)[:, 0]
+    upper = offsets_of_unit_row(calibration, (0.9,), horizon)[:, 0]
     assert upper[800:].mean() == pytest.approx(3 * upper[80:110].mean(), rel=0.2)
 
 
 # The record
 
 
-def test_a_calibration_is_equal_after_a_round_trip() -> None:
+def test_a_calibration_round_trip_is_equal() -> None:
     groups = [["a", "b", None][number % 3] for number in range(450)]
     calibration = calibrate(
-        noise(450, 4, 12), np.ones(450), groups=groups, ids=[f"series {number}" for number in range(450)]
+        normal_noise(450, 4, 12), np.ones(450), groups=groups, ids=[f"series {number}" for number in range(450)]
     )
     content = calibration.model_dump_json()
-    again = Calibration.read(content)
+    again = Calibration.from_json(content)
     assert again == calibration
     assert again.model_dump_json() == content
     assert len(content) < 60_000
-    np.testing.assert_array_equal(of_one(again, WANTED, 20), of_one(calibration, WANTED, 20))
+    np.testing.assert_array_equal(
+        offsets_of_unit_row(again, WANTED_LEVELS, 20), offsets_of_unit_row(calibration, WANTED_LEVELS, 20)
+    )
 
 
 @pytest.mark.parametrize(
@@ -328,29 +342,29 @@ def test_a_calibration_is_equal_after_a_round_trip() -> None:
         ("{", "["),
     ],
 )
-def test_what_is_not_a_calibration_is_refused(before: str, after: str) -> None:
-    content = calibrate(noise(50, 1, 2), np.ones(50)).model_dump_json()
+def test_an_invalid_calibration_is_rejected(before: str, after: str) -> None:
+    content = calibrate(normal_noise(50, 1, 2), np.ones(50)).model_dump_json()
     assert before in content
     with pytest.raises(BundleDamaged, match=r"Calibrate again") as caught:
-        Calibration.read(content.replace(before, after, 1))
+        Calibration.from_json(content.replace(before, after, 1))
     assert caught.value.where == "conformal.json"
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 1.1, float("nan")])
 def test_a_level_must_lie_between_zero_and_one(level: float) -> None:
     with pytest.raises(InputError, match="levels above 0 and below 1"):
-        of_one(calibrate(noise(30, 1, 1), np.ones(30)), (level,))
+        offsets_of_unit_row(calibrate(normal_noise(30, 1, 1), np.ones(30)), (level,))
 
 
 def test_a_horizon_must_be_at_least_one() -> None:
     with pytest.raises(HorizonOutOfRange):
-        of_one(calibrate(noise(30, 1, 1), np.ones(30)), horizon=0)
+        offsets_of_unit_row(calibrate(normal_noise(30, 1, 1), np.ones(30)), horizon=0)
 
 
 # The scale
 
 
-def test_the_scale_is_zero_for_constant_histories_alone() -> None:
+def test_the_scale_is_zero_for_constant_histories_only() -> None:
     nan = np.nan
     assert history_scale(np.full(9, 3.0), 4) == 0
     assert history_scale(np.array([nan, 3.0]), 4) == 0
@@ -360,23 +374,23 @@ def test_the_scale_is_zero_for_constant_histories_alone() -> None:
 
 
 def test_the_scale_follows_the_units_and_ignores_the_level() -> None:
-    y = np.cumsum(noise(50))
+    y = np.cumsum(normal_noise(50))
     assert history_scale(7 * y + 1000, 12) == pytest.approx(7 * history_scale(y, 12))
 
 
 # The adaptive form
 
 
-def test_late_actuals_keep_the_coverage_through_a_shift_of_level() -> None:
+def test_late_actuals_keep_coverage_through_a_level_shift() -> None:
     draw, horizon, length = np.random.default_rng(0), 6, 4000
-    calibration = calibrate(noise(500, 1, horizon, seed=1), np.ones(500))
+    calibration = calibrate(normal_noise(500, 1, horizon, seed=1), np.ones(500))
     levels = (0.1, 0.9)
-    base = of_one(calibration, levels, horizon)
+    base = offsets_of_unit_row(calibration, levels, horizon)
     errors = draw.standard_normal((length, horizon))
     errors[length // 4 :] += 8  # far beyond the largest residual of the calibration
-    drift, late, covered = Drift(), [], np.zeros((length, 2))
+    drift, late, covered = AdaptiveState(), [], np.zeros((length, 2))
     for time in range(length):
-        served = calibration.offsets(levels, horizon=horizon, scales=ONE, drift=drift)[0]
+        served = calibration.compute_offsets(levels, horizon=horizon, scales=UNIT_SCALE, adaptive_state=drift)[0]
         late.append(served)
         if time < horizon:
             continue
@@ -384,7 +398,7 @@ def test_late_actuals_keep_the_coverage_through_a_shift_of_level() -> None:
         for place, level in enumerate(levels):
             hit = errors[came, -1] <= late[came][-1, place]
             covered[came, place] = hit
-            drift = update(drift, level, bool(hit))
+            drift = update_adaptive_state(drift, level, bool(hit))
     known = covered[: length - horizon]
     np.testing.assert_allclose(known.mean(0), levels, atol=0.03)
     np.testing.assert_allclose(known[-2000:].mean(0), levels, atol=0.02)
@@ -392,19 +406,19 @@ def test_late_actuals_keep_the_coverage_through_a_shift_of_level() -> None:
     assert still.mean() < 0.01  # what an interval that does not learn would have covered
 
 
-def test_each_level_learns_on_its_own_and_the_state_is_a_value() -> None:
-    start = Drift(rate=0.2)
-    missed = update(start, 0.9, covered=False)
-    assert start == Drift(rate=0.2)
+def test_each_level_adapts_independently_and_the_state_is_immutable() -> None:
+    start = AdaptiveState(rate=0.2)
+    missed = update_adaptive_state(start, 0.9, covered=False)
+    assert start == AdaptiveState(rate=0.2)
     assert missed.shifts == ((0.9, pytest.approx(0.18)),)
-    both = update(missed, 0.1, covered=True)
+    both = update_adaptive_state(missed, 0.1, covered=True)
     assert [level for level, _ in both.shifts] == [0.1, 0.9]
-    np.testing.assert_allclose(both.at((0.01, 0.1, 0.5, 0.9, 0.99)), [-0.18, -0.18, 0, 0.18, 0.18], atol=1e-12)
+    np.testing.assert_allclose(both.shifts_at((0.01, 0.1, 0.5, 0.9, 0.99)), [-0.18, -0.18, 0, 0.18, 0.18], atol=1e-12)
 
 
-def test_coverage_is_off_by_the_shift_over_the_updates_whatever_came() -> None:
-    draw, state, hits = np.random.default_rng(0), Drift(rate=0.1), 0
+def test_the_coverage_error_is_bounded_by_the_offset_over_the_updates() -> None:
+    draw, state, hits = np.random.default_rng(0), AdaptiveState(rate=0.1), 0
     for time in range(1, 501):
         hit = bool(draw.random() < 0.3)  # an adversary, far from 0.9
-        hits, state = hits + hit, update(state, 0.9, hit)
+        hits, state = hits + hit, update_adaptive_state(state, 0.9, hit)
         assert 0.9 - hits / time == pytest.approx(state.shifts[0][1] / (0.1 * time))

@@ -17,14 +17,21 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import LedgerError
-from forecaster.ledger.accuracy import accuracy, pairs
-from forecaster.ledger.records import Made, Observed, Which, key_of, tick, ticks
+from forecaster.ledger.accuracy import compute_accuracy, forecast_actual_pairs
+from forecaster.ledger.records import (
+    ForecastFilter,
+    ForecastRecord,
+    ObservedSeries,
+    encode_timestamp,
+    encode_timestamps,
+    series_key,
+)
 from forecaster.ledger.store import Ledger
 
 DIGEST = "d" * 64
 
 
-def _postgres_programs() -> Path | None:
+def _find_postgres_programs() -> Path | None:
     found = shutil.which("initdb")
     folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
@@ -39,7 +46,7 @@ def _free_port() -> int:
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """The address of a PostgreSQL in a temporary folder, stopped afterwards; it does not run as root, so another user does."""
-    programs = _postgres_programs()
+    programs = _find_postgres_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed")
     pytest.importorskip("psycopg")
@@ -65,7 +72,7 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+def open_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     address = f"sqlite:///{tmp_path}/ledger.db"
     if request.param == "postgresql":
         address = request.getfixturevalue("postgres")
@@ -75,11 +82,11 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     made.close()
 
 
-def made(
+def make_forecast_record(
     key: str = "k", origin: int = 10, *, horizon: int = 2, at: float = 100.0, group: str | None = None, **fields: object
-) -> Made:
+) -> ForecastRecord:
     stamps = [origin + step for step in range(1, horizon + 1)]
-    told = Made(
+    told = ForecastRecord(
         at,
         "m",
         "1",
@@ -96,34 +103,37 @@ def made(
     return told._replace(**fields)
 
 
-def test_each_forecast_and_each_actual_is_kept_once(ledger: Ledger) -> None:
-    assert ledger.record([made(), made(origin=11), made("other")]) == 3
-    assert ledger.record([made(at=200.0), made(horizon=1)]) == 0
-    assert ledger.record([made(horizon=3)]) == 1
-    told = [Observed("k", [11, 12, 13], [5.0, 6.0, 9.0])]
-    first, again = ledger.observe(told, at=1.0), ledger.observe(told, at=2.0)
+def test_each_forecast_and_each_actual_is_stored_once(open_ledger: Ledger) -> None:
+    assert (
+        open_ledger.record([make_forecast_record(), make_forecast_record(origin=11), make_forecast_record("other")])
+        == 3
+    )
+    assert open_ledger.record([make_forecast_record(at=200.0), make_forecast_record(horizon=1)]) == 0
+    assert open_ledger.record([make_forecast_record(horizon=3)]) == 1
+    told = [ObservedSeries("k", [11, 12, 13], [5.0, 6.0, 9.0])]
+    first, again = open_ledger.observe(told, now=1.0), open_ledger.observe(told, now=2.0)
     assert (first[0].stored, again[0].stored, again[0].corrected) == (3, 0, 0)
     assert first[0].by_step == again[0].by_step == {1: 2, 2: 2, 3: 1}
-    assert (first[0].scored, ledger.spans(Which()).forecasts) == (2, 3)
-    found = accuracy(ledger, Which())
+    assert (first[0].scored, open_ledger.span(ForecastFilter()).forecasts) == (2, 3)
+    found = compute_accuracy(open_ledger, ForecastFilter())
     assert (found.scored, found.overall.n, found.overall.mae) == (2, 5, pytest.approx((0 + 1 + 4 + 1 + 4) / 5))
-    assert ledger.observe([Observed("k", [13], [5.0])], at=3.0)[0].corrected == 1
-    assert accuracy(ledger, Which()).overall.mae == pytest.approx(2 / 5)
+    assert open_ledger.observe([ObservedSeries("k", [13], [5.0])], now=3.0)[0].corrected == 1
+    assert compute_accuracy(open_ledger, ForecastFilter()).overall.mae == pytest.approx(2 / 5)
 
 
-def test_of_one_value_told_twice_at_once_the_later_counts(ledger: Ledger) -> None:
-    ledger.record([made()])
-    found = ledger.observe([Observed("k", [11, 11], [1.0, 2.0]), Observed("k", [11], [5.0])], at=1.0)
+def test_of_two_actuals_for_one_timestamp_in_a_batch_the_later_wins(open_ledger: Ledger) -> None:
+    open_ledger.record([make_forecast_record()])
+    found = open_ledger.observe([ObservedSeries("k", [11, 11], [1.0, 2.0]), ObservedSeries("k", [11], [5.0])], now=1.0)
     assert [(one.stored, one.corrected) for one in found] == [(1, 1), (0, 1)]
-    assert accuracy(ledger, Which()).overall.mae == 0.0
+    assert compute_accuracy(open_ledger, ForecastFilter()).overall.mae == 0.0
 
 
-def test_accuracy_is_what_a_slow_loop_says(ledger: Ledger) -> None:
+def test_accuracy_equals_a_slow_loop(open_ledger: Ledger) -> None:
     draw = np.random.default_rng(0)
     keys = [f"series {number}" for number in range(30)]
     came = {key: dict(zip(range(60), draw.normal(5, 2, 60).tolist(), strict=True)) for key in keys}
     kept = [
-        made(
+        make_forecast_record(
             key,
             origin,
             horizon=4,
@@ -134,12 +144,14 @@ def test_accuracy_is_what_a_slow_loop_says(ledger: Ledger) -> None:
         for place, key in enumerate(keys)
         for origin in range(0, 58, 3)
     ]
-    ledger.record(kept)
-    ledger.observe([Observed(key, list(values), list(values.values())) for key, values in came.items()], at=1.0)
+    open_ledger.record(kept)
+    open_ledger.observe(
+        [ObservedSeries(key, list(values), list(values.values())) for key, values in came.items()], now=1.0
+    )
     told = [
         (one.group, step, mean - came[one.key][stamp], one.scale, 4.0 <= came[one.key][stamp] <= 6.0)
         for one in kept
-        for step, (stamp, mean) in enumerate(zip(one.stamps, one.mean, strict=True), 1)
+        for step, (stamp, mean) in enumerate(zip(one.timestamps, one.mean, strict=True), 1)
         if stamp in came[one.key]
     ]
 
@@ -152,7 +164,7 @@ def test_accuracy_is_what_a_slow_loop_says(ledger: Ledger) -> None:
         assert coverage == {0.8: pytest.approx(np.mean([inside for *_, inside in chosen]))}
         assert width == {0.8: 2.0}
 
-    found = accuracy(ledger, Which(digest=DIGEST))
+    found = compute_accuracy(open_ledger, ForecastFilter(digest=DIGEST))
     check(found.overall, told)
     assert sorted(found.by_step) == [1, 2, 3, 4]
     assert sorted(found.by_group) == ["group 0", "group 1", "group 2"]
@@ -160,27 +172,27 @@ def test_accuracy_is_what_a_slow_loop_says(ledger: Ledger) -> None:
         check(score, [one for one in told if one[1] == step])
     for group, score in found.by_group.items():
         check(score, [one for one in told if one[0] == group])
-    assert accuracy(ledger, Which(digest="e" * 64)).overall.n == 0
+    assert compute_accuracy(open_ledger, ForecastFilter(digest="e" * 64)).overall.n == 0
 
 
-def test_many_forecasts_are_read_in_parts(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forecaster.ledger.store.ROWS_AT_ONCE", 7)
-    ledger.record([made(f"{number % 10}", 10 + number // 10) for number in range(50)])
-    ledger.observe([Observed(f"{number}", list(range(30)), [5.0] * 30) for number in range(10)], at=1.0)
-    frames = list(pairs(ledger, Which()))
+def test_many_forecasts_are_read_in_chunks(open_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forecaster.ledger.store.BATCH_ROWS", 7)
+    open_ledger.record([make_forecast_record(f"{number % 10}", 10 + number // 10) for number in range(50)])
+    open_ledger.observe([ObservedSeries(f"{number}", list(range(30)), [5.0] * 30) for number in range(10)], now=1.0)
+    frames = list(forecast_actual_pairs(open_ledger, ForecastFilter()))
     assert len(frames) == 8
     assert sum(map(len, frames)) == 100
     assert sorted(set(pd.concat(frames)["forecast"])) == list(range(50))
 
 
-def test_writers_do_not_lose_each_others_records(ledger: Ledger) -> None:
+def test_concurrent_writers_do_not_lose_records(open_ledger: Ledger) -> None:
     failures: list[Exception] = []
 
     def work(place: int) -> None:
         try:
             for number in range(10):
-                ledger.record([made(f"{place}", number), made("shared", number)])
-                ledger.observe([Observed("shared", [number], [float(place)])], at=float(number))
+                open_ledger.record([make_forecast_record(f"{place}", number), make_forecast_record("shared", number)])
+                open_ledger.observe([ObservedSeries("shared", [number], [float(place)])], now=float(number))
         except Exception as error:
             failures.append(error)
 
@@ -190,10 +202,10 @@ def test_writers_do_not_lose_each_others_records(ledger: Ledger) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    assert ledger.spans(Which()).forecasts == 50
+    assert open_ledger.span(ForecastFilter()).forecasts == 50
 
 
-def test_a_ledger_that_is_opened_again_has_its_salt(tmp_path: Path) -> None:
+def test_a_reopened_ledger_keeps_its_salt(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/ledger.db"
     salts = []
     for _ in range(2):
@@ -203,16 +215,22 @@ def test_a_ledger_that_is_opened_again_has_its_salt(tmp_path: Path) -> None:
     other = Ledger(f"sqlite:///{tmp_path}/other.db")
     other.close()
     assert salts[0] == salts[1] != other.salt
-    assert key_of(salts[0], "a", 1) == key_of(salts[1], "a", 2)
+    assert series_key(salts[0], "a", 1) == series_key(salts[1], "a", 2)
     assert (
-        len({key_of(salts[0], "a", 1), key_of(salts[0], "a", pd.Timestamp("2026-01-01")), key_of(other.salt, "a", 1)})
+        len(
+            {
+                series_key(salts[0], "a", 1),
+                series_key(salts[0], "a", pd.Timestamp("2026-01-01")),
+                series_key(other.salt, "a", 1),
+            }
+        )
         == 3
     )
 
 
-def test_a_ledger_of_another_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_with_another_schema_version_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Ledger(f"sqlite:///{tmp_path}/ledger.db").close()
-    monkeypatch.setattr("forecaster.ledger.tables.SCHEMA", "2")
+    monkeypatch.setattr("forecaster.ledger.tables.LEDGER_SCHEMA_VERSION", "2")
     with pytest.raises(LedgerError, match="schema 2"):
         Ledger(f"sqlite:///{tmp_path}/ledger.db")
 
@@ -220,13 +238,13 @@ def test_a_ledger_of_another_schema_is_refused(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "address", ["", "nonsense", "mysql://me:fck_secret@host/name", "sqlite:////proc/none/ledger.db"]
 )
-def test_an_address_that_is_none_is_refused_and_a_password_not_repeated(address: str) -> None:
+def test_an_invalid_address_is_rejected_without_repeating_the_password(address: str) -> None:
     with pytest.raises(LedgerError) as refused:
         Ledger(address)
     assert "fck_secret" not in str(refused.value)
 
 
-def test_stamps_are_one_whatever_their_zone_and_unit() -> None:
+def test_equal_timestamps_match_in_any_zone_and_unit() -> None:
     moment = pd.Timestamp("2026-01-01T03:00:00Z")
     same = [
         moment,
@@ -235,8 +253,8 @@ def test_stamps_are_one_whatever_their_zone_and_unit() -> None:
         moment.as_unit("s"),
         moment.as_unit("ns"),
     ]
-    assert {tick(one) for one in same} == {1_767_236_400_000_000}
-    assert ticks(pd.Index([3, 4])) == [3, 4]
+    assert {encode_timestamp(one) for one in same} == {1_767_236_400_000_000}
+    assert encode_timestamps(pd.Index([3, 4])) == [3, 4]
 
 
 def test_the_forecaster_works_without_sqlalchemy() -> None:

@@ -11,8 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from forecaster.errors import BadSpec
-from forecaster.model.heads import Head, head
-from forecaster.model.quantiles import LARGEST_EXACT
+from forecaster.model.heads import Head, create_head
+from forecaster.model.quantiles import MAX_EXACT_MEAN
 from forecaster.spec import HeadSpec
 
 SPECS = {
@@ -26,77 +26,77 @@ SPECS = {
     "neg_binomial": HeadSpec(kind="neg_binomial"),
     "categorical": HeadSpec(kind="categorical", bins=21, bound=4.0),
 }
-ALL = list(SPECS)
-DRAWN = [name for name in ALL if SPECS[name].kind != "point"]
-SHIFTED = [name for name in ALL if SPECS[name].shiftable]
+HEAD_NAMES = list(SPECS)
+DISTRIBUTION_HEADS = [name for name in HEAD_NAMES if SPECS[name].kind != "point"]
+SHIFTABLE_HEADS = [name for name in HEAD_NAMES if SPECS[name].is_shiftable]
 LEVELS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99, 0.999)
 
 
-def of(name: str) -> Head:
-    return head(SPECS[name])
+def build_head(name: str) -> Head:
+    return create_head(SPECS[name])
 
 
-def random_params(one: Head, *rows: int, size: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return size * torch.randn(*rows, one.params, dtype=dtype, generator=torch.Generator().manual_seed(3))
+def random_params(likelihood: Head, *shape: int, size: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return size * torch.randn(*shape, likelihood.num_params, dtype=dtype, generator=torch.Generator().manual_seed(3))
 
 
-def targets(name: str, *rows: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    found = 1.7 * torch.randn(*rows, dtype=dtype, generator=torch.Generator().manual_seed(4))
+def make_targets(name: str, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    found = 1.7 * torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(4))
     return (5 * found.abs()).floor() if name == "neg_binomial" else found
 
 
-def positive(raw: np.ndarray) -> np.ndarray:
+def positive_link(raw: np.ndarray) -> np.ndarray:
     """The link of every spread: 1 at zero, 1e-4 at the least."""
     return 1e-4 + np.logaddexp(0, raw + math.log(math.expm1(1 - 1e-4)))
 
 
-def raw_of(value: np.ndarray | float) -> np.ndarray:
-    """The raw output that `positive` turns into a value."""
+def inverse_positive_link(value: np.ndarray | float) -> np.ndarray:
+    """The raw output that `positive_link` turns into a value."""
     over = np.asarray(value) - 1e-4
     return over + np.log(-np.expm1(-over)) - math.log(math.expm1(1 - 1e-4))
 
 
-def grid(points: int) -> Tensor:
+def uniform_grid(points: int) -> Tensor:
     return (torch.arange(points, dtype=torch.float64) + 0.5) / points
 
 
-def kolmogorov_smirnov(draws: Tensor, distribution) -> float:
+def kolmogorov_smirnov_distance(draws: Tensor, distribution) -> float:
     """How far the draws' empirical distribution is from a continuous one, at the most."""
     reached = distribution.cdf(np.sort(draws.numpy()))
-    return float(np.abs(reached - grid(len(draws)).numpy()).max() + 0.5 / len(draws))
+    return float(np.abs(reached - uniform_grid(len(draws)).numpy()).max() + 0.5 / len(draws))
 
 
 # What zero outputs mean
 
 
-@pytest.mark.parametrize("name", [*SHIFTED, "categorical"])
+@pytest.mark.parametrize("name", [*SHIFTABLE_HEADS, "categorical"])
 def test_zero_outputs_mean_no_correction(name):
-    assert of(name).mean(torch.zeros(3, of(name).params)).eq(0).all()
+    assert build_head(name).mean(torch.zeros(3, build_head(name).num_params)).eq(0).all()
 
 
 @pytest.mark.parametrize("name", ["quantile", "gaussian"])
 def test_zero_outputs_are_the_standard_normal(name):
     own = (0.1, 0.3, 0.5, 0.9)
-    found = of(name).quantiles(torch.zeros(of(name).params, dtype=torch.float64), own)
+    found = build_head(name).quantiles(torch.zeros(build_head(name).num_params, dtype=torch.float64), own)
     np.testing.assert_allclose(found, stats.norm.ppf(own), atol=1e-12)
 
 
 # Losses
 
 
-def test_point_losses():
-    params, target = random_params(of("mse"), 50, size=3), targets("mse", 50)
+def test_point_head_losses():
+    params, target = random_params(build_head("mse"), 50, size=3), make_targets("mse", 50)
     error = params[:, 0] - target
-    torch.testing.assert_close(of("mse").loss(params, target), error**2)
-    torch.testing.assert_close(of("mae").loss(params, target), error.abs())
+    torch.testing.assert_close(build_head("mse").loss(params, target), error**2)
+    torch.testing.assert_close(build_head("mae").loss(params, target), error.abs())
     slow = torch.nn.functional.huber_loss(params[:, 0], target, reduction="none", delta=0.7)
-    torch.testing.assert_close(of("huber").loss(params, target), slow)
+    torch.testing.assert_close(build_head("huber").loss(params, target), slow)
 
 
 @pytest.mark.parametrize("name", ["quantile", "quantile, few"])
 def test_quantile_loss_is_twice_the_mean_pinball_loss(name):
-    one, levels = of(name), sorted({*SPECS[name].levels, 0.5})
-    params, target = random_params(one, 20), targets(name, 20)
+    one, levels = build_head(name), sorted({*SPECS[name].levels, 0.5})
+    params, target = random_params(one, 20), make_targets(name, 20)
     said = one.quantiles(params, levels)
     for row in range(20):
         errors = [float(target[row] - said[row, column]) for column in range(len(levels))]
@@ -108,8 +108,8 @@ def test_quantile_loss_is_twice_the_mean_pinball_loss(name):
 def test_gaussian_loss_is_the_negative_log_density(dtype, tolerance):
     location, raw, target = np.meshgrid([-1e3, 0.0, 5.0], np.linspace(-8, 50, 15), [-50.0, 0.0, 0.3, 7.0])
     params = torch.tensor(np.stack([location, raw], -1), dtype=dtype)
-    found = of("gaussian").loss(params, torch.tensor(target, dtype=dtype))
-    np.testing.assert_allclose(found, -stats.norm.logpdf(target, location, positive(raw)), rtol=tolerance)
+    found = build_head("gaussian").loss(params, torch.tensor(target, dtype=dtype))
+    np.testing.assert_allclose(found, -stats.norm.logpdf(target, location, positive_link(raw)), rtol=tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-8), (torch.float32, 5e-5)])
@@ -117,23 +117,23 @@ def test_student_loss_is_the_negative_log_density(dtype, tolerance):
     axes = ([-1e3, 0.0, 5.0], np.linspace(-8, 50, 9), np.linspace(-20, 1000, 25), [-50.0, 0.0, 0.3, 7.0])
     location, scale, freedom, target = np.meshgrid(*axes)
     params = torch.tensor(np.stack([location, scale, freedom], -1), dtype=dtype)
-    found = of("student_t").loss(params, torch.tensor(target, dtype=dtype))
-    exact = -stats.t.logpdf(target, 2 + positive(freedom), location, positive(scale))
+    found = build_head("student_t").loss(params, torch.tensor(target, dtype=dtype))
+    exact = -stats.t.logpdf(target, 2 + positive_link(freedom), location, positive_link(scale))
     np.testing.assert_allclose(found, exact, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
 def test_negative_binomial_loss_is_the_negative_log_probability(dtype, tolerance):
     mean, dispersion, count = np.meshgrid([0.01, 1.0, 30.0, 1e3, 1e5], [2e-4, 0.1, 1.0, 50.0], [0.0, 1, 7, 900, 1e5])
-    params = torch.tensor(np.stack([raw_of(mean), raw_of(dispersion)], -1), dtype=dtype)
-    exact_mean, alpha = positive(params[..., 0].double().numpy()), positive(params[..., 1].double().numpy())
-    found = of("neg_binomial").loss(params, torch.tensor(count, dtype=dtype))
+    params = torch.tensor(np.stack([inverse_positive_link(mean), inverse_positive_link(dispersion)], -1), dtype=dtype)
+    exact_mean, alpha = positive_link(params[..., 0].double().numpy()), positive_link(params[..., 1].double().numpy())
+    found = build_head("neg_binomial").loss(params, torch.tensor(count, dtype=dtype))
     exact = -stats.nbinom.logpmf(count, 1 / alpha, 1 / (1 + alpha * exact_mean))
     np.testing.assert_allclose(found, exact, rtol=tolerance, atol=1e-7)
 
 
 def test_categorical_loss_is_the_negative_log_density_of_the_histogram():
-    one = of("categorical")
+    one = build_head("categorical")
     logits = random_params(one)
     chances = logits.softmax(-1).numpy()
     histogram = stats.rv_histogram((chances, np.linspace(-4, 4, 22)), density=False)
@@ -141,22 +141,22 @@ def test_categorical_loss_is_the_negative_log_density_of_the_histogram():
     np.testing.assert_allclose(one.loss(logits.expand(101, -1), target), -histogram.logpdf(target.numpy()))
 
 
-def test_categorical_loss_counts_what_is_out_of_bounds_in_the_outermost_bin():
-    one = of("categorical")
+def test_categorical_loss_counts_out_of_range_values_in_the_outermost_bin():
+    one = build_head("categorical")
     logits = random_params(one).expand(4, -1)
     found = one.loss(logits, torch.tensor([-1e30, -3.9, 3.9, 4.0], dtype=torch.float64))
     assert found[0] == found[1]
     assert found[2] == found[3]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", HEAD_NAMES)
 @pytest.mark.parametrize("size", [1e4, 1e12])
 def test_losses_and_gradients_stay_finite_for_extreme_outputs(name, size):
-    one = of(name)
-    if one.params <= 3:
-        corners = torch.tensor(list(itertools.product([-size, 0.0, size], repeat=one.params)))
+    one = build_head(name)
+    if one.num_params <= 3:
+        corners = torch.tensor(list(itertools.product([-size, 0.0, size], repeat=one.num_params)))
     else:
-        corners = size * torch.randint(-1, 2, (50, one.params), generator=torch.Generator().manual_seed(0)).float()
+        corners = size * torch.randint(-1, 2, (50, one.num_params), generator=torch.Generator().manual_seed(0)).float()
     for target in (0.0, 1.0, 900.0) if name == "neg_binomial" else (-300.0, 0.0, 0.3):
         params = corners.clone().requires_grad_()
         loss = one.loss(params, torch.full((len(params),), target))
@@ -165,10 +165,10 @@ def test_losses_and_gradients_stay_finite_for_extreme_outputs(name, size):
         assert params.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_gradients_are_those_of_the_loss(name):
-    one = of(name)
-    params, target = random_params(one, 6, size=1.5).requires_grad_(), targets(name, 6)
+@pytest.mark.parametrize("name", HEAD_NAMES)
+def test_gradients_equal_finite_differences_of_the_loss(name):
+    one = build_head(name)
+    params, target = random_params(one, 6, size=1.5).requires_grad_(), make_targets(name, 6)
     assert torch.autograd.gradcheck(lambda outputs: one.loss(outputs, target), params)
     assert torch.autograd.gradcheck(one.mean, params)
 
@@ -176,92 +176,96 @@ def test_gradients_are_those_of_the_loss(name):
 # Draws
 
 
-def test_gaussian_draws_have_their_distribution():
+def test_gaussian_samples_follow_their_distribution():
     params = torch.tensor([-3.0, 1.2], dtype=torch.float64)
-    draws = of("gaussian").draw(params.expand(2000, 2), grid(2000)[:, None])
-    assert kolmogorov_smirnov(draws, stats.norm(-3, positive(np.array(1.2)))) < 0.0006
+    draws = build_head("gaussian").sample(params.expand(2000, 2), uniform_grid(2000)[:, None])
+    assert kolmogorov_smirnov_distance(draws, stats.norm(-3, positive_link(np.array(1.2)))) < 0.0006
 
 
 @pytest.mark.parametrize("freedom", [2.1, 3.0, 8.0, 100.0, 1e6])
-def test_student_draws_have_their_distribution(freedom):
-    params = torch.tensor([2.0, -0.5, float(raw_of(freedom - 2))], dtype=torch.float64)
+def test_student_samples_follow_their_distribution(freedom):
+    params = torch.tensor([2.0, -0.5, float(inverse_positive_link(freedom - 2))], dtype=torch.float64)
     number = torch.arange(20_000, dtype=torch.float64)
-    noise = torch.stack([grid(20_000), (number * 0.6180339887498949 + 0.3) % 1], -1)  # Fibonacci's lattice
-    draws = of("student_t").draw(params.expand(20_000, 3), noise)
-    assert kolmogorov_smirnov(draws, stats.t(freedom, 2, positive(np.array(-0.5)))) < 0.001
+    noise = torch.stack([uniform_grid(20_000), (number * 0.6180339887498949 + 0.3) % 1], -1)  # Fibonacci's lattice
+    draws = build_head("student_t").sample(params.expand(20_000, 3), noise)
+    assert kolmogorov_smirnov_distance(draws, stats.t(freedom, 2, positive_link(np.array(-0.5)))) < 0.001
 
 
-@pytest.mark.parametrize("mean", [0.01, 1.0, 30.0, 1e3, LARGEST_EXACT / 2])
+@pytest.mark.parametrize("mean", [0.01, 1.0, 30.0, 1e3, MAX_EXACT_MEAN / 2])
 @pytest.mark.parametrize("dispersion", [2e-4, 0.1, 1.0, 10.0])
-def test_negative_binomial_draws_and_quantiles_are_exact(mean, dispersion):
-    params = torch.tensor([float(raw_of(mean)), float(raw_of(dispersion))], dtype=torch.float64)
+def test_negative_binomial_samples_and_quantiles_are_exact(mean, dispersion):
+    params = torch.tensor(
+        [float(inverse_positive_link(mean)), float(inverse_positive_link(dispersion))], dtype=torch.float64
+    )
     exact = stats.nbinom(1 / dispersion, 1 / (1 + dispersion * mean))
-    draws = of("neg_binomial").draw(params.expand(300, 2), grid(300)[:, None])
-    np.testing.assert_array_equal(draws, exact.ppf(grid(300).numpy()))
-    np.testing.assert_array_equal(of("neg_binomial").quantiles(params, LEVELS), exact.ppf(LEVELS))
+    draws = build_head("neg_binomial").sample(params.expand(300, 2), uniform_grid(300)[:, None])
+    np.testing.assert_array_equal(draws, exact.ppf(uniform_grid(300).numpy()))
+    np.testing.assert_array_equal(build_head("neg_binomial").quantiles(params, LEVELS), exact.ppf(LEVELS))
 
 
 @pytest.mark.parametrize("mean", [2e4, 1e6])
 @pytest.mark.parametrize("dispersion", [2e-4, 0.1, 10.0])
 def test_negative_binomial_quantiles_of_large_means_are_nearly_exact(mean, dispersion):
-    params = torch.tensor([float(raw_of(mean)), float(raw_of(dispersion))], dtype=torch.float64)
+    params = torch.tensor(
+        [float(inverse_positive_link(mean)), float(inverse_positive_link(dispersion))], dtype=torch.float64
+    )
     exact = stats.nbinom(1 / dispersion, 1 / (1 + dispersion * mean)).ppf(LEVELS)
-    np.testing.assert_allclose(of("neg_binomial").quantiles(params, LEVELS), exact, rtol=1e-3, atol=1)
+    np.testing.assert_allclose(build_head("neg_binomial").quantiles(params, LEVELS), exact, rtol=1e-3, atol=1)
 
 
-def test_categorical_draws_have_their_distribution():
-    one = of("categorical")
+def test_categorical_samples_follow_their_distribution():
+    one = build_head("categorical")
     logits = random_params(one)
     histogram = stats.rv_histogram((logits.softmax(-1).numpy(), np.linspace(-4, 4, 22)), density=False)
-    draws = one.draw(logits.expand(2000, -1), grid(2000)[:, None])
-    assert kolmogorov_smirnov(draws, histogram) < 0.0006
+    draws = one.sample(logits.expand(2000, -1), uniform_grid(2000)[:, None])
+    assert kolmogorov_smirnov_distance(draws, histogram) < 0.0006
     assert float(one.mean(logits)) == pytest.approx(histogram.mean())
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWN if name != "student_t"])
-def test_a_draw_is_the_quantile_at_its_uniform(name):
-    one = of(name)
+@pytest.mark.parametrize("name", [name for name in DISTRIBUTION_HEADS if name != "student_t"])
+def test_a_sample_is_the_quantile_of_its_uniform_noise(name):
+    one = build_head(name)
     params = random_params(one, 30)
     said = one.quantiles(params, LEVELS)
     for column, level in enumerate(LEVELS):
-        drawn = one.draw(params, torch.full((30, 1), level, dtype=torch.float64))
+        drawn = one.sample(params, torch.full((30, 1), level, dtype=torch.float64))
         torch.testing.assert_close(drawn, said[:, column])
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_a_draw_does_not_depend_on_its_company(name):
-    one = of(name)
+@pytest.mark.parametrize("name", DISTRIBUTION_HEADS)
+def test_a_sample_does_not_depend_on_the_batch(name):
+    one = build_head(name)
     params = random_params(one, 40, size=2, dtype=torch.float32)
-    noise = torch.rand(40, one.noise, generator=torch.Generator().manual_seed(1))
-    company = one.draw(params, noise)
-    alone = torch.cat([one.draw(params[row : row + 1], noise[row : row + 1]) for row in range(40)])
+    noise = torch.rand(40, one.uniforms_per_draw, generator=torch.Generator().manual_seed(1))
+    company = one.sample(params, noise)
+    alone = torch.cat([one.sample(params[row : row + 1], noise[row : row + 1]) for row in range(40)])
     torch.testing.assert_close(company, alone, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", DISTRIBUTION_HEADS)
 @pytest.mark.parametrize("edge", [0.0, 1.0])
-def test_draws_are_finite_at_the_edges_of_the_uniform(name, edge):
-    one = of(name)
+def test_samples_are_finite_at_the_limits_of_the_uniform_noise(name, edge):
+    one = build_head(name)
     params = random_params(one, 5, dtype=torch.float32)
-    assert one.draw(params, torch.full((5, one.noise), edge)).isfinite().all()
+    assert one.sample(params, torch.full((5, one.uniforms_per_draw), edge)).isfinite().all()
 
 
-def test_negative_binomial_says_nothing_where_the_network_did():
+def test_negative_binomial_propagates_nan():
     params = torch.tensor([[math.nan, 0.0], [1.0, math.inf]])
-    assert of("neg_binomial").draw(params, torch.full((2, 1), 0.5)).isnan().all()
+    assert build_head("neg_binomial").sample(params, torch.full((2, 1), 0.5)).isnan().all()
 
 
 # Quantiles
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", DISTRIBUTION_HEADS)
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_quantiles_never_cross(name, data):
-    one = of(name)
+    one = build_head(name)
     size = data.draw(st.sampled_from([0.125, 4.0, 1024.0]))
     number = st.floats(-size, size, width=32)
-    params = torch.tensor(data.draw(st.lists(number, min_size=one.params, max_size=one.params)))
+    params = torch.tensor(data.draw(st.lists(number, min_size=one.num_params, max_size=one.num_params)))
     level = st.floats(1e-6, 1 - 1e-6)
     levels = sorted(data.draw(st.sets(level, min_size=2, max_size=8)))
     found = one.quantiles(params, levels)
@@ -272,22 +276,22 @@ def test_quantiles_never_cross(name, data):
 @pytest.mark.parametrize("freedom", [2.1, 2.3, 2.9, 3.0, 4.2, 7.0, 15.0, 40.0, 100.0, 1e5])
 def test_student_quantiles_are_exact(freedom):
     exact = stats.t.ppf(LEVELS, freedom)
-    params = torch.tensor([0.0, 0.0, float(raw_of(freedom - 2))], dtype=torch.float64)
-    np.testing.assert_allclose(of("student_t").quantiles(params, LEVELS), exact, rtol=1e-8, atol=1e-12)
+    params = torch.tensor([0.0, 0.0, float(inverse_positive_link(freedom - 2))], dtype=torch.float64)
+    np.testing.assert_allclose(build_head("student_t").quantiles(params, LEVELS), exact, rtol=1e-8, atol=1e-12)
     # In float32 the degrees of freedom themselves are rounded: the quantiles move by as much.
-    np.testing.assert_allclose(of("student_t").quantiles(params.float(), LEVELS), exact, rtol=3e-6, atol=1e-6)
+    np.testing.assert_allclose(build_head("student_t").quantiles(params.float(), LEVELS), exact, rtol=3e-6, atol=1e-6)
 
 
-def test_student_quantiles_reach_far_into_the_tail():
+def test_student_quantiles_are_accurate_far_in_the_tail():
     levels = (1e-7, 1e-6, 1e-5, 1 - 1e-6)
-    params = torch.tensor([0.0, 0.0, float(raw_of(0.5))], dtype=torch.float64)
-    np.testing.assert_allclose(of("student_t").quantiles(params, levels), stats.t.ppf(levels, 2.5), rtol=1e-6)
+    params = torch.tensor([0.0, 0.0, float(inverse_positive_link(0.5))], dtype=torch.float64)
+    np.testing.assert_allclose(build_head("student_t").quantiles(params, levels), stats.t.ppf(levels, 2.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["quantile", "quantile, few"])
-def test_tails_of_the_quantile_head_are_exponential(name):
+def test_quantile_head_tails_are_exponential(name):
     """An exponential tail loses as much at each halving of the level."""
-    one, ends = of(name), SPECS[name].levels
+    one, ends = build_head(name), SPECS[name].levels
     params = random_params(one, 4)
     low = one.quantiles(params, [ends[0] / 8, ends[0] / 4, ends[0] / 2, ends[0]]).diff()
     torch.testing.assert_close(low, low[:, :1].expand_as(low))
@@ -297,86 +301,86 @@ def test_tails_of_the_quantile_head_are_exponential(name):
 
 
 def test_quantile_head_is_linear_between_its_levels():
-    params = random_params(of("quantile"), 4)
-    low, middle, high = of("quantile").quantiles(params, [0.2, 0.225, 0.3]).unbind(-1)
+    params = random_params(build_head("quantile"), 4)
+    low, middle, high = build_head("quantile").quantiles(params, [0.2, 0.225, 0.3]).unbind(-1)
     torch.testing.assert_close(middle, low + (high - low) / 4)
 
 
 def test_the_median_of_a_quantile_head_is_its_point_forecast():
-    params = random_params(of("quantile, few"), 4)
-    assert of("quantile, few").quantiles(params, [0.5])[:, 0].equal(of("quantile, few").mean(params))
+    params = random_params(build_head("quantile, few"), 4)
+    assert build_head("quantile, few").quantiles(params, [0.5])[:, 0].equal(build_head("quantile, few").mean(params))
 
 
 @pytest.mark.parametrize("name", ["mse", "mae", "huber"])
 def test_a_point_head_has_no_distribution(name):
     with pytest.raises(BadSpec, match="has no quantiles"):
-        of(name).quantiles(torch.zeros(1, 1), [0.5])
+        build_head(name).quantiles(torch.zeros(1, 1), [0.5])
     with pytest.raises(BadSpec, match="has no draws"):
-        of(name).draw(torch.zeros(1, 1), torch.zeros(1, 0))
+        build_head(name).sample(torch.zeros(1, 1), torch.zeros(1, 0))
 
 
 # Shifts
 
 
-@pytest.mark.parametrize("name", SHIFTED)
-def test_a_shift_moves_mean_draws_and_quantiles(name):
-    one = of(name)
-    params, by = random_params(one, 7), targets(name, 7)
+@pytest.mark.parametrize("name", SHIFTABLE_HEADS)
+def test_a_shift_moves_mean_samples_and_quantiles(name):
+    one = build_head(name)
+    params, by = random_params(one, 7), make_targets(name, 7)
     moved = one.shift(params, by)
     torch.testing.assert_close(one.mean(moved), one.mean(params) + by)
     torch.testing.assert_close(one.loss(moved, by + 0.3), one.loss(params, torch.full_like(by, 0.3)))
-    if one.noise:
-        noise = torch.rand(7, one.noise, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        torch.testing.assert_close(one.draw(moved, noise), one.draw(params, noise) + by)
+    if one.uniforms_per_draw:
+        noise = torch.rand(7, one.uniforms_per_draw, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(one.sample(moved, noise), one.sample(params, noise) + by)
         torch.testing.assert_close(one.quantiles(moved, LEVELS), one.quantiles(params, LEVELS) + by[:, None])
 
 
 @pytest.mark.parametrize("name", ["neg_binomial", "categorical"])
 def test_a_head_with_a_fixed_support_cannot_be_shifted(name):
     with pytest.raises(BadSpec, match="takes base zero only"):
-        of(name).shift(torch.zeros(2, of(name).params), torch.ones(2))
+        build_head(name).shift(torch.zeros(2, build_head(name).num_params), torch.ones(2))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_spec_and_head_agree_on_what_can_be_shifted(name):
-    assert of(name).shiftable == SPECS[name].shiftable
+@pytest.mark.parametrize("name", HEAD_NAMES)
+def test_spec_and_head_agree_on_which_heads_can_be_shifted(name):
+    assert build_head(name).is_shiftable == SPECS[name].is_shiftable
 
 
 # Shapes and export
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", HEAD_NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_axes_may_lead_and_the_type_stays(name, dtype):
-    one = of(name)
+def test_any_leading_axes_are_allowed_and_the_dtype_is_kept(name, dtype):
+    one = build_head(name)
     params = random_params(one, 2, 3, 4, dtype=dtype)
-    results = [one.loss(params, targets(name, 2, 3, 4, dtype=dtype)), one.mean(params)]
-    if one.noise:
-        results.append(one.draw(params, torch.full((2, 3, 4, one.noise), 0.3, dtype=dtype)))
+    results = [one.loss(params, make_targets(name, 2, 3, 4, dtype=dtype)), one.mean(params)]
+    if one.uniforms_per_draw:
+        results.append(one.sample(params, torch.full((2, 3, 4, one.uniforms_per_draw), 0.3, dtype=dtype)))
         results.append(one.quantiles(params, (0.2, 0.7))[..., 0])
     assert all(result.shape == (2, 3, 4) and result.dtype == dtype for result in results)
     assert one.mean(params[:0]).shape == (0, 3, 4)
 
 
-class _Asked(torch.nn.Module):
+class _HeadOutputs(torch.nn.Module):
     """Mean, draw and quantiles as one module."""
 
-    def __init__(self, one: Head) -> None:
+    def __init__(self, likelihood: Head) -> None:
         super().__init__()
-        self.one = one
+        self.one = likelihood
 
     def forward(self, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.one.mean(params), self.one.draw(params, noise), self.one.quantiles(params, (0.03, 0.4, 0.9))
+        return self.one.mean(params), self.one.sample(params, noise), self.one.quantiles(params, (0.03, 0.4, 0.9))
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWN if name != "neg_binomial"])
-def test_mean_draws_and_quantiles_can_be_exported_for_any_number_of_rows(name):
-    one = of(name)
+@pytest.mark.parametrize("name", [name for name in DISTRIBUTION_HEADS if name != "neg_binomial"])
+def test_mean_samples_and_quantiles_export_to_onnx_with_a_dynamic_batch(name):
+    one = build_head(name)
     rows = torch.export.Dim("rows", min=2)
-    example = (random_params(one, 5, dtype=torch.float32), torch.full((5, one.noise), 0.3))
-    graph = torch.export.export(_Asked(one), example, dynamic_shapes=({0: rows}, {0: rows})).module()
-    other = (random_params(one, 9, dtype=torch.float32), torch.full((9, one.noise), 0.7))
-    torch.testing.assert_close(graph(*other), _Asked(one)(*other))
+    example = (random_params(one, 5, dtype=torch.float32), torch.full((5, one.uniforms_per_draw), 0.3))
+    graph = torch.export.export(_HeadOutputs(one), example, dynamic_shapes=({0: rows}, {0: rows})).module()
+    other = (random_params(one, 9, dtype=torch.float32), torch.full((9, one.uniforms_per_draw), 0.7))
+    torch.testing.assert_close(graph(*other), _HeadOutputs(one)(*other))
 
 
 # Specifications
@@ -400,11 +404,11 @@ def test_mean_draws_and_quantiles_can_be_exported_for_any_number_of_rows(name):
         ({"quantiles": (0.1,)}, "Extra inputs"),
     ],
 )
-def test_a_head_that_makes_no_sense_is_refused(fields, message):
+def test_an_invalid_head_is_rejected(fields, message):
     with pytest.raises(ValidationError, match=message):
         HeadSpec.model_validate(fields)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_head_is_read_back_as_it_was_written(name):
+@pytest.mark.parametrize("name", HEAD_NAMES)
+def test_a_head_round_trips_through_json(name):
     assert HeadSpec.model_validate_json(SPECS[name].model_dump_json()) == SPECS[name]

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from forecaster.data.encoding import PLAIN
+from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.errors import FrequencyMismatch, HistoryTooShort, HorizonOutOfRange, NotANumber, ValueOutOfRange
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Series
-from tests.factories import START, make_forecaster, make_network, make_spec, one_series, wave
+from tests.factories import START, make_forecaster, make_network, make_series, make_spec, make_wave
 
 
 @pytest.fixture(scope="module")
@@ -22,27 +22,39 @@ def predictor() -> Predictor:
 @pytest.mark.parametrize("horizon", [0, -1])
 def test_a_horizon_below_one_is_out_of_range(predictor: Predictor, horizon: int) -> None:
     with pytest.raises(HorizonOutOfRange, match=f"at least 1 step; found {horizon}") as error:
-        predictor.forecast_each([one_series(wave(20))], horizon)
+        predictor.forecast_batch([make_series(make_wave(20))], horizon)
     assert error.value.where == "horizon"
 
 
-def test_no_series_get_no_forecasts(predictor: Predictor) -> None:
-    assert predictor.forecast_each([], 3) == []
+def test_no_series_give_no_forecasts(predictor: Predictor) -> None:
+    assert predictor.forecast_batch([], 3) == []
 
 
 @pytest.mark.parametrize(
     ("series", "kind", "parts"),
     [
-        (one_series(wave(3), name="m"), HistoryTooShort, ["'m' has 3 steps", "at least 4", "Send a longer history"]),
-        (one_series(wave(9), name="m", freq="D"), FrequencyMismatch, ["'m' has the frequency 'D'", "learned 'h'"]),
-        (one_series(np.append(wave(9), -np.inf), name="m"), NotANumber, ["'m' holds an infinite value", "send null"]),
-        (one_series(np.full(9, np.nan), name="m"), HistoryTooShort, ["'m' has no observed value among its last 16"]),
+        (
+            make_series(make_wave(3), name="m"),
+            HistoryTooShort,
+            ["'m' has 3 steps", "at least 4", "Send a longer history"],
+        ),
+        (
+            make_series(make_wave(9), name="m", freq="D"),
+            FrequencyMismatch,
+            ["'m' has the frequency 'D'", "learned 'h'"],
+        ),
+        (
+            make_series(np.append(make_wave(9), -np.inf), name="m"),
+            NotANumber,
+            ["'m' holds an infinite value", "send null"],
+        ),
+        (make_series(np.full(9, np.nan), name="m"), HistoryTooShort, ["'m' has no observed value among its last 16"]),
     ],
 )
-def test_a_history_that_cannot_be_used_is_told_why(
+def test_the_error_for_an_unusable_history_gives_the_reason(
     predictor: Predictor, series: Series, kind: type[Exception], parts: list[str]
 ) -> None:
-    [outcome] = predictor.forecast_each([series], 3)
+    [outcome] = predictor.forecast_batch([series], 3)
     assert type(outcome) is kind
     assert outcome.where == "m"
     for part in parts:
@@ -51,29 +63,29 @@ def test_a_history_that_cannot_be_used_is_told_why(
         predictor.forecast(series, 3)
 
 
-def test_two_names_of_one_frequency_are_one(predictor: Predictor) -> None:
-    named = Series("a", START, "60min", wave(20))
-    assert np.array_equal(predictor.forecast(named, 3).mean, predictor.forecast(one_series(wave(20)), 3).mean)
+def test_two_aliases_of_a_frequency_are_equal(predictor: Predictor) -> None:
+    named = Series("a", START, "60min", make_wave(20))
+    assert np.array_equal(predictor.forecast(named, 3).mean, predictor.forecast(make_series(make_wave(20)), 3).mean)
 
 
-def test_a_forecast_carries_the_id_and_the_stamps_that_follow_in_their_zone(predictor: Predictor) -> None:
+def test_a_forecast_has_the_id_and_the_following_timestamps_in_the_zone_of_the_series(predictor: Predictor) -> None:
     start = pd.Timestamp("2026-03-28 20:00", tz="Europe/Berlin")
-    found = predictor.forecast(Series("m", start, "h", wave(5)), 4)
+    found = predictor.forecast(Series("m", start, "h", make_wave(5)), 4)
     assert found.id == "m"
     assert found.ds.equals(pd.date_range(start, periods=9, freq="h")[5:])
     assert str(found.ds.tz) == "Europe/Berlin"
 
 
-def test_a_history_of_values_beyond_reckoning_is_refused_and_harms_nobody_else(predictor: Predictor) -> None:
-    [spoilt, fine] = predictor.forecast_each(
-        [one_series(1e200 * wave(20), name="m"), one_series(wave(20), name="fine")], 5
+def test_a_history_with_overflowing_values_is_rejected_without_affecting_others(predictor: Predictor) -> None:
+    [spoilt, fine] = predictor.forecast_batch(
+        [make_series(1e200 * make_wave(20), name="m"), make_series(make_wave(20), name="fine")], 5
     )
     assert isinstance(spoilt, ValueOutOfRange)
     assert spoilt.where == "m"
-    np.testing.assert_allclose(fine.mean, predictor.forecast(one_series(wave(20)), 5).mean, rtol=1e-6)
+    np.testing.assert_allclose(fine.mean, predictor.forecast(make_series(make_wave(20)), 5).mean, rtol=1e-6)
 
 
-def test_a_rollout_that_explodes_goes_on_as_seasonal_naive_says_so_and_harms_nobody_else() -> None:
+def test_a_diverging_rollout_falls_back_to_seasonal_naive_with_a_warning_for_that_series_only() -> None:
     spec = make_spec(scaling="none", base="last", season=4)
     network = make_network(spec)
     with torch.no_grad():  # adds the last value to itself, if that is large: 2, 4, 8, ...
@@ -81,9 +93,11 @@ def test_a_rollout_that_explodes_goes_on_as_seasonal_naive_says_so_and_harms_nob
             weight.zero_()
         network.recurrent.layers[0].weight_ih_l0[2 * 6 :, 0] = 1.0
         network.output.weight.fill_(1e6)
-    predictor = Predictor(Forecaster(spec, "h", 4, START, PLAIN, network))
+    predictor = Predictor(FittedModel(spec, "h", 4, START, EMPTY_ENCODING, network))
     history = np.array([1.0, 2.0, 3.0, 4.0] * 4)
-    [wild, calm] = predictor.forecast_each([one_series(history, name="wild"), one_series(np.zeros(16), name="calm")], 7)
+    [wild, calm] = predictor.forecast_batch(
+        [make_series(history, name="wild"), make_series(np.zeros(16), name="calm")], 7
+    )
     assert wild.mean.tolist() == [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0]
     assert "step 1 of 7" in wild.warnings[0]
     assert "seasonal naive" in wild.warnings[0]
@@ -91,34 +105,32 @@ def test_a_rollout_that_explodes_goes_on_as_seasonal_naive_says_so_and_harms_nob
     assert calm.warnings == ()
 
 
-def test_a_predictor_leaves_a_history_as_it_was(predictor: Predictor) -> None:
-    y = wave(20)
+def test_a_predictor_does_not_modify_the_history(predictor: Predictor) -> None:
+    y = make_wave(20)
     y[3] = np.nan
-    one = one_series(y)
+    one = make_series(y)
     before = one.y.copy()
     predictor.forecast(one, 5)
     np.testing.assert_array_equal(one.y, before)
 
 
 @pytest.mark.parametrize("left_out", [{}, {"s1", "s2", "empty"}])  # these make a doubt of all others
-def test_series_looked_at_together_get_the_outcomes_that_each_gets_alone(
-    predictor: Predictor, left_out: set[str]
-) -> None:
-    values = [wave(20, seed=number) for number in range(6)]
+def test_batch_validation_gives_the_same_outcomes_as_single_series(predictor: Predictor, left_out: set[str]) -> None:
+    values = [make_wave(20, seed=number) for number in range(6)]
     values[1][3] = np.inf
     values[2][5] = 1e101
     values[3][-16:] = np.nan
     values[4][2:9] = np.nan
-    series = [one_series(y, name=f"s{number}") for number, y in enumerate(values)]
-    series += [one_series(wave(2), name="short"), one_series(np.zeros(0), name="empty")]
+    series = [make_series(y, name=f"s{number}") for number, y in enumerate(values)]
+    series += [make_series(make_wave(2), name="short"), make_series(np.zeros(0), name="empty")]
     series += [
-        one_series(wave(20), name="daily", freq="D"),
-        Series("late", pd.Timestamp("9999-12-31T03:00"), "h", wave(20)),
+        make_series(make_wave(20), name="daily", freq="D"),
+        Series("late", pd.Timestamp("9999-12-31T03:00"), "h", make_wave(20)),
     ]
     series = [one for one in series if one.id not in left_out]
-    together = predictor.forecast_each(series, 5)
+    together = predictor.forecast_batch(series, 5)
     for one, outcome in zip(series, together, strict=True):
-        [alone] = predictor.forecast_each([one], 5)
+        [alone] = predictor.forecast_batch([one], 5)
         if isinstance(alone, Forecast):
             assert isinstance(outcome, Forecast)
             assert (outcome.id, list(outcome.ds)) == (alone.id, list(alone.ds))

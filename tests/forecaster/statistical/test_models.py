@@ -11,95 +11,102 @@ import pytest
 
 from forecaster.errors import InputError, MissingPackage, TrainingError
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.baselines import seasonal_naive, statistical
+from forecaster.evaluation.baselines import seasonal_naive, statistical_baseline
 from forecaster.series import Forecast, Series
 from forecaster.statistical import models as module
-from forecaster.statistical.models import MODELS, STATISTICAL, filled, naive2
-from tests.factories import START, one_series, panel_of, wave
+from forecaster.statistical.models import STATISTICAL_MODELS, STATSFORECAST_CLASSES, interpolate_gaps, naive2
+from tests.factories import START, make_panel, make_series, make_wave
 
 NAN = float("nan")
 CHECKOUT = Path(__file__).parents[3]
 SEASON, HORIZON = 4, 6
 
 
-def seasonal(steps: int, *, seed: int = 0) -> np.ndarray:
+def make_seasonal_values(steps: int, *, seed: int = 0) -> np.ndarray:
     draw = np.random.default_rng(seed)
     return 20 + 0.1 * np.arange(steps) + np.resize([5.0, -1.0, -6.0, 2.0], steps) + draw.normal(size=steps)
 
 
-def asked(name: str, *values: np.ndarray, horizon: int = HORIZON, season: int = SEASON) -> list[Forecast]:
-    series = [one_series(y, name=f"s{number}") for number, y in enumerate(values)]
-    found = statistical(name, season=season)(series, horizon)
+def predict_baseline(name: str, *values: np.ndarray, horizon: int = HORIZON, season: int = SEASON) -> list[Forecast]:
+    series = [make_series(y, name=f"s{number}") for number, y in enumerate(values)]
+    found = statistical_baseline(name, season=season)(series, horizon)
     assert all(isinstance(one, Forecast) for one in found)
     return found  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_baseline_says_what_statsforecast_says(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(STATSFORECAST_CLASSES))
+def test_a_baseline_equals_statsforecast(name: str) -> None:
     models = pytest.importorskip("statsforecast.models")
-    histories = [seasonal(40), seasonal(33, seed=1)]
-    for one, y in zip(asked(name, *histories), histories, strict=True):
-        expected = getattr(models, MODELS[name])(season_length=SEASON).forecast(y, HORIZON)["mean"]
+    histories = [make_seasonal_values(40), make_seasonal_values(33, seed=1)]
+    for one, y in zip(predict_baseline(name, *histories), histories, strict=True):
+        expected = getattr(models, STATSFORECAST_CLASSES[name])(season_length=SEASON).forecast(y, HORIZON)["mean"]
         np.testing.assert_array_equal(one.mean, expected)
         assert not one.warnings
-        assert one.ds.equals(one_series(y).stamps_ahead(HORIZON))
+        assert one.ds.equals(make_series(y).future_timestamps(HORIZON))
 
 
 @pytest.mark.parametrize("name", ["naive2", "dynamic_optimized_theta"])
-def test_gaps_are_filled_before_the_fit_and_after_the_last_value_it_goes_further(name: str) -> None:
-    whole = seasonal(40)
+def test_gaps_are_interpolated_before_the_fit_and_trailing_gaps_are_forecast(name: str) -> None:
+    whole = make_seasonal_values(40)
     gappy = np.concatenate([[NAN, NAN], whole, [NAN, NAN, NAN]])
     gappy[[12, 20, 21]] = NAN
     drawn = whole.copy()
     drawn[10] = (whole[9] + whole[11]) / 2
     drawn[[18, 19]] = np.linspace(whole[17], whole[20], 4)[1:3]
-    [found], [expected] = asked(name, gappy), asked(name, drawn, horizon=HORIZON + 3)
+    [found], [expected] = predict_baseline(name, gappy), predict_baseline(name, drawn, horizon=HORIZON + 3)
     np.testing.assert_allclose(found.mean, expected.mean[3:])
     assert not found.warnings
 
 
-def test_what_is_filled_goes_from_the_first_value_to_the_last() -> None:
-    assert filled(np.array([NAN, 1.0, NAN, NAN, 4.0, 2.0, NAN])).tolist() == [1.0, 2.0, 3.0, 4.0, 2.0]
-    assert filled(np.array([NAN, NAN])).tolist() == []
-    assert filled(np.array([3.0])).tolist() == [3.0]
+def test_interpolation_covers_the_first_to_the_last_observed_value() -> None:
+    assert interpolate_gaps(np.array([NAN, 1.0, NAN, NAN, 4.0, 2.0, NAN])).tolist() == [1.0, 2.0, 3.0, 4.0, 2.0]
+    assert interpolate_gaps(np.array([NAN, NAN])).tolist() == []
+    assert interpolate_gaps(np.array([3.0])).tolist() == [3.0]
 
 
 @pytest.mark.parametrize("name", ["auto_ets", "dynamic_optimized_theta"])
-def test_a_history_that_nothing_can_be_fitted_to_is_answered_by_seasonal_naive_with_a_warning(name: str) -> None:
-    good, short, empty = seasonal(30), np.array([1.0, 2.0]), np.full(5, NAN)
-    found = asked(name, short, good, empty)
+def test_a_history_that_cannot_be_fitted_falls_back_to_seasonal_naive_with_a_warning(name: str) -> None:
+    good, short, empty = make_seasonal_values(30), np.array([1.0, 2.0]), np.full(5, NAN)
+    found = predict_baseline(name, short, good, empty)
     for one, y, why in ((found[0], short, "NotImplementedError: tiny datasets"), (found[2], empty, "nothing was")):
-        [naive] = seasonal_naive(SEASON)([one_series(y)], HORIZON)
+        [naive] = seasonal_naive(SEASON)([make_series(y)], HORIZON)
         np.testing.assert_array_equal(one.mean, naive.mean)  # type: ignore[union-attr]
         [warning] = one.warnings
         assert f"{name} could not be fitted ({why}" in warning
         assert "seasonal naive stands in" in warning
-    np.testing.assert_array_equal(found[1].mean, asked(name, good)[0].mean)
+    np.testing.assert_array_equal(found[1].mean, predict_baseline(name, good)[0].mean)
     assert not found[1].warnings
 
 
-def test_a_forecast_that_is_not_finite_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_forecast_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "naive2", lambda y, *, season, horizon: np.append(np.ones(horizon - 1), np.inf))
-    [found] = asked("naive2", seasonal(20))
+    [found] = predict_baseline("naive2", make_seasonal_values(20))
     assert np.isfinite(found.mean).all()
     assert "not finite" in found.warnings[0]
 
 
-def test_a_backtest_keeps_what_its_baselines_warn_of() -> None:
-    asks = {"seasonal_naive": seasonal_naive(SEASON), "theta": statistical("dynamic_optimized_theta", season=SEASON)}
-    result = backtest(panel_of(seasonal(30), seasonal(8)), asks, horizon=2, windows=3, season=SEASON)
+def test_a_backtest_keeps_the_warnings_of_its_baselines() -> None:
+    asks = {
+        "seasonal_naive": seasonal_naive(SEASON),
+        "theta": statistical_baseline("dynamic_optimized_theta", season=SEASON),
+    }
+    result = backtest(
+        make_panel(make_seasonal_values(30), make_seasonal_values(8)), asks, horizon=2, windows=3, season=SEASON
+    )
     assert list(result.warnings) == ["theta"]
     assert len(result.warnings["theta"]) == 1
     assert result.warnings["theta"][0].startswith("series 'series_1': dynamic_optimized_theta could not")
     np.testing.assert_array_equal(result.forecasts["theta"][1, 0], result.forecasts["seasonal_naive"][1, 0])
 
 
-def test_processes_beside_each_other_say_the_same_in_the_same_order() -> None:
-    histories = [seasonal(20 + number, seed=number) for number in range(5)]
+def test_parallel_processes_give_the_same_results_in_the_same_order() -> None:
+    histories = [make_seasonal_values(20 + number, seed=number) for number in range(5)]
     series = [Series(f"s{number}", START, "h", y) for number, y in enumerate([*histories, np.ones(1)])]
     told: list[tuple[int, int]] = []
-    alone = statistical("naive2", season=SEASON)(series, HORIZON)
-    beside = statistical("naive2", season=SEASON, jobs=2, progress=lambda *at: told.append(at))(series, HORIZON)
+    alone = statistical_baseline("naive2", season=SEASON)(series, HORIZON)
+    beside = statistical_baseline("naive2", season=SEASON, jobs=2, progress=lambda *at: told.append(at))(
+        series, HORIZON
+    )
     for one, other in zip(alone, beside, strict=True):
         assert isinstance(one, Forecast)
         assert isinstance(other, Forecast)
@@ -108,14 +115,14 @@ def test_processes_beside_each_other_say_the_same_in_the_same_order() -> None:
     assert told == [(done, 6) for done in range(1, 7)]
 
 
-def test_a_process_that_fits_baselines_needs_no_torch() -> None:
+def test_a_process_that_fits_baselines_does_not_import_torch() -> None:
     program = (
         "import sys, forecaster.evaluation.baselines, forecaster.statistical.blend; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=False).returncode == 0
 
 
-def test_a_process_that_is_ended_from_outside_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_process_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def __init__(self, *arguments: object, **options: object) -> None: ...
 
@@ -129,20 +136,20 @@ def test_a_process_that_is_ended_from_outside_is_told(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
     with pytest.raises(TrainingError, match="fewer --jobs"):
-        statistical("naive2", season=1, jobs=2)([one_series(wave(5)), one_series(wave(6))], 2)
+        statistical_baseline("naive2", season=1, jobs=2)([make_series(make_wave(5)), make_series(make_wave(6))], 2)
 
 
-def test_a_baseline_without_its_package_says_which_extra_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_without_its_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "statsforecast", None)
     monkeypatch.setitem(sys.modules, "statsforecast.models", None)
     with pytest.raises(MissingPackage, match=r"forecaster\[baselines\]"):
-        statistical("auto_ets", season=1)
-    assert asked("naive2", wave(5)), "that one is our own"
+        statistical_baseline("auto_ets", season=1)
+    assert predict_baseline("naive2", make_wave(5)), "that one is our own"
 
 
-def test_a_baseline_of_no_known_name_is_refused() -> None:
-    with pytest.raises(InputError, match=f"{', '.join(STATISTICAL)}; found 'prophet'"):
-        statistical("prophet", season=1)
+def test_an_unknown_baseline_is_rejected() -> None:
+    with pytest.raises(InputError, match=f"{', '.join(STATISTICAL_MODELS)}; found 'prophet'"):
+        statistical_baseline("prophet", season=1)
 
 
 def slow_naive2(y: np.ndarray, season: int, horizon: int) -> list[float]:
@@ -169,7 +176,7 @@ def slow_naive2(y: np.ndarray, season: int, horizon: int) -> list[float]:
 
 @pytest.mark.parametrize(("season", "steps"), [(4, 40), (4, 12), (5, 23), (7, 50), (12, 37)])
 @pytest.mark.parametrize("strength", [0.0, 1.0])
-def test_naive2_is_the_slow_loop(season: int, steps: int, strength: float) -> None:
+def test_naive2_equals_a_slow_loop(season: int, steps: int, strength: float) -> None:
     draw = np.random.default_rng(steps)
     y = 30 + 5 * strength * np.sin(2 * np.pi * np.arange(steps) / season) + draw.normal(size=steps)
     np.testing.assert_allclose(naive2(y, season=season, horizon=9), slow_naive2(y, season, 9))
@@ -190,5 +197,5 @@ def test_naive2_repeats_a_pure_season_on_its_last_level() -> None:
     ],
     ids=["no season", "too short", "not positive", "constant"],
 )
-def test_naive2_without_a_season_that_can_be_taken_out_is_the_last_value(y: np.ndarray, season: int) -> None:
+def test_naive2_without_a_significant_season_is_the_last_value(y: np.ndarray, season: int) -> None:
     assert naive2(y, season=season, horizon=3).tolist() == [y[-1]] * 3

@@ -14,7 +14,7 @@ import pytest
 from forecaster.storage import atomic
 
 
-def test_a_written_file_holds_what_was_written(tmp_path: Path) -> None:
+def test_a_written_file_has_the_written_content(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "file"
     atomic.write_text(path, "one\n")
     atomic.write_text(path, "zwei ä\n")
@@ -23,7 +23,9 @@ def test_a_written_file_holds_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
-def test_a_fill_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, fault: type[BaseException]) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(
+    tmp_path: Path, fault: type[BaseException]
+) -> None:
     path = tmp_path / "file"
     atomic.write_text(path, "old")
 
@@ -32,12 +34,12 @@ def test_a_fill_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, 
         raise fault
 
     with pytest.raises(fault):
-        atomic.write(path, fill)
+        atomic.write_file(path, fill)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = tmp_path / "file", []
     really = os.fsync
 
@@ -50,9 +52,9 @@ def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: p
     assert seen == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_complete(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder"
-    with atomic.new_folder(path) as draft:
+    with atomic.create_folder(path) as draft:
         (draft / "inside").mkdir()
         (draft / "inside" / "file").write_text("x")
         assert not path.exists()
@@ -60,9 +62,9 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_whose_filling_fails_never_appears(tmp_path: Path) -> None:
+def test_a_folder_whose_write_fails_never_appears(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with atomic.new_folder(tmp_path / "folder") as draft:
+        with atomic.create_folder(tmp_path / "folder") as draft:
             (draft / "file").write_text("half")
             raise KeyboardInterrupt
 
@@ -71,21 +73,21 @@ def test_a_folder_whose_filling_fails_never_appears(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
+def test_a_non_empty_folder_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
-    with pytest.raises(OSError), atomic.new_folder(tmp_path / "folder") as draft:
+    with pytest.raises(OSError), atomic.create_folder(tmp_path / "folder") as draft:
         (draft / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
 
 
-KILLED = """
+KILL_PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from forecaster import durable
+from forecaster.storage import atomic
 
-place = Path(sys.argv[1])
-durable.write_text(place / "file", "old")
+folder = Path(sys.argv[1])
+atomic.write_text(folder / "file", "old")
 really, calls = os.fsync, []
 
 def fsync(handle):
@@ -95,16 +97,16 @@ def fsync(handle):
     really(handle)
 
 os.fsync = fsync
-with durable.new_folder(place / "folder") as draft:
+with atomic.create_folder(folder / "folder") as draft:
     (draft / "one").write_text("1")
     (draft / "two").write_text("2")
-durable.write_text(place / "file", "new")
+atomic.write_text(folder / "file", "new")
 """
 
 
 @pytest.mark.parametrize("moment", [1, 2, 3, 5, 99])  # of the syncs: one, two, their folder, above; the file
-def test_a_kill_leaves_old_or_new_never_in_between(tmp_path: Path, moment: int) -> None:
-    found = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(moment)], check=False)
+def test_a_killed_write_leaves_the_old_or_the_new_content(tmp_path: Path, moment: int) -> None:
+    found = subprocess.run([sys.executable, "-c", KILL_PROGRAM, str(tmp_path), str(moment)], check=False)
     assert found.returncode == (0 if moment == 99 else -signal.SIGKILL)
     shown = {path.name: path for path in tmp_path.iterdir() if not path.name.startswith(".")}
     assert shown["file"].read_text() == ("new" if moment == 99 else "old")

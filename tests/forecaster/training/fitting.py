@@ -11,26 +11,26 @@ import torch
 
 from forecaster.series import Panel
 from forecaster.spec import Spec
-from forecaster.training.fit import Fitted, fit
-from tests.factories import make_spec, panel_of, wave
+from forecaster.training.fit import FitResult, fit
+from tests.factories import make_panel, make_spec, make_wave
 
-PANEL = panel_of(wave(60), 4 * wave(50, seed=1), wave(40, seed=2))
+PANEL = make_panel(make_wave(60), 4 * make_wave(50, seed=1), make_wave(40, seed=2))
 TRAINING = {"steps": 11, "epoch_steps": 3, "batch": 8, "learning_rate": 0.02, "valid_windows": 2}
 
 
-def spec_of(**training: Any) -> Spec:
+def make_fit_spec(**training: Any) -> Spec:
     return make_spec(layers=2, dropout=0.4, training=TRAINING | training)
 
 
-def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+def copy_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def have_equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-class Watch(pl.Callback):
+class FitRecorder(pl.Callback):
     """Records each epoch's weights, batch losses and validation scores."""
 
     def __init__(self) -> None:
@@ -47,15 +47,15 @@ class Watch(pl.Callback):
         self.losses[-1].append(float(outputs["loss"]))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.weights.append(weights(pl_module.network))
+        self.weights.append(copy_weights(pl_module.network))
         self.rollouts.append(float(trainer.callback_metrics["valid/rollout"]))
 
 
-class Fault(pl.Callback):
+class FaultInjector(pl.Callback):
     """Does something at one batch of one epoch, or as an epoch begins (batch None), after its predecessor was saved."""
 
-    def __init__(self, epoch: int, batch: int | None, act: Callable[[pl.LightningModule], None]) -> None:
-        self.epoch, self.batch, self.act = epoch, batch, act
+    def __init__(self, epoch: int, batch: int | None, action: Callable[[pl.LightningModule], None]) -> None:
+        self.epoch, self.batch, self.act = epoch, batch, action
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.batch is None and trainer.current_epoch == self.epoch:
@@ -66,20 +66,22 @@ class Fault(pl.Callback):
             self.act(pl_module)
 
 
-class Crash(Exception):
+class SimulatedCrash(Exception):
     pass
 
 
-def crash(_: object) -> None:
-    raise Crash
+def raise_crash(_: object) -> None:
+    raise SimulatedCrash
 
 
-def interrupt(_: object) -> None:
+def raise_keyboard_interrupt(_: object) -> None:
     raise KeyboardInterrupt
 
 
-def on_cpu(
+def fit_on_cpu(
     panel: Panel, spec: Spec, *, checkpoint: Path | None = None, callbacks: Any = (), steps_at_once: int = 1
-) -> Fitted:
+) -> FitResult:
     """Each step alone, so that callbacks see it."""
-    return fit(panel, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu", steps_at_once=steps_at_once)
+    return fit(
+        panel, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu", steps_per_chunk=steps_at_once
+    )

@@ -12,82 +12,90 @@ from forecaster.errors import CheckpointMismatch, NonFiniteLoss
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import fit_digest
-from tests.factories import make_spec, panel_of, wave
-from tests.forecaster.training.fitting import PANEL, TRAINING, Crash, Fault, crash, on_cpu, spec_of
+from tests.factories import make_panel, make_spec, make_wave
+from tests.forecaster.training.fitting import (
+    PANEL,
+    TRAINING,
+    FaultInjector,
+    SimulatedCrash,
+    fit_on_cpu,
+    make_fit_spec,
+    raise_crash,
+)
 
 
-def interrupted(checkpoint: Path, spec: Spec) -> None:
-    with pytest.raises(Crash):
-        on_cpu(PANEL, spec, checkpoint=checkpoint, callbacks=[Fault(1, 0, crash)])
+def interrupt_fit(checkpoint: Path, spec: Spec) -> None:
+    with pytest.raises(SimulatedCrash):
+        fit_on_cpu(PANEL, spec, checkpoint=checkpoint, callbacks=[FaultInjector(1, 0, raise_crash)])
 
 
-OTHERS = {
-    "another seed": (PANEL, spec_of(seed=1)),
-    "another learning rate": (PANEL, spec_of(learning_rate=0.03)),
+OTHER_FITS = {
+    "another seed": (PANEL, make_fit_spec(seed=1)),
+    "another learning rate": (PANEL, make_fit_spec(learning_rate=0.03)),
     "another network": (PANEL, make_spec(cell="lstm", layers=1, training=TRAINING)),
-    "other data": (panel_of(wave(60), wave(50, seed=1)), spec_of()),
+    "other data": (make_panel(make_wave(60), make_wave(50, seed=1)), make_fit_spec()),
 }
 
 
-@pytest.mark.parametrize("other", OTHERS)
-def test_a_checkpoint_of_another_fit_is_refused_and_left(other: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other_fit", OTHER_FITS)
+def test_a_checkpoint_of_a_different_fit_is_rejected_and_kept(other_fit: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "fit.ckpt"
-    interrupted(checkpoint, spec_of())
+    interrupt_fit(checkpoint, make_fit_spec())
     before = checkpoint.read_bytes()
     with pytest.raises(CheckpointMismatch, match="other data or another specification") as error:
-        on_cpu(*OTHERS[other], checkpoint=checkpoint)
+        fit_on_cpu(*OTHER_FITS[other_fit], checkpoint=checkpoint)
     assert error.value.where == str(checkpoint)
     assert "Remove it" in error.value.message
     assert checkpoint.read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "other pickle"])
-def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_rejected(damage: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "fit.ckpt"
-    interrupted(checkpoint, spec_of())
+    interrupt_fit(checkpoint, make_fit_spec())
     content = checkpoint.read_bytes()
     if damage == "other pickle":
         torch.save({"a": Path("/")}, checkpoint)
     else:
         checkpoint.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"weights"}[damage])
     with pytest.raises(CheckpointMismatch, match="cannot be read") as error:
-        on_cpu(PANEL, spec_of(), checkpoint=checkpoint)
+        fit_on_cpu(PANEL, make_fit_spec(), checkpoint=checkpoint)
     assert error.value.where == str(checkpoint)
 
 
-def test_a_checkpoint_that_is_not_one_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_is_rejected(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(3)}, tmp_path / "fit.ckpt")
     with pytest.raises(CheckpointMismatch):
-        on_cpu(PANEL, spec_of(), checkpoint=tmp_path / "fit.ckpt")
+        fit_on_cpu(PANEL, make_fit_spec(), checkpoint=tmp_path / "fit.ckpt")
 
 
-def test_a_loss_that_is_not_finite_stops_the_fit_and_nothing_is_saved(tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_the_fit_and_saves_nothing(tmp_path: Path) -> None:
     spec = make_spec(scaling="none", training=TRAINING | {"learning_rate": 1e30})
     with pytest.raises(NonFiniteLoss, match="Lower the learning rate") as error:
-        on_cpu(PANEL, spec, checkpoint=tmp_path / "fit.ckpt")
+        fit_on_cpu(PANEL, spec, checkpoint=tmp_path / "fit.ckpt")
     assert "at step 2 (epoch 0)" in error.value.message, "the first step, whose loss was finite, went astray"
     assert error.value.where == "train/loss"
     assert list(tmp_path.iterdir()) == []
 
 
-def spoil(module: pl.LightningModule) -> None:
+def set_weights_to_nan(module: pl.LightningModule) -> None:
     with torch.no_grad():
         module.network.output.bias.fill_(float("nan"))
 
 
 @pytest.mark.parametrize("steps_at_once", [1, 2, 25])
-def test_a_loss_that_stops_being_finite_is_told_with_its_step_and_leaves_the_last_good_checkpoint(
+def test_a_loss_that_becomes_non_finite_is_reported_with_its_step_and_keeps_the_last_good_checkpoint(
     steps_at_once: int, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "fit.ckpt"
     batch = 1 if steps_at_once < 3 else 0
     step = 6 + batch * steps_at_once + 1
     with pytest.raises(NonFiniteLoss, match=rf"train/loss is nan at step {step} \(epoch 2\)"):
-        on_cpu(
+        fit_on_cpu(
             PANEL,
-            spec_of(),
+            make_fit_spec(),
             checkpoint=checkpoint,
-            callbacks=[Fault(2, batch, spoil)],
+            callbacks=[FaultInjector(2, batch, set_weights_to_nan)],
             steps_at_once=steps_at_once,
         )
     content = torch.load(checkpoint, weights_only=True)
@@ -95,24 +103,24 @@ def test_a_loss_that_stops_being_finite_is_told_with_its_step_and_leaves_the_las
     assert all(weight.isfinite().all() for weight in content["state_dict"].values())
 
 
-def test_a_rollout_that_is_not_finite_stops_the_fit(tmp_path: Path) -> None:
+def test_a_non_finite_rollout_stops_the_fit(tmp_path: Path) -> None:
     class Spoil(pl.Callback):
         def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            spoil(pl_module)
+            set_weights_to_nan(pl_module)
 
     with pytest.raises(NonFiniteLoss, match="valid/loss is nan at the end of epoch 0"):
-        on_cpu(PANEL, spec_of(), checkpoint=tmp_path / "fit.ckpt", callbacks=[Spoil()])
+        fit_on_cpu(PANEL, make_fit_spec(), checkpoint=tmp_path / "fit.ckpt", callbacks=[Spoil()])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_the_fit(tmp_path: Path) -> None:
+def test_a_checkpoint_write_failure_stops_the_fit(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for steps in (3, 11):  # written while the next epoch runs, or as the fit ends
         with pytest.raises(OSError, match="file"):
-            on_cpu(PANEL, spec_of(steps=steps), checkpoint=tmp_path / "file" / "fit.ckpt")
+            fit_on_cpu(PANEL, make_fit_spec(steps=steps), checkpoint=tmp_path / "file" / "fit.ckpt")
 
 
-def test_a_digest_of_a_fit_is_of_its_data_and_its_specification() -> None:
-    digests = {fit_digest(*other) for other in OTHERS.values()} | {fit_digest(PANEL, spec_of())}
-    assert len(digests) == len(OTHERS) + 1
-    assert fit_digest(PANEL, spec_of()) == fit_digest(Panel(PANEL.series, "h", ("sorted",)), spec_of())
+def test_the_digest_of_a_fit_covers_data_and_spec() -> None:
+    digests = {fit_digest(*other) for other in OTHER_FITS.values()} | {fit_digest(PANEL, make_fit_spec())}
+    assert len(digests) == len(OTHER_FITS) + 1
+    assert fit_digest(PANEL, make_fit_spec()) == fit_digest(Panel(PANEL.series, "h", ("sorted",)), make_fit_spec())

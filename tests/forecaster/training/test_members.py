@@ -12,40 +12,40 @@ import torch
 
 from forecaster.bundle import artifact
 from forecaster.data.windows import Example, Window
-from forecaster.engines.engine import Known, Together, median
+from forecaster.engines.engine import EnsembleEngine, RolloutInput, ensemble_median
 from forecaster.errors import NonFiniteLoss
 from forecaster.evaluation.backtest import backtest
-from forecaster.evaluation.rolling_origins import all_origins
-from forecaster.model.regressor import build
-from forecaster.prediction.predictor import Forecaster, Predictor, graph_engine
+from forecaster.evaluation.rolling_origins import forecast_all_origins
+from forecaster.model.regressor import build_network
+from forecaster.prediction.predictor import FittedModel, Predictor, build_onnx_engine
 from forecaster.spec import Spec
-from forecaster.training.fit import Fitted, fit
-from forecaster.training.loss import lessons, loss_of
-from forecaster.training.members import SideBySide
-from forecaster.training.optimizer import Adam, clip_norm, descend
-from tests.factories import make_spec, one_series, panel_of, wave
+from forecaster.training.fit import FitResult, fit
+from forecaster.training.loss import compute_loss, prepare_batches
+from forecaster.training.members import StackedNetworks
+from forecaster.training.optimizer import FusedAdam, clip_gradient_norm, run_optimizer_steps
+from tests.factories import make_panel, make_series, make_spec, make_wave
 
-PANEL = panel_of(wave(60), 4 * wave(50, seed=1), wave(40, seed=2))
+PANEL = make_panel(make_wave(60), 4 * make_wave(50, seed=1), make_wave(40, seed=2))
 TRAINING = {"steps": 6, "epoch_steps": 3, "batch": 8, "learning_rate": 0.02, "valid_windows": 2}
 
 
-def fitted(checkpoint: Path | None = None, callbacks: Any = (), **fields: Any) -> Fitted:
+def fit_members(checkpoint: Path | None = None, callbacks: Any = (), **fields: Any) -> FitResult:
     spec = make_spec(**{"members": 3, "training": TRAINING} | fields)
     return fit(PANEL, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu")
 
 
 @pytest.fixture(scope="module")
-def three() -> Forecaster:
-    return fitted(head={"kind": "gaussian"}).forecaster
+def three_members() -> FittedModel:
+    return fit_members(head={"kind": "gaussian"}).model
 
 
-def alone(forecaster: Forecaster, member: int) -> Predictor:
-    spec = Spec.parse(forecaster.spec.model_dump() | {"members": 1}, where="one")
-    fields = (spec, forecaster.freq, forecaster.season, forecaster.cutoff, forecaster.encoding)
-    return Predictor(Forecaster(*fields, forecaster.networks[member]))
+def keep_one_member(model: FittedModel, member: int) -> Predictor:
+    spec = Spec.parse(model.spec.model_dump() | {"members": 1}, where="one")
+    fields = (spec, model.freq, model.season, model.cutoff, model.encoding)
+    return Predictor(FittedModel(*fields, model.networks[member]))
 
 
-def batches(steps: int, rows: int, spec: Spec) -> Example:
+def make_batches(steps: int, rows: int, spec: Spec) -> Example:
     draw = np.random.default_rng(0)
     values = draw.normal(size=(steps * rows, spec.context + 1)).cumsum(axis=1)
     values[::5, :3] = np.nan
@@ -55,96 +55,98 @@ def batches(steps: int, rows: int, spec: Spec) -> Example:
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
 @pytest.mark.parametrize("fields", [{}, {"static": ("kind",), "network": {"layers": 2, "residual": True}}])
-def test_side_by_side_every_member_learns_what_it_learns_alone(cell: str, fields: dict[str, Any]) -> None:
+def test_members_trained_together_equal_members_trained_alone(cell: str, fields: dict[str, Any]) -> None:
     network = {"cell": cell, "hidden": 6} | fields.get("network", {})
     spec = make_spec(**fields | {"network": network})
     groups = (4,) * len(spec.static)
-    networks = [build(spec, seed=seed, groups=groups) for seed in range(3)]
-    twins = [build(spec, seed=seed, groups=groups) for seed in range(3)]
-    example = batches(4 * 3, 5, spec)
+    networks = [build_network(spec, seed=seed, static_cardinalities=groups) for seed in range(3)]
+    twins = [build_network(spec, seed=seed, static_cardinalities=groups) for seed in range(3)]
+    example = make_batches(4 * 3, 5, spec)
     if groups:
         static = torch.arange(len(example.future))[:, None] % 5
         example = example._replace(window=example.window._replace(static=static))
-    together = SideBySide(networks)
-    losses = descend(
-        Adam(together.parameters(), learning_rate=0.02),
+    together = StackedNetworks(networks)
+    losses = run_optimizer_steps(
+        FusedAdam(together.parameters(), learning_rate=0.02),
         together.losses,
-        lessons(networks[0], example, batch=5, members=3),
-        partial(together.clip_norm, largest=0.5),
+        prepare_batches(networks[0], example, batch_size=5, num_members=3),
+        partial(together.clip_gradient_norm, max_norm=0.5),
     )
-    together.fill(networks)
-    each = lessons(networks[0], example, batch=5)
+    together.copy_weights_to(networks)
+    each = prepare_batches(networks[0], example, batch_size=5)
     for number, twin in enumerate(twins):
-        optimizer = Adam(twin.parameters(), learning_rate=0.02)
-        found = descend(optimizer, partial(loss_of, twin), each[number::3], partial(clip_norm, largest=0.5))
+        optimizer = FusedAdam(twin.parameters(), learning_rate=0.02)
+        found = run_optimizer_steps(
+            optimizer, partial(compute_loss, twin), each[number::3], partial(clip_gradient_norm, max_norm=0.5)
+        )
         torch.testing.assert_close(losses[:, number], found, rtol=1e-4, atol=1e-5)
         for name, weight in twin.state_dict().items():
             torch.testing.assert_close(networks[number].state_dict()[name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_members_differ_and_their_median_is_the_forecast(three: Forecaster) -> None:
-    one = one_series(wave(30, seed=5))
-    each = np.stack([alone(three, member).forecast(one, 9).mean for member in range(3)])
+def test_members_differ_and_the_forecast_is_their_median(three_members: FittedModel) -> None:
+    one = make_series(make_wave(30, seed=5))
+    each = np.stack([keep_one_member(three_members, member).forecast(one, 9).mean for member in range(3)])
     assert len({tuple(path) for path in each}) == 3
-    np.testing.assert_allclose(Predictor(three).forecast(one, 9).mean, np.median(each, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(Predictor(three_members).forecast(one, 9).mean, np.median(each, axis=0), rtol=1e-12)
 
 
-def test_the_first_member_starts_as_a_network_alone_would(three: Forecaster) -> None:
-    assert len(three.networks) == three.spec.members == 3
-    assert len(fitted(members=1).forecaster.networks) == 1
+def test_the_first_member_starts_like_a_single_network(three_members: FittedModel) -> None:
+    assert len(three_members.networks) == three_members.spec.members == 3
+    assert len(fit_members(members=1).model.networks) == 1
 
 
-def test_a_bundle_keeps_all_members(three: Forecaster, tmp_path: Path) -> None:
-    artifact.save(three, tmp_path / "bundle", card="")
-    loaded = artifact.load(tmp_path / "bundle")
-    one = one_series(wave(30, seed=5))
-    expected = Predictor(three).forecast(one, 9).mean
+def test_a_bundle_keeps_all_members(three_members: FittedModel, tmp_path: Path) -> None:
+    artifact.save_bundle(three_members, tmp_path / "bundle", card="")
+    loaded = artifact.load_bundle(tmp_path / "bundle")
+    one = make_series(make_wave(30, seed=5))
+    expected = Predictor(three_members).forecast(one, 9).mean
     assert np.array_equal(Predictor(loaded).forecast(one, 9).mean, expected)
-    assert len(loaded.graphs) == 3
-    engine = graph_engine(loaded)
-    assert isinstance(engine, Together)
+    assert len(loaded.onnx_models) == 3
+    engine = build_onnx_engine(loaded)
+    assert isinstance(engine, EnsembleEngine)
     np.testing.assert_allclose(Predictor(loaded, engine=engine).forecast(one, 9).mean, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_paths_are_shared_among_the_members(three: Forecaster) -> None:
-    one = one_series(wave(30, seed=5))
-    [paths] = Predictor(three).sample_each([one], 9, paths=7, seed=3)
-    [again] = Predictor(three).sample_each([one], 9, paths=7, seed=3)
+def test_sample_paths_are_split_among_the_members(three_members: FittedModel) -> None:
+    one = make_series(make_wave(30, seed=5))
+    [paths] = Predictor(three_members).sample_batch([one], 9, paths=7, seed=3)
+    [again] = Predictor(three_members).sample_batch([one], 9, paths=7, seed=3)
     assert isinstance(paths, np.ndarray)
     assert paths.shape == (7, 9)
     assert np.array_equal(paths, again)
     for member in range(3):
-        [own] = alone(three, member).sample_each([one], 9, paths=7, seed=3)
+        [own] = keep_one_member(three_members, member).sample_batch([one], 9, paths=7, seed=3)
         np.testing.assert_allclose(paths[member::3], own[member::3], rtol=1e-5, atol=1e-5)
 
 
-def test_all_origins_of_members_are_those_of_asking_at_each(three: Forecaster) -> None:
-    predictor = Predictor(three)
-    result = backtest(PANEL, {"asked": lambda *ask: predictor.forecast_each(*ask)}, horizon=4, windows=3, season=4)
-    found = all_origins(predictor, result.series, horizon=4, windows=3)
+def test_predicting_all_origins_with_members_equals_predicting_each(three_members: FittedModel) -> None:
+    predictor = Predictor(three_members)
+    result = backtest(PANEL, {"asked": lambda *ask: predictor.forecast_batch(*ask)}, horizon=4, windows=3, season=4)
+    found = forecast_all_origins(predictor, result.series, horizon=4, windows=3)
     np.testing.assert_allclose(found, result.forecasts["asked"], rtol=1e-5, atol=1e-5)
 
 
-def test_the_median_leaves_out_what_is_not_finite() -> None:
+def test_the_median_ignores_non_finite_members() -> None:
     told = np.array([[1.0, np.nan, np.nan], [5.0, 2.0, np.inf], [2.0, 4.0, np.nan]])
-    assert np.array_equal(median(told), [2.0, 3.0, np.nan], equal_nan=True)
+    assert np.array_equal(ensemble_median(told), [2.0, 3.0, np.nan], equal_nan=True)
 
 
-def test_one_row_that_all_paths_share_is_shown_to_every_member() -> None:
+def test_a_history_shared_by_all_paths_is_broadcast_to_every_member() -> None:
     class Echo:
-        draws = True
+        can_sample = True
 
-        def roll(self, known: Known, *, horizon: int, noise: Any = None) -> np.ndarray:
-            return np.repeat(noise.reshape(len(noise), -1)[:, :1] * 10 + len(known.values), horizon, axis=1)
+        def roll_out(self, inputs: RolloutInput, *, horizon: int, noise: Any = None) -> np.ndarray:
+            return np.repeat(noise.reshape(len(noise), -1)[:, :1] * 10 + len(inputs.values), horizon, axis=1)
 
     noise = np.arange(5.0)[:, None, None]
-    told = Together([Echo(), Echo()]).roll(Known(np.zeros((1, 4))), horizon=2, noise=noise)
+    told = EnsembleEngine([Echo(), Echo()]).roll_out(RolloutInput(np.zeros((1, 4))), horizon=2, noise=noise)
     assert told[:, 0].tolist() == [1.0, 11.0, 21.0, 31.0, 41.0]
-    told = Together([Echo(), Echo()]).roll(Known(np.zeros((5, 4))), horizon=2, noise=noise)
+    told = EnsembleEngine([Echo(), Echo()]).roll_out(RolloutInput(np.zeros((5, 4))), horizon=2, noise=noise)
     assert told[:, 0].tolist() == [3.0, 12.0, 23.0, 32.0, 43.0]
 
 
-def test_a_fit_of_members_goes_on_after_a_crash_to_the_very_weights(tmp_path: Path) -> None:
+def test_a_member_fit_resumed_after_a_crash_gives_identical_weights(tmp_path: Path) -> None:
     import pytorch_lightning as pl
 
     class Crash(pl.Callback):
@@ -153,17 +155,17 @@ def test_a_fit_of_members_goes_on_after_a_crash_to_the_very_weights(tmp_path: Pa
                 raise RuntimeError("crash")
 
     deep = {"layers": 2, "dropout": 0.4}
-    whole, checkpoint = fitted(**deep), tmp_path / "last.ckpt"
+    whole, checkpoint = fit_members(**deep), tmp_path / "last.ckpt"
     with pytest.raises(RuntimeError, match="crash"):
-        fitted(checkpoint, callbacks=[Crash()], **deep)
-    resumed = fitted(checkpoint, **deep)
-    assert resumed.steps_before == 3
+        fit_members(checkpoint, callbacks=[Crash()], **deep)
+    resumed = fit_members(checkpoint, **deep)
+    assert resumed.resumed_steps == 3
     assert resumed.scores == whole.scores
-    for one, other in zip(resumed.forecaster.networks, whole.forecaster.networks, strict=True):
+    for one, other in zip(resumed.model.networks, whole.model.networks, strict=True):
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-def test_a_loss_that_is_not_finite_in_one_member_stops_all() -> None:
+def test_a_non_finite_loss_in_one_member_stops_the_fit() -> None:
     import pytorch_lightning as pl
 
     class Spoil(pl.Callback):
@@ -173,4 +175,4 @@ def test_a_loss_that_is_not_finite_in_one_member_stops_all() -> None:
                 weight[1].fill_(torch.nan)
 
     with pytest.raises(NonFiniteLoss):
-        fitted(callbacks=[Spoil()])
+        fit_members(callbacks=[Spoil()])

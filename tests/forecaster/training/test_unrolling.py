@@ -12,28 +12,28 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from forecaster.data.encoding import PLAIN
+from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.data.windows import Example, Window
 from forecaster.errors import BadSpec
-from forecaster.model.regressor import Regressor, build
-from forecaster.model.rollout import roll, warm_up
+from forecaster.model.regressor import Regressor, build_network
+from forecaster.model.rollout import roll_out, warm_up
 from forecaster.spec import Spec
-from forecaster.training.datamodule import Windows
-from forecaster.training.fit import Fitted, fit
-from forecaster.training.loss import lessons, loss_of, teacher_forced_loss
-from forecaster.training.members import SideBySide
-from forecaster.training.optimizer import Adam, clip_norm, descend, unrolled
-from tests.factories import make_spec, panel_of, wave
-from tests.laws.test_every_combination import HEADS, networks, windows
+from forecaster.training.datamodule import WindowDataModule
+from forecaster.training.fit import FitResult, fit
+from forecaster.training.loss import compute_loss, prepare_batches, teacher_forced_loss
+from forecaster.training.members import StackedNetworks
+from forecaster.training.optimizer import FusedAdam, clip_gradient_norm, run_optimizer_steps, unrolled_blocks
+from tests.factories import make_panel, make_spec, make_wave
+from tests.laws.test_every_combination import HEADS, make_networks, make_windows
 
-PANEL = panel_of(wave(60), 4 * wave(50, seed=1), wave(40, seed=2))
+PANEL = make_panel(make_wave(60), 4 * make_wave(50, seed=1), make_wave(40, seed=2))
 TRAINING = {"steps": 12, "epoch_steps": 3, "batch": 8, "learning_rate": 0.02, "valid_windows": 2, "unroll": 4}
 BLOCKS = 5
 
 
-def example_of(network: Regressor, *, blocks: int = BLOCKS) -> Example:
+def make_example(network: Regressor, *, blocks: int = BLOCKS) -> Example:
     """Four rows, one that begins late, one with a gap, and what came, with gaps in it."""
-    window, ahead = windows(network)
+    window, ahead = make_windows(network)
     steps = blocks * network.block
     future = 30 + torch.arange(4.0)[:, None].double() + 5 * torch.sin(torch.arange(steps).double())[None]
     future[0, 1] = torch.nan
@@ -43,43 +43,46 @@ def example_of(network: Regressor, *, blocks: int = BLOCKS) -> Example:
     return Example(window, future.round(), ahead)
 
 
-def near(example: Example, network: Regressor) -> Example:
-    ahead = None if example.ahead is None else example.ahead[:, : network.block]
-    return example._replace(future=example.future[:, : network.block], ahead=ahead)
+def make_similar_example(example: Example, network: Regressor) -> Example:
+    ahead = None if example.future_covariates is None else example.future_covariates[:, : network.block]
+    return example._replace(future=example.future[:, : network.block], future_covariates=ahead)
 
 
-def free_running_loss(network: Regressor, example: Example) -> Tensor:
-    """The mean of the head's loss over a rollout, block by block by `roll`, each from the memory after the one before."""
+def reference_free_running_loss(network: Regressor, example: Example) -> Tensor:
+    """The mean of the head's loss over a rollout, block by block by `roll_out`, each from the memory after the one before."""
     memory = warm_up(network, example.window)
     target = memory.scale.apply(example.future, time=memory.time)
     counts, losses, block = memory.begun[:, None] & ~target.isnan(), [], network.block
     for first in range(0, target.shape[1], block):
         span = slice(first, first + block)
-        known = None if example.ahead is None else example.ahead[:, span]
+        known = None if example.future_covariates is None else example.future_covariates[:, span]
         params = network.decode(memory.output, memory.recent, known)
         losses.append(network.head.loss(params, target[:, span].nan_to_num(0.0)))
-        _, memory = roll(network, memory, horizon=block, ahead=known)
+        _, memory = roll_out(network, memory, horizon=block, future_covariates=known)
     return torch.cat(losses, dim=1)[counts].mean()
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
 @pytest.mark.parametrize("head", HEADS)
-def test_half_of_the_loss_is_that_of_the_rollout(head: str, cell: str) -> None:
-    for network in networks(cell, head, "rollout"):
-        example = example_of(network)
-        [lesson] = lessons(network, example, batch=4, unrolled=[BLOCKS])
-        forced, free = teacher_forced_loss(network, near(example, network)), free_running_loss(network, example)
-        torch.testing.assert_close(loss_of(network, lesson), (forced + free) / 2, rtol=1e-5, atol=1e-5)
+def test_the_loss_averages_teacher_forcing_and_rollout(head: str, cell: str) -> None:
+    for network in make_networks(cell, head, "rollout"):
+        example = make_example(network)
+        [lesson] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
+        forced, free = (
+            teacher_forced_loss(network, make_similar_example(example, network)),
+            reference_free_running_loss(network, example),
+        )
+        torch.testing.assert_close(compute_loss(network, lesson), (forced + free) / 2, rtol=1e-5, atol=1e-5)
 
 
-def with_channels(segment: int) -> tuple[Regressor, Example]:
+def make_example_with_channels(segment: int) -> tuple[Regressor, Example]:
     """Two channels, one of which is never observed in one row, and covariates."""
     fields = {"channels": ("p", "q"), "lags": (6,), "base": "last", "min_history": None, "context": 12}
-    network = build(make_spec(segment=segment, **fields), seed=0, covariates=2)
+    network = build_network(make_spec(segment=segment, **fields), seed=0, num_covariates=2)
     with torch.no_grad():
         for weight in network.parameters():
             weight.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
-    draw, (rows, steps) = np.random.default_rng(3), (4, network.lead + 12)
+    draw, (rows, steps) = np.random.default_rng(3), (4, network.pre_context + 12)
     values, beside = 5 + draw.normal(size=(rows, steps)), draw.normal(size=(rows, steps, 2))
     beside[2, :, 1] = np.nan
     columns = torch.from_numpy(draw.normal(size=(rows, steps + BLOCKS * segment, 2))).float()
@@ -89,48 +92,51 @@ def with_channels(segment: int) -> tuple[Regressor, Example]:
 
 
 @pytest.mark.parametrize("segment", [1, 3])
-def test_channels_are_unrolled_with_y(segment: int) -> None:
-    network, example = with_channels(segment)
-    [lesson] = lessons(network, example, batch=4, unrolled=[BLOCKS])
-    forced, free = teacher_forced_loss(network, near(example, network)), free_running_loss(network, example)
-    torch.testing.assert_close(loss_of(network, lesson), (forced + free) / 2, rtol=1e-5, atol=1e-5)
+def test_channels_are_unrolled_with_the_target(segment: int) -> None:
+    network, example = make_example_with_channels(segment)
+    [lesson] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
+    forced, free = (
+        teacher_forced_loss(network, make_similar_example(example, network)),
+        reference_free_running_loss(network, example),
+    )
+    torch.testing.assert_close(compute_loss(network, lesson), (forced + free) / 2, rtol=1e-5, atol=1e-5)
 
 
-def test_an_error_counts_in_units_of_the_seasonal_naives_after_the_window_too() -> None:
-    [network, *_] = networks("gru", "point", "rollout")
-    example = example_of(network)
-    doubled = example._replace(error=torch.full((4,), 2.0).double())
+def test_unrolled_errors_are_weighted_by_the_seasonal_naive_error() -> None:
+    [network, *_] = make_networks("gru", "point", "rollout")
+    example = make_example(network)
+    doubled = example._replace(error_scale=torch.full((4,), 2.0).double())
     for one, k in ((network, 0), (network, BLOCKS)):
         unit = warm_up(one, example.window).scale.unit
-        halves = example._replace(error=unit)  # one scaled unit is one of these: all as without
-        [plain], [same] = (lessons(one, each, batch=4, unrolled=[k]) for each in (example, halves))
-        torch.testing.assert_close(loss_of(one, plain), loss_of(one, same))
-    [weighed] = lessons(network, doubled, batch=4, unrolled=[BLOCKS])
-    [plain] = lessons(network, example, batch=4, unrolled=[BLOCKS])
-    assert weighed.beyond is not None
-    assert plain.beyond is not None
+        halves = example._replace(error_scale=unit)  # one scaled unit is one of these: all as without
+        [plain], [same] = (prepare_batches(one, each, batch_size=4, unrolled_blocks=[k]) for each in (example, halves))
+        torch.testing.assert_close(compute_loss(one, plain), compute_loss(one, same))
+    [weighed] = prepare_batches(network, doubled, batch_size=4, unrolled_blocks=[BLOCKS])
+    [plain] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
+    assert weighed.unrolled is not None
+    assert plain.unrolled is not None
     times = (warm_up(network, example.window).scale.unit / 2).clamp(max=100.0).square().float()
-    torch.testing.assert_close(weighed.beyond.weight, plain.beyond.weight * times[:, None])
+    torch.testing.assert_close(weighed.unrolled.weight, plain.unrolled.weight * times[:, None])
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
-def test_the_gradient_goes_back_through_all_that_was_fed(cell: str) -> None:
+def test_the_gradient_flows_through_all_fed_back_predictions(cell: str) -> None:
     """Along the gradient of each weight the loss grows as the gradient says (central differences)."""
     spec = make_spec(cell=cell, scaling="standard", lags=(2,))
-    network = build(spec, seed=0).train()
-    steps = network.lead + spec.context
-    values = torch.from_numpy(np.stack([wave(steps + 8, seed=seed) for seed in range(3)]))
+    network = build_network(spec, seed=0).train()
+    steps = network.pre_context + spec.context
+    values = torch.from_numpy(np.stack([make_wave(steps + 8, seed=seed) for seed in range(3)]))
     example = Example(Window(values[:, :steps]), values[:, steps:])
-    [lesson] = lessons(network, example, batch=3, unrolled=[8])
+    [lesson] = prepare_batches(network, example, batch_size=3, unrolled_blocks=[8])
     free = lesson._replace(weight=torch.zeros_like(lesson.weight))
-    gradients = torch.autograd.grad(loss_of(network, free), list(network.parameters()), materialize_grads=True)
+    gradients = torch.autograd.grad(compute_loss(network, free), list(network.parameters()), materialize_grads=True)
     checked = 0
     for weight, gradient in zip(network.parameters(), gradients, strict=True):
         if not gradient.numel() or not gradient.norm():
             continue
         far = 0.02 * gradient / gradient.norm()
         with torch.no_grad():
-            up, down = (loss_of(network, free) for weight.data in (weight.data + far, weight.data - far))
+            up, down = (compute_loss(network, free) for weight.data in (weight.data + far, weight.data - far))
             weight.data += far
         slope = (up - down) / 0.04
         torch.testing.assert_close(slope, gradient.norm(), rtol=2e-2, atol=1e-5)
@@ -138,91 +144,100 @@ def test_the_gradient_goes_back_through_all_that_was_fed(cell: str) -> None:
     assert checked == 6
 
 
-def test_where_nothing_is_unrolled_a_lesson_is_what_it_was() -> None:
-    for network in networks("lstm", "gaussian", "rollout"):
-        example = example_of(network)
-        [before] = lessons(network, near(example, network), batch=4)
-        for [lesson] in (lessons(network, example, batch=4), lessons(network, example, batch=4, unrolled=[0])):
-            assert lesson.beyond is None
+def test_without_unrolling_an_example_is_unchanged() -> None:
+    for network in make_networks("lstm", "gaussian", "rollout"):
+        example = make_example(network)
+        [before] = prepare_batches(network, make_similar_example(example, network), batch_size=4)
+        for [lesson] in (
+            prepare_batches(network, example, batch_size=4),
+            prepare_batches(network, example, batch_size=4, unrolled_blocks=[0]),
+        ):
+            assert lesson.unrolled is None
             for part, other in zip(lesson, before, strict=True):
                 assert (part is None and other is None) or torch.equal(part, other)  # type: ignore[arg-type]
 
 
-def test_each_lesson_is_unrolled_as_far_as_it_is_told() -> None:
-    [network, *_] = networks("gru", "point", "rollout")
-    example = example_of(network)
-    assert example.ahead is not None
+def test_each_batch_is_unrolled_as_far_as_requested() -> None:
+    [network, *_] = make_networks("gru", "point", "rollout")
+    example = make_example(network)
+    assert example.future_covariates is not None
     twice = Example(
         Window(*(torch.cat([field, field]) for field in example.window[:3] if field is not None)),
         torch.cat([example.future, example.future]),
-        example.ahead.repeat(2, 1, 1),
+        example.future_covariates.repeat(2, 1, 1),
     )
-    for lesson, k in zip(lessons(network, twice, batch=4, unrolled=[2, 0]), [2, 0], strict=True):
+    for lesson, k in zip(prepare_batches(network, twice, batch_size=4, unrolled_blocks=[2, 0]), [2, 0], strict=True):
         steps = max(1, k) * network.block
-        short = example._replace(future=example.future[:, :steps], ahead=example.ahead[:, :steps])
-        [alone] = lessons(network, short, batch=4, unrolled=[k])
-        torch.testing.assert_close(loss_of(network, lesson), loss_of(network, alone))
+        short = example._replace(
+            future=example.future[:, :steps], future_covariates=example.future_covariates[:, :steps]
+        )
+        [alone] = prepare_batches(network, short, batch_size=4, unrolled_blocks=[k])
+        torch.testing.assert_close(compute_loss(network, lesson), compute_loss(network, alone))
 
 
-def test_a_row_that_runs_away_is_fed_nothing_and_spoils_nobody() -> None:
-    network, example = with_channels(1)
+def test_a_diverging_row_is_not_fed_back_and_affects_no_other() -> None:
+    network, example = make_example_with_channels(1)
     network.requires_grad_(False)
-    [lesson] = lessons(network, example, batch=4, unrolled=[BLOCKS])
-    assert lesson.beyond is not None
-    weight = lesson.beyond.weight.clone()
+    [lesson] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
+    assert lesson.unrolled is not None
+    weight = lesson.unrolled.weight.clone()
     weight[:3] = 0  # of row 0
-    bound = lesson.beyond.bound.clone()
+    bound = lesson.unrolled.bound.clone()
     bound[:3] = 0
-    expected = loss_of(network, lesson._replace(beyond=lesson.beyond._replace(weight=weight)))
-    found = loss_of(network, lesson._replace(beyond=lesson.beyond._replace(weight=weight, bound=bound)))
+    expected = compute_loss(network, lesson._replace(unrolled=lesson.unrolled._replace(weight=weight)))
+    found = compute_loss(network, lesson._replace(unrolled=lesson.unrolled._replace(weight=weight, bound=bound)))
     assert float(found) == float(expected)
-    away = loss_of(network, lesson._replace(beyond=lesson.beyond._replace(bound=bound)))
+    away = compute_loss(network, lesson._replace(unrolled=lesson.unrolled._replace(bound=bound)))
     assert torch.isfinite(away)
-    assert float(away) != float(loss_of(network, lesson))
+    assert float(away) != float(compute_loss(network, lesson))
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
 @pytest.mark.parametrize(
     "fields", [{}, {"static": ("kind",), "lags": (3,), "network": {"layers": 2, "residual": True}}]
 )
-def test_side_by_side_every_member_learns_what_it_learns_alone(cell: str, fields: dict[str, Any]) -> None:
+def test_members_trained_together_equal_members_trained_alone(cell: str, fields: dict[str, Any]) -> None:
     spec = make_spec(**fields | {"network": {"cell": cell, "hidden": 6} | fields.get("network", {})})
     groups = (4,) * len(spec.static)
-    trained, twins = ([build(spec, seed=seed, groups=groups) for seed in range(3)] for _ in range(2))
-    draw, steps = np.random.default_rng(0), trained[0].lead + spec.context
+    trained, twins = (
+        [build_network(spec, seed=seed, static_cardinalities=groups) for seed in range(3)] for _ in range(2)
+    )
+    draw, steps = np.random.default_rng(0), trained[0].pre_context + spec.context
     values = draw.normal(size=(4 * 3 * 5, steps + 4)).cumsum(axis=1)
     values[::5, :3] = np.nan
     values[3, 6] = values[7, -2] = np.nan
     static = torch.arange(len(values))[:, None] % 5 if groups else None
     example = Example(Window(torch.from_numpy(values[:, :steps]), static=static), torch.from_numpy(values[:, steps:]))
-    together, far = SideBySide(trained), [0, 1, 2, 4]
-    losses = descend(
-        Adam(together.parameters(), learning_rate=0.02),
+    together, far = StackedNetworks(trained), [0, 1, 2, 4]
+    losses = run_optimizer_steps(
+        FusedAdam(together.parameters(), learning_rate=0.02),
         together.losses,
-        lessons(trained[0], example, batch=5, members=3, unrolled=far),
-        partial(together.clip_norm, largest=0.5),
+        prepare_batches(trained[0], example, batch_size=5, num_members=3, unrolled_blocks=far),
+        partial(together.clip_gradient_norm, max_norm=0.5),
     )
-    together.fill(trained)
-    each = lessons(trained[0], example, batch=5, unrolled=[k for k in far for _ in range(3)])
+    together.copy_weights_to(trained)
+    each = prepare_batches(trained[0], example, batch_size=5, unrolled_blocks=[k for k in far for _ in range(3)])
     for number, twin in enumerate(twins):
-        optimizer = Adam(twin.parameters(), learning_rate=0.02)
-        found = descend(optimizer, partial(loss_of, twin), each[number::3], partial(clip_norm, largest=0.5))
+        optimizer = FusedAdam(twin.parameters(), learning_rate=0.02)
+        found = run_optimizer_steps(
+            optimizer, partial(compute_loss, twin), each[number::3], partial(clip_gradient_norm, max_norm=0.5)
+        )
         torch.testing.assert_close(losses[:, number], found, rtol=1e-4, atol=1e-5)
         for name, weight in twin.state_dict().items():
             torch.testing.assert_close(trained[number].state_dict()[name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_it_is_unrolled_further_and_further_and_from_the_middle_on_as_far_as_asked() -> None:
-    far = [unrolled(step, most=40, steps=600) for step in range(600)]
+def test_the_unroll_length_increases_to_the_requested_length_at_half_time() -> None:
+    far = [unrolled_blocks(step, max_blocks=40, total_steps=600) for step in range(600)]
     assert far[0] == 0
     assert set(np.diff(far)) == {0, 1}
     assert far[300:] == [40] * 300
     assert far[250] < 40
-    assert [unrolled(step, most=3, steps=2) for step in range(2)] == [0, 3]
-    assert not any(unrolled(step, most=0, steps=9) for step in range(9))
+    assert [unrolled_blocks(step, max_blocks=3, total_steps=2) for step in range(2)] == [0, 3]
+    assert not any(unrolled_blocks(step, max_blocks=0, total_steps=9) for step in range(9))
 
 
-class Stop(pl.Callback):
+class StopAtThirdEpoch(pl.Callback):
     """Ends a fit, as a crash would, when its third epoch begins."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -230,12 +245,12 @@ class Stop(pl.Callback):
             raise RuntimeError("stopped")
 
 
-def fitted(fields: dict[str, Any], training: dict[str, Any], **how: Any) -> Fitted:
-    return fit(PANEL, make_spec(**fields, training=TRAINING | training), accelerator="cpu", **how)
+def fit_unrolled(fields: dict[str, Any], training: dict[str, Any], **options: Any) -> FitResult:
+    return fit(PANEL, make_spec(**fields, training=TRAINING | training), accelerator="cpu", **options)
 
 
-def same(one: Fitted, other: Fitted) -> bool:
-    mine, theirs = ([network.state_dict() for network in each.forecaster.networks] for each in (one, other))
+def have_equal_weights(first: FitResult, second: FitResult) -> bool:
+    mine, theirs = ([network.state_dict() for network in each.model.networks] for each in (first, second))
     return all(torch.equal(a[name], b[name]) for a, b in zip(mine, theirs, strict=True) for name in a)
 
 
@@ -248,43 +263,43 @@ def same(one: Fitted, other: Fitted) -> bool:
         {"scaling": "last", "transform": "log", "head": {"kind": "gaussian"}},
     ],
 )
-def test_an_interrupted_fit_ends_in_the_same_weights(fields: dict[str, Any], members: int, tmp_path: Path) -> None:
+def test_a_resumed_fit_gives_identical_weights(fields: dict[str, Any], members: int, tmp_path: Path) -> None:
     fields = fields | {"members": members}
     training = {"weighting": "seasonal_error", "recent": 1.0, "average": 0.9, "schedule": "cosine"}
-    whole, plain = fitted(fields, training), fitted(fields, training | {"unroll": 0})
-    assert not same(whole, plain)
+    whole, plain = fit_unrolled(fields, training), fit_unrolled(fields, training | {"unroll": 0})
+    assert not have_equal_weights(whole, plain)
     checkpoint = tmp_path / "last.ckpt"
     with pytest.raises(RuntimeError, match="stopped"):
-        fitted(fields, training, checkpoint=checkpoint, callbacks=[Stop()])
-    again = fitted(fields, training, checkpoint=checkpoint)
-    assert again.steps_before == 6
+        fit_unrolled(fields, training, checkpoint=checkpoint, callbacks=[StopAtThirdEpoch()])
+    again = fit_unrolled(fields, training, checkpoint=checkpoint)
+    assert again.resumed_steps == 6
     assert again.scores == whole.scores
-    assert same(whole, again)
+    assert have_equal_weights(whole, again)
     if not fields.get("dropout"):  # which is drawn in the order of steps, and steps prepare nothing random
-        assert same(whole, fitted(fields, training, steps_at_once=1))
+        assert have_equal_weights(whole, fit_unrolled(fields, training, steps_per_chunk=1))
 
 
 @pytest.mark.parametrize(("unroll", "blocks"), [(0, 1), (1, 1), (6, 6)])
-def test_the_feed_hands_out_as_much_future_as_is_unrolled(unroll: int, blocks: int) -> None:
+def test_the_feed_provides_as_many_future_steps_as_are_unrolled(unroll: int, blocks: int) -> None:
     spec = make_spec(segment=2, training=TRAINING | {"unroll": unroll})
-    loader = Windows(PANEL, spec, build(spec, seed=0), PLAIN, season=4)
+    loader = WindowDataModule(PANEL, spec, build_network(spec, seed=0), EMPTY_ENCODING, season=4)
     loader.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     for example in loader.train_dataloader():
         assert example.future.shape[1] == 2 * blocks
         assert not example.future[:, 0].isnan().any()
 
 
-def test_a_series_that_ends_before_all_is_unrolled_teaches_what_it_has() -> None:
-    panel = panel_of(wave(24))
+def test_a_series_that_ends_early_is_unrolled_as_far_as_it_goes() -> None:
+    panel = make_panel(make_wave(24))
     found = fit(panel, make_spec(training=TRAINING | {"unroll": 50, "valid_windows": 0}), accelerator="cpu")
     assert np.isfinite(found.scores["train/loss"])
-    assert all(torch.isfinite(weight).all() for weight in found.forecaster.network.parameters())
+    assert all(torch.isfinite(weight).all() for weight in found.model.network.parameters())
 
 
-def test_unrolled_training_narrows_the_exposure_gap() -> None:
+def test_unrolled_training_reduces_the_exposure_gap() -> None:
     """Of a fast wave on a slow one."""
     clock = np.arange(150)
-    panel = panel_of(np.sin(clock / 4) + 0.5 * np.sin(clock * 1.3))
+    panel = make_panel(np.sin(clock / 4) + 0.5 * np.sin(clock * 1.3))
     gaps = []
     for unroll in (0, 12):
         training = {"steps": 120, "epoch_steps": 120, "batch": 16, "learning_rate": 0.02, "unroll": unroll}

@@ -14,20 +14,20 @@ from mlflow import MlflowClient
 
 from forecaster.bundle import artifact
 from forecaster.evaluation.baselines import seasonal_naive
-from forecaster.evaluation.calibration import calibrated
-from forecaster.evaluation.scores import overall
-from forecaster.evaluation.significance import paired
-from forecaster.registry.registry import connect
+from forecaster.evaluation.calibration import calibrate_model
+from forecaster.evaluation.scores import overall_scores
+from forecaster.evaluation.significance import paired_t_test
+from forecaster.registry.registry import create_client
 from forecaster.series import Panel
-from forecaster.statistical.models import STATISTICAL
+from forecaster.statistical.models import STATISTICAL_MODELS
 from pipelines.commands import console
-from pipelines.commands.backtest import Baseline, contenders
-from pipelines.commands.options import Where
+from pipelines.commands.backtest import BaselineName, load_bundles
+from pipelines.commands.options import RootOptions
 from pipelines.settings import Root
-from pipelines.sources import Data, read
+from pipelines.sources import DataSource, read_panel
 from tests.factories import make_forecaster, make_spec
-from tests.pipelines.commands.test_channels import run
-from tests.pipelines.conftest import noise, small
+from tests.pipelines.commands.test_channels import run_command
+from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
 HORIZON = 5
@@ -36,7 +36,7 @@ HORIZON = 5
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """Twenty series of two kinds and two lengths; the last few are short."""
-    frame = noise(steps=60)
+    frame = make_noise_frame(steps=60)
     frame["kind"] = np.where(frame["unique_id"].str[-1].isin(list("02468")), "even", "odd")
     path = tmp_path / "meters.csv"
     frame.to_csv(path, index=False)
@@ -45,29 +45,33 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path: Path, table: Path) -> Path:
-    return saved(tmp_path / "bundle", table, seed=1)
+    return save_random_model(tmp_path / "bundle", table, seed=1)
 
 
-def saved(folder: Path, table: Path, *, seed: int, name: str = "small") -> Path:
+def save_random_model(folder: Path, table: Path, *, seed: int, name: str = "small") -> Path:
     """The bundle of a calibrated forecaster of random weights, that has seen nothing of the last two horizons."""
-    panel = read(Data(str(table)))
-    known = Panel([one.until(len(one) - 2 * HORIZON) for one in panel.series], panel.freq)
+    panel = read_panel(DataSource(str(table)))
+    known = Panel([one.take_first(len(one) - 2 * HORIZON) for one in panel.series], panel.freq)
     forecaster = replace(make_forecaster(make_spec(horizon=HORIZON, name=name), seed=seed), cutoff=known.cutoff)
-    artifact.save(calibrated(forecaster, known, windows=2), folder, card="# small\n")
+    artifact.save_bundle(calibrate_model(forecaster, known, windows=2), folder, card="# small\n")
     return folder
 
 
-def test_the_baselines_of_the_command_are_those_that_there_are() -> None:
-    assert Baseline.__args__ == STATISTICAL  # type: ignore[attr-defined]
+def test_the_command_offers_all_available_baselines() -> None:
+    assert BaselineName.__args__ == STATISTICAL_MODELS  # type: ignore[attr-defined]
 
 
-def test_models_rivals_and_baselines_are_scored_on_the_same_origins(
+def test_models_challengers_and_baselines_are_scored_on_the_same_origins(
     bundle: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rival, out, scores = saved(tmp_path / "other", table, seed=2), tmp_path / "out.parquet", tmp_path / "scores.csv"
+    rival, out, scores = (
+        save_random_model(tmp_path / "other", table, seed=2),
+        tmp_path / "out.parquet",
+        tmp_path / "scores.csv",
+    )
     asked = ["--rival", rival, "--baselines", "naive2", "--baselines", "dynamic_optimized_theta", "--windows", 2]
     files = ["--out", out, "--scores", scores, "--by", "kind", "--levels", 0.9, "--levels", 0.05]
-    assert run("backtest", bundle, table, *asked, *files) == 0
+    assert run_command("backtest", bundle, table, *asked, *files) == 0
     said = capsys.readouterr()
     names = ["small", "small 2", "seasonal_naive", "naive2", "dynamic_optimized_theta"]
     rows = said.out.splitlines()
@@ -80,16 +84,16 @@ def test_models_rivals_and_baselines_are_scored_on_the_same_origins(
     assert set(frame.columns) == {"unique_id", "cutoff", "ds", "step", "y", *names, *quantiles}
     assert len(frame) == 20 * 2 * HORIZON
     naive = seasonal_naive(4)
-    for one in read(Data(str(table))).series[:3]:
+    for one in read_panel(DataSource(str(table))).series[:3]:
         for left in (2 * HORIZON, HORIZON):
-            [told] = naive([one.until(len(one) - left)], HORIZON)
-            rows_of = frame[(frame["unique_id"] == one.id) & (frame["cutoff"] == one.stamps[-left - 1])]
+            [told] = naive([one.take_first(len(one) - left)], HORIZON)
+            rows_of = frame[(frame["unique_id"] == one.id) & (frame["cutoff"] == one.timestamps[-left - 1])]
             np.testing.assert_array_equal(rows_of["seasonal_naive"], told.mean)  # type: ignore[union-attr]
 
     assert list(found.columns) == ["forecaster", "metric", "group", "step", "value"]
     assert set(found["group"].dropna()) == {"even", "odd"}
     assert set(found["step"].dropna()) == set(range(1, HORIZON + 1))
-    whole = overall(found)
+    whole = overall_scores(found)
     errors = (frame["y"] - frame["naive2"]).abs()
     assert whole["naive2"]["mae"] == pytest.approx(errors.mean())
     odd = found.query("forecaster == 'naive2' and metric == 'mae' and group == 'odd' and step.isna()")
@@ -100,33 +104,33 @@ def test_models_rivals_and_baselines_are_scored_on_the_same_origins(
     assert whole["small"]["stand_ins"] == whole["naive2"]["stand_ins"] == 0
 
 
-def test_the_p_value_that_is_told_is_that_of_the_forecasts_written(
+def test_the_reported_p_value_is_that_of_the_written_forecasts(
     bundle: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, scores = tmp_path / "out.parquet", tmp_path / "scores.parquet"
-    assert run("backtest", bundle, table, "--horizon", HORIZON, "--out", out, "--scores", scores) == 0
-    frame, found = pd.read_parquet(out), overall(pd.read_parquet(scores))["seasonal_naive"]
-    series = read(Data(str(table))).series
+    assert run_command("backtest", bundle, table, "--horizon", HORIZON, "--out", out, "--scores", scores) == 0
+    frame, found = pd.read_parquet(out), overall_scores(pd.read_parquet(scores))["seasonal_naive"]
+    series = read_panel(DataSource(str(table))).series
     scale = {one.id: np.abs(one.y[4:-HORIZON] - one.y[: -HORIZON - 4]).mean() for one in series}
     gap = (frame["y"] - frame["seasonal_naive"]).abs() - (frame["y"] - frame["small"]).abs()
     means = (gap / frame["unique_id"].map(scale)).groupby(frame["unique_id"], sort=False).mean()
-    expected = paired(means.to_numpy())
+    expected = paired_t_test(means.to_numpy())
     assert found["p_value"] == pytest.approx(expected.p)
     assert found["mase_less_model"] == pytest.approx(expected.difference)
     told = f"{expected.p:.3f}" if expected.p >= 0.001 else "<0.001"
     assert capsys.readouterr().out.splitlines()[2].split()[-1] == told
 
 
-def test_what_a_baseline_cannot_fit_is_counted_and_told(
+def test_baseline_fallbacks_are_counted_and_reported(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    frame = noise(series=6)
+    frame = make_noise_frame(series=6)
     short = frame["unique_id"].isin([f"meter_{number}" for number in range(5)])
     frame = frame[~short | (frame.groupby("unique_id").cumcount() < 9)]
     frame.to_csv(tmp_path / "short.csv", index=False)
     scores = tmp_path / "scores.csv"
     asked = ["backtest", bundle, tmp_path / "short.csv", "--baselines", "auto_ets", "--scores", scores]
-    assert run(*asked) == 0
+    assert run_command(*asked) == 0
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "tiny datasets" in line] == [
         f"forecaster: series 'meter_{number}': auto_ets could not be fitted (NotImplementedError: tiny datasets); "
@@ -134,16 +138,16 @@ def test_what_a_baseline_cannot_fit_is_counted_and_told(
         for number in range(3)
     ]
     assert "forecaster: auto_ets: so at 5 of 6 windows" in said
-    assert overall(pd.read_csv(scores))["auto_ets"]["stand_ins"] == 5
+    assert overall_scores(pd.read_csv(scores))["auto_ets"]["stand_ins"] == 5
 
 
-def test_a_rival_that_saw_the_test_or_cannot_answer_is_told(
+def test_a_model_trained_on_the_test_period_or_unable_to_forecast_is_reported(
     bundle: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    late = artifact.load(saved(tmp_path / "late", table, seed=3, name="late"))
-    artifact.save(replace(late, cutoff=read(Data(str(table))).cutoff), tmp_path / "seen", card="")
-    artifact.save(replace(late, freq="D"), tmp_path / "daily", card="")
-    assert run("backtest", bundle, table, "--rival", tmp_path / "seen", "--rival", tmp_path / "daily") == 0
+    late = artifact.load_bundle(save_random_model(tmp_path / "late", table, seed=3, name="late"))
+    artifact.save_bundle(replace(late, cutoff=read_panel(DataSource(str(table))).cutoff), tmp_path / "seen", card="")
+    artifact.save_bundle(replace(late, freq="D"), tmp_path / "daily", card="")
+    assert run_command("backtest", bundle, table, "--rival", tmp_path / "seen", "--rival", tmp_path / "daily") == 0
     said = capsys.readouterr()
     assert (
         "late saw data up to 2026-01-03 11:00:00; origins from 2026-01-03 06:00:00 on are not out of sample" in said.err
@@ -154,23 +158,25 @@ def test_a_rival_that_saw_the_test_or_cannot_answer_is_told(
     assert set(row.split()[2:]) == {"-"}
 
 
-def test_one_series_is_compared_by_its_origins(
+def test_a_single_series_is_compared_by_origins(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    noise(series=1).to_csv(tmp_path / "one.csv", index=False)
-    assert run("backtest", bundle, tmp_path / "one.csv", "--windows", 12, "--stride", 1) == 0
+    make_noise_frame(series=1).to_csv(tmp_path / "one.csv", index=False)
+    assert run_command("backtest", bundle, tmp_path / "one.csv", "--windows", 12, "--stride", 1) == 0
     assert "Diebold-Mariano over 12 origins" in capsys.readouterr().out
-    assert run("backtest", bundle, tmp_path / "one.csv") == 0
+    assert run_command("backtest", bundle, tmp_path / "one.csv") == 0
     assert "too few" in capsys.readouterr().out
 
 
-def test_pictures_go_to_a_file_or_all_of_them_to_a_folder(bundle: Path, table: Path, tmp_path: Path) -> None:
-    assert run("backtest", bundle, table, "--plot", tmp_path / "error.png") == 0
+def test_plots_are_written_to_a_file_or_a_folder(bundle: Path, table: Path, tmp_path: Path) -> None:
+    assert run_command("backtest", bundle, table, "--plot", tmp_path / "error.png") == 0
     assert (tmp_path / "error.png").read_bytes().startswith(b"\x89PNG")
-    assert run("backtest", bundle, table, "--plot", tmp_path / "pictures") == 0
+    assert run_command("backtest", bundle, table, "--plot", tmp_path / "pictures") == 0
     drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert drawn == ["best_and_worst.png", "calibration.png", "error_by_horizon.png"]
-    assert run("backtest", bundle, table, "--plot", tmp_path / "pictures") == 0, "a folder that is there will do"
+    assert run_command("backtest", bundle, table, "--plot", tmp_path / "pictures") == 0, (
+        "a folder that is there will do"
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,70 +190,68 @@ def test_pictures_go_to_a_file_or_all_of_them_to_a_folder(bundle: Path, table: P
         (["--baselines", "prophet"], ["prophet"]),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
+def test_contradictory_options_are_rejected(
     options: list[str], words: list[str], bundle: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("backtest", bundle, table, *options) == 2
+    assert run_command("backtest", bundle, table, *options) == 2
     said = " ".join(capsys.readouterr())
     for word in words:
         assert word in said
 
 
-def test_groups_of_data_that_have_none_are_refused_before_the_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_group_columns_are_rejected_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = make_spec(horizon=3)
-    artifact.save(replace(make_forecaster(spec), freq="MS"), tmp_path / "monthly", card="")
-    assert run("backtest", tmp_path / "monthly", "hospital", "--by", "ward") == 2
+    artifact.save_bundle(replace(make_forecaster(spec), freq="MS"), tmp_path / "monthly", card="")
+    assert run_command("backtest", tmp_path / "monthly", "hospital", "--by", "ward") == 2
     said = capsys.readouterr().err
     assert "'ward'" in said
     assert "Name a column" in said
 
 
-def test_levels_of_a_model_that_was_not_calibrated_are_refused(
+def test_levels_of_an_uncalibrated_model_are_rejected(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    artifact.save(make_forecaster(make_spec()), tmp_path / "plain", card="")
-    assert run("backtest", tmp_path / "plain", table, "--levels", 0.9) == 2
+    artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "plain", card="")
+    assert run_command("backtest", tmp_path / "plain", table, "--levels", 0.9) == 2
     assert "not calibrated" in capsys.readouterr().err
-    assert run("backtest", tmp_path / "plain", table, "--plot", tmp_path / "pictures") == 0
+    assert run_command("backtest", tmp_path / "plain", table, "--plot", tmp_path / "pictures") == 0
     assert not (tmp_path / "pictures" / "calibration.png").exists()
     assert "WQL" not in capsys.readouterr().out
 
 
-def test_a_baseline_without_its_package_says_which_extra_has_it(
+def test_a_baseline_without_its_package_names_the_extra_to_install(
     bundle: Path, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "statsforecast.models", None)
-    assert run("backtest", bundle, table, "--baselines", "auto_ets") == 1
+    assert run_command("backtest", bundle, table, "--baselines", "auto_ets") == 1
     assert "pip install 'forecaster[baselines]'" in capsys.readouterr().err
 
 
-def test_contenders_have_names_that_tell_them_apart(bundle: Path, table: Path, tmp_path: Path) -> None:
-    naive = saved(tmp_path / "naive", table, seed=1, name="naive2")
-    found = contenders(str(naive), [str(bundle), str(bundle), str(naive)], Where(tmp_path))
+def test_predictors_have_distinct_names(bundle: Path, table: Path, tmp_path: Path) -> None:
+    naive = save_random_model(tmp_path / "naive", table, seed=1, name="naive2")
+    found = load_bundles(str(naive), [str(bundle), str(bundle), str(naive)], RootOptions(tmp_path))
     assert list(found) == ["naive2 2", "small", "small 2", "naive2 3"]
 
 
-def artifacts(client: MlflowClient, run_id: str, folder: str) -> set[str]:
+def list_artifacts(client: MlflowClient, run_id: str, folder: str) -> set[str]:
     return {one.path for one in client.list_artifacts(run_id, folder)}
 
 
-def test_a_tracked_backtest_holds_the_champion_against_it_under_the_names_of_trainings(
-    fresh: Root, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_tracked_backtest_compares_with_the_champion_under_the_metric_names_of_training(
+    fresh_root: Root, noise_data: DataSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, where = tmp_path / "small.yaml", ("--root", fresh.path)
-    config.write_text(yaml.safe_dump(small().model_dump()))
-    assert run("retrain", data.source, "--config", config, *where) == 0
-    assert run("train", data.source, "--config", config, "--seed", 1, *where) == 0
+    config, where = tmp_path / "small.yaml", ("--root", fresh_root.path)
+    config.write_text(yaml.safe_dump(make_small_spec().model_dump()))
+    assert run_command("retrain", noise_data.source, "--config", config, *where) == 0
+    assert run_command("train", noise_data.source, "--config", config, "--seed", 1, *where) == 0
     [bundle] = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("bundle")]
     scores = tmp_path / "scores.csv"
     asked = ["--rival", "small@champion", "--baselines", "naive2", "--track", "--scores", scores]
-    assert run("backtest", bundle, data.source, *asked, *where) == 0
+    assert run_command("backtest", bundle, noise_data.source, *asked, *where) == 0
     [run_id] = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("run")]
 
-    client = connect(fresh.store)
-    kept, found = client.get_run(run_id), overall(pd.read_csv(scores))
+    client = create_client(fresh_root.store_uri)
+    kept, found = client.get_run(run_id), overall_scores(pd.read_csv(scores))
     assert kept.info.status == "FINISHED"
     assert kept.data.metrics["bt/mase"] == pytest.approx(found["small"]["mase"])
     assert kept.data.metrics["bt/wql"] == pytest.approx(found["small"]["wql"])
@@ -258,27 +262,27 @@ def test_a_tracked_backtest_holds_the_champion_against_it_under_the_names_of_tra
     assert [point.step for point in curve] == [1, 2, 3, 4]
     assert np.mean([point.value for point in curve]) == pytest.approx(found["small"]["mase"])
     assert len(client.get_metric_history(run_id, "bt_h/small_champion/mase")) == 4
-    assert artifacts(client, run_id, "backtest") == {
+    assert list_artifacts(client, run_id, "backtest") == {
         "backtest/forecasts.parquet",
         "backtest/histories.parquet",
         "backtest/scores.parquet",
     }
-    assert artifacts(client, run_id, "plots") == {
+    assert list_artifacts(client, run_id, "plots") == {
         "plots/best_and_worst.png",
         "plots/calibration.png",
         "plots/error_by_horizon.png",
     }
     tags = kept.data.tags
     assert tags["trigger"] == "backtest"
-    assert tags["bundle_digest"] == artifact.digest(Path(bundle))
+    assert tags["bundle_digest"] == artifact.compute_bundle_digest(Path(bundle))
     assert tags["trained_by"] == Path(bundle).name
     assert kept.inputs is not None
     [used] = kept.inputs.dataset_inputs
     assert {tag.key: tag.value for tag in used.tags}["mlflow.data.context"] == "evaluation"
 
 
-def test_long_work_is_told_now_and_then_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    seldom, often = console.counter(every=3600.0), console.counter(every=-1.0)
+def test_progress_of_long_work_is_logged_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    seldom, often = console.make_progress_printer(interval_s=3600.0), console.make_progress_printer(interval_s=-1.0)
     for done in (1, 2):
         seldom("auto_ets", done, 2)
         often("auto_ets", done, 2)

@@ -16,12 +16,12 @@ import pytest
 from forecaster.bundle import artifact
 from forecaster.errors import RegistryError
 from pipelines.cli import app, main
-from pipelines.settings import Root, serving_environment
-from tests.factories import make_forecaster, make_spec, wave
+from pipelines.settings import Root, build_serving_environment
+from tests.factories import make_forecaster, make_spec, make_wave
 
 CHECKOUT = Path(__file__).parents[3]
 COMMANDS = [name for name in app if not name.startswith("-")]
-HEAVY = (
+HEAVY_PACKAGES = (
     "torch",
     "mlflow",
     "pandas",
@@ -35,7 +35,7 @@ HEAVY = (
 )
 
 
-def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_program(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A program in a Python of its own."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("FORECASTER_", "MLFLOW_"))}
     return subprocess.run(
@@ -47,16 +47,14 @@ def run(program: str, *arguments: str, **environment: str) -> subprocess.Complet
     )
 
 
-def test_all_commands_of_the_life_of_a_model_are_there() -> None:
+def test_all_documented_commands_exist() -> None:
     assert set(COMMANDS) >= {
         *("train", "tune", "backtest", "forecast", "register", "promote", "retrain", "verify", "serve", "demo")
     }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_tells_what_it_does_and_what_its_parameters_mean(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_documents_itself_and_its_parameters(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     inside = {"data": "check", "key": "new", "schedule": "status"}
     path = [command, inside[command]] if command in inside else [command]
     with pytest.raises(SystemExit) as left:
@@ -83,20 +81,20 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\nfrom pipelines.cli import main\n"
         "for command in ['', *sys.argv[1:]]:\n"
         "    try:\n        main([*command.split(), '--help'])\n    except SystemExit as left:\n        assert not left.code\n"
-        f"    found = set({HEAVY}) & set(sys.modules)\n"
+        f"    found = set({HEAVY_PACKAGES}) & set(sys.modules)\n"
         "    if found:\n        sys.exit(f'{command}: {sorted(found)}')\n"
     )
     inside = [f"{name} {sub}" for name in COMMANDS for sub in app[name] if not sub.startswith("-")]
-    done = run(program, *COMMANDS, *inside)
+    done = run_program(program, *COMMANDS, *inside)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage") == 1 + len(COMMANDS) + len(inside)
     assert {"data check", "key new", "schedule status"} <= set(inside)
 
 
-def test_a_backtest_tells_of_every_origin_a_stride_apart(tmp_path: Path) -> None:
-    artifact.save(make_forecaster(make_spec(reads="history")), tmp_path / "bundle", card="")
+def test_a_backtest_uses_every_origin_of_the_stride(tmp_path: Path) -> None:
+    artifact.save_bundle(make_forecaster(make_spec(reads="history")), tmp_path / "bundle", card="")
     stamps = pd.date_range("2026-01-01", periods=40, freq="h")
-    pd.DataFrame({"unique_id": "a", "ds": stamps, "y": wave(40)}).to_csv(tmp_path / "data.csv", index=False)
+    pd.DataFrame({"unique_id": "a", "ds": stamps, "y": make_wave(40)}).to_csv(tmp_path / "data.csv", index=False)
     asked = ["backtest", str(tmp_path / "bundle"), str(tmp_path / "data.csv"), "--windows", "7", "--stride", "2"]
     with pytest.raises(SystemExit) as left:
         main([*asked, "--out", str(tmp_path / "out.csv")])
@@ -108,7 +106,7 @@ def test_a_backtest_tells_of_every_origin_a_stride_apart(tmp_path: Path) -> None
     assert np.isfinite(frame["small"]).all()
 
 
-def test_serving_starts_without_what_only_training_needs(tmp_path: Path) -> None:
+def test_serving_starts_without_training_packages(tmp_path: Path) -> None:
     """The image of the service has neither Lightning nor matplotlib nor all of MLflow."""
     program = (
         "import os, sys\n"
@@ -122,13 +120,13 @@ def test_serving_starts_without_what_only_training_needs(tmp_path: Path) -> None
         "main(['serve', 'small', '--root', sys.argv[1]])\n"
         "sys.exit('it came back')"
     )
-    done = run(program, str(tmp_path))
+    done = run_program(program, str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"['-m', 'serving'] small sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_the_service_follows_the_registry_of_its_root(tmp_path: Path) -> None:
-    assert serving_environment({}, Root(tmp_path), model="small", host="127.0.0.1", port=3001) == {
+def test_serve_follows_the_registry_of_its_root(tmp_path: Path) -> None:
+    assert build_serving_environment({}, Root(tmp_path), model="small", host="127.0.0.1", port=3001) == {
         "FORECASTER_SERVING_SLOT": str(tmp_path / "slot"),
         "FORECASTER_SERVING_REGISTRY": f"sqlite:///{tmp_path}/mlflow.db",
         "FORECASTER_SERVING_MODEL": "small",
@@ -137,19 +135,19 @@ def test_the_service_follows_the_registry_of_its_root(tmp_path: Path) -> None:
     }
 
 
-def test_the_service_follows_a_server_where_one_is_named(tmp_path: Path) -> None:
-    found = serving_environment({}, Root(tmp_path, "http://mlflow:5000"), model="small", host=None, port=None)
+def test_serve_follows_a_tracking_server_if_given(tmp_path: Path) -> None:
+    found = build_serving_environment({}, Root(tmp_path, "http://mlflow:5000"), model="small", host=None, port=None)
     assert found["FORECASTER_SERVING_REGISTRY"] == "http://mlflow:5000"
     assert "FORECASTER_SERVING_PORT" not in found, "the service has its own default"
 
 
-def test_without_a_model_nothing_is_followed_and_the_slot_is_served(tmp_path: Path) -> None:
-    assert serving_environment({}, Root(tmp_path), model=None, host=None, port=None) == {
+def test_serve_without_a_model_name_serves_the_slot_only(tmp_path: Path) -> None:
+    assert build_serving_environment({}, Root(tmp_path), model=None, host=None, port=None) == {
         "FORECASTER_SERVING_SLOT": str(tmp_path / "slot")
     }
 
 
-def test_what_the_environment_says_of_slot_and_registry_stands_and_options_win(tmp_path: Path) -> None:
+def test_serve_keeps_the_environment_and_options_override_it(tmp_path: Path) -> None:
     said = {
         "FORECASTER_SERVING_SLOT": "/elsewhere",
         "FORECASTER_SERVING_REGISTRY": "http://other:5000",
@@ -157,10 +155,10 @@ def test_what_the_environment_says_of_slot_and_registry_stands_and_options_win(t
         "FORECASTER_SERVING_WORKERS": "4",
         "PATH": "/bin",
     }
-    found = serving_environment(said, Root(tmp_path), model="small", host=None, port=4321)
+    found = build_serving_environment(said, Root(tmp_path), model="small", host=None, port=4321)
     assert found == {**said, "FORECASTER_SERVING_MODEL": "small", "FORECASTER_SERVING_PORT": "4321"}
 
 
-def test_a_root_that_no_database_address_can_carry_is_refused(tmp_path: Path) -> None:
+def test_a_root_that_does_not_fit_a_database_uri_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="without"):
-        _ = Root(tmp_path / "a?b").store
+        _ = Root(tmp_path / "a?b").store_uri

@@ -12,16 +12,16 @@ import yaml
 from anyio.from_thread import start_blocking_portal
 
 from forecaster.bundle import artifact
-from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry, connect
+from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry, create_client
 from forecaster.spec import Spec
 from pipelines.cli import main
 from pipelines.settings import Root
-from pipelines.sources import Data, read
+from pipelines.sources import DataSource, read_panel
 from pipelines.training.train import train
 from serving.deployment import slot as slots
 from serving.routes import app
 from serving.settings import Settings
-from tests.pipelines.conftest import noise, small
+from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
 
@@ -29,27 +29,27 @@ STEPS = 60
 CUTOFF = 10 * (STEPS - 1)
 
 
-def numbered() -> pd.DataFrame:
+def integer_meters() -> pd.DataFrame:
     """The meters, read at every tenth number."""
-    frame = noise()
+    frame = make_noise_frame()
     return frame.assign(ds=10 * frame.groupby("unique_id").cumcount())
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Path:
+def integer_table(tmp_path: Path) -> Path:
     path = tmp_path / "numbered.csv"
-    numbered().to_csv(path, index=False)
+    integer_meters().to_csv(path, index=False)
     return path
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(small().model_dump()))
+    path.write_text(yaml.safe_dump(make_small_spec().model_dump()))
     return path
 
 
-def run(*arguments: object) -> int:
+def run_command(*arguments: object) -> int:
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as left:
@@ -57,8 +57,8 @@ def run(*arguments: object) -> int:
     return 0
 
 
-def test_numbered_data_are_checked(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("data", "check", table) == 0
+def test_integer_data_pass_the_data_check(integer_table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("data", "check", integer_table) == 0
     told = capsys.readouterr().out
     for line in (
         "can be used\n",
@@ -68,14 +68,14 @@ def test_numbered_data_are_checked(table: Path, capsys: pytest.CaptureFixture[st
         "season 1, horizon",
     ):
         assert line in told
-    assert run("data", "check", table, "--freq", "5") == 0
+    assert run_command("data", "check", integer_table, "--freq", "5") == 0
     told = capsys.readouterr().out
     assert "1180 absent rows in 20 of 20 series" in told
     assert "frequency   5\n" in told
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--freq", "D"], "since the frequency is 'D'; column 'ds' has the whole number 0"),
         (["--freq", "0"], "does not step forward"),
@@ -83,52 +83,72 @@ def test_numbered_data_are_checked(table: Path, capsys: pytest.CaptureFixture[st
         (["--zone", "Europe/Berlin"], "numbers are of no zone"),
     ],
 )
-def test_what_does_not_fit_numbered_data_is_refused(
-    table: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+def test_options_that_do_not_fit_integer_data_are_rejected(
+    integer_table: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert run("data", "check", table, *options) == 2
-    assert told in capsys.readouterr().err
+    assert run_command("data", "check", integer_table, *options) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_dates_and_a_whole_number_for_the_frequency_are_refused(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("data", "check", data.source, "--freq", "1") == 2
+def test_dates_with_an_integer_frequency_are_rejected(
+    noise_data: DataSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("data", "check", noise_data.source, "--freq", "1") == 2
     assert "row 0 holds '2026-01-01" in capsys.readouterr().err
 
 
-def test_a_frequency_is_declared_in_python_as_a_number(table: Path) -> None:
-    assert read(Data(str(table), freq=10)).digest() == read(Data(str(table), freq="10")).digest()
+def test_a_python_frequency_may_be_an_integer(integer_table: Path) -> None:
+    assert (
+        read_panel(DataSource(str(integer_table), freq=10)).digest()
+        == read_panel(DataSource(str(integer_table), freq="10")).digest()
+    )
 
 
-def test_a_calendar_is_refused_before_there_is_a_run(fresh: Root, table: Path) -> None:
-    spec = Spec.parse(small().model_dump() | {"calendar": ["hour"]}, where="a test")
-    root = fresh.path
-    assert run("train", table, "--root", root, "--config", _written(root, spec)) == 2
-    assert connect(fresh.store).get_experiment_by_name("small") is None
+def test_calendar_features_are_rejected_before_a_run_is_created(fresh_root: Root, integer_table: Path) -> None:
+    spec = Spec.parse(make_small_spec().model_dump() | {"calendar": ["hour"]}, where="a test")
+    root = fresh_root.path
+    assert run_command("train", integer_table, "--root", root, "--config", _write_config(root, spec)) == 2
+    assert create_client(fresh_root.store_uri).get_experiment_by_name("small") is None
 
 
-def _written(folder: Path, spec: Spec) -> Path:
+def _write_config(folder: Path, spec: Spec) -> Path:
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(spec.model_dump()))
     return path
 
 
-def test_a_model_of_numbered_steps_lives_on_the_command_line(
-    fresh: Root, table: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_line_supports_a_model_of_integer_steps(
+    fresh_root: Root, integer_table: Path, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ("--root", fresh.path)
-    assert run("retrain", table, "--config", config, "--freq", "10", *where) == 0, capsys.readouterr().err
+    where = ("--root", fresh_root.path)
+    assert run_command("retrain", integer_table, "--config", config_file, "--freq", "10", *where) == 0, (
+        capsys.readouterr().err
+    )
     assert "is the champion" in capsys.readouterr().out
-    version = Registry(fresh.store).resolve("small", CHAMPION)
+    version = Registry(fresh_root.store_uri).resolve("small", CHAMPION)
     assert version.run_id is not None
-    opened = connect(fresh.store).get_run(version.run_id)
+    opened = create_client(fresh_root.store_uri).get_run(version.run_id)
     assert opened.data.tags["cutoff"] == str(CUTOFF - 40)
     assert opened.info.run_name == f"small {CUTOFF - 40} cli"
 
-    assert run("verify", "small", *where) == 0
+    assert run_command("verify", "small", *where) == 0
     forecasts, scored = tmp_path / "forecasts.csv", tmp_path / "scored.parquet"
     picture = tmp_path / "forecast.png"
     assert (
-        run("forecast", "small", table, "--levels", 0.1, "--levels", 0.9, "--out", forecasts, "--plot", picture, *where)
+        run_command(
+            "forecast",
+            "small",
+            integer_table,
+            "--levels",
+            0.1,
+            "--levels",
+            0.9,
+            "--out",
+            forecasts,
+            "--plot",
+            picture,
+            *where,
+        )
         == 0
     )
     told = pd.read_csv(forecasts)
@@ -136,43 +156,43 @@ def test_a_model_of_numbered_steps_lives_on_the_command_line(
     assert told["ds"].tolist() == list(range(10 * STEPS, 10 * (STEPS + 4), 10)) * 20
     assert picture.read_bytes().startswith(b"\x89PNG")
 
-    assert run("backtest", "small", table, "--windows", 2, "--out", scored, *where) == 0
+    assert run_command("backtest", "small", integer_table, "--windows", 2, "--out", scored, *where) == 0
     table_of_scores = pd.read_parquet(scored)
     assert table_of_scores["ds"].tolist() == list(range(CUTOFF - 70, CUTOFF + 1, 10)) * 20
     assert (
         f"saw data up to {CUTOFF - 40}; origins from {CUTOFF - 80} on are not out of sample" in capsys.readouterr().err
     )
 
-    assert run("train", table, "--config", config, "--seed", 1, "--test-windows", 0, *where) == 0
+    assert run_command("train", integer_table, "--config", config_file, "--seed", 1, "--test-windows", 0, *where) == 0
     [bundle] = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("bundle")]
     manifest, card = artifact.read_manifest(Path(bundle)), (Path(bundle) / "card.md").read_text()
     assert (manifest.freq, manifest.cutoff) == ("10", str(CUTOFF))
     assert f"series up to {CUTOFF} " in card
-    assert run("register", bundle, *where) == 0
-    assert Registry(fresh.store).resolve("small", CHALLENGER).number == "2"
+    assert run_command("register", bundle, *where) == 0
+    assert Registry(fresh_root.store_uri).resolve("small", CHALLENGER).number == "2"
 
 
-def test_a_model_of_numbered_steps_and_data_of_dates_do_not_meet(
-    fresh: Root, data: Data, table: Path, capsys: pytest.CaptureFixture[str]
+def test_a_model_of_integer_steps_rejects_data_with_dates(
+    fresh_root: Root, noise_data: DataSource, integer_table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = train(Data(str(table)), small(), fresh).bundle
-    assert run("forecast", bundle, data.source) == 2
+    bundle = train(DataSource(str(integer_table)), make_small_spec(), fresh_root).bundle
+    assert run_command("forecast", bundle, noise_data.source) == 2
     assert "has the frequency 'h'; this forecaster learned '10'" in capsys.readouterr().err
-    assert run("backtest", bundle, data.source) == 0, "seasonal naive is scored all the same"
+    assert run_command("backtest", bundle, noise_data.source) == 0, "seasonal naive is scored all the same"
     assert "out of sample" not in capsys.readouterr().err
 
 
-def test_a_trained_model_of_numbered_steps_answers_over_http(
-    fresh: Root, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_trained_model_of_integer_steps_forecasts_over_http(
+    fresh_root: Root, integer_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained, folder = train(Data(str(table)), small(), fresh), tmp_path / "slot"
+    trained, folder = train(DataSource(str(integer_table)), make_small_spec(), fresh_root), tmp_path / "slot"
     with slots.staging(folder) as draft:
-        artifact.save(trained.forecaster, draft / "bundle", card="# small\n")
-        digest = artifact.digest(draft / "bundle")
+        artifact.save_bundle(trained.forecaster, draft / "bundle", card="# small\n")
+        digest = artifact.compute_bundle_digest(draft / "bundle")
         slots.publish(folder, draft / "bundle", slots.Release(name="small", version="1", digest=digest))
-    served = app.build(Settings(slot=folder))
-    served.slot.check()
-    one = read(Data(str(table))).series[0]
+    served = app.build_application(Settings(slot=folder))
+    served.slot.reload_if_changed()
+    one = read_panel(DataSource(str(integer_table))).series[0]
     y = one.y.tolist()
     asked = [
         {"id": "grid", "start": 0, "freq": 10, "y": y},
@@ -190,7 +210,7 @@ def test_a_trained_model_of_numbered_steps_answers_over_http(
     ):
         answer = portal.call(post)
     assert answer.status_code == 200, answer.text
-    assert run("forecast", trained.bundle, table) == 0
+    assert run_command("forecast", trained.bundle, integer_table) == 0
     lines = capsys.readouterr().out.splitlines()[1:5]
     by_command = pd.DataFrame([line.split(",") for line in lines], columns=["unique_id", "ds", "mean"])
     for found in answer.json()["forecasts"]:

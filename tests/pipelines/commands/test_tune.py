@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.sources import Data, read_spec
-from tests.pipelines.tuning.test_search import SPEC, new_root
+from pipelines.sources import DataSource, read_spec
+from tests.pipelines.tuning.test_search import SPEC, copy_migrated_root
 
 
-def leave(*arguments: object) -> int:
+def run_failing_command(*arguments: object) -> int:
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     assert isinstance(left.value.code, int | None)
     return left.value.code or 0
 
 
-def test_the_command_prints_the_best_and_what_to_run_next(
-    meters: Data, migrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_tune_prints_the_best_spec_and_the_next_command(
+    six_meters: DataSource, migrated_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.system.processes import write_config
 
-    root, out = new_root(migrated, tmp_path / "root"), tmp_path / "found.yaml"
+    root, out = copy_migrated_root(migrated_root, tmp_path / "root"), tmp_path / "found.yaml"
     config = write_config(tmp_path / "small.yaml", SPEC)
-    asked = ("tune", meters.source, "--config", config, "--trials", 2, "--out", out, "--root", root.path)
-    assert leave(*asked, "--horizon", 3, "--zone", "Europe/Berlin", "--test-windows", 2) == 0
+    asked = ("tune", six_meters.source, "--config", config, "--trials", 2, "--out", out, "--root", root.path)
+    assert run_failing_command(*asked, "--horizon", 3, "--zone", "Europe/Berlin", "--test-windows", 2) == 0
     said = capsys.readouterr().out
     best = read_spec(out)
     assert (best.horizon, best.training.valid_windows) == (3, 2)
@@ -35,13 +35,15 @@ def test_the_command_prints_the_best_and_what_to_run_next(
     assert {lines[1].split()[0], lines[2].split()[0]} == {"1", "2"}
     assert float(lines[1].split()[1]) <= float(lines[2].split()[1])
     assert "seasonal naive" in lines[3]
-    told = f"forecaster train {meters.source} --config {out} --test-windows 2 --zone Europe/Berlin --root {root.path}"
+    told = (
+        f"forecaster train {six_meters.source} --config {out} --test-windows 2 --zone Europe/Berlin --root {root.path}"
+    )
     assert lines[-1] == f"next    {told}"
-    assert leave(*lines[-1].split()[2:]) == 0, "and it runs"
+    assert run_failing_command(*lines[-1].split()[2:]) == 0, "and it runs"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ([], "--config FILE or --horizon STEPS"),
         (["--horizon", "0"], "--horizon of at least 1"),
@@ -54,22 +56,22 @@ def test_the_command_prints_the_best_and_what_to_run_next(
         (["--config", "none.yaml"], "none.yaml"),
     ],
 )
-def test_bad_arguments_end_with_two(
+def test_invalid_arguments_exit_with_2(
     options: list[str],
-    said: str,
-    meters: Data,
+    message: str,
+    six_meters: DataSource,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert leave("tune", meters.source, *options) == 2
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert run_failing_command("tune", six_meters.source, *options) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_optuna_the_command_says_what_to_install(
-    meters: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_without_optuna_tune_names_the_extra_to_install(
+    six_meters: DataSource, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
 
@@ -77,5 +79,5 @@ def test_without_optuna_the_command_says_what_to_install(
     monkeypatch.setitem(sys.modules, "optuna", None)
     for name in ("pipelines.tuning.study", "pipelines.tuning.search"):
         monkeypatch.delitem(sys.modules, name)
-    assert leave("tune", meters.source, "--horizon", "4") == 1
+    assert run_failing_command("tune", six_meters.source, "--horizon", "4") == 1
     assert "pip install 'forecaster[tune]'" in capsys.readouterr().err

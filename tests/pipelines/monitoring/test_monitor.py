@@ -16,40 +16,40 @@ import pytest
 
 from forecaster.bundle import artifact
 from forecaster.errors import LedgerError, NoSuchModel
-from forecaster.ledger.recording import Keeping, made
-from forecaster.ledger.records import Observed, Told, key_of, ticks
+from forecaster.ledger.recording import SeriesNaming, build_records
+from forecaster.ledger.records import ModelIdentity, ObservedSeries, encode_timestamps, series_key
 from forecaster.ledger.store import Ledger
 from forecaster.prediction.predictor import Predictor
 from forecaster.registry.registry import CHAMPION, Registry
 from forecaster.series import Series
 from pipelines import cli
-from pipelines.monitoring.monitor import attention, ledger_of, look
-from pipelines.monitoring.report import as_html, as_json, as_prometheus
-from pipelines.promotion.promote import promote, register
+from pipelines.monitoring.monitor import build_monitoring_report, find_retrain_reasons, resolve_ledger_url
+from pipelines.monitoring.report import render_report_html, render_report_json, render_report_prometheus
+from pipelines.promotion.promote import promote_version, register_bundle
 from pipelines.settings import Root
-from pipelines.sources import Data
+from pipelines.sources import DataSource
 from pipelines.training.train import train
-from tests.pipelines.conftest import noise, small
+from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
-SERIES, HOURS, HORIZON = 16, 48, 4
+SERIES_COUNT, HOUR_COUNT, HORIZON = 16, 48, 4
 
 
 @pytest.fixture(scope="module")
-def trained(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
+def trained_root(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
     """A root with a champion that says the mean of the history, of white noise about ten."""
     folder = tmp_path_factory.mktemp("monitor")
     root = Root(folder / "root")
     root.path.mkdir()
-    shutil.copy(migrated / "mlflow.db", root.path)
-    noise(SERIES, 60).to_csv(folder / "meters.csv", index=False)
-    done = train(Data(str(folder / "meters.csv")), small(valid_windows=4), root)
-    register(done.bundle, root)
-    Registry(root.store).set_alias(Registry(root.store).version("small", "1"), "challenger")
-    promote("small", root, number=None, force=True)
+    shutil.copy(migrated_root / "mlflow.db", root.path)
+    make_noise_frame(SERIES_COUNT, 60).to_csv(folder / "meters.csv", index=False)
+    done = train(DataSource(str(folder / "meters.csv")), make_small_spec(valid_windows=4), root)
+    register_bundle(done.bundle, root)
+    Registry(root.store_uri).set_alias(Registry(root.store_uri).get_version("small", "1"), "challenger")
+    promote_version("small", root, version_number=None, force=True)
     return root
 
 
-def live(
+def serve_and_observe(
     root: Root,
     file: Path,
     *,
@@ -58,52 +58,57 @@ def live(
     spread: float = 1.0,
     unit: float = 1.0,
     group: bool = False,
-    hours: int = HOURS,
-    changed: slice = slice(HOURS // 2, None),
+    hours: int = HOUR_COUNT,
+    changed: slice = slice(HOUR_COUNT // 2, None),
 ) -> str:
     """Serves every hour and tells what came; in the changed hours the level is `shift` standard deviations higher."""
     draw = np.random.default_rng(seed)
-    y = 10 + draw.normal(size=(SERIES, 60 + hours + HORIZON))
+    y = 10 + draw.normal(size=(SERIES_COUNT, 60 + hours + HORIZON))
     y[:, 60:][:, changed] = 10 + (y[:, 60:][:, changed] - 10) * spread + shift
     y *= unit
     start = pd.Timestamp("2026-01-10")
-    champion = Registry(root.store).resolve("small", CHAMPION)
-    predictor = Predictor(artifact.load(next(iter(root.bundles.iterdir()))))
+    champion = Registry(root.store_uri).resolve("small", CHAMPION)
+    predictor = Predictor(artifact.load_bundle(next(iter(root.bundles.iterdir()))))
     address = f"sqlite:///{file}"
     ledger = Ledger(address)
-    model, keeping = Told("small", champion.number, champion.digest), Keeping(ledger.salt, clear=False)
+    model, keeping = ModelIdentity("small", champion.number, champion.digest), SeriesNaming(ledger.salt, keep_ids=False)
     records = []
     for hour in range(60, 60 + hours):
         known = [Series(f"meter_{place}", start, "h", row[:hour]) for place, row in enumerate(y)]
-        told = predictor.forecast_each(known, HORIZON)
-        records += made(predictor, model, known, told, keeping=keeping, drift=None, at=[1e9 + hour] * SERIES)  # type: ignore[arg-type]
+        told = predictor.forecast_batch(known, HORIZON)
+        records += build_records(
+            predictor, model, known, told, naming=keeping, adaptive_state=None, made_at=[1e9 + hour] * SERIES_COUNT
+        )  # type: ignore[arg-type]
     if group:
         records = [one._replace(group="odd" if place % 2 else "even") for place, one in enumerate(records)]
     ledger.record(records)
-    stamps = ticks(pd.date_range(start, periods=y.shape[1], freq="h"))
+    stamps = encode_timestamps(pd.date_range(start, periods=y.shape[1], freq="h"))
     ledger.observe(
-        [Observed(key_of(ledger.salt, f"meter_{place}", start), stamps, row.tolist()) for place, row in enumerate(y)],
-        at=2e9,
+        [
+            ObservedSeries(series_key(ledger.salt, f"meter_{place}", start), stamps, row.tolist())
+            for place, row in enumerate(y)
+        ],
+        now=2e9,
     )
     ledger.close()
     return address
 
 
 @pytest.fixture(scope="module")
-def same(trained: Root, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return live(trained, tmp_path_factory.mktemp("same") / "ledger.db", group=True)
+def unchanged_ledger(trained_root: Root, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return serve_and_observe(trained_root, tmp_path_factory.mktemp("same") / "ledger.db", group=True)
 
 
 @pytest.fixture(scope="module")
-def moved(trained: Root, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return live(trained, tmp_path_factory.mktemp("moved") / "ledger.db", shift=2.0)
+def shifted_ledger(trained_root: Root, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return serve_and_observe(trained_root, tmp_path_factory.mktemp("moved") / "ledger.db", shift=2.0)
 
 
-def test_data_that_go_on_as_they_were_need_nothing(trained: Root, same: str) -> None:
-    report = look(trained, "small", url=same)
+def test_unchanged_data_trigger_nothing(trained_root: Root, unchanged_ledger: str) -> None:
+    report = build_monitoring_report(trained_root, "small", url=unchanged_ledger)
     assert report.reasons == []
-    assert attention(trained, "small", url=same) == []
-    assert (report.span.forecasts, report.accuracy.scored) == (SERIES * HOURS, SERIES * HOURS)
+    assert find_retrain_reasons(trained_root, "small", url=unchanged_ledger) == []
+    assert (report.span.forecasts, report.accuracy.scored) == (SERIES_COUNT * HOUR_COUNT, SERIES_COUNT * HOUR_COUNT)
     assert set(report.charts) == {"all series", "even", "odd"}
     assert [one.name for one in report.findings if one.calls is None] == []
     assert set(report.accuracy.by_group) == {"even", "odd"}
@@ -111,59 +116,74 @@ def test_data_that_go_on_as_they_were_need_nothing(trained: Root, same: str) -> 
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_other_draws_of_the_same_need_nothing_either(trained: Root, tmp_path: Path, seed: int) -> None:
-    assert attention(trained, "small", url=live(trained, tmp_path / "ledger.db", seed=seed)) == []
+def test_other_draws_of_the_same_process_trigger_nothing(trained_root: Root, tmp_path: Path, seed: int) -> None:
+    assert (
+        find_retrain_reasons(
+            trained_root, "small", url=serve_and_observe(trained_root, tmp_path / "ledger.db", seed=seed)
+        )
+        == []
+    )
 
 
-def test_a_level_that_moved_is_noticed(trained: Root, moved: str) -> None:
-    report = look(trained, "small", url=moved)
+def test_a_level_shift_is_detected(trained_root: Root, shifted_ledger: str) -> None:
+    report = build_monitoring_report(trained_root, "small", url=shifted_ledger)
     change = next(one for one in report.findings if one.name == "change")
     assert change.calls
     chart = report.charts["all series"].chart
-    assert chart.side == "above"
+    assert chart.direction == "above"
     assert chart.alarm is not None
-    assert HOURS // 2 <= chart.alarm <= HOURS // 2 + 3
-    assert attention(trained, "small", url=moved) == report.reasons != []
+    assert HOUR_COUNT // 2 <= chart.alarm <= HOUR_COUNT // 2 + 3
+    assert find_retrain_reasons(trained_root, "small", url=shifted_ledger) == report.reasons != []
 
 
-def test_noise_that_grew_is_noticed(trained: Root, tmp_path: Path) -> None:
-    reasons = attention(trained, "small", url=live(trained, tmp_path / "ledger.db", spread=4.0))
+def test_increased_noise_is_detected(trained_root: Root, tmp_path: Path) -> None:
+    reasons = find_retrain_reasons(
+        trained_root, "small", url=serve_and_observe(trained_root, tmp_path / "ledger.db", spread=4.0)
+    )
     assert any("intervals" in one for one in reasons)
     assert any("MASE" in one for one in reasons)
 
 
-def test_a_change_does_not_drown_in_calm_months_nor_is_it_told_for_ever(trained: Root, tmp_path: Path) -> None:
+def test_a_change_is_detected_after_calm_months_and_not_reported_forever(trained_root: Root, tmp_path: Path) -> None:
     def error(file: str, changed: slice) -> bool | None:
-        report = look(trained, "small", url=live(trained, tmp_path / file, spread=2.5, hours=300, changed=changed))
+        report = build_monitoring_report(
+            trained_root,
+            "small",
+            url=serve_and_observe(trained_root, tmp_path / file, spread=2.5, hours=300, changed=changed),
+        )
         return next(one.calls for one in report.findings if one.name == "error")
 
     assert error("late.db", slice(276, None)), "24 of 300 hours, the latest"
     assert error("early.db", slice(0, 24)) is False, "24 of 300 hours, long ago"
 
 
-def test_another_unit_is_noticed_in_the_inputs(trained: Root, tmp_path: Path) -> None:
-    reasons = attention(trained, "small", url=live(trained, tmp_path / "ledger.db", unit=1000.0))
+def test_a_change_of_units_is_detected_in_the_inputs(trained_root: Root, tmp_path: Path) -> None:
+    reasons = find_retrain_reasons(
+        trained_root, "small", url=serve_and_observe(trained_root, tmp_path / "ledger.db", unit=1000.0)
+    )
     assert [one for one in reasons if one.startswith(("the level", "the change"))] == reasons != []
 
 
-def test_only_forecasts_since_a_moment_count(trained: Root, same: str) -> None:
-    report = look(trained, "small", url=same, since=datetime.fromtimestamp(1e9 + 60 + HOURS - 2, UTC))
-    assert report.span.forecasts == 2 * SERIES
+def test_only_forecasts_since_the_given_time_count(trained_root: Root, unchanged_ledger: str) -> None:
+    report = build_monitoring_report(
+        trained_root, "small", url=unchanged_ledger, since=datetime.fromtimestamp(1e9 + 60 + HOUR_COUNT - 2, UTC)
+    )
+    assert report.span.forecasts == 2 * SERIES_COUNT
     assert report.findings[-1].name.startswith("input")
 
 
-def test_nothing_is_said_of_too_little(trained: Root, tmp_path: Path) -> None:
+def test_too_little_data_gives_no_finding(trained_root: Root, tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/ledger.db"
     Ledger(address).close()
-    report = look(trained, "small", url=address)
+    report = build_monitoring_report(trained_root, "small", url=address)
     assert report.reasons == []
     assert {one.calls for one in report.findings} == {None}
-    for text in (as_html(report), as_json(report), as_prometheus(report)):
+    for text in (render_report_html(report), render_report_json(report), render_report_prometheus(report)):
         assert "nan" not in text.lower().replace("finance", "")
 
 
-def test_a_bundle_from_before_says_that_it_does_not_know_its_inputs(
-    trained: Root, same: str, monkeypatch: pytest.MonkeyPatch
+def test_a_bundle_without_an_input_profile_says_so(
+    trained_root: Root, unchanged_ledger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = artifact.read_manifest
 
@@ -174,28 +194,38 @@ def test_a_bundle_from_before_says_that_it_does_not_know_its_inputs(
         )
 
     monkeypatch.setattr(artifact, "read_manifest", without)
-    report = look(trained, "small", url=same)
+    report = build_monitoring_report(trained_root, "small", url=unchanged_ledger)
     assert [one.reason for one in report.findings if one.name == "inputs"] == [
         "the bundle does not say what it was trained on: train it again"
     ]
     assert report.reasons == []
 
 
-def test_without_a_ledger_nothing_is_wanted_and_the_command_says_so(trained: Root) -> None:
-    assert attention(trained, "small") == []
-    assert ledger_of(trained, "on") == ledger_of(trained, None) == f"sqlite:///{trained.slot}/ledger.db"
+def test_without_a_ledger_monitoring_is_not_required_and_the_command_says_so(trained_root: Root) -> None:
+    assert find_retrain_reasons(trained_root, "small") == []
+    assert (
+        resolve_ledger_url(trained_root, "on")
+        == resolve_ledger_url(trained_root, None)
+        == f"sqlite:///{trained_root.slot}/ledger.db"
+    )
     with pytest.raises(LedgerError, match="FORECASTER_SERVING_LEDGER=on"):
-        look(trained, "small")
+        build_monitoring_report(trained_root, "small")
     with pytest.raises(NoSuchModel):
-        look(trained, "other")
+        build_monitoring_report(trained_root, "other")
 
 
-def test_a_retraining_that_is_asked_for_if_needed_hears_of_it(
-    trained: Root, moved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_retrain_if_needed_reads_the_monitoring_findings(
+    trained_root: Root, shifted_ledger: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["retrain", str(trained.path.parent / "meters.csv"), "--if-needed", "--root", str(trained.path)]
-    config = trained.path.parent / "small.yaml"
-    config.write_text(json.dumps(small(valid_windows=4).model_dump(mode="json")))
+    arguments = [
+        "retrain",
+        str(trained_root.path.parent / "meters.csv"),
+        "--if-needed",
+        "--root",
+        str(trained_root.path),
+    ]
+    config = trained_root.path.parent / "small.yaml"
+    config.write_text(json.dumps(make_small_spec(valid_windows=4).model_dump(mode="json")))
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", "postgresql+psycopg://me:fck_secret@127.0.0.1:9/none")
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, "--config", str(config)])
@@ -204,32 +234,32 @@ def test_a_retraining_that_is_asked_for_if_needed_hears_of_it(
     assert told.out.startswith("nothing to do")
     assert "the ledger was not asked" in told.err
     assert "fck_secret" not in told.err
-    monkeypatch.setenv("FORECASTER_SERVING_LEDGER", moved)
-    monkeypatch.setattr("pipelines.retraining.retrain.retrain_once", _stop)
-    with pytest.raises(_Stopped):
+    monkeypatch.setenv("FORECASTER_SERVING_LEDGER", shifted_ledger)
+    monkeypatch.setattr("pipelines.retraining.retrain.retrain_once", _raise_retraining_started)
+    with pytest.raises(_RetrainingStarted):
         cli.main([*arguments, "--config", str(config)])
     assert capsys.readouterr().out.startswith("needed  the CUSUM of one-step errors")
 
 
-class _Stopped(Exception):
+class _RetrainingStarted(Exception):
     """Where a retraining would begin."""
 
 
-def _stop(*_: object, **__: object) -> None:
-    raise _Stopped
+def _raise_retraining_started(*_: object, **__: object) -> None:
+    raise _RetrainingStarted
 
 
-def command(root: Root, *arguments: str) -> int:
+def run_failing_command(root: Root, *arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         cli.main(["monitor", *arguments, "--root", str(root.path)])
     code = ended.value.code
     return code if isinstance(code, int) else 0
 
 
-def test_the_command_ends_with_what_it_found(
-    trained: Root,
-    same: str,
-    moved: str,
+def test_the_exit_code_of_the_command_reflects_the_findings(
+    trained_root: Root,
+    unchanged_ledger: str,
+    shifted_ledger: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -241,7 +271,7 @@ def test_the_command_ends_with_what_it_found(
         for flag, path in zip(("--html", "--json", "--prometheus"), files, strict=True)
         for part in (flag, str(path))
     ]
-    assert command(trained, "small", "--url", moved, *flags) == 3
+    assert run_failing_command(trained_root, "small", "--url", shifted_ledger, *flags) == 3
     told = capsys.readouterr()
     assert "action is needed; the CUSUM of one-step errors of all series" in told.err
     page, report, figures = (path.read_text() for path in files)
@@ -255,15 +285,15 @@ def test_the_command_ends_with_what_it_found(
         assert line.startswith("# ") or re.fullmatch(r'forecaster_live_\w+\{(\w+="[^"]*",?)+\} -?[0-9.e+-]+', line), (
             line
         )
-    cli_same = command_quiet(trained, "small", "--url", same)
+    cli_same = exit_code_of(trained_root, "small", "--url", unchanged_ledger)
     assert cli_same == 0
-    assert command(trained, "other", "--url", same) == 1
-    assert command(trained, "small") == 1
-    assert command(trained, "small", "--url", "nonsense://me:fck_secret@host") == 1
+    assert run_failing_command(trained_root, "other", "--url", unchanged_ledger) == 1
+    assert run_failing_command(trained_root, "small") == 1
+    assert run_failing_command(trained_root, "small", "--url", "nonsense://me:fck_secret@host") == 1
     assert "fck_secret" not in "".join(capsys.readouterr())
 
 
-def command_quiet(root: Root, *arguments: str) -> int:
+def exit_code_of(root: Root, *arguments: str) -> int:
     """The exit code, 0 where the command ends without one."""
     try:
         cli.main(["monitor", *arguments, "--root", str(root.path)])
@@ -272,11 +302,11 @@ def command_quiet(root: Root, *arguments: str) -> int:
     return 0
 
 
-def test_every_look_is_a_run_beside_the_trainings(trained: Root, same: str) -> None:
-    from forecaster.registry.registry import connect
+def test_every_monitoring_run_is_tracked_beside_the_training_runs(trained_root: Root, unchanged_ledger: str) -> None:
+    from forecaster.registry.registry import create_client
 
-    assert command_quiet(trained, "small", "--url", same) == 0
-    client = connect(trained.store)
+    assert exit_code_of(trained_root, "small", "--url", unchanged_ledger) == 0
+    client = create_client(trained_root.store_uri)
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
     run = client.search_runs([experiment.experiment_id], "tags.trigger = 'monitor'", order_by=["start_time DESC"])[0]
@@ -286,16 +316,19 @@ def test_every_look_is_a_run_beside_the_trainings(trained: Root, same: str) -> N
     assert {one.path for one in client.list_artifacts(run.info.run_id)} >= {"monitor.json", "monitor.html"}
 
 
-def test_figures_are_readable_for_prometheus_own_parser(trained: Root, moved: str) -> None:
+def test_metrics_are_parsed_by_the_prometheus_client(trained_root: Root, shifted_ledger: str) -> None:
     parser = pytest.importorskip("prometheus_client.parser")
     families = {
-        one.name: one for one in parser.text_string_to_metric_families(as_prometheus(look(trained, "small", url=moved)))
+        one.name: one
+        for one in parser.text_string_to_metric_families(
+            render_report_prometheus(build_monitoring_report(trained_root, "small", url=shifted_ledger))
+        )
     }
     assert families["forecaster_live_action"].samples[0].value == 1.0
     assert len(families["forecaster_live_step_mae"].samples) == HORIZON
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
     heavy = ("torch", "sqlalchemy", "matplotlib")
     script = f"import sys, pipelines.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -16,13 +16,13 @@ from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.series import Forecast, Series
 from pipelines.promotion.gate import judge
 from pipelines.promotion.policy import Policy
-from pipelines.training.model_card import finite, reliable_horizon
+from pipelines.training.model_card import compute_reliable_horizon, replace_nonfinite
 
 SHAPE = (3, 2, 4)  # series, windows, steps ahead
-FEW = Policy(least=3)
+SMALL_SAMPLE_POLICY = Policy(least=3)
 
 
-def result_of(*, scale: float = 1.0, actual: Any = 0.0, **errors: Any) -> Backtest:
+def make_backtest(*, scale: float = 1.0, actual: Any = 0.0, **errors: Any) -> Backtest:
     """A backtest whose truth is zero, so that a forecast is its own error."""
     series, windows, _ = SHAPE
     start = pd.Timestamp("2026-01-01")
@@ -35,7 +35,7 @@ def result_of(*, scale: float = 1.0, actual: Any = 0.0, **errors: Any) -> Backte
         },
         scale=np.full(series, scale),
         square_scale=np.full(series, scale),
-        left_out=[],
+        excluded_ids=[],
         stride=4,
     )
 
@@ -53,44 +53,46 @@ def result_of(*, scale: float = 1.0, actual: Any = 0.0, **errors: Any) -> Backte
     ],
 )
 def test_a_challenger_must_match_seasonal_naive_and_beat_the_champion(errors: dict[str, float], promoted: bool) -> None:
-    verdict = judge(result_of(**errors), FEW)
-    assert verdict.promote is promoted
+    verdict = judge(make_backtest(**errors), SMALL_SAMPLE_POLICY)
+    assert verdict.should_promote is promoted
     rivals = {check.name: check.passed for check in verdict.checks if check.name in ("champion", "seasonal_naive")}
     assert (rivals["champion"] is None) == ("champion" not in errors)
     assert promoted == (set(rivals.values()) <= {True, None})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_value_of_a_challenger_that_is_not_finite_is_enough_to_refuse_it(value: float) -> None:
+def test_a_single_non_finite_value_rejects_a_challenger(value: float) -> None:
     errors = np.zeros(SHAPE)
     errors[1, 0, 2] = value
-    verdict = judge(result_of(challenger=errors, seasonal_naive=2.0))
-    assert not verdict.promote
+    verdict = judge(make_backtest(challenger=errors, seasonal_naive=2.0))
+    assert not verdict.should_promote
     assert "1 of 24" in str(verdict)
 
 
-def test_what_was_not_observed_counts_for_nobody() -> None:
+def test_missing_actuals_are_ignored() -> None:
     actual, errors = np.zeros(SHAPE), np.full(SHAPE, 1.0)
     actual[0, 0, 0], errors[0, 0, 0] = np.nan, 1000.0
-    assert judge(result_of(actual=actual, challenger=errors, seasonal_naive=2.0)).promote
-    assert not judge(result_of(challenger=errors, seasonal_naive=2.0)).promote, "observed, it does count"
+    assert judge(make_backtest(actual=actual, challenger=errors, seasonal_naive=2.0)).should_promote
+    assert not judge(make_backtest(challenger=errors, seasonal_naive=2.0)).should_promote, "observed, it does count"
 
 
-def test_a_backtest_without_an_observed_value_promotes_nobody() -> None:
-    verdict = judge(result_of(actual=np.nan, challenger=0.0, seasonal_naive=1.0))
-    assert not verdict.promote
+def test_a_backtest_without_observations_promotes_nobody() -> None:
+    verdict = judge(make_backtest(actual=np.nan, challenger=0.0, seasonal_naive=1.0))
+    assert not verdict.should_promote
     assert "no observed value" in str(verdict)
 
 
-def test_windows_that_the_champion_did_not_answer_are_compared_for_nobody() -> None:
+def test_windows_without_a_champion_forecast_are_excluded() -> None:
     challenger, champion = np.full(SHAPE, 1.0), np.full(SHAPE, 1.5)
     champion[:, 0], challenger[:, 0] = np.nan, 50.0
-    assert judge(result_of(challenger=challenger, champion=champion, seasonal_naive=2.0), FEW).promote
+    assert judge(
+        make_backtest(challenger=challenger, champion=champion, seasonal_naive=2.0), SMALL_SAMPLE_POLICY
+    ).should_promote
 
 
 def test_series_without_a_scale_are_judged_by_absolute_errors() -> None:
-    assert judge(result_of(scale=np.nan, challenger=1.0, seasonal_naive=2.0)).promote
-    assert not judge(result_of(scale=np.nan, challenger=3.0, seasonal_naive=2.0)).promote
+    assert judge(make_backtest(scale=np.nan, challenger=1.0, seasonal_naive=2.0)).should_promote
+    assert not judge(make_backtest(scale=np.nan, challenger=3.0, seasonal_naive=2.0)).should_promote
 
 
 def test_on_constant_series_only_an_exact_challenger_matches_seasonal_naive() -> None:
@@ -108,18 +110,18 @@ def test_on_constant_series_only_an_exact_challenger_matches_seasonal_naive() ->
 
         return judge(
             backtest(panel, {"challenger": ask, "seasonal_naive": naive}, horizon=3, windows=2, season=7)
-        ).promote
+        ).should_promote
 
     assert off_by(0.0)
     assert not off_by(0.01)
 
 
 def test_a_long_series_does_not_outvote_a_short_one_by_its_scale() -> None:
-    result = result_of(
+    result = make_backtest(
         challenger=np.array([10.0, 1.0, 1.0])[:, None, None], seasonal_naive=np.array([11.0, 0.5, 0.5])[:, None, None]
     )
-    assert not judge(Backtest(**{**vars(result), "scale": np.array([100.0, 1.0, 1.0])})).promote
-    assert judge(result).promote is True
+    assert not judge(Backtest(**{**vars(result), "scale": np.array([100.0, 1.0, 1.0])})).should_promote
+    assert judge(result).should_promote is True
 
 
 @pytest.mark.parametrize(
@@ -131,24 +133,24 @@ def test_a_long_series_does_not_outvote_a_short_one_by_its_scale() -> None:
         ([0, 0, 0, 2], [1, 1, 1, 1], 3),
     ],
 )
-def test_the_reliable_horizon_ends_before_the_first_step_that_is_worse(
+def test_the_reliable_horizon_ends_before_the_first_worse_step(
     challenger: list[float], naive: list[float], horizon: int
 ) -> None:
-    assert reliable_horizon(result_of(challenger=challenger, seasonal_naive=naive)) == horizon
+    assert compute_reliable_horizon(make_backtest(challenger=challenger, seasonal_naive=naive)) == horizon
 
 
-def test_a_step_that_nothing_was_measured_at_is_not_reliable() -> None:
+def test_a_step_without_measurements_is_not_reliable() -> None:
     actual = np.zeros(SHAPE)
     actual[:, :, 2] = np.nan
-    assert reliable_horizon(result_of(actual=actual, challenger=0.0, seasonal_naive=1.0)) == 2
-    assert reliable_horizon(result_of(scale=np.nan, challenger=0.0, seasonal_naive=1.0)) == 0
+    assert compute_reliable_horizon(make_backtest(actual=actual, challenger=0.0, seasonal_naive=1.0)) == 2
+    assert compute_reliable_horizon(make_backtest(scale=np.nan, challenger=0.0, seasonal_naive=1.0)) == 0
 
 
-def test_scores_that_cannot_be_computed_are_null_in_the_manifest() -> None:
-    assert finite({"a": 1.5, "b": float("nan"), "c": float("inf")}) == {"a": 1.5, "b": None, "c": None}
+def test_undefined_scores_are_null_in_the_manifest() -> None:
+    assert replace_nonfinite({"a": 1.5, "b": float("nan"), "c": float("inf")}) == {"a": 1.5, "b": None, "c": None}
 
 
-def test_a_champion_that_answers_nothing_stands_in_nobodys_way() -> None:
+def test_a_champion_without_forecasts_does_not_block_a_promotion() -> None:
     actual = np.ones((2, 1, 3)) * np.array([1.0, 2.0, 3.0])
     forecasts = {
         "challenger": actual + 0.1,
@@ -162,9 +164,9 @@ def test_a_champion_that_answers_nothing_stands_in_nobodys_way() -> None:
         forecasts=forecasts,
         scale=np.ones(2),
         square_scale=np.ones(2),
-        left_out=(),
+        excluded_ids=(),
         stride=3,
     )
     verdict = judge(result)
-    assert verdict.promote
+    assert verdict.should_promote
     assert "answers none" in str(verdict)

@@ -16,30 +16,30 @@ from mlflow import MlflowClient
 
 from forecaster.bundle import artifact
 from forecaster.errors import BaseMoved, InputError, NoSuchModel, RefusedByGate
-from forecaster.registry.registry import CHALLENGER, CHAMPION, FORMER, Registry, Version, connect
+from forecaster.registry.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry, create_client
 from pipelines.promotion.audit_log import AuditLog
-from pipelines.promotion.evidence import gather
+from pipelines.promotion.evidence import measure_bundle
 from pipelines.promotion.gate import judge
 from pipelines.promotion.policy import Policy
-from pipelines.promotion.promote import champion_of, fetch, promote, register
+from pipelines.promotion.promote import fetch_bundle, find_champion, promote_version, register_bundle
 from pipelines.retraining import retrain as retraining
 from pipelines.retraining.retrain import retrain
 from pipelines.settings import Root
-from pipelines.sources import Data, read
-from pipelines.training.train import Trained, _clear, train
-from tests.pipelines.conftest import BAD, noise, small
+from pipelines.sources import DataSource, read_panel
+from pipelines.training.train import TrainingResult, _remove_leftovers, train
+from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
 
 
 # On a window of twenty series the bad one might have been unlucky, says the gate: here a better score is enough.
-EASY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
+LENIENT_POLICY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
 
 
-def aliases(root: Root) -> dict[str, str]:
+def alias_numbers(root: Root) -> dict[str, str]:
     """The number that each alias of the small model stands for."""
-    registry, found = Registry(root.store), {}
-    for alias in (CHAMPION, CHALLENGER, FORMER):
+    registry, found = Registry(root.store_uri), {}
+    for alias in (CHAMPION, CHALLENGER, PREVIOUS_CHAMPION):
         try:
             found[alias] = registry.resolve("small", alias).number
         except NoSuchModel:
@@ -47,7 +47,7 @@ def aliases(root: Root) -> dict[str, str]:
     return found
 
 
-def files(client: MlflowClient, run_id: str) -> set[str]:
+def list_run_files(client: MlflowClient, run_id: str) -> set[str]:
     """Everything that a run keeps."""
 
     def below(folder: str | None) -> Sequence[str]:
@@ -57,129 +57,145 @@ def files(client: MlflowClient, run_id: str) -> set[str]:
     return set(below(None))
 
 
-def write(folder: Path, y: Sequence[float]) -> Data:
+def write_series(folder: Path, y: Sequence[float]) -> DataSource:
     stamps = pd.date_range("2026-01-01", periods=len(y), freq="h")
     pd.DataFrame({"unique_id": "a", "ds": stamps, "y": y}).to_csv(folder / "one.csv", index=False)
-    return Data(str(folder / "one.csv"))
+    return DataSource(str(folder / "one.csv"))
 
 
-def test_a_champion_is_replaced_only_by_what_is_better(fresh: Root, data: Data) -> None:
-    first = retrain(data, small(), fresh)
-    assert first.verdict.promote, first.verdict
-    assert aliases(fresh) == {CHAMPION: "1", CHALLENGER: "1"}
+def test_a_champion_is_replaced_only_by_a_better_model(fresh_root: Root, noise_data: DataSource) -> None:
+    first = retrain(noise_data, make_small_spec(), fresh_root)
+    assert first.verdict.should_promote, first.verdict
+    assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "1"}
 
-    worse = retrain(data, small(learning_rate=BAD), fresh)
-    assert not worse.verdict.promote
+    worse = retrain(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    assert not worse.verdict.should_promote
     assert "champion" in str(worse.verdict)
-    assert aliases(fresh) == {CHAMPION: "1", CHALLENGER: "2"}
+    assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "2"}
     assert worse.champion is not None
-    assert worse.champion.facts["run_id"] == first.trained.run_id, "the old one goes on answering"
+    assert worse.champion.facts["run_id"] == first.training.run_id, "the old one goes on answering"
 
     with pytest.raises(RefusedByGate, match=r"judged and refused \(.*champion.*\)\. .*--force --reason"):
-        promote("small", fresh, number="2", force=False, reason="a person likes it")
+        promote_version("small", fresh_root, version_number="2", force=False, reason="a person likes it")
     for nothing in (None, " "):
         with pytest.raises(InputError, match="Say it with --reason"):
-            promote("small", fresh, number="2", force=True, reason=nothing)
-    assert aliases(fresh) == {CHAMPION: "1", CHALLENGER: "2"}
-    promote("small", fresh, number="2", force=True, reason="a person likes it")
-    reason = AuditLog(fresh.audit).read().lines[-1].reason
+            promote_version("small", fresh_root, version_number="2", force=True, reason=nothing)
+    assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "2"}
+    promote_version("small", fresh_root, version_number="2", force=True, reason="a person likes it")
+    reason = AuditLog(fresh_root.audit_log).read_entries().entries[-1].reason
     assert reason.startswith("forced against the gate (")
     assert reason.endswith("): a person likes it")
-    assert aliases(fresh) == {CHAMPION: "2", CHALLENGER: "2", FORMER: "1"}
-    better = retrain(data, small(seed=1), fresh, policy=EASY)
-    assert better.verdict.promote, better.verdict
-    assert aliases(fresh) == {CHAMPION: "3", CHALLENGER: "3", FORMER: "2"}
+    assert alias_numbers(fresh_root) == {CHAMPION: "2", CHALLENGER: "2", PREVIOUS_CHAMPION: "1"}
+    better = retrain(noise_data, make_small_spec(seed=1), fresh_root, policy=LENIENT_POLICY)
+    assert better.verdict.should_promote, better.verdict
+    assert alias_numbers(fresh_root) == {CHAMPION: "3", CHALLENGER: "3", PREVIOUS_CHAMPION: "2"}
 
 
-def test_a_verdict_is_kept_with_the_run_the_version_and_the_root(fresh: Root, data: Data) -> None:
+def test_a_verdict_is_stored_with_the_run_the_version_and_the_root(fresh_root: Root, noise_data: DataSource) -> None:
     done = retrain(
-        data, small(learning_rate=BAD, valid_windows=2), fresh, policy=Policy(latency_ms=1e-6, megabytes=1e-6)
+        noise_data,
+        make_small_spec(learning_rate=BAD_LEARNING_RATE, valid_windows=2),
+        fresh_root,
+        policy=Policy(latency_ms=1e-6, megabytes=1e-6),
     )
-    assert set(done.verdict.failed) >= {"latency", "size"}
+    assert set(done.verdict.failed_checks) >= {"latency", "size"}
     measured = {check.name: check for check in done.verdict.checks}
     for name in ("coverage", "exposure_gap", "replay", "graph"):
         assert measured[name].value is not None, name
     assert measured["replay"].passed, "what is served is what was tested"
     assert measured["graph"].passed
-    folder = fresh.verdicts / done.trained.run_id
-    assert done.report == folder / "report.html"
+    folder = fresh_root.verdicts / done.training.run_id
+    assert done.report_path == folder / "report.html"
     told = json.loads((folder / "verdict.json").read_text())
     assert told["promote"] is False
     assert told["policy"]["latency_ms"] == 1e-6
-    client = connect(fresh.store)
-    assert {"gate/report.html", "gate/verdict.json"} <= files(client, done.trained.run_id)
-    for tags in (client.get_run(done.trained.run_id).data.tags, client.get_model_version("small", "1").tags):
+    client = create_client(fresh_root.store_uri)
+    assert {"gate/report.html", "gate/verdict.json"} <= list_run_files(client, done.training.run_id)
+    for tags in (client.get_run(done.training.run_id).data.tags, client.get_model_version("small", "1").tags):
         assert tags["gate"] == "keep"
         assert {"latency", "size"} <= set(tags["gate_failed"].split(", "))
-    unjudged = register(train(data, small(seed=4), fresh).bundle, fresh)
+    unjudged = register_bundle(train(noise_data, make_small_spec(seed=4), fresh_root).bundle, fresh_root)
     with pytest.raises(RefusedByGate, match="megabytes"):
-        promote("small", fresh, number=unjudged.number, force=False, policy=Policy(megabytes=1e-6, naive_room=100.0))
+        promote_version(
+            "small",
+            fresh_root,
+            version_number=unjudged.number,
+            force=False,
+            policy=Policy(megabytes=1e-6, naive_room=100.0),
+        )
 
 
-def test_one_whose_data_are_older_than_the_champions_is_refused(fresh: Root, data: Data, tmp_path: Path) -> None:
-    retrain(data, small(), fresh)
+def test_a_challenger_with_older_data_than_the_champion_is_rejected(
+    fresh_root: Root, noise_data: DataSource, tmp_path: Path
+) -> None:
+    retrain(noise_data, make_small_spec(), fresh_root)
     old = tmp_path / "old.csv"
-    noise(steps=54).to_csv(old, index=False)
-    stale = retrain(Data(str(old)), small(seed=1), fresh, policy=EASY)
-    assert "fresh" in stale.verdict.failed
+    make_noise_frame(steps=54).to_csv(old, index=False)
+    stale = retrain(DataSource(str(old)), make_small_spec(seed=1), fresh_root, policy=LENIENT_POLICY)
+    assert "fresh" in stale.verdict.failed_checks
     assert next(check.value for check in stale.verdict.checks if check.name == "fresh") == 6
 
 
-def test_an_answer_that_the_backtest_did_not_get_is_seen(fresh: Root, data: Data) -> None:
-    trained = train(data, small(), fresh)
-    assert trained.result is not None
-    honest = trained.result.forecasts[CHALLENGER]
-    seen = (honest + trained.result.actual) / 2
-    leaked = replace(trained.result, forecasts={**trained.result.forecasts, CHALLENGER: seen})
-    assert "replay" not in judge(trained.result, None, gather(trained.bundle, trained.result, base=None)).failed
-    assert "replay" in judge(leaked, None, gather(trained.bundle, leaked, base=None)).failed
+def test_a_forecast_that_differs_from_the_backtest_is_detected(fresh_root: Root, noise_data: DataSource) -> None:
+    trained = train(noise_data, make_small_spec(), fresh_root)
+    assert trained.backtest is not None
+    honest = trained.backtest.forecasts[CHALLENGER]
+    seen = (honest + trained.backtest.actual) / 2
+    leaked = replace(trained.backtest, forecasts={**trained.backtest.forecasts, CHALLENGER: seen})
+    assert (
+        "replay"
+        not in judge(
+            trained.backtest, None, measure_bundle(trained.bundle, trained.backtest, champion=None)
+        ).failed_checks
+    )
+    assert "replay" in judge(leaked, None, measure_bundle(trained.bundle, leaked, champion=None)).failed_checks
 
 
-def test_the_very_champion_trained_again_is_not_better_than_itself(fresh: Root, data: Data) -> None:
-    assert retrain(data, small(), fresh).verdict.promote
-    again = retrain(data, small(), fresh)
-    assert not again.verdict.promote
+def test_a_retrained_copy_of_the_champion_is_not_better(fresh_root: Root, noise_data: DataSource) -> None:
+    assert retrain(noise_data, make_small_spec(), fresh_root).verdict.should_promote
+    again = retrain(noise_data, make_small_spec(), fresh_root)
+    assert not again.verdict.should_promote
     assert again.version.number == "2", "another run, hence another bundle"
-    assert aliases(fresh) == {CHAMPION: "1", CHALLENGER: "2"}
+    assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "2"}
 
 
-def test_a_champion_that_changed_while_a_challenger_was_trained_stays(
-    fresh: Root, data: Data, monkeypatch: pytest.MonkeyPatch
+def test_a_champion_that_changed_during_training_is_kept(
+    fresh_root: Root, noise_data: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = retrain(data, small(learning_rate=BAD), fresh).version
-    promote("small", fresh, number=bad.number, force=True, reason="for this test")
-    other = register(train(data, small(seed=2), fresh).bundle, fresh)
+    bad = retrain(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root).version
+    promote_version("small", fresh_root, version_number=bad.number, force=True, reason="for this test")
+    other = register_bundle(train(noise_data, make_small_spec(seed=2), fresh_root).bundle, fresh_root)
 
-    def train_slowly(*arguments: Any, **options: Any) -> Trained:
+    def train_slowly(*arguments: Any, **options: Any) -> TrainingResult:
         trained = train(*arguments, **options)
-        Registry(fresh.store).promote(other, base=bad)
+        Registry(fresh_root.store_uri).promote(other, expected_champion=bad)
         return trained
 
     monkeypatch.setattr(retraining, "train", train_slowly)
     with pytest.raises(BaseMoved, match=f"version {other.number}"):
-        retrain(data, small(seed=3), fresh, policy=EASY)
-    assert champion_of(Registry(fresh.store), "small") == other
+        retrain(noise_data, make_small_spec(seed=3), fresh_root, policy=LENIENT_POLICY)
+    assert find_champion(Registry(fresh_root.store_uri), "small") == other
 
 
-def test_a_bundle_that_is_registered_twice_is_one_version(fresh: Root, data: Data) -> None:
-    trained = train(data, small(), fresh)
-    versions = [register(trained.bundle, fresh) for _ in range(2)]
-    assert versions == [Version("small", "1", trained.digest, trained.run_id)] * 2
-    assert Registry(fresh.store).versions("small") == versions[:1]
+def test_registering_a_bundle_twice_gives_one_version(fresh_root: Root, noise_data: DataSource) -> None:
+    trained = train(noise_data, make_small_spec(), fresh_root)
+    versions = [register_bundle(trained.bundle, fresh_root) for _ in range(2)]
+    assert versions == [BundleVersion("small", "1", trained.digest, trained.run_id)] * 2
+    assert Registry(fresh_root.store_uri).list_versions("small") == versions[:1]
 
 
-def test_a_fetched_bundle_is_the_one_that_was_registered(fresh: Root, data: Data) -> None:
-    trained = train(data, small(), fresh)
-    folder = fetch(register(trained.bundle, fresh), fresh)
-    assert folder == fresh.fetched / trained.digest
+def test_a_fetched_bundle_equals_the_registered_one(fresh_root: Root, noise_data: DataSource) -> None:
+    trained = train(noise_data, make_small_spec(), fresh_root)
+    folder = fetch_bundle(register_bundle(trained.bundle, fresh_root), fresh_root)
+    assert folder == fresh_root.bundle_cache / trained.digest
     for path in trained.bundle.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
-    artifact.load(folder)
+    artifact.load_bundle(folder)
 
 
-def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) -> None:
-    trained = train(data, small(valid_windows=2), fresh, test_windows=2, trigger="schedule")
-    client = connect(fresh.store)
+def test_the_run_contains_everything_needed_for_comparison(fresh_root: Root, noise_data: DataSource) -> None:
+    trained = train(noise_data, make_small_spec(valid_windows=2), fresh_root, test_windows=2, trigger="schedule")
+    client = create_client(fresh_root.store_uri)
     run = client.get_run(trained.run_id)
     assert run.info.status == "FINISHED"
     scores = trained.scores[CHALLENGER]
@@ -212,7 +228,7 @@ def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) ->
     assert [point.step for point in curve] == [1, 2, 3, 4]
     assert np.mean([point.value for point in curve]) == pytest.approx(scores["mase"])
 
-    kept = files(client, trained.run_id)
+    kept = list_run_files(client, trained.run_id)
     assert len({path for path in kept if path.startswith("images/")}) == 6, "three pictures, small and large"
     assert {path for path in kept if not path.startswith("images/")} == {
         "backtest/forecasts.parquet",
@@ -229,7 +245,7 @@ def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) ->
     tags = run.data.tags
     assert (tags["trigger"], tags["scored"], tags["refit"]) == ("schedule", CHALLENGER, "false")
     assert tags["cutoff"] == cutoff.isoformat()
-    assert tags["bundle_digest"] == trained.digest == artifact.digest(trained.bundle)
+    assert tags["bundle_digest"] == trained.digest == artifact.compute_bundle_digest(trained.bundle)
     assert run.inputs is not None
     recorded = run.inputs.dataset_inputs[0].dataset
     assert recorded.name == "meters"
@@ -237,13 +253,15 @@ def test_the_run_holds_all_that_runs_are_compared_by(fresh: Root, data: Data) ->
     assert run.data.params["network.hidden"] == "4"
 
 
-def test_the_recorded_forecasts_give_the_recorded_score(fresh: Root, data: Data, tmp_path: Path) -> None:
-    trained = train(data, small(), fresh, test_windows=2)
+def test_the_recorded_forecasts_reproduce_the_recorded_score(
+    fresh_root: Root, noise_data: DataSource, tmp_path: Path
+) -> None:
+    trained = train(noise_data, make_small_spec(), fresh_root, test_windows=2)
     path = mlflow.artifacts.download_artifacts(
         run_id=trained.run_id,
         artifact_path="backtest/forecasts.parquet",
         dst_path=str(tmp_path),
-        tracking_uri=fresh.store,
+        tracking_uri=fresh_root.store_uri,
     )
     table = pd.read_parquet(path)
     assert len(table) == 20 * 2 * 4
@@ -251,8 +269,8 @@ def test_the_recorded_forecasts_give_the_recorded_score(fresh: Root, data: Data,
     assert (table["y"] - table[CHALLENGER]).abs().mean() == pytest.approx(trained.scores[CHALLENGER]["mae"])
 
 
-def test_the_manifest_and_the_card_say_what_was_measured(fresh: Root, data: Data) -> None:
-    trained = train(data, small(), fresh, test_windows=2)
+def test_the_manifest_and_the_card_contain_the_scores(fresh_root: Root, noise_data: DataSource) -> None:
+    trained = train(noise_data, make_small_spec(), fresh_root, test_windows=2)
     facts = artifact.read_manifest(trained.bundle).facts
     assert facts["run_id"] == trained.run_id
     assert (facts["data"], facts["series"], facts["left_out"], facts["test_windows"]) == ("meters", 20, 0, 2)
@@ -264,88 +282,94 @@ def test_the_manifest_and_the_card_say_what_was_measured(fresh: Root, data: Data
         assert f"{scores['mase']:.4g}" in card
     assert f"up to step {facts['reliable_horizon']}" in card
     assert "2026-01-03T03:00:00" in card, "the cutoff"
-    kept = fresh.path / "mlruns" / trained.run_id / "artifacts" / "model_card.md"
+    kept = fresh_root.path / "mlruns" / trained.run_id / "artifacts" / "model_card.md"
     assert kept.read_text() == card
 
 
-def test_what_was_trained_on_everything_is_promoted_by_force_alone(fresh: Root, data: Data) -> None:
-    trained = train(data, small(), fresh, test_windows=0)
-    assert trained.result is None
-    assert trained.forecaster.cutoff == read(data).cutoff
+def test_a_model_trained_on_all_data_is_promoted_by_force_only(fresh_root: Root, noise_data: DataSource) -> None:
+    trained = train(noise_data, make_small_spec(), fresh_root, test_windows=0)
+    assert trained.backtest is None
+    assert trained.forecaster.cutoff == read_panel(noise_data).cutoff
     assert "Not tested" in (trained.bundle / "card.md").read_text()
-    version = register(trained.bundle, fresh)
+    version = register_bundle(trained.bundle, fresh_root)
     with pytest.raises(RefusedByGate, match="never tested"):
-        promote("small", fresh, number=version.number, force=False)
-    assert champion_of(Registry(fresh.store), "small") is None
-    promote("small", fresh, number=version.number, force=True)
-    assert champion_of(Registry(fresh.store), "small") == version
+        promote_version("small", fresh_root, version_number=version.number, force=False)
+    assert find_champion(Registry(fresh_root.store_uri), "small") is None
+    promote_version("small", fresh_root, version_number=version.number, force=True)
+    assert find_champion(Registry(fresh_root.store_uri), "small") == version
 
 
-def test_what_is_worse_than_seasonal_naive_is_promoted_by_force_alone(fresh: Root, tmp_path: Path) -> None:
+def test_a_model_worse_than_seasonal_naive_is_promoted_by_force_only(fresh_root: Root, tmp_path: Path) -> None:
     season = np.tile([1.0, 5.0, 2.0, 9.0], 15) + np.random.default_rng(0).normal(0, 0.01, 60)
-    version = register(train(write(tmp_path, list(season)), small(), fresh).bundle, fresh)
+    version = register_bundle(
+        train(write_series(tmp_path, list(season)), make_small_spec(), fresh_root).bundle, fresh_root
+    )
     with pytest.raises(RefusedByGate, match="seasonal naive"):
-        promote("small", fresh, number=version.number, force=False)
-    promote("small", fresh, number=version.number, force=True)
-    assert champion_of(Registry(fresh.store), "small") == version
+        promote_version("small", fresh_root, version_number=version.number, force=False)
+    promote_version("small", fresh_root, version_number=version.number, force=True)
+    assert find_champion(Registry(fresh_root.store_uri), "small") == version
 
 
-def test_constant_series_are_trained_on_and_judged_by_absolute_errors(fresh: Root, tmp_path: Path) -> None:
-    trained = train(write(tmp_path, [5.0] * 60), small(), fresh)
+def test_constant_series_can_be_trained_on_and_are_judged_by_absolute_errors(fresh_root: Root, tmp_path: Path) -> None:
+    trained = train(write_series(tmp_path, [5.0] * 60), make_small_spec(), fresh_root)
     assert trained.scores[CHALLENGER]["mase"] is None, "a constant has no seasonal error to be measured in"
     facts = artifact.read_manifest(trained.bundle).facts
     assert facts["reliable_horizon"] == 0, "nothing was measured"
-    version = register(trained.bundle, fresh)
+    version = register_bundle(trained.bundle, fresh_root)
     exact = trained.scores[CHALLENGER]["mae"] <= trained.scores["seasonal_naive"]["mae"]
     if exact:
-        promote("small", fresh, number=version.number, force=False)
+        promote_version("small", fresh_root, version_number=version.number, force=False)
     else:
         with pytest.raises(RefusedByGate):
-            promote("small", fresh, number=version.number, force=False)
+            promote_version("small", fresh_root, version_number=version.number, force=False)
 
 
-def test_a_season_that_repeats_itself_exactly_costs_no_training(fresh: Root, tmp_path: Path) -> None:
+def test_a_perfectly_seasonal_series_does_not_fail_training(fresh_root: Root, tmp_path: Path) -> None:
     """Seasonal naive makes no error then, and a skill relative to it does not exist."""
     y = np.append(np.random.default_rng(0).normal(size=44), np.tile([1.0, 2.0, 3.0, 4.0], 4))
-    trained = train(write(tmp_path, list(y)), small(), fresh)
+    trained = train(write_series(tmp_path, list(y)), make_small_spec(), fresh_root)
     assert trained.scores["seasonal_naive"]["mase"] == 0
-    run = connect(fresh.store).get_run(trained.run_id)
+    run = create_client(fresh_root.store_uri).get_run(trained.run_id)
     assert run.info.status == "FINISHED"
     assert "bt/skill_vs_snaive" not in run.data.metrics
     assert "bt/skill_vs_snaive" in run.data.tags["nonfinite"]
 
 
-def test_a_test_window_without_an_observation_costs_no_training_and_promotes_nobody(
-    fresh: Root, tmp_path: Path
+def test_a_test_window_without_observations_does_not_fail_training_and_promotes_nobody(
+    fresh_root: Root, tmp_path: Path
 ) -> None:
     y = [*np.random.default_rng(0).normal(size=56), *[np.nan] * 4]
-    done = retrain(write(tmp_path, y), small(), fresh)
-    assert not done.verdict.promote
-    assert champion_of(Registry(fresh.store), "small") is None
+    done = retrain(write_series(tmp_path, y), make_small_spec(), fresh_root)
+    assert not done.verdict.should_promote
+    assert find_champion(Registry(fresh_root.store_uri), "small") is None
 
 
 @pytest.mark.parametrize("windows", [0, -1])
-def test_retraining_needs_a_window_to_judge_by(windows: int, fresh: Root, data: Data) -> None:
+def test_retraining_requires_a_test_window(windows: int, fresh_root: Root, noise_data: DataSource) -> None:
     with pytest.raises(InputError, match="test window"):
-        retrain(data, small(), fresh, test_windows=windows)
+        retrain(noise_data, make_small_spec(), fresh_root, test_windows=windows)
 
 
-def test_what_a_killed_training_left_in_the_place_of_its_bundle_is_cleared_away(fresh: Root, data: Data) -> None:
-    trained = train(data, small(), fresh)
-    left = [fresh.bundles / f".{trained.run_id}.abcd", fresh.bundles / f".{trained.run_id}.old", trained.bundle]
+def test_leftovers_of_a_killed_training_are_removed(fresh_root: Root, noise_data: DataSource) -> None:
+    trained = train(noise_data, make_small_spec(), fresh_root)
+    left = [
+        fresh_root.bundles / f".{trained.run_id}.abcd",
+        fresh_root.bundles / f".{trained.run_id}.old",
+        trained.bundle,
+    ]
     for folder in left:
         folder.mkdir(exist_ok=True)
         (folder / "card.md").write_text("half a card")
-    _clear(trained.bundle)
-    assert list(fresh.bundles.iterdir()) == []
+    _remove_leftovers(trained.bundle)
+    assert list(fresh_root.bundles.iterdir()) == []
 
 
-def test_short_series_are_left_out_and_counted(fresh: Root, tmp_path: Path) -> None:
-    frame = noise()
+def test_short_series_are_skipped_and_counted(fresh_root: Root, tmp_path: Path) -> None:
+    frame = make_noise_frame()
     short = frame[frame["unique_id"] == "meter_1"].iloc[:9].assign(unique_id="short")
     path = tmp_path / "some.csv"
     pd.concat([frame, short]).to_csv(path, index=False)
-    trained = train(Data(str(path)), small(), fresh)
+    trained = train(DataSource(str(path)), make_small_spec(), fresh_root)
     facts = trained.forecaster.facts
     assert facts["series"] == 20
     assert facts["left_out"] == 1

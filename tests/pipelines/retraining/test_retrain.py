@@ -11,118 +11,122 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.registry.registry import CHAMPION, Registry, connect
-from forecaster.storage.failpoints import Broken
+from forecaster.registry.registry import CHAMPION, Registry, create_client
+from forecaster.storage.failpoints import FailPointError
 from pipelines.cli import main
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.policy import Policy
-from pipelines.promotion.promote import champion_of, promote, recorded
+from pipelines.promotion.promote import find_champion, load_verdict, promote_version
 from pipelines.promotion.rollback import roll_back
-from pipelines.retraining.retrain import alone, retrain_once
-from pipelines.retraining.triggers import need
+from pipelines.retraining.retrain import hold_retrain_lock, retrain_once
+from pipelines.retraining.triggers import check_triggers
 from pipelines.settings import Root
-from pipelines.sources import Data, read
-from pipelines.training.retrain_key import TAG, code_version, key_of
-from tests.pipelines.conftest import BAD, noise, small
+from pipelines.sources import DataSource, read_panel
+from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_code_version, compute_retrain_key
+from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
 from tests.system.processes import write_config
 
-EASY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
+LENIENT_POLICY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
 
 
-def numbers(root: Root) -> list[str]:
-    return [one.number for one in Registry(root.store).versions("small")]
+def version_numbers(root: Root) -> list[str]:
+    return [one.number for one in Registry(root.store_uri).list_versions("small")]
 
 
-def champion(root: Root) -> str:
-    return Registry(root.store).resolve("small", CHAMPION).number
+def champion_number(root: Root) -> str:
+    return Registry(root.store_uri).resolve("small", CHAMPION).number
 
 
-def test_the_same_retraining_is_one_version_with_one_verdict(fresh: Root, data: Data) -> None:
-    first = retrain_once(data, small(), fresh)
-    again = retrain_once(data, small(), fresh, trigger="schedule")
-    assert (first.before, again.before) == (False, True)
+def test_repeating_a_retraining_gives_one_version_and_one_verdict(fresh_root: Root, noise_data: DataSource) -> None:
+    first = retrain_once(noise_data, make_small_spec(), fresh_root)
+    again = retrain_once(noise_data, make_small_spec(), fresh_root, trigger="schedule")
+    assert (first.already_done, again.already_done) == (False, True)
     assert first.key == again.key
-    assert again.done.version == first.done.version
-    assert again.done.verdict.promote
-    assert [one.reason for one in again.done.verdict.checks] == [one.reason for one in first.done.verdict.checks]
-    assert again.done.trained.scores == first.done.trained.scores
-    assert again.done.champion is not None
-    assert (numbers(fresh), champion(fresh)) == (["1"], "1")
-    worse = retrain_once(data, small(learning_rate=BAD), fresh)
-    refused = retrain_once(data, small(learning_rate=BAD), fresh)
-    assert not worse.done.verdict.promote
-    assert (refused.before, refused.done.verdict.reasons) == (True, worse.done.verdict.reasons)
-    assert (numbers(fresh), champion(fresh)) == (["1", "2"], "1")
-    client = connect(fresh.store)
-    assert client.get_run(first.done.trained.run_id).data.tags[TAG] == first.key
-    assert client.get_model_version("small", "1").tags[TAG] == first.key
-    assert len(AuditLog(fresh.audit).read().lines) == 1
+    assert again.result.version == first.result.version
+    assert again.result.verdict.should_promote
+    assert [one.reason for one in again.result.verdict.checks] == [one.reason for one in first.result.verdict.checks]
+    assert again.result.training.scores == first.result.training.scores
+    assert again.result.champion is not None
+    assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1"], "1")
+    worse = retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    refused = retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    assert not worse.result.verdict.should_promote
+    assert (refused.already_done, refused.result.verdict.reasons) == (True, worse.result.verdict.reasons)
+    assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2"], "1")
+    client = create_client(fresh_root.store_uri)
+    assert client.get_run(first.result.training.run_id).data.tags[RETRAIN_KEY_TAG] == first.key
+    assert client.get_model_version("small", "1").tags[RETRAIN_KEY_TAG] == first.key
+    assert len(AuditLog(fresh_root.audit_log).read_entries().entries) == 1
 
 
-def test_a_rollback_is_not_undone_by_asking_again(fresh: Root, data: Data) -> None:
-    retrain_once(data, small(learning_rate=BAD), fresh)
-    promote("small", fresh, number="1", force=True, reason="for this test")
-    better = retrain_once(data, small(), fresh, policy=EASY)
-    assert (better.done.verdict.promote, champion(fresh)) == (True, "2")
-    roll_back("small", fresh)
-    assert retrain_once(data, small(), fresh, policy=EASY).done.verdict.promote, "as it was said then"
-    assert champion(fresh) == "1"
-    elsewhere = Root(fresh.path.with_name("elsewhere"), fresh.store)  # another machine: the same registry, nothing else
-    assert retrain_once(data, small(), elsewhere, policy=EASY).before
-    assert (numbers(fresh), champion(fresh)) == (["1", "2"], "1")
+def test_repeating_a_retraining_does_not_undo_a_rollback(fresh_root: Root, noise_data: DataSource) -> None:
+    retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    promote_version("small", fresh_root, version_number="1", force=True, reason="for this test")
+    better = retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
+    assert (better.result.verdict.should_promote, champion_number(fresh_root)) == (True, "2")
+    roll_back("small", fresh_root)
+    assert retrain_once(
+        noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY
+    ).result.verdict.should_promote, "as it was said then"
+    assert champion_number(fresh_root) == "1"
+    elsewhere = Root(
+        fresh_root.path.with_name("elsewhere"), fresh_root.store_uri
+    )  # another machine: the same registry, nothing else
+    assert retrain_once(noise_data, make_small_spec(), elsewhere, policy=LENIENT_POLICY).already_done
+    assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2"], "1")
 
 
-def test_a_machine_without_any_files_is_answered_by_the_registry(fresh: Root, data: Data) -> None:
-    first = retrain_once(data, small(), fresh)
-    other = Root(fresh.path.with_name("other"), fresh.store)
-    again = retrain_once(data, small(), other)
-    assert again.before
-    assert again.done.verdict.reasons == first.done.verdict.reasons
+def test_a_machine_without_local_files_uses_the_registry(fresh_root: Root, noise_data: DataSource) -> None:
+    first = retrain_once(noise_data, make_small_spec(), fresh_root)
+    other = Root(fresh_root.path.with_name("other"), fresh_root.store_uri)
+    again = retrain_once(noise_data, make_small_spec(), other)
+    assert again.already_done
+    assert again.result.verdict.reasons == first.result.verdict.reasons
     assert not (other.path / "checkpoints").exists()
-    found = recorded(first.done.version, other)
+    found = load_verdict(first.result.version, other)
     assert found is not None
-    assert found.against is None
+    assert found.champion_number is None
 
 
-def test_a_verdict_against_a_champion_that_is_no_more_is_given_anew(
-    fresh: Root, data: Data, monkeypatch: pytest.MonkeyPatch
+def test_a_verdict_against_a_former_champion_is_recomputed(
+    fresh_root: Root, noise_data: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retrain_once(data, small(learning_rate=BAD), fresh)
-    retrain_once(data, small(learning_rate=BAD, seed=1), fresh)
-    promote("small", fresh, number="1", force=True, reason="for this test")
+    retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE, seed=1), fresh_root)
+    promote_version("small", fresh_root, version_number="1", force=True, reason="for this test")
     with monkeypatch.context() as patched:
         patched.setenv("FORECASTER_TEST", "1")
         patched.setenv("FORECASTER_FAILPOINTS", "judge.recorded=raise")
-        with pytest.raises(Broken):
-            retrain_once(data, small(), fresh, policy=EASY)
-    promote("small", fresh, number="2", force=True, reason="for this test")
-    done = retrain_once(data, small(), fresh, policy=EASY)
-    assert not done.before
-    assert (numbers(fresh), champion(fresh)) == (["1", "2", "3"], "3")
-    assert recorded(done.done.version, fresh).against == "2"  # type: ignore[union-attr]
+        with pytest.raises(FailPointError):
+            retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
+    promote_version("small", fresh_root, version_number="2", force=True, reason="for this test")
+    done = retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
+    assert not done.already_done
+    assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2", "3"], "3")
+    assert load_verdict(done.result.version, fresh_root).champion_number == "2"  # type: ignore[union-attr]
 
 
-def test_asked_again_on_purpose_it_is_trained_again(fresh: Root, data: Data) -> None:
-    retrain_once(data, small(), fresh)
-    once_more = retrain_once(data, small(), fresh, again=True)
-    assert (once_more.before, once_more.done.verdict.promote) == (False, False)
-    assert numbers(fresh) == ["1", "2"]
-    latest = retrain_once(data, small(), fresh)
-    assert (latest.before, latest.done.version.number) == (True, "2")
+def test_retraining_with_the_again_option_trains_again(fresh_root: Root, noise_data: DataSource) -> None:
+    retrain_once(noise_data, make_small_spec(), fresh_root)
+    once_more = retrain_once(noise_data, make_small_spec(), fresh_root, force_retrain=True)
+    assert (once_more.already_done, once_more.result.verdict.should_promote) == (False, False)
+    assert version_numbers(fresh_root) == ["1", "2"]
+    latest = retrain_once(noise_data, make_small_spec(), fresh_root)
+    assert (latest.already_done, latest.result.version.number) == (True, "2")
 
 
-def test_of_two_that_ask_at_once_one_waits_and_the_lock_is_gone_after_both(tmp_path: Path) -> None:
+def test_a_concurrent_retraining_waits_and_the_lock_is_removed(tmp_path: Path) -> None:
     lock, order, entered = tmp_path / "a" / "key.lock", [], threading.Event()
 
     def second() -> None:
         entered.wait()
-        with alone(lock):
+        with hold_retrain_lock(lock):
             order.append("second")
 
     thread = threading.Thread(target=second)
     thread.start()
-    with alone(lock):
+    with hold_retrain_lock(lock):
         entered.set()
         thread.join(0.3)
         order.append("first")
@@ -131,33 +135,43 @@ def test_of_two_that_ask_at_once_one_waits_and_the_lock_is_gone_after_both(tmp_p
     assert not lock.exists()
 
 
-def test_another_gate_seed_window_or_again_is_another_retraining(fresh: Root, data: Data) -> None:
-    panel, policy = read(data), Policy()
-    key = key_of(panel, small(), policy, test_windows=1, warm=False)
+def test_a_different_policy_seed_window_or_again_is_a_different_retraining(
+    fresh_root: Root, noise_data: DataSource
+) -> None:
+    panel, policy = read_panel(noise_data), Policy()
+    key = compute_retrain_key(panel, make_small_spec(), policy, test_windows=1, warm_start=False)
     others = {
-        key_of(panel, small(seed=1), policy, test_windows=1, warm=False),
-        key_of(panel, small(), Policy(margin=0.1), test_windows=1, warm=False),
-        key_of(panel, small(), policy, test_windows=2, warm=False),
-        key_of(panel, small(), policy, test_windows=1, warm=True),
-        key_of(read(data._replace(cutoff="2026-01-02T12:00")), small(), policy, test_windows=1, warm=False),
+        compute_retrain_key(panel, make_small_spec(seed=1), policy, test_windows=1, warm_start=False),
+        compute_retrain_key(panel, make_small_spec(), Policy(margin=0.1), test_windows=1, warm_start=False),
+        compute_retrain_key(panel, make_small_spec(), policy, test_windows=2, warm_start=False),
+        compute_retrain_key(panel, make_small_spec(), policy, test_windows=1, warm_start=True),
+        compute_retrain_key(
+            read_panel(noise_data._replace(cutoff="2026-01-02T12:00")),
+            make_small_spec(),
+            policy,
+            test_windows=1,
+            warm_start=False,
+        ),
     }
     assert len({key, *others}) == 6
-    assert key_of(read(data), small(), policy, test_windows=1, warm=False) == key
-    assert code_version().startswith("0.")
+    assert (
+        compute_retrain_key(read_panel(noise_data), make_small_spec(), policy, test_windows=1, warm_start=False) == key
+    )
+    assert compute_code_version().startswith("0.")
 
 
-def test_what_is_known_further_ahead_is_not_of_the_key(tmp_path: Path) -> None:
+def test_known_future_covariates_are_not_part_of_the_key(tmp_path: Path) -> None:
     """A cutoff keeps the data still while plans for the time after it grow."""
-    frame = noise(3, steps=60).assign(promo=1.0)
+    frame = make_noise_frame(3, steps=60).assign(promo=1.0)
     frame.to_csv(tmp_path / "a.csv", index=False)
     frame[frame["ds"] < "2026-01-03"].to_csv(tmp_path / "b.csv", index=False)
     keys = {
-        key_of(
-            read(Data(str(tmp_path / name), freq="h", covariates=("promo",), cutoff="2026-01-02")),
-            small(),
+        compute_retrain_key(
+            read_panel(DataSource(str(tmp_path / name), freq="h", covariates=("promo",), cutoff="2026-01-02")),
+            make_small_spec(),
             Policy(),
             test_windows=1,
-            warm=False,
+            warm_start=False,
         )
         for name in ("a.csv", "b.csv")
     }
@@ -167,54 +181,63 @@ def test_what_is_known_further_ahead_is_not_of_the_key(tmp_path: Path) -> None:
 # Whether one is called for
 
 
-def test_nothing_calls_for_a_retraining_until_new_data_or_a_watch_does(fresh: Root, data: Data, tmp_path: Path) -> None:
-    first = need("small", data, fresh)
+def test_retraining_is_not_triggered_until_new_data_or_a_monitoring_finding(
+    fresh_root: Root, noise_data: DataSource, tmp_path: Path
+) -> None:
+    first = check_triggers("small", noise_data, fresh_root)
     assert "no champion" in first.reasons[0]
-    retrain_once(data, small(), fresh)
-    assert not need("small", data, fresh)
-    assert "0 steps" in need("small", data, fresh).found
+    retrain_once(noise_data, make_small_spec(), fresh_root)
+    assert not check_triggers("small", noise_data, fresh_root)
+    assert "0 steps" in check_triggers("small", noise_data, fresh_root).summary
     path = tmp_path / "later.csv"
-    noise(steps=63).to_csv(path, index=False)
-    later = Data(str(path))
-    assert not need("small", later, fresh), "three steps, of four"
-    assert need("small", later, fresh, min_new=3).reasons[0].startswith("3 steps came")
-    assert need("small", later._replace(cutoff="2026-01-03T12:00"), fresh, min_new=3).reasons == ()
-    noise(steps=64).to_csv(path, index=False)
-    assert need("small", later, fresh)
+    make_noise_frame(steps=63).to_csv(path, index=False)
+    later = DataSource(str(path))
+    assert not check_triggers("small", later, fresh_root), "three steps, of four"
+    assert check_triggers("small", later, fresh_root, min_new_steps=3).reasons[0].startswith("3 steps came")
+    assert check_triggers("small", later._replace(cutoff="2026-01-03T12:00"), fresh_root, min_new_steps=3).reasons == ()
+    make_noise_frame(steps=64).to_csv(path, index=False)
+    assert check_triggers("small", later, fresh_root)
 
     def watch() -> Sequence[str]:
         return ["the 80 % intervals held 31 % of the last week"]
 
-    watched = need("small", data, fresh, watches=[list, watch, watch])
+    watched = check_triggers("small", noise_data, fresh_root, checks=[list, watch, watch])
     assert watched.reasons == (watch()[0], watch()[0]), "every watch is asked"
 
 
-def test_data_of_another_frequency_call_for_a_retraining(fresh: Root, data: Data, tmp_path: Path) -> None:
-    retrain_once(data, small(), fresh)
-    frame = noise(2, steps=60)
+def test_data_of_another_frequency_trigger_a_retraining(
+    fresh_root: Root, noise_data: DataSource, tmp_path: Path
+) -> None:
+    retrain_once(noise_data, make_small_spec(), fresh_root)
+    frame = make_noise_frame(2, steps=60)
     frame["ds"] = np.tile(pd.date_range("2026-01-01", periods=60, freq="D"), 2)
     frame.to_csv(tmp_path / "days.csv", index=False)
-    assert "cannot be compared" in need("small", Data(str(tmp_path / "days.csv")), fresh).reasons[0]
+    assert (
+        "cannot be compared" in check_triggers("small", DataSource(str(tmp_path / "days.csv")), fresh_root).reasons[0]
+    )
 
 
-def run(*arguments: object) -> int:
+def run_command(*arguments: object) -> int:
     with pytest.raises(SystemExit) as left:
         main([*map(str, arguments)])
     return int(left.value.code or 0)
 
 
-def test_the_command_answers_with_the_exit_code_of_then(
-    fresh: Root, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_repeated_command_returns_the_original_exit_code(
+    fresh_root: Root, noise_data: DataSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, bad = (write_config(tmp_path / f"{rate}.yaml", small(learning_rate=rate)) for rate in (1e-3, BAD))
-    where = ("--root", fresh.path)
-    assert [run("retrain", data.source, "--config", good, *where) for _ in range(2)] == [0, 0]
+    good, bad = (
+        write_config(tmp_path / f"{rate}.yaml", make_small_spec(learning_rate=rate))
+        for rate in (1e-3, BAD_LEARNING_RATE)
+    )
+    where = ("--root", fresh_root.path)
+    assert [run_command("retrain", noise_data.source, "--config", good, *where) for _ in range(2)] == [0, 0]
     assert "done before" in capsys.readouterr().out
-    assert [run("retrain", data.source, "--config", bad, *where) for _ in range(2)] == [3, 3]
-    assert numbers(fresh) == ["1", "2"]
-    shutil.rmtree(fresh.bundles)
+    assert [run_command("retrain", noise_data.source, "--config", bad, *where) for _ in range(2)] == [3, 3]
+    assert version_numbers(fresh_root) == ["1", "2"]
+    shutil.rmtree(fresh_root.bundles)
     capsys.readouterr()
-    assert run("retrain", data.source, "--config", bad, "--if-needed", *where) == 0
+    assert run_command("retrain", noise_data.source, "--config", bad, "--if-needed", *where) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert run("retrain", data.source, "--config", good, "--if-needed", "--min-new", "0", *where) == 2
-    assert champion_of(Registry(fresh.store), "small") is not None
+    assert run_command("retrain", noise_data.source, "--config", good, "--if-needed", "--min-new", "0", *where) == 2
+    assert find_champion(Registry(fresh_root.store_uri), "small") is not None

@@ -7,17 +7,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from forecaster.errors import InputError, ZoneUnknown
-from pipelines.scheduling.cron import Cron
+from pipelines.scheduling.cron import CronSchedule
 
 
-def at(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-def calls(expression: str, zone: str, start: str, number: int) -> list[str]:
-    cron, moment, found = Cron(expression, zone), at(start), []
+def list_times(expression: str, zone: str, start: str, number: int) -> list[str]:
+    cron, moment, found = CronSchedule(expression, zone), parse_time(start), []
     for _ in range(number):
-        moment = cron.after(moment)
+        moment = cron.next_after(moment)
         found.append(moment.strftime("%d %H:%M"))
     return found
 
@@ -35,36 +35,41 @@ def calls(expression: str, zone: str, start: str, number: int) -> list[str]:
         ("0 12 29 2 *", ["29 12:00", "29 12:00"]),
     ],
 )
-def test_five_fields_are_read_as_cron_reads_them(expression: str, expected: list[str]) -> None:
-    assert calls(expression, "UTC", "2026-11-21", 2) == expected
+def test_five_fields_are_parsed_like_cron(expression: str, expected: list[str]) -> None:
+    assert list_times(expression, "UTC", "2026-11-21", 2) == expected
 
 
-def test_the_clock_is_that_of_the_zone_all_year() -> None:
-    assert calls("0 3 * * *", "Europe/Berlin", "2026-07-01", 1) == ["01 01:00"]
-    assert calls("0 3 * * *", "Europe/Berlin", "2026-12-01", 1) == ["01 02:00"]
-    assert calls("0 3 * * *", "Asia/Kolkata", "2026-12-01", 1) == ["01 21:30"]
+def test_times_follow_the_time_zone_all_year() -> None:
+    assert list_times("0 3 * * *", "Europe/Berlin", "2026-07-01", 1) == ["01 01:00"]
+    assert list_times("0 3 * * *", "Europe/Berlin", "2026-12-01", 1) == ["01 02:00"]
+    assert list_times("0 3 * * *", "Asia/Kolkata", "2026-12-01", 1) == ["01 21:30"]
 
 
-def test_an_hour_that_the_clock_skips_is_called_and_one_it_shows_twice_is_called_once() -> None:
-    assert calls("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00", 2) == ["29 01:00", "30 00:30"]  # 03:00 on the clock
-    assert calls("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00", 2) == ["25 00:30", "26 01:30"]
-    hours = calls("0 * * * *", "Europe/Berlin", "2026-10-24T22:30", 4)
+def test_a_skipped_hour_runs_and_a_repeated_hour_runs_once() -> None:
+    assert list_times("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00", 2) == [
+        "29 01:00",
+        "30 00:30",
+    ]  # 03:00 on the clock
+    assert list_times("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00", 2) == ["25 00:30", "26 01:30"]
+    hours = list_times("0 * * * *", "Europe/Berlin", "2026-10-24T22:30", 4)
     assert hours == ["24 23:00", "25 00:00", "25 01:00", "25 02:00"], "every hour is every hour"
-    assert calls("0 * * * *", "Europe/Berlin", "2026-03-28T23:30", 3) == ["29 00:00", "29 01:00", "29 02:00"]
+    assert list_times("0 * * * *", "Europe/Berlin", "2026-03-28T23:30", 3) == ["29 00:00", "29 01:00", "29 02:00"]
 
 
-def test_the_latest_call_of_a_time_is_found_and_none_where_there_is_none() -> None:
-    cron = Cron("0 3 * * *", "UTC")
-    assert cron.latest(at("2026-01-01"), at("2026-11-21T02:59")) == at("2026-11-20T03:00")
-    assert cron.latest(at("2026-11-21T03:00"), at("2026-11-22T02:59")) is None
-    assert cron.latest(at("2026-11-21T02:59"), at("2026-11-21T03:00")) == at("2026-11-21T03:00")
-    assert Cron("0 0 29 2 *", "UTC").latest(at("2025-01-01"), at("2026-01-01")) is None
+def test_the_latest_time_is_found_or_none() -> None:
+    cron = CronSchedule("0 3 * * *", "UTC")
+    assert cron.last_between(parse_time("2026-01-01"), parse_time("2026-11-21T02:59")) == parse_time("2026-11-20T03:00")
+    assert cron.last_between(parse_time("2026-11-21T03:00"), parse_time("2026-11-22T02:59")) is None
+    assert cron.last_between(parse_time("2026-11-21T02:59"), parse_time("2026-11-21T03:00")) == parse_time(
+        "2026-11-21T03:00"
+    )
+    assert CronSchedule("0 0 29 2 *", "UTC").last_between(parse_time("2025-01-01"), parse_time("2026-01-01")) is None
 
 
-def test_calls_of_every_minute_are_a_minute_apart() -> None:
-    cron, moment = Cron("* * * * *", "America/St_Johns"), at("2026-03-08T04:00")
+def test_times_of_every_minute_are_a_minute_apart() -> None:
+    cron, moment = CronSchedule("* * * * *", "America/St_Johns"), parse_time("2026-03-08T04:00")
     for _ in range(300):
-        following = cron.after(moment)
+        following = cron.next_after(moment)
         assert following - moment == timedelta(minutes=1)
         moment = following
 
@@ -73,12 +78,12 @@ def test_calls_of_every_minute_are_a_minute_apart() -> None:
     "expression",
     ["", "0 3 * *", "0 3 * * * *", "61 3 * * *", "0 3 * * MON", "@daily", "0 0 30 2 *", "a b c d e", "*/0 * * * *"],
 )
-def test_what_is_no_schedule_is_refused(expression: str) -> None:
+def test_an_invalid_expression_is_rejected(expression: str) -> None:
     with pytest.raises(InputError, match="schedule"):
-        Cron(expression, "UTC")
+        CronSchedule(expression, "UTC")
 
 
 @pytest.mark.parametrize("zone", ["Mars/Olympus", "", "../etc/passwd"])
-def test_a_zone_that_is_none_is_refused(zone: str) -> None:
+def test_an_unknown_time_zone_is_rejected(zone: str) -> None:
     with pytest.raises(ZoneUnknown):
-        Cron("0 3 * * *", zone)
+        CronSchedule("0 3 * * *", zone)

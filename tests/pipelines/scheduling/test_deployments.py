@@ -14,21 +14,21 @@ import pytest
 import yaml
 
 from pipelines.cli import app
-from pipelines.scheduling.cron import Cron
-from tests.system.processes import environment
+from pipelines.scheduling.cron import CronSchedule
+from tests.system.processes import make_environment
 
 DOCKER = Path(__file__).parents[3] / "docker"
 UNITS = sorted((DOCKER / "systemd").glob("forecaster-*"))
 
 
-def parsed(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def parse_command(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The command and its arguments, by the command line's own parser; raises where it does not know them."""
     command, bound, rest = app.parse_args(list(words), exit_on_error=False, print_error=False)
     assert not rest
     return command.__name__, dict(bound.arguments)
 
 
-def unit(path: Path) -> dict[str, list[str]]:
+def read_unit(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in path.read_text().splitlines():
         if line and not line.startswith(("#", "[")):
@@ -37,14 +37,14 @@ def unit(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_the_cron_job_of_kubernetes_calls_a_retraining() -> None:
+def test_the_kubernetes_cron_job_calls_retrain() -> None:
     job = yaml.safe_load((DOCKER / "kubernetes/retrain.yaml").read_text())
     assert (job["apiVersion"], job["kind"], job["spec"]["concurrencyPolicy"]) == ("batch/v1", "CronJob", "Forbid")
-    Cron(job["spec"]["schedule"], job["spec"]["timeZone"])
+    CronSchedule(job["spec"]["schedule"], job["spec"]["timeZone"])
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     program, *words = container["command"]
-    command, arguments = parsed(words)
+    command, arguments = parse_command(words)
     assert (program, command, arguments["if_needed"], arguments["trigger"]) == (
         "forecaster",
         "retrain",
@@ -61,11 +61,11 @@ def test_the_cron_job_of_kubernetes_calls_a_retraining() -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in UNITS if path.suffix == ".service"], ids=lambda path: path.stem)
-def test_a_service_of_systemd_calls_a_command(path: Path) -> None:
-    found = unit(path)
+def test_a_systemd_service_calls_a_known_command(path: Path) -> None:
+    found = read_unit(path)
     [start] = found["ExecStart"]
     program, *words = shlex.split(start)
-    command, arguments = parsed(words)
+    command, arguments = parse_command(words)
     assert (Path(program).name, command) in (("forecaster", "retrain"), ("forecaster", "run"))
     assert arguments["where"].root == Path("/var/lib") / found["StateDirectory"][0], "the only place it may write to"
     if command == "retrain":
@@ -73,7 +73,7 @@ def test_a_service_of_systemd_calls_a_command(path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed (no systemd-analyze)")
-def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for path in UNITS:
         # The program is not where an installation would have it.
         text = path.read_text().replace("/srv/forecaster/.venv/bin/forecaster", sys.executable)
@@ -88,17 +88,17 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
     assert (done.returncode, ours) == (0, []), done.stderr
 
 
-def test_the_deployment_of_prefect_calls_a_retraining() -> None:
+def test_the_prefect_deployment_calls_retrain() -> None:
     [deployment] = yaml.safe_load((DOCKER / "prefect/prefect.yaml").read_text())["deployments"]
     assert deployment["entrypoint"] == "pipelines/scheduling/prefect_flow.py:retrain_flow"
-    command, arguments = parsed(["retrain", *deployment["parameters"]["words"]])
+    command, arguments = parse_command(["retrain", *deployment["parameters"]["words"]])
     assert (command, arguments["trigger"]) == ("retrain", "prefect")
     [schedule] = deployment["schedules"]
-    Cron(schedule["cron"], schedule["timezone"])
+    CronSchedule(schedule["cron"], schedule["timezone"])
     assert deployment["work_pool"]["job_variables"]["env"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
-PROGRAM = """
+FLOW_PROGRAM = """
 import os, sys
 from pathlib import Path
 import pipelines.scheduling.prefect_flow as ours
@@ -108,7 +108,7 @@ from prefect.settings import get_current_settings
 assert get_current_settings().server.analytics_enabled is False
 script = "import pathlib, sys; print('secret', *sys.argv[1:]); p = pathlib.Path('codes'); \
 c = p.read_text().split(); p.write_text(' '.join(c[1:])); sys.exit(int(c[0]))"
-ours.PROGRAM = (sys.executable, "-c", script)
+ours.CLI_COMMAND = (sys.executable, "-c", script)
 ours.run_command.retry_delay_seconds = 0
 with prefect_test_harness():
     Path("codes").write_text("1 0 9")
@@ -125,12 +125,14 @@ print("all is well")
 
 
 @pytest.mark.slow
-def test_the_flow_of_prefect_retries_and_keeps_secrets(tmp_path: Path) -> None:
+def test_the_prefect_flow_retries_and_hides_secrets(tmp_path: Path) -> None:
     pytest.importorskip("prefect", reason="Prefect is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", FLOW_PROGRAM],
         cwd=tmp_path,
-        env=environment(PREFECT_HOME=str(tmp_path / "prefect"), PGPASSWORD="secret", PREFECT_LOGGING_LEVEL="WARNING"),
+        env=make_environment(
+            PREFECT_HOME=str(tmp_path / "prefect"), PGPASSWORD="secret", PREFECT_LOGGING_LEVEL="WARNING"
+        ),
         capture_output=True,
         text=True,
         check=False,

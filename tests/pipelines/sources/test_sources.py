@@ -9,68 +9,68 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.data.frames.panel import Columns
+from forecaster.data.frames.panel import ColumnNames
 from forecaster.errors import InputError, NoData, SourceNotFound
-from pipelines.sources import BUILT_IN, Data, model_name, read, read_spec
-from tests.pipelines.conftest import noise
+from pipelines.sources import BUILT_IN_DATASETS, DataSource, derive_model_name, read_panel, read_spec
+from tests.pipelines.conftest import make_noise_frame
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
-def test_every_kind_of_file_gives_the_same_panel(ending: str, tmp_path: Path) -> None:
-    frame, path = noise(3), tmp_path / f"a{ending}"
+def test_every_file_format_gives_the_same_panel(ending: str, tmp_path: Path) -> None:
+    frame, path = make_noise_frame(3), tmp_path / f"a{ending}"
     if ending == ".parquet":
         frame.to_parquet(path, index=False)
     else:
         frame.to_csv(path, index=False)
-    panel = read(Data(str(path)))
+    panel = read_panel(DataSource(str(path)))
     assert [one.id for one in panel.series] == [f"meter_{number}" for number in range(3)]
     assert panel.freq == "h"
     np.testing.assert_array_equal(np.concatenate([one.y for one in panel.series]), frame["y"])
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_the_data_sets_that_ship_are_read_by_name(name: str) -> None:
-    panel = read(Data(name))
+@pytest.mark.parametrize("name", BUILT_IN_DATASETS)
+def test_the_bundled_data_sets_are_read_by_name(name: str) -> None:
+    panel = read_panel(DataSource(name))
     assert all(np.isfinite(one.y).all() for one in panel.series)
     assert len(panel.series) == {"hospital": 767, "sine_trend": 1}[name]
 
 
-def test_columns_may_have_other_names(tmp_path: Path) -> None:
+def test_columns_can_be_renamed(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    noise(3).rename(columns={"unique_id": "meter", "ds": "at", "y": "kWh"}).to_csv(path, index=False)
-    assert len(read(Data(str(path), columns=Columns("meter", "at", "kWh"))).series) == 3
+    make_noise_frame(3).rename(columns={"unique_id": "meter", "ds": "at", "y": "kWh"}).to_csv(path, index=False)
+    assert len(read_panel(DataSource(str(path), columns=ColumnNames("meter", "at", "kWh"))).series) == 3
 
 
-def test_ids_are_read_as_they_are_written(tmp_path: Path) -> None:
+def test_ids_keep_their_spelling(tmp_path: Path) -> None:
     path, ids = tmp_path / "a.csv", ["007", "07", "1e3", "NA", "nan"]
     stamps = pd.date_range("2026-01-01", periods=5, freq="D").strftime("%Y-%m-%d")
     rows = [f"{name},{stamp},{number}" for name in ids for number, stamp in enumerate(stamps)]
     path.write_text("unique_id,ds,y\n" + "\n".join(rows))
-    assert [one.id for one in read(Data(str(path))).series] == ids
+    assert [one.id for one in read_panel(DataSource(str(path))).series] == ids
 
 
 @pytest.mark.parametrize("mark", ["", "NA", "NaN", "nan", "null", "None", "#N/A"])
-def test_the_usual_marks_of_a_missing_value_are_read_as_not_observed(mark: str, tmp_path: Path) -> None:
+def test_common_missing_value_markers_are_read_as_not_observed(mark: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"unique_id,ds,y\na,2026-01-01,1\na,2026-01-02,{mark}\na,2026-01-03,3\na,2026-01-04,4\n")
-    np.testing.assert_array_equal(read(Data(str(path), freq="D")).series[0].y, [1, np.nan, 3, 4])
+    np.testing.assert_array_equal(read_panel(DataSource(str(path), freq="D")).series[0].y, [1, np.nan, 3, 4])
 
 
-def test_an_archive_that_ends_too_early_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_archive_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.csv.gz"
-    path.write_bytes(gzip.compress(noise().to_csv(index=False).encode())[:-200])
+    path.write_bytes(gzip.compress(make_noise_frame().to_csv(index=False).encode())[:-200])
     with pytest.raises(InputError, match=r"a\.csv\.gz"):
-        read(Data(str(path)))
+        read_panel(DataSource(str(path)))
 
 
-def test_a_folder_is_told_from_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_is_distinguished_from_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(NoData, match=r"files ending in .* found none"):
-        read(Data(str(tmp_path / "a.csv")))
+        read_panel(DataSource(str(tmp_path / "a.csv")))
     with pytest.raises(SourceNotFound, match="found none"):
-        read(Data(str(tmp_path / "b.csv")))
+        read_panel(DataSource(str(tmp_path / "b.csv")))
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_a_folder_is_told_from_a_file_that_is_not_there(tmp_path: Path) -> None:
         ("a/b\nc", "a_b_c"),
     ],
 )
-def test_any_file_name_gives_a_name_that_the_registry_takes(name: str, fitting: str) -> None:
-    assert model_name(name) == fitting
+def test_any_file_name_gives_a_valid_model_name(name: str, fitting: str) -> None:
+    assert derive_model_name(name) == fitting
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_configuration_that_ships_is_a_specification_of_its_own_name(config: Path) -> None:
+def test_every_bundled_config_is_valid_and_has_its_file_name(config: Path) -> None:
     assert read_spec(config).name == config.stem
 
 
-def test_there_are_configurations() -> None:
+def test_bundled_configs_exist() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {"hospital", "sine"}

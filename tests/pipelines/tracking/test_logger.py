@@ -12,7 +12,7 @@ from mlflow.entities import Metric, Param, RunTag
 from pipelines.tracking.logger import RunLogger
 
 
-class Stub:
+class StubTrackingClient:
     """A client that remembers the sizes of batches, and fails as long as it is told to."""
 
     def __init__(self) -> None:
@@ -49,9 +49,9 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_metrics_travel_in_batches_of_at_most_a_thousand() -> None:
-    stub = Stub()
-    logger = RunLogger(stub, "run", seconds=60.0)
+def test_metrics_are_sent_in_batches_of_at_most_a_thousand() -> None:
+    stub = StubTrackingClient()
+    logger = RunLogger(stub, "run", interval_s=60.0)
     for step in range(2500):
         logger.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
     assert stub.batches == []
@@ -61,23 +61,23 @@ def test_metrics_travel_in_batches_of_at_most_a_thousand() -> None:
     assert stub.status == "FINISHED"
 
 
-def test_a_flush_sends_without_waiting_and_the_clock_sends_too() -> None:
-    stub = Stub()
-    logger = RunLogger(stub, "run", seconds=60.0)
+def test_flush_sends_asynchronously_and_a_timer_sends_too() -> None:
+    stub = StubTrackingClient()
+    logger = RunLogger(stub, "run", interval_s=60.0)
     logger.log_metrics({"train/loss": 1.0, "epoch": 0}, 1)
     logger.flush()
     wait_until(lambda: stub.batches == [2])
     logger.close("FINISHED")
 
-    stub = Stub()
-    logger = RunLogger(stub, "run", seconds=0.05)
+    stub = StubTrackingClient()
+    logger = RunLogger(stub, "run", interval_s=0.05)
     logger.log_metrics({"train/loss": 1.0}, 1)
     wait_until(lambda: stub.batches == [1])
     logger.close("FINISHED")
 
 
-def test_lightning_finishing_a_fit_does_not_end_the_run() -> None:
-    stub = Stub()
+def test_the_end_of_a_lightning_fit_does_not_end_the_run() -> None:
+    stub = StubTrackingClient()
     logger = RunLogger(stub, "run")
     logger.finalize("success")
     assert stub.status is None
@@ -86,8 +86,8 @@ def test_lightning_finishing_a_fit_does_not_end_the_run() -> None:
     assert stub.status == "FAILED"
 
 
-def test_parameters_are_flat_and_within_the_limits_of_mlflow() -> None:
-    stub = Stub()
+def test_parameters_are_flat_and_within_the_mlflow_limits() -> None:
+    stub = StubTrackingClient()
     logger = RunLogger(stub, "run")
     logger.log_hyperparams({"network": {"hidden": 64, "cell": "gru"}, "text": "x" * 7000, "none": None})
     logger.log_hyperparams({f"p{i}": i for i in range(250)})
@@ -99,8 +99,8 @@ def test_parameters_are_flat_and_within_the_limits_of_mlflow() -> None:
     assert max(stub.batches) <= 100
 
 
-def test_a_value_that_is_not_finite_is_named_and_not_sent(caplog: pytest.LogCaptureFixture) -> None:
-    stub = Stub()
+def test_a_non_finite_value_is_logged_and_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    stub = StubTrackingClient()
     logger = RunLogger(stub, "run")
     for step, value in enumerate([1.0, float("nan"), float("inf"), 2.0]):
         logger.log_metrics({"train/loss": value}, step)
@@ -110,10 +110,10 @@ def test_a_value_that_is_not_finite_is_named_and_not_sent(caplog: pytest.LogCapt
     assert caplog.messages == ["A metric is not finite and is left out: train/loss = nan at step 1."]
 
 
-def test_a_store_that_fails_for_a_while_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    stub = Stub()
+def test_a_temporary_store_failure_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    stub = StubTrackingClient()
     stub.failing = True
-    logger = RunLogger(stub, "run", seconds=0.01)
+    logger = RunLogger(stub, "run", interval_s=0.01)
     logger.log_hyperparams({"a": 1})
     for step in range(5):
         logger.log_metrics({"train/loss": 1.0}, step)
@@ -126,10 +126,10 @@ def test_a_store_that_fails_for_a_while_loses_nothing(caplog: pytest.LogCaptureF
     assert len(caplog.messages) == 2  # once that it failed, once that it works again
 
 
-def test_a_store_that_stays_away_costs_the_oldest_metrics_and_a_count(caplog: pytest.LogCaptureFixture) -> None:
-    stub = Stub()
+def test_a_permanent_store_failure_drops_and_counts_the_oldest_metrics(caplog: pytest.LogCaptureFixture) -> None:
+    stub = StubTrackingClient()
     stub.failing = True
-    logger = RunLogger(stub, "run", seconds=60.0, capacity=10)
+    logger = RunLogger(stub, "run", interval_s=60.0, capacity=10)
     for step in range(30):
         logger.log_metrics({"train/loss": 1.0}, step)
     logger.flush()
@@ -139,15 +139,15 @@ def test_a_store_that_stays_away_costs_the_oldest_metrics_and_a_count(caplog: py
     assert stub.status == "FINISHED"
 
 
-def test_an_errand_is_run_beside_the_rest_and_one_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    stub, done = Stub(), list[int]()
-    logger = RunLogger(stub, "run", seconds=60.0)
+def test_a_background_task_runs_in_parallel_and_its_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    stub, done = StubTrackingClient(), list[int]()
+    logger = RunLogger(stub, "run", interval_s=60.0)
     logger.log_metrics({"train/loss": 1.0}, 1)
-    logger.later("the first", lambda: done.append(1))
+    logger.submit("the first", lambda: done.append(1))
     wait_until(lambda: done == [1])
     assert stub.batches == [], "metrics wait for their batch"
-    logger.later("the second", lambda: 1 // 0)
-    logger.later("the third", lambda: done.append(3))
+    logger.submit("the second", lambda: 1 // 0)
+    logger.submit("the third", lambda: done.append(3))
     logger.log_tag("a", "b")
     logger.close("FINISHED")
     assert done == [1, 3]

@@ -21,70 +21,70 @@ from mlflow import MlflowClient
 from mlflow.entities import DatasetInput
 
 from forecaster.errors import NoSuchModel, RegistryError
-from forecaster.registry.registry import connect
+from forecaster.registry.registry import create_client
 from forecaster.spec import Spec
-from pipelines.settings import tracking_uri
-from pipelines.tracking.figures import files
-from pipelines.tracking.logger import flat
-from pipelines.tracking.run import DataSet, Run, open_run
+from pipelines.settings import resolve_tracking_uri
+from pipelines.tracking.figures import build_image_files
+from pipelines.tracking.logger import flatten_params
+from pipelines.tracking.run import RunDataset, TrackedRun, open_run
 
 SPEC = Spec(name="sine", context=30, horizon=3)
-DATA = DataSet(
+DATA_SET = RunDataset(
     "sine.csv", "ab" * 32, "postgresql://someone:s3cret@db/series", pd.Timestamp("2026-01-31T23:00", tz="UTC")
 )
 
 
 @pytest.fixture
-def root(migrated: Path, tmp_path: Path) -> Path:
+def root(migrated_root: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "a root"
     folder.mkdir()
-    shutil.copy(migrated / "mlflow.db", folder)
+    shutil.copy(migrated_root / "mlflow.db", folder)
     return folder
 
 
 @pytest.fixture
 def client(root: Path) -> MlflowClient:
-    return connect(tracking_uri(root))
+    return create_client(resolve_tracking_uri(root))
 
 
-def data_sets(client: MlflowClient, run_id: str) -> list[DatasetInput]:
+def run_data_sets(client: MlflowClient, run_id: str) -> list[DatasetInput]:
     inputs = client.get_run(run_id).inputs
     assert inputs is not None
     return inputs.dataset_inputs
 
 
-def leave_by(error: type[BaseException], run: Run) -> None:
+def end_run_with(error: type[BaseException], run: TrackedRun) -> None:
     run.logger.log_metrics({"train/loss": 1.0}, 1)
     raise error
 
 
-def test_one_name_that_mlflow_refuses_does_not_cost_its_batch(
+def test_one_invalid_metric_name_does_not_drop_its_batch(
     root: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+    with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         run.logger.log_metrics({"a": 1.0, "what?": 2.0, "b": 3.0})
     assert client.get_run(run.id).data.metrics == {"a": 1.0, "b": 3.0}
     assert [message for message in caplog.messages if "what?" in message]
 
 
-def test_a_run_records_what_it_is_told(root: Path, client: MlflowClient, tmp_path: Path) -> None:
+def test_a_run_records_what_is_logged(root: Path, client: MlflowClient, tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
     (tmp_path / "notes.txt").write_text("notes")
-    with open_run(SPEC, DATA, root=root, trigger="schedule", parent="f" * 32) as run:
+    with open_run(SPEC, DATA_SET, root=root, trigger="schedule", parent_run_id="f" * 32) as run:
         run.logger.log_metrics({"train/loss": 0.5}, 7)
-        run.headline({"bt/mase": 0.9, "bt/coverage_80": 0.81})
-        run.curve("bt_h/mase", [0.7, 0.9, 1.1])
-        run.figure("plots/forecast.png", Figure())
-        run.file(tmp_path / "notes.txt")
-        run.card("# sine\n")
-        run.tag("note", "by hand")
+        run.log_headline_metrics({"bt/mase": 0.9, "bt/coverage_80": 0.81})
+        run.log_curve("bt_h/mase", [0.7, 0.9, 1.1])
+        run.log_figure("plots/forecast.png", Figure())
+        run.log_artifact(tmp_path / "notes.txt")
+        run.log_model_card("# sine\n")
+        run.set_tag("note", "by hand")
 
     found = client.get_run(run.id)
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "sine 2026-01-31 schedule"
     assert client.get_experiment(found.info.experiment_id).name == "sine"
-    assert found.data.params == flat(SPEC.model_dump())
+    assert found.data.params == flatten_params(SPEC.model_dump())
     assert found.data.params["network.cell"] == "gru"
     assert found.data.metrics == {"train/loss": 0.5, "bt/mase": 0.9, "bt/coverage_80": 0.81, "bt_h/mase": 1.1}
     curve = client.get_metric_history(run.id, "bt_h/mase")
@@ -107,14 +107,14 @@ def test_a_run_records_what_it_is_told(root: Path, client: MlflowClient, tmp_pat
     }
 
 
-def test_a_picture_is_kept_as_mlflow_would_keep_it(root: Path, client: MlflowClient) -> None:
+def test_a_logged_image_equals_that_of_mlflow(root: Path, client: MlflowClient) -> None:
     from matplotlib.figure import Figure
     from PIL import Image
 
     figure = Figure(figsize=(6, 3), dpi=100, facecolor="#c2410c")
     figure.text(0.1, 0.5, "text")
-    with open_run(SPEC, DATA, root=root, trigger="test") as run:
-        run.figure("plots/forecast.png", figure)
+    with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
+        run.log_figure("plots/forecast.png", figure)
         run.logger.close("FINISHED")
         ours = {path.name: path for path in (root / "mlruns" / run.id).rglob("*") if path.is_file()}
         picture = ours.pop("forecast.png")
@@ -135,87 +135,87 @@ def test_a_picture_is_kept_as_mlflow_would_keep_it(root: Path, client: MlflowCli
             assert far.max() == 0 if suffix == ".png" else far.mean() < 3
 
 
-def test_the_picture_of_a_run_is_what_was_drawn() -> None:
+def test_the_logged_image_is_the_drawn_figure() -> None:
     from PIL import Image
 
     drawn = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
-    with Image.open(io.BytesIO(files("noise.png", drawn)["noise.png"])) as read:
+    with Image.open(io.BytesIO(build_image_files("noise.png", drawn)["noise.png"])) as read:
         assert read.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(read), drawn)
 
 
-def test_a_new_run_has_its_tags_and_its_title_from_the_start(root: Path, client: MlflowClient) -> None:
-    with open_run(SPEC, DATA, root=root, trigger="test", title="trial 3", tags={"trial": "3"}) as run:
+def test_a_new_run_has_its_tags_and_title_from_the_start(root: Path, client: MlflowClient) -> None:
+    with open_run(SPEC, DATA_SET, root=root, trigger="test", run_name="trial 3", tags={"trial": "3"}) as run:
         found = client.get_run(run.id)
         assert found.info.run_name == "trial 3"
-        assert found.data.tags.items() >= {("trial", "3"), ("trigger", "test"), ("data_digest", DATA.digest)}
-    with open_run(SPEC, DATA, root=root, trigger="test", run_id=run.id, tags={"trial": "4"}):
+        assert found.data.tags.items() >= {("trial", "3"), ("trigger", "test"), ("data_digest", DATA_SET.digest)}
+    with open_run(SPEC, DATA_SET, root=root, trigger="test", run_id=run.id, tags={"trial": "4"}):
         assert client.get_run(run.id).data.tags["trial"] == "4"
 
 
-def test_a_run_names_its_data_set_without_the_password(root: Path, client: MlflowClient) -> None:
-    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+def test_a_run_records_its_data_set_without_the_password(root: Path, client: MlflowClient) -> None:
+    with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         pass
-    [used] = data_sets(client, run.id)
-    assert (used.dataset.name, used.dataset.digest) == ("sine.csv", DATA.digest[:36])
+    [used] = run_data_sets(client, run.id)
+    assert (used.dataset.name, used.dataset.digest) == ("sine.csv", DATA_SET.digest[:36])
     assert json.loads(used.dataset.source) == {"uri": "postgresql://someone:***@db/series"}
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
 
 
-def test_a_headline_has_a_name_that_other_runs_use(root: Path, client: MlflowClient) -> None:
-    with pytest.raises(AssertionError, match=r"bt/mape"), open_run(SPEC, DATA, root=root, trigger="test") as run:
-        run.headline({"bt/mape": 1.0})
+def test_the_summary_metric_has_the_name_used_by_other_runs(root: Path, client: MlflowClient) -> None:
+    with pytest.raises(AssertionError, match=r"bt/mape"), open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
+        run.log_headline_metrics({"bt/mape": 1.0})
     assert client.get_run(run.id).info.status == "FAILED"
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
 )
-def test_a_run_ends_as_its_block_does(
+def test_the_run_status_follows_its_context_manager(
     error: type[BaseException], status: str, root: Path, client: MlflowClient
 ) -> None:
-    with pytest.raises(error), open_run(SPEC, DATA, root=root, trigger="test") as run:
-        leave_by(error, run)
+    with pytest.raises(error), open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
+        end_run_with(error, run)
     found = client.get_run(run.id)
     assert found.info.status == status
     assert found.data.metrics == {"train/loss": 1.0}
 
 
-def test_a_run_is_resumed_under_its_id(root: Path, client: MlflowClient) -> None:
-    with pytest.raises(KeyboardInterrupt), open_run(SPEC, DATA, root=root, trigger="test") as run:
-        leave_by(KeyboardInterrupt, run)
-    with open_run(SPEC, DATA, root=root, trigger="test", run_id=run.id) as again:
+def test_a_run_is_resumed_by_its_id(root: Path, client: MlflowClient) -> None:
+    with pytest.raises(KeyboardInterrupt), open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
+        end_run_with(KeyboardInterrupt, run)
+    with open_run(SPEC, DATA_SET, root=root, trigger="test", run_id=run.id) as again:
         assert again.id == run.id
         assert client.get_run(run.id).info.status == "RUNNING"
         again.logger.log_metrics({"train/loss": 0.5}, 2)
     found = client.get_run(run.id)
     assert found.info.status == "FINISHED"
     assert [point.value for point in client.get_metric_history(run.id, "train/loss")] == [1.0, 0.5]
-    assert len(data_sets(client, run.id)) == 1
+    assert len(run_data_sets(client, run.id)) == 1
 
 
-def test_a_run_is_not_resumed_as_another(root: Path, client: MlflowClient) -> None:
-    with pytest.raises(NoSuchModel), open_run(SPEC, DATA, root=root, trigger="test", run_id="0" * 32):
+def test_a_run_is_not_resumed_as_a_different_one(root: Path, client: MlflowClient) -> None:
+    with pytest.raises(NoSuchModel), open_run(SPEC, DATA_SET, root=root, trigger="test", run_id="0" * 32):
         pass
-    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+    with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         pass
     other = SPEC.model_copy(update={"horizon": 5})
     with (
         pytest.raises(RegistryError, match=r"changed: horizon = 3, now 5\. Resume it with its own spec"),
-        open_run(other, DATA, root=root, trigger="test", run_id=run.id),
+        open_run(other, DATA_SET, root=root, trigger="test", run_id=run.id),
     ):
         pass
     assert client.get_run(run.id).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("name", ["a?b", "50%20"])
-def test_a_root_that_a_database_uri_cannot_carry_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_root_that_does_not_fit_a_database_uri_is_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="Use another folder"):
-        tracking_uri(tmp_path / name)
-    assert tracking_uri(tmp_path / name, "http://localhost:5000") == "http://localhost:5000"
+        resolve_tracking_uri(tmp_path / name)
+    assert resolve_tracking_uri(tmp_path / name, "http://localhost:5000") == "http://localhost:5000"
 
 
-def test_two_runs_in_one_process_do_not_mix(root: Path, client: MlflowClient, tmp_path: Path) -> None:
+def test_two_runs_in_one_process_are_independent(root: Path, client: MlflowClient, tmp_path: Path) -> None:
     import mlflow
 
     elsewhere = tmp_path / "elsewhere"
@@ -223,30 +223,30 @@ def test_two_runs_in_one_process_do_not_mix(root: Path, client: MlflowClient, tm
     shutil.copy(root / "mlflow.db", elsewhere)
     before = mlflow.get_tracking_uri()
     with (
-        open_run(SPEC, DATA, root=root, trigger="test") as one,
-        open_run(SPEC, DATA, root=elsewhere, trigger="test", parent=one.id) as two,
+        open_run(SPEC, DATA_SET, root=root, trigger="test") as one,
+        open_run(SPEC, DATA_SET, root=elsewhere, trigger="test", parent_run_id=one.id) as two,
     ):
         one.logger.log_metrics({"train/loss": 1.0}, 1)
         two.logger.log_metrics({"train/loss": 2.0}, 1)
         assert mlflow.active_run() is None
     assert mlflow.get_tracking_uri() == before
     assert client.get_run(one.id).data.metrics == {"train/loss": 1.0}
-    assert connect(tracking_uri(elsewhere)).get_run(two.id).data.metrics == {"train/loss": 2.0}
+    assert create_client(resolve_tracking_uri(elsewhere)).get_run(two.id).data.metrics == {"train/loss": 2.0}
     assert not (root / "mlruns" / two.id).exists()
 
 
-def test_a_store_lost_while_training_does_not_end_the_training(
+def test_a_store_failure_during_training_does_not_end_the_training(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "notes.txt").write_text("notes")
-    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+    with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         (root / "mlruns").mkdir(exist_ok=True)
         (root / "mlruns" / run.id).write_text("in the way")
-        run.file(tmp_path / "notes.txt")
+        run.log_artifact(tmp_path / "notes.txt")
     assert [message for message in caplog.messages if message.startswith("Could not record notes.txt")]
 
 
-class Line(pytorch_lightning.LightningModule):
+class OneWeightModule(pytorch_lightning.LightningModule):
     """One weight, for as long as the trainer likes."""
 
     def __init__(self, width: int) -> None:
@@ -268,8 +268,8 @@ class Line(pytorch_lightning.LightningModule):
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning:pytorch_lightning.utilities._pytree"
 )
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning:pytorch_lightning")
-def test_lightning_logs_into_the_run(root: Path, client: MlflowClient) -> None:
-    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+def test_lightning_logs_to_the_run(root: Path, client: MlflowClient) -> None:
+    with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         trainer = pytorch_lightning.Trainer(
             accelerator="cpu",
             max_epochs=2,
@@ -279,8 +279,8 @@ def test_lightning_logs_into_the_run(root: Path, client: MlflowClient) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(Line(1), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(3, 1))))
-        run.headline({"bt/mase": 0.9})
+        trainer.fit(OneWeightModule(1), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(3, 1))))
+        run.log_headline_metrics({"bt/mase": 0.9})
     found = client.get_run(run.id)
     assert found.data.params.items() >= {("width", "1"), ("name", "sine")}
     losses = client.get_metric_history(run.id, "train/loss")
@@ -289,14 +289,14 @@ def test_lightning_logs_into_the_run(root: Path, client: MlflowClient) -> None:
     assert found.data.metrics["bt/mase"] == 0.9
 
 
-TRAINING = """
+TRAINING_PROGRAM = """
 import sys, time
 from pathlib import Path
 import pandas as pd
 from forecaster.spec import Spec
-from pipelines.tracking.run import DataSet, open_run
+from pipelines.tracking.run import RunDataset, open_run
 
-data = DataSet("sine.csv", "ab" * 32, "sine.csv", pd.Timestamp("2026-01-31"))
+data = RunDataset("sine.csv", "ab" * 32, "sine.csv", pd.Timestamp("2026-01-31"))
 with open_run(Spec(name="sine", context=30, horizon=3), data, root=Path(sys.argv[1]), trigger="test") as run:
     run.logger.log_metrics({"train/loss": 1.0}, 1)
     print(run.id, flush=True)
@@ -304,9 +304,12 @@ with open_run(Spec(name="sine", context=30, horizon=3), data, root=Path(sys.argv
 """
 
 
-def test_a_training_that_is_told_to_end_leaves_killed_and_all_its_metrics(root: Path, client: MlflowClient) -> None:
+def test_a_terminated_training_ends_as_killed_with_all_its_metrics(root: Path, client: MlflowClient) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", TRAINING, str(root)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+        [sys.executable, "-c", TRAINING_PROGRAM, str(root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
     ) as training:
         assert training.stdout is not None
         run_id = training.stdout.readline().strip()
@@ -317,8 +320,8 @@ def test_a_training_that_is_told_to_end_leaves_killed_and_all_its_metrics(root: 
     assert found.data.metrics == {"train/loss": 1.0}
 
 
-def test_logging_a_metric_costs_microseconds(root: Path) -> None:
-    with open_run(SPEC, DATA, root=root, trigger="test") as run:
+def test_logging_a_metric_takes_microseconds(root: Path) -> None:
+    with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         started = time.perf_counter()
         for step in range(2000):
             run.logger.log_metrics({"train/loss": 1.0, "train/lr": 0.1}, step)

@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 
 from serving.asgi import assets, auth
-from tests.serving.conftest import Client, MakeClient, publish_stub
+from tests.serving.conftest import AppClient, MakeClient, publish_stub
 
-OWN = [asset.path for asset in assets.read()]
+ASSET_PATHS = [asset.path for asset in assets.load_assets()]
 
 
-def test_every_file_of_the_folder_is_served_and_named(client: Client) -> None:
-    assert {file.name for file in assets.FOLDER.iterdir()} == {
-        path.removeprefix("/page/") for path in OWN if path != "/"
+def test_every_file_in_the_folder_is_served_and_listed(client: AppClient) -> None:
+    assert {file.name for file in assets.PAGE_FOLDER.iterdir()} == {
+        path.removeprefix("/page/") for path in ASSET_PATHS if path != "/"
     } | {"index.html"}
-    for path in OWN:
+    for path in ASSET_PATHS:
         answer = client.get(path)
         assert answer.status_code == 200
         name = "index.html" if path == "/" else path.removeprefix("/page/")
-        assert answer.content == (assets.FOLDER / name).read_bytes()
-        assert answer.headers["content-type"] == assets.TYPES[Path(name).suffix]
+        assert answer.content == (assets.PAGE_FOLDER / name).read_bytes()
+        assert answer.headers["content-type"] == assets.MEDIA_TYPES[Path(name).suffix]
 
 
 @pytest.mark.parametrize("path", ["/", "/page/main.js"])
-def test_the_headers_leave_a_page_nothing_but_its_own(client: Client, path: str) -> None:
+def test_the_headers_restrict_the_page_to_its_own_resources(client: AppClient, path: str) -> None:
     headers = client.get(path).headers
     rules = dict(rule.strip().split(" ", 1) for rule in headers["content-security-policy"].split(";"))
     assert rules == {
@@ -46,7 +46,7 @@ def test_the_headers_leave_a_page_nothing_but_its_own(client: Client, path: str)
     assert client.get("/livez").headers.get_list("cache-control") == ["no-store"]
 
 
-def test_a_file_that_is_known_is_not_sent_again(client: Client) -> None:
+def test_a_cached_file_is_not_sent_again(client: AppClient) -> None:
     first = client.get("/page/main.js")
     again = client.get("/page/main.js", headers={"if-none-match": f'"other", {first.headers["etag"]}'})
     assert (again.status_code, again.content) == (304, b"")
@@ -55,7 +55,7 @@ def test_a_file_that_is_known_is_not_sent_again(client: Client) -> None:
     assert client.get("/page/main.js", headers={"if-none-match": '"other"'}).status_code == 200
 
 
-def test_files_come_packed_to_who_takes_that(client: Client) -> None:
+def test_files_are_compressed_if_accepted(client: AppClient) -> None:
     plain = client.get("/page/style.css", headers={"accept-encoding": "identity"})
     packed = client.get("/page/style.css", headers={"accept-encoding": "gzip"})
     assert "content-encoding" not in plain.headers
@@ -63,7 +63,7 @@ def test_files_come_packed_to_who_takes_that(client: Client) -> None:
     assert packed.content == plain.content, "the client unpacked it"
     assert int(packed.headers["content-length"]) < len(plain.content) / 2
     assert plain.headers["vary"] == packed.headers["vary"] == "accept-encoding"
-    assert all(gzip.decompress(asset.packed) == asset.body for asset in assets.read())
+    assert all(gzip.decompress(asset.gzip_body) == asset.body for asset in assets.load_assets())
 
 
 @pytest.mark.parametrize(
@@ -71,47 +71,47 @@ def test_files_come_packed_to_who_takes_that(client: Client) -> None:
     ["/page", "/page/", "/page/index.html", "/page/none.js", "/page/../settings.py", "/page/%2e%2e/settings.py", "/page//main.js",
      "/page/..%2fsettings.py", "/page/main.js/", "/page/MAIN.JS", "/page/%2Fetc%2Fpasswd", "/favicon.ico"],
 )  # fmt: skip
-def test_what_is_not_on_the_list_is_not_there(client: Client, path: str) -> None:
+def test_an_unlisted_file_is_not_found(client: AppClient, path: str) -> None:
     answer = client.get(path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_only_reading_is_allowed(client: Client) -> None:
+def test_only_get_and_head_are_allowed(client: AppClient) -> None:
     answer = client.post("/", json={})
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
     assert client.request("HEAD", "/").content == b""
 
 
-def test_the_page_needs_no_key_and_forecasts_do(slot_folder: Path, make_client: MakeClient, tmp_path: Path) -> None:
+def test_the_page_needs_no_key_but_forecasts_do(slot_folder: Path, make_client: MakeClient, tmp_path: Path) -> None:
     publish_stub(slot_folder)
-    auth.new("reader", ["read"], tmp_path / "keys")
+    auth.create_key("reader", ["read"], tmp_path / "keys")
     client = make_client(keys_file=tmp_path / "keys")
-    assert {client.get(path).status_code for path in OWN} == {200}
+    assert {client.get(path).status_code for path in ASSET_PATHS} == {200}
     assert client.post("/v1/forecast", json={}).status_code == client.get("/page/none.js").status_code == 401
 
 
-def test_all_files_are_one_route_in_the_metrics(client: Client) -> None:
-    for path in [*OWN, "/page/none.js"]:
+def test_all_files_share_one_metrics_route(client: AppClient) -> None:
+    for path in [*ASSET_PATHS, "/page/none.js"]:
         client.get(path)
     text = client.get("/metrics").text
     routes = set(re.findall(r'forecaster_requests_total\{route="([^"]+)"', text))
     assert routes == {"/page"}
-    assert f'forecaster_requests_total{{route="/page",status="200"}} {len(OWN)}.0' in text
+    assert f'forecaster_requests_total{{route="/page",status="200"}} {len(ASSET_PATHS)}.0' in text
 
 
-def test_the_page_asks_nobody_else_and_has_nothing_written_into_it() -> None:
-    for file in assets.FOLDER.iterdir():
+def test_the_page_uses_no_external_resources_and_no_inline_code() -> None:
+    for file in assets.PAGE_FOLDER.iterdir():
         text = file.read_text(encoding="utf-8")
         assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)[^\s\"'`]+", text) == [], file.name
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
             file.name
         )
-    home = (assets.FOLDER / "index.html").read_text(encoding="utf-8")
+    home = (assets.PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", home)
 
 
-def test_all_modules_are_asked_for_at_once() -> None:
-    scripts = {file.name for file in assets.FOLDER.glob("*.js")} - {"main.js"}
+def test_all_modules_are_preloaded() -> None:
+    scripts = {file.name for file in assets.PAGE_FOLDER.glob("*.js")} - {"main.js"}
     beside = {"reader.js", "csv.js", "gaps.js"}  # of the worker
-    home = (assets.FOLDER / "index.html").read_text(encoding="utf-8")
+    home = (assets.PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
     assert set(re.findall(r'rel="modulepreload" href="/page/([a-z]+\.js)"', home)) == scripts - beside

@@ -9,8 +9,8 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 
 from serving.asgi import bodies
-from serving.asgi.bodies import AT_A_TIME, LARGE, InParts, Sliced, gather
-from serving.asgi.middleware import Guard
+from serving.asgi.bodies import LARGE_BODY_BYTES, MAX_LARGE_UPLOADS, ChunkedBody, ChunkedResponse, read_body
+from serving.asgi.middleware import RequestMiddleware
 
 
 def _request(messages: list[dict[str, Any]]) -> Request:
@@ -20,37 +20,39 @@ def _request(messages: list[dict[str, Any]]) -> Request:
     return Request({"type": "http", "method": "POST", "headers": []}, receive)
 
 
-def _part(body: bytes, *, more: bool) -> dict[str, Any]:
+def _chunk(body: bytes, *, more: bool) -> dict[str, Any]:
     return {"type": "http.request", "body": body, "more_body": more}
 
 
-def test_parts_are_put_together_when_they_are_asked_for() -> None:
-    body = asyncio.run(gather(_request([_part(b"ab", more=True), _part(b"", more=True), _part(b"c", more=False)])))
-    assert isinstance(body, InParts)
+def test_chunks_are_joined_on_demand() -> None:
+    body = asyncio.run(
+        read_body(_request([_chunk(b"ab", more=True), _chunk(b"", more=True), _chunk(b"c", more=False)]))
+    )
+    assert isinstance(body, ChunkedBody)
     assert len(body) == 3
     assert (bytes(body), bytes(body), len(body)) == (b"abc", b"abc", 3)
 
 
-def test_a_body_in_one_piece_is_taken_as_it_is() -> None:
+def test_a_body_in_one_chunk_is_not_copied() -> None:
     whole = b"{}"
-    assert asyncio.run(gather(_request([_part(whole, more=False)]))) is whole
+    assert asyncio.run(read_body(_request([_chunk(whole, more=False)]))) is whole
 
 
-def test_a_client_that_leaves_in_between_is_noticed() -> None:
+def test_a_disconnect_between_chunks_is_detected() -> None:
     with pytest.raises(ClientDisconnect):
-        asyncio.run(gather(_request([_part(b"ab", more=True), {"type": "http.disconnect"}])))
+        asyncio.run(read_body(_request([_chunk(b"ab", more=True), {"type": "http.disconnect"}])))
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 9, 16, 17])
-def test_an_answer_leaves_in_slices(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "SLICE", 8)
+def test_a_response_is_sent_in_slices(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "CHUNK_BYTES", 8)
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     whole = bytes(range(size))
-    asyncio.run(Sliced(whole)({"type": "http"}, _request([]).receive, send))
+    asyncio.run(ChunkedResponse(whole)({"type": "http"}, _request([]).receive, send))
     begin, *slices = sent
     assert (b"content-length", str(size).encode()) in begin["headers"]
     assert b"".join(one["body"] for one in slices) == whole
@@ -58,24 +60,24 @@ def test_an_answer_leaves_in_slices(size: int, monkeypatch: pytest.MonkeyPatch) 
     assert [one.get("more_body", False) for one in slices] == [True] * (len(slices) - 1) + [False]
 
 
-class _Bodies:
+class _ConcurrentBodies:
     """Requests that a guard takes in: which of them are being read, and the most at a time."""
 
     def __init__(self) -> None:
         self.answered: list[str] = []
         self.most = 0
         self._reading: set[str] = set()
-        self._guard = Guard(self._answer, max_body=10 * LARGE)
+        self._guard = RequestMiddleware(self._application, max_body_bytes=10 * LARGE_BODY_BYTES)
 
-    async def _answer(self, scope: Any, _: Any, send: Any) -> None:
+    async def _application(self, scope: Any, _: Any, send: Any) -> None:
         self.answered.append(scope["path"])
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body"})
 
-    async def ask(
-        self, name: str, *, parts: int = 5, announced: bool = True, held: asyncio.Event | None = None
+    async def send(
+        self, name: str, *, chunks: int = 5, content_length: bool = True, last_chunk_event: asyncio.Event | None = None
     ) -> None:
-        """One request, of parts of half a large body; with `held`, the last part comes when that is set."""
+        """One request, of parts of half a large body; with `last_chunk_event`, the last part comes when that is set."""
         sent = 0
 
         async def receive() -> dict[str, Any]:
@@ -84,85 +86,90 @@ class _Bodies:
             self.most = max(self.most, len(self._reading))
             await asyncio.sleep(0)
             sent += 1
-            if sent == parts:
-                if held is not None:
-                    await held.wait()
+            if sent == chunks:
+                if last_chunk_event is not None:
+                    await last_chunk_event.wait()
                 self._reading.discard(name)
-            return _part(b"x" * (LARGE // 2), more=sent < parts)
+            return _chunk(b"x" * (LARGE_BODY_BYTES // 2), more=sent < chunks)
 
         async def send(_: Any) -> None:
             pass
 
         headers = [(b"content-type", b"application/json")]
-        if announced:
-            headers.append((b"content-length", str(parts * LARGE // 2).encode()))
+        if content_length:
+            headers.append((b"content-length", str(chunks * LARGE_BODY_BYTES // 2).encode()))
         await self._guard({"type": "http", "method": "POST", "path": name, "headers": headers}, receive, send)
 
 
-def test_large_bodies_are_taken_in_a_few_at_a_time() -> None:
-    async def many() -> _Bodies:
-        bodies = _Bodies()
-        await asyncio.gather(*(bodies.ask(f"/{number}") for number in range(9)))
+def test_the_number_of_concurrent_large_bodies_is_limited() -> None:
+    async def many() -> _ConcurrentBodies:
+        bodies = _ConcurrentBodies()
+        await asyncio.gather(*(bodies.send(f"/{number}") for number in range(9)))
         return bodies
 
     bodies = asyncio.run(many())
     assert len(bodies.answered) == 9
-    assert bodies.most == AT_A_TIME
+    assert bodies.most == MAX_LARGE_UPLOADS
 
 
-def test_small_bodies_wait_for_no_turn() -> None:
-    async def beside() -> _Bodies:
-        bodies, held = _Bodies(), asyncio.Event()
-        large = [asyncio.create_task(bodies.ask(f"/{number}", held=held)) for number in range(AT_A_TIME + 1)]
+def test_small_bodies_are_not_queued() -> None:
+    async def beside() -> _ConcurrentBodies:
+        bodies, held = _ConcurrentBodies(), asyncio.Event()
+        large = [
+            asyncio.create_task(bodies.send(f"/{number}", last_chunk_event=held))
+            for number in range(MAX_LARGE_UPLOADS + 1)
+        ]
         await asyncio.sleep(0.01)
-        await bodies.ask("/small", parts=1)
+        await bodies.send("/small", chunks=1)
         assert bodies.answered == ["/small"]
         held.set()
         await asyncio.gather(*large)
         return bodies
 
-    assert len(asyncio.run(beside()).answered) == AT_A_TIME + 2
+    assert len(asyncio.run(beside()).answered) == MAX_LARGE_UPLOADS + 2
 
 
-@pytest.mark.parametrize("announced", [True, False])
-def test_who_sends_slowly_keeps_nobody_waiting_for_long(announced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "PATIENCE_S", 0.02)
+@pytest.mark.parametrize("content_length", [True, False])
+def test_a_slow_sender_does_not_block_others_for_long(content_length: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "UPLOAD_PERMIT_S", 0.02)
 
     async def behind() -> None:
-        those, held = _Bodies(), asyncio.Event()
+        those, held = _ConcurrentBodies(), asyncio.Event()
         slow = [
-            asyncio.create_task(those.ask(f"/slow {number}", announced=announced, held=held))
-            for number in range(AT_A_TIME)
+            asyncio.create_task(those.send(f"/slow {number}", content_length=content_length, last_chunk_event=held))
+            for number in range(MAX_LARGE_UPLOADS)
         ]
         await asyncio.sleep(0.01)
-        await asyncio.wait_for(those.ask("/next", announced=announced), 10)
+        await asyncio.wait_for(those.send("/next", content_length=content_length), 10)
         assert those.answered == ["/next"]
         held.set()
         await asyncio.gather(*slow)
-        await asyncio.wait_for(asyncio.gather(*(those.ask(f"/{number}") for number in range(5))), 10)
-        assert len(those.answered) == AT_A_TIME + 6
+        await asyncio.wait_for(asyncio.gather(*(those.send(f"/{number}") for number in range(5))), 10)
+        assert len(those.answered) == MAX_LARGE_UPLOADS + 6
 
     asyncio.run(behind())
 
 
-def test_a_turn_ends_with_a_client_that_leaves_or_sends_too_much() -> None:
-    async def leave(those: _Bodies) -> None:
+def test_the_permit_is_released_on_disconnect_and_on_an_oversized_body() -> None:
+    async def leave(those: _ConcurrentBodies) -> None:
         async def receive() -> dict[str, Any]:
             return {"type": "http.disconnect"}
 
         async def send(_: Any) -> None:
             pass
 
-        headers = [(b"content-length", str(LARGE).encode())]
+        headers = [(b"content-length", str(LARGE_BODY_BYTES).encode())]
         await those._guard({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive, send)
 
     async def all_of_them() -> None:
-        those = _Bodies()
-        for _ in range(AT_A_TIME + 1):
+        those = _ConcurrentBodies()
+        for _ in range(MAX_LARGE_UPLOADS + 1):
             await asyncio.wait_for(leave(those), 10)
-            await asyncio.wait_for(those.ask("/", parts=30, announced=False), 10)  # it is told that it is too large
+            await asyncio.wait_for(
+                those.send("/", chunks=30, content_length=False), 10
+            )  # it is told that it is too large
         assert those.answered == []
-        await asyncio.wait_for(those.ask("/"), 10)
+        await asyncio.wait_for(those.send("/"), 10)
         assert those.answered == ["/"]
 
     asyncio.run(all_of_them())

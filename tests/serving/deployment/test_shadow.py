@@ -11,66 +11,74 @@ from typing import Any
 import pytest
 
 from forecaster.errors import ForecasterError
-from forecaster.ledger.accuracy import pairs
-from forecaster.ledger.records import Which
+from forecaster.ledger.accuracy import forecast_actual_pairs
+from forecaster.ledger.records import ForecastFilter
 from forecaster.ledger.store import Ledger
 from forecaster.series import Forecast, Series
 from serving.settings import Settings
-from tests.serving.conftest import Client, LastValue, MakeClient, load_stub, publish_stub, series
+from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, load_stub, publish_stub, series_payload
 
 
-def ask(client: Client, *names: str) -> list[float]:
-    answer = client.post("/v1/forecast", json={"series": [series(id=name) for name in names], "horizon": 2})
+def post_forecast(client: AppClient, *names: str) -> list[float]:
+    answer = client.post("/v1/forecast", json={"series": [series_payload(id=name) for name in names], "horizon": 2})
     assert answer.status_code == 200
     assert answer.json()["model"]["version"] == "1"
     return [one["mean"][0] for one in answer.json()["forecasts"]]
 
 
-def kept(slot_folder: Path, *, version: str, count: int, within: float = 5.0) -> dict[str, list[float]]:
+def recorded_means(slot_folder: Path, *, version: str, count: int, within: float = 5.0) -> dict[str, list[float]]:
     """Means of the forecasts of a version, by series, once there are so many."""
     ledger = Ledger(f"sqlite:///{slot_folder / 'ledger.db'}")
     deadline = time.monotonic() + within
     seen = -1
-    while time.monotonic() < deadline and not count <= seen == ledger.spans(Which(version=version)).forecasts:
-        seen = ledger.spans(Which(version=version)).forecasts
+    while time.monotonic() < deadline and not count <= seen == ledger.span(ForecastFilter(version=version)).forecasts:
+        seen = ledger.span(ForecastFilter(version=version)).forecasts
         time.sleep(0.2 if seen >= count else 0.02)  # more of the same request may come a moment later
-    found = {row.key: json.loads(row.body)["mean"] for row in ledger.bodies(Which(version=version), most=1000)}
+    found = {
+        row.key: json.loads(row.body)["mean"]
+        for row in ledger.latest_forecasts(ForecastFilter(version=version), limit=1000)
+    }
     ledger.close()
     return found
 
 
-def test_it_forecasts_the_same_histories_for_the_ledger_alone(slot_folder: Path, make_client: MakeClient) -> None:
+def test_a_shadow_model_forecasts_the_same_histories_for_the_ledger_only(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
     publish_stub(slot_folder)
     publish_stub(slot_folder / "shadow", version="2", shift=10.0)
     client = make_client(ledger="on", shadow="challenger", shadow_share=1.0)
     wait_for_shadow(client)
-    assert ask(client, "a", "b") == [2.5, 2.5], "those who ask see the champion"
-    ours, beside = (kept(slot_folder, version=version, count=2) for version in "12")
+    assert post_forecast(client, "a", "b") == [2.5, 2.5], "those who ask see the champion"
+    ours, beside = (recorded_means(slot_folder, version=version, count=2) for version in "12")
     assert set(ours) == set(beside)
     assert set(map(tuple, beside.values())) == {(12.5, 12.5)}
 
 
-def test_it_makes_a_share_of_what_is_kept_and_always_the_same(slot_folder: Path, make_client: MakeClient) -> None:
+def test_a_shadow_model_samples_a_fixed_share_of_recorded_forecasts(slot_folder: Path, make_client: MakeClient) -> None:
     publish_stub(slot_folder)
     publish_stub(slot_folder / "shadow", version="2", shift=10.0)
     client = make_client(ledger="on", shadow="challenger", shadow_share=0.3, ledger_share=0.5, max_series=400)
     wait_for_shadow(client)
     names = [f"s{number}" for number in range(400)]
-    ask(client, *names)
-    ours, beside = kept(slot_folder, version="1", count=150), kept(slot_folder, version="2", count=30)
+    post_forecast(client, *names)
+    ours, beside = (
+        recorded_means(slot_folder, version="1", count=150),
+        recorded_means(slot_folder, version="2", count=30),
+    )
     assert 150 < len(ours) < 250
     assert 30 < len(beside) < 90
     assert set(beside) < set(ours)
 
 
 @pytest.mark.parametrize("shadow", ["challenger", ""])
-def test_none_is_loaded_without_a_ledger_or_without_being_asked_for(shadow: str, tmp_path: Path) -> None:
+def test_no_shadow_model_is_loaded_without_a_ledger_or_the_setting(shadow: str, tmp_path: Path) -> None:
     assert Settings(slot=tmp_path, shadow=shadow, ledger="off").shadow_slot is None
     assert Settings(slot=tmp_path, shadow="", ledger="on").shadow_slot is None
     assert Settings(slot=tmp_path, shadow="challenger", ledger="on").shadow_slot == tmp_path / "shadow"
 
 
-class Broken(LastValue):
+class FailingPredictor(LastValuePredictor):
     """A model that raises what nobody expects."""
 
     def forecast_each(
@@ -78,62 +86,62 @@ class Broken(LastValue):
     ) -> list[Forecast | ForecasterError]:
         if self.shift:
             raise RuntimeError("nobody expects this")
-        return super().forecast_each(series, horizon, levels=levels)
+        return super().forecast_batch(series, horizon, levels=levels)
 
 
-def test_one_that_fails_costs_nothing(
+def test_a_failing_shadow_model_is_harmless(
     slot_folder: Path, make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def load(folder: Path) -> LastValue:
+    def load(folder: Path) -> LastValuePredictor:
         good = load_stub(folder)
-        return Broken(good.forecaster, 0.0) if not good.shift else Shifted(good.forecaster, good.shift)
+        return FailingPredictor(good.fitted_model, 0.0) if not good.shift else Shifted(good.fitted_model, good.shift)
 
-    class Shifted(Broken):
+    class Shifted(FailingPredictor):
         def forecast_each(self, *asked: Any, **named: Any) -> Any:
             warm_up = [one.id for one in asked[0]] == ["warm-up"]
             return (
-                LastValue.forecast_each(self, *asked, **named)
+                LastValuePredictor.forecast_batch(self, *asked, **named)
                 if warm_up
-                else Broken.forecast_each(self, *asked, **named)
+                else FailingPredictor.forecast_each(self, *asked, **named)
             )
 
     publish_stub(slot_folder)
     publish_stub(slot_folder / "shadow", version="2", shift=10.0)
     client = make_client(load=load, ledger="on", shadow="challenger", shadow_share=1.0)
     wait_for_shadow(client)
-    assert ask(client, "a") == [2.5]
-    assert len(kept(slot_folder, version="1", count=1)) == 1
-    assert kept(slot_folder, version="2", count=1, within=0.3) == {}
+    assert post_forecast(client, "a") == [2.5]
+    assert len(recorded_means(slot_folder, version="1", count=1)) == 1
+    assert recorded_means(slot_folder, version="2", count=1, within=0.3) == {}
     assert "nobody expects this" in caplog.text
 
 
-def test_the_same_model_is_not_asked_twice(slot_folder: Path, make_client: MakeClient) -> None:
+def test_a_shadow_model_equal_to_the_champion_is_not_run(slot_folder: Path, make_client: MakeClient) -> None:
     publish_stub(slot_folder)
     publish_stub(slot_folder / "shadow", version="2")  # the same bytes under another number
     client = make_client(ledger="on", shadow="challenger", shadow_share=1.0)
     wait_for_shadow(client)
-    ask(client, "a")
-    assert len(kept(slot_folder, version="1", count=1)) == 1
-    assert kept(slot_folder, version="2", count=1, within=0.3) == {}
+    post_forecast(client, "a")
+    assert len(recorded_means(slot_folder, version="1", count=1)) == 1
+    assert recorded_means(slot_folder, version="2", count=1, within=0.3) == {}
 
 
-def test_what_both_foretold_stands_side_by_side_when_actuals_come(slot_folder: Path, make_client: MakeClient) -> None:
+def test_champion_and_shadow_forecasts_are_scored_side_by_side(slot_folder: Path, make_client: MakeClient) -> None:
     publish_stub(slot_folder)
     publish_stub(slot_folder / "shadow", version="2", shift=10.0)
     client = make_client(ledger="on", shadow="challenger", shadow_share=1.0)
     wait_for_shadow(client)
-    ask(client, "a")
-    kept(slot_folder, version="2", count=1)
+    post_forecast(client, "a")
+    recorded_means(slot_folder, version="2", count=1)
     told = {"id": "a", "start": "2026-01-01T03:00:00Z", "freq": "h", "y": [3.0, 4.0]}
     assert client.post("/v1/actuals", json={"series": [told]}).status_code == 200
     ledger = Ledger(f"sqlite:///{slot_folder / 'ledger.db'}")
-    ours, beside = (next(iter(pairs(ledger, Which(version=version)))) for version in "12")
+    ours, beside = (next(iter(forecast_actual_pairs(ledger, ForecastFilter(version=version)))) for version in "12")
     ledger.close()
     assert (ours["mean"] - ours["actual"]).tolist() == [-0.5, -1.5]
     assert (beside["mean"] - beside["actual"]).tolist() == [9.5, 8.5]
 
 
-def wait_for_shadow(client: Client) -> None:
+def wait_for_shadow(client: AppClient) -> None:
     """Until the model beside the one in use is loaded."""
     deadline = time.monotonic() + 10
     while client.beside is None or client.beside.current is None:

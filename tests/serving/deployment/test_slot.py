@@ -11,55 +11,55 @@ from pathlib import Path
 import pytest
 
 from forecaster.bundle import artifact
-from forecaster.engines.kernel import Plain
-from forecaster.engines.onnx.runner import GraphRunner
-from forecaster.model.recurrence.compiled import kernel
+from forecaster.engines.kernel import KernelEngine
+from forecaster.engines.onnx.runner import OnnxEngine
+from forecaster.model.recurrence.compiled import load_compiled_backend
 from forecaster.prediction.predictor import Predictor
 from serving.deployment import slot as slots
-from serving.deployment.slot import InUse, Slot
+from serving.deployment.slot import DeployedModel, Slot
 from tests.factories import make_forecaster, make_spec
-from tests.serving.conftest import LastValue, MakeClient, load_stub, publish_stub, series
+from tests.serving.conftest import LastValuePredictor, MakeClient, load_stub, publish_stub, series_payload
 
 
-def make(folder: Path) -> Slot:
+def make_bundle(folder: Path) -> Slot:
     return Slot(folder, load=load_stub, reload_s=0.005)
 
 
-def shift(model: InUse | None) -> float:
+def shift_in_use(model: DeployedModel | None) -> float:
     assert model is not None
-    assert isinstance(model.predictor, LastValue)
+    assert isinstance(model.predictor, LastValuePredictor)
     return model.predictor.shift
 
 
-def test_a_bundle_is_served_on_its_graph_where_the_kernel_does_not_know_its_network(tmp_path: Path) -> None:
-    artifact.save(make_forecaster(make_spec(base="seasonal_naive")), tmp_path / "bundle", card="")
+def test_a_bundle_unsupported_by_the_kernel_is_served_by_its_onnx_graph(tmp_path: Path) -> None:
+    artifact.save_bundle(make_forecaster(make_spec(base="seasonal_naive")), tmp_path / "bundle", card="")
     predictor = slots.load_bundle(tmp_path / "bundle")
     assert isinstance(predictor, Predictor)
-    assert isinstance(predictor.engine, GraphRunner)
+    assert isinstance(predictor.engine, OnnxEngine)
 
 
-@pytest.mark.skipif(kernel() is None, reason="the kernel was not compiled")
-def test_a_bundle_of_a_plain_network_is_served_in_the_kernel(tmp_path: Path) -> None:
-    artifact.save(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+@pytest.mark.skipif(load_compiled_backend() is None, reason="the kernel was not compiled")
+def test_a_bundle_with_a_supported_network_is_served_by_the_kernel(tmp_path: Path) -> None:
+    artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     predictor = slots.load_bundle(tmp_path / "bundle")
     assert isinstance(predictor, Predictor)
-    assert isinstance(predictor.engine, Plain)
+    assert isinstance(predictor.engine, KernelEngine)
 
 
 def test_an_empty_slot_has_no_model_until_one_is_published(slot_folder: Path) -> None:
-    slot = make(slot_folder)
-    slot.check()
+    slot = make_bundle(slot_folder)
+    slot.reload_if_changed()
     assert slot.current is None
     release = publish_stub(slot_folder)
-    slot.check()
+    slot.reload_if_changed()
     assert slot.current is not None
-    assert slot.current.release == release == slots.published(slot_folder)
+    assert slot.current.release == release == slots.current_release(slot_folder)
 
 
-def test_a_published_model_is_swapped_in_under_readers_who_always_see_a_whole_one(slot_folder: Path) -> None:
+def test_a_published_model_is_swapped_atomically_under_concurrent_readers(slot_folder: Path) -> None:
     publish_stub(slot_folder, version="0", shift=0.0)
-    slot = make(slot_folder)
-    slot.check()
+    slot = make_bundle(slot_folder)
+    slot.reload_if_changed()
     slot.start()
     seen: set[tuple[str, float]] = set()
     done = threading.Event()
@@ -70,7 +70,7 @@ def test_a_published_model_is_swapped_in_under_readers_who_always_see_a_whole_on
             last = done.is_set()  # once more after that
             model = slot.current
             assert model is not None
-            seen.add((model.release.version, shift(model)))
+            seen.add((model.release.version, shift_in_use(model)))
             time.sleep(0.0002)  # spinning readers would keep the interpreter from all others
 
     readers = [threading.Thread(target=read) for _ in range(3)]
@@ -92,12 +92,12 @@ def test_a_published_model_is_swapped_in_under_readers_who_always_see_a_whole_on
     assert ("5", 5.0) in seen
 
 
-def publish_bad(folder: Path, manifest: str) -> None:
+def publish_damaged(folder: Path, manifest: str) -> None:
     with slots.staging(folder) as draft:
         (draft / "bundle").mkdir()
         (draft / "bundle" / "manifest.json").write_text(manifest)
         (draft / "bundle" / "card.md").write_text("")
-        release = slots.Release(name="stub", version="9", digest=artifact.digest(draft / "bundle"))
+        release = slots.Release(name="stub", version="9", digest=artifact.compute_bundle_digest(draft / "bundle"))
         slots.publish(folder, draft / "bundle", release)
 
 
@@ -105,34 +105,34 @@ def publish_bad(folder: Path, manifest: str) -> None:
     "manifest",
     ['{"bad": 1}', "not json", '{"shift": 1e999, "freq": "h"}', '{"shift": 0.0, "freq": "no frequency"}'],
 )
-def test_a_bad_bundle_is_refused_with_a_reason_and_the_old_one_goes_on(
+def test_a_bad_bundle_is_rejected_with_a_reason_and_the_old_model_is_kept(
     slot_folder: Path, manifest: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish_stub(slot_folder, shift=7.0)
-    slot = make(slot_folder)
-    slot.check()
+    slot = make_bundle(slot_folder)
+    slot.reload_if_changed()
     before = slot.current
-    publish_bad(slot_folder, manifest)
-    slot.check()
-    slot.check()
+    publish_damaged(slot_folder, manifest)
+    slot.reload_if_changed()
+    slot.reload_if_changed()
     assert slot.current is before
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1, "a refused bundle is not loaded again at every look"
     publish_stub(slot_folder, version="2", shift=8.0)
-    slot.check()
-    assert shift(slot.current) == 8.0
+    slot.reload_if_changed()
+    assert shift_in_use(slot.current) == 8.0
 
 
-def test_a_bundle_whose_digest_is_another_is_refused(slot_folder: Path) -> None:
+def test_a_bundle_with_a_different_digest_is_rejected(slot_folder: Path) -> None:
     publish_stub(slot_folder)
     (slot_folder / "current" / "bundle" / "manifest.json").write_text(json.dumps({"shift": 1.0, "freq": "h"}))
-    slot = make(slot_folder)
-    slot.check()
+    slot = make_bundle(slot_folder)
+    slot.reload_if_changed()
     assert slot.current is None
 
 
 @pytest.mark.parametrize("damage", ["no release", "broken release", "no folder", "a folder for a link"])
-def test_a_damaged_slot_is_no_model_and_no_crash(slot_folder: Path, damage: str) -> None:
+def test_a_damaged_slot_is_treated_as_empty(slot_folder: Path, damage: str) -> None:
     publish_stub(slot_folder)
     release = slot_folder / "current" / "release.json"
     if damage == "no release":
@@ -145,37 +145,37 @@ def test_a_damaged_slot_is_no_model_and_no_crash(slot_folder: Path, damage: str)
             (slot_folder / "current").mkdir()
         else:
             (slot_folder / "current").symlink_to("releases/nowhere")
-    slot = make(slot_folder)
-    slot.check()
+    slot = make_bundle(slot_folder)
+    slot.reload_if_changed()
     assert slot.current is None
-    assert slots.published(slot_folder) is None
+    assert slots.current_release(slot_folder) is None
 
 
-def test_going_back_to_a_release_that_is_still_there_takes_its_new_version(slot_folder: Path) -> None:
+def test_publishing_an_existing_release_again_updates_its_version(slot_folder: Path) -> None:
     publish_stub(slot_folder, version="1", shift=1.0)
     publish_stub(slot_folder, version="2", shift=2.0)
-    slot = make(slot_folder)
-    slot.check()
+    slot = make_bundle(slot_folder)
+    slot.reload_if_changed()
     publish_stub(slot_folder, version="3", shift=1.0)
-    slot.check()
+    slot.reload_if_changed()
     assert slot.current is not None
-    assert (slot.current.release.version, shift(slot.current)) == ("3", 1.0)
+    assert (slot.current.release.version, shift_in_use(slot.current)) == ("3", 1.0)
     assert len(list((slot_folder / "releases").iterdir())) == 2
 
 
-def test_old_releases_are_pruned_and_the_current_one_never(slot_folder: Path) -> None:
+def test_old_releases_are_pruned_but_never_the_current_one(slot_folder: Path) -> None:
     first = publish_stub(slot_folder, version="0", shift=0.0)
     for version in range(1, 5):
         publish_stub(slot_folder, version=str(version), shift=float(version))
     publish_stub(slot_folder, version="0", shift=0.0)
-    slots.prune(slot_folder, keep=3)
+    slots.prune_releases(slot_folder, keep=3)
     assert len(list((slot_folder / "releases").iterdir())) == 3
-    assert slots.published(slot_folder) == first
+    assert slots.current_release(slot_folder) == first
 
 
-def test_a_server_takes_a_model_into_use_while_it_runs(slot_folder: Path, make_client: MakeClient) -> None:
+def test_a_running_server_deploys_a_new_model(slot_folder: Path, make_client: MakeClient) -> None:
     client = make_client()
-    request = {"series": [series()], "horizon": 1}
+    request = {"series": [series_payload()], "horizon": 1}
     assert client.get("/livez").status_code == 200
     assert client.get("/readyz").status_code == 503
     assert client.get("/v1/model").status_code == 503

@@ -15,7 +15,7 @@ from forecaster.intervals.conformal import calibrate
 from serving import ledger_writer as ledgers
 from serving.deployment.slot import Release, load_bundle, publish, staging
 from tests.factories import make_forecaster, make_spec
-from tests.serving.conftest import Client, MakeClient
+from tests.serving.conftest import AppClient, MakeClient
 
 STEPS, HORIZON = 60, 4
 
@@ -28,71 +28,71 @@ def slot_folder(tmp_path: Path) -> Path:
     calibration = calibrate(0.1 * draw.normal(size=(200, 1, HORIZON)), np.ones(200))
     forecaster = replace(make_forecaster(make_spec(horizon=HORIZON)), calibration=calibration)
     with staging(slot) as draft:
-        digest = artifact.save(forecaster, draft / "bundle", card="# Small\n")
+        digest = artifact.save_bundle(forecaster, draft / "bundle", card="# Small\n")
         publish(slot, draft / "bundle", Release(name="small", version="1", digest=digest))
     return slot
 
 
 @pytest.fixture(autouse=True)
-def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledgers, "_LOOK_S", 0.05)
+def _fast_polling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "_ADAPT_INTERVAL_S", 0.05)
 
 
-def history(start: int = 0) -> dict[str, Any]:
+def make_history(start: int = 0) -> dict[str, Any]:
     draw = np.random.default_rng(1)
     y = 10 + draw.normal(size=STEPS)
     return {"id": "a", "start": f"2026-01-0{1 + start}T00:00:00Z", "freq": "h", "y": y.tolist()}
 
 
-def upper(client: Client, start: int = 0, **fields: Any) -> list[float]:
-    asked = {"series": [history(start)], "horizon": HORIZON, "levels": [0.1, 0.9], **fields}
+def upper_quantile(client: AppClient, start: int = 0, **fields: Any) -> list[float]:
+    asked = {"series": [make_history(start)], "horizon": HORIZON, "levels": [0.1, 0.9], **fields}
     answer = client.post("/v1/forecast", json=asked)
     assert answer.status_code == 200, answer.text
     quantiles: list[float] = answer.json()["forecasts"][0]["quantiles"]["0.9"]
     return quantiles
 
 
-def tell(client: Client, start: int = 0, *, far: float) -> None:
+def send_actuals(client: AppClient, start: int = 0, *, offset: float) -> None:
     """What came was far above what was foretold, once the forecast is kept."""
-    _until(lambda: client.get("/v1/accuracy").json()["forecasts"] > start)
-    ahead = {"id": "a", "start": f"2026-01-0{3 + start}T12:00:00Z", "freq": "h", "y": [10 + far] * HORIZON}
+    _wait_until(lambda: client.get("/v1/accuracy").json()["forecasts"] > start)
+    ahead = {"id": "a", "start": f"2026-01-0{3 + start}T12:00:00Z", "freq": "h", "y": [10 + offset] * HORIZON}
     answer = client.post("/v1/actuals", json={"series": [ahead]}).json()
     assert answer["outcomes"][0]["by_horizon"] == {str(step): 1 for step in range(1, HORIZON + 1)}
 
 
-def _until(true: Any) -> None:
+def _wait_until(condition: Any) -> None:
     deadline = time.monotonic() + 20
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_late_actuals_move_the_intervals_of_every_worker(slot_folder: Path, make_client: MakeClient) -> None:
+def test_late_actuals_adapt_the_intervals_of_every_worker(slot_folder: Path, make_client: MakeClient) -> None:
     clients = [make_client(load=load_bundle, ledger="on", adaptive=True) for _ in range(2)]
-    before = [upper(one) for one in clients]
+    before = [upper_quantile(one) for one in clients]
     assert before[0] == before[1]
-    tell(clients[0], far=5.0)
+    send_actuals(clients[0], offset=5.0)
     for one in clients:
-        _until(lambda one=one: all(np.array(upper(one)) > np.array(before[0])))
-    assert upper(clients[0]) == upper(clients[1])
-    untold = {"series": [history()], "horizon": HORIZON}
+        _wait_until(lambda one=one: all(np.array(upper_quantile(one)) > np.array(before[0])))
+    assert upper_quantile(clients[0]) == upper_quantile(clients[1])
+    untold = {"series": [make_history()], "horizon": HORIZON}
     assert clients[0].post("/v1/forecast", json=untold).json()["forecasts"][0].get("quantiles") is None
 
 
-def test_intervals_stay_where_nobody_asked_for_that(slot_folder: Path, make_client: MakeClient) -> None:
+def test_intervals_are_fixed_unless_adaptive_is_enabled(slot_folder: Path, make_client: MakeClient) -> None:
     client = make_client(load=load_bundle, ledger="on")
-    before = upper(client)
-    tell(client, far=5.0)
+    before = upper_quantile(client)
+    send_actuals(client, offset=5.0)
     time.sleep(0.3)
-    assert upper(client) == before
+    assert upper_quantile(client) == before
 
 
-def test_live_coverage_needs_nobody_to_ask_for_levels(slot_folder: Path, make_client: MakeClient) -> None:
+def test_live_coverage_is_measured_without_requested_levels(slot_folder: Path, make_client: MakeClient) -> None:
     client = make_client(load=load_bundle, ledger="on")
-    asked = {"series": [history()], "horizon": HORIZON}
+    asked = {"series": [make_history()], "horizon": HORIZON}
     forecast = client.post("/v1/forecast", json=asked).json()["forecasts"][0]
     assert "quantiles" not in forecast
-    tell(client, far=50.0)
+    send_actuals(client, offset=50.0)
     told = client.get("/v1/accuracy").json()["overall"]
     assert told["coverage"] == {"0.8": 0.0, "0.95": 0.0}
     assert 0 < told["width"]["0.8"] < told["width"]["0.95"]

@@ -11,28 +11,28 @@ import pandas as pd
 import pytest
 
 from forecaster.bundle import artifact
-from forecaster.data.encoding import PLAIN
+from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.model import regressor
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
 from serving.deployment.slot import Release, Slot, publish, staging
-from tests.serving.conftest import Client, MakeClient, publish_stub, series
+from tests.serving.conftest import AppClient, MakeClient, publish_stub, series_payload
 
 STEPS, HORIZON = 12, 5
 
 
-def learned() -> Forecaster:
+def make_model() -> FittedModel:
     spec = Spec(name="channels", context=8, horizon=4, channels=("heat", "rain"), network=NetworkSpec(hidden=8))
-    network = regressor.build(spec, seed=0, season=4)
-    return Forecaster(spec, "h", 4, pd.Timestamp("2026-01-01"), PLAIN, network)
+    network = regressor.build_network(spec, seed=0, season=4)
+    return FittedModel(spec, "h", 4, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, network)
 
 
 @pytest.fixture
-def ask(slot_folder: Path, make_client: MakeClient) -> Callable[..., Any]:
+def post_forecast(slot_folder: Path, make_client: MakeClient) -> Callable[..., Any]:
     """Asks a network of random weights."""
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: Predictor(learned()))
+    client = make_client(load=lambda folder: Predictor(make_model()))
 
     def post(*items: dict[str, Any]) -> Any:
         return client.post("/v1/forecast", json={"series": list(items), "horizon": HORIZON})
@@ -40,37 +40,42 @@ def ask(slot_folder: Path, make_client: MakeClient) -> Callable[..., Any]:
     return post
 
 
-def history() -> list[float]:
+def make_history() -> list[float]:
     return [float(value) for value in 10 + np.sin(np.arange(STEPS)) + np.arange(STEPS) / 3]
 
 
-def channels(steps: int = STEPS) -> dict[str, list[float | None]]:
+def make_channels(steps: int = STEPS) -> dict[str, list[float | None]]:
     return {"heat": [20 + place % 5 for place in range(steps)], "rain": [None, 0, 2.5, *[0.5] * (steps - 3)]}
 
 
-def item(**fields: Any) -> dict[str, Any]:
-    return series(**{"y": history(), "channels": channels(), **fields})
+def make_series_payload(**fields: Any) -> dict[str, Any]:
+    return series_payload(**{"y": make_history(), "channels": make_channels(), **fields})
 
 
-def test_the_answer_is_that_of_the_library(ask: Callable[..., Any]) -> None:
-    [found] = ask(item()).json()["forecasts"]
-    columns = {name: np.array(values, dtype=np.float64) for name, values in channels().items()}
-    one = Series("a", pd.Timestamp("2026-01-01T00:00:00Z"), "h", np.array(history()), channels=columns)
-    np.testing.assert_allclose(found["mean"], Predictor(learned()).forecast(one, HORIZON).mean, rtol=1e-6)
+def test_the_response_equals_the_library(post_forecast: Callable[..., Any]) -> None:
+    [found] = post_forecast(make_series_payload()).json()["forecasts"]
+    columns = {name: np.array(values, dtype=np.float64) for name, values in make_channels().items()}
+    one = Series("a", pd.Timestamp("2026-01-01T00:00:00Z"), "h", np.array(make_history()), channels=columns)
+    np.testing.assert_allclose(found["mean"], Predictor(make_model()).forecast(one, HORIZON).mean, rtol=1e-6)
 
 
-def test_stamped_series_have_channels_too(ask: Callable[..., Any]) -> None:
+def test_series_with_timestamps_can_have_channels(post_forecast: Callable[..., Any]) -> None:
     ds = [f"2026-01-01T{hour:02}:00:00Z" for hour in range(STEPS)]
-    stamped = {"id": "a", "ds": ds, "y": history(), "channels": channels()}
-    one, other = ask(item(), stamped).json()["forecasts"]
+    stamped = {"id": "a", "ds": ds, "y": make_history(), "channels": make_channels()}
+    one, other = post_forecast(make_series_payload(), stamped).json()["forecasts"]
     np.testing.assert_allclose(one["mean"], other["mean"], rtol=1e-6)
 
 
-def test_every_channel_reaches_the_network_and_others_change_nothing(ask: Callable[..., Any]) -> None:
-    warm = {**channels(), "heat": [35 - place for place in range(STEPS)]}
-    dry = {**channels(), "rain": [None] * STEPS}
-    more = {**channels(), "other": [1e300] * STEPS}
-    plain, wide, *others = ask(item(), item(channels=more), item(channels=warm), item(channels=dry)).json()["forecasts"]
+def test_every_channel_reaches_the_network_and_unknown_ones_are_ignored(post_forecast: Callable[..., Any]) -> None:
+    warm = {**make_channels(), "heat": [35 - place for place in range(STEPS)]}
+    dry = {**make_channels(), "rain": [None] * STEPS}
+    more = {**make_channels(), "other": [1e300] * STEPS}
+    plain, wide, *others = post_forecast(
+        make_series_payload(),
+        make_series_payload(channels=more),
+        make_series_payload(channels=warm),
+        make_series_payload(channels=dry),
+    ).json()["forecasts"]
     np.testing.assert_allclose(plain["mean"], wide["mean"], rtol=1e-6)
     assert len({tuple(one["mean"]) for one in (plain, *others)}) == 3
 
@@ -79,24 +84,28 @@ def test_every_channel_reaches_the_network_and_others_change_nothing(ask: Callab
     ("columns", "code"),
     [
         ({}, "covariate_unknown"),
-        ({"heat": channels()["heat"]}, "covariate_unknown"),
-        ({**channels(), "heat": []}, "covariate_unknown"),
-        ({**channels(), "heat": [1] * (STEPS - 1)}, "covariate_unknown"),
-        (channels(STEPS + HORIZON), "covariate_unknown"),
-        ({**channels(), "other": [1] * (STEPS + 1)}, "covariate_unknown"),
-        ({**channels(), "heat": [1e200] * STEPS}, "value_out_of_range"),
+        ({"heat": make_channels()["heat"]}, "covariate_unknown"),
+        ({**make_channels(), "heat": []}, "covariate_unknown"),
+        ({**make_channels(), "heat": [1] * (STEPS - 1)}, "covariate_unknown"),
+        (make_channels(STEPS + HORIZON), "covariate_unknown"),
+        ({**make_channels(), "other": [1] * (STEPS + 1)}, "covariate_unknown"),
+        ({**make_channels(), "heat": [1e200] * STEPS}, "value_out_of_range"),
     ],
 )
-def test_a_series_with_bad_channels_is_refused_alone(ask: Callable[..., Any], columns: Any, code: str) -> None:
-    before, bad, after = ask(item(id="before"), item(channels=columns), item(id="after")).json()["forecasts"]
+def test_a_series_with_invalid_channels_is_rejected_alone(
+    post_forecast: Callable[..., Any], columns: Any, code: str
+) -> None:
+    before, bad, after = post_forecast(
+        make_series_payload(id="before"), make_series_payload(channels=columns), make_series_payload(id="after")
+    ).json()["forecasts"]
     assert (bad["error"]["code"], bad["error"]["where"]) == (code, "a")
     np.testing.assert_allclose(before["mean"], after["mean"], rtol=1e-6)
-    alone = ask(item(channels=columns))
+    alone = post_forecast(make_series_payload(channels=columns))
     assert (alone.status_code, alone.json()["error"]["code"]) == (422, code)
 
 
 @pytest.mark.parametrize(
-    ("fields", "where"),
+    ("fields", "location"),
     [
         ({"channels": {"a": [1, 2, "x"]}}, "series.0.channels.a.2"),
         ({"channels": {"a": [1, True, 3]}}, "series.0.channels.a.1"),
@@ -104,17 +113,17 @@ def test_a_series_with_bad_channels_is_refused_alone(ask: Callable[..., Any], co
         ({"channels": [[1, 2, 3]]}, "series.0.channels"),
     ],
 )
-def test_the_place_of_a_fault_is_told_in_the_words_of_the_request(client: Client, fields: Any, where: str) -> None:
-    answer = client.post("/v1/forecast", json={"series": [series(**fields)], "horizon": 2})
-    assert (answer.status_code, answer.json()["error"]["where"]) == (422, where)
+def test_an_error_location_uses_the_names_of_the_request(client: AppClient, fields: Any, location: str) -> None:
+    answer = client.post("/v1/forecast", json={"series": [series_payload(**fields)], "horizon": 2})
+    assert (answer.status_code, answer.json()["error"]["where"]) == (422, location)
 
 
-def test_a_bundle_with_channels_is_warmed_up_and_taken_into_use(tmp_path: Path) -> None:
+def test_a_bundle_with_channels_is_warmed_up_and_deployed(tmp_path: Path) -> None:
     with staging(tmp_path / "slot") as draft:
-        artifact.save(learned(), draft / "bundle", card="")
-        digest = artifact.digest(draft / "bundle")
+        artifact.save_bundle(make_model(), draft / "bundle", card="")
+        digest = artifact.compute_bundle_digest(draft / "bundle")
         publish(tmp_path / "slot", draft / "bundle", Release(name="channels", version="1", digest=digest))
     slot = Slot(tmp_path / "slot")
-    slot.check()
+    slot.reload_if_changed()
     assert slot.current is not None
-    assert slot.current.predictor.forecaster.spec.channels == ("heat", "rain")
+    assert slot.current.predictor.fitted_model.spec.channels == ("heat", "rain")

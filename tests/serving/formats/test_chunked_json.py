@@ -11,72 +11,87 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.errors import Problem
+from serving.errors import ApiError
 from serving.formats import chunked_json, parsing
 from serving.formats.json_columns import ColumnsRequest
 from serving.formats.schema import ForecastRequest
 
-TINY = {"PARTS_FROM": 0, "PIECE": 12, "_MEMBER": 6, "_WINDOW": 7, "NUMBERS": 5, "PACKED_FROM": 4}
-HARD = st.text(st.sampled_from('"\\[]{},: aé€😀\n\x00'), max_size=12)
+TINY_LIMITS = {
+    "MIN_SPLIT_BYTES": 0,
+    "PIECE_BYTES": 12,
+    "_MIN_MEMBER_BYTES": 6,
+    "_WINDOW_BYTES": 7,
+    "NUMBERS_PER_CHUNK": 5,
+    "MIN_ARRAY_LENGTH": 4,
+}
+DIFFICULT_TEXTS = st.text(st.sampled_from('"\\[]{},: aé€😀\n\x00'), max_size=12)
 SCALARS = (
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | HARD
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | DIFFICULT_TEXTS
 )
 DOCUMENTS = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=12) | st.dictionaries(HARD, inner, max_size=6), max_leaves=60
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=12) | st.dictionaries(DIFFICULT_TEXTS, inner, max_size=6),
+    max_leaves=60,
 )
-SHAPES = st.sampled_from([{}, {"indent": 1}, {"separators": (",", ":")}, {"separators": (" ,\t", "\r: ")}])
+JSON_STYLES = st.sampled_from([{}, {"indent": 1}, {"separators": (",", ":")}, {"separators": (" ,\t", "\r: ")}])
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _tiny() -> Any:
+def _tiny_limits() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in TINY.items():
+        for name, size in TINY_LIMITS.items():
             patch.setattr(chunked_json, name, size)
         yield
 
 
-def _told(load: Any, text: bytes) -> Any:
+def _parse_outcome(load: Any, text: bytes) -> Any:
     try:
         return repr(load(text))  # of -0.0, of 1 and 1.0, and of the order of members too
     except orjson.JSONDecodeError as error:
         return type(error), error.msg, error.pos, error.lineno, error.colno
 
 
-def _same(text: bytes) -> None:
-    assert _told(lambda given: chunked_json.loads(given).value, text) == _told(orjson.loads, text)
+def _parses_equally(text: bytes) -> None:
+    assert _parse_outcome(lambda given: chunked_json.loads(given).value, text) == _parse_outcome(orjson.loads, text)
 
 
 @settings(max_examples=200)
-@given(DOCUMENTS, SHAPES, st.booleans())
-def test_a_document_is_what_it_is_at_once(document: Any, shape: dict[str, Any], plain: bool) -> None:
-    _same(json.dumps(document, ensure_ascii=plain, **shape).encode())
+@given(DOCUMENTS, JSON_STYLES, st.booleans())
+def test_chunked_parsing_equals_parsing_at_once(document: Any, style: dict[str, Any], plain: bool) -> None:
+    _parses_equally(json.dumps(document, ensure_ascii=plain, **style).encode())
 
 
 @settings(max_examples=200)
-@given(st.lists(DOCUMENTS, min_size=1) | st.dictionaries(HARD, DOCUMENTS, min_size=1), SHAPES, st.booleans())
-def test_no_document_that_is_an_array_or_an_object_is_left_to_orjson(
-    document: Any, shape: dict[str, Any], plain: bool
-) -> None:
+@given(
+    st.lists(DOCUMENTS, min_size=1) | st.dictionaries(DIFFICULT_TEXTS, DOCUMENTS, min_size=1),
+    JSON_STYLES,
+    st.booleans(),
+)
+def test_every_array_or_object_is_parsed_in_chunks(document: Any, style: dict[str, Any], plain: bool) -> None:
     padded = ["a text, so that there are not more brackets than else" * 9, document]
-    text = json.dumps(padded, ensure_ascii=plain, **shape).encode()
-    assert repr(chunked_json._Cutting(text).whole().value) == repr(orjson.loads(text))
+    text = json.dumps(padded, ensure_ascii=plain, **style).encode()
+    assert repr(chunked_json._JsonSplitter(text).parse().value) == repr(orjson.loads(text))
 
 
 @settings(max_examples=200)
 @given(DOCUMENTS, st.data())
-def test_a_broken_document_is_refused_as_at_once(document: Any, data: st.DataObject) -> None:
+def test_an_invalid_document_is_rejected_as_when_parsed_at_once(document: Any, data: st.DataObject) -> None:
     text = json.dumps(document).encode()
     place = data.draw(st.integers(0, len(text)))
     cut = data.draw(st.integers(0, 3))
     wrong = data.draw(st.sampled_from([b"", b",", b'"', b"\\", b"]", b"}", b"[", b"{", b":", b"1", b"\xff", b" "]))
-    _same(text[:place] + wrong + text[place + cut :])
+    _parses_equally(text[:place] + wrong + text[place + cut :])
 
 
 @settings(max_examples=200)
 @given(st.lists(st.sampled_from([b"[", b"]", b"{", b"}", b",", b'"', b"\\", b":", b"12", b'"a":', b" "]), max_size=60))
-def test_no_arrangement_of_marks_is_read_otherwise(marks: list[bytes]) -> None:
-    _same(b"".join(marks))
-    _same(b"[1,2,3,4,5,6,7,8," + b"".join(marks) + b"]")
+def test_no_sequence_of_punctuation_is_parsed_differently(marks: list[bytes]) -> None:
+    _parses_equally(b"".join(marks))
+    _parses_equally(b"[1,2,3,4,5,6,7,8," + b"".join(marks) + b"]")
 
 
 @pytest.mark.parametrize(
@@ -104,34 +119,38 @@ def test_no_arrangement_of_marks_is_read_otherwise(marks: list[bytes]) -> None:
         b'"only a text, but a long one"',
     ],
 )
-def test_odd_ones(text: bytes) -> None:
-    _same(text)
+def test_edge_cases(text: bytes) -> None:
+    _parses_equally(text)
 
 
-def _rows() -> dict[str, Any]:
+def _rows_document() -> dict[str, Any]:
     one = {"start": "2026-01-01T00:00:00Z", "freq": "h", "y": [1.5, None, 3, 4.0, 5, 6.25, 7]}
     columns = {"covariates": {"price, net": [1, 2.5, 3, 4, 5, 6, 7], 'say "when"': list("abcdefg")}}
     series = [{"id": f"[{place}]", **one, **columns} for place in range(20)]
     return {"horizon": 2, "series": [{**each, "y": one["y"][:]} for each in series]}
 
 
-def _columns() -> dict[str, Any]:
-    series = _rows()["series"]
+def _columns_document() -> dict[str, Any]:
+    series = _rows_document()["series"]
     told = {name: [one[name] for one in series] for name in ("id", "start", "y")}
     return {"horizon": 2, "columns": {**told, "freq": "h", "channels": {"a": told["y"]}}}
 
 
-@pytest.mark.parametrize(("kind", "fields"), [(ForecastRequest, _rows()), (ColumnsRequest, _columns())])
-def test_a_request_in_parts_says_the_same(kind: Any, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    told = parsing.parse(orjson.dumps(fields))
-    assert sum(len(counts) for _, counts in told.lists) > 20
-    assert all(len(values) == sum(counts) for values, counts in told.lists)
-    request = parsing.validated(kind, told)
-    assert all(values == [] for values, _ in told.lists)  # freed in parts, once they were read
-    monkeypatch.setattr(chunked_json, "PACKED_FROM", 1000)
+@pytest.mark.parametrize(
+    ("kind", "fields"), [(ForecastRequest, _rows_document()), (ColumnsRequest, _columns_document())]
+)
+def test_a_request_parsed_in_chunks_gives_the_same_result(
+    kind: Any, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = parsing.parse_json(orjson.dumps(fields))
+    assert sum(len(counts) for _, counts in told.chunked_lists) > 20
+    assert all(len(values) == sum(counts) for values, counts in told.chunked_lists)
+    request = parsing.validate_fields(kind, told)
+    assert all(values == [] for values, _ in told.chunked_lists)  # freed in parts, once they were read
+    monkeypatch.setattr(chunked_json, "MIN_ARRAY_LENGTH", 1000)
     plain = kind.model_validate(fields)
-    histories = request.series() if isinstance(request, ColumnsRequest) else request.series
-    expected = plain.series() if isinstance(plain, ColumnsRequest) else plain.series
+    histories = request.to_series_inputs() if isinstance(request, ColumnsRequest) else request.series
+    expected = plain.to_series_inputs() if isinstance(plain, ColumnsRequest) else plain.series
     for one, other in zip(histories, expected, strict=True):
         assert isinstance(one.y, np.ndarray)
         np.testing.assert_array_equal(one.y, np.array(other.y, dtype=np.float64))
@@ -140,17 +159,17 @@ def test_a_request_in_parts_says_the_same(kind: Any, fields: dict[str, Any], mon
         assert (one.id, one.start, one.freq) == (other.id, other.start, other.freq)
 
 
-def test_the_faults_of_a_request_in_parts_are_told_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = _rows()
+def test_errors_of_a_request_parsed_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = _rows_document()
     for place in (1, 3, 4, 9, 12, 13, 19):
         fields["series"][place]["y"][place % 7] = "no number"
     fields["series"][2]["unknown"] = 1
     text = orjson.dumps(fields)
-    with pytest.raises(Problem) as in_parts:
-        parsing.validated(ForecastRequest, parsing.parse(text))
-    monkeypatch.setattr(chunked_json, "PARTS_FROM", len(text) + 1)
-    with pytest.raises(Problem) as at_once:
-        parsing.validated(ForecastRequest, parsing.parse(text))
+    with pytest.raises(ApiError) as in_parts:
+        parsing.validate_fields(ForecastRequest, parsing.parse_json(text))
+    monkeypatch.setattr(chunked_json, "MIN_SPLIT_BYTES", len(text) + 1)
+    with pytest.raises(ApiError) as at_once:
+        parsing.validate_fields(ForecastRequest, parsing.parse_json(text))
     assert str(in_parts.value) == str(at_once.value)
     assert (in_parts.value.where, at_once.value.where) == ("series.1.y.1", "series.1.y.1")
     assert str(at_once.value).endswith("and 3 more.")
@@ -165,9 +184,9 @@ ARRAYS = st.tuples(st.integers(0, 4), st.integers(0, 9)).map(
 @given(
     st.recursive(
         SCALARS | ARRAYS | st.lists(st.integers(0, 9), max_size=30),
-        lambda inner: st.lists(inner, max_size=9) | st.dictionaries(HARD, inner, max_size=5),
+        lambda inner: st.lists(inner, max_size=9) | st.dictionaries(DIFFICULT_TEXTS, inner, max_size=5),
         max_leaves=30,
     )
 )
-def test_what_is_written_in_parts_is_what_is_written_at_once(value: Any) -> None:
+def test_chunked_serialisation_equals_serialisation_at_once(value: Any) -> None:
     assert chunked_json.dumps(value) == orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -17,29 +17,33 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.deadline import Deadline
-from serving.errors import Problem
+from serving.errors import ApiError
 from serving.forecasting import ndjson as lines
 from serving.formats import arrow
 from serving.routes import app
-from tests.serving.conftest import Client, LastValue, MakeClient, publish_stub, series
-from tests.serving.routes.test_openapi import faults
+from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, publish_stub, series_payload
+from tests.serving.routes.test_openapi import schema_violations
 
-ROWS = [series(id="a"), series(id="b", y=[1.0]), series(id="c", y=[1, 2, 3, 4.5], start="2026-01-01T05:00:00Z")]
-ASK: dict[str, Any] = {"horizon": 3, "levels": [0.9, 0.1], "samples": 2, "seed": 5}
+ROW_PAYLOADS = [
+    series_payload(id="a"),
+    series_payload(id="b", y=[1.0]),
+    series_payload(id="c", y=[1, 2, 3, 4.5], start="2026-01-01T05:00:00Z"),
+]
+FORECAST_OPTIONS: dict[str, Any] = {"horizon": 3, "levels": [0.9, 0.1], "samples": 2, "seed": 5}
 
 
 @pytest.fixture
-def client(slot_folder: Path, make_client: MakeClient) -> Client:
+def formats_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
     publish_stub(slot_folder)
     return make_client(max_body=1_000_000, max_lines=1000)
 
 
-def columns(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def to_columns(rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
     listed = {name: [row[name] for row in rows] for name in ("id", "start", "y")}
-    return {**listed, "freq": rows[0]["freq"], **more}
+    return {**listed, "freq": rows[0]["freq"], **options}
 
 
-def table(rows: list[dict[str, Any]], ask: Any = ASK) -> pa.Table:
+def to_arrow_table(rows: list[dict[str, Any]], options: Any = FORECAST_OPTIONS) -> pa.Table:
     made = pa.table(
         {
             "id": [row["id"] for row in rows],
@@ -48,30 +52,33 @@ def table(rows: list[dict[str, Any]], ask: Any = ASK) -> pa.Table:
             "y": pa.array([row["y"] for row in rows], pa.list_(pa.float64())),
         }
     )
-    return made.replace_schema_metadata({"forecast": json.dumps(ask)})
+    return made.replace_schema_metadata({"forecast": json.dumps(options)})
 
 
-def stream(made: pa.Table, **options: Any) -> bytes:
+def to_arrow_stream(table: pa.Table, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, made.schema, options=pa.ipc.IpcWriteOptions(**options)) as out:
-        out.write_table(made)
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as out:
+        out.write_table(table)
     return bytes(sink.getvalue().to_pybytes())
 
 
-def ndjson(*values: Any) -> bytes:
+def to_ndjson(*values: Any) -> bytes:
     return b"\n".join(json.dumps(value).encode() for value in values)
 
 
-def by_rows(client: Client, rows: list[dict[str, Any]] = ROWS) -> Any:
-    return client.post("/v1/forecast", json={"series": rows, **ASK}).json()
+def post_rows(client: AppClient, rows: list[dict[str, Any]] = ROW_PAYLOADS) -> Any:
+    return client.post("/v1/forecast", json={"series": rows, **FORECAST_OPTIONS}).json()
 
 
-def post(client: Client, content: bytes, kind: str, **headers: str) -> Any:
-    return client.post("/v1/forecast", content=content, headers={"content-type": kind, **headers})
+def post_content(client: AppClient, content: bytes, media_type: str, **headers: str) -> Any:
+    return client.post("/v1/forecast", content=content, headers={"content-type": media_type, **headers})
 
 
-def test_columns_say_what_rows_say(client: Client) -> None:
-    rows, answer = by_rows(client), client.post("/v1/forecast", json={"columns": columns(ROWS), **ASK})
+def test_json_columns_equal_json_rows(formats_client: AppClient) -> None:
+    rows, answer = (
+        post_rows(formats_client),
+        formats_client.post("/v1/forecast", json={"columns": to_columns(ROW_PAYLOADS), **FORECAST_OPTIONS}),
+    )
     assert answer.status_code == 200, answer.text
     found = answer.json()["columns"]
     assert answer.json()["model"] == rows["model"]
@@ -87,19 +94,22 @@ def test_columns_say_what_rows_say(client: Client) -> None:
         assert found["warnings"][place] == row.get("warnings", [])
 
 
-def test_the_only_series_of_columns_is_a_422_when_it_is_refused(client: Client) -> None:
-    answer = client.post("/v1/forecast", json={"columns": columns(ROWS[1:2]), "horizon": 2})
+def test_a_single_rejected_series_in_columns_is_a_422(formats_client: AppClient) -> None:
+    answer = formats_client.post("/v1/forecast", json={"columns": to_columns(ROW_PAYLOADS[1:2]), "horizon": 2})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "history_too_short")
 
 
-def test_the_place_of_a_fault_in_columns_is_told(client: Client) -> None:
-    spoilt = columns(ROWS, covariates={"promo": [[1, "x", 3]] * 3})
-    answer = client.post("/v1/forecast", json={"columns": spoilt, "horizon": 2})
+def test_an_error_in_columns_reports_its_location(formats_client: AppClient) -> None:
+    spoilt = to_columns(ROW_PAYLOADS, covariates={"promo": [[1, "x", 3]] * 3})
+    answer = formats_client.post("/v1/forecast", json={"columns": spoilt, "horizon": 2})
     assert (answer.status_code, answer.json()["error"]["where"]) == (422, "columns.covariates.promo.0.1")
 
 
-def test_lines_say_what_rows_say_and_end_with_their_count(client: Client) -> None:
-    rows, answer = by_rows(client), post(client, ndjson(ASK, *ROWS), lines.MEDIA_TYPE)
+def test_ndjson_equals_json_rows_and_ends_with_a_count(formats_client: AppClient) -> None:
+    rows, answer = (
+        post_rows(formats_client),
+        post_content(formats_client, to_ndjson(FORECAST_OPTIONS, *ROW_PAYLOADS), lines.MEDIA_TYPE),
+    )
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
     first, *told, last = map(json.loads, answer.text.splitlines())
     assert first == {"model": rows["model"]}
@@ -107,21 +117,32 @@ def test_lines_say_what_rows_say_and_end_with_their_count(client: Client) -> Non
     assert last == {"forecast": 2, "refused": 1}
 
 
-def test_lines_are_as_the_document_says(client: Client) -> None:
-    document = client.get("/docs.json").json()
-    first, *told, last = map(json.loads, post(client, ndjson(ASK, *ROWS), lines.MEDIA_TYPE).text.splitlines())
+def test_ndjson_conforms_to_the_openapi_document(formats_client: AppClient) -> None:
+    document = formats_client.get("/docs.json").json()
+    first, *told, last = map(
+        json.loads,
+        post_content(formats_client, to_ndjson(FORECAST_OPTIONS, *ROW_PAYLOADS), lines.MEDIA_TYPE).text.splitlines(),
+    )
     schemas = document["components"]["schemas"]
-    assert faults(ASK, schemas["Ask"], document) == []
-    assert faults(first, schemas["LinesBegin"], document) == faults(last, schemas["LinesEnd"], document) == []
+    assert schema_violations(FORECAST_OPTIONS, schemas["Ask"], document) == []
+    assert (
+        schema_violations(first, schemas["LinesBegin"], document)
+        == schema_violations(last, schemas["LinesEnd"], document)
+        == []
+    )
     kinds = ["SeriesForecast", "SeriesError", "SeriesForecast"]
-    assert [faults(one, schemas[kind], document) for one, kind in zip(told, kinds, strict=True)] == [[], [], []]
+    assert [schema_violations(one, schemas[kind], document) for one, kind in zip(told, kinds, strict=True)] == [
+        [],
+        [],
+        [],
+    ]
 
 
-def test_a_bad_line_is_refused_beside_its_good_neighbours(client: Client) -> None:
-    bad = [b"{", b'{"id": "x"}', b"[1]", json.dumps(series(id="y", y=["a"])).encode(), b"\xff", b""]
-    good = json.dumps(series(id="good")).encode()
+def test_a_bad_line_is_rejected_beside_its_good_neighbours(formats_client: AppClient) -> None:
+    bad = [b"{", b'{"id": "x"}', b"[1]", json.dumps(series_payload(id="y", y=["a"])).encode(), b"\xff", b""]
+    good = json.dumps(series_payload(id="good")).encode()
     content = b"\n".join([json.dumps({"horizon": 2}).encode(), good, *bad, good, b""])
-    _, *told, last = map(json.loads, post(client, content, lines.MEDIA_TYPE).text.splitlines())
+    _, *told, last = map(json.loads, post_content(formats_client, content, lines.MEDIA_TYPE).text.splitlines())
     assert [one["id"] for one in told] == ["good", "", "x", "", "y", "", "good"]
     assert [one["error"]["code"] for one in told[1:-1]] == [
         *("malformed_json", "invalid_request", "invalid_request", "invalid_request", "malformed_json")
@@ -141,40 +162,46 @@ def test_a_bad_line_is_refused_beside_its_good_neighbours(client: Client) -> Non
         (b'{"horizon": 2}' + b"\n1" * 1001, 422, "too_many_series"),
     ],
 )
-def test_lines_without_a_good_first_one_are_refused(client: Client, content: bytes, status: int, code: str) -> None:
-    answer = post(client, content, lines.MEDIA_TYPE)
+def test_ndjson_without_a_valid_first_line_is_rejected(
+    formats_client: AppClient, content: bytes, status: int, code: str
+) -> None:
+    answer = post_content(formats_client, content, lines.MEDIA_TYPE)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
-def test_many_lines_are_answered_piece_by_piece(client: Client) -> None:
-    answer = post(client, ndjson({"horizon": 2}, *(series(id=str(place)) for place in range(600))), lines.MEDIA_TYPE)
+def test_many_lines_are_answered_in_batches(formats_client: AppClient) -> None:
+    answer = post_content(
+        formats_client,
+        to_ndjson({"horizon": 2}, *(series_payload(id=str(place)) for place in range(600))),
+        lines.MEDIA_TYPE,
+    )
     _, *told, last = map(json.loads, answer.text.splitlines())
     assert [one["id"] for one in told] == [str(place) for place in range(600)]
     assert last["forecast"] == 600
-    assert 'forecaster_series_total{outcome="forecast"} 600.0' in client.get("/metrics").text
+    assert 'forecaster_series_total{outcome="forecast"} 600.0' in formats_client.get("/metrics").text
 
 
-def test_lines_that_outlive_their_deadline_end_with_an_error(slot_folder: Path, make_client: MakeClient) -> None:
-    class Late(LastValue):
+def test_ndjson_past_its_deadline_ends_with_an_error(slot_folder: Path, make_client: MakeClient) -> None:
+    class Late(LastValuePredictor):
         def forecast_each(self, asked: Any, horizon: int, *, levels: Any = ()) -> Any:
             import time
 
             time.sleep(0.15 if len(asked) > 1 else 0)
-            return super().forecast_each(asked, horizon, levels=levels)
+            return super().forecast_batch(asked, horizon, levels=levels)
 
     publish_stub(slot_folder)
     client = make_client(load=lambda folder: Late())
-    many = [series(id=str(place)) for place in range(1000)]
-    answer = post(client, ndjson({"horizon": 2, "deadline_ms": 200}, *many), lines.MEDIA_TYPE)
+    many = [series_payload(id=str(place)) for place in range(1000)]
+    answer = post_content(client, to_ndjson({"horizon": 2, "deadline_ms": 200}, *many), lines.MEDIA_TYPE)
     *told, last = map(json.loads, answer.text.splitlines())
     assert answer.status_code == 200
     assert last["error"]["code"] == "deadline_passed"
     assert len(told) < 900
-    assert client.post("/v1/forecast", json={"series": [series()], "horizon": 2}).status_code == 200
+    assert client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 2}).status_code == 200
 
 
-@pytest.mark.parametrize("left", ["leaves", "does not fetch"])
-def test_no_more_is_computed_for_who_leaves_or_does_not_fetch(left: str) -> None:
+@pytest.mark.parametrize("reason", ["leaves", "does not fetch"])
+def test_a_disconnected_or_stalled_client_stops_the_computation(reason: str) -> None:
     made, told = 0, False
 
     async def pieces() -> AsyncGenerator[bytes, None]:
@@ -188,14 +215,14 @@ def test_no_more_is_computed_for_who_leaves_or_does_not_fetch(left: str) -> None
             told = True
 
     async def receive() -> Any:
-        await asyncio.sleep(0.02 if left == "leaves" else 3600)
+        await asyncio.sleep(0.02 if reason == "leaves" else 3600)
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
-        await asyncio.sleep(3600 if left != "leaves" and message["type"] == "http.response.body" else 0.005)
+        await asyncio.sleep(3600 if reason != "leaves" and message["type"] == "http.response.body" else 0.005)
 
     async def story() -> None:
-        answer = app.Streamed(pieces(), Deadline.after(0.01), ())
+        answer = app.NdjsonResponse(pieces(), Deadline.after(0.01), ())
         with contextlib.suppress(TimeoutError):  # the guard then lets the server cut the connection
             await asyncio.wait_for(answer({"type": "http"}, receive, send), 5)
 
@@ -204,8 +231,11 @@ def test_no_more_is_computed_for_who_leaves_or_does_not_fetch(left: str) -> None
     assert told
 
 
-def test_arrow_says_what_rows_say(client: Client) -> None:
-    rows, answer = by_rows(client), post(client, stream(table(ROWS)), arrow.MEDIA_TYPE)
+def test_arrow_equals_json_rows(formats_client: AppClient) -> None:
+    rows, answer = (
+        post_rows(formats_client),
+        post_content(formats_client, to_arrow_stream(to_arrow_table(ROW_PAYLOADS)), arrow.MEDIA_TYPE),
+    )
     assert (answer.status_code, answer.headers["content-type"]) == (200, arrow.MEDIA_TYPE)
     found = pa.ipc.open_stream(answer.content).read_all()
     assert json.loads(found.schema.metadata[b"model"]) == rows["model"]
@@ -232,39 +262,63 @@ def test_arrow_says_what_rows_say(client: Client) -> None:
         lambda made: made.append_column("channels.heat", made["y"]).append_column("static.region", made["id"]),
     ],
 )
-def test_arrow_columns_may_be_of_kindred_types(client: Client, change: Callable[[pa.Table], pa.Table]) -> None:
-    answer = post(client, stream(change(table(ROWS))), arrow.MEDIA_TYPE)
+def test_arrow_columns_may_have_compatible_types(
+    formats_client: AppClient, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    answer = post_content(formats_client, to_arrow_stream(change(to_arrow_table(ROW_PAYLOADS))), arrow.MEDIA_TYPE)
     assert answer.status_code == 200, answer.text
     found = pa.ipc.open_stream(answer.content).read_all().to_pylist()
-    assert [one["mean"] for one in found] == [row.get("mean") for row in by_rows(client)["forecasts"]]
+    assert [one["mean"] for one in found] == [row.get("mean") for row in post_rows(formats_client)["forecasts"]]
 
 
 @pytest.mark.parametrize(
     ("content", "code"),
     [
         (b"ARROW1", "malformed_arrow"),
-        (stream(table(ROWS))[:-200], "malformed_arrow"),
-        (stream(table(ROWS), compression="zstd"), "malformed_arrow"),
-        (stream(table(ROWS), compression="lz4"), "malformed_arrow"),
-        (stream(table(ROWS).set_column(0, "id", table(ROWS)["id"].dictionary_encode())), "malformed_arrow"),
-        (stream(table(ROWS).replace_schema_metadata({})), "invalid_request"),
-        (stream(table(ROWS, ask={"horizon": 0})), "invalid_request"),
-        (stream(table(ROWS).drop_columns(["y"])), "invalid_request"),
-        (stream(table(ROWS).slice(0, 0)), "invalid_request"),
-        (stream(table(ROWS).append_column("other", table(ROWS)["id"])), "invalid_request"),
-        (stream(table(ROWS).set_column(0, "id", pa.array(["a", None, "b"]))), "invalid_request"),
-        (stream(table(ROWS).set_column(0, "id", pa.array(["a", "b\n", "c"]))), "invalid_request"),
-        (stream(table(ROWS).set_column(3, "y", pa.array(["a", "b", "c"]))), "invalid_request"),
-        (stream(table(ROWS).set_column(1, "start", pa.array([1.5, 2.5, 3.5]))), "invalid_request"),
+        (to_arrow_stream(to_arrow_table(ROW_PAYLOADS))[:-200], "malformed_arrow"),
+        (to_arrow_stream(to_arrow_table(ROW_PAYLOADS), compression="zstd"), "malformed_arrow"),
+        (to_arrow_stream(to_arrow_table(ROW_PAYLOADS), compression="lz4"), "malformed_arrow"),
+        (
+            to_arrow_stream(
+                to_arrow_table(ROW_PAYLOADS).set_column(0, "id", to_arrow_table(ROW_PAYLOADS)["id"].dictionary_encode())
+            ),
+            "malformed_arrow",
+        ),
+        (to_arrow_stream(to_arrow_table(ROW_PAYLOADS).replace_schema_metadata({})), "invalid_request"),
+        (to_arrow_stream(to_arrow_table(ROW_PAYLOADS, options={"horizon": 0})), "invalid_request"),
+        (to_arrow_stream(to_arrow_table(ROW_PAYLOADS).drop_columns(["y"])), "invalid_request"),
+        (to_arrow_stream(to_arrow_table(ROW_PAYLOADS).slice(0, 0)), "invalid_request"),
+        (
+            to_arrow_stream(to_arrow_table(ROW_PAYLOADS).append_column("other", to_arrow_table(ROW_PAYLOADS)["id"])),
+            "invalid_request",
+        ),
+        (
+            to_arrow_stream(to_arrow_table(ROW_PAYLOADS).set_column(0, "id", pa.array(["a", None, "b"]))),
+            "invalid_request",
+        ),
+        (
+            to_arrow_stream(to_arrow_table(ROW_PAYLOADS).set_column(0, "id", pa.array(["a", "b\n", "c"]))),
+            "invalid_request",
+        ),
+        (
+            to_arrow_stream(to_arrow_table(ROW_PAYLOADS).set_column(3, "y", pa.array(["a", "b", "c"]))),
+            "invalid_request",
+        ),
+        (
+            to_arrow_stream(to_arrow_table(ROW_PAYLOADS).set_column(1, "start", pa.array([1.5, 2.5, 3.5]))),
+            "invalid_request",
+        ),
     ],
 )
-def test_a_bad_arrow_stream_is_refused(client: Client, content: bytes, code: str) -> None:
-    answer = post(client, content, arrow.MEDIA_TYPE)
+def test_an_invalid_arrow_stream_is_rejected(formats_client: AppClient, content: bytes, code: str) -> None:
+    answer = post_content(formats_client, content, arrow.MEDIA_TYPE)
     assert answer.status_code in (400, 422)
     assert answer.json()["error"]["code"] == code
 
 
-def test_an_infinite_value_in_arrow_is_refused_for_its_series_alone(slot_folder: Path, make_client: MakeClient) -> None:
+def test_an_infinite_value_in_arrow_is_rejected_for_its_series_alone(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
     from forecaster.prediction.predictor import Predictor
     from tests.factories import make_forecaster, make_spec
 
@@ -272,9 +326,9 @@ def test_an_infinite_value_in_arrow_is_refused_for_its_series_alone(slot_folder:
     client = make_client(load=lambda folder: Predictor(make_forecaster(make_spec())))
     freq = client.get("/v1/model").json()["freq"]
     y = [float(value) for value in 10 + np.sin(np.arange(40))]
-    rows = [series(id=name, freq=freq, start="2026-01-01", y=y) for name in "abc"]
+    rows = [series_payload(id=name, freq=freq, start="2026-01-01", y=y) for name in "abc"]
     rows[1]["y"] = [*y[:-1], float("inf")]
-    answer = post(client, stream(table(rows, ask={"horizon": 2})), arrow.MEDIA_TYPE)
+    answer = post_content(client, to_arrow_stream(to_arrow_table(rows, options={"horizon": 2})), arrow.MEDIA_TYPE)
     found = pa.ipc.open_stream(answer.content).read_all().to_pylist()
     assert [one["error"] for one in found] == [None, "not_a_number", None]
     assert np.isfinite(found[0]["mean"]).all()
@@ -282,32 +336,34 @@ def test_an_infinite_value_in_arrow_is_refused_for_its_series_alone(slot_folder:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_no_damaged_arrow_stream_is_a_crash(data: st.DataObject) -> None:
-    content = bytearray(stream(table(ROWS)))
+def test_no_damaged_arrow_stream_crashes_the_server(data: st.DataObject) -> None:
+    content = bytearray(to_arrow_stream(to_arrow_table(ROW_PAYLOADS)))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(Problem):
-        _, read = arrow.read(bytes(content))
+    with contextlib.suppress(ApiError):
+        _, read = arrow.decode_arrow(bytes(content))
         assert 0 < len(read) <= len(content)
         assert sum(len(one.y) for one in read) <= len(content)
 
 
-@pytest.mark.parametrize(("kind", "content"), [(arrow.MEDIA_TYPE, stream(table(ROWS))), ("application/json", b"")])
-def test_without_pyarrow_arrow_and_zstd_are_a_415_that_says_so(
-    client: Client, monkeypatch: pytest.MonkeyPatch, kind: str, content: bytes
+@pytest.mark.parametrize(
+    ("kind", "content"), [(arrow.MEDIA_TYPE, to_arrow_stream(to_arrow_table(ROW_PAYLOADS))), ("application/json", b"")]
+)
+def test_without_pyarrow_arrow_and_zstd_are_a_415_with_the_reason(
+    formats_client: AppClient, monkeypatch: pytest.MonkeyPatch, kind: str, content: bytes
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     encoding = {} if content else {"content-encoding": "zstd"}
-    answer = post(client, content or b"{}", kind, **encoding)
+    answer = post_content(formats_client, content or b"{}", kind, **encoding)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert "pyarrow" in answer.json()["error"]["message"]
 
 
-def test_every_answer_says_which_model_and_how_long_it_took(client: Client) -> None:
+def test_every_response_names_the_model_and_its_duration(formats_client: AppClient) -> None:
     for answer in (
-        client.get("/livez"),
-        client.get("/nowhere"),
-        client.post("/v1/forecast", json={"series": ROWS, **ASK}),
+        formats_client.get("/livez"),
+        formats_client.get("/nowhere"),
+        formats_client.post("/v1/forecast", json={"series": ROW_PAYLOADS, **FORECAST_OPTIONS}),
     ):
         assert answer.headers["x-model"] == "stub/1"
         assert len(answer.headers["x-model-digest"]) == 64
@@ -315,16 +371,20 @@ def test_every_answer_says_which_model_and_how_long_it_took(client: Client) -> N
     assert all(f"{part};dur=" in answer.headers["server-timing"] for part in ("read", "forecast", "write"))
 
 
-def test_samples_depend_on_the_seed_and_are_only_there_when_asked_for(client: Client) -> None:
+def test_samples_depend_on_the_seed_and_are_returned_only_on_request(formats_client: AppClient) -> None:
     def ask(**more: Any) -> Any:
-        return client.post("/v1/forecast", json={"series": [series()], "horizon": 2, **more}).json()["forecasts"][0]
+        return formats_client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 2, **more}).json()[
+            "forecasts"
+        ][0]
 
     assert "samples" not in ask()
     assert ask(samples=3)["samples"] == [[2.5, 2.5], [3.5, 3.5], [4.5, 4.5]]
     assert ask(samples=1, seed=9)["samples"] == [[11.5, 11.5]]
 
 
-def test_a_sample_that_leaves_the_finite_numbers_is_null_from_there_and_said(client: Client) -> None:
-    one = client.post("/v1/forecast", json={"series": [series(y=[1, 2, 77])], "horizon": 2, "samples": 2}).json()
+def test_a_diverging_sample_is_null_from_that_step_with_a_warning(formats_client: AppClient) -> None:
+    one = formats_client.post(
+        "/v1/forecast", json={"series": [series_payload(y=[1, 2, 77])], "horizon": 2, "samples": 2}
+    ).json()
     assert one["forecasts"][0]["samples"] == [[None, None], [None, None]]
     assert "2 of 2 samples" in one["forecasts"][0]["warnings"][0]

@@ -20,50 +20,52 @@ from hypothesis import strategies as st
 from forecaster.errors import BadState, StateOfOtherModel, StateTooLarge
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
-from serving.formats.schema import CarriedSeries
-from serving.formats.state_token import FORMAT, Model, Seal, issue, to_series
-from serving.formats.timestamps import Style
+from serving.formats.schema import ContinuedSeries
+from serving.formats.state_token import TOKEN_FORMAT, ModelReference, TokenSigner, issue_token, parse_token_series
+from serving.formats.timestamps import TimestampStyle
 from serving.settings import Settings
-from serving.supervisor import _environment
-from tests.factories import START, wave
-from tests.forecaster.prediction.test_carry import COLUMNS, ENCODING, history, learned
-from tests.serving.conftest import Client, MakeClient, publish_stub, series
-from tests.serving.routes.test_openapi import faults, schema_of
+from serving.supervisor import _server_environment
+from tests.factories import START, make_wave
+from tests.forecaster.prediction.test_carry import COLUMNS, ENCODING, make_history, make_model
+from tests.serving.conftest import AppClient, MakeClient, publish_stub, series_payload
+from tests.serving.routes.test_openapi import response_schema, schema_violations
 
-KEY, OTHER = "first-key-" + "x" * 40, "second-key-" + "y" * 40
+KEY, OTHER_KEY = "first-key-" + "x" * 40, "second-key-" + "y" * 40
 STEPS, HORIZON = 90, 5
-MODEL, SEAL = Model("ab" * 32, ENCODING), Seal((KEY.encode(),), 2**18)
-STYLE = Style("T", "s", "Z")
+MODEL, SIGNER = ModelReference("ab" * 32, ENCODING), TokenSigner((KEY.encode(),), 2**18)
+TIMESTAMP_STYLE = TimestampStyle("T", "s", "Z")
 
 
 @pytest.fixture
-def serve(slot_folder: Path, make_client: MakeClient) -> Callable[..., Client]:
+def serve_model(slot_folder: Path, make_client: MakeClient) -> Callable[..., AppClient]:
     """Serves a network of random weights."""
 
-    def start(predictor: Predictor | None = None, **settings: Any) -> Client:
+    def start(predictor: Predictor | None = None, **settings: Any) -> AppClient:
         publish_stub(slot_folder)
-        return make_client(load=lambda _: predictor or Predictor(learned()), **{"state_keys": KEY, **settings})
+        return make_client(load=lambda _: predictor or Predictor(make_model()), **{"state_keys": KEY, **settings})
 
     return start
 
 
-def asked(one: Series, *, until: int, since: int = 0, **fields: Any) -> dict[str, Any]:
+def series_request(full_series: Series, *, end: int, start: int = 0, **fields: Any) -> dict[str, Any]:
     """Steps of a series as an item of a request, with what is known ahead."""
-    y = [None if np.isnan(value) else value for value in one.y[since:until].tolist()]
-    parts: dict[str, Any] = {"id": one.id, "y": y}
-    if not since:
-        parts |= {"start": f"{one.start.isoformat()}Z", "freq": one.freq}
-    columns = {name: values[since : until + HORIZON].tolist() for name, values in one.covariates.items()}
-    channels = {name: values[since:until].tolist() for name, values in one.channels.items()}
-    return {**parts, "covariates": columns, "channels": channels, "static": dict(one.static), **fields}
+    y = [None if np.isnan(value) else value for value in full_series.y[start:end].tolist()]
+    parts: dict[str, Any] = {"id": full_series.id, "y": y}
+    if not start:
+        parts |= {"start": f"{full_series.start.isoformat()}Z", "freq": full_series.freq}
+    columns = {name: values[start : end + HORIZON].tolist() for name, values in full_series.covariates.items()}
+    channels = {name: values[start:end].tolist() for name, values in full_series.channels.items()}
+    return {**parts, "covariates": columns, "channels": channels, "static": dict(full_series.static), **fields}
 
 
-def post(client: Client, *items: dict[str, Any], **ask: Any) -> Any:
-    return client.post("/v1/forecast", json={"series": list(items), "horizon": HORIZON, "return_state": True, **ask})
+def post_forecast(client: AppClient, *items: dict[str, Any], **options: Any) -> Any:
+    return client.post(
+        "/v1/forecast", json={"series": list(items), "horizon": HORIZON, "return_state": True, **options}
+    )
 
 
-def first(client: Client, *items: dict[str, Any], **ask: Any) -> Any:
-    answer = post(client, *items, **ask)
+def first_forecast(client: AppClient, *items: dict[str, Any], **options: Any) -> Any:
+    answer = post_forecast(client, *items, **options)
     assert answer.status_code == 200, answer.text
     return answer.json()["forecasts"][0]
 
@@ -77,14 +79,14 @@ def first(client: Client, *items: dict[str, Any], **ask: Any) -> Any:
         {"reads": "history", "cell": "lstm", "encoding": ENCODING, **COLUMNS},
     ],
 )
-def test_going_on_from_a_state_is_as_sending_the_whole_history(
-    serve: Callable[..., Client], fields: dict[str, Any]
+def test_resuming_from_a_state_token_equals_sending_the_full_history(
+    serve_model: Callable[..., AppClient], fields: dict[str, Any]
 ) -> None:
-    client, whole, ask = serve(Predictor(learned(**fields))), history(), {"levels": [0.1, 0.9]}
-    state, since, lengths = first(client, asked(whole, until=40), **ask)["state"], 40, []
+    client, whole, ask = serve_model(Predictor(make_model(**fields))), make_history(), {"levels": [0.1, 0.9]}
+    state, since, lengths = first_forecast(client, series_request(whole, end=40), **ask)["state"], 40, []
     for until in (40, 41, 44, 60, 61, 90):
-        found = first(client, asked(whole, since=since, until=until, state=state), **ask)
-        expected = first(client, asked(whole, until=until), **ask)
+        found = first_forecast(client, series_request(whole, start=since, end=until, state=state), **ask)
+        expected = first_forecast(client, series_request(whole, end=until), **ask)
         assert found["ds"] == expected["ds"]
         np.testing.assert_allclose(found["mean"], expected["mean"], rtol=1e-5)
         for level in ("0.1", "0.9"):
@@ -94,23 +96,28 @@ def test_going_on_from_a_state_is_as_sending_the_whole_history(
     assert lengths[-1] < 1.2 * lengths[-2]
 
 
-def test_samples_from_a_state_are_those_of_the_whole_history(serve: Callable[..., Client]) -> None:
-    client, whole = serve(Predictor(learned(head={"kind": "gaussian"}))), replace(history(), covariates={}, channels={})
-    state = first(client, asked(whole, until=80))["state"]
-    found = first(client, asked(whole, since=80, until=90, state=state), samples=7, seed=3)
+def test_samples_from_a_state_token_equal_those_of_the_full_history(serve_model: Callable[..., AppClient]) -> None:
+    client, whole = (
+        serve_model(Predictor(make_model(head={"kind": "gaussian"}))),
+        replace(make_history(), covariates={}, channels={}),
+    )
+    state = first_forecast(client, series_request(whole, end=80))["state"]
+    found = first_forecast(client, series_request(whole, start=80, end=90, state=state), samples=7, seed=3)
     np.testing.assert_allclose(
-        found["samples"], first(client, asked(whole, until=90), samples=7, seed=3)["samples"], rtol=1e-5
+        found["samples"], first_forecast(client, series_request(whole, end=90), samples=7, seed=3)["samples"], rtol=1e-5
     )
 
 
-def test_a_blend_goes_on_from_a_state_too(serve: Callable[..., Client]) -> None:
+def test_a_blend_resumes_from_a_state_token(serve_model: Callable[..., AppClient]) -> None:
     pytest.importorskip("statsforecast")
     weights = {"network": 0.4, "dynamic_optimized_theta": 0.6}
-    client = serve(Predictor(replace(learned(blend=["dynamic_optimized_theta"]), blend=weights)))
-    whole = Series("a", START, "h", wave(1400))
-    state = first(client, asked(whole, until=1390))["state"]
-    found = first(client, asked(whole, since=1390, until=1400, state=state))
-    np.testing.assert_allclose(found["mean"], first(client, asked(whole, until=1400))["mean"], rtol=1e-5)
+    client = serve_model(Predictor(replace(make_model(blend=["dynamic_optimized_theta"]), blend_weights=weights)))
+    whole = Series("a", START, "h", make_wave(1400))
+    state = first_forecast(client, series_request(whole, end=1390))["state"]
+    found = first_forecast(client, series_request(whole, start=1390, end=1400, state=state))
+    np.testing.assert_allclose(
+        found["mean"], first_forecast(client, series_request(whole, end=1400))["mean"], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,12 +130,15 @@ def test_a_blend_goes_on_from_a_state_too(serve: Callable[..., Client]) -> None:
         ({"y": []}, "2026-01-01T03:00:00Z"),
     ],
 )
-def test_stamps_follow_the_state_in_the_style_last_used(client: Client, fields: dict[str, Any], stamp: str) -> None:
-    state = first(client, series())["state"]
-    found = first(client, {"id": "a", "state": state, "y": [1.0, 2.0], **fields})
+def test_timestamps_after_a_state_token_use_the_latest_style(
+    client: AppClient, fields: dict[str, Any], stamp: str
+) -> None:
+    state = first_forecast(client, series_payload())["state"]
+    found = first_forecast(client, {"id": "a", "state": state, "y": [1.0, 2.0], **fields})
     assert found["ds"][0] == stamp
     assert (
-        first(client, {"id": "a", "state": found["state"], "y": [1.0]})["ds"][0][11:13] == f"{int(stamp[11:13]) + 1:02}"
+        first_forecast(client, {"id": "a", "state": found["state"], "y": [1.0]})["ds"][0][11:13]
+        == f"{int(stamp[11:13]) + 1:02}"
     )
 
 
@@ -152,29 +162,29 @@ def test_stamps_follow_the_state_in_the_style_last_used(client: Client, fields: 
         ({"channels": {"x": [1.0]}}, "covariate_unknown"),
     ],
 )
-def test_what_does_not_follow_is_refused_beside_good_neighbours(
+def test_values_that_do_not_follow_the_state_are_rejected_beside_good_neighbours(
     slot_folder: Path, make_client: MakeClient, fields: dict[str, Any], code: str
 ) -> None:
     publish_stub(slot_folder)
-    client = make_client(load=_with_static)
-    state = first(client, series(static={"region": "north"}))["state"]
+    client = make_client(load=_save_static_model)
+    state = first_forecast(client, series_payload(static={"region": "north"}))["state"]
     item = {"id": "a", "state": state, "y": [1.0, 2.0], **fields}
-    good, bad = post(client, series(), item).json()["forecasts"]
+    good, bad = post_forecast(client, series_payload(), item).json()["forecasts"]
     assert "mean" in good
     assert bad["error"]["code"] == code, bad
-    assert (post(client, item).status_code, post(client, item).json()["error"]["code"]) == (422, code)
+    assert (post_forecast(client, item).status_code, post_forecast(client, item).json()["error"]["code"]) == (422, code)
 
 
-def test_answers_with_states_are_as_documented_in_every_form(client: Client) -> None:
+def test_responses_with_states_conform_to_the_document_in_every_format(client: AppClient) -> None:
     document = client.get("/docs.json").json()
-    state = first(client, series())["state"]
+    state = first_forecast(client, series_payload())["state"]
     columns = {"columns": {"id": ["a"], "start": ["2026-01-01"], "freq": "h", "y": [[1, 2, 4]]}, "horizon": 3}
-    for content in ({"series": [series(), {"id": "a", "state": state, "y": [1, None]}], "horizon": 2}, columns):
+    for content in ({"series": [series_payload(), {"id": "a", "state": state, "y": [1, None]}], "horizon": 2}, columns):
         content = {**content, "return_state": True}
         asked_as = document["paths"]["/v1/forecast"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        assert faults(content, asked_as, document) == []
+        assert schema_violations(content, asked_as, document) == []
         answer = client.post("/v1/forecast", json=content)
-        assert faults(answer.json(), schema_of(document, "post", "/v1/forecast", 200), document) == []
+        assert schema_violations(answer.json(), response_schema(document, "post", "/v1/forecast", 200), document) == []
         assert "state" in answer.text
     lines = "\n".join(
         json.dumps(one) for one in ({"horizon": 1, "return_state": True}, {"id": "a", "state": state, "y": [5]})
@@ -186,7 +196,7 @@ def test_answers_with_states_are_as_documented_in_every_form(client: Client) -> 
     assert "state" in json.loads(told[1])
 
 
-def test_arrow_has_states_in_a_column(client: Client) -> None:
+def test_arrow_has_a_state_column(client: AppClient) -> None:
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"id": ["a"], "start": ["2026-01-01T00:00:00Z"], "freq": ["h"], "y": [[1.0, 2.0, 4.0]]})
     table = table.replace_schema_metadata({b"forecast": json.dumps({"horizon": 2, "return_state": True}).encode()})
@@ -196,7 +206,7 @@ def test_arrow_has_states_in_a_column(client: Client) -> None:
     kind = {"content-type": "application/vnd.apache.arrow.stream"}
     answer = client.post("/v1/forecast", content=sink.getvalue().to_pybytes(), headers=kind)
     [state] = pa.ipc.open_stream(answer.content).read_all()["state"].to_pylist()
-    assert first(client, {"id": "a", "state": state, "y": [7.0]})["mean"] == [7.0] * HORIZON
+    assert first_forecast(client, {"id": "a", "state": state, "y": [7.0]})["mean"] == [7.0] * HORIZON
 
 
 def test_a_state_of_another_model_is_a_409_or_an_outcome_beside_others(
@@ -204,62 +214,62 @@ def test_a_state_of_another_model_is_a_409_or_an_outcome_beside_others(
 ) -> None:
     publish_stub(slot_folder)
     client = make_client(state_keys=KEY)
-    item = {"id": "a", "state": first(client, series())["state"], "y": [1.0]}
+    item = {"id": "a", "state": first_forecast(client, series_payload())["state"], "y": [1.0]}
     publish_stub(slot_folder, version="2", shift=1.0)
-    client.slot.check()
-    answer = post(client, item, {**item})
+    client.slot.reload_if_changed()
+    answer = post_forecast(client, item, {**item})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "state_of_other_model")
     document = client.get("/docs.json").json()
-    assert faults(answer.json(), schema_of(document, "post", "/v1/forecast", 409), document) == []
-    good, bad = post(client, series(), item).json()["forecasts"]
+    assert schema_violations(answer.json(), response_schema(document, "post", "/v1/forecast", 409), document) == []
+    good, bad = post_forecast(client, series_payload(), item).json()["forecasts"]
     assert ("mean" in good, bad["error"]["code"]) == (True, "state_of_other_model")
 
 
 def test_keys_rotate(slot_folder: Path, make_client: MakeClient) -> None:
     publish_stub(slot_folder)
 
-    def item(client: Client) -> dict[str, Any]:
-        return {"id": "a", "state": first(client, series())["state"], "y": [1.0]}
+    def item(client: AppClient) -> dict[str, Any]:
+        return {"id": "a", "state": first_forecast(client, series_payload())["state"], "y": [1.0]}
 
-    old, both, new = (make_client(state_keys=keys) for keys in (KEY, f"{OTHER};{KEY}", OTHER))
-    assert [post(client, item(old)).status_code for client in (old, both, new)] == [200, 200, 422]
-    assert [post(client, item(both)).status_code for client in (old, both, new)] == [422, 200, 200]
+    old, both, new = (make_client(state_keys=keys) for keys in (KEY, f"{OTHER_KEY};{KEY}", OTHER_KEY))
+    assert [post_forecast(client, item(old)).status_code for client in (old, both, new)] == [200, 200, 422]
+    assert [post_forecast(client, item(both)).status_code for client in (old, both, new)] == [422, 200, 200]
 
 
-def test_without_a_key_every_start_makes_its_own_and_its_workers_share_it(
+def test_without_a_configured_key_every_start_generates_one_for_all_its_workers(
     slot_folder: Path, make_client: MakeClient, tmp_path: Path
 ) -> None:
     publish_stub(slot_folder)
     one, other = make_client(), make_client()
-    item = {"id": "a", "state": first(one, series())["state"], "y": [1.0]}
-    assert (post(one, item).status_code, post(other, item).status_code) == (200, 422)
-    workers = Settings.read(_environment(Settings(), tmp_path)).state_keys
+    item = {"id": "a", "state": first_forecast(one, series_payload())["state"], "y": [1.0]}
+    assert (post_forecast(one, item).status_code, post_forecast(other, item).status_code) == (200, 422)
+    workers = Settings.from_environment(_server_environment(Settings(), tmp_path)).state_keys
     assert len(workers) >= 32
-    assert workers != Settings.read(_environment(Settings(), tmp_path)).state_keys
-    assert Settings.read(_environment(Settings(state_keys=KEY), tmp_path)).state_keys == KEY
+    assert workers != Settings.from_environment(_server_environment(Settings(), tmp_path)).state_keys
+    assert Settings.from_environment(_server_environment(Settings(state_keys=KEY), tmp_path)).state_keys == KEY
     assert KEY not in repr(Settings(state_keys=KEY))
 
 
 @pytest.mark.parametrize("keys", ["short", f"{KEY};short", f"{KEY};", ";"])
-def test_a_key_that_could_be_guessed_is_refused(keys: str) -> None:
+def test_a_weak_key_is_rejected(keys: str) -> None:
     with pytest.raises(ValueError, match="32 characters"):
         Settings(state_keys=keys)
 
 
-def carried() -> Series:
-    return Predictor(learned(encoding=ENCODING, **COLUMNS)).carry(history())
+def make_truncated_history() -> Series:
+    return Predictor(make_model(encoding=ENCODING, **COLUMNS)).truncate_history(make_history())
 
 
-TOKEN = issue(carried(), STYLE, model=MODEL, seal=SEAL)
+STATE_TOKEN = issue_token(make_truncated_history(), TIMESTAMP_STYLE, model=MODEL, signer=SIGNER)
 
 
-def opened(token: str, *, model: Model = MODEL, seal: Seal = SEAL) -> Series:
-    item = CarriedSeries(id="a", state=token, y=[])
-    return to_series(item, model=model, seal=seal, horizon=HORIZON).series
+def open_token(token: str, *, model: ModelReference = MODEL, signer: TokenSigner = SIGNER) -> Series:
+    item = ContinuedSeries(id="a", state=token, y=[])
+    return parse_token_series(item, model=model, signer=signer, horizon=HORIZON).series
 
 
-def test_a_state_holds_what_was_carried() -> None:
-    found, expected = opened(TOKEN), carried()
+def test_a_state_token_contains_the_truncated_history() -> None:
+    found, expected = open_token(STATE_TOKEN), make_truncated_history()
     np.testing.assert_array_equal(found.y, expected.y)
     assert (found.start, found.freq, found.static) == (expected.start, expected.freq, expected.static)
     np.testing.assert_array_equal(found.channels["heat"], expected.channels["heat"])
@@ -268,113 +278,120 @@ def test_a_state_holds_what_was_carried() -> None:
     np.testing.assert_array_equal(
         found.covariates["sky"][:, None] == known, expected.covariates["sky"].astype(str)[:, None] == known
     )
-    assert found.past is not None
-    assert expected.past is not None
-    np.testing.assert_array_equal(found.past.latest, expected.past.latest)
-    assert (found.past.changes, found.past.counts) == (expected.past.changes, expected.past.counts)
+    assert found.history_summary is not None
+    assert expected.history_summary is not None
+    np.testing.assert_array_equal(found.history_summary.last_season_values, expected.history_summary.last_season_values)
+    assert (found.history_summary.change_sums, found.history_summary.change_counts) == (
+        expected.history_summary.change_sums,
+        expected.history_summary.change_counts,
+    )
 
 
-@given(st.integers(0, len(TOKEN) - 1), st.text("ABCXYZabcxyz019-_=+/ \n", min_size=1, max_size=1))
-def test_no_state_with_another_character_is_taken(place: int, character: str) -> None:
-    altered = TOKEN[:place] + character + TOKEN[place + 1 :]
-    if altered != TOKEN:
+@given(st.integers(0, len(STATE_TOKEN) - 1), st.text("ABCXYZabcxyz019-_=+/ \n", min_size=1, max_size=1))
+def test_a_state_token_with_a_changed_character_is_rejected(position: int, character: str) -> None:
+    altered = STATE_TOKEN[:position] + character + STATE_TOKEN[position + 1 :]
+    if altered != STATE_TOKEN:
         with pytest.raises(BadState):
-            opened(altered)
+            open_token(altered)
 
 
-@given(st.integers(0, 8 * (len(TOKEN) * 3 // 4) - 1))
-def test_no_state_with_another_bit_is_taken(bit: int) -> None:
-    raw = bytearray(base64.urlsafe_b64decode(TOKEN + "=" * (-len(TOKEN) % 4)))
+@given(st.integers(0, 8 * (len(STATE_TOKEN) * 3 // 4) - 1))
+def test_a_state_token_with_a_changed_bit_is_rejected(bit: int) -> None:
+    raw = bytearray(base64.urlsafe_b64decode(STATE_TOKEN + "=" * (-len(STATE_TOKEN) % 4)))
     raw[bit // 8] ^= 1 << bit % 8
     with pytest.raises(BadState):
-        opened(base64.urlsafe_b64encode(bytes(raw)).rstrip(b"=").decode())
+        open_token(base64.urlsafe_b64encode(bytes(raw)).rstrip(b"=").decode())
 
 
-@given(st.integers(0, len(TOKEN) - 1), st.booleans())
-def test_no_part_of_a_state_is_taken(length: int, front: bool) -> None:
+@given(st.integers(0, len(STATE_TOKEN) - 1), st.booleans())
+def test_a_truncated_state_token_is_rejected(length: int, front: bool) -> None:
     with pytest.raises(BadState):
-        opened(TOKEN[:length] if front else TOKEN[len(TOKEN) - length :])
+        open_token(STATE_TOKEN[:length] if front else STATE_TOKEN[len(STATE_TOKEN) - length :])
 
 
 @given(st.text(max_size=200))
-def test_no_text_whatever_is_taken(text: str) -> None:
+def test_arbitrary_text_is_rejected_as_a_state_token(text: str) -> None:
     with pytest.raises(BadState):
-        opened(text)
+        open_token(text)
 
 
-def signed(body: bytes, *, form: bytes = FORMAT, packed: bytes | None = None, digest: str = MODEL.digest) -> str:
+def sign_body(
+    body: bytes, *, version: bytes = TOKEN_FORMAT, compressed: bytes | None = None, digest: str = MODEL.digest
+) -> str:
     """A state of our own key around anything."""
-    raw = form + bytes.fromhex(digest) + (zlib.compress(body) if packed is None else packed)
+    raw = version + bytes.fromhex(digest) + (zlib.compress(body) if compressed is None else compressed)
     return base64.urlsafe_b64encode(raw + hmac.digest(KEY.encode(), raw, "sha256")).rstrip(b"=").decode()
 
 
-def body_of(token: str) -> bytes:
+def token_body(token: str) -> bytes:
     raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-    return zlib.decompress(raw[len(FORMAT) + 32 : -32])
+    return zlib.decompress(raw[len(TOKEN_FORMAT) + 32 : -32])
 
 
-def with_number(value: float, *, from_end: int) -> bytes:
-    numbers = bytearray(body_of(TOKEN))
+def replace_number(value: float, *, from_end: int) -> bytes:
+    numbers = bytearray(token_body(STATE_TOKEN))
     end = len(numbers) - 8 * from_end
     numbers[end : end + 8] = np.array([value]).tobytes()
     return bytes(numbers)
 
 
-BODY = body_of(TOKEN)
-STEPS_HELD = len(carried())
+TOKEN_BODY = token_body(STATE_TOKEN)
+STEPS_IN_TOKEN = len(make_truncated_history())
 
 
 @pytest.mark.parametrize(
     "token",
     [
-        signed(BODY, form=b"forecaster-state-2\n"),
-        signed(with_number(np.inf, from_end=1)),
-        signed(with_number(1e200, from_end=1)),
-        signed(with_number(np.nan, from_end=4 + 2 * STEPS_HELD)),
-        signed(with_number(np.inf, from_end=4 + 1)),
-        signed(with_number(99.0, from_end=4 + STEPS_HELD + 1)),
-        signed(BODY[:-8]),
-        signed(BODY + bytes(8)),
-        signed(BODY[:-3]),
-        signed(b""),
-        signed(b"\xff\xff\xff\xff{}"),
-        signed(BODY.replace(b'"steps":', b'"stops":')),
-        signed(BODY.replace(b'"steps":', b'"steps":-')),
-        signed(bytes(2**23)),
-        signed(BODY, packed=zlib.compress(BODY) + b"x"),
-        signed(BODY, packed=zlib.compress(BODY)[:-5]),
-        signed(BODY, packed=b"no zlib"),
+        sign_body(TOKEN_BODY, version=b"forecaster-state-2\n"),
+        sign_body(replace_number(np.inf, from_end=1)),
+        sign_body(replace_number(1e200, from_end=1)),
+        sign_body(replace_number(np.nan, from_end=4 + 2 * STEPS_IN_TOKEN)),
+        sign_body(replace_number(np.inf, from_end=4 + 1)),
+        sign_body(replace_number(99.0, from_end=4 + STEPS_IN_TOKEN + 1)),
+        sign_body(TOKEN_BODY[:-8]),
+        sign_body(TOKEN_BODY + bytes(8)),
+        sign_body(TOKEN_BODY[:-3]),
+        sign_body(b""),
+        sign_body(b"\xff\xff\xff\xff{}"),
+        sign_body(TOKEN_BODY.replace(b'"steps":', b'"stops":')),
+        sign_body(TOKEN_BODY.replace(b'"steps":', b'"steps":-')),
+        sign_body(bytes(2**23)),
+        sign_body(TOKEN_BODY, compressed=zlib.compress(TOKEN_BODY) + b"x"),
+        sign_body(TOKEN_BODY, compressed=zlib.compress(TOKEN_BODY)[:-5]),
+        sign_body(TOKEN_BODY, compressed=b"no zlib"),
     ],
 )
-def test_even_under_our_key_nothing_is_taken_that_cannot_be_used(token: str) -> None:
-    assert np.isfinite(opened(signed(BODY)).y[-1]), "the way that these were made is the right one"
+def test_an_unusable_state_is_rejected_even_with_a_valid_signature(token: str) -> None:
+    assert np.isfinite(open_token(sign_body(TOKEN_BODY)).y[-1]), "the way that these were made is the right one"
     with pytest.raises(BadState):
-        opened(token)
+        open_token(token)
 
 
-def test_a_state_is_bounded_both_ways() -> None:
-    small = Seal(SEAL.keys, len(TOKEN) - 1)
+def test_the_size_of_a_state_is_limited_when_issued_and_when_read() -> None:
+    small = TokenSigner(SIGNER.keys, len(STATE_TOKEN) - 1)
     with pytest.raises(StateTooLarge, match="series 'a'"):
-        issue(carried(), STYLE, model=MODEL, seal=small)
+        issue_token(make_truncated_history(), TIMESTAMP_STYLE, model=MODEL, signer=small)
     with pytest.raises(BadState):
-        opened(TOKEN, seal=small)
+        open_token(STATE_TOKEN, signer=small)
 
 
-def test_a_state_knows_its_model() -> None:
+def test_a_state_token_is_bound_to_its_model() -> None:
     with pytest.raises(StateOfOtherModel, match="abababababab"):
-        opened(TOKEN, model=Model("cd" * 32, ENCODING))
+        open_token(STATE_TOKEN, model=ModelReference("cd" * 32, ENCODING))
 
 
-def test_as_many_steps_are_read_from_a_state_however_long_the_history_was(serve: Callable[..., Client]) -> None:
+def test_the_number_of_steps_read_from_a_state_does_not_depend_on_the_history_length(
+    serve_model: Callable[..., AppClient],
+) -> None:
     for fields in ({}, {"reads": "history"}):
-        forecaster = learned(**fields)
+        forecaster = make_model(**fields)
         predictor, lengths, sizes = Predictor(forecaster), [], []
-        client = serve(predictor)
+        client = serve_model(predictor)
         for steps in (100, 400, 1600):
-            whole = Series("a", START, "h", wave(steps))
-            state = first(client, asked(whole, until=steps))["state"]
-            with _steps_read(predictor) as read:
-                first(client, {"id": "a", "state": state, "y": [1.5]})
+            whole = Series("a", START, "h", make_wave(steps))
+            state = first_forecast(client, series_request(whole, end=steps))["state"]
+            with _count_steps_read(predictor) as read:
+                first_forecast(client, {"id": "a", "state": state, "y": [1.5]})
             lengths.append(sum(read))
             sizes.append(len(state))
         assert len(set(lengths)) == 1, lengths
@@ -382,18 +399,18 @@ def test_as_many_steps_are_read_from_a_state_however_long_the_history_was(serve:
 
 
 @contextmanager
-def _steps_read(predictor: Predictor) -> Iterator[list[int]]:
+def _count_steps_read(predictor: Predictor) -> Iterator[list[int]]:
     """Counts what the engine is shown, and what the recurrence of PyTorch reads."""
     read: list[int] = []
     engine = predictor.engine
     hook = predictor.network.recurrent.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
 
     class Counting:
-        draws = engine.draws
+        can_sample = engine.can_sample
 
-        def roll(self, known: Any, *, horizon: int, noise: Any = None) -> Any:
-            read.append(known.values.shape[1])
-            return engine.roll(known, horizon=horizon, noise=noise)
+        def roll_out(self, inputs: Any, *, horizon: int, noise: Any = None) -> Any:
+            read.append(inputs.values.shape[1])
+            return engine.roll_out(inputs, horizon=horizon, noise=noise)
 
     predictor.engine = Counting()
     try:
@@ -403,8 +420,8 @@ def _steps_read(predictor: Predictor) -> Iterator[list[int]]:
         hook.remove()
 
 
-def _with_static(folder: Path) -> Any:
+def _save_static_model(folder: Path) -> Any:
     from tests.factories import make_spec
-    from tests.serving.conftest import LastValue, StubForecaster
+    from tests.serving.conftest import LastValuePredictor, StubModel
 
-    return LastValue(StubForecaster(spec=make_spec(static=["region"], context=3, min_history=3)))
+    return LastValuePredictor(StubModel(spec=make_spec(static=["region"], context=3, min_history=3)))

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import BadStamp
-from forecaster.frequency import at
+from forecaster.frequency import timestamp_at
 from serving.formats import timestamps
 
-GOOD = [
+VALID_TIMESTAMPS = [
     "2026-01-01",
     "2026-01-01 10:00",
     "2026-01-01T10:00:30.25",
@@ -25,27 +25,30 @@ GOOD = [
     0,
     2**40,
 ]
-BAD = ["", "yesterday", "2026-13-01", "2026-1-1", "2026-01-01T25:00", 2**62]
+INVALID_TIMESTAMPS = ["", "yesterday", "2026-13-01", "2026-1-1", "2026-01-01T25:00", 2**62]
 
 
-@pytest.mark.parametrize("written", GOOD)
-def test_one_stamp_is_read_as_many_are(written: str | int) -> None:
-    stamp, style = timestamps.read_one(written, where="a")
-    many = timestamps.read([written], where="a")
-    assert (stamp, style if not isinstance(written, int) else None) == (
-        at(many.stamps, 0),
-        many.style if not isinstance(written, int) else None,
+@pytest.mark.parametrize("text", VALID_TIMESTAMPS)
+def test_parsing_one_timestamp_equals_parsing_many(text: str | int) -> None:
+    stamp, style = timestamps.parse_single_timestamp(text, where="a")
+    many = timestamps.parse_timestamps([text], where="a")
+    assert (stamp, style if not isinstance(text, int) else None) == (
+        timestamp_at(many.timestamps, 0),
+        many.style if not isinstance(text, int) else None,
     )
     if isinstance(stamp, pd.Timestamp):
-        other = at(many.stamps, 0)
+        other = timestamp_at(many.timestamps, 0)
         assert isinstance(other, pd.Timestamp)
         assert (stamp.tz, stamp.unit) == (other.tz, other.unit)
 
 
-@pytest.mark.parametrize("written", BAD)
-def test_what_is_refused_among_many_is_refused_alone_in_the_same_words(written: str | int) -> None:
+@pytest.mark.parametrize("text", INVALID_TIMESTAMPS)
+def test_a_timestamp_rejected_among_many_is_rejected_alone_with_the_same_message(text: str | int) -> None:
     told = []
-    for read in (lambda: timestamps.read_one(written, where="a"), lambda: timestamps.read([written], where="a")):
+    for read in (
+        lambda: timestamps.parse_single_timestamp(text, where="a"),
+        lambda: timestamps.parse_timestamps([text], where="a"),
+    ):
         with pytest.raises(BadStamp) as error:
             read()
         told.append(error.value.message)
@@ -53,9 +56,9 @@ def test_what_is_refused_among_many_is_refused_alone_in_the_same_words(written: 
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin", "Etc/GMT+5"])
-def test_stamps_are_written_in_the_time_of_their_zone(zone: str | None) -> None:
-    style = timestamps.read_one("2026-07-01T00:00:00Z" if zone else "2026-07-01T00:00:00", where="a")[1]
+def test_timestamps_are_formatted_in_local_time(zone: str | None) -> None:
+    style = timestamps.parse_single_timestamp("2026-07-01T00:00:00Z" if zone else "2026-07-01T00:00:00", where="a")[1]
     moments = pd.date_range("2026-07-01 10:00", periods=3, freq="h", tz=zone)
-    written = style.write(moments)
+    written = style.format(moments)
     end = "Z" if zone else ""
     assert written == [f"2026-07-01T{hour}:00:00{end}" for hour in (10, 11, 12)]

@@ -13,28 +13,32 @@ from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.prediction.predictor import Predictor
 from serving.deployment.slot import load_bundle
-from tests.factories import panel_of, wave
-from tests.serving.conftest import Client, MakeClient, publish_stub, series
-from tests.serving.test_client import publish_real
+from tests.factories import make_panel, make_wave
+from tests.serving.conftest import AppClient, MakeClient, publish_stub, series_payload
+from tests.serving.test_client import publish_random_model
 
 MODEL = {"name": "stub", "version": "1"}
 
 
-def sent(y: Any, name: str = "a") -> dict[str, Any]:
-    return series(id=name, y=[None if np.isnan(value) else float(value) for value in y])
+def send_backtest(y: Any, name: str = "a") -> dict[str, Any]:
+    return series_payload(id=name, y=[None if np.isnan(value) else float(value) for value in y])
 
 
-def test_scores_are_those_of_the_library(slot_folder: Path, make_client: MakeClient) -> None:
-    predictor: Predictor = publish_real(slot_folder)
+def test_scores_equal_those_of_the_library(slot_folder: Path, make_client: MakeClient) -> None:
+    predictor: Predictor = publish_random_model(slot_folder)
     client = make_client(load=load_bundle)
-    values = [wave(60), wave(50, seed=3)]
+    values = [make_wave(60), make_wave(50, seed=3)]
     values[0][52] = np.nan
-    request = {"series": [sent(values[0], "series_0"), sent(values[1], "series_1")], "windows": 4, "stride": 3}
+    request = {
+        "series": [send_backtest(values[0], "series_0"), send_backtest(values[1], "series_1")],
+        "windows": 4,
+        "stride": 3,
+    }
     told = client.post("/v1/backtest", json=request)
     assert told.status_code == 200, told.text
     answer = told.json()
     asked = {"model": predictor, "naive": seasonal_naive(4)}
-    expected = backtest(panel_of(*values), asked, horizon=5, windows=4, season=4, stride=3)
+    expected = backtest(make_panel(*values), asked, horizon=5, windows=4, season=4, stride=3)
     assert (answer["horizon"], answer["windows"], answer["stride"]) == (5, 4, 3)
     for name, ours in (("model", "model"), ("naive", "seasonal_naive")):
         scores = expected.scores(name)
@@ -46,26 +50,32 @@ def test_scores_are_those_of_the_library(slot_folder: Path, make_client: MakeCli
     assert answer["model"]["name"] == "small"
 
 
-def test_the_reliable_horizon_is_where_seasonal_naive_takes_over(client: Client) -> None:
+def test_the_reliable_horizon_ends_where_seasonal_naive_is_better(client: AppClient) -> None:
     y = np.tile([1.0, 2.0, 3.0, 4.0, 5.0, 6.0] * 4, 4)  # the stub's season is 24, and seasonal naive is perfect
-    answer = client.post("/v1/backtest", json={"series": [sent(y)], "horizon": 3, "windows": 2}).json()
+    answer = client.post("/v1/backtest", json={"series": [send_backtest(y)], "horizon": 3, "windows": 2}).json()
     assert answer["series"][0]["reliable_horizon"] == 0
     assert answer["series"][0]["seasonal_naive"]["mae"] == 0.0
-    rising = client.post("/v1/backtest", json={"series": [sent(np.arange(96.0))], "horizon": 3, "windows": 2}).json()
+    rising = client.post(
+        "/v1/backtest", json={"series": [send_backtest(np.arange(96.0))], "horizon": 3, "windows": 2}
+    ).json()
     assert rising["series"][0]["reliable_horizon"] == 3, "the last value is nearer than yesterday's"
     assert rising["overall"]["model"]["mae_by_step"] == [1.0, 2.0, 3.0]
 
 
-def test_coverage_is_the_share_below_the_quantile(client: Client) -> None:
-    request = {"series": [sent(np.arange(60.0))], "horizon": 2, "windows": 3, "levels": [0.9, 0.1]}
+def test_coverage_is_the_share_of_actuals_below_the_quantile(client: AppClient) -> None:
+    request = {"series": [send_backtest(np.arange(60.0))], "horizon": 2, "windows": 3, "levels": [0.9, 0.1]}
     answer = client.post("/v1/backtest", json=request).json()
     assert answer["overall"]["coverage"] == {"0.1": 0.0, "0.9": 0.0}, "it rises by one, the stub's band is narrower"
-    falling = {**request, "series": [sent(-np.arange(60.0))]}
+    falling = {**request, "series": [send_backtest(-np.arange(60.0))]}
     assert client.post("/v1/backtest", json=falling).json()["overall"]["coverage"] == {"0.1": 1.0, "0.9": 1.0}
 
 
-def test_a_bad_series_does_not_spoil_its_neighbours(client: Client) -> None:
-    request = {"series": [sent(np.arange(4.0), "short"), sent(np.arange(40.0))], "horizon": 2, "windows": 3}
+def test_a_bad_series_does_not_affect_its_neighbours(client: AppClient) -> None:
+    request = {
+        "series": [send_backtest(np.arange(4.0), "short"), send_backtest(np.arange(40.0))],
+        "horizon": 2,
+        "windows": 3,
+    }
     answer = client.post("/v1/backtest", json=request)
     assert answer.status_code == 200
     first, second = answer.json()["series"]
@@ -76,19 +86,23 @@ def test_a_bad_series_does_not_spoil_its_neighbours(client: Client) -> None:
     assert (alone.status_code, alone.json()["error"]["code"]) == (422, "history_too_short")
 
 
-def test_origins_the_model_has_seen_are_told(client: Client) -> None:
+def test_origins_within_the_training_data_are_reported(client: AppClient) -> None:
     y = np.arange(40.0)
-    early = client.post("/v1/backtest", json={"series": [series(start="2025-06-01T00:00:00", y=list(y))], "horizon": 2})
+    early = client.post(
+        "/v1/backtest", json={"series": [series_payload(start="2025-06-01T00:00:00", y=list(y))], "horizon": 2}
+    )
     assert "not out of sample" in early.json()["series"][0]["warnings"][0]
-    late = client.post("/v1/backtest", json={"series": [series(start="2026-06-01T00:00:00", y=list(y))], "horizon": 2})
+    late = client.post(
+        "/v1/backtest", json={"series": [series_payload(start="2026-06-01T00:00:00", y=list(y))], "horizon": 2}
+    )
     assert late.json()["series"][0]["warnings"] == []
 
 
-def test_constant_and_unobserved_ends_have_no_scores_and_the_answer_is_finite(client: Client) -> None:
-    answer = client.post("/v1/backtest", json={"series": [sent([5.0] * 40)], "horizon": 2})
+def test_constant_and_unobserved_ends_have_no_scores_and_the_response_is_finite(client: AppClient) -> None:
+    answer = client.post("/v1/backtest", json={"series": [send_backtest([5.0] * 40)], "horizon": 2})
     assert answer.json()["series"][0]["model"]["mase"] is None
     y = np.r_[np.arange(40.0), [np.nan] * 6]
-    nothing = client.post("/v1/backtest", json={"series": [sent(y)], "horizon": 2, "levels": [0.5]})
+    nothing = client.post("/v1/backtest", json={"series": [send_backtest(y)], "horizon": 2, "levels": [0.5]})
     assert nothing.status_code == 200
     told = nothing.json()["series"][0]
     assert (told["model"]["mae"], told["reliable_horizon"], told["coverage"]) == (None, 0, {"0.5": None})
@@ -109,27 +123,27 @@ def test_constant_and_unobserved_ends_have_no_scores_and_the_answer_is_finite(cl
         ({"series": []}, "invalid_request"),
     ],
 )
-def test_more_than_a_request_may_ask_is_refused(client: Client, fields: dict[str, Any], code: str) -> None:
-    request = {"series": [sent(np.arange(200.0))], "horizon": 2, **fields}
+def test_requests_above_the_limits_are_rejected(client: AppClient, fields: dict[str, Any], code: str) -> None:
+    request = {"series": [send_backtest(np.arange(200.0))], "horizon": 2, **fields}
     answer = client.post("/v1/backtest", json=request)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
 
 
-def test_without_a_model_there_is_no_backtest(make_client: MakeClient) -> None:
-    answer = make_client().post("/v1/backtest", json={"series": [sent(np.arange(40.0))]})
+def test_without_a_model_backtest_is_unavailable(make_client: MakeClient) -> None:
+    answer = make_client().post("/v1/backtest", json={"series": [send_backtest(np.arange(40.0))]})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
 
 
-def test_every_answer_says_how_far_the_model_can_be_relied_on(slot_folder: Path, make_client: MakeClient) -> None:
+def test_every_response_states_the_reliable_horizon(slot_folder: Path, make_client: MakeClient) -> None:
     from dataclasses import replace
 
-    from tests.serving.conftest import LastValue, StubForecaster
+    from tests.serving.conftest import LastValuePredictor, StubModel
 
     publish_stub(slot_folder)
     for known, told in ((7, 7), (0, 0), (None, None), ("x", None)):
         facts = {"reliable_horizon": known}
-        client = make_client(load=lambda _, facts=facts: LastValue(replace(StubForecaster(), facts=facts)))
-        answer = client.post("/v1/forecast", json={"series": [series()], "horizon": 2}).json()
+        client = make_client(load=lambda _, facts=facts: LastValuePredictor(replace(StubModel(), facts=facts)))
+        answer = client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 2}).json()
         assert answer["model"].get("reliable_horizon") == told
         assert client.get("/v1/model").json()["model"].get("reliable_horizon") == told
         assert json.dumps(answer["model"])

@@ -24,10 +24,10 @@ from serving.deployment.slot import load_bundle
 from serving.forecasting import ndjson
 from serving.formats import arrow
 from serving.routes import openapi
-from tests.serving.conftest import Client, application
-from tests.serving.test_client import publish_real
+from tests.serving.conftest import AppClient, application_clients
+from tests.serving.test_client import publish_random_model
 
-EXAMPLES = 12  # of a kind, for each operation
+EXAMPLE_COUNT = 12  # of a kind, for each operation
 CHECKS = [
     status_code_conformance,
     content_type_conformance,
@@ -36,19 +36,19 @@ CHECKS = [
     negative_data_rejection,
 ]
 OPERATIONS = [(route.method.upper(), route.path) for route in openapi.ROUTES]
-ASKING = [(route.method.upper(), route.path) for route in openapi.ROUTES if route.asks]
+PROTECTED_OPERATIONS = [(route.method.upper(), route.path) for route in openapi.ROUTES if route.request_formats]
 
 
 @schemathesis.serializer(ndjson.MEDIA_TYPE, arrow.MEDIA_TYPE)
-def as_it_is(_: Any, value: Any) -> bytes:
+def serialize_text(_: Any, value: Any) -> bytes:
     """Bodies that the document calls text."""
     return value if isinstance(value, bytes) else str(value).encode()
 
 
-class World:
+class FuzzedApplication:
     """An application with a real model and keys, and its document as schemathesis reads it."""
 
-    def __init__(self, client: Client, key: str) -> None:
+    def __init__(self, client: AppClient, key: str) -> None:
         self.client = client
         self.auth = {"x-api-key": key}
         document = client.get("/docs.json", headers=self.auth).json()
@@ -68,17 +68,17 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def fuzzed_application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzedApplication]:
     folder: Path = tmp_path_factory.mktemp("slot")
-    publish_real(folder)
-    key = auth.new("fuzz", ["admin"], folder / "keys")
-    with application(folder) as make:
-        yield World(make(load=load_bundle, keys_file=folder / "keys", ledger="on"), key)
+    publish_random_model(folder)
+    key = auth.create_key("fuzz", ["admin"], folder / "keys")
+    with application_clients(folder) as make:
+        yield FuzzedApplication(make(load=load_bundle, keys_file=folder / "keys", ledger="on"), key)
 
 
-def bounded(test: Any) -> Any:
+def with_fuzz_settings(test: Any) -> Any:
     return settings(
-        max_examples=EXAMPLES,
+        max_examples=EXAMPLE_COUNT,
         derandomize=True,
         database=None,
         deadline=None,
@@ -88,11 +88,11 @@ def bounded(test: Any) -> Any:
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_requests_that_fit_the_document_are_answered_as_it_says(world: World, method: str, path: str) -> None:
-    @bounded
-    @given(case=world.schema[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
+def test_valid_requests_get_documented_responses(fuzzed_application: FuzzedApplication, method: str, path: str) -> None:
+    @with_fuzz_settings
+    @given(case=fuzzed_application.schema[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
     def check(case: Any) -> None:
-        answer = world.send(case, **world.auth)
+        answer = fuzzed_application.send(case, **fuzzed_application.auth)
         case.validate_response(answer, checks=CHECKS)
         if case.media_type in (None, "application/json"):  # text of any kind is no Arrow, and seldom lines
             assert answer.status_code in (200, 422, 504), (
@@ -102,25 +102,27 @@ def test_requests_that_fit_the_document_are_answered_as_it_says(world: World, me
     check()
 
 
-@pytest.mark.parametrize(("method", "path"), ASKING)
-def test_requests_that_do_not_fit_are_refused_as_it_says(world: World, method: str, path: str) -> None:
-    @bounded
-    @given(case=world.schema[path][method].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+@pytest.mark.parametrize(("method", "path"), PROTECTED_OPERATIONS)
+def test_invalid_requests_get_documented_errors(fuzzed_application: FuzzedApplication, method: str, path: str) -> None:
+    @with_fuzz_settings
+    @given(case=fuzzed_application.schema[path][method].as_strategy(generation_mode=GenerationMode.NEGATIVE))
     def check(case: Any) -> None:
-        case.validate_response(world.send(case, **world.auth), checks=CHECKS)
+        case.validate_response(fuzzed_application.send(case, **fuzzed_application.auth), checks=CHECKS)
 
     check()
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_nothing_but_what_is_open_answers_without_a_key(world: World, method: str, path: str) -> None:
+def test_only_public_routes_respond_without_a_key(
+    fuzzed_application: FuzzedApplication, method: str, path: str
+) -> None:
     is_open = next(route.scope is None for route in openapi.ROUTES if route.path == path)
 
-    @bounded
-    @given(case=world.schema[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
+    @with_fuzz_settings
+    @given(case=fuzzed_application.schema[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
     def check(case: Any) -> None:
         for headers in ({}, {"x-api-key": "fck_wrong"}, {"authorization": "Basic Zjpm"}):
-            answer = world.send(case, **headers)
+            answer = fuzzed_application.send(case, **headers)
             assert (answer.status_code == 401) is not is_open
             case.validate_response(answer, checks=CHECKS)
 

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forecaster.data.encoding import PLAIN
+from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.model import regressor
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Series
 from forecaster.spec import HeadSpec, NetworkSpec, Spec
-from tests.serving.conftest import Client, LastValue, MakeClient, StubForecaster, publish_stub
-from tests.serving.forecasting.test_covariates import ENCODING, learned, measured
-from tests.serving.routes.test_openapi import faults, schema_of
+from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, StubModel, publish_stub
+from tests.serving.forecasting.test_covariates import ENCODING, make_calibration, make_model
+from tests.serving.routes.test_openapi import response_schema, schema_violations
 
-SHORT = StubForecaster(spec=Spec(name="stub", context=3, horizon=2))
-INSTANCE: dict[str, Any] = {"start": "2009-11-01 00:00:00", "target": [4.0, 10.0, "NaN", None, 113.0]}
-FRAME = pd.DataFrame(
+SHORT_HORIZON_MODEL = StubModel(spec=Spec(name="stub", context=3, horizon=2))
+DEEPAR_INSTANCE: dict[str, Any] = {"start": "2009-11-01 00:00:00", "target": [4.0, 10.0, "NaN", None, 113.0]}
+MLFLOW_FRAME = pd.DataFrame(
     {
         "unique_id": ["b"] * 3 + ["a"] * 4,
         "ds": [*pd.date_range("2026-01-01", periods=3, freq="h"), *pd.date_range("2026-01-02", periods=4, freq="h")],
@@ -33,28 +33,29 @@ FRAME = pd.DataFrame(
 
 
 @pytest.fixture
-def client(slot_folder: Path, make_client: MakeClient) -> Client:
+def invocations_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
     publish_stub(slot_folder)
-    return make_client(load=lambda folder: LastValue(SHORT))
+    return make_client(load=lambda folder: LastValuePredictor(SHORT_HORIZON_MODEL))
 
 
-def invoke(client: Client, content: Any) -> Any:
+def post_invocation(client: AppClient, content: Any) -> Any:
     return client.post("/invocations", json=content)
 
 
-def split(frame: pd.DataFrame) -> Any:
+def dataframe_split(frame: pd.DataFrame) -> Any:
     """As mlflow.deployments and `mlflow models predict` write a frame."""
     return json.loads(frame.to_json(orient="split", index=False, date_format="iso"))
 
 
-def records(frame: pd.DataFrame) -> Any:
+def dataframe_records(frame: pd.DataFrame) -> Any:
     return json.loads(frame.to_json(orient="records", date_format="iso"))
 
 
-def test_an_instance_of_deepar_gets_what_its_configuration_asks(client: Client) -> None:
+def test_a_deepar_instance_gets_its_configured_outputs(invocations_client: AppClient) -> None:
     configuration = {"num_samples": 2, "output_types": ["mean", "quantiles", "samples"], "quantiles": ["0.5", "0.9"]}
-    answer = invoke(
-        client, {"instances": [INSTANCE, {**INSTANCE, "target": [1, 2, 3]}], "configuration": configuration}
+    answer = post_invocation(
+        invocations_client,
+        {"instances": [DEEPAR_INSTANCE, {**DEEPAR_INSTANCE, "target": [1, 2, 3]}], "configuration": configuration},
     )
     assert answer.status_code == 200, answer.text
     assert answer.json() == {
@@ -83,73 +84,85 @@ def test_an_instance_of_deepar_gets_what_its_configuration_asks(client: Client) 
         (None, {"mean", "quantiles"}),
     ],
 )
-def test_only_the_outputs_that_were_asked_for_are_there(client: Client, configuration: Any, names: set[str]) -> None:
-    asked = {"instances": [INSTANCE]} | ({"configuration": configuration} if configuration else {})
-    assert set(invoke(client, asked).json()["predictions"][0]) == names
+def test_only_requested_outputs_are_returned(
+    invocations_client: AppClient, configuration: Any, names: set[str]
+) -> None:
+    asked = {"instances": [DEEPAR_INSTANCE]} | ({"configuration": configuration} if configuration else {})
+    assert set(post_invocation(invocations_client, asked).json()["predictions"][0]) == names
 
 
-def test_categories_and_features_go_to_the_columns_of_the_model(slot_folder: Path, make_client: MakeClient) -> None:
+def test_categories_and_features_map_to_the_columns_of_the_model(slot_folder: Path, make_client: MakeClient) -> None:
     spec = Spec(
         name="wide", context=8, horizon=4, covariates=("promo",), static=("region",), network=NetworkSpec(hidden=8)
     )
     encoding = ENCODING.__class__(numeric={"promo": (0.0, 1.0)}, static={"region": ("0", "1")})
-    network = regressor.build(spec, seed=0, season=4, covariates=encoding.width, groups=encoding.sizes)
-    wide = Predictor(Forecaster(spec, "h", 4, pd.Timestamp("2026-01-01"), encoding, network, measured()))
+    network = regressor.build_network(
+        spec,
+        seed=0,
+        season=4,
+        num_covariates=encoding.num_covariates,
+        static_cardinalities=encoding.static_cardinalities,
+    )
+    wide = Predictor(FittedModel(spec, "h", 4, pd.Timestamp("2026-01-01"), encoding, network, make_calibration()))
     publish_stub(slot_folder)
     client = make_client(load=lambda folder: wide)
     y, promo = [float(value) for value in range(10)], [float(place % 2) for place in range(14)]
     instance = {"start": "2026-01-01 00:00:00", "target": y, "cat": [1], "dynamic_feat": [promo]}
-    [found] = invoke(client, {"instances": [instance]}).json()["predictions"]
+    [found] = post_invocation(client, {"instances": [instance]}).json()["predictions"]
     one = Series("a", pd.Timestamp("2026-01-01"), "h", np.array(y), {"promo": np.array(promo)}, static={"region": "1"})
     expected = wide.forecast(one, 4, levels=[0.1])
     np.testing.assert_allclose(found["mean"], expected.mean, rtol=1e-6)
     np.testing.assert_allclose(found["quantiles"]["0.1"], expected.quantiles[0.1], rtol=1e-6)
-    assert invoke(client, {"instances": [{**instance, "cat": 1}]}).json()["predictions"] == [found]
+    assert post_invocation(client, {"instances": [{**instance, "cat": 1}]}).json()["predictions"] == [found]
     for name in ("cat", "dynamic_feat"):
         lacking = {key: value for key, value in instance.items() if key != name}
-        answer = invoke(client, {"instances": [instance, lacking]})
+        answer = post_invocation(client, {"instances": [instance, lacking]})
         assert (answer.status_code, answer.json()["error"]["where"]) == (422, f"instances.1.{name}")
 
 
-def test_a_model_that_was_not_calibrated_answers_means_unless_quantiles_were_asked_for(
+def test_an_uncalibrated_model_returns_means_unless_quantiles_are_requested(
     slot_folder: Path, make_client: MakeClient
 ) -> None:
     spec = Spec(name="plain", context=3, horizon=2, network=NetworkSpec(hidden=4))
-    plain = Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), PLAIN, regressor.build(spec, seed=0))
+    plain = FittedModel(
+        spec, "h", 24, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, regressor.build_network(spec, seed=0)
+    )
     publish_stub(slot_folder)
     client = make_client(load=lambda folder: Predictor(plain))
-    assert set(invoke(client, {"instances": [INSTANCE]}).json()["predictions"][0]) == {"mean"}
-    asked = invoke(client, {"instances": [INSTANCE], "configuration": {"quantiles": ["0.5"]}})
+    assert set(post_invocation(client, {"instances": [DEEPAR_INSTANCE]}).json()["predictions"][0]) == {"mean"}
+    asked = post_invocation(client, {"instances": [DEEPAR_INSTANCE], "configuration": {"quantiles": ["0.5"]}})
     assert asked.json()["error"]["code"] == "level_out_of_range"
-    drawn = invoke(client, {"instances": [INSTANCE], "configuration": {"output_types": ["samples"]}})
+    drawn = post_invocation(client, {"instances": [DEEPAR_INSTANCE], "configuration": {"output_types": ["samples"]}})
     assert (drawn.status_code, drawn.json()["error"]["code"]) == (422, "bad_spec")
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        {"dataframe_split": split(FRAME)},
-        {"dataframe_split": {**split(FRAME), "index": list(range(7))}},
-        {"dataframe_records": records(FRAME)},
-        {"instances": records(FRAME)},
-        {"inputs": records(FRAME)},
-        {"inputs": json.loads(json.dumps({name: [row[name] for row in records(FRAME)] for name in FRAME}))},
+        {"dataframe_split": dataframe_split(MLFLOW_FRAME)},
+        {"dataframe_split": {**dataframe_split(MLFLOW_FRAME), "index": list(range(7))}},
+        {"dataframe_records": dataframe_records(MLFLOW_FRAME)},
+        {"instances": dataframe_records(MLFLOW_FRAME)},
+        {"inputs": dataframe_records(MLFLOW_FRAME)},
+        {
+            "inputs": json.loads(
+                json.dumps({name: [row[name] for row in dataframe_records(MLFLOW_FRAME)] for name in MLFLOW_FRAME})
+            )
+        },
     ],
 )
-def test_every_shape_of_mlflow_gets_a_row_for_each_step(client: Client, content: Any) -> None:
-    answer = invoke(client, {**content, "params": {"horizon": 1, "levels": [0.9, 0.1]}})
+def test_every_mlflow_format_gets_one_row_per_step(invocations_client: AppClient, content: Any) -> None:
+    answer = post_invocation(invocations_client, {**content, "params": {"horizon": 1, "levels": [0.9, 0.1]}})
     assert answer.status_code == 200, answer.text
     assert answer.json()["predictions"] == [
         {"unique_id": "b", "ds": "2026-01-01T03:00:00", "mean": 3.5, "0.1": 3.6, "0.9": 4.4},
         {"unique_id": "a", "ds": "2026-01-02T04:00:00", "mean": 4.0, "0.1": 4.1, "0.9": 4.9},
     ]
-    assert len(invoke(client, content).json()["predictions"]) == 4, "the model's own horizon"
+    assert len(post_invocation(invocations_client, content).json()["predictions"]) == 4, "the model's own horizon"
 
 
-def test_mlflow_frames_carry_covariates_and_what_is_known_ahead_of_them(
-    slot_folder: Path, make_client: MakeClient
-) -> None:
-    wide = Predictor(learned(calibration=measured()))
+def test_mlflow_frames_can_have_covariates_and_their_future_values(slot_folder: Path, make_client: MakeClient) -> None:
+    wide = Predictor(make_model(calibration=make_calibration()))
     publish_stub(slot_folder)
     client = make_client(load=lambda folder: wide)
     ds = pd.date_range("2026-01-01", periods=16, freq="h")
@@ -158,7 +171,7 @@ def test_mlflow_frames_carry_covariates_and_what_is_known_ahead_of_them(
     frame = pd.DataFrame(
         {"unique_id": "a", "ds": ds, "y": y + [None] * 4, "promo": promo, "weather": weather, "region": "north"}
     )
-    answer = invoke(client, {"dataframe_split": split(frame)})
+    answer = post_invocation(client, {"dataframe_split": dataframe_split(frame)})
     assert answer.status_code == 200, answer.text
     one = Series(
         "a",
@@ -178,55 +191,78 @@ def test_mlflow_frames_carry_covariates_and_what_is_known_ahead_of_them(
     [
         ({}, "invalid_request"),
         ({"instances": []}, "missing_column"),
-        ({"instances": [{**INSTANCE, "target": []}]}, "history_too_short"),
-        ({"instances": [{**INSTANCE, "start": "soon"}]}, "bad_stamp"),
-        ({"instances": [{**INSTANCE, "target": [1, "x", 3]}]}, "invalid_request"),
-        ({"instances": [{**INSTANCE, "target": [1, True, 3]}]}, "invalid_request"),
-        ({"instances": [{**INSTANCE, "other": 1}]}, "invalid_request"),
-        ({"instances": [INSTANCE], "configuration": {"quantiles": ["2"]}}, "invalid_request"),
-        ({"instances": [INSTANCE], "configuration": {"quantiles": [1.5]}}, "invalid_request"),
-        ({"instances": [INSTANCE], "configuration": {"num_samples": 0}}, "invalid_request"),
+        ({"instances": [{**DEEPAR_INSTANCE, "target": []}]}, "history_too_short"),
+        ({"instances": [{**DEEPAR_INSTANCE, "start": "soon"}]}, "bad_stamp"),
+        ({"instances": [{**DEEPAR_INSTANCE, "target": [1, "x", 3]}]}, "invalid_request"),
+        ({"instances": [{**DEEPAR_INSTANCE, "target": [1, True, 3]}]}, "invalid_request"),
+        ({"instances": [{**DEEPAR_INSTANCE, "other": 1}]}, "invalid_request"),
+        ({"instances": [DEEPAR_INSTANCE], "configuration": {"quantiles": ["2"]}}, "invalid_request"),
+        ({"instances": [DEEPAR_INSTANCE], "configuration": {"quantiles": [1.5]}}, "invalid_request"),
+        ({"instances": [DEEPAR_INSTANCE], "configuration": {"num_samples": 0}}, "invalid_request"),
         (
-            {"instances": [INSTANCE], "configuration": {"output_types": ["samples"], "num_samples": 9999}},
+            {"instances": [DEEPAR_INSTANCE], "configuration": {"output_types": ["samples"], "num_samples": 9999}},
             "too_many_samples",
         ),
-        ({"dataframe_split": split(FRAME), "dataframe_records": records(FRAME)}, "invalid_request"),
+        (
+            {"dataframe_split": dataframe_split(MLFLOW_FRAME), "dataframe_records": dataframe_records(MLFLOW_FRAME)},
+            "invalid_request",
+        ),
         ({"dataframe_split": {"columns": ["unique_id", "ds"], "data": [["a"], ["b", 1, 2]]}}, "invalid_request"),
-        ({"dataframe_split": split(FRAME.drop(columns="y"))}, "missing_column"),
-        ({"dataframe_records": records(FRAME.head(2))}, "history_too_short"),
+        ({"dataframe_split": dataframe_split(MLFLOW_FRAME.drop(columns="y"))}, "missing_column"),
+        ({"dataframe_records": dataframe_records(MLFLOW_FRAME.head(2))}, "history_too_short"),
         ({"dataframe_records": []}, "missing_column"),
         ({"inputs": {"unique_id": ["a"], "ds": []}}, "invalid_request"),
-        ({"dataframe_records": [*records(FRAME), {"unique_id": "c", "ds": 3, "y": 1}]}, "invalid_request"),
-        ({"dataframe_records": [*records(FRAME), {"unique_id": "c", "ds": None, "y": 1}]}, "invalid_request"),
+        (
+            {"dataframe_records": [*dataframe_records(MLFLOW_FRAME), {"unique_id": "c", "ds": 3, "y": 1}]},
+            "invalid_request",
+        ),
+        (
+            {"dataframe_records": [*dataframe_records(MLFLOW_FRAME), {"unique_id": "c", "ds": None, "y": 1}]},
+            "invalid_request",
+        ),
         ({"inputs": [[1, 2], [3, 4]]}, "invalid_request"),
-        ({"dataframe_split": split(FRAME), "params": {"horizon": 1001}}, "horizon_out_of_range"),
-        ({"dataframe_split": split(FRAME), "params": {"steps": 3}}, "invalid_request"),
+        ({"dataframe_split": dataframe_split(MLFLOW_FRAME), "params": {"horizon": 1001}}, "horizon_out_of_range"),
+        ({"dataframe_split": dataframe_split(MLFLOW_FRAME), "params": {"steps": 3}}, "invalid_request"),
     ],
 )
-def test_what_cannot_be_used_is_a_422_in_the_one_shape(client: Client, content: Any, code: str) -> None:
-    answer = invoke(client, content)
+def test_an_invalid_request_is_a_422_with_the_standard_error_body(
+    invocations_client: AppClient, content: Any, code: str
+) -> None:
+    answer = post_invocation(invocations_client, content)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
 
 
 @pytest.mark.parametrize(
-    "content", [{"instances": [INSTANCE]}, {"dataframe_split": split(FRAME)}, {"instances": [{"target": []}]}]
+    "content",
+    [
+        {"instances": [DEEPAR_INSTANCE]},
+        {"dataframe_split": dataframe_split(MLFLOW_FRAME)},
+        {"instances": [{"target": []}]},
+    ],
 )
-def test_invocations_are_as_the_document_says(client: Client, content: Any) -> None:
-    document = client.get("/docs.json").json()
-    answer = invoke(client, content)
-    assert faults(answer.json(), schema_of(document, "post", "/invocations", answer.status_code), document) == []
+def test_invocations_conform_to_the_openapi_document(invocations_client: AppClient, content: Any) -> None:
+    document = invocations_client.get("/docs.json").json()
+    answer = post_invocation(invocations_client, content)
+    assert (
+        schema_violations(
+            answer.json(), response_schema(document, "post", "/invocations", answer.status_code), document
+        )
+        == []
+    )
 
 
-def test_ping_says_whether_there_is_a_model(client: Client, tmp_path: Path) -> None:
-    assert client.get("/ping").status_code == 200
+def test_ping_reports_whether_a_model_is_deployed(invocations_client: AppClient, tmp_path: Path) -> None:
+    assert invocations_client.get("/ping").status_code == 200
 
 
 def test_ping_without_a_model_is_a_503(make_client: MakeClient) -> None:
     client = make_client()
-    assert client.get("/ping").status_code == invoke(client, {"instances": [INSTANCE]}).status_code == 503
+    assert (
+        client.get("/ping").status_code == post_invocation(client, {"instances": [DEEPAR_INSTANCE]}).status_code == 503
+    )
 
 
-CELLS = (
+FRAME_CELLS = (
     st.none()
     | st.integers(-5, 5)
     | st.floats(allow_nan=False, allow_infinity=False)
@@ -236,17 +272,24 @@ CELLS = (
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.fixed_dictionaries({"unique_id": CELLS, "ds": CELLS, "y": CELLS}, optional={"x": CELLS}), max_size=5),
+    st.lists(
+        st.fixed_dictionaries(
+            {"unique_id": FRAME_CELLS, "ds": FRAME_CELLS, "y": FRAME_CELLS}, optional={"x": FRAME_CELLS}
+        ),
+        max_size=5,
+    ),
     st.sampled_from(["dataframe_records", "instances", "inputs"]),
 )
-def test_no_frame_whatever_is_a_5xx(client: Client, rows: list[dict[str, Any]], name: str) -> None:
-    assert invoke(client, {name: rows}).status_code in (200, 422)
+def test_no_frame_causes_a_5xx(invocations_client: AppClient, rows: list[dict[str, Any]], name: str) -> None:
+    assert post_invocation(invocations_client, {name: rows}).status_code in (200, 422)
 
 
-def test_samples_over_http_are_those_of_the_library(slot_folder: Path, make_client: MakeClient) -> None:
+def test_samples_over_http_equal_those_of_the_library(slot_folder: Path, make_client: MakeClient) -> None:
     spec = Spec(name="drawn", context=8, horizon=4, head=HeadSpec(kind="gaussian"), network=NetworkSpec(hidden=8))
     drawing = Predictor(
-        Forecaster(spec, "h", 24, pd.Timestamp("2026-01-01"), PLAIN, regressor.build(spec, seed=0, season=24))
+        FittedModel(
+            spec, "h", 24, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, regressor.build_network(spec, seed=0, season=24)
+        )
     )
     publish_stub(slot_folder)
     client = make_client(load=lambda folder: drawing)
@@ -254,7 +297,7 @@ def test_samples_over_http_are_those_of_the_library(slot_folder: Path, make_clie
     rows = [{"id": name, "start": "2026-01-01", "freq": "h", "y": y} for name in "ab"]
     answer = client.post("/v1/forecast", json={"series": rows, "horizon": 5, "samples": 7, "seed": 3})
     one = Series("a", pd.Timestamp("2026-01-01"), "h", np.array(y))
-    [paths] = drawing.sample_each([one], 5, paths=7, seed=3)
+    [paths] = drawing.sample_batch([one], 5, paths=7, seed=3)
     first, second = (np.array(found["samples"]) for found in answer.json()["forecasts"])
     assert isinstance(drawing.forecast(one, 5), Forecast)
     np.testing.assert_allclose(first, paths, rtol=1e-6)

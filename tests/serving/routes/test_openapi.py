@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from serving.errors import CODES
+from serving.errors import ERROR_CODES
 from serving.settings import Settings
-from tests.serving.conftest import Client, MakeClient, publish_stub, series
+from tests.serving.conftest import AppClient, MakeClient, publish_stub, series_payload
 
-KINDS: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
-KINDS |= {"integer": int, "number": (int, float)}
+JSON_TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
+JSON_TYPES |= {"integer": int, "number": (int, float)}
 
 
-def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], place: str = "$") -> list[str]:
+def schema_violations(value: Any, schema: dict[str, Any], document: dict[str, Any], location: str = "$") -> list[str]:
     """What of a value its JSON schema does not allow: the keywords that pydantic writes for us, and no others."""
     known = {"$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf", "const"}
     known |= {
@@ -30,68 +30,70 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], place: 
         "maxItems",
     }
     known |= {"uniqueItems", "pattern", "maxProperties", "propertyNames", "title", "description", "default", "examples"}
-    assert set(schema) <= known, f"{place}: keywords {set(schema) - known} are not checked here"
+    assert set(schema) <= known, f"{location}: keywords {set(schema) - known} are not checked here"
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/components/schemas/")
-        return faults(value, document["components"]["schemas"][name], document, place)
+        return schema_violations(value, document["components"]["schemas"][name], document, location)
     for keyword in ("anyOf", "oneOf"):
         if keyword in schema:
-            fitting = [one for one in schema[keyword] if not faults(value, one, document, place)]
+            fitting = [one for one in schema[keyword] if not schema_violations(value, one, document, location)]
             ok = len(fitting) == 1 if keyword == "oneOf" else bool(fitting)
-            return [] if ok else [f"{place}: {len(fitting)} of {keyword} fit"]
+            return [] if ok else [f"{location}: {len(fitting)} of {keyword} fit"]
     kind = schema.get("type")
-    if kind and (not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean")):
-        return [f"{place}: {value!r} is no {kind}"]
+    if kind and (not isinstance(value, JSON_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return [f"{location}: {value!r} is no {kind}"]
     found: list[str] = []
     if "const" in schema and value != schema["const"]:
-        found.append(f"{place}: {value!r}")
+        found.append(f"{location}: {value!r}")
     if kind in ("integer", "number"):
         above, below = schema.get("exclusiveMinimum", float("-inf")), schema.get("exclusiveMaximum", float("inf"))
         if value < schema.get("minimum", value) or not above < value < below:
-            found.append(f"{place}: {value} is out of range")
+            found.append(f"{location}: {value} is out of range")
     if kind in ("string", "array"):
         least = schema.get("minLength", schema.get("minItems", 0))
         if not least <= len(value) <= schema.get("maxLength", schema.get("maxItems", len(value))):
-            found.append(f"{place}: length {len(value)}")
+            found.append(f"{location}: length {len(value)}")
     if kind == "string" and not re.search(schema.get("pattern", "").replace("$", r"\Z"), value):
-        found.append(f"{place}: {value!r} does not match")
+        found.append(f"{location}: {value!r} does not match")
     if kind == "array":
         if schema.get("uniqueItems") and len(set(value)) != len(value):
-            found.append(f"{place}: an item twice")
+            found.append(f"{location}: an item twice")
         for index, item in enumerate(value):
-            found += faults(item, schema.get("items", {}), document, f"{place}.{index}")
+            found += schema_violations(item, schema.get("items", {}), document, f"{location}.{index}")
     if kind == "object":
         if len(value) > schema.get("maxProperties", len(value)):
-            found.append(f"{place}: {len(value)} properties")
+            found.append(f"{location}: {len(value)} properties")
         properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
-        found += [f"{place}: {name} is missing" for name in schema.get("required", []) if name not in value]
+        found += [f"{location}: {name} is missing" for name in schema.get("required", []) if name not in value]
         for name, item in value.items():
-            found += faults(name, {"type": "string", **schema.get("propertyNames", {})}, document, f"{place}.{name}")
+            found += schema_violations(
+                name, {"type": "string", **schema.get("propertyNames", {})}, document, f"{location}.{name}"
+            )
             if name in properties:
-                found += faults(item, properties[name], document, f"{place}.{name}")
+                found += schema_violations(item, properties[name], document, f"{location}.{name}")
             elif others is False:
-                found.append(f"{place}: {name} is unknown")
+                found.append(f"{location}: {name} is unknown")
             elif isinstance(others, dict):
-                found += faults(item, others, document, f"{place}.{name}")
+                found += schema_violations(item, others, document, f"{location}.{name}")
     return found
 
 
-def schema_of(document: dict[str, Any], method: str, path: str, status: int) -> dict[str, Any]:
+def response_schema(document: dict[str, Any], method: str, path: str, status: int) -> dict[str, Any]:
     answers = document["paths"][path][method.lower()]["responses"]
     schema: dict[str, Any] = answers[str(status)]["content"]["application/json"]["schema"]
     return schema
 
 
-GOOD = {"series": [series(), series(id="b", y=[1.0])], "horizon": 2}
-STAMPED = {
+GOOD_REQUEST = {"series": [series_payload(), series_payload(id="b", y=[1.0])], "horizon": 2}
+TIMESTAMPS_REQUEST = {
     "series": [{"id": "a", "ds": [f"2026-01-01T0{hour}:00" for hour in range(4)], "y": [1, 2, None, 4]}],
     "horizon": 30,
 }
-COLUMNS: dict[str, Any] = {
+COLUMNS_REQUEST: dict[str, Any] = {
     "columns": {"id": ["a", "b"], "start": ["2026-01-01"] * 2, "freq": "h", "y": [[1, 2, None, 4], [1]]},
     "horizon": 3,
 }
-NUMBERED = {
+INTEGER_STEPS_REQUEST = {
     "series": [
         {"id": "a", "start": 17, "freq": 1, "y": [1, 2, None, 4]},
         {"id": "b", "start": -3, "freq": "1", "y": [1, 2, 3]},
@@ -106,128 +108,134 @@ NUMBERED = {
 @pytest.mark.parametrize(
     ("method", "path", "content", "status"),
     [
-        ("POST", "/v1/forecast", GOOD, 200),
-        ("POST", "/v1/forecast", STAMPED, 200),
-        ("POST", "/v1/forecast", NUMBERED, 200),
-        ("POST", "/v1/forecast", COLUMNS, 200),
-        ("POST", "/v1/forecast", {**GOOD, "levels": [0.9, 0.1], "samples": 2}, 200),
-        ("POST", "/v1/forecast", {**COLUMNS, "levels": [0.9, 0.1], "samples": 2}, 200),
-        ("POST", "/v1/forecast", {"series": [series(y=[])], "horizon": 2}, 422),
+        ("POST", "/v1/forecast", GOOD_REQUEST, 200),
+        ("POST", "/v1/forecast", TIMESTAMPS_REQUEST, 200),
+        ("POST", "/v1/forecast", INTEGER_STEPS_REQUEST, 200),
+        ("POST", "/v1/forecast", COLUMNS_REQUEST, 200),
+        ("POST", "/v1/forecast", {**GOOD_REQUEST, "levels": [0.9, 0.1], "samples": 2}, 200),
+        ("POST", "/v1/forecast", {**COLUMNS_REQUEST, "levels": [0.9, 0.1], "samples": 2}, 200),
+        ("POST", "/v1/forecast", {"series": [series_payload(y=[])], "horizon": 2}, 422),
         ("POST", "/v1/forecast", {"series": [], "horizon": 2}, 422),
-        ("POST", "/v1/forecast", {"series": [series()], "horizon": 501}, 422),
+        ("POST", "/v1/forecast", {"series": [series_payload()], "horizon": 501}, 422),
         ("GET", "/v1/forecast", None, 405),
         ("GET", "/v1/model", None, 200),
         ("GET", "/livez", None, 200),
         ("GET", "/readyz", None, 200),
     ],
 )
-def test_answers_are_as_the_document_says(client: Client, method: str, path: str, content: Any, status: int) -> None:
+def test_responses_conform_to_the_openapi_document(
+    client: AppClient, method: str, path: str, content: Any, status: int
+) -> None:
     document = client.get("/docs.json").json()
     answer = client.request(method, path, json=content)
     assert answer.status_code == status, answer.text
     documented = "post" if path == "/v1/forecast" else "get"
-    assert faults(answer.json(), schema_of(document, documented, path, status), document) == []
+    assert schema_violations(answer.json(), response_schema(document, documented, path, status), document) == []
 
 
 @pytest.mark.parametrize("path", ["/v1/model", "/readyz"])
-def test_the_answer_without_a_model_is_as_the_document_says(make_client: MakeClient, path: str) -> None:
+def test_the_response_without_a_model_conforms_to_the_openapi_document(make_client: MakeClient, path: str) -> None:
     client = make_client()
     document = client.get("/docs.json").json()
     answer = client.get(path)
     assert answer.status_code == 503
-    assert faults(answer.json(), schema_of(document, "get", path, 503), document) == []
+    assert schema_violations(answer.json(), response_schema(document, "get", path, 503), document) == []
 
 
 @pytest.mark.parametrize(
-    ("content", "taken"),
+    ("content", "accepted"),
     [
-        (GOOD, True),
-        (STAMPED, True),
-        (NUMBERED, True),
-        ({"series": [series(start=17.0), series()], "horizon": 2}, False),
-        ({"series": [series(start=True), series()], "horizon": 2}, False),
-        ({"series": [series(start=[17]), series()], "horizon": 2}, False),
-        ({"series": [series(freq=1.0), series()], "horizon": 2}, False),
-        ({"series": [series(freq=None), series()], "horizon": 2}, False),
-        ({"series": [{"id": "a", "ds": [1, "2"], "y": [1, 2]}, series()], "horizon": 2}, False),
-        ({"series": [{"id": "a", "ds": [1.0, 2.0], "y": [1, 2]}, series()], "horizon": 2}, False),
-        ({"series": [{"id": "a", "ds": ["1", 2], "y": [1, 2]}, series()], "horizon": 2}, False),
-        ({"series": [{"id": "a", "ds": [], "y": []}, series()], "horizon": 2}, True),
-        ({"series": [{"id": "a", "ds": [1, 2], "y": [1, 2], "freq": None}, series()], "horizon": 2}, True),
+        (GOOD_REQUEST, True),
+        (TIMESTAMPS_REQUEST, True),
+        (INTEGER_STEPS_REQUEST, True),
+        ({"series": [series_payload(start=17.0), series_payload()], "horizon": 2}, False),
+        ({"series": [series_payload(start=True), series_payload()], "horizon": 2}, False),
+        ({"series": [series_payload(start=[17]), series_payload()], "horizon": 2}, False),
+        ({"series": [series_payload(freq=1.0), series_payload()], "horizon": 2}, False),
+        ({"series": [series_payload(freq=None), series_payload()], "horizon": 2}, False),
+        ({"series": [{"id": "a", "ds": [1, "2"], "y": [1, 2]}, series_payload()], "horizon": 2}, False),
+        ({"series": [{"id": "a", "ds": [1.0, 2.0], "y": [1, 2]}, series_payload()], "horizon": 2}, False),
+        ({"series": [{"id": "a", "ds": ["1", 2], "y": [1, 2]}, series_payload()], "horizon": 2}, False),
+        ({"series": [{"id": "a", "ds": [], "y": []}, series_payload()], "horizon": 2}, True),
+        ({"series": [{"id": "a", "ds": [1, 2], "y": [1, 2], "freq": None}, series_payload()], "horizon": 2}, True),
         ({"series": [], "horizon": 2}, False),
-        ({"series": [series()], "horizon": 0}, False),
-        ({"series": [series()], "horizon": 1.5}, False),
-        ({"series": [series(y=["1"])], "horizon": 2}, False),
-        ({"series": [series(y=[True])], "horizon": 2}, False),
-        ({"series": [series(ds=["2026-01-01"])], "horizon": 2}, False),
-        ({"series": [series()], "horizon": 2, "levels": []}, True),
-        ({"series": [series()], "horizon": 2, "levels": [0.1, 0.5]}, True),
-        ({"series": [series()], "horizon": 2, "levels": [0.1, 0.1]}, False),
-        ({"series": [series()], "horizon": 2, "levels": [0]}, False),
-        ({"series": [series()], "horizon": 2, "levels": [1]}, False),
-        ({"series": [series()], "horizon": 2, "levels": [place / 101 for place in range(1, 101)]}, False),
-        ({"series": [series()], "horizon": 2, "samples": 3, "seed": 7}, True),
-        ({"series": [series()], "horizon": 2, "samples": -1}, False),
-        ({"series": [series()], "horizon": 2, "samples": 1.5}, False),
-        ({"series": [series()], "horizon": 2, "seed": -1}, False),
-        ({"series": [series()], "horizon": 2, "seed": 2**63}, False),
-        (COLUMNS, True),
-        ({**COLUMNS, "levels": [0.1]}, True),
-        ({**COLUMNS, "columns": {**COLUMNS["columns"], "freq": None}}, False),
-        ({**COLUMNS, "columns": {**COLUMNS["columns"], "start": "2026-01-01"}}, False),
-        ({**COLUMNS, "columns": {**COLUMNS["columns"], "other": []}}, False),
-        ({**COLUMNS, "columns": {**COLUMNS["columns"], "y": [1.0, 2.0]}}, False),
-        ({**COLUMNS, "series": [series()]}, False),
-        ({"series": [series(covariates={"a": [1, 2.5, 3, 4, 5]}, static={"b": ""})], "horizon": 2}, True),
-        ({"series": [series(covariates={"a": ["x"] * 5})], "horizon": 2}, True),
-        ({"series": [series(channels={"a": [1, None, 2.5]})], "horizon": 2}, True),
-        ({"series": [series(channels={"a": ["x", "x", "x"]})], "horizon": 2}, False),
-        ({"series": [series(channels={str(name): [1] * 3 for name in range(65)})], "horizon": 2}, False),
-        ({"series": [series(covariates={"a": ["x", 1, "x", "x", "x"]})], "horizon": 2}, False),
-        ({"series": [series(covariates={"": [1] * 5})], "horizon": 2}, False),
-        ({"series": [series(covariates={str(name): [1] * 5 for name in range(65)})], "horizon": 2}, False),
-        ({"series": [series(static={"b": 1})], "horizon": 2}, False),
-        ({"series": [series(static={"b" * 201: "x"})], "horizon": 2}, False),
+        ({"series": [series_payload()], "horizon": 0}, False),
+        ({"series": [series_payload()], "horizon": 1.5}, False),
+        ({"series": [series_payload(y=["1"])], "horizon": 2}, False),
+        ({"series": [series_payload(y=[True])], "horizon": 2}, False),
+        ({"series": [series_payload(ds=["2026-01-01"])], "horizon": 2}, False),
+        ({"series": [series_payload()], "horizon": 2, "levels": []}, True),
+        ({"series": [series_payload()], "horizon": 2, "levels": [0.1, 0.5]}, True),
+        ({"series": [series_payload()], "horizon": 2, "levels": [0.1, 0.1]}, False),
+        ({"series": [series_payload()], "horizon": 2, "levels": [0]}, False),
+        ({"series": [series_payload()], "horizon": 2, "levels": [1]}, False),
+        ({"series": [series_payload()], "horizon": 2, "levels": [place / 101 for place in range(1, 101)]}, False),
+        ({"series": [series_payload()], "horizon": 2, "samples": 3, "seed": 7}, True),
+        ({"series": [series_payload()], "horizon": 2, "samples": -1}, False),
+        ({"series": [series_payload()], "horizon": 2, "samples": 1.5}, False),
+        ({"series": [series_payload()], "horizon": 2, "seed": -1}, False),
+        ({"series": [series_payload()], "horizon": 2, "seed": 2**63}, False),
+        (COLUMNS_REQUEST, True),
+        ({**COLUMNS_REQUEST, "levels": [0.1]}, True),
+        ({**COLUMNS_REQUEST, "columns": {**COLUMNS_REQUEST["columns"], "freq": None}}, False),
+        ({**COLUMNS_REQUEST, "columns": {**COLUMNS_REQUEST["columns"], "start": "2026-01-01"}}, False),
+        ({**COLUMNS_REQUEST, "columns": {**COLUMNS_REQUEST["columns"], "other": []}}, False),
+        ({**COLUMNS_REQUEST, "columns": {**COLUMNS_REQUEST["columns"], "y": [1.0, 2.0]}}, False),
+        ({**COLUMNS_REQUEST, "series": [series_payload()]}, False),
+        ({"series": [series_payload(covariates={"a": [1, 2.5, 3, 4, 5]}, static={"b": ""})], "horizon": 2}, True),
+        ({"series": [series_payload(covariates={"a": ["x"] * 5})], "horizon": 2}, True),
+        ({"series": [series_payload(channels={"a": [1, None, 2.5]})], "horizon": 2}, True),
+        ({"series": [series_payload(channels={"a": ["x", "x", "x"]})], "horizon": 2}, False),
+        ({"series": [series_payload(channels={str(name): [1] * 3 for name in range(65)})], "horizon": 2}, False),
+        ({"series": [series_payload(covariates={"a": ["x", 1, "x", "x", "x"]})], "horizon": 2}, False),
+        ({"series": [series_payload(covariates={"": [1] * 5})], "horizon": 2}, False),
+        ({"series": [series_payload(covariates={str(name): [1] * 5 for name in range(65)})], "horizon": 2}, False),
+        ({"series": [series_payload(static={"b": 1})], "horizon": 2}, False),
+        ({"series": [series_payload(static={"b" * 201: "x"})], "horizon": 2}, False),
         ({"series": [{"id": "a", "y": [1.0]}], "horizon": 2}, False),
-        ({"series": [series(id="Bär 7 \u00a0é")], "horizon": 2}, True),
-        ({"series": [series(id="a\x00b")], "horizon": 2}, False),
-        ({"series": [series(id="a\n")], "horizon": 2}, False),
-        ({"series": [series()], "horizon": 2, "deadline_ms": 60_000}, True),
-        ({"series": [series()], "horizon": 2, "deadline_ms": 0}, False),
-        ({"series": [series()], "horizon": 2, "deadline_ms": 2.5}, False),
+        ({"series": [series_payload(id="Bär 7 \u00a0é")], "horizon": 2}, True),
+        ({"series": [series_payload(id="a\x00b")], "horizon": 2}, False),
+        ({"series": [series_payload(id="a\n")], "horizon": 2}, False),
+        ({"series": [series_payload()], "horizon": 2, "deadline_ms": 60_000}, True),
+        ({"series": [series_payload()], "horizon": 2, "deadline_ms": 0}, False),
+        ({"series": [series_payload()], "horizon": 2, "deadline_ms": 2.5}, False),
     ],
 )
-def test_the_document_takes_the_requests_that_the_server_takes(client: Client, content: Any, taken: bool) -> None:
+def test_the_openapi_document_accepts_the_requests_that_the_server_accepts(
+    client: AppClient, content: Any, accepted: bool
+) -> None:
     document = client.get("/docs.json").json()
     schema = document["paths"]["/v1/forecast"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert (faults(content, schema, document) == []) is taken
-    assert (client.post("/v1/forecast", json=content).status_code == 200) is taken
+    assert (schema_violations(content, schema, document) == []) is accepted
+    assert (client.post("/v1/forecast", json=content).status_code == 200) is accepted
 
 
-def test_every_route_and_every_code_is_documented(client: Client) -> None:
+def test_every_route_and_every_code_is_documented(client: AppClient) -> None:
     document = client.get("/docs.json").json()
     assert document["openapi"].startswith("3.1")
     told = str(document["paths"])
-    assert [code for code in CODES if f"`{code}`" not in told] == []
+    assert [code for code in ERROR_CODES if f"`{code}`" not in told] == []
     for path, operations in document["paths"].items():
         for method in operations:
             answer = client.request(method.upper(), path, json={} if method == "post" else None)
             assert answer.status_code != 404 or answer.json()["error"]["code"] == "ledger_off"
 
 
-def test_the_model_in_use_is_described(client: Client) -> None:
+def test_the_deployed_model_is_described(client: AppClient) -> None:
     answer = client.get("/v1/model").json()
     assert (answer["freq"], answer["season"], answer["cutoff"]) == ("h", 24, "2026-01-01T00:00:00")
     assert (answer["spec"]["context"], answer["facts"]["scores"], answer["card"]) == (3, {"mase": 1.0}, "# A stub\n")
 
 
-def test_answers_of_numbered_steps_are_as_the_document_says(slot_folder: Path, make_client: MakeClient) -> None:
+def test_responses_with_integer_steps_conform_to_the_openapi_document(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
     publish_stub(slot_folder, freq="1")
     client = make_client()
     document = client.get("/docs.json").json()
-    answer = client.post("/v1/forecast", json=NUMBERED)
+    answer = client.post("/v1/forecast", json=INTEGER_STEPS_REQUEST)
     assert answer.status_code == 200
-    assert faults(answer.json(), schema_of(document, "post", "/v1/forecast", 200), document) == []
+    assert schema_violations(answer.json(), response_schema(document, "post", "/v1/forecast", 200), document) == []
     assert [one.get("ds") for one in answer.json()["forecasts"]] == [
         [21, 22, 23],
         [0, 1, 2],
@@ -237,8 +245,8 @@ def test_answers_of_numbered_steps_are_as_the_document_says(slot_folder: Path, m
     ]
 
 
-def test_requests_are_counted_by_route_and_status_and_never_by_path(client: Client) -> None:
-    client.post("/v1/forecast", json=GOOD)
+def test_requests_are_counted_by_route_and_status_and_never_by_path(client: AppClient) -> None:
+    client.post("/v1/forecast", json=GOOD_REQUEST)
     for number in range(20):
         client.get(f"/nowhere/{number}")
     text = client.get("/metrics").text
@@ -249,15 +257,15 @@ def test_requests_are_counted_by_route_and_status_and_never_by_path(client: Clie
     assert "nowhere" not in text
 
 
-def test_settings_come_from_the_environment_and_go_back_into_it(tmp_path: Path) -> None:
-    settings = Settings.read(
+def test_settings_round_trip_through_the_environment(tmp_path: Path) -> None:
+    settings = Settings.from_environment(
         {"FORECASTER_SERVING_PORT": "4000", "FORECASTER_SERVING_SLOT": str(tmp_path), "PATH": "/bin"}
     )
     assert (settings.port, settings.slot, str(settings.host)) == (4000, tmp_path, "127.0.0.1")
-    assert Settings.read(settings.environment()) == settings
+    assert Settings.from_environment(settings.to_environment()) == settings
 
 
 @pytest.mark.parametrize("variable", ["PROT", "PORT", "HOST", "WORKERS"])
-def test_a_setting_that_is_none_is_refused(variable: str) -> None:
+def test_an_invalid_setting_is_rejected(variable: str) -> None:
     with pytest.raises(ValueError, match=variable.lower()):
-        Settings.read({f"FORECASTER_SERVING_{variable}": "nonsense"})
+        Settings.from_environment({f"FORECASTER_SERVING_{variable}": "nonsense"})

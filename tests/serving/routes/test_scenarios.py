@@ -12,13 +12,13 @@ import pytest
 
 from forecaster.prediction.predictor import Predictor
 from tests.factories import make_spec
-from tests.forecaster.prediction.test_carry import COLUMNS, ENCODING, history, learned
-from tests.serving.conftest import Client, LastValue, MakeClient, StubForecaster, publish_stub, series
-from tests.serving.formats.test_state_token import asked
-from tests.serving.routes.test_openapi import faults, schema_of
+from tests.forecaster.prediction.test_carry import COLUMNS, ENCODING, make_history, make_model
+from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, StubModel, publish_stub, series_payload
+from tests.serving.formats.test_state_token import series_request
+from tests.serving.routes.test_openapi import response_schema, schema_violations
 
 STEPS, HORIZON = 60, 5
-SKY = ["rain", "sun", "hail", "rain", "rain"]
+SKY_VALUES = ["rain", "sun", "hail", "rain", "rain"]
 SCENARIOS: list[dict[str, Any]] = [
     {"name": "as planned", "covariates": {}},
     {"name": "no promotion", "covariates": {"promo": [0.0] * HORIZON}},
@@ -27,32 +27,34 @@ SCENARIOS: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def serve(slot_folder: Path, make_client: MakeClient) -> Callable[..., Client]:
+def serve_random_model(slot_folder: Path, make_client: MakeClient) -> Callable[..., AppClient]:
     """Serves a network that reads covariates."""
 
-    def start(**fields: Any) -> Client:
+    def start(**fields: Any) -> AppClient:
         publish_stub(slot_folder)
-        forecaster = learned(encoding=ENCODING, **COLUMNS, **fields)
+        forecaster = make_model(encoding=ENCODING, **COLUMNS, **fields)
         if fields.get("members"):
-            forecaster = replace(forecaster, others=(learned(encoding=ENCODING, **COLUMNS, **fields).network,) * 2)
-            forecaster.others[0].output.bias.data.add_(0.5)
+            forecaster = replace(
+                forecaster, other_networks=(make_model(encoding=ENCODING, **COLUMNS, **fields).network,) * 2
+            )
+            forecaster.other_networks[0].output.bias.data.add_(0.5)
         return make_client(load=lambda _: Predictor(forecaster))
 
     return start
 
 
-def post(client: Client, item: dict[str, Any], scenarios: Any = SCENARIOS, **ask: Any) -> Any:
-    content = {"series": item, "scenarios": scenarios, "horizon": HORIZON, **ask}
+def post_scenarios(client: AppClient, item: dict[str, Any], scenarios: Any = SCENARIOS, **options: Any) -> Any:
+    content = {"series": item, "scenarios": scenarios, "horizon": HORIZON, **options}
     return client.post("/v1/scenarios", json=content)
 
 
-def alone(client: Client, item: dict[str, Any], scenario: dict[str, Any], **ask: Any) -> Any:
+def forecast_alone(client: AppClient, item: dict[str, Any], scenario: dict[str, Any], **options: Any) -> Any:
     """The forecast of a scenario asked for in the usual way."""
     given = {
         name: values[:STEPS] + scenario["covariates"].get(name, values[STEPS:])
         for name, values in item["covariates"].items()
     }
-    content = {"series": [{**item, "covariates": given}], "horizon": HORIZON, **ask}
+    content = {"series": [{**item, "covariates": given}], "horizon": HORIZON, **options}
     return client.post("/v1/forecast", json=content).json()["forecasts"][0]
 
 
@@ -65,13 +67,17 @@ def alone(client: Client, item: dict[str, Any], scenario: dict[str, Any], **ask:
         {"head": {"kind": "student_t"}, "segment": 4},
     ],
 )
-def test_every_scenario_is_answered_as_a_request_of_its_own(
-    serve: Callable[..., Client], fields: dict[str, Any]
+def test_every_scenario_equals_a_separate_request(
+    serve_random_model: Callable[..., AppClient], fields: dict[str, Any]
 ) -> None:
-    client, item, ask = serve(**fields), asked(history(), until=STEPS), {"levels": [0.1, 0.9], "samples": 7, "seed": 3}
-    found = post(client, item, **ask).json()["scenarios"]
+    client, item, ask = (
+        serve_random_model(**fields),
+        series_request(make_history(), end=STEPS),
+        {"levels": [0.1, 0.9], "samples": 7, "seed": 3},
+    )
+    found = post_scenarios(client, item, **ask).json()["scenarios"]
     for one, scenario in zip(found, SCENARIOS, strict=True):
-        expected = alone(client, item, scenario, **ask)
+        expected = forecast_alone(client, item, scenario, **ask)
         assert (one["name"], one["ds"], one["warnings"]) == (scenario["name"], expected["ds"], expected["warnings"])
         np.testing.assert_allclose(one["mean"], expected["mean"], rtol=1e-5)
         np.testing.assert_allclose(one["samples"], expected["samples"], rtol=1e-5)
@@ -82,11 +88,11 @@ def test_every_scenario_is_answered_as_a_request_of_its_own(
     np.testing.assert_allclose(found[2]["difference"], means[2] - means[0], atol=1e-12)
 
 
-def test_noise_is_common_to_all_scenarios(serve: Callable[..., Client]) -> None:
-    client, item = serve(head={"kind": "gaussian"}), asked(history(), until=STEPS)
+def test_all_scenarios_share_their_noise(serve_random_model: Callable[..., AppClient]) -> None:
+    client, item = serve_random_model(head={"kind": "gaussian"}), series_request(make_history(), end=STEPS)
     twins = [SCENARIOS[1], {**SCENARIOS[1], "name": "again"}, SCENARIOS[2]]
     one, again, other = (
-        np.array(each["samples"]) for each in post(client, item, twins, samples=50).json()["scenarios"]
+        np.array(each["samples"]) for each in post_scenarios(client, item, twins, samples=50).json()["scenarios"]
     )
     np.testing.assert_array_equal(one, again)
     apart = (other - one)[:, 0]
@@ -94,43 +100,43 @@ def test_noise_is_common_to_all_scenarios(serve: Callable[..., Client]) -> None:
     assert abs(apart.mean()) > 0
 
 
-def test_the_history_is_read_once(serve: Callable[..., Client]) -> None:
-    client, rows = serve(), []
+def test_the_history_is_read_once(serve_random_model: Callable[..., AppClient]) -> None:
+    client, rows = serve_random_model(), []
     assert client.slot.current is not None
     predictor: Any = client.slot.current.predictor
     predictor.network.recurrent.register_forward_pre_hook(lambda _, given: rows.append(tuple(given[0].shape[:2])))
-    post(client, asked(history(), until=STEPS))
+    post_scenarios(client, series_request(make_history(), end=STEPS))
     assert rows[0] == (1, 16), "one row, the context"
     assert set(rows[1:]) == {(3, 1)}, "and from there on a row for each scenario"
 
 
-def test_scenarios_go_on_from_a_state(serve: Callable[..., Client]) -> None:
-    client, whole = serve(), history()
-    item = asked(whole, until=STEPS)
-    expected = post(client, item, return_state=True).json()
+def test_scenarios_resume_from_a_state_token(serve_random_model: Callable[..., AppClient]) -> None:
+    client, whole = serve_random_model(), make_history()
+    item = series_request(whole, end=STEPS)
+    expected = post_scenarios(client, item, return_state=True).json()
     state = client.post(
-        "/v1/forecast", json={"series": [asked(whole, until=50)], "horizon": 2, "return_state": True}
+        "/v1/forecast", json={"series": [series_request(whole, end=50)], "horizon": 2, "return_state": True}
     ).json()
     state = state["forecasts"][0]["state"]
     for going_on in (
-        asked(whole, since=50, until=STEPS, state=state),
+        series_request(whole, start=50, end=STEPS, state=state),
         {
             "id": "a",
             "state": expected["state"],
             "y": [],
-            "covariates": asked(whole, since=STEPS, until=STEPS)["covariates"],
+            "covariates": series_request(whole, start=STEPS, end=STEPS)["covariates"],
         },
     ):
-        found = post(client, going_on).json()["scenarios"]
+        found = post_scenarios(client, going_on).json()["scenarios"]
         for one, other in zip(found, expected["scenarios"], strict=True):
             np.testing.assert_allclose(one["mean"], other["mean"], rtol=1e-5)
-    full = {"promo": [1.0] * HORIZON, "sky": SKY}
+    full = {"promo": [1.0] * HORIZON, "sky": SKY_VALUES}
     bare = {"id": "a", "state": expected["state"], "y": []}
-    assert post(client, bare, [{"name": "x", "covariates": full}]).status_code == 200
+    assert post_scenarios(client, bare, [{"name": "x", "covariates": full}]).status_code == 200
 
 
-def test_a_bad_scenario_never_spoils_its_neighbours(serve: Callable[..., Client]) -> None:
-    client, item = serve(), asked(history(), until=STEPS)
+def test_a_bad_scenario_never_affects_its_neighbours(serve_random_model: Callable[..., AppClient]) -> None:
+    client, item = serve_random_model(), series_request(make_history(), end=STEPS)
     bad = [
         {"name": "short", "covariates": {"promo": [1.0]}},
         {"name": "unknown", "covariates": {"heat": [1.0] * HORIZON}},
@@ -138,7 +144,7 @@ def test_a_bad_scenario_never_spoils_its_neighbours(serve: Callable[..., Client]
         {"name": "size", "covariates": {"promo": [1e200] * HORIZON}},
         {"name": "empty", "covariates": {"promo": []}},
     ]
-    found = post(client, item, [*bad[:2], SCENARIOS[1], *bad[2:]]).json()["scenarios"]
+    found = post_scenarios(client, item, [*bad[:2], SCENARIOS[1], *bad[2:]]).json()["scenarios"]
     assert [one["error"]["code"] if "error" in one else None for one in found] == [
         "covariate_unknown",
         "covariate_unknown",
@@ -148,30 +154,30 @@ def test_a_bad_scenario_never_spoils_its_neighbours(serve: Callable[..., Client]
         None,
     ]
     assert "difference" not in found[2], "the first has no forecast"
-    np.testing.assert_allclose(found[2]["mean"], alone(client, item, SCENARIOS[1])["mean"], rtol=1e-5)
-    answer = post(client, item, bad[:1])
+    np.testing.assert_allclose(found[2]["mean"], forecast_alone(client, item, SCENARIOS[1])["mean"], rtol=1e-5)
+    answer = post_scenarios(client, item, bad[:1])
     assert (answer.status_code, answer.json()["error"]["where"]) == (422, "short")
 
 
-def test_covariates_that_end_with_the_history_are_enough_where_scenarios_say_the_rest(
-    serve: Callable[..., Client],
+def test_historical_covariates_suffice_if_scenarios_provide_the_future(
+    serve_random_model: Callable[..., AppClient],
 ) -> None:
-    client, item = serve(), asked(history(), until=STEPS)
+    client, item = serve_random_model(), series_request(make_history(), end=STEPS)
     short = {**item, "covariates": {name: values[:STEPS] for name, values in item["covariates"].items()}}
-    full = {"name": "full", "covariates": {"promo": [1.0] * HORIZON, "sky": SKY}}
-    found = post(client, short, [full, SCENARIOS[1]]).json()["scenarios"]
-    np.testing.assert_allclose(found[0]["mean"], alone(client, item, full)["mean"], rtol=1e-5)
+    full = {"name": "full", "covariates": {"promo": [1.0] * HORIZON, "sky": SKY_VALUES}}
+    found = post_scenarios(client, short, [full, SCENARIOS[1]]).json()["scenarios"]
+    np.testing.assert_allclose(found[0]["mean"], forecast_alone(client, item, full)["mean"], rtol=1e-5)
     assert found[1]["error"]["code"] == "covariate_unknown"
     assert "'sky'" in found[1]["error"]["message"]
 
 
-def test_a_model_without_covariates_has_no_scenarios(client: Client) -> None:
-    answer = post(client, series(), [{"name": "x", "covariates": {}}])
+def test_a_model_without_covariates_rejects_scenarios(client: AppClient) -> None:
+    answer = post_scenarios(client, series_payload(), [{"name": "x", "covariates": {}}])
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "covariate_unknown")
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "code", "where"),
+    ("content", "status", "code", "location"),
     [
         ({"scenarios": []}, 422, "invalid_request", "scenarios"),
         ({"scenarios": [SCENARIOS[1]] * 2}, 422, "invalid_request", "body"),
@@ -182,10 +188,10 @@ def test_a_model_without_covariates_has_no_scenarios(client: Client) -> None:
             "invalid_request",
             "scenarios.0.covariates.promo.1",
         ),
-        ({"series": series(y=[1, "2"])}, 422, "invalid_request", "series.y.1"),
-        ({"series": series(start=None)}, 422, "invalid_request", "series.start"),
-        ({"series": [series()]}, 422, "invalid_request", "series"),
-        ({"series": series(y=[])}, 422, "history_too_short", "a"),
+        ({"series": series_payload(y=[1, "2"])}, 422, "invalid_request", "series.y.1"),
+        ({"series": series_payload(start=None)}, 422, "invalid_request", "series.start"),
+        ({"series": [series_payload()]}, 422, "invalid_request", "series"),
+        ({"series": series_payload(y=[])}, 422, "history_too_short", "a"),
         ({"series": {"id": "a", "state": "x", "y": []}}, 422, "bad_state", "a"),
         ({"horizon": 0}, 422, "invalid_request", "horizon"),
         ({"horizon": 501}, 422, "horizon_out_of_range", "horizon"),
@@ -196,21 +202,21 @@ def test_a_model_without_covariates_has_no_scenarios(client: Client) -> None:
         ({"more": 1}, 422, "invalid_request", "more"),
     ],
 )
-def test_what_cannot_be_answered_is_told_with_its_place(
-    slot_folder: Path, make_client: MakeClient, content: Any, status: int, code: str, where: str
+def test_an_invalid_request_is_reported_with_its_location(
+    slot_folder: Path, make_client: MakeClient, content: Any, status: int, code: str, location: str
 ) -> None:
-    client = stub(slot_folder, make_client)
-    good = {"series": series(covariates={"promo": [1.0] * 8}), "scenarios": SCENARIOS[:2], "horizon": HORIZON}
+    client = publish_stub_client(slot_folder, make_client)
+    good = {"series": series_payload(covariates={"promo": [1.0] * 8}), "scenarios": SCENARIOS[:2], "horizon": HORIZON}
     assert client.post("/v1/scenarios", json=good).status_code == 200
     answer = client.post("/v1/scenarios", json={**good, **content})
     error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["where"]) == (status, code, where), error
+    assert (answer.status_code, error["code"], error["where"]) == (status, code, location), error
 
 
-def test_answers_are_as_documented(slot_folder: Path, make_client: MakeClient) -> None:
-    client = stub(slot_folder, make_client)
+def test_responses_conform_to_the_openapi_document(slot_folder: Path, make_client: MakeClient) -> None:
+    client = publish_stub_client(slot_folder, make_client)
     document = client.get("/docs.json").json()
-    item = series(covariates={"promo": [1.0] * 8})
+    item = series_payload(covariates={"promo": [1.0] * 8})
     for scenarios, status in (
         (SCENARIOS, 200),
         (SCENARIOS[:1], 200),
@@ -225,17 +231,19 @@ def test_answers_are_as_documented(slot_folder: Path, make_client: MakeClient) -
             "return_state": True,
         }
         request = document["paths"]["/v1/scenarios"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        assert faults(content, request, document) == []
+        assert schema_violations(content, request, document) == []
         answer = client.post("/v1/scenarios", json=content)
         assert answer.status_code == status
-        assert faults(answer.json(), schema_of(document, "post", "/v1/scenarios", status), document) == []
+        assert (
+            schema_violations(answer.json(), response_schema(document, "post", "/v1/scenarios", status), document) == []
+        )
         assert answer.headers["x-model"] == "stub/1"
 
 
-def stub(slot_folder: Path, make_client: MakeClient) -> Client:
+def publish_stub_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
     publish_stub(slot_folder)
     spec = make_spec(covariates=["promo"], context=3, min_history=3)
     return make_client(
-        load=lambda _: LastValue(StubForecaster(spec=spec)),
+        load=lambda _: LastValuePredictor(StubModel(spec=spec)),
         max_scenarios=8, max_values=6000, max_answer=3000, max_horizon=500,
     )  # fmt: skip

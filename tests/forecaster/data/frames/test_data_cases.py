@@ -25,15 +25,15 @@ from forecaster.errors import (
     ValueOutOfRange,
     ZoneUnknown,
 )
-from tests.forecaster.data.frames.column_cases import OF_FURTHER_COLUMNS
-from tests.forecaster.data.frames.long_frames import regular
-from tests.forecaster.data.frames.value_cases import OF_VALUES_AND_STAMPS
+from tests.forecaster.data.frames.column_cases import COLUMN_CASES
+from tests.forecaster.data.frames.long_frames import is_regular
+from tests.forecaster.data.frames.value_cases import VALUE_AND_TIMESTAMP_CASES
 
 ROOT = Path(__file__).parents[4]
-CASES = OF_VALUES_AND_STAMPS | OF_FURTHER_COLUMNS
+CASES = VALUE_AND_TIMESTAMP_CASES | COLUMN_CASES
 
 
-def table() -> dict[str, tuple[str, str]]:
+def read_documentation_table() -> dict[str, tuple[str, str]]:
     """The rows of docs/data.md: what happens and the error's name, by case."""
     page = (ROOT / "docs/data.md").read_text().split("## Columns")[1].split("## Where time is")[0]
     lines = [line for line in page.splitlines() if line.startswith("| ")]
@@ -44,38 +44,38 @@ def table() -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_case_of_the_table(name: str) -> None:
+def test_a_documented_data_case(name: str) -> None:
     case = CASES[name]
     frame = case.frame()
     before = frame.copy()
-    if case.refused is None:
+    if case.error is None:
         panel = to_panel(frame, **case.options)
-        assert bool(panel.repairs) == bool(case.says)
-        assert re.search(case.says, "\n".join(panel.repairs))
-        assert case.holds(panel)
-        assert regular(panel)
+        assert bool(panel.repairs) == bool(case.message)
+        assert re.search(case.message, "\n".join(panel.repairs))
+        assert case.check(panel)
+        assert is_regular(panel)
     else:
-        with pytest.raises(case.refused, match=case.says) as caught:
+        with pytest.raises(case.error, match=case.message) as caught:
             to_panel(frame, **case.options)
-        assert type(caught.value) is case.refused
+        assert type(caught.value) is case.error
         assert caught.value.where
         assert len(caught.value.message) < 600
     pd.testing.assert_frame_equal(frame, before)  # what was given is left as it was
 
 
-def test_the_table_and_its_tests_have_the_same_rows() -> None:
-    assert list(table()) == list(CASES)
+def test_the_documentation_table_and_the_tests_have_the_same_rows() -> None:
+    assert list(read_documentation_table()) == list(CASES)
 
 
-def test_the_table_tells_what_happens() -> None:
+def test_the_documentation_table_states_the_outcome() -> None:
     for name, case in CASES.items():
-        happens, error = table()[name]
-        verdict = "refused" if case.refused else "repaired and reported" if case.says else "accepted"
+        happens, error = read_documentation_table()[name]
+        verdict = "refused" if case.error else "repaired and reported" if case.message else "accepted"
         assert happens.startswith(verdict), name
-        assert error == (case.refused.__name__ if case.refused else ""), name
+        assert error == (case.error.__name__ if case.error else ""), name
 
 
-def test_every_kind_of_frame_error_is_in_the_table() -> None:
+def test_every_frame_error_class_is_in_the_documentation_table() -> None:
     kinds = {BadId, BadStamp, CovariateUnknown, DuplicateColumn, DuplicateStamp, FrequencyUnknown, GridTooLarge}
     kinds |= {IrregularStamps, MissingColumn, NoData, NotANumber, StaticChanges, ValueOutOfRange, ZoneUnknown}
-    assert {case.refused for case in CASES.values() if case.refused} == kinds
+    assert {case.error for case in CASES.values() if case.error} == kinds

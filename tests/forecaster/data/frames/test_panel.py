@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from forecaster import errors
-from forecaster.data.datasets import hospital, sine_trend, sine_trend_at
-from forecaster.data.frames.panel import Columns, to_frame, to_panel
+from forecaster.data.datasets import evaluate_sine_trend, load_hospital, make_sine_trend
+from forecaster.data.frames.panel import ColumnNames, to_frame, to_panel
 from forecaster.series import Panel
 
 DAYS = pd.date_range("2026-01-01", periods=6)  # over a weekend: D and nothing else
@@ -22,20 +22,20 @@ def frame(ds: Sequence[Any], y: Any = None, *, unique_id: Any = "a") -> pd.DataF
     return pd.DataFrame({"unique_id": unique_id, "ds": list(ds), "y": values})
 
 
-def changed(row: int, value: Any) -> list[Any]:
+def change_row(row: int, value: Any) -> list[Any]:
     y: list[Any] = [float(number) for number in range(len(DAYS))]
     y[row] = value
     return y
 
 
-def assert_same_panel(one: Panel, other: Panel) -> None:
-    assert one.digest() == other.digest()
-    assert [(each.id, each.start, each.freq) for each in one.series] == [
-        (each.id, each.start, each.freq) for each in other.series
+def assert_equal_panels(first: Panel, second: Panel) -> None:
+    assert first.digest() == second.digest()
+    assert [(each.id, each.start, each.freq) for each in first.series] == [
+        (each.id, each.start, each.freq) for each in second.series
     ]
 
 
-REFUSED: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError], str, list[str]]] = {
+INVALID_FRAMES: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError], str, list[str]]] = {
     "no column y": (
         frame(DAYS).rename(columns={"y": "target"}),
         None,
@@ -59,30 +59,30 @@ REFUSED: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError], str,
         ["'unique_id' is empty in row 2", "Name the series"],
     ),
     "text in y": (
-        frame(DAYS, changed(4, "many")),
+        frame(DAYS, change_row(4, "many")),
         None,
         errors.NotANumber,
         "y",
         ["row 4 holds 'many'", "Correct it, or leave it empty"],
     ),
     "a bool among numbers": (
-        frame(DAYS, pd.Series(changed(3, True), dtype=object)),
+        frame(DAYS, pd.Series(change_row(3, True), dtype=object)),
         None,
         errors.NotANumber,
         "y",
         ["row 3 holds True"],
     ),
     "bools": (frame(DAYS, [True, False] * 3), None, errors.NotANumber, "y", ["row 0 holds", "True"]),
-    "complex numbers": (frame(DAYS, changed(3, 1j)), None, errors.NotANumber, "y", ["row 0 holds 0j"]),
+    "complex numbers": (frame(DAYS, change_row(3, 1j)), None, errors.NotANumber, "y", ["row 0 holds 0j"]),
     "stamps in y": (frame(DAYS, DAYS), None, errors.NotANumber, "y", ["row 0 holds Timestamp"]),
     "infinity": (
-        frame(DAYS, changed(2, -np.inf)),
+        frame(DAYS, change_row(2, -np.inf)),
         None,
         errors.NotANumber,
         "y",
         ["finite", "row 2 is infinite", "leave it empty"],
     ),
-    "infinity as text": (frame(DAYS, changed(2, "inf")), None, errors.NotANumber, "y", ["row 2 is infinite"]),
+    "infinity as text": (frame(DAYS, change_row(2, "inf")), None, errors.NotANumber, "y", ["row 2 is infinite"]),
     "numbers for stamps": (
         frame(np.arange(6.0)),
         None,
@@ -152,9 +152,9 @@ REFUSED: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError], str,
 }
 
 
-@pytest.mark.parametrize("fault", REFUSED)
-def test_a_fault_is_told_with_place_and_advice(fault: str) -> None:
-    given, freq, kind, where, parts = REFUSED[fault]
+@pytest.mark.parametrize("case", INVALID_FRAMES)
+def test_an_input_error_names_its_location_and_a_fix(case: str) -> None:
+    given, freq, kind, where, parts = INVALID_FRAMES[case]
     before = given.copy()
     with pytest.raises(errors.InputError) as found:
         to_panel(given, freq=freq)
@@ -165,14 +165,14 @@ def test_a_fault_is_told_with_place_and_advice(fault: str) -> None:
     pd.testing.assert_frame_equal(given, before)
 
 
-def test_the_second_series_at_fault_is_the_one_named() -> None:
+def test_an_error_in_the_second_series_names_that_series() -> None:
     good, bad = frame(DAYS, unique_id="good"), frame(DAYS.delete(2), unique_id="bad")
     with pytest.raises(errors.IrregularStamps, match="series 'bad' goes from 2026-01-02T00:00:00") as found:
         to_panel(pd.concat([good, bad]))
     assert found.value.where == "bad"
 
 
-def test_a_panel_goes_to_a_frame_and_back() -> None:
+def test_a_panel_round_trips_through_a_frame() -> None:
     y = np.array([1.0, np.nan, 3.0, 4.0, 5.0, np.nan])
     whole = pd.concat([frame(DAYS, y, unique_id="b"), frame(DAYS[2:], unique_id="a")])
     panel = to_panel(whole)
@@ -181,19 +181,19 @@ def test_a_panel_goes_to_a_frame_and_back() -> None:
     assert panel.repairs == ()
     assert panel.cutoff == DAYS[-1]
     np.testing.assert_array_equal(panel.series[0].y, y)
-    assert_same_panel(to_panel(to_frame(panel)), panel)
+    assert_equal_panels(to_panel(to_frame(panel)), panel)
 
 
-def test_rows_in_disorder_are_sorted_and_that_is_told() -> None:
+def test_unsorted_rows_are_sorted_with_a_warning() -> None:
     whole = pd.concat([frame(DAYS, unique_id="a"), frame(DAYS, unique_id="b")])
     shuffled = whole.sample(frac=1, random_state=3)
     panel = to_panel(shuffled)
-    assert_same_panel(panel, to_panel(whole))
+    assert_equal_panels(panel, to_panel(whole))
     [told] = panel.repairs
     assert told.startswith("rows were not in order: sorted by series and stamp")
 
 
-def test_the_parts_of_a_series_are_put_together() -> None:
+def test_scattered_rows_of_a_series_are_joined() -> None:
     parts = [
         frame(DAYS[:3], unique_id="a"),
         frame(DAYS, unique_id="b"),
@@ -205,20 +205,20 @@ def test_the_parts_of_a_series_are_put_together() -> None:
     assert len(panel.repairs) == 1
 
 
-def test_identical_rows_are_dropped_and_counted() -> None:
-    y = changed(2, np.nan)
+def test_duplicate_rows_are_dropped_and_counted() -> None:
+    y = change_row(2, np.nan)
     panel = to_panel(pd.concat([frame(DAYS, y), frame(DAYS[1:4], y[1:4])]))
-    assert_same_panel(panel, to_panel(frame(DAYS, y)))
+    assert_equal_panels(panel, to_panel(frame(DAYS, y)))
     assert any("3 repeated rows were dropped" in repair for repair in panel.repairs)
 
 
-def test_columns_have_the_names_they_are_said_to_have() -> None:
-    names = Columns(unique_id="shop", ds="day", y="sold")
+def test_columns_can_be_renamed_by_options() -> None:
+    names = ColumnNames(unique_id="shop", ds="day", y="sold")
     given = frame(DAYS).rename(columns={"unique_id": "shop", "ds": "day", "y": "sold"}).assign(price=3.0, y="no number")
-    assert_same_panel(to_panel(given, columns=names), to_panel(frame(DAYS)))
+    assert_equal_panels(to_panel(given, columns=names), to_panel(frame(DAYS)))
 
 
-def test_ids_that_are_numbers_become_text_and_keep_their_order() -> None:
+def test_numeric_ids_become_text_and_keep_their_order() -> None:
     panel = to_panel(pd.concat([frame(DAYS, unique_id=10), frame(DAYS, unique_id=9)]))
     assert [one.id for one in panel.series] == ["10", "9"]
     assert panel.repairs == ()
@@ -236,7 +236,7 @@ def test_numbers_of_any_kind_become_float64(y: Any) -> None:
 
 
 @pytest.mark.parametrize("y", [[1, None, 3], ["1", None, "3"], pd.array([1, None, 3], dtype="Int64")])
-def test_nothing_is_a_value_that_was_not_observed(y: Any) -> None:
+def test_missing_value_markers_are_read_as_not_observed(y: Any) -> None:
     [one] = to_panel(frame(DAYS[:3], y), freq="D").series
     np.testing.assert_array_equal(one.y, [1.0, np.nan, 3.0])
 
@@ -245,30 +245,30 @@ def test_nothing_is_a_value_that_was_not_observed(y: Any) -> None:
     ("freq", "start"),
     [("D", "2026-03-27"), ("h", "2026-03-28"), ("15min", "2026-10-25"), ("W-MON", "2026-03-16"), ("MS", "2026-01-01")],
 )
-def test_stamps_with_a_zone_are_regular_over_a_change_of_the_clock(freq: str, start: str) -> None:
+def test_timestamps_with_a_zone_are_regular_across_a_clock_change(freq: str, start: str) -> None:
     stamps = pd.date_range(start, periods=40, freq=freq, tz="Europe/Berlin")
     [one] = to_panel(frame(stamps), freq=freq).series
     assert one.start == stamps[0]
     assert str(one.start.tz) == "Europe/Berlin"
-    assert one.stamps.equals(stamps)
+    assert one.timestamps.equals(stamps)
     inferred = to_panel(frame(stamps))
-    assert inferred.series[0].stamps.equals(stamps)
+    assert inferred.series[0].timestamps.equals(stamps)
 
 
-def test_days_of_24_hours_are_no_days_where_the_clock_changes() -> None:
+def test_days_of_24_hours_are_not_calendar_days_where_the_clock_changes() -> None:
     stamps = pd.date_range("2026-03-27", periods=6, freq="24h", tz="Europe/Berlin")
     with pytest.raises(errors.IrregularStamps):
         to_panel(frame(stamps), freq="D")
-    assert to_panel(frame(stamps), freq="24h").series[0].stamps.equals(stamps)
+    assert to_panel(frame(stamps), freq="24h").series[0].timestamps.equals(stamps)
 
 
-def test_stamps_in_utc_are_read_from_text() -> None:
+def test_utc_timestamps_are_parsed_from_text() -> None:
     [one] = to_panel(frame(["2026-01-01T00:00Z", "2026-01-01T01:00Z", "2026-01-01T02:00Z"])).series
     assert one.start == pd.Timestamp("2026-01-01", tz="UTC")
 
 
 @pytest.mark.parametrize("freq", ["2MS", "2QS", "3B"])
-def test_series_of_a_multiple_of_a_calendar_step_may_be_out_of_phase(freq: str) -> None:
+def test_series_with_a_multiple_of_a_calendar_step_may_differ_in_phase(freq: str) -> None:
     single = freq[1:]
     stamps = pd.date_range("2026-01-01", periods=8, freq=single)
     step = int(freq[0])
@@ -280,22 +280,22 @@ def test_series_of_a_multiple_of_a_calendar_step_may_be_out_of_phase(freq: str) 
         to_panel(frame(stamps), freq=freq)
 
 
-def test_the_data_sets_that_come_along_are_regular() -> None:
-    sine = to_panel(sine_trend(30.0), freq="100ms")
+def test_the_bundled_data_sets_are_regular() -> None:
+    sine = to_panel(make_sine_trend(30.0), freq="100ms")
     assert len(sine.series[0]) == 300
     t = 1.7
     expected = t * np.sin(t) / 3 + 2 * np.sin(5 * t)
     assert sine.series[0].y[17] == pytest.approx(expected)
-    assert sine_trend_at(np.array([t]))[0] == pytest.approx(expected)
-    hospitals = to_panel(hospital())
+    assert evaluate_sine_trend(np.array([t]))[0] == pytest.approx(expected)
+    hospitals = to_panel(load_hospital())
     assert (len(hospitals.series), hospitals.freq, {len(one) for one in hospitals.series}) == (767, "MS", {84})
 
 
-def test_a_digest_tells_panels_apart_by_all_they_hold() -> None:
+def test_the_digest_distinguishes_panels_by_all_their_content() -> None:
     panel = to_panel(frame(DAYS))
     others = [
-        to_panel(frame(DAYS, changed(5, 5.0 + 1e-12))),
-        to_panel(frame(DAYS, changed(5, np.nan))),
+        to_panel(frame(DAYS, change_row(5, 5.0 + 1e-12))),
+        to_panel(frame(DAYS, change_row(5, np.nan))),
         to_panel(frame(DAYS, unique_id="b")),
         to_panel(frame(DAYS + pd.Timedelta(days=7))),
         to_panel(frame(DAYS[:-1]), freq="D"),

@@ -10,23 +10,23 @@ import numpy as np
 import onnx
 import pytest
 
-from forecaster.data.encoding import PLAIN
-from forecaster.engines.engine import Engine, Known
-from forecaster.engines.onnx.export import export
-from forecaster.engines.onnx.runner import GraphRunner
-from forecaster.engines.pytorch import Reference
+from forecaster.data.encoding import EMPTY_ENCODING
+from forecaster.engines.engine import Engine, RolloutInput
+from forecaster.engines.onnx.export import export_onnx
+from forecaster.engines.onnx.runner import OnnxEngine
+from forecaster.engines.pytorch import PyTorchEngine
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
-from forecaster.model.regressor import Regressor, build
-from forecaster.prediction.predictor import Forecaster, Predictor
+from forecaster.model.regressor import Regressor, build_network
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast
-from tests.factories import START, make_forecaster, make_network, make_spec, one_series, wave
+from tests.factories import START, make_forecaster, make_network, make_series, make_spec, make_wave
 
 
-def knowing(network: Regressor, *, rows: int = 2, steps: int = 16, ahead: int = 5) -> Known:
+def make_rollout_input(network: Regressor, *, rows: int = 2, steps: int = 16, ahead: int = 5) -> RolloutInput:
     draw = np.random.default_rng(0)
-    return Known(
-        draw.normal(size=(rows, steps + network.lead)),
-        draw.normal(size=(rows, steps + network.lead, 2)).astype(np.float32),
+    return RolloutInput(
+        draw.normal(size=(rows, steps + network.pre_context)),
+        draw.normal(size=(rows, steps + network.pre_context, 2)).astype(np.float32),
         np.zeros((rows, 1), dtype=np.int64),
         None,
         draw.normal(size=(rows, ahead, 2)).astype(np.float32),
@@ -36,25 +36,25 @@ def knowing(network: Regressor, *, rows: int = 2, steps: int = 16, ahead: int = 
 @pytest.fixture(scope="module")
 def network() -> Regressor:
     spec = make_spec(decoder="direct", base="seasonal_naive", head={"kind": "gaussian"}, segment=2)
-    return build(spec, seed=0, covariates=2, groups=[3]).eval()
+    return build_network(spec, seed=0, num_covariates=2, static_cardinalities=[3]).eval()
 
 
 @pytest.fixture(scope="module")
-def runner(network: Regressor) -> GraphRunner:
-    return GraphRunner(export(network))
+def onnx_engine(network: Regressor) -> OnnxEngine:
+    return OnnxEngine(export_onnx(network))
 
 
-def test_a_graph_is_run_without_torch_onnx_or_pandas(network: Regressor, tmp_path: Path) -> None:
-    known = knowing(network, ahead=6)
-    (tmp_path / "rollout.onnx").write_bytes(export(network))
-    np.savez(tmp_path / "known.npz", **{name: part for name, part in known._asdict().items() if part is not None})
+def test_an_onnx_graph_runs_without_torch_onnx_or_pandas(network: Regressor, tmp_path: Path) -> None:
+    known = make_rollout_input(network, ahead=6)
+    (tmp_path / "rollout.onnx").write_bytes(export_onnx(network))
+    np.savez(tmp_path / "inputs.npz", **{name: part for name, part in known._asdict().items() if part is not None})
     code = """
 import sys
 import numpy as np
-from forecaster.engines.engine import Known
-from forecaster.engines.onnx.runner import GraphRunner
-runner = GraphRunner(open("rollout.onnx", "rb").read())
-np.save("told.npy", runner.roll(Known(**np.load("known.npz")), horizon=5))
+from forecaster.engines.engine import RolloutInput
+from forecaster.engines.onnx.runner import OnnxEngine
+engine = OnnxEngine(open("rollout.onnx", "rb").read())
+np.save("forecast.npy", engine.roll_out(RolloutInput(**np.load("inputs.npz")), horizon=5))
 print(*sorted({"torch", "onnx", "pandas", "pydantic"} & sys.modules.keys()))
 """
     root = Path(__file__).parents[4]
@@ -67,27 +67,29 @@ print(*sorted({"torch", "onnx", "pandas", "pydantic"} & sys.modules.keys()))
         check=True,
     )
     assert done.stdout.strip() == ""
-    np.testing.assert_allclose(np.load(tmp_path / "told.npy"), Reference(network).roll(known, horizon=5), atol=1e-5)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "forecast.npy"), PyTorchEngine(network).roll_out(known, horizon=5), atol=1e-5
+    )
 
 
-def test_two_exports_of_one_network_are_one_file(network: Regressor) -> None:
-    assert export(network) == export(network)
+def test_exporting_a_network_twice_gives_identical_files(network: Regressor) -> None:
+    assert export_onnx(network) == export_onnx(network)
 
 
-def test_a_graph_holds_standard_operators_only_and_no_file_beside_it(network: Regressor) -> None:
-    model = onnx.load_from_string(export(network))
+def test_an_onnx_graph_uses_standard_operators_and_no_external_files(network: Regressor) -> None:
+    model = onnx.load_from_string(export_onnx(network))
     onnx.checker.check_model(model, full_check=True)
     assert [(one.domain, one.version) for one in model.opset_import] == [("", 18)]
     assert not any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer)
 
 
-def test_both_engines_are_engines(network: Regressor, runner: GraphRunner) -> None:
-    assert isinstance(runner, Engine)
-    assert isinstance(Reference(network), Engine)
+def test_both_implementations_satisfy_the_engine_protocol(network: Regressor, onnx_engine: OnnxEngine) -> None:
+    assert isinstance(onnx_engine, Engine)
+    assert isinstance(PyTorchEngine(network), Engine)
 
 
 @pytest.mark.parametrize(
-    ("change", "where", "found"),
+    ("change", "location", "message"),
     [
         ({"values": np.zeros((2, 19))}, "values", "2 rows of 19 steps"),
         ({"values": np.zeros((2, 4))}, "values", "2 rows of 4 steps"),
@@ -95,67 +97,67 @@ def test_both_engines_are_engines(network: Regressor, runner: GraphRunner) -> No
         ({"values": np.zeros((2, 22))}, "covariates", "covariates: 2 x 22 x 2; found 2 x 20 x 2"),
         ({"covariates": None}, "covariates", "covariates: 2 x 20 x 2; found none"),
         ({"static": np.zeros((2, 2), dtype=np.int64)}, "static", "static: 2 x 1; found 2 x 2"),
-        ({"ahead": np.zeros((2, 5, 2))}, "ahead", "ahead: 2 x 6 or more x 2; found 2 x 5 x 2"),
-        ({"ahead": np.zeros((3, 6, 2))}, "ahead", "ahead: 2 x 6 or more x 2; found 3 x 6 x 2"),
+        ({"future_covariates": np.zeros((2, 5, 2))}, "ahead", "ahead: 2 x 6 or more x 2; found 2 x 5 x 2"),
+        ({"future_covariates": np.zeros((3, 6, 2))}, "ahead", "ahead: 2 x 6 or more x 2; found 3 x 6 x 2"),
     ],
 )
-def test_arrays_that_do_not_belong_together_are_refused(
-    network: Regressor, runner: GraphRunner, change: dict[str, np.ndarray | None], where: str, found: str
+def test_arrays_with_inconsistent_shapes_are_rejected(
+    network: Regressor, onnx_engine: OnnxEngine, change: dict[str, np.ndarray | None], location: str, message: str
 ) -> None:
-    known = knowing(network, ahead=6)._replace(**change)
+    known = make_rollout_input(network, ahead=6)._replace(**change)
     with pytest.raises(InputError) as error:
-        runner.roll(known, horizon=6)
-    assert error.value.where == where
-    assert found in error.value.message
+        onnx_engine.roll_out(known, horizon=6)
+    assert error.value.where == location
+    assert message in error.value.message
 
 
-def test_noise_must_reach_to_the_end_of_the_last_block(network: Regressor, runner: GraphRunner) -> None:
-    known = knowing(network, rows=1, ahead=6)
+def test_noise_must_cover_the_last_block(network: Regressor, onnx_engine: OnnxEngine) -> None:
+    known = make_rollout_input(network, rows=1, ahead=6)
     with pytest.raises(InputError, match="noise: 4 x 6 or more x 1; found 4 x 5 x 1"):
-        runner.roll(known, horizon=5, noise=np.full((4, 5, 1), 0.5))
-    assert runner.roll(known, horizon=5, noise=np.full((4, 6, 1), 0.5)).shape == (4, 5)
+        onnx_engine.roll_out(known, horizon=5, noise=np.full((4, 5, 1), 0.5))
+    assert onnx_engine.roll_out(known, horizon=5, noise=np.full((4, 6, 1), 0.5)).shape == (4, 5)
 
 
-def test_noise_for_a_head_without_distribution_is_refused() -> None:
-    runner = GraphRunner(export(make_network(make_spec())))
-    assert not runner.draws
+def test_noise_for_a_head_without_a_distribution_is_rejected() -> None:
+    runner = OnnxEngine(export_onnx(make_network(make_spec())))
+    assert not runner.can_sample
     with pytest.raises(InputError, match="noise: none; found 1 x 5 x 1"):
-        runner.roll(Known(wave(16)[None]), horizon=5, noise=np.full((1, 5, 1), 0.5))
+        runner.roll_out(RolloutInput(make_wave(16)[None]), horizon=5, noise=np.full((1, 5, 1), 0.5))
 
 
 @pytest.mark.parametrize("horizon", [0, -3])
-def test_a_horizon_below_one_is_refused(network: Regressor, runner: GraphRunner, horizon: int) -> None:
+def test_a_horizon_below_one_is_rejected(network: Regressor, onnx_engine: OnnxEngine, horizon: int) -> None:
     with pytest.raises(HorizonOutOfRange, match=f"found {horizon}"):
-        runner.roll(knowing(network), horizon=horizon)
+        onnx_engine.roll_out(make_rollout_input(network), horizon=horizon)
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph"])
-def test_what_is_no_graph_is_damaged(content: bytes) -> None:
+def test_content_that_is_not_onnx_is_damaged(content: bytes) -> None:
     with pytest.raises(BundleDamaged, match="onnxruntime can load") as error:
-        GraphRunner(content)
+        OnnxEngine(content)
     assert error.value.where == "rollout.onnx"
 
 
-def test_a_graph_of_another_format_is_refused(network: Regressor) -> None:
-    model = onnx.load_from_string(export(network))
+def test_an_onnx_graph_of_another_format_version_is_rejected(network: Regressor) -> None:
+    model = onnx.load_from_string(export_onnx(network))
     next(fact for fact in model.metadata_props if fact.key == "format").value = "2"
     with pytest.raises(BundleDamaged, match="format 1; found '2'"):
-        GraphRunner(model.SerializeToString())
+        OnnxEngine(model.SerializeToString())
 
 
-def test_a_predictor_answers_the_same_on_either_engine() -> None:
+def test_a_predictor_gives_the_same_forecasts_on_either_engine() -> None:
     forecaster = make_forecaster(make_spec(scaling="standard", base="last"))
-    one, other = Predictor(forecaster), Predictor(forecaster, engine=GraphRunner(export(forecaster.network)))
-    gappy = wave(30)
+    one, other = Predictor(forecaster), Predictor(forecaster, engine=OnnxEngine(export_onnx(forecaster.network)))
+    gappy = make_wave(30)
     gappy[20:23] = np.nan
     asked = [
-        one_series(wave(40)),
-        one_series(gappy),
-        one_series(wave(7)),
-        one_series(wave(2)),
-        one_series(1e6 * wave(20)),
+        make_series(make_wave(40)),
+        make_series(gappy),
+        make_series(make_wave(7)),
+        make_series(make_wave(2)),
+        make_series(1e6 * make_wave(20)),
     ]
-    for first, second in zip(one.forecast_each(asked, 9), other.forecast_each(asked, 9), strict=True):
+    for first, second in zip(one.forecast_batch(asked, 9), other.forecast_batch(asked, 9), strict=True):
         assert type(first) is type(second)
         if isinstance(first, Forecast) and isinstance(second, Forecast):
             np.testing.assert_allclose(first.mean, second.mean, rtol=1e-5)
@@ -163,14 +165,14 @@ def test_a_predictor_answers_the_same_on_either_engine() -> None:
 
 
 @pytest.mark.parametrize("head", ["gaussian", "neg_binomial"])
-def test_paths_do_not_depend_on_the_engine(head: str) -> None:
+def test_sample_paths_do_not_depend_on_the_engine(head: str) -> None:
     spec = make_spec(scaling="none", head={"kind": head})
-    forecaster = Forecaster(spec, "h", 4, START, PLAIN, make_network(spec))
-    runner = GraphRunner(export(forecaster.network))
-    assert runner.draws == (head == "gaussian")
-    asked = [one_series(np.round(5 * wave(16)))]
+    forecaster = FittedModel(spec, "h", 4, START, EMPTY_ENCODING, make_network(spec))
+    runner = OnnxEngine(export_onnx(forecaster.network))
+    assert runner.can_sample == (head == "gaussian")
+    asked = [make_series(np.round(5 * make_wave(16)))]
     one, other = (
-        Predictor(forecaster, engine=engine).sample_each(asked, 9, paths=4, seed=0)[0] for engine in (None, runner)
+        Predictor(forecaster, engine=engine).sample_batch(asked, 9, paths=4, seed=0)[0] for engine in (None, runner)
     )
     assert isinstance(one, np.ndarray)
     np.testing.assert_allclose(one, other, rtol=1e-4)
