@@ -228,7 +228,8 @@ function valueRange(history, forecast) {
     }
   }
   if (min > max) return [0, 1];
-  if (min === max) return min === 0 ? [-1, 1] : [min - Math.abs(min) * 0.1, max + Math.abs(max) * 0.1];
+  const size = Math.max(Math.abs(min), Math.abs(max));
+  if (max - min <= 1e-12 * size) return min === 0 ? [-1, 1] : [min - Math.abs(min) * 0.1, max + Math.abs(max) * 0.1];
   const margin = (max - min) * 0.06;
   return [min >= 0 && min < 0.3 * max ? 0 : min - margin, max + margin];
 }

@@ -236,9 +236,9 @@ function cancelForecast() {
   state.abortController?.abort();
 }
 
-/** Repeats the forecast after a change of its options, if there has been one. */
+/** Repeats the forecast after a change of its options, if there has been one or one is running. */
 function rerunIfForecast() {
-  if (state.results.size > 0) runForecast();
+  if (state.results.size > 0 || state.abortController !== null) runForecast();
 }
 
 // --- Model and API key ----------------------------------------------------------------------------------------------

@@ -216,6 +216,25 @@ def test_a_change_requests_a_new_forecast_and_a_failing_series_shows_its_error(v
     assert "1 of 2 series" in page.text_content("#action-status")
 
 
+def test_a_change_during_a_running_forecast_requests_a_new_one(visit_page: OpenPage) -> None:
+    page = visit_page()
+    paste_table(page, GOOD)
+    page.wait_for_selector("#result:not([hidden])")
+    page.route("**/v1/forecast", lambda route: None)  # the first request is never answered
+    page.click("#run-forecast")
+    page.fill("#horizon", "5")
+    with page.expect_request("**/v1/forecast") as request:
+        page.keyboard.press("Tab")
+    assert request.value.post_data_json["horizon"] == 5
+
+
+def test_values_that_differ_only_by_rounding_are_drawn(visit_page: OpenPage) -> None:
+    page = visit_page()
+    paste_table(page, "ds,y\n2026-01-01,0.3\n2026-01-02,0.30000000000000004\n2026-01-03,0.3\n")
+    page.wait_for_selector("#result:not([hidden])")
+    assert page.locator("#chart .gridline").count() > 1
+
+
 def test_more_series_than_the_request_limit(visit_page: OpenPage, tmp_path: Path) -> None:
     page = visit_page()
     table = "unique_id,ds,y\n" + "".join(f"s{number},{ds},{number}\n" for number in range(130) for ds in HOURS[:4])
