@@ -155,7 +155,7 @@ def test_the_run_of_a_version_has_its_parameters_metrics_and_raw_forecasts(state
     check_same(found, EXPECTED["registry"]["runs"][number])
     stored = reader.load_run(f"{NAME}@{number}", state)
     assert stored.stored_backtest is not None
-    assert stored.stored_backtest.forecasts[stored.stored_backtest.model].notna().all()
+    assert stored.stored_backtest.forecasts[stored.stored_backtest.model_column].notna().all()
 
 
 @pytest.mark.parametrize("number", VERSIONS)
