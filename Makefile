@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint check test sweep demo lock format docker-lint clean
+.PHONY: help install lint check test nightly demo lock format docker-lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -30,20 +30,20 @@ $(INSTALLED): $(wildcard requirements/*.txt) requirements/install.py pyproject.t
 	$(BIN)/python -m pip check
 	@touch $@
 
-lint: install ## format, lint, types, import contracts
+lint: install ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint ## what to run before a commit: lint, then the fast tests
-	$(BIN)/pytest --numprocesses $(JOBS) -m "not slow and not sweep"
+check: lint ## lint and the unit tests: run it before every commit
+	$(BIN)/pytest --numprocesses $(JOBS) -m unit
 
-test: install ## every test but the rest of the long sweeps
-	$(BIN)/pytest --numprocesses $(JOBS) -m "not sweep"
+test: install ## every test but the nightly ones
+	$(BIN)/pytest --numprocesses $(JOBS) -m "not nightly"
 
-sweep: install ## the rest: every combination of a graph, every step of a retraining cut short, a search, many machines at once
-	$(BIN)/pytest --numprocesses $(JOBS) -m sweep
+nightly: install ## the nightly tests: remaining combinations, every fail point, searches, many processes at once
+	$(BIN)/pytest --numprocesses $(JOBS) -m nightly
 
 demo: install ## train, promote and serve a model on this machine
 	$(BIN)/forecaster demo

@@ -176,7 +176,7 @@ def compare_precisions(*, smoke: bool) -> Iterator[str]:
                 with precision():
                     seconds.append(
                         time_once(lambda: scores.append(fit(known, spec, accelerator="auto").scores)).seconds
-                    )  # noqa: B023
+                    )
         except (RuntimeError, ValueError, AssertionError) as error:
             yield f"| {name} | not possible: {' '.join(str(error).split())[:120]} | |"
             continue

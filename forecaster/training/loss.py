@@ -145,9 +145,9 @@ def prepare_batches(
         network, example, window, laid, memory, [k for k in unrolled_blocks for _ in range(count // lead[0])]
     )
     batches = []
-    for batch, parts, blocks in zip(made, _split_batches(beyond, lead), unrolled_blocks, strict=True):
-        if blocks:
-            targets = _truncate(UnrolledTargets(*parts), steps=blocks * network.block)  # type: ignore[arg-type]
+    for batch, parts, block_count in zip(made, _split_batches(beyond, lead), unrolled_blocks, strict=True):
+        if block_count:
+            targets = _truncate(UnrolledTargets(*parts), steps=block_count * network.block)  # type: ignore[arg-type]
             batch = batch._replace(weight=batch.weight / 2, unrolled=targets)
         batches.append(batch)
     return batches

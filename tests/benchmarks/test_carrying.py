@@ -12,6 +12,8 @@ from forecaster.evaluation.backtest import backtest
 from forecaster.prediction.predictor import FittedModel, Predictor
 from tests.factories import make_forecaster, make_panel, make_spec, make_wave
 
+pytestmark = pytest.mark.integration
+
 PANEL = make_panel(make_wave(60), 7 * make_wave(45, seed=1))
 
 

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.system.processes import CHECKOUT
+
+pytestmark = pytest.mark.integration
 
 
 def run_benchmark(out: Path, *sections: str) -> str:

@@ -15,6 +15,8 @@ import pytest
 
 from tests.system.processes import CHECKOUT, make_environment
 
+pytestmark = pytest.mark.integration
+
 SPEED_FOLDER = CHECKOUT / "benchmarks" / "speed"
 
 # Read by every Python that has it on its path: as if what a bare machine with a GPU lacks were not installed.
@@ -115,7 +117,6 @@ def test_without_the_peers_the_driver_explains_their_installation(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_our_runner_completes_every_case_it_is_entered_for(import_speed_module: Any, tmp_path: Path) -> None:
     cases, talk = import_speed_module("cases"), import_speed_module("runner_process")
     one = talk.RunnerProcess("ours", Path(sys.executable), threads=1, log=tmp_path / "log")
@@ -132,7 +133,6 @@ def test_our_runner_completes_every_case_it_is_entered_for(import_speed_module: 
         one.close()
 
 
-@pytest.mark.slow
 def test_the_gpu_benchmark_runs_without_a_gpu_and_with_few_packages(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FEW_PACKAGES_PROGRAM)
     done = run_script("gpu.py", "--smoke", also=tmp_path)
@@ -142,8 +142,7 @@ def test_the_gpu_benchmark_runs_without_a_gpu_and_with_few_packages(tmp_path: Pa
     assert "| float32 | " in done.stdout
 
 
-@pytest.mark.sweep
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_growth_benchmark_runs() -> None:
     done = run_script("growth.py", "--smoke")
     assert done.returncode == 0, done.stderr

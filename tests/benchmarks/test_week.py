@@ -15,6 +15,8 @@ import pytest
 from forecaster.data.frames.panel import to_panel
 from tests.system.processes import CHECKOUT
 
+pytestmark = pytest.mark.integration
+
 SERIES_COUNT, DAY_COUNT = 12, 12
 SPEC_FIELDS = {
     "context": 48,

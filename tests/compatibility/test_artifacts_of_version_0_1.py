@@ -44,7 +44,7 @@ from serving.deployment.slot import current_release
 from tests.compatibility import relocation
 from tests.system.processes import free_port, start_process, wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 
 HERE = Path(__file__).parent / "version_0_1"
 ARCHIVE = HERE / "state.tar.xz"
@@ -332,7 +332,6 @@ def test_the_slot_holds_the_champion_and_supports_a_local_rollback(copy: Root) -
     assert local_rollback.roll_back(copy.slot, NAME, at="2026-11-30T00:00:00+00:00").release.version == FORMER
 
 
-@pytest.mark.slow
 def test_a_server_responds_from_the_slot_the_ledger_and_a_state_token(copy: Root, tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "serve.log"
     settings = {

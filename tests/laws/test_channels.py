@@ -25,6 +25,8 @@ from tests.laws.test_every_combination import (
 )
 from tests.laws.test_every_combination import make_windows as of_values
 
+pytestmark = pytest.mark.integration
+
 CHANNELS = ("heat", "rain")
 ROW_COUNT = 4
 

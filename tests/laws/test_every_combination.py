@@ -15,7 +15,9 @@ from forecaster.model.regressor import Regressor, build_network
 from forecaster.model.rollout import repeat_state, roll_out, start_rollout, warm_up
 from forecaster.spec import Spec
 from forecaster.training.loss import teacher_forced_loss
-from tests.sweep import checkerboard_product
+from tests.case_selection import checkerboard_product
+
+pytestmark = pytest.mark.integration
 
 HEADS = ["point", "quantile", "gaussian", "student_t", "neg_binomial", "categorical"]
 SCALINGS = ["none", "mean_abs", "standard", "last", "level_season", "last of log", "level_season of log"]

@@ -25,6 +25,8 @@ from forecaster.training.fit import fit
 from tests.factories import make_forecaster, make_network, make_panel, make_series, make_spec, make_wave
 from tests.laws.test_every_combination import scaling_fields
 
+pytestmark = pytest.mark.integration
+
 SCALINGS = ["none", "mean_abs", "standard", "level_season", "standard of log"]
 BASES = ["zero", "last", "seasonal_naive", "linear"]
 TOLERANCE = 2e-5

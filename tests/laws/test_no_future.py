@@ -20,6 +20,8 @@ from forecaster.training.datamodule import WindowDataModule
 from forecaster.training.fit import fit
 from tests.factories import make_network, make_panel, make_series, make_spec, make_wave, teacher_forced_predictions
 
+pytestmark = pytest.mark.integration
+
 SENTINEL = 1e9  # no sample has such a value
 
 

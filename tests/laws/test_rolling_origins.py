@@ -24,6 +24,8 @@ from forecaster.spec import Spec
 from tests.factories import START, make_forecaster, make_series, make_spec, make_wave
 from tests.laws.test_every_combination import scaling_fields
 
+pytestmark = pytest.mark.integration
+
 SCALINGS_BY_READS = {"window": ["none", "mean_abs", "standard", "last", "level_season", "standard of log"]}
 SCALINGS_BY_READS["history"] = [scaling for scaling in SCALINGS_BY_READS["window"] if scaling != "last"]
 BASES = ["zero", "last", "seasonal_naive", "linear"]

@@ -14,6 +14,8 @@ import pytest
 
 from tests.page.conftest import OpenPage
 
+pytestmark = pytest.mark.integration
+
 HOURS = [f"2026-01-01T{hour:02}:00" for hour in range(24)]
 GOOD = "unique_id,ds,y\n" + "".join(f"shop,{ds},{index}.5\n" for index, ds in enumerate(HOURS))
 

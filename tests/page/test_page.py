@@ -8,10 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from serving.asgi import auth
 from serving.routes.accuracy import AccuracyResponse
 from tests.page.conftest import OpenPage, publish_stub_with_card, serve_application
 from tests.page.test_forecast_view import GOOD, paste_table, request_forecast, wait_for_forecast
+
+pytestmark = pytest.mark.integration
 
 XSS_PAYLOAD = "<img src=x onerror='xss=1'>"
 ACCURACY_RESPONSE = {

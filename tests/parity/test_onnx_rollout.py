@@ -17,10 +17,12 @@ from forecaster.model import rollout
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.model.rollout import roll_out, warm_up
 from forecaster.spec import Spec
+from tests.case_selection import sample_cases
 from tests.laws.test_channels import CHANNELS
 from tests.laws.test_channels import make_channel_windows as with_channels
 from tests.laws.test_every_combination import HEADS, every_triple, make_networks, make_windows, scaling_fields
-from tests.sweep import sample_cases
+
+pytestmark = pytest.mark.integration
 
 LONGEST_HORIZON = 13
 
@@ -75,10 +77,9 @@ def test_the_onnx_rollout_equals_the_reference_with_channels(cell: str, head: st
     assert_engines_agree(network, make_rollout_input(*with_channels(network)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("decoder", ["rollout", pytest.param("direct", marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("decoder", ["rollout", pytest.param("direct", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("head", sample_cases(HEADS))
-@pytest.mark.parametrize("cell", ["lstm", *(pytest.param(one, marks=pytest.mark.sweep) for one in ("gru", "elman"))])
+@pytest.mark.parametrize("cell", ["lstm", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("gru", "elman"))])
 def test_the_onnx_rollout_equals_the_reference_in_every_combination(cell: str, head: str, decoder: str) -> None:
     for network in make_networks(cell, head, decoder):
         assert_engines_agree(network, make_rollout_input(*make_windows(network)))

@@ -46,6 +46,8 @@ from serving.settings import Settings
 from tests.factories import make_forecaster, make_spec, make_wave
 from tests.serving.conftest import load_stub, publish_stub
 
+pytestmark = pytest.mark.integration
+
 IMMEDIATE_RETRY = RetryPolicy(retries=2, initial_delay_s=0.0)
 
 

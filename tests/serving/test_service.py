@@ -28,6 +28,8 @@ from forecaster.spec import NetworkSpec, Spec
 from serving.deployment import slot as slots
 from serving.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 CONTEXT, HORIZON = 12, 6
 
 
@@ -91,7 +93,6 @@ def wait_until(ready: Any, *, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
 def test_the_server_responds_like_the_library_follows_the_slot_and_stops_on_sigterm(
     slot_folder: Path, tmp_path: Path
 ) -> None:
@@ -138,7 +139,6 @@ def _check_responses(slot_folder: Path, url: str) -> None:
     assert 'forecaster_model_changes_total{outcome="swapped"} 4.0' in text, "two workers, two models"
 
 
-@pytest.mark.slow
 def test_a_promotion_in_the_registry_reaches_the_server(slot_folder: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     registry, client = Registry(uri), create_client(uri)

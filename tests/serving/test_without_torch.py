@@ -15,6 +15,8 @@ from forecaster.bundle import artifact
 from serving.deployment import slot as slots
 from tests.factories import make_forecaster, make_spec
 
+pytestmark = pytest.mark.integration
+
 # As a worker does: the application, a slot with a bundle, a request; and then what was imported for it.
 WORKER_PROGRAM = """
 import asyncio, json, sys

@@ -20,7 +20,7 @@ from pipelines.training.train import train
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 from tests.system.processes import file_sizes, run_forecaster, write_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 
 TIMESTAMPS = pd.date_range("2026-01-01", periods=40, freq="D").strftime("%Y-%m-%d")
 HEADER = "unique_id,ds,y\n"
@@ -402,7 +402,6 @@ def test_overflowing_values_are_rejected_before_the_forecast(
     assert not (working_folder / "out.csv").exists()
 
 
-@pytest.mark.slow
 def test_real_processes_return_the_documented_exit_codes(trained_root: TrainedRoot, working_folder: Path) -> None:
     (working_folder / "text.csv").write_text(make_csv(y="many"))
     root = ["--root", trained_root.root.path]

@@ -26,8 +26,8 @@ from tests.pipelines.conftest import make_small_spec
 from tests.system.processes import free_port, process_tree, run_forecaster, start_process, wait_until, write_config
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's
+    pytest.mark.integration,
+    pytest.mark.integration,  # Lightning's
 ]
 
 HORIZON = 6

@@ -25,14 +25,14 @@ from pipelines.promotion.promote import fetch_bundle, find_champion, promote_ver
 from pipelines.settings import Root
 from pipelines.sources import DataSource
 from pipelines.training.train import train
+from tests.case_selection import fail_points_of, sample_cases
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
-from tests.sweep import fail_points_of, sample_cases
 from tests.system.fork_server import ForkServer, running_fork_server
 from tests.system.processes import write_config
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's
+    pytest.mark.integration,
+    pytest.mark.integration,  # Lightning's
 ]
 POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # the commit point
 
@@ -133,7 +133,7 @@ def test_a_killed_registration_is_recoverable(
     assert_consistent(fork_server, promotion_root)
 
 
-@pytest.mark.sweep
+@pytest.mark.nightly
 @pytest.mark.parametrize("fault", ["kill", "raise"])
 @pytest.mark.parametrize("name", fail_points_of("checkpoint", "export", "judge"))
 def test_a_killed_or_failed_retraining_is_recoverable(

@@ -26,15 +26,15 @@ from pipelines.settings import Root
 from serving.deployment import local_rollback
 from serving.deployment import slot as slots
 from serving.deployment.follower import FollowTarget, find_update, install_version
+from tests.case_selection import fail_points_of, sample_cases
 from tests.pipelines.monitoring.test_shadow import serve_and_observe
-from tests.sweep import fail_points_of, sample_cases
 from tests.system.fork_server import ForkServer, running_fork_server
 from tests.system.test_failpoints import PromotionRoot, promotion_root
 
 __all__ = ["promotion_root"]
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's
+    pytest.mark.integration,
+    pytest.mark.integration,  # Lightning's
 ]
 FAULT_EXIT_CODE = 9
 

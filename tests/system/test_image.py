@@ -29,6 +29,8 @@ from tests.factories import make_forecaster, make_spec
 from tests.pipelines.conftest import make_small_spec
 from tests.system.processes import CHECKOUT, free_port, start_process, wait_until
 
+pytestmark = pytest.mark.integration
+
 COMPOSE_SERVICES: dict[str, Any] = yaml.safe_load((CHECKOUT / "docker" / "compose.yaml").read_text())["services"]
 DOCKERFILE = (CHECKOUT / "docker" / "Dockerfile").read_text()
 
@@ -99,7 +101,6 @@ def test_the_container_serves_the_model_named_in_its_environment() -> None:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
 def test_the_compose_services_serve_the_promoted_model(
     migrated_root: Path, noise_data: DataSource, tmp_path: Path, image_pythonpath: str, monkeypatch: pytest.MonkeyPatch
@@ -141,7 +142,6 @@ def test_the_compose_services_serve_the_promoted_model(
         assert service.wait(30) == 0, (tmp_path / "serve.log").read_text()
 
 
-@pytest.mark.slow
 def test_a_wheel_contains_everything_a_server_needs(tmp_path: Path, image_pythonpath: str) -> None:
     """Built from a copy, unpacked into a folder of its own, and started with the packages of the image alone."""
     source, installed, home = tmp_path / "source", tmp_path / "installed", tmp_path / "home"

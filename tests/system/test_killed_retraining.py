@@ -15,12 +15,12 @@ from forecaster.registry.registry import CHAMPION, Registry
 from pipelines.promotion.promote import verify_audit_log
 from pipelines.settings import Root
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG
+from tests.case_selection import fail_points_of, sample_cases
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
-from tests.sweep import fail_points_of, sample_cases
 from tests.system.fork_server import ForkServer, running_fork_server
 from tests.system.processes import write_config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 FAIL_POINTS = sample_cases(fail_points_of("checkpoint", "export", "register", "judge", "promote", "retrain"), stride=9)
 
 

@@ -15,6 +15,8 @@ from pipelines.settings import Root
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 from tests.system.processes import run_forecaster, start_process, wait_until, write_config
 
+pytestmark = pytest.mark.integration
+
 TRIAL_COUNT = 6
 TUNE_COMMAND = ["tune", "meters.csv", "--config", "small.yaml", "--trials", TRIAL_COUNT, "--root", "root"]
 
@@ -41,8 +43,7 @@ def count_reported_epochs(folder: Path, trial: int) -> int:
             return 0
 
 
-@pytest.mark.sweep
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_search_resumes_and_finds_the_uninterrupted_result(migrated_root: Path, tmp_path: Path) -> None:
     whole, killed = (
         make_search_folder(tmp_path / "whole", migrated_root),

@@ -23,6 +23,8 @@ from tests.pipelines.conftest import make_noise_frame, make_small_spec
 from tests.system.fork_server import ForkedProcess, ForkServer, running_fork_server
 from tests.system.processes import CHECKOUT, make_environment, run_forecaster, start_process, wait_until, write_config
 
+pytestmark = pytest.mark.integration
+
 SPEC = make_small_spec(steps=80, epoch_steps=4, patience=0)  # twenty epochs, a checkpoint each
 EPOCHS = 20
 TRAIN_COMMAND = ["train", "meters.csv", "--config", "small.yaml", "--root", "root"]
@@ -122,7 +124,6 @@ def wait_for_an_epoch(
     wait_until(has_come, pause=0.01)
 
 
-@pytest.mark.slow
 def test_a_killed_training_resumes_when_the_command_is_repeated(
     training_folder: TrainingFolder, uninterrupted_weights: bytes
 ) -> None:
@@ -145,8 +146,7 @@ def test_a_killed_training_resumes_when_the_command_is_repeated(
     assert rate < SPEC.training.steps * SPEC.training.batch - 1, "what was made before the kill took no time of this"
 
 
-@pytest.mark.slow
-@pytest.mark.sweep
+@pytest.mark.nightly
 def test_a_repeatedly_killed_training_gives_the_uninterrupted_weights(
     training_folder: TrainingFolder, uninterrupted_weights: bytes, fork_server: ForkServer
 ) -> None:
@@ -172,7 +172,6 @@ def test_a_repeatedly_killed_training_gives_the_uninterrupted_weights(
     assert not list(training_folder.root.checkpoints.glob("*/*")), "nothing is left of a training that ended well"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_terminated_training_ends_as_killed_and_resumes_later(
     number: signal.Signals,
@@ -196,7 +195,6 @@ def test_a_terminated_training_ends_as_killed_and_resumes_later(
     assert len({point.step for point in history}) >= EPOCHS - 1, "but for the epoch that was cut short, none is missing"
 
 
-@pytest.mark.slow
 def test_the_same_training_cannot_run_twice_concurrently(
     training_folder: TrainingFolder, fork_server: ForkServer
 ) -> None:
@@ -220,7 +218,6 @@ def test_the_same_training_cannot_run_twice_concurrently(
 _CHECKPOINT_SYNCS = 2 + 2 * EPOCHS
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("syncs", "epochs", "moment"),
     [
@@ -255,7 +252,6 @@ def test_a_kill_during_a_file_write_leaves_the_old_or_the_new_file(
     )
 
 
-@pytest.mark.slow
 def test_an_unreadable_checkpoint_is_reported_and_not_overwritten(
     training_folder: TrainingFolder, fork_server: ForkServer
 ) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from tests.system.processes import CHECKOUT, make_environment
 
+pytestmark = pytest.mark.integration
 
-@pytest.mark.sweep
-@pytest.mark.slow
+
+@pytest.mark.nightly
 def test_every_worker_rolls_back_with_and_without_a_registry(tmp_path: Path) -> None:
     out = tmp_path / "rollback.md"
     done = subprocess.run(

@@ -16,7 +16,7 @@ from pipelines.settings import Root
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 from tests.system.processes import run_forecaster, start_process, wait_until, write_config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 SCHEDULER_COMMAND = ("-m", "pipelines.cli", "schedule", "run", "--root", "root")
 
 

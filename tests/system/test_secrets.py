@@ -15,7 +15,7 @@ from tests.pipelines.conftest import make_noise_frame, make_small_spec
 from tests.pipelines.postgres_server import PASSWORD, QUOTED, running_postgres
 from tests.system.processes import run_forecaster, write_config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 QUERY = "SELECT unique_id, ds, y FROM readings"
 PLANTED_SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-aws-key",

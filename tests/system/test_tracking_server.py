@@ -29,13 +29,13 @@ from tests.system.tracking_servers import (
 )
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's
+    pytest.mark.integration,
+    pytest.mark.integration,  # Lightning's
 ]
 PROCESS_COUNT, CHALLENGER_COUNT = 6, 5
 
 
-@pytest.fixture(scope="module", params=["postgres", pytest.param("sqlite", marks=pytest.mark.sweep)])
+@pytest.fixture(scope="module", params=["postgres", pytest.param("sqlite", marks=pytest.mark.nightly)])
 def tracking_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TrackingServer]:
@@ -145,7 +145,7 @@ def promote_repeatedly(uri: str, versions: Sequence[str]) -> list[tuple[str, str
     return outcomes
 
 
-@pytest.mark.sweep
+@pytest.mark.nightly
 def test_exactly_one_of_many_concurrent_promotions_through_a_server_succeeds(
     server_environment: TrackingServer, tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ from forecaster.data.frames.panel import to_panel
 from pipelines import cli
 from tests.forecaster.data.frames.long_frames import SHARED, channel_frame, drop_rows, series_frame
 
+pytestmark = pytest.mark.integration
+
 
 def read_shared_file(name: str) -> pd.DataFrame:
     if not (SHARED / name).is_file():

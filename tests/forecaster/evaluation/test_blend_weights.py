@@ -19,6 +19,8 @@ from forecaster.training.fit import fit as train
 from forecaster.training.fit import refit
 from tests.factories import make_forecaster, make_series, make_spec, make_wave
 
+pytestmark = pytest.mark.integration
+
 THETA, ETS = "dynamic_optimized_theta", "auto_ets"
 HORIZON, WINDOWS = 5, 2
 

@@ -14,6 +14,8 @@ from forecaster.history_summary import history_scale
 from forecaster.intervals.adaptive import AdaptiveState, update_adaptive_state
 from forecaster.intervals.conformal import MIN_GROUP_WINDOWS, TABLE_LEVELS, Calibration, calibrate
 
+pytestmark = pytest.mark.integration
+
 UNIT_SCALE = np.ones(1)
 WANTED_LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 

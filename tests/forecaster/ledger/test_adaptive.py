@@ -27,6 +27,8 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
 from tests.factories import START, make_forecaster, make_spec
 
+pytestmark = pytest.mark.integration
+
 DIGEST = "d" * 64
 SERIES_COUNT, STABLE_STEPS, SHIFTED_STEPS, HORIZON = 6, 30, 90, 2
 

@@ -71,7 +71,7 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
 def open_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     address = f"sqlite:///{tmp_path}/ledger.db"
     if request.param == "postgresql":
@@ -257,6 +257,7 @@ def test_equal_timestamps_match_in_any_zone_and_unit() -> None:
     assert encode_timestamps(pd.Index([3, 4])) == [3, 4]
 
 
+@pytest.mark.integration
 def test_the_forecaster_works_without_sqlalchemy() -> None:
     script = """
 import sys

@@ -27,6 +27,8 @@ from forecaster.training.datamodule import WindowDataModule
 from forecaster.training.fit import fit
 from tests.factories import START, make_forecaster, make_network, make_spec, make_wave
 
+pytestmark = pytest.mark.integration
+
 DECODERS = pytest.mark.parametrize("decoder", ["rollout", "direct"])
 CHANNELS = ("heat", "rain")
 HUGE_VALUE = 1e9  # no sample has such a value

@@ -21,6 +21,8 @@ from forecaster.spec import Spec
 from forecaster.training.fit import fit
 from tests.factories import START, make_spec, make_wave
 
+pytestmark = pytest.mark.integration
+
 DECODERS = pytest.mark.parametrize("decoder", ["rollout", "direct"])
 FUTURE_STEPS = 9  # steps after the history for which covariates are known
 SKY_CATEGORIES = ("hail", "rain", "sun")

@@ -24,8 +24,6 @@ from forecaster.series import Forecast, Panel, Series
 from forecaster.training.fit import fit
 from tests.factories import make_spec, make_wave
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
-
 SPEC = make_spec(training={"steps": 4, "epoch_steps": 2, "batch": 8, "valid_windows": 2})
 FIRST, STEP, STEPS = 100, 10, 60
 

@@ -18,6 +18,8 @@ import pytest
 from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
 from forecaster.registry.registry import CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry, create_client
 
+pytestmark = pytest.mark.integration
+
 INPUT_EXAMPLE = pd.DataFrame(
     {
         "unique_id": ["a"] * 4,

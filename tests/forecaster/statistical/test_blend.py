@@ -26,6 +26,8 @@ from pipelines.commands.options import BlendOption
 from tests.factories import make_forecaster, make_series, make_spec, make_wave
 from tests.forecaster.bundle.test_artifact import rewrite_file
 
+pytestmark = pytest.mark.integration
+
 THETA = "dynamic_optimized_theta"
 WEIGHTS = {NETWORK: 0.6, THETA: 0.4}
 HORIZON = 6

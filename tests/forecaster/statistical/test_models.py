@@ -17,6 +17,8 @@ from forecaster.statistical import models as module
 from forecaster.statistical.models import STATISTICAL_MODELS, STATSFORECAST_CLASSES, interpolate_gaps, naive2
 from tests.factories import START, make_panel, make_series, make_wave
 
+pytestmark = pytest.mark.integration
+
 NAN = float("nan")
 CHECKOUT = Path(__file__).parents[3]
 SEASON, HORIZON = 4, 6

@@ -104,6 +104,7 @@ atomic.write_text(folder / "file", "new")
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("moment", [1, 2, 3, 5, 99])  # of the syncs: one, two, their folder, above; the file
 def test_a_killed_write_leaves_the_old_or_the_new_content(tmp_path: Path, moment: int) -> None:
     found = subprocess.run([sys.executable, "-c", KILL_PROGRAM, str(tmp_path), str(moment)], check=False)

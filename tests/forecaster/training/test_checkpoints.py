@@ -23,6 +23,8 @@ from tests.forecaster.training.fitting import (
     raise_crash,
 )
 
+pytestmark = pytest.mark.integration
+
 
 def interrupt_fit(checkpoint: Path, spec: Spec) -> None:
     with pytest.raises(SimulatedCrash):

@@ -36,6 +36,8 @@ from tests.forecaster.training.fitting import (
     raise_keyboard_interrupt,
 )
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> FitResult:

@@ -25,6 +25,8 @@ from forecaster.training.members import StackedNetworks
 from forecaster.training.optimizer import FusedAdam, clip_gradient_norm, run_optimizer_steps
 from tests.factories import make_panel, make_series, make_spec, make_wave
 
+pytestmark = pytest.mark.integration
+
 PANEL = make_panel(make_wave(60), 4 * make_wave(50, seed=1), make_wave(40, seed=2))
 TRAINING = {"steps": 6, "epoch_steps": 3, "batch": 8, "learning_rate": 0.02, "valid_windows": 2}
 

@@ -26,6 +26,8 @@ from forecaster.training.loss import compute_loss, prepare_batches
 from forecaster.training.optimizer import FusedAdam, scheduled_learning_rate
 from tests.factories import make_panel, make_series, make_spec, make_wave
 
+pytestmark = pytest.mark.integration
+
 PANEL = make_panel(make_wave(60), 40 * make_wave(50, seed=1), make_wave(40, seed=2))
 TRAINING = {"steps": 11, "epoch_steps": 3, "batch": 8, "learning_rate": 0.02, "valid_windows": 2}
 TRAINING_OPTIONS = {"schedule": "cosine", "average": 0.9, "weighting": "seasonal_error", "recent": 1.5}

@@ -26,6 +26,8 @@ from forecaster.training.optimizer import FusedAdam, clip_gradient_norm, run_opt
 from tests.factories import make_panel, make_spec, make_wave
 from tests.laws.test_every_combination import HEADS, make_networks, make_windows
 
+pytestmark = pytest.mark.integration
+
 PANEL = make_panel(make_wave(60), 4 * make_wave(50, seed=1), make_wave(40, seed=2))
 TRAINING = {"steps": 12, "epoch_steps": 3, "batch": 8, "learning_rate": 0.02, "valid_windows": 2, "unroll": 4}
 BLOCKS = 5

@@ -29,7 +29,7 @@ from tests.factories import make_forecaster, make_spec
 from tests.pipelines.commands.test_channels import run_command
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 HORIZON = 5
 
 

@@ -18,7 +18,7 @@ from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 
 
 def run_command(*arguments: object) -> int:

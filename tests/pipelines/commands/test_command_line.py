@@ -19,6 +19,8 @@ from pipelines.cli import app, main
 from pipelines.settings import Root, build_serving_environment
 from tests.factories import make_forecaster, make_spec, make_wave
 
+pytestmark = pytest.mark.integration
+
 CHECKOUT = Path(__file__).parents[3]
 COMMANDS = [name for name in app if not name.startswith("-")]
 HEAVY_PACKAGES = (

@@ -17,6 +17,8 @@ from pipelines.cli import main
 from tests.factories import make_forecaster, make_spec
 from tests.system.processes import CHECKOUT, free_port, make_environment
 
+pytestmark = pytest.mark.integration
+
 HEAVY_PACKAGES = ("torch", "mlflow", "pytorch_lightning", "sqlalchemy", "bentoml")
 
 

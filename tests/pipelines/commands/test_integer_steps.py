@@ -23,7 +23,7 @@ from serving.routes import app
 from serving.settings import Settings
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 
 STEPS = 60
 CUTOFF = 10 * (STEPS - 1)

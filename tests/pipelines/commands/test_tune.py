@@ -10,6 +10,8 @@ from pipelines.cli import main
 from pipelines.sources import DataSource, read_spec
 from tests.pipelines.tuning.test_search import SPEC, copy_migrated_root
 
+pytestmark = pytest.mark.integration
+
 
 def run_failing_command(*arguments: object) -> int:
     with pytest.raises(SystemExit) as left:

@@ -24,7 +24,7 @@ from pipelines.training.train import TrainingResult, train
 from tests.pipelines.commands.test_channels import run_command
 from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 
 
 @dataclass(frozen=True)

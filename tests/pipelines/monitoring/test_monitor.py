@@ -31,6 +31,8 @@ from pipelines.sources import DataSource
 from pipelines.training.train import train
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
+pytestmark = pytest.mark.integration
+
 SERIES_COUNT, HOUR_COUNT, HORIZON = 16, 48, 4
 
 

@@ -21,6 +21,8 @@ from pipelines.sources import DataSource
 from pipelines.training.train import train
 from tests.pipelines.conftest import make_small_spec
 
+pytestmark = pytest.mark.integration
+
 HORIZON = 4
 
 
@@ -65,7 +67,6 @@ def serve_and_observe(
     ledger.close()
 
 
-@pytest.mark.slow
 def test_only_a_challenger_that_proved_better_in_the_shadow_becomes_champion(
     fresh_root: Root, two_versions: tuple[BundleVersion, BundleVersion], tmp_path: Path
 ) -> None:
@@ -98,7 +99,6 @@ def test_only_a_challenger_that_proved_better_in_the_shadow_becomes_champion(
         judge_shadow("small", fresh_root)
 
 
-@pytest.mark.slow
 def test_overlapping_origins_count_once_and_a_worse_challenger_is_reported(
     fresh_root: Root, two_versions: tuple[BundleVersion, BundleVersion]
 ) -> None:
@@ -110,7 +110,6 @@ def test_overlapping_origins_count_once_and_a_worse_challenger_is_reported(
     assert ended.value.code == 3
 
 
-@pytest.mark.slow
 def test_a_missing_challenger_is_reported(fresh_root: Root, noise_data: DataSource) -> None:
     with pytest.raises(NoSuchModel):
         judge_shadow("small", fresh_root)
@@ -122,7 +121,6 @@ def test_a_missing_challenger_is_reported(fresh_root: Root, noise_data: DataSour
         judge_shadow("small", fresh_root, alpha=1.5)
 
 
-@pytest.mark.slow
 def test_failed_gate_checks_block_a_shadow_promotion(
     fresh_root: Root, two_versions: tuple[BundleVersion, BundleVersion], monkeypatch: pytest.MonkeyPatch
 ) -> None:

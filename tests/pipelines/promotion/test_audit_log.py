@@ -23,7 +23,7 @@ from pipelines.sources import DataSource
 from pipelines.training.train import train
 from tests.pipelines.conftest import make_small_spec
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ from pipelines.promotion.gate import GATE_LEVELS, SEASONAL_NAIVE, Evidence, Verd
 from pipelines.promotion.policy import Policy, read_policy
 from pipelines.promotion.report import render_verdict_html, render_verdict_json
 
+pytestmark = pytest.mark.integration
+
 HORIZON, SEASON = 12, 12
 
 

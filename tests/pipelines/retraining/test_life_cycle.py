@@ -29,7 +29,7 @@ from pipelines.sources import DataSource, read_panel
 from pipelines.training.train import TrainingResult, _remove_leftovers, train
 from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 
 
 # On a window of twenty series the bad one might have been unlucky, says the gate: here a better score is enough.

@@ -27,7 +27,7 @@ from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_s
 from tests.system.processes import write_config
 
 LENIENT_POLICY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 
 
 def version_numbers(root: Root) -> list[str]:

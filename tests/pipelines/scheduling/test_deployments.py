@@ -17,6 +17,8 @@ from pipelines.cli import app
 from pipelines.scheduling.cron import CronSchedule
 from tests.system.processes import make_environment
 
+pytestmark = pytest.mark.integration
+
 DOCKER = Path(__file__).parents[3] / "docker"
 UNITS = sorted((DOCKER / "systemd").glob("forecaster-*"))
 
@@ -124,7 +126,6 @@ print("all is well")
 """
 
 
-@pytest.mark.slow
 def test_the_prefect_flow_retries_and_hides_secrets(tmp_path: Path) -> None:
     pytest.importorskip("prefect", reason="Prefect is not installed")
     done = subprocess.run(

@@ -23,6 +23,8 @@ from pipelines.settings import Root
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 from tests.system.processes import write_config
 
+pytestmark = pytest.mark.integration
+
 START = datetime(2026, 11, 21, 2, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
 # Appends its arguments to a file, says something, and ends with the code that stands in another.

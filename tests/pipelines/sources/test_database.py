@@ -18,6 +18,8 @@ from pipelines.sources import DataSource, read_panel
 from tests.pipelines.conftest import make_noise_frame
 from tests.pipelines.postgres_server import PASSWORD, QUOTED, running_postgres
 
+pytestmark = pytest.mark.integration
+
 QUERY = "SELECT meter AS unique_id, at AS ds, value AS y FROM readings"
 
 

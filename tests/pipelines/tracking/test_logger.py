@@ -11,6 +11,8 @@ from mlflow.entities import Metric, Param, RunTag
 
 from pipelines.tracking.logger import RunLogger
 
+pytestmark = pytest.mark.integration
+
 
 class StubTrackingClient:
     """A client that remembers the sizes of batches, and fails as long as it is told to."""

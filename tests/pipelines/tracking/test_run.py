@@ -28,6 +28,8 @@ from pipelines.tracking.figures import build_image_files
 from pipelines.tracking.logger import flatten_params
 from pipelines.tracking.run import RunDataset, TrackedRun, open_run
 
+pytestmark = pytest.mark.integration
+
 SPEC = Spec(name="sine", context=30, horizon=3)
 DATA_SET = RunDataset(
     "sine.csv", "ab" * 32, "postgresql://someone:s3cret@db/series", pd.Timestamp("2026-01-31T23:00", tz="UTC")

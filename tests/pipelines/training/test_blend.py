@@ -22,7 +22,7 @@ from pipelines.sources import DataSource, read_panel
 from pipelines.training.train import TrainingResult, train
 from tests.pipelines.conftest import make_small_spec
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")  # Lightning's
+pytestmark = pytest.mark.integration
 pytest.importorskip("statsforecast")
 
 THETA = "dynamic_optimized_theta"

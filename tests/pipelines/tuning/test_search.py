@@ -33,6 +33,8 @@ from pipelines.tuning.search import TuningResult, _score_seasonal_naive, _select
 from pipelines.tuning.study import DONE, PRUNED, REFUSED, PruningCallback, TrialResult, _hold_search_lock
 from tests.pipelines.conftest import make_small_spec
 
+pytestmark = pytest.mark.integration
+
 SPEC = make_small_spec(steps=6, epoch_steps=2, valid_windows=2)
 TRIAL_COUNT = 4
 

@@ -205,6 +205,7 @@ def run_module(module: str, *arguments: str, **environment: str) -> subprocess.C
     )
 
 
+@pytest.mark.integration
 def test_the_server_does_not_start_on_a_public_address_without_keys(tmp_path: Path) -> None:
     done = run_module("serving", FORECASTER_SERVING_HOST="0.0.0.0", FORECASTER_SERVING_SLOT=str(tmp_path))
     assert done.returncode == 2
@@ -212,6 +213,7 @@ def test_the_server_does_not_start_on_a_public_address_without_keys(tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.integration
 def test_a_key_in_the_wrong_variable_is_not_printed(tmp_path: Path) -> None:
     for name in ("KEY", "KEYS"):
         done = run_module("serving", **{f"FORECASTER_SERVING_{name}": "fck_secret"})
@@ -219,6 +221,7 @@ def test_a_key_in_the_wrong_variable_is_not_printed(tmp_path: Path) -> None:
         assert "fck_secret" not in done.stdout + done.stderr
 
 
+@pytest.mark.integration
 def test_a_key_created_on_the_command_line_is_accepted(key_file: Path) -> None:
     done = run_module(
         "pipelines.cli", "key", "new", "store", "--scope", "read", "--scope", "observe", "--keys", str(key_file)

@@ -28,10 +28,12 @@ from serving.deployment import slot as slots
 from serving.deployment import status
 from serving.deployment.follower import FollowTarget, follow, install_version
 from serving.deployment.slot import Release, Slot, load_bundle, publish, staging
+from tests.case_selection import fail_points_of
 from tests.factories import make_forecaster, make_spec
 from tests.serving.conftest import AppClient, MakeClient, load_stub, publish_stub, series_payload, write_stub
 from tests.serving.deployment.test_follower import FakeRegistry, StopFollowing
-from tests.sweep import fail_points_of
+
+pytestmark = pytest.mark.integration
 
 GOOD_REQUEST = {"series": [series_payload()], "horizon": 2}
 FOLLOWING_SETTINGS = {"registry": "http://127.0.0.1:9", "model": "sales", "poll_s": 1.0}
@@ -121,7 +123,7 @@ class UnresponsiveRegistry:
         raise AssertionError("nothing was resolved")
 
 
-@pytest.mark.parametrize("make", [UnresponsiveRegistry, pytest.param(Registry, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [UnresponsiveRegistry, pytest.param(Registry, marks=pytest.mark.integration)])
 def test_an_unresponsive_registry_blocks_nobody(
     followed_model: FollowTarget, make_client: MakeClient, unresponsive_address: str, make: Callable[[str], Any]
 ) -> None:

@@ -18,6 +18,8 @@ from forecaster.series import Forecast, Series
 from serving.settings import Settings
 from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, load_stub, publish_stub, series_payload
 
+pytestmark = pytest.mark.integration
+
 
 def post_forecast(client: AppClient, *names: str) -> list[float]:
     answer = client.post("/v1/forecast", json={"series": [series_payload(id=name) for name in names], "horizon": 2})

@@ -22,6 +22,8 @@ from tests.forecaster.prediction.test_carry import make_model
 from tests.serving.conftest import LastValuePredictor, MakeClient, StubModel, publish_stub, series_payload
 from tests.serving.routes.test_openapi import response_schema, schema_violations
 
+pytestmark = pytest.mark.integration
+
 STEPS = 1 << 17  # so that no round has more than the least
 
 

@@ -16,6 +16,8 @@ from serving.formats import chunked_json, parsing
 from serving.formats.json_columns import ColumnsRequest
 from serving.formats.schema import ForecastRequest
 
+pytestmark = pytest.mark.integration
+
 TINY_LIMITS = {
     "MIN_SPLIT_BYTES": 0,
     "PIECE_BYTES": 12,

@@ -17,6 +17,8 @@ from serving.settings import Settings
 from tests.serving.conftest import AppClient, MakeClient, publish_stub, series_payload
 from tests.serving.routes.test_openapi import response_schema, schema_violations
 
+pytestmark = pytest.mark.integration
+
 TIMESTAMPS = [f"2026-01-01T{hour:02}:00:00Z" for hour in range(24)]
 
 

@@ -27,6 +27,8 @@ from serving.routes import openapi
 from tests.serving.conftest import AppClient, application_clients
 from tests.serving.test_client import publish_random_model
 
+pytestmark = pytest.mark.integration
+
 EXAMPLE_COUNT = 12  # of a kind, for each operation
 CHECKS = [
     status_code_conformance,

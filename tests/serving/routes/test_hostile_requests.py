@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.asgi.middleware import RequestMiddleware
+from tests.case_selection import checkerboard_product
 from tests.serving.conftest import (
     AppClient,
     LastValuePredictor,
@@ -21,7 +22,8 @@ from tests.serving.conftest import (
     publish_stub,
     series_payload,
 )
-from tests.sweep import checkerboard_product
+
+pytestmark = pytest.mark.integration
 
 JSON_HEADERS = {"content-type": "application/json"}
 GOOD_BODY = json.dumps({"series": [series_payload()], "horizon": 2})

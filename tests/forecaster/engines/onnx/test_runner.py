@@ -44,6 +44,7 @@ def onnx_engine(network: Regressor) -> OnnxEngine:
     return OnnxEngine(export_onnx(network))
 
 
+@pytest.mark.integration
 def test_an_onnx_graph_runs_without_torch_onnx_or_pandas(network: Regressor, tmp_path: Path) -> None:
     known = make_rollout_input(network, ahead=6)
     (tmp_path / "rollout.onnx").write_bytes(export_onnx(network))
