@@ -337,7 +337,7 @@ def test_a_shift_moves_mean_samples_and_quantiles(name):
 
 @pytest.mark.parametrize("name", ["neg_binomial", "categorical"])
 def test_a_head_with_a_fixed_support_cannot_be_shifted(name):
-    with pytest.raises(BadSpec, match="takes base zero only"):
+    with pytest.raises(BadSpec, match="supports only the base zero"):
         build_head(name).shift(torch.zeros(2, build_head(name).num_params), torch.ones(2))
 
 
