@@ -204,6 +204,6 @@ def _measure_level_season(filled: Tensor, observed: Tensor, season: int) -> Scal
     )
     profile = profile - profile.mean(1, keepdim=True)
     deseasonalized = (filled - profile.gather(1, phases)) * observed
-    last_season = observed & (clock >= _last_observed_index(observed) - season + 1)
+    last_season = observed & (time >= _last_observed_index(observed) - season + 1)
     level = (deseasonalized * last_season).sum(1) / last_season.sum(1).clamp(min=1)
     return Scale(level, _mean_and_std(deseasonalized, observed)[1], profile, profile[:, :0])
