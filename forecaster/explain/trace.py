@@ -89,8 +89,9 @@ def compute_influence(model: Regressor, window: Window, rollout_state: RolloutSt
     inputs = encoded.inputs.detach().repeat(_NUM_PROBES, 1, 1).requires_grad_()
     hidden, cell = rollout_state.recurrent_state
     state = RecurrentState(
-        *(None if tensor is None else tensor.detach().repeat(1, _NUM_PROBES, 1) for tensor in (hidden, cell))
-    )  # type: ignore[arg-type]
+        hidden.detach().repeat(1, _NUM_PROBES, 1),
+        None if cell is None else cell.detach().repeat(1, _NUM_PROBES, 1),
+    )
     with torch.enable_grad():
         _, final_state = model.recurrent(
             _append_static(model, inputs, rollout_state.static.detach().repeat(_NUM_PROBES, 1)),
