@@ -1,6 +1,6 @@
-"""A plain network in the compiled kernel with numpy alone: what a server's worker rolls on, without torch.
+"""The kernel engine in numpy: rolls out plain networks without importing torch, as the service's workers do.
 
-Which networks are plain, `fused.py` says, and what is computed too; scales are those of `scaling.py`. Both are held equal.
+`kernel_torch.py` computes the same for torch callers, and scales are those of `forecaster.model.scaling`; tests compare both.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from forecaster.model.recurrence.library import LAYER_WEIGHTS, NetworkShape, Pac
 from forecaster.shapes import Bool, Float, Float64, Int
 from forecaster.spec import Layout, Scaling, Spec
 
-WIDTH_TOLERANCE = 1e-14  # as in scaling.py
+WIDTH_TOLERANCE = 1e-14  # as in forecaster.model.scaling
 
-WeightArrays = Mapping[str, Float[np.ndarray, "..."]]  # by their names in a bundle
+WeightArrays = Mapping[str, Float[np.ndarray, "..."]]  # weights by their names in a bundle
 
 
 class ArrayScale(NamedTuple):
-    """scaled = (value - shift - profile) / width; as `scaling.ArrayScale`, of values as they are.
+    """scaled = (value - shift - profile) / width: `forecaster.model.scaling.Scale` in numpy, without the log transform.
 
     Attributes:
         shift: Level of each row.
-        width: Spread of each row; zero maps all to 0, and back to shift and profile.
-        profile: What each phase of the season adds; one zero where there is none.
+        width: Spread of each row; zero maps every value to 0, and back to shift plus profile.
+        profile: Seasonal component of each phase; a single zero without a season.
     """
 
     shift: Float64[np.ndarray, "row"]
@@ -35,14 +35,14 @@ class ArrayScale(NamedTuple):
     profile: Float64[np.ndarray, "row phase"]
 
     def apply(self, values: Float64[np.ndarray, "row step"]) -> Float[np.ndarray, "row step"]:
-        """Data units to the network's, in float32; NaN stays."""
+        """Converts data units to scaled units, in float32; NaN stays NaN."""
         flat = (self.width == 0)[:, None]
         scaled = (values - self._center(values.shape[1], 0)) / np.where(flat, 1.0, self.width[:, None])
-        told: np.ndarray = np.ascontiguousarray(np.where(flat & ~np.isnan(values), 0.0, scaled), dtype=np.float32)
-        return told
+        result: np.ndarray = np.ascontiguousarray(np.where(flat & ~np.isnan(values), 0.0, scaled), dtype=np.float32)
+        return result
 
     def undo(self, scaled: Float[np.ndarray, "row step"], *, time: int) -> Float64[np.ndarray, "row step"]:
-        """The network's units to data units, from `time` steps after the first on."""
+        """Converts scaled units to data units, starting `time` steps after the first."""
         return np.asarray(scaled.astype(np.float64) * self.width[:, None] + self._center(scaled.shape[1], time))
 
     def _center(self, steps: int, time: int) -> Float64[np.ndarray, "row _"]:
@@ -53,17 +53,17 @@ class ArrayScale(NamedTuple):
 
 
 class KernelEngine:
-    """A plain network, its weights laid out for the kernel; threads may share it."""
+    """A plain network with its weights packed for the kernel; threads may share it."""
 
     def __init__(self, spec: Spec, weights: WeightArrays, *, season: int, lanes: int, threads: int = 1) -> None:
-        """Lays the weights out.
+        """Packs the weights.
 
         Args:
-            spec: Of a network that `build_kernel_engine` found to fit.
-            weights: By their names in the bundle.
-            season: Of the data.
-            lanes: Floats of a vector, as the machine has them.
-            threads: That share the rows of a call.
+            spec: Specification of a network that `build_kernel_engine` accepts.
+            weights: Weights by their names in the bundle.
+            season: Season of the data.
+            lanes: Floats per vector on this machine.
+            threads: Number of threads that share the rows of a call.
         """
         self._spec, self._season, self._threads = spec, season, threads
         self._layout = Layout.from_spec(spec, season=season)
@@ -73,19 +73,19 @@ class KernelEngine:
 
     @property
     def can_sample(self) -> bool:
-        """It does not."""
+        """Always False: the kernel only computes point forecasts."""
         return False
 
     def roll_out(
-        self, inputs: RolloutInput, *, horizon: int, noise: Float[np.ndarray, "track ahead noise"] | None = None
-    ) -> Float64[np.ndarray, "way horizon"]:
-        """As `Backend.roll_out`."""
-        assert noise is None, "it does not draw"
+        self, inputs: RolloutInput, *, horizon: int, noise: Float[np.ndarray, "path_target ahead noise"] | None = None
+    ) -> Float64[np.ndarray, "path horizon"]:
+        """See `Engine.roll_out`."""
+        assert noise is None, "the kernel cannot draw sample paths"
         values, segment = inputs.values, self._spec.segment
         scale = self._measure_scale(values)
-        told = np.empty((len(values), -(-horizon // segment) * segment), dtype=np.float32)
-        self._packed_network.run(values=scale.apply(values), forecast=told, threads=self._threads)
-        return scale.undo(told[:, :horizon], time=values.shape[1])
+        forecast = np.empty((len(values), -(-horizon // segment) * segment), dtype=np.float32)
+        self._packed_network.run(values=scale.apply(values), forecast=forecast, threads=self._threads)
+        return scale.undo(forecast[:, :horizon], time=values.shape[1])
 
     def _measure_scale(self, values: Float64[np.ndarray, "row step"]) -> ArrayScale:
         spec = self._spec
@@ -97,20 +97,25 @@ class KernelEngine:
 def build_kernel_engine(
     spec: Spec, weights: WeightArrays, *, season: int, num_features: int, threads: int = 1
 ) -> KernelEngine | None:
-    """The network as the kernel runs it; None where there is no kernel, or it does not know such a network.
+    """Builds the kernel engine of a network; returns None without a kernel, or if it does not support the network.
+
+    A supported (plain) network reads values only and has a shiftable head; it has no direct decoder, dilation, residual
+    layer, baseline or log transform.
 
     Args:
-        spec: Of the network.
-        weights: By their names in the bundle; raises BundleDamaged if they are of other shapes.
-        season: Of the data.
-        features: Covariates and categories that it reads besides.
-        threads: That share the rows of a call.
+        spec: Specification of the network.
+        weights: Weights by their names in the bundle.
+        season: Season of the data.
+        num_features: Number of covariates and static categories that the network reads in addition.
+        threads: Number of threads that share the rows of a call.
+    Raises:
+        BundleDamaged: The weights have other shapes than the specification says.
     """
-    found, network = load_library(), spec.network
-    lanes = 0 if found is None else found.lanes()
-    known = not (num_features or spec.lags or spec.channels or network.residual or spec.decoder == "direct")
-    alone = spec.base == "zero" and spec.transform == "none" and set(network.layer_dilations) == {1}
-    if not (lanes and known and alone and spec.head.is_shiftable):
+    library, network = load_library(), spec.network
+    lanes = 0 if library is None else library.lanes()
+    reads_values_only = not (num_features or spec.lags or spec.channels or network.residual or spec.decoder == "direct")
+    is_supported = spec.base == "zero" and spec.transform == "none" and set(network.layer_dilations) == {1}
+    if not (lanes and reads_values_only and is_supported and spec.head.is_shiftable):
         return None
     _check_shapes(spec, weights)
     return KernelEngine(spec, weights, season=season, lanes=lanes, threads=threads)
@@ -119,15 +124,15 @@ def build_kernel_engine(
 def _check_shapes(spec: Spec, weights: WeightArrays) -> None:
     hidden, gates = spec.network.hidden, {"gru": 3, "lstm": 4, "elman": 1}[spec.network.cell]
     expected: dict[str, tuple[int, ...]] = {}
-    for number in range(spec.network.layers):
-        inputs = hidden if number else 2 * spec.segment
+    for index in range(spec.network.layers):
+        inputs = hidden if index else 2 * spec.segment
         sizes = ((gates * hidden, inputs), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,))
-        expected |= {f"recurrent.layers.{number}.{name}": size for name, size in zip(LAYER_WEIGHTS, sizes, strict=True)}
+        expected |= {f"recurrent.layers.{index}.{name}": size for name, size in zip(LAYER_WEIGHTS, sizes, strict=True)}
     rows = len(weights["output.weight"]) if "output.weight" in weights else spec.segment
     expected |= {"output.weight": (rows, hidden), "output.bias": (rows,)}
-    odd = [name for name, size in expected.items() if name not in weights or weights[name].shape != size]
-    if odd or not rows or rows % spec.segment:
-        name = odd[0] if odd else "output.weight"
+    mismatched = [name for name, size in expected.items() if name not in weights or weights[name].shape != size]
+    if mismatched or not rows or rows % spec.segment:
+        name = mismatched[0] if mismatched else "output.weight"
         found = weights[name].shape if name in weights else None
         raise BundleDamaged(
             f"Expected weights {name!r} of shape {expected[name]}; found {found}. The spec and the weights do not belong "
@@ -137,49 +142,51 @@ def _check_shapes(spec: Spec, weights: WeightArrays) -> None:
 
 
 def measure_scale(values: Float64[np.ndarray, "row context"], scaling: Scaling, *, season: int = 1) -> ArrayScale:
-    """The scale of each row, from its observed values; as `scaling.measure_scale`."""
-    zero, still = np.zeros(len(values)), np.zeros((len(values), 1))
+    """See `forecaster.model.scaling.measure_scale`."""
+    zero, zero_profile = np.zeros(len(values)), np.zeros((len(values), 1))
     if scaling == "none":
-        return ArrayScale(zero, zero + 1, still)
+        return ArrayScale(zero, zero + 1, zero_profile)
     observed = ~np.isnan(values)
-    known = np.where(observed, values, 0.0)
+    filled = np.where(observed, values, 0.0)
     if scaling == "mean_abs":
-        return ArrayScale(zero, np.abs(known).sum(1) / observed.sum(1).clip(1), still)
+        return ArrayScale(zero, np.abs(filled).sum(1) / observed.sum(1).clip(1), zero_profile)
     if scaling == "level_season":
-        return _measure_level_season(known, observed, season)
-    mean, deviation = _mean_and_std(known, observed)
+        return _measure_level_season(filled, observed, season)
+    mean, deviation = _mean_and_std(filled, observed)
     if scaling == "last":
-        return ArrayScale(np.take_along_axis(known, _last_observed_index(observed), axis=1)[:, 0], deviation, still)
-    return ArrayScale(mean, deviation, still)
+        return ArrayScale(
+            np.take_along_axis(filled, _last_observed_index(observed), axis=1)[:, 0], deviation, zero_profile
+        )
+    return ArrayScale(mean, deviation, zero_profile)
 
 
 def settle_scale(
     values: Float64[np.ndarray, "row step"], scaling: Scaling, *, initial_steps: int, season: int = 1
 ) -> ArrayScale:
-    """The scale that each row keeps, as from the first step of the values on; as `scaling.settle_scale`."""
+    """See `forecaster.model.scaling.settle_scale`; the result counts steps from the first step of the values."""
     rows, length = values.shape
     observed = ~np.isnan(values)
-    begin = np.where(observed.any(1), observed.argmax(1), length)
+    first_observed = np.where(observed.any(1), observed.argmax(1), length)
     if scaling == "none":
         return measure_scale(values, scaling)
-    left: Int[np.ndarray, "_"] = np.arange(rows)
+    unsettled: Int[np.ndarray, "_"] = np.arange(rows)
     scale: ArrayScale | None = None
-    while scale is None or len(left):
-        places = begin[left, None] + np.arange(min(initial_steps, length))
-        first = np.take_along_axis(values[left], places.clip(max=length - 1), axis=1)
-        first[places >= length] = np.nan
-        found = measure_scale(first, scaling, season=season)
+    while scale is None or len(unsettled):
+        steps = first_observed[unsettled, None] + np.arange(min(initial_steps, length))
+        head = np.take_along_axis(values[unsettled], steps.clip(max=length - 1), axis=1)
+        head[steps >= length] = np.nan
+        head_scale = measure_scale(head, scaling, season=season)
         if scale is None:
-            scale = found
+            scale = head_scale
         else:
-            for whole, part in zip(scale, found, strict=True):
-                whole[left] = part
-        settled = found.width > WIDTH_TOLERANCE * np.nan_to_num(np.abs(first)).max(1)
-        left = left[~settled & (begin[left] + initial_steps < length)]
+            for field, head_field in zip(scale, head_scale, strict=True):
+                field[unsettled] = head_field
+        settled = head_scale.width > WIDTH_TOLERANCE * np.nan_to_num(np.abs(head)).max(1)
+        unsettled = unsettled[~settled & (first_observed[unsettled] + initial_steps < length)]
         initial_steps *= 2
     phases = scale.profile.shape[1]
-    turned = (np.arange(phases) - begin[:, None]) % phases
-    return scale._replace(profile=np.take_along_axis(scale.profile, turned, axis=1))
+    rotated = (np.arange(phases) - first_observed[:, None]) % phases
+    return scale._replace(profile=np.take_along_axis(scale.profile, rotated, axis=1))
 
 
 def _mean_and_std(
@@ -195,28 +202,31 @@ def _last_observed_index(observed: Bool[np.ndarray, "row step"]) -> Int[np.ndarr
 
 
 def _measure_level_season(filled: np.ndarray, observed: np.ndarray, season: int) -> ArrayScale:
-    """As `scaling._measure_level_season`."""
+    """See `forecaster.model.scaling`."""
     steps = filled.shape[1]
-    clock = np.arange(steps, dtype=np.float64)
+    time = np.arange(steps, dtype=np.float64)
     count = observed.sum(1, keepdims=True).clip(1)
-    middle = (clock * observed).sum(1, keepdims=True) / count
+    mean_time = (time * observed).sum(1, keepdims=True) / count
     mean = filled.sum(1, keepdims=True) / count
-    spread = (((clock - middle) ** 2) * observed).sum(1, keepdims=True).clip(1e-12)
-    slope = ((clock - middle) * (filled - mean) * observed).sum(1, keepdims=True) / spread
-    rest = (filled - mean - slope * (clock - middle)) * observed
+    spread = (((time - mean_time) ** 2) * observed).sum(1, keepdims=True).clip(1e-12)
+    slope = ((time - mean_time) * (filled - mean) * observed).sum(1, keepdims=True) / spread
+    residual = (filled - mean - slope * (time - mean_time)) * observed
     phases = np.arange(steps) % season
-    seen, sums = _sum_by_phase(observed.astype(np.float64), season), _sum_by_phase(rest, season)
-    profile = np.where(seen >= 2, sums / seen.clip(1), 0.0)
+    count_by_phase, residual_by_phase = (
+        _sum_by_phase(observed.astype(np.float64), season),
+        _sum_by_phase(residual, season),
+    )
+    profile = np.where(count_by_phase >= 2, residual_by_phase / count_by_phase.clip(1), 0.0)
     profile = profile - profile.mean(1, keepdims=True)
-    straight = (filled - profile[:, phases]) * observed
-    late = observed & (clock >= _last_observed_index(observed) - season + 1)
-    level = (straight * late).sum(1) / late.sum(1).clip(1)
-    return ArrayScale(level, _mean_and_std(straight, observed)[1], profile)
+    deseasonalized = (filled - profile[:, phases]) * observed
+    last_season = observed & (time >= _last_observed_index(observed) - season + 1)
+    level = (deseasonalized * last_season).sum(1) / last_season.sum(1).clip(1)
+    return ArrayScale(level, _mean_and_std(deseasonalized, observed)[1], profile)
 
 
 def _sum_by_phase(values: Float64[np.ndarray, "row step"], season: int) -> Float64[np.ndarray, "row phase"]:
-    """Sums over the steps of each phase."""
+    """Sums the steps of each phase."""
     rows, steps = values.shape
-    whole = np.zeros((rows, -(-steps // season), season))
-    whole.reshape(rows, -1)[:, :steps] = values
-    return np.asarray(whole.sum(1))
+    padded = np.zeros((rows, -(-steps // season), season))
+    padded.reshape(rows, -1)[:, :steps] = values
+    return np.asarray(padded.sum(1))

@@ -1,7 +1,7 @@
-"""A whole rollout in one call of the compiled kernel: rows take all their steps, those known and those foretold, band by band.
+"""A whole rollout in one call of the compiled kernel, for torch callers: each row reads its history and predicts, band by band.
 
-It knows the plain network: values alone are read, and what the recurrence says is put out as it is. All others, and draws,
-are rolled by `rollout.py`, which this is held to.
+The kernel supports only plain networks, which read values alone and output the recurrence directly. All other networks, and
+sample paths, are rolled out by `forecaster.model.rollout`, which is the reference for this engine.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from forecaster.shapes import Float, Float64, Int
 
 
 class KernelState(NamedTuple):
-    """What rows know at some place: where a rollout starts from.
+    """The state of each row at a forecast origin: the start of a rollout.
 
     Attributes:
-        hidden: The recurrence.
-        cell: Of an LSTM; None otherwise.
-        bound: Scaled values beyond it are not believed.
-        scale: Whose profile begins at the place.
+        hidden: Hidden states of the recurrence.
+        cell: Cell states (LSTM only).
+        bound: Scaled values beyond it count as diverged.
+        scale: Scale whose profile begins at the origin.
     """
 
     hidden: Float[Tensor, "row layer hidden"]
@@ -35,42 +35,45 @@ class KernelState(NamedTuple):
     bound: Float[Tensor, "row"]
     scale: Scale
 
-    def select_rows(self, rows: Int[Tensor, "some"]) -> KernelState:
-        """Some of the rows, in this order."""
+    def select_rows(self, rows: Int[Tensor, "selected"]) -> KernelState:
+        """Selects rows, in this order."""
         cell = None if self.cell is None else self.cell[rows]
         return KernelState(self.hidden[rows], cell, self.bound[rows], Scale(*(part[rows] for part in self.scale)))
 
 
 def build_torch_kernel_engine(network: Regressor, *, threads: int | None = None) -> TorchKernelEngine | None:
-    """The network as the kernel runs it; None where there is no kernel, or it does not know such a network."""
-    widest = load_compiled_backend()
+    """Builds the kernel engine of a network; returns None without a kernel, or if it does not support the network."""
+    backend = load_compiled_backend()
     output, recurrent = network.output.weight, network.recurrent
-    plain = not (network.lags or network.num_covariates or network.groups or recurrent.residual or network.decoder)
-    alone = (
+    reads_values_only = not (
+        network.lags or network.num_covariates or network.groups or recurrent.residual or network.decoder
+    )
+    has_simple_output = (
         network.num_targets == 1
         and network.base == "zero"
         and network.transform == "none"
         and set(recurrent.dilations) == {1}
     )
-    located = network.head.is_shiftable  # its point forecast is the first of its parameters
-    fits = output.device.type == "cpu" and output.dtype == torch.float32
-    known = plain and alone and located and fits
-    return TorchKernelEngine(network, lanes=widest.lanes, threads=threads) if widest and known else None
+    has_location = network.head.is_shiftable  # then its point forecast is the first of its parameters
+    has_fitting_tensors = output.device.type == "cpu" and output.dtype == torch.float32
+    is_supported = reads_values_only and has_simple_output and has_location and has_fitting_tensors
+    return TorchKernelEngine(network, lanes=backend.lanes, threads=threads) if backend and is_supported else None
 
 
 class TorchKernelEngine:
-    """A plain network, its weights laid out for the kernel: they are those it had when this was made.
+    """A plain network with its weights packed for the kernel; later changes of the weights have no effect.
 
-    It remembers nothing between calls, so threads may share it. A row's forecast is to the bit the same in any company.
+    The engine keeps no state between calls, so threads may share it. A row's forecast does not depend on the other rows,
+    to the bit.
     """
 
     def __init__(self, network: Regressor, *, lanes: int, threads: int | None = None) -> None:
-        """Lays the weights out.
+        """Packs the weights.
 
         Args:
-            network: One that `build_torch_kernel_engine` found to fit.
-            lanes: Floats of a vector, as the machine has them.
-            threads: That share the rows of a call; as many as torch has, if not given.
+            network: A network that `build_torch_kernel_engine` accepts.
+            lanes: Floats per vector on this machine.
+            threads: Number of threads that share the rows of a call; default: that of torch.
         """
         recurrent = network.recurrent
         self._network, self._threads = network, threads
@@ -83,31 +86,31 @@ class TorchKernelEngine:
 
     @property
     def can_sample(self) -> bool:
-        """It does not."""
+        """Always False: the kernel only computes point forecasts."""
         return False
 
     def roll_out(
-        self, inputs: RolloutInput, *, horizon: int, noise: Float[np.ndarray, "track ahead noise"] | None = None
-    ) -> Float64[np.ndarray, "way horizon"]:
-        """As `Backend.roll_out`."""
-        assert noise is None, "it does not draw"
+        self, inputs: RolloutInput, *, horizon: int, noise: Float[np.ndarray, "path_target ahead noise"] | None = None
+    ) -> Float64[np.ndarray, "path horizon"]:
+        """See `Engine.roll_out`."""
+        assert noise is None, "the kernel cannot draw sample paths"
         with torch.inference_mode():
             return np.asarray(self.forecast(torch.from_numpy(inputs.values), horizon=horizon).numpy())
 
     def forecast(self, values: Float64[Tensor, "row step"], *, horizon: int) -> Float64[Tensor, "row horizon"]:
-        """The next values after those known, in units of the data."""
+        """Predicts the next values, in data units."""
         scale = self._measure_scale(values)
-        told = self._allocate_forecast(len(values), horizon)
-        self._run(values=self._apply_scale(values, scale), forecast=told)
-        return scale.undo(told[:, :horizon], time=values.shape[1])
+        forecast = self._allocate_forecast(len(values), horizon)
+        self._run(values=self._apply_scale(values, scale), forecast=forecast)
+        return scale.undo(forecast[:, :horizon], time=values.shape[1])
 
     def states_at_origins(self, values: Float64[Tensor, "row step"], *, stride: int, count: int) -> KernelState:
-        """What is known at `count` places of every row, `stride` steps apart, the last of them at the end: row by row.
+        """Returns the states at `count` origins of every row, `stride` steps apart; the last is the end. Rows come first.
 
         Args:
-            values: Histories.
-            every: A multiple of the segment.
-            count: Such that there are steps before the first place.
+            values: The histories.
+            stride: A multiple of the segment.
+            count: Number of origins; some steps must precede the first one.
         """
         rows, steps = values.shape
         scale = self._measure_scale(values)
@@ -123,14 +126,14 @@ class TorchKernelEngine:
             stride=stride // self._network.segment,
         )
         time = torch.arange(steps - (count - 1) * stride, steps + 1, stride).repeat(rows)
-        each = Scale(*(part.repeat_interleave(count, dim=0) for part in scale))
-        return KernelState(hidden, cell, bound, each.starting_at(time))
+        repeated = Scale(*(part.repeat_interleave(count, dim=0) for part in scale))
+        return KernelState(hidden, cell, bound, repeated.starting_at(time))
 
     def forecast_from(self, state: KernelState, *, horizon: int) -> Float64[Tensor, "row horizon"]:
-        """The next values, in units of the data."""
-        told = self._allocate_forecast(len(state.hidden), horizon)
-        self._run(states=state.hidden, cells=state.cell, bound=state.bound, forecast=told)
-        return state.scale.undo(told[:, :horizon])
+        """Predicts the next values after a state, in data units."""
+        forecast = self._allocate_forecast(len(state.hidden), horizon)
+        self._run(states=state.hidden, cells=state.cell, bound=state.bound, forecast=forecast)
+        return state.scale.undo(forecast[:, :horizon])
 
     def _measure_scale(self, values: Tensor) -> Scale:
         network = self._network
@@ -155,8 +158,8 @@ class TorchKernelEngine:
         origins: int = 0,
         stride: int = 0,
     ) -> None:
-        given = {"values": values, "states": states, "cells": cells, "bound": bound, "forecast": forecast}
-        arrays: dict[str, Any] = {name: None if array is None else array.numpy() for name, array in given.items()}
+        tensors = {"values": values, "states": states, "cells": cells, "bound": bound, "forecast": forecast}
+        arrays: dict[str, Any] = {name: None if array is None else array.numpy() for name, array in tensors.items()}
         self._packed_network.run(
             **arrays, origins=origins, stride=stride, threads=self._threads or torch.get_num_threads()
         )

@@ -1,4 +1,4 @@
-"""Why a forecast is as it is: how far back the network remembers, what its gates did, and which values the forecast rests on."""
+"""Explains a forecast: the memory of the network, its gates, and the attribution of the forecast to the observed values."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
 from forecaster.shapes import Bool, Float64
 
-MAX_STEPS = 1024  # that are explained; what lies before them is read all the same
-_INTEGRATION_POINTS = 32  # of the integral
+MAX_STEPS = 1024  # largest number of explained steps; earlier steps are read but not explained
+_INTEGRATION_POINTS = 32  # of the path integral
 METHODS = {
-    "half_life": "the number of latest steps to which the state after the last owes half of all influence: influence of a step "
-    "is the Frobenius norm of the derivative of that state by what the recurrence reads there. Where it decays by halves, that "
-    "is the half-life",
+    "half_life": "the number of latest steps that account for half of the total influence on the final state. The influence of "
+    "a step is the Frobenius norm of the derivative of that state with respect to the inputs of the recurrence at the step. If "
+    "it decays exponentially, this is the half-life",
     "gates": "means over the units of a layer, at each step; the half-life of a layer is what the mean of its update (GRU) or "
-    "forget gate (LSTM) would give alone, without the recurrent weights. This reading of gates is ours",
+    "forget gate (LSTM) alone implies, without the recurrent weights. This interpretation of gates is ours",
     "attribution": "integrated gradients (Sundararajan, Taly and Yan 2017, equation 1) of the mean forecast over the horizon, "
-    "from a history that the network's scaling turns to zeros to the one it was given, by the midpoint rule. Scale, covariates, "
-    "calendar and static columns are held; the attributions add up to forecast less baseline, but for `gap`",
+    "from a history that scaling maps to zeros to the given history, by the midpoint rule. Scale, covariates, calendar and "
+    "static columns are held constant; the attributions sum to forecast minus baseline, up to `gap`",
 }
 
 
 class LayerDynamics(NamedTuple):
-    """What one layer did, as means over members.
+    """The behaviour of one layer, averaged over members.
 
     Attributes:
-        gates: By name, the mean over its units at each step; NaN where it read nothing.
-        norm: Of its hidden state; likewise.
-        half_life: In steps of the series, of its keeping gate alone; None of an Elman layer, or beyond all bounds.
+        gates: Mean of each gate over the units, by name and step; NaN where the layer read nothing.
+        norm: Norm of the hidden state at each step; NaN where the layer read nothing.
+        half_life: Half-life in steps of the series that the retention gate alone implies; None for an Elman layer, or if
+            it is unbounded.
     """
 
     gates: Mapping[str, Float64[np.ndarray, "step"]]
@@ -51,22 +52,22 @@ class LayerDynamics(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """The last steps of a history, and what they mean for its forecast.
+    """The last steps of a history and their effect on the forecast.
 
     Attributes:
-        id: The series' id.
-        horizon: Steps ahead that `forecast` is the mean of.
-        ds: The stamps of the steps.
-        y: Their values.
-        half_life: Of the network's memory, in steps; None where nothing moves its state.
-        influence: Of each step on the state after the last, as shares that add to 1; NaN where the recurrence read nothing.
+        id: Id of the series.
+        horizon: Number of steps ahead that `forecast` averages.
+        ds: Timestamps of the steps.
+        y: Values of the steps.
+        half_life: Half-life of the network's memory in steps; None if nothing influences its state.
+        influence: Share of each step in the total influence on the final state; NaN where the recurrence read nothing.
         layers: The layers, lowest first.
-        attribution: What each value of y adds to the forecast, in its units; 0 where none was observed.
-        channels: By name, the same of the channels.
-        forecast: The network's mean forecast over the horizon: of several members their mean, of a blend the network alone.
-        baseline: The same from a history that scaling turns to zeros.
-        gap: What the attributions fall short of forecast less baseline: the error of the integral.
-        notes: What a reader should know of it.
+        attribution: Contribution of each value of y to the forecast, in data units; 0 where missing.
+        channels: Contributions of the channels' values, by name of the channel.
+        forecast: Mean forecast of the network over the horizon, averaged over members; for a blend, of the network alone.
+        baseline: The same forecast for a history that scaling maps to zeros.
+        integration_error: Forecast minus baseline minus the sum of attributions, due to numerical integration.
+        notes: Remarks for the reader.
     """
 
     id: str
@@ -85,59 +86,69 @@ class Explanation:
 
 
 def explain(model: FittedModel, series: Series, *, horizon: int | None = None, steps: int = 256) -> Explanation:
-    """The explanation of the forecast of one series; raises what stands in the way of that forecast.
+    """Explains the forecast of one series; raises the same errors as the forecast itself.
 
     Args:
-        forecaster: Whose forecast.
+        model: The fitted model.
         series: The history.
-        horizon: Steps ahead; the forecaster's own, if not given.
-        steps: How many of the latest steps to explain, MOST_STEPS at the most.
+        horizon: Steps ahead; default: the model's horizon.
+        steps: Number of latest steps to explain, at most MAX_STEPS.
     """
     assert 1 <= steps <= MAX_STEPS
-    predictor, ahead = Predictor(model), horizon or model.spec.horizon
-    predictor.forecast(series, ahead)  # raises what is wrong
-    known = predictor.build_input(series, ahead)
-    each = [_explain_network(network.eval(), known, horizon=ahead, steps=steps) for network in model.networks]
-    shown = min(steps, len(series), known.values.shape[1])
-    mean = np.mean([one.attributions for one in each], axis=0)
-    segment, kind = model.spec.segment, model.spec.network.cell
-    layers = [_explain_layer([one.layers[n] for one in each], kind, segment, shown) for n in range(len(each[0].layers))]
+    predictor, horizon_steps = Predictor(model), horizon or model.spec.horizon
+    predictor.forecast(series, horizon_steps)  # validates the series
+    inputs = predictor.build_input(series, horizon_steps)
+    explanations = [
+        _explain_network(network.eval(), inputs, horizon=horizon_steps, steps=steps) for network in model.networks
+    ]
+    num_shown = min(steps, len(series), inputs.values.shape[1])
+    mean_attributions = np.mean([explanation.attributions for explanation in explanations], axis=0)
+    segment, cell_kind = model.spec.segment, model.spec.network.cell
+    layers = [
+        _explain_layer([explanation.layers[index] for explanation in explanations], cell_kind, segment, num_shown)
+        for index in range(len(explanations[0].layers))
+    ]
     forecast, baseline = (
-        float(np.mean(told)) for told in zip(*((one.forecast, one.baseline) for one in each), strict=True)
+        float(np.mean(values))
+        for values in zip(*((explanation.forecast, explanation.baseline) for explanation in explanations), strict=True)
     )
-    felt = np.mean([one.influence for one in each], axis=0)
-    total = felt.sum()
+    mean_influence = np.mean([explanation.influence for explanation in explanations], axis=0)
+    total = mean_influence.sum()
     names = ("", *model.spec.channels)
-    tracks = {name: _last_values(row, shown, fill=0.0) for name, row in zip(names, mean, strict=True)}
+    attribution_by_target = {
+        name: _last_values(row, num_shown, fill=0.0) for name, row in zip(names, mean_attributions, strict=True)
+    }
     return Explanation(
         id=series.id,
-        horizon=ahead,
-        ds=series.timestamps[-shown:],
-        y=series.y[-shown:],
-        half_life=_half_life(felt, segment) if total > 0 else None,
-        influence=_last_values(np.repeat(felt / total if total > 0 else felt, segment) / segment, shown),
+        horizon=horizon_steps,
+        ds=series.timestamps[-num_shown:],
+        y=series.y[-num_shown:],
+        half_life=_half_life(mean_influence, segment) if total > 0 else None,
+        influence=_last_values(
+            np.repeat(mean_influence / total if total > 0 else mean_influence, segment) / segment, num_shown
+        ),
         layers=layers,
-        attribution=tracks.pop(""),
-        channels=tracks,
+        attribution=attribution_by_target.pop(""),
+        channels=attribution_by_target,
         forecast=forecast,
         baseline=baseline,
-        integration_error=forecast - baseline - float(mean.sum()),
-        notes=_explanation_notes(model, series, shown, finite=bool(np.isfinite(forecast))),
+        integration_error=forecast - baseline - float(mean_attributions.sum()),
+        notes=_explanation_notes(model, series, num_shown, finite=bool(np.isfinite(forecast))),
     )
 
 
 class _NetworkExplanation(NamedTuple):
-    """What one network made of the last steps."""
+    """The explanation of one network, for the last steps of a window."""
 
     layers: tuple[LayerTrace, ...]
     influence: Float64[np.ndarray, "segment"]
-    attributions: Float64[np.ndarray, "track step"]
+    attributions: Float64[np.ndarray, "row_target step"]
     forecast: float
     baseline: float
 
 
 class _ExplainedWindow(NamedTuple):
-    """The last steps of a window, and the memory before them; None where the window begins with them."""
+    """The last steps of a window and the state before them, which is None if the window begins with them."""
 
     window: Window
     initial_state: RolloutState | None
@@ -146,38 +157,49 @@ class _ExplainedWindow(NamedTuple):
 
 
 def _explain_network(network: Regressor, inputs: RolloutInput, *, horizon: int, steps: int) -> _NetworkExplanation:
-    window = Window(*(None if one is None else torch.from_numpy(one) for one in inputs[:4]))  # type: ignore[arg-type]
-    ahead = None if inputs.future_covariates is None else torch.from_numpy(inputs.future_covariates)
+    window = Window(*(None if array is None else torch.from_numpy(array) for array in inputs[:4]))  # type: ignore[arg-type]
+    future_covariates = None if inputs.future_covariates is None else torch.from_numpy(inputs.future_covariates)
     with torch.no_grad():
-        memory, rest = start_rollout(network, window)
-        cut = max(0, rest.values.shape[1] - -(-steps // network.segment) * network.segment)
-        reached = warm_up(network, rest.slice_steps(slice(cut)), memory) if cut else memory
-        last = rest.slice_steps(slice(cut, None))
-        layers = trace_layers(network, last, reached)
-    felt = compute_influence(network, last, reached)
-    part = (
-        _ExplainedWindow(last, reached, memory.scale, cut)
-        if cut
-        else _ExplainedWindow(window, None, memory.scale, -network.pre_context)
+        initial_state, remaining = start_rollout(network, window)
+        skipped_steps = max(0, remaining.values.shape[1] - -(-steps // network.segment) * network.segment)
+        state = (
+            warm_up(network, remaining.slice_steps(slice(skipped_steps)), initial_state)
+            if skipped_steps
+            else initial_state
+        )
+        explained_window = remaining.slice_steps(slice(skipped_steps, None))
+        layers = trace_layers(network, explained_window, state)
+    influence = compute_influence(network, explained_window, state)
+    explained = (
+        _ExplainedWindow(explained_window, state, initial_state.scale, skipped_steps)
+        if skipped_steps
+        else _ExplainedWindow(window, None, initial_state.scale, -network.pre_context)
     )
-    middles = (torch.arange(_INTEGRATION_POINTS) + 0.5) / _INTEGRATION_POINTS
-    _, slopes = _forecast_with_gradients(
-        network, part, middles, horizon=horizon, future_covariates=ahead, with_gradients=True
+    midpoints = (torch.arange(_INTEGRATION_POINTS) + 0.5) / _INTEGRATION_POINTS
+    _, gradients = _forecast_with_gradients(
+        network, explained, midpoints, horizon=horizon, future_covariates=future_covariates, with_gradients=True
     )
-    ends, _ = _forecast_with_gradients(
-        network, part, torch.tensor([0.0, 1.0]), horizon=horizon, future_covariates=ahead, with_gradients=False
+    endpoint_forecasts, _ = _forecast_with_gradients(
+        network,
+        explained,
+        torch.tensor([0.0, 1.0]),
+        horizon=horizon,
+        future_covariates=future_covariates,
+        with_gradients=False,
     )
-    scaled, _ = _scaled_values(part)
-    assert slopes is not None
-    attributions = (slopes.reshape(_INTEGRATION_POINTS, *scaled.shape).mean(0) * scaled).double().numpy()
-    return _NetworkExplanation(layers, felt.double().numpy(), attributions, float(ends[1]), float(ends[0]))
+    scaled, _ = _scaled_values(explained)
+    assert gradients is not None
+    attributions = (gradients.reshape(_INTEGRATION_POINTS, *scaled.shape).mean(0) * scaled).double().numpy()
+    return _NetworkExplanation(
+        layers, influence.double().numpy(), attributions, float(endpoint_forecasts[1]), float(endpoint_forecasts[0])
+    )
 
 
-def _scaled_values(explained: _ExplainedWindow) -> tuple[Tensor, Bool[Tensor, "track step"]]:
-    """The values as the network meets them, 0 where missing; and where they are."""
-    tracks = explained.window.targets
-    missing = tracks.isnan()
-    return explained.scale.apply(tracks, time=explained.time).masked_fill(missing, 0.0), missing
+def _scaled_values(explained: _ExplainedWindow) -> tuple[Tensor, Bool[Tensor, "row_target step"]]:
+    """Returns the scaled values (0 where missing) and the mask of the missing ones."""
+    values = explained.window.targets
+    missing = values.isnan()
+    return explained.scale.apply(values, time=explained.time).masked_fill(missing, 0.0), missing
 
 
 def _forecast_with_gradients(
@@ -189,63 +211,67 @@ def _forecast_with_gradients(
     future_covariates: Tensor | None,
     with_gradients: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The mean forecast from each share of the scaled values, all at once; and its slopes by them."""
+    """Returns the mean forecast for each fraction of the scaled values, and its gradients with respect to these."""
     count = len(fractions)
-    scaled, missing = _scaled_values(explained)
-    leaf = (fractions[:, None, None] * scaled).flatten(0, 1).requires_grad_(with_gradients)
-    scale = Scale(*(one.repeat(count, 1) if one.dim() == 2 else one.repeat(count) for one in explained.scale))
+    scaled_values, missing = _scaled_values(explained)
+    leaf = (fractions[:, None, None] * scaled_values).flatten(0, 1).requires_grad_(with_gradients)
+    scale = Scale(
+        *(tensor.repeat(count, 1) if tensor.dim() == 2 else tensor.repeat(count) for tensor in explained.scale)
+    )
     with torch.set_grad_enabled(with_gradients):
         values = scale.undo(leaf, time=explained.time).masked_fill(missing.repeat(count, 1), torch.nan)
         y, channels = unstack_targets(values, num_targets=network.num_targets)
         covariates, static = (
-            None if one is None else one.repeat(count, *[1] * (one.dim() - 1))
-            for one in (explained.window.covariates, explained.window.static)
+            None if tensor is None else tensor.repeat(count, *[1] * (tensor.dim() - 1))
+            for tensor in (explained.window.covariates, explained.window.static)
         )
         window = Window(y, covariates, static, channels)
         if explained.initial_state is None:
-            memory, rest = start_rollout(network, window, scale=scale)
-            memory = warm_up(network, rest, memory)
+            state, remaining = start_rollout(network, window, scale=scale)
+            state = warm_up(network, remaining, state)
         else:
-            memory = warm_up(network, window, repeat_state(explained.initial_state, copies=count))
-        known = None if future_covariates is None else future_covariates.expand(count, -1, -1)
-        means = roll_out(network, memory, horizon=horizon, future_covariates=known)[0].mean(1)
+            state = warm_up(network, window, repeat_state(explained.initial_state, copies=count))
+        repeated_covariates = None if future_covariates is None else future_covariates.expand(count, -1, -1)
+        means = roll_out(network, state, horizon=horizon, future_covariates=repeated_covariates)[0].mean(1)
         return means.detach(), torch.autograd.grad(means.sum(), leaf)[0] if with_gradients else None
 
 
 def _explain_layer(traces: Sequence[LayerTrace], kind: str, segment: int, steps: int) -> LayerDynamics:
-    """One layer of all members."""
-    gates = {name: np.mean([one.gates[name].double().numpy() for one in traces], axis=0) for name in traces[0].gates}
-    norm = np.mean([one.norm.double().numpy() for one in traces], axis=0)
-    keeps = gates.get(RETENTION_GATE.get(kind, ""))  # type: ignore[call-overload]
-    share = float("nan") if keeps is None else float(np.nanmean(keeps))
-    half_life = segment * np.log(0.5) / np.log(share) if 0 < share < 1 else None
-    told = {name: _last_values(np.repeat(values, segment), steps) for name, values in gates.items()}
-    return LayerDynamics(told, _last_values(np.repeat(norm, segment), steps), half_life)
+    """Averages the traces of one layer over all members."""
+    gates = {
+        name: np.mean([trace.gates[name].double().numpy() for trace in traces], axis=0) for name in traces[0].gates
+    }
+    norm = np.mean([trace.norm.double().numpy() for trace in traces], axis=0)
+    retention = gates.get(RETENTION_GATE.get(kind, ""))  # type: ignore[call-overload]
+    mean_retention = float("nan") if retention is None else float(np.nanmean(retention))
+    half_life = segment * np.log(0.5) / np.log(mean_retention) if 0 < mean_retention < 1 else None
+    last_gates = {name: _last_values(np.repeat(values, segment), steps) for name, values in gates.items()}
+    return LayerDynamics(last_gates, _last_values(np.repeat(norm, segment), steps), half_life)
 
 
 def _half_life(influence: Float64[np.ndarray, "segment"], segment: int) -> float:
-    """How many of the latest steps make half of the whole; between two of them in proportion."""
-    back = np.concatenate([[0.0], np.cumsum(influence[::-1])])
-    return segment * float(np.interp(back[-1] / 2, back, np.arange(len(back))))
+    """Returns the number of latest steps that account for half of the total, interpolated between steps."""
+    cumulative = np.concatenate([[0.0], np.cumsum(influence[::-1])])
+    return segment * float(np.interp(cumulative[-1] / 2, cumulative, np.arange(len(cumulative))))
 
 
 def _last_values(values: Float64[np.ndarray, "_"], count: int, *, fill: float = np.nan) -> Float64[np.ndarray, "_"]:
-    """The last of them, after as many empty ones as there are too few."""
+    """Returns the last `count` values, filled at the front if there are fewer."""
     return np.concatenate([np.full(max(0, count - len(values)), fill), values])[-count:]
 
 
 def _explanation_notes(model: FittedModel, series: Series, shown_steps: int, *, finite: bool) -> tuple[str, ...]:
     notes = []
     if model.blend_weights:
-        notes.append("The forecast is a blend; this explains its network alone.")
+        notes.append("The forecast is a blend; the explanation covers its network only.")
     if model.other_networks:
-        notes.append(f"Means over {len(model.networks)} members; the forecast itself is their median.")
+        notes.append(f"Values are means over {len(model.networks)} members; the forecast itself is their median.")
     if shown_steps < len(series):
         notes.append(
-            f"The last {shown_steps} of {len(series)} steps are explained; what was read before them is held as it is."
+            f"The last {shown_steps} of {len(series)} steps are explained; the effect of earlier steps is held constant."
         )
     if not finite:
         notes.append(
-            "The network's forecast leaves the finite numbers, and seasonal naive stands in: nothing is attributed."
+            "The network's forecast is not finite and seasonal naive replaces it, so there are no attributions."
         )
     return tuple(notes)

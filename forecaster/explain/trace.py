@@ -1,4 +1,4 @@
-"""What goes on inside a network while it reads: gates and states of every step, and how far back its state remembers."""
+"""Traces a network while it reads: its gates and states at each step, and the influence of each step on the final state."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ GATE_NAMES: Mapping[CellKind, tuple[str, ...]] = {
     "lstm": ("input", "forget", "", "output"),
     "elman": (),
 }
-"""The gates of each cell in the order of its sums; the sum without a name is no gate but the new content."""
+"""Gates of each cell in the order of its preactivations; the one without a name is the new content, not a gate."""
 RETENTION_GATE: Mapping[CellKind, str] = {"gru": "update", "lstm": "forget"}
-"""The gate that says which share of the state before a step stays."""
+"""The gate that sets the fraction of the previous state that is retained."""
 _NUM_PROBES = 32
 
 
 class LayerTrace(NamedTuple):
-    """What one layer did at each step.
+    """The gates and states of one layer at each step.
 
     Attributes:
-        gates: By name, the mean of each gate over the units; NaN on padding.
-        norm: Euclidean norm of its hidden state; NaN on padding.
+        gates: Mean of each gate over the units, by name; NaN on padding.
+        norm: Euclidean norm of the hidden state; NaN on padding.
     """
 
     gates: Mapping[str, Float[Tensor, "segment"]]
@@ -40,60 +40,74 @@ class LayerTrace(NamedTuple):
 
 
 def trace_layers(model: Regressor, window: Window, rollout_state: RolloutState) -> tuple[LayerTrace, ...]:
-    """The layers of a network, lowest first, while it reads a window of one row after a memory.
+    """Traces the layers, lowest first, while the network reads a window of one row from a state.
 
-    The gates are those of the equations that every way of computing a layer is held to (`model.equations`).
+    The gates come from the equations (`forecaster.model.recurrence.equations`), the reference for all backends.
     """
-    kept: list[tuple[CellKind, tuple[Tensor, ...]]] = []
+    records: list[tuple[CellKind, tuple[Tensor, ...]]] = []
 
-    def recorded(
-        layer: nn.Module, inputs: Tensor, state: RecurrentState, begun: Tensor
+    def run_and_record(
+        layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Tensor
     ) -> tuple[Tensor, RecurrentState]:
-        one = to_layer_inputs(layer, inputs, state, begun)
-        done = equations.forward(one, keep_for_backward=True)
-        kept.append((one.kind, tuple(each.transpose(0, 1) for each in done.saved[:2])))
-        return done.outputs, RecurrentState(done.hidden[None], None if done.cell is None else done.cell[None])
+        layer_inputs = to_layer_inputs(layer, inputs, state, mask)
+        outputs = equations.forward(layer_inputs, keep_for_backward=True)
+        records.append((layer_inputs.kind, tuple(stream.transpose(0, 1) for stream in outputs.saved[:2])))
+        return outputs.outputs, RecurrentState(
+            outputs.hidden[None], None if outputs.cell is None else outputs.cell[None]
+        )
 
-    laid = encode_inputs(model, window, rollout_state)
+    encoded = encode_inputs(model, window, rollout_state)
     with torch.no_grad():
         model.recurrent(
-            _append_static(model, laid.inputs, rollout_state.static), rollout_state.recurrent_state, laid.mask, recorded
+            _append_static(model, encoded.inputs, rollout_state.static),
+            rollout_state.recurrent_state,
+            encoded.mask,
+            run_and_record,
         )
-    steps = laid.mask.shape[1]
-    padding = ~laid.mask[0]
-    found: list[LayerTrace] = []
-    for kind, streams in kept:
-        sums, states = (interleave(each, rows=1, steps=steps)[0] for each in streams)
-        parts = zip(GATE_NAMES[kind], sums.chunk(len(GATE_NAMES[kind]), dim=1), strict=True) if GATE_NAMES[kind] else ()
+    steps = encoded.mask.shape[1]
+    padding = ~encoded.mask[0]
+    traces: list[LayerTrace] = []
+    for kind, streams in records:
+        preactivations, states = (interleave(stream, rows=1, steps=steps)[0] for stream in streams)
+        parts = (
+            zip(GATE_NAMES[kind], preactivations.chunk(len(GATE_NAMES[kind]), dim=1), strict=True)
+            if GATE_NAMES[kind]
+            else ()
+        )
         gates = {name: part.mean(1).masked_fill(padding, torch.nan) for name, part in parts if name}
-        found.append(LayerTrace(gates, states.norm(dim=1).masked_fill(padding, torch.nan)))
-    return tuple(found)
+        traces.append(LayerTrace(gates, states.norm(dim=1).masked_fill(padding, torch.nan)))
+    return tuple(traces)
 
 
 def compute_influence(model: Regressor, window: Window, rollout_state: RolloutState) -> Float[Tensor, "segment"]:
-    """How much the input of each step moves the state after the last: the Frobenius norm of that derivative; 0 on padding.
+    """Returns the influence of each step's inputs on the final state: the Frobenius norm of the derivative; 0 on padding.
 
-    By random projections of the state, always the same ones (Hutchinson 1990): the mean of the squared norms of v'J over
-    vectors v of random signs is that of J. One step back through the recurrence for all of them.
+    The norm is estimated with fixed random projections (Hutchinson 1990): for vectors v of random signs, the mean of the
+    squared norms of v'J is that of J. All projections share one backward pass through the recurrence.
     """
-    laid = encode_inputs(model, window, rollout_state)
-    inputs = laid.inputs.detach().repeat(_NUM_PROBES, 1, 1).requires_grad_()
+    encoded = encode_inputs(model, window, rollout_state)
+    inputs = encoded.inputs.detach().repeat(_NUM_PROBES, 1, 1).requires_grad_()
     hidden, cell = rollout_state.recurrent_state
-    state = RecurrentState(*(None if one is None else one.detach().repeat(1, _NUM_PROBES, 1) for one in (hidden, cell)))  # type: ignore[arg-type]
+    state = RecurrentState(
+        hidden.detach().repeat(1, _NUM_PROBES, 1),
+        None if cell is None else cell.detach().repeat(1, _NUM_PROBES, 1),
+    )
     with torch.enable_grad():
-        _, after = model.recurrent(
+        _, final_state = model.recurrent(
             _append_static(model, inputs, rollout_state.static.detach().repeat(_NUM_PROBES, 1)),
             state,
-            laid.mask.repeat(_NUM_PROBES, 1),
+            encoded.mask.repeat(_NUM_PROBES, 1),
         )
-        whole = after.hidden if after.cell is None else torch.cat([after.hidden, after.cell])
-        draw = torch.Generator().manual_seed(0)
-        signs = torch.randint(2, whole.shape, generator=draw).to(whole) * 2 - 1
-        slopes: Any = torch.autograd.grad((whole * signs).sum(), inputs)[0]
-    found: Tensor = slopes.double().square().sum(2).mean(0).sqrt()
-    return found.masked_fill(~laid.mask[0], 0.0).float()
+        flat_state = (
+            final_state.hidden if final_state.cell is None else torch.cat([final_state.hidden, final_state.cell])
+        )
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(2, flat_state.shape, generator=generator).to(flat_state) * 2 - 1
+        gradients: Any = torch.autograd.grad((flat_state * signs).sum(), inputs)[0]
+    influence: Tensor = gradients.double().square().sum(2).mean(0).sqrt()
+    return influence.masked_fill(~encoded.mask[0], 0.0).float()
 
 
 def _append_static(model: Regressor, inputs: Tensor, static: Tensor) -> Tensor:
-    """What is read of each step, and beside it what is known of the row for good."""
+    """Appends the static embeddings to the inputs of each step."""
     return torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1) if model.groups else inputs

@@ -1,4 +1,4 @@
-"""What a network corrects: the simple forecast that is added to its own."""
+"""Baseline forecasts in scaled space; the network predicts corrections to them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from forecaster.spec import BaselineKind
 def baseline_forecast(
     base: BaselineKind, recent: Float[Tensor, "*axes back"], *, season: int, steps: int
 ) -> Float[Tensor, "*axes step"]:
-    """The base's forecast of the next steps from the latest values (latest last, none missing).
+    """Returns the baseline forecast of the next steps, given the latest values (oldest first, none missing).
 
-    `last` repeats the last value, `seasonal_naive` the last season, `linear` goes on with the mean slope over the last
-    season (the drift method of Hyndman and Athanasopoulos 2021, section 5.2, on that stretch).
+    `zero` is 0, `last` repeats the last value, `seasonal_naive` repeats the last season, and `linear` continues the mean
+    slope over the last season (the drift method of Hyndman and Athanasopoulos 2021, section 5.2, on that stretch).
     """
     ahead = torch.arange(1, steps + 1, device=recent.device)
     last = recent[..., -1:]

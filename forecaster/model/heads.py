@@ -1,7 +1,7 @@
-"""What a network's outputs mean: the loss, the point forecast, the draws and the quantiles of each kind of head.
+"""Output heads: the loss, point forecast, draws and quantiles of each kind of head.
 
-All in the network's units. Zero outputs mean "no correction": the forecast of a head that can be shifted is then 0, with
-a spread of about 1. Gradients stay finite for outputs up to 1e12 either way.
+Everything is in scaled units. Outputs of zero mean "no correction": the forecast of a shiftable head is then 0 with a
+spread of about 1. Gradients stay finite for outputs up to 1e12.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from forecaster.model.quantiles import log_gamma_ratio, negative_binomial_quanti
 from forecaster.shapes import Float, Float64
 from forecaster.spec import HeadSpec, PointLoss
 
-MIN_SCALE = 1e-4  # of a spread or a dispersion: below it a likelihood rewards nothing but certainty
+MIN_SCALE = 1e-4  # lower bound of spreads and dispersions; without it a likelihood rewards overconfidence without limit
 
 
 @runtime_checkable
 class Head(Protocol):
-    """One reading of `num_params` outputs a target value.
+    """Interprets `num_params` network outputs per target value.
 
-    All but the draws and quantiles of `NegativeBinomial` are a fixed number of tensor operations, and can be exported.
+    Everything except the draws and quantiles of `NegativeBinomial` takes a fixed number of tensor operations and can
+    be exported.
 
     Attributes:
-        params: Outputs of the network for one target value.
-        noise: Uniforms that one draw takes; 0: nothing can be drawn.
-        shiftable: Whether `shift` works, so that the head can correct a base.
+        num_params: Network outputs per target value.
+        uniforms_per_draw: Uniform random numbers per draw; 0 if the head cannot draw.
+        is_shiftable: Whether `shift` works, so that the head can correct a baseline.
     """
 
     @property
@@ -45,39 +46,39 @@ class Head(Protocol):
     def is_shiftable(self) -> bool: ...  # noqa: D102
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-        """What training makes small, of each element; not averaged. Targets are finite: mask before."""
+        """Returns the training loss of each element, not averaged. Targets are finite: the caller masks gaps first."""
 
     def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
-        """The point forecast, and what is fed back where no path is drawn."""
+        """Returns the point forecast; it is also what is fed back when no path is drawn."""
 
     def sample(
         self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
     ) -> Float[Tensor, "*axes"]:
-        """A draw of each element, finite and a function of its own params and uniforms alone.
+        """Draws each element; the result is finite and depends only on the element's own params and uniforms.
 
         Raises:
-            BadSpec: the head has no distribution.
+            BadSpec: The head has no distribution.
         """
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
-        """The quantiles of each element at rising levels in (0, 1); they never cross.
+        """Returns the quantiles of each element at ascending levels in (0, 1); they never cross.
 
         Raises:
-            BadSpec: the head has no distribution.
+            BadSpec: The head has no distribution.
         """
 
     def shift(
         self, params: Float[Tensor, "*axes param"], offset: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes param"]:
-        """The params of the same distribution moved by `offset`.
+        """Returns the params of the same distribution moved by `offset`.
 
         Raises:
-            BadSpec: the head cannot be shifted.
+            BadSpec: The head cannot be shifted.
         """
 
 
 def create_head(spec: HeadSpec) -> Head:
-    """The head that a specification asks for."""
+    """Creates the head of a specification."""
     match spec.kind:
         case "point":
             return Point(spec.loss, spec.delta)
@@ -94,7 +95,7 @@ def create_head(spec: HeadSpec) -> Head:
 
 
 class _LocationHead:
-    """A head whose first parameter is its location: point forecast, draws and quantiles move with it."""
+    """A head whose first parameter is its location: point forecast, draws and quantiles are shifted with it."""
 
     is_shiftable: ClassVar[bool] = True
 
@@ -108,7 +109,7 @@ class _LocationHead:
 
 
 class _FixedSupportHead:
-    """A head whose support stays where it is."""
+    """A head with a fixed support, which cannot be shifted."""
 
     is_shiftable: ClassVar[bool] = False
 
@@ -116,7 +117,7 @@ class _FixedSupportHead:
         self, params: Float[Tensor, "*axes param"], offset: Float[Tensor, "*axes"]
     ) -> Float[Tensor, "*axes param"]:
         raise BadSpec(
-            f"A {type(self).__name__} head takes base zero only: its values cannot be moved. "
+            f"A {type(self).__name__} head supports only the base zero, since its values cannot be shifted. "
             "Choose base zero, or a point, quantile, gaussian or student_t head.",
             where="head.kind",
         )
@@ -124,7 +125,7 @@ class _FixedSupportHead:
 
 @dataclass(frozen=True)
 class Point(_LocationHead):
-    """One number: the mean under `mse`, the median under `mae`, between the two under `huber` (Huber 1964)."""
+    """A point forecast: the mean under `mse`, the median under `mae`, and between the two under `huber` (Huber 1964)."""
 
     criterion: PointLoss = "mse"
     delta: float = 1.0
@@ -132,7 +133,7 @@ class Point(_LocationHead):
     uniforms_per_draw: ClassVar[int] = 0
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-        """Squared error, absolute error, or e²/2 up to delta and delta (|e| - delta/2) beyond."""
+        """Squared error, absolute error, or the Huber loss: e²/2 up to delta and delta (|e| - delta/2) beyond."""
         error = params[..., 0] - target
         match self.criterion:
             case "mse":
@@ -140,17 +141,17 @@ class Point(_LocationHead):
             case "mae":
                 return error.abs()
             case "huber":
-                near = error.clamp(-self.delta, self.delta)
-                return near * (error - near / 2)
+                clipped = error.clamp(-self.delta, self.delta)
+                return clipped * (error - clipped / 2)
 
     def sample(
         self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
     ) -> Float[Tensor, "*axes"]:
-        """Raises BadSpec: there is no distribution to draw from."""
+        """Raises BadSpec: a point head has no distribution to draw from."""
         raise _no_distribution_error("draws")
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
-        """Raises BadSpec: calibration gives a point forecast its quantiles."""
+        """Raises BadSpec: the quantiles of a point forecast come from calibration."""
         raise _no_distribution_error("quantiles")
 
 
@@ -158,12 +159,13 @@ class Point(_LocationHead):
 class Quantile(_LocationHead):
     """Quantiles at given levels, learned without a distribution (Koenker and Bassett 1978; Wen et al. 2017).
 
-    The median, and a positive step from each level to the next, so that quantiles cannot cross (as the incremental
-    quantile functions of Park et al. 2022). Linear between levels; beyond the outermost ones the tails are
-    exponential and go through the two outermost quantiles (the same paper). Zero outputs give the standard normal's.
+    The outputs are the median and a positive step from each level to the next, so that quantiles cannot cross (as in the
+    incremental quantile functions of Park et al. 2022). Quantiles are linear between levels. Beyond the outermost levels
+    the tails are exponential and pass through the two outermost quantiles (same paper). Zero outputs give the quantiles
+    of the standard normal distribution.
 
     Attributes:
-        levels: Rising, with 0.5 among them and at least one more.
+        levels: Ascending levels, including 0.5 and at least one more.
     """
 
     levels: tuple[float, ...]
@@ -171,11 +173,11 @@ class Quantile(_LocationHead):
 
     @property
     def num_params(self) -> int:
-        """The median, and the steps."""
+        """One output for the median and one for each step."""
         return len(self.levels)
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-        """Twice the pinball loss, mean over the levels: about the CRPS (Gneiting and Ranjan 2011)."""
+        """Twice the pinball loss, averaged over the levels; approximates the CRPS (Gneiting and Ranjan 2011)."""
         error = target[..., None] - self._knots(params)
         levels = params.new_tensor(self.levels)
         return 2 * torch.maximum(levels * error, (levels - 1) * error).mean(-1)
@@ -183,16 +185,16 @@ class Quantile(_LocationHead):
     def sample(
         self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
     ) -> Float[Tensor, "*axes"]:
-        """The quantile at the level of the uniform."""
+        """Draws by inversion: the quantile at the level of the uniform."""
         return params[..., 0] + (self._steps(params) * self._step_fractions(_clamp_uniform(noise[..., 0]))).sum(-1)
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
-        """As drawn at uniforms that are the levels."""
-        shares = self._step_fractions(_levels_tensor(levels)).to(params)
-        return _enforce_rising(params[..., :1] + (self._steps(params)[..., None, :] * shares).sum(-1))
+        """The same function as `sample`, with the levels as uniforms."""
+        fractions = self._step_fractions(_levels_tensor(levels)).to(params)
+        return _enforce_rising(params[..., :1] + (self._steps(params)[..., None, :] * fractions).sum(-1))
 
     def _knots(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes param"]:
-        """The quantiles at the head's own levels: what `quantiles` says there, for less."""
+        """Quantiles at the head's own levels: equal to `quantiles` there, but cheaper."""
         steps, median = self._steps(params).unbind(-1), self.levels.index(0.5)
         above = accumulate(steps[median:], torch.add, initial=params[..., 0])
         below = accumulate(reversed(steps[:median]), torch.sub, initial=params[..., 0])
@@ -203,21 +205,21 @@ class Quantile(_LocationHead):
         return _positive(params[..., 1:]) * params.new_tensor([high - low for low, high in pairwise(normal)])
 
     def _step_fractions(self, level: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes step"]:
-        """How much of every step lies between the median and the quantile at a level: negative below the median."""
+        """Fraction of every step between the median and the quantile at a level; negative below the median."""
         knots = level.new_tensor(self.levels)
         low, high = knots[:-1], knots[1:]
         inside = ((level[..., None] - low) / (high - low)).clamp(0, 1)
-        shares = torch.where(high <= 0.5, inside - 1, inside)
+        fractions = torch.where(high <= 0.5, inside - 1, inside)
         ends = self.levels
         left = (ends[0] / level).log().clamp(min=0) / math.log(ends[1] / ends[0])
         right = ((1 - ends[-1]) / (1 - level)).log().clamp(min=0) / math.log((1 - ends[-2]) / (1 - ends[-1]))
         step = torch.arange(len(low), device=level.device)
-        return shares - left[..., None] * (step == 0) + right[..., None] * (step == len(low) - 1)
+        return fractions - left[..., None] * (step == 0) + right[..., None] * (step == len(low) - 1)
 
 
 @dataclass(frozen=True)
 class Gaussian(_LocationHead):
-    """A normal distribution: its mean, and its standard deviation behind a softplus."""
+    """A normal distribution: the mean, and the standard deviation after a softplus."""
 
     num_params: ClassVar[int] = 2
     uniforms_per_draw: ClassVar[int] = 1
@@ -230,21 +232,21 @@ class Gaussian(_LocationHead):
     def sample(
         self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
     ) -> Float[Tensor, "*axes"]:
-        """By inversion."""
+        """Draws by inversion."""
         normal: Tensor = torch.special.ndtri(_clamp_uniform(noise[..., 0]))
         return params[..., 0] + _positive(params[..., 1]) * normal
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
-        """Exact."""
+        """Exact quantiles."""
         normal = torch.special.ndtri(_levels_tensor(levels)).to(params)
         return _enforce_rising(params[..., :1] + _positive(params[..., 1:]) * normal)
 
 
 @dataclass(frozen=True)
 class StudentT(_LocationHead):
-    """A Student t distribution: location, scale and degrees of freedom, of which there are more than 2; 3 at zero.
+    """Student's t distribution: location, scale and degrees of freedom (always above 2; 3 for zero outputs).
 
-    The scale is not the standard deviation: that is scale * sqrt(nu / (nu - 2)).
+    The scale is not the standard deviation, which is scale * sqrt(nu / (nu - 2)).
     """
 
     num_params: ClassVar[int] = 3
@@ -252,23 +254,23 @@ class StudentT(_LocationHead):
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """Negative log density."""
-        scale, freedom = self._scale_and_df(params)
+        scale, df = self._scale_and_df(params)
         z = (target - params[..., 0]) / scale
-        constant = log_gamma_ratio(freedom / 2) - (freedom * math.pi).log() / 2 - scale.log()
-        return (freedom + 1) / 2 * (z**2 / freedom).log1p() - constant
+        constant = log_gamma_ratio(df / 2) - (df * math.pi).log() / 2 - scale.log()
+        return (df + 1) / 2 * (z**2 / df).log1p() - constant
 
     def sample(
         self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
     ) -> Float[Tensor, "*axes"]:
-        """Bailey's polar method (1994) with radius and angle drawn outright, so that nothing is rejected."""
-        scale, freedom = self._scale_and_df(params)
-        radius = (freedom * torch.expm1(-2 / freedom * _clamp_uniform(noise[..., 0]).log())).sqrt()
+        """Bailey's polar method (1994) with radius and angle drawn directly, so that no draw is rejected."""
+        scale, df = self._scale_and_df(params)
+        radius = (df * torch.expm1(-2 / df * _clamp_uniform(noise[..., 0]).log())).sqrt()
         return params[..., 0] + scale * radius * (2 * math.pi * noise[..., 1]).cos()
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
-        """By a polynomial in 1/nu for each level, through quantiles that were found by inversion of the distribution."""
-        scale, freedom = self._scale_and_df(params)
-        x = (4 / freedom - 1)[..., None]
+        """Evaluates a polynomial in 1/nu per level, fitted to quantiles that were computed by inverting the distribution."""
+        scale, df = self._scale_and_df(params)
+        x = (4 / df - 1)[..., None]
         *rest, first = torch.from_numpy(student_t_coefficients(_validate_levels(levels))).to(params)
         value, last = first.expand(*x.shape[:-1], -1), torch.zeros_like(x)
         for coefficient in reversed(rest[1:]):  # Clenshaw 1955
@@ -285,12 +287,12 @@ class StudentT(_LocationHead):
 
 @dataclass(frozen=True)
 class NegativeBinomial(_FixedSupportHead):
-    """Counts with mean mu and variance mu + alpha mu² (Salinas et al. 2020, section 3.1), both behind a softplus.
+    """Counts with mean mu and variance mu + alpha mu² (Salinas et al. 2020, section 3.1), both after a softplus.
 
-    For data that are not scaled, and are counts: whole and not negative. Zero outputs mean mu = alpha = 1. alpha is at
-    least 1e-4 (nearly Poisson). Draws and quantiles are exact for mu up to 1e4; beyond, they are those of the gamma
-    distribution with the same mean and variance. They take a number of steps that depends on the data, and cannot be
-    exported. Computed in float64: differences of large log-gammas need it.
+    The head is for unscaled count data (non-negative integers). Zero outputs mean mu = alpha = 1; alpha is at least 1e-4
+    (nearly Poisson). Draws and quantiles are exact for mu up to 1e4; beyond, they are those of the gamma distribution with
+    the same mean and variance. The number of iterations depends on the data, so they cannot be exported. The computation
+    is in float64, because differences of large log-gammas need it.
     """
 
     num_params: ClassVar[int] = 2
@@ -301,8 +303,8 @@ class NegativeBinomial(_FixedSupportHead):
         mean, dispersion = self._mean_and_dispersion(params)
         size, count = 1 / dispersion, target.double()
         spread = dispersion * mean
-        ways = torch.lgamma(count + size) - torch.lgamma(count + 1) - torch.lgamma(size)
-        return ((size + count) * spread.log1p() - count * spread.log() - ways).to(params)
+        log_coefficient = torch.lgamma(count + size) - torch.lgamma(count + 1) - torch.lgamma(size)
+        return ((size + count) * spread.log1p() - count * spread.log() - log_coefficient).to(params)
 
     def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
         """The mean, mu."""
@@ -311,20 +313,20 @@ class NegativeBinomial(_FixedSupportHead):
     def sample(
         self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
     ) -> Float[Tensor, "*axes"]:
-        """By inversion: the smallest count whose cumulated probability reaches the uniform."""
+        """Draws by inversion: the smallest count whose cumulative probability reaches the uniform."""
         return negative_binomial_quantile(
             *self._mean_and_dispersion(params), _clamp_uniform(noise[..., 0]).double()
         ).to(params)
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
-        """Whole counts, as drawn at uniforms that are the levels."""
+        """Integer counts, computed as draws with the levels as uniforms."""
         mean, dispersion = self._mean_and_dispersion(params)
         level = _levels_tensor(levels).to(params.device)
         shape = (*mean.shape, len(level))
-        found = negative_binomial_quantile(
+        counts = negative_binomial_quantile(
             mean[..., None].expand(shape), dispersion[..., None].expand(shape), level.expand(shape)
         )
-        return _enforce_rising(found.to(params))
+        return _enforce_rising(counts.to(params))
 
     def _mean_and_dispersion(
         self, params: Float[Tensor, "*axes param"]
@@ -334,9 +336,9 @@ class NegativeBinomial(_FixedSupportHead):
 
 @dataclass(frozen=True)
 class Categorical(_FixedSupportHead):
-    """A histogram: the probability of each of `bins` equal bins over [-bound, bound], flat within a bin.
+    """A histogram: the probability of each of `bins` equal bins over [-bound, bound], uniform within a bin.
 
-    What lies beyond the bound counts as in the outermost bin, so the bound should be wider than scaled data get.
+    Values beyond the bound count as in the outermost bin, so the bound should exceed the range of scaled data.
     """
 
     bins: int
@@ -345,21 +347,21 @@ class Categorical(_FixedSupportHead):
 
     @property
     def num_params(self) -> int:
-        """A logit a bin."""
+        """One logit per bin."""
         return self.bins
 
     @property
     def bin_width(self) -> float:
-        """Of a bin."""
+        """Width of a bin."""
         return 2 * self.bound / self.bins
 
     def loss(self, params: Float[Tensor, "*axes param"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-        """Negative log density: the cross entropy of the bin plus log(width), to compare with the other likelihoods."""
-        place = ((target + self.bound) / self.bin_width).floor().clamp(0, self.bins - 1).long()
-        return math.log(self.bin_width) - params.log_softmax(-1).gather(-1, place[..., None]).squeeze(-1)
+        """Negative log density: cross entropy of the bin plus log(width), comparable with the other likelihoods."""
+        index = ((target + self.bound) / self.bin_width).floor().clamp(0, self.bins - 1).long()
+        return math.log(self.bin_width) - params.log_softmax(-1).gather(-1, index[..., None]).squeeze(-1)
 
     def mean(self, params: Float[Tensor, "*axes param"]) -> Float[Tensor, "*axes"]:
-        """The expectation. Bins opposite each other are subtracted first, so that a symmetric histogram gives 0."""
+        """The expectation. Opposite bins are subtracted first, so that a symmetric histogram gives exactly 0."""
         probability = params.softmax(-1)
         centre = (torch.arange(self.bins, device=params.device) + 0.5) * self.bin_width - self.bound
         return ((probability - probability.flip(-1)) * centre.to(params)).sum(-1) / 2
@@ -367,17 +369,17 @@ class Categorical(_FixedSupportHead):
     def sample(
         self, params: Float[Tensor, "*axes param"], noise: Float[Tensor, "*axes noise"]
     ) -> Float[Tensor, "*axes"]:
-        """By inversion, uniform within a bin."""
+        """Draws by inversion, uniform within a bin."""
         probability = params.softmax(-1)
         return self._quantile(probability, probability.cumsum(-1), _clamp_uniform(noise[..., 0]))
 
     def quantiles(self, params: Float[Tensor, "*axes param"], levels: Sequence[float]) -> Float[Tensor, "*axes level"]:
-        """As drawn at uniforms that are the levels."""
+        """The same function as `sample`, with the levels as uniforms."""
         probability = params.softmax(-1)
-        reached = probability.cumsum(-1)
+        cumulative = probability.cumsum(-1)
         return _enforce_rising(
             torch.stack(
-                [self._quantile(probability, reached, one) for one in _levels_tensor(levels).to(params)], dim=-1
+                [self._quantile(probability, cumulative, level) for level in _levels_tensor(levels).to(params)], dim=-1
             )
         )
 
@@ -387,39 +389,41 @@ class Categorical(_FixedSupportHead):
         cumulative: Float[Tensor, "*axes bin"],
         level: Float[Tensor, "*_"],
     ) -> Float[Tensor, "*axes"]:
-        """A bin lies below the quantile whole, in part, or not at all."""
+        """Sums the fraction of each bin that lies below the quantile."""
         tiny = torch.finfo(probability.dtype).tiny
-        passed = (1 - (cumulative - level[..., None]) / probability.clamp(min=tiny)).clamp(0, 1)
-        return passed.sum(-1) * self.bin_width - self.bound
+        below = (1 - (cumulative - level[..., None]) / probability.clamp(min=tiny)).clamp(0, 1)
+        return below.sum(-1) * self.bin_width - self.bound
 
 
 def _no_distribution_error(feature: str) -> BadSpec:
     return BadSpec(
-        f"A point head has no {feature}: it says one number a step. "
+        f"A point head has no {feature}: it predicts one number per step. "
         "Calibrate its forecasts for intervals, or choose another head (quantile, gaussian, student_t).",
         where="head.kind",
     )
 
 
 def _positive(raw: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """A softplus that is 1 at zero, and never below SMALLEST."""
+    """A softplus that is 1 at zero and never below MIN_SCALE."""
     return MIN_SCALE + functional.softplus(raw + math.log(math.expm1(1 - MIN_SCALE)))
 
 
 def _clamp_uniform(uniform: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """Uniforms kept off 0 and 1, where a quantile may be infinite."""
+    """Keeps uniforms away from 0 and 1, where a quantile may be infinite."""
     step = torch.finfo(uniform.dtype).eps / 2
     return uniform.clamp(step, 1 - step)
 
 
 def _enforce_rising(quantiles: Float[Tensor, "*axes level"]) -> Float[Tensor, "*axes level"]:
-    """Rising levels have rising quantiles; rounding must not undo it where they are very close."""
+    """Makes quantiles non-decreasing in their levels where they are so close that rounding would reorder them."""
     return quantiles.cummax(-1).values
 
 
 def _validate_levels(levels: Sequence[float]) -> tuple[float, ...]:
-    assert levels, "quantiles are asked for at one level at least"
-    assert all(low < high for low, high in pairwise((0.0, *levels, 1.0))), f"levels rise within (0, 1); found {levels}"
+    assert levels, "quantiles need at least one level"
+    assert all(low < high for low, high in pairwise((0.0, *levels, 1.0))), (
+        f"levels ascend within (0, 1); found {levels}"
+    )
     return tuple(levels)
 
 

@@ -1,4 +1,4 @@
-"""Elman, GRU and LSTM recurrences with the state as an argument; padding never touches it."""
+"""Elman, GRU and LSTM recurrences with an explicit state that padding never changes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from forecaster.model.recurrence.layer import LayerInputs
 from forecaster.shapes import Bool, Float
 from forecaster.spec import CellKind, NetworkSpec
 
-# The modules hold the weights, under the names that bundles and torch's own kernels know.
+# The modules hold the weights under the names that the bundles and torch's own kernels use.
 _CELL_MODULES: dict[CellKind, Any] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
 _CELL_KINDS: dict[type[nn.Module], CellKind] = {module: kind for kind, module in _CELL_MODULES.items()}
 _WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class RecurrentState(NamedTuple):
-    """The recurrence of a network: all it knows of the past.
+    """The state of all layers: everything the recurrence keeps of the past.
 
-    A layer of dilation d holds its last d outputs, oldest first; `slot` counts them through all layers.
+    A layer of dilation d holds its last d outputs, oldest first; `slot` counts these outputs over all layers.
     """
 
     hidden: Float[Tensor, "slot row hidden"]
@@ -32,14 +32,14 @@ class RecurrentState(NamedTuple):
 
 
 LayerRunner = Callable[[nn.Module, Tensor, RecurrentState, Tensor], tuple[Tensor, RecurrentState]]
-"""Runs a layer over inputs from a state, with what has begun: its outputs, and the state after them."""
+"""Runs a layer on inputs from a state with a mask (False on padding); returns its outputs and the state after them."""
 
 
 class RecurrentStack(nn.Module):
     """A stack of recurrent layers.
 
     Cells: Elman 1990 (tanh), GRU of Cho et al. 2014 with the reset gate after the product, LSTM of Gers et al. 2000.
-    Dilations link a step to one further back (Chang et al. 2017); residual layers add to their input (He et al. 2016).
+    Dilated layers link a step to an earlier one (Chang et al. 2017); residual layers add their input (He et al. 2016).
     """
 
     def __init__(self, spec: NetworkSpec, *, input_size: int) -> None:
@@ -53,7 +53,7 @@ class RecurrentStack(nn.Module):
         )
 
     def initial_state(self, rows: int, *, like: Tensor) -> RecurrentState:
-        """The state before anything was seen."""
+        """Returns the zero state."""
         zero = torch.zeros(sum(self.dilations), rows, self.hidden_size, dtype=torch.float32, device=like.device)
         return RecurrentState(zero, zero if self.has_cell else None)
 
@@ -67,44 +67,55 @@ class RecurrentStack(nn.Module):
         """Runs over the steps.
 
         Args:
-            inputs: One step after another.
-            state: Where to go on from.
-            begun: False on padding, which lies before the other steps of its row; the state passes over it unchanged.
-            run_layer: How one undilated layer is run; None: the fastest way.
+            inputs: Input features of every step.
+            state: State before the first step.
+            mask: False on padding, which precedes all other steps of its row and leaves the state unchanged.
+            run_layer: Runs one undilated layer; None selects the fastest implementation.
         Returns:
-            The top layer's output of each step (0 on padding), and the state after the last.
+            The top layer's output of each step (0 on padding), and the state after the last step.
         """
-        hiddens = state.hidden.split_with_sizes(self.dilations)
-        cells = [None] * len(hiddens) if state.cell is None else list(state.cell.split_with_sizes(self.dilations))
-        after: list[RecurrentState] = []
+        hidden_parts = state.hidden.split_with_sizes(self.dilations)
+        cell_parts = (
+            [None] * len(hidden_parts) if state.cell is None else list(state.cell.split_with_sizes(self.dilations))
+        )
+        layer_states: list[RecurrentState] = []
         outputs = inputs
-        for number, (layer, dilation) in enumerate(zip(self.layers, self.dilations, strict=True)):
-            below = outputs
-            if number and self.dropout:
+        for index, (layer, dilation) in enumerate(zip(self.layers, self.dilations, strict=True)):
+            residual_input = outputs
+            if index and self.dropout:
                 outputs = functional.dropout(outputs, self.dropout, self.training)
-            outputs, reached = _run_dilated_layer(
-                layer, outputs, RecurrentState(hiddens[number], cells[number]), mask, dilation, run_layer or _run_layer
+            outputs, layer_state = _run_dilated_layer(
+                layer,
+                outputs,
+                RecurrentState(hidden_parts[index], cell_parts[index]),
+                mask,
+                dilation,
+                run_layer or _run_layer,
             )
-            after.append(reached)
-            if number and self.residual:
-                outputs = outputs + below
-        cell = torch.cat([one.cell for one in after if one.cell is not None]) if self.has_cell else None
-        return outputs, RecurrentState(torch.cat([one.hidden for one in after]), cell)
+            layer_states.append(layer_state)
+            if index and self.residual:
+                outputs = outputs + residual_input
+        cell = (
+            torch.cat([layer_state.cell for layer_state in layer_states if layer_state.cell is not None])
+            if self.has_cell
+            else None
+        )
+        return outputs, RecurrentState(torch.cat([layer_state.hidden for layer_state in layer_states]), cell)
 
 
 def run_cell(
     cell: nn.GRUCell, inputs: Float[Tensor, "row feature"], hidden: Float[Tensor, "row hidden"]
 ) -> Float[Tensor, "row hidden"]:
-    """One step of a cell by itself."""
+    """Runs a single step of a stand-alone GRU cell."""
     if _prefers_torch(inputs):
         return cell(inputs, hidden)  # type: ignore[no-any-return]
-    begun = torch.ones(len(inputs), 1, dtype=torch.bool, device=inputs.device)
+    mask = torch.ones(len(inputs), 1, dtype=torch.bool, device=inputs.device)
     weights = (getattr(cell, name) for name in _WEIGHT_NAMES)
-    return compute_layer(LayerInputs("gru", inputs[:, None], hidden, None, begun, *weights)).hidden
+    return compute_layer(LayerInputs("gru", inputs[:, None], hidden, None, mask, *weights)).hidden
 
 
 def interleave(streams: Tensor, *, rows: int, steps: int) -> Tensor:
-    """Steps in their order, from the interleaved streams that a dilated layer was run as."""
+    """Merges the interleaved streams of a dilated layer back into consecutive steps."""
     dilation = len(streams) // rows
     return streams.reshape(rows, dilation, -1, streams.shape[2]).transpose(1, 2).flatten(1, 2)[:, -steps:]
 
@@ -112,16 +123,16 @@ def interleave(streams: Tensor, *, rows: int, steps: int) -> Tensor:
 def _run_dilated_layer(
     layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Tensor, dilation: int, run_layer: LayerRunner
 ) -> tuple[Float[Tensor, "row step hidden"], RecurrentState]:
-    """Runs a layer as `dilation` interleaved streams, each of which links its own steps only."""
+    """Runs a layer as `dilation` interleaved streams, each of which links only its own steps."""
     rows, steps = inputs.shape[:2]
     if dilation == 1:
         return run_layer(layer, inputs, state, mask)
-    if steps == 1:  # a rollout's step: the oldest slot is used and replaced
+    if steps == 1:  # a rollout step: the oldest slot is used and replaced
         outputs, new = run_layer(layer, inputs, _map_state(state, lambda slots: slots[:1]), mask)
         older = _map_state(state, lambda slots: slots[1:])
         cell = None if older.cell is None or new.cell is None else torch.cat([older.cell, new.cell])
         return outputs, RecurrentState(torch.cat([older.hidden, new.hidden]), cell)
-    pad = -steps % dilation  # in front, so that the last step ends the last stream and slots stay oldest first
+    pad = -steps % dilation  # at the front, so that the last step ends the last stream and slots stay oldest first
 
     def into_streams(values: Tensor) -> Tensor:
         return values.reshape(rows, -1, dilation, *values.shape[2:]).transpose(1, 2).flatten(0, 1)
@@ -143,7 +154,7 @@ def _map_state(state: RecurrentState, function: Callable[[Tensor], Tensor]) -> R
 
 def _run_layer(layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Tensor) -> tuple[Tensor, RecurrentState]:
     """Runs one undilated layer."""
-    if _prefers_torch(inputs) and bool(mask.all()):  # it knows no padding
+    if _prefers_torch(inputs) and bool(mask.all()):  # torch's kernels do not support padding
         outputs, after = layer(inputs, state.hidden if state.cell is None else (state.hidden, state.cell))
         return outputs, RecurrentState(*after) if isinstance(after, tuple) else RecurrentState(after, None)
     outputs, hidden, cell, _ = compute_layer(to_layer_inputs(layer, inputs, state, mask))
@@ -151,12 +162,12 @@ def _run_layer(layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Te
 
 
 def to_layer_inputs(layer: nn.Module, inputs: Tensor, state: RecurrentState, mask: Tensor) -> LayerInputs:
-    """One undilated layer, and all that it reads."""
+    """Collects the inputs, state and weights of one undilated layer."""
     cell = None if state.cell is None else state.cell[0]
     weights = (getattr(layer, f"{name}_l0") for name in _WEIGHT_NAMES)
     return LayerInputs(_CELL_KINDS[type(layer)], inputs, state.hidden[0], cell, mask, *weights)
 
 
 def _prefers_torch(inputs: Tensor) -> bool:
-    """Whether torch's own kernels are to be taken: on a GPU, or where there is none of ours; they do not run under `vmap`."""
+    """Whether to use torch's own kernels: on a GPU, or without a compiled one; they do not run under `vmap`."""
     return (inputs.is_cuda or load_compiled_backend() is None) and not torch._C._are_functorch_transforms_active()

@@ -1,6 +1,6 @@
-"""The network: a recurrence that reads scaled values segment by segment, and a decoder that says what follows.
+"""The network: a recurrence over segments of scaled values, and a decoder for the values that follow.
 
-What it says is the correction of a base forecast, as the parameters of a head; of y, and of every channel in the same way.
+The outputs are the parameters of a head and correct a baseline forecast. The network predicts y and all channels alike.
 """
 
 from __future__ import annotations
@@ -16,86 +16,90 @@ from forecaster.model.recurrent import RecurrentStack, RecurrentState, run_cell
 from forecaster.shapes import Bool, Float, Int
 from forecaster.spec import Layout, Spec
 
-_SEGMENT_EMBEDDING_SIZE = 16  # size of what the direct decoder learns of each segment's place in the block
-_MAX_EMBEDDING_SIZE = 16  # size of what is learned of each static category, at the most
+_SEGMENT_EMBEDDING_SIZE = 16  # size of the direct decoder's embedding of each segment position in the block
+_MAX_EMBEDDING_SIZE = 16  # largest embedding size of a static category
 
 
 class Regressor(nn.Module):
-    """Recurrence, decoder and head, in scaled space. What they were built for travels with them.
+    """Recurrence, decoder and head, in scaled space, together with the settings they were built for.
+
+    In shapes, `row_target` runs over the targets of all rows: y and then the channels of the first row, and so on.
 
     Attributes:
-        outline: How it reads and tells, as `forecaster.spec` says; its parts are attributes too. Each target is a track.
-        head: What the outputs mean.
+        layout: What the network reads and predicts (see `forecaster.spec`); its fields are attributes of the network too.
+        head: Interprets the outputs.
     """
 
     def __init__(self, spec: Spec, *, season: int, num_covariates: int, static_cardinalities: Sequence[int]) -> None:
         super().__init__()
         self.scaling, self.transform, self.base, self.season = spec.scaling, spec.transform, spec.base, season
-        self.layout = outline = Layout.from_spec(spec, season=season)
-        self.segment, self.block, self.lags = outline.segment, outline.block, spec.lags
-        self.lookback, self.pre_context = outline.lookback, outline.pre_context
-        self.context, self.reads, self.num_targets = outline.context, outline.reads, outline.num_targets
+        self.layout = layout = Layout.from_spec(spec, season=season)
+        self.segment, self.block, self.lags = layout.segment, layout.block, spec.lags
+        self.lookback, self.pre_context = layout.lookback, layout.pre_context
+        self.context, self.reads, self.num_targets = layout.context, layout.reads, layout.num_targets
         self.head: Head = create_head(spec.head)
         hidden = spec.network.hidden
-        sizes = [min(_MAX_EMBEDDING_SIZE, known) for known in static_cardinalities]
-        # Number 0 stands for any category not seen in training: it adds nothing.
+        sizes = [min(_MAX_EMBEDDING_SIZE, cardinality) for cardinality in static_cardinalities]
+        # Index 0 is any category that training did not see; its embedding is zero.
         self.groups = nn.ModuleList(
-            nn.Embedding(known + 1, size, padding_idx=0)
-            for known, size in zip(static_cardinalities, sizes, strict=True)
+            nn.Embedding(cardinality + 1, size, padding_idx=0)
+            for cardinality, size in zip(static_cardinalities, sizes, strict=True)
         )
-        seen = self.num_targets * (2 + len(spec.lags)) + num_covariates
-        self.recurrent = RecurrentStack(spec.network, input_size=spec.segment * seen + sum(sizes))
+        features_per_step = self.num_targets * (2 + len(spec.lags)) + num_covariates
+        self.recurrent = RecurrentStack(spec.network, input_size=spec.segment * features_per_step + sum(sizes))
         self.num_covariates, self.is_direct = num_covariates, spec.decoder == "direct"
         self.places = nn.Parameter(
             torch.randn(spec.block // spec.segment, _SEGMENT_EMBEDDING_SIZE if self.is_direct else 0)
             / _SEGMENT_EMBEDDING_SIZE**0.5
         )
-        further = self.places.shape[1] + spec.segment * num_covariates
-        self.decoder = nn.GRUCell(further, hidden) if further else None
+        decoder_input_size = self.places.shape[1] + spec.segment * num_covariates
+        self.decoder = nn.GRUCell(decoder_input_size, hidden) if decoder_input_size else None
         self.output = nn.Linear(hidden, self.num_targets * spec.segment * self.head.num_params)
         if (
             spec.base != "zero" or spec.scaling == "level_season"
-        ):  # an untrained network is its base, or level and season
+        ):  # an untrained network predicts its baseline, or level and season
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
     def window_length(self, max_history: int) -> int:
-        """As `Layout.window_length`."""
+        """See `Layout.window_length`."""
         return self.layout.window_length(max_history)
 
     def embed_static(self, static: Int[Tensor, "row static"] | None, *, rows: int) -> Float[Tensor, "row group"]:
-        """What is known of each row for good: its categories."""
+        """Embeds the static categories of each row."""
         if not self.groups:
             return self.output.weight.new_zeros(rows, 0)
         assert static is not None, "the network reads categories"
-        unknown = static == 0  # masked here: under vmap an embedding forgets that its first row learns nothing
-        each = [group(static[:, number]) for number, group in enumerate(self.groups)]
-        return torch.cat([one.masked_fill(unknown[:, number, None], 0.0) for number, one in enumerate(each)], dim=1)
+        unknown = static == 0  # masked here, because under vmap an embedding ignores `padding_idx`
+        embeddings = [group(static[:, index]) for index, group in enumerate(self.groups)]
+        return torch.cat(
+            [embedding.masked_fill(unknown[:, index, None], 0.0) for index, embedding in enumerate(embeddings)], dim=1
+        )
 
     def encode(
         self,
-        values: Float[Tensor, "track step"],
-        observed: Bool[Tensor, "track step"],
-        filled_values: Float[Tensor, "track back_and_step"],
+        values: Float[Tensor, "row_target step"],
+        observed: Bool[Tensor, "row_target step"],
+        filled_values: Float[Tensor, "row_target back_and_step"],
         covariates: Float[Tensor, "row step covariate"] | None,
     ) -> Float[Tensor, "row segment feature"]:
-        """What each step of the recurrence reads: its values (0 where missing), whether they were observed, lags, covariates.
+        """Builds the input of each recurrence step: values (0 where missing), their mask, lags and covariates.
 
-        No weight has a part in it; the categories, whose numbers are learned, come to it in `run_recurrence`.
-        `filled_values` holds the `lookback` values before the first step and then the steps themselves, gaps filled. A lag of a segment
-        is a value that many steps before the *next* segment, whose points are what the step is to foretell. All of y stands
-        before all of the first channel, and so on; what is known of the row as a whole comes last.
+        No weights are involved; `run_recurrence` adds the static categories, whose embeddings are learned.
+        `filled_values` holds the `lookback` values before the first step followed by the steps themselves, gaps filled.
+        A lag of a segment is counted back from the *next* segment, whose values the step predicts. All features of y
+        precede those of the first channel, and so on; the covariates of the row come last.
         """
         shape = (len(values), -1, self.segment)
         parts = [values.reshape(shape), observed.reshape(shape).float()]
         segments = parts[0].shape[1]
         if self.lags:
-            ends = self.lookback + self.segment * torch.arange(1, segments + 1, device=values.device)
-            runs = filled_values.unfold(1, self.segment, 1)
-            parts += [runs[:, ends - lag] for lag in self.lags]
+            segment_ends = self.lookback + self.segment * torch.arange(1, segments + 1, device=values.device)
+            slices = filled_values.unfold(1, self.segment, 1)
+            parts += [slices[:, segment_ends - lag] for lag in self.lags]
         if self.num_targets > 1:
-            each = torch.cat(parts, dim=-1)
-            parts = [each.reshape(-1, self.num_targets, segments, each.shape[2]).transpose(1, 2).flatten(2)]
+            per_target = torch.cat(parts, dim=-1)
+            parts = [per_target.reshape(-1, self.num_targets, segments, per_target.shape[2]).transpose(1, 2).flatten(2)]
         if self.num_covariates:
             assert covariates is not None, "the network reads covariates"
             parts.append(covariates.reshape(len(covariates), segments, -1))
@@ -108,34 +112,34 @@ class Regressor(nn.Module):
         state: RecurrentState,
         mask: Bool[Tensor, "row segment"],
     ) -> tuple[Float[Tensor, "row segment hidden"], RecurrentState]:
-        """Runs the recurrence over what was encoded, beside what is known of each row for good."""
+        """Runs the recurrence on encoded inputs and static embeddings."""
         if self.groups:
             inputs = torch.cat([inputs, static[:, None].expand(-1, inputs.shape[1], -1)], dim=-1)
-        outputs, after = self.recurrent(inputs, state, mask)
-        return outputs, after
+        outputs, next_state = self.recurrent(inputs, state, mask)
+        return outputs, next_state
 
     def decode(
         self,
         output: Float[Tensor, "row *axes hidden"],
-        recent: Float[Tensor, "track *axes back"],
+        recent: Float[Tensor, "row_target *axes back"],
         future_covariates: Float[Tensor, "row *axes step covariate"] | None,
-    ) -> Float[Tensor, "track *axes step param"]:
-        """The head's parameters for the next `block` points, given the recurrence's output and the latest values.
+    ) -> Float[Tensor, "row_target *axes step param"]:
+        """Returns the head's parameters for the next `block` steps, given the recurrence's output and the latest values.
 
-        The recurrence's output takes one more step, for each segment of the block apart, with the segment's place and its
-        covariates as input (as the parallel decoder of Lin et al. 2023); where there are neither, it is taken as it is.
+        Each segment of the block gets one more step of the recurrence's output, with the segment's embedding and its
+        covariates as inputs (as in the parallel decoder of Lin et al. 2023). Without such inputs the output is used as is.
         """
         axes, count = output.shape[:-1], len(self.places)
-        each = output
+        hidden = output
         if self.decoder is not None:
-            each = output[..., None, :].expand(*axes, count, -1)
+            hidden = output[..., None, :].expand(*axes, count, -1)
             inputs = self.places.expand(*axes, count, -1)
             if self.num_covariates:
                 assert future_covariates is not None, "the network reads covariates"
                 inputs = torch.cat([inputs, future_covariates.reshape(*axes, count, -1)], dim=-1)
-            flat = run_cell(self.decoder, inputs.reshape(-1, inputs.shape[-1]), each.reshape(-1, each.shape[-1]))
-            each = flat.reshape(each.shape)
-        raw: Tensor = self.output(each)
+            flat = run_cell(self.decoder, inputs.reshape(-1, inputs.shape[-1]), hidden.reshape(-1, hidden.shape[-1]))
+            hidden = flat.reshape(hidden.shape)
+        raw: Tensor = self.output(hidden)
         if self.num_targets > 1:
             raw = raw.reshape(*axes, count, self.num_targets, -1).movedim(-2, 1)
         raw = raw.reshape(*recent.shape[:-1], self.block, self.head.num_params)
@@ -152,14 +156,14 @@ def build_network(
     num_covariates: int = 0,
     static_cardinalities: Sequence[int] = (),
 ) -> Regressor:
-    """A network with random weights: the same for the same specification and seed, whatever was drawn before.
+    """Builds a network with random weights that depend only on the specification, the sizes and the seed.
 
     Args:
-        spec: What it is.
-        seed: Of its weights.
-        season: That of the data, if the specification leaves it to the frequency.
-        covariates: How many numbers are known ahead of each time point.
-        groups: How many known values each static category has.
+        spec: Specification of the network.
+        seed: Seed of the weights.
+        season: Season of the data, used if the specification leaves it to the frequency.
+        num_covariates: Number of known-future covariates per time step.
+        static_cardinalities: Number of known values of each static category.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

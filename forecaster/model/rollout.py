@@ -1,6 +1,6 @@
-"""The one rollout: warm up on a history, then feed the network its own last output, block by block.
+"""The rollout: warm up on a history, then feed the network its own last output, block by block.
 
-Validation, backtest and service all come through here. The memory is explicit: nothing is kept between calls.
+Validation, backtest and serving all use this loop. The state is explicit: nothing is kept between calls.
 """
 
 from __future__ import annotations
@@ -20,105 +20,106 @@ from forecaster.spec import DIVERGENCE_FACTOR
 
 _ROW_FIELDS = ("output", "static")
 _TARGET_FIELDS = ("recent", "begun", "bound")
-MAX_SEGMENTS_AT_ONCE = (
-    1 << 18
-)  # of all rows together, in one pass of the recurrence: bounds the memory of long histories
+# Over all rows, in one pass of the recurrence; bounds the memory that long histories take.
+MAX_SEGMENTS_AT_ONCE = 1 << 18
 
 
 class RolloutState(NamedTuple):
-    """All a rollout carries from one step to the next.
+    """Everything a rollout carries from one step to the next.
+
+    `row_target` runs over y and all channels of every row.
 
     Attributes:
-        state: The recurrence.
-        output: What the recurrence's last step said; the decoder starts from it.
-        recent: The latest values, scaled, gaps filled with the value before (0 before the first).
-        begun: Whether the track has seen an observation yet. A row has begun when any of its tracks has.
-        scale: Of each track, measured once, when the row began.
-        bound: Scaled values beyond it are not believed; it grows with what was read.
+        recurrent_state: State of the recurrence.
+        output: Output of the recurrence's last step; the decoder starts from it.
+        recent: The latest scaled values; gaps are filled with the previous value (0 before the first).
+        begun: Whether the target has been observed yet. A row has begun when any of its targets has.
+        scale: Scale of each target, measured once, when the row began.
+        bound: Scaled values beyond it count as diverged; it grows with the values read.
         time: Steps read since the row began.
-        static: What is known of the row for good.
+        static: Embeddings of the row's static categories.
     """
 
     recurrent_state: RecurrentState
     output: Float[Tensor, "row hidden"]
-    recent: Float[Tensor, "track back"]
-    begun: Bool[Tensor, "track"]
+    recent: Float[Tensor, "row_target back"]
+    begun: Bool[Tensor, "row_target"]
     scale: Scale
-    bound: Float[Tensor, "track"]
+    bound: Float[Tensor, "row_target"]
     time: int
     static: Float[Tensor, "row group"]
 
 
 class EncodedInputs(NamedTuple):
-    """Known values, laid out for the recurrence to read. No weight has a part in it.
+    """Observed values, encoded as inputs of the recurrence. No weights are involved.
 
     Attributes:
-        inputs: What each step of the recurrence reads.
-        begun: Whether the row has seen an observation by the end of each segment.
-        seen: The same of each step.
-        past: The values before the first segment and those read, scaled, gaps filled.
+        inputs: Input features of each step of the recurrence.
+        mask: Whether the row has been observed by the end of each segment.
+        started: Whether the target has been observed by each step.
+        filled_values: The values before the first segment and those read, scaled, gaps filled.
     """
 
     inputs: Float[Tensor, "row segment feature"]
     mask: Bool[Tensor, "row segment"]
-    started: Bool[Tensor, "track step"]
-    filled_values: Float[Tensor, "track back_and_step"]
+    started: Bool[Tensor, "row_target step"]
+    filled_values: Float[Tensor, "row_target back_and_step"]
 
 
 class WindowPass(NamedTuple):
-    """What a network made of known values: all that teacher forcing needs.
+    """The result of running the network over observed values: all that teacher forcing needs.
 
     Attributes:
-        outputs: Of the recurrence, after each segment.
-        past: The values before the first segment and those read, scaled, gaps filled.
-        memory: After the last segment.
+        outputs: Output of the recurrence after each segment.
+        filled_values: The values before the first segment and those read, scaled, gaps filled.
+        state: State after the last segment.
     """
 
     outputs: Float[Tensor, "row segment hidden"]
-    filled_values: Float[Tensor, "track back_and_step"]
+    filled_values: Float[Tensor, "row_target back_and_step"]
     state: RolloutState
 
 
 class DecodedBlock(NamedTuple):
-    """What a network said of the next points, in its own units, and what became of it.
+    """One predicted block, in scaled units.
 
     Attributes:
-        params: Of the head.
-        values: What was made of them: means or draws.
-        alive: Whether the row was to be believed until then; from there on 0 is fed back instead.
-        memory: After the values were fed back.
+        params: Parameters of the head.
+        values: Means or draws.
+        valid: Whether the row has not diverged up to this step; once it has, 0 is fed back instead.
+        state: State after the values were fed back.
     """
 
-    params: Float[Tensor, "track block param"]
+    params: Float[Tensor, "row_target block param"]
     values: Float[Tensor, "row target block"]
     valid: Bool[Tensor, "row block"]
     state: RolloutState
 
 
 def start_rollout(model: Regressor, window: Window, *, scale: Scale | None = None) -> tuple[RolloutState, Window]:
-    """The memory before the first step of a window, with the window's scale, or another; and what is left to read.
+    """Returns the state before the first step of a window, and the part of the window that remains to be read.
 
-    The window's first `lead` steps are only there for lags and base to look back on. The scale is that of all the rest, or,
-    where a network reads whole histories, of the first `context` steps of each.
+    The first `pre_context` steps of the window only serve lags and the baseline. Unless a scale is given, it is measured on
+    all remaining steps or, for a network that reads whole histories, on the first `context` steps of each.
     """
-    rest, rows = window.slice_steps(slice(model.pre_context, None)), len(window.values)
-    tracks = _target_values(model, rest)
+    remaining, rows = window.slice_steps(slice(model.pre_context, None)), len(window.values)
+    values = _target_values(model, remaining)
     if scale is not None:
         pass
-    elif model.reads == "history" and tracks.shape[1] > model.context:
+    elif model.reads == "history" and values.shape[1] > model.context:
         scale = settle_scale(
-            tracks, model.scaling, initial_steps=model.context, season=model.season, transform=model.transform
+            values, model.scaling, initial_steps=model.context, season=model.season, transform=model.transform
         ).scale
     else:
-        scale = measure_scale(tracks, model.scaling, season=model.season, transform=model.transform)
-    zero = torch.zeros(len(tracks), device=tracks.device)
+        scale = measure_scale(values, model.scaling, season=model.season, transform=model.transform)
+    zero = torch.zeros(len(values), device=values.device)
     if model.pre_context:
-        lead = window.slice_steps(slice(model.pre_context)).targets
-        recent = _forward_fill(scale.apply(lead, time=-model.pre_context), lead.isnan(), zero)
+        pre_context = window.slice_steps(slice(model.pre_context)).targets
+        recent = _forward_fill(scale.apply(pre_context, time=-model.pre_context), pre_context.isnan(), zero)
     else:
         recent = zero[:, None].expand(-1, model.lookback)
-    memory = RolloutState(
-        recurrent_state=model.recurrent.initial_state(rows, like=tracks),
+    state = RolloutState(
+        recurrent_state=model.recurrent.initial_state(rows, like=values),
         output=zero.new_zeros(rows, model.recurrent.hidden_size),
         recent=recent,
         begun=zero > 0,
@@ -127,27 +128,29 @@ def start_rollout(model: Regressor, window: Window, *, scale: Scale | None = Non
         time=0,
         static=model.embed_static(window.static, rows=rows),
     )
-    return memory, rest
+    return state, remaining
 
 
 def run_over_window(model: Regressor, window: Window, rollout_state: RolloutState) -> WindowPass:
-    """Reads known values; their number is a multiple of the segment."""
-    laid = encode_inputs(model, window, rollout_state)
-    return _run_recurrence(model, laid, rollout_state._replace(bound=updated_bound(model, window, laid, rollout_state)))
+    """Reads observed values; their number is a multiple of the segment."""
+    encoded = encode_inputs(model, window, rollout_state)
+    return _run_recurrence(
+        model, encoded, rollout_state._replace(bound=updated_bound(model, window, encoded, rollout_state))
+    )
 
 
 def updated_bound(
     model: Regressor, window: Window, encoded: EncodedInputs, rollout_state: RolloutState
-) -> Float[Tensor, "track"]:
-    """The bound of a memory once it has read what was laid out."""
-    known = encoded.filled_values[:, model.lookback :].masked_fill(_target_values(model, window).isnan(), 0.0)
+) -> Float[Tensor, "row_target"]:
+    """Returns the bound of a state after reading encoded inputs."""
+    observed = encoded.filled_values[:, model.lookback :].masked_fill(_target_values(model, window).isnan(), 0.0)
     return rollout_state.bound.maximum(
-        rollout_state.scale.divergence_bound(known.abs().amax(1), factor=DIVERGENCE_FACTOR)
+        rollout_state.scale.divergence_bound(observed.abs().amax(1), factor=DIVERGENCE_FACTOR)
     )
 
 
 def encode_inputs(model: Regressor, window: Window, rollout_state: RolloutState) -> EncodedInputs:
-    """Known values as the recurrence will read them after a memory."""
+    """Encodes observed values for reading them from a state."""
     values = _target_values(model, window)
     missing = values.isnan()
     scaled = rollout_state.scale.apply(values, time=rollout_state.time)
@@ -156,70 +159,70 @@ def encode_inputs(model: Regressor, window: Window, rollout_state: RolloutState)
 
 def _encode_scaled(
     model: Regressor,
-    values: Float[Tensor, "track step"],
-    missing: Bool[Tensor, "track step"],
+    values: Float[Tensor, "row_target step"],
+    missing: Bool[Tensor, "row_target step"],
     covariates: Float[Tensor, "row step covariate"] | None,
     rollout_state: RolloutState,
 ) -> EncodedInputs:
-    """Lays out scaled values (0 where missing)."""
+    """Encodes scaled values (0 where missing)."""
     filled = _forward_fill(values, missing, rollout_state.recent[:, -1])
-    past = torch.cat([rollout_state.recent, filled], dim=1)
-    seen = (~missing).cummax(1).values | rollout_state.begun[:, None]
-    begun = seen.reshape(len(rollout_state.output), model.num_targets, -1, model.segment).any(dim=(1, 3))
-    return EncodedInputs(model.encode(values, ~missing, past, covariates), begun, seen, past)
+    filled_values = torch.cat([rollout_state.recent, filled], dim=1)
+    started = (~missing).cummax(1).values | rollout_state.begun[:, None]
+    mask = started.reshape(len(rollout_state.output), model.num_targets, -1, model.segment).any(dim=(1, 3))
+    return EncodedInputs(model.encode(values, ~missing, filled_values, covariates), mask, started, filled_values)
 
 
 def _run_recurrence(model: Regressor, encoded: EncodedInputs, rollout_state: RolloutState) -> WindowPass:
-    """One pass of the recurrence."""
-    outputs, state = model.run_recurrence(
+    """Runs the recurrence once over all segments."""
+    outputs, recurrent_state = model.run_recurrence(
         encoded.inputs, rollout_state.static, rollout_state.recurrent_state, encoded.mask
     )
-    after = rollout_state._replace(
-        recurrent_state=state,
+    next_state = rollout_state._replace(
+        recurrent_state=recurrent_state,
         output=outputs[:, -1],
         recent=encoded.filled_values[:, encoded.filled_values.shape[1] - model.lookback :],
         begun=encoded.started[:, -1],
         time=rollout_state.time + encoded.started.shape[1],
     )
-    return WindowPass(outputs, encoded.filled_values, after)
+    return WindowPass(outputs, encoded.filled_values, next_state)
 
 
 def warm_up(model: Regressor, window: Window, rollout_state: RolloutState | None = None) -> RolloutState:
-    """The memory after a window; given the memory of what came before it, the recurrence goes on from there."""
+    """Returns the state after a window; a given state of the preceding steps is continued."""
     if rollout_state is None:
         rollout_state, window = start_rollout(model, window)
-    for piece in _split_window(model, window):
-        rollout_state = run_over_window(model, piece, rollout_state).state
+    for part in _split_window(model, window):
+        rollout_state = run_over_window(model, part, rollout_state).state
     return rollout_state
 
 
 def _split_window(model: Regressor, window: Window) -> Iterator[Window]:
     rows, steps = window.values.shape
-    most = max(1, MAX_SEGMENTS_AT_ONCE // max(1, rows)) * model.segment
-    for start in range(0, steps, most):
-        yield window.slice_steps(slice(start, start + most))
+    max_steps = max(1, MAX_SEGMENTS_AT_ONCE // max(1, rows)) * model.segment
+    for start in range(0, steps, max_steps):
+        yield window.slice_steps(slice(start, start + max_steps))
 
 
 def select_rows(rollout_state: RolloutState, rows: Int[Tensor, "row"]) -> RolloutState:
-    """The memory of some rows, in this order."""
+    """Returns the state of the given rows, in this order."""
     targets = len(rollout_state.recent) // len(rollout_state.output)
-    tracks = (targets * rows[:, None] + torch.arange(targets, device=rows.device)).flatten()
+    indices = (targets * rows[:, None] + torch.arange(targets, device=rows.device)).flatten()
     hidden, cell = rollout_state.recurrent_state
     state = RecurrentState(hidden[:, rows], None if cell is None else cell[:, rows])
     fields: dict[str, Any] = {name: getattr(rollout_state, name)[rows] for name in _ROW_FIELDS}
-    fields |= {name: getattr(rollout_state, name)[tracks] for name in _TARGET_FIELDS}
+    fields |= {name: getattr(rollout_state, name)[indices] for name in _TARGET_FIELDS}
     return rollout_state._replace(
-        recurrent_state=state, scale=Scale(*(part[tracks] for part in rollout_state.scale)), **fields
+        recurrent_state=state, scale=Scale(*(part[indices] for part in rollout_state.scale)), **fields
     )
 
 
 def concat_states(states: Sequence[RolloutState]) -> RolloutState:
-    """The rows of several memories, all of them at the same time, as one."""
-    hidden = torch.cat([one.recurrent_state.hidden for one in states], dim=1)
-    cells = [one.recurrent_state.cell for one in states if one.recurrent_state.cell is not None]
-    scale = Scale(*(torch.cat(parts) for parts in zip(*(one.scale for one in states), strict=True)))
+    """Concatenates the rows of several states, which must agree in `time`."""
+    hidden = torch.cat([state.recurrent_state.hidden for state in states], dim=1)
+    cells = [state.recurrent_state.cell for state in states if state.recurrent_state.cell is not None]
+    scale = Scale(*(torch.cat(parts) for parts in zip(*(state.scale for state in states), strict=True)))
     fields: dict[str, Any] = {
-        name: torch.cat([getattr(one, name) for one in states]) for name in (*_ROW_FIELDS, *_TARGET_FIELDS)
+        name: torch.cat([getattr(state, name) for state in states]) for name in (*_ROW_FIELDS, *_TARGET_FIELDS)
     }
     return states[0]._replace(
         recurrent_state=RecurrentState(hidden, torch.cat(cells, dim=1) if cells else None), scale=scale, **fields
@@ -227,7 +230,7 @@ def concat_states(states: Sequence[RolloutState]) -> RolloutState:
 
 
 def repeat_state(rollout_state: RolloutState, *, copies: int) -> RolloutState:
-    """The memory of one row, `copies` times: every copy may go its own way."""
+    """Repeats the state of a single row, so that `copies` rollouts can fork from it."""
     rows: dict[str, Any] = {
         name: _repeat_rows(getattr(rollout_state, name), copies) for name in (*_ROW_FIELDS, *_TARGET_FIELDS)
     }
@@ -245,30 +248,30 @@ def roll_out(
     *,
     horizon: int,
     future_covariates: Float[Tensor, "row step covariate"] | None = None,
-    noise: Float[Tensor, "track step noise"] | None = None,
+    noise: Float[Tensor, "row_target step noise"] | None = None,
 ) -> tuple[Float64[Tensor, "row horizon"], RolloutState]:
-    """The next `horizon` values of y in units of the data, each block fed back to make the one after it.
+    """Predicts the next `horizon` values of y in data units, feeding each block back to predict the next.
 
-    Channels are foretold and fed back with y, all but those that were never observed: they stay so.
+    Channels are predicted and fed back with y, except those that were never observed, which stay missing.
 
     Args:
         model: The network.
-        memory: After the history.
+        rollout_state: State after the history.
         horizon: Steps ahead.
-        ahead: Covariates of every step up to the end of the last block, if the network reads any.
-        noise: Uniforms in (0, 1) for every step up to the end of the last block: one path is drawn with them. Without
-            them the head's mean is given and fed back.
+        future_covariates: Covariates of every step up to the end of the last block, if the network reads any.
+        noise: Uniforms in (0, 1) for every step up to the end of the last block; one path is drawn with them. Without
+            them the head's mean is returned and fed back.
     Returns:
-        The values, and the memory after the last whole block. A row of which y or a channel stops being finite, or runs
-        away beyond the memory's bound, is NaN from that step on; its neighbours do not notice.
+        The values, and the state after the last whole block. If y or a channel of a row becomes non-finite or exceeds
+        the state's bound, the row is NaN from that step on; other rows are not affected.
     """
-    start, told = rollout_state.time, []
+    start, forecasts = rollout_state.time, []
     for block in blocks(
         model, rollout_state, count=-(-horizon // model.block), future_covariates=future_covariates, noise=noise
     ):
-        told.append(block.values[:, 0].masked_fill(~block.valid, torch.nan))
+        forecasts.append(block.values[:, 0].masked_fill(~block.valid, torch.nan))
         rollout_state = block.state
-    scaled = torch.cat(told, dim=1)[:, :horizon]
+    scaled = torch.cat(forecasts, dim=1)[:, :horizon]
     return target_scale(model, rollout_state.scale).undo(scaled, time=start), rollout_state
 
 
@@ -278,39 +281,39 @@ def blocks(
     *,
     count: int,
     future_covariates: Float[Tensor, "row step covariate"] | None = None,
-    noise: Float[Tensor, "track step noise"] | None = None,
+    noise: Float[Tensor, "row_target step noise"] | None = None,
 ) -> Iterator[DecodedBlock]:
-    """The next blocks, each fed back to make the one after it: the loop of `roll_out`, through which gradients go back too."""
+    """Yields the next blocks, each fed back to predict the next: the loop of `roll_out`, open to gradients."""
     shape = (len(rollout_state.output), model.num_targets, model.block)
     begun = rollout_state.begun.reshape(*shape[:2], 1)
-    heard = begun | ~begun.any(1, keepdim=True)
-    bound = rollout_state.bound.reshape(*shape[:2], 1).masked_fill(~heard, torch.inf)
-    missing = ~heard.expand(shape).flatten(0, 1)
-    alive = torch.ones_like(begun[:, 0])
+    active = begun | ~begun.any(1, keepdim=True)
+    bound = rollout_state.bound.reshape(*shape[:2], 1).masked_fill(~active, torch.inf)
+    missing = ~active.expand(shape).flatten(0, 1)
+    valid = torch.ones_like(begun[:, 0])
     for first in range(0, count * model.block, model.block):
         span = slice(first, first + model.block)
-        known = None if future_covariates is None else future_covariates[:, span]
-        params = model.decode(rollout_state.output, rollout_state.recent, known)
+        covariates = None if future_covariates is None else future_covariates[:, span]
+        params = model.decode(rollout_state.output, rollout_state.recent, covariates)
         block = model.head.mean(params) if noise is None else model.head.sample(params, noise[:, span])
         block = block.reshape(shape)
-        alive = (alive & (block.abs() <= bound).all(1)).cummin(1).values
-        fed = block.where(alive[:, None, -1:] & heard, 0.0).flatten(0, 1)
+        valid = (valid & (block.abs() <= bound).all(1)).cummin(1).values
+        feedback = block.where(valid[:, None, -1:] & active, 0.0).flatten(0, 1)
         rollout_state = _run_recurrence(
-            model, _encode_scaled(model, fed, missing, known, rollout_state), rollout_state
+            model, _encode_scaled(model, feedback, missing, covariates, rollout_state), rollout_state
         ).state
-        yield DecodedBlock(params, block, alive, rollout_state)
-        alive = alive[:, -1:]
+        yield DecodedBlock(params, block, valid, rollout_state)
+        valid = valid[:, -1:]
 
 
 def target_scale(model: Regressor, scale: Scale) -> Scale:
-    """The scale of y alone: the first track of each row."""
+    """Returns the scale of y, the first target of each row."""
     return Scale(*(part[:: model.num_targets] for part in scale))
 
 
-def _target_values(model: Regressor, window: Window) -> Float64[Tensor, "track step"]:
-    tracks = window.targets
-    assert len(tracks) == model.num_targets * len(window.values), f"the network reads {model.num_targets - 1} channels"
-    return tracks
+def _target_values(model: Regressor, window: Window) -> Float64[Tensor, "row_target step"]:
+    values = window.targets
+    assert len(values) == model.num_targets * len(window.values), f"the network reads {model.num_targets - 1} channels"
+    return values
 
 
 def _repeat_rows(tensor: Tensor, copies: int) -> Tensor:
@@ -318,9 +321,11 @@ def _repeat_rows(tensor: Tensor, copies: int) -> Tensor:
 
 
 def _forward_fill(
-    values: Float[Tensor, "track step"], missing: Bool[Tensor, "track step"], previous: Float[Tensor, "track"]
-) -> Float[Tensor, "track step"]:
-    """Every gap filled with the value before it."""
+    values: Float[Tensor, "row_target step"],
+    missing: Bool[Tensor, "row_target step"],
+    previous: Float[Tensor, "row_target"],
+) -> Float[Tensor, "row_target step"]:
+    """Fills every gap with the previous value."""
     steps = torch.arange(1, values.shape[1] + 1, device=values.device)
     latest = torch.where(missing, 0, steps).cummax(1).values
     return torch.cat([previous[:, None], values.masked_fill(missing, 0.0)], dim=1).gather(1, latest)

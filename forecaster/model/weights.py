@@ -1,4 +1,4 @@
-"""Weights of all members as one safetensors file, to and from networks."""
+"""Weights of all members in one safetensors file."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from forecaster.spec import Spec
 
 
 def serialize_weights(networks: Sequence[Regressor]) -> bytes:
-    """The weights of all members as a file."""
-    named = _as_module(networks).state_dict()
-    return save_weights({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()})
+    """Serializes the weights of all members to one safetensors file."""
+    state_dict = _as_module(networks).state_dict()
+    return save_weights({name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()})
 
 
 def load_networks(
     spec: Spec, content: bytes, *, season: int, num_covariates: int, static_cardinalities: Sequence[int]
 ) -> tuple[Regressor, ...]:
-    """All members with the weights of a file. Raises BundleDamaged if they do not fit the specification, or are not finite.
+    """Builds all members with the weights of a file.
 
     Args:
-        spec: Of the networks.
-        content: The file.
-        season: As `build_network` takes it; so `num_covariates` and `static_cardinalities`.
-        covariates: Numbers that are known ahead of each time point.
-        groups: Known values of each static category.
+        spec: Specification of the networks.
+        content: The safetensors file.
+        season: See `build_network`.
+        num_covariates: Number of known-future covariates per time step.
+        static_cardinalities: Number of known values of each static category.
+    Raises:
+        BundleDamaged: The weights do not fit the specification or are not finite.
     """
     networks = tuple(
         build_network(
@@ -52,10 +54,10 @@ def _load_state_dict(network: torch.nn.Module, content: bytes) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
-        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
+        mismatch = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
         raise BundleDamaged(
-            f"Expected weights {odd!r} of shape {expected.get(odd)}; found {found.get(odd)}. The spec and the weights do not "
-            "belong together: train again.",
+            f"Expected weights {mismatch!r} of shape {expected.get(mismatch)}; found {found.get(mismatch)}. The spec and the "
+            "weights do not belong together: train again.",
             where="weights.safetensors",
         )
     for name, tensor in weights.items():
@@ -67,5 +69,5 @@ def _load_state_dict(network: torch.nn.Module, content: bytes) -> None:
 
 
 def _as_module(networks: Sequence[Regressor]) -> torch.nn.Module:
-    """All members as one module, their weights under the numbers of the members; one alone needs no number."""
+    """Combines all members into one module whose weight names carry the member's number; a single member has none."""
     return networks[0] if len(networks) == 1 else torch.nn.ModuleList(networks)

@@ -1,4 +1,4 @@
-"""Every kind of network, with small random weights: a law holds for any."""
+"""Fixtures for every kind of network with small random weights, since a law holds for any weights."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def spec(request: pytest.FixtureRequest) -> Spec:
 
 
 @pytest.fixture
-def forecaster(spec: Spec) -> FittedModel:
+def model(spec: Spec) -> FittedModel:
     return make_forecaster(spec)
 
 
 @pytest.fixture
-def network(forecaster: FittedModel) -> Regressor:
-    return forecaster.network
+def network(model: FittedModel) -> Regressor:
+    return model.network

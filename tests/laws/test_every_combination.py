@@ -1,4 +1,4 @@
-"""The laws of the rollout for every cell, head, decoder, scaling and base: small random weights, one test for each triple."""
+"""The laws of the rollout for every cell, head, decoder, scaling and base, on small random weights; one test per triple."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ every_triple = pytest.mark.parametrize(
 
 
 def make_networks(cell: str, head: str, decoder: str, *, channels: tuple[str, ...] = ()) -> list[Regressor]:
-    """One network for each scaling and base that go together with the head, of alternating segments, lags and layers."""
-    made = []
-    for number, (scaling, base) in enumerate(product(SCALINGS, BASES)):
-        segment, deep = (1, 3)[number % 2], number % 3 == 0
+    """Builds one network for each scaling and base that the head supports, with alternating segments, lags and layers."""
+    networks = []
+    for index, (scaling, base) in enumerate(product(SCALINGS, BASES)):
+        segment, is_deep = (1, 3)[index % 2], index % 3 == 0
         fields = {
             "name": "law",
             "context": CONTEXT,
@@ -43,11 +43,11 @@ def make_networks(cell: str, head: str, decoder: str, *, channels: tuple[str, ..
             "decoder": decoder,
             "base": base,
             **scaling_fields(scaling),
-            "lags": (6,) if number % 4 == 0 else (),
+            "lags": (6,) if index % 4 == 0 else (),
             "channels": channels,
             "head": {"kind": head} if head != "categorical" else {"kind": head, "bins": 11, "bound": 3.0},
             "network": {"cell": cell, "hidden": 5, "layers": 2, "residual": True, "dilations": (1, 2)}
-            if deep
+            if is_deep
             else {"cell": cell, "hidden": 5},
         }
         try:
@@ -55,24 +55,24 @@ def make_networks(cell: str, head: str, decoder: str, *, channels: tuple[str, ..
         except BadSpec:
             assert head in ("neg_binomial", "categorical")
             continue
-        network = build_network(spec, seed=number, num_covariates=2, static_cardinalities=(3,))
+        network = build_network(spec, seed=index, num_covariates=2, static_cardinalities=(3,))
         with torch.no_grad():
-            draw = torch.Generator().manual_seed(number)
+            generator = torch.Generator().manual_seed(index)
             for parameter in network.parameters():
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
-        made.append(network.eval())
-    assert made
-    return made
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        networks.append(network.eval())
+    assert networks
+    return networks
 
 
 def scaling_fields(scaling: str) -> dict[str, str]:
-    """The fields of a scaling, in logarithms or not."""
+    """Returns the spec fields of a scaling, with or without the log transform."""
     kind, _, transform = scaling.partition(" of ")
     return {"scaling": kind, "transform": transform or "none"}
 
 
 def promised_equivariance(network: Regressor) -> tuple[float, float] | None:
-    """By what a series may be multiplied, and what added, without a forecast that would not follow."""
+    """Returns the factor and the shift of a series that its forecast must follow; None if there is no such promise."""
     if network.transform == "log":
         return (7.0, 0.0)
     promises = {"standard": (7.0, 1000.0), "last": (7.0, 1000.0), "level_season": (7.0, 1000.0), "mean_abs": (7.0, 0.0)}
@@ -80,7 +80,7 @@ def promised_equivariance(network: Regressor) -> tuple[float, float] | None:
 
 
 def make_windows(network: Regressor, *, rows: int = 4) -> tuple[Window, Tensor]:
-    """Counts with a season: a whole history, one that begins late, one with a gap, a large one; and covariates ahead."""
+    """Seasonal counts: a complete history, one that begins late, one with a gap, a large one; and future covariates."""
     steps, rng = network.pre_context + CONTEXT, np.random.default_rng(1)
     values = np.round(30 + 8 * np.sin(np.arange(steps) * np.pi / 2) + rng.normal(size=(rows, steps)) * 3)
     values[1, : network.pre_context + 5] = np.nan
@@ -95,9 +95,9 @@ def select_rows(window: Window, indices: slice) -> Window:
     return Window(*(None if field is None else field[indices] for field in window))
 
 
-def forecast_window(network: Regressor, window: Window, ahead: Tensor, horizon: int = HORIZON) -> Tensor:
+def forecast_window(network: Regressor, window: Window, future_covariates: Tensor, horizon: int = HORIZON) -> Tensor:
     with torch.inference_mode():
-        return roll_out(network, warm_up(network, window), horizon=horizon, future_covariates=ahead)[0]
+        return roll_out(network, warm_up(network, window), horizon=horizon, future_covariates=future_covariates)[0]
 
 
 def assert_close_scaled(actual: Tensor, expected: Tensor, window: Window) -> None:
@@ -108,8 +108,11 @@ def assert_close_scaled(actual: Tensor, expected: Tensor, window: Window) -> Non
 @every_triple
 def test_a_longer_horizon_starts_with_the_shorter_one(cell: str, head: str, decoder: str) -> None:
     for network in make_networks(cell, head, decoder):
-        window, ahead = make_windows(network)
-        longer, shorter = forecast_window(network, window, ahead, 13), forecast_window(network, window, ahead, 4)
+        window, future_covariates = make_windows(network)
+        longer, shorter = (
+            forecast_window(network, window, future_covariates, 13),
+            forecast_window(network, window, future_covariates, 4),
+        )
         assert torch.isfinite(longer).all()
         assert_close_scaled(longer[:, :4], shorter, window)
 
@@ -117,64 +120,72 @@ def test_a_longer_horizon_starts_with_the_shorter_one(cell: str, head: str, deco
 @every_triple
 def test_a_forecast_does_not_depend_on_its_batch(cell: str, head: str, decoder: str) -> None:
     for network in make_networks(cell, head, decoder):
-        window, ahead = make_windows(network)
-        together = forecast_window(network, window, ahead)
+        window, future_covariates = make_windows(network)
+        batched = forecast_window(network, window, future_covariates)
         for row in range(4):
-            one = slice(row, row + 1)
+            row_slice = slice(row, row + 1)
             assert_close_scaled(
-                forecast_window(network, select_rows(window, one), ahead[one]), together[one], select_rows(window, one)
+                forecast_window(network, select_rows(window, row_slice), future_covariates[row_slice]),
+                batched[row_slice],
+                select_rows(window, row_slice),
             )
 
 
 @every_triple
 def test_a_warm_up_in_chunks_equals_one_pass(cell: str, head: str, decoder: str) -> None:
     for network in make_networks(cell, head, decoder):
-        window, ahead = make_windows(network)
+        window, future_covariates = make_windows(network)
         with torch.inference_mode():
-            memory, rest = start_rollout(network, window)
-            assert rest.covariates is not None
-            first = Window(rest.values[:, :6], rest.covariates[:, :6], rest.static)
-            second = Window(rest.values[:, 6:], rest.covariates[:, 6:], rest.static)
+            state, remaining = start_rollout(network, window)
+            assert remaining.covariates is not None
+            first_part = Window(remaining.values[:, :6], remaining.covariates[:, :6], remaining.static)
+            second_part = Window(remaining.values[:, 6:], remaining.covariates[:, 6:], remaining.static)
             chunked = roll_out(
                 network,
-                warm_up(network, second, warm_up(network, first, memory)),
+                warm_up(network, second_part, warm_up(network, first_part, state)),
                 horizon=HORIZON,
-                future_covariates=ahead,
+                future_covariates=future_covariates,
             )[0]
-        assert_close_scaled(chunked, forecast_window(network, window, ahead), window)
+        assert_close_scaled(chunked, forecast_window(network, window, future_covariates), window)
 
 
 @every_triple
 def test_a_rollout_resumes_from_its_state(cell: str, head: str, decoder: str) -> None:
     for network in make_networks(cell, head, decoder):
-        window, ahead = make_windows(network)
+        window, future_covariates = make_windows(network)
         with torch.inference_mode():
-            before, memory = roll_out(network, warm_up(network, window), horizon=network.block, future_covariates=ahead)
-            after, _ = roll_out(network, memory, horizon=3, future_covariates=ahead[:, network.block :])
+            first_block, state = roll_out(
+                network, warm_up(network, window), horizon=network.block, future_covariates=future_covariates
+            )
+            rest, _ = roll_out(network, state, horizon=3, future_covariates=future_covariates[:, network.block :])
         assert_close_scaled(
-            torch.cat([before, after], dim=1), forecast_window(network, window, ahead, network.block + 3), window
+            torch.cat([first_block, rest], dim=1),
+            forecast_window(network, window, future_covariates, network.block + 3),
+            window,
         )
 
 
 @every_triple
 def test_masked_and_padded_values_are_never_read(cell: str, head: str, decoder: str) -> None:
     for network in make_networks(cell, head, decoder):
-        window, ahead = make_windows(network)
+        window, future_covariates = make_windows(network)
         assert window.covariates is not None
-        other = window.covariates.clone()
-        begun = network.pre_context + 3  # row 1 begins in the segment after this step, whatever the segment's length
-        other[1, network.pre_context : begun] = 1e3
-        expected = forecast_window(network, window, ahead)
-        assert_close_scaled(forecast_window(network, window._replace(covariates=other), ahead), expected, window)
+        covariates = window.covariates.clone()
+        start = network.pre_context + 3  # row 1 begins in the segment after this step, for any segment length
+        covariates[1, network.pre_context : start] = 1e3
+        expected = forecast_window(network, window, future_covariates)
+        assert_close_scaled(
+            forecast_window(network, window._replace(covariates=covariates), future_covariates), expected, window
+        )
 
 
 @every_triple
 def test_the_loss_and_its_gradients_are_finite(cell: str, head: str, decoder: str) -> None:
     for network in make_networks(cell, head, decoder):
-        window, ahead = make_windows(network)
+        window, future_covariates = make_windows(network)
         future = torch.arange(1.0, network.block + 1).double().expand(4, -1).clone()
         future[0, 0] = torch.nan
-        loss = teacher_forced_loss(network, Example(window, future, ahead[:, : network.block]))
+        loss = teacher_forced_loss(network, Example(window, future, future_covariates[:, : network.block]))
         loss.backward()
         assert torch.isfinite(loss)
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
@@ -186,13 +197,15 @@ def test_the_loss_and_its_gradients_are_finite(cell: str, head: str, decoder: st
 def test_a_forecast_is_equivariant_to_shift_and_scale(cell: str, head: str, decoder: str) -> None:
     checked = 0
     for network in make_networks(cell, head, decoder):
-        if (both := promised_equivariance(network)) is None:
+        if (promise := promised_equivariance(network)) is None:
             continue
-        factor, shift = both
-        window, ahead = make_windows(network)
-        moved = window._replace(values=factor * window.values + shift)
+        factor, shift = promise
+        window, future_covariates = make_windows(network)
+        transformed = window._replace(values=factor * window.values + shift)
         assert_close_scaled(
-            forecast_window(network, moved, ahead), factor * forecast_window(network, window, ahead) + shift, moved
+            forecast_window(network, transformed, future_covariates),
+            factor * forecast_window(network, window, future_covariates) + shift,
+            transformed,
         )
         checked += 1
     assert checked or head == "neg_binomial"
@@ -204,20 +217,24 @@ def test_a_sample_path_depends_on_its_noise_only(cell: str, head: str, decoder: 
         if head == "point":
             assert not network.head.uniforms_per_draw
             continue
-        window, ahead = make_windows(network)
-        one = select_rows(window, slice(2, 3))
+        window, future_covariates = make_windows(network)
+        single = select_rows(window, slice(2, 3))
         noise = torch.rand(3, 24, network.head.uniforms_per_draw, generator=torch.Generator().manual_seed(0)).clamp(
             0.01, 0.99
         )
         with torch.inference_mode():
-            memory = repeat_state(warm_up(network, one), copies=3)
-            known = ahead[2:3].expand(3, -1, -1)
-            paths = roll_out(network, memory, horizon=HORIZON, future_covariates=known, noise=noise)[0]
-            alone = roll_out(
-                network, warm_up(network, one), horizon=HORIZON, future_covariates=ahead[2:3], noise=noise[1:2]
+            state = repeat_state(warm_up(network, single), copies=3)
+            repeated = future_covariates[2:3].expand(3, -1, -1)
+            paths = roll_out(network, state, horizon=HORIZON, future_covariates=repeated, noise=noise)[0]
+            path = roll_out(
+                network,
+                warm_up(network, single),
+                horizon=HORIZON,
+                future_covariates=future_covariates[2:3],
+                noise=noise[1:2],
             )[0]
         assert torch.isfinite(paths).all()
-        assert_close_scaled(paths[1:2], alone, one)
+        assert_close_scaled(paths[1:2], path, single)
         assert not torch.equal(paths[0], paths[1])
 
 
@@ -228,11 +245,11 @@ def test_an_untrained_network_predicts_its_base(base: str, decoder: str) -> None
     network = build_network(spec, seed=0)
     values = torch.arange(1.0, network.pre_context + 13).double()[None]
     with torch.inference_mode():
-        found = roll_out(network, warm_up(network, Window(values)), horizon=6)[0][0]
+        forecast = roll_out(network, warm_up(network, Window(values)), horizon=6)[0][0]
     last = float(values[0, -1])
     expected = {
         "last": [last] * 6,
         "seasonal_naive": [last - 3, last - 2, last - 1, last, last - 3, last - 2],
         "linear": [last + step for step in range(1, 7)],
     }
-    np.testing.assert_allclose(found, expected[base], rtol=1e-6)
+    np.testing.assert_allclose(forecast, expected[base], rtol=1e-6)

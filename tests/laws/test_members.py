@@ -1,4 +1,4 @@
-"""Networks side by side: the loss mapped over stacked weights is the loss of each, and so are its gradients."""
+"""Parallel members: the loss mapped over stacked weights equals the loss of each member, and so do its gradients."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ MEMBER_COUNT, ROW_COUNT, CONTEXT = 3, 4, 12
 
 
 class MemberBatch(NamedTuple):
-    """The fields of an example, with an axis of members that an example itself has no place for."""
+    """The fields of an example with an additional member axis."""
 
     values: Tensor
     covariates: Tensor
     static: Tensor
     future: Tensor
-    ahead: Tensor
+    future_covariates: Tensor
 
     def select_member(self, member: int) -> MemberBatch:
         return MemberBatch(*(field[member] for field in self))
 
 
 class LossModule(nn.Module):
-    """The loss as a module, for its weights to be replaced."""
+    """The loss as a module, so that its weights can be replaced."""
 
     def __init__(self, network: Regressor) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, *batch: Tensor) -> Tensor:
-        values, covariates, static, future, ahead = batch
-        return teacher_forced_loss(self.network, Example(Window(values, covariates, static), future, ahead))
+        values, covariates, static, future, future_covariates = batch
+        return teacher_forced_loss(self.network, Example(Window(values, covariates, static), future, future_covariates))
 
 
 def make_specs() -> list[Spec]:
-    """Every head with both decoders; the other choices in turn."""
-    made = []
-    for number, (head, decoder) in enumerate(product(HEADS, ["rollout", "direct"])):
-        tied = head in ("neg_binomial", "categorical")
+    """Builds specs for every head with both decoders; the other choices alternate."""
+    specs = []
+    for index, (head, decoder) in enumerate(product(HEADS, ["rollout", "direct"])):
+        is_restricted = head in ("neg_binomial", "categorical")
         fields = {
             "name": "law",
             "context": CONTEXT,
             "horizon": 6,
             "season": 4,
-            "segment": (1, 3)[number % 2],
+            "segment": (1, 3)[index % 2],
             "decoder": decoder,
-            "base": "zero" if tied else BASES[number % 4],
-            **scaling_fields("none" if head == "neg_binomial" else SCALINGS[number % 6]),
-            "lags": (6,) if number % 3 == 0 else (),
+            "base": "zero" if is_restricted else BASES[index % 4],
+            **scaling_fields("none" if head == "neg_binomial" else SCALINGS[index % 6]),
+            "lags": (6,) if index % 3 == 0 else (),
             "head": {"kind": head},
-            "network": {"cell": CELLS[number % 3], "hidden": 5, "layers": 2, "residual": True, "dilations": (1, 2)},
+            "network": {"cell": CELLS[index % 3], "hidden": 5, "layers": 2, "residual": True, "dilations": (1, 2)},
         }
-        made.append(Spec.parse(fields, where="law"))
-    return made
+        specs.append(Spec.parse(fields, where="law"))
+    return specs
 
 
 def make_members(spec: Spec) -> list[LossModule]:
@@ -79,16 +79,18 @@ def make_members(spec: Spec) -> list[LossModule]:
 
 
 def make_batches(network: Regressor) -> MemberBatch:
-    """One for each member: counts, some of them late, some with a gap; covariates and categories, one of them unknown."""
+    """One batch per member: counts, late starts and gaps; covariates and categories, including an unknown one."""
     rng, steps = np.random.default_rng(1), network.pre_context + CONTEXT
     values = rng.integers(5, 40, (MEMBER_COUNT, ROW_COUNT, steps)).astype(np.float64)
     values[:, 1, : network.pre_context + 5] = np.nan
     values[:, 2, network.pre_context + 6] = np.nan
     future = rng.integers(5, 40, (MEMBER_COUNT, ROW_COUNT, network.block)).astype(np.float64)
-    columns = torch.from_numpy(rng.normal(size=(MEMBER_COUNT, ROW_COUNT, steps + network.block, 2)).astype(np.float32))
+    covariates = torch.from_numpy(
+        rng.normal(size=(MEMBER_COUNT, ROW_COUNT, steps + network.block, 2)).astype(np.float32)
+    )
     static = torch.arange(ROW_COUNT).remainder(4)[:, None].expand(MEMBER_COUNT, ROW_COUNT, 1)
     return MemberBatch(
-        torch.from_numpy(values), columns[:, :, :steps], static, torch.from_numpy(future), columns[:, :, steps:]
+        torch.from_numpy(values), covariates[:, :, :steps], static, torch.from_numpy(future), covariates[:, :, steps:]
     )
 
 
@@ -97,29 +99,31 @@ def stack_losses(losses: list[LossModule]) -> dict[str, Tensor]:
 
 
 def map_loss(loss: LossModule, weights: dict[str, Tensor], batch: MemberBatch) -> Tensor:
-    return vmap(lambda own, *fields: functional_call(loss, own, fields), randomness="different")(weights, *batch)
+    return vmap(lambda member_weights, *fields: functional_call(loss, member_weights, fields), randomness="different")(
+        weights, *batch
+    )
 
 
 @pytest.mark.parametrize("spec", make_specs(), ids=[f"{spec.head.kind}-{spec.decoder}" for spec in make_specs()])
 def test_the_loss_mapped_over_members_equals_the_loss_of_each(spec: Spec) -> None:
     losses = make_members(spec)
     weights, batch = stack_losses(losses), make_batches(losses[0].network)
-    found = map_loss(losses[0], weights, batch)
-    found.sum().backward()
-    for number, one in enumerate(losses):
-        expected = one(*batch.select_member(number))
+    losses_by_member = map_loss(losses[0], weights, batch)
+    losses_by_member.sum().backward()
+    for index, loss in enumerate(losses):
+        expected = loss(*batch.select_member(index))
         expected.backward()
-        torch.testing.assert_close(found[number], expected, rtol=1e-5, atol=1e-5)
-        for name, weight in one.named_parameters():
-            together, alone = weights[name].grad, weight.grad
-            assert (together is None) == (alone is None)
-            if together is not None and alone is not None:
-                torch.testing.assert_close(together[number], alone, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(losses_by_member[index], expected, rtol=1e-5, atol=1e-5)
+        for name, weight in loss.named_parameters():
+            batched_gradient, gradient = weights[name].grad, weight.grad
+            assert (batched_gradient is None) == (gradient is None)
+            if batched_gradient is not None and gradient is not None:
+                torch.testing.assert_close(batched_gradient[index], gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_members_have_independent_dropout() -> None:
     fields = {"name": "law", "context": CONTEXT, "horizon": 6, "network": {"layers": 2, "hidden": 8, "dropout": 0.5}}
     loss = make_members(Spec.parse(fields, where="law"))[0]
-    same = MemberBatch(*(field[:1].expand_as(field) for field in make_batches(loss.network)))
-    assert len(set(map_loss(loss, stack_losses([loss] * MEMBER_COUNT), same).tolist())) == MEMBER_COUNT
-    assert len(set(map_loss(loss.eval(), stack_losses([loss] * MEMBER_COUNT), same).tolist())) == 1
+    batch = MemberBatch(*(field[:1].expand_as(field) for field in make_batches(loss.network)))
+    assert len(set(map_loss(loss, stack_losses([loss] * MEMBER_COUNT), batch).tolist())) == MEMBER_COUNT
+    assert len(set(map_loss(loss.eval(), stack_losses([loss] * MEMBER_COUNT), batch).tolist())) == 1

@@ -1,4 +1,4 @@
-"""Horizon, company, chunks and memory: how a rollout is asked does not change what it answers."""
+"""Neither horizon, batch, chunks, threads nor earlier calls change a forecast."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def assert_equal_states(first: RolloutState, second: RolloutState, *, tolerance:
     if first.recurrent_state.cell is not None and second.recurrent_state.cell is not None:
         pairs.append((first.recurrent_state.cell, second.recurrent_state.cell))
     assert (first.recurrent_state.cell is None) == (second.recurrent_state.cell is None)
-    for a, b in [*pairs, *zip(first.scale, second.scale, strict=True)]:
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    for first_part, second_part in [*pairs, *zip(first.scale, second.scale, strict=True)]:
+        torch.testing.assert_close(first_part, second_part, rtol=tolerance, atol=tolerance)
 
 
-def test_a_longer_horizon_starts_with_the_shorter_one(forecaster: FittedModel) -> None:
-    predictor, history = Predictor(forecaster), make_series(make_wave(20))
+def test_a_longer_horizon_starts_with_the_shorter_one(model: FittedModel) -> None:
+    predictor, history = Predictor(model), make_series(make_wave(20))
     long = predictor.forecast(history, 30)
     assert len(np.unique(long.mean)) > 1
     for horizon in (1, 2, 29):
@@ -44,40 +44,40 @@ def test_a_longer_horizon_starts_with_the_shorter_one(forecaster: FittedModel) -
         assert short.ds.equals(long.ds[:horizon])
 
 
-def test_a_forecast_of_a_series_does_not_depend_on_its_batch(spec: Spec, forecaster: FittedModel) -> None:
-    predictor = Predictor(forecaster)
-    gappy = make_wave(16, seed=3)
-    gappy[[4, 5, 15]] = np.nan
+def test_a_forecast_of_a_series_does_not_depend_on_its_batch(spec: Spec, model: FittedModel) -> None:
+    predictor = Predictor(model)
+    with_gaps = make_wave(16, seed=3)
+    with_gaps[[4, 5, 15]] = np.nan
     leading = np.append(np.full(10, np.nan), make_wave(6, seed=4))
-    company = [
+    series = [
         make_series(make_wave(40)),
         make_series(make_wave(5, seed=1)),
         make_series(1e9 * make_wave(16, seed=2)),
-        make_series(gappy),
+        make_series(with_gaps),
         make_series(leading),
         make_series(np.zeros(16)),
         make_series(1e-9 * make_wave(7, seed=5)),
     ]
-    together = predictor.forecast_batch(company, 8)
-    for one, outcome in zip(company, together, strict=True):
+    batched = predictor.forecast_batch(series, 8)
+    for item, outcome in zip(series, batched, strict=True):
         assert isinstance(outcome, Forecast)
-        alone = predictor.forecast(one, 8)
-        sizes = [np.nanmean(np.abs(one.y)), np.abs(alone.mean).max(), 1.0 if spec.scaling == "none" else 0.0]
-        scale = float(max(sizes))
-        np.testing.assert_allclose(outcome.mean, alone.mean, rtol=0, atol=TOLERANCE * scale)
+        single = predictor.forecast(item, 8)
+        magnitudes = [np.nanmean(np.abs(item.y)), np.abs(single.mean).max(), 1.0 if spec.scaling == "none" else 0.0]
+        scale = float(max(magnitudes))
+        np.testing.assert_allclose(outcome.mean, single.mean, rtol=0, atol=TOLERANCE * scale)
 
 
 def test_a_bad_series_never_affects_its_neighbours() -> None:
     predictor, good = Predictor(make_forecaster(make_spec())), make_series(make_wave(20), name="good")
     infinite = make_wave(20)
     infinite[-1] = np.inf
-    silent = np.append(make_wave(20), np.full(16, np.nan))
+    unobserved = np.append(make_wave(20), np.full(16, np.nan))
     outcomes = predictor.forecast_batch(
         [
             make_series(make_wave(3), name="short"),
             good,
             make_series(infinite, name="infinite"),
-            make_series(silent, name="silent"),
+            make_series(unobserved, name="unobserved"),
             make_series(make_wave(20), name="daily", freq="D"),
             good,
         ],
@@ -85,7 +85,7 @@ def test_a_bad_series_never_affects_its_neighbours() -> None:
     )
     kinds = [type(outcome) for outcome in outcomes]
     assert kinds == [HistoryTooShort, Forecast, NotANumber, HistoryTooShort, FrequencyMismatch, Forecast]
-    for outcome, name in zip(outcomes, ["short", "good", "infinite", "silent", "daily", "good"], strict=True):
+    for outcome, name in zip(outcomes, ["short", "good", "infinite", "unobserved", "daily", "good"], strict=True):
         if isinstance(outcome, Forecast):
             np.testing.assert_allclose(outcome.mean, predictor.forecast(good, 4).mean, rtol=TOLERANCE)
         else:
@@ -97,60 +97,62 @@ def test_a_bad_series_never_affects_its_neighbours() -> None:
 
 def test_a_request_larger_than_one_batch_is_returned_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor(make_forecaster(make_spec()))
-    many = [make_series(make_wave(20, seed=number), name=str(number)) for number in range(7)]
-    whole = predictor.forecast_batch(many, 3)
+    series = [make_series(make_wave(20, seed=index), name=str(index)) for index in range(7)]
+    expected_batch = predictor.forecast_batch(series, 3)
     monkeypatch.setattr("forecaster.prediction.predictor.MAX_BATCH_ROWS", 3)
-    for one, other in zip(predictor.forecast_batch(many, 3), whole, strict=True):
-        assert isinstance(one, Forecast)
-        assert isinstance(other, Forecast)
-        assert one.id == other.id
-        np.testing.assert_allclose(one.mean, other.mean, rtol=TOLERANCE)
+    for actual, expected in zip(predictor.forecast_batch(series, 3), expected_batch, strict=True):
+        assert isinstance(actual, Forecast)
+        assert isinstance(expected, Forecast)
+        assert actual.id == expected.id
+        np.testing.assert_allclose(actual.mean, expected.mean, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("cut", [1, 6, 12, 19])
-def test_a_warm_up_in_chunks_equals_one_pass(network: Regressor, cut: int) -> None:
+@pytest.mark.parametrize("cutoff", [1, 6, 12, 19])
+def test_a_warm_up_in_chunks_equals_one_pass(network: Regressor, cutoff: int) -> None:
     rows = [make_wave(20), np.append(np.full(9, np.nan), make_wave(11, seed=1)), make_wave(20, seed=2)]
     rows[2][[6, 7, 12, 19]] = np.nan  # a chunk that begins with NaN is not padding
     window = build_window(rows, context=20)
-    whole = warm_up(network, window)
+    expected = warm_up(network, window)
     start, _ = start_rollout(network, window)
-    first = warm_up(network, Window(window.values[:, :cut]), start)
-    second = warm_up(network, Window(window.values[:, cut:]), first)
-    assert_equal_states(second, whole, tolerance=TOLERANCE)
+    first_state = warm_up(network, Window(window.values[:, :cutoff]), start)
+    second_state = warm_up(network, Window(window.values[:, cutoff:]), first_state)
+    assert_equal_states(second_state, expected, tolerance=TOLERANCE)
 
 
 def test_resuming_a_rollout_equals_one_rollout(network: Regressor) -> None:
-    memory = warm_up(network, build_window([make_wave(16), make_wave(5, seed=1)], context=16))
-    whole, end = roll_out(network, memory, horizon=10)
-    first, between = roll_out(network, memory, horizon=5)
-    second, after = roll_out(network, between, horizon=5)
-    assert torch.equal(torch.cat([first, second], dim=1), whole)
-    assert_equal_states(after, end, tolerance=0.0)
+    state = warm_up(network, build_window([make_wave(16), make_wave(5, seed=1)], context=16))
+    expected, expected_state = roll_out(network, state, horizon=10)
+    first, middle_state = roll_out(network, state, horizon=5)
+    second, final_state = roll_out(network, middle_state, horizon=5)
+    assert torch.equal(torch.cat([first, second], dim=1), expected)
+    assert_equal_states(final_state, expected_state, tolerance=0.0)
 
 
 def test_a_rollout_does_not_modify_its_input_state(network: Regressor) -> None:
-    memory = warm_up(network, build_window([make_wave(16)], context=16))
-    hidden = memory.recurrent_state.hidden.clone()
-    one, other = roll_out(network, memory, horizon=5)[0], roll_out(network, memory, horizon=5)[0]
-    assert torch.equal(one, other)
-    assert torch.equal(memory.recurrent_state.hidden, hidden)
+    state = warm_up(network, build_window([make_wave(16)], context=16))
+    hidden = state.recurrent_state.hidden.clone()
+    first, second = roll_out(network, state, horizon=5)[0], roll_out(network, state, horizon=5)[0]
+    assert torch.equal(first, second)
+    assert torch.equal(state.recurrent_state.hidden, hidden)
 
 
 def test_the_forecast_depends_on_exactly_the_context(spec: Spec) -> None:
     predictor, y = Predictor(make_forecaster(spec.model_copy(update={"context": 4}))), make_wave(40)
-    older, oldest_read = np.append(1e6 * np.ones(36), y[-4:]), y.copy()
-    oldest_read[-4] += 1
-    expected, same, other = (predictor.forecast(make_series(each), 4).mean for each in (y, older, oldest_read))
-    assert np.array_equal(expected, same)
-    assert not np.allclose(expected, other, rtol=1e-5)
+    changed_before, changed_first = np.append(1e6 * np.ones(36), y[-4:]), y.copy()
+    changed_first[-4] += 1
+    expected, actual, changed = (
+        predictor.forecast(make_series(history), 4).mean for history in (y, changed_before, changed_first)
+    )
+    assert np.array_equal(expected, actual)
+    assert not np.allclose(expected, changed, rtol=1e-5)
 
 
 def test_dropout_is_off_in_prediction() -> None:
     with_dropout = make_forecaster(make_spec(layers=2, dropout=0.5))
-    without = make_forecaster(make_spec(layers=2, dropout=0.0))
+    without_dropout = make_forecaster(make_spec(layers=2, dropout=0.0))
     with_dropout.network.train()
     history = make_series(make_wave(20))
-    expected = Predictor(without).forecast(history, 6).mean
+    expected = Predictor(without_dropout).forecast(history, 6).mean
     predictor = Predictor(with_dropout)
     for _ in range(2):
         assert np.array_equal(predictor.forecast(history, 6).mean, expected)
@@ -158,9 +160,9 @@ def test_dropout_is_off_in_prediction() -> None:
 
 def test_threads_sharing_a_predictor_get_the_single_thread_results() -> None:
     predictor = Predictor(make_forecaster(make_spec(cell="lstm", layers=2)))
-    asked = [make_series(make_wave(8 + number, seed=number), name=str(number)) for number in range(24)]
-    alone = [predictor.forecast(one, 12).mean for one in asked]
+    series = [make_series(make_wave(8 + index, seed=index), name=str(index)) for index in range(24)]
+    expected = [predictor.forecast(item, 12).mean for item in series]
     with ThreadPoolExecutor(6) as pool:
-        shared = list(pool.map(lambda one: predictor.forecast(one, 12).mean, asked * 3))
-    for number, answer in enumerate(shared):
-        assert np.array_equal(answer, alone[number % len(asked)])
+        actual = list(pool.map(lambda item: predictor.forecast(item, 12).mean, series * 3))
+    for index, forecast in enumerate(actual):
+        assert np.array_equal(forecast, expected[index % len(series)])

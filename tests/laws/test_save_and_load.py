@@ -1,4 +1,4 @@
-"""A forecaster that was saved and loaded is the same forecaster."""
+"""A model that was saved and loaded is the same model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from tests.factories import make_series, make_wave
 
 
-def test_a_loaded_model_gives_bitwise_equal_forecasts(forecaster: FittedModel, tmp_path: Path) -> None:
-    digest = artifact.save_bundle(forecaster, tmp_path / "bundle", card="# small\n")
+def test_a_loaded_model_gives_bitwise_equal_forecasts(model: FittedModel, tmp_path: Path) -> None:
+    digest = artifact.save_bundle(model, tmp_path / "bundle", card="# small\n")
     loaded = artifact.load_bundle(tmp_path / "bundle")
     assert artifact.compute_bundle_digest(tmp_path / "bundle") == digest
-    assert (loaded.spec, loaded.freq, loaded.season) == (forecaster.spec, forecaster.freq, forecaster.season)
-    assert (loaded.cutoff, loaded.facts) == (forecaster.cutoff, forecaster.facts)
+    assert (loaded.spec, loaded.freq, loaded.season) == (model.spec, model.freq, model.season)
+    assert (loaded.cutoff, loaded.facts) == (model.cutoff, model.facts)
     for steps in (5, 16, 40):
         history = make_series(make_wave(steps))
-        one, other = (Predictor(each).forecast(history, 20).mean for each in (forecaster, loaded))
-        assert np.array_equal(one, other)
+        expected, actual = (Predictor(fitted_model).forecast(history, 20).mean for fitted_model in (model, loaded))
+        assert np.array_equal(actual, expected)

@@ -1,4 +1,4 @@
-"""The recurrences, once by equation and once by torch's kernels."""
+"""The recurrences in torch, compared with a slow implementation of their equations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 class LayerEquations:
-    """One layer in float64; `w` reads the input, `u` the hidden state, each with its bias; a row of blocks, one a gate."""
+    """One layer in float64: `w` reads the input and `u` the hidden state, each with its bias; both are split by gate."""
 
     def __init__(self, recurrent: RecurrentStack, layer: int) -> None:
         names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
@@ -42,7 +42,7 @@ class LayerEquations:
 
 
 def gru_equations(layer: LayerEquations, x: np.ndarray, previous: CellState) -> CellState:
-    """Cho et al. 2014, equations 5 to 8, with the reset gate after the product, and z and 1 - z as they have them."""
+    """Cho et al. 2014, equations 5 to 8, with the reset gate after the product and with z and 1 - z as in the paper."""
     h = previous.hidden
     r = sigmoid(layer.apply_input_weights(0, x) + layer.apply_hidden_weights(0, h))  # (5)
     z = sigmoid(layer.apply_input_weights(1, x) + layer.apply_hidden_weights(1, h))  # (6)
@@ -51,7 +51,7 @@ def gru_equations(layer: LayerEquations, x: np.ndarray, previous: CellState) -> 
 
 
 def lstm_equations(layer: LayerEquations, x: np.ndarray, previous: CellState) -> CellState:
-    """Gers et al. 2000, with a forget gate; numbered as in Graves 2013, equations 7 to 11, without their peepholes."""
+    """Gers et al. 2000, with a forget gate; numbered as in Graves 2013, equations 7 to 11, without peephole connections."""
     h, c = previous
     assert c is not None
     i = sigmoid(layer.apply_input_weights(0, x) + layer.apply_hidden_weights(0, h))  # (7)
@@ -62,7 +62,7 @@ def lstm_equations(layer: LayerEquations, x: np.ndarray, previous: CellState) ->
 
 
 def elman_equations(layer: LayerEquations, x: np.ndarray, previous: CellState) -> CellState:
-    """Elman 1990: the hidden layer reads the input and a copy of itself."""
+    """Elman 1990: the hidden layer reads the input and a copy of its previous activation."""
     return CellState(np.tanh(layer.apply_input_weights(0, x) + layer.apply_hidden_weights(0, previous.hidden)), None)
 
 
@@ -72,12 +72,12 @@ EQUATIONS = {"gru": gru_equations, "lstm": lstm_equations, "elman": elman_equati
 def run_equations(
     recurrent: RecurrentStack, cell: str, inputs: torch.Tensor, state: RecurrentState, mask: torch.Tensor
 ) -> tuple[np.ndarray, list[list[CellState]]]:
-    """Row by row, step by step, layer by layer; padding is passed by."""
+    """Computes row by row, step by step and layer by layer; padding is skipped."""
     rows, steps, _ = inputs.shape
     outputs = np.zeros((rows, steps, recurrent.hidden_size))
-    ends = []
+    final_states = []
     for row in range(rows):
-        memory = [
+        states = [
             CellState(
                 state.hidden[layer, row].double().numpy(),
                 None if state.cell is None else state.cell[layer, row].double().numpy(),
@@ -89,11 +89,11 @@ def run_equations(
                 continue
             x = inputs[row, step].double().numpy()
             for layer in range(len(recurrent.layers)):
-                memory[layer] = EQUATIONS[cell](LayerEquations(recurrent, layer), x, memory[layer])
-                x = memory[layer].hidden
+                states[layer] = EQUATIONS[cell](LayerEquations(recurrent, layer), x, states[layer])
+                x = states[layer].hidden
             outputs[row, step] = x
-        ends.append(memory)
-    return outputs, ends
+        final_states.append(states)
+    return outputs, final_states
 
 
 def make_recurrent(cell: str, layers: int) -> RecurrentStack:
@@ -120,49 +120,55 @@ PADDINGS = {
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(("cell", "layers"), list(product(CELLS, [1, 2])))
 def test_a_recurrence_follows_its_equations(cell: str, layers: int, padding: str) -> None:
-    recurrent, begun = make_recurrent(cell, layers), PADDINGS[padding]
+    recurrent, mask = make_recurrent(cell, layers), PADDINGS[padding]
     inputs, state = torch.randn(4, 7, 3), random_state(recurrent, 4)
-    outputs, after = recurrent(inputs, state, begun)
-    expected, ends = run_equations(recurrent, cell, inputs, state, begun)
+    outputs, final_state = recurrent(inputs, state, mask)
+    expected, expected_states = run_equations(recurrent, cell, inputs, state, mask)
     np.testing.assert_allclose(outputs.numpy(), expected, rtol=0, atol=TOLERANCE)
     for row, layer in product(range(4), range(layers)):
-        np.testing.assert_allclose(after.hidden[layer, row].numpy(), ends[row][layer].hidden, rtol=0, atol=TOLERANCE)
-        if after.cell is not None:
-            np.testing.assert_allclose(after.cell[layer, row].numpy(), ends[row][layer].cell, rtol=0, atol=TOLERANCE)
-    assert (after.cell is None) == (cell != "lstm")
+        np.testing.assert_allclose(
+            final_state.hidden[layer, row].numpy(), expected_states[row][layer].hidden, rtol=0, atol=TOLERANCE
+        )
+        if final_state.cell is not None:
+            np.testing.assert_allclose(
+                final_state.cell[layer, row].numpy(), expected_states[row][layer].cell, rtol=0, atol=TOLERANCE
+            )
+    assert (final_state.cell is None) == (cell != "lstm")
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(("cell", "layers"), list(product(CELLS, [1, 2])))
 def test_step_by_step_equals_one_pass(cell: str, layers: int, padding: str) -> None:
-    recurrent, begun = make_recurrent(cell, layers), PADDINGS[padding]
+    recurrent, mask = make_recurrent(cell, layers), PADDINGS[padding]
     inputs, state = torch.randn(4, 7, 3), random_state(recurrent, 4)
-    expected, end = recurrent(inputs, state, begun)
+    expected, final_state = recurrent(inputs, state, mask)
     steps = []
     for step in range(7):
-        output, state = recurrent(inputs[:, step : step + 1], state, begun[:, step : step + 1])
+        output, state = recurrent(inputs[:, step : step + 1], state, mask[:, step : step + 1])
         steps.append(output)
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(state.hidden, end.hidden, rtol=0, atol=TOLERANCE)
-    if state.cell is not None and end.cell is not None:
-        torch.testing.assert_close(state.cell, end.cell, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(state.hidden, final_state.hidden, rtol=0, atol=TOLERANCE)
+    if state.cell is not None and final_state.cell is not None:
+        torch.testing.assert_close(state.cell, final_state.cell, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("cell", "layers"), list(product(CELLS, [1, 2])))
 def test_a_gradient_does_not_depend_on_padding(cell: str, layers: int) -> None:
-    begun = PADDINGS["with padding"]
+    mask = PADDINGS["with padding"]
     inputs = torch.randn(4, 7, 3, generator=torch.Generator().manual_seed(2)).requires_grad_()
     recurrent = make_recurrent(cell, layers).requires_grad_(True)
-    start = recurrent.initial_state(4, like=inputs)
-    recurrent(inputs, start, begun)[0].square().sum().backward()
+    initial_state = recurrent.initial_state(4, like=inputs)
+    recurrent(inputs, initial_state, mask)[0].square().sum().backward()
     assert inputs.grad is not None
-    assert (inputs.grad[~begun] == 0).all()
-    assert (inputs.grad[begun].abs().sum(1) > 0).all()
-    together = [weight.grad.clone() for weight in recurrent.parameters() if weight.grad is not None]
+    assert (inputs.grad[~mask] == 0).all()
+    assert (inputs.grad[mask].abs().sum(1) > 0).all()
+    expected_gradients = [weight.grad.clone() for weight in recurrent.parameters() if weight.grad is not None]
     recurrent.zero_grad()
-    for row, first in ((0, 0), (1, 3), (3, 6)):
-        one = inputs[row : row + 1, first:].detach()
-        alone = recurrent(one, recurrent.initial_state(1, like=one), begun[row : row + 1, first:])[0]
-        alone.square().sum().backward()
-    for weight, expected in zip(recurrent.parameters(), together, strict=True):
+    for row, start_step in ((0, 0), (1, 3), (3, 6)):
+        row_inputs = inputs[row : row + 1, start_step:].detach()
+        row_outputs = recurrent(
+            row_inputs, recurrent.initial_state(1, like=row_inputs), mask[row : row + 1, start_step:]
+        )[0]
+        row_outputs.square().sum().backward()
+    for weight, expected in zip(recurrent.parameters(), expected_gradients, strict=True):
         torch.testing.assert_close(weight.grad, expected, rtol=1e-5, atol=1e-5)

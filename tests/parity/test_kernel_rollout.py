@@ -1,4 +1,4 @@
-"""A rollout in the compiled kernel is the rollout in PyTorch, for every plain network and instruction set; a row is alone."""
+"""The kernel's rollout equals that of PyTorch for every supported network and instruction set, row by row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from forecaster.engines.engine import RolloutInput
 from forecaster.engines.kernel import KernelEngine
-from forecaster.engines.kernel import build_kernel_engine as without_torch
+from forecaster.engines.kernel import build_kernel_engine as build_numpy_engine
 from forecaster.engines.kernel_torch import TorchKernelEngine, build_torch_kernel_engine
 from forecaster.engines.pytorch import PyTorchEngine
 from forecaster.model.recurrence.compiled import load_compiled_backend
@@ -30,18 +30,18 @@ every_cell = pytest.mark.parametrize("cell", ["lstm", "gru", "elman"])
 
 def make_supported_network(cell: str, *, hidden: int = 20, layers: int = 1, **fields: Any) -> Regressor:
     network = {"cell": cell, "hidden": hidden, "layers": layers}
-    whole = {"name": "plain", "context": CONTEXT, "horizon": HORIZON, "season": 4, "network": network}
-    made = build_network(Spec.parse(whole | fields, where="a test"), seed=1).eval().requires_grad_(False)
-    for weight in made.parameters():
+    base_fields = {"name": "plain", "context": CONTEXT, "horizon": HORIZON, "season": 4, "network": network}
+    built_network = build_network(Spec.parse(base_fields | fields, where="a test"), seed=1).eval().requires_grad_(False)
+    for weight in built_network.parameters():
         weight.mul_(1.5)
-    return made
+    return built_network
 
 
 def make_histories(rows: int, steps: int = CONTEXT) -> np.ndarray:
-    """Whole, with gaps, begun late, flat, and never observed, over and over."""
-    draw = np.random.default_rng(0)
+    """Rows that are complete, have gaps, begin late, are constant, or are never observed, in turn."""
+    rng = np.random.default_rng(0)
     values = np.stack([make_wave(steps, seed=row) for row in range(rows)])
-    values[1::5][draw.random(values[1::5].shape) < 0.3] = np.nan
+    values[1::5][rng.random(values[1::5].shape) < 0.3] = np.nan
     values[2::5, : steps // 2] = np.nan
     values[3::5] = 7.0
     values[4::5] = np.nan
@@ -54,7 +54,7 @@ def assert_equal_outputs(actual: np.ndarray, expected: np.ndarray) -> None:
     assert np.allclose(actual, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
-# Hidden sizes: less than a vector, vectors and a bit, as many vectors as one row takes at once, and more.
+# Hidden sizes: less than a vector, several vectors and a remainder, as many vectors as one row takes at once, and more.
 @every_width
 @every_cell
 @pytest.mark.parametrize(("hidden", "layers"), [(5, 1), (20, 3), (64, 1), (72, 2)])
@@ -99,41 +99,47 @@ def test_the_kernel_equals_the_reference_for_full_histories(cell: str, scaling: 
 def test_the_state_at_an_index_resumes_like_the_history_up_to_it(cell: str, lanes: int) -> None:
     network = make_supported_network(cell, layers=2, scaling="level_season", reads="history", segment=2)
     values = make_histories(10, steps=3 * CONTEXT)[[0, 1, 5, 6]]
-    one = TorchKernelEngine(network, lanes=lanes)
+    engine = TorchKernelEngine(network, lanes=lanes)
     with torch.inference_mode():
-        reached = one.states_at_origins(torch.from_numpy(values), stride=4, count=5)
-        told = one.forecast_from(reached.select_rows(torch.arange(20)), horizon=HORIZON).numpy().reshape(4, 5, HORIZON)
-    for place in range(5):
-        upto = values[:, : values.shape[1] - 4 * (4 - place)]
-        assert_equal_outputs(told[:, place], PyTorchEngine(network).roll_out(RolloutInput(upto), horizon=HORIZON))
+        states = engine.states_at_origins(torch.from_numpy(values), stride=4, count=5)
+        forecasts = (
+            engine.forecast_from(states.select_rows(torch.arange(20)), horizon=HORIZON).numpy().reshape(4, 5, HORIZON)
+        )
+    for index in range(5):
+        history = values[:, : values.shape[1] - 4 * (4 - index)]
+        assert_equal_outputs(
+            forecasts[:, index], PyTorchEngine(network).roll_out(RolloutInput(history), horizon=HORIZON)
+        )
 
 
 @every_width
 @every_cell
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_row_is_bitwise_equal_in_any_batch(cell: str, threads: int, lanes: int) -> None:
-    one, values = (
+    engine, values = (
         TorchKernelEngine(make_supported_network(cell, hidden=72, layers=2), lanes=lanes, threads=threads),
         make_histories(200),
     )
-    together = one.roll_out(RolloutInput(values), horizon=HORIZON)
+    batched = engine.roll_out(RolloutInput(values), horizon=HORIZON)
     for rows in (slice(0, 1), slice(1, 4), slice(3, 12), slice(7, 200)):
-        assert np.array_equal(one.roll_out(RolloutInput(values[rows]), horizon=HORIZON), together[rows], equal_nan=True)
+        assert np.array_equal(
+            engine.roll_out(RolloutInput(values[rows]), horizon=HORIZON), batched[rows], equal_nan=True
+        )
 
 
 @every_width
 def test_a_diverging_row_is_nan_from_that_step_and_affects_no_other(lanes: int) -> None:
     network, values = make_supported_network("gru", scaling="none"), make_histories(7)
     network.output.weight.mul_(20000.0)
-    values[0, 3] = 1e6  # its bound is beyond what is foretold
-    found, expected = (
+    values[0, 3] = 1e6  # its divergence bound is beyond its forecasts
+    actual, expected = (
         engine.roll_out(RolloutInput(values), horizon=HORIZON)
         for engine in (TorchKernelEngine(network, lanes=lanes), PyTorchEngine(network))
     )
-    assert np.isfinite(found[0]).all()
-    assert np.isnan(found[1:]).any()
-    assert np.array_equal(np.isnan(found), np.isnan(expected))
-    assert np.allclose(found, expected, rtol=1e-3, equal_nan=True)
+    assert np.isfinite(actual[0]).all()
+    assert np.isnan(actual[1:]).any()
+    assert np.array_equal(np.isnan(actual), np.isnan(expected))
+    assert np.allclose(actual, expected, rtol=1e-3, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -152,13 +158,13 @@ def test_unsupported_networks_are_left_to_the_reference(fields: dict[str, Any]) 
 
 @pytest.mark.parametrize("fields", [{"residual": True}, {"dilations": (1, 2)}])
 def test_unsupported_recurrences_are_left_to_the_reference(fields: dict[str, Any]) -> None:
-    whole = {"name": "other", "context": 8, "horizon": 2, "network": {"hidden": 6, "layers": 2} | fields}
-    assert build_torch_kernel_engine(build_network(Spec.parse(whole, where="a test"), seed=0)) is None
+    spec_fields = {"name": "other", "context": 8, "horizon": 2, "network": {"hidden": 6, "layers": 2} | fields}
+    assert build_torch_kernel_engine(build_network(Spec.parse(spec_fields, where="a test"), seed=0)) is None
 
 
-def make_full_history_network(cell: str, **fields: Any) -> Spec:
-    given = {"name": "plain", "context": CONTEXT, "horizon": HORIZON, "season": 4}
-    return Spec.parse(given | fields | {"network": {"cell": cell, "hidden": 20, "layers": 2}}, where="a test")
+def make_kernel_spec(cell: str, **fields: Any) -> Spec:
+    base_fields = {"name": "plain", "context": CONTEXT, "horizon": HORIZON, "season": 4}
+    return Spec.parse(base_fields | fields | {"network": {"cell": cell, "hidden": 20, "layers": 2}}, where="a test")
 
 
 def to_numpy_weights(network: Regressor) -> dict[str, np.ndarray]:
@@ -173,19 +179,19 @@ def test_without_torch_the_kernel_rollout_equals_the_reference(
     cell: str, scaling: str, reads: str, steps: int, lanes: int
 ) -> None:
     if (reads, scaling) == ("history", "last"):
-        pytest.skip("a specification that is refused")
-    spec = make_full_history_network(cell, scaling=scaling, reads=reads, segment=2)
+        pytest.skip("the specification is rejected")
+    spec = make_kernel_spec(cell, scaling=scaling, reads=reads, segment=2)
     network, values = (
         make_supported_network(cell, layers=2, scaling=scaling, reads=reads, segment=2),
         make_histories(10, steps),
     )
-    one = KernelEngine(spec, to_numpy_weights(network), season=4, lanes=lanes)
+    engine = KernelEngine(spec, to_numpy_weights(network), season=4, lanes=lanes)
     expected = PyTorchEngine(network).roll_out(RolloutInput(values), horizon=HORIZON)
-    assert_equal_outputs(one.roll_out(RolloutInput(values), horizon=HORIZON), expected)
+    assert_equal_outputs(engine.roll_out(RolloutInput(values), horizon=HORIZON), expected)
     for row in range(10):
         assert np.array_equal(
-            one.roll_out(RolloutInput(values[[row]]), horizon=HORIZON)[0],
-            one.roll_out(RolloutInput(values), horizon=HORIZON)[row],
+            engine.roll_out(RolloutInput(values[[row]]), horizon=HORIZON)[0],
+            engine.roll_out(RolloutInput(values), horizon=HORIZON)[row],
             equal_nan=True,
         )
 
@@ -208,6 +214,6 @@ def test_without_torch_the_kernel_rollout_equals_the_reference(
 def test_without_torch_the_kernel_supports_the_same_networks(fields: dict[str, Any]) -> None:
     spec = Spec.parse({"name": "other", "context": 8, "horizon": 2} | fields, where="a test")
     network = build_network(spec, seed=0).requires_grad_(False)
-    found = without_torch(spec, to_numpy_weights(network), season=1, num_features=0)
-    assert (found is None) == (build_torch_kernel_engine(network) is None)
-    assert without_torch(spec, to_numpy_weights(network), season=1, num_features=1) is None
+    kernel_engine = build_numpy_engine(spec, to_numpy_weights(network), season=1, num_features=0)
+    assert (kernel_engine is None) == (build_torch_kernel_engine(network) is None)
+    assert build_numpy_engine(spec, to_numpy_weights(network), season=1, num_features=1) is None

@@ -1,4 +1,4 @@
-"""Metrics against another library and against slow obvious loops."""
+"""Metrics, compared with another library and with slow loops."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ HORIZON = 6
 
 
 def make_pairs() -> tuple[np.ndarray, np.ndarray]:
-    draw = np.random.default_rng(3)
-    actual, forecast = draw.normal(size=(5, HORIZON)), draw.normal(size=(5, HORIZON))
+    rng = np.random.default_rng(3)
+    actual, forecast = rng.normal(size=(5, HORIZON)), rng.normal(size=(5, HORIZON))
     actual[1, 2] = forecast[1, 2] = 0.0  # 0/0
     actual[2, 3] = 0.0
     return actual, forecast
@@ -37,12 +37,14 @@ def long_frame(**columns: np.ndarray) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "factor"), [(mae, losses.mae, 1), (mse, losses.mse, 1), (smape, losses.smape, 200)]
+    ("metric", "reference", "factor"), [(mae, losses.mae, 1), (mse, losses.mse, 1), (smape, losses.smape, 200)]
 )
-def test_a_metric_equals_utilsforecast(ours, theirs, factor) -> None:  # theirs halves sMAPE and has no percents
+def test_a_metric_equals_utilsforecast(
+    metric, reference, factor
+) -> None:  # its sMAPE is half of ours and not in percent
     actual, forecast = make_pairs()
-    expected = theirs(long_frame(y=actual, model=forecast), models=["model"])["model"].to_numpy()
-    np.testing.assert_allclose(ours(actual, forecast), factor * expected, rtol=1e-12)
+    expected = reference(long_frame(y=actual, model=forecast), models=["model"])["model"].to_numpy()
+    np.testing.assert_allclose(metric(actual, forecast), factor * expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("season", [1, 4])
@@ -50,20 +52,23 @@ def test_backtest_scores_equal_utilsforecast(season: int) -> None:
     panel = make_panel(make_wave(40), 3 * make_wave(40, seed=1), make_wave(31, seed=2))
     result = backtest(panel, {"naive": seasonal_naive(3)}, horizon=HORIZON, windows=1, season=season)
     frame = result.to_frame().drop(columns=["cutoff", "step"])
-    known = pd.concat(
-        [pd.DataFrame({"unique_id": one.id, "ds": one.timestamps, "y": one.y})[:-HORIZON] for one in panel.series]
+    history = pd.concat(
+        [
+            pd.DataFrame({"unique_id": series.id, "ds": series.timestamps, "y": series.y})[:-HORIZON]
+            for series in panel.series
+        ]
     )
-    found = result.scores("naive")
-    for name, theirs in (("mase", losses.mase), ("rmsse", losses.rmsse)):
-        expected = theirs(frame, models=["naive"], seasonality=season, train_df=known)["naive"].mean()
-        assert found[name] == pytest.approx(expected, rel=1e-12), name
-    assert found["smape"] == pytest.approx(200 * losses.smape(frame, models=["naive"])["naive"].mean(), rel=1e-12)
-    assert found["mae"] == pytest.approx(losses.mae(frame, models=["naive"])["naive"].mean(), rel=1e-12)
+    scores = result.scores("naive")
+    for name, reference in (("mase", losses.mase), ("rmsse", losses.rmsse)):
+        expected = reference(frame, models=["naive"], seasonality=season, train_df=history)["naive"].mean()
+        assert scores[name] == pytest.approx(expected, rel=1e-12), name
+    assert scores["smape"] == pytest.approx(200 * losses.smape(frame, models=["naive"])["naive"].mean(), rel=1e-12)
+    assert scores["mae"] == pytest.approx(losses.mae(frame, models=["naive"])["naive"].mean(), rel=1e-12)
 
 
 def slow_mean(values: list[float]) -> float:
-    there = [value for value in values if not math.isnan(value)]
-    return sum(there) / len(there) if there else NAN
+    observed = [value for value in values if not math.isnan(value)]
+    return sum(observed) / len(observed) if observed else NAN
 
 
 def slow_smape(actual: float, forecast: float) -> float:
@@ -78,7 +83,11 @@ def slow_smape(actual: float, forecast: float) -> float:
 
 @pytest.mark.parametrize(
     ("fast", "slow"),
-    [(mae, lambda a, f: abs(a - f)), (mse, lambda a, f: (a - f) ** 2), (smape, slow_smape)],
+    [
+        (mae, lambda actual, forecast: abs(actual - forecast)),
+        (mse, lambda actual, forecast: (actual - forecast) ** 2),
+        (smape, slow_smape),
+    ],
 )
 def test_a_metric_ignores_missing_values(fast, slow) -> None:
     actual, forecast = make_pairs()
@@ -118,9 +127,9 @@ def test_the_error_scale_falls_back_to_size_and_then_to_one() -> None:
 
 @pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 2), (0, 1, 2)])
 def test_the_nanmean_equals_numpy(axis: int | tuple[int, ...] | None) -> None:
-    draw = np.random.default_rng(0)
-    values = draw.normal(size=(4, 5, 6))
-    values[draw.random(values.shape) < 0.3] = NAN
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4, 5, 6))
+    values[rng.random(values.shape) < 0.3] = NAN
     np.testing.assert_array_equal(nanmean(values, axis=axis), np.nanmean(values, axis=axis))
 
 
@@ -130,21 +139,21 @@ def test_the_mean_of_nothing_is_nan_without_a_warning() -> None:
 
 
 def slow_seasonal_naive(y: np.ndarray, season: int, horizon: int) -> list[float]:
-    """Each step repeats the latest observed value a whole number of seasons before it; else the last one observed."""
-    answers = []
-    for ahead in range(horizon):
-        place, answer = len(y) + ahead - season, NAN
-        while place >= len(y):
-            place -= season
-        while place >= 0 and math.isnan(y[place]):
-            place -= season
-        if place >= 0:
-            answer = y[place]
+    """Each step repeats the latest observed value that is a multiple of seasons earlier, else the last observed value."""
+    forecasts = []
+    for offset in range(horizon):
+        index, forecast = len(y) + offset - season, NAN
+        while index >= len(y):
+            index -= season
+        while index >= 0 and math.isnan(y[index]):
+            index -= season
+        if index >= 0:
+            forecast = y[index]
         else:
-            seen = [value for value in y if not math.isnan(value)]
-            answer = seen[-1] if seen else NAN
-        answers.append(float(answer))
-    return answers
+            observed = [value for value in y if not math.isnan(value)]
+            forecast = observed[-1] if observed else NAN
+        forecasts.append(float(forecast))
+    return forecasts
 
 
 @pytest.mark.parametrize("season", [1, 2, 5, 7, 40])
@@ -152,11 +161,11 @@ def slow_seasonal_naive(y: np.ndarray, season: int, horizon: int) -> list[float]
 def test_the_seasonal_naive_forecast_equals_a_loop(season: int, steps: int) -> None:
     y = make_wave(steps)
     for gaps in ([], [steps - 1], list(range(steps // 2, steps))):
-        gappy = y.copy()
-        gappy[gaps] = NAN
-        one = make_series(gappy, name="its own")
-        [found] = seasonal_naive(season)([one], 17)
-        assert isinstance(found, Forecast)
-        assert found.id == "its own"
-        assert found.ds.equals(one.future_timestamps(17))
-        np.testing.assert_array_equal(found.mean, slow_seasonal_naive(gappy, season, 17))
+        with_gaps = y.copy()
+        with_gaps[gaps] = NAN
+        series = make_series(with_gaps, name="its own")
+        [forecast] = seasonal_naive(season)([series], 17)
+        assert isinstance(forecast, Forecast)
+        assert forecast.id == "its own"
+        assert forecast.ds.equals(series.future_timestamps(17))
+        np.testing.assert_array_equal(forecast.mean, slow_seasonal_naive(with_gaps, season, 17))

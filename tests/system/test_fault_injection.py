@@ -34,6 +34,7 @@ from tests.system.test_failpoints import PromotionRoot, promotion_root
 __all__ = ["promotion_root"]
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 FAULT_EXIT_CODE = 9

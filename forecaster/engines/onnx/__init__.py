@@ -1,1 +1,1 @@
-"""The rollout as one ONNX graph: `export` writes it, `runner` runs it without torch."""
+"""The rollout as an ONNX graph: `export` writes it, and `runner` runs it without torch."""

@@ -1,4 +1,4 @@
-"""A network as one ONNX graph: history in, forecast out, with all that lies between (scale, recurrence, rollout) inside."""
+"""Exports a network as one ONNX graph from history to forecast, including scaling, recurrence and rollout."""
 
 from __future__ import annotations
 
@@ -17,59 +17,59 @@ from forecaster.model.regressor import Regressor
 
 
 def export_onnx(model: Regressor) -> bytes:
-    """The rollout of a network as an ONNX file; `forecaster.engines.onnx.runner` runs it and documents its inputs and outputs."""
-    draft = GraphBuilder()
-    network = build_onnx_network(draft, model)
-    known = rollout.OnnxWindow(
-        draft.add_input("values", F64, ["row", "step"]),
-        draft.add_input("covariates", F32, ["row", "step", model.num_covariates]) if model.num_covariates else None,
-        draft.add_input("static", I64, ["row", len(network.embeddings)]) if network.embeddings else None,
-        draft.add_input("channels", F64, ["row", "step", model.num_targets - 1]) if model.num_targets > 1 else None,
+    """Exports the rollout of a network as an ONNX file; `forecaster.engines.onnx.runner` documents its inputs and outputs."""
+    builder = GraphBuilder()
+    network = build_onnx_network(builder, model)
+    window = rollout.OnnxWindow(
+        builder.add_input("values", F64, ["row", "step"]),
+        builder.add_input("covariates", F32, ["row", "step", model.num_covariates]) if model.num_covariates else None,
+        builder.add_input("static", I64, ["row", len(network.embeddings)]) if network.embeddings else None,
+        builder.add_input("channels", F64, ["row", "step", model.num_targets - 1]) if model.num_targets > 1 else None,
     )
-    horizon = draft.add_input("horizon", I64, [1])
-    ahead = (
-        draft.add_input("ahead", F32, ["row_or_way", "ahead", model.num_covariates]) if model.num_covariates else None
+    horizon = builder.add_input("horizon", I64, [1])
+    future_covariates = (
+        builder.add_input("ahead", F32, ["row_or_way", "ahead", model.num_covariates]) if model.num_covariates else None
     )
     noise = None
     if can_sample(model.head):
-        nothing = np.zeros((0, 0, model.head.uniforms_per_draw))
-        noise = draft.add_input("noise", F32, ["track_way", "ahead", model.head.uniforms_per_draw], default=nothing)
-    before = _add_state_inputs(network)
+        default = np.zeros((0, 0, model.head.uniforms_per_draw))
+        noise = builder.add_input("noise", F32, ["track_way", "ahead", model.head.uniforms_per_draw], default=default)
+    state_inputs = _add_state_inputs(network)
 
-    def go_on() -> list[Value]:
-        given = _state_from_inputs(network, before)
-        return draft.if_else(
-            known.values.size(1) > 0,
-            lambda: rollout.run_over_window(network, known, given).flatten(),
-            lambda: given.flatten(),
+    def continue_rollout() -> list[Value]:
+        initial_state = _state_from_inputs(network, state_inputs)
+        return builder.if_else(
+            window.values.size(1) > 0,
+            lambda: rollout.run_over_window(network, window, initial_state).flatten(),
+            lambda: initial_state.flatten(),
         )
 
-    fresh = before["output"].size(0).equals(0)
-    parts = draft.if_else(fresh, lambda: rollout.warm_up(network, known).flatten(), go_on)
-    memory = rollout.unflatten_rollout_state(network, parts)
+    is_new = state_inputs["output"].size(0).equals(0)
+    parts = builder.if_else(is_new, lambda: rollout.warm_up(network, window).flatten(), continue_rollout)
+    rollout_state = rollout.unflatten_rollout_state(network, parts)
     if noise is None:
-        forecast = rollout.roll_out(network, memory, horizon, ahead, None)
+        forecast = rollout.roll_out(network, rollout_state, horizon, future_covariates, None)
     else:
-        [forecast] = draft.if_else(
+        [forecast] = builder.if_else(
             noise.size(0).equals(0),
-            lambda: [rollout.roll_out(network, memory, horizon, ahead, None)],
-            lambda: [rollout.roll_out(network, memory, horizon, ahead, noise)],
+            lambda: [rollout.roll_out(network, rollout_state, horizon, future_covariates, None)],
+            lambda: [rollout.roll_out(network, rollout_state, horizon, future_covariates, noise)],
         )
     shapes = _state_shapes(network)
-    after = {f"after.{name}": (value, shapes[name][1]) for name, value in _state_outputs(memory).items()}
-    facts = {"format": GRAPH_FORMAT} | {
+    after = {f"after.{name}": (value, shapes[name][1]) for name, value in _state_outputs(rollout_state).items()}
+    metadata = {"format": GRAPH_FORMAT} | {
         "block": str(model.block),
         "segment": str(model.segment),
         "lead": str(model.pre_context),
         "targets": str(model.num_targets),
     }
-    return draft.serialize({"forecast": (forecast, ["way", "horizon"]), **after}, facts)
+    return builder.serialize({"forecast": (forecast, ["way", "horizon"]), **after}, metadata)
 
 
 def _state_shapes(network: OnnxNetwork) -> dict[str, tuple[DType, list[str | int]]]:
-    """The kind and shape of each part of a memory, as it goes in and comes out."""
+    """Returns the dtype and shape of each part of a state, as the graph takes and returns it."""
     model = network.model
-    slots: list[str | int] = [sum(one.dilation for one in network.layers), "row", model.recurrent.hidden_size]
+    slots: list[str | int] = [sum(layer.dilation for layer in network.layers), "row", model.recurrent.hidden_size]
     shapes: dict[str, tuple[DType, list[str | int]]] = {
         "hidden": (F32, slots),
         "output": (F32, ["row", model.recurrent.hidden_size]),
@@ -92,26 +92,26 @@ def _state_shapes(network: OnnxNetwork) -> dict[str, tuple[DType, list[str | int
 
 
 def _add_state_inputs(network: OnnxNetwork) -> dict[str, Value]:
-    """The memory to go on from; it may be left out, and is then one of no row."""
-    found = {}
-    for name, (kind, shape) in _state_shapes(network).items():
-        nothing = np.zeros([0 if isinstance(size, str) else size for size in shape], dtype=kind)
-        found[name] = network.builder.add_input(f"before.{name}", kind, shape, default=nothing)
-    return found
+    """Adds the inputs of the state to continue from; they are optional, and by default the state has no rows."""
+    inputs = {}
+    for name, (dtype, shape) in _state_shapes(network).items():
+        default = np.zeros([0 if isinstance(size, str) else size for size in shape], dtype=dtype)
+        inputs[name] = network.builder.add_input(f"before.{name}", dtype, shape, default=default)
+    return inputs
 
 
 def _state_from_inputs(network: OnnxNetwork, inputs: Mapping[str, Value]) -> rollout.OnnxRolloutState:
-    """A memory that came in, as the graph has it."""
-    state, first = [], 0
-    for one in network.layers:
-        parts = [
-            inputs[name].slice_axis(0, first, first + one.dilation) for name in ("hidden", "cell") if name in inputs
+    """Builds the state of the graph from its inputs."""
+    layer_states, first = [], 0
+    for layer in network.layers:
+        slots = [
+            inputs[name].slice_axis(0, first, first + layer.dilation) for name in ("hidden", "cell") if name in inputs
         ]
-        state.append(LayerState(parts[0], parts[1] if len(parts) > 1 else None))
-        first += one.dilation
+        layer_states.append(LayerState(slots[0], slots[1] if len(slots) > 1 else None))
+        first += layer.dilation
     shift, width = (inputs[name].unsqueeze(1) for name in ("shift", "width"))
     return rollout.OnnxRolloutState(
-        recurrent_state=state,
+        recurrent_state=layer_states,
         output=inputs["output"].unsqueeze(0),
         recent=inputs.get("recent"),
         begun=inputs["begun"].unsqueeze(1),
@@ -123,10 +123,10 @@ def _state_from_inputs(network: OnnxNetwork, inputs: Mapping[str, Value]) -> rol
 
 
 def _state_outputs(rollout_state: rollout.OnnxRolloutState) -> dict[str, Value]:
-    """The memory after the history, as it comes out."""
-    draft, scale = rollout_state.output.builder, rollout_state.scale
-    found = {
-        "hidden": draft.concat([slots.hidden for slots in rollout_state.recurrent_state], axis=0),
+    """Returns the state after the history as outputs of the graph."""
+    builder, scale = rollout_state.output.builder, rollout_state.scale
+    outputs = {
+        "hidden": builder.concat([layer_state.hidden for layer_state in rollout_state.recurrent_state], axis=0),
         "output": rollout_state.output.squeeze(0),
         "begun": rollout_state.begun.squeeze(1),
         "shift": scale.shift.squeeze(1),
@@ -135,11 +135,11 @@ def _state_outputs(rollout_state: rollout.OnnxRolloutState) -> dict[str, Value]:
         "bound": rollout_state.bound.squeeze(1),
         "time": rollout_state.time,
     }
-    cells = [slots.cell for slots in rollout_state.recurrent_state if slots.cell is not None]
+    cells = [layer_state.cell for layer_state in rollout_state.recurrent_state if layer_state.cell is not None]
     optional = {
-        "cell": draft.concat(cells, axis=0) if cells else None,
+        "cell": builder.concat(cells, axis=0) if cells else None,
         "size": scale.size,
         "recent": rollout_state.recent,
         "static": rollout_state.static,
     }
-    return found | {name: value for name, value in optional.items() if value is not None}
+    return outputs | {name: value for name, value in optional.items() if value is not None}

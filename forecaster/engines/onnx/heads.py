@@ -1,4 +1,4 @@
-"""What the outputs mean, in the graph: point forecasts and draws of `forecaster.model.heads` once more."""
+"""Output heads in the graph: the point forecasts and draws of `forecaster.model.heads`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from forecaster.engines.onnx.builder import F32, F64, GraphBuilder, Value
 from forecaster.model.heads import MIN_SCALE, Categorical, Gaussian, Head, NegativeBinomial, Point, Quantile, StudentT
 from forecaster.shapes import Float
 
-_UNIFORM_MARGIN = float(np.finfo(np.float32).eps / 2)  # uniforms are kept so far off 0 and 1
+_UNIFORM_MARGIN = float(np.finfo(np.float32).eps / 2)  # distance that uniforms keep from 0 and 1
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class OnnxHeadParams:
-    """The parameters of a head for every point of a block, each computed when it is asked for.
+    """The parameters of a head for every time point of a block; each is computed on demand.
 
     Attributes:
-        each: What they are read off, [segment, row, hidden].
-        weight: Of the output layer, by target, point and parameter.
-        bias: Likewise.
-        shift: What is added to the first parameter, [segment, track, point]; None: nothing.
+        hidden: Input of the output layer, [segment, row, hidden].
+        weight: Weights of the output layer, by target, point and parameter.
+        bias: Biases of the output layer.
+        shift: Added to the first parameter, [segment, row_target, point]; None adds nothing.
     """
 
     hidden: Value
@@ -36,24 +36,24 @@ class OnnxHeadParams:
     shift: Value | None
 
     def parameter(self, index: int) -> Value:
-        """One parameter, [segment, track, point]."""
+        """Computes one parameter, [segment, row_target, point]."""
         targets, points, _ = self.bias.shape
         raw = self._project(self.weight[..., index], self.bias[..., index])
         raw = raw.reshape(0, -1, points) if targets > 1 else raw
         return raw + self.shift if index == 0 and self.shift is not None else raw
 
     def parameters_from(self, start: int) -> Value:
-        """All parameters from one on, none of which is shifted: [segment, track, point, param]."""
+        """Computes all parameters from `start` on, none of which is shifted: [segment, row_target, point, param]."""
         _, points, params = self.bias[..., start:].shape
         return self._project(self.weight[..., start:], self.bias[..., start:]).reshape(0, -1, points, params)
 
     def _project(self, weight: np.ndarray, bias: np.ndarray) -> Value:
-        draft = self.hidden.builder
-        return self.hidden @ draft.constant(weight.reshape(len(weight), -1)) + draft.constant(bias.reshape(-1))
+        builder = self.hidden.builder
+        return self.hidden @ builder.constant(weight.reshape(len(weight), -1)) + builder.constant(bias.reshape(-1))
 
 
 def point_forecast(head: Head, params: OnnxHeadParams) -> Value:
-    """The point forecast, [segment, track, point]."""
+    """Computes the point forecast, [segment, row_target, point]."""
     match head:
         case NegativeBinomial():
             return _positive(params.parameter(0))
@@ -61,19 +61,19 @@ def point_forecast(head: Head, params: OnnxHeadParams) -> Value:
             probability = params.parameters_from(0).softmax()
             bins = np.arange(head.bins)
             mirrored = probability.take(probability.builder.integers(bins[::-1].tolist()), axis=3)
-            centre = probability.builder.constant((bins + 0.5) * head.bin_width - head.bound)
-            return ((probability - mirrored) * centre).sum(3, keepdims=False) / 2.0
+            center = probability.builder.constant((bins + 0.5) * head.bin_width - head.bound)
+            return ((probability - mirrored) * center).sum(3, keepdims=False) / 2.0
         case _:
             return params.parameter(0)
 
 
 def can_sample(head: Head) -> bool:
-    """Whether paths can be drawn in the graph. Draws of a negative binomial take steps whose number depends on the data."""
+    """Whether the graph can draw paths: the iterations of a negative binomial's draws depend on the data, so it cannot."""
     return not isinstance(head, (Point, NegativeBinomial))
 
 
 def prepare_noise(head: Head, noise: Value) -> list[Value]:
-    """What draws need of uniforms [track, step, noise], whatever the parameters: [track, step, any] each, for `sample`."""
+    """Computes what draws need of uniforms [path_target, step, noise] alone: [path_target, step, any] each, for `sample`."""
     first = noise.slice_axis(2, 0, 1).clip(_UNIFORM_MARGIN, 1 - _UNIFORM_MARGIN)
     match head:
         case Quantile():
@@ -87,7 +87,7 @@ def prepare_noise(head: Head, noise: Value) -> list[Value]:
 
 
 def sample(head: Head, params: OnnxHeadParams, prepared: Sequence[Value]) -> Value:
-    """A draw of each point, [segment, track, point], from what was prepared: [segment, track, point, any] each."""
+    """Draws each point, [segment, row_target, point], from prepared noise, [segment, row_target, point, any] each."""
     match head:
         case Quantile():
             normal = [NormalDist().inv_cdf(level) for level in head.levels]
@@ -98,14 +98,14 @@ def sample(head: Head, params: OnnxHeadParams, prepared: Sequence[Value]) -> Val
             return params.parameter(0) + _positive(params.parameter(1)) * prepared[0].squeeze(3)
         case StudentT():
             log_uniform, cosine = (each.squeeze(3) for each in prepared)
-            freedom = _positive(params.parameter(2)) + 2.0
-            radius = (freedom * _expm1(-2.0 / freedom * log_uniform)).sqrt()
+            df = _positive(params.parameter(2)) + 2.0
+            radius = (df * _expm1(-2.0 / df * log_uniform)).sqrt()
             return params.parameter(0) + _positive(params.parameter(1)) * radius * cosine
         case Categorical():
             probability = params.parameters_from(0).softmax()
-            over = (probability.cumsum(3) - prepared[0]) / probability.clip(_TINY, None)
-            return (1.0 - over).clip(0.0, 1.0).sum(3, keepdims=False) * head.bin_width - head.bound
-    raise AssertionError(f"{type(head).__name__} is not drawable")
+            exceeded = (probability.cumsum(3) - prepared[0]) / probability.clip(_TINY, None)
+            return (1.0 - exceeded).clip(0.0, 1.0).sum(3, keepdims=False) * head.bin_width - head.bound
+    raise AssertionError(f"{type(head).__name__} cannot be drawn in the graph")
 
 
 def _positive(raw: Value) -> Value:
@@ -113,35 +113,35 @@ def _positive(raw: Value) -> Value:
 
 
 def _expm1(x: Value) -> Value:
-    """By the half angle, since e to the x less 1 would cancel: tanh(x / 2) (e to the x plus 1)."""
+    """exp(x) - 1 without cancellation, as tanh(x / 2) (exp(x) + 1)."""
     return (x * 0.5).tanh() * (x.exp() + 1.0)
 
 
 def _step_fractions(level: Value, levels: Sequence[float]) -> Value:
-    """How much of every step lies between the median and the quantile at a level [track, step, 1]."""
-    draft, knots, count = level.builder, np.array(levels, dtype=np.float32), len(levels) - 1
+    """Fraction of every step between the median and the quantile at a level, [row_target, step, 1]."""
+    builder, knots, count = level.builder, np.array(levels, dtype=np.float32), len(levels) - 1
     low, high = knots[:-1], knots[1:]
-    inside = ((level - draft.constant(low)) / draft.constant(high - low)).clip(0.0, 1.0)
-    shares = inside - draft.constant((high <= 0.5).astype(np.float32))
+    fractions_inside = ((level - builder.constant(low)) / builder.constant(high - low)).clip(0.0, 1.0)
+    fractions = fractions_inside - builder.constant((high <= 0.5).astype(np.float32))
     left = (levels[0] / level).log().clip(0.0, None) / math.log(levels[1] / levels[0])
     right = ((1 - levels[-1]) / (1.0 - level)).log().clip(0.0, None) / math.log((1 - levels[-2]) / (1 - levels[-1]))
-    place = np.arange(count)
-    return shares - left * draft.constant(place == 0) + right * draft.constant(place == count - 1)
+    step = np.arange(count)
+    return fractions - left * builder.constant(step == 0) + right * builder.constant(step == count - 1)
 
 
 def _normal_quantile(uniform: Value) -> Value:
-    """The normal quantile of uniforms not nearer to 0 or 1 than `_UNIFORM_MARGIN`.
+    """The normal quantile of uniforms that keep `_UNIFORM_MARGIN` from 0 and 1.
 
-    Of the smaller tail p it is a smooth function of sqrt(-2 log p), and a polynomial there to 1e-11.
+    With p the smaller tail, the quantile is a smooth function of sqrt(-2 log p), which a polynomial approximates to 1e-11.
     """
-    exact = uniform.cast(F64)
-    draft, above = exact.builder, exact > 0.5
-    radius = (draft.where(above, 1.0 - exact, exact).log() * -2.0).sqrt()
+    precise = uniform.cast(F64)
+    builder, is_upper = precise.builder, precise > 0.5
+    radius = (builder.where(is_upper, 1.0 - precise, precise).log() * -2.0).sqrt()
     ends = (math.sqrt(2 * math.log(2)), math.sqrt(-2 * math.log(_UNIFORM_MARGIN / 2)))
-    fitted = Chebyshev.interpolate(_normal_tail_quantile, 24, domain=list(ends))
+    polynomial = Chebyshev.interpolate(_normal_tail_quantile, 24, domain=list(ends))
     x = (radius - (ends[0] + ends[1]) / 2) / ((ends[1] - ends[0]) / 2)
-    size = _clenshaw(draft, x, fitted.coef)
-    return draft.where(above, size, -size).cast(F32)
+    magnitude = _clenshaw(builder, x, polynomial.coef)
+    return builder.where(is_upper, magnitude, -magnitude).cast(F32)
 
 
 def _normal_tail_quantile(radius: Float[np.ndarray, "_"]) -> Float[np.ndarray, "_"]:
@@ -149,10 +149,10 @@ def _normal_tail_quantile(radius: Float[np.ndarray, "_"]) -> Float[np.ndarray, "
 
 
 def _clenshaw(builder: GraphBuilder, x: Value, coefficients: Float[np.ndarray, "_"]) -> Value:
-    """A Chebyshev series (Clenshaw 1955)."""
+    """Evaluates a Chebyshev series (Clenshaw 1955)."""
     *_, last = coefficients
-    twice = x * 2.0
-    value, before = builder.constant(last, F64) + x * 0.0, x * 0.0
+    two_x = x * 2.0
+    value, previous = builder.constant(last, F64) + x * 0.0, x * 0.0
     for coefficient in coefficients[-2:0:-1]:
-        value, before = twice * value - before + float(coefficient), value
-    return x * value - before + float(coefficients[0])
+        value, previous = two_x * value - previous + float(coefficient), value
+    return x * value - previous + float(coefficients[0])

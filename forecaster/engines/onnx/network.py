@@ -1,6 +1,6 @@
-"""The network in the graph: what `forecaster.model.regressor` encodes and decodes, once more.
+"""The network in the graph: encodes and decodes as `forecaster.model.regressor` does.
 
-Values of the data are [track, step], as they come: y and every channel of each row. What the recurrence reads and says is
+Data values are [row_target, step]: y and every channel of each row. Inputs and outputs of the recurrence are
 [segment, row, any].
 """
 
@@ -26,11 +26,11 @@ from forecaster.model.regressor import Regressor
 
 @dataclass(frozen=True)
 class OnnxDecoder:
-    """The one step that the recurrence's output takes for each segment of a block apart.
+    """The decoder, which takes one step from the recurrence's output for each segment of a block separately.
 
     Attributes:
-        weights: Of a GRU.
-        places: What it learned of each segment's place, [segment, 1, place]; None if it knows none.
+        weights: Weights of its GRU cell.
+        segment_embeddings: Embedding of each segment position, [segment, 1, embedding]; None without one.
     """
 
     weights: OperatorWeights
@@ -39,17 +39,17 @@ class OnnxDecoder:
 
 @dataclass(frozen=True)
 class OnnxNetwork:
-    """A network whose weights are constants of a draft.
+    """A network whose weights are constants of a graph.
 
     Attributes:
-        draft: Where it is written.
-        model: What it was built for.
-        layers: Its recurrence.
-        tables: What it learned of each static category, [number, group].
-        groups: How many numbers they give a row in all.
-        decoder: None if the output layer reads the recurrence's output as it is.
-        weight: Of the output layer, by hidden, target, point of a segment and parameter.
-        bias: Likewise.
+        builder: The graph.
+        model: The network in torch.
+        layers: Layers of the recurrence.
+        embeddings: Embedding table of each static category, [category, embedding].
+        static_size: Total size of a row's static embeddings.
+        decoder: None if the output layer reads the recurrence's output directly.
+        weight: Weights of the output layer, by hidden unit, target, point of a segment and parameter.
+        bias: Biases of the output layer.
     """
 
     builder: GraphBuilder
@@ -63,29 +63,33 @@ class OnnxNetwork:
 
     @property
     def segments_per_block(self) -> int:
-        """Segments of a block."""
+        """Number of segments in a block."""
         return self.model.block // self.model.segment
 
     @property
     def num_phases(self) -> int:
-        """Of the profile in a scale."""
+        """Number of phases of a scale's profile."""
         return self.model.season if self.model.scaling == "level_season" else 1
 
     @property
     def needs_recent_values(self) -> bool:
-        """Whether a rollout needs the latest values themselves."""
+        """Whether a rollout needs the latest values themselves, for lags or the baseline."""
         return bool(self.model.lags) or self.model.base != "zero"
 
     def embed_static(self, static: Value | None) -> Value | None:
-        """What is known of each row for good, [row, group], from its categories, [row, static]."""
+        """Embeds the static categories [row, static] as [row, embedding]."""
         if static is None:
             return None
-        numbers = [static.slice_axis(1, place, place + 1).squeeze(1) for place in range(len(self.embeddings))]
-        known = [table.take(each, axis=0) for table, each in zip(self.embeddings, numbers, strict=True)]
-        return self.builder.concat(known, axis=1)
+        category_indices = [
+            static.slice_axis(1, column, column + 1).squeeze(1) for column in range(len(self.embeddings))
+        ]
+        embedded = [
+            table.take(indices, axis=0) for table, indices in zip(self.embeddings, category_indices, strict=True)
+        ]
+        return self.builder.concat(embedded, axis=1)
 
     def to_segments(self, values: Value, *, width: int = 1) -> Value:
-        """[track, step], or [row, step, width], as [segment, track or row, any]."""
+        """Reshapes [row_target, step], or [row, step, width], to [segment, row_target or row, any]."""
         return values.reshape(0, -1, self.model.segment * width).transpose(1, 0, 2)
 
     def encode(
@@ -96,23 +100,23 @@ class OnnxNetwork:
         covariates: Value | None,
         static: Value | None,
     ) -> Value:
-        """What each step of the recurrence reads.
+        """Builds the input of each recurrence step.
 
         Args:
-            values: [segment, track, point]; 0 where missing.
-            observed: Likewise, 1 or 0; None in a rollout without channels, whose values are all there.
-            past: [track, back + step]; for lags alone.
+            values: [segment, row_target, point]; 0 where missing.
+            observed: The mask of the values, 1 or 0; None in a rollout without channels, where no value is missing.
+            filled_values: [row_target, back + step]; needed for lags only.
             covariates: [segment, row, any].
-            static: [row, group].
+            static: [row, embedding].
         """
         parts = [values] if observed is None else [values, observed]
         for lag in self.model.lags:
             assert filled_values is not None, "lags look back"
-            short = self.model.segment - lag  # not above 0: what a lag looks up lies before the end of the past
-            parts.append(self.to_segments(filled_values.slice_axis(1, self.model.lookback + short, short or None)))
+            start = self.model.segment - lag  # at most 0: a lagged value lies before the end of `filled_values`
+            parts.append(self.to_segments(filled_values.slice_axis(1, self.model.lookback + start, start or None)))
         if self.model.num_targets > 1:
-            each = (2 + len(self.model.lags)) * self.model.segment
-            parts = [self.builder.concat(parts, axis=2).reshape(0, -1, self.model.num_targets * each)]
+            features_per_target = (2 + len(self.model.lags)) * self.model.segment
+            parts = [self.builder.concat(parts, axis=2).reshape(0, -1, self.model.num_targets * features_per_target)]
         parts += [] if covariates is None else [covariates]
         parts += [] if static is None else [static.unsqueeze(0).expand(values.size(0), 1, 1)]
         return self.builder.concat(parts, axis=2)
@@ -120,13 +124,13 @@ class OnnxNetwork:
     def decode(
         self, output: Value, recent: Value | None, covariates: Value | None, segment_embeddings: Value | None
     ) -> OnnxHeadParams:
-        """The parameters of a block.
+        """Returns the head's parameters for a block.
 
         Args:
-            output: Of the recurrence, [1, row, hidden].
-            recent: [track, back]; for a base alone.
-            covariates: Of the block, [segment, row, any].
-            places: What the decoder learned of places, [segment, row, place].
+            output: Output of the recurrence, [1, row, hidden].
+            recent: [row_target, back]; needed for the baseline only.
+            covariates: Covariates of the block, [segment, row, any].
+            segment_embeddings: Embeddings of the segment positions, [segment, row, embedding].
         """
         return OnnxHeadParams(
             self._decoder_outputs(output, covariates, segment_embeddings),
@@ -138,21 +142,25 @@ class OnnxNetwork:
     def _decoder_outputs(self, output: Value, covariates: Value | None, segment_embeddings: Value | None) -> Value:
         if self.decoder is None:
             return output
-        inputs = self.builder.concat([each for each in (segment_embeddings, covariates) if each is not None], axis=2)
-        hidden = self.model.recurrent.hidden_size
-        start = (
+        inputs = self.builder.concat([part for part in (segment_embeddings, covariates) if part is not None], axis=2)
+        hidden_size = self.model.recurrent.hidden_size
+        initial = (
             output
             if self.segments_per_block == 1
-            else output.expand(self.segments_per_block, 1, 1).reshape(1, -1, hidden)
+            else output.expand(self.segments_per_block, 1, 1).reshape(1, -1, hidden_size)
         )
-        beside = inputs if self.segments_per_block == 1 else inputs.reshape(1, -1, inputs.size(2))
-        _, after = run_operator("GRU", self.decoder.weights, beside, LayerState(start, None), hidden_size=hidden)
+        decoder_inputs = inputs if self.segments_per_block == 1 else inputs.reshape(1, -1, inputs.size(2))
+        _, state = run_operator(
+            "GRU", self.decoder.weights, decoder_inputs, LayerState(initial, None), hidden_size=hidden_size
+        )
         return (
-            after.hidden if self.segments_per_block == 1 else after.hidden.reshape(self.segments_per_block, -1, hidden)
+            state.hidden
+            if self.segments_per_block == 1
+            else state.hidden.reshape(self.segments_per_block, -1, hidden_size)
         )
 
     def _baseline_forecast(self, recent: Value | None) -> Value | None:
-        """The base's forecast of a block, [segment, track, point]; `last` is the same for all points."""
+        """Returns the baseline forecast of a block, [segment, row_target, point]; `last` is the same for all points."""
         if recent is None or self.model.base == "zero":
             return None
         season, steps = self.model.season, np.arange(1, self.model.block + 1)
@@ -160,8 +168,8 @@ class OnnxNetwork:
             case "last":
                 return recent.slice_axis(1, -1).unsqueeze(0)
             case "seasonal_naive":
-                places = self.model.lookback - season + (steps - 1) % season
-                return self.to_segments(recent.take(self.builder.integers(places.tolist()), axis=1))
+                indices = self.model.lookback - season + (steps - 1) % season
+                return self.to_segments(recent.take(self.builder.integers(indices.tolist()), axis=1))
             case "linear":
                 last = recent.slice_axis(1, -1)
                 slope = (last - recent.slice_axis(1, -season - 1, -season)) / float(season)
@@ -169,17 +177,17 @@ class OnnxNetwork:
 
 
 def build_onnx_network(builder: GraphBuilder, model: Regressor) -> OnnxNetwork:
-    """Puts the weights of a network into a draft."""
+    """Adds the weights of a network to a graph."""
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     hidden, segment = model.recurrent.hidden_size, model.segment
-    tables = [weights[f"groups.{number}.weight"].copy() for number in range(len(model.groups))]
+    tables = [weights[f"groups.{index}.weight"].copy() for index in range(len(model.groups))]
     for table in tables:
-        table[0] = 0.0  # an unknown category adds nothing
+        table[0] = 0.0  # the embedding of an unknown category is zero
     raw = weights["output.weight"].reshape(model.num_targets, segment, model.head.num_params, hidden)
     return OnnxNetwork(
         builder=builder,
         model=model,
-        layers=[_build_layer(builder, model, weights, number) for number in range(len(model.recurrent.layers))],
+        layers=[_build_layer(builder, model, weights, index) for index in range(len(model.recurrent.layers))],
         embeddings=[builder.constant(table) for table in tables],
         static_size=sum(table.shape[1] for table in tables),
         decoder=_build_decoder(builder, weights),
@@ -188,14 +196,14 @@ def build_onnx_network(builder: GraphBuilder, model: Regressor) -> OnnxNetwork:
     )
 
 
-def _build_layer(builder: GraphBuilder, model: Regressor, weights: dict[str, np.ndarray], number: int) -> OnnxLayer:
+def _build_layer(builder: GraphBuilder, model: Regressor, weights: dict[str, np.ndarray], index: int) -> OnnxLayer:
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     return build_layer(
         builder,
-        CellWeights(*(weights[f"recurrent.layers.{number}.{name}_l0"] for name in names)),
-        constant_inputs=slice(model.segment, 2 * model.segment) if number == 0 and model.num_targets == 1 else slice(0),
-        dilation=model.recurrent.dilations[number],
-        residual=model.recurrent.residual and number > 0,
+        CellWeights(*(weights[f"recurrent.layers.{index}.{name}_l0"] for name in names)),
+        constant_inputs=slice(model.segment, 2 * model.segment) if index == 0 and model.num_targets == 1 else slice(0),
+        dilation=model.recurrent.dilations[index],
+        residual=model.recurrent.residual and index > 0,
     )
 
 
@@ -203,8 +211,8 @@ def _build_decoder(builder: GraphBuilder, weights: dict[str, np.ndarray]) -> Onn
     if "decoder.weight_ih" not in weights:
         return None
     cell = CellWeights(*(weights[f"decoder.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
-    places = weights["places"]
+    segment_embeddings = weights["places"]
     return OnnxDecoder(
         cell.to_onnx_order().to_operator_weights(builder),
-        builder.constant(places[:, None]) if places.shape[1] else None,
+        builder.constant(segment_embeddings[:, None]) if segment_embeddings.shape[1] else None,
     )

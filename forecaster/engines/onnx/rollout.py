@@ -1,4 +1,4 @@
-"""The rollout in the graph: `forecaster.model.rollout` once more."""
+"""The rollout in the graph: `forecaster.model.rollout` as ONNX nodes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from forecaster.spec import DIVERGENCE_FACTOR
 
 
 class OnnxWindow(NamedTuple):
-    """A window: values [row, step], covariates [row, step, any], numbers of categories [row, any], channels [row, step, any]."""
+    """A window: values [row, step], covariates [row, step, any], static categories [row, any], channels [row, step, any]."""
 
     values: Value
     covariates: Value | None
@@ -33,25 +33,25 @@ class OnnxWindow(NamedTuple):
 
     @property
     def targets(self) -> Value:
-        """The values and the channels, [track, step]: all of a row beside each other, its values first."""
+        """The values and the channels, [row_target, step]: for each row its values, then its channels."""
         if self.channels is None:
             return self.values
-        sides = [self.values.unsqueeze(1), self.channels.transpose(0, 2, 1)]
-        return self.values.builder.concat(sides, axis=1).reshape(-1, self.values.size(1))
+        parts = [self.values.unsqueeze(1), self.channels.transpose(0, 2, 1)]
+        return self.values.builder.concat(parts, axis=1).reshape(-1, self.values.size(1))
 
 
 class OnnxRolloutState(NamedTuple):
-    """All a rollout carries from one step to the next.
+    """Everything a rollout carries from one step to the next.
 
     Attributes:
-        state: The recurrence, by layer.
-        output: What its last step said, [1, row, hidden].
-        recent: The latest values, [track, back]; None where neither lags nor base look at them.
-        begun: Whether the track has seen an observation yet, [track, 1].
-        scale: Of each track, measured once.
-        bound: Scaled values beyond it are not believed, [track, 1].
+        recurrent_state: State of the recurrence, by layer.
+        output: Output of the recurrence's last step, [1, row, hidden].
+        recent: The latest values, [row_target, back]; None if neither lags nor the baseline need them.
+        begun: Whether the target has been observed yet, [row_target, 1].
+        scale: Scale of each target, measured once.
+        bound: Scaled values beyond it count as diverged, [row_target, 1].
         time: Steps read since the row began, [1].
-        static: What is known of the row for good, [row, group]; None where there is nothing.
+        static: Embeddings of the row's static categories, [row, embedding]; None without categories.
     """
 
     recurrent_state: list[LayerState]
@@ -64,7 +64,7 @@ class OnnxRolloutState(NamedTuple):
     static: Value | None
 
     def flatten(self) -> list[Value]:
-        """Its parts in a row."""
+        """Returns all parts as one list."""
         optional = [part for part in (self.recent, self.static) if part is not None]
         return [
             self.output,
@@ -78,37 +78,41 @@ class OnnxRolloutState(NamedTuple):
 
 
 def unflatten_rollout_state(network: OnnxNetwork, parts: Sequence[Value]) -> OnnxRolloutState:
-    """The memory whose parts these are."""
-    output, begun, shift, width, profile, *rest = parts
-    size = rest.pop(0) if network.model.transform == "log" else None
-    bound, time, *rest = rest
-    recent = rest.pop(0) if network.needs_recent_values else None
-    static = rest.pop(0) if network.embeddings else None
+    """Rebuilds a state from its parts."""
+    output, begun, shift, width, profile, *remaining = parts
+    size = remaining.pop(0) if network.model.transform == "log" else None
+    bound, time, *remaining = remaining
+    recent = remaining.pop(0) if network.needs_recent_values else None
+    static = remaining.pop(0) if network.embeddings else None
     scale = OnnxScale(network.model.scaling, shift, width, profile, size)
-    return OnnxRolloutState(unflatten_state(rest, network.layers), output, recent, begun, scale, bound, time, static)
+    return OnnxRolloutState(
+        unflatten_state(remaining, network.layers), output, recent, begun, scale, bound, time, static
+    )
 
 
 def warm_up(network: OnnxNetwork, window: OnnxWindow) -> OnnxRolloutState:
-    """The memory after a window, whose first `lead` steps are only there for lags and base to look back on."""
-    draft, lead, tracks = network.builder, network.model.pre_context, window.targets
-    missing = tracks.is_nan()
-    values, gaps = (each.slice_axis(1, lead) if lead else each for each in (tracks, missing))
-    scale = _measure_window_scale(network, values, gaps)
-    scaled, past = scale.apply(tracks, missing, time=-lead), None
+    """Returns the state after a window, whose first `pre_context` steps only serve lags and the baseline."""
+    builder, pre_context, targets = network.builder, network.model.pre_context, window.targets
+    missing = targets.is_nan()
+    values, window_missing = (
+        tensor.slice_axis(1, pre_context) if pre_context else tensor for tensor in (targets, missing)
+    )
+    scale = _measure_window_scale(network, values, window_missing)
+    scaled, filled_values = scale.apply(targets, missing, time=-pre_context), None
     if network.needs_recent_values:
-        nothing = draft.zeros(tracks.size(0), 1)
-        past = _forward_fill(scaled, missing, nothing)
-        past = past if lead else draft.concat([nothing, past], axis=1)
-    scaled = scaled.slice_axis(1, lead) if lead else scaled
-    seen, static = _observed_count(gaps) > 0, network.embed_static(window.static)
-    covariates = None if window.covariates is None else window.covariates.slice_axis(1, lead)
-    inputs, padding = _recurrence_inputs(network, scaled, gaps, seen, past, covariates, static)
-    output, state = run_from_zero(network.layers, inputs, padding)
+        zeros = builder.zeros(targets.size(0), 1)
+        filled_values = _forward_fill(scaled, missing, zeros)
+        filled_values = filled_values if pre_context else builder.concat([zeros, filled_values], axis=1)
+    scaled = scaled.slice_axis(1, pre_context) if pre_context else scaled
+    started, static = _observed_count(window_missing) > 0, network.embed_static(window.static)
+    covariates = None if window.covariates is None else window.covariates.slice_axis(1, pre_context)
+    inputs, padding = _recurrence_inputs(network, scaled, window_missing, started, filled_values, covariates, static)
+    output, recurrent_state = run_from_zero(network.layers, inputs, padding)
     return OnnxRolloutState(
-        recurrent_state=state,
+        recurrent_state=recurrent_state,
         output=output,
-        recent=_latest_values(network, past),
-        begun=seen.slice_axis(1, -1),
+        recent=_latest_values(network, filled_values),
+        begun=started.slice_axis(1, -1),
         scale=scale,
         bound=scale.divergence_bound(_largest_magnitude(network, scaled, at_least_one=True), factor=DIVERGENCE_FACTOR),
         time=values.size(1),
@@ -117,21 +121,23 @@ def warm_up(network: OnnxNetwork, window: OnnxWindow) -> OnnxRolloutState:
 
 
 def run_over_window(network: OnnxNetwork, window: OnnxWindow, rollout_state: OnnxRolloutState) -> OnnxRolloutState:
-    """The memory after further values, of which there is one segment at least."""
-    tracks = window.targets
-    missing, past = tracks.is_nan(), None
-    scaled = rollout_state.scale.apply(tracks, missing, time=rollout_state.time)
+    """Returns the state after further values, at least one segment."""
+    targets = window.targets
+    missing, filled_values = targets.is_nan(), None
+    scaled = rollout_state.scale.apply(targets, missing, time=rollout_state.time)
     if rollout_state.recent is not None:
         filled = _forward_fill(scaled, missing, rollout_state.recent.slice_axis(1, -1))
-        past = network.builder.concat([rollout_state.recent, filled], axis=1)
-    seen = (_observed_count(missing) > 0) | rollout_state.begun
-    inputs, padding = _recurrence_inputs(network, scaled, missing, seen, past, window.covariates, rollout_state.static)
-    output, state = run_steps(network.layers, inputs, rollout_state.recurrent_state, padding)
+        filled_values = network.builder.concat([rollout_state.recent, filled], axis=1)
+    started = (_observed_count(missing) > 0) | rollout_state.begun
+    inputs, padding = _recurrence_inputs(
+        network, scaled, missing, started, filled_values, window.covariates, rollout_state.static
+    )
+    output, recurrent_state = run_steps(network.layers, inputs, rollout_state.recurrent_state, padding)
     return rollout_state._replace(
-        recurrent_state=state,
+        recurrent_state=recurrent_state,
         output=output,
-        recent=_latest_values(network, past),
-        begun=seen.slice_axis(1, -1),
+        recent=_latest_values(network, filled_values),
+        begun=started.slice_axis(1, -1),
         bound=rollout_state.bound.maximum(
             rollout_state.scale.divergence_bound(_largest_magnitude(network, scaled), factor=DIVERGENCE_FACTOR)
         ),
@@ -146,109 +152,126 @@ def roll_out(
     future_covariates: Value | None,
     noise: Value | None,
 ) -> Value:
-    """The next values, [row, horizon], in units of the data; NaN from the step on where a row runs away.
+    """Predicts the next values, [row, horizon], in data units; NaN from the step on where a row diverges.
 
     Args:
         network: The network.
-        memory: After the history. One row of it may go many ways.
-        horizon: [1].
-        ahead: Covariates of every step to the end of the last block, [row, step, covariate].
-        noise: Uniforms [track, step, noise] to draw paths with; None: the head's mean is given and fed back.
+        rollout_state: State after the history. A single row may be continued on several paths.
+        horizon: Steps ahead, [1].
+        future_covariates: Covariates of every step to the end of the last block, [row, step, covariate].
+        noise: Uniforms [path_target, step, noise] to draw paths with; None returns the head's mean and feeds it back.
     """
-    draft, model, head, layers = network.builder, network.model, network.model.head, network.layers
+    builder, model, head, layers = network.builder, network.model, network.model.head, network.layers
     blocks = (horizon + (model.block - 1)) // model.block
-    ways = [] if noise is None else [noise.size(0) // model.num_targets]
-    ways += [] if future_covariates is None else [future_covariates.size(0)]
-    rows = ways[0] if ways else rollout_state.output.size(1)
-    start = _repeat_state(network, rollout_state, rows) if ways else rollout_state
-    known = (
+    num_paths = [] if noise is None else [noise.size(0) // model.num_targets]
+    num_paths += [] if future_covariates is None else [future_covariates.size(0)]
+    rows = num_paths[0] if num_paths else rollout_state.output.size(1)
+    initial_state = _repeat_state(network, rollout_state, rows) if num_paths else rollout_state
+    covariate_blocks = (
         [] if future_covariates is None else [_split_into_blocks(network, future_covariates.expand(rows, 1, 1), blocks)]
     )
-    drawn = (
+    noise_blocks = (
         []
         if noise is None
-        else [_split_into_blocks(network, each, blocks) for each in heads.prepare_noise(head, noise)]
+        else [_split_into_blocks(network, noise_part, blocks) for noise_part in heads.prepare_noise(head, noise)]
     )
-    places = None if network.decoder is None else network.decoder.segment_embeddings
-    places = None if places is None else places.expand(1, rows, 1)
-    output = [start.output] if layers[-1].residual else []  # otherwise it is the newest of the state
-    recent = [] if start.recent is None else [start.recent]
-    heard = _active_targets(network, rollout_state, rows)
-    there = None if heard is None else heard.cast(F32).expand(network.segments_per_block, 1, model.segment)
+    segment_embeddings = None if network.decoder is None else network.decoder.segment_embeddings
+    segment_embeddings = None if segment_embeddings is None else segment_embeddings.expand(1, rows, 1)
+    output = [initial_state.output] if layers[-1].residual else []  # otherwise the output is part of the state
+    recent = [] if initial_state.recent is None else [initial_state.recent]
+    active = _active_targets(network, rollout_state, rows)
+    observed = None if active is None else active.cast(F32).expand(network.segments_per_block, 1, model.segment)
 
-    def body(before: list[Value], now: list[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
-        state, (ends, *given) = unflatten_state(before[len(output) + len(recent) :], layers), now
-        said = before[0] if output else last_output(layers, state)
-        back = before[len(output)] if recent else None
-        covariates = given.pop(0).reshape(0, 0, -1) if known else None
-        params = network.decode(said, back, covariates, places)
-        block = heads.sample(head, params, given) if drawn else heads.point_forecast(head, params)
+    def body(loop_state: list[Value], elements: list[Value]) -> tuple[Sequence[Value], Sequence[Value]]:
+        state, (is_last, *inputs_of_block) = unflatten_state(loop_state[len(output) + len(recent) :], layers), elements
+        current_output = loop_state[0] if output else last_output(layers, state)
+        current_recent = loop_state[len(output)] if recent else None
+        covariates = inputs_of_block.pop(0).reshape(0, 0, -1) if covariate_blocks else None
+        params = network.decode(current_output, current_recent, covariates, segment_embeddings)
+        block = heads.sample(head, params, inputs_of_block) if noise_blocks else heads.point_forecast(head, params)
 
-        def go_on() -> list[Value]:
-            fed = block if heard is None else draft.where(heard, block, 0.0)
-            past = None if back is None else draft.concat([back, _merge_segments(fed)], axis=1)
-            inputs, latest = network.encode(fed, there, past, covariates, start.static), _latest_values(network, past)
-            told, after = (run_step if network.segments_per_block == 1 else run_steps)(layers, inputs, state, None)
-            return [*([told] if output else []), *([] if latest is None else [latest]), *flatten_state(after)]
+        def feed_back() -> list[Value]:
+            feedback = block if active is None else builder.where(active, block, 0.0)
+            filled_values = (
+                None if current_recent is None else builder.concat([current_recent, _merge_segments(feedback)], axis=1)
+            )
+            inputs, latest = (
+                network.encode(feedback, observed, filled_values, covariates, initial_state.static),
+                _latest_values(network, filled_values),
+            )
+            next_output, next_state = (run_step if network.segments_per_block == 1 else run_steps)(
+                layers, inputs, state, None
+            )
+            return [
+                *([next_output] if output else []),
+                *([] if latest is None else [latest]),
+                *flatten_state(next_state),
+            ]
 
-        # Long blocks are read only where another follows.
-        return (go_on() if network.segments_per_block == 1 else draft.if_else(ends, lambda: before, go_on)), [block]
+        # Blocks of several segments are read only if another block follows.
+        return (
+            feed_back() if network.segments_per_block == 1 else builder.if_else(is_last, lambda: loop_state, feed_back)
+        ), [block]
 
-    last = draft.arange(blocks).equals(blocks - 1)
-    _, [told] = draft.scan(body, [*output, *recent, *flatten_state(start.recurrent_state)], [last, *known, *drawn])
+    is_last_block = builder.arange(blocks).equals(blocks - 1)
+    _, [next_output] = builder.scan(
+        body,
+        [*output, *recent, *flatten_state(initial_state.recurrent_state)],
+        [is_last_block, *covariate_blocks, *noise_blocks],
+    )
     return _to_data_units(
-        network, rollout_state, told.transpose(2, 0, 1, 3).reshape(0, -1).slice_axis(1, 0, horizon), heard
+        network, rollout_state, next_output.transpose(2, 0, 1, 3).reshape(0, -1).slice_axis(1, 0, horizon), active
     )
 
 
 def _to_data_units(network: OnnxNetwork, rollout_state: OnnxRolloutState, scaled: Value, active: Value | None) -> Value:
-    """The values of y, [row, horizon], of what was told of all tracks; NaN once any track of the row ran away."""
-    draft, targets, scale = network.builder, network.model.num_targets, rollout_state.scale
+    """Converts scaled forecasts of all targets to those of y, [row, horizon]; NaN once any target of the row has diverged."""
+    builder, targets, scale = network.builder, network.model.num_targets, rollout_state.scale
     if active is None:
-        wild = ~(scaled.abs() <= rollout_state.bound)
+        is_diverged = ~(scaled.abs() <= rollout_state.bound)
     else:
-        whole = scaled.reshape(-1, targets, scaled.size(1))
-        bound = draft.where(active.reshape(-1, targets, 1), rollout_state.bound.reshape(-1, targets, 1), np.inf)
-        wild = (~(whole.abs() <= bound)).cast(F32).max(1, keepdims=False) > 0.0
-        scaled, scale = whole.slice_axis(1, 0, 1).squeeze(1), _target_scale(network, scale)
-    gone = wild.cast(I64).cumsum(1) > 0
-    return draft.where(gone, np.nan, scale.undo(scaled, time=rollout_state.time))
+        by_target = scaled.reshape(-1, targets, scaled.size(1))
+        bound = builder.where(active.reshape(-1, targets, 1), rollout_state.bound.reshape(-1, targets, 1), np.inf)
+        is_diverged = (~(by_target.abs() <= bound)).cast(F32).max(1, keepdims=False) > 0.0
+        scaled, scale = by_target.slice_axis(1, 0, 1).squeeze(1), _target_scale(network, scale)
+    has_diverged = is_diverged.cast(I64).cumsum(1) > 0
+    return builder.where(has_diverged, np.nan, scale.undo(scaled, time=rollout_state.time))
 
 
 def _measure_window_scale(network: OnnxNetwork, values: Value, missing: Value) -> OnnxScale:
-    """The scale of a window's tracks: of all of it, or, where whole histories are read, of the first steps of each."""
-    draft, model = network.builder, network.model
+    """Measures the scale of a window's targets: on all of it or, if whole histories are read, on the first steps of each."""
+    builder, model = network.builder, network.model
 
-    def whole() -> list[Value]:
+    def measure() -> list[Value]:
         return measure_scale(values, missing, model.scaling, season=model.season, transform=model.transform).parts
 
-    def beginning() -> list[Value]:
+    def settle() -> list[Value]:
         return settle_scale(
             values, missing, model.scaling, initial_steps=model.context, season=model.season, transform=model.transform
         ).parts
 
     if model.reads == "window" or (model.scaling == "none" and model.transform == "none"):
-        return OnnxScale(model.scaling, *whole())
-    return OnnxScale(model.scaling, *draft.if_else(values.size(1) > model.context, beginning, whole))
+        return OnnxScale(model.scaling, *measure())
+    return OnnxScale(model.scaling, *builder.if_else(values.size(1) > model.context, settle, measure))
 
 
 def _largest_magnitude(network: OnnxNetwork, scaled: Value, *, at_least_one: bool = False) -> Value:
-    """The largest value of each track; at the beginning of values as they are, 1 at least."""
+    """Returns the largest magnitude of each target; at least 1 at the start of a rollout without the log transform."""
     largest = scaled.abs().max(1)
     return largest.clip(1.0, None) if at_least_one and network.model.transform == "none" else largest
 
 
 def _active_targets(network: OnnxNetwork, rollout_state: OnnxRolloutState, rows: Value) -> Value | None:
-    """Which tracks are foretold, [1, track, 1]: not those never observed beside others that were; None: all are."""
+    """Marks the predicted targets, [1, row_target, 1]: not the unobserved ones of rows with observed ones; None if all are."""
     if network.model.num_targets == 1:
         return None
     begun = rollout_state.begun.reshape(-1, network.model.num_targets, 1)
-    heard = begun | ~(begun.cast(F32).max(1) > 0.0)
-    return heard.expand(rows, 1, 1).reshape(1, -1, 1)
+    active = begun | ~(begun.cast(F32).max(1) > 0.0)
+    return active.expand(rows, 1, 1).reshape(1, -1, 1)
 
 
 def _target_scale(network: OnnxNetwork, scale: OnnxScale) -> OnnxScale:
-    """The scale of y alone: the first track of each row."""
+    """Returns the scale of y, the first target of each row."""
     sizes = (1, 1, network.num_phases, *([] if scale.size is None else [1]))
     parts = [
         part.reshape(-1, network.model.num_targets * size).slice_axis(1, 0, size)
@@ -266,33 +289,33 @@ def _recurrence_inputs(
     covariates: Value | None,
     static: Value | None,
 ) -> tuple[Value, Value]:
-    """What the recurrence reads, 0 on padding, and what is padding: [segment, row, any] and [segment, row, 1]."""
-    draft, model = network.builder, network.model
+    """Returns the inputs of the recurrence (0 on padding) and the padding: [segment, row, any] and [segment, row, 1]."""
+    builder, model = network.builder, network.model
     values, observed = network.to_segments(scaled), network.to_segments((~missing).cast(F32))
-    columns = None if covariates is None else network.to_segments(covariates, width=model.num_covariates)
-    inputs = network.encode(values, observed, filled_values, columns, static)
+    covariate_segments = None if covariates is None else network.to_segments(covariates, width=model.num_covariates)
+    inputs = network.encode(values, observed, filled_values, covariate_segments, static)
     begun = started.reshape(0, -1, model.segment).slice_axis(2, -1).transpose(1, 0, 2)
-    if model.num_targets > 1:  # a row begins with the first of its tracks
+    if model.num_targets > 1:  # a row begins with the first of its targets
         begun = begun.cast(F32).reshape(0, -1, model.num_targets).max(2) > 0.0
-    if model.lags or covariates is not None or static is not None:  # the rest is 0 there already
-        inputs = draft.where(begun, inputs, 0.0)
+    if model.lags or covariates is not None or static is not None:  # other inputs are 0 on padding already
+        inputs = builder.where(begun, inputs, 0.0)
     return inputs, (~begun).cast(F32)
 
 
 def _forward_fill(values: Value, missing: Value, previous: Value) -> Value:
-    """Every gap filled with the value before it.
+    """Fills every gap with the previous value.
 
-    Observed values are put beside each other, with the value before them in front. Where the latest of them lies is their
-    number.
+    The observed values are compacted behind the value before the window. The latest one at a step is then at the index
+    that equals the number of observations so far.
     """
-    draft, rank, steps = values.builder, _observed_count(missing), values.size(1)
-    beside = draft.concat([previous, draft.zeros(values.size(0), steps + 1)], axis=1)
-    places = draft.where(missing, steps + 1, rank)  # the last place is never looked at
-    return beside.scatter(places, values, axis=1).gather(rank, axis=1)
+    builder, observed_count, steps = values.builder, _observed_count(missing), values.size(1)
+    compacted = builder.concat([previous, builder.zeros(values.size(0), steps + 1)], axis=1)
+    positions = builder.where(missing, steps + 1, observed_count)  # the last position is never read
+    return compacted.scatter(positions, values, axis=1).gather(observed_count, axis=1)
 
 
 def _observed_count(missing: Value) -> Value:
-    """How many were not missing up to each step."""
+    """Counts the observed values up to each step."""
     return (~missing).cast(I64).cumsum(1)
 
 
@@ -301,23 +324,25 @@ def _latest_values(network: OnnxNetwork, filled_values: Value | None) -> Value |
 
 
 def _merge_segments(block: Value) -> Value:
-    """[segment, row, point] as [row, step]."""
+    """Reshapes [segment, row, point] to [row, step]."""
     return block.transpose(1, 0, 2).reshape(0, -1)
 
 
 def _repeat_state(network: OnnxNetwork, rollout_state: OnnxRolloutState, rows: Value) -> OnnxRolloutState:
-    """What a rollout goes on from, for so many rows: as many as there are, or copies of the only one."""
-    state = [slots.apply(lambda part: part.expand(1, rows, 1)) for slots in rollout_state.recurrent_state]
+    """Expands the state to a number of rows: those it has, or copies of its only row."""
+    recurrent_state = [
+        layer_state.apply(lambda part: part.expand(1, rows, 1)) for layer_state in rollout_state.recurrent_state
+    ]
     static = None if rollout_state.static is None else rollout_state.static.expand(rows, 1)
     output = rollout_state.output.expand(1, rows, 1)
-    recent, back = rollout_state.recent, network.model.lookback
+    recent, lookback = rollout_state.recent, network.model.lookback
     if recent is not None:
-        recent = recent.reshape(-1, network.model.num_targets * back).expand(rows, 1).reshape(-1, back)
-    return rollout_state._replace(recurrent_state=state, output=output, recent=recent, static=static)
+        recent = recent.reshape(-1, network.model.num_targets * lookback).expand(rows, 1).reshape(-1, lookback)
+    return rollout_state._replace(recurrent_state=recurrent_state, output=output, recent=recent, static=static)
 
 
 def _split_into_blocks(network: OnnxNetwork, values: Value, blocks: Value) -> Value:
-    """[row or track, step, any] as [block, segment, row or track, point, any]."""
+    """Reshapes [row or row_target, step, any] to [block, segment, row or row_target, point, any]."""
     model = network.model
-    whole = values.slice_axis(1, 0, blocks * model.block)
-    return whole.reshape(0, blocks, network.segments_per_block, model.segment, -1).transpose(1, 2, 0, 3, 4)
+    in_blocks = values.slice_axis(1, 0, blocks * model.block)
+    return in_blocks.reshape(0, blocks, network.segments_per_block, model.segment, -1).transpose(1, 2, 0, 3, 4)

@@ -1,1 +1,1 @@
-"""One recurrent layer and its backends: equations in torch, and a compiled kernel."""
+"""One recurrent layer and its backends: the equations in torch, and a compiled kernel."""

@@ -1,4 +1,4 @@
-"""The recurrence of one layer, with exact gradients: one pass over all steps, of one network or of several side by side."""
+"""One recurrent layer with exact gradients: a single pass over all steps, for one network or for several in parallel."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _InDims = tuple[int | None, ...]
 
 
 def compute_layer(layer: LayerInputs, *, backend: Backend | None = None) -> LayerOutputs:
-    """Runs a layer over its steps; gradients go back to all that it reads.
+    """Runs a layer over its steps; gradients reach everything that it reads.
 
-    Under `torch.func.vmap` the mapped axis becomes that of members, and their weights are used side by side.
+    Under `torch.func.vmap` the mapped axis becomes the member axis, and the members run in parallel.
 
     Args:
-        layer: What to run.
-        engine: The way to compute it; None: the fastest there is.
+        layer: The layer and its inputs.
+        backend: Implementation to use; None selects the fastest one.
     """
     backend = backend or _fastest_backend(layer)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
@@ -32,33 +32,35 @@ def compute_layer(layer: LayerInputs, *, backend: Backend | None = None) -> Laye
 
 
 def _fastest_backend(layer: LayerInputs) -> Backend:
-    """The compiled kernel where it is and fits, else the equations."""
+    """Returns the compiled kernel where it is available and applicable, else the equations."""
     compiled = load_compiled_backend()
     fits = layer.inputs.device.type == "cpu" and layer.inputs.dtype == torch.float32
     return equations if compiled is None or not fits else compiled
 
 
 class _LayerFunction(torch.autograd.Function):
-    """`Backend.forward`, differentiable. What is kept for the way back comes out with the rest, for `vmap` to see it."""
+    """`Backend.forward`, differentiable. The saved tensors are returned too, so that `vmap` sees them."""
 
     @staticmethod
     def forward(backend: Backend, keep_for_backward: bool, *layer: Any) -> tuple[Tensor | None, ...]:
-        outputs, hidden, cell, kept = backend.forward(LayerInputs(*layer), keep_for_backward=keep_for_backward)
-        return outputs, hidden, cell, *kept
+        outputs, hidden, cell, saved = backend.forward(LayerInputs(*layer), keep_for_backward=keep_for_backward)
+        return outputs, hidden, cell, *saved
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        ctx.engine, keep, ctx.kind, *read = inputs
+        ctx.backend, keep, ctx.kind, *layer = inputs
         if keep:
-            ctx.save_for_backward(*read, *output)
+            ctx.save_for_backward(*layer, *output)
         ctx.mark_non_differentiable(*output[3:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        of_inputs = ctx.needs_input_grad[3]
-        found = _LayerGradientFunction.apply(ctx.engine, of_inputs, ctx.kind, *ctx.saved_tensors, *grads[:3])  # type: ignore[no-untyped-call]
-        inputs, hidden, cell, *weights = found
+        needs_input_grad = ctx.needs_input_grad[3]
+        gradients = _LayerGradientFunction.apply(
+            ctx.backend, needs_input_grad, ctx.kind, *ctx.saved_tensors, *grads[:3]
+        )  # type: ignore[no-untyped-call]
+        inputs, hidden, cell, *weights = gradients
         return None, None, None, inputs, hidden, cell, None, *weights
 
     @staticmethod
@@ -67,13 +69,13 @@ class _LayerFunction(torch.autograd.Function):
 
 
 class _LayerGradientFunction(torch.autograd.Function):
-    """`Backend.backward`, so that it can be mapped too. It has no gradient of its own."""
+    """`Backend.backward` as a function, so that it can be mapped too. It has no gradient of its own."""
 
     @staticmethod
     def forward(backend: Backend, needs_input_grad: bool, *args: Any) -> tuple[Tensor | None, ...]:
-        layer, (outputs, hidden, cell, *kept), slopes = LayerInputs(*args[:9]), args[9:-3], args[-3:]
+        layer, (outputs, hidden, cell, *saved), grads = LayerInputs(*args[:9]), args[9:-3], args[-3:]
         return backend.backward(
-            layer, LayerOutputs(outputs, hidden, cell, tuple(kept)), *slopes, needs_input_grad=needs_input_grad
+            layer, LayerOutputs(outputs, hidden, cell, tuple(saved)), *grads, needs_input_grad=needs_input_grad
         )
 
     @staticmethod
@@ -83,7 +85,7 @@ class _LayerGradientFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         raise NotImplementedError(
-            "Expected a first derivative of a recurrence; a second one was asked for. Call backward without create_graph."
+            "Expected a first derivative of a recurrence; a second one was requested. Call backward without create_graph."
         )
 
     @staticmethod
@@ -94,7 +96,7 @@ class _LayerGradientFunction(torch.autograd.Function):
 def _apply_batched(
     function: type[torch.autograd.Function], num_members: int, in_dims: _InDims, args: Sequence[Any]
 ) -> tuple[tuple[Tensor | None, ...], _InDims]:
-    """Applies a function to all members at once. Where each is a run of members already, they become one run."""
+    """Applies a function to all members at once. A mapped function that already has members gets one joint member axis."""
     mask = LayerInputs._fields.index("mask") + 2  # both functions have two arguments before the layer
     nested = args[mask].dim() - (in_dims[mask] is not None) == 3
 
@@ -104,9 +106,11 @@ def _apply_batched(
         moved = arg.expand(num_members, *arg.shape) if dim is None else arg.movedim(dim, 0)
         return moved.flatten(0, 1) if nested else moved
 
-    found: tuple[Tensor | None, ...] = function.apply(  # type: ignore[no-untyped-call]
+    results: tuple[Tensor | None, ...] = function.apply(  # type: ignore[no-untyped-call]
         *(member_first(arg, dim) for arg, dim in zip(args, in_dims, strict=True))
     )
     if nested:
-        found = tuple(None if one is None else one.view(num_members, -1, *one.shape[1:]) for one in found)
-    return found, tuple(None if one is None else 0 for one in found)
+        results = tuple(
+            None if result is None else result.view(num_members, -1, *result.shape[1:]) for result in results
+        )
+    return results, tuple(None if result is None else 0 for result in results)

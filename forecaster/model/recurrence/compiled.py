@@ -1,4 +1,4 @@
-"""A recurrent layer by a compiled kernel (steps.c): on a CPU, in float32, where it could be compiled when this was installed."""
+"""A recurrent layer in a compiled kernel (steps.c): float32 on a CPU, if it was compiled at installation."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from forecaster.model.recurrence.layer import LayerGradients, LayerInputs, Layer
 from forecaster.model.recurrence.library import CELL_CODES, LAYER_ARRAYS, LayerStruct, find_openmp, load_library
 from forecaster.shapes import Float
 
-_PACKING_THRESHOLD = 12  # rows times steps below which the weights are read as they lie
-_PARALLEL_THRESHOLD = 1_000_000  # multiplications below which a second thread costs more than it gives
+_PACKING_THRESHOLD = 12  # rows times steps below which the weights are read without packing
+_PARALLEL_THRESHOLD = 1_000_000  # multiplications below which a second thread does not pay off
 
 
 @dataclass(frozen=True)
 class CompiledBackend:
-    """The kernel on vectors of `lanes` floats. Rows are computed apart: one does not depend on its company."""
+    """The kernel on vectors of `lanes` floats. Each row is computed independently of the other rows."""
 
     lanes: int
 
     def forward(self, layer: LayerInputs, *, keep_for_backward: bool) -> LayerOutputs:
         """See `Backend`."""
         layer = _contiguous(layer)
-        *lead, hidden = layer.hidden.shape
-        each, empty = layer.inputs.shape[:-1], layer.inputs.new_empty
+        *batch_axes, hidden = layer.hidden.shape
+        step_axes, empty = layer.inputs.shape[:-1], layer.inputs.new_empty
         padded = -(-hidden // self.lanes) * self.lanes
-        outputs, after = empty(*each, hidden), empty(*lead, hidden)
-        cell = empty(*lead, hidden) if layer.kind == "lstm" else None
-        gates = empty(*each, 4 * padded) if keep_for_backward and layer.kind != "elman" else None
-        cells = empty(*each, padded) if keep_for_backward and layer.kind == "lstm" else None
-        found = {"outputs": outputs, "hidden_after": after, "cell_after": cell, "gates": gates, "cells": cells}
-        self._call_library(layer, found, chunks=_count_chunks(layer))
-        return LayerOutputs(outputs, after, cell, tuple(kept for kept in (gates, cells) if kept is not None))
+        outputs, hidden_after = empty(*step_axes, hidden), empty(*batch_axes, hidden)
+        cell = empty(*batch_axes, hidden) if layer.kind == "lstm" else None
+        gates = empty(*step_axes, 4 * padded) if keep_for_backward and layer.kind != "elman" else None
+        cells = empty(*step_axes, padded) if keep_for_backward and layer.kind == "lstm" else None
+        arrays = {"outputs": outputs, "hidden_after": hidden_after, "cell_after": cell, "gates": gates, "cells": cells}
+        self._call_library(layer, arrays, chunks=_count_chunks(layer))
+        return LayerOutputs(outputs, hidden_after, cell, tuple(saved for saved in (gates, cells) if saved is not None))
 
     def backward(
         self,
@@ -46,12 +46,12 @@ class CompiledBackend:
         *,
         needs_input_grad: bool,
     ) -> LayerGradients:
-        """See `Backend`. The weights' slopes are added up by threads: the same for the same number of them."""
-        layer, pieces = _contiguous(layer), _count_chunks(layer)
-        lead, (gates, units) = layer.recurrent_weights.shape[:-2], layer.recurrent_weights.shape[-2:]
+        """See `Backend`. Weight gradients are summed over threads, so they depend on the number of threads only."""
+        layer, chunks = _contiguous(layer), _count_chunks(layer)
+        batch_axes, (gates, units) = layer.recurrent_weights.shape[:-2], layer.recurrent_weights.shape[-2:]
         empty = layer.inputs.new_empty
-        kept = dict(zip(("gates", "cells"), forward_outputs.saved, strict=False))
-        after = {
+        saved = dict(zip(("gates", "cells"), forward_outputs.saved, strict=False))
+        grads = {
             "d_outputs": torch.zeros_like(forward_outputs.outputs)
             if grad_outputs is None
             else grad_outputs.contiguous(),
@@ -61,10 +61,10 @@ class CompiledBackend:
         d_inputs = torch.empty_like(layer.inputs) if needs_input_grad else None
         d_hidden = torch.empty_like(layer.hidden)
         d_cell = None if layer.cell is None else torch.empty_like(layer.cell)
-        d_input_weights = empty(*lead, pieces, gates, layer.inputs.shape[-1])
-        d_recurrent_weights = empty(*lead, pieces, gates, units)
-        d_bias = empty(*lead, pieces, gates + units * (layer.kind == "gru"))
-        found = {
+        d_input_weights = empty(*batch_axes, chunks, gates, layer.inputs.shape[-1])
+        d_recurrent_weights = empty(*batch_axes, chunks, gates, units)
+        d_bias = empty(*batch_axes, chunks, gates + units * (layer.kind == "gru"))
+        results = {
             "d_inputs": d_inputs,
             "d_hidden_before": d_hidden,
             "d_cell_before": d_cell,
@@ -73,10 +73,10 @@ class CompiledBackend:
             "d_bias": d_bias,
         }
         self._call_library(
-            layer, {"outputs": forward_outputs.outputs, **kept, **after, **found}, chunks=pieces, backward=True
+            layer, {"outputs": forward_outputs.outputs, **saved, **grads, **results}, chunks=chunks, backward=True
         )
         input_bias = recurrent_bias = d_bias.sum(-2)
-        if layer.kind == "gru":  # its sums are q, r, z, n
+        if layer.kind == "gru":  # its preactivations are q, r, z, n
             q, rz, n = torch.split(input_bias, [units, 2 * units, units], dim=-1)
             input_bias, recurrent_bias = torch.cat([rz, n], dim=-1), torch.cat([rz, q], dim=-1)
         weights = d_input_weights.sum(-3), d_recurrent_weights.sum(-3)
@@ -99,34 +99,37 @@ class CompiledBackend:
             chunks,
             _PACKING_THRESHOLD,
         )
-        read = (layer.inputs, layer.hidden, layer.cell, *layer[5:], layer.mask)
-        given = [*(None if one is None else one.data_ptr() for one in read), *[None] * (len(LAYER_ARRAYS) - len(read))]
-        filled = LayerStruct(*sizes, *given)
+        inputs = (layer.inputs, layer.hidden, layer.cell, *layer[5:], layer.mask)
+        pointers = [
+            *(None if array is None else array.data_ptr() for array in inputs),
+            *[None] * (len(LAYER_ARRAYS) - len(inputs)),
+        ]
+        struct = LayerStruct(*sizes, *pointers)
         for name, array in arrays.items():
-            setattr(filled, name, None if array is None else array.data_ptr())
-        found = load_library()
-        assert found is not None, "asked for where it was not compiled"
-        if found.run(ctypes.byref(filled), backward, self.lanes, torch.get_num_threads(), find_openmp()):
+            setattr(struct, name, None if array is None else array.data_ptr())
+        library = load_library()
+        assert library is not None, "the kernel is not compiled"
+        if library.run(ctypes.byref(struct), backward, self.lanes, torch.get_num_threads(), find_openmp()):
             raise MemoryError(
                 f"Expected memory for a layer of {rows} rows; there is none left. Send fewer rows at once."
             )
 
 
 def load_compiled_backend() -> CompiledBackend | None:
-    """The kernel for the widest vectors of this machine; None where there is none, or it was not compiled."""
-    found = load_library()
-    return CompiledBackend(found.lanes()) if found is not None and found.lanes() else None
+    """Returns the kernel for the widest vectors of this machine; None if there is none or it was not compiled."""
+    library = load_library()
+    return CompiledBackend(library.lanes()) if library is not None and library.lanes() else None
 
 
 def _count_chunks(layer: LayerInputs) -> int:
-    """How many runs of rows each member is cut into: work for every thread."""
+    """Returns the number of row chunks per member, so that every thread has work."""
     *members, rows, steps, features = layer.inputs.shape
     gates, hidden = layer.recurrent_weights.shape[-2:]
-    threads, many = torch.get_num_threads(), members[0] if members else 1
-    if many % threads == 0 or many * rows * steps * gates * (features + hidden) < _PARALLEL_THRESHOLD:
+    threads, num_members = torch.get_num_threads(), members[0] if members else 1
+    if num_members % threads == 0 or num_members * rows * steps * gates * (features + hidden) < _PARALLEL_THRESHOLD:
         return 1
     return min(threads, rows)
 
 
 def _contiguous(layer: LayerInputs) -> LayerInputs:
-    return LayerInputs(layer.kind, *(None if one is None else one.contiguous() for one in layer[1:]))  # type: ignore[arg-type]
+    return LayerInputs(layer.kind, *(None if array is None else array.contiguous() for array in layer[1:]))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What one recurrent layer reads and gives: the contract of every way to compute it."""
+"""The inputs, outputs and gradients of one recurrent layer, and the contract of its backends."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from forecaster.spec import CellKind
 
 
 class LayerInputs(NamedTuple):
-    """A layer and all that it reads. Axes before the row are members: none, or one for networks that run side by side.
+    """A layer with its inputs. An axis before the rows holds members: networks that run in parallel.
 
     Attributes:
-        kind: The cell.
-        inputs: One step after another.
-        hidden: The state before the first step.
-        cell: That of an LSTM.
-        begun: False on padding, which lies before the other steps of its row; the state passes over it unchanged.
-        input_weights: Gates by features, in the order of torch: r, z, n of a GRU; i, f, g, o of an LSTM.
-        recurrent_weights: Gates by hidden.
-        input_bias: Of the gates.
-        recurrent_bias: Likewise; a GRU's for n is inside the reset.
+        kind: Kind of cell.
+        inputs: Input features of every step.
+        hidden: Hidden state before the first step.
+        cell: Cell state before the first step (LSTM only).
+        mask: False on padding, which precedes all other steps of its row and leaves the state unchanged.
+        input_weights: Gates by features, in torch's order: r, z, n for a GRU; i, f, g, o for an LSTM.
+        recurrent_weights: Gates by hidden units.
+        input_bias: Bias of the gates.
+        recurrent_bias: Bias of the gates; for a GRU, the bias of n lies inside the reset.
     """
 
     kind: CellKind
@@ -37,13 +37,13 @@ class LayerInputs(NamedTuple):
 
 
 class LayerOutputs(NamedTuple):
-    """What a layer made of its inputs.
+    """The result of running a layer.
 
     Attributes:
-        outputs: Of each step; 0 on padding.
-        hidden: The state after the last step.
-        cell: That of an LSTM.
-        kept: What the way back needs besides, known to the engine that made it alone.
+        outputs: Output of each step; 0 on padding.
+        hidden: Hidden state after the last step.
+        cell: Cell state after the last step (LSTM only).
+        saved: Tensors that `backward` needs; only the backend that saved them can interpret them.
     """
 
     outputs: Float[Tensor, "*member row step hidden"]
@@ -53,7 +53,7 @@ class LayerOutputs(NamedTuple):
 
 
 class LayerGradients(NamedTuple):
-    """The gradient of a loss by what a layer read."""
+    """Gradients of a loss with respect to all that a layer reads."""
 
     inputs: Float[Tensor, "*member row step feature"] | None
     hidden: Float[Tensor, "*member row hidden"]
@@ -66,10 +66,10 @@ class LayerGradients(NamedTuple):
 
 @runtime_checkable
 class Backend(Protocol):
-    """A way to compute a layer."""
+    """An implementation of a layer."""
 
     def forward(self, layer: LayerInputs, *, keep_for_backward: bool) -> LayerOutputs:
-        """Runs over the steps; `saved` is empty unless the way back is wanted."""
+        """Runs over the steps; `saved` is empty unless `keep_for_backward`."""
 
     def backward(
         self,
@@ -81,4 +81,7 @@ class Backend(Protocol):
         *,
         needs_input_grad: bool,
     ) -> LayerGradients:
-        """The slopes by what was read, given those by what came out (None: 0). `needs_input_grad`: whether theirs are wanted."""
+        """Returns the gradients of all that was read, given those of the outputs and final state (None means 0).
+
+        The gradient of the inputs is computed only if `needs_input_grad`.
+        """

@@ -1,4 +1,4 @@
-"""The compiled kernel (steps.c), and a stack of layers laid out for its rollout: numpy alone, no torch."""
+"""The compiled kernel (steps.c), and a stack of layers packed for its rollout; uses numpy only, not torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from forecaster.spec import DIVERGENCE_FACTOR
 logger = logging.getLogger(__name__)
 
 CELL_CODES = {"gru": 0, "lstm": 1, "elman": 2}
-LIBRARY_VERSION = 2  # of what steps.c offers
-_BAND_BYTES = (
-    256_000  # bytes of the rows that take their steps together: with the weights, they stay in the second cache
-)
+LIBRARY_VERSION = 2  # version of the interface of steps.c
+_BAND_BYTES = 256_000  # memory of the rows that step together; with the weights, they fit into the L2 cache
 _TILE_ROWS = 6  # rows of the kernel's tiles
-_PARALLEL_THRESHOLD = 1_000_000  # multiplications below which a second thread costs more than it gives
+_PARALLEL_THRESHOLD = 1_000_000  # multiplications below which a second thread does not pay off
 
 LAYER_SIZES = ("kind", "members", "rows", "steps", "features", "hidden", "padded", "pieces", "few")
 LAYER_ARRAYS = (
@@ -34,50 +32,53 @@ LAYER_ARRAYS = (
 )
 ROLLOUT_SIZES = ("kind", "layers", "rows", "steps", "blocks", "segment", "hidden", "padded", "places", "every")
 ROLLOUT_ARRAYS = ("packed", "output", "values", "states", "cells", "bound", "told")
-LAYER_WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")  # of a layer, as the bundle names them
+LAYER_WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")  # of a layer, as named in the bundle
 
 
 class LayerStruct(ctypes.Structure):
-    """`struct layer` of steps.c."""
+    """Mirrors `struct layer` of steps.c."""
 
     _fields_ = [*((name, ctypes.c_int64) for name in LAYER_SIZES), *((name, ctypes.c_void_p) for name in LAYER_ARRAYS)]
 
 
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """What was compiled of steps.c; None where it was not, or from another one."""
-    places = [Path(__file__).with_name(f"_steps{suffix}") for suffix in EXTENSION_SUFFIXES]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
+    """Loads the compiled kernel; returns None if it was not compiled, or from another version of steps.c."""
+    candidates = [Path(__file__).with_name(f"_steps{suffix}") for suffix in EXTENSION_SUFFIXES]
+    path = next((candidate for candidate in candidates if candidate.exists()), None)
+    if path is None:
         return None
-    loaded = ctypes.CDLL(str(found))
+    library = ctypes.CDLL(str(path))
     try:
-        version = loaded.version()
+        version = library.version()
     except AttributeError:
         version = 0
     if version != LIBRARY_VERSION:
-        logger.warning("%s was compiled from another steps.c and is not used. Install again, to be faster.", found)
+        logger.warning(
+            "%s was compiled from another version of steps.c and is not used. Reinstall forecaster for full speed.",
+            path,
+        )
         return None
-    for function in (loaded.lanes, loaded.run, loaded.roll, loaded.size_of_packed):
+    for function in (library.lanes, library.run, library.roll, library.size_of_packed):
         function.restype = ctypes.c_int64
-    loaded.run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    loaded.roll.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    loaded.size_of_packed.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 2]
-    loaded.pack.restype, loaded.pack.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    return loaded
+    library.run.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    library.roll.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    library.size_of_packed.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 2]
+    library.pack.restype, library.pack.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    return library
 
 
 @cache
 def find_openmp() -> int | None:
-    """Where torch's own threads are started. Two pools of threads would stand in each other's way."""
+    """Returns the entry point of the OpenMP runtime that torch uses; two thread pools would compete for the cores."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     except AttributeError:
-        return None  # another runtime: one thread
+        return None  # another runtime: run on one thread
 
 
 class _RolloutStruct(ctypes.Structure):
-    """`struct rollout` of steps.c."""
+    """Mirrors `struct rollout` of steps.c."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ROLLOUT_SIZES),
@@ -87,14 +88,14 @@ class _RolloutStruct(ctypes.Structure):
 
 
 class NetworkShape(NamedTuple):
-    """Which networks a stack is of.
+    """The sizes of a network that the kernel can roll out.
 
     Attributes:
-        cell: Of its layers: gru, lstm or elman.
-        layers: How many.
-        hidden: Units of each.
-        segment: Time points that a step reads and tells.
-        params: Numbers that the head reads of each point; the first is the forecast.
+        cell: Kind of cell: gru, lstm or elman.
+        layers: Number of layers.
+        hidden_size: Units of each layer.
+        segment: Time steps that one step of the recurrence reads and predicts.
+        num_params: Parameters of the head per time step; the first is the point forecast.
     """
 
     cell: str
@@ -105,23 +106,23 @@ class NetworkShape(NamedTuple):
 
 
 class PackedNetwork:
-    """The weights of a plain network, laid out for the kernel: a copy. It remembers nothing between calls.
+    """A copy of a network's weights, packed for the kernel. It keeps no state between calls.
 
     Attributes:
-        shape: Of the network.
+        shape: Sizes of the network.
     """
 
     def __init__(self, shape: NetworkShape, weights: Mapping[str, Float[np.ndarray, "..."]], *, lanes: int) -> None:
-        """Lays the weights out.
+        """Packs the weights.
 
         Args:
-            shape: Of the network.
-            weights: By their names in the bundle.
-            lanes: Floats of a vector, as the machine has them.
+            shape: Sizes of the network.
+            weights: Weights by their names in the bundle.
+            lanes: Floats per vector on this machine.
         """
-        found = load_library()
-        assert found is not None, "asked for where it was not compiled"
-        self.shape, self._lanes, self._library = shape, lanes, found
+        library = load_library()
+        assert library is not None, "the kernel is not compiled"
+        self.shape, self._lanes, self._library = shape, lanes, library
         self._padded = -(-shape.hidden_size // lanes) * lanes
         self._sizes: dict[str, Any] = {
             "kind": CELL_CODES[shape.cell],
@@ -140,73 +141,75 @@ class PackedNetwork:
         self,
         *,
         values: Float[np.ndarray, "row step"] | None = None,
-        states: Float[np.ndarray, "place layer hidden"] | None = None,
-        cells: Float[np.ndarray, "place layer hidden"] | None = None,
-        bound: Float[np.ndarray, "place"] | None = None,
+        states: Float[np.ndarray, "origin layer hidden"] | None = None,
+        cells: Float[np.ndarray, "origin layer hidden"] | None = None,
+        bound: Float[np.ndarray, "origin"] | None = None,
         forecast: Float[np.ndarray, "row ahead"] | None = None,
         origins: int = 0,
         stride: int = 0,
         threads: int = 1,
     ) -> None:
-        """Rows take the steps that are known, and those that are to be told; what is given is read, or filled.
+        """Reads the given values, then predicts; the given arrays are read or filled in place.
+
+        In the shapes, `origin` counts the rows, or the origins of all rows.
 
         Args:
-            values: Scaled, NaN where not observed; the memory of the rows without them.
-            states: After the values, at `origins` places, filled; or before what is told, read.
-            cells: Of an LSTM, likewise.
-            bound: Of each row or place, beyond which it is not believed; likewise.
-            told: Filled with what comes next, scaled; whole segments.
-            places: How many of each row are kept.
-            every: So many segments apart.
-            threads: That share the rows.
+            values: Scaled, NaN where missing; if omitted, the rollout starts from the given states.
+            states: With values: filled with the hidden states at `origins` origins. Without: the initial states.
+            cells: Cell states of an LSTM, used like `states`.
+            bound: Divergence bound of each row or origin, used like `states`.
+            forecast: Filled with the scaled forecast; whole segments.
+            origins: Number of origins per row whose states are returned.
+            stride: Distance of the origins, in segments.
+            threads: Number of threads that share the rows.
         """
         segment = self.shape.segment
-        rows = len(next(one for one in (values, states) if one is not None))
-        steps, blocks = (0 if one is None else one.shape[1] // segment for one in (values, forecast))
+        rows = len(next(array for array in (values, states) if array is not None))
+        steps, blocks = (0 if array is None else array.shape[1] // segment for array in (values, forecast))
         if rows * (steps + blocks) * self._packed.size < _PARALLEL_THRESHOLD:
             threads = 1
-        share = min(-(-rows // threads), max(_TILE_ROWS, _BAND_BYTES // self._row_bytes))
-        filled = _RolloutStruct(**self._sizes, rows=rows, steps=steps, blocks=blocks, places=origins, every=stride)
+        rows_per_band = min(-(-rows // threads), max(_TILE_ROWS, _BAND_BYTES // self._row_bytes))
+        struct = _RolloutStruct(**self._sizes, rows=rows, steps=steps, blocks=blocks, places=origins, every=stride)
         arrays = (self._packed, self._packed_output, values, states, cells, bound, forecast)
         for name, array in zip(ROLLOUT_ARRAYS, arrays, strict=True):
             if array is not None:
-                assert array.flags.c_contiguous, "the kernel reads rows end to end"
-                setattr(filled, name, array.ctypes.data)
+                assert array.flags.c_contiguous, "the kernel needs C-contiguous arrays"
+                setattr(struct, name, array.ctypes.data)
         parallel = find_openmp() if threads > 1 else None
         if self._library.roll(
-            ctypes.byref(filled), -(-share // _TILE_ROWS) * _TILE_ROWS, self._lanes, threads, parallel
+            ctypes.byref(struct), -(-rows_per_band // _TILE_ROWS) * _TILE_ROWS, self._lanes, threads, parallel
         ):
             raise MemoryError(f"Expected memory for {rows} rows; there is none left. Send fewer rows at once.")
 
     def _pack_layers(self, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "_"]:
         sizes = _RolloutStruct(**self._sizes)
-        floats = [
+        packed_sizes = [
             self._library.size_of_packed(ctypes.byref(sizes), layer, self._lanes) for layer in range(self.shape.layers)
         ]
-        packed = np.empty(sum(floats), dtype=np.float32)
-        for number in range(self.shape.layers):
+        packed = np.empty(sum(packed_sizes), dtype=np.float32)
+        for index in range(self.shape.layers):
             names = zip(
                 ("input_weights", "recurrent_weights", "input_bias", "recurrent_bias"), LAYER_WEIGHTS, strict=True
             )
-            own = {ours: _as_float32(weights[f"recurrent.layers.{number}.{theirs}"]) for ours, theirs in names}
-            filled = LayerStruct(
+            layer_weights = {field: _as_float32(weights[f"recurrent.layers.{index}.{name}"]) for field, name in names}
+            struct = LayerStruct(
                 kind=CELL_CODES[self.shape.cell],
-                features=own["input_weights"].shape[1],
+                features=layer_weights["input_weights"].shape[1],
                 hidden=self.shape.hidden_size,
                 padded=self._padded,
-                **{name: array.ctypes.data for name, array in own.items()},
+                **{name: array.ctypes.data for name, array in layer_weights.items()},
             )
-            self._library.pack(ctypes.byref(filled), packed.ctypes.data + 4 * sum(floats[:number]), self._lanes)
+            self._library.pack(ctypes.byref(struct), packed.ctypes.data + 4 * sum(packed_sizes[:index]), self._lanes)
         return packed
 
     def _pack_output(self, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "_"]:
-        """The output layer's weights of each point, one after the other, and then their biases."""
+        """Packs the output layer: the weights of each time step, one after the other, followed by their biases."""
         points = (self.shape.segment, self.shape.num_params)
-        each = weights["output.weight"].reshape(*points, -1)[:, 0]
-        wide = np.zeros((self.shape.segment, self._padded), dtype=np.float32)
-        wide[:, : each.shape[1]] = each
+        per_point = weights["output.weight"].reshape(*points, -1)[:, 0]
+        padded = np.zeros((self.shape.segment, self._padded), dtype=np.float32)
+        padded[:, : per_point.shape[1]] = per_point
         bias = weights["output.bias"].reshape(points)[:, 0]
-        return np.concatenate([wide.ravel(), bias.astype(np.float32)])
+        return np.concatenate([padded.ravel(), bias.astype(np.float32)])
 
 
 def _as_float32(array: np.ndarray) -> Float[np.ndarray, "..."]:

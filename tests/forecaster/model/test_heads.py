@@ -36,24 +36,24 @@ def build_head(name: str) -> Head:
     return create_head(SPECS[name])
 
 
-def random_params(likelihood: Head, *shape: int, size: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return size * torch.randn(*shape, likelihood.num_params, dtype=dtype, generator=torch.Generator().manual_seed(3))
+def random_params(head: Head, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return scale * torch.randn(*shape, head.num_params, dtype=dtype, generator=torch.Generator().manual_seed(3))
 
 
 def make_targets(name: str, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    found = 1.7 * torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(4))
-    return (5 * found.abs()).floor() if name == "neg_binomial" else found
+    normal = 1.7 * torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(4))
+    return (5 * normal.abs()).floor() if name == "neg_binomial" else normal
 
 
 def positive_link(raw: np.ndarray) -> np.ndarray:
-    """The link of every spread: 1 at zero, 1e-4 at the least."""
+    """The softplus link of every spread: 1 at zero and at least 1e-4."""
     return 1e-4 + np.logaddexp(0, raw + math.log(math.expm1(1 - 1e-4)))
 
 
 def inverse_positive_link(value: np.ndarray | float) -> np.ndarray:
-    """The raw output that `positive_link` turns into a value."""
-    over = np.asarray(value) - 1e-4
-    return over + np.log(-np.expm1(-over)) - math.log(math.expm1(1 - 1e-4))
+    """The raw output that `positive_link` maps to a value."""
+    excess = np.asarray(value) - 1e-4
+    return excess + np.log(-np.expm1(-excess)) - math.log(math.expm1(1 - 1e-4))
 
 
 def uniform_grid(points: int) -> Tensor:
@@ -61,12 +61,12 @@ def uniform_grid(points: int) -> Tensor:
 
 
 def kolmogorov_smirnov_distance(draws: Tensor, distribution) -> float:
-    """How far the draws' empirical distribution is from a continuous one, at the most."""
-    reached = distribution.cdf(np.sort(draws.numpy()))
-    return float(np.abs(reached - uniform_grid(len(draws)).numpy()).max() + 0.5 / len(draws))
+    """The largest distance between the draws' empirical distribution and a continuous one."""
+    cumulative = distribution.cdf(np.sort(draws.numpy()))
+    return float(np.abs(cumulative - uniform_grid(len(draws)).numpy()).max() + 0.5 / len(draws))
 
 
-# What zero outputs mean
+# Zero outputs
 
 
 @pytest.mark.parametrize("name", [*SHIFTABLE_HEADS, "categorical"])
@@ -76,40 +76,42 @@ def test_zero_outputs_mean_no_correction(name):
 
 @pytest.mark.parametrize("name", ["quantile", "gaussian"])
 def test_zero_outputs_are_the_standard_normal(name):
-    own = (0.1, 0.3, 0.5, 0.9)
-    found = build_head(name).quantiles(torch.zeros(build_head(name).num_params, dtype=torch.float64), own)
-    np.testing.assert_allclose(found, stats.norm.ppf(own), atol=1e-12)
+    levels = (0.1, 0.3, 0.5, 0.9)
+    quantiles = build_head(name).quantiles(torch.zeros(build_head(name).num_params, dtype=torch.float64), levels)
+    np.testing.assert_allclose(quantiles, stats.norm.ppf(levels), atol=1e-12)
 
 
 # Losses
 
 
 def test_point_head_losses():
-    params, target = random_params(build_head("mse"), 50, size=3), make_targets("mse", 50)
+    params, target = random_params(build_head("mse"), 50, scale=3), make_targets("mse", 50)
     error = params[:, 0] - target
     torch.testing.assert_close(build_head("mse").loss(params, target), error**2)
     torch.testing.assert_close(build_head("mae").loss(params, target), error.abs())
-    slow = torch.nn.functional.huber_loss(params[:, 0], target, reduction="none", delta=0.7)
-    torch.testing.assert_close(build_head("huber").loss(params, target), slow)
+    expected = torch.nn.functional.huber_loss(params[:, 0], target, reduction="none", delta=0.7)
+    torch.testing.assert_close(build_head("huber").loss(params, target), expected)
 
 
 @pytest.mark.parametrize("name", ["quantile", "quantile, few"])
 def test_quantile_loss_is_twice_the_mean_pinball_loss(name):
-    one, levels = build_head(name), sorted({*SPECS[name].levels, 0.5})
-    params, target = random_params(one, 20), make_targets(name, 20)
-    said = one.quantiles(params, levels)
+    head, levels = build_head(name), sorted({*SPECS[name].levels, 0.5})
+    params, target = random_params(head, 20), make_targets(name, 20)
+    quantiles = head.quantiles(params, levels)
     for row in range(20):
-        errors = [float(target[row] - said[row, column]) for column in range(len(levels))]
-        pinballs = [level * e if e > 0 else (level - 1) * e for level, e in zip(levels, errors, strict=True)]
-        assert float(one.loss(params, target)[row]) == pytest.approx(2 * sum(pinballs) / len(levels))
+        errors = [float(target[row] - quantiles[row, column]) for column in range(len(levels))]
+        losses = [
+            level * error if error > 0 else (level - 1) * error for level, error in zip(levels, errors, strict=True)
+        ]
+        assert float(head.loss(params, target)[row]) == pytest.approx(2 * sum(losses) / len(levels))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
 def test_gaussian_loss_is_the_negative_log_density(dtype, tolerance):
     location, raw, target = np.meshgrid([-1e3, 0.0, 5.0], np.linspace(-8, 50, 15), [-50.0, 0.0, 0.3, 7.0])
     params = torch.tensor(np.stack([location, raw], -1), dtype=dtype)
-    found = build_head("gaussian").loss(params, torch.tensor(target, dtype=dtype))
-    np.testing.assert_allclose(found, -stats.norm.logpdf(target, location, positive_link(raw)), rtol=tolerance)
+    loss = build_head("gaussian").loss(params, torch.tensor(target, dtype=dtype))
+    np.testing.assert_allclose(loss, -stats.norm.logpdf(target, location, positive_link(raw)), rtol=tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-8), (torch.float32, 5e-5)])
@@ -117,9 +119,9 @@ def test_student_loss_is_the_negative_log_density(dtype, tolerance):
     axes = ([-1e3, 0.0, 5.0], np.linspace(-8, 50, 9), np.linspace(-20, 1000, 25), [-50.0, 0.0, 0.3, 7.0])
     location, scale, freedom, target = np.meshgrid(*axes)
     params = torch.tensor(np.stack([location, scale, freedom], -1), dtype=dtype)
-    found = build_head("student_t").loss(params, torch.tensor(target, dtype=dtype))
+    loss = build_head("student_t").loss(params, torch.tensor(target, dtype=dtype))
     exact = -stats.t.logpdf(target, 2 + positive_link(freedom), location, positive_link(scale))
-    np.testing.assert_allclose(found, exact, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(loss, exact, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
@@ -127,39 +129,39 @@ def test_negative_binomial_loss_is_the_negative_log_probability(dtype, tolerance
     mean, dispersion, count = np.meshgrid([0.01, 1.0, 30.0, 1e3, 1e5], [2e-4, 0.1, 1.0, 50.0], [0.0, 1, 7, 900, 1e5])
     params = torch.tensor(np.stack([inverse_positive_link(mean), inverse_positive_link(dispersion)], -1), dtype=dtype)
     exact_mean, alpha = positive_link(params[..., 0].double().numpy()), positive_link(params[..., 1].double().numpy())
-    found = build_head("neg_binomial").loss(params, torch.tensor(count, dtype=dtype))
+    loss = build_head("neg_binomial").loss(params, torch.tensor(count, dtype=dtype))
     exact = -stats.nbinom.logpmf(count, 1 / alpha, 1 / (1 + alpha * exact_mean))
-    np.testing.assert_allclose(found, exact, rtol=tolerance, atol=1e-7)
+    np.testing.assert_allclose(loss, exact, rtol=tolerance, atol=1e-7)
 
 
 def test_categorical_loss_is_the_negative_log_density_of_the_histogram():
-    one = build_head("categorical")
-    logits = random_params(one)
-    chances = logits.softmax(-1).numpy()
-    histogram = stats.rv_histogram((chances, np.linspace(-4, 4, 22)), density=False)
+    head = build_head("categorical")
+    logits = random_params(head)
+    probabilities = logits.softmax(-1).numpy()
+    histogram = stats.rv_histogram((probabilities, np.linspace(-4, 4, 22)), density=False)
     target = torch.linspace(-3.99, 3.99, 101, dtype=torch.float64)
-    np.testing.assert_allclose(one.loss(logits.expand(101, -1), target), -histogram.logpdf(target.numpy()))
+    np.testing.assert_allclose(head.loss(logits.expand(101, -1), target), -histogram.logpdf(target.numpy()))
 
 
 def test_categorical_loss_counts_out_of_range_values_in_the_outermost_bin():
-    one = build_head("categorical")
-    logits = random_params(one).expand(4, -1)
-    found = one.loss(logits, torch.tensor([-1e30, -3.9, 3.9, 4.0], dtype=torch.float64))
-    assert found[0] == found[1]
-    assert found[2] == found[3]
+    head = build_head("categorical")
+    logits = random_params(head).expand(4, -1)
+    loss = head.loss(logits, torch.tensor([-1e30, -3.9, 3.9, 4.0], dtype=torch.float64))
+    assert loss[0] == loss[1]
+    assert loss[2] == loss[3]
 
 
 @pytest.mark.parametrize("name", HEAD_NAMES)
 @pytest.mark.parametrize("size", [1e4, 1e12])
 def test_losses_and_gradients_stay_finite_for_extreme_outputs(name, size):
-    one = build_head(name)
-    if one.num_params <= 3:
-        corners = torch.tensor(list(itertools.product([-size, 0.0, size], repeat=one.num_params)))
+    head = build_head(name)
+    if head.num_params <= 3:
+        corners = torch.tensor(list(itertools.product([-size, 0.0, size], repeat=head.num_params)))
     else:
-        corners = size * torch.randint(-1, 2, (50, one.num_params), generator=torch.Generator().manual_seed(0)).float()
+        corners = size * torch.randint(-1, 2, (50, head.num_params), generator=torch.Generator().manual_seed(0)).float()
     for target in (0.0, 1.0, 900.0) if name == "neg_binomial" else (-300.0, 0.0, 0.3):
         params = corners.clone().requires_grad_()
-        loss = one.loss(params, torch.full((len(params),), target))
+        loss = head.loss(params, torch.full((len(params),), target))
         loss.sum().backward()
         assert loss.isfinite().all()
         assert params.grad.isfinite().all()
@@ -167,10 +169,10 @@ def test_losses_and_gradients_stay_finite_for_extreme_outputs(name, size):
 
 @pytest.mark.parametrize("name", HEAD_NAMES)
 def test_gradients_equal_finite_differences_of_the_loss(name):
-    one = build_head(name)
-    params, target = random_params(one, 6, size=1.5).requires_grad_(), make_targets(name, 6)
-    assert torch.autograd.gradcheck(lambda outputs: one.loss(outputs, target), params)
-    assert torch.autograd.gradcheck(one.mean, params)
+    head = build_head(name)
+    params, target = random_params(head, 6, scale=1.5).requires_grad_(), make_targets(name, 6)
+    assert torch.autograd.gradcheck(lambda outputs: head.loss(outputs, target), params)
+    assert torch.autograd.gradcheck(head.mean, params)
 
 
 # Draws
@@ -185,8 +187,8 @@ def test_gaussian_samples_follow_their_distribution():
 @pytest.mark.parametrize("freedom", [2.1, 3.0, 8.0, 100.0, 1e6])
 def test_student_samples_follow_their_distribution(freedom):
     params = torch.tensor([2.0, -0.5, float(inverse_positive_link(freedom - 2))], dtype=torch.float64)
-    number = torch.arange(20_000, dtype=torch.float64)
-    noise = torch.stack([uniform_grid(20_000), (number * 0.6180339887498949 + 0.3) % 1], -1)  # Fibonacci's lattice
+    index = torch.arange(20_000, dtype=torch.float64)
+    noise = torch.stack([uniform_grid(20_000), (index * 0.6180339887498949 + 0.3) % 1], -1)  # Fibonacci's lattice
     draws = build_head("student_t").sample(params.expand(20_000, 3), noise)
     assert kolmogorov_smirnov_distance(draws, stats.t(freedom, 2, positive_link(np.array(-0.5)))) < 0.001
 
@@ -214,40 +216,40 @@ def test_negative_binomial_quantiles_of_large_means_are_nearly_exact(mean, dispe
 
 
 def test_categorical_samples_follow_their_distribution():
-    one = build_head("categorical")
-    logits = random_params(one)
+    head = build_head("categorical")
+    logits = random_params(head)
     histogram = stats.rv_histogram((logits.softmax(-1).numpy(), np.linspace(-4, 4, 22)), density=False)
-    draws = one.sample(logits.expand(2000, -1), uniform_grid(2000)[:, None])
+    draws = head.sample(logits.expand(2000, -1), uniform_grid(2000)[:, None])
     assert kolmogorov_smirnov_distance(draws, histogram) < 0.0006
-    assert float(one.mean(logits)) == pytest.approx(histogram.mean())
+    assert float(head.mean(logits)) == pytest.approx(histogram.mean())
 
 
 @pytest.mark.parametrize("name", [name for name in DISTRIBUTION_HEADS if name != "student_t"])
 def test_a_sample_is_the_quantile_of_its_uniform_noise(name):
-    one = build_head(name)
-    params = random_params(one, 30)
-    said = one.quantiles(params, LEVELS)
+    head = build_head(name)
+    params = random_params(head, 30)
+    quantiles = head.quantiles(params, LEVELS)
     for column, level in enumerate(LEVELS):
-        drawn = one.sample(params, torch.full((30, 1), level, dtype=torch.float64))
-        torch.testing.assert_close(drawn, said[:, column])
+        draws = head.sample(params, torch.full((30, 1), level, dtype=torch.float64))
+        torch.testing.assert_close(draws, quantiles[:, column])
 
 
 @pytest.mark.parametrize("name", DISTRIBUTION_HEADS)
 def test_a_sample_does_not_depend_on_the_batch(name):
-    one = build_head(name)
-    params = random_params(one, 40, size=2, dtype=torch.float32)
-    noise = torch.rand(40, one.uniforms_per_draw, generator=torch.Generator().manual_seed(1))
-    company = one.sample(params, noise)
-    alone = torch.cat([one.sample(params[row : row + 1], noise[row : row + 1]) for row in range(40)])
-    torch.testing.assert_close(company, alone, rtol=1e-6, atol=1e-6)
+    head = build_head(name)
+    params = random_params(head, 40, scale=2, dtype=torch.float32)
+    noise = torch.rand(40, head.uniforms_per_draw, generator=torch.Generator().manual_seed(1))
+    batched = head.sample(params, noise)
+    alone = torch.cat([head.sample(params[row : row + 1], noise[row : row + 1]) for row in range(40)])
+    torch.testing.assert_close(batched, alone, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", DISTRIBUTION_HEADS)
 @pytest.mark.parametrize("edge", [0.0, 1.0])
 def test_samples_are_finite_at_the_limits_of_the_uniform_noise(name, edge):
-    one = build_head(name)
-    params = random_params(one, 5, dtype=torch.float32)
-    assert one.sample(params, torch.full((5, one.uniforms_per_draw), edge)).isfinite().all()
+    head = build_head(name)
+    params = random_params(head, 5, dtype=torch.float32)
+    assert head.sample(params, torch.full((5, head.uniforms_per_draw), edge)).isfinite().all()
 
 
 def test_negative_binomial_propagates_nan():
@@ -262,15 +264,15 @@ def test_negative_binomial_propagates_nan():
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_quantiles_never_cross(name, data):
-    one = build_head(name)
+    head = build_head(name)
     size = data.draw(st.sampled_from([0.125, 4.0, 1024.0]))
-    number = st.floats(-size, size, width=32)
-    params = torch.tensor(data.draw(st.lists(number, min_size=one.num_params, max_size=one.num_params)))
+    output = st.floats(-size, size, width=32)
+    params = torch.tensor(data.draw(st.lists(output, min_size=head.num_params, max_size=head.num_params)))
     level = st.floats(1e-6, 1 - 1e-6)
     levels = sorted(data.draw(st.sets(level, min_size=2, max_size=8)))
-    found = one.quantiles(params, levels)
-    assert found.isfinite().all()
-    assert (found.diff() >= 0).all()
+    quantiles = head.quantiles(params, levels)
+    assert quantiles.isfinite().all()
+    assert (quantiles.diff() >= 0).all()
 
 
 @pytest.mark.parametrize("freedom", [2.1, 2.3, 2.9, 3.0, 4.2, 7.0, 15.0, 40.0, 100.0, 1e5])
@@ -278,7 +280,7 @@ def test_student_quantiles_are_exact(freedom):
     exact = stats.t.ppf(LEVELS, freedom)
     params = torch.tensor([0.0, 0.0, float(inverse_positive_link(freedom - 2))], dtype=torch.float64)
     np.testing.assert_allclose(build_head("student_t").quantiles(params, LEVELS), exact, rtol=1e-8, atol=1e-12)
-    # In float32 the degrees of freedom themselves are rounded: the quantiles move by as much.
+    # In float32 the degrees of freedom are rounded themselves, which moves the quantiles as much.
     np.testing.assert_allclose(build_head("student_t").quantiles(params.float(), LEVELS), exact, rtol=3e-6, atol=1e-6)
 
 
@@ -291,12 +293,12 @@ def test_student_quantiles_are_accurate_far_in_the_tail():
 @pytest.mark.parametrize("name", ["quantile", "quantile, few"])
 def test_quantile_head_tails_are_exponential(name):
     """An exponential tail loses as much at each halving of the level."""
-    one, ends = build_head(name), SPECS[name].levels
-    params = random_params(one, 4)
-    low = one.quantiles(params, [ends[0] / 8, ends[0] / 4, ends[0] / 2, ends[0]]).diff()
+    head, ends = build_head(name), SPECS[name].levels
+    params = random_params(head, 4)
+    low = head.quantiles(params, [ends[0] / 8, ends[0] / 4, ends[0] / 2, ends[0]]).diff()
     torch.testing.assert_close(low, low[:, :1].expand_as(low))
     highest = max(ends[-1], 0.5)
-    high = one.quantiles(params, [1 - (1 - highest) * 0.5**k for k in range(4)]).diff()
+    high = head.quantiles(params, [1 - (1 - highest) * 0.5**k for k in range(4)]).diff()
     torch.testing.assert_close(high, high[:, :1].expand_as(high))
 
 
@@ -324,20 +326,20 @@ def test_a_point_head_has_no_distribution(name):
 
 @pytest.mark.parametrize("name", SHIFTABLE_HEADS)
 def test_a_shift_moves_mean_samples_and_quantiles(name):
-    one = build_head(name)
-    params, by = random_params(one, 7), make_targets(name, 7)
-    moved = one.shift(params, by)
-    torch.testing.assert_close(one.mean(moved), one.mean(params) + by)
-    torch.testing.assert_close(one.loss(moved, by + 0.3), one.loss(params, torch.full_like(by, 0.3)))
-    if one.uniforms_per_draw:
-        noise = torch.rand(7, one.uniforms_per_draw, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        torch.testing.assert_close(one.sample(moved, noise), one.sample(params, noise) + by)
-        torch.testing.assert_close(one.quantiles(moved, LEVELS), one.quantiles(params, LEVELS) + by[:, None])
+    head = build_head(name)
+    params, offset = random_params(head, 7), make_targets(name, 7)
+    shifted = head.shift(params, offset)
+    torch.testing.assert_close(head.mean(shifted), head.mean(params) + offset)
+    torch.testing.assert_close(head.loss(shifted, offset + 0.3), head.loss(params, torch.full_like(offset, 0.3)))
+    if head.uniforms_per_draw:
+        noise = torch.rand(7, head.uniforms_per_draw, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(head.sample(shifted, noise), head.sample(params, noise) + offset)
+        torch.testing.assert_close(head.quantiles(shifted, LEVELS), head.quantiles(params, LEVELS) + offset[:, None])
 
 
 @pytest.mark.parametrize("name", ["neg_binomial", "categorical"])
 def test_a_head_with_a_fixed_support_cannot_be_shifted(name):
-    with pytest.raises(BadSpec, match="takes base zero only"):
+    with pytest.raises(BadSpec, match="supports only the base zero"):
         build_head(name).shift(torch.zeros(2, build_head(name).num_params), torch.ones(2))
 
 
@@ -352,35 +354,35 @@ def test_spec_and_head_agree_on_which_heads_can_be_shifted(name):
 @pytest.mark.parametrize("name", HEAD_NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_leading_axes_are_allowed_and_the_dtype_is_kept(name, dtype):
-    one = build_head(name)
-    params = random_params(one, 2, 3, 4, dtype=dtype)
-    results = [one.loss(params, make_targets(name, 2, 3, 4, dtype=dtype)), one.mean(params)]
-    if one.uniforms_per_draw:
-        results.append(one.sample(params, torch.full((2, 3, 4, one.uniforms_per_draw), 0.3, dtype=dtype)))
-        results.append(one.quantiles(params, (0.2, 0.7))[..., 0])
+    head = build_head(name)
+    params = random_params(head, 2, 3, 4, dtype=dtype)
+    results = [head.loss(params, make_targets(name, 2, 3, 4, dtype=dtype)), head.mean(params)]
+    if head.uniforms_per_draw:
+        results.append(head.sample(params, torch.full((2, 3, 4, head.uniforms_per_draw), 0.3, dtype=dtype)))
+        results.append(head.quantiles(params, (0.2, 0.7))[..., 0])
     assert all(result.shape == (2, 3, 4) and result.dtype == dtype for result in results)
-    assert one.mean(params[:0]).shape == (0, 3, 4)
+    assert head.mean(params[:0]).shape == (0, 3, 4)
 
 
 class _HeadOutputs(torch.nn.Module):
-    """Mean, draw and quantiles as one module."""
+    """Mean, draw and quantiles in one module."""
 
-    def __init__(self, likelihood: Head) -> None:
+    def __init__(self, head: Head) -> None:
         super().__init__()
-        self.one = likelihood
+        self.head = head
 
     def forward(self, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.one.mean(params), self.one.sample(params, noise), self.one.quantiles(params, (0.03, 0.4, 0.9))
+        return self.head.mean(params), self.head.sample(params, noise), self.head.quantiles(params, (0.03, 0.4, 0.9))
 
 
 @pytest.mark.parametrize("name", [name for name in DISTRIBUTION_HEADS if name != "neg_binomial"])
 def test_mean_samples_and_quantiles_export_to_onnx_with_a_dynamic_batch(name):
-    one = build_head(name)
+    head = build_head(name)
     rows = torch.export.Dim("rows", min=2)
-    example = (random_params(one, 5, dtype=torch.float32), torch.full((5, one.uniforms_per_draw), 0.3))
-    graph = torch.export.export(_HeadOutputs(one), example, dynamic_shapes=({0: rows}, {0: rows})).module()
-    other = (random_params(one, 9, dtype=torch.float32), torch.full((9, one.uniforms_per_draw), 0.7))
-    torch.testing.assert_close(graph(*other), _HeadOutputs(one)(*other))
+    example = (random_params(head, 5, dtype=torch.float32), torch.full((5, head.uniforms_per_draw), 0.3))
+    exported = torch.export.export(_HeadOutputs(head), example, dynamic_shapes=({0: rows}, {0: rows})).module()
+    other = (random_params(head, 9, dtype=torch.float32), torch.full((9, head.uniforms_per_draw), 0.7))
+    torch.testing.assert_close(exported(*other), _HeadOutputs(head)(*other))
 
 
 # Specifications

@@ -1,23 +1,23 @@
-// A stack of layers on its way through known values and on through its own forecasts. Included after steps.h, once for each
-// width of vectors; takes its definitions back.
+// Rollout of a stack of layers: over observed values, then over its own forecasts. Included after steps.h, once per vector width;
+// undefines the macros of tiles.h at its end.
 
-// Room for one band of rows. A layer reads from a row of its own: its input, and right after it its state.
+// Working memory of one band of rows. In a row, the input of each layer is directly followed by the layer's state.
 struct NAME(band) {
     const struct rollout *o;
-    int64_t gates, sums, at[MOST_LAYERS + 1], wide; // where each layer's part of a row begins; floats of a row
-    int64_t panels[MOST_LAYERS];                    // where its weights begin
-    float *here, *there;                            // before a step and after it
+    int64_t gates, sums, at[MOST_LAYERS + 1], wide; // offset of each layer in a row; floats per row
+    int64_t panels[MOST_LAYERS];                    // offset of each layer's weights
+    float *here, *there;                            // rows before and after a step
     float *cells;                                   // row, layer, unit
-    float *bound;                                   // of each row
-    uint8_t *begun, *gone;                          // of each row: has seen a value; has run away
-    float *said, *sums_of_inputs;                   // of ALONE steps of one row that is read alone
-    int64_t widest;                                 // floats of what is said at a step
-    uint8_t began[ALONE];                           // at each of these steps
+    float *bound;                                   // divergence bound of each row
+    uint8_t *begun, *gone;                          // per row: has been observed; has diverged
+    float *said, *sums_of_inputs;                   // of one row, for ALONE steps: outputs; input parts of the preactivations
+    int64_t widest;                                 // floats of one step of `said`
+    uint8_t began[ALONE];                           // `begun` at each of these steps
 };
 
 FUNCTION int64_t NAME(features)(const struct rollout *o, int64_t layer) { return layer ? o->hidden : 2 * o->segment; }
 
-// Floats of a layer's biases and weights as tiles read them.
+// Returns the floats of a layer's biases and weights in the order in which tiles read them.
 FUNCTION int64_t NAME(packed)(const struct rollout *o, int64_t layer) {
     struct layer l = {.kind = o->kind};
     return (sums_of(&l) + gates_of(&l) * (NAME(features)(o, layer) + o->hidden)) * o->padded;
@@ -32,7 +32,7 @@ FUNCTION void NAME(pack)(const struct layer *l, float *packed) {
     NAME(interleave)(&way);
 }
 
-// A unit block of a row has its sums: its state, and what the layer above reads, if there is one.
+// Updates one unit block of a row from its preactivations: its state, and the input of the layer above, if there is one.
 FUNCTION __attribute__((always_inline)) void NAME(take)(int64_t kind, int begun, vector *sums, const float *before, float *after,
                                                         float *cell, float *above, int64_t n) {
     vector h = AT(before), c = AT(cell);
@@ -44,21 +44,22 @@ FUNCTION __attribute__((always_inline)) void NAME(take)(int64_t kind, int begun,
     if (above) NAME(store)(above, h, n);
 }
 
-// One step of one layer. Every sum adds up its products in the same order, whatever company its row is in.
+// One step of one layer. Every sum adds its products in the same order, whatever rows are computed with it.
 FUNCTION __attribute__((always_inline)) void NAME(step_kind)(const struct NAME(band) *b, int64_t kind, int64_t layer,
                                                              int64_t rows) {
     const struct rollout *o = b->o;
     const int64_t H = o->hidden, P = o->padded, X = NAME(features)(o, layer), wide = b->wide;
     const int gates = kind == LSTM ? 4 : kind == GRU ? 3 : 1, sums_ = kind == ELMAN ? 1 : 4;
     const float *bias = o->packed + b->panels[layer], *panels = bias + sums_ * P, *inputs = b->here + b->at[layer];
-    const int64_t panel = (X + H) * gates * LANES; // of a unit block
+    const int64_t panel = (X + H) * gates * LANES; // floats per unit block
     float *before = b->here + b->at[layer] + X, *after = b->there + b->at[layer] + X, *cells = b->cells + layer * P;
     float *above = layer + 1 < o->layers ? b->here + b->at[layer + 1] : NULL;
 #define TAKE(r, u, s)                                                                                                  \
     NAME(take)(kind, b->begun[r], s, before + (r) * wide + (u), after + (r) * wide + (u), cells + (r) * o->layers * P + (u), \
                above ? above + (r) * wide + (u) : NULL, H - (u))
     for (int64_t unit = 0, many; unit < P; unit += many * LANES) {
-        many = rows == 1 && P - unit >= BESIDE * LANES ? BESIDE : 1; // one row's sums would wait for each other
+        // A single row sums several vectors at once: its sums would otherwise wait for each other.
+        many = rows == 1 && P - unit >= BESIDE * LANES ? BESIDE : 1;
         const float *weights = panels + unit / LANES * panel;
         for (int64_t row = 0, high; row < rows; row += high) {
             high = rows - row >= TALL ? TALL : rows - row;
@@ -89,8 +90,8 @@ FUNCTION __attribute__((always_inline)) void NAME(step_kind)(const struct NAME(b
 
 #undef TAKE
 
-// One layer takes some steps of one row. What the layers below said is there at once, so their weights are fetched once for
-// TALL steps; `said` becomes what this layer says.
+// One layer takes several steps of a single row. The outputs of the layer below are complete, so the weights are loaded only once
+// for TALL steps; `said` is replaced by the outputs of this layer.
 FUNCTION __attribute__((always_inline)) void NAME(run_kind)(const struct NAME(band) *b, int64_t kind, int64_t layer,
                                                             int64_t steps) {
     const struct rollout *o = b->o;
@@ -127,7 +128,7 @@ FUNCTION __attribute__((always_inline)) void NAME(run_kind)(const struct NAME(ba
         before = after;
         after = swap;
     }
-    if (steps % 2) memcpy(after, before, P * sizeof(float)); // it is expected where it was
+    if (steps % 2) memcpy(after, before, P * sizeof(float)); // the caller expects the state in its original buffer
 }
 
 // All layers take a step.
@@ -143,7 +144,7 @@ FUNCTION void NAME(step_all)(struct NAME(band) *b, int64_t rows) {
     b->there = swap;
 }
 
-// States of a band to or from `hidden` and `cell`, whose rows are `apart` rows from each other.
+// Copies the states of a band to or from `hidden` and `cell`, whose rows are `apart` rows apart.
 FUNCTION void NAME(move_states)(const struct NAME(band) *b, float *hidden, float *cell, int64_t apart, int64_t rows, int out) {
     const struct rollout *o = b->o;
     const int64_t H = o->hidden, bytes = H * sizeof(float);
@@ -159,7 +160,7 @@ FUNCTION void NAME(move_states)(const struct NAME(band) *b, float *hidden, float
         }
 }
 
-// What a band knew after a step, where that is wanted.
+// Stores the state of a band after a step, if the step is an origin.
 FUNCTION void NAME(keep)(const struct NAME(band) *b, int64_t base, int64_t rows, int64_t t) {
     const struct rollout *o = b->o;
     const int64_t left = o->steps - 1 - t, place = o->places - 1 - left / (o->every ? o->every : 1);
@@ -169,7 +170,7 @@ FUNCTION void NAME(keep)(const struct NAME(band) *b, int64_t base, int64_t rows,
     for (int64_t r = 0; r < rows; r++) o->bound[first + r * o->places] = b->bound[r];
 }
 
-// Known values of a row at a step, as the lowest layer reads them.
+// Writes the observed values of a row at a step as input of the lowest layer.
 FUNCTION void NAME(lay)(struct NAME(band) *b, int64_t base, int64_t row, int64_t t, float *x) {
     const struct rollout *o = b->o;
     const int64_t S = o->segment;
@@ -184,7 +185,7 @@ FUNCTION void NAME(lay)(struct NAME(band) *b, int64_t base, int64_t row, int64_t
     }
 }
 
-// Reads known values, step by step.
+// Reads observed values step by step.
 FUNCTION void NAME(read)(struct NAME(band) *b, int64_t base, int64_t rows) {
     const struct rollout *o = b->o;
     for (int64_t t = 0; t < o->steps; t++) {
@@ -198,7 +199,7 @@ FUNCTION void NAME(read)(struct NAME(band) *b, int64_t base, int64_t rows) {
     }
 }
 
-// Reads the known values of one row, layer by layer: then half of the weights are not fetched at every step.
+// Reads the observed values of a single row layer by layer, which avoids reloading half of the weights at every step.
 FUNCTION void NAME(read_alone)(struct NAME(band) *b, int64_t base) {
     const struct rollout *o = b->o;
     for (int64_t t = 0, steps; t < o->steps; t += steps) {
@@ -216,7 +217,7 @@ FUNCTION void NAME(read_alone)(struct NAME(band) *b, int64_t base) {
     }
 }
 
-// Says block after block, each of which is read as if it were known. A row that runs away is NaN from there on.
+// Predicts block after block and feeds each back as if it were observed. A diverged row is NaN from then on.
 FUNCTION void NAME(say)(struct NAME(band) *b, int64_t base, int64_t rows) {
     const struct rollout *o = b->o;
     const int64_t S = o->segment, H = o->hidden, top = b->at[o->layers - 1] + NAME(features)(o, o->layers - 1);
@@ -231,7 +232,7 @@ FUNCTION void NAME(say)(struct NAME(band) *b, int64_t base, int64_t rows) {
                     sum += AT(o->output + j * o->padded + unit) * NAME(load)(h + unit, H - unit);
                 float said = o->output[S * o->padded + j];
                 UNROLL for (int lane = 0; lane < LANES; lane++) said += sum[lane];
-                if (!((said < 0 ? -said : said) <= b->bound[r])) b->gone[r] = 1; // nor does anything that is not a number
+                if (!((said < 0 ? -said : said) <= b->bound[r])) b->gone[r] = 1; // also true for NaN
                 told[j] = b->gone[r] ? __builtin_nanf("") : said;
                 x[j] = b->gone[r] ? 0.0f : said;
                 x[S + j] = 1.0f;
@@ -241,7 +242,7 @@ FUNCTION void NAME(say)(struct NAME(band) *b, int64_t base, int64_t rows) {
     }
 }
 
-// Rows `first` to `last`, all the way.
+// Runs the whole rollout of rows `first` to `last`.
 FUNCTION int NAME(go)(const struct rollout *o, int64_t first, int64_t last) {
     const int64_t P = o->padded, rows = last - first;
     struct layer l = {.kind = o->kind};
@@ -252,7 +253,7 @@ FUNCTION int NAME(go)(const struct rollout *o, int64_t first, int64_t last) {
         wide += NAME(features)(o, layer) + P;
         panels += NAME(packed)(o, layer);
     }
-    b.wide = NAME(padded)(wide) + LANES; // not a power of two: those of a tile would share their place in the cache
+    b.wide = NAME(padded)(wide) + LANES; // avoids powers of two, for which the rows of a tile would collide in the cache
     int64_t floats = rows * (2 * b.wide + o->layers * P + LANES);
     const int alone = rows == 1 && o->layers > 1 && o->steps && !o->places;
     b.widest = NAME(padded)(2 * o->segment > P ? 2 * o->segment : P);

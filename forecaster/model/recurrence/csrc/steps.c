@@ -1,7 +1,7 @@
-// A layer of an Elman, GRU or LSTM recurrence over all its steps, forward and backward, in float32.
+// Compiled kernel of the recurrent layers (Elman, GRU, LSTM): forward and backward over all steps, and rollouts, in float32.
 //
-// Rows never meet: each thread takes some of them through all steps. The arithmetic is in tiles.h and steps.h, once for each
-// instruction set; which of them this machine has is found out when it runs. equations.py computes the same in terms of torch.
+// Rows are independent: each thread takes some rows through all steps. The arithmetic is in tiles.h, steps.h and rolls.h, built
+// once per instruction set; the one to use is detected at run time. equations.py computes the same layer in torch.
 
 #if !defined(__x86_64__)
 #error "written for x86-64, with AVX2 or AVX-512: elsewhere torch computes the same"
@@ -17,36 +17,38 @@
 #endif
 
 #define MOST_LAYERS 16
-#define ALONE 48 // steps of one row that a layer takes at once
+#define ALONE 48 // steps of a single row that a layer takes at once
 
 enum kind { GRU, LSTM, ELMAN };
 
-// As `CLayer` in compiled.py. Contiguous: member, row, step, then what is named; `padded` is `hidden` up to whole vectors.
+// Mirrored by `LayerStruct` in library.py. Arrays are contiguous: member, row, step, then units; `padded` is `hidden` rounded up
+// to whole vectors.
 struct layer {
     int64_t kind, members, rows, steps, features, hidden, padded, pieces, few;
     const float *inputs, *hidden_before, *cell_before, *input_weights, *recurrent_weights, *input_bias, *recurrent_bias;
     const uint8_t *begun;
     float *outputs, *hidden_after, *cell_after;
-    float *gates, *cells; // kept for the way back, 4 * padded and padded; NULL where there is none
-    const float *d_outputs, *d_hidden_after, *d_cell_after; // the slopes of the loss: the last two may be NULL
+    float *gates, *cells; // saved for the backward pass, 4 * padded and padded floats; NULL if not needed
+    const float *d_outputs, *d_hidden_after, *d_cell_after; // gradients of the loss; the last two may be NULL
     float *d_inputs, *d_hidden_before, *d_cell_before;      // d_inputs may be NULL
-    float *d_input_weights, *d_recurrent_weights, *d_bias;  // of each piece; biases of sums
+    float *d_input_weights, *d_recurrent_weights, *d_bias;  // per piece; d_bias holds those of the preactivations
 };
 
-// As `_Rollout` in fused.py: a network that reads `steps` segments, if any, and then says `blocks`. Contiguous.
+// Mirrored by `_RolloutStruct` in library.py: a network that first reads `steps` segments (or none) and then predicts `blocks`.
+// Arrays are contiguous.
 struct rollout {
     int64_t kind, layers, rows, steps, blocks, segment, hidden, padded;
-    int64_t places, every;     // of how many places, the last of them after the last step, the memory is wanted
-    double runaway;            // times the largest scaled value: what is foretold beyond it is not believed
-    const float *packed;       // the layers' weights, each by `pack`
-    const float *output;       // segment by padded, and the biases after that
-    const float *values;       // row, step, point of the segment: scaled, NaN where there is none
-    float *states, *cells;     // row, layer, unit: where the blocks begin; or row, place, layer, unit: found at the places
-    float *bound;              // likewise, of each row
-    float *told;               // row, block, point of the segment
+    int64_t places, every;     // number of origins whose state is returned, segments between them; the last is at the end
+    double runaway;            // factor on the largest scaled value; forecasts beyond it count as diverged
+    const float *packed;       // weights of the layers, each packed by `pack`
+    const float *output;       // segment by padded, followed by the biases
+    const float *values;       // row, step, time point of the segment: scaled, NaN where missing
+    float *states, *cells;     // initial states: row, layer, unit; or states found at the origins: row, origin, layer, unit
+    float *bound;              // divergence bounds in the same order, per row or origin
+    float *told;               // forecasts: row, block, time point of the segment
 };
 
-// Large results are new memory, and to touch it page by page takes as long as the arithmetic: asks for pages of 2 MiB.
+// Large results are fresh memory whose page faults take as long as the arithmetic, so this requests 2 MiB pages.
 static void in_large_pages(float *array, int64_t floats) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const uintptr_t page = 4096, start = ((uintptr_t)array + page - 1) / page * page;
@@ -66,7 +68,7 @@ static inline int64_t gates_of(const struct layer *l) { return l->kind == LSTM ?
 
 static inline int64_t sums_of(const struct layer *l) { return l->kind == ELMAN ? 1 : 4; } // n of a GRU is made of two
 
-// Rows that take all their steps together: few enough for the second cache, many enough to share the weights' way there.
+// Rows that step together: few enough to stay in the L2 cache, many enough to share the cost of loading the weights.
 static inline int64_t band_of(int64_t rows) {
     int64_t bands = (rows + 143) / 144;
     return bands ? ((rows + bands - 1) / bands + 5) / 6 * 6 : 1;
@@ -100,14 +102,14 @@ static inline int64_t band_of(int64_t rows) {
 #include "steps.h"
 #include "rolls.h"
 
-// The widest vectors that this machine has: 16 or 8 floats; 0 if it has neither.
+// Returns the floats per vector of this machine: 16 (AVX-512), 8 (AVX2), or 0 if it has neither.
 int64_t lanes(void) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 16;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
     return 0;
 }
 
-// For the caller to see whether it means the same by all of this: as VERSION in compiled.py.
+// Version of this interface; compared with LIBRARY_VERSION in library.py.
 int version(void) { return 2; }
 
 struct work {
@@ -132,8 +134,8 @@ static void take_pieces(void *shared) {
     }
 }
 
-// Runs a layer on vectors of `width` floats, 8 or 16. `parallel` is GOMP_parallel of the OpenMP runtime whose threads to use,
-// or NULL: two runtimes in one process would stand in each other's way. Returns whether there was no memory left.
+// Runs a layer on vectors of `width` floats, 8 or 16. `parallel` is GOMP_parallel of the OpenMP runtime whose threads are used,
+// or NULL for one thread: the threads of two runtimes in one process would compete. Returns nonzero if memory ran out.
 int64_t run(const struct layer *layer, int64_t backward, int64_t width, int64_t threads,
             void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
     struct work work = {layer, width, backward, 0, 0};
@@ -152,12 +154,12 @@ int64_t run(const struct layer *layer, int64_t backward, int64_t width, int64_t 
     return work.failed;
 }
 
-// Floats of a layer's weights as `roll` reads them.
+// Returns the number of floats of a layer's packed weights.
 int64_t size_of_packed(const struct rollout *rollout, int64_t layer, int64_t width) {
     return width == 16 ? packed_avx512(rollout, layer) : packed_avx2(rollout, layer);
 }
 
-// Lays a layer's weights out for `roll`. Of a layer only its sizes, weights and biases are read.
+// Packs a layer's weights for `roll`. Only its sizes, weights and biases are read.
 void pack(const struct layer *layer, float *packed, int64_t width) {
     if (width == 16)
         pack_avx512(layer, packed);
@@ -182,7 +184,7 @@ static void take_bands(void *shared) {
     }
 }
 
-// Rolls on vectors of `width` floats, `band` rows at a time; the rest as in `run`.
+// Runs a rollout on vectors of `width` floats, `band` rows at a time; the other arguments and the result are as in `run`.
 int64_t roll(const struct rollout *rollout, int64_t band, int64_t width, int64_t threads,
              void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
     struct bands bands = {rollout, width, band, 0, 0};

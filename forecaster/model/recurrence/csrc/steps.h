@@ -1,7 +1,7 @@
-// A layer's way through its steps and back, for one width of vectors. Included after tiles.h.
+// Forward and backward pass of one layer for one vector width. Included after tiles.h.
 
-// The state that the sums of one unit block lead to. `sums`: i, f, g, o of an LSTM; q (the recurrent part of n), r, z, n of a
-// GRU; they become the gates.
+// Returns the new state of one unit block. `sums` are preactivations: i, f, g, o for an LSTM; q (recurrent part of n), r, z, n
+// for a GRU. They are replaced by the gates.
 FUNCTION __attribute__((always_inline)) vector NAME(update)(int64_t kind, vector *sums, vector before, vector *cell) {
     if (kind == LSTM) { // Graves 2013, (7) to (11)
         sums[0] = NAME(sigmoid)(sums[0]), sums[1] = NAME(sigmoid)(sums[1]);
@@ -17,12 +17,12 @@ FUNCTION __attribute__((always_inline)) vector NAME(update)(int64_t kind, vector
     return NAME(tanh)(sums[0]);
 }
 
-// One unit block of one row takes its step.
+// One unit block of one row takes a step.
 FUNCTION __attribute__((always_inline)) void NAME(settle)(
     const struct layer *l, int64_t place, int64_t unit, const vector *sums, const float *before, float *after, float *cell) {
     int64_t H = l->hidden, P = l->padded, n = H - unit;
     float *output = l->outputs + place * H + unit, *kept = l->gates ? l->gates + place * 4 * P + unit : NULL;
-    if (!l->begun[place]) { // the state passes over padding
+    if (!l->begun[place]) { // padding leaves the state unchanged
         AT(after) = AT(before);
         NAME(store)(output, ALL(0.0f), n);
         if (l->cells) AT(l->cells + place * P + unit) = AT(cell);
@@ -31,24 +31,24 @@ FUNCTION __attribute__((always_inline)) void NAME(settle)(
     vector gates[4] = {sums[0], sums[1], sums[2], sums[3]}, c = AT(cell);
     vector h = NAME(update)(l->kind, gates, AT(before), &c);
     if (l->kind == LSTM) AT(cell) = c;
-    if (kept) // an Elman cell keeps none
+    if (kept) // an Elman cell saves no gates
         for (int g = 0; g < 4; g++) AT(kept + g * P) = gates[g];
     if (l->cells) AT(l->cells + place * P + unit) = c;
     AT(after) = h;
     NAME(store)(output, h, n);
 }
 
-// What a member's rows need on their way, and room for one band of them.
+// What a member's rows need in the forward pass, and working memory of one band of them.
 struct NAME(way) {
     const struct layer *l;
     const float *input_weights, *recurrent_weights;
-    int64_t gates, sums, wide; // of a row: its input, and its state right after it
-    float *bias, *panels;      // one row of units for each sum; the weights as tiles read them, or NULL
+    int64_t gates, sums, wide; // floats per row: its input directly followed by its state
+    float *bias, *panels;      // one row of units per sum; weights in tile order, or NULL
     float *here, *there;       // the band's inputs and states, before and after a step
-    float *cells, *one;        // of the band; the sums of one row
+    float *cells, *one;        // of the band; one row's preactivations
 };
 
-// Where the biases go: one row of padded units for each sum.
+// Fills the biases: one row of padded units per sum.
 FUNCTION void NAME(spread_bias)(const struct NAME(way) *w, int64_t member) {
     int64_t H = w->l->hidden, P = w->l->padded;
     const float *input = w->l->input_bias + member * w->gates * H;
@@ -64,7 +64,7 @@ FUNCTION void NAME(spread_bias)(const struct NAME(way) *w, int64_t member) {
             for (int64_t s = 0; s < w->sums; s++) w->bias[s * P + j] = input[s * H + j] + recurrent[s * H + j];
 }
 
-// The weights in the order in which tiles read them: unit block, then inner, then gate. A GRU's recurrent gates are n, r, z.
+// Reorders the weights as tiles read them: unit block, inner dimension, gate. A GRU's recurrent gates are n, r, z.
 FUNCTION void NAME(interleave)(const struct NAME(way) *w) {
     int64_t H = w->l->hidden, gates = w->gates;
     float *panels = w->panels;
@@ -83,7 +83,7 @@ FUNCTION void NAME(interleave)(const struct NAME(way) *w) {
         }
 }
 
-// sums[j] = bias[j] + x_weights[j] . x + h_weights[j] . h, from the weights as they lie.
+// sums[j] = bias[j] + x_weights[j] . x + h_weights[j] . h, without packing the weights.
 FUNCTION void NAME(dot_each)(float *sums, const float *bias, const float *x_weights, const float *x, int64_t X,
                              const float *h_weights, const float *h, int64_t H, int64_t count) {
     for (int64_t j = 0; j < count; j++) {
@@ -96,12 +96,12 @@ FUNCTION void NAME(dot_each)(float *sums, const float *bias, const float *x_weig
     }
 }
 
-// One step of few rows, which are not worth interleaving the weights for.
+// One step of so few rows that packing the weights does not pay off.
 FUNCTION void NAME(step_few)(const struct NAME(way) *w, int64_t base, int64_t rows, int64_t t) {
     const int64_t H = w->l->hidden, P = w->l->padded, X = w->l->features;
     for (int64_t r = 0; r < rows; r++) {
         const float *x = w->here + r * w->wide, *h = x + X;
-        for (int64_t s = 0; s < w->sums; s++) { // a GRU's are q, r, z, n: the first reads no input, the last no state
+        for (int64_t s = 0; s < w->sums; s++) { // a GRU's are q, r, z, n: q has no input part, n no recurrent part
             int gru = w->l->kind == GRU, q = gru && s == 0, n = gru && s == 3;
             int64_t x_gate = gru ? s - 1 : s, h_gate = q ? 2 : x_gate;
             NAME(dot_each)(w->one + s * P, w->bias + s * P, q ? NULL : w->input_weights + x_gate * H * X, x, q ? 0 : X,
@@ -164,7 +164,7 @@ FUNCTION void NAME(walk)(struct NAME(way) *w, int64_t base, int64_t rows) {
     }
 }
 
-// Rows `first` to `last` of one member.
+// Forward pass of rows `first` to `last` of one member.
 FUNCTION int NAME(forward)(const struct layer *l, int64_t member, int64_t first, int64_t last) {
     const int64_t H = l->hidden, P = l->padded, X = l->features, band = band_of(last - first);
     const int64_t gates = gates_of(l), sums = sums_of(l), wide = NAME(padded)(X) + P + LANES;
@@ -188,7 +188,8 @@ FUNCTION int NAME(forward)(const struct layer *l, int64_t member, int64_t first,
     return 1;
 }
 
-// The slopes of the loss by the sums of one step of one row, given `slope` by its hidden state; see `settle` for their order.
+// Computes the gradients of the preactivations of one step of one row, given `slope`, the gradient of its hidden state. The
+// order is that of `settle`.
 FUNCTION void NAME(unsettle)(const struct layer *l, int64_t row, int64_t t, const float *before, const float *slope,
                              float *d_sums, float *d_before, float *d_cell) {
     const int64_t H = l->hidden, P = l->padded, place = row * l->steps + t;
@@ -196,7 +197,7 @@ FUNCTION void NAME(unsettle)(const struct layer *l, int64_t row, int64_t t, cons
     for (int64_t unit = 0; unit < H; unit += LANES) {
         int64_t n = H - unit;
         vector d = AT(slope + unit) + NAME(load)(l->d_outputs + place * H + unit, n);
-        vector d_h = ALL(0.0f); // by the state before, past the sums
+        vector d_h = ALL(0.0f); // gradient of the previous state that bypasses the preactivations
         if (l->kind == LSTM) {
             vector i = AT(gates + unit), f = AT(gates + P + unit), g = AT(gates + 2 * P + unit), o = AT(gates + 3 * P + unit);
             vector y = NAME(tanh)(AT(l->cells + place * P + unit));
@@ -223,22 +224,22 @@ FUNCTION void NAME(unsettle)(const struct layer *l, int64_t row, int64_t t, cons
     }
 }
 
-// What a member's rows need on their way back, and room for one band of them. A GRU's sums are q, r, z, n: its recurrent
-// weights are taken in the order n, r, z, which meet the first three; those of the input meet the last three.
+// What a member's rows need in the backward pass, and working memory of one band of them. A GRU's sums are q, r, z, n: the
+// recurrent weights are taken in the order n, r, z, which matches the first three; the input weights match the last three.
 struct NAME(back) {
     const struct layer *l;
-    int64_t gates, sums, own;          // floats before the sums that the input meets
-    int64_t held, panel;               // steps held until weights learn from them; floats of a panel of them
-    int64_t narrow, lying;             // whether d_input lies on its side, and the width it has then
+    int64_t gates, sums, own;          // offset of the sums that the input enters
+    int64_t held, panel;               // steps collected for one update of the weight gradients; floats of a panel of them
+    int64_t narrow, lying;             // whether d_input is transposed, and its width then
     float *recurrent, *input;          // panels
-    float *d_recurrent, *d_input;      // what the weights have learned so far
-    float *d_sums, *before, *x;        // of the held steps: slopes; panels of states before them and of inputs
-    float *d_hidden, *d_past, *d_cell; // by the state after a step and before it
+    float *d_recurrent, *d_input;      // accumulated weight gradients
+    float *d_sums, *before, *x;        // of the collected steps: gradients; panels of previous states and of inputs
+    float *d_hidden, *d_past, *d_cell; // gradients of the state after a step and before it
     float *d_x, *d_bias;
     const float *nothing; // zeros
 };
 
-// The weights learn from the rows of some steps.
+// Adds the collected steps to the weight gradients.
 FUNCTION void NAME(learn)(const struct NAME(back) *b, int64_t rows) {
     const int64_t H = b->l->hidden, P = b->l->padded, XP = NAME(padded)(b->l->features), G = b->gates * H, D = b->sums * H;
     const float *d_read = b->d_sums + b->own;
@@ -251,7 +252,7 @@ FUNCTION void NAME(learn)(const struct NAME(back) *b, int64_t rows) {
         for (int64_t j = 0; j < D; j++) b->d_bias[j] += b->d_sums[r * D + j];
 }
 
-// One step of a band: slopes by its sums, and what they were made from, into the slot of the step.
+// One step of a band: stores the gradients of its preactivations and the values they multiply in the slot of the step.
 FUNCTION void NAME(gather)(const struct NAME(back) *b, int64_t base, int64_t rows, int64_t t, int64_t slot) {
     const struct layer *l = b->l;
     const int64_t H = l->hidden, P = l->padded, X = l->features, D = b->sums * H;
@@ -264,7 +265,7 @@ FUNCTION void NAME(gather)(const struct NAME(back) *b, int64_t base, int64_t row
             NAME(into_panels)(b->before, b->panel, at, h, H);
             NAME(into_panels)(b->x, b->panel, at, l->inputs + place * X, X);
             NAME(unsettle)(l, row, t, h, b->d_hidden + r * P, d_sums, b->d_past + r * P, b->d_cell + r * P);
-        } else { // nothing is learned from padding
+        } else { // padding contributes nothing to the weight gradients
             memset(d_sums, 0, D * sizeof(float));
             NAME(into_panels)(b->before, b->panel, at, b->nothing, H);
             NAME(into_panels)(b->x, b->panel, at, b->nothing, X);
@@ -308,7 +309,7 @@ FUNCTION void NAME(walk_back)(struct NAME(back) *b, int64_t base, int64_t rows) 
     }
 }
 
-// Rows `first` to `last` of one member. What the weights learn from these rows is their piece of it.
+// Backward pass of rows `first` to `last` of one member; their weight gradients form one piece.
 FUNCTION int NAME(backward)(const struct layer *l, int64_t member, int64_t piece, int64_t first, int64_t last) {
     const int64_t H = l->hidden, P = l->padded, X = l->features, XP = NAME(padded)(X), band = band_of(last - first);
     const int64_t gates = gates_of(l), sums = sums_of(l), G = gates * H, D = sums * H, GP = NAME(padded)(G);
@@ -318,7 +319,7 @@ FUNCTION int NAME(backward)(const struct layer *l, int64_t member, int64_t piece
     if (held > l->steps) held = l->steps;
     struct NAME(back) back = {.l = l, .gates = gates, .sums = sums, .own = D - G, .held = held, .panel = held * band * PANEL,
                               .narrow = X < LANES, .lying = GP};
-    // A narrow product reads less than a vector beyond the last slopes: what follows them is there, and comes to nothing.
+    // A narrow product reads up to one vector past the last gradients. That memory is allocated, and its results are ignored.
     float **parts[] = {&back.recurrent, &back.input, &back.d_recurrent, &back.d_input, &back.d_sums, &back.before, &back.x,
                        &back.d_hidden, &back.d_past, &back.d_cell, &back.d_x, &back.d_bias, (float **)&back.nothing};
     int64_t sizes[] = {h_panels * G * PANEL, x_panels * G * PANEL, GP * P, GP * XP, held * band * D, h_panels * back.panel,

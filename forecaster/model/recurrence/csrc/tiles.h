@@ -1,11 +1,11 @@
-// Gates and matrix products for one width of vectors. Included before steps.h, once for each instruction set, with
-//   LANES           floats in a vector
-//   TALL            rows of a tile: TALL * 4 sums, 4 weights and one input fit the registers
-//   BESIDE          vectors of each gate that one row sums up at once
-//   FUNCTION        how a function is declared
-//   NAME(x)         its name
-//   LEAST, MOST     of two vectors, the second where either is not a number
-//   PART_LOAD, PART_STORE  the first n < LANES floats; what is not there is 0
+// Activation functions and matrix products for one vector width. Included before steps.h, once per instruction set, with
+//  LANES           floats per vector
+//  TALL            rows of a tile: TALL * 4 sums, 4 weights and one input fit into the registers
+//  BESIDE          vectors of each gate that a single row sums at once
+//  FUNCTION        declaration specifiers of a function
+//  NAME(x)         name with the suffix of the instruction set
+//  LEAST, MOST     minimum and maximum of two vectors; the second where either is NaN
+//  PART_LOAD, PART_STORE  load and store the first n < LANES floats; the others are 0
 
 typedef float NAME(vector) __attribute__((vector_size(4 * LANES)));
 typedef float NAME(anywhere) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -19,7 +19,7 @@ typedef int32_t NAME(whole) __attribute__((vector_size(4 * LANES)));
 
 FUNCTION int64_t NAME(padded)(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-FUNCTION vector NAME(load)(const float *from, int64_t n) { // the first n of them
+FUNCTION vector NAME(load)(const float *from, int64_t n) { // the first n floats, the others 0
     if (n >= LANES) return AT(from);
     return PART_LOAD(from, n);
 }
@@ -31,15 +31,15 @@ FUNCTION void NAME(store)(float *to, vector x, int64_t n) {
         PART_STORE(to, x, n);
 }
 
-// e^x = 2^k e^f with k whole and |f| <= ln 2 / 2, k being the nearest whole number: adding 1.5 * 2^23 rounds to it.
-// Both parts of e^x - 1 = (2^k - 1) + 2^k (e^f - 1) are kept, for it is needed where x is small.
+// e^x = 2^k e^f with integer k and |f| <= ln 2 / 2, where k is the nearest integer: adding 1.5 * 2^23 rounds to it.
+// Both parts of e^x - 1 = (2^k - 1) + 2^k (e^f - 1) are returned, because accuracy near x = 0 needs them.
 FUNCTION void NAME(power)(vector x, vector *two_to_k, vector *rest) {
     x = MOST(ALL(-80.0f), LEAST(ALL(80.0f), x));
     vector shifted = x * 1.44269504f + 12582912.0f;
     vector k = shifted - 12582912.0f;
-    vector f = x - k * 0.693359375f; // ln 2 in two parts, the first with few digits
+    vector f = x - k * 0.693359375f; // ln 2 in two parts; the first has few digits
     f = f + k * 2.12194440e-4f;
-    vector series = f * 1.3888889e-3f + 8.3333333e-3f; // Taylor, to f^6 / 6!
+    vector series = f * 1.3888889e-3f + 8.3333333e-3f; // Taylor series up to f^6 / 6!
     series = series * f + 4.1666667e-2f;
     series = series * f + 1.6666667e-1f;
     series = series * f + 0.5f;
@@ -60,7 +60,7 @@ FUNCTION vector NAME(tanh)(vector x) { // e / (e + 2) with e = e^2x - 1
     return e / (e + 2.0f);
 }
 
-// sums[4 i + v] += left[i, k] * right[k, v] over all k, for `rows` by `vectors` sums, both constants where it is called.
+// sums[4 i + v] += left[i, k] * right[k, v] over all k, for `rows` by `vectors` sums; both are constants at the call.
 FUNCTION __attribute__((always_inline)) void NAME(fixed_tile)(
     int rows, int vectors, vector *sums, const float *left, int64_t left_row, int64_t left_k, const float *right,
     int64_t right_k, int64_t inner) {
@@ -77,7 +77,7 @@ FUNCTION __attribute__((always_inline)) void NAME(fixed_tile)(
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < vectors; v++) sums[4 * i + v] = sum[i][v];
 }
 
-// The same for 1 or TALL rows and 1 to 4 vectors.
+// fixed_tile for 1 or TALL rows and 1 to 4 vectors.
 FUNCTION void NAME(tile)(int rows, int vectors, vector *sums, const float *left, int64_t left_row, int64_t left_k,
                          const float *right, int64_t right_k, int64_t inner) {
 #define CASE(r, v)                                                                              \
@@ -91,7 +91,7 @@ FUNCTION void NAME(tile)(int rows, int vectors, vector *sums, const float *left,
 #undef CASE
 }
 
-// The same for 1 to TALL rows and 1, 3 or 4 vectors that lie side by side.
+// fixed_tile for 1 to TALL rows and 1, 3 or 4 adjacent vectors.
 FUNCTION void NAME(some_rows)(int rows, int vectors, vector *sums, const float *left, int64_t left_row, const float *right,
                               int64_t inner) {
 #define CASE(r, v)                                                                                       \
@@ -106,7 +106,7 @@ FUNCTION void NAME(some_rows)(int rows, int vectors, vector *sums, const float *
 #undef CASE
 }
 
-// The same for one row and BESIDE panels, which lie `panel` floats apart.
+// The same sums for one row and BESIDE panels that are `panel` floats apart.
 FUNCTION __attribute__((always_inline)) void NAME(row)(int vectors, vector *sums, const float *left, const float *right,
                                                        int64_t panel, int64_t inner) {
     vector sum[BESIDE][4];
@@ -117,7 +117,7 @@ FUNCTION __attribute__((always_inline)) void NAME(row)(int vectors, vector *sums
     UNROLL for (int p = 0; p < BESIDE; p++) UNROLL for (int v = 0; v < vectors; v++) sums[4 * p + v] = sum[p][v];
 }
 
-// out += left @ right. The right-hand side lies in panels of four vectors, or is a matrix, whose panels lie side by side.
+// out += left @ right. The right-hand side consists of panels of four vectors, or is a matrix whose panels are adjacent.
 FUNCTION void NAME(multiply)(float *out, int64_t out_row, const float *left, int64_t left_row, int64_t left_k,
                              const float *right, int64_t right_k, int64_t right_panel, int64_t rows, int64_t inner,
                              int64_t columns) {
@@ -136,7 +136,7 @@ FUNCTION void NAME(multiply)(float *out, int64_t out_row, const float *left, int
     }
 }
 
-// Some columns of a row into row k of panels that are `right_panel` floats long; zeros after the last of them.
+// Copies columns of a row into row k of panels that are `right_panel` floats long; the remainder of the last vector is 0.
 FUNCTION void NAME(into_panels)(float *panels, int64_t right_panel, int64_t k, const float *row, int64_t columns) {
     for (int64_t j = 0; j < columns; j += LANES)
         AT(panels + j / PANEL * right_panel + k * PANEL + j % PANEL) = NAME(load)(row + j, columns - j);

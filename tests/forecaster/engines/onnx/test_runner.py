@@ -1,4 +1,4 @@
-"""A graph is run without torch, takes what belongs together, and serves a Predictor as PyTorch does."""
+"""The ONNX runner: it needs no torch, rejects inconsistent inputs, and gives the forecasts of PyTorch in a Predictor."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from forecaster.series import Forecast
 from tests.factories import START, make_forecaster, make_network, make_series, make_spec, make_wave
 
 
-def make_rollout_input(network: Regressor, *, rows: int = 2, steps: int = 16, ahead: int = 5) -> RolloutInput:
-    draw = np.random.default_rng(0)
+def make_rollout_input(network: Regressor, *, rows: int = 2, steps: int = 16, future_steps: int = 5) -> RolloutInput:
+    rng = np.random.default_rng(0)
     return RolloutInput(
-        draw.normal(size=(rows, steps + network.pre_context)),
-        draw.normal(size=(rows, steps + network.pre_context, 2)).astype(np.float32),
+        rng.normal(size=(rows, steps + network.pre_context)),
+        rng.normal(size=(rows, steps + network.pre_context, 2)).astype(np.float32),
         np.zeros((rows, 1), dtype=np.int64),
         None,
-        draw.normal(size=(rows, ahead, 2)).astype(np.float32),
+        rng.normal(size=(rows, future_steps, 2)).astype(np.float32),
     )
 
 
@@ -46,9 +46,9 @@ def onnx_engine(network: Regressor) -> OnnxEngine:
 
 @pytest.mark.integration
 def test_an_onnx_graph_runs_without_torch_onnx_or_pandas(network: Regressor, tmp_path: Path) -> None:
-    known = make_rollout_input(network, ahead=6)
+    inputs = make_rollout_input(network, ahead=6)
     (tmp_path / "rollout.onnx").write_bytes(export_onnx(network))
-    np.savez(tmp_path / "inputs.npz", **{name: part for name, part in known._asdict().items() if part is not None})
+    np.savez(tmp_path / "inputs.npz", **{name: array for name, array in inputs._asdict().items() if array is not None})
     code = """
 import sys
 import numpy as np
@@ -59,7 +59,7 @@ np.save("forecast.npy", engine.roll_out(RolloutInput(**np.load("inputs.npz")), h
 print(*sorted({"torch", "onnx", "pandas", "pydantic"} & sys.modules.keys()))
 """
     root = Path(__file__).parents[4]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         env={"PYTHONPATH": str(root)},
@@ -67,9 +67,9 @@ print(*sorted({"torch", "onnx", "pandas", "pydantic"} & sys.modules.keys()))
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == ""
+    assert process.stdout.strip() == ""
     np.testing.assert_allclose(
-        np.load(tmp_path / "forecast.npy"), PyTorchEngine(network).roll_out(known, horizon=5), atol=1e-5
+        np.load(tmp_path / "forecast.npy"), PyTorchEngine(network).roll_out(inputs, horizon=5), atol=1e-5
     )
 
 
@@ -80,7 +80,7 @@ def test_exporting_a_network_twice_gives_identical_files(network: Regressor) -> 
 def test_an_onnx_graph_uses_standard_operators_and_no_external_files(network: Regressor) -> None:
     model = onnx.load_from_string(export_onnx(network))
     onnx.checker.check_model(model, full_check=True)
-    assert [(one.domain, one.version) for one in model.opset_import] == [("", 18)]
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
     assert not any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer)
 
 
@@ -105,25 +105,25 @@ def test_both_implementations_satisfy_the_engine_protocol(network: Regressor, on
 def test_arrays_with_inconsistent_shapes_are_rejected(
     network: Regressor, onnx_engine: OnnxEngine, change: dict[str, np.ndarray | None], location: str, message: str
 ) -> None:
-    known = make_rollout_input(network, ahead=6)._replace(**change)
+    inputs = make_rollout_input(network, ahead=6)._replace(**change)
     with pytest.raises(InputError) as error:
-        onnx_engine.roll_out(known, horizon=6)
+        onnx_engine.roll_out(inputs, horizon=6)
     assert error.value.where == location
     assert message in error.value.message
 
 
 def test_noise_must_cover_the_last_block(network: Regressor, onnx_engine: OnnxEngine) -> None:
-    known = make_rollout_input(network, rows=1, ahead=6)
+    inputs = make_rollout_input(network, rows=1, ahead=6)
     with pytest.raises(InputError, match="noise: 4 x 6 or more x 1; found 4 x 5 x 1"):
-        onnx_engine.roll_out(known, horizon=5, noise=np.full((4, 5, 1), 0.5))
-    assert onnx_engine.roll_out(known, horizon=5, noise=np.full((4, 6, 1), 0.5)).shape == (4, 5)
+        onnx_engine.roll_out(inputs, horizon=5, noise=np.full((4, 5, 1), 0.5))
+    assert onnx_engine.roll_out(inputs, horizon=5, noise=np.full((4, 6, 1), 0.5)).shape == (4, 5)
 
 
 def test_noise_for_a_head_without_a_distribution_is_rejected() -> None:
-    runner = OnnxEngine(export_onnx(make_network(make_spec())))
-    assert not runner.can_sample
+    engine = OnnxEngine(export_onnx(make_network(make_spec())))
+    assert not engine.can_sample
     with pytest.raises(InputError, match="noise: none; found 1 x 5 x 1"):
-        runner.roll_out(RolloutInput(make_wave(16)[None]), horizon=5, noise=np.full((1, 5, 1), 0.5))
+        engine.roll_out(RolloutInput(make_wave(16)[None]), horizon=5, noise=np.full((1, 5, 1), 0.5))
 
 
 @pytest.mark.parametrize("horizon", [0, -3])
@@ -141,24 +141,26 @@ def test_content_that_is_not_onnx_is_damaged(content: bytes) -> None:
 
 def test_an_onnx_graph_of_another_format_version_is_rejected(network: Regressor) -> None:
     model = onnx.load_from_string(export_onnx(network))
-    next(fact for fact in model.metadata_props if fact.key == "format").value = "2"
+    next(entry for entry in model.metadata_props if entry.key == "format").value = "2"
     with pytest.raises(BundleDamaged, match="format 1; found '2'"):
         OnnxEngine(model.SerializeToString())
 
 
 def test_a_predictor_gives_the_same_forecasts_on_either_engine() -> None:
-    forecaster = make_forecaster(make_spec(scaling="standard", base="last"))
-    one, other = Predictor(forecaster), Predictor(forecaster, engine=OnnxEngine(export_onnx(forecaster.network)))
-    gappy = make_wave(30)
-    gappy[20:23] = np.nan
-    asked = [
+    model = make_forecaster(make_spec(scaling="standard", base="last"))
+    reference, onnx_predictor = Predictor(model), Predictor(model, engine=OnnxEngine(export_onnx(model.network)))
+    with_gap = make_wave(30)
+    with_gap[20:23] = np.nan
+    series = [
         make_series(make_wave(40)),
-        make_series(gappy),
+        make_series(with_gap),
         make_series(make_wave(7)),
         make_series(make_wave(2)),
         make_series(1e6 * make_wave(20)),
     ]
-    for first, second in zip(one.forecast_batch(asked, 9), other.forecast_batch(asked, 9), strict=True):
+    for first, second in zip(
+        reference.forecast_batch(series, 9), onnx_predictor.forecast_batch(series, 9), strict=True
+    ):
         assert type(first) is type(second)
         if isinstance(first, Forecast) and isinstance(second, Forecast):
             np.testing.assert_allclose(first.mean, second.mean, rtol=1e-5)
@@ -168,12 +170,12 @@ def test_a_predictor_gives_the_same_forecasts_on_either_engine() -> None:
 @pytest.mark.parametrize("head", ["gaussian", "neg_binomial"])
 def test_sample_paths_do_not_depend_on_the_engine(head: str) -> None:
     spec = make_spec(scaling="none", head={"kind": head})
-    forecaster = FittedModel(spec, "h", 4, START, EMPTY_ENCODING, make_network(spec))
-    runner = OnnxEngine(export_onnx(forecaster.network))
-    assert runner.can_sample == (head == "gaussian")
-    asked = [make_series(np.round(5 * make_wave(16)))]
-    one, other = (
-        Predictor(forecaster, engine=engine).sample_batch(asked, 9, paths=4, seed=0)[0] for engine in (None, runner)
+    model = FittedModel(spec, "h", 4, START, EMPTY_ENCODING, make_network(spec))
+    onnx_engine = OnnxEngine(export_onnx(model.network))
+    assert onnx_engine.can_sample == (head == "gaussian")
+    series = [make_series(np.round(5 * make_wave(16)))]
+    expected, actual = (
+        Predictor(model, engine=engine).sample_batch(series, 9, paths=4, seed=0)[0] for engine in (None, onnx_engine)
     )
-    assert isinstance(one, np.ndarray)
-    np.testing.assert_allclose(one, other, rtol=1e-4)
+    assert isinstance(expected, np.ndarray)
+    np.testing.assert_allclose(expected, actual, rtol=1e-4)
