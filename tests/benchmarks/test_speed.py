@@ -117,6 +117,7 @@ def test_without_the_peers_the_driver_explains_their_installation(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_our_runner_completes_every_case_it_is_entered_for(import_speed_module: Any, tmp_path: Path) -> None:
     cases, talk = import_speed_module("cases"), import_speed_module("runner_process")
     one = talk.RunnerProcess("ours", Path(sys.executable), threads=1, log=tmp_path / "log")
@@ -133,6 +134,7 @@ def test_our_runner_completes_every_case_it_is_entered_for(import_speed_module: 
         one.close()
 
 
+@pytest.mark.nightly
 def test_the_gpu_benchmark_runs_without_a_gpu_and_with_few_packages(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FEW_PACKAGES_PROGRAM)
     done = run_script("gpu.py", "--smoke", also=tmp_path)

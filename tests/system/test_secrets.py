@@ -45,6 +45,7 @@ def test_the_search_finds_planted_secrets(tmp_path: Path) -> None:
     assert {Path(path).name for path in files_with_secrets(tmp_path)} == {"a", "b"}
 
 
+@pytest.mark.nightly
 def test_no_file_and_no_log_line_contains_a_secret(fresh_root: Root, tmp_path: Path) -> None:
     with running_postgres() as address:
         import psycopg

@@ -73,6 +73,7 @@ def test_chunked_parsing_equals_parsing_at_once(document: Any, style: dict[str, 
     JSON_STYLES,
     st.booleans(),
 )
+@pytest.mark.nightly
 def test_every_array_or_object_is_parsed_in_chunks(document: Any, style: dict[str, Any], plain: bool) -> None:
     padded = ["a text, so that there are not more brackets than else" * 9, document]
     text = json.dumps(padded, ensure_ascii=plain, **style).encode()
