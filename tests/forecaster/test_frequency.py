@@ -81,7 +81,7 @@ def test_integer_timestamps_form_a_range(start: int, size: int, steps: int) -> N
 )
 def test_a_range_beyond_the_largest_integer_is_rejected_without_building_it(start: int, freq: str, steps: int) -> None:
     with pytest.raises(
-        BadStamp, match=f"up to {MAX_INTEGER_TIMESTAMP}; {steps} steps of '{freq}' from {start} pass it"
+        BadStamp, match=f"up to {MAX_INTEGER_TIMESTAMP}; {steps} steps of '{freq}' from {start} exceed it"
     ):
         build_timestamps(start, freq=freq, steps=steps)
     with pytest.raises(OverflowError):

@@ -52,7 +52,7 @@ def test_an_ambiguous_frequency_is_not_guessed(stamps: list[str], message: str) 
     with pytest.raises(FrequencyUnknown, match=message) as error:
         infer_frequency(pd.DatetimeIndex(stamps), where="a")
     assert error.value.where == "a"
-    assert f"from {len(stamps)} stamps" in error.value.message
+    assert f"from {len(stamps)} timestamps" in error.value.message
     assert "Declare it" in error.value.message
 
 

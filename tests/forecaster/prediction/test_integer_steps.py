@@ -174,7 +174,7 @@ def test_the_season_of_integer_steps_defaults_to_one() -> None:
 
 @pytest.mark.parametrize("calendar", [("hour",), ("weekday", "holiday:US")])
 def test_a_spec_with_calendar_features_is_rejected_before_training(calendar: tuple[str, ...]) -> None:
-    with pytest.raises(BadSpec, match=f"calendar features {', '.join(calendar)}; the steps of these data are numbered"):
+    with pytest.raises(BadSpec, match=f"calendar features {', '.join(calendar)}; the timestamps of these data are integers"):
         fit(to_panel(make_frame(dated=False)), make_spec(calendar=calendar), accelerator="cpu")
 
 

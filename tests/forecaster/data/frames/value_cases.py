@@ -221,7 +221,7 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "a frequency that two rules fit": FrameCase(
         lambda: series_frame(ds=["2026-07-01", "2026-08-01", "2026-09-01"]), FrequencyUnknown, "31D and MS all fit"
     ),
-    "a frequency that nothing tells": FrameCase(lambda: series_frame(ds=["2026-07-01"]), FrequencyUnknown, "1 stamps"),
+    "a frequency that nothing tells": FrameCase(lambda: series_frame(ds=["2026-07-01"]), FrequencyUnknown, "1 timestamps"),
     "business days": FrameCase(lambda: series_frame(make_timestamps("2026-01-01", "B")), check=has_freq("B")),
     "weeks with any anchor": FrameCase(
         lambda: series_frame(make_timestamps("2026-01-01", "W-WED")), options={"freq": "W-WED"}, check=is_regular
