@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.history_summary import history_scale
 from forecaster.intervals.adaptive import AdaptiveState, update_adaptive_state
-from forecaster.intervals.conformal import MIN_GROUP_WINDOWS, TABLE_LEVELS, Calibration, calibrate
+from forecaster.intervals.calibration import Calibration
+from forecaster.intervals.conformal import MIN_GROUP_WINDOWS, TABLE_LEVELS, calibrate
 
 UNIT_SCALE = np.ones(1)
 WANTED_LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
@@ -345,7 +346,7 @@ def test_a_calibration_round_trip_is_equal() -> None:
 def test_an_invalid_calibration_is_rejected(before: str, after: str) -> None:
     content = calibrate(normal_noise(50, 1, 2), np.ones(50)).model_dump_json()
     assert before in content
-    with pytest.raises(BundleDamaged, match=r"Calibrate again") as caught:
+    with pytest.raises(BundleDamaged, match=r"Train the model again") as caught:
         Calibration.from_json(content.replace(before, after, 1))
     assert caught.value.where == "conformal.json"
 

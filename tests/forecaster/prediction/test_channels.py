@@ -177,7 +177,7 @@ def test_a_diverging_channel_falls_back_to_seasonal_naive_for_that_series_only(d
     assert isinstance(one, Forecast)
     assert isinstance(other, Forecast)
     assert one.mean.tolist() == [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0]
-    assert "exploded at step 1 of 7" in one.warnings[0]
+    assert "diverged at step 1 of 7" in one.warnings[0]
     assert other.mean.tolist() == [4.0] * 7
     assert other.warnings == ()
 

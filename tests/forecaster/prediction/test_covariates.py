@@ -169,7 +169,7 @@ def test_an_unknown_category_is_encoded_as_no_category(decoder: str) -> None:
 
 def test_an_unknown_static_category_contributes_nothing() -> None:
     forecaster = make_model("rollout")
-    known = Predictor(forecaster)._build_batch_input(
+    known = Predictor(forecaster)._inputs.build(
         [make_series_with_covariates(region="west"), make_series_with_covariates(region="north")], 5
     )
     assert known.static is not None

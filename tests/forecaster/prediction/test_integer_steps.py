@@ -100,7 +100,7 @@ def test_a_series_of_another_frequency_is_rejected_without_affecting_others(
     good = integer_case.panel.series[0]
     odd, fine = Predictor(integer_case.model).forecast_batch([Series("odd", start, freq, good.y), good], 3)
     assert isinstance(odd, FrequencyMismatch)
-    assert "learned '10'" in odd.message
+    assert "needs '10'" in odd.message
     assert isinstance(fine, Forecast)
 
 

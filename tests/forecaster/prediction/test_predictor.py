@@ -41,7 +41,7 @@ def test_no_series_give_no_forecasts(predictor: Predictor) -> None:
         (
             make_series(make_wave(9), name="m", freq="D"),
             FrequencyMismatch,
-            ["'m' has the frequency 'D'", "learned 'h'"],
+            ["'m' has the frequency 'D'", "needs 'h'"],
         ),
         (
             make_series(np.append(make_wave(9), -np.inf), name="m"),

@@ -78,7 +78,7 @@ def test_a_series_a_model_cannot_fit_falls_back_to_the_network_with_a_warning() 
     np.testing.assert_allclose(told.mean, own.mean)
     [warning] = told.warnings
     assert warning.startswith(f"{THETA} could not be fitted (")
-    assert "the network's own forecast stands in" in warning
+    assert "the network's forecast replaces it" in warning
 
 
 def test_a_blend_is_independent_of_the_batch_and_a_bad_series_affects_no_other() -> None:
@@ -121,7 +121,7 @@ def test_quantiles_are_centred_on_the_blend() -> None:
 
 def test_sample_paths_of_a_blend_are_rejected() -> None:
     forecaster = make_blended_model(head={"kind": "gaussian"})
-    with pytest.raises(BadSpec, match="Draw from its network"):
+    with pytest.raises(BadSpec, match="Sample from its network"):
         Predictor(forecaster).sample_batch(make_histories()[:1], 3, paths=2, seed=0)
     assert predict_alone(forecaster).sample_batch(make_histories()[:1], 3, paths=2, seed=0)[0].shape == (2, 3)  # type: ignore[union-attr]
 
@@ -196,7 +196,7 @@ def test_a_missing_or_modified_blend_file_is_rejected(tmp_path: Path) -> None:
     artifact.save_bundle(make_blended_model(), tmp_path / "bundle", card="")
     path = tmp_path / "bundle" / "blend.json"
     path.write_bytes(blend.serialize_blend_weights({NETWORK: 0.5, THETA: 0.5}))
-    with pytest.raises(BundleDamaged, match="digest is another"):
+    with pytest.raises(BundleDamaged, match="digest differs"):
         artifact.load_bundle(tmp_path / "bundle")
     path.unlink()
     with pytest.raises(BundleDamaged, match="cannot be read"):
