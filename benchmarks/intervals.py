@@ -27,7 +27,8 @@ from forecaster.data.split import hold_out, rolling_origins
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
 from forecaster.history_summary import history_scale
-from forecaster.intervals.conformal import Calibration, calibrate
+from forecaster.intervals.calibration import Calibration
+from forecaster.intervals.conformal import calibrate
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel
 from forecaster.spec import Spec

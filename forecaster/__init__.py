@@ -1,4 +1,4 @@
-"""History in, forecast out. The face of the package; names are loaded when first used, so that importing it is cheap."""
+"""Time-series forecasting: the public names of the package. They are imported on first use, so importing the package is cheap."""
 
 from __future__ import annotations
 

@@ -1,54 +1,54 @@
-"""Every error this project raises on purpose, as one tree.
+"""All errors that the project raises deliberately, as one tree.
 
     ForecasterError
-    ├── InputError                 what was sent cannot be used          exit 2, HTTP 422
-    │   ├── SourceNotFound         no such file, or not of a known kind
-    │   ├── MissingColumn          a column of the frame is not there
-    │   ├── DuplicateColumn        a column is there twice, or has two meanings
-    │   ├── NoData                 no row, or no observed value in any series
-    │   ├── BadId                  the name of a series is empty, too long, or two names become one
-    │   ├── NotANumber             text, or an infinity, where a number belongs
-    │   │   └── ValueOutOfRange    a number too large to be reckoned with
-    │   ├── CovariateUnknown       a covariate, static value or channel is not there where it must be known
-    │   ├── StaticChanges          what must not change within a series does
+    ├── InputError                 the input cannot be used              exit 2, HTTP 422
+    │   ├── SourceNotFound         the file does not exist, or its type is not supported
+    │   ├── MissingColumn          a column is missing from the frame
+    │   ├── DuplicateColumn        a column occurs twice, or has two roles
+    │   ├── NoData                 there are no rows, or no series has an observed value
+    │   ├── BadId                  a series id is empty or too long, or two ids become equal
+    │   ├── NotANumber             text or an infinity in place of a number
+    │   │   └── ValueOutOfRange    a number is too large to compute with
+    │   ├── CovariateUnknown       a required covariate, static feature or channel is missing
+    │   ├── StaticChanges          a static feature changes within a series
     │   ├── ZoneUnknown            no time zone has this name
-    │   ├── BadStamp               a time stamp cannot be read
-    │   ├── DuplicateStamp         one series says two things of one moment
-    │   ├── IrregularStamps        stamps do not follow the frequency
-    │   ├── GridTooLarge           more steps between first and last stamp than data can have
-    │   ├── FrequencyUnknown       the frequency is neither declared nor certain
-    │   ├── FrequencyMismatch      the data's frequency is not the forecaster's
-    │   ├── HistoryTooShort        fewer steps than are needed
-    │   ├── LevelOutOfRange        a quantile level that is none, or that nothing was calibrated for
-    │   ├── HorizonOutOfRange      a horizon below one, or above the limit
-    │   ├── BadState               a carried state that is none of ours, or does not fit the series it came with
-    │   │   └── StateOfOtherModel  one that another model left
-    │   ├── StateTooLarge          a state beyond what may be handed out
-    │   ├── SeriesRefused          of what a service was asked, some series got no forecast
+    │   ├── BadStamp               a timestamp cannot be parsed, or leaves the calendar
+    │   ├── DuplicateStamp         a series has two rows with one timestamp
+    │   ├── IrregularStamps        the timestamps do not follow the frequency
+    │   ├── GridTooLarge           too many steps between the first and the last timestamp
+    │   ├── FrequencyUnknown       the frequency is neither declared nor unambiguous
+    │   ├── FrequencyMismatch      the frequency of the data differs from the model's
+    │   ├── HistoryTooShort        the history has fewer steps than required
+    │   ├── LevelOutOfRange        a quantile level is invalid, or the model is not calibrated
+    │   ├── HorizonOutOfRange      the horizon is below one, or above the limit
+    │   ├── BadState               a state token is invalid, or does not fit its series
+    │   │   └── StateOfOtherModel  the state token was written by another model
+    │   ├── StateTooLarge          a state exceeds the size limit
+    │   ├── SeriesRefused          the service returned no forecast for at least one series
     │   └── BadSpec                a specification does not validate
     ├── MissingPackage             an optional package is not installed  exit 1
-    ├── SourceUnavailable          a store or database does not answer   exit 1
-    ├── TrainingError              a fit cannot go on                    exit 1
+    ├── SourceUnavailable          a store or database does not respond  exit 1
+    ├── TrainingError              training cannot continue              exit 1
     │   ├── NonFiniteLoss          the loss became NaN or infinite
-    │   └── CheckpointMismatch     a checkpoint is of another fit, or damaged
+    │   └── CheckpointMismatch     a checkpoint belongs to another fit, or is damaged
     ├── BundleError                a bundle must not be served           exit 1
     │   ├── BundleDamaged          a file is missing, altered or unreadable
-    │   └── GoldenMismatch         frozen requests no longer get their answers
-    ├── RegistryError              the model registry said no            exit 1
-    │   ├── NoSuchModel            no such model, version or alias
-    │   └── BaseMoved              the champion changed since it was judged against
-    ├── ServiceError               a service that was asked said no      exit 1
-    │   ├── RequestRefused         what was sent cannot be used          exit 2
-    │   ├── KeyRefused             no key, or none that may ask this
-    │   ├── ServiceBusy            too many requests are under way there
-    │   ├── ServiceNotReady        it has no model yet
-    │   ├── AnswerTooLate          no answer within the time that was given
-    │   └── Unreachable            nobody answers at its address
+    │   └── GoldenMismatch         golden requests no longer reproduce their forecasts
+    ├── RegistryError              a request to the model registry failed  exit 1
+    │   ├── NoSuchModel            the model, version or alias does not exist
+    │   └── BaseMoved              the champion changed after the challenger was judged against it
+    ├── ServiceError               a request to the service failed       exit 1
+    │   ├── RequestRefused         the service rejected the request      exit 2
+    │   ├── KeyRefused             the API key is missing, or lacks the permission
+    │   ├── ServiceBusy            the service has too many requests in progress
+    │   ├── ServiceNotReady        the service has no model yet
+    │   ├── AnswerTooLate          the service did not respond before the timeout
+    │   └── Unreachable            no connection to the address of the service
     ├── LedgerError                the ledger of served forecasts cannot be used  exit 1
-    └── RefusedByGate              a challenger did not prove better     exit 3
+    └── RefusedByGate              a challenger did not pass the promotion gate  exit 3
 
-A message has four parts: what was expected, what was found, where, and what to do. `where` also travels apart, for the
-error shape of the HTTP answers.
+A message has four parts: what was expected, what was found, where, and what to do. `where` is also an attribute, which HTTP
+error responses carry as a field.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from typing import ClassVar
 
 
 class ForecasterError(Exception):
-    """The root of the tree; `code` is the snake_case name that HTTP answers and logs carry."""
+    """The root of the tree. `code` is the class name in snake_case; HTTP responses and logs carry it."""
 
     code: ClassVar[str] = "forecaster_error"
     exit_code: ClassVar[int] = 1
@@ -181,19 +181,30 @@ class BaseMoved(RegistryError): ...
 
 
 class SeriesRefused(InputError):
-    """Attributes: faults, what stands in the way of each; answered, how many got a forecast."""
+    """At least one series of a request has no forecast.
+
+    Attributes:
+        errors: One error for each series without a forecast.
+        forecast_count: The number of series with a forecast.
+    """
 
     def __init__(self, errors: Sequence[ForecasterError], *, forecast_count: int) -> None:
-        told = f"{errors[0].message}" + (f" And {len(errors) - 1} more." if len(errors) > 1 else "")
-        super().__init__(
-            f"{len(errors)} of {len(errors) + forecast_count} series have no forecast. {told}", where=errors[0].where
-        )
+        total = len(errors) + forecast_count
+        summary = f"{len(errors)} of {total} series have no forecast. {errors[0].message}"
+        if len(errors) > 1:
+            summary += f" And {len(errors) - 1} more."
+        super().__init__(summary, where=errors[0].where)
         self.errors = tuple(errors)
         self.forecast_count = forecast_count
 
 
 class ServiceError(ForecasterError):
-    """Attributes: status, that of HTTP, if there was an answer; request_id, under which the service's log tells more."""
+    """A request to the service failed.
+
+    Attributes:
+        status: The HTTP status code; None if there was no response.
+        request_id: The id that identifies the request in the service's log.
+    """
 
     def __init__(
         self,
@@ -206,7 +217,7 @@ class ServiceError(ForecasterError):
     ) -> None:
         super().__init__(message, where=where)
         if code is not None:
-            self.code = code  # type: ignore[misc]  # the service's own word
+            self.code = code  # type: ignore[misc]  # the error code in the service's response
         self.status = status
         self.request_id = request_id
 

@@ -1,4 +1,4 @@
-"""What is remembered of the steps that a series no longer holds: no more than a season of numbers, however many they were."""
+"""Summary statistics of the dropped steps of a truncated series. Their size is about one season, however long the history was."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ STATE_ARRAY_DTYPES: Mapping[str, str] = {
     "begun": "bool",
     "time": "int64",
 }
-"""What the arrays of a rollout's memory are made of."""
+"""The dtype of each array of a rollout state."""
 
 
 @dataclass(frozen=True, eq=False)
 class HistorySummary:
-    """What came before the first held step of a history, as far as forecasts and intervals ask for it.
+    """The steps before the first held step of a history, as far as forecasts and intervals depend on them.
 
     Attributes:
-        latest: The latest observed value of each phase of the season, those of the season right before the first held
-            step; NaN where the phase was never observed.
-        last: The latest observed value of all; NaN without any.
-        changes: Sums of the absolute changes over a season, and from one observed value to the next, that do not lie
-            between held values.
-        counts: How many those were.
-        memories: Of networks that read whole histories: by the number of held steps that were read by then, all that the
-            rollout of each member carried, as plain arrays by name.
+        last_season_values: The latest observed value of each phase of the season, in the order of the season right before
+            the first held step; NaN where a phase was never observed.
+        last_value: The latest observed value; NaN if there is none.
+        change_sums: Sums of the absolute changes over a season, and from one observed value to the next, without the changes
+            between two held values.
+        change_counts: The number of changes in each sum.
+        rollout_states: For networks that read whole histories: the rollout state of each member, as plain arrays by name.
+            The key is the number of held steps that the state has read.
     """
 
     last_season_values: Float64[np.ndarray, "phase"]
@@ -42,77 +42,84 @@ class HistorySummary:
 
     @property
     def season(self) -> int:
-        """Steps of the season it was made for."""
+        """The season of the summary, in steps."""
         return len(self.last_season_values)
 
     def mean_seasonal_change(self, values: Float64[np.ndarray, "held"]) -> float:
-        """The mean absolute change over a season of all steps, the held ones with those before; NaN without any."""
-        here = np.abs(values[self.season :] - values[: -self.season])
-        count = self.change_counts[0] + int((~np.isnan(here)).sum())
-        return (self.change_sums[0] + float(np.nansum(here))) / count if count else float("nan")
+        """Returns the mean absolute change over a season, of the held and the dropped steps; NaN if there is no such pair."""
+        changes = np.abs(values[self.season :] - values[: -self.season])
+        count = self.change_counts[0] + int((~np.isnan(changes)).sum())
+        return (self.change_sums[0] + float(np.nansum(changes))) / count if count else float("nan")
 
     def find_resume_step(self, end: int, *, segment: int) -> int | None:
-        """The latest place that there are memories of, from which on whole segments lead to `end`; None without."""
-        fitting = (place for place in self.rollout_states if place <= end and (end - place) % segment == 0)
-        return max(fitting, default=None)
+        """Returns the latest step with a stored state that is a whole number of segments before `end`; None if there is none."""
+        candidates = (step for step in self.rollout_states if step <= end and (end - step) % segment == 0)
+        return max(candidates, default=None)
 
 
 def history_scale(
     y: Float64[np.ndarray, "step"], season: int, *, history_summary: HistorySummary | None = None
 ) -> float:
-    """The size of a history's changes: what errors are measured in, at calibration and at prediction alike.
+    """Returns the scale of a history: the unit of errors in calibration and in prediction.
 
-    The mean absolute change over a season; without such a pair, from one observed value to the next. Zero where the
-    history never changes, NaN where nothing was observed. Steps that are held no longer count with what is remembered.
+    It is the mean absolute change over a season, or, if no such pair was observed or it is zero, from one observed value to
+    the next. It is zero if the history never changes, and NaN if nothing was observed. Dropped steps are included through
+    `history_summary`.
     """
     y = np.asarray(y, dtype=np.float64)
-    known = y[~np.isnan(y)]
+    observed = y[~np.isnan(y)]
     if history_summary is not None and not np.isnan(history_summary.last_value):
-        known = np.concatenate([[history_summary.last_value], known])
-    if not len(known):
+        observed = np.concatenate([[history_summary.last_value], observed])
+    if not len(observed):
         return float("nan")
     sums, counts = (
         ((0.0, 0.0), (0, 0))
         if history_summary is None
         else (history_summary.change_sums, history_summary.change_counts)
     )
-    for changes, before, pairs in zip((y[season:] - y[:-season], np.diff(known)), sums, counts, strict=True):
-        here = int((~np.isnan(changes)).sum())
-        size = (before + float(np.nansum(np.abs(changes)))) / (here + pairs) if here + pairs else float("nan")
-        if size > 0:
-            return size
+    for changes, earlier_sum, earlier_count in zip(
+        (y[season:] - y[:-season], np.diff(observed)), sums, counts, strict=True
+    ):
+        count = int((~np.isnan(changes)).sum())
+        scale = (
+            (earlier_sum + float(np.nansum(np.abs(changes)))) / (count + earlier_count)
+            if count + earlier_count
+            else float("nan")
+        )
+        if scale > 0:
+            return scale
     return 0.0
 
 
 def drop_and_summarize(
     y: Float64[np.ndarray, "step"], history_summary: HistorySummary | None, *, cut: int, season: int
 ) -> tuple[Float64[np.ndarray, "held"], HistorySummary]:
-    """The values from `cut` on, at least a season of them, and what is remembered of those before."""
-    assert 0 <= cut <= len(y) - season, f"{len(y) - cut} held steps are less than a season of {season}"
-    dropped, seen = y[:cut], ~np.isnan(y[:cut])
-    known = (
-        dropped[seen]
+    """Returns the values from `cut` on (at least a season of them), and the summary of the steps before."""
+    assert 0 <= cut <= len(y) - season, f"{len(y) - cut} held steps are fewer than a season of {season}"
+    dropped, is_observed = y[:cut], ~np.isnan(y[:cut])
+    observed = (
+        dropped[is_observed]
         if history_summary is None or np.isnan(history_summary.last_value)
-        else np.concatenate([[history_summary.last_value], dropped[seen]])
+        else np.concatenate([[history_summary.last_value], dropped[is_observed]])
     )
-    seasonal, stepwise = y[season : cut + season] - y[:cut], np.diff(known)
-    before = np.full(season, np.nan) if history_summary is None else history_summary.last_season_values
+    seasonal_changes, step_changes = y[season : cut + season] - y[:cut], np.diff(observed)
+    last_season_values = np.full(season, np.nan) if history_summary is None else history_summary.last_season_values
     sums, counts = (
         ((0.0, 0.0), (0, 0))
         if history_summary is None
         else (history_summary.change_sums, history_summary.change_counts)
     )
     return y[cut:], HistorySummary(
-        _fill_last_season(np.concatenate([before, dropped]), season),
-        float(known[-1]) if len(known) else float("nan"),
-        (sums[0] + float(np.nansum(np.abs(seasonal))), sums[1] + float(np.abs(stepwise).sum())),
-        (counts[0] + int((~np.isnan(seasonal)).sum()), counts[1] + len(stepwise)),
+        _fill_last_season(np.concatenate([last_season_values, dropped]), season),
+        float(observed[-1]) if len(observed) else float("nan"),
+        (sums[0] + float(np.nansum(np.abs(seasonal_changes))), sums[1] + float(np.abs(step_changes).sum())),
+        (counts[0] + int((~np.isnan(seasonal_changes)).sum()), counts[1] + len(step_changes)),
     )
 
 
 def _fill_last_season(values: Float64[np.ndarray, "step"], season: int) -> Float64[np.ndarray, "phase"]:
-    """The last season of values, each gap filled with the latest observed value of its phase."""
+    """Returns the last season of values; each gap is filled with the latest observed value of its phase."""
     padded = np.concatenate([np.full(-len(values) % season, np.nan), values]).reshape(-1, season)
-    seen = ~np.isnan(padded)
-    rows = np.where(seen, np.arange(len(padded))[:, None], 0).max(axis=0)
+    is_observed = ~np.isnan(padded)
+    rows = np.where(is_observed, np.arange(len(padded))[:, None], 0).max(axis=0)
     return np.asarray(padded[rows, np.arange(season)])

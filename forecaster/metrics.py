@@ -1,4 +1,4 @@
-"""Accuracy measures as plain functions of arrays; NaN means no value, and is left out of every mean."""
+"""Accuracy measures as plain functions of arrays. NaN marks a missing value, and is excluded from every mean."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ ScoreValues = float | Float64[np.ndarray, "..."]
 def nanmean(
     values: Float64[np.ndarray, "..."], axis: int | tuple[int, ...] | None = None
 ) -> Float64[np.ndarray, "..."]:
-    """The mean of what is there; NaN, quietly, where nothing is. As numpy's, which takes five times as long on short rows."""
-    there = ~np.isnan(values)
-    count = np.asarray(there.sum(axis=axis))
-    total = np.asarray(np.where(there, values, 0.0).sum(axis=axis))
+    """Returns the mean without NaN; NaN, without a warning, where there is no value.
+
+    Equal to numpy.nanmean, which takes five times as long on short rows.
+    """
+    present = ~np.isnan(values)
+    count = np.asarray(present.sum(axis=axis))
+    total = np.asarray(np.where(present, values, 0.0).sum(axis=axis))
     return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
 
 
 def seasonal_error(history: Float64[np.ndarray, "step"], *, season: int, power: int = 1) -> float:
-    """Mean of |y_t - y_(t-season)| ** power over a history: the scale of MASE (power 1) and RMSSE (2).
+    """Mean of |y_t - y_(t-season)| ** power over a history: the scale of MASE (power 1) and RMSSE (power 2).
 
-    Hyndman and Koehler 2006, section 2.5. NaN where the history has no such pair, or they never differ.
+    Hyndman and Koehler 2006, section 2.5. NaN if the history has no such pair, or if all differences are zero.
     """
     if len(history) <= season:
         return float("nan")
@@ -50,15 +53,16 @@ def smape(actual: HorizonArray, forecast: HorizonArray) -> Float64[np.ndarray, "
 
 
 def owa(*, mase: ScoreValues, smape: ScoreValues, naive2_mase: ScoreValues, naive2_smape: ScoreValues) -> ScoreValues:
-    """Overall weighted average of M4 (Makridakis et al. 2018): mean ratio of two scores to those of Naive 2; 1 is as good.
+    """Overall weighted average of M4 (Makridakis et al. 2018): the mean ratio of two scores to those of Naive 2.
 
-    The scores are means over all series, taken before the ratios. Another forecaster may stand in Naive 2's place.
+    A value of 1 is as accurate as Naive 2. The scores are means over all series, taken before the ratios. Another baseline may
+    be used in place of Naive 2.
     """
     return (mase / naive2_mase + smape / naive2_smape) / 2
 
 
 def pinball(actual: HorizonArray, quantiles: QuantileArray, levels: Float64[np.ndarray, "level"]) -> QuantileArray:
-    """Quantile loss (Koenker and Bassett 1978) of each element and level; not averaged, NaN where either is missing."""
+    """Quantile loss (Koenker and Bassett 1978) of each element and level, not averaged; NaN where either value is missing."""
     error = actual[..., None] - quantiles
     return np.asarray(np.maximum(levels * error, (levels - 1) * error))
 
@@ -66,10 +70,10 @@ def pinball(actual: HorizonArray, quantiles: QuantileArray, levels: Float64[np.n
 def weighted_quantile_loss(
     actual: HorizonArray, quantiles: QuantileArray, levels: Float64[np.ndarray, "level"]
 ) -> Float64[np.ndarray, "level"]:
-    """Twice the pinball loss over the size of the actual, both summed over every row and step, of each level.
+    """Twice the pinball loss over the absolute actuals, both summed over all rows and steps, per level.
 
     The weighted quantile loss of Salinas et al. 2020 (their rho-risk), GluonTS and fev; their headline figure is
-    the mean over levels. NaN where all that was observed is 0.
+    the mean over levels. NaN if all observed actuals are 0.
     """
     loss = pinball(actual, quantiles, levels)
     size = np.where(np.isnan(loss), np.nan, np.abs(actual)[..., None])
@@ -83,17 +87,17 @@ def crps_from_quantiles(
 ) -> HorizonArray:
     """Continuous ranked probability score of each element: the integral over levels of twice the pinball loss.
 
-    Gneiting and Ranjan 2011, by the trapezoidal rule over rising levels, with the loss 0 at the levels 0 and 1. (The
-    plain mean over levels, that some packages call CRPS, weighs each by 1/n: 1/9 rather than 1/10 for the nine deciles.)
+    Gneiting and Ranjan 2011, by the trapezoidal rule over ascending levels, with a loss of 0 at the levels 0 and 1. (The
+    plain mean over levels, which some packages call CRPS, weights each level by 1/n: 1/9 rather than 1/10 for the nine deciles.)
     """
-    around = np.concatenate([[0.0], levels, [1.0]])
-    return np.asarray(2 * pinball(actual, quantiles, levels) @ ((around[2:] - around[:-2]) / 2))
+    edges = np.concatenate([[0.0], levels, [1.0]])
+    return np.asarray(2 * pinball(actual, quantiles, levels) @ ((edges[2:] - edges[:-2]) / 2))
 
 
 def coverage(actual: HorizonArray, lower: HorizonArray, upper: HorizonArray) -> Float64[np.ndarray, "*rows"]:
-    """Share of each row's steps that lie within their interval, ends included."""
-    known = ~(np.isnan(actual) | np.isnan(lower) | np.isnan(upper))
-    return nanmean(np.where(known, (lower <= actual) & (actual <= upper), np.nan), axis=-1)
+    """Share of each row's steps whose actual lies within its interval, bounds included."""
+    present = ~(np.isnan(actual) | np.isnan(lower) | np.isnan(upper))
+    return nanmean(np.where(present, (lower <= actual) & (actual <= upper), np.nan), axis=-1)
 
 
 def interval_width(lower: HorizonArray, upper: HorizonArray) -> Float64[np.ndarray, "*rows"]:
@@ -102,9 +106,9 @@ def interval_width(lower: HorizonArray, upper: HorizonArray) -> Float64[np.ndarr
 
 
 def winkler_score(actual: HorizonArray, lower: HorizonArray, upper: HorizonArray, *, level: float) -> HorizonArray:
-    """Interval score of each element: the width, and 2 / (1 - level) times what the actual lies outside.
+    """Interval score of each element: the width plus 2 / (1 - level) times the distance of the actual from the interval.
 
-    Winkler 1972; Gneiting and Raftery 2007, equation 43. `level` is the share the interval should cover, as 0.95.
+    Winkler 1972; Gneiting and Raftery 2007, equation 43. `level` is the nominal coverage of the interval, such as 0.95.
     """
     outside = np.maximum(lower - actual, 0) + np.maximum(actual - upper, 0)
     return np.asarray(upper - lower + 2 / (1 - level) * outside)
@@ -118,7 +122,7 @@ def msis(
     level: float,
     scale: Float64[np.ndarray, "*rows"] | float,
 ) -> Float64[np.ndarray, "*rows"]:
-    """Mean scaled interval score of each row, as in M4 (Makridakis et al. 2020, where level is 0.95).
+    """Mean scaled interval score of each row, as in M4 (Makridakis et al. 2020, with level 0.95).
 
     `scale` is the `seasonal_error` of the row's history.
     """

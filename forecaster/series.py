@@ -1,4 +1,4 @@
-"""What goes in and what comes out: a Series (the history that was known) and a Forecast (what we say comes next)."""
+"""The input and output records of the library: Series (a history), Panel (series of one frequency) and Forecast."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from forecaster.frequency import (
 from forecaster.history_summary import HistorySummary
 from forecaster.shapes import Float64
 
-MAX_ABS_VALUE = 1e100  # squares of larger ones, summed, would leave float64
+MAX_ABS_VALUE = 1e100  # sums of squares of larger values would overflow float64
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One regular series, oldest value first.
+    """One regularly spaced series, oldest value first.
 
     Attributes:
-        id: The name that comes back with the forecast.
-        start: Stamp of the first value: a moment, whose time zone, if it has one, is kept; or the number of its step.
-        freq: Frequency as a pandas offset alias ("D", "h", "MS", "100ms"), or as a whole number ("1", "10").
-        y: Float64 values, one a step; NaN marks a step that was not observed.
-        covariates: By name, what is known ahead: one value for each step of `y` and for `covariate_horizon` steps after it; float64,
-            or text in an object array.
-        static: By name, what is true of the whole series.
-        channels: By name, what is known of the past alone: one value for each step of `y`; NaN was not observed.
-        past: Of a history of which only the last steps are held: what is remembered of those before.
+        id: The series id, which the forecast carries too.
+        start: Timestamp of the first value: a datetime, whose time zone (if any) is kept, or an integer.
+        freq: Frequency as a pandas offset alias ("D", "h", "MS", "100ms"), or as an integer ("1", "10").
+        y: Float64 values, one per step; NaN marks a step that was not observed.
+        covariates: Known-future covariates by name: one value for each step of `y` and for `covariate_horizon` steps after
+            it; float64, or text in an object array.
+        static: Static features of the series by name.
+        channels: Past-only columns by name: one value for each step of `y`; NaN marks a step that was not observed.
+        history_summary: For a truncated history: the summary of the dropped steps.
 
-    Raises BadStamp where a number is to step on the calendar, or a moment by a whole number.
+    Raises BadStamp if an integer timestamp has a calendar frequency, or a datetime an integer frequency.
     """
 
     id: str
@@ -58,48 +58,49 @@ class Series:
             lengths = {len(values) for values in self.covariates.values()}
             assert len(lengths) == 1, f"covariates of different lengths: {sorted(lengths)}"
             assert min(lengths) >= len(self), "covariates end before the history does"
-        assert all(len(values) == len(self) for values in self.channels.values()), "channels end with the history"
+        assert all(len(values) == len(self) for values in self.channels.values()), (
+            "channels and history differ in length"
+        )
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
     def covariate_horizon(self) -> int:
-        """For how many steps after the last value the covariates are known; 0 without covariates."""
+        """The number of steps after the last value for which covariates are known; 0 without covariates."""
         return max((len(values) for values in self.covariates.values()), default=len(self)) - len(self)
 
     @property
     def timestamps(self) -> Timestamps:
-        """The stamp of every value."""
+        """The timestamp of every value."""
         return build_timestamps(self.start, freq=self.freq, steps=len(self))
 
     @property
     def end(self) -> Timestamp:
-        """The stamp of the last value."""
+        """The timestamp of the last value."""
         return self.timestamp_at(len(self) - 1)
 
     def timestamp_at(self, index: int) -> Timestamp:
-        """The stamp of one value, 0 for the first."""
+        """Returns the timestamp of the value at an index, 0 for the first."""
         try:
             return add_steps(self.start, self.freq, index)
-        except ValueError:  # a clock change left no such local time, or two
+        except ValueError:  # a clock change made this local time nonexistent or ambiguous
             return timestamp_at(self.timestamps, index)
 
     def take_first(self, steps: int) -> Series:
-        """The first `steps` values: what was known then. Covariates are known ahead, so all of them were; channels are not."""
+        """Returns the series as it was known after `steps` values: with all covariates, and with channels cut to `steps`."""
         assert 0 < steps <= len(self), f"{steps} of {len(self)} steps"
         return replace(
             self, y=self.y[:steps], channels={name: values[:steps] for name, values in self.channels.items()}
         )
 
     def future_timestamps(self, horizon: int) -> Timestamps:
-        """The `horizon` stamps that follow the last value; raises BadStamp where they leave the calendar."""
+        """Returns the `horizon` timestamps after the last value; raises BadStamp if they leave the calendar."""
         start, end = self.start, self.end
         if isinstance(start, int) or isinstance(end, int) or end.tz is None or end.time() == start.time():
             return next_timestamps(end, freq=self.freq, steps=horizon)
-        return build_timestamps(self.start, freq=self.freq, steps=len(self) + horizon)[
-            len(self) :
-        ]  # the end may be a shifted one
+        # A clock change may have shifted the local time of the end, so the timestamps are counted from the start.
+        return build_timestamps(self.start, freq=self.freq, steps=len(self) + horizon)[len(self) :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +108,11 @@ class Forecast:
     """The forecast of one series.
 
     Attributes:
-        id: The series' id.
-        ds: The stamp of each step ahead.
-        mean: Float64 point forecasts, one a step ahead, in the units of the series.
-        warnings: What a reader should know of it.
-        quantiles: By level, calibrated quantiles, one a step ahead; only those that were asked for.
+        id: The series id.
+        ds: The timestamp of each step ahead.
+        mean: Float64 point forecasts, one per step ahead, in the units of the series.
+        warnings: Messages about problems with this forecast.
+        quantiles: Calibrated quantiles by level, one per step ahead; only the requested levels.
     """
 
     id: str
@@ -122,7 +123,7 @@ class Forecast:
 
 
 class Panel(NamedTuple):
-    """Series of one frequency, and what had to be repaired to make them so."""
+    """Series of one frequency, and messages about the repairs that were needed to make them regular."""
 
     series: Sequence[Series]
     freq: str
@@ -130,24 +131,24 @@ class Panel(NamedTuple):
 
     @property
     def cutoff(self) -> Timestamp:
-        """The last stamp of any series: the panel knows nothing later."""
-        ends: list[Any] = [one.end for one in self.series]  # all numbers, or all moments
+        """The last timestamp of any series."""
+        ends: list[Any] = [series.end for series in self.series]  # all integers, or all datetimes
         latest: Timestamp = max(ends)
         return latest
 
     def digest(self) -> str:
-        """Identifies the data: sha256 over ids, starts, frequency and values."""
-        total = hashlib.sha256(self.freq.encode())
-        for one in self.series:
-            total.update(f"\n{len(one)} {format_timestamp(one.start)} {one.id}\n".encode())
-            total.update(one.y.astype("<f8").tobytes())
-            for name, values in one.covariates.items():
-                total.update(f"\n{len(values)} {name}\n".encode())
-                total.update(
+        """Returns the identity of the data: the sha256 over ids, starts, frequency and values."""
+        sha256 = hashlib.sha256(self.freq.encode())
+        for series in self.series:
+            sha256.update(f"\n{len(series)} {format_timestamp(series.start)} {series.id}\n".encode())
+            sha256.update(series.y.astype("<f8").tobytes())
+            for name, values in series.covariates.items():
+                sha256.update(f"\n{len(values)} {name}\n".encode())
+                sha256.update(
                     values.astype("<f8").tobytes() if values.dtype != object else repr(values.tolist()).encode()
                 )
-            for name, values in one.channels.items():
-                total.update(f"\nchannel {name}\n".encode() + values.astype("<f8").tobytes())
-            if one.static:
-                total.update(repr(sorted(one.static.items())).encode())
-        return total.hexdigest()
+            for name, values in series.channels.items():
+                sha256.update(f"\nchannel {name}\n".encode() + values.astype("<f8").tobytes())
+            if series.static:
+                sha256.update(repr(sorted(series.static.items())).encode())
+        return sha256.hexdigest()

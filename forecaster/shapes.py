@@ -1,4 +1,4 @@
-"""Array annotations with named axes. jaxtyping checks them while tests run; without it they are the bare array types."""
+"""Array annotations with named axes. jaxtyping checks them in tests; where it is not installed, they are plain array types."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 else:
     try:
         from jaxtyping import Bool, Float, Float64, Int, UInt8
-    except ImportError:  # a bare training machine
+    except ImportError:  # jaxtyping is a development dependency
 
         class _UncheckedArray:
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]
 
-        Bool = Float = Float64 = Int = UInt8 = _Bare
+        Bool = Float = Float64 = Int = UInt8 = _UncheckedArray
 
 __all__ = ["Bool", "Float", "Float64", "Int", "UInt8"]

@@ -1,4 +1,4 @@
-"""What a forecaster is: one whole specification, saved with it."""
+"""The specification of a model (`Spec`), saved with it, and the layout of its networks (`Layout`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ InputMode = Literal["window", "history"]
 StatisticalModel = Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"]
 SpecName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 StepCount = Annotated[int, Field(ge=1, le=100_000)]
-DIVERGENCE_FACTOR = 1e4  # times the largest scaled value of the history: a forecast that goes there has exploded
+DIVERGENCE_FACTOR = 1e4  # a forecast beyond this multiple of the history's largest scaled value has diverged
 
 
 class _FrozenModel(BaseModel):
@@ -38,15 +38,17 @@ class _FrozenModel(BaseModel):
 
 
 class NetworkSpec(_FrozenModel):
-    """The recurrence. With `segment` points a step, a layer of dilation d links every step to the one d steps before."""
+    """The recurrent network. A layer of dilation d connects each step of the recurrence (a segment) to the step d before it."""
 
     cell: CellKind = "gru"
     layers: int = Field(default=1, ge=1, le=16)
     hidden: int = Field(default=64, ge=1, le=4096)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="between layers, while training")
-    residual: bool = Field(default=False, description="whether every layer above the first adds to its input")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout between layers, during training")
+    residual: bool = Field(
+        default=False, description="whether every layer above the first adds its input to its output"
+    )
     dilations: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
-        default=(), description="one a layer; (): all 1"
+        default=(), description="dilation of each layer; (): all 1"
     )
 
     @property
@@ -62,32 +64,36 @@ class NetworkSpec(_FrozenModel):
 
 
 class HeadSpec(_FrozenModel):
-    """What the network's outputs mean. A field of another kind of head keeps its default: it would change nothing."""
+    """How the network's outputs are interpreted. Fields that belong to another kind of head must keep their defaults."""
 
     kind: HeadKind = "point"
-    loss: PointLoss = Field(default="mse", description="of a point head")
-    delta: float = Field(default=1.0, gt=0.0, description="of the Huber loss: the error where square turns to line")
+    loss: PointLoss = Field(default="mse", description="loss of a point head")
+    delta: float = Field(
+        default=1.0, gt=0.0, description="Huber loss: the error at which it changes from quadratic to linear"
+    )
     levels: tuple[float, ...] = Field(
         default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         max_length=199,
-        description="of a quantile head; the median belongs to them whether named or not",
+        description="levels of a quantile head; the median is always included",
     )
-    bins: int = Field(default=256, ge=2, le=65_536, description="of a categorical head")
-    bound: float = Field(default=10.0, gt=0.0, description="of a categorical head: bins cover -bound to bound, scaled")
+    bins: int = Field(default=256, ge=2, le=65_536, description="bins of a categorical head")
+    bound: float = Field(
+        default=10.0, gt=0.0, description="categorical head: the bins cover scaled values from -bound to bound"
+    )
 
     @property
     def is_shiftable(self) -> bool:
-        """Whether the head can correct a base other than zero."""
+        """Whether the head supports a base other than zero."""
         return self.kind not in ("neg_binomial", "categorical")
 
     @property
     def is_count(self) -> bool:
-        """Whether the head reads unscaled counts, and nothing else."""
+        """Whether the head requires unscaled counts."""
         return self.kind == "neg_binomial"
 
     @property
     def uniforms_per_draw(self) -> int:
-        """Uniforms that one draw from the head takes; 0: nothing can be drawn."""
+        """The number of uniforms that one draw from the head consumes; 0 if the head cannot be sampled."""
         return {"point": 0, "student_t": 2}.get(self.kind, 1)
 
     @field_validator("levels")
@@ -95,13 +101,15 @@ class HeadSpec(_FrozenModel):
     def _check_levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
         outside = [level for level in levels if not 0 < level < 1]
         if outside:
-            raise ValueError(f"levels lie between 0 and 1, both excluded; found {outside[0]}. Write 0.9, not 90")
+            raise ValueError(f"levels must lie between 0 and 1, exclusive; found {outside[0]}. Write 0.9, not 90")
         for level, following in pairwise(levels):
             if following <= level:
-                raise ValueError(f"levels rise strictly; found {following} after {level}. Sort them, each once")
+                raise ValueError(
+                    f"levels must rise strictly; found {following} after {level}. Sort them and remove duplicates"
+                )
         if not set(levels) - {0.5}:
             raise ValueError(
-                "a quantile head needs a level besides the median. For the median alone: kind point, loss mae"
+                "a quantile head needs a level besides the median. For the median alone, choose kind point and loss mae"
             )
         return levels
 
@@ -121,106 +129,121 @@ class HeadSpec(_FrozenModel):
 
 
 class TrainingSpec(_FrozenModel):
-    """How the network is fitted. An epoch is `epoch_steps` optimiser steps, not a pass over the data."""
+    """How the network is trained. An epoch is `epoch_steps` optimizer steps, not a pass over the data."""
 
-    steps: int = Field(default=1000, ge=1, description="optimiser steps at the most")
+    steps: int = Field(default=1000, ge=1, description="maximum number of optimizer steps")
     epoch_steps: int = Field(default=50, ge=1, description="steps between validations (and checkpoints)")
-    batch: int = Field(default=64, ge=1, description="windows a step")
+    batch: int = Field(default=64, ge=1, description="windows per optimizer step")
     learning_rate: float = Field(default=1e-3, gt=0.0)
     schedule: LearningRateSchedule = Field(
-        default="constant", description="of the learning rate; cosine: a short rise, then down to nothing"
+        default="constant", description="learning rate schedule; cosine: a short linear warm-up, then a decay to zero"
     )
     average: float = Field(
         default=0.0,
         ge=0.0,
         lt=1.0,
-        description="decay of a moving average of the weights, which is what is kept; 0: none",
+        description="decay of the moving average of the weights, which replaces them in the fitted model; 0: no averaging",
     )
     weighting: LossWeighting = Field(
-        default="none", description="seasonal_error: errors count in units of the seasonal naive's, as in MASE"
+        default="none", description="seasonal_error: errors are scaled by those of the seasonal naive, as in MASE"
     )
     recent: float = Field(
         default=0.0,
         ge=0.0,
-        description="mean distance of windows from the end of their series, in horizons; 0: from anywhere",
+        description="mean distance of training windows from the end of their series, in horizons; 0: uniform over the series",
     )
     unroll: int = Field(
         default=0,
         ge=0,
         le=1000,
-        description="blocks after the window that a rollout network is asked for as it is used, fed with its own output; "
-        "reached step by step in the first half of the training",
+        description="blocks after the window that a rollout network predicts free running, on its own output, during training; "
+        "the number rises step by step during the first half of training",
     )
-    gradient_clip: float = Field(default=1.0, gt=0.0, description="largest global norm of the gradient")
-    patience: int = Field(default=0, ge=0, description="epochs without a better rollout before stopping; 0: never")
-    valid_windows: int = Field(default=1, ge=0, description="rolling origins held out at the end")
+    gradient_clip: float = Field(default=1.0, gt=0.0, description="maximum global norm of the gradient")
+    patience: int = Field(
+        default=0,
+        ge=0,
+        description="epochs without improvement of the validation score before stopping; 0: never stop early",
+    )
+    valid_windows: int = Field(default=1, ge=0, description="rolling origins held out for validation at the end")
     valid_stride: int | None = Field(
-        default=None, ge=1, description="steps between them; None: a horizon, so that no two share a step"
+        default=None,
+        ge=1,
+        description="steps between rolling origins; None: one horizon, so that windows do not overlap",
     )
     refit: bool = Field(
-        default=False, description="whether to train once more, on what was held out too, for as long as proved best"
+        default=False,
+        description="whether to train again on all data, held-out steps included, for the best number of steps",
     )
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class Spec(_FrozenModel):
-    """A whole forecaster. What is not said here cannot change a forecast."""
+    """The complete specification of a model. Nothing outside it changes a forecast."""
 
     name: SpecName
-    context: StepCount = Field(description="steps of history the network is trained to start from")
+    context: StepCount = Field(description="steps of history that the network is trained on")
     horizon: StepCount = Field(description="steps ahead that validation and backtests score")
     min_history: int | None = Field(
-        default=None, ge=1, description="shortest history it answers; None: the whole context"
+        default=None, ge=1, description="minimum number of steps of a history; None: the whole context"
     )
     reads: InputMode = Field(
         default="window",
-        description="the last `context` steps; or a whole history, state and scale carried from its start",
+        description="window: the last `context` steps; history: the whole history, with state and scale from its start",
     )
-    season: int | None = Field(default=None, ge=1, description="steps of a season; None: the frequency's usual one")
+    season: int | None = Field(
+        default=None, ge=1, description="steps of a season; None: the default season of the frequency"
+    )
     segment: int = Field(default=1, ge=1, description="time points that one step of the recurrence reads")
     decoder: DecoderKind = Field(
-        default="rollout", description="a segment at a time, fed back; or a whole horizon in one go"
+        default="rollout", description="rollout: one segment at a time, fed back; direct: the whole horizon at once"
     )
-    base: BaselineKind = Field(default="zero", description="what the network corrects")
+    base: BaselineKind = Field(default="zero", description="baseline forecast that the network corrects")
     scaling: Scaling = "standard"
     transform: Transform = Field(
-        default="none", description="log: scaled in logarithms (of an asinh that knows zero), where a season multiplies"
+        default="none",
+        description="log: scaled in logarithms (of an asinh, which is defined at zero), for multiplicative seasonality",
     )
     head: HeadSpec = HeadSpec()
     lags: tuple[StepCount, ...] = Field(
-        default=(), description="how far back further values are looked up for every step"
+        default=(), description="lags, in steps, of further values that are inputs of every step"
     )
-    calendar: tuple[str, ...] = Field(default=(), description="calendar features, of the local time of the series")
-    covariates: tuple[str, ...] = Field(default=(), description="columns that are known ahead")
+    calendar: tuple[str, ...] = Field(default=(), description="calendar features, in the local time of the series")
+    covariates: tuple[str, ...] = Field(default=(), description="known-future covariate columns")
     channels: tuple[str, ...] = Field(
-        default=(), description="columns of which the past alone is known: foretold beside y, and fed back with it"
+        default=(), description="past-only columns: predicted together with y, and fed back"
     )
-    static: tuple[str, ...] = Field(default=(), description="columns that say what a series is")
-    group: str | None = Field(default=None, description="static column whose larger groups get intervals of their own")
+    static: tuple[str, ...] = Field(default=(), description="static feature columns")
+    group: str | None = Field(
+        default=None, description="static column whose larger groups get their own prediction intervals"
+    )
     network: NetworkSpec = NetworkSpec()
     members: int = Field(
-        default=1, ge=1, le=64, description="networks of other seeds, trained at once; their median is the forecast"
+        default=1,
+        ge=1,
+        le=64,
+        description="number of networks with different seeds, trained together; the forecast is their median",
     )
     blend: tuple[StatisticalModel, ...] = Field(
         default=(),
-        description="statistical models whose forecasts are blended with the network's, with weights from the validation windows",
+        description="statistical models blended with the network; the weights are fitted on the validation windows",
     )
     training: TrainingSpec = TrainingSpec()
 
     @property
     def min_steps(self) -> int:
-        """Steps that a history must have; shorter than the context, it is padded."""
+        """The minimum number of steps of a history. Histories shorter than the context are padded."""
         return min(self.min_history or self.context, self.context)
 
     @property
     def validation_steps(self) -> int:
-        """Steps at the end of every series that validate."""
+        """The number of steps at the end of every series that are held out for validation."""
         windows, stride = self.training.valid_windows, self.training.valid_stride or self.horizon
         return self.horizon + (windows - 1) * stride if windows else 0
 
     @property
     def block(self) -> int:
-        """Time points that the decoder gives in one go: a segment, or the horizon rounded up to whole segments."""
+        """Time points that the decoder predicts at once: a segment, or the horizon rounded up to whole segments."""
         return self.segment if self.decoder == "rollout" else -(-self.horizon // self.segment) * self.segment
 
     @model_validator(mode="after")
@@ -228,67 +251,71 @@ class Spec(_FrozenModel):
         if self.context % self.segment:
             raise ValueError(f"context: expected a multiple of segment {self.segment}, found {self.context}")
         if self.base != "zero" and not self.head.is_shiftable:
-            raise ValueError(f"base: a {self.head.kind} head takes base zero only, found {self.base}")
+            raise ValueError(
+                f"base: a {self.head.kind} head takes base zero only, found {self.base}. Choose base zero, or another head"
+            )
         if self.head.is_count and self.scaling != "none":
-            raise ValueError(f"scaling: a {self.head.kind} head reads counts, so scaling none; found {self.scaling}")
+            raise ValueError(
+                f"scaling: a {self.head.kind} head needs unscaled counts; found {self.scaling}. Choose none"
+            )
         if self.transform == "log" and (self.head.is_count or self.scaling == "mean_abs"):
-            what = (
-                f"a {self.head.kind} head reads counts"
+            reason = (
+                f"a {self.head.kind} head needs unscaled counts"
                 if self.head.is_count
-                else "the width of mean_abs is none of logarithms"
+                else "scaling mean_abs is not defined for logarithms"
             )
             raise ValueError(
-                f"transform: {what}; found log. Choose transform none, or scaling last, standard or level_season"
+                f"transform: {reason}; found log. Choose transform none, or scaling last, standard or level_season"
             )
         if self.reads == "history" and self.scaling == "last":
             raise ValueError(
-                "scaling: one that reads the whole history keeps the scale of its first steps, and the last value of those says "
-                "nothing later; found last. Choose standard or mean_abs with base last, or reads window"
+                "scaling: a model that reads the whole history keeps the scale of its first steps, and the last value of these "
+                "steps is not representative later; found last. Choose standard or mean_abs with base last, or reads window"
             )
         if self.training.refit and not self.training.valid_windows:
             raise ValueError(
-                "training.refit: nothing was held out to train on once more; found valid_windows 0. Leave refit out"
+                "training.refit: there are no held-out steps to add; found valid_windows 0. Leave refit out, or hold a window out"
             )
         if self.training.unroll and self.decoder == "direct":
             raise ValueError(
-                f"training.unroll: a direct decoder gives a whole horizon in one go and is fed nothing back in it; found "
+                f"training.unroll: a direct decoder predicts the whole horizon at once, without feedback; found "
                 f"{self.training.unroll}. Leave unroll out, or choose decoder rollout"
             )
         if len(set(self.blend)) != len(self.blend):
-            raise ValueError(f"blend: expected every model once, found {', '.join(self.blend)}")
+            raise ValueError(f"blend: expected every model once, found {', '.join(self.blend)}. Remove duplicates")
         if self.blend and not self.training.valid_windows:
             raise ValueError(
-                "blend: its weights are found on validation windows; found valid_windows 0. Hold one out, or leave blend out"
+                "blend: its weights are fitted on validation windows; found valid_windows 0. Hold one out, or leave blend out"
             )
-        short = [lag for lag in self.lags if lag < self.segment]
-        if short:
-            raise ValueError(f"lags: expected at least the segment's {self.segment} steps, found {short[0]}")
+        short_lags = [lag for lag in self.lags if lag < self.segment]
+        if short_lags:
+            raise ValueError(f"lags: expected at least the segment's {self.segment} steps, found {short_lags[0]}")
         return self
 
     @classmethod
     def parse(cls, fields: Any, *, where: str) -> Self:
-        """Validates plain data (from YAML or JSON); raises BadSpec with every fault and its place."""
+        """Validates plain data (from YAML or JSON); raises BadSpec with every validation error and its field."""
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc'])) or 'spec'}: {fault['msg']}" for fault in error.errors()
+            details = "; ".join(
+                f"{'.'.join(map(str, detail['loc'])) or 'spec'}: {detail['msg']}" for detail in error.errors()
             )
-            raise BadSpec(f"{where} is not a forecaster's specification: {faults}.", where=where) from error
+            raise BadSpec(f"{where} is not a valid model specification: {details}.", where=where) from error
 
 
 class Layout(NamedTuple):
-    """How a network reads and tells.
+    """The sizes of a network's input and output.
 
     Attributes:
         segment: Time points that one step of the recurrence reads.
-        block: Time points that the decoder gives in one go; they are then fed back, segment by segment.
-        back: How many of the latest values lags and base look at (1 at least).
-        lead: Steps that a window has before its context, for lags and base to look at; 0 if they need none.
-        context: Steps of history it was trained to start from.
-        reads: Whether a forecast starts from the last of them, or from the whole history.
-        targets: What it reads and foretells of a row: y, and after it the channels.
-        noise: Uniforms that one draw of its head takes; 0: nothing can be drawn.
+        block: Time points that the decoder predicts at once; they are then fed back, segment by segment.
+        lookback: The number of latest values that lags and base use (at least 1).
+        pre_context: Steps of a window before its context, for lags and base; 0 if they need none.
+        context: Steps of history that the network was trained on.
+        reads: Whether a forecast starts from the last `context` steps, or from the whole history.
+        num_targets: Targets of a row, which the network reads and predicts: y, followed by the channels.
+        uniforms_per_draw: Uniforms that one draw from the head consumes; 0 if the head cannot be sampled.
     """
 
     segment: int
@@ -302,22 +329,29 @@ class Layout(NamedTuple):
 
     @classmethod
     def from_spec(cls, spec: Spec, *, season: int) -> Self:
-        """That of the networks of a specification, for data of a season."""
-        seen = {"zero": 0, "last": 1, "seasonal_naive": season, "linear": season + 1}[spec.base]  # by the base
-        back = max(1, seen, *spec.lags)
-        lead = 0 if back == 1 else back
-        targets = 1 + len(spec.channels)
-        return cls(spec.segment, spec.block, back, lead, spec.context, spec.reads, targets, spec.head.uniforms_per_draw)
+        """Returns the layout of the networks of a specification, for data with this season."""
+        baseline_steps = {"zero": 0, "last": 1, "seasonal_naive": season, "linear": season + 1}[spec.base]
+        lookback = max(1, baseline_steps, *spec.lags)
+        return cls(
+            segment=spec.segment,
+            block=spec.block,
+            lookback=lookback,
+            pre_context=0 if lookback == 1 else lookback,
+            context=spec.context,
+            reads=spec.reads,
+            num_targets=1 + len(spec.channels),
+            uniforms_per_draw=spec.head.uniforms_per_draw,
+        )
 
     def window_length(self, max_history: int) -> int:
-        """Steps of a window that shows the network all it reads of histories of up to `max_history` steps.
+        """Returns the length of a window that holds all that the network reads of histories of up to `max_history` steps.
 
-        A whole history has nothing before it: the lead is padding, and so is the rest of its first segment.
+        Where the whole history is read, no steps precede it: the pre-context is padding, as is the rest of its first segment.
         """
         return self.pre_context + (
             self.context if self.reads == "window" else -(-max_history // self.segment) * self.segment
         )
 
     def round_up_horizon(self, horizon: int) -> int:
-        """The horizon, rounded up to whole blocks."""
+        """Returns the horizon, rounded up to whole blocks."""
         return -(-horizon // self.block) * self.block

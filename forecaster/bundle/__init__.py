@@ -1,1 +1,1 @@
-"""A fitted model on disk: the bundle folder, and the golden requests that prove it."""
+"""Fitted models on disk: the bundle folder, and the golden requests that verify it."""

@@ -1,4 +1,7 @@
-"""A forecaster as a folder: JSON and safetensors, checked by digest before it is parsed and by replay after."""
+"""The bundle: a fitted model as a folder of JSON and safetensors.
+
+Files are verified by digest before they are parsed, and the loaded model by a replay of its golden requests.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from forecaster.bundle.golden import GoldenFile, build_golden_file, replay_golde
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged, BundleError, InputError
 from forecaster.frequency import format_timestamp, parse_frequency, parse_timestamp
-from forecaster.intervals.conformal import Calibration
+from forecaster.intervals.calibration import Calibration
 from forecaster.prediction.engine_choice import build_fastest_engine, build_onnx_engine, is_onnx_engine
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
@@ -27,11 +30,11 @@ from forecaster.storage.atomic import create_folder
 from forecaster.storage.failpoints import fail_point
 
 SCHEMA_VERSION = 1
-MAX_FILE_BYTES = 1 << 30  # of one file; a larger one is not a bundle of ours
+MAX_FILE_BYTES = 1 << 30  # limit of each file; bundles are much smaller
 
 
 class FileEntry(BaseModel):
-    """What the manifest says of one file."""
+    """The digest and size of one file in the manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     sha256: str
@@ -39,7 +42,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`manifest.json`: what the bundle is, and the digest of every other file."""
+    """`manifest.json`: a description of the bundle, and the digest of every other file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int
@@ -57,39 +60,43 @@ class Manifest(BaseModel):
 
 
 _REQUIRED_FILES = ("spec.json", "encoding.json", "conformal.json", "weights.safetensors", "golden.json", "card.md")
-ONNX_FILE = "rollout.onnx"  # a bundle may lack it, and its like of further members: it is then served by PyTorch
-BLEND_FILE = "blend.json"  # of a forecaster that is a blend
+ONNX_FILE = "rollout.onnx"  # optional, as are those of further members; without them the bundle is served by PyTorch
+BLEND_FILE = "blend.json"  # only in the bundle of a blend
 
 log = logging.getLogger(__name__)
 
 
 def compute_bundle_digest(folder: Path) -> str:
-    """The identity of a bundle: the sha256 of its manifest, which holds those of all other files."""
+    """Returns the identity of a bundle: the sha256 of its manifest, which contains the digests of all other files."""
     return _sha256(_read_file(folder / "manifest.json"))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle; raises BundleDamaged if there is none, or it is not one of ours."""
+    """Reads the manifest of a bundle; raises BundleDamaged if it is missing, invalid, or has another schema version."""
     try:
         manifest = Manifest.model_validate_json(_read_file(folder / "manifest.json"))
     except ValidationError as error:
         raise BundleDamaged(
-            f"Expected the manifest of a forecaster in {folder}; {_format_first_error(error)}.", where="manifest.json"
+            f"Expected the manifest of a bundle in {folder}; {_format_first_error(error)}. Fetch the bundle again.",
+            where="manifest.json",
         ) from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise BundleDamaged(
             f"Expected a bundle of schema {SCHEMA_VERSION}; {folder} has schema {manifest.schema_version}. "
-            "Use the version of forecaster that wrote it, or train again.",
+            "Use the version of forecaster that wrote it, or train the model again.",
             where="manifest.json",
         )
     return manifest
 
 
 def save_bundle(fitted_model: FittedModel, folder: Path, *, card: str) -> str:
-    """Writes the bundle, whole or not at all, to a folder that does not exist yet; answers its digest."""
+    """Writes the bundle atomically to a new folder, and returns its digest.
+
+    Raises BundleError if the folder exists.
+    """
     if folder.exists():
-        raise BundleError(f"Expected no folder at {folder}; found one. Choose another place.", where=str(folder))
-    import torch  # its version
+        raise BundleError(f"Expected no folder at {folder}; found one. Choose another path.", where=str(folder))
+    import torch  # only for its version, which the manifest records
 
     from forecaster.model.weights import serialize_weights
 
@@ -129,26 +136,30 @@ def save_bundle(fitted_model: FittedModel, folder: Path, *, card: str) -> str:
 
 
 def load_bundle(folder: Path) -> FittedModel:
-    """Reads a bundle: digests first, then shapes and finiteness, then the golden requests, on every engine there is.
+    """Loads a bundle and verifies it: digests, shapes and finiteness, then the golden requests on all available engines.
 
-    Raises BundleDamaged or GoldenMismatch with the file at fault, MissingPackage where a blend has models that cannot be
-    fitted here; a bundle that loads may be served.
+    A bundle that loads may be served.
+
+    Raises:
+        BundleDamaged: A file is missing, altered or invalid; `where` is the file.
+        GoldenMismatch: An engine does not reproduce the golden forecasts.
+        MissingPackage: The package that fits the statistical models of a blend is not installed.
     """
     stored, golden = _read_bundle(folder)
-    forecaster = stored.to_fitted_model()
-    replay_golden_file(forecaster, golden)
-    if forecaster.blend_weights:
-        replay_golden_file(*strip_blend(forecaster, golden))
-    engine = build_onnx_engine(forecaster)
+    fitted_model = stored.to_fitted_model()
+    replay_golden_file(fitted_model, golden)
+    if fitted_model.blend_weights:
+        replay_golden_file(*strip_blend(fitted_model, golden))
+    engine = build_onnx_engine(fitted_model)
     if engine is not None:
-        replay_golden_file(*strip_blend(forecaster, golden), engine, where=ONNX_FILE)
-    return forecaster
+        replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
+    return fitted_model
 
 
 def load_predictor(folder: Path) -> Predictor:
-    """A bundle ready to answer, on the fastest engine for it; PyTorch is loaded only where no other engine will do.
+    """Loads a bundle as a predictor on the fastest engine for it; PyTorch is imported only if no other engine can be used.
 
-    Checked as by `load_bundle`, with the golden requests on that engine alone; raises likewise.
+    Verifies the bundle and raises errors as `load_bundle` does, but replays the golden requests on that engine only.
     """
     stored, golden = _read_bundle(folder)
     engine = build_fastest_engine(stored)
@@ -160,7 +171,7 @@ def load_predictor(folder: Path) -> Predictor:
 
 
 def verify_files(folder: Path) -> Manifest:
-    """Holds every file against the manifest, and loads nothing; raises BundleDamaged."""
+    """Verifies every file against the manifest without loading the model; raises BundleDamaged."""
     manifest = read_manifest(folder)
     for name in manifest.files:
         _read_verified(folder, name, manifest)
@@ -168,7 +179,7 @@ def verify_files(folder: Path) -> Manifest:
 
 
 def _read_bundle(folder: Path) -> tuple[StoredModel, GoldenFile]:
-    """A bundle whose files are what its manifest says, and what is asked to prove it."""
+    """Reads a bundle and its golden requests, and verifies the files against the manifest."""
     manifest = read_manifest(folder)
     contents = {name: _read_verified(folder, name, manifest) for name in _REQUIRED_FILES}
     try:
@@ -177,36 +188,37 @@ def _read_bundle(folder: Path) -> tuple[StoredModel, GoldenFile]:
         cutoff = parse_timestamp(manifest.cutoff, freq=manifest.freq)
         golden = GoldenFile.model_validate_json(contents["golden.json"])
         encoding = Encoding.model_validate_json(contents["encoding.json"])
-        weights = (
+        blend_weights = (
             blend.parse_blend_weights(_read_verified(folder, BLEND_FILE, manifest))
             if BLEND_FILE in manifest.files
             else {}
         )
     except (InputError, ValueError) as error:
         raise BundleDamaged(
-            f"Expected a bundle written by forecaster in {folder}; {error}", where=str(folder)
+            f"Expected a bundle written by forecaster in {folder}; fetch it again. Cause: {error}", where=str(folder)
         ) from error
-    graphs, calibration = _onnx_file_names(spec) if ONNX_FILE in manifest.files else (), contents["conformal.json"]
+    onnx_files = _onnx_file_names(spec) if ONNX_FILE in manifest.files else ()
+    calibration = contents["conformal.json"]
     stored = StoredModel(
-        spec,
-        manifest.freq,
-        manifest.season,
-        cutoff,
-        encoding,
-        contents["weights.safetensors"],
-        None if calibration == b"null" else Calibration.from_json(calibration),
-        manifest.facts,
-        tuple(_read_verified(folder, name, manifest) for name in graphs),
-        weights,
+        spec=spec,
+        freq=manifest.freq,
+        season=manifest.season,
+        cutoff=cutoff,
+        encoding=encoding,
+        weights_bytes=contents["weights.safetensors"],
+        calibration=None if calibration == b"null" else Calibration.from_json(calibration),
+        facts=manifest.facts,
+        onnx_models=tuple(_read_verified(folder, name, manifest) for name in onnx_files),
+        blend_weights=blend_weights,
     )
     return stored, golden
 
 
 def _read_verified(folder: Path, name: str, manifest: Manifest) -> bytes:
-    fact, content = manifest.files.get(name), _read_file(folder / name)
-    if fact is None or len(content) != fact.size or _sha256(content) != fact.sha256:
+    entry, content = manifest.files.get(name), _read_file(folder / name)
+    if entry is None or len(content) != entry.size or _sha256(content) != entry.sha256:
         raise BundleDamaged(
-            f"Expected {name} of {folder} as its manifest describes it; its digest is another. Fetch the bundle again.",
+            f"Expected {name} in {folder} to match the manifest; its digest differs. Fetch the bundle again.",
             where=name,
         )
     return content
@@ -217,35 +229,42 @@ def _onnx_file_names(spec: Spec) -> tuple[str, ...]:
 
 
 def _export_onnx_models(fitted_model: FittedModel, golden: GoldenFile) -> tuple[bytes, ...]:
-    """The rollout of each member as a graph, where onnx is there to write it; where they answer otherwise, none."""
+    """Exports the rollout of each member as an ONNX model.
+
+    Returns none if onnx is not installed, if the weights are too large, or if the models do not reproduce the golden forecasts.
+    """
     if find_spec("onnx") is None:
         return ()
     size = max(sum(parameter.nbytes for parameter in network.parameters()) for network in fitted_model.networks)
-    if size > MAX_FILE_BYTES // 4:  # a graph holds some weights several times
-        log.warning("the bundle gets no %s: with %d bytes of weights it would be too large", ONNX_FILE, size)
+    if size > MAX_FILE_BYTES // 4:  # an ONNX model contains some weights several times
+        log.warning("the bundle is written without %s: with %d bytes of weights it would be too large", ONNX_FILE, size)
         return ()
     from forecaster.engines.onnx.export import export_onnx
 
-    graphs = tuple(export_onnx(network) for network in fitted_model.networks)
+    models = tuple(export_onnx(network) for network in fitted_model.networks)
     try:
-        engine = build_onnx_engine(replace(fitted_model, onnx_models=graphs))
+        engine = build_onnx_engine(replace(fitted_model, onnx_models=models))
         if engine is not None:
             replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
     except BundleError as error:
-        log.warning("the bundle gets no %s and will be served by PyTorch: %s", ONNX_FILE, error.message)
+        log.warning("the bundle is written without %s and will be served by PyTorch: %s", ONNX_FILE, error.message)
         return ()
-    return graphs
+    return models
 
 
 def _read_file(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise BundleDamaged(f"Expected at most {MAX_FILE_BYTES} bytes in {path}; found {size}.", where=path.name)
+            raise BundleDamaged(
+                f"Expected at most {MAX_FILE_BYTES} bytes in {path}; found {size}. Fetch the bundle again.",
+                where=path.name,
+            )
         return path.read_bytes()
     except OSError as error:
         raise BundleDamaged(
-            f"Expected the file {path} of a bundle; it cannot be read ({error.strerror}).", where=path.name
+            f"Expected the file {path} of a bundle; it cannot be read ({error.strerror}). Fetch the bundle again.",
+            where=path.name,
         ) from error
 
 
@@ -254,5 +273,5 @@ def _sha256(content: bytes) -> str:
 
 
 def _format_first_error(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    return f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"
+    detail = error.errors()[0]
+    return f"{'.'.join(map(str, detail['loc'])) or 'the file'}: {detail['msg']}"

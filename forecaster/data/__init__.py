@@ -1,1 +1,1 @@
-"""Series in, windows out: reading, splitting and cutting."""
+"""Data preparation: from data frames to series, splits and network windows."""

@@ -1,4 +1,4 @@
-"""Several histories in one array: padding of different lengths, tails, and the timestamps of their forecasts."""
+"""Batches of histories: padding to one array, truncation, value checks, and the timestamps of their forecasts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from forecaster.shapes import Bool, Float64, Int
 def pad_histories(
     histories: Sequence[Float64[np.ndarray, "_ *columns"]], *, context: int, fill_value: float
 ) -> Float64[np.ndarray, "row context *columns"]:
-    """The last `context` steps of every history, with `fill_value` before those that are shorter."""
+    """Stacks the last `context` steps of every history; shorter histories are padded on the left with `fill_value`."""
     if all(len(history) >= context for history in histories):
         return np.concatenate([history[-context:] for history in histories]).reshape(
             len(histories), context, *histories[0].shape[1:]
@@ -30,50 +30,55 @@ def pad_histories(
 
 
 def stack_channels(series: Series, names: Sequence[str]) -> Float64[np.ndarray, "step channel"]:
-    """The channels of a series by name, side by side; raises CovariateUnknown if it lacks one."""
+    """Stacks the named channels of a series as columns; raises CovariateUnknown if one is missing."""
     missing = [name for name in names if name not in series.channels]
     if missing:
         raise CovariateUnknown(
             f"Series {series.id!r} needs the channels {', '.join(names)} for its history; {', '.join(missing)} not found among: "
-            f"{', '.join(series.channels) or 'none'}. Send a value for each step, with gaps where it was not observed.",
+            f"{', '.join(series.channels) or 'none'}. Send a value for each step, and null where it was not observed.",
             where=series.id,
         )
     return np.stack([series.channels[name] for name in names], axis=1) if names else np.zeros((len(series), 0))
 
 
 def compute_future_timestamps(series: Sequence[Series], horizon: int) -> Iterator[Timestamps | BadStamp]:
-    """The stamps of each forecast; series of a panel often end together, and are then given the same ones."""
-    known: dict[tuple[Any, ...], Timestamps] = {}
-    for one in series:
-        start = one.start
-        kind = (
-            None if isinstance(start, int) else (start.tz, start.unit)
-        )  # moments of two zones, or units, may be equal
-        key = (start, kind, one.freq, len(one.y))
-        ahead = known.get(key)
-        if ahead is None:
+    """Yields the timestamps of each forecast, or the error for timestamps that leave the calendar.
+
+    The series of a panel often end together; those with the same end share one index.
+    """
+    cache: dict[tuple[Any, ...], Timestamps] = {}
+    for item in series:
+        start = item.start
+        # Datetimes of different zones or units may compare equal, so both are part of the key.
+        kind = None if isinstance(start, int) else (start.tz, start.unit)
+        key = (start, kind, item.freq, len(item.y))
+        timestamps = cache.get(key)
+        if timestamps is None:
             try:
-                ahead = known[key] = one.future_timestamps(horizon)
+                timestamps = cache[key] = item.future_timestamps(horizon)
             except BadStamp as error:
                 yield error
                 continue
-        yield ahead
+        yield timestamps
 
 
 def compute_usable_mask(
     histories: Sequence[Float64[np.ndarray, "_"]], lengths: Int[np.ndarray, "series"], *, context: int
 ) -> Bool[np.ndarray, "series"]:
-    """Which histories are certainly of numbers that can be reckoned with, and were observed within the context."""
-    whole = np.concatenate(histories)
-    if (np.abs(whole) > MAX_ABS_VALUE).any() or not lengths.all():
+    """Returns a mask of the histories whose values are certainly in range, with an observed value within the context.
+
+    One value out of range, or one empty history, makes the mask False for all: they are then checked one by one.
+    """
+    values = np.concatenate(histories)
+    if (np.abs(values) > MAX_ABS_VALUE).any() or not lengths.all():
         return np.zeros(len(lengths), dtype=bool)
     ends = np.cumsum(lengths)
-    seen = np.concatenate([[0], np.cumsum(~np.isnan(whole))])
-    return np.asarray(seen[ends] > seen[ends - np.minimum(lengths, context)])
+    observed_counts = np.concatenate([[0], np.cumsum(~np.isnan(values))])
+    return np.asarray(observed_counts[ends] > observed_counts[ends - np.minimum(lengths, context)])
 
 
 def take_last(series: Series, steps: int) -> Series:
-    """The last steps of a series, and all that is known ahead."""
+    """Returns the last steps of a series, with all future covariates."""
     if len(series) <= steps:
         return series
     cut = len(series) - steps
@@ -87,19 +92,21 @@ def take_last(series: Series, steps: int) -> Series:
 
 
 def find_value_error(series: Series, channels: Sequence[str]) -> InputError | None:
-    """A channel that is not there, or a value of y or of a channel that cannot be reckoned with."""
+    """Returns an error for a missing channel, or for an infinite or too large value of y or a channel; None if there is none."""
     try:
         stack_channels(series, channels)
-    except CovariateUnknown as fault:
-        return fault
-    for values, place in [(series.y, ""), *((series.channels[name], f" in the channel {name!r}") for name in channels)]:
+    except CovariateUnknown as error:
+        return error
+    columns = [(series.y, ""), *((series.channels[name], f" in the channel {name!r}") for name in channels)]
+    for values, location in columns:
         if np.isinf(values).any():
             return NotANumber(
-                f"Series {series.id!r} holds an infinite value{place}. Correct it, or send null.", where=series.id
+                f"Series {series.id!r} holds an infinite value{location}. Correct it, or send null.", where=series.id
             )
         if (np.abs(values) > MAX_ABS_VALUE).any():
             return ValueOutOfRange(
-                f"Series {series.id!r} holds a value{place} beyond {MAX_ABS_VALUE:g}, too large to be reckoned with. Correct it.",
+                f"Series {series.id!r} holds a value{location} beyond {MAX_ABS_VALUE:g}, which is too large to compute with. "
+                "Correct it, or send null.",
                 where=series.id,
             )
     return None
@@ -108,20 +115,23 @@ def find_value_error(series: Series, channels: Sequence[str]) -> InputError | No
 def replace_non_finite(
     mean: Float64[np.ndarray, "horizon"], history: Float64[np.ndarray, "_"], *, season: int
 ) -> Float64[np.ndarray, "horizon"]:
-    """The forecast, with the seasonal naive in place of all that follows its first value that is not finite."""
-    sound = np.isfinite(mean).cumprod().astype(bool)
-    return np.where(sound, mean, repeat_season(history, season, len(mean)))
+    """Replaces the forecast by the seasonal naive from its first non-finite value on."""
+    is_valid = np.isfinite(mean).cumprod().astype(bool)
+    return np.where(is_valid, mean, repeat_season(history, season, len(mean)))
 
 
 def repeat_season(history: Float64[np.ndarray, "_"], season: int, horizon: int) -> Float64[np.ndarray, "_"]:
-    """The last season over and over; each place takes its latest observed value, or the latest of all where it has none."""
+    """Repeats the last season over the horizon (the seasonal naive).
+
+    A phase whose last value is missing takes its latest observed value, or, if it has none, the latest observed value of all.
+    """
     cycle = history[-season:]
     if len(cycle) < season or np.isnan(cycle).any():
         padding = np.full(season if not len(history) else -len(history) % season, np.nan)
         seasons = np.concatenate([padding, history]).reshape(-1, season)
-        seen = ~np.isnan(seasons)
-        latest = len(seasons) - 1 - seen[::-1].argmax(axis=0)
+        is_observed = ~np.isnan(seasons)
+        latest_rows = len(seasons) - 1 - is_observed[::-1].argmax(axis=0)
         observed = history[~np.isnan(history)]
-        last = observed[-1] if len(observed) else np.nan
-        cycle = np.where(seen.any(axis=0), seasons[latest, np.arange(season)], last)
+        last_value = observed[-1] if len(observed) else np.nan
+        cycle = np.where(is_observed.any(axis=0), seasons[latest_rows, np.arange(season)], last_value)
     return np.resize(cycle, horizon)

@@ -1,6 +1,4 @@
-"""What a frequency means: how it is inferred when certain, and the season people usually see in it; and where in its cycles
-(hour, weekday, year, holidays) a moment lies.
-"""
+"""Calendar knowledge: the inference of frequencies, their default season and horizon, and calendar features of timestamps."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ _CALENDAR_SEASONS = {"B": 5, "W": 52, "MS": 12, "ME": 12, "BMS": 12, "BME": 12, 
 
 
 def step_seconds(step: Offset) -> float | None:
-    """Seconds of one step where all steps are equally long (days and weeks too, on naive or UTC stamps), else None."""
+    """Returns the seconds of a step if all steps are equally long (days and weeks too, as in naive or UTC time), else None."""
     if isinstance(step, pd.offsets.Tick):
         return pd.Timedelta(step).total_seconds()
     if isinstance(step, pd.offsets.Day):
@@ -40,9 +38,9 @@ def step_seconds(step: Offset) -> float | None:
 
 
 def default_season(freq: str) -> int:
-    """Steps of the season that data of this frequency usually shows; 1 where there is none, and where steps are numbered.
+    """Returns the usual season of this frequency in steps; 1 if there is none, and for integer frequencies.
 
-    A day for steps from a minute to below a day, a week for days, a year for weeks, months and quarters.
+    It is a day for steps from a minute to below a day, a week for days, and a year for weeks, months and quarters.
     """
     step = parse_frequency(freq)
     if isinstance(step, int):
@@ -60,8 +58,10 @@ def default_season(freq: str) -> int:
 
 
 def default_horizon(freq: str) -> int:
-    """Steps that people usually forecast at this frequency: a day of shorter steps, else the horizons of the M4 competition
-    (Makridakis, Spiliotis and Assimakopoulos 2020): 14 days, 13 weeks, 18 months, 8 quarters, 6 years.
+    """Returns the usual horizon of this frequency in steps.
+
+    It is a day for steps shorter than a day, else the horizon of the M4 competition (Makridakis, Spiliotis and Assimakopoulos
+    2020): 14 days, 13 weeks, 18 months, 8 quarters, 6 years.
     """
     season = default_season(freq)
     seconds = step_seconds(parse_frequency(freq))
@@ -71,31 +71,34 @@ def default_horizon(freq: str) -> int:
 
 
 def infer_frequency(timestamps: Timestamps, *, where: str | None = None) -> str:
-    """The one frequency that gives exactly these stamps; raises FrequencyUnknown if none does, or more than one.
+    """Returns the frequency that generates exactly these timestamps; raises FrequencyUnknown if none or several do.
 
-    Three Wednesdays are seven days apart and nothing else; July, August and September begin 31 days apart *and* a month
-    apart, so nobody can tell from them what comes next. In a zone with summer time days are counted on the wall.
+    Three Wednesdays fit only a step of seven days. The starts of July, August and September fit 31 days and a month, so the
+    next timestamp is ambiguous. In a zone with daylight saving time, days are counted in local time.
     """
-    fitting = [freq for freq in _gapless_candidates(timestamps) if _matches_frequency(timestamps, freq)]
-    if len(fitting) == 1:
-        return fitting[0]
-    found = f"{' and '.join(fitting)} all fit" if fitting else "no regular frequency fits"
-    zone, such_as = (timestamps.tz, "MS") if isinstance(timestamps, pd.DatetimeIndex) else (None, "1")
-    summer = " If these are days of a zone with summer time, declare the zone." if zone is not None else ""
+    matches = [freq for freq in _gapless_candidates(timestamps) if _matches_frequency(timestamps, freq)]
+    if len(matches) == 1:
+        return matches[0]
+    finding = f"{' and '.join(matches)} all fit" if matches else "no regular frequency fits"
+    zone, example = (timestamps.tz, "MS") if isinstance(timestamps, pd.DatetimeIndex) else (None, "1")
+    zone_advice = (
+        " If these are days in a zone with daylight saving time, declare the zone." if zone is not None else ""
+    )
     raise FrequencyUnknown(
-        f"The frequency is not certain from {len(timestamps)} stamps: {found}. Declare it (for instance freq={such_as!r}).{summer}",
+        f"The frequency cannot be inferred from {len(timestamps)} timestamps: {finding}. "
+        f"Declare it (for instance freq={example!r}).{zone_advice}",
         where=where,
     )
 
 
 def candidate_frequencies(timestamps: Timestamps) -> list[str]:
-    """The frequencies that sorted stamps may have if some rows are absent: the shortest gap, and those of the calendar."""
+    """Returns the frequencies that sorted timestamps with missing rows may have: the shortest gap, and calendar frequencies."""
     if not isinstance(timestamps, pd.DatetimeIndex):
         return [str(gap) for gap in np.unique(np.diff(timestamps_to_int64(timestamps)))[:1] if gap > 0]
-    wall, moments = _unique_gaps(timestamps)
+    local_gaps, absolute_gaps = _unique_gaps(timestamps)
     day = int(_DAY_SECONDS * 1e6)
-    days = wall.min() > 0 and wall.min() % day == 0
-    shortest = int(wall.min()) if days else int(moments.min())
+    is_daily = local_gaps.min() > 0 and local_gaps.min() % day == 0
+    shortest = int(local_gaps.min()) if is_daily else int(absolute_gaps.min())
     return [*([_format_tick(shortest)] if shortest > 0 else []), *_calendar_frequencies(timestamps)]
 
 
@@ -104,16 +107,15 @@ def _gapless_candidates(timestamps: Timestamps) -> list[str]:
         return []
     if not isinstance(timestamps, pd.DatetimeIndex):
         return candidate_frequencies(timestamps)
-    wall, moments = _unique_gaps(timestamps)
+    local_gaps, absolute_gaps = _unique_gaps(timestamps)
     day = int(_DAY_SECONDS * 1e6)
     ticks = []
-    if len(wall) == 1 and wall[0] > 0 and (wall[0] % day == 0 or len(moments) == 1):
-        ticks = [_format_tick(int(wall[0]))]
-    elif len(moments) == 1 and moments[0] > 0:
-        days, rest = divmod(int(moments[0]), day)
-        ticks = [
-            _format_tick(int(moments[0])) if rest else f"{24 * days}h"
-        ]  # 24 hours are not a day where clocks change
+    if len(local_gaps) == 1 and local_gaps[0] > 0 and (local_gaps[0] % day == 0 or len(absolute_gaps) == 1):
+        ticks = [_format_tick(int(local_gaps[0]))]
+    elif len(absolute_gaps) == 1 and absolute_gaps[0] > 0:
+        days, remainder = divmod(int(absolute_gaps[0]), day)
+        # Where clocks change, 24 hours are not a day.
+        ticks = [_format_tick(int(absolute_gaps[0])) if remainder else f"{24 * days}h"]
     return [*ticks, *_calendar_frequencies(timestamps)]
 
 
@@ -123,26 +125,26 @@ def _calendar_frequencies(timestamps: pd.DatetimeIndex) -> list[str]:
 
 
 def _unique_gaps(timestamps: pd.DatetimeIndex) -> tuple[np.ndarray, np.ndarray]:
-    """The different gaps in microseconds: on the wall, and in truth."""
-    moments = timestamps.as_unit("us")
-    return np.unique(np.diff(moments.tz_localize(None).asi8)), np.unique(np.diff(moments.asi8))
+    """Returns the distinct gaps in microseconds: in local time, and in absolute time."""
+    in_microseconds = timestamps.as_unit("us")
+    return np.unique(np.diff(in_microseconds.tz_localize(None).asi8)), np.unique(np.diff(in_microseconds.asi8))
 
 
 def _format_tick(microseconds: int) -> str:
-    days, rest = divmod(microseconds, int(_DAY_SECONDS * 1e6))
-    step = pd.Timedelta(microseconds, unit="us") if rest else pd.offsets.Day(days)
+    days, remainder = divmod(microseconds, int(_DAY_SECONDS * 1e6))
+    step = pd.Timedelta(microseconds, unit="us") if remainder else pd.offsets.Day(days)
     return str(pd.tseries.frequencies.to_offset(step).freqstr)
 
 
 def _matches_frequency(timestamps: Timestamps, freq: str) -> bool:
     try:
         return bool(build_timestamps(timestamp_at(timestamps, 0), freq=freq, steps=len(timestamps)).equals(timestamps))
-    except BadStamp:  # so many such steps leave the calendar
+    except BadStamp:  # at this frequency the timestamps leave the calendar
         return False
 
 
 class _Cycle(NamedTuple):
-    """How far through a cycle a moment is, from 0 to 1, and the highest order that its steps can tell apart."""
+    """The phase of a datetime within a cycle, from 0 to 1, and the highest order of harmonics that the cycle resolves."""
 
     phase: Callable[[Any], Any]
     max_order: int
@@ -159,26 +161,26 @@ _CYCLES = {
 
 
 class _CalendarFeature(NamedTuple):
-    kind: str  # a cycle, or "holiday"
-    argument: str  # the order, or the country
+    kind: str  # the name of a cycle, or "holiday"
+    argument: str  # the highest order, or the country
 
 
 def validate_calendar_features(names: Sequence[str], *, freq: str) -> None:
-    """Raises BadSpec where calendar features are asked of numbered steps."""
+    """Raises BadSpec if calendar features are requested for an integer frequency."""
     if names and is_integer_frequency(freq):
         raise _no_calendar_error(names)
 
 
 def compute_calendar_features(timestamps: Timestamps, names: Sequence[str]) -> Float64[np.ndarray, "step feature"]:
-    """Where in their cycles the stamps lie, in the local time they carry; the same for training and serving.
+    """Computes calendar features of timestamps in their local time, identically in training and serving.
 
     Args:
-        stamps: With a time zone, the time on the wall there counts, not UTC.
+        timestamps: Timestamps with a time zone are evaluated in the local time of the zone, not in UTC.
         names: `minute, hour, weekday, monthday, month, yearday` give a sine and a cosine; `yearday:3` those of the orders
             1 to 3. `holiday:US` and `holiday:US-CA` give 1 on public holidays (package `holidays`).
     Raises:
-        BadSpec: a name is not known, or there twice; or the steps are numbered.
-        MissingPackage: holidays are asked for and the package is not installed.
+        BadSpec: A name is unknown or occurs twice, or the timestamps are integers.
+        MissingPackage: Holidays are requested and the package is not installed.
     """
     if not isinstance(timestamps, pd.DatetimeIndex):
         raise _no_calendar_error(names)
@@ -195,7 +197,7 @@ def compute_calendar_features(timestamps: Timestamps, names: Sequence[str]) -> F
 
 
 def list_calendar_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """What each column of `compute_calendar_features` is, hence how many there are; raises BadSpec as it does."""
+    """Returns the name of each column of `compute_calendar_features`; raises BadSpec as it does."""
     columns: list[str] = []
     for feature in _parse_calendar_features(names):
         if feature.kind == "holiday":
@@ -208,34 +210,36 @@ def list_calendar_columns(names: Sequence[str]) -> tuple[str, ...]:
 
 def _no_calendar_error(names: Sequence[str]) -> BadSpec:
     return BadSpec(
-        f"Expected time stamps for the calendar features {', '.join(names)}; the steps of these data are numbered, and no "
-        "calendar tells their hours, days or holidays. Leave `calendar` empty, or send time stamps.",
+        f"Expected datetimes for the calendar features {', '.join(names)}; the timestamps of these data are integers, which "
+        "have no hours, days or holidays. Leave `calendar` empty, or send datetimes.",
         where="calendar",
     )
 
 
 def _parse_calendar_features(names: Sequence[str]) -> list[_CalendarFeature]:
-    read: list[_CalendarFeature] = []
+    features: list[_CalendarFeature] = []
     for name in names:
         kind, _, argument = name.partition(":")
         cycle = _CYCLES.get(kind)
-        fine = bool(argument) if cycle is None else argument == "" or (argument.isascii() and argument.isdecimal())
-        if not fine or (cycle is None and kind != "holiday"):
+        is_valid = bool(argument) if cycle is None else argument == "" or (argument.isascii() and argument.isdecimal())
+        if not is_valid or (cycle is None and kind != "holiday"):
             raise BadSpec(
-                f"Calendar feature {name!r} is not known; expected one of {', '.join(_CYCLES)}, with an order if wanted "
+                f"Calendar feature {name!r} is not known; expected one of {', '.join(_CYCLES)}, with an optional order "
                 "(yearday:3), or holiday:COUNTRY (holiday:US, holiday:US-CA). Correct the name.",
                 where=name,
             )
         if cycle is not None and not 1 <= int(argument or 1) <= cycle.max_order:
             raise BadSpec(
-                f"Expected an order from 1 to {cycle.max_order} for {kind!r}; found {name!r}. Ask for less.", where=name
+                f"Expected an order from 1 to {cycle.max_order} for {kind!r}; found {name!r}. Choose a lower order.",
+                where=name,
             )
-        if any(one.kind == kind and (cycle is not None or one.argument == argument) for one in read):
+        if any(feature.kind == kind and (cycle is not None or feature.argument == argument) for feature in features):
             raise BadSpec(
-                f"Expected every calendar feature once; {kind!r} comes again as {name!r}. Keep one.", where=name
+                f"Expected every calendar feature once; {kind!r} occurs again as {name!r}. Remove one of them.",
+                where=name,
             )
-        read.append(_CalendarFeature(kind, argument or "1"))
-    return read
+        features.append(_CalendarFeature(kind, argument or "1"))
+    return features
 
 
 def _compute_holiday_indicator(local: Any, location: str) -> np.ndarray:
@@ -252,7 +256,7 @@ def _compute_holiday_indicator(local: Any, location: str) -> np.ndarray:
         days = package.country_holidays(country, subdiv=region or None, years=sorted(set(local.year)))
     except NotImplementedError as error:
         raise BadSpec(
-            f"No holidays are known for {location!r}; expected a country such as US or DE, or a part of one such as US-CA.",
+            f"No holidays are known for {location!r}; expected a country such as US or DE, or a subdivision such as US-CA.",
             where=f"holiday:{location}",
         ) from error
     return np.asarray(local.normalize().isin(pd.DatetimeIndex(sorted(days))), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Data that comes with the project: a real series and the classical synthetic one."""
+"""Data sets that come with the project: a real panel, and a synthetic series."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from forecaster.shapes import Float64
 
 
 def make_sine_trend(seconds: float = 30.0, *, step: float = 0.1) -> pd.DataFrame:
-    """f(t) = t sin(t) / 3 + 2 sin(5 t) for t in [0, seconds), as a long frame; t is the seconds since 1970."""
+    """Returns f(t) = t sin(t) / 3 + 2 sin(5 t) for t in [0, seconds) as a long frame; t is in seconds since 1970."""
     t = np.arange(round(seconds / step)) * step
-    stamps = pd.date_range("1970-01-01", periods=len(t), freq=pd.Timedelta(seconds=step))
-    return pd.DataFrame({"unique_id": "sine_trend", "ds": stamps, "y": evaluate_sine_trend(t)})
+    timestamps = pd.date_range("1970-01-01", periods=len(t), freq=pd.Timedelta(seconds=step))
+    return pd.DataFrame({"unique_id": "sine_trend", "ds": timestamps, "y": evaluate_sine_trend(t)})
 
 
 def evaluate_sine_trend(t: Float64[np.ndarray, "step"]) -> Float64[np.ndarray, "step"]:
-    """The formula of `make_sine_trend`, at any times."""
+    """Evaluates the formula of `make_sine_trend` at times in seconds."""
     return np.asarray(t * np.sin(t) / 3 + 2 * np.sin(5 * t))
 
 
 def load_hospital() -> pd.DataFrame:
-    """Monthly patient counts, 767 series of 84 months, 2000 to 2006; source and licence in `data/SOURCES.md`."""
+    """Loads monthly patient counts: 767 series of 84 months, 2000 to 2006; source and licence in `data/SOURCES.md`."""
     with (files("forecaster.data") / "hospital.csv.gz").open("rb") as file:
         return pd.read_csv(file, compression="gzip", parse_dates=["ds"])

@@ -1,4 +1,4 @@
-"""Covariates, calendar and categories as numbers: learned from the training data, the same in training and in serving."""
+"""Encoding of covariates, calendar features and categories as numbers: fitted to the training data, identical in serving."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from forecaster.shapes import Float64, Int
 
 
 class Encoding(BaseModel):
-    """How the columns of a series become numbers; saved with the forecaster.
+    """The encoding of the columns of a series; saved with the model.
 
     Attributes:
-        calendar: Names of calendar features, of the local time of the series.
-        numeric: Mean and spread of each numeric covariate in the training data.
-        categories: Known values of each covariate of text; another value is none of them.
-        static: Known values of each static category; number 0 stands for any other.
+        calendar: Names of calendar features, in the local time of the series.
+        numeric: Mean and standard deviation of each numeric covariate in the training data.
+        categories: Categories of each text covariate in the training data; any other value is encoded as all zeros.
+        static: Categories of each static feature in the training data; any other value is encoded as index 0.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -32,21 +32,21 @@ class Encoding(BaseModel):
 
     @property
     def num_covariates(self) -> int:
-        """How many numbers a step has."""
+        """The number of encoded covariates per step."""
         return len(list_calendar_columns(self.calendar)) + len(self.numeric) + sum(map(len, self.categories.values()))
 
     @property
     def static_cardinalities(self) -> tuple[int, ...]:
-        """How many known values each static category has."""
+        """The number of categories of each static feature."""
         return tuple(len(values) for values in self.static.values())
 
     def encode_covariates(
         self, series: Series, *, future_steps: int
     ) -> Float64[np.ndarray, "step_and_ahead covariate"]:
-        """The numbers of every step of the history and of `future_steps` steps after it.
+        """Encodes the covariates of every step of the history and of `future_steps` steps after it.
 
-        Steps for which the series' own covariates are not known any more are 0: the mean, or no category.
-        Raises CovariateUnknown if the series lacks a column.
+        Steps beyond the end of the series' covariates are encoded as 0: the mean, or no category.
+        Raises CovariateUnknown if the series lacks a covariate.
         """
         steps = len(series) + future_steps
         parts = []
@@ -58,59 +58,64 @@ class Encoding(BaseModel):
             parts.append(
                 _pad_to_length(((_get_covariate(series, name).astype(np.float64) - mean) / spread)[:, None], steps)
             )
-        for name, known in self.categories.items():
+        for name, categories in self.categories.items():
             parts.append(
                 _pad_to_length(
-                    (_get_covariate(series, name)[:, None] == np.array(known, dtype=object)).astype(np.float64), steps
+                    (_get_covariate(series, name)[:, None] == np.array(categories, dtype=object)).astype(np.float64),
+                    steps,
                 )
             )
         return np.concatenate(parts, axis=1) if parts else np.zeros((steps, 0))
 
     def encode_static(self, series: Series) -> Int[np.ndarray, "static"]:
-        """The number of each static category; 0 where the value is unknown or not given."""
+        """Returns the category index of each static feature; 0 if the value is unknown or missing."""
         return np.array(
-            [_category_index(known, series.static.get(name)) for name, known in self.static.items()], dtype=np.int64
+            [_category_index(categories, series.static.get(name)) for name, categories in self.static.items()],
+            dtype=np.int64,
         )
 
 
 EMPTY_ENCODING = Encoding()
-"""Nothing but the values."""
+"""The encoding of a model that reads only the values."""
 
 
 def fit_encoding(
     panel: Panel, *, calendar: Sequence[str], covariates: Sequence[str], static: Sequence[str]
 ) -> Encoding:
-    """The encoding of a panel's own columns: means, spreads and categories as they are up to each series' end.
+    """Fits an encoding to the columns of a panel; covariates after the end of each series are not used.
 
-    Raises CovariateUnknown if a series lacks a column.
+    Raises CovariateUnknown if a series lacks a covariate.
     """
     numeric: dict[str, tuple[float, float]] = {}
     categories: dict[str, tuple[str, ...]] = {}
     for name in covariates:
-        columns = [_get_covariate(one, name)[: len(one)] for one in panel.series]
+        columns = [_get_covariate(series, name)[: len(series)] for series in panel.series]
         if any(column.dtype == object for column in columns):
             categories[name] = tuple(sorted({str(value) for column in columns for value in column}))
         else:
             values = np.concatenate(columns).astype(np.float64)
             numeric[name] = (float(values.mean()), float(values.std()) or 1.0)
-    groups = {name: tuple(sorted({one.static[name] for one in panel.series if name in one.static})) for name in static}
-    return Encoding(calendar=tuple(calendar), numeric=numeric, categories=categories, static=groups)
+    static_categories = {
+        name: tuple(sorted({series.static[name] for series in panel.series if name in series.static}))
+        for name in static
+    }
+    return Encoding(calendar=tuple(calendar), numeric=numeric, categories=categories, static=static_categories)
 
 
 def _get_covariate(series: Series, name: str) -> np.ndarray:
-    found: Mapping[str, np.ndarray] = series.covariates
-    if name not in found:
+    covariates: Mapping[str, np.ndarray] = series.covariates
+    if name not in covariates:
         raise CovariateUnknown(
-            f"Series {series.id!r} needs the covariate {name!r}; it has: {', '.join(found) or 'none'}. "
+            f"Series {series.id!r} needs the covariate {name!r}; it has: {', '.join(covariates) or 'none'}. "
             "Send it for every step of the history and of the horizon.",
             where=series.id,
         )
-    return found[name]
+    return covariates[name]
 
 
 def _pad_to_length(columns: np.ndarray, length: int) -> np.ndarray:
-    known = columns[:length]
-    return np.concatenate([known, np.zeros((length - len(known), known.shape[1]))])
+    head = columns[:length]
+    return np.concatenate([head, np.zeros((length - len(head), head.shape[1]))])
 
 
 def _category_index(categories: Sequence[str], value: str | None) -> int:

@@ -1,4 +1,4 @@
-"""Forecasts as one long table."""
+"""Conversion of forecasts to one long table."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from forecaster.series import Forecast
 
 
 def build_forecast_table(forecasts: Sequence[Forecast], levels: Sequence[float]) -> pd.DataFrame:
-    """A row a series and step ahead: `unique_id, ds, mean`, and a column for each of the levels, which all of them have."""
+    """Returns one row per series and step ahead: `unique_id, ds, mean`, and a column per level. All forecasts need all levels."""
     names = [f"{level:g}" for level in sorted(levels)]
     if not forecasts:
         return pd.DataFrame(columns=["unique_id", "ds", "mean", *names])
-    each = [
+    tables = [
         pd.DataFrame(
-            {"unique_id": one.id, "ds": one.ds, "mean": one.mean}
-            | {f"{level:g}": values for level, values in one.quantiles.items()}
+            {"unique_id": forecast.id, "ds": forecast.ds, "mean": forecast.mean}
+            | {f"{level:g}": values for level, values in forecast.quantiles.items()}
         )
-        for one in forecasts
+        for forecast in forecasts
     ]
-    return pd.concat(each, ignore_index=True)
+    return pd.concat(tables, ignore_index=True)

@@ -1,4 +1,4 @@
-"""Cutting by time: what was known, and what came after. Never at random."""
+"""Splits by time into history and held-out steps, and rolling origins. Splits are never random."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from forecaster.series import Panel
 
 
 class PanelSplit(NamedTuple):
-    """A panel cut some steps before its end; the truth after the cut is in other hands than the past."""
+    """A panel that is cut a number of steps before its end. Only `full` has the held-out steps."""
 
     history: Panel
     full: Panel
-    excluded_ids: tuple[str, ...]  # ids of series too short to give up so many steps
+    excluded_ids: tuple[str, ...]  # series that are too short for the split
 
 
 def hold_out(panel: Panel, steps: int, *, min_history: int = 1) -> PanelSplit:
-    """Cuts the last `steps` values off every series that keeps at least `min_history` of them; the others are left out.
+    """Holds out the last `steps` values of every series; series that keep fewer than `min_history` values are excluded.
 
     Raises HistoryTooShort if no series is long enough.
     """
-    long_enough = [one for one in panel.series if len(one) >= steps + min_history]
+    long_enough = [series for series in panel.series if len(series) >= steps + min_history]
     if not long_enough:
         longest = max(panel.series, key=len)
         raise HistoryTooShort(
             f"Holding out {steps} steps and keeping {min_history} needs a series of {steps + min_history} steps; the longest, "
-            f"{longest.id!r}, has {len(longest)}. Send a longer history, or ask for a shorter horizon, context or fewer windows.",
+            f"{longest.id!r}, has {len(longest)}. Send a longer history, or choose a shorter horizon, context or fewer windows.",
             where=longest.id,
         )
-    known = Panel([one.take_first(len(one) - steps) for one in long_enough], panel.freq, panel.repairs)
-    kept = {one.id for one in long_enough}
-    left_out = tuple(one.id for one in panel.series if one.id not in kept)
-    return PanelSplit(known, Panel(long_enough, panel.freq, panel.repairs), left_out)
+    history = Panel([series.take_first(len(series) - steps) for series in long_enough], panel.freq, panel.repairs)
+    included_ids = {series.id for series in long_enough}
+    excluded_ids = tuple(series.id for series in panel.series if series.id not in included_ids)
+    return PanelSplit(history, Panel(long_enough, panel.freq, panel.repairs), excluded_ids)
 
 
 def rolling_origins(*, windows: int, horizon: int, stride: int | None = None) -> range:
-    """How many steps before the end each rolling origin lies, oldest first: the last has a horizon left.
+    """Returns the distance of each rolling origin from the end in steps, oldest first; the last is one horizon from the end.
 
-    They are `stride` apart, a horizon if that is not given.
+    Origins are `stride` steps apart; the default is one horizon.
     """
-    apart = stride or horizon
-    return range(horizon + (windows - 1) * apart, horizon - 1, -apart)
+    stride = stride or horizon
+    return range(horizon + (windows - 1) * stride, horizon - 1, -stride)

@@ -1,4 +1,4 @@
-"""What a panel is like, before anything is trained on it."""
+"""Summary of a panel for inspection before training, with a suggested season and horizon."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from forecaster.data.calendar import default_horizon, default_season
 from forecaster.frequency import Timestamp
 from forecaster.series import Panel
 
-_MIN_HORIZONS_PER_SERIES = 5  # a suggested horizon takes at most one part in so many of a usual series
+_MIN_HORIZONS_PER_SERIES = 5  # a series of median length has at least this many suggested horizons
 
 
 class PanelSummary(NamedTuple):
-    """What a panel is like."""
+    """Counts, spans and suggestions for a panel."""
 
     num_series: int
     freq: str
@@ -26,25 +26,25 @@ class PanelSummary(NamedTuple):
     median_length: int
     max_length: int
     total_steps: int
-    missing_steps: int  # steps not observed, gaps among them
-    constant_ids: tuple[str, ...]  # ids of series with one observed value only, again and again
+    missing_steps: int  # steps without an observed value
+    constant_ids: tuple[str, ...]  # series whose observed values are all equal
     covariates: tuple[str, ...]
     static: tuple[str, ...]
-    covariate_horizon: int  # steps for which the covariates of every series are known
-    missing_by_channel: Mapping[str, int]  # steps not observed, by name
-    suggested_season: int  # suggested
-    suggested_horizon: int  # suggested
+    covariate_horizon: int  # future steps for which every series has covariates
+    missing_by_channel: Mapping[str, int]  # steps without an observed value, by channel name
+    suggested_season: int
+    suggested_horizon: int
 
 
 def summarize_panel(panel: Panel) -> PanelSummary:
-    """Counts, spans and suggestions for a panel with at least one observed value a series."""
-    series = panel.series
-    lengths = np.array([len(one) for one in series])
+    """Summarizes a panel; every series needs at least one observed value."""
+    panel_series = panel.series
+    lengths = np.array([len(series) for series in panel_series])
     median = int(np.median(lengths))
-    starts: list[Any] = [one.start for one in series]  # all numbers, or all moments
+    starts: list[Any] = [series.start for series in panel_series]  # all integers, or all datetimes
     zone = getattr(starts[0], "tz", None)
     return PanelSummary(
-        num_series=len(series),
+        num_series=len(panel_series),
         freq=panel.freq,
         zone=None if zone is None else str(zone),
         start=min(starts),
@@ -53,13 +53,16 @@ def summarize_panel(panel: Panel) -> PanelSummary:
         median_length=median,
         max_length=int(lengths.max()),
         total_steps=int(lengths.sum()),
-        missing_steps=sum(int(np.isnan(one.y).sum()) for one in series),
-        constant_ids=tuple(one.id for one in series if float(np.nanmin(one.y)) == float(np.nanmax(one.y))),
-        covariates=tuple(series[0].covariates),
-        static=tuple(series[0].static),
-        covariate_horizon=min(one.covariate_horizon for one in series),
+        missing_steps=sum(int(np.isnan(series.y).sum()) for series in panel_series),
+        constant_ids=tuple(
+            series.id for series in panel_series if float(np.nanmin(series.y)) == float(np.nanmax(series.y))
+        ),
+        covariates=tuple(panel_series[0].covariates),
+        static=tuple(panel_series[0].static),
+        covariate_horizon=min(series.covariate_horizon for series in panel_series),
         missing_by_channel={
-            name: sum(int(np.isnan(one.channels[name]).sum()) for one in series) for name in series[0].channels
+            name: sum(int(np.isnan(series.channels[name]).sum()) for series in panel_series)
+            for name in panel_series[0].channels
         },
         suggested_season=default_season(panel.freq),
         suggested_horizon=max(1, min(default_horizon(panel.freq), median // _MIN_HORIZONS_PER_SERIES)),

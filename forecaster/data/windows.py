@@ -1,7 +1,7 @@
-"""Windows: the histories a network starts from, gathered by index from one tensor that holds the whole panel.
+"""Windows (the input histories of a network) and training examples, gathered by index from one tensor with the whole panel.
 
-A network foretells y and the channels alike. One of these targets of one row is a track; the tracks of a row lie side by
-side, y first.
+A network predicts y and all channels. Where targets are stacked, each row of a window becomes one row per target, y first; the
+axis of these rows is named `target_row`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from forecaster.shapes import Float, Float64, Int
 
 
 class Window(NamedTuple):
-    """What is known, one row a series. There is no place for the future here.
+    """The observed history, one row per series. A window has no field for the future.
 
     Attributes:
-        values: In units of the data, latest last. NaN marks a step that was not observed; those before a row's first
-            observation are padding, and never touch a state.
-        covariates: Of the same steps, as numbers; None if the network reads none.
-        static: Numbers of the categories of each row; None likewise.
-        channels: Of the same steps, each in its own units; NaN likewise. A row begins with the first observation of any.
+        values: In units of the data, latest last. NaN marks a step that was not observed. The steps before a row's first
+            observation are padding, which never changes a recurrent state.
+        covariates: The encoded covariates of the same steps; None if the network reads none.
+        static: Category indices of each row; None if the network reads none.
+        channels: The channels of the same steps, in their units, with NaN as in `values`. The first observation of a row is
+            that of any target.
     """
 
     values: Float64[Tensor, "row step"]
@@ -37,55 +38,55 @@ class Window(NamedTuple):
     channels: Float64[Tensor, "row step channel"] | None = None
 
     @property
-    def targets(self) -> Float64[Tensor, "track step"]:
-        """The values and the channels."""
+    def targets(self) -> Float64[Tensor, "target_row step"]:
+        """The values and the channels, stacked."""
         return stack_targets(self.values, self.channels)
 
     def slice_steps(self, steps: slice) -> Window:
-        """Some of its steps."""
+        """Returns the window with a slice of its steps."""
         covariates, channels = (
             None if field is None else field[:, steps] for field in (self.covariates, self.channels)
         )
         return Window(self.values[:, steps], covariates, self.static, channels)
 
     def to(self, device: str | torch.device) -> Window:
-        """The window on a device."""
+        """Returns the window on a device."""
         return Window(*(None if field is None else field.to(device) for field in self))  # type: ignore[arg-type]
 
 
 class Example(NamedTuple):
-    """A window and what came after it.
+    """A window with the actuals that follow it.
 
     Attributes:
-        window: What was known.
-        future: What came, of y and of the channels.
-        ahead: The covariates of those steps: they were known ahead.
-        error: That of the seasonal naive forecast on the whole track, where errors are to count in units of it.
+        window: The history.
+        future: The actuals of y and of the channels over the horizon.
+        future_covariates: The covariates of the horizon.
+        error_scale: The error of the seasonal naive on the whole history of each target, where the loss is scaled by it.
     """
 
     window: Window
-    future: Float64[Tensor, "track horizon"]
+    future: Float64[Tensor, "target_row horizon"]
     future_covariates: Float[Tensor, "row horizon covariate"] | None = None
-    error_scale: Float64[Tensor, "track"] | None = None
+    error_scale: Float64[Tensor, "target_row"] | None = None
 
 
 def stack_targets(
     values: Float64[Tensor, "row step"], channels: Float64[Tensor, "row step channel"] | None
-) -> Float64[Tensor, "track step"]:
-    """Y and the channels of each row as rows of their own."""
+) -> Float64[Tensor, "target_row step"]:
+    """Stacks y and the channels of each row as separate rows."""
     if channels is None:
         return values
     return torch.cat([values[:, None], channels.transpose(1, 2)], dim=1).flatten(0, 1)
 
 
 def unstack_targets(
-    stacked: Float64[Tensor, "track step"], *, num_targets: int
+    stacked: Float64[Tensor, "target_row step"], *, num_targets: int
 ) -> tuple[Float64[Tensor, "row step"], Float64[Tensor, "row step channel"] | None]:
-    """The inverse of `stack_targets`."""
+    """Inverts `stack_targets`."""
     if num_targets == 1:
         return stacked, None
-    whole = stacked.reshape(-1, num_targets, stacked.shape[1])
-    return whole[:, 0], whole[:, 1:].transpose(1, 2)
+    targets = stacked.reshape(-1, num_targets, stacked.shape[1])
+    return targets[:, 0], targets[:, 1:].transpose(1, 2)
 
 
 def build_window(
@@ -96,7 +97,7 @@ def build_window(
     static: Sequence[Int[np.ndarray, "static"]] = (),
     channels: Sequence[Float64[np.ndarray, "_ channel"]] = (),
 ) -> Window:
-    """The last `context` values of every history as one window, padded on the left; the columns of the same steps."""
+    """Builds a window of the last `context` steps of every history and its columns, padded on the left."""
     return Window(
         torch.from_numpy(pad_histories(histories, context=context, fill_value=np.nan)),
         torch.from_numpy(pad_histories(covariates, context=context, fill_value=0.0)).float()
@@ -108,24 +109,24 @@ def build_window(
 
 
 class PanelTensor(NamedTuple):
-    """All series end to end in one tensor, with NaN between them, so that no example reaches into a neighbour.
+    """All series concatenated in one tensor, with gaps of NaN between them, so that no example overlaps a neighbouring series.
 
     Attributes:
         values: The values and the gaps.
-        first: Where each series' first value lies on the tape.
-        length: How many values each series has.
-        covariates: Of the same places; None if there are none.
-        static: Of each series; None if there are none.
-        channels: Of the same places, with NaN in the gaps; None if there are none.
-        errors: Of the seasonal naive forecast, of y and of each channel; None where nobody asks.
+        starts: The position of each series' first value.
+        lengths: The number of values of each series.
+        covariates: The encoded covariates of the same positions; None if there are none.
+        static: The category indices of each series; None if there are none.
+        channels: The channels of the same positions, with NaN in the gaps; None if there are none.
+        error_scales: The error of the seasonal naive, of y and of each channel; None if the loss is not scaled by it.
     """
 
-    values: Float64[Tensor, "place"]
+    values: Float64[Tensor, "position"]
     starts: Int[Tensor, "series"]
     lengths: Int[Tensor, "series"]
-    covariates: Float[Tensor, "place covariate"] | None = None
+    covariates: Float[Tensor, "position covariate"] | None = None
     static: Int[Tensor, "series static"] | None = None
-    channels: Float64[Tensor, "place channel"] | None = None
+    channels: Float64[Tensor, "position channel"] | None = None
     error_scales: Float64[Tensor, "series target"] | None = None
 
     @classmethod
@@ -139,35 +140,42 @@ class PanelTensor(NamedTuple):
         channels: Sequence[str] = (),
         future_steps: int = 0,
     ) -> PanelTensor:
-        """Lays the series on a tape for examples of up to so many steps before and after their cut.
+        """Concatenates the series for examples with up to `context` steps before their cutoff and `horizon` steps after it.
 
-        Covariates lie there for `ahead` steps after a series' end too. Raises CovariateUnknown if one lacks a channel.
+        Covariates are also stored for `future_steps` steps after the end of each series. Raises CovariateUnknown if a series
+        lacks a channel or covariate.
         """
-        gap, lengths = max(context, horizon) + future_steps, np.array([len(one) for one in series], dtype=np.int64)
-        firsts = np.cumsum(lengths + gap) - lengths
+        gap, lengths = max(context, horizon) + future_steps, np.array([len(item) for item in series], dtype=np.int64)
+        starts = np.cumsum(lengths + gap) - lengths
         values = np.full(int((lengths + gap).sum()) + horizon, np.nan)
-        for one, first in zip(series, firsts, strict=True):
-            values[first : first + len(one)] = one.y
-        covariates = static = others = None
+        for item, start in zip(series, starts, strict=True):
+            values[start : start + len(item)] = item.y
+        covariates = static = channel_values = None
         if encoding is not None and encoding.num_covariates:
             columns = np.zeros((len(values), encoding.num_covariates), dtype=np.float32)
-            for one, first in zip(series, firsts, strict=True):
-                columns[first : first + len(one) + future_steps] = encoding.encode_covariates(
-                    one, future_steps=future_steps
+            for item, start in zip(series, starts, strict=True):
+                columns[start : start + len(item) + future_steps] = encoding.encode_covariates(
+                    item, future_steps=future_steps
                 )
             covariates = torch.from_numpy(columns)
         if encoding is not None and encoding.static:
-            static = torch.from_numpy(np.stack([encoding.encode_static(one) for one in series]))
+            static = torch.from_numpy(np.stack([encoding.encode_static(item) for item in series]))
         if channels:
-            beside = np.full((len(values), len(channels)), np.nan)
-            for one, first in zip(series, firsts, strict=True):
-                beside[first : first + len(one)] = stack_channels(one, channels)
-            others = torch.from_numpy(beside)
-        whose = torch.from_numpy(firsts), torch.from_numpy(lengths)
-        return cls(torch.from_numpy(values), *whose, covariates, static, others)
+            channel_columns = np.full((len(values), len(channels)), np.nan)
+            for item, start in zip(series, starts, strict=True):
+                channel_columns[start : start + len(item)] = stack_channels(item, channels)
+            channel_values = torch.from_numpy(channel_columns)
+        return cls(
+            values=torch.from_numpy(values),
+            starts=torch.from_numpy(starts),
+            lengths=torch.from_numpy(lengths),
+            covariates=covariates,
+            static=static,
+            channels=channel_values,
+        )
 
     def to(self, device: str | torch.device) -> PanelTensor:
-        """The tape on a device."""
+        """Returns the panel tensor on a device."""
         return PanelTensor(*(None if field is None else field.to(device) for field in self))  # type: ignore[arg-type]
 
     def extract_examples(
@@ -178,23 +186,29 @@ class PanelTensor(NamedTuple):
         horizon: int,
         series_indices: Int[Tensor, "row"] | None = None,
     ) -> Example:
-        """The examples whose first future value lies at `positions` of the tape; `series_indices` says whose they are."""
+        """Gathers the examples whose first future value is at `positions`.
+
+        `series_indices` are the series of the examples; without them, examples have no static features and no error scale.
+        """
         steps = positions[:, None] + torch.arange(-context, horizon, device=self.values.device)
-        columns, channels = (None if column is None else column[steps] for column in (self.covariates, self.channels))
+        covariates, channels = (
+            None if column is None else column[steps] for column in (self.covariates, self.channels)
+        )
         static = None if self.static is None or series_indices is None else self.static[series_indices]
-        whole = Window(self.values[steps], columns, static, channels)
-        after = whole.slice_steps(slice(context, None))
-        error = (
+        full = Window(self.values[steps], covariates, static, channels)
+        future = full.slice_steps(slice(context, None))
+        error_scale = (
             None if self.error_scales is None or series_indices is None else self.error_scales[series_indices].flatten()
         )
-        return Example(whole.slice_steps(slice(context)), after.targets, after.covariates, error)
+        return Example(full.slice_steps(slice(context)), future.targets, future.covariates, error_scale)
 
 
 @dataclass(frozen=True)
 class CutoffIndex:
-    """Every place where a training example may be cut: an index without a list of its members.
+    """The possible cutoffs of training examples, numbered from 0 to len - 1 without a list of them.
 
-    A series of n values gives the cuts that leave at least `min_history` values before and one after.
+    The cutoffs of a series leave at least `min_history` values before and one value after. `cumulative_counts` are the
+    cumulative numbers of cutoffs per series.
     """
 
     panel_tensor: PanelTensor
@@ -203,52 +217,54 @@ class CutoffIndex:
 
     @classmethod
     def from_panel_tensor(cls, panel_tensor: PanelTensor, *, min_history: int) -> CutoffIndex:
-        """The anchors of a tape."""
+        """Returns the cutoffs of all series of a panel tensor."""
         return cls(panel_tensor, min_history, torch.cumsum((panel_tensor.lengths - min_history).clamp(min=0), 0))
 
     def to(self, device: torch.device) -> CutoffIndex:
-        """The anchors, tape and all, on a device."""
+        """Returns the index and its panel tensor on a device."""
         return CutoffIndex(self.panel_tensor.to(device), self.min_history, self.cumulative_counts.to(device))
 
     def __len__(self) -> int:
         return int(self.cumulative_counts[-1]) if len(self.cumulative_counts) else 0
 
     def series_indices(self, indices: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """The series of the anchors with these numbers, 0 to len - 1."""
+        """Returns the series index of each cutoff index."""
         return torch.searchsorted(self.cumulative_counts, indices, right=True)
 
     def positions(self, indices: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """The places on the tape of the anchors with these numbers, 0 to len - 1."""
+        """Returns the position in the panel tensor of each cutoff index."""
         series = self.series_indices(indices)
         count = (self.panel_tensor.lengths[series] - self.min_history).clamp(min=0)
-        within = indices - (self.cumulative_counts[series] - count)
-        return self.panel_tensor.starts[series] + self.min_history + within
+        offset = indices - (self.cumulative_counts[series] - count)
+        return self.panel_tensor.starts[series] + self.min_history + offset
 
     def sample(
         self, count: int, generator: torch.Generator, *, recent: float = 0.0, horizon: int = 1
     ) -> Int[Tensor, "count"]:
-        """The numbers of anchors drawn with replacement; on the CPU, where the generator is.
+        """Draws cutoff indices with replacement; on the CPU, where the generator is.
 
-        All alike; or, with `recent`, every series alike, at a distance from its end that is exponential with a mean of so many
-        horizons, with a whole horizon after them where there is one.
+        With `recent` 0, all cutoffs are equally likely. Otherwise all series are equally likely, and the distance of the cutoff
+        from the end of its series is one horizon plus an exponential variate with a mean of `recent` horizons. If the series has
+        no cutoff that far from its end, the cutoff is drawn uniformly from the series.
         """
         if not recent:
             return torch.randint(len(self), (count,), generator=generator)
-        ends = self.cumulative_counts.cpu()
-        each = ends.diff(prepend=ends[:1] * 0)
-        those = each.nonzero()[:, 0]
-        series = those[torch.randint(len(those), (count,), generator=generator)]
+        cumulative_counts = self.cumulative_counts.cpu()
+        counts = cumulative_counts.diff(prepend=cumulative_counts[:1] * 0)
+        non_empty = counts.nonzero()[:, 0]
+        series = non_empty[torch.randint(len(non_empty), (count,), generator=generator)]
         uniform = torch.rand(2, count, generator=generator, dtype=torch.float64)
-        back = horizon + (-recent * horizon * torch.log1p(-uniform[0])).long()
-        anywhere = 1 + (uniform[1] * each[series]).long()
-        return ends[series] - torch.where(back <= each[series], back, anywhere)
+        distance = horizon + (-recent * horizon * torch.log1p(-uniform[0])).long()
+        uniform_distance = 1 + (uniform[1] * counts[series]).long()
+        return cumulative_counts[series] - torch.where(distance <= counts[series], distance, uniform_distance)
 
 
 @dataclass(frozen=True)
 class EpochBatches:
-    """The training examples of one epoch: `num_batches` batches drawn as `CutoffIndex.sample` does, the same for the same seed and epoch.
+    """The training examples of one epoch: `num_batches` batches with cutoffs from `CutoffIndex.sample`.
 
-    Gathered are those of `batches_per_chunk` batches together, one after the other; the last may be fewer.
+    The examples are the same for the same seed and epoch. Iteration yields chunks of `batches_per_chunk` concatenated batches;
+    the last chunk may have fewer.
     """
 
     cutoffs: CutoffIndex
@@ -265,16 +281,22 @@ class EpochBatches:
         return -(-self.num_batches // self.batches_per_chunk)
 
     def __iter__(self) -> Iterator[Example]:
-        tape = self.cutoffs.panel_tensor
-        draw = torch.Generator().manual_seed(derive_epoch_seed(self.seed, self.epoch))
-        drawn = self.cutoffs.sample(self.num_batches * self.batch_size, draw, recent=self.recent, horizon=self.horizon)
-        numbers = drawn.to(tape.values.device)
-        for first in range(0, len(numbers), self.batches_per_chunk * self.batch_size):
-            some = numbers[first : first + self.batches_per_chunk * self.batch_size]
-            places, series = self.cutoffs.positions(some), self.cutoffs.series_indices(some)
-            yield tape.extract_examples(places, context=self.context, horizon=self.horizon, series_indices=series)
+        panel_tensor = self.cutoffs.panel_tensor
+        generator = torch.Generator().manual_seed(derive_epoch_seed(self.seed, self.epoch))
+        count = self.num_batches * self.batch_size
+        indices = self.cutoffs.sample(count, generator, recent=self.recent, horizon=self.horizon)
+        chunk_size = self.batches_per_chunk * self.batch_size
+        indices = indices.to(panel_tensor.values.device)
+        for first in range(0, len(indices), chunk_size):
+            chunk = indices[first : first + chunk_size]
+            yield panel_tensor.extract_examples(
+                self.cutoffs.positions(chunk),
+                context=self.context,
+                horizon=self.horizon,
+                series_indices=self.cutoffs.series_indices(chunk),
+            )
 
 
 def derive_epoch_seed(seed: int, epoch: int) -> int:
-    """A seed of its own for every epoch."""
+    """Derives the seed of an epoch from the training seed."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

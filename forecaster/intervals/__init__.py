@@ -1,1 +1,1 @@
-"""Prediction intervals: split conformal calibration, and its adaptation to late actuals."""
+"""Prediction intervals: split conformal calibration, and its adaptation to actuals that arrive later."""

@@ -1,7 +1,8 @@
-"""Histories cut down to what a forecaster still asks of them: a forecast from the rest is that from the whole.
+"""Truncation of histories to the part that forecasts depend on: the forecast stays that of the whole history.
 
-A network that reads windows asks for the last of them. One that reads whole histories asks for what its rollout carried to a
-place near the end, once its scale is settled; since segments are counted from the end, for that of each place in a segment.
+A network that reads windows needs the steps of its last window. A network that reads whole histories needs a rollout state from
+near the end of the history, after its scale has settled. Segments are counted from the end of a history, so one state is needed
+for each offset within a segment.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from forecaster.statistical.blend import MAX_FIT_STEPS
 
 
 def required_steps(spec: Spec, *, pre_context: int, season: int, is_blended: bool) -> int:
-    """Last steps that forecasts and intervals look at; what they ask of earlier ones is in a Past.
+    """Returns the number of last steps that forecasts and intervals depend on; a HistorySummary covers the earlier steps.
 
-    `pre_context` is how many steps of a window the network looks back on before its context.
+    `pre_context` is the number of steps of a window before its context (see `Layout`).
     """
     return max(pre_context + spec.context, season, 2 * spec.segment, MAX_FIT_STEPS if is_blended else 0)
 
@@ -32,13 +33,13 @@ def truncate_series(
     season: int,
     rollout_states: Mapping[int, Sequence[StateArrays]] | None = None,
 ) -> Series:
-    """The last `kept_steps` steps, with what is remembered of those before, and only the columns that a forecast asks for.
+    """Truncates a series to its last `kept_steps` steps and the columns of the specification, with a summary of earlier steps.
 
-    Covariates end with the history: what is known ahead then belongs to the request. `rollout_states` are those of a network
-    that reads whole histories, by the steps of `series` that were read by then.
+    Future covariates are removed: they belong to the request. `rollout_states` are the states of a network that reads whole
+    histories; their keys are numbers of steps of `series` that the state has read.
     """
     names = {name for name in (*spec.static, spec.group) if name in series.static}
-    columns = replace(
+    selected = replace(
         series,
         covariates={name: series.covariates[name][: len(series)] for name in spec.covariates},
         channels={name: series.channels[name] for name in spec.channels},
@@ -46,7 +47,7 @@ def truncate_series(
     )
     cut = len(series) - kept_steps
     if cut < 0 or (cut == 0 and not rollout_states):
-        return columns
-    _, past = drop_and_summarize(series.y, series.history_summary, cut=cut, season=season)
-    places = {place - cut: each for place, each in (rollout_states or {}).items()}
-    return replace(take_last(columns, kept_steps), history_summary=replace(past, rollout_states=places))
+        return selected
+    _, history_summary = drop_and_summarize(series.y, series.history_summary, cut=cut, season=season)
+    states = {step - cut: state for step, state in (rollout_states or {}).items()}
+    return replace(take_last(selected, kept_steps), history_summary=replace(history_summary, rollout_states=states))

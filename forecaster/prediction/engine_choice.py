@@ -1,4 +1,4 @@
-"""Which engine rolls a forecaster: the fastest that knows it and is there."""
+"""The choice of the engine for a fitted model: the fastest that supports it and is installed."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from forecaster.prediction.fitted_model import FittedModel, StoredModel
 
 
 def build_onnx_engine(fitted_model: FittedModel | StoredModel, *, threads: int = 1) -> Engine | None:
-    """The engine that runs the graphs of a forecaster; None if it has none, or onnxruntime is not installed.
+    """Builds the engine for the ONNX models of a fitted model; None if it has none, or if onnxruntime is not installed.
 
-    Raises BundleDamaged if onnxruntime cannot run a graph.
+    Raises BundleDamaged if onnxruntime cannot load a model.
     """
     if not fitted_model.onnx_models or find_spec("onnxruntime") is None:
         return None
     from forecaster.engines.onnx.runner import OnnxEngine
 
-    return combine_engines([OnnxEngine(graph, threads=threads) for graph in fitted_model.onnx_models])
+    return combine_engines([OnnxEngine(onnx_model, threads=threads) for onnx_model in fitted_model.onnx_models])
 
 
 def build_fastest_engine(fitted_model: FittedModel | StoredModel, *, threads: int = 1) -> Engine | None:
-    """The fastest engine for a forecaster: the compiled kernel where it knows the network, else its graphs, else None.
+    """Builds the fastest engine for a fitted model: the compiled kernel if it supports the networks, else ONNX, else None.
 
-    It needs no torch. Raises BundleDamaged as `build_onnx_engine` does, or if the weights cannot be used.
+    Does not import torch. Raises BundleDamaged as `build_onnx_engine` does, or if the weights are invalid.
     """
-    shared = {"season": fitted_model.season, "num_features": fitted_model.num_features, "threads": threads}
-    members = [build_kernel_engine(fitted_model.spec, weights, **shared) for weights in fitted_model.weights]
-    known = [member for member in members if member is not None]
-    return combine_engines(known) if len(known) == len(members) else build_onnx_engine(fitted_model, threads=threads)
+    arguments = {"season": fitted_model.season, "num_features": fitted_model.num_features, "threads": threads}
+    members = [build_kernel_engine(fitted_model.spec, weights, **arguments) for weights in fitted_model.weights]
+    engines = [member for member in members if member is not None]
+    if len(engines) < len(members):
+        return build_onnx_engine(fitted_model, threads=threads)
+    return combine_engines(engines)
 
 
 def is_onnx_engine(engine: Engine) -> bool:
-    """Whether it is that of `build_onnx_engine`."""
-    return not any(
-        isinstance(one, KernelEngine) for one in (engine.members if isinstance(engine, EnsembleEngine) else [engine])
-    )
+    """Whether an engine of `build_fastest_engine` runs ONNX models."""
+    members = engine.members if isinstance(engine, EnsembleEngine) else [engine]
+    return not any(isinstance(member, KernelEngine) for member in members)
 
 
 def combine_engines(engines: Sequence[Engine]) -> Engine:
-    """One of them, or all as one."""
+    """Returns the single engine, or the ensemble of several."""
     return engines[0] if len(engines) == 1 else EnsembleEngine(engines)

@@ -1,4 +1,7 @@
-"""What was learned: as networks in memory, or as a bundle holds it. Neither needs torch before a network is asked for."""
+"""Fitted models: with networks in memory (FittedModel), or as a bundle stores them (StoredModel).
+
+Neither imports torch before a network is needed.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,27 @@ from safetensors.numpy import load as load_weights
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged
 from forecaster.frequency import Timestamp
-from forecaster.intervals.conformal import Calibration
+from forecaster.intervals.calibration import Calibration
 from forecaster.spec import Layout, Spec
 
 if TYPE_CHECKING:
     from forecaster.model.regressor import Regressor
 else:
-    Regressor = Any  # the annotation is all that is needed here, and torch takes a second and 200 MB
+    Regressor = Any  # needed only for annotations, and importing torch takes a second and 200 MB
 
 WeightArrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class BaseFittedModel:
-    """A fitted forecaster, less its weights.
+    """A fitted model without its weights.
 
     Attributes:
-        spec: What it is.
-        freq: The frequency it learned.
-        season: Steps of a season, for the seasonal naive it is compared with.
-        cutoff: The last stamp of the data it was fitted to.
-        encoding: How covariates and categories become numbers.
+        spec: The specification.
+        freq: The frequency of the training data.
+        season: Steps of a season; also that of the seasonal naive baseline.
+        cutoff: The last timestamp of the training data.
+        encoding: The encoding of covariates and categories.
     """
 
     spec: Spec
@@ -45,26 +48,26 @@ class BaseFittedModel:
 
     @property
     def layout(self) -> Layout:
-        """How its networks read and tell."""
+        """The layout of the networks."""
         return Layout.from_spec(self.spec, season=self.season)
 
     @property
     def num_features(self) -> int:
-        """Covariates and categories that its networks read."""
+        """The number of covariates and static features that the networks read."""
         return self.encoding.num_covariates + len(self.encoding.static)
 
 
 @dataclass(frozen=True, eq=False)
 class FittedModel(BaseFittedModel):
-    """A fitted forecaster.
+    """A fitted model with its networks in memory.
 
     Attributes:
-        network: The weights; of several members, the first's.
-        calibration: How far from its point forecasts the truth has been; None if that was not measured.
-        facts: What is known of its making, for the manifest and the card: data digest, versions, scores.
-        graphs: The rollout of each member as an ONNX file; none where they were not written.
-        others: The other members; the forecast is the median of all.
-        blend: By name, the weights of the network and of statistical models in the forecast; empty if it is the network's alone.
+        network: The network; of an ensemble, the first member.
+        calibration: The offsets from point forecasts to quantiles; None if the model was not calibrated.
+        facts: Facts about the training for the manifest and the model card: data digest, versions, scores.
+        onnx_models: The rollout of each member as an ONNX model; empty if they were not exported.
+        other_networks: The other members of an ensemble; the forecast is the median of all.
+        blend_weights: The weights of the network and of statistical models by name; empty if the model is not a blend.
     """
 
     network: Regressor
@@ -76,31 +79,30 @@ class FittedModel(BaseFittedModel):
 
     @property
     def networks(self) -> tuple[Regressor, ...]:
-        """All members."""
+        """The networks of all members."""
         return (self.network, *self.other_networks)
 
     @property
     def layout(self) -> Layout:
-        """That of its network."""
+        """The layout of the networks."""
         return self.network.layout
 
     @property
     def weights(self) -> tuple[WeightArrays, ...]:
-        """Of each member, by their names."""
-        each = (network.state_dict() for network in self.networks)
-        return tuple({name: tensor.detach().cpu().numpy() for name, tensor in one.items()} for one in each)
+        """The weights of each member by name."""
+        state_dicts = (network.state_dict() for network in self.networks)
+        return tuple(
+            {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()} for state_dict in state_dicts
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class StoredModel(BaseFittedModel):
-    """A fitted forecaster as its bundle holds it: what a server needs, and its networks only where they are asked for.
+    """A fitted model as its bundle stores it. Networks are built on first use, so that the service can run without torch.
 
     Attributes:
-        content: The file of the weights.
-        calibration: As of a Forecaster; so all that follow.
-        facts: Of its making.
-        graphs: The rollout of each member.
-        blend: Weights of the parts of a blend.
+        weights_bytes: The content of the weights file.
+        calibration, facts, onnx_models, blend_weights: As in FittedModel.
     """
 
     weights_bytes: bytes
@@ -111,7 +113,7 @@ class StoredModel(BaseFittedModel):
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
-        """All members. Brings torch; raises BundleDamaged if the weights do not fit."""
+        """The networks of all members. Imports torch; raises BundleDamaged if the weights do not fit the specification."""
         from forecaster.model.weights import load_networks
 
         encoding = self.encoding
@@ -125,39 +127,40 @@ class StoredModel(BaseFittedModel):
 
     @property
     def weights(self) -> tuple[WeightArrays, ...]:
-        """Of each member, by their names. Raises BundleDamaged if the file cannot be read, or holds what is not finite."""
+        """The weights of each member by name. Raises BundleDamaged if the file is invalid or has non-finite values."""
         try:
-            whole = load_weights(self.weights_bytes)
-        except (SafetensorError, TypeError, KeyError) as error:  # the last two: numbers that numpy does not have
+            arrays = load_weights(self.weights_bytes)
+        except (SafetensorError, TypeError, KeyError) as error:  # the last two: a dtype that numpy does not support
             raise BundleDamaged(
                 f"weights.safetensors cannot be read: {error}. Fetch the bundle again.", where="weights.safetensors"
             ) from error
-        for name, array in whole.items():
+        for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise BundleDamaged(
-                    f"Expected finite weights; {name!r} holds NaN or infinity. Train again.",
+                    f"Expected finite weights; {name!r} holds NaN or infinity. Train the model again.",
                     where="weights.safetensors",
                 )
         if self.spec.members == 1:
-            return (whole,)
+            return (arrays,)
+        prefixes = [f"{member}." for member in range(self.spec.members)]
         return tuple(
-            {name.removeprefix(f"{number}."): array for name, array in whole.items() if name.startswith(f"{number}.")}
-            for number in range(self.spec.members)
+            {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            for prefix in prefixes
         )
 
     def to_fitted_model(self) -> FittedModel:
-        """The same with its networks."""
-        network, *others = self.networks
+        """Returns the model with its networks in memory."""
+        network, *other_networks = self.networks
         return FittedModel(
-            self.spec,
-            self.freq,
-            self.season,
-            self.cutoff,
-            self.encoding,
-            network,
-            self.calibration,
-            self.facts,
-            self.onnx_models,
-            tuple(others),
-            self.blend_weights,
+            spec=self.spec,
+            freq=self.freq,
+            season=self.season,
+            cutoff=self.cutoff,
+            encoding=self.encoding,
+            network=network,
+            calibration=self.calibration,
+            facts=self.facts,
+            onnx_models=self.onnx_models,
+            other_networks=tuple(other_networks),
+            blend_weights=self.blend_weights,
         )

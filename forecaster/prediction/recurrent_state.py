@@ -1,4 +1,4 @@
-"""Memories of networks that read whole histories, as plain arrays: taken near the end of a history, and gone on from."""
+"""Rollout states of networks that read whole histories, as plain arrays: saved near the end of a history, and resumed later."""
 
 from __future__ import annotations
 
@@ -23,14 +23,19 @@ _STATE_FIELDS = ("output", "recent", "begun", "bound", "static")
 
 
 def scale_settled_at(network: Regressor, inputs: RolloutInput) -> int:
-    """After how many of the known steps of a single history its scale stays as it is; more than there are if never."""
-    tracks = Window(torch.from_numpy(inputs.values), channels=_to_tensor(inputs.channels)).targets[
-        :, network.pre_context :
-    ]
-    found = settle_scale(
-        tracks, network.scaling, initial_steps=network.context, season=network.season, transform=network.transform
+    """Returns the number of steps of a single history after which its scale no longer changes.
+
+    It is larger than the number of steps if the scale has not settled yet.
+    """
+    window = Window(torch.from_numpy(inputs.values), channels=_to_tensor(inputs.channels))
+    settled = settle_scale(
+        window.targets[:, network.pre_context :],
+        network.scaling,
+        initial_steps=network.context,
+        season=network.season,
+        transform=network.transform,
     )
-    return int(found.settled_at.max())
+    return int(settled.settled_at.max())
 
 
 def states_at_end(
@@ -40,9 +45,10 @@ def states_at_end(
     *,
     device: str,
 ) -> dict[int, Sequence[StateArrays]]:
-    """What every member carries to the places that a forecast may go on from: a segment before the end, and those before.
+    """Computes the rollout states of all members at the steps from which a forecast may resume.
 
-    `build_window_input` gives the last so many steps of some series as networks read them.
+    These are the `segment` steps that end one segment before the end of the history, one for each offset within a segment.
+    The result is keyed by the number of steps read. `build_window_input` returns the last steps of series as network input.
     """
     segment = networks[0].segment
     ends = range(len(series) - 2 * segment + 1, len(series) - segment + 1)
@@ -51,55 +57,52 @@ def states_at_end(
             build_window_input([series.take_first(end) for end in ends], networks[0].window_length(len(series))), device
         )
         with torch.inference_mode():
-            whole = [warm_up(network, window) for network in networks]
-        rows = enumerate(ends)
+            batch_states = [warm_up(network, window) for network in networks]
         return {
-            end: [state_to_arrays(select_rows(memory, torch.tensor([row], device=device))) for memory in whole]
-            for row, end in rows
+            end: [state_to_arrays(select_rows(state, torch.tensor([row], device=device))) for state in batch_states]
+            for row, end in enumerate(ends)
         }
-    found: dict[int, Sequence[StateArrays]] = {}
+    states_by_end: dict[int, Sequence[StateArrays]] = {}
     for end in ends:
-        place = series.history_summary.find_resume_step(end, segment=segment)
-        assert place is not None, "there are memories of every place in a segment"
-        before = series.history_summary.rollout_states[place]
-        if place < end:
-            window = _to_window(build_window_input([series.take_first(end)], end - place), device)
-            pairs = zip(networks, before, strict=True)
+        resume_step = series.history_summary.find_resume_step(end, segment=segment)
+        assert resume_step is not None, "a state is stored for every offset within a segment"
+        states = series.history_summary.rollout_states[resume_step]
+        if resume_step < end:
+            window = _to_window(build_window_input([series.take_first(end)], end - resume_step), device)
             with torch.inference_mode():
-                before = [
+                states = [
                     state_to_arrays(warm_up(network, window, state_from_arrays(arrays, device)))
-                    for network, arrays in pairs
+                    for network, arrays in zip(networks, states, strict=True)
                 ]
-        found[end] = before
-    return found
+        states_by_end[end] = states
+    return states_by_end
 
 
 def engines_from_states(networks: Sequence[Regressor], states: Sequence[StateArrays], *, device: str) -> list[Engine]:
-    """What rolls each member on from its memory: what is known to it are whole segments after that."""
-    pairs = zip(networks, states, strict=True)
+    """Builds an engine per member that resumes from its state. Its input must be the whole segments after that state."""
     return [
         PyTorchEngine(network, device=device, initial_state=state_from_arrays(arrays, device))
-        for network, arrays in pairs
+        for network, arrays in zip(networks, states, strict=True)
     ]
 
 
 def state_to_arrays(rollout_state: RolloutState) -> StateArrays:
-    """A memory as plain arrays by name."""
-    parts = {"hidden": rollout_state.recurrent_state.hidden, "cell": rollout_state.recurrent_state.cell}
-    parts |= {name: getattr(rollout_state.scale, name) for name in _SCALE_FIELDS} | {
-        name: getattr(rollout_state, name) for name in _STATE_FIELDS
-    }
-    return {name: part.cpu().numpy() for name, part in parts.items() if part is not None} | {
-        "time": np.array([rollout_state.time])
-    }
+    """Converts a rollout state to plain arrays by name."""
+    tensors = {"hidden": rollout_state.recurrent_state.hidden, "cell": rollout_state.recurrent_state.cell}
+    tensors |= {name: getattr(rollout_state.scale, name) for name in _SCALE_FIELDS}
+    tensors |= {name: getattr(rollout_state, name) for name in _STATE_FIELDS}
+    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
+    return arrays | {"time": np.array([rollout_state.time])}
 
 
 def state_from_arrays(arrays: StateArrays, device: str) -> RolloutState:
-    """The inverse of `state_to_arrays`, on a device."""
-    parts: dict[str, Any] = {name: torch.from_numpy(np.array(array)).to(device) for name, array in arrays.items()}
-    state, scale = RecurrentState(parts["hidden"], parts.get("cell")), Scale(*(parts[name] for name in _SCALE_FIELDS))
+    """Inverts `state_to_arrays`, on a device."""
+    tensors: dict[str, Any] = {name: torch.from_numpy(np.array(array)).to(device) for name, array in arrays.items()}
     return RolloutState(
-        recurrent_state=state, scale=scale, time=int(arrays["time"][0]), **{name: parts[name] for name in _STATE_FIELDS}
+        recurrent_state=RecurrentState(tensors["hidden"], tensors.get("cell")),
+        scale=Scale(*(tensors[name] for name in _SCALE_FIELDS)),
+        time=int(arrays["time"][0]),
+        **{name: tensors[name] for name in _STATE_FIELDS},
     )
 
 

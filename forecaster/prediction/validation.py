@@ -1,4 +1,4 @@
-"""What stands in the way of a forecast: a history, covariates, levels or a horizon that cannot be used."""
+"""Validation of the input of forecasts: history, covariates, levels and horizon."""
 
 from __future__ import annotations
 
@@ -22,87 +22,89 @@ from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Series
 from forecaster.statistical.blend import list_statistical_components
 
-_MIN_VECTORIZED_SERIES = 4  # series from which on it takes less time to look at them together
+_MIN_VECTORIZED_SERIES = 4  # with fewer series, validating them one by one is faster
 
 
 class InputValidator:
-    """Finds what stands in the way of forecasts by one forecaster."""
+    """Validates the input of forecasts by one fitted model."""
 
     def __init__(self, fitted_model: FittedModel | StoredModel) -> None:
-        self._fitted_model, self._layout, self._offset = (
-            fitted_model,
-            fitted_model.layout,
-            parse_frequency(fitted_model.freq),
-        )
+        self._fitted_model = fitted_model
+        self._layout = fitted_model.layout
+        self._offset = parse_frequency(fitted_model.freq)
 
     def validate_arguments(self, horizon: int, levels: Sequence[float] = ()) -> None:
-        """Raises what stands in the way of forecasts, whatever the series."""
-        odd = [level for level in levels if not 0 < level < 1]
-        if odd:
+        """Validates the arguments that all series share; raises LevelOutOfRange or HorizonOutOfRange."""
+        invalid_levels = [level for level in levels if not 0 < level < 1]
+        if invalid_levels:
             raise LevelOutOfRange(
-                f"Expected levels between 0 and 1; found {odd[0]}. Write 0.9 for 90 %.", where="levels"
+                f"Expected levels between 0 and 1; found {invalid_levels[0]}. Write 0.9 for 90 %.", where="levels"
             )
         if levels and self._fitted_model.calibration is None:
             raise LevelOutOfRange(
-                f"Expected no levels: {self._fitted_model.spec.name!r} was not calibrated, so it has point forecasts only. "
-                "Train it with valid_windows of 1 or more, or ask without levels.",
+                f"Expected no levels: model {self._fitted_model.spec.name!r} is not calibrated and has point forecasts only. "
+                "Train it with valid_windows of 1 or more, or leave levels out.",
                 where="levels",
             )
         if horizon < 1:
-            raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
+            raise HorizonOutOfRange(
+                f"Expected a horizon of at least 1 step; found {horizon}. Request a longer horizon.", where="horizon"
+            )
 
     def validate_sampling(self, horizon: int) -> None:
-        """Raises what stands in the way of sampled paths, whatever the series."""
+        """Validates the arguments of sampling that all series share; raises HorizonOutOfRange or BadSpec."""
         self.validate_arguments(horizon)
         if not self._layout.uniforms_per_draw:
             kind = self._fitted_model.spec.head.kind
             raise BadSpec(
-                f"A {kind} head gives no distribution to draw from. Train with head: gaussian, say.", where="head"
+                f"Sampling needs a head with a distribution; model {self._fitted_model.spec.name!r} has a {kind} head. "
+                "Train a model with another head, such as gaussian.",
+                where="head",
             )
         if list_statistical_components(self._fitted_model.blend_weights):
             raise BadSpec(
-                f"A blend gives no distribution to draw from, and {self._fitted_model.spec.name!r} is one. Draw from its network "
-                "alone: replace(fitted_model, blend_weights={}).",
+                f"Sampling needs a model with a distribution; {self._fitted_model.spec.name!r} is a blend without one. "
+                "Sample from its network alone: replace(fitted_model, blend_weights={}).",
                 where="blend",
             )
 
     def find_errors(self, series: Sequence[Series], horizon: int) -> list[ForecasterError | None]:
-        """What is wrong with each history: they are looked at together, and one by one where that leaves a doubt."""
-        forecaster, spec = self._fitted_model, self._fitted_model.spec
+        """Returns the error of each series, or None. A fast check of all series selects those that are validated one by one."""
+        fitted_model, spec = self._fitted_model, self._fitted_model.spec
         if spec.channels or len(series) < _MIN_VECTORIZED_SERIES:
-            return [self.find_error(one, horizon) for one in series]
-        lengths = np.array([len(one.y) for one in series])
-        doubtful = (lengths < spec.min_steps) | np.array([one.freq != forecaster.freq for one in series])
-        doubtful |= ~compute_usable_mask([one.y for one in series], lengths, context=spec.context)
-        if spec.covariates or forecaster.encoding.numeric:
-            doubtful |= np.array([self._find_covariate_error(one, horizon) is not None for one in series])
+            return [self.find_error(item, horizon) for item in series]
+        lengths = np.array([len(item.y) for item in series])
+        is_suspect = (lengths < spec.min_steps) | np.array([item.freq != fitted_model.freq for item in series])
+        is_suspect |= ~compute_usable_mask([item.y for item in series], lengths, context=spec.context)
+        if spec.covariates or fitted_model.encoding.numeric:
+            is_suspect |= np.array([self._find_covariate_error(item, horizon) is not None for item in series])
         return [
-            self.find_error(one, horizon) if doubt else None
-            for one, doubt in zip(series, doubtful.tolist(), strict=True)
+            self.find_error(item, horizon) if suspect else None
+            for item, suspect in zip(series, is_suspect.tolist(), strict=True)
         ]
 
     def find_error(self, series: Series, horizon: int) -> ForecasterError | None:
-        """What is wrong with a history, if anything."""
-        forecaster, needed = self._fitted_model, self._fitted_model.spec.min_steps
-        if series.freq != forecaster.freq and parse_frequency(series.freq, where=series.id) != self._offset:
+        """Returns the error of a series, or None if it can be forecast. Raises FrequencyUnknown for an invalid frequency."""
+        fitted_model, spec = self._fitted_model, self._fitted_model.spec
+        if series.freq != fitted_model.freq and parse_frequency(series.freq, where=series.id) != self._offset:
             return FrequencyMismatch(
-                f"Series {series.id!r} has the frequency {series.freq!r}; this forecaster learned {forecaster.freq!r}. "
-                "Resample the series, or use a forecaster of its frequency.",
+                f"Series {series.id!r} has the frequency {series.freq!r}; this model needs {fitted_model.freq!r}. "
+                "Resample the series, or use a model of its frequency.",
                 where=series.id,
             )
-        if len(series) < needed:
+        if len(series) < spec.min_steps:
             return HistoryTooShort(
-                f"Series {series.id!r} has {len(series)} steps; this forecaster needs at least {needed}. "
-                "Send a longer history, or use a forecaster with a shorter context.",
+                f"Series {series.id!r} has {len(series)} steps; this model needs at least {spec.min_steps}. "
+                "Send a longer history, or use a model with a shorter context.",
                 where=series.id,
             )
-        fault = find_value_error(series, forecaster.spec.channels)
-        if fault is not None:
-            return fault
-        if np.isnan(series.y[-forecaster.spec.context :]).all():
+        value_error = find_value_error(series, spec.channels)
+        if value_error is not None:
+            return value_error
+        if np.isnan(series.y[-spec.context :]).all():
             return HistoryTooShort(
-                f"Series {series.id!r} has no observed value among its last {forecaster.spec.context} steps. "
-                "Send a history with observations.",
+                f"Series {series.id!r} has no observed value among its last {spec.context} steps; this model needs at least one. "
+                "Send a history with observed values.",
                 where=series.id,
             )
         return self._find_covariate_error(series, horizon)
@@ -112,26 +114,29 @@ class InputValidator:
         missing = [name for name in spec.covariates if name not in series.covariates]
         if not missing and (not spec.covariates or series.covariate_horizon >= horizon):
             return self._find_numeric_covariate_error(series, horizon)
-        found = (
+        finding = (
             f"{', '.join(missing)} not found"
             if missing
             else f"they are known for {series.covariate_horizon} steps ahead"
         )
         return CovariateUnknown(
             f"Series {series.id!r} needs the covariates {', '.join(spec.covariates)} for its history and {horizon} steps ahead; "
-            f"{found}. Send them, or ask for a shorter horizon.",
+            f"{finding}. Send them, or request a shorter horizon.",
             where=series.id,
         )
 
     def _find_numeric_covariate_error(self, series: Series, horizon: int) -> NotANumber | None:
-        """A covariate that is no finite number where the network reads it; one value of it would spoil the whole forecast."""
+        """Returns an error for a numeric covariate with a non-finite value in the steps that the network reads.
+
+        A single such value would make the whole forecast NaN.
+        """
         first = max(0, len(series) - self._layout.window_length(len(series)))
         for name in self._fitted_model.encoding.numeric:
             column = series.covariates[name][: len(series) + self._layout.round_up_horizon(horizon)]
             if column.dtype == object or not np.isfinite(column[first:]).all():
                 return NotANumber(
-                    f"Series {series.id!r} needs finite numbers for the covariate {name!r}; it has text, a missing or an infinite "
-                    "value. Correct it: only the values themselves may be missing.",
+                    f"Series {series.id!r} needs finite numbers for the covariate {name!r}; it has text, a missing or an "
+                    "infinite value. Correct it: only y and channels may have missing values.",
                     where=series.id,
                 )
         return None

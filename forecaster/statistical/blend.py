@@ -1,4 +1,4 @@
-"""A blend: a network's forecast and those of statistical models fitted to the same history, each with its weight."""
+"""Blends: the weighted mean of a network's forecast and of statistical models that are fitted to the same history."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from forecaster.shapes import Float64
 from forecaster.statistical.models import FitTask, forecast_tasks, require_model_package
 
 NETWORK = "network"
-"""What the network's own forecast is called in a blend."""
-MAX_FIT_STEPS = 1024  # last steps of a history that a model is fitted to: its time grows faster than they do
+"""The name of the network in a blend."""
+MAX_FIT_STEPS = 1024  # models are fitted to the last steps of a history only: fitting time grows faster than linearly
 
 _ComponentName = Literal["network", "dynamic_optimized_theta", "auto_ets", "auto_arima"]
 _Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class _BlendFile(BaseModel):
-    """`blend.json` of a bundle: the weights, which add to one; the network's is among them, even if it is nothing."""
+    """`blend.json` of a bundle: the weights, which sum to 1 and include the network's, even if it is 0."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     weights: dict[_ComponentName, _Weight]
@@ -30,51 +30,52 @@ class _BlendFile(BaseModel):
     @model_validator(mode="after")
     def _check_weights_sum_to_one(self) -> _BlendFile:
         if NETWORK not in self.weights or not math.isclose(sum(self.weights.values()), 1, abs_tol=1e-9):
-            raise ValueError(f"expected weights of the network and others that add to 1, found {self.weights}")
+            raise ValueError(f"expected weights of the network and other models that sum to 1, found {self.weights}")
         return self
 
 
 class BlendedForecasts(NamedTuple):
-    """Blended forecasts, and what readers of each should know."""
+    """Blended forecasts, and the warnings for each of them."""
 
     forecasts: Float64[np.ndarray, "history horizon"]
     warnings: tuple[tuple[str, ...], ...]
 
 
 class ComponentForecasts(NamedTuple):
-    """What one statistical model says of some histories: NaN where it cannot be fitted, and why."""
+    """The forecasts of one statistical model: NaN for histories it cannot be fitted to, with the reason in `failures`."""
 
     forecasts: Float64[np.ndarray, "history horizon"]
     failures: tuple[str | None, ...]
 
 
 def serialize_blend_weights(weights: Mapping[str, float]) -> bytes:
-    """The weights as a file."""
+    """Serializes the weights as the content of `blend.json`."""
     return _BlendFile.model_validate({"weights": dict(weights)}).model_dump_json().encode()
 
 
 def parse_blend_weights(content: bytes) -> dict[str, float]:
-    """The weights that `serialize_blend_weights` wrote; raises BundleDamaged for anything else."""
+    """Parses the output of `serialize_blend_weights`; raises BundleDamaged for any other content."""
     try:
         return {str(name): weight for name, weight in _BlendFile.model_validate_json(content).weights.items()}
     except ValidationError as error:
         raise BundleDamaged(
-            f"Expected a blend written by forecaster; {error.errors()[0]['msg']}. Train again.", where="blend.json"
+            f"Expected blend weights written by forecaster; {error.errors()[0]['msg']}. Train the model again.",
+            where="blend.json",
         ) from error
 
 
 def format_blend_weights(weights: Mapping[str, float]) -> str:
-    """The weights as people read them: 62 % network, 38 % dynamic_optimized_theta."""
+    """Formats the weights for messages: 62 % network, 38 % dynamic_optimized_theta."""
     return ", ".join(f"{100 * weight:g} % {name}" for name, weight in weights.items())
 
 
 def list_statistical_components(weights: Mapping[str, float]) -> list[str]:
-    """The statistical models that have a part in the forecasts."""
+    """Lists the statistical models with a nonzero weight."""
     return [name for name, weight in weights.items() if weight and name != NETWORK]
 
 
 def require_packages(names: Sequence[str]) -> None:
-    """Raises MissingPackage where a model of a blend cannot be fitted here."""
+    """Raises MissingPackage if the package that fits one of these models is not installed."""
     for name in names:
         require_model_package(name, purpose="a blend with")
 
@@ -82,21 +83,21 @@ def require_packages(names: Sequence[str]) -> None:
 def forecast_component(
     name: str, histories: Sequence[Float64[np.ndarray, "_"]], *, season: int, horizon: int
 ) -> ComponentForecasts:
-    """The forecasts of a statistical model that is fitted to the last LONGEST steps of each history."""
+    """Forecasts each history with a statistical model that is fitted to its last MAX_FIT_STEPS steps."""
     forecasts = np.full((len(histories), horizon), np.nan)
-    faults: list[str | None] = []
-    told = forecast_tasks([FitTask(name, history[-MAX_FIT_STEPS:], season, horizon) for history in histories])
-    for row, answer in zip(forecasts, told, strict=True):
-        faults.append(answer if isinstance(answer, str) else None)
-        if not isinstance(answer, str):
-            row[:] = answer
-    return ComponentForecasts(forecasts, tuple(faults))
+    failures: list[str | None] = []
+    results = forecast_tasks([FitTask(name, history[-MAX_FIT_STEPS:], season, horizon) for history in histories])
+    for row, result in zip(forecasts, results, strict=True):
+        failures.append(result if isinstance(result, str) else None)
+        if not isinstance(result, str):
+            row[:] = result
+    return ComponentForecasts(forecasts, tuple(failures))
 
 
 def combine_forecasts(
     forecasts: Mapping[str, Float64[np.ndarray, "*rows horizon"]], weights: Mapping[str, float]
 ) -> Float64[np.ndarray, "*rows horizon"]:
-    """The weighted sum; where another has no forecast (NaN), the network's own stands in."""
+    """Returns the weighted sum of the forecasts. Where a statistical model has none (NaN), the network's forecast replaces it."""
     network = forecasts[NETWORK]
     total = weights[NETWORK] * network
     for name in list_statistical_components(weights):
@@ -111,25 +112,30 @@ def blend_forecasts(
     *,
     season: int,
 ) -> BlendedForecasts:
-    """The blend of a network's forecasts with those of the models that have a weight; each row as if it were alone.
+    """Blends a network's forecasts with those of the statistical models with a nonzero weight, each row independently.
 
-    One history stands for all rows where it is the only one. A model that cannot be fitted to a history gives way to the
-    network there, with a warning.
+    A single history is used for all rows. Where a model cannot be fitted to a history, the network's forecast replaces its
+    forecast, with a warning.
     """
-    found = {
+    components = {
         name: forecast_component(name, histories, season=season, horizon=network_forecasts.shape[1])
         for name in list_statistical_components(weights)
     }
     warnings = tuple(
         tuple(
-            f"{name} could not be fitted ({fault}); in the blend the network's own forecast stands in for it"
-            for name, one in found.items()
-            if (fault := one.failures[place]) is not None
+            f"{name} could not be fitted ({failure}); the network's forecast replaces it in the blend"
+            for name, component in components.items()
+            if (failure := component.failures[index]) is not None
         )
-        for place in range(len(histories))
+        for index in range(len(histories))
     )
-    told = {
+    forecasts = {
         NETWORK: network_forecasts,
-        **{name: np.broadcast_to(one.forecasts, network_forecasts.shape) for name, one in found.items()},
+        **{
+            name: np.broadcast_to(component.forecasts, network_forecasts.shape)
+            for name, component in components.items()
+        },
     }
-    return BlendedForecasts(combine_forecasts(told, weights), warnings * (len(network_forecasts) // len(histories)))
+    return BlendedForecasts(
+        combine_forecasts(forecasts, weights), warnings * (len(network_forecasts) // len(histories))
+    )

@@ -1,6 +1,6 @@
-"""Statistical models, fitted to every history anew: Naive 2, and ETS, Theta and ARIMA of statsforecast.
+"""Statistical models, fitted to each history at prediction time: Naive 2, and ETS, Theta and ARIMA of statsforecast.
 
-Nothing here needs torch, so that the processes of `jobs` start quickly.
+The module does not import torch, so that worker processes start quickly.
 """
 
 from __future__ import annotations
@@ -25,24 +25,23 @@ STATSFORECAST_CLASSES = {
     "dynamic_optimized_theta": "DynamicOptimizedTheta",
     "auto_arima": "AutoARIMA",
 }
-"""What statsforecast calls them."""
+"""The class names in `statsforecast.models`."""
 STATISTICAL_MODELS = ("naive2", *STATSFORECAST_CLASSES)
-MAX_ETS_SEASON = 24  # statsforecast fits no seasonal ETS to longer ones
+MAX_ETS_SEASON = 24  # statsforecast fits no seasonal ETS to longer seasons
 
-_SEASONALITY_Z_SCORE = 1.645  # of the normal distribution: M4's test of seasonality, at 90 %
-_MAX_CHUNK_SIZE = 16  # histories that a process takes at once
-_WARNING_FILTER_LOCK = (
-    Lock()
-)  # filters of warnings belong to the process: threads that set them would not leave them as found
+_SEASONALITY_Z_SCORE = 1.645  # quantile of the normal distribution: M4's test of seasonality, at 90 %
+_MAX_CHUNK_SIZE = 16  # tasks that a worker process receives at once
+# Warning filters are global to the process, so threads that change and restore them must take turns.
+_WARNING_FILTER_LOCK = Lock()
 
 
 class FitTask(NamedTuple):
-    """A history, and what to fit to it.
+    """A history, and the model to fit to it.
 
     Attributes:
-        name: One of STATISTICAL.
-        y: Oldest value first; NaN was not observed.
-        season: Steps of a season. `auto_ets` leaves out one of more than LONGEST_ETS_SEASON steps.
+        model: One of STATISTICAL_MODELS.
+        y: Oldest value first; NaN marks a step that was not observed.
+        season: Steps of a season. `auto_ets` ignores a season of more than MAX_ETS_SEASON steps.
         horizon: Steps ahead.
     """
 
@@ -53,44 +52,47 @@ class FitTask(NamedTuple):
 
 
 def forecast_tasks(tasks: Sequence[FitTask], *, jobs: int = 1) -> Iterator[Float64[np.ndarray, "_"] | str]:
-    """The point forecast of each task in turn, or why there is none: the history is too short, say.
+    """Yields the point forecast of each task in order, or the reason why there is none: the history is too short, say.
 
-    Missing values at the start are cut off, gaps are drawn straight between their neighbours, and where values are
-    missing at the end the model is fitted up to the last one observed and asked so many steps further.
+    Missing values at the start are dropped, and gaps are interpolated linearly. Where values are missing at the end, the model
+    is fitted up to the last observed value, and its horizon is extended by the number of missing values.
 
     Args:
-        tasks: Histories, and what to fit.
-        jobs: Processes beside each other.
+        tasks: Histories, and the models to fit.
+        jobs: The number of parallel processes.
+    Raises:
+        TrainingError: A worker process was killed.
     """
     if jobs == 1 or len(tasks) == 1:
         yield from map(_forecast_task, tasks)
         return
-    # Not by forking: threads of torch may hold locks here that nobody would open there.
+    # Spawned rather than forked: a forked process would inherit locks that threads of torch may hold, and never release them.
     with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
         try:
             yield from pool.map(_forecast_task, tasks, chunksize=max(1, min(_MAX_CHUNK_SIZE, len(tasks) // (4 * jobs))))
         except BrokenProcessPool as error:
             raise TrainingError(
-                f"Expected {jobs} processes to fit {tasks[0].model}; one of them was ended from outside. Look whether memory "
-                "ran out, and ask for fewer --jobs.",
+                f"Expected {jobs} processes to fit {tasks[0].model}; one of them was killed. Check whether memory ran out, and "
+                "choose fewer --jobs.",
                 where="jobs",
             ) from error
 
 
 def require_model_package(name: str, *, purpose: str = "the baseline") -> None:
-    """Raises MissingPackage where one of STATISTICAL cannot be fitted here."""
+    """Raises MissingPackage if the package that fits a model of STATISTICAL_MODELS is not installed."""
     if name in STATSFORECAST_CLASSES:
         _import_statsforecast_models(name, purpose)
 
 
 def naive2(y: Float64[np.ndarray, "step"], *, season: int, horizon: int) -> Float64[np.ndarray, "horizon"]:
-    """Naive 2 of the M competitions (Makridakis et al. 2020): the last value, seasonally adjusted where there is a season.
+    """Naive 2 of the M competitions (Makridakis et al. 2020): the last value, with seasonal adjustment of seasonal histories.
 
-    There is one if three whole seasons or more have an autocorrelation at its lag that is significant at 90 %; it is
-    taken out by classical multiplicative decomposition. Histories with values of zero and below are not adjusted.
+    A history is seasonal if it has at least three whole seasons, and if its autocorrelation at the seasonal lag is significant
+    at 90 %. The season is removed by classical multiplicative decomposition. Histories with values of zero or below are not
+    adjusted.
 
     Args:
-        y: Without missing values.
+        y: The history, without missing values.
         season: Steps of a season.
         horizon: Steps ahead.
     """
@@ -98,34 +100,38 @@ def naive2(y: Float64[np.ndarray, "step"], *, season: int, horizon: int) -> Floa
         return np.full(horizon, y[-1])
     weights = np.ones(season) if season % 2 else np.concatenate([[0.5], np.ones(season - 1), [0.5]])
     trend = np.convolve(y, weights / season, mode="valid")
-    half = len(weights) // 2
+    half_width = len(weights) // 2
     ratios = np.full(-(-len(y) // season) * season, np.nan)
-    ratios[half : half + len(trend)] = y[half : half + len(trend)] / trend
+    ratios[half_width : half_width + len(trend)] = y[half_width : half_width + len(trend)] / trend
     indices = nanmean(ratios.reshape(-1, season), axis=0)
     indices = indices / indices.mean()
-    ahead = np.arange(len(y), len(y) + horizon) % season
-    return np.asarray(y[-1] / indices[(len(y) - 1) % season] * indices[ahead])
+    future_phases = np.arange(len(y), len(y) + horizon) % season
+    return np.asarray(y[-1] / indices[(len(y) - 1) % season] * indices[future_phases])
 
 
 def interpolate_gaps(y: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
-    """From the first observed value to the last, gaps drawn straight between their neighbours; empty if there is none."""
-    seen = np.flatnonzero(~np.isnan(y))
-    return y[:0] if not len(seen) else np.interp(np.arange(seen[0], seen[-1] + 1), seen, y[seen])
+    """Returns the values from the first observed to the last, with linear interpolation of gaps; empty if none is observed."""
+    observed_steps = np.flatnonzero(~np.isnan(y))
+    return (
+        y[:0]
+        if not len(observed_steps)
+        else np.interp(np.arange(observed_steps[0], observed_steps[-1] + 1), observed_steps, y[observed_steps])
+    )
 
 
 def _forecast_task(task: FitTask) -> np.ndarray | str:
-    """The point forecast, or why there is none."""
+    """Returns the point forecast, or the reason why there is none."""
     y = interpolate_gaps(task.y)
     if not len(y):
         return "nothing was observed"
-    late = len(task.y) - 1 - int(np.flatnonzero(~np.isnan(task.y))[-1])
+    trailing_missing = len(task.y) - 1 - int(np.flatnonzero(~np.isnan(task.y))[-1])
     try:
         with _WARNING_FILTER_LOCK, warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            told = _fit_and_forecast(task, y, task.horizon + late)[late:]
-    except Exception as error:  # of any kind: one history must not cost the others
+            forecast = _fit_and_forecast(task, y, task.horizon + trailing_missing)[trailing_missing:]
+    except Exception as error:  # of any class: a failure on one history must not affect the others
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return told if np.isfinite(told).all() else "its forecast is not finite"
+    return forecast if np.isfinite(forecast).all() else "its forecast is not finite"
 
 
 def _fit_and_forecast(task: FitTask, y: Float64[np.ndarray, "_"], steps: int) -> Float64[np.ndarray, "_"]:
@@ -142,18 +148,18 @@ def _import_statsforecast_models(name: str, purpose: str) -> object:
         return import_module("statsforecast.models")
     except ImportError as error:
         raise MissingPackage(
-            f"Expected the package 'statsforecast' for {purpose} {name}; it is not installed. Install the extra that has it: "
+            f"Expected the package 'statsforecast' for {purpose} {name}; it is not installed. Install its extra: "
             "pip install 'forecaster[baselines]'.",
             where=name,
         ) from error
 
 
 def _is_seasonal(y: Float64[np.ndarray, "_"], season: int) -> bool:
-    """Whether the autocorrelation at the lag of a season is further from zero than Bartlett's formula lets chance be."""
-    apart = y - y.mean()
-    power = float(apart @ apart)
-    if power == 0:
+    """Whether the autocorrelation at the seasonal lag is significant by Bartlett's formula."""
+    centered = y - y.mean()
+    sum_of_squares = float(centered @ centered)
+    if sum_of_squares == 0:
         return False
-    found = np.array([apart[lag:] @ apart[:-lag] for lag in range(1, season + 1)]) / power
-    limit = _SEASONALITY_Z_SCORE * np.sqrt((1 + 2 * (found[:-1] ** 2).sum()) / len(y))
-    return bool(abs(found[-1]) > limit)
+    autocorrelations = np.array([centered[lag:] @ centered[:-lag] for lag in range(1, season + 1)]) / sum_of_squares
+    limit = _SEASONALITY_Z_SCORE * np.sqrt((1 + 2 * (autocorrelations[:-1] ** 2).sum()) / len(y))
+    return bool(abs(autocorrelations[-1]) > limit)

@@ -91,7 +91,7 @@ def test_a_bad_series_never_affects_its_neighbours() -> None:
         else:
             assert outcome.where == name
             assert repr(name) in outcome.message
-    with pytest.raises(HistoryTooShort, match="'short' has 3 steps; this forecaster needs at least 4"):
+    with pytest.raises(HistoryTooShort, match="'short' has 3 steps; this model needs at least 4"):
         predictor.forecast(make_series(make_wave(3), name="short"), 4)
 
 

@@ -33,6 +33,7 @@ from tests.system.processes import write_config
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # the commit point

@@ -35,6 +35,7 @@ __all__ = ["promotion_root"]
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 FAULT_EXIT_CODE = 9

@@ -31,6 +31,7 @@ from tests.system.tracking_servers import (
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 PROCESS_COUNT, CHALLENGER_COUNT = 6, 5

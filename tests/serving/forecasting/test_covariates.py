@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from forecaster.data.encoding import Encoding
-from forecaster.intervals.conformal import Calibration, calibrate
+from forecaster.intervals.calibration import Calibration
+from forecaster.intervals.conformal import calibrate
 from forecaster.model import regressor
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Series

@@ -69,11 +69,11 @@ def test_integer_timestamps_continue_in_the_response(
     [
         (grid_payload(freq=1), "frequency_mismatch", "another"),
         (grid_payload(start="2026-01-01", freq="h"), "frequency_mismatch", "another"),
-        (grid_payload(start="2026-01-01"), "bad_stamp", "whole numbers as stamps, since the frequency is '10'"),
+        (grid_payload(start="2026-01-01"), "bad_stamp", "whole numbers as timestamps, since the frequency is '10'"),
         (
             grid_payload(freq="h"),
             "bad_stamp",
-            "time stamps, since the frequency is 'h'; series 'a' has the whole number 17",
+            "timestamps, since the frequency is 'h'; series 'a' has the whole number 17",
         ),
         (grid_payload(start="17"), "bad_stamp", "without quotes"),
         (grid_payload(freq=0), "frequency_unknown", "'0' does not step forward"),
@@ -89,7 +89,7 @@ def test_integer_timestamps_continue_in_the_response(
         (timestamped_payload(30, 20, 10), "irregular_stamps", "goes back from 30 to 20"),
         (timestamped_payload(10, 20, 40, freq=10), "irregular_stamps", "has 40 at place 2 instead of 30"),
         (timestamped_payload(10, 20, 30, 40, 60, 70), "irregular_stamps", "goes from 40 to 60"),
-        (timestamped_payload(10, 20, 40), "frequency_unknown", "not certain from 3 stamps"),
+        (timestamped_payload(10, 20, 40), "frequency_unknown", "cannot be inferred from 3 timestamps"),
         (timestamped_payload(10), "frequency_unknown", "freq='1'"),
         (timestamped_payload(10, 20, 30, freq="D"), "bad_stamp", "since the frequency is 'D'"),
         (timestamped_payload("2026-01-01", "2026-01-02", freq=10), "bad_stamp", "since the frequency is '10'"),
