@@ -239,8 +239,8 @@ def _lock_checkpoint_folder(folder: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TrainingError(
-                f"Expected no other process to run this training; found one that holds {lock.name}. Wait until it has finished, or "
-                "change the specification.",
+                f"Expected no other process to run this training; it is already running (lock {lock.name}). Wait for it to "
+                "finish, or change the specification.",
                 where=str(folder),
             ) from error
         yield folder
