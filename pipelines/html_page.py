@@ -1,4 +1,4 @@
-"""Renders self-contained HTML pages: style and figures are embedded, and the page follows the light or dark mode of the system."""
+"""Renders self-contained HTML pages: style and figures are embedded, and the page supports the dark mode of the system."""
 
 from __future__ import annotations
 
