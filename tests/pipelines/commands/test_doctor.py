@@ -40,10 +40,10 @@ def run_doctor(
 
 def fill_slot(root: Path) -> Path:
     """Writes a slot as a follower does; returns the folder of the bundle."""
-    bundle = root / "slot" / "releases" / "made" / "bundle"
+    bundle = root / "slot" / "releases" / "release-3" / "bundle"
     digest = artifact.save_bundle(make_forecaster(make_spec()), bundle, card="")
     (bundle.parent / "release.json").write_text(json.dumps({"name": "small", "version": "3", "digest": digest}))
-    (root / "slot" / "current").symlink_to("releases/made")
+    (root / "slot" / "current").symlink_to("releases/release-3")
     return bundle
 
 
