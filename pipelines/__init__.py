@@ -1,1 +1,1 @@
-"""What happens over time: fetch, fit, backtest, judge, register, promote."""
+"""What happens over time: read data, fit, backtest, judge, register, promote; the schedule and the command line."""

@@ -1,4 +1,4 @@
-"""A backtest as people ask for it: models, their rivals and baselines on the same rolling origins, scored, drawn, tracked."""
+"""Backtests of models, baselines and other models on the same rolling origins: scores, figures, and a tracked run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 from forecaster.bundle import artifact
 from forecaster.errors import LevelOutOfRange
 from forecaster.evaluation.backtest import Backtest
-from forecaster.evaluation.backtest import backtest as ask_all
+from forecaster.evaluation.backtest import backtest as run_backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE, ForecastFunction, seasonal_naive, statistical_baseline
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_scores, score_table
@@ -21,7 +21,7 @@ from forecaster.evaluation.significance import SignificanceResult, compare_forec
 from forecaster.frequency import is_earlier
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel
-from forecaster.statistical.blend import format_blend_weights as tell_blend
+from forecaster.statistical.blend import format_blend_weights
 from forecaster.statistical.models import MAX_ETS_SEASON
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Told whose histories are done, how many, and of how many."""
+"""Called with the name of a baseline, the number of finished histories, and the number of all histories."""
 
-_MAX_WARNINGS = 3  # warnings of one forecaster that are told one by one
+_MAX_WARNINGS = 3  # warnings of one forecaster that are reported individually
 
 
 class LoadedBundle(NamedTuple):
-    """A model that takes part."""
+    """A model that takes part in a backtest, and the folder of its bundle."""
 
     bundle: Path
     forecaster: FittedModel
 
 
 class BacktestReport(NamedTuple):
-    """What a backtest found.
+    """The result of a backtest.
 
     Attributes:
-        model: The name of the model that the others are held against.
-        panel: All that was read.
-        result: Raw forecasts beside the truth.
-        scores: `score_table`.
-        against: Of each other forecaster, how its errors differ from the model's.
-        told: What people should know of it.
+        model_name: The name of the model that the other forecasters are compared with.
+        panel: The whole panel that was read.
+        result: The raw forecasts and the actuals.
+        scores: The table of `score_table`.
+        comparisons: For each other forecaster, how its errors differ from the model's.
+        messages: Warnings for the user, one line each.
     """
 
     model_name: str
@@ -65,7 +65,7 @@ class BacktestReport(NamedTuple):
 
     @property
     def overall_scores(self) -> dict[str, dict[str, float]]:
-        """By forecaster, then by metric: the scores over all series and steps."""
+        """The scores over all series and steps, by forecaster, then by metric."""
         return overall_scores(self.scores)
 
 
@@ -82,62 +82,63 @@ def backtest(
     n_jobs: int = 1,
     progress: ProgressCallback | None = None,
 ) -> BacktestReport:
-    """Asks models and baselines at the same origins, and scores them.
+    """Runs models and baselines at the same origins, and scores them.
 
     Args:
-        contenders: By name; the first is the model that the others are held against, and sets horizon and season.
-        data: Where the panel comes from; what any contender reads besides is read with it.
-        baselines: Statistical ones, besides seasonal naive.
-        horizon: Steps ahead; the model's own, if not given.
+        bundles: Models by name; the others are compared with the first, which also sets horizon and season.
+        data: Where the panel comes from; the additional columns of all models are read with it.
+        baselines: Statistical baselines; seasonal naive is always included.
+        horizon: Steps ahead; by default the first model's horizon.
         windows: Rolling origins of each series.
-        stride: Steps between them; a horizon, if not given.
-        levels: Of quantiles to keep, besides those that scores need.
-        by: A static column whose groups are scored too.
-        jobs: Processes that fit baselines beside each other.
-        progress: Told of every history that a statistical baseline is done with.
+        stride: Steps between the origins; by default one horizon.
+        levels: Levels of the quantiles to keep, in addition to those that scores need.
+        group_by: A static column; the groups of its values are scored too.
+        n_jobs: Processes that fit baselines in parallel.
+        progress: Called after every history that a statistical baseline has forecast.
     """
-    name, model = next((name, one.forecaster) for name, one in bundles.items())
+    model_name, model = next((name, loaded.forecaster) for name, loaded in bundles.items())
     _validate_levels(levels, model)
-    asked: dict[str, ForecastFunction | Predictor] = {each: Predictor(one.forecaster) for each, one in bundles.items()}
-    asked[SEASONAL_NAIVE] = seasonal_naive(model.season)
-    for each in dict.fromkeys(baselines):
-        tell = None if progress is None else partial(progress, each)
-        asked[each] = statistical_baseline(each, season=model.season, jobs=n_jobs, progress=tell)
-    panel = read_panel(_add_required_columns(data, [one.forecaster for one in bundles.values()], group_by))
-    group_series(panel.series, group_by)  # told before the work, not after it
-    result = ask_all(
+    forecasters: dict[str, ForecastFunction | Predictor] = {
+        name: Predictor(loaded.forecaster) for name, loaded in bundles.items()
+    }
+    forecasters[SEASONAL_NAIVE] = seasonal_naive(model.season)
+    for name in dict.fromkeys(baselines):
+        on_history = None if progress is None else partial(progress, name)
+        forecasters[name] = statistical_baseline(name, season=model.season, jobs=n_jobs, progress=on_history)
+    panel = read_panel(_add_required_columns(data, [loaded.forecaster for loaded in bundles.values()], group_by))
+    group_series(panel.series, group_by)  # raises before the work rather than after it
+    result = run_backtest(
         panel,
-        asked,
+        forecasters,
         horizon=horizon or model.spec.horizon,
         windows=windows,
         season=model.season,
         min_history=model.spec.min_steps,
         stride=stride,
     )
-    forecasters = {each: one.forecaster for each, one in bundles.items()}
-    result = add_quantiles(result, forecasters, levels=(*SCORED_LEVELS, *levels))
-    against = {each: compare_forecasters(result, name, each) for each in asked if each != name}
-    scores = pd.concat([score_table(result, by=group_by), _build_difference_table(against)], ignore_index=True)
-    return BacktestReport(
-        name, panel, result, scores, against, _collect_messages(panel, result, forecasters, model.season)
-    )
+    models = {name: loaded.forecaster for name, loaded in bundles.items()}
+    result = add_quantiles(result, models, levels=(*SCORED_LEVELS, *levels))
+    comparisons = {name: compare_forecasters(result, model_name, name) for name in forecasters if name != model_name}
+    scores = pd.concat([score_table(result, by=group_by), _build_difference_table(comparisons)], ignore_index=True)
+    messages = _collect_messages(panel, result, models, model.season)
+    return BacktestReport(model_name, panel, result, scores, comparisons, messages)
 
 
 def draw_figures(report: BacktestReport) -> dict[str, Figure]:
-    """By file name: error by step ahead, calibration where there are intervals, the best and the worst series."""
+    """Draws figures by file name: error by step ahead, the best and the worst series, and calibration if there are intervals."""
     from forecaster.evaluation.plots import plot_best_and_worst, plot_calibration, plot_error_by_step
 
-    drawn = {
+    figures = {
         "error_by_horizon.png": plot_error_by_step(report.result),
         "best_and_worst.png": plot_best_and_worst(report.result, report.model_name),
     }
     if report.result.quantiles:
-        drawn["calibration.png"] = plot_calibration(report.result)
-    return drawn
+        figures["calibration.png"] = plot_calibration(report.result)
+    return figures
 
 
 def save_figures(report: BacktestReport, path: Path) -> None:
-    """Draws the error by step ahead into a file, or all pictures into a folder (a path without an ending), made if need be."""
+    """Saves the error by step ahead as a file, or all figures in a folder (a path without a suffix), which is created."""
     if path.suffix and not path.is_dir():
         from forecaster.evaluation.plots import plot_error_by_step
 
@@ -149,15 +150,15 @@ def save_figures(report: BacktestReport, path: Path) -> None:
 
 
 def track_backtest(report: BacktestReport, bundles: Mapping[str, LoadedBundle], data: DataSource, root: Root) -> str:
-    """Tracks a backtest as a run of the model's experiment, under the names that trainings use; the run's id.
+    """Records a backtest as a run of the model's experiment, under the metric names of trainings; returns the run's id.
 
-    The model's own scores are `bt/mase` and `bt_h/mase`, those of the others `bt/RELEASE/mase` and `bt_h/RELEASE/mase`.
+    The scores of the model are `bt/mase` and `bt_h/mase`, those of the others `bt/NAME/mase` and `bt_h/NAME/mase`.
     """
     bundle, model = bundles[report.model_name]
-    source = RunDataset(data.name, report.panel.digest(), data.source, model.cutoff, context="evaluation")
+    dataset = RunDataset(data.name, report.panel.digest(), data.source, model.cutoff, context="evaluation")
     tags = {"bundle_digest": artifact.compute_bundle_digest(bundle), "trained_by": str(model.facts.get("run_id", ""))}
     with open_run(
-        model.spec, source, root=root.path, tracking_uri=root.tracking_uri, trigger="backtest", tags=tags
+        model.spec, dataset, root=root.path, tracking_uri=root.tracking_uri, trigger="backtest", tags=tags
     ) as run:
         backtests.record_backtest(
             run, report.result, report.scores, model_name=report.model_name, levels=report.result.levels
@@ -168,38 +169,40 @@ def track_backtest(report: BacktestReport, bundles: Mapping[str, LoadedBundle], 
 
 
 def _validate_levels(levels: Sequence[float], model: FittedModel) -> None:
-    odd = [level for level in levels if not 0 < level < 1]
-    if odd:
-        raise LevelOutOfRange(f"Expected levels between 0 and 1; found {odd[0]}. Write 0.9 for 90 %.", where="levels")
+    invalid = [level for level in levels if not 0 < level < 1]
+    if invalid:
+        raise LevelOutOfRange(
+            f"Expected levels between 0 and 1; found {invalid[0]}. Write 0.9 for 90 %.", where="levels"
+        )
     if levels and model.calibration is None:
         raise LevelOutOfRange(
-            f"Expected no levels: {model.spec.name!r} was not calibrated, so it has point forecasts only. "
-            "Train it with valid_windows of 1 or more, or ask without levels.",
+            f"Expected no levels: {model.spec.name!r} was not calibrated, so it gives point forecasts only. "
+            "Train it with valid_windows of 1 or more, or leave the levels out.",
             where="levels",
         )
 
 
 def _add_required_columns(data: DataSource, models: Sequence[FittedModel], group_by: str | None) -> DataSource:
-    """The source, with the columns that any of the models reads besides, and the one to score groups by."""
-    each = [data.for_spec(one.spec) for one in models]
-    static = [*(name for one in each for name in one.static), *([] if group_by is None else [group_by])]
+    """Returns the source with the additional columns that any of the models reads, and the column of the groups."""
+    sources = [data.for_spec(model.spec) for model in models]
+    static = [*(name for source in sources for name in source.static), *([] if group_by is None else [group_by])]
     return data._replace(
-        covariates=tuple(dict.fromkeys(name for one in each for name in one.covariates)),
+        covariates=tuple(dict.fromkeys(name for source in sources for name in source.covariates)),
         static=tuple(dict.fromkeys(static)),
-        channels=tuple(dict.fromkeys(name for one in each for name in one.channels)),
+        channels=tuple(dict.fromkeys(name for source in sources for name in source.channels)),
     )
 
 
 def _build_difference_table(comparisons: Mapping[str, SignificanceResult]) -> pd.DataFrame:
     rows = [
         (name, metric, value)
-        for name, one in comparisons.items()
+        for name, comparison in comparisons.items()
         for metric, value in (
-            ("mase_less_model", one.difference),
-            ("mase_less_model_low", one.low),
-            ("mase_less_model_high", one.high),
-            ("p_value", one.p),
-            ("p_value_bootstrap", one.bootstrap_p),
+            ("mase_less_model", comparison.difference),
+            ("mase_less_model_low", comparison.low),
+            ("mase_less_model_high", comparison.high),
+            ("p_value", comparison.p),
+            ("p_value_bootstrap", comparison.bootstrap_p),
         )
     ]
     frame = pd.DataFrame(rows, columns=["forecaster", "metric", "value"])
@@ -209,29 +212,31 @@ def _build_difference_table(comparisons: Mapping[str, SignificanceResult]) -> pd
 
 
 def _collect_messages(panel: Panel, result: Backtest, models: Mapping[str, FittedModel], season: int) -> list[str]:
-    told = list(panel.repairs)
+    messages = list(panel.repairs)
     if result.excluded_ids:
-        told.append(f"{len(result.excluded_ids)} of {len(panel.series)} series are too short and were left out")
-    firsts: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]  # all numbers, or all moments
-    first = min(firsts)
-    for name, one in models.items():
-        if one.blend_weights:
-            told.append(f"{name} is a blend: {tell_blend(one.blend_weights)}")
-        if is_earlier(first, one.cutoff):
-            told.append(f"{name} saw data up to {one.cutoff}; origins from {first} on are not out of sample for it")
+        messages.append(f"{len(result.excluded_ids)} of {len(panel.series)} series are too short and were excluded")
+    first_cutoffs: list[Any] = [cutoffs[0] for cutoffs in result.cutoffs]  # all integers, or all timestamps
+    first_cutoff = min(first_cutoffs)
+    for name, model in models.items():
+        if model.blend_weights:
+            messages.append(f"{name} is a blend: {format_blend_weights(model.blend_weights)}")
+        if is_earlier(first_cutoff, model.cutoff):
+            messages.append(
+                f"{name} was trained on data up to {model.cutoff}; origins from {first_cutoff} on are not out of sample for it"
+            )
     comparable = result.comparable_mask()
-    for name, cube in result.forecasts.items():
-        missing = int((~np.isfinite(cube).all(axis=2)).sum())
-        if missing:
-            told.append(f"{name} has no answer at {missing} of {comparable.size} windows")
+    for name, forecasts in result.forecasts.items():
+        num_missing = int((~np.isfinite(forecasts).all(axis=2)).sum())
+        if num_missing:
+            messages.append(f"{name} has no forecast at {num_missing} of {comparable.size} windows")
     if not comparable.all():
-        told.append(
-            f"scores are of the {int(comparable.sum())} of {comparable.size} windows that every forecaster answered "
-            "(one that answered none does not count)"
+        messages.append(
+            f"scores cover the {int(comparable.sum())} of {comparable.size} windows with a forecast of every forecaster "
+            "(a forecaster without any forecast is not counted)"
         )
-    for name, lines in result.warnings.items():
-        told += lines[:_MAX_WARNINGS]
-        told.append(f"{name}: so at {len(lines)} of {comparable.size} windows")
+    for name, warnings in result.warnings.items():
+        messages += warnings[:_MAX_WARNINGS]
+        messages.append(f"{name}: warnings at {len(warnings)} of {comparable.size} windows")
     if "auto_ets" in result.forecasts and season > MAX_ETS_SEASON:
-        told.append(f"auto_ets fits no season of more than {MAX_ETS_SEASON} steps; here one has {season}")
-    return told
+        messages.append(f"auto_ets fits no season longer than {MAX_ETS_SEASON} steps; the season here is {season}")
+    return messages

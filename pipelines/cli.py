@@ -1,6 +1,6 @@
-"""The command line. A command reads its input, calls one function and prints one result; heavy imports wait until then.
+"""The command line. A command reads its input, calls one function and prints one result; heavy packages are imported in it only.
 
-Exit codes: 0 ok, 1 failed, 2 wrong usage or input, 3 refused by a gate.
+Exit codes: 0 success, 1 failure, 2 invalid usage or input, 3 rejected by a gate.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ for command in (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command and ends with its exit code."""
+    """Runs one command and exits with its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     configure_logging()
     try:
@@ -65,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ForecasterError as error:
         print(f"forecaster: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except CycloptsError:  # told by cyclopts already
+    except CycloptsError:  # printed by cyclopts already
         sys.exit(2)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # a full disk, a file that went away: the system's own words say what and where
+    except OSError as error:  # such as a full disk or a deleted file; the message of the system names it
         print(f"forecaster: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

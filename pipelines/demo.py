@@ -1,4 +1,4 @@
-"""The demo: from a history to a forecast over HTTP and a picture of it, everything real."""
+"""The demo: trains real models, serves one, requests forecasts over HTTP, and draws them."""
 
 from __future__ import annotations
 
@@ -31,33 +31,34 @@ from pipelines.settings import SERVING_PREFIX, Root, build_serving_environment
 from pipelines.sources import DataSource, read_panel, read_spec
 from pipelines.training.train import train
 
-DEMO_LEVELS = [0.1, 0.9]  # an interval that is to hold 80 % of what comes
-SHOWN_SERIES = 3  # series that are asked for and drawn
-START_TIMEOUT_S = 120.0  # patience for the service to be ready
+DEMO_LEVELS = [0.1, 0.9]  # the bounds of an 80 % interval
+SHOWN_SERIES = 3  # series that are forecast over HTTP and drawn
+START_TIMEOUT_S = 120.0  # until the service is ready
 
 _log = logging.getLogger(__name__)
 
 
 def run_demo(configs: Path, root: Root) -> None:
-    """Trains on the hospital data and on the sine with a trend, promotes, serves, asks, checks and draws."""
+    """Trains on the hospital data and on a sine with a trend, promotes, serves, forecasts over HTTP, compares and draws."""
     if not (configs / "hospital.yaml").is_file():
         raise SourceNotFound(
-            f"Expected hospital.yaml and sine.yaml in {configs}; found none. Run it in a clone, or name the folder.",
+            f"Expected hospital.yaml and sine.yaml in {configs}; found none. Run the demo in a clone of the repository, or set "
+            "--configs.",
             where=str(configs),
         )
-    pictures = root.path / "demo"
-    pictures.mkdir(parents=True, exist_ok=True)
-    _log.info("1. The classical series, f(t) = t sin(t) / 3 + 2 sin(5 t): train, roll out past the end")
-    drawn = [_forecast_sine(configs / "sine.yaml", root, pictures)]
+    figures_folder = root.path / "demo"
+    figures_folder.mkdir(parents=True, exist_ok=True)
+    _log.info("1. A synthetic series, f(t) = t sin(t) / 3 + 2 sin(5 t): train, and forecast past the end")
+    paths = [_forecast_sine(configs / "sine.yaml", root, figures_folder)]
     _log.info("2. Monthly patient counts of 767 series: train, track, backtest, register, judge")
-    done = retrain(DataSource("hospital"), read_spec(configs / "hospital.yaml"), root, trigger="demo")
-    _log.info("   version %s: %s", done.version.number, done.verdict)
-    _log.info("3. Serve the champion, and ask it over HTTP for the year that was held out")
-    if done.champion is None:
-        raise RefusedByGate(f"No champion to serve: {done.verdict}.")
-    drawn += _forecast_hospital(done.champion, root, pictures)
-    _log.info("\nForecasts drawn:\n%s", "\n".join(f"  {path}" for path in drawn))
-    _log.info("Runs, metrics and plots side by side, in a browser at http://127.0.0.1:5000:")
+    result = retrain(DataSource("hospital"), read_spec(configs / "hospital.yaml"), root, trigger="demo")
+    _log.info("   version %s: %s", result.version.number, result.verdict)
+    _log.info("3. Serve the champion, and request over HTTP the forecast of the year that was held out")
+    if result.champion is None:
+        raise RefusedByGate(f"Expected a champion to serve; the gate promoted none: {result.verdict}.")
+    paths += _forecast_hospital(result.champion, root, figures_folder)
+    _log.info("\nFigures of the forecasts:\n%s", "\n".join(f"  {path}" for path in paths))
+    _log.info("To compare runs, metrics and plots in a browser at http://127.0.0.1:5000, run:")
     _log.info(
         "  %s ui --backend-store-uri %s --port 5000",
         Path(sys.executable).parent / "mlflow",
@@ -66,36 +67,36 @@ def run_demo(configs: Path, root: Root) -> None:
 
 
 def _forecast_sine(config: Path, root: Root, figures_folder: Path) -> Path:
-    """Forty steps past the end of training, where only the formula knows what comes."""
+    """Forecasts the sine past the end of the training data, and compares the forecast with the formula."""
     spec, data = read_spec(config), DataSource("sine_trend")
-    forecaster = train(data, spec, root, test_windows=0, trigger="demo").forecaster
+    model = train(data, spec, root, test_windows=0, trigger="demo").forecaster
     history = read_panel(data).series[0]
-    forecast = Predictor(forecaster).forecast(history, spec.horizon)
-    truth = evaluate_sine_trend(0.1 * np.arange(len(history), len(history) + spec.horizon))
-    rmse = float(np.sqrt(np.mean((forecast.mean - truth) ** 2)))
+    forecast = Predictor(model).forecast(history, spec.horizon)
+    actuals = evaluate_sine_trend(0.1 * np.arange(len(history), len(history) + spec.horizon))
+    rmse = float(np.sqrt(np.mean((forecast.mean - actuals) ** 2)))
     _log.info(
-        "   RMSE over %d steps past the end: %.2f (standard deviation of the truth: %.2f)",
+        "   RMSE over %d steps past the end: %.2f (standard deviation of the actuals: %.2f)",
         spec.horizon,
         rmse,
-        truth.std(),
+        actuals.std(),
     )
-    _log.info("   (fed with its own output a plain recurrence drifts; docs/experiments.md has the figures)")
+    _log.info("   (a plain recurrence drifts when it is fed its own output; docs/experiments.md has the figures)")
     path = figures_folder / "sine.png"
     title = f"t sin(t) / 3 + 2 sin(5 t): {spec.horizon} steps past the end, RMSE {rmse:.2f}"
-    plot_forecast(history, forecast, actual=truth, title=title).savefig(path)
+    plot_forecast(history, forecast, actual=actuals, title=title).savefig(path)
     return path
 
 
 def _forecast_hospital(champion: FittedModel, root: Root, figures_folder: Path) -> list[Path]:
-    """Asks the running service, holds its answers against the library's, and draws them beside what came."""
+    """Requests forecasts from the running service, compares them with the library's, and draws them with the actuals."""
     spec = champion.spec
     split = hold_out(read_panel(DataSource("hospital")), spec.horizon)
-    known, whole = split.history.series[:SHOWN_SERIES], split.full.series[:SHOWN_SERIES]
-    with _run_service(root, spec.name) as address:
-        answer = _request_forecasts(address, known, spec.horizon)
-    _log.info("   answered by %s", answer["model"])
-    own, paths = Predictor(champion).forecast_batch(known, spec.horizon, levels=DEMO_LEVELS), []
-    for served, local, history, later in zip(answer["forecasts"], own, known, whole, strict=True):
+    histories, full_series = split.history.series[:SHOWN_SERIES], split.full.series[:SHOWN_SERIES]
+    with _run_service(root, spec.name) as url:
+        response = _request_forecasts(url, histories, spec.horizon)
+    _log.info("   forecasts of %s", response["model"])
+    outcomes, paths = Predictor(champion).forecast_batch(histories, spec.horizon, levels=DEMO_LEVELS), []
+    for served, local, history, series in zip(response["forecasts"], outcomes, histories, full_series, strict=True):
         forecast = Forecast(
             history.id,
             pd.DatetimeIndex(served["ds"]),
@@ -106,13 +107,13 @@ def _forecast_hospital(champion: FittedModel, root: Root, figures_folder: Path) 
             raise AssertionError(f"The service and the library disagree on series {history.id!r}.")
         paths.append(figures_folder / f"hospital_{history.id}.png")
         title = f"hospital {history.id}: forecast over HTTP"
-        plot_forecast(history, forecast, actual=later.y[len(history) :], title=title).savefig(paths[-1])
-    _log.info("   %d answers are equal to the library's within 1e-6", len(paths))
+        plot_forecast(history, forecast, actual=series.y[len(history) :], title=title).savefig(paths[-1])
+    _log.info("   %d served forecasts equal those of the library within 1e-6", len(paths))
     return paths
 
 
 def _are_equal(first: Forecast, second: Forecast) -> bool:
-    """Within 1e-6, the mean and every quantile."""
+    """Whether the mean and every quantile are equal within 1e-6."""
     pairs = [
         (first.mean, second.mean),
         *((values, second.quantiles[level]) for level, values in first.quantiles.items()),
@@ -122,17 +123,17 @@ def _are_equal(first: Forecast, second: Forecast) -> bool:
 
 @contextmanager
 def _run_service(root: Root, model: str) -> Iterator[str]:
-    """The service on a free port of this machine, ended when the block ends."""
+    """Runs the service on a free port of this machine; yields its URL, and stops it when the block ends."""
     port = _find_free_port()
-    address = f"http://127.0.0.1:{port}"
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(SERVING_PREFIX)}
-    environment = build_serving_environment(ours, root, model=model, host="127.0.0.1", port=port)
+    url = f"http://127.0.0.1:{port}"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(SERVING_PREFIX)}
+    environment = build_serving_environment(environ, root, model=model, host="127.0.0.1", port=port)
     log = root.path / "demo" / "service.log"
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, stdout=output, stderr=output)
         try:
-            _wait_until_ready(process, address, log)
-            yield address
+            _wait_until_ready(process, url, log)
+            yield url
         finally:
             process.terminate()
             try:
@@ -142,25 +143,35 @@ def _run_service(root: Root, model: str) -> Iterator[str]:
                 process.wait()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    patient_until = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < patient_until:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ForecasterError(f"The service ended before it was ready, with code {process.returncode}. See {log}.")
+            raise ForecasterError(
+                f"Expected the service to start; it exited with code {process.returncode}. See {log}."
+            )
         try:
-            with urlopen(f"{address}/readyz", timeout=2):
+            with urlopen(f"{url}/readyz", timeout=2):
                 return
         except (URLError, OSError):
             time.sleep(0.2)
-    raise ForecasterError(f"The service was not ready within {START_TIMEOUT_S:.0f} seconds. See {log}.")
+    raise ForecasterError(
+        f"Expected the service to be ready within {START_TIMEOUT_S:.0f} seconds; it was not. See {log}."
+    )
 
 
-def _request_forecasts(address: str, histories: Sequence[Series], horizon: int) -> dict[str, Any]:
+def _request_forecasts(url: str, histories: Sequence[Series], horizon: int) -> dict[str, Any]:
     series = [
-        {"id": one.id, "start": format_timestamp(one.start), "freq": one.freq, "y": one.y.tolist()} for one in histories
+        {
+            "id": history.id,
+            "start": format_timestamp(history.start),
+            "freq": history.freq,
+            "y": history.y.tolist(),
+        }
+        for history in histories
     ]
     body = json.dumps({"series": series, "horizon": horizon, "levels": DEMO_LEVELS}).encode()
-    request = Request(f"{address}/v1/forecast", body, {"Content-Type": "application/json"})
+    request = Request(f"{url}/v1/forecast", body, {"Content-Type": "application/json"})
     with urlopen(request, timeout=30) as response:
         return json.load(response)  # type: ignore[no-any-return]
 

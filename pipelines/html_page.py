@@ -1,4 +1,4 @@
-"""One HTML page that holds its style and pictures and loads nothing from elsewhere, light or dark as the reader's system is."""
+"""Renders self-contained HTML pages: style and figures are embedded, and the page supports the dark mode of the system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-# Pictures are drawn once, on white: in the dark they are inverted, and their hues turned back.
+# Figures are drawn once, on white. The dark mode inverts them and rotates their hues back.
 STYLE = """
 :root { color-scheme: light dark; --ink: #23262b; --ground: #ffffff; --line: #e3e5e8; --faint: #6f757e;
         --good: #2f6b2f; --bad: #b42318; }
@@ -30,7 +30,7 @@ img { max-width: 100%; } code { font-size: .92em; }
 
 
 def render_page(title: str, body: Sequence[str]) -> str:
-    """A whole page; the parts of the body are HTML, one a line."""
+    """Renders a page; `body` has its lines of HTML."""
     head = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -40,12 +40,12 @@ def render_page(title: str, body: Sequence[str]) -> str:
 
 
 def render_figure(heading: str, figure: Figure) -> str:
-    """A figure below its heading."""
+    """Renders a figure below its heading."""
     return f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{encode_data_uri(figure)}">'
 
 
 def encode_data_uri(figure: Figure) -> str:
-    """A picture as the address of an image, which a page holds itself."""
+    """Returns a figure as the data URI of a PNG image."""
     content = io.BytesIO()
     figure.savefig(content, format="png", facecolor="white")
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""Secrets: they come from the environment alone, are typed as secrets, and are struck out of whatever others say of them."""
+"""Secrets: read from the environment only, typed as secrets, and redacted from the messages of other libraries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 SQL_URL_VARIABLE = "FORECASTER_SQL_URL"
-_URL_VARIABLES = (
-    SQL_URL_VARIABLE,
-    "MLFLOW_TRACKING_URI",
-    "FORECASTER_SERVING_LEDGER",
-)  # of which user and password are secret
+# Variables that hold a URL whose user and password are secret.
+_URL_VARIABLES = (SQL_URL_VARIABLE, "MLFLOW_TRACKING_URI", "FORECASTER_SERVING_LEDGER")
 _SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -22,18 +19,18 @@ _SECRET_VARIABLES = (
     "PGPASSWORD",
     "PREFECT_API_KEY",
 )
-_MIN_SECRET_LENGTH = 4  # characters of what is struck out: a shorter one would strike out parts of words
+_MIN_SECRET_LENGTH = 4  # characters; redacting a shorter secret would also redact parts of words
 _MASK = "***"
 
 
 def read_secret(name: str, environ: Mapping[str, str] | None = None) -> SecretStr | None:
-    """A secret of the environment; None where it is not set, or empty."""
+    """Reads a secret from the environment; returns None if it is not set or empty."""
     value = (os.environ if environ is None else environ).get(name)
     return SecretStr(value) if value else None
 
 
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
-    """A text without any secret of the environment, and without the password of any address in it."""
+    """Returns a text without the secrets of the environment and without the passwords of URLs in it."""
     for value in sorted(_iter_secret_values(os.environ if environ is None else environ), key=len, reverse=True):
         if len(value) >= _MIN_SECRET_LENGTH:
             text = text.replace(value, _MASK)
@@ -41,18 +38,18 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
 
 
 def mask_passwords(url: str) -> str:
-    """An address, or a chain of them (`simplecache::s3://...`), without passwords."""
+    """Returns a URL, or a chain of them (`simplecache::s3://...`), without passwords."""
     for part in url.split("::"):
         try:
             password = urlsplit(part).password
-        except ValueError:  # a port that is none, say
+        except ValueError:  # such as an invalid port
             continue
         url = url.replace(f":{password}@", f":{_MASK}@") if password else url
     return url
 
 
 def has_password(url: str) -> bool:
-    """Whether an address, or one of a chain, carries a password."""
+    """Whether a URL, or one of a chain, contains a password."""
     return mask_passwords(url) != url
 
 

@@ -1,1 +1,1 @@
-"""The commands of the command line, one file per command; each reads its options, calls one function and prints the result."""
+"""The commands of the command line, one file each; a command reads its options, calls one function and prints the result."""

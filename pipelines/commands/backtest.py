@@ -24,46 +24,47 @@ BaselineName = Literal["naive2", "auto_ets", "dynamic_optimized_theta", "auto_ar
 @Parameter(name="*")
 @dataclass(frozen=True)
 class BacktestOptions:
-    """What a backtest asks, whom besides the model, and where its results go."""
+    """The origins of a backtest, the forecasters besides the model, and the output files."""
 
     horizon: int | None = None
-    "Steps ahead; the model's own, if not given."
+    "Steps ahead; by default the model's horizon."
     windows: int = 1
-    "Rolling origins of each series; the last has a horizon left."
+    "Rolling origins per series; the last one lies a horizon before the end of the data."
     stride: int | None = None
-    "Steps between them; a horizon, if not given."
+    "Steps between the origins; by default one horizon."
     rival: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    "Another bundle folder or registered model (NAME@champion) to hold against the model; may be given again."
+    "Another bundle folder or registered model (NAME@champion) to compare with the model; may be repeated."
     baselines: Annotated[tuple[BaselineName, ...], Parameter(negative="")] = ()
-    """Fitted to every history anew; may be given again. One history of 70 months takes about: naive2 (M4's) and
-    dynamic_optimized_theta milliseconds, auto_ets 0.1 s, auto_arima 0.5 s; of 700 hours, auto_ets 1 s; auto_arima takes
-    minutes where a season is long (weeks of a year). Those but naive2 need the extra 'baselines'. Seasonal naive is
-    always there."""
+    """A statistical baseline, fitted to every history; may be repeated. Time for one history of 70 months: milliseconds for
+    naive2 (of the M4 competition) and dynamic_optimized_theta, 0.1 s for auto_ets, 0.5 s for auto_arima. For 700 hours,
+    auto_ets takes 1 s; auto_arima takes minutes if the season is long (weeks of a year). All but naive2 need the extra
+    'baselines'. Seasonal naive is always included."""
     jobs: int = 1
-    "Processes that fit baselines beside each other."
+    "Processes that fit baselines in parallel."
     by: str | None = None
-    "A column that says one thing of a whole series: scores of each group too (in --scores)."
+    "A column of a static feature; the groups of its values are scored too (in --scores)."
     levels: Annotated[tuple[float, ...], Parameter(negative="")] = ()
-    "Of calibrated quantiles to write beside the forecasts (in --out); may be given again."
+    "The level of a calibrated quantile to write with the forecasts (in --out); may be repeated."
     out: Path | None = None
-    "Where to write every forecast beside the truth (CSV or Parquet)."
+    "File for all forecasts and actuals (CSV or Parquet)."
     scores: Path | None = None
-    "Where to write every score, over all, by step ahead and by group: forecaster, metric, group, step, value."
+    "File for all scores, overall, by step ahead and by group: forecaster, metric, group, step, value."
     plot: Path | None = None
-    "Where to draw the error by step ahead (a picture), or that, calibration, best and worst series (a folder)."
+    "File for a plot of the error by step ahead, or a folder for that plot, calibration, best and worst series."
     track: Annotated[bool, Parameter(negative="")] = False
-    "Record scores, tables and pictures as an MLflow run."
+    "Record scores, tables and plots as an MLflow run."
 
     def validate(self) -> None:
-        """Refuses, before any work, what cannot be meant or could not be written after it."""
+        """Rejects invalid options and output paths that cannot be written, before any work; raises InputError."""
         validate_counts(horizon=self.horizon, windows=self.windows, stride=self.stride, jobs=self.jobs)
         validate_output_paths(out=self.out, scores=self.scores)
-        folder = self.plot is not None and (self.plot.is_dir() or not self.plot.suffix)
-        if not folder or self.plot is None:
+        is_folder = self.plot is not None and (self.plot.is_dir() or not self.plot.suffix)
+        if not is_folder or self.plot is None:
             validate_output_paths(plot=self.plot)
         elif not os.access(self.plot if self.plot.is_dir() else self.plot.parent, os.W_OK):
             raise InputError(
-                f"Expected a folder for --plot {self.plot}; found none that can be written. Name another.", where="plot"
+                f"Expected a writable folder for --plot; found {self.plot}, which is not. Use another folder.",
+                where="plot",
             )
 
 
@@ -74,62 +75,63 @@ def backtest(
     model: str,
     data: str | None = None,
     *,
-    contest: BacktestOptions = _BACKTEST_OPTIONS,
-    reading: DataOptions = _DATA_OPTIONS,
-    where: RootOptions = _ROOT_OPTIONS,
+    options: BacktestOptions = _BACKTEST_OPTIONS,
+    data_options: DataOptions = _DATA_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Scores a model beside seasonal naive, other models and statistical baselines on the last rolling origins of the data.
+    """Scores a model, seasonal naive, other models and statistical baselines on the last rolling origins of the data.
 
     Parameters
     ----------
     model
         A bundle folder, or a registered model as NAME or NAME@ALIAS.
     data
-        As for train.
+        Input data, as for train.
     """
-    from pipelines import backtest as work
+    from pipelines import backtest as backtests
 
-    contest.validate()
-    root = where.open_root() if contest.track else None
-    models = load_bundles(model, contest.rival, where)
-    done = work.backtest(
-        models,
-        reading.to_data_source(data),
-        baselines=contest.baselines,
-        horizon=contest.horizon,
-        windows=contest.windows,
-        stride=contest.stride,
-        levels=contest.levels,
-        group_by=contest.by,
-        n_jobs=contest.jobs,
+    options.validate()
+    root = root_options.open_root() if options.track else None
+    bundles = load_bundles(model, options.rival, root_options)
+    source = data_options.to_data_source(data)
+    report = backtests.backtest(
+        bundles,
+        source,
+        baselines=options.baselines,
+        horizon=options.horizon,
+        windows=options.windows,
+        stride=options.stride,
+        levels=options.levels,
+        group_by=options.by,
+        n_jobs=options.jobs,
         progress=make_progress_printer(),
     )
-    for line in done.messages:
-        warn(line)
-    print_backtest_scores(done.overall_scores, done.comparisons)
-    write_table(contest.out, lambda: done.result.to_frame(levels=sorted(set(contest.levels))))
-    write_table(contest.scores, lambda: done.scores)
-    if contest.plot is not None:
-        work.save_figures(done, contest.plot)
+    for message in report.messages:
+        warn(message)
+    print_backtest_scores(report.overall_scores, report.comparisons)
+    write_table(options.out, lambda: report.result.to_frame(levels=sorted(set(options.levels))))
+    write_table(options.scores, lambda: report.scores)
+    if options.plot is not None:
+        backtests.save_figures(report, options.plot)
     if root is not None:
-        print(f"run     {work.track_backtest(done, models, reading.to_data_source(data), root)}")
+        print(f"run     {backtests.track_backtest(report, bundles, source, root)}")
 
 
-def load_bundles(model: str, other_models: Sequence[str], where: RootOptions) -> dict[str, LoadedBundle]:
-    """The model and its rivals, loaded, by names that tell them apart: those of their specifications, or as registered."""
+def load_bundles(model: str, other_models: Sequence[str], root_options: RootOptions) -> dict[str, LoadedBundle]:
+    """Loads the model and the other models by distinct names: the name of the specification, or as registered."""
     from forecaster.bundle import artifact
     from forecaster.evaluation.baselines import SEASONAL_NAIVE
     from pipelines.backtest import LoadedBundle
 
-    found: dict[str, LoadedBundle] = {}
-    for told in (model, *other_models):
-        folder = resolve_bundle(told, where)
-        forecaster = artifact.load_bundle(folder)
-        registered = bool(found) and not Path(told).is_dir()
-        name = (told if "@" in told else f"{told}@champion") if registered else forecaster.spec.name
-        others = (f"{name} {number}" for number in count(2))
-        taken = {*found, *get_args(BaselineName), SEASONAL_NAIVE}
-        found[name if name not in taken else next(one for one in others if one not in taken)] = LoadedBundle(
-            folder, forecaster
-        )
-    return found
+    bundles: dict[str, LoadedBundle] = {}
+    for reference in (model, *other_models):
+        folder = resolve_bundle(reference, root_options)
+        fitted = artifact.load_bundle(folder)
+        use_registered_name = bool(bundles) and not Path(reference).is_dir()
+        registered_name = reference if "@" in reference else f"{reference}@champion"
+        name = registered_name if use_registered_name else fitted.spec.name
+        taken = {*bundles, *get_args(BaselineName), SEASONAL_NAIVE}
+        numbered = (f"{name} {number}" for number in count(2))
+        unique_name = name if name not in taken else next(other for other in numbered if other not in taken)
+        bundles[unique_name] = LoadedBundle(folder, fitted)
+    return bundles

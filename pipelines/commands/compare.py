@@ -22,45 +22,45 @@ def compare(
     plot: Path | None = None,
     series: str | None = None,
     different_data: Annotated[bool, Parameter(negative="")] = False,
-    where: RootOptions = _ROOT_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Holds runs against the first of them: headline metrics, a paired test on raw errors, differences of specification.
+    """Compares runs with the first of them: headline metrics, a paired test on raw errors, differences of specification.
 
     Parameters
     ----------
     runs
-        Two or more, each an MLflow run by its id (the beginning is enough), or a registered model as NAME@ALIAS or NAME@VERSION.
+        Two or more runs, each an MLflow run id (its beginning is enough), or a registered model as NAME@ALIAS or NAME@VERSION.
     html
-        Where to write a page with tables and pictures; it holds all it shows.
+        File for a self-contained HTML page with tables and plots.
     json
-        Where to write everything for machines.
+        File for the whole comparison as JSON.
     plot
-        A folder to draw forecasts of one series and the error by step ahead into; made if need be.
+        Folder for plots of the forecasts of one series and of the error by step ahead; created if it is missing.
     series
-        The series to draw; the first, if none is named.
+        The series to draw; by default the first.
     different_data
-        Compare runs that were trained or tested on different data too; what differs is told.
+        Also compare runs that were trained or tested on different data; the differences are printed.
     """
     validate_output_paths(html=html, json=json)
     if plot is not None and not os.access(plot if plot.is_dir() else plot.parent, os.W_OK):
         raise InputError(
-            f"Expected a folder for --plot {plot}; found none that can be written. Name another.", where="plot"
+            f"Expected a writable folder for --plot; found {plot}, which is not. Use another folder.", where="plot"
         )
     from pipelines.comparison import report
     from pipelines.comparison.compare import compare_runs, plot_error_by_horizon, plot_overlay
     from pipelines.tracking.reader import load_run
 
-    root = where.open_existing_root()
-    found = compare_runs([load_run(told, root) for told in runs], allow_different_data=different_data)
-    for line in found.messages:
-        warn(line)
-    for line in report.render_comparison_lines(found):
+    root = root_options.open_existing_root()
+    comparison = compare_runs([load_run(reference, root) for reference in runs], allow_different_data=different_data)
+    for message in comparison.messages:
+        warn(message)
+    for line in report.render_comparison_lines(comparison):
         print(line)
     if json is not None:
-        json.write_text(report.render_comparison_json(found))
+        json.write_text(report.render_comparison_json(comparison))
     if html is not None:
-        html.write_text(report.render_comparison_html(found, series=series))
-    if plot is not None and found.shared_backtest is not None:
+        html.write_text(report.render_comparison_html(comparison, series=series))
+    if plot is not None and comparison.shared_backtest is not None:
         plot.mkdir(exist_ok=True)
-        plot_overlay(found, series).savefig(plot / "forecasts.png")
-        plot_error_by_horizon(found).savefig(plot / "error_by_horizon.png")
+        plot_overlay(comparison, series).savefig(plot / "forecasts.png")
+        plot_error_by_horizon(comparison).savefig(plot / "error_by_horizon.png")

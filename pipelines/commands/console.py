@@ -1,4 +1,4 @@
-"""What people see on the terminal, and the tables that commands write."""
+"""Output on the terminal, and the tables that commands write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OWN_PACKAGES = ("forecaster", "pipelines", "serving")
 
 
 def configure_logging() -> None:
-    """Keeps other libraries' advertisements and notices off the terminal; their warnings stay."""
+    """Hides the informational messages of other libraries on the terminal; their warnings remain."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(_OWN_PACKAGES))
@@ -33,7 +33,7 @@ def configure_logging() -> None:
 
 
 def write_table(path: Path | None, build_table: Callable[[], pd.DataFrame]) -> None:
-    """Writes a table by the ending of its path, if there is one."""
+    """Writes a table as Parquet or CSV, depending on the suffix of the path; does nothing without a path."""
     if path is None:
         return
     table = build_table()
@@ -44,7 +44,7 @@ def write_table(path: Path | None, build_table: Callable[[], pd.DataFrame]) -> N
 
 
 def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Scores by forecaster, a row each."""
+    """Prints the scores, one row per forecaster."""
     if not scores:
         return
     names = list(next(iter(scores.values())))
@@ -57,12 +57,13 @@ def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """What the gate says, a line for each check."""
+    """Prints the verdict of the gate, one line per check."""
     marks = {True: "ok", False: "FAILED", None: "-"}
     for check in verdict.checks:
         print(f"{check.name:16}{marks[check.passed]:8}{check.reason}")
 
 
+# The columns of a backtest by metric, with their headings.
 _SCORE_COLUMNS = {
     "mase": "MASE",
     "rmsse": "RMSSE",
@@ -72,25 +73,33 @@ _SCORE_COLUMNS = {
     "wql": "WQL",
     "coverage_80": "in 80%",
     "coverage_95": "in 95%",
-}  # columns of a contest, with their headings
+}
 
 
 def print_backtest_scores(
     scores: Mapping[str, Mapping[str, float]], comparisons: Mapping[str, SignificanceResult]
 ) -> None:
-    """Scores by forecaster, a row each, and how the errors of the others differ from the first's."""
+    """Prints the scores, one row per forecaster, and how the errors of the others differ from the first one's."""
     width = max(map(len, scores)) + 2
-    heads = [head for metric, head in _SCORE_COLUMNS.items() if any(metric in values for values in scores.values())]
-    print(f"{'':{width}}" + "".join(f"{head:>9}" for head in [*heads, "+MASE", "p"]))
+    columns = {
+        metric: heading
+        for metric, heading in _SCORE_COLUMNS.items()
+        if any(metric in values for values in scores.values())
+    }
+    print(f"{'':{width}}" + "".join(f"{heading:>9}" for heading in [*columns.values(), "+MASE", "p"]))
     for name, values in scores.items():
-        told = [_format_value(values.get(metric), ".4g") for metric, head in _SCORE_COLUMNS.items() if head in heads]
+        row = [_format_value(values.get(metric), ".4g") for metric in columns]
         if name in comparisons:
-            one = comparisons[name]
-            told += [_format_value(one.difference, "+.4g"), "<0.001" if one.p < 0.001 else _format_value(one.p, ".3f")]
-        print(f"{name:{width}}" + "".join(f"{text:>9}" for text in told))
-    tests = sorted({one.test for one in comparisons.values()})
+            comparison = comparisons[name]
+            p_value = "<0.001" if comparison.p < 0.001 else _format_value(comparison.p, ".3f")
+            row += [_format_value(comparison.difference, "+.4g"), p_value]
+        print(f"{name:{width}}" + "".join(f"{text:>9}" for text in row))
+    tests = sorted({comparison.test for comparison in comparisons.values()})
     if tests:
-        print(f"+MASE: more than {next(iter(scores))}'s, on the same windows; p of no difference: {', '.join(tests)}")
+        model_name = next(iter(scores))
+        print(
+            f"+MASE: difference from the MASE of {model_name} on the same windows; p of no difference: {', '.join(tests)}"
+        )
 
 
 def _format_value(value: float | None, format_spec: str) -> str:
@@ -98,30 +107,32 @@ def _format_value(value: float | None, format_spec: str) -> str:
 
 
 def make_progress_printer(*, interval_s: float = 10.0) -> Callable[[str, int, int], None]:
-    """Tells how far a long work is: a line that counts on a terminal, elsewhere a line every so many seconds."""
-    bar, told = sys.stderr.isatty(), time.monotonic()
+    """Returns a callback that prints progress: a line that is updated on a terminal, otherwise a new line per interval."""
+    is_terminal, last_print = sys.stderr.isatty(), time.monotonic()
 
-    def count(what: str, done: int, total: int) -> None:
-        nonlocal told
+    def print_progress(name: str, done: int, total: int) -> None:
+        nonlocal last_print
         now = time.monotonic()
-        if bar and (done == total or now - told > 0.1):
+        if is_terminal and (done == total or now - last_print > 0.1):
             end = "\n" if done == total else ""
-            print(f"\rforecaster: {what}: {done} of {total} histories", end=end, file=sys.stderr, flush=True)
-            told = now
-        elif not bar and now - told > interval_s:
-            warn(f"{what}: {done} of {total} histories")
-            told = now
+            print(f"\rforecaster: {name}: {done} of {total} histories", end=end, file=sys.stderr, flush=True)
+            last_print = now
+        elif not is_terminal and now - last_print > interval_s:
+            warn(f"{name}: {done} of {total} histories")
+            last_print = now
 
-    return count
+    return print_progress
 
 
 def print_tuning_result(result: TuningResult) -> None:
-    """The five best trials, and how the best did beside seasonal naive."""
+    """Prints the five best trials, and the score of the best one with that of seasonal naive."""
     from pipelines.tuning.search_space import format_params
 
-    print(f"{'trial':>5}{'rollout':>10}{'epochs':>8}{'seconds':>9}  what was tried")
-    for one in result.ranked_trials[:5]:
-        print(f"{one.trial:>5}{one.value:>10.4g}{one.epochs:>8}{one.seconds or 0.0:>9.1f}  {format_params(one.params)}")
+    print(f"{'trial':>5}{'rollout':>10}{'epochs':>8}{'seconds':>9}  parameters")
+    for trial in result.ranked_trials[:5]:
+        print(
+            f"{trial.trial:>5}{trial.value:>10.4g}{trial.epochs:>8}{trial.seconds or 0.0:>9.1f}  {format_params(trial.params)}"
+        )
     print(
         f"best    {result.best_value:.4g}, seasonal naive {result.seasonal_naive_value:.4g} on the same validation windows (MASE)"
     )
@@ -129,33 +140,34 @@ def print_tuning_result(result: TuningResult) -> None:
 
 
 def print_status(line: str) -> None:
-    """What is going on, in place of what was said last; nothing clears it."""
+    """Prints a status line over the previous one; the line remains after the last call."""
     width = shutil.get_terminal_size().columns - 1
     sys.stderr.write(f"\r\x1b[K{line[:width]}")
     sys.stderr.flush()
 
 
 def print_panel_summary(panel: Panel) -> None:
-    """What a panel is like."""
+    """Prints a summary of a panel, and its repairs."""
     from forecaster.data.summary import summarize_panel
 
-    told = summarize_panel(panel)
-    constant = f"{len(told.constant_ids)}" + (f" ({told.constant_ids[0]!r} first)" if told.constant_ids else "")
+    summary = summarize_panel(panel)
+    constant = f"{len(summary.constant_ids)}" + (
+        f" (first: {summary.constant_ids[0]!r})" if summary.constant_ids else ""
+    )
+    covariates = f"{', '.join(summary.covariates)}, {summary.covariate_horizon} steps ahead"
+    channels = ", ".join(f"{name} ({missing} missing)" for name, missing in summary.missing_by_channel.items())
     lines = {
-        "series": f"{told.num_series}",
-        "frequency": told.freq,
-        "zone": told.zone or "none",
-        "span": f"{told.start} to {told.end}",
-        "length": f"{told.min_length} to {told.max_length} steps, median {told.median_length}",
-        "missing": f"{told.missing_steps} of {told.total_steps} values",
+        "series": f"{summary.num_series}",
+        "frequency": summary.freq,
+        "zone": summary.zone or "none",
+        "span": f"{summary.start} to {summary.end}",
+        "length": f"{summary.min_length} to {summary.max_length} steps, median {summary.median_length}",
+        "missing": f"{summary.missing_steps} of {summary.total_steps} values",
         "constant": constant,
-        "covariates": f"{', '.join(told.covariates)}, {told.covariate_horizon} steps ahead"
-        if told.covariates
-        else "none",
-        "static": ", ".join(told.static) or "none",
-        "channels": ", ".join(f"{name} ({missing} missing)" for name, missing in told.missing_by_channel.items())
-        or "none",
-        "suggested": f"season {told.suggested_season}, horizon {told.suggested_horizon}",
+        "covariates": covariates if summary.covariates else "none",
+        "static": ", ".join(summary.static) or "none",
+        "channels": channels or "none",
+        "suggested": f"season {summary.suggested_season}, horizon {summary.suggested_horizon}",
     }
     for name, line in lines.items():
         print(f"{name:12}{line}")
@@ -164,5 +176,5 @@ def print_panel_summary(panel: Panel) -> None:
 
 
 def warn(message: str) -> None:
-    """A line for people, apart from the result."""
+    """Prints a message to standard error, separate from the result."""
     print(f"forecaster: {message}", file=sys.stderr)

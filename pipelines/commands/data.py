@@ -1,4 +1,4 @@
-"""The command `data check`: looks at data before anything is trained on them."""
+"""The command `forecaster data check`: validates data before a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forecaster.errors import InputError
 from pipelines.commands.console import print_panel_summary
 from pipelines.commands.options import DataOptions
 
-data_app = App(name="data", help="Looks at data before anything is trained on them.")
+data_app = App(name="data", help="Validates data before a training.")
 _DATA_OPTIONS = DataOptions()
 
 
@@ -21,27 +21,28 @@ def check(
     covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     channel: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    reading: DataOptions = _DATA_OPTIONS,
+    data_options: DataOptions = _DATA_OPTIONS,
 ) -> None:
-    """Checks data as train would, and tells what they are like. Ends with 0 if they can be used, with 2 if not.
+    """Validates data as train does, and prints a summary. Exits with 0 if the data can be used, with 2 if not.
 
     Parameters
     ----------
     data
-        As for train.
+        Input data, as for train.
     covariate
-        A column that is known ahead; may be given again.
+        A column of a known future covariate; may be repeated.
     static
-        A column that says one thing of a whole series; may be given again.
+        A column of a static feature, with one value per series; may be repeated.
     channel
-        A column of which the past alone is known; may be given again.
+        A column that is observed in the past only; may be repeated.
     """
     from pipelines.sources import read_panel
 
     try:
-        panel = read_panel(reading.to_data_source(data)._replace(covariates=covariate, static=static, channels=channel))
+        source = data_options.to_data_source(data)
+        panel = read_panel(source._replace(covariates=covariate, static=static, channels=channel))
     except InputError as error:
-        print(f"{data or reading.sql}: cannot be used ({error.code})")
+        print(f"{data or data_options.sql}: cannot be used ({error.code})")
         raise
-    print(f"{data or reading.sql}: can be used{', as repaired' if panel.repairs else ''}")
+    print(f"{data or data_options.sql}: can be used{', as repaired' if panel.repairs else ''}")
     print_panel_summary(panel)

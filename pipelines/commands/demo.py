@@ -1,4 +1,4 @@
-"""The command `run_demo`: from a series to a served forecast."""
+"""The command `forecaster demo`: from the data to a served forecast."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pipelines.commands.options import RootOptions
 _ROOT_OPTIONS = RootOptions()
 
 
-def demo(*, configs: Path = Path("configs"), where: RootOptions = _ROOT_OPTIONS) -> None:
-    """Trains on real data and on the classical series, registers, promotes, serves, asks over HTTP, and draws the answer.
+def demo(*, configs: Path = Path("configs"), root_options: RootOptions = _ROOT_OPTIONS) -> None:
+    """Trains on real and on synthetic data, registers, promotes, serves, requests forecasts over HTTP, and draws them.
 
     Parameters
     ----------
     configs
         Folder with hospital.yaml and sine.yaml.
     """
-    from pipelines.demo import run_demo as run
+    from pipelines.demo import run_demo
 
-    run(configs, where.open_root())
+    run_demo(configs, root_options.open_root())

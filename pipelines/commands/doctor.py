@@ -1,4 +1,4 @@
-"""The command `forecaster doctor`, and what it looks at: nothing is changed, and no more is opened than has to be."""
+"""The command `forecaster doctor` and its checks. They change nothing, and open no more than necessary."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
 DiagnosticStatus = Literal["ok", "note", "bad"]
 _ROOT_OPTIONS = RootOptions()
 _SUPPORTED_PYTHONS = ((3, 11), (3, 12))
-_MIN_FREE_BYTES = 1e9  # bytes
+_MIN_FREE_BYTES = 1e9
 _TIMEOUT_S = 1.0
-_DEFAULT_PORT = 3000  # of the service, unless it is told otherwise
+_DEFAULT_PORT = 3000  # the default port of the service
 
 
 class Diagnostic(NamedTuple):
-    """What one look found: `note` is worth knowing, `bad` has to be mended."""
+    """The result of one check: `note` is information, `bad` needs to be fixed."""
 
     name: str
-    word: DiagnosticStatus
-    told: str
+    status: DiagnosticStatus
+    message: str
 
 
 class DiagnosticContext(NamedTuple):
-    """Where to look."""
+    """The root and the environment that are checked."""
 
     root: Root
     environ: Mapping[str, str]
 
     @property
     def slot(self) -> Path:
-        """The slot of the service."""
+        """The folder of the service's slot."""
         return Path(self.environ.get("FORECASTER_SERVING_SLOT") or self.root.slot)
 
     @property
     def service_url(self) -> str:
-        """The service on this machine."""
+        """The URL of the service on this machine."""
         return f"http://127.0.0.1:{self.environ.get('FORECASTER_SERVING_PORT') or _DEFAULT_PORT}"
 
 
@@ -59,25 +59,28 @@ def doctor(
     *,
     deep: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
-    where: RootOptions = _ROOT_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Looks at what this machine has, and at the stores of a root; ends with 1 if something has to be mended.
+    """Checks this machine and the stores of a root; exits with 1 if something needs to be fixed.
 
     Parameters
     ----------
     deep
-        Load PyTorch and the model in use too, which takes seconds.
+        Also load PyTorch and the model in use, which takes seconds.
     json
-        Print the findings as JSON.
+        Print the results as JSON.
     """
-    validate_tracking_uri(where.tracking_uri)
-    place = DiagnosticContext(Root(where.root.expanduser().absolute(), where.tracking_uri), os.environ)
-    found = [finding for look in (*CHECKS, *(DEEP_CHECKS if deep else ())) for finding in _run_check(look, place)]
+    validate_tracking_uri(root_options.tracking_uri)
+    root = Root(root_options.root.expanduser().absolute(), root_options.tracking_uri)
+    context = DiagnosticContext(root, os.environ)
+    checks = (*CHECKS, *(DEEP_CHECKS if deep else ()))
+    diagnostics = [diagnostic for check in checks for diagnostic in _run_check(check, context)]
     if json:
-        print(dumps([finding._asdict() for finding in found], indent=2))
+        rows = [{"name": entry.name, "word": entry.status, "told": entry.message} for entry in diagnostics]
+        print(dumps(rows, indent=2))
     else:
-        print("\n".join(f"{one.word:6}{one.name:12}{one.told}" for one in found))
-    if any(finding.word == "bad" for finding in found):
+        print("\n".join(f"{entry.status:6}{entry.name:12}{entry.message}" for entry in diagnostics))
+    if any(entry.status == "bad" for entry in diagnostics):
         sys.exit(1)
 
 
@@ -91,26 +94,26 @@ def _run_check(check: Callable[[DiagnosticContext], list[Diagnostic]], context: 
         OSError,
         sqlite3.Error,
         ValueError,
-    ) as error:  # what a look did not foresee is a finding too
+    ) as error:  # an unexpected error of a check is reported as its result
         return [Diagnostic(check.__name__.removeprefix("_check_"), "bad", _mask_credentials(str(error)))]
 
 
 def _check_python(_: DiagnosticContext) -> list[Diagnostic]:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] not in _SUPPORTED_PYTHONS:
-        return [Diagnostic("python", "bad", f"{version}; 3.11 or 3.12 is needed")]
+        return [Diagnostic("python", "bad", f"{version}; expected 3.11 or 3.12")]
     return [Diagnostic("python", "ok", version)]
 
 
 def _check_packages(_: DiagnosticContext) -> list[Diagnostic]:
-    """Those of the installed project's own metadata: what is needed, and by extra what may be left out."""
+    """Compares the installed packages with the requirements in the project's metadata: the mandatory ones, and each extra."""
     from importlib import metadata
 
     try:
         lines = metadata.requires("forecaster") or []
     except metadata.PackageNotFoundError:
         return [
-            Diagnostic("packages", "note", "run from a checkout: versions cannot be checked; pip install . would tell")
+            Diagnostic("packages", "note", "running from a checkout, so versions cannot be checked; run pip install .")
         ]
     if find_spec("packaging") is None:
         return [Diagnostic("packages", "note", "versions cannot be checked without the package 'packaging'")]
@@ -132,14 +135,14 @@ def _check_packages(_: DiagnosticContext) -> list[Diagnostic]:
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.setdefault(group, []).append(f"{requirement.name} {version}, needed is {requirement.specifier}")
-    # An extra of which something is missing is not in use: what others brought of it may have any version.
+    # An incomplete extra is not in use, so the versions of its other packages do not matter.
     bad = [f"{', '.join(missing[''])} missing"] if "" in missing else []
-    bad += [told for group, all_told in wrong.items() if not group or group not in missing for told in all_told]
+    bad += [fault for group, faults in wrong.items() if not group or group not in missing for fault in faults]
     if bad:
         return [Diagnostic("packages", "bad", f"{'; '.join(bad)}: install forecaster and its extras again")]
-    whole = ", ".join(sorted(groups - set(missing) - {""})) or "none"
-    partly = "; ".join(f"{group} lacks {', '.join(names)}" for group, names in sorted(missing.items()))
-    return [Diagnostic("packages", "ok", f"extras: {whole}{f' ({partly})' if partly else ''}")]
+    complete = ", ".join(sorted(groups - set(missing) - {""})) or "none"
+    incomplete = "; ".join(f"{group} lacks {', '.join(names)}" for group, names in sorted(missing.items()))
+    return [Diagnostic("packages", "ok", f"extras: {complete}{f' ({incomplete})' if incomplete else ''}")]
 
 
 def _check_kernel(_: DiagnosticContext) -> list[Diagnostic]:
@@ -148,68 +151,74 @@ def _check_kernel(_: DiagnosticContext) -> list[Diagnostic]:
     if load_library() is None:
         return [
             Diagnostic(
-                "kernel", "note", "not compiled: graphs and PyTorch compute instead; a C compiler and pip install"
+                "kernel",
+                "note",
+                "not compiled, so ONNX graphs and PyTorch are used; install a C compiler, then forecaster",
             )
         ]
     return [Diagnostic("kernel", "ok", "compiled")]
 
 
 def _check_processors(context: DiagnosticContext) -> list[Diagnostic]:
-    cores, told = len(os.sched_getaffinity(0)), context.environ.get("OMP_NUM_THREADS")
-    threads = f"OMP_NUM_THREADS={told}" if told else "OMP_NUM_THREADS is not set"
-    cards = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    gpu = f"{cards} GPU" if cards else "no GPU"
-    if told and told.isdecimal() and int(told) > cores:
-        return [Diagnostic("processors", "note", f"{cores} cores, {threads}: threads would wait for each other; {gpu}")]
+    cores, omp_threads = len(os.sched_getaffinity(0)), context.environ.get("OMP_NUM_THREADS")
+    threads = f"OMP_NUM_THREADS={omp_threads}" if omp_threads else "OMP_NUM_THREADS is not set"
+    num_gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    gpu = f"{num_gpus} GPU" if num_gpus else "no GPU"
+    if omp_threads and omp_threads.isdecimal() and int(omp_threads) > cores:
+        return [
+            Diagnostic(
+                "processors", "note", f"{cores} cores, {threads}: more threads than cores slow each other down; {gpu}"
+            )
+        ]
     return [Diagnostic("processors", "ok", f"{cores} cores, {threads}; {gpu}")]
 
 
 def _check_root(context: DiagnosticContext) -> list[Diagnostic]:
     path = context.root.path
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        return [Diagnostic("root", "bad", f"{path} cannot be written; name another with --root")]
-    free = shutil.disk_usage(there).free
-    told = f"{path}{'' if there == path else ' (not made yet)'}, {free / 1e9:.1f} GB free"
-    return [Diagnostic("root", "bad" if free < _MIN_FREE_BYTES else "ok", told)]
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return [Diagnostic("root", "bad", f"{path} cannot be written; use another one with --root")]
+    free = shutil.disk_usage(existing).free
+    message = f"{path}{'' if existing == path else ' (not created yet)'}, {free / 1e9:.1f} GB free"
+    return [Diagnostic("root", "bad" if free < _MIN_FREE_BYTES else "ok", message)]
 
 
 def _check_store(context: DiagnosticContext) -> list[Diagnostic]:
-    """The registry. MLflow itself is not loaded: of a database its migration is read, a server is asked for its health."""
+    """Checks the registry without importing MLflow: the migration of a database, or the health of a server."""
     uri = context.root.store_uri
     scheme, _, rest = uri.partition("://")
     if scheme in ("http", "https"):
-        status = _request_status(f"{uri.rstrip('/')}/health")
-        word: DiagnosticStatus = "ok" if status == 200 else "bad"
-        return [
-            Diagnostic(
-                "store",
-                word,
-                f"{_mask_credentials(uri)} {'answers' if status == 200 else f'does not answer as MLflow ({status})'}",
-            )
-        ]
+        http_status = _request_status(f"{uri.rstrip('/')}/health")
+        if http_status == 200:
+            return [Diagnostic("store", "ok", f"{_mask_credentials(uri)} responds")]
+        return [Diagnostic("store", "bad", f"{_mask_credentials(uri)} does not respond as MLflow ({http_status})")]
     if scheme != "sqlite":
-        return [Diagnostic("store", "note", f"{_mask_credentials(uri)}: databases other than SQLite are not looked at")]
+        return [Diagnostic("store", "note", f"{_mask_credentials(uri)}: databases other than SQLite are not checked")]
     path = Path(rest.removeprefix("/"))
     if not path.exists():
-        return [Diagnostic("store", "ok", f"{path}: none yet; the first training makes it")]
+        return [Diagnostic("store", "ok", f"{path}: none yet; the first training creates it")]
     with closing(_open_read_only(path)) as database:
         [revision] = database.execute("SELECT version_num FROM alembic_version").fetchone()
         names = [name for (name,) in database.execute("SELECT DISTINCT name FROM registered_models ORDER BY name")]
-    behind = _has_later_migration(str(revision))
-    if behind:
+    if _has_later_migration(str(revision)):
         return [
-            Diagnostic("store", "note", f"{path}: of another MLflow ({revision}), which migrates it when it is opened")
+            Diagnostic(
+                "store",
+                "note",
+                f"{path}: from an older MLflow (revision {revision}); the installed MLflow migrates it on first use",
+            )
         ]
-    frozen = "" if os.access(path, os.W_OK) else ", read-only: forecaster rollback NAME --local works all the same"
+    read_only = "" if os.access(path, os.W_OK) else ", read-only: use forecaster rollback NAME --local for a rollback"
     models = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return [
-        Diagnostic("store", "note" if frozen else "ok", f"{path}: {len(names)} models ({models or 'none'}){frozen}")
+        Diagnostic(
+            "store", "note" if read_only else "ok", f"{path}: {len(names)} models ({models or 'none'}){read_only}"
+        )
     ]
 
 
 def _has_later_migration(revision: str) -> bool:
-    """Whether the MLflow that is installed knows later tables; it is not imported for that."""
+    """Whether the installed MLflow, which is not imported, has a migration after this revision."""
     package = find_spec("mlflow")
     if package is None or not package.submodule_search_locations:
         return False
@@ -223,23 +232,25 @@ def _check_slot(context: DiagnosticContext) -> list[Diagnostic]:
 
     current = context.slot / "current"
     if not current.exists():
-        return [Diagnostic("slot", "ok", f"{context.slot}: nothing served yet")]
+        return [Diagnostic("slot", "ok", f"{context.slot}: no model served yet")]
     release = loads((current / "release.json").read_bytes())
     manifest = verify_files(current / "bundle")
     if compute_bundle_digest(current / "bundle") != release["digest"]:
-        return [Diagnostic("slot", "bad", f"{context.slot}: the bundle is not the one that release.json names")]
+        return [Diagnostic("slot", "bad", f"{context.slot}: the bundle does not have the digest in release.json")]
     pinned = ", rolled back here (forecaster rollback --local)" if (context.slot / "pinned.json").exists() else ""
-    told = f"{release['name']} version {release['version']} ({release['digest'][:12]}), every {manifest.freq}{pinned}"
-    return [Diagnostic("slot", "note" if pinned else "ok", told)]
+    message = (
+        f"{release['name']} version {release['version']} ({release['digest'][:12]}), every {manifest.freq}{pinned}"
+    )
+    return [Diagnostic("slot", "note" if pinned else "ok", message)]
 
 
 def _check_ledger(context: DiagnosticContext) -> list[Diagnostic]:
-    said = context.environ.get("FORECASTER_SERVING_LEDGER") or "off"
-    if said not in ("on", "off") and not said.startswith("sqlite:///"):
-        return [Diagnostic("ledger", "note", "in a database other than SQLite, which is not looked at")]
-    path = Path(said.removeprefix("sqlite:///")) if said not in ("on", "off") else context.slot / "ledger.db"
+    setting = context.environ.get("FORECASTER_SERVING_LEDGER") or "off"
+    if setting not in ("on", "off") and not setting.startswith("sqlite:///"):
+        return [Diagnostic("ledger", "note", "in a database other than SQLite, which is not checked")]
+    path = Path(setting.removeprefix("sqlite:///")) if setting not in ("on", "off") else context.slot / "ledger.db"
     if not path.exists():
-        return [Diagnostic("ledger", "ok", f"none at {path}")]
+        return [Diagnostic("ledger", "ok", f"no ledger at {path}")]
     with closing(_open_read_only(path)) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     return [
@@ -250,27 +261,26 @@ def _check_ledger(context: DiagnosticContext) -> list[Diagnostic]:
 
 
 def _check_port(context: DiagnosticContext) -> list[Diagnostic]:
-    status = _request_status(f"{context.service_url}/livez")
-    if status == 0:
+    http_status = _request_status(f"{context.service_url}/livez")
+    if http_status == 0:
         return [Diagnostic("port", "ok", f"{context.service_url} is free")]
-    if status != 200:
+    if http_status != 200:
         return [
-            Diagnostic("port", "bad", f"{context.service_url} belongs to another program ({status}); serve with --port")
+            Diagnostic(
+                "port", "bad", f"{context.service_url} is used by another program ({http_status}); use serve --port"
+            )
         ]
-    ready = _request_status(f"{context.service_url}/readyz")
-    return [
-        Diagnostic(
-            "port", "ok", f"{context.service_url}: a service, {'ready' if ready == 200 else f'not ready ({ready})'}"
-        )
-    ]
+    ready_status = _request_status(f"{context.service_url}/readyz")
+    readiness = "ready" if ready_status == 200 else f"not ready ({ready_status})"
+    return [Diagnostic("port", "ok", f"{context.service_url}: a service, {readiness}")]
 
 
 def _check_torch(_: DiagnosticContext) -> list[Diagnostic]:
     import torch
 
-    cards = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    told = f"{torch.__version__}, {torch.get_num_threads()} threads, {', '.join(cards) or 'no GPU'}"
-    return [Diagnostic("torch", "ok", told)]
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    message = f"{torch.__version__}, {torch.get_num_threads()} threads, {', '.join(gpus) or 'no GPU'}"
+    return [Diagnostic("torch", "ok", message)]
 
 
 def _check_model(context: DiagnosticContext) -> list[Diagnostic]:
@@ -279,7 +289,7 @@ def _check_model(context: DiagnosticContext) -> list[Diagnostic]:
     if not (context.slot / "current").exists():
         return []
     artifact.load_predictor(context.slot / "current" / "bundle")
-    return [Diagnostic("model", "ok", "the model in use answers its golden requests")]
+    return [Diagnostic("model", "ok", "the model in use reproduces its golden forecasts")]
 
 
 CHECKS = (
@@ -297,28 +307,28 @@ DEEP_CHECKS = (_check_torch, _check_model)
 
 
 def _open_read_only(path: Path) -> sqlite3.Connection:
-    """A SQLite database, to be read alone."""
+    """Opens a SQLite database in read-only mode."""
     import sqlite3
 
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_TIMEOUT_S)
 
 
 def _request_status(url: str) -> int:
-    """The status of an answer; 0 where nobody listens, -1 where nobody answers in HTTP or in time."""
+    """Returns the HTTP status of a URL; 0 if the connection is refused, -1 if there is no HTTP response in time."""
     import urllib.error
     import urllib.request
 
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_TIMEOUT_S) as answer:
-            return int(answer.status)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_TIMEOUT_S) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
     except urllib.error.URLError as error:
         return 0 if isinstance(error.reason, ConnectionRefusedError) else -1
-    except Exception:  # of any kind: whoever answers there may say anything
+    except Exception:  # any class: the program on the port may send anything
         return -1
 
 
 def _mask_credentials(text: str) -> str:
-    """Without user and password in an address."""
+    """Returns a text without user and password in URLs."""
     return re.sub(r"//[^/\s@]*@", "//", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""`forecaster inspect`: why a forecast is as it is."""
+"""The command `forecaster inspect`: explains a forecast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from forecaster.explain.attribution import Explanation
 
 _ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
-_MAX_ATTRIBUTIONS = 5  # values that are told one by one
+_MAX_ATTRIBUTIONS = 5  # attributions that are printed
 
 
 def inspect(
@@ -25,27 +25,27 @@ def inspect(
     steps: int = 256,
     plot: Path | None = None,
     out: Path | None = None,
-    reading: DataOptions = _DATA_OPTIONS,
-    where: RootOptions = _ROOT_OPTIONS,
+    data_options: DataOptions = _DATA_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Looks into a network while it reads a history: how far back it remembers, its gates, what its forecast rests on.
+    """Explains a forecast: the half-life of the recurrent state, its gates, and the attribution of the forecast to past values.
 
     Parameters
     ----------
     model
         A bundle folder, or a registered model as NAME or NAME@ALIAS.
     data
-        As for train.
+        Input data, as for train.
     series
-        Which series; the first, if not given.
+        The id of the series; by default the first.
     horizon
-        Steps ahead whose mean is explained; the model's own, if not given.
+        Steps ahead whose mean is explained; by default the model's horizon.
     steps
-        How many of the latest steps to look at, 1024 at the most.
+        Number of latest steps to explain, at most 1024.
     plot
-        Where to draw it all (PNG).
+        File for a plot of the explanation (PNG).
     out
-        Where to write a table with a row for each step (CSV or Parquet).
+        File for a table with one row per step (CSV or Parquet).
     """
     from forecaster.bundle import artifact
     from forecaster.explain.attribution import MAX_STEPS, explain
@@ -54,46 +54,48 @@ def inspect(
     validate_counts(horizon=horizon)
     if not 1 <= steps <= MAX_STEPS:
         raise InputError(
-            f"Expected --steps from 1 to {MAX_STEPS}; found {steps}. Ask for another number.", where="steps"
+            f"Expected --steps from 1 to {MAX_STEPS}; found {steps}. Use a number in this range.", where="steps"
         )
     validate_output_paths(out=out, plot=plot)
-    source = reading.to_data_source(data)
-    forecaster = artifact.load_bundle(resolve_bundle(model, where))
-    panel = read_panel(source.for_spec(forecaster.spec))
+    source = data_options.to_data_source(data)
+    fitted = artifact.load_bundle(resolve_bundle(model, root_options))
+    panel = read_panel(source.for_spec(fitted.spec))
     for repair in panel.repairs:
         warn(repair)
-    found = [one for one in panel.series if series is None or one.id == series]
-    if not found:
+    matches = [candidate for candidate in panel.series if series is None or candidate.id == series]
+    if not matches:
         raise BadId(
-            f"Expected --series with the id of one in the data; found {series!r}. Name another.", where="series"
+            f"Expected --series with the id of a series in the data; found {series!r}. Use another id.", where="series"
         )
-    told = explain(forecaster, found[0], horizon=horizon, steps=steps)
-    for note in told.notes:
+    explanation = explain(fitted, matches[0], horizon=horizon, steps=steps)
+    for note in explanation.notes:
         warn(note)
-    _print_explanation(told)
+    _print_explanation(explanation)
     if plot is not None or out is not None:
         from forecaster.explain.plots import build_explanation_table, plot_explanation
 
-        write_table(out, lambda: build_explanation_table(told))
+        write_table(out, lambda: build_explanation_table(explanation))
         if plot is not None:
-            plot_explanation(told, title=f"{forecaster.spec.name}: {told.id}").savefig(plot)
+            plot_explanation(explanation, title=f"{fitted.spec.name}: {explanation.id}").savefig(plot)
 
 
 def _print_explanation(explanation: Explanation) -> None:
     import numpy as np
 
-    remembered = "nothing moves its state" if explanation.half_life is None else f"{explanation.half_life:.4g} steps"
+    half_life = "the state does not depend on the history"
+    if explanation.half_life is not None:
+        half_life = f"{explanation.half_life:.4g} steps"
     print(f"{'series':12}{explanation.id}, {len(explanation.ds)} steps up to {explanation.ds[-1]}")
-    print(f"{'half-life':12}{remembered}")
+    print(f"{'half-life':12}{half_life}")
     for number, layer in enumerate(explanation.layers, start=1):
-        means = [f"{name} {np.nanmean(values):.3g}" for name, values in layer.gates.items()]
-        alone = [] if layer.half_life is None else [f"half-life of its gate alone {layer.half_life:.4g} steps"]
-        told_of = [*means, *alone, f"size of its state {np.nanmean(layer.norm):.3g}"]
-        print(f"{f'layer {number}':12}{', '.join(told_of)}")
-    ahead = f"on average over {explanation.horizon} steps"
+        gates = [f"{name} {np.nanmean(values):.3g}" for name, values in layer.gates.items()]
+        gate_half_life = [] if layer.half_life is None else [f"half-life of the gate alone {layer.half_life:.4g} steps"]
+        parts = [*gates, *gate_half_life, f"norm of the state {np.nanmean(layer.norm):.3g}"]
+        print(f"{f'layer {number}':12}{', '.join(parts)}")
     print(
-        f"{'forecast':12}{explanation.forecast:.6g} {ahead}, {explanation.baseline:.6g} from a history that scaling turns to zeros"
+        f"{'forecast':12}{explanation.forecast:.6g} on average over {explanation.horizon} steps, {explanation.baseline:.6g} from "
+        "a history that is zero after scaling"
     )
     order = np.argsort(-np.abs(explanation.attribution), kind="stable")[:_MAX_ATTRIBUTIONS]
-    for place in sorted(int(one) for one in order if explanation.attribution[one]):
-        print(f"{'':12}{explanation.attribution[place]:+.4g} by {explanation.ds[place]} ({explanation.y[place]:.6g})")
+    for index in sorted(int(step) for step in order if explanation.attribution[step]):
+        print(f"{'':12}{explanation.attribution[index]:+.4g} by {explanation.ds[index]} ({explanation.y[index]:.6g})")

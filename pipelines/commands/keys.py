@@ -1,4 +1,4 @@
-"""The command `key new`: makes API keys for the service."""
+"""The command `forecaster key new`: creates API keys of the service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from pipelines.commands.options import RootOptions
 
-key_app = App(name="key", help="API keys of the service.")
+key_app = App(name="key", help="Creates API keys of the service.")
 _ROOT_OPTIONS = RootOptions()
 
 
@@ -21,22 +21,22 @@ def new_key(
     *,
     scope: Annotated[tuple[str, ...], Parameter(negative="")] = ("read",),
     keys: Annotated[Path | None, Parameter(env_var="FORECASTER_SERVING_KEYS_FILE")] = None,
-    where: RootOptions = _ROOT_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Makes an API key: prints it, this once, and adds its hash to a file for `serve --keys`.
+    """Creates an API key, prints it this one time, and adds its hash to the file for `serve --keys`.
 
-    A running service takes it up by itself. To withdraw a key, remove its line.
+    A running service reloads the file by itself. To revoke a key, delete its line.
 
     Parameters
     ----------
     name
-        Whose it is; it stands in the access log.
+        The owner of the key, as written to the access log.
     scope
-        read (forecasts, the model, its accuracy), actuals (telling what came), observe (the counters) or admin (everything);
-        may be given again.
+        read (forecasts, the model, its accuracy), actuals (sending late actuals), observe (metrics) or admin (everything);
+        may be repeated.
     keys
-        The file; `keys` under the root, if not given.
+        The file of key hashes; by default `keys` under the root.
     """
-    file = (keys or where.open_root().path / "keys").expanduser().absolute()
-    # By name and not by import, as `serve`.
+    file = (keys or root_options.open_root().path / "keys").expanduser().absolute()
+    # Run by name rather than imported: serving and pipelines meet only in the registry.
     os.execv(sys.executable, [sys.executable, "-m", "serving.asgi.auth", name, ",".join(scope), str(file)])  # noqa: S606

@@ -1,4 +1,4 @@
-"""The command that looks after a model in use: monitor."""
+"""The command `forecaster monitor`: checks a model in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.commands.console import warn
 from pipelines.commands.options import RootOptions, validate_output_paths
 
 _ROOT_OPTIONS = RootOptions()
-_FILE_MODE = 0o644  # a node exporter is another user
+_FILE_MODE = 0o644  # a node exporter runs as another user
 
 
 def monitor(
@@ -24,24 +24,24 @@ def monitor(
     html: Path | None = None,
     json: Path | None = None,
     prometheus: Path | None = None,
-    where: RootOptions = _ROOT_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Compares what the champion foretold users with what came; ends with 3 if action is needed, and says why.
+    """Compares the served forecasts of the champion with actuals; exits with 3 and prints the reasons if action is needed.
 
     Parameters
     ----------
     name
         The registered model.
     url
-        The ledger's database, as the service is told it; that of a service under the root, if not given.
+        URL of the ledger's database, as configured for the service; by default the ledger of a service under the root.
     since
-        Leave out forecasts made before this moment, in UTC.
+        Ignore forecasts made before this time, in UTC.
     html
-        Where to write a page with figures and pictures.
+        File for an HTML page with figures and plots.
     json
-        Where to write the same for machines.
+        File for the same report as JSON.
     prometheus
-        Where to write the figures for a node exporter's folder of text files.
+        File for the metrics in the text format, for the textfile collector of a node exporter.
     """
     from forecaster.storage import atomic
     from pipelines.monitoring.monitor import build_monitoring_report
@@ -54,11 +54,11 @@ def monitor(
     from pipelines.tracking.logger import log_tracking_errors
     from pipelines.tracking.run import record_monitoring_run
 
-    root = where.open_existing_root()
+    root = root_options.open_existing_root()
     validate_output_paths(html=html, json=json, prometheus=prometheus)
     report = build_monitoring_report(root, name, url=url, since=since)
-    told, page = render_report_json(report), render_report_html(report)
-    for path, text in ((html, page), (json, told), (prometheus, render_report_prometheus(report))):
+    json_text, page = render_report_json(report), render_report_html(report)
+    for path, text in ((html, page), (json, json_text), (prometheus, render_report_prometheus(report))):
         if path is not None:
             atomic.write_text(path, text)
             path.chmod(_FILE_MODE)
@@ -75,7 +75,7 @@ def monitor(
                 "reasons": "; ".join(report.reasons)[:5000],
             },
             metric_values=build_run_metrics(report),
-            texts={"monitor.json": told, "monitor.html": page},
+            texts={"monitor.json": json_text, "monitor.html": page},
         )
     model, overall = report.model, report.accuracy.overall
     print(f"{model.name} version {model.version}: {report.span.forecasts} forecasts, {report.accuracy.scored} scored")
@@ -83,10 +83,9 @@ def monitor(
         mase = "" if overall.mase is None else f", MASE {overall.mase:.4f}"
         shares = "".join(f", {100 * value:.1f} % within {100 * share:g} %" for share, value in overall.coverage.items())
         print(f"MAE {overall.mae:.4g}, bias {overall.bias:.4g}{mase}{shares}")
-    for one in report.findings:
-        print(
-            f"{'action' if one.calls else 'not measured' if one.calls is None else 'fine':13}{one.name}: {one.reason}"
-        )
+    for finding in report.findings:
+        status = "action" if finding.calls else "not measured" if finding.calls is None else "ok"
+        print(f"{status:13}{finding.name}: {finding.reason}")
     if report.reasons:
         warn(f"action is needed; {'; '.join(report.reasons)}")
         sys.exit(3)

@@ -1,4 +1,4 @@
-"""The commands about versions: register, promote, rollback, audit."""
+"""The commands `forecaster register`, `promote`, `rollback` and `audit`, which change or list registered versions."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 _ROOT_OPTIONS = RootOptions()
 
 
-def register(bundle: Path, *, where: RootOptions = _ROOT_OPTIONS) -> None:
-    """Puts a bundle into the registry, as the challenger of its name.
+def register(bundle: Path, *, root_options: RootOptions = _ROOT_OPTIONS) -> None:
+    """Registers a bundle as a new version of its model, and makes it the challenger.
 
     Parameters
     ----------
     bundle
-        The folder that train wrote.
+        The bundle folder that train wrote.
     """
     from forecaster.registry.registry import CHALLENGER, Registry
-    from pipelines.promotion.promote import register_bundle as run
+    from pipelines.promotion.promote import register_bundle
 
-    root = where.open_existing_root()
-    version = run(bundle, root)
+    root = root_options.open_existing_root()
+    version = register_bundle(bundle, root)
     Registry(root.store_uri).set_alias(version, CHALLENGER)
     print(f"{version.name} version {version.number} is the challenger ({version.digest[:12]})")
 
@@ -44,104 +44,115 @@ def promote(
     force: bool = False,
     reason: str | None = None,
     policy: Path | None = None,
-    where: RootOptions = _ROOT_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Makes the challenger the champion, which the service follows; the old champion becomes the former.
+    """Makes the challenger the champion, which the service then serves; the old champion becomes the previous champion.
 
     Parameters
     ----------
     name
         The registered model.
     version
-        A version's number, instead of the challenger.
+        The number of the version to promote; by default the challenger.
     force
-        Promote even what did not beat seasonal naive in its own backtest, was never tested, or was refused by the gate.
+        Promote even a version that did not beat seasonal naive in its backtest, was never tested, or was rejected by the gate.
     reason
-        Why, for the audit log; needed where the gate refused the version.
+        Reason for the audit log; required if the gate rejected the version.
     policy
-        The gate's bounds in YAML (README: What the gate asks); of those that need no data, seasonal naive, size and freshness.
+        Thresholds of the promotion gate in YAML (see the README). Only the checks that need no data apply: seasonal
+        naive, size, freshness.
     """
     from pipelines.promotion.policy import read_policy
-    from pipelines.promotion.promote import promote_version as run
+    from pipelines.promotion.promote import promote_version
 
-    promoted = run(
-        name, where.open_existing_root(), version_number=version, force=force, reason=reason, policy=read_policy(policy)
+    promoted = promote_version(
+        name,
+        root_options.open_existing_root(),
+        version_number=version,
+        force=force,
+        reason=reason,
+        policy=read_policy(policy),
     )
     print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
 
 
-def rollback(name: str, *, local: bool = False, undo: bool = False, where: RootOptions = _ROOT_OPTIONS) -> None:
-    """Makes the former champion the champion again, in seconds and without a training; once more undoes it.
+def rollback(name: str, *, local: bool = False, undo: bool = False, root_options: RootOptions = _ROOT_OPTIONS) -> None:
+    """Makes the previous champion the champion again, without a training; a second rollback undoes the first.
 
     Parameters
     ----------
     name
         The registered model.
     local
-        Ask no registry, which may be down or read-only: the server of this root (or of FORECASTER_SERVING_SLOT) goes back to what
-        it served before, and stays there until the registry names another version than the one that was left.
+        Roll back without the registry, which may be down or read-only: the service of this root (or of
+        FORECASTER_SERVING_SLOT) serves its previous version until the registry has another champion than the one rolled back.
     undo
-        With --local: end that; the registry is followed again.
+        With --local: end the local rollback; the service follows the registry again.
     """
     if undo and not local:
-        raise InputError("Expected --undo beside --local; found it alone. A rollback is undone by another one.")
+        raise InputError(
+            "Expected --undo together with --local; found --undo alone. Undo a rollback in the registry with another rollback."
+        )
     if local:
-        now, before = _roll_back_locally(name, where.open_root(), undo=undo)
-        print(f"{now.name} version {now.number} answers here instead of {before.number} ({now.digest[:12]})")
+        current, previous = _roll_back_locally(name, root_options.open_root(), undo=undo)
+        print(
+            f"{current.name} version {current.number} is served here instead of version {previous.number} ({current.digest[:12]})"
+        )
         return
-    from pipelines.promotion.rollback import roll_back as run
+    from pipelines.promotion.rollback import roll_back
 
     try:
-        version = run(name, where.open_existing_root())
+        version = roll_back(name, root_options.open_existing_root())
     except (NoSuchModel, BaseMoved):
         raise
     except RegistryError:
-        warn(f"this server alone, without the registry: forecaster rollback {name} --local")
+        warn(f"to roll back this service only, without the registry: forecaster rollback {name} --local")
         raise
     print(f"{version.name} version {version.number} is the champion again ({version.digest[:12]})")
 
 
 def _roll_back_locally(name: str, root: Root, *, undo: bool) -> tuple[BundleVersion, BundleVersion]:
-    """Moves the server of a root; answers the version that is in use now, and the one before."""
-    told = json.loads(_call_serving_pin(name, root, *(["--undo"] if undo else [])))
+    """Rolls back the service of a root; returns the version that is served now, and the previous one."""
+    pin = json.loads(_call_serving_pin(name, root, *(["--undo"] if undo else [])))
     from forecaster.registry.registry import BundleVersion
     from pipelines.promotion.rollback import record_local_rollback
 
-    back, left = (
-        BundleVersion(one["name"], one["version"], one["digest"], None) for one in (told["release"], told["instead_of"])
+    pinned, replaced = (
+        BundleVersion(release["name"], release["version"], release["digest"], None)
+        for release in (pin["release"], pin["instead_of"])
     )
-    now, before = (left, back) if undo else (back, left)
-    record_local_rollback(now, before, root, since=told["at"], is_undo=undo)
-    if undo:  # last, so that one that was cut short can be repeated
+    current, previous = (replaced, pinned) if undo else (pinned, replaced)
+    record_local_rollback(current, previous, root, since=pin["at"], is_undo=undo)
+    if undo:  # last, so that an interrupted call can be repeated
         _call_serving_pin(name, root, "--lift")
-    return now, before
+    return current, previous
 
 
 def _call_serving_pin(name: str, root: Root, *options: str) -> str:
-    """By name and not by import, as `serve`; what it says against it is on the terminal already."""
+    """Runs the local rollback of serving, by name rather than imported (as `serve`); its errors are on the terminal already."""
     slot = os.environ.get("FORECASTER_SERVING_SLOT") or str(root.slot)
-    words = [sys.executable, "-m", "serving.deployment.local_rollback", name, slot, *options]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        sys.exit(max(done.returncode, 1))
-    return done.stdout
+    command = [sys.executable, "-m", "serving.deployment.local_rollback", name, slot, *options]
+    completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    if completed.returncode:
+        sys.exit(max(completed.returncode, 1))
+    return completed.stdout
 
 
-def audit(name: str | None = None, *, where: RootOptions = _ROOT_OPTIONS) -> None:
-    """Prints who was made champion, when and why, and checks that no line is missing or altered; ends with 1 if one is.
+def audit(name: str | None = None, *, root_options: RootOptions = _ROOT_OPTIONS) -> None:
+    """Prints the audit log (champions, times and reasons), and verifies it; exits with 1 if a line is missing or altered.
 
     Parameters
     ----------
     name
-        Lines of one registered model alone; the whole log is checked in any case.
+        Print the lines of one registered model only; the whole log is verified in any case.
     """
     from pipelines.promotion.promote import verify_audit_log
 
-    found = verify_audit_log(where.open_existing_root(), name)
-    for line in found.entries:
-        print(line)
-    for fault in found.faults:
+    log = verify_audit_log(root_options.open_existing_root(), name)
+    for entry in log.entries:
+        print(entry)
+    for fault in log.faults:
         warn(fault)
-    print(f"{len(found.entries)} lines, {'all in their places' if not found.faults else f'{len(found.faults)} faults'}")
-    if found.faults:
+    print(f"{len(log.entries)} lines, {f'{len(log.faults)} faults' if log.faults else 'none missing or altered'}")
+    if log.faults:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""The commands `forecaster schedule list`, `status`, `run` and `remove`, and what `retrain --cron` does."""
+"""The commands `forecaster schedule list`, `status`, `run` and `remove`, and the scheduling of `retrain --cron`."""
 
 from __future__ import annotations
 
@@ -23,50 +23,48 @@ from pipelines.commands.options import RootOptions, format_arguments
 if TYPE_CHECKING:
     from pipelines.scheduling.jobs import Job, JobStore
 
-schedule_app = App(
-    name="schedule", help="Retrainings on a schedule: what there is, how it went, and the process that runs it."
-)
+schedule_app = App(name="schedule", help="Lists, runs and removes scheduled retrainings.")
 _ROOT_OPTIONS = RootOptions()
-_HEARTBEAT_TIMEOUT_S = 30.0  # without a sign of life
+_HEARTBEAT_TIMEOUT_S = 30.0  # a scheduler without a heartbeat for longer is not running
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """When to do it again, instead of doing it now."""
+    """When to run a command repeatedly, instead of running it now."""
 
     cron: str | None = None
-    "Five fields of cron ('0 3 * * *'): keeps the command for `forecaster schedule run`, which calls it then."
+    "A cron expression of five fields ('0 3 * * *'): schedules the command for `forecaster schedule run` instead of running it."
     cron_zone: str = "UTC"
-    "Time zone of that clock (Europe/Berlin)."
+    "Time zone of the cron expression (Europe/Berlin)."
     retries: int = 3
-    "With --cron: how often a run that failed is tried again; one that was refused, or whose input is wrong, is not."
+    "With --cron: retries of a failed run; a run that the gate rejected or whose input is invalid is not retried."
     retry_delay: float = 60.0
-    "Seconds before the first of these; twice as many before each further one."
+    "Seconds before the first retry; doubled for every further one."
 
 
 def schedule_command(
-    name: str, command: str, arguments: Mapping[str, Any], recurrence: ScheduleOptions, where: RootOptions
+    name: str, command: str, arguments: Mapping[str, Any], schedule_options: ScheduleOptions, root_options: RootOptions
 ) -> None:
-    """Schedules a command under a name, in place of what was scheduled under it; prints when it is called first."""
+    """Schedules a command under a name, replaces an earlier job of that name, and prints the first time it will run."""
     from pipelines.redaction import has_password
     from pipelines.scheduling.cron import CronSchedule
     from pipelines.scheduling.jobs import Job, JobStore
 
-    assert recurrence.cron is not None
-    cron = CronSchedule(recurrence.cron, recurrence.cron_zone)
-    if not 0 <= recurrence.retries <= 100 or not 0 < recurrence.retry_delay <= 86400:
+    assert schedule_options.cron is not None
+    cron = CronSchedule(schedule_options.cron, schedule_options.cron_zone)
+    if not 0 <= schedule_options.retries <= 100 or not 0 < schedule_options.retry_delay <= 86400:
         raise InputError(
-            f"Expected 0 to 100 retries, a day apart at most; found {recurrence.retries}, {recurrence.retry_delay:g} s apart. "
-            "Give other numbers.",
+            f"Expected 0 to 100 retries with a delay of at most one day; found {schedule_options.retries} retries with a delay "
+            f"of {schedule_options.retry_delay:g} s. Use other numbers.",
             where="retries",
         )
-    words = [command, *format_arguments(arguments)]
-    if where.tracking_uri is not None and where.tracking_uri != os.environ.get("MLFLOW_TRACKING_URI"):
-        words.append(f"--tracking-uri={where.tracking_uri}")
-    if any(has_password(word.partition("=")[2]) for word in words):
+    command_line = [command, *format_arguments(arguments)]
+    if root_options.tracking_uri is not None and root_options.tracking_uri != os.environ.get("MLFLOW_TRACKING_URI"):
+        command_line.append(f"--tracking-uri={root_options.tracking_uri}")
+    if any(has_password(argument.partition("=")[2]) for argument in command_line):
         raise InputError(
-            "Expected a command without a password; found one in an address. A schedule is a file: put the address into the "
+            "Expected a command without a password; found one in a URL. A schedule is stored in a file: put the URL into the "
             "environment of `forecaster schedule run`.",
             where="cron",
         )
@@ -75,77 +73,83 @@ def schedule_command(
         name=name,
         cron=cron.expression,
         zone=cron.zone,
-        words=tuple(words),
+        words=tuple(command_line),
         folder=str(Path.cwd()),
-        retries=recurrence.retries,
-        retry_delay=recurrence.retry_delay,
+        retries=schedule_options.retries,
+        retry_delay=schedule_options.retry_delay,
         since=now,
     )
-    JobStore(where.open_root().schedule).save_job(job)
-    print(f"{name} is scheduled: {shlex.join(['forecaster', *words])}")
+    JobStore(root_options.open_root().schedule).save_job(job)
+    print(f"{name} is scheduled: {shlex.join(['forecaster', *command_line])}")
     print(
-        f"next    {_format_local_time(cron.next_after(now), job.zone)}; `forecaster schedule run` has to be running then"
+        f"next    {_format_local_time(cron.next_after(now), job.zone)}; this requires a running `forecaster schedule run`"
     )
 
 
 @schedule_app.command(name="list")
-def list_jobs(*, json: Annotated[bool, Parameter(negative="")] = False, where: RootOptions = _ROOT_OPTIONS) -> None:
-    """Prints what is scheduled, when it is called next, and how it went last.
+def list_jobs(
+    *, json: Annotated[bool, Parameter(negative="")] = False, root_options: RootOptions = _ROOT_OPTIONS
+) -> None:
+    """Prints the scheduled jobs, their next run, and the result of the last one.
 
     Parameters
     ----------
     json
-        As JSON, stamps in UTC.
+        Print JSON, with timestamps in UTC.
     """
     from pipelines.scheduling.jobs import JobStore
 
-    book = JobStore(where.open_root().schedule)
-    told = [_describe_job(book, job) for job in book.load_jobs()]
+    store = JobStore(root_options.open_root().schedule)
+    jobs = [_describe_job(store, job) for job in store.load_jobs()]
     if json:
-        print(dumps(told, indent=1))
+        print(dumps(jobs, indent=1))
     else:
-        _print_jobs(told)
+        _print_jobs(jobs)
 
 
 @schedule_app.command
-def status(*, json: Annotated[bool, Parameter(negative="")] = False, where: RootOptions = _ROOT_OPTIONS) -> None:
-    """Prints as `list` does, and whether a scheduler is alive; ends with 1 where none is.
+def status(*, json: Annotated[bool, Parameter(negative="")] = False, root_options: RootOptions = _ROOT_OPTIONS) -> None:
+    """Prints the jobs as `list` does, and whether a scheduler is running; exits with 1 if none is.
 
     Parameters
     ----------
     json
-        As JSON, stamps in UTC.
+        Print JSON, with timestamps in UTC.
     """
     from pipelines.scheduling.jobs import JobStore
 
-    book = JobStore(where.open_root().schedule)
-    beat = book.load_heartbeat()
-    silent = None if beat is None else (datetime.now(UTC) - beat.at).total_seconds()
-    alive = silent is not None and silent < _HEARTBEAT_TIMEOUT_S
-    told = [_describe_job(book, job) for job in book.load_jobs()]
+    store = JobStore(root_options.open_root().schedule)
+    heartbeat = store.load_heartbeat()
+    age_s = None if heartbeat is None else (datetime.now(UTC) - heartbeat.at).total_seconds()
+    alive = age_s is not None and age_s < _HEARTBEAT_TIMEOUT_S
+    jobs = [_describe_job(store, job) for job in store.load_jobs()]
     if json:
-        scheduler = None if beat is None else {"pid": beat.pid, "at": beat.at.isoformat(), "alive": alive}
-        print(dumps({"scheduler": scheduler, "jobs": told}, indent=1))
+        scheduler = (
+            None if heartbeat is None else {"pid": heartbeat.pid, "at": heartbeat.at.isoformat(), "alive": alive}
+        )
+        print(dumps({"scheduler": scheduler, "jobs": jobs}, indent=1))
     else:
-        since = "never seen" if beat is None else f"process {beat.pid}, last seen {_format_local_time(beat.at, 'UTC')}"
-        print(f"scheduler {'alive' if alive else 'not running'} ({since})")
-        _print_jobs(told)
+        last_seen = "never seen"
+        if heartbeat is not None:
+            last_seen = f"process {heartbeat.pid}, last seen {_format_local_time(heartbeat.at, 'UTC')}"
+        print(f"scheduler {'running' if alive else 'not running'} ({last_seen})")
+        _print_jobs(jobs)
     if not alive:
         sys.exit(1)
 
 
 @schedule_app.command
-def run(*, where: RootOptions = _ROOT_OPTIONS) -> None:
-    """Runs what is scheduled, in the foreground, until it is interrupted or told to end (SIGTERM).
+def run(*, root_options: RootOptions = _ROOT_OPTIONS) -> None:
+    """Runs the scheduled jobs in the foreground, until it is interrupted or terminated (SIGTERM).
 
-    One of a root at a time. What was missed while none ran is called once. A run under way is told to end with it, and is
-    done again at the next start.
+    Only one scheduler runs per root. A job that was missed while no scheduler ran is run once. A run in progress is terminated
+    with the scheduler, and repeated at the next start.
     """
     from pipelines.scheduling.scheduler import Scheduler
 
-    root = where.open_root()
-    if where.tracking_uri is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = where.tracking_uri  # for the runs
+    root = root_options.open_root()
+    if root_options.tracking_uri is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = root_options.tracking_uri  # the jobs inherit it
     scheduler = Scheduler(root)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: scheduler.stop_event.set())
@@ -153,37 +157,37 @@ def run(*, where: RootOptions = _ROOT_OPTIONS) -> None:
     names = ", ".join(job.name for job in scheduler.store.load_jobs()) or "nothing yet"
     print(f"forecaster: scheduler of {root.path}: {names}", file=sys.stderr, flush=True)
     scheduler.run_until_stopped()
-    print("forecaster: the scheduler has ended", file=sys.stderr)
+    print("forecaster: the scheduler has stopped", file=sys.stderr)
 
 
 @schedule_app.command
-def remove(name: str, *, where: RootOptions = _ROOT_OPTIONS) -> None:
-    """Takes a job from the schedule; a run of it that is under way goes on.
+def remove(name: str, *, root_options: RootOptions = _ROOT_OPTIONS) -> None:
+    """Removes a job from the schedule; a run in progress continues.
 
     Parameters
     ----------
     name
-        Of the job, as `list` prints it.
+        The name of the job, as `list` prints it.
     """
     from pipelines.scheduling.jobs import JobStore
 
-    JobStore(where.open_root().schedule).remove_job(name)
-    print(f"{name} is not scheduled any more")
+    JobStore(root_options.open_root().schedule).remove_job(name)
+    print(f"{name} is no longer scheduled")
 
 
 def _describe_job(store: JobStore, job: Job) -> dict[str, Any]:
     from pipelines.scheduling.cron import CronSchedule
 
     state = store.load_state(job.name)
-    following = CronSchedule(job.cron, job.zone).next_after(datetime.now(UTC))
-    doing = "idle" if state.waiting is None else "running" if state.running else "queued"
+    next_run = CronSchedule(job.cron, job.zone).next_after(datetime.now(UTC))
+    status = "idle" if state.waiting is None else "running" if state.running else "queued"
     return {
         "name": job.name,
         "cron": job.cron,
         "zone": job.zone,
         "command": shlex.join(["forecaster", *job.words]),
-        "next": following.isoformat(),
-        "doing": doing,
+        "next": next_run.isoformat(),
+        "doing": status,
         "last": None if state.last is None else state.last.model_dump(mode="json"),
         "refused": state.refused,
         "refusal": state.refusal,
@@ -192,7 +196,7 @@ def _describe_job(store: JobStore, job: Job) -> dict[str, Any]:
 
 def _print_jobs(jobs: list[dict[str, Any]]) -> None:
     if not jobs:
-        print("nothing is scheduled; forecaster retrain DATA --cron '0 3 * * *' does it")
+        print("no jobs are scheduled; add one with forecaster retrain DATA --cron '0 3 * * *'")
         return
     width = max(4, *(len(job["name"]) for job in jobs))
     print(f"{'name':{width}}  {'cron':16}{'next':28}{'now':9}{'last':28}result")
@@ -201,10 +205,10 @@ def _print_jobs(jobs: list[dict[str, Any]]) -> None:
         if job["last"] is not None:
             last = _format_local_time(datetime.fromisoformat(job["last"]["started"]), job["zone"])
             result = f"{job['last']['outcome']}: {job['last']['said']}"
-        following = _format_local_time(datetime.fromisoformat(job["next"]), job["zone"])
-        print(f"{job['name']:{width}}  {job['cron']:16}{following:28}{job['doing']:9}{last:28}{result}")
+        next_run = _format_local_time(datetime.fromisoformat(job["next"]), job["zone"])
+        print(f"{job['name']:{width}}  {job['cron']:16}{next_run:28}{job['doing']:9}{last:28}{result}")
         if job["refused"]:
-            print(f"{'':{width}}  {job['refused']} calls refused; the last: {job['refusal']}")
+            print(f"{'':{width}}  {job['refused']} runs refused; the last: {job['refusal']}")
 
 
 def _format_local_time(moment: datetime, zone: str) -> str:

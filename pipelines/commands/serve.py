@@ -1,4 +1,4 @@
-"""The command `serve`: starts the server and its follower."""
+"""The command `forecaster serve`: starts the service."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def serve(
     host: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_HOST")] = None,
     port: Annotated[int | None, Parameter(env_var="FORECASTER_SERVING_PORT")] = None,
     keys: Annotated[Path | None, Parameter(env_var="FORECASTER_SERVING_KEYS_FILE")] = None,
-    where: RootOptions = _ROOT_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Serves the champion of a registered model over HTTP, and follows it when another is promoted.
+    """Serves the champion of a registered model over HTTP, and switches to a new champion when one is promoted.
 
-    A blend with statistical models needs the extra 'baselines' here too; without it the server refuses the blend.
+    A blend with statistical models also needs the extra 'baselines'; without it the service rejects the blend.
 
     Parameters
     ----------
     model
-        The registered model; without one, what was served last.
+        The registered model; by default the model that was served last.
     host
-        Address to listen on; 127.0.0.1 unless told otherwise.
+        Address to listen on; by default 127.0.0.1.
     port
-        Port to listen on; 3000 unless told otherwise.
+        Port to listen on; by default 3000.
     keys
-        File with the hashes of API keys, as `key new` writes it: who has none of them is refused.
+        File with the hashes of API keys, as written by `key new`; requests without one of these keys are rejected.
     """
     from pipelines.settings import build_serving_environment
 
-    root = where.open_root()
+    root = root_options.open_root()
     environment = build_serving_environment(os.environ, root, model=model, host=host, port=port, keys=keys)
     if model is None and environment["FORECASTER_SERVING_SLOT"] == str(root.slot) and not root.slot.exists():
         raise NoSuchModel(
-            f"Expected a model to serve; none is named, and none was ever served from {root.path}. "
+            f"Expected the name of a model; found none, and no model was served from {root.path} before. "
             "Name a registered model: forecaster serve NAME, or FORECASTER_SERVING_MODEL=NAME.",
             where="model",
         )
@@ -56,6 +56,6 @@ def serve(
     ):
         from forecaster.registry.registry import CHAMPION, Registry
 
-        Registry(root.store_uri).resolve(model, CHAMPION)  # a slip in the name would wait for ever
-    # By name and not by import: serving and pipelines meet only in the registry.
+        Registry(root.store_uri).resolve(model, CHAMPION)  # with a misspelled name the service would wait for ever
+    # Run by name rather than imported: serving and pipelines meet only in the registry.
     os.execve(sys.executable, [sys.executable, "-m", "serving"], environment)  # noqa: S606

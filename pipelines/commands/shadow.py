@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -23,52 +24,50 @@ def shadow(
     least: int = 3,
     promote: bool = False,
     out: Path | None = None,
-    where: RootOptions = _ROOT_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Compares the challenger that forecasts in the shadow of the champion with it, on what came; may be asked any day.
+    """Compares the champion and the challenger that forecasts in its shadow on actuals; the test is valid at any time.
 
-    The service has to run with FORECASTER_SERVING_SHADOW=challenger and a ledger, and has to be told late actuals. Ends with 3
-    if the challenger has proved worse, or if it was to be promoted and has not proved better.
+    The service has to run with FORECASTER_SERVING_SHADOW=challenger and a ledger, and has to receive late actuals. Exits with 3
+    if the challenger is shown to be worse, or if it should be promoted and is not shown to be better.
 
     Parameters
     ----------
     name
         The registered model.
     url
-        The ledger's database, as the service is told it; that of a service under the root, if not given.
+        URL of the ledger's database, as configured for the service; by default the ledger of a service under the root.
     alpha
-        The chance of calling a challenger better that is not, however often this is asked.
+        Probability of calling a challenger better although it is not, over any number of looks at the data.
     margin
-        The least relative gain that counts as better: 0.01 is one percent.
+        Smallest relative improvement that counts as better: 0.01 is one percent.
     least
-        Origins to compare before anything is said.
+        Smallest number of origins for a decision.
     promote
-        Make the challenger the champion if it has proved better; where it is champion already, nothing is left to do.
+        Promote the challenger if it is shown to be better; does nothing if it is the champion already.
     out
-        Where to write the same as JSON.
+        File for the result as JSON.
     """
     from pipelines.monitoring.shadow import complete_promotion, judge_shadow, promote_shadow
 
     validate_output_paths(out=out)
-    root = where.open_existing_root()
-    done = complete_promotion(name, root) if promote else None
-    if done is not None:
-        print(f"{done.name} version {done.number} is the champion already ({done.digest[:12]})")
+    root = root_options.open_existing_root()
+    champion = complete_promotion(name, root) if promote else None
+    if champion is not None:
+        print(f"{champion.name} version {champion.number} is the champion already ({champion.digest[:12]})")
         return
     trial = judge_shadow(name, root, url=url, alpha=alpha, margin=margin, min_origins=least)
-    told = "; ".join(trial.reasons)
+    reasons = "; ".join(trial.reasons)
     print(
-        f"{trial.challenger} beside {trial.champion}: {trial.outcome} ({trial.n_forecasts} forecasts of both)\n{told}"
+        f"{trial.challenger} compared with {trial.champion}: {trial.outcome} ({trial.n_forecasts} forecasts of both)\n{reasons}"
     )
     if out is not None:
-        fields = {"champion": trial.champion._asdict(), "challenger": trial.challenger._asdict()}
-        found = {
-            key: value for key, value in trial.test_result._asdict().items() if value == value
-        }  # a NaN is left out
+        versions = {"champion": trial.champion._asdict(), "challenger": trial.challenger._asdict()}
+        statistics = {key: value for key, value in trial.test_result._asdict().items() if not math.isnan(value)}
         verdict = {"word": trial.outcome, "reasons": trial.reasons, "forecasts": trial.n_forecasts}
-        out.write_text(json.dumps({**fields, "standing": found, **verdict}, indent=2) + "\n")
+        out.write_text(json.dumps({**versions, "standing": statistics, **verdict}, indent=2) + "\n")
     if promote:
         promoted = promote_shadow(trial, root)
         print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
     elif trial.outcome == "worse":
-        raise RefusedByGate(f"{trial.challenger} has proved worse than the champion: {told}.", where=name)
+        raise RefusedByGate(f"{trial.challenger} is shown to be worse than the champion: {reasons}.", where=name)

@@ -39,41 +39,45 @@ def train(
     start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
-    reading: DataOptions = _DATA_OPTIONS,
-    where: RootOptions = _ROOT_OPTIONS,
+    data_options: DataOptions = _DATA_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Fits a forecaster, backtests it on what it has not seen, and writes its bundle. Started again after a kill, it goes on.
+    """Fits a model, backtests it on held-out windows, and writes its bundle. After an interruption, the same command resumes it.
 
     Parameters
     ----------
     data
-        A CSV or Parquet file with the columns unique_id, ds, y; a folder of such files, of which later ones (by name) correct
-        earlier ones; either of them in a store (s3://bucket/sales.parquet); or a data set that ships: hospital, sine_trend.
+        A CSV or Parquet file with the columns unique_id, ds, y; a folder of such files, where later ones (by name) correct
+        earlier ones; a file or folder in an object store (s3://bucket/sales.parquet); or a built-in data set: hospital,
+        sine_trend.
     config
-        Specification in YAML; without one, the preset of the data's frequency, its variants tried on the last known windows.
+        Specification in YAML. By default it is the best variant of the preset of the data's frequency, chosen on the last
+        windows before the test.
     horizon
-        Steps ahead, instead of the specification's.
+        Steps ahead; overrides the specification.
     preset
-        One that is not the frequency's: classic, yearly, quarterly, monthly, weekly, daily or hourly.
+        Preset to use instead of the one of the frequency: classic, yearly, quarterly, monthly, weekly, daily or hourly.
     members
-        Networks of other seeds, trained side by side; their median is the forecast. Five take about five times as long as one.
+        Number of networks with different seeds, which are trained together; the forecast is their median. Five networks take
+        about five times as long as one.
     blend
         A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
-        given again. It is fitted to every history anew, when serving too, and needs the extra 'baselines' there as here.
+        repeated. It is fitted to every history, also in the service, and needs the extra 'baselines' in both places.
     start_from
-        A bundle folder, or a registered model as NAME or NAME@ALIAS, whose weights to start from; its specification, if no other.
+        A bundle folder, or a registered model as NAME or NAME@ALIAS, whose weights to start from. Its specification is used
+        unless --config is given.
     seed
-        Seed, instead of the specification's.
+        Seed; overrides the specification.
     test_windows
-        Rolling origins kept from the fit and used to test it; 0 trains on everything.
+        Rolling origins that are held out from the fit to test the model; 0 trains on all data.
     """
     from forecaster.bundle import artifact
-    from pipelines.training.train import train as run
+    from pipelines.training.train import train as run_training
 
-    source = reading.to_data_source(data)
-    initial = None if start_from is None else artifact.load_bundle(resolve_bundle(start_from, where))
-    root = where.open_root()
-    chosen = resolve_spec_selection(
+    source = data_options.to_data_source(data)
+    initial = None if start_from is None else artifact.load_bundle(resolve_bundle(start_from, root_options))
+    root = root_options.open_root()
+    selection = resolve_spec_selection(
         config,
         source,
         horizon=horizon,
@@ -84,17 +88,17 @@ def train(
         fallback_spec=None if initial is None else initial.spec,
         test_windows=test_windows,
     )
-    trained = run(
+    result = run_training(
         source,
-        chosen.spec,
+        selection.spec,
         root,
         initial=initial,
         test_windows=test_windows,
-        candidates=chosen.candidates,
+        candidates=selection.candidates,
         show_progress=sys.stderr.isatty(),
     )
-    print_scores(trained.scores)
-    print(f"bundle  {trained.bundle}\nrun     {trained.run_id}\ndigest  {trained.digest}")
+    print_scores(result.scores)
+    print(f"bundle  {result.bundle}\nrun     {result.run_id}\ndigest  {result.digest}")
 
 
 def retrain(
@@ -113,63 +117,66 @@ def retrain(
     again: Annotated[bool, Parameter(negative="")] = False,
     if_needed: Annotated[bool, Parameter(negative="")] = False,
     min_new: int | None = None,
-    recurrence: ScheduleOptions = _SCHEDULE_OPTIONS,
-    reading: DataOptions = _DATA_OPTIONS,
-    where: RootOptions = _ROOT_OPTIONS,
+    schedule_options: ScheduleOptions = _SCHEDULE_OPTIONS,
+    data_options: DataOptions = _DATA_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Trains a challenger and promotes it if it proves better than champion and seasonal naive on the same origins.
+    """Trains a challenger, and promotes it if it is better than champion and seasonal naive on the same origins.
 
-    Ends with 0 when it was promoted and with 3 when it was not; fit to be called from cron. The same data, specification, policy
-    and code make one version: asked again, at once or after a kill, it answers with the verdict that there was.
+    Exits with 0 if it was promoted and with 3 if it was not, so it can be run from cron. The same data, specification, policy
+    and code give one version: a repeated call, also after an interruption, returns the recorded verdict.
 
     Parameters
     ----------
     data
-        As for train.
+        Input data, as for train.
     config
-        Specification in YAML; its name is the model's. Without one, the preset of the data's frequency, as for train.
+        Specification in YAML; its name is the name of the model. By default it is chosen as for train.
     horizon
-        Steps ahead, instead of the specification's.
+        Steps ahead; overrides the specification.
     preset
-        As for train.
+        Preset of the specification, as for train.
     members
-        As for train.
+        Number of networks, as for train.
     blend
-        As for train.
+        A statistical model of the blend, as for train.
     warm
-        Whether to start from the champion's weights, where there is one; the specification has to be of its network.
+        Start from the champion's weights, if there is a champion; the specification has to have the same network.
     seed
-        Seed, instead of the specification's.
+        Seed; overrides the specification.
     test_windows
-        Rolling origins to judge by, a horizon apart.
+        Rolling origins on which the challenger is judged, one horizon apart.
     policy
-        The gate's bounds in YAML (README: What the gate asks); its defaults where none is given.
+        Thresholds of the promotion gate in YAML (see the README); omitted fields keep their defaults.
     trigger
-        What started it, for the run's tags.
+        What started the retraining, for the run's tags.
     again
-        Train and judge anew, even if the same was done before.
+        Train and judge again, even if the same retraining was done before.
     if_needed
-        Train only if something calls for it: no champion, new data, or what watches the champion. Says what, and ends with 0
-        where nothing does.
+        Train only if there is a reason: no champion, new data, or a finding of monitoring. Prints the reasons; exits with 0
+        if there are none.
     min_new
-        With --if-needed: so many new steps call for it; a horizon of the champion's, if not given.
+        With --if-needed: number of new steps that trigger a retraining; by default the champion's horizon.
     """
-    asked = {name: value for name, value in locals().items() if name not in ("recurrence", "where")}
+    arguments = {name: value for name, value in locals().items() if name not in ("schedule_options", "root_options")}
     from pipelines.promotion.policy import read_policy
     from pipelines.retraining.retrain import retrain_once
 
     validate_counts(min_new=min_new, horizon=horizon, members=members)
-    source, bounds = reading.to_data_source(data), read_policy(policy)
-    if recurrence.cron is not None:
+    source, gate_policy = data_options.to_data_source(data), read_policy(policy)
+    if schedule_options.cron is not None:
         if config is None and horizon is None:
-            raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Say how far ahead to forecast.")
-        asked["trigger"] = "schedule" if trigger == "cli" else trigger
-        schedule_command(_resolve_model_name(config, source), "retrain", asked, recurrence, where)
+            raise BadSpec(
+                "Expected --config FILE or --horizon STEPS; found neither. Set the number of steps to forecast."
+            )
+        arguments["trigger"] = "schedule" if trigger == "cli" else trigger
+        name = _resolve_model_name(config, source)
+        schedule_command(name, "retrain", arguments, schedule_options, root_options)
         return
-    root = where.open_root()
+    root = root_options.open_root()
     if if_needed and not _needs_retraining(_resolve_model_name(config, source), source, root, min_new):
         return
-    chosen = resolve_spec_selection(
+    selection = resolve_spec_selection(
         config,
         source,
         horizon=horizon,
@@ -179,55 +186,55 @@ def retrain(
         blend=blend,
         test_windows=test_windows,
     )
-    done, key, before = retrain_once(
+    result, key, already_done = retrain_once(
         source,
-        chosen.spec,
+        selection.spec,
         root,
         warm_start=warm,
         test_windows=test_windows,
-        policy=bounds,
+        policy=gate_policy,
         trigger=trigger,
-        candidates=chosen.candidates,
+        candidates=selection.candidates,
         show_progress=sys.stderr.isatty(),
         force_retrain=again,
     )
-    print(f"key     {key}{' (done before; this is its verdict)' if before else ''}")
-    print_scores(done.training.scores)
-    print_verdict(done.verdict)
-    print(f"report  {done.report_path}")
-    named = f"{done.version.name} version {done.version.number}"
-    reasons = "; ".join(done.verdict.reasons)
-    if not done.verdict.should_promote:
-        raise RefusedByGate(f"{named} was registered but not promoted: {reasons}.")
-    print(f"{named} {'was made' if before else 'is'} the champion: {reasons}")
+    print(f"key     {key}{' (done before; this is the recorded verdict)' if already_done else ''}")
+    print_scores(result.training.scores)
+    print_verdict(result.verdict)
+    print(f"report  {result.report_path}")
+    version = f"{result.version.name} version {result.version.number}"
+    reasons = "; ".join(result.verdict.reasons)
+    if not result.verdict.should_promote:
+        raise RefusedByGate(f"{version} was registered but not promoted: {reasons}.")
+    print(f"{version} {'became' if already_done else 'is'} the champion: {reasons}")
 
 
 def _resolve_model_name(config: Path | None, data: DataSource) -> str:
-    """The model's name, before anything is tried to find a specification."""
+    """Returns the name of the model, without the comparison of candidate specifications."""
     from pipelines.sources import derive_model_name, read_spec
 
     return derive_model_name(data.name) if config is None else read_spec(config).name
 
 
 def _find_ledger_reasons(name: str, root: Root) -> list[str]:
-    """What the ledger of served forecasts says; a ledger that cannot be read keeps nobody from looking at the data."""
+    """Returns the reasons from the ledger of served forecasts; if it cannot be read, it gives a warning and no reasons."""
     from pipelines.monitoring.monitor import find_retrain_reasons
 
     try:
         return find_retrain_reasons(root, name, url=os.environ.get("FORECASTER_SERVING_LEDGER"))
     except (LedgerError, MissingPackage) as error:
-        warn(f"the ledger was not asked; {error.message}")
+        warn(f"the ledger was not checked; {error.message}")
         return []
 
 
 def _needs_retraining(name: str, data: DataSource, root: Root, min_new_steps: int | None) -> bool:
     from pipelines.retraining.triggers import check_triggers
 
-    found = check_triggers(
+    result = check_triggers(
         name, data, root, min_new_steps=min_new_steps, checks=[lambda: _find_ledger_reasons(name, root)]
     )
-    if found:
-        print(f"needed  {'; '.join(found.reasons)}")
+    if result:
+        print(f"needed  {'; '.join(result.reasons)}")
     else:
-        print(f"nothing to do: {found.summary}")
-    return bool(found)
+        print(f"nothing to do: {result.summary}")
+    return bool(result)

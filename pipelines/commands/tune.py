@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import fields
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,48 +28,48 @@ def tune(
     valid_windows: int = 2,
     test_windows: int = 1,
     out: Path = Path("best.yaml"),
-    reading: DataOptions = _DATA_OPTIONS,
-    where: RootOptions = _ROOT_OPTIONS,
+    data_options: DataOptions = _DATA_OPTIONS,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Searches for the specification that forecasts best, and writes it for train. Started again after a kill, it goes on.
+    """Searches for the specification with the best forecasts, and writes it for train. After an interruption, it can be resumed.
 
     Parameters
     ----------
     data
-        As for train.
+        Input data, as for train.
     horizon
-        Steps ahead, instead of the specification's.
+        Steps ahead; overrides the specification.
     config
-        Specification in YAML to search around; without one, the preset of the data's frequency. It is tried first.
+        Specification in YAML where the search starts; by default the preset of the data's frequency.
     trials
-        How many specifications to train; those that an earlier call with the same arguments trained are among them.
+        Number of specifications to train, including those of an earlier call with the same arguments.
     timeout
-        Seconds after which no further trial is begun.
+        Seconds after which no further trial is started.
     seed
-        Seed of the search; networks have the specification's.
+        Seed of the search; networks use the seed of the specification.
     valid_windows
-        Rolling origins that trials are judged by, a horizon apart, instead of the specification's.
+        Rolling origins on which trials are scored, one horizon apart; overrides the specification.
     test_windows
-        Rolling origins after those that the search never sees, as for train.
+        Rolling origins at the end that the search does not use, as for train.
     out
-        Where to write the best specification (YAML).
+        File for the best specification (YAML).
     """
     validate_output_paths(out=out)
     from forecaster.spec import Spec
-    from pipelines.tuning.search import tune as run
+    from pipelines.tuning.search import tune as run_search
     from pipelines.tuning.search import validate_search
 
-    source = reading.to_data_source(data)
+    source = data_options.to_data_source(data)
     validate_counts(horizon=horizon)
-    if config is None and horizon is not None:  # before presets are tried, on a specification of no account
-        some = _set_valid_windows(Spec(name="asked", context=1, horizon=horizon), valid_windows)
-        validate_search(some, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
-    asked = resolve_spec(config, source, horizon=horizon, seed=None, test_windows=test_windows)
-    spec = _set_valid_windows(asked, valid_windows)
-    tuned = run(
+    if config is None and horizon is not None:  # validated before presets are compared, on a placeholder specification
+        placeholder = _set_valid_windows(Spec(name="placeholder", context=1, horizon=horizon), valid_windows)
+        validate_search(placeholder, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
+    resolved = resolve_spec(config, source, horizon=horizon, seed=None, test_windows=test_windows)
+    spec = _set_valid_windows(resolved, valid_windows)
+    result = run_search(
         source,
         spec,
-        where.open_root(),
+        root_options.open_root(),
         output_path=out,
         n_trials=trials,
         timeout=timeout,
@@ -77,28 +77,29 @@ def tune(
         test_windows=test_windows,
         report_status=print_status if sys.stderr.isatty() else lambda _: None,
     )
-    print_tuning_result(tuned)
-    print(f"next    {_format_train_command(data, out, test_windows, reading, where)}")
+    print_tuning_result(result)
+    print(f"next    {_format_train_command(data, out, test_windows, data_options, root_options)}")
 
 
 def _set_valid_windows(spec: Spec, valid_windows: int) -> Spec:
     from forecaster.spec import Spec
 
-    whole = spec.model_dump()
-    whole["training"] |= {"valid_windows": valid_windows, "valid_stride": None}
-    return Spec.parse(whole, where="--valid-windows")
+    fields = spec.model_dump()
+    fields["training"] |= {"valid_windows": valid_windows, "valid_stride": None}
+    return Spec.parse(fields, where="--valid-windows")
 
 
 def _format_train_command(
-    data: str | None, config: Path, test_windows: int, reading: DataOptions, where: RootOptions
+    data: str | None, config: Path, test_windows: int, data_options: DataOptions, root_options: RootOptions
 ) -> str:
-    """The command that trains what was found, on the same data."""
-    words = ["forecaster", "train", *([] if data is None else [data]), "--config", str(config)]
+    """Formats the command that trains the best specification on the same data."""
+    command = ["forecaster", "train", *([] if data is None else [data]), "--config", str(config)]
     if test_windows != 1:
-        words += ["--test-windows", str(test_windows)]
-    for group, names in ((reading, [field.name for field in fields(reading)]), (where, ["root"])):
+        command += ["--test-windows", str(test_windows)]
+    option_names = [field.name for field in dataclass_fields(data_options)]
+    for options, names in ((data_options, option_names), (root_options, ["root"])):
         for name in names:
-            value = getattr(group, name)
-            if value != getattr(type(group)(), name):
-                words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+            value = getattr(options, name)
+            if value != getattr(type(options)(), name):
+                command += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(command)

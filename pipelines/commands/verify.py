@@ -1,4 +1,4 @@
-"""The command `verify`: checks a bundle."""
+"""The command `forecaster verify`: checks a bundle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.commands.options import RootOptions, resolve_bundle
 _ROOT_OPTIONS = RootOptions()
 
 
-def verify(bundle: str, *, where: RootOptions = _ROOT_OPTIONS) -> None:
+def verify(bundle: str, *, root_options: RootOptions = _ROOT_OPTIONS) -> None:
     """Checks a bundle: digests, shapes, finite weights, golden requests.
 
     Parameters
@@ -22,7 +22,7 @@ def verify(bundle: str, *, where: RootOptions = _ROOT_OPTIONS) -> None:
     from forecaster.statistical.blend import format_blend_weights
 
     is_path = Path(bundle).exists() or os.sep in bundle
-    folder = Path(bundle) if is_path else resolve_bundle(bundle, where)
-    forecaster = artifact.load_bundle(folder)
-    blend = f"; a blend: {format_blend_weights(forecaster.blend_weights)}" if forecaster.blend_weights else ""
-    print(f"{forecaster.spec.name}: a good bundle ({artifact.compute_bundle_digest(folder)}){blend}")
+    folder = Path(bundle) if is_path else resolve_bundle(bundle, root_options)
+    model = artifact.load_bundle(folder)
+    blend = f"; a blend: {format_blend_weights(model.blend_weights)}" if model.blend_weights else ""
+    print(f"{model.spec.name}: a valid bundle ({artifact.compute_bundle_digest(folder)}){blend}")

@@ -1,1 +1,1 @@
-"""Retraining: whether one is due, and one retraining from data to verdict."""
+"""Retraining: whether one is needed, and one retraining from the data to the verdict."""

@@ -1,4 +1,4 @@
-"""Retraining: read, fit, backtest, register, judge, promote; each once for each key, whatever was interrupted before."""
+"""Retraining: read, fit, backtest, register, judge, promote. Each step happens once per key, also after an interruption."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from pipelines.sources import DataSource, read_panel
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_retrain_key
 from pipelines.training.train import CandidateScore, TrainingResult, get_checkpoint_folder, run_test_backtest, train
 
-_PROMOTED_TAG = "promoted"  # the tag of a version whose promotion is done; a rollback later on does not take it away
+_PROMOTED_TAG = "promoted"  # the tag of a version whose promotion is complete; a later rollback does not remove it
 _log = logging.getLogger(__name__)
 
 
 class RetrainResult(NamedTuple):
-    """A training, the version it became, and the gate's verdict."""
+    """A training, the version that was registered for it, and the verdict of the gate."""
 
     training: TrainingResult
     version: BundleVersion
     verdict: Verdict
-    champion: FittedModel | None  # who answers users now: this one, if it was promoted
-    report_path: Path  # the page of the verdict
+    champion: FittedModel | None  # the model in use afterwards: the new one if it was promoted
+    report_path: Path  # the HTML report of the verdict
 
 
 class PromotionCandidate(NamedTuple):
-    """A version that is to be judged, and against whom."""
+    """A version to be judged, and the champion that it is compared with."""
 
     training: TrainingResult
     version: BundleVersion
-    champion_version: BundleVersion | None  # the champion that its backtest asked
+    champion_version: BundleVersion | None  # the champion in the candidate's backtest
     champion: FittedModel | None
 
 
@@ -61,55 +61,59 @@ def retrain(
     trigger: str = "cli",
     show_progress: bool = False,
 ) -> RetrainResult:
-    """Reads, splits, fits, backtests against champion and seasonal naive, registers, and promotes only what is better.
+    """Trains a model, backtests it against champion and seasonal naive, registers it, and promotes it only if it is better.
 
-    A warm start begins with the champion's weights, if there is a champion. Each time anew: `retrain_once` asks whether it has
-    been done.
+    A warm start uses the weights of the champion, if there is one. Every call trains again; `retrain_once` first looks for an
+    earlier result.
     """
     require_test_window(test_windows)
     registry = Registry(root.store_uri)
-    base = find_champion(registry, spec.name)
-    champion = None if base is None else artifact.load_bundle(fetch_bundle(base, root))
-    rivals = {} if champion is None else {CHAMPION: Predictor(champion)}
-    trained = train(
+    champion_version = find_champion(registry, spec.name)
+    champion = None if champion_version is None else artifact.load_bundle(fetch_bundle(champion_version, root))
+    reference_forecasters = {} if champion is None else {CHAMPION: Predictor(champion)}
+    training = train(
         data,
         spec,
         root,
         initial=champion if warm_start else None,
-        reference_forecasters=rivals,
+        reference_forecasters=reference_forecasters,
         test_windows=test_windows,
         trigger=trigger,
         show_progress=show_progress,
     )
-    version = register_bundle(trained.bundle, root, run_id=trained.run_id)
-    return judge_and_promote(PromotionCandidate(trained, version, base, champion), root, policy or Policy())
+    version = register_bundle(training.bundle, root, run_id=training.run_id)
+    candidate = PromotionCandidate(training, version, champion_version, champion)
+    return judge_and_promote(candidate, root, policy or Policy())
 
 
 def require_test_window(test_windows: int) -> None:
-    """Refuses a retraining that could not be judged."""
+    """Rejects a retraining that could not be judged; raises InputError."""
     if test_windows < 1:
-        raise InputError("Retraining needs a test window to judge by; found none. Ask for --test-windows 1 or more.")
+        raise InputError(
+            f"Expected at least 1 test window, on which a retraining is judged; found {test_windows}. Use "
+            "--test-windows 1 or more."
+        )
 
 
 def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy) -> RetrainResult:
-    """Judges a version, records the verdict, and promotes it if no check speaks against it."""
-    trained, version, base, champion = candidate
-    assert trained.backtest is not None
+    """Judges a version, records the verdict, and promotes the version if no check fails."""
+    training, version, champion_version, champion = candidate
+    assert training.backtest is not None
     Registry(root.store_uri).set_alias(version, CHALLENGER)
-    result = add_quantiles(trained.backtest, {CHALLENGER: trained.forecaster}, levels=GATE_LEVELS)
+    result = add_quantiles(training.backtest, {CHALLENGER: training.forecaster}, levels=GATE_LEVELS)
     fail_point("judge.before")
-    verdict = judge(result, policy, measure_bundle(trained.bundle, result, champion=champion))
+    verdict = judge(result, policy, measure_bundle(training.bundle, result, champion=champion))
     fail_point("judge.decided")
-    report = record_verdict(version, verdict, result, root, policy=policy, champion=base)
+    report_path = record_verdict(version, verdict, result, root, policy=policy, champion=champion_version)
     fail_point("judge.recorded")
     if verdict.should_promote:
-        promote_by_verdict(version, verdict, root, champion=base)
-        champion = trained.forecaster
-    return RetrainResult(trained, version, verdict, champion, report)
+        promote_by_verdict(version, verdict, root, champion=champion_version)
+        champion = training.forecaster
+    return RetrainResult(training, version, verdict, champion, report_path)
 
 
 def promote_by_verdict(version: BundleVersion, verdict: Verdict, root: Root, *, champion: BundleVersion | None) -> None:
-    """Makes a version the champion for what its verdict says; repeated after a kill, it is completed."""
+    """Makes a version the champion for the reasons of its verdict; a call that was interrupted can be repeated."""
     log = AuditLog(root.audit_log)
     Registry(root.store_uri).promote(
         version,
@@ -119,7 +123,7 @@ def promote_by_verdict(version: BundleVersion, verdict: Verdict, root: Root, *, 
 
 
 class KeyedRetrainResult(NamedTuple):
-    """A retraining, its key, and whether it was done before and only answered now."""
+    """The result of a retraining, its key, and whether the result is an earlier one that was loaded."""
 
     result: RetrainResult
     key: str
@@ -139,11 +143,12 @@ def retrain_once(
     show_progress: bool = False,
     force_retrain: bool = False,
 ) -> KeyedRetrainResult:
-    """As `retrain`, but the same key makes one version and has one verdict, however often it is asked for.
+    """Retrains like `retrain`, but one key gives one version and one verdict, however often the function is called.
 
-    What a kill left is taken up where it was: a checkpoint, a bundle, a version, a verdict, a promotion. Who asks while another
-    process is at the same waits for it, and is answered as it was. On several machines at once nothing waits: there one
-    scheduler should ask. With `force_retrain` it is trained and judged anew whatever there is; what comes of it is then the answer.
+    An interrupted retraining continues from what it left: a checkpoint, a bundle, a version, a verdict or a promotion. A second
+    process of the same root waits for the first and returns the same result. Processes on several machines do not wait for
+    each other; there, a single scheduler should start the retrainings. `force_retrain` trains and judges again in any case;
+    its result is then the one that is returned for the key.
     """
     require_test_window(test_windows)
     policy = policy or Policy()
@@ -152,56 +157,59 @@ def retrain_once(
     with hold_retrain_lock(root.path / "retrainings" / f"{key[:16]}.lock"):
         registry = Registry(root.store_uri)
         version = None if force_retrain else registry.find_version(spec.name, tag=RETRAIN_KEY_TAG, value=key)
-        before = None if version is None else _load_previous_result(version, registry, root)
-        if before is not None:
-            return KeyedRetrainResult(before, key, already_done=True)
-        base = find_champion(registry, spec.name)
-        champion = None if base is None else artifact.load_bundle(fetch_bundle(base, root))
-        rivals = {} if champion is None else {CHAMPION: Predictor(champion)}
+        previous = None if version is None else _load_previous_result(version, registry, root)
+        if previous is not None:
+            return KeyedRetrainResult(previous, key, already_done=True)
+        champion_version = find_champion(registry, spec.name)
+        champion = None if champion_version is None else artifact.load_bundle(fetch_bundle(champion_version, root))
+        reference_forecasters = {} if champion is None else {CHAMPION: Predictor(champion)}
         initial = champion if warm_start else None
         bundle = _find_bundle(key, root) if version is None else fetch_bundle(version, root)
-        under_way = get_checkpoint_folder(panel, spec, root, initial=initial, test_windows=test_windows).exists()
-        if bundle is None or force_retrain or (version is None and under_way):
-            trained = train(
+        is_unfinished = get_checkpoint_folder(panel, spec, root, initial=initial, test_windows=test_windows).exists()
+        if bundle is None or force_retrain or (version is None and is_unfinished):
+            training = train(
                 data,
                 spec,
                 root,
                 panel=panel,
                 retrain_key=key,
                 initial=initial,
-                reference_forecasters=rivals,
+                reference_forecasters=reference_forecasters,
                 test_windows=test_windows,
                 trigger=trigger,
                 candidates=candidates,
                 show_progress=show_progress,
             )
         else:
-            forecaster = artifact.load_bundle(bundle)
-            result = run_test_backtest(panel, forecaster, reference_forecasters=rivals, test_windows=test_windows)
-            trained = _load_training_result(bundle, forecaster)._replace(backtest=result)
+            model = artifact.load_bundle(bundle)
+            backtest = run_test_backtest(
+                panel, model, reference_forecasters=reference_forecasters, test_windows=test_windows
+            )
+            training = _load_training_result(bundle, model)._replace(backtest=backtest)
         fail_point("retrain.trained")
-        version = register_bundle(trained.bundle, root, run_id=trained.run_id, tags={RETRAIN_KEY_TAG: key})
-        registry.set_tag(version, RETRAIN_KEY_TAG, key)  # a person may have registered the bundle meanwhile, without it
-        done = judge_and_promote(PromotionCandidate(trained, version, base, champion), root, policy)
+        version = register_bundle(training.bundle, root, run_id=training.run_id, tags={RETRAIN_KEY_TAG: key})
+        registry.set_tag(version, RETRAIN_KEY_TAG, key)  # the bundle may have been registered manually, without the tag
+        candidate = PromotionCandidate(training, version, champion_version, champion)
+        result = judge_and_promote(candidate, root, policy)
         fail_point("retrain.promoted")
-        if done.verdict.should_promote:
+        if result.verdict.should_promote:
             registry.set_tag(version, _PROMOTED_TAG, "yes")
-        return KeyedRetrainResult(done, key, already_done=False)
+        return KeyedRetrainResult(result, key, already_done=False)
 
 
 @contextmanager
 def hold_retrain_lock(lock_path: Path) -> Iterator[None]:
-    """One process at a time, the others wait; the kernel frees the lock when its holder dies. The file goes with the last."""
+    """Holds a lock file; other processes wait. The kernel releases the lock when its holder dies; the holder deletes the file."""
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with lock_path.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                _log.warning("The same retraining is running already; waiting for its verdict.")
+                _log.warning("The same retraining is already running; waiting for its verdict.")
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_same_file(lock_path, file.fileno()):
-                continue  # its holder has taken the file away
+                continue  # the previous holder deleted the file
             try:
                 yield
             finally:
@@ -217,36 +225,37 @@ def _is_same_file(lock_path: Path, file_descriptor: int) -> bool:
 
 
 def _load_previous_result(version: BundleVersion, registry: Registry, root: Root) -> RetrainResult | None:
-    """What was decided of a version before; a promotion that was decided and not done is done now.
+    """Loads the recorded verdict of a version, and completes its promotion if it was interrupted.
 
-    None where it has to be judged: there is no verdict, or one against another champion than there is.
+    Returns None if the version has to be judged: it has no verdict, or one against another champion than the current one.
     """
-    kept = load_verdict(version, root)
-    if kept is None:
+    record = load_verdict(version, root)
+    if record is None:
         return None
-    champion = find_champion(registry, version.name)
-    if kept.verdict.should_promote and not _was_promoted(version, registry, root):
-        if champion != version and (None if champion is None else champion.number) != kept.champion_number:
+    champion_version = find_champion(registry, version.name)
+    if record.verdict.should_promote and not _was_promoted(version, registry, root):
+        champion_number = None if champion_version is None else champion_version.number
+        if champion_version != version and champion_number != record.champion_number:
             return None
-        promote_by_verdict(version, kept.verdict, root, champion=champion)
+        promote_by_verdict(version, record.verdict, root, champion=champion_version)
         fail_point("retrain.promoted")
         registry.set_tag(version, _PROMOTED_TAG, "yes")
-        champion = version
+        champion_version = version
     bundle = fetch_bundle(version, root)
-    trained = _load_training_result(bundle, artifact.load_bundle(bundle))
-    answering = None if champion is None else artifact.load_bundle(fetch_bundle(champion, root))
-    return RetrainResult(trained, version, kept.verdict, answering, kept.report_path)
+    training = _load_training_result(bundle, artifact.load_bundle(bundle))
+    champion = None if champion_version is None else artifact.load_bundle(fetch_bundle(champion_version, root))
+    return RetrainResult(training, version, record.verdict, champion, record.report_path)
 
 
 def _was_promoted(version: BundleVersion, registry: Registry, root: Root) -> bool:
     if registry.get_tags(version).get(_PROMOTED_TAG) == "yes":
         return True
-    lines = AuditLog(root.audit_log).read_entries().entries
-    return any((line.name, line.version) == (version.name, version.number) for line in lines)
+    entries = AuditLog(root.audit_log).read_entries().entries
+    return any((entry.name, entry.version) == (version.name, version.number) for entry in entries)
 
 
 def _find_bundle(key: str, root: Root) -> Path | None:
-    """The bundle that a killed retraining of this key wrote, if it is whole."""
+    """Returns the complete bundle that an interrupted retraining of this key wrote, if there is one."""
     for folder in sorted(root.bundles.glob("[!.]*")):
         try:
             if artifact.read_manifest(folder).facts.get(RETRAIN_KEY_TAG) == key:
@@ -256,8 +265,8 @@ def _find_bundle(key: str, root: Root) -> Path | None:
     return None
 
 
-def _load_training_result(bundle: Path, forecaster: FittedModel) -> TrainingResult:
-    scores = forecaster.facts["backtest"]
+def _load_training_result(bundle: Path, model: FittedModel) -> TrainingResult:
+    scores = model.facts["backtest"]
     return TrainingResult(
-        bundle, artifact.compute_bundle_digest(bundle), str(forecaster.facts["run_id"]), forecaster, scores, None
+        bundle, artifact.compute_bundle_digest(bundle), str(model.facts["run_id"]), model, scores, None
     )

@@ -1,4 +1,4 @@
-"""Whether a retraining is called for, and why: no champion, new data, or what watches the champion says so."""
+"""Decides whether a retraining is needed, and why: no champion, new data, or a finding of monitoring."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 
 TriggerCheck = Callable[[], Sequence[str]]
-"""Says why the champion should be looked at (drift, falling accuracy); nothing where it need not be."""
+"""Returns the reasons to replace the champion (drift, falling accuracy); empty if there are none."""
 
 
 class TriggerResult(NamedTuple):
-    """Reasons to retrain, none where there is nothing to do; and what was found besides."""
+    """The reasons to retrain, empty if there are none, and a summary of what was checked."""
 
     reasons: tuple[str, ...]
     summary: str
@@ -31,35 +31,37 @@ class TriggerResult(NamedTuple):
 def check_triggers(
     name: str, data: DataSource, root: Root, *, min_new_steps: int | None = None, checks: Iterable[TriggerCheck] = ()
 ) -> TriggerResult:
-    """Asks the data and what watches the champion of a name.
+    """Checks the data and the champion of a name for reasons to retrain.
 
     Args:
-        name: Of the registered model.
+        name: The registered model.
         data: Where the panel comes from.
-        root: Where state lives.
-        min_new: So many steps after the champion's data call for a retraining; None for a horizon of the champion's.
-        watches: Asked besides; all of them, so that every reason is told.
+        root: The root folder.
+        min_new_steps: Steps after the champion's data that trigger a retraining; by default the champion's horizon.
+        checks: Additional checks; all of them run, so that every reason is reported.
     """
-    base = find_champion(Registry(root.store_uri), name)
-    if base is None:
-        return TriggerResult((f"there is no champion of '{name}'",), "nothing was trained yet")
-    champion = artifact.load_bundle(fetch_bundle(base, root))
-    fresh, found = _check_new_data(champion, data, min_new_steps or champion.spec.horizon)
-    watched = [reason for watch in checks for reason in watch()]
-    return TriggerResult((*fresh, *watched), f"the champion of '{name}' is version {base.number}; {found}")
+    version = find_champion(Registry(root.store_uri), name)
+    if version is None:
+        return TriggerResult((f"there is no champion of '{name}'",), "no model was trained yet")
+    champion = artifact.load_bundle(fetch_bundle(version, root))
+    data_reasons, data_summary = _check_new_data(champion, data, min_new_steps or champion.spec.horizon)
+    check_reasons = [reason for check in checks for reason in check()]
+    return TriggerResult(
+        (*data_reasons, *check_reasons), f"the champion of '{name}' is version {version.number}; {data_summary}"
+    )
 
 
 def _check_new_data(champion: FittedModel, data: DataSource, min_new_steps: int) -> tuple[list[str], str]:
+    """Returns the reasons to retrain that the data give, and a summary."""
     panel = read_panel(data.for_spec(champion.spec))
-    end, since = compute_data_end(champion), count_steps_since(champion, panel)
-    if since is None:
+    end, num_new_steps = compute_data_end(champion), count_steps_since(champion, panel)
+    if num_new_steps is None:
         reason = (
-            f"the data, of frequency {panel.freq} up to {format_timestamp(panel.cutoff)}, cannot be compared with the champion's, of "
-            f"{champion.freq} up to {format_timestamp(end)}"
+            f"the data (frequency {panel.freq}, up to {format_timestamp(panel.cutoff)}) cannot be compared with the champion's "
+            f"(frequency {champion.freq}, up to {format_timestamp(end)})"
         )
         return [reason], reason
-    steps = "1 step" if since == 1 else f"{since} steps"
-    told = f"{steps} came after its data, which end at {format_timestamp(end)}"
-    return (
-        [f"{told}; {min_new_steps} are enough"] if since >= min_new_steps else []
-    ), f"{told}, of {min_new_steps} that call for a retraining"
+    steps = "1 new step" if num_new_steps == 1 else f"{num_new_steps} new steps"
+    summary = f"{steps} since the end of its data at {format_timestamp(end)}"
+    reasons = [f"{summary}; at least {min_new_steps} trigger a retraining"] if num_new_steps >= min_new_steps else []
+    return reasons, f"{summary}; {min_new_steps} trigger a retraining"

@@ -1,4 +1,4 @@
-"""Where data and specifications come from: files, folders of drops, stores of objects, databases, and what ships."""
+"""Sources of data and specifications: files, folders of data drops, object stores, databases and built-in data sets."""
 
 from pipelines.sources.data import DataSource
 from pipelines.sources.panels import BUILT_IN_DATASETS, read_panel

@@ -1,4 +1,4 @@
-"""What is meant by the data of a command."""
+"""The description of a command's input data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class DataSource(NamedTuple):
     """Where a panel comes from, and how to read it.
 
     Attributes:
-        source: A file, a folder of drops, an address in a store (`s3://...`), the name of a data set that ships, or a query.
-        freq: As `to_panel` takes it.
+        source: A file, a folder of data drops, the URL of an object store (`s3://...`), a built-in data set, or a query.
+        freq: Frequency, as in `to_panel`.
         columns: The names of the columns.
-        zone: As `to_panel` takes it.
-        covariates: Columns that are known ahead.
-        static: Columns that say one thing of a whole series.
-        channels: Columns of which the past alone is known.
-        is_query: Whether the source is SQL, asked of the database of FORECASTER_SQL_URL.
-        cutoff: The last stamp that is looked at, as text; None for all there are.
+        zone: Time zone, as in `to_panel`.
+        covariates: Columns of known future covariates.
+        static: Columns of static features, which have one value per series.
+        channels: Columns that are observed in the past only.
+        is_query: Whether the source is SQL, run on the database of FORECASTER_SQL_URL.
+        cutoff: The last timestamp to read, as text; None reads all of them.
     """
 
     source: str
@@ -35,11 +35,11 @@ class DataSource(NamedTuple):
     cutoff: str | None = None
 
     def for_spec(self, spec: Spec) -> DataSource:
-        """The same source, with the columns that a forecaster reads besides."""
-        further = () if spec.group is None or spec.group in spec.static else (spec.group,)
-        return self._replace(covariates=spec.covariates, static=(*spec.static, *further), channels=spec.channels)
+        """Returns the same source with the additional columns that a specification reads."""
+        group = () if spec.group is None or spec.group in spec.static else (spec.group,)
+        return self._replace(covariates=spec.covariates, static=(*spec.static, *group), channels=spec.channels)
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The short name of the data: the file name without its suffixes, or `query`."""
         return "query" if self.is_query else Path(self.source).name.split(".")[0]

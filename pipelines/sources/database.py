@@ -1,4 +1,4 @@
-"""A query of a database, through SQLAlchemy. The database's address is a secret of the environment; nothing of it is told."""
+"""Database queries through SQLAlchemy. The database URL is a secret of the environment; no message contains any part of it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ _SQL_OPTION = "--sql"
 
 
 def run_query(query: str) -> pd.DataFrame:
-    """The rows of a query, read only.
+    """Returns the rows of a query; the connection is read-only.
 
-    Raises InputError where the address or the query is wrong, SourceUnavailable where the database does not answer,
-    MissingPackage where its driver is not installed. No error has the database's own exception behind it: a traceback of that
-    could tell the address.
+    Raises InputError if the URL or the query is wrong, SourceUnavailable if the database does not respond, and MissingPackage
+    if its driver is not installed. No error is chained to the database's own exception, whose traceback could reveal the URL.
     """
     engine = _create_engine()
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -32,12 +31,12 @@ def run_query(query: str) -> pd.DataFrame:
             connection = engine.connect()
         except SQLAlchemyError as error:
             raise SourceUnavailable(
-                f"Expected the database of {SQL_URL_VARIABLE} to answer; {_describe_error(error)}. Check the address, the password and that it "
-                "is up, then try again.",
+                f"Expected a connection to the database of {SQL_URL_VARIABLE}; {_describe_error(error)}. Check the URL, the "
+                "password and that the database is running, then try again.",
                 where=SQL_URL_VARIABLE,
             ) from None
         with connection:
-            options: dict[str, Any] = {"no_parameters": True}  # a % in the query is a %
+            options: dict[str, Any] = {"no_parameters": True}  # a literal % in the query is not a placeholder
             if engine.dialect.name == "postgresql":
                 options["postgresql_readonly"] = True
             connection = connection.execution_options(**options)
@@ -46,14 +45,15 @@ def run_query(query: str) -> pd.DataFrame:
             try:
                 return pd.read_sql_query(query, connection)
             except (SQLAlchemyError, pd.errors.DatabaseError) as error:
-                fault = error.__cause__ if isinstance(error, pd.errors.DatabaseError) else error
-                if isinstance(fault, DBAPIError) and fault.connection_invalidated:
+                cause = error.__cause__ if isinstance(error, pd.errors.DatabaseError) else error
+                if isinstance(cause, DBAPIError) and cause.connection_invalidated:
                     raise SourceUnavailable(
-                        f"Expected the database of {SQL_URL_VARIABLE} to answer to the end; {_describe_error(fault)}. Try again.",
+                        f"Expected the complete result from the database of {SQL_URL_VARIABLE}; the connection was lost: "
+                        f"{_describe_error(cause)}. Try again.",
                         where=SQL_URL_VARIABLE,
                     ) from None
                 raise InputError(
-                    f"Expected a query that the database answers with rows; {_describe_error(fault)}. Correct --sql.",
+                    f"Expected a query that returns rows; {_describe_error(cause)}. Correct --sql.",
                     where=_SQL_OPTION,
                 ) from None
     finally:
@@ -67,41 +67,42 @@ def _create_engine() -> Engine:
         from sqlalchemy.exc import ArgumentError
     except ImportError as error:
         raise MissingPackage(
-            "Expected the package 'sqlalchemy', which asks databases; found none. Install forecaster[sources].",
+            "Expected the package 'sqlalchemy' for database queries; found none. Install forecaster[sources].",
             where=_SQL_OPTION,
         ) from error
-    address = read_secret(SQL_URL_VARIABLE)
-    if address is None:
+    secret_url = read_secret(SQL_URL_VARIABLE)
+    if secret_url is None:
         raise InputError(
-            f"Expected the address of a database in {SQL_URL_VARIABLE}; found none. Set it to postgresql://USER:PASSWORD@HOST/NAME, or "
+            f"Expected a database URL in {SQL_URL_VARIABLE}; found none. Set it to postgresql://USER:PASSWORD@HOST/NAME, or "
             "sqlite:////path/to/file.db.",
             where=SQL_URL_VARIABLE,
         )
     try:
-        url = make_url(address.get_secret_value())
-        patience = {"connect_timeout": _CONNECT_TIMEOUT_S} if url.get_backend_name() == "postgresql" else {}
-        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():  # SQLite would make one
+        url = make_url(secret_url.get_secret_value())
+        connect_args = {"connect_timeout": _CONNECT_TIMEOUT_S} if url.get_backend_name() == "postgresql" else {}
+        # SQLite would create a missing file.
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
             raise InputError(
-                f"Expected the file of a SQLite database in {SQL_URL_VARIABLE}; found none at {url.database!r}. Check the path; an "
-                "absolute one has four slashes.",
+                f"Expected the file of a SQLite database in {SQL_URL_VARIABLE}; found none at {url.database!r}. Check the path; "
+                "an absolute path has four slashes.",
                 where=SQL_URL_VARIABLE,
             )
-        return create_engine(url, connect_args=patience)
+        return create_engine(url, connect_args=connect_args)
     except ImportError as error:
         raise MissingPackage(
-            f"Expected the driver that {SQL_URL_VARIABLE} asks for; {redact(str(error))}. Install it; PostgreSQL's is in "
-            "forecaster[postgres].",
+            f"Expected the database driver of {SQL_URL_VARIABLE}; {redact(str(error))}. Install it; the driver of PostgreSQL is "
+            "in forecaster[postgres].",
             where=SQL_URL_VARIABLE,
         ) from None
-    except (ArgumentError, ValueError):  # both may repeat the address
+    except (ArgumentError, ValueError):  # both may repeat the URL
         raise InputError(
-            f"Expected the address of a database in {SQL_URL_VARIABLE}; it cannot be read as one. Write it as "
-            "postgresql://USER:PASSWORD@HOST/NAME, odd characters of the password quoted as in %40.",
+            f"Expected a database URL in {SQL_URL_VARIABLE}; its value cannot be parsed as one. Write it as "
+            "postgresql://USER:PASSWORD@HOST/NAME, with special characters of the password percent-encoded (%40 for @).",
             where=SQL_URL_VARIABLE,
         ) from None
 
 
 def _describe_error(error: BaseException | None) -> str:
-    """The first line of what the database says, without its address; the rest repeats the query."""
-    said = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
-    return redact(said).rstrip(".")
+    """Returns the first line of the database's message without secrets; the further lines repeat the query."""
+    message = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+    return redact(message).rstrip(".")

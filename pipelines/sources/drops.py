@@ -1,4 +1,4 @@
-"""A folder of drops: files that came one after the other, of which later ones correct what earlier ones said."""
+"""Reads a folder of data drops: files delivered one after another, where later files correct the rows of earlier ones."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ _MAX_NAMES_SHOWN = 3
 
 
 class SourceTable(NamedTuple):
-    """The rows of a folder, and what later drops said otherwise than earlier ones."""
+    """The rows of a source, and messages about corrections and skipped files."""
 
     frame: pd.DataFrame
     repairs: tuple[str, ...]
 
 
 def sort_by_name(names: Sequence[str]) -> list[str]:
-    """Drops, the latest last: by name, numbers in it by their value. Times of files change when they are copied; names do not."""
+    """Sorts drops from the earliest to the latest: by name, with numbers compared by value.
+
+    Modification times are not used, because they change when files are copied; names do not.
+    """
 
     def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
         parts = re.split(r"(\d+)", name)
@@ -39,52 +42,52 @@ def sort_by_name(names: Sequence[str]) -> list[str]:
 
 
 def is_incomplete(name: str) -> bool:
-    """Whether a file is named as one that is being written: `.x.csv`, `_x.csv`, `~x.csv`, `x.tmp.csv`, `x.part.parquet`."""
+    """Whether the name marks a file that is being written: `.x.csv`, `_x.csv`, `~x.csv`, `x.tmp.csv`, `x.part.parquet`."""
     return _INCOMPLETE_PATTERN.match(name) is not None
 
 
 def read_drops(folder: SourceFolder, data: DataSource) -> SourceTable:
-    """All rows of a folder of drops; where several drops have a row of one series and stamp, that of the last, whole.
+    """Reads all rows of a folder of drops. Of several rows of one series and timestamp, the whole row of the last drop counts.
 
-    An empty `y` in a later drop so takes a value back. What is wrong in one drop names it.
+    An empty `y` in a later drop therefore withdraws a value. Errors in a drop name its file.
     """
-    files = {one.name: one for one in folder.files}
-    whole = [name for name in files if is_table_name(name) and not is_incomplete(name)]
-    aside = sorted(set(files) - set(whole))
-    if not whole:
-        found = ", ".join(aside[:_MAX_NAMES_SHOWN]) or "none"
+    files = {file.name: file for file in folder.files}
+    complete = [name for name in files if is_table_name(name) and not is_incomplete(name)]
+    skipped = sorted(set(files) - set(complete))
+    if not complete:
+        names_shown = ", ".join(skipped[:_MAX_NAMES_SHOWN]) or "none"
         raise NoData(
-            f"Expected files ending in {', '.join(TABLE_SUFFIXES)} in {folder.location}; found {found}. Put them there under their "
-            "final names, or give another folder.",
+            f"Expected files ending in {', '.join(TABLE_SUFFIXES)} in {folder.location}; found {names_shown}. Add files under "
+            "their final names, or use another folder.",
             where=folder.location,
         )
-    names = sort_by_name(whole)
+    names = sort_by_name(complete)
     frames = [_read_drop(files[name], data) for name in names]
     ds = _concat_timestamps([frame[data.columns.ds] for frame in frames], [files[name].location for name in names])
-    frame = pd.concat([one.drop(columns=data.columns.ds) for one in frames], ignore_index=True)
+    frame = pd.concat([frame.drop(columns=data.columns.ds) for frame in frames], ignore_index=True)
     frame[data.columns.ds] = ds
-    drop = np.repeat(np.arange(len(frames)), [len(one) for one in frames])
-    frame, repairs = _apply_corrections(frame, drop, names, data)
-    if aside:
-        more = f" and {len(aside) - _MAX_NAMES_SHOWN} more" if len(aside) > _MAX_NAMES_SHOWN else ""
-        repairs.append(f"left aside in {folder.location}, by their names: {', '.join(aside[:_MAX_NAMES_SHOWN])}{more}")
+    drop_index = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+    frame, repairs = _apply_corrections(frame, drop_index, names, data)
+    if skipped:
+        more = f" and {len(skipped) - _MAX_NAMES_SHOWN} more" if len(skipped) > _MAX_NAMES_SHOWN else ""
+        repairs.append(f"skipped files in {folder.location} by name: {', '.join(skipped[:_MAX_NAMES_SHOWN])}{more}")
     return SourceTable(frame, tuple(repairs))
 
 
 def _read_drop(file: SourceFile, data: DataSource) -> pd.DataFrame:
-    """One drop, its cells read as `to_panel` reads them; InputError's kinds with the file in front."""
+    """Reads one drop and parses its cells as `to_panel` does; a subclass of InputError gets the file as a prefix."""
     frame, names = read_table(file, data), data.columns
     try:
         cells.validate_columns(frame, required=names, optional=[*data.covariates, *data.static, *data.channels])
         ids = cells.parse_ids(frame[names.unique_id], column=names.unique_id)
         freq = None if data.freq is None else normalize_frequency(data.freq, where="freq")
-        read = timestamps.parse_timestamp_column(
+        parsed = timestamps.parse_timestamp_column(
             frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series_codes=ids.codes
         )
         return pd.DataFrame(
             {
                 names.unique_id: pd.Series(ids.ids[ids.codes], dtype=object),
-                names.ds: read.timestamps,
+                names.ds: parsed.timestamps,
                 names.y: cells.parse_numbers(frame[names.y], column=names.y),
                 **{name: cells.parse_covariate(frame[name], column=name) for name in data.covariates},
                 **{name: cells.parse_labels(frame[name]) for name in data.static},
@@ -96,32 +99,32 @@ def _read_drop(file: SourceFile, data: DataSource) -> pd.DataFrame:
 
 
 def _concat_timestamps(columns: Sequence[pd.Series], locations: Sequence[str]) -> Timestamps:
-    """The stamps of all drops in one column; drops of different kinds of stamps are refused."""
-    kinds = [_describe_timestamps(one) for one in columns]
-    odd = next((place for place, kind in enumerate(kinds) if kind != kinds[0]), None)
-    if odd is not None:
+    """Joins the timestamps of all drops in one column; raises BadStamp if the drops have different kinds of timestamps."""
+    kinds = [_describe_timestamps(column) for column in columns]
+    mismatch = next((index for index, kind in enumerate(kinds) if kind != kinds[0]), None)
+    if mismatch is not None:
         raise BadStamp(
-            f"Expected stamps of one kind in all drops; {locations[0]} has {kinds[0]}, {locations[odd]} has {kinds[odd]}. Write them "
-            "alike, or declare the zone.",
-            where=locations[odd],
+            f"Expected timestamps of the same kind in all drops; {locations[0]} has {kinds[0]}, {locations[mismatch]} has "
+            f"{kinds[mismatch]}. Use one format, or declare the zone.",
+            where=locations[mismatch],
         )
-    moments = [pd.Index(one) for one in columns]
-    if isinstance(moments[0], pd.DatetimeIndex) and moments[0].tz is not None:
-        moments = [one.tz_convert(moments[0].tz) for one in moments if isinstance(one, pd.DatetimeIndex)]
-    joined: Timestamps = moments[0].append(moments[1:])
+    indexes = [pd.Index(column) for column in columns]
+    if isinstance(indexes[0], pd.DatetimeIndex) and indexes[0].tz is not None:
+        indexes = [index.tz_convert(indexes[0].tz) for index in indexes if isinstance(index, pd.DatetimeIndex)]
+    joined: Timestamps = indexes[0].append(indexes[1:])
     return joined
 
 
 def _describe_timestamps(ds: pd.Series) -> str:
     if not isinstance(ds.dtype, pd.DatetimeTZDtype):
-        return "numbers" if pd.api.types.is_integer_dtype(ds) else "stamps without a zone"
-    return "stamps with a zone"
+        return "numbers" if pd.api.types.is_integer_dtype(ds) else "timestamps without a zone"
+    return "timestamps with a zone"
 
 
 def _apply_corrections(
     frame: pd.DataFrame, drop_index: np.ndarray, names: Sequence[str], data: DataSource
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of the last drop of each series and stamp, sorted; and what they changed."""
+    """Keeps the rows of the last drop of each series and timestamp, sorted; also returns messages about the corrections."""
     ids, ds = frame[data.columns.unique_id], pd.Index(frame[data.columns.ds])
     codes, _ = pd.factorize(ids, sort=True)
     ticks = timestamps_to_int64(ds)
@@ -130,27 +133,27 @@ def _apply_corrections(
     frame = frame.iloc[order].reset_index(drop=True)
     starts = np.flatnonzero(np.r_[True, (codes[1:] != codes[:-1]) | (ticks[1:] != ticks[:-1])])
     latest = np.maximum.reduceat(drop_index, starts)
-    moment = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(frame)]))
-    kept = drop_index == latest[moment]
-    # The last row of the drop before, and the first of the last drop, lie beside each other.
-    after = np.flatnonzero(kept & np.r_[False, ~kept[:-1]])
+    step_index = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(frame)]))
+    is_latest = drop_index == latest[step_index]
+    # The last row of the previous drop is adjacent to the first row of the last drop.
+    after = np.flatnonzero(is_latest & np.r_[False, ~is_latest[:-1]])
     values = frame.drop(columns=[data.columns.unique_id, data.columns.ds])
-    before, now = values.iloc[after - 1].reset_index(drop=True), values.iloc[after].reset_index(drop=True)
-    same = ((before == now) | (before.isna() & now.isna())).to_numpy(dtype=bool).all(axis=1)
+    previous, current = values.iloc[after - 1].reset_index(drop=True), values.iloc[after].reset_index(drop=True)
+    unchanged = ((previous == current) | (previous.isna() & current.isna())).to_numpy(dtype=bool).all(axis=1)
     repairs = []
-    if not same.all():
-        row = int(after[np.argmin(same)])
-        y = frame[data.columns.y]
-        taken = int((before[data.columns.y].notna() & now[data.columns.y].isna()).sum())
-        back = f", {taken} of them taken back" if taken else ""
+    if not unchanged.all():
+        row = int(after[np.argmin(unchanged)])
+        y, at = frame[data.columns.y], _format_timestamp(frame[data.columns.ds][row])
+        num_withdrawn = int((previous[data.columns.y].notna() & current[data.columns.y].isna()).sum())
+        withdrawn = f", {num_withdrawn} of them withdrawn" if num_withdrawn else ""
         repairs.append(
-            f"later drops corrected {int((~same).sum())} rows of earlier ones{back} (the first: series "
-            f"{frame[data.columns.unique_id][row]!r} at {_format_timestamp(frame[data.columns.ds][row])}, {y[row - 1]} became {y[row]} "
+            f"later drops corrected {int((~unchanged).sum())} rows of earlier ones{withdrawn} (the first: series "
+            f"{frame[data.columns.unique_id][row]!r} at {at}, {y[row - 1]} became {y[row]} "
             f"in {names[drop_index[row]]})"
         )
-    if same.any():
-        repairs.append(f"{int(same.sum())} rows came again unchanged in later drops")
-    return frame[kept].reset_index(drop=True), repairs
+    if unchanged.any():
+        repairs.append(f"later drops repeated {int(unchanged.sum())} rows unchanged")
+    return frame[is_latest].reset_index(drop=True), repairs
 
 
 def _format_timestamp(value: Any) -> str:

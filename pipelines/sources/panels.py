@@ -1,4 +1,4 @@
-"""From what a command calls its data to a panel."""
+"""Reads the panel of a data source."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ BUILT_IN_DATASETS: dict[str, Callable[[], pd.DataFrame]] = {"hospital": load_hos
 
 
 def read_panel(data: DataSource) -> Panel:
-    """The panel of a source; raises InputError's kinds, with the source, the column and the row or stamp.
+    """Reads the panel of a source.
 
-    Raises SourceUnavailable where a store or a database does not answer, MissingPackage where what asks it is not installed.
+    Raises subclasses of InputError with the source, the column and the row or timestamp; SourceUnavailable if a store or a
+    database does not respond; MissingPackage if the package that reads the source is not installed.
     """
-    ships = data.source in BUILT_IN_DATASETS and not data.is_query
-    if ships:
+    is_built_in = data.source in BUILT_IN_DATASETS and not data.is_query
+    if is_built_in:
         data = DataSource(data.source, data.freq, zone=data.zone, cutoff=data.cutoff)
-    drops = _read_rows(data)
-    frame, told = (drops.frame, ()) if data.cutoff is None else _keep_until(drops.frame, data, data.cutoff)
+    table = _read_rows(data)
+    frame, messages = (table.frame, ()) if data.cutoff is None else _keep_until(table.frame, data, data.cutoff)
     panel = to_panel(
         frame,
         freq=data.freq,
@@ -42,7 +43,7 @@ def read_panel(data: DataSource) -> Panel:
         static=data.static,
         channels=data.channels,
     )
-    return panel._replace(repairs=(*drops.repairs, *told, *panel.repairs))
+    return panel._replace(repairs=(*table.repairs, *messages, *panel.repairs))
 
 
 def _read_rows(data: DataSource) -> SourceTable:
@@ -50,42 +51,47 @@ def _read_rows(data: DataSource) -> SourceTable:
         return SourceTable(run_query(data.source), ())
     if data.source in BUILT_IN_DATASETS:
         return SourceTable(BUILT_IN_DATASETS[data.source](), ())
-    found = find_source(data.source, alternatives=f"one of the data sets {', '.join(BUILT_IN_DATASETS)}")
-    return read_drops(found, data) if isinstance(found, SourceFolder) else SourceTable(read_table(found, data), ())
+    source = find_source(data.source, alternatives=f"one of the data sets {', '.join(BUILT_IN_DATASETS)}")
+    return read_drops(source, data) if isinstance(source, SourceFolder) else SourceTable(read_table(source, data), ())
 
 
 def _keep_until(frame: pd.DataFrame, data: DataSource, cutoff: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The rows up to a cutoff, whenever they arrived. What is known ahead was known then: later rows lose `y` and channels."""
+    """Returns the rows up to a cutoff, regardless of their arrival, and messages about the ignored rows.
+
+    With known future covariates, the later rows remain without `y` and channels.
+    """
     names = data.columns
     cells.validate_columns(frame, required=names, optional=[*data.covariates, *data.static, *data.channels])
     ids = cells.parse_ids(frame[names.unique_id], column=names.unique_id)
     freq = None if data.freq is None else normalize_frequency(data.freq, where="freq")
-    found = timestamps.parse_timestamp_column(
+    ds = timestamps.parse_timestamp_column(
         frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series_codes=ids.codes
     ).timestamps
-    last = _parse_cutoff(cutoff, found)
-    later = np.asarray(found > last)
-    if later.all():
+    last = _parse_cutoff(cutoff, ds)
+    is_later = np.asarray(ds > last)
+    if is_later.all():
         raise NoData(
-            f"Expected rows up to the cutoff {format_timestamp(last)}; the first is of {format_timestamp(found.min())}. Ask for a later --cutoff.",
+            f"Expected rows up to the cutoff {format_timestamp(last)}; the first row is at {format_timestamp(ds.min())}. Use a "
+            "later --cutoff.",
             where="cutoff",
         )
-    if not later.any():
+    if not is_later.any():
         return frame, ()
-    told = (f"{int(later.sum())} rows after the cutoff {format_timestamp(last)} were left aside",)
+    messages = (f"ignored {int(is_later.sum())} rows after the cutoff {format_timestamp(last)}",)
     if not data.covariates:
-        return frame[~later], told
-    unseen = [names.y, *data.channels]
-    return frame.assign(**{name: frame[name].mask(later) for name in unseen}), told
+        return frame[~is_later], messages
+    past_only = [names.y, *data.channels]
+    return frame.assign(**{name: frame[name].mask(is_later) for name in past_only}), messages
 
 
 def _parse_cutoff(text: str, timestamps: Timestamps) -> Timestamp:
-    """A cutoff, of the kind of the stamps it cuts; one without an offset is of their zone."""
+    """Parses a cutoff to the kind of the given timestamps; a cutoff without an offset is in their zone."""
     if not isinstance(timestamps, pd.DatetimeIndex):
         if text.removeprefix("-").isdecimal():
             return int(text)
         raise BadStamp(
-            f"Expected a whole number as the cutoff, since the steps are numbered; found {text!r}. Give such as --cutoff 120.",
+            f"Expected a whole number as the cutoff, because the data have integer steps; found {text!r}. Write for example "
+            "--cutoff 120.",
             where="cutoff",
         )
     try:
@@ -94,7 +100,7 @@ def _parse_cutoff(text: str, timestamps: Timestamps) -> Timestamp:
         moment = None
     if moment is None or pd.isna(moment):
         raise BadStamp(
-            f"Expected a stamp as the cutoff; found {text!r}. Write it like 2026-01-31 or 2026-01-31T06:00.",
+            f"Expected a timestamp as the cutoff; found {text!r}. Write it like 2026-01-31 or 2026-01-31T06:00.",
             where="cutoff",
         )
     if moment.tz is None:
@@ -105,8 +111,8 @@ def _parse_cutoff(text: str, timestamps: Timestamps) -> Timestamp:
         )
     if timestamps.tz is None:
         raise BadStamp(
-            f"Expected a cutoff without an offset, since the stamps have none; found {text!r}. Leave it out, or declare the "
-            "zone of the stamps.",
+            f"Expected a cutoff without a UTC offset, because the timestamps have none; found {text!r}. Omit the offset, or "
+            "declare the zone of the timestamps.",
             where="cutoff",
         )
     return moment.tz_convert(timestamps.tz)

@@ -1,4 +1,4 @@
-"""Specifications in files, and what goes into one from data or from the command line."""
+"""Reads specifications from files, and validates values that complete them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from forecaster.spec import Spec
 
 
 def read_spec(path: Path) -> Spec:
-    """The specification in a YAML file; raises BadSpec."""
+    """Reads the specification in a YAML file; raises BadSpec."""
     try:
         fields: Any = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -24,14 +24,14 @@ def read_spec(path: Path) -> Spec:
 
 
 def validate_test_windows(test_windows: int) -> None:
-    """Refuses a number of windows that nobody can mean."""
+    """Rejects a negative number of test windows; raises InputError."""
     if test_windows < 0:
         raise InputError(
-            f"Expected --test-windows of at least 0; found {test_windows}. Ask for 0 test windows to train on everything.",
+            f"Expected --test-windows of at least 0; found {test_windows}. Use 0 to train on all data.",
             where="test_windows",
         )
 
 
 def derive_model_name(name: str) -> str:
-    """The name of data as the registry takes it for a model's."""
+    """Converts the name of a data set to a valid model name of the registry."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name).lstrip("_-")[:64] or "forecaster"

@@ -1,4 +1,4 @@
-"""Files where they lie: on this machine, or in a store of objects by its address (`s3://`, `memory://`), through fsspec."""
+"""Finds source files on this machine or, through fsspec, in an object store by URL (`s3://`, `memory://`)."""
 
 from __future__ import annotations
 
@@ -15,45 +15,46 @@ from pipelines.sources.tables import TABLE_SUFFIXES, SourceFile, is_table_name
 
 
 class SourceFolder(NamedTuple):
-    """The files of a folder, in no order; what lies deeper is not among them."""
+    """The files of a folder, unordered, without those of its subfolders."""
 
     location: str
     files: tuple[SourceFile, ...]
 
 
 def find_source(source: str, *, alternatives: str) -> SourceFile | SourceFolder:
-    """The file or the folder of a path or address.
+    """Finds the file or the folder of a path or URL.
 
     Args:
-        source: A path, or an address with a scheme.
-        further: What else a source may be, for the message.
-    Raises SourceNotFound, SourceUnavailable where a store does not answer, MissingPackage where its package is not there.
+        source: A path, or a URL with a scheme.
+        alternatives: Other kinds of sources, for the error message.
+
+    Raises SourceNotFound; SourceUnavailable if a store does not respond; MissingPackage if its package is not installed.
     """
-    found = _find_in_store(source) if "://" in source else _find_local(Path(source))
-    if found is None and is_table_name(source):
+    match = _find_in_store(source) if "://" in source else _find_local(Path(source))
+    if match is None and is_table_name(source):
         raise SourceNotFound(f"Expected a file at {source}; found none. Check the path.", where=source)
-    if found is None or (isinstance(found, SourceFile) and not is_table_name(found.name)):
+    if match is None or (isinstance(match, SourceFile) and not is_table_name(match.name)):
         raise SourceNotFound(
             f"Expected a file ending in {', '.join(TABLE_SUFFIXES)}, a folder of such files, or {alternatives}; found "
-            f"{source!r}. Convert the file, or give another.",
+            f"{source!r}. Convert the file, or use another.",
             where=source,
         )
-    return found
+    return match
 
 
 def _find_local(path: Path) -> SourceFile | SourceFolder | None:
-    def file(one: Path) -> SourceFile:
-        return SourceFile(one.name, str(one), lambda: one)
+    def make_file(file_path: Path) -> SourceFile:
+        return SourceFile(file_path.name, str(file_path), lambda: file_path)
 
     if path.is_dir():
-        return SourceFolder(str(path), tuple(file(one) for one in path.iterdir() if one.is_file()))
-    return file(path) if path.is_file() else None
+        return SourceFolder(str(path), tuple(make_file(entry) for entry in path.iterdir() if entry.is_file()))
+    return make_file(path) if path.is_file() else None
 
 
 def _find_in_store(source: str) -> SourceFile | SourceFolder | None:
     if has_password(source):
         raise InputError(
-            f"Expected an address without a password; found one in {mask_passwords(source)}. Put it into the environment: "
+            f"Expected a URL without a password; found one in {mask_passwords(source)}. Put it into the environment: "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, FORECASTER_SQL_URL for a database (with --sql).",
             where=mask_passwords(source),
         )
@@ -65,20 +66,22 @@ def _find_in_store(source: str) -> SourceFile | SourceFolder | None:
             store, path = fsspec.core.url_to_fs(source)
         except ImportError as error:
             raise MissingPackage(
-                f"Expected the packages that read {scheme}://; {error}. Install forecaster[sources], and what the store "
-                "itself needs (s3fs, gcsfs, adlfs).",
+                f"Expected the packages that read {scheme}://; {error}. Install forecaster[sources], and the package of the "
+                "store (s3fs, gcsfs, adlfs).",
                 where=source,
             ) from error
         if store.isdir(path):
-            entries = [one for one in store.ls(path, detail=True) if one["type"] == "file"]
-            return SourceFolder(source, tuple(_make_store_file(store, one["name"], source=source) for one in entries))
+            entries = [entry for entry in store.ls(path, detail=True) if entry["type"] == "file"]
+            return SourceFolder(
+                source, tuple(_make_store_file(store, entry["name"], source=source) for entry in entries)
+            )
         return _make_store_file(store, path, source=None) if store.exists(path) else None
 
 
 def _make_store_file(store: Any, path: str, *, source: str | None) -> SourceFile:
     name = path.rsplit("/", 1)[-1]
-    told = store.unstrip_protocol(path) if source is None else f"{source.rstrip('/')}/{name}"
-    return SourceFile(name, told, partial(_read_bytes, store, path, told))
+    location = store.unstrip_protocol(path) if source is None else f"{source.rstrip('/')}/{name}"
+    return SourceFile(name, location, partial(_read_bytes, store, path, location))
 
 
 def _read_bytes(store: Any, path: str, location: str) -> IO[bytes]:
@@ -88,22 +91,22 @@ def _read_bytes(store: Any, path: str, location: str) -> IO[bytes]:
 
 @contextmanager
 def _translate_store_errors(source: str) -> Iterator[None]:
-    """Where the exceptions of stores, which are of any kind, become ours; what they say may hold a key."""
+    """Translates the exceptions of stores, which may be of any class, to ours; their messages may contain a key."""
     try:
         yield
     except (InputError, MissingPackage):
         raise
     except FileNotFoundError:
-        raise SourceNotFound(f"Expected a file at {source}; found none. Check the address.", where=source) from None
-    except ValueError as error:  # fsspec's, for a scheme that nobody knows
+        raise SourceNotFound(f"Expected a file at {source}; found none. Check the URL.", where=source) from None
+    except ValueError as error:  # raised by fsspec for an unknown scheme
         raise SourceNotFound(
-            f"Expected the address of a store that is known; {source}: {redact(str(error))}. Correct it. A database is "
-            "named in FORECASTER_SQL_URL and asked with --sql.",
+            f"Expected the URL of a supported store; {source}: {redact(str(error))}. Correct it. For a database, set "
+            "FORECASTER_SQL_URL and use --sql.",
             where=source,
         ) from None
-    except Exception as error:  # of any kind: each store has its own
+    except Exception as error:  # each store has its own exception classes
         raise SourceUnavailable(
-            f"Expected an answer about {source}; the store says {type(error).__name__}: {redact(str(error))}. Check the "
-            "address, the keys in the environment and that the store is up, then try again.",
+            f"Expected a response for {source}; the store failed with {type(error).__name__}: {redact(str(error))}. Check the "
+            "URL, the keys in the environment and that the store is running, then try again.",
             where=source,
         ) from None

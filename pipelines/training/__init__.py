@@ -1,1 +1,1 @@
-"""One training from data to bundle: fit, calibrate, backtest, model card, tracked run."""
+"""Training: the choice of a specification, the fit with its tracked run, and the model card."""

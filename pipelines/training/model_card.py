@@ -1,4 +1,4 @@
-"""What is said of a forecaster: the facts in its manifest, and the model card made of them."""
+"""The model card of a bundle, rendered from the facts in its manifest."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import format_timestamp
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import CHALLENGER
-from forecaster.statistical.blend import format_blend_weights as tell_blend
+from forecaster.statistical.blend import format_blend_weights
 from pipelines.promotion.gate import SEASONAL_NAIVE
 
 
-def render_model_card(forecaster: FittedModel) -> str:
-    """The model card: what it is, what it was trained on, how it did, and where its limits are."""
-    spec, facts = forecaster.spec, forecaster.facts
+def render_model_card(model: FittedModel) -> str:
+    """Renders the model card: the network, its training data, its scores and its limits."""
+    spec, facts = model.spec, model.facts
     lines = [
         f"# {spec.name}",
         "",
         f"A {spec.network.cell.upper()} network ({spec.network.layers} x {spec.network.hidden}) that feeds back its own "
-        f"output, step by step. Frequency `{forecaster.freq}`, context {spec.context} steps, scored up to {spec.horizon}.",
-        *_render_blend(forecaster),
+        f"output, step by step. Frequency `{model.freq}`, context {spec.context} steps, scored up to {spec.horizon}.",
+        *_render_blend(model),
         "",
-        "## Trained on",
+        "## Training data",
         "",
-        f"Data set `{facts['data']}`: {facts['series']} series up to {format_timestamp(forecaster.cutoff)} "
+        f"Data set `{facts['data']}`: {facts['series']} series up to {format_timestamp(model.cutoff)} "
         f"(digest `{facts['data_digest'][:12]}`); {facts['left_out']} series were too short. "
-        f"{facts['steps']} steps, seed {spec.training.seed}.",
+        f"{facts['steps']} training steps, seed {spec.training.seed}.",
         "",
         "## Scores",
         "",
@@ -48,13 +48,13 @@ def render_model_card(forecaster: FittedModel) -> str:
             f"At least as good as seasonal naive up to step {facts['reliable_horizon']}.",
         ]
     else:
-        lines.append("Not tested: it was trained on everything there was.")
+        lines.append("Not tested: the model was trained on all data.")
     lines += [
         "",
         "## Limits",
         "",
-        f"Histories need {spec.min_steps} steps or more of the same frequency. Forecasts beyond step {spec.horizon} were never "
-        f"scored. {_describe_intervals(forecaster)}",
+        f"A history needs at least {spec.min_steps} steps of the same frequency. Forecasts beyond step {spec.horizon} were never "
+        f"scored. {_describe_intervals(model)}",
         "",
         "```json",
         json.dumps(spec.model_dump(), indent=1),
@@ -63,49 +63,48 @@ def render_model_card(forecaster: FittedModel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _render_blend(forecaster: FittedModel) -> list[str]:
-    """What the forecasts are besides the network's, and how that was chosen."""
-    if not forecaster.blend_weights:
+def _render_blend(model: FittedModel) -> list[str]:
+    """Describes the weights of a blend, and how they were chosen."""
+    if not model.blend_weights:
         return []
-    found = forecaster.facts["blend"]
-    how = {
+    facts = model.facts["blend"]
+    reason = {
         "network": "the network alone was as good as a blend",
-        "equal": "equal weights were better than the network alone, and no others were clearly better",
-        "optimal": "clearly better than the network alone and than equal weights",
-    }[found["chosen"]]
-    errors = ", ".join(f"{name} {'-' if error is None else f'{error:.4g}'}" for name, error in found["errors"].items())
-    measured = f" (MASE there: {errors})" if errors else ""
+        "equal": "equal weights were better than the network alone, and no other weights were clearly better",
+        "optimal": "they were clearly better than the network alone and than equal weights",
+    }[facts["chosen"]]
+    errors = ", ".join(f"{name} {'-' if error is None else f'{error:.4g}'}" for name, error in facts["errors"].items())
+    measured = f" (MASE on these windows: {errors})" if errors else ""
     return [
         "",
-        f"Blend: {tell_blend(forecaster.blend_weights)}. The weights are from the validation windows: {how}{measured}. In the scores "
-        "below `network` is the network alone.",
+        f"Blend: {format_blend_weights(model.blend_weights)}. The weights were chosen on the validation windows: "
+        f"{reason}{measured}. In the scores below, `network` is the network alone.",
     ]
 
 
-def _describe_intervals(forecaster: FittedModel) -> str:
-    """How far the intervals can be trusted."""
-    if forecaster.calibration is None:
-        return "It was not calibrated: there are point forecasts only."
-    table = forecaster.calibration.table_for()
-    how = {
-        "ranks": "from the ranks of its errors",
-        "gaussian": "from the spread of its few errors, as if they were Gaussian",
-        "assumed": "without having seen an error: do not trust them",
+def _describe_intervals(model: FittedModel) -> str:
+    """Describes how far the prediction intervals can be trusted."""
+    if model.calibration is None:
+        return "The model was not calibrated: it gives point forecasts only."
+    table = model.calibration.table_for()
+    method = {
+        "ranks": "from the ranks of the errors",
+        "gaussian": "from the spread of few errors under a Gaussian assumption",
+        "assumed": "without any observed error: do not trust them",
     }[table.basis]
     return (
-        f"Intervals were calibrated on {table.windows} windows before the test, {how}; they hold where the future's errors "
-        "are like those."
+        f"Intervals were calibrated on {table.windows} windows before the test, {method}; they are valid while future errors "
+        "resemble the errors on these windows."
     )
 
 
 def compute_reliable_horizon(result: Backtest, forecaster_name: str = CHALLENGER) -> int:
-    """The last step up to which a forecaster was seen to be at least as good as seasonal naive at every step."""
-    good = result.mase_by_step(forecaster_name) <= result.mase_by_step(
-        SEASONAL_NAIVE
-    )  # not so where nothing was measured
-    return result.horizon if good.all() else int(np.argmin(good))
+    """Returns the last step up to which a forecaster was at least as good as seasonal naive at every step."""
+    mase, baseline_mase = result.mase_by_step(forecaster_name), result.mase_by_step(SEASONAL_NAIVE)
+    is_good = mase <= baseline_mase  # False where nothing was measured (NaN)
+    return result.horizon if is_good.all() else int(np.argmin(is_good))
 
 
 def replace_nonfinite(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Scores as JSON can hold them: None for what could not be computed."""
+    """Returns scores that JSON can represent: None for a score that could not be computed."""
     return {name: value if np.isfinite(value) else None for name, value in scores.items()}

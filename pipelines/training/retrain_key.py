@@ -1,4 +1,4 @@
-"""What makes two retrainings the same: their data, their specification, their gate and the code."""
+"""The key of a retraining: two retrainings of the same data, specification, gate policy and code have the same key."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from pipelines.promotion.policy import Policy
 
-RETRAIN_KEY_TAG = "retrain_key"  # of runs and versions, and among a bundle's facts
+RETRAIN_KEY_TAG = "retrain_key"  # of runs and versions, and among the facts of a bundle
 
 
 def compute_retrain_key(panel: Panel, spec: Spec, policy: Policy, *, test_windows: int, warm_start: bool) -> str:
-    """sha256 over all that a retraining's verdict comes from, but for the champion: who is told of a verdict once need not
-    hear another because somebody was promoted since.
+    """Returns the sha256 over everything that determines the verdict of a retraining, except the champion.
 
-    Covariates that are known ahead are of the key as far as the data go: what is known further ahead is not trained on.
+    The champion is left out so that a recorded verdict stays valid when another version is promoted later. Known future
+    covariates are part of the key up to the end of the data only: later values are not trained on.
     """
-    known = [
-        replace(one, covariates={name: values[: len(one)] for name, values in one.covariates.items()})
-        for one in panel.series
+    series_to_cutoff = [
+        replace(series, covariates={name: values[: len(series)] for name, values in series.covariates.items()})
+        for series in panel.series
     ]
     parts = {
         "cutoff": format_timestamp(panel.cutoff),
-        "data": panel._replace(series=known).digest(),
+        "data": panel._replace(series=series_to_cutoff).digest(),
         "code": compute_code_version(),
         "spec": spec.model_dump(mode="json"),
         "policy": policy.model_dump(mode="json"),
@@ -42,11 +42,14 @@ def compute_retrain_key(panel: Panel, spec: Spec, policy: Policy, *, test_window
 
 @cache
 def compute_code_version() -> str:
-    """The version's number, and a digest of the sources of forecaster and pipelines: a number alone outlives many changes."""
-    total = hashlib.sha256()
+    """Returns the version number and a digest of the sources of forecaster and pipelines.
+
+    The number alone does not identify the code, because it stays the same over many changes.
+    """
+    digest = hashlib.sha256()
     for name, content in _iter_sources(Path(forecaster.__file__).parent, Path(__file__).parents[1]):
-        total.update(f"\n{len(content)} {name}\n".encode() + content)
-    return f"{forecaster.__version__}+{total.hexdigest()[:16]}"
+        digest.update(f"\n{len(content)} {name}\n".encode() + content)
+    return f"{forecaster.__version__}+{digest.hexdigest()[:16]}"
 
 
 def _iter_sources(*packages: Path) -> Iterator[tuple[str, bytes]]:

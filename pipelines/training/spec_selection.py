@@ -1,4 +1,4 @@
-"""A specification for data of which nothing was said but how far ahead to forecast."""
+"""Selects a specification for data when only the horizon is given."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ _log = logging.getLogger(__name__)
 
 
 class SpecSelection(NamedTuple):
-    """A specification, and what it was chosen from; nothing where it was given."""
+    """A specification and the candidates it was chosen from; there are none if it was given."""
 
     spec: Spec
     candidates: tuple[CandidateScore, ...] = ()
 
 
 def select_spec(data: DataSource, *, horizon: int, preset: str | None = None, test_windows: int = 1) -> SpecSelection:
-    """The variant of a preset whose forecasts were best on the windows before the test.
+    """Returns the variant of a preset with the best forecasts on the windows before the test.
 
     Args:
         data: Where the panel comes from.
         horizon: Steps ahead.
-        kind: The preset; that of the panel's frequency, if not given.
-        test_windows: Rolling origins at the end that nothing is chosen by.
+        preset: The preset; by default that of the panel's frequency.
+        test_windows: Rolling origins at the end, which do not affect the choice.
     """
     validate_test_windows(test_windows)
     panel = read_panel(data)
-    known = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
-    made = build_candidate_specs(known, horizon=horizon, name=derive_model_name(data.name), preset=preset)
-    for spec in made:  # told of the data as they are, not of what is left of them
+    history = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
+    specs = build_candidate_specs(history, horizon=horizon, name=derive_model_name(data.name), preset=preset)
+    for spec in specs:  # an error about short series describes the whole data, not the remaining history
         hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
 
-    tried: list[CandidateScore] = []
+    candidates: list[CandidateScore] = []
 
-    def tell(spec: Spec, error: float) -> None:
-        what = f"{spec.scaling}{' of log' * (spec.transform == 'log')}, base {spec.base}"
-        tried.append(CandidateScore(what, error))
-        _log.info("tried %s: %.4g times the seasonal naive's error", what, error)
+    def add_candidate(spec: Spec, error: float) -> None:
+        description = f"{spec.scaling}{' of log' * (spec.transform == 'log')}, base {spec.base}"
+        candidates.append(CandidateScore(description, error))
+        _log.info("candidate %s: %.4g times the error of seasonal naive", description, error)
 
-    return SpecSelection(select_on_validation(known, made, on_result=tell).spec, tuple(tried))
+    return SpecSelection(select_on_validation(history, specs, on_result=add_candidate).spec, tuple(candidates))

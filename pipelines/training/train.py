@@ -1,4 +1,4 @@
-"""A training: fit, backtest, bundle, and one tracked run of it all."""
+"""One training: fit, backtest, write the bundle, and track all of it in one run."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from pipelines.training.retrain_key import RETRAIN_KEY_TAG
 
 TRACKED_LEVELS = tuple(
     sorted(round((1 + side * share) / 2, 6) for share in INTERVALS for side in (-1, 1))
-)  # kept with a run
+)  # levels of the quantiles recorded with a run
 
 _log = logging.getLogger(__name__)
 
 
 class EpochLogger(pl.Callback):
-    """A line an epoch in the log, for terminals that cannot show a bar."""
+    """Logs one line per epoch, for output that cannot show a progress bar."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells of the epoch before: at its own end its scores are not complete yet."""
+        """Logs the previous epoch: at its own end its scores are not complete yet."""
         self._log_epoch(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells of the last epoch."""
+        """Logs the last epoch."""
         self._log_epoch(trainer)
 
     def _log_epoch(self, trainer: pl.Trainer) -> None:
@@ -66,21 +66,21 @@ class EpochLogger(pl.Callback):
 
 
 class CandidateScore(NamedTuple):
-    """A specification that was tried before one was chosen: what it is, and its error on validation windows."""
+    """The description of a candidate specification, and its error on the validation windows."""
 
     description: str
     error: float
 
 
 class TrainingResult(NamedTuple):
-    """A bundle on disk, and how it did."""
+    """The bundle that a training wrote, and its scores."""
 
     bundle: Path
     digest: str
     run_id: str
     forecaster: FittedModel
     scores: Mapping[str, Mapping[str, float]]  # by forecaster: mase, rmsse, smape, mae
-    backtest: Backtest | None  # None where nothing was held out to test on
+    backtest: Backtest | None  # None if nothing was held out for a test
 
 
 def train(
@@ -97,132 +97,130 @@ def train(
     candidates: Sequence[CandidateScore] = (),
     show_progress: bool = False,
 ) -> TrainingResult:
-    """Fits a forecaster on all but the last test windows, backtests it there, writes its bundle, and tracks it all.
+    """Fits a model on all but the last test windows, backtests it on them, writes its bundle, and tracks all of it in a run.
 
     Args:
         data: Where the panel comes from.
-        spec: What to make.
-        root: Where state lives. A training killed there goes on from its last epoch when it is started again.
-        panel: What was read of the data, if it has been.
-        key: What makes it the same as another retraining; tagged, and among the bundle's facts.
-        initial: Whose weights to start from; random ones, if not given.
-        rivals: Further forecasters to ask at the same cutoffs.
-        test_windows: Rolling origins kept from the fit altogether, a horizon apart; 0 trains on everything, untested.
-        trigger: What started it, for the run's tags.
-        tried: From what the specification was chosen, for the run.
-        progress: Whether to show a progress bar.
+        spec: The specification of the model.
+        root: The root folder. A training that was killed resumes from its last epoch when it is started again.
+        panel: The panel of the data, if it was read already.
+        retrain_key: The key of the retraining; a tag of the run, and one of the bundle's facts.
+        initial: The model whose weights to start from; by default they are random.
+        reference_forecasters: Additional forecasters to backtest at the same cutoffs.
+        test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
+        trigger: What started the training, for the run's tags.
+        candidates: The specifications among which this one was chosen, for the run.
+        show_progress: Whether to show a progress bar.
     """
     validate_test_windows(test_windows)
     panel = read_panel(data.for_spec(spec)) if panel is None else panel
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)
-    known = _select_training_panel(panel, spec, test_windows)
-    split_panel(known, spec)  # what cannot be trained on is refused before there is a run of it
+    training_panel = _select_training_panel(panel, spec, test_windows)
+    split_panel(training_panel, spec)  # data that cannot be trained on are rejected before a run is created
     require_packages(spec.blend)
-    dataset = RunDataset(data.name, known.digest(), data.source, known.cutoff)
-    asked_for = {
+    dataset = RunDataset(data.name, training_panel.digest(), data.source, training_panel.cutoff)
+    tags = {
         RETRAIN_KEY_TAG: retrain_key,
         "asked_cutoff": data.cutoff,
         "refit": str(spec.training.refit).lower(),
     } | _describe_candidates(candidates)
     with _lock_checkpoint_folder(
         get_checkpoint_folder(panel, spec, root, initial=initial, test_windows=test_windows)
-    ) as place:
+    ) as folder:
         with open_run(
             spec,
             dataset,
             root=root.path,
             tracking_uri=root.tracking_uri,
             trigger=trigger,
-            run_id=_read_if_exists(place / "run_id"),
-            tags={name: value for name, value in asked_for.items() if value is not None},
+            run_id=_read_if_exists(folder / "run_id"),
+            tags={name: value for name, value in tags.items() if value is not None},
         ) as run:
-            atomic.write_text(place / "run_id", run.id)
-            run.log_curve("choice/error", [one.error for one in candidates])
+            atomic.write_text(folder / "run_id", run.id)
+            run.log_curve("choice/error", [candidate.error for candidate in candidates])
             started = time.monotonic()
             callbacks = [] if show_progress else [EpochLogger()]
             fitted = fit(
-                known,
+                training_panel,
                 spec,
                 initial=initial,
-                checkpoint=place / "last.ckpt",
+                checkpoint=folder / "last.ckpt",
                 loggers=[run.logger],
                 callbacks=callbacks,
                 progress=show_progress,
             )
-            fitted, weighed = _calibrate_and_blend(fitted, known, spec)
+            fitted, blend_weights = _calibrate_and_blend(fitted, training_panel, spec)
             if spec.training.refit:
-                whole = refit(
-                    known,
+                refitted = refit(
+                    training_panel,
                     fitted,
                     initial=initial,
-                    checkpoint=place / "whole.ckpt",
+                    checkpoint=folder / "whole.ckpt",
                     callbacks=callbacks,
                     progress=show_progress,
                 )
-                fitted = fitted._replace(model=whole)
+                fitted = fitted._replace(model=refitted)
                 run.logger.log_metrics({"refit/steps": fitted.best_steps})
             seconds = time.monotonic() - started
-            forecaster, result, told = fitted.model, None, None
+            model, result, result_with_quantiles = fitted.model, None, None
             if test_windows:
-                alone = {NETWORK: Predictor(replace(forecaster, blend_weights={}))} if forecaster.blend_weights else {}
+                network_only = {NETWORK: Predictor(replace(model, blend_weights={}))} if model.blend_weights else {}
                 result = run_test_backtest(
                     panel,
-                    forecaster,
-                    reference_forecasters={**alone, **(reference_forecasters or {})},
+                    model,
+                    reference_forecasters={**network_only, **(reference_forecasters or {})},
                     test_windows=test_windows,
                 )
-                told = add_quantiles(result, {CHALLENGER: forecaster}, levels=SCORED_LEVELS)
-                _log_figures(run, told)  # while the bundle is written
-            facts = _build_facts(data, panel, known, fitted, result, weighed, run_id=run.id)
-            finished = replace(
-                forecaster, facts=facts if retrain_key is None else {**facts, RETRAIN_KEY_TAG: retrain_key}
-            )
+                result_with_quantiles = add_quantiles(result, {CHALLENGER: model}, levels=SCORED_LEVELS)
+                _log_figures(run, result_with_quantiles)  # uploaded while the bundle is written
+            facts = _build_facts(data, panel, training_panel, fitted, result, blend_weights, run_id=run.id)
+            model = replace(model, facts=facts if retrain_key is None else {**facts, RETRAIN_KEY_TAG: retrain_key})
             bundle = root.bundles / run.id
             _remove_leftovers(bundle)
-            card = render_model_card(finished)
-            digest = artifact.save_bundle(finished, bundle, card=card)
+            card = render_model_card(model)
+            digest = artifact.save_bundle(model, bundle, card=card)
             run.set_tag("bundle_digest", digest)
-            if finished.blend_weights:
-                run.set_tag("blend", format_blend_weights(finished.blend_weights))
+            if model.blend_weights:
+                run.set_tag("blend", format_blend_weights(model.blend_weights))
             run.log_model_card(card)
-            _log_scores(run, spec, fitted, told, seconds=seconds, test_windows=test_windows)
-        shutil.rmtree(place)
-    return TrainingResult(bundle, digest, run.id, finished, facts["backtest"], result)
+            _log_scores(run, spec, fitted, result_with_quantiles, seconds=seconds, test_windows=test_windows)
+        shutil.rmtree(folder)
+    return TrainingResult(bundle, digest, run.id, model, facts["backtest"], result)
 
 
 def _calibrate_and_blend(fitted: FitResult, panel: Panel, spec: Spec) -> tuple[FitResult, BlendWeights | None]:
-    """The fitted forecaster with what the validation windows say of it: intervals, and the weights of its blend."""
-    windows, stride, weighed = spec.training.valid_windows, spec.training.valid_stride, None
+    """Calibrates the intervals of the fitted model on the validation windows, and fits the weights of its blend there."""
+    windows, stride, blend_weights = spec.training.valid_windows, spec.training.valid_stride, None
     if not windows:
         return fitted, None
     if spec.blend:
-        forecaster, weighed = fit_blend(fitted.model, panel, windows=windows, stride=stride)
-        _log.info("blend: %s", format_blend_weights(weighed.weights))
+        model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride)
+        _log.info("blend: %s", format_blend_weights(blend_weights.weights))
     else:
-        forecaster = calibrate_model(fitted.model, panel, windows=windows, stride=stride)
-    return fitted._replace(model=forecaster), weighed
+        model = calibrate_model(fitted.model, panel, windows=windows, stride=stride)
+    return fitted._replace(model=model), blend_weights
 
 
 def run_test_backtest(
     panel: Panel,
-    forecaster: FittedModel,
+    model: FittedModel,
     *,
     reference_forecasters: Mapping[str, ForecastFunction | Predictor],
     test_windows: int,
 ) -> Backtest:
-    """The test of a training: the forecaster, its rivals and seasonal naive on the last windows."""
-    spec, season = forecaster.spec, forecaster.season
-    asked = {CHALLENGER: Predictor(forecaster), **reference_forecasters, SEASONAL_NAIVE: seasonal_naive(season)}
+    """Backtests a trained model, the reference forecasters and seasonal naive on the last windows."""
+    spec, season = model.spec, model.season
+    forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, SEASONAL_NAIVE: seasonal_naive(season)}
     return backtest(
-        panel, asked, horizon=spec.horizon, windows=test_windows, season=season, min_history=spec.min_steps + 1
+        panel, forecasters, horizon=spec.horizon, windows=test_windows, season=season, min_history=spec.min_steps + 1
     )
 
 
 def get_checkpoint_folder(
     panel: Panel, spec: Spec, root: Root, *, initial: FittedModel | None, test_windows: int
 ) -> Path:
-    """Where a training is under way, if it is: a folder that is gone when it has ended well."""
+    """Returns the checkpoint folder of a training; it exists only while the training is unfinished."""
     return root.checkpoints / fit_digest(_select_training_panel(panel, spec, test_windows), spec, initial)[:16]
 
 
@@ -234,21 +232,25 @@ def _select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel
 
 @contextmanager
 def _lock_checkpoint_folder(folder: Path) -> Iterator[Path]:
-    """The folder of one fit; refuses a second process that would train the same thing at the same time."""
+    """Creates and locks the checkpoint folder of one fit; raises TrainingError if another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TrainingError(
-                f"The same training is running already (it holds {lock.name}). Wait for it, or change the specification.",
+                f"Expected no other process to run this training; it is already running (lock {lock.name}). Wait for it to "
+                "finish, or change the specification.",
                 where=str(folder),
             ) from error
         yield folder
 
 
 def _remove_leftovers(bundle: Path) -> None:
-    """Takes away what a training killed here left: drafts, and a bundle that is written anew; a kill leaves it or nothing."""
+    """Removes what a killed training left: drafts, and the bundle, which is written again.
+
+    The rename makes the removal of the bundle atomic: another kill leaves the whole bundle or none.
+    """
     for draft in bundle.parent.glob(f".{bundle.name}.*"):
         shutil.rmtree(draft, ignore_errors=True)
     if bundle.exists():
@@ -294,15 +296,16 @@ def _build_facts(
 
 
 def _describe_candidates(candidates: Sequence[CandidateScore]) -> dict[str, str]:
-    """What the specification was chosen from, and the best, in words."""
+    """Returns tags that describe the candidates and the best of them."""
     if not candidates:
         return {}
-    best = min(candidates, key=lambda one: one.error)
-    return {"chosen": best.description, "tried": ", ".join(f"{one.description} {one.error:.4g}" for one in candidates)}
+    best = min(candidates, key=lambda candidate: candidate.error)
+    tried = ", ".join(f"{candidate.description} {candidate.error:.4g}" for candidate in candidates)
+    return {"chosen": best.description, "tried": tried}
 
 
 def _log_figures(run: TrackedRun, result: Backtest) -> None:
-    """The pictures of a test."""
+    """Logs the figures of a test."""
     run.log_figure("plots/forecast.png", plot_origins(result, CHALLENGER))
     run.log_figure("plots/error_by_horizon.png", plot_error_by_step(result))
     if result.quantiles:
@@ -318,13 +321,13 @@ def _log_scores(
     seconds: float,
     test_windows: int,
 ) -> None:
-    """Everything that runs are compared by, under the names that all runs share."""
-    made = (fitted.steps - fitted.resumed_steps + spec.training.refit * fitted.best_steps) * spec.training.batch
-    if made:  # else all was fitted before a kill, and was recorded then or never
-        run.log_headline_metrics({"train/seconds": seconds, "train/windows_per_s": made / seconds})
+    """Logs all metrics that runs are compared by, under the names that all runs share."""
+    num_windows = (fitted.steps - fitted.resumed_steps + spec.training.refit * fitted.best_steps) * spec.training.batch
+    if num_windows:  # otherwise the fit finished before a kill, and was logged then or not at all
+        run.log_headline_metrics({"train/seconds": seconds, "train/windows_per_s": num_windows / seconds})
     if result is None:
         return
-    origins = build_validation_batches(
+    batches = build_validation_batches(
         result.series,
         context=fitted.model.network.window_length(max(map(len, result.series))),
         horizon=spec.horizon,
@@ -333,9 +336,9 @@ def _log_scores(
         encoding=fitted.model.encoding,
         channels=spec.channels,
     )
-    run.log_headline_metrics({"bt/exposure_gap": compute_exposure_gap(fitted.model.networks, origins)})
+    run.log_headline_metrics({"bt/exposure_gap": compute_exposure_gap(fitted.model.networks, batches)})
     if NETWORK in result.forecasts:
-        pure = result.scores(NETWORK)
-        run.log_headline_metrics({f"bt_pure/{name}": pure[name] for name in ("mase", "rmsse", "smape")})
+        network_scores = result.scores(NETWORK)
+        run.log_headline_metrics({f"bt_pure/{name}": network_scores[name] for name in ("mase", "rmsse", "smape")})
     levels = TRACKED_LEVELS if result.quantiles else ()
     backtests.record_backtest(run, result, score_table(result), model_name=CHALLENGER, levels=levels)

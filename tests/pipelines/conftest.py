@@ -1,4 +1,4 @@
-"""A fresh root for each test, a training that takes a second, and data on which it is as good as can be."""
+"""Fixtures: a fresh root for each test, a specification that trains in a second, and data whose best forecast is the mean."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from forecaster.spec import NetworkSpec, Spec, TrainingSpec
 from pipelines.settings import Root, resolve_tracking_uri
 from pipelines.sources import DataSource
 
-GOOD_LEARNING_RATE = (
-    1e-3  # learning rates: one that leaves the small network near its start, which says the mean of the history ...
-)
-BAD_LEARNING_RATE = 10.0  # ... and one that throws it far away
+GOOD_LEARNING_RATE = 1e-3  # keeps the small network near its initial forecast, the mean of the history
+BAD_LEARNING_RATE = 10.0  # makes the training diverge
 
 
 def make_noise_frame(series: int = 20, steps: int = 60) -> pd.DataFrame:
-    """White noise around ten, by the hour: nothing beats the mean, and seasonal naive is 1.4 times worse."""
-    draw = np.random.default_rng(0)
+    """Hourly white noise around ten: no forecast is better than the mean, and the error of seasonal naive is 1.4 times larger."""
+    rng = np.random.default_rng(0)
     return pd.concat(
         pd.DataFrame(
             {
                 "unique_id": f"meter_{number}",
                 "ds": pd.date_range("2026-01-01", periods=steps, freq="h"),
-                "y": 10 + draw.normal(size=steps),
+                "y": 10 + rng.normal(size=steps),
             }
         )
         for number in range(series)
@@ -39,7 +37,7 @@ def make_noise_frame(series: int = 20, steps: int = 60) -> pd.DataFrame:
 def make_small_spec(
     *, learning_rate: float = GOOD_LEARNING_RATE, seed: int = 0, name: str = "small", **training: Any
 ) -> Spec:
-    """A specification that is trained in a second."""
+    """Makes a specification that trains in a second."""
     fields = {"steps": 4, "epoch_steps": 2, "batch": 8, "learning_rate": learning_rate, "seed": seed} | training
     return Spec(
         name=name, context=8, horizon=4, season=4, network=NetworkSpec(hidden=4), training=TrainingSpec(**fields)
@@ -48,7 +46,7 @@ def make_small_spec(
 
 @pytest.fixture(scope="session")
 def migrated_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root whose database is migrated once; tests copy the file, which takes no time."""
+    """A root whose database is migrated once; tests copy the file, because a migration is slow."""
     root = tmp_path_factory.mktemp("migrated")
     create_client(resolve_tracking_uri(root))
     return root
@@ -71,7 +69,7 @@ def noise_data(tmp_path: Path) -> DataSource:
 
 @pytest.fixture(scope="module")
 def six_meters(tmp_path_factory: pytest.TempPathFactory) -> DataSource:
-    """Six series that a search of seconds can be made on."""
+    """Six series, for a search that takes seconds."""
     path = tmp_path_factory.mktemp("data") / "meters.csv"
     make_noise_frame(series=6).to_csv(path, index=False)
     return DataSource(str(path))

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, where the machine has one: on 127.0.0.1, with a password, gone after the tests."""
+"""A temporary PostgreSQL server for tests on 127.0.0.1, with a password; tests are skipped if PostgreSQL is not installed."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ import pytest
 
 from tests.system.processes import free_port
 
-USER, PASSWORD = "reader", "p@ss/w0rd:planted"  # odd characters are quoted in an address
+USER, PASSWORD = "reader", "p@ss/w0rd:planted"  # its special characters are percent-encoded in a URL
 QUOTED = "p%40ss%2Fw0rd%3Aplanted"
 
 
 def find_programs() -> Path | None:
-    """The folder of `initdb` and `pg_ctl`."""
-    found = shutil.which("initdb")
-    if found:
-        return Path(found).parent
+    """Returns the folder of `initdb` and `pg_ctl`."""
+    executable = shutil.which("initdb")
+    if executable:
+        return Path(executable).parent
     return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 
 
 def _server_user() -> str | None:
-    """Who runs the server: it refuses to be run by root."""
+    """Returns the user that runs the server, which refuses to run as root."""
     if os.geteuid():
         return None
-    names = {one.pw_name for one in pwd.getpwall()}
+    names = {entry.pw_name for entry in pwd.getpwall()}
     return "postgres" if "postgres" in names else "nobody"
 
 
 @contextmanager
 def running_postgres() -> Iterator[str]:
-    """The address of an empty database, its password in it."""
+    """Runs a server; yields the URL of an empty database, including the password."""
     folder = find_programs()
     if folder is None:
         pytest.skip("PostgreSQL is not installed (no initdb)")
-    somebody, place, port = _server_user(), Path(tempfile.mkdtemp(prefix="forecaster-pg-")), free_port()
-    secret = place / "password"
-    secret.write_text(PASSWORD)
-    if somebody is not None:
-        for one in (place, secret):
-            shutil.chown(one, somebody)
+    user, home, port = _server_user(), Path(tempfile.mkdtemp(prefix="forecaster-pg-")), free_port()
+    password_file = home / "password"
+    password_file.write_text(PASSWORD)
+    if user is not None:
+        for path in (home, password_file):
+            shutil.chown(path, user)
 
     def run(program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [folder / program, *arguments], user=somebody, cwd=place, capture_output=True, text=True, check=False
+        completed = subprocess.run(
+            [folder / program, *arguments], user=user, cwd=home, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert completed.returncode == 0, completed.stdout + completed.stderr
 
     try:
-        data = str(place / "data")
-        run("initdb", "-D", data, "-U", USER, "--pwfile", str(secret), "-A", "scram-sha-256", "--no-sync")
+        data = str(home / "data")
+        run("initdb", "-D", data, "-U", USER, "--pwfile", str(password_file), "-A", "scram-sha-256", "--no-sync")
         options = f"-h 127.0.0.1 -p {port} -k '' -F"
-        with_log = ("-D", data, "-l", str(place / "log"), "-w", "-t", "60")
-        run("pg_ctl", *with_log, "-o", options, "start")
+        start_options = ("-D", data, "-l", str(home / "log"), "-w", "-t", "60")
+        run("pg_ctl", *start_options, "-o", options, "start")
         try:
             yield f"postgresql://{USER}:{QUOTED}@127.0.0.1:{port}/postgres"
         finally:
             run("pg_ctl", "-D", data, "-m", "immediate", "stop")
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)

@@ -204,7 +204,7 @@ def test_the_same_training_cannot_run_twice_concurrently(
         run_id, said = training_folder.run_id(), len(training_folder.read_log())
         assert fork_server.run(TRAIN_COMMAND, training_folder.folder) == 1
         refusal = training_folder.read_log()[said:]
-        assert "running already" in refusal
+        assert "already running" in refusal
         assert "Wait for it" in refusal
         assert "Traceback" not in refusal
         assert training_folder.run_id() == run_id

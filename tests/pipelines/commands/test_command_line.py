@@ -1,4 +1,4 @@
-"""The command line as a person meets it first: its help, its speed, and what it brings along."""
+"""The command line as a whole: its help, its imports, and the environment of the service."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ HEAVY_PACKAGES = (
 
 
 def run_program(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A program in a Python of its own."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("FORECASTER_", "MLFLOW_"))}
+    """Runs a program in a new Python process."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FORECASTER_", "MLFLOW_"))}
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env={**ours, "PYTHONPATH": str(CHECKOUT), **environment},
+        env={**inherited, "PYTHONPATH": str(CHECKOUT), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -57,74 +57,77 @@ def test_all_documented_commands_exist() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_documents_itself_and_its_parameters(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    inside = {"data": "check", "key": "new", "schedule": "status"}
-    path = [command, inside[command]] if command in inside else [command]
-    with pytest.raises(SystemExit) as left:
+    subcommands = {"data": "check", "key": "new", "schedule": "status"}
+    path = [command, subcommands[command]] if command in subcommands else [command]
+    with pytest.raises(SystemExit) as raised:
         main([*path, "--help"])
-    assert left.value.code == 0
-    told = " ".join(capsys.readouterr().out.split())
-    function = (app[command][inside[command]] if command in inside else app[command]).default_command
+    assert raised.value.code == 0
+    help_text = " ".join(capsys.readouterr().out.split())
+    app_command = app[command][subcommands[command]] if command in subcommands else app[command]
+    function = app_command.default_command
     assert function is not None
-    assert (function.__doc__ or "nothing").split(",")[0].split()[0] in told
+    assert (function.__doc__ or "nothing").split(",")[0].split()[0] in help_text
     parameters = inspect.signature(function).parameters.values()
     options = [
         name
-        for one in parameters
-        if one.kind is not inspect.Parameter.VAR_POSITIONAL
-        for name in ([field.name for field in fields(one.default)] if is_dataclass(one.default) else [one.name])
+        for parameter in parameters
+        if parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+        for name in (
+            [field.name for field in fields(parameter.default)] if is_dataclass(parameter.default) else [parameter.name]
+        )
     ]
     for name in options:
-        assert f"--{name.replace('_', '-')}" in told
+        assert f"--{name.replace('_', '-')}" in help_text
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """Of every command, in one interpreter: what any of them imports is found."""
+    """Shows the help of every command in one process, so that an import by any of them is detected."""
     program = (
         "import sys\nfrom pipelines.cli import main\n"
         "for command in ['', *sys.argv[1:]]:\n"
-        "    try:\n        main([*command.split(), '--help'])\n    except SystemExit as left:\n        assert not left.code\n"
-        f"    found = set({HEAVY_PACKAGES}) & set(sys.modules)\n"
-        "    if found:\n        sys.exit(f'{command}: {sorted(found)}')\n"
+        "    try:\n        main([*command.split(), '--help'])\n    except SystemExit as error:\n        assert not error.code\n"
+        f"    heavy = set({HEAVY_PACKAGES}) & set(sys.modules)\n"
+        "    if heavy:\n        sys.exit(f'{command}: {sorted(heavy)}')\n"
     )
-    inside = [f"{name} {sub}" for name in COMMANDS for sub in app[name] if not sub.startswith("-")]
-    done = run_program(program, *COMMANDS, *inside)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage") == 1 + len(COMMANDS) + len(inside)
-    assert {"data check", "key new", "schedule status"} <= set(inside)
+    subcommands = [f"{name} {sub}" for name in COMMANDS for sub in app[name] if not sub.startswith("-")]
+    completed = run_program(program, *COMMANDS, *subcommands)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count("Usage") == 1 + len(COMMANDS) + len(subcommands)
+    assert {"data check", "key new", "schedule status"} <= set(subcommands)
 
 
 def test_a_backtest_uses_every_origin_of_the_stride(tmp_path: Path) -> None:
     artifact.save_bundle(make_forecaster(make_spec(reads="history")), tmp_path / "bundle", card="")
-    stamps = pd.date_range("2026-01-01", periods=40, freq="h")
-    pd.DataFrame({"unique_id": "a", "ds": stamps, "y": make_wave(40)}).to_csv(tmp_path / "data.csv", index=False)
-    asked = ["backtest", str(tmp_path / "bundle"), str(tmp_path / "data.csv"), "--windows", "7", "--stride", "2"]
-    with pytest.raises(SystemExit) as left:
-        main([*asked, "--out", str(tmp_path / "out.csv")])
-    assert not left.value.code
+    timestamps = pd.date_range("2026-01-01", periods=40, freq="h")
+    pd.DataFrame({"unique_id": "a", "ds": timestamps, "y": make_wave(40)}).to_csv(tmp_path / "data.csv", index=False)
+    arguments = ["backtest", str(tmp_path / "bundle"), str(tmp_path / "data.csv"), "--windows", "7", "--stride", "2"]
+    with pytest.raises(SystemExit) as raised:
+        main([*arguments, "--out", str(tmp_path / "out.csv")])
+    assert not raised.value.code
     frame = pd.read_csv(tmp_path / "out.csv", parse_dates=["cutoff", "ds"])
     assert list(frame.columns) == ["unique_id", "cutoff", "ds", "step", "y", "small", "seasonal_naive"]
-    assert frame["cutoff"].unique().tolist() == stamps[22:35:2].tolist()
+    assert frame["cutoff"].unique().tolist() == timestamps[22:35:2].tolist()
     assert (frame["ds"] - frame["cutoff"] == frame["step"] * pd.Timedelta("1h")).all()
     assert np.isfinite(frame["small"]).all()
 
 
 def test_serving_starts_without_training_packages(tmp_path: Path) -> None:
-    """The image of the service has neither Lightning nor matplotlib nor all of MLflow."""
+    """The image of the service has no Lightning, no matplotlib, and only a part of MLflow."""
     program = (
         "import os, sys\n"
         "def execve(path, arguments, environment):\n"
         "    print(arguments[1:], environment['FORECASTER_SERVING_MODEL'], environment['FORECASTER_SERVING_REGISTRY'])\n"
-        "    found = {'torch', 'pytorch_lightning', 'lightning_fabric', 'matplotlib', 'mlflow'} & set(sys.modules)\n"
-        "    os._exit(print(found, file=sys.stderr) or 9 if found else 0)\n"
+        "    heavy = {'torch', 'pytorch_lightning', 'lightning_fabric', 'matplotlib', 'mlflow'} & set(sys.modules)\n"
+        "    os._exit(print(heavy, file=sys.stderr) or 9 if heavy else 0)\n"
         "os.execve = execve\n"
         "sys.stdout.reconfigure(line_buffering=True)\n"
         "from pipelines.cli import main\n"
         "main(['serve', 'small', '--root', sys.argv[1]])\n"
-        "sys.exit('it came back')"
+        "sys.exit('serve returned')"
     )
-    done = run_program(program, str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"['-m', 'serving'] small sqlite:///{tmp_path}/mlflow.db"
+    completed = run_program(program, str(tmp_path))
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.strip() == f"['-m', 'serving'] small sqlite:///{tmp_path}/mlflow.db"
 
 
 def test_serve_follows_the_registry_of_its_root(tmp_path: Path) -> None:
@@ -138,9 +141,11 @@ def test_serve_follows_the_registry_of_its_root(tmp_path: Path) -> None:
 
 
 def test_serve_follows_a_tracking_server_if_given(tmp_path: Path) -> None:
-    found = build_serving_environment({}, Root(tmp_path, "http://mlflow:5000"), model="small", host=None, port=None)
-    assert found["FORECASTER_SERVING_REGISTRY"] == "http://mlflow:5000"
-    assert "FORECASTER_SERVING_PORT" not in found, "the service has its own default"
+    environment = build_serving_environment(
+        {}, Root(tmp_path, "http://mlflow:5000"), model="small", host=None, port=None
+    )
+    assert environment["FORECASTER_SERVING_REGISTRY"] == "http://mlflow:5000"
+    assert "FORECASTER_SERVING_PORT" not in environment, "the service has a default"
 
 
 def test_serve_without_a_model_name_serves_the_slot_only(tmp_path: Path) -> None:
@@ -150,15 +155,15 @@ def test_serve_without_a_model_name_serves_the_slot_only(tmp_path: Path) -> None
 
 
 def test_serve_keeps_the_environment_and_options_override_it(tmp_path: Path) -> None:
-    said = {
+    environ = {
         "FORECASTER_SERVING_SLOT": "/elsewhere",
         "FORECASTER_SERVING_REGISTRY": "http://other:5000",
         "FORECASTER_SERVING_PORT": "1234",
         "FORECASTER_SERVING_WORKERS": "4",
         "PATH": "/bin",
     }
-    found = build_serving_environment(said, Root(tmp_path), model="small", host=None, port=4321)
-    assert found == {**said, "FORECASTER_SERVING_MODEL": "small", "FORECASTER_SERVING_PORT": "4321"}
+    environment = build_serving_environment(environ, Root(tmp_path), model="small", host=None, port=4321)
+    assert environment == {**environ, "FORECASTER_SERVING_MODEL": "small", "FORECASTER_SERVING_PORT": "4321"}
 
 
 def test_a_root_that_does_not_fit_a_database_uri_is_rejected(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the doctor finds: a machine that is well, and each thing that may be wrong with it."""
+"""The doctor command on a healthy machine, and on every fault that it detects."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_doctor(
     root: Path, capsys: pytest.CaptureFixture[str], *options: str, exit_code: int = 0
 ) -> dict[str, tuple[str, str]]:
-    """Word and what is told, by the name of the finding."""
-    with pytest.raises(SystemExit) as left:
+    """Returns the status and the message of each check, by its name."""
+    with pytest.raises(SystemExit) as raised:
         main(["doctor", "--json", "--root", str(root), *options])
-    found = json.loads(capsys.readouterr().out)
-    assert (left.value.code or 0) == exit_code, found
-    return {one["name"]: (one["word"], one["told"]) for one in found}
+    rows = json.loads(capsys.readouterr().out)
+    assert (raised.value.code or 0) == exit_code, rows
+    return {row["name"]: (row["word"], row["told"]) for row in rows}
 
 
 def fill_slot(root: Path) -> Path:
-    """A slot as a follower leaves it; answers the folder of the bundle."""
-    made = root / "slot" / "releases" / "made" / "bundle"
-    digest = artifact.save_bundle(make_forecaster(make_spec()), made, card="")
-    (made.parent / "release.json").write_text(json.dumps({"name": "small", "version": "3", "digest": digest}))
-    (root / "slot" / "current").symlink_to("releases/made")
-    return made
+    """Writes a slot as a follower does; returns the folder of the bundle."""
+    bundle = root / "slot" / "releases" / "release-3" / "bundle"
+    digest = artifact.save_bundle(make_forecaster(make_spec()), bundle, card="")
+    (bundle.parent / "release.json").write_text(json.dumps({"name": "small", "version": "3", "digest": digest}))
+    (root / "slot" / "current").symlink_to("releases/release-3")
+    return bundle
 
 
 def test_an_empty_root_is_healthy_and_stays_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run_doctor(tmp_path / "root", capsys)
-    assert {"python", "packages", "kernel", "processors", "root", "store", "slot", "ledger", "port"} == set(found)
-    assert not {name for name, (word, _) in found.items() if word == "bad"}
+    diagnostics = run_doctor(tmp_path / "root", capsys)
+    assert {"python", "packages", "kernel", "processors", "root", "store", "slot", "ledger", "port"} == set(diagnostics)
+    assert not {name for name, (status, _) in diagnostics.items() if status == "bad"}
     assert not (tmp_path / "root").exists()
 
 
 def test_a_root_in_use_is_described(migrated_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(migrated_root / "mlflow.db", tmp_path)
     fill_slot(tmp_path)
-    found = run_doctor(tmp_path, capsys, "--deep")
-    assert "0 models" in found["store"][1]
-    assert found["slot"][1].startswith("small version 3 (")
-    assert found["model"][0] == found["torch"][0] == "ok"
+    diagnostics = run_doctor(tmp_path, capsys, "--deep")
+    assert "0 models" in diagnostics["store"][1]
+    assert diagnostics["slot"][1].startswith("small version 3 (")
+    assert diagnostics["model"][0] == diagnostics["torch"][0] == "ok"
     (tmp_path / "slot" / "pinned.json").write_text("{}")
     assert "rolled back here" in run_doctor(tmp_path, capsys)["slot"][1]
 
@@ -71,12 +71,12 @@ def test_a_damaged_slot_and_invalid_stores_exit_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = fill_slot(tmp_path)
-    (bundle / "weights.safetensors").write_bytes(b"spoilt")
+    (bundle / "weights.safetensors").write_bytes(b"corrupt")
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
     (tmp_path / "slot" / "ledger.db").write_bytes(b"no database" * 100)
-    found = run_doctor(tmp_path, capsys, exit_code=1)
-    assert {name for name, (word, _) in found.items() if word == "bad"} == {"slot", "store", "ledger"}
-    assert "weights.safetensors" in found["slot"][1]
+    diagnostics = run_doctor(tmp_path, capsys, exit_code=1)
+    assert {name for name, (status, _) in diagnostics.items() if status == "bad"} == {"slot", "store", "ledger"}
+    assert "weights.safetensors" in diagnostics["slot"][1]
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_installed_packages_are_checked_against_requirements(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda _: requirements)
-    found = run_doctor(tmp_path, capsys, exit_code=int(status == "bad"))["packages"]
-    assert found[0] == status
-    assert message in found[1]
+    diagnostic = run_doctor(tmp_path, capsys, exit_code=int(status == "bad"))["packages"]
+    assert diagnostic[0] == status
+    assert message in diagnostic[1]
 
 
 def test_an_unwritable_root_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,36 +127,36 @@ def test_a_process_on_the_port_and_a_non_mlflow_server_are_reported(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("FORECASTER_SERVING_PORT", str(server.server_port))
-        found = run_doctor(tmp_path, capsys, "--tracking-uri", address, exit_code=1)
+        diagnostics = run_doctor(tmp_path, capsys, "--tracking-uri", address, exit_code=1)
         server.shutdown()
-    assert found["port"] == ("bad", f"{address} belongs to another program (404); serve with --port")
-    assert found["store"] == ("bad", f"{address} does not answer as MLflow (404)")
+    assert diagnostics["port"] == ("bad", f"{address} is used by another program (404); use serve --port")
+    assert diagnostics["store"] == ("bad", f"{address} does not respond as MLflow (404)")
 
 
 def test_no_secret_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted = "postgresql+psycopg://me:s3cret@127.0.0.1:1/db"
-    monkeypatch.setenv("FORECASTER_SERVING_LEDGER", planted)
-    monkeypatch.setenv("FORECASTER_SQL_URL", planted)
-    assert "s3cret" not in str(run_doctor(tmp_path, capsys, "--tracking-uri", planted))
+    url = "postgresql+psycopg://me:s3cret@127.0.0.1:1/db"
+    monkeypatch.setenv("FORECASTER_SERVING_LEDGER", url)
+    monkeypatch.setenv("FORECASTER_SQL_URL", url)
+    assert "s3cret" not in str(run_doctor(tmp_path, capsys, "--tracking-uri", url))
 
 
 def test_doctor_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom pipelines.cli import main\n"
-        "try:\n    main(['doctor', '--root', sys.argv[1]])\nexcept SystemExit as left:\n    assert not left.code\n"
-        f"found = set({HEAVY_PACKAGES}) & set(sys.modules)\nsys.exit(', '.join(sorted(found)) or 0)"
+        "try:\n    main(['doctor', '--root', sys.argv[1]])\nexcept SystemExit as error:\n    assert not error.code\n"
+        f"heavy = set({HEAVY_PACKAGES}) & set(sys.modules)\nsys.exit(', '.join(sorted(heavy)) or 0)"
     )
     fill_slot(tmp_path)
-    told = make_environment(FORECASTER_SERVING_PORT=str(free_port()))
-    done = subprocess.run(
+    environment = make_environment(FORECASTER_SERVING_PORT=str(free_port()))
+    completed = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
-        env=told,
+        env=environment,
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "ok    slot        small version 3" in done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "ok    slot        small version 3" in completed.stdout

@@ -1,4 +1,4 @@
-"""The life of a model of numbered steps on the command line and in a real store, from the file to the answer over HTTP."""
+"""A model of integer steps on the command line, with a real store: from the file to the forecast over HTTP."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ from serving.routes import app
 from serving.settings import Settings
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
+]  # raised by Lightning
 
 STEPS = 60
 CUTOFF = 10 * (STEPS - 1)
 
 
 def integer_meters() -> pd.DataFrame:
-    """The meters, read at every tenth number."""
+    """Makes the noise frame with integer steps 0, 10, 20 and so on."""
     frame = make_noise_frame()
     return frame.assign(ds=10 * frame.groupby("unique_id").cumcount())
 
 
 @pytest.fixture
 def integer_table(tmp_path: Path) -> Path:
-    path = tmp_path / "numbered.csv"
+    path = tmp_path / "integer_steps.csv"
     integer_meters().to_csv(path, index=False)
     return path
 
@@ -52,14 +55,14 @@ def config_file(tmp_path: Path) -> Path:
 def run_command(*arguments: object) -> int:
     try:
         main([str(argument) for argument in arguments])
-    except SystemExit as left:
-        return int(left.code or 0)
+    except SystemExit as error:
+        return int(error.code or 0)
     return 0
 
 
 def test_integer_data_pass_the_data_check(integer_table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("data", "check", integer_table) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in (
         "can be used\n",
         "frequency   10\n",
@@ -67,11 +70,11 @@ def test_integer_data_pass_the_data_check(integer_table: Path, capsys: pytest.Ca
         f"span        0 to {CUTOFF}\n",
         "season 1, horizon",
     ):
-        assert line in told
+        assert line in output
     assert run_command("data", "check", integer_table, "--freq", "5") == 0
-    told = capsys.readouterr().out
-    assert "1180 absent rows in 20 of 20 series" in told
-    assert "frequency   5\n" in told
+    output = capsys.readouterr().out
+    assert "1180 absent rows in 20 of 20 series" in output
+    assert "frequency   5\n" in output
 
 
 @pytest.mark.parametrize(
@@ -120,20 +123,20 @@ def _write_config(folder: Path, spec: Spec) -> Path:
 def test_the_command_line_supports_a_model_of_integer_steps(
     fresh_root: Root, integer_table: Path, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ("--root", fresh_root.path)
-    assert run_command("retrain", integer_table, "--config", config_file, "--freq", "10", *where) == 0, (
+    root_option = ("--root", fresh_root.path)
+    assert run_command("retrain", integer_table, "--config", config_file, "--freq", "10", *root_option) == 0, (
         capsys.readouterr().err
     )
     assert "is the champion" in capsys.readouterr().out
     version = Registry(fresh_root.store_uri).resolve("small", CHAMPION)
     assert version.run_id is not None
-    opened = create_client(fresh_root.store_uri).get_run(version.run_id)
-    assert opened.data.tags["cutoff"] == str(CUTOFF - 40)
-    assert opened.info.run_name == f"small {CUTOFF - 40} cli"
+    run = create_client(fresh_root.store_uri).get_run(version.run_id)
+    assert run.data.tags["cutoff"] == str(CUTOFF - 40)
+    assert run.info.run_name == f"small {CUTOFF - 40} cli"
 
-    assert run_command("verify", "small", *where) == 0
-    forecasts, scored = tmp_path / "forecasts.csv", tmp_path / "scored.parquet"
-    picture = tmp_path / "forecast.png"
+    assert run_command("verify", "small", *root_option) == 0
+    forecasts_file, backtest_file = tmp_path / "forecasts.csv", tmp_path / "backtest.parquet"
+    plot = tmp_path / "forecast.png"
     assert (
         run_command(
             "forecast",
@@ -144,31 +147,35 @@ def test_the_command_line_supports_a_model_of_integer_steps(
             "--levels",
             0.9,
             "--out",
-            forecasts,
+            forecasts_file,
             "--plot",
-            picture,
-            *where,
+            plot,
+            *root_option,
         )
         == 0
     )
-    told = pd.read_csv(forecasts)
-    assert told.columns.tolist() == ["unique_id", "ds", "mean", "0.1", "0.9"]
-    assert told["ds"].tolist() == list(range(10 * STEPS, 10 * (STEPS + 4), 10)) * 20
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    forecasts = pd.read_csv(forecasts_file)
+    assert forecasts.columns.tolist() == ["unique_id", "ds", "mean", "0.1", "0.9"]
+    assert forecasts["ds"].tolist() == list(range(10 * STEPS, 10 * (STEPS + 4), 10)) * 20
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
-    assert run_command("backtest", "small", integer_table, "--windows", 2, "--out", scored, *where) == 0
-    table_of_scores = pd.read_parquet(scored)
-    assert table_of_scores["ds"].tolist() == list(range(CUTOFF - 70, CUTOFF + 1, 10)) * 20
+    assert run_command("backtest", "small", integer_table, "--windows", 2, "--out", backtest_file, *root_option) == 0
+    backtest_frame = pd.read_parquet(backtest_file)
+    assert backtest_frame["ds"].tolist() == list(range(CUTOFF - 70, CUTOFF + 1, 10)) * 20
     assert (
-        f"saw data up to {CUTOFF - 40}; origins from {CUTOFF - 80} on are not out of sample" in capsys.readouterr().err
+        f"was trained on data up to {CUTOFF - 40}; origins from {CUTOFF - 80} on are not out of sample"
+        in capsys.readouterr().err
     )
 
-    assert run_command("train", integer_table, "--config", config_file, "--seed", 1, "--test-windows", 0, *where) == 0
+    assert (
+        run_command("train", integer_table, "--config", config_file, "--seed", 1, "--test-windows", 0, *root_option)
+        == 0
+    )
     [bundle] = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("bundle")]
     manifest, card = artifact.read_manifest(Path(bundle)), (Path(bundle) / "card.md").read_text()
     assert (manifest.freq, manifest.cutoff) == ("10", str(CUTOFF))
     assert f"series up to {CUTOFF} " in card
-    assert run_command("register", bundle, *where) == 0
+    assert run_command("register", bundle, *root_option) == 0
     assert Registry(fresh_root.store_uri).resolve("small", CHALLENGER).number == "2"
 
 
@@ -177,42 +184,41 @@ def test_a_model_of_integer_steps_rejects_data_with_dates(
 ) -> None:
     bundle = train(DataSource(str(integer_table)), make_small_spec(), fresh_root).bundle
     assert run_command("forecast", bundle, noise_data.source) == 2
-    assert "has the frequency 'h'; this model needs '10'" in capsys.readouterr().err
-    assert run_command("backtest", bundle, noise_data.source) == 0, "seasonal naive is scored all the same"
+    assert "has the frequency 'h'; this forecaster learned '10'" in capsys.readouterr().err
+    assert run_command("backtest", bundle, noise_data.source) == 0, "seasonal naive is still scored"
     assert "out of sample" not in capsys.readouterr().err
 
 
 def test_a_trained_model_of_integer_steps_forecasts_over_http(
     fresh_root: Root, integer_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained, folder = train(DataSource(str(integer_table)), make_small_spec(), fresh_root), tmp_path / "slot"
+    training, folder = train(DataSource(str(integer_table)), make_small_spec(), fresh_root), tmp_path / "slot"
     with slots.staging(folder) as draft:
-        artifact.save_bundle(trained.forecaster, draft / "bundle", card="# small\n")
+        artifact.save_bundle(training.forecaster, draft / "bundle", card="# small\n")
         digest = artifact.compute_bundle_digest(draft / "bundle")
         slots.publish(folder, draft / "bundle", slots.Release(name="small", version="1", digest=digest))
-    served = app.build_application(Settings(slot=folder))
-    served.slot.reload_if_changed()
-    one = read_panel(DataSource(str(integer_table))).series[0]
-    y = one.y.tolist()
-    asked = [
-        {"id": "grid", "start": 0, "freq": 10, "y": y},
-        {"id": "stamped", "ds": list(range(0, 10 * STEPS, 10)), "y": y},
+    application = app.build_application(Settings(slot=folder))
+    application.slot.reload_if_changed()
+    y = read_panel(DataSource(str(integer_table))).series[0].y.tolist()
+    series = [
+        {"id": "start_and_freq", "start": 0, "freq": 10, "y": y},
+        {"id": "timestamps", "ds": list(range(0, 10 * STEPS, 10)), "y": y},
     ]
 
     async def post() -> httpx.Response:
-        transport = httpx.ASGITransport(app=served.app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(app=application.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://forecaster") as client:
-            return await client.post("/v1/forecast", json={"series": asked, "horizon": 4, "levels": [0.5]})
+            return await client.post("/v1/forecast", json={"series": series, "horizon": 4, "levels": [0.5]})
 
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(served.routes.router.lifespan_context(served.routes)),
+        portal.wrap_async_context_manager(application.routes.router.lifespan_context(application.routes)),
     ):
-        answer = portal.call(post)
-    assert answer.status_code == 200, answer.text
-    assert run_command("forecast", trained.bundle, integer_table) == 0
+        response = portal.call(post)
+    assert response.status_code == 200, response.text
+    assert run_command("forecast", training.bundle, integer_table) == 0
     lines = capsys.readouterr().out.splitlines()[1:5]
-    by_command = pd.DataFrame([line.split(",") for line in lines], columns=["unique_id", "ds", "mean"])
-    for found in answer.json()["forecasts"]:
-        assert found["ds"] == by_command["ds"].astype(int).tolist() == [600, 610, 620, 630]
-        np.testing.assert_allclose(found["mean"], by_command["mean"].astype(float), rtol=1e-5)
+    cli_frame = pd.DataFrame([line.split(",") for line in lines], columns=["unique_id", "ds", "mean"])
+    for forecast in response.json()["forecasts"]:
+        assert forecast["ds"] == cli_frame["ds"].astype(int).tolist() == [600, 610, 620, 630]
+        np.testing.assert_allclose(forecast["mean"], cli_frame["mean"].astype(float), rtol=1e-5)

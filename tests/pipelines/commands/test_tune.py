@@ -1,4 +1,4 @@
-"""`forecaster tune` as a person meets it."""
+"""The command `forecaster tune`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.pipelines.tuning.test_search import SPEC, copy_migrated_root
 pytestmark = pytest.mark.integration
 
 
-def run_failing_command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
+def run_command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as raised:
         main([str(argument) for argument in arguments])
-    assert isinstance(left.value.code, int | None)
-    return left.value.code or 0
+    assert isinstance(raised.value.code, int | None)
+    return raised.value.code or 0
 
 
 def test_tune_prints_the_best_spec_and_the_next_command(
@@ -25,23 +25,22 @@ def test_tune_prints_the_best_spec_and_the_next_command(
 ) -> None:
     from tests.system.processes import write_config
 
-    root, out = copy_migrated_root(migrated_root, tmp_path / "root"), tmp_path / "found.yaml"
+    root, out = copy_migrated_root(migrated_root, tmp_path / "root"), tmp_path / "best.yaml"
     config = write_config(tmp_path / "small.yaml", SPEC)
-    asked = ("tune", six_meters.source, "--config", config, "--trials", 2, "--out", out, "--root", root.path)
-    assert run_failing_command(*asked, "--horizon", 3, "--zone", "Europe/Berlin", "--test-windows", 2) == 0
-    said = capsys.readouterr().out
+    arguments = ("tune", six_meters.source, "--config", config, "--trials", 2, "--out", out, "--root", root.path)
+    assert run_command(*arguments, "--horizon", 3, "--zone", "Europe/Berlin", "--test-windows", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
     best = read_spec(out)
     assert (best.horizon, best.training.valid_windows) == (3, 2)
-    lines = said.splitlines()
     assert lines[0].split()[:4] == ["trial", "rollout", "epochs", "seconds"]
     assert {lines[1].split()[0], lines[2].split()[0]} == {"1", "2"}
     assert float(lines[1].split()[1]) <= float(lines[2].split()[1])
     assert "seasonal naive" in lines[3]
-    told = (
+    command = (
         f"forecaster train {six_meters.source} --config {out} --test-windows 2 --zone Europe/Berlin --root {root.path}"
     )
-    assert lines[-1] == f"next    {told}"
-    assert run_failing_command(*lines[-1].split()[2:]) == 0, "and it runs"
+    assert lines[-1] == f"next    {command}"
+    assert run_command(*lines[-1].split()[2:]) == 0, "the printed command runs"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_invalid_arguments_exit_with_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_failing_command("tune", six_meters.source, *options) == 2
+    assert run_command("tune", six_meters.source, *options) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
 
@@ -81,5 +80,5 @@ def test_without_optuna_tune_names_the_extra_to_install(
     monkeypatch.setitem(sys.modules, "optuna", None)
     for name in ("pipelines.tuning.study", "pipelines.tuning.search"):
         monkeypatch.delitem(sys.modules, name)
-    assert run_failing_command("tune", six_meters.source, "--horizon", "4") == 1
+    assert run_command("tune", six_meters.source, "--horizon", "4") == 1
     assert "pip install 'forecaster[tune]'" in capsys.readouterr().err

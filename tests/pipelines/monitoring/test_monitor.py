@@ -234,7 +234,7 @@ def test_retrain_if_needed_reads_the_monitoring_findings(
     assert not ended.value.code
     told = capsys.readouterr()
     assert told.out.startswith("nothing to do")
-    assert "the ledger was not asked" in told.err
+    assert "the ledger was not checked" in told.err
     assert "fck_secret" not in told.err
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", shifted_ledger)
     monkeypatch.setattr("pipelines.retraining.retrain.retrain_once", _raise_retraining_started)

@@ -1,4 +1,4 @@
-"""The life of a model on a tiny data set and a real store: train, register, promote, retrain."""
+"""Train, register, promote and retrain on a small data set with a real store."""
 
 from __future__ import annotations
 
@@ -29,37 +29,40 @@ from pipelines.sources import DataSource, read_panel
 from pipelines.training.train import TrainingResult, _remove_leftovers, train
 from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
+]  # raised by Lightning
 
 
-# On a window of twenty series the bad one might have been unlucky, says the gate: here a better score is enough.
+# With a window of twenty series the gate finds no significant difference; here a better score is enough.
 LENIENT_POLICY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
 
 
 def alias_numbers(root: Root) -> dict[str, str]:
-    """The number that each alias of the small model stands for."""
-    registry, found = Registry(root.store_uri), {}
+    """Returns the version number of each alias of the small model."""
+    registry, numbers = Registry(root.store_uri), {}
     for alias in (CHAMPION, CHALLENGER, PREVIOUS_CHAMPION):
         try:
-            found[alias] = registry.resolve("small", alias).number
+            numbers[alias] = registry.resolve("small", alias).number
         except NoSuchModel:
             continue
-    return found
+    return numbers
 
 
 def list_run_files(client: MlflowClient, run_id: str) -> set[str]:
-    """Everything that a run keeps."""
+    """Returns the paths of all artifacts of a run."""
 
-    def below(folder: str | None) -> Sequence[str]:
+    def list_folder(folder: str | None) -> Sequence[str]:
         entries = client.list_artifacts(run_id, folder)
-        return [path for one in entries for path in (below(one.path) if one.is_dir else [one.path])]
+        return [path for entry in entries for path in (list_folder(entry.path) if entry.is_dir else [entry.path])]
 
-    return set(below(None))
+    return set(list_folder(None))
 
 
 def write_series(folder: Path, y: Sequence[float]) -> DataSource:
-    stamps = pd.date_range("2026-01-01", periods=len(y), freq="h")
-    pd.DataFrame({"unique_id": "a", "ds": stamps, "y": y}).to_csv(folder / "one.csv", index=False)
+    timestamps = pd.date_range("2026-01-01", periods=len(y), freq="h")
+    pd.DataFrame({"unique_id": "a", "ds": timestamps, "y": y}).to_csv(folder / "one.csv", index=False)
     return DataSource(str(folder / "one.csv"))
 
 
@@ -73,18 +76,18 @@ def test_a_champion_is_replaced_only_by_a_better_model(fresh_root: Root, noise_d
     assert "champion" in str(worse.verdict)
     assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "2"}
     assert worse.champion is not None
-    assert worse.champion.facts["run_id"] == first.training.run_id, "the old one goes on answering"
+    assert worse.champion.facts["run_id"] == first.training.run_id, "the old champion stays in use"
 
     with pytest.raises(RefusedByGate, match=r"judged and refused \(.*champion.*\)\. .*--force --reason"):
-        promote_version("small", fresh_root, version_number="2", force=False, reason="a person likes it")
-    for nothing in (None, " "):
+        promote_version("small", fresh_root, version_number="2", force=False, reason="manual choice")
+    for empty_reason in (None, " "):
         with pytest.raises(InputError, match="Say it with --reason"):
-            promote_version("small", fresh_root, version_number="2", force=True, reason=nothing)
+            promote_version("small", fresh_root, version_number="2", force=True, reason=empty_reason)
     assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "2"}
-    promote_version("small", fresh_root, version_number="2", force=True, reason="a person likes it")
+    promote_version("small", fresh_root, version_number="2", force=True, reason="manual choice")
     reason = AuditLog(fresh_root.audit_log).read_entries().entries[-1].reason
     assert reason.startswith("forced against the gate (")
-    assert reason.endswith("): a person likes it")
+    assert reason.endswith("): manual choice")
     assert alias_numbers(fresh_root) == {CHAMPION: "2", CHALLENGER: "2", PREVIOUS_CHAMPION: "1"}
     better = retrain(noise_data, make_small_spec(seed=1), fresh_root, policy=LENIENT_POLICY)
     assert better.verdict.should_promote, better.verdict
@@ -92,26 +95,26 @@ def test_a_champion_is_replaced_only_by_a_better_model(fresh_root: Root, noise_d
 
 
 def test_a_verdict_is_stored_with_the_run_the_version_and_the_root(fresh_root: Root, noise_data: DataSource) -> None:
-    done = retrain(
+    result = retrain(
         noise_data,
         make_small_spec(learning_rate=BAD_LEARNING_RATE, valid_windows=2),
         fresh_root,
         policy=Policy(latency_ms=1e-6, megabytes=1e-6),
     )
-    assert set(done.verdict.failed_checks) >= {"latency", "size"}
-    measured = {check.name: check for check in done.verdict.checks}
+    assert set(result.verdict.failed_checks) >= {"latency", "size"}
+    checks = {check.name: check for check in result.verdict.checks}
     for name in ("coverage", "exposure_gap", "replay", "graph"):
-        assert measured[name].value is not None, name
-    assert measured["replay"].passed, "what is served is what was tested"
-    assert measured["graph"].passed
-    folder = fresh_root.verdicts / done.training.run_id
-    assert done.report_path == folder / "report.html"
-    told = json.loads((folder / "verdict.json").read_text())
-    assert told["promote"] is False
-    assert told["policy"]["latency_ms"] == 1e-6
+        assert checks[name].value is not None, name
+    assert checks["replay"].passed, "the served forecasts are those that were tested"
+    assert checks["graph"].passed
+    folder = fresh_root.verdicts / result.training.run_id
+    assert result.report_path == folder / "report.html"
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["promote"] is False
+    assert verdict["policy"]["latency_ms"] == 1e-6
     client = create_client(fresh_root.store_uri)
-    assert {"gate/report.html", "gate/verdict.json"} <= list_run_files(client, done.training.run_id)
-    for tags in (client.get_run(done.training.run_id).data.tags, client.get_model_version("small", "1").tags):
+    assert {"gate/report.html", "gate/verdict.json"} <= list_run_files(client, result.training.run_id)
+    for tags in (client.get_run(result.training.run_id).data.tags, client.get_model_version("small", "1").tags):
         assert tags["gate"] == "keep"
         assert {"latency", "size"} <= set(tags["gate_failed"].split(", "))
     unjudged = register_bundle(train(noise_data, make_small_spec(seed=4), fresh_root).bundle, fresh_root)
@@ -137,25 +140,25 @@ def test_a_challenger_with_older_data_than_the_champion_is_rejected(
 
 
 def test_a_forecast_that_differs_from_the_backtest_is_detected(fresh_root: Root, noise_data: DataSource) -> None:
-    trained = train(noise_data, make_small_spec(), fresh_root)
-    assert trained.backtest is not None
-    honest = trained.backtest.forecasts[CHALLENGER]
-    seen = (honest + trained.backtest.actual) / 2
-    leaked = replace(trained.backtest, forecasts={**trained.backtest.forecasts, CHALLENGER: seen})
+    training = train(noise_data, make_small_spec(), fresh_root)
+    assert training.backtest is not None
+    forecasts = training.backtest.forecasts[CHALLENGER]
+    leaked_forecasts = (forecasts + training.backtest.actual) / 2
+    leaked = replace(training.backtest, forecasts={**training.backtest.forecasts, CHALLENGER: leaked_forecasts})
     assert (
         "replay"
         not in judge(
-            trained.backtest, None, measure_bundle(trained.bundle, trained.backtest, champion=None)
+            training.backtest, None, measure_bundle(training.bundle, training.backtest, champion=None)
         ).failed_checks
     )
-    assert "replay" in judge(leaked, None, measure_bundle(trained.bundle, leaked, champion=None)).failed_checks
+    assert "replay" in judge(leaked, None, measure_bundle(training.bundle, leaked, champion=None)).failed_checks
 
 
 def test_a_retrained_copy_of_the_champion_is_not_better(fresh_root: Root, noise_data: DataSource) -> None:
     assert retrain(noise_data, make_small_spec(), fresh_root).verdict.should_promote
     again = retrain(noise_data, make_small_spec(), fresh_root)
     assert not again.verdict.should_promote
-    assert again.version.number == "2", "another run, hence another bundle"
+    assert again.version.number == "2", "another run gives another bundle"
     assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "2"}
 
 
@@ -167,9 +170,9 @@ def test_a_champion_that_changed_during_training_is_kept(
     other = register_bundle(train(noise_data, make_small_spec(seed=2), fresh_root).bundle, fresh_root)
 
     def train_slowly(*arguments: Any, **options: Any) -> TrainingResult:
-        trained = train(*arguments, **options)
+        training = train(*arguments, **options)
         Registry(fresh_root.store_uri).promote(other, expected_champion=bad)
-        return trained
+        return training
 
     monkeypatch.setattr(retraining, "train", train_slowly)
     with pytest.raises(BaseMoved, match=f"version {other.number}"):
@@ -178,27 +181,27 @@ def test_a_champion_that_changed_during_training_is_kept(
 
 
 def test_registering_a_bundle_twice_gives_one_version(fresh_root: Root, noise_data: DataSource) -> None:
-    trained = train(noise_data, make_small_spec(), fresh_root)
-    versions = [register_bundle(trained.bundle, fresh_root) for _ in range(2)]
-    assert versions == [BundleVersion("small", "1", trained.digest, trained.run_id)] * 2
+    training = train(noise_data, make_small_spec(), fresh_root)
+    versions = [register_bundle(training.bundle, fresh_root) for _ in range(2)]
+    assert versions == [BundleVersion("small", "1", training.digest, training.run_id)] * 2
     assert Registry(fresh_root.store_uri).list_versions("small") == versions[:1]
 
 
 def test_a_fetched_bundle_equals_the_registered_one(fresh_root: Root, noise_data: DataSource) -> None:
-    trained = train(noise_data, make_small_spec(), fresh_root)
-    folder = fetch_bundle(register_bundle(trained.bundle, fresh_root), fresh_root)
-    assert folder == fresh_root.bundle_cache / trained.digest
-    for path in trained.bundle.iterdir():
+    training = train(noise_data, make_small_spec(), fresh_root)
+    folder = fetch_bundle(register_bundle(training.bundle, fresh_root), fresh_root)
+    assert folder == fresh_root.bundle_cache / training.digest
+    for path in training.bundle.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
     artifact.load_bundle(folder)
 
 
 def test_the_run_contains_everything_needed_for_comparison(fresh_root: Root, noise_data: DataSource) -> None:
-    trained = train(noise_data, make_small_spec(valid_windows=2), fresh_root, test_windows=2, trigger="schedule")
+    training = train(noise_data, make_small_spec(valid_windows=2), fresh_root, test_windows=2, trigger="schedule")
     client = create_client(fresh_root.store_uri)
-    run = client.get_run(trained.run_id)
+    run = client.get_run(training.run_id)
     assert run.info.status == "FINISHED"
-    scores = trained.scores[CHALLENGER]
+    scores = training.scores[CHALLENGER]
     metrics = run.data.metrics
     assert metrics.keys() >= {
         "bt/mase",
@@ -219,18 +222,18 @@ def test_the_run_contains_everything_needed_for_comparison(fresh_root: Root, noi
         "valid/rollout",
     }
     assert metrics["bt/mase"] == pytest.approx(scores["mase"], rel=1e-12)
-    skill = 1 - scores["mase"] / trained.scores["seasonal_naive"]["mase"]
+    skill = 1 - scores["mase"] / training.scores["seasonal_naive"]["mase"]
     assert metrics["bt/skill_vs_snaive"] == pytest.approx(skill, rel=1e-9)
-    assert 0 < metrics["bt/crps"] < metrics["bt/mase"], "bands say more than a point"
+    assert 0 < metrics["bt/crps"] < metrics["bt/mase"], "intervals carry more information than a point forecast"
     assert metrics["train/windows_per_s"] == pytest.approx(4 * 8 / metrics["train/seconds"])
-    assert len(client.get_metric_history(trained.run_id, "train/loss")) == 2, "one an epoch"
-    curve = sorted(client.get_metric_history(trained.run_id, "bt_h/mase"), key=lambda point: point.step)
+    assert len(client.get_metric_history(training.run_id, "train/loss")) == 2, "one point per epoch"
+    curve = sorted(client.get_metric_history(training.run_id, "bt_h/mase"), key=lambda point: point.step)
     assert [point.step for point in curve] == [1, 2, 3, 4]
     assert np.mean([point.value for point in curve]) == pytest.approx(scores["mase"])
 
-    kept = list_run_files(client, trained.run_id)
-    assert len({path for path in kept if path.startswith("images/")}) == 6, "three pictures, small and large"
-    assert {path for path in kept if not path.startswith("images/")} == {
+    paths = list_run_files(client, training.run_id)
+    assert len({path for path in paths if path.startswith("images/")}) == 6, "three figures, small and large"
+    assert {path for path in paths if not path.startswith("images/")} == {
         "backtest/forecasts.parquet",
         "backtest/histories.parquet",
         "backtest/scores.parquet",
@@ -239,26 +242,26 @@ def test_the_run_contains_everything_needed_for_comparison(fresh_root: Root, noi
         "plots/error_by_horizon.png",
         "plots/forecast.png",
     }
-    known = 60 - 2 * 4
-    cutoff = pd.Timestamp("2026-01-01") + pd.Timedelta(hours=known - 1)
-    assert trained.forecaster.cutoff == cutoff, "what is tested on was not known"
+    num_training_steps = 60 - 2 * 4
+    cutoff = pd.Timestamp("2026-01-01") + pd.Timedelta(hours=num_training_steps - 1)
+    assert training.forecaster.cutoff == cutoff, "test windows are not trained on"
     tags = run.data.tags
     assert (tags["trigger"], tags["scored"], tags["refit"]) == ("schedule", CHALLENGER, "false")
     assert tags["cutoff"] == cutoff.isoformat()
-    assert tags["bundle_digest"] == trained.digest == artifact.compute_bundle_digest(trained.bundle)
+    assert tags["bundle_digest"] == training.digest == artifact.compute_bundle_digest(training.bundle)
     assert run.inputs is not None
-    recorded = run.inputs.dataset_inputs[0].dataset
-    assert recorded.name == "meters"
-    assert tags["data_digest"].startswith(recorded.digest)
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert dataset.name == "meters"
+    assert tags["data_digest"].startswith(dataset.digest)
     assert run.data.params["network.hidden"] == "4"
 
 
 def test_the_recorded_forecasts_reproduce_the_recorded_score(
     fresh_root: Root, noise_data: DataSource, tmp_path: Path
 ) -> None:
-    trained = train(noise_data, make_small_spec(), fresh_root, test_windows=2)
+    training = train(noise_data, make_small_spec(), fresh_root, test_windows=2)
     path = mlflow.artifacts.download_artifacts(
-        run_id=trained.run_id,
+        run_id=training.run_id,
         artifact_path="backtest/forecasts.parquet",
         dst_path=str(tmp_path),
         tracking_uri=fresh_root.store_uri,
@@ -266,32 +269,32 @@ def test_the_recorded_forecasts_reproduce_the_recorded_score(
     table = pd.read_parquet(path)
     assert len(table) == 20 * 2 * 4
     assert (table["ds"] > table["cutoff"]).all()
-    assert (table["y"] - table[CHALLENGER]).abs().mean() == pytest.approx(trained.scores[CHALLENGER]["mae"])
+    assert (table["y"] - table[CHALLENGER]).abs().mean() == pytest.approx(training.scores[CHALLENGER]["mae"])
 
 
 def test_the_manifest_and_the_card_contain_the_scores(fresh_root: Root, noise_data: DataSource) -> None:
-    trained = train(noise_data, make_small_spec(), fresh_root, test_windows=2)
-    facts = artifact.read_manifest(trained.bundle).facts
-    assert facts["run_id"] == trained.run_id
+    training = train(noise_data, make_small_spec(), fresh_root, test_windows=2)
+    facts = artifact.read_manifest(training.bundle).facts
+    assert facts["run_id"] == training.run_id
     assert (facts["data"], facts["series"], facts["left_out"], facts["test_windows"]) == ("meters", 20, 0, 2)
     assert (facts["epochs"], facts["steps"]) == (2, 4)
-    assert facts["backtest"] == json.loads(json.dumps(trained.scores))
+    assert facts["backtest"] == json.loads(json.dumps(training.scores))
     assert 0 <= facts["reliable_horizon"] <= 4
-    card = (trained.bundle / "card.md").read_text()
-    for scores in trained.scores.values():
+    card = (training.bundle / "card.md").read_text()
+    for scores in training.scores.values():
         assert f"{scores['mase']:.4g}" in card
     assert f"up to step {facts['reliable_horizon']}" in card
     assert "2026-01-03T03:00:00" in card, "the cutoff"
-    kept = fresh_root.path / "mlruns" / trained.run_id / "artifacts" / "model_card.md"
-    assert kept.read_text() == card
+    logged_card = fresh_root.path / "mlruns" / training.run_id / "artifacts" / "model_card.md"
+    assert logged_card.read_text() == card
 
 
 def test_a_model_trained_on_all_data_is_promoted_by_force_only(fresh_root: Root, noise_data: DataSource) -> None:
-    trained = train(noise_data, make_small_spec(), fresh_root, test_windows=0)
-    assert trained.backtest is None
-    assert trained.forecaster.cutoff == read_panel(noise_data).cutoff
-    assert "Not tested" in (trained.bundle / "card.md").read_text()
-    version = register_bundle(trained.bundle, fresh_root)
+    training = train(noise_data, make_small_spec(), fresh_root, test_windows=0)
+    assert training.backtest is None
+    assert training.forecaster.cutoff == read_panel(noise_data).cutoff
+    assert "Not tested" in (training.bundle / "card.md").read_text()
+    version = register_bundle(training.bundle, fresh_root)
     with pytest.raises(RefusedByGate, match="never tested"):
         promote_version("small", fresh_root, version_number=version.number, force=False)
     assert find_champion(Registry(fresh_root.store_uri), "small") is None
@@ -300,10 +303,8 @@ def test_a_model_trained_on_all_data_is_promoted_by_force_only(fresh_root: Root,
 
 
 def test_a_model_worse_than_seasonal_naive_is_promoted_by_force_only(fresh_root: Root, tmp_path: Path) -> None:
-    season = np.tile([1.0, 5.0, 2.0, 9.0], 15) + np.random.default_rng(0).normal(0, 0.01, 60)
-    version = register_bundle(
-        train(write_series(tmp_path, list(season)), make_small_spec(), fresh_root).bundle, fresh_root
-    )
+    y = np.tile([1.0, 5.0, 2.0, 9.0], 15) + np.random.default_rng(0).normal(0, 0.01, 60)
+    version = register_bundle(train(write_series(tmp_path, list(y)), make_small_spec(), fresh_root).bundle, fresh_root)
     with pytest.raises(RefusedByGate, match="seasonal naive"):
         promote_version("small", fresh_root, version_number=version.number, force=False)
     promote_version("small", fresh_root, version_number=version.number, force=True)
@@ -311,13 +312,13 @@ def test_a_model_worse_than_seasonal_naive_is_promoted_by_force_only(fresh_root:
 
 
 def test_constant_series_can_be_trained_on_and_are_judged_by_absolute_errors(fresh_root: Root, tmp_path: Path) -> None:
-    trained = train(write_series(tmp_path, [5.0] * 60), make_small_spec(), fresh_root)
-    assert trained.scores[CHALLENGER]["mase"] is None, "a constant has no seasonal error to be measured in"
-    facts = artifact.read_manifest(trained.bundle).facts
+    training = train(write_series(tmp_path, [5.0] * 60), make_small_spec(), fresh_root)
+    assert training.scores[CHALLENGER]["mase"] is None, "a constant series has no seasonal error for scaling"
+    facts = artifact.read_manifest(training.bundle).facts
     assert facts["reliable_horizon"] == 0, "nothing was measured"
-    version = register_bundle(trained.bundle, fresh_root)
-    exact = trained.scores[CHALLENGER]["mae"] <= trained.scores["seasonal_naive"]["mae"]
-    if exact:
+    version = register_bundle(training.bundle, fresh_root)
+    is_good = training.scores[CHALLENGER]["mae"] <= training.scores["seasonal_naive"]["mae"]
+    if is_good:
         promote_version("small", fresh_root, version_number=version.number, force=False)
     else:
         with pytest.raises(RefusedByGate):
@@ -325,11 +326,11 @@ def test_constant_series_can_be_trained_on_and_are_judged_by_absolute_errors(fre
 
 
 def test_a_perfectly_seasonal_series_does_not_fail_training(fresh_root: Root, tmp_path: Path) -> None:
-    """Seasonal naive makes no error then, and a skill relative to it does not exist."""
+    """The error of seasonal naive is zero then, so a skill relative to it is undefined."""
     y = np.append(np.random.default_rng(0).normal(size=44), np.tile([1.0, 2.0, 3.0, 4.0], 4))
-    trained = train(write_series(tmp_path, list(y)), make_small_spec(), fresh_root)
-    assert trained.scores["seasonal_naive"]["mase"] == 0
-    run = create_client(fresh_root.store_uri).get_run(trained.run_id)
+    training = train(write_series(tmp_path, list(y)), make_small_spec(), fresh_root)
+    assert training.scores["seasonal_naive"]["mase"] == 0
+    run = create_client(fresh_root.store_uri).get_run(training.run_id)
     assert run.info.status == "FINISHED"
     assert "bt/skill_vs_snaive" not in run.data.metrics
     assert "bt/skill_vs_snaive" in run.data.tags["nonfinite"]
@@ -339,8 +340,8 @@ def test_a_test_window_without_observations_does_not_fail_training_and_promotes_
     fresh_root: Root, tmp_path: Path
 ) -> None:
     y = [*np.random.default_rng(0).normal(size=56), *[np.nan] * 4]
-    done = retrain(write_series(tmp_path, y), make_small_spec(), fresh_root)
-    assert not done.verdict.should_promote
+    result = retrain(write_series(tmp_path, y), make_small_spec(), fresh_root)
+    assert not result.verdict.should_promote
     assert find_champion(Registry(fresh_root.store_uri), "small") is None
 
 
@@ -351,25 +352,25 @@ def test_retraining_requires_a_test_window(windows: int, fresh_root: Root, noise
 
 
 def test_leftovers_of_a_killed_training_are_removed(fresh_root: Root, noise_data: DataSource) -> None:
-    trained = train(noise_data, make_small_spec(), fresh_root)
-    left = [
-        fresh_root.bundles / f".{trained.run_id}.abcd",
-        fresh_root.bundles / f".{trained.run_id}.old",
-        trained.bundle,
+    training = train(noise_data, make_small_spec(), fresh_root)
+    leftovers = [
+        fresh_root.bundles / f".{training.run_id}.abcd",
+        fresh_root.bundles / f".{training.run_id}.old",
+        training.bundle,
     ]
-    for folder in left:
+    for folder in leftovers:
         folder.mkdir(exist_ok=True)
-        (folder / "card.md").write_text("half a card")
-    _remove_leftovers(trained.bundle)
+        (folder / "card.md").write_text("incomplete card")
+    _remove_leftovers(training.bundle)
     assert list(fresh_root.bundles.iterdir()) == []
 
 
 def test_short_series_are_skipped_and_counted(fresh_root: Root, tmp_path: Path) -> None:
     frame = make_noise_frame()
-    short = frame[frame["unique_id"] == "meter_1"].iloc[:9].assign(unique_id="short")
-    path = tmp_path / "some.csv"
-    pd.concat([frame, short]).to_csv(path, index=False)
-    trained = train(DataSource(str(path)), make_small_spec(), fresh_root)
-    facts = trained.forecaster.facts
+    short_series = frame[frame["unique_id"] == "meter_1"].iloc[:9].assign(unique_id="short")
+    path = tmp_path / "mixed_lengths.csv"
+    pd.concat([frame, short_series]).to_csv(path, index=False)
+    training = train(DataSource(str(path)), make_small_spec(), fresh_root)
+    facts = training.forecaster.facts
     assert facts["series"] == 20
     assert facts["left_out"] == 1

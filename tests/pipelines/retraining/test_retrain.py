@@ -1,4 +1,4 @@
-"""A retraining asked for twice is one version and one verdict; and whether one is called for."""
+"""A repeated retraining gives one version and one verdict; and the triggers of a retraining."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_s
 from tests.system.processes import write_config
 
 LENIENT_POLICY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
+]  # raised by Lightning
 
 
 def version_numbers(root: Root) -> list[str]:
-    return [one.number for one in Registry(root.store_uri).list_versions("small")]
+    return [version.number for version in Registry(root.store_uri).list_versions("small")]
 
 
 def champion_number(root: Root) -> str:
@@ -45,14 +48,16 @@ def test_repeating_a_retraining_gives_one_version_and_one_verdict(fresh_root: Ro
     assert first.key == again.key
     assert again.result.version == first.result.version
     assert again.result.verdict.should_promote
-    assert [one.reason for one in again.result.verdict.checks] == [one.reason for one in first.result.verdict.checks]
+    assert [check.reason for check in again.result.verdict.checks] == [
+        check.reason for check in first.result.verdict.checks
+    ]
     assert again.result.training.scores == first.result.training.scores
     assert again.result.champion is not None
     assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1"], "1")
     worse = retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
-    refused = retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    repeated = retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
     assert not worse.result.verdict.should_promote
-    assert (refused.already_done, refused.result.verdict.reasons) == (True, worse.result.verdict.reasons)
+    assert (repeated.already_done, repeated.result.verdict.reasons) == (True, worse.result.verdict.reasons)
     assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2"], "1")
     client = create_client(fresh_root.store_uri)
     assert client.get_run(first.result.training.run_id).data.tags[RETRAIN_KEY_TAG] == first.key
@@ -66,27 +71,25 @@ def test_repeating_a_retraining_does_not_undo_a_rollback(fresh_root: Root, noise
     better = retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
     assert (better.result.verdict.should_promote, champion_number(fresh_root)) == (True, "2")
     roll_back("small", fresh_root)
-    assert retrain_once(
-        noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY
-    ).result.verdict.should_promote, "as it was said then"
+    again = retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
+    assert again.result.verdict.should_promote, "the recorded verdict is returned"
     assert champion_number(fresh_root) == "1"
-    elsewhere = Root(
-        fresh_root.path.with_name("elsewhere"), fresh_root.store_uri
-    )  # another machine: the same registry, nothing else
-    assert retrain_once(noise_data, make_small_spec(), elsewhere, policy=LENIENT_POLICY).already_done
+    # Another machine shares the registry and nothing else.
+    other_root = Root(fresh_root.path.with_name("other"), fresh_root.store_uri)
+    assert retrain_once(noise_data, make_small_spec(), other_root, policy=LENIENT_POLICY).already_done
     assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2"], "1")
 
 
 def test_a_machine_without_local_files_uses_the_registry(fresh_root: Root, noise_data: DataSource) -> None:
     first = retrain_once(noise_data, make_small_spec(), fresh_root)
-    other = Root(fresh_root.path.with_name("other"), fresh_root.store_uri)
-    again = retrain_once(noise_data, make_small_spec(), other)
+    other_root = Root(fresh_root.path.with_name("other"), fresh_root.store_uri)
+    again = retrain_once(noise_data, make_small_spec(), other_root)
     assert again.already_done
     assert again.result.verdict.reasons == first.result.verdict.reasons
-    assert not (other.path / "checkpoints").exists()
-    found = load_verdict(first.result.version, other)
-    assert found is not None
-    assert found.champion_number is None
+    assert not (other_root.path / "checkpoints").exists()
+    record = load_verdict(first.result.version, other_root)
+    assert record is not None
+    assert record.champion_number is None
 
 
 def test_a_verdict_against_a_former_champion_is_recomputed(
@@ -95,22 +98,22 @@ def test_a_verdict_against_a_former_champion_is_recomputed(
     retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
     retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE, seed=1), fresh_root)
     promote_version("small", fresh_root, version_number="1", force=True, reason="for this test")
-    with monkeypatch.context() as patched:
-        patched.setenv("FORECASTER_TEST", "1")
-        patched.setenv("FORECASTER_FAILPOINTS", "judge.recorded=raise")
+    with monkeypatch.context() as patch:
+        patch.setenv("FORECASTER_TEST", "1")
+        patch.setenv("FORECASTER_FAILPOINTS", "judge.recorded=raise")
         with pytest.raises(FailPointError):
             retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
     promote_version("small", fresh_root, version_number="2", force=True, reason="for this test")
-    done = retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
-    assert not done.already_done
+    retrained = retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
+    assert not retrained.already_done
     assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2", "3"], "3")
-    assert load_verdict(done.result.version, fresh_root).champion_number == "2"  # type: ignore[union-attr]
+    assert load_verdict(retrained.result.version, fresh_root).champion_number == "2"  # type: ignore[union-attr]
 
 
 def test_retraining_with_the_again_option_trains_again(fresh_root: Root, noise_data: DataSource) -> None:
     retrain_once(noise_data, make_small_spec(), fresh_root)
-    once_more = retrain_once(noise_data, make_small_spec(), fresh_root, force_retrain=True)
-    assert (once_more.already_done, once_more.result.verdict.should_promote) == (False, False)
+    again = retrain_once(noise_data, make_small_spec(), fresh_root, force_retrain=True)
+    assert (again.already_done, again.result.verdict.should_promote) == (False, False)
     assert version_numbers(fresh_root) == ["1", "2"]
     latest = retrain_once(noise_data, make_small_spec(), fresh_root)
     assert (latest.already_done, latest.result.version.number) == (True, "2")
@@ -119,12 +122,12 @@ def test_retraining_with_the_again_option_trains_again(fresh_root: Root, noise_d
 def test_a_concurrent_retraining_waits_and_the_lock_is_removed(tmp_path: Path) -> None:
     lock, order, entered = tmp_path / "a" / "key.lock", [], threading.Event()
 
-    def second() -> None:
+    def wait_and_append() -> None:
         entered.wait()
         with hold_retrain_lock(lock):
             order.append("second")
 
-    thread = threading.Thread(target=second)
+    thread = threading.Thread(target=wait_and_append)
     thread.start()
     with hold_retrain_lock(lock):
         entered.set()
@@ -161,7 +164,7 @@ def test_a_different_policy_seed_window_or_again_is_a_different_retraining(
 
 
 def test_known_future_covariates_are_not_part_of_the_key(tmp_path: Path) -> None:
-    """A cutoff keeps the data still while plans for the time after it grow."""
+    """With a cutoff, the key stays the same when covariates after the cutoff are added."""
     frame = make_noise_frame(3, steps=60).assign(promo=1.0)
     frame.to_csv(tmp_path / "a.csv", index=False)
     frame[frame["ds"] < "2026-01-03"].to_csv(tmp_path / "b.csv", index=False)
@@ -178,7 +181,7 @@ def test_known_future_covariates_are_not_part_of_the_key(tmp_path: Path) -> None
     assert len(keys) == 1
 
 
-# Whether one is called for
+# Triggers
 
 
 def test_retraining_is_not_triggered_until_new_data_or_a_monitoring_finding(
@@ -188,21 +191,21 @@ def test_retraining_is_not_triggered_until_new_data_or_a_monitoring_finding(
     assert "no champion" in first.reasons[0]
     retrain_once(noise_data, make_small_spec(), fresh_root)
     assert not check_triggers("small", noise_data, fresh_root)
-    assert "0 steps" in check_triggers("small", noise_data, fresh_root).summary
+    assert "0 new steps" in check_triggers("small", noise_data, fresh_root).summary
     path = tmp_path / "later.csv"
     make_noise_frame(steps=63).to_csv(path, index=False)
     later = DataSource(str(path))
-    assert not check_triggers("small", later, fresh_root), "three steps, of four"
-    assert check_triggers("small", later, fresh_root, min_new_steps=3).reasons[0].startswith("3 steps came")
+    assert not check_triggers("small", later, fresh_root), "three of four steps"
+    assert check_triggers("small", later, fresh_root, min_new_steps=3).reasons[0].startswith("3 new steps")
     assert check_triggers("small", later._replace(cutoff="2026-01-03T12:00"), fresh_root, min_new_steps=3).reasons == ()
     make_noise_frame(steps=64).to_csv(path, index=False)
     assert check_triggers("small", later, fresh_root)
 
-    def watch() -> Sequence[str]:
+    def monitoring_check() -> Sequence[str]:
         return ["the 80 % intervals held 31 % of the last week"]
 
-    watched = check_triggers("small", noise_data, fresh_root, checks=[list, watch, watch])
-    assert watched.reasons == (watch()[0], watch()[0]), "every watch is asked"
+    result = check_triggers("small", noise_data, fresh_root, checks=[list, monitoring_check, monitoring_check])
+    assert result.reasons == (*monitoring_check(), *monitoring_check()), "every check runs"
 
 
 def test_data_of_another_frequency_trigger_a_retraining(
@@ -218,9 +221,9 @@ def test_data_of_another_frequency_trigger_a_retraining(
 
 
 def run_command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         main([*map(str, arguments)])
-    return int(left.value.code or 0)
+    return int(raised.value.code or 0)
 
 
 def test_the_repeated_command_returns_the_original_exit_code(
@@ -230,14 +233,16 @@ def test_the_repeated_command_returns_the_original_exit_code(
         write_config(tmp_path / f"{rate}.yaml", make_small_spec(learning_rate=rate))
         for rate in (1e-3, BAD_LEARNING_RATE)
     )
-    where = ("--root", fresh_root.path)
-    assert [run_command("retrain", noise_data.source, "--config", good, *where) for _ in range(2)] == [0, 0]
+    root_option = ("--root", fresh_root.path)
+    assert [run_command("retrain", noise_data.source, "--config", good, *root_option) for _ in range(2)] == [0, 0]
     assert "done before" in capsys.readouterr().out
-    assert [run_command("retrain", noise_data.source, "--config", bad, *where) for _ in range(2)] == [3, 3]
+    assert [run_command("retrain", noise_data.source, "--config", bad, *root_option) for _ in range(2)] == [3, 3]
     assert version_numbers(fresh_root) == ["1", "2"]
     shutil.rmtree(fresh_root.bundles)
     capsys.readouterr()
-    assert run_command("retrain", noise_data.source, "--config", bad, "--if-needed", *where) == 0
+    assert run_command("retrain", noise_data.source, "--config", bad, "--if-needed", *root_option) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert run_command("retrain", noise_data.source, "--config", good, "--if-needed", "--min-new", "0", *where) == 2
+    assert (
+        run_command("retrain", noise_data.source, "--config", good, "--if-needed", "--min-new", "0", *root_option) == 2
+    )
     assert find_champion(Registry(fresh_root.store_uri), "small") is not None

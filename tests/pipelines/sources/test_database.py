@@ -1,4 +1,4 @@
-"""Queries of real databases: the same panel as from a file, and an address that is never told."""
+"""Queries of real databases: they give the same panel as a file, and no error contains the database URL."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ QUERY = "SELECT meter AS unique_id, at AS ds, value AS y FROM readings"
 
 @pytest.fixture(scope="module")
 def postgres_readings() -> Iterator[str]:
-    with running_postgres() as address:
+    with running_postgres() as url:
         import psycopg
 
-        with psycopg.connect(address) as connection:
+        with psycopg.connect(url) as connection:
             connection.execute(
                 "CREATE TABLE readings (meter text, at timestamp, at_utc timestamptz, day date, value numeric(12, 6))"
             )
@@ -36,11 +36,11 @@ def postgres_readings() -> Iterator[str]:
                 cursor.executemany(
                     "INSERT INTO readings VALUES (%s, %s, %s, %s, %s)",
                     [
-                        (one, at.to_pydatetime(), at.tz_localize("UTC").to_pydatetime(), at.date(), round(y, 6))
-                        for one, at, y in make_noise_frame(2, steps=48).itertuples(index=False)
+                        (meter, at.to_pydatetime(), at.tz_localize("UTC").to_pydatetime(), at.date(), round(y, 6))
+                        for meter, at, y in make_noise_frame(2, steps=48).itertuples(index=False)
                     ],
                 )
-        yield address
+        yield url
 
 
 @pytest.fixture
@@ -61,11 +61,11 @@ def test_a_sqlite_query_gives_the_same_panel_as_a_file(sqlite_readings: Path, tm
     data = DataSource(QUERY, is_query=True)
     assert data.name == "query"
     assert read_panel(data).digest() == read_panel(DataSource(str(tmp_path / "a.csv"))).digest()
-    some = read_panel(
+    panel = read_panel(
         data._replace(source=f"{QUERY} WHERE meter LIKE '%_1' AND at > '2026-01-01 09:59:00'", cutoff="2026-01-02")
     )
-    assert [one.id for one in some.series] == ["meter_1"]
-    assert len(some.series[0]) == 15
+    assert [series.id for series in panel.series] == ["meter_1"]
+    assert len(panel.series[0]) == 15
 
 
 def test_sqlite_is_read_only(sqlite_readings: Path) -> None:
@@ -107,10 +107,10 @@ def test_a_postgresql_query_gives_the_same_panel_as_a_file(
         DataSource(f"SELECT meter AS unique_id, {column} AS ds, value AS y FROM readings", is_query=True)
     )
     assert panel.freq == "h"
-    assert [one.id for one in panel.series] == ["meter_0", "meter_1"]
+    assert [series.id for series in panel.series] == ["meter_0", "meter_1"]
     assert (panel.series[0].timestamps.tz is not None) == (column == "at_utc")  # type: ignore[attr-defined]
     np.testing.assert_allclose(
-        np.concatenate([one.y for one in panel.series]), make_noise_frame(2, steps=48)["y"], atol=1e-6
+        np.concatenate([series.y for series in panel.series]), make_noise_frame(2, steps=48)["y"], atol=1e-6
     )
 
 
@@ -118,11 +118,11 @@ def test_postgresql_queries_are_not_parameterised_and_are_read_only(
     postgres_readings: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SQL_URL_VARIABLE, postgres_readings)
-    grouped = (
+    query = (
         "SELECT meter AS unique_id, day::date AS ds, sum(value) AS y FROM readings "
         "WHERE meter LIKE '%_1' AND ':x' <> '%s' GROUP BY 1, 2"
     )
-    assert len(read_panel(DataSource(grouped, freq="D", is_query=True)).series[0]) == 2
+    assert len(read_panel(DataSource(query, freq="D", is_query=True)).series[0]) == 2
     with pytest.raises(InputError, match="read-only"):
         read_panel(DataSource("DELETE FROM readings RETURNING meter AS unique_id, at AS ds, value AS y", is_query=True))
     assert len(read_panel(DataSource(QUERY, is_query=True)).series) == 2
@@ -132,7 +132,7 @@ def test_postgresql_queries_are_not_parameterised_and_are_read_only(
 def test_no_error_contains_the_address(
     fault: str, postgres_readings: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wrong = {
+    url = {
         "password": postgres_readings.replace(QUOTED, f"{QUOTED}-no"),
         "user": postgres_readings.replace("reader:", "other:"),
         "port": postgres_readings.rpartition(":")[0] + ":1/postgres",
@@ -140,18 +140,18 @@ def test_no_error_contains_the_address(
         "driver": postgres_readings.replace("postgresql:", "postgresql+psycopg2:"),
         "query": postgres_readings,
     }[fault]
-    monkeypatch.setenv(SQL_URL_VARIABLE, wrong)
-    kind = {
+    monkeypatch.setenv(SQL_URL_VARIABLE, url)
+    error_classes = {
         "password": SourceUnavailable,
         "user": SourceUnavailable,
         "port": SourceUnavailable,
         "driver": MissingPackage,
     }
-    with caplog.at_level(logging.DEBUG), pytest.raises(kind.get(fault, InputError)) as raised:
+    with caplog.at_level(logging.DEBUG), pytest.raises(error_classes.get(fault, InputError)) as raised:
         read_panel(DataSource("SELECT 1/0", is_query=True))
-    told = "".join(traceback.format_exception(raised.value)) + str(raised.value.where) + caplog.text
-    for planted in (PASSWORD, QUOTED, "planted"):
-        assert planted not in told
+    text = "".join(traceback.format_exception(raised.value)) + str(raised.value.where) + caplog.text
+    for secret in (PASSWORD, QUOTED, "planted"):
+        assert secret not in text
 
 
 def test_a_secret_is_redacted_in_all_its_spellings() -> None:

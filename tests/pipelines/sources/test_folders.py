@@ -1,7 +1,8 @@
-"""Folders of drops and stores of objects: later drops correct earlier ones, the same wherever they lie."""
+"""Folders of data drops, on disk and in object stores: later drops correct earlier ones."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,11 +35,11 @@ def make_rows(y: Sequence[object], *, days: Sequence[str] = tuple(DAYS), name: s
 
 
 def write_folder(tmp_path: Path, **files: str) -> DataSource:
-    place = tmp_path / "drops"
-    place.mkdir()
+    folder = tmp_path / "drops"
+    folder.mkdir()
     for name, text in files.items():
-        (place / name.replace("__", ".")).write_text(text)
-    return DataSource(str(place), freq="D")
+        (folder / name.replace("__", ".")).write_text(text)
+    return DataSource(str(folder), freq="D")
 
 
 def values_of(data: DataSource) -> list[float]:
@@ -47,34 +48,32 @@ def values_of(data: DataSource) -> list[float]:
 
 def test_files_of_every_format_form_one_panel(tmp_path: Path) -> None:
     frame = make_noise_frame(3, steps=30)
-    stamps = frame["ds"]
-    place = tmp_path / "drops"
-    place.mkdir()
-    frame[stamps < "2026-01-01T10"].to_csv(place / "1.csv", index=False)
-    frame[(stamps >= "2026-01-01T10") & (stamps < "2026-01-01T20")].to_parquet(place / "2.parquet")
-    frame[stamps >= "2026-01-01T20"].to_csv(place / "3.csv.gz", index=False)
-    frame.to_csv(tmp_path / "whole.csv", index=False)
-    drops, whole = read_panel(DataSource(str(place))), read_panel(DataSource(str(tmp_path / "whole.csv")))
-    assert drops.digest() == whole.digest()
-    assert drops.repairs == whole.repairs == ()
-    assert DataSource(str(place)).name == "drops"
+    ds = frame["ds"]
+    folder = tmp_path / "drops"
+    folder.mkdir()
+    frame[ds < "2026-01-01T10"].to_csv(folder / "1.csv", index=False)
+    frame[(ds >= "2026-01-01T10") & (ds < "2026-01-01T20")].to_parquet(folder / "2.parquet")
+    frame[ds >= "2026-01-01T20"].to_csv(folder / "3.csv.gz", index=False)
+    frame.to_csv(tmp_path / "complete.csv", index=False)
+    drops, complete = read_panel(DataSource(str(folder))), read_panel(DataSource(str(tmp_path / "complete.csv")))
+    assert drops.digest() == complete.digest()
+    assert drops.repairs == complete.repairs == ()
+    assert DataSource(str(folder)).name == "drops"
 
 
 def test_a_later_file_corrects_an_earlier_one_and_is_reported(tmp_path: Path) -> None:
     data = write_folder(tmp_path, day1__csv=make_rows([1, 2, 3, 4]), day2__csv=make_rows([20, 3, ""], days=DAYS[1:]))
     panel = read_panel(data)
     np.testing.assert_array_equal(panel.series[0].y, [1, 20, 3, np.nan])
-    told = " ".join(panel.repairs)
-    assert "later drops corrected 2 rows of earlier ones, 1 of them taken back" in told
-    assert "series 'a' at 2026-01-02T00:00:00, 2.0 became 20.0 in day2.csv" in told
-    assert "1 rows came again unchanged" in told
+    messages = " ".join(panel.repairs)
+    assert "later drops corrected 2 rows of earlier ones, 1 of them withdrawn" in messages
+    assert "series 'a' at 2026-01-02T00:00:00, 2.0 became 20.0 in day2.csv" in messages
+    assert "later drops repeated 1 rows unchanged" in messages
 
 
 def test_files_are_ordered_by_name_and_not_by_time(tmp_path: Path) -> None:
     data = write_folder(tmp_path, drop_2__csv=make_rows([2, 2, 2, 2]), drop_10__csv=make_rows([10, 10, 10, 10]))
-    import os
-
-    os.utime(Path(data.source) / "drop_2.csv")  # copied last
+    os.utime(Path(data.source) / "drop_2.csv")  # the newest modification time
     assert values_of(data) == [10] * 4
     assert sort_by_name(["b", "a10", "a9", "a010", "a"]) == ["a", "a9", "a010", "a10", "b"]
     assert sort_by_name(["2026-01-02.csv", "2026-01-01.csv"]) == ["2026-01-01.csv", "2026-01-02.csv"]
@@ -85,7 +84,7 @@ def test_the_last_of_three_files_wins_and_a_correction_is_counted_once(tmp_path:
     panel = read_panel(data)
     assert panel.series[0].y.tolist() == [3, 2, 1, 1]
     assert any("corrected 1 rows" in line for line in panel.repairs)
-    assert any("1 rows came again unchanged" in line for line in panel.repairs)
+    assert any("repeated 1 rows unchanged" in line for line in panel.repairs)
 
 
 @pytest.mark.parametrize("name", [".x.csv", "_x.csv", "~x.csv", "x.tmp.csv", "x.PART.parquet", ".x.csv.abc123"])
@@ -95,7 +94,7 @@ def test_a_partially_written_file_is_skipped_and_reported(name: str, tmp_path: P
     (Path(data.source) / name).write_text("unique_id,ds")
     panel = read_panel(data)
     assert panel.series[0].y.tolist() == [1, 2, 3, 4]
-    assert any(name in line and "left aside" in line for line in panel.repairs)
+    assert any(name in line and "skipped" in line for line in panel.repairs)
 
 
 @pytest.mark.parametrize("name", ["x.csv.tmp", "part-0001.csv", "temperature.csv", "2026.csv"])
@@ -104,7 +103,7 @@ def test_only_whole_words_mark_a_partially_written_file(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "match"),
+    ("text", "error_class", "match"),
     [
         ("unique_id,ds\na,2026-01-01\n", MissingColumn, "y not found"),
         (make_rows([1, "x"]), NotANumber, "'x'"),
@@ -114,31 +113,33 @@ def test_only_whole_words_mark_a_partially_written_file(name: str) -> None:
         (make_rows([1, 2], days=["2026-01-01T00:00Z", "2026-01-02T00:00Z"]), BadStamp, "declare the zone"),
     ],
 )
-def test_an_invalid_file_is_named_in_the_error(text: str, kind: type[InputError], match: str, tmp_path: Path) -> None:
-    data = write_folder(tmp_path, good__csv=make_rows([1, 2, 3, 4]), odd__csv=text)
-    with pytest.raises(kind, match=match) as raised:
+def test_an_invalid_file_is_named_in_the_error(
+    text: str, error_class: type[InputError], match: str, tmp_path: Path
+) -> None:
+    data = write_folder(tmp_path, good__csv=make_rows([1, 2, 3, 4]), invalid__csv=text)
+    with pytest.raises(error_class, match=match) as raised:
         read_panel(data)
-    assert "odd.csv" in raised.value.message
-    assert raised.value.where == str(Path(data.source) / "odd.csv")
+    assert "invalid.csv" in raised.value.message
+    assert raised.value.where == str(Path(data.source) / "invalid.csv")
 
 
 def test_conflicting_values_within_one_file_are_rejected(tmp_path: Path) -> None:
-    twice = make_rows([1, 2, 3, 4]) + "a,2026-01-01,5\n"
+    duplicated = make_rows([1, 2, 3, 4]) + "a,2026-01-01,5\n"
     with pytest.raises(DuplicateStamp, match="2026-01-01"):
-        read_panel(write_folder(tmp_path, a__csv=make_rows([0, 0]), b__csv=twice))
+        read_panel(write_folder(tmp_path, a__csv=make_rows([0, 0]), b__csv=duplicated))
 
 
 def test_files_can_have_covariates_static_features_and_channels(tmp_path: Path) -> None:
-    head = "unique_id,ds,y,promo,region,seen\n"
-    first = head + "".join(f"007,{day},{n},0,north,{n}\n" for n, day in enumerate(DAYS))
-    later = head + f"007,{DAYS[3]},9,1,north,8\n007,2026-01-05,,1,north,\n"
+    header = "unique_id,ds,y,promo,region,visits\n"
+    first = header + "".join(f"007,{day},{n},0,north,{n}\n" for n, day in enumerate(DAYS))
+    later = header + f"007,{DAYS[3]},9,1,north,8\n007,2026-01-05,,1,north,\n"
     data = write_folder(tmp_path, a__csv=first, b__csv=later)._replace(
-        covariates=("promo",), static=("region",), channels=("seen",)
+        covariates=("promo",), static=("region",), channels=("visits",)
     )
-    one = read_panel(data).series[0]
-    assert (one.id, one.static["region"], one.y.tolist()) == ("007", "north", [0, 1, 2, 9])
-    assert one.covariates["promo"].tolist() == [0, 0, 0, 1, 1]
-    assert one.channels["seen"].tolist() == [0, 1, 2, 8]
+    series = read_panel(data).series[0]
+    assert (series.id, series.static["region"], series.y.tolist()) == ("007", "north", [0, 1, 2, 9])
+    assert series.covariates["promo"].tolist() == [0, 0, 0, 1, 1]
+    assert series.channels["visits"].tolist() == [0, 1, 2, 8]
 
 
 def test_files_can_have_integer_steps(tmp_path: Path) -> None:
@@ -147,28 +148,28 @@ def test_files_can_have_integer_steps(tmp_path: Path) -> None:
     assert values_of(data) == [1, 2, 30, 4]
 
 
-# Late data: what counts is when it was, not when it came.
+# Late data: rows are selected by their timestamp, not by their arrival.
 
 
 def test_rows_after_the_cutoff_are_ignored_and_late_rows_before_it_are_included(tmp_path: Path) -> None:
     data = write_folder(tmp_path, a__csv=make_rows([1, 2, "", 4]), b__csv=make_rows([30], days=[DAYS[2]]))
     panel = read_panel(data._replace(cutoff=DAYS[2]))
     assert panel.series[0].y.tolist() == [1, 2, 30]
-    assert any("1 rows after the cutoff 2026-01-03" in line for line in panel.repairs)
+    assert any("ignored 1 rows after the cutoff 2026-01-03" in line for line in panel.repairs)
     assert str(panel.cutoff.date()) == DAYS[2]  # type: ignore[union-attr]
 
 
 def test_known_covariates_remain_after_a_cutoff(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("unique_id,ds,y,promo,seen\n" + "".join(f"a,{day},{n},{n},{n}\n" for n, day in enumerate(DAYS)))
-    data = DataSource(str(path), freq="D", covariates=("promo",), channels=("seen",), cutoff=DAYS[1])
-    one = read_panel(data).series[0]
-    assert one.y.tolist() == one.channels["seen"].tolist() == [0, 1]
-    assert one.covariates["promo"].tolist() == [0, 1, 2, 3]
+    path.write_text("unique_id,ds,y,promo,visits\n" + "".join(f"a,{day},{n},{n},{n}\n" for n, day in enumerate(DAYS)))
+    data = DataSource(str(path), freq="D", covariates=("promo",), channels=("visits",), cutoff=DAYS[1])
+    series = read_panel(data).series[0]
+    assert series.y.tolist() == series.channels["visits"].tolist() == [0, 1]
+    assert series.covariates["promo"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    ("stamps", "zone", "cutoff", "remaining"),
+    ("timestamps", "zone", "cutoff", "remaining"),
     [
         (["2026-01-01T00:00Z", "2026-01-01T01:00Z"], None, "2026-01-01T02:00+02:00", 1),
         (["2026-01-01T00:00Z", "2026-01-01T01:00Z"], None, "2026-01-01", 1),
@@ -177,23 +178,23 @@ def test_known_covariates_remain_after_a_cutoff(tmp_path: Path) -> None:
     ],
 )
 def test_a_cutoff_uses_the_time_zone_of_the_timestamps(
-    stamps: list[str], zone: str | None, cutoff: str, remaining: int, tmp_path: Path
+    timestamps: list[str], zone: str | None, cutoff: str, remaining: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.csv"
-    path.write_text(make_rows([1, 2], days=stamps))
+    path.write_text(make_rows([1, 2], days=timestamps))
     assert len(read_panel(DataSource(str(path), freq="h", zone=zone, cutoff=cutoff)).series[0]) == remaining
 
 
 @pytest.mark.parametrize(
-    ("cutoff", "kind"),
+    ("cutoff", "error_class"),
     [("yesterday", BadStamp), ("2026-01-02T00:00Z", BadStamp), ("2025-01-01", NoData), ("17", BadStamp)],
 )
-def test_an_invalid_cutoff_is_rejected(cutoff: str, kind: type[InputError], tmp_path: Path) -> None:
-    with pytest.raises(kind, match="cutoff"):
+def test_an_invalid_cutoff_is_rejected(cutoff: str, error_class: type[InputError], tmp_path: Path) -> None:
+    with pytest.raises(error_class, match="cutoff"):
         read_panel(write_folder(tmp_path, a__csv=make_rows([1, 2, 3, 4]))._replace(cutoff=cutoff))
 
 
-# Stores
+# Object stores
 
 
 def test_an_object_store_is_read_like_a_local_folder(tmp_path: Path) -> None:
@@ -207,9 +208,9 @@ def test_an_object_store_is_read_like_a_local_folder(tmp_path: Path) -> None:
             store.pipe(f"/bucket/drops/{path.name}", path.read_bytes())
         expected = read_panel(DataSource(str(tmp_path)))
         for source in ("memory://bucket/drops", "memory://bucket/drops/", f"file://{tmp_path}"):
-            found = read_panel(DataSource(source))
-            assert found.digest() == expected.digest()
-            assert found.repairs == expected.repairs != ()
+            panel = read_panel(DataSource(source))
+            assert panel.digest() == expected.digest()
+            assert panel.repairs == expected.repairs != ()
         for path in tmp_path.iterdir():
             assert read_panel(DataSource(f"memory://bucket/drops/{path.name}", freq="h")).freq == "h"
         with pytest.raises(SourceNotFound, match=r"memory://bucket/none\.csv"):
@@ -243,4 +244,4 @@ def test_an_object_store_error_is_reported_without_its_keys(monkeypatch: pytest.
     with pytest.raises(SourceUnavailable, match=r"memory://bucket/a\.csv") as raised:
         read_panel(DataSource("memory://bucket/a.csv"))
     assert "planted-secret" not in str(raised.value)
-    assert raised.value.exit_code == 1, "it may be tried again"
+    assert raised.value.exit_code == 1, "it can be retried"

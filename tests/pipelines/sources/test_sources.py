@@ -17,23 +17,23 @@ from tests.pipelines.conftest import make_noise_frame
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
-def test_every_file_format_gives_the_same_panel(ending: str, tmp_path: Path) -> None:
-    frame, path = make_noise_frame(3), tmp_path / f"a{ending}"
-    if ending == ".parquet":
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_every_file_format_gives_the_same_panel(suffix: str, tmp_path: Path) -> None:
+    frame, path = make_noise_frame(3), tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
         frame.to_parquet(path, index=False)
     else:
         frame.to_csv(path, index=False)
     panel = read_panel(DataSource(str(path)))
-    assert [one.id for one in panel.series] == [f"meter_{number}" for number in range(3)]
+    assert [series.id for series in panel.series] == [f"meter_{number}" for number in range(3)]
     assert panel.freq == "h"
-    np.testing.assert_array_equal(np.concatenate([one.y for one in panel.series]), frame["y"])
+    np.testing.assert_array_equal(np.concatenate([series.y for series in panel.series]), frame["y"])
 
 
 @pytest.mark.parametrize("name", BUILT_IN_DATASETS)
 def test_the_bundled_data_sets_are_read_by_name(name: str) -> None:
     panel = read_panel(DataSource(name))
-    assert all(np.isfinite(one.y).all() for one in panel.series)
+    assert all(np.isfinite(series.y).all() for series in panel.series)
     assert len(panel.series) == {"hospital": 767, "sine_trend": 1}[name]
 
 
@@ -45,16 +45,16 @@ def test_columns_can_be_renamed(tmp_path: Path) -> None:
 
 def test_ids_keep_their_spelling(tmp_path: Path) -> None:
     path, ids = tmp_path / "a.csv", ["007", "07", "1e3", "NA", "nan"]
-    stamps = pd.date_range("2026-01-01", periods=5, freq="D").strftime("%Y-%m-%d")
-    rows = [f"{name},{stamp},{number}" for name in ids for number, stamp in enumerate(stamps)]
+    timestamps = pd.date_range("2026-01-01", periods=5, freq="D").strftime("%Y-%m-%d")
+    rows = [f"{name},{timestamp},{number}" for name in ids for number, timestamp in enumerate(timestamps)]
     path.write_text("unique_id,ds,y\n" + "\n".join(rows))
-    assert [one.id for one in read_panel(DataSource(str(path))).series] == ids
+    assert [series.id for series in read_panel(DataSource(str(path))).series] == ids
 
 
-@pytest.mark.parametrize("mark", ["", "NA", "NaN", "nan", "null", "None", "#N/A"])
-def test_common_missing_value_markers_are_read_as_not_observed(mark: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("marker", ["", "NA", "NaN", "nan", "null", "None", "#N/A"])
+def test_common_missing_value_markers_are_read_as_not_observed(marker: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text(f"unique_id,ds,y\na,2026-01-01,1\na,2026-01-02,{mark}\na,2026-01-03,3\na,2026-01-04,4\n")
+    path.write_text(f"unique_id,ds,y\na,2026-01-01,1\na,2026-01-02,{marker}\na,2026-01-03,3\na,2026-01-04,4\n")
     np.testing.assert_array_equal(read_panel(DataSource(str(path), freq="D")).series[0].y, [1, np.nan, 3, 4])
 
 
@@ -74,7 +74,7 @@ def test_a_folder_is_distinguished_from_a_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fitting"),
+    ("name", "model_name"),
     [
         ("meters", "meters"),
         ("été 2026", "t__2026"),
@@ -86,8 +86,8 @@ def test_a_folder_is_distinguished_from_a_missing_file(tmp_path: Path) -> None:
         ("a/b\nc", "a_b_c"),
     ],
 )
-def test_any_file_name_gives_a_valid_model_name(name: str, fitting: str) -> None:
-    assert derive_model_name(name) == fitting
+def test_any_file_name_gives_a_valid_model_name(name: str, model_name: str) -> None:
+    assert derive_model_name(name) == model_name
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""A blend through its life: trained, recorded, told, asked; and no test window has a part in it."""
+"""Training, tracking and use of a blend; test windows do not affect its weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from pipelines.sources import DataSource, read_panel
 from pipelines.training.train import TrainingResult, train
 from tests.pipelines.conftest import make_small_spec
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
+]  # raised by Lightning
 pytest.importorskip("statsforecast")
 
 THETA = "dynamic_optimized_theta"
@@ -31,14 +34,17 @@ HORIZON = SPEC.horizon
 
 
 def write_rising_series(folder: Path, *, last_offset: float = 0.0, series: int = 8, steps: int = 60) -> DataSource:
-    """Rising series, which Theta follows and a network that was hardly trained does not; `last_offset` is added to the last horizon."""
-    draw, late = np.random.default_rng(0), np.arange(steps) >= steps - HORIZON
+    """Writes series with a trend, which Theta follows and a briefly trained network does not.
+
+    `last_offset` is added to the last horizon.
+    """
+    rng, is_last_horizon = np.random.default_rng(0), np.arange(steps) >= steps - HORIZON
     frames = [
         pd.DataFrame(
             {
                 "unique_id": f"s{number}",
                 "ds": pd.date_range("2026-01-01", periods=steps, freq="h"),
-                "y": 10 + 0.5 * np.arange(steps) + draw.normal(size=steps) + last_offset * late,
+                "y": 10 + 0.5 * np.arange(steps) + rng.normal(size=steps) + last_offset * is_last_horizon,
             }
         )
         for number in range(series)
@@ -49,10 +55,10 @@ def write_rising_series(folder: Path, *, last_offset: float = 0.0, series: int =
 
 
 def run_command(*arguments: str) -> object:
-    """Runs the command line; its exit code."""
-    with pytest.raises(SystemExit) as left:
+    """Runs the command line; returns its exit code."""
+    with pytest.raises(SystemExit) as raised:
         main(arguments)
-    return left.value.code
+    return raised.value.code
 
 
 @pytest.fixture
@@ -65,13 +71,13 @@ def test_bundle_card_manifest_and_run_describe_the_blend(fresh_root: Root, train
     assert weights[THETA] > 0.5
     assert weights[NETWORK] == pytest.approx(1 - weights[THETA])
     assert artifact.load_bundle(trained_blend.bundle).blend_weights == weights
-    told = f"{100 * weights[NETWORK]:g} % network, {100 * weights[THETA]:g} % {THETA}"
-    assert f"Blend: {told}." in (trained_blend.bundle / "card.md").read_text()
+    description = f"{100 * weights[NETWORK]:g} % network, {100 * weights[THETA]:g} % {THETA}"
+    assert f"Blend: {description}." in (trained_blend.bundle / "card.md").read_text()
     facts = artifact.read_manifest(trained_blend.bundle).facts
     assert facts["blend"]["weights"] == weights
     assert facts["blend"]["chosen"] == "optimal"
     run = create_client(fresh_root.store_uri).get_run(trained_blend.run_id)
-    assert run.data.tags["blend"] == told
+    assert run.data.tags["blend"] == description
     assert run.data.params["blend"]
     for name in ("mase", "rmsse", "smape"):
         assert run.data.metrics[f"bt/{name}"] == pytest.approx(trained_blend.scores[CHALLENGER][name], rel=1e-12)
@@ -82,11 +88,12 @@ def test_bundle_card_manifest_and_run_describe_the_blend(fresh_root: Root, train
 def test_the_backtest_scores_the_forecasts_of_the_predictor(trained_blend: TrainingResult, tmp_path: Path) -> None:
     assert trained_blend.backtest is not None
     predictor = Predictor(artifact.load_bundle(trained_blend.bundle))
-    known = [one.take_first(len(one) - HORIZON) for one in read_panel(write_rising_series(tmp_path)).series]
-    for row, outcome in enumerate(predictor.forecast_batch(known, HORIZON, levels=[0.1, 0.9])):
+    panel = read_panel(write_rising_series(tmp_path))
+    histories = [series.take_first(len(series) - HORIZON) for series in panel.series]
+    for row, outcome in enumerate(predictor.forecast_batch(histories, HORIZON, levels=[0.1, 0.9])):
         np.testing.assert_allclose(outcome.mean, trained_blend.backtest.forecasts[CHALLENGER][row, 0], rtol=1e-4)  # type: ignore[union-attr]
-    pure = trained_blend.backtest.forecasts[NETWORK]
-    assert not np.allclose(pure, trained_blend.backtest.forecasts[CHALLENGER])
+    network_forecasts = trained_blend.backtest.forecasts[NETWORK]
+    assert not np.allclose(network_forecasts, trained_blend.backtest.forecasts[CHALLENGER])
 
 
 def test_test_windows_do_not_affect_the_weights(
@@ -105,7 +112,7 @@ def test_a_blend_can_be_retrained_against_a_blended_champion(fresh_root: Root, t
     first = retrain(data, SPEC, fresh_root)
     assert first.verdict.should_promote, first.verdict
     again = retrain(data, SPEC, fresh_root)
-    assert not again.verdict.should_promote, "it is no better than itself"
+    assert not again.verdict.should_promote, "the same model is no better than the champion"
     assert set(again.training.scores) == {CHALLENGER, NETWORK, "champion", "seasonal_naive"}
 
 
