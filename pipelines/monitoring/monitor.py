@@ -273,7 +273,7 @@ def _check_changes(charts: Mapping[str, MonitoredChart]) -> Iterator[Finding]:
         reason = f"the CUSUM of one-step errors of {name} reached {peak:.1f} (limit {chart.h:.1f})"
         if chart.alarm is not None:
             n_timestamps = len(timestamps) - chart.alarm
-            reason += f": the actuals of the last {n_timestamps} timestamps were {chart.direction} the forecasts"
+            reason += f" and the actuals of the last {n_timestamps} timestamps were {chart.direction} the forecasts"
         finding_name = "change" if name == ALL_SERIES else f"change of {name}"
         yield Finding(finding_name, chart.alarm is not None, peak, chart.h, reason)
 
@@ -304,7 +304,7 @@ def _check_inputs(input_shifts: Mapping[str, FeatureShift], *, has_training_prof
     elif not input_shifts:
         yield Finding("inputs", None, None, None, "there are no served forecasts")
     for name, shift in input_shifts.items():
-        reason = f"the {name} of the histories differs from training by {shift.value:.2f} (limit {shift.bound:.2f})"
+        reason = f"the input feature '{name}' differs from training by {shift.value:.2f} (limit {shift.bound:.2f})"
         yield Finding(f"input {name}", shift.value > shift.bound, shift.value, shift.bound, reason)
 
 

@@ -170,7 +170,11 @@ def test_a_change_of_units_is_detected_in_the_inputs(trained_root: Root, tmp_pat
     reasons = find_retrain_reasons(
         trained_root, "small", url=serve_and_observe(trained_root, tmp_path / "ledger.db", unit=1000.0)
     )
-    assert [reason for reason in reasons if reason.startswith(("the level", "the change"))] == reasons != []
+    assert (
+        [reason for reason in reasons if reason.startswith(("the input feature 'level'", "the input feature 'change'"))]
+        == reasons
+        != []
+    )
 
 
 def test_only_forecasts_since_the_given_time_count(trained_root: Root, unchanged_ledger: str) -> None:
