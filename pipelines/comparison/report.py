@@ -1,4 +1,4 @@
-"""A comparison of runs for people and for machines: a table for the terminal, JSON, and one HTML page with pictures."""
+"""Renders a comparison of runs as a table for the terminal, as JSON and as a self-contained HTML report."""
 
 from __future__ import annotations
 
@@ -15,70 +15,73 @@ _MISSING = "-"
 
 
 def render_comparison_lines(comparison: RunComparison) -> Iterator[str]:
-    """The comparison for a terminal: a row for each metric, the best marked by a star, and what differs."""
+    """Renders the comparison for a terminal: a row per metric with the best marked by a star, tests and differences."""
     labels = comparison.labels
     width = max(len(row.metric) for row in comparison.rows) + 2 if comparison.rows else 12
     columns = [max(len(label), 10) + 2 for label in labels]
     yield f"{'':{width}}" + "".join(f"{label:>{column}}" for label, column in zip(labels, columns, strict=True))
     for row in comparison.rows:
         cells = [
-            f"{_format_number(value)}{'*' if place in row.best else ' '}" for place, value in enumerate(row.values)
+            f"{_format_number(value)}{'*' if index in row.best else ' '}" for index, value in enumerate(row.values)
         ]
-        yield (f"{row.metric:{width}}" + "".join(f"{c:>{n}}" for c, n in zip(cells, columns, strict=True))).rstrip()
+        aligned = "".join(f"{cell:>{column}}" for cell, column in zip(cells, columns, strict=True))
+        yield f"{row.metric:{width}}{aligned}".rstrip()
     if comparison.comparisons:
         assert comparison.shared_backtest is not None
-        shared = int(comparison.shared_backtest.comparable_mask().sum())
-        yield f"\non the {shared} windows of {len(comparison.series_ids)} series that all of them forecast:"
+        n_windows = int(comparison.shared_backtest.comparable_mask().sum())
+        yield f"\non the {n_windows} windows of {len(comparison.series_ids)} series that all runs forecast:"
         yield from (
-            f"  {_describe_test(comparison.labels[0], label, one)}" for label, one in comparison.comparisons.items()
+            f"  {_describe_test(comparison.labels[0], label, test)}" for label, test in comparison.comparisons.items()
         )
     if comparison.spec_differences:
-        yield "\nspecifications differ in"
-        long = max(len(one.field) for one in comparison.spec_differences) + 2
-        for one in comparison.spec_differences:
-            cells = [_truncate(_MISSING if value is None else value, 24) for value in one.values]
-            yield f"  {one.field:{long}}" + "".join(
-                f"{cell:>{max(n, 26)}}" for cell, n in zip(cells, columns, strict=True)
+        yield "\nthe specifications differ in"
+        field_width = max(len(difference.field) for difference in comparison.spec_differences) + 2
+        for difference in comparison.spec_differences:
+            cells = [_truncate(_MISSING if value is None else value, 24) for value in difference.values]
+            yield f"  {difference.field:{field_width}}" + "".join(
+                f"{cell:>{max(column, 26)}}" for cell, column in zip(cells, columns, strict=True)
             )
     else:
-        yield "\nspecifications are the same"
+        yield "\nthe specifications are the same"
 
 
 def render_comparison_json(comparison: RunComparison) -> str:
-    """Everything as JSON; null for what a run has not, or what is no number."""
-    told = {
+    """Renders the whole comparison as JSON; null for a value that is missing or not finite."""
+    fields = {
         "runs": [
-            {"label": one.label, "run_id": one.run_id, "name": one.name, "tags": dict(one.tags)}
-            for one in comparison.runs
+            {"label": run.label, "run_id": run.run_id, "name": run.name, "tags": dict(run.tags)}
+            for run in comparison.runs
         ],
         "metrics": [
             {
                 "metric": row.metric,
                 "values": _to_json_numbers(row.values),
                 "differences": _to_json_numbers(row.differences),
-                "best": [comparison.labels[place] for place in row.best],
+                "best": [comparison.labels[index] for index in row.best],
             }
             for row in comparison.rows
         ],
         "against": {
             label: {
                 name: value if isinstance(value, str) else _to_json_number(value)
-                for name, value in one._asdict().items()
+                for name, value in test._asdict().items()
             }
-            for label, one in comparison.comparisons.items()
+            for label, test in comparison.comparisons.items()
         },
         "windows": None
         if comparison.shared_backtest is None
         else int(comparison.shared_backtest.comparable_mask().sum()),
         "series": None if comparison.shared_backtest is None else len(comparison.series_ids),
-        "specification": [{"field": one.field, "values": list(one.values)} for one in comparison.spec_differences],
+        "specification": [
+            {"field": difference.field, "values": list(difference.values)} for difference in comparison.spec_differences
+        ],
         "told": list(comparison.messages),
     }
-    return json.dumps(told, indent=1, ensure_ascii=False)
+    return json.dumps(fields, indent=1, ensure_ascii=False)
 
 
 def render_comparison_html(comparison: RunComparison, *, series: str | None = None) -> str:
-    """The page: metrics, tests, differences of the specifications, and pictures. It loads nothing from elsewhere."""
+    """Renders the report: metrics, tests, differences of the specifications and figures. It loads nothing from elsewhere."""
     title = "Comparison: " + ", ".join(comparison.labels)
     parts = [
         "<h1>Comparison of runs</h1>",
@@ -91,21 +94,21 @@ def render_comparison_html(comparison: RunComparison, *, series: str | None = No
     if comparison.shared_backtest is not None:
         parts += [
             render_figure("Error by step ahead", plot_error_by_horizon(comparison)),
-            render_figure("One series", plot_overlay(comparison, series)),
+            render_figure("Forecasts of one series", plot_overlay(comparison, series)),
         ]
     return render_page(title, parts)
 
 
 def _render_runs(comparison: RunComparison) -> Iterator[str]:
     yield '<div class="wide"><table><tr><th>Run</th><th>Name</th><th>Id</th><th>Data up to</th><th>Trigger</th></tr>'
-    for one in comparison.runs:
-        cells = (one.label, one.name, one.run_id, one.tags.get("cutoff", _MISSING), one.tags.get("trigger", _MISSING))
+    for run in comparison.runs:
+        cells = (run.label, run.name, run.run_id, run.tags.get("cutoff", _MISSING), run.tags.get("trigger", _MISSING))
         yield "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
     yield "</table></div>"
 
 
 def _render_metrics(comparison: RunComparison) -> Iterator[str]:
-    yield "<h2>Metrics</h2><p>Bold: the best. In brackets: how far from the first run.</p>"
+    yield "<h2>Metrics</h2><p>The best values are in bold; differences from the first run are in parentheses.</p>"
     yield _render_table_head("Metric", comparison.labels, is_numeric=True)
     for row in comparison.rows:
         yield f"<tr><td><code>{escape(row.metric)}</code></td>" + "".join(_render_cells(row)) + "</tr>"
@@ -113,52 +116,57 @@ def _render_metrics(comparison: RunComparison) -> Iterator[str]:
 
 
 def _render_cells(row: MetricRow) -> Iterator[str]:
-    for place, (value, difference) in enumerate(zip(row.values, row.differences, strict=True)):
-        apart = f" ({difference:+.3g})" if place and difference is not None and math.isfinite(difference) else ""
-        yield f'<td class="number{" best" if place in row.best else ""}">{_format_number(value)}{apart}</td>'
+    for index, (value, difference) in enumerate(zip(row.values, row.differences, strict=True)):
+        suffix = f" ({difference:+.3g})" if index and difference is not None and math.isfinite(difference) else ""
+        yield f'<td class="number{" best" if index in row.best else ""}">{_format_number(value)}{suffix}</td>'
 
 
 def _render_tests(comparison: RunComparison) -> Iterator[str]:
     if not comparison.comparisons:
         return
     assert comparison.shared_backtest is not None
-    windows = int(comparison.shared_backtest.comparable_mask().sum())
-    yield f"<h2>Is the difference real?</h2><p>On the {windows} windows of {len(comparison.series_ids)} series that all runs forecast.</p>"
-    for label, one in comparison.comparisons.items():
-        yield f"<p>{escape(_describe_test(comparison.labels[0], label, one))}</p>"
-    yield "<p>Series, or origins of a single one, are taken for independent; a p value near 0.05 is no proof.</p>"
+    n_windows = int(comparison.shared_backtest.comparable_mask().sum())
+    yield "<h2>Significance of the differences</h2>"
+    yield f"<p>On the {n_windows} windows of {len(comparison.series_ids)} series that all runs forecast.</p>"
+    for label, test in comparison.comparisons.items():
+        yield f"<p>{escape(_describe_test(comparison.labels[0], label, test))}</p>"
+    yield (
+        "<p>The test assumes that series, or the cutoffs of a single series, are independent; a p value near 0.05 is weak "
+        "evidence.</p>"
+    )
 
 
 def _render_spec_differences(comparison: RunComparison) -> Iterator[str]:
-    yield "<h2>Specification</h2>"
+    yield "<h2>Differences of the specifications</h2>"
     if not comparison.spec_differences:
-        yield "<p>The same.</p>"
+        yield "<p>There are none.</p>"
         return
     yield _render_table_head("Field", comparison.labels, is_numeric=False)
-    for one in comparison.spec_differences:
-        cells = "".join(f"<td>{escape(_MISSING if value is None else value)}</td>" for value in one.values)
-        yield f"<tr><td><code>{escape(one.field)}</code></td>{cells}</tr>"
+    for difference in comparison.spec_differences:
+        cells = "".join(f"<td>{escape(_MISSING if value is None else value)}</td>" for value in difference.values)
+        yield f"<tr><td><code>{escape(difference.field)}</code></td>{cells}</tr>"
     yield "</table></div>"
 
 
 def _render_table_head(first_heading: str, labels: Sequence[str], *, is_numeric: bool) -> str:
-    kind = ' class="number"' if is_numeric else ""
-    heads = "".join(f"<th{kind}>{escape(label)}</th>" for label in labels)
-    return f'<div class="wide"><table><tr><th>{first_heading}</th>{heads}</tr>'
+    css_class = ' class="number"' if is_numeric else ""
+    headings = "".join(f"<th{css_class}>{escape(label)}</th>" for label in labels)
+    return f'<div class="wide"><table><tr><th>{first_heading}</th>{headings}</tr>'
 
 
 def _describe_test(first_label: str, other_label: str, test: SignificanceResult) -> str:
-    """The test in words; a difference above 0 says that the first run has smaller errors."""
+    """Describes a test in one sentence; a difference above 0 means that the first run has smaller errors."""
     if not math.isfinite(test.difference):
-        return f"{other_label}: no error that could be held against {first_label}'s"
-    whose = "smaller" if test.difference < 0 else "larger"
+        return f"{other_label}: no error can be compared with that of {first_label}"
+    direction = "smaller" if test.difference < 0 else "larger"
     if test.difference == 0:
         return f"{other_label}: the same mean error as {first_label}"
-    within = f", 95 % interval {test.low:+.3g} to {test.high:+.3g}" if math.isfinite(test.low) else ""
+    difference = f"{other_label}: MASE {direction} than that of {first_label} by {abs(test.difference):.3g}"
+    interval = f", 95 % interval {test.low:+.3g} to {test.high:+.3g}" if math.isfinite(test.low) else ""
     if not math.isfinite(test.p):
-        return f"{other_label}: errors {whose} than {first_label}'s by {abs(test.difference):.3g}; {test.test} to test"
-    p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
-    return f"{other_label}: errors (MASE) {whose} than {first_label}'s by {abs(test.difference):.3g}{within}; {p} ({test.test})"
+        return f"{difference}; not tested ({test.test})"
+    p_value = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
+    return f"{difference}{interval}; {p_value} ({test.test})"
 
 
 def _format_number(value: float | None) -> str:

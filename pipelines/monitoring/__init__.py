@@ -1,1 +1,1 @@
-"""Monitoring of a champion in production: accuracy, coverage and drift from late actuals, and the shadow test."""
+"""Monitoring of a model in production: accuracy, coverage and drift from late actuals, and the shadow test."""

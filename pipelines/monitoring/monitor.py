@@ -1,4 +1,4 @@
-"""Whether a model in use needs attention: what its ledger of served forecasts says beside what it promised."""
+"""Monitors the champion: compares its served forecasts and late actuals in the ledger with its backtest and training data."""
 
 from __future__ import annotations
 
@@ -33,25 +33,26 @@ from forecaster.spec import Spec
 from pipelines.promotion.promote import fetch_bundle
 from pipelines.settings import Root
 
-NOMINAL_COVERAGE = 0.8  # of the intervals whose coverage is watched
+NOMINAL_COVERAGE = 0.8  # nominal coverage of the monitored intervals
 _LOW_LEVEL, _HIGH_LEVEL = 0.1, 0.9
-_HIGH_LEVEL_Z = 1.2815515655446004  # the normal quantile at _HIGH
-_MAX_FORECASTS = 20_000  # forecasts whose inputs are looked at
+_HIGH_LEVEL_Z = 1.2815515655446004  # the standard normal quantile at _HIGH_LEVEL
+_MAX_FORECASTS = 20_000  # latest forecasts whose inputs are checked
 ALL_SERIES = "all series"
 
 
 class MonitoringThresholds(NamedTuple):
-    """What is let pass.
+    """Thresholds of the monitoring checks.
 
     Attributes:
-        coverage_room: How far the coverage of the 80 % intervals may be off, chance apart.
-        mase_room: By what share live errors may be larger than those of the model's own backtest, chance apart.
-        recent: Error and coverage are of the forecasts of the latest so many horizons, lest a change drown in calm months; of
-            all, where those are fewer than `min_windows`.
-        least: Windows of forecasts that do not overlap, below which nothing is said of accuracy and coverage.
-        points: One-step residuals below which no chart is drawn.
-        finest: The smallest standard deviation of a chart's points, in that of a single residual: what moves the mean of many
-            series by less than half of it is nobody's business.
+        coverage_tolerance: Tolerance of the coverage of the 80 % intervals, in addition to two standard errors.
+        mase_tolerance: Share by which the live error may exceed that of the model's backtest, in addition to two standard
+            errors.
+        recent_horizons: Error and coverage are computed from the forecasts of this many latest horizons, so that a change is
+            not averaged out by the months before; from all forecasts, if these have fewer than `min_windows`.
+        min_windows: Number of non-overlapping windows of forecasts below which accuracy and coverage are not judged.
+        min_points: Number of one-step residuals below which no chart is computed.
+        min_std: Smallest standard deviation of a chart's points, in units of that of a single residual. With it, a change of
+            the mean of many series by less than half of it is not reported.
     """
 
     coverage_tolerance: float = 0.1
@@ -63,7 +64,7 @@ class MonitoringThresholds(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at: whether it calls for action (None: not measured), its number, bound and what they say."""
+    """The result of one check: whether it calls for action (None: not measured), its value, its bound and a sentence."""
 
     name: str
     calls: bool | None
@@ -73,7 +74,7 @@ class Finding(NamedTuple):
 
 
 class MonitoredChart(NamedTuple):
-    """A chart and what it is drawn of: points in order of their stamps."""
+    """A chart and the points it is computed from, in order of their timestamps."""
 
     chart: CusumChart
     timestamps: Sequence[int]
@@ -81,7 +82,7 @@ class MonitoredChart(NamedTuple):
 
 
 class MonitoringReport(NamedTuple):
-    """What a ledger says of the champion of a model."""
+    """The monitoring report of a model's champion."""
 
     model: ModelIdentity
     spec: Spec
@@ -94,23 +95,23 @@ class MonitoringReport(NamedTuple):
 
     @property
     def reasons(self) -> list[str]:
-        """Why action is needed; empty if nothing says so."""
-        return [one.reason for one in self.findings if one.calls]
+        """Why action is needed; empty if no finding calls for it."""
+        return [finding.reason for finding in self.findings if finding.calls]
 
 
 def find_retrain_reasons(root: Root, name: str, *, url: str | None = None, since: datetime | None = None) -> list[str]:
-    """Why the champion of a registered model should be trained again; empty if nothing says so.
+    """Returns the reasons to retrain the champion of a registered model; empty if there are none.
 
-    Nothing says so either where no ledger is kept, or no actuals have come.
+    The result is also empty if there is no ledger, or if it has no actuals.
 
     Args:
-        root: Where state lives; its service's ledger is looked at.
-        name: The registered model.
-        url: Another ledger.
-        since: Forecasts made before are left out; a stamp without a zone is in UTC.
+        root: Folder of all state; the ledger of its service is read.
+        name: Name of the registered model.
+        url: Address of another ledger.
+        since: Forecasts made before this time are ignored; a time without a zone is in UTC.
     Raises:
-        NoSuchModel: nothing of that name is champion.
-        LedgerError: there is a ledger, and it cannot be read.
+        NoSuchModel: The model has no champion.
+        LedgerError: The ledger exists and cannot be read.
     """
     if not _ledger_exists(resolve_ledger_url(root, url)):
         return []
@@ -118,17 +119,17 @@ def find_retrain_reasons(root: Root, name: str, *, url: str | None = None, since
 
 
 def resolve_ledger_url(root: Root, url: str | None) -> str:
-    """The address of a ledger: `url`, or that of the root's service; "on", as its setting says, is the latter too."""
+    """Returns the address of a ledger: `url`, or that of the root's service if `url` is None or the setting "on" or "off"."""
     return f"sqlite:///{root.slot.absolute() / 'ledger.db'}" if url in (None, "", "on", "off") else str(url)
 
 
 def open_ledger(root: Root, url: str | None) -> Ledger:
-    """The ledger at `url`, or that of the root's service; raises LedgerError where there is none."""
+    """Opens the ledger at `url`, or that of the root's service; raises LedgerError if it does not exist."""
     address = resolve_ledger_url(root, url)
     if not _ledger_exists(address):
         raise LedgerError(
             f"Expected the ledger of a service under {root.path}; found none. Serve with FORECASTER_SERVING_LEDGER=on, or "
-            "name a ledger with --url.",
+            "give the address of a ledger with --url.",
             where="ledger",
         )
     return Ledger(address)
@@ -142,44 +143,47 @@ def build_monitoring_report(
     since: datetime | None = None,
     thresholds: MonitoringThresholds | None = None,
 ) -> MonitoringReport:
-    """All that the ledger says of the champion; arguments and errors as of `find_retrain_reasons`, LedgerError without a ledger too."""
+    """Builds the monitoring report of the champion.
+
+    Arguments and errors are those of `find_retrain_reasons`; LedgerError is also raised if there is no ledger.
+    """
     thresholds = thresholds or MonitoringThresholds()
     version = Registry(root.store_uri).resolve(name, CHAMPION)
     bundle = fetch_bundle(version, root)
     facts = artifact.read_manifest(bundle).facts
     spec = Spec.model_validate_json((bundle / "spec.json").read_bytes())
-    moment = None if since is None else (since if since.tzinfo else since.replace(tzinfo=UTC)).timestamp()
-    which = ForecastFilter(digest=version.digest, since=moment)
+    since_s = None if since is None else (since if since.tzinfo else since.replace(tzinfo=UTC)).timestamp()
+    forecast_filter = ForecastFilter(digest=version.digest, since=since_s)
     ledger = open_ledger(root, url)
     try:
-        span, scores = ledger.span(which), compute_accuracy(ledger, which)
-        frames = list(forecast_actual_pairs(ledger, which))
-        rows = ledger.latest_forecasts(which, limit=_MAX_FORECASTS)
+        span, scores = ledger.span(forecast_filter), compute_accuracy(ledger, forecast_filter)
+        frames = list(forecast_actual_pairs(ledger, forecast_filter))
+        rows = ledger.latest_forecasts(forecast_filter, limit=_MAX_FORECASTS)
     finally:
         ledger.close()
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    latest = _select_recent(frame, thresholds)
+    recent = _select_recent(frame, thresholds)
     charts = dict(_build_charts(frame, thresholds)) if len(frame) else {}
-    learned = _load_training_profile(facts)
-    inputs = {} if learned is None else measure_shifts(list(_iter_input_profiles(rows, learned.context)), learned)
+    profile = _load_training_profile(facts)
+    input_shifts = {} if profile is None else measure_shifts(list(_iter_input_profiles(rows, profile.context)), profile)
     findings = (
-        _check_coverage(latest, thresholds),
-        _check_error(latest, facts, thresholds),
+        _check_coverage(recent, thresholds),
+        _check_error(recent, facts, thresholds),
         *_check_changes(charts),
-        *_check_inputs(inputs, has_training_profile=learned is not None),
+        *_check_inputs(input_shifts, has_training_profile=profile is not None),
     )
-    told = ModelIdentity(name, version.number, version.digest)
-    return MonitoringReport(told, spec, time.time(), span, scores, findings, charts, inputs)
+    model = ModelIdentity(name, version.number, version.digest)
+    return MonitoringReport(model, spec, time.time(), span, scores, findings, charts, input_shifts)
 
 
 def _ledger_exists(address: str) -> bool:
-    """Whether a file of SQLite is; other databases say so themselves."""
-    found = parse_database_url(address)
-    return found.get_backend_name() != "sqlite" or (bool(found.database) and Path(found.database).exists())
+    """Whether the file of an SQLite ledger exists; always true for other databases, which raise errors of their own."""
+    url = parse_database_url(address)
+    return url.get_backend_name() != "sqlite" or (bool(url.database) and Path(url.database).exists())
 
 
 def _count_windows(frame: pd.DataFrame) -> float:
-    """About how many windows of forecasts there are that do not overlap: the steps of one window are missed together."""
+    """Estimates the number of non-overlapping windows of forecasts, because the errors within a window are correlated."""
     if not len(frame):
         return 0.0
     steps = len(frame) / frame["forecast"].nunique()
@@ -187,97 +191,106 @@ def _count_windows(frame: pd.DataFrame) -> float:
 
 
 def _select_recent(frame: pd.DataFrame, thresholds: MonitoringThresholds) -> pd.DataFrame:
-    """The forecasts of the latest horizons; all, where these are too few to say anything of."""
+    """Selects the forecasts of the latest horizons; all forecasts, if these have too few windows."""
     if not len(frame):
         return frame
     span = (frame["ending"] - frame["origin"]).max()
-    late = frame[frame["origin"] > frame["origin"].max() - thresholds.recent_horizons * span]
-    return late if _count_windows(late) >= thresholds.min_windows else frame
+    recent = frame[frame["origin"] > frame["origin"].max() - thresholds.recent_horizons * span]
+    return recent if _count_windows(recent) >= thresholds.min_windows else frame
 
 
 def _check_coverage(frame: pd.DataFrame, thresholds: MonitoringThresholds) -> Finding:
     share, windows = score_pairs(frame).coverage.get(NOMINAL_COVERAGE), _count_windows(frame)
     if share is None or windows < thresholds.min_windows:
-        told = (
-            "no intervals were kept" if share is None and len(frame) else _describe_too_few_windows(windows, thresholds)
+        reason = (
+            "the ledger has no intervals"
+            if share is None and len(frame)
+            else _describe_too_few_windows(windows, thresholds)
         )
-        return Finding("coverage", None, share, thresholds.coverage_tolerance, told)
-    room = thresholds.coverage_tolerance + 2 * math.sqrt(NOMINAL_COVERAGE * (1 - NOMINAL_COVERAGE) / windows)
-    told = f"{_format_percent(share)} of actuals lie within the {_format_percent(NOMINAL_COVERAGE)} intervals; {_format_percent(room)} more or less may be"
-    return Finding("coverage", abs(share - NOMINAL_COVERAGE) > room, share, room, told)
+        return Finding("coverage", None, share, thresholds.coverage_tolerance, reason)
+    tolerance = thresholds.coverage_tolerance + 2 * math.sqrt(NOMINAL_COVERAGE * (1 - NOMINAL_COVERAGE) / windows)
+    reason = (
+        f"{_format_percent(share)} of the actuals lie within the {_format_percent(NOMINAL_COVERAGE)} intervals "
+        f"(tolerance {_format_percent(tolerance)})"
+    )
+    return Finding("coverage", abs(share - NOMINAL_COVERAGE) > tolerance, share, tolerance, reason)
 
 
 def _check_error(frame: pd.DataFrame, facts: Mapping[str, Any], thresholds: MonitoringThresholds) -> Finding:
-    live, windows = score_pairs(frame).mase, _count_windows(frame)
-    promised = facts.get("backtest", {}).get(CHALLENGER, {}).get("mase")
-    if live is None or windows < thresholds.min_windows:
-        told = (
-            "no series has a scale" if live is None and len(frame) else _describe_too_few_windows(windows, thresholds)
+    live_mase, windows = score_pairs(frame).mase, _count_windows(frame)
+    backtest_mase = facts.get("backtest", {}).get(CHALLENGER, {}).get("mase")
+    if live_mase is None or windows < thresholds.min_windows:
+        reason = (
+            "no series has a scale"
+            if live_mase is None and len(frame)
+            else _describe_too_few_windows(windows, thresholds)
         )
-        return Finding("error", None, live, promised, told)
-    if not promised:
-        return Finding("error", None, live, None, "the model was never tested, so there is nothing to compare with")
-    bound = promised * (1 + thresholds.mase_tolerance) + 2 * _compute_standard_error(frame, windows)
-    told = f"live MASE {live:.4f}, where its backtest had {promised:.4f} and {bound:.4f} may be"
-    return Finding("error", live > bound, live, bound, told)
+        return Finding("error", None, live_mase, backtest_mase, reason)
+    if not backtest_mase:
+        return Finding("error", None, live_mase, None, "the model has no backtest to compare with")
+    bound = backtest_mase * (1 + thresholds.mase_tolerance) + 2 * _compute_standard_error(frame, windows)
+    reason = f"the live MASE is {live_mase:.4f}, that of the backtest {backtest_mase:.4f} (limit {bound:.4f})"
+    return Finding("error", live_mase > bound, live_mase, bound, reason)
 
 
 def _compute_standard_error(frame: pd.DataFrame, windows: float) -> float:
-    """The standard error of the mean scaled error, as of so many windows."""
-    scaled = np.abs(frame["mean"] - frame["actual"]) / frame["scale"].where(frame["scale"] > 0)
-    return float(scaled.groupby(frame["forecast"]).mean().std(ddof=0) / math.sqrt(windows))
+    """Returns the standard error of the mean scaled error, with `windows` as the number of independent values."""
+    scaled_errors = np.abs(frame["mean"] - frame["actual"]) / frame["scale"].where(frame["scale"] > 0)
+    return float(scaled_errors.groupby(frame["forecast"]).mean().std(ddof=0) / math.sqrt(windows))
 
 
 def _build_charts(frame: pd.DataFrame, thresholds: MonitoringThresholds) -> Iterator[tuple[str, MonitoredChart]]:
-    """A chart of the one-step residuals of all series, and of each group.
+    """Yields a CUSUM chart of the one-step residuals of all series, and one of each group.
 
-    A residual is the actual less the middle of the 80 % interval, over the standard deviation that a Gaussian with that
-    interval has. Points are means over series, a point a stamp; their spread is measured where they are, for series move
-    together.
+    A residual is the actual minus the center of the 80 % interval, divided by the standard deviation of a Gaussian with that
+    interval. A point of the chart is the mean over series at one timestamp. The standard deviation of the points is
+    estimated from the points themselves, because the series are correlated.
     """
-    first = frame[(frame["step"] == 1) & np.isfinite(frame[_LOW_LEVEL]) & (frame[_HIGH_LEVEL] > frame[_LOW_LEVEL])]
-    deviation = (first[_HIGH_LEVEL] - first[_LOW_LEVEL]) / (2 * _HIGH_LEVEL_Z)
-    residuals = ((first["actual"] - (first[_HIGH_LEVEL] + first[_LOW_LEVEL]) / 2) / deviation).clip(-6, 6)
-    parts = {ALL_SERIES: first.index == first.index}
-    parts |= {str(part): (first["part"] == part).to_numpy() for part in sorted(set(first["part"].dropna()))}
-    for name, chosen in parts.items():
-        by_stamp = residuals[chosen].groupby(first["stamp"][chosen]).agg(["mean", "count"]).sort_index()
-        if len(by_stamp) < thresholds.min_points:
+    one_step = frame[(frame["step"] == 1) & np.isfinite(frame[_LOW_LEVEL]) & (frame[_HIGH_LEVEL] > frame[_LOW_LEVEL])]
+    deviation = (one_step[_HIGH_LEVEL] - one_step[_LOW_LEVEL]) / (2 * _HIGH_LEVEL_Z)
+    center = (one_step[_HIGH_LEVEL] + one_step[_LOW_LEVEL]) / 2
+    residuals = ((one_step["actual"] - center) / deviation).clip(-6, 6)
+    groups = {ALL_SERIES: one_step.index == one_step.index}
+    groups |= {str(group): (one_step["part"] == group).to_numpy() for group in sorted(set(one_step["part"].dropna()))}
+    for name, chosen in groups.items():
+        by_timestamp = residuals[chosen].groupby(one_step["stamp"][chosen]).agg(["mean", "count"]).sort_index()
+        if len(by_timestamp) < thresholds.min_points:
             continue
-        points = by_stamp["mean"].to_numpy(np.float64)
-        least = 1 / math.sqrt(float(by_stamp["count"].mean()))
-        points = points / max(moving_range_std(points), least, thresholds.min_std)
-        chart = cusum(points, h=control_limit_for(len(points) * len(parts)))
-        yield name, MonitoredChart(chart, by_stamp.index.tolist(), points.tolist())
+        points = by_timestamp["mean"].to_numpy(np.float64)
+        independent_std = 1 / math.sqrt(float(by_timestamp["count"].mean()))
+        points = points / max(moving_range_std(points), independent_std, thresholds.min_std)
+        chart = cusum(points, h=control_limit_for(len(points) * len(groups)))
+        yield name, MonitoredChart(chart, by_timestamp.index.tolist(), points.tolist())
 
 
 def _check_changes(charts: Mapping[str, MonitoredChart]) -> Iterator[Finding]:
     if not charts:
-        yield Finding("change", None, None, None, "too few one-step forecasts with intervals are known for a chart")
-    for name, (chart, stamps, _) in charts.items():
-        peak = float(max(chart.upper.max(), chart.lower.max()))
-        told = f"the CUSUM of one-step errors of {name} rose to {peak:.1f}; {chart.h:.1f} may be"
-        if chart.alarm is not None:
-            since = len(stamps) - chart.alarm
-            told += f": for {since} stamps actuals have been {chart.direction} what was foretold"
         yield Finding(
-            "change" if name == ALL_SERIES else f"change of {name}", chart.alarm is not None, peak, chart.h, told
+            "change", None, None, None, "there are too few one-step forecasts with intervals and actuals for a chart"
         )
+    for name, (chart, timestamps, _) in charts.items():
+        peak = float(max(chart.upper.max(), chart.lower.max()))
+        reason = f"the CUSUM of one-step errors of {name} reached {peak:.1f} (limit {chart.h:.1f})"
+        if chart.alarm is not None:
+            n_timestamps = len(timestamps) - chart.alarm
+            reason += f" and the actuals of the last {n_timestamps} timestamps were {chart.direction} the forecasts"
+        finding_name = "change" if name == ALL_SERIES else f"change of {name}"
+        yield Finding(finding_name, chart.alarm is not None, peak, chart.h, reason)
 
 
 def _load_training_profile(facts: Mapping[str, Any]) -> TrainingProfile | None:
     try:
         return TrainingProfile.model_validate(facts["inputs"])
-    except (KeyError, ValidationError):  # a bundle from before they were kept
+    except (KeyError, ValidationError):  # a bundle from a version without input profiles
         return None
 
 
 def _iter_input_profiles(rows: Sequence[Any], context: int) -> Iterator[Mapping[str, float]]:
-    """What histories were like, of each series only windows that do not overlap."""
+    """Yields the input profiles of the forecasts; of each series only those of windows that do not overlap."""
     latest: dict[str, float] = {}
-    for row in rows:  # the latest first
-        body, stamps = json.loads(row.body), json.loads(row.stamps)
-        step = (stamps[-1] - row.origin) / len(stamps)
+    for row in rows:  # in order from the latest
+        body, timestamps = json.loads(row.body), json.loads(row.stamps)
+        step = (timestamps[-1] - row.origin) / len(timestamps)
         if row.key not in latest or row.origin <= latest[row.key] - context * step:
             latest[row.key] = row.origin
             yield body["inputs"]
@@ -285,16 +298,18 @@ def _iter_input_profiles(rows: Sequence[Any], context: int) -> Iterator[Mapping[
 
 def _check_inputs(input_shifts: Mapping[str, FeatureShift], *, has_training_profile: bool) -> Iterator[Finding]:
     if not has_training_profile:
-        yield Finding("inputs", None, None, None, "the bundle does not say what it was trained on: train it again")
+        yield Finding(
+            "inputs", None, None, None, "the bundle has no profile of its training data. Train the model again"
+        )
     elif not input_shifts:
-        yield Finding("inputs", None, None, None, "no forecast was served")
-    for name, one in input_shifts.items():
-        told = f"the {name} of the histories is {one.value:.2f} away from training; {one.bound:.2f} may be"
-        yield Finding(f"input {name}", one.value > one.bound, one.value, one.bound, told)
+        yield Finding("inputs", None, None, None, "there are no served forecasts")
+    for name, shift in input_shifts.items():
+        reason = f"the input feature '{name}' differs from training by {shift.value:.2f} (limit {shift.bound:.2f})"
+        yield Finding(f"input {name}", shift.value > shift.bound, shift.value, shift.bound, reason)
 
 
 def _describe_too_few_windows(windows: float, thresholds: MonitoringThresholds) -> str:
-    return f"{windows:.0f} windows that do not overlap are known, {thresholds.min_windows} are needed"
+    return f"there are {windows:.0f} non-overlapping windows with actuals; at least {thresholds.min_windows} are needed"
 
 
 def _format_percent(share: float) -> str:

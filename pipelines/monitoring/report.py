@@ -1,4 +1,4 @@
-"""What a look at a model in use came to: as JSON, as an HTML page that holds its own pictures, and for Prometheus."""
+"""Renders a monitoring report as JSON, as a self-contained HTML page and in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -19,50 +19,54 @@ from pipelines.monitoring.monitor import NOMINAL_COVERAGE, Finding, MonitoredCha
 from pipelines.promotion.report import style_axes
 
 _OUTCOME_LABELS = {True: "failed", False: "passed", None: "not applicable"}
-_MAX_GROUPS = 30  # told, the worst first
+_MAX_GROUPS = 30  # in the report, the worst first
 
 
 def render_report_json(report: MonitoringReport) -> str:
-    """Every finding with its number, bound and reason, and the figures behind them; null for what is no number."""
-    told = {
+    """Renders every finding with its value, bound and reason, and all scores, as JSON; null for values that are not finite."""
+    fields = {
         "model": report.model._asdict(),
         "at": _format_time(report.created_at),
         "since": _format_time(report.span.first),
         "until": _format_time(report.span.last),
         "action": bool(report.reasons),
         "reasons": report.reasons,
-        "findings": [one._asdict() for one in report.findings],
+        "findings": [finding._asdict() for finding in report.findings],
         "forecasts": report.span.forecasts,
         "scored": report.accuracy.scored,
         "overall": _score_to_dict(report.accuracy.overall),
-        "by_horizon": [{"step": step, **_score_to_dict(one)} for step, one in sorted(report.accuracy.by_step.items())],
-        "by_group": [{"group": name, **_score_to_dict(one)} for name, one in sorted(report.accuracy.by_group.items())],
+        "by_horizon": [
+            {"step": step, **_score_to_dict(score)} for step, score in sorted(report.accuracy.by_step.items())
+        ],
+        "by_group": [
+            {"group": name, **_score_to_dict(score)} for name, score in sorted(report.accuracy.by_group.items())
+        ],
         "charts": {
-            name: {"k": one.chart.k, "h": one.chart.h, "alarm": one.chart.alarm, "points": len(one.points)}
-            for name, one in report.charts.items()
+            name: {"k": chart.k, "h": chart.h, "alarm": chart.alarm, "points": len(points)}
+            for name, (chart, _, points) in report.charts.items()
         },
-        "inputs": {name: one._asdict() for name, one in report.input_shifts.items()},
+        "inputs": {name: shift._asdict() for name, shift in report.input_shifts.items()},
     }
-    return json.dumps(_replace_nonfinite(told), indent=1)
+    return json.dumps(_replace_nonfinite(fields), indent=1)
 
 
 def render_report_html(report: MonitoringReport) -> str:
-    """The page: whether action is needed, every finding, and pictures of what is behind them. It loads nothing."""
-    word = "Action is needed" if report.reasons else "Nothing calls for action"
+    """Renders the page: whether action is needed, every finding, scores and figures. It loads nothing from elsewhere."""
+    conclusion = "Action is needed" if report.reasons else "No action is needed"
     title = f"{report.model.name} version {report.model.version}"
-    between = f"Forecasts from {_format_time(report.span.first) or '-'} to {_format_time(report.span.last) or '-'}"
+    period = f"Forecasts from {_format_time(report.span.first) or '-'} to {_format_time(report.span.last) or '-'}"
     overall, reasons = report.accuracy.overall, ["; ".join(report.reasons)] if report.reasons else []
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f"<title>{escape(title)}: {word.lower()}</title><style>{STYLE}</style></head><body>",
+        f"<title>{escape(title)}: {conclusion.lower()}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
-        f'<p class="{_OUTCOME_LABELS[bool(report.reasons)]}">{escape(": ".join([word, *reasons]))}.</p>',
-        f"<p>{between}: {report.span.forecasts}, of which {report.accuracy.scored} can be scored at {overall.n} steps.</p>",
-        "<table><tr><th>Looked at</th><th>Outcome</th><th>Found</th><th>Bound</th><th>What it says</th></tr>",
+        f'<p class="{_OUTCOME_LABELS[bool(report.reasons)]}">{escape(": ".join([conclusion, *reasons]))}.</p>',
+        f"<p>{period}: {report.span.forecasts}, of which {report.accuracy.scored} have actuals, at {overall.n} steps.</p>",
+        "<table><tr><th>Check</th><th>Outcome</th><th>Value</th><th>Limit</th><th>Reason</th></tr>",
         *map(_render_finding_row, report.findings),
         "</table>",
         *_render_score_table(
-            "By step ahead", "step", [(str(step), one) for step, one in sorted(report.accuracy.by_step.items())]
+            "By step ahead", "step", [(str(step), score) for step, score in sorted(report.accuracy.by_step.items())]
         ),
         *_render_score_table("By group", "group", _select_worst_groups(report)),
     ]
@@ -72,57 +76,64 @@ def render_report_html(report: MonitoringReport) -> str:
 
 
 def render_report_prometheus(report: MonitoringReport) -> str:
-    """The figures in Prometheus' text format, for a node exporter's folder of text files."""
-    names = {"model": report.model.name, "version": report.model.version}
+    """Renders the scores in Prometheus' text format, for the textfile collector of the node exporter."""
+    model_labels = {"model": report.model.name, "version": report.model.version}
     lines: list[str] = []
 
-    def gauge(name: str, told: str, values: list[tuple[dict[str, str], float | None]]) -> None:
-        known = [(labels, value) for labels, value in values if value is not None and math.isfinite(value)]
-        if known:
-            lines.extend([f"# HELP forecaster_live_{name} {told}", f"# TYPE forecaster_live_{name} gauge"])
-            lines.extend(f"forecaster_live_{name}{_format_labels(names | labels)} {value!r}" for labels, value in known)
+    def add_gauge(name: str, description: str, values: list[tuple[dict[str, str], float | None]]) -> None:
+        finite = [(labels, value) for labels, value in values if value is not None and math.isfinite(value)]
+        if finite:
+            lines.extend([f"# HELP forecaster_live_{name} {description}", f"# TYPE forecaster_live_{name} gauge"])
+            lines.extend(
+                f"forecaster_live_{name}{_format_labels(model_labels | labels)} {value!r}" for labels, value in finite
+            )
 
     overall, steps = report.accuracy.overall, sorted(report.accuracy.by_step.items())
-    gauge("action", "1 where action is needed", [({}, float(bool(report.reasons)))])
-    gauge("forecasts", "Served forecasts that were kept", [({}, float(report.span.forecasts))])
-    gauge("scored", "Served forecasts of which something is known", [({}, float(report.accuracy.scored))])
-    gauge("mae", "Mean absolute error", [({}, overall.mae)])
-    gauge("bias", "Mean of forecast less actual", [({}, overall.bias)])
-    gauge("mase", "Mean absolute error over that of seasonal naive", [({}, overall.mase)])
-    gauge("step_mae", "Mean absolute error by step ahead", [({"step": str(step)}, one.mae) for step, one in steps])
-    gauge(
+    add_gauge("action", "1 where action is needed", [({}, float(bool(report.reasons)))])
+    add_gauge("forecasts", "Served forecasts in the ledger", [({}, float(report.span.forecasts))])
+    add_gauge("scored", "Served forecasts with actuals", [({}, float(report.accuracy.scored))])
+    add_gauge("mae", "Mean absolute error", [({}, overall.mae)])
+    add_gauge("bias", "Mean of forecast minus actual", [({}, overall.bias)])
+    add_gauge("mase", "Mean absolute error divided by that of seasonal naive", [({}, overall.mase)])
+    add_gauge(
+        "step_mae", "Mean absolute error by step ahead", [({"step": str(step)}, score.mae) for step, score in steps]
+    )
+    add_gauge(
         "coverage",
-        "Share of actuals within an interval, by its nominal share",
+        "Share of actuals within an interval, by its nominal coverage",
         [({"interval": str(share)}, value) for share, value in overall.coverage.items()],
     )
-    gauge(
+    add_gauge(
         "finding",
-        "What was looked at",
-        [({"finding": one.name}, one.value) for one in report.findings],
+        "Value of a monitoring check",
+        [({"finding": finding.name}, finding.value) for finding in report.findings],
     )
-    gauge("checked_at_seconds", "When it was looked, in seconds since 1970", [({}, report.created_at)])
+    add_gauge("checked_at_seconds", "Time of the report, in seconds since 1970", [({}, report.created_at)])
     return "\n".join([*lines, ""])
 
 
 def build_run_metrics(report: MonitoringReport) -> dict[str, float]:
-    """What a tracked run of it records."""
+    """Returns the metrics of the report that are recorded in an MLflow run."""
     overall = report.accuracy.overall
-    told = {"mae": overall.mae, "bias": overall.bias, "mase": overall.mase}
-    told |= {f"coverage_{round(100 * share)}": value for share, value in overall.coverage.items()}
-    told |= {"forecasts": float(report.span.forecasts), "scored": float(report.accuracy.scored)}
-    told |= {
-        one.name.replace(" ", "_"): one.value for one in report.findings if one.name.startswith(("change", "input"))
+    values = {"mae": overall.mae, "bias": overall.bias, "mase": overall.mase}
+    values |= {f"coverage_{round(100 * share)}": value for share, value in overall.coverage.items()}
+    values |= {"forecasts": float(report.span.forecasts), "scored": float(report.accuracy.scored)}
+    values |= {
+        finding.name.replace(" ", "_"): finding.value
+        for finding in report.findings
+        if finding.name.startswith(("change", "input"))
     }
     return {
         f"live/{_sanitize_metric_name(name)}": value
-        for name, value in told.items()
+        for name, value in values.items()
         if value is not None and math.isfinite(value)
     }
 
 
 def _sanitize_metric_name(name: str) -> str:
-    """MLflow takes few signs in a name."""
-    return "".join(sign if sign.isascii() and (sign.isalnum() or sign in "_-. /") else "_" for sign in name)[:200]
+    """Replaces characters that MLflow rejects in metric names, and limits the length."""
+    allowed = (char if char.isascii() and (char.isalnum() or char in "_-. /") else "_" for char in name)
+    return "".join(allowed)[:200]
 
 
 def _render_finding_row(finding: Finding) -> str:
@@ -139,11 +150,12 @@ def _render_score_table(heading: str, column: str, rows: list[tuple[str, Accurac
         return
     names = ("n", "MAE", "bias", "MASE", "within 80 %", "within 95 %")
     yield f"<h2>{heading}</h2><table><tr><th>{column}</th>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
-    for name, one in rows:
-        told = (one.n, one.mae, one.bias, one.mase, one.coverage.get(NOMINAL_COVERAGE), one.coverage.get(0.95))
+    for name, score in rows:
+        coverage = (score.coverage.get(NOMINAL_COVERAGE), score.coverage.get(0.95))
+        values = (score.n, score.mae, score.bias, score.mase, *coverage)
         yield (
             f"<tr><td>{escape(name)}</td>"
-            + "".join(f'<td class="number">{_format_number(value)}</td>' for value in told)
+            + "".join(f'<td class="number">{_format_number(value)}</td>' for value in values)
             + "</tr>"
         )
     yield "</table>"
@@ -157,18 +169,18 @@ def _select_worst_groups(report: MonitoringReport) -> list[tuple[str, AccuracySc
 
 def _draw_figures(report: MonitoringReport) -> Iterator[tuple[str, Figure]]:
     steps = sorted(report.accuracy.by_step.items())
-    shares = [(step, one.coverage[NOMINAL_COVERAGE]) for step, one in steps if NOMINAL_COVERAGE in one.coverage]
+    shares = [(step, score.coverage[NOMINAL_COVERAGE]) for step, score in steps if NOMINAL_COVERAGE in score.coverage]
     if shares:
         yield "Coverage of the 80 % intervals by step ahead", _plot_coverage(shares)
-    for name, watched in list(report.charts.items())[:_MAX_GROUPS]:
-        yield f"CUSUM of one-step errors: {name}", _plot_chart(watched)
+    for name, monitored_chart in list(report.charts.items())[:_MAX_GROUPS]:
+        yield f"CUSUM of one-step errors: {name}", _plot_chart(monitored_chart)
 
 
 def _plot_coverage(coverage_by_step: list[tuple[int, float]]) -> Figure:
     figure = Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
     axes = style_axes(figure.add_subplot())
     axes.plot(*zip(*coverage_by_step, strict=True), color=ACTUAL_COLOR, marker="o", markersize=3)
-    axes.axhline(NOMINAL_COVERAGE, color=BASELINE_COLOR, linewidth=1.2, label="meant")
+    axes.axhline(NOMINAL_COVERAGE, color=BASELINE_COLOR, linewidth=1.2, label="nominal coverage")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("steps ahead")
     axes.legend(frameon=False)
@@ -178,19 +190,21 @@ def _plot_coverage(coverage_by_step: list[tuple[int, float]]) -> Figure:
 def _plot_chart(monitored_chart: MonitoredChart) -> Figure:
     figure = Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
     axes = style_axes(figure.add_subplot())
-    chart, places = monitored_chart.chart, np.arange(len(monitored_chart.points))
-    axes.plot(places, chart.upper, color=FORECAST_COLOR, label="above what was foretold")
-    axes.plot(places, -chart.lower, color=ACTUAL_COLOR, label="below")
+    chart, indices = monitored_chart.chart, np.arange(len(monitored_chart.points))
+    axes.plot(indices, chart.upper, color=FORECAST_COLOR, label="actuals above the forecasts")
+    axes.plot(indices, -chart.lower, color=ACTUAL_COLOR, label="actuals below the forecasts")
     for bound in (chart.h, -chart.h):
         axes.axhline(bound, color=BASELINE_COLOR, linewidth=1.2, linestyle="--")
-    axes.set_xlabel("stamps, oldest first")
+    axes.set_xlabel("timestamps, oldest first")
     axes.legend(frameon=False)
     return figure
 
 
 def _score_to_dict(score: AccuracyScore) -> dict[str, Any]:
-    told = score._asdict()
-    return told | {name: {str(share): value for share, value in told[name].items()} for name in ("coverage", "width")}
+    fields = score._asdict()
+    return fields | {
+        name: {str(share): value for share, value in fields[name].items()} for name in ("coverage", "width")
+    }
 
 
 def _replace_nonfinite(data: Any) -> Any:
@@ -202,15 +216,15 @@ def _replace_nonfinite(data: Any) -> Any:
 
 
 def _format_labels(labels: dict[str, str]) -> str:
-    told = [
+    escaped = [
         (name, value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for name, value in labels.items()
     ]
-    return "{" + ",".join(f'{name}="{value}"' for name, value in told) + "}"
+    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped) + "}"
 
 
 def _format_number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def _format_time(moment: float | None) -> str | None:
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+def _format_time(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

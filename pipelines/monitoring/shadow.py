@@ -1,4 +1,4 @@
-"""A challenger that forecasts beside the champion, unseen by those who ask, and is judged on what came."""
+"""The shadow test: compares a challenger that forecasts in parallel with the champion, on late actuals in the ledger."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.promote import find_champion, load_verdict
 from pipelines.settings import Root
 
-_OVERRULED_CHECKS = {"champion", "enough"}  # checks of the gate for which a trial on what came is the better proof
+_OVERRULED_CHECKS = {"champion", "enough"}  # checks of the gate that a shadow test on late actuals overrules
 ShadowOutcome = Literal["better", "worse", "undecided"]
 
 
 class ShadowComparison(NamedTuple):
-    """What the ledger says of a challenger beside the champion.
+    """The result of a shadow test.
 
     Attributes:
-        champion: Who answers.
-        challenger: Who answered beside it.
-        standing: How far they are apart.
-        forecasts: Forecasts of both, of the same series and origin, of which something came.
-        word: What is proven.
-        reasons: Why, in words.
+        champion: The version that serves users.
+        challenger: The version that forecast in the shadow.
+        test_result: Result of the sequential test.
+        n_forecasts: Number of pairs of forecasts of both versions, for the same series and origin, that have actuals.
+        outcome: Whether the challenger is proved better, proved worse, or neither.
+        reasons: The reasons of the outcome.
     """
 
     champion: BundleVersion
@@ -47,22 +47,23 @@ class ShadowComparison(NamedTuple):
 def judge_shadow(
     name: str, root: Root, *, url: str | None = None, alpha: float = 0.05, margin: float = 0.0, min_origins: int = 3
 ) -> ShadowComparison:
-    """Compares challenger and champion on the forecasts of both that a service's ledger has, with a test that may be asked daily.
+    """Compares challenger and champion on their forecasts in a service's ledger, with a sequential test.
 
-    Origins are taken a forecast apart, and only when their last step's time has come. Each gives one number, the relative gain
-    in the sum of all scaled absolute errors (of series and steps that are known of both).
+    The test may be repeated at any time. Only origins that are at least one forecast apart and whose last step has passed are
+    used. Each gives one number, the relative gain in the sum of the scaled absolute errors over the series and steps for which
+    both versions have a forecast and an actual.
 
     Args:
-        name: The registered model.
-        root: Where state lives; the ledger in its slot is read, if no other is named.
-        url: The address of another ledger.
-        alpha: The chance of calling a challenger better that is not, however often it is asked.
-        margin: The least relative gain that counts as better.
-        least: Origins before anything is said.
+        name: Name of the registered model.
+        root: Folder of all state; the ledger of its service is read by default.
+        url: Address of another ledger.
+        alpha: Probability that a challenger that is not better is called better, however often the test is repeated.
+        margin: Smallest relative gain that counts as better.
+        min_origins: Number of origins below which the outcome is undecided.
     Raises:
-        NoSuchModel: there is no challenger, or no champion.
-        InputError: both are the same version, or a bound makes no sense.
-        LedgerError: the ledger cannot be read.
+        NoSuchModel: There is no challenger or no champion.
+        InputError: Both are the same version, or an argument is out of range.
+        LedgerError: The ledger cannot be read.
     """
     if not (0 < alpha < 1 and 0 <= margin < 1 and min_origins >= 1):
         raise InputError(
@@ -71,45 +72,56 @@ def judge_shadow(
     registry = Registry(root.store_uri)
     challenger, champion = registry.resolve(name, CHALLENGER), find_champion(registry, name)
     if champion is None:
-        raise NoSuchModel(f"Expected a champion of '{name}'; there is none. Promote one first.", where=name)
+        raise NoSuchModel(f"Expected a champion of '{name}'; there is none. Promote a version first.", where=name)
     if champion.digest == challenger.digest:
         raise InputError(
-            f"Expected a challenger of '{name}' beside its champion; {challenger} is both. Register another.",
+            f"Expected a challenger of '{name}' that is not its champion; {challenger} is both. Register another version.",
             where=name,
         )
     ledger = open_ledger(root, url)
     try:
-        both = _join_errors(ledger, champion, challenger)
+        joined_errors = _join_errors(ledger, champion, challenger)
     finally:
         ledger.close()
-    found = _sum_errors_by_origin(both)
-    told = sequential_test(found["champion"].to_numpy(), found["challenger"].to_numpy(), margin=margin)
-    word, reasons = _decide_outcome(told, alpha=alpha, margin=margin, min_origins=min_origins)
-    return ShadowComparison(champion, challenger, told, int(both.groupby(["key", "origin"]).ngroups), word, reasons)
+    sums = _sum_errors_by_origin(joined_errors)
+    test_result = sequential_test(sums["champion"].to_numpy(), sums["challenger"].to_numpy(), margin=margin)
+    outcome, reasons = _decide_outcome(test_result, alpha=alpha, margin=margin, min_origins=min_origins)
+    n_forecasts = int(joined_errors.groupby(["key", "origin"]).ngroups)
+    return ShadowComparison(champion, challenger, test_result, n_forecasts, outcome, reasons)
 
 
 def promote_shadow(comparison: ShadowComparison, root: Root) -> BundleVersion:
-    """Makes the challenger of a trial the champion.
+    """Makes the challenger of a shadow test the champion.
 
-    What came overrules what the gate found of its errors beside the champion's in a backtest, and nothing else that the gate
-    found. Raises RefusedByGate unless it is better and nothing else speaks against it, BaseMoved for another champion.
+    The outcome overrules the gate's comparison of backtest errors with the champion's, and no other check of the gate. Raises
+    RefusedByGate if the challenger is not proved better or another check of the gate failed, BaseMoved if the champion has
+    changed since the test.
     """
     version = comparison.challenger
     if comparison.outcome != "better":
-        raise RefusedByGate(f"{version} is not promoted: {'; '.join(comparison.reasons)}.", where=version.name)
-    gate = load_verdict(version, root)
-    against = (
-        ()
-        if gate is None
-        else [one for one in gate.verdict.checks if one.passed is False and one.name not in _OVERRULED_CHECKS]
-    )
-    if against:
         raise RefusedByGate(
-            f"{version} is better than the champion on what came, but the gate found other faults: "
-            f"{'; '.join(one.reason for one in against)}. Train a better one, or promote it with --force.",
+            f"{version} should be proved better than the champion; {'; '.join(comparison.reasons)}. Repeat the test when "
+            "the ledger has more forecasts and actuals.",
             where=version.name,
         )
-    reason = f"in the shadow: {'; '.join(comparison.reasons)}"
+    stored_verdict = load_verdict(version, root)
+    failed_checks = (
+        ()
+        if stored_verdict is None
+        else [
+            check
+            for check in stored_verdict.verdict.checks
+            if check.passed is False and check.name not in _OVERRULED_CHECKS
+        ]
+    )
+    if failed_checks:
+        raise RefusedByGate(
+            f"{version} should have passed the other checks of the gate; it is better than the champion on late actuals, but "
+            f"these checks failed: {'; '.join(check.reason for check in failed_checks)}. Train a better model, or promote this "
+            "version with --force.",
+            where=version.name,
+        )
+    reason = f"shadow test: {'; '.join(comparison.reasons)}"
     Registry(root.store_uri).promote(
         version,
         expected_champion=comparison.champion,
@@ -119,7 +131,7 @@ def promote_shadow(comparison: ShadowComparison, root: Root) -> BundleVersion:
 
 
 def complete_promotion(name: str, root: Root) -> BundleVersion | None:
-    """The challenger, where it is the champion already; a promotion that was cut short gets its line in the audit log now."""
+    """Returns the challenger if it is already the champion, and adds the audit log line if its promotion was interrupted."""
     registry = Registry(root.store_uri)
     version = registry.resolve(name, CHALLENGER)
     if find_champion(registry, name) != version:
@@ -127,7 +139,9 @@ def complete_promotion(name: str, root: Root) -> BundleVersion | None:
     registry.promote(
         version,
         expected_champion=version,
-        on_promoted=AuditLog(root.audit_log).make_promotion_recorder(version, "in the shadow; cut short"),
+        on_promoted=AuditLog(root.audit_log).make_promotion_recorder(
+            version, "shadow test; completed after an interruption"
+        ),
     )
     return version
 
@@ -136,27 +150,27 @@ def _decide_outcome(
     test_result: SequentialTestResult, *, alpha: float, margin: float, min_origins: int
 ) -> tuple[ShadowOutcome, tuple[str, ...]]:
     share = "unknown" if math.isnan(test_result.gain) else f"{test_result.gain:+.2%}"
-    seen = f"gain {share} over {test_result.observed} origins"
-    bar = f"a capital of {1 / alpha:.3g} is asked for"
+    gain = f"gain {share} over {test_result.observed} origins"
+    requirement = f"at least {1 / alpha:.3g} is required"
     if test_result.observed < min_origins:
-        return "undecided", (f"{test_result.observed} origins to compare, {min_origins} are asked for",)
+        return "undecided", (f"{test_result.observed} origins can be compared; at least {min_origins} are required",)
     if test_result.better >= 1 / alpha and test_result.gain > margin:
-        return "better", (seen, f"bets on its being better made {test_result.better:.3g} of 1, {bar}")
+        return "better", (gain, f"the wealth of the bets on better reached {test_result.better:.3g}; {requirement}")
     if test_result.worse >= 1 / alpha and test_result.gain < -margin:
-        return "worse", (seen, f"bets on its being worse made {test_result.worse:.3g} of 1, {bar}")
+        return "worse", (gain, f"the wealth of the bets on worse reached {test_result.worse:.3g}; {requirement}")
     return "undecided", (
-        seen,
-        f"bets on better made {test_result.better:.3g} of 1, on worse {test_result.worse:.3g}; {bar}",
+        gain,
+        f"the wealth of the bets on better reached {test_result.better:.3g}, on worse {test_result.worse:.3g}; {requirement}",
     )
 
 
 def _join_errors(ledger: Ledger, champion: BundleVersion, challenger: BundleVersion) -> pd.DataFrame:
-    """The steps that both foretold and of which the truth is known, with the scaled absolute error of each."""
-    ours, theirs = (
+    """Joins the scaled absolute errors of both versions, on the steps that both forecast and that have an actual."""
+    challenger_errors, champion_errors = (
         pd.concat([_NO_ERRORS, *_iter_scaled_errors(ledger, version)]) for version in (challenger, champion)
     )
     steps = ["key", "origin", "stamp"]
-    return theirs.merge(ours[[*steps, "error"]], on=steps, suffixes=("_champion", "_challenger"))
+    return champion_errors.merge(challenger_errors[[*steps, "error"]], on=steps, suffixes=("_champion", "_challenger"))
 
 
 _NO_ERRORS = pd.DataFrame(
@@ -175,9 +189,11 @@ def _iter_scaled_errors(ledger: Ledger, version: BundleVersion) -> Iterator[pd.D
 
 
 def _sum_errors_by_origin(joined_errors: pd.DataFrame) -> pd.DataFrame:
-    """By origin, the sums of both; only of origins that are a forecast apart, and whose last step's time has come."""
+    """Sums the errors of both versions by origin, for non-overlapping origins whose last step has passed."""
     origins = joined_errors.groupby("origin").agg(
         champion=("error_champion", "sum"), challenger=("error_challenger", "sum"), ending=("ending", "max")
     )
-    ripe = origins[origins["ending"] <= joined_errors["stamp"].max()] if len(joined_errors) else origins
-    return ripe.iloc[select_non_overlapping(ripe.index.to_numpy(np.int64), ripe["ending"].to_numpy(np.int64))]
+    completed = origins[origins["ending"] <= joined_errors["stamp"].max()] if len(joined_errors) else origins
+    return completed.iloc[
+        select_non_overlapping(completed.index.to_numpy(np.int64), completed["ending"].to_numpy(np.int64))
+    ]

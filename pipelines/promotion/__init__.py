@@ -1,1 +1,1 @@
-"""Promotion and rollback: evidence, the gate and its policy, the audit log, the report of a verdict."""
+"""Promotion and rollback: evidence, the gate and its policy, the audit log, and the report of a verdict."""

@@ -1,4 +1,7 @@
-"""The audit log: who was made champion, when and why. Lines of JSON that are only ever added, each sealed with the one before."""
+"""The audit log records every promotion and rollback: the version, the time and the reason.
+
+It is an append-only file of JSON lines; each line holds a SHA-256 seal over its content and the seal of the line before.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,19 @@ def _now() -> datetime:
 
 
 class AuditEntry(NamedTuple):
-    """One line.
+    """One line of the log.
 
     Attributes:
-        number: Counts up from 1.
-        at: When, in UTC.
-        event: promote or rollback; or, of one server alone, rollback-local or rollback-local-undone.
-        name: The registered model.
-        version: The number of the version that became champion, or answers on that server.
-        digest: Of its bundle.
-        before: The number of the champion before, if there was one.
-        reason: Why.
+        number: The line number, counted from 1.
+        at: Time of the event, ISO 8601 in UTC.
+        event: "promote" or "rollback"; "rollback-local" or "rollback-local-undone" if only one server was affected.
+        name: Name of the registered model.
+        version: Number of the version that became champion, or that the server now uses.
+        digest: Digest of the version's bundle.
+        before: Number of the previous version; None if there was none.
+        reason: Why the event happened.
         previous: The seal of the line before.
-        seal: sha256 of all the rest of this line.
+        seal: SHA-256 of all other fields of this line.
     """
 
     number: int
@@ -53,27 +56,27 @@ class AuditEntry(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether it is of one server, and of no champion."""
+        """Whether the event concerns a single server and leaves the champion unchanged."""
         return self.event in (_LOCAL_ROLLBACK, _LOCAL_ROLLBACK_UNDONE)
 
     def __str__(self) -> str:
         before = f", before {self.before}" if self.before else ""
-        what = f"{self.event} {self.name} version {self.version} ({self.digest[:12]}){before}"
-        return f"{self.number}  {self.at}  {what}: {self.reason}"
+        event = f"{self.event} {self.name} version {self.version} ({self.digest[:12]}){before}"
+        return f"{self.number}  {self.at}  {event}: {self.reason}"
 
 
 class AuditReport(NamedTuple):
-    """A log as it was read, and what is wrong with it."""
+    """The entries of a log, and a message for every fault that was found in it."""
 
     entries: tuple[AuditEntry, ...]
     faults: tuple[str, ...]
 
 
 class AuditLog:
-    """The log in one file; several processes may add to it.
+    """The audit log in one file; several processes may append to it.
 
-    A line is on disk before anyone is told that a promotion is done. A line that a kill cut short was never told: the next
-    one takes its place.
+    A line is synced to disk before the promotion is reported as done. A line truncated by a kill was therefore never
+    reported; the next append overwrites it.
     """
 
     def __init__(self, path: Path, *, now: Callable[[], datetime] = _now) -> None:
@@ -81,61 +84,61 @@ class AuditLog:
         self._now = now
 
     def make_promotion_recorder(self, version: BundleVersion, reason: str) -> PromotionCallback:
-        """Records the promotion of a version, once, however often it is told."""
+        """Returns a callback that records the promotion of `version` once, also if it is called again."""
 
-        def record(champion: BundleVersion, before: BundleVersion | None) -> None:
+        def record(champion: BundleVersion, previous_champion: BundleVersion | None) -> None:
             assert champion == version
-            self._append("promote", champion, before, reason)
+            self._append("promote", champion, previous_champion, reason)
 
         return record
 
     def record_rollback(self, version: BundleVersion, previous_champion: BundleVersion | None) -> None:
-        """Records a rollback, once, however often it is told."""
-        self._append("rollback", version, previous_champion, "asked for")
+        """Records a rollback once, also if it is called again."""
+        self._append("rollback", version, previous_champion, "manual")
 
     def record_local_rollback(
         self, version: BundleVersion, previous_version: BundleVersion, *, since: str, is_undo: bool = False
     ) -> None:
-        """Records that one server was moved without the registry at `since`, or that this was undone; once, if told again."""
+        """Records once that a server was rolled back locally at `since` without the registry, or that this was undone."""
         self._append(
             _LOCAL_ROLLBACK_UNDONE if is_undo else _LOCAL_ROLLBACK,
             version,
             previous_version,
-            f"asked for; pinned at {since}",
+            f"manual; pinned at {since}",
         )
 
     def read_entries(self) -> AuditReport:
-        """All lines, and every one that is damaged, altered, missing or out of its place."""
+        """Reads all lines and reports every line that is damaged, altered, missing or out of order."""
         content = self.path.read_bytes() if self.path.exists() else b""
         whole, _, torn = content.rpartition(b"\n")
         entries: list[AuditEntry] = []
-        faults = ["the last line was cut short; the next promotion takes its place"] if torn else []
+        faults = ["the last line is truncated; the next promotion overwrites it"] if torn else []
         previous, number = _INITIAL_SEAL, 0
-        for place, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+        for line_number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             entry = _parse_entry(line)
             if entry is None:
-                faults.append(f"line {place} is altered: it is not what was sealed")
+                faults.append(f"line {line_number} is altered: its content does not match its seal")
                 continue
             if entry.previous != previous or entry.number != number + 1:
-                faults.append(f"before line {place}, number {entry.number}, lines are missing or altered")
+                faults.append(f"lines before line {line_number} (entry number {entry.number}) are missing or altered")
             previous, number = entry.seal, entry.number
             entries.append(entry)
         return AuditReport(tuple(entries), tuple(faults))
 
     def _append(self, event: str, version: BundleVersion, previous_version: BundleVersion | None, reason: str) -> None:
         with self._open_exclusively() as file:
-            lines = self.read_entries().entries
-            ours = [one for one in lines if one.name == version.name]
-            champions = [one for one in ours if not one.is_local]
+            entries = self.read_entries().entries
+            model_entries = [entry for entry in entries if entry.name == version.name]
+            champions = [entry for entry in model_entries if not entry.is_local]
             if previous_version is None and champions and champions[-1].version == version.number:
-                return  # recorded before it was cut short
+                return  # recorded before the promotion was interrupted
             if (
                 event in (_LOCAL_ROLLBACK, _LOCAL_ROLLBACK_UNDONE)
-                and ours
-                and (ours[-1].event, ours[-1].reason) == (event, reason)
+                and model_entries
+                and (model_entries[-1].event, model_entries[-1].reason) == (event, reason)
             ):
-                return  # likewise
-            last = lines[-1] if lines else None
+                return  # recorded before the rollback was interrupted
+            last = entries[-1] if entries else None
             fields = {
                 "number": 1 if last is None else last.number + 1,
                 "at": self._now().isoformat(timespec="seconds"),
@@ -155,7 +158,7 @@ class AuditLog:
 
     @contextmanager
     def _open_exclusively(self) -> Iterator[BinaryIO]:
-        """The file, for this process alone, without what a kill left of a line."""
+        """Opens the file with an exclusive lock and removes a truncated last line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -171,8 +174,8 @@ def _parse_entry(line: bytes) -> AuditEntry | None:
         entry = AuditEntry(**fields)
     except (ValueError, TypeError):
         return None
-    rest = {name: value for name, value in fields.items() if name != "seal"}
-    return entry if _compute_seal(rest) == entry.seal else None
+    unsealed_fields = {name: value for name, value in fields.items() if name != "seal"}
+    return entry if _compute_seal(unsealed_fields) == entry.seal else None
 
 
 def _compute_seal(fields: dict[str, Any]) -> str:

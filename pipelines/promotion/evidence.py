@@ -1,4 +1,4 @@
-"""What is measured of a bundle besides its backtest: size, latency, parity of its engines, and a replay of its test."""
+"""Evidence for the gate that is measured on a bundle: size, latency, parity of its engines and a replay of its backtest."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Forecast, Panel, Series
 from pipelines.promotion.gate import Evidence
 
-MAX_REPLAYED_SERIES = 32  # series that are asked again
-LATENCY_REPEATS = 15  # forecasts whose median is the latency
-_MAX_STEPS = 1000  # steps behind, at most
+MAX_REPLAYED_SERIES = 32  # series whose last backtest window is forecast again
+LATENCY_REPEATS = 15  # timed forecasts; the latency is their median
+_MAX_STEPS = 1000  # upper limit of a count of steps between two data ends
 
 
 def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | None) -> Evidence:
     """Measures a bundle as a server would load it.
 
     Args:
-        bundle: The challenger's.
-        result: Its backtest; the last window of some series is asked for again, and they are shown no more than was known.
-        base: The champion.
+        bundle: Folder of the challenger's bundle.
+        result: The challenger's backtest. Its last window is forecast again for up to `MAX_REPLAYED_SERIES` series, from
+            histories cut at the same cutoffs.
+        champion: The current champion; None if there is none.
     Raises BundleDamaged or GoldenMismatch.
     """
-    forecaster = artifact.load_bundle(bundle)
+    model = artifact.load_bundle(bundle)
     chosen = np.unique(
         np.linspace(0, len(result.series) - 1, min(MAX_REPLAYED_SERIES, len(result.series))).round().astype(int)
     )
+<<<<<<< HEAD
     left = result.origin_offsets[-1]
     histories = [result.series[place].take_first(len(result.series[place]) - left) for place in chosen]
     horizon, reference = result.horizon, EnsembleEngine([PyTorchEngine(network) for network in forecaster.networks])
@@ -49,88 +51,105 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
     served = Predictor(forecaster, engine=build_fastest_engine(forecaster))
     graph = build_onnx_engine(forecaster)
     drawn = None if graph is None else _predict_means(Predictor(alone, engine=graph), histories, horizon)
+=======
+    steps_after_cutoff = result.origin_offsets[-1]
+    histories = [result.series[index].until(len(result.series[index]) - steps_after_cutoff) for index in chosen]
+    horizon, reference = result.horizon, EnsembleEngine([PyTorchEngine(network) for network in model.networks])
+    value_range = np.array([_compute_range(history) for history in histories])
+    network_only = replace(model, blend_weights={})  # statistical models are the same on every engine
+    expected = _predict_means(Predictor(network_only, engine=reference), histories, horizon)
+    served = Predictor(model, engine=build_fastest_engine(model))
+    onnx = build_onnx_engine(model)
+    onnx_means = None if onnx is None else _predict_means(Predictor(network_only, engine=onnx), histories, horizon)
+>>>>>>> lang-l5
     tested = result.forecasts[CHALLENGER][chosen, -1]
     return Evidence(
         megabytes=compute_megabytes(bundle),
         latency_ms=_measure_latency(served, histories[0], horizon),
-        graph_difference=None if drawn is None else _compute_max_difference(drawn, expected, room),
-        replay_difference=_compute_max_difference(_predict_means(served, histories, horizon), tested, room),
-        exposure_gap=_measure_exposure_gap(forecaster, [result.series[place] for place in chosen]),
-        steps_behind=None if champion is None else count_steps_behind(forecaster, champion),
+        graph_difference=None if onnx_means is None else _compute_max_difference(onnx_means, expected, value_range),
+        replay_difference=_compute_max_difference(_predict_means(served, histories, horizon), tested, value_range),
+        exposure_gap=_measure_exposure_gap(model, [result.series[index] for index in chosen]),
+        steps_behind=None if champion is None else count_steps_behind(model, champion),
     )
 
 
 def compute_megabytes(bundle: Path) -> float:
-    """The size of a bundle, in 10^6 bytes."""
+    """Returns the size of a bundle in megabytes (10^6 bytes)."""
     return sum(path.stat().st_size for path in bundle.iterdir()) / 1e6
 
 
-def count_steps_behind(forecaster: FittedModel, champion: FittedModel) -> int | None:
-    """Steps by which the data of one, its test windows with them, end before the other's; None where they do not compare."""
-    return _count_steps_between(
-        compute_data_end(forecaster), compute_data_end(champion), forecaster.freq, champion.freq
-    )
+def count_steps_behind(model: FittedModel, champion: FittedModel) -> int | None:
+    """Counts the steps by which a model's data end before the champion's, test windows included.
+
+    Returns None if frequency, type or time zone of their timestamps differ.
+    """
+    return _count_steps_between(compute_data_end(model), compute_data_end(champion), model.freq, champion.freq)
 
 
-def count_steps_since(forecaster: FittedModel, panel: Panel) -> int | None:
-    """Steps by which a panel goes on after the data of a forecaster, its test windows with them; None as above."""
-    return _count_steps_between(compute_data_end(forecaster), panel.cutoff, forecaster.freq, panel.freq)
+def count_steps_since(model: FittedModel, panel: Panel) -> int | None:
+    """Counts the steps of a panel after the end of a model's data, test windows included.
+
+    Returns None if frequency, type or time zone of their timestamps differ.
+    """
+    return _count_steps_between(compute_data_end(model), panel.cutoff, model.freq, panel.freq)
 
 
 def _count_steps_between(first: Timestamp, second: Timestamp, *frequencies: str) -> int | None:
-    zones = {getattr(stamp, "tz", None) is None for stamp in (first, second)}
-    if len(set(frequencies)) > 1 or type(first) is not type(second) or len(zones) > 1:
+    has_no_zone = {getattr(timestamp, "tz", None) is None for timestamp in (first, second)}
+    if len(set(frequencies)) > 1 or type(first) is not type(second) or len(has_no_zone) > 1:
         return None
-    missed = next_timestamps(first, freq=frequencies[0], steps=_MAX_STEPS)
-    return int(np.searchsorted(missed, second, side="right"))  # type: ignore[call-overload]
+    following = next_timestamps(first, freq=frequencies[0], steps=_MAX_STEPS)
+    return int(np.searchsorted(following, second, side="right"))  # type: ignore[call-overload]
 
 
-def compute_data_end(forecaster: FittedModel) -> Timestamp:
-    """The last stamp of what a forecaster was made of, its test windows with it."""
-    steps = int(forecaster.facts.get("test_windows", 0)) * forecaster.spec.horizon
+def compute_data_end(model: FittedModel) -> Timestamp:
+    """Returns the last timestamp of the data that a model was trained and tested on."""
+    steps = int(model.facts.get("test_windows", 0)) * model.spec.horizon
     if not steps:
-        return forecaster.cutoff
-    end: Timestamp = next_timestamps(forecaster.cutoff, freq=forecaster.freq, steps=steps)[-1]
+        return model.cutoff
+    end: Timestamp = next_timestamps(model.cutoff, freq=model.freq, steps=steps)[-1]
     return end
 
 
 def _predict_means(predictor: Predictor, histories: Sequence[Series], horizon: int) -> ForecastArray:
     outcomes = predictor.forecast_batch(histories, horizon)
-    return np.stack([one.mean if isinstance(one, Forecast) else np.full(horizon, np.nan) for one in outcomes])
+    return np.stack(
+        [outcome.mean if isinstance(outcome, Forecast) else np.full(horizon, np.nan) for outcome in outcomes]
+    )
 
 
 def _compute_range(history: Series) -> float:
-    """How far the values of a history go, and a little of their size: rounding is of that."""
-    seen = history.y[np.isfinite(history.y)]
-    return float(np.ptp(seen) + 1e-3 * np.abs(seen).max()) + 1e-12 if len(seen) else 1.0
+    """Returns the range of the observed values plus 0.1 % of their magnitude, to which rounding errors are proportional."""
+    observed = history.y[np.isfinite(history.y)]
+    return float(np.ptp(observed) + 1e-3 * np.abs(observed).max()) + 1e-12 if len(observed) else 1.0
 
 
 def _compute_max_difference(first: np.ndarray, second: np.ndarray, value_range: np.ndarray) -> float:
-    """The largest difference as a share of the range; infinite where one answered and the other did not."""
-    same = np.isnan(first) & np.isnan(second)
-    apart = np.where(same, 0.0, np.abs(first - second) / value_range[:, None])
-    return float(np.nan_to_num(apart, nan=math.inf).max())
+    """Returns the largest difference as a share of the range; infinity if only one of the two has a value at a step."""
+    both_missing = np.isnan(first) & np.isnan(second)
+    difference = np.where(both_missing, 0.0, np.abs(first - second) / value_range[:, None])
+    return float(np.nan_to_num(difference, nan=math.inf).max())
 
 
 def _measure_latency(predictor: Predictor, history: Series, horizon: int) -> float:
-    taken = []
+    durations = []
     for _ in range(LATENCY_REPEATS + 2):
         started = time.perf_counter()
         predictor.forecast_batch([history], horizon)
-        taken.append(time.perf_counter() - started)
-    return 1000 * float(np.median(taken[2:]))  # the first ones warm up
+        durations.append(time.perf_counter() - started)
+    return 1000 * float(np.median(durations[2:]))  # the first two warm up
 
 
-def _measure_exposure_gap(forecaster: FittedModel, series: Sequence[Series]) -> float | None:
-    spec = forecaster.spec
+def _measure_exposure_gap(model: FittedModel, series: Sequence[Series]) -> float | None:
+    spec = model.spec
     batches = build_validation_batches(
         series,
-        context=forecaster.network.window_length(max(map(len, series))),
+        context=model.network.window_length(max(map(len, series))),
         horizon=spec.horizon,
         windows=1,
-        season=forecaster.season,
-        encoding=forecaster.encoding,
+        season=model.season,
+        encoding=model.encoding,
         channels=spec.channels,
     )
-    gap = compute_exposure_gap(forecaster.networks, batches)
+    gap = compute_exposure_gap(model.networks, batches)
     return gap if math.isfinite(gap) else None

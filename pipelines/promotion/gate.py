@@ -1,4 +1,4 @@
-"""The gate: a pure decision on raw errors of the same cutoffs, on what was measured of the bundle, and on a policy."""
+"""The promotion gate: a pure function of backtest errors, of evidence measured on the bundle, and of a policy."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from forecaster.shapes import Float64
 from pipelines.promotion.policy import Policy
 
 SEASONAL_NAIVE = baselines.SEASONAL_NAIVE
-NOMINAL_COVERAGE = 0.8  # the share that is to lie within the intervals that are judged
+NOMINAL_COVERAGE = 0.8  # nominal coverage of the intervals that are checked
 GATE_LEVELS = tuple(round((1 + side * NOMINAL_COVERAGE) / 2, 6) for side in (-1, 1))
 
 
 class Evidence(NamedTuple):
-    """What was measured of a challenger besides its backtest; None was not measured.
+    """Measurements of a challenger besides its backtest; None means not measured.
 
     Attributes:
         megabytes: Size of the bundle, 10^6 bytes.
-        latency_ms: Median of some single forecasts, as a server makes them.
-        graph: The largest difference between graph and reference, as a share of the series' range.
-        replay: The largest difference between the backtest and answers to histories cut at the same cutoffs, likewise.
-        exposure_gap: Free-running over one-step errors.
-        behind: Steps by which its data end before those of the champion.
+        latency_ms: Median latency of single forecasts, computed as a server computes them.
+        graph_difference: Largest difference between the ONNX graph and the reference engine, as a share of the series' range.
+        replay_difference: Largest difference between the backtest and forecasts of the served model from histories cut at
+            the same cutoffs, as a share of the series' range.
+        exposure_gap: Ratio of free-running to one-step errors.
+        steps_behind: Steps by which the challenger's data end before those of the champion.
     """
 
     megabytes: float | None = None
@@ -43,7 +44,7 @@ class Evidence(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One check: its number, the bound, and what they say; one that does not apply neither passes nor fails."""
+    """The result of one check: its value, its bound and a sentence; `passed` is None if the check does not apply."""
 
     name: str
     passed: bool | None
@@ -53,7 +54,7 @@ class Check(NamedTuple):
 
 
 class GroupGain(NamedTuple):
-    """How much better or worse a group of series became."""
+    """The relative gain over the champion of a group of series; negative if the challenger is worse."""
 
     name: str
     series: int
@@ -61,7 +62,7 @@ class GroupGain(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether to promote, every check, and what the pictures of a report are drawn from."""
+    """The decision: every check, and the gains that the figures of a report are drawn from."""
 
     checks: tuple[Check, ...]
     gain: PairedGain | None = None
@@ -69,7 +70,7 @@ class Verdict(NamedTuple):
 
     @property
     def should_promote(self) -> bool:
-        """Whether no check failed."""
+        """Whether the challenger should be promoted: no check failed."""
         return all(check.passed is not False for check in self.checks)
 
     @property
@@ -79,49 +80,52 @@ class Verdict(NamedTuple):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why not, or, where nothing speaks against it, what the rivals came to."""
-        told = [check for check in self.checks if check.passed is False]
-        told = told or [check for check in self.checks if check.name in (SEASONAL_NAIVE, CHAMPION)]
-        return tuple(check.reason for check in told)
+        """The reasons of the failed checks; if none failed, those of the comparisons with seasonal naive and the champion."""
+        checks = [check for check in self.checks if check.passed is False]
+        checks = checks or [check for check in self.checks if check.name in (SEASONAL_NAIVE, CHAMPION)]
+        return tuple(check.reason for check in checks)
 
     def __str__(self) -> str:
-        return f"{'promote' if self.should_promote else 'keep what there is'}: {'; '.join(self.reasons)}"
+        return f"{'promote' if self.should_promote else 'keep the current model'}: {'; '.join(self.reasons)}"
 
 
 def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | None = None) -> Verdict:
-    """Promotes a challenger against which no check speaks.
+    """Judges a challenger by its backtest; it is promoted if no check fails.
 
-    The measure is the mean over series of their scaled absolute errors (MASE) on the backtest's raw forecasts; where no
-    series has a scale (all constant or too short), plain absolute errors. Raises CovariateUnknown for `policy.group_by`.
+    The error is the mean over series of their scaled absolute errors (MASE) on the raw forecasts of the backtest. If no
+    series has a scale (all are constant or too short), absolute errors are used. Raises CovariateUnknown if the
+    column `policy.group_by` is unknown.
     """
     policy, evidence = policy or Policy(), evidence or Evidence()
-    rival = CHAMPION in result.forecasts and bool(np.isfinite(result.forecasts[CHAMPION]).any())
+    is_comparable = CHAMPION in result.forecasts and bool(np.isfinite(result.forecasts[CHAMPION]).any())
     errors = {name: _compute_errors(result, name) for name in result.forecasts}
     windows = result.actual.shape[1]
     gain = None
-    if rival:
-        block = choose_block_length(windows=windows, horizon=result.horizon, stride=result.stride)
+    if is_comparable:
+        block_length = choose_block_length(windows=windows, horizon=result.horizon, stride=result.stride)
         gain = compute_paired_gain(
             errors[CHALLENGER],
             errors[CHAMPION],
-            block_length=block,
+            block_length=block_length,
             min_units=policy.least,
             confidence=policy.confidence,
             seed=policy.seed,
         )
-    parted = tuple(_compute_group_gains(result, errors[CHALLENGER], errors[CHAMPION], policy)) if rival else ()
-    mean = {name: _compute_mean_error(found) for name, found in errors.items()}
+    group_gains: tuple[GroupGain, ...] = ()
+    if is_comparable:
+        group_gains = tuple(_compute_group_gains(result, errors[CHALLENGER], errors[CHAMPION], policy))
+    mean_errors = {name: _compute_mean_error(model_errors) for name, model_errors in errors.items()}
     checks = (
         _check_finite(result.forecasts[CHALLENGER]),
         _check_enough_data(errors[CHALLENGER], gain, policy),
-        _check_seasonal_naive(mean[CHALLENGER], mean[SEASONAL_NAIVE], policy),
-        _check_champion(mean, gain, policy, has_champion=CHAMPION in result.forecasts),
-        _check_worst_group(parted, policy),
-        _check_plausibility(mean, policy),
+        _check_seasonal_naive(mean_errors[CHALLENGER], mean_errors[SEASONAL_NAIVE], policy),
+        _check_champion(mean_errors, gain, policy, has_champion=CHAMPION in result.forecasts),
+        _check_worst_group(group_gains, policy),
+        _check_plausibility(mean_errors, policy),
         _check_coverage(result, policy),
         *_check_evidence(evidence, policy),
     )
-    return Verdict(checks, gain, parted)
+    return Verdict(checks, gain, group_gains)
 
 
 def judge_reported_scores(
@@ -130,48 +134,57 @@ def judge_reported_scores(
     policy: Policy,
     evidence: Evidence,
 ) -> Verdict:
-    """Judges by what a bundle says of its own test, where the raw errors are not at hand: `ours` and `naive_scores` are scores.
+    """Judges a challenger by the scores in its bundle, for use when the raw errors are not available.
 
-    By MASE; where no series has a scale (constant ones have none), by absolute error; no score is no proof.
+    MASE is compared; the mean absolute error (MAE) if no series has a scale (constant series have none). The check fails
+    if neither score is available.
     """
     pairs = (
         (name, challenger_scores[measure], naive_scores[measure])
         for name, measure in (("MASE", "mase"), ("MAE", "mae"))
     )
-    known = next(((name, one, other) for name, one, other in pairs if one is not None and other is not None), None)
-    rival = (
-        Check(SEASONAL_NAIVE, False, None, None, "it has no score beside seasonal naive's")
-        if known is None
-        else _check_seasonal_naive(known[1], known[2], policy, metric=known[0])
+    available = ((metric, ours, naive) for metric, ours, naive in pairs if ours is not None and naive is not None)
+    scores = next(available, None)
+    check = (
+        Check(SEASONAL_NAIVE, False, None, None, "the bundle has no score to compare with that of seasonal naive")
+        if scores is None
+        else _check_seasonal_naive(scores[1], scores[2], policy, metric=scores[0])
     )
-    return Verdict((rival, *_check_evidence(evidence, policy)))
+    return Verdict((check, *_check_evidence(evidence, policy)))
 
 
 def _check_evidence(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
     return (
         _check_upper_bound(
-            "exposure_gap", evidence.exposure_gap, policy.exposure_gap, "free-running over one-step errors are"
+            "exposure_gap",
+            evidence.exposure_gap,
+            policy.exposure_gap,
+            "the ratio of free-running to one-step errors is",
         ),
-        _check_upper_bound("size", evidence.megabytes, policy.megabytes, "megabytes of the bundle are"),
-        _check_upper_bound("latency", evidence.latency_ms, policy.latency_ms, "milliseconds of one forecast are"),
+        _check_upper_bound("size", evidence.megabytes, policy.megabytes, "the size of the bundle in megabytes is"),
+        _check_upper_bound(
+            "latency", evidence.latency_ms, policy.latency_ms, "the latency of one forecast in milliseconds is"
+        ),
         _check_upper_bound(
             "graph",
             evidence.graph_difference,
             policy.parity,
-            "differences between graph and reference, over the range, are",
+            "the largest difference between ONNX graph and reference engine, as a share of the range, is",
         ),
         _check_upper_bound(
             "replay",
             evidence.replay_difference,
             policy.parity,
-            "differences between served and tested, over the range, are",
+            "the largest difference between served forecasts and backtest, as a share of the range, is",
         ),
-        _check_upper_bound("fresh", evidence.steps_behind, 0, "steps that its data end before the champion's are"),
+        _check_upper_bound(
+            "fresh", evidence.steps_behind, 0, "the number of steps by which its data end before the champion's is"
+        ),
     )
 
 
 def _compute_errors(result: Backtest, name: str) -> Float64[np.ndarray, "series window"]:
-    """The mean error of each series in each window that every forecaster answered."""
+    """Returns the mean error of each series in each window that all models forecast."""
     scaled = result.scaled_errors(name)
     if not np.isfinite(scaled).any():
         keep = result.comparable_mask()[:, :, None]
@@ -184,57 +197,51 @@ def _compute_mean_error(errors: Float64[np.ndarray, "series window"]) -> float:
 
 
 def _check_finite(forecasts: Float64[np.ndarray, "series window horizon"]) -> Check:
-    odd = int((~np.isfinite(forecasts)).sum())
-    said = "are missing or not finite" if odd else "are not finite: all answered"
-    return Check("finite", odd == 0, float(odd), 0.0, f"{odd} of {forecasts.size} values of the challenger {said}")
+    count = int((~np.isfinite(forecasts)).sum())
+    reason = f"{count} of {forecasts.size} values of the challenger's forecasts are missing or not finite"
+    return Check("finite", count == 0, float(count), 0.0, reason)
 
 
 def _check_enough_data(errors: Float64[np.ndarray, "series window"], gain: PairedGain | None, policy: Policy) -> Check:
-    there = np.isfinite(errors)
-    series, windows = int(there.any(axis=1).sum()), int(there.any(axis=0).sum())
-    if not there.any():
-        return Check("enough", False, 0.0, 1.0, "the backtest has no observed value to judge by")
+    observed = np.isfinite(errors)
+    series, windows = int(observed.any(axis=1).sum()), int(observed.any(axis=0).sum())
+    if not observed.any():
+        return Check("enough", False, 0.0, 1.0, "the backtest has no observed value")
     if gain is None:
-        return Check("enough", True, float(there.sum()), 1.0, f"{series} series in {windows} windows were measured")
-    most = max(series, windows)
-    told = f"{series} series in {windows} windows can be compared"
-    if most < policy.least:
-        told += f", and {policy.least} of either are needed: ask for more --test-windows"
-    return Check("enough", most >= policy.least, float(most), float(policy.least), told)
+        return Check("enough", True, float(observed.sum()), 1.0, f"{series} series in {windows} windows have errors")
+    units = max(series, windows)
+    reason = f"{series} series in {windows} windows can be compared"
+    if units < policy.least:
+        reason += f"; at least {policy.least} series or windows are needed. Use more --test-windows"
+    return Check("enough", units >= policy.least, float(units), float(policy.least), reason)
 
 
 def _check_seasonal_naive(
     challenger_error: float, naive_error: float, policy: Policy, *, metric: str = "MASE"
 ) -> Check:
     bound = naive_error * (1 + policy.naive_room)
-    good = challenger_error <= bound
-    return Check(
-        SEASONAL_NAIVE,
-        good,
-        challenger_error,
-        bound,
-        _describe_comparison(challenger_error, naive_error, "seasonal naive", good, metric=metric),
-    )
+    passed = challenger_error <= bound
+    verb = "beats" if passed else "does not beat"
+    reason = f"{metric} {challenger_error:.4f} {verb} seasonal naive's {naive_error:.4f}"
+    return Check(SEASONAL_NAIVE, passed, challenger_error, bound, reason)
 
 
 def _check_champion(
     mean_errors: dict[str, float], gain: PairedGain | None, policy: Policy, *, has_champion: bool
 ) -> Check:
     if gain is None:
-        told = "the champion answers none of these series" if has_champion else "there is no champion"
-        return Check(CHAMPION, None, None, policy.margin, told)
+        reason = "the champion has no forecast for any of these series" if has_champion else "there is no champion"
+        return Check(CHAMPION, None, None, policy.margin, reason)
     better = gain.gain > 0 and gain.gain >= policy.margin and gain.p <= 1 - policy.confidence
-    told = _describe_comparison(mean_errors[CHALLENGER], mean_errors[CHAMPION], "the champion", better)
-    told += f", a gain of {_format_percent(gain.gain)} where {_format_percent(policy.margin)} are asked for"
+    reason = (
+        f"MASE {mean_errors[CHALLENGER]:.4f} against the champion's {mean_errors[CHAMPION]:.4f}, a gain of "
+        f"{_format_percent(gain.gain)} (required: {_format_percent(policy.margin)} at {100 * policy.confidence:g} % confidence)"
+    )
     if not math.isnan(gain.low):
-        told += f", surely above {_format_percent(gain.low)} (p {gain.p:.2g}; {gain.resampled_units} redrawn)"
-    return Check(CHAMPION, better, gain.gain, policy.margin, told)
-
-
-def _describe_comparison(
-    challenger_error: float, reference_error: float, reference_name: str, passed: bool, *, metric: str = "MASE"
-) -> str:
-    return f"{metric} {challenger_error:.4f} {'beats' if passed else 'does not beat'} {reference_name}'s {reference_error:.4f}"
+        reason += (
+            f"; lower confidence bound {_format_percent(gain.low)}, p = {gain.p:.2g} ({gain.resampled_units} resampled)"
+        )
+    return Check(CHAMPION, better, gain.gain, policy.margin, reason)
 
 
 def _compute_group_gains(
@@ -243,25 +250,29 @@ def _compute_group_gains(
     champion_errors: Float64[np.ndarray, "series window"],
     policy: Policy,
 ) -> Iterator[GroupGain]:
-    """Every group that is large enough, by the policy's column, by all that there are, or by quarters of scale."""
-    shared = set.intersection(*(set(one.static) for one in result.series)) if result.series else set()
+    """Yields the gain of every group with at least `policy.group_least` series.
+
+    Groups are the values of the column `policy.group_by`; without one, those of every static column that all series have;
+    without static columns, quarters of the series by scale.
+    """
+    shared = set.intersection(*(set(series.static) for series in result.series)) if result.series else set()
     columns = [policy.group_by] if policy.group_by else sorted(shared)
-    parts = [
+    groups = [
         (f"{column} {name}", codes == code) for column in columns for name, code, codes in _iter_groups(result, column)
     ]
     if not columns and len(challenger_errors) >= 4:
         rank = np.argsort(np.argsort(np.nan_to_num(result.scale), kind="stable"), kind="stable")
-        parts = [
+        groups = [
             (f"quarter {number} of 4 by scale", rank * 4 // len(challenger_errors) == number - 1)
             for number in (1, 2, 3, 4)
         ]
-    for name, chosen in parts:
-        found, other = challenger_errors[chosen], champion_errors[chosen]
-        size = int(np.isfinite(found).any(axis=1).sum())
+    for name, chosen in groups:
+        group_errors, reference_errors = challenger_errors[chosen], champion_errors[chosen]
+        size = int(np.isfinite(group_errors).any(axis=1).sum())
         if size >= policy.group_least:
-            mine, its = _compute_mean_error(found), _compute_mean_error(other)
-            worse = -math.inf if mine > 0 else 0.0
-            yield GroupGain(name, size, 1 - mine / its if its > 0 else worse)
+            error, reference = _compute_mean_error(group_errors), _compute_mean_error(reference_errors)
+            gain_over_zero = -math.inf if error > 0 else 0.0  # the champion makes no error
+            yield GroupGain(name, size, 1 - error / reference if reference > 0 else gain_over_zero)
 
 
 def _iter_groups(result: Backtest, column: str) -> Iterator[tuple[str, int, np.ndarray]]:
@@ -272,53 +283,58 @@ def _iter_groups(result: Backtest, column: str) -> Iterator[tuple[str, int, np.n
 def _check_worst_group(group_gains: Sequence[GroupGain], policy: Policy) -> Check:
     if not group_gains:
         return Check("groups", None, None, policy.group_room, "there are no groups to compare")
-    worst = min(group_gains, key=lambda one: one.gain)
-    good = -worst.gain <= policy.group_room
-    word = "better" if worst.gain >= 0 else "worse"
-    told = f"of {len(group_gains)} groups the last, {worst.name}, is {_format_percent(abs(worst.gain))} {word}"
-    return Check(
-        "groups", good, -worst.gain, policy.group_room, f"{told}; {_format_percent(policy.group_room)} worse may be"
+    worst = min(group_gains, key=lambda group: group.gain)
+    passed = -worst.gain <= policy.group_room
+    direction = "better" if worst.gain >= 0 else "worse"
+    reason = (
+        f"the worst of {len(group_gains)} groups, {worst.name}, is {_format_percent(abs(worst.gain))} {direction} "
+        f"(limit {_format_percent(policy.group_room)} worse)"
     )
+    return Check("groups", passed, -worst.gain, policy.group_room, reason)
 
 
 def _check_plausibility(mean_errors: dict[str, float], policy: Policy) -> Check:
-    """Nobody foretells noise: who nearly does has seen it."""
-    rivals = [
+    """Fails if the challenger's error is implausibly small: noise cannot be predicted, so the future must have leaked."""
+    references = [
         mean_errors[name] for name in (SEASONAL_NAIVE, CHAMPION) if math.isfinite(mean_errors.get(name, math.nan))
     ]
-    best = min(rivals, default=math.nan)
-    ours, bound = mean_errors[CHALLENGER], policy.implausible * best
-    good = not ours < bound
-    told = (
-        f"its error is {_format_percent(ours / best)} of the best rival's"
+    best = min(references, default=math.nan)
+    error, bound = mean_errors[CHALLENGER], policy.implausible * best
+    passed = not error < bound
+    reason = (
+        f"its error is {_format_percent(error / best)} of that of the better of seasonal naive and champion"
         if best > 0
-        else "the best rival makes no error"
+        else "the better of seasonal naive and champion makes no error"
     )
-    return Check("plausible", good, ours, bound, told if good else f"{told}: has it seen what it was to foretell?")
+    hint = "" if passed else f" (limit {_format_percent(policy.implausible)}). Check the data for a leak of the future"
+    return Check("plausible", passed, error, bound, reason + hint)
 
 
 def _check_coverage(result: Backtest, policy: Policy) -> Check:
     bounds = result.quantiles.get(CHALLENGER)
     if bounds is None or not set(GATE_LEVELS) <= set(result.levels):
-        told = "it has no calibrated intervals"
-        return Check("coverage", False if policy.intervals else None, None, policy.coverage_room, told)
+        reason = "the challenger has no calibrated intervals"
+        return Check("coverage", False if policy.intervals else None, None, policy.coverage_room, reason)
     levels = list(result.levels)
     low, high = (bounds[..., levels.index(level)] for level in GATE_LEVELS)
-    there = np.isfinite(result.actual) & np.isfinite(low) & np.isfinite(high)
-    if not there.any():
-        return Check("coverage", False, None, policy.coverage_room, "its intervals hold no number that was observed")
-    share = float(((low <= result.actual) & (result.actual <= high))[there].mean())
-    # Steps of one window are missed together, so windows are counted; two standard errors are chance's.
-    chance = 2 * math.sqrt(NOMINAL_COVERAGE * (1 - NOMINAL_COVERAGE) / int(there.any(axis=2).sum()))
-    room = policy.coverage_room + chance
-    told = f"{_format_percent(share)} lie within the {_format_percent(NOMINAL_COVERAGE)} intervals; {_format_percent(room)} more or less may be"
-    return Check("coverage", abs(share - NOMINAL_COVERAGE) <= room, share, room, told)
+    observed = np.isfinite(result.actual) & np.isfinite(low) & np.isfinite(high)
+    if not observed.any():
+        return Check("coverage", False, None, policy.coverage_room, "there is no observed value with an interval")
+    share = float(((low <= result.actual) & (result.actual <= high))[observed].mean())
+    # The steps of a window miss their intervals together, so windows are counted. Two standard errors are allowed for chance.
+    chance = 2 * math.sqrt(NOMINAL_COVERAGE * (1 - NOMINAL_COVERAGE) / int(observed.any(axis=2).sum()))
+    tolerance = policy.coverage_room + chance
+    reason = (
+        f"{_format_percent(share)} of the actuals lie within the {_format_percent(NOMINAL_COVERAGE)} intervals "
+        f"(tolerance {_format_percent(tolerance)})"
+    )
+    return Check("coverage", abs(share - NOMINAL_COVERAGE) <= tolerance, share, tolerance, reason)
 
 
 def _check_upper_bound(name: str, value: float | None, bound: float, description: str) -> Check:
     if value is None or math.isnan(value):
         return Check(name, None, None, bound, "not measured")
-    return Check(name, value <= bound, float(value), bound, f"{description} {value:.4g}; {bound:g} may be")
+    return Check(name, value <= bound, float(value), bound, f"{description} {value:.4g} (limit {bound:g})")
 
 
 def _format_percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""What a challenger must show before it answers users: the bounds of the gate, as one YAML file may set them."""
+"""The policy of the promotion gate: thresholds that a challenger must meet, read from a YAML file."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Policy(BaseModel):
-    """The bounds of every check; what is not told stays as it is here.
+    """Thresholds of the promotion gate; omitted fields keep these defaults.
 
     Attributes:
-        margin: The least gain over the champion: 0.005 is half a percent of its mean scaled error.
-        confidence: With which the gain must be above zero, one-sided.
-        least: As many series, or as many windows, a comparison with the champion needs.
-        naive_room: By what share errors may be larger than seasonal naive's.
-        group_room: By what share the errors of any group of series may be larger than the champion's.
-        group_by: The static column that makes the groups; without one, all that every series has, else quarters by scale.
-        group_least: Series of a group that is looked at alone.
-        implausible: Errors below this share of the best rival's are taken for a leak of the future.
-        coverage_room: How far the coverage of the 80 % intervals may be off, chance apart.
+        margin: Smallest relative gain over the champion: 0.005 is half a percent of its mean scaled error.
+        confidence: One-sided confidence with which the gain must be above zero.
+        least: Number of series, or of windows, that a comparison with the champion needs.
+        naive_room: Share by which the error may exceed that of seasonal naive.
+        group_room: Share by which the error of any group of series may exceed the champion's.
+        group_by: Static column that defines the groups; without one, every static column that all series have, or else
+            quarters of the series by scale.
+        group_least: Smallest number of series of a group that is checked.
+        implausible: An error below this share of the better of seasonal naive and champion counts as a leak of the future.
+        coverage_room: Tolerance of the coverage of the 80 % intervals, in addition to two standard errors.
         intervals: Whether a challenger must have calibrated intervals.
-        exposure_gap: The largest ratio of free-running to one-step errors.
-        megabytes: The largest bundle, in 10^6 bytes.
-        latency_ms: The longest that one forecast may take, as the median of some.
-        parity: How far answers of the graph, and answers as served, may be off the backtest's, as a share of a series' range.
-        seed: Of the resampling.
+        exposure_gap: Largest ratio of free-running to one-step errors.
+        megabytes: Largest size of the bundle, in 10^6 bytes.
+        latency_ms: Largest median latency of one forecast, in milliseconds.
+        parity: Largest difference of the ONNX graph from the reference engine, and of served forecasts from the backtest,
+            as a share of a series' range.
+        seed: Seed of the resampling.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -54,21 +56,25 @@ class Policy(BaseModel):
 
 
 def read_policy(path: Path | None) -> Policy:
-    """The policy in a YAML file, the default one without a file; raises BadSpec."""
+    """Reads the policy from a YAML file; returns the default policy if `path` is None. Raises BadSpec."""
     if path is None:
         return Policy()
     try:
         fields: Any = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSpec(f"Expected a policy at {path}; it cannot be read ({error}).", where=str(path)) from error
+        raise BadSpec(
+            f"Expected a policy at {path}; it cannot be read ({error}). Correct the path.", where=str(path)
+        ) from error
     except yaml.YAMLError as error:
-        raise BadSpec(f"Expected YAML in {path}; {' '.join(str(error).split())}.", where=str(path)) from error
+        raise BadSpec(
+            f"Expected YAML in {path}; {' '.join(str(error).split())}. Correct it there.", where=str(path)
+        ) from error
     try:
         return Policy.model_validate({} if fields is None else fields)
     except ValidationError as error:
-        fault = error.errors()[0]
+        first_error = error.errors()[0]
         raise BadSpec(
             f"Expected a policy with the fields {', '.join(Policy.model_fields)} in {path}; "
-            f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}. Correct it there.",
+            f"{'.'.join(map(str, first_error['loc'])) or 'the file'}: {first_error['msg']}. Correct it there.",
             where=str(path),
         ) from error

@@ -1,4 +1,4 @@
-"""Bundles on their way into the registry and back out of it."""
+"""Registration and promotion of bundles, and the verdicts that are stored with their versions."""
 
 from __future__ import annotations
 
@@ -24,33 +24,40 @@ from pipelines.settings import Root
 from pipelines.tracking.logger import log_tracking_errors
 from pipelines.tracking.run import append_to_run, read_run_text
 
-_GATE_TAG, _VERDICT_FILE, _REPORT_FILE = "gate", "verdict.json", "report.html"  # the folder within a run, and its files
-_FAILED_CHECKS_TAG, _GATE_REFUSED = "gate_failed", "keep"  # the tag `gate` says promote or keep, this one why not
+_GATE_TAG, _VERDICT_FILE, _REPORT_FILE = (
+    "gate",
+    "verdict.json",
+    "report.html",
+)  # the run's folder (also its tag), and the files in it
+_FAILED_CHECKS_TAG, _GATE_REFUSED = (
+    "gate_failed",
+    "keep",
+)  # `gate` is promote or keep; `gate_failed` lists the failed checks
 
 
 def register_bundle(
     bundle: Path, root: Root, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
 ) -> BundleVersion:
-    """Puts a bundle into the registry as a version of its spec's name; one that is there already is answered as it is."""
-    forecaster, digest = artifact.load_bundle(bundle), artifact.compute_bundle_digest(bundle)
-    run = run_id or str(forecaster.facts["run_id"])
-    steps = forecaster.spec.context
-    stamps = build_timestamps(synthetic_start(forecaster.freq), freq=forecaster.freq, steps=steps + 2)
-    example = pd.DataFrame({"unique_id": "example", "ds": stamps[:steps], "y": np.arange(1.0, steps + 1)})
-    answer = pd.DataFrame({"unique_id": "example", "ds": stamps[steps:], "mean": [0.0, 0.0]})
+    """Registers a bundle as a version of its spec's name; returns the existing version if it is registered already."""
+    model, digest = artifact.load_bundle(bundle), artifact.compute_bundle_digest(bundle)
+    run = run_id or str(model.facts["run_id"])
+    steps = model.spec.context
+    timestamps = build_timestamps(synthetic_start(model.freq), freq=model.freq, steps=steps + 2)
+    input_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[:steps], "y": np.arange(1.0, steps + 1)})
+    output_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[steps:], "mean": [0.0, 0.0]})
     return Registry(root.store_uri).register(
         bundle,
-        name=forecaster.spec.name,
+        name=model.spec.name,
         digest=digest,
         run_id=run,
-        input_example=example,
-        output_example=answer,
+        input_example=input_example,
+        output_example=output_example,
         tags=tags,
     )
 
 
 def fetch_bundle(version: BundleVersion, root: Root) -> Path:
-    """The folder of a registered bundle, copied from the registry the first time it is asked for."""
+    """Returns the folder of a registered bundle; copies it from the registry on first use."""
     folder = root.bundle_cache / version.digest
     return folder if folder.exists() else Registry(root.store_uri).fetch(version, folder)
 
@@ -66,84 +73,99 @@ def promote_version(
 ) -> BundleVersion:
     """Makes a version (None: the challenger) the champion.
 
-    What the gate said of it, if it was asked, holds: a version that it refused needs force and a reason, which the audit log
-    keeps. Of one that was never judged the bundle's own backtest is asked: unless forced, it must not be worse than seasonal
-    naive, the bundle not too large and its data no older than the champion's. `retrain` asks all that the gate asks.
-    Raises NoSuchModel, RefusedByGate, InputError where a reason is missing.
+    A stored verdict of the gate holds: a version that the gate rejected needs `force` and a `reason`, which is written to the
+    audit log. A version without a verdict is judged by the backtest scores in its bundle: unless forced, it must not be worse
+    than seasonal naive, its bundle must not be too large and its data must not end before the champion's. All checks of the
+    gate are made by `retrain` only.
+
+    Raises:
+        NoSuchModel: The version does not exist.
+        RefusedByGate: A check failed, or the version has no backtest, and `force` is not set.
+        InputError: A reason is required and missing.
     """
     registry = Registry(root.store_uri)
     version = (
         registry.resolve(name, CHALLENGER) if version_number is None else registry.get_version(name, version_number)
     )
-    overruled = _describe_overruled_checks(registry, version, force=force, reason=reason)
-    base, bundle = find_champion(registry, name), fetch_bundle(version, root)
-    forecaster = artifact.load_bundle(bundle)
-    scores = forecaster.facts.get("backtest", {})
+    overruled_checks = _describe_overruled_checks(registry, version, force=force, reason=reason)
+    champion, bundle = find_champion(registry, name), fetch_bundle(version, root)
+    model = artifact.load_bundle(bundle)
+    scores = model.facts.get("backtest", {})
     if not force and not scores:
         raise RefusedByGate(
-            f"{version} was never tested: it was trained on everything. Promote it with --force.", where=name
+            f"{version} should have backtest scores; it has none, because it was trained on all data. Train it with test "
+            "windows, or promote it with --force.",
+            where=name,
         )
     if not force:
-        behind = (
-            None if base is None else count_steps_behind(forecaster, artifact.load_bundle(fetch_bundle(base, root)))
+        steps_behind = (
+            None if champion is None else count_steps_behind(model, artifact.load_bundle(fetch_bundle(champion, root)))
         )
-        evidence = Evidence(megabytes=compute_megabytes(bundle), steps_behind=behind)
+        evidence = Evidence(megabytes=compute_megabytes(bundle), steps_behind=steps_behind)
         verdict = judge_reported_scores(scores[CHALLENGER], scores[SEASONAL_NAIVE], policy or Policy(), evidence)
         if not verdict.should_promote:
             raise RefusedByGate(
-                f"{version} should pass the gate; {'; '.join(verdict.reasons)}. Train a better one, or promote it with "
-                "--force.",
+                f"{version} should pass the gate; {'; '.join(verdict.reasons)}. Train a better model, or promote this "
+                "version with --force.",
                 where=name,
             )
-    why = f"forced{overruled}" if force else "as good as seasonal naive in its own backtest"
-    why += f": {reason}" if reason else ""
+    recorded_reason = f"forced{overruled_checks}" if force else "at least as good as seasonal naive in its own backtest"
+    recorded_reason += f": {reason}" if reason else ""
     registry.promote(
-        version, expected_champion=base, on_promoted=AuditLog(root.audit_log).make_promotion_recorder(version, why)
+        version,
+        expected_champion=champion,
+        on_promoted=AuditLog(root.audit_log).make_promotion_recorder(version, recorded_reason),
     )
     return version
 
 
 def _describe_overruled_checks(registry: Registry, version: BundleVersion, *, force: bool, reason: str | None) -> str:
-    """Which checks of a stored verdict are set aside, in words for the audit log; nothing where none speaks against it."""
-    said = registry.get_tags(version)
-    if said.get(_GATE_TAG) != _GATE_REFUSED:
+    """Describes the failed checks that a forced promotion overrules, for the audit log; empty if the gate did not reject.
+
+    Raises RefusedByGate without `force`, InputError without a reason.
+    """
+    tags = registry.get_tags(version)
+    if tags.get(_GATE_TAG) != _GATE_REFUSED:
         return ""
-    failed = said.get(_FAILED_CHECKS_TAG, "unknown checks")
+    failed_checks = tags.get(_FAILED_CHECKS_TAG, "unknown checks")
     if not force:
         raise RefusedByGate(
-            f"{version} should have passed the gate; it was judged and refused ({failed}). Train a better one, or promote it "
-            "with --force --reason WHY.",
+            f"{version} should have passed the gate; the gate rejected it ({failed_checks}). Train a better model, or promote "
+            "this version with --force --reason WHY.",
             where=version.name,
         )
     if not (reason or "").strip():
         raise InputError(
-            f"Expected a reason to set the gate's verdict on {version} aside ({failed}); found none. Say it with --reason: the "
-            "audit log keeps it.",
+            f"Expected a reason to overrule the gate on {version} ({failed_checks}); found none. Give it with --reason; "
+            "it is written to the audit log.",
             where="reason",
         )
-    return f" against the gate ({failed})"
+    return f" against the gate ({failed_checks})"
 
 
 def verify_audit_log(root: Root, name: str | None) -> AuditReport:
-    """The audit log, of one model or of all, with its faults; a champion that it does not know is one too."""
-    found, registry = AuditLog(root.audit_log).read_entries(), Registry(root.store_uri)
-    latest = {line.name: line for line in found.entries if not line.is_local}
-    faults = list(found.faults)
-    for each in sorted({*latest, *([] if name is None else [name])}):
-        champion = find_champion(registry, each)
-        said = latest[each].version if each in latest else None
-        if champion is not None and champion.number != said:
-            faults.append(f"the champion of '{each}' is version {champion.number}; the log says {said or 'nothing'}")
-    return AuditReport(tuple(line for line in found.entries if name in (None, line.name)), tuple(faults))
+    """Reads the audit log of one model or of all, with its faults; a champion that is not in the log is a fault too."""
+    report, registry = AuditLog(root.audit_log).read_entries(), Registry(root.store_uri)
+    latest = {entry.name: entry for entry in report.entries if not entry.is_local}
+    faults = list(report.faults)
+    for model_name in sorted({*latest, *([] if name is None else [name])}):
+        champion = find_champion(registry, model_name)
+        logged_version = latest[model_name].version if model_name in latest else None
+        if champion is not None and champion.number != logged_version:
+            faults.append(
+                f"the champion of '{model_name}' is version {champion.number}; the log has "
+                f"{'no champion' if logged_version is None else f'version {logged_version}'}"
+            )
+    return AuditReport(tuple(entry for entry in report.entries if name in (None, entry.name)), tuple(faults))
 
 
 class StoredVerdict(NamedTuple):
-    """What `record_verdict` kept of a version.
+    """The verdict that `record_verdict` stored for a version.
 
     Attributes:
-        verdict: Its checks.
-        against: The number of the champion it was judged against, if there was one.
-        page: The page, where it lies or lay on the machine that judged.
+        verdict: The verdict with its checks.
+        champion_number: Number of the champion that the version was compared with; None if there was none.
+        report_path: Path of the HTML report on the machine that made the verdict.
     """
 
     verdict: Verdict
@@ -152,13 +174,15 @@ class StoredVerdict(NamedTuple):
 
 
 def load_verdict(version: BundleVersion, root: Root) -> StoredVerdict | None:
-    """The verdict on a version, from the root or else from its run; None where it was never judged."""
-    table = _verdict_folder(version, root) / _VERDICT_FILE
-    text = table.read_text() if table.exists() else None
+    """Loads the verdict on a version from the root, or else from its run; returns None if it was never judged."""
+    path = _verdict_folder(version, root) / _VERDICT_FILE
+    text = path.read_text() if path.exists() else None
     if text is None and version.run_id is not None:
         text = read_run_text(version.run_id, f"{_GATE_TAG}/{_VERDICT_FILE}", store_uri=root.store_uri)
-    found = None if text is None else parse_verdict_json(text)
-    return None if found is None else StoredVerdict(found.verdict, found.champion_number, table.with_name(_REPORT_FILE))
+    parsed = None if text is None else parse_verdict_json(text)
+    return (
+        None if parsed is None else StoredVerdict(parsed.verdict, parsed.champion_number, path.with_name(_REPORT_FILE))
+    )
 
 
 def record_verdict(
@@ -170,33 +194,36 @@ def record_verdict(
     policy: Policy,
     champion: BundleVersion | None,
 ) -> Path:
-    """Keeps a verdict: as JSON and as a page under the root and with the run, in short as tags of run and version.
+    """Stores a verdict as JSON and HTML under the root and in the run, and its outcome as tags of run and version.
 
-    Answers the page. A store that fails to keep it is told in the log: the decision stands without it.
+    Returns the path of the HTML report. If the tracking store fails, a warning is logged and the decision stands.
     """
     folder = _verdict_folder(version, root)
-    page, table = folder / _REPORT_FILE, folder / _VERDICT_FILE
-    number = None if champion is None else champion.number
-    atomic.write_text(page, render_verdict_html(verdict, result, title=str(version)))
-    atomic.write_text(table, render_verdict_json(verdict, title=str(version), policy=policy, champion_number=number))
-    said = {
+    report_path, verdict_path = folder / _REPORT_FILE, folder / _VERDICT_FILE
+    champion_number = None if champion is None else champion.number
+    atomic.write_text(report_path, render_verdict_html(verdict, result, title=str(version)))
+    atomic.write_text(
+        verdict_path,
+        render_verdict_json(verdict, title=str(version), policy=policy, champion_number=champion_number),
+    )
+    tags = {
         _GATE_TAG: "promote" if verdict.should_promote else _GATE_REFUSED,
         _FAILED_CHECKS_TAG: ", ".join(verdict.failed_checks) or "none",
     }
     with log_tracking_errors(f"the verdict on {version}"):
         registry = Registry(root.store_uri)
-        for key, value in said.items():
+        for key, value in tags.items():
             registry.set_tag(version, key, value)
         if version.run_id is not None:
             append_to_run(
                 version.run_id,
-                [table, page],
+                [verdict_path, report_path],
                 folder=_GATE_TAG,
-                tags=said,
+                tags=tags,
                 store_uri=root.store_uri,
                 headline_metrics=_build_headline_metrics(verdict),
             )
-    return page
+    return report_path
 
 
 def _verdict_folder(version: BundleVersion, root: Root) -> Path:
@@ -204,13 +231,13 @@ def _verdict_folder(version: BundleVersion, root: Root) -> Path:
 
 
 def _build_headline_metrics(verdict: Verdict) -> dict[str, float]:
-    """What the gate measured, as runs are compared by it."""
-    found = next((one.value for one in verdict.checks if one.name == "latency"), None)
-    return {} if found is None else {"serve/p50_ms": found}
+    """Returns the measurements of the gate that are headline metrics of a run."""
+    latency_ms = next((check.value for check in verdict.checks if check.name == "latency"), None)
+    return {} if latency_ms is None else {"serve/p50_ms": latency_ms}
 
 
 def find_champion(registry: Registry, name: str) -> BundleVersion | None:
-    """The champion of a name, if there is one."""
+    """Returns the champion of a model, or None if there is none."""
     try:
         return registry.resolve(name, CHAMPION)
     except NoSuchModel:

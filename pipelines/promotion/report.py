@@ -1,4 +1,4 @@
-"""A verdict for people and for machines: JSON, and one HTML page that holds its own pictures."""
+"""Renders a verdict of the gate as JSON and as a self-contained HTML report."""
 
 from __future__ import annotations
 
@@ -27,53 +27,53 @@ from pipelines.promotion.gate import SEASONAL_NAIVE, Check, Verdict
 from pipelines.promotion.policy import Policy
 
 _OUTCOME_LABELS = {True: "passed", False: "failed", None: "not applicable"}
-_MAX_GROUPS = 30  # drawn, the worst first
+_MAX_GROUPS = 30  # in the figure, the worst first
 
 
 class ParsedVerdict(NamedTuple):
-    """A verdict as it was kept: its checks, and the number of the champion that it is against, if there was one."""
+    """A verdict read from its JSON, and the number of the champion it was compared with (None if there was none)."""
 
     verdict: Verdict
     champion_number: str | None
 
 
 def render_verdict_json(verdict: Verdict, *, title: str, policy: Policy, champion_number: str | None = None) -> str:
-    """Every check with its number, bound and reason; null for what is no number."""
-    told = {
+    """Renders every check with its value, bound and reason as JSON; a number that is not finite becomes null."""
+    fields = {
         "model": title,
         "against": champion_number,
         "promote": verdict.should_promote,
         "checks": [
-            one._asdict() | {"value": _to_json_number(one.value), "bound": _to_json_number(one.bound)}
-            for one in verdict.checks
+            check._asdict() | {"value": _to_json_number(check.value), "bound": _to_json_number(check.bound)}
+            for check in verdict.checks
         ],
-        "groups": [one._asdict() | {"gain": _to_json_number(one.gain)} for one in verdict.groups],
+        "groups": [group._asdict() | {"gain": _to_json_number(group.gain)} for group in verdict.groups],
         "policy": policy.model_dump(),
     }
-    return json.dumps(told, indent=1)
+    return json.dumps(fields, indent=1)
 
 
 def parse_verdict_json(text: str) -> ParsedVerdict | None:
-    """What `render_verdict_json` wrote, groups and redrawn gains left out; None for any other text."""
+    """Parses the output of `render_verdict_json`, without groups and resampled gains; returns None for any other text."""
     try:
-        told = json.loads(text)
-        return ParsedVerdict(Verdict(tuple(Check(**one) for one in told["checks"])), told["against"])
+        fields = json.loads(text)
+        return ParsedVerdict(Verdict(tuple(Check(**check) for check in fields["checks"])), fields["against"])
     except (ValueError, TypeError, KeyError):
         return None
 
 
 def render_verdict_html(verdict: Verdict, result: Backtest, *, title: str) -> str:
-    """The page: what was decided, every check, and pictures of the errors behind it. It loads nothing from elsewhere."""
-    word = "Promote" if verdict.should_promote else "Keep what there is"
+    """Renders the report: the decision, every check and figures of the errors. The page loads nothing from elsewhere."""
+    decision = "Promote" if verdict.should_promote else "Keep the current model"
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="{_OUTCOME_LABELS[verdict.should_promote]}">{word}: {escape("; ".join(verdict.reasons))}.</p>',
-        "<table><tr><th>Check</th><th>Outcome</th><th>Found</th><th>Bound</th><th>What it says</th></tr>",
+        f'<p class="{_OUTCOME_LABELS[verdict.should_promote]}">{decision}: {escape("; ".join(verdict.reasons))}.</p>',
+        "<table><tr><th>Check</th><th>Outcome</th><th>Value</th><th>Limit</th><th>Reason</th></tr>",
         *map(_render_check_row, verdict.checks),
         "</table>",
         *(render_figure(heading, figure) for heading, figure in _draw_figures(verdict, result)),
     ]
-    return render_page(f"{title}: {word.lower()}", parts)
+    return render_page(f"{title}: {decision.lower()}", parts)
 
 
 def _render_check_row(check: Check) -> str:
@@ -87,45 +87,48 @@ def _render_check_row(check: Check) -> str:
 
 def _draw_figures(verdict: Verdict, result: Backtest) -> Iterator[tuple[str, Figure]]:
     if verdict.gain is not None and np.isfinite(verdict.gain.resampled_gains).any():
-        yield "Gain over the champion, as redrawn", _plot_gain_distribution(verdict)
+        yield "Gain over the champion, resampled", _plot_gain_distribution(verdict)
     if verdict.groups:
         yield "Gain over the champion by group", _plot_group_gains(verdict)
     if np.isfinite(result.mase_by_step(SEASONAL_NAIVE)).any():
         yield "Error by step ahead", plot_error_by_step(result)
     if result.series:
-        yield "The first series", plot_origins(result, CHALLENGER)
+        yield "Forecasts of the first series", plot_origins(result, CHALLENGER)
 
 
 def _plot_gain_distribution(verdict: Verdict) -> Figure:
     assert verdict.gain is not None
     gain, figure = verdict.gain, Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
     axes = style_axes(figure.add_subplot())
-    draws = 100 * gain.resampled_gains[np.isfinite(gain.resampled_gains)]
-    axes.hist(draws, bins=40, color=ACTUAL_COLOR, alpha=0.7)
-    axes.axvline(0, color=BASELINE_COLOR, linewidth=1.2, label="no better")
-    axes.axvline(100 * gain.gain, color=FORECAST_COLOR, linewidth=1.6, label="found")
+    resampled_gains = 100 * gain.resampled_gains[np.isfinite(gain.resampled_gains)]
+    axes.hist(resampled_gains, bins=40, color=ACTUAL_COLOR, alpha=0.7)
+    axes.axvline(0, color=BASELINE_COLOR, linewidth=1.2, label="no gain")
+    axes.axvline(100 * gain.gain, color=FORECAST_COLOR, linewidth=1.6, label="measured gain")
     if math.isfinite(gain.low):
-        axes.axvline(100 * gain.low, color=FORECAST_COLOR, linewidth=1.2, linestyle="--", label="surely above")
+        axes.axvline(
+            100 * gain.low, color=FORECAST_COLOR, linewidth=1.2, linestyle="--", label="lower confidence bound"
+        )
     axes.set_xlabel("gain, %")
-    axes.set_ylabel("resamplings")
+    axes.set_ylabel("number of resamples")
     axes.legend(frameon=False)
     return figure
 
 
 def _plot_group_gains(verdict: Verdict) -> Figure:
-    worst = sorted((one for one in verdict.groups if math.isfinite(one.gain)), key=lambda one: one.gain)[:_MAX_GROUPS]
+    worst = sorted((group for group in verdict.groups if math.isfinite(group.gain)), key=lambda group: group.gain)
+    worst = worst[:_MAX_GROUPS]
     figure = Figure(figsize=(10, 1.2 + 0.3 * len(worst)), dpi=110, layout="constrained")
     axes = style_axes(figure.add_subplot())
-    shares = [100 * one.gain for one in worst]
-    colors = [ACTUAL_COLOR if share >= 0 else FORECAST_COLOR for share in shares]
-    axes.barh([f"{one.name} ({one.series})" for one in worst], shares, color=colors, height=0.6)
+    gains = [100 * group.gain for group in worst]
+    colors = [ACTUAL_COLOR if gain >= 0 else FORECAST_COLOR for gain in gains]
+    axes.barh([f"{group.name} ({group.series})" for group in worst], gains, color=colors, height=0.6)
     axes.axvline(0, color=BASELINE_COLOR, linewidth=1.0)
-    axes.set_xlabel("gain, % (below 0 is worse); in brackets the series")
+    axes.set_xlabel("gain, % (negative: worse than the champion); number of series in parentheses")
     return figure
 
 
 def style_axes(axes: Axes) -> Axes:
-    """Axes as all our reports have them."""
+    """Applies the style that the figures of all reports share, and returns the axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color=GRID_COLOR, linewidth=0.6)
     axes.set_axisbelow(True)

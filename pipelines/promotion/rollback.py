@@ -1,4 +1,4 @@
-"""Going back, which is wanted in a hurry: nothing here imports what trains, draws or loads a model."""
+"""Rollback to the previous champion. It must be fast, so nothing here imports training, plotting or model loading."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pipelines.settings import Root
 
 
 def roll_back(name: str, root: Root) -> BundleVersion:
-    """Makes the former the champion again, and the champion the former; takes no training and no data.
+    """Makes the previous champion the champion again, and the champion the previous one; needs no training and no data.
 
-    Rolled back twice, it is as before. Raises NoSuchModel where there is no former.
+    Two rollbacks restore the original state. Raises NoSuchModel if there is no previous champion.
     """
     return Registry(root.store_uri).roll_back(name, on_promoted=AuditLog(root.audit_log).record_rollback)
 
@@ -19,6 +19,6 @@ def roll_back(name: str, root: Root) -> BundleVersion:
 def record_local_rollback(
     current: BundleVersion, previous: BundleVersion, root: Root, *, since: str, is_undo: bool
 ) -> None:
-    """Tells the audit log that one server was moved to a version without the registry, or that this was undone."""
+    """Records in the audit log that a server was rolled back without the registry, or that this was undone."""
     AuditLog(root.audit_log).record_local_rollback(current, previous, since=since, is_undo=is_undo)
     fail_point("local.audited")

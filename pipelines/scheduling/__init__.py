@@ -1,1 +1,1 @@
-"""The scheduler: jobs, cron expressions, the process that runs them, and the Prefect flow."""
+"""Scheduling of retrainings: jobs, cron expressions, the scheduler process, and the Prefect flow."""

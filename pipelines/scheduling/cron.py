@@ -1,4 +1,4 @@
-"""When a schedule calls: five fields of cron, read by huey, on the clock of one time zone."""
+"""Computes the fire times of a cron expression with five fields, parsed by huey, in one time zone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from zoneinfo import ZoneInfo
 from forecaster.errors import InputError, MissingPackage, ZoneUnknown
 
 _MINUTE, _DAY = timedelta(minutes=1), timedelta(days=1)
-_MAX_DAYS_AHEAD = 366 * 9  # a 29th of February may be eight years away
+_MAX_DAYS_AHEAD = 366 * 9  # the next 29th of February may be eight years away
 TimePredicate = Callable[[datetime], bool]
 
 
 class CronSchedule:
-    """The minutes at which a schedule calls.
+    """The minutes at which a cron expression fires.
 
-    A call for an hour on the clock that it does not show, since it is put forward, comes with the next minute; one for an hour
-    that it shows twice comes the first time. Where the hour is `*`, or every so many, it comes as often as the clock shows it.
-    If day of month and day of week are both named, either calls.
+    Daylight saving: a time that the clock skips fires at the next minute that exists; a time that the clock repeats fires the
+    first time only. If the hour contains `*`, the schedule fires as often as the clock shows a matching time. If both day of
+    month and day of week are given, a match of either is enough.
 
-    Raises InputError for an expression that is none, or that never calls; ZoneUnknown.
+    Raises InputError for an invalid expression or one that never fires, ZoneUnknown for an unknown time zone.
     """
 
     def __init__(self, expression: str, zone: str) -> None:
@@ -33,7 +33,7 @@ class CronSchedule:
             self._time_zone = ZoneInfo(zone)
         except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
             raise ZoneUnknown(
-                f"Expected the time zone of a schedule; {zone!r} is not known here. Name it like Europe/Berlin or UTC.",
+                f"Expected a time zone for the schedule; {zone!r} is unknown here. Use a name such as Europe/Berlin or UTC.",
                 where="cron-zone",
             ) from error
         minute, hour, day, month, weekday = fields
@@ -50,24 +50,24 @@ class CronSchedule:
         self.next_after(datetime(2026, 1, 1, tzinfo=UTC))
 
     def next_after(self, moment: datetime) -> datetime:
-        """The first call after a moment, in UTC."""
+        """Returns the first fire time after a moment, in UTC."""
         first = self._to_local(moment).date()
         for days in range(_MAX_DAYS_AHEAD):
-            for call in self._fire_times(first + days * _DAY):
-                if call > moment:
-                    return call
+            for fire_time in self._fire_times(first + days * _DAY):
+                if fire_time > moment:
+                    return fire_time
         raise InputError(
-            f"Expected a schedule that calls some day; {self.expression!r} never does. Correct the day or the month.",
+            f"Expected a schedule that fires at some time; {self.expression!r} never does. Correct the day or the month.",
             where="cron",
         )
 
     def last_between(self, since: datetime, until: datetime) -> datetime | None:
-        """The last call after one moment and not after another, in UTC; None where there is none."""
+        """Returns the last fire time after `since` and not after `until`, in UTC; None if there is none."""
         day = self._to_local(until).date()
         while day >= self._to_local(since).date():
-            for call in reversed(self._fire_times(day)):
-                if call <= until:
-                    return call if call > since else None
+            for fire_time in reversed(self._fire_times(day)):
+                if fire_time <= until:
+                    return fire_time if fire_time > since else None
             day -= _DAY
         return None
 
@@ -81,20 +81,20 @@ class CronSchedule:
 
     def _iter_fire_times(self, day: date) -> Iterator[datetime]:
         moment, end = (
-            datetime.combine(one, time(), tzinfo=self._time_zone).astimezone(UTC) for one in (day, day + _DAY)
+            datetime.combine(midnight, time(), tzinfo=self._time_zone).astimezone(UTC) for midnight in (day, day + _DAY)
         )
-        before = self._to_local(moment - _MINUTE).replace(tzinfo=None)
+        previous = self._to_local(moment - _MINUTE).replace(tzinfo=None)
         while moment < end:
             local = self._to_local(moment)
-            shown = local.replace(tzinfo=None)
-            if self._matches_time(shown) and (self._is_wildcard_hour or not local.fold):
+            clock_time = local.replace(tzinfo=None)
+            if self._matches_time(clock_time) and (self._is_wildcard_hour or not local.fold):
                 yield moment
-            skipped = max(before + _MINUTE, datetime.combine(day, time()))
-            while skipped < shown and not self._is_wildcard_hour:
+            skipped = max(previous + _MINUTE, datetime.combine(day, time()))
+            while skipped < clock_time and not self._is_wildcard_hour:
                 if self._matches_time(skipped):
                     yield moment
                 skipped += _MINUTE
-            before, moment = shown, moment + _MINUTE
+            previous, moment = clock_time, moment + _MINUTE
 
 
 def _build_predicate(expression: str, **fields: str) -> TimePredicate:
@@ -102,7 +102,7 @@ def _build_predicate(expression: str, **fields: str) -> TimePredicate:
         from huey import crontab
     except ImportError as error:
         raise MissingPackage(
-            "Expected the package 'huey', which keeps schedules; found none. Install forecaster[schedule].",
+            "Expected the package 'huey', which schedules need; found none. Install forecaster[schedule].",
             where="cron",
         ) from error
     try:
@@ -114,7 +114,7 @@ def _build_predicate(expression: str, **fields: str) -> TimePredicate:
 
 def _invalid_cron_error(expression: str, problem: str) -> InputError:
     return InputError(
-        f"Expected a schedule as five fields of cron, minute hour day month weekday, in numbers; {expression!r} has {problem}. "
-        "Write such as '0 3 * * *' for three every night, '30 6 * * 1-5' for weekdays.",
+        f"Expected a schedule as a cron expression of five numeric fields, minute hour day month weekday; {expression!r} has "
+        f"{problem}. Use for example '0 3 * * *' for 03:00 every night or '30 6 * * 1-5' for 06:30 on weekdays.",
         where="cron",
     )

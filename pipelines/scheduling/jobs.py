@@ -1,4 +1,4 @@
-"""What is scheduled and how it went: small files below the root, each of one writer, whole or not there."""
+"""Scheduled jobs and their states, stored as small JSON files that are written atomically by a single writer each."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ RecordT = TypeVar("RecordT", bound="ScheduleRecord")
 
 
 class ScheduleRecord(BaseModel):
-    """Kept as JSON; stamps in UTC."""
+    """A record stored as JSON; times are in UTC."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Job(ScheduleRecord):
-    """A command that a schedule calls.
+    """A command that runs on a schedule.
 
     Attributes:
-        name: Of the job: its model's.
-        cron: Five fields of cron.
-        zone: The time zone of its clock.
-        words: The command as after `forecaster`, without the root.
-        folder: Where it runs.
-        retries: How often one that failed is tried again.
-        retry_delay: Seconds until it is; twice as many each further time.
-        since: When it was scheduled; what it would have been called for before is not missed.
+        name: Name of the job, which is that of its model.
+        cron: A cron expression of five fields.
+        zone: Time zone of the cron expression.
+        words: Arguments of the `forecaster` command, without the root.
+        folder: Working directory of the command.
+        retries: How often a failed run is retried.
+        retry_delay: Seconds until the first retry; doubled for each further retry.
+        since: When the job was scheduled; earlier fire times do not count as missed.
     """
 
     name: str
@@ -48,7 +48,17 @@ class Job(ScheduleRecord):
 
 
 class JobRun(ScheduleRecord):
-    """One run of a job: of which call, when, which attempt, how it ended, and the last thing it said."""
+    """One run of a job.
+
+    Attributes:
+        call: The fire time that the run is for.
+        started: Start of the run.
+        ended: End of the run.
+        attempt: Number of the attempt, from 1.
+        code: Exit code of the command.
+        outcome: What the exit code means.
+        said: The last line of the command's output.
+    """
 
     call: datetime
     started: datetime
@@ -60,15 +70,15 @@ class JobRun(ScheduleRecord):
 
 
 class JobState(ScheduleRecord):
-    """Where a job is.
+    """The state of a job.
 
     Attributes:
-        considered: Calls up to then are decided on.
-        waiting: The call that is queued, under way, or to be tried again.
-        running: The process that is at it.
-        last: How the last run ended.
-        refused: How many calls came while the one before was still at work.
-        refusal: What was said of the last of them.
+        considered: Fire times up to this time have been handled.
+        waiting: The fire time that is queued, running or waiting for a retry.
+        running: Process id of the current run.
+        last: The last finished run.
+        refused: Number of fire times that were skipped because the previous run had not finished.
+        refusal: Message for the last of them.
     """
 
     considered: datetime | None = None
@@ -80,75 +90,75 @@ class JobState(ScheduleRecord):
 
 
 class Heartbeat(ScheduleRecord):
-    """That a scheduler lives."""
+    """A sign that a scheduler is alive: its process id and the time."""
 
     pid: int
     at: datetime
 
 
 class JobStore:
-    """The files of a root's schedule."""
+    """The files of the jobs of one root."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @property
     def queue_path(self) -> Path:
-        """Huey's database."""
+        """The database of huey's queue."""
         return self.folder / "huey.db"
 
     @property
     def lock_path(self) -> Path:
-        """Held by the scheduler."""
+        """The lock that the scheduler holds."""
         return self.folder / "scheduler.lock"
 
     def job_lock_path(self, name: str) -> Path:
-        """Held by the process that runs a job, though the scheduler be gone."""
+        """The lock that the process of a job holds, also after the scheduler has ended."""
         return self.folder / f"{_validate_job_name(name)}.lock"
 
     def job_log_path(self, name: str) -> Path:
-        """What its runs print."""
+        """The log of the output of a job's runs."""
         return self.folder / f"{_validate_job_name(name)}.log"
 
     def load_jobs(self) -> Iterator[Job]:
-        """All, by name."""
+        """Loads all jobs, ordered by name."""
         for path in sorted((self.folder / "jobs").glob("[!.]*.json")):
             job = _load_record(path, Job)
             if job is not None:
                 yield job
 
     def load_job(self, name: str) -> Job | None:
-        """One, if there is one of that name."""
+        """Loads a job; returns None if there is no job of that name."""
         return _load_record(self._job_path(name), Job)
 
     def save_job(self, job: Job) -> None:
-        """Adds a job, in place of one of its name; its history stays."""
+        """Saves a job; one of the same name is replaced and its state is kept."""
         atomic.write_text(self._job_path(job.name), job.model_dump_json(indent=1))
 
     def remove_job(self, name: str) -> None:
-        """Takes a job away, and what was known of it; raises InputError where there is none."""
+        """Removes a job and its state; raises InputError if the job does not exist."""
         if self.load_job(name) is None:
-            known = ", ".join(job.name for job in self.load_jobs()) or "none"
+            names = ", ".join(job.name for job in self.load_jobs()) or "none"
             raise InputError(
-                f"Expected a job that is scheduled; {name!r} is not among: {known}. Correct it.", where=name
+                f"Expected the name of a scheduled job; {name!r} is not one of: {names}. Correct the name.", where=name
             )
         self._job_path(name).unlink()
         self._state_path(name).unlink(missing_ok=True)
 
     def load_state(self, name: str) -> JobState:
-        """What is known of a job."""
+        """Loads the state of a job; returns an empty state if there is none."""
         return _load_record(self._state_path(name), JobState) or JobState()
 
     def save_state(self, name: str, state: JobState) -> None:
-        """Keeps it."""
+        """Saves the state of a job."""
         atomic.write_text(self._state_path(name), state.model_dump_json(indent=1))
 
     def save_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """A sign of life."""
+        """Saves the heartbeat of the scheduler."""
         atomic.write_text(self.folder / "heartbeat.json", heartbeat.model_dump_json())
 
     def load_heartbeat(self) -> Heartbeat | None:
-        """The last sign of life."""
+        """Loads the last heartbeat; returns None if there is none."""
         return _load_record(self.folder / "heartbeat.json", Heartbeat)
 
     def _job_path(self, name: str) -> Path:
@@ -168,8 +178,8 @@ def _load_record(path: Path, record_type: type[RecordT]) -> RecordT | None:
         return None
     except ValidationError as error:
         raise InputError(
-            f"Expected a {_RECORD_NAMES[record_type]} of a schedule in {path}; {error.errors()[0]['msg']}. Remove the file, and "
-            "schedule it anew.",
+            f"Expected a {_RECORD_NAMES[record_type]} of a schedule in {path}; {error.errors()[0]['msg']}. Remove the file and "
+            "schedule the job again.",
             where=str(path),
         ) from error
 

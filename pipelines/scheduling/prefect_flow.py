@@ -1,7 +1,7 @@
-"""A retraining as a Prefect flow: a thin coat around the command line, for who has Prefect anyway (extra `prefect`).
+"""A retraining as a Prefect flow: a thin wrapper around the command line, for users of Prefect (extra `prefect`).
 
-The command runs in a process of its own, as the other schedules run it. Secrets reach it by the worker's environment; parameters
-of a flow are stored and shown, so none belongs there.
+The command runs in a process of its own, like a run of the scheduler. Secrets are passed in the worker's environment, because
+Prefect stores and displays the parameters of a flow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-# Prefect reads its settings when it is imported, and would tell its makers of it.
+# Must be set before the import of Prefect, which reads its settings then and sends telemetry by default.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
@@ -22,21 +22,21 @@ from prefect import flow, get_run_logger, task
 from pipelines.redaction import has_password, redact
 
 CLI_COMMAND = (sys.executable, "-m", "pipelines.cli")
-OUTCOMES_BY_EXIT_CODE = {0: "done", 3: "refused by the gate"}  # both are results; the second is told by its code
+OUTCOMES_BY_EXIT_CODE = {0: "done", 3: "refused by the gate"}  # exit codes that are results, not failures
 _EXIT_WRONG_INPUT = 2
 _MAX_LINES = 20
 
 
 class CommandFailed(RuntimeError):
-    """The command ended with a code that is no result."""
+    """The command ended with an exit code that means a failure."""
 
     def __init__(self, code: int, last_line: str) -> None:
-        super().__init__(f"The command ended with {code}: {last_line}")
+        super().__init__(f"The command ended with exit code {code}: {last_line}")
         self.code = code
 
 
 def should_retry(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether another attempt may: input that is wrong is wrong again."""
+    """Whether a failed command is retried; invalid input is not, because it would fail again."""
     error = state.result(raise_on_failure=False)
     return not (isinstance(error, CommandFailed) and error.code == _EXIT_WRONG_INPUT)
 
@@ -50,10 +50,10 @@ def should_retry(_task: Any, _run: Any, state: Any) -> bool:
     result_serializer="json",
 )
 def run_command(words: Sequence[str]) -> dict[str, Any]:
-    """One command to its end; answers its exit code, what that means, and what it said last."""
-    if any(has_password(word) or has_password(word.partition("=")[2]) for word in words):
+    """Runs one command to its end; returns its exit code, the meaning of the code and the last line of its output."""
+    if any(has_password(argument) or has_password(argument.partition("=")[2]) for argument in words):
         raise CommandFailed(
-            _EXIT_WRONG_INPUT, "an address with a password was given; put it into the worker's environment"
+            _EXIT_WRONG_INPUT, "expected an address without a password; put the password into the worker's environment"
         )
     logger, lines = get_run_logger(), deque[str](maxlen=_MAX_LINES)
     with subprocess.Popen(  # noqa: S603  # our own command
@@ -63,14 +63,14 @@ def run_command(words: Sequence[str]) -> dict[str, Any]:
         for line in process.stdout:
             lines.append(redact(line.rstrip()))
             logger.info(lines[-1])
-    said = next((line for line in reversed(lines) if line), "")
+    last_line = next((line for line in reversed(lines) if line), "")
     if process.returncode not in OUTCOMES_BY_EXIT_CODE:
-        raise CommandFailed(process.returncode, said)
-    return {"code": process.returncode, "outcome": OUTCOMES_BY_EXIT_CODE[process.returncode], "said": said}
+        raise CommandFailed(process.returncode, last_line)
+    return {"code": process.returncode, "outcome": OUTCOMES_BY_EXIT_CODE[process.returncode], "said": last_line}
 
 
 @flow(name="forecaster-retrain", log_prints=False, persist_result=False, result_serializer="json")
 def retrain_flow(words: list[str]) -> dict[str, Any]:
-    """`forecaster retrain` with these arguments; asked twice it is done once, so that a retry costs nothing that was done."""
-    answer: dict[str, Any] = run_command(["retrain", *words])
-    return answer
+    """Runs `forecaster retrain` with these arguments. The command is idempotent, so a retry does not repeat finished work."""
+    result: dict[str, Any] = run_command(["retrain", *words])
+    return result

@@ -1,1 +1,1 @@
-"""MLflow runs: everything that writes to them or reads from them."""
+"""Experiment tracking: everything that writes to MLflow runs or reads from them."""

@@ -1,4 +1,4 @@
-"""What a run keeps of a backtest: its scores under the names that all runs share, and the raw forecasts beside the truth."""
+"""The backtest of a run: scores under the metric names that all runs share, and raw forecasts with the actuals."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.scores import overall_scores, scores_by_step
 from pipelines.tracking.run import HEADLINE_METRICS, TrackedRun
 
-SCORED_TAG = "scored"  # the tag of a run: which column of its forecasts is its model's
+SCORED_TAG = "scored"  # tag of a run: the column of its forecast table that holds its own model's forecasts
 BACKTEST_FOLDER = "backtest"
 CURVE_METRICS = ("mase", "wql", "crps", "coverage_80", "coverage_95")
-_MAX_HISTORIES = 1000  # series whose histories are kept, for pictures
-_HISTORY_HORIZONS, _MAX_HISTORY_STEPS = 3, 200  # how much of each: so many horizons, and at most so many steps
-_INVALID_METRIC_CHARACTERS = re.compile(r"[^\w .:/-]")  # what MLflow takes in no metric's name
+_MAX_HISTORIES = 1000  # series whose histories are stored, for figures
+_HISTORY_HORIZONS, _MAX_HISTORY_STEPS = (
+    3,
+    200,
+)  # stored length of a history: this many horizons, and at most this many steps
+_INVALID_METRIC_CHARACTERS = re.compile(r"[^\w .:/-]")  # characters that MLflow rejects in metric names
 
 
 class StoredBacktest(NamedTuple):
     """The raw forecasts of a run.
 
     Attributes:
-        model: The column that holds the run's own forecasts.
-        forecasts: `unique_id, cutoff, ds, step, y`, a column for each forecaster, `scale, square_scale` of each series.
-        histories: `unique_id, ds, y`: what came before the first cutoff of the first series, some steps of it.
+        model_column: The column of `forecasts` that holds the run's own forecasts.
+        forecasts: Columns `unique_id, cutoff, ds, step, y`, one column per model, and `scale, square_scale` of the series.
+        histories: Columns `unique_id, ds, y`: the last steps before the first cutoff, of up to 1000 series.
     """
 
     model_column: str
@@ -40,25 +43,25 @@ class StoredBacktest(NamedTuple):
 def record_backtest(
     run: TrackedRun, result: Backtest, scores: pd.DataFrame, *, model_name: str, levels: Sequence[float]
 ) -> None:
-    """Records scores and raw forecasts.
+    """Records the scores and the raw forecasts of a backtest in a run.
 
-    The model's own scores are `bt/mase` and `bt_h/mase` (step = step ahead), those of the others `bt/RELEASE/mase` and
-    `bt_h/RELEASE/mase`.
+    The scores of the run's own model are named `bt/mase` and `bt_h/mase` (step = step ahead), those of other models
+    `bt/NAME/mase` and `bt_h/NAME/mase`.
 
     Args:
-        run: Where.
-        result: Raw forecasts.
+        run: The run to write to.
+        result: The backtest with its raw forecasts.
         scores: Its `score_table`.
-        model: Whose run it is.
-        levels: Of the quantiles to keep beside the forecasts.
+        model_name: Name of the run's own model in `result`.
+        levels: Levels of the quantiles to store with the forecasts.
     """
-    for name, found in overall_scores(scores).items():
-        if name == model_name:  # a value that is not finite is named by the run's tag
+    for name, model_scores in overall_scores(scores).items():
+        if name == model_name:  # the logger names a value that is not finite in a tag of the run
             run.log_headline_metrics(
-                {f"bt/{metric}": value for metric, value in found.items() if f"bt/{metric}" in HEADLINE_METRICS}
+                {f"bt/{metric}": value for metric, value in model_scores.items() if f"bt/{metric}" in HEADLINE_METRICS}
             )
         else:
-            finite = {metric: value for metric, value in found.items() if np.isfinite(value)}
+            finite = {metric: value for metric, value in model_scores.items() if np.isfinite(value)}
             run.logger.log_metrics(
                 {f"bt/{_sanitize_metric_name(name)}/{metric}": value for metric, value in finite.items()}
             )
@@ -80,31 +83,35 @@ def record_backtest(
 
 
 def read_backtest(folder: Path, *, model_column: str) -> StoredBacktest:
-    """What `record_backtest` kept, from a copy of the run's folder."""
+    """Reads what `record_backtest` stored, from a local copy of the run's `backtest` folder."""
     forecasts = pd.read_parquet(folder / "forecasts.parquet")
-    histories = folder / "histories.parquet"
-    nothing = pd.DataFrame({"unique_id": [], "ds": [], "y": []})
-    return StoredBacktest(model_column, forecasts, pd.read_parquet(histories) if histories.exists() else nothing)
+    histories_path = folder / "histories.parquet"
+    empty = pd.DataFrame({"unique_id": [], "ds": [], "y": []})
+    histories = pd.read_parquet(histories_path) if histories_path.exists() else empty
+    return StoredBacktest(model_column, forecasts, histories)
 
 
 def _build_forecast_table(result: Backtest, levels: Sequence[float]) -> pd.DataFrame:
-    each = result.actual.shape[1] * result.horizon
-    scales = {"scale": np.repeat(result.scale, each), "square_scale": np.repeat(result.square_scale, each)}
+    rows_per_series = result.actual.shape[1] * result.horizon
+    scales = {
+        "scale": np.repeat(result.scale, rows_per_series),
+        "square_scale": np.repeat(result.square_scale, rows_per_series),
+    }
     return result.to_frame(levels=levels).assign(**scales)
 
 
 def _build_history_table(result: Backtest) -> pd.DataFrame:
-    shown = min(_HISTORY_HORIZONS * result.horizon, _MAX_HISTORY_STEPS)
-    some = result.series[:_MAX_HISTORIES]
-    cuts = [len(one) - result.origin_offsets[0] for one in some]
-    parts = [slice(max(0, cut - shown), cut) for cut in cuts]
-    values = [one.y[part] for one, part in zip(some, parts, strict=True)]
-    first, *others = (pd.Index(one.timestamps)[part] for one, part in zip(some, parts, strict=True))
-    names = np.array([one.id for one in some], dtype=object)
-    # Not a table for each series, of which there are hundreds.
+    max_steps = min(_HISTORY_HORIZONS * result.horizon, _MAX_HISTORY_STEPS)
+    stored = result.series[:_MAX_HISTORIES]
+    ends = [len(series) - result.origin_offsets[0] for series in stored]
+    parts = [slice(max(0, end - max_steps), end) for end in ends]
+    values = [series.y[part] for series, part in zip(stored, parts, strict=True)]
+    first, *others = (pd.Index(series.timestamps)[part] for series, part in zip(stored, parts, strict=True))
+    ids = np.array([series.id for series in stored], dtype=object)
+    # One table is built for all series; a table per series is slow, as there are hundreds.
     return pd.DataFrame(
         {
-            "unique_id": np.repeat(names, [len(each) for each in values]),
+            "unique_id": np.repeat(ids, [len(history) for history in values]),
             "ds": first.append(others),
             "y": np.concatenate(values),
         }

@@ -1,4 +1,4 @@
-"""A figure as the files that a run keeps of it."""
+"""Renders a figure as the image files that a run stores."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_THUMBNAIL_SIZE = 256  # pixels, as wide or as high as MLflow makes them
+_THUMBNAIL_SIZE = 256  # pixels of the longer side, as in MLflow
 
 
 def render_pixels(figure: Figure) -> np.ndarray:
-    """The pixels of a figure, "row column 3", drawn once: `savefig` would draw, and lay out, twice."""
+    """Returns the pixels of a figure, "row column 3", drawn once; `savefig` would draw and lay it out twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -27,17 +27,17 @@ def render_pixels(figure: Figure) -> np.ndarray:
 
 
 def build_image_files(name: str, pixels: np.ndarray) -> Mapping[str, bytes]:
-    """The picture under its own name, and twice again under those by which MLflow's grid of images finds it.
+    """Encodes an image under its own name, and under the two names by which MLflow's image grid finds it.
 
-    The latter are as `MlflowClient.log_image` makes them, which would compress the picture again.
+    The latter equal those of `MlflowClient.log_image`, which would compress the image again.
 
     Args:
-        name: Such as `plots/forecast.png`.
-        pixels: "row column 3", of bytes.
+        name: Path of the file in the run, such as `plots/forecast.png`.
+        pixels: "row column 3", uint8.
     """
-    picture = _encode_png(pixels)
-    image = f"images/{PurePosixPath(name).stem}+step+0+timestamp+{time.time_ns() // 10**6}+{uuid.uuid4()}"
-    return {name: picture, f"{image}.png": picture, f"{image}+compressed.webp": _encode_thumbnail(pixels)}
+    png = _encode_png(pixels)
+    grid_name = f"images/{PurePosixPath(name).stem}+step+0+timestamp+{time.time_ns() // 10**6}+{uuid.uuid4()}"
+    return {name: png, f"{grid_name}.png": png, f"{grid_name}+compressed.webp": _encode_thumbnail(pixels)}
 
 
 def _encode_png(pixels: np.ndarray) -> bytes:
@@ -51,7 +51,7 @@ def _encode_png(pixels: np.ndarray) -> bytes:
 def _encode_thumbnail(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
-    small, content = Image.fromarray(pixels), io.BytesIO()
-    small.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-    small.save(content, "WEBP", method=0)
+    thumbnail, content = Image.fromarray(pixels), io.BytesIO()
+    thumbnail.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
+    thumbnail.save(content, "WEBP", method=0)
     return content.getvalue()

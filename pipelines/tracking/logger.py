@@ -1,4 +1,4 @@
-"""Lightning's logger for an MLflow run: a queue, and a thread that empties it in batches."""
+"""A Lightning logger for an MLflow run that sends metrics in batches from a background thread."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 # MLflow's limits.
 MAX_METRICS_PER_CALL = 1000
-MAX_PARAMS_PER_CALL = 100  # and tags
+MAX_PARAMS_PER_CALL = 100  # also the limit of tags per call
 MAX_PARAM_LENGTH = 6000
 
 _log = logging.getLogger(__name__)
 
 
 class TrackingClient(Protocol):
-    """What a RunLogger needs of a client: `mlflow.MlflowClient`, or a stub."""
+    """The methods of `mlflow.MlflowClient` that a RunLogger uses."""
 
     def log_batch(
         self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
@@ -45,15 +45,16 @@ class TrackingClient(Protocol):
 
 
 class RunLogger(Logger):
-    """Lightning's logger for one MLflow run: a queue, and a thread that empties it in batches.
+    """Lightning's logger for one MLflow run: a queue, and a thread that sends it in batches.
 
-    Logging only appends; the thread sends every `interval_s`, and at `flush`. What cannot be sent is kept for the next
-    attempt, up to `capacity` metrics: then the oldest go, and are counted. Values that are not finite are not sent,
-    because MLflow would store an infinity as 1.797e308: the tag `nonfinite` names them instead.
+    Logging only appends to the queue; the thread sends it every `interval_s` seconds and at `flush`. Metrics that cannot be
+    sent stay queued for the next attempt, up to `capacity` metrics; beyond that the oldest are dropped and counted. Values
+    that are not finite are not sent, because MLflow would store an infinity as 1.797e308; the tag `nonfinite` names them.
 
-    What else there is to record, such as a file, may be handed over as an errand: it is run at once, beside the training.
+    Other recording work, such as uploading a file, can be submitted as a background task; the thread runs it at once, in
+    parallel with the training.
 
-    Lightning's `finalize` does not end the run, because backtests follow the fit: `close` does.
+    Lightning's `finalize` does not end the run, because backtests follow the fit; `close` ends it.
     """
 
     def __init__(
@@ -93,18 +94,18 @@ class RunLogger(Logger):
         now = int(time.time() * 1000)
         points = [_MetricPoint(key, float(value), now, step or 0) for key, value in metrics.items()]
         with self._condition:
-            assert not self._closed, "metrics after the end of the run"
+            assert not self._closed, "metrics must be logged before the run ends"
             for point in points:
                 if math.isfinite(point.value):
                     self._metrics.append(point)
                 elif point.key not in self._nonfinite:
                     self._nonfinite[point.key] = f"{point.key} = {point.value} at step {point.step}"
-                    _log.warning("A metric is not finite and is left out: %s.", self._nonfinite[point.key])
+                    _log.warning("A metric is not finite and is not recorded: %s.", self._nonfinite[point.key])
             self._drop_oldest()
             self._condition.notify()
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Queues parameters, nested names joined by dots."""
+        """Queues parameters; nested names are joined by dots."""
         with self._condition:
             self._params.update(flatten_params(vars(params) if isinstance(params, Namespace) else params))
             self._condition.notify()
@@ -112,38 +113,38 @@ class RunLogger(Logger):
     def log_tag(self, key: str, value: str) -> None:
         """Queues a tag for the next batch."""
         with self._condition:
-            assert not self._closed, "a tag after the end of the run"
+            assert not self._closed, "tags must be logged before the run ends"
             self._tags[key] = value
             self._condition.notify()
 
     def submit(self, description: str, action: Callable[[], object]) -> None:
-        """Has the thread do something small for the run; what fails is a warning that names it."""
+        """Queues a task for the background thread; a failure is logged as a warning with its description."""
         with self._condition:
-            assert not self._closed, f"{description} after the end of the run"
+            assert not self._closed, f"{description} must be submitted before the run ends"
             self._tasks.append(_BackgroundTask(description, action))
             self._condition.notify()
 
     def flush(self) -> None:
-        """Has the queue sent now, at the end of an epoch say, without waiting for it."""
+        """Requests that the queue is sent now, for example at the end of an epoch, and returns immediately."""
         with self._condition:
             self._flush_requested = True
             self._condition.notify()
 
     def finalize(self, status: str) -> None:
-        """Lightning's end of a fit, which is not the end of the run."""
+        """Flushes the queue when Lightning ends a fit; the run stays open."""
         self.flush()
 
     def close(self, status: RunStatus) -> None:
-        """Does what is queued, and ends the run. Again: nothing."""
+        """Sends the queue, waits for its tasks and ends the run; a second call does nothing."""
         with self._condition:
             if self._closed:
                 return
             self._closed = True
             self._condition.notify()
         self._thread.join(timeout=60.0)
-        lost = self._dropped + sum(map(len, (self._metrics, self._params, self._tags, self._tasks)))
-        if lost:
-            _log.warning("%d values of run %s could not be recorded.", lost, self._run_id)
+        lost_count = self._dropped + sum(map(len, (self._metrics, self._params, self._tags, self._tasks)))
+        if lost_count:
+            _log.warning("%d values of run %s could not be recorded.", lost_count, self._run_id)
         with log_tracking_errors(f"the end of run {self._run_id}"):
             if self._nonfinite:
                 self._client.set_tag(self._run_id, "nonfinite", "; ".join(self._nonfinite.values())[:5000])
@@ -159,74 +160,74 @@ class RunLogger(Logger):
                 self._condition.wait_for(
                     lambda: self._flush_requested or self._tasks or self._closed, timeout=self._interval_s
                 )
-                errand = self._tasks[0] if self._tasks else None
-                closed = self._closed and errand is None
-                if errand is None:
+                task = self._tasks[0] if self._tasks else None
+                closed = self._closed and task is None
+                if task is None:
                     self._flush_requested = False
                     metrics, params, tags = list(self._metrics), dict(self._params), dict(self._tags)
                     for queue in (self._metrics, self._params, self._tags):
                         queue.clear()
-            if errand is None:
+            if task is None:
                 self._send_batch(metrics, params, tags)
             else:
-                with log_tracking_errors(errand.description):
-                    errand.run()
-                self._tasks.popleft()  # not before it is done: what is left at the end is told
+                with log_tracking_errors(task.description):
+                    task.run()
+                self._tasks.popleft()  # only after it has run: tasks left at the end are counted as lost
 
     def _send_batch(self, metrics: Sequence[_MetricPoint], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         sent = 0
         try:
-            for some in iter_chunks(params.items(), MAX_PARAMS_PER_CALL):
-                self._send_params(some)
-                params = {key: value for key, value in params.items() if key not in dict(some)}
-            for some in iter_chunks(tags.items(), MAX_PARAMS_PER_CALL):
-                self._send_tags(some)
-                tags = {key: value for key, value in tags.items() if key not in dict(some)}
+            for chunk in iter_chunks(params.items(), MAX_PARAMS_PER_CALL):
+                self._send_params(chunk)
+                params = {key: value for key, value in params.items() if key not in dict(chunk)}
+            for chunk in iter_chunks(tags.items(), MAX_PARAMS_PER_CALL):
+                self._send_tags(chunk)
+                tags = {key: value for key, value in tags.items() if key not in dict(chunk)}
             for points in iter_chunks(metrics, MAX_METRICS_PER_CALL):
                 self._send_metrics(points)
                 sent += len(points)
-        except Exception as error:  # of any kind: this thread must live
+        except Exception as error:  # of any kind: the thread must survive
             if not self._failing:
                 _log.warning(
-                    "Metrics of run %s wait, because the store failed: %s", self._run_id, _to_single_line(error)
+                    "Metrics of run %s are queued, because the store failed: %s", self._run_id, _to_single_line(error)
                 )
             self._failing = True
             with self._condition:
-                self._params = {**params, **self._params}  # what was logged meanwhile is newer
+                self._params = {**params, **self._params}  # values logged in the meantime are newer
                 self._tags = {**tags, **self._tags}
                 self._metrics.extendleft(reversed(metrics[sent:]))
                 self._drop_oldest()
         else:
             if self._failing:
-                _log.warning("The store takes the metrics of run %s again.", self._run_id)
+                _log.warning("The store accepts the metrics of run %s again.", self._run_id)
             self._failing = False
 
     def _send_metrics(self, points: Sequence[_MetricPoint]) -> None:
         from mlflow.entities import Metric
 
-        def send(some: Sequence[_MetricPoint]) -> None:
-            self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in some])
+        def send(chunk: Sequence[_MetricPoint]) -> None:
+            self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in chunk])
 
         self._send_with_bisection(points, send)
 
     def _send_params(self, params: Sequence[tuple[str, str]]) -> None:
         from mlflow.entities import Param
 
-        def send(some: Sequence[tuple[str, str]]) -> None:
-            self._client.log_batch(self._run_id, params=[Param(key, value) for key, value in some])
+        def send(chunk: Sequence[tuple[str, str]]) -> None:
+            self._client.log_batch(self._run_id, params=[Param(key, value) for key, value in chunk])
 
         self._send_with_bisection(params, send)
 
     def _send_tags(self, tags: Sequence[tuple[str, str]]) -> None:
         from mlflow.entities import RunTag
 
-        def send(some: Sequence[tuple[str, str]]) -> None:
-            self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in some])
+        def send(chunk: Sequence[tuple[str, str]]) -> None:
+            self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in chunk])
 
         self._send_with_bisection(tags, send)
 
     def _send_with_bisection(self, items: Sequence[T], send: Any) -> None:
-        """Halves a batch that MLflow refuses, until only the culprit is left out."""
+        """Sends a batch; halves it if MLflow rejects it, until only the invalid item is left out."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -235,7 +236,7 @@ class RunLogger(Logger):
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise
             if len(items) == 1:
-                _log.warning("MLflow refuses %s: %s", items[0], _to_single_line(error))
+                _log.warning("MLflow rejects %s: %s", items[0], _to_single_line(error))
                 return
             middle = len(items) // 2
             self._send_with_bisection(items[:middle], send)
@@ -248,7 +249,7 @@ class RunLogger(Logger):
 
 
 def flatten_params(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Parameters as MLflow takes them: nested names joined by dots, values as text of at most 6000 characters."""
+    """Flattens parameters for MLflow: nested names are joined by dots, values are text of at most 6000 characters."""
     params: dict[str, str] = {}
     for key, value in fields.items():
         if isinstance(value, Mapping) and value:
@@ -260,21 +261,21 @@ def flatten_params(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str
 
 @contextlib.contextmanager
 def log_tracking_errors(description: str) -> Iterator[None]:
-    """What cannot be recorded is told in the log; the training goes on."""
+    """Logs an exception of the block as a warning and suppresses it, so that the training continues."""
     try:
         yield
-    except Exception as error:  # of any kind: hours of training hang on it
+    except Exception as error:  # of any kind: it must not end hours of training
         _log.warning("Could not record %s: %s", description, _to_single_line(error))
 
 
 def iter_chunks(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
-    """The items, so many at a time."""
-    rest = iter(items)
-    return iter(lambda: list(itertools.islice(rest, size)), [])
+    """Iterates over the items in chunks of `size`."""
+    iterator = iter(items)
+    return iter(lambda: list(itertools.islice(iterator, size)), [])
 
 
 class _MetricPoint(NamedTuple):
-    """A metric, in the order of MLflow's entity."""
+    """A metric, with its fields in the order of MLflow's `Metric`."""
 
     key: str
     value: float
@@ -283,7 +284,7 @@ class _MetricPoint(NamedTuple):
 
 
 class _BackgroundTask(NamedTuple):
-    """Something to do, and its name for a warning."""
+    """A task for the background thread, and its description for a warning."""
 
     description: str
     run: Callable[[], object]

@@ -1,6 +1,6 @@
-"""One MLflow run for each training or backtest, with the same names everywhere.
+"""Records each training or backtest as one MLflow run, with the same names of metrics, tags and files in all runs.
 
-Recording never costs a training: once a run is open, a store that fails is a warning in the log.
+Once a run is open, a failure of the tracking store is logged as a warning and never ends a training.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HEADLINE_METRICS = frozenset(
         "bt/width_95",
         "bt/skill_vs_snaive",
         "bt/exposure_gap",
-        "bt_pure/mase",  # of a blend: its network alone
+        "bt_pure/mase",  # the network of a blend alone
         "bt_pure/rmsse",
         "bt_pure/smape",
         "train/seconds",
@@ -58,13 +58,13 @@ _MAX_DATASET_DIGEST_LENGTH = 36  # the longest that MLflow stores
 
 
 class RunDataset(NamedTuple):
-    """What a run was trained on, or scored on.
+    """The data set that a run was trained or evaluated on.
 
     Attributes:
-        name: What people call it.
-        digest: Of its content, in hex.
-        source: A path, URL or database address; a password in it is not recorded.
-        cutoff: The last stamp that training and validation saw.
+        name: Display name.
+        digest: Digest of its content, in hex.
+        source: Path, URL or database address; a password in it is not recorded.
+        cutoff: The last timestamp of the training and validation data.
         context: What it was used for, as MLflow shows it: training or evaluation.
     """
 
@@ -76,7 +76,7 @@ class RunDataset(NamedTuple):
 
 
 class TrackedRun:
-    """An open run: what to record, under the names that every run shares."""
+    """An open run, with a method for everything that is recorded in it."""
 
     def __init__(self, client: MlflowClient, run_id: str, *, name: str) -> None:
         self.id = run_id
@@ -84,19 +84,19 @@ class TrackedRun:
         self._client = client
 
     def log_headline_metrics(self, scores: Mapping[str, float]) -> None:
-        """The numbers that runs are compared by; their names are those of HEADLINE."""
+        """Logs metrics that runs are compared by; their names must be in HEADLINE_METRICS."""
         assert scores.keys() <= HEADLINE_METRICS, f"unknown headline metrics {sorted(scores.keys() - HEADLINE_METRICS)}"
         self.logger.log_metrics(scores)
 
     def log_curve(self, name: str, values: Iterable[float]) -> None:
-        """One value for each step ahead: `bt_h/mase` at step 1 is the error of the first step of the horizon."""
+        """Logs one value per step ahead: `bt_h/mase` at step 1 is the error at the first step of the horizon."""
         for step, value in enumerate(values, start=1):
             self.logger.log_metrics({name: value}, step)
 
     def log_figure(self, name: str, figure: Figure) -> None:
-        """A picture, under a name such as `plots/forecast.png`, and for the UI's grid of images, which shows those of all runs.
+        """Logs a figure under a name such as `plots/forecast.png`, and for the image grid of the UI, which shows all runs.
 
-        It is drawn and stored beside what comes next, and belongs to the run from here on.
+        The figure is rendered and stored by the background thread; the caller must not change it afterwards.
         """
         self.logger.submit(
             name, lambda: self._upload_files(figures.build_image_files(name, figures.render_pixels(figure)))
@@ -104,27 +104,27 @@ class TrackedRun:
         self.set_tag("mlflow.loggedImages", "True")
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file, under its own name."""
-        assert path.is_file(), f"{path} is no file"
+        """Uploads a file under its own name."""
+        assert path.is_file(), f"{path} is not a file"
         with log_tracking_errors(path.name):
             self._client.log_artifact(self.id, str(path), folder)
 
     def log_artifacts(self, path: Path, name: str) -> None:
-        """All files of a folder, in the run's folder of this name."""
+        """Uploads all files of a folder into the run's folder `name`."""
         with log_tracking_errors(name):
             self._client.log_artifacts(self.id, str(path), name)
 
     def log_model_card(self, text: str) -> None:
-        """The model card, as `model_card.md`."""
+        """Logs the model card as `model_card.md`."""
         with log_tracking_errors("model_card.md"):
             self._client.log_text(self.id, text, "model_card.md")
 
     def set_tag(self, key: str, value: str) -> None:
-        """A tag, sent with the next batch; one that is known when the run begins is an argument of `open_run`."""
+        """Sets a tag with the next batch; tags known at the start of the run are passed to `open_run`."""
         self.logger.log_tag(key, value)
 
     def _upload_files(self, files: Mapping[str, bytes]) -> None:
-        """Files, by their names in the run, in one call."""
+        """Uploads files, given by their paths in the run, in one call."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 path = Path(folder) / name
@@ -148,25 +148,25 @@ def open_run(
 ) -> Iterator[TrackedRun]:
     """Opens a run for as long as the block lasts, in the experiment that has the spec's name.
 
-    The run ends FINISHED; FAILED when the block raises; KILLED when it is interrupted or told to end (SIGTERM, which
-    raises SystemExit in the block where nobody else handles it). A process that is killed outright leaves RUNNING.
+    The run ends as FINISHED; as FAILED if the block raises; as KILLED if it is interrupted or terminated (SIGTERM, which
+    raises SystemExit in the block unless another handler is set). A process that is killed with SIGKILL leaves it RUNNING.
 
     Args:
         spec: Recorded as flat parameters.
-        data: Recorded as the run's data set, its digest and cutoff also as tags.
-        root: The folder of all state; database and artefacts are in it unless `uri` names a server.
+        dataset: Recorded as the run's data set; its digest and cutoff are also tags.
+        root: The folder of all state; database and artifacts are in it unless `tracking_uri` names a server.
         trigger: What started the training ("cli", "schedule", "monitor").
-        uri: Another MLflow store than that of `root`.
-        parent: Id of the run that this one is a part of (a tuning trial's).
-        run_id: A run to go on with; it must have been opened with the same spec.
-        title: What the UI calls a new run; the spec's name, the cutoff and the trigger, if not given.
-        tags: What else is known of the run; a new one has them from its first moment.
+        tracking_uri: Another MLflow store than that of `root`.
+        parent_run_id: Id of the run that this one is part of (for a tuning trial).
+        run_id: Id of a run to resume; it must have been opened with the same spec.
+        run_name: Name of a new run in the UI; by default the spec's name, the cutoff and the trigger.
+        tags: Further tags; a new run has them from its creation.
 
-    Raises RegistryError when the store cannot be opened, NoSuchModel when there is no run to go on with.
+    Raises RegistryError if the store cannot be opened, NoSuchModel if the run to resume does not exist.
     """
     from mlflow.entities import RunTag
 
-    told = _build_tags(dataset, trigger=trigger, parent_run_id=parent_run_id) | dict(tags or {})
+    all_tags = _build_tags(dataset, trigger=trigger, parent_run_id=parent_run_id) | dict(tags or {})
     with _convert_sigterm_to_exit():
         client = registry.create_client(resolve_tracking_uri(root, tracking_uri))
         with registry.translate_store_errors(f"run '{run_id}'" if run_id else f"a run of '{spec.name}'"):
@@ -175,11 +175,11 @@ def open_run(
                     client, spec.name, None if tracking_uri else artifact_location(root)
                 )
                 run_name = run_name or f"{spec.name} {format_timestamp(dataset.cutoff).partition('T')[0]} {trigger}"
-                run_id = str(client.create_run(experiment, tags=told, run_name=run_name).info.run_id)
+                run_id = str(client.create_run(experiment, tags=all_tags, run_name=run_name).info.run_id)
             else:
                 _validate_resumable(client, run_id, spec)
                 client.update_run(run_id, status="RUNNING")
-                client.log_batch(run_id, tags=[RunTag(key, value) for key, value in told.items()])
+                client.log_batch(run_id, tags=[RunTag(key, value) for key, value in all_tags.items()])
         run = TrackedRun(client, run_id, name=spec.name)
         status: RunStatus = "FAILED"
         try:
@@ -196,7 +196,7 @@ def open_run(
 
 
 def mark_runs_killed(run_ids: Iterable[str], *, root: Path, tracking_uri: str | None = None) -> None:
-    """Ends runs that a kill left open; raises RegistryError when the store cannot be opened."""
+    """Ends runs that a kill left open as KILLED; raises RegistryError if the store cannot be opened."""
     client = registry.create_client(resolve_tracking_uri(root, tracking_uri))
     for run_id in run_ids:
         with log_tracking_errors(f"the end of run {run_id}"):
@@ -220,8 +220,8 @@ def append_to_run(
             client.log_artifact(run_id, str(path), folder)
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
-        for key, number in (headline_metrics or {}).items():
-            client.log_metric(run_id, key, number)
+        for key, metric_value in (headline_metrics or {}).items():
+            client.log_metric(run_id, key, metric_value)
 
 
 def record_monitoring_run(
@@ -233,15 +233,17 @@ def record_monitoring_run(
     metric_values: Mapping[str, float],
     texts: Mapping[str, str],
 ) -> str:
-    """One finished run for a look at a model in use, in the experiment of its trainings; answers its id. Raises RegistryError.
+    """Records a monitoring report as one finished run in the experiment of the model's trainings; returns its id.
 
     Args:
-        spec: Of the model.
+        spec: Specification of the model.
         root: The folder of all state.
-        uri: Another MLflow store than that of `root`.
-        tags: What is said of the run.
-        scores: Its metrics.
-        texts: Files, by name.
+        tracking_uri: Another MLflow store than that of `root`.
+        tags: Tags of the run.
+        metric_values: Metrics by name.
+        texts: Contents of text files by name.
+
+    Raises RegistryError.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -260,17 +262,20 @@ def record_monitoring_run(
 
 
 def read_run_text(run_id: str, artifact_path: str, *, store_uri: str) -> str | None:
-    """The text of a file that a run keeps; None where it keeps none. Raises RegistryError."""
+    """Reads a text file of a run; returns None if the run does not have it. Raises RegistryError."""
     client = registry.create_client(store_uri)
     folder, _, _ = artifact_path.rpartition("/")
-    with registry.translate_store_errors(f"run '{run_id}'"), tempfile.TemporaryDirectory(prefix="forecaster-") as place:
-        if artifact_path not in {one.path for one in client.list_artifacts(run_id, folder or None)}:
+    with (
+        registry.translate_store_errors(f"run '{run_id}'"),
+        tempfile.TemporaryDirectory(prefix="forecaster-") as target,
+    ):
+        if artifact_path not in {file.path for file in client.list_artifacts(run_id, folder or None)}:
             return None
-        return Path(client.download_artifacts(run_id, artifact_path, place)).read_text()
+        return Path(client.download_artifacts(run_id, artifact_path, target)).read_text()
 
 
 def artifact_location(root: Path) -> str:
-    """Where the runs and models of a root folder keep their files."""
+    """Returns the URI of the folder in which the runs and models of a root store their files."""
     return (root.absolute() / "mlruns").as_uri()
 
 
@@ -279,62 +284,64 @@ def _validate_resumable(client: MlflowClient, run_id: str, spec: Spec) -> None:
     changed = [f"{key} = {before[key]}, now {now[key]}" for key in now if before.get(key, now[key]) != now[key]]
     if changed:
         raise RegistryError(
-            f"Run '{run_id}' is resumed with the spec it was opened with; changed: {'; '.join(changed)}. "
+            f"Run '{run_id}' must be resumed with the spec it was opened with; changed: {'; '.join(changed)}. "
             "Resume it with its own spec, or open a new run.",
             where=run_id,
         )
 
 
 def _build_tags(dataset: RunDataset, *, trigger: str, parent_run_id: str | None) -> dict[str, str]:
-    """What every run is found by."""
+    """Builds the tags by which every run can be found."""
     tags = {"trigger": trigger, "cutoff": format_timestamp(dataset.cutoff), "data_digest": dataset.digest}
     if parent_run_id is not None:
-        tags |= {"parent": parent_run_id, "mlflow.parentRunId": parent_run_id}  # the second is what the UI nests by
+        tags |= {"parent": parent_run_id, "mlflow.parentRunId": parent_run_id}  # the UI nests runs by the second
     return tags
 
 
 def _build_dataset_input(dataset: RunDataset) -> DatasetInput:
-    """The data set as MLflow shows it."""
+    """Builds MLflow's record of the data set, without a password in its source."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     source = redact(dataset.source)
     kind, key = ("http", "url") if source.startswith(("http://", "https://")) else ("local", "uri")
     digest = dataset.digest[:_MAX_DATASET_DIGEST_LENGTH]
-    recorded = Dataset(dataset.name, digest, kind, json.dumps({key: source}))
-    return DatasetInput(recorded, [InputTag("mlflow.data.context", dataset.context)])
+    mlflow_dataset = Dataset(dataset.name, digest, kind, json.dumps({key: source}))
+    return DatasetInput(mlflow_dataset, [InputTag("mlflow.data.context", dataset.context)])
 
 
 def _get_or_create_experiment(client: MlflowClient, name: str, location: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     try:
         return client.create_experiment(name, artifact_location=location)
     except MlflowException as error:
-        found = client.get_experiment_by_name(name)
-        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+        experiment = client.get_experiment_by_name(name)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
             raise
-        return str(found.experiment_id)  # another process made it meanwhile
+        return str(experiment.experiment_id)  # another process created it in the meantime
 
 
 @contextlib.contextmanager
 def _convert_sigterm_to_exit() -> Iterator[None]:
-    """SIGTERM raises SystemExit in the block, once, where its default would end the process without a word.
+    """Makes SIGTERM raise SystemExit once in the block, so that the run is closed before the process ends.
 
-    A handler that is set already stays. Lightning, while it fits, puts its own in front of ours.
+    A handler that is already set is kept. During a fit, Lightning installs its own handler in front of this one.
     """
 
-    def leave(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # the run is being closed
-        raise SystemExit(128 + number)
+    def raise_exit(signal_number: int, _: object) -> None:
+        signal.signal(signal_number, signal.SIG_IGN)  # the run is being closed
+        raise SystemExit(128 + signal_number)
 
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not ours:
+    is_default = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if not is_default:
         yield
         return
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, raise_exit)
     try:
         yield
     finally:

@@ -61,7 +61,7 @@ def test_a_killed_search_resumes_and_finds_the_uninterrupted_result(migrated_roo
         assert not (killed / "best.yaml").exists()
     again = run_forecaster(*TUNE_COMMAND, folder=killed)
     assert again.returncode == 0, again.stderr
-    assert f"3 of {TRIAL_COUNT} trials are there, 1 broke off and is tried again." in again.stderr
+    assert f"3 of {TRIAL_COUNT} trials are done, 1 was interrupted and is repeated." in again.stderr
     assert (killed / "best.yaml").read_bytes() == (whole / "best.yaml").read_bytes()
 
     client = create_client(Root(killed / "root").store_uri)

@@ -1,4 +1,4 @@
-"""Looking after a champion: what came beside what was served, on data that go on as they were and on data that do not."""
+"""Monitoring of a champion, on data that do not change and on data that do."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ SERIES_COUNT, HOUR_COUNT, HORIZON = 16, 48, 4
 
 @pytest.fixture(scope="module")
 def trained_root(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
-    """A root with a champion that says the mean of the history, of white noise about ten."""
+    """A root with a champion that forecasts the mean of the history, of white noise around ten."""
     folder = tmp_path_factory.mktemp("monitor")
     root = Root(folder / "root")
     root.path.mkdir()
     shutil.copy(migrated_root / "mlflow.db", root.path)
     make_noise_frame(SERIES_COUNT, 60).to_csv(folder / "meters.csv", index=False)
-    done = train(DataSource(str(folder / "meters.csv")), make_small_spec(valid_windows=4), root)
-    register_bundle(done.bundle, root)
+    training = train(DataSource(str(folder / "meters.csv")), make_small_spec(valid_windows=4), root)
+    register_bundle(training.bundle, root)
     Registry(root.store_uri).set_alias(Registry(root.store_uri).get_version("small", "1"), "challenger")
     promote_version("small", root, version_number=None, force=True)
     return root
@@ -63,7 +63,10 @@ def serve_and_observe(
     hours: int = HOUR_COUNT,
     changed: slice = slice(HOUR_COUNT // 2, None),
 ) -> str:
-    """Serves every hour and tells what came; in the changed hours the level is `shift` standard deviations higher."""
+    """Records a forecast per hour and the actuals in a ledger; returns its address.
+
+    In the changed hours the level is `shift` standard deviations higher, and the noise is multiplied by `spread`.
+    """
     draw = np.random.default_rng(seed)
     y = 10 + draw.normal(size=(SERIES_COUNT, 60 + hours + HORIZON))
     y[:, 60:][:, changed] = 10 + (y[:, 60:][:, changed] - 10) * spread + shift
@@ -73,22 +76,28 @@ def serve_and_observe(
     predictor = Predictor(artifact.load_bundle(next(iter(root.bundles.iterdir()))))
     address = f"sqlite:///{file}"
     ledger = Ledger(address)
-    model, keeping = ModelIdentity("small", champion.number, champion.digest), SeriesNaming(ledger.salt, keep_ids=False)
+    model, naming = ModelIdentity("small", champion.number, champion.digest), SeriesNaming(ledger.salt, keep_ids=False)
     records = []
     for hour in range(60, 60 + hours):
-        known = [Series(f"meter_{place}", start, "h", row[:hour]) for place, row in enumerate(y)]
-        told = predictor.forecast_batch(known, HORIZON)
+        histories = [Series(f"meter_{index}", start, "h", values[:hour]) for index, values in enumerate(y)]
+        outcomes = predictor.forecast_batch(histories, HORIZON)
         records += build_records(
-            predictor, model, known, told, naming=keeping, adaptive_state=None, made_at=[1e9 + hour] * SERIES_COUNT
+            predictor,
+            model,
+            histories,
+            outcomes,
+            naming=naming,
+            adaptive_state=None,
+            made_at=[1e9 + hour] * SERIES_COUNT,
         )  # type: ignore[arg-type]
     if group:
-        records = [one._replace(group="odd" if place % 2 else "even") for place, one in enumerate(records)]
+        records = [record._replace(group="odd" if index % 2 else "even") for index, record in enumerate(records)]
     ledger.record(records)
-    stamps = encode_timestamps(pd.date_range(start, periods=y.shape[1], freq="h"))
+    timestamps = encode_timestamps(pd.date_range(start, periods=y.shape[1], freq="h"))
     ledger.observe(
         [
-            ObservedSeries(series_key(ledger.salt, f"meter_{place}", start), stamps, row.tolist())
-            for place, row in enumerate(y)
+            ObservedSeries(series_key(ledger.salt, f"meter_{index}", start), timestamps, values.tolist())
+            for index, values in enumerate(y)
         ],
         now=2e9,
     )
@@ -112,7 +121,7 @@ def test_unchanged_data_trigger_nothing(trained_root: Root, unchanged_ledger: st
     assert find_retrain_reasons(trained_root, "small", url=unchanged_ledger) == []
     assert (report.span.forecasts, report.accuracy.scored) == (SERIES_COUNT * HOUR_COUNT, SERIES_COUNT * HOUR_COUNT)
     assert set(report.charts) == {"all series", "even", "odd"}
-    assert [one.name for one in report.findings if one.calls is None] == []
+    assert [finding.name for finding in report.findings if finding.calls is None] == []
     assert set(report.accuracy.by_group) == {"even", "odd"}
     assert report.accuracy.overall.coverage[0.8] == pytest.approx(0.8, abs=0.08)
 
@@ -129,7 +138,7 @@ def test_other_draws_of_the_same_process_trigger_nothing(trained_root: Root, tmp
 
 def test_a_level_shift_is_detected(trained_root: Root, shifted_ledger: str) -> None:
     report = build_monitoring_report(trained_root, "small", url=shifted_ledger)
-    change = next(one for one in report.findings if one.name == "change")
+    change = next(finding for finding in report.findings if finding.name == "change")
     assert change.calls
     chart = report.charts["all series"].chart
     assert chart.direction == "above"
@@ -142,28 +151,32 @@ def test_increased_noise_is_detected(trained_root: Root, tmp_path: Path) -> None
     reasons = find_retrain_reasons(
         trained_root, "small", url=serve_and_observe(trained_root, tmp_path / "ledger.db", spread=4.0)
     )
-    assert any("intervals" in one for one in reasons)
-    assert any("MASE" in one for one in reasons)
+    assert any("intervals" in reason for reason in reasons)
+    assert any("MASE" in reason for reason in reasons)
 
 
 def test_a_change_is_detected_after_calm_months_and_not_reported_forever(trained_root: Root, tmp_path: Path) -> None:
-    def error(file: str, changed: slice) -> bool | None:
+    def calls_for_action(file: str, changed: slice) -> bool | None:
         report = build_monitoring_report(
             trained_root,
             "small",
             url=serve_and_observe(trained_root, tmp_path / file, spread=2.5, hours=300, changed=changed),
         )
-        return next(one.calls for one in report.findings if one.name == "error")
+        return next(finding.calls for finding in report.findings if finding.name == "error")
 
-    assert error("late.db", slice(276, None)), "24 of 300 hours, the latest"
-    assert error("early.db", slice(0, 24)) is False, "24 of 300 hours, long ago"
+    assert calls_for_action("late.db", slice(276, None)), "the latest 24 of 300 hours"
+    assert calls_for_action("early.db", slice(0, 24)) is False, "the first 24 of 300 hours"
 
 
 def test_a_change_of_units_is_detected_in_the_inputs(trained_root: Root, tmp_path: Path) -> None:
     reasons = find_retrain_reasons(
         trained_root, "small", url=serve_and_observe(trained_root, tmp_path / "ledger.db", unit=1000.0)
     )
-    assert [one for one in reasons if one.startswith(("the level", "the change"))] == reasons != []
+    assert (
+        [reason for reason in reasons if reason.startswith(("the input feature 'level'", "the input feature 'change'"))]
+        == reasons
+        != []
+    )
 
 
 def test_only_forecasts_since_the_given_time_count(trained_root: Root, unchanged_ledger: str) -> None:
@@ -179,7 +192,7 @@ def test_too_little_data_gives_no_finding(trained_root: Root, tmp_path: Path) ->
     Ledger(address).close()
     report = build_monitoring_report(trained_root, "small", url=address)
     assert report.reasons == []
-    assert {one.calls for one in report.findings} == {None}
+    assert {finding.calls for finding in report.findings} == {None}
     for text in (render_report_html(report), render_report_json(report), render_report_prometheus(report)):
         assert "nan" not in text.lower().replace("finance", "")
 
@@ -187,18 +200,18 @@ def test_too_little_data_gives_no_finding(trained_root: Root, tmp_path: Path) ->
 def test_a_bundle_without_an_input_profile_says_so(
     trained_root: Root, unchanged_ledger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = artifact.read_manifest
+    read_manifest = artifact.read_manifest
 
-    def without(folder: Path) -> artifact.Manifest:
-        manifest = before(folder)
+    def read_manifest_without_inputs(folder: Path) -> artifact.Manifest:
+        manifest = read_manifest(folder)
         return manifest.model_copy(
             update={"facts": {name: fact for name, fact in manifest.facts.items() if name != "inputs"}}
         )
 
-    monkeypatch.setattr(artifact, "read_manifest", without)
+    monkeypatch.setattr(artifact, "read_manifest", read_manifest_without_inputs)
     report = build_monitoring_report(trained_root, "small", url=unchanged_ledger)
-    assert [one.reason for one in report.findings if one.name == "inputs"] == [
-        "the bundle does not say what it was trained on: train it again"
+    assert [finding.reason for finding in report.findings if finding.name == "inputs"] == [
+        "the bundle has no profile of its training data. Train the model again"
     ]
     assert report.reasons == []
 
@@ -232,10 +245,10 @@ def test_retrain_if_needed_reads_the_monitoring_findings(
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, "--config", str(config)])
     assert not ended.value.code
-    told = capsys.readouterr()
-    assert told.out.startswith("nothing to do")
-    assert "the ledger was not checked" in told.err
-    assert "fck_secret" not in told.err
+    output = capsys.readouterr()
+    assert output.out.startswith("nothing to do")
+    assert "the ledger was not asked" in output.err
+    assert "fck_secret" not in output.err
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", shifted_ledger)
     monkeypatch.setattr("pipelines.retraining.retrain.retrain_once", _raise_retraining_started)
     with pytest.raises(_RetrainingStarted):
@@ -244,7 +257,7 @@ def test_retrain_if_needed_reads_the_monitoring_findings(
 
 
 class _RetrainingStarted(Exception):
-    """Where a retraining would begin."""
+    """Raised where a retraining would start."""
 
 
 def _raise_retraining_started(*_: object, **__: object) -> None:
@@ -267,28 +280,27 @@ def test_the_exit_code_of_the_command_reflects_the_findings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("FORECASTER_SERVING_LEDGER", raising=False)
-    files = [tmp_path / name for name in ("page.html", "told.json", "live.prom")]
+    files = [tmp_path / name for name in ("page.html", "report.json", "live.prom")]
     flags = [
         part
         for flag, path in zip(("--html", "--json", "--prometheus"), files, strict=True)
         for part in (flag, str(path))
     ]
     assert run_failing_command(trained_root, "small", "--url", shifted_ledger, *flags) == 3
-    told = capsys.readouterr()
-    assert "action is needed; the CUSUM of one-step errors of all series" in told.err
-    page, report, figures = (path.read_text() for path in files)
+    output = capsys.readouterr()
+    assert "action is needed; the CUSUM of one-step errors of all series" in output.err
+    page, report, metrics = (path.read_text() for path in files)
     assert "Action is needed" in page
     assert page.count("data:image/png;base64,") == 2
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
-    assert json.loads(report)["reasons"] == [told.err.strip().removeprefix("forecaster: action is needed; ")]
-    assert 'forecaster_live_action{model="small",version="1"} 1.0' in figures
-    assert 'forecaster_live_step_mae{model="small",version="1",step="4"}' in figures
-    for line in figures.splitlines():
+    assert json.loads(report)["reasons"] == [output.err.strip().removeprefix("forecaster: action is needed; ")]
+    assert 'forecaster_live_action{model="small",version="1"} 1.0' in metrics
+    assert 'forecaster_live_step_mae{model="small",version="1",step="4"}' in metrics
+    for line in metrics.splitlines():
         assert line.startswith("# ") or re.fullmatch(r'forecaster_live_\w+\{(\w+="[^"]*",?)+\} -?[0-9.e+-]+', line), (
             line
         )
-    cli_same = exit_code_of(trained_root, "small", "--url", unchanged_ledger)
-    assert cli_same == 0
+    assert exit_code_of(trained_root, "small", "--url", unchanged_ledger) == 0
     assert run_failing_command(trained_root, "other", "--url", unchanged_ledger) == 1
     assert run_failing_command(trained_root, "small") == 1
     assert run_failing_command(trained_root, "small", "--url", "nonsense://me:fck_secret@host") == 1
@@ -296,7 +308,7 @@ def test_the_exit_code_of_the_command_reflects_the_findings(
 
 
 def exit_code_of(root: Root, *arguments: str) -> int:
-    """The exit code, 0 where the command ends without one."""
+    """Runs the command and returns its exit code; 0 if it ends without one."""
     try:
         cli.main(["monitor", *arguments, "--root", str(root.path)])
     except SystemExit as ended:
@@ -315,14 +327,14 @@ def test_every_monitoring_run_is_tracked_beside_the_training_runs(trained_root: 
     assert (run.info.status, run.data.tags["action"], run.data.tags["version"]) == ("FINISHED", "none", "1")
     assert run.data.metrics["live/coverage_80"] == pytest.approx(0.8, abs=0.08)
     assert {"live/mae", "live/mase", "live/change", "live/input_latest"} <= set(run.data.metrics)
-    assert {one.path for one in client.list_artifacts(run.info.run_id)} >= {"monitor.json", "monitor.html"}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"monitor.json", "monitor.html"}
 
 
 def test_metrics_are_parsed_by_the_prometheus_client(trained_root: Root, shifted_ledger: str) -> None:
     parser = pytest.importorskip("prometheus_client.parser")
     families = {
-        one.name: one
-        for one in parser.text_string_to_metric_families(
+        family.name: family
+        for family in parser.text_string_to_metric_families(
             render_report_prometheus(build_monitoring_report(trained_root, "small", url=shifted_ledger))
         )
     }
@@ -331,7 +343,7 @@ def test_metrics_are_parsed_by_the_prometheus_client(trained_root: Root, shifted
 
 
 def test_help_is_fast_and_imports_nothing_heavy() -> None:
-    heavy = ("torch", "sqlalchemy", "matplotlib")
-    script = f"import sys, pipelines.cli; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    slow_packages = ("torch", "sqlalchemy", "matplotlib")
+    script = f"import sys, pipelines.cli; print([name for name in {slow_packages} if name in sys.modules])"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""The trial of a challenger in the shadow: from a ledger with planted errors to a verdict, a promotion and an exit code."""
+"""The shadow test: from a ledger with simulated errors to an outcome, a promotion and an exit code."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ HORIZON = 4
 
 @pytest.fixture
 def two_versions(fresh_root: Root, noise_data: DataSource) -> tuple[BundleVersion, BundleVersion]:
-    """A champion and a challenger."""
+    """A champion and a challenger, as versions 1 and 2."""
     registry = Registry(fresh_root.store_uri)
-    made = [
+    versions = [
         register_bundle(train(noise_data, make_small_spec(seed=seed), fresh_root).bundle, fresh_root) for seed in (0, 1)
     ]
-    registry.set_alias(made[0], CHALLENGER)
+    registry.set_alias(versions[0], CHALLENGER)
     promote_version("small", fresh_root, version_number=None, force=True)
-    registry.set_alias(made[1], CHALLENGER)
-    return made[0], made[1]
+    registry.set_alias(versions[1], CHALLENGER)
+    return versions[0], versions[1]
 
 
 def serve_and_observe(
@@ -48,22 +48,24 @@ def serve_and_observe(
     stride: int = HORIZON,
     seed: int = 0,
 ) -> None:
-    """Forecasts of both at some origins of twenty series, and what came; the challenger's errors are smaller by a share."""
+    """Records forecasts of both versions for twenty series, and actuals; the challenger's errors are smaller by `gain`."""
     draw = np.random.default_rng(seed)
     ledger = Ledger(f"sqlite:///{root.slot / 'ledger.db'}")
     keys = [f"k{number}" for number in range(20)]
     for origin in range(0, origins * stride, stride):
-        stamps = list(range(origin + 1, origin + 1 + HORIZON))
+        timestamps = list(range(origin + 1, origin + 1 + HORIZON))
         for version, share in zip(versions, (1.0, 1 - gain), strict=True):
             errors = draw.normal(size=(len(keys), HORIZON)) * share
             ledger.record(
                 [
-                    ForecastRecord(1.0, *version[:3], key, None, None, origin, 2.0, stamps, (10 + each).tolist(), {})
-                    for key, each in zip(keys, errors, strict=True)
+                    ForecastRecord(
+                        1.0, *version[:3], key, None, None, origin, 2.0, timestamps, (10 + error).tolist(), {}
+                    )
+                    for key, error in zip(keys, errors, strict=True)
                 ]
             )
-    ends = (origins - 1) * stride + HORIZON
-    ledger.observe([ObservedSeries(key, list(range(1, ends + 1)), [10.0] * ends) for key in keys], now=2.0)
+    n_steps = (origins - 1) * stride + HORIZON
+    ledger.observe([ObservedSeries(key, list(range(1, n_steps + 1)), [10.0] * n_steps) for key in keys], now=2.0)
     ledger.close()
 
 
@@ -71,30 +73,30 @@ def test_only_a_challenger_that_proved_better_in_the_shadow_becomes_champion(
     fresh_root: Root, two_versions: tuple[BundleVersion, BundleVersion], tmp_path: Path
 ) -> None:
     champion, challenger = two_versions
-    asked = ["shadow", "small", "--root", str(fresh_root.path)]
+    command = ["shadow", "small", "--root", str(fresh_root.path)]
     serve_and_observe(fresh_root, two_versions, origins=2, gain=0.3)
     early = judge_shadow("small", fresh_root)
     assert (early.outcome, early.test_result.observed, early.n_forecasts) == ("undecided", 2, 40)
-    with pytest.raises(RefusedByGate, match="2 origins to compare, 3 are asked for"):
+    with pytest.raises(RefusedByGate, match="2 origins can be compared; at least 3 are required"):
         promote_shadow(early, fresh_root)
     with pytest.raises(SystemExit) as ended:
-        main([*asked, "--promote"])
+        main([*command, "--promote"])
     assert ended.value.code == 3
     assert Registry(fresh_root.store_uri).resolve("small", CHAMPION) == champion
 
     serve_and_observe(fresh_root, two_versions, origins=30, gain=0.3)
-    trial = judge_shadow("small", fresh_root)
-    assert trial.outcome == "better"
-    assert trial.test_result.gain == pytest.approx(0.3, abs=0.05)
+    comparison = judge_shadow("small", fresh_root)
+    assert comparison.outcome == "better"
+    assert comparison.test_result.gain == pytest.approx(0.3, abs=0.05)
     with pytest.raises(SystemExit) as ended:
-        main([*asked, "--promote", "--out", str(tmp_path / "trial.json")])
+        main([*command, "--promote", "--out", str(tmp_path / "outcome.json")])
     assert ended.value.code in (0, None)
     assert Registry(fresh_root.store_uri).resolve("small", CHAMPION) == challenger
-    told = json.loads((tmp_path / "trial.json").read_text())
-    assert (told["word"], told["standing"]["observed"]) == ("better", 30)
-    found = verify_audit_log(fresh_root, "small")
-    assert not found.faults
-    assert "in the shadow" in str(found.entries[-1])
+    fields = json.loads((tmp_path / "outcome.json").read_text())
+    assert (fields["word"], fields["standing"]["observed"]) == ("better", 30)
+    audit_report = verify_audit_log(fresh_root, "small")
+    assert not audit_report.faults
+    assert "shadow test" in str(audit_report.entries[-1])
     with pytest.raises(InputError, match="is both"):
         judge_shadow("small", fresh_root)
 
@@ -103,8 +105,8 @@ def test_overlapping_origins_count_once_and_a_worse_challenger_is_reported(
     fresh_root: Root, two_versions: tuple[BundleVersion, BundleVersion]
 ) -> None:
     serve_and_observe(fresh_root, two_versions, origins=80, gain=-0.4, stride=1)
-    trial = judge_shadow("small", fresh_root)
-    assert (trial.outcome, trial.test_result.observed) == ("worse", 20)
+    comparison = judge_shadow("small", fresh_root)
+    assert (comparison.outcome, comparison.test_result.observed) == ("worse", 20)
     with pytest.raises(SystemExit) as ended:
         main(["shadow", "small", "--root", str(fresh_root.path)])
     assert ended.value.code == 3
@@ -125,15 +127,15 @@ def test_failed_gate_checks_block_a_shadow_promotion(
     fresh_root: Root, two_versions: tuple[BundleVersion, BundleVersion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve_and_observe(fresh_root, two_versions, origins=30, gain=0.3)
-    trial = judge_shadow("small", fresh_root)
+    comparison = judge_shadow("small", fresh_root)
 
-    def gate(**failed: str) -> None:
-        checks = tuple(Check(name, False, None, None, reason) for name, reason in failed.items())
-        found = StoredVerdict(Verdict(checks), two_versions[0].number, Path("report.html"))
-        monkeypatch.setattr("pipelines.monitoring.shadow.recorded", lambda *_: found)
+    def store_verdict(**failed_checks: str) -> None:
+        checks = tuple(Check(name, False, None, None, reason) for name, reason in failed_checks.items())
+        verdict = StoredVerdict(Verdict(checks), two_versions[0].number, Path("report.html"))
+        monkeypatch.setattr("pipelines.monitoring.shadow.load_verdict", lambda *_: verdict)
 
-    gate(champion="the gain might be luck", size="300 MB")
-    with pytest.raises(RefusedByGate, match="other faults: 300 MB"):
-        promote_shadow(trial, fresh_root)
-    gate(champion="the gain might be luck", enough="3 series")
-    assert promote_shadow(trial, fresh_root) == two_versions[1]
+    store_verdict(champion="the gain might be chance", size="300 MB")
+    with pytest.raises(RefusedByGate, match="these checks failed: 300 MB"):
+        promote_shadow(comparison, fresh_root)
+    store_verdict(champion="the gain might be chance", enough="3 series")
+    assert promote_shadow(comparison, fresh_root) == two_versions[1]

@@ -1,4 +1,4 @@
-"""The protocol of promotion and rollback, broken at each of its steps, and the log of what was done."""
+"""Promotion and rollback, interrupted at each of their fail points, and the audit log."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def failpoints_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class PromotedRoot(NamedTuple):
-    """A root with three versions: the second is the champion, the first the former."""
+    """A root with three versions: the second is the champion, the first the previous champion."""
 
     root: Root
     model: FittedModel
     versions: list[BundleVersion]
 
     def alias_numbers(self) -> tuple[str, str]:
-        """The numbers of champion and former."""
+        """Returns the version numbers of the champion and the previous champion."""
         registry = Registry(self.root.store_uri)
         return registry.resolve("small", CHAMPION).number, registry.resolve("small", PREVIOUS_CHAMPION).number
 
     def make_variant_bundle(self, number: int) -> Path:
-        """The bundle of a forecaster that differs in what is known of it."""
+        """Saves a bundle of the model that differs in its facts."""
         bundle = self.root.path / f"another-{number}"
         artifact.save_bundle(replace(self.model, facts={**self.model.facts, "copy": number}), bundle, card="# small\n")
         return bundle
@@ -52,12 +52,12 @@ class PromotedRoot(NamedTuple):
 
 @pytest.fixture
 def promoted_root(fresh_root: Root, noise_data: DataSource) -> PromotedRoot:
-    forecaster = train(noise_data, make_small_spec(), fresh_root).forecaster
-    made = PromotedRoot(fresh_root, forecaster, [])
-    made.versions.extend(register_bundle(made.make_variant_bundle(number), fresh_root) for number in range(3))
+    model = train(noise_data, make_small_spec(), fresh_root).forecaster
+    promoted = PromotedRoot(fresh_root, model, [])
+    promoted.versions.extend(register_bundle(promoted.make_variant_bundle(number), fresh_root) for number in range(3))
     for number in ("1", "2"):
         promote_version("small", fresh_root, version_number=number, force=True)
-    return made
+    return promoted
 
 
 def test_rollback_restores_the_previous_champion_and_a_second_one_undoes_it(promoted_root: PromotedRoot) -> None:
@@ -65,8 +65,13 @@ def test_rollback_restores_the_previous_champion_and_a_second_one_undoes_it(prom
     assert promoted_root.alias_numbers() == ("1", "2")
     assert roll_back("small", promoted_root.root) == promoted_root.versions[1]
     assert promoted_root.alias_numbers() == ("2", "1")
-    told = [(line.event, line.version, line.before) for line in verify_audit_log(promoted_root.root, "small").entries]
-    assert told == [("promote", "1", None), ("promote", "2", "1"), ("rollback", "1", "2"), ("rollback", "2", "1")]
+    entries = verify_audit_log(promoted_root.root, "small").entries
+    assert [(entry.event, entry.version, entry.before) for entry in entries] == [
+        ("promote", "1", None),
+        ("promote", "2", "1"),
+        ("rollback", "1", "2"),
+        ("rollback", "2", "1"),
+    ]
     assert verify_audit_log(promoted_root.root, None).faults == ()
 
 
@@ -77,13 +82,13 @@ def test_a_local_rollback_is_logged_once_and_does_not_affect_the_champion(tmp_pa
     log.make_promotion_recorder(new, "better")(new, old)
     for _ in range(2):
         log.record_local_rollback(old, new, since="noon")
-    log.make_promotion_recorder(new, "better")(new, None)  # repeated: it is champion still
+    log.make_promotion_recorder(new, "better")(new, None)  # repeated: it is still the champion
     for _ in range(2):
         log.record_local_rollback(new, old, since="noon", is_undo=True)
     log.record_local_rollback(old, new, since="one o'clock")
     log.record_rollback(old, new)
-    found = log.read_entries()
-    assert [(line.event, line.version) for line in found.entries] == [
+    report = log.read_entries()
+    assert [(entry.event, entry.version) for entry in report.entries] == [
         ("promote", "1"),
         ("promote", "2"),
         ("rollback-local", "1"),
@@ -91,8 +96,8 @@ def test_a_local_rollback_is_logged_once_and_does_not_affect_the_champion(tmp_pa
         ("rollback-local", "1"),
         ("rollback", "1"),
     ]
-    assert [line.is_local for line in found.entries] == [False, False, True, True, True, False]
-    assert found.faults == ()
+    assert [entry.is_local for entry in report.entries] == [False, False, True, True, True, False]
+    assert report.faults == ()
 
 
 def test_without_a_previous_champion_rollback_is_rejected(promoted_root: PromotedRoot) -> None:
@@ -111,7 +116,7 @@ def test_a_previous_champion_with_a_damaged_bundle_is_not_restored(promoted_root
     assert promoted_root.alias_numbers() == ("2", "1")
 
 
-POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # the commit point
+POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # fail points after the commit point
 
 
 @pytest.mark.parametrize("name", [name for name in FAIL_POINTS if name.startswith("promote.")])
@@ -128,9 +133,9 @@ def test_an_interrupted_promotion_leaves_old_or_new_and_completes_on_retry(
     for _ in range(2):
         promote_version("small", promoted_root.root, version_number="3", force=True)
         assert promoted_root.alias_numbers() == ("3", "2")
-    found = verify_audit_log(promoted_root.root, None)
-    assert [line.version for line in found.entries] == ["1", "2", "3"]
-    assert found.faults == ()
+    report = verify_audit_log(promoted_root.root, None)
+    assert [entry.version for entry in report.entries] == ["1", "2", "3"]
+    assert report.faults == ()
 
 
 @pytest.mark.parametrize("name", [name for name in FAIL_POINTS if name.startswith("rollback.")])
@@ -146,9 +151,9 @@ def test_an_interrupted_rollback_leaves_old_or_new_and_completes_on_retry(
     monkeypatch.delenv(POINTS_VARIABLE)
     assert roll_back("small", promoted_root.root) == promoted_root.versions[0]
     assert promoted_root.alias_numbers() == ("1", "2")
-    found = verify_audit_log(promoted_root.root, None)
-    assert [line.version for line in found.entries] == ["1", "2", "1"]
-    assert found.faults == ()
+    report = verify_audit_log(promoted_root.root, None)
+    assert [entry.version for entry in report.entries] == ["1", "2", "1"]
+    assert report.faults == ()
 
 
 def test_a_promotion_supersedes_an_interrupted_rollback(
@@ -174,12 +179,9 @@ def test_an_interrupted_registration_completes_on_retry(
     monkeypatch.delenv(POINTS_VARIABLE)
     assert promoted_root.alias_numbers() == ("2", "1")
     version = register_bundle(bundle, promoted_root.root)
-    same = [
-        one
-        for one in Registry(promoted_root.root.store_uri).list_versions("small")
-        if one.digest == artifact.compute_bundle_digest(bundle)
-    ]
-    assert same == [version]
+    digest = artifact.compute_bundle_digest(bundle)
+    versions = Registry(promoted_root.root.store_uri).list_versions("small")
+    assert [registered for registered in versions if registered.digest == digest] == [version]
     artifact.load_bundle(fetch_bundle(version, promoted_root.root))
 
 
@@ -203,21 +205,21 @@ def make_version(number: int) -> BundleVersion:
 
 @pytest.fixture
 def audit_log(tmp_path: Path) -> AuditLog:
-    made = AuditLog(tmp_path / "below" / "audit.jsonl", now=lambda: datetime(2026, 1, 31, 4, 5, tzinfo=UTC))
+    log = AuditLog(tmp_path / "below" / "audit.jsonl", now=lambda: datetime(2026, 1, 31, 4, 5, tzinfo=UTC))
     for number in range(1, 6):
-        made.make_promotion_recorder(make_version(number), f"gain {number}")(
+        log.make_promotion_recorder(make_version(number), f"gain {number}")(
             make_version(number), make_version(number - 1) if number > 1 else None
         )
-    return made
+    return log
 
 
 def test_entries_are_appended_once(audit_log: AuditLog) -> None:
     audit_log.make_promotion_recorder(make_version(5), "again")(make_version(5), None)
-    found = audit_log.read_entries()
-    assert found.faults == ()
-    assert [line.number for line in found.entries] == [1, 2, 3, 4, 5]
-    assert found.entries[1].before == "1"
-    assert str(found.entries[1]) == (
+    report = audit_log.read_entries()
+    assert report.faults == ()
+    assert [entry.number for entry in report.entries] == [1, 2, 3, 4, 5]
+    assert report.entries[1].before == "1"
+    assert str(report.entries[1]) == (
         "2  2026-01-31T04:05:00+00:00  promote sales version 2 (000000000000), before 1: gain 2"
     )
 
@@ -227,14 +229,14 @@ def test_a_removed_entry_is_detected(missing: int, audit_log: AuditLog) -> None:
     lines = audit_log.path.read_text().splitlines(keepends=True)
     audit_log.path.write_text("".join(lines[:missing] + lines[missing + 1 :]))
     [fault] = audit_log.read_entries().faults
-    assert f"before line {missing + 1}" in fault
+    assert f"lines before line {missing + 1} " in fault
 
 
 def test_a_modified_entry_is_detected_even_if_it_is_the_last(audit_log: AuditLog) -> None:
     lines = audit_log.path.read_text().splitlines(keepends=True)
     lines[4] = json.dumps(json.loads(lines[4]) | {"version": "7"}) + "\n"
     audit_log.path.write_text("".join(lines))
-    assert audit_log.read_entries().faults == ("line 5 is altered: it is not what was sealed",)
+    assert audit_log.read_entries().faults == ("line 5 is altered: its content does not match its seal",)
 
 
 def test_swapped_entries_are_detected(audit_log: AuditLog) -> None:
@@ -246,14 +248,14 @@ def test_swapped_entries_are_detected(audit_log: AuditLog) -> None:
 def test_an_entry_truncated_by_a_kill_is_reported_and_rewritten(audit_log: AuditLog) -> None:
     content = audit_log.path.read_bytes()
     audit_log.path.write_bytes(content[:-20])
-    assert audit_log.read_entries().faults == ("the last line was cut short; the next promotion takes its place",)
+    assert audit_log.read_entries().faults == ("the last line is truncated; the next promotion overwrites it",)
     audit_log.make_promotion_recorder(make_version(5), "gain 5")(make_version(5), None)
     assert audit_log.read_entries().faults == ()
-    assert [line.version for line in audit_log.read_entries().entries] == ["1", "2", "3", "4", "5"]
+    assert [entry.version for entry in audit_log.read_entries().entries] == ["1", "2", "3", "4", "5"]
 
 
 def test_a_champion_missing_from_the_audit_log_is_reported(promoted_root: PromotedRoot) -> None:
     Registry(promoted_root.root.store_uri).set_alias(promoted_root.versions[2], CHAMPION)
     assert verify_audit_log(promoted_root.root, "small").faults == (
-        "the champion of 'small' is version 3; the log says 2",
+        "the champion of 'small' is version 3; the log has version 2",
     )

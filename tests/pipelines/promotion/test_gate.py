@@ -1,4 +1,4 @@
-"""The gate, on errors written by hand: it is a pure function of raw forecasts."""
+"""The gate as a pure function of raw forecasts, on errors given by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL_SAMPLE_POLICY = Policy(least=3)
 
 
 def make_backtest(*, scale: float = 1.0, actual: Any = 0.0, **errors: Any) -> Backtest:
-    """A backtest whose truth is zero, so that a forecast is its own error."""
+    """Builds a backtest whose actuals are zero by default, so that a forecast equals its error."""
     series, windows, _ = SHAPE
     start = pd.Timestamp("2026-01-01")
     return Backtest(
@@ -55,9 +55,9 @@ def make_backtest(*, scale: float = 1.0, actual: Any = 0.0, **errors: Any) -> Ba
 def test_a_challenger_must_match_seasonal_naive_and_beat_the_champion(errors: dict[str, float], promoted: bool) -> None:
     verdict = judge(make_backtest(**errors), SMALL_SAMPLE_POLICY)
     assert verdict.should_promote is promoted
-    rivals = {check.name: check.passed for check in verdict.checks if check.name in ("champion", "seasonal_naive")}
-    assert (rivals["champion"] is None) == ("champion" not in errors)
-    assert promoted == (set(rivals.values()) <= {True, None})
+    outcomes = {check.name: check.passed for check in verdict.checks if check.name in ("champion", "seasonal_naive")}
+    assert (outcomes["champion"] is None) == ("champion" not in errors)
+    assert promoted == (set(outcomes.values()) <= {True, None})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -73,7 +73,7 @@ def test_missing_actuals_are_ignored() -> None:
     actual, errors = np.zeros(SHAPE), np.full(SHAPE, 1.0)
     actual[0, 0, 0], errors[0, 0, 0] = np.nan, 1000.0
     assert judge(make_backtest(actual=actual, challenger=errors, seasonal_naive=2.0)).should_promote
-    assert not judge(make_backtest(challenger=errors, seasonal_naive=2.0)).should_promote, "observed, it does count"
+    assert not judge(make_backtest(challenger=errors, seasonal_naive=2.0)).should_promote, "an observed step counts"
 
 
 def test_a_backtest_without_observations_promotes_nobody() -> None:
@@ -100,20 +100,20 @@ def test_on_constant_series_only_an_exact_challenger_matches_seasonal_naive() ->
     panel = to_panel(pd.DataFrame({"unique_id": "a", "ds": stamps, "y": 5.0}))
     naive = seasonal_naive(7)
 
-    def off_by(shift: float) -> bool:
-        def ask(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
+    def is_promoted(shift: float) -> bool:
+        def predict_shifted(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
             shifted: list[Forecast | ForecasterError] = []
-            for one in naive(series, horizon):
-                assert isinstance(one, Forecast)
-                shifted.append(Forecast(one.id, one.ds, one.mean + shift))
+            for forecast in naive(series, horizon):
+                assert isinstance(forecast, Forecast)
+                shifted.append(Forecast(forecast.id, forecast.ds, forecast.mean + shift))
             return shifted
 
         return judge(
-            backtest(panel, {"challenger": ask, "seasonal_naive": naive}, horizon=3, windows=2, season=7)
+            backtest(panel, {"challenger": predict_shifted, "seasonal_naive": naive}, horizon=3, windows=2, season=7)
         ).should_promote
 
-    assert off_by(0.0)
-    assert not off_by(0.01)
+    assert is_promoted(0.0)
+    assert not is_promoted(0.01)
 
 
 def test_a_long_series_does_not_outvote_a_short_one_by_its_scale() -> None:
@@ -169,4 +169,4 @@ def test_a_champion_without_forecasts_does_not_block_a_promotion() -> None:
     )
     verdict = judge(result)
     assert verdict.should_promote
-    assert "answers none" in str(verdict)
+    assert "no forecast for any of these series" in str(verdict)

@@ -1,4 +1,4 @@
-"""The gate's statistics and every way to get past it: luck, a planted gain, and sabotaged challengers."""
+"""The gate's statistics: false promotions, power, and challengers that are sabotaged in one respect each."""
 
 from __future__ import annotations
 
@@ -28,28 +28,31 @@ HORIZON, SEASON = 12, 12
 def simulate_backtest(
     seed: int, *, series: int = 60, windows: int = 3, gain: float = 0.0, correlation: float = 0.9, grouped: bool = False
 ) -> Backtest:
-    """A backtest in which the challenger's errors are smaller than the champion's by `gain`; `correlation` is their correlation.
+    """Simulates a backtest in which the challenger's errors are smaller than the champion's by the share `gain`.
 
-    Series differ in size, and their errors are correlated from one window to the next.
+    `correlation` is the correlation of the two models' errors. Series differ in size, and the noise is correlated from one
+    window to the next.
     """
     draw = np.random.default_rng(seed)
     shape = (series, windows, HORIZON)
     size = np.exp(draw.normal(size=(series, 1, 1)))
     wave = 3 * np.sin(2 * np.pi * (np.arange(HORIZON) / SEASON + draw.random((series, 1, 1))))
-    lingering = draw.normal(size=shape)
+    unit_noise = draw.normal(size=shape)
     for window in range(1, windows):
-        lingering[:, window] = 0.5 * lingering[:, window - 1] + np.sqrt(0.75) * lingering[:, window]
-    noise = lingering * size
+        unit_noise[:, window] = 0.5 * unit_noise[:, window - 1] + np.sqrt(0.75) * unit_noise[:, window]
+    noise = unit_noise * size
     actual = 20 * size + wave * size + noise
-    own = np.sqrt(1 - correlation) * size
-    champion = np.sqrt(correlation) * noise + own * draw.normal(size=shape)
-    challenger = (1 - gain) * (np.sqrt(correlation) * noise + own * draw.normal(size=shape))
+    independent_size = np.sqrt(1 - correlation) * size
+    champion = np.sqrt(correlation) * noise + independent_size * draw.normal(size=shape)
+    challenger = (1 - gain) * (np.sqrt(correlation) * noise + independent_size * draw.normal(size=shape))
     start = pd.Timestamp("2026-01-01")
-    kinds = [{"region": f"r{number % 6}"} if grouped else {} for number in range(series)]
+    static_features = [{"region": f"r{number % 6}"} if grouped else {} for number in range(series)]
     quantiles = np.stack([actual + challenger + side * 1.28 * size for side in (-1, 1)], axis=-1)
     return Backtest(
         series=[
-            Series(f"s{number}", start, "MS", np.append(np.zeros(24), actual[number].ravel()), {}, kinds[number])
+            Series(
+                f"s{number}", start, "MS", np.append(np.zeros(24), actual[number].ravel()), {}, static_features[number]
+            )
             for number in range(series)
         ],
         cutoffs=[[start] * windows] * series,
@@ -73,11 +76,11 @@ SHAPES = [(100, 1), (60, 3), (12, 12), (20, 40), (1, 120)]  # series, windows
 
 @pytest.mark.parametrize(("series", "windows"), SHAPES)
 def test_challengers_that_are_no_better_are_rarely_promoted(series: int, windows: int) -> None:
-    """Two hundred A/A draws; the champion test alone, with no margin to lean on."""
+    """Of two hundred A/A draws, at most 2 % pass the champion check with a margin of zero."""
     policy = Policy(margin=0.0)
-    passed = [judge(simulate_backtest(seed, series=series, windows=windows), policy) for seed in range(200)]
-    assert sum(verdict.should_promote for verdict in passed) <= 4, "two in a hundred"
-    assert sum(CHAMPION not in verdict.failed_checks for verdict in passed) <= 4
+    verdicts = [judge(simulate_backtest(seed, series=series, windows=windows), policy) for seed in range(200)]
+    assert sum(verdict.should_promote for verdict in verdicts) <= 4, "two in a hundred"
+    assert sum(CHAMPION not in verdict.failed_checks for verdict in verdicts) <= 4
 
 
 @pytest.mark.parametrize(("series", "windows"), [*SHAPES, (20, 10)])
@@ -89,14 +92,14 @@ def test_a_five_percent_gain_is_detected(series: int, windows: int) -> None:
 
 
 def test_the_standard_error_equals_that_of_simulations() -> None:
-    """What chance does to the gain is known here: it is measured over worlds and held against what one world tells."""
+    """The bootstrap standard error of one simulation equals the standard deviation of the gain over simulations."""
     gains, errors = [], []
     for seed in range(60):
         draw = np.random.default_rng(seed)
         ours, theirs = (1 + 0.3 * draw.random((80, 1)) for _ in range(2))
-        found = compute_paired_gain(ours, theirs, block_length=1, min_units=10, confidence=0.99, seed=seed)
-        gains.append(found.gain)
-        errors.append(np.std(found.resampled_gains))
+        paired_gain = compute_paired_gain(ours, theirs, block_length=1, min_units=10, confidence=0.99, seed=seed)
+        gains.append(paired_gain.gain)
+        errors.append(np.std(paired_gain.resampled_gains))
     assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.25)
 
 
@@ -120,24 +123,24 @@ def test_missing_forecasts_count_against_neither_and_two_empty_forecasts_promote
     )
     many = compute_paired_gain(np.ones((10, 40)), np.ones((10, 40)), block_length=4, min_units=10, confidence=0.99)
     assert many.resampled_units == "10 series and 10 blocks of windows"
-    few = judge(simulate_backtest(0, series=4, windows=3, gain=0.9))
-    assert "enough" in few.failed_checks
-    assert "more --test-windows" in str(few)
+    verdict = judge(simulate_backtest(0, series=4, windows=3, gain=0.9))
+    assert "enough" in verdict.failed_checks
+    assert "more --test-windows" in str(verdict)
 
 
 def test_windows_missing_from_either_model_are_excluded() -> None:
     draw = np.random.default_rng(0)
     ours, theirs = draw.random((30, 12)), 1 + draw.random((30, 12))
-    whole = compute_paired_gain(ours[:20], theirs[:20], block_length=2, min_units=10, confidence=0.99)
+    complete = compute_paired_gain(ours[:20], theirs[:20], block_length=2, min_units=10, confidence=0.99)
     ours[20:], ours[3, 4] = np.nan, np.nan
-    holes = compute_paired_gain(ours, theirs, block_length=2, min_units=10, confidence=0.99)
-    assert (holes.series, holes.windows) == (20, 12)
-    assert holes.gain == pytest.approx(whole.gain, abs=0.01)
-    assert np.isfinite(holes.resampled_gains).all()
+    partial = compute_paired_gain(ours, theirs, block_length=2, min_units=10, confidence=0.99)
+    assert (partial.series, partial.windows) == (20, 12)
+    assert partial.gain == pytest.approx(complete.gain, abs=0.01)
+    assert np.isfinite(partial.resampled_gains).all()
 
 
 def with_changed_challenger(result: Backtest, change: Callable[[np.ndarray], np.ndarray]) -> Backtest:
-    """The backtest with a challenger made from the one it had."""
+    """Returns the backtest with changed forecasts of the challenger."""
     return replace(result, forecasts={**result.forecasts, CHALLENGER: change(result.forecasts[CHALLENGER].copy())})
 
 
@@ -163,38 +166,42 @@ def with_bad_group(forecast: np.ndarray) -> np.ndarray:
 SABOTAGED: dict[str, tuple[Backtest, Evidence, str]] = {
     "NaN": (with_changed_challenger(BETTER_CHALLENGER, with_nan), SOUND_EVIDENCE, "finite"),
     "constant": (
-        with_changed_challenger(BETTER_CHALLENGER, lambda one: np.full_like(one, one.mean())),
+        with_changed_challenger(BETTER_CHALLENGER, lambda forecast: np.full_like(forecast, forecast.mean())),
         SOUND_EVIDENCE,
         SEASONAL_NAIVE,
     ),
     "leaked future": (
         with_changed_challenger(
-            BETTER_CHALLENGER, lambda one: BETTER_CHALLENGER.actual + 1e-3 * (one - BETTER_CHALLENGER.actual)
+            BETTER_CHALLENGER, lambda forecast: BETTER_CHALLENGER.actual + 1e-3 * (forecast - BETTER_CHALLENGER.actual)
         ),
         SOUND_EVIDENCE,
         "plausible",
     ),
     "truncated data": (
         with_changed_challenger(
-            BETTER_CHALLENGER, lambda one: np.where((np.arange(60) < 5)[:, None, None], one, np.nan)
+            BETTER_CHALLENGER, lambda forecast: np.where((np.arange(60) < 5)[:, None, None], forecast, np.nan)
         ),
         SOUND_EVIDENCE,
         "finite",
     ),
     "shuffled time": (
-        with_changed_challenger(BETTER_CHALLENGER, lambda one: np.random.default_rng(0).permutation(one, axis=2)),
+        with_changed_challenger(
+            BETTER_CHALLENGER, lambda forecast: np.random.default_rng(0).permutation(forecast, axis=2)
+        ),
         SOUND_EVIDENCE,
         SEASONAL_NAIVE,
     ),
     "wrong frequency": (
-        with_changed_challenger(BETTER_CHALLENGER, lambda one: np.repeat(one[..., ::2], 2, axis=2)[..., ::-1]),
+        with_changed_challenger(
+            BETTER_CHALLENGER, lambda forecast: np.repeat(forecast[..., ::2], 2, axis=2)[..., ::-1]
+        ),
         SOUND_EVIDENCE,
         SEASONAL_NAIVE,
     ),
     "swapped scales": (
         with_changed_challenger(
             BETTER_CHALLENGER,
-            lambda one: one * (BETTER_CHALLENGER.scale[::-1] / BETTER_CHALLENGER.scale)[:, None, None],
+            lambda forecast: forecast * (BETTER_CHALLENGER.scale[::-1] / BETTER_CHALLENGER.scale)[:, None, None],
         ),
         SOUND_EVIDENCE,
         CHAMPION,
@@ -211,18 +218,22 @@ SABOTAGED: dict[str, tuple[Backtest, Evidence, str]] = {
     ),
     "oversized": (BETTER_CHALLENGER, SOUND_EVIDENCE._replace(megabytes=1e4), "size"),
     "slow": (BETTER_CHALLENGER, SOUND_EVIDENCE._replace(latency_ms=3e3), "latency"),
-    "another answer when served": (BETTER_CHALLENGER, SOUND_EVIDENCE._replace(replay_difference=0.05), "replay"),
-    "another answer by the graph": (BETTER_CHALLENGER, SOUND_EVIDENCE._replace(graph_difference=float("inf")), "graph"),
-    "lost in its own output": (BETTER_CHALLENGER, SOUND_EVIDENCE._replace(exposure_gap=40.0), "exposure_gap"),
+    "other forecasts when served": (BETTER_CHALLENGER, SOUND_EVIDENCE._replace(replay_difference=0.05), "replay"),
+    "other forecasts by the graph": (
+        BETTER_CHALLENGER,
+        SOUND_EVIDENCE._replace(graph_difference=float("inf")),
+        "graph",
+    ),
+    "diverges when free running": (BETTER_CHALLENGER, SOUND_EVIDENCE._replace(exposure_gap=40.0), "exposure_gap"),
 }
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGED)
 def test_a_sabotaged_challenger_is_not_promoted(sabotage: str) -> None:
-    result, evidence, caught = SABOTAGED[sabotage]
+    result, evidence, failed_check = SABOTAGED[sabotage]
     verdict = judge(result, None, evidence)
     assert not verdict.should_promote
-    assert caught in verdict.failed_checks, verdict
+    assert failed_check in verdict.failed_checks, verdict
 
 
 def test_a_sound_challenger_is_promoted() -> None:
@@ -233,44 +244,44 @@ def test_a_sound_challenger_is_promoted() -> None:
 
 
 def test_a_challenger_that_fails_on_small_series_is_detected_without_a_group_column() -> None:
-    plain = simulate_backtest(1, gain=0.3)
-    small = np.argsort(plain.scale)[:15]
+    without_groups = simulate_backtest(1, gain=0.3)
+    small = np.argsort(without_groups.scale)[:15]
 
-    def worse(forecast: np.ndarray) -> np.ndarray:
-        forecast[small] += (forecast - plain.actual)[small]
+    def with_bad_small_series(forecast: np.ndarray) -> np.ndarray:
+        forecast[small] += (forecast - without_groups.actual)[small]
         return forecast
 
-    verdict = judge(with_changed_challenger(plain, worse), None, SOUND_EVIDENCE)
+    verdict = judge(with_changed_challenger(without_groups, with_bad_small_series), None, SOUND_EVIDENCE)
     assert verdict.failed_checks == ("groups",)
     assert "quarter 1 of 4 by scale" in str(verdict)
 
 
 def test_a_verdict_is_deterministic() -> None:
-    first, again = (
+    first, second = (
         render_verdict_json(judge(BETTER_CHALLENGER, None, SOUND_EVIDENCE), title="one", policy=Policy())
         for _ in range(2)
     )
-    assert first == again
+    assert first == second
 
 
 def test_the_json_of_a_verdict_holds_every_check_and_the_policy() -> None:
-    told = json.loads(
-        render_verdict_json(judge(*SABOTAGED["another answer by the graph"][:1]), title="m", policy=Policy())
+    fields = json.loads(
+        render_verdict_json(judge(*SABOTAGED["other forecasts by the graph"][:1]), title="m", policy=Policy())
     )
-    checks = {one["name"]: one for one in told["checks"]}
+    checks = {check["name"]: check for check in fields["checks"]}
     assert len(checks) == 13
     assert checks["champion"]["value"] == pytest.approx(0.1, abs=0.05)
     assert checks["champion"]["bound"] == Policy().margin
     assert checks["graph"] == {"name": "graph", "passed": None, "value": None, "bound": 1e-3, "reason": "not measured"}
-    assert told["policy"]["confidence"] == 0.99
+    assert fields["policy"]["confidence"] == 0.99
 
 
 @pytest.mark.parametrize("name", ["NaN", "one terrible group"])
 def test_the_html_report_of_a_verdict_is_self_contained(name: str) -> None:
-    result, evidence, caught = SABOTAGED[name]
+    result, evidence, failed_check = SABOTAGED[name]
     page = render_verdict_html(judge(result, None, evidence), result, title="<sales> version 3")
     assert "&lt;sales&gt; version 3" in page
-    assert f'<td>{caught}</td><td class="failed">failed</td>' in page
+    assert f'<td>{failed_check}</td><td class="failed">failed</td>' in page
     assert page.count('src="data:image/png;base64,') == 4
     assert page.count("src=") == 4
     assert "http" not in page
@@ -282,15 +293,15 @@ def test_a_policy_is_read_from_yaml_and_errors_are_reported(tmp_path: Path) -> N
     assert read_policy(path) == Policy(margin=0.2, least=5)
     assert read_policy(None) == Policy()
     verdict: Verdict = judge(BETTER_CHALLENGER, read_policy(path), SOUND_EVIDENCE)
-    assert verdict.failed_checks == (CHAMPION,), "a gain of ten percent is not one of twenty"
-    for text, said in (
+    assert verdict.failed_checks == (CHAMPION,), "a gain of ten percent is below the margin of twenty"
+    for text, message in (
         ("margins: 1", "margins"),
         ("confidence: 2", "confidence"),
         ("- a", "the file"),
         ("a: [", "YAML"),
     ):
         path.write_text(text)
-        with pytest.raises(BadSpec, match=said):
+        with pytest.raises(BadSpec, match=message):
             read_policy(path)
     with pytest.raises(BadSpec, match="cannot be read"):
         read_policy(tmp_path / "none.yaml")

@@ -1,4 +1,4 @@
-"""When a schedule calls: fields as cron reads them, clock changes, what was missed."""
+"""Fire times of cron expressions: the five fields, clock changes and missed times."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def parse_time(text: str) -> datetime:
 
 
 def list_times(expression: str, zone: str, start: str, number: int) -> list[str]:
-    cron, moment, found = CronSchedule(expression, zone), parse_time(start), []
+    cron, moment, times = CronSchedule(expression, zone), parse_time(start), []
     for _ in range(number):
         moment = cron.next_after(moment)
-        found.append(moment.strftime("%d %H:%M"))
-    return found
+        times.append(moment.strftime("%d %H:%M"))
+    return times
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_skipped_hour_runs_and_a_repeated_hour_runs_once() -> None:
     ]  # 03:00 on the clock
     assert list_times("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00", 2) == ["25 00:30", "26 01:30"]
     hours = list_times("0 * * * *", "Europe/Berlin", "2026-10-24T22:30", 4)
-    assert hours == ["24 23:00", "25 00:00", "25 01:00", "25 02:00"], "every hour is every hour"
+    assert hours == ["24 23:00", "25 00:00", "25 01:00", "25 02:00"], "the repeated hour fires twice"
     assert list_times("0 * * * *", "Europe/Berlin", "2026-03-28T23:30", 3) == ["29 00:00", "29 01:00", "29 02:00"]
 
 

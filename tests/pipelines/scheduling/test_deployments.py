@@ -1,4 +1,4 @@
-"""The examples for other schedulers: they parse, and call commands that the command line knows."""
+"""The examples for other schedulers are valid and call existing commands."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ UNITS = sorted((DOCKER / "systemd").glob("forecaster-*"))
 
 
 def parse_command(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The command and its arguments, by the command line's own parser; raises where it does not know them."""
-    command, bound, rest = app.parse_args(list(words), exit_on_error=False, print_error=False)
-    assert not rest
-    return command.__name__, dict(bound.arguments)
+    """Parses a command line with the parser of the application; raises if the command or an option does not exist."""
+    command, bound_arguments, unused_tokens = app.parse_args(list(words), exit_on_error=False, print_error=False)
+    assert not unused_tokens
+    return command.__name__, dict(bound_arguments.arguments)
 
 
 def read_unit(path: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    fields: dict[str, list[str]] = {}
     for line in path.read_text().splitlines():
         if line and not line.startswith(("#", "[")):
             name, _, value = line.partition("=")
-            found.setdefault(name, []).append(value)
-    return found
+            fields.setdefault(name, []).append(value)
+    return fields
 
 
 def test_the_kubernetes_cron_job_calls_retrain() -> None:
@@ -54,40 +54,40 @@ def test_the_kubernetes_cron_job_calls_retrain() -> None:
         "kubernetes",
     )
     assert arguments["where"].root == Path(container["volumeMounts"][0]["mountPath"])
-    assert "env" not in container, "secrets come from the Secret alone"
+    assert "env" not in container, "secrets come only from the Secret"
     assert container["envFrom"] == [{"secretRef": {"name": "forecaster"}}]
     [rule] = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["values"] == [2, 3]
     assert rule["onExitCodes"]["containerName"] == container["name"]
-    assert {one["name"] for one in pod["volumes"]} == {one["name"] for one in container["volumeMounts"]}
+    assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
 
 
 @pytest.mark.parametrize("path", [path for path in UNITS if path.suffix == ".service"], ids=lambda path: path.stem)
 def test_a_systemd_service_calls_a_known_command(path: Path) -> None:
-    found = read_unit(path)
-    [start] = found["ExecStart"]
+    unit = read_unit(path)
+    [start] = unit["ExecStart"]
     program, *words = shlex.split(start)
     command, arguments = parse_command(words)
     assert (Path(program).name, command) in (("forecaster", "retrain"), ("forecaster", "run"))
-    assert arguments["where"].root == Path("/var/lib") / found["StateDirectory"][0], "the only place it may write to"
+    assert arguments["where"].root == Path("/var/lib") / unit["StateDirectory"][0], "the only folder it may write to"
     if command == "retrain":
-        assert found["SuccessExitStatus"] == ["3"]
+        assert unit["SuccessExitStatus"] == ["3"]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed (no systemd-analyze)")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for path in UNITS:
-        # The program is not where an installation would have it.
+        # The program of an installation does not exist on the test machine.
         text = path.read_text().replace("/srv/forecaster/.venv/bin/forecaster", sys.executable)
         (tmp_path / path.name).write_text(text.replace("User=forecaster\n", ""))
-    done = subprocess.run(
+    process = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *sorted(map(str, tmp_path.iterdir()))],
         capture_output=True,
         text=True,
         check=False,
     )
-    ours = [line for line in done.stderr.splitlines() if "forecaster-" in line]
-    assert (done.returncode, ours) == (0, []), done.stderr
+    messages = [line for line in process.stderr.splitlines() if "forecaster-" in line]
+    assert (process.returncode, messages) == (0, []), process.stderr
 
 
 def test_the_prefect_deployment_calls_retrain() -> None:
@@ -103,32 +103,32 @@ def test_the_prefect_deployment_calls_retrain() -> None:
 FLOW_PROGRAM = """
 import os, sys
 from pathlib import Path
-import pipelines.scheduling.prefect_flow as ours
+import pipelines.scheduling.prefect_flow as prefect_flow
 from prefect.testing.utilities import prefect_test_harness
 from prefect.settings import get_current_settings
 
 assert get_current_settings().server.analytics_enabled is False
 script = "import pathlib, sys; print('secret', *sys.argv[1:]); p = pathlib.Path('codes'); \
 c = p.read_text().split(); p.write_text(' '.join(c[1:])); sys.exit(int(c[0]))"
-ours.CLI_COMMAND = (sys.executable, "-c", script)
-ours.run_command.retry_delay_seconds = 0
+prefect_flow.CLI_COMMAND = (sys.executable, "-c", script)
+prefect_flow.run_command.retry_delay_seconds = 0
 with prefect_test_harness():
     Path("codes").write_text("1 0 9")
-    assert ours.retrain_flow(["data.csv"]) == {"code": 0, "outcome": "done", "said": "*** retrain data.csv"}
+    assert prefect_flow.retrain_flow(["data.csv"]) == {"code": 0, "outcome": "done", "said": "*** retrain data.csv"}
     Path("codes").write_text("3")
-    assert ours.retrain_flow(["data.csv"])["code"] == 3
+    assert prefect_flow.retrain_flow(["data.csv"])["code"] == 3
     Path("codes").write_text("2 0")
-    state = ours.retrain_flow(["data.csv"], return_state=True)
-    assert state.is_failed() and Path("codes").read_text() == "0", "not tried again"
-    assert ours.retrain_flow(["--tracking-uri=http://u:pw@h"], return_state=True).is_failed()
+    state = prefect_flow.retrain_flow(["data.csv"], return_state=True)
+    assert state.is_failed() and Path("codes").read_text() == "0", "not retried"
+    assert prefect_flow.retrain_flow(["--tracking-uri=http://u:pw@h"], return_state=True).is_failed()
     assert Path("codes").read_text() == "0"
-print("all is well")
+print("flow tests passed")
 """
 
 
 def test_the_prefect_flow_retries_and_hides_secrets(tmp_path: Path) -> None:
     pytest.importorskip("prefect", reason="Prefect is not installed")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", FLOW_PROGRAM],
         cwd=tmp_path,
         env=make_environment(
@@ -139,4 +139,4 @@ def test_the_prefect_flow_retries_and_hides_secrets(tmp_path: Path) -> None:
         check=False,
         timeout=300,
     )
-    assert "all is well" in done.stdout, done.stdout + done.stderr
+    assert "flow tests passed" in process.stdout, process.stdout + process.stderr

@@ -1,4 +1,4 @@
-"""The scheduler with commands that take no time: what is due, missed, refused, tried again, cut short."""
+"""The scheduler with short commands: runs that are due, missed, skipped, retried and interrupted."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ pytestmark = pytest.mark.integration
 
 START = datetime(2026, 11, 21, 2, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
-# Appends its arguments to a file, says something, and ends with the code that stands in another.
+# Appends its arguments to a file, prints two lines, and exits with the next code in another file.
 RECORDING_PROGRAM = """
 import json, pathlib, sys, time
 with open("calls", "a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
 print("some line\\nthe last line")
 codes = pathlib.Path("codes")
-left = codes.read_text().split() if codes.exists() else []
-codes.write_text(" ".join(left[1:]))
-if left[:1] == ["sleep"]:
+remaining = codes.read_text().split() if codes.exists() else []
+codes.write_text(" ".join(remaining[1:]))
+if remaining[:1] == ["sleep"]:
     pathlib.Path("sleeping").touch()
     time.sleep(60)
-sys.exit(int(left[0]) if left else 0)
+sys.exit(int(remaining[0]) if remaining else 0)
 """
 
 
 class SchedulerHarness:
-    """A scheduler whose clock is turned by hand."""
+    """A scheduler with a clock that the test sets."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,13 +56,13 @@ class SchedulerHarness:
         return Scheduler(self.root, command=(sys.executable, "-c", RECORDING_PROGRAM), now=lambda: self.now)
 
     @property
-    def book(self) -> JobStore:
+    def store(self) -> JobStore:
         return self.scheduler.store
 
     def add_job(self, name: str = "night", **fields: Any) -> None:
         words = ("retrain", "data.csv")
-        given = {"cron": "0 3 * * *", "zone": "UTC", "retries": 0, "retry_delay": 0.01, "since": START} | fields
-        self.book.save_job(Job(name=name, words=words, **{"folder": str(self.folder)} | given))
+        options = {"cron": "0 3 * * *", "zone": "UTC", "retries": 0, "retry_delay": 0.01, "since": START} | fields
+        self.store.save_job(Job(name=name, words=words, **{"folder": str(self.folder)} | options))
 
     def set_exit_codes(self, *codes: object) -> None:
         (self.folder / "codes").write_text(" ".join(map(str, codes)))
@@ -72,7 +72,7 @@ class SchedulerHarness:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def run_due_jobs(self) -> None:
-        """Everything that is due, and is to be tried again, to its end."""
+        """Runs all due jobs and their retries to the end."""
         self.scheduler.queue_due_jobs()
         for _ in range(200):
             for task in self.scheduler._queue.read_schedule():
@@ -90,17 +90,17 @@ def scheduler_harness(tmp_path: Path) -> SchedulerHarness:
 def test_a_job_runs_once_when_it_is_due(scheduler_harness: SchedulerHarness) -> None:
     scheduler_harness.add_job()
     scheduler_harness.run_due_jobs()
-    assert scheduler_harness.read_calls() == [], "not yet"
+    assert scheduler_harness.read_calls() == [], "the job is not due yet"
     scheduler_harness.now = START + timedelta(minutes=30)
     scheduler_harness.run_due_jobs()
     scheduler_harness.run_due_jobs()
     assert scheduler_harness.read_calls() == [["retrain", "data.csv", f"--root={scheduler_harness.root.path}"]]
-    last = scheduler_harness.book.load_state("night").last
+    last = scheduler_harness.store.load_state("night").last
     assert last is not None
     assert (last.code, last.outcome, last.said, last.attempt) == (0, "done", "the last line", 1)
     assert last.call == START + timedelta(minutes=30)
-    assert "some line" in scheduler_harness.book.job_log_path("night").read_text()
-    assert scheduler_harness.book.load_state("night").waiting is None
+    assert "some line" in scheduler_harness.store.job_log_path("night").read_text()
+    assert scheduler_harness.store.load_state("night").waiting is None
 
 
 def test_missed_runs_are_merged_into_one(scheduler_harness: SchedulerHarness) -> None:
@@ -108,7 +108,7 @@ def test_missed_runs_are_merged_into_one(scheduler_harness: SchedulerHarness) ->
     scheduler_harness.now = START + 5 * DAY
     scheduler_harness.run_due_jobs()
     assert len(scheduler_harness.read_calls()) == 1
-    last = scheduler_harness.book.load_state("night").last
+    last = scheduler_harness.store.load_state("night").last
     assert last is not None
     assert last.call == START + 4 * DAY + timedelta(minutes=30)
 
@@ -126,7 +126,7 @@ def test_an_accepted_exit_code_is_not_retried(code: int, outcome: str, scheduler
     scheduler_harness.set_exit_codes(code)
     scheduler_harness.now = START + DAY
     scheduler_harness.run_due_jobs()
-    last = scheduler_harness.book.load_state("night").last
+    last = scheduler_harness.store.load_state("night").last
     assert last is not None
     assert (len(scheduler_harness.read_calls()), last.code, last.outcome) == (1, code, outcome)
 
@@ -136,14 +136,14 @@ def test_a_failed_run_is_retried_with_backoff_and_then_abandoned(scheduler_harne
     scheduler_harness.set_exit_codes(1, 1, 1, 1)
     scheduler_harness.now = START + DAY
     scheduler_harness.run_due_jobs()
-    last = scheduler_harness.book.load_state("night").last
+    last = scheduler_harness.store.load_state("night").last
     assert last is not None
     assert (len(scheduler_harness.read_calls()), last.outcome, last.attempt) == (3, "failed", 3)
-    assert scheduler_harness.book.load_state("night").waiting is None, "the next call is not refused"
+    assert scheduler_harness.store.load_state("night").waiting is None, "the next run is not skipped"
     scheduler_harness.set_exit_codes(1, 0)
     scheduler_harness.now += DAY
     scheduler_harness.run_due_jobs()
-    last = scheduler_harness.book.load_state("night").last
+    last = scheduler_harness.store.load_state("night").last
     assert last is not None
     assert (len(scheduler_harness.read_calls()), last.outcome, last.attempt) == (5, "done", 2)
 
@@ -152,7 +152,7 @@ def test_a_command_that_cannot_be_started_has_failed(scheduler_harness: Schedule
     scheduler_harness.add_job(folder=str(scheduler_harness.folder / "gone"), retries=1)
     scheduler_harness.now = START + DAY
     scheduler_harness.run_due_jobs()
-    state = scheduler_harness.book.load_state("night")
+    state = scheduler_harness.store.load_state("night")
     assert state.last is not None
     assert (state.last.code, state.last.outcome, state.last.attempt) == (127, "failed", 2)
     assert "gone" in state.last.said
@@ -165,15 +165,15 @@ def test_the_retry_delay_doubles_and_survives_a_restart(scheduler_harness: Sched
     scheduler_harness.now = START + DAY
     scheduler_harness.scheduler.queue_due_jobs()
     assert scheduler_harness.scheduler.run_next()
-    other = scheduler_harness.restart_scheduler()  # huey has it in its database
-    [task] = other._queue.scheduled()
+    restarted = scheduler_harness.restart_scheduler()  # the retry is in huey's database
+    [task] = restarted._queue.scheduled()
     assert (task.retries, task.retry_delay, task.retry_backoff) == (2, 200.0, 2)
-    other.requeue_interrupted()
-    assert other._queue.scheduled_count() == 1, "it is queued already"
+    restarted.requeue_interrupted()
+    assert restarted._queue.scheduled_count() == 1, "the retry is already queued"
     task.eta = None
-    other._queue.execute(task)
-    [again] = [one for one in other._queue.scheduled() if one.retries == 1]
-    assert again.retry_delay == 400.0
+    restarted._queue.execute(task)
+    [next_retry] = [scheduled for scheduled in restarted._queue.scheduled() if scheduled.retries == 1]
+    assert next_retry.retry_delay == 400.0
 
 
 def test_a_run_that_overlaps_the_previous_one_is_skipped_and_reported(scheduler_harness: SchedulerHarness) -> None:
@@ -183,21 +183,21 @@ def test_a_run_that_overlaps_the_previous_one_is_skipped_and_reported(scheduler_
     scheduler_harness.scheduler.queue_due_jobs()
     scheduler_harness.now = START + timedelta(minutes=2)
     scheduler_harness.scheduler.queue_due_jobs()
-    state = scheduler_harness.book.load_state("night")
+    state = scheduler_harness.store.load_state("night")
     assert state.refused == 1
     assert (
         state.refusal
-        == "the call of 2026-11-21T02:32Z was refused: that of 2026-11-21T02:31Z still waits, or is to be tried again"
+        == "the run of 2026-11-21T02:32Z was skipped: that of 2026-11-21T02:31Z is still queued or waiting for a retry"
     )
     scheduler_harness.run_due_jobs()
-    assert len(scheduler_harness.read_calls()) == 2, "one of each"
+    assert len(scheduler_harness.read_calls()) == 2, "one run of each job"
 
 
 def test_a_run_killed_with_its_scheduler_is_repeated(scheduler_harness: SchedulerHarness) -> None:
     scheduler_harness.add_job()
     scheduler_harness.now = START + DAY
     scheduler_harness.scheduler.queue_due_jobs()
-    assert scheduler_harness.scheduler._queue.dequeue() is not None  # and then it is killed
+    assert scheduler_harness.scheduler._queue.dequeue() is not None  # the scheduler is killed at this point
     scheduler_harness.scheduler = scheduler_harness.restart_scheduler()
     scheduler_harness.scheduler.requeue_interrupted()
     scheduler_harness.run_due_jobs()
@@ -216,17 +216,17 @@ def test_a_run_that_outlives_its_scheduler_is_not_duplicated(scheduler_harness: 
     thread = threading.Thread(target=first.run_next)
     thread.start()
     wait_for(scheduler_harness.folder / "sleeping")
-    other = scheduler_harness.restart_scheduler()
-    other.requeue_interrupted()
-    assert other.run_next()
+    restarted = scheduler_harness.restart_scheduler()
+    restarted.requeue_interrupted()
+    assert restarted.run_next()
     assert len(scheduler_harness.read_calls()) == 1
-    assert "outlived" in (scheduler_harness.book.load_state("night").refusal or "")
+    assert "outlived" in (scheduler_harness.store.load_state("night").refusal or "")
     first.stop_event.set()
     thread.join()
-    last = scheduler_harness.book.load_state("night").last
+    last = scheduler_harness.store.load_state("night").last
     assert last is not None
     assert last.outcome == "interrupted"
-    assert scheduler_harness.book.load_state("night").waiting is not None, "it is run again"
+    assert scheduler_harness.store.load_state("night").waiting is not None, "the run is repeated"
 
 
 def wait_for(path: Path) -> None:
@@ -240,7 +240,7 @@ def test_only_one_scheduler_runs_per_root(scheduler_harness: SchedulerHarness) -
     thread = threading.Thread(target=scheduler_harness.scheduler.run_until_stopped)
     thread.start()
     try:
-        wait_for(scheduler_harness.book.folder / "heartbeat.json")
+        wait_for(scheduler_harness.store.folder / "heartbeat.json")
         with pytest.raises(SchedulerRuns, match=f"process {os.getpid()}"):
             scheduler_harness.restart_scheduler().run_until_stopped()
     finally:
@@ -255,7 +255,7 @@ def test_a_secret_printed_by_a_run_is_not_in_the_state(
     scheduler_harness.add_job()
     scheduler_harness.now = START + DAY
     scheduler_harness.run_due_jobs()
-    last = scheduler_harness.book.load_state("night").last
+    last = scheduler_harness.store.load_state("night").last
     assert last is not None
     assert last.said == "***"
 
@@ -264,9 +264,9 @@ def test_a_secret_printed_by_a_run_is_not_in_the_state(
 
 
 def run_command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as ended:
         main([*map(str, arguments)])
-    return int(left.value.code or 0)
+    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -298,9 +298,9 @@ def test_the_scheduled_command_is_the_typed_command(data_files: Path, capsys: py
         *("--warm", "--if-needed", "--min-new", "3", "--seed", "7", "--zone", "Europe/Berlin", "--root", "root"),
     ]
     assert run_command(*typed, "--cron", "0  3 * * *", "--cron-zone", "Europe/Berlin", "--retries", "1") == 0
-    told = capsys.readouterr().out
-    assert "next" in told
-    assert "03:00 Europe/Berlin" in told
+    output = capsys.readouterr().out
+    assert "next" in output
+    assert "03:00 Europe/Berlin" in output
     [job] = JobStore(Root(data_files / "root").schedule).load_jobs()
     assert (job.name, job.cron, job.zone, job.retries) == ("small", "0 3 * * *", "Europe/Berlin", 1)
     assert job.folder == str(data_files)
@@ -334,11 +334,11 @@ def test_an_invalid_command_is_rejected_when_it_is_scheduled(
 
 
 def test_an_address_from_the_environment_is_not_stored(data_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ["retrain", "data.csv", "--config", "small.yaml", "--root", "root", "--cron", "0 3 * * *"]
+    command = ["retrain", "data.csv", "--config", "small.yaml", "--root", "root", "--cron", "0 3 * * *"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://u:planted-secret@127.0.0.1:9")
-    assert run_command(*asked) == 2, "a login does not belong into an address"
+    assert run_command(*command) == 2, "an address must not contain a login"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://planted-host.invalid:9")
-    assert run_command(*asked) == 0
+    assert run_command(*command) == 0
     written = [path.read_bytes() for path in (data_files / "root").rglob("*") if path.is_file()]
     assert written
     assert not any(b"planted" in content for content in written)
@@ -359,25 +359,25 @@ def test_the_state_is_printed_as_a_table_and_as_json(data_files: Path, capsys: p
         "--cron-zone",
         "Asia/Tokyo",
     )
-    book = JobStore(Root(data_files / "root").schedule)
-    book.save_heartbeat(Heartbeat(pid=1, at=datetime.now(UTC)))
+    store = JobStore(Root(data_files / "root").schedule)
+    store.save_heartbeat(Heartbeat(pid=1, at=datetime.now(UTC)))
     capsys.readouterr()
     assert run_command("schedule", "status", "--json", "--root", "root") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["scheduler"]["alive"]
-    [job] = told["jobs"]
+    status = json.loads(capsys.readouterr().out)
+    assert status["scheduler"]["alive"]
+    [job] = status["jobs"]
     assert (job["name"], job["doing"], job["last"]) == ("small", "idle", None)
     assert datetime.fromisoformat(job["next"]).hour == 18
     assert run_command("schedule", "list", "--root", "root") == 0
     assert "03:00 Asia/Tokyo" in capsys.readouterr().out
     assert run_command("schedule", "remove", "none", "--root", "root") == 2
     assert run_command("schedule", "remove", "small", "--root", "root") == 0
-    assert list(book.load_jobs()) == []
+    assert list(store.load_jobs()) == []
 
 
 def test_a_damaged_job_file_is_named_in_the_error(data_files: Path) -> None:
     run_command("retrain", "data.csv", "--config", "small.yaml", "--root", "root", "--cron", "0 3 * * *")
-    book = JobStore(Root(data_files / "root").schedule)
-    (book.folder / "jobs" / "small.json").write_text("{")
+    store = JobStore(Root(data_files / "root").schedule)
+    (store.folder / "jobs" / "small.json").write_text("{")
     with pytest.raises(InputError, match=r"small\.json"):
-        list(book.load_jobs())
+        list(store.load_jobs())

@@ -1,4 +1,4 @@
-"""The logger of a run: what is queued travels in batches, and a store that fails costs no training."""
+"""The logger of a run sends metrics in batches, and a failing store does not end a training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 
 class StubTrackingClient:
-    """A client that remembers the sizes of batches, and fails as long as it is told to."""
+    """A client that records the sizes of batches, and fails while `failing` is set."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -45,9 +45,9 @@ class StubTrackingClient:
 
 
 def wait_until(condition: Any) -> None:
-    patience = time.monotonic() + 10.0
+    deadline = time.monotonic() + 10.0
     while not condition():
-        assert time.monotonic() < patience
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
@@ -109,7 +109,7 @@ def test_a_non_finite_value_is_logged_and_not_sent(caplog: pytest.LogCaptureFixt
     logger.close("FINISHED")
     assert stub.points == [("train/loss", 1.0, 0), ("train/loss", 2.0, 3)]
     assert stub.tags == {"nonfinite": "train/loss = nan at step 1"}
-    assert caplog.messages == ["A metric is not finite and is left out: train/loss = nan at step 1."]
+    assert caplog.messages == ["A metric is not finite and is not recorded: train/loss = nan at step 1."]
 
 
 def test_a_temporary_store_failure_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -125,7 +125,7 @@ def test_a_temporary_store_failure_loses_nothing(caplog: pytest.LogCaptureFixtur
     logger.close("FINISHED")
     assert [step for _, _, step in stub.points] == list(range(5))
     assert stub.params == {"a": "1"}
-    assert len(caplog.messages) == 2  # once that it failed, once that it works again
+    assert len(caplog.messages) == 2  # one for the failure, one for the recovery
 
 
 def test_a_permanent_store_failure_drops_and_counts_the_oldest_metrics(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Runs as MLflow keeps them, on real SQLite stores; the logger's batches on a stub client."""
+"""Runs as MLflow stores them, on real SQLite stores."""
 
 from __future__ import annotations
 
@@ -82,16 +82,16 @@ def test_a_run_records_what_is_logged(root: Path, client: MlflowClient, tmp_path
         run.log_model_card("# sine\n")
         run.set_tag("note", "by hand")
 
-    found = client.get_run(run.id)
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "sine 2026-01-31 schedule"
-    assert client.get_experiment(found.info.experiment_id).name == "sine"
-    assert found.data.params == flatten_params(SPEC.model_dump())
-    assert found.data.params["network.cell"] == "gru"
-    assert found.data.metrics == {"train/loss": 0.5, "bt/mase": 0.9, "bt/coverage_80": 0.81, "bt_h/mase": 1.1}
+    stored = client.get_run(run.id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "sine 2026-01-31 schedule"
+    assert client.get_experiment(stored.info.experiment_id).name == "sine"
+    assert stored.data.params == flatten_params(SPEC.model_dump())
+    assert stored.data.params["network.cell"] == "gru"
+    assert stored.data.metrics == {"train/loss": 0.5, "bt/mase": 0.9, "bt/coverage_80": 0.81, "bt_h/mase": 1.1}
     curve = client.get_metric_history(run.id, "bt_h/mase")
     assert [(point.step, point.value) for point in curve] == [(1, 0.7), (2, 0.9), (3, 1.1)]
-    assert found.data.tags.items() >= {
+    assert stored.data.tags.items() >= {
         ("trigger", "schedule"),
         ("cutoff", "2026-01-31T23:00:00+00:00"),
         ("data_digest", "ab" * 32),
@@ -99,10 +99,10 @@ def test_a_run_records_what_is_logged(root: Path, client: MlflowClient, tmp_path
         ("mlflow.parentRunId", "f" * 32),
         ("note", "by hand"),
     }
-    assert found.data.tags["mlflow.loggedImages"] == "True", "the UI's grid of images has it too"
-    kept = [path for path in (root / "mlruns" / run.id).rglob("*") if path.is_file()]
-    assert {path.suffix for path in kept if path.parent.name == "images"} == {".png", ".webp"}
-    assert {path.name for path in kept if path.parent.name != "images"} == {
+    assert stored.data.tags["mlflow.loggedImages"] == "True", "the image grid of the UI shows it too"
+    files = [path for path in (root / "mlruns" / run.id).rglob("*") if path.is_file()]
+    assert {path.suffix for path in files if path.parent.name == "images"} == {".png", ".webp"}
+    assert {path.name for path in files if path.parent.name != "images"} == {
         "forecast.png",
         "notes.txt",
         "model_card.md",
@@ -119,38 +119,39 @@ def test_a_logged_image_equals_that_of_mlflow(root: Path, client: MlflowClient) 
         run.log_figure("plots/forecast.png", figure)
         run.logger.close("FINISHED")
         ours = {path.name: path for path in (root / "mlruns" / run.id).rglob("*") if path.is_file()}
-        picture = ours.pop("forecast.png")
-        with Image.open(picture) as drawn:
-            drawn.load()
-            client.log_image(run.id, drawn, key="forecast", synchronous=True)
+        image_path = ours.pop("forecast.png")
+        with Image.open(image_path) as image:
+            image.load()
+            client.log_image(run.id, image, key="forecast", synchronous=True)
     assert client.get_run(run.id).data.tags["mlflow.loggedImages"] == "True"
     images = (root / "mlruns" / run.id / "artifacts" / "images").iterdir()
     theirs = {path.name: path for path in images if path.name not in ours}
     for suffix in (".png", "+compressed.webp"):
-        (mine,), (other,) = ([name for name in some if name.endswith(suffix)] for some in (ours, theirs))
+        (mine,), (other,) = ([name for name in files if name.endswith(suffix)] for files in (ours, theirs))
         assert re.sub(r"timestamp\+\d{13}\+[0-9a-f-]{36}", "", mine) == re.sub(
             r"timestamp\+\d{13}\+[0-9a-f-]{36}", "", other
         )
-        with Image.open(ours[mine]) as one, Image.open(theirs[other]) as another:
-            assert one.size == another.size
-            far = np.abs(np.asarray(one.convert("RGB"), dtype=int) - np.asarray(another.convert("RGB"), dtype=int))
-            assert far.max() == 0 if suffix == ".png" else far.mean() < 3
+        with Image.open(ours[mine]) as our_image, Image.open(theirs[other]) as their_image:
+            assert our_image.size == their_image.size
+            pixels, reference = (np.asarray(image.convert("RGB"), dtype=int) for image in (our_image, their_image))
+            difference = np.abs(pixels - reference)
+            assert difference.max() == 0 if suffix == ".png" else difference.mean() < 3
 
 
 def test_the_logged_image_is_the_drawn_figure() -> None:
     from PIL import Image
 
-    drawn = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
-    with Image.open(io.BytesIO(build_image_files("noise.png", drawn)["noise.png"])) as read:
-        assert read.mode == "RGB"
-        np.testing.assert_array_equal(np.asarray(read), drawn)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(build_image_files("noise.png", pixels)["noise.png"])) as image:
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
 def test_a_new_run_has_its_tags_and_title_from_the_start(root: Path, client: MlflowClient) -> None:
     with open_run(SPEC, DATA_SET, root=root, trigger="test", run_name="trial 3", tags={"trial": "3"}) as run:
-        found = client.get_run(run.id)
-        assert found.info.run_name == "trial 3"
-        assert found.data.tags.items() >= {("trial", "3"), ("trigger", "test"), ("data_digest", DATA_SET.digest)}
+        stored = client.get_run(run.id)
+        assert stored.info.run_name == "trial 3"
+        assert stored.data.tags.items() >= {("trial", "3"), ("trigger", "test"), ("data_digest", DATA_SET.digest)}
     with open_run(SPEC, DATA_SET, root=root, trigger="test", run_id=run.id, tags={"trial": "4"}):
         assert client.get_run(run.id).data.tags["trial"] == "4"
 
@@ -158,10 +159,10 @@ def test_a_new_run_has_its_tags_and_title_from_the_start(root: Path, client: Mlf
 def test_a_run_records_its_data_set_without_the_password(root: Path, client: MlflowClient) -> None:
     with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         pass
-    [used] = run_data_sets(client, run.id)
-    assert (used.dataset.name, used.dataset.digest) == ("sine.csv", DATA_SET.digest[:36])
-    assert json.loads(used.dataset.source) == {"uri": "postgresql://someone:***@db/series"}
-    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+    [dataset_input] = run_data_sets(client, run.id)
+    assert (dataset_input.dataset.name, dataset_input.dataset.digest) == ("sine.csv", DATA_SET.digest[:36])
+    assert json.loads(dataset_input.dataset.source) == {"uri": "postgresql://someone:***@db/series"}
+    assert [(tag.key, tag.value) for tag in dataset_input.tags] == [("mlflow.data.context", "training")]
 
 
 def test_the_summary_metric_has_the_name_used_by_other_runs(root: Path, client: MlflowClient) -> None:
@@ -178,20 +179,20 @@ def test_the_run_status_follows_its_context_manager(
 ) -> None:
     with pytest.raises(error), open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         end_run_with(error, run)
-    found = client.get_run(run.id)
-    assert found.info.status == status
-    assert found.data.metrics == {"train/loss": 1.0}
+    stored = client.get_run(run.id)
+    assert stored.info.status == status
+    assert stored.data.metrics == {"train/loss": 1.0}
 
 
 def test_a_run_is_resumed_by_its_id(root: Path, client: MlflowClient) -> None:
     with pytest.raises(KeyboardInterrupt), open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         end_run_with(KeyboardInterrupt, run)
-    with open_run(SPEC, DATA_SET, root=root, trigger="test", run_id=run.id) as again:
-        assert again.id == run.id
+    with open_run(SPEC, DATA_SET, root=root, trigger="test", run_id=run.id) as resumed:
+        assert resumed.id == run.id
         assert client.get_run(run.id).info.status == "RUNNING"
-        again.logger.log_metrics({"train/loss": 0.5}, 2)
-    found = client.get_run(run.id)
-    assert found.info.status == "FINISHED"
+        resumed.logger.log_metrics({"train/loss": 0.5}, 2)
+    stored = client.get_run(run.id)
+    assert stored.info.status == "FINISHED"
     assert [point.value for point in client.get_metric_history(run.id, "train/loss")] == [1.0, 0.5]
     assert len(run_data_sets(client, run.id)) == 1
 
@@ -225,16 +226,16 @@ def test_two_runs_in_one_process_are_independent(root: Path, client: MlflowClien
     shutil.copy(root / "mlflow.db", elsewhere)
     before = mlflow.get_tracking_uri()
     with (
-        open_run(SPEC, DATA_SET, root=root, trigger="test") as one,
-        open_run(SPEC, DATA_SET, root=elsewhere, trigger="test", parent_run_id=one.id) as two,
+        open_run(SPEC, DATA_SET, root=root, trigger="test") as first,
+        open_run(SPEC, DATA_SET, root=elsewhere, trigger="test", parent_run_id=first.id) as second,
     ):
-        one.logger.log_metrics({"train/loss": 1.0}, 1)
-        two.logger.log_metrics({"train/loss": 2.0}, 1)
+        first.logger.log_metrics({"train/loss": 1.0}, 1)
+        second.logger.log_metrics({"train/loss": 2.0}, 1)
         assert mlflow.active_run() is None
     assert mlflow.get_tracking_uri() == before
-    assert client.get_run(one.id).data.metrics == {"train/loss": 1.0}
-    assert create_client(resolve_tracking_uri(elsewhere)).get_run(two.id).data.metrics == {"train/loss": 2.0}
-    assert not (root / "mlruns" / two.id).exists()
+    assert client.get_run(first.id).data.metrics == {"train/loss": 1.0}
+    assert create_client(resolve_tracking_uri(elsewhere)).get_run(second.id).data.metrics == {"train/loss": 2.0}
+    assert not (root / "mlruns" / second.id).exists()
 
 
 def test_a_store_failure_during_training_does_not_end_the_training(
@@ -249,7 +250,7 @@ def test_a_store_failure_during_training_does_not_end_the_training(
 
 
 class OneWeightModule(pytorch_lightning.LightningModule):
-    """One weight, for as long as the trainer likes."""
+    """A module with one weight vector that learns the batch mean."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -265,7 +266,7 @@ class OneWeightModule(pytorch_lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-# Lightning's own: its use of a class that torch deprecates, and its advice on workers.
+# Warnings of Lightning itself: it uses a class that torch deprecates, and it recommends more workers.
 @pytest.mark.filterwarnings(
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning:pytorch_lightning.utilities._pytree"
 )
@@ -283,12 +284,12 @@ def test_lightning_logs_to_the_run(root: Path, client: MlflowClient) -> None:
         )
         trainer.fit(OneWeightModule(1), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(3, 1))))
         run.log_headline_metrics({"bt/mase": 0.9})
-    found = client.get_run(run.id)
-    assert found.data.params.items() >= {("width", "1"), ("name", "sine")}
+    stored = client.get_run(run.id)
+    assert stored.data.params.items() >= {("width", "1"), ("name", "sine")}
     losses = client.get_metric_history(run.id, "train/loss")
     assert [point.step for point in losses] == list(range(6))
     assert losses[-1].value < losses[0].value == 1.0
-    assert found.data.metrics["bt/mase"] == 0.9
+    assert stored.data.metrics["bt/mase"] == 0.9
 
 
 TRAINING_PROGRAM = """
@@ -317,9 +318,9 @@ def test_a_terminated_training_ends_as_killed_with_all_its_metrics(root: Path, c
         run_id = training.stdout.readline().strip()
         training.send_signal(signal.SIGTERM)
         assert training.wait(30) == 128 + signal.SIGTERM
-    found = client.get_run(run_id)
-    assert found.info.status == "KILLED"
-    assert found.data.metrics == {"train/loss": 1.0}
+    stored = client.get_run(run_id)
+    assert stored.info.status == "KILLED"
+    assert stored.data.metrics == {"train/loss": 1.0}
 
 
 def test_logging_a_metric_takes_microseconds(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""A search on tiny data and real stores: what it tries, keeps, records and goes on with."""
+"""A hyperparameter search on tiny data and real stores: its trials, its result, its runs and its resumption."""
 
 from __future__ import annotations
 
@@ -57,44 +57,44 @@ def run_search(
 def finished_search(
     six_meters: DataSource, migrated_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TuningResult, Root]:
-    """A search that nothing happened to."""
+    """A search that was not interrupted."""
     root = copy_migrated_root(migrated_root, tmp_path_factory.mktemp("done") / "root")
     return run_search(six_meters, root), root
 
 
 def comparable_trials(result: Sequence[TrialResult]) -> list[TrialResult]:
-    """Without what differs from one process to the next."""
-    return [one._replace(seconds=None, run_id=None) for one in result]
+    """Removes the fields that differ between processes."""
+    return [trial._replace(seconds=None, run_id=None) for trial in result]
 
 
 def reported_rollouts(root: Root) -> list[dict[int, float]]:
-    """Every rollout of every epoch of the trials that ended."""
+    """Returns the reported value of every epoch of the finished trials."""
     [name] = optuna.get_all_study_names(root.studies_url)
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     study = optuna.load_study(study_name=name, storage=root.studies_url)
-    return [one.intermediate_values for one in study.get_trials(states=states)]
+    return [trial.intermediate_values for trial in study.get_trials(states=states)]
 
 
 def child_runs(root: Root, parent: str) -> list[Run]:
     client = create_client(root.store_uri)
     experiment = client.get_run(parent).info.experiment_id
-    found = client.search_runs([experiment], filter_string=f"tags.`mlflow.parentRunId` = '{parent}'")
-    return sorted(found, key=lambda run: int(run.data.tags["trial"]))
+    runs = client.search_runs([experiment], filter_string=f"tags.`mlflow.parentRunId` = '{parent}'")
+    return sorted(runs, key=lambda run: int(run.data.tags["trial"]))
 
 
 def test_a_search_keeps_the_trial_with_the_best_rollout_and_tries_the_given_spec_first(
     finished_search: tuple[TuningResult, Root],
 ) -> None:
     tuned, _ = finished_search
-    trained = [one for one in tuned.trials if one.state != REFUSED]
-    assert [one.trial for one in trained] == list(range(1, TRIAL_COUNT + 1))
+    trained = [trial for trial in tuned.trials if trial.state != REFUSED]
+    assert [trial.trial for trial in trained] == list(range(1, TRIAL_COUNT + 1))
     assert trained[0].params["training.learning_rate"] == SPEC.training.learning_rate
     assert trained[0].params["context"] == SPEC.context
-    assert len({tuple(one.params.values()) for one in trained}) == TRIAL_COUNT
+    assert len({tuple(trial.params.values()) for trial in trained}) == TRIAL_COUNT
     assert (
         tuned.best_value
         == tuned.ranked_trials[0].value
-        == min(one.value for one in trained if one.state == DONE and one.value)
+        == min(trial.value for trial in trained if trial.state == DONE and trial.value)
     )
     assert read_spec(tuned.output_path) == tuned.spec
     assert tuned.spec.horizon == SPEC.horizon
@@ -104,13 +104,13 @@ def test_an_inconsistent_spec_is_rejected_immediately_and_uses_no_trial(
     six_meters: DataSource, fresh_root: Root
 ) -> None:
     tuned = run_search(six_meters, fresh_root, spec=SPEC.model_copy(update={"horizon": 6}), trials=5)
-    refused = [one for one in tuned.trials if one.state == REFUSED]
-    assert refused, "a context of 4 with a segment of 3, say"
-    for one in refused:
-        odd = one.params["context"] % one.params["segment"]
-        assert ("multiple of segment" if odd else "mean_abs") in (one.fault or "")
-        assert (one.trial, one.run_id, one.value, one.epochs) == (None, None, None, 0)
-    assert sum(one.state != REFUSED for one in tuned.trials) == 5
+    rejected = [trial for trial in tuned.trials if trial.state == REFUSED]
+    assert rejected, "for example a context of 4 with a segment of 3"
+    for trial in rejected:
+        is_indivisible = trial.params["context"] % trial.params["segment"]
+        assert ("multiple of segment" if is_indivisible else "mean_abs") in (trial.fault or "")
+        assert (trial.trial, trial.run_id, trial.value, trial.epochs) == (None, None, None, 0)
+    assert sum(trial.state != REFUSED for trial in tuned.trials) == 5
     assert len(child_runs(fresh_root, tuned.run_id)) == 5
 
 
@@ -131,7 +131,7 @@ def test_the_runs_describe_the_search_and_every_trial(
     assert parent.info.status == "FINISHED"
     assert parent.data.params["best.network.hidden"] == str(tuned.spec.network.hidden)
     assert parent.data.params["best.trial"] == str(tuned.ranked_trials[0].trial)
-    assert parent.data.params["network.hidden"] == str(SPEC.network.hidden), "what was searched around"
+    assert parent.data.params["network.hidden"] == str(SPEC.network.hidden), "the center of the search"
     assert parent.data.metrics["tune/value"] == tuned.best_value
     assert parent.data.metrics["tune/seasonal_naive"] == tuned.seasonal_naive_value
     assert parent.data.metrics["tune/trials"] == TRIAL_COUNT
@@ -140,20 +140,20 @@ def test_the_runs_describe_the_search_and_every_trial(
     assert [point.step for point in history] == list(range(1, TRIAL_COUNT + 1))
     assert best == sorted(best, reverse=True)
 
-    runs, trained = child_runs(root, tuned.run_id), [one for one in tuned.trials if one.state != REFUSED]
+    runs, trained = child_runs(root, tuned.run_id), [trial for trial in tuned.trials if trial.state != REFUSED]
     assert [run.info.run_name for run in runs] == [f"trial {number}" for number in range(1, TRIAL_COUNT + 1)]
-    for run, one in zip(runs, trained, strict=True):
+    for run, trial in zip(runs, trained, strict=True):
         assert run.info.status == "FINISHED"
-        assert run.info.run_id == one.run_id
-        assert run.data.tags["state"] == one.state
+        assert run.info.run_id == trial.run_id
+        assert run.data.tags["state"] == trial.state
         assert run.data.tags["trigger"] == "tune"
         assert run.data.tags["data_digest"] == parent.data.tags["data_digest"]
-        for path, value in one.params.items():
+        for path, value in trial.params.items():
             assert run.data.params[path] == str(value)
         assert run.data.metrics.keys() >= {"train/loss", "valid/rollout", "valid/one_step", "train/windows_per_s"}
-        if one.state == DONE:
-            assert run.data.metrics["tune/value"] == one.value
-        assert len(client.get_metric_history(run.info.run_id, "valid/rollout")) == one.epochs
+        if trial.state == DONE:
+            assert run.data.metrics["tune/value"] == trial.value
+        assert len(client.get_metric_history(run.info.run_id, "valid/rollout")) == trial.epochs
 
     folder = Path(
         mlflow.artifacts.download_artifacts(
@@ -163,9 +163,9 @@ def test_the_runs_describe_the_search_and_every_trial(
     assert (folder / "plots/optimization_history.png").stat().st_size > 1000
     assert read_spec(folder / "best.yaml") == tuned.spec
     table = pd.read_csv(folder / "tune/trials.csv")
-    assert table["state"].tolist() == [one.state for one in tuned.trials]
+    assert table["state"].tolist() == [trial.state for trial in tuned.trials]
     assert table["value"].min() == tuned.best_value
-    assert table["network.hidden"].tolist() == [one.params["network.hidden"] for one in tuned.trials]
+    assert table["network.hidden"].tolist() == [trial.params["network.hidden"] for trial in tuned.trials]
 
 
 def test_test_windows_do_not_affect_the_search(
@@ -194,27 +194,27 @@ def test_validation_windows_determine_the_search(
 
 
 class SearchInterrupted(Exception):
-    """What ends a process in the middle of a trial."""
+    """Ends a process in the middle of a trial."""
 
 
 class InterruptFit(pl.Callback):
-    """Breaks a fit off after its first epoch."""
+    """Interrupts a fit after its first epoch."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         raise SearchInterrupted
 
 
 def search_until_interrupted(trial: int, data: DataSource, root: Root) -> None:
-    """A search that is broken off in that trial."""
+    """Runs a search that is interrupted in the trial with this number."""
     fits = 0
 
-    def broken(panel: Panel, spec: Spec, *, callbacks: Sequence[pl.Callback], **options: Any) -> FitResult:
+    def interrupted_fit(panel: Panel, spec: Spec, *, callbacks: Sequence[pl.Callback], **options: Any) -> FitResult:
         nonlocal fits
         fits += 1
         return fit(panel, spec, callbacks=[*callbacks, *([InterruptFit()] if fits == trial else [])], **options)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(tuning, "fit", broken)
+        patched.setattr(tuning, "fit", interrupted_fit)
         with pytest.raises(SearchInterrupted):
             run_search(data, root)
 
@@ -228,16 +228,16 @@ def test_an_interrupted_search_resumes_and_gives_the_same_result(
     search_until_interrupted(3, six_meters, fresh_root)
     caplog.clear()
     with caplog.at_level("INFO"):
-        again = run_search(six_meters, fresh_root)
+        resumed = run_search(six_meters, fresh_root)
     tuned, root = finished_search
-    assert f"2 of {TRIAL_COUNT} trials are there, 1 broke off and is tried again." in caplog.text
-    assert comparable_trials(again.trials) == comparable_trials(tuned.trials)
+    assert f"2 of {TRIAL_COUNT} trials are done, 1 was interrupted and is repeated." in caplog.text
+    assert comparable_trials(resumed.trials) == comparable_trials(tuned.trials)
     assert reported_rollouts(fresh_root) == reported_rollouts(root)
-    assert again.spec == tuned.spec
-    runs = child_runs(fresh_root, again.run_id)
+    assert resumed.spec == tuned.spec
+    runs = child_runs(fresh_root, resumed.run_id)
     assert [run.data.tags["trial"] for run in runs] == ["1", "2", "3", "3", "4"]
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 4 + ["KILLED"]
-    assert create_client(fresh_root.store_uri).get_run(again.run_id).info.status == "FINISHED"
+    assert create_client(fresh_root.store_uri).get_run(resumed.run_id).info.status == "FINISHED"
 
 
 def test_a_search_interrupted_in_its_first_trial_tries_the_given_spec_first(
@@ -245,8 +245,8 @@ def test_a_search_interrupted_in_its_first_trial_tries_the_given_spec_first(
 ) -> None:
     for _ in range(2):
         search_until_interrupted(1, six_meters, fresh_root)
-    again = run_search(six_meters, fresh_root, trials=1)
-    assert [one.params["network.hidden"] for one in again.trials] == [SPEC.network.hidden]
+    resumed = run_search(six_meters, fresh_root, trials=1)
+    assert [trial.params["network.hidden"] for trial in resumed.trials] == [SPEC.network.hidden]
 
 
 def test_at_the_time_limit_the_running_trial_completes_and_the_search_can_resume(
@@ -255,12 +255,12 @@ def test_at_the_time_limit_the_running_trial_completes_and_the_search_can_resume
     first = run_search(six_meters, fresh_root, timeout=1e-9)
     assert len(first.trials) == 1
     assert first.spec.training == SPEC.training
-    whole = run_search(six_meters, fresh_root)
-    assert comparable_trials(whole.trials) == comparable_trials(finished_search[0].trials)
-    assert whole.run_id != first.run_id, "the first had ended"
-    assert len(child_runs(fresh_root, whole.run_id)) == TRIAL_COUNT - 1
+    complete = run_search(six_meters, fresh_root)
+    assert comparable_trials(complete.trials) == comparable_trials(finished_search[0].trials)
+    assert complete.run_id != first.run_id, "the first run had ended"
+    assert len(child_runs(fresh_root, complete.run_id)) == TRIAL_COUNT - 1
     further = run_search(six_meters, fresh_root)
-    assert further.trials == whole.trials, "there is nothing left to try"
+    assert further.trials == complete.trials, "no trial is left"
     assert child_runs(fresh_root, further.run_id) == []
 
 
@@ -274,10 +274,10 @@ def test_a_different_seed_is_a_different_search(
 
 def test_a_diverging_network_is_pruned_and_the_search_continues(six_meters: DataSource, fresh_root: Root) -> None:
     tuned = run_search(six_meters, fresh_root, spec=make_small_spec(learning_rate=1e30, valid_windows=2), trials=3)
-    first, *others = [one for one in tuned.trials if one.state != REFUSED]
+    first, *others = [trial for trial in tuned.trials if trial.state != REFUSED]
     assert first.state == PRUNED
     assert "finite" in (first.fault or "")
-    assert any(one.state == DONE for one in others)
+    assert any(trial.state == DONE for trial in others)
     assert child_runs(fresh_root, tuned.run_id)[0].info.status == "FAILED"
 
 
@@ -287,7 +287,7 @@ def test_a_search_without_a_completed_trial_reports_it(six_meters: DataSource, f
 
 
 class StubOptunaTrial:
-    """Is told values, and is pruned after so many."""
+    """Records reported values, and is pruned after `after` of them."""
 
     def __init__(self, after: int) -> None:
         self.values: dict[int, float] = {}
@@ -305,9 +305,9 @@ def test_a_pruned_fit_stops_after_its_epoch_and_a_completed_one_is_not_pruned(
     after: int, epochs: int, pruned: bool, six_meters: DataSource
 ) -> None:
     trial, lines = StubOptunaTrial(after), io.StringIO()
-    reporter = PruningCallback(trial, lambda line: print(line, file=lines))  # type: ignore[arg-type]
-    fitted = fit(read_panel(six_meters), SPEC, callbacks=[reporter])
-    assert (fitted.epochs, reporter.was_pruned) == (epochs, pruned)
+    pruning_callback = PruningCallback(trial, lambda line: print(line, file=lines))  # type: ignore[arg-type]
+    fitted = fit(read_panel(six_meters), SPEC, callbacks=[pruning_callback])
+    assert (fitted.epochs, pruning_callback.was_pruned) == (epochs, pruned)
     assert list(trial.values) == list(range(epochs))
     assert min(trial.values.values()) == fitted.scores["valid/rollout"]
     assert lines.getvalue().splitlines()[-1].startswith(f"epoch {epochs} of 3: ")
@@ -315,24 +315,24 @@ def test_a_pruned_fit_stops_after_its_epoch_and_a_completed_one_is_not_pruned(
 
 def test_seasonal_naive_is_scored_like_the_trials(six_meters: DataSource) -> None:
     frame = pd.read_csv(six_meters.source)
-    frame.loc[[57, 118, 119], "y"] = np.nan  # of the last window; of series that go on after them
+    frame.loc[[57, 118, 119], "y"] = np.nan  # in the last window of series that continue after it
     frame["ds"] = pd.to_datetime(frame["ds"])
     panel = to_panel(frame)
-    assert {len(one) for one in panel.series} == {60}
+    assert {len(series) for series in panel.series} == {60}
     spec = SPEC.model_copy(update={"base": "seasonal_naive", "context": 40, "min_history": 8})
-    still = spec.training.model_copy(update={"learning_rate": 1e-30})
-    fitted = fit(panel, spec.model_copy(update={"training": still}))
+    constant_training = spec.training.model_copy(update={"learning_rate": 1e-30})
+    fitted = fit(panel, spec.model_copy(update={"training": constant_training}))
     assert _score_seasonal_naive(panel, SPEC) == pytest.approx(fitted.scores["valid/rollout"], rel=1e-6)
 
 
 def test_series_too_short_for_all_windows_are_excluded_from_trials(six_meters: DataSource) -> None:
     panel = read_panel(six_meters)
-    short = [one.take_first(steps) for one, steps in zip(panel.series, [60, 60, 21, 20, 60, 60], strict=True)]
-    known = _select_search_panel(Panel(short, panel.freq), SPEC, test_windows=1)
-    assert [len(one) for one in known.series] == [56, 56, 17, 56, 56], (
-        "8 to start from, 1 to learn, 2 and 1 windows of 4"
+    shortened = [series.take_first(steps) for series, steps in zip(panel.series, [60, 60, 21, 20, 60, 60], strict=True)]
+    search_panel = _select_search_panel(Panel(shortened, panel.freq), SPEC, test_windows=1)
+    assert [len(series) for series in search_panel.series] == [56, 56, 17, 56, 56], (
+        "a context of 8, 1 training step, 2 validation and 1 test windows of 4"
     )
-    assert len(hold_out(known, 8, min_history=9).excluded_ids) == 0
+    assert len(hold_out(search_panel, 8, min_history=9).excluded_ids) == 0
 
 
 def test_the_history_plot_shows_trials_the_best_value_and_seasonal_naive() -> None:
@@ -341,10 +341,10 @@ def test_the_history_plot_shows_trials_the_best_value_and_seasonal_naive() -> No
     figure.savefig(io.BytesIO())
     [axes] = figure.axes
     lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
-    assert lines["best so far"] == [0.9, 0.9, 0.8, 0.8, 0.8], "one that was pruned is no best"
+    assert lines["best so far"] == [0.9, 0.9, 0.8, 0.8, 0.8], "a pruned trial cannot be the best"
     assert set(lines["seasonal naive"]) == {1.0}
-    assert axes.get_ylim()[1] < 1.6, "what is far off does not flatten the rest"
-    plot_optimization_history([(1, 1.0, False)], seasonal_naive_value=1.0, title="nothing but pruned").savefig(
+    assert axes.get_ylim()[1] < 1.6, "an outlier does not flatten the rest"
+    plot_optimization_history([(1, 1.0, False)], seasonal_naive_value=1.0, title="only pruned trials").savefig(
         io.BytesIO()
     )
 
@@ -360,16 +360,16 @@ def test_importance_identifies_the_decisive_parameter(fresh_root: Root) -> None:
 
     space = {"decides": (0, 1), "idle": (0, 1)}
     with open_study(
-        fresh_root.checkpoints, fresh_root.studies_url, "made-up", space, seed=0, warm_up_epochs=1
+        fresh_root.checkpoints, fresh_root.studies_url, "synthetic", space, seed=0, warm_up_epochs=1
     ) as study:
         assert study.compute_importances() == {}
-        for count in range(1, 25):
+        for number in range(1, 25):
             trial = study.ask({"decides": 1, "idle": 1})
-            study.start_trial(trial, trial_number=count, run_id="none")
-            study.finish_trial(trial, 1.0 - 0.5 * trial.params["decides"] + 0.001 * count)
-        found = study.compute_importances()
-    assert list(found) == ["decides", "idle"]
-    assert sum(found.values()) == pytest.approx(1.0)
+            study.start_trial(trial, trial_number=number, run_id="none")
+            study.finish_trial(trial, 1.0 - 0.5 * trial.params["decides"] + 0.001 * number)
+        importances = study.compute_importances()
+    assert list(importances) == ["decides", "idle"]
+    assert sum(importances.values()) == pytest.approx(1.0)
 
 
 def test_the_same_search_does_not_run_twice_concurrently(
@@ -377,7 +377,7 @@ def test_the_same_search_does_not_run_twice_concurrently(
 ) -> None:
     _, root = finished_search
     [name] = optuna.get_all_study_names(root.studies_url)
-    with _hold_search_lock(root.checkpoints / f"{name}.lock"), pytest.raises(TrainingError, match="running already"):
+    with _hold_search_lock(root.checkpoints / f"{name}.lock"), pytest.raises(TrainingError, match="already running"):
         run_search(six_meters, root)
 
 
@@ -404,9 +404,9 @@ def test_an_impossible_search_is_rejected_before_anything_is_written(
 def test_a_run_left_open_on_another_server_is_not_resumed(
     six_meters: DataSource, fresh_root: Root, migrated_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The search is in the root, its runs may be on a server that is another one now."""
+    """The search is stored in the root, but the tracking server may have changed since its run was opened."""
     search_until_interrupted(1, six_meters, fresh_root)
     elsewhere = copy_migrated_root(migrated_root, tmp_path / "elsewhere")
-    monkeypatch.chdir(tmp_path)  # where MLflow puts the files of a store that says nothing else
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the files of a store without an artifact location
     tuned = run_search(six_meters, Root(fresh_root.path, elsewhere.store_uri), trials=1)
     assert create_client(elsewhere.store_uri).get_run(tuned.run_id).info.status == "FINISHED"

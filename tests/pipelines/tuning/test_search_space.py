@@ -1,4 +1,4 @@
-"""Where a search looks: choices that the data allow, around any specification."""
+"""The search space: the choices that the data allow, around any specification."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def search_conditions(*, shortest: int = 60, median: int = 60, season: int = 4, 
 
 
 def test_every_dimension_is_a_spec_field_listed_once() -> None:
-    paths = [field.path for field in SEARCH_DIMENSIONS]
+    paths = [dimension.path for dimension in SEARCH_DIMENSIONS]
     assert len(set(paths)) == len(paths)
     for path in paths:
         get_spec_value(make_space_spec(), path)
@@ -43,21 +43,23 @@ def test_every_dimension_is_a_spec_field_listed_once() -> None:
 def test_the_values_of_the_given_spec_are_among_the_choices() -> None:
     spec = make_space_spec(context=10, network=NetworkSpec(cell="elman", hidden=200, layers=3))
     space = build_search_space(SearchScope(spec, 4, 60, 60))
-    mine = get_current_values(spec, space)
+    current_values = get_current_values(spec, space)
     for path, choices in space.items():
         if isinstance(choices, Range):
-            assert choices.low <= mine[path] <= choices.high, path
+            assert choices.low <= current_values[path] <= choices.high, path
         else:
-            assert mine[path] in choices, path
+            assert current_values[path] in choices, path
     assert space["network.hidden"] == Range(16, 200)
     assert space["network.cell"] == ("elman", "gru", "lstm")
-    assert apply_params(spec, mine) == spec.model_copy(update={"min_history": 10})
+    assert apply_params(spec, current_values) == spec.model_copy(update={"min_history": 10})
 
 
 def test_contexts_are_multiples_that_leave_training_data() -> None:
     assert build_search_space(search_conditions(median=60))["context"] == (4, 6, 8, 12, 16, 18, 24, 36)
     assert build_search_space(search_conditions(median=20))["context"] == (4, 6, 8, 12)
-    assert "context" not in build_search_space(search_conditions(median=3)), "the specification's own is all there is"
+    assert "context" not in build_search_space(search_conditions(median=3)), (
+        "only the specification's own context is possible"
+    )
 
 
 def test_segments_divide_season_or_horizon_and_a_context() -> None:
@@ -70,15 +72,15 @@ def test_segments_divide_season_or_horizon_and_a_context() -> None:
 
 
 def test_series_lengths_are_those_of_the_training_data() -> None:
-    found = SearchScope.from_panel(make_panel(make_wave(50), make_wave(60), make_wave(100)), make_space_spec())
-    assert (found.shortest_length, found.median_length, found.season) == (50 - 12, 60 - 12, 4)
+    scope = SearchScope.from_panel(make_panel(make_wave(50), make_wave(60), make_wave(100)), make_space_spec())
+    assert (scope.shortest_length, scope.median_length, scope.season) == (50 - 12, 60 - 12, 4)
     assert SearchScope.from_panel(make_panel(make_wave(50)), make_space_spec(season=None)).season == 24, (
-        "the usual one of hours"
+        "the default season of hourly data"
     )
 
 
 @pytest.mark.parametrize(
-    ("fields", "left_out"),
+    ("fields", "excluded"),
     [
         ({"head": {"kind": "categorical"}}, {"base", "head.loss"}),
         ({"head": {"kind": "neg_binomial"}, "scaling": "none"}, {"base", "head.loss", "scaling", "transform"}),
@@ -87,40 +89,40 @@ def test_series_lengths_are_those_of_the_training_data() -> None:
         ({"training": {"unroll": 6}}, {"decoder"}),
     ],
 )
-def test_choices_that_every_spec_rejects_are_excluded(fields: dict[str, Any], left_out: set[str]) -> None:
-    paths = {field.path for field in SEARCH_DIMENSIONS}
-    assert set(build_search_space(search_conditions(**fields))) == paths - left_out
+def test_choices_that_every_spec_rejects_are_excluded(fields: dict[str, Any], excluded: set[str]) -> None:
+    paths = {dimension.path for dimension in SEARCH_DIMENSIONS}
+    assert set(build_search_space(search_conditions(**fields))) == paths - excluded
 
 
 def test_a_season_is_searched_only_if_there_is_one() -> None:
     assert "seasonal_naive" in build_search_space(search_conditions())["base"]
     assert "level_season" in build_search_space(search_conditions())["scaling"]
     assert "level_season" not in build_search_space(search_conditions(shortest=7))["scaling"], (
-        "too short to see each phase twice"
+        "too short to contain each phase twice"
     )
-    without = build_search_space(search_conditions(season=1))
-    assert "seasonal_naive" not in without["base"]
-    assert "level_season" not in without["scaling"]
+    without_season = build_search_space(search_conditions(season=1))
+    assert "seasonal_naive" not in without_season["base"]
+    assert "level_season" not in without_season["scaling"]
 
 
 def test_every_single_choice_gives_a_valid_or_rejected_spec() -> None:
     spec, draw = make_space_spec(), np.random.default_rng(0)
     space = build_search_space(search_conditions())
-    refused = 0
+    n_rejected = 0
     for _ in range(300):
         chosen = {
             path: choices.low if isinstance(choices, Range) else choices[draw.integers(len(choices))]
             for path, choices in space.items()
         }
         if chosen["context"] % chosen["segment"] or (chosen["transform"], chosen["scaling"]) == ("log", "mean_abs"):
-            refused += 1
+            n_rejected += 1
             with pytest.raises(BadSpec, match=r"multiple of segment|mean_abs"):
                 apply_params(spec, chosen)
             continue
-        found = apply_params(spec, chosen)
-        assert get_current_values(found, space) == chosen
-        assert (found.name, found.horizon, found.training.seed) == (spec.name, spec.horizon, spec.training.seed)
-    assert 0 < refused < 150, "most can be tried"
+        applied = apply_params(spec, chosen)
+        assert get_current_values(applied, space) == chosen
+        assert (applied.name, applied.horizon, applied.training.seed) == (spec.name, spec.horizon, spec.training.seed)
+    assert 0 < n_rejected < 150, "most choices are valid"
 
 
 def test_a_longer_context_keeps_the_same_validation_series() -> None:
