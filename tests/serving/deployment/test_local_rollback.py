@@ -109,7 +109,7 @@ def test_a_local_rollback_is_undone_in_one_call(fake_registry: FakeRegistry, fol
 
 def test_without_a_previous_release_the_slot_is_unchanged(fake_registry: FakeRegistry, slot_folder: Path) -> None:
     target = FollowTarget("sales", "champion", slot_folder, keep=3)
-    with pytest.raises(NoSuchModel, match="it has nothing"):
+    with pytest.raises(NoSuchModel, match="found an empty slot"):
         roll_back_locally(target)
     fake_registry.promote("1", shift=1.0)
     assert fake_registry.champion is not None
@@ -187,4 +187,4 @@ def test_the_program_explains_its_purpose(capsys: pytest.CaptureFixture[str], sl
     assert local_rollback.main(["sales", str(slot_folder), "--other"]) == 2
     assert capsys.readouterr().err.count("usage") == 2
     assert local_rollback.main(["sales", str(slot_folder)]) == 1
-    assert "it has nothing" in capsys.readouterr().err
+    assert "found an empty slot" in capsys.readouterr().err

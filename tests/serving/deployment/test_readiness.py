@@ -148,12 +148,12 @@ def test_a_silent_follower_is_reported(followed_model: FollowTarget, make_client
     assert get_json(client)["follower"] == {
         "looked_s": None,
         "reached_s": None,
-        "behind": "the follower has not looked yet",
+        "behind": "the follower has not polled the registry yet",
     }
     status.write_follower_state(
         followed_model.slot, status.FollowerState(looked_at=time.time() - 500, reached_at=time.time() - 500)
     )
-    assert get_json(client)["follower"]["behind"] == "the follower has not looked for 500 s"
+    assert get_json(client)["follower"]["behind"] == "the follower has not polled the registry for 500 s"
     (followed_model.slot / "follower.json").write_text("{")
     assert get_json(client)["follower"]["looked_s"] is None
 
@@ -179,7 +179,7 @@ def test_a_server_without_a_model_reports_the_reason(
         assert answer.status_code == 503
         return str(answer.json()["error"]["message"])
 
-    assert "the follower has not looked yet" in why()
+    assert "the follower has not polled the registry yet" in why()
     registry = FakeRegistry(tmp_path / "registry")
     poll_registry(lambda: registry, followed_model)
     assert "no_such_model" in why()
