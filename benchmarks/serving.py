@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     length = TINY_RUN if asked.tiny else SHORT_RUN if asked.short else FULL_RUN
-    length = length._replace(mlflow=not asked.without_mlflow)
+    length = length._replace(with_mlflow=not asked.without_mlflow)
     lines = ["# The service", "", *_describe_conditions(length, asked.note), ""]
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory(prefix="forecaster-benchmark-") as folder:

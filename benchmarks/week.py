@@ -204,7 +204,7 @@ _EVENT_ROWS = (
     (IF_NEEDED, "promoted"),
 )
 _EVENT_TESTS = {
-    "noticed": lambda night: bool(night.noticed),
+    "noticed": lambda night: bool(night.findings),
     "refused": lambda night: night.verdict is not None and not night.promoted,
     "promoted": lambda night: night.promoted,
 }

@@ -1,10 +1,10 @@
-"""Installs a lock into the environment that runs this file.
+"""Installs a lock file into the environment that runs this script.
 
-    python requirements/install.py lock.txt         the CPU build of torch where pip is offered it, else the GPU build
+    python requirements/install.py lock.txt         the CPU build of torch if pip finds one, otherwise the GPU build
     python requirements/install.py lock.txt --gpu   the GPU build in any case
 
-What the build asks for besides is read from its own metadata. Nothing here but the standard library: the environment
-may be empty.
+Further packages that the build requires are read from its own metadata. The script uses the standard library only, because
+the environment may be empty.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ HERE = Path(__file__).parent
 
 
 def main(name: str, *options: str) -> None:
-    """Installs the lock of this name, and the CUDA packages where torch asks for them."""
+    """Installs the lock file of this name, and the CUDA packages if torch requires them."""
     if "--gpu" not in options and not install_if_available(HERE / "lock-cpu.txt"):
-        print("pip is offered no CPU build of torch here: the GPU build comes, some gigabytes of it.", flush=True)
+        print("pip found no CPU build of torch: installing the GPU build, which has some gigabytes.", flush=True)
     install(HERE / name)
     cuda = HERE / "lock-cuda.txt"
     if requirement_names("torch") & locked_names(cuda):
@@ -29,29 +29,30 @@ def main(name: str, *options: str) -> None:
 
 
 def install_if_available(lock: Path) -> bool:
-    """Installs a lock and says whether pip found what it lists.
+    """Installs a lock file; returns whether pip found the packages in it.
 
-    A lock of its own, because pip, given hashes of both builds, takes the one whose hash its index tells in advance.
+    The CPU build has a lock file of its own, because pip, given the hashes of both builds, takes the one whose hash its index
+    announces in advance.
     """
-    answer = subprocess.run(_pip_install_command(lock), capture_output=True, text=True, check=False)
-    if answer.returncode and "No matching distribution" not in answer.stderr:
-        raise SystemExit(f"{answer.stderr}\n{lock.name} was not installed; pip says above what stood in the way.")
-    return answer.returncode == 0
+    process = subprocess.run(_pip_install_command(lock), capture_output=True, text=True, check=False)
+    if process.returncode and "No matching distribution" not in process.stderr:
+        raise SystemExit(f"{process.stderr}\n{lock.name} was not installed; the output of pip above states the cause.")
+    return process.returncode == 0
 
 
 def install(lock: Path) -> None:
-    """Installs exactly what a lock lists, each file by its hash; what is there already stays."""
+    """Installs exactly the packages of a lock file, each verified by its hash; installed ones are kept."""
     if subprocess.run(_pip_install_command(lock), check=False).returncode:
-        raise SystemExit(f"{lock.name} was not installed; pip says above what stood in the way.")
+        raise SystemExit(f"{lock.name} was not installed; the output of pip above states the cause.")
 
 
 def requirement_names(package: str) -> set[str]:
-    """Names of what an installed package requires, its extras apart."""
+    """Names of the packages that an installed package requires, without its extras."""
     return {_normalise_name(line) for line in requires(package) or [] if "extra ==" not in line}
 
 
 def locked_names(lock: Path) -> set[str]:
-    """Names of what a lock lists."""
+    """Names of the packages in a lock file."""
     return {_normalise_name(line) for line in lock.read_text().splitlines() if re.match("[a-z0-9]", line)}
 
 

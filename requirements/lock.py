@@ -1,11 +1,11 @@
-"""Renews the locks beside this file: every package that pyproject.toml leads to, pinned and hashed. Needs uv.
+"""Updates the lock files in this folder: every direct and indirect requirement of pyproject.toml, pinned and hashed. Needs uv.
 
-    lock.txt        everything but the CUDA packages
-    lock-cpu.txt    the CPU build of torch, to be installed first where pip is offered it
-    lock-cuda.txt   the CUDA packages, for where torch is the GPU build
+    lock.txt        everything except the CUDA packages
+    lock-cpu.txt    the CPU build of torch, installed first if pip finds it
+    lock-cuda.txt   the CUDA packages, for the GPU build of torch
     lock-serve.txt  the part of lock.txt that a server needs
 
-docs/decisions/0002-lock-and-torch-builds.md says why there are four.
+docs/decisions/0002-lock-and-torch-builds.md explains why there are four.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ HERE = Path(__file__).parent
 PYPROJECT = HERE.parent / "pyproject.toml"
 
 TORCH = "torch==2.13.0"
-# The CPU build is the same version in another index, so the resolver never sees its hash.
+# The CPU build is the same version in another index, so the resolver does not find its hash.
 TORCH_CPU_HASHES = [
     "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",  # CPython 3.11, Linux x86_64
 ]
-# statsforecast asks for a numba and an llvmlite of years ago on Windows, which numpy 2 cannot go with.
+# On Windows statsforecast requires old versions of numba and llvmlite, which are incompatible with numpy 2.
 OVERRIDES = ["numba>=0.63", "llvmlite>=0.46"]
-# Not in any package's requirements: the build backend, so that the project itself installs without a network.
+# The build backend, which no package requires; with it the project itself installs without a network.
 BUILD_REQUIREMENT = "setuptools"
 
 
 @dataclass(frozen=True)
 class Pin:
-    """One package of a lock.
+    """One package of a lock file.
 
     Attributes:
-        requirement: Name, version and marker, as pip reads it.
+        requirement: Name, version and marker, as pip parses it.
         hashes: One "sha256:…" for each file that may be installed.
-        wanted_by: Names of the packages that require this one; empty if only we do.
+        wanted_by: Names of the packages that require this one; empty if only this project does.
     """
 
     requirement: str
@@ -47,7 +47,7 @@ class Pin:
 
     @property
     def name(self) -> str:
-        """The package's name."""
+        """The name of the package."""
         return self.requirement.split("==")[0]
 
     def __str__(self) -> str:
@@ -57,28 +57,30 @@ class Pin:
 
 
 def main() -> None:
-    """Writes the four locks."""
+    """Writes the four lock files."""
     everything = [add_cpu_hashes(pin) for pin in resolve("--extra", "all")]
     cuda = [pin for pin in everything if is_cuda(pin)]
     rest = [pin for pin in everything if not is_cuda(pin)]
     versions = [pin.requirement for pin in everything]
-    extras = [word for extra in ("cli", "serve", "postgres") for word in ("--extra", extra)]  # postgres: for the ledger
+    extras = [
+        option for extra in ("cli", "serve", "postgres") for option in ("--extra", extra)
+    ]  # postgres: for the ledger
     serve = [add_cpu_hashes(pin) for pin in resolve(*extras, constraints=versions)]
 
-    write_lock("lock.txt", rest, "Everything but the CUDA packages.")
+    write_lock("lock.txt", rest, "Everything except the CUDA packages.")
     cpu = [Pin(f"{TORCH}+cpu", TORCH_CPU_HASHES, frozenset())]
-    write_lock("lock-cpu.txt", cpu, "The CPU build of torch, first of all where pip is offered it.")
-    write_lock("lock-cuda.txt", cuda, "What the GPU build of torch asks for besides lock.txt or lock-serve.txt.")
+    write_lock("lock-cpu.txt", cpu, "The CPU build of torch, installed first if pip finds it.")
+    write_lock("lock-cuda.txt", cuda, "The further requirements of the GPU build of torch.")
     write_lock(
         "lock-serve.txt", [pin for pin in serve if not is_cuda(pin)], "The part of lock.txt that a server needs."
     )
 
 
 def resolve(*extras: str, constraints: list[str] | None = None) -> list[Pin]:
-    """All packages that the project with these extras leads to, for every Python and platform it supports."""
+    """Resolves all requirements of the project with these extras, for every supported Python version and platform."""
     uv = shutil.which("uv")
     if uv is None:
-        raise SystemExit("Renewing the locks needs uv, and there is none on the PATH. Install it (`pip install uv`).")
+        raise SystemExit("Expected uv on the PATH to update the lock files; found none. Install it (`pip install uv`).")
     with tempfile.TemporaryDirectory() as folder:
         limits = Path(folder, "constraints.txt")
         limits.write_text("\n".join([TORCH, *(constraints or [])]))
@@ -87,16 +89,16 @@ def resolve(*extras: str, constraints: list[str] | None = None) -> list[Pin]:
         bounds = ["--constraints", str(limits), "--overrides", str(overrides)]
         command = [uv, "pip", "compile", str(PYPROJECT), "-", *extras, *bounds]
         shape = ["--universal", "--generate-hashes", "--no-header", "--annotation-style", "line", "--quiet"]
-        answer = subprocess.run(
+        process = subprocess.run(
             [*command, *shape], input=BUILD_REQUIREMENT, capture_output=True, text=True, check=False
         )
-    if answer.returncode:
-        raise SystemExit(answer.stderr)
-    return parse_lock(answer.stdout)
+    if process.returncode:
+        raise SystemExit(process.stderr)
+    return parse_lock(process.stdout)
 
 
 def parse_lock(text: str) -> list[Pin]:
-    """Reads what uv writes: a requirement, its hashes, and the packages it is wanted by."""
+    """Parses the output of uv: requirements, their hashes, and the packages that require them."""
     pins = []
     for block in re.split(r"\n(?=[a-z0-9])", text.strip()):
         requirement = block.splitlines()[0].removesuffix("\\").strip()
@@ -108,7 +110,7 @@ def parse_lock(text: str) -> list[Pin]:
 
 
 def add_cpu_hashes(pin: Pin) -> Pin:
-    """Allows the CPU build where this is torch."""
+    """Adds the hashes of the CPU build if the package is torch."""
     if pin.name != "torch":
         return pin
     assert pin.requirement == TORCH, f"{pin.requirement} was resolved, {TORCH} is pinned"
@@ -116,7 +118,7 @@ def add_cpu_hashes(pin: Pin) -> Pin:
 
 
 def is_cuda(pin: Pin) -> bool:
-    """Whether only the GPU build of torch wants this package, directly or through another such package."""
+    """Whether only the GPU build of torch requires this package, directly or through another such package."""
     wanted_by_torch = all(name == "torch" or _has_cuda_name(name) for name in pin.wanted_by)
     return _has_cuda_name(pin.name) and wanted_by_torch
 
@@ -126,7 +128,7 @@ def _has_cuda_name(name: str) -> bool:
 
 
 def write_lock(name: str, pins: list[Pin], purpose: str) -> None:
-    """Replaces one lock."""
+    """Replaces one lock file."""
     header = f"# {purpose} Written by lock.py (`make lock`), installed by install.py.\n\n"
     (HERE / name).write_text(header + "".join(map(str, pins)))
     print(f"{name}: {len(pins)} packages")

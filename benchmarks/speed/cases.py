@@ -85,7 +85,7 @@ ENTRANTS: dict[str, tuple[str, ...]] = {
     ),
     "members": ("ours/fit, 5 members", "ours/fit, 1 member"),
     "rollout": (
-        "ours/Predictor.forecast_each",
+        "ours/Predictor.forecast_batch",
         "ours/engine in torch",
         "bare/nn.LSTM, state carried",
         "bare/ONNX Runtime, one Loop",

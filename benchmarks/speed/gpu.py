@@ -103,7 +103,7 @@ def report_lines(*, smoke: bool) -> Iterator[str]:
             f"{share.recurrence_ms / max(share.device_ms, 1e-9):.0%} | {share.recurrence_ms / share.step_ms:.0%} |"
         )
     yield from compare_precisions(smoke=smoke)
-    yield "\n## Rollout, LSTM 64x1 and 128x2, context as above: `Predictor.forecast_each`\n"
+    yield "\n## Rollout, LSTM 64x1 and 128x2, context as above: `Predictor.forecast_batch`\n"
     yield "| network | series | steps ahead | ms a call | forecasts a second |"
     yield "|---|---|---|---|---|"
     for hidden, layers in ((64, 1), (128, 2)):
@@ -185,7 +185,7 @@ def compare_precisions(*, smoke: bool) -> Iterator[str]:
 
 
 def measure_rollout(case: SpeedCase) -> float:
-    """A call of `Predictor.forecast_each`; its answers are on the host, so the device has finished."""
+    """A call of `Predictor.forecast_batch`; its answers are on the host, so the device has finished."""
     predictor, series = Predictor(fit_one_step(case), device=DEVICE), list(make_panel(make_histories(case)).series)
     predictor.forecast_batch(series, case.horizon)
     return time_per_call(lambda: predictor.forecast_batch(series, case.horizon)).seconds

@@ -133,7 +133,7 @@ def prepare_fit_start(_: str, case: SpeedCase) -> Callable[[], float]:
 
 
 def prepare_forecast(_: str, case: SpeedCase) -> Callable[[], float]:
-    """`Predictor.forecast_each` of all series at once."""
+    """`Predictor.forecast_batch` of all series at once."""
     predictor, series = Predictor(fit_one_step(case)), list(make_panel(make_histories(case)).series)
     return lambda: time_per_call(lambda: predictor.forecast_batch(series, case.horizon)).cpu
 

@@ -46,7 +46,7 @@ def main() -> None:
         f"{STEPS} points, {options.origins} origins one step apart, {HORIZON} steps ahead, context {CONTEXT}; the best of "
         f"{options.rounds} interleaved rounds (median), milliseconds for all origins together. *Carried* reads the history once; "
         "*windows* reads a window for each origin, all of them as rows of one batch; *cut* hands every history to "
-        "`Predictor.forecast_each`, as anybody would from outside. The last column is the largest difference between *windows* "
+        "`Predictor.forecast_batch`, as anybody would from outside. The last column is the largest difference between *windows* "
         "and *cut*, over the range of the series.",
         "",
         "| network | carried | windows | cut | windows against cut |",

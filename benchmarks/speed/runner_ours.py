@@ -152,7 +152,7 @@ ENTRANTS: dict[str, Callable[[SpeedCase], PreparedEntrant]] = {
     "fit": prepare_fit,
     "fit, 5 members": partial(prepare_member_fit, count=5),
     "fit, 1 member": partial(prepare_member_fit, count=1),
-    "Predictor.forecast_each": prepare_forecast,
+    "Predictor.forecast_batch": prepare_forecast,
     "engine in torch": prepare_engine,
     "backtest, state carried": partial(prepare_backtest, reads="history"),
     "backtest, windows": partial(prepare_backtest, reads="window"),

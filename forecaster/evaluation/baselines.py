@@ -12,7 +12,7 @@ from forecaster.series import Forecast, Series
 from forecaster.statistical.models import STATISTICAL_MODELS, FitTask, forecast_tasks, require_model_package
 
 ForecastFunction = Callable[[Sequence[Series], int], Sequence[Forecast | ForecasterError]]
-"""Anything that forecasts: histories and a horizon in, one outcome each; `Predictor.forecast_each` is one."""
+"""Anything that forecasts: histories and a horizon in, one outcome each; `Predictor.forecast_batch` is one."""
 
 SEASONAL_NAIVE = "seasonal_naive"
 """What it is called wherever forecasters stand beside each other."""

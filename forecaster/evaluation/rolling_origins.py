@@ -34,7 +34,7 @@ ForecastArray = Float64[np.ndarray, "series window horizon"]
 def forecast_all_origins(
     predictor: Predictor, series: Sequence[Series], *, horizon: int, windows: int, stride: int | None = None
 ) -> ForecastArray:
-    """The point forecasts at the last `windows` origins of every series, as `predictor.forecast_each` gives them there.
+    """The point forecasts at the last `windows` origins of every series, as `predictor.forecast_batch` gives them there.
 
     Args:
         predictor: Whom to ask.

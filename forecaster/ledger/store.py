@@ -311,7 +311,7 @@ class Ledger:
         except (SQLAlchemyError, OSError) as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
             raise LedgerError(
-                f"Expected a ledger at {getattr(self, 'place', 'the address')}; it cannot be used ({reason}). "
+                f"Expected a ledger at {getattr(self, 'address', 'the address')}; it cannot be used ({reason}). "
                 "See that the database is there, can be written, and is not held by others.",
                 where="ledger",
             ) from error

@@ -41,7 +41,7 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
         np.linspace(0, len(result.series) - 1, min(MAX_REPLAYED_SERIES, len(result.series))).round().astype(int)
     )
     left = result.origin_offsets[-1]
-    histories = [result.series[place].until(len(result.series[place]) - left) for place in chosen]
+    histories = [result.series[place].take_first(len(result.series[place]) - left) for place in chosen]
     horizon, reference = result.horizon, EnsembleEngine([PyTorchEngine(network) for network in forecaster.networks])
     room = np.array([_compute_range(one) for one in histories])
     alone = replace(forecaster, blend_weights={})  # statistical models are the same on every engine

@@ -1,76 +1,82 @@
-// Questions to the server that this page came from, with the key of this tab, and its errors as one kind of error.
+// Sends requests to the service this page came from, with the API key of this tab. All errors become ApiError.
 
-const PLACE = "forecaster.key";
-let kept = "";
+const STORAGE_KEY = "forecaster.key";
+let keyInMemory = "";
 
-/** An answer that is none: its code, message and place, and the request's id. */
-export class Failure extends Error {
+const ERROR_TITLES = {
+  unauthorized: "API key required",
+  forbidden: "API key lacks permission",
+  not_ready: "No model is deployed yet",
+  too_many_requests: "The service is busy",
+  deadline_passed: "The request timed out",
+};
+
+/** A failed request: the error's code, message and `where` field, the HTTP status and the request id. */
+export class ApiError extends Error {
   constructor({ title, code, message, where, status, requestId, retryAfter }) {
     super(message);
     Object.assign(this, { title, code, where, status, requestId, retryAfter });
   }
 }
 
-/** The key of this tab; the session's storage forgets it when the tab is closed. */
-export function key() {
+/** Returns the API key of this tab, or "". The session storage is cleared when the tab is closed. */
+export function getApiKey() {
   try {
-    return sessionStorage.getItem(PLACE) ?? kept;
+    return sessionStorage.getItem(STORAGE_KEY) ?? keyInMemory;
   } catch {
-    return kept; // storage may be forbidden: it lasts as long as the page then
+    return keyInMemory; // storage may be blocked; the key then lasts until the page is reloaded
   }
 }
 
-export function keep(told) {
-  kept = told;
+/** Stores the API key of this tab; "" removes it. */
+export function setApiKey(key) {
+  keyInMemory = key;
   try {
-    if (told === "") sessionStorage.removeItem(PLACE);
-    else sessionStorage.setItem(PLACE, told);
+    if (key === "") sessionStorage.removeItem(STORAGE_KEY);
+    else sessionStorage.setItem(STORAGE_KEY, key);
   } catch {
-    // see key()
+    // Storage is blocked: see getApiKey().
   }
 }
 
-/** GET, or POST where there is a body: the answer's JSON, and its headers. Throws Failure; an AbortError goes through. */
-export async function ask(path, { body, signal } = {}) {
+/**
+ * Sends a GET request, or a POST request if there is a body; returns the JSON of the response and its headers.
+ * Throws ApiError; an AbortError is passed on.
+ */
+export async function fetchJson(path, { body, signal } = {}) {
   const headers = { accept: "application/json" };
   if (body !== undefined) headers["content-type"] = "application/json";
-  if (key() !== "") headers.authorization = `Bearer ${key()}`;
-  let answer, text;
+  if (getApiKey() !== "") headers.authorization = `Bearer ${getApiKey()}`;
+  let response, text;
   try {
-    answer = await fetch(path, {
+    response = await fetch(path, {
       method: body === undefined ? "GET" : "POST",
       headers, signal, body: body === undefined ? undefined : JSON.stringify(body),
       cache: "no-store", credentials: "omit", redirect: "error", referrerPolicy: "no-referrer",
     });
-    text = await answer.text();
+    text = await response.text();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure({
-      title: "The server cannot be reached", code: "unreachable", where: path,
-      message: "Expected an answer; the connection failed. See whether the server runs, then try again.",
+    throw new ApiError({
+      title: "The service cannot be reached", code: "unreachable", where: path,
+      message: "Expected a response; the connection failed. Check that the service is running, then try again.",
     });
   }
-  const requestId = answer.headers.get("x-request-id");
-  const content = parsed(text);
-  if (answer.ok && content !== undefined) return { content, headers: answer.headers };
+  const requestId = response.headers.get("x-request-id");
+  const content = tryParseJson(text);
+  if (response.ok && content !== undefined) return { content, headers: response.headers };
   const { code, message, where } = content?.error ?? {};
-  throw new Failure({
-    title: TITLES[code] ?? (answer.status >= 500 ? "The server has no answer" : "The server refused the request"),
-    code: code ?? `http_${answer.status}`,
-    message: message ?? `Expected JSON; found status ${answer.status} and something else. Is there a proxy between?`,
-    where, status: answer.status, requestId, retryAfter: Number(answer.headers.get("retry-after")) || 1,
+  throw new ApiError({
+    title: ERROR_TITLES[code] ?? (response.status >= 500 ? "The service failed" : "The service rejected the request"),
+    code: code ?? `http_${response.status}`,
+    message: message ?? `Expected JSON; found another format, with status ${response.status}. `
+      + "Check whether a proxy between this page and the service sent the response.",
+    where, status: response.status, requestId, retryAfter: Number(response.headers.get("retry-after")) || 1,
   });
 }
 
-const TITLES = {
-  unauthorized: "This server asks for a key",
-  forbidden: "This key is not for this",
-  not_ready: "No model is in use yet",
-  too_many_requests: "The server is busy",
-  deadline_passed: "It took too long",
-};
-
-function parsed(text) {
+/** Returns the parsed JSON, or undefined if the text is not JSON. */
+function tryParseJson(text) {
   try {
     return JSON.parse(text);
   } catch {

@@ -1,205 +1,241 @@
-// A table as people have it (comma, semicolon or tab; with a header or without) into series: ids, stamps and values.
+// Parses a table (comma, semicolon or tab; with or without a header) into series of ids, timestamps and values.
 
-import { whole } from "./gaps.js";
-import { read } from "./stamps.js";
+import { fillGaps } from "./fill-gaps.js";
+import { parseTimestamp } from "./timestamps.js";
 
-const MOST_CHARACTERS = 64_000_000;
-const NAMES = {
+const MAX_CHARACTERS = 64_000_000;
+const COLUMN_NAMES = {
   id: ["unique_id", "id", "item_id", "series_id", "series", "item", "name", "key"],
   ds: ["ds", "date", "datetime", "timestamp", "time", "stamp", "period", "month", "week", "day", "year", "hour"],
   y: ["y", "value", "values", "target", "sales", "demand", "count", "amount", "quantity"],
 };
-const MISSING = new Set(["", "na", "n/a", "nan", "null", "none"]);
-const NUMBER = /^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?$/;
-const SHOWN = 40; // characters of what was found
+const MISSING_VALUES = new Set(["", "na", "n/a", "nan", "null", "none"]);
+const NUMBER_PATTERN = /^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?$/;
+const MAX_QUOTED_LENGTH = 40; // characters of a cell that an error message quotes
 
 /**
- * What a text holds: `{ series: [{ id, ds, y }], rows, notes }`, or `{ column: [y], rows, notes }` of one column without
- * stamps, or `{ fault }` with title, expected, found, where and remedy.
+ * Returns `{ series: [{ id, ds, y }], rows, notes }`; for one column without timestamps `{ values: [y], rows, notes }`;
+ * for a table with a mistake `{ error }`, whose fields are title, expected, found, where and remedy.
  */
-export function readTable(text, { businessDays = false } = {}) {
+export function parseTable(text, { businessDays = false } = {}) {
   try {
-    return table(text, businessDays);
+    return parseTableOrThrow(text, businessDays);
   } catch (error) {
-    if (error.fault === undefined) throw error;
-    return { fault: error.fault };
+    if (error.details === undefined) throw error;
+    return { error: error.details };
   }
 }
 
-function table(text, businessDays) {
-  if (text.length > MOST_CHARACTERS) {
-    refuse("Too large to read here", "at most 64 million characters", `${Math.round(text.length / 1e6)} million`, null,
-      "Send it from Python or with curl, in parts.");
+function parseTableOrThrow(text, businessDays) {
+  if (text.length > MAX_CHARACTERS) {
+    throwParseError("The table is too large for this page", "at most 64 million characters",
+      `${Math.round(text.length / 1e6)} million`, null, "Send it from Python or with curl, in several requests.");
   }
-  const lines = records(text.charCodeAt(0) === 0xfeff ? text.slice(1) : text);
-  if (lines.length === 0) refuse("There is nothing to read", "a CSV with one value a line", "an empty text", null, "Paste or choose one with values.");
-  const separator = separatorOf(lines[0].text);
-  const rows = lines.map((line) => ({ number: line.number, cells: cellsOf(line.text, separator) }));
+  const lines = splitRecords(text.charCodeAt(0) === 0xfeff ? text.slice(1) : text);
+  if (lines.length === 0) {
+    throwParseError("The table is empty", "a CSV with one value per line", "an empty text", null,
+      "Paste or choose a table with values.");
+  }
+  const separator = detectSeparator(lines[0].text);
+  const rows = lines.map((line) => ({ lineNumber: line.lineNumber, cells: splitCells(line.text, separator) }));
   const width = rows[0].cells.length;
   const uneven = rows.find((row) => row.cells.length !== width);
   if (uneven !== undefined) {
-    refuse("The lines differ in length", `${count(width, "column")}, as in the first line`, count(uneven.cells.length, "column"),
-      `line ${uneven.number}`, "Correct that line. Numbers with a decimal comma need semicolons between the columns.");
+    throwParseError("The lines differ in length", `${pluralize(width, "column")}, as in the first line`,
+      pluralize(uneven.cells.length, "column"), `line ${uneven.lineNumber}`,
+      "Correct this line. Numbers with a decimal comma require semicolons between the columns.");
   }
   const notes = [];
-  const header = hasHeader(rows[0].cells, separator);
-  const data = header ? rows.slice(1) : rows;
-  if (data.length === 0) refuse("There are no values", "values below the header", "the header alone", `line ${rows[0].number}`, "Add some rows.");
-  if (width === 1) return { column: column(data, separator), rows: data.length, notes };
-  const places = placesOf(rows[0].cells, header, notes);
-  return { series: seriesOf(data, places, separator, businessDays, notes), rows: data.length, notes };
-}
-
-/** The lines that are not blank, with their numbers; a line break within quotes does not end one. */
-function records(text) {
-  const pieces = text.split(/\r\n|\n|\r/);
-  const found = [];
-  for (let place = 0; place < pieces.length; place += 1) {
-    const number = place + 1;
-    let line = pieces[place];
-    if (line.includes('"')) {
-      while (odd(line) && place + 1 < pieces.length) line += `\n${pieces[(place += 1)]}`;
-      if (odd(line)) refuse("A quote is not closed", "a closing quote", "the end of the text", `line ${number}`, "Close it, or remove it.");
-    }
-    if (line.trim() !== "") found.push({ number, text: line });
+  const hasHeader = looksLikeHeader(rows[0].cells, separator);
+  const data = hasHeader ? rows.slice(1) : rows;
+  if (data.length === 0) {
+    throwParseError("The table has no values", "values below the header", "only a header", `line ${rows[0].lineNumber}`,
+      "Add rows.");
   }
-  return found;
+  if (width === 1) return { values: parseValueColumn(data, separator), rows: data.length, notes };
+  const columns = findColumns(rows[0].cells, hasHeader, notes);
+  return { series: parseSeries(data, columns, separator, businessDays, notes), rows: data.length, notes };
 }
 
-const odd = (line) => (line.match(/"/g)?.length ?? 0) % 2 === 1;
-
-function separatorOf(line) {
-  const bare = line.replace(/"[^"]*"/g, "");
-  return ["\t", ";", ","].find((separator) => bare.includes(separator)) ?? ",";
+/** Returns the lines that are not blank, with their numbers; a line break within quotes does not end a line. */
+function splitRecords(text) {
+  const lines = text.split(/\r\n|\n|\r/);
+  const records = [];
+  for (let index = 0; index < lines.length; index += 1) {
+    const lineNumber = index + 1;
+    let line = lines[index];
+    if (line.includes('"')) {
+      while (hasOpenQuote(line) && index + 1 < lines.length) line += `\n${lines[(index += 1)]}`;
+      if (hasOpenQuote(line)) {
+        throwParseError("A quotation mark is not closed", "a closing quotation mark", "the end of the text",
+          `line ${lineNumber}`, "Close it, or remove it.");
+      }
+    }
+    if (line.trim() !== "") records.push({ lineNumber, text: line });
+  }
+  return records;
 }
 
-function cellsOf(line, separator) {
+const hasOpenQuote = (line) => (line.match(/"/g)?.length ?? 0) % 2 === 1;
+
+function detectSeparator(line) {
+  const unquoted = line.replace(/"[^"]*"/g, "");
+  return ["\t", ";", ","].find((separator) => unquoted.includes(separator)) ?? ",";
+}
+
+function splitCells(line, separator) {
   if (!line.includes('"')) return line.split(separator).map((cell) => cell.trim());
   const cells = [];
-  let cell = "", quoted = false;
-  for (let place = 0; place < line.length; place += 1) {
-    const letter = line[place];
-    if (letter === '"' && quoted && line[place + 1] === '"') { cell += '"'; place += 1; }
-    else if (letter === '"') quoted = !quoted;
-    else if (letter === separator && !quoted) { cells.push(cell.trim()); cell = ""; }
-    else cell += letter;
+  let cell = "", isQuoted = false;
+  for (let index = 0; index < line.length; index += 1) {
+    const character = line[index];
+    if (character === '"' && isQuoted && line[index + 1] === '"') { cell += '"'; index += 1; }
+    else if (character === '"') isQuoted = !isQuoted;
+    else if (character === separator && !isQuoted) { cells.push(cell.trim()); cell = ""; }
+    else cell += character;
   }
   return [...cells, cell.trim()];
 }
 
-function hasHeader(cells, separator) {
+/** Whether the cells name a value column, or hold neither numbers, timestamps nor missing values. */
+function looksLikeHeader(cells, separator) {
   const names = cells.map((cell) => cell.toLowerCase());
-  if (names.some((name) => NAMES.y.includes(name))) return true;
-  return cells.every((cell) => !MISSING.has(cell.toLowerCase()) && number(cell, separator) === undefined && read(cell) === null);
+  if (names.some((name) => COLUMN_NAMES.y.includes(name))) return true;
+  return cells.every((cell) => !MISSING_VALUES.has(cell.toLowerCase())
+    && parseNumber(cell, separator) === undefined && parseTimestamp(cell) === null);
 }
 
-/** Which column is which. */
-function placesOf(cells, header, notes) {
-  if (!header) {
+/** Returns the indices of the columns, `{ id, ds, y }`, without `id` if there is no such column. */
+function findColumns(cells, hasHeader, notes) {
+  if (!hasHeader) {
     if (cells.length > 3) {
-      refuse("Which column is which?", "a header that names unique_id, ds and y", `${cells.length} columns without a header`, "line 1",
-        "Add a first line with the names.");
+      throwParseError("The columns are not named", "a header that names unique_id, ds and y",
+        `${cells.length} columns without a header`, "line 1", "Add a first line with the column names.");
     }
     return cells.length === 2 ? { ds: 0, y: 1 } : { id: 0, ds: 1, y: 2 };
   }
-  const names = cells.map((cell) => cell.toLowerCase());
-  const places = {};
-  for (const [what, known] of Object.entries(NAMES)) {
-    const name = known.find((one) => names.includes(one));
-    if (name !== undefined) places[what] = names.indexOf(name);
+  const header = cells.map((cell) => cell.toLowerCase());
+  const columns = {};
+  for (const [column, aliases] of Object.entries(COLUMN_NAMES)) {
+    const alias = aliases.find((name) => header.includes(name));
+    if (alias !== undefined) columns[column] = header.indexOf(alias);
   }
-  if (places.ds === undefined || places.y === undefined) {
-    if (cells.length > 3 || Object.keys(places).length > 1) {
-      refuse("Which column is which?", "the columns unique_id, ds and y, or ds and y", cells.join(", ").slice(0, 3 * SHOWN), "line 1",
-        "Rename them: ds holds the stamps, y the values, unique_id the name of the series.");
+  if (columns.ds === undefined || columns.y === undefined) {
+    if (cells.length > 3 || Object.keys(columns).length > 1) {
+      throwParseError("The columns are not recognized", "the columns unique_id, ds and y, or ds and y",
+        cells.join(", ").slice(0, 3 * MAX_QUOTED_LENGTH), "line 1",
+        "Rename them: ds holds the timestamps, y the values, unique_id the id of the series.");
     }
     notes.push(`The columns ${cells.join(", ")} were read as ${cells.length === 2 ? "ds, y" : "unique_id, ds, y"}.`);
     return cells.length === 2 ? { ds: 0, y: 1 } : { id: 0, ds: 1, y: 2 };
   }
-  const used = new Set(Object.values(places));
-  const others = cells.filter((_, place) => !used.has(place));
-  if (others.length > 0) notes.push(`Left out: ${others.join(", ").slice(0, 3 * SHOWN)}. This page sends values only; covariates go through Python or curl.`);
-  return places;
+  const used = new Set(Object.values(columns));
+  const ignored = cells.filter((_, index) => !used.has(index));
+  if (ignored.length > 0) {
+    notes.push(`Ignored columns: ${ignored.join(", ").slice(0, 3 * MAX_QUOTED_LENGTH)}. `
+      + "This page sends values only; send covariates from Python or with curl.");
+  }
+  return columns;
 }
 
-function column(data, separator) {
-  const values = data.map((row) => value(row.cells[0], separator, row.number));
-  if (values.every((one) => one === null)) refuse("There are no values", "numbers", "empty cells alone", null, "Add the values.");
+function parseValueColumn(rows, separator) {
+  const values = rows.map((row) => parseValueCell(row.cells[0], separator, row.lineNumber));
+  if (values.every((value) => value === null)) {
+    throwParseError("The table has no values", "numbers", "only empty cells", null, "Add the values.");
+  }
   return values;
 }
 
-function seriesOf(data, places, separator, businessDays, notes) {
-  const groups = new Map();
-  const numbered = typeof stamp(data[0], places.ds).text === "number";
-  for (const row of data) {
-    const id = places.id === undefined ? "series" : row.cells[places.id];
-    if (id === "") refuse("A series has no name", "an id in every row", "an empty cell", `line ${row.number}`, "Write one.");
-    const when = stamp(row, places.ds);
-    if ((typeof when.text === "number") !== numbered) {
-      refuse("The stamps are of two kinds", numbered ? "whole numbers, as in the first row" : "dates, as in the first row",
-        quoted(row.cells[places.ds]), `line ${row.number}`, "Write all in the same way.");
+function parseSeries(rows, columns, separator, businessDays, notes) {
+  const pointsById = new Map();
+  const isNumbered = typeof parseTimestampCell(rows[0], columns.ds).text === "number";
+  for (const row of rows) {
+    const id = columns.id === undefined ? "series" : row.cells[columns.id];
+    if (id === "") {
+      throwParseError("A series id is missing", "an id in every row", "an empty cell", `line ${row.lineNumber}`,
+        "Enter an id.");
     }
-    if (!groups.has(id)) groups.set(id, []);
-    groups.get(id).push({ when, y: value(row.cells[places.y], separator, row.number), number: row.number });
+    const timestamp = parseTimestampCell(row, columns.ds);
+    if ((typeof timestamp.text === "number") !== isNumbered) {
+      throwParseError("The timestamps are of two kinds", `${isNumbered ? "integers" : "dates"}, as in the first row`,
+        quote(row.cells[columns.ds]), `line ${row.lineNumber}`, "Use one kind for all timestamps.");
+    }
+    if (!pointsById.has(id)) pointsById.set(id, []);
+    const y = parseValueCell(row.cells[columns.y], separator, row.lineNumber);
+    pointsById.get(id).push({ timestamp, y, lineNumber: row.lineNumber });
   }
-  const said = { sorted: 0, filled: 0, cut: 0 };
-  const series = [...groups].map(([id, points]) => one(id, points, businessDays, said));
-  if (said.sorted > 0) notes.push(`Sorted by time: ${count(said.sorted, "series", "series")}.`);
-  if (said.filled > 0) notes.push(`${count(said.filled, "missing stamp")} put in, as not observed.`);
-  if (said.cut > 0) notes.push(`${count(said.cut, "row")} without a value at the end left out: the forecast begins after the last value.`);
+  const counts = { sorted: 0, filled: 0, trimmed: 0 };
+  const series = [...pointsById].map(([id, points]) => buildSeries(id, points, businessDays, counts));
+  if (counts.sorted > 0) notes.push(`Sorted by time: ${pluralize(counts.sorted, "series", "series")}.`);
+  if (counts.filled > 0) notes.push(`Inserted ${pluralize(counts.filled, "missing timestamp")} without a value.`);
+  if (counts.trimmed > 0) {
+    notes.push(`Removed ${pluralize(counts.trimmed, "row")} without a value at the end: `
+      + "the forecast starts after the last value.");
+  }
   return series;
 }
 
-function one(id, points, businessDays, said) {
-  if (points.some((point, place) => place > 0 && point.when.at < points[place - 1].when.at)) {
-    points.sort((left, right) => left.when.at - right.when.at);
-    said.sorted += 1;
+/** Sorts the points, rejects duplicate timestamps, removes missing values at the end and fills gaps; updates `counts`. */
+function buildSeries(id, points, businessDays, counts) {
+  const epochMs = (index) => points[index].timestamp.epochMs;
+  if (points.some((_, index) => index > 0 && epochMs(index) < epochMs(index - 1))) {
+    points.sort((left, right) => left.timestamp.epochMs - right.timestamp.epochMs);
+    counts.sorted += 1;
   }
-  for (let place = 1; place < points.length; place += 1) {
-    if (points[place].when.at === points[place - 1].when.at) {
-      refuse("A stamp is there twice", `every stamp once in the series ${quoted(id)}`, `${points[place].when.text} twice`,
-        `lines ${points[place - 1].number} and ${points[place].number}`, "Keep one of them. Several series need a column unique_id.");
+  for (let index = 1; index < points.length; index += 1) {
+    if (epochMs(index) === epochMs(index - 1)) {
+      throwParseError("A timestamp occurs twice", `each timestamp once in series ${quote(id)}`,
+        `${points[index].timestamp.text} twice`, `lines ${points[index - 1].lineNumber} and ${points[index].lineNumber}`,
+        "Keep one of the two rows. Several series require a column unique_id.");
     }
   }
   let end = points.length;
   while (end > 0 && points[end - 1].y === null) end -= 1;
-  if (end === 0) refuse("A series has no values", `numbers in the series ${quoted(id)}`, "empty cells alone", `line ${points[0].number}`, "Add them, or leave it out.");
-  said.cut += points.length - end;
-  const filled = whole(points.slice(0, end), businessDays);
-  said.filled += filled.ds.length - end;
+  if (end === 0) {
+    throwParseError("A series has no values", `numbers in series ${quote(id)}`, "only empty cells",
+      `line ${points[0].lineNumber}`, "Add values, or remove the series.");
+  }
+  counts.trimmed += points.length - end;
+  const filled = fillGaps(points.slice(0, end), businessDays);
+  counts.filled += filled.ds.length - end;
   return { id, ...filled };
 }
 
-function stamp(row, place) {
-  const found = read(row.cells[place]);
-  if (found === null) {
-    refuse("A stamp cannot be read", "a stamp like 2026-01-31, 2026-01-31 09:00, 31.01.2026 or a whole number", quoted(row.cells[place]),
-      `line ${row.number}`, "Write it so; year first where day and month could be mistaken.");
+function parseTimestampCell(row, columnIndex) {
+  const timestamp = parseTimestamp(row.cells[columnIndex]);
+  if (timestamp === null) {
+    throwParseError("A timestamp cannot be read", "a timestamp such as 2026-01-31, 2026-01-31 09:00, 31.01.2026, or an integer",
+      quote(row.cells[columnIndex]), `line ${row.lineNumber}`,
+      "Use one of these formats; write the year first where day and month could be confused.");
   }
-  return found;
+  return timestamp;
 }
 
-function value(cell, separator, line) {
-  if (MISSING.has(cell.toLowerCase())) return null;
-  const found = number(cell, separator);
-  if (found === undefined) {
-    const comma = /^[+-]?\d+,\d+$/.test(cell) && separator !== ";";
-    refuse("A value is not a number", "a number, or nothing where it was not observed", quoted(cell), `line ${line}`,
-      comma ? "Write a decimal point, or put semicolons between the columns." : "Correct it. Units and marks between thousands do not belong there.");
+/** Returns the number in a cell; null for a missing value. */
+function parseValueCell(cell, separator, lineNumber) {
+  if (MISSING_VALUES.has(cell.toLowerCase())) return null;
+  const value = parseNumber(cell, separator);
+  if (value === undefined) {
+    const hasDecimalComma = /^[+-]?\d+,\d+$/.test(cell) && separator !== ";";
+    throwParseError("A value is not a number", "a number, or an empty cell for a missing value", quote(cell),
+      `line ${lineNumber}`, hasDecimalComma ? "Write a decimal point, or put semicolons between the columns."
+        : "Correct it. Units and thousands separators are not allowed.");
   }
-  return found;
+  return value;
 }
 
-function number(cell, separator) {
-  const plain = separator === ";" && /^[^.,]*,[^.,]*$/.test(cell) ? cell.replace(",", ".") : cell;
-  if (!NUMBER.test(plain)) return undefined;
-  const found = Number(plain);
-  return Number.isFinite(found) ? found : undefined;
+/** Returns a finite number, or undefined. A decimal comma is accepted where semicolons separate the columns. */
+function parseNumber(cell, separator) {
+  const text = separator === ";" && /^[^.,]*,[^.,]*$/.test(cell) ? cell.replace(",", ".") : cell;
+  if (!NUMBER_PATTERN.test(text)) return undefined;
+  const value = Number(text);
+  return Number.isFinite(value) ? value : undefined;
 }
 
-const quoted = (text) => `“${text.length > SHOWN ? `${text.slice(0, SHOWN)}…` : text}”`;
-const count = (number, name, names = `${name}s`) => `${number.toLocaleString("en")} ${number === 1 ? name : names}`;
+const quote = (text) => `“${text.length > MAX_QUOTED_LENGTH ? `${text.slice(0, MAX_QUOTED_LENGTH)}…` : text}”`;
+const pluralize = (count, singular, plural = `${singular}s`) =>
+  `${count.toLocaleString("en")} ${count === 1 ? singular : plural}`;
 
-function refuse(title, expected, found, where, remedy) {
-  throw Object.assign(new Error(title), { fault: { title, expected, found, where, remedy } });
+function throwParseError(title, expected, found, where, remedy) {
+  throw Object.assign(new Error(title), { details: { title, expected, found, where, remedy } });
 }

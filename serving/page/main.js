@@ -1,310 +1,348 @@
-// The page: what it knows, and what happens when something is done to it.
+// The entry point of the page: its state, and the functions that run on user actions.
 
-import * as api from "./api.js";
-import { byId, make, put } from "./dom.js";
-import { example } from "./example.js";
-import { listen } from "./input.js";
-import { clear, Fault, tell } from "./messages.js";
-import { reliableOf, showModel } from "./model.js";
-import { Outcome } from "./outcome.js";
-import { forecastAll, levelsOf } from "./send.js";
-import { ladder, read as readStamp, stepName, told as stampTold } from "./stamps.js";
+import { fetchJson, setApiKey } from "./api.js";
+import { byId, createElement, replaceChildren } from "./dom.js";
+import { clearErrors, showError, UserInputError } from "./error-messages.js";
+import { makeExample } from "./example-data.js";
+import { forecastAll, levelsForCoverages } from "./forecast-requests.js";
+import { ForecastView } from "./forecast-view.js";
+import { getReliableHorizon, showModel } from "./model-view.js";
+import { listenForTables } from "./table-input.js";
+import { parseTimestamp, stepName, timestampRange } from "./timestamps.js";
 
 const FREQUENCIES = ["15min", "h", "D", "W", "MS", "QS", "YS", "1"];
-const MOST_OPTIONS = 500, SEARCHED_FROM = 12;
-const SOON_MS = 3000; // before a server without a model is asked again
 const WEEKDAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
+const MAX_OPTIONS = 500, MIN_SERIES_FOR_SEARCH = 12;
+const RETRY_MS = 3000; // delay between requests for the model while none is deployed
 
-const known = {
-  told: null, // GET /v1/model
-  table: null, // what was read: { series } or { column }
-  series: [], // as it is sent
-  chosen: null, // the one that is seen
+const state = {
+  modelInfo: null, // the response of GET /v1/model
+  table: null, // the parsed table: { series } or { values }, see csv.js
+  series: [], // in the form that is sent
+  selected: null, // the series that is shown
   notes: [],
-  outcomes: new Map(),
-  model: null, // that answered
-  took: 0,
-  asked: null, // { horizon, shares, levels }
-  running: null, // an AbortController
+  results: new Map(), // from series id to forecast or { id, error }
+  respondingModel: null, // the model that made the forecasts
+  durationMs: 0,
+  query: null, // { horizon, coverages, levels } of the forecasts
+  abortController: null, // of the running forecast
 };
 const messages = byId("messages");
-const view = new Outcome(() => known.chosen && {
-  series: known.chosen,
-  outcome: known.outcomes.get(known.chosen.id),
-  model: known.model,
-  asked: known.asked ?? wanted(),
-  season: known.told?.season,
-  reliable: reliableOf(known.told),
-  unit: unit(),
-  took: known.took,
-  notes: known.notes,
-  running: known.running !== null,
-  all: known.series.length,
-  forecasts: given,
+const view = new ForecastView(() => state.selected && {
+  series: state.selected,
+  result: state.results.get(state.selected.id),
+  model: state.respondingModel,
+  query: state.query ?? readQuery(),
+  season: state.modelInfo?.season,
+  reliableHorizon: getReliableHorizon(state.modelInfo),
+  unit: stepUnit(),
+  durationMs: state.durationMs,
+  notes: state.notes,
+  isRunning: state.abortController !== null,
+  seriesCount: state.series.length,
+  getForecasts,
 });
 
-// --- the data -------------------------------------------------------------------------------------------------------
+// --- Data -----------------------------------------------------------------------------------------------------------
 
-function begin(name) {
-  forget();
-  put(byId("data-says"), `reading ${name} …`);
+function onTableStart(name) {
+  resetData();
+  replaceChildren(byId("data-status"), `reading ${name} …`);
 }
 
-function read(result, name) {
-  if (result.fault !== undefined) {
-    put(byId("data-says"), "cannot be read");
-    byId("data-step").open = true;
-    tell(messages, new Fault(result.fault));
+function onTable(table, name) {
+  if (table.error !== undefined) {
+    replaceChildren(byId("data-status"), "cannot be read");
+    byId("data-section").open = true;
+    showError(messages, new UserInputError(table.error));
     return;
   }
-  take(result, name);
+  setTable(table, name);
 }
 
-function take(table, name) {
-  forget();
-  known.table = table;
-  known.notes = table.notes ?? [];
-  const series = table.series?.length ?? 1;
-  const rows = table.rows ?? table.series.reduce((sum, one) => sum + one.y.length, 0);
-  put(byId("data-says"), `${name}: ${series === 1 ? "1 series" : `${series.toLocaleString("en")} series`}, ${rows.toLocaleString("en")} rows`);
-  byId("data-step").open = table.column !== undefined || document.activeElement === byId("paste"); // who types, goes on
-  byId("start-field").hidden = byId("freq-hint").hidden = table.column === undefined;
-  frequencies(table.column === undefined);
-  arrange();
+function setTable(table, name) {
+  resetData();
+  state.table = table;
+  state.notes = table.notes ?? [];
+  const seriesCount = table.series?.length ?? 1;
+  const rowCount = table.rows ?? table.series.reduce((sum, series) => sum + series.y.length, 0);
+  const isColumn = table.values !== undefined;
+  replaceChildren(byId("data-status"),
+    `${name}: ${seriesCount.toLocaleString("en")} series, ${rowCount.toLocaleString("en")} rows`);
+  byId("data-section").open = isColumn || document.activeElement === byId("paste"); // stays open while the user types
+  byId("start-field").hidden = byId("freq-hint").hidden = !isColumn;
+  renderFrequencies(!isColumn);
+  updateSeries();
 }
 
-/** Makes the series of what was read and of what the fields say. */
-function arrange() {
-  if (known.table === null) return;
-  stop();
-  clear(messages);
-  known.outcomes = new Map();
-  const name = byId("freq").value;
+/** Builds the series from the table and the fields for frequency and first timestamp. */
+function updateSeries() {
+  if (state.table === null) return;
+  cancelForecast();
+  clearErrors(messages);
+  state.results = new Map();
+  const alias = byId("freq").value;
   try {
-    known.series = known.table.column === undefined
-      ? known.table.series.map((one) => (name === "" ? one : { ...one, freq: { name, start: false } }))
-      : [fromColumn(known.table.column, name)];
+    state.series = state.table.values === undefined
+      ? state.table.series.map((series) => (alias === "" ? series : { ...series, freq: { alias, sendsStart: false } }))
+      : [seriesFromColumn(state.table.values, alias)];
   } catch (error) {
-    known.series = [];
-    tell(messages, error);
+    state.series = [];
+    showError(messages, error);
   }
-  known.chosen = known.series[0] ?? null;
-  byId("series-field").hidden = known.series.length < 2;
-  byId("series-search").hidden = known.series.length < SEARCHED_FROM;
+  state.selected = state.series[0] ?? null;
+  const count = state.series.length;
+  byId("series-field").hidden = count < 2;
+  byId("series-search").hidden = count < MIN_SERIES_FOR_SEARCH;
   byId("series-search").value = "";
-  byId("go").disabled = known.chosen === null;
-  put(byId("go"), known.series.length > 1 ? `Forecast ${known.series.length.toLocaleString("en")} series` : "Forecast");
-  options();
-  if (known.chosen !== null) view.show();
+  byId("run-forecast").disabled = state.selected === null;
+  replaceChildren(byId("run-forecast"), count > 1 ? `Forecast ${count.toLocaleString("en")} series` : "Forecast");
+  renderSeriesOptions();
+  if (state.selected !== null) view.render();
 }
 
-function fromColumn(y, name) {
-  const start = readStamp(byId("start").value);
-  const numbered = /^\d+$/.test(name);
-  if (start === null || (typeof start.text === "number") !== numbered) {
-    throw new Fault({ title: "When does it begin?", expected: numbered ? "a whole number" : "a date like 2020-01-31, with a time where steps are hours",
-      found: `“${byId("start").value}”`, where: "First stamp", remedy: "Say the stamp of the first value." });
+function seriesFromColumn(values, freq) {
+  const start = parseTimestamp(byId("start").value);
+  const isNumbered = /^\d+$/.test(freq);
+  if (start === null || (typeof start.text === "number") !== isNumbered) {
+    throw new UserInputError({
+      title: "The first timestamp is not valid",
+      expected: isNumbered ? "an integer" : "a date such as 2020-01-31, with a time for steps of hours",
+      found: `“${byId("start").value}”`, where: "First timestamp", remedy: "Enter the timestamp of the first value.",
+    });
   }
-  const freq = name === "W" ? `W-${WEEKDAYS[new Date(start.face).getUTCDay()]}` : name;
-  return { id: "series", ds: ladder(start, freq, y.length), y, freq: { name: freq, start: true } };
+  const alias = freq === "W" ? `W-${WEEKDAYS[new Date(start.wallTime).getUTCDay()]}` : freq;
+  return { id: "series", ds: timestampRange(start, alias, values.length), y: values, freq: { alias, sendsStart: true } };
 }
 
-function forget() {
-  stop();
-  clear(messages);
-  Object.assign(known, { table: null, series: [], chosen: null, notes: [], outcomes: new Map(), model: null });
-  byId("go").disabled = true;
+function resetData() {
+  cancelForecast();
+  clearErrors(messages);
+  Object.assign(state, { table: null, series: [], selected: null, notes: [], results: new Map(), respondingModel: null });
+  byId("run-forecast").disabled = true;
   byId("series-field").hidden = true;
-  view.show();
+  view.render();
 }
 
-function frequencies(inferred) {
-  const before = byId("freq").value, of = known.told?.freq;
-  const names = [...new Set([...(of !== undefined && ladder(readStamp("2020-01-01"), of, 2) !== null ? [of] : []), ...FREQUENCIES])];
-  const title = (name) => `${stepName(name)}${name === of ? " (as the model)" : ""}`;
-  put(byId("freq"), inferred ? make("option", { value: "" }, "from the stamps") : null, names.map((name) => make("option", { value: name }, title(name))));
-  byId("freq").value = inferred ? "" : before === "" ? names[0] : before;
-  if (!inferred && byId("start").value === "") byId("start").value = /^\d+$/.test(byId("freq").value) ? "1" : "2020-01-01";
+/** Fills the choice of frequencies; the model's frequency comes first. It is inferred for tables with timestamps. */
+function renderFrequencies(isInferred) {
+  const previous = byId("freq").value, modelFreq = state.modelInfo?.freq;
+  const isListable = modelFreq !== undefined && timestampRange(parseTimestamp("2020-01-01"), modelFreq, 2) !== null;
+  const aliases = [...new Set([...(isListable ? [modelFreq] : []), ...FREQUENCIES])];
+  const title = (alias) => `${stepName(alias)}${alias === modelFreq ? " (frequency of the model)" : ""}`;
+  replaceChildren(byId("freq"),
+    isInferred ? createElement("option", { value: "" }, "inferred from timestamps") : null,
+    aliases.map((alias) => createElement("option", { value: alias }, title(alias))));
+  byId("freq").value = isInferred ? "" : previous === "" ? aliases[0] : previous;
+  if (!isInferred && byId("start").value === "") {
+    byId("start").value = /^\d+$/.test(byId("freq").value) ? "1" : "2020-01-01";
+  }
 }
 
-function options() {
+function renderSeriesOptions() {
   const search = byId("series-search").value.trim().toLowerCase();
-  const fitting = known.series.map((one, place) => [one, place]).filter(([one]) => one.id.toLowerCase().includes(search));
-  const more = fitting.length - MOST_OPTIONS;
-  put(byId("series"),
-    fitting.slice(0, MOST_OPTIONS).map(([one, place]) => make("option", { value: place, selected: one === known.chosen },
-      known.outcomes.get(one.id)?.error ? `${one.id} (no forecast)` : one.id)),
-    more > 0 ? make("option", { disabled: true }, `${more.toLocaleString("en")} more: search`) : null);
+  const matches = state.series.map((series, index) => [series, index])
+    .filter(([series]) => series.id.toLowerCase().includes(search));
+  const title = ({ id }) => (state.results.get(id)?.error ? `${id} (no forecast)` : id);
+  const hiddenCount = matches.length - MAX_OPTIONS;
+  replaceChildren(byId("series"),
+    matches.slice(0, MAX_OPTIONS).map(([series, index]) =>
+      createElement("option", { value: index, selected: series === state.selected }, title(series))),
+    hiddenCount <= 0 ? null
+      : createElement("option", { disabled: true }, `${hiddenCount.toLocaleString("en")} more: use the search`));
 }
 
-// --- the forecast ---------------------------------------------------------------------------------------------------
+// --- Forecast -------------------------------------------------------------------------------------------------------
 
-function wanted() {
-  const shares = [...byId("bands").querySelectorAll("input:checked")].map((box) => Number(box.value));
-  return { horizon: byId("horizon").valueAsNumber, shares, levels: levelsOf(shares) };
+function readQuery() {
+  const coverages = [...byId("intervals").querySelectorAll("input:checked")].map((box) => Number(box.value));
+  return { horizon: byId("horizon").valueAsNumber, coverages, levels: levelsForCoverages(coverages) };
 }
 
-async function forecast() {
-  const asked = wanted();
-  if (known.chosen === null || !byId("horizon").reportValidity()) return;
-  stop();
-  const running = new AbortController();
-  Object.assign(known, { running, asked, outcomes: new Map(), notes: known.table.notes ?? [], model: null });
-  clear(messages);
-  const queue = [known.chosen, ...known.series.filter((one) => one !== known.chosen)]; // what is seen comes first
-  progress(0, queue.length);
+async function runForecast() {
+  const query = readQuery();
+  if (state.selected === null || !byId("horizon").reportValidity()) return;
+  cancelForecast();
+  const abortController = new AbortController();
+  const notes = state.table.notes ?? [];
+  Object.assign(state, { abortController, query, results: new Map(), notes, respondingModel: null });
+  clearErrors(messages);
+  const queue = [state.selected, ...state.series.filter((series) => series !== state.selected)]; // the shown series first
+  showProgress(0, queue.length);
   try {
-    await answered(queue, asked, running.signal);
+    await fetchForecasts(queue, query, abortController.signal);
   } catch (error) {
-    if (error.name !== "AbortError") refuse(error);
+    if (error.name !== "AbortError") showRequestError(error);
   } finally {
-    if (known.running === running) {
-      known.running = null;
+    if (state.abortController === abortController) {
+      state.abortController = null;
       byId("progress").hidden = true;
       byId("controls").removeAttribute("aria-busy");
-      options();
-      byId("save-csv").disabled = given().length === 0;
+      renderSeriesOptions();
+      byId("save-csv").disabled = getForecasts().length === 0;
     }
   }
 }
 
-/** The forecasts that there are, in the order of the series. */
-function given() {
-  return known.series.map((one) => known.outcomes.get(one.id)).filter((one) => one !== undefined && !one.error);
+/** Returns the forecasts received so far, in the order of the series, without errors. */
+function getForecasts() {
+  return state.series.map((series) => state.results.get(series.id)).filter((result) => result !== undefined && !result.error);
 }
 
-async function answered(queue, asked, signal) {
+/** Requests all forecasts. If the model is not calibrated, the requests are repeated for point forecasts only. */
+async function fetchForecasts(queue, query, signal) {
   let done = 0;
-  const part = ({ model, outcomes, took }, count) => {
+  const onBatch = ({ model, results, durationMs }, count) => {
     if (signal.aborted) return;
-    for (const [id, outcome] of outcomes) known.outcomes.set(id, outcome);
-    known.model = model ?? known.model;
-    if (outcomes.has(known.chosen.id)) known.took = took;
+    for (const [id, result] of results) state.results.set(id, result);
+    state.respondingModel = model ?? state.respondingModel;
+    const hasSelected = results.has(state.selected.id);
+    if (hasSelected) state.durationMs = durationMs;
     done += count;
-    progress(done, queue.length);
-    if (outcomes.has(known.chosen.id) || done === queue.length) view.show();
-    if (outcomes.has(known.chosen.id)) reveal();
+    showProgress(done, queue.length);
+    if (hasSelected || done === queue.length) view.render();
+    if (hasSelected) scrollToResult();
   };
   try {
-    await forecastAll(queue, { ...asked, signal, part });
+    await forecastAll(queue, { ...query, signal, onBatch });
   } catch (error) {
-    if (error.code !== "level_out_of_range" || asked.levels.length === 0) throw error;
-    Object.assign(known, { asked: { ...asked, shares: [], levels: [] }, notes: [...known.notes, "No bands: this model was not calibrated, so it gives points only."] });
-    await forecastAll(queue, { ...known.asked, signal, part });
+    if (error.code !== "level_out_of_range" || query.levels.length === 0) throw error;
+    state.query = { ...query, coverages: [], levels: [] };
+    state.notes = [...state.notes, "No prediction intervals: this model is not calibrated and gives point forecasts only."];
+    await forecastAll(queue, { ...state.query, signal, onBatch });
   }
 }
 
-/** Where the columns stand one below the other, what was asked for is out of sight. */
-function reveal() {
-  const { top } = byId("outcome").getBoundingClientRect();
-  if (top > 0.6 * innerHeight) byId("outcome").scrollIntoView({ block: "start" });
+/** Scrolls to the result where the layout has one column and the result is below the fold. */
+function scrollToResult() {
+  const { top } = byId("result").getBoundingClientRect();
+  if (top > 0.6 * innerHeight) byId("result").scrollIntoView({ block: "start" });
 }
 
-function refuse(error) {
-  view.show();
-  tell(messages, error);
-  if (error.status === 401) openKey(true);
+function showRequestError(error) {
+  view.render();
+  showError(messages, error);
+  if (error.status === 401) openKeyPanel(true);
 }
 
-function progress(done, all) {
+function showProgress(done, total) {
   byId("controls").setAttribute("aria-busy", "true");
-  byId("progress").hidden = all === 1 || done === all;
-  byId("progress-bar").value = done / all;
-  put(byId("progress-says"), `${done.toLocaleString("en")} of ${all.toLocaleString("en")} series`);
+  byId("progress").hidden = total === 1 || done === total;
+  byId("progress-bar").value = done / total;
+  replaceChildren(byId("progress-status"), `${done.toLocaleString("en")} of ${total.toLocaleString("en")} series`);
 }
 
-function stop() {
-  known.running?.abort();
+function cancelForecast() {
+  state.abortController?.abort();
 }
 
-/** What was changed is asked again, if something was asked before. */
-function again() {
-  if (known.outcomes.size > 0) forecast();
+/** Repeats the forecast after a change of its options, if there has been one or one is running. */
+function rerunIfForecast() {
+  if (state.results.size > 0 || state.abortController !== null) runForecast();
 }
 
-// --- the model and the key ------------------------------------------------------------------------------------------
+// --- Model and API key ----------------------------------------------------------------------------------------------
 
-async function meet() {
-  const place = byId("in-use");
+async function loadModelInfo() {
+  const container = byId("deployed-model");
   try {
-    const { content } = await api.ask("/v1/model");
-    const first = known.told === null;
-    known.told = content;
-    put(place, make("b", {}, content.model.name), ` ${content.model.version} · steps of one ${stepName(content.freq)}`);
-    put(byId("horizon-hint"), `This model was scored up to ${content.spec.horizon}.`);
-    if (first && known.outcomes.size === 0) byId("horizon").value = content.spec.horizon;
-    frequencies(known.table?.column === undefined);
-    if (known.table?.column !== undefined && known.series.length === 0) arrange();
+    const { content } = await fetchJson("/v1/model");
+    const isFirst = state.modelInfo === null;
+    state.modelInfo = content;
+    replaceChildren(container,
+      createElement("b", {}, content.model.name), ` ${content.model.version} · frequency: ${stepName(content.freq)}`);
+    replaceChildren(byId("horizon-hint"), `This model was evaluated up to ${content.spec.horizon} steps ahead.`);
+    if (isFirst && state.results.size === 0) byId("horizon").value = content.spec.horizon;
+    renderFrequencies(state.table?.values === undefined);
+    if (state.table?.values !== undefined && state.series.length === 0) updateSeries();
   } catch (error) {
-    known.told = null;
-    put(place, { 401: "a key is needed", 403: "this key is for something else", 503: "no model yet" }[error.status] ?? "");
-    if (error.status === 401) openKey(false);
-    if (error.status === 503) setTimeout(meet, SOON_MS);
+    state.modelInfo = null;
+    const status = { 401: "API key required", 403: "API key lacks permission", 503: "no model yet" }[error.status] ?? "";
+    replaceChildren(container, status);
+    if (error.status === 401) openKeyPanel(false);
+    if (error.status === 503) setTimeout(loadModelInfo, RETRY_MS);
   }
 }
 
-function openKey(focus) {
+function openKeyPanel(withFocus) {
   byId("key-panel").hidden = false;
-  byId("key-open").setAttribute("aria-expanded", "true");
-  if (focus) byId("key").focus();
+  byId("key-toggle").setAttribute("aria-expanded", "true");
+  if (withFocus) byId("key").focus();
 }
 
-function closeKey() {
+function closeKeyPanel() {
   byId("key-panel").hidden = true;
-  byId("key-open").setAttribute("aria-expanded", "false");
+  byId("key-toggle").setAttribute("aria-expanded", "false");
 }
 
-async function changeKey(key) {
-  api.keep(key);
+async function updateKey(key) {
+  setApiKey(key);
   byId("key").value = "";
-  closeKey();
-  clear(messages);
-  await meet();
+  closeKeyPanel();
+  clearErrors(messages);
+  await loadModelInfo();
   if (!byId("model-view").hidden) await showModel();
 }
 
-// --- the views ------------------------------------------------------------------------------------------------------
+// --- Views ----------------------------------------------------------------------------------------------------------
 
-/** What a step is called: as was declared, or as the model that answered knows it. */
-function unit() {
-  const fits = known.chosen !== null && known.outcomes.get(known.chosen.id)?.error === undefined && known.model !== null;
-  const name = byId("freq").value || (fits ? known.told?.freq : undefined);
-  return name === undefined || !/^[a-z]+$/.test(stepName(name)) ? "step" : stepName(name);
+/** Returns the name of one step, of the chosen frequency or else of the model that made the forecast; or "step". */
+function stepUnit() {
+  const hasForecast = state.selected !== null && state.respondingModel !== null
+    && state.results.get(state.selected.id)?.error === undefined;
+  const alias = byId("freq").value || (hasForecast ? state.modelInfo?.freq : undefined);
+  return alias === undefined || !/^[a-z]+$/.test(stepName(alias)) ? "step" : stepName(alias);
 }
 
-function turn() {
-  const model = location.hash === "#model";
-  byId("model-view").hidden = !model;
-  byId("forecast-view").hidden = model;
-  byId(model ? "to-model" : "to-forecast").setAttribute("aria-current", "page");
-  byId(model ? "to-forecast" : "to-model").removeAttribute("aria-current");
-  document.title = `${model ? "Model" : "Forecast"} · forecaster`;
-  if (model) showModel();
+function showCurrentView() {
+  const isModel = location.hash === "#model";
+  byId("model-view").hidden = !isModel;
+  byId("forecast-view").hidden = isModel;
+  byId(isModel ? "nav-model" : "nav-forecast").setAttribute("aria-current", "page");
+  byId(isModel ? "nav-forecast" : "nav-model").removeAttribute("aria-current");
+  document.title = `${isModel ? "Model" : "Forecast"} · forecaster`;
+  if (isModel) showModel();
 }
 
-function tryExample() {
-  const { told } = known;
-  const made = example(told === null ? {} : { freq: told.freq, season: told.season, context: told.spec.context });
+function loadExample() {
+  const { modelInfo } = state;
+  const options = modelInfo === null ? {}
+    : { freq: modelInfo.freq, season: modelInfo.season, context: modelInfo.spec.context };
+  const { series } = makeExample(options);
   byId("paste").value = "";
-  take({ series: made.series, notes: ["The example is made up: three series with a trend, a season and some chance."] }, "example");
-  forecast();
+  setTable({ series, notes: ["The example is synthetic: three series with trend, seasonality and noise."] }, "example");
+  runForecast();
 }
 
-listen({ begin, read, options: () => ({ businessDays: /^C?B/.test(known.told?.freq ?? "") }) });
-byId("example").addEventListener("click", tryExample);
-byId("example-too").addEventListener("click", tryExample);
-byId("controls").addEventListener("submit", (event) => { event.preventDefault(); forecast(); });
-byId("freq").addEventListener("change", arrange);
-byId("start").addEventListener("change", arrange);
-byId("series").addEventListener("change", () => { known.chosen = known.series[byId("series").value]; view.show(); });
-byId("series-search").addEventListener("input", options);
-byId("horizon").addEventListener("change", again);
-byId("bands").addEventListener("change", again);
-byId("stop").addEventListener("click", stop);
-byId("key-open").addEventListener("click", () => (byId("key-panel").hidden ? openKey(true) : closeKey()));
-byId("key-form").addEventListener("submit", (event) => { event.preventDefault(); changeKey(byId("key").value.trim()); });
-byId("key-forget").addEventListener("click", () => changeKey(""));
-addEventListener("hashchange", turn);
-frequencies(true);
-turn();
-meet();
+function selectSeries() {
+  state.selected = state.series[byId("series").value];
+  view.render();
+}
+
+function onSubmit(id, action) {
+  byId(id).addEventListener("submit", (event) => { event.preventDefault(); action(); });
+}
+
+/** Returns the options of `parseTable`. */
+function getTableOptions() {
+  return { businessDays: /^C?B/.test(state.modelInfo?.freq ?? "") };
+}
+
+listenForTables({ onStart: onTableStart, onTable, getOptions: getTableOptions });
+onSubmit("controls", runForecast);
+onSubmit("key-form", () => updateKey(byId("key").value.trim()));
+byId("example").addEventListener("click", loadExample);
+byId("example-empty").addEventListener("click", loadExample);
+byId("freq").addEventListener("change", updateSeries);
+byId("start").addEventListener("change", updateSeries);
+byId("series").addEventListener("change", selectSeries);
+byId("series-search").addEventListener("input", renderSeriesOptions);
+byId("horizon").addEventListener("change", rerunIfForecast);
+byId("intervals").addEventListener("change", rerunIfForecast);
+byId("stop").addEventListener("click", cancelForecast);
+byId("key-toggle").addEventListener("click", () => (byId("key-panel").hidden ? openKeyPanel(true) : closeKeyPanel()));
+byId("key-clear").addEventListener("click", () => updateKey(""));
+addEventListener("hashchange", showCurrentView);
+renderFrequencies(true);
+showCurrentView();
+loadModelInfo();

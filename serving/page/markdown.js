@@ -1,87 +1,99 @@
-// The markdown of model cards: headings, paragraphs, lists, tables, code, strong and emphasised words. All else stays text:
-// no links, no pictures, no HTML, for a card is somebody else's word.
+// Renders the Markdown of model cards: headings, paragraphs, lists, tables, code, strong and emphasized text. Everything
+// else stays text: links, images and HTML are not rendered, because the content of a card is not trusted.
 
-import { make } from "./dom.js";
+import { createElement } from "./dom.js";
 
-const FENCE = /^\s*(```|~~~)/;
-const HEADING = /^(#{1,6})\s+(.*?)\s*#*$/;
-const ITEM = /^\s*(?:[-*+]|(\d+)[.)])\s+(.*)$/;
-const RULE = /^\s*([-*_])(\s*\1){2,}\s*$/;
-const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
-const INLINE = /(`+)(.+?)\1|\*\*(.+?)\*\*|(?<![\w*])\*([^*\s][^*]*?)\*(?!\w)/g;
+const FENCE_PATTERN = /^\s*(```|~~~)/;
+const HEADING_PATTERN = /^(#{1,6})\s+(.*?)\s*#*$/;
+const LIST_ITEM_PATTERN = /^\s*(?:[-*+]|(\d+)[.)])\s+(.*)$/;
+const RULE_PATTERN = /^\s*([-*_])(\s*\1){2,}\s*$/;
+const TABLE_RULE_PATTERN = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
+const INLINE_PATTERN = /(`+)(.+?)\1|\*\*(.+?)\*\*|(?<![\w*])\*([^*\s][^*]*?)\*(?!\w)/g;
+const MAX_CODE_LINES = 8; // a longer code block is collapsed
 
-/** The elements of a text; its largest heading becomes an h`top`. */
-export function elementsOf(text, top) {
+/** Returns the elements of a Markdown text; its first-level headings become `h{topHeadingLevel}`. */
+export function renderMarkdown(text, topHeadingLevel) {
   const lines = text.split(/\r\n|\n|\r/);
-  const found = [];
-  let place = 0;
-  const while_ = (fits) => {
+  const elements = [];
+  let index = 0;
+  const takeWhile = (matches) => {
     const taken = [];
-    while (place < lines.length && fits(lines[place])) taken.push(lines[place++]);
+    while (index < lines.length && matches(lines[index])) taken.push(lines[index++]);
     return taken;
   };
-  while (place < lines.length) {
-    const line = lines[place];
-    const heading = HEADING.exec(line);
-    if (line.trim() === "") place += 1;
-    else if (FENCE.test(line)) {
-      place += 1;
-      const code = while_((one) => !FENCE.test(one));
-      place += 1;
-      found.push(fenced(code.join("\n")));
+  while (index < lines.length) {
+    const line = lines[index];
+    const heading = HEADING_PATTERN.exec(line);
+    if (line.trim() === "") index += 1;
+    else if (FENCE_PATTERN.test(line)) {
+      index += 1;
+      const code = takeWhile((next) => !FENCE_PATTERN.test(next));
+      index += 1;
+      elements.push(renderCodeBlock(code.join("\n")));
     } else if (heading !== null) {
-      place += 1;
-      found.push(make(`h${Math.min(6, heading[1].length + top - 1)}`, {}, inline(heading[2])));
-    } else if (RULE.test(line)) {
-      place += 1;
-      found.push(make("hr"));
-    } else if (line.includes("|") && TABLE_RULE.test(lines[place + 1] ?? "")) {
-      found.push(table(while_((one) => one.includes("|"))));
-    } else if (ITEM.test(line)) {
-      const ordered = ITEM.exec(line)[1] !== undefined;
-      const items = while_((one) => ITEM.test(one) || /^\s{2,}\S/.test(one));
-      found.push(list(items, ordered));
+      index += 1;
+      const level = Math.min(6, heading[1].length + topHeadingLevel - 1);
+      elements.push(createElement(`h${level}`, {}, renderInline(heading[2])));
+    } else if (RULE_PATTERN.test(line)) {
+      index += 1;
+      elements.push(createElement("hr"));
+    } else if (line.includes("|") && TABLE_RULE_PATTERN.test(lines[index + 1] ?? "")) {
+      elements.push(renderTable(takeWhile((next) => next.includes("|"))));
+    } else if (LIST_ITEM_PATTERN.test(line)) {
+      const isOrdered = LIST_ITEM_PATTERN.exec(line)[1] !== undefined;
+      const items = takeWhile((next) => LIST_ITEM_PATTERN.test(next) || /^\s{2,}\S/.test(next));
+      elements.push(renderList(items, isOrdered));
     } else {
-      const starts = (one) => one.trim() === "" || FENCE.test(one) || HEADING.test(one) || ITEM.test(one);
-      found.push(make("p", {}, inline([lines[place++], ...while_((one) => !starts(one))].join(" "))));
+      const startsBlock = (next) =>
+        next.trim() === "" || [FENCE_PATTERN, HEADING_PATTERN, LIST_ITEM_PATTERN].some((pattern) => pattern.test(next));
+      const paragraph = [lines[index++], ...takeWhile((next) => !startsBlock(next))];
+      elements.push(createElement("p", {}, renderInline(paragraph.join(" "))));
     }
   }
-  return found;
+  return elements;
 }
 
-/** Long code is folded: a whole specification, say. */
-function fenced(text) {
-  const code = make("pre", { tabindex: "0" }, make("code", {}, text));
-  return text.split("\n").length <= 8 ? code : make("details", {}, make("summary", {}, "The whole specification"), code);
+/** Renders a code block; long code, such as the specification of a model, is collapsed. */
+function renderCodeBlock(text) {
+  const code = createElement("pre", { tabindex: "0" }, createElement("code", {}, text));
+  if (text.split("\n").length <= MAX_CODE_LINES) return code;
+  return createElement("details", {}, createElement("summary", {}, "Full specification"), code);
 }
 
-function list(lines, ordered) {
+function renderList(lines, isOrdered) {
   const items = [];
   for (const line of lines) {
-    const item = ITEM.exec(line);
+    const item = LIST_ITEM_PATTERN.exec(line);
     if (item !== null) items.push(item[2]);
     else items[items.length - 1] += ` ${line.trim()}`;
   }
-  return make(ordered ? "ol" : "ul", {}, items.map((item) => make("li", {}, inline(item))));
+  return createElement(isOrdered ? "ol" : "ul", {}, items.map((item) => createElement("li", {}, renderInline(item))));
 }
 
-function table(lines) {
-  const [head, , ...rows] = lines.map((line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim()));
-  const row = (cells, name) => make("tr", {}, cells.map((cell) => make(name, { class: /^-?[\d.]/.test(cell) ? "number" : null, scope: name === "th" ? "col" : null }, inline(cell))));
-  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" },
-    make("table", {}, make("thead", {}, row(head, "th")), make("tbody", {}, rows.map((cells) => row(cells, "td")))));
+function renderTable(lines) {
+  const splitRow = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+  const [header, , ...rows] = lines.map(splitRow);
+  const renderRow = (cells, tag) => createElement("tr", {}, cells.map((cell) => {
+    const properties = { class: /^-?[\d.]/.test(cell) ? "number" : null, scope: tag === "th" ? "col" : null };
+    return createElement(tag, properties, renderInline(cell));
+  }));
+  return createElement("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" },
+    createElement("table", {},
+      createElement("thead", {}, renderRow(header, "th")),
+      createElement("tbody", {}, rows.map((cells) => renderRow(cells, "td")))));
 }
 
-function inline(text) {
+/** Returns text and elements for code, strong and emphasized text within a line. */
+function renderInline(text) {
   const parts = [];
   let end = 0;
-  for (const match of text.matchAll(INLINE)) {
+  for (const match of text.matchAll(INLINE_PATTERN)) {
     parts.push(text.slice(end, match.index));
-    const [whole, , code, strong, emphasis] = match;
-    if (code !== undefined) parts.push(make("code", {}, code));
-    else if (strong !== undefined) parts.push(make("strong", {}, strong));
-    else parts.push(make("em", {}, emphasis));
-    end = match.index + whole.length;
+    const [matched, , code, strong, emphasis] = match;
+    if (code !== undefined) parts.push(createElement("code", {}, code));
+    else if (strong !== undefined) parts.push(createElement("strong", {}, strong));
+    else parts.push(createElement("em", {}, emphasis));
+    end = match.index + matched.length;
   }
   return [...parts, text.slice(end)].filter((part) => part !== "");
 }

@@ -1,32 +1,41 @@
-// Tables: of a history with its forecast, and any other with a head and rows.
+// Builds tables: of a history with its forecast, and general ones with a header and rows.
 
-import { told } from "./axes.js";
-import { percent } from "./chart.js";
-import { make } from "./dom.js";
+import { formatValue } from "./axes.js";
+import { formatPercent } from "./chart.js";
+import { createElement } from "./dom.js";
 
-const MOST = 500; // rows of history
+const MAX_HISTORY_ROWS = 500;
 
-/** A table; numbers are told to five digits, the first cell of a row heads it. */
-export function tableOf(caption, head, rows) {
-  const cell = (value, place) => {
-    const text = typeof value === "number" ? told(value) : value ?? "–";
-    const number = typeof value === "number" || value === null || value === undefined || /^[\d.]+ %$/.test(value);
-    return place === 0 ? make("th", { scope: "row" }, String(text)) : make("td", { class: number ? "number" : null }, text);
+/** Returns a table. Numbers are formatted to five significant digits; the first cell of each row is its header. */
+export function buildTable(caption, header, rows) {
+  const buildCell = (value, column) => {
+    const isMissing = value === null || value === undefined;
+    const text = typeof value === "number" ? formatValue(value) : value ?? "–";
+    if (column === 0) return createElement("th", { scope: "row" }, String(text));
+    const isNumeric = typeof value === "number" || isMissing || /^[\d.]+%$/.test(value);
+    return createElement("td", { class: isNumeric ? "number" : null }, text);
   };
-  return make("table", {},
-    make("caption", {}, caption),
-    make("thead", {}, make("tr", {}, head.map((name) => make("th", { scope: "col" }, name)))),
-    make("tbody", {}, rows.map((row) => make("tr", {}, row.map(cell)))),
+  return createElement("table", {},
+    createElement("caption", {}, caption),
+    createElement("thead", {}, createElement("tr", {}, header.map((name) => createElement("th", { scope: "col" }, name)))),
+    createElement("tbody", {}, rows.map((row) => createElement("tr", {}, row.map(buildCell)))),
   );
 }
 
-/** What a picture of chart.js shows, the forecast first. */
-export function pictureTable({ title, past, next }) {
-  const bands = next?.bands ?? [];
-  const head = ["Stamp", "Kind", "Value", ...bands.flatMap(({ share }) => [`${percent(share)} from`, "to"])];
-  const ahead = next === null ? [] : next.ds.map((stamp, step) => [String(stamp), "forecast", next.mean[step], ...bands.flatMap(({ lower, upper }) => [lower[step], upper[step]])]);
-  const from = Math.max(0, past.ds.length - MOST);
-  const history = past.ds.slice(from).map((stamp, place) => [String(stamp), past.y[from + place] === null ? "not observed" : "observed", past.y[from + place], ...bands.flatMap(() => ["", ""])]);
-  const cut = from > 0 ? `, the last ${MOST} values of its history` : "";
-  return tableOf(`${title}: forecast, then history backwards${cut}`, head, [...ahead, ...history.reverse()]);
+/** Returns the data of a chart (see `ForecastChart.setData`) as a table: the forecast, then the history, latest first. */
+export function buildForecastTable({ title, history, forecast }) {
+  const bands = forecast?.bands ?? [];
+  const intervalHeaders = bands.map(({ coverage }) => formatPercent(coverage))
+    .flatMap((percent) => [`${percent} lower`, `${percent} upper`]);
+  const forecastRows = forecast === null ? [] : forecast.ds.map((timestamp, step) => [
+    String(timestamp), "forecast", forecast.mean[step], ...bands.flatMap(({ lower, upper }) => [lower[step], upper[step]]),
+  ]);
+  const start = Math.max(0, history.ds.length - MAX_HISTORY_ROWS);
+  const values = history.y.slice(start);
+  const historyRows = history.ds.slice(start).map((timestamp, index) => [
+    String(timestamp), values[index] === null ? "missing" : "observed", values[index], ...bands.flatMap(() => ["", ""]),
+  ]);
+  const limit = start > 0 ? `, last ${MAX_HISTORY_ROWS} values` : "";
+  return buildTable(`${title}: forecast, then history (latest first${limit})`,
+    ["Timestamp", "Type", "Value", ...intervalHeaders], [...forecastRows, ...historyRows.reverse()]);
 }

@@ -47,7 +47,7 @@ def import_speed_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def make_record(group: str, **seconds: list[float]) -> dict[str, Any]:
     names = {name.replace("__", "/").replace("_", " "): taken for name, taken in seconds.items()}
-    first = {"ours/carried": "ours/backtest, state carried", "ours/forecast each": "ours/Predictor.forecast_each"}
+    first = {"ours/carried": "ours/backtest, state carried", "ours/forecast batch": "ours/Predictor.forecast_batch"}
     names = {first.get(name, name): taken for name, taken in names.items()}
     facts = {"parameters": 7, "computes": "something"}
     return {
@@ -63,8 +63,8 @@ def make_record(group: str, **seconds: list[float]) -> dict[str, Any]:
 
 def test_a_ratio_is_the_median_of_ratios_within_rounds(import_speed_module: Any) -> None:
     found = make_record("backtest", ours__carried=[1.0, 2.0, 4.0], darts__Darts_RNNModel=[30.0, 50.0, 80.0])
-    assert import_speed_module("report").ratios(found, "darts/Darts RNNModel") == [30.0, 25.0, 20.0]
-    assert "20 times faster than Darts RNNModel: 25 times, met." in import_speed_module("report").report(
+    assert import_speed_module("report").compute_ratios(found, "darts/Darts RNNModel") == [30.0, 25.0, 20.0]
+    assert "20 times faster than Darts RNNModel: 25 times, met." in import_speed_module("report").format_report(
         {"backtest": found}
     )
 
@@ -72,12 +72,12 @@ def test_a_ratio_is_the_median_of_ratios_within_rounds(import_speed_module: Any)
 def test_the_fastest_peer_is_reported_with_and_without_smaller_networks(import_speed_module: Any) -> None:
     found = make_record(
         "rollout",
-        ours__forecast_each=[1.0],
+        ours__forecast_batch=[1.0],
         bare__loop=[0.5],
         darts__Darts=[30.0],
         neuralforecast__small=[20.0],
     )
-    told = import_speed_module("report").report({"rollout_64x1_1x24": found})
+    told = import_speed_module("report").format_report({"rollout_64x1_1x24": found})
     assert "25 times faster than the fastest peer (small): 20 times, not met." in told
     assert "25 times faster than the fastest peer with a network of this size (Darts): 30 times, met." in told
 
@@ -85,27 +85,27 @@ def test_the_fastest_peer_is_reported_with_and_without_smaller_networks(import_s
 def test_a_failed_entrant_is_reported_and_affects_no_other(import_speed_module: Any) -> None:
     found = make_record("backtest", ours__carried=[1.0], darts__Darts_RNNModel=[])
     found["entrants"]["darts/Darts RNNModel"] = {"seconds": [], "cpu": [], "failed": "it ended"}
-    told = import_speed_module("report").report({"backtest": found})
+    told = import_speed_module("report").format_report({"backtest": found})
     assert "| Darts RNNModel | failed: it ended |" in told
     assert "times faster" not in told
 
 
 def test_every_target_belongs_to_a_case_and_every_case_has_data(import_speed_module: Any) -> None:
     cases = import_speed_module("cases")
-    assert set(cases.AIMS) <= set(cases.CASES)
-    for case in map(cases.small, cases.CASES.values()):
+    assert set(cases.SPEED_TARGETS) <= set(cases.CASES)
+    for case in map(cases.shrink_case, cases.CASES.values()):
         assert case.group in cases.ENTRANTS
-        assert cases.values(case).shape == (case.series, case.length)
-        np.testing.assert_array_equal(cases.values(case), cases.values(case))
+        assert cases.make_values(case).shape == (case.series, case.length)
+        np.testing.assert_array_equal(cases.make_values(case), cases.make_values(case))
 
 
 def test_fixed_costs_are_excluded_from_the_time_per_step(
     import_speed_module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timing = import_speed_module("timing")
-    taken = {3: timing.Taken(10.3, 10.3), 13: timing.Taken(11.3, 11.3)}
-    monkeypatch.setattr(timing, "taken", lambda act: taken[act()])
-    assert timing.per_step(lambda steps: steps, few=3, many=13) == pytest.approx((0.1, 0.1))
+    taken = {3: timing.Timing(10.3, 10.3), 13: timing.Timing(11.3, 11.3)}
+    monkeypatch.setattr(timing, "time_once", lambda act: taken[act()])
+    assert timing.time_per_step(lambda steps: steps, few=3, many=13) == pytest.approx((0.1, 0.1))
 
 
 def test_without_the_peers_the_driver_explains_their_installation(tmp_path: Path) -> None:
@@ -118,18 +118,18 @@ def test_without_the_peers_the_driver_explains_their_installation(tmp_path: Path
 @pytest.mark.slow
 def test_our_runner_completes_every_case_it_is_entered_for(import_speed_module: Any, tmp_path: Path) -> None:
     cases, talk = import_speed_module("cases"), import_speed_module("runner_process")
-    one = talk.Runner("ours", Path(sys.executable), threads=1, log=tmp_path / "log")
+    one = talk.RunnerProcess("ours", Path(sys.executable), threads=1, log=tmp_path / "log")
     try:
-        for case in map(cases.small, cases.CASES.values()):
+        for case in map(cases.shrink_case, cases.CASES.values()):
             for entrant in cases.ENTRANTS[case.group]:
                 runner, name = entrant.split("/")
                 if runner == "ours" and case.group != "process":
                     ready = one.prepare(case, name, timeout=300)
                     assert "facts" in ready or "no members" in ready["not_available"], (tmp_path / "log").read_text()
                     if "facts" in ready:
-                        assert np.isfinite(one.ask({"do": "run", "entrant": name}, timeout=300)["seconds"])
+                        assert np.isfinite(one.request({"do": "run", "entrant": name}, timeout=300)["seconds"])
     finally:
-        one.leave()
+        one.close()
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ SPEC_FIELDS = {
 def week_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
     yield __import__("week")
-    for name in ("week", "nights"):
+    for name in ("week", "simulation"):
         del sys.modules[name]
 
 
@@ -46,18 +46,20 @@ def make_daily_waves() -> Any:
 
 def test_a_change_scales_all_series_and_shifts_every_second(week_module: Any) -> None:
     panel = make_daily_waves()
-    found = sys.modules["nights"].changed(panel, week_module.Change("odd", 1.5, 3), at=100)
+    found = sys.modules["simulation"].apply_shift(panel, week_module.PlannedShift("odd", 1.5, 3), step=100)
     for place, (before, after) in enumerate(zip(panel.series, found.series, strict=True)):
         later = 3 if place % 2 else 0
         np.testing.assert_array_equal(after.y[:100], before.y[:100])
         np.testing.assert_array_equal(after.y[100:], 1.5 * before.y[100 - later : len(before.y) - later])
 
 
-def test_two_nights_are_simulated_and_reported(week_module: Any, tmp_path: Path, migrated: Path) -> None:
+def test_two_nights_are_simulated_and_reported(week_module: Any, tmp_path: Path, migrated_root: Path) -> None:
     (tmp_path / "root").mkdir()
-    shutil.copy(migrated / "mlflow.db", tmp_path / "root")
-    plan = week_module.Plan(history=DAY_COUNT - 2, nights=2, change=1, fields=SPEC_FIELDS)
-    lived = week_module.live(make_daily_waves(), week_module.Change("level alone", 1.4, 0), plan, tmp_path)
+    shutil.copy(migrated_root / "mlflow.db", tmp_path / "root")
+    plan = week_module.SimulationPlan(history=DAY_COUNT - 2, nights=2, change=1, spec_fields=SPEC_FIELDS)
+    lived = week_module.simulate_nights(
+        make_daily_waves(), week_module.PlannedShift("level alone", 1.4, 0), plan, tmp_path
+    )
     shapes = {name: found.shape for name, found in lived.errors.items()}
     assert shapes == dict.fromkeys(("frozen", "nightly", "if_needed", week_module.NAIVE), (2, SERIES_COUNT))
     trained = {name: [each.verdict is not None for each in found] for name, found in lived.nights.items()}
@@ -65,8 +67,8 @@ def test_two_nights_are_simulated_and_reported(week_module: Any, tmp_path: Path,
     assert all(found[0].promoted for found in lived.nights.values())
     np.testing.assert_array_equal(lived.errors["frozen"][0], lived.errors["nightly"][0])
     assert lived.errors["frozen"][0].mean() < lived.errors[week_module.NAIVE][0].mean()
-    told = week_module.report([lived], series=SERIES_COUNT, threads=1)
+    told = week_module.format_report([lived], series=SERIES_COUNT, threads=1)
     assert "| 1 | " in told
     assert "| **2** | " in told
-    week_module.picture([lived]).savefig(tmp_path / "week.png")
+    week_module.plot_weeks([lived]).savefig(tmp_path / "week.png")
     assert (tmp_path / "week.png").stat().st_size > 10_000

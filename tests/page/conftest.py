@@ -1,4 +1,4 @@
-"""A Chromium, the real application behind uvicorn in a thread, and a page that must not complain or ask anyone else."""
+"""A Chromium, the real application behind uvicorn in a thread, and a page without errors or requests to other servers."""
 
 from __future__ import annotations
 
@@ -31,31 +31,32 @@ CHROMIUM_OPTIONS = [
     "--disable-sync",
 ]
 TIMEOUT_MS = 8000
-# What a browser says of an answer that is an error: the page tells it, and so it is expected.
+# The browser logs this for every error response. The page shows these errors, so the log entry is expected.
 EXPECTED_CONSOLE_ERROR = "Failed to load resource: the server responded with a status of 4"
 VIOLATION_SCRIPT = """
 window.violations = [];
 window.xss = 0;
-document.addEventListener("securitypolicyviolation", (one) => violations.push(`${one.violatedDirective} ${one.blockedURI}`));
+document.addEventListener("securitypolicyviolation", (event) => {
+  violations.push(`${event.violatedDirective} ${event.blockedURI}`);
+});
 """
 
 
 def find_chromium() -> str | None:
-    """The browser of this machine."""
+    """Returns the path of the Chromium to use, or None."""
     named = os.environ.get("FORECASTER_CHROMIUM")
     if named:
         return named
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(
-    scope="module"
-)  # its event loop runs in this thread as long as it is there: no other test could have one
+# Module scope: Playwright's event loop occupies this thread while the browser is open, and no other test could run one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = find_chromium()
     if path is None:
-        pytest.skip("no Chromium: neither FORECASTER_CHROMIUM nor one on the PATH")
+        pytest.skip("no Chromium: FORECASTER_CHROMIUM is not set, and none is on the PATH")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=CHROMIUM_OPTIONS)
         yield browser
@@ -63,7 +64,7 @@ def browser() -> Iterator[Any]:
 
 
 def publish_stub_with_card(slot: Path, card: str, *, freq: str = "h") -> None:
-    """A stub in the slot whose card says this."""
+    """Publishes a stub model with this model card to the slot."""
     with staging(slot) as draft:
         write_stub(draft / "bundle", freq=freq)
         (draft / "bundle" / "card.md").write_text(card)
@@ -76,29 +77,29 @@ def publish_stub_with_card(slot: Path, card: str, *, freq: str = "h") -> None:
 
 @contextmanager
 def serve_application(slot_folder: Path, *, load: LoadPredictor = load_stub, **fields: Any) -> Iterator[str]:
-    """The address of a running application."""
+    """Runs the application and yields its address."""
     uvicorn = pytest.importorskip("uvicorn")
     settings = Settings(slot=slot_folder, **fields)
     slot = Slot(slot_folder, load=load, reload_s=settings.reload_s)
     application = app.build_application(settings, slot=slot)
     slot.reload_if_changed()
 
-    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         await (application.routes if scope["type"] == "lifespan" else application.app)(scope, receive, send)
 
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(
             uvicorn.Config(
-                front, log_level="error", lifespan="on", ws="none", loop="asyncio", timeout_graceful_shutdown=1
+                dispatch, log_level="error", lifespan="on", ws="none", loop="asyncio", timeout_graceful_shutdown=1
             )
         )
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started and thread.is_alive():
             time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{door.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
@@ -106,7 +107,7 @@ def serve_application(slot_folder: Path, *, load: LoadPredictor = load_stub, **f
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An application that repeats the last value of hourly series, and takes few series at once."""
+    """An application that repeats the last value of hourly series and accepts at most 60 series per request."""
     slot = tmp_path_factory.mktemp("page") / "slot"
     publish_stub_with_card(slot, "# A stub\n\nRepeats the **last** value.\n")
     with serve_application(slot, max_series=60) as address:
@@ -118,9 +119,9 @@ OpenPage = Callable[..., Any]
 
 @pytest.fixture
 def visit_page(browser: Any, url: str) -> Iterator[OpenPage]:
-    """Opens the page; at the end, it must not have complained or asked another server."""
+    """Opens the page; fails at the end if it logged errors, violated its policy, or sent a request to another server."""
     contexts: list[Any] = []
-    complaints: list[str] = []
+    problems: list[str] = []
     pages: list[Any] = []
 
     def open_page(address: str = url, **context: Any) -> Any:
@@ -130,22 +131,24 @@ def visit_page(browser: Any, url: str) -> Iterator[OpenPage]:
         page = contexts[-1].new_page()
         page.set_default_timeout(TIMEOUT_MS)
         page.add_init_script(VIOLATION_SCRIPT)
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(
             "request",
-            lambda asked: (
-                None if asked.url.startswith((address + "/", "blob:", "data:")) else complaints.append(asked.url)
+            lambda request: (
+                None if request.url.startswith((address + "/", "blob:", "data:")) else problems.append(request.url)
             ),
         )
         page.goto(address)
-        page.wait_for_selector("#in-use:not(:empty)")
+        page.wait_for_selector("#deployed-model:not(:empty)")
         pages.append(page)
         return page
 
     yield open_page
-    seen = [page.evaluate("[violations, xss]") for page in pages]
+    violations = [page.evaluate("[violations, xss]") for page in pages]
     for context in contexts:
         context.close()
-    assert seen == [[[], 0]] * len(pages)
-    assert [said for said in complaints if not said.startswith(EXPECTED_CONSOLE_ERROR)] == []
+    assert violations == [[[], 0]] * len(pages)
+    assert [text for text in problems if not text.startswith(EXPECTED_CONSOLE_ERROR)] == []

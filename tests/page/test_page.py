@@ -1,4 +1,4 @@
-"""Both views in a browser: the model, keys, hostile text, light and dark, narrow and wide."""
+"""Both views in a browser: model, API keys, untrusted text, color schemes, widths, accessibility."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ ACCURACY_RESPONSE = {
 
 
 def test_the_model_and_its_accuracy_are_shown(visit_page: OpenPage) -> None:
-    AccuracyResponse.model_validate_json(json.dumps(ACCURACY_RESPONSE))  # what is shown is what the server answers
+    # The mocked response has the schema of the service.
+    AccuracyResponse.model_validate_json(json.dumps(ACCURACY_RESPONSE))
     page = visit_page()
     page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY_RESPONSE))
-    page.click("#to-model")
+    page.click("#nav-model")
     page.wait_for_selector(".prose")
     assert page.title() == "Model · forecaster"
     assert "stub, version 1" in page.text_content(".facts")
@@ -48,8 +49,8 @@ def test_the_model_and_its_accuracy_are_shown(visit_page: OpenPage) -> None:
     assert page.locator(".bars .bar").count() == 8
     table = page.locator("[aria-label='Accuracy by step ahead as a table'] tbody tr").all_text_contents()
     assert len(table) == 9
-    assert table[0].startswith("all8002.5-0.10.879 %")
-    page.click("#to-forecast")
+    assert table[0].startswith("all8002.5-0.10.879%")
+    page.click("#nav-forecast")
     assert page.is_visible("#controls")
 
 
@@ -59,36 +60,43 @@ def fulfill_with_error(route: Any, _: Any, *, status: int, content: str) -> None
 
 def test_a_server_without_a_ledger_shows_no_error(visit_page: OpenPage) -> None:
     page = visit_page()
-    answers = {"keeps no record": (404, "ledger_off"), "may not see": (403, "forbidden"), "Not to be had": (404, "odd")}
-    for told, (status, code) in answers.items():
+    responses = {
+        "does not record": (404, "ledger_off"),
+        "may not read": (403, "forbidden"),
+        "is not available": (404, "odd"),
+    }
+    for note, (status, code) in responses.items():
         content = json.dumps({"error": {"code": code, "message": "Expected a ledger.", "where": None}})
         page.route("**/v1/accuracy", partial(fulfill_with_error, status=status, content=content))
-        page.click("#to-forecast")
+        page.click("#nav-forecast")
         with page.expect_response("**/v1/accuracy"):
-            page.click("#to-model")
-        page.wait_for_selector(f".calm:has-text('{told}')")
+            page.click("#nav-model")
+        page.wait_for_selector(f".empty-note:has-text('{note}')")
         assert page.locator(".message").count() == 0
 
 
 def test_foreign_text_is_escaped(visit_page: OpenPage, tmp_path: Path) -> None:
     table = f"| {XSS_PAYLOAD} | a |\n|---|---|\n| {XSS_PAYLOAD} | 1 |"
-    card = f"# {XSS_PAYLOAD}\n\n{XSS_PAYLOAD} **{XSS_PAYLOAD}** [x](javascript:xss=1)\n\n- {XSS_PAYLOAD}\n\n{table}\n\n```\n{XSS_PAYLOAD}\n```\n<script>xss=1</script>\n"
+    card = (
+        f"# {XSS_PAYLOAD}\n\n{XSS_PAYLOAD} **{XSS_PAYLOAD}** [x](javascript:xss=1)\n\n- {XSS_PAYLOAD}\n\n{table}\n\n"
+        f"```\n{XSS_PAYLOAD}\n```\n<script>xss=1</script>\n"
+    )
     publish_stub_with_card(tmp_path / "slot", card)
     with serve_application(tmp_path / "slot") as address:
         page = visit_page(address)
         paste_table(page, GOOD.replace("shop", f'"{XSS_PAYLOAD}"') + '"<script>xss=1</script>",2026-01-01T00:00,1\n')
-        page.wait_for_selector("#outcome:not([hidden])")
+        page.wait_for_selector("#result:not([hidden])")
         request_forecast(page)
-        assert page.text_content("#outcome-title") == XSS_PAYLOAD
+        assert page.text_content("#result-title") == XSS_PAYLOAD
         for fold in ("#table-fold", "#code-fold"):
             page.click(f"{fold} summary")
         page.select_option("#series", index=1)
         page.wait_for_selector("#messages .message")
-        page.click("#to-model")
+        page.click("#nav-model")
         page.wait_for_selector(".prose")
         assert page.text_content(".prose").count(XSS_PAYLOAD) == 7
         assert page.locator("main :is(script, iframe), .prose :is(img, a)").count() == 0
-        assert page.locator("img").count() == 1, "the brand's"
+        assert page.locator("img").count() == 1, "only the logo is an image"
 
 
 def test_the_page_works_with_api_keys(visit_page: OpenPage, tmp_path: Path) -> None:
@@ -97,39 +105,41 @@ def test_the_page_works_with_api_keys(visit_page: OpenPage, tmp_path: Path) -> N
     with serve_application(tmp_path / "slot", keys_file=tmp_path / "keys") as address:
         page = visit_page(address)
         addresses: list[str] = []
-        page.on("request", lambda asked: addresses.append(asked.url))
-        assert page.text_content("#in-use") == "a key is needed"
+        page.on("request", lambda request: addresses.append(request.url))
+        assert page.text_content("#deployed-model") == "API key required"
         paste_table(page, GOOD)
-        page.wait_for_selector("#outcome:not([hidden])")
-        page.click("#go")
+        page.wait_for_selector("#result:not([hidden])")
+        page.click("#run-forecast")
         page.wait_for_selector("#messages .message")
-        told = page.text_content("#messages")
-        assert "This server asks for a key" in told
-        assert re.search(r"Request[0-9a-f]{16}", told), "the id that is in the server's log"
+        message = page.text_content("#messages")
+        assert "API key required" in message
+        assert re.search(r"Request[0-9a-f]{16}", message), "the request id, which the log of the service contains"
         assert page.evaluate("document.activeElement.id") == "key"
         page.fill("#key", key)
         page.keyboard.press("Enter")
-        page.wait_for_selector("#in-use b")
+        page.wait_for_selector("#deployed-model b")
         request_forecast(page)
         page.click("#copy-curl")
-        page.wait_for_selector("#action-says:text-is('Copied as curl.')")
+        page.wait_for_selector("#action-status:text-is('Copied as curl.')")
         command = page.evaluate("navigator.clipboard.readText()")
         assert "$FORECASTER_KEY" in command
         assert key not in command + page.content() + "".join(addresses)
-        kept = page.evaluate("[Object.values({...sessionStorage}), Object.values({...localStorage}), document.cookie]")
-        assert kept == [[key], [], ""]
+        stored = page.evaluate(
+            "[Object.values({...sessionStorage}), Object.values({...localStorage}), document.cookie]"
+        )
+        assert stored == [[key], [], ""]
         page.reload()
-        page.wait_for_selector("#in-use b")
-        page.click("#key-open")
-        page.click("#key-forget")
-        page.wait_for_selector("#in-use:text-is('a key is needed')")
+        page.wait_for_selector("#deployed-model b")
+        page.click("#key-toggle")
+        page.click("#key-clear")
+        page.wait_for_selector("#deployed-model:text-is('API key required')")
         assert page.evaluate("sessionStorage.length") == 0
 
 
 def relative_luminance(color: str) -> float:
     """Relative luminance (WCAG 2.2) of rgb(r, g, b)."""
     red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", color)[:3])
-    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in (red, green, blue)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in (red, green, blue)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -138,7 +148,10 @@ def contrast_ratio(first: str, second: str) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
-CSS_COLOR_NAMES = "paper card ink soft edge accent accent-ink accent-deep wash past wrong wrong-wash note note-wash"
+CSS_COLOR_NAMES = (
+    "background card text text-muted border-strong accent on-accent accent-strong accent-subtle history error error-subtle "
+    "warning warning-subtle"
+)
 READ_COLORS_SCRIPT = """(names) => {
   const probe = document.body.appendChild(document.createElement("i"));
   return Object.fromEntries(names.split(" ").map((name) => {
@@ -147,38 +160,48 @@ READ_COLORS_SCRIPT = """(names) => {
   }));
 }"""
 TEXT_PAIRS = [
-    *((text, ground) for text in ("ink", "soft", "accent-deep") for ground in ("paper", "card", "wash")),
-    *((text, "wrong-wash") for text in ("ink", "soft", "wrong")),
+    *(
+        (text, background)
+        for text in ("text", "text-muted", "accent-strong")
+        for background in ("background", "card", "accent-subtle")
+    ),
+    *((text, "error-subtle") for text in ("text", "text-muted", "error")),
     ("accent", "card"),
-    ("accent", "paper"),
-    ("accent-ink", "accent"),
-    ("accent-ink", "accent-deep"),
-    ("note", "note-wash"),
+    ("accent", "background"),
+    ("on-accent", "accent"),
+    ("on-accent", "accent-strong"),
+    ("warning", "warning-subtle"),
 ]
-SHAPE_PAIRS = [("edge", "card"), ("edge", "paper"), ("past", "card"), ("accent", "card"), ("note", "card")]
+SHAPE_PAIRS = [
+    ("border-strong", "card"),
+    ("border-strong", "background"),
+    ("history", "card"),
+    ("accent", "card"),
+    ("warning", "card"),
+]
 
 
 def test_colours_have_sufficient_contrast(visit_page: OpenPage) -> None:
     page = visit_page()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-        assert (relative_luminance(ground) < 0.1) == (scheme == "dark")
+        background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        assert (relative_luminance(background) < 0.1) == (scheme == "dark")
         colors: dict[str, str] = page.evaluate(READ_COLORS_SCRIPT, CSS_COLOR_NAMES)
-        weak = {pair: contrast_ratio(*(colors[name] for name in pair)) for pair in TEXT_PAIRS}
-        assert {pair: value for pair, value in weak.items() if value < 4.5} == {}, "WCAG 1.4.3, AA"
-        faint = {pair: contrast_ratio(*(colors[name] for name in pair)) for pair in SHAPE_PAIRS}
-        assert {pair: value for pair, value in faint.items() if value < 3} == {}, "WCAG 1.4.11"
+        text_contrasts = {pair: contrast_ratio(*(colors[name] for name in pair)) for pair in TEXT_PAIRS}
+        assert {pair: value for pair, value in text_contrasts.items() if value < 4.5} == {}, "WCAG 1.4.3, AA"
+        shape_contrasts = {pair: contrast_ratio(*(colors[name] for name in pair)) for pair in SHAPE_PAIRS}
+        assert {pair: value for pair, value in shape_contrasts.items() if value < 3} == {}, "WCAG 1.4.11"
 
 
 def test_nothing_overflows_the_page(visit_page: OpenPage) -> None:
     page = visit_page(viewport={"width": 1280, "height": 780})
     page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY_RESPONSE))
-    page.click("#example-too")
+    page.click("#example-empty")
     wait_for_forecast(page)
     for fold in ("#table-fold", "#code-fold"):
         page.click(f"{fold} summary")
-    for link in ("#to-forecast", "#to-model"):
+    for link in ("#nav-forecast", "#nav-model"):
         page.click(link)
         for width in (1280, 700, 360):
             page.set_viewport_size({"width": width, "height": 780})
@@ -189,22 +212,25 @@ def test_nothing_overflows_the_page(visit_page: OpenPage) -> None:
 def test_the_page_is_accessible(visit_page: OpenPage) -> None:
     page = visit_page()
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
-    assert page.evaluate("document.activeElement.getBoundingClientRect().top") >= 0, "it is seen where it has the focus"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().top") >= 0, (
+        "the link is visible while it has the focus"
+    )
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
-    page.click("#example-too")
+    page.click("#example-empty")
     wait_for_forecast(page)
-    nameless: list[Any] = (
+    unlabeled: list[Any] = (
         page.evaluate("""() => [...document.querySelectorAll("input, select, textarea, button, progress")]
-      .filter((one) => !(one.labels?.length || one.textContent.trim() || one.ariaLabel || one.getAttribute("aria-labelledby")))
-      .map((one) => one.outerHTML)""")
+      .filter((field) => !(field.labels?.length || field.textContent.trim() || field.ariaLabel
+        || field.getAttribute("aria-labelledby")))
+      .map((field) => field.outerHTML)""")
     )
-    assert nameless == []
-    twice = page.evaluate(
-        "[...document.querySelectorAll('[id]')].map((one) => one.id).filter((id, place, all) => all.indexOf(id) !== place)"
+    assert unlabeled == []
+    duplicate_ids = page.evaluate(
+        "[...document.querySelectorAll('[id]')].map((element) => element.id).filter((id, i, ids) => ids.indexOf(id) !== i)"
     )
-    assert twice == []
+    assert duplicate_ids == []
     snapshot = page.locator("body").aria_snapshot()
     for landmark in ("banner", 'navigation "Views"', "main", "contentinfo"):
         assert landmark in snapshot

@@ -82,9 +82,9 @@ class LastValuePredictor:
         ]
 
     def sample_scenarios(
-        self, scenarios: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
+        self, scenarios: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
     ) -> list[np.ndarray | ForecasterError]:
-        return self.sample_batch(scenarios, horizon, paths=paths, seed=seed, first_path=first)
+        return self.sample_batch(scenarios, horizon, paths=paths, seed=seed, first_path=first_path)
 
     def truncate_history(self, series: Series) -> Series:
         """Its last steps."""

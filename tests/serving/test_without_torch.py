@@ -24,7 +24,7 @@ from serving.routes.app import build_application
 from serving.settings import Settings
 
 served = build_application(Settings(slot=Path(sys.argv[1])))
-served.slot.check()
+served.slot.reload_if_changed()
 model = served.slot.current
 assert model is not None, "the bundle was refused"
 y = [1.0 + place % 4 for place in range(30)]

@@ -112,6 +112,6 @@ def test_the_page_uses_no_external_resources_and_no_inline_code() -> None:
 
 def test_all_modules_are_preloaded() -> None:
     scripts = {file.name for file in assets.PAGE_FOLDER.glob("*.js")} - {"main.js"}
-    beside = {"reader.js", "csv.js", "gaps.js"}  # of the worker
+    beside = {"csv-worker.js", "csv.js", "fill-gaps.js"}  # loaded by the web worker
     home = (assets.PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
-    assert set(re.findall(r'rel="modulepreload" href="/page/([a-z]+\.js)"', home)) == scripts - beside
+    assert set(re.findall(r'rel="modulepreload" href="/page/([a-z-]+\.js)"', home)) == scripts - beside

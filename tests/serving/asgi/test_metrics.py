@@ -22,9 +22,9 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 def test_batches_engine_time_fallbacks_and_model_age_are_measured(slot_folder: Path, make_client: MakeClient) -> None:
     class Exploding(LastValuePredictor):
-        def _one(self, one: Any, horizon: int) -> Any:
-            told = super()._forecast_series(one, horizon)
-            if isinstance(told, Forecast) and one.id.startswith("wild"):
+        def _forecast_series(self, series: Any, horizon: int) -> Any:
+            told = super()._forecast_series(series, horizon)
+            if isinstance(told, Forecast) and series.id.startswith("wild"):
                 return Forecast(told.id, told.ds, np.zeros(horizon), ("it exploded",))
             return told
 

@@ -81,7 +81,7 @@ def test_no_shadow_model_is_loaded_without_a_ledger_or_the_setting(shadow: str, 
 class FailingPredictor(LastValuePredictor):
     """A model that raises what nobody expects."""
 
-    def forecast_each(
+    def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = (), **_: Any
     ) -> list[Forecast | ForecasterError]:
         if self.shift:
@@ -97,12 +97,12 @@ def test_a_failing_shadow_model_is_harmless(
         return FailingPredictor(good.fitted_model, 0.0) if not good.shift else Shifted(good.fitted_model, good.shift)
 
     class Shifted(FailingPredictor):
-        def forecast_each(self, *asked: Any, **named: Any) -> Any:
+        def forecast_batch(self, *asked: Any, **named: Any) -> Any:
             warm_up = [one.id for one in asked[0]] == ["warm-up"]
             return (
                 LastValuePredictor.forecast_batch(self, *asked, **named)
                 if warm_up
-                else FailingPredictor.forecast_each(self, *asked, **named)
+                else FailingPredictor.forecast_batch(self, *asked, **named)
             )
 
     publish_stub(slot_folder)

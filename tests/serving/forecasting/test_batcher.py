@@ -35,7 +35,7 @@ RELEASE = Release(name="stub", version="1", digest="0" * 64)
 class CallCounter(LastValuePredictor):
     """Counts how often it is asked, and of how many series; refuses to answer at all where a value is 13."""
 
-    def forecast_each(
+    def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
     ) -> list[Forecast | ForecasterError]:
         CALL_SIZES.append(len(series))
@@ -140,10 +140,10 @@ def test_requests_waiting_during_a_rollout_form_the_next_batch() -> None:
     gate, inside = threading.Event(), threading.Event()
 
     class Slow(CallCounter):
-        def forecast_each(self, *some: Any, **fields: Any) -> Any:
+        def forecast_batch(self, *some: Any, **fields: Any) -> Any:
             inside.set()
             gate.wait(10)
-            return super().forecast_each(*some, **fields)
+            return super().forecast_batch(*some, **fields)
 
     slow = DeployedModel(RELEASE, Slow(), "")
 

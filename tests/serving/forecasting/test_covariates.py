@@ -201,8 +201,8 @@ def test_without_levels_there_are_no_quantiles(post_forecast: Callable[..., Any]
 
 def test_forecast_warnings_follow_request_warnings(slot_folder: Path, make_client: MakeClient) -> None:
     class Cautious(LastValuePredictor):
-        def _one(self, one: Any, horizon: int) -> Any:
-            found = super()._forecast_series(one, horizon)
+        def _forecast_series(self, series: Any, horizon: int) -> Any:
+            found = super()._forecast_series(series, horizon)
             return Forecast(found.id, found.ds, found.mean, ("Mind the gap.",))
 
     publish_stub(slot_folder)

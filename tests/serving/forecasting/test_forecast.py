@@ -127,7 +127,7 @@ def test_a_request_past_its_deadline_is_a_504_and_its_thread_serves_the_next(
     calls: list[int] = []
 
     class Slow(LastValuePredictor):
-        def forecast_each(self, series: Any, horizon: int, *, levels: Any = ()) -> Any:
+        def forecast_batch(self, series: Any, horizon: int, *, levels: Any = ()) -> Any:
             calls.append(len(series))
             time.sleep(0.05)
             return super().forecast_batch(series, horizon, levels=levels)

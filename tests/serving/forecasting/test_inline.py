@@ -19,7 +19,7 @@ from tests.serving.conftest import LastValuePredictor, publish_stub, series_payl
 class ThreadRecorder(LastValuePredictor):
     """Notes the thread in which it is asked, and of how many series."""
 
-    def forecast_each(
+    def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
     ) -> list[Forecast | ForecasterError]:
         RECORDED_CALLS.append((threading.get_ident(), len(series)))

@@ -99,11 +99,11 @@ def test_a_rejected_series_is_rejected_in_every_batch() -> None:
 class SlowSampler(LastValuePredictor):
     """Draws as long as the number of paths wants: a millisecond each."""
 
-    def sample_each(
-        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first: int = 0
+    def sample_batch(
+        self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
     ) -> list[np.ndarray | ForecasterError]:
         time.sleep(paths * len(series) / 1000)
-        return super().sample_batch(series, horizon, paths=paths, seed=seed, first_path=first)
+        return super().sample_batch(series, horizon, paths=paths, seed=seed, first_path=first_path)
 
 
 @pytest.mark.parametrize("path", ["/v1/forecast", "/v1/scenarios"])

@@ -124,10 +124,10 @@ def test_ndjson_conforms_to_the_openapi_document(formats_client: AppClient) -> N
         post_content(formats_client, to_ndjson(FORECAST_OPTIONS, *ROW_PAYLOADS), lines.MEDIA_TYPE).text.splitlines(),
     )
     schemas = document["components"]["schemas"]
-    assert schema_violations(FORECAST_OPTIONS, schemas["Ask"], document) == []
+    assert schema_violations(FORECAST_OPTIONS, schemas["ForecastOptions"], document) == []
     assert (
-        schema_violations(first, schemas["LinesBegin"], document)
-        == schema_violations(last, schemas["LinesEnd"], document)
+        schema_violations(first, schemas["NdjsonHeader"], document)
+        == schema_violations(last, schemas["NdjsonTrailer"], document)
         == []
     )
     kinds = ["SeriesForecast", "SeriesError", "SeriesForecast"]
@@ -183,7 +183,7 @@ def test_many_lines_are_answered_in_batches(formats_client: AppClient) -> None:
 
 def test_ndjson_past_its_deadline_ends_with_an_error(slot_folder: Path, make_client: MakeClient) -> None:
     class Late(LastValuePredictor):
-        def forecast_each(self, asked: Any, horizon: int, *, levels: Any = ()) -> Any:
+        def forecast_batch(self, asked: Any, horizon: int, *, levels: Any = ()) -> Any:
             import time
 
             time.sleep(0.15 if len(asked) > 1 else 0)

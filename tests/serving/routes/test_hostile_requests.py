@@ -296,10 +296,10 @@ def test_an_unexpected_failure_is_a_500_without_details_and_is_logged(
     slot_folder: Any, make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Breaking(LastValuePredictor):
-        def _one(self, one: Any, horizon: int) -> Any:
-            if one.id != "warm-up":
+        def _forecast_series(self, series: Any, horizon: int) -> Any:
+            if series.id != "warm-up":
                 raise RuntimeError("secret internals")
-            return super()._forecast_series(one, horizon)
+            return super()._forecast_series(series, horizon)
 
     publish_stub(slot_folder)
     client = make_client(load=lambda folder: Breaking())

@@ -40,7 +40,7 @@ COLUMN_CASES: dict[str, FrameCase] = {
         options={"covariates": ("heat",)},
         check=lambda panel: panel.series[0].covariates["heat"].tolist() == [1.0, 0.0] * 10,
     ),
-    "a covariate that is missing somewhere": FrameCase(
+    "a covariate with missing values": FrameCase(
         lambda: covariates_frame([1.0, np.nan, 3.0], [1.0, 2.0, 3.0]),
         CovariateUnknown,
         "'heat' .* at 2026-01-02",
@@ -66,7 +66,7 @@ COLUMN_CASES: dict[str, FrameCase] = {
         "from 'n' to 's' at 2026-01-02",
         {"static": ("region",), "freq": "D"},
     ),
-    "a static column that is missing somewhere": FrameCase(
+    "a static column with missing values": FrameCase(
         lambda: series_frame(y=[1.0, 2.0], region=["n", None]), CovariateUnknown, "'region'", {"static": ("region",)}
     ),
     # channels
@@ -75,7 +75,7 @@ COLUMN_CASES: dict[str, FrameCase] = {
         options={"channels": ("rain",), "freq": "D"},
         check=has_channel(5, 6.5, 7),
     ),
-    "a channel that is missing somewhere": FrameCase(
+    "a channel with missing values": FrameCase(
         lambda: channel_frame([np.nan, 6.0, np.nan], [1.0, 2.0, 3.0]),
         options={"channels": ("rain",), "freq": "D"},
         check=lambda panel: (
@@ -87,12 +87,12 @@ COLUMN_CASES: dict[str, FrameCase] = {
         options={"channels": ("rain",), "freq": "D"},
         check=has_channel(None, None, None),
     ),
-    "a channel that goes on where `y` is not observed": FrameCase(
+    "a channel that continues where `y` is not observed": FrameCase(
         lambda: channel_frame([4.0, 5.0, 6.0], [1.0, 2.0, np.nan]),
         options={"channels": ("rain",), "freq": "D"},
         check=lambda panel: has_channel(4, 5, 6)(panel) and has_values(1, 2, None)(panel),
     ),
-    "a channel that goes on after the last `y`, beside covariates": FrameCase(
+    "a channel that continues after the last `y`, with covariates": FrameCase(
         lambda: channel_frame([4.0, 5.0, 6.0, np.nan], [1.0, 2.0, np.nan, np.nan], heat=1.0),
         message="1 values of channel 'rain' after the last observed `y`",
         options={"channels": ("rain",), "covariates": ("heat",), "freq": "D"},
@@ -105,7 +105,7 @@ COLUMN_CASES: dict[str, FrameCase] = {
         {"channels": ("rain",), "freq": "D"},
         lambda panel: has_channel(4, None, 6, 7)(panel) and has_values(1, None, 3, 4)(panel),
     ),
-    "a stamp twice, with different channels": FrameCase(
+    "a duplicate timestamp with different channels": FrameCase(
         lambda: pd.concat([channel_frame(1.0, [1.0, 2.0]), channel_frame(2.0, [1.0, 2.0])]),
         DuplicateStamp,
         "another column",
@@ -117,7 +117,7 @@ COLUMN_CASES: dict[str, FrameCase] = {
     "a channel that is infinite": FrameCase(
         lambda: channel_frame([1.0, -np.inf], [1.0, 2.0]), NotANumber, "'rain'", {"channels": ("rain",)}
     ),
-    "a channel that is a covariate too": FrameCase(
+    "a channel that is also a covariate": FrameCase(
         lambda: channel_frame(1.0, [1.0, 2.0]),
         DuplicateColumn,
         "'rain'",

@@ -35,7 +35,7 @@ CASES = VALUE_AND_TIMESTAMP_CASES | COLUMN_CASES
 
 def read_documentation_table() -> dict[str, tuple[str, str]]:
     """The rows of docs/data.md: what happens and the error's name, by case."""
-    page = (ROOT / "docs/data.md").read_text().split("## Columns")[1].split("## Where time is")[0]
+    page = (ROOT / "docs/data.md").read_text().split("## Columns")[1].split("## Time zones and steps")[0]
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     rows = [row for row in cells if row[0] != "case"]
