@@ -1,1 +1,1 @@
-"""What happens on a request: wire format, batching, readiness, the model in use and its replacement."""
+"""What happens on a request: wire formats, batching, readiness, the deployed model and its replacement."""

@@ -1,4 +1,4 @@
-"""`python -m serving`: the server and its follower, set up by FORECASTER_SERVING_*."""
+"""`python -m serving`: starts the server and its follower, configured by FORECASTER_SERVING_*."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if __name__ == "__main__":
     try:
         settings = Settings.from_environment(os.environ)
     except ValidationError as error:
-        for fault in error.errors():
-            name = f"{ENV_PREFIX}{'.'.join(map(str, fault['loc'])).upper()}"
-            secret = "KEY" in name or name == f"{ENV_PREFIX}LEDGER"  # a database's address may hold a password
-            found = "what is not shown, as it may be a key" if secret else repr(fault["input"])
-            print(f"forecaster: {name}: {fault['msg']}; found {found}. Correct it.", file=sys.stderr)  # noqa: T201
+        for detail in error.errors():
+            name = f"{ENV_PREFIX}{'.'.join(map(str, detail['loc'])).upper()}"
+            is_secret = "KEY" in name or name == f"{ENV_PREFIX}LEDGER"  # a database's address may hold a password
+            value = "a value that is not shown because it may be secret" if is_secret else repr(detail["input"])
+            print(f"forecaster: {name}: {detail['msg']}; found {value}. Correct it.", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     try:
-        build_keyring(settings)  # before any process is started; each worker reads them for itself
+        build_keyring(settings)  # validated before any process starts; each worker reads the keys for itself
     except InvalidKeys as error:
         print(f"forecaster: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)

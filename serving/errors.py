@@ -1,4 +1,4 @@
-"""One shape for every failure, {"error": {"code", "message", "where"}}, and all codes that are not the forecaster's."""
+"""Error responses: their shape, {"error": {"code", "message", "where"}}, and all codes not defined in forecaster.errors."""
 
 from __future__ import annotations
 
@@ -8,61 +8,66 @@ import orjson
 
 from forecaster.errors import ForecasterError
 
-# code: (HTTP status, when). The OpenAPI document is written from this table.
+# code: (HTTP status, description). The OpenAPI document is generated from this table.
 ERROR_CODES: dict[str, tuple[int, str]] = {
-    "bad_path": (400, "The path has control characters."),
+    "bad_path": (400, "The path contains control characters."),
     "bad_length": (400, "The Content-Length header is not a number."),
     "malformed_json": (
         400,
-        "The body is not JSON: broken syntax, NaN or Infinity, numbers beyond a double, or not UTF-8.",
+        "The body is not valid JSON: wrong syntax, NaN or Infinity, numbers outside the range of a double, or not UTF-8.",
     ),
-    "unauthorized": (401, "There is no key, or none that this server knows."),
-    "forbidden": (403, "The key is not for this path."),
-    "malformed_encoding": (400, "The body is not what its Content-Encoding says."),
+    "unauthorized": (401, "The API key is missing or unknown to this server."),
+    "forbidden": (403, "The API key lacks the scope of this path."),
+    "malformed_encoding": (400, "The body does not match its Content-Encoding."),
     "malformed_arrow": (
         400,
-        "The body is no Arrow stream that can be read, or one with compressed or dictionary batches.",
+        "The body is not a readable Arrow stream, or it contains compressed or dictionary batches.",
     ),
-    "not_found": (404, "There is no such path."),
+    "not_found": (404, "The path does not exist."),
     "ledger_off": (404, "This server keeps no ledger of served forecasts."),
-    "method_not_allowed": (405, "The path does not take this method; the Allow header says which it takes."),
+    "method_not_allowed": (405, "The path does not support this method; the Allow header lists the supported ones."),
     "state_of_other_model": (
         409,
-        "The states that series came with were left by another model. Send the histories again.",
+        "The states of the series were issued by another model. Send the histories again.",
     ),
-    "body_too_large": (413, "The body is larger than this server takes."),
+    "body_too_large": (413, "The body is larger than this server accepts."),
     "unsupported_media_type": (
         415,
-        "The body is of a type, or compressed in a way, that this path or this server does not take.",
+        "This path or this server does not support the body's media type or compression.",
     ),
     "invalid_request": (422, "A field is missing, unknown, of the wrong type or out of range."),
-    "too_many_series": (422, "More series than this server takes in one request."),
-    "history_too_long": (422, "A history, or a covariate, is longer than this server takes."),
-    "request_too_large": (422, "More values in all histories, covariates and channels than this server takes at once."),
+    "too_many_series": (422, "The request has more series than this server accepts."),
+    "history_too_long": (422, "A history or a covariate is longer than this server accepts."),
+    "request_too_large": (
+        422,
+        "All histories, covariates and channels together have more values than this server accepts in one request.",
+    ),
     "answer_too_large": (
         422,
-        "Series times horizon, times one and the numbers of levels and samples, is more than this server answers at once.",
+        "Series times horizon times (1 + levels + samples) is more than this server returns in one response.",
     ),
-    "too_many_scenarios": (422, "More scenarios than this server takes in one request."),
-    "too_many_samples": (422, "More samples than this server draws."),
+    "too_many_scenarios": (422, "The request has more scenarios than this server accepts."),
+    "too_many_samples": (422, "The request asks for more samples than this server draws."),
     "horizon_out_of_range": (422, "The horizon is above this server's limit."),
-    "too_many_requests": (429, "Too many requests are under way; try again after Retry-After seconds."),
-    "internal_error": (500, "A fault of the server. It is logged under the request id."),
-    "ledger_unavailable": (503, "The database of the ledger does not answer."),
-    "not_ready": (503, "No model is in use yet."),
-    "deadline_passed": (504, "The forecast took longer than this server waits, or than `deadline_ms`."),
+    "too_many_requests": (429, "Too many requests are in progress; retry after Retry-After seconds."),
+    "internal_error": (500, "The server failed. The error is logged under the request id."),
+    "ledger_unavailable": (503, "The database of the ledger does not respond."),
+    "not_ready": (503, "No model is deployed yet."),
+    "deadline_passed": (504, "The forecast took longer than this server's timeout, or than `deadline_ms`."),
 }
 
-CLIENT_CLOSED_REQUEST = 499  # a status that is only logged: there is nobody to tell
+CLIENT_CLOSED_REQUEST = 499  # logged only; no client is left to receive it
 
 
 class ApiError(Exception):
-    """A request that gets an error instead of an answer.
+    """An error response to a request.
 
     Attributes:
-        code: One of CODES, or the code of a ForecasterError.
-        where: The place in the request, as a dotted path ("series.0.y.3") or a series' id.
-        headers: Sent along with the answer.
+        code: A key of ERROR_CODES, or the code of a ForecasterError.
+        message: What was expected and found, and what to do.
+        where: The location in the request, as a dotted path ("series.0.y.3") or a series' id.
+        status: The HTTP status.
+        headers: Additional response headers.
     """
 
     def __init__(
@@ -83,10 +88,10 @@ class ApiError(Exception):
 
     @classmethod
     def from_forecaster_error(cls, error: ForecasterError) -> Self:
-        """The 422 (409 for a state of another model) that a refused series becomes when it is all there was to answer."""
+        """Returns the response to a request whose only result is this error: 422, or 409 for a state of another model."""
         status = ERROR_CODES.get(error.code, (422, ""))[0]
         return cls(error.code, error.message, where=error.where, status=status)
 
     def to_json(self) -> bytes:
-        """The JSON that is sent."""
+        """Returns the JSON body of the response."""
         return orjson.dumps({"error": {"code": self.code, "message": self.message, "where": self.where}})

@@ -1,4 +1,4 @@
-"""Logs of our processes: one JSON object a line, on standard output."""
+"""Log output of the serving processes: one JSON object per line, on standard output."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes a record as JSON; a message with line breaks, or a traceback, stays one line."""
+    """Formats a record as one line of JSON, even if its message has line breaks or it carries a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Returns the record as one line of JSON."""
         fields = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -25,11 +25,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging() -> None:
-    """Sends what `serving` logs to standard output; BentoML's set-up shows other loggers only from a warning up."""
-    lines = logging.StreamHandler(sys.stdout)
-    lines.setFormatter(JsonFormatter())
-    access = logging.StreamHandler(sys.stdout)  # the guard writes whole lines
-    for name, handler in (("serving", lines), ("serving.access", access)):
+    """Sends the `serving` loggers to standard output; BentoML's configuration shows other loggers from WARNING up."""
+    json_handler = logging.StreamHandler(sys.stdout)
+    json_handler.setFormatter(JsonFormatter())
+    access_handler = logging.StreamHandler(sys.stdout)  # RequestMiddleware formats its own lines
+    for name, handler in (("serving", json_handler), ("serving.access", access_handler)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)

@@ -1,6 +1,6 @@
-"""Where and how we serve. Settings come from the environment (FORECASTER_SERVING_*).
+"""Settings of the server and of the follower, read from the environment (FORECASTER_SERVING_*).
 
-None changes a forecast, but one: with `adaptive` the intervals follow what came.
+No setting changes a forecast, with one exception: with `adaptive` the intervals adapt to late actuals.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 ENV_PREFIX = "FORECASTER_SERVING_"
-# Absolute, because the server's processes run in another working directory.
+# Absolute, because the server's processes run in a different working directory.
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-MIN_KEY_LENGTH = 32  # characters of a key that states are signed with
+MIN_KEY_LENGTH = 32  # characters of a key that signs states
 
 
 def _validate_state_keys(keys: str) -> str:
     if any(len(key) < MIN_KEY_LENGTH for key in keys.split(";") if keys):
-        raise ValueError(f"expected keys of {MIN_KEY_LENGTH} characters or more, `;` between them")
+        raise ValueError(f"expected keys of {MIN_KEY_LENGTH} characters or more, separated by `;`")
     return keys
 
 
@@ -38,45 +38,48 @@ class Settings(BaseModel):
 
     host: IPv4Address | IPv6Address = Field(default=IPv4Address("127.0.0.1"), description="address to listen on")
     port: int = Field(default=3000, ge=1, le=65535, description="port to listen on")
-    workers: int = Field(default=1, ge=1, le=256, description="processes that answer requests")
+    workers: int = Field(default=1, ge=1, le=256, description="processes that handle requests")
 
     keys: str = Field(
-        default="", repr=False, description="hashes of API keys, as lines of a key file, `;` between them"
+        default="", repr=False, description="hashes of API keys, as lines of a key file, separated by `;`"
     )
     keys_file: AbsolutePath | None = Field(
-        default=None, description="file with hashes of API keys; changes to it are followed"
+        default=None, description="file with hashes of API keys; it is reloaded when it changes"
     )
     without_keys: bool = Field(
-        default=False, description="answer anyone though other machines reach us: something in front asks who comes"
+        default=False,
+        description="accept requests without API keys on a public address, because a proxy in front authenticates clients",
     )
 
-    slot: AbsolutePath = Field(default=Path(".forecaster/slot"), description="folder with the model in use")
-    reload_s: float = Field(default=1.0, gt=0, description="seconds between looks at the slot")
-    retry_s: float = Field(default=60.0, gt=0, description="seconds before a refused bundle is tried again")
+    slot: AbsolutePath = Field(default=Path(".forecaster/slot"), description="folder with the deployed model")
+    reload_s: float = Field(default=1.0, gt=0, description="seconds between checks of the slot")
+    retry_s: float = Field(default=60.0, gt=0, description="seconds before a rejected bundle is tried again")
 
-    registry: str | None = Field(default=None, description="address of the model registry; none: nothing is followed")
+    registry: str | None = Field(
+        default=None, description="address of the model registry; if unset, no registry is followed"
+    )
     model: str | None = Field(default=None, description="name of the registered model to follow")
     alias: str = Field(default="champion", description="alias of the version to follow")
-    poll_s: float = Field(default=5.0, gt=0, description="seconds between questions to the registry")
-    keep: int = Field(default=3, ge=2, description="releases kept in the slot, the one in use included")
+    poll_s: float = Field(default=5.0, gt=0, description="seconds between queries to the registry")
+    keep: int = Field(default=3, ge=2, description="releases kept in the slot, including the deployed one")
 
-    max_body: int = Field(default=16 * 2**20, ge=1024, description="largest request body in bytes")
+    max_body: int = Field(default=16 * 2**20, ge=1024, description="largest request body, in bytes")
     max_series: int = Field(default=1000, ge=1, description="most series in one request")
     max_history: int = Field(default=100_000, ge=1, description="longest history of one series, in steps")
     max_horizon: int = Field(default=1000, ge=1, le=100_000, description="longest horizon, in steps")
     max_values: int = Field(
         default=2_000_000,
         ge=1,
-        description="most numbers and texts in the histories, covariates and channels of one request",
+        description="most numbers and strings in the histories, covariates and channels of one request",
     )
-    max_samples: int = Field(default=1000, ge=0, description="most samples of one series; 0: none are drawn")
-    max_lines: int = Field(default=100_000, ge=1, description="most series in one request of lines, which are streamed")
-    max_answer: int = Field(default=1_000_000, ge=1, description="most numbers in one answer, quantiles too")
+    max_samples: int = Field(default=1000, ge=0, description="most samples of one series; 0 disables sampling")
+    max_lines: int = Field(default=100_000, ge=1, description="most series in one NDJSON request, which is streamed")
+    max_answer: int = Field(default=1_000_000, ge=1, description="most numbers in one response, including quantiles")
 
     state_keys: Annotated[str, AfterValidator(_validate_state_keys)] = Field(
         default="",
         repr=False,
-        description="secret keys of states, `;` between them: the first signs, all are known; none: one for each start",
+        description="secret keys of states, separated by `;`: the first signs, all verify; if empty, a new key at each start",
     )
     max_state: int = Field(default=2**18, ge=1024, description="longest state of one series, in characters")
     max_scenarios: int = Field(default=100, ge=1, description="most scenarios in one request")
@@ -84,63 +87,69 @@ class Settings(BaseModel):
     ledger: Annotated[str, AfterValidator(_validate_ledger)] = Field(
         default="off",
         repr=False,
-        description="where served forecasts are kept: off, on (ledger.db in the slot's folder), or the address of a database",
+        description="where served forecasts are recorded: off, on (ledger.db in the slot folder), or a database address",
     )
-    ledger_share: float = Field(default=1.0, ge=0, le=1, description="share of the forecasts that is kept")
-    ledger_days: float = Field(default=90.0, gt=0, description="days after which forecasts and actuals are forgotten")
-    ledger_clear_ids: bool = Field(default=False, description="keep ids of series in clear too, not their hash alone")
+    ledger_share: float = Field(default=1.0, ge=0, le=1, description="share of the forecasts that is recorded")
+    ledger_days: float = Field(default=90.0, gt=0, description="days after which forecasts and actuals are deleted")
+    ledger_clear_ids: bool = Field(
+        default=False, description="record ids of series in clear text, in addition to their hash"
+    )
     ledger_waiting: int = Field(
-        default=10_000, ge=1, description="forecasts that may wait to be kept; more are dropped"
+        default=10_000, ge=1, description="forecasts that may wait to be recorded; further ones are dropped"
     )
-    adaptive: bool = Field(default=False, description="let late actuals move the intervals; needs a ledger")
+    adaptive: bool = Field(default=False, description="adapt the intervals to late actuals; needs a ledger")
 
     shadow: str = Field(
         default="",
-        description="alias of a version that forecasts beside the model in use, for the ledger alone; none: ''",
+        description="alias of a shadow version whose forecasts are only recorded in the ledger; empty: no shadow",
     )
     shadow_share: float = Field(
-        default=0.1, ge=0, le=1, description="share of the kept forecasts that it makes as well"
+        default=0.1, ge=0, le=1, description="share of the recorded forecasts that the shadow also makes"
     )
 
     rollouts: int = Field(default=1, ge=1, le=64, description="requests that one worker computes at the same time")
-    max_in_flight: int = Field(default=64, ge=1, description="requests one worker holds before it says 429")
-    timeout_s: float = Field(default=30.0, gt=0, description="seconds before a forecast is given up with 504")
-    grace_s: int = Field(default=10, ge=1, description="seconds that running requests get when the server is stopped")
+    max_in_flight: int = Field(
+        default=64, ge=1, description="requests in progress in one worker before it responds 429"
+    )
+    timeout_s: float = Field(default=30.0, gt=0, description="seconds before a forecast is abandoned with 504")
+    grace_s: int = Field(
+        default=10, ge=1, description="seconds for requests in progress to finish when the server stops"
+    )
 
     @property
     def ledger_url(self) -> str | None:
-        """The address of the ledger, if there is to be one."""
+        """The address of the ledger; None if the ledger is off."""
         if self.ledger in ("off", "on"):
             return f"sqlite:///{self.slot / 'ledger.db'}" if self.ledger == "on" else None
         return self.ledger
 
     @property
     def shadow_slot(self) -> Path | None:
-        """The folder with the model that forecasts beside the one in use, if there is to be one."""
+        """The folder with the shadow model; None without a shadow alias or a ledger."""
         return self.slot / "shadow" if self.shadow and self.ledger_url is not None else None
 
     @property
     def follows_registry(self) -> bool:
-        """Whether a registry is to be followed."""
+        """Whether the settings name a registry and a model to follow."""
         return self.registry is not None and self.model is not None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
-        """The settings of an environment; raises ValidationError for an unknown FORECASTER_SERVING_* too: a slip."""
-        ours = {
+        """Reads the settings from an environment; raises ValidationError, also for an unknown FORECASTER_SERVING_* (a typo)."""
+        fields = {
             name.removeprefix(ENV_PREFIX).lower(): value
             for name, value in environ.items()
             if name.startswith(ENV_PREFIX)
         }
-        return cls.model_validate(ours)
+        return cls.model_validate(fields)
 
     def with_state_key(self) -> Self:
-        """The same; where there is no key to sign states with, with a new one."""
+        """Returns these settings, with a new random state key if there is none."""
         return (
             self if self.state_keys else self.model_copy(update={"state_keys": secrets.token_urlsafe(MIN_KEY_LENGTH)})
         )
 
     def to_environment(self) -> dict[str, str]:
-        """These settings as environment variables: the inverse of `from_environment`, for a child process."""
+        """Returns these settings as environment variables for a child process: the inverse of `from_environment`."""
         fields = self.model_dump(mode="json", exclude_none=True)
         return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in fields.items()}

@@ -1,4 +1,4 @@
-"""Starts the server and, where a registry is followed, the follower; ends both together. See `python -m serving`."""
+"""Starts the server and, if a registry is followed, the follower; stops both together. See `python -m serving`."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from types import FrameType
 
 from serving.settings import Settings
 
-_POLL_INTERVAL_S = 0.5  # between looks at the children
-_RESTART_DELAY_S = 5.0  # before a follower that died is started again
+_POLL_INTERVAL_S = 0.5  # between checks of the child processes
+_RESTART_DELAY_S = 5.0  # before a follower that exited is restarted
 
 log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings) -> int:
-    """Serves until SIGTERM or SIGINT, or until the server ends by itself; the exit code is 0 or the server's.
+    """Serves until SIGTERM or SIGINT, or until the server exits; returns 0 or the server's exit code.
 
-    Must be called in the main thread. The follower is started again whenever it dies: the server does not need it.
+    Must be called in the main thread. The follower is restarted whenever it exits; the server runs on without it.
     """
     with tempfile.TemporaryDirectory(prefix="forecaster-serving-") as home, _stop_event_on_signals() as stop:
         server = _start_process(_server_command(settings), _server_environment(settings, Path(home)), Path(home))
         follower = _start_follower(settings)
-        died: float | None = None
+        exited_at: float | None = None
         try:
             while server.poll() is None and not stop.wait(_POLL_INTERVAL_S):
                 if follower is None or follower.poll() is None:
                     continue
-                if died is None:
-                    died = time.monotonic()
-                    log.warning("the follower ended with %s; the server goes on", follower.returncode)
-                elif time.monotonic() - died > _RESTART_DELAY_S:
-                    follower, died = _start_follower(settings), None
+                if exited_at is None:
+                    exited_at = time.monotonic()
+                    log.warning("the follower exited with %s; the server continues", follower.returncode)
+                elif time.monotonic() - exited_at > _RESTART_DELAY_S:
+                    follower, exited_at = _start_follower(settings), None
         finally:
             children = [child for child in (server, follower) if child is not None]
             _stop_processes(children, grace_s=settings.grace_s + 5.0)
@@ -50,14 +50,14 @@ def serve(settings: Settings) -> int:
 
 def _server_command(settings: Settings) -> list[str]:
     options = {"--host": settings.host, "--port": settings.port, "--timeout-graceful-shutdown": settings.grace_s}
-    told = [str(part) for option in options.items() for part in option]
-    return [sys.executable, "-m", "bentoml", "serve", "serving.service:ForecastService", *told]
+    arguments = [str(part) for option in options.items() for part in option]
+    return [sys.executable, "-m", "bentoml", "serve", "serving.service:ForecastService", *arguments]
 
 
 def _start_follower(settings: Settings) -> subprocess.Popen[bytes] | None:
     if not settings.follows_registry:
         return None
-    # In our working directory: the registry's address may be a relative path.
+    # The follower runs in our working directory because the registry's address may be a relative path.
     return _start_process(
         [sys.executable, "-m", "serving.deployment.follower"], {**os.environ, **settings.to_environment()}, Path.cwd()
     )
@@ -66,42 +66,42 @@ def _start_follower(settings: Settings) -> subprocess.Popen[bytes] | None:
 def _start_process(
     command: list[str], environment: Mapping[str, str], working_directory: Path
 ) -> subprocess.Popen[bytes]:
-    # In a session of its own, so that Ctrl-C reaches us alone, and what is left of it can be killed as a group.
+    # A new session: Ctrl-C reaches only this process, and leftover children can be killed as a group.
     return subprocess.Popen(command, env=environment, cwd=working_directory, start_new_session=True)  # noqa: S603
 
 
 def _server_environment(settings: Settings, bentoml_home: Path) -> dict[str, str]:
-    """What the server's processes see.
+    """Returns the environment of the server's processes.
 
-    BentoML gets a home of its own, because it empties <home>/prometheus_multiproc_dir when it starts: two servers with
-    one home would wipe each other's counters. It is its working directory too, so that neither a `serving` nor a
-    `bentofile.yaml` that lies about is taken for ours.
+    BentoML gets its own home because it empties <home>/prometheus_multiproc_dir at start: two servers that share a home
+    would delete each other's counters. The home is also its working directory, so that it does not pick up a `serving` package
+    or a `bentofile.yaml` from the caller's directory.
     """
-    ours = {
+    overrides = {
         **settings.with_state_key().to_environment(),
         "BENTOML_HOME": str(bentoml_home),
         "BENTOML_DO_NOT_TRACK": "true",
     }
     package = Path(__file__).resolve().parents[1]
     if str(package) not in [*site.getsitepackages(), site.getusersitepackages()]:  # a checkout
-        ours["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **ours}
+        overrides["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **overrides}
 
 
 @contextmanager
 def _stop_event_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set."""
-    asked = threading.Event()
+    """Yields an event that SIGTERM and SIGINT set; restores the previous signal handlers."""
+    stop = threading.Event()
 
-    def note(_: int, __: FrameType | None) -> None:
-        asked.set()
+    def on_signal(_: int, __: FrameType | None) -> None:
+        stop.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield stop
     finally:
-        for number, action in before.items():
-            signal.signal(number, action)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _stop_processes(processes: list[subprocess.Popen[bytes]], *, grace_s: float) -> None:
@@ -113,7 +113,7 @@ def _stop_processes(processes: list[subprocess.Popen[bytes]], *, grace_s: float)
         try:
             child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            log.warning("process %s did not end in time and is killed", child.pid)
+            log.warning("process %s did not exit in time and is killed", child.pid)
         with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # workers whose supervisor is gone
+            os.killpg(child.pid, signal.SIGKILL)  # workers that outlived their parent
         child.wait()

@@ -1,4 +1,4 @@
-"""How many requests may be under way in one worker, and how long one may take. The work itself is done in threads."""
+"""Admission control: how many requests may be in progress in one worker, and for how long. The work runs in threads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from serving.deadline import Deadline
 from serving.errors import ApiError
 
 T = TypeVar("T")
-_MAX_RETRY_AFTER_S = 60  # that a client is told; by then everything may be otherwise
-_CAPACITY_POLL_S = 0.02  # between looks at a full house
-_DISCONNECT_CHECK_DELAY_S = 0.1  # after which it is worth to look whether the client still waits
-_MEAN_SMOOTHING = 0.2  # of the latest work in the mean
+_MAX_RETRY_AFTER_S = 60  # an estimate further ahead is worth little
+_CAPACITY_POLL_S = 0.02  # between attempts to acquire capacity
+_DISCONNECT_CHECK_DELAY_S = 0.1  # most requests finish before, and need no watcher
+_MEAN_SMOOTHING = 0.2  # weight of the latest duration in the moving average
 
 
 class _DisconnectWatcher:
-    """Looks whether the client is still there, where the answer takes longer than most; work for nobody is given up."""
+    """Watches for a disconnect of the client during a slow request, and then cancels its work."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class _DisconnectWatcher:
 
 
 class _Capacity:
-    """Those that are taken, of so many. They are taken where requests come in, and given back by threads."""
+    """A counter of requests in progress, up to a limit. The event loop acquires it and threads release it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -58,7 +58,7 @@ class _Capacity:
         self.in_use = 0
 
     def try_acquire(self) -> bool:
-        """Whether there was one left."""
+        """Takes one unit and returns True, or returns False at the limit."""
         with self._lock:
             if self.in_use == self._limit:
                 return False
@@ -66,24 +66,24 @@ class _Capacity:
             return True
 
     def release(self) -> None:
-        """One is free again."""
+        """Returns one unit."""
         with self._lock:
             self.in_use -= 1
 
 
 class Admission:
-    """A few threads with a short queue in front; whoever finds it full is sent away at once."""
+    """A small thread pool with a short queue; a request that finds it full is rejected immediately with 429."""
 
     def __init__(self, *, threads: int, capacity: int, timeout_s: float) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="rollout")
         self._capacity = _Capacity(capacity)
         self._timeout_s = timeout_s
-        self._queue_depth = capacity / threads  # that a full house has to work through
+        self._queue_depth = capacity / threads  # requests per thread at full capacity
         self._mean_s = 0.0
-        self._arrivals = 0  # those who would have been answered at once
+        self._arrivals = 0  # requests that tried to run immediately
 
     def new_deadline(self) -> Deadline:
-        """That of a request which comes now."""
+        """Returns the deadline of a request that arrives now."""
         return Deadline.after(self._timeout_s)
 
     async def run(
@@ -96,14 +96,20 @@ class Admission:
         on_admitted: Callable[[], None] = lambda: None,
         run_immediately: Callable[[], T | None] | None = None,
     ) -> T:
-        """Runs `work(*args)` in a thread; raises Problem if the house is full, the deadline passes or the client leaves.
+        """Runs `work(*args)` in a thread; raises ApiError at full capacity (429), after the deadline (504) or a disconnect.
 
-        With `wait_for_capacity` a full house is waited for: what was begun is gone on with. `wait_for_disconnect` returns when the client has left;
-        `on_admitted` is called when there is a place and the work waits for its turn. `run_immediately` is asked first, here and not
-        in a thread, where nothing else is under way: it gives the answer, if that takes no more than a moment, or None.
+        Work that has started counts against the capacity until it ends, even after its deadline. The work itself must check the
+        deadline and stop.
 
-        Work that has begun keeps its place until it is done, so late work counts as work; it is for the work to look at
-        the deadline and to end.
+        Args:
+            work: The function to run.
+            args: Its arguments.
+            deadline: The deadline of the request; a new one by default.
+            wait_for_capacity: Wait at full capacity instead of raising. For further parts of a response that has started.
+            wait_for_disconnect: Returns when the client has disconnected.
+            on_admitted: Called when capacity was acquired, before the work is queued for a thread.
+            run_immediately: Called first if no other request is in progress, in the event loop rather than in a thread. Returns
+                the result if that takes only a few milliseconds, else None.
         """
         deadline = deadline or self.new_deadline()
         while not self._capacity.try_acquire():
@@ -111,34 +117,34 @@ class Admission:
                 raise self._overload_error()
             await asyncio.sleep(_CAPACITY_POLL_S)
         try:
-            found = None if run_immediately is None else await self._run_immediately(run_immediately)
-            if found is None:
+            result = None if run_immediately is None else await self._run_immediately(run_immediately)
+            if result is None:
                 on_admitted()
                 future: Future[T] = self._executor.submit(self._run_timed, work, *args)
         except BaseException:
             self._capacity.release()
             raise
-        if found is not None:
+        if result is not None:
             self._capacity.release()
             deadline.check()
-            return found
+            return result
         future.add_done_callback(lambda _: self._capacity.release())
-        answer = asyncio.wrap_future(future)
-        watch = None if wait_for_disconnect is None else _DisconnectWatcher(wait_for_disconnect, answer, deadline)
+        pending = asyncio.wrap_future(future)
+        watcher = None if wait_for_disconnect is None else _DisconnectWatcher(wait_for_disconnect, pending, deadline)
         try:
-            return await asyncio.wait_for(answer, deadline.remaining_s)
+            return await asyncio.wait_for(pending, deadline.remaining_s)
         except TimeoutError as error:
             raise deadline.timeout_error() from error
         except asyncio.CancelledError:
-            if watch is not None and watch.disconnected:
+            if watcher is not None and watcher.disconnected:
                 raise deadline.client_disconnected_error() from None
             raise
         finally:
-            if watch is not None:
-                watch.stop()
+            if watcher is not None:
+                watcher.stop()
 
     def close(self) -> None:
-        """Takes nothing more, and waits for no one."""
+        """Rejects new work and cancels queued work, without waiting for running work."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _run_immediately(self, work: Callable[[], T | None]) -> T | None:
@@ -146,20 +152,20 @@ class Admission:
         number = self._arrivals
         if self._capacity.in_use > 1:
             return None
-        await asyncio.sleep(0)  # who came along takes a place meanwhile; they are answered in company
+        await asyncio.sleep(0)  # requests that arrived together acquire capacity meanwhile, and are batched instead
         return self._run_timed(work) if self._arrivals == number and self._capacity.in_use == 1 else None
 
     def _run_timed(self, work: Callable[..., T], *args: Any) -> T:
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
             return work(*args)
         finally:
-            self._mean_s += _MEAN_SMOOTHING * (time.monotonic() - began - self._mean_s)
+            self._mean_s += _MEAN_SMOOTHING * (time.monotonic() - started_at - self._mean_s)
 
     def _overload_error(self) -> ApiError:
         seconds = min(_MAX_RETRY_AFTER_S, max(1, math.ceil(self._queue_depth * self._mean_s)))
         return ApiError(
             "too_many_requests",
-            f"Too many requests are under way. Try again in {seconds} s.",
+            f"Too many requests are in progress. Try again in {seconds} s.",
             headers={"retry-after": str(seconds)},
         )

@@ -1,4 +1,4 @@
-"""The page at `/`: a fixed list of files, read once; nothing of a request's path ever reaches the disk."""
+"""The web page at `/`: a fixed list of files, read once at start; no part of a request's path ever reaches the disk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from serving.asgi.compression import accepts_gzip
 
 PAGE_FOLDER = Path(__file__).parents[1] / "page"
 HOME_PATH, FILES_PREFIX = "/", "/page/"
-METRICS_LABEL = "/page"  # of all these paths in the metrics
+METRICS_LABEL = "/page"  # the route of all these paths in the metrics
 MEDIA_TYPES: Mapping[str, str] = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# Its own files and its own server, and nothing that is written into the page itself: neither script nor style.
+# The page may load its own files and query its own server; inline scripts and styles are forbidden.
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
@@ -32,44 +32,44 @@ _RESPONSE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # Asked for again each time, and answered with 304: files of two versions never meet in one page.
+    # The browser revalidates every file and receives 304, so files of two versions never mix in one page.
     "cache-control": "no-cache",
     "vary": "accept-encoding",
 }
 
 
 class Asset(NamedTuple):
-    """A file of the page, as it is sent."""
+    """A file of the page, with its URL path and both encodings of its body."""
 
-    path: str  # of the address
+    path: str
     media_type: str
     body: bytes
-    gzip_body: bytes  # the same in gzip
+    gzip_body: bytes
     etag: str  # changes with the content
 
     async def serve(self, request: Request) -> Response:
-        """The file, or 304 to who has it already."""
+        """Returns the file, or 304 if the client has this version."""
         headers = {**_RESPONSE_HEADERS, "etag": self.etag}
-        if self.etag in [one.strip() for one in request.headers.get("if-none-match", "").split(",")]:
+        if self.etag in [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]:
             return Response(status_code=304, headers=headers)
         if accepts_gzip(request.headers.get("accept-encoding", "")):
-            packed = {**headers, "content-encoding": "gzip"}
-            return Response(self.gzip_body, media_type=self.media_type, headers=packed)
+            gzip_headers = {**headers, "content-encoding": "gzip"}
+            return Response(self.gzip_body, media_type=self.media_type, headers=gzip_headers)
         return Response(self.body, media_type=self.media_type, headers=headers)
 
 
 def load_assets(folder: Path = PAGE_FOLDER) -> Sequence[Asset]:
-    """The files of the page, the page itself at HOME."""
+    """Reads the files of the page; index.html gets the path HOME_PATH."""
     return [_load_asset(file) for file in sorted(folder.iterdir()) if file.suffix in MEDIA_TYPES]
 
 
 def metrics_label(path: str) -> str:
-    """The path as the metrics know it: one for all files of the page."""
+    """Returns the route of a path in the metrics: one for all files of the page."""
     return METRICS_LABEL if path == HOME_PATH or path.startswith(FILES_PREFIX) else path
 
 
 def _load_asset(file: Path) -> Asset:
     body = file.read_bytes()
     path = HOME_PATH if file.name == "index.html" else FILES_PREFIX + file.name
-    tag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: one for both packings
-    return Asset(path, MEDIA_TYPES[file.suffix], body, gzip.compress(body, mtime=0), tag)
+    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak, because both encodings share it
+    return Asset(path, MEDIA_TYPES[file.suffix], body, gzip.compress(body, mtime=0), etag)

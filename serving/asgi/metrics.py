@@ -1,4 +1,4 @@
-"""What Prometheus sees. Label values come from short lists, so that no request can make the server remember more."""
+"""Prometheus metrics. Label values come from short fixed lists, so that no request can add time series."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class Metrics:
-    """The counters of one worker; where several workers run, `render` adds them up."""
+    """The metrics of one worker; with several workers, `render` aggregates them."""
 
     def __init__(self, routes: Collection[str]) -> None:
         self._routes = frozenset(routes)
@@ -25,7 +25,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "forecaster_request_seconds",
-            "Seconds from request to answer",
+            "Seconds from request to response",
             ["route"],
             buckets=_SECONDS_BUCKETS,
             registry=self._registry,
@@ -35,32 +35,32 @@ class Metrics:
             "forecaster_model_changes", "New models by outcome", ["outcome"], registry=self._registry
         )
         self._batches = Histogram(
-            "forecaster_batch_series", "Series rolled together", buckets=_SERIES_BUCKETS, registry=self._registry
+            "forecaster_batch_series", "Series in one rollout", buckets=_SERIES_BUCKETS, registry=self._registry
         )
         self._engine = Histogram(
-            "forecaster_engine_seconds", "Seconds of rolling them", buckets=_SECONDS_BUCKETS, registry=self._registry
+            "forecaster_engine_seconds", "Seconds of one rollout", buckets=_SECONDS_BUCKETS, registry=self._registry
         )
         self._fallbacks = Counter(
             "forecaster_stand_ins",
-            "Forecasts in which something stood in for the network, or for a part of a blend",
+            "Forecasts in which a fallback replaced the network or a part of a blend",
             registry=self._registry,
         )
-        # Moments and not ages: what is added up, and what is kept in files, does not grow older by itself.
+        # Timestamps rather than ages: a value that is aggregated or stored in a file does not advance by itself.
         self._model_loaded = Gauge(
             "forecaster_model_taken_timestamp_seconds",
-            "When the model in use was taken into use; time() less this is its age",
+            "When the model in use was loaded; time() minus this is its age",
             registry=self._registry,
             multiprocess_mode="mostrecent",
         )
         self._registry_reached = Gauge(
             "forecaster_registry_reached_timestamp_seconds",
-            "When the registry last answered the follower; 0: never, or none is followed",
+            "When the registry last responded to the follower; 0: never, or no registry is followed",
             registry=self._registry,
             multiprocess_mode="mostrecent",
         )
         self._ledger = Counter(
             "forecaster_ledger_forecasts",
-            "Served forecasts on their way into the ledger",
+            "Served forecasts by outcome of recording them in the ledger",
             ["outcome"],
             registry=self._registry,
         )
@@ -72,25 +72,25 @@ class Metrics:
             self._changes.labels(outcome)
 
     def count_request(self, path: str, status: int, seconds: float) -> None:
-        """Counts an answered request."""
+        """Counts a request by route and status, and observes its duration."""
         route = path if path in self._routes else "other"
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def count_series(self, *, forecast: int, refused: int) -> None:
-        """Counts the outcomes of a request."""
+        """Counts the series of a request by outcome."""
         for outcome, count in (("forecast", forecast), ("refused", refused)):
-            if count:  # or a file is written to no end
+            if count:  # an increment of 0 would write a file for nothing
                 self._series.labels(outcome).inc(count)
 
     def count_model_change(self, outcome: str) -> None:
-        """Counts a new model: swapped or refused."""
+        """Counts a new model by outcome: swapped or refused."""
         self._changes.labels(outcome).inc()
         if outcome == "swapped":
             self._model_loaded.set_to_current_time()
 
     def observe_rollout(self, series_count: int, seconds: float, fallback_count: int) -> None:
-        """Measures one call of the engine."""
+        """Observes one call of the engine."""
         if series_count:
             self._batches.observe(series_count)
             self._engine.observe(seconds)
@@ -98,18 +98,18 @@ class Metrics:
                 self._fallbacks.inc(fallback_count)
 
     def set_registry_reached(self, epoch_s: float | None) -> None:
-        """When the registry last answered."""
+        """Sets when the registry last responded, in seconds since 1970; None if never."""
         self._registry_reached.set(epoch_s or 0.0)
 
     def count_ledger_forecasts(self, outcome: str, count: int) -> None:
-        """Counts forecasts for the ledger: stored, dropped (too many waited) or failed."""
+        """Counts forecasts for the ledger by outcome: stored, dropped (the queue was full) or failed."""
         self._ledger.labels(outcome).inc(count)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
-        # BentoML sets this folder for its workers, and prometheus_client then keeps all values in files there.
+        """Returns the metrics in the Prometheus text format."""
+        # BentoML sets this folder for its workers; prometheus_client then keeps all values in files there.
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._registry)
-        together = CollectorRegistry()
-        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-        return generate_latest(together)
+        combined_registry = CollectorRegistry()
+        MultiProcessCollector(combined_registry)  # type: ignore[no-untyped-call]
+        return generate_latest(combined_registry)

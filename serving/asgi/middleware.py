@@ -1,4 +1,4 @@
-"""What stands in front of every request: its key, limits on body, type and path; a request id, one log line, one error shape."""
+"""The middleware of every request: API key, limits on path, body and media type, request id, access log, error shape."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from serving.asgi.compression import decompress
 from serving.errors import CLIENT_CLOSED_REQUEST, ApiError
 
 ObserveResponse = Callable[[str, int, float], None]  # path, status, seconds
-Authorize = Callable[[str, Mapping[bytes, bytes]], str | None]  # path, headers -> name of the key; raises Problem
-HeaderList = Sequence[tuple[bytes, bytes]]  # headers
+Authorize = Callable[[str, Mapping[bytes, bytes]], str | None]  # path, headers -> name of the key; raises ApiError
+HeaderList = Sequence[tuple[bytes, bytes]]
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _REQUEST_ID_PATTERN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -33,7 +33,7 @@ access_log = logging.getLogger("serving.access")
 
 
 class RequestMiddleware:
-    """An ASGI application around another."""
+    """An ASGI middleware that validates requests before they reach the application and logs every response."""
 
     def __init__(
         self,
@@ -45,15 +45,15 @@ class RequestMiddleware:
         media_types: Mapping[str, Collection[str]] | None = None,
         model_headers: Callable[[], HeaderList] = lambda: (),
     ) -> None:
-        """An application is let alone with requests that passed.
+        """Wraps an application.
 
         Args:
-            app: What answers them.
-            max_body: Most bytes of a body, as it is sent and as it is unpacked.
-            observe: Told of every answer.
-            admit: Says who comes, or refuses.
-            takes: By path, the media types of a body; of other paths JSON alone.
-            stamp: Headers of answers that do not say themselves which model gave them.
+            app: The application that receives valid requests.
+            max_body_bytes: Limit of a body, both as sent and decompressed.
+            observe: Called with path, status and seconds of every response.
+            authorize: Returns the name of the API key, or raises ApiError.
+            media_types: The accepted media types of a body, by path; other paths accept only JSON.
+            model_headers: Headers for responses that do not name their model themselves.
         """
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -64,7 +64,7 @@ class RequestMiddleware:
         self._upload_limiter = UploadLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one connection."""
+        """Handles one connection; websockets are rejected."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -75,48 +75,49 @@ class RequestMiddleware:
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         headers = dict(scope["headers"])
-        answer = _ResponseSender(
+        response = _ResponseSender(
             send, request_id=_choose_request_id(headers), started_at=started, model_headers=self._model_headers
         )
         body: list[bytes] | None = []
         key: str | None = None
         try:
             _validate_path(scope["path"])
-            key = self._authorize(scope["path"], headers)  # before a byte of the body is read
+            key = self._authorize(scope["path"], headers)  # before any of the body is read
             length = _parse_content_length(headers, max_body_bytes=self._max_body_bytes)
             body = await _receive_body(
                 receive, content_length=length, max_body_bytes=self._max_body_bytes, upload_limiter=self._upload_limiter
             )
             if body is not None:
                 _validate_content_type(body, headers, media_types=self._media_types.get(scope["path"], (_JSON,)))
-                plain = body
+                chunks = body
                 if body and b"content-encoding" in headers:
-                    packing = headers[b"content-encoding"]
-                    plain = [
-                        await asyncio.to_thread(decompress, b"".join(body), packing, max_bytes=self._max_body_bytes)
+                    encoding = headers[b"content-encoding"]
+                    chunks = [
+                        await asyncio.to_thread(decompress, b"".join(body), encoding, max_bytes=self._max_body_bytes)
                     ]
-                await self._app(scope, _replay_body(plain, receive), answer)
-        except ApiError as problem:
-            await answer.send_error(problem)
+                await self._app(scope, _replay_body(chunks, receive), response)
+        except ApiError as error:
+            await response.send_error(error)
         except Exception:
-            log.exception("request %s failed", answer.request_id)
-            if answer.is_started and not answer.is_finished:
-                raise  # half an answer is out: the server must cut the connection
-            if not answer.is_started:
-                await answer.send_error(
-                    ApiError("internal_error", f"The server failed; its log says more under {answer.request_id}.")
+            log.exception("request %s failed", response.request_id)
+            if response.is_started and not response.is_finished:
+                raise  # part of the response has been sent: the server must close the connection
+            if not response.is_started:
+                await response.send_error(
+                    ApiError(
+                        "internal_error", f"The server failed; its log has the details under {response.request_id}."
+                    )
                 )
         finally:
             seconds = perf_counter() - started
-            status = answer.status or CLIENT_CLOSED_REQUEST
+            status = response.status or CLIENT_CLOSED_REQUEST
             self._observe(scope["path"], status, seconds)
-            access_log.info(
-                _format_access_line(scope, answer.request_id, status, seconds, key=key, size=sum(map(len, body or [])))
-            )
+            size = sum(map(len, body or []))
+            access_log.info(_format_access_line(scope, response.request_id, status, seconds, key=key, size=size))
 
 
 class _ResponseSender:
-    """The way back: adds our headers to the answer and remembers its status."""
+    """An ASGI `send` that adds our headers to the response and remembers its status."""
 
     def __init__(
         self, send: Send, *, request_id: str, started_at: float, model_headers: Callable[[], HeaderList]
@@ -135,14 +136,16 @@ class _ResponseSender:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            theirs = list(message.get("headers", ()))
+            headers = list(message.get("headers", ()))
+            names = {name for name, _ in headers}
             total = f"total;dur={(perf_counter() - self._started_at) * 1000:.2f}"
-            ours = [(b"x-request-id", self.request_id.encode()), (b"server-timing", total.encode()), *_SECURITY_HEADERS]
-            if all(name != b"x-model" for name, _ in theirs):
-                ours += self._model_headers()
-            if all(name != _DEFAULT_CACHE_CONTROL[0] for name, _ in theirs):
-                ours.append(_DEFAULT_CACHE_CONTROL)
-            message = {**message, "headers": [*theirs, *ours]}
+            headers += [(b"x-request-id", self.request_id.encode()), (b"server-timing", total.encode())]
+            headers += _SECURITY_HEADERS
+            if b"x-model" not in names:
+                headers += self._model_headers()
+            if _DEFAULT_CACHE_CONTROL[0] not in names:
+                headers.append(_DEFAULT_CACHE_CONTROL)
+            message = {**message, "headers": headers}
         elif message["type"] == "http.response.body":
             self.is_finished = not message.get("more_body", False)
         await self._send(message)
@@ -166,7 +169,7 @@ def _validate_path(path: str) -> None:
 
 
 def _parse_content_length(headers: dict[bytes, bytes], *, max_body_bytes: int) -> int:
-    """That which is announced."""
+    """Returns the announced length of the body, 0 if it is not announced; raises ApiError (400, 413)."""
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
         raise ApiError("bad_length", "Expected a number in the Content-Length header. Correct the request.")
@@ -177,12 +180,12 @@ def _parse_content_length(headers: dict[bytes, bytes], *, max_body_bytes: int) -
 
 def _validate_content_type(body: Sequence[bytes], headers: dict[bytes, bytes], *, media_types: Collection[str]) -> None:
     if not body:
-        return  # nothing was sent that could be of a wrong type
+        return  # an empty body has no type
     match = _CONTENT_TYPE_PATTERN.fullmatch(headers.get(b"content-type", b"").strip())
     if match is None or match[1].decode().lower() not in media_types:
         raise ApiError(
             "unsupported_media_type",
-            f"Expected a body of Content-Type {' or '.join(media_types)}, in UTF-8.",
+            f"Expected a body of Content-Type {' or '.join(media_types)}, in UTF-8. Correct the header.",
             where="content-type",
         )
 
@@ -190,44 +193,47 @@ def _validate_content_type(body: Sequence[bytes], headers: dict[bytes, bytes], *
 async def _receive_body(
     receive: Receive, *, content_length: int, max_body_bytes: int, upload_limiter: UploadLimiter
 ) -> list[bytes] | None:
-    """The whole body in parts, counted as they come in (a chunked body announces no length); None if the client left."""
-    parts: list[bytes] = []
+    """Returns the chunks of the whole body; None if the client disconnected.
+
+    Bytes are counted as they arrive because a body in chunked transfer encoding announces no length.
+    """
+    chunks: list[bytes] = []
     size = 0
-    turn: UploadPermit | None = None
+    permit: UploadPermit | None = None
     try:
         while True:
-            if turn is None and max(content_length, size) >= LARGE_BODY_BYTES:
-                turn = await upload_limiter.acquire()
+            if permit is None and max(content_length, size) >= LARGE_BODY_BYTES:
+                permit = await upload_limiter.acquire()
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            part = message.get("body", b"")
-            size += len(part)
+            chunk = message.get("body", b"")
+            size += len(chunk)
             if size > max_body_bytes:
                 raise _body_too_large_error(max_body_bytes)
-            if part:
-                parts.append(part)
+            if chunk:
+                chunks.append(chunk)
             if not message.get("more_body", False):
-                return parts
+                return chunks
     finally:
-        if turn is not None:
-            turn.release()
+        if permit is not None:
+            permit.release()
 
 
 def _replay_body(body: Sequence[bytes], receive: Receive) -> Receive:
-    """A `receive` that gives the body as it came, and after that what the server says."""
-    waiting: list[Message] = [{"type": "http.request", "body": part, "more_body": True} for part in reversed(body)]
-    waiting = waiting or [{"type": "http.request", "body": b""}]
-    waiting[0]["more_body"] = False  # the last
+    """Returns an ASGI `receive` that yields the chunks of the body, and then the messages of the server."""
+    messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in reversed(body)]
+    messages = messages or [{"type": "http.request", "body": b""}]
+    messages[0]["more_body"] = False  # messages are popped from the end, so the first item is the last chunk
 
-    async def replayed() -> Message:
-        return waiting.pop() if waiting else await receive()
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
 
-    return replayed
+    return replay
 
 
 def _body_too_large_error(max_body_bytes: int) -> ApiError:
-    # The rest of the body is not read, so the connection cannot be used again.
+    # The rest of the body is not read, so the connection cannot be reused.
     message = f"Expected a body of at most {max_body_bytes} bytes. Send fewer series, or shorter histories."
     return ApiError("body_too_large", message, headers={"connection": "close"})
 
@@ -235,7 +241,7 @@ def _body_too_large_error(max_body_bytes: int) -> ApiError:
 def _format_access_line(
     scope: Scope, request_id: str, status: int, seconds: float, *, key: str | None, size: int
 ) -> str:
-    """One line of JSON, without headers and query. All but printable ASCII is escaped, so nobody can write a line of ours."""
+    """Returns one line of JSON, without headers and query. All but printable ASCII is escaped, so no client can forge a line."""
     client = scope.get("client")
     return json.dumps(
         {

@@ -1,4 +1,4 @@
-"""Keeps the slot at the version that a registry alias names, in its own process: `python -m serving.deployment.follower`."""
+"""Keeps the slot at the version of a registry alias, in its own process: `python -m serving.deployment.follower`."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 
 class RegistryClient(Protocol):
-    """What we ask of a Registry."""
+    """The part of `Registry` that the follower uses."""
 
     def resolve(self, name: str, alias: str) -> BundleVersion:
-        """The version that an alias stands for."""
+        """Returns the version of an alias."""
 
     def fetch(self, version: BundleVersion, into: Path) -> Path:
-        """Copies the bundle of a version to a new folder."""
+        """Copies the bundle of a version to a new folder, and returns the folder."""
 
 
 VerifyBundle = Callable[[Path], object]
 
 
 def verify_on_all_engines(bundle: Path) -> None:
-    """Loads a bundle as workers do, and on all other engines too. Raises BundleError, or MissingPackage."""
+    """Loads a bundle on the engine that workers use, and on all others. Raises BundleError or MissingPackage."""
     from forecaster.bundle import artifact
 
     artifact.load_predictor(bundle)
@@ -48,7 +48,7 @@ def verify_on_all_engines(bundle: Path) -> None:
 
 
 class FollowTarget(NamedTuple):
-    """What is followed, and where to."""
+    """The registered model and alias to follow, the slot to deploy it to, and the number of releases to keep."""
 
     name: str
     alias: str
@@ -57,19 +57,20 @@ class FollowTarget(NamedTuple):
 
 
 def find_update(registry: RegistryClient, target: FollowTarget) -> BundleVersion | None:
-    """The version that the alias stands for, unless the slot has it already, or was rolled back from it here.
+    """Returns the version of the alias; None if the slot has it already, or if it was rolled back locally.
 
-    A pin that the registry has overtaken is lifted. Raises NoSuchModel.
+    A local rollback ends when the registry names another version than it did then. Raises NoSuchModel.
     """
     version = registry.resolve(target.name, target.alias)
-    published = slot.current_release(target.slot)  # before the pin, which is written before the slot is changed
-    pinned = local_rollback.read_rollback(target.slot)
-    if pinned is not None and pinned.instead_of == _to_release(version):
+    # Read before the rollback, because a rollback is written before the slot changes.
+    current = slot.current_release(target.slot)
+    rollback = local_rollback.read_rollback(target.slot)
+    if rollback is not None and rollback.instead_of == _to_release(version):
         return None
-    if pinned is not None:
+    if rollback is not None:
         local_rollback.remove_rollback(target.slot)
-        log.info("the registry names %s now: %s ends", version, pinned.description)
-    return None if published == _to_release(version) else version
+        log.info("the registry now names %s, which ends the local rollback: %s", version, rollback.description)
+    return None if current == _to_release(version) else version
 
 
 def install_version(
@@ -79,7 +80,7 @@ def install_version(
     *,
     verify: VerifyBundle = verify_on_all_engines,
 ) -> None:
-    """Puts a version into the slot. Raises BundleError if it must not be served, MissingPackage if it cannot be here."""
+    """Deploys a version to the slot. Raises BundleError if it is invalid, MissingPackage if this server cannot run it."""
     with slot.staging(target.slot) as draft:
         bundle = registry.fetch(version, draft / "bundle")
         fail_point("reload.fetched")
@@ -99,37 +100,45 @@ def follow(
     verify: VerifyBundle = verify_on_all_engines,
     sleep: Callable[[float], object] = time.sleep,
 ) -> NoReturn:
-    """Looks now and then, forever; what fails is logged and tried again, a bad bundle not before `retry_s`.
+    """Polls the registry forever; failures are logged and retried, a rejected bundle only after `retry_s`.
 
-    After every look it leaves word in the slot of how it stands.
+    After every poll the follower writes its state to the slot.
+
+    Args:
+        connect: Returns a client of the registry; called again until it succeeds.
+        target: What to follow, and the slot to deploy to.
+        poll_s: Seconds between polls.
+        retry_s: Seconds before a rejected bundle is tried again.
+        verify: Loads a bundle; raises BundleError or MissingPackage to reject it.
+        sleep: Waits for `poll_s` seconds.
     """
-    store: RegistryClient | None = None
-    refused: BundleVersion | None = None
-    refused_at = 0.0
-    refusal: str | None = None  # of the version that the alias stands for
+    registry: RegistryClient | None = None
+    rejected: BundleVersion | None = None
+    rejected_at = 0.0
+    rejection: str | None = None  # why the version of the alias was rejected
     reached_at = status.read_follower_state(target.slot).reached_at
     while True:
         trouble: str | None = None
         try:
-            store = store or connect()
-            version = find_update(store, target)
+            registry = registry or connect()
+            version = find_update(registry, target)
             reached_at = time.time()
-            if version is None or version != refused:
-                refusal = None
-            if version is not None and (version != refused or time.monotonic() - refused_at > retry_s):
-                refused, refused_at = version, time.monotonic()
-                install_version(store, version, target, verify=verify)
-                refused = refusal = None
-            pinned = local_rollback.read_rollback(target.slot)
-            trouble = refusal or (None if pinned is None else pinned.description)
+            if version is None or version != rejected:
+                rejection = None
+            if version is not None and (version != rejected or time.monotonic() - rejected_at > retry_s):
+                rejected, rejected_at = version, time.monotonic()
+                install_version(registry, version, target, verify=verify)
+                rejected = rejection = None
+            rollback = local_rollback.read_rollback(target.slot)
+            trouble = rejection or (None if rollback is None else rollback.description)
         except NoSuchModel as error:
             reached_at, trouble = time.time(), status.describe_error(error, target.slot)
             log.info("nothing to follow yet: %s", error.message)
         except (BundleError, MissingPackage) as error:
-            refusal = trouble = status.describe_error(error, target.slot)
-            log.error("a bundle was refused, the slot stays as it is: %s", error.message)
-        except Exception as error:  # the registry is down, a disk is full: the server goes on with what it has
-            refused = None
+            rejection = trouble = status.describe_error(error, target.slot)
+            log.error("a bundle was rejected, the slot is unchanged: %s", error.message)
+        except Exception as error:  # the registry is down, a disk is full: the server keeps the deployed model
+            rejected = None
             trouble = f"the registry could not be followed ({status.describe_error(error, target.slot)})"
             log.warning("the registry could not be followed, trying again: %r", error)
         _write_state(target.slot, status.FollowerState(looked_at=time.time(), reached_at=reached_at, trouble=trouble))
@@ -139,12 +148,12 @@ def follow(
 def _write_state(slot_folder: Path, state: status.FollowerState) -> None:
     try:
         status.write_follower_state(slot_folder, state)
-    except OSError as error:  # a full disk: the server goes on, and tells how old the last word is
-        log.warning("no word could be left in the slot: %r", error)
+    except OSError as error:  # a full disk: the server runs on, and reports the age of the last state
+        log.warning("the follower's state could not be written to the slot: %r", error)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Follows until it is ended; with --once, looks a single time, and answers 1 if that failed."""
+    """Follows the registry until terminated; with --once, polls a single time and returns 1 if that failed."""
     log_format.configure_logging()
     settings = Settings.from_environment(os.environ)
     if set(argv) - {"--once"} or settings.registry is None or settings.model is None:
@@ -156,30 +165,29 @@ def main(argv: Sequence[str]) -> int:
     target = FollowTarget(settings.model, settings.alias, settings.slot, settings.keep)
     address = settings.registry
     if "--once" not in argv:
-        if settings.shadow_slot is not None:  # of no consequence to the model in use, whatever becomes of it
-            beside = target._replace(alias=settings.shadow, slot=settings.shadow_slot)
-            pace = {"poll_s": settings.poll_s, "retry_s": settings.retry_s}
+        if settings.shadow_slot is not None:  # in its own thread, so that no failure affects the model in use
+            shadow_target = target._replace(alias=settings.shadow, slot=settings.shadow_slot)
             threading.Thread(
                 target=follow,
-                args=(lambda: _connect_to_registry(address), beside),
-                kwargs=pace,
+                args=(lambda: _connect_to_registry(address), shadow_target),
+                kwargs={"poll_s": settings.poll_s, "retry_s": settings.retry_s},
                 name="shadow",
                 daemon=True,
             ).start()
         follow(lambda: _connect_to_registry(address), target, poll_s=settings.poll_s, retry_s=settings.retry_s)
     try:
-        store = _connect_to_registry(address)
-        version = find_update(store, target)
+        registry = _connect_to_registry(address)
+        version = find_update(registry, target)
         if version is not None:
-            install_version(store, version, target)
-    except Exception as error:  # said in one line, for whoever runs this by hand
-        log.error("the slot stays as it is: %s", error)
+            install_version(registry, version, target)
+    except Exception as error:  # reported in one line, because --once is run by hand
+        log.error("the slot is unchanged: %s", error)
         return 1
     return 0
 
 
 def _connect_to_registry(address: str) -> RegistryClient:
-    from forecaster.registry.registry import Registry  # serving's one way to MLflow, and only in this process
+    from forecaster.registry.registry import Registry  # the only use of MLflow in serving, and only in this process
 
     return Registry(address)
 
@@ -189,7 +197,7 @@ def _to_release(version: BundleVersion) -> Release:
 
 
 def _exit_on_signal(_: int, __: FrameType | None) -> NoReturn:
-    raise SystemExit(0)  # as an exception, so that what is staged is cleared away
+    raise SystemExit(0)  # an exception, so that the staging folder is removed
 
 
 if __name__ == "__main__":

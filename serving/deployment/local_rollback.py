@@ -1,7 +1,7 @@
-"""A rollback of one server that asks no registry: `python -m serving.deployment.local_rollback RELEASE SLOT [--undo_rollback | --remove_rollback]`.
+"""A rollback of one server without the registry: `python -m serving.deployment.local_rollback NAME SLOT [--undo | --lift]`.
 
-The release that was in use before is put back, and `pinned.json` in the slot tells the follower what it must not bring back: the
-version that the registry still names. The pin ends when the registry names another.
+The rollback restores the previous release and writes `pinned.json` to the slot. That file keeps the follower from deploying the
+version that the registry still names. The rollback ends when the registry names another version.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _FILE_NAME = "pinned.json"
 
 
 class LocalRollback(BaseModel):
-    """What is held in a slot.
+    """The rollback of a slot, as stored in `pinned.json`.
 
     Attributes:
-        release: What is in use.
-        instead_of: What it was put back for, and what the registry named then.
-        at: When, in UTC.
+        release: The restored release.
+        instead_of: The release it replaced, which the registry named at the time.
+        at: The time of the rollback, in UTC.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -38,12 +38,12 @@ class LocalRollback(BaseModel):
 
     @property
     def description(self) -> str:
-        """Why the slot is not what the registry says."""
+        """Why the slot differs from the registry."""
         return f"rolled back here, from version {self.instead_of.version} to {self.release.version}"
 
 
 def read_rollback(slot: Path) -> LocalRollback | None:
-    """The pin of a slot, if there is one that can be read."""
+    """Returns the rollback of a slot; None if there is none that can be read."""
     try:
         return LocalRollback.model_validate_json((slot / _FILE_NAME).read_bytes())
     except (OSError, ValidationError):
@@ -51,24 +51,30 @@ def read_rollback(slot: Path) -> LocalRollback | None:
 
 
 def remove_rollback(slot: Path) -> None:
-    """Takes the pin away; none is no error."""
+    """Removes the rollback of a slot, if there is one; the follower then follows the registry again."""
     (slot / _FILE_NAME).unlink(missing_ok=True)
     atomic.sync_folder(slot)
 
 
 def roll_back(slot: Path, name: str, *, at: str, load: LoadPredictor = slots.load_bundle) -> LocalRollback:
-    """Puts the release before back in use and pins it; repeated, it completes what was cut short, and changes nothing else.
+    """Restores the previous release. A repeated call completes an interrupted rollback, and changes nothing otherwise.
 
-    Raises NoSuchModel where the slot has nothing to go back to, BundleError where that must not be served, or MissingPackage.
+    Args:
+        slot: The slot's folder.
+        name: The name of the model.
+        at: The time to record, in UTC.
+        load: Loads the bundle to restore, as a worker does.
+
+    Raises NoSuchModel if the slot has no previous release, BundleError if that is invalid, or MissingPackage.
     """
-    found, current = read_rollback(slot), slots.current_release(slot)
-    if current is None or current.name != name or (found is not None and found.release.name != name):
+    rollback, current = read_rollback(slot), slots.current_release(slot)
+    if current is None or current.name != name or (rollback is not None and rollback.release.name != name):
         raise NoSuchModel(
-            f"Expected a server of '{name}' with the slot {slot}; it has "
-            f"{'nothing' if current is None else repr(current.name)}. Correct the name, or name the --root of the server.",
+            f"Expected a server of '{name}' with the slot {slot}; found "
+            f"{'an empty slot' if current is None else repr(current.name)}. Correct the name, or pass the --root of the server.",
             where=name,
         )
-    if found is None:
+    if rollback is None:
         release = slots.previous_release(slot, name)
         if release is None:
             raise NoSuchModel(
@@ -77,35 +83,38 @@ def roll_back(slot: Path, name: str, *, at: str, load: LoadPredictor = slots.loa
                 where=name,
             )
         slots.validate_release(slot, release, load)
-        found = LocalRollback(release=release, instead_of=current, at=at)
-        atomic.write_text(
-            slot / _FILE_NAME, found.model_dump_json()
-        )  # first: the follower must not undo what comes now
+        rollback = LocalRollback(release=release, instead_of=current, at=at)
+        # Written before the release is restored, so that the follower does not revert it.
+        atomic.write_text(slot / _FILE_NAME, rollback.model_dump_json())
         fail_point("local.pinned")
-    if current != found.release:
-        slots.restore_release(slot, found.release)
+    if current != rollback.release:
+        slots.restore_release(slot, rollback.release)
     fail_point("local.linked")
-    return found
+    return rollback
 
 
 def undo_rollback(slot: Path, name: str) -> LocalRollback:
-    """Puts what was left in use again, if it is still here; the registry is followed once the pin is lifted.
+    """Restores the replaced release, if the slot still has it. The follower follows the registry after `remove_rollback`.
 
-    Raises NoSuchModel where nothing is pinned.
+    Raises NoSuchModel if the slot has no rollback of this model.
     """
-    found = read_rollback(slot)
-    if found is None or found.release.name != name:
+    rollback = read_rollback(slot)
+    if rollback is None or rollback.release.name != name:
         raise NoSuchModel(
             f"Expected '{name}' to be rolled back in the slot {slot}; it is not. There is nothing to undo.", where=name
         )
-    if slots.bundle_path(slot, found.instead_of).exists():
-        slots.restore_release(slot, found.instead_of)
+    if slots.bundle_path(slot, rollback.instead_of).exists():
+        slots.restore_release(slot, rollback.instead_of)
     fail_point("local.restored")
-    return found
+    return rollback
 
 
 def main(argv: Sequence[str]) -> int:
-    """Does it, and prints the pin as JSON. `--undo_rollback` leaves the pin, so that it may be told of; `--remove_rollback` takes it away."""
+    """Rolls back and prints the rollback as JSON.
+
+    `--undo` restores the replaced release but keeps `pinned.json`, so that the caller can report it first. `--lift` removes that
+    file.
+    """
     option = argv[2] if len(argv) == 3 else None
     if len(argv) not in (2, 3) or option not in (None, "--undo", "--lift"):
         sys.stderr.write("usage: python -m serving.deployment.local_rollback NAME SLOT [--undo | --lift]\n")
@@ -115,14 +124,14 @@ def main(argv: Sequence[str]) -> int:
         if option == "--lift":
             remove_rollback(slot)
             return 0
-        found = undo_rollback(slot, name) if option else roll_back(slot, name, at=datetime.now(UTC).isoformat())
+        rollback = undo_rollback(slot, name) if option else roll_back(slot, name, at=datetime.now(UTC).isoformat())
     except ForecasterError as error:
         sys.stderr.write(f"forecaster: {error}\n")
         return error.exit_code
-    except OSError as error:  # a slot that cannot be written
+    except OSError as error:  # the slot is not writable
         sys.stderr.write(f"forecaster: {error}\n")
         return 1
-    sys.stdout.write(found.model_dump_json())
+    sys.stdout.write(rollback.model_dump_json())
     return 0
 
 

@@ -1,8 +1,8 @@
-"""The model in use and its replacement.
+"""The slot: the folder of the deployed model, its atomic replacement, and the workers' reference to it.
 
 A slot is a folder that a follower writes and workers read:
 
-    current -> releases/<digest>      changed by one atomic rename
+    current -> releases/<digest>      replaced by one atomic rename
     releases/<digest>/release.json    {name, version, digest}
     releases/<digest>/bundle/         the files of the bundle
 """
@@ -41,43 +41,43 @@ log = logging.getLogger(__name__)
 
 
 class FittedModelProtocol(Protocol):
-    """What we read of a Forecaster."""
+    """The part of `FittedModel` that serving uses."""
 
     @property
     def spec(self) -> Spec:
-        """What it is."""
+        """The specification of the model."""
 
     @property
     def freq(self) -> str:
-        """The frequency it learned."""
+        """The frequency of its training data."""
 
     @property
     def season(self) -> int:
-        """Steps of a season."""
+        """The season length, in steps."""
 
     @property
     def cutoff(self) -> Timestamp:
-        """The last stamp of its data."""
+        """The last timestamp of its training data."""
 
     @property
     def encoding(self) -> Encoding:
-        """How covariates and categories become numbers."""
+        """How covariates and categories are encoded as numbers."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is known of its making."""
+        """Metadata about training and scores."""
 
     @property
     def blend_weights(self) -> Mapping[str, float]:
-        """The weights of the network and of statistical models in its forecasts; empty if they are the network's alone."""
+        """The weights of the network and of statistical models in a blend; empty if the network forecasts alone."""
 
 
 class PredictorProtocol(Protocol):
-    """What we ask of a Predictor."""
+    """The part of `Predictor` that serving uses."""
 
     @property
     def fitted_model(self) -> FittedModelProtocol:
-        """What was learned."""
+        """The fitted model."""
 
     def forecast_batch(
         self,
@@ -87,15 +87,18 @@ class PredictorProtocol(Protocol):
         levels: Sequence[float] = (),
         adaptive_state: AdaptiveState | None = None,
     ) -> list[Forecast | ForecasterError]:
-        """One outcome for each series, in order; raises LevelOutOfRange for levels that it cannot give.
+        """Returns one outcome per series, in order; raises LevelOutOfRange for unsupported levels.
 
-        Only asked with a `adaptive_state` where late actuals have taught something.
+        `adaptive_state` is passed only if late actuals have produced one.
         """
 
     def sample_batch(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
     ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
-        """Sampled futures of each series, in order, from number `first_path` on; raises BadSpec if its head gives no distribution."""
+        """Returns sample paths of each series, in order, numbered from `first_path`.
+
+        Raises BadSpec if the model's head has no distribution.
+        """
 
     def forecast_scenarios(
         self,
@@ -105,67 +108,68 @@ class PredictorProtocol(Protocol):
         levels: Sequence[float] = (),
         adaptive_state: AdaptiveState | None = None,
     ) -> list[Forecast | ForecasterError]:
-        """The forecasts of one history with several futures of its covariates."""
+        """Returns the forecasts of one history under several futures of its covariates."""
 
     def sample_scenarios(
         self, scenarios: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
     ) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
-        """Sampled futures of the same, with common noise."""
+        """Returns sample paths of each scenario, with common noise."""
 
     def truncate_history(self, series: Series) -> Series:
-        """A history cut down to what forecasts still ask of it."""
+        """Returns the history cut down to what later forecasts need."""
 
 
 class Release(BaseModel):
-    """Which version of which model a folder holds."""
+    """Name, version and digest of the model in a release folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     name: str
     version: str
-    digest: str = Field(pattern="^[0-9a-f]{64}$")  # it names a folder
+    digest: str = Field(pattern="^[0-9a-f]{64}$")  # also the name of the folder
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The release of a release folder; raises BundleDamaged."""
+        """Reads the release of a release folder; raises BundleDamaged."""
         try:
             return cls.model_validate_json((folder / "release.json").read_bytes())
         except (OSError, ValidationError) as error:
             raise BundleDamaged(
-                f"Expected a release in {folder}; its release.json cannot be read ({error}).", where=str(folder)
+                f"Expected a release in {folder}; its release.json cannot be read ({error}). Publish it again.",
+                where=str(folder),
             ) from error
 
 
 RecordForecasts = Callable[["DeployedModel", Sequence[Series], Sequence[Forecast | ForecasterError]], object]
-"""Told of forecasts that are served, with the histories they go on from."""
+"""Called with the model, the histories and the outcomes of every served batch."""
 
 
 def _record_nothing(_: DeployedModel, __: Sequence[Series], ___: Sequence[Forecast | ForecasterError]) -> None:
-    """Keeps no ledger."""
+    """Does not record forecasts."""
 
 
 MeasureRollout = Callable[[int, float, int], object]
-"""Told of series that were rolled together: how many, the seconds it took, and in how many something stood in for the network."""
+"""Called after every rollout with the number of series, the seconds, and the number of forecasts with a fallback."""
 
 
 def _measure_nothing(_: int, __: float, ___: int) -> None:
-    """Measures nothing."""
+    """Does not measure rollouts."""
 
 
 @dataclass(frozen=True, eq=False)
 class DeployedModel:
-    """A model that answers."""
+    """The model in use: its release, its predictor and its model card (Markdown)."""
 
     release: Release
     predictor: PredictorProtocol
     card: str
     loaded_at: float = field(default_factory=time.monotonic)
-    adaptive_state: AdaptiveState | None = None  # what late actuals have taught about its intervals
+    adaptive_state: AdaptiveState | None = None  # adapts its intervals to late actuals
     record_forecasts: RecordForecasts = _record_nothing
     measure_rollout: MeasureRollout = _measure_nothing
 
     @property
     def info(self) -> dict[str, Any]:
-        """Which model answers, as every answer says it: a ModelName; of a blend with its weights."""
+        """The model as every response names it (a ModelInfo): its release, the weights of a blend, its reliable horizon."""
         blend, facts = self.predictor.fitted_model.blend_weights, self.predictor.fitted_model.facts
         reliable = facts.get("reliable_horizon")
         return {
@@ -176,7 +180,7 @@ class DeployedModel:
 
     @property
     def age_s(self) -> float:
-        """Seconds since it was taken into use."""
+        """Seconds since the model was loaded."""
         return time.monotonic() - self.loaded_at
 
 
@@ -185,14 +189,14 @@ OnModelChange = Callable[[str], None]  # "swapped" or "refused"
 
 
 def load_bundle(folder: Path) -> PredictorProtocol:
-    """The Predictor of a verified bundle, on the fastest engine there is for it; raises BundleError, or MissingPackage."""
-    from forecaster.bundle import artifact  # only when there is something to load
+    """Loads the Predictor of a bundle, on the fastest engine that supports it; raises BundleError or MissingPackage."""
+    from forecaster.bundle import artifact  # imported only when there is a bundle to load
 
     return artifact.load_predictor(folder)
 
 
 class Slot:
-    """One reference to the model in use, and a thread that renews it. Readers take `current` once per request."""
+    """A reference to the model in use, and a thread that reloads it. Requests read `current` once."""
 
     def __init__(
         self,
@@ -205,54 +209,54 @@ class Slot:
         measure_rollout: MeasureRollout = _measure_nothing,
     ) -> None:
         self.current: DeployedModel | None = None
-        self.rejection: status.BundleRejection | None = None  # of what the folder points to
+        self.rejection: status.BundleRejection | None = None  # of the current release, if it was rejected
         self._folder = folder
         self._load = load
         self._reload_s = reload_s
         self._retry_s = retry_s
         self._on_model_change = on_model_change
         self._measure_rollout = measure_rollout
-        self._loaded_fingerprint: str | None = None  # the sign of what is in use
-        self._rejected: tuple[str, float] | None = None  # what was refused, and when
+        self._loaded_fingerprint: str | None = None  # of the release in use
+        self._rejected: tuple[str, float] | None = None  # fingerprint and time of the rejected release
         self._stop_event = threading.Event()
         self._thread: threading.Thread | None = None
 
     def with_folder(self, folder: Path) -> Slot:
-        """Another slot that is watched as this one is."""
+        """Returns a slot for another folder, with the same loader and intervals."""
         return Slot(folder, load=self._load, reload_s=self._reload_s, retry_s=self._retry_s)
 
     def start(self) -> None:
-        """Looks at the folder now and then, in a thread of its own, until `stop`."""
+        """Starts a thread that checks the folder every `reload_s` seconds until `stop`."""
         self._thread = threading.Thread(target=self._watch, name="slot", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, without waiting for a bundle that is being loaded."""
+        """Stops the thread, without waiting for a bundle that is being loaded."""
         self._stop_event.set()
 
     def reload_if_changed(self) -> None:
-        """Takes what the folder points to into use, if it is new and good; otherwise the old one goes on."""
-        sign = _fingerprint(self._folder)
-        if sign is None or sign == self._loaded_fingerprint:
+        """Loads the current release if it is new. If it is invalid, the previous model stays in use."""
+        fingerprint = _fingerprint(self._folder)
+        if fingerprint is None or fingerprint == self._loaded_fingerprint:
             return
         if (
             self._rejected is not None
-            and self._rejected[0] == sign
+            and self._rejected[0] == fingerprint
             and time.monotonic() - self._rejected[1] < self._retry_s
         ):
             return
         try:
-            fresh = self._load_current()
+            model = self._load_current()
             fail_point("reload.before_swap")
-        except Exception as error:  # whatever a bundle does must not end the watch; the reason is logged
-            self._rejected = (sign, time.monotonic())
+        except Exception as error:  # no bundle may end this thread; the reason is logged
+            self._rejected = (fingerprint, time.monotonic())
             self.rejection = status.BundleRejection(status.describe_error(error, self._folder), time.monotonic())
             reason = error.message if isinstance(error, ForecasterError) else repr(error)
-            log.error("a new bundle was refused, the old one goes on: %s", json.dumps(reason))
+            log.error("a new bundle was rejected, the previous model stays in use: %s", json.dumps(reason))
             self._on_model_change("refused")
             return
-        self.current, self._loaded_fingerprint, self._rejected, self.rejection = fresh, sign, None, None
-        log.info("in use: %s", fresh.release.model_dump_json())
+        self.current, self._loaded_fingerprint, self._rejected, self.rejection = model, fingerprint, None, None
+        log.info("in use: %s", model.release.model_dump_json())
         self._on_model_change("swapped")
 
     def _watch(self) -> None:
@@ -274,7 +278,7 @@ class Slot:
 
 @contextmanager
 def staging(slot: Path) -> Iterator[Path]:
-    """A folder inside the slot to fetch a bundle into; gone afterwards."""
+    """Yields a temporary folder inside the slot to fetch a bundle into; it is removed afterwards."""
     releases = slot / "releases"
     releases.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=releases, prefix=".staging-") as folder:
@@ -282,12 +286,12 @@ def staging(slot: Path) -> Iterator[Path]:
 
 
 def publish(slot: Path, bundle: Path, release: Release) -> None:
-    """Makes a verified bundle the current one. A kill at any moment leaves the old or the new one current.
+    """Makes a verified bundle the current release, atomically: a kill leaves the old or the new release current.
 
     Args:
         slot: The slot's folder.
         bundle: A folder inside `staging(slot)`; it is moved.
-        release: What it is; raises BundleDamaged if the bundle has another digest.
+        release: The release of the bundle; raises BundleDamaged if the bundle has another digest.
     """
     _validate_digest(bundle, release)
     folder = slot / "releases" / release.digest
@@ -296,15 +300,16 @@ def publish(slot: Path, bundle: Path, release: Release) -> None:
         with atomic.create_folder(folder) as draft:
             bundle.rename(draft / "bundle")
             (draft / "release.json").write_text(release.model_dump_json())
-    else:  # back to a release that is still here, perhaps under another version
+    else:  # the slot still has these files, perhaps under another version
         atomic.write_text(folder / "release.json", release.model_dump_json())
     _switch_current(slot, folder)
 
 
 def restore_release(slot: Path, release: Release) -> None:
-    """Makes a release that the slot still has the current one, as it was; a kill leaves the old or the new one current."""
+    """Makes a release that the slot still has current, atomically: a kill leaves the old or the new release current."""
     folder = slot / "releases" / release.digest
-    atomic.write_text(folder / "release.json", release.model_dump_json())  # the last used, for `prune_releases`
+    # Updates the modification time, by which `prune_releases` finds the least recently used releases.
+    atomic.write_text(folder / "release.json", release.model_dump_json())
     _switch_current(slot, folder)
 
 
@@ -319,7 +324,7 @@ def _switch_current(slot: Path, folder: Path) -> None:
 
 
 def current_release(slot: Path) -> Release | None:
-    """What is current in the slot, if anything readable is."""
+    """Returns the current release of a slot; None if there is none that can be read."""
     try:
         return Release.load((slot / "current").resolve(strict=True))
     except (OSError, BundleDamaged):
@@ -327,25 +332,25 @@ def current_release(slot: Path) -> Release | None:
 
 
 def bundle_path(slot: Path, release: Release) -> Path:
-    """The folder with the files of a release that is in the slot."""
+    """Returns the bundle folder of a release in the slot."""
     return slot / "releases" / release.digest / "bundle"
 
 
 def validate_release(slot: Path, release: Release, load: LoadPredictor = load_bundle) -> None:
-    """Loads a release of the slot as a worker does; raises BundleError, or MissingPackage, where a worker would refuse it."""
+    """Loads a release of the slot as a worker does; raises BundleError or MissingPackage if a worker would reject it."""
     bundle = bundle_path(slot, release)
     _validate_digest(bundle, release)
     load(bundle)
 
 
 def prune_releases(slot: Path, *, keep: int) -> None:
-    """Removes all releases but the current one and the last used, `keep` in all."""
+    """Removes all but `keep` releases: the current one and the most recently used."""
     for folder in _inactive_releases(slot)[keep - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def previous_release(slot: Path, name: str) -> Release | None:
-    """The release of this model that was current before, if the slot still has it."""
+    """Returns the release of this model that was current before; None if the slot has none."""
     for folder in _inactive_releases(slot):
         try:
             release = Release.load(folder)
@@ -357,18 +362,18 @@ def previous_release(slot: Path, name: str) -> Release | None:
 
 
 def _inactive_releases(slot: Path) -> list[Path]:
-    """The folders of releases that are not current, the last used first."""
+    """Returns the folders of releases that are not current, the most recently used first."""
     current = (slot / "current").resolve()
-    others = [
+    folders = [
         folder
         for folder in (slot / "releases").glob("[!.]*")
         if folder.is_dir() and folder != current and (folder / "release.json").exists()
     ]
-    return sorted(others, key=lambda folder: (folder / "release.json").stat().st_mtime_ns, reverse=True)
+    return sorted(folders, key=lambda folder: (folder / "release.json").stat().st_mtime_ns, reverse=True)
 
 
 def _fingerprint(slot: Path) -> str | None:
-    """What changes when the slot does: two small reads; None if nothing is there."""
+    """Returns a text that changes with the current release, by two small reads; None for an empty slot."""
     try:
         return ((slot / "current").resolve(strict=True) / "release.json").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -378,31 +383,33 @@ def _fingerprint(slot: Path) -> str | None:
 def _validate_digest(bundle: Path, release: Release) -> None:
     from forecaster.bundle import artifact
 
-    found = artifact.compute_bundle_digest(bundle)
-    if found != release.digest:
+    digest = artifact.compute_bundle_digest(bundle)
+    if digest != release.digest:
         raise BundleDamaged(
-            f"Expected the bundle {release.digest} in {bundle}; found {found}. Publish it again.", where=str(bundle)
+            f"Expected the bundle {release.digest} in {bundle}; found {digest}. Publish it again.", where=str(bundle)
         )
 
 
 def _smoke_test(predictor: PredictorProtocol) -> None:
-    """The first rollout of a model is slow; it is made here, and must be finite."""
-    learned = predictor.fitted_model
-    start = timestamp_at(build_timestamps(synthetic_start(learned.freq), freq=learned.freq, steps=1), 0)
-    steps = learned.spec.context
-    plain = 100 + np.sin(np.arange(steps, dtype=np.float64))
-    columns = _typical_covariates(learned, steps + learned.spec.horizon)
-    channels = dict.fromkeys(learned.spec.channels, plain)
-    history = Series("warm-up", start, learned.freq, plain, columns, channels=channels)
-    outcome = predictor.forecast_batch([history], learned.spec.horizon)[0]
+    """Runs the first rollout, which is slow, before any request; raises BundleDamaged if the forecast is not finite."""
+    fitted_model = predictor.fitted_model
+    spec, freq = fitted_model.spec, fitted_model.freq
+    start = timestamp_at(build_timestamps(synthetic_start(freq), freq=freq, steps=1), 0)
+    y = 100 + np.sin(np.arange(spec.context, dtype=np.float64))
+    covariates = _typical_covariates(fitted_model, spec.context + spec.horizon)
+    channels = dict.fromkeys(spec.channels, y)
+    history = Series("warm-up", start, freq, y, covariates, channels=channels)
+    outcome = predictor.forecast_batch([history], spec.horizon)[0]
     if isinstance(outcome, ForecasterError):
         raise outcome
     if not np.isfinite(outcome.mean).all():
-        raise BundleDamaged("Expected finite forecasts of a plain history; found others. Train again.", where="warm-up")
+        raise BundleDamaged(
+            "Expected finite forecasts of a sine wave; found NaN or infinity. Train the model again.", where="warm-up"
+        )
 
 
 def _typical_covariates(fitted_model: FittedModelProtocol, steps: int) -> dict[str, np.ndarray]:
-    """Covariates as ordinary as can be: means, and the first category of each."""
+    """Returns typical covariates: the mean of each numeric one, and the first category of each categorical one."""
     means = {name: np.full(steps, mean) for name, (mean, _) in fitted_model.encoding.numeric.items()}
-    known = fitted_model.encoding.categories.items()
-    return means | {name: np.full(steps, (*values, "")[0], dtype=object) for name, values in known}
+    categories = fitted_model.encoding.categories.items()
+    return means | {name: np.full(steps, (*values, "")[0], dtype=object) for name, values in categories}

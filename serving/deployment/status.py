@@ -1,6 +1,6 @@
-"""How a server stands to the registry it follows: what the follower leaves in the slot for workers to tell.
+"""The status of a server relative to the registry it follows, which the follower writes to the slot and workers report.
 
-Workers never ask the registry. The follower writes `follower.json` after every look; what is there is as old as it says.
+Workers never query the registry. The follower writes `follower.json` after every poll; the file contains its own timestamps.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from forecaster.errors import ForecasterError, RegistryError
 
 _FILE_NAME = "follower.json"
-_STALE_AFTER_S = 60.0  # beyond the usual pause: a registry that is slow to say no takes some of it
+_STALE_AFTER_S = 60.0  # in addition to the poll interval, because a registry may take long to time out
 
 
 class FollowerState(BaseModel):
-    """What the follower knows of itself; moments are those of the clock on the wall, for it is another process that reads.
+    """The state of the follower. Times are seconds since 1970, because another process reads them.
 
     Attributes:
-        looked_at: When the last look ended; None before the first.
-        reached_at: When the registry last answered.
-        trouble: Why the slot is not what the registry says; None where it is.
+        looked_at: When the last poll ended; None before the first.
+        reached_at: When the registry last responded; None if never.
+        trouble: Why the slot differs from the registry; None if it does not.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -34,18 +34,18 @@ class FollowerState(BaseModel):
 
 
 class FollowerStatus(BaseModel):
-    """The process that follows the registry."""
+    """The status of the process that follows the registry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    looked_s: float | None = Field(description="seconds since it last looked; null: not yet")
-    reached_s: float | None = Field(description="seconds since the registry last answered it; null: never")
+    looked_s: float | None = Field(description="seconds since its last poll of the registry; null: none yet")
+    reached_s: float | None = Field(description="seconds since the registry last responded; null: never")
     behind: str | None = Field(
-        description="why the model in use may not be the registry's; null: it is, or was at the last look"
+        description="why the model in use may differ from the registry's; null: they were equal at the last poll"
     )
 
 
 class BundleRejectionStatus(BaseModel):
-    """A bundle that this worker refused; the model before it goes on."""
+    """A bundle that this worker rejected; the previous model stays in use."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     reason: str
@@ -53,18 +53,18 @@ class BundleRejectionStatus(BaseModel):
 
 
 class BundleRejection(NamedTuple):
-    """The same, while it is remembered; `rejected_at` is of the monotonic clock."""
+    """The reason of the last rejected bundle, and its time in seconds of the monotonic clock."""
 
     reason: str
     rejected_at: float
 
     def to_status(self) -> BundleRejectionStatus:
-        """As it is answered."""
+        """Returns the rejection as the service reports it."""
         return BundleRejectionStatus(reason=self.reason, age_s=round(time.monotonic() - self.rejected_at, 3))
 
 
 def write_follower_state(slot: Path, state: FollowerState) -> None:
-    """Leaves word in the slot: old or new, and not synced, for it is written every few seconds."""
+    """Writes the state to the slot, atomically but without fsync, because it is written every few seconds."""
     slot.mkdir(parents=True, exist_ok=True)
     draft = slot / f".{_FILE_NAME}.{os.getpid()}"
     draft.write_text(state.model_dump_json(), encoding="utf-8")
@@ -72,7 +72,7 @@ def write_follower_state(slot: Path, state: FollowerState) -> None:
 
 
 def read_follower_state(slot: Path) -> FollowerState:
-    """What the follower left; nothing, where that cannot be read."""
+    """Reads the follower's state; an empty state if it cannot be read."""
     try:
         return FollowerState.model_validate_json((slot / _FILE_NAME).read_bytes())
     except (OSError, ValidationError):
@@ -80,23 +80,22 @@ def read_follower_state(slot: Path) -> FollowerState:
 
 
 def compute_follower_status(slot: Path, *, poll_s: float) -> FollowerStatus:
-    """How far the follower is; one small read, of the disk alone."""
-    standing, now = read_follower_state(slot), time.time()
-    looked, reached = (
-        None if moment is None else round(max(0.0, now - moment), 3)
-        for moment in (standing.looked_at, standing.reached_at)
+    """Returns the follower's status; one small read from disk."""
+    state, now = read_follower_state(slot), time.time()
+    looked_s, reached_s = (
+        None if time_s is None else round(max(0.0, now - time_s), 3) for time_s in (state.looked_at, state.reached_at)
     )
-    behind = standing.trouble
-    if looked is None:
-        behind = "the follower has not looked yet"
-    elif looked > poll_s + _STALE_AFTER_S:
-        behind = f"the follower has not looked for {looked:.0f} s"
-    return FollowerStatus(looked_s=looked, reached_s=reached, behind=behind)
+    behind = state.trouble
+    if looked_s is None:
+        behind = "the follower has not polled the registry yet"
+    elif looked_s > poll_s + _STALE_AFTER_S:
+        behind = f"the follower has not polled the registry for {looked_s:.0f} s"
+    return FollowerStatus(looked_s=looked_s, reached_s=reached_s, behind=behind)
 
 
 def describe_error(error: Exception, slot: Path) -> str:
-    """Why something was refused, for people who may not see our paths, addresses and tracebacks: those are in the log."""
-    if isinstance(error, RegistryError):  # its message may hold the registry's address, and that a password
+    """Describes an error to clients without the slot's path, addresses and tracebacks, which are only logged."""
+    if isinstance(error, RegistryError):  # its message may contain the registry's address, and that a password
         return error.code
     if isinstance(error, ForecasterError):
         return f"{error.code}: {error.message.replace(str(slot), 'slot')}"

@@ -1,1 +1,1 @@
-"""From a parsed request to one outcome per series: batching, sampling, deadlines."""
+"""Forecasts for requests: from a request body to one outcome per series, with batching, sampling and deadlines."""

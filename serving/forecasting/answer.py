@@ -1,4 +1,4 @@
-"""From the bytes of a request to the bytes of its answer: plain, synchronous, and the same for the same model."""
+"""From the bytes of a forecast request to the bytes of its response: synchronous, and deterministic for a given model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from serving.settings import Settings
 
 
 class EncodedResponse(NamedTuple):
-    """An answer and what it took.
+    """An encoded response and its statistics.
 
     Attributes:
-        body: As it is sent.
-        forecast: Series that got a forecast.
-        refused: Series that did not.
-        seconds: By what they were spent on.
-        packed: Whether the body is in gzip.
+        body: The response body.
+        forecast_count: Series with a forecast.
+        refused_count: Series with an error.
+        seconds_by_stage: Seconds spent, by stage ("read", "forecast", "write").
+        is_compressed: Whether the body is in gzip.
     """
 
     body: bytes
@@ -41,14 +41,14 @@ class EncodedResponse(NamedTuple):
 
 
 class RawRequest(NamedTuple):
-    """A request to be answered.
+    """A request before parsing.
 
     Attributes:
-        body: As it came.
-        media_type: Of the body, and of the answer.
-        model: In use when it came; None if there was none.
-        deadline: Until when it is waited for.
-        pack: Whether the answer may be in gzip.
+        body: The request body.
+        media_type: The media type of the body and of the response.
+        model: The model in use when the request arrived; None if there was none.
+        deadline: The deadline of the response.
+        accepts_gzip: Whether the response may be in gzip.
     """
 
     body: Body
@@ -59,7 +59,7 @@ class RawRequest(NamedTuple):
 
 
 class ParsedRequest(NamedTuple):
-    """A request that was read: what it asks, of which series, the seconds that took, and what states are signed with."""
+    """A parsed request: its options and series, the seconds of parsing, and the signer of its states."""
 
     request: RawRequest
     options: ForecastOptions
@@ -69,64 +69,69 @@ class ParsedRequest(NamedTuple):
 
 
 def run_forecast(request: RawRequest, settings: Settings) -> EncodedResponse:
-    """Answers `POST /v1/forecast_count`, in the form in which it was asked: rows or columns of JSON, or Arrow.
+    """Handles `POST /v1/forecast`; the response has the format of the request: rows or columns of JSON, or Arrow.
 
-    Raises Problem if the request as a whole cannot be used (levels that the model cannot give are such), if no model is
-    in use, if the deadline passes, if the only series of a request in JSON is refused (so a client that sends one
-    series and looks at the status alone learns of it), or if every series came with a state of another model (409).
+    Raises ApiError if the whole request is invalid (including levels that the model does not support), if no model is deployed,
+    after the deadline, or if every series has a state of another model (409). The error of the only series of a JSON request
+    is raised too, so that a client that sends one series can rely on the status alone.
     """
     return compute_response(parse_request(request, settings))
 
 
 def parse_request(request: RawRequest, settings: Settings) -> ParsedRequest:
-    """A request, read and within its limits. Raises Problem as `run_forecast` does."""
-    request.deadline.check()  # it may have waited for a thread
-    began = perf_counter()
-    ask, series = _decode_body(request.body, request.media_type)
-    limits.validate_request_size(ask, series, settings)
-    return ParsedRequest(request, ask, series, perf_counter() - began, TokenSigner.from_settings(settings))
+    """Parses a request and validates its size. Raises ApiError like `run_forecast`."""
+    request.deadline.check()  # the request may have waited for a thread
+    started_at = perf_counter()
+    options, series = _decode_body(request.body, request.media_type)
+    limits.validate_request_size(options, series, settings)
+    return ParsedRequest(request, options, series, perf_counter() - started_at, TokenSigner.from_settings(settings))
 
 
 def compute_response(parsed: ParsedRequest) -> EncodedResponse:
-    """Its answer. Raises Problem as `run_forecast` does."""
-    began, asked = perf_counter(), parsed.request
-    done = compute_outcomes(
-        parsed.series, parsed.options, asked.model, asked.deadline.capped(parsed.options.deadline_ms), parsed.signer
-    )
-    return encode_response(parsed, done, perf_counter() - began)
+    """Computes the response to a parsed request. Raises ApiError like `run_forecast`."""
+    started_at, request = perf_counter(), parsed.request
+    deadline = request.deadline.capped(parsed.options.deadline_ms)
+    outcomes = compute_outcomes(parsed.series, parsed.options, request.model, deadline, parsed.signer)
+    return encode_response(parsed, outcomes, perf_counter() - started_at)
 
 
 def encode_response(
     parsed: ParsedRequest, outcomes: Sequence[SeriesOutcome], forecast_seconds: float
 ) -> EncodedResponse:
-    """The answer with these outcomes, which took so long. Raises Problem where there is one alone, and it is refused."""
-    began, model, media_type = perf_counter(), parsed.request.model, parsed.request.media_type
-    assert model is not None, "no outcome without one"
-    refused = [each.result for each in outcomes if isinstance(each.result, ForecasterError)]
-    if len(refused) == len(outcomes) and all(isinstance(each, StateOfOtherModel) for each in refused):
-        raise ApiError.from_forecaster_error(refused[0])
-    if len(outcomes) == 1 and refused and media_type != arrow.MEDIA_TYPE:
-        raise ApiError.from_forecaster_error(refused[0])
-    whole = _encode_body(model, outcomes, parsed.options, media_type)
-    packed = parsed.request.accepts_gzip and len(whole) >= compression.MIN_COMPRESSED_BYTES
-    whole = compression.compress(whole) if packed else whole
-    spent = {"read": parsed.parse_seconds, "forecast": forecast_seconds, "write": perf_counter() - began}
-    return EncodedResponse(whole, len(outcomes) - len(refused), len(refused), spent, packed)
+    """Encodes outcomes, whose computation took `forecast_seconds`.
+
+    Raises ApiError if no series has a forecast, either for a single JSON series or because all states are of another model.
+    """
+    started_at, model, media_type = perf_counter(), parsed.request.model, parsed.request.media_type
+    assert model is not None, "outcomes need a model"
+    errors = [outcome.result for outcome in outcomes if isinstance(outcome.result, ForecasterError)]
+    if len(errors) == len(outcomes) and all(isinstance(error, StateOfOtherModel) for error in errors):
+        raise ApiError.from_forecaster_error(errors[0])
+    if len(outcomes) == 1 and errors and media_type != arrow.MEDIA_TYPE:
+        raise ApiError.from_forecaster_error(errors[0])
+    body = _encode_body(model, outcomes, parsed.options, media_type)
+    is_compressed = parsed.request.accepts_gzip and len(body) >= compression.MIN_COMPRESSED_BYTES
+    body = compression.compress(body) if is_compressed else body
+    seconds = {"read": parsed.parse_seconds, "forecast": forecast_seconds, "write": perf_counter() - started_at}
+    return EncodedResponse(body, len(outcomes) - len(errors), len(errors), seconds, is_compressed)
 
 
 def next_chunk(chunks: Iterator[bytes]) -> bytes | None:
-    """The next piece of a streamed answer; None after the last."""
+    """Returns the next chunk of a streamed response; None after the last."""
     return next(chunks, None)
 
 
 def start_ndjson(
     body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline
 ) -> tuple[NdjsonForecast, Iterator[bytes], bytes]:
-    """A streamed answer to a request of lines, and its first piece. Raises Problem as `run_forecast` does."""
+    """Starts the streamed response to an NDJSON request: the request, its chunks and the first of them.
+
+    Raises ApiError like `run_forecast`.
+    """
     deadline.check()
-    lines = NdjsonForecast(body, settings)
-    pieces = lines.iter_chunks(model, deadline)
-    return lines, pieces, next(pieces)
+    request = NdjsonForecast(body, settings)
+    chunks = request.iter_chunks(model, deadline)
+    return request, chunks, next(chunks)
 
 
 def _decode_body(body: Body, media_type: str) -> tuple[ForecastOptions, Sequence[SeriesInput]]:
@@ -134,10 +139,10 @@ def _decode_body(body: Body, media_type: str) -> tuple[ForecastOptions, Sequence
         return arrow.decode_arrow(bytes(body))
     fields = parsing.parse_json(body)
     if isinstance(fields.value, dict) and "columns" in fields.value:
-        asked = parsing.validate_fields(ColumnsRequest, fields)
-        return asked, asked.to_series_inputs()
-    request = parsing.validate_fields(ForecastRequest, fields)
-    return request, request.series
+        columns_request = parsing.validate_fields(ColumnsRequest, fields)
+        return columns_request, columns_request.to_series_inputs()
+    rows_request = parsing.validate_fields(ForecastRequest, fields)
+    return rows_request, rows_request.series
 
 
 def _encode_body(

@@ -1,4 +1,4 @@
-"""The form of lines (NDJSON), for many series: the first says what is asked, each further one is a series; so is the answer."""
+"""Forecasts in NDJSON, for many series: the first line holds the options, each further line a series. Responses are alike."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ from serving.formats.state_token import TokenSigner
 from serving.settings import Settings
 
 MEDIA_TYPE = "application/x-ndjson"
-_LINES_PER_CHUNK = 256  # lines that become a piece of the answer
+_LINES_PER_CHUNK = 256
 _SERIES_ADAPTER: TypeAdapter[SeriesInput] = TypeAdapter(SeriesField)
 
 
 class NdjsonHeader(StrictModel):
-    """The first line of an answer."""
+    """The first line of a response."""
 
     model: ModelInfo
 
 
 class NdjsonTrailer(StrictModel):
-    """The last line of a whole answer; where it is missing, or is an error without an id, the answer is not whole."""
+    """The last line of a complete response. If it is missing, or an error without an id, the response is incomplete."""
 
-    forecast: int = Field(description="series that got a forecast")
-    refused: int = Field(description="series that got an error")
+    forecast: int = Field(description="number of series with a forecast")
+    refused: int = Field(description="number of series with an error")
 
 
 class InvalidLine(ForecasterError):
-    """A line that is no series: refused, as a bad series is, beside its good neighbours."""
+    """A line that is not a valid series. Like an invalid series, it does not affect the other lines."""
 
     def __init__(self, error: ApiError, *, where: str) -> None:
         super().__init__(error.message, where=where)
-        self.code = error.code  # type: ignore[misc]  # that of the whole request it would have been
+        self.code = error.code  # type: ignore[misc]  # the code that the line would get as a request of its own
 
 
 class NdjsonForecast:
-    """A request of lines under way; what it remembers is how far it has come.
+    """An NDJSON request in progress; its only state is its progress.
 
     Attributes:
-        ask: What the first line asks.
-        forecast: Series that got a forecast so far.
-        refused: Series that got an error so far.
+        options: The options of the first line.
+        forecast_count: Series with a forecast so far.
+        refused_count: Series with an error so far.
     """
 
     def __init__(self, body: Body, settings: Settings) -> None:
-        """Raises Problem if the first line is none, or there are too many."""
+        """Parses the first line; raises ApiError if it is invalid, or if there are too many lines."""
         first, _, rest = bytes(body).partition(b"\n")
         self.options = parsing.validate_fields(ForecastOptions, parsing.parse_json(first))
         count = rest.count(b"\n") + (not rest.endswith(b"\n"))
@@ -64,7 +64,7 @@ class NdjsonForecast:
         if count > settings.max_lines:
             raise ApiError(
                 "too_many_series",
-                f"Expected at most {settings.max_lines} lines. Send several requests.",
+                f"Expected at most {settings.max_lines} series; found {count} lines. Send several requests.",
                 where="series",
             )
         self._lines = enumerate(rest.split(b"\n"), 2)
@@ -72,50 +72,52 @@ class NdjsonForecast:
         self.forecast_count = self.refused_count = 0
 
     def iter_chunks(self, model: DeployedModel | None, deadline: Deadline) -> Iterator[bytes]:
-        """The answer, some lines at a time; each is computed when it is asked for. Raises Problem as `compute_outcomes` does."""
+        """Yields the response in chunks, each computed on demand. Raises ApiError like `compute_outcomes`."""
         deadline = deadline.capped(self.options.deadline_ms)
-        piece = self._forecast_chunk(model, deadline)
-        assert model is not None, "no outcome without one"
-        yield orjson.dumps({"model": model.info}, option=orjson.OPT_APPEND_NEWLINE) + piece
-        while piece:
-            piece = self._forecast_chunk(model, deadline)
-            yield piece
-        end = {"forecast": self.forecast_count, "refused": self.refused_count}
-        yield orjson.dumps(end, option=orjson.OPT_APPEND_NEWLINE)
+        chunk = self._forecast_chunk(model, deadline)
+        assert model is not None, "outcomes need a model"
+        yield orjson.dumps({"model": model.info}, option=orjson.OPT_APPEND_NEWLINE) + chunk
+        while chunk:
+            chunk = self._forecast_chunk(model, deadline)
+            yield chunk
+        trailer = {"forecast": self.forecast_count, "refused": self.refused_count}
+        yield orjson.dumps(trailer, option=orjson.OPT_APPEND_NEWLINE)
 
     def _forecast_chunk(self, model: DeployedModel | None, deadline: Deadline) -> bytes:
+        """Forecasts the next lines; empty at the end."""
         deadline.check()
-        read: list[SeriesInput | SeriesOutcome] = []
+        parsed: list[SeriesInput | SeriesOutcome] = []
         for number, line in self._lines:
             if line.strip():
-                read.append(self._parse_series(line, number))
-            if len(read) == _LINES_PER_CHUNK:
+                parsed.append(self._parse_series(line, number))
+            if len(parsed) == _LINES_PER_CHUNK:
                 break
-        good = [one for one in read if not isinstance(one, SeriesOutcome)]
+        series = [item for item in parsed if not isinstance(item, SeriesOutcome)]
         forecasts = iter(
-            compute_outcomes(good, self.options, model, deadline, TokenSigner.from_settings(self._settings))
+            compute_outcomes(series, self.options, model, deadline, TokenSigner.from_settings(self._settings))
         )
-        done = [one if isinstance(one, SeriesOutcome) else next(forecasts) for one in read]
-        refused = sum(isinstance(one.result, ForecasterError) for one in done)
-        self.refused_count += refused
-        self.forecast_count += len(done) - refused
-        return json_rows.encode_ndjson(done)
+        outcomes = [item if isinstance(item, SeriesOutcome) else next(forecasts) for item in parsed]
+        refused_count = sum(isinstance(outcome.result, ForecasterError) for outcome in outcomes)
+        self.refused_count += refused_count
+        self.forecast_count += len(outcomes) - refused_count
+        return json_rows.encode_ndjson(outcomes)
 
     def _parse_series(self, line: bytes, number: int) -> SeriesInput | SeriesOutcome:
+        """Parses one line; returns an outcome with an InvalidLine if it is not a valid series."""
         fields: Any = None
         try:
-            told = parsing.parse_json(line)
-            fields = told.value
-            one = _SERIES_ADAPTER.validate_python(fields)
-            told.release()
-            limits.validate_history_size([one], self._settings)
+            document = parsing.parse_json(line)
+            fields = document.value
+            series = _SERIES_ADAPTER.validate_python(fields)
+            document.release()
+            limits.validate_history_size([series], self._settings)
         except (ApiError, ValidationError) as error:
-            problem = (
+            api_error = (
                 parsing.validation_problem(error, single_series=True) if isinstance(error, ValidationError) else error
             )
-            name = fields.get("id") if isinstance(fields, dict) else None
+            series_id = fields.get("id") if isinstance(fields, dict) else None
             return SeriesOutcome(
-                name[:200] if isinstance(name, str) else "",
-                InvalidLine(problem, where=f"line.{number}.{problem.where or 'body'}".removesuffix(".body")),
+                series_id[:200] if isinstance(series_id, str) else "",
+                InvalidLine(api_error, where=f"line.{number}.{api_error.where or 'body'}".removesuffix(".body")),
             )
-        return one
+        return series

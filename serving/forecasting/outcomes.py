@@ -1,4 +1,4 @@
-"""From what is asked to one outcome for each series, whatever form it was sent in and is answered in."""
+"""Computes one outcome for each series of a request, independently of the wire format."""
 
 from __future__ import annotations
 
@@ -16,19 +16,15 @@ from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.sampling import sample_in_batches
-from serving.formats import series as reading
-from serving.formats import state_token as state
 from serving.formats.outcome import ForecastResult, SeriesOutcome
 from serving.formats.schema import ContinuedSeries, ForecastOptions, SeriesInput
-from serving.formats.series import ParsedSeries
-from serving.formats.state_token import ModelReference, TokenSigner
+from serving.formats.series import ParsedSeries, StartCache, parse_series
+from serving.formats.state_token import ModelReference, TokenSigner, issue_token, parse_token_series
 from serving.formats.timestamps import IntegerStyle, TimestampStyle
 
 T = TypeVar("T")
-_BATCH_STEPS = (
-    1 << 17
-)  # steps, known and foretold, that are rolled between two looks at the deadline: tens of milliseconds
-_BLEND_COST_FACTOR = 64  # times that long take steps that a statistical model is fitted to
+_BATCH_STEPS = 1 << 17  # steps of history and horizon computed between two checks of the deadline: tens of milliseconds
+_BLEND_COST_FACTOR = 64  # cost of a step of a blend, which fits statistical models, relative to the network alone
 
 
 def compute_outcomes(
@@ -38,16 +34,17 @@ def compute_outcomes(
     deadline: Deadline,
     signer: TokenSigner,
 ) -> list[SeriesOutcome]:
-    """One for each series, in order.
+    """Returns the outcome of each series, in order.
 
-    Raises Problem if no model is in use, if the deadline passes, or if the model cannot give what is asked of all series
+    Raises ApiError if no model is deployed, after the deadline, or if the model does not support the options of the request
     (levels, samples).
     """
     model = require_model(model)
-    read = parse_all_series(series, options, model, deadline, signer)
-    good = [one.series for one in read if isinstance(one, ParsedSeries)]
-    means, paths = compute_forecasts(good, options, model, deadline), _sample_paths(good, options, model, deadline)
-    return _assemble_outcomes(series, options, model, read, means, paths, signer, deadline)
+    parsed = parse_all_series(series, options, model, deadline, signer)
+    valid = [item.series for item in parsed if isinstance(item, ParsedSeries)]
+    forecasts = compute_forecasts(valid, options, model, deadline)
+    paths = _sample_paths(valid, options, model, deadline)
+    return _assemble_outcomes(series, options, model, parsed, forecasts, paths, signer, deadline)
 
 
 def compute_outcomes_together(
@@ -57,15 +54,19 @@ def compute_outcomes_together(
     deadline: Deadline,
     signer: TokenSigner,
 ) -> list[list[SeriesOutcome]]:
-    """Those of several requests that ask the same, without samples; rolled as one. Raises Problem as `compute_outcomes` does."""
-    read = [parse_all_series(series, options, model, deadline, signer) for series in requests]
-    good = [[one.series for one in some if isinstance(one, ParsedSeries)] for some in read]
-    means = iter(compute_forecasts([one for some in good for one in some], options, model, deadline))
+    """Computes several requests with equal options and no samples in one rollout. Raises ApiError like `compute_outcomes`."""
+    parsed_by_request = [parse_all_series(series, options, model, deadline, signer) for series in requests]
+    valid_by_request = [
+        [item.series for item in parsed if isinstance(item, ParsedSeries)] for parsed in parsed_by_request
+    ]
+    forecasts = iter(
+        compute_forecasts([series for valid in valid_by_request for series in valid], options, model, deadline)
+    )
     return [
         _assemble_outcomes(
-            series, options, model, some, list(islice(means, len(own))), [None] * len(own), signer, deadline
+            series, options, model, parsed, list(islice(forecasts, len(valid))), [None] * len(valid), signer, deadline
         )
-        for series, some, own in zip(requests, read, good, strict=True)
+        for series, parsed, valid in zip(requests, parsed_by_request, valid_by_request, strict=True)
     ]
 
 
@@ -79,46 +80,54 @@ def _assemble_outcomes(
     signer: TokenSigner,
     deadline: Deadline,
 ) -> list[SeriesOutcome]:
-    """Means and paths are those of the series that could be read."""
-    general = horizon_warnings(options.horizon, scored_horizon=model.predictor.fitted_model.spec.horizon)
-    told, drawn = iter(forecasts), iter(paths)
-    done: list[SeriesOutcome] = []
-    for asked, one in zip(series, parsed, strict=True):
-        if not isinstance(one, ParsedSeries):
-            done.append(SeriesOutcome(asked.id, one))
+    """Assembles the outcomes; `forecasts` and `paths` have one item per successfully parsed series."""
+    shared_warnings = horizon_warnings(options.horizon, scored_horizon=model.predictor.fitted_model.spec.horizon)
+    forecast_iterator, paths_iterator = iter(forecasts), iter(paths)
+    outcomes: list[SeriesOutcome] = []
+    for series_input, item in zip(series, parsed, strict=True):
+        if not isinstance(item, ParsedSeries):
+            outcomes.append(SeriesOutcome(series_input.id, item))
             continue
-        found = build_result(one.style, next(told), next(drawn), general, samples=options.samples)
-        if options.return_state and isinstance(found, ForecastResult):
+        result = build_result(
+            item.style, next(forecast_iterator), next(paths_iterator), shared_warnings, samples=options.samples
+        )
+        if options.return_state and isinstance(result, ForecastResult):
             deadline.check()
-            found = attach_state_token(found, one.series, model, signer)
-        done.append(SeriesOutcome(asked.id, found))
-    return done
+            result = attach_state_token(result, item.series, model, signer)
+        outcomes.append(SeriesOutcome(series_input.id, result))
+    return outcomes
 
 
 def compute_forecasts(
     series: list[Series], options: ForecastOptions, model: DeployedModel, deadline: Deadline
 ) -> list[Forecast | ForecasterError]:
-    """Those of series that were read. Raises Problem if the deadline passes, or for levels that the model cannot give."""
+    """Forecasts parsed series in batches, and records the forecasts in the ledger.
 
-    def some(part: list[Series]) -> list[Forecast | ForecasterError]:
-        began = perf_counter()
-        drift = {} if model.adaptive_state is None or not options.levels else {"adaptive_state": model.adaptive_state}
-        told = model.predictor.forecast_batch(part, options.horizon, levels=options.levels, **drift)
-        stand_ins = sum(isinstance(one, Forecast) and bool(one.warnings) for one in told)
-        model.measure_rollout(len(part), perf_counter() - began, stand_ins)
-        return told
+    Raises ApiError after the deadline, or for levels that the model does not support.
+    """
 
-    at_once = _BATCH_STEPS // (_BLEND_COST_FACTOR if model.predictor.fitted_model.blend_weights else 1)
-    found = _compute_in_batches(some, series, extra_steps=options.horizon, max_steps=at_once, deadline=deadline)
-    model.record_forecasts(model, series, found)
-    return found
+    def forecast_batch(batch: list[Series]) -> list[Forecast | ForecasterError]:
+        started_at = perf_counter()
+        adaptive_state = model.adaptive_state if options.levels else None
+        optional = {} if adaptive_state is None else {"adaptive_state": adaptive_state}
+        results = model.predictor.forecast_batch(batch, options.horizon, levels=options.levels, **optional)
+        fallback_count = sum(isinstance(result, Forecast) and bool(result.warnings) for result in results)
+        model.measure_rollout(len(batch), perf_counter() - started_at, fallback_count)
+        return results
+
+    max_steps = _BATCH_STEPS // (_BLEND_COST_FACTOR if model.predictor.fitted_model.blend_weights else 1)
+    results = _compute_in_batches(
+        forecast_batch, series, extra_steps=options.horizon, max_steps=max_steps, deadline=deadline
+    )
+    model.record_forecasts(model, series, results)
+    return results
 
 
 def require_model(model: DeployedModel | None) -> DeployedModel:
-    """The model; raises Problem where there is none."""
+    """Returns the model; raises ApiError (503) if there is none."""
     if model is None:
         raise ApiError(
-            "not_ready", "No model is in use yet. Try again later, or see /readyz.", headers={"retry-after": "1"}
+            "not_ready", "No model is deployed yet. Try again later, or see /readyz.", headers={"retry-after": "1"}
         )
     return model
 
@@ -131,35 +140,33 @@ def build_result(
     *,
     samples: int,
 ) -> ForecastResult | ForecasterError:
-    """A forecast and its paths, of which `samples` were asked, with what a reader should know."""
+    """Combines a forecast, its paths (of which `samples` were requested) and warnings into a result."""
     if isinstance(forecast, ForecasterError):
         return forecast
     if isinstance(paths, ForecasterError):
         return paths
     warnings = [*shared_warnings, *forecast.warnings]
     if paths is not None and not np.isfinite(paths).all():
-        left = int((~np.isfinite(paths)).any(axis=1).sum())
-        warnings.append(f"{left} of {len(paths)} samples left the finite numbers; they are null from there on.")
+        count = int((~np.isfinite(paths)).any(axis=1).sum())
+        warnings.append(f"{count} of {len(paths)} samples became infinite or NaN; they are null from that step on.")
         paths = np.where(np.logical_and.accumulate(np.isfinite(paths), axis=1), paths, np.nan)
-    fewer = paths is not None and len(paths) < samples
-    if paths is not None and fewer:
-        warnings.append(f"The deadline left time for {len(paths)} of {samples} samples.")
-    return ForecastResult(forecast, style, paths, warnings, fewer)
+    has_fewer_paths = paths is not None and len(paths) < samples
+    if paths is not None and has_fewer_paths:
+        warnings.append(f"The deadline left time for only {len(paths)} of {samples} samples.")
+    return ForecastResult(forecast, style, paths, warnings, has_fewer_paths)
 
 
 def attach_state_token(
     result: ForecastResult, series: Series, model: DeployedModel, signer: TokenSigner
 ) -> ForecastResult | ForecasterError:
-    """The answer with a state to go on from after a series, or why there is none."""
-    learned = model.predictor.fitted_model
+    """Returns the result with a state token that continues the series, or the error that prevents it."""
+    reference = ModelReference(model.release.digest, model.predictor.fitted_model.encoding)
     try:
-        carried = model.predictor.truncate_history(series)
-        told = state.issue_token(
-            carried, result.style, model=ModelReference(model.release.digest, learned.encoding), signer=signer
-        )
+        history = model.predictor.truncate_history(series)
+        token = issue_token(history, result.style, model=reference, signer=signer)
     except ForecasterError as error:
         return error
-    return result._replace(state_token=told)
+    return result._replace(state_token=token)
 
 
 def parse_all_series(
@@ -169,29 +176,29 @@ def parse_all_series(
     deadline: Deadline,
     signer: TokenSigner,
 ) -> list[ParsedSeries | ForecasterError]:
-    """The histories as the model reads them, or what is wrong with each. Raises Problem if the deadline passes."""
-    learned = model.predictor.fitted_model
-    whose = ModelReference(model.release.digest, learned.encoding)
-    read: list[ParsedSeries | ForecasterError] = []
-    starts: reading.StartCache = {}
-    for asked in series:
+    """Parses each series for the model, or returns its error. Raises ApiError after the deadline."""
+    fitted_model = model.predictor.fitted_model
+    reference = ModelReference(model.release.digest, fitted_model.encoding)
+    parsed: list[ParsedSeries | ForecasterError] = []
+    start_cache: StartCache = {}
+    for series_input in series:
         deadline.check()
         try:
-            if isinstance(asked, ContinuedSeries):
-                read.append(state.parse_token_series(asked, model=whose, signer=signer, horizon=options.horizon))
+            if isinstance(series_input, ContinuedSeries):
+                parsed.append(parse_token_series(series_input, model=reference, signer=signer, horizon=options.horizon))
                 continue
-            read.append(
-                reading.parse_series(
-                    asked,
-                    model_freq=learned.freq,
-                    encoding=learned.encoding,
+            parsed.append(
+                parse_series(
+                    series_input,
+                    model_freq=fitted_model.freq,
+                    encoding=fitted_model.encoding,
                     horizon=options.horizon,
-                    start_cache=starts,
+                    start_cache=start_cache,
                 )
             )
         except ForecasterError as error:
-            read.append(error)
-    return read
+            parsed.append(error)
+    return parsed
 
 
 def _sample_paths(
@@ -200,14 +207,18 @@ def _sample_paths(
     if not options.samples:
         return [None] * len(series)
 
-    def draw(some: range, until: Deadline) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
-        def part(those: list[Series]) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+    def draw(numbers: range, draw_deadline: Deadline) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
+        def sample_batch(batch: list[Series]) -> list[Float64[np.ndarray, "path horizon"] | ForecasterError]:
             return model.predictor.sample_batch(
-                those, options.horizon, paths=len(some), seed=options.seed, first_path=some.start
+                batch, options.horizon, paths=len(numbers), seed=options.seed, first_path=numbers.start
             )
 
         return _compute_in_batches(
-            part, series, extra_steps=options.horizon * len(some), max_steps=_BATCH_STEPS, deadline=until
+            sample_batch,
+            series,
+            extra_steps=options.horizon * len(numbers),
+            max_steps=_BATCH_STEPS,
+            deadline=draw_deadline,
         )
 
     return sample_in_batches(
@@ -223,20 +234,23 @@ def _compute_in_batches(
     max_steps: int,
     deadline: Deadline,
 ) -> list[T]:
-    """Some series at a time; even if there is none, for what is asked of all is judged whatever becomes of them."""
-    rows = max(1, max_steps // (max((len(one) for one in series), default=0) + extra_steps))
-    found: list[T] = []
-    for first in range(0, max(1, len(series)), rows):
+    """Computes series in batches and checks the deadline before each.
+
+    Without any series, one empty batch is computed, so that unsupported options of the request are still rejected.
+    """
+    batch_size = max(1, max_steps // (max((len(each) for each in series), default=0) + extra_steps))
+    results: list[T] = []
+    for first in range(0, max(1, len(series)), batch_size):
         deadline.check()
         try:
-            found += compute_batch(series[first : first + rows])
+            results += compute_batch(series[first : first + batch_size])
         except (LevelOutOfRange, BadSpec) as error:
             raise ApiError.from_forecaster_error(error) from error
-    return found
+    return results
 
 
 def horizon_warnings(horizon: int, *, scored_horizon: int) -> list[str]:
-    """What a reader should know of every forecast so far ahead."""
+    """Returns the warnings that apply to every forecast with this horizon."""
     if horizon <= scored_horizon:
         return []
-    return [f"The horizon of {horizon} steps goes beyond the {scored_horizon} that this model was scored on."]
+    return [f"The horizon of {horizon} steps exceeds the {scored_horizon} steps that this model was scored on."]

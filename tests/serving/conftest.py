@@ -1,4 +1,4 @@
-"""A predictor that repeats the last value, slots that hold it, and an application to ask."""
+"""Shared fixtures: a predictor that repeats the last value, slots with its bundle, and an in-process client."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StubModel:
 
 @dataclass(frozen=True)
 class LastValuePredictor:
-    """Repeats the last value, plus `shift`; refuses other frequencies and short histories."""
+    """Repeats the last value, plus `shift`; rejects other frequencies and short histories."""
 
     fitted_model: StubModel = field(default_factory=StubModel)
     shift: float = 0.0
@@ -50,18 +50,20 @@ class LastValuePredictor:
     def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
     ) -> list[Forecast | ForecasterError]:
-        outcomes = [self._forecast_series(one, horizon) for one in series]
-        return [one if isinstance(one, ForecasterError) else _with_quantiles(one, levels) for one in outcomes]
+        outcomes = [self._forecast_series(each, horizon) for each in series]
+        return [
+            result if isinstance(result, ForecasterError) else _with_quantiles(result, levels) for result in outcomes
+        ]
 
     def sample_batch(
         self, series: Sequence[Series], horizon: int, *, paths: int, seed: int, first_path: int = 0
     ) -> list[np.ndarray | ForecasterError]:
-        """The last value plus the number of the path; beyond the finite numbers where the last value is 77."""
-        outcomes = [self._forecast_series(one, horizon) for one in series]
-        drawn = np.arange(float(first_path), first_path + paths)[:, None] + seed
+        """Returns the last value plus the number of the path; infinite where the last value is 77."""
+        outcomes = [self._forecast_series(each, horizon) for each in series]
+        noise = np.arange(float(first_path), first_path + paths)[:, None] + seed
         return [
-            one if isinstance(one, ForecasterError) else np.where(one.mean == 77, np.inf, one.mean) + drawn
-            for one in outcomes
+            result if isinstance(result, ForecasterError) else np.where(result.mean == 77, np.inf, result.mean) + noise
+            for result in outcomes
         ]
 
     def forecast_scenarios(
@@ -70,15 +72,15 @@ class LastValuePredictor:
         horizon: int,
         *,
         levels: Sequence[float] = (),
-        drift: AdaptiveState | None = None,
+        adaptive_state: AdaptiveState | None = None,
     ) -> list[Forecast | ForecasterError]:
-        """The last value plus the covariate `promo` of each step ahead."""
+        """Returns the last value plus the covariate `promo` of each step ahead."""
         outcomes = self.forecast_batch(scenarios, horizon, levels=levels)
         return [
-            one
-            if isinstance(one, ForecasterError)
-            else replace(one, mean=one.mean + way.covariates["promo"][len(way) :][:horizon])
-            for one, way in zip(outcomes, scenarios, strict=True)
+            result
+            if isinstance(result, ForecasterError)
+            else replace(result, mean=result.mean + scenario.covariates["promo"][len(scenario) :][:horizon])
+            for result, scenario in zip(outcomes, scenarios, strict=True)
         ]
 
     def sample_scenarios(
@@ -87,7 +89,7 @@ class LastValuePredictor:
         return self.sample_batch(scenarios, horizon, paths=paths, seed=seed, first_path=first_path)
 
     def truncate_history(self, series: Series) -> Series:
-        """Its last steps."""
+        """Returns the last steps of a history."""
         return truncate_series(series, self.fitted_model.spec, kept_steps=MIN_HISTORY, season=1)
 
     def _forecast_series(self, series: Series, horizon: int) -> Forecast | ForecasterError:
@@ -105,7 +107,7 @@ def _with_quantiles(forecast: Forecast, levels: Sequence[float]) -> Forecast:
 
 
 def write_stub(folder: Path, *, shift: float = 0.0, freq: str = "h") -> str:
-    """A bundle that `load_stub` understands; answers its digest."""
+    """Writes a bundle that `load_stub` can load, and returns its digest."""
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"shift": shift, "freq": freq}))
     (folder / "card.md").write_text("# A stub\n")
@@ -132,12 +134,12 @@ def slot_folder(tmp_path: Path) -> Path:
 
 
 class AppClient:
-    """Asks an application in this process, from outside its event loop."""
+    """A synchronous client of an application in this process; requests run in the application's event loop."""
 
-    def __init__(self, application_state: app.Application, portal: BlockingPortal) -> None:
-        self.slot, self.beside = application_state.slot, application_state.shadow_slot
+    def __init__(self, application: app.Application, portal: BlockingPortal) -> None:
+        self.slot, self.shadow_slot = application.slot, application.shadow_slot
         self._portal = portal
-        self._transport = httpx.ASGITransport(app=application_state.app, raise_app_exceptions=False)
+        self._transport = httpx.ASGITransport(app=application.app, raise_app_exceptions=False)
 
     def get(self, path: str, **request: Any) -> httpx.Response:
         return self.request("GET", path, **request)
@@ -146,8 +148,8 @@ class AppClient:
         return self.request("POST", path, **request)
 
     def request(self, method: str, path: str, **request: Any) -> httpx.Response:
-        answer: httpx.Response = self._portal.call(self._send, method, path, request)
-        return answer
+        response: httpx.Response = self._portal.call(self._send, method, path, request)
+        return response
 
     async def _send(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
         async with httpx.AsyncClient(transport=self._transport, base_url="http://forecaster") as client:
@@ -159,16 +161,18 @@ MakeClient = Callable[..., AppClient]
 
 @contextmanager
 def application_clients(slot_folder: Path) -> Iterator[MakeClient]:
-    """Makes clients of applications on one slot folder; settings may be changed by keyword."""
+    """Yields a factory of clients, each of a new application on the same slot folder; settings are keyword arguments."""
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
 
         def make(*, load: LoadPredictor = load_stub, **fields: Any) -> AppClient:
             settings = Settings(slot=slot_folder, reload_s=0.01, **fields)
-            served = app.build_application(settings, load=load)
-            served.slot.reload_if_changed()
-            stack.enter_context(portal.wrap_async_context_manager(served.routes.router.lifespan_context(served.routes)))
-            return AppClient(served, portal)
+            application = app.build_application(settings, load=load)
+            application.slot.reload_if_changed()
+            stack.enter_context(
+                portal.wrap_async_context_manager(application.routes.router.lifespan_context(application.routes))
+            )
+            return AppClient(application, portal)
 
         yield make
 
@@ -181,7 +185,7 @@ def make_client(slot_folder: Path) -> Iterator[MakeClient]:
 
 @pytest.fixture
 def client(slot_folder: Path, make_client: MakeClient) -> AppClient:
-    """An application with a model in use that repeats the last value."""
+    """A client of an application whose model repeats the last value."""
     publish_stub(slot_folder)
     return make_client(
         max_body=100_000, max_horizon=500, max_series=50, max_history=5000, max_values=6000, max_answer=2000
@@ -189,5 +193,5 @@ def client(slot_folder: Path, make_client: MakeClient) -> AppClient:
 
 
 def series_payload(**fields: Any) -> dict[str, Any]:
-    """A series that is answered, unless `fields` spoil it."""
+    """Returns a valid series; `fields` override its fields."""
     return {"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": [1.0, None, 2.5], **fields}

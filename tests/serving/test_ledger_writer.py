@@ -1,4 +1,4 @@
-"""What keeps the forecasts that were served: it waits for nothing, forgets in time, and shares its ledger with others."""
+"""The ledger writer: it never blocks a request, deletes old records, and shares its ledger with other workers."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tests.serving.routes.test_accuracy import query_rows
 
 @pytest.fixture
 def ledger_writer(slot_folder: Path) -> Iterator[LedgerWriter]:
-    made = LedgerWriter(
+    writer = LedgerWriter(
         Settings(slot=slot_folder, ledger="on", ledger_waiting=5, ledger_days=1),
         retry_delay_s=0.01,
         adapt_interval_s=0.02,
     )
-    yield made
-    made.stop()
+    yield writer
+    writer.stop()
 
 
 def make_records(writer: LedgerWriter, slot_folder: Path, *names: str) -> None:
-    """Forecasts that one request would have made."""
+    """Records the forecasts of one request with a series of each name."""
     if not (slot_folder / "current").exists():
         publish_stub(slot_folder)
     slot = Slot(slot_folder, load=load_stub)
@@ -48,39 +48,39 @@ def make_records(writer: LedgerWriter, slot_folder: Path, *names: str) -> None:
 def test_records_older_than_the_retention_are_deleted(slot_folder: Path) -> None:
     now = [1_000_000.0]
     settings = Settings(slot=slot_folder, ledger="on", ledger_days=1)
-    for moment in (1_000_000.0, 1_000_000.0 + 3600, 1_000_000.0 + 86400 + 60):
-        now[0] = moment
-        scribe = LedgerWriter(settings, clock=lambda: now[0])
-        scribe.start()
-        make_records(scribe, slot_folder, f"made at {moment}")
-        scribe.stop()
+    for time_s in (1_000_000.0, 1_000_000.0 + 3600, 1_000_000.0 + 86400 + 60):
+        now[0] = time_s
+        writer = LedgerWriter(settings, clock=lambda: now[0])
+        writer.start()
+        make_records(writer, slot_folder, f"made at {time_s}")
+        writer.stop()
     assert query_rows(slot_folder, "SELECT made_at FROM ledger_forecasts") == [(1_003_600.0,), (1_086_460.0,)]
 
 
 def test_a_full_queue_drops_and_counts_without_blocking(ledger_writer: LedgerWriter, slot_folder: Path) -> None:
-    counted: list[tuple[str, int]] = []
-    ledger_writer._count = lambda outcome, count: counted.append((outcome, count))
-    make_records(ledger_writer, slot_folder, "a", "b", "c")  # nobody takes them: the thread is not started
-    began = time.monotonic()
+    counts: list[tuple[str, int]] = []
+    ledger_writer._count = lambda outcome, count: counts.append((outcome, count))
+    make_records(ledger_writer, slot_folder, "a", "b", "c")  # they stay in the queue: the thread is not started
+    started_at = time.monotonic()
     for _ in range(3):
         make_records(ledger_writer, slot_folder, "d", "e", "f")
-    assert time.monotonic() - began < 2
-    assert counted == [("dropped", 3)] * 3
+    assert time.monotonic() - started_at < 2
+    assert counts == [("dropped", 3)] * 3
     ledger_writer.start()
-    _wait_until(lambda: ("stored", 3) in counted)
+    _wait_until(lambda: ("stored", 3) in counts)
     make_records(ledger_writer, slot_folder, "d")
-    _wait_until(lambda: ("stored", 1) in counted)
+    _wait_until(lambda: ("stored", 1) in counts)
 
 
 def test_long_histories_do_not_exhaust_the_memory(
     ledger_writer: LedgerWriter, slot_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledgers, "MAX_QUEUED_NUMBERS", 11)
-    counted: list[tuple[str, int]] = []
-    ledger_writer._count = lambda outcome, count: counted.append((outcome, count))
+    counts: list[tuple[str, int]] = []
+    ledger_writer._count = lambda outcome, count: counts.append((outcome, count))
     make_records(ledger_writer, slot_folder, "a", "b")  # ten numbers
     make_records(ledger_writer, slot_folder, "c")
-    assert counted == [("dropped", 1)]
+    assert counts == [("dropped", 1)]
 
 
 def _wait_until(condition: Any) -> None:
@@ -93,24 +93,26 @@ def _wait_until(condition: Any) -> None:
 def test_several_workers_write_one_ledger(slot_folder: Path) -> None:
     publish_stub(slot_folder)
     settings = Settings(slot=slot_folder, ledger="on")
-    scribes = [LedgerWriter(settings, retry_delay_s=0.05) for _ in range(4)]
-    for each in scribes:
-        each.start()
+    writers = [LedgerWriter(settings, retry_delay_s=0.05) for _ in range(4)]
+    for writer in writers:
+        writer.start()
 
-    def work(each: LedgerWriter, place: int) -> None:
+    def record_from_worker(writer: LedgerWriter, index: int) -> None:
         for number in range(20):
-            make_records(each, slot_folder, "shared", f"{place} {number}")
+            make_records(writer, slot_folder, "shared", f"{index} {number}")
 
-    threads = [threading.Thread(target=work, args=(each, place)) for place, each in enumerate(scribes)]
+    threads = [
+        threading.Thread(target=record_from_worker, args=(writer, index)) for index, writer in enumerate(writers)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    _wait_until(lambda: not any(each._queued_forecasts for each in scribes))
-    for each in scribes:
-        each.stop()
+    _wait_until(lambda: not any(writer._queued_forecasts for writer in writers))
+    for writer in writers:
+        writer.stop()
     assert query_rows(slot_folder, "SELECT count(*) FROM ledger_forecasts") == [(81,)]
     assert query_rows(slot_folder, "SELECT count(*) FROM ledger_facts") == [(2,)]
-    store = Ledger(f"sqlite:///{slot_folder}/ledger.db")
-    assert len(store.salt) == 32
-    store.close()
+    ledger = Ledger(f"sqlite:///{slot_folder}/ledger.db")
+    assert len(ledger.salt) == 32
+    ledger.close()

@@ -1,4 +1,4 @@
-"""The real thing: a bundle on disk, BentoML's server in processes of its own, asked over HTTP and told to stop."""
+"""End to end: a bundle on disk, BentoML's server in its own processes, requests over HTTP, and a shutdown."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ CONTEXT, HORIZON = 12, 6
 
 
 def save_random_model(folder: Path, *, seed: int) -> str:
-    """An untrained network, which forecasts as well as a trained one for our purposes; answers the bundle's digest."""
+    """Saves an untrained network, which is enough for these tests, and returns the bundle's digest."""
     spec = Spec(name="tiny", context=CONTEXT, horizon=HORIZON, network=NetworkSpec(hidden=4))
-    forecaster = FittedModel(spec, "h", 24, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, build_network(spec, seed=seed))
-    return artifact.save_bundle(forecaster, folder, card="# Tiny\n")
+    fitted_model = FittedModel(
+        spec, "h", 24, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, build_network(spec, seed=seed)
+    )
+    return artifact.save_bundle(fitted_model, folder, card="# Tiny\n")
 
 
 def publish_random_model(slot: Path, *, version: str, seed: int) -> FittedModel:
@@ -55,23 +57,23 @@ def free_port() -> int:
 
 @contextmanager
 def running_server(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`python -m serving`, started in a folder that has nothing to do with us; nothing must be left behind."""
-    elsewhere, temporary = folder / "elsewhere", folder / "tmp"
-    elsewhere.mkdir()
+    """Runs `python -m serving` in an unrelated folder, and checks that it leaves no files behind."""
+    working_folder, temporary = folder / "elsewhere", folder / "tmp"
+    working_folder.mkdir()
     temporary.mkdir()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("BENTOML", "FORECASTER"))},
         **settings.to_environment(),
-        "HOME": str(elsewhere),
+        "HOME": str(working_folder),
         "TMPDIR": str(temporary),
         "PYTHONPATH": str(Path(slots.__file__).parents[2]),
     }
-    process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, cwd=elsewhere)
+    process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, cwd=working_folder)
     try:
         yield process, f"http://127.0.0.1:{settings.port}"
         process.terminate()
         assert process.wait(20) == 0
-        assert list(elsewhere.iterdir()) == []
+        assert list(working_folder.iterdir()) == []
         assert [entry.name for entry in temporary.iterdir() if entry.name.startswith("forecaster")] == []
     finally:
         if process.poll() is None:
@@ -110,26 +112,36 @@ def _check_responses(slot_folder: Path, url: str) -> None:
     y = [float(value) for value in 10 + np.sin(np.arange(2 * CONTEXT))]
     request = {"series": [{"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": y}], "horizon": HORIZON}
 
-    def served() -> Any:
-        # A new connection each time, so that both workers get their turns.
-        answers = [httpx.post(f"{url}/v1/forecast", json=request) for _ in range(8)]
-        found = [answer.json() for answer in answers if answer.status_code == 200]
-        return found if len(found) == 8 and all(one["model"] == found[0]["model"] for one in found) else None
+    def fetch_responses() -> Any:
+        # A new connection each time, so that both workers receive requests.
+        responses = [httpx.post(f"{url}/v1/forecast", json=request) for _ in range(8)]
+        payloads = [response.json() for response in responses if response.status_code == 200]
+        return (
+            payloads
+            if len(payloads) == 8 and all(payload["model"] == payloads[0]["model"] for payload in payloads)
+            else None
+        )
 
     for version in ("1", "2"):
         forecaster = publish_random_model(slot_folder, version=version, seed=int(version))
-        wait_until(lambda wanted=version: (found := served()) is not None and found[0]["model"]["version"] == wanted)
+        wait_until(
+            lambda expected_version=version: (
+                (payloads := fetch_responses()) is not None and payloads[0]["model"]["version"] == expected_version
+            )
+        )
         history = Series("a", pd.Timestamp("2026-01-01", tz="UTC"), "h", np.array(y))
         expected = Predictor(forecaster).forecast(history, HORIZON)
-        for answer in served():
-            forecast = answer["forecasts"][0]
-            np.testing.assert_allclose(forecast["mean"], expected.mean, rtol=1e-5)  # other threads, other rounding
+        for response in fetch_responses():
+            forecast = response["forecasts"][0]
+            np.testing.assert_allclose(forecast["mean"], expected.mean, rtol=1e-5)  # rounding depends on the threads
             assert forecast["ds"] == [stamp.strftime("%Y-%m-%dT%H:%M:%SZ") for stamp in expected.ds]
 
     assert httpx.get(f"{url}/v1/model").json()["card"] == "# Tiny\n"
     for path in ("/healthz", "/schema.json", "/static_content/index.css", "/livez/"):
-        answer = httpx.get(url + path)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), "BentoML's own are not there"
+        response = httpx.get(url + path)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found"), (
+            "BentoML's own paths are not served"
+        )
     assert (
         httpx.post(f"{url}/v1/forecast", content=b"{", headers={"content-type": "application/json"}).status_code == 400
     )
@@ -162,21 +174,21 @@ def test_a_promotion_in_the_registry_reaches_the_server(slot_folder: Path, tmp_p
             champion = version
             expected = {"name": "tiny", "version": version.number, "digest": version.digest}
 
-            def has_come(wanted: dict[str, str] = expected) -> bool:
-                return http_status(f"{url}/readyz") == 200 and httpx.get(f"{url}/readyz").json()["model"] == wanted
+            def is_deployed(model: dict[str, str] = expected) -> bool:
+                return http_status(f"{url}/readyz") == 200 and httpx.get(f"{url}/readyz").json()["model"] == model
 
-            wait_until(has_come)
+            wait_until(is_deployed)
 
 
 def test_serving_imports_no_trainer_no_plots_and_no_registry() -> None:
     program = (
         "import sys, serving.service, serving.supervisor, forecaster.bundle.artifact, forecaster.prediction.predictor\n"
-        "found = {'pytorch_lightning', 'lightning', 'matplotlib', 'mlflow'} & set(sys.modules)\n"
-        "sys.exit(', '.join(sorted(found)) or 0)"
+        "imported = {'pytorch_lightning', 'lightning', 'matplotlib', 'mlflow'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(imported)) or 0)"
     )
     package = Path(slots.__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER_")}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=package, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr

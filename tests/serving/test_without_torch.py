@@ -1,4 +1,4 @@
-"""A worker answers without torch: it is a second and two hundred megabytes that a rollout has no need of."""
+"""A worker serves forecasts without importing torch, which would take a second and 200 MB and is not needed by a rollout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.factories import make_forecaster, make_spec
 
 pytestmark = pytest.mark.integration
 
-# As a worker does: the application, a slot with a bundle, a request; and then what was imported for it.
+# Does what a worker does: builds the application, loads a bundle, handles a request; then prints which packages were imported.
 WORKER_PROGRAM = """
 import asyncio, json, sys
 from pathlib import Path
@@ -25,32 +25,31 @@ from serving import service
 from serving.routes.app import build_application
 from serving.settings import Settings
 
-served = build_application(Settings(slot=Path(sys.argv[1])))
-served.slot.reload_if_changed()
-model = served.slot.current
-assert model is not None, "the bundle was refused"
-y = [1.0 + place % 4 for place in range(30)]
+application = build_application(Settings(slot=Path(sys.argv[1])))
+application.slot.reload_if_changed()
+model = application.slot.current
+assert model is not None, "the bundle was rejected"
+y = [1.0 + index % 4 for index in range(30)]
 series = [{"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": y}] * 5
-asked = {"series": series, "horizon": 7, **json.loads(sys.argv[2])}
+request = {"series": series, "horizon": 7, **json.loads(sys.argv[2])}
 scope = {"type": "http", "method": "POST", "path": "/v1/forecast", "raw_path": b"", "query_string": b"",
          "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "client": None}
 sent = []
 
-waiting = [True]
+messages = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
 
 async def receive():
-    if not waiting:
-        await asyncio.Event().wait()  # nobody leaves
-    waiting.pop()
-    return {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
+    if not messages:
+        await asyncio.Event().wait()  # the client stays connected
+    return messages.pop()
 
 async def send(message):
     sent.append(message)
 
-asyncio.run(served.app(scope, receive, send))
+asyncio.run(application.app(scope, receive, send))
 assert sent[0]["status"] == 200, sent
 print(json.dumps({"engine": type(model.predictor.engine).__name__,
-                  "found": sorted({"torch", "pytorch_lightning", "mlflow", "matplotlib"} & set(sys.modules)),
+                  "imported": sorted({"torch", "pytorch_lightning", "mlflow", "matplotlib"} & set(sys.modules)),
                   "mean": json.loads(sent[1]["body"])["forecasts"][0]["mean"]}))
 """
 
@@ -58,16 +57,16 @@ print(json.dumps({"engine": type(model.predictor.engine).__name__,
 def forecast_without_torch(slot: Path, request_json: str = "{}") -> dict[str, Any]:
     package = Path(slots.__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER_")}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", WORKER_PROGRAM, str(slot), request_json],
         env=environment | {"PYTHONPATH": str(package)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    assert result.returncode == 0, result.stderr
+    output: dict[str, Any] = json.loads(result.stdout)
+    return output
 
 
 def publish_model(slot: Path, **fields: Any) -> None:
@@ -88,16 +87,16 @@ def test_a_worker_serving_a_kernel_model_does_not_import_torch(
     tmp_path: Path, fields: dict[str, Any], request_json: str
 ) -> None:
     publish_model(tmp_path, **fields)
-    assert forecast_without_torch(tmp_path, request_json)["found"] == []
+    assert forecast_without_torch(tmp_path, request_json)["imported"] == []
 
 
 def test_a_model_unsupported_by_kernel_and_onnx_imports_torch(tmp_path: Path) -> None:
-    counts = {"kind": "neg_binomial"}
-    publish_model(tmp_path, head=counts, scaling="none")
-    assert forecast_without_torch(tmp_path)["found"] == []
-    assert forecast_without_torch(tmp_path, '{"samples": 3}')["found"] == ["torch"]
+    head = {"kind": "neg_binomial"}
+    publish_model(tmp_path, head=head, scaling="none")
+    assert forecast_without_torch(tmp_path)["imported"] == []
+    assert forecast_without_torch(tmp_path, '{"samples": 3}')["imported"] == ["torch"]
 
 
 def test_a_state_token_does_not_import_torch(tmp_path: Path) -> None:
     publish_model(tmp_path)
-    assert forecast_without_torch(tmp_path, '{"return_state": true}')["found"] == []
+    assert forecast_without_torch(tmp_path, '{"return_state": true}')["imported"] == []

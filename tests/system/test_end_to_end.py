@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 

@@ -1,4 +1,4 @@
-"""How many requests may be under way, and how long."""
+"""Admission control: the number of requests in progress, their deadlines and their disconnects."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ def admission_gate() -> Iterator[threading.Event]:
 
 
 def test_a_full_queue_rejects_immediately(admission_gate: threading.Event) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         admission = Admission(threads=1, capacity=2, timeout_s=5)
-        inside = [asyncio.create_task(admission.run(admission_gate.wait)) for _ in range(2)]
+        tasks = [asyncio.create_task(admission.run(admission_gate.wait)) for _ in range(2)]
         await asyncio.sleep(0.05)
-        with pytest.raises(ApiError) as problem:
+        with pytest.raises(ApiError) as error:
             await admission.run(admission_gate.wait)
-        assert (problem.value.status, problem.value.headers["retry-after"]) == (429, "1")
+        assert (error.value.status, error.value.headers["retry-after"]) == (429, "1")
         admission_gate.set()
-        assert await asyncio.gather(*inside) == [True, True]
+        assert await asyncio.gather(*tasks) == [True, True]
         assert await admission.run(lambda number: number + 1, 1) == 2
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_overdue_work_is_abandoned_and_keeps_its_slot_until_done(admission_gate: threading.Event) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         admission = Admission(threads=1, capacity=1, timeout_s=0.05)
-        with pytest.raises(ApiError) as problem:
+        with pytest.raises(ApiError) as error:
             await admission.run(admission_gate.wait)
-        assert problem.value.status == 504
-        with pytest.raises(ApiError) as problem:
+        assert error.value.status == 504
+        with pytest.raises(ApiError) as error:
             await admission.run(admission_gate.wait)
-        assert problem.value.status == 429
+        assert error.value.status == 429
         admission_gate.set()
         await asyncio.sleep(0.05)
         assert await admission.run(lambda: "next") == "next"
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_rejected_request_gets_the_expected_queue_time(admission_gate: threading.Event) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         admission = Admission(threads=1, capacity=30, timeout_s=5)
         for _ in range(20):
             await admission.run(time.sleep, 0.1)
-        inside = [asyncio.create_task(admission.run(admission_gate.wait)) for _ in range(30)]
+        tasks = [asyncio.create_task(admission.run(admission_gate.wait)) for _ in range(30)]
         await asyncio.sleep(0.05)
-        with pytest.raises(ApiError) as problem:
+        with pytest.raises(ApiError) as error:
             await admission.run(admission_gate.wait)
         admission_gate.set()
-        await asyncio.gather(*inside)
+        await asyncio.gather(*tasks)
         admission.close()
-        assert 2 <= int(problem.value.headers["retry-after"]) <= 5, "30 places, 0.1 s each"
+        assert 2 <= int(error.value.headers["retry-after"]) <= 5, "30 queued requests of 0.1 s each"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_work_that_checks_its_deadline_releases_its_thread() -> None:
@@ -77,17 +77,17 @@ def test_work_that_checks_its_deadline_releases_its_thread() -> None:
             deadline.check()
             time.sleep(0.005)
 
-    async def story() -> None:
+    async def scenario() -> None:
         admission = Admission(threads=1, capacity=1, timeout_s=5)
         deadline = admission.new_deadline().capped(30)
-        with pytest.raises(ApiError) as problem:
+        with pytest.raises(ApiError) as error:
             await admission.run(work, deadline, deadline=deadline)
-        assert problem.value.status == 504
+        assert error.value.status == 504
         await asyncio.sleep(0.05)
         assert await admission.run(lambda: "next") == "next"
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_deadline_can_only_be_shortened() -> None:
@@ -102,114 +102,117 @@ def test_exceptions_of_the_work_propagate(admission_gate: threading.Event) -> No
     def fails() -> None:
         raise ZeroDivisionError
 
-    async def story() -> None:
+    async def scenario() -> None:
         admission = Admission(threads=1, capacity=1, timeout_s=5)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 await admission.run(fails)
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_work_for_a_disconnected_client_is_cancelled(admission_gate: threading.Event) -> None:
-    async def story() -> None:
-        admission, began = Admission(threads=1, capacity=2, timeout_s=20), time.monotonic()
-        left = asyncio.Event()
+    async def scenario() -> None:
+        admission, started_at = Admission(threads=1, capacity=2, timeout_s=20), time.monotonic()
+        disconnected = asyncio.Event()
 
-        async def leaves() -> None:
-            await left.wait()
+        async def wait_for_disconnect() -> None:
+            await disconnected.wait()
 
         def work(deadline: Deadline) -> None:
             while not admission_gate.wait(0.01):
                 deadline.check()
 
         deadlines = [admission.new_deadline() for _ in range(2)]
-        asked = [
-            asyncio.create_task(admission.run(work, one, deadline=one, wait_for_disconnect=leaves)) for one in deadlines
+        tasks = [
+            asyncio.create_task(
+                admission.run(work, deadline, deadline=deadline, wait_for_disconnect=wait_for_disconnect)
+            )
+            for deadline in deadlines
         ]
         await asyncio.sleep(0.3)
-        left.set()
-        for one in asked:
-            with pytest.raises(ApiError) as problem:
-                await one
-            assert problem.value.status == 499
-        assert await admission.run(lambda: "next") == "next", "the thread is free again"
-        assert time.monotonic() - began < 10
+        disconnected.set()
+        for task in tasks:
+            with pytest.raises(ApiError) as error:
+                await task
+            assert error.value.status == 499
+        assert await admission.run(lambda: "next") == "next", "the thread is released"
+        assert time.monotonic() - started_at < 10
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_short_work_runs_inline_when_idle(admission_gate: threading.Event) -> None:
-    async def story() -> None:
-        admission, here = Admission(threads=1, capacity=3, timeout_s=5), threading.get_ident()
-        ways: list[str] = []
+    async def scenario() -> None:
+        admission, event_loop_thread = Admission(threads=1, capacity=3, timeout_s=5), threading.get_ident()
+        calls: list[str] = []
 
-        def turn() -> int:
-            ways.append("turn")
+        def run_in_thread() -> int:
+            calls.append("thread")
             return threading.get_ident()
 
-        async def ask() -> int:
+        async def run_work() -> int:
             return await admission.run(
-                turn, run_immediately=threading.get_ident, on_admitted=lambda: ways.append("waits")
+                run_in_thread, run_immediately=threading.get_ident, on_admitted=lambda: calls.append("queued")
             )
 
-        assert await ask() == here
-        assert ways == [], "it waits for no turn"
-        found = await asyncio.gather(ask(), ask())
-        assert here not in found
-        assert sorted(ways) == ["turn", "turn", "waits", "waits"]
-        slow = asyncio.create_task(admission.run(admission_gate.wait))
+        assert await run_work() == event_loop_thread
+        assert calls == [], "it is not queued for a thread"
+        threads = await asyncio.gather(run_work(), run_work())
+        assert event_loop_thread not in threads
+        assert sorted(calls) == ["queued", "queued", "thread", "thread"]
+        blocker = asyncio.create_task(admission.run(admission_gate.wait))
         await asyncio.sleep(0.05)
-        behind = asyncio.create_task(ask())
+        queued = asyncio.create_task(run_work())
         await asyncio.sleep(0.05)
         admission_gate.set()
-        assert await behind != here
-        assert await slow
-        assert await ask() == here
+        assert await queued != event_loop_thread
+        assert await blocker
+        assert await run_work() == event_loop_thread
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_longer_work_is_queued() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         admission = Admission(threads=1, capacity=1, timeout_s=5)
-        assert await admission.run(lambda: "turn", run_immediately=lambda: None) == "turn"
+        assert await admission.run(lambda: "thread", run_immediately=lambda: None) == "thread"
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_inline_work_releases_its_slot_and_respects_the_deadline() -> None:
     def fails() -> str:
         raise ZeroDivisionError
 
-    async def story() -> None:
+    async def scenario() -> None:
         admission = Admission(threads=1, capacity=1, timeout_s=5)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
-                await admission.run(lambda: "turn", run_immediately=fails)
-            with pytest.raises(ApiError) as problem:
-                await admission.run(lambda: "turn", run_immediately=lambda: "late", deadline=Deadline.after(0))
-            assert problem.value.status == 504
-            assert await admission.run(lambda: "turn", run_immediately=lambda: "here") == "here"
+                await admission.run(lambda: "thread", run_immediately=fails)
+            with pytest.raises(ApiError) as error:
+                await admission.run(lambda: "thread", run_immediately=lambda: "late", deadline=Deadline.after(0))
+            assert error.value.status == 504
+            assert await admission.run(lambda: "thread", run_immediately=lambda: "inline") == "inline"
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_full_queue_also_rejects_inline_work(admission_gate: threading.Event) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         admission = Admission(threads=1, capacity=1, timeout_s=5)
-        inside = asyncio.create_task(admission.run(admission_gate.wait))
+        tasks = asyncio.create_task(admission.run(admission_gate.wait))
         await asyncio.sleep(0.05)
-        with pytest.raises(ApiError) as problem:
-            await admission.run(lambda: "turn", run_immediately=lambda: "here")
-        assert problem.value.status == 429
+        with pytest.raises(ApiError) as error:
+            await admission.run(lambda: "thread", run_immediately=lambda: "inline")
+        assert error.value.status == 429
         admission_gate.set()
-        await inside
+        await tasks
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""The page's files as they are sent: headers, caching, and nothing but the list."""
+"""The files of the web page as they are served: headers, caching, and no files outside the list."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def test_every_file_in_the_folder_is_served_and_listed(client: AppClient) -> Non
         path.removeprefix("/page/") for path in ASSET_PATHS if path != "/"
     } | {"index.html"}
     for path in ASSET_PATHS:
-        answer = client.get(path)
-        assert answer.status_code == 200
+        response = client.get(path)
+        assert response.status_code == 200
         name = "index.html" if path == "/" else path.removeprefix("/page/")
-        assert answer.content == (assets.PAGE_FOLDER / name).read_bytes()
-        assert answer.headers["content-type"] == assets.MEDIA_TYPES[Path(name).suffix]
+        assert response.content == (assets.PAGE_FOLDER / name).read_bytes()
+        assert response.headers["content-type"] == assets.MEDIA_TYPES[Path(name).suffix]
 
 
 @pytest.mark.parametrize("path", ["/", "/page/main.js"])
@@ -57,12 +57,12 @@ def test_a_cached_file_is_not_sent_again(client: AppClient) -> None:
 
 def test_files_are_compressed_if_accepted(client: AppClient) -> None:
     plain = client.get("/page/style.css", headers={"accept-encoding": "identity"})
-    packed = client.get("/page/style.css", headers={"accept-encoding": "gzip"})
+    compressed = client.get("/page/style.css", headers={"accept-encoding": "gzip"})
     assert "content-encoding" not in plain.headers
-    assert packed.headers["content-encoding"] == "gzip"
-    assert packed.content == plain.content, "the client unpacked it"
-    assert int(packed.headers["content-length"]) < len(plain.content) / 2
-    assert plain.headers["vary"] == packed.headers["vary"] == "accept-encoding"
+    assert compressed.headers["content-encoding"] == "gzip"
+    assert compressed.content == plain.content, "the client decompressed it"
+    assert int(compressed.headers["content-length"]) < len(plain.content) / 2
+    assert plain.headers["vary"] == compressed.headers["vary"] == "accept-encoding"
     assert all(gzip.decompress(asset.gzip_body) == asset.body for asset in assets.load_assets())
 
 
@@ -72,13 +72,13 @@ def test_files_are_compressed_if_accepted(client: AppClient) -> None:
      "/page/..%2fsettings.py", "/page/main.js/", "/page/MAIN.JS", "/page/%2Fetc%2Fpasswd", "/favicon.ico"],
 )  # fmt: skip
 def test_an_unlisted_file_is_not_found(client: AppClient, path: str) -> None:
-    answer = client.get(path)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    response = client.get(path)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
 
 
 def test_only_get_and_head_are_allowed(client: AppClient) -> None:
-    answer = client.post("/", json={})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    response = client.post("/", json={})
+    assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
     assert client.request("HEAD", "/").content == b""
 
 
@@ -106,12 +106,12 @@ def test_the_page_uses_no_external_resources_and_no_inline_code() -> None:
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
             file.name
         )
-    home = (assets.PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
-    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", home)
+    page = (assets.PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
 
 
 def test_all_modules_are_preloaded() -> None:
     scripts = {file.name for file in assets.PAGE_FOLDER.glob("*.js")} - {"main.js"}
-    beside = {"csv-worker.js", "csv.js", "fill-gaps.js"}  # loaded by the web worker
-    home = (assets.PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
-    assert set(re.findall(r'rel="modulepreload" href="/page/([a-z-]+\.js)"', home)) == scripts - beside
+    worker_modules = {"csv-worker.js", "csv.js", "fill-gaps.js"}  # loaded by the web worker
+    page = (assets.PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'rel="modulepreload" href="/page/([a-z-]+\.js)"', page)) == scripts - worker_modules

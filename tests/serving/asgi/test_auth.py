@@ -1,4 +1,4 @@
-"""API keys: who is let in, what is kept of a key, and what never comes out."""
+"""API keys: authorization, storage of hashes, key rotation, and secrecy of keys."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def hash_key(key: str) -> str:
 
 
 def test_a_key_is_long_and_random_and_only_its_hash_is_stored(key_file: Path) -> None:
-    made = [auth.create_key(name, ["read"], key_file) for name in ("a", "b")]
+    keys = [auth.create_key(name, ["read"], key_file) for name in ("a", "b")]
     text = key_file.read_text()
-    assert len(set(made)) == 2
-    assert all(len(key) > 43 and key not in text and hash_key(key) in text for key in made)
+    assert len(set(keys)) == 2
+    assert all(len(key) > 43 and key not in text and hash_key(key) in text for key in keys)
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
 
 
@@ -80,10 +80,10 @@ def test_existing_file_content_is_kept(key_file: Path) -> None:
 def test_a_request_without_a_key_gets_a_standard_401(
     client_with_keys: AppClient, path: str, headers: dict[str, str]
 ) -> None:
-    answer = client_with_keys.post(path, json=GOOD_REQUEST, headers=headers)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
-    assert answer.headers["www-authenticate"] == "Bearer"
-    assert answer.headers["x-request-id"]
+    response = client_with_keys.post(path, json=GOOD_REQUEST, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.headers["x-request-id"]
 
 
 def test_only_the_two_probes_are_public(client_with_keys: AppClient) -> None:
@@ -105,7 +105,7 @@ def test_a_key_is_accepted_in_either_header(client_with_keys: AppClient, reader_
 
 def test_the_key_is_checked_before_the_body_is_read(client_with_keys: AppClient) -> None:
     async def chunks() -> object:
-        raise AssertionError("nobody reads it")
+        raise AssertionError("the body must not be read")
         yield b""
 
     assert client_with_keys.post("/v1/forecast", content=chunks()).status_code == 401
@@ -125,7 +125,7 @@ def test_a_key_grants_its_scopes_only(
 
 
 def _wait_for_change(client: AppClient, key: str, *, rejected: int) -> None:
-    """Until a change of the file has been noticed."""
+    """Waits until a change of the key file takes effect."""
     deadline = time.monotonic() + 5
     while client.get("/v1/model", headers=bearer_header(key)).status_code == rejected:
         assert time.monotonic() < deadline
@@ -143,7 +143,7 @@ def test_keys_can_be_changed_while_the_server_runs(
     second = auth.create_key("second", ["read"], key_file)
     _wait_for_change(client_with_keys, second, rejected=401)
     assert client_with_keys.get("/v1/model", headers=bearer_header(reader_key)).status_code == 200, (
-        "both are good for a while"
+        "both keys are valid"
     )
     key_file.write_text("".join(line for line in key_file.read_text().splitlines(keepends=True) if "second" in line))
     _wait_for_change(client_with_keys, reader_key, rejected=200)
@@ -158,7 +158,7 @@ def test_a_key_file_damaged_while_the_server_runs_changes_nothing(
     time.sleep(0.02)
     assert client_with_keys.get("/v1/model", headers=bearer_header(reader_key)).status_code == 200
     assert client_with_keys.get("/v1/model", headers=bearer_header("wrong")).status_code == 401
-    assert "the keys stay as they were" in caplog.text
+    assert "the previous keys remain valid" in caplog.text
 
 
 def test_keys_can_come_from_the_environment(slot_folder: Path, make_client: MakeClient) -> None:
@@ -179,9 +179,9 @@ def test_keys_can_come_from_the_environment(slot_folder: Path, make_client: Make
 @pytest.mark.parametrize("text", ["", "# none", "a read sha256:12", "a write sha256:" + "0" * 64, "fck_secret", "\xff"])
 def test_invalid_keys_are_rejected_and_never_repeated(key_file: Path, text: str) -> None:
     key_file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InvalidKeys) as refused:
+    with pytest.raises(InvalidKeys) as error:
         Keyring(file=key_file)
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(error.value)
 
 
 def test_a_public_address_requires_keys(key_file: Path, reader_key: str) -> None:
@@ -195,10 +195,10 @@ def test_a_public_address_requires_keys(key_file: Path, reader_key: str) -> None
 
 def run_module(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     package = Path(auth.__file__).parents[2]
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FORECASTER")}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        env={**ours, **environment, "PYTHONPATH": str(package)},
+        env={**inherited, **environment, "PYTHONPATH": str(package)},
         capture_output=True,
         text=True,
         check=False,
@@ -207,27 +207,27 @@ def run_module(module: str, *arguments: str, **environment: str) -> subprocess.C
 
 @pytest.mark.integration
 def test_the_server_does_not_start_on_a_public_address_without_keys(tmp_path: Path) -> None:
-    done = run_module("serving", FORECASTER_SERVING_HOST="0.0.0.0", FORECASTER_SERVING_SLOT=str(tmp_path))
-    assert done.returncode == 2
-    assert "key new NAME" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = run_module("serving", FORECASTER_SERVING_HOST="0.0.0.0", FORECASTER_SERVING_SLOT=str(tmp_path))
+    assert result.returncode == 2
+    assert "key new NAME" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.integration
 def test_a_key_in_the_wrong_variable_is_not_printed(tmp_path: Path) -> None:
     for name in ("KEY", "KEYS"):
-        done = run_module("serving", **{f"FORECASTER_SERVING_{name}": "fck_secret"})
-        assert done.returncode == 2
-        assert "fck_secret" not in done.stdout + done.stderr
+        result = run_module("serving", **{f"FORECASTER_SERVING_{name}": "fck_secret"})
+        assert result.returncode == 2
+        assert "fck_secret" not in result.stdout + result.stderr
 
 
 @pytest.mark.integration
 def test_a_key_created_on_the_command_line_is_accepted(key_file: Path) -> None:
-    done = run_module(
+    result = run_module(
         "pipelines.cli", "key", "new", "store", "--scope", "read", "--scope", "observe", "--keys", str(key_file)
     )
-    assert done.returncode == 0, done.stderr
-    key = done.stdout.strip()
+    assert result.returncode == 0, result.stderr
+    key = result.stdout.strip()
     assert Keyring(file=key_file).authorize("observe", {b"x-api-key": key.encode()}) == "store"
     again = run_module("pipelines.cli", "key", "new", "store", "--keys", str(key_file))
     assert (again.returncode, again.stdout) == (2, "")
@@ -246,10 +246,10 @@ def test_no_key_is_ever_logged(
             for path in ("/v1/forecast", f"/v1/forecast?key={reader_key}", "/nowhere"):
                 client_with_keys.post(path, json=GOOD_REQUEST, headers=headers)
                 client_with_keys.post(path, content=b"{", headers=headers)
-    ours = [
+    messages = [
         record.getMessage() for record in caplog.records if not record.name.startswith("http")
     ]  # httpx is the client
-    told = "".join([*ours, *capfd.readouterr()])
-    assert '"key": "reader"' in told, "by name"
-    assert reader_key not in told
-    assert hash_key(reader_key) not in told
+    output = "".join([*messages, *capfd.readouterr()])
+    assert '"key": "reader"' in output, "by name"
+    assert reader_key not in output
+    assert hash_key(reader_key) not in output

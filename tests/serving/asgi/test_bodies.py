@@ -1,4 +1,4 @@
-"""Bodies that come by turns and in many parts, and answers that leave in slices."""
+"""Large request bodies, which are received a few at a time and in chunks, and responses that are sent in chunks."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_chunks_are_joined_on_demand() -> None:
 
 
 def test_a_body_in_one_chunk_is_not_copied() -> None:
-    whole = b"{}"
-    assert asyncio.run(read_body(_request([_chunk(whole, more=False)]))) is whole
+    content = b"{}"
+    assert asyncio.run(read_body(_request([_chunk(content, more=False)]))) is content
 
 
 def test_a_disconnect_between_chunks_is_detected() -> None:
@@ -51,39 +51,39 @@ def test_a_response_is_sent_in_slices(size: int, monkeypatch: pytest.MonkeyPatch
     async def send(message: Any) -> None:
         sent.append(message)
 
-    whole = bytes(range(size))
-    asyncio.run(ChunkedResponse(whole)({"type": "http"}, _request([]).receive, send))
-    begin, *slices = sent
-    assert (b"content-length", str(size).encode()) in begin["headers"]
-    assert b"".join(one["body"] for one in slices) == whole
-    assert max(len(one["body"]) for one in slices) <= 8
-    assert [one.get("more_body", False) for one in slices] == [True] * (len(slices) - 1) + [False]
+    content = bytes(range(size))
+    asyncio.run(ChunkedResponse(content)({"type": "http"}, _request([]).receive, send))
+    start, *messages = sent
+    assert (b"content-length", str(size).encode()) in start["headers"]
+    assert b"".join(message["body"] for message in messages) == content
+    assert max(len(message["body"]) for message in messages) <= 8
+    assert [message.get("more_body", False) for message in messages] == [True] * (len(messages) - 1) + [False]
 
 
 class _ConcurrentBodies:
-    """Requests that a guard takes in: which of them are being read, and the most at a time."""
+    """Requests to one middleware; counts how many bodies it reads at the same time."""
 
     def __init__(self) -> None:
-        self.answered: list[str] = []
-        self.most = 0
+        self.completed: list[str] = []
+        self.max_reading = 0
         self._reading: set[str] = set()
-        self._guard = RequestMiddleware(self._application, max_body_bytes=10 * LARGE_BODY_BYTES)
+        self.middleware = RequestMiddleware(self._application, max_body_bytes=10 * LARGE_BODY_BYTES)
 
     async def _application(self, scope: Any, _: Any, send: Any) -> None:
-        self.answered.append(scope["path"])
+        self.completed.append(scope["path"])
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body"})
 
     async def send(
         self, name: str, *, chunks: int = 5, content_length: bool = True, last_chunk_event: asyncio.Event | None = None
     ) -> None:
-        """One request, of parts of half a large body; with `last_chunk_event`, the last part comes when that is set."""
+        """Sends one request in chunks of half a large body; the last chunk waits for `last_chunk_event`, if given."""
         sent = 0
 
         async def receive() -> dict[str, Any]:
             nonlocal sent
             self._reading.add(name)
-            self.most = max(self.most, len(self._reading))
+            self.max_reading = max(self.max_reading, len(self._reading))
             await asyncio.sleep(0)
             sent += 1
             if sent == chunks:
@@ -98,60 +98,62 @@ class _ConcurrentBodies:
         headers = [(b"content-type", b"application/json")]
         if content_length:
             headers.append((b"content-length", str(chunks * LARGE_BODY_BYTES // 2).encode()))
-        await self._guard({"type": "http", "method": "POST", "path": name, "headers": headers}, receive, send)
+        await self.middleware({"type": "http", "method": "POST", "path": name, "headers": headers}, receive, send)
 
 
 def test_the_number_of_concurrent_large_bodies_is_limited() -> None:
-    async def many() -> _ConcurrentBodies:
+    async def send_concurrently() -> _ConcurrentBodies:
         bodies = _ConcurrentBodies()
         await asyncio.gather(*(bodies.send(f"/{number}") for number in range(9)))
         return bodies
 
-    bodies = asyncio.run(many())
-    assert len(bodies.answered) == 9
-    assert bodies.most == MAX_LARGE_UPLOADS
+    bodies = asyncio.run(send_concurrently())
+    assert len(bodies.completed) == 9
+    assert bodies.max_reading == MAX_LARGE_UPLOADS
 
 
 def test_small_bodies_are_not_queued() -> None:
-    async def beside() -> _ConcurrentBodies:
-        bodies, held = _ConcurrentBodies(), asyncio.Event()
+    async def send_concurrently() -> _ConcurrentBodies:
+        bodies, last_chunk = _ConcurrentBodies(), asyncio.Event()
         large = [
-            asyncio.create_task(bodies.send(f"/{number}", last_chunk_event=held))
+            asyncio.create_task(bodies.send(f"/{number}", last_chunk_event=last_chunk))
             for number in range(MAX_LARGE_UPLOADS + 1)
         ]
         await asyncio.sleep(0.01)
         await bodies.send("/small", chunks=1)
-        assert bodies.answered == ["/small"]
-        held.set()
+        assert bodies.completed == ["/small"]
+        last_chunk.set()
         await asyncio.gather(*large)
         return bodies
 
-    assert len(asyncio.run(beside()).answered) == MAX_LARGE_UPLOADS + 2
+    assert len(asyncio.run(send_concurrently()).completed) == MAX_LARGE_UPLOADS + 2
 
 
 @pytest.mark.parametrize("content_length", [True, False])
 def test_a_slow_sender_does_not_block_others_for_long(content_length: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "UPLOAD_PERMIT_S", 0.02)
 
-    async def behind() -> None:
-        those, held = _ConcurrentBodies(), asyncio.Event()
-        slow = [
-            asyncio.create_task(those.send(f"/slow {number}", content_length=content_length, last_chunk_event=held))
+    async def send_concurrently() -> None:
+        concurrent_bodies, last_chunk = _ConcurrentBodies(), asyncio.Event()
+        tasks = [
+            asyncio.create_task(
+                concurrent_bodies.send(f"/slow {number}", content_length=content_length, last_chunk_event=last_chunk)
+            )
             for number in range(MAX_LARGE_UPLOADS)
         ]
         await asyncio.sleep(0.01)
-        await asyncio.wait_for(those.send("/next", content_length=content_length), 10)
-        assert those.answered == ["/next"]
-        held.set()
-        await asyncio.gather(*slow)
-        await asyncio.wait_for(asyncio.gather(*(those.send(f"/{number}") for number in range(5))), 10)
-        assert len(those.answered) == MAX_LARGE_UPLOADS + 6
+        await asyncio.wait_for(concurrent_bodies.send("/next", content_length=content_length), 10)
+        assert concurrent_bodies.completed == ["/next"]
+        last_chunk.set()
+        await asyncio.gather(*tasks)
+        await asyncio.wait_for(asyncio.gather(*(concurrent_bodies.send(f"/{number}") for number in range(5))), 10)
+        assert len(concurrent_bodies.completed) == MAX_LARGE_UPLOADS + 6
 
-    asyncio.run(behind())
+    asyncio.run(send_concurrently())
 
 
 def test_the_permit_is_released_on_disconnect_and_on_an_oversized_body() -> None:
-    async def leave(those: _ConcurrentBodies) -> None:
+    async def disconnect(concurrent_bodies: _ConcurrentBodies) -> None:
         async def receive() -> dict[str, Any]:
             return {"type": "http.disconnect"}
 
@@ -159,17 +161,17 @@ def test_the_permit_is_released_on_disconnect_and_on_an_oversized_body() -> None
             pass
 
         headers = [(b"content-length", str(LARGE_BODY_BYTES).encode())]
-        await those._guard({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive, send)
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+        await concurrent_bodies.middleware(scope, receive, send)
 
-    async def all_of_them() -> None:
-        those = _ConcurrentBodies()
+    async def send_sequentially() -> None:
+        concurrent_bodies = _ConcurrentBodies()
         for _ in range(MAX_LARGE_UPLOADS + 1):
-            await asyncio.wait_for(leave(those), 10)
-            await asyncio.wait_for(
-                those.send("/", chunks=30, content_length=False), 10
-            )  # it is told that it is too large
-        assert those.answered == []
-        await asyncio.wait_for(those.send("/"), 10)
-        assert those.answered == ["/"]
+            await asyncio.wait_for(disconnect(concurrent_bodies), 10)
+            # The body exceeds the limit of the middleware.
+            await asyncio.wait_for(concurrent_bodies.send("/", chunks=30, content_length=False), 10)
+        assert concurrent_bodies.completed == []
+        await asyncio.wait_for(concurrent_bodies.send("/"), 10)
+        assert concurrent_bodies.completed == ["/"]
 
-    asyncio.run(all_of_them())
+    asyncio.run(send_sequentially())

@@ -1,4 +1,4 @@
-"""Bodies and answers that are compressed."""
+"""Decompression of request bodies and compression of responses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from serving.asgi import compression
 from serving.errors import ApiError
-from serving.forecasting import ndjson as lines
+from serving.forecasting import ndjson
 from serving.formats import arrow
 from tests.serving.conftest import AppClient, MakeClient, publish_stub, series_payload
 from tests.serving.formats.test_formats import (
@@ -33,16 +33,16 @@ def compression_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "zstd", "identity"])
-@pytest.mark.parametrize("kind", ["application/json", arrow.MEDIA_TYPE, lines.MEDIA_TYPE])
-def test_a_compressed_body_is_read(compression_client: AppClient, encoding: str, kind: str) -> None:
-    plain = {
+@pytest.mark.parametrize("media_type", ["application/json", arrow.MEDIA_TYPE, ndjson.MEDIA_TYPE])
+def test_a_compressed_body_is_read(compression_client: AppClient, encoding: str, media_type: str) -> None:
+    body = {
         "application/json": json.dumps({"series": ROW_PAYLOADS, **FORECAST_OPTIONS}).encode(),
         arrow.MEDIA_TYPE: to_arrow_stream(to_arrow_table(ROW_PAYLOADS)),
-        lines.MEDIA_TYPE: to_ndjson(FORECAST_OPTIONS, *ROW_PAYLOADS),
-    }[kind]
+        ndjson.MEDIA_TYPE: to_ndjson(FORECAST_OPTIONS, *ROW_PAYLOADS),
+    }[media_type]
     assert post_content(
-        compression_client, compress(plain, encoding.lower()), kind, **{"content-encoding": encoding}
-    ).content == (post_content(compression_client, plain, kind).content)
+        compression_client, compress(body, encoding.lower()), media_type, **{"content-encoding": encoding}
+    ).content == (post_content(compression_client, body, media_type).content)
 
 
 def compress(content: bytes, encoding: str) -> bytes:
@@ -54,34 +54,34 @@ def compress(content: bytes, encoding: str) -> bytes:
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 def test_a_decompression_bomb_is_rejected_at_the_limit(compression_client: AppClient, encoding: str) -> None:
     if encoding == "gzip":
-        squeeze = zlib.compressobj(9, wbits=31)
-        bomb = b"".join(squeeze.compress(bytes(1 << 20)) for _ in range(300)) + squeeze.flush()
+        compressor = zlib.compressobj(9, wbits=31)
+        bomb = b"".join(compressor.compress(bytes(1 << 20)) for _ in range(300)) + compressor.flush()
     else:
         bomb = compress(bytes(300 << 20), "zstd")
     assert len(bomb) < 1_000_000
-    answer = post_content(compression_client, bomb, "application/json", **{"content-encoding": encoding})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
-    assert answer.json()["error"]["message"].count("unpacked") == 1
+    response = post_content(compression_client, bomb, "application/json", **{"content-encoding": encoding})
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+    assert response.json()["error"]["message"].count("decompressed") == 1
     assert compression_client.get("/livez").status_code == 200
 
 
 def test_no_more_than_the_limit_is_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = 0
-    real = compression._gunzip
+    decompressed_bytes = 0
+    gunzip = compression._gunzip
 
-    def counted(body: bytes) -> Any:
-        nonlocal taken
-        for part in real(body):
-            taken += len(part)
-            yield part
+    def count_chunks(body: bytes) -> Any:
+        nonlocal decompressed_bytes
+        for chunk in gunzip(body):
+            decompressed_bytes += len(chunk)
+            yield chunk
 
-    monkeypatch.setattr(compression, "_gunzip", counted)
+    monkeypatch.setattr(compression, "_gunzip", count_chunks)
     with pytest.raises(ApiError):
         compression.decompress(gzip.compress(bytes(50 << 20)), b"gzip", max_bytes=1_000_000)
-    assert taken <= 1_000_000 + (1 << 16)
+    assert decompressed_bytes <= 1_000_000 + (1 << 16)
 
 
-DAMAGED_BODIES = {  # by name: a gzip holds the second in which it was made, and every process that collects tests makes its own
+DAMAGED_BODIES = {  # named, because gzip stores its creation time, so each process that collects tests has other bytes
     "nothing": b"",
     "two bytes": b"\x1f\x8b",
     "cut short": gzip.compress(b"{}" * 500)[:-9],
@@ -94,9 +94,9 @@ def test_a_damaged_gzip_is_a_400(content: bytes) -> None:
     if not content:
         assert compression.decompress(content, b"gzip", max_bytes=10) == b""
         return
-    with pytest.raises(ApiError) as problem:
+    with pytest.raises(ApiError) as error:
         compression.decompress(content, b"gzip", max_bytes=10_000)
-    assert problem.value.code == "malformed_encoding"
+    assert error.value.code == "malformed_encoding"
 
 
 def test_a_gzip_with_two_members_is_decompressed(compression_client: AppClient) -> None:
@@ -111,9 +111,9 @@ def test_a_large_response_is_compressed_if_accepted(
     compression_client: AppClient, accepted: str, compressed: bool
 ) -> None:
     request = {"series": [series_payload()], "horizon": 1000}
-    answer = compression_client.post("/v1/forecast", json=request, headers={"accept-encoding": accepted})
-    assert (answer.headers.get("content-encoding") == "gzip") is compressed
-    assert len(answer.json()["forecasts"][0]["mean"]) == 1000
+    response = compression_client.post("/v1/forecast", json=request, headers={"accept-encoding": accepted})
+    assert (response.headers.get("content-encoding") == "gzip") is compressed
+    assert len(response.json()["forecasts"][0]["mean"]) == 1000
     small = compression_client.post(
         "/v1/forecast", json={**request, "horizon": 2}, headers={"accept-encoding": accepted}
     )

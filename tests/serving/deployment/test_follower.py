@@ -1,4 +1,4 @@
-"""The follower, with a registry that is not MLflow."""
+"""The follower, with a fake registry instead of MLflow."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.serving.conftest import load_stub, write_stub
 
 
 class FakeRegistry:
-    """Bundles in folders; `champion` names the one that the alias stands for."""
+    """A registry of bundles in folders; `champion` is the version of the alias."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.champion: BundleVersion | None = None
         self.down = False
-        self.fetched = 0
+        self.fetch_count = 0
 
     def promote(self, number: str, *, shift: float) -> None:
         digest = write_stub(self.folder / number, shift=shift)
@@ -38,12 +38,12 @@ class FakeRegistry:
         return self.champion
 
     def fetch(self, version: BundleVersion, into: Path) -> Path:
-        self.fetched += 1
+        self.fetch_count += 1
         return Path(shutil.copytree(self.folder / version.number, into))
 
 
 class StopFollowing(Exception):
-    """Ends `follow`, which never ends."""
+    """Ends `follow`, which otherwise runs forever."""
 
 
 @pytest.fixture
@@ -57,22 +57,22 @@ def followed_model(slot_folder: Path) -> FollowTarget:
 
 
 def run_follower(registry: FakeRegistry, target: FollowTarget, *actions: object) -> Iterator[str | None]:
-    """Runs `follow`; calls each moment between two looks, and gives the published version after each look."""
-    seen: list[str | None] = []
-    waiting = iter(actions)
+    """Runs `follow` with one action between two polls, and returns the deployed version after each poll."""
+    versions: list[str | None] = []
+    remaining_actions = iter(actions)
 
     def pause(_: float) -> None:
         release = slots.current_release(target.slot)
-        seen.append(release.version if release else None)
-        for moment in waiting:
-            assert callable(moment)
-            moment()
+        versions.append(release.version if release else None)
+        for action in remaining_actions:
+            assert callable(action)
+            action()
             return
         raise StopFollowing
 
     with pytest.raises(StopFollowing):
         follow(lambda: registry, target, poll_s=1, retry_s=1000, verify=load_stub, sleep=pause)
-    return iter(seen)
+    return iter(versions)
 
 
 def test_each_version_is_deployed_once(fake_registry: FakeRegistry, followed_model: FollowTarget) -> None:
@@ -86,21 +86,21 @@ def test_each_version_is_deployed_once(fake_registry: FakeRegistry, followed_mod
 
 
 def test_the_follower_survives_any_registry_failure(fake_registry: FakeRegistry, followed_model: FollowTarget) -> None:
-    def goes_down() -> None:
+    def stop_registry() -> None:
         fake_registry.down = True
 
-    def comes_back() -> None:
+    def restart_registry() -> None:
         fake_registry.down = False
 
-    seen = run_follower(
+    versions = run_follower(
         fake_registry,
         followed_model,
         lambda: fake_registry.promote("1", shift=1.0),
-        goes_down,
+        stop_registry,
         lambda: fake_registry.promote("2", shift=2.0),
-        comes_back,
+        restart_registry,
     )
-    assert list(seen) == [None, "1", "1", "1", "2"]
+    assert list(versions) == [None, "1", "1", "1", "2"]
 
 
 def test_a_bad_bundle_is_rejected_once_and_the_next_good_one_is_deployed(
@@ -108,14 +108,14 @@ def test_a_bad_bundle_is_rejected_once_and_the_next_good_one_is_deployed(
 ) -> None:
     def promote_bad() -> None:
         fake_registry.promote("2", shift=2.0)
-        (fake_registry.folder / "2" / "manifest.json").write_text('{"bad": 1}')  # its digest is another, too
+        (fake_registry.folder / "2" / "manifest.json").write_text('{"bad": 1}')  # which changes its digest, too
 
     fake_registry.promote("1", shift=1.0)
-    seen = run_follower(
+    versions = run_follower(
         fake_registry, followed_model, promote_bad, lambda: None, lambda: fake_registry.promote("3", shift=3.0)
     )
-    assert list(seen) == ["1", "1", "1", "3"]
-    assert fake_registry.fetched == 3
+    assert list(versions) == ["1", "1", "1", "3"]
+    assert fake_registry.fetch_count == 3
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
     assert not [entry for entry in (followed_model.slot / "releases").iterdir() if entry.name.startswith(".")]
 
@@ -127,15 +127,15 @@ def test_a_blend_without_its_package_is_rejected_once(
         raise MissingPackage("Expected the package 'statsforecast'.")
 
     fake_registry.promote("1", shift=0.0)
-    looks = iter(range(3))
+    polls = iter(range(3))
 
     def pause(_: float) -> None:
-        if next(looks, None) is None:
+        if next(polls, None) is None:
             raise StopFollowing
 
     with pytest.raises(StopFollowing):
         follow(lambda: fake_registry, followed_model, poll_s=1, retry_s=1000, verify=verify, sleep=pause)
-    assert fake_registry.fetched == 1, "not again at every look"
+    assert fake_registry.fetch_count == 1, "it is not fetched again at every poll"
     assert slots.current_release(followed_model.slot) is None
     assert "Expected the package 'statsforecast'" in caplog.text
 
@@ -149,12 +149,12 @@ def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new_release(
     before = slots.current_release(followed_model.slot)
     fake_registry.promote("2", shift=2.0)
 
-    def killed(*_: object, **__: object) -> NoReturn:
+    def kill(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
     for owner, name in ((Path, "rename"), (Path, "symlink_to"), (Path, "replace")):
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, killed)
+            patch.setattr(owner, name, kill)
             with pytest.raises(KeyboardInterrupt):
                 install_version(fake_registry, fake_registry.champion, followed_model, verify=load_stub)
         assert slots.current_release(followed_model.slot) == before
@@ -169,9 +169,9 @@ def test_a_store_that_returns_a_different_bundle_is_rejected(
 ) -> None:
     fake_registry.promote("1", shift=1.0)
     assert fake_registry.champion is not None
-    wrong = fake_registry.champion._replace(digest="0" * 64)
+    version = fake_registry.champion._replace(digest="0" * 64)
     with pytest.raises(BundleDamaged):
-        install_version(fake_registry, wrong, followed_model, verify=load_stub)
+        install_version(fake_registry, version, followed_model, verify=load_stub)
     assert slots.current_release(followed_model.slot) is None
 
 

@@ -1,4 +1,4 @@
-"""One server rolled back without the registry: pinned until the registry names another version, whatever breaks meanwhile."""
+"""A local rollback without the registry lasts until the registry names another version, also across interruptions."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def fake_registry(tmp_path: Path) -> FakeRegistry:
 
 @pytest.fixture
 def followed_model(slot_folder: Path, fake_registry: FakeRegistry) -> FollowTarget:
-    """Followed to version 2, with 1 before it."""
-    found = FollowTarget("sales", "champion", slot_folder, keep=3)
+    """A slot that was followed to version 1 and then 2."""
+    target = FollowTarget("sales", "champion", slot_folder, keep=3)
     for number in ("1", "2"):
         fake_registry.promote(number, shift=float(number))
         assert fake_registry.champion is not None
-        install_version(fake_registry, fake_registry.champion, found, verify=load_stub)
-    return found
+        install_version(fake_registry, fake_registry.champion, target, verify=load_stub)
+    return target
 
 
 def version_in_use(target: FollowTarget) -> str:
-    """The version that a worker which starts now takes into use."""
+    """Returns the version that a new worker loads."""
     worker = Slot(target.slot, load=load_stub)
     worker.reload_if_changed()
     assert worker.current is not None
@@ -53,8 +53,8 @@ def undo_local_rollback(target: FollowTarget) -> None:
 def test_a_local_rollback_serves_the_previous_release_and_the_follower_keeps_it(
     fake_registry: FakeRegistry, followed_model: FollowTarget
 ) -> None:
-    found = roll_back_locally(followed_model)
-    assert (found.release.version, found.instead_of.version) == ("1", "2")
+    rollback = roll_back_locally(followed_model)
+    assert (rollback.release.version, rollback.instead_of.version) == ("1", "2")
     assert version_in_use(followed_model) == "1"
     assert list(run_follower(fake_registry, followed_model, lambda: None, lambda: None)) == ["1", "1", "1"]
     assert (
@@ -70,29 +70,29 @@ def test_a_local_rollback_is_idempotent(followed_model: FollowTarget) -> None:
 def test_a_registry_rollback_ends_the_local_one_and_the_next_promotion_is_followed(
     fake_registry: FakeRegistry, followed_model: FollowTarget
 ) -> None:
-    left = fake_registry.champion
-    assert left is not None
+    champion = fake_registry.champion
+    assert champion is not None
     roll_back_locally(followed_model)
     release = slots.current_release(followed_model.slot)
     assert release is not None
 
-    def name(version: BundleVersion) -> None:
+    def set_champion(version: BundleVersion) -> None:
         fake_registry.champion = version
 
-    seen = run_follower(
+    versions = run_follower(
         fake_registry,
         followed_model,
-        lambda: name(BundleVersion("sales", "1", release.digest, None)),
-        lambda: name(left),
+        lambda: set_champion(BundleVersion("sales", "1", release.digest, None)),
+        lambda: set_champion(champion),
     )
-    assert list(seen) == ["1", "1", "2"], "whoever names it again means it"
+    assert list(versions) == ["1", "1", "2"], "naming the version again deploys it"
     assert local_rollback.read_rollback(followed_model.slot) is None
 
 
 def test_a_new_version_is_followed_immediately(fake_registry: FakeRegistry, followed_model: FollowTarget) -> None:
     roll_back_locally(followed_model)
-    seen = run_follower(fake_registry, followed_model, lambda: fake_registry.promote("3", shift=3.0))
-    assert list(seen) == ["1", "3"]
+    versions = run_follower(fake_registry, followed_model, lambda: fake_registry.promote("3", shift=3.0))
+    assert list(versions) == ["1", "3"]
     assert local_rollback.read_rollback(followed_model.slot) is None
     assert status.compute_follower_status(followed_model.slot, poll_s=1).behind is None
 
@@ -109,7 +109,7 @@ def test_a_local_rollback_is_undone_in_one_call(fake_registry: FakeRegistry, fol
 
 def test_without_a_previous_release_the_slot_is_unchanged(fake_registry: FakeRegistry, slot_folder: Path) -> None:
     target = FollowTarget("sales", "champion", slot_folder, keep=3)
-    with pytest.raises(NoSuchModel, match="it has nothing"):
+    with pytest.raises(NoSuchModel, match="found an empty slot"):
         roll_back_locally(target)
     fake_registry.promote("1", shift=1.0)
     assert fake_registry.champion is not None
@@ -124,9 +124,9 @@ def test_without_a_previous_release_the_slot_is_unchanged(fake_registry: FakeReg
 
 @pytest.mark.parametrize("manifest", ['{"bad": 1}', '{"shift": 5.0, "freq": "h"}'])
 def test_a_damaged_release_is_not_restored(followed_model: FollowTarget, manifest: str) -> None:
-    former = slots.previous_release(followed_model.slot, "sales")
-    assert former is not None
-    (slots.bundle_path(followed_model.slot, former) / "manifest.json").write_text(manifest)
+    release = slots.previous_release(followed_model.slot, "sales")
+    assert release is not None
+    (slots.bundle_path(followed_model.slot, release) / "manifest.json").write_text(manifest)
     with pytest.raises(BundleDamaged):
         roll_back_locally(followed_model)
     assert version_in_use(followed_model) == "2"
@@ -145,10 +145,10 @@ def test_an_interrupted_local_rollback_leaves_old_or_new_and_completes_on_retry(
     with pytest.raises(FailPointError):
         roll_back_locally(followed_model)
     monkeypatch.delenv(POINTS_VARIABLE)
-    was = "1" if name in ("local.linked", "reload.linked") else "2"
-    assert version_in_use(followed_model) == was
-    assert list(run_follower(fake_registry, followed_model, lambda: None)) == [was, was], (
-        "the follower leaves either alone"
+    expected_version = "1" if name in ("local.linked", "reload.linked") else "2"
+    assert version_in_use(followed_model) == expected_version
+    assert list(run_follower(fake_registry, followed_model, lambda: None)) == [expected_version, expected_version], (
+        "the follower changes neither state"
     )
     roll_back_locally(followed_model)
     assert version_in_use(followed_model) == "1"
@@ -177,9 +177,9 @@ def test_a_restored_release_is_pruned_last(fake_registry: FakeRegistry, followed
     fake_registry.promote("3", shift=3.0)
     assert fake_registry.champion is not None
     install_version(fake_registry, fake_registry.champion, followed_model._replace(keep=2), verify=load_stub)
-    former = slots.previous_release(followed_model.slot, "sales")
-    assert former is not None
-    assert former.version == "2"
+    release = slots.previous_release(followed_model.slot, "sales")
+    assert release is not None
+    assert release.version == "2"
 
 
 def test_the_program_explains_its_purpose(capsys: pytest.CaptureFixture[str], slot_folder: Path) -> None:
@@ -187,4 +187,4 @@ def test_the_program_explains_its_purpose(capsys: pytest.CaptureFixture[str], sl
     assert local_rollback.main(["sales", str(slot_folder), "--other"]) == 2
     assert capsys.readouterr().err.count("usage") == 2
     assert local_rollback.main(["sales", str(slot_folder)]) == 1
-    assert "it has nothing" in capsys.readouterr().err
+    assert "found an empty slot" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Readiness and reload under fire: whatever becomes of the registry or of a bundle, the old model answers, and says why."""
+"""Readiness and reload under failures of the registry or of bundles: the old model stays in use, and the reason is reported."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def followed_model(slot_folder: Path) -> FollowTarget:
 
 
 def poll_registry(connect: Callable[[], Any], target: FollowTarget, count: int = 1) -> None:
-    """The follower's first looks."""
-    left = iter(range(count - 1))
+    """Runs the first polls of a follower."""
+    remaining = iter(range(count - 1))
 
     def pause(_: float) -> None:
-        if next(left, None) is None:
+        if next(remaining, None) is None:
             raise StopFollowing
 
     with pytest.raises(StopFollowing):
@@ -57,10 +57,10 @@ def poll_registry(connect: Callable[[], Any], target: FollowTarget, count: int =
 
 
 def get_json(client: AppClient, path: str = "/readyz") -> dict[str, Any]:
-    answer = client.get(path)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    response = client.get(path)
+    assert response.status_code == 200, response.text
+    payload: dict[str, Any] = response.json()
+    return payload
 
 
 def test_a_current_follower_reports_ages_and_no_reason(
@@ -71,12 +71,12 @@ def test_a_current_follower_reports_ages_and_no_reason(
     poll_registry(lambda: registry, followed_model)
     client = make_client(**FOLLOWING_SETTINGS)
     for path in ("/readyz", "/ping", "/v1/model"):
-        found = get_json(client, path)
-        assert found["follower"]["behind"] is None
-        assert 0 <= found["follower"]["looked_s"] < 60
-        assert 0 <= found["follower"]["reached_s"] < 60
-        assert "refused" not in found
-    assert "follower" not in get_json(make_client()), "where nothing is followed there is nothing to tell"
+        payload = get_json(client, path)
+        assert payload["follower"]["behind"] is None
+        assert 0 <= payload["follower"]["looked_s"] < 60
+        assert 0 <= payload["follower"]["reached_s"] < 60
+        assert "refused" not in payload
+    assert "follower" not in get_json(make_client()), "a server without a registry has no follower"
 
 
 def test_an_unavailable_registry_changes_only_the_age_and_the_reason(
@@ -87,13 +87,13 @@ def test_an_unavailable_registry_changes_only_the_age_and_the_reason(
     poll_registry(lambda: registry, followed_model)
     client = make_client(**FOLLOWING_SETTINGS)
     before = client.post("/v1/forecast", json=GOOD_REQUEST).json()
-    reached = status.read_follower_state(followed_model.slot).reached_at
+    reached_at = status.read_follower_state(followed_model.slot).reached_at
     registry.down = True
     poll_registry(lambda: registry, followed_model)
-    found = get_json(client)["follower"]
-    assert found["behind"] == "the registry could not be followed (ConnectionError)"
-    assert status.read_follower_state(followed_model.slot).reached_at == reached, (
-        "as a follower that was started anew found it"
+    follower = get_json(client)["follower"]
+    assert follower["behind"] == "the registry could not be followed (ConnectionError)"
+    assert status.read_follower_state(followed_model.slot).reached_at == reached_at, (
+        "a restarted follower keeps the time"
     )
     assert client.post("/v1/forecast", json=GOOD_REQUEST).json() == before
     registry.down = False
@@ -103,15 +103,15 @@ def test_an_unavailable_registry_changes_only_the_age_and_the_reason(
 
 @pytest.fixture
 def unresponsive_address() -> Iterator[str]:
-    """An address that takes connections and never answers."""
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        door.listen()
-        yield f"http://127.0.0.1:{door.getsockname()[1]}"
+    """An address that accepts connections and never responds."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 class UnresponsiveRegistry:
-    """A registry behind such an address."""
+    """A registry behind an address that never responds."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -130,17 +130,17 @@ def test_an_unresponsive_registry_blocks_nobody(
     publish_stub(followed_model.slot)
     client = make_client(**FOLLOWING_SETTINGS)
     before = client.post("/v1/forecast", json=GOOD_REQUEST).json()
-    following = threading.Thread(target=poll_registry, args=(lambda: make(unresponsive_address), followed_model))
-    following.start()
-    waited = []
-    while following.is_alive():
-        began = time.monotonic()
+    thread = threading.Thread(target=poll_registry, args=(lambda: make(unresponsive_address), followed_model))
+    thread.start()
+    durations = []
+    while thread.is_alive():
+        started_at = time.monotonic()
         assert get_json(client)["follower"]["reached_s"] is None
         assert client.post("/v1/forecast", json=GOOD_REQUEST).json() == before
-        waited.append(time.monotonic() - began)
+        durations.append(time.monotonic() - started_at)
         time.sleep(0.05)
-    assert len(waited) >= 3, "the follower waited, and we did not"
-    assert float(np.median(waited)) < 0.5
+    assert len(durations) >= 3, "the follower waited, and requests did not"
+    assert float(np.median(durations)) < 0.5
     assert get_json(client)["follower"]["behind"].startswith("the registry could not be followed")
 
 
@@ -150,12 +150,12 @@ def test_a_silent_follower_is_reported(followed_model: FollowTarget, make_client
     assert get_json(client)["follower"] == {
         "looked_s": None,
         "reached_s": None,
-        "behind": "the follower has not looked yet",
+        "behind": "the follower has not polled the registry yet",
     }
     status.write_follower_state(
         followed_model.slot, status.FollowerState(looked_at=time.time() - 500, reached_at=time.time() - 500)
     )
-    assert get_json(client)["follower"]["behind"] == "the follower has not looked for 500 s"
+    assert get_json(client)["follower"]["behind"] == "the follower has not polled the registry for 500 s"
     (followed_model.slot / "follower.json").write_text("{")
     assert get_json(client)["follower"]["looked_s"] is None
 
@@ -176,20 +176,20 @@ def test_a_server_without_a_model_reports_the_reason(
 ) -> None:
     client = make_client(**FOLLOWING_SETTINGS)
 
-    def why() -> str:
-        answer = client.get("/readyz")
-        assert answer.status_code == 503
-        return str(answer.json()["error"]["message"])
+    def read_reason() -> str:
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        return str(response.json()["error"]["message"])
 
-    assert "the follower has not looked yet" in why()
+    assert "the follower has not polled the registry yet" in read_reason()
     registry = FakeRegistry(tmp_path / "registry")
     poll_registry(lambda: registry, followed_model)
-    assert "no_such_model" in why()
+    assert "no_such_model" in read_reason()
     registry.promote("1", shift=0.0)
     (registry.folder / "1" / "manifest.json").write_text('{"bad": 1}')
     poll_registry(lambda: registry, followed_model, 2)
-    assert "bundle_damaged: This bundle is bad" in why(), "at the second look too, which does not try again"
-    assert str(tmp_path) not in why()
+    assert "bundle_damaged: This bundle is bad" in read_reason(), "also after the second poll, which does not retry"
+    assert str(tmp_path) not in read_reason()
 
 
 def save_random_model(folder: Path, *, seed: int = 1) -> Path:
@@ -198,7 +198,7 @@ def save_random_model(folder: Path, *, seed: int = 1) -> Path:
 
 
 def rewrite_file(bundle: Path, name: str, content: bytes) -> None:
-    """Another file in a bundle, and a manifest that knows of it: as one who wants to deceive would, or a faulty trainer."""
+    """Replaces a file in a bundle and its manifest entry consistently, like an attacker or a faulty trainer."""
     (bundle / name).write_bytes(content)
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"][name] = {"sha256": sha256(content).hexdigest(), "size": len(content)}
@@ -225,12 +225,12 @@ def change_golden(bundle: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a damaged byte": (damage_byte, "bundle_damaged: Expected weights.safetensors"),
-    "another shape": (lambda bundle: change_weights(bundle, lambda one: one[:-1]), "bundle_damaged"),
+    "another shape": (lambda bundle: change_weights(bundle, lambda weight: weight[:-1]), "bundle_damaged"),
     "weights that are no numbers": (
-        lambda bundle: change_weights(bundle, lambda one: np.full_like(one, np.nan)),
+        lambda bundle: change_weights(bundle, lambda weight: np.full_like(weight, np.nan)),
         "bundle_damaged: Expected finite weights",
     ),
-    "other weights": (lambda bundle: change_weights(bundle, lambda one: one + 1), "golden_mismatch"),
+    "other weights": (lambda bundle: change_weights(bundle, lambda weight: weight + 1), "golden_mismatch"),
     "other golden answers": (change_golden, "golden_mismatch"),
     "no graph": (lambda bundle: (bundle / "rollout.onnx").unlink(), "bundle_damaged"),
     "a card cut short": (lambda bundle: (bundle / "manifest.json").write_text("{"), "bundle_damaged"),
@@ -251,51 +251,50 @@ def test_worker_and_follower_reject_a_bad_bundle_with_a_reason_and_keep_the_old_
     client = make_client(load=load_bundle)
     request = {"series": [series_payload(y=[float(value) for value in range(20)])], "horizon": 2}
     before = client.post("/v1/forecast", json=request).json()
-    spoil, reason = DAMAGES[damage]
-    bad = save_random_model(tmp_path / "bad", seed=2)
-    spoil(bad)
-    version = BundleVersion("small", "2", artifact.compute_bundle_digest(bad), None)
+    damage_bundle, reason = DAMAGES[damage]
+    bad_bundle = save_random_model(tmp_path / "bad", seed=2)
+    damage_bundle(bad_bundle)
+    version = BundleVersion("small", "2", artifact.compute_bundle_digest(bad_bundle), None)
 
-    class Store(FakeRegistry):
+    class BadBundleRegistry(FakeRegistry):
         def fetch(self, version: BundleVersion, into: Path) -> Path:
-            return bad.rename(into)
+            return bad_bundle.rename(into)
 
-    with staging(followed_model.slot) as draft:  # a follower that did not look
-        copy = draft / "bundle"
-        copy.mkdir()
-        for file in bad.iterdir():
-            (copy / file.name).write_bytes(file.read_bytes())
-        publish(followed_model.slot, copy, Release(name="small", version="2", digest=version.digest))
+    with staging(followed_model.slot) as draft:  # deployed by a follower that did not verify
+        draft_bundle = draft / "bundle"
+        draft_bundle.mkdir()
+        for file in bad_bundle.iterdir():
+            (draft_bundle / file.name).write_bytes(file.read_bytes())
+        publish(followed_model.slot, draft_bundle, Release(name="small", version="2", digest=version.digest))
     client.slot.reload_if_changed()
-    found = get_json(client)
-    assert found["model"]["version"] == "1"
-    assert found["refused"]["reason"].startswith(reason), found["refused"]["reason"]
-    assert str(tmp_path) not in found["refused"]["reason"]
+    payload = get_json(client)
+    assert payload["model"]["version"] == "1"
+    assert payload["refused"]["reason"].startswith(reason), payload["refused"]["reason"]
+    assert str(tmp_path) not in payload["refused"]["reason"]
     assert client.post("/v1/forecast", json=request).json() == before
-    held = slots.current_release(followed_model.slot)
+    release = slots.current_release(followed_model.slot)
     with pytest.raises(BundleError):
-        install_version(Store(tmp_path), version, followed_model)
-    assert slots.current_release(followed_model.slot) == held
+        install_version(BadBundleRegistry(tmp_path), version, followed_model)
+    assert slots.current_release(followed_model.slot) == release
 
 
 def reload_model(folder: Path, version: str) -> None:
-    """What follower and worker do when a version was promoted."""
+    """Does what follower and worker do after a promotion."""
     bundle = folder / "registry" / version
 
-    class Store:
+    class SingleVersionRegistry:
         def resolve(self, name: str, alias: str) -> BundleVersion:
             return BundleVersion("sales", version, artifact.compute_bundle_digest(bundle), None)
 
-        def fetch(self, wanted: BundleVersion, into: Path) -> Path:
+        def fetch(self, version: BundleVersion, into: Path) -> Path:
             into.mkdir()
             for file in bundle.iterdir():
                 (into / file.name).write_bytes(file.read_bytes())
             return into
 
-    store = Store()
-    install_version(
-        store, store.resolve("", ""), FollowTarget("sales", "champion", folder / "slot", keep=2), verify=load_stub
-    )
+    registry = SingleVersionRegistry()
+    target = FollowTarget("sales", "champion", folder / "slot", keep=2)
+    install_version(registry, registry.resolve("", ""), target, verify=load_stub)
     slot = Slot(folder / "slot", load=load_stub)
     slot.reload_if_changed()
     if slot.current is None or slot.current.release.version != version:
@@ -331,12 +330,12 @@ def test_a_killed_or_failed_reload_leaves_the_old_or_the_new_model(
     assert child.exitcode == (-signal.SIGKILL if fault == "kill" else 9)
     release = slots.current_release(tmp_path / "slot")
     assert release is not None
-    behind = name in ("reload.linked", "reload.before_swap")
-    assert release.version == ("2" if behind else "1")
+    is_published = name in ("reload.linked", "reload.before_swap")
+    assert release.version == ("2" if is_published else "1")
     worker = Slot(tmp_path / "slot", load=load_stub)
     worker.reload_if_changed()
     assert worker.current is not None
-    assert worker.current.release == release, "a worker that starts now has it"
+    assert worker.current.release == release, "a new worker loads it"
     reload_model(tmp_path, "2")
     worker.reload_if_changed()
     assert worker.current.release.version == "2"

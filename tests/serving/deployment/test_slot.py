@@ -1,4 +1,4 @@
-"""The model in use and its replacement: old or new, never neither."""
+"""The slot: the model in use is replaced atomically, by the new model or not at all."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ def test_a_published_model_is_swapped_atomically_under_concurrent_readers(slot_f
     slot = make_bundle(slot_folder)
     slot.reload_if_changed()
     slot.start()
-    seen: set[tuple[str, float]] = set()
+    observed: set[tuple[str, float]] = set()
     done = threading.Event()
 
     def read() -> None:
-        last = False
-        while not last:
-            last = done.is_set()  # once more after that
+        is_last = False
+        while not is_last:
+            is_last = done.is_set()  # reads once more after the last publication
             model = slot.current
             assert model is not None
-            seen.add((model.release.version, shift_in_use(model)))
-            time.sleep(0.0002)  # spinning readers would keep the interpreter from all others
+            observed.add((model.release.version, shift_in_use(model)))
+            time.sleep(0.0002)  # busy loops would keep the GIL from the other threads
 
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
@@ -81,15 +81,15 @@ def test_a_published_model_is_swapped_atomically_under_concurrent_readers(slot_f
             publish_stub(slot_folder, version=str(version), shift=float(version))
             deadline = time.monotonic() + 5
             while slot.current is not None and slot.current.release.version != str(version):
-                assert time.monotonic() < deadline, "the new model was not taken into use"
+                assert time.monotonic() < deadline, "the new model was not loaded"
                 time.sleep(0.002)
     finally:
         done.set()
         for reader in readers:
             reader.join()
         slot.stop()
-    assert seen <= {(str(version), float(version)) for version in range(6)}
-    assert ("5", 5.0) in seen
+    assert observed <= {(str(version), float(version)) for version in range(6)}
+    assert ("5", 5.0) in observed
 
 
 def publish_damaged(folder: Path, manifest: str) -> None:
@@ -117,7 +117,7 @@ def test_a_bad_bundle_is_rejected_with_a_reason_and_the_old_model_is_kept(
     slot.reload_if_changed()
     assert slot.current is before
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(errors) == 1, "a refused bundle is not loaded again at every look"
+    assert len(errors) == 1, "a rejected bundle is not loaded again at every check"
     publish_stub(slot_folder, version="2", shift=8.0)
     slot.reload_if_changed()
     assert shift_in_use(slot.current) == 8.0
@@ -179,17 +179,17 @@ def test_a_running_server_deploys_a_new_model(slot_folder: Path, make_client: Ma
     assert client.get("/livez").status_code == 200
     assert client.get("/readyz").status_code == 503
     assert client.get("/v1/model").status_code == 503
-    answer = client.post("/v1/forecast", json=request)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
-    for shifted in (1.0, 2.0):
-        release = publish_stub(slot_folder, version=str(shifted), shift=shifted)
+    response = client.post("/v1/forecast", json=request)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
+    for shift in (1.0, 2.0):
+        release = publish_stub(slot_folder, version=str(shift), shift=shift)
         deadline = time.monotonic() + 5
         while client.slot.current is None or client.slot.current.release != release:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        answer = client.post("/v1/forecast", json=request)
-        assert answer.json()["model"] == release.model_dump()
-        assert answer.json()["forecasts"][0]["mean"] == [2.5 + shifted]
-    ready = client.get("/readyz").json()
-    assert ready["model"] == release.model_dump()
-    assert ready["age_s"] >= 0
+        response = client.post("/v1/forecast", json=request)
+        assert response.json()["model"] == release.model_dump()
+        assert response.json()["forecasts"][0]["mean"] == [2.5 + shift]
+    readiness = client.get("/readyz").json()
+    assert readiness["model"] == release.model_dump()
+    assert readiness["age_s"] >= 0

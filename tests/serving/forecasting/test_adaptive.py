@@ -1,4 +1,4 @@
-"""Intervals that late actuals move while the server runs, if it is told to let them; and live coverage without being asked."""
+"""Intervals that adapt to late actuals while the server runs, if enabled; and live coverage without requested levels."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STEPS, HORIZON = 60, 4
 
 @pytest.fixture
 def slot_folder(tmp_path: Path) -> Path:
-    """A slot with a calibrated network: errors about a tenth of a change."""
+    """A slot with a calibrated network whose errors are about a tenth of a change."""
     slot = tmp_path / "slot"
-    draw = np.random.default_rng(0)
-    calibration = calibrate(0.1 * draw.normal(size=(200, 1, HORIZON)), np.ones(200))
-    forecaster = replace(make_forecaster(make_spec(horizon=HORIZON)), calibration=calibration)
+    rng = np.random.default_rng(0)
+    calibration = calibrate(0.1 * rng.normal(size=(200, 1, HORIZON)), np.ones(200))
+    fitted_model = replace(make_forecaster(make_spec(horizon=HORIZON)), calibration=calibration)
     with staging(slot) as draft:
-        digest = artifact.save_bundle(forecaster, draft / "bundle", card="# Small\n")
+        digest = artifact.save_bundle(fitted_model, draft / "bundle", card="# Small\n")
         publish(slot, draft / "bundle", Release(name="small", version="1", digest=digest))
     return slot
 
@@ -39,25 +39,25 @@ def _fast_polling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_history(start: int = 0) -> dict[str, Any]:
-    draw = np.random.default_rng(1)
-    y = 10 + draw.normal(size=STEPS)
+    rng = np.random.default_rng(1)
+    y = 10 + rng.normal(size=STEPS)
     return {"id": "a", "start": f"2026-01-0{1 + start}T00:00:00Z", "freq": "h", "y": y.tolist()}
 
 
 def upper_quantile(client: AppClient, start: int = 0, **fields: Any) -> list[float]:
-    asked = {"series": [make_history(start)], "horizon": HORIZON, "levels": [0.1, 0.9], **fields}
-    answer = client.post("/v1/forecast", json=asked)
-    assert answer.status_code == 200, answer.text
-    quantiles: list[float] = answer.json()["forecasts"][0]["quantiles"]["0.9"]
+    request = {"series": [make_history(start)], "horizon": HORIZON, "levels": [0.1, 0.9], **fields}
+    response = client.post("/v1/forecast", json=request)
+    assert response.status_code == 200, response.text
+    quantiles: list[float] = response.json()["forecasts"][0]["quantiles"]["0.9"]
     return quantiles
 
 
 def send_actuals(client: AppClient, start: int = 0, *, offset: float) -> None:
-    """What came was far above what was foretold, once the forecast is kept."""
+    """Waits until the forecast is recorded, and sends actuals that are `offset` above the history."""
     _wait_until(lambda: client.get("/v1/accuracy").json()["forecasts"] > start)
-    ahead = {"id": "a", "start": f"2026-01-0{3 + start}T12:00:00Z", "freq": "h", "y": [10 + offset] * HORIZON}
-    answer = client.post("/v1/actuals", json={"series": [ahead]}).json()
-    assert answer["outcomes"][0]["by_horizon"] == {str(step): 1 for step in range(1, HORIZON + 1)}
+    actuals = {"id": "a", "start": f"2026-01-0{3 + start}T12:00:00Z", "freq": "h", "y": [10 + offset] * HORIZON}
+    response = client.post("/v1/actuals", json={"series": [actuals]}).json()
+    assert response["outcomes"][0]["by_horizon"] == {str(step): 1 for step in range(1, HORIZON + 1)}
 
 
 def _wait_until(condition: Any) -> None:
@@ -69,14 +69,14 @@ def _wait_until(condition: Any) -> None:
 
 def test_late_actuals_adapt_the_intervals_of_every_worker(slot_folder: Path, make_client: MakeClient) -> None:
     clients = [make_client(load=load_bundle, ledger="on", adaptive=True) for _ in range(2)]
-    before = [upper_quantile(one) for one in clients]
+    before = [upper_quantile(client) for client in clients]
     assert before[0] == before[1]
     send_actuals(clients[0], offset=5.0)
-    for one in clients:
-        _wait_until(lambda one=one: all(np.array(upper_quantile(one)) > np.array(before[0])))
+    for client in clients:
+        _wait_until(lambda client=client: all(np.array(upper_quantile(client)) > np.array(before[0])))
     assert upper_quantile(clients[0]) == upper_quantile(clients[1])
-    untold = {"series": [make_history()], "horizon": HORIZON}
-    assert clients[0].post("/v1/forecast", json=untold).json()["forecasts"][0].get("quantiles") is None
+    request = {"series": [make_history()], "horizon": HORIZON}
+    assert clients[0].post("/v1/forecast", json=request).json()["forecasts"][0].get("quantiles") is None
 
 
 def test_intervals_are_fixed_unless_adaptive_is_enabled(slot_folder: Path, make_client: MakeClient) -> None:
@@ -89,12 +89,12 @@ def test_intervals_are_fixed_unless_adaptive_is_enabled(slot_folder: Path, make_
 
 def test_live_coverage_is_measured_without_requested_levels(slot_folder: Path, make_client: MakeClient) -> None:
     client = make_client(load=load_bundle, ledger="on")
-    asked = {"series": [make_history()], "horizon": HORIZON}
-    forecast = client.post("/v1/forecast", json=asked).json()["forecasts"][0]
+    request = {"series": [make_history()], "horizon": HORIZON}
+    forecast = client.post("/v1/forecast", json=request).json()["forecasts"][0]
     assert "quantiles" not in forecast
     send_actuals(client, offset=50.0)
-    told = client.get("/v1/accuracy").json()["overall"]
-    assert told["coverage"] == {"0.8": 0.0, "0.95": 0.0}
-    assert 0 < told["width"]["0.8"] < told["width"]["0.95"]
-    assert told["mase"] > 1
-    assert told["bias"] == pytest.approx(np.mean(forecast["mean"]) - 60)
+    accuracy = client.get("/v1/accuracy").json()["overall"]
+    assert accuracy["coverage"] == {"0.8": 0.0, "0.95": 0.0}
+    assert 0 < accuracy["width"]["0.8"] < accuracy["width"]["0.95"]
+    assert accuracy["mase"] > 1
+    assert accuracy["bias"] == pytest.approx(np.mean(forecast["mean"]) - 60)

@@ -1,4 +1,4 @@
-"""Requests that wait are answered together, each as it would have been alone."""
+"""Queued requests are batched, and each gets the same response as alone."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ RELEASE = Release(name="stub", version="1", digest="0" * 64)
 
 
 class CallCounter(LastValuePredictor):
-    """Counts how often it is asked, and of how many series; refuses to answer at all where a value is 13."""
+    """Records the size of every batch; raises an unexpected exception if a value is 13."""
 
     def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
     ) -> list[Forecast | ForecasterError]:
         CALL_SIZES.append(len(series))
-        if any((one.y == 13).any() for one in series):
+        if any((each.y == 13).any() for each in series):
             raise RuntimeError("thirteen")
         return super().forecast_batch(series, horizon, levels=levels)
 
@@ -77,26 +77,26 @@ def test_equal_requests_are_batched_and_each_gets_its_own_response() -> None:
     requests = [
         make_batcher_request(series_payload(id=str(number), y=[1.0, 2.0, float(number)])) for number in range(5)
     ]
-    found = batcher.respond_to_batch(requests, SETTINGS)
+    outcomes = batcher.respond_to_batch(requests, SETTINGS)
     assert CALL_SIZES == [5]
-    assert [describe_outcome(one) for one in found] == [forecast_alone(one) for one in requests]
+    assert [describe_outcome(item) for item in outcomes] == [forecast_alone(item) for item in requests]
 
 
 def test_horizons_levels_and_models_are_not_mixed() -> None:
-    other = DeployedModel(Release(name="stub", version="2", digest="1" * 64), CallCounter(shift=5.0), "")
+    other_model = DeployedModel(Release(name="stub", version="2", digest="1" * 64), CallCounter(shift=5.0), "")
     requests = [
         make_batcher_request(),
         make_batcher_request(horizon=3),
         make_batcher_request(levels=[0.1, 0.9]),
-        make_batcher_request(model=other),
+        make_batcher_request(model=other_model),
         make_batcher_request(),
-        make_batcher_request(series_payload(id="b"), model=other),
+        make_batcher_request(series_payload(id="b"), model=other_model),
         make_batcher_request(samples=2),
     ]
-    found = batcher.respond_to_batch(requests, SETTINGS)
+    outcomes = batcher.respond_to_batch(requests, SETTINGS)
     assert sorted(CALL_SIZES) == [1, 1, 1, 2, 2]
-    assert [describe_outcome(one) for one in found] == [forecast_alone(one) for one in requests]
-    assert [describe_outcome(one)["model"]["version"] for one in found] == ["1", "1", "1", "2", "1", "2", "1"]
+    assert [describe_outcome(item) for item in outcomes] == [forecast_alone(item) for item in requests]
+    assert [describe_outcome(item)["model"]["version"] for item in outcomes] == ["1", "1", "1", "2", "1", "2", "1"]
 
 
 @pytest.mark.parametrize(
@@ -116,95 +116,101 @@ def test_horizons_levels_and_models_are_not_mixed() -> None:
     ],
 )
 def test_a_bad_series_gets_its_own_error_and_affects_no_other(invalid: Callable[[], RawRequest]) -> None:
-    good = [make_batcher_request(series_payload(id=name)) for name in ("a", "b", "c")]
-    requests = [good[0], invalid(), *good[1:]]
-    found = batcher.respond_to_batch(requests, SETTINGS)
-    assert [describe_outcome(one) for one in found] == [forecast_alone(one) for one in requests]
-    assert [isinstance(one, EncodedResponse) for one in (found[0], *found[2:])] == [True] * 3
+    valid = [make_batcher_request(series_payload(id=name)) for name in ("a", "b", "c")]
+    requests = [valid[0], invalid(), *valid[1:]]
+    outcomes = batcher.respond_to_batch(requests, SETTINGS)
+    assert [describe_outcome(item) for item in outcomes] == [forecast_alone(item) for item in requests]
+    assert [isinstance(item, EncodedResponse) for item in (outcomes[0], *outcomes[2:])] == [True] * 3
 
 
 @pytest.mark.parametrize("fields", [{}, {"decoder": "direct"}])
 def test_a_batched_request_gets_the_same_response_as_alone(tmp_path: Path, fields: dict[str, Any]) -> None:
     artifact.save_bundle(make_forecaster(make_spec(**fields)), tmp_path / "bundle", card="")
-    model, draw = DeployedModel(RELEASE, load_bundle(tmp_path / "bundle"), ""), np.random.default_rng(0)
+    model, rng = DeployedModel(RELEASE, load_bundle(tmp_path / "bundle"), ""), np.random.default_rng(0)
     requests = [
-        make_batcher_request(series_payload(y=draw.normal(size=6 + 5 * number).tolist()), model=model)
+        make_batcher_request(series_payload(y=rng.normal(size=6 + 5 * number).tolist()), model=model)
         for number in range(4)
     ]
-    for one, found in zip(requests, batcher.respond_to_batch(requests, SETTINGS), strict=True):
-        ours, expected = (answer["forecasts"][0]["mean"] for answer in (describe_outcome(found), forecast_alone(one)))
-        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    for request, outcome in zip(requests, batcher.respond_to_batch(requests, SETTINGS), strict=True):
+        batched, alone = describe_outcome(outcome), forecast_alone(request)
+        np.testing.assert_allclose(batched["forecasts"][0]["mean"], alone["forecasts"][0]["mean"], rtol=1e-5)
 
 
 def test_requests_waiting_during_a_rollout_form_the_next_batch() -> None:
-    gate, inside = threading.Event(), threading.Event()
+    released, started = threading.Event(), threading.Event()
 
-    class Slow(CallCounter):
-        def forecast_batch(self, *some: Any, **fields: Any) -> Any:
-            inside.set()
-            gate.wait(10)
-            return super().forecast_batch(*some, **fields)
+    class BlockingPredictor(CallCounter):
+        def forecast_batch(self, *args: Any, **options: Any) -> Any:
+            started.set()
+            released.wait(10)
+            return super().forecast_batch(*args, **options)
 
-    slow = DeployedModel(RELEASE, Slow(), "")
+    slow_model = DeployedModel(RELEASE, BlockingPredictor(), "")
 
-    async def story() -> None:
-        admission, wait = Admission(threads=1, capacity=8, timeout_s=20), Batcher(SETTINGS)
+    async def scenario() -> None:
+        admission, request_batcher = Admission(threads=1, capacity=8, timeout_s=20), Batcher(SETTINGS)
 
-        def ask(one: RawRequest) -> asyncio.Task[EncodedResponse]:
-            ticket = PendingRequest(one)
-            run = admission.run(wait.respond, ticket, deadline=one.deadline, on_admitted=lambda: wait.enqueue(ticket))
-            return asyncio.create_task(run)
+        def send(request: RawRequest) -> asyncio.Task[EncodedResponse]:
+            pending = PendingRequest(request)
+            return asyncio.create_task(
+                admission.run(
+                    request_batcher.respond,
+                    pending,
+                    deadline=request.deadline,
+                    on_admitted=lambda: request_batcher.enqueue(pending),
+                )
+            )
 
-        first = ask(make_batcher_request(series_payload(id="first"), model=slow))
-        await asyncio.to_thread(inside.wait, 10)
-        others = [ask(make_batcher_request(series_payload(id=name), model=slow)) for name in "abcde"]
-        late = ask(make_batcher_request(series_payload(id="late"), model=slow, seconds=0.05))
-        with pytest.raises(ApiError) as problem:
+        first = send(make_batcher_request(series_payload(id="first"), model=slow_model))
+        await asyncio.to_thread(started.wait, 10)
+        others = [send(make_batcher_request(series_payload(id=name), model=slow_model)) for name in "abcde"]
+        late = send(make_batcher_request(series_payload(id="late"), model=slow_model, seconds=0.05))
+        with pytest.raises(ApiError) as error:
             await late
-        assert problem.value.status == 504
-        gate.set()
-        answers = await asyncio.gather(first, *others)
-        assert [describe_outcome(one)["forecasts"][0]["id"] for one in answers] == ["first", *"abcde"]
-        assert CALL_SIZES == [1, 5], "the one that was late is not computed"
+        assert error.value.status == 504
+        released.set()
+        responses = await asyncio.gather(first, *others)
+        assert [describe_outcome(response)["forecasts"][0]["id"] for response in responses] == ["first", *"abcde"]
+        assert CALL_SIZES == [1, 5], "the request past its deadline is not computed"
         admission.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_large_request_is_not_batched() -> None:
-    wait = Batcher(SETTINGS)
+    request_batcher = Batcher(SETTINGS)
     large, small = (
         PendingRequest(make_batcher_request(series_payload(y=[1.0] * count), series_payload(id="b")))
         for count in (20_000, 3)
     )
-    for ticket in (large, small):
-        wait.enqueue(ticket)
-    wait.respond(large)
+    for pending in (large, small):
+        request_batcher.enqueue(pending)
+    request_batcher.respond(large)
     assert small.outcome is None
     assert CALL_SIZES == [2]
-    wait.respond(small)
+    request_batcher.respond(small)
     assert CALL_SIZES == [2, 2]
 
 
 def test_with_several_threads_requests_do_not_wait_for_each_other() -> None:
-    wait, tickets = (
+    request_batcher, queued = (
         Batcher(SETTINGS.model_copy(update={"rollouts": 2})),
         [PendingRequest(make_batcher_request()) for _ in range(2)],
     )
-    for ticket in tickets:
-        wait.enqueue(ticket)
-    wait.respond(tickets[0])
-    assert tickets[1].outcome is None
+    for pending in queued:
+        request_batcher.enqueue(pending)
+    request_batcher.respond(queued[0])
+    assert queued[1].outcome is None
 
 
 class SteppingClock:
-    """Every look at it is a moment later."""
+    """A clock that advances by `step` seconds at every call."""
 
     def __init__(self, step: float = 0.0) -> None:
-        self.each, self._now = step, 0.0
+        self.step, self._now = step, 0.0
 
     def __call__(self) -> float:
-        self._now += self.each
+        self._now += self.step
         return self._now
 
 
@@ -212,16 +218,16 @@ BLENDED_PREDICTOR = CallCounter(StubModel(blend_weights={"network": 0.5, "theta"
 
 
 def test_a_request_runs_inline_once_a_similar_one_was_fast() -> None:
-    wait = Batcher(SETTINGS, clock=SteppingClock())
+    request_batcher = Batcher(SETTINGS, clock=SteppingClock())
     first, second = (
         PendingRequest(make_batcher_request()),
         PendingRequest(make_batcher_request(series_payload(y=[5.0, 6.0, 7.0]))),
     )
-    assert wait.try_immediately(first) is None, "what it takes is not known yet"
-    assert describe_outcome(wait.respond(first)) == forecast_alone(first.request)
-    found = wait.try_immediately(second)
-    assert found is not None
-    assert describe_outcome(found) == forecast_alone(second.request)
+    assert request_batcher.try_immediately(first) is None, "there is no estimate yet"
+    assert describe_outcome(request_batcher.respond(first)) == forecast_alone(first.request)
+    response = request_batcher.try_immediately(second)
+    assert response is not None
+    assert describe_outcome(response) == forecast_alone(second.request)
 
 
 @pytest.mark.parametrize(
@@ -237,10 +243,10 @@ def test_a_request_runs_inline_once_a_similar_one_was_fast() -> None:
     ],
 )
 def test_the_measured_time_does_not_apply_to_larger_requests(make_request: Callable[[], RawRequest]) -> None:
-    wait = Batcher(SETTINGS, clock=SteppingClock())
-    _answer_and_measure(wait, make_batcher_request())
-    assert wait.try_immediately(PendingRequest(make_batcher_request())) is not None
-    assert wait.try_immediately(PendingRequest(make_request())) is None
+    request_batcher = Batcher(SETTINGS, clock=SteppingClock())
+    _respond_and_measure(request_batcher, make_batcher_request())
+    assert request_batcher.try_immediately(PendingRequest(make_batcher_request())) is not None
+    assert request_batcher.try_immediately(PendingRequest(make_request())) is None
 
 
 @pytest.mark.parametrize(
@@ -255,42 +261,42 @@ def test_the_measured_time_does_not_apply_to_larger_requests(make_request: Calla
     ],
 )
 def test_some_requests_never_run_inline(make_request: Callable[[], RawRequest]) -> None:
-    wait = Batcher(SETTINGS, clock=SteppingClock())
+    request_batcher = Batcher(SETTINGS, clock=SteppingClock())
     with suppress(ApiError):
-        _answer_and_measure(wait, make_request())
-    assert wait.try_immediately(PendingRequest(make_request())) is None
+        _respond_and_measure(request_batcher, make_request())
+    assert request_batcher.try_immediately(PendingRequest(make_request())) is None
 
 
 def test_a_slow_kind_of_request_is_queued_until_it_is_fast_again() -> None:
     clock = SteppingClock()
-    wait = Batcher(SETTINGS, clock=clock)
-    _answer_and_measure(wait, make_batcher_request())
-    assert wait.try_immediately(PendingRequest(make_batcher_request())) is not None
-    clock.each = 8 * batcher.MAX_IMMEDIATE_S
-    assert wait.try_immediately(PendingRequest(make_batcher_request())) is not None, (
-        "nothing told that it would be slow"
+    request_batcher = Batcher(SETTINGS, clock=clock)
+    _respond_and_measure(request_batcher, make_batcher_request())
+    assert request_batcher.try_immediately(PendingRequest(make_batcher_request())) is not None
+    clock.step = 8 * batcher.MAX_IMMEDIATE_S
+    assert request_batcher.try_immediately(PendingRequest(make_batcher_request())) is not None, (
+        "the estimate is still that of the fast request"
     )
-    clock.each = 0.0
+    clock.step = 0.0
     for _ in range(3):
-        _answer_and_measure(wait, make_batcher_request())
-    assert wait.try_immediately(PendingRequest(make_batcher_request())) is not None
+        _respond_and_measure(request_batcher, make_batcher_request())
+    assert request_batcher.try_immediately(PendingRequest(make_batcher_request())) is not None
 
 
 def test_the_number_of_measured_kinds_is_bounded() -> None:
-    wait = Batcher(SETTINGS, clock=SteppingClock())
+    request_batcher = Batcher(SETTINGS, clock=SteppingClock())
     for horizon in range(1, 301):
-        _answer_and_measure(wait, make_batcher_request(horizon=horizon))
-    assert wait.try_immediately(PendingRequest(make_batcher_request(horizon=1))) is None
-    assert wait.try_immediately(PendingRequest(make_batcher_request(horizon=300))) is not None
+        _respond_and_measure(request_batcher, make_batcher_request(horizon=horizon))
+    assert request_batcher.try_immediately(PendingRequest(make_batcher_request(horizon=1))) is None
+    assert request_batcher.try_immediately(PendingRequest(make_batcher_request(horizon=300))) is not None
 
 
 def test_an_invalid_request_is_rejected_inline() -> None:
-    with pytest.raises(ApiError) as problem:
+    with pytest.raises(ApiError) as error:
         Batcher(SETTINGS).try_immediately(PendingRequest(make_batcher_request(horizon=0)))
-    assert problem.value.status == 422
+    assert error.value.status == 422
 
 
-def _answer_and_measure(wait: Batcher, request: RawRequest) -> None:
-    ticket = PendingRequest(request)
-    assert wait.try_immediately(ticket) is None
-    wait.respond(ticket)
+def _respond_and_measure(request_batcher: Batcher, request: RawRequest) -> None:
+    pending = PendingRequest(request)
+    assert request_batcher.try_immediately(pending) is None
+    request_batcher.respond(pending)

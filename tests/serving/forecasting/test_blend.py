@@ -1,4 +1,4 @@
-"""A blend over HTTP: every answer says that it is one, and one that cannot be fitted here is never in use."""
+"""A blend over HTTP: every response names its weights, and a blend whose package is missing is never deployed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def load_blended_stub(_: Path) -> LastValuePredictor:
     return LastValuePredictor(StubModel(blend_weights=WEIGHTS))
 
 
-def request_of(one: Series) -> dict[str, Any]:
-    y = [None if np.isnan(value) else float(value) for value in one.y]
-    return {"id": one.id, "start": format_timestamp(one.start), "freq": one.freq, "y": y}
+def request_of(series: Series) -> dict[str, Any]:
+    y = [None if np.isnan(value) else float(value) for value in series.y]
+    return {"id": series.id, "start": format_timestamp(series.start), "freq": series.freq, "y": y}
 
 
 def publish_model(slot: Path, model: FittedModel) -> None:
@@ -54,17 +54,17 @@ def test_every_response_of_a_blend_says_so_as_documented(
 ) -> None:
     publish_stub(slot_folder)
     client = make_client(load=load_blended_stub)
-    answer = client.request(method, path, json=content)
-    assert answer.status_code == 200
-    assert answer.json()["model"]["blend"] == WEIGHTS
-    assert answer.headers["x-model-blend"] == "network=0.62, dynamic_optimized_theta=0.38"
+    response = client.request(method, path, json=content)
+    assert response.status_code == 200
+    assert response.json()["model"]["blend"] == WEIGHTS
+    assert response.headers["x-model-blend"] == "network=0.62, dynamic_optimized_theta=0.38"
     document = client.get("/docs.json").json()
-    assert schema_violations(answer.json(), response_schema(document, method, path, 200), document) == []
+    assert schema_violations(response.json(), response_schema(document, method, path, 200), document) == []
 
 
 def test_a_response_without_a_blend_is_unchanged(client: AppClient) -> None:
-    for answer in (client.post("/v1/forecast", json=FORECAST_BODY), client.get("/v1/model"), client.get("/readyz")):
-        assert set(answer.json()["model"]) == {"name", "version", "digest"}
+    for response in (client.post("/v1/forecast", json=FORECAST_BODY), client.get("/v1/model"), client.get("/readyz")):
+        assert set(response.json()["model"]) == {"name", "version", "digest"}
 
 
 def test_a_blended_bundle_is_served_like_the_library(slot_folder: Path, make_client: MakeClient) -> None:
@@ -73,14 +73,14 @@ def test_a_blended_bundle_is_served_like_the_library(slot_folder: Path, make_cli
     client = make_client(load=load_bundle)
     whole, short = make_series(make_wave(40), name="whole"), make_series(make_wave(4, seed=1), name="short")
     short.y[:2] = np.nan
-    told = client.post("/v1/forecast", json={"series": [request_of(whole), request_of(short)], "horizon": 5}).json()
-    assert told["model"]["blend"] == WEIGHTS
-    for one, found in zip((whole, short), told["forecasts"], strict=True):
-        expected = Predictor(make_blended_model()).forecast(one, 5)
-        np.testing.assert_allclose(found["mean"], expected.mean, rtol=1e-5)
-        assert found["warnings"] == list(expected.warnings)
-    assert told["forecasts"][0]["warnings"] == []
-    assert THETA in told["forecasts"][1]["warnings"][0]
+    response = client.post("/v1/forecast", json={"series": [request_of(whole), request_of(short)], "horizon": 5}).json()
+    assert response["model"]["blend"] == WEIGHTS
+    for series, forecast in zip((whole, short), response["forecasts"], strict=True):
+        expected = Predictor(make_blended_model()).forecast(series, 5)
+        np.testing.assert_allclose(forecast["mean"], expected.mean, rtol=1e-5)
+        assert forecast["warnings"] == list(expected.warnings)
+    assert response["forecasts"][0]["warnings"] == []
+    assert THETA in response["forecasts"][1]["warnings"][0]
 
 
 def test_a_blend_without_its_package_is_never_deployed(

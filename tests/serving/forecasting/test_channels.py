@@ -1,4 +1,4 @@
-"""POST /v1/forecast with channels, of which the past alone is known: what the library says, and what is refused."""
+"""POST /v1/forecast with past-only channels: responses equal the library's, and invalid channels are rejected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_model() -> FittedModel:
 
 @pytest.fixture
 def post_forecast(slot_folder: Path, make_client: MakeClient) -> Callable[..., Any]:
-    """Asks a network of random weights."""
+    """Posts series to a network with random weights."""
     publish_stub(slot_folder)
     client = make_client(load=lambda folder: Predictor(make_model()))
 
@@ -45,7 +45,7 @@ def make_history() -> list[float]:
 
 
 def make_channels(steps: int = STEPS) -> dict[str, list[float | None]]:
-    return {"heat": [20 + place % 5 for place in range(steps)], "rain": [None, 0, 2.5, *[0.5] * (steps - 3)]}
+    return {"heat": [20 + index % 5 for index in range(steps)], "rain": [None, 0, 2.5, *[0.5] * (steps - 3)]}
 
 
 def make_series_payload(**fields: Any) -> dict[str, Any]:
@@ -53,31 +53,31 @@ def make_series_payload(**fields: Any) -> dict[str, Any]:
 
 
 def test_the_response_equals_the_library(post_forecast: Callable[..., Any]) -> None:
-    [found] = post_forecast(make_series_payload()).json()["forecasts"]
-    columns = {name: np.array(values, dtype=np.float64) for name, values in make_channels().items()}
-    one = Series("a", pd.Timestamp("2026-01-01T00:00:00Z"), "h", np.array(make_history()), channels=columns)
-    np.testing.assert_allclose(found["mean"], Predictor(make_model()).forecast(one, HORIZON).mean, rtol=1e-6)
+    [forecast] = post_forecast(make_series_payload()).json()["forecasts"]
+    channels = {name: np.array(values, dtype=np.float64) for name, values in make_channels().items()}
+    series = Series("a", pd.Timestamp("2026-01-01T00:00:00Z"), "h", np.array(make_history()), channels=channels)
+    np.testing.assert_allclose(forecast["mean"], Predictor(make_model()).forecast(series, HORIZON).mean, rtol=1e-6)
 
 
 def test_series_with_timestamps_can_have_channels(post_forecast: Callable[..., Any]) -> None:
     ds = [f"2026-01-01T{hour:02}:00:00Z" for hour in range(STEPS)]
-    stamped = {"id": "a", "ds": ds, "y": make_history(), "channels": make_channels()}
-    one, other = post_forecast(make_series_payload(), stamped).json()["forecasts"]
-    np.testing.assert_allclose(one["mean"], other["mean"], rtol=1e-6)
+    timestamped = {"id": "a", "ds": ds, "y": make_history(), "channels": make_channels()}
+    grid_forecast, timestamped_forecast = post_forecast(make_series_payload(), timestamped).json()["forecasts"]
+    np.testing.assert_allclose(grid_forecast["mean"], timestamped_forecast["mean"], rtol=1e-6)
 
 
 def test_every_channel_reaches_the_network_and_unknown_ones_are_ignored(post_forecast: Callable[..., Any]) -> None:
-    warm = {**make_channels(), "heat": [35 - place for place in range(STEPS)]}
-    dry = {**make_channels(), "rain": [None] * STEPS}
-    more = {**make_channels(), "other": [1e300] * STEPS}
-    plain, wide, *others = post_forecast(
+    warm_channels = {**make_channels(), "heat": [35 - index for index in range(STEPS)]}
+    dry_channels = {**make_channels(), "rain": [None] * STEPS}
+    extra_channels = {**make_channels(), "other": [1e300] * STEPS}
+    plain, extra, *others = post_forecast(
         make_series_payload(),
-        make_series_payload(channels=more),
-        make_series_payload(channels=warm),
-        make_series_payload(channels=dry),
+        make_series_payload(channels=extra_channels),
+        make_series_payload(channels=warm_channels),
+        make_series_payload(channels=dry_channels),
     ).json()["forecasts"]
-    np.testing.assert_allclose(plain["mean"], wide["mean"], rtol=1e-6)
-    assert len({tuple(one["mean"]) for one in (plain, *others)}) == 3
+    np.testing.assert_allclose(plain["mean"], extra["mean"], rtol=1e-6)
+    assert len({tuple(forecast["mean"]) for forecast in (plain, *others)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_a_series_with_invalid_channels_is_rejected_alone(
     ],
 )
 def test_an_error_location_uses_the_names_of_the_request(client: AppClient, fields: Any, location: str) -> None:
-    answer = client.post("/v1/forecast", json={"series": [series_payload(**fields)], "horizon": 2})
-    assert (answer.status_code, answer.json()["error"]["where"]) == (422, location)
+    response = client.post("/v1/forecast", json={"series": [series_payload(**fields)], "horizon": 2})
+    assert (response.status_code, response.json()["error"]["where"]) == (422, location)
 
 
 def test_a_bundle_with_channels_is_warmed_up_and_deployed(tmp_path: Path) -> None:

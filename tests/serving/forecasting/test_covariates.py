@@ -1,4 +1,4 @@
-"""POST /v1/forecast with levels, covariates and static values: what the library says, and what is refused."""
+"""POST /v1/forecast with levels, covariates and static features: responses equal the library's, invalid input is rejected."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ ENCODING = Encoding(
 
 
 def make_calibration() -> Calibration:
-    draw = np.random.default_rng(0)
-    return calibrate(draw.normal(size=(20, 4, 8)), np.ones(20))
+    rng = np.random.default_rng(0)
+    return calibrate(rng.normal(size=(20, 4, 8)), np.ones(20))
 
 
 def make_model(*, calibration: Calibration | None) -> FittedModel:
@@ -55,7 +55,7 @@ def make_model(*, calibration: Calibration | None) -> FittedModel:
 
 @pytest.fixture
 def post_forecast(slot_folder: Path, make_client: MakeClient) -> Callable[..., Any]:
-    """Asks a network of random weights; `calibrated` says whether it can give quantiles."""
+    """Posts series to a network with random weights; without `calibrated` it does not support quantiles."""
     publish_stub(slot_folder)
 
     def post(*items: dict[str, Any], calibrated: bool = True, horizon: int = HORIZON, **fields: Any) -> Any:
@@ -72,8 +72,8 @@ def make_history() -> list[float]:
 
 def make_covariates(steps: int = STEPS + HORIZON) -> dict[str, list[Any]]:
     return {
-        "promo": [place % 3 for place in range(steps)],
-        "weather": [("sun", "rain", "snow")[place % 3] for place in range(steps)],
+        "promo": [index % 3 for index in range(steps)],
+        "weather": [("sun", "rain", "snow")[index % 3] for index in range(steps)],
     }
 
 
@@ -85,22 +85,27 @@ def make_series_payload(**fields: Any) -> dict[str, Any]:
 
 def forecast_by_library(payload: dict[str, Any]) -> Forecast:
     promo, weather = payload["covariates"]["promo"], payload["covariates"]["weather"]
-    columns = {"promo": np.array(promo, dtype=np.float64), "weather": np.array(weather, dtype=object)}
-    one = Series(
-        "a", pd.Timestamp("2026-01-01T00:00:00Z"), "h", np.array(payload["y"], dtype=float), columns, payload["static"]
+    covariates = {"promo": np.array(promo, dtype=np.float64), "weather": np.array(weather, dtype=object)}
+    series = Series(
+        "a",
+        pd.Timestamp("2026-01-01T00:00:00Z"),
+        "h",
+        np.array(payload["y"], dtype=float),
+        covariates,
+        payload["static"],
     )
-    return Predictor(make_model(calibration=make_calibration())).forecast(one, HORIZON, levels=LEVELS)
+    return Predictor(make_model(calibration=make_calibration())).forecast(series, HORIZON, levels=LEVELS)
 
 
 @pytest.mark.parametrize("static", [{"region": "south"}, {"region": "nowhere"}, {}, {"colour": "red"}])
 def test_the_response_equals_the_library(post_forecast: Callable[..., Any], static: dict[str, str]) -> None:
-    asked = make_series_payload(static=static)
-    [found] = post_forecast(asked, levels=LEVELS).json()["forecasts"]
-    wanted = forecast_by_library(asked)
-    np.testing.assert_allclose(found["mean"], wanted.mean, rtol=1e-6)
-    assert list(found["quantiles"]) == ["0.1", "0.5", "0.9"]
+    payload = make_series_payload(static=static)
+    [forecast] = post_forecast(payload, levels=LEVELS).json()["forecasts"]
+    expected = forecast_by_library(payload)
+    np.testing.assert_allclose(forecast["mean"], expected.mean, rtol=1e-6)
+    assert list(forecast["quantiles"]) == ["0.1", "0.5", "0.9"]
     for level in LEVELS:
-        np.testing.assert_allclose(found["quantiles"][repr(level)], wanted.quantiles[level], rtol=1e-6)
+        np.testing.assert_allclose(forecast["quantiles"][repr(level)], expected.quantiles[level], rtol=1e-6)
 
 
 def test_covariates_and_static_features_reach_the_network(post_forecast: Callable[..., Any]) -> None:
@@ -112,14 +117,16 @@ def test_covariates_and_static_features_reach_the_network(post_forecast: Callabl
         make_series_payload(covariates=promoted),
         make_series_payload(covariates=sunny),
     )
-    means = [tuple(one["mean"]) for one in post_forecast(*items).json()["forecasts"]]
+    means = [tuple(forecast["mean"]) for forecast in post_forecast(*items).json()["forecasts"]]
     assert len(set(means)) == len(items)
 
 
 def test_columns_unknown_to_the_model_are_ignored(post_forecast: Callable[..., Any]) -> None:
-    more = {**make_covariates(), "other": [1.5] * (STEPS + HORIZON), "colour": ["red"] * (STEPS + HORIZON)}
-    plain, wide = post_forecast(make_series_payload(), make_series_payload(covariates=more)).json()["forecasts"]
-    np.testing.assert_allclose(plain["mean"], wide["mean"], rtol=1e-6)
+    extra_covariates = {**make_covariates(), "other": [1.5] * (STEPS + HORIZON), "colour": ["red"] * (STEPS + HORIZON)}
+    plain, extra = post_forecast(make_series_payload(), make_series_payload(covariates=extra_covariates)).json()[
+        "forecasts"
+    ]
+    np.testing.assert_allclose(plain["mean"], extra["mean"], rtol=1e-6)
 
 
 def test_covariates_beyond_the_horizon_are_ignored(post_forecast: Callable[..., Any]) -> None:
@@ -162,8 +169,8 @@ def test_huge_covariates_give_a_finite_forecast_and_do_not_affect_others(
     post_forecast: Callable[..., Any], size: float
 ) -> None:
     huge = make_series_payload(covariates={**make_covariates(), "promo": [size] * (STEPS + HORIZON)})
-    plain, found = post_forecast(make_series_payload(), huge, levels=LEVELS).json()["forecasts"]
-    assert np.isfinite([found["mean"], *found["quantiles"].values()]).all()
+    plain, forecast = post_forecast(make_series_payload(), huge, levels=LEVELS).json()["forecasts"]
+    assert np.isfinite([forecast["mean"], *forecast["quantiles"].values()]).all()
     np.testing.assert_allclose(
         plain["mean"], post_forecast(make_series_payload()).json()["forecasts"][0]["mean"], rtol=1e-6
     )
@@ -173,9 +180,9 @@ def test_huge_covariates_give_a_finite_forecast_and_do_not_affect_others(
 def test_quantiles_of_any_level_are_finite_and_increasing(
     post_forecast: Callable[..., Any], levels: list[float]
 ) -> None:
-    [found] = post_forecast(make_series_payload(), levels=levels).json()["forecasts"]
-    assert list(found["quantiles"]) == [repr(level) for level in levels]
-    values = np.array([*found["quantiles"].values()], dtype=np.float64)
+    [forecast] = post_forecast(make_series_payload(), levels=levels).json()["forecasts"]
+    assert list(forecast["quantiles"]) == [repr(level) for level in levels]
+    values = np.array([*forecast["quantiles"].values()], dtype=np.float64)
     assert np.isfinite(values).all()
     assert (np.diff(values, axis=0) >= 0).all()
 
@@ -189,27 +196,27 @@ def test_quantiles_of_any_level_are_finite_and_increasing(
     ],
 )
 def test_levels_without_a_calibration_reject_the_whole_request(post_forecast: Callable[..., Any], items: Any) -> None:
-    answer = post_forecast(*items, calibrated=False, levels=[0.5])
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "level_out_of_range")
-    assert answer.json()["error"]["where"] == "levels"
+    response = post_forecast(*items, calibrated=False, levels=[0.5])
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "level_out_of_range")
+    assert response.json()["error"]["where"] == "levels"
 
 
 @pytest.mark.parametrize("fields", [{}, {"levels": []}])
 def test_without_levels_there_are_no_quantiles(post_forecast: Callable[..., Any], fields: Any) -> None:
-    [found] = post_forecast(make_series_payload(), calibrated=False, **fields).json()["forecasts"]
-    assert set(found) == {"id", "ds", "mean", "warnings"}
+    [forecast] = post_forecast(make_series_payload(), calibrated=False, **fields).json()["forecasts"]
+    assert set(forecast) == {"id", "ds", "mean", "warnings"}
 
 
 def test_forecast_warnings_follow_request_warnings(slot_folder: Path, make_client: MakeClient) -> None:
-    class Cautious(LastValuePredictor):
+    class WarningPredictor(LastValuePredictor):
         def _forecast_series(self, series: Any, horizon: int) -> Any:
-            found = super()._forecast_series(series, horizon)
-            return Forecast(found.id, found.ds, found.mean, ("Mind the gap.",))
+            forecast = super()._forecast_series(series, horizon)
+            return Forecast(forecast.id, forecast.ds, forecast.mean, ("Mind the gap.",))
 
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: Cautious())
-    answer = client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 25}).json()
-    first, second = answer["forecasts"][0]["warnings"]
+    client = make_client(load=lambda folder: WarningPredictor())
+    response = client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 25}).json()
+    first, second = response["forecasts"][0]["warnings"]
     assert "24" in first
     assert second == "Mind the gap."
 
@@ -224,5 +231,5 @@ def test_forecast_warnings_follow_request_warnings(slot_folder: Path, make_clien
     ],
 )
 def test_an_error_location_uses_the_names_of_the_request(client: AppClient, fields: Any, location: str) -> None:
-    answer = client.post("/v1/forecast", json={"series": [series_payload(**fields)], "horizon": 2})
-    assert (answer.status_code, answer.json()["error"]["where"]) == (422, location)
+    response = client.post("/v1/forecast", json={"series": [series_payload(**fields)], "horizon": 2})
+    assert (response.status_code, response.json()["error"]["where"]) == (422, location)

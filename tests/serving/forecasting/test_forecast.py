@@ -1,4 +1,4 @@
-"""POST /v1/forecast: what is answered."""
+"""POST /v1/forecast: timestamps, frequencies, errors and deadlines."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, pu
 
 
 def post_forecast(client: AppClient, *items: dict[str, Any], horizon: int = 2) -> Any:
-    answer = client.post("/v1/forecast", json={"series": list(items), "horizon": horizon})
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = client.post("/v1/forecast", json={"series": list(items), "horizon": horizon})
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def timestamped_payload(*ds: str, **fields: Any) -> dict[str, Any]:
-    return {"id": "a", "ds": list(ds), "y": [float(place) for place in range(len(ds))], **fields}
+    return {"id": "a", "ds": list(ds), "y": [float(index) for index in range(len(ds))], **fields}
 
 
 def test_a_history_gets_timestamps_point_forecasts_and_the_model_name(client: AppClient) -> None:
-    answer = post_forecast(client, series_payload())
-    assert answer["forecasts"] == [
+    response = post_forecast(client, series_payload())
+    assert response["forecasts"] == [
         {"id": "a", "ds": ["2026-01-01T03:00:00Z", "2026-01-01T04:00:00Z"], "mean": [2.5, 2.5], "warnings": []}
     ]
-    assert (answer["model"]["name"], answer["model"]["version"], len(answer["model"]["digest"])) == ("stub", "1", 64)
+    assert (response["model"]["name"], response["model"]["version"], len(response["model"]["digest"])) == (
+        "stub",
+        "1",
+        64,
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ def test_a_declared_frequency_can_accompany_timestamps(client: AppClient) -> Non
         (timestamped_payload("2026-01-01T00:00", "2026-01-01T01:00", "2026-01-01T03:00", freq="h"), "irregular_stamps"),
         (timestamped_payload("2026-01-01T00:00", "2026-01-01T01:00", "2026-01-01T02:00", freq="D"), "irregular_stamps"),
         (timestamped_payload(*(f"2026-01-01T{hour:02}:00" for hour in (0, 1, 2, 3, 5, 6))), "irregular_stamps"),
-        (timestamped_payload("2026-01-05", "2026-01-06", "2026-01-07"), "frequency_unknown"),  # days, or working days
+        (timestamped_payload("2026-01-05", "2026-01-06", "2026-01-07"), "frequency_unknown"),  # days or business days
         (timestamped_payload("0001-01-01", "5001-01-01", "9999-01-01"), "frequency_unknown"),
         (timestamped_payload("9999-01-01", "9999-01-02", "9999-01-03", freq="999999YS"), "bad_stamp"),
     ],
@@ -126,37 +130,37 @@ def test_a_request_past_its_deadline_is_a_504_and_its_thread_serves_the_next(
 ) -> None:
     calls: list[int] = []
 
-    class Slow(LastValuePredictor):
+    class SlowPredictor(LastValuePredictor):
         def forecast_batch(self, series: Any, horizon: int, *, levels: Any = ()) -> Any:
             calls.append(len(series))
             time.sleep(0.05)
             return super().forecast_batch(series, horizon, levels=levels)
 
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: Slow(), max_history=10**5)
-    many = [series_payload(id=str(place), y=[1.0] * 30_000) for place in range(40)]
+    client = make_client(load=lambda folder: SlowPredictor(), max_history=10**5)
+    payloads = [series_payload(id=str(index), y=[1.0] * 30_000) for index in range(40)]
     calls.clear()
-    late = client.post("/v1/forecast", json={"series": many, "horizon": 2, "deadline_ms": 100})
-    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_passed")
-    assert sum(calls) < len(many), "it stopped between two parts"
+    late_response = client.post("/v1/forecast", json={"series": payloads, "horizon": 2, "deadline_ms": 100})
+    assert (late_response.status_code, late_response.json()["error"]["code"]) == (504, "deadline_passed")
+    assert sum(calls) < len(payloads), "it stopped between two batches"
     assert post_forecast(client, series_payload())["forecasts"][0]["mean"] == [2.5, 2.5]
     calls.clear()
-    whole = client.post("/v1/forecast", json={"series": many, "horizon": 2})
-    assert [one["id"] for one in whole.json()["forecasts"]] == [one["id"] for one in many]
+    full_response = client.post("/v1/forecast", json={"series": payloads, "horizon": 2})
+    assert [item["id"] for item in full_response.json()["forecasts"]] == [item["id"] for item in payloads]
     assert (sum(calls), len(calls)) == (40, 10), "four at a time"
 
 
 def test_a_start_off_the_frequency_grid_is_rejected(slot_folder: Path, make_client: MakeClient) -> None:
     publish_stub(slot_folder, freq="MS")
-    monthly = make_client()
-    assert post_forecast(monthly, series_payload(start="2026-01-01", freq="MS"))["forecasts"][0]["ds"] == [
+    monthly_client = make_client()
+    assert post_forecast(monthly_client, series_payload(start="2026-01-01", freq="MS"))["forecasts"][0]["ds"] == [
         "2026-04-01",
         "2026-05-01",
     ]
-    refused = monthly.post(
+    response = monthly_client.post(
         "/v1/forecast", json={"series": [series_payload(start="2026-01-15", freq="MS")], "horizon": 2}
     )
-    assert refused.json()["error"]["code"] == "irregular_stamps"
+    assert response.json()["error"]["code"] == "irregular_stamps"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Over HTTP: a small request that is alone is answered where it came in; those that come together are rolled together."""
+"""Over HTTP: a single small request is computed in the event loop, and concurrent requests are batched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serving.conftest import LastValuePredictor, publish_stub, series_payl
 
 
 class ThreadRecorder(LastValuePredictor):
-    """Notes the thread in which it is asked, and of how many series."""
+    """Records the thread and the size of every batch."""
 
     def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
@@ -31,35 +31,35 @@ RECORDED_CALLS: list[tuple[int, int]] = []
 
 def test_a_single_request_runs_inline_and_concurrent_ones_are_batched(slot_folder: Path) -> None:
     publish_stub(slot_folder)
-    served = app.build_application(Settings(slot=slot_folder), load=lambda _: ThreadRecorder())
-    served.slot.reload_if_changed()
+    application = app.build_application(Settings(slot=slot_folder), load=lambda _: ThreadRecorder())
+    application.slot.reload_if_changed()
     RECORDED_CALLS.clear()
 
-    async def story() -> None:
-        transport = httpx.ASGITransport(app=served.app)
+    async def scenario() -> None:
+        transport = httpx.ASGITransport(app=application.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://forecaster") as client:
 
-            async def ask(name: str) -> httpx.Response:
+            async def send(name: str) -> httpx.Response:
                 return await client.post("/v1/forecast", json={"series": [series_payload(id=name)], "horizon": 2})
 
-            alone = [await ask("a") for _ in range(20)]
-            assert {one.status_code for one in alone} == {200}
-            assert len({one.text for one in alone}) == 1
-            here = [thread == threading.get_ident() for thread, _ in RECORDED_CALLS]
-            assert not here[0], "what it takes is not known yet"
-            assert any(here[1:])
-            assert all("total;dur=" in one.headers["server-timing"] for one in alone)
+            sequential = [await send("a") for _ in range(20)]
+            assert {response.status_code for response in sequential} == {200}
+            assert len({response.text for response in sequential}) == 1
+            in_event_loop = [thread == threading.get_ident() for thread, _ in RECORDED_CALLS]
+            assert not in_event_loop[0], "there is no latency estimate yet"
+            assert any(in_event_loop[1:])
+            assert all("total;dur=" in response.headers["server-timing"] for response in sequential)
 
             RECORDED_CALLS.clear()
             names = [f"series {number}" for number in range(12)]
-            answers = await asyncio.gather(*map(ask, names))
-            assert [one.json()["forecasts"][0]["id"] for one in answers] == names
+            responses = await asyncio.gather(*map(send, names))
+            assert [response.json()["forecasts"][0]["id"] for response in responses] == names
             assert threading.get_ident() not in {thread for thread, _ in RECORDED_CALLS}
             assert sum(count for _, count in RECORDED_CALLS) == len(names)
             assert len(RECORDED_CALLS) < len(names)
 
-            page = (await client.get("/metrics")).text
-            assert 'forecaster_series_total{outcome="forecast"} 32.0' in page
-            assert 'forecaster_requests_total{route="/v1/forecast",status="200"} 32.0' in page
+            metrics = (await client.get("/metrics")).text
+            assert 'forecaster_series_total{outcome="forecast"} 32.0' in metrics
+            assert 'forecaster_requests_total{route="/v1/forecast",status="200"} 32.0' in metrics
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""POST /v1/forecast of numbered steps: whole numbers in, whole numbers out."""
+"""POST /v1/forecast with integer timestamps, which continue as integers in the response."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ LARGEST_TIMESTAMP = 2**62 - 1
 
 @pytest.fixture
 def steps_of_ten_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
-    """An application whose model learned steps of ten."""
+    """A client of an application whose model has the frequency 10."""
     publish_stub(slot_folder, freq="10")
     return make_client()
 
 
 def post_forecast(client: AppClient, *items: dict[str, Any], horizon: int = 2) -> Any:
-    answer = client.post("/v1/forecast", json={"series": list(items), "horizon": horizon})
-    assert answer.status_code == 200, answer.text
-    return answer.json()["forecasts"]
+    response = client.post("/v1/forecast", json={"series": list(items), "horizon": horizon})
+    assert response.status_code == 200, response.text
+    return response.json()["forecasts"]
 
 
 def grid_payload(start: Any = 17, freq: Any = 10, **fields: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def grid_payload(start: Any = 17, freq: Any = 10, **fields: Any) -> dict[str, An
 
 
 def timestamped_payload(*ds: Any, **fields: Any) -> dict[str, Any]:
-    return {"id": "a", "ds": list(ds), "y": [float(place) for place in range(len(ds))], **fields}
+    return {"id": "a", "ds": list(ds), "y": [float(index) for index in range(len(ds))], **fields}
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def timestamped_payload(*ds: Any, **fields: Any) -> dict[str, Any]:
 def test_integer_timestamps_continue_in_the_response(
     steps_of_ten_client: AppClient, item: dict[str, Any], ds: list[int]
 ) -> None:
-    [found] = post_forecast(steps_of_ten_client, item)
-    assert found["ds"] == ds
-    assert all(type(one) is int for one in found["ds"])
-    assert found["mean"] == [item["y"][-1]] * 2
+    [forecast] = post_forecast(steps_of_ten_client, item)
+    assert forecast["ds"] == ds
+    assert all(type(timestamp) is int for timestamp in forecast["ds"])
+    assert forecast["mean"] == [item["y"][-1]] * 2
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,13 @@ def test_integer_timestamps_continue_in_the_response(
 def test_an_invalid_integer_series_is_rejected_beside_its_neighbours(
     steps_of_ten_client: AppClient, item: dict[str, Any], code: str, message: str
 ) -> None:
-    before, refused, after = post_forecast(steps_of_ten_client, grid_payload(), item, grid_payload())
-    assert refused["error"]["code"] == code, refused
-    assert message in refused["error"]["message"]
-    assert refused["error"]["where"] == "a"
+    before, rejected, after = post_forecast(steps_of_ten_client, grid_payload(), item, grid_payload())
+    assert rejected["error"]["code"] == code, rejected
+    assert message in rejected["error"]["message"]
+    assert rejected["error"]["where"] == "a"
     assert before["ds"] == after["ds"] == [47, 57]
     alone = steps_of_ten_client.post("/v1/forecast", json={"series": [item], "horizon": 2})
-    assert (alone.status_code, alone.json()["error"]) == (422, refused["error"])
+    assert (alone.status_code, alone.json()["error"]) == (422, rejected["error"])
 
 
 @pytest.mark.parametrize(
@@ -128,28 +128,28 @@ def test_an_invalid_integer_series_is_rejected_beside_its_neighbours(
 def test_a_value_of_a_wrong_type_is_reported_with_its_location(
     steps_of_ten_client: AppClient, fields: dict[str, Any], location: str
 ) -> None:
-    asked = {"id": "a", "y": [1, 2, 3], **({} if "ds" in fields else {"start": 1, "freq": 10}), **fields}
-    answer = steps_of_ten_client.post("/v1/forecast", json={"series": [asked], "horizon": 2})
-    assert (answer.status_code, answer.json()["error"]["where"]) == (422, location), answer.text
+    payload = {"id": "a", "y": [1, 2, 3], **({} if "ds" in fields else {"start": 1, "freq": 10}), **fields}
+    response = steps_of_ten_client.post("/v1/forecast", json={"series": [payload], "horizon": 2})
+    assert (response.status_code, response.json()["error"]["where"]) == (422, location), response.text
 
 
 def test_a_covariate_called_number_keeps_its_name_in_a_location(steps_of_ten_client: AppClient) -> None:
-    asked = grid_payload(covariates={"number": [1, 2, "x"]})
-    answer = steps_of_ten_client.post("/v1/forecast", json={"series": [asked], "horizon": 2})
-    assert answer.json()["error"]["where"] == "series.0.covariates.number.2"
+    payload = grid_payload(covariates={"number": [1, 2, "x"]})
+    response = steps_of_ten_client.post("/v1/forecast", json={"series": [payload], "horizon": 2})
+    assert response.json()["error"]["where"] == "series.0.covariates.number.2"
 
 
 def test_a_model_of_dates_rejects_integer_timestamps(client: AppClient) -> None:
     for item, code in ((grid_payload(), "frequency_mismatch"), (timestamped_payload(1, 2, 3), "frequency_mismatch")):
-        answer = client.post("/v1/forecast", json={"series": [item], "horizon": 2})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
+        response = client.post("/v1/forecast", json={"series": [item], "horizon": 2})
+        assert (response.status_code, response.json()["error"]["code"]) == (422, code)
 
 
 def test_the_model_of_integer_steps_is_described(slot_folder: Path, make_client: MakeClient) -> None:
     predictor = Predictor(make_model())
     publish_stub(slot_folder)
-    answer = make_client(load=lambda folder: predictor).get("/v1/model").json()
-    assert (answer["freq"], answer["season"], answer["cutoff"]) == ("10", 4, "990")
+    response = make_client(load=lambda folder: predictor).get("/v1/model").json()
+    assert (response["freq"], response["season"], response["cutoff"]) == ("10", 4, "990")
 
 
 def test_a_slot_warms_up_a_model_of_integer_steps(slot_folder: Path) -> None:
@@ -168,8 +168,8 @@ def test_the_response_equals_the_library(slot_folder: Path, make_client: MakeCli
     predictor, y = Predictor(make_model()), [float(value) for value in 10 + np.sin(np.arange(12))]
     publish_stub(slot_folder)
     client = make_client(load=lambda folder: predictor)
-    asked = grid_payload(start=1000, y=y), timestamped_payload(*range(1000, 1120, 10), y=y)
-    wanted = predictor.forecast(Series("a", 1000, "10", np.array(y)), 4)
-    for found in post_forecast(client, *asked, horizon=4):
-        np.testing.assert_allclose(found["mean"], wanted.mean, rtol=1e-6)
-        assert found["ds"] == list(wanted.ds) == [1120, 1130, 1140, 1150]
+    payloads = grid_payload(start=1000, y=y), timestamped_payload(*range(1000, 1120, 10), y=y)
+    expected = predictor.forecast(Series("a", 1000, "10", np.array(y)), 4)
+    for forecast in post_forecast(client, *payloads, horizon=4):
+        np.testing.assert_allclose(forecast["mean"], expected.mean, rtol=1e-6)
+        assert forecast["ds"] == list(expected.ds) == [1120, 1130, 1140, 1150]
