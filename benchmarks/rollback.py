@@ -129,12 +129,8 @@ def main() -> None:
 
 
 def _run_drill(drill: RollbackDrill) -> Iterator[str]:
-    old, new, database, rollback = (
-        drill.old_version,
-        drill.new_version,
-        drill.root.path / "mlflow.db",
-        ("rollback", NAME),
-    )
+    old, new = drill.old_version, drill.new_version
+    database, rollback = drill.root.path / "mlflow.db", ("rollback", NAME)
     yield _timing_row("promotion: every worker serves the new version", drill.time_promotion(new))
     yield _timing_row(
         "`rollback`: every worker serves the old version", drill.time_command(old, *rollback), target=TARGET_S

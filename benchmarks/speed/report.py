@@ -19,8 +19,8 @@ TITLES = {
 NOTES = {
     "classical": "Seconds for 1000 optimiser steps in a process that has imported everything.",
     "process": "Seconds from the start of the process to its end, including imports, with 1000 optimiser steps.",
-    "large": "What a further step takes: a short training is subtracted from a longer one.",
-    "members": "What a further step takes: a short training is subtracted from a longer one.",
+    "large": "Time of one further step: a short training is subtracted from a longer one.",
+    "members": "Time of one further step: a short training is subtracted from a longer one.",
     "rollout": "One call, after a warm-up, with histories in memory in the format of each entrant.",
     "backtest": "All cutoffs of one series, one step apart, with a fixed trained network.",
 }
