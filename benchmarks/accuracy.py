@@ -1,13 +1,13 @@
-"""How accurate is it? The last window of ten sets that others were measured on, with the presets as they are.
+"""Accuracy of the presets on the last window of ten data sets with published results.
 
-    python benchmarks/accuracy.py                          all sets, three seeds; what is there already is not run again
+    python benchmarks/accuracy.py                          all data sets, three seeds; cached results are not computed again
     python benchmarks/accuracy.py --sets m3_monthly,m4_hourly --seeds 0
-    python benchmarks/accuracy.py --table                  writes the table from what is there
+    python benchmarks/accuracy.py --table                  writes the table from the cached results
 
-Reads the sets from `shared/data` beside (or in) the checkout, and says so where they are not there. Keeps what it measured in
-`.forecaster/accuracy/`, a file for each set, seed and what a preset tries there, and writes benchmarks/results/accuracy.md.
-Nothing is chosen on a test window: what a forecaster is made from is cut before it, and the script refuses to go on where
-other values there would change it.
+Reads the data sets from `shared/data` beside (or in) the checkout, and exits with a message if they are missing. Caches the
+results in `.forecaster/accuracy/`, one file per data set, seed and list of candidate specs, and writes
+benchmarks/results/accuracy.md. Nothing is selected on a test window: the training data end before it, and the script stops if
+other values in the test window would change the training data.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ ROOT = Path(__file__).parent.parent
 CACHE_FOLDER = ROOT / ".forecaster" / "accuracy"
 RESULT = ROOT / "benchmarks" / "results" / "accuracy.md"
 NETWORK, BLEND = "ours", "blend"
-NAIVE2_HOURLY = {"smape": 18.383, "mase": 2.395}  # of M4's organisers: what OWA is relative to
-STANDARDISATION_ROWS = slice(0, 8640)  # rows of ETTh1 that are trained on
+NAIVE2_HOURLY = {"smape": 18.383, "mase": 2.395}  # published by the organisers of M4; OWA is relative to these
+STANDARDISATION_ROWS = slice(0, 8640)  # training rows of ETTh1, which define its standardisation
 
 
 class BenchmarkSet(NamedTuple):
-    """A data set, how it is asked, and what others reached there.
+    """A data set, how it is evaluated, and the published results on it.
 
     Attributes:
-        file: In the folder of the data.
-        freq: Of its stamps.
+        file: Name within the data folder.
+        freq: Frequency of the timestamps.
         horizon: Steps ahead.
-        season: Of the scale of MASE.
-        windows: Rolling origins, the last with a horizon left.
-        stride: Steps between them; a horizon, if not given.
-        published: By who reached it: MASE (or, of ETTh1, MSE and MAE). Sources in docs/experiments.md.
-        aim: Of the same; none where nothing was aimed at.
+        season: Season of the MASE scale.
+        windows: Number of rolling origins; the last leaves one horizon.
+        stride: Steps between origins; the horizon if None.
+        published: MASE by model (for ETTh1 the pair of MSE and MAE). The sources are in docs/experiments.md.
+        targets: Target values of the same metrics; empty if there is no target.
     """
 
     file: str
@@ -74,10 +74,10 @@ class BenchmarkSet(NamedTuple):
 
 
 def short_set(file: str, freq: str, horizon: int, season: int, *published: float) -> BenchmarkSet:
-    """One of the eight panels of short series, with the published MASE of those below, and what we aim at last."""
-    *others, aim = published
+    """Builds the entry of a panel of short series from the published MASE of the models below and, last, our target."""
+    *scores, target = published
     names = ("seasonal naive", "AutoETS", "AutoTheta", "4-model ensemble", "DeepAR", "TiRex")
-    return BenchmarkSet(file, freq, horizon, season, published=dict(zip(names, others, strict=True)), targets=(aim,))
+    return BenchmarkSet(file, freq, horizon, season, published=dict(zip(names, scores, strict=True)), targets=(target,))
 
 
 SHORT_SETS = {
@@ -97,7 +97,7 @@ OTHER_SETS = {
         48,
         24,
         published={"seasonal naive": 1.193, "ES-RNN": 0.893, "best of M4": 0.801, "TiRex": 0.722, "DeepAR": 3.53},
-        targets=(0.80, 0.41),  # OWA second
+        targets=(0.80, 0.41),  # the second is OWA
     ),
     "us_births": BenchmarkSet(
         "us_births.parquet",
@@ -109,7 +109,7 @@ OTHER_SETS = {
         published={"seasonal naive": 1.865, "DeepAR": 0.535, "xLSTM-Mixer": 0.313},
     ),
 }
-ETTH1_MEAN_TARGET = (0.397, 0.420)  # aimed at: that of xLSTM-Mixer
+ETTH1_MEAN_TARGET = (0.397, 0.420)  # the result of xLSTM-Mixer
 ETTH1_PUBLISHED = {
     96: {"SegRNN": (0.351, 0.392), "PatchTST": (0.375, 0.404), "DeepAR": (1.097, 0.803)},
     192: {},
@@ -131,13 +131,13 @@ SETS = SHORT_SETS | OTHER_SETS
 
 
 class AccuracyResult(NamedTuple):
-    """What one training of one set came to.
+    """The result of one training on one data set.
 
     Attributes:
-        scores: By forecaster: mase, smape, mae, mse.
-        seconds: Of training, with the choice of the epoch, the refit and all members.
-        fields: Of the specification.
-        weights: Of the blend, in whole percents; none where there is no blend.
+        scores: mase, smape, mae and mse by model.
+        seconds: Training time, including the selection of the epoch, the refit and all members.
+        fields: Fields of the specification.
+        weights: Blend weights, in whole percents; empty without a blend.
     """
 
     scores: Mapping[str, Mapping[str, float]]
@@ -147,71 +147,79 @@ class AccuracyResult(NamedTuple):
 
 
 def main() -> None:
-    """Measures what is missing, and writes the table."""
+    """Computes the missing results and writes the table."""
     options = _parse_options()
     folder = next((path for path in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if path.is_dir()), None)
     if folder is None:
-        sys.exit("The sets are not there: expected the folder shared/data in or beside the checkout.")
+        sys.exit("Expected the folder shared/data in or beside the checkout; found none. Put the data sets there.")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)
     for name in () if options.table else options.sets:
         for seed in options.seeds:
-            kept = CACHE_FOLDER / f"{cache_prefix(name, folder, options.members)}{seed}.json"
-            if kept.exists():
+            cache_file = CACHE_FOLDER / f"{cache_prefix(name, folder, options.members)}{seed}.json"
+            if cache_file.exists():
                 continue
-            found = measure_set(name, folder, seed=seed, members=options.members)
-            atomic.write_text(kept, json.dumps(found._asdict(), indent=1))
-            told = ", ".join(f"{key} {value:.3f}" for key, value in found.scores[NETWORK].items())
-            print(f"{name}, seed {seed}: {told} ({found.seconds:.0f} s)", flush=True)
+            result = measure_set(name, folder, seed=seed, members=options.members)
+            atomic.write_text(cache_file, json.dumps(result._asdict(), indent=1))
+            scores = ", ".join(f"{key} {value:.3f}" for key, value in result.scores[NETWORK].items())
+            print(f"{name}, seed {seed}: {scores} ({result.seconds:.0f} s)", flush=True)
     write_table(folder, options.members)
 
 
 def cache_prefix(name: str, folder: Path, members: int) -> str:
-    """What the files of a set begin with: other presets have other files, so that no figure is of a preset that is gone."""
-    known = training_panel(load_panel(SETS[name], folder), SETS[name])
-    tried = [spec.model_dump_json(exclude_none=True) for spec in candidate_specs(name, known, seed=0, members=members)]
-    return f"{name}-{members}-{hashlib.sha256(''.join(tried).encode()).hexdigest()[:8]}-"
+    """Returns the file name prefix of cached results; it depends on the presets, so that results of older presets are ignored."""
+    train = training_panel(load_panel(SETS[name], folder), SETS[name])
+    candidates = [
+        spec.model_dump_json(exclude_none=True) for spec in candidate_specs(name, train, seed=0, members=members)
+    ]
+    return f"{name}-{members}-{hashlib.sha256(''.join(candidates).encode()).hexdigest()[:8]}-"
 
 
 def measure_set(name: str, folder: Path, *, seed: int, members: int) -> AccuracyResult:
-    """Trains on what was before the test windows, and asks there."""
-    one = SETS[name]
-    panel = load_panel(one, folder)
-    known = training_panel(panel, one)
-    assert known.digest() == training_panel(with_changed_test(panel, one), one).digest(), (
-        "the test window reaches into training"
+    """Trains on the data before the test windows and evaluates on the test windows."""
+    dataset = SETS[name]
+    panel = load_panel(dataset, folder)
+    train = training_panel(panel, dataset)
+    assert train.digest() == training_panel(with_changed_test(panel, dataset), dataset).digest(), (
+        "the training data include part of the test windows"
     )
     started = time.monotonic()
-    spec = select_on_validation(known, candidate_specs(name, known, seed=seed, members=members), accelerator="cpu").spec
-    fitted = fit(known, spec, accelerator="cpu")
+    spec = select_on_validation(train, candidate_specs(name, train, seed=seed, members=members), accelerator="cpu").spec
+    fitted = fit(train, spec, accelerator="cpu")
     if spec.blend:
-        mixed = fit_blend(fitted.model, known, windows=spec.training.valid_windows, stride=spec.training.valid_stride)
-        fitted = fitted._replace(forecaster=mixed.model)
-    forecaster = refit(known, fitted, accelerator="cpu") if spec.training.refit else fitted.model
+        blend = fit_blend(fitted.model, train, windows=spec.training.valid_windows, stride=spec.training.valid_stride)
+        fitted = fitted._replace(model=blend.model)
+    final_model = refit(train, fitted, accelerator="cpu") if spec.training.refit else fitted.model
     seconds = time.monotonic() - started
-    asked: dict[str, ForecastFunction | Predictor] = {
-        NETWORK: Predictor(replace(forecaster, blend_weights={})),
+    predictors: dict[str, ForecastFunction | Predictor] = {
+        NETWORK: Predictor(replace(final_model, blend_weights={})),
         "seasonal naive": seasonal_naive(naive_season(name)),
     }
     if spec.blend:
-        asked[BLEND] = Predictor(forecaster)
+        predictors[BLEND] = Predictor(final_model)
     result = backtest(
-        panel, asked, horizon=one.horizon, windows=one.windows, season=one.season, min_history=2, stride=one.stride
+        panel,
+        predictors,
+        horizon=dataset.horizon,
+        windows=dataset.windows,
+        season=dataset.season,
+        min_history=2,
+        stride=dataset.stride,
     )
     return AccuracyResult(
-        {who: compute_scores(result, who) for who in asked},
+        {model: compute_scores(result, model) for model in predictors},
         seconds,
         spec.model_dump(mode="json", exclude_defaults=True),
-        dict(forecaster.blend_weights),
+        dict(final_model.blend_weights),
     )
 
 
 def candidate_specs(name: str, train: Panel, *, seed: int, members: int) -> list[Spec]:
-    """The variants of the preset; of ETTh1 the validation windows are the protocol's, and stay unlearned."""
-    one = SETS[name]
-    made = [spec.model_dump() for spec in build_candidate_specs(train, horizon=one.horizon, name=name)]
-    for fields in made:
+    """Returns the variants of the preset; ETTh1 uses the validation windows of its protocol, which are never trained on."""
+    dataset = SETS[name]
+    candidates = [spec.model_dump() for spec in build_candidate_specs(train, horizon=dataset.horizon, name=name)]
+    for fields in candidates:
         fields["members"] = members
         fields["training"] |= {"seed": seed}
         if name in SHORT_SETS:
@@ -219,62 +227,64 @@ def candidate_specs(name: str, train: Panel, *, seed: int, members: int) -> list
         if name == "us_births":
             fields["calendar"] = [*fields["calendar"], "holiday:US"]
         if name.startswith("ETT"):
-            judges = build_validation_fields(2880 // one.horizon, horizon=one.horizon, season=one.season)
-            fields["training"] |= {"valid_stride": None, **judges, "refit": False}
-    return [Spec.parse(fields, where=name) for fields in made]
+            validation = build_validation_fields(
+                2880 // dataset.horizon, horizon=dataset.horizon, season=dataset.season
+            )
+            fields["training"] |= {"valid_stride": None, **validation, "refit": False}
+    return [Spec.parse(fields, where=name) for fields in candidates]
 
 
 def load_panel(dataset: BenchmarkSet, folder: Path) -> Panel:
-    """The panel, up to the end of the test."""
+    """Returns the panel up to the end of the test windows."""
     if not dataset.file.startswith("ETT"):
         return to_panel(pd.read_parquet(folder / dataset.file), freq=dataset.freq)
-    wide = pd.read_csv(folder / dataset.file, parse_dates=["date"]).iloc[:14400].set_index("date")
-    trained = wide.iloc[STANDARDISATION_ROWS]
-    scaled = (wide - trained.mean()) / trained.std(ddof=0)
-    long = scaled.rename_axis("ds").reset_index().melt("ds", var_name="unique_id", value_name="y")
-    return to_panel(long, freq=dataset.freq)
+    frame = pd.read_csv(folder / dataset.file, parse_dates=["date"]).iloc[:14400].set_index("date")
+    train_rows = frame.iloc[STANDARDISATION_ROWS]
+    standardised = (frame - train_rows.mean()) / train_rows.std(ddof=0)
+    long_frame = standardised.rename_axis("ds").reset_index().melt("ds", var_name="unique_id", value_name="y")
+    return to_panel(long_frame, freq=dataset.freq)
 
 
 def count_test_steps(dataset: BenchmarkSet) -> int:
-    """Steps at the end that are the test."""
+    """Returns the number of steps at the end of each series that belong to the test windows."""
     return dataset.horizon + (dataset.windows - 1) * (dataset.stride or dataset.horizon)
 
 
 def training_panel(panel: Panel, dataset: BenchmarkSet) -> Panel:
-    """All that a forecaster is made from."""
-    return hold_out(panel, test_steps(dataset), min_history=2).history
+    """Returns all data that training may use."""
+    return hold_out(panel, count_test_steps(dataset), min_history=2).history
 
 
 def with_changed_test(panel: Panel, dataset: BenchmarkSet) -> Panel:
-    """The panel with other values in its test."""
-    steps = test_steps(dataset)
+    """Returns the panel with other values in the test windows."""
+    steps = count_test_steps(dataset)
     return panel._replace(
-        series=[replace(each, y=np.append(each.y[:-steps], -1 - each.y[-steps:])) for each in panel.series]
+        series=[replace(series, y=np.append(series.y[:-steps], -1 - series.y[-steps:])) for series in panel.series]
     )
 
 
 def naive_season(name: str) -> int:
-    """The season that the published seasonal naive repeats."""
+    """Returns the season that the published seasonal naive forecast repeats."""
     return 7 if name == "us_births" else SETS[name].season
 
 
 def compute_scores(result: Backtest, model: str) -> dict[str, float]:
-    """MASE and the like; plain errors are those of all windows, steps and series alike."""
+    """Returns the scores of the backtest, and MSE and MAE over all windows, steps and series."""
     error = result.actual - result.forecasts[model]
     return result.scores(model) | {"mse": float(np.nanmean(error**2)), "mae": float(np.nanmean(np.abs(error)))}
 
 
 def write_table(folder: Path, members: int) -> None:
-    """Everything that was measured of the presets as they are, beside what is published."""
-    there = {
+    """Writes the table of all cached results of the current presets beside the published figures."""
+    results = {
         name: [
             AccuracyResult(**json.loads(path.read_text()))
             for path in sorted(CACHE_FOLDER.glob(f"{cache_prefix(name, folder, members)}*.json"))
         ]
         for name in SETS
     }
-    there = {name: found for name, found in there.items() if found}
-    parts = [_HEAD, _format_short_table(there), _format_other_table(there), _format_specs(there)]
+    results = {name: runs for name, runs in results.items() if runs}
+    parts = [_HEAD, _format_short_table(results), _format_other_table(results), _format_specs(results)]
     RESULT.write_text("\n\n".join(part for part in parts if part) + "\n")
     print(f"wrote {RESULT.relative_to(ROOT)}")
 
@@ -282,49 +292,57 @@ def write_table(folder: Path, members: int) -> None:
 _HEAD = """# Accuracy
 
 `python benchmarks/accuracy.py`. The last window of each set (us_births: the last 20; ETTh1: all of rows 11,520 to 14,399); the
-presets as `forecaster train DATA_SET --horizon H` takes them, with the members said below (us_births knows the holidays of the US
-besides; ETTh1 is validated on the protocol's rows and not trained on them after); means over seeds, and their range. `blend` is
-ours with dynamic Theta, weights from the validation windows. Trained on a CPU; seconds are wall time, of a machine that was
-busy at times (docs/experiments.md). Published figures and their sources: docs/experiments.md. The scale of MASE is the seasonal
-naive's error over all that was known before the test."""
+presets that `forecaster train DATA --horizon H` uses, with the number of members given below (us_births also has US holidays as a
+covariate; ETTh1 is validated on the rows of its protocol and not refitted on them); means over seeds, and their range. `blend` is
+our network with dynamic Theta, weighted on the validation windows. Trained on a CPU; seconds are wall time, on a machine that was
+busy at times (docs/experiments.md). Published figures and their sources: docs/experiments.md. The MASE scale is the error of the
+seasonal naive forecast over the whole history before the test."""
 
 
 def _format_short_table(results: Mapping[str, Sequence[AccuracyResult]]) -> str:
-    found = {name: results[name] for name in SHORT_SETS if name in results}
-    if not found:
+    short_results = {name: results[name] for name in SHORT_SETS if name in results}
+    if not short_results:
         return ""
     columns = ["seasonal naive", "AutoETS", "AutoTheta", "4-model ensemble", "DeepAR", "TiRex"]
-    head = f"| set | **ours** | range | blend | aim | ours to aim | seasonal naive, here | {' | '.join(columns)} | seeds | s |"
-    lines = [head, "|---" * (head.count("|") - 1) + "|"]
-    for name, runs in found.items():
-        each = [run.scores[NETWORK]["mase"] for run in runs]
-        cells = [f"{SETS[name].published[who]:.3f}" for who in columns]
+    header = "| set | **ours** | range | blend | target | ours vs target | seasonal naive, computed here | "
+    header += f"{' | '.join(columns)} | seeds | s |"
+    lines = [header, "|---" * (header.count("|") - 1) + "|"]
+    for name, runs in short_results.items():
+        scores = [run.scores[NETWORK]["mase"] for run in runs]
+        cells = [f"{SETS[name].published[model]:.3f}" for model in columns]
         blend = f"{_mean_mase(runs, BLEND):.3f} ({100 * np.mean([run.weights.get('network', 1) for run in runs]):.0f} % ours)"
-        aimed = _target_cells([float(np.mean(each))], SETS[name].targets)
-        mine = f"**{np.mean(each):.3f}** | {min(each):.3f}-{max(each):.3f} | {blend} | {aimed}"
-        here = runs[0].scores["seasonal naive"]["mase"]
-        lines.append(f"| {name} | {mine} | {here:.3f} | {' | '.join(cells)} | {len(runs)} | {_format_seconds(runs)} |")
-    ours, blend = (
-        _geometric_mean([_mean_mase(runs, who) for runs in found.values()], found) for who in (NETWORK, BLEND)
+        target_cells = _target_cells([float(np.mean(scores))], SETS[name].targets)
+        ours_cells = f"**{np.mean(scores):.3f}** | {min(scores):.3f}-{max(scores):.3f} | {blend} | {target_cells}"
+        naive_here = runs[0].scores["seasonal naive"]["mase"]
+        lines.append(
+            f"| {name} | {ours_cells} | {naive_here:.3f} | {' | '.join(cells)} | {len(runs)} | {_format_seconds(runs)} |"
+        )
+    mean_ours, mean_blend = (
+        _geometric_mean([_mean_mase(runs, model) for runs in short_results.values()], short_results)
+        for model in (NETWORK, BLEND)
     )
-    others = [f"{_geometric_mean([SETS[name].published[who] for name in found], found):.3f}" for who in columns]
-    whole = "all eight" if len(found) == len(SHORT_SETS) else f"these {len(found)}"
+    others = [
+        f"{_geometric_mean([SETS[name].published[model] for name in short_results], short_results):.3f}"
+        for model in columns
+    ]
+    scope = "all eight" if len(short_results) == len(SHORT_SETS) else f"these {len(short_results)}"
     lines.append(
-        f"| geometric mean over seasonal naive, {whole} | **{ours:.3f}** | | {blend:.3f} | {_target_cells([ours], (0.73,))} | 1.000 | "
+        f"| geometric mean over seasonal naive, {scope} | **{mean_ours:.3f}** | | {mean_blend:.3f} | "
+        f"{_target_cells([mean_ours], (0.73,))} | 1.000 | "
         f"{' | '.join(others)} | | |"
     )
     return "## Short panels: MASE\n\n" + "\n".join(lines)
 
 
 def _target_cells(ours: Sequence[float], targets: Sequence[float]) -> str:
-    """Two cells: what was aimed at, and how far ours is above it, of an error or of several."""
-    pairs = list(zip(ours, targets, strict=bool(targets)))
-    aims = "/".join(f"{other:.3f}" for _, other in pairs)
-    return f"{aims} | {', '.join(f'{100 * (one / other - 1):+.1f} %' for one, other in pairs)}"
+    """Returns two cells: the targets, and the relative difference of our errors to them."""
+    error_pairs = list(zip(ours, targets, strict=bool(targets)))
+    targets_cell = "/".join(f"{target:.3f}" for _, target in error_pairs)
+    return f"{targets_cell} | {', '.join(f'{100 * (error / target - 1):+.1f} %' for error, target in error_pairs)}"
 
 
 def _mean_mase(runs: Sequence[AccuracyResult], model: str) -> float:
-    """The mean MASE over seeds; the network's own where there was no blend."""
+    """Returns the mean MASE over seeds; that of the network if there was no blend."""
     return float(np.mean([run.scores.get(model, run.scores[NETWORK])["mase"] for run in runs]))
 
 
@@ -341,35 +359,42 @@ def _format_other_table(results: Mapping[str, Sequence[AccuracyResult]]) -> str:
         mean = {key: np.mean([run.scores[NETWORK][key] for run in runs]) for key in runs[0].scores[NETWORK]}
         naive_here = runs[0].scores["seasonal naive"]
         published = "; ".join(
-            f"{who} {'/'.join(f'{value:.3f}' for value in np.atleast_1d(value))}"
-            for who, value in SETS[name].published.items()
+            f"{model} {'/'.join(f'{value:.3f}' for value in np.atleast_1d(value))}"
+            for model, value in SETS[name].published.items()
         )
         if name.startswith("ETT"):
-            told = f"MSE **{mean['mse']:.3f}**, MAE **{mean['mae']:.3f}**"
-            here = f"{naive_here['mse']:.3f}/{naive_here['mae']:.3f}"
-            reached = [float(mean["mse"]), float(mean["mae"])]
+            ours_cell = f"MSE **{mean['mse']:.3f}**, MAE **{mean['mae']:.3f}**"
+            naive_cell = f"{naive_here['mse']:.3f}/{naive_here['mae']:.3f}"
+            errors = [float(mean["mse"]), float(mean["mae"])]
         else:
-            told, here = f"MASE **{mean['mase']:.3f}**, sMAPE {mean['smape']:.3f}", f"{naive_here['mase']:.3f}"
-            reached = [float(mean["mase"])]
+            ours_cell = f"MASE **{mean['mase']:.3f}**, sMAPE {mean['smape']:.3f}"
+            naive_cell = f"{naive_here['mase']:.3f}"
+            errors = [float(mean["mase"])]
         if name == "m4_hourly":
             owa = (mean["smape"] / NAIVE2_HOURLY["smape"] + mean["mase"] / NAIVE2_HOURLY["mase"]) / 2
-            told += f", OWA **{owa:.3f}**"
-            reached.append(float(owa))
-        aimed = _target_cells(reached, SETS[name].targets)
-        lines.append(f"| {name} | {told} | {aimed} | {here} | {published} | {len(runs)} | {_format_seconds(runs)} |")
+            ours_cell += f", OWA **{owa:.3f}**"
+            errors.append(float(owa))
+        target_cells = _target_cells(errors, SETS[name].targets)
+        lines.append(
+            f"| {name} | {ours_cell} | {target_cells} | {naive_cell} | {published} | {len(runs)} | {_format_seconds(runs)} |"
+        )
     if not lines:
         return ""
-    long = [[run.scores[NETWORK] for run in results[name]] for name in results if name.startswith("ETT")]
-    if len(long) == len(ETTH1_PUBLISHED):
-        mse, mae = (np.mean([np.mean([one[key] for one in runs]) for runs in long]) for key in ("mse", "mae"))
-        others = "SegRNN 0.408/0.428; xLSTM-Mixer 0.397/0.420"
-        told = f"MSE **{mse:.3f}**, MAE **{mae:.3f}** | {_target_cells([float(mse), float(mae)], ETTH1_MEAN_TARGET)}"
-        lines.append(f"| ETTh1, mean of the four | {told} | | {others} | | |")
-    head = [
-        "| set | ours | aim | ours to aim | seasonal naive, here | published | seeds | s |",
+    etth1_scores = [[run.scores[NETWORK] for run in results[name]] for name in results if name.startswith("ETT")]
+    if len(etth1_scores) == len(ETTH1_PUBLISHED):
+        mse, mae = (
+            np.mean([np.mean([scores[key] for scores in runs]) for runs in etth1_scores]) for key in ("mse", "mae")
+        )
+        published = "SegRNN 0.408/0.428; xLSTM-Mixer 0.397/0.420"
+        ours_cell = (
+            f"MSE **{mse:.3f}**, MAE **{mae:.3f}** | {_target_cells([float(mse), float(mae)], ETTH1_MEAN_TARGET)}"
+        )
+        lines.append(f"| ETTh1, mean of the four | {ours_cell} | | {published} | | |")
+    header = [
+        "| set | ours | target | ours vs target | seasonal naive, computed here | published | seeds | s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    return "## Long series and long horizons\n\n" + "\n".join(head + lines)
+    return "## Long series and long horizons\n\n" + "\n".join(header + lines)
 
 
 def _format_seconds(runs: Sequence[AccuracyResult]) -> str:
@@ -378,7 +403,7 @@ def _format_seconds(runs: Sequence[AccuracyResult]) -> str:
 
 def _format_specs(results: Mapping[str, Sequence[AccuracyResult]]) -> str:
     lines = [f"- {name}: `{json.dumps(runs[0].fields)}`" for name, runs in results.items()]
-    return "## What was trained\n\n" + "\n".join(lines)
+    return "## Specifications\n\n" + "\n".join(lines)
 
 
 def _parse_options() -> argparse.Namespace:
@@ -387,11 +412,11 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--table", action="store_true", help="write the table from the cached results and exit")
     options = parser.parse_args()
     unknown = set(options.sets) - set(SETS)
     if unknown:
-        parser.error(f"expected sets among {', '.join(SETS)}; found {', '.join(sorted(unknown))}")
+        parser.error(f"Expected --sets from {', '.join(SETS)}; found {', '.join(sorted(unknown))}.")
     return options
 
 

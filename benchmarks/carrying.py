@@ -1,9 +1,9 @@
-"""Does it help to read a whole history with the state carried, rather than its last window? The same networks, both ways.
+"""Compares forecasts from the last window with forecasts from the whole history, using the same networks.
 
     python benchmarks/carrying.py       about ten minutes on a free core
 
-Reads hospital (which ships with the project) and, from `read_shared_file/data` beside (or in) the checkout, m4_hourly and vic_elec; says
-so where they are not there. All origins lie before the last test window of each set, and after all that was trained on.
+Reads hospital (which ships with the project) and m4_hourly and vic_elec from `shared/data` beside (or in) the checkout; missing
+data sets are reported and skipped. All cutoffs are before the last test window of each data set and after the training data.
 Writes benchmarks/results/carrying.md.
 """
 
@@ -38,12 +38,12 @@ ROOT = Path(__file__).parent.parent
 
 
 class CarryGap(NamedTuple):
-    """How far the two readings are from each other and from the truth, in errors of the seasonal naive forecast.
+    """Distance between the two kinds of forecast, and the error of each, in units of the seasonal naive error.
 
     Attributes:
-        distance: Mean absolute difference of their forecasts.
+        distance: Mean absolute difference of the forecasts.
         window: MASE of the forecasts from windows.
-        history: MASE of those from whole histories.
+        history: MASE of the forecasts from whole histories.
     """
 
     distance: float
@@ -52,10 +52,10 @@ class CarryGap(NamedTuple):
 
 
 def measure_carry_gap(model: FittedModel, panel: Panel, *, windows: int, stride: int | None = None) -> CarryGap:
-    """The gap on the last `windows` origins of every series, `stride` apart (a horizon, if not given).
+    """Measures the gap at the last `windows` cutoffs of every series, `stride` steps apart (default: the horizon).
 
-    Every mean is one over the series' own means. Raises HistoryTooShort if no series has so many origins, BadSpec if the
-    forecaster's scaling is none for whole histories.
+    Each mean is the mean over series of the mean of each series. Raises HistoryTooShort if no series has enough cutoffs, and
+    BadSpec if the scaling of the model is not available for whole histories.
     """
     spec = model.spec
     result = backtest(
@@ -67,25 +67,25 @@ def measure_carry_gap(model: FittedModel, panel: Panel, *, windows: int, stride:
         min_history=spec.min_steps,
         stride=stride,
     )
-    apart = np.abs(result.forecasts["history"] - result.forecasts["window"]) / result.scale[:, None, None]
-    means = {name: result.scores(name)["mase"] for name in result.forecasts}
-    return CarryGap(float(nanmean(nanmean(apart, axis=(1, 2)))), means["window"], means["history"])
+    distance = np.abs(result.forecasts["history"] - result.forecasts["window"]) / result.scale[:, None, None]
+    scores = {name: result.scores(name)["mase"] for name in result.forecasts}
+    return CarryGap(float(nanmean(nanmean(distance, axis=(1, 2)))), scores["window"], scores["history"])
 
 
 def with_reads(model: FittedModel, reads: InputMode, *, context: int | None = None) -> FittedModel:
-    """The same weights behind another reading of histories, and another context, if one is given.
+    """Returns the same weights with another value of `reads` and, if given, another context.
 
-    Raises BadSpec where the specification does not allow it.
+    Raises BadSpec if the specification does not allow it.
     """
     spec = model.spec
-    fields = {"reads": reads, "context": context or spec.context, "min_history": spec.min_steps}
-    where = f"{spec.name!r} that reads {reads}"
-    changed = Spec.parse(spec.model_dump() | fields, where=where)
+    changes = {"reads": reads, "context": context or spec.context, "min_history": spec.min_steps}
+    location = f"{spec.name!r} that reads {reads}"
+    changed_spec = Spec.parse(spec.model_dump() | changes, where=location)
     encoding = model.encoding
     changed_networks = []
     for member in model.networks:
         network = build_network(
-            changed,
+            changed_spec,
             seed=0,
             season=model.season,
             num_covariates=encoding.num_covariates,
@@ -94,17 +94,17 @@ def with_reads(model: FittedModel, reads: InputMode, *, context: int | None = No
         network.load_state_dict(member.state_dict())
         changed_networks.append(network.eval())
     network, *others = changed_networks
-    return replace(model, spec=changed, network=network, other_networks=tuple(others), onnx_models=())
+    return replace(model, spec=changed_spec, network=network, other_networks=tuple(others), onnx_models=())
 
 
 class CarryStudy(NamedTuple):
-    """Networks to train on a panel, and the origins to ask them at.
+    """A panel, the networks to train on it, and the cutoffs to evaluate.
 
     Attributes:
-        panel: All but the last test window.
-        fields: By name, the specification.
-        windows: How many origins, on the steps that are validated on.
-        stride: Steps between them.
+        panel: The data without the last test window.
+        fields: Specification fields by label.
+        windows: Number of cutoffs, within the validation steps.
+        stride: Steps between cutoffs.
     """
 
     panel: Panel
@@ -114,10 +114,10 @@ class CarryStudy(NamedTuple):
 
 
 def main() -> None:
-    """Runs all, prints it and writes it down."""
+    """Runs all studies, prints the report and writes it to the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="networks a row")
-    parser.add_argument("--only", help="one of the data sets; nothing is written down")
+    parser.add_argument("--seeds", type=int, default=3, help="number of networks per row")
+    parser.add_argument("--only", help="run one data set only; no file is written")
     options = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -130,36 +130,36 @@ def main() -> None:
 
 
 def report_lines(seeds: range, only: str | None) -> Iterator[str]:
-    """The lines of the report, as they are found."""
-    yield "# A window, or the whole history with the state carried"
+    """Yields the lines of the report as soon as they are computed."""
+    yield "# Last window or whole history with carried state"
     yield f"\n`python benchmarks/carrying.py`, torch {torch.__version__}, CPU, one thread; seeds {seeds[0]} to {seeds[-1]}.\n"
     yield (
-        "MASE, mean over seeds (range), at origins before the last test window and after all that was trained on. *Window*, "
-        "*all of it anew* and *carried* are the same networks, which early stopping chose by their forecasts from windows: asked "
-        "with their window; with the whole history as one window, read anew at each origin in the scale of all of it; and with "
-        "the whole history read once, in the scale of its first context. *Distance* is the mean absolute difference of the first "
-        "and the third forecast over the error of the seasonal naive. The networks of the last column were trained the same, and "
-        "chosen by their forecasts from whole histories.\n"
+        "MASE, mean over seeds (range), at cutoffs before the last test window and after the training data. *Window*, *full "
+        "window* and *carried* are the same networks, with early stopping on forecasts from windows. They read the last window; "
+        "the whole history as one window, again at each cutoff and in the scale of the whole history; or the whole history once, "
+        "in the scale of its first context. *Distance* is the mean absolute difference between the window forecast and the "
+        "carried forecast, divided by the error of the seasonal naive forecast. The networks of the last column had the same "
+        "training, with early stopping on forecasts from whole histories.\n"
     )
-    yield "| data, network | seasonal naive | window | all of it anew | carried | distance | carried, chosen so |"
+    yield "| data, network | seasonal naive | window | full window | carried | distance | carried, selected on whole histories |"
     yield "|---|---|---|---|---|---|---|"
     for name, study in available_studies(only):
         for label, fields in study.fields.items():
-            plain = Spec.parse(fields, where="carrying.py")
+            spec = Spec.parse(fields, where="carrying.py")
             naive = backtest(
                 study.panel,
-                {"it": seasonal_naive(plain.season or 1)},
-                horizon=plain.horizon,
+                {"naive": seasonal_naive(spec.season or 1)},
+                horizon=spec.horizon,
                 windows=study.windows,
-                season=plain.season or 1,
-                min_history=plain.min_steps,
+                season=spec.season or 1,
+                min_history=spec.min_steps,
                 stride=study.stride,
-            ).scores("it")["mase"]
-            same = [fit_network(study, fields, seed=seed, reads="window") for seed in seeds]
-            gaps = [measure_gap(study, each) for each in same]
+            ).scores("naive")["mase"]
+            models = [fit_network(study, fields, seed=seed, reads="window") for seed in seeds]
+            gaps = [measure_gap(study, model) for model in models]
             columns = [
                 [gap.window for gap in gaps],
-                [mase_of_full_windows(study, each) for each in same],
+                [mase_of_full_windows(study, model) for model in models],
                 [gap.history for gap in gaps],
                 [gap.distance for gap in gaps],
                 [measure_gap(study, fit_network(study, fields, seed=seed, reads="history")).history for seed in seeds],
@@ -168,66 +168,78 @@ def report_lines(seeds: range, only: str | None) -> Iterator[str]:
 
 
 def fit_network(study: CarryStudy, fields: dict[str, Any], *, seed: int, reads: str) -> FittedModel:
-    """One network, early-stopped on the steps that it is asked for later."""
+    """Trains one network; early stopping uses the steps on which the network is evaluated later."""
     training = fields["training"] | {"seed": seed}
     spec = Spec.parse(fields | {"training": training, "reads": reads}, where="carrying.py")
     return fit(study.panel, spec, accelerator="cpu").model
 
 
 def measure_gap(study: CarryStudy, model: FittedModel) -> CarryGap:
-    """The network asked both ways."""
+    """Measures the gap of one network on the cutoffs of the study."""
     return measure_carry_gap(model, study.panel, windows=study.windows, stride=study.stride)
 
 
 def mase_of_full_windows(study: CarryStudy, model: FittedModel) -> float:
-    """MASE of the network where every history, up to its origin, is one window."""
+    """Returns the MASE of the network when the whole history up to each cutoff is one window."""
     segment, longest = model.spec.segment, max(map(len, study.panel.series))
-    wide = with_reads(model, "window", context=-(-longest // segment) * segment)
+    wide_model = with_reads(model, "window", context=-(-longest // segment) * segment)
     result = backtest(
         study.panel,
-        {"it": Predictor(wide)},
-        horizon=wide.spec.horizon,
+        {"model": Predictor(wide_model)},
+        horizon=wide_model.spec.horizon,
         windows=study.windows,
-        season=wide.season,
-        min_history=wide.spec.min_steps,
+        season=wide_model.season,
+        min_history=wide_model.spec.min_steps,
         stride=study.stride,
     )
-    return result.scores("it")["mase"]
+    return result.scores("model")["mase"]
 
 
 def format_range(values: list[float]) -> str:
-    """Mean and range."""
+    """Formats the mean and the range."""
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def available_studies(only: str | None) -> Iterator[tuple[str, CarryStudy]]:
-    """All whose data are there."""
-    for name, study in {"hospital": hospital_study, "m4_hourly": m4_hourly_study, "vic_elec": vic_elec_study}.items():
+    """Yields the studies whose data files exist."""
+    for name, load_study in {
+        "hospital": hospital_study,
+        "m4_hourly": m4_hourly_study,
+        "vic_elec": vic_elec_study,
+    }.items():
         if only not in (None, name):
             continue
-        found = study()
-        if found is None:
-            print(f"Left out: no {name}.parquet in shared/data beside the checkout.", file=sys.stderr)
+        study = load_study()
+        if study is None:
+            print(
+                f"Skipped {name}: expected {name}.parquet in shared/data in or beside the checkout; found none.",
+                file=sys.stderr,
+            )
         else:
-            yield name, found
+            yield name, study
 
 
 def hospital_study() -> CarryStudy:
-    """Every month of the last but one year and the one before: trained without both, asked for each twelve months of them."""
+    """Every month of the two years before the test year; the networks are trained without these two years."""
     fields = read_spec(ROOT / "configs" / "hospital.yaml").model_dump()
     fields["training"] |= {"valid_windows": 2}
-    direct = fields | {"decoder": "direct", "base": "last", "head": {"kind": "point", "loss": "mae"}, "context": 24}
+    direct_fields = fields | {
+        "decoder": "direct",
+        "base": "last",
+        "head": {"kind": "point", "loss": "mae"},
+        "context": 24,
+    }
     panel = hold_out(to_panel(load_hospital()), 12).history
     return CarryStudy(
         panel,
-        {"rollout, context 15": fields, "direct, context 24, base last": direct},
+        {"rollout, context 15": fields, "direct, context 24, base last": direct_fields},
         13,
         1,
     )
 
 
 def m4_hourly_study() -> CarryStudy | None:
-    """The two days before the last two, and the two before them."""
+    """Cutoffs in the two days before the test window of two days, and in the two days before those."""
     frame = read_shared_file("m4_hourly.parquet")
     if frame is None:
         return None
@@ -236,7 +248,7 @@ def m4_hourly_study() -> CarryStudy | None:
 
 
 def vic_elec_study() -> CarryStudy | None:
-    """The 28 days before the last 14."""
+    """Cutoffs in the 28 days before the test window of 14 days."""
     frame = read_shared_file("vic_elec.parquet")
     if frame is None:
         return None
@@ -247,7 +259,7 @@ def vic_elec_study() -> CarryStudy | None:
 
 
 def hourly_spec(name: str, *, horizon: int, context: int, season: int, segment: int, windows: int) -> dict[str, Any]:
-    """A direct network in segments that corrects the seasonal naive."""
+    """Returns the fields of a segmented direct network with the seasonal naive forecast as its base."""
     return {
         "name": name,
         "context": context,
@@ -270,7 +282,7 @@ def hourly_spec(name: str, *, horizon: int, context: int, season: int, segment: 
 
 
 def read_shared_file(name: str) -> pd.DataFrame | None:
-    """A file of the shared data, where it is."""
+    """Reads a file of the shared data; returns None if it does not exist."""
     for folder in (ROOT, ROOT.parent):
         file = folder / "shared" / "data" / name
         if file.exists():

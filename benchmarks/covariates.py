@@ -1,9 +1,9 @@
-"""Do covariates that are known ahead help, channels whose past alone is known, and do wrong ones not? Demand, a day ahead.
+"""Effect of known-future covariates, of a past-only channel, and of shuffled ones, on day-ahead demand forecasts.
 
     python benchmarks/covariates.py             about four minutes on a free core
-    python benchmarks/covariates.py --choose    how the configuration was chosen: the candidates on the days before the test
+    python benchmarks/covariates.py --choose    how the configuration was selected: the candidates on the days before the test
 
-Reads vic_elec.parquet from `shared/data` beside (or in) the checkout, and says so where it is not there. Writes
+Reads vic_elec.parquet from `shared/data` beside (or in) the checkout, and exits with a message if it is missing. Writes
 benchmarks/results/covariates.md.
 """
 
@@ -34,10 +34,10 @@ from forecaster.training.fit import fit
 ROOT = Path(__file__).parent.parent
 ZONE = "Australia/Melbourne"
 STEPS_PER_DAY, STEPS_PER_WEEK = 48, 336
-TEST_DAYS, VALIDATION_DAYS = 14, 28  # days at the end: the last are the test, those before them choose the epoch
+TEST_DAYS, VALIDATION_DAYS = 14, 28  # the last days are the test; the days before them select the epoch
 CALENDAR = ("hour", "weekday", "yearday")
 WEATHER_COLUMNS, MEASURED_COLUMNS = ("temperature", "holiday"), ("temperature",)
-SHUFFLE_SEED = 2024  # seed of the order of the days
+SHUFFLE_SEED = 2024  # seed of the shuffled order of days
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     f"segment {segment}, season {season}": {"segment": segment, "season": season}
@@ -48,7 +48,7 @@ CHOSEN_CANDIDATE = "segment 12, season 48"
 
 
 class Variant(NamedTuple):
-    """What a network is told besides the demand itself."""
+    """The inputs of a network besides the demand itself."""
 
     calendar: tuple[str, ...] = ()
     covariates: tuple[str, ...] = ()
@@ -68,17 +68,18 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Runs all, prints it and writes it down."""
+    """Runs all variants, prints the report and writes it to the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="networks a variant")
-    parser.add_argument("--choose", action="store_true", help="the candidates on the days before the test, and no more")
+    parser.add_argument("--seeds", type=int, default=3, help="number of networks per variant")
+    parser.add_argument("--choose", action="store_true", help="only compare the candidates on the validation days")
     options = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    torch.set_num_threads(1)  # so small a network gains nothing from two, and loses much where the cores are shared
+    torch.set_num_threads(1)  # a small network gains nothing from two threads, and loses much on shared cores
     panel = read_vic_elec()
     if panel is None:
         sys.exit(
-            "Left out: no vic_elec.parquet (`unique_id, ds, y, temperature, holiday`) in shared/data beside the checkout."
+            "Expected vic_elec.parquet (`unique_id, ds, y, temperature, holiday`) in shared/data in or beside the checkout; "
+            "found none. Put the file there."
         )
     if options.choose:
         for line in choose_candidate(panel):
@@ -92,71 +93,75 @@ def main() -> None:
 
 
 def report_lines(panel: Panel, seeds: range) -> Iterator[str]:
-    """The lines of the report, as they are found."""
-    one = panel.series[0]
-    first = one.timestamps[-TEST_DAYS * STEPS_PER_DAY]
-    yield "# Covariates known ahead, and a channel"
+    """Yields the lines of the report as soon as they are computed."""
+    series = panel.series[0]
+    first = series.timestamps[-TEST_DAYS * STEPS_PER_DAY]
+    yield "# Known-future covariates, and a channel"
     yield (
         f"\n`python benchmarks/covariates.py`, torch {torch.__version__}, CPU, one thread; seeds {seeds[0]} to {seeds[-1]}, days "
         f"shuffled with seed {SHUFFLE_SEED}.\n"
     )
     yield (
-        f"Half-hourly electricity demand of Victoria, {one.start:%Y-%m-%d} to {one.end:%Y-%m-%d}, told in {ZONE}. Every "
-        f"forecaster is asked for {STEPS_PER_DAY} steps at the same {TEST_DAYS} midnights, {first:%Y-%m-%d} to {one.end:%Y-%m-%d}, and knew "
-        f"no demand of those days when it was trained; the {VALIDATION_DAYS} days before them chose the epoch, and the configuration "
-        f"({CHOSEN_CANDIDATE}: the least mean over the variants, `--choose`). MASE with a season of {STEPS_PER_DAY}. *Shuffled*: the same numbers "
-        "with whole days in another order, in training and in the test. Temperatures are those that were measured, so these "
-        "are forecasts by someone with a perfect weather forecast; *as a channel*, by someone with none, who knows those up to "
-        "the midnight.\n"
+        f"Half-hourly electricity demand of Victoria, {series.start:%Y-%m-%d} to {series.end:%Y-%m-%d}, in local time of {ZONE}. "
+        f"Every model predicts {STEPS_PER_DAY} steps from the same {TEST_DAYS} midnights, {first:%Y-%m-%d} to "
+        f"{series.end:%Y-%m-%d}, and was trained without the demand of these days; the {VALIDATION_DAYS} days "
+        "before them selected the epoch and the "
+        f"configuration ({CHOSEN_CANDIDATE}: the lowest mean over the variants, `--choose`). MASE with a season of "
+        f"{STEPS_PER_DAY}. *Shuffled*: the same numbers with whole days in another order, in training and in the test. "
+        "Temperatures are the measured ones, so these forecasts assume a perfect weather forecast; *as a channel*, they assume "
+        "none, and only the temperatures up to the midnight are observed.\n"
     )
-    yield f"| forecaster | {' | '.join(f'MASE, seed {seed}' for seed in seeds)} | mean | on the choosing days | CPU seconds |"
+    yield f"| model | {' | '.join(f'MASE, seed {seed}' for seed in seeds)} | mean | on the validation days | CPU seconds |"
     yield "|---|" + "---|" * (len(seeds) + 3)
     for name, season in {"seasonal naive, a day": STEPS_PER_DAY, "seasonal naive, a week": STEPS_PER_WEEK}.items():
         test, valid = (
-            mase_by_day(known, seasonal_naive(season), days).mean() for known, days in test_and_validation(panel)
+            mase_by_day(data, seasonal_naive(season), days).mean() for data, days in test_and_validation(panel)
         )
         yield f"| {name} | {'| ' * len(seeds)}{test:.3f} | {valid:.3f} | |"
-    found = {}
+    scores_by_variant = {}
     for name, variant in VARIANTS.items():
-        told = shuffle_days(panel) if variant.shuffled else panel
+        variant_panel = shuffle_days(panel) if variant.shuffled else panel
         started = time.process_time()
-        asks = [train_network(told, make_spec(CANDIDATES[CHOSEN_CANDIDATE], variant, seed=seed)) for seed in seeds]
+        predictors = [
+            train_network(variant_panel, make_spec(CANDIDATES[CHOSEN_CANDIDATE], variant, seed=seed)) for seed in seeds
+        ]
         seconds = time.process_time() - started
         test, valid = (
-            np.stack([mase_by_day(known, one, days) for one in asks]) for known, days in test_and_validation(told)
+            np.stack([mase_by_day(data, predict, days) for predict in predictors])
+            for data, days in test_and_validation(variant_panel)
         )
-        found[name] = test
-        each = " | ".join(f"{score:.3f}" for score in test.mean(axis=1))
-        yield f"| {name} | {each} | {test.mean():.3f} | {valid.mean():.3f} | {seconds:.0f} |"
-    yield "\nBeside the network without covariates, day by day, mean of the seeds:\n"
-    plain = found.pop("no covariates").mean(axis=0)
-    for name, test in found.items():
-        change = test.mean(axis=0) - plain
+        scores_by_variant[name] = test
+        cells = " | ".join(f"{score:.3f}" for score in test.mean(axis=1))
+        yield f"| {name} | {cells} | {test.mean():.3f} | {valid.mean():.3f} | {seconds:.0f} |"
+    yield "\nDifference to the network without covariates, day by day, mean of the seeds:\n"
+    baseline = scores_by_variant.pop("no covariates").mean(axis=0)
+    for name, test in scores_by_variant.items():
+        change = test.mean(axis=0) - baseline
         yield (
-            f"- {name}: MASE {change.mean():+.3f} ({100 * change.mean() / plain.mean():+.0f} %), better on {(change < 0).sum()} "
-            f"of {TEST_DAYS} days; standard error over days {change.std(ddof=1) / np.sqrt(TEST_DAYS):.3f}."
+            f"- {name}: MASE {change.mean():+.3f} ({100 * change.mean() / baseline.mean():+.0f} %), better on "
+            f"{(change < 0).sum()} of {TEST_DAYS} days; standard error over days {change.std(ddof=1) / np.sqrt(TEST_DAYS):.3f}."
         )
 
 
 def choose_candidate(panel: Panel) -> Iterator[str]:
-    """MASE of every candidate on the days before the test, seed 0."""
-    told = [name for name, variant in VARIANTS.items() if not variant.shuffled and not variant.channels]
-    yield f"| candidate | {' | '.join(told)} | mean | CPU seconds |"
-    yield "|---|" + "---|" * (len(told) + 2)
-    known, days = list(test_and_validation(panel))[1]
+    """Yields the MASE of every candidate on the days before the test, seed 0."""
+    variants = [name for name, variant in VARIANTS.items() if not variant.shuffled and not variant.channels]
+    yield f"| candidate | {' | '.join(variants)} | mean | CPU seconds |"
+    yield "|---|" + "---|" * (len(variants) + 2)
+    data, days = list(test_and_validation(panel))[1]
     for candidate, fields in CANDIDATES.items():
         started = time.process_time()
         scores = [
-            mase_by_day(known, train_network(panel, make_spec(fields, VARIANTS[name], seed=0)), days).mean()
-            for name in told
+            mase_by_day(data, train_network(panel, make_spec(fields, VARIANTS[name], seed=0)), days).mean()
+            for name in variants
         ]
         cells = " | ".join(f"{score:.3f}" for score in scores)
         yield f"| {candidate} | {cells} | {np.mean(scores):.3f} | {time.process_time() - started:.0f} |"
 
 
 def make_spec(fields: dict[str, Any], variant: Variant, *, seed: int) -> Spec:
-    """The specification of a candidate that is told what the variant says."""
-    whole = {
+    """Returns the specification of a candidate with the inputs of a variant."""
+    defaults = {
         "name": "vic_elec",
         "context": STEPS_PER_WEEK,
         "horizon": STEPS_PER_DAY,
@@ -177,54 +182,55 @@ def make_spec(fields: dict[str, Any], variant: Variant, *, seed: int) -> Spec:
             "seed": seed,
         },
     }
-    return Spec.parse(whole | fields, where="covariates.py")
+    return Spec.parse(defaults | fields, where="covariates.py")
 
 
 def train_network(panel: Panel, spec: Spec) -> ForecastFunction:
-    """A network that was trained on all before the test."""
+    """Trains a network on all data before the test."""
     return Predictor(
         fit(hold_out(panel, TEST_DAYS * STEPS_PER_DAY).history, spec, accelerator="cpu").model
     ).forecast_batch
 
 
 def test_and_validation(panel: Panel) -> Iterator[tuple[Panel, int]]:
-    """The test, and the days that choose: what is known at its end, and how many days."""
+    """Yields the panel and the number of evaluated days at its end: first the test, then the validation days."""
     yield panel, TEST_DAYS
     yield hold_out(panel, TEST_DAYS * STEPS_PER_DAY).history, VALIDATION_DAYS
 
 
 def mase_by_day(panel: Panel, predict: ForecastFunction, days: int) -> np.ndarray:
-    """MASE of each of the last days of a panel, each asked for at its midnight."""
-    result = backtest(panel, {"it": predict}, horizon=STEPS_PER_DAY, windows=days, season=STEPS_PER_DAY)
-    return result.scaled_errors("it")[0].mean(axis=1)
+    """Returns the MASE of each of the last days of a panel, each forecast from its midnight."""
+    result = backtest(panel, {"model": predict}, horizon=STEPS_PER_DAY, windows=days, season=STEPS_PER_DAY)
+    errors: np.ndarray = result.scaled_errors("model")[0].mean(axis=1)
+    return errors
 
 
 def shuffle_days(panel: Panel) -> Panel:
-    """The panel with the covariates of whole days (48 steps from the first midnight) in another order."""
-    [one] = panel.series
-    days = len(one) // STEPS_PER_DAY
+    """Returns the panel with the covariates of whole days (48 steps from the first midnight) in another order."""
+    [series] = panel.series
+    days = len(series) // STEPS_PER_DAY
     order = np.random.default_rng(SHUFFLE_SEED).permutation(days)
     steps = (order[:, None] * STEPS_PER_DAY + np.arange(STEPS_PER_DAY)).ravel()
     covariates = {
-        name: np.append(values[steps], values[days * STEPS_PER_DAY :]) for name, values in one.covariates.items()
+        name: np.append(values[steps], values[days * STEPS_PER_DAY :]) for name, values in series.covariates.items()
     }
-    return panel._replace(series=[add_channels(replace(one, covariates=covariates))])
+    return panel._replace(series=[add_channels(replace(series, covariates=covariates))])
 
 
 def add_channels(series: Series) -> Series:
-    """The series with its temperatures as a channel too."""
+    """Returns the series with its temperatures as a channel too."""
     return replace(series, channels={name: series.covariates[name][: len(series)] for name in MEASURED_COLUMNS})
 
 
 def read_vic_elec() -> Panel | None:
-    """The series, where it is."""
+    """Reads the panel; returns None if the file does not exist."""
     for folder in (ROOT, ROOT.parent):
         file = folder / "shared" / "data" / "vic_elec.parquet"
         if file.exists():
             frame = pd.read_parquet(file)
             frame["ds"] = frame["ds"].dt.tz_localize("UTC")
             panel = to_panel(frame, freq="30min", zone=ZONE, covariates=WEATHER_COLUMNS)
-            return panel._replace(series=[add_channels(one) for one in panel.series])
+            return panel._replace(series=[add_channels(series) for series in panel.series])
     return None
 
 

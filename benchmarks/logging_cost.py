@@ -1,17 +1,17 @@
-"""What tracking costs a training: the same fit with MLflow and without, turn by turn, in one process.
+"""Cost of tracking: the same training with MLflow and without, alternating in one process.
 
     python benchmarks/logging_cost.py            # writes benchmarks/results/logging.md
     python benchmarks/logging_cost.py --pairs 3 --ordinary 0 --out somewhere.md
 
-Timed is what a person waits for: a training on the data set hospital from reading the data to the bundle, once with everything
-that a run records (parameters, curves of every step and epoch, scores, tables, pictures, card, data set) into a SQLite store,
-once with a run that records nothing. Fit, backtest and scores are the same; pictures are rendered for the run alone. The
-ratio of the medians of the two is the cost. Processor time is told beside it, which other programs disturb less, and the fit
-alone, with Lightning's logger and without: that part grows with the training, the other does not.
+Measures the whole training that a user waits for, on the data set hospital, from reading the data to the bundle: once with
+everything that a run records (parameters, curves of every step and epoch, scores, tables, plots, card, data set) in a SQLite
+store, and once with a run that records nothing. Fit, backtest and scores are the same; plots are rendered only for the run. The
+cost is the ratio of the two medians. The report also has the CPU time, which depends less on other programs, and the time of the
+fit alone with and without Lightning's logger: that part grows with the length of the training, the rest does not.
 
-The training of configs/hospital.yaml takes seconds: what is there once for each run weighs most in it, and the aim is for it.
-Told beside it is what `forecaster train hospital --horizon 12` does: it tries the variants of the preset, which no run records
-but for their errors, and trains the best.
+The training of configs/hospital.yaml takes seconds, so the fixed cost of a run weighs most in it; the target is for this
+training. The report also has `forecaster train hospital --horizon 12`, which tries the variants of the preset (for these only
+the errors are recorded) and trains the best.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from pipelines.training import train as training
 from pipelines.training.spec_selection import SpecSelection, select_spec
 
 HERE = Path(__file__).parent
-MAX_RATIO = 1.05  # of the time without tracking
+MAX_RATIO = 1.05  # target: time with tracking divided by time without
 HOSPITAL = DataSource("hospital")
 
 
 class NullRun:
-    """A run that records nothing, and has no logger."""
+    """A run that records nothing and has no logger."""
 
     id = "0" * 32
 
@@ -54,7 +54,7 @@ class NullRun:
 
 
 def _do_nothing(*_: Any, **__: Any) -> None:
-    """Records nothing."""
+    """Accepts any arguments and records nothing."""
 
 
 class TrainingTime(NamedTuple):
@@ -62,82 +62,88 @@ class TrainingTime(NamedTuple):
 
     total: float
     fit: float
-    cpu: float  # of the whole
+    cpu: float  # CPU time of the whole training
 
 
 @contextlib.contextmanager
 def open_null_run(*_: Any, **__: Any) -> Iterator[NullRun]:
-    """In the place of `open_run`."""
+    """Replaces `open_run`."""
     yield NullRun()
 
 
 def time_training(select_spec: Callable[[], SpecSelection], folder: Path, *, tracked: bool) -> TrainingTime:
-    """A training from its data to its bundle, the choice of its specification included."""
+    """Times a training from the data to the bundle, including the selection of the specification."""
     fits: list[float] = []
     fit = training.fit
 
-    def timed(*arguments: Any, **options: Any) -> Any:
+    def timed_fit(*arguments: Any, **options: Any) -> Any:
         started = time.perf_counter()
         if not tracked:
             options["loggers"] = []
-        found = fit(*arguments, **options)
+        result = fit(*arguments, **options)
         fits.append(time.perf_counter() - started)
-        return found
+        return result
 
-    with contextlib.ExitStack() as held:
-        held.enter_context(mock.patch.object(training, "fit", timed))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(training, "fit", timed_fit))
         if not tracked:
-            held.enter_context(mock.patch.object(training, "open_run", open_null_run))
-        started, used = time.perf_counter(), time.process_time()
-        chosen = select_spec()
-        training.train(HOSPITAL, chosen.spec, Root(folder), candidates=chosen.candidates)
-        return TrainingTime(time.perf_counter() - started, sum(fits), time.process_time() - used)
+            stack.enter_context(mock.patch.object(training, "open_run", open_null_run))
+        started, cpu_started = time.perf_counter(), time.process_time()
+        selection = select_spec()
+        training.train(HOSPITAL, selection.spec, Root(folder), candidates=selection.candidates)
+        return TrainingTime(time.perf_counter() - started, sum(fits), time.process_time() - cpu_started)
 
 
 class TimingPairs(NamedTuple):
-    """Trainings with tracking and without, turn by turn."""
+    """Times of trainings with and without tracking, measured alternately."""
 
     tracked: list[TrainingTime]
     untracked: list[TrainingTime]
 
 
 def measure_pairs(select_spec: Callable[[], SpecSelection], pairs: int, *, warm: bool = False) -> TimingPairs:
-    """As many trainings of either kind, taking turns; each pair has a seed of its own, so that nothing is gone on with."""
+    """Runs `pairs` trainings with and without tracking, alternately.
+
+    Each pair has its own seed, so that no training resumes an earlier one.
+    """
     tracked: list[TrainingTime] = []
     plain: list[TrainingTime] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         create_client(Root(root).store_uri)
-        for number in range(0 if warm else -1, pairs):  # the first, a short one, pays for imports and is not counted
-            changed = {"seed": number + 1} | ({"steps": 100} if number < 0 else {})
-            turns = [True, False] if number % 2 else [False, True]
-            for one in turns:
-                taken = time_training(partial(_with_training_options, select_spec, changed), root, tracked=one)
+        # Pair -1 is short; it warms up imports and is not counted.
+        for number in range(0 if warm else -1, pairs):
+            changes = {"seed": number + 1} | ({"steps": 100} if number < 0 else {})
+            order = [True, False] if number % 2 else [False, True]
+            for is_tracked in order:
+                training_time = time_training(
+                    partial(_with_training_options, select_spec, changes), root, tracked=is_tracked
+                )
                 if number >= 0:
-                    (tracked if one else plain).append(taken)
-                spent = f"{taken.total:.2f} s, fit {taken.fit:.2f} s, processor {taken.cpu:.2f} s"
-                print(f"pair {number + 1}: {'tracked' if one else 'plain':8} {spent}")
+                    (tracked if is_tracked else plain).append(training_time)
+                summary = f"{training_time.total:.2f} s, fit {training_time.fit:.2f} s, CPU {training_time.cpu:.2f} s"
+                print(f"pair {number + 1}: {'tracked' if is_tracked else 'plain':8} {summary}")
     return TimingPairs(tracked, plain)
 
 
 def format_report(short: TimingPairs, default: TimingPairs | None, spec: Spec) -> str:
-    """The result as Markdown."""
+    """Formats the result as Markdown."""
     lines = [
         "# What tracking costs a training",
         "",
         f"`python benchmarks/logging_cost.py`: configs/hospital.yaml, {spec.training.steps} steps at most, "
-        f"{len(short.tracked)} pairs of trainings, turn by turn in one process; MLflow on SQLite. Medians in seconds.",
+        f"{len(short.tracked)} pairs of trainings, alternating in one process; MLflow on SQLite. Medians in seconds.",
         "",
         *_format_table(short),
         "",
-        f"Aim: at most {MAX_RATIO:g} from data to bundle. What does not grow with the training (opening the run, tables, "
-        "pictures, card) weighs less the longer it is.",
+        f"Target: at most {MAX_RATIO:g} from data to bundle. The fixed costs (opening the run, tables, plots, card) weigh less "
+        "in longer trainings.",
         "",
     ]
     if default is not None:
         lines += [
-            f"The same of `forecaster train hospital --horizon {spec.horizon}`, {len(default.tracked)} pairs: variants of the "
-            "preset are tried, and the best is trained and recorded.",
+            f"The same for `forecaster train hospital --horizon {spec.horizon}`, {len(default.tracked)} pairs: the variants of "
+            "the preset are tried, and the best is trained and recorded.",
             "",
             *_format_table(default),
             "",
@@ -147,38 +153,40 @@ def format_report(short: TimingPairs, default: TimingPairs | None, spec: Spec) -
 
 def _format_table(pairs: TimingPairs) -> list[str]:
     rows = []
-    for what, place in (("data to bundle", 0), ("fit alone", 1), ("data to bundle, processor time", 2)):
-        ours, theirs = (statistics.median(one[place] for one in some) for some in pairs)
-        rows.append(f"| {what} | {theirs:.2f} | {ours:.2f} | {ours / theirs:.3f} |")
+    for label, field in (("data to bundle", "total"), ("fit alone", "fit"), ("data to bundle, CPU time", "cpu")):
+        tracked, plain = (
+            statistics.median(getattr(training_time, field) for training_time in times) for times in pairs
+        )
+        rows.append(f"| {label} | {plain:.2f} | {tracked:.2f} | {tracked / plain:.3f} |")
     return ["| | without | with | ratio |", "|---|---|---|---|", *rows]
 
 
 def _with_training_options(select_spec: Callable[[], SpecSelection], changes: Mapping[str, int]) -> SpecSelection:
-    """What was chosen, with another seed or length of its training."""
-    found = select_spec()
-    recipe = found.spec.training.model_copy(update=dict(changes))
-    return found._replace(spec=found.spec.model_copy(update={"training": recipe}))
+    """Returns the selected specification with other training options (seed, steps)."""
+    selection = select_spec()
+    training_spec = selection.spec.training.model_copy(update=dict(changes))
+    return selection._replace(spec=selection.spec.model_copy(update={"training": training_spec}))
 
 
 def main() -> None:
-    """Measures, prints, writes; ends with 1 where tracking costs too much."""
+    """Measures, prints and writes the report; exits with 1 if tracking costs more than the target."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--ordinary", type=int, default=2, help="pairs of `forecaster train hospital`")
-    parser.add_argument("--steps", type=int, default=None, help="of each training of configs/hospital.yaml")
+    parser.add_argument("--pairs", type=int, default=6, help="number of pairs of configs/hospital.yaml")
+    parser.add_argument("--ordinary", type=int, default=2, help="number of pairs of `forecaster train hospital`")
+    parser.add_argument("--steps", type=int, default=None, help="steps of each training of configs/hospital.yaml")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "logging.md")
-    given = parser.parse_args()
+    options = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     spec = read_spec(HERE.parent / "configs" / "hospital.yaml")
-    if given.steps is not None:
-        spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": given.steps})})
-    short = measure_pairs(lambda: SpecSelection(spec), given.pairs)
+    if options.steps is not None:
+        spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": options.steps})})
+    short = measure_pairs(lambda: SpecSelection(spec), options.pairs)
     preset = partial(select_spec, HOSPITAL, horizon=spec.horizon)
-    text = format_report(short, measure_pairs(preset, given.ordinary, warm=True) if given.ordinary else None, spec)
-    given.out.write_text(text)
+    text = format_report(short, measure_pairs(preset, options.ordinary, warm=True) if options.ordinary else None, spec)
+    options.out.write_text(text)
     print(text)
-    tracked, plain = (statistics.median(one.total for one in some) for some in short)
+    tracked, plain = (statistics.median(training_time.total for training_time in times) for times in short)
     raise SystemExit(int(tracked / plain > MAX_RATIO))
 
 

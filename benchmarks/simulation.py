@@ -1,6 +1,6 @@
-"""The nights of a service: truth comes in, the monitor looks, what is trained is judged, and champions forecast.
+"""Nightly operation of a service: actuals arrive, monitoring runs, models are retrained and judged, and champions forecast.
 
-Used by week.py, which says on what and tells what came of it.
+week.py selects the data and the changes, and reports the results.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MODELS = (FROZEN, NIGHTLY, IF_NEEDED)
 
 
 class PlannedShift(NamedTuple):
-    """What becomes of the series: all of them are multiplied, and every second one comes some hours later than before."""
+    """A change of the series: all values are multiplied, and every second series is delayed by some hours."""
 
     name: str
     factor: float
@@ -49,14 +49,14 @@ class PlannedShift(NamedTuple):
 
 
 class SimulationPlan(NamedTuple):
-    """How long, and with what.
+    """Length and settings of a simulation.
 
     Attributes:
-        history: Days that are known on the first night.
-        nights: That are lived through.
-        change: The night from which on everything is different.
-        fields: Of the specification, beside those of the preset.
-        new_steps: That call for a training if_needed, whatever the monitor says.
+        history: Days of history on the first night.
+        nights: Number of simulated nights.
+        change: The night from which the changed values apply.
+        spec_fields: Specification fields that replace those of the preset.
+        new_steps: Number of new steps that triggers a training of if_needed, whatever monitoring reports.
     """
 
     history: int
@@ -67,13 +67,13 @@ class SimulationPlan(NamedTuple):
 
 
 class NightResult(NamedTuple):
-    """What happened to one model in one night.
+    """The result of one night for one model.
 
     Attributes:
-        noticed: What the monitor found wrong with the champion, before anything was trained.
-        asked: Why it was trained; empty where it was not.
-        verdict: The gate's, of what was trained.
-        seconds: Of training and judging.
+        findings: Findings of monitoring on the champion, before any training.
+        reasons: Reasons for the training; empty if there was none.
+        verdict: The gate's verdict on the trained model.
+        seconds: Seconds of training and judging.
     """
 
     findings: Sequence[Finding] = ()
@@ -83,32 +83,34 @@ class NightResult(NamedTuple):
 
     @property
     def promoted(self) -> bool:
-        """Whether another forecasts from this night on."""
+        """Whether a new champion forecasts from this night on."""
         return self.verdict is not None and self.verdict.should_promote
 
     @property
     def proved_better(self) -> bool:
-        """Whether what was refused had proved better than the champion."""
-        passed = [] if self.verdict is None else [one.passed for one in self.verdict.checks if one.name == CHAMPION]
+        """Whether a rejected model had proved better than the champion."""
+        passed = (
+            [] if self.verdict is None else [check.passed for check in self.verdict.checks if check.name == CHAMPION]
+        )
         return not self.promoted and True in passed
 
     @property
     def summary(self) -> str:
-        """What happened, in a few words."""
+        """The verdict in a few words."""
         if self.verdict is None:
             return ""
-        return "promoted" if self.promoted else f"refused ({', '.join(self.verdict.failed_checks)})"
+        return "promoted" if self.promoted else f"rejected ({', '.join(self.verdict.failed_checks)})"
 
 
 class SimulationResult(NamedTuple):
     """All nights under one change.
 
     Attributes:
-        change: Which.
-        plan: By which they were lived.
-        nights: By model.
-        errors: By model, and of seasonal naive: scaled absolute errors by night and series, each in units of the seasonal naive
-            error of the history before the first night, times the factor from the change on.
+        change: The change.
+        plan: The plan of the simulation.
+        nights: Results of the nights, by model.
+        errors: By model, including the seasonal naive forecast: scaled absolute errors by night and series. The scale is the
+            seasonal naive error of the history before the first night, times the factor from the change on.
     """
 
     change: PlannedShift
@@ -118,57 +120,66 @@ class SimulationResult(NamedTuple):
 
 
 def apply_shift(panel: Panel, change: PlannedShift, *, step: int) -> Panel:
-    """The panel with a change from step `step` on, in all series or in every second one."""
+    """Returns the panel with a change from step `step` on: a factor for all series, a delay for every second one."""
 
-    def one(place: int, series: Series) -> Series:
+    def shifted(index: int, series: Series) -> Series:
         y = series.y.copy()
-        later = change.hours if place % 2 else 0
-        y[step:] = change.factor * series.y[step - later : len(y) - later]
+        delay = change.hours if index % 2 else 0
+        y[step:] = change.factor * series.y[step - delay : len(y) - delay]
         return replace(series, y=y)
 
-    return panel._replace(series=[one(place, series) for place, series in enumerate(panel.series)])
+    return panel._replace(series=[shifted(index, series) for index, series in enumerate(panel.series)])
 
 
 def simulate_nights(panel: Panel, change: PlannedShift, plan: SimulationPlan, folder: Path) -> SimulationResult:
-    """Lives through all nights, in a fresh root in `folder`, with the truth of `panel`."""
-    at = (plan.history + plan.change) * HOURS_PER_DAY
-    truth = apply_shift(panel, change, step=at)
-    file = folder / "hours.parquet"
-    pd.concat(pd.DataFrame({"unique_id": one.id, "ds": one.timestamps, "y": one.y}) for one in truth.series).to_parquet(
-        file
-    )
+    """Simulates all nights with the values of `panel`, in a new root in `folder`."""
+    change_step = (plan.history + plan.change) * HOURS_PER_DAY
+    shifted_panel = apply_shift(panel, change, step=change_step)
+    data_file = folder / "hours.parquet"
+    pd.concat(
+        pd.DataFrame({"unique_id": series.id, "ds": series.timestamps, "y": series.y})
+        for series in shifted_panel.series
+    ).to_parquet(data_file)
     root = Root(folder / "root")
     root.slot.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(resolve_ledger_url(root, None))
     scales = np.array(
-        [seasonal_error(one.y[: plan.history * HOURS_PER_DAY], season=HOURS_PER_DAY) for one in truth.series]
+        [
+            seasonal_error(series.y[: plan.history * HOURS_PER_DAY], season=HOURS_PER_DAY)
+            for series in shifted_panel.series
+        ]
     )
     nights: dict[str, list[NightResult]] = {name: [] for name in MODELS}
     errors: dict[str, list[np.ndarray]] = {name: [] for name in (*MODELS, NAIVE)}
     for night in range(plan.nights):
         midnight = (plan.history + night) * HOURS_PER_DAY
-        known = [one.take_first(midnight) for one in truth.series]
+        histories = [series.take_first(midnight) for series in shifted_panel.series]
         if night:
-            record_actuals(ledger, known)
-        data = DataSource(str(file), freq="h", cutoff=str(known[0].end))
+            record_actuals(ledger, histories)
+        data = DataSource(str(data_file), freq="h", cutoff=str(histories[0].end))
         for name in MODELS:
             nights[name].append(simulate_night(name, data, make_spec(panel, plan, name), root, plan, first=night == 0))
         scale = scales * (change.factor if night >= plan.change else 1.0)
-        actual = np.stack([one.y[midnight : midnight + HOURS_PER_DAY] for one in truth.series])
-        asked: dict[str, ForecastFunction] = {name: serve_champion(name, root, ledger) for name in MODELS} | {
+        actual = np.stack([series.y[midnight : midnight + HOURS_PER_DAY] for series in shifted_panel.series])
+        predictors: dict[str, ForecastFunction] = {name: serve_champion(name, root, ledger) for name in MODELS} | {
             NAIVE: seasonal_naive(HOURS_PER_DAY)
         }
-        for name, ask in asked.items():
-            errors[name].append(np.abs(mean_forecasts(ask, known) - actual).mean(axis=1) / scale)
-        print(table_row(night, nights, {name: float(found[-1].mean()) for name, found in errors.items()}), flush=True)
+        for name, predict in predictors.items():
+            errors[name].append(np.abs(mean_forecasts(predict, histories) - actual).mean(axis=1) / scale)
+        print(
+            table_row(night, nights, {name: float(night_errors[-1].mean()) for name, night_errors in errors.items()}),
+            flush=True,
+        )
     ledger.close()
-    return SimulationResult(change, plan, nights, {name: np.array(found) for name, found in errors.items()})
+    return SimulationResult(
+        change, plan, nights, {name: np.array(night_errors) for name, night_errors in errors.items()}
+    )
 
 
 def make_spec(panel: Panel, plan: SimulationPlan, name: str) -> Spec:
-    """The first preset of hourly data, made small enough for two weeks in minutes."""
-    known = panel._replace(series=[one.take_first(plan.history * HOURS_PER_DAY) for one in panel.series])
-    fields = build_candidate_specs(known, horizon=HOURS_PER_DAY, name=name)[0].model_dump()
+    """Returns the first preset for hourly data, made small enough to simulate two weeks in minutes."""
+    history = panel._replace(series=[series.take_first(plan.history * HOURS_PER_DAY) for series in panel.series])
+    fields = build_candidate_specs(history, horizon=HOURS_PER_DAY, name=name)[0].model_dump()
     for field, value in plan.spec_fields.items():
         fields[field] = {**fields[field], **value} if isinstance(value, Mapping) else value
     return Spec.parse(fields, where="benchmarks/week.py")
@@ -177,62 +188,62 @@ def make_spec(panel: Panel, plan: SimulationPlan, name: str) -> Spec:
 def simulate_night(
     name: str, data: DataSource, spec: Spec, root: Root, plan: SimulationPlan, *, first: bool
 ) -> NightResult:
-    """One night of one model: the monitor looks, and it is trained again where that is asked for."""
-    noticed = [] if first else [one for one in build_monitoring_report(root, name).findings if one.calls]
-    asked: Sequence[str] = ()
+    """Simulates one night of one model: monitoring, and retraining if it is due."""
+    findings = [] if first else [finding for finding in build_monitoring_report(root, name).findings if finding.calls]
+    reasons: Sequence[str] = ()
     if first or name == NIGHTLY:
-        asked = ("the first night" if first else "every night",)
+        reasons = ("the first night" if first else "every night",)
     elif name == IF_NEEDED:
-        asked = check_triggers(
-            name, data, root, min_new_steps=plan.new_steps, checks=[lambda: [one.reason for one in noticed]]
+        reasons = check_triggers(
+            name, data, root, min_new_steps=plan.new_steps, checks=[lambda: [finding.reason for finding in findings]]
         ).reasons
-    if not asked:
-        return NightResult(noticed)
+    if not reasons:
+        return NightResult(findings)
     started = time.perf_counter()
-    done = retrain_once(data, spec, root, trigger="schedule").result
-    return NightResult(noticed, asked, done.verdict, time.perf_counter() - started)
+    result = retrain_once(data, spec, root, trigger="schedule").result
+    return NightResult(findings, reasons, result.verdict, time.perf_counter() - started)
 
 
 def serve_champion(name: str, root: Root, ledger: Ledger) -> ForecastFunction:
-    """The champion, as a service asks it: what it says is kept in the ledger."""
+    """Returns the forecast function of the champion; like a service, it records its forecasts in the ledger."""
     version = find_champion(Registry(root.store_uri), name)
     if version is None:
-        sys.exit(f"The gate refused the first {name} model; there is nothing to serve. Give it more steps.")
+        sys.exit(f"Expected the gate to promote the first {name} model; it rejected the model. Train more steps.")
     predictor = Predictor(artifact.load_bundle(fetch_bundle(version, root)))
-    model, keeping = ModelIdentity(name, version.number, version.digest), SeriesNaming(ledger.salt, keep_ids=False)
+    model, naming = ModelIdentity(name, version.number, version.digest), SeriesNaming(ledger.salt, keep_ids=False)
 
-    def ask(series: Sequence[Series], horizon: int) -> list[Any]:
-        told = predictor.forecast_batch(series, horizon)
-        good = [one for one in told if isinstance(one, Forecast)]
+    def forecast(series: Sequence[Series], horizon: int) -> list[Any]:
+        outcomes = predictor.forecast_batch(series, horizon)
+        forecasts = [outcome for outcome in outcomes if isinstance(outcome, Forecast)]
         now = series[0].end.timestamp()  # type: ignore[union-attr]
         ledger.record(
             build_records(
-                predictor, model, series, good, naming=keeping, adaptive_state=None, made_at=[now] * len(series)
+                predictor, model, series, forecasts, naming=naming, adaptive_state=None, made_at=[now] * len(series)
             )
         )
-        return told
+        return outcomes
 
-    return ask
+    return forecast
 
 
 def mean_forecasts(predict: ForecastFunction, histories: Sequence[Series]) -> Float64[np.ndarray, "series horizon"]:
-    """The forecasts of the next day; a refusal is raised, for there is none to expect."""
-    told = predict(histories, HOURS_PER_DAY)
-    for one in told:
-        if not isinstance(one, Forecast):
-            raise one
-    return np.stack([one.mean for one in told if isinstance(one, Forecast)])
+    """Returns the forecasts of the next day; raises the error of a series that has no forecast."""
+    outcomes = predict(histories, HOURS_PER_DAY)
+    for outcome in outcomes:
+        if not isinstance(outcome, Forecast):
+            raise outcome
+    return np.stack([outcome.mean for outcome in outcomes if isinstance(outcome, Forecast)])
 
 
 def record_actuals(ledger: Ledger, histories: Sequence[Series]) -> None:
-    """The last day of what is known comes to the ledger."""
+    """Records the last day of the histories in the ledger."""
     observed = [
         ObservedSeries(
-            series_key(ledger.salt, one.id, one.start),
-            encode_timestamps(one.timestamps[-HOURS_PER_DAY:]),
-            one.y[-HOURS_PER_DAY:].tolist(),
+            series_key(ledger.salt, series.id, series.start),
+            encode_timestamps(series.timestamps[-HOURS_PER_DAY:]),
+            series.y[-HOURS_PER_DAY:].tolist(),
         )  # type: ignore[arg-type]
-        for one in histories
+        for series in histories
     ]
     ledger.observe(observed, now=histories[0].end.timestamp())  # type: ignore[union-attr]
 
@@ -240,11 +251,11 @@ def record_actuals(ledger: Ledger, histories: Sequence[Series]) -> None:
 def table_row(
     night: int, nights: Mapping[str, Sequence[NightResult]], mase: Mapping[str, float], *, emphasis: str = ""
 ) -> str:
-    """A row of a table: errors of the day, and what the last of some nights was to each model."""
-    noticed = ", ".join(one.name for one in nights[FROZEN][-1].findings)
-    told = [f"{value:.3f}" for value in mase.values()] + [
-        noticed,
+    """Formats a row of the table: errors of the day, and the result of the last night for each model."""
+    findings = ", ".join(finding.name for finding in nights[FROZEN][-1].findings)
+    cells = [f"{value:.3f}" for value in mase.values()] + [
+        findings,
         nights[NIGHTLY][-1].summary,
         nights[IF_NEEDED][-1].summary,
     ]
-    return f"| {emphasis}{night + 1}{emphasis} | {' | '.join(told)} |"
+    return f"| {emphasis}{night + 1}{emphasis} | {' | '.join(cells)} |"

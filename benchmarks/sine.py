@@ -1,9 +1,9 @@
-"""The sine with a trend: one-step error after 200 iterations, and what a rollout past the end of training comes to.
+"""One-step error after 200 iterations, and rollouts past the end of training, on the sine with a trend.
 
     python benchmarks/sine.py            five seeds of each recipe, about three minutes on two cores
 
-Reads configs/sine.yaml, the classical recipe, of which it changes cell and seed, and configs/sine_unrolled.yaml, of which it
-changes the seed and, beside it, `unroll` to 0. Writes benchmarks/results/sine.md and sine.png.
+Reads configs/sine.yaml, the classical recipe, and changes its cell and seed; and configs/sine_unrolled.yaml, with other seeds and
+also with `unroll` 0. Writes benchmarks/results/sine.md and sine.png.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from pipelines.sources import read_spec
 
 HERE = Path(__file__).parent
 PUBLISHED_MSE = 0.0446  # one-step mean squared error of a published plain RNN on this series at iteration 200
-LONG_HORIZON = 400  # steps past the end by which a rollout has shown whether it stays bounded
+LONG_HORIZON = 400  # steps past the end after which it is clear whether a rollout stays bounded
 CELLS = ("gru", "lstm", "elman")
 
 
 class SineResult(NamedTuple):
-    """One fit: errors in the units of the series."""
+    """The result of one fit; errors are in the units of the series."""
 
-    one_step_mse: float | None  # over every window of [0, 30) and all its steps; of raw values alone
-    last_step_mse: float  # the same at the last step of the windows, where the whole context is known
-    rollout_rmse: float  # of the horizon past the end
-    long_rmse: float  # of FAR steps
-    max_abs_forecast: float  # absolute value of those forecast
-    seconds: float  # that the fit took
-    forecast: np.ndarray  # FAR steps
+    one_step_mse: float | None  # over all steps of all windows of [0, 30); only for raw values
+    last_step_mse: float  # the same at the last step of the windows, with the full context
+    rollout_rmse: float  # over the horizon past the end
+    long_rmse: float  # over LONG_HORIZON steps
+    max_abs_forecast: float  # the largest absolute forecast in LONG_HORIZON steps
+    seconds: float  # time of the fit
+    forecast: np.ndarray  # LONG_HORIZON steps
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def with_changes(spec: Spec, **changes: dict[str, Any]) -> Spec:
-    """The same specification, but for some fields of its parts."""
+    """Returns the same specification with some fields of its parts changed."""
     fields = spec.model_dump()
     for part, values in changes.items():
         fields[part] |= values
@@ -81,60 +81,63 @@ def with_changes(spec: Spec, **changes: dict[str, Any]) -> Spec:
 
 
 def run_fit(panel: Panel, spec: Spec) -> SineResult:
-    """Fits, then scores every window and the rollout."""
+    """Fits a model, then scores every window and the rollout."""
     start = time.perf_counter()
-    forecaster = fit(panel, spec).model
+    model = fit(panel, spec).model
     seconds = time.perf_counter() - start
-    forecast = Predictor(forecaster).forecast(panel.series[0], LONG_HORIZON).mean
+    forecast = Predictor(model).forecast(panel.series[0], LONG_HORIZON).mean
     error = (forecast - true_future(panel, LONG_HORIZON)) ** 2
-    rmse, far = np.sqrt(error[: spec.horizon].mean()), np.sqrt(error.mean())
-    whole, last = score_one_step(forecaster, panel)
-    return SineResult(whole, last, float(rmse), float(far), float(np.abs(forecast).max()), seconds, forecast)
+    rmse, long_rmse = np.sqrt(error[: spec.horizon].mean()), np.sqrt(error.mean())
+    one_step_mse, last_step_mse = score_one_step(model, panel)
+    return SineResult(
+        one_step_mse, last_step_mse, float(rmse), float(long_rmse), float(np.abs(forecast).max()), seconds, forecast
+    )
 
 
 def score_one_step(model: FittedModel, panel: Panel) -> tuple[float | None, float]:
-    """Mean squared one-step error over all windows: of all their steps, and of their last step.
+    """Returns the mean squared one-step error over all windows: of all their steps, and of their last step.
 
-    Of all steps only where nothing is scaled, and training is in the units of the series.
+    The first is None unless the specification has no scaling, because only then the training is in the units of the series.
     """
     spec, series = model.spec, panel.series[0]
-    whole = None
+    one_step_mse = None
     if spec.scaling == "none":
-        tape = PanelTensor.from_series([series], context=spec.context, horizon=1)
-        windows = tape.extract_examples(
-            tape.starts[0] + torch.arange(spec.context, len(series)), context=spec.context, horizon=1
+        panel_tensor = PanelTensor.from_series([series], context=spec.context, horizon=1)
+        windows = panel_tensor.extract_examples(
+            panel_tensor.starts[0] + torch.arange(spec.context, len(series)), context=spec.context, horizon=1
         )
         with torch.inference_mode():
-            whole = float(teacher_forced_loss(model.network, windows))
+            one_step_mse = float(teacher_forced_loss(model.network, windows))
     histories = [series.take_first(cut) for cut in range(spec.context, len(series))]
-    ahead = [outcome.mean[0] for outcome in Predictor(model).forecast_batch(histories, 1)]  # type: ignore[union-attr]
-    return whole, float(np.mean((np.array(ahead) - series.y[spec.context :]) ** 2))
+    forecasts = [outcome.mean[0] for outcome in Predictor(model).forecast_batch(histories, 1)]  # type: ignore[union-attr]
+    return one_step_mse, float(np.mean((np.array(forecasts) - series.y[spec.context :]) ** 2))
 
 
 def true_future(panel: Panel, horizon: int) -> np.ndarray:
-    """What the formula says past the end."""
+    """Returns the values of the formula past the end."""
     return evaluate_sine_trend(0.1 * np.arange(len(panel.series[0]), len(panel.series[0]) + horizon))
 
 
 def format_report(classical: Spec, unrolled: Spec, results: dict[str, list[SineResult]]) -> str:
-    """The tables, and what they are of."""
-    truth, count = true_future(to_panel(make_sine_trend()), LONG_HORIZON), len(next(iter(results.values())))
-    horizon, plain, trained = classical.horizon, classical.training, unrolled.training
+    """Formats the table and its conditions."""
+    actuals, count = true_future(to_panel(make_sine_trend()), LONG_HORIZON), len(next(iter(results.values())))
+    horizon, classical_training, unrolled_training = classical.horizon, classical.training, unrolled.training
     rows = [
         "| recipe | one-step MSE over all steps of the windows | at their last step | "
-        f"RMSE of {horizon} steps past the end | of {LONG_HORIZON} steps | largest absolute forecast in {LONG_HORIZON} steps | seconds |",
+        f"RMSE of {horizon} steps past the end | of {LONG_HORIZON} steps | "
+        f"largest absolute forecast in {LONG_HORIZON} steps | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, found in results.items():
-        steps = [one.one_step_mse for one in found if one.one_step_mse is not None]
+    for name, fits in results.items():
+        one_step_errors = [fit.one_step_mse for fit in fits if fit.one_step_mse is not None]
         cells = [
             name,
-            format_range(steps, 4) if steps else "",
-            f"{np.median([one.last_step_mse for one in found]):.4f}",
-            format_range([one.rollout_rmse for one in found], 2),
-            format_range([one.long_rmse for one in found], 1),
-            format_range([one.max_abs_forecast for one in found], 1),
-            f"{np.median([one.seconds for one in found]):.1f}",
+            format_range(one_step_errors, 4) if one_step_errors else "",
+            f"{np.median([fit.last_step_mse for fit in fits]):.4f}",
+            format_range([fit.rollout_rmse for fit in fits], 2),
+            format_range([fit.long_rmse for fit in fits], 1),
+            format_range([fit.max_abs_forecast for fit in fits], 1),
+            f"{np.median([fit.seconds for fit in fits]):.1f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(
@@ -142,14 +145,15 @@ def format_report(classical: Spec, unrolled: Spec, results: dict[str, list[SineR
             "# Sine with a trend",
             "",
             f"`python benchmarks/sine.py`: {count} seeds, median (min to max), torch {torch.__version__}, CPU, "
-            f"threads: {torch.get_num_threads()}. Classical is configs/sine.yaml ({plain.steps} iterations, windows of "
-            f"{classical.context} steps, batch {plain.batch}, Adam {plain.learning_rate}, hidden "
+            f"threads: {torch.get_num_threads()}. Classical is configs/sine.yaml ({classical_training.steps} iterations, windows "
+            f"of {classical.context} steps, batch {classical_training.batch}, Adam {classical_training.learning_rate}, hidden "
             f"{classical.network.hidden}, raw values); the published plain RNN has {PUBLISHED_MSE} at iteration 200. Unrolled is "
-            f"configs/sine_unrolled.yaml ({trained.steps} iterations, windows of {unrolled.context} steps, batch "
-            f"{trained.batch}, Adam {trained.learning_rate} with a cosine, averaged weights, scaling {unrolled.scaling}, "
-            f"unroll {trained.unroll}); not unrolled is the same with unroll 0. All of it was chosen on steps before the end "
-            f"of the series. The truth past the end has a standard deviation of {truth[:horizon].std():.2f} over {horizon} "
-            f"steps; over {LONG_HORIZON} it is {truth.std():.2f}, and the largest absolute value {np.abs(truth).max():.1f}.",
+            f"configs/sine_unrolled.yaml ({unrolled_training.steps} iterations, windows of {unrolled.context} steps, batch "
+            f"{unrolled_training.batch}, Adam {unrolled_training.learning_rate} with a cosine, averaged weights, "
+            f"scaling {unrolled.scaling}, unroll {unrolled_training.unroll}); not unrolled is the same with unroll 0. "
+            "All choices were made on steps before the end of the series. "
+            f"The actuals past the end have a standard deviation of {actuals[:horizon].std():.2f} over {horizon} "
+            f"steps; over {LONG_HORIZON} it is {actuals.std():.2f}, and the largest absolute value {np.abs(actuals).max():.1f}.",
             "",
             *rows,
             "",
@@ -160,21 +164,21 @@ def format_report(classical: Spec, unrolled: Spec, results: dict[str, list[SineR
 
 
 def format_range(values: list[float], digits: int) -> str:
-    """Median and range."""
+    """Formats the median and the range."""
     return f"{np.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def plot_rollouts(
     panel: Panel, fits: dict[str, list[SineResult]], *, horizon: int, history: int = 100, ahead: int = 120
 ) -> None:
-    """The rollouts of the median seeds beside the truth, one below the other, beyond the horizon that is scored."""
+    """Plots the rollouts of the median seeds and the actuals, one recipe below the other, beyond the scored horizon."""
     y = panel.series[0].y
     clock = 0.1 * np.arange(len(y) - history, len(y) + ahead)
     figure = Figure(figsize=(10, 6.5), dpi=110, layout="constrained")
     for axes, (name, results) in zip(
         figure.subplots(len(fits), 1, sharex=True, sharey=True), fits.items(), strict=True
     ):
-        result = sorted(results, key=lambda one: one.rollout_rmse)[len(results) // 2]
+        result = sorted(results, key=lambda result: result.rollout_rmse)[len(results) // 2]
         axes.set_title(
             f"{name}: RMSE {result.rollout_rmse:.2f} over {horizon} steps past the end", loc="left", fontsize=11
         )
@@ -184,10 +188,10 @@ def plot_rollouts(
             np.append(y[-1], true_future(panel, ahead)),
             color=ACTUAL_COLOR,
             linewidth=1.2,
-            label="what came",
+            label="actual",
         )
-        told = np.append(y[-1], result.forecast[:ahead])
-        axes.plot(clock[history - 1 :], told, color=FORECAST_COLOR, linewidth=1.6, label="forecast")
+        forecast = np.append(y[-1], result.forecast[:ahead])
+        axes.plot(clock[history - 1 :], forecast, color=FORECAST_COLOR, linewidth=1.6, label="forecast")
         for step in (-1, horizon - 1):
             axes.axvline(clock[history + step], color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
         axes.spines[["top", "right"]].set_visible(False)

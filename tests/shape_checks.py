@@ -1,4 +1,4 @@
-"""Shapes and types are checked while tests run: every annotation of `forecaster`, in calls and in records."""
+"""Checks shapes and types while tests run: every annotation of `forecaster`, in calls and in records."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Self, TypeVar, get_type_hints
 from beartype import beartype
 from jaxtyping import install_import_hook, jaxtyped
 
-Function = TypeVar("Called", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Modules with records. The hook knows functions and dataclasses; a NamedTuple it passes by.
+# Modules with NamedTuples; the import hook handles only functions and dataclasses.
 MODULES_WITH_RECORDS = [
     "forecaster.statistical.blend",
     "forecaster.data.calendar",
@@ -52,7 +52,7 @@ MODULES_WITH_RECORDS = [
 
 
 def typechecker(function: Function) -> Function:
-    """Beartype, less what it cannot know: jaxtyping hands it single functions, and a `Self` outside its class is an error."""
+    """Applies beartype without `Self`: jaxtyping passes single functions, and a `Self` outside its class is an error."""
     for name, hint in list(function.__annotations__.items()):
         if hint is Self:
             function.__annotations__[name] = Any
@@ -60,15 +60,16 @@ def typechecker(function: Function) -> Function:
 
 
 def install_shape_checks() -> None:
-    """Checks every module of forecaster that is imported from here on, in this process."""
+    """Checks every module of forecaster that is imported in this process from here on."""
     assert "forecaster" not in sys.modules, "imported before its shapes could be checked"
     install_import_hook("forecaster", f"{__name__}.typechecker")
     for name in MODULES_WITH_RECORDS:
-        for _, kind in inspect.getmembers(import_module(name), inspect.isclass):
-            if kind.__module__ == name and NamedTuple in getattr(kind, "__orig_bases__", ()):
-                _check_record_class(kind)
+        for _, record_class in inspect.getmembers(import_module(name), inspect.isclass):
+            if record_class.__module__ == name and NamedTuple in getattr(record_class, "__orig_bases__", ()):
+                _check_record_class(record_class)
 
 
 def _check_record_class(record_class: Any) -> None:
-    record_class.__new__.__annotations__ = get_type_hints(record_class, include_extras=True)  # of text until now
+    # Resolves annotations that are strings.
+    record_class.__new__.__annotations__ = get_type_hints(record_class, include_extras=True)
     record_class.__new__ = jaxtyped(record_class.__new__, typechecker=typechecker)

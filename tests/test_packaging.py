@@ -1,4 +1,4 @@
-"""What a fresh clone relies on: the locks, the Makefile, the image."""
+"""What a fresh clone relies on: the lock files, the Makefile, the image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCKS = ["lock.txt", "lock-cpu.txt", "lock-cuda.txt", "lock-serve.txt"]
 PYTHONS = ["3.11", "3.12"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-# The lowest versions we would run, whatever the resolver says (the first lightning releases after two malicious ones).
+# Lowest accepted versions, whatever the resolver selects (lightning: the first releases after two malicious ones).
 MINIMUM_VERSIONS = {
     "mlflow": "3.17.2",
     "mlflow-skinny": "3.17.2",
@@ -30,7 +30,7 @@ MINIMUM_VERSIONS = {
 
 
 def read_hashes(lock: str) -> dict[Requirement, list[str]]:
-    """The hashes of every requirement of a lock."""
+    """Returns the hashes of every requirement of a lock file."""
     blocks = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements" / lock).read_text())[1:]
     return {
         Requirement(block.splitlines()[0].removesuffix("\\")): re.findall(r"--hash=(\S+)", block) for block in blocks
@@ -38,13 +38,13 @@ def read_hashes(lock: str) -> dict[Requirement, list[str]]:
 
 
 def read_versions(lock: str, python: str) -> dict[str, Version]:
-    """What a lock installs on Linux with this Python."""
+    """Returns what a lock file installs on Linux with this Python version."""
     machine = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
-    here = default_environment() | machine | {"python_version": python, "python_full_version": f"{python}.0"}
-    wanted = [pin for pin in read_hashes(lock) if pin.marker is None or pin.marker.evaluate(here)]
-    names = [canonicalize_name(pin.name) for pin in wanted]
+    environment = default_environment() | machine | {"python_version": python, "python_full_version": f"{python}.0"}
+    pins = [pin for pin in read_hashes(lock) if pin.marker is None or pin.marker.evaluate(environment)]
+    names = [canonicalize_name(pin.name) for pin in pins]
     assert len(names) == len(set(names)), "one package is pinned twice"
-    return {name: Version(next(iter(pin.specifier)).version) for name, pin in zip(names, wanted, strict=True)}
+    return {name: Version(next(iter(pin.specifier)).version) for name, pin in zip(names, pins, strict=True)}
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -57,12 +57,12 @@ def test_every_pin_is_exact_and_hashed(lock: str) -> None:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_does_not_fix_the_package_index(lock: str) -> None:
-    """Nothing but comments, pins and hashes: no option of pip, and no address."""
+    """A lock file has only comments, pins and hashes; no option of pip and no address."""
     text = (ROOT / "requirements" / lock).read_text()
     assert "://" not in text
     allowed = re.compile(r"\s*#.*|[a-z0-9._-]+==[^\s@]+( ; [^@]+)?( \\)?|    --hash=sha256:[0-9a-f]{64}( \\)?|")
-    odd = [line for line in text.splitlines() if not allowed.fullmatch(line)]
-    assert not odd
+    invalid_lines = [line for line in text.splitlines() if not allowed.fullmatch(line)]
+    assert not invalid_lines
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -72,8 +72,11 @@ def test_a_lock_does_not_fix_the_package_index(lock: str) -> None:
 )
 def test_a_lock_satisfies_the_project_requirements(lock: str, extras: list[str], python: str) -> None:
     locked = read_versions(lock, python)
-    asked = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
-    for requirement in map(Requirement, asked):
+    requirements = [
+        *PROJECT["dependencies"],
+        *(line for extra in extras for line in PROJECT["optional-dependencies"][extra]),
+    ]
+    for requirement in map(Requirement, requirements):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
 
 
@@ -88,8 +91,8 @@ def test_the_server_lock_has_the_tested_versions(python: str) -> None:
 
 
 def test_the_server_lock_has_no_training_packages() -> None:
-    strangers = {"pytorch-lightning", "matplotlib", "mlflow", "prefect", "ray", "pytest", "ruff", "mypy"}
-    assert not strangers & set(read_versions("lock-serve.txt", "3.11"))
+    training_packages = {"pytorch-lightning", "matplotlib", "mlflow", "prefect", "ray", "pytest", "ruff", "mypy"}
+    assert not training_packages & set(read_versions("lock-serve.txt", "3.11"))
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -122,12 +125,12 @@ def test_the_installer_normalises_names_like_pip(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     import install
 
-    wanted = [
+    requirements = [
         "Nvidia.Cudnn_cu13==9; platform_system == 'Linux'",
         "cuda-toolkit[cublas]==13",
         'optree>=0.13; extra == "optree"',
     ]
-    monkeypatch.setattr(install, "requires", lambda _: wanted)
+    monkeypatch.setattr(install, "requires", lambda _: requirements)
     assert install.requirement_names("torch") == {"nvidia-cudnn-cu13", "cuda-toolkit"}
     assert install.locked_names(ROOT / "requirements/lock-cuda.txt") == set(read_versions("lock-cuda.txt", "3.11"))
 
@@ -139,8 +142,8 @@ def read_makefile_targets() -> set[str]:
 @pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
 def test_every_documented_make_target_exists(page: str) -> None:
     code = re.findall(r"^```.*?^```|`[^`\n]+`", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    named = re.findall(r"\bmake ([a-z-]+)", "\n".join(code))
-    assert set(named) <= read_makefile_targets()
+    targets = re.findall(r"\bmake ([a-z-]+)", "\n".join(code))
+    assert set(targets) <= read_makefile_targets()
 
 
 def test_make_help_lists_every_target() -> None:
@@ -177,7 +180,7 @@ def test_compose_disables_all_telemetry(compose_file: dict[str, dict[str, dict[s
 
 
 def read_dockerfile_instructions() -> list[list[str]]:
-    """The Dockerfile, one instruction a list of words."""
+    """Returns the instructions of the Dockerfile, each as a list of words."""
     text = re.sub(r"\\\n", " ", (ROOT / "docker/Dockerfile").read_text())
     return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
 
@@ -190,7 +193,7 @@ def test_the_image_does_not_run_as_root() -> None:
 
 
 def test_the_image_is_built_with_a_compiler() -> None:
-    """Without one the kernel is left out, silently, and workers are slower."""
+    """Without a compiler the kernel is skipped silently, and workers are slower."""
     stages = [index for index, words in enumerate(read_dockerfile_instructions()) if words[0] == "FROM"]
     build = read_dockerfile_instructions()[stages[0] : stages[1]]
     compiler = next(index for index, words in enumerate(build) if "gcc" in words)
@@ -204,11 +207,11 @@ def test_the_image_pins_its_base_and_starts_the_service() -> None:
 
 
 def test_the_image_copies_everything_it_needs() -> None:
-    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    included = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         source
         for words in read_dockerfile_instructions()
         if words[0] == "COPY" and "--from=build" not in words
         for source in words[1:-1]
     }
-    assert let_in == copied
+    assert included == copied

@@ -1,4 +1,4 @@
-"""That shapes really are checked while tests run: the checks come from an import hook, which could silently do nothing."""
+"""Shapes are checked while tests run: the checks come from an import hook, which could silently do nothing."""
 
 from __future__ import annotations
 
@@ -87,5 +87,7 @@ def test_every_module_with_array_records_is_listed() -> None:
         ".".join(("forecaster", *path.relative_to(root).with_suffix("").parts)): path.read_text()
         for path in root.rglob("*.py")
     }
-    found = {name for name, text in texts.items() if "forecaster.shapes import" in text and "(NamedTuple)" in text}
-    assert found == set(MODULES_WITH_RECORDS)
+    modules_with_records = {
+        name for name, text in texts.items() if "forecaster.shapes import" in text and "(NamedTuple)" in text
+    }
+    assert modules_with_records == set(MODULES_WITH_RECORDS)

@@ -1,6 +1,6 @@
-"""The same network for MLflow's model server: a Python model of its own kind, written to `MODEL_REQUEST` by `save_model`.
+"""The same network as a Python model for MLflow's model server.
 
-A row of the frame is a history, a column a step; a row of the answer is a forecast. MLflow reads this file as code.
+A row of the input frame is a history, with a column per step; a row of the output is a forecast. MLflow reads this file as code.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class ForecastPythonModel(mlflow.pyfunc.PythonModel):
         self._predictor = artifact.load_predictor(Path(context.artifacts["bundle"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """A forecast for each row."""
+        """Returns a forecast for each row."""
         start = pd.Timestamp("2026-01-01", tz="UTC")
         rows = model_input.to_numpy(dtype=np.float64)
         series = [Series(str(number), start, "h", row) for number, row in enumerate(rows)]
-        told = self._predictor.forecast_batch(series, HORIZON)
-        return pd.DataFrame([one.mean for one in told if not isinstance(one, ForecasterError)])
+        outcomes = self._predictor.forecast_batch(series, HORIZON)
+        return pd.DataFrame([outcome.mean for outcome in outcomes if not isinstance(outcome, ForecasterError)])
 
 
 def save_model(bundle: Path, folder: Path) -> None:
-    """Writes the model, without an environment of its own."""
+    """Writes the model without an environment."""
     mlflow.pyfunc.save_model(
         folder, python_model=__file__, artifacts={"bundle": str(bundle)}, pip_requirements=[], code_paths=None
     )

@@ -1,4 +1,4 @@
-"""How fast: one forecast beside a raw route and MLflow's server, the start and the memory of a worker, and whole panels."""
+"""Speed of one forecast beside a raw route and MLflow's server, start and memory of a worker, and speed of whole panels."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CONNECTION_COUNTS = (1, 16, 64)
 
 
 class RunLength(NamedTuple):
-    """How long a run is.
+    """Length of a run.
 
     Attributes:
-        seconds: Of load at each number of connections, each time.
-        rounds: How often each is repeated; medians are told.
-        overload_s: Of the worst requests.
-        flips: Of the model.
-        mlflow: Whether its server is measured beside ours.
+        seconds: Seconds of load at each number of connections, per repetition.
+        repeats: Number of repetitions; medians are reported.
+        overload_s: Seconds of overload with the worst requests.
+        model_changes: Number of model changes.
+        with_mlflow: Whether MLflow's server is measured too.
     """
 
     seconds: float
@@ -38,14 +38,14 @@ class RunLength(NamedTuple):
 
 
 def measure_one_forecast(folder: Path, length: RunLength) -> list[str]:
-    """Requests a second and milliseconds, ours beside the others, in turns within one run."""
+    """Measures requests per second and latency of our service and the other servers, alternating within one run."""
     body, frame = folder / "one.json", folder / "frame.json"
     body.write_text(json.dumps(make_request(1, servers.CONTEXT)))
     values = make_histories(1, servers.CONTEXT)
     columns = [f"y{step}" for step in range(values.shape[1])]
     frame.write_text(json.dumps({"dataframe_split": {"columns": columns, "data": values.tolist()}}))
     slot = folder / "slot"
-    found: dict[tuple[str, int], list[LoadResult]] = {}
+    results_by_case: dict[tuple[str, int], list[LoadResult]] = {}
     with ExitStack() as stack:
         settings = Settings(slot=slot, port=servers.free_port())
         jobs = {
@@ -66,23 +66,25 @@ def measure_one_forecast(folder: Path, length: RunLength) -> list[str]:
             save_model(slot / "current" / "bundle", folder / "mlflow")
             server = stack.enter_context(servers.run_mlflow_server(folder / "mlflow", folder / "mlflow.log"))
             jobs["MLflow model server"] = (server.port, "/invocations", frame)
-        for number in range(length.repeats + 1):  # the first warms up
+        for number in range(length.repeats + 1):  # the first repetition is a warm-up
             for connections in CONNECTION_COUNTS:
                 for name, (port, path, file) in jobs.items():
-                    told = servers.run_load(LoadJob(port, path, str(file), JSON_HEADERS, connections, length.seconds))
-                    assert set(told.statuses) == {"200"}, f"{name} answered {dict(told.statuses)}, {told.lost} lost"
+                    result = servers.run_load(LoadJob(port, path, str(file), JSON_HEADERS, connections, length.seconds))
+                    assert set(result.statuses) == {"200"}, f"{name}: {dict(result.statuses)}, {result.lost} lost"
                     if number:
-                        found.setdefault((name, connections), []).append(told)
-    rows = ["| | connections | requests/s | p50 ms | p99 ms | ours is faster by |", "|---|---|---|---|---|---|"]
+                        results_by_case.setdefault((name, connections), []).append(result)
+    rows = ["| | connections | requests/s | p50 ms | p99 ms | speedup of ours |", "|---|---|---|---|---|---|"]
     for connections in CONNECTION_COUNTS:
-        ours = [_requests_per_second(told) for told in found["ours, 1 worker", connections]]
+        our_rates = [_requests_per_second(result) for result in results_by_case["ours, 1 worker", connections]]
         for name in jobs:
-            each = found[name, connections]
-            ratio = statistics.median(one / _requests_per_second(told) for one, told in zip(ours, each, strict=True))
-            took = [_latency_percentiles(told) for told in each]
-            middle = [statistics.median(column) for column in zip(*took, strict=True)]
-            rate = statistics.median(map(_requests_per_second, each))
-            rows.append(f"| {name} | {connections} | {rate:.0f} | {middle[0]:.2f} | {middle[1]:.2f} | {ratio:.2f} |")
+            results = results_by_case[name, connections]
+            ratio = statistics.median(
+                our_rate / _requests_per_second(result) for our_rate, result in zip(our_rates, results, strict=True)
+            )
+            percentiles = [_latency_percentiles(result) for result in results]
+            medians = [statistics.median(column) for column in zip(*percentiles, strict=True)]
+            rate = statistics.median(map(_requests_per_second, results))
+            rows.append(f"| {name} | {connections} | {rate:.0f} | {medians[0]:.2f} | {medians[1]:.2f} | {ratio:.2f} |")
     return ["## One forecast of 24 steps, 96 steps of history, LSTM 64", "", *rows]
 
 
@@ -96,68 +98,68 @@ def _latency_percentiles(result: LoadResult) -> tuple[float, float]:
 
 
 def measure_startup(folder: Path, length: RunLength) -> list[str]:
-    """From the command to the first 200 of /readyz; the memory of a worker then, and after a thousand forecasts."""
+    """Measures the time from the command to the first 200 of /readyz, and the memory of a worker then and after 1000 requests."""
     body = folder / "one.json"
     body.write_text(json.dumps(make_request(1, servers.CONTEXT)))
     rows = [
-        "| model | ready after s | of it CPU s | resident MB | after 1000 forecasts | torch |",
+        "| model | ready after s | CPU s until ready | resident MB | after 1000 forecasts | torch |",
         "|---|---|---|---|---|---|",
     ]
     for name, fields in (("LSTM 64, in the kernel", {}), ("LSTM 64, on its graph", {"decoder": "direct"})):
         slot = folder / f"slot of {name}"
         servers.publish_bundle(slot, **fields)
-        ready, spent, before, after, brings = [], [], [], [], []
+        ready_seconds, cpu_seconds, memory_before, memory_after, loads_torch = [], [], [], [], []
         for _ in range(length.repeats):
             settings = Settings(slot=slot, port=servers.free_port())
             command = [*servers.SERVING_COMMAND]
             with servers.start_server(
                 command, settings.port, settings.to_environment(), folder / "start.log"
             ) as server:
-                ready.append(servers.wait_until_ready(server, "/readyz"))
+                ready_seconds.append(servers.wait_until_ready(server, "/readyz"))
                 [worker] = server.workers
-                spent.append(sum(sum(one.cpu_times()[:2]) for one in server.processes))
-                before.append(worker.memory_info().rss / 2**20)
+                cpu_seconds.append(sum(sum(process.cpu_times()[:2]) for process in server.processes))
+                memory_before.append(worker.memory_info().rss / 2**20)
                 servers.run_load(LoadJob(server.port, "/v1/forecast", str(body), JSON_HEADERS, 4, count=1000))
-                after.append(worker.memory_info().rss / 2**20)
-                brings.append(any("libtorch" in one.path for one in worker.memory_maps()))
-        middle = [statistics.median(column) for column in (ready, spent, before, after)]
-        torch = "loaded" if any(brings) else "not loaded"
-        rows.append(f"| {name} | {middle[0]:.2f} | {middle[1]:.2f} | {middle[2]:.0f} | {middle[3]:.0f} | {torch} |")
-    return ["## Start and memory of a worker", "", "Aims: 3 s, 250 MB.", "", *rows]
+                memory_after.append(worker.memory_info().rss / 2**20)
+                loads_torch.append(any("libtorch" in mapping.path for mapping in worker.memory_maps()))
+        medians = [statistics.median(column) for column in (ready_seconds, cpu_seconds, memory_before, memory_after)]
+        torch = "loaded" if any(loads_torch) else "not loaded"
+        rows.append(f"| {name} | {medians[0]:.2f} | {medians[1]:.2f} | {medians[2]:.0f} | {medians[3]:.0f} | {torch} |")
+    return ["## Start and memory of a worker", "", "Targets: 3 s, 250 MB.", "", *rows]
 
 
 def measure_panels(folder: Path, length: RunLength) -> list[str]:
-    """A thousand series of a week of hours, in every form."""
-    rows = ["| form | MB sent | s | series/s |", "|---|---|---|---|"]
+    """Measures requests with 1000 series of one week of hourly values, in every format."""
+    rows = ["| format | MB sent | s | series/s |", "|---|---|---|---|"]
     with servers.run_service(Settings(slot=folder / "slot", port=servers.free_port()), folder / "panels.log") as server:
         for name, (content, media_type) in _encode_formats(make_histories(1000, 168)).items():
             file = folder / f"panel of {name}"
             file.write_bytes(content)
             headers = {"content-type": media_type}
-            told = servers.run_load(
+            result = servers.run_load(
                 LoadJob(server.port, "/v1/forecast", str(file), headers, count=1 + 3 * length.repeats, timeout_s=120)
             )
-            assert set(told.statuses) == {"200"}, f"{name}: {dict(told.statuses)}"
-            middle = statistics.median(told.latencies[1:])
-            rows.append(f"| {name} | {len(content) / 1e6:.2f} | {middle:.3f} | {1000 / middle:.0f} |")
+            assert set(result.statuses) == {"200"}, f"{name}: {dict(result.statuses)}"
+            seconds = statistics.median(result.latencies[1:])
+            rows.append(f"| {name} | {len(content) / 1e6:.2f} | {seconds:.3f} | {1000 / seconds:.0f} |")
     return ["## 1000 series of 168 steps, 24 steps ahead", "", *rows]
 
 
 def _encode_formats(values: np.ndarray) -> dict[str, tuple[bytes, str]]:
     names = [f"series_{number}" for number in range(len(values))]
-    asked = {"horizon": HORIZON}
+    options = {"horizon": HORIZON}
     rows = make_request(*values.shape)
-    lines = "\n".join([json.dumps(asked), *(json.dumps(one) for one in rows["series"])])
+    lines = "\n".join([json.dumps(options), *(json.dumps(series) for series in rows["series"])])
     columns = {"id": names, "start": [START] * len(values), "freq": "h", "y": values.tolist()}
     table = pa.table(
         {"id": names, "start": [START] * len(values), "freq": ["h"] * len(values), "y": list(values)}
-    ).replace_schema_metadata({b"forecast": json.dumps(asked).encode()})
+    ).replace_schema_metadata({b"forecast": json.dumps(options).encode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     return {
         "JSON, rows": (json.dumps(rows).encode(), "application/json"),
-        "JSON, columns": (json.dumps({**asked, "columns": columns}).encode(), "application/json"),
+        "JSON, columns": (json.dumps({**options, "columns": columns}).encode(), "application/json"),
         "NDJSON": (lines.encode(), "application/x-ndjson"),
         "Arrow": (sink.getvalue().to_pybytes(), "application/vnd.apache.arrow.stream"),
     }

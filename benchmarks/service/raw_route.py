@@ -1,4 +1,4 @@
-"""What a server could do at the most: nothing but JSON and the engine in uvicorn itself. No checks, no limits, no log."""
+"""Upper bound of the speed of a server: JSON and the engine in plain uvicorn, without validation, limits or logs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from forecaster.errors import ForecasterError
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
 
-BUNDLE_VARIABLE = "FORECASTER_BENCHMARK_BUNDLE"  # the folder of the bundle to answer with
+BUNDLE_VARIABLE = "FORECASTER_BENCHMARK_BUNDLE"  # folder of the bundle to serve
 _JSON_HEADERS = [(b"content-type", b"application/json")]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers a forecast request in the words of ours, whatever the path."""
+    """Returns a forecast response in the format of our service, for any path."""
     if scope["type"] != "http":
         return
     predictor = _load_predictor()
@@ -41,12 +41,12 @@ def _load_predictor() -> Predictor:
 
 
 def _forecast_response(predictor: Predictor, body: bytes) -> bytes:
-    asked = orjson.loads(body)
+    request = orjson.loads(body)
     series = [
-        Series(one["id"], pd.Timestamp(one["start"]), one["freq"], np.array(one["y"], dtype=np.float64))
-        for one in asked["series"]
+        Series(row["id"], pd.Timestamp(row["start"]), row["freq"], np.array(row["y"], dtype=np.float64))
+        for row in request["series"]
     ]
-    told = predictor.forecast_batch(series, asked["horizon"])
-    good = [one for one in told if not isinstance(one, ForecasterError)]
-    forecasts = [{"id": one.id, "ds": [str(stamp) for stamp in one.ds], "mean": one.mean} for one in good]
+    outcomes = predictor.forecast_batch(series, request["horizon"])
+    results = [outcome for outcome in outcomes if not isinstance(outcome, ForecasterError)]
+    forecasts = [{"id": result.id, "ds": [str(time) for time in result.ds], "mean": result.mean} for result in results]
     return orjson.dumps({"forecasts": forecasts}, option=orjson.OPT_SERIALIZE_NUMPY)

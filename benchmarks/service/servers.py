@@ -1,4 +1,4 @@
-"""Bundles to serve, requests to send, and servers in processes of their own, on this machine's loopback alone."""
+"""Bundles to serve, requests to send, and servers in separate processes on the loopback interface."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ SERVING_COMMAND = (sys.executable, "-m", "serving")
 
 
 class ServerProcess(NamedTuple):
-    """One under way.
+    """A running server.
 
     Attributes:
-        process: What was started; its children are the workers.
-        port: Where it listens.
-        began: When it was started.
+        process: The started process; its children are the workers.
+        port: The port it listens on.
+        started_at: When it was started, in seconds of `time.perf_counter`.
     """
 
     process: subprocess.Popen[bytes]
@@ -49,14 +49,16 @@ class ServerProcess(NamedTuple):
 
     @property
     def processes(self) -> list[psutil.Process]:
-        """All its processes."""
-        first = psutil.Process(self.process.pid)
-        return [first, *first.children(recursive=True)]
+        """The server process and all its descendants."""
+        main_process = psutil.Process(self.process.pid)
+        return [main_process, *main_process.children(recursive=True)]
 
     @property
     def workers(self) -> list[psutil.Process]:
-        """The processes that answer."""
-        return [one for one in self.processes if "_bentoml_impl.worker.service" in " ".join(_command_line(one))]
+        """The worker processes."""
+        return [
+            process for process in self.processes if "_bentoml_impl.worker.service" in " ".join(_command_line(process))
+        ]
 
 
 def _command_line(process: psutil.Process) -> list[str]:
@@ -68,14 +70,14 @@ def _command_line(process: psutil.Process) -> list[str]:
 
 
 def make_histories(count: int, steps: int, *, seed: int = 0) -> np.ndarray:
-    """Made-up demand: a day's rhythm and noise."""
-    clock, draw = np.arange(steps), np.random.default_rng(seed)
-    rhythm = 100 + 20 * np.sin(2 * np.pi * clock / 24)
-    return np.round(rhythm + 5 * draw.normal(size=(count, steps)), 3)
+    """Returns synthetic demand: a daily cycle and noise."""
+    clock, rng = np.arange(steps), np.random.default_rng(seed)
+    cycle = 100 + 20 * np.sin(2 * np.pi * clock / 24)
+    return np.round(cycle + 5 * rng.normal(size=(count, steps)), 3)
 
 
 def make_request(count: int, steps: int, *, horizon: int = HORIZON) -> dict[str, Any]:
-    """A request in rows."""
+    """Returns a request in the row format."""
     series = [
         {"id": f"series_{number}", "start": START, "freq": "h", "y": row.tolist()}
         for number, row in enumerate(make_histories(count, steps))
@@ -84,31 +86,31 @@ def make_request(count: int, steps: int, *, horizon: int = HORIZON) -> dict[str,
 
 
 def write_bundle(folder: Path, *, seed: int = 1, **fields: Any) -> str:
-    """An untrained LSTM of 64 units, which takes as long as a trained one; answers the digest."""
+    """Writes an untrained LSTM of 64 units, which is as slow as a trained one; returns the digest."""
     from forecaster.data.encoding import EMPTY_ENCODING
     from forecaster.model.regressor import build_network
     from forecaster.prediction.fitted_model import FittedModel
 
     network = NetworkSpec(cell="lstm", hidden=64)
     spec = Spec.parse({"name": "demand", "context": CONTEXT, "horizon": HORIZON, "network": network} | fields, where="")
-    learned = FittedModel(
+    model = FittedModel(
         spec, "h", 24, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, build_network(spec, seed=seed, season=24)
     )
-    return artifact.save_bundle(learned, folder, card="# Made for a benchmark\n")
+    return artifact.save_bundle(model, folder, card="# Made for a benchmark\n")
 
 
 def publish_bundle(slot: Path, *, version: str = "1", seed: int = 1, damaged: bool = False, **fields: Any) -> str:
-    """Puts a bundle into a slot as a follower does, and answers its digest; a bad one has weights unknown to its manifest."""
+    """Publishes a bundle in a slot as a follower does; returns its digest. A damaged bundle does not match its manifest."""
     with slots.staging(slot) as draft:
         digest = write_bundle(draft / "bundle", seed=seed, **fields)
         if damaged:
-            (draft / "bundle" / "weights.safetensors").write_bytes(b"spoilt")
+            (draft / "bundle" / "weights.safetensors").write_bytes(b"damaged")
         slots.publish(slot, draft / "bundle", slots.Release(name="demand", version=version, digest=digest))
     return digest
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -116,7 +118,7 @@ def free_port() -> int:
 
 @contextmanager
 def run_service(settings: Settings, log: Path) -> Iterator[ServerProcess]:
-    """`python -m serving`, ready; ended afterwards."""
+    """Runs `python -m serving` until the end of the block; yields it ready."""
     with start_server([*SERVING_COMMAND], settings.port, settings.to_environment(), log) as server:
         wait_until_ready(server, "/readyz")
         yield server
@@ -124,7 +126,7 @@ def run_service(settings: Settings, log: Path) -> Iterator[ServerProcess]:
 
 @contextmanager
 def run_raw_server(bundle: Path, log: Path) -> Iterator[ServerProcess]:
-    """The raw route, ready."""
+    """Runs the raw route until the end of the block; yields it ready."""
     port = free_port()
     with start_server(
         _uvicorn_command("benchmarks.service.raw_route:app", port), port, {BUNDLE_VARIABLE: str(bundle)}, log
@@ -135,7 +137,7 @@ def run_raw_server(bundle: Path, log: Path) -> Iterator[ServerProcess]:
 
 @contextmanager
 def run_mlflow_server(model: Path, log: Path) -> Iterator[ServerProcess]:
-    """MLflow's scoring server as its own command starts it, without an environment of its own; ready."""
+    """Runs MLflow's scoring server as its command starts it, without an environment; yields it ready."""
     port, environment = free_port(), {"__pyfunc_model_path__": str(model), "MLFLOW_DISABLE_TELEMETRY": "true"}
     with start_server(_uvicorn_command("mlflow.pyfunc.scoring_server.app:app", port), port, environment, log) as server:
         wait_until_ready(server, "/ping")
@@ -149,34 +151,34 @@ def _uvicorn_command(app: str, port: int) -> list[str]:
 
 @contextmanager
 def start_server(command: list[str], port: int, environment: Mapping[str, str], log: Path) -> Iterator[ServerProcess]:
-    """A server that may not be ready yet; it and its children are ended afterwards."""
+    """Starts a server, which may not be ready yet; stops it and its children at the end of the block."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("BENTOML", "FORECASTER"))}
-    whole = inherited | dict(environment) | {"PYTHONPATH": str(ROOT)}
+    full_environment = inherited | dict(environment) | {"PYTHONPATH": str(ROOT)}
     with log.open("ab") as sink:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, env=whole, cwd=log.parent, stdout=sink, stderr=sink)
-        server = ServerProcess(process, port, began)
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=full_environment, cwd=log.parent, stdout=sink, stderr=sink)
+        server = ServerProcess(process, port, started)
         try:
             yield server
         finally:
-            below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             if process.poll() is None:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(30)
-            for one in below:  # none is left, unless something went wrong
+            for child in children:  # usually none is left
                 with suppress(psutil.NoSuchProcess):
-                    one.kill()
+                    child.kill()
             process.wait(30)
 
 
 def http_get(port: int, path: str, *, timeout_s: float = 30.0) -> tuple[int, bytes]:
-    """The status and the body; 0 where nobody answers."""
+    """Returns the status and the body; status 0 if there is no response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
         connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        response = connection.getresponse()
+        return response.status, response.read()
     except OSError:
         return 0, b""
     finally:
@@ -184,16 +186,18 @@ def http_get(port: int, path: str, *, timeout_s: float = 30.0) -> tuple[int, byt
 
 
 def wait_until_ready(server: ServerProcess, path: str, *, seconds: float = 120.0) -> float:
-    """Seconds from its start until it answers 200; raises TimeoutError if it does not."""
+    """Returns the seconds from the start until the response is 200; raises TimeoutError if it takes too long."""
     while http_get(server.port, path)[0] != 200:
         if server.process.poll() is not None or time.perf_counter() - server.started_at > seconds:
-            raise TimeoutError(f"Expected {path} to answer 200 within {seconds} s; it did not. See the server's log.")
+            raise TimeoutError(
+                f"Expected status 200 from {path} within {seconds} s; found none. See the log of the server."
+            )
         time.sleep(0.01)
     return time.perf_counter() - server.started_at
 
 
 def start_load(job: LoadJob) -> subprocess.Popen[str]:
-    """A load in a process of its own."""
+    """Starts a load in a separate process."""
     command = [sys.executable, "-m", "benchmarks.service.load_generator"]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None
@@ -203,16 +207,16 @@ def start_load(job: LoadJob) -> subprocess.Popen[str]:
 
 
 def finish_load(child: subprocess.Popen[str]) -> LoadResult:
-    """What it was told."""
+    """Waits for the load and returns its result."""
     assert child.stdout is not None
     text = child.stdout.read()
     if child.wait() != 0:
-        raise RuntimeError("Expected the load to end; it failed. Its error stands above.")
-    told = LoadResult(**json.loads(text))
-    told.statuses, told.bodies = Counter(told.statuses), Counter(told.bodies)
-    return told
+        raise RuntimeError("Expected the load generator to end with exit code 0; it failed. See its error above.")
+    result = LoadResult(**json.loads(text))
+    result.statuses, result.bodies = Counter(result.statuses), Counter(result.bodies)
+    return result
 
 
 def run_load(job: LoadJob) -> LoadResult:
-    """The same from end to end."""
+    """Runs a load and returns its result."""
     return finish_load(start_load(job))

@@ -1,4 +1,4 @@
-"""What is measured: the cases, the data they share, who takes part, and what is aimed at. Needs numpy alone."""
+"""Cases of the speed benchmark: their sizes, shared data, entrants and targets. Needs only numpy."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-FIRST_TIMESTAMP = "2020-01-01"  # of the first value; hours follow
-SHORT_STEPS = 3  # steps of the training that is taken from a longer one, so that what is done once does not count
+FIRST_TIMESTAMP = "2020-01-01"  # timestamp of the first value; the series are hourly
+SHORT_STEPS = 3  # steps of the short training that is subtracted from a longer one, to exclude fixed costs
 
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """One measurement, the same for all who take part.
+    """One measurement, the same for all entrants.
 
     Attributes:
-        group: What kind it is: classical, process (the same, from the start of the process to its end), large, members,
-            rollout or backtest.
-        name: Within all cases.
-        cell: Of the network, lstm or gru.
-        hidden: Units of a layer.
-        layers: One on the other.
+        group: Kind of measurement: classical, process (the same as a whole process), large, members, rollout or backtest.
+        name: Unique name of the case.
+        cell: Cell of the network, lstm or gru.
+        hidden: Units per layer.
+        layers: Number of layers.
         context: Steps of a window, and of the history that a forecast starts from.
-        batch: Windows of an optimiser step.
+        batch: Windows per optimiser step.
         horizon: Steps ahead.
-        steps: Optimiser steps; of a rollout or backtest, those that make a network at all.
-        series: How many there are; of a rollout, how many are forecast in one call.
-        length: Steps of each.
-        origins: Of a backtest, one step apart.
+        steps: Optimiser steps; for a rollout or backtest, only enough to build a network.
+        series: Number of series; for a rollout, the number forecast in one call.
+        length: Steps of each series.
+        origins: Number of cutoffs of a backtest, one step apart.
     """
 
     group: str
@@ -45,18 +44,18 @@ class SpeedCase:
 
     @property
     def network_name(self) -> str:
-        """As people say it."""
+        """Cell and size of the network, such as LSTM 64x1."""
         return f"{self.cell.upper()} {self.hidden}x{self.layers}"
 
 
 @dataclass(frozen=True)
 class SpeedTarget:
-    """How many times faster than an entrant we want to be; below 1, how much slower we may be.
+    """Target ratio of an entrant's time to ours; a ratio below 1 says how much slower we may be.
 
     Attributes:
-        than: The entrant.
-        times: As many.
-        ours: Which of our entrants is meant; the first, if not said.
+        entrant: The entrant we compare with.
+        factor: The target ratio.
+        ours: Name of our entrant; the first of the group if None.
     """
 
     entrant: str
@@ -64,7 +63,7 @@ class SpeedTarget:
     ours: str | None = None
 
 
-# Entrants by group, as "runner/entrant"; the first is ours, whom the others are compared with.
+# Entrants by group, as "runner/entrant"; the first is ours, the reference of all ratios.
 ENTRANTS: dict[str, tuple[str, ...]] = {
     "classical": (
         "ours/forecaster train",
@@ -105,10 +104,10 @@ ENTRANTS: dict[str, tuple[str, ...]] = {
         "gluonts/GluonTS DeepAR",
     ),
 }
-PEERS = ("darts", "neuralforecast", "gluonts")  # runners; `bare` is no peer
+PEERS = ("darts", "neuralforecast", "gluonts")  # runners of peers; `bare` is not a peer
 FASTEST_PEER = "the fastest peer"
 
-# What a group takes on two quiet cores, roughly: seconds to make its entrants ready, and seconds of a repetition of them all.
+# Rough duration of a group on two idle cores: seconds to prepare its entrants, and seconds of one repetition of all of them.
 GROUP_SECONDS: dict[str, tuple[float, float]] = {
     "classical": (8.0, 65.0),
     "large": (15.0, 25.0),
@@ -117,12 +116,12 @@ GROUP_SECONDS: dict[str, tuple[float, float]] = {
     "backtest": (3.0, 4.0),
     "process": (45.0, 100.0),
 }
-UNITS = {  # and by what seconds are multiplied
+UNITS = {  # unit, and the factor that converts seconds to it
     "classical": ("s for 1000 steps", 1.0),
-    "large": ("ms a step", 1000.0),
-    "members": ("ms a step", 1000.0),
-    "rollout": ("ms a call", 1000.0),
-    "backtest": ("ms for all origins", 1000.0),
+    "large": ("ms per step", 1000.0),
+    "members": ("ms per step", 1000.0),
+    "rollout": ("ms per call", 1000.0),
+    "backtest": ("ms for all cutoffs", 1000.0),
     "process": ("s", 1.0),
 }
 
@@ -159,7 +158,7 @@ CASES = {
         _LARGE_CASE,
         replace(_LARGE_CASE, name="large_gru", cell="gru"),
         SpeedCase("members", "members", batch=64, steps=60, series=16, length=500),
-        *(_rollout_case(*size, *ask) for size in ((64, 1), (128, 2)) for ask in ((1, 24), (1, 720), (1024, 24))),
+        *(_rollout_case(*size, *query) for size in ((64, 1), (128, 2)) for query in ((1, 24), (1, 720), (1024, 24))),
         SpeedCase("backtest", "backtest", length=2000, origins=500),
         SpeedCase("process", "process", context=30, batch=50, steps=1000),
     )
@@ -167,7 +166,7 @@ CASES = {
 
 
 def shrink_case(case: SpeedCase) -> SpeedCase:
-    """The same case at a size that only shows whether it runs."""
+    """Returns the case at a tiny size, to check that it runs."""
     return replace(
         case,
         hidden=4,
@@ -182,25 +181,25 @@ def shrink_case(case: SpeedCase) -> SpeedCase:
 
 
 def make_values(case: SpeedCase) -> np.ndarray:
-    """The values of a case: float64, series by step; the same at every call.
+    """Returns the values of a case: float64, series by step; the same at every call.
 
-    Classical: f(t) = t sin(t) / 3 + 2 sin(5 t), ten values a second. Otherwise a panel: for each series a level, a daily and
-    a weekly wave, and noise, drawn with a fixed seed.
+    Classical: f(t) = t sin(t) / 3 + 2 sin(5 t), ten values per unit of t. Otherwise a panel: each series has a level, a daily
+    and a weekly wave, and noise, drawn with a fixed seed.
     """
     if case.group in ("classical", "process"):
         t = 0.1 * np.arange(case.length)
         return np.tile(t * np.sin(t) / 3 + 2 * np.sin(5 * t), (case.series, 1))
-    draw = np.random.default_rng(2024)
+    rng = np.random.default_rng(2024)
     steps = np.arange(case.length)
-    level = draw.uniform(5.0, 15.0, (case.series, 1))
+    level = rng.uniform(5.0, 15.0, (case.series, 1))
     waves = sum(
-        draw.uniform(0.5, 2.0, (case.series, 1))
-        * np.sin(2 * np.pi * (steps / period + draw.uniform(size=(case.series, 1))))
+        rng.uniform(0.5, 2.0, (case.series, 1))
+        * np.sin(2 * np.pi * (steps / period + rng.uniform(size=(case.series, 1))))
         for period in (24, 168)
     )
-    return np.asarray(level + waves + 0.3 * draw.standard_normal((case.series, case.length)))
+    return np.asarray(level + waves + 0.3 * rng.standard_normal((case.series, case.length)))
 
 
 def make_histories(case: SpeedCase) -> np.ndarray:
-    """What the forecasts of a rollout start from: the last `context` values of each series."""
+    """Returns the histories of a rollout: the last `context` values of each series."""
     return make_values(case)[:, -case.context :]

@@ -1,4 +1,4 @@
-"""The cases in our own words: a specification, a panel, a forecaster. Imports nothing but forecaster."""
+"""The cases as specifications, panels and models of this project. Imports only forecaster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from forecaster.training.fit import fit
 
 
 def make_spec(case: SpeedCase, *, steps: int, valid_windows: int = 0) -> Spec:
-    """The case as a specification."""
+    """Returns the specification of a case."""
     return Spec(
         name=case.name.replace("_", "-"),
         context=case.context,
@@ -32,17 +32,17 @@ def make_spec(case: SpeedCase, *, steps: int, valid_windows: int = 0) -> Spec:
 
 
 def fit_one_step(case: SpeedCase, *, reads: str = "window") -> FittedModel:
-    """A forecaster that made a step; it reads the last steps before a forecast, or the whole history."""
+    """Returns a model trained for one step; it reads the last window or the whole history."""
     spec = make_spec(case, steps=1).model_copy(update={"reads": reads})
     return fit(make_panel(make_values(case)[:1]), spec, accelerator="cpu").model
 
 
 def count_parameters(case: SpeedCase) -> int:
-    """How many parameters it has."""
-    return sum(each.numel() for each in fit_one_step(case).network.parameters())
+    """Returns the number of parameters."""
+    return sum(parameter.numel() for parameter in fit_one_step(case).network.parameters())
 
 
 def make_panel(rows: np.ndarray) -> Panel:
-    """Series by the hour."""
+    """Returns a panel of hourly series."""
     start = pd.Timestamp(FIRST_TIMESTAMP)
     return Panel([Series(f"s{number}", start, "h", row) for number, row in enumerate(rows)], "h")

@@ -1,10 +1,10 @@
-"""How the time of a training step and of a forecast grows with series, context, horizon and hidden size.
+"""Growth of the time of a training step and of a forecast with series, context, horizon and hidden size.
 
     python benchmarks/speed/growth.py            about five minutes
-    python benchmarks/speed/growth.py --smoke    tiny sizes, written nowhere, to see whether it runs
+    python benchmarks/speed/growth.py --smoke    tiny sizes, no file, to check that it runs
 
 Writes benchmarks/results/growth.md and growth.png. The exponent is the slope between logarithms over the larger half of the
-sizes, where what is paid once a call weighs least: 0 does not grow, 1 grows in proportion.
+sizes, where fixed costs per call weigh least: 0 means no growth, 1 proportional growth.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ DEFAULT_CASE = SpeedCase(
 MEASUREMENT_TITLES = {
     "step": "a training step",
     "forecast": "a forecast of all series",
-    "begin": "beginning and ending a training",
+    "begin": "start and end of a training",
 }
 
-# By what is varied: the sizes, what is measured at each, and how fast it may grow.
+# By varied dimension: the sizes, and the measurements with their largest permitted exponent.
 SWEEPS: dict[str, tuple[Sequence[int], Mapping[str, float]]] = {
     "series": ((16, 64, 256, 1024, 4096), {"step": 0.0, "forecast": 1.0, "begin": 1.0}),
     "context": ((24, 48, 96, 192, 384), {"step": 1.0, "forecast": 1.0}),
@@ -47,11 +47,11 @@ SWEEPS: dict[str, tuple[Sequence[int], Mapping[str, float]]] = {
     "hidden": ((16, 32, 64, 128, 256), {"step": 2.0, "forecast": 2.0}),
 }
 TINY_SIZES = {"series": (2, 4, 8), "context": (6, 12, 24), "horizon": (2, 4, 8), "hidden": (2, 4, 8)}
-EXPONENT_TOLERANCE = 0.15  # of an exponent, for noise and for caches that overflow
+EXPONENT_TOLERANCE = 0.15  # added to an exponent, for noise and cache overflows
 
 
 class GrowthCurve(NamedTuple):
-    """What was measured at each size."""
+    """The measurements at each size."""
 
     sizes: Sequence[int]
     seconds: Sequence[float]
@@ -59,27 +59,29 @@ class GrowthCurve(NamedTuple):
 
     @property
     def exponent(self) -> float:
-        """Of the larger half of the sizes."""
+        """The fitted exponent over the larger half of the sizes."""
         half = len(self.sizes) // 2
         return float(np.polyfit(np.log(self.sizes[half:]), np.log(self.seconds[half:]), 1)[0])
 
 
 def main() -> None:
-    """Measures, prints and draws."""
+    """Measures, prints, plots and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="of every size; the median counts")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, written nowhere")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions per size; the median counts")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes; no file is written")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)  # so that the time of all cores is the time it takes, whoever else is there
+    torch.set_num_threads(1)  # so that CPU time is elapsed time, independent of other processes
     curves: dict[tuple[str, str], GrowthCurve] = {}
-    for varied, (sizes, bounds) in SWEEPS.items():
-        some = TINY_SIZES[varied] if options.smoke else sizes
-        for what, found in measure_sweep(varied, some, bounds, repeats=1 if options.smoke else options.repeats).items():
-            curves[varied, what] = found
+    for dimension, (sizes, bounds) in SWEEPS.items():
+        selected_sizes = TINY_SIZES[dimension] if options.smoke else sizes
+        for measurement, curve in measure_sweep(
+            dimension, selected_sizes, bounds, repeats=1 if options.smoke else options.repeats
+        ).items():
+            curves[dimension, measurement] = curve
             print(
-                f"{MEASUREMENT_TITLES[what]} against {varied}: exponent {found.exponent:.2f}",
+                f"{MEASUREMENT_TITLES[measurement]} against {dimension}: exponent {curve.exponent:.2f}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -93,47 +95,51 @@ def main() -> None:
 def measure_sweep(
     dimension: str, sizes: Sequence[int], bounds: Mapping[str, float], *, repeats: int
 ) -> dict[str, GrowthCurve]:
-    """The curves of one sweep; the sizes take turns, so that a busy minute hits all of them."""
-    acts = {
-        (what, size): MEASUREMENTS[what](dimension, case_at_size(dimension, size)) for what in bounds for size in sizes
+    """Measures the curves of one sweep; the sizes alternate, so that disturbances affect all of them."""
+    actions = {
+        (measurement, size): MEASUREMENTS[measurement](dimension, case_at_size(dimension, size))
+        for measurement in bounds
+        for size in sizes
     }
-    found: dict[tuple[str, int], list[float]] = {key: [] for key in acts}
-    for turn in range(repeats + 1):
-        for key, act in acts.items():
-            seconds = act()
-            if turn:  # the first warms up
-                found[key].append(seconds)
+    seconds_by_key: dict[tuple[str, int], list[float]] = {key: [] for key in actions}
+    for repeat in range(repeats + 1):
+        for key, action in actions.items():
+            seconds = action()
+            if repeat:  # the first repetition is a warm-up
+                seconds_by_key[key].append(seconds)
     return {
-        what: GrowthCurve(sizes, [max(statistics.median(found[what, size]), 1e-9) for size in sizes], bound)
-        for what, bound in bounds.items()
+        measurement: GrowthCurve(
+            sizes, [max(statistics.median(seconds_by_key[measurement, size]), 1e-9) for size in sizes], bound
+        )
+        for measurement, bound in bounds.items()
     }
 
 
 def case_at_size(dimension: str, size: int) -> SpeedCase:
-    """The middle case with one size changed, and series long enough for it; few series where they are not what is varied."""
-    changed: dict[str, Any] = {dimension: size}
-    case = replace(DEFAULT_CASE, **changed)
+    """Returns the default case with one size changed, and with series that are long enough for it."""
+    changes: dict[str, Any] = {dimension: size}
+    case = replace(DEFAULT_CASE, **changes)
     return replace(case, length=max(case.length if dimension != "series" else 200, 2 * (case.context + case.horizon)))
 
 
 def prepare_step(dimension: str, case: SpeedCase) -> Callable[[], float]:
-    """A step of training. The horizon is in it with a direct decoder alone: teacher forcing does not look further ahead."""
-    known, decoder = make_panel(make_values(case)), "direct" if dimension == "horizon" else "rollout"
+    """Prepares a training step. It depends on the horizon only with a direct decoder: teacher forcing looks no further ahead."""
+    panel, decoder = make_panel(make_values(case)), "direct" if dimension == "horizon" else "rollout"
 
-    def act(steps: int) -> object:
-        return fit(known, make_spec(case, steps=steps).model_copy(update={"decoder": decoder}), accelerator="cpu")
+    def run_training(steps: int) -> object:
+        return fit(panel, make_spec(case, steps=steps).model_copy(update={"decoder": decoder}), accelerator="cpu")
 
-    return lambda: time_per_step(act, few=SHORT_STEPS, many=case.steps).cpu
+    return lambda: time_per_step(run_training, few=SHORT_STEPS, many=case.steps).cpu
 
 
 def prepare_fit_start(_: str, case: SpeedCase) -> Callable[[], float]:
-    """A training of one step."""
-    known = make_panel(make_values(case))
-    return lambda: time_once(lambda: fit(known, make_spec(case, steps=1), accelerator="cpu")).cpu
+    """Prepares a training of one step."""
+    panel = make_panel(make_values(case))
+    return lambda: time_once(lambda: fit(panel, make_spec(case, steps=1), accelerator="cpu")).cpu
 
 
 def prepare_forecast(_: str, case: SpeedCase) -> Callable[[], float]:
-    """`Predictor.forecast_batch` of all series at once."""
+    """Prepares `Predictor.forecast_batch` of all series in one call."""
     predictor, series = Predictor(fit_one_step(case)), list(make_panel(make_histories(case)).series)
     return lambda: time_per_call(lambda: predictor.forecast_batch(series, case.horizon)).cpu
 
@@ -146,43 +152,45 @@ MEASUREMENTS: dict[str, Callable[[str, SpeedCase], Callable[[], float]]] = {
 
 
 def format_report(curves: Mapping[tuple[str, str], GrowthCurve]) -> str:
-    """A table of times and exponents."""
+    """Formats a table of times and exponents."""
+    case = DEFAULT_CASE
     lines = [
         "# Growth",
         "",
         f"`python benchmarks/speed/growth.py`, torch {torch.__version__}, CPU, one thread; CPU seconds.",
-        f"{DEFAULT_CASE.network_name}, context {DEFAULT_CASE.context}, batch {DEFAULT_CASE.batch}, horizon {DEFAULT_CASE.horizon}, {DEFAULT_CASE.series} series, "
-        "one of these varied. Exponents are fitted to the larger half of the sizes; at most 1 is aimed at, and at most 2 of the "
-        "hidden size, because a step of a recurrence multiplies a square matrix of that size. The horizon is in a training step "
-        f"with a direct decoder alone. Noise is given {EXPONENT_TOLERANCE} of an exponent.",
+        f"{case.network_name}, context {case.context}, batch {case.batch}, horizon {case.horizon}, {case.series} series, "
+        "one of these varied. Exponents are fitted to the larger half of the sizes; the target is at most 1, and at most 2 for "
+        "the hidden size, because a step of a recurrence multiplies a square matrix of that size. A training step depends on the "
+        f"horizon only with a direct decoder. The tolerance for noise is {EXPONENT_TOLERANCE}.",
         "",
-        "| against | of | sizes | ms of CPU | exponent | at most | |",
+        "| varied | measured | sizes | CPU ms | exponent | at most | |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (varied, what), curve in curves.items():
+    for (dimension, measurement), curve in curves.items():
         ms = ", ".join(f"{1000 * seconds:.3g}" for seconds in curve.seconds)
-        within = "holds" if curve.exponent <= curve.max_exponent + EXPONENT_TOLERANCE else "**does not hold**"
+        verdict = "holds" if curve.exponent <= curve.max_exponent + EXPONENT_TOLERANCE else "**does not hold**"
         sizes = ", ".join(map(str, curve.sizes))
         lines.append(
-            f"| {varied} | {MEASUREMENT_TITLES[what]} | {sizes} | {ms} | {curve.exponent:.2f} | {curve.max_exponent:g} | {within} |"
+            f"| {dimension} | {MEASUREMENT_TITLES[measurement]} | {sizes} | {ms} | {curve.exponent:.2f} | "
+            f"{curve.max_exponent:g} | {verdict} |"
         )
     return "\n".join([*lines, "", "![Times against sizes, both logarithmic](growth.png)", ""])
 
 
 def plot_curves(curves: Mapping[tuple[str, str], GrowthCurve]) -> Figure:
-    """A panel for each size that is varied, log against log."""
+    """Plots a panel for each varied size, log against log."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
-    for place, varied in zip(panels, SWEEPS, strict=True):
-        for (against, what), curve in curves.items():
-            if against == varied:
-                label = f"{MEASUREMENT_TITLES[what]}: exponent {curve.exponent:.2f}"
-                place.plot(curve.sizes, [1000 * seconds for seconds in curve.seconds], marker="o", label=label)
-        place.set(xscale="log", yscale="log", xlabel=varied, ylabel="ms of CPU")
-        place.set_xticks(SWEEPS[varied][0], [str(size) for size in SWEEPS[varied][0]], minor=False)
-        place.set_xticks([], minor=True)
-        place.grid(alpha=0.3)
-        place.legend(fontsize=8)
+    for axes, dimension in zip(panels, SWEEPS, strict=True):
+        for (curve_dimension, measurement), curve in curves.items():
+            if curve_dimension == dimension:
+                label = f"{MEASUREMENT_TITLES[measurement]}: exponent {curve.exponent:.2f}"
+                axes.plot(curve.sizes, [1000 * seconds for seconds in curve.seconds], marker="o", label=label)
+        axes.set(xscale="log", yscale="log", xlabel=dimension, ylabel="CPU ms")
+        axes.set_xticks(SWEEPS[dimension][0], [str(size) for size in SWEEPS[dimension][0]], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     figure.suptitle("Time against size, both axes logarithmic")
     return figure
 

@@ -1,9 +1,9 @@
-"""How long a backtest at every origin takes: from windows, from one pass over the history, and by cutting every history.
+"""Time of a backtest at every cutoff: from windows, from one pass over the history, and from cut histories.
 
     python benchmarks/speed/origins.py      half a minute; on a quiet machine
 
-One series of 2000 points, 500 origins one step apart, 24 steps ahead, networks of random weights. Rounds are interleaved, so that
-what else the machine does falls on all alike. Writes benchmarks/results/origins.md.
+One series of 2000 points, 500 cutoffs one step apart, 24 steps ahead, networks with random weights. Rounds are interleaved, so
+that other load on the machine affects all variants alike. Writes benchmarks/results/origins.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NETWORKS = {"LSTM 64 x 1": {"cell": "lstm", "hidden": 64}, "GRU 64 x 1": {"cell"
 
 
 def main() -> None:
-    """Measures, prints and writes it down."""
+    """Measures, prints and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--origins", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=10)
@@ -40,16 +40,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lines = [
-        "# Every origin of a series",
+        "# Every cutoff of a series",
         "",
         f"`python benchmarks/speed/origins.py`, torch {torch.__version__}, CPU, {options.threads} thread(s). One series of "
-        f"{STEPS} points, {options.origins} origins one step apart, {HORIZON} steps ahead, context {CONTEXT}; the best of "
-        f"{options.rounds} interleaved rounds (median), milliseconds for all origins together. *Carried* reads the history once; "
-        "*windows* reads a window for each origin, all of them as rows of one batch; *cut* hands every history to "
-        "`Predictor.forecast_batch`, as anybody would from outside. The last column is the largest difference between *windows* "
-        "and *cut*, over the range of the series.",
+        f"{STEPS} points, {options.origins} cutoffs one step apart, {HORIZON} steps ahead, context {CONTEXT}; the best of "
+        f"{options.rounds} interleaved rounds (median), milliseconds for all cutoffs together. *Carried* reads the history "
+        "once; *windows* reads a window for each cutoff, all of them as rows of one batch; *cut* passes every history to "
+        "`Predictor.forecast_batch`, as a caller of the library would. The last column is the largest difference between "
+        "*windows* and *cut*, divided by the range of the series.",
         "",
-        "| network | carried | windows | cut | windows against cut |",
+        "| network | carried | windows | cut | windows vs cut |",
         "|---|---|---|---|---|",
     ]
     for name, network in NETWORKS.items():
@@ -60,42 +60,42 @@ def main() -> None:
 
 
 def table_row(name: str, network: dict[str, object], *, origins: int, rounds: int) -> str:
-    """One network, measured."""
-    one = make_series()
+    """Measures one network and formats its row."""
+    series = make_series()
     carried, windowed = (make_predictor(network, reads=reads) for reads in ("history", "window"))
-    ways: dict[str, Callable[[], np.ndarray]] = {
-        "carried": lambda: forecast_all_origins(carried, [one], horizon=HORIZON, windows=origins, stride=1),
-        "windows": lambda: forecast_all_origins(windowed, [one], horizon=HORIZON, windows=origins, stride=1),
-        "cut": lambda: backtest_cut_histories(windowed, one, origins),
+    variants: dict[str, Callable[[], np.ndarray]] = {
+        "carried": lambda: forecast_all_origins(carried, [series], horizon=HORIZON, windows=origins, stride=1),
+        "windows": lambda: forecast_all_origins(windowed, [series], horizon=HORIZON, windows=origins, stride=1),
+        "cut": lambda: backtest_cut_histories(windowed, series, origins),
     }
-    found = {way: ask() for way, ask in ways.items()}  # and warmed up
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    forecasts = {variant: forecast() for variant, forecast in variants.items()}  # also the warm-up
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for _ in range(rounds):
-        for way, ask in ways.items():
+        for variant, forecast in variants.items():
             started = time.perf_counter()
-            ask()
-            seconds[way].append(time.perf_counter() - started)
-    told = [f"{1000 * min(each):.1f} ({1000 * np.median(each):.1f})" for each in seconds.values()]
-    apart = np.abs(found["windows"] - found["cut"]).max() / np.ptp(one.y)
-    return f"| {name} | {' | '.join(told)} | {apart:.1e} |"
+            forecast()
+            seconds[variant].append(time.perf_counter() - started)
+    cells = [f"{1000 * min(times):.1f} ({1000 * np.median(times):.1f})" for times in seconds.values()]
+    difference = np.abs(forecasts["windows"] - forecasts["cut"]).max() / np.ptp(series.y)
+    return f"| {name} | {' | '.join(cells)} | {difference:.1e} |"
 
 
 def backtest_cut_histories(windowed: Predictor, series: Series, origins: int) -> np.ndarray:
-    """Every history on its own."""
+    """Forecasts from every history separately."""
     panel = Panel([series], "h")
-    asks = {"it": windowed.forecast_batch}
-    return backtest(panel, asks, horizon=HORIZON, windows=origins, season=SEASON, stride=1).forecasts["it"]
+    predictors = {"model": windowed.forecast_batch}
+    return backtest(panel, predictors, horizon=HORIZON, windows=origins, season=SEASON, stride=1).forecasts["model"]
 
 
 def make_series() -> Series:
-    """A day's rhythm and noise."""
+    """Returns a daily cycle with noise."""
     clock = np.arange(STEPS)
     y = np.sin(2 * np.pi * clock / SEASON) + 0.1 * np.random.default_rng(0).normal(size=STEPS)
     return Series("a", pd.Timestamp("2026-01-01"), "h", y)
 
 
 def make_predictor(network: dict[str, object], *, reads: str) -> Predictor:
-    """A network of random weights."""
+    """Returns a predictor of a network with random weights."""
     fields = {
         "name": "speed",
         "context": CONTEXT,

@@ -1,4 +1,4 @@
-"""The whole process, as `time` would tell it: from its start, imports and all, to its end."""
+"""Times whole processes as `time` does: from start to end, including imports."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from runner_process import runner_command, runner_environment, runner_python
 def prepare_process(
     entrant: str, case: SpeedCase, *, peers: Path, threads: int, folder: Path
 ) -> Callable[[], dict[str, float]]:
-    """One training in a process of its own, ready to be timed; a short one went before it.
+    """Prepares one training in a separate process, to be timed; a short training runs first.
 
-    Ours is the command itself. Its root is kept, so that its database is made once, as a user's is.
+    Ours is the command itself. Its root is kept, so that its database is created once, as for a user.
     """
     runner, name = entrant.split("/", 1)
 
-    def act(steps: int) -> None:
-        asked = replace(case, steps=steps)
-        line = (
-            _train_command(asked, folder)
+    def run_training(steps: int) -> None:
+        sized_case = replace(case, steps=steps)
+        command = (
+            _train_command(sized_case, folder)
             if runner == "ours"
-            else [*runner_command(runner, runner_python(runner, peers)), "--once", json.dumps(asdict(asked)), name]
+            else [*runner_command(runner, runner_python(runner, peers)), "--once", json.dumps(asdict(sized_case)), name]
         )
         with (folder / "whole.log").open("a") as log:
             subprocess.run(
-                line, check=True, env=runner_environment(threads), cwd=folder, stdout=log, stderr=log, timeout=600
+                command, check=True, env=runner_environment(threads), cwd=folder, stdout=log, stderr=log, timeout=600
             )
 
-    def timed() -> dict[str, float]:
+    def time_training() -> dict[str, float]:
         started, cpu = time.perf_counter(), _children_cpu_seconds()
-        act(case.steps)
+        run_training(case.steps)
         return {"seconds": time.perf_counter() - started, "cpu": _children_cpu_seconds() - cpu}
 
-    act(min(case.steps, SHORT_STEPS))
-    return timed
+    run_training(min(case.steps, SHORT_STEPS))
+    return time_training
 
 
 def _children_cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _train_command(case: SpeedCase, folder: Path) -> list[str]:
     import pandas as pd
     import yaml
 
-    stamps = pd.date_range(FIRST_TIMESTAMP, periods=case.length, freq="h")
+    timestamps = pd.date_range(FIRST_TIMESTAMP, periods=case.length, freq="h")
     series = folder / f"{case.name}.csv"
-    pd.DataFrame({"unique_id": "s0", "ds": stamps, "y": make_values(case)[0]}).to_csv(series, index=False)
+    pd.DataFrame({"unique_id": "s0", "ds": timestamps, "y": make_values(case)[0]}).to_csv(series, index=False)
     spec = {
         "name": case.name,
         "context": case.context,

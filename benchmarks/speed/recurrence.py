@@ -1,10 +1,10 @@
-"""How fast a recurrence is: torch's own modules, the compiled kernel, and the equations, one after another in every round.
+"""Speed of a recurrence: torch's own modules, the compiled kernel and the equations, alternating in every round.
 
     PYTHONPATH=. python benchmarks/speed/recurrence.py              about three minutes; writes benchmarks/results/recurrence.md
-    PYTHONPATH=. python benchmarks/speed/recurrence.py --rounds 3   a quick look, written nowhere
+    PYTHONPATH=. python benchmarks/speed/recurrence.py --rounds 3   a quick look; no file is written
 
-Needs torch and numpy alone. A training step is forward, loss, backward and Adam, with nothing around it; a ratio is the median
-over rounds of torch's time divided by ours in the same round, so that what else the machine does meets both.
+Needs only torch and numpy. A training step is forward, loss, backward and Adam, with nothing around it. A ratio is the median
+over rounds of torch's time divided by ours in the same round, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from forecaster.model.recurrence.layer import Backend, LayerInputs
 
 RESULT = Path(__file__).parent.parent / "results" / "recurrence.md"
 TORCH_MODULES = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}
-MIN_SECONDS = 0.02  # seconds that a turn takes at the least
+MIN_SECONDS = 0.02  # least seconds of a measurement
 MEMBER_COUNT = 5
 TimedCall = Callable[[], object]
 
@@ -51,22 +51,22 @@ CLASSICAL_SIZE, LARGE_SIZE = NetworkSize(64, 1, 30, 50), NetworkSize(128, 2, 96,
 
 
 class BackendRecurrence(nn.Module):
-    """The layers of one of torch's modules, run by an engine of ours."""
+    """The layers of one of torch's modules, computed by one of our backends."""
 
     def __init__(self, module: nn.RNNBase, cell: str, backend: Backend) -> None:
         super().__init__()
-        self.module, self.kind, self.engine = module, cell, backend
+        self.module, self.cell, self.backend = module, cell, backend
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
-        """As torch's module, from a state of zeros; without the state after."""
+        """Computes the same as torch's module from a state of zeros; returns no state."""
         rows, steps = inputs.shape[:2]
         zero = inputs.new_zeros(rows, self.module.hidden_size)
-        begun = torch.ones(rows, steps, dtype=torch.bool)
+        begun_mask = torch.ones(rows, steps, dtype=torch.bool)
         for number in range(self.module.num_layers):
             names = (f"{name}_l{number}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
             weights = (getattr(self.module, name) for name in names)
-            layer = LayerInputs(self.kind, inputs, zero, zero if self.kind == "lstm" else None, begun, *weights)
-            inputs = compute_layer(layer, backend=self.engine).outputs
+            layer = LayerInputs(self.cell, inputs, zero, zero if self.cell == "lstm" else None, begun_mask, *weights)
+            inputs = compute_layer(layer, backend=self.backend).outputs
         return inputs, None
 
 
@@ -78,15 +78,15 @@ class RecurrentRegression(nn.Module):
         self.recurrence, self.output = recurrence, nn.Linear(hidden, 1)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss."""
+        """Returns the loss."""
         return (self.output(self.recurrence(inputs)[0]) - targets).square().mean()
 
 
 def main() -> None:
-    """Measures, prints, and writes it down."""
+    """Measures, prints and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--rounds", type=int, default=0, help="turns of each in every table; else as many as are worth it"
+        "--rounds", type=int, default=0, help="rounds in every table; default: a suitable number per table"
     )
     rounds = parser.parse_args().rounds
     threads = os.cpu_count() or 1
@@ -101,56 +101,57 @@ def main() -> None:
 
 
 def format_heading(threads: int) -> str:
-    """What was measured, on what."""
-    lanes = load_compiled_backend()
-    compiled = "there is none" if lanes is None else f"vectors of {lanes.lanes} floats"
+    """Formats the heading with the machine and the versions."""
+    backend = load_compiled_backend()
+    kernel = "none" if backend is None else f"vectors of {backend.lanes} floats"
     return (
         "# The recurrence\n\n`PYTHONPATH=. python benchmarks/speed/recurrence.py`: torch "
-        f"{torch.__version__}, float32, {cpu_model()}, {threads} cores; compiled kernel: {compiled}; load before the run "
-        f"{os.getloadavg()[0]:.1f}. Medians; in brackets how many times faster than torch's module (median over rounds)."
+        f"{torch.__version__}, float32, {cpu_model()}, {threads} cores; compiled kernel: {kernel}; load before the run "
+        f"{os.getloadavg()[0]:.1f}. Medians; in brackets: speedup over torch's module (median over rounds)."
     )
 
 
 def cpu_model() -> str:
-    """The model of the CPU."""
+    """Returns the model of the CPU."""
     try:
-        said = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next(line.partition(":")[2].strip() for line in said if line.startswith("model name"))
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
 
 
 def list_backends() -> dict[str, Backend]:
-    """Ours: the kernel where it is compiled, and the equations."""
+    """Returns our backends: the kernel if it is compiled, and the equations."""
     compiled = load_compiled_backend()
     return ({} if compiled is None else {"kernel": compiled}) | {"equations": equations}
 
 
 def measure_training(rounds: int) -> list[str]:
-    """Milliseconds of a training step."""
+    """Measures milliseconds per training step."""
     table = TimingTable("Training step, ms", ["torch", *list_backends()])
     for size in (CLASSICAL_SIZE, LARGE_SIZE):
-        for kind in TORCH_MODULES:
-            turns = {"torch": training_step(make_network(kind, size), size)}
-            turns |= {
-                name: training_step(make_network(kind, size, engine), size) for name, engine in list_backends().items()
+        for cell in TORCH_MODULES:
+            calls = {"torch": training_step(make_network(cell, size), size)}
+            calls |= {
+                name: training_step(make_network(cell, size, backend), size)
+                for name, backend in list_backends().items()
             }
-            table.add(f"{kind.upper()} {size}", turns, rounds if size == CLASSICAL_SIZE else rounds // 3 + 1, unit=1e3)
+            table.add(f"{cell.upper()} {size}", calls, rounds if size == CLASSICAL_SIZE else rounds // 3 + 1, unit=1e3)
     return table.lines
 
 
 def measure_members(rounds: int) -> list[str]:
-    """Five networks trained side by side, and as many times one."""
-    name, engine = next(iter(list_backends().items()))
+    """Measures five networks trained together, as a multiple of one."""
+    name, backend = next(iter(list_backends().items()))
     table = TimingTable(
-        f"{MEMBER_COUNT} members at once, ms a step (in brackets: times one of them; {name})", ["one", "members"]
+        f"{MEMBER_COUNT} members together, ms per step (in brackets: multiple of one; {name})", ["one", "members"]
     )
     for size in (NetworkSize(32, 1, 30, 32), CLASSICAL_SIZE, LARGE_SIZE._replace(layers=1)):
-        for kind in ("lstm", "gru"):
-            one = training_step(make_network(kind, size, engine), size)
+        for cell in ("lstm", "gru"):
+            single_step = training_step(make_network(cell, size, backend), size)
             table.add(
-                f"{kind.upper()} {size}",
-                {"one": one, "members": stacked_training_step(kind, size, engine)},
+                f"{cell.upper()} {size}",
+                {"one": single_step, "members": stacked_training_step(cell, size, backend)},
                 rounds,
                 unit=1e3,
                 as_multiple=True,
@@ -159,21 +160,21 @@ def measure_members(rounds: int) -> list[str]:
 
 
 def measure_single_steps(rounds: int) -> list[str]:
-    """Microseconds of a call with one step, without gradients."""
+    """Measures microseconds of a call with one step, without gradients."""
     table = TimingTable("One step of a rollout, µs", ["torch", *list_backends()])
     for size in (CLASSICAL_SIZE, LARGE_SIZE):
-        for kind in ("lstm", "gru"):
+        for cell in ("lstm", "gru"):
             for rows in (1, 64, 1024):
                 inputs = torch.randn(rows, 1, 2)
-                modules = {"torch": make_recurrence(kind, size)}
-                modules |= {name: make_recurrence(kind, size, engine) for name, engine in list_backends().items()}
-                turns = {name: forward_pass(module, inputs) for name, module in modules.items()}
-                table.add(f"{kind.upper()} {size.hidden} x {size.layers}, batch {rows}", turns, rounds, unit=1e6)
+                modules = {"torch": make_recurrence(cell, size)}
+                modules |= {name: make_recurrence(cell, size, backend) for name, backend in list_backends().items()}
+                calls = {name: forward_pass(module, inputs) for name, module in modules.items()}
+                table.add(f"{cell.upper()} {size.hidden} x {size.layers}, batch {rows}", calls, rounds, unit=1e6)
     return table.lines
 
 
 class TimingTable:
-    """A table in the making."""
+    """Builds a table of timings."""
 
     def __init__(self, title: str, columns: Sequence[str]) -> None:
         self.lines = ["", f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -181,59 +182,59 @@ class TimingTable:
     def add(
         self, label: str, calls: dict[str, TimedCall], rounds: int, *, unit: float, as_multiple: bool = False
     ) -> None:
-        """Measures the turns and writes a row; the first is what the others are compared with."""
-        taken = time_interleaved(calls, rounds)
-        first, *others = taken
-        cells = [f"{np.median(taken[first]) * unit:.2f}"]
+        """Measures the calls and adds a row; the first call is the reference of the ratios."""
+        seconds = time_interleaved(calls, rounds)
+        first, *others = seconds
+        cells = [f"{np.median(seconds[first]) * unit:.2f}"]
         for name in others:
-            ratio = np.median(taken[name] / taken[first] if as_multiple else taken[first] / taken[name])
-            cells.append(f"{np.median(taken[name]) * unit:.2f} ({ratio:.2f})")
+            ratio = np.median(seconds[name] / seconds[first] if as_multiple else seconds[first] / seconds[name])
+            cells.append(f"{np.median(seconds[name]) * unit:.2f} ({ratio:.2f})")
         self.lines.append(f"| {label} | {' | '.join(cells)} |")
         print(self.lines[-1], file=sys.stderr, flush=True)
 
 
 def time_interleaved(calls: dict[str, TimedCall], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds a call, one entry a round."""
-    repeats = {name: choose_repeats(turn) for name, turn in calls.items()}
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    """Returns seconds per call, one entry per round."""
+    repeats = {name: choose_repeats(call) for name, call in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, turn in calls.items():
-            begin = time.perf_counter()
+        for name, call in calls.items():
+            started = time.perf_counter()
             for _ in range(repeats[name]):
-                turn()
-            taken[name].append((time.perf_counter() - begin) / repeats[name])
-    return {name: np.array(each) for name, each in taken.items()}
+                call()
+            seconds[name].append((time.perf_counter() - started) / repeats[name])
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def choose_repeats(call: TimedCall) -> int:
-    """How many calls take long enough to be measured; and warms up."""
+    """Returns how many calls take long enough to be measured; also warms up."""
     call()
-    begin = time.perf_counter()
+    started = time.perf_counter()
     call()
-    return max(1, int(MIN_SECONDS / (time.perf_counter() - begin)))
+    return max(1, int(MIN_SECONDS / (time.perf_counter() - started)))
 
 
 def make_recurrence(cell: str, size: NetworkSize, backend: Backend | None = None) -> nn.Module:
-    """Torch's module, or the same run by an engine of ours."""
+    """Returns torch's module, or the same computed by one of our backends."""
     torch.manual_seed(0)
     module = TORCH_MODULES[cell](2, size.hidden, size.layers, batch_first=True)
     return module if backend is None else BackendRecurrence(module, cell, backend)
 
 
 def make_network(cell: str, size: NetworkSize, backend: Backend | None = None) -> RecurrentRegression:
-    """A network around it."""
+    """Returns a network around the recurrence."""
     return RecurrentRegression(make_recurrence(cell, size, backend), size.hidden)
 
 
 def make_data(size: NetworkSize, *leading_axes: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets."""
-    draw = torch.Generator().manual_seed(1)
+    """Returns inputs and targets."""
+    rng = torch.Generator().manual_seed(1)
     shape = (*leading_axes, size.batch, size.context)
-    return torch.randn(*shape, 2, generator=draw), torch.randn(*shape, 1, generator=draw)
+    return torch.randn(*shape, 2, generator=rng), torch.randn(*shape, 1, generator=rng)
 
 
 def training_step(network: RecurrentRegression, size: NetworkSize) -> TimedCall:
-    """A training step of one network."""
+    """Returns a training step of one network."""
     inputs, targets = make_data(size)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
 
@@ -246,13 +247,13 @@ def training_step(network: RecurrentRegression, size: NetworkSize) -> TimedCall:
 
 
 def stacked_training_step(cell: str, size: NetworkSize, backend: Backend) -> TimedCall:
-    """A training step of all members."""
+    """Returns a training step of all members."""
     networks = [make_network(cell, size, backend) for _ in range(MEMBER_COUNT)]
     stacked, _ = stack_module_state(networks)
     weights = {name: weight.detach().requires_grad_() for name, weight in stacked.items()}
     inputs, targets = make_data(size, MEMBER_COUNT)
     optimiser = torch.optim.Adam(list(weights.values()), lr=1e-3)
-    losses = vmap(lambda own, *batch: functional_call(networks[0], own, batch))
+    losses = vmap(lambda parameters, *batch: functional_call(networks[0], parameters, batch))
 
     def step() -> None:
         optimiser.zero_grad()
@@ -263,13 +264,13 @@ def stacked_training_step(cell: str, size: NetworkSize, backend: Backend) -> Tim
 
 
 def forward_pass(module: nn.Module, inputs: Tensor) -> TimedCall:
-    """A forward pass."""
+    """Returns a forward pass."""
 
-    def turn() -> None:
+    def call() -> None:
         with torch.inference_mode():
             module(inputs)
 
-    return turn
+    return call
 
 
 if __name__ == "__main__":

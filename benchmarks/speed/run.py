@@ -1,11 +1,11 @@
-"""How fast, beside others: the same work by this project, by hand-written PyTorch, and by Darts, NeuralForecast and GluonTS.
+"""Speed compared with other libraries: the same work by this project, plain PyTorch, Darts, NeuralForecast and GluonTS.
 
-    python benchmarks/speed/peers/install.py          once: the others' own environment, .peers
-    python benchmarks/speed/run.py                    all cases; says first how long it will take
-    python benchmarks/speed/run.py --cases rollout    some of them; the others' results stay as they are
+    python benchmarks/speed/peers/install.py          once: creates the environment of the peers, .peers
+    python benchmarks/speed/run.py                    all cases; first prints the estimated time
+    python benchmarks/speed/run.py --cases rollout    some cases; the results of the others are kept
 
-Every entrant is a process of its own, asked for one repetition at a time and in turn, so that all meet the same machine in the
-same minutes; what is quoted are medians, and medians of the ratios within a turn. Writes benchmarks/results/speed.md and .json.
+Every entrant is a separate process and runs one repetition at a time, in turn, so that all run on the same machine in the same
+minutes. Reports medians, and medians of the ratios within a round. Writes benchmarks/results/speed.md and .json.
 """
 
 from __future__ import annotations
@@ -25,58 +25,64 @@ from runner_process import ROOT, runner_python
 
 
 def main() -> None:
-    """Measures what is asked for, writing down each case as it is done."""
+    """Measures the selected cases and writes each result as soon as it is complete."""
     options = parse_arguments()
-    chosen = [case for case in CASES.values() if options.cases & {case.group, case.name}]
+    selected = [case for case in CASES.values() if options.cases & {case.group, case.name}]
     unknown = options.cases - set(ENTRANTS) - set(CASES)
-    if unknown or not chosen:
+    if unknown or not selected:
         sys.exit(
-            f"Expected --cases among {', '.join(CASES)}, or groups of them; found {', '.join(unknown)}. Name others."
+            f"Expected --cases from {', '.join(CASES)}, or groups of them; found {', '.join(unknown)}. Change --cases."
         )
     if not runner_python("bare", options.peers).exists():
         sys.exit(
-            f"Expected the others' environment in {options.peers}; found none. Make it with "
-            "`python benchmarks/speed/peers/install.py`, or name it with --peers."
+            f"Expected the environment of the peers in {options.peers}; found none. Create it with "
+            "`python benchmarks/speed/peers/install.py`, or pass its folder with --peers."
         )
-    weights = [1.0 if options.smoke else _estimate_seconds(case, options.repeats) for case in chosen]
-    log_progress(f"About {sum(weights) / 60:.0f} minutes on two quiet cores, {options.minutes:.0f} at the most.")
+    weights = [1.0 if options.smoke else _estimate_seconds(case, options.repeats) for case in selected]
+    log_progress(f"About {sum(weights) / 60:.0f} minutes on two idle cores, at most {options.minutes:.0f}.")
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        runners = RunnerPool(chosen, peers=options.peers.absolute(), threads=options.threads, folder=Path(folder))
+        runners = RunnerPool(selected, peers=options.peers.absolute(), threads=options.threads, folder=Path(folder))
         deadline = time.monotonic() + 60 * options.minutes
         try:
-            for place, case in enumerate(chosen):
+            for index, case in enumerate(selected):
                 if time.monotonic() > deadline:
-                    log_progress(f"Time is up: left out are {', '.join(later.name for later in chosen[place:])}.")
+                    log_progress(
+                        f"Time limit reached; skipped: {', '.join(skipped_case.name for skipped_case in selected[index:])}."
+                    )
                     break
-                share = weights[place] / sum(weights[place:]) * (deadline - time.monotonic())
-                sized = shrink_case(case) if options.smoke else case
-                results[case.name] = measure_case(sized, runners, repeats=options.repeats, seconds=share)
+                share = weights[index] / sum(weights[index:]) * (deadline - time.monotonic())
+                sized_case = shrink_case(case) if options.smoke else case
+                results[case.name] = measure_case(sized_case, runners, repeats=options.repeats, seconds=share)
                 if options.json:
                     options.json.parent.mkdir(parents=True, exist_ok=True)
                     options.json.write_text(json.dumps(results, indent=1) + "\n")
                     options.json.with_suffix(".md").write_text(format_report(results))
-            done = {case.name: results[case.name] for case in chosen if case.name in results}
-            if any("failed" in one for record in done.values() for one in record["entrants"].values()):
+            measured = {case.name: results[case.name] for case in selected if case.name in results}
+            if any(
+                "failed" in entrant_record
+                for record in measured.values()
+                for entrant_record in record["entrants"].values()
+            ):
                 log_progress(runners.read_logs())
         finally:
             runners.close()
-    print(format_report(done))
+    print(format_report(measured))
 
 
 def parse_arguments() -> argparse.Namespace:
-    """What is asked for."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = f"of {','.join(ENTRANTS)}, or single cases"
-    parser.add_argument("--cases", type=lambda text: set(text.split(",")), default=set(ENTRANTS), help=names)
-    parser.add_argument("--repeats", type=int, default=3, help="of each entrant in each case")
-    parser.add_argument("--threads", type=int, default=2, help="of every entrant")
-    parser.add_argument("--minutes", type=float, default=20.0, help="after these nothing is begun")
-    parser.add_argument("--peers", type=Path, default=ROOT / ".peers", help="the environment of the others")
+    case_help = f"groups ({','.join(ENTRANTS)}) or single cases, separated by commas"
+    parser.add_argument("--cases", type=lambda text: set(text.split(",")), default=set(ENTRANTS), help=case_help)
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions per entrant and case")
+    parser.add_argument("--threads", type=int, default=2, help="threads per entrant")
+    parser.add_argument("--minutes", type=float, default=20.0, help="time limit; no round starts after it")
+    parser.add_argument("--peers", type=Path, default=ROOT / ".peers", help="folder of the environment of the peers")
     parser.add_argument(
-        "--json", type=Path, help="where to write, and the same with .md; benchmarks/results/speed.json"
+        "--json", type=Path, help="output file, and the report with suffix .md; default benchmarks/results/speed.json"
     )
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, only to see whether all of it runs")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, only to check that everything runs")
     options = parser.parse_args()
     if options.json is None and not options.smoke:
         options.json = ROOT / "benchmarks" / "results" / "speed.json"

@@ -32,29 +32,29 @@ QUIET_TRAINER = {
 
 
 def prepare_training(case: SpeedCase) -> PreparedEntrant:
-    """`fit` on series that are made before; one epoch draws as many windows as the steps need, so that none is begun twice."""
+    """Prepares `fit` on existing series; one epoch draws as many windows as the steps need, so that no second epoch starts."""
     series = to_darts_series(make_values(case))
     windows = case.series * (case.length - case.context)
 
-    def act(steps: int) -> RNNModel:
+    def train(steps: int) -> RNNModel:
         model = make_model(case)
         sampler = RandomSampler(range(windows), replacement=True, num_samples=steps * case.batch)
-        loading = {"sampler": sampler, "shuffle": False, "pin_memory": False}
-        model.fit(series, epochs=1, verbose=False, dataloader_kwargs=loading)
+        dataloader_options = {"sampler": sampler, "shuffle": False, "pin_memory": False}
+        model.fit(series, epochs=1, verbose=False, dataloader_kwargs=dataloader_options)
         assert model.trainer.global_step == steps
         return model
 
     computes = (
         "mean squared error at every step, float32; windows drawn by a sampler of torch, the whole training one epoch"
     )
-    return PreparedEntrant(act, {"parameters": count_parameters(act(1)), "computes": computes})
+    return PreparedEntrant(train, {"parameters": count_parameters(train(1)), "computes": computes})
 
 
 def prepare_rollout(case: SpeedCase) -> PreparedEntrant:
-    """`predict` for all series in one batch."""
+    """Prepares `predict` for all series in one batch."""
     model, series = train_one_step(case), to_darts_series(make_histories(case))
 
-    def act(_: int) -> list[TimeSeries]:
+    def predict(_: int) -> list[TimeSeries]:
         return model.predict(
             n=case.horizon,
             series=series,
@@ -64,17 +64,17 @@ def prepare_rollout(case: SpeedCase) -> PreparedEntrant:
             dataloader_kwargs={"pin_memory": False},
         )
 
-    said = act(0)
-    assert (len(said), len(said[0])) == (case.series, case.horizon)
-    return PreparedEntrant(act, {"parameters": count_parameters(model), "computes": "raw values, one path"})
+    forecasts = predict(0)
+    assert (len(forecasts), len(forecasts[0])) == (case.series, case.horizon)
+    return PreparedEntrant(predict, {"parameters": count_parameters(model), "computes": "raw values, one path"})
 
 
 def prepare_backtest(case: SpeedCase) -> PreparedEntrant:
-    """`historical_forecasts` with its optimisation, all origins in batches of 512."""
+    """Prepares `historical_forecasts` with its optimisation, all cutoffs in batches of 512."""
     model, [series] = train_one_step(case), to_darts_series(make_values(case))
     start = case.length - case.horizon - case.origins + 1
 
-    def act(_: int) -> list[TimeSeries]:
+    def predict(_: int) -> list[TimeSeries]:
         return model.historical_forecasts(
             series,
             start=start,
@@ -89,10 +89,10 @@ def prepare_backtest(case: SpeedCase) -> PreparedEntrant:
             predict_kwargs={"batch_size": 512, "dataloader_kwargs": {"pin_memory": False}},
         )
 
-    said = act(0)
-    assert (len(said), len(said[0])) == (case.origins, case.horizon)
+    forecasts = predict(0)
+    assert (len(forecasts), len(forecasts[0])) == (case.origins, case.horizon)
     return PreparedEntrant(
-        act,
+        predict,
         {
             "parameters": count_parameters(model),
             "computes": "historical_forecasts, retrain=False, enable_optimization=True",
@@ -101,7 +101,7 @@ def prepare_backtest(case: SpeedCase) -> PreparedEntrant:
 
 
 def make_model(case: SpeedCase) -> RNNModel:
-    """An untrained model of the case's size."""
+    """Returns an untrained model of the case's size."""
     return RNNModel(
         input_chunk_length=case.context,
         training_length=case.context,
@@ -116,25 +116,25 @@ def make_model(case: SpeedCase) -> RNNModel:
 
 
 def train_one_step(case: SpeedCase) -> RNNModel:
-    """A model that made a step."""
+    """Returns a model trained for one step."""
     model = make_model(case)
     model.fit(to_darts_series(make_values(case))[:1], epochs=1, verbose=False, max_samples_per_ts=case.batch)
     return model
 
 
 def to_darts_series(panel: np.ndarray) -> list[TimeSeries]:
-    """Float32, by the hour."""
-    stamps = pd.date_range(FIRST_TIMESTAMP, periods=panel.shape[1], freq="h")
-    return [TimeSeries.from_times_and_values(stamps, row.astype(np.float32)) for row in panel]
+    """Returns hourly float32 series."""
+    timestamps = pd.date_range(FIRST_TIMESTAMP, periods=panel.shape[1], freq="h")
+    return [TimeSeries.from_times_and_values(timestamps, row.astype(np.float32)) for row in panel]
 
 
 def count_parameters(model: Any) -> int:
-    """How many parameters it has."""
-    return sum(each.numel() for each in model.model.parameters())
+    """Returns the number of parameters."""
+    return sum(parameter.numel() for parameter in model.model.parameters())
 
 
 def prepare_entrant(case: SpeedCase) -> PreparedEntrant:
-    """What Darts does in a case."""
+    """Prepares Darts for a case."""
     return {"rollout": prepare_rollout, "backtest": prepare_backtest}.get(case.group, prepare_training)(case)
 
 

@@ -1,4 +1,4 @@
-"""GluonTS: the DeepAR estimator for torch, with nothing that can be left out: no lags, time features, dropout or logger."""
+"""GluonTS: the DeepAR estimator for torch without optional parts: no lags, time features, dropout or logger."""
 
 from __future__ import annotations
 
@@ -22,39 +22,41 @@ warnings.filterwarnings("ignore")
 for name in ("lightning", "lightning.pytorch", "gluonts"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
-FOLDER = tempfile.TemporaryDirectory()  # it always writes a checkpoint at the end of an epoch
+FOLDER = tempfile.TemporaryDirectory()  # GluonTS always writes a checkpoint at the end of an epoch
 
 
 def prepare_training(case: SpeedCase) -> PreparedEntrant:
-    """`train` on a data set that is made before and cached; the whole training is one epoch, so that it writes one checkpoint."""
+    """Prepares `train` on an existing, cached data set; the training is one epoch, so that it writes one checkpoint."""
     data = to_gluonts_dataset(make_values(case))
 
-    def act(steps: int) -> PyTorchPredictor:
+    def train(steps: int) -> PyTorchPredictor:
         return make_estimator(case, horizon=1, steps=steps).train(data, cache_data=True)
 
     computes = (
         "Gaussian likelihood at every step, scaled by the mean; its LSTM also reads age, scale and a static feature; one "
         "checkpoint, which cannot be switched off"
     )
-    return PreparedEntrant(act, {"parameters": count_parameters(act(1)), "computes": computes})
+    return PreparedEntrant(train, {"parameters": count_parameters(train(1)), "computes": computes})
 
 
 def prepare_rollout(case: SpeedCase) -> PreparedEntrant:
-    """`predict`, one sampled path a series, all series in one batch."""
-    past = to_gluonts_dataset(make_histories(case))
+    """Prepares `predict`: one sampled path per series, all series in one batch."""
+    histories = to_gluonts_dataset(make_histories(case))
     predictor = make_estimator(case, horizon=case.horizon, steps=1).train(to_gluonts_dataset(lengthen_case(case)))
     predictor.batch_size = case.series
 
-    def act(_: int) -> list[np.ndarray]:
-        return [forecast.samples for forecast in predictor.predict(past, num_samples=1)]
+    def predict(_: int) -> list[np.ndarray]:
+        return [forecast.samples for forecast in predictor.predict(histories, num_samples=1)]
 
-    said = act(0)
-    assert (len(said), *said[0].shape) == (case.series, 1, case.horizon)
-    return PreparedEntrant(act, {"parameters": count_parameters(predictor), "computes": "one sampled path a series"})
+    forecasts = predict(0)
+    assert (len(forecasts), *forecasts[0].shape) == (case.series, 1, case.horizon)
+    return PreparedEntrant(
+        predict, {"parameters": count_parameters(predictor), "computes": "one sampled path per series"}
+    )
 
 
 def make_estimator(case: SpeedCase, *, horizon: int, steps: int) -> DeepAREstimator:
-    """An estimator of the case's size."""
+    """Returns an estimator of the case's size."""
     return DeepAREstimator(
         freq="h",
         prediction_length=horizon,
@@ -69,7 +71,7 @@ def make_estimator(case: SpeedCase, *, horizon: int, steps: int) -> DeepAREstima
         num_parallel_samples=1,
         batch_size=case.batch,
         num_batches_per_epoch=steps,
-        # many windows each time a series is passed, since passing costs more than cutting
+        # many windows per pass over a series, since a pass costs more than cutting
         train_sampler=ExpectedNumInstanceSampler(num_instances=float(case.batch), min_future=horizon),
         trainer_kwargs={
             "max_epochs": 1,
@@ -84,22 +86,22 @@ def make_estimator(case: SpeedCase, *, horizon: int, steps: int) -> DeepAREstima
 
 
 def lengthen_case(case: SpeedCase) -> np.ndarray:
-    """One series that is long enough to train a step on."""
+    """Returns one series that is long enough for a training step."""
     return np.resize(make_values(case)[:1], (1, 2 * (case.context + case.horizon)))
 
 
 def to_gluonts_dataset(panel: np.ndarray) -> ListDataset:
-    """By the hour, float32."""
+    """Returns an hourly float32 data set."""
     return ListDataset([{"start": FIRST_TIMESTAMP, "target": row.astype(np.float32)} for row in panel], freq="h")
 
 
 def count_parameters(predictor: PyTorchPredictor) -> int:
-    """How many parameters it has."""
-    return sum(each.numel() for each in predictor.prediction_net.parameters())
+    """Returns the number of parameters."""
+    return sum(parameter.numel() for parameter in predictor.prediction_net.parameters())
 
 
 def prepare_entrant(case: SpeedCase) -> PreparedEntrant:
-    """What DeepAR does in a case."""
+    """Prepares DeepAR for a case."""
     if case.cell != "lstm":
         raise EntrantNotAvailable("its DeepAR has an LSTM only")
     return prepare_rollout(case) if case.group == "rollout" else prepare_training(case)

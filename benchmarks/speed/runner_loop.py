@@ -1,10 +1,11 @@
-"""A runner's side of the conversation: one process, in its own environment, that answers JSON lines on stdin.
+"""Message loop of a runner: a process in its own environment that replies to JSON lines on stdin.
 
-    {"do": "prepare", "case": {...}, "entrant": NAME}   makes it ready and runs it once to warm up
-    {"do": "run"}                                       one repetition of what was prepared last under that entrant
-    {"do": "leave"}
+    {"do": "prepare", "case": {...}, "entrant": NAME}   prepares an entrant and runs it once as a warm-up
+    {"do": "run", "entrant": NAME}                      runs one repetition of the prepared entrant
+    {"do": "forget"}                                    drops all prepared entrants
+    {"do": "leave"}                                     ends the loop
 
-What answers take is measured here, so that the talk is not in it. Needs numpy alone.
+Repetitions are timed here, so that messages are not included. Needs only numpy.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from timing import Timing, time_once, time_per_call, time_per_step
 
 
 class EntrantNotAvailable(Exception):
-    """An entrant that does not take part in a case; the message says why."""
+    """Raised if an entrant does not take part in a case; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class PreparedEntrant:
-    """What an entrant does in a case.
+    """An entrant, ready for a case.
 
     Attributes:
-        act: Does it once; of a training, with so many optimiser steps.
-        facts: What a reader should know: `parameters`, `computes`.
+        action: Runs it once; for a training, with the given number of optimiser steps.
+        facts: Facts for the report: `parameters`, `computes`.
     """
 
     action: Callable[[int], object]
@@ -43,40 +44,40 @@ PrepareEntrant = Callable[[SpeedCase], PreparedEntrant]
 
 
 def serve_requests(entrants: Mapping[str, PrepareEntrant], packages: tuple[str, ...]) -> None:
-    """Answers until it is told to leave; `--once CASE ENTRANT` in the arguments does one training and no more."""
+    """Replies to requests until `leave`; with the arguments `--once CASE ENTRANT` it runs one training instead."""
     if sys.argv[1:2] == ["--once"]:
         case = SpeedCase(**json.loads(sys.argv[2]))
         entrants[sys.argv[3]](case).action(case.steps)
         return
-    answers = _reserve_stdout()
-    _send_reply(answers, {"versions": {name: _package_version(name) for name in packages}})
+    output = _reserve_stdout()
+    _send_reply(output, {"versions": {name: _package_version(name) for name in packages}})
     prepared: dict[str, tuple[SpeedCase, PreparedEntrant]] = {}
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         try:
-            match asked["do"]:
+            match request["do"]:
                 case "prepare":
-                    case = SpeedCase(**asked["case"])
-                    ready = entrants[asked["entrant"]](case)
+                    case = SpeedCase(**request["case"])
+                    ready = entrants[request["entrant"]](case)
                     _time_repetition(replace(case, steps=min(case.steps, 2 * SHORT_STEPS)), ready)
-                    prepared[asked["entrant"]] = (case, ready)
-                    _send_reply(answers, {"facts": dict(ready.facts)})
+                    prepared[request["entrant"]] = (case, ready)
+                    _send_reply(output, {"facts": dict(ready.facts)})
                 case "run":
-                    _send_reply(answers, _time_repetition(*prepared[asked["entrant"]])._asdict())
+                    _send_reply(output, _time_repetition(*prepared[request["entrant"]])._asdict())
                 case "forget":
                     prepared.clear()
-                    _send_reply(answers, {})
+                    _send_reply(output, {})
                 case "leave":
                     return
         except EntrantNotAvailable as reason:
-            _send_reply(answers, {"not_available": str(reason)})
-        except Exception as error:  # of any library: the others go on without it
+            _send_reply(output, {"not_available": str(reason)})
+        except Exception as error:  # any error of a library; the other entrants continue
             traceback.print_exc()
-            _send_reply(answers, {"failed": f"{type(error).__name__}: {error}"[:500]})
+            _send_reply(output, {"failed": f"{type(error).__name__}: {error}"[:500]})
 
 
 def _time_repetition(case: SpeedCase, prepared: PreparedEntrant) -> Timing:
-    """What a repetition took: all steps (classical), one step (large, members), or one call (the others)."""
+    """Times a repetition: all steps (classical), one step (large, members), or one call (the others)."""
     match case.group:
         case "classical" | "process":
             return time_once(lambda: prepared.action(case.steps))
@@ -87,10 +88,10 @@ def _time_repetition(case: SpeedCase, prepared: PreparedEntrant) -> Timing:
 
 
 def _reserve_stdout() -> TextIO:
-    """The real stdout; what libraries print from here on goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
+    """Returns the real stdout; everything that libraries print goes to stderr from then on."""
+    output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    return answers
+    return output
 
 
 def _send_reply(output: TextIO, reply: Mapping[str, Any]) -> None:

@@ -27,21 +27,25 @@ TRAINING_GROUPS = ("classical", "large", "process")
 
 
 def prepare_training(case: SpeedCase, *, recurrent: bool) -> PreparedEntrant:
-    """`NeuralForecast.fit` on a frame that is made before."""
-    known = to_long_frame(make_values(case))
+    """Prepares `NeuralForecast.fit` on an existing frame."""
+    frame = to_long_frame(make_values(case))
 
-    def act(steps: int) -> NeuralForecast:
-        forecast = NeuralForecast(models=[make_model(case, recurrent=recurrent, steps=steps)], freq="h")
-        forecast.fit(df=known, val_size=0)
-        assert len(forecast.models[0].train_trajectories) == steps
-        return forecast
+    def train(steps: int) -> NeuralForecast:
+        model = NeuralForecast(models=[make_model(case, recurrent=recurrent, steps=steps)], freq="h")
+        model.fit(df=frame, val_size=0)
+        assert len(model.models[0].train_trajectories) == steps
+        return model
 
-    last = "the last step only, which is its default" if recurrent else f"{case.horizon} steps ahead, told in one go"
-    computes = f"mean squared error at {last}; float32; {describe_difference(case, recurrent=recurrent)}"
+    scored_steps = (
+        "the last step only, which is its default"
+        if recurrent
+        else f"{case.horizon} steps ahead, predicted in one pass"
+    )
+    computes = f"mean squared error at {scored_steps}; float32; {describe_difference(case, recurrent=recurrent)}"
     return PreparedEntrant(
-        act,
+        train,
         {
-            "parameters": count_parameters(act(1)),
+            "parameters": count_parameters(train(1)),
             "computes": computes,
             "smaller": is_smaller(case, recurrent=recurrent),
         },
@@ -49,28 +53,28 @@ def prepare_training(case: SpeedCase, *, recurrent: bool) -> PreparedEntrant:
 
 
 def prepare_rollout(case: SpeedCase, *, use_model_predict: bool) -> PreparedEntrant:
-    """`NeuralForecast.predict` of a frame, or the model's own `predict` of a data set that is made before."""
-    known = to_long_frame(make_histories(case))
-    forecast = NeuralForecast(models=[make_model(case, recurrent=True, steps=1)], freq="h")
-    forecast.fit(df=known, val_size=0)
-    dataset, *_ = TimeSeriesDataset.from_df(known)
+    """Prepares `NeuralForecast.predict` of a frame, or the model's own `predict` of an existing data set."""
+    frame = to_long_frame(make_histories(case))
+    model = NeuralForecast(models=[make_model(case, recurrent=True, steps=1)], freq="h")
+    model.fit(df=frame, val_size=0)
+    dataset, *_ = TimeSeriesDataset.from_df(frame)
 
-    def act(_: int) -> object:
-        return forecast.models[0].predict(dataset) if use_model_predict else forecast.predict(df=known)
+    def predict(_: int) -> object:
+        return model.models[0].predict(dataset) if use_model_predict else model.predict(df=frame)
 
-    assert len(act(0)) == case.series * case.horizon  # type: ignore[arg-type]
+    assert len(predict(0)) == case.series * case.horizon  # type: ignore[arg-type]
     computes = f"raw values, one path; {describe_difference(case, recurrent=True)}"
     return PreparedEntrant(
-        act,
-        {"parameters": count_parameters(forecast), "computes": computes, "smaller": is_smaller(case, recurrent=True)},
+        predict,
+        {"parameters": count_parameters(model), "computes": computes, "smaller": is_smaller(case, recurrent=True)},
     )
 
 
 def make_model(case: SpeedCase, *, recurrent: bool, steps: int) -> LSTM | GRU:
-    """An untrained model of the case's size, with the least decoder it takes."""
+    """Returns an untrained model of the case's size, with the smallest possible decoder."""
     return {"lstm": LSTM, "gru": GRU}[case.cell](
         h=case.horizon,
-        # a recurrent one reads a step more than it is told, so that all train over the same number of steps
+        # a recurrent model reads one step more than input_size; so all train over the same number of steps
         input_size=case.context - 1 if recurrent and case.group in TRAINING_GROUPS else case.context,
         h_train=1,
         encoder_n_layers=case.layers,
@@ -100,28 +104,28 @@ def make_model(case: SpeedCase, *, recurrent: bool, steps: int) -> LSTM | GRU:
 
 
 def is_smaller(case: SpeedCase, *, recurrent: bool) -> bool:
-    """Whether it is another network than the case's: its recurrent LSTM feeds back a projection of size 1 (`proj_size`)."""
+    """Returns whether the network is smaller than the case's: recurrent LSTMs feed back a projection of size 1 (`proj_size`)."""
     return recurrent and case.cell == "lstm"
 
 
 def describe_difference(case: SpeedCase, *, recurrent: bool) -> str:
-    """What is not the same network in it."""
+    """Describes the difference to the network of the case."""
     if is_smaller(case, recurrent=recurrent):
-        return "a smaller network: what it feeds back is projected to size 1 (proj_size)"
-    return f"a whole {case.cell.upper()}"
+        return "a smaller network: its feedback is projected to size 1 (proj_size)"
+    return f"a full {case.cell.upper()}"
 
 
 def to_long_frame(panel: np.ndarray) -> pd.DataFrame:
-    """A long frame: unique_id, ds, y as float32."""
+    """Returns a long frame: unique_id, ds, y as float32."""
     series, length = panel.shape
-    stamps = pd.date_range(FIRST_TIMESTAMP, periods=length, freq="h")
+    timestamps = pd.date_range(FIRST_TIMESTAMP, periods=length, freq="h")
     ids, y = np.repeat(np.arange(series), length), panel.ravel().astype(np.float32)
-    return pd.DataFrame({"unique_id": ids, "ds": np.tile(stamps, series), "y": y})
+    return pd.DataFrame({"unique_id": ids, "ds": np.tile(timestamps, series), "y": y})
 
 
 def count_parameters(forecast: NeuralForecast) -> int:
-    """How many parameters it has."""
-    return sum(each.numel() for each in forecast.models[0].parameters())
+    """Returns the number of parameters."""
+    return sum(parameter.numel() for parameter in forecast.models[0].parameters())
 
 
 ENTRANTS: dict[str, Callable[[SpeedCase], PreparedEntrant]] = {

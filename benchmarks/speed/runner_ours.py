@@ -1,4 +1,4 @@
-"""Ours, in the project's own environment: the command's training with tracking, the fit alone, forecasts and backtests."""
+"""Our entrants, in the project's environment: the training command with tracking, the fit alone, forecasts and backtests."""
 
 from __future__ import annotations
 
@@ -38,108 +38,111 @@ FOLDER = tempfile.TemporaryDirectory()
 
 
 def prepare_train_command(case: SpeedCase) -> PreparedEntrant:
-    """What `forecaster train` does once it is imported: reads a CSV, fits with checkpoints, calibrates, backtests, tracks."""
-    root, source = Root(Path(FOLDER.name) / "root"), Path(FOLDER.name) / f"{case.name}.csv"
+    """Prepares what `forecaster train` does after its imports: read a CSV, fit with checkpoints, calibrate, backtest, track."""
+    root, data_file = Root(Path(FOLDER.name) / "root"), Path(FOLDER.name) / f"{case.name}.csv"
     series, length = make_values(case).shape
-    ids, stamps = np.repeat([f"s{number}" for number in range(series)], length), _timestamps(length)
-    frame = {"unique_id": ids, "ds": np.tile(stamps, series), "y": make_values(case).ravel()}
-    pd.DataFrame(frame).to_csv(source, index=False)
+    ids, timestamps = np.repeat([f"s{number}" for number in range(series)], length), _timestamps(length)
+    frame = {"unique_id": ids, "ds": np.tile(timestamps, series), "y": make_values(case).ravel()}
+    pd.DataFrame(frame).to_csv(data_file, index=False)
 
-    def act(steps: int) -> object:
-        return train(DataSource(str(source)), make_spec(case, steps=steps, valid_windows=1), root)
+    def run_training(steps: int) -> object:
+        return train(DataSource(str(data_file)), make_spec(case, steps=steps, valid_windows=1), root)
 
     computes = (
         "mean squared error at every step; reads a CSV, validates and writes a durable checkpoint every 50 steps, calibrates, "
         "backtests against seasonal naive, writes a bundle with plots, all tracked in MLflow (SQLite)"
     )
-    return PreparedEntrant(act, {"parameters": count_parameters(case), "computes": computes})
+    return PreparedEntrant(run_training, {"parameters": count_parameters(case), "computes": computes})
 
 
 def prepare_fit(case: SpeedCase) -> PreparedEntrant:
-    """`fit` on a panel that is made before; no checkpoint, validation or log, as for the others."""
-    known = make_panel(make_values(case))
+    """Prepares `fit` on an existing panel; without checkpoint, validation and log, as for the peers."""
+    panel = make_panel(make_values(case))
 
-    def act(steps: int) -> object:
-        return fit(known, make_spec(case, steps=steps), accelerator="cpu")
+    def run_fit(steps: int) -> object:
+        return fit(panel, make_spec(case, steps=steps), accelerator="cpu")
 
-    how = "the compiled kernel" if load_compiled_backend() else "the equations in torch"
-    computes = f"mean squared error at every step, gradients clipped; reads value and whether it was observed; {how}"
-    return PreparedEntrant(act, {"parameters": count_parameters(case), "computes": computes})
+    backend = "the compiled kernel" if load_compiled_backend() else "the equations in torch"
+    computes = f"mean squared error at every step, gradients clipped; reads values and their mask; {backend}"
+    return PreparedEntrant(run_fit, {"parameters": count_parameters(case), "computes": computes})
 
 
 def prepare_member_fit(case: SpeedCase, count: int) -> PreparedEntrant:
-    """A fit of several networks at once, where the specification knows them."""
-    known = make_panel(make_values(case))
-    plain = make_spec(case, steps=1).model_dump()
-    places = [plain, *(part for part in plain.values() if isinstance(part, dict))]
-    place = next((part for part in places if "members" in part), None)
-    if place is None and count > 1:
+    """Prepares a fit of several networks together, if the specification supports members."""
+    panel = make_panel(make_values(case))
+    fields = make_spec(case, steps=1).model_dump()
+    parts = [fields, *(part for part in fields.values() if isinstance(part, dict))]
+    member_fields = next((part for part in parts if "members" in part), None)
+    if member_fields is None and count > 1:
         raise EntrantNotAvailable("not available: the specification has no members yet")
 
-    def act(steps: int) -> object:
-        if place is not None:
-            place["members"] = count
-        plain["training"]["steps"] = plain["training"]["epoch_steps"] = steps
-        return fit(known, Spec.parse(plain, where="runner_ours.py"), accelerator="cpu")
+    def run_fit(steps: int) -> object:
+        if member_fields is not None:
+            member_fields["members"] = count
+        fields["training"]["steps"] = fields["training"]["epoch_steps"] = steps
+        return fit(panel, Spec.parse(fields, where="runner_ours.py"), accelerator="cpu")
 
     return PreparedEntrant(
-        act, {"parameters": count * count_parameters(case), "computes": "mean squared error at every step"}
+        run_fit, {"parameters": count * count_parameters(case), "computes": "mean squared error at every step"}
     )
 
 
 def prepare_forecast(case: SpeedCase) -> PreparedEntrant:
-    """`Predictor.prepare_forecast` of a bundle that was written and loaded, as a service asks it: checks, stamps and all."""
+    """Prepares `Predictor.forecast_batch` of a loaded bundle, as a service calls it, including validation and timestamps."""
     with tempfile.TemporaryDirectory() as folder:
         artifact.save_bundle(fit_one_step(case), Path(folder) / "bundle", card="")
-        forecaster = artifact.load_bundle(Path(folder) / "bundle")
-    predictor = Predictor(forecaster, engine=build_fastest_engine(forecaster, threads=torch.get_num_threads()))
+        model = artifact.load_bundle(Path(folder) / "bundle")
+    predictor = Predictor(model, engine=build_fastest_engine(model, threads=torch.get_num_threads()))
     series = list(make_panel(make_histories(case)).series)
 
-    def act(_: int) -> list[Any]:
+    def forecast(_: int) -> list[Any]:
         return predictor.forecast_batch(series, case.horizon)
 
-    said = act(0)
-    assert (len(said), len(said[0].mean)) == (case.series, case.horizon)
+    forecasts = forecast(0)
+    assert (len(forecasts), len(forecasts[0].mean)) == (case.series, case.horizon)
     engine = type(predictor.engine).__name__
     computes = (
-        f"values scaled by the row, one path; checks of every series, stamps and float64 values in the answer; {engine}"
+        f"values scaled by the row, one path; validates every series, returns timestamps and float64 values; {engine}"
     )
-    return PreparedEntrant(act, {"parameters": count_parameters(case), "computes": computes})
+    return PreparedEntrant(forecast, {"parameters": count_parameters(case), "computes": computes})
 
 
 def prepare_engine(case: SpeedCase) -> PreparedEntrant:
-    """The rollout alone, in torch, on a window that is made before."""
+    """Prepares the rollout alone, in torch, on an existing window."""
     network, window = fit_one_step(case).network.eval(), build_window(list(make_histories(case)), context=case.context)
 
     @torch.inference_mode()
-    def act(_: int) -> object:
+    def run_rollout(_: int) -> object:
         return roll_out(network, warm_up(network, window), horizon=case.horizon)
 
     return PreparedEntrant(
-        act, {"parameters": count_parameters(case), "computes": "values scaled by the row, one path"}
+        run_rollout, {"parameters": count_parameters(case), "computes": "values scaled by the row, one path"}
     )
 
 
 def prepare_backtest(case: SpeedCase, *, reads: str) -> PreparedEntrant:
-    """`backtest` of a predictor at all origins of one series, with a network that reads windows or whole histories."""
-    whole, predictor = make_panel(make_values(case)), Predictor(fit_one_step(case, reads=reads))
+    """Prepares `backtest` of a predictor at all cutoffs of one series, with a network that reads windows or whole histories."""
+    panel, predictor = make_panel(make_values(case)), Predictor(fit_one_step(case, reads=reads))
 
-    def act(_: int) -> Backtest:
-        asked = {"it": predictor}
+    def run_backtest(_: int) -> Backtest:
+        predictors = {"model": predictor}
         return backtest(
-            whole, asked, horizon=case.horizon, windows=case.origins, stride=1, season=24, min_history=case.context
+            panel, predictors, horizon=case.horizon, windows=case.origins, stride=1, season=24, min_history=case.context
         )
 
-    said = act(0).forecasts["it"]
-    assert said.shape == (1, case.origins, case.horizon)
-    assert np.isfinite(said).all()
-    how = {
-        "window": "reads the last steps before every origin",
+    forecasts = run_backtest(0).forecasts["model"]
+    assert forecasts.shape == (1, case.origins, case.horizon)
+    assert np.isfinite(forecasts).all()
+    reading = {
+        "window": "reads the last steps before every cutoff",
         "history": "reads the series once and carries its state",
     }
     return PreparedEntrant(
-        act,
-        {"parameters": count_parameters(case), "computes": f"{how[reads]}; values scaled, cutoffs and scales of MASE"},
+        run_backtest,
+        {
+            "parameters": count_parameters(case),
+            "computes": f"{reading[reads]}; values scaled, cutoffs and scales of MASE",
+        },
     )
 
 

@@ -1,4 +1,4 @@
-"""The driver's side of the conversation with runners: processes that are started once and asked for one repetition at a time."""
+"""Client of the runners: starts their processes and requests one repetition at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cases import SpeedCase
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-TELEMETRY_OFF = {  # what libraries would tell their makers
+TELEMETRY_OFF = {  # disables the telemetry of libraries
     "BENTOML_DO_NOT_TRACK": "true",
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -26,11 +26,11 @@ TELEMETRY_OFF = {  # what libraries would tell their makers
 
 
 class RunnerProcess:
-    """A runner, started and ready to be asked.
+    """A started runner process.
 
     Attributes:
-        versions: Of the packages it measures.
-        start_seconds: From its start until all was imported.
+        versions: Versions of the packages it measures.
+        start_seconds: Seconds from its start until everything was imported.
     """
 
     def __init__(self, name: str, python: Path, *, threads: int, log: Path) -> None:
@@ -49,7 +49,7 @@ class RunnerProcess:
         self.start_seconds = time.perf_counter() - started
 
     def request(self, message: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
-        """One answer; a runner that died or took too long is told as `failed`."""
+        """Sends a request and returns the reply; reports a runner that ended or timed out as `failed`."""
         if self._process.poll() is not None:
             return {"failed": f"the runner {self.name} has ended"}
         assert self._process.stdin is not None
@@ -58,7 +58,7 @@ class RunnerProcess:
         return self._read_reply(timeout)
 
     def prepare(self, case: SpeedCase, entrant: str, *, timeout: float) -> dict[str, Any]:
-        """Makes an entrant ready for a case."""
+        """Prepares an entrant for a case."""
         return self.request({"do": "prepare", "case": asdict(case), "entrant": entrant}, timeout=timeout)
 
     def close(self) -> None:
@@ -77,23 +77,23 @@ class RunnerProcess:
         line = self._process.stdout.readline() if ready else ""
         if not line:
             self._process.kill()
-            found = "it ended" if ready else f"it took more than {timeout:.0f} s"
-            return {"failed": f"{found}; its log says more", "versions": {}}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+            reason = "it ended" if ready else f"it took more than {timeout:.0f} s"
+            return {"failed": f"{reason}; see its log", "versions": {}}
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
 
 def runner_command(name: str, python: Path) -> list[str]:
-    """How a runner is started."""
+    """Returns the command that starts a runner."""
     return [str(python), str(HERE / f"runner_{name}.py")]
 
 
 def runner_environment(threads: int) -> dict[str, str]:
-    """What a runner is told: the number of threads, the same for all; and that nothing is to be reported to anyone."""
-    count = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
-    return {**os.environ, **TELEMETRY_OFF, **count, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    """Returns the environment of a runner: the same number of threads for all, and no telemetry."""
+    thread_settings = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
+    return {**os.environ, **TELEMETRY_OFF, **thread_settings, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 
 
 def runner_python(name: str, peers: Path) -> Path:
-    """The interpreter of a runner: this one for ours, that of the peers' environment for the others."""
+    """Returns the interpreter of a runner: this one for ours, that of the peers' environment for the others."""
     return Path(sys.executable) if name == "ours" else peers / "bin" / "python"

@@ -1,10 +1,10 @@
-"""How a training grows with the number of series: time and memory of every stage, from a long frame to forecasts.
+"""Growth of a training with the number of series: time and memory of every stage, from a long frame to forecasts.
 
     python benchmarks/speed/scale.py                         1,000, 10,000 and 100,000 series of 500 points
     python benchmarks/speed/scale.py --series 1000 10000
 
-Every size runs in a process of its own, alone. Peak memory is the largest resident set while a stage ran (Linux; elsewhere it is
-left out). Writes benchmarks/results/scale.md and scale.png.
+Every size runs in its own process, one at a time. Peak memory is the largest resident set during a stage (only on Linux). Writes
+benchmarks/results/scale.md and scale.png.
 """
 
 from __future__ import annotations
@@ -59,59 +59,59 @@ STATUS_FILE = Path("/proc/self/status")
 
 
 def main() -> None:
-    """Starts a process for each size, and writes down what they say."""
+    """Runs a process for each size and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--alone", action="store_true", help="one size in this process, told as JSON")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--alone", action="store_true", help="measure one size in this process and print it as JSON")
     options = parser.parse_args()
     if options.alone:
         print(json.dumps(measure_stages(options.series[0], threads=options.threads)))
         return
-    found: dict[int, dict[str, dict[str, float]]] = {}
+    results: dict[int, dict[str, dict[str, float]]] = {}
     for series in options.series:
         command = [sys.executable, __file__, "--alone", "--series", str(series), "--threads", str(options.threads)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[series] = json.loads(done.stdout.splitlines()[-1])
-        print(format_table(found), flush=True)
-    (RESULTS / "scale.md").write_text(format_report(found, options.threads))
-    plot_scale(found)
+        completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        results[series] = json.loads(completed.stdout.splitlines()[-1])
+        print(format_table(results), flush=True)
+    (RESULTS / "scale.md").write_text(format_report(results, options.threads))
+    plot_scale(results)
 
 
 class StageTimer:
-    """What each stage took."""
+    """Time and memory of each stage."""
 
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, float]] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Times a block, and finds its peak."""
+        """Measures the time and the peak memory of the block."""
         gc.collect()
         _reset_peak_memory()
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall_started, cpu_started = time.perf_counter(), time.process_time()
         yield
-        taken = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        self.stages[stage] = taken | {"peak": _read_status_gib("VmHWM"), "after": _read_status_gib("VmRSS")}
-        told = ", ".join(f"{name} {value:.2f}" for name, value in self.stages[stage].items())
-        print(f"{stage}: {told}", file=sys.stderr, flush=True)
+        times = {"seconds": time.perf_counter() - wall_started, "cpu": time.process_time() - cpu_started}
+        self.stages[stage] = times | {"peak": _read_status_gib("VmHWM"), "after": _read_status_gib("VmRSS")}
+        summary = ", ".join(f"{name} {value:.2f}" for name, value in self.stages[stage].items())
+        print(f"{stage}: {summary}", file=sys.stderr, flush=True)
 
 
 def measure_stages(series: int, *, threads: int) -> dict[str, dict[str, float]]:
-    """Everything that a training, its test and a forecast of all series do, one after the other."""
+    """Runs all stages of a training, its test and a forecast of all series."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(threads)
-    book = StageTimer()
-    with book("a long frame"):
+    timed = StageTimer()
+    with timed("building the long frame"):
         frame = make_long_frame(series)
-    with book("frame to panel"):
+    with timed("frame to panel"):
         panel = to_panel(frame)
     del frame
-    with book("digest"):
+    with timed("digest"):
         fit_digest(panel, SPEC)
     season = default_season(panel.freq)
     split = hold_out(panel, SPEC.horizon)
-    with book("validation origins"):
+    with timed("validation cutoffs"):
         build_validation_batches(
             split.full.series,
             context=SPEC.context,
@@ -120,41 +120,43 @@ def measure_stages(series: int, *, threads: int) -> dict[str, dict[str, float]]:
             season=season,
             encoding=EMPTY_ENCODING,
         )
-    with book("tape and anchors"):
+    with timed("panel tensor and cutoffs"):
         CutoffIndex.from_panel_tensor(
             PanelTensor.from_series(split.history.series, context=SPEC.context, horizon=1, encoding=EMPTY_ENCODING),
             min_history=SPEC.min_steps,
         )
-    with book("fit of 200 steps, all of it"):
-        forecaster = fit(split.history, SPEC, accelerator="cpu").model
-    with book("calibration, one origin"):
-        forecaster = calibrate_model(forecaster, split.history, windows=1)
-    with book("backtest, one origin"):
-        result = _run_backtest(panel, {"own": Predictor(forecaster)}, season)
-    with book("its scores and its table"):
-        result.scores("own")
+    with timed("fit of 200 steps"):
+        model = fit(split.history, SPEC, accelerator="cpu").model
+    with timed("calibration, one cutoff"):
+        model = calibrate_model(model, split.history, windows=1)
+    with timed("backtest, one cutoff"):
+        result = _run_backtest(panel, {"model": Predictor(model)}, season)
+    with timed("scores and table of the backtest"):
+        result.scores("model")
         result.frame()
     del result
-    with tempfile.TemporaryDirectory() as folder, book("bundle saved and loaded"):
-        artifact.save_bundle(forecaster, Path(folder) / "bundle", card="")
+    with tempfile.TemporaryDirectory() as folder, timed("saving and loading the bundle"):
+        artifact.save_bundle(model, Path(folder) / "bundle", card="")
         loaded = artifact.load_bundle(Path(folder) / "bundle")
-    with book("forecasts of all, with quantiles"):
+    with timed("forecasts of all series, with quantiles"):
         Predictor(loaded).forecast_batch(panel.series, SPEC.horizon, levels=(0.1, 0.9))
-    return book.stages
+    return timed.stages
 
 
 def _run_backtest(panel: Panel, predictors: dict[str, Any], season: int) -> Any:
-    rivals = {**predictors, "seasonal_naive": seasonal_naive(season)}
-    return backtest(panel, rivals, horizon=SPEC.horizon, windows=1, season=season, min_history=SPEC.min_steps + 1)
+    all_predictors = {**predictors, "seasonal_naive": seasonal_naive(season)}
+    return backtest(
+        panel, all_predictors, horizon=SPEC.horizon, windows=1, season=season, min_history=SPEC.min_steps + 1
+    )
 
 
 def make_long_frame(series: int) -> pd.DataFrame:
-    """Weekly rhythms with noise, one row a series and day, ids as text: what a Parquet file gives."""
-    draw = np.random.default_rng(0)
+    """Returns weekly cycles with noise, one row per series and day, ids as text, as read from a Parquet file."""
+    rng = np.random.default_rng(0)
     clock = np.arange(POINTS_PER_SERIES)
-    level = draw.uniform(10, 1000, size=(series, 1))
-    y = level * (1 + 0.3 * np.sin(2 * np.pi * (clock + draw.integers(7, size=(series, 1))) / 7))
-    y += 0.1 * level * draw.normal(size=y.shape)
+    level = rng.uniform(10, 1000, size=(series, 1))
+    y = level * (1 + 0.3 * np.sin(2 * np.pi * (clock + rng.integers(7, size=(series, 1))) / 7))
+    y += 0.1 * level * rng.normal(size=y.shape)
     ids = pd.Series([f"series_{number:06d}" for number in range(series)], dtype="str")
     days = pd.date_range("2024-01-01", periods=POINTS_PER_SERIES, freq="D", unit="us")
     return pd.DataFrame(
@@ -173,7 +175,7 @@ def _reset_peak_memory() -> None:
 
 
 def _read_status_gib(field: str) -> float:
-    """GiB."""
+    """Returns a field of the process status in GiB."""
     if not STATUS_FILE.exists():
         return float("nan")
     line = next(line for line in STATUS_FILE.read_text().splitlines() if line.startswith(field))
@@ -181,29 +183,31 @@ def _read_status_gib(field: str) -> float:
 
 
 def format_table(results: dict[int, dict[str, dict[str, float]]]) -> str:
-    """Stages by sizes."""
-    heads = " | ".join(f"{series:,}: s | peak, GiB" for series in results)
-    lines = [f"| stage | {heads} |", "|---" * (1 + 2 * len(results)) + "|"]
+    """Formats stages by sizes."""
+    headings = " | ".join(f"{series:,}: s | peak, GiB" for series in results)
+    lines = [f"| stage | {headings} |", "|---" * (1 + 2 * len(results)) + "|"]
     for stage in next(iter(results.values())):
-        cells = " | ".join(f"{one[stage]['seconds']:.2f} | {one[stage]['peak']:.2f}" for one in results.values())
+        cells = " | ".join(
+            f"{measured[stage]['seconds']:.2f} | {measured[stage]['peak']:.2f}" for measured in results.values()
+        )
         lines.append(f"| {stage} | {cells} |")
     cells = " | ".join(
-        f"{sum(stage['seconds'] for stage in one.values()):.1f} | {max(stage['peak'] for stage in one.values()):.2f}"
-        for one in results.values()
+        f"{sum(stage['seconds'] for stage in measured.values()):.1f} | {max(stage['peak'] for stage in measured.values()):.2f}"
+        for measured in results.values()
     )
-    return "\n".join([*lines, f"| all | {cells} |", ""])
+    return "\n".join([*lines, f"| total | {cells} |", ""])
 
 
 def format_report(results: dict[int, dict[str, dict[str, float]]], threads: int) -> str:
-    """The table, and how it was made."""
+    """Formats the table and its conditions."""
     return "\n".join(
         [
             "# Growth with the number of series",
             "",
             f"`python benchmarks/speed/scale.py --series {' '.join(map(str, results))} --threads {threads}`: daily series of "
             f"{POINTS_PER_SERIES} points, LSTM {SPEC.network.hidden}, context {SPEC.context}, horizon {SPEC.horizon}, "
-            f"{SPEC.training.steps} steps in two epochs, CPU, torch {torch.__version__}. A fresh process each size; seconds on "
-            "the wall, peak resident memory of the whole process while the stage ran.",
+            f"{SPEC.training.steps} steps in two epochs, CPU, torch {torch.__version__}. A new process per size; wall "
+            "time, peak resident memory of the whole process during the stage.",
             "",
             format_table(results),
             "![Seconds of each stage by number of series](scale.png)",
@@ -213,7 +217,7 @@ def format_report(results: dict[int, dict[str, dict[str, float]]], threads: int)
 
 
 def plot_scale(results: dict[int, dict[str, dict[str, float]]]) -> None:
-    """Seconds and memory by number of series, both axes logarithmic."""
+    """Plots seconds and memory by number of series, both axes logarithmic."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -225,9 +229,9 @@ def plot_scale(results: dict[int, dict[str, dict[str, float]]]) -> None:
         (left, "seconds", lambda value: max(value, 1e-3)),
         (right, "peak", lambda value: value),
     ]
-    for axes, field, shown in panels:
+    for axes, field, transform in panels:
         for stage in next(iter(results.values())):
-            axes.plot(sizes, [shown(results[size][stage][field]) for size in sizes], marker="o", label=stage)
+            axes.plot(sizes, [transform(results[size][stage][field]) for size in sizes], marker="o", label=stage)
         axes.set(xscale="log", yscale="log", xlabel=f"series of {POINTS_PER_SERIES} points")
     left.set_ylabel("seconds")
     right.set_ylabel("peak resident memory, GiB")

@@ -1,4 +1,4 @@
-"""Fixtures of the benchmarks' tests: a tracking database that is migrated once."""
+"""Fixtures of the benchmark tests: a tracking database that is migrated once."""
 
 from __future__ import annotations
 

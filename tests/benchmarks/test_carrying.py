@@ -1,4 +1,4 @@
-"""The same network behind either reading, and how far the two are apart."""
+"""The same weights with windows and with whole histories, and the gap between their forecasts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ def windowed_model() -> FittedModel:
 
 def test_the_gap_is_the_scaled_difference_of_the_two_forecasts(windowed_model: FittedModel) -> None:
     gap = measure_carry_gap(windowed_model, PANEL, windows=6, stride=3)
-    twin = with_reads(windowed_model, "history")
-    asks = {"window": Predictor(windowed_model).forecast_batch, "history": Predictor(twin).forecast_batch}
-    result = backtest(PANEL, asks, horizon=5, windows=6, season=4, stride=3)
-    apart = np.abs(result.forecasts["window"] - result.forecasts["history"]).mean(axis=(1, 2)) / result.scale
-    assert gap.distance == pytest.approx(apart.mean(), rel=1e-4)
+    history_model = with_reads(windowed_model, "history")
+    predictors = {
+        "window": Predictor(windowed_model).forecast_batch,
+        "history": Predictor(history_model).forecast_batch,
+    }
+    result = backtest(PANEL, predictors, horizon=5, windows=6, season=4, stride=3)
+    distance = np.abs(result.forecasts["window"] - result.forecasts["history"]).mean(axis=(1, 2)) / result.scale
+    assert gap.distance == pytest.approx(distance.mean(), rel=1e-4)
     assert gap.window == pytest.approx(result.scores("window")["mase"], rel=1e-4)
     assert gap.history == pytest.approx(result.scores("history")["mase"], rel=1e-4)
     assert gap.distance > 0.01
@@ -38,16 +41,16 @@ def test_the_gap_is_symmetric_and_zero_within_the_context(windowed_model: Fitted
     assert measure_carry_gap(with_reads(windowed_model, "history"), PANEL, windows=2) == measure_carry_gap(
         windowed_model, PANEL, windows=2
     )
-    short = make_panel(make_wave(11), make_wave(10, seed=1))  # no more than six steps are known
+    short = make_panel(make_wave(11), make_wave(10, seed=1))  # at most six steps of history
     assert measure_carry_gap(windowed_model, short, windows=1).distance == pytest.approx(0.0, abs=1e-5)
 
 
 def test_the_copy_shares_the_weights_and_leaves_the_original_unchanged(windowed_model: FittedModel) -> None:
-    twin = with_reads(windowed_model, "history")
+    history_model = with_reads(windowed_model, "history")
     assert (windowed_model.spec.reads, windowed_model.network.reads) == ("window", "window")
-    assert (twin.spec.reads, twin.network.reads) == ("history", "history")
-    pairs = zip(windowed_model.network.state_dict().values(), twin.network.state_dict().values(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
+    assert (history_model.spec.reads, history_model.network.reads) == ("history", "history")
+    pairs = zip(windowed_model.network.state_dict().values(), history_model.network.state_dict().values(), strict=True)
+    assert all(torch.equal(weight, copied_weight) for weight, copied_weight in pairs)
 
 
 def test_a_model_without_both_modes_has_no_gap() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of the service runs from end to end, at a size at which its figures say nothing."""
+"""The benchmark of the service runs from end to end, at a size at which its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 def run_benchmark(out: Path, *sections: str) -> str:
     command = [sys.executable, str(CHECKOUT / "benchmarks" / "serving.py"), "--tiny", "--without-mlflow"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BENTOML", "FORECASTER"))}
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, "--only", ",".join(sections), "--out", str(out)],
         env=environment,
         cwd=out.parent,
@@ -25,15 +25,15 @@ def run_benchmark(out: Path, *sections: str) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert completed.returncode == 0, completed.stderr[-3000:]
     return out.read_text()
 
 
 def test_the_benchmark_compares_with_a_raw_route_and_no_model_change_fails_a_request(tmp_path: Path) -> None:
-    told = run_benchmark(tmp_path / "serving.md", "one", "flips")
+    report = run_benchmark(tmp_path / "serving.md", "one", "flips")
     for connections in (1, 16, 64):
-        assert f"| ours, 1 worker | {connections} |" in told
-        assert f"| raw uvicorn route | {connections} |" in told
-    assert "| failed | 0 | 0 |" in told
-    assert "| mixed: of a bad bundle, or two answers from one model | 0 | 0 |" in told
-    assert "| different models answer differently | yes | yes |" in told
+        assert f"| ours, 1 worker | {connections} |" in report
+        assert f"| raw uvicorn route | {connections} |" in report
+    assert "| failed | 0 | 0 |" in report
+    assert "| mixed: from a damaged bundle, or different responses from one model | 0 | 0 |" in report
+    assert "| different models respond differently | yes | yes |" in report

@@ -1,4 +1,4 @@
-"""What all tests of the whole system share: a database that is migrated once."""
+"""Fixtures of the system tests: a database that is migrated once."""
 
 from __future__ import annotations
 

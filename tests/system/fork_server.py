@@ -1,6 +1,6 @@
-"""A Python that has imported everything, and starts commands by forking: a process of its own without the seconds of imports.
+"""A Python process with all imports done that starts commands by forking, so that each is a real process without import time.
 
-The tests start many trainings that are killed; what is killed is a real process, and what it leaves is on a real disk.
+The tests start many trainings that are killed; the killed processes are real, and so are the files they leave.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from tests.system.processes import CHECKOUT, make_environment
 
 
 class ForkedProcess:
-    """A command under way."""
+    """A command running in a forked process."""
 
     def __init__(self, server: ForkServer, pid: int) -> None:
         self.pid = pid
-        self._nursery = server
+        self._server = server
         self._code: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit code (minus the signal's number, if one ended it), or None."""
+        """Returns the exit code (minus the signal's number if a signal ended the process), or None."""
         return self._exit_code(wait=False)
 
     def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """Waits for the end of the process and returns its exit code."""
         code = self._exit_code(wait=True)
         assert code is not None
         return code
 
     def send_signal(self, number: signal.Signals) -> None:
-        """As long as it has not been waited for, the number is its own."""
+        """Sends a signal, unless the process was waited for: its id may be reused after that."""
         if self._code is None:
             os.kill(self.pid, number)
 
     def _exit_code(self, *, wait: bool) -> int | None:
         if self._code is None:
-            self._code = self._nursery.request(wait=wait, pid=self.pid)
+            self._code = self._server.request(wait=wait, pid=self.pid)
         return self._code
 
 
 class ForkServer:
-    """Where children are started."""
+    """Starts child processes."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def request(self, **message: Any) -> Any:
-        """One line there, one line back."""
+        """Sends one line and returns the reply."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(message), file=self._process.stdin, flush=True)
@@ -64,16 +64,16 @@ class ForkServer:
     def start(
         self, arguments: Sequence[str], folder: Path, *, syncs: int | None = None, failpoints: str | None = None
     ) -> Iterator[ForkedProcess]:
-        """A command in a folder, its output in `process.log`; it does not outlive the block.
+        """Starts a command in a folder, with its output in `process.log`; kills it at the end of the block.
 
         Args:
-            arguments: As after `forecaster` in a shell.
-            folder: Where it runs.
-            syncs: After so many files are synced to disk, it kills itself.
-            failpoints: Where it is killed or broken besides.
+            arguments: Arguments of `forecaster`.
+            folder: Working directory.
+            syncs: Number of file syncs after which the process kills itself.
+            failpoints: Fail points that are set in the process.
         """
-        question = {"arguments": list(arguments), "folder": str(folder), "syncs": syncs, "failpoints": failpoints}
-        child = ForkedProcess(self, self.request(**question))
+        request = {"arguments": list(arguments), "folder": str(folder), "syncs": syncs, "failpoints": failpoints}
+        child = ForkedProcess(self, self.request(**request))
         try:
             yield child
         finally:
@@ -81,14 +81,14 @@ class ForkServer:
             child.wait()
 
     def run(self, arguments: Sequence[str], folder: Path, *, failpoints: str | None = None) -> int:
-        """A command to its end; answers its exit code."""
+        """Runs a command to its end and returns its exit code."""
         with self.start(arguments, folder, failpoints=failpoints) as child:
             return child.wait()
 
 
 @contextmanager
 def running_fork_server() -> Iterator[ForkServer]:
-    """A nursery for as long as the block lasts."""
+    """Runs a fork server until the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", __name__],
         cwd=CHECKOUT,
@@ -105,18 +105,17 @@ def running_fork_server() -> Iterator[ForkServer]:
 
 
 def _serve_requests() -> None:
-
-    import pipelines.retraining.retrain  # noqa: F401  # all of it, and nothing of it used before a fork
+    import pipelines.retraining.retrain  # noqa: F401  # imports everything; nothing is used before a fork
 
     for line in sys.stdin:
-        question = json.loads(line)
-        if "wait" in question:
-            pid, status = os.waitpid(question["pid"], 0 if question["wait"] else os.WNOHANG)
+        request = json.loads(line)
+        if "wait" in request:
+            pid, status = os.waitpid(request["pid"], 0 if request["wait"] else os.WNOHANG)
             _send_reply(os.waitstatus_to_exitcode(status) if pid else None)
         elif pid := os.fork():
             _send_reply(pid)
         else:
-            _run_command(**question)
+            _run_command(**request)
 
 
 def _send_reply(value: int | None) -> None:
@@ -125,17 +124,17 @@ def _send_reply(value: int | None) -> None:
 
 
 def _run_command(arguments: Sequence[str], folder: str, syncs: int | None, failpoints: str | None) -> None:
-    """The command; never comes back."""
-    # Whoever runs the tests in the background ignores interrupts, and a child inherits that.
+    """Runs the command; never returns."""
+    # Background test runs ignore interrupts, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from pipelines.cli import main
 
     os.setsid()
     os.chdir(folder)
     log = os.open("process.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for handle, target in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(handle, target)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
     if syncs is not None:
         _kill_after_syncs(syncs)
     if failpoints is not None:
@@ -144,8 +143,8 @@ def _run_command(arguments: Sequence[str], folder: str, syncs: int | None, failp
     try:
         main(arguments)
         code = 0
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         import traceback
 
@@ -157,14 +156,14 @@ def _run_command(arguments: Sequence[str], folder: str, syncs: int | None, failp
 
 
 def _kill_after_syncs(syncs: int) -> None:
-    sync, left = os.fsync, syncs
+    original_fsync, remaining = os.fsync, syncs
 
     def fsync(handle: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        nonlocal remaining
+        remaining -= 1
+        if remaining < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        sync(handle)
+        original_fsync(handle)
 
     os.fsync = fsync  # type: ignore[assignment]
 

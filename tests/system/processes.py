@@ -1,4 +1,4 @@
-"""Real processes on small data: what they are given, how they are started, and how they are waited for."""
+"""Starts and waits for real processes on small data, with a controlled environment."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def make_environment(**extra: str) -> dict[str, str]:
-    """Ours, without what a developer may have set for the program under test."""
-    kept = {
+    """Returns the environment of this process without variables that configure the program under test."""
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("FORECASTER_", "MLFLOW_", "BENTOML_")) and name != "PYTHONDONTWRITEBYTECODE"
     }
-    return {**kept, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **extra}
+    return {**inherited, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **extra}
 
 
 @contextmanager
 def start_process(
     command: Sequence[str], folder: Path, *, log: Path | None = None, **extra: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own; neither it nor what it started outlives the block."""
+    """Starts a process in its own session; kills it and its children at the end of the block."""
     output = (log or folder / "process.log").open("ab")
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -47,25 +47,25 @@ def start_process(
         yield process
     finally:
         output.close()
-        left = process_tree(process.pid)
-        for one in left:
+        remaining = process_tree(process.pid)
+        for child in remaining:
             with suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(left, timeout=20)
+                child.kill()
+        psutil.wait_procs(remaining, timeout=20)
         process.wait(20)
 
 
 def process_tree(pid: int) -> list[psutil.Process]:
-    """A process and all that it started; empty when it has ended."""
+    """Returns a process and its descendants; empty if it has ended."""
     try:
-        one = psutil.Process(pid)
-        return [one, *one.children(recursive=True)]
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
 
 
 def run_forecaster(*arguments: object, folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """One command of the command line, to its end."""
+    """Runs one command of the command line to its end."""
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *map(str, arguments)],
         cwd=folder,
@@ -80,7 +80,7 @@ def run_forecaster(*arguments: object, folder: Path, **extra: str) -> subprocess
 def wait_until(ready: Callable[[], object], *, seconds: float = 180.0, pause: float = 0.02) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
-        assert time.monotonic() < deadline, "it took too long"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(pause)
 
 
@@ -96,5 +96,5 @@ def write_config(path: Path, spec: Spec) -> Path:
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Every file below a folder, and its size."""
+    """Returns the size of every file below a folder, by relative path."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Bad command lines and bad files: the right exit code, a message that helps, no traceback, nothing written."""
+"""Bad command lines and files: the right exit code, a helpful message, no traceback, and nothing is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEADER = "unique_id,ds,y\n"
 
 
 def make_csv(*, y: object = 1.0, row_index: int = 0, timestamp: str | None = None) -> str:
-    """Forty days of one series, one row of them spoiled."""
+    """Returns forty days of one series with one invalid row."""
     rows = [[f"a,{day}", str(number)] for number, day in enumerate(TIMESTAMPS)]
     rows[row_index] = [f"a,{timestamp or TIMESTAMPS[row_index]}", str(y)]
     return HEADER + "".join(",".join(row) + "\n" for row in rows)
@@ -113,18 +113,18 @@ RunFailing = Callable[..., FailedCommand]
 
 @pytest.fixture
 def run_failing(capsys: pytest.CaptureFixture[str]) -> RunFailing:
-    """Runs a command that must fail: with a message on stderr alone, and without a traceback."""
+    """Runs a command that must fail with a message on stderr only and without a traceback."""
 
     def run(*arguments: object) -> FailedCommand:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as error:
             main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert "Traceback" not in said.err
-        assert said.err.strip()
-        assert isinstance(left.value.code, int)
-        return FailedCommand(left.value.code, " ".join(said.err.replace("│", " ").split()))
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        assert captured.err.strip()
+        assert isinstance(error.value.code, int)
+        return FailedCommand(error.value.code, " ".join(captured.err.replace("│", " ").split()))
 
     return run
 
@@ -137,20 +137,20 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def assert_contains(text: str, words: list[str]) -> None:
-    assert not [word for word in words if word not in text], text
+def assert_contains(text: str, phrases: list[str]) -> None:
+    assert not [phrase for phrase in phrases if phrase not in text], text
 
 
 @pytest.mark.parametrize("name", INVALID_TABLES)
 def test_an_invalid_table_is_rejected_with_its_location_and_nothing_is_written(
     name: str, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    content, words = INVALID_TABLES[name]
+    content, phrases = INVALID_TABLES[name]
     (working_folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     before = file_sizes(working_folder)
-    code, said = run_failing("train", name, "--horizon", 3)
+    code, stderr = run_failing("train", name, "--horizon", 3)
     assert code == 2
-    assert_contains(said, words)
+    assert_contains(stderr, phrases)
     assert file_sizes(working_folder) == before
     assert not (working_folder / ".forecaster" / "bundles").exists()
 
@@ -159,15 +159,15 @@ def test_an_invalid_table_is_rejected_with_its_location_and_nothing_is_written(
 def test_an_invalid_spec_is_rejected_with_its_field_and_nothing_is_written(
     name: str, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    change, words = INVALID_CONFIGS[name]
+    change, phrases = INVALID_CONFIGS[name]
     text = write_changed_config(working_folder, change)
-    assert text != (working_folder / "config.yaml").read_text(), "the case changes nothing"
+    assert text != (working_folder / "config.yaml").read_text(), "the case does not change the file"
     (working_folder / "config.yaml").write_text(text)
     (working_folder / "good.csv").write_text(make_csv())
     before = file_sizes(working_folder)
-    code, said = run_failing("train", "good.csv", "--config", "config.yaml")
+    code, stderr = run_failing("train", "good.csv", "--config", "config.yaml")
     assert code == 2
-    assert_contains(said, words)
+    assert_contains(stderr, phrases)
     assert file_sizes(working_folder) == before
 
 
@@ -175,17 +175,17 @@ def test_an_invalid_spec_is_rejected_with_its_field_and_nothing_is_written(
 def test_an_invalid_option_is_rejected_by_name_and_nothing_is_written(
     name: str, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    options, words = INVALID_OPTIONS[name]
+    options, phrases = INVALID_OPTIONS[name]
     (working_folder / "good.csv").write_text(make_csv())
     before = file_sizes(working_folder)
-    code, said = run_failing("train", "good.csv", *options)
+    code, stderr = run_failing("train", "good.csv", *options)
     assert code == 2
-    assert_contains(said, words)
+    assert_contains(stderr, phrases)
     assert file_sizes(working_folder) == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "phrases"),
     [
         (["train", "none.csv", "--horizon", "3"], ["none.csv", "found none", "Check the path"]),
         (["train", "folder.csv", "--horizon", "3"], ["files ending in .csv", "folder.csv", "found none"]),
@@ -200,14 +200,14 @@ def test_an_invalid_option_is_rejected_by_name_and_nothing_is_written(
     ],
 )
 def test_an_invalid_path_or_command_is_rejected(
-    arguments: list[str], words: list[str], working_folder: Path, run_failing: RunFailing
+    arguments: list[str], phrases: list[str], working_folder: Path, run_failing: RunFailing
 ) -> None:
     (working_folder / "good.csv").write_text(make_csv())
     (working_folder / "folder.csv").mkdir()
     before = file_sizes(working_folder)
-    code, said = run_failing(*arguments)
+    code, stderr = run_failing(*arguments)
     assert code == 2
-    assert_contains(said, words)
+    assert_contains(stderr, phrases)
     assert file_sizes(working_folder) == before
 
 
@@ -225,15 +225,15 @@ def test_a_command_without_its_registry_reports_it_and_creates_none(
     arguments: list[str], working_folder: Path, run_failing: RunFailing
 ) -> None:
     (working_folder / "good.csv").write_text(make_csv())
-    code, said = run_failing(*arguments)
+    code, stderr = run_failing(*arguments)
     assert code == 1
-    assert "Expected a" in said
-    assert str(working_folder / ".forecaster") in said
+    assert "Expected a" in stderr
+    assert str(working_folder / ".forecaster") in stderr
     assert not (working_folder / ".forecaster").exists()
 
 
 class TrainedRoot(NamedTuple):
-    """A root with one version that was never tested (1) and one that was (2, the challenger)."""
+    """A root with an untested version (1) and a tested version (2, the challenger)."""
 
     root: Root
     bundle: Path
@@ -255,7 +255,7 @@ def trained_root(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def bundle_copy(trained_root: TrainedRoot, tmp_path: Path) -> Path:
-    """A copy, to be spoiled."""
+    """A copy of the bundle, to be damaged."""
     return Path(shutil.copytree(trained_root.bundle, tmp_path / "bundle"))
 
 
@@ -264,23 +264,23 @@ def test_only_an_existing_tested_version_is_promoted(
 ) -> None:
     root = ["--root", trained_root.root.path]
     for version in ("7", "two"):
-        code, said = run_failing("promote", "small", "--version", version, *root)
+        code, stderr = run_failing("promote", "small", "--version", version, *root)
         assert code == 1
-        assert version in said
-    code, said = run_failing("promote", "nobody", *root)
+        assert version in stderr
+    code, stderr = run_failing("promote", "nobody", *root)
     assert code == 1
-    assert "nobody" in said
-    code, said = run_failing("promote", "small", "--version", 1, *root)
-    assert code == 3, "a gate refused it"
-    assert_contains(said, ["version 1", "never tested", "--force"])
-    code, said = run_failing("forecast", "small", trained_root.data, *root)
+    assert "nobody" in stderr
+    code, stderr = run_failing("promote", "small", "--version", 1, *root)
+    assert code == 3, "rejected by the gate"
+    assert_contains(stderr, ["version 1", "never tested", "--force"])
+    code, stderr = run_failing("forecast", "small", trained_root.data, *root)
     assert code == 1
-    assert_contains(said, ["'champion'", "challenger", "Promote"])
+    assert_contains(stderr, ["'champion'", "challenger", "Promote"])
 
 
 @pytest.mark.parametrize("command", ["forecast", "backtest"])
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "phrases"),
     [
         (["--horizon", "0"], ["--horizon", "at least 1"]),
         (["--horizon=-1"], ["--horizon", "at least 1"]),
@@ -294,19 +294,19 @@ def test_only_an_existing_tested_version_is_promoted(
 def test_an_invalid_option_is_rejected_before_any_work(
     command: str,
     options: list[str],
-    words: list[str],
+    phrases: list[str],
     trained_root: TrainedRoot,
     working_folder: Path,
     run_failing: RunFailing,
 ) -> None:
-    """No model is loaded for it: there is none of that name."""
-    code, said = run_failing(command, "no-such-model", trained_root.data, "--root", trained_root.root.path, *options)
+    """No model of that name exists, so loading it first would fail with another error."""
+    code, stderr = run_failing(command, "no-such-model", trained_root.data, "--root", trained_root.root.path, *options)
     assert code == 2
-    assert_contains(said, words)
+    assert_contains(stderr, phrases)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "phrases"),
     [
         (["--windows", "0"], ["--windows", "at least 1"]),
         (["--windows=-2"], ["--windows", "at least 1"]),
@@ -316,11 +316,11 @@ def test_an_invalid_option_is_rejected_before_any_work(
     ],
 )
 def test_a_backtest_requires_enough_windows_in_the_data(
-    options: list[str], words: list[str], trained_root: TrainedRoot, working_folder: Path, run_failing: RunFailing
+    options: list[str], phrases: list[str], trained_root: TrainedRoot, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    code, said = run_failing("backtest", trained_root.bundle, trained_root.data, *options)
+    code, stderr = run_failing("backtest", trained_root.bundle, trained_root.data, *options)
     assert code == 2
-    assert_contains(said, words)
+    assert_contains(stderr, phrases)
     assert file_sizes(working_folder) == {}
 
 
@@ -328,13 +328,13 @@ def test_a_wrong_frequency_is_distinguished_from_a_short_history(
     bundle_copy: Path, working_folder: Path, run_failing: RunFailing
 ) -> None:
     (working_folder / "daily.csv").write_text(make_csv())
-    code, said = run_failing("forecast", bundle_copy, "daily.csv")
+    code, stderr = run_failing("forecast", bundle_copy, "daily.csv")
     assert code == 2
-    assert_contains(said, ["'D'", "'h'"])
+    assert_contains(stderr, ["'D'", "'h'"])
     (working_folder / "short.csv").write_text(HEADER + "".join(f"a,2026-01-01T0{hour}:00,1\n" for hour in range(4)))
-    code, said = run_failing("forecast", bundle_copy, "short.csv")
+    code, stderr = run_failing("forecast", bundle_copy, "short.csv")
     assert code == 2
-    assert_contains(said, ["has 4 steps", "at least 8"])
+    assert_contains(stderr, ["has 4 steps", "at least 8"])
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "spec.json", "weights.safetensors", "golden.json", "card.md"])
@@ -342,17 +342,17 @@ def test_a_bundle_with_a_changed_truncated_or_missing_file_is_rejected(
     name: str, bundle_copy: Path, working_folder: Path, run_failing: RunFailing
 ) -> None:
     path = bundle_copy / name
-    good = path.read_bytes()
-    for content in (good[: len(good) // 2], b"", good[:-1] + bytes([good[-1] ^ 1])):
+    original = path.read_bytes()
+    for content in (original[: len(original) // 2], b"", original[:-1] + bytes([original[-1] ^ 1])):
         path.write_bytes(content)
-        code, said = run_failing("verify", bundle_copy)
-        if name == "manifest.json" and len(content) == len(good):  # then the file's own syntax is broken
-            assert "manifest" in said
+        code, stderr = run_failing("verify", bundle_copy)
+        if name == "manifest.json" and len(content) == len(original):  # the JSON itself is invalid then
+            assert "manifest" in stderr
         assert code == 1
     path.unlink()
-    code, said = run_failing("verify", bundle_copy)
+    code, stderr = run_failing("verify", bundle_copy)
     assert code == 1
-    assert_contains(said, [name, "cannot be read"])
+    assert_contains(stderr, [name, "cannot be read"])
 
 
 def test_a_damaged_bundle_is_neither_registered_nor_used(
@@ -365,9 +365,9 @@ def test_a_damaged_bundle_is_neither_registered_nor_used(
         ["forecast", bundle_copy, trained_root.data],
         ["backtest", bundle_copy, trained_root.data],
     ):
-        code, said = run_failing(*command, "--root", trained_root.root.path)
+        code, stderr = run_failing(*command, "--root", trained_root.root.path)
         assert code == 1
-        assert_contains(said, ["weights.safetensors", "digest"])
+        assert_contains(stderr, ["weights.safetensors", "digest"])
     assert Registry(trained_root.root.store_uri).list_versions("small") == before
 
 
@@ -376,36 +376,36 @@ def test_a_bundle_of_another_root_has_no_run_to_register_with(
 ) -> None:
     (working_folder / "other").mkdir()
     shutil.copy(migrated_root / "mlflow.db", working_folder / "other")
-    code, said = run_failing("register", bundle_copy, "--root", "other")
+    code, stderr = run_failing("register", bundle_copy, "--root", "other")
     assert code == 1
-    assert_contains(said, ["Run", "not in the store"])
+    assert_contains(stderr, ["Run", "not in the store"])
 
 
 @pytest.mark.parametrize("uri", ["nonsense://host", "sqlite:////proc/no/mlflow.db", "http://127.0.0.1:9"])
 def test_an_unreachable_store_is_reported_with_its_address(
     uri: str, trained_root: TrainedRoot, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    code, said = run_failing("promote", "small", "--tracking-uri", uri)
+    code, stderr = run_failing("promote", "small", "--tracking-uri", uri)
     assert code == 1
-    assert uri.split("//")[1].strip("/").split("/")[0] in said
+    assert uri.split("//")[1].strip("/").split("/")[0] in stderr
 
 
 def test_overflowing_values_are_rejected_before_the_forecast(
     bundle_copy: Path, working_folder: Path, run_failing: RunFailing
 ) -> None:
-    stamps = pd.date_range("2026-01-01", periods=40, freq="h")
+    timestamps = pd.date_range("2026-01-01", periods=40, freq="h")
     values = np.where(np.arange(40) % 2, 1.7e308, -1.7e308)
-    pd.DataFrame({"unique_id": "a", "ds": stamps, "y": values}).to_csv(working_folder / "huge.csv", index=False)
-    code, said = run_failing("forecast", bundle_copy, "huge.csv", "--out", "out.csv")
+    pd.DataFrame({"unique_id": "a", "ds": timestamps, "y": values}).to_csv(working_folder / "huge.csv", index=False)
+    code, stderr = run_failing("forecast", bundle_copy, "huge.csv", "--out", "out.csv")
     assert code == 2
-    assert_contains(said, ["1e+100", "Correct"])
+    assert_contains(stderr, ["1e+100", "Correct"])
     assert not (working_folder / "out.csv").exists()
 
 
 def test_real_processes_return_the_documented_exit_codes(trained_root: TrainedRoot, working_folder: Path) -> None:
     (working_folder / "text.csv").write_text(make_csv(y="many"))
     root = ["--root", trained_root.root.path]
-    for arguments, code, word in (
+    for arguments, code, phrase in (
         (["train", "text.csv", "--horizon", 3], 2, "'many'"),
         (["promote", "small", "--version", 1, *root], 3, "never tested"),
         (["verify", working_folder], 1, "manifest.json"),
@@ -413,9 +413,9 @@ def test_real_processes_return_the_documented_exit_codes(trained_root: TrainedRo
         (["serve"], 1, "FORECASTER_SERVING_MODEL"),
         (["serve", "smal", *root], 1, "'smal'"),
     ):
-        done = run_forecaster(*arguments, folder=working_folder)
-        assert done.returncode == code, done.stderr
-        assert done.stdout == ""
-        assert "Traceback" not in done.stderr
-        assert word in done.stderr
+        completed = run_forecaster(*arguments, folder=working_folder)
+        assert completed.returncode == code, completed.stderr
+        assert completed.stdout == ""
+        assert "Traceback" not in completed.stderr
+        assert phrase in completed.stderr
     assert not (working_folder / ".forecaster").exists()

@@ -1,4 +1,4 @@
-"""From a file to a forecast over HTTP: trained, registered, promoted, served, asked, replaced, stopped."""
+"""From a file to a forecast over HTTP: train, register, promote, serve, request, replace, stop."""
 
 from __future__ import annotations
 
@@ -28,11 +28,7 @@ from tests.system.processes import free_port, process_tree, run_forecaster, star
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,  # Lightning's
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),  # Lightning's
 ]
 
 HORIZON = 6
@@ -56,15 +52,15 @@ class RunningService(NamedTuple):
             return 0
 
     def request_forecast(self, series: list[Series]) -> httpx.Response:
-        asked = [
-            {"id": one.id, "start": one.start.isoformat(), "freq": one.freq, "y": one.y.tolist()} for one in series
+        rows = [
+            {"id": item.id, "start": item.start.isoformat(), "freq": item.freq, "y": item.y.tolist()} for item in series
         ]
-        return httpx.post(f"{self.url}/v1/forecast", json={"series": asked, "horizon": HORIZON}, timeout=30)
+        return httpx.post(f"{self.url}/v1/forecast", json={"series": rows, "horizon": HORIZON}, timeout=30)
 
 
 @contextmanager
 def serve_model(name: str, root: Root, folder: Path) -> Iterator[RunningService]:
-    """`run_forecaster serve`, ready."""
+    """Runs `forecaster serve`; yields it ready and checks its shutdown."""
     port = free_port()
     command = ["-m", "pipelines.cli", "serve", name, "--port", str(port), "--root", str(root.path)]
     log = folder / "serve.log"
@@ -73,39 +69,39 @@ def serve_model(name: str, root: Root, folder: Path) -> Iterator[RunningService]
         wait_until(lambda: server.status("/readyz") == 200 or process.poll() is not None, pause=0.1)
         assert process.poll() is None, log.read_text()
         yield server
-        whole = process_tree(process.pid)
-        assert len(whole) >= 3, "the launcher, the server and the follower"
+        processes = process_tree(process.pid)
+        assert len(processes) >= 3, "the launcher, the server and the follower"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, log.read_text()
-        _, alive = psutil.wait_procs(whole, timeout=5)
+        _, alive = psutil.wait_procs(processes, timeout=5)
         assert alive == []
         assert server.status("/livez") == 0
 
 
 def register_challenger(data: DataSource, root: Root, *, seed: int) -> BundleVersion:
-    """A version, as the challenger."""
+    """Trains and registers a version as the challenger."""
     version = register_bundle(train(data, make_small_spec(seed=seed), root).bundle, root)
     Registry(root.store_uri).set_alias(version, CHALLENGER)
     return version
 
 
 def library_forecast(root: Root, version: BundleVersion, series: list[Series]) -> list[np.ndarray]:
-    """What the library says."""
+    """Returns the forecasts of the library."""
     bundles = [path for path in root.bundles.iterdir() if artifact.compute_bundle_digest(path) == version.digest]
     outcomes = Predictor(artifact.load_bundle(bundles[0])).forecast_batch(series, HORIZON)
-    return [one.mean for one in outcomes if isinstance(one, Forecast)]
+    return [outcome.mean for outcome in outcomes if isinstance(outcome, Forecast)]
 
 
 def check_response(response: dict[str, Any], root: Root, versions: list[BundleVersion], series: list[Series]) -> str:
-    """An answer is wholly of the version that it names; answers that version's number."""
-    said = response["model"]
-    version = next(one for one in versions if one.number == said["version"])
-    named = {"name": version.name, "version": version.number, "digest": version.digest}
-    assert said == {**named, "reliable_horizon": said["reliable_horizon"]}
-    assert 0 <= said["reliable_horizon"] <= HORIZON
-    assert [one["id"] for one in response["forecasts"]] == [one.id for one in series]
+    """Checks that a response matches the version that it names; returns the version's number."""
+    model = response["model"]
+    version = next(version for version in versions if version.number == model["version"])
+    identity = {"name": version.name, "version": version.number, "digest": version.digest}
+    assert model == {**identity, "reliable_horizon": model["reliable_horizon"]}
+    assert 0 <= model["reliable_horizon"] <= HORIZON
+    assert [forecast["id"] for forecast in response["forecasts"]] == [item.id for item in series]
     for served, mean in zip(response["forecasts"], library_forecast(root, version, series), strict=True):
-        np.testing.assert_allclose(served["mean"], mean, rtol=1e-5)  # the server runs the graph: other rounding
+        np.testing.assert_allclose(served["mean"], mean, rtol=1e-5)  # the graph of the server rounds differently
     return version.number
 
 
@@ -117,41 +113,43 @@ def test_a_promotion_switches_a_running_service_without_a_failed_request(
     promote_version("small", fresh_root, version_number=None, force=True)
     with serve_model("small", fresh_root, tmp_path) as server:
         assert check_response(server.request_forecast(series).json(), fresh_root, [first], series) == "1"
-        told = httpx.get(f"{server.url}/v1/model").json()
-        assert told["model"].items() >= {"name": "small", "version": "1", "digest": first.digest}.items()
-        assert told["card"].startswith("# small")
+        model_info = httpx.get(f"{server.url}/v1/model").json()
+        assert model_info["model"].items() >= {"name": "small", "version": "1", "digest": first.digest}.items()
+        assert model_info["card"].startswith("# small")
 
         for body, code in ((b"{", 400), (b'{"series": "none"}', 422), (b'{"series": [], "horizon": 0}', 422)):
-            answer = httpx.post(f"{server.url}/v1/forecast", content=body, headers={"content-type": "application/json"})
-            assert answer.status_code == code
-            assert answer.json()["error"]["message"]
+            response = httpx.post(
+                f"{server.url}/v1/forecast", content=body, headers={"content-type": "application/json"}
+            )
+            assert response.status_code == code
+            assert response.json()["error"]["message"]
         assert server.status("/livez") == 200
 
-        answers: list[httpx.Response] = []
-        enough = threading.Event()
+        responses: list[httpx.Response] = []
+        stopped = threading.Event()
 
-        def keep_asking() -> None:
-            while not enough.is_set():
-                answers.append(server.request_forecast(series))
+        def send_requests() -> None:
+            while not stopped.is_set():
+                responses.append(server.request_forecast(series))
 
-        asker = threading.Thread(target=keep_asking)
-        asker.start()
+        thread = threading.Thread(target=send_requests)
+        thread.start()
         try:
-            wait_until(lambda: len(answers) > 3)
+            wait_until(lambda: len(responses) > 3)
             second = register_challenger(noise_data, fresh_root, seed=1)
             promote_version("small", fresh_root, version_number=None, force=True)
-            wait_until(lambda: answers[-1].status_code == 200 and answers[-1].json()["model"]["version"] == "2")
-            seen = len(answers)
-            wait_until(lambda: len(answers) > seen + 3)
+            wait_until(lambda: responses[-1].status_code == 200 and responses[-1].json()["model"]["version"] == "2")
+            count = len(responses)
+            wait_until(lambda: len(responses) > count + 3)
         finally:
-            enough.set()
-            asker.join(30)
-        assert {answer.status_code for answer in answers} == {200}
-        numbers = [answer.json()["model"]["version"] for answer in answers]
-        assert numbers == sorted(numbers), "never back to the old one"
-        changed = numbers.index("2")
-        for answer in (answers[0], answers[changed - 1], answers[changed], answers[-1]):
-            check_response(answer.json(), fresh_root, [first, second], series)
+            stopped.set()
+            thread.join(30)
+        assert {response.status_code for response in responses} == {200}
+        numbers = [response.json()["model"]["version"] for response in responses]
+        assert numbers == sorted(numbers), "no response from the old version after the switch"
+        switch = numbers.index("2")
+        for response in (responses[0], responses[switch - 1], responses[switch], responses[-1]):
+            check_response(response.json(), fresh_root, [first, second], series)
 
 
 def test_the_demo_trains_serves_forecasts_and_plots(tmp_path: Path) -> None:
@@ -163,14 +161,14 @@ def test_the_demo_trains_serves_forecasts_and_plots(tmp_path: Path) -> None:
     sine = make_small_spec(name="sine", valid_windows=0).model_copy(update={"context": 30, "horizon": 40, "season": 1})
     write_config(configs / "hospital.yaml", hospital)
     write_config(configs / "sine.yaml", sine)
-    done = run_forecaster("demo", "--configs", configs, "--root", root, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "3 served forecasts equal those of the library" in done.stderr
-    pictures = sorted((root / "demo").glob("*.png"))
-    assert [path.name.partition("_")[0] for path in pictures] == ["hospital"] * 3 + ["sine.png"]
-    for path in pictures:
+    completed = run_forecaster("demo", "--configs", configs, "--root", root, folder=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert "3 answers are equal to the library's" in completed.stderr
+    plots = sorted((root / "demo").glob("*.png"))
+    assert [path.name.partition("_")[0] for path in plots] == ["hospital"] * 3 + ["sine.png"]
+    for path in plots:
         assert path.read_bytes().startswith(b"\x89PNG")
-        assert str(path) in done.stderr
+        assert str(path) in completed.stderr
     assert Registry(Root(root).store_uri).resolve("hospital", "champion").number == "1"
-    again = run_forecaster("demo", "--configs", tmp_path / "elsewhere", folder=tmp_path)
-    assert again.returncode == 2
+    failed = run_forecaster("demo", "--configs", tmp_path / "elsewhere", folder=tmp_path)
+    assert failed.returncode == 2

@@ -1,4 +1,4 @@
-"""Real processes killed at every fail point, and many that promote at once: the champion is old or new, never neither."""
+"""Real processes killed at every fail point, and many concurrent promotions: the champion is always the old or the new one."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # the commit point
 
 
 class PromotionRoot(NamedTuple):
-    """A folder with a root, in which versions 1 to 3 take turns as champion."""
+    """A folder with a root in which versions 1 to 3 alternate as champion."""
 
     folder: Path
     root: Root
@@ -53,11 +54,14 @@ class PromotionRoot(NamedTuple):
         return Registry(self.root.store_uri).resolve("small", name).number
 
     def verified_champion(self) -> str:
-        """The number of the champion, whose bundle is good."""
+        """Returns the number of the champion after loading its bundle."""
         champion = find_champion(Registry(self.root.store_uri), "small")
         assert champion is not None
         artifact.load_bundle(fetch_bundle(champion, self.root))
         return champion.number
+
+    def read_log(self) -> str:
+        return (self.folder / "process.log").read_text()[-2000:]
 
     def make_variant(self, label: str) -> Path:
         bundle = self.folder / label
@@ -67,40 +71,40 @@ class PromotionRoot(NamedTuple):
 
 @pytest.fixture(scope="module")
 def promotion_root(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> PromotionRoot:
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("promotions")
     root = Root(folder / "root")
     root.path.mkdir()
     shutil.copy(migrated_root / "mlflow.db", root.path)
     make_noise_frame().to_csv(folder / "meters.csv", index=False)
     write_config(folder / "small.yaml", make_small_spec(steps=8, epoch_steps=2))
-    made = PromotionRoot(
+    prepared = PromotionRoot(
         folder, root, train(DataSource(str(folder / "meters.csv")), make_small_spec(), root).forecaster
     )
     for number in ("1", "2", "3"):
-        register_bundle(made.make_variant(f"copy-{number}"), root)
+        register_bundle(prepared.make_variant(f"copy-{number}"), root)
     for number in ("1", "2"):
         promote_version("small", root, version_number=number, force=True)
-    return made
+    return prepared
 
 
 @pytest.fixture(scope="module")
 def fork_server() -> Iterator[ForkServer]:
-    with running_fork_server() as found:
-        yield found
+    with running_fork_server() as server:
+        yield server
 
 
-def run_until_killed(nursery: ForkServer, command: Sequence[str], world: PromotionRoot, name: str) -> None:
-    code = nursery.run([*command, "--root", "root"], world.folder, failpoints=f"{name}=kill")
-    assert code == -signal.SIGKILL, (world.folder / "process.log").read_text()[-2000:]
+def run_until_killed(fork_server: ForkServer, command: Sequence[str], promotion_root: PromotionRoot, name: str) -> None:
+    code = fork_server.run([*command, "--root", "root"], promotion_root.folder, failpoints=f"{name}=kill")
+    assert code == -signal.SIGKILL, promotion_root.read_log()
 
 
-def repeat_command(nursery: ForkServer, command: Sequence[str], world: PromotionRoot) -> int:
-    return nursery.run([*command, "--root", "root"], world.folder)
+def repeat_command(fork_server: ForkServer, command: Sequence[str], promotion_root: PromotionRoot) -> int:
+    return fork_server.run([*command, "--root", "root"], promotion_root.folder)
 
 
-def assert_consistent(nursery: ForkServer, world: PromotionRoot) -> None:
-    assert repeat_command(nursery, ["verify", "small"], world) == 0
-    assert verify_audit_log(world.root, None).faults == ()
+def assert_consistent(fork_server: ForkServer, promotion_root: PromotionRoot) -> None:
+    assert repeat_command(fork_server, ["verify", "small"], promotion_root) == 0
+    assert verify_audit_log(promotion_root.root, None).faults == ()
 
 
 @pytest.mark.parametrize("name", sample_cases(fail_points_of("promote")))
@@ -134,7 +138,8 @@ def test_a_killed_registration_is_recoverable(
     assert promotion_root.verified_champion() == before
     assert repeat_command(fork_server, ["register", str(bundle)], promotion_root) == 0
     digest = artifact.compute_bundle_digest(bundle)
-    assert [one.digest for one in Registry(promotion_root.root.store_uri).list_versions("small")].count(digest) == 1
+    versions = Registry(promotion_root.root.store_uri).list_versions("small")
+    assert [version.digest for version in versions].count(digest) == 1
     assert_consistent(fork_server, promotion_root)
 
 
@@ -144,17 +149,13 @@ def test_a_killed_registration_is_recoverable(
 def test_a_killed_or_failed_retraining_is_recoverable(
     name: str, fault: str, promotion_root: PromotionRoot, fork_server: ForkServer
 ) -> None:
-    before, seed = (
-        promotion_root.alias(CHAMPION),
-        str(1 + 2 * FAIL_POINTS.index(name) + (fault == "kill")),
-    )  # the same is done once
+    before = promotion_root.alias(CHAMPION)
+    seed = str(1 + 2 * FAIL_POINTS.index(name) + (fault == "kill"))  # a unique seed: the same retraining runs only once
     command = ["retrain", "meters.csv", "--config", "small.yaml", "--seed", seed, "--root", "root"]
     code = fork_server.run(command, promotion_root.folder, failpoints=f"{name}={fault}")
     assert code == (-signal.SIGKILL if fault == "kill" else 1)
     assert promotion_root.verified_champion() == before
-    assert fork_server.run(command, promotion_root.folder) in (0, 3), (
-        promotion_root.folder / "process.log"
-    ).read_text()[-2000:]
+    assert fork_server.run(command, promotion_root.folder) in (0, 3), promotion_root.read_log()
     for bundle in promotion_root.root.bundles.iterdir():
         artifact.load_bundle(bundle)
     assert list(promotion_root.root.checkpoints.glob("*/*.ckpt")) == []
@@ -165,13 +166,13 @@ PROCESS_COUNT, CHALLENGER_COUNT = 6, 5
 
 
 def promote_repeatedly(root: Path, versions: Sequence[str]) -> list[tuple[str, str]]:
-    """Judges each against the champion there is, then promotes it; answers base and outcome of each."""
+    """Judges each version against the current champion, then promotes it; returns base and outcome of each."""
     store, log, outcomes = Root(root), AuditLog(Root(root).audit_log), []
     registry = Registry(store.store_uri)
     for number in versions:
         version, base = registry.get_version("small", number), find_champion(registry, "small")
         assert base is not None
-        time.sleep(0.3)  # others judge meanwhile
+        time.sleep(0.3)  # the other processes judge at the same time
         try:
             registry.promote(
                 version,
@@ -185,32 +186,34 @@ def promote_repeatedly(root: Path, versions: Sequence[str]) -> list[tuple[str, s
 
 
 def test_exactly_one_of_many_concurrent_promotions_on_each_base_succeeds(promotion_root: PromotionRoot) -> None:
-    first, known = promotion_root.alias(CHAMPION), len(verify_audit_log(promotion_root.root, None).entries)
-    made: list[BundleVersion] = [
-        register_bundle(promotion_root.make_variant(f"rival-{n}"), promotion_root.root)
+    first, entry_count = promotion_root.alias(CHAMPION), len(verify_audit_log(promotion_root.root, None).entries)
+    versions: list[BundleVersion] = [
+        register_bundle(promotion_root.make_variant(f"challenger-{n}"), promotion_root.root)
         for n in range(PROCESS_COUNT * CHALLENGER_COUNT)
     ]
-    numbers = [one.number for one in made]
+    numbers = [version.number for version in versions]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "pipelines.promotion.promote"])
     with ProcessPoolExecutor(PROCESS_COUNT, mp_context=context) as pool:
-        shares = [numbers[place::PROCESS_COUNT] for place in range(PROCESS_COUNT)]
-        found = [
-            one
-            for some in pool.map(promote_repeatedly, [promotion_root.root.path] * PROCESS_COUNT, shares)
-            for one in some
+        shares = [numbers[index::PROCESS_COUNT] for index in range(PROCESS_COUNT)]
+        outcomes = [
+            outcome
+            for share in pool.map(promote_repeatedly, [promotion_root.root.path] * PROCESS_COUNT, shares)
+            for outcome in share
         ]
-    assert len(found) == PROCESS_COUNT * CHALLENGER_COUNT
-    winners = {base: number for base, number in found if number != "base moved"}
-    assert len(winners) == sum(number != "base moved" for _, number in found), "one winner to a base"
-    assert {base for base, number in found if number == "base moved"} <= set(winners), "a loser's base had a winner"
-    assert 0 < len(winners) < len(found), "some lost"
-    line, champion = [], first
+    assert len(outcomes) == PROCESS_COUNT * CHALLENGER_COUNT
+    winners = {base: number for base, number in outcomes if number != "base moved"}
+    assert len(winners) == sum(number != "base moved" for _, number in outcomes), "one winner per base"
+    assert {base for base, number in outcomes if number == "base moved"} <= set(winners), (
+        "the base of each loser had a winner"
+    )
+    assert 0 < len(winners) < len(outcomes), "some promotions lost"
+    chain, champion = [], first
     while champion in winners:
-        line.append((champion, winners[champion]))
+        chain.append((champion, winners[champion]))
         champion = winners[champion]
-    assert len(line) == len(winners), "each winner was the next one's base"
+    assert len(chain) == len(winners), "each winner was the base of the next"
     assert promotion_root.verified_champion() == champion
     log = verify_audit_log(promotion_root.root, None)
-    assert [(one.before, one.version) for one in log.entries[known:]] == line
+    assert [(entry.before, entry.version) for entry in log.entries[entry_count:]] == chain
     assert log.faults == ()

@@ -1,4 +1,4 @@
-"""Steps that are no training (a server rolled back alone, a lease, a schedule), killed and broken at all of their points."""
+"""Steps outside training (a server's own rollback, a lock, a schedule), killed and broken at each of their fail points."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 FAULT_EXIT_CODE = 9
@@ -46,8 +47,8 @@ FAULT_EXIT_CODE = 9
 
 @pytest.fixture(scope="module")
 def fork_server() -> Iterator[ForkServer]:
-    with running_fork_server() as found:
-        yield found
+    with running_fork_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def fork_context() -> Any:
 
 
 def run_with_fault(fault: str, action: Callable[..., object], *arguments: object) -> None:
-    """In a process of its own: work that is killed, or broken by an exception, where that was chosen."""
+    """Runs an action in its own process with a fault that kills the process or raises an exception."""
     os.environ |= {ENABLED_VARIABLE: "1", POINTS_VARIABLE: fault}
     try:
         action(*arguments)
@@ -75,83 +76,87 @@ def assert_fault_occurs(
     assert child.exitcode == (-signal.SIGKILL if fault == "kill" else FAULT_EXIT_CODE), f"{name} was not reached"
 
 
-# A server's own rollback
+# Local rollback of a server
 
 
 @pytest.fixture
-def followed_slot(world: PromotionRoot) -> Iterator[FollowTarget]:
-    """A slot that was followed to the champion, with another version before it."""
-    store, found = Registry(world.root.store_uri), FollowTarget("small", CHAMPION, world.root.slot, keep=3)
+def followed_slot(promotion_root: PromotionRoot) -> Iterator[FollowTarget]:
+    """A slot that follows the champion, with another version before it."""
+    store = Registry(promotion_root.root.store_uri)
+    target = FollowTarget("small", CHAMPION, promotion_root.root.slot, keep=3)
     champion = store.resolve("small", CHAMPION)
-    other = next(one for one in store.list_versions("small") if one != champion)
-    for version in (other, champion):
-        install_version(store, version, found)
-    yield found
-    shutil.rmtree(world.root.slot)
+    previous = next(version for version in store.list_versions("small") if version != champion)
+    for version in (previous, champion):
+        install_version(store, version, target)
+    yield target
+    shutil.rmtree(promotion_root.root.slot)
 
 
 @pytest.mark.parametrize("name", sample_cases([*fail_points_of("local"), "local.audited, undone"]))
 def test_a_killed_local_rollback_is_recoverable(
-    name: str, world: PromotionRoot, followed_slot: FollowTarget, fork_server: ForkServer
+    name: str, promotion_root: PromotionRoot, followed_slot: FollowTarget, fork_server: ForkServer
 ) -> None:
-    store, lines = Registry(world.root.store_uri), len(verify_audit_log(world.root, "small").entries)
-    new = slots.current_release(followed_slot.slot)
-    old = slots.previous_release(followed_slot.slot, "small")
-    assert new is not None
-    assert old is not None
+    store = Registry(promotion_root.root.store_uri)
+    entry_count = len(verify_audit_log(promotion_root.root, "small").entries)
+    new_release = slots.current_release(followed_slot.slot)
+    old_release = slots.previous_release(followed_slot.slot, "small")
+    assert new_release is not None
+    assert old_release is not None
     command = ["rollback", "small", "--local", "--root", "root"]
-    goal = old
-    undone = name in ("local.restored", "local.audited, undone")
-    if undone:
-        assert fork_server.run(command, world.folder) == 0
-        command, goal, lines = [*command, "--undo"], new, lines + 1
+    expected = old_release
+    is_undo = name in ("local.restored", "local.audited, undone")
+    if is_undo:
+        assert fork_server.run(command, promotion_root.folder) == 0
+        command, expected, entry_count = [*command, "--undo"], new_release, entry_count + 1
     point = name.partition(",")[0]
-    assert fork_server.run(command, world.folder, failpoints=f"{point}=kill") != 0, f"{point} was not reached"
-    found = slots.current_release(followed_slot.slot)
-    assert found == (new if name == "local.pinned" else goal)
-    assert found is not None
-    slots.validate_release(followed_slot.slot, found)
-    assert len(verify_audit_log(world.root, "small").entries) == lines + name.startswith("local.audited")
-    assert find_update(store, followed_slot) is None, "the follower undoes neither"
-    assert fork_server.run(command, world.folder) == 0, (world.folder / "process.log").read_text()[-2000:]
-    assert slots.current_release(followed_slot.slot) == goal
-    assert (local_rollback.read_rollback(followed_slot.slot) is None) == undone
-    told = verify_audit_log(world.root, "small")
-    assert len(told.entries) == lines + 1, "a line each, however often it was typed"
-    assert told.faults == (), "the champion of the registry is as it was"
+    assert fork_server.run(command, promotion_root.folder, failpoints=f"{point}=kill") != 0, f"{point} was not reached"
+    release = slots.current_release(followed_slot.slot)
+    assert release == (new_release if name == "local.pinned" else expected)
+    assert release is not None
+    slots.validate_release(followed_slot.slot, release)
+    assert len(verify_audit_log(promotion_root.root, "small").entries) == entry_count + name.startswith("local.audited")
+    assert find_update(store, followed_slot) is None, "the follower reverts neither"
+    assert fork_server.run(command, promotion_root.folder) == 0, promotion_root.read_log()
+    assert slots.current_release(followed_slot.slot) == expected
+    assert (local_rollback.read_rollback(followed_slot.slot) is None) == is_undo
+    log = verify_audit_log(promotion_root.root, "small")
+    assert len(log.entries) == entry_count + 1, "one entry per command, however often it is repeated"
+    assert log.faults == (), "the champion of the registry is unchanged"
 
 
 # A promotion from the shadow
 
 
-@pytest.mark.parametrize("name", ["promote.after_former", "promote.after_champion"])  # the protocol is the others'
+# The other points are tested with `promote`.
+@pytest.mark.parametrize("name", ["promote.after_former", "promote.after_champion"])
 def test_a_killed_promotion_from_the_shadow_is_recoverable(
-    name: str, world: PromotionRoot, fork_server: ForkServer
+    name: str, promotion_root: PromotionRoot, fork_server: ForkServer
 ) -> None:
-    registry = Registry(world.root.store_uri)
+    registry = Registry(promotion_root.root.store_uri)
     champion = registry.resolve("small", CHAMPION)
-    challenger = next(one for one in registry.list_versions("small") if one != champion)
+    challenger = next(version for version in registry.list_versions("small") if version != champion)
     registry.set_alias(challenger, CHALLENGER)
-    serve_and_observe(world.root, (champion, challenger), origins=30, gain=0.3)
+    serve_and_observe(promotion_root.root, (champion, challenger), origins=30, gain=0.3)
     command = ["shadow", "small", "--promote", "--root", "root"]
-    assert fork_server.run(command, world.folder, failpoints=f"{name}=kill") == -signal.SIGKILL
+    assert fork_server.run(command, promotion_root.folder, failpoints=f"{name}=kill") == -signal.SIGKILL
     assert (
-        world.verified_champion() == (challenger if name.endswith(("after_champion", "audited")) else champion).number
+        promotion_root.verified_champion()
+        == (challenger if name.endswith(("after_champion", "audited")) else champion).number
     )
     for _ in range(2):
-        assert fork_server.run(command, world.folder) == 0, (world.folder / "process.log").read_text()[-2000:]
+        assert fork_server.run(command, promotion_root.folder) == 0, promotion_root.read_log()
         assert registry.resolve("small", CHAMPION) == challenger
-    assert verify_audit_log(world.root, "small").faults == ()
-    shutil.rmtree(world.root.slot)
+    assert verify_audit_log(promotion_root.root, "small").faults == ()
+    shutil.rmtree(promotion_root.root.slot)
 
 
-# The lease on a registry that several machines share
+# The lock of a registry that several machines share
 
 FAST_TIMING = QueueTiming(lifetime=1.0, poll_interval=0.02, timeout=60.0)
 
 
 class FolderBoard:
-    """A board in a folder, a file for each note."""
+    """A board in a folder, one file per note."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -179,7 +184,7 @@ def test_a_process_that_dies_in_the_queue_blocks_the_next_for_one_lifetime(
     name: str, fault: str, tmp_path: Path, fork_context: Any
 ) -> None:
     assert_fault_occurs(fork_context, name, fault, hold_lock, tmp_path)
-    assert len(list(tmp_path.iterdir())) == (1 if fault == "kill" else 0), "an exception leaves no note"
+    assert len(list(tmp_path.iterdir())) == (1 if fault == "kill" else 0), "after an exception no note remains"
     hold_lock(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -190,7 +195,7 @@ DUE_TIME = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 
 
 def start_scheduler_once(folder: Path) -> Scheduler:
-    """A scheduler that starts, and does one thing."""
+    """Starts a scheduler that runs one job."""
     program = (sys.executable, "-S", "-c", "open('calls', 'a').write('called ')")
     scheduler = Scheduler(Root(folder / "root"), command=program, now=lambda: DUE_TIME + timedelta(seconds=1))
     scheduler.requeue_interrupted()
@@ -200,7 +205,7 @@ def start_scheduler_once(folder: Path) -> Scheduler:
 
 
 def run_scheduler_to_end(folder: Path) -> Scheduler:
-    """One that starts, and does all there is to do."""
+    """Starts a scheduler that runs all jobs."""
     scheduler = start_scheduler_once(folder)
     while scheduler._queue.pending_count() or scheduler._queue.scheduled_count():
         for task in scheduler._queue.read_schedule():
@@ -229,7 +234,7 @@ def test_a_run_interrupted_anywhere_is_repeated_by_the_next_scheduler(
     child.start()
     child.join(120)
     if fault == "raise" and name in ("schedule.taken", "schedule.ran"):
-        assert child.exitcode == 0, "a job that breaks does not end the scheduler"
+        assert child.exitcode == 0, "a failing job does not end the scheduler"
     else:
         assert child.exitcode == (-signal.SIGKILL if fault == "kill" else FAULT_EXIT_CODE)
     scheduler = run_scheduler_to_end(tmp_path)
@@ -237,34 +242,34 @@ def test_a_run_interrupted_anywhere_is_repeated_by_the_next_scheduler(
     assert state.last is not None
     assert (state.last.outcome, state.last.call, state.waiting, state.running) == ("done", DUE_TIME, None, None)
     calls = (tmp_path / "calls").read_text().split()
-    assert len(calls) == (2 if name == "schedule.ran" else 1), "one whose end nobody saw is run again"
+    assert len(calls) == (2 if name == "schedule.ran" else 1), "a run without a recorded end is repeated"
     run_scheduler_to_end(tmp_path)
     assert (tmp_path / "calls").read_text().split() == calls
 
 
-# The registry of a server that is down, or cannot be written
+# A registry that is not writable
 
 
 def test_a_read_only_registry_is_reported_with_a_workaround(
-    world: PromotionRoot, capsys: pytest.CaptureFixture[str]
+    promotion_root: PromotionRoot, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    database = world.root.path / "mlflow.db"
-    before = world.alias(CHAMPION)
-    copy = world.folder / "frozen" / "mlflow.db"
+    database = promotion_root.root.path / "mlflow.db"
+    before = promotion_root.alias(CHAMPION)
+    copy = promotion_root.folder / "frozen" / "mlflow.db"
     copy.parent.mkdir()
     shutil.copy(database, copy)
     make_read_only(copy)
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as error:
         main(["rollback", "small", "--root", str(copy.parent)])
-    assert left.value.code == 1
-    told = capsys.readouterr().err
-    assert "readonly" in told
-    assert "forecaster rollback small --local" in told
+    assert error.value.code == 1
+    stderr = capsys.readouterr().err
+    assert "readonly" in stderr
+    assert "forecaster rollback small --local" in stderr
     assert Registry(Root(copy.parent).store_uri).resolve("small", CHAMPION).number == before
 
 
 def make_read_only(database: Path) -> None:
-    """Makes a SQLite database one that can be read alone, for root too: its header says it is of a later format of writing."""
+    """Makes a SQLite database read-only, for root too: its header claims a later write format."""
     with database.open("r+b") as file:
         file.seek(18)
         file.write(b"\x03")

@@ -1,5 +1,6 @@
-"""The service as docker/compose.yaml starts it: its command, its environment, a registry over HTTP, and only the packages
-that its image has."""
+"""The service as docker/compose.yaml starts it: its command, its environment, a registry over HTTP, and only the packages of its
+image.
+"""
 
 from __future__ import annotations
 
@@ -34,32 +35,33 @@ pytestmark = pytest.mark.integration
 COMPOSE_SERVICES: dict[str, Any] = yaml.safe_load((CHECKOUT / "docker" / "compose.yaml").read_text())["services"]
 DOCKERFILE = (CHECKOUT / "docker" / "Dockerfile").read_text()
 
-# Read by every Python that is started with it on its path: as if the other packages were not installed.
+# Written as sitecustomize.py, which every Python on whose path it is reads: hides the packages that are not in the image.
 _IMPORT_BLOCKER = """
 import sys
 from importlib.machinery import PathFinder
-refused = set({refused})
-class OnlyTheImage(PathFinder):
+hidden = set({hidden})
+class ImageFinder(PathFinder):
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name in refused or name.partition(".")[0] in refused:
+        if name in hidden or name.partition(".")[0] in hidden:
             return None
         return PathFinder.find_spec(name, path, target)
-sys.meta_path = [OnlyTheImage if finder is PathFinder else finder for finder in sys.meta_path]
+sys.meta_path = [ImageFinder if finder is PathFinder else finder for finder in sys.meta_path]
 """
 
 
 def modules_missing_from_image() -> set[str]:
-    """The modules of this environment that requirements/lock-serve.txt does not install."""
+    """Returns the modules of this environment that requirements/lock-serve.txt does not install."""
     lock = (CHECKOUT / "requirements" / "lock-serve.txt").read_text()
     locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
-    ours = {"forecaster", "pipelines", "serving"}
-    others = {
+    own_packages = {"forecaster", "pipelines", "serving"}
+    missing = {
         module
-        for module, homes in packages_distributions().items()
-        if module not in ours and not any(canonicalize_name(home) in locked for home in homes)
+        for module, distributions in packages_distributions().items()
+        if module not in own_packages
+        and not any(canonicalize_name(distribution) in locked for distribution in distributions)
     }
-    return others | _modules_of("mlflow") - _modules_of("mlflow-skinny")
+    return missing | _modules_of("mlflow") - _modules_of("mlflow-skinny")
 
 
 def _modules_of(distribution: str) -> set[str]:
@@ -69,35 +71,35 @@ def _modules_of(distribution: str) -> set[str]:
 
 @pytest.fixture
 def image_pythonpath(tmp_path: Path) -> str:
-    """A PYTHONPATH on which there is what the image has."""
+    """A PYTHONPATH that provides only what the image has."""
     folder = tmp_path / "image"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_IMPORT_BLOCKER.format(refused=sorted(modules_missing_from_image())))
+    (folder / "sitecustomize.py").write_text(_IMPORT_BLOCKER.format(hidden=sorted(modules_missing_from_image())))
     return f"{folder}:{CHECKOUT}"
 
 
 def compose_environment(service: str, **overrides: str) -> dict[str, str]:
-    """The environment of a service where the user's own sets nothing."""
-    told = COMPOSE_SERVICES[service]["environment"]
-    return {name: re.sub(r"\$\{\w+:-(.*)}", r"\1", value) for name, value in told.items()} | overrides
+    """Returns the environment of a service if the user's environment sets nothing."""
+    variables = COMPOSE_SERVICES[service]["environment"]
+    return {name: re.sub(r"\$\{\w+:-(.*)}", r"\1", value) for name, value in variables.items()} | overrides
 
 
 def test_the_image_excludes_training_packages() -> None:
-    lacking = modules_missing_from_image()
-    assert {"pytorch_lightning", "matplotlib", "statsforecast", "alembic"} <= lacking
-    assert not {"torch", "pandas", "mlflow", "cyclopts", "bentoml", "yaml", "sqlalchemy", "psycopg"} & lacking
+    missing = modules_missing_from_image()
+    assert {"pytorch_lightning", "matplotlib", "statsforecast", "alembic"} <= missing
+    assert not {"torch", "pandas", "mlflow", "cyclopts", "bentoml", "yaml", "sqlalchemy", "psycopg"} & missing
 
 
 def test_the_container_serves_the_model_named_in_its_environment() -> None:
     assert json.loads(DOCKERFILE.split("ENTRYPOINT ")[1]) == ["forecaster", "serve"]
     environment = compose_environment("forecaster")
-    assert environment["FORECASTER_SERVING_MODEL"] == "hospital", "the demo's"
+    assert environment["FORECASTER_SERVING_MODEL"] == "hospital", "the model of the demo"
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert environment["FORECASTER_SERVING_HOST"] == "0.0.0.0"
     assert environment["FORECASTER_SERVING_LEDGER"] == "on"
     settings = {name: value for name, value in environment.items() if name.startswith("FORECASTER_SERVING_")}
     assert build_keyring(Settings.from_environment(settings)) is None, (
-        "it starts, for it says that something in front asks who comes"
+        "starts without keys, because the setting declares a proxy that authenticates"
     )
 
 
@@ -111,8 +113,8 @@ def test_the_compose_services_serve_the_promoted_model(
     shutil.copy(migrated_root / "mlflow.db", store)
     ports = {"registry": free_port(), "service": free_port()}
     address = f"http://127.0.0.1:{ports['registry']}"
-    replaced = {"/var/lib/mlflow": str(store), "0.0.0.0": "127.0.0.1", "5000": str(ports["registry"])}
-    server = [_substitute(part, replaced) for part in COMPOSE_SERVICES["mlflow"]["command"]]
+    replacements = {"/var/lib/mlflow": str(store), "0.0.0.0": "127.0.0.1", "5000": str(ports["registry"])}
+    server = [_substitute(part, replacements) for part in COMPOSE_SERVICES["mlflow"]["command"]]
     environment = compose_environment(
         "forecaster",
         MLFLOW_TRACKING_URI=address,
@@ -135,23 +137,25 @@ def test_the_compose_services_serve_the_promoted_model(
         promote_version("hospital", root, version_number=version.number, force=True)
         wait_until(lambda: _http_status(ready) == 200 or service.poll() is not None, pause=0.1)
         assert service.poll() is None, (tmp_path / "serve.log").read_text()
-        named = {"name": "hospital", "version": "1", "digest": version.digest}
-        assert httpx.get(ready).json()["model"].items() >= named.items()
-        assert (home / ".forecaster" / "slot" / "current").exists(), "in the volume"
+        identity = {"name": "hospital", "version": "1", "digest": version.digest}
+        assert httpx.get(ready).json()["model"].items() >= identity.items()
+        assert (home / ".forecaster" / "slot" / "current").exists(), "the slot is in the volume"
         service.send_signal(signal.SIGTERM)
         assert service.wait(30) == 0, (tmp_path / "serve.log").read_text()
 
 
 def test_a_wheel_contains_everything_a_server_needs(tmp_path: Path, image_pythonpath: str) -> None:
-    """Built from a copy, unpacked into a folder of its own, and started with the packages of the image alone."""
+    """The wheel is built from a copy, unpacked into its own folder, and started with only the packages of the image."""
     source, installed, home = tmp_path / "source", tmp_path / "installed", tmp_path / "home"
     for name in ("forecaster", "pipelines", "serving"):
         shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, source)
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    done = subprocess.run([*pip, "--target", str(installed), str(source)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(
+        [*pip, "--target", str(installed), str(source)], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
     bundle = home / ".forecaster" / "slot" / "releases" / "made" / "bundle"
     digest = artifact.save_bundle(make_forecaster(make_spec()), bundle, card="")
     (bundle.parent / "release.json").write_text(json.dumps({"name": "small", "version": "1", "digest": digest}))
@@ -167,14 +171,14 @@ def test_a_wheel_contains_everything_a_server_needs(tmp_path: Path, image_python
         for name in re.findall(r"(?:src|href)=\"(/?page/[^\"]+)\"", page.text):
             assert httpx.get(f"{address}/{name.lstrip('/')}").status_code == 200, name
         series = {"id": "a", "start": "2026-01-01", "freq": "h", "y": [1.0, 2.0] * 20}
-        answer = httpx.post(f"{address}/v1/forecast", json={"series": [series], "horizon": 2}, timeout=30)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["model"]["digest"] == digest
+        response = httpx.post(f"{address}/v1/forecast", json={"series": [series], "horizon": 2}, timeout=30)
+        assert response.status_code == 200, response.text
+        assert response.json()["model"]["digest"] == digest
         assert (home / ".forecaster" / "slot" / "ledger.db").exists()
 
 
-def _substitute(part: str, replaced: dict[str, str]) -> str:
-    for old, new in replaced.items():
+def _substitute(part: str, replacements: dict[str, str]) -> str:
+    for old, new in replacements.items():
         part = part.replace(old, new)
     return part
 

@@ -1,4 +1,4 @@
-"""Real processes that retrain: killed at every fail point, or two at once, they end in one version, one verdict, one champion."""
+"""Real retraining processes, killed at every fail point or run concurrently, end with one version, verdict and champion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAIL_POINTS = sample_cases(fail_points_of("checkpoint", "export", "register", "j
 
 
 class RetrainingFolder(NamedTuple):
-    """A folder with data and a root; every test retrains a model of its own name."""
+    """A folder with data and a root; every test retrains its own model."""
 
     folder: Path
     root: Root
@@ -52,7 +52,7 @@ class RetrainingFolder(NamedTuple):
 
 @pytest.fixture(scope="module")
 def retraining_folder(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RetrainingFolder:
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("retraining")
     root = Root(folder / "root")
     root.path.mkdir()
     shutil.copy(migrated_root / "mlflow.db", root.path)
@@ -62,8 +62,8 @@ def retraining_folder(migrated_root: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def fork_server() -> Iterator[ForkServer]:
-    with running_fork_server() as found:
-        yield found
+    with running_fork_server() as server:
+        yield server
 
 
 @pytest.mark.parametrize("point", FAIL_POINTS)
@@ -75,7 +75,7 @@ def test_a_retraining_killed_at_any_point_converges(
     assert fork_server.run(command, retraining_folder.folder, failpoints=f"{point}=kill") == -signal.SIGKILL, (
         retraining_folder.read_logs()
     )
-    for _ in range(2):  # the second finds all done
+    for _ in range(2):  # the second has nothing left to do
         assert fork_server.run(command, retraining_folder.folder) == 0, retraining_folder.read_logs()
         retraining_folder.check(name, champion=True)
     assert len(verify_audit_log(retraining_folder.root, name).entries) == 1
@@ -85,35 +85,35 @@ def test_a_rejected_and_killed_retraining_is_rejected_again(
     retraining_folder: RetrainingFolder, fork_server: ForkServer
 ) -> None:
     (retraining_folder.folder / "policy.yaml").write_text("megabytes: 1.0e-6")
-    command = [*retraining_folder.command("refused"), "--policy", "policy.yaml"]
+    command = [*retraining_folder.command("rejected"), "--policy", "policy.yaml"]
     assert fork_server.run(command, retraining_folder.folder, failpoints="judge.recorded=kill") == -signal.SIGKILL, (
         retraining_folder.read_logs()
     )
     assert fork_server.run(command, retraining_folder.folder) == 3, retraining_folder.read_logs()
-    retraining_folder.check("refused", champion=False)
+    retraining_folder.check("rejected", champion=False)
 
 
 def test_two_concurrent_retrainings_give_one_version_and_one_verdict(
     retraining_folder: RetrainingFolder, fork_server: ForkServer
 ) -> None:
-    command = retraining_folder.command("twins")
+    command = retraining_folder.command("concurrent")
     with (
-        fork_server.start(command, retraining_folder.folder) as one,
-        fork_server.start(command, retraining_folder.folder) as other,
+        fork_server.start(command, retraining_folder.folder) as first,
+        fork_server.start(command, retraining_folder.folder) as second,
     ):
-        assert (one.wait(), other.wait()) == (0, 0), retraining_folder.read_logs()
-    retraining_folder.check("twins", champion=True)
-    assert len(verify_audit_log(retraining_folder.root, "twins").entries) == 1
+        assert (first.wait(), second.wait()) == (0, 0), retraining_folder.read_logs()
+    retraining_folder.check("concurrent", champion=True)
+    assert len(verify_audit_log(retraining_folder.root, "concurrent").entries) == 1
 
 
 def test_a_waiting_retraining_takes_over_from_a_killed_one(
     retraining_folder: RetrainingFolder, fork_server: ForkServer
 ) -> None:
-    command = retraining_folder.command("heirs")
+    command = retraining_folder.command("takeover")
     with (
-        fork_server.start(command, retraining_folder.folder, failpoints="judge.before=kill") as one,
-        fork_server.start(command, retraining_folder.folder) as other,
+        fork_server.start(command, retraining_folder.folder, failpoints="judge.before=kill") as first,
+        fork_server.start(command, retraining_folder.folder) as second,
     ):
-        assert {one.wait(), other.wait()} <= {-signal.SIGKILL, 0}, retraining_folder.read_logs()
+        assert {first.wait(), second.wait()} <= {-signal.SIGKILL, 0}, retraining_folder.read_logs()
     assert fork_server.run(command, retraining_folder.folder) == 0, retraining_folder.read_logs()
-    retraining_folder.check("heirs", champion=True)
+    retraining_folder.check("takeover", champion=True)

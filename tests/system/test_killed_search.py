@@ -1,4 +1,4 @@
-"""A search that is killed outright: the command is typed again, goes on, and writes what it would have written."""
+"""A killed search: the repeated command resumes and writes the same result as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -30,28 +30,26 @@ def make_search_folder(folder: Path, migrated: Path) -> Path:
 
 
 def count_reported_epochs(folder: Path, trial: int) -> int:
-    """How many epochs a trial, by its number in the database, has told of."""
+    """Returns how many epochs a trial, given by its number in the database, has reported."""
     path = folder / "root" / "tune.db"
     if not path.exists():
         return 0
     running = "select trial_id from trials where number = ? and state = 'RUNNING'"
-    question = f"select count(*) from trial_intermediate_values where trial_id in ({running})"
+    query = f"select count(*) from trial_intermediate_values where trial_id in ({running})"
     with closing(sqlite3.connect(path)) as database:
         try:
-            return int(database.execute(question, (trial,)).fetchone()[0])
+            return int(database.execute(query, (trial,)).fetchone()[0])
         except sqlite3.OperationalError:  # no table yet
             return 0
 
 
 @pytest.mark.nightly
 def test_a_killed_search_resumes_and_finds_the_uninterrupted_result(migrated_root: Path, tmp_path: Path) -> None:
-    whole, killed = (
-        make_search_folder(tmp_path / "whole", migrated_root),
-        make_search_folder(tmp_path / "killed", migrated_root),
-    )
-    done = run_forecaster(*TUNE_COMMAND, folder=whole)
-    assert done.returncode == 0, done.stderr
-    for trial in (1, 4):  # the second trial; and its third, when the second was tried again as number 2
+    uninterrupted = make_search_folder(tmp_path / "uninterrupted", migrated_root)
+    killed = make_search_folder(tmp_path / "killed", migrated_root)
+    completed = run_forecaster(*TUNE_COMMAND, folder=uninterrupted)
+    assert completed.returncode == 0, completed.stderr
+    for trial in (1, 4):  # the second trial; then the third, after the second was repeated as number 2
         with start_process(["-m", "pipelines.cli", *map(str, TUNE_COMMAND)], killed) as process:
             wait_until(
                 lambda number=trial: process.poll() is not None or count_reported_epochs(killed, number) > 1, pause=0.01
@@ -59,13 +57,13 @@ def test_a_killed_search_resumes_and_finds_the_uninterrupted_result(migrated_roo
             process.send_signal(signal.SIGKILL)
             assert process.wait(20) == -signal.SIGKILL, (killed / "process.log").read_text()
         assert not (killed / "best.yaml").exists()
-    again = run_forecaster(*TUNE_COMMAND, folder=killed)
-    assert again.returncode == 0, again.stderr
-    assert f"3 of {TRIAL_COUNT} trials are done, 1 was interrupted and is repeated." in again.stderr
-    assert (killed / "best.yaml").read_bytes() == (whole / "best.yaml").read_bytes()
+    resumed = run_forecaster(*TUNE_COMMAND, folder=killed)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"3 of {TRIAL_COUNT} trials are there, 1 broke off and is tried again." in resumed.stderr
+    assert (killed / "best.yaml").read_bytes() == (uninterrupted / "best.yaml").read_bytes()
 
     client = create_client(Root(killed / "root").store_uri)
-    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert parent.info.status == "FINISHED"
     children = [run for run in runs if run is not parent]

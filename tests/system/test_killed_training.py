@@ -1,4 +1,4 @@
-"""Trainings that are killed, told to end, or started twice: real processes, real signals, the same weights in the end."""
+"""Trainings that are killed, terminated or started twice: real processes, real signals, the same weights in the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.system.processes import CHECKOUT, make_environment, run_forecaster, s
 
 pytestmark = pytest.mark.integration
 
-SPEC = make_small_spec(steps=80, epoch_steps=4, patience=0)  # twenty epochs, a checkpoint each
+SPEC = make_small_spec(steps=80, epoch_steps=4, patience=0)  # twenty epochs with a checkpoint each
 EPOCHS = 20
 TRAIN_COMMAND = ["train", "meters.csv", "--config", "small.yaml", "--root", "root"]
 
@@ -38,36 +38,36 @@ class TrainingFolder(NamedTuple):
 
     @property
     def mlflow_client(self) -> MlflowClient:
-        """The runs of the root."""
+        """The tracking client of the root."""
         return create_client(self.root.store_uri)
 
     def read_weights(self) -> bytes:
-        """Of the one bundle there is."""
+        """Returns the weights of the only bundle."""
         (bundle,) = self.list_bundles()
         artifact.load_bundle(bundle)
         return (bundle / "weights.safetensors").read_bytes()
 
     def list_bundles(self) -> list[Path]:
-        """What a person sees as bundles."""
+        """Returns the visible bundles."""
         return [path for path in self.root.bundles.glob("*") if not path.name.startswith(".")]
 
     def checkpoint(self) -> Path | None:
-        """The checkpoint of the training under way."""
+        """Returns the checkpoint of the current training."""
         return next(self.root.checkpoints.glob("*/last.ckpt"), None)
 
     def run_id(self) -> str:
-        """The run that the training under way would go on with."""
+        """Returns the run that the current training would resume."""
         (path,) = self.root.checkpoints.glob("*/run_id")
         return path.read_text()
 
     def run_statuses(self) -> dict[str, str]:
-        """The status of every run."""
+        """Returns the status of every run."""
         client = self.mlflow_client
-        experiments = [one.experiment_id for one in client.search_experiments()]
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         return {run.info.run_id: run.info.status for run in client.search_runs(experiments)}
 
     def read_log(self) -> str:
-        """What its trainings said."""
+        """Returns the output of the trainings."""
         return (self.folder / "process.log").read_text()
 
 
@@ -87,15 +87,15 @@ def training_folder(migrated_root: Path, tmp_path: Path) -> TrainingFolder:
 
 @pytest.fixture(scope="module")
 def fork_server() -> Iterator[ForkServer]:
-    with running_fork_server() as found:
-        yield found
+    with running_fork_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def uninterrupted_weights(
     fork_server: ForkServer, migrated_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> bytes:
-    """The weights of the same training when nothing happens to it."""
+    """The weights of the same training without interruption."""
     work = make_training_folder(tmp_path_factory.mktemp("uninterrupted"), migrated_root)
     assert fork_server.run(TRAIN_COMMAND, work.folder) == 0, work.read_log()
     assert list(work.run_statuses().values()) == ["FINISHED"]
@@ -103,7 +103,7 @@ def uninterrupted_weights(
 
 
 def read_epoch(checkpoint: Path) -> int:
-    """The epochs done that a checkpoint tells of; none where the training has ended since, and taken it away."""
+    """Returns the completed epochs of a checkpoint; 0 if the training has ended and deleted it."""
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -115,61 +115,61 @@ def read_epoch(checkpoint: Path) -> int:
 def wait_for_an_epoch(
     work: TrainingFolder, process: ForkedProcess | subprocess.Popen[bytes], *, after: int = 0
 ) -> None:
-    """Until the checkpoint tells of more epochs, or the process has ended."""
+    """Waits until the checkpoint has more epochs or the process has ended."""
 
-    def has_come() -> bool:
+    def has_progressed() -> bool:
         checkpoint = work.checkpoint()
         return process.poll() is not None or (checkpoint is not None and read_epoch(checkpoint) > after)
 
-    wait_until(has_come, pause=0.01)
+    wait_until(has_progressed, pause=0.01)
 
 
 def test_a_killed_training_resumes_when_the_command_is_repeated(
     training_folder: TrainingFolder, uninterrupted_weights: bytes
 ) -> None:
-    """All of it real: the command line, the interpreter, the signal."""
+    """Everything is real: the command line, the interpreter, the signal."""
     with start_process(["-m", "pipelines.cli", *TRAIN_COMMAND], training_folder.folder) as process:
         wait_for_an_epoch(training_folder, process)
         process.send_signal(signal.SIGKILL)
         assert process.wait(20) == -signal.SIGKILL, training_folder.read_log()
     run_id = training_folder.run_id()
     assert training_folder.list_bundles() == []
-    assert training_folder.run_statuses() == {run_id: "RUNNING"}, "nobody was left to say that it ended"
-    done = run_forecaster(*TRAIN_COMMAND, folder=training_folder.folder)
-    assert done.returncode == 0, done.stderr
-    assert f"run     {run_id}" in done.stdout
-    assert "epoch 1 of" not in done.stderr, "it did not begin anew"
+    assert training_folder.run_statuses() == {run_id: "RUNNING"}, "the killed process could not update the status"
+    completed = run_forecaster(*TRAIN_COMMAND, folder=training_folder.folder)
+    assert completed.returncode == 0, completed.stderr
+    assert f"run     {run_id}" in completed.stdout
+    assert "epoch 1 of" not in completed.stderr, "the training did not start from scratch"
     assert training_folder.read_weights() == uninterrupted_weights
     assert training_folder.run_statuses() == {run_id: "FINISHED"}
     metrics = training_folder.mlflow_client.get_run(run_id).data.metrics
     rate = metrics["train/windows_per_s"] * metrics["train/seconds"]
-    assert rate < SPEC.training.steps * SPEC.training.batch - 1, "what was made before the kill took no time of this"
+    assert rate < SPEC.training.steps * SPEC.training.batch - 1, "windows before the kill do not count for the rate"
 
 
 @pytest.mark.nightly
 def test_a_repeatedly_killed_training_gives_the_uninterrupted_weights(
     training_folder: TrainingFolder, uninterrupted_weights: bytes, fork_server: ForkServer
 ) -> None:
-    draw, seen, runs = random.Random(0), [0], set()
+    rng, epochs, runs = random.Random(0), [0], set()
     for _ in range(6):
         with fork_server.start(TRAIN_COMMAND, training_folder.folder) as process:
-            wait_for_an_epoch(training_folder, process, after=seen[-1])
-            time.sleep(draw.uniform(0, 0.05))
+            wait_for_an_epoch(training_folder, process, after=epochs[-1])
+            time.sleep(rng.uniform(0, 0.05))
             process.send_signal(signal.SIGKILL)
             if process.wait() == 0:
-                break  # it was done before
+                break  # the training was complete before the signal
         checkpoint = training_folder.checkpoint()
         assert checkpoint is not None
-        seen.append(read_epoch(checkpoint))
+        epochs.append(read_epoch(checkpoint))
         runs.add(training_folder.run_id())
-    assert seen == sorted(set(seen)), "every process went on where the last was killed"
-    assert len(seen) > 3, "too few were killed while they trained"
+    assert epochs == sorted(set(epochs)), "every process resumed where the last was killed"
+    assert len(epochs) > 3, "too few were killed during training"
     if not training_folder.list_bundles():
         assert fork_server.run(TRAIN_COMMAND, training_folder.folder) == 0, training_folder.read_log()
     assert training_folder.read_weights() == uninterrupted_weights
     assert training_folder.run_statuses() == dict.fromkeys(runs, "FINISHED")
     assert len(runs) == 1
-    assert not list(training_folder.root.checkpoints.glob("*/*")), "nothing is left of a training that ended well"
+    assert not list(training_folder.root.checkpoints.glob("*/*")), "a completed training leaves no checkpoint"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -192,7 +192,7 @@ def test_a_terminated_training_ends_as_killed_and_resumes_later(
     assert training_folder.run_statuses() == {run_id: "FINISHED"}
     assert training_folder.read_weights() == uninterrupted_weights
     history = training_folder.mlflow_client.get_metric_history(run_id, "train/loss")
-    assert len({point.step for point in history}) >= EPOCHS - 1, "but for the epoch that was cut short, none is missing"
+    assert len({point.step for point in history}) >= EPOCHS - 1, "only the interrupted epoch may be missing"
 
 
 def test_the_same_training_cannot_run_twice_concurrently(
@@ -200,21 +200,21 @@ def test_the_same_training_cannot_run_twice_concurrently(
 ) -> None:
     with fork_server.start(TRAIN_COMMAND, training_folder.folder) as process:
         wait_for_an_epoch(training_folder, process)
-        process.send_signal(signal.SIGSTOP)  # however fast the machine, it is still at it
-        run_id, said = training_folder.run_id(), len(training_folder.read_log())
+        process.send_signal(signal.SIGSTOP)  # keeps it running on fast machines
+        run_id, log_length = training_folder.run_id(), len(training_folder.read_log())
         assert fork_server.run(TRAIN_COMMAND, training_folder.folder) == 1
-        refusal = training_folder.read_log()[said:]
-        assert "already running" in refusal
-        assert "Wait for it" in refusal
-        assert "Traceback" not in refusal
+        message = training_folder.read_log()[log_length:]
+        assert "running already" in message
+        assert "Wait for it" in message
+        assert "Traceback" not in message
         assert training_folder.run_id() == run_id
         process.send_signal(signal.SIGCONT)
         assert process.wait() == 0, training_folder.read_log()
-    assert training_folder.run_statuses() == {run_id: "FINISHED"}, "the second one opened no run"
+    assert training_folder.run_statuses() == {run_id: "FINISHED"}, "the second process opened no run"
     assert len(training_folder.list_bundles()) == 1
 
 
-# What a training syncs: twice for the run's id, twice for each checkpoint, then each file and folder of the bundle.
+# Syncs of a training: two for the run id, two per checkpoint, then each file and folder of the bundle.
 _CHECKPOINT_SYNCS = 2 + 2 * EPOCHS
 
 
@@ -222,9 +222,9 @@ _CHECKPOINT_SYNCS = 2 + 2 * EPOCHS
     ("syncs", "epochs", "moment"),
     [
         (4, 1, "the second checkpoint is written, but not yet renamed"),
-        (5, 2, "it is renamed, but its name is not yet sure to last"),
-        (_CHECKPOINT_SYNCS + 3, EPOCHS, "the files of the bundle are written, three of them are synced"),
-        (_CHECKPOINT_SYNCS + 9, EPOCHS, "the bundle is renamed, and its name is not yet sure to last"),
+        (5, 2, "it is renamed, but the rename is not yet synced"),
+        (_CHECKPOINT_SYNCS + 3, EPOCHS, "the files of the bundle are written, and three of them are synced"),
+        (_CHECKPOINT_SYNCS + 9, EPOCHS, "the bundle is renamed, but the rename is not yet synced"),
     ],
 )
 def test_a_kill_during_a_file_write_leaves_the_old_or_the_new_file(
@@ -248,7 +248,7 @@ def test_a_kill_during_a_file_write_leaves_the_old_or_the_new_file(
     assert training_folder.read_weights() == uninterrupted_weights
     assert training_folder.run_statuses() == {run_id: "FINISHED"}
     assert [path for path in training_folder.root.bundles.iterdir() if path.name.startswith(".")] == [], (
-        "drafts are cleared away"
+        "drafts are deleted"
     )
 
 
@@ -266,42 +266,42 @@ def test_an_unreadable_checkpoint_is_reported_and_not_overwritten(
     assert checkpoint.stat().st_size == 1000
 
 
-# Writes one file and makes one folder after the other, until it is killed.
+# Writes files and creates folders until it is killed.
 _WRITER_PROGRAM = """
 import sys
 from pathlib import Path
 from forecaster.storage import atomic
-here = Path(sys.argv[1])
+folder = Path(sys.argv[1])
 for number in range(10**9):
-    atomic.write_file(here / "file", lambda file: [file.write(bytes([number % 256]) * 4096) for _ in range(64)])
-    with atomic.create_folder(here / f"folder-{number}") as draft:
+    atomic.write_file(folder / "file", lambda file: [file.write(bytes([number % 256]) * 4096) for _ in range(64)])
+    with atomic.create_folder(folder / f"folder-{number}") as draft:
         for name in "abc":
             (draft / name).write_bytes(bytes([number % 256]) * 4096)
 """
 
 
 def test_a_kill_at_any_moment_leaves_complete_files_and_folders(tmp_path: Path) -> None:
-    draw = random.Random(0)
+    rng = random.Random(0)
     for attempt in range(15):
-        here = tmp_path / str(attempt)
-        here.mkdir()
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
         process = subprocess.Popen(
-            [sys.executable, "-c", _WRITER_PROGRAM, str(here)],
+            [sys.executable, "-c", _WRITER_PROGRAM, str(folder)],
             env=make_environment(),
             cwd=CHECKOUT,
             start_new_session=True,
         )
         try:
-            wait_until((here / "file").exists, pause=0.002)
-            time.sleep(draw.uniform(0, 0.05))
+            wait_until((folder / "file").exists, pause=0.002)
+            time.sleep(rng.uniform(0, 0.05))
         finally:
             process.kill()
             process.wait(20)
-        content = (here / "file").read_bytes()
+        content = (folder / "file").read_bytes()
         assert len(content) == 4096 * 64
-        assert len(set(content)) == 1, "of one writing"
-        for folder in here.glob("folder-*"):
-            parts = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert len(set(content)) == 1, "from a single write"
+        for created in folder.glob("folder-*"):
+            parts = {path.name: path.read_bytes() for path in created.iterdir()}
             assert sorted(parts) == ["a", "b", "c"]
             assert {len(part) for part in parts.values()} == {4096}
             assert len(set(b"".join(parts.values()))) == 1

@@ -1,4 +1,4 @@
-"""The drill: a service of two workers goes back to the former model, also where the registry cannot be written or read."""
+"""Rollback drill: a service with two workers returns to the previous model, also if the registry cannot be written or read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 @pytest.mark.nightly
 def test_every_worker_rolls_back_with_and_without_a_registry(tmp_path: Path) -> None:
     out = tmp_path / "rollback.md"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, str(CHECKOUT / "benchmarks" / "rollback.py"), "--out", str(out)],
         env=make_environment(),
         cwd=tmp_path,
@@ -26,11 +26,11 @@ def test_every_worker_rolls_back_with_and_without_a_registry(tmp_path: Path) -> 
         check=False,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert completed.returncode == 0, completed.stderr[-3000:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.read_text().splitlines()[6:]]
     assert len(rows) == 11
-    for what, found, aim in rows:
-        if aim and not aim.endswith(" s"):  # seconds are the benchmark's: a busy machine has others
-            assert found == aim, what
-    local = next(found for what, found, _ in rows if "read-only, `rollback --local`" in what)
-    assert re.fullmatch(r"[\d.]+ s \([\d.]+ s\)", local)
+    for label, measured, target in rows:
+        if target and not target.endswith(" s"):  # seconds depend on the load of the machine
+            assert measured == target, label
+    local_seconds = next(measured for label, measured, _ in rows if "read-only, `rollback --local`" in label)
+    assert re.fullmatch(r"[\d.]+ s \([\d.]+ s\)", local_seconds)

@@ -1,4 +1,4 @@
-"""The scheduler as a process of its own: what was missed is called, SIGTERM ends run and scheduler, the next start goes on."""
+"""The scheduler as a process: missed runs are started, SIGTERM ends run and scheduler, and the next start resumes."""
 
 from __future__ import annotations
 
@@ -24,53 +24,53 @@ SCHEDULER_COMMAND = ("-m", "pipelines.cli", "schedule", "run", "--root", "root")
 def scheduler_folder(fresh_root: Root, tmp_path: Path) -> Path:
     make_noise_frame().to_csv(tmp_path / "data.csv", index=False)
     write_config(tmp_path / "small.yaml", make_small_spec(steps=200_000, epoch_steps=2))
-    typed = ["retrain", "data.csv", "--config", "small.yaml", "--root", "root", "--cron", "0 3 * * *"]
-    done = run_forecaster(*typed, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    book = JobStore(fresh_root.schedule)
-    [job] = book.load_jobs()
-    book.save_job(job.model_copy(update={"since": datetime.now(UTC) - timedelta(days=3)}))
+    command = ["retrain", "data.csv", "--config", "small.yaml", "--root", "root", "--cron", "0 3 * * *"]
+    completed = run_forecaster(*command, folder=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    job_store = JobStore(fresh_root.schedule)
+    [job] = job_store.load_jobs()
+    job_store.save_job(job.model_copy(update={"since": datetime.now(UTC) - timedelta(days=3)}))
     return tmp_path
 
 
-def read_job_state(folder: Path) -> str:
+def read_process_log(folder: Path) -> str:
     return (folder / "process.log").read_text()[-2000:]
 
 
 def test_a_scheduler_terminated_during_training_resumes_at_the_next_start(scheduler_folder: Path) -> None:
     root = Root(scheduler_folder / "root")
-    book = JobStore(root.schedule)
+    job_store = JobStore(root.schedule)
 
-    def under_way() -> bool:
+    def has_checkpoint() -> bool:
         return any(root.checkpoints.glob("*/last.ckpt"))
 
     with start_process(SCHEDULER_COMMAND, scheduler_folder) as process:
-        wait_until(under_way)
-        pid = book.load_state("small").running
+        wait_until(has_checkpoint)
+        pid = job_store.load_state("small").running
         assert pid is not None
-        refused = run_forecaster("schedule", "run", "--root", "root", folder=scheduler_folder)
-        assert refused.returncode == 1
-        assert f"process {process.pid}" in refused.stderr
+        rejected = run_forecaster("schedule", "run", "--root", "root", folder=scheduler_folder)
+        assert rejected.returncode == 1
+        assert f"process {process.pid}" in rejected.stderr
         status = json.loads(
             run_forecaster("schedule", "status", "--json", "--root", "root", folder=scheduler_folder).stdout
         )
         assert status["scheduler"]["alive"]
         assert status["jobs"][0]["doing"] == "running"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(90) == 0, read_job_state(scheduler_folder)
-        assert not psutil.pid_exists(pid), "the training ended with it"
-    state: JobState = book.load_state("small")
+        assert process.wait(90) == 0, read_process_log(scheduler_folder)
+        assert not psutil.pid_exists(pid), "the training ended with the scheduler"
+    state: JobState = job_store.load_state("small")
     assert state.last is not None
     assert (state.last.outcome, state.waiting is not None) == ("interrupted", True)
-    assert under_way(), "a checkpoint to go on from"
+    assert has_checkpoint(), "a checkpoint to resume from"
 
-    write_config(scheduler_folder / "small.yaml", make_small_spec(steps=4, epoch_steps=2))  # one that ends
+    write_config(scheduler_folder / "small.yaml", make_small_spec(steps=4, epoch_steps=2))  # short enough to end
     with start_process(SCHEDULER_COMMAND, scheduler_folder) as process:
-        wait_until(lambda: book.load_state("small").waiting is None)
+        wait_until(lambda: job_store.load_state("small").waiting is None)
         process.send_signal(signal.SIGKILL)
-    last = book.load_state("small").last
+    last = job_store.load_state("small").last
     assert last is not None
-    assert (last.code, last.outcome) == (0, "done"), book.job_log_path("small").read_text()[-2000:]
+    assert (last.code, last.outcome) == (0, "done"), job_store.job_log_path("small").read_text()[-2000:]
     assert "version 1 is the champion" in last.said
     assert len(Registry(root.store_uri).list_versions("small")) == 1
     runs = run_forecaster("schedule", "list", "--root", "root", folder=scheduler_folder)

@@ -1,4 +1,4 @@
-"""Secrets of the environment are in nothing that a retraining writes or says: every file and every line is searched."""
+"""Secrets of the environment appear in nothing that a retraining writes or prints: every file and every line is searched."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ SEARCHED_STRINGS = [text.encode() for text in (*PLANTED_SECRETS.values(), PASSWO
 
 
 def files_with_secrets(folder: Path) -> dict[str, list[bytes]]:
-    """The files that hold what was planted."""
-    found = {}
+    """Returns the files that contain planted secrets."""
+    secrets_by_file = {}
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             content += gzip.decompress(content) if content[:2] == b"\x1f\x8b" else b""
-            planted = [one for one in SEARCHED_STRINGS if one in content]
-            if planted:
-                found[str(path)] = planted
-    return found
+            secrets = [secret for secret in SEARCHED_STRINGS if secret in content]
+            if secrets:
+                secrets_by_file[str(path)] = secrets
+    return secrets_by_file
 
 
 def test_the_search_finds_planted_secrets(tmp_path: Path) -> None:
@@ -52,26 +52,39 @@ def test_no_file_and_no_log_line_contains_a_secret(fresh_root: Root, tmp_path: P
 
         with psycopg.connect(address) as connection, connection.cursor() as cursor:
             cursor.execute("CREATE TABLE readings (unique_id text, ds timestamp, y float8)")
-            rows = [(one, at.to_pydatetime(), y) for one, at, y in make_noise_frame(4).itertuples(index=False)]
+            rows = [
+                (series_id, time.to_pydatetime(), y)
+                for series_id, time, y in make_noise_frame(4).itertuples(index=False)
+            ]
             cursor.executemany("INSERT INTO readings VALUES (%s, %s, %s)", rows)
         write_config(tmp_path / "small.yaml", make_small_spec())
         environment = {**PLANTED_SECRETS, SQL_URL_VARIABLE: address}
-        asked = ["retrain", "--sql", QUERY, "--config", "small.yaml", "--cutoff", "2026-01-03T06:00", "--root", "root"]
-        killed = {"FORECASTER_TEST": "1", "FORECASTER_FAILPOINTS": "checkpoint.written=kill"}
-        said = ""
-        for further in (killed, {}, {}):  # a checkpoint stays behind, the second goes on, the third is answered
-            done = run_forecaster(*asked, folder=tmp_path, **environment, **further)
-            said += done.stdout + done.stderr
-        assert done.returncode in (0, 3), said
-        scheduled = run_forecaster(*asked, "--cron", "0 3 * * *", folder=tmp_path, **environment)
-        wrong = run_forecaster(
-            *asked, folder=tmp_path, **environment | {SQL_URL_VARIABLE: address.replace("reader:", "nobody:")}
+        command = [
+            "retrain",
+            "--sql",
+            QUERY,
+            "--config",
+            "small.yaml",
+            "--cutoff",
+            "2026-01-03T06:00",
+            "--root",
+            "root",
+        ]
+        fault = {"FORECASTER_TEST": "1", "FORECASTER_FAILPOINTS": "checkpoint.written=kill"}
+        output = ""
+        for extra in (fault, {}, {}):  # the first leaves a checkpoint, the second resumes, the third has nothing to do
+            completed = run_forecaster(*command, folder=tmp_path, **environment, **extra)
+            output += completed.stdout + completed.stderr
+        assert completed.returncode in (0, 3), output
+        scheduled = run_forecaster(*command, "--cron", "0 3 * * *", folder=tmp_path, **environment)
+        wrong_user = run_forecaster(
+            *command, folder=tmp_path, **environment | {SQL_URL_VARIABLE: address.replace("reader:", "nobody:")}
         )
-        odd = run_forecaster(
-            *asked, folder=tmp_path, **environment | {SQL_URL_VARIABLE: address.replace("127.0.0.1", "[")}
+        invalid_url = run_forecaster(
+            *command, folder=tmp_path, **environment | {SQL_URL_VARIABLE: address.replace("127.0.0.1", "[")}
         )
-        assert (scheduled.returncode, wrong.returncode, odd.returncode) == (0, 1, 1)
-        said += "".join(one.stdout + one.stderr for one in (scheduled, wrong, odd))
+        assert (scheduled.returncode, wrong_user.returncode, invalid_url.returncode) == (0, 1, 1)
+        output += "".join(process.stdout + process.stderr for process in (scheduled, wrong_user, invalid_url))
     root = fresh_root
     [version] = Registry(root.store_uri).list_versions("small")
     client = create_client(root.store_uri)
@@ -82,4 +95,4 @@ def test_no_file_and_no_log_line_contains_a_secret(fresh_root: Root, tmp_path: P
     assert run.data.tags[RETRAIN_KEY_TAG]
     assert QUERY in str(run.inputs.dataset_inputs[0].dataset.source)
     assert files_with_secrets(root.path) == {}
-    assert not [one for one in SEARCHED_STRINGS if one.decode() in f"{said} {run.to_dictionary()}"]
+    assert not [secret for secret in SEARCHED_STRINGS if secret.decode() in f"{output} {run.to_dictionary()}"]

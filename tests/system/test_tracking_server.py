@@ -1,4 +1,4 @@
-"""A registry on a server: the life of a model through it, and many machines that promote at once."""
+"""A registry on a tracking server: the life cycle of a model, and many concurrent promotions."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 PROCESS_COUNT, CHALLENGER_COUNT = 6, 5
@@ -44,13 +45,13 @@ PROCESS_COUNT, CHALLENGER_COUNT = 6, 5
 def tracking_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TrackingServer]:
-    """A server on PostgreSQL that asks for name and password, and an open one on SQLite."""
+    """A server on PostgreSQL with user name and password, and an open one on SQLite."""
     reason = postgres_skip_reason() if request.param == "postgres" else None
     if reason is not None:
         pytest.skip(reason)
-    with ExitStack() as held:
-        database = held.enter_context(running_postgres()) if request.param == "postgres" else None
-        yield held.enter_context(running_tracking_server(tmp_path_factory.mktemp("server"), database))
+    with ExitStack() as stack:
+        database = stack.enter_context(running_postgres()) if request.param == "postgres" else None
+        yield stack.enter_context(running_tracking_server(tmp_path_factory.mktemp("server"), database))
 
 
 @pytest.fixture
@@ -69,37 +70,39 @@ def test_the_model_life_cycle_works_through_a_tracking_server(
     make_noise_frame().to_csv(tmp_path / "meters.csv", index=False)
     good = write_config(tmp_path / "good.yaml", make_small_spec(valid_windows=1))
     bad = write_config(tmp_path / "bad.yaml", make_small_spec(learning_rate=BAD_LEARNING_RATE, valid_windows=0))
-    said, runs, bundles = "", [], []
+    output, runs, bundles = "", [], []
     for config in (good, bad):
         assert run_command("train", tmp_path / "meters.csv", "--config", config, "--root", tmp_path / "root") == 0
         lines = capsys.readouterr().out
         runs += [line.split()[1] for line in lines.splitlines() if line.startswith("run")]
         bundles += [line.split(maxsplit=1)[1] for line in lines.splitlines() if line.startswith("bundle")]
-        said += lines
-    where = ["--root", tmp_path / "root"]
+        output += lines
+    root_option = ["--root", tmp_path / "root"]
     for bundle in bundles:
-        assert run_command("register", bundle, *where) == 0
-    assert run_command("promote", "small", "--version", 1, *where) == 0
-    assert run_command("promote", "small", "--version", 2, *where) == 3, "it is worse than seasonal naive"
-    assert run_command("promote", "small", "--version", 2, "--force", "--reason", "to go back", *where) == 0
-    assert run_command("rollback", "small", *where) == 0
+        assert run_command("register", bundle, *root_option) == 0
+    assert run_command("promote", "small", "--version", 1, *root_option) == 0
+    assert run_command("promote", "small", "--version", 2, *root_option) == 3, "worse than seasonal naive"
+    assert run_command("promote", "small", "--version", 2, "--force", "--reason", "to go back", *root_option) == 0
+    assert run_command("rollback", "small", *root_option) == 0
     assert run_command("verify", "small@champion", "--root", tmp_path / "elsewhere") == 0, "fetched from the server"
-    assert run_command("audit", "small", *where) == 0
+    assert run_command("audit", "small", *root_option) == 0
     page = tmp_path / "page.html"
-    assert run_command("compare", "small@champion", "small@2", runs[1][:8], "--html", page, *where) == 0
+    assert run_command("compare", "small@champion", "small@2", runs[1][:8], "--html", page, *root_option) == 0
     captured = capsys.readouterr()
-    said += captured.out + captured.err + caplog.text + page.read_text()
+    output += captured.out + captured.err + caplog.text + page.read_text()
     assert "paired t over 20 series" in captured.out
     client = create_client(server_environment.uri)
     assert client.get_run(runs[0]).data.metrics["bt/mase"] > 0
-    assert not [key for key in client.get_registered_model("small").tags if key.startswith(NOTE_PREFIX)], "given back"
-    assert not (tmp_path / "root" / "mlflow.db").exists(), "nothing was kept apart from the server"
+    assert not [key for key in client.get_registered_model("small").tags if key.startswith(NOTE_PREFIX)], (
+        "the lock is released"
+    )
+    assert not (tmp_path / "root" / "mlflow.db").exists(), "everything is stored on the server"
 
     secret = server_environment.credentials.get("MLFLOW_TRACKING_PASSWORD")
     if secret is not None:
-        kept = [path for path in tmp_path.rglob("*") if path.is_file()]
-        assert secret not in said
-        assert not [path for path in kept if secret.encode() in path.read_bytes()]
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert secret not in output
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
         assert secret not in json.dumps(client.get_run(runs[0]).to_dictionary(), default=str)
         assert secret not in server_environment.log.read_text()
 
@@ -112,19 +115,19 @@ def test_a_password_in_a_url_is_rejected_and_never_shown(
 ) -> None:
     address = server_environment.uri.replace("http://", "http://me:s3cret@")
     assert run_command("promote", "small", "--tracking-uri", address, "--root", tmp_path) == 2
-    told = capsys.readouterr().err
-    assert "MLFLOW_TRACKING_PASSWORD" in told
-    assert "s3cret" not in told
+    stderr = capsys.readouterr().err
+    assert "MLFLOW_TRACKING_PASSWORD" in stderr
+    assert "s3cret" not in stderr
     if server_environment.credentials:
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wr0ng")
         assert run_command("promote", "small", "--root", tmp_path) == 1
-        told = capsys.readouterr().err
-        assert "The store" in told
-        assert "wr0ng" not in told
+        stderr = capsys.readouterr().err
+        assert "The store" in stderr
+        assert "wr0ng" not in stderr
 
 
 def register_stub_version(registry: Registry, run_id: str, folder: Path, number: int) -> BundleVersion:
-    """A version as far as a registry looks into a bundle."""
+    """Registers a version with the minimal bundle that a registry reads."""
     folder.mkdir()
     (folder / "weights.safetensors").write_bytes(bytes([number]))
     manifest = json.dumps({"number": number}).encode()
@@ -136,12 +139,12 @@ def register_stub_version(registry: Registry, run_id: str, folder: Path, number:
 
 
 def promote_repeatedly(uri: str, versions: Sequence[str]) -> list[tuple[str, str]]:
-    """Judges each against the champion there is, then promotes it; answers base and outcome of each."""
+    """Judges each version against the current champion, then promotes it; returns base and outcome of each."""
     registry, outcomes = Registry(uri), []
     for number in versions:
         version, base = registry.get_version("raced", number), find_champion(registry, "raced")
         assert base is not None
-        time.sleep(0.3)  # others judge meanwhile
+        time.sleep(0.3)  # the other processes judge at the same time
         try:
             registry.promote(version, expected_champion=base)
             outcomes.append((base.number, number))
@@ -161,23 +164,25 @@ def test_exactly_one_of_many_concurrent_promotions_through_a_server_succeeds(
         for n in range(1 + PROCESS_COUNT * CHALLENGER_COUNT)
     ]
     registry.promote(versions[0], expected_champion=None)
-    numbers = [one.number for one in versions[1:]]
+    numbers = [version.number for version in versions[1:]]
     context = multiprocessing.get_context("spawn")  # with the environment of this test
     with ProcessPoolExecutor(PROCESS_COUNT, mp_context=context) as pool:
-        shares = [numbers[place::PROCESS_COUNT] for place in range(PROCESS_COUNT)]
-        found = [
-            one
-            for some in pool.map(promote_repeatedly, [server_environment.uri] * PROCESS_COUNT, shares)
-            for one in some
+        shares = [numbers[index::PROCESS_COUNT] for index in range(PROCESS_COUNT)]
+        outcomes = [
+            outcome
+            for share in pool.map(promote_repeatedly, [server_environment.uri] * PROCESS_COUNT, shares)
+            for outcome in share
         ]
-    assert len(found) == PROCESS_COUNT * CHALLENGER_COUNT
-    winners = {base: number for base, number in found if number != "base moved"}
-    assert len(winners) == sum(number != "base moved" for _, number in found), "one winner to a base"
-    assert {base for base, number in found if number == "base moved"} <= set(winners), "a loser's base had a winner"
-    assert 0 < len(winners) < len(found), "some lost"
-    champion, before = "1", None
+    assert len(outcomes) == PROCESS_COUNT * CHALLENGER_COUNT
+    winners = {base: number for base, number in outcomes if number != "base moved"}
+    assert len(winners) == sum(number != "base moved" for _, number in outcomes), "one winner per base"
+    assert {base for base, number in outcomes if number == "base moved"} <= set(winners), (
+        "the base of each loser had a winner"
+    )
+    assert 0 < len(winners) < len(outcomes), "some promotions lost"
+    champion, previous = "1", None
     while champion in winners:
-        champion, before = winners[champion], champion
+        champion, previous = winners[champion], champion
     assert registry.resolve("raced", CHAMPION).number == champion
-    assert registry.resolve("raced", PREVIOUS_CHAMPION).number == before
+    assert registry.resolve("raced", PREVIOUS_CHAMPION).number == previous
     assert not [key for key in client.get_registered_model("raced").tags if key.startswith(NOTE_PREFIX)]

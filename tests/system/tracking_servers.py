@@ -1,4 +1,4 @@
-"""PostgreSQL and MLflow's tracking server, on 127.0.0.1 and in a folder that goes away with them."""
+"""PostgreSQL and MLflow's tracking server on 127.0.0.1, in temporary folders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POSTGRES_FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=Tr
 
 
 class TrackingServer(NamedTuple):
-    """A tracking server: its address, and what opens it (nothing, where it asks for nothing)."""
+    """A tracking server: its address, and its credentials (empty if it requires none)."""
 
     uri: str
     credentials: dict[str, str]
@@ -32,22 +32,22 @@ class TrackingServer(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What clients are told by their environment; a busy test machine may answer slowly."""
+        """Environment variables of clients; the timeout allows for a busy test machine."""
         return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60", **self.credentials}
 
 
 def find_postgres_bin() -> Path | None:
-    """Where PostgreSQL's programs are."""
-    found = shutil.which("initdb")
+    """Returns the folder of PostgreSQL's programs."""
+    initdb = shutil.which("initdb")
     return (
-        Path(found).parent
-        if found
-        else next((place for place in _POSTGRES_FOLDERS if (place / "initdb").exists()), None)
+        Path(initdb).parent
+        if initdb
+        else next((folder for folder in _POSTGRES_FOLDERS if (folder / "initdb").exists()), None)
     )
 
 
 def postgres_skip_reason() -> str | None:
-    """Why a server on PostgreSQL with names and passwords cannot be started here."""
+    """Returns why a PostgreSQL server with users and passwords cannot be started here, or None."""
     if find_postgres_bin() is None:
         return "PostgreSQL is not installed"
     missing = [name for name in ("psycopg", "flask_wtf") if find_spec(name) is None]
@@ -56,10 +56,10 @@ def postgres_skip_reason() -> str | None:
 
 @contextmanager
 def running_postgres() -> Iterator[str]:
-    """The address of a database of its own; PostgreSQL never runs as root."""
-    place = find_postgres_bin()
-    assert place is not None
-    user = next((one for one in ("postgres", "nobody") if _user_exists(one)), None) if os.geteuid() == 0 else None
+    """Runs a PostgreSQL server and yields the address of a new database; never runs as root."""
+    bin_folder = find_postgres_bin()
+    assert bin_folder is not None
+    user = next((name for name in ("postgres", "nobody") if _user_exists(name)), None) if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="forecaster-postgres-"))
     try:
         port, password = free_port(), secrets.token_hex(8)
@@ -67,21 +67,34 @@ def running_postgres() -> Iterator[str]:
         if user is not None:
             for path in (folder, folder / "password"):
                 shutil.chown(path, user)
-        told = ["-D", "data", "-U", "test", "-A", "scram-sha-256", "--pwfile=password", "-E", "UTF8", "--no-sync"]
-        _run_checked([str(place / "initdb"), *told], folder, user)
+        initdb_options = [
+            "-D",
+            "data",
+            "-U",
+            "test",
+            "-A",
+            "scram-sha-256",
+            "--pwfile=password",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
+        _run_checked([str(bin_folder / "initdb"), *initdb_options], folder, user)
         options = f"-h 127.0.0.1 -p {port} -k {folder} -F"
-        _run_checked([str(place / "pg_ctl"), "-D", "data", "-w", "-l", "log", "-o", options, "start"], folder, user)
+        _run_checked(
+            [str(bin_folder / "pg_ctl"), "-D", "data", "-w", "-l", "log", "-o", options, "start"], folder, user
+        )
         try:
             yield f"postgresql+psycopg://test:{password}@127.0.0.1:{port}/postgres"
         finally:
-            _run_checked([str(place / "pg_ctl"), "-D", "data", "-w", "-m", "immediate", "stop"], folder, user)
+            _run_checked([str(bin_folder / "pg_ctl"), "-D", "data", "-w", "-m", "immediate", "stop"], folder, user)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def running_tracking_server(folder: Path, database: str | None = None) -> Iterator[TrackingServer]:
-    """MLflow's server: on SQLite and open to all, or on a database and for those alone who have a password."""
+    """Runs MLflow's server: an open one on SQLite, or one with a password on a database."""
     port, password = free_port(), secrets.token_hex(12)
     command = ["-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri={database or f'sqlite:///{folder}/server.db'}"]
@@ -102,18 +115,18 @@ def running_tracking_server(folder: Path, database: str | None = None) -> Iterat
         credentials = {"MLFLOW_TRACKING_USERNAME": ADMIN_USER, "MLFLOW_TRACKING_PASSWORD": password}
     log = folder / "server.log"
     with start_process(command, folder, log=log, **extra) as process:
-        uri, patience = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
         while not _responds(f"{uri}/health"):
             assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < patience, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.5)
         yield TrackingServer(uri, credentials, log)
 
 
 def _responds(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
@@ -127,7 +140,7 @@ def _user_exists(name: str) -> bool:
 
 
 def _run_checked(command: Sequence[str], folder: Path, user: str | None) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
         cwd=folder,
         user=user,
@@ -137,4 +150,4 @@ def _run_checked(command: Sequence[str], folder: Path, user: str | None) -> None
         stdin=subprocess.DEVNULL,
         timeout=120,
     )
-    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
+    assert completed.returncode == 0, f"{command}: {completed.stdout[-2000:]} {completed.stderr[-2000:]}"
