@@ -181,14 +181,8 @@ def compare_precisions(*, smoke: bool) -> Iterator[str]:
                 spec = make_spec(case, steps=steps, valid_windows=2)
                 spec = spec.model_copy(update={"training": spec.training.model_copy(update={"seed": seed})})
                 with precision():
-<<<<<<< HEAD
-                    seconds.append(
-                        time_once(lambda: scores.append(fit(known, spec, accelerator="auto").scores)).seconds
-                    )
-=======
                     action = partial(_fit_and_append, panel, spec, scores)
                     seconds.append(time_once(action).seconds)
->>>>>>> lang-l8
         except (RuntimeError, ValueError, AssertionError) as error:
             yield f"| {name} | not possible: {' '.join(str(error).split())[:120]} | |"
             continue

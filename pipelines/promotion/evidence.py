@@ -41,19 +41,8 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
     chosen = np.unique(
         np.linspace(0, len(result.series) - 1, min(MAX_REPLAYED_SERIES, len(result.series))).round().astype(int)
     )
-<<<<<<< HEAD
-    left = result.origin_offsets[-1]
-    histories = [result.series[place].take_first(len(result.series[place]) - left) for place in chosen]
-    horizon, reference = result.horizon, EnsembleEngine([PyTorchEngine(network) for network in forecaster.networks])
-    room = np.array([_compute_range(one) for one in histories])
-    alone = replace(forecaster, blend_weights={})  # statistical models are the same on every engine
-    expected = _predict_means(Predictor(alone, engine=reference), histories, horizon)
-    served = Predictor(forecaster, engine=build_fastest_engine(forecaster))
-    graph = build_onnx_engine(forecaster)
-    drawn = None if graph is None else _predict_means(Predictor(alone, engine=graph), histories, horizon)
-=======
     steps_after_cutoff = result.origin_offsets[-1]
-    histories = [result.series[index].until(len(result.series[index]) - steps_after_cutoff) for index in chosen]
+    histories = [result.series[index].take_first(len(result.series[index]) - steps_after_cutoff) for index in chosen]
     horizon, reference = result.horizon, EnsembleEngine([PyTorchEngine(network) for network in model.networks])
     value_range = np.array([_compute_range(history) for history in histories])
     network_only = replace(model, blend_weights={})  # statistical models are the same on every engine
@@ -61,7 +50,6 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
     served = Predictor(model, engine=build_fastest_engine(model))
     onnx = build_onnx_engine(model)
     onnx_means = None if onnx is None else _predict_means(Predictor(network_only, engine=onnx), histories, horizon)
->>>>>>> lang-l5
     tested = result.forecasts[CHALLENGER][chosen, -1]
     return Evidence(
         megabytes=compute_megabytes(bundle),
