@@ -251,7 +251,7 @@ def test_a_plot_shows_the_given_numbers(result: Backtest) -> None:
     drawn = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
     np.testing.assert_array_equal(drawn["history"], history.y[-10:])
     np.testing.assert_array_equal(drawn["forecast"], np.append(history.y[-1], forecast.mean))
-    np.testing.assert_array_equal(drawn["what came"], np.append(history.y[-1], make_wave(8)))
+    np.testing.assert_array_equal(drawn["actuals"], np.append(history.y[-1], make_wave(8)))
 
 
 def test_forecasts_from_every_cutoff_are_drawn_at_their_timestamps(result: Backtest) -> None:
@@ -288,7 +288,7 @@ def test_the_best_and_worst_series_are_drawn_with_their_actuals(series: int, fre
             continue
         assert axes.get_title(loc="left").startswith(f"{which}: s{place}, MASE")
         lines = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
-        np.testing.assert_array_equal(lines["what came"][1:], result.actual[place, -1])
+        np.testing.assert_array_equal(lines["actuals"][1:], result.actual[place, -1])
         np.testing.assert_array_equal(lines["forecast"], result.forecasts["net"][place, -1])
         np.testing.assert_array_equal(lines["history"][-1], panel.series[place].y[-5])
         assert [one.get_label() for one in axes.collections] == ["80 % interval"]

@@ -134,7 +134,7 @@ def test_baseline_fallbacks_are_counted_and_reported(
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "tiny datasets" in line] == [
         f"forecaster: series 'meter_{number}': auto_ets could not be fitted (NotImplementedError: tiny datasets); "
-        "seasonal naive stands in"
+        "the seasonal naive forecast is used instead"
         for number in range(3)
     ]
     assert "forecaster: auto_ets: so at 5 of 6 windows" in said
