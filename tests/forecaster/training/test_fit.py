@@ -331,7 +331,7 @@ def test_series_too_short_to_train_on_are_skipped_by_name_and_all_of_them_are_an
 def test_a_panel_without_observations_cannot_be_fitted() -> None:
     silent = np.full(40, np.nan)
     silent[-10:] = 1.0
-    with pytest.raises(HistoryTooShort, match="no series has one before what is held out"):
+    with pytest.raises(HistoryTooShort, match="no series has one before the steps held out for validation"):
         fit_on_cpu(make_panel(silent), make_fit_spec())
 
 
