@@ -139,7 +139,7 @@ def test_a_failed_release_does_not_fail_the_promotion(caplog: pytest.LogCaptureF
     board = InMemoryBoard()
     with lock_by_queue(board, where="model 'm'", timing=FAST_TIMING):
         board.down = True
-    assert "could not be given back, and ends by itself" in caplog.text
+    assert "could not be released, and expires by itself" in caplog.text
 
 
 def test_a_missing_registry_cannot_be_locked(caplog: pytest.LogCaptureFixture) -> None:

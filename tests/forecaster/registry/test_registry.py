@@ -227,7 +227,7 @@ def test_a_version_registered_by_other_tools_is_ignored(
     ours = register(registry, run_id, tmp_path / "bundle")
     create_client(store_uri).create_model_version("sine", (tmp_path / "bundle").as_uri(), run_id)
     assert registry.list_versions("sine") == [ours]
-    with pytest.raises(RegistryError, match="has none, so it is not one of ours"):
+    with pytest.raises(RegistryError, match="has none, so it was not registered by forecaster"):
         registry.get_version("sine", "2")
 
 
@@ -324,7 +324,7 @@ def test_an_unreachable_database_fails_immediately(tmp_path: Path) -> None:
 
 def test_an_unreachable_server_fails_within_seconds() -> None:
     started = time.perf_counter()
-    with pytest.raises(RegistryError, match="Check the store's address"):
+    with pytest.raises(RegistryError, match="Check the address of the store"):
         Registry("http://127.0.0.1:9")
     assert time.perf_counter() - started < 15.0
 
