@@ -77,8 +77,8 @@ class Backtest:
 
     def scores(self, name: str) -> dict[str, float]:
         """Returns MASE, RMSSE, sMAPE and MAE: the mean over windows and steps of each series, then over series."""
-        keep = self.comparable_mask()[:, :, None]
-        actual, forecast = np.where(keep, self.actual, np.nan), np.where(keep, self.forecasts[name], np.nan)
+        comparable = self.comparable_mask()[:, :, None]
+        actual, forecast = np.where(comparable, self.actual, np.nan), np.where(comparable, self.forecasts[name], np.nan)
         flat = (len(actual), -1)
         actual, forecast = actual.reshape(flat), forecast.reshape(flat)
         return {

@@ -69,9 +69,8 @@ class MarginLayout(LayoutEngine):
         axes_height = height - bottom - _TITLE_HEIGHT
         axes.set_position((0.1, bottom / height, 0.8, axes_height / height))
         longest_label = max(axes.get_yticklabels(), key=lambda label: len(label.get_text()))
-        offset_height = (
-            0.17 if axes.yaxis.get_major_formatter().get_offset() else 0.0
-        )  # such as 1e6, at the position of the title
+        # An offset, such as 1e6, has the position of the title.
+        offset_height = 0.17 if axes.yaxis.get_major_formatter().get_offset() else 0.0
         label_height = _LABEL_HEIGHT if axes.get_ylabel() else 0.0
         left = _MARGIN / 2 + label_height + longest_label.get_window_extent().width / fig.dpi + _TICK_HEIGHT
         legend_width = sum(legend.get_window_extent().width / fig.dpi for legend in fig.legends)

@@ -122,9 +122,8 @@ def fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as exit_error:
-        if isinstance(
-            exit_error.__context__, KeyboardInterrupt
-        ):  # Lightning turns it into an exit and ignores the next one
+        # Lightning turns an interrupt into an exit and ignores the next one.
+        if isinstance(exit_error.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, interrupt_handler)
             raise exit_error.__context__ from None
         raise
