@@ -1,4 +1,4 @@
-"""From series to requests and from answers to forecasts: columns of JSON, in parts that a service takes."""
+"""Converts series to requests and responses to forecasts: JSON columns, in batches that the service accepts."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from forecaster.series import Forecast, Panel, Series
 ErrorMode = Literal["raise", "return"]
 MODEL_REQUEST = HttpRequest("GET", "/v1/model")
 READY_REQUEST = HttpRequest("GET", "/readyz")
-# Of one request; where a service takes less, a part is halved until it fits.
+# Limits of one request; a batch that the service rejects as too large is halved until it fits.
 MAX_SERIES, MAX_VALUES, MAX_FORECAST_VALUES = 1000, 400_000, 1_000_000
 _TOO_LARGE_CODES = ("too_many_series", "request_too_large", "answer_too_large", "body_too_large")
 
 
 class ForecastQuery(NamedTuple):
-    """What is asked of every series.
+    """The parameters of a request, the same for every series.
 
     Attributes:
         horizon: Steps ahead.
-        levels: Of quantiles.
-        timeout_s: How long an answer is waited for; the service gives up after as long.
+        levels: Levels of the quantiles.
+        timeout_s: How long to wait for a response; the service gives up after the same time.
     """
 
     horizon: int
@@ -47,11 +47,11 @@ class ForecastQuery(NamedTuple):
 
 
 class ServiceOutcomes(NamedTuple):
-    """What a service said.
+    """The outcomes of all requests.
 
     Attributes:
         outcomes: One for each series, in order.
-        models: Which model said it: name, version, digest; several, if another took its place between two parts.
+        models: The models that made the forecasts: name, version, digest; several, if one was replaced between two batches.
     """
 
     outcomes: list[Forecast | ForecasterError]
@@ -59,12 +59,12 @@ class ServiceOutcomes(NamedTuple):
 
 
 class FrameForecast(NamedTuple):
-    """What became of a frame.
+    """The result of forecasting a frame.
 
     Attributes:
         table: `unique_id, ds, mean`, and a column for each level.
-        faults: By series, why it has no forecast.
-        warnings: By series, what a reader should know of its forecast.
+        errors: By series, why it has no forecast.
+        warnings: By series, the warnings of its forecast.
         models: As of `ServiceOutcomes`.
     """
 
@@ -85,7 +85,7 @@ def forecast_frame(
     timeout_s: float,
     retry_policy: RetryPolicy,
 ) -> Exchange[FrameForecast]:
-    """The forecasts of a frame; see `AppClient.forecast`."""
+    """Forecasts a frame; see `Client.forecast`."""
     names = columns or ColumnNames()
     model: dict[str, Any] = {}
     if horizon is None or set(frame.columns) - set(names):
@@ -94,44 +94,46 @@ def forecast_frame(
     if panel is None:
         model = yield from request_json(MODEL_REQUEST, retry_policy)
         panel = _build_panel(frame, names, model["freq"], zone, model)
-        assert panel is not None, "a declared frequency is none to be inferred"
-    wanted = ForecastQuery(model["spec"]["horizon"] if horizon is None else horizon, tuple(levels), timeout_s)
-    told = yield from forecast_batch(panel.series, wanted, retry_policy)
-    return _collect_result(panel, told, wanted.levels)
+        assert panel is not None, "with a given frequency there is always a panel"
+    query = ForecastQuery(model["spec"]["horizon"] if horizon is None else horizon, tuple(levels), timeout_s)
+    outcomes = yield from forecast_batch(panel.series, query, retry_policy)
+    return _collect_result(panel, outcomes, query.levels)
 
 
 def forecast_batch(
     series: Sequence[Series], query: ForecastQuery, retry_policy: RetryPolicy
 ) -> Exchange[ServiceOutcomes]:
-    """One outcome for each series, in order; asked in parts."""
+    """Returns one outcome for each series, in order; the series are sent in batches."""
     if query.horizon < 1:
-        raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {query.horizon}.", where="horizon")
+        raise HorizonOutOfRange(
+            f"Expected a horizon of at least 1 step; found {query.horizon}. Use a positive horizon.", where="horizon"
+        )
     outcomes: list[Forecast | ForecasterError] = []
     models: list[dict[str, Any]] = []
-    waiting = list(_split_series(series, query))[::-1]
-    while waiting:
-        part = waiting.pop()
+    pending = list(_split_series(series, query))[::-1]
+    while pending:
+        batch = pending.pop()
         try:
-            answer = yield from request_json(
-                HttpRequest("POST", "/v1/forecast", _encode_request(part, query)), retry_policy
+            response = yield from request_json(
+                HttpRequest("POST", "/v1/forecast", _encode_request(batch, query)), retry_policy
             )
-        except RequestRefused as refused:
-            if refused.code in _TOO_LARGE_CODES and len(part) > 1:
-                half = len(part) // 2
-                waiting += [part[half:], part[:half]]
+        except RequestRefused as error:
+            if error.code in _TOO_LARGE_CODES and len(batch) > 1:
+                half = len(batch) // 2
+                pending += [batch[half:], batch[:half]]
                 continue
-            if len(part) > 1 or refused.where != part[0].id:
+            if len(batch) > 1 or error.where != batch[0].id:
                 raise
-            outcomes.append(_build_error(refused.code, refused.message, refused.where))  # the only series of a request
+            outcomes.append(_build_error(error.code, error.message, error.where))  # the error of a single series
             continue
-        told = _decode_response(answer, part, query)
-        outcomes += told.outcomes
-        models += [model for model in told.models if model not in models]
+        batch_outcomes = _decode_response(response, batch, query)
+        outcomes += batch_outcomes.outcomes
+        models += [model for model in batch_outcomes.models if model not in models]
     return ServiceOutcomes(outcomes, models)
 
 
 def raise_for_errors(result: FrameForecast) -> FrameForecast:
-    """The same, if all have a forecast; else raises SeriesRefused."""
+    """Returns the result, if all series have a forecast; otherwise raises SeriesRefused."""
     if result.errors:
         raise SeriesRefused(list(result.errors.values()), forecast_count=result.table["unique_id"].nunique())
     return result
@@ -140,7 +142,7 @@ def raise_for_errors(result: FrameForecast) -> FrameForecast:
 def _build_panel(
     frame: pd.DataFrame, columns: ColumnNames, freq: str | int | None, zone: str | None, model: Mapping[str, Any]
 ) -> Panel | None:
-    """The frame as series, with the columns that the model reads; None where the frequency must be asked for."""
+    """Returns the frame as series with the columns that the model reads; None where the model's frequency is needed."""
     spec = model.get("spec", {})
     group = [spec["group"]] if spec.get("group") in frame.columns and spec["group"] not in spec["static"] else []
     try:
@@ -161,53 +163,60 @@ def _build_panel(
 
 def _collect_result(panel: Panel, service_outcomes: ServiceOutcomes, levels: Sequence[float]) -> FrameForecast:
     pairs = list(zip(panel.series, service_outcomes.outcomes, strict=True))
-    good = [outcome for _, outcome in pairs if isinstance(outcome, Forecast)]
+    forecasts = [outcome for _, outcome in pairs if isinstance(outcome, Forecast)]
     return FrameForecast(
-        build_forecast_table(good, levels),
-        {one.id: outcome for one, outcome in pairs if isinstance(outcome, ForecasterError)},
-        {one.id: one.warnings for one in good if one.warnings},
+        build_forecast_table(forecasts, levels),
+        {series.id: outcome for series, outcome in pairs if isinstance(outcome, ForecasterError)},
+        {forecast.id: forecast.warnings for forecast in forecasts if forecast.warnings},
         service_outcomes.models,
     )
 
 
 def _split_series(series: Sequence[Series], query: ForecastQuery) -> Iterator[Sequence[Series]]:
-    """As many series at a time as fit into a request, one at the least."""
-    most = max(1, min(MAX_SERIES, MAX_FORECAST_VALUES // (query.horizon * (1 + len(query.levels)))))
+    """Yields as many series at a time as fit into a request, at least one."""
+    max_series = max(1, min(MAX_SERIES, MAX_FORECAST_VALUES // (query.horizon * (1 + len(query.levels)))))
     first = values = 0
-    for place, one in enumerate(series):
-        size = len(one) * (1 + len(one.channels)) + (len(one) + one.covariate_horizon) * len(one.covariates)
-        if place > first and (values + size > MAX_VALUES or place - first == most):
-            yield series[first:place]
-            first, values = place, 0
+    for index, item in enumerate(series):
+        size = len(item) * (1 + len(item.channels)) + (len(item) + item.covariate_horizon) * len(item.covariates)
+        if index > first and (values + size > MAX_VALUES or index - first == max_series):
+            yield series[first:index]
+            first, values = index, 0
         values += size
     if len(series):
         yield series[first:]
 
 
 def _encode_request(series: Sequence[Series], query: ForecastQuery) -> bytes:
-    """A ColumnsRequest; all its series have the frequency, and the columns, of the first."""
+    """Encodes a ColumnsRequest; all its series have the frequency and the columns of the first."""
     first = series[0]
     columns: dict[str, Any] = {
-        "id": [one.id for one in series],
-        "start": [one.start if isinstance(one.start, int) else one.start.isoformat() for one in series],
+        "id": [item.id for item in series],
+        "start": [item.start if isinstance(item.start, int) else item.start.isoformat() for item in series],
         "freq": first.freq,
-        "y": [_encode_numbers(one.y) for one in series],
+        "y": [_encode_numbers(item.y) for item in series],
     }
     if first.covariates:
-        reach = [len(one) + min(one.covariate_horizon, query.horizon + _EXTRA_COVARIATE_STEPS) for one in series]
+        covariate_steps = [
+            len(item) + min(item.covariate_horizon, query.horizon + _EXTRA_COVARIATE_STEPS) for item in series
+        ]
         columns["covariates"] = {
-            name: [_encode_values(one.covariates[name][:steps]) for one, steps in zip(series, reach, strict=True)]
+            name: [
+                _encode_values(item.covariates[name][:steps])
+                for item, steps in zip(series, covariate_steps, strict=True)
+            ]
             for name in first.covariates
         }
     if first.static:
-        columns["static"] = {name: [one.static[name] for one in series] for name in first.static}
+        columns["static"] = {name: [item.static[name] for item in series] for name in first.static}
     if first.channels:
-        columns["channels"] = {name: [_encode_numbers(one.channels[name]) for one in series] for name in first.channels}
-    asked = {"columns": columns, "horizon": query.horizon, "levels": list(query.levels)}
-    return json.dumps({**asked, "deadline_ms": max(1, int(query.timeout_s * 1000))}, allow_nan=False).encode()
+        columns["channels"] = {
+            name: [_encode_numbers(item.channels[name]) for item in series] for name in first.channels
+        }
+    request = {"columns": columns, "horizon": query.horizon, "levels": list(query.levels)}
+    return json.dumps({**request, "deadline_ms": max(1, int(query.timeout_s * 1000))}, allow_nan=False).encode()
 
 
-_EXTRA_COVARIATE_STEPS = 1000  # steps of covariates beyond the horizon: a network reads them up to the end of its block
+_EXTRA_COVARIATE_STEPS = 1000  # covariate steps beyond the horizon, as a network reads them up to the end of its block
 
 
 def _encode_values(values: np.ndarray) -> list[Any]:
@@ -215,7 +224,7 @@ def _encode_values(values: np.ndarray) -> list[Any]:
 
 
 def _encode_numbers(values: np.ndarray) -> list[float | None]:
-    """Numbers as JSON has them: null was not observed."""
+    """Encodes numbers for JSON: null where nothing was observed."""
     if not np.isfinite(values).all():
         if np.isinf(values).any():
             raise InputError("Expected finite values; found an infinite one. Correct it, or leave it out.")
@@ -224,27 +233,27 @@ def _encode_numbers(values: np.ndarray) -> list[float | None]:
 
 
 def _decode_response(payload: Any, series: Sequence[Series], query: ForecastQuery) -> ServiceOutcomes:
-    """What an answer says, in the stamps of the series themselves: those know their time zone."""
+    """Decodes the outcomes of a response, with timestamps derived from the series, which have the time zone."""
     try:
-        told, quantiles = payload["columns"], payload["columns"].get("quantiles", {})
+        columns, quantiles = payload["columns"], payload["columns"].get("quantiles", {})
         model = dict(payload["model"])
-        found: list[Forecast | ForecasterError] = []
-        for place, one in enumerate(series):
-            error = told["error"][place]
+        outcomes: list[Forecast | ForecasterError] = []
+        for index, item in enumerate(series):
+            error = columns["error"][index]
             if error is not None:
-                found.append(_build_error(error["code"], error["message"], error["where"]))
+                outcomes.append(_build_error(error["code"], error["message"], error["where"]))
                 continue
-            bands = {
-                level: _decode_array(quantiles[repr(float(level))][place], query) for level in sorted(query.levels)
+            item_quantiles = {
+                level: _decode_array(quantiles[repr(float(level))][index], query) for level in sorted(query.levels)
             }
-            mean, ahead = _decode_array(told["mean"][place], query), one.future_timestamps(query.horizon)
-            found.append(Forecast(one.id, ahead, mean, tuple(told["warnings"][place]), bands))
+            mean, timestamps = _decode_array(columns["mean"][index], query), item.future_timestamps(query.horizon)
+            outcomes.append(Forecast(item.id, timestamps, mean, tuple(columns["warnings"][index]), item_quantiles))
     except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
         raise ServiceError(
-            f"Expected columns with a place for each of {len(series)} series; the answer has another shape "
-            f"({type(error).__name__}). Is the service of the same version as this client?"
+            f"Expected columns with one item for each of {len(series)} series; the response has another shape "
+            f"({type(error).__name__}). Check that the service has the version of this client."
         ) from error
-    return ServiceOutcomes(found, [model])
+    return ServiceOutcomes(outcomes, [model])
 
 
 def _decode_array(values: Any, query: ForecastQuery) -> np.ndarray:
@@ -255,14 +264,14 @@ def _decode_array(values: Any, query: ForecastQuery) -> np.ndarray:
 
 
 def _build_error(code: str, message: str, where: str | None) -> ForecasterError:
-    """The error of a series as one of our own tree, where it has the code."""
-    kind = _errors_by_code(InputError).get(code)
-    return RequestRefused(message, code=code, where=where) if kind is None else kind(message, where=where)
+    """Builds the error of a series, of the class that has the code if there is one."""
+    error_class = _errors_by_code(InputError).get(code)
+    return RequestRefused(message, code=code, where=where) if error_class is None else error_class(message, where=where)
 
 
 def _errors_by_code(root: type[ForecasterError]) -> dict[str, type[ForecasterError]]:
-    found = {root.code: root}
-    for kind in root.__subclasses__():
-        if kind is not SeriesRefused:
-            found |= _errors_by_code(kind)
-    return found
+    classes = {root.code: root}
+    for error_class in root.__subclasses__():
+        if error_class is not SeriesRefused:
+            classes |= _errors_by_code(error_class)
+    return classes

@@ -1,4 +1,4 @@
-"""The two clients of the service: `AppClient`, which blocks, and `AsyncClient`."""
+"""The two clients of the service: `Client`, which blocks, and `AsyncClient`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class Client:
-    """Asks, and waits for the answer. May be shared by threads."""
+    """A blocking client; threads may share it."""
 
     def __init__(
         self,
@@ -59,13 +59,13 @@ class Client:
 
         Args:
             url: Of the service: http://127.0.0.1:3000.
-            key: Where the service has keys; FORECASTER_KEY of the environment, if not given. It is sent to the service alone,
-                and shown by nothing here.
-            timeout: Seconds that an answer is waited for; the service gives up after as long.
-            patience: How often what was lost is asked again.
-            transport: How requests travel, if not by httpx's own means.
+            key: Key of the service, if it needs one; defaults to the environment variable FORECASTER_KEY. It is sent to the
+                service alone, and never shown.
+            timeout: Seconds to wait for a response; the service gives up after the same time.
+            retry_policy: When lost requests are retried.
+            transport: An httpx transport; defaults to httpx's own.
         Raises:
-            InputError: the address is none.
+            InputError: the URL is invalid.
             MissingPackage: httpx is not installed.
         """
         self._url, self._timeout, self._retry_policy = _validate_url(url), timeout, retry_policy
@@ -123,25 +123,26 @@ class Client:
         zone: str | None = None,
         errors: ErrorMode = "raise",
     ) -> pd.DataFrame | FrameForecast:
-        """The forecasts of a long frame `unique_id, ds, y`, as `unique_id, ds, mean` and a column for each level ("0.1").
+        """Forecasts a long frame `unique_id, ds, y`, as `unique_id, ds, mean` and a column for each level ("0.1").
 
-        Covariates (their known future as rows without `y`), static columns and channels travel along where the model in use
-        reads columns of their names. Large frames are asked for in parts.
+        Covariates (their known future as rows without `y`), static columns and channels are sent along where the deployed model
+        reads columns of their names. Large frames are sent in batches.
 
         Args:
-            frame: As for `to_panel`, which checks it here.
-            horizon: Steps ahead; the model's own, if not given.
-            levels: Of calibrated quantiles.
-            freq: If not given, it is inferred, if that is certain; else it is the model's, and absent rows were not observed.
+            frame: As for `to_panel`, which validates it here.
+            horizon: Steps ahead; defaults to the model's own.
+            levels: Levels of calibrated quantiles.
+            freq: By default it is inferred, if unambiguous; otherwise it is the model's, and absent rows are missing values.
             columns: The names of the columns, if not `unique_id, ds, y`.
-            zone: The time zone of stamps that carry none.
-            errors: "raise": SeriesRefused if any series has no forecast, with what stands in the way of each. "return": the
-                table of the others in a Forecasts, beside the faults, the warnings and the model.
+            zone: The time zone of timestamps that have none.
+            errors: "raise": raises SeriesRefused if any series has no forecast, with the error of each. "return": returns the
+                table of the others in a FrameForecast, with the errors, the warnings and the model.
         Raises:
-            InputError's kinds: the frame cannot be used.
-            ServiceError's kinds: the service refuses it all, with its code, message, place and request id, or is not there.
+            InputError (subclasses): the frame is invalid.
+            ServiceError (subclasses): the service rejected the whole request, with its code, message, location and request id, or
+                is unreachable.
         """
-        found = self._drive(
+        result = self._drive(
             forecast_frame(
                 frame,
                 horizon=horizon,
@@ -153,23 +154,23 @@ class Client:
                 retry_policy=self._retry_policy,
             )
         )
-        return found if errors == "return" else raise_for_errors(found).table
+        return result if errors == "return" else raise_for_errors(result).table
 
     def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
     ) -> ServiceOutcomes:
-        """One outcome for each series of one frequency, in order, as `Predictor.forecast_batch`; and the model."""
+        """Returns one outcome for each series of one frequency, in order, as `Predictor.forecast_batch`, and the model."""
         return self._drive(
             forecast_batch(series, ForecastQuery(horizon, tuple(levels), self._timeout), self._retry_policy)
         )
 
     def get_model(self) -> dict[str, Any]:
-        """The model in use: name, specification, scores, card, age."""
-        told: dict[str, Any] = self._drive(request_json(MODEL_REQUEST, self._retry_policy))
-        return told
+        """Returns the deployed model: name, specification, scores, model card, age."""
+        model: dict[str, Any] = self._drive(request_json(MODEL_REQUEST, self._retry_policy))
+        return model
 
     def is_ready(self) -> bool:
-        """Whether the service is there and has a model; asked once."""
+        """Returns whether the service is reachable and has a model; without retries."""
         try:
             self._drive(request_json(READY_REQUEST, _NO_RETRY))
         except (ServiceNotReady, Unreachable):
@@ -177,32 +178,32 @@ class Client:
         return True
 
     def _drive(self, exchange: Exchange[T]) -> T:
-        said: HttpResponse | NoResponse | None = None
+        response: HttpResponse | NoResponse | None = None
         while True:
             try:
-                wanted = exchange.send(said)
+                step = exchange.send(response)
             except StopIteration as done:
-                answer: T = done.value
-                return answer
-            said = None
-            if isinstance(wanted, Delay):
-                time.sleep(wanted.seconds)
+                result: T = done.value
+                return result
+            response = None
+            if isinstance(step, Delay):
+                time.sleep(step.seconds)
             else:
-                said = self._send(wanted)
+                response = self._send(step)
 
     def _send(self, request: HttpRequest) -> HttpResponse | NoResponse:
         httpx = _import_httpx()
         try:
-            reply = self._http.request(
+            http_response = self._http.request(
                 request.method, request.path, content=request.body, headers=_content_type(request)
             )
         except httpx.TransportError as error:
             return _no_response(error)
-        return HttpResponse(reply.status_code, _lowercase_names(reply.headers), reply.content)
+        return HttpResponse(http_response.status_code, _lowercase_names(http_response.headers), http_response.content)
 
 
 class AsyncClient:
-    """The same for asynchronous programs; may be shared by the tasks of one loop."""
+    """A client for asynchronous programs; the tasks of one event loop may share it."""
 
     def __init__(
         self,
@@ -213,7 +214,7 @@ class AsyncClient:
         retry_policy: RetryPolicy = _DEFAULT_RETRY_POLICY,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """As `AppClient`."""
+        """Opens no connection yet; the arguments are those of `Client`."""
         self._url, self._timeout, self._retry_policy = _validate_url(url), timeout, retry_policy
         self._http = _import_httpx().AsyncClient(
             base_url=self._url, headers=_headers(key), timeout=timeout, transport=transport, follow_redirects=False
@@ -271,8 +272,8 @@ class AsyncClient:
         zone: str | None = None,
         errors: ErrorMode = "raise",
     ) -> pd.DataFrame | FrameForecast:
-        """As `AppClient.forecast`."""
-        found = await self._drive(
+        """See `Client.forecast`."""
+        result = await self._drive(
             forecast_frame(
                 frame,
                 horizon=horizon,
@@ -284,23 +285,23 @@ class AsyncClient:
                 retry_policy=self._retry_policy,
             )
         )
-        return found if errors == "return" else raise_for_errors(found).table
+        return result if errors == "return" else raise_for_errors(result).table
 
     async def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
     ) -> ServiceOutcomes:
-        """As `AppClient.forecast_batch`."""
+        """See `Client.forecast_batch`."""
         return await self._drive(
             forecast_batch(series, ForecastQuery(horizon, tuple(levels), self._timeout), self._retry_policy)
         )
 
     async def get_model(self) -> dict[str, Any]:
-        """As `AppClient.get_model`."""
-        told: dict[str, Any] = await self._drive(request_json(MODEL_REQUEST, self._retry_policy))
-        return told
+        """See `Client.get_model`."""
+        model: dict[str, Any] = await self._drive(request_json(MODEL_REQUEST, self._retry_policy))
+        return model
 
     async def is_ready(self) -> bool:
-        """As `AppClient.is_ready`."""
+        """See `Client.is_ready`."""
         try:
             await self._drive(request_json(READY_REQUEST, _NO_RETRY))
         except (ServiceNotReady, Unreachable):
@@ -308,28 +309,28 @@ class AsyncClient:
         return True
 
     async def _drive(self, exchange: Exchange[T]) -> T:
-        said: HttpResponse | NoResponse | None = None
+        response: HttpResponse | NoResponse | None = None
         while True:
             try:
-                wanted = exchange.send(said)
+                step = exchange.send(response)
             except StopIteration as done:
-                answer: T = done.value
-                return answer
-            said = None
-            if isinstance(wanted, Delay):
-                await asyncio.sleep(wanted.seconds)
+                result: T = done.value
+                return result
+            response = None
+            if isinstance(step, Delay):
+                await asyncio.sleep(step.seconds)
             else:
-                said = await self._send(wanted)
+                response = await self._send(step)
 
     async def _send(self, request: HttpRequest) -> HttpResponse | NoResponse:
         httpx = _import_httpx()
         try:
-            reply = await self._http.request(
+            http_response = await self._http.request(
                 request.method, request.path, content=request.body, headers=_content_type(request)
             )
         except httpx.TransportError as error:
             return _no_response(error)
-        return HttpResponse(reply.status_code, _lowercase_names(reply.headers), reply.content)
+        return HttpResponse(http_response.status_code, _lowercase_names(http_response.headers), http_response.content)
 
 
 def _import_httpx() -> Any:
@@ -337,7 +338,7 @@ def _import_httpx() -> Any:
         import httpx
     except ImportError as error:
         raise MissingPackage(
-            "Expected the package 'httpx', which asks over HTTP; it is not installed. Install forecaster[client]."
+            "The client needs the package 'httpx', which is not installed. Install it with: pip install 'forecaster[client]'."
         ) from error
     return httpx
 
@@ -346,8 +347,8 @@ def _validate_url(url: str) -> str:
     scheme, _, rest = url.partition("://")
     if scheme not in ("http", "https") or not rest.strip("/") or "@" in rest.partition("/")[0]:
         raise InputError(
-            "Expected the address of a service, http://HOST:PORT or https://..., without a name and a password in it; found "
-            f"{'one with' if '@' in url else repr(url)}. Correct it; a key has an argument of its own.",
+            "Expected the address of a service, http://HOST:PORT or https://..., without a user name and a password; found "
+            f"{'one with credentials' if '@' in url else repr(url)}. Correct it; pass a key by the argument `key`.",
             where="url",
         )
     return url.rstrip("/")
@@ -359,7 +360,7 @@ def _headers(key: str | None) -> dict[str, str]:
         return {}
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InputError(
-            "Expected a key of printable characters without spaces; found another. Copy it anew.", where="key"
+            "Expected a key of printable characters without spaces; found others. Copy the key again.", where="key"
         )
     return {"authorization": f"Bearer {key}"}
 
@@ -373,6 +374,6 @@ def _lowercase_names(headers: httpx.Headers) -> dict[str, str]:
 
 
 def _no_response(error: httpx.TransportError) -> NoResponse:
-    """No reply; one that only a slow service can be blamed for is not asked for again."""
-    late = isinstance(error, (_import_httpx().ReadTimeout, _import_httpx().WriteTimeout))
-    return NoResponse(str(error) or type(error).__name__, late)
+    """Translates a lost request; a timeout that is due to a slow service is not retried."""
+    timed_out = isinstance(error, (_import_httpx().ReadTimeout, _import_httpx().WriteTimeout))
+    return NoResponse(str(error) or type(error).__name__, timed_out)

@@ -1,6 +1,6 @@
-"""What is said between a client and the service, without a network: whoever drives a talk sends its calls and waits its pauses.
+"""The exchange between a client and the service, without I/O: a driver sends its requests and waits for its delays.
 
-A talk is a generator. So the synchronous and the asynchronous client are two short drivers of one and the same thing.
+An exchange is a generator, so the blocking and the asynchronous client are two short drivers of the same code.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _ERRORS_BY_STATUS: dict[int, type[ServiceError]] = {
     _NOT_READY: ServiceNotReady,
     504: AnswerTooLate,
 }
-_MAX_MESSAGE_LENGTH = 500  # characters of a message that is not of ours
+_MAX_MESSAGE_LENGTH = 500  # characters of a response that is not the service's own
 _RANDOM = SystemRandom()
 
 
 class HttpRequest(NamedTuple):
-    """A request. All that we send only asks: where it was lost, it may be sent again."""
+    """A request. None changes any state, so a lost one can be sent again."""
 
     method: str
     path: str
@@ -45,13 +45,13 @@ class HttpRequest(NamedTuple):
 
 
 class Delay(NamedTuple):
-    """To be waited, in seconds."""
+    """A time to wait before the next request, in seconds."""
 
     seconds: float
 
 
 class HttpResponse(NamedTuple):
-    """What came back; the names of headers in small letters."""
+    """A response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -59,11 +59,11 @@ class HttpResponse(NamedTuple):
 
 
 class NoResponse(NamedTuple):
-    """Nothing came back.
+    """A request without a response.
 
     Attributes:
-        why: In words.
-        late: Whether it took too long; then the service may be at it still, and is not asked again.
+        reason: In words.
+        timed_out: Whether it took too long; the service may still be working on it, so it is not retried.
     """
 
     reason: str
@@ -74,13 +74,13 @@ Exchange = Generator[HttpRequest | Delay, HttpResponse | NoResponse | None, T]
 
 
 class RetryPolicy(NamedTuple):
-    """How often a call is made again, and after how long.
+    """How often a request is retried, and after which delay.
 
     Attributes:
-        retries: Times at the most.
-        first_s: Before the first; twice as long before each further one, and up to a quarter more by chance, so that many
-            clients do not come back at once.
-        longest_s: A service that asks for a longer pause than this is not waited for.
+        retries: Largest number of retries.
+        initial_delay_s: Before the first retry; it doubles for each further one, with a random extra of up to a quarter, so that
+            many clients do not retry at the same moment.
+        max_delay_s: If the service requests a longer delay than this, the request is not retried.
     """
 
     retries: int = 3
@@ -88,56 +88,58 @@ class RetryPolicy(NamedTuple):
     max_delay_s: float = 60.0
 
     def delay_before_retry(self, attempts: int, response: HttpResponse | NoResponse) -> float | None:
-        """Seconds to wait after so many calls; None where it is not to be made again."""
-        lost = isinstance(response, NoResponse) and not response.timed_out
-        sent_away = isinstance(response, HttpResponse) and response.status in (_BUSY, _NOT_READY)
-        if attempts > self.retries or not (lost or sent_away):
+        """Returns the seconds to wait after this many attempts; None where there is no retry."""
+        is_lost = isinstance(response, NoResponse) and not response.timed_out
+        is_rejected = isinstance(response, HttpResponse) and response.status in (_BUSY, _NOT_READY)
+        if attempts > self.retries or not (is_lost or is_rejected):
             return None
-        told = _retry_after(response.headers) if isinstance(response, HttpResponse) else 0.0
-        if told > self.max_delay_s:
+        requested_delay = _retry_after(response.headers) if isinstance(response, HttpResponse) else 0.0
+        if requested_delay > self.max_delay_s:
             return None
-        own = min(self.max_delay_s, self.initial_delay_s * 2.0 ** (attempts - 1))
-        return float(max(told, own) * (1 + _RANDOM.random() / 4))
+        backoff = min(self.max_delay_s, self.initial_delay_s * 2.0 ** (attempts - 1))
+        return float(max(requested_delay, backoff) * (1 + _RANDOM.random() / 4))
 
 
 def request_json(request: HttpRequest, retry_policy: RetryPolicy) -> Exchange[Any]:
-    """The JSON of the answer. Raises ServiceError's kinds, with code, message, place, status and request id."""
-    made = 0
+    """Returns the JSON of the response. Raises kinds of ServiceError, with code, message, location, status and request id."""
+    attempts = 0
     while True:
-        reply = yield request
-        made += 1
-        assert reply is not None, "a call has a reply or none, and says which"
-        if isinstance(reply, HttpResponse) and reply.status == 200:
-            return _parse_json(reply)
-        pause = retry_policy.delay_before_retry(made, reply)
-        if pause is None:
-            raise error_from_response(reply)
-        yield Delay(pause)
+        response = yield request
+        attempts += 1
+        assert response is not None, "a driver answers each request with a response or NoResponse"
+        if isinstance(response, HttpResponse) and response.status == 200:
+            return _parse_json(response)
+        delay = retry_policy.delay_before_retry(attempts, response)
+        if delay is None:
+            raise error_from_response(response)
+        yield Delay(delay)
 
 
 def error_from_response(response: HttpResponse | NoResponse) -> ServiceError:
-    """Why there is no answer."""
+    """Returns the error of a failed request."""
     if isinstance(response, NoResponse):
         if response.timed_out:
             return AnswerTooLate(
-                f"Expected an answer within the timeout; none came ({response.reason}). Ask for less, or wait longer."
+                f"Expected a response within the timeout; found none ({response.reason}). Request less, or raise the timeout."
             )
         return Unreachable(
-            f"Expected an answer of the service; none came ({response.reason}). Is it running, at this address?"
+            f"Expected a response of the service; found none ({response.reason}). Check that it is running at this address."
         )
-    kind = _ERRORS_BY_STATUS.get(response.status, RequestRefused if 400 <= response.status < 500 else ServiceError)
-    told = _parse_error(response.body)
-    if told is None:  # something in front of the service
+    error_class = _ERRORS_BY_STATUS.get(
+        response.status, RequestRefused if 400 <= response.status < 500 else ServiceError
+    )
+    error = _parse_error(response.body)
+    if error is None:  # from a proxy in front of the service
         text = " ".join(response.body[:_MAX_MESSAGE_LENGTH].decode("utf-8", "replace").split())
-        return kind(
-            f"Expected an answer of the service; found status {response.status}: {text or 'and nothing else'}.",
+        return error_class(
+            f"Expected a response of the service; found status {response.status}: {text or 'no text'}. Check the address.",
             status=response.status,
             request_id=response.headers.get("x-request-id"),
         )
-    return kind(
-        told["message"],
-        code=told["code"],
-        where=told["where"],
+    return error_class(
+        error["message"],
+        code=error["code"],
+        where=error["where"],
         status=response.status,
         request_id=response.headers.get("x-request-id"),
     )
@@ -148,33 +150,33 @@ def _parse_json(response: HttpResponse) -> Any:
         return json.loads(response.body)
     except ValueError as error:
         raise ServiceError(
-            "Expected JSON of the service; found something else. Is a forecaster at this address?",
+            "Expected JSON from the service; found something else. Check that a forecaster service runs at this address.",
             status=response.status,
             request_id=response.headers.get("x-request-id"),
         ) from error
 
 
 def _parse_error(body: bytes) -> dict[str, Any] | None:
-    """The fields of an error in the one shape of the service's; None for any other."""
+    """Returns the fields of an error in the service's format; None for any other body."""
     try:
-        told = json.loads(body)["error"]
-        code, message, where = told["code"], told["message"], told["where"]
+        fields = json.loads(body)["error"]
+        code, message, where = fields["code"], fields["message"], fields["where"]
     except (ValueError, TypeError, KeyError):
         return None
-    good = isinstance(code, str) and isinstance(message, str) and (where is None or isinstance(where, str))
-    return {"code": code, "message": message, "where": where} if good else None
+    is_valid = isinstance(code, str) and isinstance(message, str) and (where is None or isinstance(where, str))
+    return {"code": code, "message": message, "where": where} if is_valid else None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the service asks to wait, told as such or as a moment (RFC 9110, section 10.2.3); 0 if it says nothing."""
-    told = headers.get("retry-after", "")
+    """Returns the delay requested by the service, from seconds or a date (RFC 9110, section 10.2.3); 0 if there is none."""
+    value = headers.get("retry-after", "")
     try:
-        seconds = float(told)
+        seconds = float(value)
     except ValueError:
         try:
-            moment = parsedate_to_datetime(told)
+            date = parsedate_to_datetime(value)
         except ValueError:
             return 0.0
-        aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        seconds = (aware - datetime.now(UTC)).total_seconds()
+        aware_date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+        seconds = (aware_date - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0

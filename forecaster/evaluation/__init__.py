@@ -1,1 +1,1 @@
-"""Backtests, baselines and plots."""
+"""Backtests, calibration, significance tests and plots of fitted models and baselines."""

@@ -1,4 +1,4 @@
-"""Rolling origins: every forecaster is asked at the same cutoffs, knowing only what was known then."""
+"""Rolling-origin backtests: every forecaster predicts from the same cutoffs and sees only the history up to each."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ BacktestQuantileArray = Float64[np.ndarray, "series window horizon level"]
 
 @dataclass(frozen=True, eq=False)
 class Backtest:
-    """Raw forecasts beside the truth; every score is computed from these.
+    """Raw forecasts and actuals of all origins; every score is computed from these.
 
     Attributes:
         series: The whole series that were cut.
-        cutoffs: Stamp of the last known value, a list of windows for each series.
-        actual: What came; NaN was not observed.
-        forecasts: What each forecaster said, by name; NaN where it had no answer.
-        scale: Mean absolute error of the seasonal naive forecast on what was known at the first cutoff, one a series.
-        square_scale: The same with squares.
-        left_out: Ids of the series that were too short.
+        cutoffs: Timestamp of the last observed step; a list of windows for each series.
+        actual: The actuals; NaN where nothing was observed.
+        forecasts: Point forecasts by forecaster name; NaN where there is no forecast.
+        scale: Mean absolute error of the seasonal naive forecast on the history before the first cutoff, one per series.
+        square_scale: The mean squared error of the same forecast.
+        excluded_ids: Ids of the series that were too short.
         stride: Steps between the cutoffs.
-        warnings: By forecaster, what its outcomes warn of and what stood in their way, a line each; a predictor's none.
-        levels: Of the quantiles, rising.
-        quantiles: Calibrated quantiles of the forecasters that have them, by name; NaN where there is no forecast.
+        warnings: By forecaster, the warnings and errors of its outcomes, one line each; a predictor reports none.
+        levels: Levels of the quantiles, ascending.
+        quantiles: Calibrated quantiles by name, of those forecasters that have them; NaN where there is no forecast.
     """
 
     series: Sequence[Series]
@@ -63,22 +63,22 @@ class Backtest:
         return rolling_origins(windows=self.actual.shape[1], horizon=self.horizon, stride=self.stride)
 
     def comparable_mask(self) -> np.ndarray:
-        """Which windows (series by window) every forecaster answered: only these enter a score.
+        """Returns which windows (series by window) have a forecast of every forecaster: only these enter a score.
 
-        A forecaster that answered none at all (of another frequency, say) does not count here.
+        A forecaster without any forecast at all (for example, of another frequency) does not count here.
         """
-        answered = [np.isfinite(forecast).all(axis=2) for forecast in self.forecasts.values()]
-        return np.asarray(np.logical_and.reduce([one for one in answered if one.any()] or answered))
+        forecast_masks = [np.isfinite(forecast).all(axis=2) for forecast in self.forecasts.values()]
+        return np.asarray(np.logical_and.reduce([mask for mask in forecast_masks if mask.any()] or forecast_masks))
 
     def scaled_errors(self, name: str) -> ForecastArray:
-        """Absolute errors over the series' scale; NaN where not comparable, unobserved, or without a scale."""
+        """Returns absolute errors over the series' scale; NaN where not comparable, unobserved, or without a scale."""
         errors = np.abs(self.actual - self.forecasts[name]) / self.scale[:, None, None]
         return np.where(self.comparable_mask()[:, :, None], errors, np.nan)
 
     def scores(self, name: str) -> dict[str, float]:
-        """MASE, RMSSE, sMAPE and MAE: of each series over its windows and steps, then the mean over series."""
-        keep = self.comparable_mask()[:, :, None]
-        actual, forecast = np.where(keep, self.actual, np.nan), np.where(keep, self.forecasts[name], np.nan)
+        """Returns MASE, RMSSE, sMAPE and MAE: the mean over windows and steps of each series, then over series."""
+        comparable = self.comparable_mask()[:, :, None]
+        actual, forecast = np.where(comparable, self.actual, np.nan), np.where(comparable, self.forecasts[name], np.nan)
         flat = (len(actual), -1)
         actual, forecast = actual.reshape(flat), forecast.reshape(flat)
         return {
@@ -89,29 +89,29 @@ class Backtest:
         }
 
     def mase_by_step(self, name: str) -> Float64[np.ndarray, "horizon"]:
-        """MASE of each step ahead."""
+        """Returns the MASE of each step ahead."""
         return nanmean(nanmean(self.scaled_errors(name), axis=1), axis=0)
 
     def to_frame(self, *, levels: Sequence[float] = ()) -> pd.DataFrame:
-        """One row a series, cutoff and step: `unique_id, cutoff, ds, step, y` and a column for each forecaster.
+        """Returns one row per series, cutoff and step: `unique_id, cutoff, ds, step, y` and a column for each forecaster.
 
-        Each that has quantiles is followed by a column for each of the levels, `name-0.1`; they are among `self.levels`.
+        A forecaster with quantiles is followed by one column per level, `name-0.1`; the levels are a subset of `self.levels`.
         """
         series, windows, horizon = self.actual.shape
-        stamps = [
-            next_timestamps(cutoff, freq=one.freq, steps=horizon)
-            for one, cutoffs in zip(self.series, self.cutoffs, strict=True)
+        timestamps = [
+            next_timestamps(cutoff, freq=item.freq, steps=horizon)
+            for item, cutoffs in zip(self.series, self.cutoffs, strict=True)
             for cutoff in cutoffs
         ]
         columns = {
-            "unique_id": np.repeat([one.id for one in self.series], windows * horizon),
-            "cutoff": np.repeat([stamp for cutoffs in self.cutoffs for stamp in cutoffs], horizon),
-            "ds": stamps[0].append(stamps[1:]),
+            "unique_id": np.repeat([item.id for item in self.series], windows * horizon),
+            "cutoff": np.repeat([cutoff for cutoffs in self.cutoffs for cutoff in cutoffs], horizon),
+            "ds": timestamps[0].append(timestamps[1:]),
             "step": np.tile(np.arange(1, horizon + 1), series * windows),
             "y": self.actual.ravel(),
         }
-        for name, cube in self.forecasts.items():
-            columns[name] = cube.ravel()
+        for name, values in self.forecasts.items():
+            columns[name] = values.ravel()
             for level in levels if name in self.quantiles else ():
                 columns[f"{name}-{level:g}"] = self.quantiles[name][..., list(self.levels).index(level)].ravel()
         return pd.DataFrame(columns)
@@ -127,65 +127,69 @@ def backtest(
     min_history: int = 1,
     stride: int | None = None,
 ) -> Backtest:
-    """Asks every forecaster at the last `windows` origins of every series.
+    """Lets every forecaster predict from the last `windows` origins of every series.
 
     Args:
-        panel: Whole series; nobody is shown what lies after a cutoff.
-        forecasters: By name. A predictor answers for all origins at once (`forecast_all_origins`), others are shown every history.
+        panel: Whole series; no forecaster sees what lies after a cutoff.
+        forecasters: By name. A predictor forecasts all origins at once (`forecast_all_origins`), others get every history.
         horizon: Steps ahead.
         windows: Origins of each series.
         season: Steps of a season, for the scale of MASE.
-        keep: Steps a series must have before its first origin, else it is left out.
-        stride: Steps between origins; a horizon, if not given.
+        min_history: Steps a series must have before its first origin; shorter series are excluded.
+        stride: Steps between origins; defaults to the horizon.
     Raises:
         HistoryTooShort: no series is long enough.
     """
-    apart = stride or horizon
-    lefts = rolling_origins(windows=windows, horizon=horizon, stride=apart)
-    held = max(lefts, default=0)
-    split = hold_out(panel, held, min_history=min_history)
+    spacing = stride or horizon
+    offsets = rolling_origins(windows=windows, horizon=horizon, stride=spacing)
+    held_out = max(offsets, default=0)
+    split = hold_out(panel, held_out, min_history=min_history)
     series = split.full.series
-    known = [one.y for one in split.history.series]
-    told = {
-        name: _OriginForecasts(forecast_all_origins(each, series, horizon=horizon, windows=windows, stride=apart))
-        if isinstance(each, Predictor)
-        else _forecast_origins(each, series, lefts, horizon)
-        for name, each in forecasters.items()
+    histories = [item.y for item in split.history.series]
+    outcomes = {
+        name: _OriginForecasts(
+            forecast_all_origins(forecaster, series, horizon=horizon, windows=windows, stride=spacing)
+        )
+        if isinstance(forecaster, Predictor)
+        else _forecast_origins(forecaster, series, offsets, horizon)
+        for name, forecaster in forecasters.items()
     }
     return Backtest(
         series=series,
-        cutoffs=[_origin_timestamps(one, lefts) for one in series],
-        actual=np.stack([sliding_window_view(one.y[len(one) - held :], horizon)[::apart] for one in series]),
-        forecasts={name: each.means for name, each in told.items()},
-        scale=np.array([seasonal_error(y, season=season) for y in known]),
-        square_scale=np.array([seasonal_error(y, season=season, power=2) for y in known]),
+        cutoffs=[_origin_timestamps(item, offsets) for item in series],
+        actual=np.stack([sliding_window_view(item.y[len(item) - held_out :], horizon)[::spacing] for item in series]),
+        forecasts={name: outcome.means for name, outcome in outcomes.items()},
+        scale=np.array([seasonal_error(y, season=season) for y in histories]),
+        square_scale=np.array([seasonal_error(y, season=season, power=2) for y in histories]),
         excluded_ids=split.excluded_ids,
-        stride=apart,
-        warnings={name: each.warnings for name, each in told.items() if each.warnings},
+        stride=spacing,
+        warnings={name: outcome.warnings for name, outcome in outcomes.items() if outcome.warnings},
     )
 
 
 class _OriginForecasts(NamedTuple):
-    """What a forecaster said at all origins."""
+    """The forecasts of one forecaster at all origins."""
 
     means: ForecastArray
     warnings: tuple[str, ...] = ()
 
 
 def _origin_timestamps(series: Series, offsets: Sequence[int]) -> list[Timestamp]:
-    stamps = series.timestamps
-    return [timestamp_at(stamps, len(series) - left - 1) for left in offsets]
+    timestamps = series.timestamps
+    return [timestamp_at(timestamps, len(series) - offset - 1) for offset in offsets]
 
 
 def _forecast_origins(
     forecast_function: ForecastFunction, series: Sequence[Series], offsets: Sequence[int], horizon: int
 ) -> _OriginForecasts:
-    outcomes = forecast_function([one.take_first(len(one) - left) for one in series for left in offsets], horizon)
+    outcomes = forecast_function(
+        [item.take_first(len(item) - offset) for item in series for offset in offsets], horizon
+    )
     means = [outcome.mean if isinstance(outcome, Forecast) else np.full(horizon, np.nan) for outcome in outcomes]
     warnings = [
-        line
+        message
         for outcome in outcomes
-        for line in (
+        for message in (
             [f"series {outcome.id!r}: {warning}" for warning in outcome.warnings]
             if isinstance(outcome, Forecast)
             else [outcome.message]

@@ -1,4 +1,4 @@
-"""How much a network and statistical models count in a blend: weights from the validation windows, and from nothing else."""
+"""Weights of a network and statistical models in a blend, chosen on the validation windows alone."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 BlendCandidate = Literal["network", "equal", "optimal"]
 
-_SMOOTHING = 1e-4  # of a scaled error: within it of zero an absolute value is taken for smooth
-_TOLERANCE = 1e-6  # a round that moves no weight further is the last
+_SMOOTHING = 1e-4  # of a scaled error: the absolute value is smoothed this close to zero
+_TOLERANCE = 1e-6  # iteration ends when no weight moves further than this
 _MAX_ITERATIONS = 1000
 
 
@@ -32,7 +32,7 @@ class BlendWeights(NamedTuple):
     """The weights of a blend, and how they were chosen.
 
     Attributes:
-        weights: By forecast, whole hundredths that add to one: what is told is what is used.
+        weights: By forecast, whole hundredths that add to one: the reported weights are exactly the ones used.
         chosen: Which of the three candidates they are.
         errors: MASE of each candidate on the windows it was chosen by; empty where no series has a scale.
     """
@@ -43,88 +43,93 @@ class BlendWeights(NamedTuple):
 
 
 class BlendResult(NamedTuple):
-    """A forecaster that blends, calibrated on its blended forecasts, and how its weights were chosen."""
+    """A blended model, calibrated on its blended forecasts, and how its weights were chosen."""
 
     model: FittedModel
     weights: BlendWeights
 
 
 def fit_blend(model: FittedModel, panel: Panel, *, windows: int, stride: int | None = None) -> BlendResult:
-    """The forecaster as the blend that its specification asks for, on the origins that `calibrated` looks at.
+    """Returns the model as the blend of its specification, with weights from the origins that `calibrate_model` uses.
 
     Args:
-        forecaster: Fitted without the steps that these origins look ahead to.
-        panel: All that was known at the fit.
+        model: Fitted without the steps ahead of these origins.
+        panel: All data up to the fit.
         windows: Rolling origins.
-        stride: Steps between them; a horizon, if not given.
+        stride: Steps between them; defaults to the horizon.
     Raises:
         MissingPackage: statsforecast is not installed.
     """
     spec, season = model.spec, model.season
-    alone = Predictor(replace(model, blend_weights={}))
+    network_predictor = Predictor(replace(model, blend_weights={}))
     result = backtest(
         panel,
-        {NETWORK: alone},
+        {NETWORK: network_predictor},
         horizon=spec.horizon,
         windows=windows,
         season=season,
         min_history=spec.min_steps,
         stride=stride,
     )
-    histories = [one.y[: len(one) - left] for one in result.series for left in result.origin_offsets]
+    histories = [item.y[: len(item) - offset] for item in result.series for offset in result.origin_offsets]
     forecasts = dict(result.forecasts)
     for name in spec.blend:
-        found = forecast_component(name, histories, season=season, horizon=spec.horizon)
-        forecasts[name] = found.forecasts.reshape(result.actual.shape)
-        if faults := [fault for fault in found.failures if fault is not None]:
+        component = forecast_component(name, histories, season=season, horizon=spec.horizon)
+        forecasts[name] = component.forecasts.reshape(result.actual.shape)
+        if errors := [error for error in component.failures if error is not None]:
             logger.warning(
-                "%s could not be fitted to %d of %d histories, the network stands in there; the first: %s",
+                "%s could not be fitted to %d of %d histories; the network's forecast is used there. First error: %s",
                 name,
-                len(faults),
+                len(errors),
                 len(histories),
-                faults[0],
+                errors[0],
             )
-    weighed = choose_weights(result.actual, forecasts, result.scale)
-    mixed = replace(result, forecasts={"own": combine_forecasts(forecasts, weighed.weights)})
-    return BlendResult(calibrate_on_backtest(replace(model, blend_weights=weighed.weights), mixed, "own"), weighed)
+    weights = choose_weights(result.actual, forecasts, result.scale)
+    blended = replace(result, forecasts={"model": combine_forecasts(forecasts, weights.weights)})
+    return BlendResult(calibrate_on_backtest(replace(model, blend_weights=weights.weights), blended, "model"), weights)
 
 
 def choose_weights(
     actual: ForecastArray, forecasts: Mapping[str, ForecastArray], scale: Float64[np.ndarray, "series"]
 ) -> BlendWeights:
-    """The weights that a blend is given, for its MASE: the mean over series of their absolute errors over their scale.
+    """Chooses the weights of a blend by its MASE: absolute errors over the series' scale, averaged over series.
 
-    Three candidates: the network alone, equal weights, and the weights that are best on these very windows. The latter
-    are never worse here, by luck if by nothing else (the forecast combination puzzle: Stock and Watson 2004, Smith and
-    Wallis 2009). So they are taken only if they are clearly better than the better of the other two, which have nothing
-    to fit: if the mean gain over series is more than its standard error, times the root of half the number of forecasts.
-    Where equal weights are true this happens by chance about once in twenty (decision 15). Of one series the windows are
-    counted instead; of one window nothing is clear.
+    There are three candidates: the network alone, equal weights, and the weights that are optimal on these very windows. The
+    optimal weights are never worse here, at least by luck (the forecast combination puzzle: Stock and Watson 2004, Smith and
+    Wallis 2009). They are therefore chosen only if they are clearly better than the better of the other two, which fit
+    nothing: if the mean gain over series exceeds its standard error times the root of half the number of forecasts. Where
+    equal weights are true this happens by chance about once in twenty (decision 15). With one series, gains are compared over
+    windows; with one window, no gain is clear.
 
     Args:
-        actual: What came; NaN was not observed.
-        forecasts: By name, the network's first; where another's is NaN, the network's stands in.
-        scale: Of each series; one that has none (NaN) does not count. If none has any, the network stays alone.
+        actual: The actuals; NaN where nothing was observed.
+        forecasts: By name, the network's first; where another is NaN, the network's is used.
+        scale: Scale of each series; a series without one (NaN) does not count. If no series has one, the network is used alone.
     """
     names = list(forecasts)
     assert names[0] == NETWORK, "the network's forecast comes first"
-    whole = {name: np.where(np.isnan(each), forecasts[NETWORK], each) for name, each in forecasts.items()}
-    gaps = np.stack([whole[name] - actual for name in names], axis=-1) / scale[:, None, None, None]
-    there = np.isfinite(gaps).all(axis=-1)
-    of_series = 1.0 / there.sum(axis=(1, 2)).clip(1)
-    simple: dict[BlendCandidate, Float64[np.ndarray, "forecast"]] = {
+    filled = {name: np.where(np.isnan(values), forecasts[NETWORK], values) for name, values in forecasts.items()}
+    scaled_errors = np.stack([filled[name] - actual for name in names], axis=-1) / scale[:, None, None, None]
+    valid = np.isfinite(scaled_errors).all(axis=-1)
+    series_weights = 1.0 / valid.sum(axis=(1, 2)).clip(1)
+    simple_candidates: dict[BlendCandidate, Float64[np.ndarray, "forecast"]] = {
         "network": np.eye(len(names))[0],
         "equal": _round_to_hundredths(np.full(len(names), 1 / len(names))),
     }
-    if not there.any():
-        return BlendWeights(dict(zip(names, simple["network"].tolist(), strict=True)), "network", {})
-    counts = np.broadcast_to(of_series[:, None, None], there.shape)[there]
-    candidates = simple | {"optimal": _round_to_hundredths(optimal_weights(gaps[there], counts / counts.sum()))}
-    units = {chosen: _mean_by_unit(np.where(there, np.abs(gaps @ each), np.nan)) for chosen, each in candidates.items()}
-    errors = {chosen: float(nanmean(each)) for chosen, each in units.items()}
+    if not valid.any():
+        return BlendWeights(dict(zip(names, simple_candidates["network"].tolist(), strict=True)), "network", {})
+    error_weights = np.broadcast_to(series_weights[:, None, None], valid.shape)[valid]
+    candidates = simple_candidates | {
+        "optimal": _round_to_hundredths(optimal_weights(scaled_errors[valid], error_weights / error_weights.sum()))
+    }
+    unit_errors = {
+        name: _mean_by_unit(np.where(valid, np.abs(scaled_errors @ weights), np.nan))
+        for name, weights in candidates.items()
+    }
+    errors = {name: float(nanmean(values)) for name, values in unit_errors.items()}
     better: BlendCandidate = "network" if errors["network"] <= errors["equal"] else "equal"
     chosen: BlendCandidate = (
-        "optimal" if _is_clear_gain(units[better] - units["optimal"], num_forecasts=len(names)) else better
+        "optimal" if _is_clear_gain(unit_errors[better] - unit_errors["optimal"], num_forecasts=len(names)) else better
     )
     return BlendWeights(dict(zip(names, candidates[chosen].tolist(), strict=True)), chosen, errors)
 
@@ -132,36 +137,36 @@ def choose_weights(
 def optimal_weights(
     errors: Float64[np.ndarray, "error forecast"], error_weights: Float64[np.ndarray, "error"]
 ) -> Float64[np.ndarray, "forecast"]:
-    """The weights, none negative and adding to one, that make the counted sum of absolute errors of the blend smallest.
+    """Returns the non-negative weights adding to one that minimise the weighted sum of the blend's absolute errors.
 
-    As the weights add to one, an error of the blend is the blend of the errors. The problem is convex. Each round puts a
-    parabola over every absolute value (rounded off at zero) that touches it at the blend so far, and goes to the least
-    point of their sum: the errors fall with every round (iteratively reweighted least squares; Hunter and Lange 2004,
-    section 3.2). The result is within 1e-4 of the smallest sum where the counts add to one.
+    As the weights add to one, an error of the blend is the blend of the errors. The problem is convex. Each iteration bounds
+    every absolute value (smoothed at zero) by a parabola that touches it at the current blend, and moves to the minimum of
+    their sum; the errors fall with every iteration (iteratively reweighted least squares; Hunter and Lange 2004, section
+    3.2). The result is within 1e-4 of the smallest sum where the error weights add to one.
 
     Args:
-        gaps: Errors of each forecast, in units in which most are about one.
-        counts: How much each error counts.
+        errors: Errors of each forecast, in units in which most are about one.
+        error_weights: Weight of each error in the sum.
     """
     weights = np.full(errors.shape[1], 1 / errors.shape[1])
     for _ in range(_MAX_ITERATIONS):
-        steep = error_weights / np.sqrt((errors @ weights) ** 2 + _SMOOTHING**2)
-        moved = _simplex_least_squares(errors.T @ (steep[:, None] * errors))
-        still = np.abs(moved - weights).max() < _TOLERANCE
-        weights = moved
-        if still:
+        curvature = error_weights / np.sqrt((errors @ weights) ** 2 + _SMOOTHING**2)
+        updated = _simplex_least_squares(errors.T @ (curvature[:, None] * errors))
+        converged = np.abs(updated - weights).max() < _TOLERANCE
+        weights = updated
+        if converged:
             break
     return weights
 
 
 def _simplex_least_squares(gram: Float64[np.ndarray, "forecast forecast"]) -> Float64[np.ndarray, "forecast"]:
-    """The weights w, none negative and adding to one, with the least w' gram w: the best of all faces of the simplex."""
+    """Returns the non-negative weights w adding to one with the smallest w' gram w: the best over all faces of the simplex."""
     size = len(gram)
     best, least = np.eye(size)[0], gram[0, 0]
-    for some in (list(one) for count in range(1, size + 1) for one in combinations(range(size), count)):
-        free = np.linalg.pinv(gram[np.ix_(some, some)], hermitian=True).sum(axis=1)
+    for face in (list(indices) for count in range(1, size + 1) for indices in combinations(range(size), count)):
+        unnormalized = np.linalg.pinv(gram[np.ix_(face, face)], hermitian=True).sum(axis=1)
         weights = np.zeros(size)
-        weights[some] = free / free.sum() if free.sum() > 0 else 1 / len(some)
+        weights[face] = unnormalized / unnormalized.sum() if unnormalized.sum() > 0 else 1 / len(face)
         value = weights @ gram @ weights
         if (weights >= 0).all() and value < least:
             best, least = weights, value
@@ -169,20 +174,20 @@ def _simplex_least_squares(gram: Float64[np.ndarray, "forecast forecast"]) -> Fl
 
 
 def _round_to_hundredths(weights: Float64[np.ndarray, "forecast"]) -> Float64[np.ndarray, "forecast"]:
-    """Rounded to hundredths that add to one: those with the largest remainders are rounded up, the first of equals first."""
+    """Rounds to hundredths that add to one: the largest remainders are rounded up, ties in order."""
     percent = np.round(100 * weights, 9)
     whole = np.floor(percent)
-    up = np.argsort(whole - percent, kind="stable")[: round(100 - whole.sum())]
-    whole[up] += 1
+    rounded_up = np.argsort(whole - percent, kind="stable")[: round(100 - whole.sum())]
+    whole[rounded_up] += 1
     return np.asarray(whole / 100)
 
 
 def _mean_by_unit(errors: ForecastArray) -> Float64[np.ndarray, "unit"]:
-    """The mean error of each series; of one series alone, of each window."""
+    """Returns the mean error of each series; for a single series, of each window."""
     return nanmean(errors, axis=(1, 2)) if len(errors) > 1 else nanmean(errors[0], axis=1)
 
 
 def _is_clear_gain(gains: Float64[np.ndarray, "unit"], *, num_forecasts: int) -> bool:
-    """Whether the mean gain is so many of its standard errors above zero that fitting so many forecasts does not explain it."""
-    known = gains[np.isfinite(gains)]
-    return len(known) > 1 and bool(known.mean() > np.sqrt(num_forecasts / 2 / len(known)) * known.std(ddof=1))
+    """Returns whether the mean gain exceeds zero by more standard errors than fitting `num_forecasts` forecasts explains."""
+    finite = gains[np.isfinite(gains)]
+    return len(finite) > 1 and bool(finite.mean() > np.sqrt(num_forecasts / 2 / len(finite)) * finite.std(ddof=1))

@@ -1,4 +1,4 @@
-"""What a forecaster says at every rolling origin of many series, without asking it at each.
+"""Forecasts of a predictor at every rolling origin of many series, without one call per origin.
 
 A network that reads whole histories reads each series once: the state after a step serves the origin there. One that reads
 windows shares nothing between origins, but all windows are rows of few batches.
@@ -34,54 +34,75 @@ ForecastArray = Float64[np.ndarray, "series window horizon"]
 def forecast_all_origins(
     predictor: Predictor, series: Sequence[Series], *, horizon: int, windows: int, stride: int | None = None
 ) -> ForecastArray:
+<<<<<<< HEAD
     """The point forecasts at the last `windows` origins of every series, as `predictor.forecast_batch` gives them there.
+=======
+    """Returns the point forecasts at the last `windows` origins of every series, equal to `predictor.forecast_each` there.
+>>>>>>> lang-l3
 
     Args:
-        predictor: Whom to ask.
-        series: Whole series; what lies after an origin has no part in its forecast.
+        predictor: The predictor.
+        series: Whole series; what lies after an origin has no influence on its forecast.
         horizon: Steps ahead.
         windows: Origins of each series, the last of them a horizon before its end.
-        stride: Steps between them; a horizon, if not given.
+        stride: Steps between them; defaults to the horizon.
     Returns:
-        NaN where there is no forecast: the history is too short there, say.
+        NaN where there is no forecast, for example because the history is too short there.
     Raises:
         HorizonOutOfRange: `horizon` is below one.
     """
     if horizon < 1:
-        raise HorizonOutOfRange(f"Expected a horizon of at least 1 step; found {horizon}.", where="horizon")
-    apart = stride or horizon
-    lefts = np.array(rolling_origins(windows=windows, horizon=horizon, stride=apart), dtype=np.int64)
-    cuts = np.array([len(one) for one in series], dtype=np.int64)[:, None] - lefts
-    faultless = [_valid_origins(predictor, one, at, horizon) for one, at in zip(series, cuts, strict=True)]
-    answered = np.array(faultless, dtype=bool).reshape(cuts.shape)
-    found = np.full((*cuts.shape, horizon), np.nan)
-    rows = np.flatnonzero(answered.any(axis=1))
-    for some in batch_by_length([predictor.network.window_length(len(series[int(row)])) for row in rows]):
-        group = rows[some]
-        at = (group, slice(int(answered[group].any(axis=0).argmax()), None))
-        whole = [series[int(row)] for row in group]
-        told = [
-            _forecast_member(_OriginBatch(predictor, network, compiled, whole, cuts[at], answered[at], horizon, apart))
-            for network, compiled in zip(predictor.networks, predictor.kernel_members, strict=True)
+        raise HorizonOutOfRange(
+            f"Expected a horizon of at least 1 step; found {horizon}. Use a positive horizon.", where="horizon"
+        )
+    spacing = stride or horizon
+    offsets = np.array(rolling_origins(windows=windows, horizon=horizon, stride=spacing), dtype=np.int64)
+    cuts = np.array([len(item) for item in series], dtype=np.int64)[:, None] - offsets
+    valid_rows = [
+        _valid_origins(predictor, item, item_cuts, horizon) for item, item_cuts in zip(series, cuts, strict=True)
+    ]
+    has_forecast = np.array(valid_rows, dtype=bool).reshape(cuts.shape)
+    forecasts = np.full((*cuts.shape, horizon), np.nan)
+    rows = np.flatnonzero(has_forecast.any(axis=1))
+    for batch_rows in batch_by_length([predictor.network.window_length(len(series[int(row)])) for row in rows]):
+        group = rows[batch_rows]
+        selection = (group, slice(int(has_forecast[group].any(axis=0).argmax()), None))
+        group_series = [series[int(row)] for row in group]
+        member_forecasts = [
+            _forecast_member(
+                _OriginBatch(
+                    predictor,
+                    network,
+                    kernel_engine,
+                    group_series,
+                    cuts[selection],
+                    has_forecast[selection],
+                    horizon,
+                    spacing,
+                )
+            )
+            for network, kernel_engine in zip(predictor.networks, predictor.kernel_members, strict=True)
         ]
-        agreed = told[0] if len(told) == 1 else ensemble_median(np.stack(told))
-        found[at] = _repair_forecasts(agreed, whole, cuts[at], answered[at], season=predictor.fitted_model.season)
+        consensus = member_forecasts[0] if len(member_forecasts) == 1 else ensemble_median(np.stack(member_forecasts))
+        forecasts[selection] = _repair_forecasts(
+            consensus, group_series, cuts[selection], has_forecast[selection], season=predictor.fitted_model.season
+        )
     if predictor.fitted_model.blend_weights:
-        known = [series[row].y[: cuts[row, window]] for row, window in np.argwhere(answered)]
-        found[answered] = predictor.blend_means(found[answered], known).forecasts
-    return found
+        histories = [series[row].y[: cuts[row, window]] for row, window in np.argwhere(has_forecast)]
+        forecasts[has_forecast] = predictor.blend_means(forecasts[has_forecast], histories).forecasts
+    return forecasts
 
 
 class _OriginBatch(NamedTuple):
-    """The origins of some series that are laid on one tape; each has an answer somewhere, and so has the oldest origin.
+    """The origins of some series in one panel tensor; each series has a forecast somewhere, and so has the oldest origin.
 
     Attributes:
-        predictor: Who is asked.
-        network: Which of its members.
-        fused: The same as the compiled kernel runs it; None where that does not know it.
+        predictor: The predictor.
+        network: One of its members.
+        kernel_engine: The same member in the compiled kernel; None where the kernel does not support it.
         series: Whole series.
-        cuts: How many steps are known at each origin, in rising order.
-        answered: Where there is a forecast.
+        history_lengths: Observed steps at each origin, ascending.
+        has_forecast: Where there is a forecast.
         horizon: Steps ahead.
         stride: Steps between origins.
     """
@@ -97,7 +118,7 @@ class _OriginBatch(NamedTuple):
 
 
 class _OriginRows(NamedTuple):
-    """Forecasts, and the origins they are of."""
+    """Forecasts, and the origins they start from."""
 
     forecasts: Float64[Tensor, "row horizon"]
     series_index: Int[np.ndarray, "row"]
@@ -106,21 +127,21 @@ class _OriginRows(NamedTuple):
 
 def _forecast_member(batch: _OriginBatch) -> ForecastArray:
     predictor, network = batch.predictor, batch.network
-    steps, longest = predictor.round_up_horizon(batch.horizon), max(map(len, batch.series))
-    found = np.full((*batch.history_lengths.shape, batch.horizon), np.nan)
-    tape = PanelTensor.from_series(
+    steps, max_length = predictor.round_up_horizon(batch.horizon), max(map(len, batch.series))
+    forecasts = np.full((*batch.history_lengths.shape, batch.horizon), np.nan)
+    panel_tensor = PanelTensor.from_series(
         batch.series,
-        context=network.window_length(longest) + network.segment,
+        context=network.window_length(max_length) + network.segment,
         horizon=steps,
         encoding=predictor.fitted_model.encoding,
         channels=predictor.fitted_model.spec.channels,
         future_steps=max(0, steps - batch.horizon),
     ).to(predictor.device)
-    read = _forecast_from_windows if network.reads == "window" else _forecast_from_histories
+    forecast_rows = _forecast_from_windows if network.reads == "window" else _forecast_from_histories
     with torch.inference_mode():
-        for told in read(batch, tape):
-            found[told.series_index, told.window_index] = told.forecasts.cpu().numpy()
-    return found
+        for rows in forecast_rows(batch, panel_tensor):
+            forecasts[rows.series_index, rows.window_index] = rows.forecasts.cpu().numpy()
+    return forecasts
 
 
 def _roll_out_states(
@@ -130,15 +151,15 @@ def _roll_out_states(
     series_index: Int[np.ndarray, "row"],
     window_index: Int[np.ndarray, "row"],
 ) -> _OriginRows:
-    """What follows memories at their origins."""
-    ahead = _future_covariates(
+    """Rolls out the states at their origins."""
+    future_covariates = _future_covariates(
         panel_tensor,
         series_index,
         batch.history_lengths[series_index, window_index],
         batch.predictor.round_up_horizon(batch.horizon),
     )
     return _OriginRows(
-        roll_out(batch.network, rollout_state, horizon=batch.horizon, future_covariates=ahead)[0],
+        roll_out(batch.network, rollout_state, horizon=batch.horizon, future_covariates=future_covariates)[0],
         series_index,
         window_index,
     )
@@ -162,88 +183,104 @@ def _repair_forecasts(
 def _forecast_from_windows(
     batch: _OriginBatch, panel_tensor: PanelTensor, mask: Bool[np.ndarray, "series window"] | None = None
 ) -> Iterator[_OriginRows]:
-    """Every origin from a window of its own."""
+    """Forecasts every origin from its own window."""
     network = batch.network
     series, window = np.nonzero(batch.has_forecast if mask is None else mask)
-    cuts = batch.history_lengths[series, window]
-    for some in batch_by_length([network.window_length(int(cut)) for cut in cuts]):
-        rows = torch.from_numpy(series[some]).to(panel_tensor.values.device)
-        places = panel_tensor.starts[rows] + torch.from_numpy(cuts[some]).to(rows.device)
-        shown = network.window_length(int(cuts[some].max()))
-        known = panel_tensor.extract_examples(places, context=shown, horizon=0, series_indices=rows).window
+    lengths = batch.history_lengths[series, window]
+    for batch_rows in batch_by_length([network.window_length(int(length)) for length in lengths]):
+        rows = torch.from_numpy(series[batch_rows]).to(panel_tensor.values.device)
+        positions = panel_tensor.starts[rows] + torch.from_numpy(lengths[batch_rows]).to(rows.device)
+        context = network.window_length(int(lengths[batch_rows].max()))
+        extracted_window = panel_tensor.extract_examples(
+            positions, context=context, horizon=0, series_indices=rows
+        ).window
         if batch.kernel_engine is not None:
             yield _OriginRows(
-                batch.kernel_engine.forecast(known.values, horizon=batch.horizon), series[some], window[some]
+                batch.kernel_engine.forecast(extracted_window.values, horizon=batch.horizon),
+                series[batch_rows],
+                window[batch_rows],
             )
         else:
-            yield _roll_out_states(batch, panel_tensor, warm_up(network, known), series[some], window[some])
+            yield _roll_out_states(
+                batch, panel_tensor, warm_up(network, extracted_window), series[batch_rows], window[batch_rows]
+            )
 
 
 def _forecast_from_histories(batch: _OriginBatch, panel_tensor: PanelTensor) -> Iterator[_OriginRows]:
-    """Every origin from what one pass over its series knew there; those before the scale has settled from one of their own.
+    """Forecasts every origin from the state that one pass over its series reached there.
 
-    The recurrence reads whole segments, and the last of them ends at the origin. So only origins a multiple of the segment
-    apart share a pass; there are as many passes, beside each other, as it takes.
+    Origins before the scale has settled are forecast from windows of their own. The recurrence reads whole segments, and the
+    last of them ends at the origin. So only origins a multiple of the segment apart share a pass; as many parallel passes are
+    made as this takes.
     """
     network, (_, windows) = batch.network, batch.history_lengths.shape
     shared = batch.has_forecast & _is_scale_settled(batch, panel_tensor)
     if (batch.has_forecast & ~shared).any():
         yield from _forecast_from_windows(batch, panel_tensor, batch.has_forecast & ~shared)
     phases = min(network.segment // gcd(network.segment, batch.stride), windows)
-    every, count = phases * batch.stride, -(-windows // phases)
-    # By row: its place on the tape, and of each of its places which window it is; -1 is none.
-    numbers = windows - 1 - np.arange(phases)[:, None] - phases * np.arange(count - 1, -1, -1)
-    row, phase = np.nonzero(np.stack([shared[:, each[each >= 0]].any(axis=1) for each in numbers], axis=1))
-    ends = batch.history_lengths[row, numbers[phase, -1]]
+    state_stride, count = phases * batch.stride, -(-windows // phases)
+    # By phase: the window index of each state of a pass, oldest first; negative where there is no window.
+    window_numbers = windows - 1 - np.arange(phases)[:, None] - phases * np.arange(count - 1, -1, -1)
+    row, phase = np.nonzero(
+        np.stack([shared[:, phase_windows[phase_windows >= 0]].any(axis=1) for phase_windows in window_numbers], axis=1)
+    )
+    ends = batch.history_lengths[row, window_numbers[phase, -1]]
     if not len(row):
         return
     rows = torch.from_numpy(row).to(panel_tensor.values.device)
-    places = panel_tensor.starts[rows] + torch.from_numpy(ends).to(rows.device)
-    width = max(network.window_length(int(ends.max())), network.pre_context + (count - 1) * every + network.segment)
-    window = panel_tensor.extract_examples(places, context=width, horizon=0, series_indices=rows).window
+    positions = panel_tensor.starts[rows] + torch.from_numpy(ends).to(rows.device)
+    width = max(
+        network.window_length(int(ends.max())), network.pre_context + (count - 1) * state_stride + network.segment
+    )
+    window = panel_tensor.extract_examples(positions, context=width, horizon=0, series_indices=rows).window
     if batch.kernel_engine is not None and count <= MAX_STATES_AT_ONCE:
         at_once = max(1, MAX_STATES_AT_ONCE // count)
         for first in range(0, len(row), at_once):
-            part = slice(first, first + at_once)
-            series, number = row[part].repeat(count), numbers[phase[part]].ravel()
-            wanted = np.flatnonzero((number >= 0) & shared[series, number])
-            reached = batch.kernel_engine.states_at_origins(window.values[part], stride=every, count=count).select_rows(
-                torch.from_numpy(wanted)
-            )
+            chunk = slice(first, first + at_once)
+            series, window_number = row[chunk].repeat(count), window_numbers[phase[chunk]].ravel()
+            selected = np.flatnonzero((window_number >= 0) & shared[series, window_number])
+            states = batch.kernel_engine.states_at_origins(
+                window.values[chunk], stride=state_stride, count=count
+            ).select_rows(torch.from_numpy(selected))
             yield _OriginRows(
-                batch.kernel_engine.forecast_from(reached, horizon=batch.horizon), series[wanted], number[wanted]
+                batch.kernel_engine.forecast_from(states, horizon=batch.horizon),
+                series[selected],
+                window_number[selected],
             )
         return
-    done = 0
-    for memory in states_at_origins(network, window, stride=every, count=count):
-        span = len(memory.output) // len(row)
-        series, number = np.tile(row, span), numbers[phase, done : done + span].T.flatten()
-        wanted = np.flatnonzero((number >= 0) & shared[series, number])
-        for first in range(0, len(wanted), MAX_BATCH_ROWS):
-            some = wanted[first : first + MAX_BATCH_ROWS]
-            picked = select_rows(memory, torch.from_numpy(some).to(rows.device))
-            yield _roll_out_states(batch, panel_tensor, picked, series[some], number[some])
-        done += span
+    num_done = 0
+    for rollout_state in states_at_origins(network, window, stride=state_stride, count=count):
+        span = len(rollout_state.output) // len(row)
+        series, window_number = np.tile(row, span), window_numbers[phase, num_done : num_done + span].T.flatten()
+        selected = np.flatnonzero((window_number >= 0) & shared[series, window_number])
+        for first in range(0, len(selected), MAX_BATCH_ROWS):
+            batch_rows = selected[first : first + MAX_BATCH_ROWS]
+            selected_states = select_rows(rollout_state, torch.from_numpy(batch_rows).to(rows.device))
+            yield _roll_out_states(batch, panel_tensor, selected_states, series[batch_rows], window_number[batch_rows])
+        num_done += span
 
 
 def _is_scale_settled(batch: _OriginBatch, panel_tensor: PanelTensor) -> Bool[np.ndarray, "series window"]:
-    """At which origins the scale of a series is the one it keeps; a channel that was not observed yet needs none."""
-    network, longest = batch.network, int(batch.history_lengths.max())
-    tracks = panel_tensor.extract_examples(panel_tensor.starts + longest, context=longest, horizon=0).window.targets
-    found = settle_scale(
-        tracks, network.scaling, initial_steps=network.context, season=network.season, transform=network.transform
+    """Returns at which origins the scale of a series is final; a channel without observations so far needs none."""
+    network, max_length = batch.network, int(batch.history_lengths.max())
+    targets = panel_tensor.extract_examples(
+        panel_tensor.starts + max_length, context=max_length, horizon=0
+    ).window.targets
+    settled_scale = settle_scale(
+        targets, network.scaling, initial_steps=network.context, season=network.season, transform=network.transform
     )
-    begin, since = (
-        part.reshape(-1, network.num_targets, 1).cpu().numpy() for part in (found.first_observed, found.settled_at)
+    first_observed, settled_at = (
+        part.reshape(-1, network.num_targets, 1).cpu().numpy()
+        for part in (settled_scale.first_observed, settled_scale.settled_at)
     )
     cuts = batch.history_lengths[:, None]
-    return np.asarray(((cuts <= begin) | (cuts >= since)).all(axis=1))
+    return np.asarray(((cuts <= first_observed) | (cuts >= settled_at)).all(axis=1))
 
 
 def _future_covariates(
     panel_tensor: PanelTensor, series_index: Int[np.ndarray, "row"], history_lengths: Int[np.ndarray, "row"], steps: int
 ) -> Float[Tensor, "row step covariate"] | None:
-    """The covariates of the steps after each origin."""
+    """Returns the covariates of the steps after each origin."""
     if panel_tensor.covariates is None:
         return None
     first = panel_tensor.starts[torch.from_numpy(series_index).to(panel_tensor.starts.device)] + torch.from_numpy(
@@ -255,21 +292,22 @@ def _future_covariates(
 def _valid_origins(
     predictor: Predictor, series: Series, history_lengths: Int[np.ndarray, "window"], horizon: int
 ) -> Bool[np.ndarray, "window"]:
-    """At which origins of a series the predictor finds no fault with what is known."""
+    """Returns at which origins of a series the predictor accepts the history."""
     spec, numeric = predictor.fitted_model.spec, predictor.fitted_model.encoding.numeric
     long_enough = history_lengths >= spec.min_steps
     if not long_enough.any():
         return long_enough
-    sound = predictor.find_error(series.take_first(int(history_lengths.max())), horizon) is None
-    if sound and all(np.isfinite(series.covariates[name]).all() for name in numeric):
-        seen = np.concatenate([[0], np.cumsum(~np.isnan(series.y))])
+    is_valid = predictor.find_error(series.take_first(int(history_lengths.max())), horizon) is None
+    if is_valid and all(np.isfinite(series.covariates[name]).all() for name in numeric):
+        num_observed = np.concatenate([[0], np.cumsum(~np.isnan(series.y))])
         return np.asarray(
-            long_enough & (seen[history_lengths.clip(0)] > seen[(history_lengths - spec.context).clip(0)])
+            long_enough
+            & (num_observed[history_lengths.clip(0)] > num_observed[(history_lengths - spec.context).clip(0)])
         )
-    # Something is wrong somewhere: every origin is looked at on its own.
+    # Some step is invalid: every origin is validated on its own.
     return np.array(
         [
-            bool(known) and predictor.find_error(series.take_first(int(cut)), horizon) is None
-            for cut, known in zip(history_lengths, long_enough, strict=True)
+            bool(enough) and predictor.find_error(series.take_first(int(length)), horizon) is None
+            for length, enough in zip(history_lengths, long_enough, strict=True)
         ]
     )

@@ -1,10 +1,10 @@
-"""Whether one forecaster is better than another, asked again whenever something new was observed, without a wrong yes.
+"""Sequential test of whether one forecaster is better than another: valid at any time, as observations arrive.
 
-A test that is looked at every night and stopped when it pleases says yes too often. This one bets: a capital of one is put on
-"the challenger loses less" before each observation, and grows or shrinks with what comes. Where the challenger is no better,
-the capital is a supermartingale, and the chance that it ever reaches 1 / alpha is at most alpha (Ville's inequality), however
-often one looks. Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting"; for forecasts Henzi
-and Ziegel 2022, "Valid sequential inference on probability forecast performance".
+A fixed-sample test that is repeated every night and stopped at will rejects too often. This one bets: a capital of one is put
+on "the challenger's loss is smaller" before each observation, and grows or shrinks with it. Where the challenger is no better,
+the capital is a supermartingale, and the probability that it ever reaches 1 / alpha is at most alpha (Ville's inequality),
+however often it is checked. Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting"; for
+forecasts Henzi and Ziegel 2022, "Valid sequential inference on probability forecast performance".
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ import numpy as np
 from forecaster.shapes import Float64, Int
 
 GAIN_BOUND = 0.1
-_MAX_BET = 0.9  # of the capital that the worst observation may take away
-_PRIOR_VARIANCE = (
-    0.25  # variance of the first observation, as a share of the squared bound; it is forgotten as others come
-)
+_MAX_BET = 0.9  # largest share of the capital that one observation can cost
+# Variance of the first observation, as a share of the squared bound; its weight falls with every observation.
+_PRIOR_VARIANCE = 0.25
 
 
 class SequentialTestResult(NamedTuple):
-    """How far two forecasters are apart after some observations.
+    """The difference of two forecasters after some observations.
 
     Attributes:
-        observed: Origins that were compared.
-        gain: The challenger's errors are smaller than the champion's by this share, over all origins; NaN without any.
-        better: The largest capital that bets on its being better have reached: 20 is a yes at 5 %.
-        worse: The same for its being worse.
+        observed: Number of origins compared.
+        gain: The share by which the challenger's errors are smaller than the champion's, over all origins; NaN without any.
+        better: The largest capital of the bets on the challenger being better: 20 rejects "no better" at 5 %.
+        worse: The same for the challenger being worse.
     """
 
     observed: int
@@ -46,24 +45,24 @@ def sequential_test(
     margin: float = 0.0,
     gain_bound: float = GAIN_BOUND,
 ) -> SequentialTestResult:
-    """What errors at successive origins say of two forecasters; the origins have to be those of `select_non_overlapping`.
+    """Compares two forecasters by their errors at successive origins, which must be those of `select_non_overlapping`.
 
-    The relative gain of an origin is (a - b) / max(a, b) of the champion's error a and the challenger's b, cut at the bound on
-    both sides. The null hypothesis is that its mean, given all that was known at the origin, is at most the margin. What is
-    cut does not count: a challenger that is a little better mostly and terrible at times may pass, so whoever acts on this
-    looks at `gain`, which is not cut, as well.
+    The relative gain of an origin is (a - b) / max(a, b) of the champion's error a and the challenger's b, clipped to the bound
+    on both sides. The null hypothesis is that its mean, given all that was observed at the origin, is at most the margin. Clipped
+    parts do not count: a challenger that is mostly a little better and sometimes much worse may pass, so a decision should
+    consider `gain` as well, which is not clipped.
 
     Args:
-        champion: The error at each origin, of all series and steps together, in one unit; NaN is left out.
-        challenger: The same of the challenger.
-        margin: The share that "better" has to go beyond, and that "worse" has to.
-        bound: Where gains are cut, the margin apart. The smaller, the bolder bets can be on small differences.
+        champion_errors: The error at each origin, of all series and steps together, in one unit; NaN is left out.
+        challenger_errors: The same of the challenger.
+        margin: The share that "better" and "worse" have to exceed.
+        gain_bound: Where gains are clipped, apart from the margin. A smaller bound allows larger bets on small differences.
     """
-    there = np.isfinite(champion_errors) & np.isfinite(challenger_errors)
-    ours, theirs = challenger_errors[there], champion_errors[there]
-    larger = np.maximum(ours, theirs)
-    gains = np.divide(theirs - ours, larger, out=np.zeros_like(larger), where=larger > 0)
-    gain = float(1 - ours.sum() / theirs.sum()) if theirs.sum() > 0 else math.nan
+    valid = np.isfinite(champion_errors) & np.isfinite(challenger_errors)
+    challenger, champion = challenger_errors[valid], champion_errors[valid]
+    larger = np.maximum(challenger, champion)
+    gains = np.divide(champion - challenger, larger, out=np.zeros_like(larger), where=larger > 0)
+    gain = float(1 - challenger.sum() / champion.sum()) if champion.sum() > 0 else math.nan
     better, worse = (np.clip((side * gains - margin) / gain_bound, -1, 1) for side in (1, -1))
     return SequentialTestResult(
         len(gains), gain, float(betting_capital(better).max()), float(betting_capital(worse).max())
@@ -71,13 +70,13 @@ def sequential_test(
 
 
 def betting_capital(observations: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
-    """The capital before the first observation, which is 1, and after each, when it is bet on their mean's being above zero.
+    """Returns the capital before the first observation, which is 1, and after each, betting on a mean above zero.
 
-    The share that is bet is what would have grown fastest so far, mean / (variance + mean²), as far as it is known before the
-    observation, and never so much that everything could be lost (aGRAPA in Waudby-Smith and Ramdas 2024, section B.3).
+    The share of the bet is the one that would have grown fastest so far, mean / (variance + mean²), from the observations before
+    it, and is limited so that the capital can never be lost entirely (aGRAPA in Waudby-Smith and Ramdas 2024, section B.3).
 
     Args:
-        observations: Each between -1 and 1, in the order in which they came.
+        observations: Each between -1 and 1, in time order.
     """
     count = np.arange(1, len(observations) + 1)
     means = np.concatenate([[0.0], np.cumsum(observations) / (count + 1)])[:-1]
@@ -88,17 +87,17 @@ def betting_capital(observations: Float64[np.ndarray, "_"]) -> Float64[np.ndarra
 
 def select_non_overlapping(
     origins: Int[np.ndarray, "origin"], ends: Int[np.ndarray, "origin"]
-) -> Int[np.ndarray, "kept"]:
-    """Which of some origins to compare: the first, and each that is not before the end of the forecasts of the last one taken.
+) -> Int[np.ndarray, "selected"]:
+    """Selects the first origin, and then each one that is not before the end of the forecasts of the last selected one.
 
-    Forecasts of closer origins are about the same steps, and their errors would be counted twice as if they were news.
+    Forecasts of closer origins are about the same steps, and their errors would be counted twice as independent.
 
     Args:
-        origins: Stamps of the last known values, ascending, as numbers.
-        endings: Stamps of the last steps that are foretold from each.
+        origins: Timestamps of the last observed steps, ascending, as numbers.
+        ends: Timestamps of the last forecast steps from each origin.
     """
-    kept: list[int] = []
-    for place, origin in enumerate(origins):
-        if not kept or origin >= ends[kept[-1]]:
-            kept.append(place)
-    return np.array(kept, dtype=np.int64)
+    selected: list[int] = []
+    for index, origin in enumerate(origins):
+        if not selected or origin >= ends[selected[-1]]:
+            selected.append(index)
+    return np.array(selected, dtype=np.int64)

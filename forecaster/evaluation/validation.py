@@ -1,4 +1,4 @@
-"""Validation in scaled space: how far one-step predictions and free-running ones are from the truth, on the same origins."""
+"""Validation in scaled space: errors of one-step and of free-running predictions on the same origins."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MAX_BATCH_ROWS = 4096
 
 
 class ValidationBatch(NamedTuple):
-    """A batch of rolling origins, and the error of the seasonal naive forecast on the series each comes from."""
+    """A batch of rolling origins, and the error of the seasonal naive forecast on the series of each."""
 
     example: Example
     seasonal_error: Float64[Tensor, "row"]
 
 
 class ValidationScores(NamedTuple):
-    """What a trial measures. `rollout` over `score_one_step` is the exposure gap: the price of feeding back own outputs."""
+    """The errors on a batch. `rollout` over `one_step` is the exposure gap: the cost of feeding back own predictions."""
 
     loss: Tensor  # teacher-forced, scaled, as in training; of y alone
     one_step: Tensor  # teacher-forced absolute error over the seasonal naive's
@@ -40,58 +40,64 @@ class ValidationScores(NamedTuple):
 
 
 def score_batch(network: Regressor, batch: ValidationBatch) -> ValidationScores:
-    """Teacher-forced and free-running errors of y over the same future steps, from the same warmed-up memory."""
-    (window, came, ahead, _), scale = batch.example, batch.seasonal_error
-    horizon, memory, future = came.shape[1], warm_up(network, window), came[:: network.num_targets]
+    """Computes teacher-forced and free-running errors of y over the same future steps, from the same warmed-up state."""
+    (window, targets, future_covariates, _), scale = batch.example, batch.seasonal_error
+    horizon, rollout_state, future = targets.shape[1], warm_up(network, window), targets[:: network.num_targets]
     steps = -(-horizon // network.block) * network.block
-    known = None if ahead is None else functional.pad(ahead, (0, 0, 0, steps - horizon))
-    rolled, _ = roll_out(network, memory, horizon=horizon, future_covariates=known)
-    actual, channels = unstack_targets(
-        functional.pad(came, (0, steps - horizon), value=torch.nan), num_targets=network.num_targets
+    padded_covariates = (
+        None if future_covariates is None else functional.pad(future_covariates, (0, 0, 0, steps - horizon))
     )
-    forced = _teacher_forced_params(network, memory, Window(actual, known, channels=channels))[:, :horizon]
-    units, missing = target_scale(network, memory.scale), future.isnan()
-    target = units.apply(future, time=memory.time)
-    losses = network.head.loss(forced, target.masked_fill(missing, 0.0)).masked_fill(missing, torch.nan)
-    foretold = units.undo(network.head.mean(forced), time=memory.time)
-    free = ((rolled - future).abs() / scale[:, None]).masked_fill(
-        rolled.isnan(), DIVERGENCE_FACTOR
-    )  # what exploded counts
+    rolled, _ = roll_out(network, rollout_state, horizon=horizon, future_covariates=padded_covariates)
+    actual, channels = unstack_targets(
+        functional.pad(targets, (0, steps - horizon), value=torch.nan), num_targets=network.num_targets
+    )
+    params = _teacher_forced_params(network, rollout_state, Window(actual, padded_covariates, channels=channels))[
+        :, :horizon
+    ]
+    target_units, missing = target_scale(network, rollout_state.scale), future.isnan()
+    target = target_units.apply(future, time=rollout_state.time)
+    losses = network.head.loss(params, target.masked_fill(missing, 0.0)).masked_fill(missing, torch.nan)
+    forced_means = target_units.undo(network.head.mean(params), time=rollout_state.time)
+    # A diverged forecast (NaN) counts with a large error.
+    rollout_errors = ((rolled - future).abs() / scale[:, None]).masked_fill(rolled.isnan(), DIVERGENCE_FACTOR)
     return ValidationScores(
         loss=losses.nanmean(),
-        one_step=((foretold - future).abs() / scale[:, None]).nanmean(),
-        rollout=free.masked_fill(missing, torch.nan).nanmean(),
+        one_step=((forced_means - future).abs() / scale[:, None]).nanmean(),
+        rollout=rollout_errors.masked_fill(missing, torch.nan).nanmean(),
     )
 
 
 def _teacher_forced_params(
     network: Regressor, rollout_state: RolloutState, actual: Window
 ) -> Float[Tensor, "row step param"]:
-    """The head's parameters for every block of y, each given all that came before the block: one pass, as nothing is fed back."""
+    """Returns the head's parameters for every block of y, each given all actuals before the block.
+
+    One pass suffices, as nothing is fed back.
+    """
     block, output, recent = network.block, rollout_state.output[:, None], rollout_state.recent[:, None]
     if actual.values.shape[1] > block:
-        outputs, past, _ = run_over_window(network, actual.slice_steps(slice(-block)), rollout_state)
-        last = block // network.segment
-        output = torch.cat([output, outputs[:, last - 1 :: last]], dim=1)
-        recent = past.unfold(1, network.lookback, 1)[:, ::block]
-    known = actual.covariates
-    blocks = None if known is None else known.reshape(len(known), -1, block, known.shape[2])
+        outputs, targets, _ = run_over_window(network, actual.slice_steps(slice(-block)), rollout_state)
+        stride = block // network.segment
+        output = torch.cat([output, outputs[:, stride - 1 :: stride]], dim=1)
+        recent = targets.unfold(1, network.lookback, 1)[:, ::block]
+    covariates = actual.covariates
+    blocks = None if covariates is None else covariates.reshape(len(covariates), -1, block, covariates.shape[2])
     return network.decode(output, recent, blocks)[:: network.num_targets].flatten(1, 2)
 
 
 def compute_exposure_gap(networks: Sequence[Regressor], batches: Sequence[ValidationBatch]) -> float:
-    """Free-running over teacher-forced error on the same steps: 1 where feeding back own outputs costs nothing.
+    """Returns the free-running over the teacher-forced error on the same steps: 1 where feeding back predictions costs nothing.
 
     NaN where there are no origins, or the teacher-forced forecast makes no error.
     """
     if not batches:
         return float("nan")
     with torch.inference_mode():
-        found = [score_batch(network, batch) for network in networks for batch in batches]
+        scores = [score_batch(network, batch) for network in networks for batch in batches]
     rows = [len(batch.seasonal_error) for batch in batches] * len(networks)
-    free = np.average([float(one.rollout) for one in found], weights=rows)
-    forced = np.average([float(one.one_step) for one in found], weights=rows)
-    return float(free / forced) if forced else float("nan")
+    rollout = np.average([float(score.rollout) for score in scores], weights=rows)
+    one_step = np.average([float(score.one_step) for score in scores], weights=rows)
+    return float(rollout / one_step) if one_step else float("nan")
 
 
 def build_validation_batches(
@@ -105,19 +111,19 @@ def build_validation_batches(
     encoding: Encoding = EMPTY_ENCODING,
     channels: Sequence[str] = (),
 ) -> list[ValidationBatch]:
-    """The last `windows` origins of every series, `stride` steps or a horizon apart, as few large batches."""
-    lefts = rolling_origins(windows=windows, horizon=horizon, stride=stride)
-    rows = list(_iterate_origins(series, lefts, horizon=horizon, season=season, encoding=encoding, channels=channels))
+    """Builds a few large batches of the last `windows` origins of every series; `stride` defaults to the horizon."""
+    offsets = rolling_origins(windows=windows, horizon=horizon, stride=stride)
+    rows = list(_iterate_origins(series, offsets, horizon=horizon, season=season, encoding=encoding, channels=channels))
     return [_collate(rows[first : first + MAX_BATCH_ROWS], context) for first in range(0, len(rows), MAX_BATCH_ROWS)]
 
 
 def compute_error_scale(history: Float64[np.ndarray, "_"], *, season: int) -> float:
-    """The seasonal naive's error; where there is none (short or constant), the mean size of the values, or one."""
+    """Returns the seasonal naive's error; where there is none (short or constant), the mean absolute value, or one."""
     scale = seasonal_error(history, season=season)
     if np.isfinite(scale):
         return scale
-    size = float(nanmean(np.abs(history)))
-    return size if np.isfinite(size) and size > 0 else 1.0
+    mean_size = float(nanmean(np.abs(history)))
+    return mean_size if np.isfinite(mean_size) and mean_size > 0 else 1.0
 
 
 class _ValidationOrigin(NamedTuple):
@@ -140,38 +146,40 @@ def _iterate_origins(
     encoding: Encoding,
     channels: Sequence[str],
 ) -> Iterator[_ValidationOrigin]:
-    for one in series:
-        scale = compute_error_scale(one.y[: len(one) - max(offsets)], season=season)
-        columns, groups = encoding.encode_covariates(one, future_steps=0), encoding.encode_static(one)
-        beside = stack_channels(one, channels)
-        for left in offsets:
-            cut = len(one) - left
-            past, future = slice(cut), slice(cut, cut + horizon)
-            if not np.isnan(one.y[future]).all():
+    for item in series:
+        scale = compute_error_scale(item.y[: len(item) - max(offsets)], season=season)
+        item_covariates, static_codes = encoding.encode_covariates(item, future_steps=0), encoding.encode_static(item)
+        item_channels = stack_channels(item, channels)
+        for offset in offsets:
+            cutoff = len(item) - offset
+            past, future = slice(cutoff), slice(cutoff, cutoff + horizon)
+            if not np.isnan(item.y[future]).all():
                 yield _ValidationOrigin(
-                    one.y[past],
-                    one.y[future],
-                    columns[past],
-                    columns[future],
-                    groups,
-                    beside[past],
-                    beside[future],
+                    item.y[past],
+                    item.y[future],
+                    item_covariates[past],
+                    item_covariates[future],
+                    static_codes,
+                    item_channels[past],
+                    item_channels[future],
                     scale,
                 )
 
 
 def _collate(rows: Sequence[_ValidationOrigin], context: int) -> ValidationBatch:
-    read_columns, read_groups = rows[0].covariates.shape[1] > 0, len(rows[0].static) > 0
-    read_channels = rows[0].channels.shape[1] > 0
+    has_covariates, has_static = rows[0].covariates.shape[1] > 0, len(rows[0].static) > 0
+    has_channels = rows[0].channels.shape[1] > 0
     window = build_window(
         [row.history for row in rows],
         context=context,
-        covariates=[row.covariates for row in rows] if read_columns else (),
-        static=[row.static for row in rows] if read_groups else (),
-        channels=[row.channels for row in rows] if read_channels else (),
+        covariates=[row.covariates for row in rows] if has_covariates else (),
+        static=[row.static for row in rows] if has_static else (),
+        channels=[row.channels for row in rows] if has_channels else (),
     )
-    ahead = torch.from_numpy(np.stack([row.future_covariates for row in rows])).float() if read_columns else None
+    future_covariates = (
+        torch.from_numpy(np.stack([row.future_covariates for row in rows])).float() if has_covariates else None
+    )
     future = torch.from_numpy(np.stack([row.future for row in rows]))
-    came = torch.from_numpy(np.stack([row.future_channels for row in rows])) if read_channels else None
-    example = Example(window, stack_targets(future, came), ahead)
+    future_channels = torch.from_numpy(np.stack([row.future_channels for row in rows])) if has_channels else None
+    example = Example(window, stack_targets(future, future_channels), future_covariates)
     return ValidationBatch(example, torch.tensor([row.seasonal_error for row in rows], dtype=torch.float64))

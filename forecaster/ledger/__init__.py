@@ -1,1 +1,1 @@
-"""The ledger: which forecasts were served, what came instead, and how well they agree. Needs SQLAlchemy."""
+"""The ledger: served forecasts, their actuals, and the resulting accuracy. Needs SQLAlchemy."""

@@ -1,4 +1,4 @@
-"""Forecasts beside what came: a row for each step ahead whose truth is known, and what such rows say of accuracy."""
+"""Pairs of forecasts and actuals, one row for each step ahead with an actual, and the accuracy of such rows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class AccuracyScore(NamedTuple):
-    """How good some forecasts were; None where that is not known.
+    """Scores of a set of forecast steps; None where they are undefined.
 
     Attributes:
         n: Pairs of forecast and actual.
         mae: Mean absolute error, in units of the data.
         bias: Mean of forecast less actual: above zero where forecasts are too high.
-        mase: Mean of the absolute errors, each over seasonal naive's on the history that was known.
+        mase: Mean of the absolute errors, each over seasonal naive's on the history at that time.
         coverage: By nominal share, the share of actuals within the interval.
         width: By nominal share, the mean width of the interval.
     """
@@ -37,13 +37,13 @@ class AccuracyScore(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """What served forecasts came to.
+    """Accuracy of served forecasts.
 
     Attributes:
-        scored: Forecasts of which one step at least is known.
+        scored: Forecasts with at least one actual.
         overall: Over all steps.
         by_step: By step ahead.
-        by_group: By what intervals are grouped by; empty where no forecast has a group.
+        by_group: By the group of the intervals; empty where no forecast has a group.
     """
 
     scored: int
@@ -53,15 +53,16 @@ class Accuracy(NamedTuple):
 
 
 def forecast_actual_pairs(ledger: Ledger, selection: ForecastFilter) -> Iterator[pd.DataFrame]:
-    """Frames with a row for each step of a forecast whose actual is known.
+    """Yields frames with a row for each forecast step that has an actual.
 
-    Columns: forecast (counts up), key, part, origin, ending (the stamp of its last step), stamp, step, actual, mean, scale
-    (NaN: none), unit, and a column for each of LEVELS and, named `("shift", level)`, the shift in spreads that it holds.
+    Columns: forecast (a running number), key, part, origin, ending (the timestamp of its last step), stamp, step, actual, mean,
+    scale (NaN: none), unit, and a column for each of RECORDED_LEVELS and, named `("shift", level)`, the shift in spreads that
+    it includes.
     """
-    number = 0
+    num_forecasts = 0
     for rows, actuals in ledger.forecasts_with_actuals(selection):
-        frame = _join_actuals(rows, actuals, first_number=number)
-        number += len(rows)
+        frame = _join_actuals(rows, actuals, first_number=num_forecasts)
+        num_forecasts += len(rows)
         if len(frame):
             yield frame
 
@@ -69,7 +70,7 @@ def forecast_actual_pairs(ledger: Ledger, selection: ForecastFilter) -> Iterator
 def compute_accuracy(
     ledger: Ledger, selection: ForecastFilter, *, check_deadline: Callable[[], object] = lambda: None
 ) -> Accuracy:
-    """The accuracy of the forecasts that are meant; `check_deadline` is called now and then, and may raise."""
+    """Returns the accuracy of the selected forecasts; `check_deadline` is called regularly, and may raise."""
     sums: list[pd.DataFrame] = []
     scored = 0
     for frame in forecast_actual_pairs(ledger, selection):
@@ -89,41 +90,41 @@ def compute_accuracy(
 
 
 def score_pairs(frame: pd.DataFrame) -> AccuracyScore:
-    """The score of some rows of `forecast_actual_pairs`."""
+    """Returns the score of rows of `forecast_actual_pairs`."""
     return _score_from_sums(_sum_errors(frame).sum().to_dict() if len(frame) else {})
 
 
 def _join_actuals(rows: Sequence[Any], actuals: Mapping[tuple[str, int], float], *, first_number: int) -> pd.DataFrame:
-    # Lists first and arrays at the end: small arrays, one for each forecast, would take ten times as long.
+    # Lists become arrays at the end: small arrays, one for each forecast, would take ten times as long.
     steps: dict[Any, list[Any]] = {
         name: [] for name in ("row", "step", "stamp", "actual", "mean", "unit", *RECORDED_LEVELS)
     }
     shifts: list[list[float]] = []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         stamps, body, key = json.loads(row.stamps), json.loads(row.body), row.key
-        at = [step for step, stamp in enumerate(stamps) if (key, stamp) in actuals]
+        observed_steps = [step for step, stamp in enumerate(stamps) if (key, stamp) in actuals]
         shifts.append([body["shifts"].get(repr(level), 0.0) for level in RECORDED_LEVELS])
-        steps["row"] += [place] * len(at)
-        steps["step"] += [step + 1 for step in at]
-        steps["stamp"] += [stamps[step] for step in at]
-        steps["actual"] += [actuals[key, stamps[step]] for step in at]
-        named: dict[Any, Any] = {"mean": body["mean"], "unit": body["units"]}
-        named |= {level: body["quantiles"].get(repr(level)) for level in RECORDED_LEVELS}
-        for name, values in named.items():
-            steps[name] += [values[step] for step in at] if values else [math.nan] * len(at)
-    of = np.array(steps.pop("row"), dtype=np.int64)
+        steps["row"] += [index] * len(observed_steps)
+        steps["step"] += [step + 1 for step in observed_steps]
+        steps["stamp"] += [stamps[step] for step in observed_steps]
+        steps["actual"] += [actuals[key, stamps[step]] for step in observed_steps]
+        forecast_values: dict[Any, Any] = {"mean": body["mean"], "unit": body["units"]}
+        forecast_values |= {level: body["quantiles"].get(repr(level)) for level in RECORDED_LEVELS}
+        for name, values in forecast_values.items():
+            steps[name] += [values[step] for step in observed_steps] if values else [math.nan] * len(observed_steps)
+    row_indices = np.array(steps.pop("row"), dtype=np.int64)
     frame = pd.DataFrame({name: np.array(values) for name, values in steps.items()})
-    frame["forecast"] = first_number + of
+    frame["forecast"] = first_number + row_indices
     for name in ("key", "part", "origin", "ending"):
-        frame[name] = np.array([getattr(row, name) for row in rows])[of]
-    frame["scale"] = np.array([math.nan if row.scale is None else row.scale for row in rows])[of]
+        frame[name] = np.array([getattr(row, name) for row in rows])[row_indices]
+    frame["scale"] = np.array([math.nan if row.scale is None else row.scale for row in rows])[row_indices]
     for column, level in enumerate(RECORDED_LEVELS):
-        frame["shift", level] = np.array(shifts)[of, column]
+        frame["shift", level] = np.array(shifts)[row_indices, column]
     return frame
 
 
 def _sum_errors(frame: pd.DataFrame) -> pd.DataFrame:
-    """What errors add up to, by group and step."""
+    """Sums errors by group and step."""
     signed = (frame["mean"] - frame["actual"]).to_numpy(np.float64)
     scale = frame["scale"].to_numpy(np.float64)
     usable = np.isfinite(scale) & (scale > 0)
@@ -137,12 +138,12 @@ def _sum_errors(frame: pd.DataFrame) -> pd.DataFrame:
     actual = frame["actual"].to_numpy(np.float64)
     for share, (low, high) in INTERVAL_LEVELS.items():
         lower, upper = frame[low].to_numpy(np.float64), frame[high].to_numpy(np.float64)
-        there = np.isfinite(lower) & np.isfinite(upper)
-        columns[f"n_{share}"] = there.astype(np.float64)
-        columns[f"inside_{share}"] = (there & (lower <= actual) & (actual <= upper)).astype(np.float64)
-        columns[f"width_{share}"] = np.where(there, upper - lower, 0.0)
-    found = pd.DataFrame(columns).groupby([frame["part"], frame["step"]], dropna=False).sum()
-    return found.astype(np.float64)
+        valid = np.isfinite(lower) & np.isfinite(upper)
+        columns[f"n_{share}"] = valid.astype(np.float64)
+        columns[f"inside_{share}"] = (valid & (lower <= actual) & (actual <= upper)).astype(np.float64)
+        columns[f"width_{share}"] = np.where(valid, upper - lower, 0.0)
+    sums = pd.DataFrame(columns).groupby([frame["part"], frame["step"]], dropna=False).sum()
+    return sums.astype(np.float64)
 
 
 def _score_from_sums(sums: Mapping[Any, float]) -> AccuracyScore:
@@ -161,7 +162,7 @@ def _score_from_sums(sums: Mapping[Any, float]) -> AccuracyScore:
 
 
 def _ratio(total: float | None, count: float | None) -> float | None:
-    """None where there is nothing, and where the sum has left the finite numbers."""
+    """Returns the quotient; None where there is nothing to divide, or the sum is not finite."""
     if not count or total is None or not np.isfinite(total):
         return None
     return float(total / count)

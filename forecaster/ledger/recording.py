@@ -1,4 +1,4 @@
-"""From what a service forecast to what the ledger keeps of it."""
+"""Builds the ledger's records of served forecasts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from forecaster.shapes import Float64
 
 
 class SeriesNaming(NamedTuple):
-    """How series are named: with the ledger's salt, and in clear too only if that is allowed."""
+    """How series are named in the ledger: by a salted hash and, if `keep_ids`, by their plain id as well."""
 
     salt: bytes
     keep_ids: bool
@@ -41,16 +41,16 @@ def build_records(
     adaptive_state: AdaptiveState | None,
     made_at: Sequence[float],
 ) -> list[ForecastRecord]:
-    """What to keep of forecasts of one horizon.
+    """Returns the records of forecasts of one horizon.
 
     Args:
-        predictor: What made them; of a calibrated Predictor the quantiles of LEVELS are kept as well.
-        model: Which it is.
-        series: The histories, as they were known.
-        forecasts: One for each.
-        keeping: How series are named.
-        drift: What the quantiles that were served hold of late actuals.
-        at: When each was made, in seconds since 1970.
+        predictor: The model that made them; for a calibrated Predictor the quantiles of RECORDED_LEVELS are recorded as well.
+        model: Its identity.
+        series: The histories at the time of the forecast.
+        forecasts: One for each series.
+        naming: How series are named.
+        adaptive_state: The adaptive state that the served quantiles include.
+        made_at: When each was made, in seconds since 1970.
     """
     quantiles, units = _calibrated_quantiles(predictor, series, forecasts, adaptive_state)
     shifts = (
@@ -58,65 +58,66 @@ def build_records(
         if adaptive_state is None
         else dict(zip(RECORDED_LEVELS, adaptive_state.shifts_at(RECORDED_LEVELS).tolist(), strict=True))
     )
-    learned = predictor.fitted_model
-    told, written = [], dict[int, list[int]]()  # series that end together share their stamps
-    for place, (one, forecast) in enumerate(zip(series, forecasts, strict=True)):
-        scale = _compute_error_scale(one, season=learned.season)
-        told.append(
+    fitted_model = predictor.fitted_model
+    records = []
+    encoded = dict[int, list[int]]()  # series that end at the same time share their timestamps
+    for index, (item, forecast) in enumerate(zip(series, forecasts, strict=True)):
+        scale = _compute_error_scale(item, season=fitted_model.season)
+        records.append(
             ForecastRecord(
-                made_at=made_at[place],
+                made_at=made_at[index],
                 name=model.name,
                 version=model.version,
                 digest=model.digest,
-                key=series_key(naming.salt, one.id, one.start),
-                id=one.id if naming.keep_ids else None,
-                group=_interval_group(one, learned.spec.group),
-                origin=encode_timestamp(one.end),
+                key=series_key(naming.salt, item.id, item.start),
+                id=item.id if naming.keep_ids else None,
+                group=_interval_group(item, fitted_model.spec.group),
+                origin=encode_timestamp(item.end),
                 scale=scale if math.isfinite(scale) else None,
-                timestamps=written.get(id(forecast.ds))
-                or written.setdefault(id(forecast.ds), encode_timestamps(forecast.ds)),
+                timestamps=encoded.get(id(forecast.ds))
+                or encoded.setdefault(id(forecast.ds), encode_timestamps(forecast.ds)),
                 mean=forecast.mean.tolist(),
                 quantiles={
                     **{level: values.tolist() for level, values in forecast.quantiles.items()},
-                    **quantiles[place],
+                    **quantiles[index],
                 },
-                units=units[place],
+                units=units[index],
                 shifts=shifts,
-                inputs=compute_profile(one.y, context=learned.spec.context, season=learned.season),
+                inputs=compute_profile(item.y, context=fitted_model.spec.context, season=fitted_model.season),
             )
         )
-    return told
+    return records
 
 
 def _compute_error_scale(series: Series, *, season: int) -> float:
-    """What errors of a forecast are counted in, by all of the history, whether it is still held or not; NaN without any."""
+    """Returns the seasonal naive's error over the whole history, including dropped steps; NaN if undefined."""
     if series.history_summary is None:
         return seasonal_error(series.y, season=season)
     return series.history_summary.mean_seasonal_change(series.y) or float("nan")
 
 
 def _interval_group(series: Series, column: str | None) -> str | None:
-    found = None if column is None else series.static.get(column)
-    return None if found is None else found.replace("\x00", "")  # which PostgreSQL's texts cannot hold
+    group = None if column is None else series.static.get(column)
+    return None if group is None else group.replace("\x00", "")  # PostgreSQL cannot store NUL in text
 
 
 def _calibrated_quantiles(
     predictor: Any, series: Sequence[Series], forecasts: Sequence[Forecast], adaptive_state: AdaptiveState | None
 ) -> tuple[list[dict[float, list[float]]], list[list[float]]]:
-    """The quantiles of LEVELS about each forecast, as they would have been served, and the units of a shift."""
+    """Returns the quantiles of RECORDED_LEVELS of each forecast, as they would be served, and the unit of a shift by step."""
     calibration = predictor.fitted_model.calibration if isinstance(predictor, Predictor) else None
     if calibration is None:
         return [{} for _ in series], [[] for _ in series]
     horizon = len(forecasts[0].mean)
     scales: Float64[np.ndarray, "series"] = np.nan_to_num(
-        np.array([predictor.compute_scale(one.y, one.history_summary) for one in series])
+        np.array([predictor.compute_scale(item.y, item.history_summary) for item in series])
     )
-    groups = [predictor.interval_group(one) for one in series]
+    groups = [predictor.interval_group(item) for item in series]
     offsets = calibration.compute_offsets(
         RECORDED_LEVELS, horizon=horizon, scales=scales, groups=groups, adaptive_state=adaptive_state
     )
     quantiles = [
-        {level: (forecast.mean + own[:, column]).tolist() for column, level in enumerate(RECORDED_LEVELS)}
-        for forecast, own in zip(forecasts, offsets, strict=True)
+        {level: (forecast.mean + forecast_offsets[:, column]).tolist() for column, level in enumerate(RECORDED_LEVELS)}
+        for forecast, forecast_offsets in zip(forecasts, offsets, strict=True)
     ]
     return quantiles, calibration.compute_spreads(horizon=horizon, scales=scales, groups=groups).tolist()

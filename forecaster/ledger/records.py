@@ -1,4 +1,4 @@
-"""What goes into the ledger and comes out of it."""
+"""Records that are written to the ledger and read from it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ import pandas as pd
 from forecaster.frequency import Timestamp, Timestamps, timestamps_to_int64
 
 RECORDED_LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
-"""The quantiles that are kept of every calibrated forecast, whatever was asked for: live coverage needs them."""
+"""The quantile levels recorded for every calibrated forecast, whatever was requested: live coverage needs them."""
 INTERVAL_LEVELS = {0.8: (0.1, 0.9), 0.95: (0.025, 0.975)}
-_KEY_LENGTH = 32  # hex digits; 128 bits do not meet by chance
+_KEY_LENGTH = 32  # hex digits; 128 bits make collisions improbable
 
 
 class ForecastRecord(NamedTuple):
-    """One served forecast. Stamps are microseconds of UTC (those without a zone are taken for UTC), or numbers of steps.
+    """One served forecast. Timestamps are microseconds of UTC (those without a zone are taken as UTC), or integer steps.
 
     Attributes:
-        at: When it was made, in seconds since 1970.
+        made_at: When it was made, in seconds since 1970.
         name: Of the model.
         version: Of the model.
         digest: Of the model's bundle.
-        key: The series, as `series_key` names it.
-        id: The series in clear, where that may be kept.
-        group: What the model's intervals are grouped by.
-        origin: The stamp of the last value that was known.
+        key: The series, as named by `series_key`.
+        id: The plain id of the series, where it may be stored.
+        group: The value by which the model's intervals are grouped.
+        origin: The timestamp of the last observed step.
         scale: The mean absolute change over a season (seasonal naive's error); None where there is none.
-        stamps: Of the steps ahead.
+        timestamps: Of the steps ahead.
         mean: By step.
-        quantiles: By level, by step; as served, and those of LEVELS.
+        quantiles: By level, by step; those served, and those of RECORDED_LEVELS.
         units: By step, how far a shift of one spread moves a quantile; empty without calibration.
-        shifts: By level, the shift in spreads that the quantiles hold already.
-        inputs: What the history was like, by feature.
+        shifts: By level, the shift in spreads that the quantiles already include.
+        inputs: Features of the history, by name.
     """
 
     made_at: float
@@ -58,7 +58,7 @@ class ForecastRecord(NamedTuple):
 
 
 class ObservedSeries(NamedTuple):
-    """What came: some values of one series, by stamp."""
+    """Actuals of one series, by timestamp."""
 
     key: str
     timestamps: Sequence[int]
@@ -66,13 +66,13 @@ class ObservedSeries(NamedTuple):
 
 
 class ObservationResult(NamedTuple):
-    """What became of the values of one series.
+    """The result of storing the actuals of one series.
 
     Attributes:
-        stored: That the ledger had not.
-        corrected: That replaced others.
-        scored: Forecasts that one of them is the truth of, or is so again.
-        by_step: The same by step ahead; a forecast counts at each step that it is told the truth of.
+        stored: Values that are new to the ledger.
+        corrected: Values that replaced different ones.
+        scored: Forecasts with an actual among these values, new or repeated.
+        by_step: The same by step ahead; a forecast counts at each step with such an actual.
     """
 
     stored: int
@@ -82,7 +82,7 @@ class ObservationResult(NamedTuple):
 
 
 class ForecastFilter(NamedTuple):
-    """Which forecasts are meant; None leaves that open.
+    """Selects forecasts; None does not restrict.
 
     Attributes:
         name: Of the model.
@@ -98,7 +98,7 @@ class ForecastFilter(NamedTuple):
 
 
 class ModelIdentity(NamedTuple):
-    """A model that forecasts in the ledger are of."""
+    """The identity of a model with forecasts in the ledger."""
 
     name: str
     version: str
@@ -106,7 +106,7 @@ class ModelIdentity(NamedTuple):
 
 
 class ForecastSpan(NamedTuple):
-    """How many forecasts there are, and when the first and the last were made, in seconds since 1970."""
+    """The number of forecasts, and when the first and the last were made, in seconds since 1970."""
 
     forecasts: int
     first: float | None
@@ -114,40 +114,40 @@ class ForecastSpan(NamedTuple):
 
 
 def series_key(salt: bytes, series_id: str, timestamp: Timestamp) -> str:
-    """How a series is named in the ledger: HMAC-SHA256 of its id, with the ledger's own salt.
+    """Returns the name of a series in the ledger: HMAC-SHA256 of its id, with the ledger's own salt.
 
-    Series of numbered steps and of moments are told apart, so that a number is never taken for a moment.
+    Series with integer steps and with timestamps have different keys, so that an integer is never taken for a timestamp.
     """
     kind = "number" if isinstance(timestamp, int) else "moment"
     return hmac.new(salt, f"{kind}:{series_id}".encode(), hashlib.sha256).hexdigest()[:_KEY_LENGTH]
 
 
 def encode_timestamps(timestamps: Timestamps) -> list[int]:
-    """Stamps as the ledger keeps them."""
+    """Returns timestamps as the ledger stores them."""
     index: Any = timestamps
-    told: list[int] = (
+    encoded: list[int] = (
         index.as_unit("us").asi8 if isinstance(timestamps, pd.DatetimeIndex) else timestamps_to_int64(timestamps)
     ).tolist()
-    return told
+    return encoded
 
 
 def encode_timestamp(timestamp: Timestamp) -> int:
-    """One stamp as the ledger keeps it."""
+    """Returns one timestamp as the ledger stores it."""
     return timestamp if isinstance(timestamp, int) else int(timestamp.as_unit("us").asm8.astype("int64"))
 
 
 def encode_body(record: ForecastRecord) -> str:
-    """What is kept of the steps besides their stamps, as JSON."""
-    told = {
+    """Returns the values of the steps, without their timestamps, as JSON."""
+    body = {
         "mean": _to_floats(record.mean),
         "quantiles": {repr(float(level)): _to_floats(values) for level, values in record.quantiles.items()},
         "units": _to_floats(record.units),
         "shifts": {repr(float(level)): shift for level, shift in record.shifts.items()},
         "inputs": dict(record.inputs),
     }
-    return json.dumps(told, separators=(",", ":"), allow_nan=False)
+    return json.dumps(body, separators=(",", ":"), allow_nan=False)
 
 
 def _to_floats(values: Sequence[float]) -> list[float]:
-    told: list[float] = np.asarray(values, dtype=np.float64).tolist()
-    return told
+    floats: list[float] = np.asarray(values, dtype=np.float64).tolist()
+    return floats

@@ -1,4 +1,4 @@
-"""The ledger as a database: forecasts and actuals go in, each once, and come out side by side."""
+"""The ledger as a database: it stores forecasts and actuals, each once, and returns them in pairs."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 DATABASE_BACKENDS = ("sqlite", "postgresql")
 LOCK_TIMEOUT_S = 5.0
-BATCH_ROWS = 500  # forecasts that are read together, and series that are looked up together
+BATCH_ROWS = 500  # forecasts read, and series looked up, in one query
 
 
 class Ledger:
-    """The ledger behind one database address; threads may share it.
+    """The ledger at one database URL; threads may share it.
 
-    Every method raises LedgerError when the database cannot be reached, is held by others for too long, or refuses.
+    Every method raises LedgerError when the database cannot be reached, is locked for too long, or rejects the statement.
     """
 
     def __init__(self, url: str, *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
-        """Opens a ledger, which is made where there is none.
+        """Opens a ledger, and creates it if it does not exist.
 
         Args:
-            url: As SQLAlchemy writes it: sqlite:////var/lib/ledger.db, postgresql+psycopg://user:password@host/name.
-            patience_s: How long a database that others hold is waited for.
+            url: In the form of SQLAlchemy: sqlite:////var/lib/ledger.db, postgresql+psycopg://user:password@host/name.
+            timeout_s: How long to wait for a locked database.
         Raises:
-            LedgerError: the address is none, or nothing answers there.
+            LedgerError: the URL is invalid, or the database does not respond.
             MissingPackage: SQLAlchemy, or the driver of the database, is not installed.
         """
         address = parse_database_url(url)
@@ -54,7 +54,7 @@ class Ledger:
             except ModuleNotFoundError as error:
                 raise MissingPackage(
                     f"A ledger in {address.get_backend_name()} needs the package {error.name!r}, which is not installed. "
-                    "Install the extra that has it: pip install 'forecaster[postgres]'.",
+                    "Install it with: pip install 'forecaster[postgres]'.",
                     where="ledger",
                 ) from error
             tables.create_tables(self._engine)
@@ -62,13 +62,13 @@ class Ledger:
         self.salt = self._load_salt()
 
     def close(self) -> None:
-        """Lets the database go."""
+        """Closes the database connections."""
         self._engine.dispose()
 
     def record(self, records: Sequence[ForecastRecord]) -> int:
-        """Keeps forecasts; answers how many are new, or reach further than what was there.
+        """Stores forecasts; returns how many are new, or have a longer horizon than the stored one.
 
-        Of one model, series and origin there is one: the first that was served, unless a later one reaches further ahead.
+        There is one forecast per model, series and origin: the first that was served, unless a later one has a longer horizon.
         """
         table = self._tables.forecasts
         statement = self._insert_statement(table)
@@ -77,22 +77,22 @@ class Ledger:
             set_={name: statement.excluded[name] for name in ("ending", "horizon", "scale", "stamps", "body")},
             where=statement.excluded.horizon > table.c.horizon,
         )
-        rows = [_to_row(one) for one in records]
+        rows = [_to_row(record) for record in records]
         if not rows:
             return 0
         with self._translate_errors(), self._write_engine.begin() as connection:
-            done = connection.execute(statement, rows, execution_options={"preserve_rowcount": True})
-            return int(done.rowcount)
+            result = connection.execute(statement, rows, execution_options={"preserve_rowcount": True})
+            return int(result.rowcount)
 
     def observe(
         self, observations: Sequence[ObservedSeries], *, now: float, check_deadline: Callable[[], object] = lambda: None
     ) -> list[ObservationResult]:
-        """Keeps what came, each value of a series and stamp once: told again it changes nothing, told otherwise it replaces.
+        """Stores actuals, one value per series and timestamp: an equal value changes nothing, a different one replaces it.
 
         Args:
-            observed: In the order in which they were told; of two that say different things of one stamp the later counts.
-            at: Now, in seconds since 1970.
-            pulse: Called now and then once all is kept; it may raise.
+            observations: In the order they arrived; of two different values for one timestamp the later counts.
+            now: The current time, in seconds since 1970.
+            check_deadline: Called regularly once all values are stored; it may raise.
         """
         table = self._tables.actuals
         statement = self._insert_statement(table)
@@ -100,28 +100,30 @@ class Ledger:
             index_elements=["key", "stamp"], set_={"y": statement.excluded.y, "told_at": statement.excluded.told_at}
         )
         with self._translate_errors(), self._write_engine.begin() as connection:
-            known = self._stored_values(connection, observations)
-            fresh: dict[tuple[str, int], float] = {}
-            counted: list[tuple[int, int]] = []
-            for one in observations:
+            stored_values = self._stored_values(connection, observations)
+            changes: dict[tuple[str, int], float] = {}
+            counts: list[tuple[int, int]] = []
+            for item in observations:
                 stored = corrected = 0
-                for stamp, value in zip(one.timestamps, one.values, strict=True):
-                    before = known.get((one.key, stamp))
-                    if before != value:
-                        stored, corrected = stored + (before is None), corrected + (before is not None)
-                        known[one.key, stamp] = fresh[one.key, stamp] = value
-                counted.append((stored, corrected))
-            if fresh:
-                rows = [{"key": key, "stamp": stamp, "y": y, "told_at": now} for (key, stamp), y in fresh.items()]
+                for timestamp, value in zip(item.timestamps, item.values, strict=True):
+                    previous = stored_values.get((item.key, timestamp))
+                    if previous != value:
+                        stored, corrected = stored + (previous is None), corrected + (previous is not None)
+                        stored_values[item.key, timestamp] = changes[item.key, timestamp] = value
+                counts.append((stored, corrected))
+            if changes:
+                rows = [
+                    {"key": key, "stamp": timestamp, "y": y, "told_at": now} for (key, timestamp), y in changes.items()
+                ]
                 connection.execute(statement, rows)
-        steps = self._affected_forecasts(observations, check_deadline)
+        forecasts = self._affected_forecasts(observations, check_deadline)
         return [
-            ObservationResult(*two, *_count_scored(one, steps.get(one.key, ())))
-            for one, two in zip(observations, counted, strict=True)
+            ObservationResult(*count, *_count_scored(item, forecasts.get(item.key, ())))
+            for item, count in zip(observations, counts, strict=True)
         ]
 
     def span(self, selection: ForecastFilter) -> ForecastSpan:
-        """How many forecasts there are of some, and when they were made."""
+        """Returns the number of selected forecasts, and when the first and the last were made."""
         from sqlalchemy import func, select
 
         time = self._tables.forecasts.c.made_at
@@ -132,30 +134,30 @@ class Ledger:
         return ForecastSpan(int(count), first, last)
 
     def models(self, selection: ForecastFilter) -> list[ModelIdentity]:
-        """The models that forecasts are of, the one used last first."""
+        """Returns the models with selected forecasts, the most recently used first."""
         from sqlalchemy import func, select
 
         table = self._tables.forecasts
         columns = (table.c.name, table.c.version, table.c.digest)
         with self._translate_errors(), self._engine.begin() as connection:
-            found = connection.execute(
+            rows = connection.execute(
                 select(*columns)
                 .where(*self._conditions(selection))
                 .group_by(*columns)
                 .order_by(func.max(table.c.made_at).desc())
             ).all()
-        return [ModelIdentity(*row) for row in found]
+        return [ModelIdentity(*row) for row in rows]
 
     def forecasts_with_actuals(
         self, selection: ForecastFilter
     ) -> Iterator[tuple[Sequence[Any], Mapping[tuple[str, int], float]]]:
-        """Forecasts of which something is known, some at a time in order of series and origin, and what is known of them.
+        """Yields batches of forecasts that have actuals, in order of series and origin, with these actuals.
 
-        Rows have `key, part, made_at, origin, scale, stamps, body`; actuals are by series and stamp.
+        Rows have `key, part, made_at, origin, scale, stamps, body, ending, number`; actuals are by series and timestamp.
         """
         from sqlalchemy import and_, exists, select, tuple_
 
-        table, came = self._tables.forecasts, self._tables.actuals
+        table, actuals = self._tables.forecasts, self._tables.actuals
         columns = (
             table.c.key,
             table.c.part,
@@ -166,27 +168,33 @@ class Ledger:
             table.c.body,
         )
         order = (table.c.key, table.c.origin, table.c.number)
-        known = exists().where(came.c.key == table.c.key, came.c.stamp > table.c.origin, came.c.stamp <= table.c.ending)
+        has_actuals = exists().where(
+            actuals.c.key == table.c.key, actuals.c.stamp > table.c.origin, actuals.c.stamp <= table.c.ending
+        )
         query = (
-            select(*columns, table.c.ending, table.c.number).where(*self._conditions(selection), known).order_by(*order)
+            select(*columns, table.c.ending, table.c.number)
+            .where(*self._conditions(selection), has_actuals)
+            .order_by(*order)
         )
         last: tuple[Any, ...] | None = None
         while True:
-            some = query if last is None else query.where(tuple_(*order) > last)
+            page = query if last is None else query.where(tuple_(*order) > last)
             with self._translate_errors(), self._engine.begin() as connection:
-                rows = connection.execute(some.limit(BATCH_ROWS)).all()
+                rows = connection.execute(page.limit(BATCH_ROWS)).all()
                 if not rows:
                     return
                 within = and_(
-                    came.c.key.between(rows[0].key, rows[-1].key),
-                    came.c.stamp.between(min(row.origin for row in rows), max(row.ending for row in rows)),
+                    actuals.c.key.between(rows[0].key, rows[-1].key),
+                    actuals.c.stamp.between(min(row.origin for row in rows), max(row.ending for row in rows)),
                 )
-                found = connection.execute(select(came.c.key, came.c.stamp, came.c.y).where(within)).all()
+                actual_rows = connection.execute(
+                    select(actuals.c.key, actuals.c.stamp, actuals.c.y).where(within)
+                ).all()
             last = (rows[-1].key, rows[-1].origin, rows[-1].number)
-            yield rows, {(row.key, row.stamp): row.y for row in found}
+            yield rows, {(row.key, row.stamp): row.y for row in actual_rows}
 
     def latest_forecasts(self, selection: ForecastFilter, *, limit: int) -> Sequence[Any]:
-        """The latest forecasts, scored or not, latest first; rows as those of `forecasts_with_actuals`."""
+        """Returns the latest forecasts, scored or not, latest first; rows as those of `forecasts_with_actuals`."""
         from sqlalchemy import select
 
         table = self._tables.forecasts
@@ -204,7 +212,7 @@ class Ledger:
             return connection.execute(query).all()
 
     def save_adaptive_state_json(self, digest: str, state: str, *, now: float) -> None:
-        """Keeps what late actuals have taught about a model."""
+        """Stores the adaptive state of a model."""
         table = self._tables.drifts
         statement = self._insert_statement(table)
         statement = statement.on_conflict_do_update(
@@ -214,7 +222,7 @@ class Ledger:
             connection.execute(statement, {"digest": digest, "state": state, "made_at": now})
 
     def load_adaptive_state_json(self, digest: str) -> str | None:
-        """What was kept for a model, if anything."""
+        """Returns the stored adaptive state of a model, if there is one."""
         from sqlalchemy import select
 
         table = self._tables.drifts
@@ -222,36 +230,37 @@ class Ledger:
             return connection.execute(select(table.c.state).where(table.c.digest == digest)).scalar()
 
     def prune(self, *, before: float) -> int:
-        """Forgets forecasts that were made, and actuals that were told, before a time; answers how many forecasts."""
+        """Deletes forecasts made, and actuals received, before a time; returns the number of deleted forecasts."""
         from sqlalchemy import delete
 
-        table, came = self._tables.forecasts, self._tables.actuals
+        table, actuals = self._tables.forecasts, self._tables.actuals
         with self._translate_errors(), self._write_engine.begin() as connection:
-            gone = connection.execute(delete(table).where(table.c.made_at < before)).rowcount
-            connection.execute(delete(came).where(came.c.told_at < before))
-        return int(gone)
+            num_deleted = connection.execute(delete(table).where(table.c.made_at < before)).rowcount
+            connection.execute(delete(actuals).where(actuals.c.told_at < before))
+        return int(num_deleted)
 
     def _load_salt(self) -> bytes:
         from sqlalchemy import select
 
         table = self._tables.facts
-        told = [
+        initial_rows = [
             {"name": "schema", "value": self._tables.LEDGER_SCHEMA_VERSION},
             {"name": "salt", "value": secrets.token_hex(32)},
         ]
         with self._translate_errors(), self._write_engine.begin() as connection:
-            connection.execute(self._insert_statement(table).on_conflict_do_nothing(), told)
-            found = {row.name: row.value for row in connection.execute(select(table.c.name, table.c.value))}
-        if found["schema"] != self._tables.LEDGER_SCHEMA_VERSION:
+            connection.execute(self._insert_statement(table).on_conflict_do_nothing(), initial_rows)
+            facts = {row.name: row.value for row in connection.execute(select(table.c.name, table.c.value))}
+        if facts["schema"] != self._tables.LEDGER_SCHEMA_VERSION:
             raise LedgerError(
-                f"Expected a ledger of schema {self._tables.LEDGER_SCHEMA_VERSION} in {self.address}; it has schema {found['schema']}. "
+                f"Expected a ledger of schema {self._tables.LEDGER_SCHEMA_VERSION} at {self.address}; "
+                f"it has schema {facts['schema']}. "
                 "Use the version of forecaster that wrote it, or another ledger.",
                 where="ledger",
             )
-        return bytes.fromhex(found["salt"])
+        return bytes.fromhex(facts["salt"])
 
     def _insert_statement(self, table: Any) -> Any:
-        """An insert that may meet what is there already."""
+        """Returns an insert statement that supports ON CONFLICT."""
         if self._engine.dialect.name == "sqlite":
             from sqlalchemy.dialects import sqlite
 
@@ -275,35 +284,35 @@ class Ledger:
         from sqlalchemy import select
 
         table = self._tables.actuals
-        found: dict[tuple[str, int], float] = {}
-        for some, first, end in _batches(observations):
+        values: dict[tuple[str, int], float] = {}
+        for keys, first, end in _batches(observations):
             query = select(table.c.key, table.c.stamp, table.c.y).where(
-                table.c.key.in_(some), table.c.stamp.between(first, end)
+                table.c.key.in_(keys), table.c.stamp.between(first, end)
             )
-            found |= {(row.key, row.stamp): row.y for row in connection.execute(query)}
-        return found
+            values |= {(row.key, row.stamp): row.y for row in connection.execute(query)}
+        return values
 
     def _affected_forecasts(
         self, observations: Sequence[ObservedSeries], check_deadline: Callable[[], object]
     ) -> dict[str, list[Sequence[int]]]:
-        """By series, the stamps of each forecast that reaches to what came."""
+        """Returns, by series, the timestamps of each forecast that covers some of the actuals."""
         from sqlalchemy import select
 
         table = self._tables.forecasts
-        found: dict[str, list[Sequence[int]]] = {}
-        for some, first, end in _batches(observations):
+        timestamps: dict[str, list[Sequence[int]]] = {}
+        for keys, first, end in _batches(observations):
             query = select(table.c.key, table.c.stamps).where(
-                table.c.key.in_(some), table.c.ending >= first, table.c.origin < end
+                table.c.key.in_(keys), table.c.ending >= first, table.c.origin < end
             )
             with self._translate_errors(), self._engine.begin() as connection:
                 for row in connection.execute(query):
                     check_deadline()
-                    found.setdefault(row.key, []).append(json.loads(row.stamps))
-        return found
+                    timestamps.setdefault(row.key, []).append(json.loads(row.stamps))
+        return timestamps
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Where SQLAlchemy's errors become ours."""
+        """Translates errors of SQLAlchemy to LedgerError."""
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
@@ -312,39 +321,43 @@ class Ledger:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
             raise LedgerError(
                 f"Expected a ledger at {getattr(self, 'address', 'the address')}; it cannot be used ({reason}). "
+<<<<<<< HEAD
                 "See that the database is there, can be written, and is not held by others.",
+=======
+                "Check that the database exists, is writable, and is not locked by another process.",
+>>>>>>> lang-l3
                 where="ledger",
             ) from error
 
 
 def parse_database_url(url: str) -> Any:
-    """The address of a ledger; raises LedgerError, which never repeats it, for it may hold a password."""
+    """Parses the URL of a ledger; raises LedgerError, whose message never repeats it, as it may hold a password."""
     try:
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError as error:
         raise MissingPackage(
-            "A ledger needs the package 'sqlalchemy', which is not installed. Install the extra that has it: "
+            "A ledger needs the package 'sqlalchemy', which is not installed. Install it with: "
             "pip install 'forecaster[serve]' (or [sources]).",
             where="ledger",
         ) from error
     try:
         address = make_url(url)
-        known = address.get_backend_name() in DATABASE_BACKENDS
+        is_supported = address.get_backend_name() in DATABASE_BACKENDS
     except (SQLAlchemyError, ValueError):
-        known = False
-    if not known:
+        is_supported = False
+    if not is_supported:
         raise LedgerError(
-            "Expected the address of a ledger, such as sqlite:////var/lib/forecaster/ledger.db or "
-            "postgresql+psycopg://user:password@host/name; found something else. Correct it.",
+            "Expected the database URL of a ledger, such as sqlite:////var/lib/forecaster/ledger.db or "
+            "postgresql+psycopg://user:password@host/name; found something else. Correct the URL.",
             where="ledger",
         )
     return address
 
 
 def _to_row(record: ForecastRecord) -> dict[str, Any]:
-    told = {name: getattr(record, name) for name in ("name", "version", "digest", "key", "id", "origin", "scale")}
-    return told | {
+    row = {name: getattr(record, name) for name in ("name", "version", "digest", "key", "id", "origin", "scale")}
+    return row | {
         "made_at": record.made_at,
         "part": record.group,
         "ending": record.timestamps[-1],
@@ -355,21 +368,21 @@ def _to_row(record: ForecastRecord) -> dict[str, Any]:
 
 
 def _batches(observations: Sequence[ObservedSeries]) -> Iterator[tuple[list[str], int, int]]:
-    """Some keys at a time, with the first and the last of their stamps."""
-    told = [one for one in observations if one.timestamps]
-    for first in range(0, len(told), BATCH_ROWS):
-        some = told[first : first + BATCH_ROWS]
+    """Yields batches of keys, with the first and the last of their timestamps."""
+    non_empty = [item for item in observations if item.timestamps]
+    for first in range(0, len(non_empty), BATCH_ROWS):
+        batch = non_empty[first : first + BATCH_ROWS]
         yield (
-            sorted({one.key for one in some}),
-            min(min(one.timestamps) for one in some),
-            max(max(one.timestamps) for one in some),
+            sorted({item.key for item in batch}),
+            min(min(item.timestamps) for item in batch),
+            max(max(item.timestamps) for item in batch),
         )
 
 
 def _count_scored(observation: ObservedSeries, forecasts: Sequence[Sequence[int]]) -> tuple[int, dict[int, int]]:
-    came, scored, by_step = set(observation.timestamps), 0, dict[int, int]()
-    for stamps in forecasts:
-        steps = [step for step, stamp in enumerate(stamps, 1) if stamp in came]
+    observed, scored, by_step = set(observation.timestamps), 0, dict[int, int]()
+    for timestamps in forecasts:
+        steps = [step for step, timestamp in enumerate(timestamps, 1) if timestamp in observed]
         scored += bool(steps)
         for step in steps:
             by_step[step] = by_step.get(step, 0) + 1

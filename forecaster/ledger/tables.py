@@ -1,4 +1,4 @@
-"""The tables of the ledger, for SQLite and PostgreSQL, and how a database is opened."""
+"""The tables of the ledger for SQLite and PostgreSQL, and the database engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 LEDGER_SCHEMA_VERSION = "1"
-_LOCK_NUMBER = 0x666F7265  # of PostgreSQL: two workers that start at once would both make the tables
+_LOCK_NUMBER = 0x666F7265  # PostgreSQL advisory lock, as two workers that start at once would both create the tables
 
 _metadata = MetaData()
 
@@ -79,14 +79,17 @@ _INDEXES = (
 
 
 def create_database_engine(url: URL, *, timeout_s: float) -> Engine:
-    """An engine whose transactions wait so long for others, and no longer.
+    """Returns an engine whose transactions wait at most `timeout_s` for a lock.
 
-    A file of SQLite is made for its owner's eyes alone, and written ahead (WAL), so that readers and one writer do not wait
-    for each other.
+    A SQLite file is created readable by its owner alone, and uses a write-ahead log (WAL), so that readers and one writer do not
+    wait for each other.
     """
     if url.get_backend_name() != "sqlite":
-        told = {"connect_timeout": max(1, round(timeout_s)), "options": f"-c lock_timeout={round(timeout_s * 1000)}"}
-        return create_engine(url, connect_args=told, pool_pre_ping=True, pool_size=2)
+        connect_args = {
+            "connect_timeout": max(1, round(timeout_s)),
+            "options": f"-c lock_timeout={round(timeout_s * 1000)}",
+        }
+        return create_engine(url, connect_args=connect_args, pool_pre_ping=True, pool_size=2)
     if url.database and url.database != ":memory:":
         path = Path(url.database)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +101,7 @@ def create_database_engine(url: URL, *, timeout_s: float) -> Engine:
 
 
 def create_tables(engine: Engine) -> None:
-    """Makes the tables that are not there yet."""
+    """Creates the missing tables and indexes."""
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK_NUMBER})
@@ -109,12 +112,12 @@ def create_tables(engine: Engine) -> None:
 
 
 def _on_connect(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # transactions are begun below, not by sqlite3's own rules
+    connection.isolation_level = None  # transactions are begun in _on_begin, not by the rules of sqlite3
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _on_begin(connection: Connection) -> None:
-    # A transaction that reads first and writes later would fail at once, without waiting, if another wrote between.
+    # A transaction that reads first and writes later would fail immediately, without waiting, if another wrote in between.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,4 +1,4 @@
-"""The door to an MLflow store: a client of it, and its exceptions as ours."""
+"""Access to an MLflow store: a client, and the translation of its exceptions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from forecaster.registry.lock import lock_database
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_CREDENTIALS = re.compile(r"//[^/\s@]*@")  # user and password in an address
+_CREDENTIALS = re.compile(r"//[^/\s@]*@")  # user and password in a URL
 
-# A server that is down must cost seconds, not MLflow's minutes. What the user has set is left alone.
+# A server that is down must cost seconds, not MLflow's minutes. Variables set by the user are not changed.
 _MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -28,9 +28,9 @@ _MLFLOW_SETTINGS = {
 
 
 def create_client(uri: str) -> MlflowClient:
-    """A client of one MLflow store, its database made ready; raises RegistryError.
+    """Returns a client of one MLflow store whose database is initialised; raises RegistryError.
 
-    Two processes that open a fresh SQLite database at once would both migrate it, and one would fail: they take turns.
+    Two processes that open a new SQLite database at once would both migrate it, and one would fail: a lock serialises them.
     """
     for key, value in _MLFLOW_SETTINGS.items():
         os.environ.setdefault(key, value)
@@ -50,24 +50,26 @@ def create_client(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def translate_store_errors(where: str, *, not_found: type[RegistryError | BundleError] = NoSuchModel) -> Iterator[None]:
-    """Where MLflow's exceptions become ours; `not_found` is raised for what the store does not have."""
+    """Translates MLflow's exceptions to RegistryError; `not_found` is raised for a missing resource."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        said = " ".join(
+        reason = " ".join(
             _CREDENTIALS.sub("//", str(error.message)).removeprefix(f"{error.error_code}: ").split()
         ).rstrip(".")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise not_found(
-                f"{where[:1].upper()}{where[1:]} is not in the store: {said}. Check the name, or register it first.",
+                f"{where[:1].upper()}{where[1:]} is not in the store: {reason}. Check the name, or register it first.",
                 where=where,
             ) from error
         if error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
-            raise RegistryError(f"The store refuses {where}: {said}. Correct what it names.", where=where) from error
+            raise RegistryError(
+                f"The store rejected {where}: {reason}. Correct the value it names.", where=where
+            ) from error
         raise RegistryError(
-            f"The store failed on {where}: {said}. Check the store's address and that it is up, then try again.",
+            f"The store failed on {where}: {reason}. Check the address of the store and that it is running, then try again.",
             where=where,
         ) from error
     except _database_errors() as error:
@@ -82,7 +84,7 @@ def translate_store_errors(where: str, *, not_found: type[RegistryError | Bundle
 
 
 def _database_errors() -> tuple[type[Exception], ...]:
-    """SQLAlchemy's, where it is installed: a server has none, it asks a registry over HTTP."""
+    """Returns SQLAlchemy's base error where it is installed; a server without it accesses the registry over HTTP."""
     try:
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError:

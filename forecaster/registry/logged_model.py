@@ -1,4 +1,4 @@
-"""A bundle as MLflow shows a model: its files beside MLflow's own, with signature and input example."""
+"""A bundle as an MLflow model: its files next to MLflow's own, with signature and input example."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.types import Schema
 
-BUNDLE_FOLDER = "bundle"  # the folder of a logged model that holds the bundle, beside MLflow's own files
+BUNDLE_FOLDER = "bundle"  # the folder of the bundle in a logged model, next to MLflow's own files
 
 
 @contextlib.contextmanager
 def logged_model(client: MlflowClient, experiment_id: str, *, name: str, run_id: str) -> Iterator[LoggedModel]:
-    """An MLflow model as an output of its run; READY when the block ends, FAILED when it raises."""
+    """Creates an MLflow model as an output of its run; READY when the block ends, FAILED when it raises."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     model = client.create_logged_model(experiment_id, name, run_id, model_type="forecaster")
@@ -41,13 +41,13 @@ def write_model(
     input_example: pd.DataFrame,
     output_example: pd.DataFrame,
 ) -> None:
-    """What `Model.log` would write, without its global state, its guess at requirements and its trial run."""
+    """Writes the files of `Model.log` without its global state, inferred requirements and trial run."""
     from mlflow.models import Model, ModelSignature
 
     example = input_example.to_json(orient="split", index=False, date_format="iso")
     (folder / "input_example.json").write_text(example)
     (folder / "serving_input_example.json").write_text(f'{{"dataframe_split": {example}}}')
-    described = Model(
+    mlflow_model = Model(
         artifact_path=model.artifact_location,
         run_id=model.source_run_id,
         model_uuid=model.model_id,
@@ -60,20 +60,20 @@ def write_model(
             "pandas_orient": "split",
         },
     )
-    described.add_flavor("forecaster", bundle=BUNDLE_FOLDER, digest=digest)
-    described.save(str(folder / "MLmodel"))
+    mlflow_model.add_flavor("forecaster", bundle=BUNDLE_FOLDER, digest=digest)
+    mlflow_model.save(str(folder / "MLmodel"))
     shutil.copytree(bundle, folder / BUNDLE_FOLDER)
 
 
 def _build_schema(frame: pd.DataFrame) -> Schema:
-    """By hand: `infer_signature` of MLflow 3.17 takes the text columns of pandas 3 for columns of any type."""
+    """Builds a schema explicitly: `infer_signature` of MLflow 3.17 takes the text columns of pandas 3 for columns of any type."""
     from mlflow.types import ColSpec, DataType, Schema
 
-    kinds = {
+    types = {
         "M": DataType.datetime,
         "f": DataType.double,
         "i": DataType.long,
         "u": DataType.long,
         "b": DataType.boolean,
     }
-    return Schema([ColSpec(kinds.get(dtype.kind, DataType.string), str(name)) for name, dtype in frame.dtypes.items()])
+    return Schema([ColSpec(types.get(dtype.kind, DataType.string), str(name)) for name, dtype in frame.dtypes.items()])

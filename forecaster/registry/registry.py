@@ -1,7 +1,7 @@
-"""Versions of bundles and their aliases, kept in MLflow.
+"""Versions of bundles and their aliases, stored in MLflow.
 
-With `store` and `logged` beside it, the one that knows MLflow. It works through clients of its own alone: MLflow's
-process-wide tracking URI and active run are neither read nor set, so two registries in one process do not mix.
+The registry uses its own clients only: MLflow's process-wide tracking URI and active run are neither read nor set, so two
+registries in one process do not interfere.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CHALLENGER = "challenger"
 PREVIOUS_CHAMPION = "former"
 
 _DIGEST_TAG = "digest"  # the tag of a version: sha256 of its bundle's manifest
-_REPLACED_TAG = "replaced"  # the tag of a version: the number of the champion whose place it took
-_ROLLBACK_ALIAS = "going-back"  # the alias of the version that a rollback under way goes to
+_REPLACED_TAG = "replaced"  # the tag of a version: the number of the champion it replaced
+_ROLLBACK_ALIAS = "going-back"  # the alias of the target version of an unfinished rollback
 
 
 class BundleVersion(NamedTuple):
@@ -42,8 +42,8 @@ class BundleVersion(NamedTuple):
     Attributes:
         name: Of the model it is a version of.
         number: Counts up from "1" within a name.
-        digest: sha256 of the bundle's manifest.json, in hex; the manifest in turn names every other file's.
-        run_id: The MLflow run that trained it, if that is known.
+        digest: sha256 of the bundle's manifest.json, in hex; the manifest in turn names that of every other file.
+        run_id: The MLflow run that trained it, if known.
     """
 
     name: str
@@ -56,17 +56,17 @@ class BundleVersion(NamedTuple):
 
 
 PromotionCallback = Callable[[BundleVersion, BundleVersion | None], None]
-"""Told of a new champion and of the one before; with None for the latter where it was champion already, or the first."""
+"""Called with the new champion and the previous one; None where it was champion already, or is the first."""
 
 
 def _ignore_promotion(version: BundleVersion, previous: BundleVersion | None) -> None:
-    """Keeps no record."""
+    """Does nothing."""
 
 
 class Registry:
-    """The model registry behind one URI: "sqlite:////var/lib/forecaster/mlflow.db" or "http://host:5000".
+    """The model registry at one URI: "sqlite:////var/lib/forecaster/mlflow.db" or "http://host:5000".
 
-    Every method raises RegistryError when the store cannot be reached or refuses.
+    Every method raises RegistryError when the store cannot be reached or rejects the request.
     """
 
     def __init__(self, uri: str) -> None:
@@ -84,7 +84,7 @@ class Registry:
         output_example: pd.DataFrame,
         tags: Mapping[str, str] | None = None,
     ) -> BundleVersion:
-        """Stores a bundle as the next version of `name`, tags with it; a bundle that is one already is not stored again.
+        """Stores a bundle as the next version of `name`, with tags; a bundle that is registered already is not stored again.
 
         The examples give the signature that MLflow shows; the input example is stored with the model.
         Raises BundleDamaged when the bundle's manifest has another digest, NoSuchModel when there is no such run.
@@ -96,9 +96,9 @@ class Registry:
             self._ensure_model(name)
         with self._lock(name), translate_store_errors(f"model '{name}'"):
             fail_point("register.leased")
-            same = [version for version in self.list_versions(name) if version.digest == digest]
-            if same:
-                return same[-1]
+            existing = [version for version in self.list_versions(name) if version.digest == digest]
+            if existing:
+                return existing[-1]
             with (
                 logged_model(self._client, experiment_id, name=name, run_id=run_id) as model,
                 tempfile.TemporaryDirectory(prefix="forecaster-") as folder,
@@ -106,66 +106,66 @@ class Registry:
                 write_model(Path(folder), bundle, model, digest, input_example, output_example)
                 self._client.log_model_artifacts(model.model_id, folder)
             fail_point("register.stored")
-            # The location and not "models:/<id>": MLflow's SQL store would look that up in the process-wide store.
-            made = self._client.create_model_version(
+            # The location is passed, not "models:/<id>": MLflow's SQL store would resolve that in the process-wide store.
+            model_version = self._client.create_model_version(
                 name,
                 model.artifact_location,
                 run_id,
                 tags={**(tags or {}), _DIGEST_TAG: digest},
-                await_creation_for=0,  # the files are there already
+                await_creation_for=0,  # the files exist already
                 model_id=model.model_id,
             )
             fail_point("register.versioned")
-            version = _to_bundle_version(made)
-            # The link from the model to its version, which a server sets and MLflow's SQL store forgets.
+            version = _to_bundle_version(model_version)
+            # The link from the model to its version, which a server sets and MLflow's SQL store does not.
             link = json.dumps([{"name": name, "version": version.number}])
             self._client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
             return version
 
     def resolve(self, name: str, alias: str) -> BundleVersion:
-        """The version that an alias stands for; raises NoSuchModel when there is no such model or alias."""
+        """Returns the version of an alias; raises NoSuchModel when there is no such model or alias."""
         with translate_store_errors(f"model '{name}'"):
             aliases = self._client.get_registered_model(name).aliases
         if alias not in aliases:
-            known = ", ".join(sorted(aliases)) or "none"
+            existing = ", ".join(sorted(aliases)) or "none"
             raise NoSuchModel(
-                f"Model '{name}' needs a version with the alias '{alias}'; its aliases are: {known}. "
-                f"Promote or register a version first, or name another alias.",
+                f"Model '{name}' needs a version with the alias '{alias}'; its aliases are: {existing}. "
+                f"Promote or register a version first, or use another alias.",
                 where=name,
             )
         return self.get_version(name, str(aliases[alias]))
 
     def get_version(self, name: str, number: str) -> BundleVersion:
-        """One version by its number; raises NoSuchModel when there is none."""
+        """Returns one version by its number; raises NoSuchModel when there is none."""
         with translate_store_errors(f"model '{name}' version {number}"):
             return _to_bundle_version(self._client.get_model_version(name, number))
 
     def list_versions(self, name: str) -> list[BundleVersion]:
-        """All versions of a name, oldest first; empty when there is no such model.
+        """Returns all versions of a name, oldest first; empty when there is no such model.
 
-        Versions that others put into the same MLflow, without a digest, are left out.
+        Versions without a digest, which other programs put into the same MLflow, are left out.
         """
-        return [_to_bundle_version(one) for one in self._search_versions(name)]
+        return [_to_bundle_version(version) for version in self._search_versions(name)]
 
     def find_version(self, name: str, *, tag: str, value: str) -> BundleVersion | None:
-        """The latest version of a name with this tag, if there is one."""
-        same = [one for one in self._search_versions(name) if one.tags.get(tag) == value]
-        return _to_bundle_version(same[-1]) if same else None
+        """Returns the latest version of a name with this tag, if there is one."""
+        matching = [version for version in self._search_versions(name) if version.tags.get(tag) == value]
+        return _to_bundle_version(matching[-1]) if matching else None
 
     def get_tags(self, version: BundleVersion) -> dict[str, str]:
-        """What is noted with a version."""
+        """Returns the tags of a version."""
         with translate_store_errors(str(version)):
             return dict(self._client.get_model_version(version.name, version.number).tags)
 
     def fetch(self, version: BundleVersion, into: Path) -> Path:
-        """Copies a version's bundle to the folder `destination`, which must not exist, and returns it.
+        """Copies a version's bundle to the folder `into`, which must not exist, and returns it.
 
-        The bundle appears under `destination` whole and with the digest of its version, or not at all. The digests of the
-        files that the manifest names are the loader's to check. Raises BundleDamaged.
+        The bundle appears there completely and with the digest of its version, or not at all. The digests of the files that the
+        manifest names are checked by the loader. Raises BundleDamaged.
         """
         if into.exists():
             raise RegistryError(
-                f"A bundle is fetched into a new folder; {into} exists already. Remove it, or name another folder.",
+                f"A bundle is fetched into a new folder; {into} exists already. Remove it, or use another folder.",
                 where=str(into),
             )
         with translate_store_errors(str(into)):
@@ -186,16 +186,16 @@ class Registry:
     ) -> None:
         """Makes a version the champion, provided that the champion still is `expected_champion` (None: that there is none).
 
-        The old champion gets the alias `former`; setting `champion` is the one commit point. Then `on_promoted` is told of the
-        champion there was, while the lease is still held. A promotion that was cut short is completed by repeating it;
-        repeating a finished one only tells `on_promoted` once more, with None.
+        The old champion gets the alias `former`; setting `champion` is the one commit point. Then `on_promoted` is called with
+        the previous champion, while the lock is still held. An interrupted promotion is completed by repeating it; repeating a
+        finished one only calls `on_promoted` once more, with None.
 
-        Promotions take turns, so of several that were judged against one base exactly one wins: on one machine (a SQLite URI)
-        by a lock file beside the database, on a server or another database by a queue of tags of the model.
+        A lock serialises promotions, so of several that were judged against one base exactly one succeeds: on one machine (a
+        SQLite URI) a lock file next to the database, on a server or another database a queue of tags of the model.
 
         Raises BaseMoved; BundleDamaged when the stored bundle no longer has its digest.
         """
-        with self._lock(version.name) as confirm:
+        with self._lock(version.name) as check_lock:
             fail_point("promote.leased")
             champion = self._get_champion(version.name)
             if champion == version:
@@ -203,41 +203,43 @@ class Registry:
                 return
             if champion != expected_champion:
                 raise BaseMoved(
-                    f"{version} was judged against {_describe_version(expected_champion)}, but the champion is now {_describe_version(champion)}. "
-                    "Judge it against the present champion, then promote again.",
+                    f"{version} was judged against {_describe_version(expected_champion)}, "
+                    f"but the champion is now {_describe_version(champion)}. "
+                    "Judge it against the current champion, then promote again.",
                     where=version.name,
                 )
-            self.delete_alias(version.name, _ROLLBACK_ALIAS)  # a rollback that was cut short is overtaken
-            self._replace_champion(champion, version, on_promoted or _ignore_promotion, confirm, step="promote")
+            self.delete_alias(version.name, _ROLLBACK_ALIAS)  # an interrupted rollback is superseded
+            self._replace_champion(champion, version, on_promoted or _ignore_promotion, check_lock, step="promote")
 
     def roll_back(self, name: str, *, on_promoted: PromotionCallback | None = None) -> BundleVersion:
-        """Makes the former the champion and the champion the former, by the same steps and with the same lease.
+        """Swaps the champion and the previous champion, by the steps of a promotion and under the same lock.
 
-        Where it goes is marked first, by an alias of its own: a rollback that was cut short is completed by repeating it,
-        whatever it had done by then. Raises NoSuchModel where there is no former, BundleDamaged when its stored bundle no
-        longer has its digest.
+        The target is marked first, by its own alias: an interrupted rollback is completed by repeating it, whatever it had done
+        by then. Raises NoSuchModel where there is no previous champion, BundleDamaged when its stored bundle no longer has its
+        digest.
         """
-        with self._lock(name) as confirm:
+        with self._lock(name) as check_lock:
             fail_point("rollback.leased")
             with translate_store_errors(f"model '{name}'"):
                 aliases = {
                     alias: str(number) for alias, number in self._client.get_registered_model(name).aliases.items()
                 }
-            champion, goal = aliases.get(CHAMPION), aliases.get(_ROLLBACK_ALIAS) or aliases.get(PREVIOUS_CHAMPION)
-            if goal is None or (goal == champion and _ROLLBACK_ALIAS not in aliases):
+            champion, target = aliases.get(CHAMPION), aliases.get(_ROLLBACK_ALIAS) or aliases.get(PREVIOUS_CHAMPION)
+            if target is None or (target == champion and _ROLLBACK_ALIAS not in aliases):
                 raise NoSuchModel(
-                    f"Model '{name}' needs a former to go back to; it has {'none' if goal is None else 'the champion itself'}. "
+                    f"Model '{name}' needs a previous champion (alias '{PREVIOUS_CHAMPION}') to roll back to; "
+                    f"it has {'none' if target is None else 'the champion itself'}. "
                     f"Promote a version by its number: forecaster promote {name} --version N --force.",
                     where=name,
                 )
-            version = self.get_version(name, goal)
+            version = self.get_version(name, target)
             self.set_alias(version, _ROLLBACK_ALIAS)
             fail_point("rollback.marked")
-            if goal == champion:  # it was cut short behind the commit point
+            if target == champion:  # it was interrupted after the commit point
                 (on_promoted or _ignore_promotion)(version, None)
             else:
                 base = None if champion is None else self.get_version(name, champion)
-                self._replace_champion(base, version, on_promoted or _ignore_promotion, confirm, step="rollback")
+                self._replace_champion(base, version, on_promoted or _ignore_promotion, check_lock, step="rollback")
             self.delete_alias(name, _ROLLBACK_ALIAS)
         return version
 
@@ -250,7 +252,7 @@ class Registry:
         *,
         step: str,
     ) -> None:
-        """Puts a version in the champion's place: all that may fail first, then the one commit point, then the record."""
+        """Replaces the champion: everything that may fail first, then the one commit point, then the callback."""
         with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
             manifest = self._download_artifact(version, f"{BUNDLE_FOLDER}/manifest.json", Path(folder))
             _check_manifest(manifest.parent, version.digest, where=str(version))
@@ -273,12 +275,12 @@ class Registry:
             self._client.set_registered_model_alias(version.name, alias, version.number)
 
     def set_tag(self, version: BundleVersion, key: str, value: str) -> None:
-        """Notes something with a version, in place of what was noted there before."""
+        """Sets a tag of a version, and replaces its previous value."""
         with translate_store_errors(str(version)):
             self._client.set_model_version_tag(version.name, version.number, key, value)
 
     def delete_alias(self, name: str, alias: str) -> None:
-        """Removes an alias; one that is not there is no error."""
+        """Removes an alias; a missing one is no error."""
         with translate_store_errors(f"model '{name}'"):
             self._client.delete_registered_model_alias(name, alias)
 
@@ -286,15 +288,19 @@ class Registry:
         return lock_registry(self.uri, _TagStore(self._client, name), where=f"model '{name}'")
 
     def _search_versions(self, name: str) -> list[ModelVersion]:
-        """Ours, oldest first."""
-        found: list[ModelVersion] = []
+        """Returns the versions that have a digest, oldest first."""
+        versions: list[ModelVersion] = []
         with translate_store_errors(f"model '{name}'"):
             token: str | None = None
             while token != "":
                 page = self._client.search_model_versions(f"name='{name}'", page_token=token)
-                found += page
+                versions += page
                 token = page.token or ""
-        return [one for one in sorted(found, key=lambda one: int(one.version)) if _DIGEST_TAG in one.tags]
+        return [
+            version
+            for version in sorted(versions, key=lambda version: int(version.version))
+            if _DIGEST_TAG in version.tags
+        ]
 
     def _get_champion(self, name: str) -> BundleVersion | None:
         with translate_store_errors(f"model '{name}'"):
@@ -316,17 +322,17 @@ class Registry:
         with translate_store_errors(str(version)):
             location = self._client.get_model_version_download_uri(version.name, version.number)
         with translate_store_errors(f"the bundle of {version}", not_found=BundleDamaged):
-            copied = download_artifacts(
+            local_path = download_artifacts(
                 artifact_uri=f"{location}/{path}",
                 dst_path=str(destination),
                 tracking_uri=self.uri,
                 registry_uri=self.uri,
             )
-        return Path(copied)
+        return Path(local_path)
 
 
 class _TagStore:
-    """The tags of a registered model, as the notes of a queue."""
+    """The tags of a registered model as the notes of a queue."""
 
     def __init__(self, client: MlflowClient, name: str) -> None:
         self._client, self._name = client, name
@@ -347,8 +353,8 @@ class _TagStore:
 def _to_bundle_version(model_version: ModelVersion) -> BundleVersion:
     if _DIGEST_TAG not in model_version.tags:
         raise RegistryError(
-            f"A version needs the tag '{_DIGEST_TAG}'; '{model_version.name}' version {model_version.version} has none, so it is not one "
-            "of ours. Register the bundle with `forecaster register`, or name another version.",
+            f"A version needs the tag '{_DIGEST_TAG}'; '{model_version.name}' version {model_version.version} has none, so it "
+            "was not registered by forecaster. Register the bundle with `forecaster register`, or use another version.",
             where=model_version.name,
         )
     return BundleVersion(
@@ -358,16 +364,16 @@ def _to_bundle_version(model_version: ModelVersion) -> BundleVersion:
 
 def _check_manifest(bundle: Path, digest: str, *, where: str) -> None:
     try:
-        found = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+        actual_digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
     except OSError as error:
         raise BundleDamaged(
             f"The bundle of {where} needs a readable manifest.json: {error.strerror}. "
             "Register it again from an unaltered copy.",
             where=where,
         ) from error
-    if found != digest:
+    if actual_digest != digest:
         raise BundleDamaged(
-            f"The manifest of {where} should have the digest {digest}; it has {found}. "
+            f"The manifest of {where} should have the digest {digest}; it has {actual_digest}. "
             "Register the bundle again from an unaltered copy.",
             where=where,
         )

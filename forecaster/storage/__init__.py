@@ -1,1 +1,1 @@
-"""Files that survive a kill: atomic writes, and the fail points that tests use to prove it."""
+"""Atomic writes that survive a kill, and the fail points that tests use to prove it."""

@@ -1,4 +1,4 @@
-"""Files that a kill or a power cut leaves old or new, never in between: written beside, synced, then renamed."""
+"""Files and folders that a kill or a power cut leaves old or new, never partial: written to a draft, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def write_file(path: Path, write_content: Callable[[IO[bytes]], object]) -> None
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, old or new."""
+    """Writes a text file atomically."""
     write_file(path, lambda file: file.write(text.encode()))
 
 
 @contextmanager
 def create_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes `path` when the block ends well; `path` must not hold anything yet."""
+    """Yields a temporary folder to fill, which becomes `path` when the block succeeds; `path` must be absent or empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield draft
-        for inside, _, names in os.walk(draft):
+        for folder, _, names in os.walk(draft):
             for name in names:
-                _fsync(Path(inside) / name)
-            sync_folder(Path(inside))
+                _fsync(Path(folder) / name)
+            sync_folder(Path(folder))
         draft.chmod(0o755)
         draft.rename(path)
     except BaseException:
@@ -52,7 +52,7 @@ def create_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder outlast a power cut."""
+    """Makes the entries of a folder durable across a power cut."""
     _fsync(path)
 
 

@@ -1,1 +1,1 @@
-"""Fitting."""
+"""Fitting of networks: data, loss, optimiser, checkpoints, presets and selection."""

@@ -1,9 +1,8 @@
-"""Checkpoints that survive a kill, and a resume that ends in the very weights of the uninterrupted run.
+"""Checkpoints that survive a kill; a resumed fit ends with exactly the weights of an uninterrupted one.
 
-One file holds all there is: weights, optimiser, loop counters, the best weights so far and how long none was better. It
-is written at the end of an epoch, beside the old one, synced, and renamed, while the next epoch begins. Nothing in the middle
-of an epoch is kept: every epoch draws its windows and its dropout from (seed, epoch) alone, so going on from an epoch's end
-repeats nothing.
+One file holds the whole state: weights, optimiser, loop counters, the best weights so far and the epochs since then. It is
+written at the end of an epoch to a temporary file, synced, and renamed, while the next epoch begins. Nothing is saved within an
+epoch: every epoch draws its windows and its dropout from (seed, epoch) alone, so resuming at an epoch's end repeats nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ _STATE_KEY = "Keeper"  # part of the checkpoint format, so that checkpoints of e
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to the checkpoint's own folder and syncs; Lightning's own goes through $TMPDIR, and never syncs.
+    """Writes to the checkpoint's own folder and syncs; Lightning's implementation goes through $TMPDIR, and never syncs.
 
-    Waiting for the disk takes as long as several steps, so a thread does it. At most one checkpoint is on its way there, and
-    none when the fit has ended, well or not.
+    Waiting for the disk takes as long as several steps, so a thread does it. At most one checkpoint is being written at a
+    time, and none after the fit has ended, whether it succeeded or failed.
 
-    Reads only checkpoints of one fit: Lightning would try another's weights before any callback could refuse it.
+    Loads only checkpoints of one fit: Lightning would load the weights of another before any callback could reject them.
     """
 
     def __init__(self, *, fit_digest: str) -> None:
@@ -42,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._pending_write: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Old or new, never in between. Raises what went wrong with the one before."""
+        """Writes the checkpoint atomically. Raises the error of the previous write, if it failed."""
         assert storage_options is None
         content = io.BytesIO()
         torch.save(checkpoint, content)
@@ -53,7 +52,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         )
 
     def teardown(self) -> None:
-        """Lightning's end of a fit: all is written."""
+        """Waits until everything is written; Lightning calls it at the end of a fit."""
         self._writer.shutdown()
         self._wait_for_write()
 
@@ -65,28 +64,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Tensors and plain values only, whatever is asked; raises CheckpointMismatch unless it is of the same fit."""
+        """Loads tensors and plain values only, whatever the arguments.
+
+        Raises CheckpointMismatch unless the checkpoint is of the same fit.
+        """
         try:
             checkpoint = cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
-            found = checkpoint["callbacks"][_STATE_KEY]["fit"]
-        except Exception as error:  # torch raises half a dozen kinds
+            digest = checkpoint["callbacks"][_STATE_KEY]["fit"]
+        except Exception as error:  # torch raises many error types
             raise CheckpointMismatch(
-                f"The checkpoint {path} cannot be read ({type(error).__name__}). Remove it to train from the start.",
+                f"Expected a checkpoint of this fit; {path} cannot be read ({type(error).__name__}). Remove it to train anew.",
                 where=str(path),
             ) from error
-        if found != self.fit_digest:
+        if digest != self.fit_digest:
             raise CheckpointMismatch(
-                f"The checkpoint {path} is of other data or another specification. Remove it, or choose another root.",
+                f"Expected a checkpoint of this fit; {path} belongs to different data or a different specification. "
+                "Remove it, or use another root.",
                 where=str(path),
             )
         return checkpoint
 
 
 class BestWeightsCallback(Checkpoint):
-    """Tells loggers the scores of each epoch, stops on one that is not finite, keeps the best weights, stops when none came
-    for long, and saves all of it.
+    """Logs the scores of each epoch, keeps the best weights, stops early, and saves the whole state.
 
-    Lightning's EarlyStopping forgets across a resume that it had stopped, and lets a NaN be saved.
+    Training stops with NonFiniteLoss on a score that is not finite, and early when no epoch improved on the best for `patience`
+    epochs. Lightning's EarlyStopping does not remember across a resume that it had stopped, and lets a NaN be saved.
     """
 
     def __init__(self, path: Path | None, *, fit_digest: str, patience: int, has_validation: bool, seed: int) -> None:
@@ -101,21 +104,21 @@ class BestWeightsCallback(Checkpoint):
 
     @property
     def state_key(self) -> str:
-        """The key of its state in a checkpoint."""
+        """The key of the callback's state in a checkpoint."""
         return _STATE_KEY
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A resumed fit may already have been patient long enough."""
+        """Stops a resumed fit whose patience was already exhausted."""
         trainer.should_stop = self._should_stop(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Dropout draws from the epoch alone."""
+        """Seeds dropout by the epoch alone."""
         torch.manual_seed(derive_epoch_seed(self.seed, trainer.current_epoch))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Runs after validation and all other callbacks."""
+        """Logs, compares and saves; it runs after validation and all other callbacks."""
         scores = _add_exposure_gap({name: float(value) for name, value in trainer.callback_metrics.items()})
-        for logger in trainer.loggers:  # not by Lightning: it would count batches, which hold several steps
+        for logger in trainer.loggers:  # not through Lightning, which would count batches of several steps
             logger.log_metrics(scores, trainer.global_step)
         self._check_finite(scores, trainer)
         self.steps = trainer.global_step
@@ -130,7 +133,7 @@ class BestWeightsCallback(Checkpoint):
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs to know."""
+        """Returns the state that a resume needs."""
         return {
             "fit": self.fit_digest,
             "best_score": self.best_score,
@@ -142,28 +145,31 @@ class BestWeightsCallback(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from where a checkpoint of the same fit was."""
+        """Restores the state from a checkpoint of the same fit."""
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self.best_step = state_dict["best_step"]
-        self.steps = self.resumed_steps = state_dict["steps"]  # here: a fit that had ended does not start again
+        self.steps = self.resumed_steps = state_dict["steps"]  # set here, as a fit that had ended does not start again
         self.best_weights, self.scores = state_dict["best_weights"], state_dict["scores"]
 
     def _should_stop(self, epochs_done: int) -> bool:
         return bool(self.patience) and self.has_validation and epochs_done - 1 - self.best_epoch >= self.patience
 
     def _check_finite(self, scores: dict[str, float], trainer: pl.Trainer) -> None:
-        odd = next((name for name, value in scores.items() if value != value or abs(value) == float("inf")), None)
-        if odd is not None:
+        invalid = next((name for name, value in scores.items() if value != value or abs(value) == float("inf")), None)
+        if invalid is not None:
             raise NonFiniteLoss(
-                f"Expected a finite loss; {odd} is {scores[odd]} at the end of epoch {trainer.current_epoch} "
-                f"(step {trainer.global_step}). Nothing of this epoch was kept. Lower the learning rate or the gradient "
+                f"Expected a finite loss; {invalid} is {scores[invalid]} at the end of epoch {trainer.current_epoch} "
+                f"(step {trainer.global_step}). This epoch was discarded. Lower the learning rate or the gradient "
                 "clip, or check the data for extreme values.",
-                where=odd,
+                where=invalid,
             )
 
 
 def _add_exposure_gap(scores: dict[str, float]) -> dict[str, float]:
-    """Free-running over teacher-forced error beside the two, as `compute_exposure_gap` has it; not where there is nothing to compare."""
+    """Adds the free-running over the teacher-forced error, as `compute_exposure_gap` defines it.
+
+    The scores are returned unchanged where the teacher-forced error is missing or zero.
+    """
     if not scores.get("valid/one_step"):
         return scores
     return scores | {"valid/exposure_gap": scores["valid/rollout"] / scores["valid/one_step"]}

@@ -1,4 +1,4 @@
-"""What Lightning trains and validates on: one tape on the device, cut by index. No samples in Python, no workers."""
+"""Lightning's data: one panel tensor on the device, sliced by index. No samples in Python, no worker processes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from forecaster.series import Panel, Series
 from forecaster.shapes import Float64
 from forecaster.spec import Spec
 
-STEPS_PER_CHUNK = 25  # a progress bar moves often enough, and what Lightning does between them is a small part
-MAX_VALUES_PER_CHUNK = 1 << 20  # bounds the memory that windows of many steps take
-MAX_VALIDATION_ORIGINS = (
-    8192  # that an epoch is judged by: of more series some are chosen, or judging would take longer than training
-)
+STEPS_PER_CHUNK = 25  # few enough to move a progress bar, enough to make Lightning's overhead between chunks small
+MAX_VALUES_PER_CHUNK = 1 << 20  # bounds the memory of long windows
+MAX_VALIDATION_ORIGINS = 8192
+"""Origins that validate an epoch. More series are subsampled, as validation would otherwise take longer than training."""
 
 
 class WindowDataModule(pl.LightningDataModule):
-    """Training windows before the cut, validation origins after it: MOST_ORIGINS of them at the most, of series evenly chosen.
+    """Training windows before the cutoff, and validation origins after it.
 
-    Raises HistoryTooShort.
+    At most MAX_VALIDATION_ORIGINS origins are used, of evenly chosen series. Raises HistoryTooShort.
     """
 
     def __init__(
@@ -53,10 +52,10 @@ class WindowDataModule(pl.LightningDataModule):
         self.excluded_ids = split.excluded_ids
         self.validation_batches: Sequence[ValidationBatch] = []
         if windows:
-            judged = _subsample_evenly(split.full.series, limit=max(1, MAX_VALIDATION_ORIGINS // windows))
+            validation_series = _subsample_evenly(split.full.series, limit=max(1, MAX_VALIDATION_ORIGINS // windows))
             self.validation_batches = build_validation_batches(
-                judged,
-                context=network.window_length(max(map(len, judged))),
+                validation_series,
+                context=network.window_length(max(map(len, validation_series))),
                 horizon=horizon,
                 windows=windows,
                 stride=spec.training.valid_stride,
@@ -64,7 +63,7 @@ class WindowDataModule(pl.LightningDataModule):
                 encoding=encoding,
                 channels=spec.channels,
             )
-        tape = PanelTensor.from_series(
+        panel_tensor = PanelTensor.from_series(
             split.history.series,
             context=self.context,
             horizon=self.future_steps,
@@ -72,8 +71,10 @@ class WindowDataModule(pl.LightningDataModule):
             channels=spec.channels,
         )
         if spec.training.weighting == "seasonal_error":
-            tape = tape._replace(error_scales=_seasonal_errors(split.history.series, spec.channels, season=season))
-        self._cutoffs = CutoffIndex.from_panel_tensor(tape, min_history=spec.min_steps)
+            panel_tensor = panel_tensor._replace(
+                error_scales=_seasonal_errors(split.history.series, spec.channels, season=season)
+            )
+        self._cutoffs = CutoffIndex.from_panel_tensor(panel_tensor, min_history=spec.min_steps)
         values = (
             spec.members
             * spec.training.batch
@@ -84,11 +85,11 @@ class WindowDataModule(pl.LightningDataModule):
 
     @property
     def num_epochs(self) -> int:
-        """How many epochs make the steps asked for."""
+        """The epochs that make the configured number of steps."""
         return -(-self.spec.training.steps // self.spec.training.epoch_steps)
 
     def train_dataloader(self) -> EpochBatches:
-        """The feed of the trainer's current epoch; asked for anew at each."""
+        """Returns the batches of the trainer's current epoch; Lightning calls it at each epoch."""
         assert self.trainer is not None
         training, epoch = self.spec.training, self.trainer.current_epoch
         self._cutoffs = self._cutoffs.to(self.trainer.strategy.root_device)
@@ -106,38 +107,38 @@ class WindowDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> ValidationLoader:
-        """The validation origins, in few large batches."""
+        """Returns the validation origins, in a few large batches."""
         return ValidationLoader(self.validation_batches)
 
 
 def split_panel(panel: Panel, spec: Spec) -> PanelSplit:
-    """What is trained on, and what is held out to validate on.
+    """Splits a panel into the part to train on and the part held out for validation.
 
-    Raises HistoryTooShort where there are fewer steps than the specification asks for, or none was observed; BadSpec where
-    calendar features are asked of numbered steps, or a channel's values are none that the head can mean; CovariateUnknown
-    where a channel is not there.
+    Raises HistoryTooShort where there are fewer steps than the specification needs, or none was observed; BadSpec where
+    calendar features are used with integer steps, or a channel's values do not suit the head; CovariateUnknown where a channel
+    is missing.
     """
     validate_calendar_features(spec.calendar, freq=panel.freq)
     split = hold_out(panel, spec.validation_steps, min_history=spec.min_steps + 1)
-    if not any(np.isfinite(one.y).any() for one in split.history.series):
+    if not any(np.isfinite(series.y).any() for series in split.history.series):
         raise HistoryTooShort(
-            "Expected an observed value to train on; no series has one before what is held out. "
-            "Send a history with observations."
+            "Expected an observed value to train on; no series has one before the steps held out for validation. "
+            "Provide a history with observations."
         )
-    for one in split.full.series:
-        _check_channels(one, spec)
+    for series in split.full.series:
+        _check_channels(series, spec)
     return split
 
 
 def _check_channels(series: Series, spec: Spec) -> None:
     channels = stack_channels(series, spec.channels)
-    odd = ~np.isnan(channels) & ((channels < 0) | (channels != np.floor(channels)))
-    if spec.head.is_count and odd.any():
-        step, number = np.argwhere(odd)[0]
+    invalid = ~np.isnan(channels) & ((channels < 0) | (channels != np.floor(channels)))
+    if spec.head.is_count and invalid.any():
+        step, index = np.argwhere(invalid)[0]
         raise BadSpec(
-            f"Expected whole numbers of 0 or more in the channel {spec.channels[number]!r}, which a {spec.head.kind} head is to "
-            f"foretell; series {series.id!r} has {channels[step, number]:g} at {format_timestamp(series.timestamp_at(int(step)))}. Choose another "
-            "head, or leave the channel out.",
+            f"Expected whole numbers of 0 or more in the channel {spec.channels[index]!r}, which a {spec.head.kind} head "
+            f"predicts; series {series.id!r} has {channels[step, index]:g} at "
+            f"{format_timestamp(series.timestamp_at(int(step)))}. Use another head, or leave the channel out.",
             where=series.id,
         )
 
@@ -145,16 +146,16 @@ def _check_channels(series: Series, spec: Spec) -> None:
 def _seasonal_errors(
     series: Sequence[Series], channels: Sequence[str], *, season: int
 ) -> Float64[torch.Tensor, "series target"]:
-    targets = [[one.y, *stack_channels(one, channels).T] for one in series]
+    targets = [[item.y, *stack_channels(item, channels).T] for item in series]
     return torch.tensor(
-        [[compute_error_scale(y, season=season) for y in each] for each in targets], dtype=torch.float64
+        [[compute_error_scale(y, season=season) for y in values] for values in targets], dtype=torch.float64
     )
 
 
 def _subsample_evenly(series: Sequence[Series], *, limit: int) -> Sequence[Series]:
     if len(series) <= limit:
         return series
-    return [series[place * len(series) // limit] for place in range(limit)]
+    return [series[index * len(series) // limit] for index in range(limit)]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fitting: a panel and a specification in, a forecaster out."""
+"""Fitting: from a panel and a specification to a fitted model."""
 
 from __future__ import annotations
 
@@ -27,15 +27,25 @@ from forecaster.training.module import TrainingModule
 
 
 class FitResult(NamedTuple):
-    """What a fit gives: the forecaster, with the best weights seen, and how it came to be."""
+    """The result of a fit.
+
+    Attributes:
+        model: The fitted model, with the best weights.
+        scores: train/loss; valid/loss, one_step, rollout and exposure_gap of the best epoch.
+        epochs: Number of epochs.
+        steps: Number of optimiser steps.
+        resumed_steps: Those of them made by an earlier process, before a resume.
+        best_steps: Steps after which the best weights were reached.
+        excluded_ids: Ids of the series that are too short to train on.
+    """
 
     model: FittedModel
-    scores: dict[str, float]  # train/loss; valid/loss, one_step, rollout and exposure_gap of the kept epoch
+    scores: dict[str, float]
     epochs: int
     steps: int
-    resumed_steps: int  # of these, made by an earlier process that was killed
-    best_steps: int  # after which the kept weights were there
-    excluded_ids: tuple[str, ...]  # series too short to learn from
+    resumed_steps: int
+    best_steps: int
+    excluded_ids: tuple[str, ...]
 
 
 def fit(
@@ -50,22 +60,22 @@ def fit(
     progress: bool = False,
     steps_per_chunk: int = STEPS_PER_CHUNK,
 ) -> FitResult:
-    """Trains a forecaster; on CPU the same arguments give bitwise the same weights, interrupted or not.
+    """Trains a model; on CPU the same arguments give bitwise the same weights, interrupted or not.
 
     The process keeps the memory of its tensors from here on, up to a gigabyte (`keep_freed_memory`).
 
     Args:
-        panel: All that may be known. Its last steps (`Spec.held_out`) choose the best epoch and are not trained on.
-        spec: What to make.
-        initial: Whose weights to start from, such as the champion's; of the same network, on data of the same columns.
-        checkpoint: Where to keep progress; a fit with the same panel and spec goes on from it. The caller removes it.
-        loggers: Get `train/loss` and the validation scores of each epoch.
-        callbacks: Further Lightning callbacks. What they see as a batch holds those of several optimiser steps.
-        accelerator: "auto" takes a GPU where there is one.
+        panel: All data up to the cutoff. Its last steps (`Spec.validation_steps`) choose the best epoch and are not trained on.
+        spec: The specification of the model.
+        initial: A model whose weights to start from, such as the champion; of the same network, on data of the same columns.
+        checkpoint: File for the progress; a fit with the same panel and spec resumes from it. The caller removes it.
+        loggers: They get `train/loss` and the validation scores of each epoch.
+        callbacks: Further Lightning callbacks. A batch they see holds those of several optimiser steps.
+        accelerator: "auto" uses a GPU where there is one.
         progress: Whether to show a progress bar.
-        steps_at_once: Optimiser steps between two looks of Lightning and its callbacks, at the most. It changes no weight.
+        steps_per_chunk: The most optimiser steps between two callback calls of Lightning. It changes no weight.
     Raises:
-        HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of another network.
+        HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of a different network.
     """
     keep_freed_memory()
     season = spec.season or default_season(panel.freq)
@@ -83,55 +93,56 @@ def fit(
     if initial is not None:
         _load_initial_weights(initial, networks)
     module = TrainingModule(networks, spec)
-    windows = WindowDataModule(panel, spec, networks[0], encoding, season=season, steps_per_chunk=steps_per_chunk)
-    identity = fit_digest(panel, spec, initial)
-    keeper = BestWeightsCallback(
+    data = WindowDataModule(panel, spec, networks[0], encoding, season=season, steps_per_chunk=steps_per_chunk)
+    digest = fit_digest(panel, spec, initial)
+    best_callback = BestWeightsCallback(
         checkpoint,
-        fit_digest=identity,
+        fit_digest=digest,
         patience=spec.training.patience,
-        has_validation=bool(windows.validation_batches),
+        has_validation=bool(data.validation_batches),
         seed=spec.training.seed,
     )
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
-        max_epochs=windows.num_epochs,
+        max_epochs=data.num_epochs,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        limit_val_batches=len(windows.validation_batches),
+        limit_val_batches=len(data.validation_batches),
         logger=list(loggers) or False,
-        callbacks=[keeper, *callbacks],
-        plugins=[AtomicCheckpointIO(fit_digest=identity)],
+        callbacks=[best_callback, *callbacks],
+        plugins=[AtomicCheckpointIO(fit_digest=digest)],
         enable_checkpointing=True,
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
-    at_interrupt = signal.getsignal(signal.SIGINT)
+    interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=windows, ckpt_path=resume, weights_only=True)
-    except SystemExit as left:
-        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning makes an exit of it, and is deaf to another
-            signal.signal(signal.SIGINT, at_interrupt)
-            raise left.__context__ from None
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit as exit_error:
+        # Lightning turns an interrupt into an exit and ignores the next one.
+        if isinstance(exit_error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, interrupt_handler)
+            raise exit_error.__context__ from None
         raise
-    module.load_state_dict(keeper.best_weights)
-    network, *others = (one.cpu().eval() for one in module.cpu().networks)
-    forecaster = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network, other_networks=tuple(others))
+    module.load_state_dict(best_callback.best_weights)
+    network, *other_networks = (member.cpu().eval() for member in module.cpu().networks)
+    model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network, other_networks=tuple(other_networks))
     return FitResult(
-        forecaster,
-        keeper.scores,
+        model,
+        best_callback.scores,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
-        resumed_steps=keeper.resumed_steps,
-        best_steps=keeper.best_step,
-        excluded_ids=windows.excluded_ids,
+        resumed_steps=best_callback.resumed_steps,
+        best_steps=best_callback.best_step,
+        excluded_ids=data.excluded_ids,
     )
 
 
 def _member_seeds(spec: Spec) -> list[int]:
-    """One for the weights of each member; the first is that of a network alone."""
+    """Returns the weight seed of each member; the first is that of a single network."""
     seed = spec.training.seed
     return [seed, *(derive_epoch_seed(seed, member) for member in range(1, spec.members))]
 
@@ -146,43 +157,47 @@ def refit(
     accelerator: str = "auto",
     progress: bool = False,
 ) -> FittedModel:
-    """Trains anew on all of a panel, for as long as proved best on what `fit` held out of it.
+    """Trains again on the whole panel, for the number of steps that was best on the data `fit` held out.
 
-    The forecaster keeps its specification, and the calibration and blend of `first_fit`: nothing is left to find others on.
+    The model keeps its specification, and the calibration and blend of `first_fit`: no data is held out to find new ones on.
     """
     spec = first_fit.model.spec
-    steps = spec.training.model_copy(update={"steps": first_fit.best_steps, "valid_windows": 0, "refit": False})
-    again = fit(
+    training = spec.training.model_copy(update={"steps": first_fit.best_steps, "valid_windows": 0, "refit": False})
+    refitted = fit(
         panel,
-        spec.model_copy(update={"training": steps}),
+        spec.model_copy(update={"training": training}),
         initial=initial,
         checkpoint=checkpoint,
         callbacks=callbacks,
         accelerator=accelerator,
         progress=progress,
     )
-    before = first_fit.model
-    return replace(again.model, spec=spec, calibration=before.calibration, blend_weights=before.blend_weights)
+    first_model = first_fit.model
+    return replace(
+        refitted.model, spec=spec, calibration=first_model.calibration, blend_weights=first_model.blend_weights
+    )
 
 
 def _load_initial_weights(initial: FittedModel, networks: Sequence[Regressor]) -> None:
-    """The weights of as many members; further ones keep their random weights."""
-    for network, before in zip(networks, initial.networks, strict=False):
-        weights = before.state_dict()
-        mine = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        theirs = {name: tuple(value.shape) for name, value in weights.items()}
-        if mine != theirs:
-            odd = next(name for name in (*mine, *theirs) if mine.get(name) != theirs.get(name))
+    """Copies the weights of the initial members; further members keep their random weights."""
+    for network, source in zip(networks, initial.networks, strict=False):
+        weights = source.state_dict()
+        shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        initial_shapes = {name: tuple(value.shape) for name, value in weights.items()}
+        if shapes != initial_shapes:
+            mismatch = next(name for name in (*shapes, *initial_shapes) if shapes.get(name) != initial_shapes.get(name))
             raise BadSpec(
-                f"Expected a network of {initial.spec.name!r}'s shape to start from; {odd} is {mine.get(odd)} here and "
-                f"{theirs.get(odd)} there. Use its specification, or start from random weights.",
-                where=odd,
+                f"Expected initial weights of the same shapes; {mismatch} is {shapes.get(mismatch)} in this specification and "
+                f"{initial_shapes.get(mismatch)} in {initial.spec.name!r}. Use its specification, or start from random weights.",
+                where=mismatch,
             )
         network.load_state_dict(weights)
 
 
 def fit_digest(panel: Panel, spec: Spec, initial: FittedModel | None = None) -> str:
-    """Identifies a fit: its data, its specification and what it starts from, hence its weights."""
-    known = f"{panel.digest()}{spec.model_dump_json()}".encode()
-    weights = [] if initial is None else [value for one in initial.networks for value in one.state_dict().values()]
-    return hashlib.sha256(b"".join([known, *(value.numpy().tobytes() for value in weights)])).hexdigest()
+    """Identifies a fit by its data, its specification and its initial weights, which determine the result."""
+    inputs = f"{panel.digest()}{spec.model_dump_json()}".encode()
+    weights = (
+        [] if initial is None else [value for member in initial.networks for value in member.state_dict().values()]
+    )
+    return hashlib.sha256(b"".join([inputs, *(value.numpy().tobytes() for value in weights)])).hexdigest()

@@ -1,8 +1,8 @@
-"""What training minimises: the head's loss of what the network says of the next block, given what came before it, or what
-it said itself of what came before it.
+"""The training loss: the head's loss of the network's prediction of the next block, given the actuals before it or,
+unrolled, its own predictions of them.
 
-A lesson is all of a batch that no weight has a part in: scales, masks, encodings. The lessons of many steps are prepared at
-once, so that a step costs what its arithmetic costs.
+A training batch holds everything that does not depend on weights: scales, masks, encodings. The batches of many steps are
+prepared at once, so that a step costs no more than its arithmetic.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ from forecaster.model.rollout import EncodedInputs, RolloutState, blocks, encode
 from forecaster.model.scaling import measure_scale
 from forecaster.shapes import Bool, Float, Int
 
-MAX_UNIT_WEIGHT = (
-    100.0  # seasonal errors that one scaled unit counts for, lest a series that hardly ever moved outweigh all others
-)
+MAX_UNIT_WEIGHT = 100.0
+"""Largest weight of one scaled unit, in seasonal errors, so that a nearly constant series does not dominate the loss."""
 
 
 class UnrolledTargets(NamedTuple):
-    """What a network is asked for after its window, where it reads what it said itself. The first block is the one that is
-    asked for at the end of the window too.
+    """Targets after the window, where the network reads its own predictions. The first block is also predicted at the end of the
+    window.
 
     Attributes:
-        seen: Whether the track has seen an observation in the window.
-        bound: Scaled values beyond it are not believed, and not fed back.
-        target: What is to be said, scaled; 0 where it does not count.
-        weight: Of each target in the mean, as in a lesson.
-        ahead: The covariates of the targets; none, if the network reads none.
+        started: Whether the target has an observation in the window.
+        bound: Scaled values beyond it are taken as diverged, and not fed back.
+        target: Scaled actuals; 0 where the weight is 0.
+        weight: Of each target in the mean, as in a training batch.
+        future_covariates: The covariates of the targets; none, if the network reads none.
     """
 
     started: Bool[Tensor, "*member track"]
@@ -46,21 +45,21 @@ class UnrolledTargets(NamedTuple):
 
 
 class TrainingBatch(NamedTuple):
-    """A batch as the loss takes it.
+    """A batch in the form the loss needs.
 
-    A rollout network is asked after every segment of the window for the next one (windows shifted by one segment); a direct
-    network after the last, for a whole block.
+    A rollout network predicts the next segment after every segment of the window (windows shifted by one segment); a direct
+    network predicts a whole block after the last segment.
 
     Attributes:
-        inputs: What each step of the recurrence reads.
-        begun: Whether the row has seen an observation by the end of each segment.
-        past: The values before the first segment and those of the window, scaled, gaps filled.
-        target: What is to be said, scaled; 0 where it does not count.
-        weight: Of each target in the mean, 0 for the unobserved and the padding: the same for all that count, or such that an
-            error counts in units of the seasonal naive's.
-        ahead: The covariates of the targets.
-        static: Numbers of the categories of each row.
-        beyond: What follows the window; None where the network is not unrolled.
+        inputs: Inputs of each step of the recurrence.
+        mask: Whether the row has an observation by the end of each segment.
+        filled_values: The values before the first segment and those of the window, scaled, gaps filled.
+        target: Scaled actuals; 0 where the weight is 0.
+        weight: Of each target in the mean; 0 for unobserved steps and padding. The others have equal weights, or weights that
+            express errors in units of the seasonal naive's.
+        future_covariates: The covariates of the targets.
+        static: Category codes of each row.
+        unrolled: Targets after the window; None where the network is not unrolled.
     """
 
     inputs: Float[Tensor, "*member row segment feature"]
@@ -74,13 +73,19 @@ class TrainingBatch(NamedTuple):
 
 
 def teacher_forced_loss(network: Regressor, example: Example) -> Float[Tensor, ""]:
-    """The mean loss of y and the channels, scaled; the unobserved do not count, nor what nothing of the same was known before."""
-    [lesson] = prepare_batches(network, example, batch_size=len(example.window.values))
-    return compute_loss(network, lesson)
+    """Returns the mean loss of y and the channels, scaled.
+
+    Unobserved targets do not count, nor do those before the first observation of their series or channel.
+    """
+    [batch] = prepare_batches(network, example, batch_size=len(example.window.values))
+    return compute_loss(network, batch)
 
 
 def compute_loss(network: Regressor, batch: TrainingBatch) -> Float[Tensor, ""]:
-    """The mean loss of a lesson, scaled; half of it is that of what is unrolled. All that depends on weights happens here."""
+    """Returns the mean loss of a batch, scaled; where there are unrolled targets, they make half of it.
+
+    Everything that depends on weights happens here.
+    """
     rows, segment = len(batch.inputs), network.segment
     static = network.embed_static(batch.static, rows=rows)
     start = network.recurrent.initial_state(rows, like=batch.inputs)
@@ -92,12 +97,14 @@ def compute_loss(network: Regressor, batch: TrainingBatch) -> Float[Tensor, ""]:
     total: Tensor = (losses * batch.weight).sum()
     if batch.unrolled is None:
         return total
-    seen, bound, target, weight, ahead = batch.unrolled
-    as_it_is = measure_scale(target.double(), "none")  # the values of a lesson are scaled already
-    memory = RolloutState(state, *last, seen, as_it_is, bound, time=0, static=static)
-    count, known = target.shape[1] // network.block, ahead if network.num_covariates else None
-    told = [block.params for block in blocks(network, memory, count=count, future_covariates=known)]
-    return total + (network.head.loss(torch.cat(told, dim=1), target) * weight).sum()
+    started, bound, target, weight, future_covariates = batch.unrolled
+    identity_scale = measure_scale(target.double(), "none")  # the values of a batch are scaled already
+    rollout_state = RolloutState(state, *last, started, identity_scale, bound, time=0, static=static)
+    count, covariates = target.shape[1] // network.block, future_covariates if network.num_covariates else None
+    params_of_blocks = [
+        block.params for block in blocks(network, rollout_state, count=count, future_covariates=covariates)
+    ]
+    return total + (network.head.loss(torch.cat(params_of_blocks, dim=1), target) * weight).sum()
 
 
 @torch.no_grad()
@@ -109,45 +116,62 @@ def prepare_batches(
     num_members: int | None = None,
     unrolled_blocks: Sequence[int] = (),
 ) -> Sequence[TrainingBatch]:
-    """The lessons of an example whose rows are those of several batches, one after the other.
+    """Prepares the training batches of an example whose rows are those of several batches, one after the other.
 
-    With members, each of a lesson's parts has a leading axis of them, and as many batches make one lesson.
-    `unrolled_blocks` says for how many blocks each lesson goes on after the window; nothing: for none.
+    Args:
+        network: The network, for its shapes; no weight is read.
+        example: Windows and their futures.
+        batch_size: Rows of a batch.
+        num_members: With members, each part of a training batch has a leading member axis, and this many batches form one.
+        unrolled_blocks: How many blocks each training batch is unrolled after the window; empty for none.
     """
-    memory, window = start_rollout(network, example.window)
-    laid, unit = encode_inputs(network, window, memory), _error_units(network, example, memory)
-    first, ahead = example.future[:, : network.block], example.future_covariates
+    rollout_state, window = start_rollout(network, example.window)
+    encoded, units = encode_inputs(network, window, rollout_state), _error_units(network, example, rollout_state)
+    first, future_covariates = example.future[:, : network.block], example.future_covariates
     if network.is_direct:
         target, time = first, window.values.shape[1]
-        began = laid.started[:, -1:].expand_as(target)
+        started = encoded.started[:, -1:].expand_as(target)
     else:
         target, time = torch.cat([window.targets[:, network.segment :], first], dim=1), network.segment
-        ahead = _next_segment_covariates(network, window, example)
-        seen = laid.started.reshape(len(laid.started), -1, network.segment).any(2)
-        began = seen.repeat_interleave(network.segment, dim=1)
-    counts = began & ~target.isnan()
-    scaled = memory.scale.apply(target, time=time).masked_fill(~counts, 0.0)
-    count = len(laid.inputs) // batch_size
-    whole = TrainingBatch(
-        laid.inputs,
-        laid.mask,
-        laid.filled_values,
+        future_covariates = _next_segment_covariates(network, window, example)
+        segment_started = encoded.started.reshape(len(encoded.started), -1, network.segment).any(2)
+        started = segment_started.repeat_interleave(network.segment, dim=1)
+    valid = started & ~target.isnan()
+    scaled = rollout_state.scale.apply(target, time=time).masked_fill(~valid, 0.0)
+    count = len(encoded.inputs) // batch_size
+    combined = TrainingBatch(
+        encoded.inputs,
+        encoded.mask,
+        encoded.filled_values,
         scaled,
-        _target_weights(counts, unit, num_batches=count),
-        ahead,
+        _target_weights(valid, units, num_batches=count),
+        future_covariates,
         window.static,
     )
-    lead = (count,) if num_members is None else (count // num_members, num_members)
-    made = [TrainingBatch(*parts) for parts in _split_batches(whole[:-1], lead)]  # type: ignore[arg-type]
+    batch_shape = (count,) if num_members is None else (count // num_members, num_members)
+    plain_batches = [TrainingBatch(*parts) for parts in _split_batches(combined[:-1], batch_shape)]  # type: ignore[arg-type]
     if not any(unrolled_blocks):
-        return made
-    beyond = _prepare_unrolled_targets(
-        network, example, window, laid, memory, [k for k in unrolled_blocks for _ in range(count // lead[0])]
+        return plain_batches
+    unrolled = _prepare_unrolled_targets(
+        network,
+        example,
+        window,
+        encoded,
+        rollout_state,
+        [num_blocks for num_blocks in unrolled_blocks for _ in range(count // batch_shape[0])],
     )
     batches = []
+<<<<<<< HEAD
     for batch, parts, block_count in zip(made, _split_batches(beyond, lead), unrolled_blocks, strict=True):
         if block_count:
             targets = _truncate(UnrolledTargets(*parts), steps=block_count * network.block)  # type: ignore[arg-type]
+=======
+    for batch, parts, num_blocks in zip(
+        plain_batches, _split_batches(unrolled, batch_shape), unrolled_blocks, strict=True
+    ):
+        if num_blocks:
+            targets = _truncate(UnrolledTargets(*parts), steps=num_blocks * network.block)  # type: ignore[arg-type]
+>>>>>>> lang-l3
             batch = batch._replace(weight=batch.weight / 2, unrolled=targets)
         batches.append(batch)
     return batches
@@ -161,15 +185,20 @@ def _prepare_unrolled_targets(
     rollout_state: RolloutState,
     unrolled_blocks: Sequence[int],
 ) -> UnrolledTargets:
-    """What follows the windows of several batches, each of which unrolls so many blocks; the weights make half a mean."""
-    future, each = example.future, torch.tensor(unrolled_blocks, device=example.future.device) * network.block
-    length = each.repeat_interleave(len(future) // len(each))[:, None]
-    counts = encoded.started[:, -1:] & ~future.isnan() & (torch.arange(future.shape[1], device=future.device) < length)
+    """Returns the targets after the windows of several batches, each unrolled by its own number of blocks.
+
+    Their weights sum to one half per batch.
+    """
+    future, num_steps = example.future, torch.tensor(unrolled_blocks, device=example.future.device) * network.block
+    row_steps = num_steps.repeat_interleave(len(future) // len(num_steps))[:, None]
+    valid = (
+        encoded.started[:, -1:] & ~future.isnan() & (torch.arange(future.shape[1], device=future.device) < row_steps)
+    )
     return UnrolledTargets(
         encoded.started[:, -1],
         updated_bound(network, window, encoded, rollout_state),
-        rollout_state.scale.apply(future, time=window.values.shape[1]).masked_fill(~counts, 0.0),
-        _target_weights(counts, _error_units(network, example, rollout_state), num_batches=len(each)) / 2,
+        rollout_state.scale.apply(future, time=window.values.shape[1]).masked_fill(~valid, 0.0),
+        _target_weights(valid, _error_units(network, example, rollout_state), num_batches=len(num_steps)) / 2,
         encoded.inputs.new_zeros(len(encoded.inputs), future.shape[1], 0)
         if example.future_covariates is None
         else example.future_covariates,
@@ -187,14 +216,14 @@ def _truncate(targets: UnrolledTargets, *, steps: int) -> UnrolledTargets:
 def _target_weights(
     mask: Bool[Tensor, "track target"], unit: Float[Tensor, "track"] | None, *, num_batches: int
 ) -> Float[Tensor, "track target"]:
-    """Weights that make a mean over what counts of each of so many batches, in units where there are such."""
-    each = mask.reshape(num_batches, -1).sum(1).clamp(min=1)
-    weight = mask / each.repeat_interleave(len(mask) // num_batches)[:, None]
+    """Returns weights that make a mean over the valid targets of each of several batches, in units where given."""
+    counts = mask.reshape(num_batches, -1).sum(1).clamp(min=1)
+    weight = mask / counts.repeat_interleave(len(mask) // num_batches)[:, None]
     return weight if unit is None else weight * unit[:, None]
 
 
 def _error_units(network: Regressor, example: Example, rollout_state: RolloutState) -> Float[Tensor, "track"] | None:
-    """What the error of one scaled unit counts for, in units of the seasonal naive's; None where all units count alike."""
+    """Returns one scaled unit in units of the seasonal naive's error; None where all units count alike."""
     if example.error_scale is None:
         return None
     unit = (rollout_state.scale.unit / example.error_scale).clamp(max=MAX_UNIT_WEIGHT)
@@ -205,7 +234,7 @@ def _error_units(network: Regressor, example: Example, rollout_state: RolloutSta
 def _split_batches(
     record: Iterable[Tensor | None], batch_shape: tuple[int, ...]
 ) -> Iterator[tuple[Tensor | None, ...]]:
-    """The parts of a record for each of several lessons, which lie one after the other."""
+    """Splits the parts of a record into those of several training batches, which lie one after the other."""
     size = math.prod(batch_shape)
     parts = [
         [None] * batch_shape[0]
@@ -219,7 +248,7 @@ def _split_batches(
 def _next_segment_covariates(
     network: Regressor, window: Window, example: Example
 ) -> Float[Tensor, "row segment step covariate"] | None:
-    """The covariates of the segment that follows each segment of the window."""
+    """Returns the covariates of the segment that follows each segment of the window."""
     if window.covariates is None or example.future_covariates is None:
         return None
     following = torch.cat(

@@ -1,4 +1,4 @@
-"""Networks of one shape trained side by side: their weights are stacked, and one batched recurrence steps through all."""
+"""Networks of one shape trained in parallel: their weights are stacked, and one batched recurrence steps through all."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.training.loss import TrainingBatch, UnrolledTargets, compute_loss
 
-_DOT_REPLACEMENT = "/"  # a dot in the name of a parameter is torch's own
+_DOT_REPLACEMENT = "/"  # torch allows no dot in the name of a parameter
 
 
 class StackedNetworks(nn.Module):
-    """The weights of several networks, each parameter with a leading axis of members.
+    """The weights of several networks, each parameter with a leading member axis.
 
-    An optimiser that works element by element, such as Adam, trains them as it would train each alone.
+    An element-wise optimiser, such as Adam, trains them as it would train each alone.
     """
 
     def __init__(self, networks: Sequence[Regressor]) -> None:
@@ -26,45 +26,45 @@ class StackedNetworks(nn.Module):
         stacked, buffers = stack_module_state(list(networks))
         assert not buffers, f"a network with buffers cannot be stacked: {sorted(buffers)}"
         self.weights = nn.ParameterDict({_escape_name(name): nn.Parameter(weight) for name, weight in stacked.items()})
-        self._template = (_LossModule(networks[0]),)  # in a tuple, so that the weights of one are not those of all
+        self._template = (_LossModule(networks[0]),)  # in a tuple, so that its weights are not registered here
 
     def __len__(self) -> int:
         return len(next(iter(self.weights.values())))
 
     def losses(self, batch: TrainingBatch) -> Float[Tensor, "member"]:
-        """The loss of each member on a lesson of its own; every part of `batch` has a leading axis of members."""
-        [shape] = self._template
+        """Returns the loss of each member on its own batch; every part of `batch` has a leading member axis."""
+        [template] = self._template
         weights = {f"network.{_unescape_name(name)}": weight for name, weight in self.weights.items()}
-        *first, beyond = batch
-        held = [place for place, part in enumerate(first) if part is not None]
+        *window_parts, unrolled = batch
+        present = [index for index, part in enumerate(window_parts) if part is not None]
 
-        def one(weights: dict[str, Tensor], parts: list[Tensor], further: tuple[Tensor, ...]) -> Tensor:
-            whole: list[Tensor | None] = [None] * len(first)
-            for place, part in zip(held, parts, strict=True):
-                whole[place] = part
-            lesson = TrainingBatch(*whole, unrolled=UnrolledTargets(*further) if further else None)  # type: ignore[arg-type, misc]
-            loss: Tensor = functional_call(shape, weights, (lesson,))
+        def member_loss(weights: dict[str, Tensor], parts: list[Tensor], unrolled_parts: tuple[Tensor, ...]) -> Tensor:
+            fields: list[Tensor | None] = [None] * len(window_parts)
+            for index, part in zip(present, parts, strict=True):
+                fields[index] = part
+            member_batch = TrainingBatch(*fields, unrolled=UnrolledTargets(*unrolled_parts) if unrolled_parts else None)  # type: ignore[arg-type, misc]
+            loss: Tensor = functional_call(template, weights, (member_batch,))
             return loss
 
-        parts = [part for part in first if part is not None]
-        found: Tensor = vmap(one, randomness="different")(weights, parts, tuple(beyond or ()))
-        return found
+        parts = [part for part in window_parts if part is not None]
+        losses: Tensor = vmap(member_loss, randomness="different")(weights, parts, tuple(unrolled or ()))
+        return losses
 
     def clip_gradient_norm(self, gradients: list[Tensor], *, max_norm: float) -> None:
-        """Shrinks the gradients of each member alike, so that their norm together is at most `max_norm`."""
-        norm = torch.linalg.vector_norm(torch.cat([one.flatten(1) for one in gradients], dim=1), dim=1)
-        share = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        """Scales the gradients of each member by one factor, so that their joint norm is at most `max_norm`."""
+        norm = torch.linalg.vector_norm(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1), dim=1)
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
-            gradient.mul_(share.reshape(-1, *[1] * (gradient.dim() - 1)))
+            gradient.mul_(factor.reshape(-1, *[1] * (gradient.dim() - 1)))
 
     def copy_weights_to(self, networks: Sequence[nn.Module]) -> None:
         """Writes the weights of each member into a network."""
-        for number, network in enumerate(networks):
-            network.load_state_dict({_unescape_name(name): weight[number] for name, weight in self.weights.items()})
+        for member, network in enumerate(networks):
+            network.load_state_dict({_unescape_name(name): weight[member] for name, weight in self.weights.items()})
 
 
 class _LossModule(nn.Module):
-    """`compute_loss` as a module, for its weights to be exchanged."""
+    """`compute_loss` as a module, so that its weights can be replaced."""
 
     def __init__(self, network: Regressor) -> None:
         super().__init__()

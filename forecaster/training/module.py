@@ -1,4 +1,4 @@
-"""The Lightning module: a thin coat around the network. What validation measures is what users get: the rollout."""
+"""The Lightning module: a thin layer around the network. Validation measures the rollout, which is what users get."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from forecaster.training.optimizer import (
 
 
 class TrainingModule(pl.LightningModule):
-    """Trains a network, teacher-forced, with the loss of its head: the classical recipe is the mean squared error on
-    windows shifted by one step. Beside it, where that is asked for, on its own rollout after the window.
+    """Trains a network with teacher forcing and the loss of its head, and optionally on its own rollout after the window.
 
-    What Lightning takes for a batch holds those of several optimiser steps, because what it does about each batch costs as
-    much as a small network's step. So does it for validation: few large batches.
+    The classical recipe is the mean squared error on windows shifted by one step. A Lightning batch holds those of several
+    optimiser steps, because Lightning's overhead per batch costs as much as a small network's step. Validation likewise
+    uses a few large batches.
 
-    Several members are trained side by side, each on windows of its own; their scores are means over members.
+    Several members are trained in parallel, each on its own windows; their scores are means over members.
     """
 
     def __init__(self, networks: Sequence[Regressor], spec: Spec) -> None:
@@ -41,45 +41,45 @@ class TrainingModule(pl.LightningModule):
         self.automatic_optimization = False
         self.network = networks[0] if len(networks) == 1 else StackedNetworks(networks)
         self.spec = spec
-        self._networks = tuple(networks)  # in a tuple: what is trained is `network`
+        self._networks = tuple(networks)  # in a tuple, as only `network` is registered and trained
         self._losses: list[Float[Tensor, "step *member"]] = []
         self._training_weights: list[Tensor] = []
 
     @property
     def networks(self) -> tuple[Regressor, ...]:
-        """The members, with the weights that were reached."""
+        """The members, with the current weights."""
         if isinstance(self.network, StackedNetworks):
             self.network.copy_weights_to(self._networks)
         return self._networks
 
     def training_step(self, example: Example, _batch_idx: int) -> Float[Tensor, ""]:
-        """The optimiser steps of some batches; their mean loss. Raises NonFiniteLoss."""
+        """Runs the optimiser steps of several batches and returns their mean loss. Raises NonFiniteLoss."""
         training, optimizer = self.spec.training, self._optimizer()
-        trained, shape = self.network, self._networks[0].train()  # whatever validation left
-        if isinstance(trained, StackedNetworks):
-            loss, clip, members = trained.losses, trained.clip_gradient_norm, len(trained)
+        network, template = self.network, self._networks[0].train()  # validation may have left it in eval mode
+        if isinstance(network, StackedNetworks):
+            loss, clip_gradients, num_members = network.losses, network.clip_gradient_norm, len(network)
         else:
-            loss, clip, members = partial(compute_loss, shape), clip_gradient_norm, None
-        first = self.trainer.global_step
-        far = partial(unrolled_blocks, max_blocks=training.unroll, total_steps=training.steps)
-        steps = len(example.window.values) // (training.batch * (members or 1))
-        prepared = prepare_batches(
-            shape,
+            loss, clip_gradients, num_members = partial(compute_loss, template), clip_gradient_norm, None
+        first_step = self.trainer.global_step
+        num_blocks = partial(unrolled_blocks, max_blocks=training.unroll, total_steps=training.steps)
+        steps = len(example.window.values) // (training.batch * (num_members or 1))
+        batches = prepare_batches(
+            template,
             example,
             batch_size=training.batch,
-            num_members=members,
-            unrolled_blocks=[far(step) for step in range(first, first + steps)],
+            num_members=num_members,
+            unrolled_blocks=[num_blocks(step) for step in range(first_step, first_step + steps)],
         )
-        rates = partial(
+        learning_rate_at = partial(
             scheduled_learning_rate, peak=training.learning_rate, schedule=training.schedule, total_steps=training.steps
         )
         losses = run_optimizer_steps(
             optimizer,
             loss,
-            prepared,
-            partial(clip, max_norm=training.gradient_clip),
-            learning_rate_at=rates,
-            first_step=first,
+            batches,
+            partial(clip_gradients, max_norm=training.gradient_clip),
+            learning_rate_at=learning_rate_at,
+            first_step=first_step,
         )
         self._check_finite(losses)
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.increment_by(len(losses))
@@ -87,34 +87,34 @@ class TrainingModule(pl.LightningModule):
         return losses.mean()
 
     def on_train_epoch_end(self) -> None:
-        """Reports the mean loss of the epoch."""
+        """Logs the mean loss of the epoch."""
         self.log("train/loss", torch.cat(self._losses).mean(), logger=False)
         self._losses.clear()
 
     def on_validation_start(self) -> None:
-        """What is validated is what is kept: the averaged weights, where there are such."""
+        """Swaps in the averaged weights, where there are such: the validated weights are the saved ones."""
         self._training_weights = self._swap_weights(self._optimizer().averages)
 
     def on_validation_end(self) -> None:
-        """Training goes on from the weights it had reached."""
+        """Restores the weights that training continues from."""
         self._swap_weights(self._training_weights)
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """The weights to keep, as they would be in `state_dict`."""
-        reached = self._swap_weights(self._optimizer().averages)
-        kept = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
-        self._swap_weights(reached)
-        return kept
+        """Returns the weights to save, in the form of `state_dict`."""
+        current = self._swap_weights(self._optimizer().averages)
+        weights = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        self._swap_weights(current)
+        return weights
 
     @torch.no_grad()
     def _swap_weights(self, weights: list[Tensor]) -> list[Tensor]:
-        """Puts weights in place; returns those that were there."""
+        """Copies weights into the parameters and returns the previous ones."""
         parameters = self._optimizer().trained_parameters
         if all(weight is parameter for weight, parameter in zip(weights, parameters, strict=True)):
             return parameters
-        before = [parameter.clone() for parameter in parameters]
+        previous = [parameter.clone() for parameter in parameters]
         torch._foreach_copy_(parameters, weights)
-        return before
+        return previous
 
     def _optimizer(self) -> FusedAdam:
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -124,18 +124,18 @@ class TrainingModule(pl.LightningModule):
     def validation_step(self, batch: ValidationBatch, _batch_idx: int) -> None:
         """Scores a batch of rolling origins."""
         rows = len(batch.seasonal_error)
-        found = [score_batch(network.to(self.device).eval(), batch) for network in self.networks]
-        for name, values in zip(ValidationScores._fields, zip(*found, strict=True), strict=True):
+        scores = [score_batch(network.to(self.device).eval(), batch) for network in self.networks]
+        for name, values in zip(ValidationScores._fields, zip(*scores, strict=True), strict=True):
             mean = torch.stack(values).mean()
             self.log(f"valid/{name}", mean, batch_size=rows, prog_bar=name == "rollout", logger=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """All that is learned, by Adam."""
+        """Returns Adam over all parameters."""
         training = self.spec.training
         return FusedAdam(self.parameters(), learning_rate=training.learning_rate, average_decay=training.average)
 
     def _check_finite(self, losses: Float[Tensor, "step *member"]) -> None:
-        """The one wait for the device in so many steps."""
+        """Raises NonFiniteLoss; the only wait for the device in a chunk of steps."""
         losses = losses.reshape(len(losses), -1).sum(1)
         finite = torch.isfinite(losses)
         if bool(finite.all()):
@@ -143,7 +143,7 @@ class TrainingModule(pl.LightningModule):
         first = int((~finite).int().argmax())
         raise NonFiniteLoss(
             f"Expected a finite loss; train/loss is {float(losses[first])} at step {self.trainer.global_step + first + 1} "
-            f"(epoch {self.trainer.current_epoch}). Nothing of this epoch was kept. Lower the learning rate or the gradient "
+            f"(epoch {self.trainer.current_epoch}). This epoch was discarded. Lower the learning rate or the gradient "
             "clip, or check the data for extreme values.",
             where="train/loss",
         )

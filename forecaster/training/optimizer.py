@@ -1,4 +1,4 @@
-"""Optimiser steps one after the other, with nothing between them but arithmetic: no logging, no check, no wait for the device."""
+"""Adam and its step loop, with nothing between steps but arithmetic: no logging, no checks, no wait for the device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BatchT = TypeVar("BatchT")
 class FusedAdam(torch.optim.Optimizer):
     """Adam (Kingma and Ba 2015, algorithm 1, with the usual constants).
 
-    `torch.optim.FusedAdam(fused=True)` without what is around its kernel: hooks, profiling and the sorting of weights by device
+    It is `torch.optim.Adam(fused=True)` without the code around its kernel: hooks, profiling and the sorting of weights by device
     take five times as long as the kernel does for a small network.
     """
 
@@ -40,20 +40,25 @@ class FusedAdam(torch.optim.Optimizer):
 
     @property
     def trained_parameters(self) -> list[Tensor]:
-        """What is trained."""
-        found: list[Tensor] = self.param_groups[0]["params"]
-        return found
+        """The parameters that are trained."""
+        parameters: list[Tensor] = self.param_groups[0]["params"]
+        return parameters
 
     @property
     def averages(self) -> list[Tensor]:
-        """The moving average of each parameter; its values where none is kept."""
+        """The moving average of each parameter; its values where no average is configured."""
         return [self.state[parameter].get("average", parameter) for parameter in self.trained_parameters]
 
     @torch.no_grad()
     def apply_gradients(self, gradients: list[Tensor], *, learning_rate: float | None = None, step: int = 0) -> None:
-        """One step, given the gradient of each parameter, the learning rate and how many steps there were before.
+        """Makes one step.
 
-        The average of the first steps is over few of them, or the random weights of the start would stay in it for long.
+        The decay of the average rises over the first steps; otherwise the random initial weights would dominate it for long.
+
+        Args:
+            gradients: The gradient of each parameter.
+            learning_rate: Defaults to the optimiser's own.
+            step: Number of steps made before.
         """
         states = [self.state[parameter] for parameter in self.trained_parameters]
         steps = [state["step"] for state in states]
@@ -87,38 +92,38 @@ def run_optimizer_steps(
     learning_rate_at: Callable[[int], float] | None = None,
     first_step: int = 0,
 ) -> Float[Tensor, "step *member"]:
-    """Takes one step for each batch.
+    """Makes one step for each batch.
 
     Args:
-        optimizer: Whose parameters are changed.
-        loss: What a step makes smaller, of a batch; of several networks that share no weight, that of each.
-        batches: One a step.
-        clip: Changes gradients in place before they are used.
-        rates: The learning rate of each step; the optimizer's own, if not given.
-        first: How many steps were taken before.
+        optimizer: The optimiser of the parameters.
+        loss: The loss of a batch to minimise; for several networks without shared weights, the loss of each.
+        batches: One per step.
+        clip_gradients: Changes gradients in place before they are applied.
+        learning_rate_at: The learning rate of each step; defaults to the optimiser's own.
+        first_step: Number of steps made before.
     Returns:
-        The loss of each batch, as it was before its step; on the device.
+        The loss of each batch before its step; on the device.
     """
     parameters, losses = optimizer.trained_parameters, []
-    for number, batch in enumerate(batches, start=first_step):
-        found = loss(batch)
-        gradients = list(torch.autograd.grad(found.sum(), parameters, materialize_grads=True))
+    for step, batch in enumerate(batches, start=first_step):
+        batch_loss = loss(batch)
+        gradients = list(torch.autograd.grad(batch_loss.sum(), parameters, materialize_grads=True))
         clip_gradients(gradients)
-        optimizer.apply_gradients(gradients, learning_rate=learning_rate_at and learning_rate_at(number), step=number)
-        losses.append(found.detach())
+        optimizer.apply_gradients(gradients, learning_rate=learning_rate_at and learning_rate_at(step), step=step)
+        losses.append(batch_loss.detach())
     return torch.stack(losses)
 
 
 def scheduled_learning_rate(step: int, *, peak: float, schedule: LearningRateSchedule, total_steps: int) -> float:
-    """That of a step, of so many: constant, or half a cosine after a rise over the first tenth (50 steps at the most)."""
+    """Returns the rate of a step: constant, or half a cosine after a warm-up over the first tenth (at most 50 steps)."""
     if schedule == "constant":
         return peak
-    rise = max(1, min(50, total_steps // 10))
-    return peak * min(1.0, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / total_steps)))
+    warm_up_steps = max(1, min(50, total_steps // 10))
+    return peak * min(1.0, (step + 1) / warm_up_steps) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / total_steps)))
 
 
 def unrolled_blocks(step: int, *, max_blocks: int, total_steps: int) -> int:
-    """Blocks that a step, of so many, unrolls: from none to the most over the first half, one more at a time, then all.
+    """Returns the blocks a step unrolls: rising by one from none to the maximum over the first half of training, then constant.
 
     A curriculum of the horizon (Bengio et al. 2009; for rollouts Teutsch and Mäder 2022): far blocks teach nothing while near
     ones are wrong.
@@ -127,6 +132,6 @@ def unrolled_blocks(step: int, *, max_blocks: int, total_steps: int) -> int:
 
 
 def clip_gradient_norm(gradients: list[Tensor], *, max_norm: float) -> None:
-    """Shrinks all gradients alike, so that their norm together is at most `max_norm` (Pascanu et al. 2013, section 3.2)."""
+    """Scales all gradients by one factor, so that their joint norm is at most `max_norm` (Pascanu et al. 2013, section 3.2)."""
     norm = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients]))
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))

@@ -1,4 +1,4 @@
-"""Which of several specifications: the one whose forecasts were best on the validation windows."""
+"""Selection among several specifications by their forecasts of the validation windows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from forecaster.training.fit import fit
 
 
 class CandidateSelection(NamedTuple):
-    """The specification that was chosen, and what each came to.
+    """The selected specification, and the error of each candidate.
 
     Attributes:
-        spec: The best.
-        errors: Of each, free-running over the seasonal naive's on the validation windows; infinite where it came to nothing.
+        spec: The best specification.
+        errors: Free-running error of each over the seasonal naive's on the validation windows; infinite where the fit failed.
     """
 
     spec: Spec
@@ -30,23 +30,23 @@ def select_on_validation(
     accelerator: str = "auto",
     on_result: Callable[[Spec, float], None] | None = None,
 ) -> CandidateSelection:
-    """Fits one network of each candidate, and takes the best; the first where there is one alone.
+    """Fits one network of each candidate and selects the best; a single candidate is returned without a fit.
 
-    Only what may be known is in `panel`: its last steps (`Spec.held_out`) judge, and nothing after them.
+    The last steps of `panel` (`Spec.validation_steps`) are the validation data; nothing after them is used.
 
     Args:
-        panel: What the chosen one will be fitted on too.
+        panel: The data that the selected specification will be fitted on too.
         candidates: Of one horizon and with validation windows.
         accelerator: As for `fit`.
-        tell: Is told of each as it is done.
+        on_result: Called with each candidate and its error.
     """
     if len(candidates) == 1:
         return CandidateSelection(candidates[0], ())
     errors = []
     for spec in candidates:
         try:
-            alone = spec.model_copy(update={"members": 1})
-            errors.append(fit(panel, alone, accelerator=accelerator).scores["valid/rollout"])
+            single_member = spec.model_copy(update={"members": 1})
+            errors.append(fit(panel, single_member, accelerator=accelerator).scores["valid/rollout"])
         except NonFiniteLoss:
             errors.append(float("inf"))
         if on_result is not None:

@@ -1,4 +1,4 @@
-"""Rolling origins: nobody is shown the future, everyone is asked the same, and scores are what a hand comes to."""
+"""Rolling-origin backtests: no forecaster sees the future, all predict the same windows, and scores equal hand computations."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ from tests.factories import START, make_forecaster, make_panel, make_series, mak
 
 
 def constant_forecast(value: float) -> ForecastFunction:
-    def ask(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
-        return [Forecast(one.id, one.future_timestamps(horizon), np.full(horizon, value)) for one in series]
+    def forecast(series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
+        return [Forecast(item.id, item.future_timestamps(horizon), np.full(horizon, value)) for item in series]
 
-    return ask
+    return forecast
 
 
 class RecordingPredictor:
-    """Remembers what it was shown, and fails on the ids it is told to."""
+    """Records the histories it gets, and fails on the given ids and lengths."""
 
     def __init__(self, *failing_ids: tuple[str, int]) -> None:
-        self.fails = failing_ids
-        self.shown: list[tuple[str, list[float]]] = []
+        self.failing_ids = failing_ids
+        self.histories: list[tuple[str, list[float]]] = []
 
     def __call__(self, series: Sequence[Series], horizon: int) -> list[Forecast | ForecasterError]:
-        self.shown += [(one.id, one.y.tolist()) for one in series]
-        good = constant_forecast(0.0)(series, horizon)
+        self.histories += [(item.id, item.y.tolist()) for item in series]
+        forecasts = constant_forecast(0.0)(series, horizon)
         return [
-            HistoryTooShort("No.") if (one.id, len(one)) in self.fails else answer
-            for one, answer in zip(series, good, strict=True)
+            HistoryTooShort("No.") if (item.id, len(item)) in self.failing_ids else forecast
+            for item, forecast in zip(series, forecasts, strict=True)
         ]
 
 
 def test_every_predictor_sees_only_the_history_before_the_cutoff() -> None:
     first, second = make_wave(20), make_wave(13, seed=1)
-    spies = {"one": RecordingPredictor(), "other": RecordingPredictor()}
-    result = backtest(make_panel(first, second, make_wave(8)), spies, horizon=3, windows=3, season=2, min_history=2)
+    recorders = {"one": RecordingPredictor(), "other": RecordingPredictor()}
+    result = backtest(make_panel(first, second, make_wave(8)), recorders, horizon=3, windows=3, season=2, min_history=2)
     expected = [
-        (f"series_{number}", y[: len(y) - left].tolist())
-        for number, y in ((0, first), (1, second))
-        for left in (9, 6, 3)
+        (f"series_{index}", y[: len(y) - offset].tolist())
+        for index, y in ((0, first), (1, second))
+        for offset in (9, 6, 3)
     ]
-    assert spies["one"].shown == spies["other"].shown == expected
+    assert recorders["one"].histories == recorders["other"].histories == expected
     assert list(result.excluded_ids) == ["series_2"]
-    assert [list(stamps) for stamps in result.cutoffs] == [
-        [one.timestamps[len(one) - left - 1] for left in (9, 6, 3)] for one in result.series
+    assert [list(timestamps) for timestamps in result.cutoffs] == [
+        [item.timestamps[len(item) - offset - 1] for offset in (9, 6, 3)] for item in result.series
     ]
     assert result.actual[0].ravel().tolist() == first[-9:].tolist()
     assert result.actual[1].ravel().tolist() == second[-9:].tolist()
@@ -71,19 +71,21 @@ def test_every_predictor_sees_only_the_history_before_the_cutoff() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2, 7])
 def test_origins_with_a_stride_are_cut_like_any_other(stride: int) -> None:
-    y, spy = make_wave(40), RecordingPredictor()
+    y, recorder = make_wave(40), RecordingPredictor()
     result = backtest(
-        make_panel(y, make_wave(20)), {"one": spy}, horizon=3, windows=4, season=2, min_history=5, stride=stride
+        make_panel(y, make_wave(20)), {"one": recorder}, horizon=3, windows=4, season=2, min_history=5, stride=stride
     )
-    lefts = [3 + place * stride for place in (3, 2, 1, 0)]
-    assert list(result.origin_offsets) == lefts
-    assert list(result.excluded_ids) == ([] if lefts[0] + 5 <= 20 else ["series_1"])
-    assert [shown for name, shown in spy.shown if name == "series_0"] == [y[: 40 - left].tolist() for left in lefts]
-    for left, actual, cutoff in zip(lefts, result.actual[0], result.cutoffs[0], strict=True):
-        assert actual.tolist() == y[40 - left : 43 - left].tolist()
-        assert cutoff == result.series[0].timestamps[39 - left]
-    known = y[: 40 - lefts[0]]
-    assert result.scale[0] == pytest.approx(np.abs(known[2:] - known[:-2]).mean())
+    offsets = [3 + index * stride for index in (3, 2, 1, 0)]
+    assert list(result.origin_offsets) == offsets
+    assert list(result.excluded_ids) == ([] if offsets[0] + 5 <= 20 else ["series_1"])
+    assert [history for name, history in recorder.histories if name == "series_0"] == [
+        y[: 40 - offset].tolist() for offset in offsets
+    ]
+    for offset, actual, cutoff in zip(offsets, result.actual[0], result.cutoffs[0], strict=True):
+        assert actual.tolist() == y[40 - offset : 43 - offset].tolist()
+        assert cutoff == result.series[0].timestamps[39 - offset]
+    first_history = y[: 40 - offsets[0]]
+    assert result.scale[0] == pytest.approx(np.abs(first_history[2:] - first_history[:-2]).mean())
     frame = result.to_frame()
     assert frame.query("unique_id == 'series_0'")["y"].tolist() == result.actual[0].ravel().tolist()
 
@@ -95,18 +97,24 @@ def test_predicting_all_origins_at_once_equals_predicting_each_origin(reads: str
     gappy, late = make_wave(60), make_wave(44, seed=1)
     gappy[[20, 21, 50]] = np.nan
     late[:20] = np.nan
-    asks = {"at once": predictor, "each": predictor.forecast_batch}
+    forecasters = {"at once": predictor, "each": predictor.forecast_batch}
     result = backtest(
-        make_panel(gappy, late, make_wave(30)), asks, horizon=5, windows=4, season=4, min_history=4, stride=stride
+        make_panel(gappy, late, make_wave(30)),
+        forecasters,
+        horizon=5,
+        windows=4,
+        season=4,
+        min_history=4,
+        stride=stride,
     )
     assert np.isfinite(result.forecasts["each"]).all()
     np.testing.assert_allclose(result.forecasts["at once"], result.forecasts["each"], rtol=1e-5, atol=1e-6)
 
 
 def tiny_backtest() -> Backtest:
-    """Two series, two windows of two steps; everything is small enough to reckon by hand."""
-    first = np.array([1.0, 3.0, 2.0, 6.0, 4.0, 4.0, 0.0, 2.0])  # known: 1 3 2 6, differences 2 1 4
-    second = np.array([5.0, 5.0, 7.0, 7.0, 9.0, np.nan, 1.0, 1.0])  # known: 5 5 7 7, differences 0 2 0
+    """Two series with two windows of two steps, small enough to score by hand."""
+    first = np.array([1.0, 3.0, 2.0, 6.0, 4.0, 4.0, 0.0, 2.0])  # history: 1 3 2 6, differences 2 1 4
+    second = np.array([5.0, 5.0, 7.0, 7.0, 9.0, np.nan, 1.0, 1.0])  # history: 5 5 7 7, differences 0 2 0
     return backtest(make_panel(first, second), {"two": constant_forecast(2.0)}, horizon=2, windows=2, season=1)
 
 
@@ -115,7 +123,7 @@ def test_scores_equal_those_computed_by_hand() -> None:
     assert result.scale.tolist() == pytest.approx([7 / 3, 2 / 3])
     assert result.square_scale.tolist() == pytest.approx([7.0, 4 / 3])
     scores = result.scores("two")
-    # First series: errors 2 2 2 0; second: 7, nothing, 1 1.
+    # First series: errors 2 2 2 0; second series: 7, unobserved, 1 1.
     assert scores["mae"] == pytest.approx((1.5 + 3) / 2)
     assert scores["mase"] == pytest.approx((1.5 / (7 / 3) + 3 / (2 / 3)) / 2)
     assert scores["rmsse"] == pytest.approx((np.sqrt(3 / 7) + np.sqrt(17 / (4 / 3))) / 2)
@@ -132,8 +140,8 @@ def test_mase_by_step_averages_over_windows_then_series() -> None:
 
 def test_a_window_missing_from_one_predictor_is_scored_for_none() -> None:
     panel = make_panel(make_wave(12), make_wave(12, seed=1))
-    both = {"all": constant_forecast(1.0), "some": RecordingPredictor(("series_0", 10))}
-    result = backtest(panel, both, horizon=2, windows=2, season=1)
+    forecasters = {"all": constant_forecast(1.0), "some": RecordingPredictor(("series_0", 10))}
+    result = backtest(panel, forecasters, horizon=2, windows=2, season=1)
     assert result.comparable_mask().tolist() == [[True, False], [True, True]]
     assert np.isnan(result.forecasts["some"][0, 1]).all()
     assert np.isfinite(result.forecasts["all"]).all()
@@ -145,12 +153,12 @@ def test_a_window_missing_from_one_predictor_is_scored_for_none() -> None:
 
 def test_series_without_a_scale_are_excluded_from_scaled_scores() -> None:
     flat = np.append(np.ones(8), [3.0, 4.0])
-    alone = backtest(make_panel(make_wave(10)), {"one": constant_forecast(1.0)}, horizon=2, windows=1, season=1)
+    single = backtest(make_panel(make_wave(10)), {"one": constant_forecast(1.0)}, horizon=2, windows=1, season=1)
     result = backtest(make_panel(make_wave(10), flat), {"one": constant_forecast(1.0)}, horizon=2, windows=1, season=1)
     assert np.isnan(result.scale[1])
     for name in ("mase", "rmsse"):
-        assert result.scores("one")[name] == pytest.approx(alone.scores("one")[name])
-    assert result.scores("one")["mae"] == pytest.approx((alone.scores("one")["mae"] + 2.5) / 2)
+        assert result.scores("one")[name] == pytest.approx(single.scores("one")[name])
+    assert result.scores("one")["mae"] == pytest.approx((single.scores("one")["mae"] + 2.5) / 2)
 
 
 def test_the_backtest_frame_has_one_row_per_step() -> None:
@@ -159,10 +167,10 @@ def test_the_backtest_frame_has_one_row_per_step() -> None:
     assert list(frame.columns) == ["unique_id", "cutoff", "ds", "step", "y", "two"]
     assert len(frame) == 8
     for row in frame.itertuples():
-        one = result.series[int(row.unique_id[-1])]
-        place = one.timestamps.get_loc(row.ds)
-        assert place == one.timestamps.get_loc(row.cutoff) + row.step
-        np.testing.assert_equal(row.y, one.y[place])
+        series = result.series[int(row.unique_id[-1])]
+        index = series.timestamps.get_loc(row.ds)
+        assert index == series.timestamps.get_loc(row.cutoff) + row.step
+        np.testing.assert_equal(row.y, series.y[index])
         assert row.two == 2.0
 
 
@@ -184,8 +192,8 @@ def result() -> Backtest:
     predictor = Predictor(make_forecaster(make_spec()))
     gappy = make_wave(60)
     gappy[50:53] = np.nan
-    asks = {"net": predictor.forecast_batch, "seasonal_naive": seasonal_naive(24)}
-    return backtest(make_panel(gappy, make_wave(40, seed=1)), asks, horizon=5, windows=3, season=4)
+    forecasters = {"net": predictor.forecast_batch, "seasonal_naive": seasonal_naive(24)}
+    return backtest(make_panel(gappy, make_wave(40, seed=1)), forecasters, horizon=5, windows=3, season=4)
 
 
 def test_plots_return_figures_and_leave_no_global_state(result: Backtest) -> None:
@@ -197,32 +205,32 @@ def test_plots_return_figures_and_leave_no_global_state(result: Backtest) -> Non
         plot_origins(result, "net", series=1),
         plot_error_by_step(result),
     ]
-    pictures = [to_png(figure) for figure in figures]
-    assert len(set(pictures)) == len(pictures)
+    images = [to_png(figure) for figure in figures]
+    assert len(set(images)) == len(images)
     blank = to_png(Figure(figsize=(10, 4)))
-    for picture in pictures:
-        assert picture.startswith(b"\x89PNG")
-        assert len(picture) > 2 * len(blank)
+    for image in images:
+        assert image.startswith(b"\x89PNG")
+        assert len(image) > 2 * len(blank)
     assert mpl._pylab_helpers.Gcf.get_num_fig_managers() == 0
 
 
 def text_boxes(figure: Figure) -> dict[str, Bbox]:
-    """Where the texts about the axes of a drawn figure are, and its legend."""
+    """Returns the extents of the texts around the axes of a drawn figure, and of its legend."""
     [axes] = figure.axes
     low, high = axes.get_ylim()
     ticks = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
     texts = {"title": axes._left_title, "x": axes.xaxis.label, "y": axes.yaxis.label} | {
         "offset": axes.yaxis.get_offset_text(),
-        **{f"tick {number}": label for number, label in enumerate(ticks)},
+        **{f"tick {index}": label for index, label in enumerate(ticks)},
     }
-    found = {name: text.get_window_extent() for name, text in texts.items() if text.get_text()}
-    return found | {f"legend {number}": one.get_window_extent() for number, one in enumerate(figure.legends)}
+    boxes = {name: text.get_window_extent() for name, text in texts.items() if text.get_text()}
+    return boxes | {f"legend {index}": legend.get_window_extent() for index, legend in enumerate(figure.legends)}
 
 
 def test_no_plot_text_is_cut_off_or_overlaps(result: Backtest) -> None:
     quantiles = {"net": np.repeat(result.forecasts["net"][..., None], 3, axis=-1)}
-    told = replace(result, levels=[0.1, 0.5, 0.9], quantiles=quantiles)
-    figures = [plot_error_by_step(result), plot_origins(result, "net"), plot_calibration(told)]
+    with_quantiles = replace(result, levels=[0.1, 0.5, 0.9], quantiles=quantiles)
+    figures = [plot_error_by_step(result), plot_origins(result, "net"), plot_calibration(with_quantiles)]
     history = make_series(make_wave(30))
     for values in (1e9 * history.y, 12345 + 1e-4 * history.y, -1e-7 * history.y):
         forecast = Forecast("one", history.future_timestamps(3), values[:3])
@@ -230,28 +238,28 @@ def test_no_plot_text_is_cut_off_or_overlaps(result: Backtest) -> None:
     offsets = 0
     for figure in figures:
         figure.savefig(BytesIO(), format="png")
-        found = text_boxes(figure)
-        offsets += "offset" in found
-        whole = Bbox.union([figure.bbox, *found.values()])
-        np.testing.assert_allclose(whole.extents, figure.bbox.extents)
-        for (one, box), (other, another) in itertools.combinations(found.items(), 2):
-            assert not box.overlaps(another), (one, other)
+        boxes = text_boxes(figure)
+        offsets += "offset" in boxes
+        union = Bbox.union([figure.bbox, *boxes.values()])
+        np.testing.assert_allclose(union.extents, figure.bbox.extents)
+        for (first_name, first_box), (second_name, second_box) in itertools.combinations(boxes.items(), 2):
+            assert not first_box.overlaps(second_box), (first_name, second_name)
     assert offsets == 3
 
 
 def test_a_plot_shows_the_given_numbers(result: Backtest) -> None:
     [axes] = plot_error_by_step(result).axes
-    drawn = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
-    np.testing.assert_array_equal(drawn["net"], result.mase_by_step("net"))
-    np.testing.assert_array_equal(drawn["seasonal naive"], result.mase_by_step("seasonal_naive"))
+    lines = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
+    np.testing.assert_array_equal(lines["net"], result.mase_by_step("net"))
+    np.testing.assert_array_equal(lines["seasonal naive"], result.mase_by_step("seasonal_naive"))
 
     history = make_series(make_wave(30))
     forecast = Predictor(make_forecaster(make_spec())).forecast(history, 8)
     [axes] = plot_forecast(history, forecast, actual=make_wave(8), title="one", history_steps=10).axes
-    drawn = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
-    np.testing.assert_array_equal(drawn["history"], history.y[-10:])
-    np.testing.assert_array_equal(drawn["forecast"], np.append(history.y[-1], forecast.mean))
-    np.testing.assert_array_equal(drawn["what came"], np.append(history.y[-1], make_wave(8)))
+    lines = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
+    np.testing.assert_array_equal(lines["history"], history.y[-10:])
+    np.testing.assert_array_equal(lines["forecast"], np.append(history.y[-1], forecast.mean))
+    np.testing.assert_array_equal(lines["actuals"], np.append(history.y[-1], make_wave(8)))
 
 
 def test_forecasts_from_every_cutoff_are_drawn_at_their_timestamps(result: Backtest) -> None:
@@ -265,11 +273,11 @@ def test_the_calibration_plot_shows_the_share_of_actuals_at_or_below_each_quanti
     levels = (0.1, 0.5, 0.9)
     bounds = result.forecasts["net"][..., None] + np.array([-0.2, 0.0, 0.3])
     [axes] = plot_calibration(replace(result, levels=levels, quantiles={"net": bounds})).axes
-    drawn = {line.get_label(): line for line in axes.lines}
-    seen = np.isfinite(result.actual)
-    expected = [float((result.actual <= bounds[..., place])[seen].mean()) for place in range(3)]
-    np.testing.assert_array_equal(drawn["net"].get_xdata(), levels)
-    np.testing.assert_allclose(drawn["net"].get_ydata(), expected)
+    lines = {line.get_label(): line for line in axes.lines}
+    observed = np.isfinite(result.actual)
+    expected = [float((result.actual <= bounds[..., index])[observed].mean()) for index in range(3)]
+    np.testing.assert_array_equal(lines["net"].get_xdata(), levels)
+    np.testing.assert_allclose(lines["net"].get_ydata(), expected)
 
 
 @pytest.mark.parametrize(("series", "freq"), [(7, "h"), (2, "h"), (1, "h"), (3, "1")])
@@ -280,18 +288,21 @@ def test_the_best_and_worst_series_are_drawn_with_their_actuals(series: int, fre
     bounds = result.forecasts["net"][..., None] + np.array([-0.2, 0.3])
     result = replace(result, levels=(0.1, 0.9), quantiles={"net": bounds})
     figure = plot_best_and_worst(result, "net")
-    drawn = [axes for axes in figure.axes if axes.lines]
-    assert len(drawn) == {7: 6, 3: 2, 2: 2, 1: 1}[series]
+    drawn_axes = [axes for axes in figure.axes if axes.lines]
+    assert len(drawn_axes) == {7: 6, 3: 2, 2: 2, 1: 1}[series]
     order = np.argsort(result.scaled_errors("net").mean(axis=(1, 2)))
-    for axes, which, place in ((drawn[0], "best", order[0]), (drawn[-1 if series < 4 else 3], "worst", order[-1])):
-        if series == 1 and which == "worst":
+    for axes, label, index in (
+        (drawn_axes[0], "best", order[0]),
+        (drawn_axes[-1 if series < 4 else 3], "worst", order[-1]),
+    ):
+        if series == 1 and label == "worst":
             continue
-        assert axes.get_title(loc="left").startswith(f"{which}: s{place}, MASE")
+        assert axes.get_title(loc="left").startswith(f"{label}: s{index}, MASE")
         lines = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
-        np.testing.assert_array_equal(lines["what came"][1:], result.actual[place, -1])
-        np.testing.assert_array_equal(lines["forecast"], result.forecasts["net"][place, -1])
-        np.testing.assert_array_equal(lines["history"][-1], panel.series[place].y[-5])
-        assert [one.get_label() for one in axes.collections] == ["80 % interval"]
+        np.testing.assert_array_equal(lines["actuals"][1:], result.actual[index, -1])
+        np.testing.assert_array_equal(lines["forecast"], result.forecasts["net"][index, -1])
+        np.testing.assert_array_equal(lines["history"][-1], panel.series[index].y[-5])
+        assert [band.get_label() for band in axes.collections] == ["80 % interval"]
     assert to_png(figure).startswith(b"\x89PNG")
 
 

@@ -1,4 +1,4 @@
-"""The ledger's database: SQLite, and a PostgreSQL that the test starts where one is installed."""
+"""The ledger's database: SQLite, and a PostgreSQL server that the test starts where it is installed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ DIGEST = "d" * 64
 
 
 def _find_postgres_programs() -> Path | None:
-    found = shutil.which("initdb")
-    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    initdb = shutil.which("initdb")
+    folders = [Path(initdb).parent] if initdb else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
 
 
@@ -45,13 +45,13 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """The address of a PostgreSQL in a temporary folder, stopped afterwards; it does not run as root, so another user does."""
+    """The URL of a PostgreSQL server in a temporary folder, stopped afterwards. As root, it runs as another user."""
     programs = _find_postgres_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed")
     pytest.importorskip("psycopg")
     user = "nobody" if os.getuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="forecaster-postgres-", dir="/tmp"))  # a socket's path must be short
+    folder = Path(tempfile.mkdtemp(prefix="forecaster-postgres-", dir="/tmp"))  # the path of a socket must be short
     try:
         if user is not None:
             shutil.chown(folder, user)
@@ -76,18 +76,24 @@ def open_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledg
     address = f"sqlite:///{tmp_path}/ledger.db"
     if request.param == "postgresql":
         address = request.getfixturevalue("postgres")
-    made = Ledger(address)
-    yield made
-    made.prune(before=float("inf"))
-    made.close()
+    ledger = Ledger(address)
+    yield ledger
+    ledger.prune(before=float("inf"))
+    ledger.close()
 
 
 def make_forecast_record(
-    key: str = "k", origin: int = 10, *, horizon: int = 2, at: float = 100.0, group: str | None = None, **fields: object
+    key: str = "k",
+    origin: int = 10,
+    *,
+    horizon: int = 2,
+    made_at: float = 100.0,
+    group: str | None = None,
+    **fields: object,
 ) -> ForecastRecord:
-    stamps = [origin + step for step in range(1, horizon + 1)]
-    told = ForecastRecord(
-        at,
+    timestamps = [origin + step for step in range(1, horizon + 1)]
+    record = ForecastRecord(
+        made_at,
         "m",
         "1",
         DIGEST,
@@ -96,11 +102,11 @@ def make_forecast_record(
         group,
         origin,
         2.0,
-        stamps,
+        timestamps,
         [5.0] * horizon,
         {0.1: [4.0] * horizon, 0.9: [6.0] * horizon},
     )
-    return told._replace(**fields)
+    return record._replace(**fields)
 
 
 def test_each_forecast_and_each_actual_is_stored_once(open_ledger: Ledger) -> None:
@@ -108,77 +114,85 @@ def test_each_forecast_and_each_actual_is_stored_once(open_ledger: Ledger) -> No
         open_ledger.record([make_forecast_record(), make_forecast_record(origin=11), make_forecast_record("other")])
         == 3
     )
-    assert open_ledger.record([make_forecast_record(at=200.0), make_forecast_record(horizon=1)]) == 0
+    assert open_ledger.record([make_forecast_record(made_at=200.0), make_forecast_record(horizon=1)]) == 0
     assert open_ledger.record([make_forecast_record(horizon=3)]) == 1
-    told = [ObservedSeries("k", [11, 12, 13], [5.0, 6.0, 9.0])]
-    first, again = open_ledger.observe(told, now=1.0), open_ledger.observe(told, now=2.0)
-    assert (first[0].stored, again[0].stored, again[0].corrected) == (3, 0, 0)
-    assert first[0].by_step == again[0].by_step == {1: 2, 2: 2, 3: 1}
+    observations = [ObservedSeries("k", [11, 12, 13], [5.0, 6.0, 9.0])]
+    first, repeated = open_ledger.observe(observations, now=1.0), open_ledger.observe(observations, now=2.0)
+    assert (first[0].stored, repeated[0].stored, repeated[0].corrected) == (3, 0, 0)
+    assert first[0].by_step == repeated[0].by_step == {1: 2, 2: 2, 3: 1}
     assert (first[0].scored, open_ledger.span(ForecastFilter()).forecasts) == (2, 3)
-    found = compute_accuracy(open_ledger, ForecastFilter())
-    assert (found.scored, found.overall.n, found.overall.mae) == (2, 5, pytest.approx((0 + 1 + 4 + 1 + 4) / 5))
+    accuracy = compute_accuracy(open_ledger, ForecastFilter())
+    assert (accuracy.scored, accuracy.overall.n, accuracy.overall.mae) == (2, 5, pytest.approx((0 + 1 + 4 + 1 + 4) / 5))
     assert open_ledger.observe([ObservedSeries("k", [13], [5.0])], now=3.0)[0].corrected == 1
     assert compute_accuracy(open_ledger, ForecastFilter()).overall.mae == pytest.approx(2 / 5)
 
 
 def test_of_two_actuals_for_one_timestamp_in_a_batch_the_later_wins(open_ledger: Ledger) -> None:
     open_ledger.record([make_forecast_record()])
-    found = open_ledger.observe([ObservedSeries("k", [11, 11], [1.0, 2.0]), ObservedSeries("k", [11], [5.0])], now=1.0)
-    assert [(one.stored, one.corrected) for one in found] == [(1, 1), (0, 1)]
+    results = open_ledger.observe(
+        [ObservedSeries("k", [11, 11], [1.0, 2.0]), ObservedSeries("k", [11], [5.0])], now=1.0
+    )
+    assert [(result.stored, result.corrected) for result in results] == [(1, 1), (0, 1)]
     assert compute_accuracy(open_ledger, ForecastFilter()).overall.mae == 0.0
 
 
 def test_accuracy_equals_a_slow_loop(open_ledger: Ledger) -> None:
-    draw = np.random.default_rng(0)
-    keys = [f"series {number}" for number in range(30)]
-    came = {key: dict(zip(range(60), draw.normal(5, 2, 60).tolist(), strict=True)) for key in keys}
-    kept = [
+    rng = np.random.default_rng(0)
+    keys = [f"series {index}" for index in range(30)]
+    actuals = {key: dict(zip(range(60), rng.normal(5, 2, 60).tolist(), strict=True)) for key in keys}
+    records = [
         make_forecast_record(
             key,
             origin,
             horizon=4,
-            group=f"group {place % 3}",
-            mean=draw.normal(5, 1, 4).tolist(),
-            scale=1.0 + place % 2,
+            group=f"group {series_index % 3}",
+            mean=rng.normal(5, 1, 4).tolist(),
+            scale=1.0 + series_index % 2,
         )
-        for place, key in enumerate(keys)
+        for series_index, key in enumerate(keys)
         for origin in range(0, 58, 3)
     ]
-    open_ledger.record(kept)
+    open_ledger.record(records)
     open_ledger.observe(
-        [ObservedSeries(key, list(values), list(values.values())) for key, values in came.items()], now=1.0
+        [ObservedSeries(key, list(values), list(values.values())) for key, values in actuals.items()], now=1.0
     )
-    told = [
-        (one.group, step, mean - came[one.key][stamp], one.scale, 4.0 <= came[one.key][stamp] <= 6.0)
-        for one in kept
-        for step, (stamp, mean) in enumerate(zip(one.timestamps, one.mean, strict=True), 1)
-        if stamp in came[one.key]
+    rows = [
+        (
+            record.group,
+            step,
+            mean - actuals[record.key][timestamp],
+            record.scale,
+            4.0 <= actuals[record.key][timestamp] <= 6.0,
+        )
+        for record in records
+        for step, (timestamp, mean) in enumerate(zip(record.timestamps, record.mean, strict=True), 1)
+        if timestamp in actuals[record.key]
     ]
 
-    def check(score: object, chosen: list[tuple[str, int, float, float, bool]]) -> None:
+    def check(score: object, expected_rows: list[tuple[str, int, float, float, bool]]) -> None:
         n, mae, bias, mase, coverage, width = score
-        assert n == len(chosen)
-        assert mae == pytest.approx(np.mean([abs(error) for _, _, error, _, _ in chosen]))
-        assert bias == pytest.approx(np.mean([error for _, _, error, _, _ in chosen]))
-        assert mase == pytest.approx(np.mean([abs(error) / scale for _, _, error, scale, _ in chosen]))
-        assert coverage == {0.8: pytest.approx(np.mean([inside for *_, inside in chosen]))}
+        assert n == len(expected_rows)
+        assert mae == pytest.approx(np.mean([abs(error) for _, _, error, _, _ in expected_rows]))
+        assert bias == pytest.approx(np.mean([error for _, _, error, _, _ in expected_rows]))
+        assert mase == pytest.approx(np.mean([abs(error) / scale for _, _, error, scale, _ in expected_rows]))
+        assert coverage == {0.8: pytest.approx(np.mean([is_inside for *_, is_inside in expected_rows]))}
         assert width == {0.8: 2.0}
 
-    found = compute_accuracy(open_ledger, ForecastFilter(digest=DIGEST))
-    check(found.overall, told)
-    assert sorted(found.by_step) == [1, 2, 3, 4]
-    assert sorted(found.by_group) == ["group 0", "group 1", "group 2"]
-    for step, score in found.by_step.items():
-        check(score, [one for one in told if one[1] == step])
-    for group, score in found.by_group.items():
-        check(score, [one for one in told if one[0] == group])
+    accuracy = compute_accuracy(open_ledger, ForecastFilter(digest=DIGEST))
+    check(accuracy.overall, rows)
+    assert sorted(accuracy.by_step) == [1, 2, 3, 4]
+    assert sorted(accuracy.by_group) == ["group 0", "group 1", "group 2"]
+    for step, score in accuracy.by_step.items():
+        check(score, [row for row in rows if row[1] == step])
+    for group, score in accuracy.by_group.items():
+        check(score, [row for row in rows if row[0] == group])
     assert compute_accuracy(open_ledger, ForecastFilter(digest="e" * 64)).overall.n == 0
 
 
 def test_many_forecasts_are_read_in_chunks(open_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("forecaster.ledger.store.BATCH_ROWS", 7)
-    open_ledger.record([make_forecast_record(f"{number % 10}", 10 + number // 10) for number in range(50)])
-    open_ledger.observe([ObservedSeries(f"{number}", list(range(30)), [5.0] * 30) for number in range(10)], now=1.0)
+    open_ledger.record([make_forecast_record(f"{index % 10}", 10 + index // 10) for index in range(50)])
+    open_ledger.observe([ObservedSeries(f"{index}", list(range(30)), [5.0] * 30) for index in range(10)], now=1.0)
     frames = list(forecast_actual_pairs(open_ledger, ForecastFilter()))
     assert len(frames) == 8
     assert sum(map(len, frames)) == 100
@@ -188,15 +202,15 @@ def test_many_forecasts_are_read_in_chunks(open_ledger: Ledger, monkeypatch: pyt
 def test_concurrent_writers_do_not_lose_records(open_ledger: Ledger) -> None:
     failures: list[Exception] = []
 
-    def work(place: int) -> None:
+    def write(worker: int) -> None:
         try:
-            for number in range(10):
-                open_ledger.record([make_forecast_record(f"{place}", number), make_forecast_record("shared", number)])
-                open_ledger.observe([ObservedSeries("shared", [number], [float(place)])], now=float(number))
+            for index in range(10):
+                open_ledger.record([make_forecast_record(f"{worker}", index), make_forecast_record("shared", index)])
+                open_ledger.observe([ObservedSeries("shared", [index], [float(worker)])], now=float(index))
         except Exception as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+    threads = [threading.Thread(target=write, args=(worker,)) for worker in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -209,9 +223,9 @@ def test_a_reopened_ledger_keeps_its_salt(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/ledger.db"
     salts = []
     for _ in range(2):
-        one = Ledger(address)
-        salts.append(one.salt)
-        one.close()
+        ledger = Ledger(address)
+        salts.append(ledger.salt)
+        ledger.close()
     other = Ledger(f"sqlite:///{tmp_path}/other.db")
     other.close()
     assert salts[0] == salts[1] != other.salt
@@ -239,21 +253,21 @@ def test_a_ledger_with_another_schema_version_is_rejected(tmp_path: Path, monkey
     "address", ["", "nonsense", "mysql://me:fck_secret@host/name", "sqlite:////proc/none/ledger.db"]
 )
 def test_an_invalid_address_is_rejected_without_repeating_the_password(address: str) -> None:
-    with pytest.raises(LedgerError) as refused:
+    with pytest.raises(LedgerError) as raised:
         Ledger(address)
-    assert "fck_secret" not in str(refused.value)
+    assert "fck_secret" not in str(raised.value)
 
 
 def test_equal_timestamps_match_in_any_zone_and_unit() -> None:
-    moment = pd.Timestamp("2026-01-01T03:00:00Z")
-    same = [
-        moment,
-        moment.tz_convert("Europe/Berlin"),
-        moment.tz_localize(None),
-        moment.as_unit("s"),
-        moment.as_unit("ns"),
+    utc_timestamp = pd.Timestamp("2026-01-01T03:00:00Z")
+    equal_timestamps = [
+        utc_timestamp,
+        utc_timestamp.tz_convert("Europe/Berlin"),
+        utc_timestamp.tz_localize(None),
+        utc_timestamp.as_unit("s"),
+        utc_timestamp.as_unit("ns"),
     ]
-    assert {encode_timestamp(one) for one in same} == {1_767_236_400_000_000}
+    assert {encode_timestamp(timestamp) for timestamp in equal_timestamps} == {1_767_236_400_000_000}
     assert encode_timestamps(pd.Index([3, 4])) == [3, 4]
 
 
@@ -270,5 +284,5 @@ try:
 except MissingPackage as error:
     print(error.message)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "pip install" in done.stdout
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "pip install" in completed.stdout

@@ -1,4 +1,4 @@
-"""Versions and aliases, on real SQLite stores."""
+"""Versions and aliases of the registry, on real SQLite stores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUTPUT_EXAMPLE = pd.DataFrame(
 
 @pytest.fixture(scope="module")
 def process_pool() -> Iterator[ProcessPoolExecutor]:
-    """Four processes, forked from one that has imported MLflow and opened nothing."""
+    """Four processes, forked from one that has imported MLflow and has no open connection."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "pytest"])
     with ProcessPoolExecutor(4, mp_context=context) as pool:
@@ -44,7 +44,7 @@ def process_pool() -> Iterator[ProcessPoolExecutor]:
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that is migrated once; tests copy the file, which takes no time."""
+    """A database that is migrated once; tests copy the file, which is fast."""
     database = tmp_path_factory.mktemp("migrated") / "mlflow.db"
     create_client(f"sqlite:///{database}")
     return database
@@ -72,7 +72,7 @@ def run_id(store_uri: str, tmp_path: Path) -> str:
 
 
 def write_bundle(folder: Path, *, weights: bytes = b"weights") -> str:
-    """Writes a bundle as far as the registry looks into one, and returns its digest."""
+    """Writes the files of a bundle that the registry reads, and returns its digest."""
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(weights)
     (folder / "card.md").write_text("# sine\n")
@@ -111,7 +111,7 @@ def test_a_registered_bundle_is_fetched_unchanged(registry: Registry, run_id: st
 def test_registering_and_fetching_are_fast_and_print_nothing(
     registry: Registry, run_id: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    register(registry, run_id, tmp_path / "warm", weights=b"imports are paid for here")
+    register(registry, run_id, tmp_path / "warm", weights=b"imports happen here")
     capfd.readouterr()
     started = time.perf_counter()
     registry.fetch(register(registry, run_id, tmp_path / "bundle"), tmp_path / "fetched")
@@ -156,9 +156,9 @@ def test_registering_a_bundle_twice_gives_one_version(
 ) -> None:
     first = register(registry, run_id, tmp_path / "one")
     files = list_stored_files(store_uri)
-    again = register(registry, run_id, tmp_path / "two")
+    repeated = register(registry, run_id, tmp_path / "two")
     other = register(registry, run_id, tmp_path / "three", weights=b"others")
-    assert again == first
+    assert repeated == first
     assert len(list_stored_files(store_uri)) == 2 * len(files)
     assert registry.list_versions("sine") == [first, other]
 
@@ -226,10 +226,10 @@ def test_a_missing_version_is_reported_with_a_fix(registry: Registry, run_id: st
 def test_a_version_registered_by_other_tools_is_ignored(
     registry: Registry, store_uri: str, run_id: str, tmp_path: Path
 ) -> None:
-    ours = register(registry, run_id, tmp_path / "bundle")
+    version = register(registry, run_id, tmp_path / "bundle")
     create_client(store_uri).create_model_version("sine", (tmp_path / "bundle").as_uri(), run_id)
-    assert registry.list_versions("sine") == [ours]
-    with pytest.raises(RegistryError, match="has none, so it is not one of ours"):
+    assert registry.list_versions("sine") == [version]
+    with pytest.raises(RegistryError, match="has none, so it was not registered by forecaster"):
         registry.get_version("sine", "2")
 
 
@@ -245,7 +245,7 @@ def test_promotion_moves_the_champion_alias_and_keeps_the_previous_champion(
         registry.resolve("sine", PREVIOUS_CHAMPION)
 
     registry.promote(second, expected_champion=first)
-    registry.promote(second, expected_champion=first)  # finished already: nothing to do
+    registry.promote(second, expected_champion=first)  # already finished: nothing to do
     assert registry.resolve("sine", CHAMPION) == second
     assert registry.resolve("sine", PREVIOUS_CHAMPION) == first
 
@@ -257,20 +257,20 @@ def test_promotion_moves_the_champion_alias_and_keeps_the_previous_champion(
 def test_a_champion_judged_against_another_baseline_version_is_rejected(
     registry: Registry, run_id: str, tmp_path: Path
 ) -> None:
-    one, two, three = (register(registry, run_id, tmp_path / str(n), weights=bytes([n])) for n in range(3))
-    registry.promote(one, expected_champion=None)
+    first, second, third = (register(registry, run_id, tmp_path / str(n), weights=bytes([n])) for n in range(3))
+    registry.promote(first, expected_champion=None)
     with pytest.raises(BaseMoved, match=r"judged against no champion, but the champion is now version 1\. Judge"):
-        registry.promote(two, expected_champion=None)
-    registry.promote(two, expected_champion=one)
+        registry.promote(second, expected_champion=None)
+    registry.promote(second, expected_champion=first)
     with pytest.raises(BaseMoved):
-        registry.promote(three, expected_champion=one)
-    assert registry.resolve("sine", CHAMPION) == two
+        registry.promote(third, expected_champion=first)
+    assert registry.resolve("sine", CHAMPION) == second
 
 
 def test_an_interrupted_promotion_keeps_the_old_champion_and_can_be_repeated(
     registry: Registry, store_uri: str, run_id: str, tmp_path: Path
 ) -> None:
-    class Killed(Registry):
+    class InterruptedRegistry(Registry):
         def set_alias(self, version: BundleVersion, alias: str) -> None:
             if alias == CHAMPION:
                 raise KeyboardInterrupt
@@ -280,7 +280,7 @@ def test_an_interrupted_promotion_keeps_the_old_champion_and_can_be_repeated(
     second = register(registry, run_id, tmp_path / "two", weights=b"2")
     registry.promote(first, expected_champion=None)
     with pytest.raises(KeyboardInterrupt):
-        Killed(store_uri).promote(second, expected_champion=first)
+        InterruptedRegistry(store_uri).promote(second, expected_champion=first)
     assert registry.resolve("sine", CHAMPION) == first
     registry.promote(second, expected_champion=first)
     assert registry.resolve("sine", CHAMPION) == second
@@ -290,7 +290,7 @@ def test_an_interrupted_promotion_keeps_the_old_champion_and_can_be_repeated(
 def promote_version(uri: str, version_number: str) -> str:
     registry = Registry(uri)
     version, base = registry.get_version("sine", version_number), registry.get_version("sine", "1")
-    time.sleep(0.5)  # so that all are ready, and meet
+    time.sleep(0.5)  # so that all are ready and run concurrently
     try:
         registry.promote(version, expected_champion=base)
     except BaseMoved:
@@ -314,19 +314,19 @@ def open_new_database(uri: str) -> int:
 
 
 def test_four_processes_can_create_a_database_concurrently(tmp_path: Path, process_pool: ProcessPoolExecutor) -> None:
-    fresh = f"sqlite:///{tmp_path}/new folder/mlflow.db"
-    assert list(process_pool.map(open_new_database, [fresh] * 4)) == [0, 0, 0, 0]
+    new_uri = f"sqlite:///{tmp_path}/new folder/mlflow.db"
+    assert list(process_pool.map(open_new_database, [new_uri] * 4)) == [0, 0, 0, 0]
 
 
 def test_an_unreachable_database_fails_immediately(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("no database, but long enough to be told from an empty file" * 20)
+    (tmp_path / "mlflow.db").write_text("no database, but long enough to differ from an empty file" * 20)
     with pytest.raises(RegistryError, match=r"cannot be opened: file is not a database\. Check"):
         Registry(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_an_unreachable_server_fails_within_seconds() -> None:
     started = time.perf_counter()
-    with pytest.raises(RegistryError, match="Check the store's address"):
+    with pytest.raises(RegistryError, match="Check the address of the store"):
         Registry("http://127.0.0.1:9")
     assert time.perf_counter() - started < 15.0
 

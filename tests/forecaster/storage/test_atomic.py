@@ -1,4 +1,4 @@
-"""Old or new, never in between."""
+"""Atomic writes leave the old or the new content, never a partial one."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(
 
 
 def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, seen = tmp_path / "file", []
-    really = os.fsync
+    path, syncs = tmp_path / "file", []
+    original_fsync = os.fsync
 
     def fsync(handle: int) -> None:
-        seen.append((os.fstat(handle).st_ino, path.exists()))
-        really(handle)
+        syncs.append((os.fstat(handle).st_ino, path.exists()))
+        original_fsync(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
     atomic.write_text(path, "new")
-    assert seen == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    assert syncs == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 def test_a_folder_appears_complete(tmp_path: Path) -> None:
@@ -63,13 +63,13 @@ def test_a_folder_appears_complete(tmp_path: Path) -> None:
 
 
 def test_a_folder_whose_write_fails_never_appears(tmp_path: Path) -> None:
-    def interrupted() -> None:
+    def write_interrupted() -> None:
         with atomic.create_folder(tmp_path / "folder") as draft:
             (draft / "file").write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        write_interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,13 +88,13 @@ from forecaster.storage import atomic
 
 folder = Path(sys.argv[1])
 atomic.write_text(folder / "file", "old")
-really, calls = os.fsync, []
+original_fsync, calls = os.fsync, []
 
 def fsync(handle):
     calls.append(handle)
     if len(calls) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-    really(handle)
+    original_fsync(handle)
 
 os.fsync = fsync
 with atomic.create_folder(folder / "folder") as draft:
@@ -104,13 +104,13 @@ atomic.write_text(folder / "file", "new")
 """
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("moment", [1, 2, 3, 5, 99])  # of the syncs: one, two, their folder, above; the file
+# The number of the sync: file one, file two, their folder, the parent folder; 99 lets the program finish.
+@pytest.mark.parametrize("moment", [1, 2, 3, 5, 99])
 def test_a_killed_write_leaves_the_old_or_the_new_content(tmp_path: Path, moment: int) -> None:
-    found = subprocess.run([sys.executable, "-c", KILL_PROGRAM, str(tmp_path), str(moment)], check=False)
-    assert found.returncode == (0 if moment == 99 else -signal.SIGKILL)
-    shown = {path.name: path for path in tmp_path.iterdir() if not path.name.startswith(".")}
-    assert shown["file"].read_text() == ("new" if moment == 99 else "old")
-    assert ("folder" in shown) == (moment > 3)
-    if "folder" in shown:
-        assert {path.name: path.read_text() for path in shown["folder"].iterdir()} == {"one": "1", "two": "2"}
+    completed = subprocess.run([sys.executable, "-c", KILL_PROGRAM, str(tmp_path), str(moment)], check=False)
+    assert completed.returncode == (0 if moment == 99 else -signal.SIGKILL)
+    visible = {path.name: path for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert visible["file"].read_text() == ("new" if moment == 99 else "old")
+    assert ("folder" in visible) == (moment > 3)
+    if "folder" in visible:
+        assert {path.name: path.read_text() for path in visible["folder"].iterdir()} == {"one": "1", "two": "2"}

@@ -1,4 +1,4 @@
-"""The list of fail points: each stands in the code, and each step has a sweep that kills real processes at all of its points."""
+"""The list of fail points matches the code, and every group has a sweep that kills real processes at all of its points."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_every_fail_point_group_has_a_sweep() -> None:
 
 @pytest.mark.parametrize(("step", "file"), SWEEP_FILES.items())
 def test_the_sweep_of_a_group_covers_all_its_fail_points(step: str, file: str) -> None:
-    asked = re.findall(r"fail_points_of\(([^)]*)\)", (CHECKOUT / "tests" / file).read_text())
-    assert f'"{step}"' in ", ".join(asked)
+    calls = re.findall(r"fail_points_of\(([^)]*)\)", (CHECKOUT / "tests" / file).read_text())
+    assert f'"{step}"' in ", ".join(calls)
 
 
 def test_every_fail_point_is_in_the_code_and_in_the_list() -> None:
     sources = [path for folder in ("forecaster", "pipelines", "serving") for path in (CHECKOUT / folder).rglob("*.py")]
-    found = {name for path in sources for name in re.findall(r"\bfail_point\(f?\"([^\"]+)\"\)", path.read_text())}
-    steps = {name.removeprefix("{step}") for name in found if name.startswith("{step}")}
-    both = {f"{step}{rest}" for step in ("promote", "rollback") for rest in steps}
-    assert {name for name in found if not name.startswith("{step}")} | both == set(FAIL_POINTS)
+    names = {name for path in sources for name in re.findall(r"\bfail_point\(f?\"([^\"]+)\"\)", path.read_text())}
+    suffixes = {name.removeprefix("{step}") for name in names if name.startswith("{step}")}
+    expanded = {f"{step}{suffix}" for step in ("promote", "rollback") for suffix in suffixes}
+    assert {name for name in names if not name.startswith("{step}")} | expanded == set(FAIL_POINTS)

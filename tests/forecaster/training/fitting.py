@@ -1,4 +1,4 @@
-"""A small panel to fit on, and callbacks that watch a fit or stand in its way."""
+"""A small panel to fit on, and callbacks that record a fit or make it fail."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ class FitRecorder(pl.Callback):
 
 
 class FaultInjector(pl.Callback):
-    """Does something at one batch of one epoch, or as an epoch begins (batch None), after its predecessor was saved."""
+    """Runs an action at one batch of one epoch, or as an epoch begins (batch None), after its predecessor was saved."""
 
     def __init__(self, epoch: int, batch: int | None, action: Callable[[pl.LightningModule], None]) -> None:
-        self.epoch, self.batch, self.act = epoch, batch, action
+        self.epoch, self.batch, self.action = epoch, batch, action
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.batch is None and trainer.current_epoch == self.epoch:
-            self.act(pl_module)
+            self.action(pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
-            self.act(pl_module)
+            self.action(pl_module)
 
 
 class SimulatedCrash(Exception):
@@ -79,9 +79,9 @@ def raise_keyboard_interrupt(_: object) -> None:
 
 
 def fit_on_cpu(
-    panel: Panel, spec: Spec, *, checkpoint: Path | None = None, callbacks: Any = (), steps_at_once: int = 1
+    panel: Panel, spec: Spec, *, checkpoint: Path | None = None, callbacks: Any = (), steps_per_chunk: int = 1
 ) -> FitResult:
-    """Each step alone, so that callbacks see it."""
+    """Fits on the CPU, by default one step per call, so that callbacks see each."""
     return fit(
-        panel, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu", steps_per_chunk=steps_at_once
+        panel, spec, checkpoint=checkpoint, callbacks=callbacks, accelerator="cpu", steps_per_chunk=steps_per_chunk
     )

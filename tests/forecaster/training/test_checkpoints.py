@@ -1,4 +1,4 @@
-"""Checkpoints of another fit, damaged ones, and fits that end because their numbers do."""
+"""Checkpoints of other fits, damaged checkpoints, and fits that stop at non-finite numbers."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ OTHER_FITS = {
 def test_a_checkpoint_of_a_different_fit_is_rejected_and_kept(other_fit: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "fit.ckpt"
     interrupt_fit(checkpoint, make_fit_spec())
-    before = checkpoint.read_bytes()
-    with pytest.raises(CheckpointMismatch, match="other data or another specification") as error:
+    content = checkpoint.read_bytes()
+    with pytest.raises(CheckpointMismatch, match="different data or a different specification") as error:
         fit_on_cpu(*OTHER_FITS[other_fit], checkpoint=checkpoint)
     assert error.value.where == str(checkpoint)
     assert "Remove it" in error.value.message
-    assert checkpoint.read_bytes() == before
+    assert checkpoint.read_bytes() == content
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "other pickle"])
@@ -75,7 +75,7 @@ def test_a_non_finite_loss_stops_the_fit_and_saves_nothing(tmp_path: Path) -> No
     spec = make_spec(scaling="none", training=TRAINING | {"learning_rate": 1e30})
     with pytest.raises(NonFiniteLoss, match="Lower the learning rate") as error:
         fit_on_cpu(PANEL, spec, checkpoint=tmp_path / "fit.ckpt")
-    assert "at step 2 (epoch 0)" in error.value.message, "the first step, whose loss was finite, went astray"
+    assert "at step 2 (epoch 0)" in error.value.message, "the first step, whose loss was finite, diverged"
     assert error.value.where == "train/loss"
     assert list(tmp_path.iterdir()) == []
 
@@ -85,20 +85,20 @@ def set_weights_to_nan(module: pl.LightningModule) -> None:
         module.network.output.bias.fill_(float("nan"))
 
 
-@pytest.mark.parametrize("steps_at_once", [1, 2, 25])
+@pytest.mark.parametrize("steps_per_chunk", [1, 2, 25])
 def test_a_loss_that_becomes_non_finite_is_reported_with_its_step_and_keeps_the_last_good_checkpoint(
-    steps_at_once: int, tmp_path: Path
+    steps_per_chunk: int, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "fit.ckpt"
-    batch = 1 if steps_at_once < 3 else 0
-    step = 6 + batch * steps_at_once + 1
+    batch = 1 if steps_per_chunk < 3 else 0
+    step = 6 + batch * steps_per_chunk + 1
     with pytest.raises(NonFiniteLoss, match=rf"train/loss is nan at step {step} \(epoch 2\)"):
         fit_on_cpu(
             PANEL,
             make_fit_spec(),
             checkpoint=checkpoint,
             callbacks=[FaultInjector(2, batch, set_weights_to_nan)],
-            steps_at_once=steps_at_once,
+            steps_per_chunk=steps_per_chunk,
         )
     content = torch.load(checkpoint, weights_only=True)
     assert content["epoch"] == 1
@@ -106,23 +106,23 @@ def test_a_loss_that_becomes_non_finite_is_reported_with_its_step_and_keeps_the_
 
 
 def test_a_non_finite_rollout_stops_the_fit(tmp_path: Path) -> None:
-    class Spoil(pl.Callback):
+    class NanWeightsCallback(pl.Callback):
         def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             set_weights_to_nan(pl_module)
 
     with pytest.raises(NonFiniteLoss, match="valid/loss is nan at the end of epoch 0"):
-        fit_on_cpu(PANEL, make_fit_spec(), checkpoint=tmp_path / "fit.ckpt", callbacks=[Spoil()])
+        fit_on_cpu(PANEL, make_fit_spec(), checkpoint=tmp_path / "fit.ckpt", callbacks=[NanWeightsCallback()])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_write_failure_stops_the_fit(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for steps in (3, 11):  # written while the next epoch runs, or as the fit ends
+    for steps in (3, 11):  # the write happens during the next epoch, or as the fit ends
         with pytest.raises(OSError, match="file"):
             fit_on_cpu(PANEL, make_fit_spec(steps=steps), checkpoint=tmp_path / "file" / "fit.ckpt")
 
 
 def test_the_digest_of_a_fit_covers_data_and_spec() -> None:
-    digests = {fit_digest(*other) for other in OTHER_FITS.values()} | {fit_digest(PANEL, make_fit_spec())}
+    digests = {fit_digest(*other_fit) for other_fit in OTHER_FITS.values()} | {fit_digest(PANEL, make_fit_spec())}
     assert len(digests) == len(OTHER_FITS) + 1
     assert fit_digest(PANEL, make_fit_spec()) == fit_digest(Panel(PANEL.series, "h", ("sorted",)), make_fit_spec())

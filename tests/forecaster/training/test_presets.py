@@ -1,4 +1,4 @@
-"""Presets: a specification for every kind of data that takes it, and the best of its variants by the last known windows."""
+"""Presets: a valid specification for every frequency, and selection of the best variant on the last validation windows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FREQUENCIES = {
 }
 
 
-def panel(freq: str, *lengths: int) -> Panel:
+def make_frequency_panel(freq: str, *lengths: int) -> Panel:
     start = pd.Timestamp("2020-01-01") if freq != "B" else pd.Timestamp("2020-01-02")
     return Panel(
         [Series(str(n), start, freq, 50 + make_wave(length, seed=n)) for n, length in enumerate(lengths)], freq
@@ -44,84 +44,88 @@ def panel(freq: str, *lengths: int) -> Panel:
 def test_every_frequency_length_and_horizon_has_a_valid_preset(
     freq: str, lengths: tuple[int, ...], horizon: int
 ) -> None:
-    for spec in build_candidate_specs(panel(freq, *lengths), horizon=horizon, name="any"):
+    for spec in build_candidate_specs(make_frequency_panel(freq, *lengths), horizon=horizon, name="any"):
         assert (spec.horizon, spec.name) == (horizon, "any")
         assert spec.context % spec.segment == 0
-        room = max(2, max(lengths) - 2 * horizon)
-        assert spec.context <= max(room, spec.segment)
+        available_steps = max(2, max(lengths) - 2 * horizon)
+        assert spec.context <= max(available_steps, spec.segment)
         assert spec.validation_steps <= max(horizon, np.median(lengths) / 5)
         assert spec.min_steps <= spec.context
 
 
 def test_the_preset_follows_the_frequency_unless_named() -> None:
-    monthly = build_candidate_specs(panel("MS", 120, 110), horizon=18, name="any")
+    monthly = build_candidate_specs(make_frequency_panel("MS", 120, 110), horizon=18, name="any")
     assert len(monthly) > 1
     assert all(spec.head.loss == "mae" and spec.training.refit for spec in monthly)
-    [classic] = build_candidate_specs(panel("MS", 120, 110), horizon=18, name="any", preset="classic")
+    [classic] = build_candidate_specs(make_frequency_panel("MS", 120, 110), horizon=18, name="any", preset="classic")
     assert (classic.head.loss, classic.decoder, classic.segment) == ("mse", "rollout", 1)
-    assert build_candidate_specs(panel("h", 2000), horizon=100, name="a", preset="yearly") == [
+    assert build_candidate_specs(make_frequency_panel("h", 2000), horizon=100, name="a", preset="yearly") == [
         spec.model_copy(update={"name": "a"})
-        for spec in build_candidate_specs(panel("YS", 2000), horizon=100, name="b")
+        for spec in build_candidate_specs(make_frequency_panel("YS", 2000), horizon=100, name="b")
     ]
-    for kind in get_args(Preset):
-        assert build_candidate_specs(panel("D", 400), horizon=7, name="any", preset=kind)
-    with pytest.raises(BadSpec, match="monthly") as refused:
-        build_candidate_specs(panel("D", 400), horizon=7, name="any", preset="lunar")
-    assert "lunar" in str(refused.value)
+    for preset in get_args(Preset):
+        assert build_candidate_specs(make_frequency_panel("D", 400), horizon=7, name="any", preset=preset)
+    with pytest.raises(BadSpec, match="monthly") as raised:
+        build_candidate_specs(make_frequency_panel("D", 400), horizon=7, name="any", preset="lunar")
+    assert "lunar" in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("windows", "horizon", "season", "expected"),
     [
-        (1, 336, 24, {"valid_windows": 1}),  # no second one to share steps with
-        (20, 336, 24, {"valid_windows": 20}),  # enough
+        (1, 336, 24, {"valid_windows": 1}),  # a single window cannot overlap
+        (20, 336, 24, {"valid_windows": 20}),  # already the maximum
         (5, 12, 12, {"valid_windows": 5}),  # no season shorter than the horizon
         (8, 336, 24, {"valid_windows": 99, "valid_stride": 24}),
         (4, 720, 24, {"valid_windows": 91, "valid_stride": 24}),
-        (19, 720, 24, {"valid_windows": 109, "valid_stride": 120}),  # 541 days would be too many
+        (19, 720, 24, {"valid_windows": 109, "valid_stride": 120}),  # at most 128 overlapping windows
         (3, 6, 1, {"valid_windows": 13, "valid_stride": 1}),
     ],
 )
 def test_windows_overlap_when_too_few_fit(windows: int, horizon: int, season: int, expected: dict[str, int]) -> None:
-    judges = build_validation_fields(windows, horizon=horizon, season=season)
-    assert judges == expected
-    apart, together = (make_spec(horizon=horizon, training=one) for one in ({"valid_windows": windows}, judges))
-    assert windows * horizon - season * 10 < together.validation_steps <= apart.validation_steps == windows * horizon
+    fields = build_validation_fields(windows, horizon=horizon, season=season)
+    assert fields == expected
+    separate, overlapping = (
+        make_spec(horizon=horizon, training=training) for training in ({"valid_windows": windows}, fields)
+    )
+    assert (
+        windows * horizon - season * 10 < overlapping.validation_steps <= separate.validation_steps == windows * horizon
+    )
 
 
 def test_an_hourly_panel_with_a_long_horizon_uses_overlapping_windows() -> None:
-    for spec in build_candidate_specs(panel("h", 10_000), horizon=240, name="any"):
+    for spec in build_candidate_specs(make_frequency_panel("h", 10_000), horizon=240, name="any"):
         assert (spec.training.valid_windows, spec.training.valid_stride) == (21, 24)
     assert make_spec(training={"valid_windows": 0, "valid_stride": 3}).validation_steps == 0
 
 
 def test_the_best_candidate_on_the_validation_windows_is_selected_without_later_data() -> None:
-    known = make_panel(*(make_wave(90, seed=n) for n in range(3)))
+    panel = make_panel(*(make_wave(90, seed=n) for n in range(3)))
     training = {"steps": 30, "epoch_steps": 10, "batch": 16, "learning_rate": 0.02, "valid_windows": 1}
     good = make_spec(training=training, scaling="standard", base="seasonal_naive", season=24)
     bad = make_spec(training=training | {"learning_rate": 1e-9}, scaling="none", base="linear", season=24)
-    told: list[tuple[Spec, float]] = []
-    chosen = select_on_validation(
-        known, [bad, good], accelerator="cpu", on_result=lambda spec, error: told.append((spec, error))
+    results: list[tuple[Spec, float]] = []
+    selection = select_on_validation(
+        panel, [bad, good], accelerator="cpu", on_result=lambda spec, error: results.append((spec, error))
     )
-    assert chosen.spec == good
-    assert [spec for spec, _ in told] == [bad, good]
-    assert chosen.errors == tuple(error for _, error in told)
-    assert chosen.errors[1] < chosen.errors[0]
-    judged = fit(known, good, accelerator="cpu").model
-    cut = [one.take_first(len(one) - 5) for one in known.series]
-    foretold = [Predictor(judged).forecast(one, 5).mean for one in cut]
+    assert selection.spec == good
+    assert [spec for spec, _ in results] == [bad, good]
+    assert selection.errors == tuple(error for _, error in results)
+    assert selection.errors[1] < selection.errors[0]
+    model = fit(panel, good, accelerator="cpu").model
+    histories = [series.take_first(len(series) - 5) for series in panel.series]
+    forecasts = [Predictor(model).forecast(series, 5).mean for series in histories]
     errors = [
-        mae(one.y[-5:], mean) / seasonal_error(before.y, season=24)
-        for one, before, mean in zip(known.series, cut, foretold, strict=True)
+        mae(series.y[-5:], mean) / seasonal_error(history.y, season=24)
+        for series, history, mean in zip(panel.series, histories, forecasts, strict=True)
     ]
-    assert chosen.errors[1] == pytest.approx(float(np.mean(errors)), rel=1e-4)
-    assert select_on_validation(known, [bad], accelerator="cpu").spec == bad
+    assert selection.errors[1] == pytest.approx(float(np.mean(errors)), rel=1e-4)
+    assert select_on_validation(panel, [bad], accelerator="cpu").spec == bad
 
 
 def test_a_diverging_candidate_is_not_selected() -> None:
-    known = make_panel(*(make_wave(90, seed=n) for n in range(3)))
+    panel = make_panel(*(make_wave(90, seed=n) for n in range(3)))
     training = {"steps": 20, "epoch_steps": 10, "batch": 16, "valid_windows": 1}
-    wild = make_spec(training=training | {"learning_rate": 1e30}, scaling="none")
-    calm = make_spec(training=training | {"learning_rate": 1e-3})
-    assert select_on_validation(known, [wild, calm], accelerator="cpu").spec == calm
+    diverging = make_spec(training=training | {"learning_rate": 1e30}, scaling="none")
+    stable = make_spec(training=training | {"learning_rate": 1e-3})
+    assert select_on_validation(panel, [diverging, stable], accelerator="cpu").spec == stable

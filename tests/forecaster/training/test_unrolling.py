@@ -1,4 +1,4 @@
-"""Unrolled training: beside what follows the truth, the network is asked for what follows its own output, as it is used."""
+"""Unrolled training: besides teacher forcing, the network is trained on predictions from its own output, as it is used."""
 
 from __future__ import annotations
 
@@ -34,34 +34,36 @@ BLOCKS = 5
 
 
 def make_example(network: Regressor, *, blocks: int = BLOCKS) -> Example:
-    """Four rows, one that begins late, one with a gap, and what came, with gaps in it."""
-    window, ahead = make_windows(network)
+    """Four rows, one that begins late, one with a gap; and the actuals, with gaps."""
+    window, future_covariates = make_windows(network)
     steps = blocks * network.block
     future = 30 + torch.arange(4.0)[:, None].double() + 5 * torch.sin(torch.arange(steps).double())[None]
     future[0, 1] = torch.nan
     future[2, steps // 2 :] = torch.nan
     future[3] *= 50
-    ahead = torch.nn.functional.pad(ahead, (0, 0, 0, max(0, steps - ahead.shape[1])))[:, :steps]
-    return Example(window, future.round(), ahead)
+    future_covariates = torch.nn.functional.pad(
+        future_covariates, (0, 0, 0, max(0, steps - future_covariates.shape[1]))
+    )[:, :steps]
+    return Example(window, future.round(), future_covariates)
 
 
 def make_similar_example(example: Example, network: Regressor) -> Example:
-    ahead = None if example.future_covariates is None else example.future_covariates[:, : network.block]
-    return example._replace(future=example.future[:, : network.block], future_covariates=ahead)
+    future_covariates = None if example.future_covariates is None else example.future_covariates[:, : network.block]
+    return example._replace(future=example.future[:, : network.block], future_covariates=future_covariates)
 
 
 def reference_free_running_loss(network: Regressor, example: Example) -> Tensor:
-    """The mean of the head's loss over a rollout, block by block by `roll_out`, each from the memory after the one before."""
-    memory = warm_up(network, example.window)
-    target = memory.scale.apply(example.future, time=memory.time)
-    counts, losses, block = memory.begun[:, None] & ~target.isnan(), [], network.block
+    """The mean of the head's loss over a rollout, block by block by `roll_out`, each from the state after the previous one."""
+    state = warm_up(network, example.window)
+    target = state.scale.apply(example.future, time=state.time)
+    valid, losses, block = state.begun[:, None] & ~target.isnan(), [], network.block
     for first in range(0, target.shape[1], block):
         span = slice(first, first + block)
-        known = None if example.future_covariates is None else example.future_covariates[:, span]
-        params = network.decode(memory.output, memory.recent, known)
+        future_covariates = None if example.future_covariates is None else example.future_covariates[:, span]
+        params = network.decode(state.output, state.recent, future_covariates)
         losses.append(network.head.loss(params, target[:, span].nan_to_num(0.0)))
-        _, memory = roll_out(network, memory, horizon=block, future_covariates=known)
-    return torch.cat(losses, dim=1)[counts].mean()
+        _, state = roll_out(network, state, horizon=block, future_covariates=future_covariates)
+    return torch.cat(losses, dim=1)[valid].mean()
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
@@ -69,12 +71,12 @@ def reference_free_running_loss(network: Regressor, example: Example) -> Tensor:
 def test_the_loss_averages_teacher_forcing_and_rollout(head: str, cell: str) -> None:
     for network in make_networks(cell, head, "rollout"):
         example = make_example(network)
-        [lesson] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
+        [batch] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
         forced, free = (
             teacher_forced_loss(network, make_similar_example(example, network)),
             reference_free_running_loss(network, example),
         )
-        torch.testing.assert_close(compute_loss(network, lesson), (forced + free) / 2, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(compute_loss(network, batch), (forced + free) / 2, rtol=1e-5, atol=1e-5)
 
 
 def make_example_with_channels(segment: int) -> tuple[Regressor, Example]:
@@ -84,41 +86,44 @@ def make_example_with_channels(segment: int) -> tuple[Regressor, Example]:
     with torch.no_grad():
         for weight in network.parameters():
             weight.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
-    draw, (rows, steps) = np.random.default_rng(3), (4, network.pre_context + 12)
-    values, beside = 5 + draw.normal(size=(rows, steps)), draw.normal(size=(rows, steps, 2))
-    beside[2, :, 1] = np.nan
-    columns = torch.from_numpy(draw.normal(size=(rows, steps + BLOCKS * segment, 2))).float()
-    window = Window(torch.from_numpy(values), columns[:, :steps], channels=torch.from_numpy(beside))
-    future = torch.from_numpy(draw.normal(size=(3 * rows, BLOCKS * segment)))
-    return network, Example(window, future, columns[:, steps:])
+    rng, (rows, steps) = np.random.default_rng(3), (4, network.pre_context + 12)
+    values, channels = 5 + rng.normal(size=(rows, steps)), rng.normal(size=(rows, steps, 2))
+    channels[2, :, 1] = np.nan
+    covariates = torch.from_numpy(rng.normal(size=(rows, steps + BLOCKS * segment, 2))).float()
+    window = Window(torch.from_numpy(values), covariates[:, :steps], channels=torch.from_numpy(channels))
+    future = torch.from_numpy(rng.normal(size=(3 * rows, BLOCKS * segment)))
+    return network, Example(window, future, covariates[:, steps:])
 
 
 @pytest.mark.parametrize("segment", [1, 3])
 def test_channels_are_unrolled_with_the_target(segment: int) -> None:
     network, example = make_example_with_channels(segment)
-    [lesson] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
+    [batch] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
     forced, free = (
         teacher_forced_loss(network, make_similar_example(example, network)),
         reference_free_running_loss(network, example),
     )
-    torch.testing.assert_close(compute_loss(network, lesson), (forced + free) / 2, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compute_loss(network, batch), (forced + free) / 2, rtol=1e-5, atol=1e-5)
 
 
 def test_unrolled_errors_are_weighted_by_the_seasonal_naive_error() -> None:
     [network, *_] = make_networks("gru", "point", "rollout")
     example = make_example(network)
     doubled = example._replace(error_scale=torch.full((4,), 2.0).double())
-    for one, k in ((network, 0), (network, BLOCKS)):
-        unit = warm_up(one, example.window).scale.unit
-        halves = example._replace(error_scale=unit)  # one scaled unit is one of these: all as without
-        [plain], [same] = (prepare_batches(one, each, batch_size=4, unrolled_blocks=[k]) for each in (example, halves))
-        torch.testing.assert_close(compute_loss(one, plain), compute_loss(one, same))
-    [weighed] = prepare_batches(network, doubled, batch_size=4, unrolled_blocks=[BLOCKS])
+    for num_blocks in (0, BLOCKS):
+        unit = warm_up(network, example.window).scale.unit
+        unit_scaled = example._replace(error_scale=unit)  # an error scale of one scaled unit changes nothing
+        [plain], [unit_batch] = (
+            prepare_batches(network, sample, batch_size=4, unrolled_blocks=[num_blocks])
+            for sample in (example, unit_scaled)
+        )
+        torch.testing.assert_close(compute_loss(network, plain), compute_loss(network, unit_batch))
+    [weighted] = prepare_batches(network, doubled, batch_size=4, unrolled_blocks=[BLOCKS])
     [plain] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
-    assert weighed.unrolled is not None
+    assert weighted.unrolled is not None
     assert plain.unrolled is not None
-    times = (warm_up(network, example.window).scale.unit / 2).clamp(max=100.0).square().float()
-    torch.testing.assert_close(weighed.unrolled.weight, plain.unrolled.weight * times[:, None])
+    factors = (warm_up(network, example.window).scale.unit / 2).clamp(max=100.0).square().float()
+    torch.testing.assert_close(weighted.unrolled.weight, plain.unrolled.weight * factors[:, None])
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
@@ -129,18 +134,22 @@ def test_the_gradient_flows_through_all_fed_back_predictions(cell: str) -> None:
     steps = network.pre_context + spec.context
     values = torch.from_numpy(np.stack([make_wave(steps + 8, seed=seed) for seed in range(3)]))
     example = Example(Window(values[:, :steps]), values[:, steps:])
-    [lesson] = prepare_batches(network, example, batch_size=3, unrolled_blocks=[8])
-    free = lesson._replace(weight=torch.zeros_like(lesson.weight))
-    gradients = torch.autograd.grad(compute_loss(network, free), list(network.parameters()), materialize_grads=True)
+    [batch] = prepare_batches(network, example, batch_size=3, unrolled_blocks=[8])
+    rollout_only = batch._replace(weight=torch.zeros_like(batch.weight))
+    gradients = torch.autograd.grad(
+        compute_loss(network, rollout_only), list(network.parameters()), materialize_grads=True
+    )
     checked = 0
     for weight, gradient in zip(network.parameters(), gradients, strict=True):
         if not gradient.numel() or not gradient.norm():
             continue
-        far = 0.02 * gradient / gradient.norm()
+        step = 0.02 * gradient / gradient.norm()
         with torch.no_grad():
-            up, down = (compute_loss(network, free) for weight.data in (weight.data + far, weight.data - far))
-            weight.data += far
-        slope = (up - down) / 0.04
+            loss_above, loss_below = (
+                compute_loss(network, rollout_only) for weight.data in (weight.data + step, weight.data - step)
+            )
+            weight.data += step
+        slope = (loss_above - loss_below) / 0.04
         torch.testing.assert_close(slope, gradient.norm(), rtol=2e-2, atol=1e-5)
         checked += 1
     assert checked == 6
@@ -149,49 +158,51 @@ def test_the_gradient_flows_through_all_fed_back_predictions(cell: str) -> None:
 def test_without_unrolling_an_example_is_unchanged() -> None:
     for network in make_networks("lstm", "gaussian", "rollout"):
         example = make_example(network)
-        [before] = prepare_batches(network, make_similar_example(example, network), batch_size=4)
-        for [lesson] in (
+        [expected] = prepare_batches(network, make_similar_example(example, network), batch_size=4)
+        for [batch] in (
             prepare_batches(network, example, batch_size=4),
             prepare_batches(network, example, batch_size=4, unrolled_blocks=[0]),
         ):
-            assert lesson.unrolled is None
-            for part, other in zip(lesson, before, strict=True):
-                assert (part is None and other is None) or torch.equal(part, other)  # type: ignore[arg-type]
+            assert batch.unrolled is None
+            for actual_part, expected_part in zip(batch, expected, strict=True):
+                assert (actual_part is None and expected_part is None) or torch.equal(actual_part, expected_part)  # type: ignore[arg-type]
 
 
 def test_each_batch_is_unrolled_as_far_as_requested() -> None:
     [network, *_] = make_networks("gru", "point", "rollout")
     example = make_example(network)
     assert example.future_covariates is not None
-    twice = Example(
+    doubled = Example(
         Window(*(torch.cat([field, field]) for field in example.window[:3] if field is not None)),
         torch.cat([example.future, example.future]),
         example.future_covariates.repeat(2, 1, 1),
     )
-    for lesson, k in zip(prepare_batches(network, twice, batch_size=4, unrolled_blocks=[2, 0]), [2, 0], strict=True):
-        steps = max(1, k) * network.block
+    for batch, num_blocks in zip(
+        prepare_batches(network, doubled, batch_size=4, unrolled_blocks=[2, 0]), [2, 0], strict=True
+    ):
+        steps = max(1, num_blocks) * network.block
         short = example._replace(
             future=example.future[:, :steps], future_covariates=example.future_covariates[:, :steps]
         )
-        [alone] = prepare_batches(network, short, batch_size=4, unrolled_blocks=[k])
-        torch.testing.assert_close(compute_loss(network, lesson), compute_loss(network, alone))
+        [single] = prepare_batches(network, short, batch_size=4, unrolled_blocks=[num_blocks])
+        torch.testing.assert_close(compute_loss(network, batch), compute_loss(network, single))
 
 
 def test_a_diverging_row_is_not_fed_back_and_affects_no_other() -> None:
     network, example = make_example_with_channels(1)
     network.requires_grad_(False)
-    [lesson] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
-    assert lesson.unrolled is not None
-    weight = lesson.unrolled.weight.clone()
+    [batch] = prepare_batches(network, example, batch_size=4, unrolled_blocks=[BLOCKS])
+    assert batch.unrolled is not None
+    weight = batch.unrolled.weight.clone()
     weight[:3] = 0  # of row 0
-    bound = lesson.unrolled.bound.clone()
+    bound = batch.unrolled.bound.clone()
     bound[:3] = 0
-    expected = compute_loss(network, lesson._replace(unrolled=lesson.unrolled._replace(weight=weight)))
-    found = compute_loss(network, lesson._replace(unrolled=lesson.unrolled._replace(weight=weight, bound=bound)))
-    assert float(found) == float(expected)
-    away = compute_loss(network, lesson._replace(unrolled=lesson.unrolled._replace(bound=bound)))
-    assert torch.isfinite(away)
-    assert float(away) != float(compute_loss(network, lesson))
+    expected = compute_loss(network, batch._replace(unrolled=batch.unrolled._replace(weight=weight)))
+    loss = compute_loss(network, batch._replace(unrolled=batch.unrolled._replace(weight=weight, bound=bound)))
+    assert float(loss) == float(expected)
+    diverged_loss = compute_loss(network, batch._replace(unrolled=batch.unrolled._replace(bound=bound)))
+    assert torch.isfinite(diverged_loss)
+    assert float(diverged_loss) != float(compute_loss(network, batch))
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
@@ -200,41 +211,43 @@ def test_a_diverging_row_is_not_fed_back_and_affects_no_other() -> None:
 )
 def test_members_trained_together_equal_members_trained_alone(cell: str, fields: dict[str, Any]) -> None:
     spec = make_spec(**fields | {"network": {"cell": cell, "hidden": 6} | fields.get("network", {})})
-    groups = (4,) * len(spec.static)
-    trained, twins = (
-        [build_network(spec, seed=seed, static_cardinalities=groups) for seed in range(3)] for _ in range(2)
+    cardinalities = (4,) * len(spec.static)
+    trained, singles = (
+        [build_network(spec, seed=seed, static_cardinalities=cardinalities) for seed in range(3)] for _ in range(2)
     )
-    draw, steps = np.random.default_rng(0), trained[0].pre_context + spec.context
-    values = draw.normal(size=(4 * 3 * 5, steps + 4)).cumsum(axis=1)
+    rng, steps = np.random.default_rng(0), trained[0].pre_context + spec.context
+    values = rng.normal(size=(4 * 3 * 5, steps + 4)).cumsum(axis=1)
     values[::5, :3] = np.nan
     values[3, 6] = values[7, -2] = np.nan
-    static = torch.arange(len(values))[:, None] % 5 if groups else None
+    static = torch.arange(len(values))[:, None] % 5 if cardinalities else None
     example = Example(Window(torch.from_numpy(values[:, :steps]), static=static), torch.from_numpy(values[:, steps:]))
-    together, far = StackedNetworks(trained), [0, 1, 2, 4]
+    stacked, unrolled = StackedNetworks(trained), [0, 1, 2, 4]
     losses = run_optimizer_steps(
-        FusedAdam(together.parameters(), learning_rate=0.02),
-        together.losses,
-        prepare_batches(trained[0], example, batch_size=5, num_members=3, unrolled_blocks=far),
-        partial(together.clip_gradient_norm, max_norm=0.5),
+        FusedAdam(stacked.parameters(), learning_rate=0.02),
+        stacked.losses,
+        prepare_batches(trained[0], example, batch_size=5, num_members=3, unrolled_blocks=unrolled),
+        partial(stacked.clip_gradient_norm, max_norm=0.5),
     )
-    together.copy_weights_to(trained)
-    each = prepare_batches(trained[0], example, batch_size=5, unrolled_blocks=[k for k in far for _ in range(3)])
-    for number, twin in enumerate(twins):
-        optimizer = FusedAdam(twin.parameters(), learning_rate=0.02)
-        found = run_optimizer_steps(
-            optimizer, partial(compute_loss, twin), each[number::3], partial(clip_gradient_norm, max_norm=0.5)
+    stacked.copy_weights_to(trained)
+    batches = prepare_batches(
+        trained[0], example, batch_size=5, unrolled_blocks=[num_blocks for num_blocks in unrolled for _ in range(3)]
+    )
+    for member, single in enumerate(singles):
+        optimizer = FusedAdam(single.parameters(), learning_rate=0.02)
+        single_losses = run_optimizer_steps(
+            optimizer, partial(compute_loss, single), batches[member::3], partial(clip_gradient_norm, max_norm=0.5)
         )
-        torch.testing.assert_close(losses[:, number], found, rtol=1e-4, atol=1e-5)
-        for name, weight in twin.state_dict().items():
-            torch.testing.assert_close(trained[number].state_dict()[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(losses[:, member], single_losses, rtol=1e-4, atol=1e-5)
+        for name, weight in single.state_dict().items():
+            torch.testing.assert_close(trained[member].state_dict()[name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_the_unroll_length_increases_to_the_requested_length_at_half_time() -> None:
-    far = [unrolled_blocks(step, max_blocks=40, total_steps=600) for step in range(600)]
-    assert far[0] == 0
-    assert set(np.diff(far)) == {0, 1}
-    assert far[300:] == [40] * 300
-    assert far[250] < 40
+    num_blocks = [unrolled_blocks(step, max_blocks=40, total_steps=600) for step in range(600)]
+    assert num_blocks[0] == 0
+    assert set(np.diff(num_blocks)) == {0, 1}
+    assert num_blocks[300:] == [40] * 300
+    assert num_blocks[250] < 40
     assert [unrolled_blocks(step, max_blocks=3, total_steps=2) for step in range(2)] == [0, 3]
     assert not any(unrolled_blocks(step, max_blocks=0, total_steps=9) for step in range(9))
 
@@ -252,8 +265,10 @@ def fit_unrolled(fields: dict[str, Any], training: dict[str, Any], **options: An
 
 
 def have_equal_weights(first: FitResult, second: FitResult) -> bool:
-    mine, theirs = ([network.state_dict() for network in each.model.networks] for each in (first, second))
-    return all(torch.equal(a[name], b[name]) for a, b in zip(mine, theirs, strict=True) for name in a)
+    first_weights, second_weights = (
+        [network.state_dict() for network in result.model.networks] for result in (first, second)
+    )
+    return all(torch.equal(a[name], b[name]) for a, b in zip(first_weights, second_weights, strict=True) for name in a)
 
 
 @pytest.mark.parametrize("members", [1, 2])
@@ -268,38 +283,38 @@ def have_equal_weights(first: FitResult, second: FitResult) -> bool:
 def test_a_resumed_fit_gives_identical_weights(fields: dict[str, Any], members: int, tmp_path: Path) -> None:
     fields = fields | {"members": members}
     training = {"weighting": "seasonal_error", "recent": 1.0, "average": 0.9, "schedule": "cosine"}
-    whole, plain = fit_unrolled(fields, training), fit_unrolled(fields, training | {"unroll": 0})
-    assert not have_equal_weights(whole, plain)
+    uninterrupted, plain = fit_unrolled(fields, training), fit_unrolled(fields, training | {"unroll": 0})
+    assert not have_equal_weights(uninterrupted, plain)
     checkpoint = tmp_path / "last.ckpt"
     with pytest.raises(RuntimeError, match="stopped"):
         fit_unrolled(fields, training, checkpoint=checkpoint, callbacks=[StopAtThirdEpoch()])
-    again = fit_unrolled(fields, training, checkpoint=checkpoint)
-    assert again.resumed_steps == 6
-    assert again.scores == whole.scores
-    assert have_equal_weights(whole, again)
-    if not fields.get("dropout"):  # which is drawn in the order of steps, and steps prepare nothing random
-        assert have_equal_weights(whole, fit_unrolled(fields, training, steps_per_chunk=1))
+    resumed = fit_unrolled(fields, training, checkpoint=checkpoint)
+    assert resumed.resumed_steps == 6
+    assert resumed.scores == uninterrupted.scores
+    assert have_equal_weights(uninterrupted, resumed)
+    if not fields.get("dropout"):  # dropout is drawn in the order of steps, which depends on the chunks
+        assert have_equal_weights(uninterrupted, fit_unrolled(fields, training, steps_per_chunk=1))
 
 
 @pytest.mark.parametrize(("unroll", "blocks"), [(0, 1), (1, 1), (6, 6)])
 def test_the_feed_provides_as_many_future_steps_as_are_unrolled(unroll: int, blocks: int) -> None:
     spec = make_spec(segment=2, training=TRAINING | {"unroll": unroll})
-    loader = WindowDataModule(PANEL, spec, build_network(spec, seed=0), EMPTY_ENCODING, season=4)
-    loader.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    for example in loader.train_dataloader():
+    data = WindowDataModule(PANEL, spec, build_network(spec, seed=0), EMPTY_ENCODING, season=4)
+    data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    for example in data.train_dataloader():
         assert example.future.shape[1] == 2 * blocks
         assert not example.future[:, 0].isnan().any()
 
 
 def test_a_series_that_ends_early_is_unrolled_as_far_as_it_goes() -> None:
     panel = make_panel(make_wave(24))
-    found = fit(panel, make_spec(training=TRAINING | {"unroll": 50, "valid_windows": 0}), accelerator="cpu")
-    assert np.isfinite(found.scores["train/loss"])
-    assert all(torch.isfinite(weight).all() for weight in found.model.network.parameters())
+    result = fit(panel, make_spec(training=TRAINING | {"unroll": 50, "valid_windows": 0}), accelerator="cpu")
+    assert np.isfinite(result.scores["train/loss"])
+    assert all(torch.isfinite(weight).all() for weight in result.model.network.parameters())
 
 
 def test_unrolled_training_reduces_the_exposure_gap() -> None:
-    """Of a fast wave on a slow one."""
+    """The panel is a fast wave on a slow one."""
     clock = np.arange(150)
     panel = make_panel(np.sin(clock / 4) + 0.5 * np.sin(clock * 1.3))
     gaps = []
