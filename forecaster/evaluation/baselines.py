@@ -12,11 +12,7 @@ from forecaster.series import Forecast, Series
 from forecaster.statistical.models import STATISTICAL_MODELS, FitTask, forecast_tasks, require_model_package
 
 ForecastFunction = Callable[[Sequence[Series], int], Sequence[Forecast | ForecasterError]]
-<<<<<<< HEAD
-"""Anything that forecasts: histories and a horizon in, one outcome each; `Predictor.forecast_batch` is one."""
-=======
-"""A function from histories and a horizon to one outcome per series, such as `Predictor.forecast_each`."""
->>>>>>> lang-l3
+"""A function from histories and a horizon to one outcome per series, such as `Predictor.forecast_batch`."""
 
 SEASONAL_NAIVE = "seasonal_naive"
 """The name of the seasonal naive forecaster wherever forecasters are compared."""

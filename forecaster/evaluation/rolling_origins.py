@@ -34,11 +34,7 @@ ForecastArray = Float64[np.ndarray, "series window horizon"]
 def forecast_all_origins(
     predictor: Predictor, series: Sequence[Series], *, horizon: int, windows: int, stride: int | None = None
 ) -> ForecastArray:
-<<<<<<< HEAD
-    """The point forecasts at the last `windows` origins of every series, as `predictor.forecast_batch` gives them there.
-=======
-    """Returns the point forecasts at the last `windows` origins of every series, equal to `predictor.forecast_each` there.
->>>>>>> lang-l3
+    """Returns the point forecasts at the last `windows` origins of every series, equal to `predictor.forecast_batch` there.
 
     Args:
         predictor: The predictor.

@@ -321,11 +321,7 @@ class Ledger:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
             raise LedgerError(
                 f"Expected a ledger at {getattr(self, 'address', 'the address')}; it cannot be used ({reason}). "
-<<<<<<< HEAD
-                "See that the database is there, can be written, and is not held by others.",
-=======
                 "Check that the database exists, is writable, and is not locked by another process.",
->>>>>>> lang-l3
                 where="ledger",
             ) from error
 

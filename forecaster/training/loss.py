@@ -161,17 +161,11 @@ def prepare_batches(
         [num_blocks for num_blocks in unrolled_blocks for _ in range(count // batch_shape[0])],
     )
     batches = []
-<<<<<<< HEAD
-    for batch, parts, block_count in zip(made, _split_batches(beyond, lead), unrolled_blocks, strict=True):
-        if block_count:
-            targets = _truncate(UnrolledTargets(*parts), steps=block_count * network.block)  # type: ignore[arg-type]
-=======
     for batch, parts, num_blocks in zip(
         plain_batches, _split_batches(unrolled, batch_shape), unrolled_blocks, strict=True
     ):
         if num_blocks:
             targets = _truncate(UnrolledTargets(*parts), steps=num_blocks * network.block)  # type: ignore[arg-type]
->>>>>>> lang-l3
             batch = batch._replace(weight=batch.weight / 2, unrolled=targets)
         batches.append(batch)
     return batches
