@@ -46,7 +46,7 @@ def onnx_engine(network: Regressor) -> OnnxEngine:
 
 @pytest.mark.integration
 def test_an_onnx_graph_runs_without_torch_onnx_or_pandas(network: Regressor, tmp_path: Path) -> None:
-    inputs = make_rollout_input(network, ahead=6)
+    inputs = make_rollout_input(network, future_steps=6)
     (tmp_path / "rollout.onnx").write_bytes(export_onnx(network))
     np.savez(tmp_path / "inputs.npz", **{name: array for name, array in inputs._asdict().items() if array is not None})
     code = """
@@ -105,7 +105,7 @@ def test_both_implementations_satisfy_the_engine_protocol(network: Regressor, on
 def test_arrays_with_inconsistent_shapes_are_rejected(
     network: Regressor, onnx_engine: OnnxEngine, change: dict[str, np.ndarray | None], location: str, message: str
 ) -> None:
-    inputs = make_rollout_input(network, ahead=6)._replace(**change)
+    inputs = make_rollout_input(network, future_steps=6)._replace(**change)
     with pytest.raises(InputError) as error:
         onnx_engine.roll_out(inputs, horizon=6)
     assert error.value.where == location
@@ -113,7 +113,7 @@ def test_arrays_with_inconsistent_shapes_are_rejected(
 
 
 def test_noise_must_cover_the_last_block(network: Regressor, onnx_engine: OnnxEngine) -> None:
-    inputs = make_rollout_input(network, rows=1, ahead=6)
+    inputs = make_rollout_input(network, rows=1, future_steps=6)
     with pytest.raises(InputError, match="noise: 4 x 6 or more x 1; found 4 x 5 x 1"):
         onnx_engine.roll_out(inputs, horizon=5, noise=np.full((4, 5, 1), 0.5))
     assert onnx_engine.roll_out(inputs, horizon=5, noise=np.full((4, 6, 1), 0.5)).shape == (4, 5)
