@@ -96,8 +96,8 @@ def test_series_without_a_scale_are_judged_by_absolute_errors() -> None:
 
 
 def test_on_constant_series_only_an_exact_challenger_matches_seasonal_naive() -> None:
-    stamps = pd.date_range("2026-01-01", periods=30, freq="D")
-    panel = to_panel(pd.DataFrame({"unique_id": "a", "ds": stamps, "y": 5.0}))
+    timestamps = pd.date_range("2026-01-01", periods=30, freq="D")
+    panel = to_panel(pd.DataFrame({"unique_id": "a", "ds": timestamps, "y": 5.0}))
     naive = seasonal_naive(7)
 
     def is_promoted(shift: float) -> bool:

@@ -23,9 +23,9 @@ DOCKER = Path(__file__).parents[3] / "docker"
 UNITS = sorted((DOCKER / "systemd").glob("forecaster-*"))
 
 
-def parse_command(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def parse_command(tokens: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Parses a command line with the parser of the application; raises if the command or an option does not exist."""
-    command, bound_arguments, unused_tokens = app.parse_args(list(words), exit_on_error=False, print_error=False)
+    command, bound_arguments, unused_tokens = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
     assert not unused_tokens
     return command.__name__, dict(bound_arguments.arguments)
 
@@ -45,8 +45,8 @@ def test_the_kubernetes_cron_job_calls_retrain() -> None:
     CronSchedule(job["spec"]["schedule"], job["spec"]["timeZone"])
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
-    program, *words = container["command"]
-    command, arguments = parse_command(words)
+    program, *tokens = container["command"]
+    command, arguments = parse_command(tokens)
     assert (program, command, arguments["if_needed"], arguments["trigger"]) == (
         "forecaster",
         "retrain",
@@ -66,8 +66,8 @@ def test_the_kubernetes_cron_job_calls_retrain() -> None:
 def test_a_systemd_service_calls_a_known_command(path: Path) -> None:
     unit = read_unit(path)
     [start] = unit["ExecStart"]
-    program, *words = shlex.split(start)
-    command, arguments = parse_command(words)
+    program, *tokens = shlex.split(start)
+    command, arguments = parse_command(tokens)
     assert (Path(program).name, command) in (("forecaster", "retrain"), ("forecaster", "run"))
     assert arguments["where"].root == Path("/var/lib") / unit["StateDirectory"][0], "the only folder it may write to"
     if command == "retrain":

@@ -60,9 +60,8 @@ class SchedulerHarness:
         return self.scheduler.store
 
     def add_job(self, name: str = "night", **fields: Any) -> None:
-        words = ("retrain", "data.csv")
         options = {"cron": "0 3 * * *", "zone": "UTC", "retries": 0, "retry_delay": 0.01, "since": START} | fields
-        self.store.save_job(Job(name=name, words=words, **{"folder": str(self.folder)} | options))
+        self.store.save_job(Job(name=name, words=("retrain", "data.csv"), **{"folder": str(self.folder)} | options))
 
     def set_exit_codes(self, *codes: object) -> None:
         (self.folder / "codes").write_text(" ".join(map(str, codes)))
@@ -277,8 +276,8 @@ def data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
-    _, arguments, _ = app.parse_args(list(words), exit_on_error=False)
+def parse_arguments(tokens: Sequence[str]) -> dict[str, Any]:
+    _, arguments, _ = app.parse_args(list(tokens), exit_on_error=False)
     return dict(arguments.arguments)
 
 
