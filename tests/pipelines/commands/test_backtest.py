@@ -142,9 +142,13 @@ def test_a_model_trained_on_the_test_period_or_unable_to_forecast_is_reported(
     bundle: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     late = artifact.load_bundle(save_random_model(tmp_path / "late", table, seed=3, name="late"))
-    artifact.save_bundle(replace(late, cutoff=read_panel(DataSource(str(table))).cutoff), tmp_path / "overlapping", card="")
+    artifact.save_bundle(
+        replace(late, cutoff=read_panel(DataSource(str(table))).cutoff), tmp_path / "overlapping", card=""
+    )
     artifact.save_bundle(replace(late, freq="D"), tmp_path / "daily", card="")
-    assert run_command("backtest", bundle, table, "--rival", tmp_path / "overlapping", "--rival", tmp_path / "daily") == 0
+    assert (
+        run_command("backtest", bundle, table, "--rival", tmp_path / "overlapping", "--rival", tmp_path / "daily") == 0
+    )
     output = capsys.readouterr()
     assert (
         "late was trained on data up to 2026-01-03 11:00:00; origins from 2026-01-03 06:00:00 on are not out of sample"

@@ -51,7 +51,7 @@ def test_the_kubernetes_cron_job_calls_retrain() -> None:
         True,
         "kubernetes",
     )
-    assert arguments["where"].root == Path(container["volumeMounts"][0]["mountPath"])
+    assert arguments["root_options"].root == Path(container["volumeMounts"][0]["mountPath"])
     assert "env" not in container, "secrets come from the Secret alone"
     assert container["envFrom"] == [{"secretRef": {"name": "forecaster"}}]
     [rule] = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
@@ -67,7 +67,7 @@ def test_a_systemd_service_calls_a_known_command(path: Path) -> None:
     program, *words = shlex.split(start)
     command, arguments = parse_command(words)
     assert (Path(program).name, command) in (("forecaster", "retrain"), ("forecaster", "run"))
-    assert arguments["where"].root == Path("/var/lib") / found["StateDirectory"][0], "the only place it may write to"
+    assert arguments["root_options"].root == Path("/var/lib") / found["StateDirectory"][0], "the only place it may write to"
     if command == "retrain":
         assert found["SuccessExitStatus"] == ["3"]
 
