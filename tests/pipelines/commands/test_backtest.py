@@ -1,4 +1,4 @@
-"""The backtest command: models, rivals and baselines on the same origins, its files, its pictures and its run."""
+"""The backtest command: models and baselines on the same origins, its output files, its plots and its run."""
 
 from __future__ import annotations
 
@@ -31,16 +31,14 @@ from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
-]  # Lightning's
+]  # raised by Lightning
 HORIZON = 5
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Twenty series of two kinds and two lengths; the last few are short."""
+    """Twenty series of two kinds."""
     frame = make_noise_frame(steps=60)
     frame["kind"] = np.where(frame["unique_id"].str[-1].isin(list("02468")), "even", "odd")
     path = tmp_path / "meters.csv"
@@ -54,11 +52,11 @@ def bundle(tmp_path: Path, table: Path) -> Path:
 
 
 def save_random_model(folder: Path, table: Path, *, seed: int, name: str = "small") -> Path:
-    """The bundle of a calibrated forecaster of random weights, that has seen nothing of the last two horizons."""
+    """Saves a calibrated model of random weights whose cutoff lies two horizons before the end of the data."""
     panel = read_panel(DataSource(str(table)))
-    known = Panel([one.take_first(len(one) - 2 * HORIZON) for one in panel.series], panel.freq)
-    forecaster = replace(make_forecaster(make_spec(horizon=HORIZON, name=name), seed=seed), cutoff=known.cutoff)
-    artifact.save_bundle(calibrate_model(forecaster, known, windows=2), folder, card="# small\n")
+    history = Panel([series.take_first(len(series) - 2 * HORIZON) for series in panel.series], panel.freq)
+    model = replace(make_forecaster(make_spec(horizon=HORIZON, name=name), seed=seed), cutoff=history.cutoff)
+    artifact.save_bundle(calibrate_model(model, history, windows=2), folder, card="# small\n")
     return folder
 
 
@@ -69,44 +67,41 @@ def test_the_command_offers_all_available_baselines() -> None:
 def test_models_challengers_and_baselines_are_scored_on_the_same_origins(
     bundle: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rival, out, scores = (
-        save_random_model(tmp_path / "other", table, seed=2),
-        tmp_path / "out.parquet",
-        tmp_path / "scores.csv",
-    )
-    asked = ["--rival", rival, "--baselines", "naive2", "--baselines", "dynamic_optimized_theta", "--windows", 2]
+    rival = save_random_model(tmp_path / "other", table, seed=2)
+    out, scores = tmp_path / "out.parquet", tmp_path / "scores.csv"
+    options = ["--rival", rival, "--baselines", "naive2", "--baselines", "dynamic_optimized_theta", "--windows", 2]
     files = ["--out", out, "--scores", scores, "--by", "kind", "--levels", 0.9, "--levels", 0.05]
-    assert run_command("backtest", bundle, table, *asked, *files) == 0
-    said = capsys.readouterr()
+    assert run_command("backtest", bundle, table, *options, *files) == 0
+    output = capsys.readouterr()
     names = ["small", "small 2", "seasonal_naive", "naive2", "dynamic_optimized_theta"]
-    rows = said.out.splitlines()
+    rows = output.out.splitlines()
     assert [row.split("  ")[0] for row in rows[1:6]] == names
     assert "paired t over 20 series" in rows[6]
-    assert said.err == ""
+    assert output.err == ""
 
-    frame, found = pd.read_parquet(out), pd.read_csv(scores)
+    frame, score_table = pd.read_parquet(out), pd.read_csv(scores)
     quantiles = [f"{name}-{level}" for name in names[:2] for level in ("0.05", "0.9")]
     assert set(frame.columns) == {"unique_id", "cutoff", "ds", "step", "y", *names, *quantiles}
     assert len(frame) == 20 * 2 * HORIZON
     naive = seasonal_naive(4)
-    for one in read_panel(DataSource(str(table))).series[:3]:
-        for left in (2 * HORIZON, HORIZON):
-            [told] = naive([one.take_first(len(one) - left)], HORIZON)
-            rows_of = frame[(frame["unique_id"] == one.id) & (frame["cutoff"] == one.timestamps[-left - 1])]
-            np.testing.assert_array_equal(rows_of["seasonal_naive"], told.mean)  # type: ignore[union-attr]
+    for series in read_panel(DataSource(str(table))).series[:3]:
+        for offset in (2 * HORIZON, HORIZON):
+            [forecast] = naive([series.take_first(len(series) - offset)], HORIZON)
+            window = frame[(frame["unique_id"] == series.id) & (frame["cutoff"] == series.timestamps[-offset - 1])]
+            np.testing.assert_array_equal(window["seasonal_naive"], forecast.mean)  # type: ignore[union-attr]
 
-    assert list(found.columns) == ["forecaster", "metric", "group", "step", "value"]
-    assert set(found["group"].dropna()) == {"even", "odd"}
-    assert set(found["step"].dropna()) == set(range(1, HORIZON + 1))
-    whole = overall_scores(found)
+    assert list(score_table.columns) == ["forecaster", "metric", "group", "step", "value"]
+    assert set(score_table["group"].dropna()) == {"even", "odd"}
+    assert set(score_table["step"].dropna()) == set(range(1, HORIZON + 1))
+    overall = overall_scores(score_table)
     errors = (frame["y"] - frame["naive2"]).abs()
-    assert whole["naive2"]["mae"] == pytest.approx(errors.mean())
-    odd = found.query("forecaster == 'naive2' and metric == 'mae' and group == 'odd' and step.isna()")
-    kinds = frame["unique_id"].str[-1].isin(list("13579"))
-    assert odd["value"].item() == pytest.approx(errors[kinds].mean())
-    assert whole["small 2"]["mase_less_model"] == pytest.approx(whole["small 2"]["mase"] - whole["small"]["mase"])
-    assert whole["small"]["wql"] > 0
-    assert whole["small"]["stand_ins"] == whole["naive2"]["stand_ins"] == 0
+    assert overall["naive2"]["mae"] == pytest.approx(errors.mean())
+    odd = score_table.query("forecaster == 'naive2' and metric == 'mae' and group == 'odd' and step.isna()")
+    is_odd = frame["unique_id"].str[-1].isin(list("13579"))
+    assert odd["value"].item() == pytest.approx(errors[is_odd].mean())
+    assert overall["small 2"]["mase_less_model"] == pytest.approx(overall["small 2"]["mase"] - overall["small"]["mase"])
+    assert overall["small"]["wql"] > 0
+    assert overall["small"]["stand_ins"] == overall["naive2"]["stand_ins"] == 0
 
 
 def test_the_reported_p_value_is_that_of_the_written_forecasts(
@@ -114,35 +109,35 @@ def test_the_reported_p_value_is_that_of_the_written_forecasts(
 ) -> None:
     out, scores = tmp_path / "out.parquet", tmp_path / "scores.parquet"
     assert run_command("backtest", bundle, table, "--horizon", HORIZON, "--out", out, "--scores", scores) == 0
-    frame, found = pd.read_parquet(out), overall_scores(pd.read_parquet(scores))["seasonal_naive"]
-    series = read_panel(DataSource(str(table))).series
-    scale = {one.id: np.abs(one.y[4:-HORIZON] - one.y[: -HORIZON - 4]).mean() for one in series}
-    gap = (frame["y"] - frame["seasonal_naive"]).abs() - (frame["y"] - frame["small"]).abs()
-    means = (gap / frame["unique_id"].map(scale)).groupby(frame["unique_id"], sort=False).mean()
+    frame, naive_scores = pd.read_parquet(out), overall_scores(pd.read_parquet(scores))["seasonal_naive"]
+    panel = read_panel(DataSource(str(table)))
+    scale = {series.id: np.abs(series.y[4:-HORIZON] - series.y[: -HORIZON - 4]).mean() for series in panel.series}
+    difference = (frame["y"] - frame["seasonal_naive"]).abs() - (frame["y"] - frame["small"]).abs()
+    means = (difference / frame["unique_id"].map(scale)).groupby(frame["unique_id"], sort=False).mean()
     expected = paired_t_test(means.to_numpy())
-    assert found["p_value"] == pytest.approx(expected.p)
-    assert found["mase_less_model"] == pytest.approx(expected.difference)
-    told = f"{expected.p:.3f}" if expected.p >= 0.001 else "<0.001"
-    assert capsys.readouterr().out.splitlines()[2].split()[-1] == told
+    assert naive_scores["p_value"] == pytest.approx(expected.p)
+    assert naive_scores["mase_less_model"] == pytest.approx(expected.difference)
+    printed = f"{expected.p:.3f}" if expected.p >= 0.001 else "<0.001"
+    assert capsys.readouterr().out.splitlines()[2].split()[-1] == printed
 
 
 def test_baseline_fallbacks_are_counted_and_reported(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frame = make_noise_frame(series=6)
-    short = frame["unique_id"].isin([f"meter_{number}" for number in range(5)])
-    frame = frame[~short | (frame.groupby("unique_id").cumcount() < 9)]
+    is_short = frame["unique_id"].isin([f"meter_{number}" for number in range(5)])
+    frame = frame[~is_short | (frame.groupby("unique_id").cumcount() < 9)]
     frame.to_csv(tmp_path / "short.csv", index=False)
     scores = tmp_path / "scores.csv"
-    asked = ["backtest", bundle, tmp_path / "short.csv", "--baselines", "auto_ets", "--scores", scores]
-    assert run_command(*asked) == 0
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "tiny datasets" in line] == [
+    arguments = ["backtest", bundle, tmp_path / "short.csv", "--baselines", "auto_ets", "--scores", scores]
+    assert run_command(*arguments) == 0
+    messages = capsys.readouterr().err.splitlines()
+    assert [line for line in messages if "tiny datasets" in line] == [
         f"forecaster: series 'meter_{number}': auto_ets could not be fitted (NotImplementedError: tiny datasets); "
-        "the seasonal naive forecast is used instead"
+        "seasonal naive stands in"
         for number in range(3)
     ]
-    assert "forecaster: auto_ets: so at 5 of 6 windows" in said
+    assert "forecaster: auto_ets: warnings at 5 of 6 windows" in messages
     assert overall_scores(pd.read_csv(scores))["auto_ets"]["stand_ins"] == 5
 
 
@@ -150,16 +145,21 @@ def test_a_model_trained_on_the_test_period_or_unable_to_forecast_is_reported(
     bundle: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     late = artifact.load_bundle(save_random_model(tmp_path / "late", table, seed=3, name="late"))
-    artifact.save_bundle(replace(late, cutoff=read_panel(DataSource(str(table))).cutoff), tmp_path / "seen", card="")
-    artifact.save_bundle(replace(late, freq="D"), tmp_path / "daily", card="")
-    assert run_command("backtest", bundle, table, "--rival", tmp_path / "seen", "--rival", tmp_path / "daily") == 0
-    said = capsys.readouterr()
-    assert (
-        "late saw data up to 2026-01-03 11:00:00; origins from 2026-01-03 06:00:00 on are not out of sample" in said.err
+    artifact.save_bundle(
+        replace(late, cutoff=read_panel(DataSource(str(table))).cutoff), tmp_path / "overlapping", card=""
     )
-    assert "late 2 has no answer at 20 of 20 windows" in said.err
-    assert "small saw" not in said.err
-    [row] = [row for row in said.out.splitlines() if row.startswith("late 2")]
+    artifact.save_bundle(replace(late, freq="D"), tmp_path / "daily", card="")
+    assert (
+        run_command("backtest", bundle, table, "--rival", tmp_path / "overlapping", "--rival", tmp_path / "daily") == 0
+    )
+    output = capsys.readouterr()
+    assert (
+        "late was trained on data up to 2026-01-03 11:00:00; origins from 2026-01-03 06:00:00 on are not out of sample"
+        in output.err
+    )
+    assert "late 2 has no forecast at 20 of 20 windows" in output.err
+    assert "small was trained" not in output.err
+    [row] = [row for row in output.out.splitlines() if row.startswith("late 2")]
     assert set(row.split()[2:]) == {"-"}
 
 
@@ -176,41 +176,39 @@ def test_a_single_series_is_compared_by_origins(
 def test_plots_are_written_to_a_file_or_a_folder(bundle: Path, table: Path, tmp_path: Path) -> None:
     assert run_command("backtest", bundle, table, "--plot", tmp_path / "error.png") == 0
     assert (tmp_path / "error.png").read_bytes().startswith(b"\x89PNG")
-    assert run_command("backtest", bundle, table, "--plot", tmp_path / "pictures") == 0
-    drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    assert drawn == ["best_and_worst.png", "calibration.png", "error_by_horizon.png"]
-    assert run_command("backtest", bundle, table, "--plot", tmp_path / "pictures") == 0, (
-        "a folder that is there will do"
-    )
+    assert run_command("backtest", bundle, table, "--plot", tmp_path / "plots") == 0
+    names = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert names == ["best_and_worst.png", "calibration.png", "error_by_horizon.png"]
+    assert run_command("backtest", bundle, table, "--plot", tmp_path / "plots") == 0, "an existing folder is accepted"
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "phrases"),
     [
         (["--jobs", "0"], ["--jobs", "at least 1"]),
         (["--scores", "no/folder/scores.csv"], ["--scores", "no/folder"]),
-        (["--plot", "no/folder/pictures"], ["--plot", "no/folder"]),
+        (["--plot", "no/folder/plots"], ["--plot", "no/folder"]),
         (["--levels", "90"], ["between 0 and 1", "90"]),
         (["--by", "colour"], ["colour"]),
         (["--baselines", "prophet"], ["prophet"]),
     ],
 )
 def test_contradictory_options_are_rejected(
-    options: list[str], words: list[str], bundle: Path, table: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], phrases: list[str], bundle: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command("backtest", bundle, table, *options) == 2
-    said = " ".join(capsys.readouterr())
-    for word in words:
-        assert word in said
+    output = " ".join(capsys.readouterr())
+    for phrase in phrases:
+        assert phrase in output
 
 
 def test_unknown_group_columns_are_rejected_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = make_spec(horizon=3)
     artifact.save_bundle(replace(make_forecaster(spec), freq="MS"), tmp_path / "monthly", card="")
     assert run_command("backtest", tmp_path / "monthly", "hospital", "--by", "ward") == 2
-    said = capsys.readouterr().err
-    assert "'ward'" in said
-    assert "Use a column" in said
+    message = capsys.readouterr().err
+    assert "'ward'" in message
+    assert "Name a column" in message
 
 
 def test_levels_of_an_uncalibrated_model_are_rejected(
@@ -219,8 +217,8 @@ def test_levels_of_an_uncalibrated_model_are_rejected(
     artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "plain", card="")
     assert run_command("backtest", tmp_path / "plain", table, "--levels", 0.9) == 2
     assert "not calibrated" in capsys.readouterr().err
-    assert run_command("backtest", tmp_path / "plain", table, "--plot", tmp_path / "pictures") == 0
-    assert not (tmp_path / "pictures" / "calibration.png").exists()
+    assert run_command("backtest", tmp_path / "plain", table, "--plot", tmp_path / "plots") == 0
+    assert not (tmp_path / "plots" / "calibration.png").exists()
     assert "WQL" not in capsys.readouterr().out
 
 
@@ -234,38 +232,38 @@ def test_a_baseline_without_its_package_names_the_extra_to_install(
 
 def test_predictors_have_distinct_names(bundle: Path, table: Path, tmp_path: Path) -> None:
     naive = save_random_model(tmp_path / "naive", table, seed=1, name="naive2")
-    found = load_bundles(str(naive), [str(bundle), str(bundle), str(naive)], RootOptions(tmp_path))
-    assert list(found) == ["naive2 2", "small", "small 2", "naive2 3"]
+    bundles = load_bundles(str(naive), [str(bundle), str(bundle), str(naive)], RootOptions(tmp_path))
+    assert list(bundles) == ["naive2 2", "small", "small 2", "naive2 3"]
 
 
 def list_artifacts(client: MlflowClient, run_id: str, folder: str) -> set[str]:
-    return {one.path for one in client.list_artifacts(run_id, folder)}
+    return {entry.path for entry in client.list_artifacts(run_id, folder)}
 
 
 def test_a_tracked_backtest_compares_with_the_champion_under_the_metric_names_of_training(
     fresh_root: Root, noise_data: DataSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, where = tmp_path / "small.yaml", ("--root", fresh_root.path)
+    config, root_option = tmp_path / "small.yaml", ("--root", fresh_root.path)
     config.write_text(yaml.safe_dump(make_small_spec().model_dump()))
-    assert run_command("retrain", noise_data.source, "--config", config, *where) == 0
-    assert run_command("train", noise_data.source, "--config", config, "--seed", 1, *where) == 0
+    assert run_command("retrain", noise_data.source, "--config", config, *root_option) == 0
+    assert run_command("train", noise_data.source, "--config", config, "--seed", 1, *root_option) == 0
     [bundle] = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("bundle")]
     scores = tmp_path / "scores.csv"
-    asked = ["--rival", "small@champion", "--baselines", "naive2", "--track", "--scores", scores]
-    assert run_command("backtest", bundle, noise_data.source, *asked, *where) == 0
+    options = ["--rival", "small@champion", "--baselines", "naive2", "--track", "--scores", scores]
+    assert run_command("backtest", bundle, noise_data.source, *options, *root_option) == 0
     [run_id] = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("run")]
 
     client = create_client(fresh_root.store_uri)
-    kept, found = client.get_run(run_id), overall_scores(pd.read_csv(scores))
-    assert kept.info.status == "FINISHED"
-    assert kept.data.metrics["bt/mase"] == pytest.approx(found["small"]["mase"])
-    assert kept.data.metrics["bt/wql"] == pytest.approx(found["small"]["wql"])
-    assert kept.data.metrics["bt/small_champion/mase"] == pytest.approx(found["small@champion"]["mase"])
-    assert kept.data.metrics["bt/small_champion/p_value"] == pytest.approx(found["small@champion"]["p_value"])
-    assert kept.data.metrics["bt/naive2/owa"] == pytest.approx(found["naive2"]["owa"])
+    run, overall = client.get_run(run_id), overall_scores(pd.read_csv(scores))
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["bt/mase"] == pytest.approx(overall["small"]["mase"])
+    assert run.data.metrics["bt/wql"] == pytest.approx(overall["small"]["wql"])
+    assert run.data.metrics["bt/small_champion/mase"] == pytest.approx(overall["small@champion"]["mase"])
+    assert run.data.metrics["bt/small_champion/p_value"] == pytest.approx(overall["small@champion"]["p_value"])
+    assert run.data.metrics["bt/naive2/owa"] == pytest.approx(overall["naive2"]["owa"])
     curve = sorted(client.get_metric_history(run_id, "bt_h/mase"), key=lambda point: point.step)
     assert [point.step for point in curve] == [1, 2, 3, 4]
-    assert np.mean([point.value for point in curve]) == pytest.approx(found["small"]["mase"])
+    assert np.mean([point.value for point in curve]) == pytest.approx(overall["small"]["mase"])
     assert len(client.get_metric_history(run_id, "bt_h/small_champion/mase")) == 4
     assert list_artifacts(client, run_id, "backtest") == {
         "backtest/forecasts.parquet",
@@ -277,20 +275,20 @@ def test_a_tracked_backtest_compares_with_the_champion_under_the_metric_names_of
         "plots/calibration.png",
         "plots/error_by_horizon.png",
     }
-    tags = kept.data.tags
+    tags = run.data.tags
     assert tags["trigger"] == "backtest"
     assert tags["bundle_digest"] == artifact.compute_bundle_digest(Path(bundle))
     assert tags["trained_by"] == Path(bundle).name
-    assert kept.inputs is not None
-    [used] = kept.inputs.dataset_inputs
-    assert {tag.key: tag.value for tag in used.tags}["mlflow.data.context"] == "evaluation"
+    assert run.inputs is not None
+    [dataset_input] = run.inputs.dataset_inputs
+    assert {tag.key: tag.value for tag in dataset_input.tags}["mlflow.data.context"] == "evaluation"
 
 
 def test_progress_of_long_work_is_logged_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    seldom, often = console.make_progress_printer(interval_s=3600.0), console.make_progress_printer(interval_s=-1.0)
+    rare, frequent = console.make_progress_printer(interval_s=3600.0), console.make_progress_printer(interval_s=-1.0)
     for done in (1, 2):
-        seldom("auto_ets", done, 2)
-        often("auto_ets", done, 2)
+        rare("auto_ets", done, 2)
+        frequent("auto_ets", done, 2)
     assert capsys.readouterr().err.splitlines() == [
         "forecaster: auto_ets: 1 of 2 histories",
         "forecaster: auto_ets: 2 of 2 histories",
