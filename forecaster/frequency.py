@@ -86,13 +86,13 @@ def validate_timestamp_kind(timestamp: Timestamp, freq: str, *, owner: str, wher
     """
     if isinstance(timestamp, int) == is_integer_frequency(freq):
         return
-    expected, found, advice = (
-        ("time stamps", "the whole number ", "Send timestamps such as 2026-01-31, or declare a whole number such as 1")
+    expected, prefix, advice = (
+        ("timestamps", "the whole number ", "Send timestamps such as 2026-01-31, or declare a whole number such as 1")
         if isinstance(timestamp, int)
         else ("whole numbers as timestamps", "", "Send whole numbers, or declare a calendar frequency such as D")
     )
     raise BadStamp(
-        f"Expected {expected}, since the frequency is {freq!r}; {owner} has {found}{format_timestamp(timestamp)}. {advice}.",
+        f"Expected {expected}, since the frequency is {freq!r}; {owner} has {prefix}{format_timestamp(timestamp)}. {advice}.",
         where=where,
     )
 

@@ -1,4 +1,4 @@
-"""Small things to test with: series, specifications, forecasters of random weights."""
+"""Factories of small test objects: series, specifications, and models with random weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ START = pd.Timestamp("2026-01-01")
 
 
 def make_wave(steps: int, *, seed: int = 0) -> np.ndarray:
-    """A day's rhythm, a trend and some noise about 1, where no gate is saturated; never twice the same value."""
-    clock, draw = np.arange(steps), np.random.default_rng(seed)
-    return 1 + 0.1 * seed + 0.005 * clock + 0.3 * np.sin(2 * np.pi * clock / 24) + 0.1 * draw.normal(size=steps)
+    """Returns values around 1 with a daily season, a trend and noise. No gate is saturated there, and no value occurs twice."""
+    steps_index, rng = np.arange(steps), np.random.default_rng(seed)
+    return (
+        1 + 0.1 * seed + 0.005 * steps_index + 0.3 * np.sin(2 * np.pi * steps_index / 24) + 0.1 * rng.normal(size=steps)
+    )
 
 
 def make_series(y: np.ndarray, *, name: str = "a", freq: str = "h") -> Series:
@@ -30,7 +32,7 @@ def make_series(y: np.ndarray, *, name: str = "a", freq: str = "h") -> Series:
 
 
 def make_panel(*series_values: np.ndarray, freq: str = "h") -> Panel:
-    return Panel([make_series(y, name=f"series_{number}", freq=freq) for number, y in enumerate(series_values)], freq)
+    return Panel([make_series(y, name=f"series_{index}", freq=freq) for index, y in enumerate(series_values)], freq)
 
 
 def make_spec(
@@ -43,12 +45,12 @@ def make_spec(
     **fields: Any,
 ) -> Spec:
     network = {"cell": cell, "layers": layers, "hidden": 6, "dropout": dropout}
-    whole = {"name": "small", "context": 16, "horizon": 5, "min_history": 4, "season": 4, "scaling": scaling}
-    return Spec.parse(whole | fields | {"network": network, "training": training or {}}, where="a test")
+    defaults = {"name": "small", "context": 16, "horizon": 5, "min_history": 4, "season": 4, "scaling": scaling}
+    return Spec.parse(defaults | fields | {"network": network, "training": training or {}}, where="a test")
 
 
 def make_network(spec: Spec, *, seed: int = 1) -> Regressor:
-    """Random weights, larger than a fresh network's, so that its outputs depend on all it has read."""
+    """Builds a network with random weights, larger than at initialization, so that outputs depend on the whole input."""
     network = build_network(spec, seed=seed).eval().requires_grad_(False)
     for weight in network.parameters():
         weight.mul_(1.5)
@@ -60,13 +62,13 @@ def make_forecaster(spec: Spec, *, seed: int = 1) -> FittedModel:
 
 
 def teacher_forced_predictions(network: Regressor, window: Window, state: RolloutState) -> tuple[Tensor, RolloutState]:
-    """The scaled prediction made at each step for the next (segment 1, point head), and the memory after the last."""
+    """Returns the scaled prediction at each step for the next step (segment 1, point head), and the final rollout state."""
     assert network.segment == 1
-    outputs, past, after = run_over_window(network, window, state)
-    recent = past.unfold(1, network.lookback, 1)[:, 1 : outputs.shape[1] + 1]
-    return network.head.mean(network.decode(outputs, recent, None))[:, :, 0], after
+    outputs, targets, final_state = run_over_window(network, window, state)
+    recent = targets.unfold(1, network.lookback, 1)[:, 1 : outputs.shape[1] + 1]
+    return network.head.mean(network.decode(outputs, recent, None))[:, :, 0], final_state
 
 
 def predict_next_step(network: Regressor, state: RolloutState) -> Tensor:
-    """The scaled prediction for the step after a memory."""
+    """Returns the scaled prediction for the step after a rollout state."""
     return network.head.mean(network.decode(state.output, state.recent, None))[:, 0]

@@ -113,9 +113,9 @@ def _gapless_candidates(timestamps: Timestamps) -> list[str]:
     if len(local_gaps) == 1 and local_gaps[0] > 0 and (local_gaps[0] % day == 0 or len(absolute_gaps) == 1):
         ticks = [_format_tick(int(local_gaps[0]))]
     elif len(absolute_gaps) == 1 and absolute_gaps[0] > 0:
-        days, rest = divmod(int(absolute_gaps[0]), day)
+        days, remainder = divmod(int(absolute_gaps[0]), day)
         # Where clocks change, 24 hours are not a day.
-        ticks = [_format_tick(int(absolute_gaps[0])) if rest else f"{24 * days}h"]
+        ticks = [_format_tick(int(absolute_gaps[0])) if remainder else f"{24 * days}h"]
     return [*ticks, *_calendar_frequencies(timestamps)]
 
 
@@ -131,8 +131,8 @@ def _unique_gaps(timestamps: pd.DatetimeIndex) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _format_tick(microseconds: int) -> str:
-    days, rest = divmod(microseconds, int(_DAY_SECONDS * 1e6))
-    step = pd.Timedelta(microseconds, unit="us") if rest else pd.offsets.Day(days)
+    days, remainder = divmod(microseconds, int(_DAY_SECONDS * 1e6))
+    step = pd.Timedelta(microseconds, unit="us") if remainder else pd.offsets.Day(days)
     return str(pd.tseries.frequencies.to_offset(step).freqstr)
 
 

@@ -1,4 +1,4 @@
-"""How stamps step: moments on the calendar, numbers by a number, and never the one by the other's step."""
+"""Tests of frequencies and timestamps: datetimes step on the calendar, integers by an integer, and the two never mix."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def test_a_calendar_frequency_is_not_an_integer(freq: str) -> None:
     ("start", "size"), [(0, 1), (-30, 10), (MAX_INTEGER_TIMESTAMP - 6, 1), (-MAX_INTEGER_TIMESTAMP, 10**18 - 1)]
 )
 def test_integer_timestamps_form_a_range(start: int, size: int, steps: int) -> None:
-    rungs = build_timestamps(start, freq=str(size), steps=steps)
-    assert list(rungs) == [start + place * size for place in range(steps)]
-    assert rungs.dtype == np.int64
-    assert timestamps_to_int64(rungs).tolist() == list(rungs)
-    for place in range(steps):
-        assert timestamp_at(rungs, place) == add_steps(start, str(size), place) == start + place * size
-        assert type(timestamp_at(rungs, place)) is int
+    timestamps = build_timestamps(start, freq=str(size), steps=steps)
+    assert list(timestamps) == [start + index * size for index in range(steps)]
+    assert timestamps.dtype == np.int64
+    assert timestamps_to_int64(timestamps).tolist() == list(timestamps)
+    for index in range(steps):
+        assert timestamp_at(timestamps, index) == add_steps(start, str(size), index) == start + index * size
+        assert type(timestamp_at(timestamps, index)) is int
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_range_beyond_the_largest_integer_is_rejected_without_building_it(star
 
 
 @pytest.mark.parametrize(
-    ("stamp", "freq"),
+    ("timestamp", "freq"),
     [
         (0, "1"),
         (-17, "10"),
@@ -99,10 +99,10 @@ def test_a_range_beyond_the_largest_integer_is_rejected_without_building_it(star
         (DAY.tz_localize(BERLIN), "h"),
     ],
 )
-def test_a_formatted_timestamp_parses_to_the_same_timestamp(stamp: Timestamp, freq: str) -> None:
-    again: Any = parse_timestamp(format_timestamp(stamp), freq=freq)
-    assert again == stamp
-    assert type(again) is type(stamp)
+def test_a_formatted_timestamp_parses_to_the_same_timestamp(timestamp: Timestamp, freq: str) -> None:
+    parsed: Any = parse_timestamp(format_timestamp(timestamp), freq=freq)
+    assert parsed == timestamp
+    assert type(parsed) is type(timestamp)
 
 
 def test_dates_and_integers_are_not_confused_when_parsed() -> None:
@@ -116,8 +116,8 @@ def test_timestamps_are_ordered_within_one_kind_only() -> None:
     assert is_earlier(1, 2)
     assert is_earlier(DAY, later)
     assert is_earlier(utc, later_utc)
-    for one, other in [(2, 1), (1, 1), (later, DAY), (1, DAY), (DAY, 1), (DAY, later_utc), (utc, later)]:
-        assert not is_earlier(one, other)
+    for first, second in [(2, 1), (1, 1), (later, DAY), (1, DAY), (DAY, 1), (DAY, later_utc), (utc, later)]:
+        assert not is_earlier(first, second)
 
 
 def test_the_first_and_last_timestamps_are_formatted() -> None:
@@ -128,26 +128,26 @@ def test_the_first_and_last_timestamps_are_formatted() -> None:
 
 @pytest.mark.parametrize("freq", ["1", "10", "7"])
 def test_an_integer_series_has_the_timestamps_of_its_positions(freq: str) -> None:
-    one = Series("a", -3, freq, np.arange(5.0))
+    series = Series("a", -3, freq, np.arange(5.0))
     size = int(freq)
-    assert list(one.timestamps) == [-3 + place * size for place in range(5)]
-    assert (one.end, type(one.end)) == (-3 + 4 * size, int)
-    assert list(one.future_timestamps(3)) == [-3 + place * size for place in (5, 6, 7)]
-    assert [one.timestamp_at(place) for place in range(5)] == list(one.timestamps)
-    assert one.take_first(2).end == one.timestamp_at(1)
+    assert list(series.timestamps) == [-3 + index * size for index in range(5)]
+    assert (series.end, type(series.end)) == (-3 + 4 * size, int)
+    assert list(series.future_timestamps(3)) == [-3 + index * size for index in (5, 6, 7)]
+    assert [series.timestamp_at(index) for index in range(5)] == list(series.timestamps)
+    assert series.take_first(2).end == series.timestamp_at(1)
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", BERLIN, "America/Sao_Paulo"])
 @pytest.mark.parametrize("freq", ["h", "D", "7D", "B", "MS", "QE-MAR"])
 def test_the_timestamp_at_an_index_equals_that_of_the_range(freq: str, zone: str | None) -> None:
     start = pd.date_range("2018-10-25", periods=1, freq=freq, tz=zone)[0]
-    one = Series("a", start, freq, np.zeros(40))
-    assert [one.timestamp_at(place) for place in range(40)] == list(one.timestamps)
+    series = Series("a", start, freq, np.zeros(40))
+    assert [series.timestamp_at(index) for index in range(40)] == list(series.timestamps)
 
 
 def test_integers_do_not_use_calendar_steps_and_dates_do_not_use_integer_steps() -> None:
     with pytest.raises(
-        BadStamp, match=r"time stamps, since the frequency is 'h'; series 'a' has the whole number 3\."
+        BadStamp, match=r"timestamps, since the frequency is 'h'; series 'a' has the whole number 3\."
     ) as error:
         Series("a", 3, "h", np.zeros(2))
     assert error.value.where == "a"
@@ -156,32 +156,37 @@ def test_integers_do_not_use_calendar_steps_and_dates_do_not_use_integer_steps()
 
 
 def test_integer_panels_have_their_own_cutoff_and_digest() -> None:
-    def panel(start: Timestamp, freq: str) -> Panel:
+    def make_numbered_panel(start: Timestamp, freq: str) -> Panel:
         return Panel([Series("a", start, freq, np.arange(3.0)), Series("b", start, freq, np.arange(2.0))], freq)
 
-    panels = [panel(0, "1"), panel(1, "1"), panel(0, "2"), panel(DAY, "D")]
-    assert [one.cutoff for one in panels] == [2, 3, 4, DAY + pd.Timedelta("2D")]
-    assert len({one.digest() for one in panels}) == 4
-    assert panel(0, "1").digest() == panels[0].digest()
+    panels = [
+        make_numbered_panel(0, "1"),
+        make_numbered_panel(1, "1"),
+        make_numbered_panel(0, "2"),
+        make_numbered_panel(DAY, "D"),
+    ]
+    assert [panel.cutoff for panel in panels] == [2, 3, 4, DAY + pd.Timedelta("2D")]
+    assert len({panel.digest() for panel in panels}) == 4
+    assert make_numbered_panel(0, "1").digest() == panels[0].digest()
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", BERLIN])
 @pytest.mark.parametrize("unit", ["s", "us", "ns"])
 def test_timestamps_keep_zone_and_unit_independent_of_earlier_calls(zone: str | None, unit: str) -> None:
-    """Moments of two zones, or of two units, are equal."""
+    """Datetimes of different zones or units compare equal, so a cache must distinguish them."""
     for other_zone in (None, "UTC", BERLIN):
-        for other in ("s", "us", "ns"):
+        for other_unit in ("s", "us", "ns"):
             if (other_zone is None) == (zone is None):
-                build_timestamps(make_timestamp(other_zone, other), freq="h", steps=3)
-                next_timestamps(make_timestamp(other_zone, other), freq="h", steps=2)
-                add_steps(make_timestamp(other_zone, other), "D", 3)
+                build_timestamps(make_timestamp(other_zone, other_unit), freq="h", steps=3)
+                next_timestamps(make_timestamp(other_zone, other_unit), freq="h", steps=2)
+                add_steps(make_timestamp(other_zone, other_unit), "D", 3)
     start = make_timestamp(zone, unit)
-    stamps, later = build_timestamps(start, freq="h", steps=3), add_steps(start, "D", 3)
-    assert isinstance(stamps, pd.DatetimeIndex)
+    timestamps, later = build_timestamps(start, freq="h", steps=3), add_steps(start, "D", 3)
+    assert isinstance(timestamps, pd.DatetimeIndex)
     assert isinstance(later, pd.Timestamp)
-    pd.testing.assert_index_equal(next_timestamps(start, freq="h", steps=2), stamps[1:])
-    assert [str(stamps.tz), str(later.tz)] == [str(start.tz)] * 2
-    assert [stamps.unit, later.unit] == [
+    pd.testing.assert_index_equal(next_timestamps(start, freq="h", steps=2), timestamps[1:])
+    assert [str(timestamps.tz), str(later.tz)] == [str(start.tz)] * 2
+    assert [timestamps.unit, later.unit] == [
         pd.date_range(start, periods=3, freq="h").unit,
         (start + pd.offsets.Day(3)).unit,
     ]

@@ -1,4 +1,4 @@
-"""A series and its stamps, and cutting it by time."""
+"""Tests of series, their timestamps, and splits by time."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ FREQUENCIES += ["QS", "QS-FEB", "QE-MAR", "YS", "YE-JUN", "2YS"]
 def test_history_and_future_timestamps_form_one_range(freq: str, zone: str | None) -> None:
     start = pd.date_range("2026-03-20", periods=1, freq=freq, tz=zone)[0]
     for steps in (1, 2, 13):
-        one = Series("a", start, freq, np.zeros(steps))
-        whole = pd.date_range(start, periods=steps + 9, freq=freq)
-        assert one.timestamps.equals(whole[:steps])
-        assert one.end == whole[steps - 1]
-        assert one.future_timestamps(9).equals(whole[steps:])
-        assert str(one.future_timestamps(2).tz) == str(zone)
+        series = Series("a", start, freq, np.zeros(steps))
+        timestamps = pd.date_range(start, periods=steps + 9, freq=freq)
+        assert series.timestamps.equals(timestamps[:steps])
+        assert series.end == timestamps[steps - 1]
+        assert series.future_timestamps(9).equals(timestamps[steps:])
+        assert str(series.future_timestamps(2).tz) == str(zone)
 
 
 def test_a_history_ends_at_its_cutoff() -> None:
-    one = make_series(make_wave(10))
-    history = one.take_first(4)
-    assert (history.id, history.start, history.freq) == (one.id, one.start, one.freq)
-    assert history.y.tolist() == one.y[:4].tolist()
-    assert history.end == one.timestamps[3]
+    series = make_series(make_wave(10))
+    history = series.take_first(4)
+    assert (history.id, history.start, history.freq) == (series.id, series.start, series.freq)
+    assert history.y.tolist() == series.y[:4].tolist()
+    assert history.end == series.timestamps[3]
     for steps in (0, 11):
         with pytest.raises(AssertionError):
-            one.take_first(steps)
+            series.take_first(steps)
 
 
 def test_held_out_steps_are_the_last_of_every_long_enough_series() -> None:
     panel = Panel(make_panel(make_wave(20), make_wave(9), make_wave(10)).series, "h", ("sorted",))
     split = hold_out(panel, 6, min_history=4)
     assert split.excluded_ids == ("series_1",)
-    assert [one.id for one in split.history.series] == [one.id for one in split.full.series] == ["series_0", "series_2"]
-    for known, whole in zip(split.history.series, split.full.series, strict=True):
-        assert known.y.tolist() == whole.y[:-6].tolist()
+    for part in (split.history, split.full):
+        assert [series.id for series in part.series] == ["series_0", "series_2"]
+    for history, full in zip(split.history.series, split.full.series, strict=True):
+        assert history.y.tolist() == full.y[:-6].tolist()
     assert split.history.repairs == split.full.repairs == ("sorted",)
     assert split.history.cutoff == panel.series[0].timestamps[13]
 

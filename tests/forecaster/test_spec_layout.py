@@ -1,4 +1,4 @@
-"""What follows from a specification alone is what the network that was built has."""
+"""Tests that the layout derived from a specification equals that of the network built from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_head_uses_the_noise_declared_by_its_spec(kind: HeadKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "lead", "block", "shown"),
+    ("fields", "pre_context", "block", "window_length"),
     [
         ({}, 0, 1, 16),
         ({"base": "last"}, 0, 1, 16),
@@ -28,8 +28,8 @@ def test_a_head_uses_the_noise_declared_by_its_spec(kind: HeadKind) -> None:
     ],
 )
 def test_the_layout_follows_from_base_lags_and_segment(
-    fields: dict[str, Any], lead: int, block: int, shown: int
+    fields: dict[str, Any], pre_context: int, block: int, window_length: int
 ) -> None:
-    found = Layout.from_spec(make_spec(**fields), season=4)
-    assert (found.pre_context, found.block, found.window_length(30)) == (lead, block, shown)
-    assert make_network(make_spec(**fields)).layout == found
+    layout = Layout.from_spec(make_spec(**fields), season=4)
+    assert (layout.pre_context, layout.block, layout.window_length(30)) == (pre_context, block, window_length)
+    assert make_network(make_spec(**fields)).layout == layout

@@ -1,4 +1,4 @@
-"""A bundle is whole and what it says it is, or it is refused."""
+"""Tests that a bundle is loaded only if it is complete and matches its manifest and its golden requests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bundle_copy(saved_bundle: Path, tmp_path: Path) -> Path:
 
 
 def rewrite_file(bundle: Path, name: str, content: bytes) -> None:
-    """Alters a file and makes the manifest agree with it: what someone does who knows the format."""
+    """Rewrites a file and its entry in the manifest, so that the digest matches."""
     (bundle / name).write_bytes(content)
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
@@ -71,18 +71,18 @@ def test_a_bundle_contains_exactly_the_expected_files(bundle_copy: Path) -> None
     assert bundle_copy.stat().st_mode & 0o777 == 0o755
     manifest = artifact.read_manifest(bundle_copy)
     assert sorted([*manifest.files, "manifest.json"]) == FILES
-    for name, fact in manifest.files.items():
+    for name, entry in manifest.files.items():
         content = (bundle_copy / name).read_bytes()
-        assert (fact.size, fact.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert (entry.size, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert (manifest.name, manifest.freq, manifest.season, manifest.context) == ("small", "h", 4, 16)
     artifact.load_bundle(bundle_copy)
 
 
 def test_saving_the_same_model_twice_gives_identical_bundles(tmp_path: Path) -> None:
-    forecaster = make_forecaster(make_spec())
-    one, other = (artifact.save_bundle(forecaster, tmp_path / name, card="") for name in ("one", "other"))
-    assert one == other == artifact.compute_bundle_digest(tmp_path / "one")
-    assert artifact.save_bundle(make_forecaster(make_spec(), seed=2), tmp_path / "third", card="") != one
+    fitted_model = make_forecaster(make_spec())
+    first, second = (artifact.save_bundle(fitted_model, tmp_path / name, card="") for name in ("first", "second"))
+    assert first == second == artifact.compute_bundle_digest(tmp_path / "first")
+    assert artifact.save_bundle(make_forecaster(make_spec(), seed=2), tmp_path / "third", card="") != first
 
 
 @pytest.mark.parametrize("position", [0, 0.5, -1])
@@ -114,9 +114,9 @@ def test_a_missing_file_is_named_in_the_error(bundle_copy: Path, name: str) -> N
 
 
 def test_any_change_to_the_manifest_changes_the_digest(bundle_copy: Path) -> None:
-    before = artifact.compute_bundle_digest(bundle_copy)
+    digest = artifact.compute_bundle_digest(bundle_copy)
     edit_manifest(bundle_copy, name="other")
-    assert artifact.compute_bundle_digest(bundle_copy) != before
+    assert artifact.compute_bundle_digest(bundle_copy) != digest
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_any_change_to_the_manifest_changes_the_digest(bundle_copy: Path) -> Non
         ({"schema_version": 2}, "schema 2. Use the version of forecaster that wrote it"),
         ({"freq": "sometimes"}, "'sometimes' is not known"),
         ({"cutoff": "then"}, "bundle written by forecaster"),
-        ({"stranger": 1}, "stranger"),
+        ({"unknown": 1}, "unknown"),
         ({"files": {}}, "digest differs"),
         ({"season": "four"}, "season"),
     ],
@@ -158,9 +158,9 @@ def test_weights_with_a_wrong_shape_are_rejected_by_name(bundle_copy: Path) -> N
         artifact.load_bundle(bundle_copy)
 
 
-@pytest.mark.parametrize("change", ["one too many", "one too few"])
+@pytest.mark.parametrize("change", ["extra", "missing"])
 def test_extra_or_missing_weights_are_rejected(bundle_copy: Path, change: str) -> None:
-    if change == "one too many":
+    if change == "extra":
         edit_weights(bundle_copy, lambda weights: weights.update({"more": torch.zeros(1)}))
     else:
         edit_weights(bundle_copy, lambda weights: weights.pop("output.bias"))
@@ -175,9 +175,9 @@ def test_non_finite_weights_are_rejected_even_with_a_matching_digest(bundle_copy
         artifact.load_bundle(bundle_copy)
 
 
-@pytest.mark.parametrize("edit", [0.01, -1.0])
-def test_weights_that_do_not_reproduce_the_golden_forecasts_are_rejected(bundle_copy: Path, edit: float) -> None:
-    edit_weights(bundle_copy, lambda weights: weights["output.bias"].add_(edit))
+@pytest.mark.parametrize("change", [0.01, -1.0])
+def test_weights_that_do_not_reproduce_the_golden_forecasts_are_rejected(bundle_copy: Path, change: float) -> None:
+    edit_weights(bundle_copy, lambda weights: weights["output.bias"].add_(change))
     with pytest.raises(GoldenMismatch, match="Expected the stored forecast of golden request") as error:
         artifact.load_bundle(bundle_copy)
     assert error.value.where == "golden.json"
@@ -192,17 +192,17 @@ def test_an_onnx_graph_of_a_different_network_is_rejected(bundle_copy: Path) -> 
     assert error.value.where == "rollout.onnx"
 
 
-@pytest.mark.parametrize("edit", ["shape", "finite", "answers"])
+@pytest.mark.parametrize("edit", ["shape", "finite", "forecasts"])
 def test_a_serving_worker_rejects_weights_that_do_not_match_the_spec(tmp_path: Path, edit: str) -> None:
     bundle = tmp_path / "bundle"
     artifact.save_bundle(make_forecaster(make_spec()), bundle, card="")
     changes: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
         "shape": lambda weights: weights.update({"output.weight": torch.zeros(1, 7)}),
         "finite": lambda weights: weights["output.bias"].fill_(float("nan")),
-        "answers": lambda weights: weights["output.bias"].add_(0.01),
+        "forecasts": lambda weights: weights["output.bias"].add_(0.01),
     }
     edit_weights(bundle, changes[edit])
-    (bundle / "rollout.onnx").unlink()  # what is read is what is used
+    (bundle / "rollout.onnx").unlink()  # so that the kernel engine must verify the weights
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     del manifest["files"]["rollout.onnx"]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
@@ -227,8 +227,8 @@ def hide_packages(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 def test_a_bundle_saved_without_onnx_is_complete_and_served_by_pytorch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as bare:
-        hide_packages(bare, "onnx", "onnxruntime")
+    with monkeypatch.context() as patch:
+        hide_packages(patch, "onnx", "onnxruntime")
         artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     assert not (tmp_path / "bundle" / "rollout.onnx").exists()
     loaded = artifact.load_bundle(tmp_path / "bundle")
@@ -249,8 +249,8 @@ def test_a_bundle_with_an_onnx_graph_loads_without_onnxruntime(
 def test_an_onnx_graph_with_different_forecasts_is_omitted_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = export_onnx(make_forecaster(make_spec(), seed=2).network)
-    monkeypatch.setattr("forecaster.engines.onnx.export.export_onnx", lambda _: other)
+    onnx_model = export_onnx(make_forecaster(make_spec(), seed=2).network)
+    monkeypatch.setattr("forecaster.engines.onnx.export.export_onnx", lambda _: onnx_model)
     artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     assert "rollout.onnx" not in artifact.read_manifest(tmp_path / "bundle").files
     assert "will be served by PyTorch" in caplog.text
@@ -267,15 +267,15 @@ def test_a_network_too_large_for_onnx_is_saved_without_a_graph(
 
 
 def test_golden_requests_with_a_gap_or_a_short_history_are_replayed(bundle_copy: Path) -> None:
-    whole, short = json.loads((bundle_copy / "golden.json").read_bytes())["requests"]
-    assert (len(whole["y"]), len(short["y"])) == (16, 4)
+    full, short = json.loads((bundle_copy / "golden.json").read_bytes())["requests"]
+    assert (len(full["y"]), len(short["y"])) == (16, 4)
     assert None in short["y"]
-    assert None not in whole["y"]
+    assert None not in full["y"]
 
 
-@pytest.mark.parametrize("least", [1, 2, 3])
-def test_a_model_with_the_shortest_min_history_can_be_saved(tmp_path: Path, least: int) -> None:
-    spec = make_spec(context=3, min_history=least)
+@pytest.mark.parametrize("min_history", [1, 2, 3])
+def test_a_model_with_the_shortest_min_history_can_be_saved(tmp_path: Path, min_history: int) -> None:
+    spec = make_spec(context=3, min_history=min_history)
     artifact.save_bundle(make_forecaster(spec), tmp_path / "bundle", card="")
     assert artifact.load_bundle(tmp_path / "bundle").spec == spec
 
@@ -287,27 +287,27 @@ def test_a_file_above_the_size_limit_is_not_read(bundle_copy: Path, monkeypatch:
 
 
 def test_an_existing_folder_is_never_overwritten(bundle_copy: Path, tmp_path: Path) -> None:
-    before = artifact.compute_bundle_digest(bundle_copy)
+    digest = artifact.compute_bundle_digest(bundle_copy)
     (tmp_path / "empty").mkdir()
     for folder in (bundle_copy, tmp_path / "empty"):
         with pytest.raises(BundleError, match="Choose another path"):
             artifact.save_bundle(make_forecaster(make_spec()), folder, card="")
-    assert artifact.compute_bundle_digest(bundle_copy) == before
+    assert artifact.compute_bundle_digest(bundle_copy) == digest
 
 
 def test_a_failed_save_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_path: Path) -> None:
+    def raise_disk_full(_path: Path) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(atomic, "_fsync", full)
+    monkeypatch.setattr(atomic, "_fsync", raise_disk_full)
     with pytest.raises(OSError, match="no space left"):
         artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_golden_requests_of_a_full_history_model_exceed_its_context(tmp_path: Path) -> None:
-    forecaster = make_forecaster(make_spec(reads="history"))
-    artifact.save_bundle(forecaster, tmp_path / "bundle", card="")
+    fitted_model = make_forecaster(make_spec(reads="history"))
+    artifact.save_bundle(fitted_model, tmp_path / "bundle", card="")
     assert artifact.load_bundle(tmp_path / "bundle").network.reads == "history"
     spec = json.loads((tmp_path / "bundle" / "spec.json").read_bytes())
     rewrite_file(tmp_path / "bundle", "spec.json", json.dumps(spec | {"reads": "window"}).encode())

@@ -1,4 +1,4 @@
-"""Frequencies: inferred when certain, and the season people usually see in them."""
+"""Tests of inferred frequencies and default seasons."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from forecaster.errors import FrequencyUnknown
     ],
 )
 def test_a_frequency_is_inferred_when_it_is_unambiguous(freq: str, start: str, periods: int, expected: str) -> None:
-    stamps = pd.date_range(start, periods=periods, freq=freq)
-    assert infer_frequency(stamps) == expected
-    assert pd.date_range(start, periods=periods, freq=expected).equals(stamps)
+    timestamps = pd.date_range(start, periods=periods, freq=freq)
+    assert infer_frequency(timestamps) == expected
+    assert pd.date_range(start, periods=periods, freq=expected).equals(timestamps)
 
 
 @pytest.mark.parametrize(
-    ("stamps", "message"),
+    ("timestamps", "message"),
     [
         (["2026-07-01", "2026-08-01", "2026-09-01"], "31D and MS all fit"),
         (["2026-01-05", "2026-01-06", "2026-01-07", "2026-01-08", "2026-01-09"], "D and B all fit"),
@@ -48,11 +48,11 @@ def test_a_frequency_is_inferred_when_it_is_unambiguous(freq: str, start: str, p
         (["2026-01-01"], "no regular frequency fits"),
     ],
 )
-def test_an_ambiguous_frequency_is_not_guessed(stamps: list[str], message: str) -> None:
+def test_an_ambiguous_frequency_is_not_guessed(timestamps: list[str], message: str) -> None:
     with pytest.raises(FrequencyUnknown, match=message) as error:
-        infer_frequency(pd.DatetimeIndex(stamps), where="a")
+        infer_frequency(pd.DatetimeIndex(timestamps), where="a")
     assert error.value.where == "a"
-    assert f"from {len(stamps)} timestamps" in error.value.message
+    assert f"from {len(timestamps)} timestamps" in error.value.message
     assert "Declare it" in error.value.message
 
 

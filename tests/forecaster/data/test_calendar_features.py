@@ -1,4 +1,4 @@
-"""Calendar features: sines and cosines of the wall clock, and holidays."""
+"""Tests of calendar features: sines and cosines of local time, and holidays."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ROOT = Path(__file__).parents[3]
 
 def test_the_documentation_lists_every_calendar_feature() -> None:
     page = (ROOT / "docs/data.md").read_text().split("## Calendar features")[1]
-    told = dict(re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", page, flags=re.MULTILINE))
-    for name, highest in told.items():
+    highest_orders = dict(re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", page, flags=re.MULTILINE))
+    for name, highest in highest_orders.items():
         list_calendar_columns([f"{name}:{highest}"])
         with pytest.raises(BadSpec, match=f"1 to {highest}"):
             list_calendar_columns([f"{name}:{int(highest) + 1}"])
-    with pytest.raises(BadSpec, match=f"one of {', '.join(told)}, with"):
+    with pytest.raises(BadSpec, match=f"one of {', '.join(highest_orders)}, with"):
         list_calendar_columns(["fortnight"])
 
 
@@ -43,20 +43,20 @@ def test_features_follow_local_time_and_not_utc() -> None:
 
 
 def test_features_are_sines_and_cosines_of_the_position_in_the_cycle() -> None:
-    found = compute_calendar_features(
+    features = compute_calendar_features(
         pd.DatetimeIndex(["2026-01-01 00:00", "2026-01-01 06:00", "2026-01-01 12:00"]), ["hour:2"]
     )
-    np.testing.assert_allclose(found, [[0, 1, 0, 1], [1, 0, 0, -1], [0, -1, 0, 1]], atol=1e-12)
+    np.testing.assert_allclose(features, [[0, 1, 0, 1], [1, 0, 0, -1], [0, -1, 0, 1]], atol=1e-12)
     assert list_calendar_columns(["hour:2"]) == ("hour sin 1", "hour cos 1", "hour sin 2", "hour cos 2")
 
 
 def test_features_of_a_timestamp_do_not_depend_on_its_neighbours() -> None:
-    every = make_timestamps("2023-11-05", "D", 500)
+    timestamps = make_timestamps("2023-11-05", "D", 500)
     names = ["weekday:3", "monthday", "yearday:4"]
     np.testing.assert_array_equal(
-        compute_calendar_features(every, names)[100:110], compute_calendar_features(every[100:110], names)
+        compute_calendar_features(timestamps, names)[100:110], compute_calendar_features(timestamps[100:110], names)
     )
-    assert compute_calendar_features(every, []).shape == (500, 0)
+    assert compute_calendar_features(timestamps, []).shape == (500, 0)
 
 
 @pytest.mark.parametrize("names", [["hour"], ["weekday", "yearday:3"], ["holiday:US"]])
@@ -91,8 +91,8 @@ def test_holidays_without_their_package_name_the_extra_to_install(monkeypatch: p
 def test_holidays_are_one_on_the_local_day() -> None:
     pytest.importorskip("holidays", reason="the package holidays is not installed")
     hours = make_timestamps("2026-07-03 00:00", "h", 48, "America/New_York")
-    found = compute_calendar_features(hours, ["holiday:US"])[:, 0]
-    assert found.tolist() == [1.0] * 24 + [1.0] * 24  # the 4th is a Saturday, so the 3rd is observed
+    indicator = compute_calendar_features(hours, ["holiday:US"])[:, 0]
+    assert indicator.tolist() == [1.0] * 24 + [1.0] * 24  # the 4th is a Saturday, so the 3rd is observed
     assert compute_calendar_features(make_timestamps("2026-07-06", "D", 2), ["holiday:US"]).tolist() == [[0.0], [0.0]]
     with pytest.raises(BadSpec, match="XX"):
         compute_calendar_features(hours, ["holiday:XX"])

@@ -1,4 +1,4 @@
-"""Real files, and the command that tells what data are like."""
+"""Tests of real data files, and of the command `data check`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.forecaster.data.frames.long_frames import SHARED, channel_frame, drop
 
 def read_shared_file(name: str) -> pd.DataFrame:
     if not (SHARED / name).is_file():
-        pytest.skip(f"{name} is not in ../shared/data beside the checkout")
+        pytest.skip(f"{name} is not in ../shared/data next to the checkout")
     return pd.read_parquet(SHARED / name)
 
 
 def test_gaps_in_real_data_are_found_and_counted() -> None:
     panel = to_panel(read_shared_file("pedestrian_with_gaps.parquet"))
     assert panel.freq == "h"
-    assert [int(np.isnan(one.y).sum()) for one in panel.series] == [2978, 2, 26, 5]
+    assert [int(np.isnan(series.y).sum()) for series in panel.series] == [2978, 2, 26, 5]
     (repair,) = panel.repairs
     assert "3011 absent rows in 4 of 4" in repair
 
@@ -31,7 +31,7 @@ def test_missing_values_in_real_data_stay_missing() -> None:
     frame = read_shared_file("air_quality_with_missing.parquet")
     panel = to_panel(frame)
     missing = frame["y"].isna().groupby(frame["unique_id"], sort=False).sum()
-    assert {one.id: int(np.isnan(one.y).sum()) for one in panel.series} == missing.to_dict()
+    assert {series.id: int(np.isnan(series.y).sum()) for series in panel.series} == missing.to_dict()
     assert (missing.min(), missing.max()) == (272, 3269)
     assert not panel.repairs
 
@@ -41,15 +41,17 @@ def test_a_real_series_in_utc_is_reported_in_its_zone_with_covariates() -> None:
     frame["ds"] = frame["ds"].dt.tz_localize("UTC")
     frame.loc[frame.index[-48:], "y"] = np.nan
     panel = to_panel(frame, zone="Australia/Melbourne", covariates=("temperature", "holiday"))
-    (one,) = panel.series
-    assert (panel.freq, len(one), one.covariate_horizon) == ("30min", 52608 - 48, 48)
-    assert str(one.start) == "2012-01-01 00:00:00+11:00"
-    assert one.future_timestamps(48)[-1] == frame["ds"].iloc[-1]
-    local_days = pd.DatetimeIndex([*one.timestamps, *one.future_timestamps(48)]).date
-    assert (pd.Series(one.covariates["holiday"]).groupby(local_days).nunique() == 1).all()  # a holiday is a local day
+    (series,) = panel.series
+    assert (panel.freq, len(series), series.covariate_horizon) == ("30min", 52608 - 48, 48)
+    assert str(series.start) == "2012-01-01 00:00:00+11:00"
+    assert series.future_timestamps(48)[-1] == frame["ds"].iloc[-1]
+    local_days = pd.DatetimeIndex([*series.timestamps, *series.future_timestamps(48)]).date
+    assert (
+        pd.Series(series.covariates["holiday"]).groupby(local_days).nunique() == 1
+    ).all()  # a holiday is a local day
 
 
-# the command
+# Command line
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> str:
@@ -60,15 +62,15 @@ def write_csv(path: Path, frame: pd.DataFrame) -> str:
 def run_data_check(*arguments: str) -> int:
     try:
         cli.main(["data", "check", *arguments])
-    except SystemExit as end:
-        return int(end.code or 0)
+    except SystemExit as exit_request:
+        return int(exit_request.code or 0)
     return 0
 
 
 def test_data_check_describes_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_csv(tmp_path / "x.csv", drop_rows(series_frame(y=[1.0, 2.0, 3.0, 3.0], unique_id="007"), 2))
     assert run_data_check(path, "--freq", "D") == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in [
         "can be used, as repaired",
         "frequency   D",
@@ -77,14 +79,14 @@ def test_data_check_describes_the_data(tmp_path: Path, capsys: pytest.CaptureFix
         "1 absent rows",
         "'007'",
     ]:
-        assert line in told
+        assert line in output
 
 
 def test_data_check_exits_with_2_for_unusable_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_data_check(write_csv(tmp_path / "x.csv", series_frame(y=["1", "many"]))) == 2
-    told = capsys.readouterr()
-    assert "cannot be used (not_a_number)" in told.out
-    assert "row 1 holds 'many'" in told.err
+    captured = capsys.readouterr()
+    assert "cannot be used (not_a_number)" in captured.out
+    assert "row 1 holds 'many'" in captured.err
 
 
 def test_data_check_reports_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Columns become numbers by what was learned from the history of a panel, and by nothing else."""
+"""Tests that columns are encoded with statistics of the histories of a panel only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_observed_series(
     static: Mapping[str, str] | None = None,
     start: pd.Timestamp = START,
 ) -> Series:
-    """Four steps of history and two more for which the covariates are known."""
+    """Returns a series of four steps, with covariates for two more steps."""
     return Series(name, start, "h", make_wave(4), {"heat": heat, "sky": sky}, static or {})
 
 
@@ -42,22 +42,24 @@ def test_means_spreads_and_categories_come_from_the_histories() -> None:
     encoding = fit_from_series(
         make_observed_series(), make_observed_series(heat=HEAT + 4, sky=np.array(["fog"] * 6, dtype=object), name="b")
     )
-    both = np.array([1.0, 2.0, 3.0, 6.0, 5.0, 6.0, 7.0, 10.0])
-    assert encoding.numeric == {"heat": (pytest.approx(both.mean()), pytest.approx(both.std()))}
+    heat_values = np.array([1.0, 2.0, 3.0, 6.0, 5.0, 6.0, 7.0, 10.0])
+    assert encoding.numeric == {"heat": (pytest.approx(heat_values.mean()), pytest.approx(heat_values.std()))}
     assert encoding.categories == {"sky": ("fog", "rain", "sun")}
 
 
 @pytest.mark.parametrize(
-    "after", [{"heat": np.append(HEAT[:4], [1e9, np.nan])}, {"sky": np.append(SKY[:4], ["snow", "x"])}]
+    "changed", [{"heat": np.append(HEAT[:4], [1e9, np.nan])}, {"sky": np.append(SKY[:4], ["snow", "x"])}]
 )
-def test_values_after_the_history_are_not_used(after: dict[str, Any]) -> None:
-    assert fit_from_series(make_observed_series(**after)) == fit_from_series(make_observed_series())
+def test_values_after_the_history_are_not_used(changed: dict[str, Any]) -> None:
+    assert fit_from_series(make_observed_series(**changed)) == fit_from_series(make_observed_series())
 
 
 def test_held_out_values_are_not_used() -> None:
-    whole = make_observed_series()
-    later = replace(whole, covariates={"heat": np.append(HEAT[:2], HEAT[2:] * 9), "sky": np.append(SKY[:2], SKY[:4])})
-    assert fit_from_series(whole.take_first(2)) == fit_from_series(later.take_first(2)) != fit_from_series(whole)
+    series = make_observed_series()
+    changed = replace(
+        series, covariates={"heat": np.append(HEAT[:2], HEAT[2:] * 9), "sky": np.append(SKY[:2], SKY[:4])}
+    )
+    assert fit_from_series(series.take_first(2)) == fit_from_series(changed.take_first(2)) != fit_from_series(series)
 
 
 def test_a_numeric_column_is_standardised() -> None:
@@ -103,10 +105,10 @@ def test_the_width_is_the_sum_over_columns(calendar: tuple[str, ...], covariates
 
 
 def test_the_order_of_the_columns_does_not_matter() -> None:
-    turned = replace(make_observed_series(), covariates={"sky": SKY, "heat": HEAT, "more": HEAT})
+    reordered = replace(make_observed_series(), covariates={"sky": SKY, "heat": HEAT, "more": HEAT})
     encoding = fit_from_series(make_observed_series())
     assert np.array_equal(
-        encoding.encode_covariates(turned, future_steps=2),
+        encoding.encode_covariates(reordered, future_steps=2),
         encoding.encode_covariates(make_observed_series(), future_steps=2),
     )
 
@@ -119,17 +121,17 @@ def test_a_column_with_text_in_any_series_is_categorical() -> None:
 
 @pytest.mark.parametrize("missing", ["heat", "sky"])
 def test_a_missing_column_is_reported_with_its_series(missing: str) -> None:
-    left = {name: values for name, values in make_observed_series().covariates.items() if name != missing}
-    poor = replace(make_observed_series(name="meter 7"), covariates=left)
+    remaining = {name: values for name, values in make_observed_series().covariates.items() if name != missing}
+    incomplete = replace(make_observed_series(name="meter 7"), covariates=remaining)
     encoding = fit_from_series(make_observed_series())
-    for ask in (
-        lambda: fit_from_series(make_observed_series(), poor),
-        lambda: encoding.encode_covariates(poor, future_steps=0),
+    for call in (
+        lambda: fit_from_series(make_observed_series(), incomplete),
+        lambda: encoding.encode_covariates(incomplete, future_steps=0),
     ):
         with pytest.raises(
-            CovariateUnknown, match=f"'meter 7' needs the covariate '{missing}'; it has: {next(iter(left))}"
+            CovariateUnknown, match=f"'meter 7' needs the covariate '{missing}'; it has: {next(iter(remaining))}"
         ) as error:
-            ask()
+            call()
         assert error.value.where == "meter 7"
     with pytest.raises(CovariateUnknown, match="it has: none"):
         encoding.encode_covariates(make_series(make_wave(4)), future_steps=0)
@@ -144,34 +146,41 @@ def test_static_categories_are_numbered_from_one_and_unknown_or_missing_is_zero(
     assert encoding.static == {"region": ("n", "s"), "kind": ("x",)}
     assert encoding.static_cardinalities == (2, 1)
     expected = {("n", "x"): [1, 1], ("s", "x"): [2, 1], ("w", "x"): [0, 1], ("s", ""): [2, 0]}
-    for (region, kind), numbers in expected.items():
-        assert encoding.encode_static(make_observed_series(static={"region": region, "kind": kind})).tolist() == numbers
+    for (region, kind), indices in expected.items():
+        assert encoding.encode_static(make_observed_series(static={"region": region, "kind": kind})).tolist() == indices
     assert encoding.encode_static(make_observed_series(static={"kind": "x"})).tolist() == [0, 1]
     assert encoding.encode_static(make_observed_series()).tolist() == [0, 0]
 
 
 def test_an_encoding_round_trip_through_json_is_bitwise_equal() -> None:
-    thirds = make_observed_series(heat=np.array([1 / 3, 1e-17, np.pi, -7e88, 0, 0]), static={"region": "Köln, 'n'"})
-    encoding = fit_from_series(thirds, calendar=CALENDAR, static=("region",))
-    again = Encoding.model_validate_json(encoding.model_dump_json())
-    assert again == encoding
+    series = make_observed_series(heat=np.array([1 / 3, 1e-17, np.pi, -7e88, 0, 0]), static={"region": "Köln, 'n'"})
+    encoding = fit_from_series(series, calendar=CALENDAR, static=("region",))
+    loaded = Encoding.model_validate_json(encoding.model_dump_json())
+    assert loaded == encoding
     assert np.array_equal(
-        again.encode_covariates(thirds, future_steps=5), encoding.encode_covariates(thirds, future_steps=5)
+        loaded.encode_covariates(series, future_steps=5), encoding.encode_covariates(series, future_steps=5)
     )
     assert Encoding.model_validate_json(EMPTY_ENCODING.model_dump_json()) == EMPTY_ENCODING
 
 
 def test_the_same_instants_have_different_features_in_another_zone() -> None:
-    moments = pd.date_range("2026-03-28 20:00", periods=30, freq="h", tz="UTC")  # Berlin's clocks change here
-    frame = pd.DataFrame({"unique_id": "a", "ds": moments, "y": make_wave(30)})
+    instants = pd.date_range("2026-03-28 20:00", periods=30, freq="h", tz="UTC")  # Berlin's clocks change here
+    frame = pd.DataFrame({"unique_id": "a", "ds": instants, "y": make_wave(30)})
     encoding = Encoding(calendar=CALENDAR)
-    found = {}
+    features_by_zone = {}
     for zone in ("UTC", "Europe/Berlin", "Australia/Melbourne"):
         [series] = to_panel(frame, zone=zone).series
-        found[zone] = encoding.encode_covariates(series, future_steps=6)
-        on_the_wall = pd.date_range(moments[0], periods=36, freq="h").tz_convert(zone)
-        assert np.array_equal(found[zone], compute_calendar_features(on_the_wall, CALENDAR))
-    assert not np.isclose(found["UTC"][:, :2], found["Europe/Berlin"][:, :2]).all(axis=1).any()
-    assert not np.isclose(found["UTC"][:, :2], found["Australia/Melbourne"][:, :2]).all(axis=1).any()
-    hours = np.arctan2(found["Europe/Berlin"][:, 0], found["Europe/Berlin"][:, 1]) % (2 * np.pi) * 24 / (2 * np.pi)
-    assert np.round(hours)[:8].tolist() == [21, 22, 23, 0, 1, 3, 4, 5]  # two o'clock never was
+        features_by_zone[zone] = encoding.encode_covariates(series, future_steps=6)
+        local_times = pd.date_range(instants[0], periods=36, freq="h").tz_convert(zone)
+        assert np.array_equal(features_by_zone[zone], compute_calendar_features(local_times, CALENDAR))
+    assert not np.isclose(features_by_zone["UTC"][:, :2], features_by_zone["Europe/Berlin"][:, :2]).all(axis=1).any()
+    assert (
+        not np.isclose(features_by_zone["UTC"][:, :2], features_by_zone["Australia/Melbourne"][:, :2]).all(axis=1).any()
+    )
+    hours = (
+        np.arctan2(features_by_zone["Europe/Berlin"][:, 0], features_by_zone["Europe/Berlin"][:, 1])
+        % (2 * np.pi)
+        * 24
+        / (2 * np.pi)
+    )
+    assert np.round(hours)[:8].tolist() == [21, 22, 23, 0, 1, 3, 4, 5]  # the clock change skips two o'clock

@@ -1,4 +1,4 @@
-"""Laws of calibrated quantiles: coverage, order, equivariance; and what happens where residuals are few."""
+"""Properties of calibrated quantiles: coverage, order and equivariance, and the fallbacks for few residuals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WANTED_LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 def offsets_of_unit_row(
     calibration: Calibration, levels: tuple[float, ...] = WANTED_LEVELS, horizon: int = 1
 ) -> np.ndarray:
-    """The offsets of a row with a scale of one: step by level."""
+    """Returns the offsets of a row with scale 1, by step and level."""
     return calibration.compute_offsets(levels, horizon=horizon, scales=UNIT_SCALE)[0]
 
 
@@ -37,12 +37,12 @@ def normal_noise(*shape: int, seed: int = 0) -> np.ndarray:
 def test_quantiles_are_the_split_conformal_order_statistics(count: int) -> None:
     errors = normal_noise(count, 1, 1)
     ordered = np.sort(errors.ravel())
-    found = offsets_of_unit_row(calibrate(errors, np.ones(count)), TABLE_LEVELS)[0]
-    for level, offset in zip(TABLE_LEVELS, found, strict=True):
+    offsets = offsets_of_unit_row(calibrate(errors, np.ones(count)), TABLE_LEVELS)[0]
+    for level, offset in zip(TABLE_LEVELS, offsets, strict=True):
         if level == 0.5:
             continue
-        wanted = round((count + 1) * level, 9)
-        rank = math.ceil(wanted) if level > 0.5 else math.floor(wanted)
+        exact_rank = round((count + 1) * level, 9)
+        rank = math.ceil(exact_rank) if level > 0.5 else math.floor(exact_rank)
         if 1 <= rank <= count:
             assert offset == pytest.approx(ordered[rank - 1], rel=1e-5), level
         else:
@@ -51,22 +51,25 @@ def test_quantiles_are_the_split_conformal_order_statistics(count: int) -> None:
 
 @pytest.mark.parametrize("count", [39, 99, 199])
 def test_each_tail_has_the_coverage_of_its_rank_over_many_draws(count: int) -> None:
-    draws, draw = 600, np.random.default_rng(count)
+    draws, rng = 600, np.random.default_rng(count)
     levels, below = (0.025, 0.1, 0.9, 0.975), np.zeros(4)
     for _ in range(draws):
-        every = draw.gamma(2.0, size=count + 1)  # one tail is longer than the other
-        offsets = offsets_of_unit_row(calibrate(every[:-1, None, None], np.ones(count)), levels)[0]
-        below += every[-1] <= offsets
+        sample = rng.gamma(2.0, size=count + 1)  # one tail is longer than the other
+        offsets = offsets_of_unit_row(calibrate(sample[:-1, None, None], np.ones(count)), levels)[0]
+        below += sample[-1] <= offsets
     for level, share in zip(levels, below / draws, strict=True):
-        wanted = round((count + 1) * level, 9)
-        promised = (math.ceil(wanted) if level > 0.5 else math.floor(wanted)) / (count + 1)
-        assert share == pytest.approx(promised, abs=3.3 * math.sqrt(promised * (1 - promised) / draws))
+        exact_rank = round((count + 1) * level, 9)
+        expected = (math.ceil(exact_rank) if level > 0.5 else math.floor(exact_rank)) / (count + 1)
+        assert share == pytest.approx(expected, abs=3.3 * math.sqrt(expected * (1 - expected) / draws))
 
 
 def simulate_known_process(
     rng: np.random.Generator, *, series: int, length: int, horizon: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of the best forecast of an AR(1) of 0.7 on a season of 12, and scales; each series has a size of its own."""
+    """Returns the errors of the optimal forecast, and the scales, of AR(1) series with coefficient 0.7 and a season of 12.
+
+    Each series has a random size.
+    """
     y = np.empty((series, length + horizon))
     shocks = rng.standard_normal(y.shape)
     y[:, 0] = shocks[:, 0] / math.sqrt(1 - 0.7**2)
@@ -74,30 +77,30 @@ def simulate_known_process(
         y[:, step] = 0.7 * y[:, step - 1] + shocks[:, step]
     season = 3 * np.sin(2 * np.pi * (np.arange(length + horizon) + rng.integers(12, size=(series, 1))) / 12)
     size = np.exp(rng.standard_normal((series, 1)))
-    best = y[:, length - 1 : length] * 0.7 ** np.arange(1, horizon + 1) + season[:, length:]
+    optimal_forecast = y[:, length - 1 : length] * 0.7 ** np.arange(1, horizon + 1) + season[:, length:]
     scales = np.array([history_scale(row, 12) for row in (size * (y + season))[:, :length]])
-    return size * (y + season)[:, length:] - size * best, scales
+    return size * (y + season)[:, length:] - size * optimal_forecast, scales
 
 
 def test_intervals_of_a_known_process_cover_at_every_step_with_estimated_scales() -> None:
-    draw, cases, count, horizon = np.random.default_rng(0), 200, 39, 6
+    rng, cases, count, horizon = np.random.default_rng(0), 200, 39, 6
     hits = {0.8: np.zeros(horizon), 0.95: np.zeros(horizon)}
     for _ in range(cases):
-        errors, scales = simulate_known_process(draw, series=count + 1, length=36, horizon=horizon)
+        errors, scales = simulate_known_process(rng, series=count + 1, length=36, horizon=horizon)
         calibration = calibrate(errors[:-1, None], scales[:-1])
         offsets = calibration.compute_offsets((0.025, 0.1, 0.9, 0.975), horizon=horizon, scales=scales[-1:])[0]
         low, tenth, ninetieth, high = offsets.T
         hits[0.8] += (tenth <= errors[-1]) & (errors[-1] <= ninetieth)
         hits[0.95] += (low <= errors[-1]) & (errors[-1] <= high)
-    for nominal, found in hits.items():
-        room = 3.3 * math.sqrt(nominal * (1 - nominal) / cases)  # 99.9 %
-        assert (np.abs(found / cases - nominal) <= room).all(), (nominal, found / cases)
+    for nominal, hit_counts in hits.items():
+        tolerance = 3.3 * math.sqrt(nominal * (1 - nominal) / cases)  # 99.9 %
+        assert (np.abs(hit_counts / cases - nominal) <= tolerance).all(), (nominal, hit_counts / cases)
 
 
 def test_a_single_series_with_few_windows_still_covers() -> None:
-    draw, cases, horizon, inside = np.random.default_rng(1), 150, 6, np.zeros(6)
+    rng, cases, horizon, inside = np.random.default_rng(1), 150, 6, np.zeros(6)
     for _ in range(cases):
-        walks = np.cumsum(draw.standard_normal((31, horizon)), axis=1)
+        walks = np.cumsum(rng.standard_normal((31, horizon)), axis=1)
         lower, upper = offsets_of_unit_row(calibrate(walks[None, :30], UNIT_SCALE), (0.1, 0.9), horizon).T
         inside += (lower <= walks[30]) & (walks[30] <= upper)
     assert (inside / cases >= 0.8 - 3.3 * math.sqrt(0.16 / cases)).all(), inside / cases
@@ -120,13 +123,13 @@ def test_a_single_series_with_few_windows_still_covers() -> None:
 def test_quantiles_never_cross_and_are_finite(
     series: int, windows: int, horizon: int, missing: float, seed: int, levels: list[float], drifted: bool
 ) -> None:
-    draw = np.random.default_rng(seed)
-    errors = draw.standard_t(2, (series, windows, horizon)) + draw.standard_normal()
-    errors[draw.random(errors.shape) < missing] = np.nan
-    calibration = calibrate(errors, draw.gamma(1.0, size=series))
-    drift = AdaptiveState(shifts=((0.1, 5.0), (0.9, -5.0))) if drifted else None
+    rng = np.random.default_rng(seed)
+    errors = rng.standard_t(2, (series, windows, horizon)) + rng.standard_normal()
+    errors[rng.random(errors.shape) < missing] = np.nan
+    calibration = calibrate(errors, rng.gamma(1.0, size=series))
+    adaptive_state = AdaptiveState(shifts=((0.1, 5.0), (0.9, -5.0))) if drifted else None
     offsets = calibration.compute_offsets(
-        sorted(levels), horizon=2 * horizon, scales=np.array([0.0, 2.0]), adaptive_state=drift
+        sorted(levels), horizon=2 * horizon, scales=np.array([0.0, 2.0]), adaptive_state=adaptive_state
     )
     assert offsets.shape == (2, 2 * horizon, len(levels))
     assert np.isfinite(offsets).all()
@@ -136,10 +139,12 @@ def test_quantiles_never_cross_and_are_finite(
 
 def test_a_quantile_depends_on_no_other_level_and_no_other_row() -> None:
     calibration = calibrate(normal_noise(50, 2, 4), np.ones(50))
-    drift = AdaptiveState(shifts=((0.1, 2.0), (0.9, -2.0)))
-    whole = calibration.compute_offsets(WANTED_LEVELS, horizon=6, scales=np.array([1.0, 3.0]), adaptive_state=drift)
-    alone = calibration.compute_offsets((0.9,), horizon=6, scales=np.array([3.0]), adaptive_state=drift)
-    np.testing.assert_array_equal(alone[0, :, 0], whole[1, :, WANTED_LEVELS.index(0.9)])
+    adaptive_state = AdaptiveState(shifts=((0.1, 2.0), (0.9, -2.0)))
+    batch = calibration.compute_offsets(
+        WANTED_LEVELS, horizon=6, scales=np.array([1.0, 3.0]), adaptive_state=adaptive_state
+    )
+    single = calibration.compute_offsets((0.9,), horizon=6, scales=np.array([3.0]), adaptive_state=adaptive_state)
+    np.testing.assert_array_equal(single[0, :, 0], batch[1, :, WANTED_LEVELS.index(0.9)])
 
 
 def test_levels_between_stored_levels_are_interpolated() -> None:
@@ -159,8 +164,8 @@ def test_zero_rows_give_zero_offsets() -> None:
 def test_scaling_errors_or_scales_scales_the_offsets() -> None:
     errors, scales = normal_noise(80, 2, 5), np.random.default_rng(1).gamma(2.0, size=80)
     base = calibrate(errors, scales).compute_offsets(WANTED_LEVELS, horizon=9, scales=scales)
-    both = calibrate(1e6 * errors, 1e6 * scales).compute_offsets(WANTED_LEVELS, horizon=9, scales=1e6 * scales)
-    np.testing.assert_allclose(both, 1e6 * base, rtol=1e-4)
+    rescaled = calibrate(1e6 * errors, 1e6 * scales).compute_offsets(WANTED_LEVELS, horizon=9, scales=1e6 * scales)
+    np.testing.assert_allclose(rescaled, 1e6 * base, rtol=1e-4)
     tripled = calibrate(3 * errors, scales).compute_offsets(WANTED_LEVELS, horizon=9, scales=scales)
     np.testing.assert_allclose(tripled, 3 * base, rtol=1e-4)
 
@@ -193,9 +198,9 @@ def test_missing_residuals_are_ignored() -> None:
     errors = normal_noise(200, 2, 3)
     errors[120:, 1] = np.nan
     errors[:5] = np.nan
-    spare = np.concatenate([errors, np.full((7, 2, 3), np.nan)])
-    assert calibrate(spare, np.ones(207)) == calibrate(errors, np.ones(200))
-    assert calibrate(spare, np.ones(207)).pool.windows == 115 + 195
+    padded = np.concatenate([errors, np.full((7, 2, 3), np.nan)])
+    assert calibrate(padded, np.ones(207)) == calibrate(errors, np.ones(200))
+    assert calibrate(padded, np.ones(207)).pool.windows == 115 + 195
 
 
 def test_windows_without_a_scale_are_excluded() -> None:
@@ -220,35 +225,35 @@ def test_a_large_group_has_its_own_table_and_a_small_one_uses_the_pool() -> None
     errors[150:300] *= 10
     calibration = calibrate(errors, np.ones(len(groups)), groups=groups)
     assert set(calibration.groups) == {"calm", "wild"}
-    asked = ["calm", "wild", "rare", None, "never seen"]
-    calm, wild, rare, none, unseen = calibration.compute_offsets((0.9,), horizon=3, scales=np.ones(5), groups=asked)[
-        :, 0, 0
-    ]
+    requested = ["calm", "wild", "rare", None, "never seen"]
+    calm, wild, rare, none, unseen = calibration.compute_offsets(
+        (0.9,), horizon=3, scales=np.ones(5), groups=requested
+    )[:, 0, 0]
     assert wild == pytest.approx(10 * calm, rel=0.5)
     assert calm < rare < wild
     assert rare == none == unseen
-    own = calibrate(errors[:150], np.ones(150))
-    assert calm == offsets_of_unit_row(own, (0.9,))[0, 0]
+    calm_calibration = calibrate(errors[:150], np.ones(150))
+    assert calm == offsets_of_unit_row(calm_calibration, (0.9,))[0, 0]
 
 
 def test_a_series_with_many_windows_gets_its_own_scale_and_keeps_coverage() -> None:
-    draw = np.random.default_rng(3)
-    true = np.exp(draw.normal(0, 0.7, size=60))
-    errors = draw.standard_normal((60, 41, 4)) * true[:, None, None]
-    ids = [f"series {number}" for number in range(60)]
-    known, coming = errors[:, :40], errors[:, 40]
-    calibration = calibrate(known, np.ones(60), ids=ids)
-    found = np.array([calibration.factors[one] for one in ids])
-    assert np.corrcoef(np.log(found), np.log(true))[0, 1] > 0.97
-    shaped = calibration.compute_offsets((0.1, 0.9), horizon=4, scales=np.ones(60), ids=ids)
-    plain = calibration.compute_offsets((0.1, 0.9), horizon=4, scales=np.ones(60), ids=["new"] * 60)
-    inside = (shaped[..., 0] <= coming) & (coming <= shaped[..., 1])
+    rng = np.random.default_rng(3)
+    true_factors = np.exp(rng.normal(0, 0.7, size=60))
+    errors = rng.standard_normal((60, 41, 4)) * true_factors[:, None, None]
+    ids = [f"series {index}" for index in range(60)]
+    calibration_errors, test_errors = errors[:, :40], errors[:, 40]
+    calibration = calibrate(calibration_errors, np.ones(60), ids=ids)
+    factors = np.array([calibration.factors[series_id] for series_id in ids])
+    assert np.corrcoef(np.log(factors), np.log(true_factors))[0, 1] > 0.97
+    offsets = calibration.compute_offsets((0.1, 0.9), horizon=4, scales=np.ones(60), ids=ids)
+    unscaled_offsets = calibration.compute_offsets((0.1, 0.9), horizon=4, scales=np.ones(60), ids=["new"] * 60)
+    inside = (offsets[..., 0] <= test_errors) & (test_errors <= offsets[..., 1])
     assert inside.mean() == pytest.approx(0.8, abs=0.08)
-    assert (plain == plain[0]).all()
+    assert (unscaled_offsets == unscaled_offsets[0]).all()
 
 
 def test_the_series_factor_shrinks_to_one_when_series_do_not_differ() -> None:
-    ids = [str(number) for number in range(200)]
+    ids = [str(index) for index in range(200)]
     calibration = calibrate(normal_noise(200, 3, 4), np.ones(200), ids=ids)
     assert np.abs(np.log(list(calibration.factors.values()) or [1.0])).max() < 0.25
 
@@ -259,9 +264,9 @@ def test_the_series_factor_shrinks_to_one_when_series_do_not_differ() -> None:
 def test_few_windows_fall_back_to_a_wide_gaussian_and_are_flagged() -> None:
     few, many = calibrate(normal_noise(8, 1, 4), np.ones(8)), calibrate(normal_noise(4000, 1, 4), np.ones(4000))
     assert (few.pool.basis, many.pool.basis) == ("gaussian", "ranks")
-    hits, draw = 0, np.random.default_rng(0)
+    hits, rng = 0, np.random.default_rng(0)
     for _ in range(300):
-        errors = draw.standard_normal(9)
+        errors = rng.standard_normal(9)
         lower, upper = offsets_of_unit_row(calibrate(errors[:8, None, None], np.ones(8)), (0.025, 0.975))[0]
         hits += lower <= errors[8] <= upper
     assert 0.93 <= hits / 300 <= 0.995
@@ -301,8 +306,8 @@ def test_the_spread_of_white_noise_does_not_grow() -> None:
 
 def test_a_long_horizon_is_stored_at_knots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("forecaster.intervals.conformal.MAX_TABLE_NUMBERS", 10_000)
-    horizon, draw = 900, np.random.default_rng(0)
-    errors = np.sqrt(np.arange(1, horizon + 1)) * draw.standard_normal((30, 1, horizon))
+    horizon, rng = 900, np.random.default_rng(0)
+    errors = np.sqrt(np.arange(1, horizon + 1)) * rng.standard_normal((30, 1, horizon))
     calibration = calibrate(errors, np.ones(30))
     assert len(calibration.steps) * len(TABLE_LEVELS) <= 10_000
     assert (calibration.steps[0], calibration.steps[-1]) == (1, horizon)
@@ -314,17 +319,17 @@ def test_a_long_horizon_is_stored_at_knots(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_calibration_round_trip_is_equal() -> None:
-    groups = [["a", "b", None][number % 3] for number in range(450)]
+    groups = [["a", "b", None][index % 3] for index in range(450)]
     calibration = calibrate(
-        normal_noise(450, 4, 12), np.ones(450), groups=groups, ids=[f"series {number}" for number in range(450)]
+        normal_noise(450, 4, 12), np.ones(450), groups=groups, ids=[f"series {index}" for index in range(450)]
     )
     content = calibration.model_dump_json()
-    again = Calibration.from_json(content)
-    assert again == calibration
-    assert again.model_dump_json() == content
+    loaded = Calibration.from_json(content)
+    assert loaded == calibration
+    assert loaded.model_dump_json() == content
     assert len(content) < 60_000
     np.testing.assert_array_equal(
-        offsets_of_unit_row(again, WANTED_LEVELS, 20), offsets_of_unit_row(calibration, WANTED_LEVELS, 20)
+        offsets_of_unit_row(loaded, WANTED_LEVELS, 20), offsets_of_unit_row(calibration, WANTED_LEVELS, 20)
     )
 
 
@@ -383,28 +388,28 @@ def test_the_scale_follows_the_units_and_ignores_the_level() -> None:
 
 
 def test_late_actuals_keep_coverage_through_a_level_shift() -> None:
-    draw, horizon, length = np.random.default_rng(0), 6, 4000
+    rng, horizon, length = np.random.default_rng(0), 6, 4000
     calibration = calibrate(normal_noise(500, 1, horizon, seed=1), np.ones(500))
     levels = (0.1, 0.9)
     base = offsets_of_unit_row(calibration, levels, horizon)
-    errors = draw.standard_normal((length, horizon))
+    errors = rng.standard_normal((length, horizon))
     errors[length // 4 :] += 8  # far beyond the largest residual of the calibration
-    drift, late, covered = AdaptiveState(), [], np.zeros((length, 2))
+    adaptive_state, served_offsets, covered = AdaptiveState(), [], np.zeros((length, 2))
     for time in range(length):
-        served = calibration.compute_offsets(levels, horizon=horizon, scales=UNIT_SCALE, adaptive_state=drift)[0]
-        late.append(served)
+        offsets = calibration.compute_offsets(levels, horizon=horizon, scales=UNIT_SCALE, adaptive_state=adaptive_state)
+        served_offsets.append(offsets[0])
         if time < horizon:
             continue
-        came = time - horizon  # the last step of a forecast is known a horizon later
-        for place, level in enumerate(levels):
-            hit = errors[came, -1] <= late[came][-1, place]
-            covered[came, place] = hit
-            drift = update_adaptive_state(drift, level, bool(hit))
-    known = covered[: length - horizon]
-    np.testing.assert_allclose(known.mean(0), levels, atol=0.03)
-    np.testing.assert_allclose(known[-2000:].mean(0), levels, atol=0.02)
-    still = errors[length // 4 :, -1] <= base[-1, 1]
-    assert still.mean() < 0.01  # what an interval that does not learn would have covered
+        origin = time - horizon  # the last step of a forecast is observed one horizon later
+        for column, level in enumerate(levels):
+            hit = errors[origin, -1] <= served_offsets[origin][-1, column]
+            covered[origin, column] = hit
+            adaptive_state = update_adaptive_state(adaptive_state, level, bool(hit))
+    observed = covered[: length - horizon]
+    np.testing.assert_allclose(observed.mean(0), levels, atol=0.03)
+    np.testing.assert_allclose(observed[-2000:].mean(0), levels, atol=0.02)
+    covered_without_updates = errors[length // 4 :, -1] <= base[-1, 1]
+    assert covered_without_updates.mean() < 0.01
 
 
 def test_each_level_adapts_independently_and_the_state_is_immutable() -> None:
@@ -418,8 +423,8 @@ def test_each_level_adapts_independently_and_the_state_is_immutable() -> None:
 
 
 def test_the_coverage_error_is_bounded_by_the_offset_over_the_updates() -> None:
-    draw, state, hits = np.random.default_rng(0), AdaptiveState(rate=0.1), 0
+    rng, state, hits = np.random.default_rng(0), AdaptiveState(rate=0.1), 0
     for time in range(1, 501):
-        hit = bool(draw.random() < 0.3)  # an adversary, far from 0.9
+        hit = bool(rng.random() < 0.3)  # adversarial: far from 0.9
         hits, state = hits + hit, update_adaptive_state(state, 0.9, hit)
         assert 0.9 - hits / time == pytest.approx(state.shifts[0][1] / (0.1 * time))

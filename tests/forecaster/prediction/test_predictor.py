@@ -1,4 +1,4 @@
-"""What a predictor asks of a history, and what it says when it has no answer."""
+"""Tests of the predictor: validation of histories, its errors, and independence of the series of a batch."""
 
 from __future__ import annotations
 
@@ -64,77 +64,77 @@ def test_the_error_for_an_unusable_history_gives_the_reason(
 
 
 def test_two_aliases_of_a_frequency_are_equal(predictor: Predictor) -> None:
-    named = Series("a", START, "60min", make_wave(20))
-    assert np.array_equal(predictor.forecast(named, 3).mean, predictor.forecast(make_series(make_wave(20)), 3).mean)
+    aliased = Series("a", START, "60min", make_wave(20))
+    assert np.array_equal(predictor.forecast(aliased, 3).mean, predictor.forecast(make_series(make_wave(20)), 3).mean)
 
 
 def test_a_forecast_has_the_id_and_the_following_timestamps_in_the_zone_of_the_series(predictor: Predictor) -> None:
     start = pd.Timestamp("2026-03-28 20:00", tz="Europe/Berlin")
-    found = predictor.forecast(Series("m", start, "h", make_wave(5)), 4)
-    assert found.id == "m"
-    assert found.ds.equals(pd.date_range(start, periods=9, freq="h")[5:])
-    assert str(found.ds.tz) == "Europe/Berlin"
+    forecast = predictor.forecast(Series("m", start, "h", make_wave(5)), 4)
+    assert forecast.id == "m"
+    assert forecast.ds.equals(pd.date_range(start, periods=9, freq="h")[5:])
+    assert str(forecast.ds.tz) == "Europe/Berlin"
 
 
 def test_a_history_with_overflowing_values_is_rejected_without_affecting_others(predictor: Predictor) -> None:
-    [spoilt, fine] = predictor.forecast_batch(
-        [make_series(1e200 * make_wave(20), name="m"), make_series(make_wave(20), name="fine")], 5
+    [error, forecast] = predictor.forecast_batch(
+        [make_series(1e200 * make_wave(20), name="m"), make_series(make_wave(20), name="valid")], 5
     )
-    assert isinstance(spoilt, ValueOutOfRange)
-    assert spoilt.where == "m"
-    np.testing.assert_allclose(fine.mean, predictor.forecast(make_series(make_wave(20)), 5).mean, rtol=1e-6)
+    assert isinstance(error, ValueOutOfRange)
+    assert error.where == "m"
+    np.testing.assert_allclose(forecast.mean, predictor.forecast(make_series(make_wave(20)), 5).mean, rtol=1e-6)
 
 
 def test_a_diverging_rollout_falls_back_to_seasonal_naive_with_a_warning_for_that_series_only() -> None:
     spec = make_spec(scaling="none", base="last", season=4)
     network = make_network(spec)
-    with torch.no_grad():  # adds the last value to itself, if that is large: 2, 4, 8, ...
+    with torch.no_grad():  # a large last value is doubled at each step
         for weight in network.parameters():
             weight.zero_()
         network.recurrent.layers[0].weight_ih_l0[2 * 6 :, 0] = 1.0
         network.output.weight.fill_(1e6)
     predictor = Predictor(FittedModel(spec, "h", 4, START, EMPTY_ENCODING, network))
     history = np.array([1.0, 2.0, 3.0, 4.0] * 4)
-    [wild, calm] = predictor.forecast_batch(
-        [make_series(history, name="wild"), make_series(np.zeros(16), name="calm")], 7
+    [diverging, stable] = predictor.forecast_batch(
+        [make_series(history, name="diverging"), make_series(np.zeros(16), name="stable")], 7
     )
-    assert wild.mean.tolist() == [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0]
-    assert "step 1 of 7" in wild.warnings[0]
-    assert "seasonal naive" in wild.warnings[0]
-    assert calm.mean.tolist() == [0.0] * 7
-    assert calm.warnings == ()
+    assert diverging.mean.tolist() == [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0]
+    assert "step 1 of 7" in diverging.warnings[0]
+    assert "seasonal naive" in diverging.warnings[0]
+    assert stable.mean.tolist() == [0.0] * 7
+    assert stable.warnings == ()
 
 
 def test_a_predictor_does_not_modify_the_history(predictor: Predictor) -> None:
     y = make_wave(20)
     y[3] = np.nan
-    one = make_series(y)
-    before = one.y.copy()
-    predictor.forecast(one, 5)
-    np.testing.assert_array_equal(one.y, before)
+    series = make_series(y)
+    before = series.y.copy()
+    predictor.forecast(series, 5)
+    np.testing.assert_array_equal(series.y, before)
 
 
-@pytest.mark.parametrize("left_out", [{}, {"s1", "s2", "empty"}])  # these make a doubt of all others
-def test_batch_validation_gives_the_same_outcomes_as_single_series(predictor: Predictor, left_out: set[str]) -> None:
-    values = [make_wave(20, seed=number) for number in range(6)]
+@pytest.mark.parametrize("excluded", [{}, {"s1", "s2", "empty"}])  # these series disable the fast check of the batch
+def test_batch_validation_gives_the_same_outcomes_as_single_series(predictor: Predictor, excluded: set[str]) -> None:
+    values = [make_wave(20, seed=index) for index in range(6)]
     values[1][3] = np.inf
     values[2][5] = 1e101
     values[3][-16:] = np.nan
     values[4][2:9] = np.nan
-    series = [make_series(y, name=f"s{number}") for number, y in enumerate(values)]
+    series = [make_series(y, name=f"s{index}") for index, y in enumerate(values)]
     series += [make_series(make_wave(2), name="short"), make_series(np.zeros(0), name="empty")]
     series += [
         make_series(make_wave(20), name="daily", freq="D"),
         Series("late", pd.Timestamp("9999-12-31T03:00"), "h", make_wave(20)),
     ]
-    series = [one for one in series if one.id not in left_out]
-    together = predictor.forecast_batch(series, 5)
-    for one, outcome in zip(series, together, strict=True):
-        [alone] = predictor.forecast_batch([one], 5)
-        if isinstance(alone, Forecast):
+    series = [item for item in series if item.id not in excluded]
+    outcomes = predictor.forecast_batch(series, 5)
+    for item, outcome in zip(series, outcomes, strict=True):
+        [expected] = predictor.forecast_batch([item], 5)
+        if isinstance(expected, Forecast):
             assert isinstance(outcome, Forecast)
-            assert (outcome.id, list(outcome.ds)) == (alone.id, list(alone.ds))
-            assert np.allclose(outcome.mean, alone.mean, rtol=1e-5)
+            assert (outcome.id, list(outcome.ds)) == (expected.id, list(expected.ds))
+            assert np.allclose(outcome.mean, expected.mean, rtol=1e-5)
         else:
-            assert (type(outcome), str(outcome)) == (type(alone), str(alone))
-    assert sum(isinstance(outcome, Forecast) for outcome in together) == 3
+            assert (type(outcome), str(outcome)) == (type(expected), str(expected))
+    assert sum(isinstance(outcome, Forecast) for outcome in outcomes) == 3

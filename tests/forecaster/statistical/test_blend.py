@@ -1,4 +1,4 @@
-"""A blend answers, is saved and loaded: its forecasts, its intervals, and what happens where a model cannot be fitted."""
+"""Tests of blends: forecasts, intervals, bundles, and histories that a statistical model cannot be fitted to."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def make_blended_model(weights: dict[str, float] | None = None, **fields: object
     return replace(make_forecaster(spec), blend_weights=WEIGHTS if weights is None else weights)
 
 
-def predict_alone(model: FittedModel) -> Predictor:
-    return Predictor(replace(model, blend_weights={}))
+def make_network_predictor(fitted_model: FittedModel) -> Predictor:
+    return Predictor(replace(fitted_model, blend_weights={}))
 
 
 def make_histories() -> list[Series]:
-    """Whole, with gaps, too short for any model to be fitted, and longer than what models are fitted to."""
+    """Returns histories without gaps, with gaps, too short for any model, and longer than MAX_FIT_STEPS."""
     values = [make_wave(40), make_wave(31, seed=1), make_wave(4, seed=2), make_wave(blend.MAX_FIT_STEPS + 40, seed=3)]
     values[1][[3, 10, 11, 30]] = np.nan
     values[2][:2] = np.nan
-    return [make_series(y, name=f"s{number}") for number, y in enumerate(values)]
+    return [make_series(y, name=f"s{index}") for index, y in enumerate(values)]
 
 
 def hide_statsforecast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,27 +56,25 @@ def hide_statsforecast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_blend_is_the_weighted_sum_of_its_forecasts() -> None:
-    forecaster, series = make_blended_model(), make_histories()
-    told = Predictor(forecaster).forecast_batch(series, HORIZON)
-    own = predict_alone(forecaster).forecast_batch(series, HORIZON)
-    for place, tail in ((0, series[0].y), (3, series[3].y[-blend.MAX_FIT_STEPS :])):
-        one, network = told[place], own[place]
-        assert isinstance(one, Forecast)
+    fitted_model, series = make_blended_model(), make_histories()
+    blended_outcomes = Predictor(fitted_model).forecast_batch(series, HORIZON)
+    network_outcomes = make_network_predictor(fitted_model).forecast_batch(series, HORIZON)
+    for index, tail in ((0, series[0].y), (3, series[3].y[-blend.MAX_FIT_STEPS :])):
+        blended, network = blended_outcomes[index], network_outcomes[index]
+        assert isinstance(blended, Forecast)
         assert isinstance(network, Forecast)
         theta = models.DynamicOptimizedTheta(season_length=4).forecast(tail, HORIZON)["mean"]
-        np.testing.assert_allclose(one.mean, 0.6 * network.mean + 0.4 * theta)
-        assert one.ds.equals(network.ds)
-        assert not one.warnings
+        np.testing.assert_allclose(blended.mean, 0.6 * network.mean + 0.4 * theta)
+        assert blended.ds.equals(network.ds)
+        assert not blended.warnings
 
 
 def test_a_series_a_model_cannot_fit_falls_back_to_the_network_with_a_warning() -> None:
-    forecaster, series = make_blended_model(), make_histories()
-    told, own = (
-        Predictor(forecaster).forecast(series[2], HORIZON),
-        predict_alone(forecaster).forecast(series[2], HORIZON),
-    )
-    np.testing.assert_allclose(told.mean, own.mean)
-    [warning] = told.warnings
+    fitted_model, series = make_blended_model(), make_histories()
+    blended = Predictor(fitted_model).forecast(series[2], HORIZON)
+    network = make_network_predictor(fitted_model).forecast(series[2], HORIZON)
+    np.testing.assert_allclose(blended.mean, network.mean)
+    [warning] = blended.warnings
     assert warning.startswith(f"{THETA} could not be fitted (")
     assert "the network's forecast replaces it" in warning
 
@@ -84,73 +82,75 @@ def test_a_series_a_model_cannot_fit_falls_back_to_the_network_with_a_warning() 
 def test_a_blend_is_independent_of_the_batch_and_a_bad_series_affects_no_other() -> None:
     predictor, series = Predictor(make_blended_model()), make_histories()
     bad = make_series(make_wave(2), name="bad")
-    among = predictor.forecast_batch([bad, *series, bad], HORIZON)
-    assert not isinstance(among[0], Forecast)
-    for one, found in zip(series, among[1:-1], strict=True):
-        expected = predictor.forecast(one, HORIZON)
-        assert isinstance(found, Forecast)
-        assert (found.id, found.warnings) == (one.id, expected.warnings)
-        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-5)
+    outcomes = predictor.forecast_batch([bad, *series, bad], HORIZON)
+    assert not isinstance(outcomes[0], Forecast)
+    for item, outcome in zip(series, outcomes[1:-1], strict=True):
+        expected = predictor.forecast(item, HORIZON)
+        assert isinstance(outcome, Forecast)
+        assert (outcome.id, outcome.warnings) == (item.id, expected.warnings)
+        np.testing.assert_allclose(outcome.mean, expected.mean, rtol=1e-5)
 
 
 @pytest.mark.parametrize("reads", ["window", "history"])
 def test_blend_forecasts_for_all_origins_equal_those_at_each_origin(reads: str) -> None:
     predictor, series, windows = Predictor(make_blended_model(reads=reads)), make_histories()[:3], 9
-    found = forecast_all_origins(predictor, series, horizon=HORIZON, windows=windows, stride=3)
-    warned = 0
-    for row, one in enumerate(series):
-        for window, left in enumerate(rolling_origins(windows=windows, horizon=HORIZON, stride=3)):
-            if len(one) - left < predictor.fitted_model.spec.min_steps:
-                assert np.isnan(found[row, window]).all()
+    means = forecast_all_origins(predictor, series, horizon=HORIZON, windows=windows, stride=3)
+    warning_count = 0
+    for row, item in enumerate(series):
+        for window, distance in enumerate(rolling_origins(windows=windows, horizon=HORIZON, stride=3)):
+            if len(item) - distance < predictor.fitted_model.spec.min_steps:
+                assert np.isnan(means[row, window]).all()
                 continue
-            expected = predictor.forecast(one.take_first(len(one) - left), HORIZON)
-            np.testing.assert_allclose(found[row, window], expected.mean, rtol=1e-4)
-            warned += bool(expected.warnings)
-    assert warned, "where the network stands in they agree too"
+            expected = predictor.forecast(item.take_first(len(item) - distance), HORIZON)
+            np.testing.assert_allclose(means[row, window], expected.mean, rtol=1e-4)
+            warning_count += bool(expected.warnings)
+    assert warning_count, "the test needs an origin at which the network replaces a statistical model"
 
 
 def test_quantiles_are_centred_on_the_blend() -> None:
-    panel = Panel([make_series(make_wave(60, seed=number), name=f"s{number}") for number in range(30)], "h")
-    forecaster = calibrate_model(make_blended_model(), panel, windows=1)
-    told = Predictor(forecaster).forecast(panel.series[0], HORIZON, levels=[0.1, 0.9])
-    own = predict_alone(forecaster).forecast(panel.series[0], HORIZON, levels=[0.1, 0.9])
+    panel = Panel([make_series(make_wave(60, seed=index), name=f"s{index}") for index in range(30)], "h")
+    fitted_model = calibrate_model(make_blended_model(), panel, windows=1)
+    blended = Predictor(fitted_model).forecast(panel.series[0], HORIZON, levels=[0.1, 0.9])
+    network = make_network_predictor(fitted_model).forecast(panel.series[0], HORIZON, levels=[0.1, 0.9])
     for level in (0.1, 0.9):
-        np.testing.assert_allclose(told.quantiles[level] - told.mean, own.quantiles[level] - own.mean)
-    assert not np.allclose(told.mean, own.mean)
+        np.testing.assert_allclose(blended.quantiles[level] - blended.mean, network.quantiles[level] - network.mean)
+    assert not np.allclose(blended.mean, network.mean)
 
 
 def test_sample_paths_of_a_blend_are_rejected() -> None:
-    forecaster = make_blended_model(head={"kind": "gaussian"})
+    fitted_model = make_blended_model(head={"kind": "gaussian"})
     with pytest.raises(BadSpec, match="Sample from its network"):
-        Predictor(forecaster).sample_batch(make_histories()[:1], 3, paths=2, seed=0)
-    assert predict_alone(forecaster).sample_batch(make_histories()[:1], 3, paths=2, seed=0)[0].shape == (2, 3)  # type: ignore[union-attr]
+        Predictor(fitted_model).sample_batch(make_histories()[:1], 3, paths=2, seed=0)
+    [paths] = make_network_predictor(fitted_model).sample_batch(make_histories()[:1], 3, paths=2, seed=0)
+    assert isinstance(paths, np.ndarray)
+    assert paths.shape == (2, 3)
 
 
 def test_a_blend_is_the_same_after_save_and_load(tmp_path: Path) -> None:
-    forecaster = make_blended_model()
-    artifact.save_bundle(forecaster, tmp_path / "bundle", card="# a blend\n")
+    fitted_model = make_blended_model()
+    artifact.save_bundle(fitted_model, tmp_path / "bundle", card="# a blend\n")
     assert "blend.json" in artifact.read_manifest(tmp_path / "bundle").files
     loaded = artifact.load_bundle(tmp_path / "bundle")
     assert loaded.blend_weights == WEIGHTS
-    for one, other in zip(
-        Predictor(forecaster).forecast_batch(make_histories(), HORIZON),
+    for expected, found in zip(
+        Predictor(fitted_model).forecast_batch(make_histories(), HORIZON),
         Predictor(loaded).forecast_batch(make_histories(), HORIZON),
         strict=True,
     ):
-        assert isinstance(one, Forecast)
-        assert isinstance(other, Forecast)
-        np.testing.assert_array_equal(one.mean, other.mean)
+        assert isinstance(expected, Forecast)
+        assert isinstance(found, Forecast)
+        np.testing.assert_array_equal(found.mean, expected.mean)
 
 
 def test_golden_requests_store_the_blend_and_the_network_forecast(tmp_path: Path) -> None:
-    forecaster = make_blended_model()
-    artifact.save_bundle(forecaster, tmp_path / "bundle", card="")
+    fitted_model = make_blended_model()
+    artifact.save_bundle(fitted_model, tmp_path / "bundle", card="")
     golden = json.loads((tmp_path / "bundle" / "golden.json").read_bytes())
-    whole = golden["requests"][0]
-    y = make_series(np.array(whole["y"]))
-    for key, predictor in (("mean", Predictor(forecaster)), ("network", predict_alone(forecaster))):
-        np.testing.assert_allclose(whole[key], predictor.forecast(y, golden["horizon"]).mean)
-    assert not np.allclose(whole["mean"], whole["network"])
+    request = golden["requests"][0]
+    series = make_series(np.array(request["y"]))
+    for key, predictor in (("mean", Predictor(fitted_model)), ("network", make_network_predictor(fitted_model))):
+        np.testing.assert_allclose(request[key], predictor.forecast(series, golden["horizon"]).mean)
+    assert not np.allclose(request["mean"], request["network"])
 
 
 @pytest.mark.parametrize("weights", [WEIGHTS, {NETWORK: 0.0, THETA: 1.0}])
@@ -210,7 +210,7 @@ def test_a_bundle_without_a_blend_is_unchanged(tmp_path: Path) -> None:
     spec = json.loads((tmp_path / "bundle" / "spec.json").read_bytes())
     del spec["blend"]
     rewrite_file(tmp_path / "bundle", "spec.json", json.dumps(spec).encode())
-    assert artifact.load_bundle(tmp_path / "bundle").blend_weights == {}, "as older versions wrote it"
+    assert artifact.load_bundle(tmp_path / "bundle").blend_weights == {}, "older versions wrote no blend field"
 
 
 def test_a_blend_without_its_package_is_rejected_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,8 +219,8 @@ def test_a_blend_without_its_package_is_rejected_at_load(tmp_path: Path, monkeyp
     hide_statsforecast(monkeypatch)
     with pytest.raises(MissingPackage, match=rf"a blend with {THETA}.*forecaster\[baselines\]"):
         artifact.load_bundle(tmp_path / "blend")
-    network = Predictor(artifact.load_bundle(tmp_path / "alone"))
-    assert not network.forecast(make_histories()[0], HORIZON).warnings, "what has no weight is not fitted"
+    predictor = Predictor(artifact.load_bundle(tmp_path / "alone"))
+    assert not predictor.forecast(make_histories()[0], HORIZON).warnings, "a model with weight 0 is not fitted"
 
 
 def test_blend_weights_are_formatted_for_people() -> None:

@@ -73,7 +73,7 @@ def test_integer_timestamps_continue_in_the_response(
         (
             grid_payload(freq="h"),
             "bad_stamp",
-            "time stamps, since the frequency is 'h'; series 'a' has the whole number 17",
+            "timestamps, since the frequency is 'h'; series 'a' has the whole number 17",
         ),
         (grid_payload(start="17"), "bad_stamp", "without quotes"),
         (grid_payload(freq=0), "frequency_unknown", "'0' does not step forward"),
