@@ -26,7 +26,19 @@ DOCUMENTS = [
 ]
 
 # Parts of identifiers, between underscores.
-FORBIDDEN_IN_NAMES = {"told", "tell", "tells", "untell", "asked", "foretell", "foretold", "whoever", "hush", "errand", "mended"}
+FORBIDDEN_IN_NAMES = {
+    "told",
+    "tell",
+    "tells",
+    "untell",
+    "asked",
+    "foretell",
+    "foretold",
+    "whoever",
+    "hush",
+    "errand",
+    "mended",
+}
 # Names that are contracts: a column of the ledger, and the method that a file object has.
 CONTRACT_NAMES = {"told_at", "tell"}
 FORBIDDEN_IN_TEXT = re.compile(

@@ -123,10 +123,9 @@ def test_sample_paths_of_a_blend_are_rejected() -> None:
     fitted_model = make_blended_model(head={"kind": "gaussian"})
     with pytest.raises(BadSpec, match="Sample from its network"):
         Predictor(fitted_model).sample_batch(make_histories()[:1], 3, paths=2, seed=0)
-    assert make_network_predictor(fitted_model).sample_batch(make_histories()[:1], 3, paths=2, seed=0)[0].shape == (
-        2,
-        3,
-    )  # type: ignore[union-attr]
+    [paths] = make_network_predictor(fitted_model).sample_batch(make_histories()[:1], 3, paths=2, seed=0)
+    assert isinstance(paths, np.ndarray)
+    assert paths.shape == (2, 3)
 
 
 def test_a_blend_is_the_same_after_save_and_load(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Statistical baselines: what is fitted to what, and what happens where nothing can be fitted."""
+"""Tests of the statistical models and baselines, and of histories that they cannot be fitted to."""
 
 from __future__ import annotations
 
@@ -25,39 +25,42 @@ SEASON, HORIZON = 4, 6
 
 
 def make_seasonal_values(steps: int, *, seed: int = 0) -> np.ndarray:
-    draw = np.random.default_rng(seed)
-    return 20 + 0.1 * np.arange(steps) + np.resize([5.0, -1.0, -6.0, 2.0], steps) + draw.normal(size=steps)
+    rng = np.random.default_rng(seed)
+    return 20 + 0.1 * np.arange(steps) + np.resize([5.0, -1.0, -6.0, 2.0], steps) + rng.normal(size=steps)
 
 
 def predict_baseline(name: str, *values: np.ndarray, horizon: int = HORIZON, season: int = SEASON) -> list[Forecast]:
-    series = [make_series(y, name=f"s{number}") for number, y in enumerate(values)]
-    found = statistical_baseline(name, season=season)(series, horizon)
-    assert all(isinstance(one, Forecast) for one in found)
-    return found  # type: ignore[return-value]
+    series = [make_series(y, name=f"s{index}") for index, y in enumerate(values)]
+    forecasts = statistical_baseline(name, season=season)(series, horizon)
+    assert all(isinstance(forecast, Forecast) for forecast in forecasts)
+    return forecasts  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", sorted(STATSFORECAST_CLASSES))
 def test_a_baseline_equals_statsforecast(name: str) -> None:
     models = pytest.importorskip("statsforecast.models")
     histories = [make_seasonal_values(40), make_seasonal_values(33, seed=1)]
-    for one, y in zip(predict_baseline(name, *histories), histories, strict=True):
+    for forecast, y in zip(predict_baseline(name, *histories), histories, strict=True):
         expected = getattr(models, STATSFORECAST_CLASSES[name])(season_length=SEASON).forecast(y, HORIZON)["mean"]
-        np.testing.assert_array_equal(one.mean, expected)
-        assert not one.warnings
-        assert one.ds.equals(make_series(y).future_timestamps(HORIZON))
+        np.testing.assert_array_equal(forecast.mean, expected)
+        assert not forecast.warnings
+        assert forecast.ds.equals(make_series(y).future_timestamps(HORIZON))
 
 
 @pytest.mark.parametrize("name", ["naive2", "dynamic_optimized_theta"])
 def test_gaps_are_interpolated_before_the_fit_and_trailing_gaps_are_forecast(name: str) -> None:
-    whole = make_seasonal_values(40)
-    gappy = np.concatenate([[NAN, NAN], whole, [NAN, NAN, NAN]])
-    gappy[[12, 20, 21]] = NAN
-    drawn = whole.copy()
-    drawn[10] = (whole[9] + whole[11]) / 2
-    drawn[[18, 19]] = np.linspace(whole[17], whole[20], 4)[1:3]
-    [found], [expected] = predict_baseline(name, gappy), predict_baseline(name, drawn, horizon=HORIZON + 3)
-    np.testing.assert_allclose(found.mean, expected.mean[3:])
-    assert not found.warnings
+    values = make_seasonal_values(40)
+    values_with_gaps = np.concatenate([[NAN, NAN], values, [NAN, NAN, NAN]])
+    values_with_gaps[[12, 20, 21]] = NAN
+    interpolated = values.copy()
+    interpolated[10] = (values[9] + values[11]) / 2
+    interpolated[[18, 19]] = np.linspace(values[17], values[20], 4)[1:3]
+    [forecast], [expected] = (
+        predict_baseline(name, values_with_gaps),
+        predict_baseline(name, interpolated, horizon=HORIZON + 3),
+    )
+    np.testing.assert_allclose(forecast.mean, expected.mean[3:])
+    assert not forecast.warnings
 
 
 def test_interpolation_covers_the_first_to_the_last_observed_value() -> None:
@@ -69,31 +72,34 @@ def test_interpolation_covers_the_first_to_the_last_observed_value() -> None:
 @pytest.mark.parametrize("name", ["auto_ets", "dynamic_optimized_theta"])
 def test_a_history_that_cannot_be_fitted_falls_back_to_seasonal_naive_with_a_warning(name: str) -> None:
     good, short, empty = make_seasonal_values(30), np.array([1.0, 2.0]), np.full(5, NAN)
-    found = predict_baseline(name, short, good, empty)
-    for one, y, why in ((found[0], short, "NotImplementedError: tiny datasets"), (found[2], empty, "nothing was")):
+    forecasts = predict_baseline(name, short, good, empty)
+    for forecast, y, reason in (
+        (forecasts[0], short, "NotImplementedError: tiny datasets"),
+        (forecasts[2], empty, "nothing was"),
+    ):
         [naive] = seasonal_naive(SEASON)([make_series(y)], HORIZON)
-        np.testing.assert_array_equal(one.mean, naive.mean)  # type: ignore[union-attr]
-        [warning] = one.warnings
-        assert f"{name} could not be fitted ({why}" in warning
-        assert "the seasonal naive forecast is used instead" in warning
-    np.testing.assert_array_equal(found[1].mean, predict_baseline(name, good)[0].mean)
-    assert not found[1].warnings
+        np.testing.assert_array_equal(forecast.mean, naive.mean)  # type: ignore[union-attr]
+        [warning] = forecast.warnings
+        assert f"{name} could not be fitted ({reason}" in warning
+        assert "seasonal naive stands in" in warning
+    np.testing.assert_array_equal(forecasts[1].mean, predict_baseline(name, good)[0].mean)
+    assert not forecasts[1].warnings
 
 
 def test_a_non_finite_forecast_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "naive2", lambda y, *, season, horizon: np.append(np.ones(horizon - 1), np.inf))
-    [found] = predict_baseline("naive2", make_seasonal_values(20))
-    assert np.isfinite(found.mean).all()
-    assert "not finite" in found.warnings[0]
+    [forecast] = predict_baseline("naive2", make_seasonal_values(20))
+    assert np.isfinite(forecast.mean).all()
+    assert "not finite" in forecast.warnings[0]
 
 
 def test_a_backtest_keeps_the_warnings_of_its_baselines() -> None:
-    asks = {
+    forecasters = {
         "seasonal_naive": seasonal_naive(SEASON),
         "theta": statistical_baseline("dynamic_optimized_theta", season=SEASON),
     }
     result = backtest(
-        make_panel(make_seasonal_values(30), make_seasonal_values(8)), asks, horizon=2, windows=3, season=SEASON
+        make_panel(make_seasonal_values(30), make_seasonal_values(8)), forecasters, horizon=2, windows=3, season=SEASON
     )
     assert list(result.warnings) == ["theta"]
     assert len(result.warnings["theta"]) == 1
@@ -102,19 +108,19 @@ def test_a_backtest_keeps_the_warnings_of_its_baselines() -> None:
 
 
 def test_parallel_processes_give_the_same_results_in_the_same_order() -> None:
-    histories = [make_seasonal_values(20 + number, seed=number) for number in range(5)]
-    series = [Series(f"s{number}", START, "h", y) for number, y in enumerate([*histories, np.ones(1)])]
-    told: list[tuple[int, int]] = []
-    alone = statistical_baseline("naive2", season=SEASON)(series, HORIZON)
-    beside = statistical_baseline("naive2", season=SEASON, jobs=2, progress=lambda *at: told.append(at))(
-        series, HORIZON
+    histories = [make_seasonal_values(20 + index, seed=index) for index in range(5)]
+    series = [Series(f"s{index}", START, "h", y) for index, y in enumerate([*histories, np.ones(1)])]
+    progress_calls: list[tuple[int, int]] = []
+    sequential = statistical_baseline("naive2", season=SEASON)(series, HORIZON)
+    parallel_baseline = statistical_baseline(
+        "naive2", season=SEASON, jobs=2, progress=lambda *counts: progress_calls.append(counts)
     )
-    for one, other in zip(alone, beside, strict=True):
-        assert isinstance(one, Forecast)
-        assert isinstance(other, Forecast)
-        assert one.id == other.id
-        np.testing.assert_array_equal(one.mean, other.mean)
-    assert told == [(done, 6) for done in range(1, 7)]
+    for forecast, expected in zip(parallel_baseline(series, HORIZON), sequential, strict=True):
+        assert isinstance(forecast, Forecast)
+        assert isinstance(expected, Forecast)
+        assert forecast.id == expected.id
+        np.testing.assert_array_equal(forecast.mean, expected.mean)
+    assert progress_calls == [(done, 6) for done in range(1, 7)]
 
 
 def test_a_process_that_fits_baselines_does_not_import_torch() -> None:
@@ -125,10 +131,10 @@ def test_a_process_that_fits_baselines_does_not_import_torch() -> None:
 
 
 def test_a_killed_worker_process_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
+    class BrokenPool:
         def __init__(self, *arguments: object, **options: object) -> None: ...
 
-        def __enter__(self) -> Broken:
+        def __enter__(self) -> BrokenPool:
             return self
 
         def __exit__(self, *error: object) -> None: ...
@@ -136,7 +142,7 @@ def test_a_killed_worker_process_is_reported(monkeypatch: pytest.MonkeyPatch) ->
         def map(self, *arguments: object, **options: object) -> None:
             raise module.BrokenProcessPool("ended")
 
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", BrokenPool)
     with pytest.raises(TrainingError, match="fewer --jobs"):
         statistical_baseline("naive2", season=1, jobs=2)([make_series(make_wave(5)), make_series(make_wave(6))], 2)
 
@@ -146,7 +152,7 @@ def test_a_baseline_without_its_package_names_the_extra_to_install(monkeypatch: 
     monkeypatch.setitem(sys.modules, "statsforecast.models", None)
     with pytest.raises(MissingPackage, match=r"forecaster\[baselines\]"):
         statistical_baseline("auto_ets", season=1)
-    assert predict_baseline("naive2", make_wave(5)), "that one is our own"
+    assert predict_baseline("naive2", make_wave(5)), "Naive 2 needs no package"
 
 
 def test_an_unknown_baseline_is_rejected() -> None:
@@ -155,32 +161,34 @@ def test_an_unknown_baseline_is_rejected() -> None:
 
 
 def slow_naive2(y: np.ndarray, season: int, horizon: int) -> list[float]:
-    """Classical decomposition, a place at a time."""
+    """Naive 2 by classical decomposition, one value at a time."""
     n = len(y)
     mean = sum(y) / n
-    power = sum((value - mean) ** 2 for value in y)
-    lagged = [sum((y[t] - mean) * (y[t - lag] - mean) for t in range(lag, n)) / power for lag in range(1, season + 1)]
-    limit = 1.645 * ((1 + 2 * sum(r * r for r in lagged[:-1])) / n) ** 0.5
-    if abs(lagged[-1]) <= limit:
+    sum_of_squares = sum((value - mean) ** 2 for value in y)
+    autocorrelations = [
+        sum((y[t] - mean) * (y[t - lag] - mean) for t in range(lag, n)) / sum_of_squares for lag in range(1, season + 1)
+    ]
+    limit = 1.645 * ((1 + 2 * sum(autocorrelation**2 for autocorrelation in autocorrelations[:-1])) / n) ** 0.5
+    if abs(autocorrelations[-1]) <= limit:
         return [float(y[-1])] * horizon
     ratios: list[list[float]] = [[] for _ in range(season)]
-    half = season // 2
-    for t in range(half, n - half):
-        around = list(y[t - half : t + half + 1])
+    half_width = season // 2
+    for t in range(half_width, n - half_width):
+        neighbours = list(y[t - half_width : t + half_width + 1])
         if season % 2 == 0:
-            around[0], around[-1] = around[0] / 2, around[-1] / 2
-        ratios[t % season].append(y[t] / (sum(around) / season))
-    indices = [sum(some) / len(some) for some in ratios]
-    indices = [one / (sum(indices) / season) for one in indices]
+            neighbours[0], neighbours[-1] = neighbours[0] / 2, neighbours[-1] / 2
+        ratios[t % season].append(y[t] / (sum(neighbours) / season))
+    indices = [sum(phase_ratios) / len(phase_ratios) for phase_ratios in ratios]
+    indices = [value / (sum(indices) / season) for value in indices]
     level = y[-1] / indices[(n - 1) % season]
-    return [level * indices[(n + ahead) % season] for ahead in range(horizon)]
+    return [level * indices[(n + step) % season] for step in range(horizon)]
 
 
 @pytest.mark.parametrize(("season", "steps"), [(4, 40), (4, 12), (5, 23), (7, 50), (12, 37)])
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_naive2_equals_a_slow_loop(season: int, steps: int, strength: float) -> None:
-    draw = np.random.default_rng(steps)
-    y = 30 + 5 * strength * np.sin(2 * np.pi * np.arange(steps) / season) + draw.normal(size=steps)
+    rng = np.random.default_rng(steps)
+    y = 30 + 5 * strength * np.sin(2 * np.pi * np.arange(steps) / season) + rng.normal(size=steps)
     np.testing.assert_allclose(naive2(y, season=season, horizon=9), slow_naive2(y, season, 9))
 
 
