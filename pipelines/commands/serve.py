@@ -44,7 +44,7 @@ def serve(
     environment = build_serving_environment(os.environ, root, model=model, host=host, port=port, keys=keys)
     if model is None and environment["FORECASTER_SERVING_SLOT"] == str(root.slot) and not root.slot.exists():
         raise NoSuchModel(
-            f"Expected the name of a model; found none, and no model was served from {root.path} before. "
+            f"Expected a model to serve; no name was given, and no model was served from {root.path} before. "
             "Name a registered model: forecaster serve NAME, or FORECASTER_SERVING_MODEL=NAME.",
             where="model",
         )

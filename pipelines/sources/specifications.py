@@ -27,7 +27,7 @@ def validate_test_windows(test_windows: int) -> None:
     """Rejects a negative number of test windows; raises InputError."""
     if test_windows < 0:
         raise InputError(
-            f"Expected --test-windows of at least 0; found {test_windows}. Use 0 to train on all data.",
+            f"Expected --test-windows of at least 0; found {test_windows}. Use 0 test windows to train on all data.",
             where="test_windows",
         )
 
