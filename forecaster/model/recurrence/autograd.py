@@ -57,7 +57,9 @@ class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needs_input_grad = ctx.needs_input_grad[3]
-        gradients = _LayerGradientFunction.apply(ctx.backend, needs_input_grad, ctx.kind, *ctx.saved_tensors, *grads[:3])  # type: ignore[no-untyped-call]
+        gradients = _LayerGradientFunction.apply(
+            ctx.backend, needs_input_grad, ctx.kind, *ctx.saved_tensors, *grads[:3]
+        )  # type: ignore[no-untyped-call]
         inputs, hidden, cell, *weights = gradients
         return None, None, None, inputs, hidden, cell, None, *weights
 
