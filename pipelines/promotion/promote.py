@@ -93,7 +93,7 @@ def promote_version(
     scores = model.facts.get("backtest", {})
     if not force and not scores:
         raise RefusedByGate(
-            f"{version} should have backtest scores; it has none, because it was trained on all data. Train it with test "
+            f"{version} should have backtest scores; it was never tested, but trained on all data. Train it with test "
             "windows, or promote it with --force.",
             where=name,
         )

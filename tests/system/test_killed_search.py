@@ -59,7 +59,7 @@ def test_a_killed_search_resumes_and_finds_the_uninterrupted_result(migrated_roo
         assert not (killed / "best.yaml").exists()
     resumed = run_forecaster(*TUNE_COMMAND, folder=killed)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"3 of {TRIAL_COUNT} trials are there, 1 broke off and is tried again." in resumed.stderr
+    assert f"3 of {TRIAL_COUNT} trials are done, 1 was interrupted and is repeated." in resumed.stderr
     assert (killed / "best.yaml").read_bytes() == (uninterrupted / "best.yaml").read_bytes()
 
     client = create_client(Root(killed / "root").store_uri)
