@@ -51,7 +51,9 @@ def parse_series(
         start_cache: The starts parsed for this request so far; this call may add one.
     """
     if len(series_input.y) == 0:
-        raise HistoryTooShort(f"Series {series_input.id!r} has no values. Send a history.", where=series_input.id)
+        raise HistoryTooShort(
+            f"Expected at least one value; series {series_input.id!r} has none. Send a history.", where=series_input.id
+        )
     y = np.array(series_input.y, dtype=np.float64)  # None becomes NaN
     if isinstance(series_input, GridSeries):
         start, style, freq, step = start_cache.get((series_input.start, series_input.freq)) or _parse_start(

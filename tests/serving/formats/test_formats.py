@@ -20,7 +20,7 @@ from serving.deadline import Deadline
 from serving.errors import ApiError
 from serving.forecasting import ndjson as lines
 from serving.formats import arrow
-from serving.routes import app
+from serving.routes import endpoints
 from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, publish_stub, series_payload
 from tests.serving.routes.test_openapi import schema_violations
 
@@ -222,7 +222,7 @@ def test_a_disconnected_or_stalled_client_stops_the_computation(reason: str) -> 
         await asyncio.sleep(3600 if reason != "leaves" and message["type"] == "http.response.body" else 0.005)
 
     async def story() -> None:
-        answer = app.NdjsonResponse(pieces(), Deadline.after(0.01), ())
+        answer = endpoints.NdjsonResponse(pieces(), Deadline.after(0.01), ())
         with contextlib.suppress(TimeoutError):  # the guard then lets the server cut the connection
             await asyncio.wait_for(answer({"type": "http"}, receive, send), 5)
 
