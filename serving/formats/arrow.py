@@ -1,6 +1,6 @@
 """Requests and responses as Arrow IPC streams, for clients that hold columns. pyarrow is imported only when one arrives.
 
-Each row is a series. The columns are `id`, `start`, `freq` (text; `start` may be a timestamp or a whole number), `y` (lists of
+Each row is a series. The columns are `id`, `start`, `freq` (text; `start` may be a timestamp or an integer), `y` (lists of
 numbers; null or NaN marks a missing value), and one column per covariate, static feature and channel, named `covariates.NAME`,
 `static.NAME` or `channels.NAME`. The forecast options are JSON in the schema metadata under the key `forecast`.
 """
