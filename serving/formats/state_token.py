@@ -2,7 +2,7 @@
 
 A token is the URL-safe base64, without padding, of
 
-    TOKEN_FORMAT, digest of the model, zlib(length of the header, header as JSON, concatenated arrays), HMAC-SHA256 of all before
+    TOKEN_FORMAT, digest of the model, zlib(payload), HMAC-SHA256 of all before
 
 The payload is decompressed only after the signature has been verified.
 """
@@ -13,13 +13,12 @@ import base64
 import binascii
 import hashlib
 import hmac
-import math
 import zlib
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from forecaster.data.encoding import Encoding
 from forecaster.errors import (
@@ -31,19 +30,17 @@ from forecaster.errors import (
     StateTooLarge,
     StaticChanges,
 )
-from forecaster.frequency import Timestamp, format_timestamp, parse_frequency, parse_timestamp, timestamp_at
-from forecaster.history_summary import STATE_ARRAY_DTYPES, HistorySummary
-from forecaster.series import MAX_ABS_VALUE, Series
-from forecaster.shapes import Float64
+from forecaster.frequency import Timestamp, format_timestamp, parse_frequency, timestamp_at
+from forecaster.series import Series
 from serving.formats import timestamps
-from serving.formats.schema import ContinuedSeries, StrictModel
+from serving.formats.schema import ContinuedSeries
 from serving.formats.series import ParsedSeries, parse_channels, parse_covariates
-from serving.formats.timestamps import IntegerStyle, TimestampStyle, Unit
+from serving.formats.state_payload import decode_payload, encode_payload
+from serving.formats.timestamps import IntegerStyle, TimestampStyle
 from serving.settings import Settings
 
 TOKEN_FORMAT = b"forecaster-state-1\n"
 _DIGEST_BYTES, _MAC_BYTES = 32, hashlib.sha256().digest_size
-_HEADER_LENGTH_BYTES = 4  # bytes of the field that holds the length of the header
 _MAX_EXPANSION = 8  # largest payload in bytes, as a multiple of the longest token
 _RESEND_HINT = "Send the history again, and continue from the state returned with its forecast."
 
@@ -73,62 +70,11 @@ class ModelReference(NamedTuple):
     encoding: Encoding
 
 
-class _SummaryHeader(StrictModel):
-    """A HistorySummary without its arrays.
-
-    `memories` has, for each recurrent state, its step and, for every ensemble member, the shapes of its arrays by name.
-    """
-
-    last: float | None
-    changes: tuple[float, float]
-    counts: tuple[int, int]
-    season: int = Field(ge=1)
-    memories: list[tuple[int, list[dict[str, list[Annotated[int, Field(ge=0)]]]]]]
-
-
-class _TokenHeader(StrictModel):
-    """A token without its arrays, which follow in the order of these fields."""
-
-    id: str
-    start: str
-    freq: str
-    style: tuple[str, Unit, str] | None
-    static: dict[str, str]
-    steps: int = Field(ge=1)
-    covariates: list[str]
-    channels: list[str]
-    past: _SummaryHeader | None
-
-
 def issue_token(
     series: Series, style: TimestampStyle | IntegerStyle, *, model: ModelReference, signer: TokenSigner
 ) -> str:
     """Returns the token of a truncated history. Raises StateTooLarge."""
-    summary = series.history_summary
-    header = _TokenHeader(
-        id=series.id,
-        start=format_timestamp(series.start),
-        freq=series.freq,
-        style=(style.separator, style.unit, style.zone) if isinstance(style, TimestampStyle) else None,
-        static=dict(series.static),
-        steps=len(series),
-        covariates=list(series.covariates),
-        channels=list(series.channels),
-        past=None if summary is None else _build_summary_header(summary),
-    )
-    arrays = [
-        series.y,
-        *(_encode_categories(name, values, model.encoding) for name, values in series.covariates.items()),
-    ]
-    arrays += series.channels.values()
-    if summary is not None:
-        arrays += [
-            summary.last_season_values,
-            *(array for members in summary.rollout_states.values() for member in members for array in member.values()),
-        ]
-    encoded_header = header.model_dump_json().encode()
-    header_length = len(encoded_header).to_bytes(_HEADER_LENGTH_BYTES, "big")
-    payload = b"".join([header_length, encoded_header, *(array.astype("<f8").tobytes() for array in arrays)])
+    payload = encode_payload(series, style, encoding=model.encoding)
     signed = TOKEN_FORMAT + bytes.fromhex(model.digest) + zlib.compress(payload, 6)
     token = base64.urlsafe_b64encode(signed + _compute_mac(signer.keys[0], signed)).rstrip(b"=").decode()
     if len(token) > signer.max_length or len(payload) > _MAX_EXPANSION * signer.max_length:
@@ -211,7 +157,8 @@ def _open_token(token: str, *, where: str, model: ModelReference, signer: TokenS
             where=where,
         )
     try:
-        return _decode_payload(compressed, encoding=model.encoding, max_bytes=_MAX_EXPANSION * signer.max_length)
+        payload = _decompress(compressed, max_bytes=_MAX_EXPANSION * signer.max_length)
+        return decode_payload(payload, encoding=model.encoding)
     except (zlib.error, ValidationError, ValueError, IndexError, KeyError) as error:
         raise BadState(
             f"Expected a valid state; that of series {where!r} has content that cannot be used. {_RESEND_HINT}",
@@ -236,110 +183,13 @@ def _compute_mac(key: bytes, signed: bytes) -> bytes:
     return hmac.digest(key, signed, "sha256")
 
 
-def _decode_payload(compressed: bytes, *, encoding: Encoding, max_bytes: int) -> ParsedSeries:
-    """Decodes a payload whose signature was verified.
-
-    Raises ValueError, or the error of zlib, pydantic or Series, if it is not valid.
-    """
+def _decompress(compressed: bytes, *, max_bytes: int) -> bytes:
+    """Decompresses a payload; raises zlib.error, and ValueError if it is longer than `max_bytes` or data follow it."""
     decompressor = zlib.decompressobj()
     payload = decompressor.decompress(compressed, max_bytes)
     if not decompressor.eof or decompressor.unused_data:
         raise ValueError("the payload is longer than any state")
-    header_length = int.from_bytes(payload[:_HEADER_LENGTH_BYTES], "big")
-    header_end = _HEADER_LENGTH_BYTES + header_length
-    header = _TokenHeader.model_validate_json(payload[_HEADER_LENGTH_BYTES:header_end])
-    reader = _FloatReader(np.frombuffer(payload[header_end:], dtype="<f8").astype(np.float64))
-    y, covariates = reader.take(header.steps), [reader.take(header.steps) for _ in header.covariates]
-    channels = [reader.take(header.steps) for _ in header.channels]
-    summary = None if header.past is None else _read_summary(header.past, reader, steps=header.steps)
-    if reader.remaining or not np.isfinite(covariates).all() or any(map(_has_out_of_range, [y, *channels])):
-        raise ValueError("the payload has numbers out of range, or more numbers than its header declares")
-    series = Series(
-        header.id,
-        parse_timestamp(header.start, freq=header.freq),
-        header.freq,
-        y,
-        {
-            name: _decode_categories(name, codes, encoding)
-            for name, codes in zip(header.covariates, covariates, strict=True)
-        },
-        header.static,
-        dict(zip(header.channels, channels, strict=True)),
-        summary,
-    )
-    return ParsedSeries(series, IntegerStyle() if header.style is None else TimestampStyle(*header.style))
-
-
-class _FloatReader:
-    """Reads arrays from concatenated numbers, in order; raises ValueError at the end of the numbers."""
-
-    def __init__(self, numbers: Float64[np.ndarray, "number"]) -> None:
-        self._values = numbers
-        self._position = 0
-
-    @property
-    def remaining(self) -> int:
-        """The count of numbers not yet read."""
-        return len(self._values) - self._position
-
-    def take(self, *shape: int) -> Float64[np.ndarray, "..."]:
-        """Returns the next numbers as an array of the given shape."""
-        count = math.prod(shape)
-        if count > self.remaining:
-            raise ValueError("the payload has fewer numbers than its header declares")
-        self._position += count
-        return self._values[self._position - count : self._position].reshape(shape)
-
-
-def _build_summary_header(summary: HistorySummary) -> _SummaryHeader:
-    shapes = [
-        (step, [{name: list(array.shape) for name, array in member.items()} for member in members])
-        for step, members in summary.rollout_states.items()
-    ]
-    return _SummaryHeader(
-        last=None if np.isnan(summary.last_value) else summary.last_value,
-        changes=summary.change_sums,
-        counts=summary.change_counts,
-        season=summary.season,
-        memories=shapes,
-    )
-
-
-def _read_summary(header: _SummaryHeader, reader: _FloatReader, *, steps: int) -> HistorySummary:
-    """Inverts `_build_summary_header`; raises ValueError if the numbers are not valid."""
-    last_season_values, rollout_states = reader.take(header.season), {}
-    for step, members in header.memories:
-        rollout_states[step] = [
-            {name: reader.take(*shape).astype(STATE_ARRAY_DTYPES[name]) for name, shape in member.items()}
-            for member in members
-        ]
-    arrays = [array for members in rollout_states.values() for member in members for array in member.values()]
-    is_valid = all(np.isfinite(array).all() for array in arrays) and all(0 <= step <= steps for step in rollout_states)
-    if _has_out_of_range(last_season_values) or min(*header.changes, *header.counts) < 0 or not is_valid:
-        raise ValueError("the summary of the history has numbers out of range")
-    last_value = float("nan") if header.last is None else header.last
-    return HistorySummary(last_season_values, last_value, header.changes, header.counts, rollout_states)
-
-
-def _has_out_of_range(values: Float64[np.ndarray, "..."]) -> bool:
-    return bool((np.abs(values) > MAX_ABS_VALUE).any())
-
-
-def _encode_categories(name: str, values: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """Returns a covariate as numbers; text becomes its index in the model's categories, or -1 if it is not one of them."""
-    if values.dtype != object:
-        return values
-    codes = {label: float(index) for index, label in enumerate(encoding.categories.get(name, ()))}
-    return np.array([codes.get(label, -1.0) for label in values.tolist()])
-
-
-def _decode_categories(name: str, codes: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """Inverts `_encode_categories`; -1 becomes a label that is not in the model's categories."""
-    if name not in encoding.categories:
-        return codes
-    labels = encoding.categories[name]
-    unknown_label = "?" * (1 + max(map(len, labels), default=0))  # longer than any category
-    return np.array([*labels, unknown_label], dtype=object)[codes.astype(np.int64)]
+    return payload
 
 
 def _validate_static(stored: Series, series_input: ContinuedSeries) -> None:

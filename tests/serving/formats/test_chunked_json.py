@@ -59,13 +59,13 @@ def check_parses_equally(text: bytes) -> None:
     assert _parse_outcome(lambda content: chunked_json.loads(content).value, text) == _parse_outcome(orjson.loads, text)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(DOCUMENTS, JSON_STYLES, st.booleans())
 def test_chunked_parsing_equals_parsing_at_once(document: Any, style: dict[str, Any], plain: bool) -> None:
     check_parses_equally(json.dumps(document, ensure_ascii=plain, **style).encode())
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(DOCUMENTS, min_size=1) | st.dictionaries(DIFFICULT_TEXTS, DOCUMENTS, min_size=1),
     JSON_STYLES,
@@ -77,7 +77,7 @@ def test_every_array_or_object_is_parsed_in_chunks(document: Any, style: dict[st
     assert repr(chunked_json._JsonSplitter(text).parse().value) == repr(orjson.loads(text))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(DOCUMENTS, st.data())
 def test_an_invalid_document_is_rejected_as_when_parsed_at_once(document: Any, data: st.DataObject) -> None:
     text = json.dumps(document).encode()
@@ -87,7 +87,7 @@ def test_an_invalid_document_is_rejected_as_when_parsed_at_once(document: Any, d
     check_parses_equally(text[:position] + inserted + text[position + deleted :])
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([b"[", b"]", b"{", b"}", b",", b'"', b"\\", b":", b"12", b'"a":', b" "]), max_size=60))
 def test_no_sequence_of_punctuation_is_parsed_differently(tokens: list[bytes]) -> None:
     check_parses_equally(b"".join(tokens))
@@ -184,7 +184,7 @@ ARRAYS = st.tuples(st.integers(0, 4), st.integers(0, 9)).map(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     st.recursive(
         SCALARS | ARRAYS | st.lists(st.integers(0, 9), max_size=30),
