@@ -1,1 +1,1 @@
-"""Between bytes and records: one file per wire format, and the validation that they share."""
+"""The wire formats of requests and responses: one file per format, and the validation that they share."""

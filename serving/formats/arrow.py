@@ -1,8 +1,8 @@
-"""The form of Arrow IPC streams, for tools that hold columns already. pyarrow is imported only where one is sent.
+"""Requests and responses as Arrow IPC streams, for clients that hold columns. pyarrow is imported only when one arrives.
 
-A row is a series. Columns: `id`, `start`, `freq` (texts; `start` may be a timestamp or a whole number), `y` (lists of numbers;
-null or NaN: not observed), and for each covariate, static value and channel one column named `covariates.RELEASE`, `static.RELEASE` or
-`channels.RELEASE`. What is asked of all stands in the schema's metadata as JSON under `forecast`.
+Each row is a series. The columns are `id`, `start`, `freq` (text; `start` may be a timestamp or an integer), `y` (lists of
+numbers; null or NaN marks a missing value), and one column per covariate, static feature and channel, named `covariates.NAME`,
+`static.NAME` or `channels.NAME`. The forecast options are JSON in the schema metadata under the key `forecast`.
 """
 
 from __future__ import annotations
@@ -35,89 +35,95 @@ _TEXT_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "static": TypeAdapter(list[CategoryLabel]),
 }
 _COLUMN_PREFIXES = ("covariates", "static", "channels")
-_RECORD_BATCH_MESSAGE, _COMPRESSION_FIELD = (
-    3,
-    3,
-)  # the kind of a message, and the place of a field, in Arrow's Message.fbs
+_COMPRESSION_FIELD = 3  # index of `compression` in the table RecordBatch of Arrow's Message.fbs
 
 
 def decode_arrow(body: bytes) -> tuple[ForecastOptions, list[SeriesInput]]:
-    """What is asked, and the histories. Raises Problem: 400 for what is no such stream, 415 without pyarrow, 422."""
+    """Returns the forecast options and the histories of an Arrow IPC stream.
+
+    Raises ApiError: 400 if the body is not such a stream, 415 without pyarrow, 422 for invalid content.
+    """
     table = _read_table(body)
-    told = (table.schema.metadata or {}).get(METADATA_KEY)
-    if told is None:
+    metadata = (table.schema.metadata or {}).get(METADATA_KEY)
+    if metadata is None:
         raise _invalid_request(
-            "Expected what is asked as JSON in the schema's metadata, under `forecast`; found nothing there."
+            "Expected the forecast options as JSON in the schema metadata under the key `forecast`; found no such key. "
+            'Add them, for example {"horizon": 24}.'
         )
-    ask = parsing.validate_fields(ForecastOptions, parsing.parse_json(told))
+    options = parsing.validate_fields(ForecastOptions, parsing.parse_json(metadata))
     names = table.column_names
     missing = [name for name in ("id", "start", "freq", "y") if name not in names]
-    odd = [
+    unexpected = [
         name
         for name in names
         if name not in ("id", "start", "freq", "y") and name.partition(".")[0] not in _COLUMN_PREFIXES
     ]
-    if missing or odd or len(set(names)) < len(names) or not table.num_rows:
+    if missing or unexpected or len(set(names)) < len(names) or not table.num_rows:
         raise _invalid_request(
-            "Expected one row or more, and the columns id, start, freq, y and any covariates.NAME, static.NAME, "
-            f"channels.NAME, each once; found {', '.join(names)[:300]} in {table.num_rows} rows."
+            "Expected at least one row, and the columns id, start, freq, y and any of covariates.NAME, static.NAME and "
+            f"channels.NAME, each once; found the columns {', '.join(names)[:300]} and {table.num_rows} rows. "
+            "Correct the table."
         )
     texts = {
         name: _read_text_column(table, name) for name in names if name in _TEXT_ADAPTERS or name.startswith("static.")
     }
     lists = {name: _read_list_column(table, name) for name in names if name not in texts}
-    inside = {part: [name for name in names if name.startswith(f"{part}.")] for part in _COLUMN_PREFIXES}
+    names_by_prefix = {prefix: [name for name in names if name.startswith(f"{prefix}.")] for prefix in _COLUMN_PREFIXES}
 
-    def columns(part: str, place: int) -> dict[str, Any]:
-        held = texts if part == "static" else lists
-        return {name.removeprefix(f"{part}."): held[name][place] for name in inside[part]}
+    def row_columns(prefix: str, row: int) -> dict[str, Any]:
+        columns = texts if prefix == "static" else lists
+        return {name.removeprefix(f"{prefix}."): columns[name][row] for name in names_by_prefix[prefix]}
 
-    return ask, [
+    return options, [
         GridSeries.model_construct(
-            id=texts["id"][place],
-            start=texts["start"][place],
-            freq=texts["freq"][place],
-            y=lists["y"][place],
-            covariates=columns("covariates", place),
-            static=columns("static", place),
-            channels=columns("channels", place),
+            id=texts["id"][row],
+            start=texts["start"][row],
+            freq=texts["freq"][row],
+            y=lists["y"][row],
+            covariates=row_columns("covariates", row),
+            static=row_columns("static", row),
+            channels=row_columns("channels", row),
         )
-        for place in range(table.num_rows)
+        for row in range(table.num_rows)
     ]
 
 
 def encode_arrow(model_info: dict[str, Any], outcomes: Sequence[SeriesOutcome], options: ForecastOptions) -> bytes:
-    """A stream with a row for each series: id, ds, mean, a column for each level, samples, warnings, error, message."""
+    """Encodes the outcomes as a stream with one row per series.
+
+    The columns are id, ds, mean, one per level, samples, state, warnings, error and message; a row without a forecast has an
+    error and a message.
+    """
     import pyarrow as pa
 
-    stamper = TimestampFormatter()
-    good = [None if isinstance(one.result, ForecasterError) else one.result for one in outcomes]
-    errors = [one.result if isinstance(one.result, ForecasterError) else None for one in outcomes]
-    stamps = [one and stamper.format(one.forecast.ds, one.style) for one in good]
-    numbered = any(one and isinstance(one[0], int) for one in stamps)
-    numbers = pa.list_(pa.float64())
+    formatter = TimestampFormatter()
+    results = [None if isinstance(outcome.result, ForecasterError) else outcome.result for outcome in outcomes]
+    errors = [outcome.result if isinstance(outcome.result, ForecasterError) else None for outcome in outcomes]
+    timestamps = [result and formatter.format(result.forecast.ds, result.style) for result in results]
+    are_integers = any(values and isinstance(values[0], int) for values in timestamps)
+    number_list = pa.list_(pa.float64())
     columns = {
-        "id": pa.array([one.id for one in outcomes], pa.string()),
-        "ds": pa.array(stamps, pa.list_(pa.int64() if numbered else pa.string())),
-        "mean": pa.array([one and one.forecast.mean for one in good], numbers),
+        "id": pa.array([outcome.id for outcome in outcomes], pa.string()),
+        "ds": pa.array(timestamps, pa.list_(pa.int64() if are_integers else pa.string())),
+        "mean": pa.array([result and result.forecast.mean for result in results], number_list),
     }
     for level in sorted(options.levels):
-        values = [one and one.forecast.quantiles[level] for one in good]
-        columns[f"quantiles.{float(level)!r}"] = pa.array(values, numbers)
+        quantiles = [result and result.forecast.quantiles[level] for result in results]
+        columns[f"quantiles.{float(level)!r}"] = pa.array(quantiles, number_list)
     if options.samples:
-        paths = [None if one is None or one.paths is None else list(one.paths) for one in good]
-        columns["samples"] = pa.array(paths, pa.list_(numbers), from_pandas=True)
+        paths = [None if result is None or result.paths is None else list(result.paths) for result in results]
+        columns["samples"] = pa.array(paths, pa.list_(number_list), from_pandas=True)
     if options.return_state:
-        columns["state"] = pa.array([one and one.state_token for one in good], pa.string())
-    columns["warnings"] = pa.array([one.warnings if one else [] for one in good], pa.list_(pa.string()))
-    columns["error"] = pa.array([one and one.code for one in errors], pa.string())
-    columns["message"] = pa.array([one and one.message for one in errors], pa.string())
+        columns["state"] = pa.array([result and result.state_token for result in results], pa.string())
+    columns["warnings"] = pa.array([result.warnings if result else [] for result in results], pa.list_(pa.string()))
+    columns["error"] = pa.array([error and error.code for error in errors], pa.string())
+    columns["message"] = pa.array([error and error.message for error in errors], pa.string())
     table = pa.table(columns).replace_schema_metadata({b"model": orjson.dumps(model_info)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    whole: bytes = sink.getvalue().to_pybytes()
-    return whole
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def _read_table(body: bytes) -> pa.Table:
@@ -126,31 +132,34 @@ def _read_table(body: bytes) -> pa.Table:
     except ImportError as error:
         raise ApiError(
             "unsupported_media_type",
-            "Expected JSON or lines: Arrow needs pyarrow, which is not installed on this server.",
+            "Expected JSON or NDJSON; found Arrow, which needs pyarrow, and that is not installed on this server. Send JSON.",
             where="content-type",
         ) from error
     try:
         _validate_batches(pa, body)
         with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
             table = stream.read_all().combine_chunks()
-        table.validate(full=True)  # offsets and texts are the sender's, and are used as they are
+        table.validate(full=True)  # the client's offsets and texts are used without further checks
     except (pa.ArrowException, OSError, ValueError, struct.error, KeyError) as error:
-        raise ApiError("malformed_arrow", "Expected an Arrow IPC stream; it cannot be read. Send it again.") from error
+        raise ApiError(
+            "malformed_arrow", "Expected an Arrow IPC stream; found a body that cannot be read as one. Send it again."
+        ) from error
     return table
 
 
 def _validate_batches(pa: Any, body: bytes) -> None:
-    """Raises Problem for batches that say more than their bytes: compressed ones, and dictionaries."""
+    """Raises ApiError for compressed and dictionary batches, whose content can be larger than their bytes."""
     for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
         if message.type == "dictionary" or (message.type == "record batch" and _is_compressed(bytes(message.metadata))):
             raise ApiError(
                 "malformed_arrow",
-                "Expected batches without compression and without dictionaries. Compress the whole body with gzip or zstd.",
+                "Expected batches without compression and without dictionaries; found one. "
+                "Compress the whole body with gzip or zstd instead.",
             )
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Whether a record batch says that its buffers are, which pyarrow does not tell."""
+    """Whether the metadata of a record batch declares compressed buffers; pyarrow does not expose this."""
     root = struct.unpack_from("<I", metadata)[0]
     header = _find_field(metadata, root, 2)
     batch = header + struct.unpack_from("<I", metadata, header)[0]
@@ -158,32 +167,32 @@ def _is_compressed(metadata: bytes) -> bool:
 
 
 def _find_field(data: bytes, table_offset: int, field_index: int) -> int:
-    """Where a field of a flatbuffer's table is; 0 if it is not there."""
-    directory = table_offset - struct.unpack_from("<i", data, table_offset)[0]
-    size = struct.unpack_from("<H", data, directory)[0]
+    """Returns the offset of a field in a FlatBuffers table, or 0 if the field is absent."""
+    vtable = table_offset - struct.unpack_from("<i", data, table_offset)[0]
+    size = struct.unpack_from("<H", data, vtable)[0]
     if 4 + 2 * field_index + 2 > size:
         return 0
-    offset = struct.unpack_from("<H", data, directory + 4 + 2 * field_index)[0]
+    offset = struct.unpack_from("<H", data, vtable + 4 + 2 * field_index)[0]
     return table_offset + offset if offset else 0
 
 
 def _read_text_column(table: pa.Table, name: str) -> list[Any]:
-    """A column with one entry a series, checked as the same of JSON is."""
+    """Reads a column with one entry per series, validated as the same JSON field would be."""
     import pyarrow as pa
 
     column = table.column(name)
     if pa.types.is_timestamp(column.type) and name == "start":
-        values: list[Any] = [one and one.isoformat() for one in _read_datetimes(column)]
+        values: list[Any] = [timestamp and timestamp.isoformat() for timestamp in _read_datetimes(column)]
     elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_integer(column.type):
         values = column.to_pylist()
     else:
-        raise _invalid_request(f"Expected text in the column {name!r}; found {column.type}.")
+        raise _invalid_request(f"Expected text in the column {name!r}; found {column.type}. Convert the column.")
     try:
         return list(_TEXT_ADAPTERS[name.partition(".")[0]].validate_python(values, strict=True))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("text", "number"))
-        raise _invalid_request(f"{name}.{place}: {first['msg']}.", where=f"{name}.{place}") from error
+        location = ".".join(str(part) for part in first["loc"] if part not in ("text", "number"))
+        raise _invalid_request(f"{name}.{location}: {first['msg']}.", where=f"{name}.{location}") from error
 
 
 def _read_datetimes(column: Any) -> list[Any]:
@@ -192,33 +201,38 @@ def _read_datetimes(column: Any) -> list[Any]:
     zone = column.type.tz
     if zone not in (None, "UTC", "+00:00", "Z"):
         raise _invalid_request(
-            f"Expected timestamps in UTC or without a zone in `start`; found {zone[:40]!r}. Write texts, or UTC."
+            f"Expected timestamps in UTC or without a time zone in `start`; found the zone {zone[:40]!r}. "
+            "Send text, or convert the column to UTC."
         )
     return list(column.cast(pa.timestamp("us", tz=None if zone is None else "UTC")).to_pylist())
 
 
 def _read_list_column(table: pa.Table, name: str) -> list[Any]:
-    """A column with a list a series: of each, its part of one array of numbers; of texts, lists."""
+    """Reads a column with one list per series: numbers as views of one array, text as lists."""
     import pyarrow as pa
 
     column = table.column(name)
-    kind = column.type
-    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
-    if inner is not None and pa.types.is_string(inner) and name.startswith("covariates."):
-        rows = [one or [] for one in column.to_pylist()]
+    list_type = column.type
+    is_list = pa.types.is_list(list_type) or pa.types.is_large_list(list_type)
+    value_type = list_type.value_type if is_list else None
+    if value_type is not None and pa.types.is_string(value_type) and name.startswith("covariates."):
+        rows = [row or [] for row in column.to_pylist()]
         if any(not isinstance(text, str) or len(text) > 200 for row in rows for text in row):
             raise _invalid_request(
-                f"Expected texts of 200 characters at most in the column {name!r}; found others.", where=name
+                f"Expected text of at most 200 characters in the column {name!r}; found a null or a longer text. Correct it.",
+                where=name,
             )
         return rows
-    if inner is None or not (pa.types.is_floating(inner) or pa.types.is_integer(inner)):
-        raise _invalid_request(f"Expected lists of numbers in the column {name!r}; found {kind}.", where=name)
-    array = column.chunk(0) if column.num_chunks else pa.array([], kind)
-    ends = array.offsets.to_numpy()
-    whole = np.asarray(array.values.to_numpy(zero_copy_only=False), dtype=np.float64)
-    absent = array.is_null().to_numpy(zero_copy_only=False)
-    pairs = zip(ends[:-1].tolist(), ends[1:].tolist(), absent.tolist(), strict=True)
-    return [whole[:0] if nothing else whole[first:last] for first, last, nothing in pairs]
+    if value_type is None or not (pa.types.is_floating(value_type) or pa.types.is_integer(value_type)):
+        raise _invalid_request(
+            f"Expected lists of numbers in the column {name!r}; found {list_type}. Convert the column.", where=name
+        )
+    array = column.chunk(0) if column.num_chunks else pa.array([], list_type)
+    offsets = array.offsets.to_numpy()
+    values = np.asarray(array.values.to_numpy(zero_copy_only=False), dtype=np.float64)
+    nulls = array.is_null().to_numpy(zero_copy_only=False)
+    spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), nulls.tolist(), strict=True)
+    return [values[:0] if is_null else values[start:stop] for start, stop, is_null in spans]
 
 
 def _invalid_request(message: str, *, where: str | None = None) -> ApiError:

@@ -1,4 +1,4 @@
-"""The form of columns: one list for each field instead of one object for each series."""
+"""Requests and responses as JSON columns: one list per field instead of one object per series."""
 
 from __future__ import annotations
 
@@ -28,92 +28,100 @@ from serving.formats.timestamps import FreqField, TimestampsField
 
 
 class HistoryColumns(StrictModel):
-    """Histories of one frequency, a place in every list for each."""
+    """Histories of one frequency as columns; every list has one entry per series."""
 
     id: list[SeriesId] = Field(min_length=1)
-    start: TimestampsField = Field(description="stamp of each first value, on the grid of `freq`; or whole numbers")
-    freq: FreqField = Field(description="of all: pandas offset alias; or a whole number where starts are numbers")
-    y: list[ObservedValues] = Field(description="values, oldest first")
-    covariates: dict[Text, list[CovariateColumn]] = Field(
-        default={}, max_length=64, description="by name, one list a series"
+    start: TimestampsField = Field(description="timestamp of each first value, on the grid of `freq`; or integers")
+    freq: FreqField = Field(
+        description="frequency of all series: pandas offset alias, or an integer if starts are integers"
     )
-    static: dict[Text, list[CategoryLabel]] = Field(default={}, max_length=64, description="by name, one text a series")
+    y: list[ObservedValues] = Field(description="values of each series, oldest first")
+    covariates: dict[Text, list[CovariateColumn]] = Field(
+        default={}, max_length=64, description="by name, one list per series"
+    )
+    static: dict[Text, list[CategoryLabel]] = Field(
+        default={}, max_length=64, description="by name, one text per series"
+    )
     channels: dict[Text, list[ObservedValues]] = Field(
-        default={}, max_length=64, description="by name, one list a series"
+        default={}, max_length=64, description="by name, one list per series"
     )
 
     @model_validator(mode="after")
     def _validate_lengths(self) -> HistoryColumns:
-        named = {"start": self.start, "y": self.y, **self.covariates, **self.static, **self.channels}
-        for name, values in named.items():
+        columns = {"start": self.start, "y": self.y, **self.covariates, **self.static, **self.channels}
+        for name, values in columns.items():
             if len(values) != len(self.id):
                 raise ValueError(f"Expected {len(self.id)} entries in {name!r}, one for each id; found {len(values)}")
         return self
 
 
 class ColumnsRequest(ForecastOptions):
-    """Some histories as columns, and what is asked of them."""
+    """A forecast request with the histories as columns."""
 
     columns: HistoryColumns
 
     def to_series_inputs(self) -> list[SeriesInput]:
-        """The histories one by one; what they are made of was validated."""
-        told = self.columns
+        """Returns the histories one by one; their fields have been validated."""
+        columns = self.columns
         return [
             GridSeries.model_construct(
-                id=told.id[place],
-                start=told.start[place],
-                freq=told.freq,
-                y=told.y[place],
-                covariates={name: values[place] for name, values in told.covariates.items()},
-                static={name: values[place] for name, values in told.static.items()},
-                channels={name: values[place] for name, values in told.channels.items()},
+                id=columns.id[index],
+                start=columns.start[index],
+                freq=columns.freq,
+                y=columns.y[index],
+                covariates={name: values[index] for name, values in columns.covariates.items()},
+                static={name: values[index] for name, values in columns.static.items()},
+                channels={name: values[index] for name, values in columns.channels.items()},
             )
-            for place in range(len(told.id))
+            for index in range(len(columns.id))
         ]
 
 
 class ForecastColumns(StrictModel):
-    """A place in every list for each series of the request, in order; null where it has no forecast."""
+    """Forecasts as columns; every list has one entry per series of the request, in order, null if it has no forecast."""
 
     id: list[str]
     ds: list[list[str] | list[int] | None]
     mean: list[list[float] | None]
-    quantiles: dict[str, list[list[float] | None]] = Field(default={}, description="only where `levels` were asked for")
-    samples: list[list[list[float | None]] | None] = Field(default=[], description="only where they were asked for")
-    state: list[str | None] = Field(default=[], description="only where `return_state` was asked")
+    quantiles: dict[str, list[list[float] | None]] = Field(
+        default={}, description="present only if `levels` were requested"
+    )
+    samples: list[list[list[float | None]] | None] = Field(
+        default=[], description="present only if `samples` were requested"
+    )
+    state: list[str | None] = Field(default=[], description="present only if `return_state` was set")
     warnings: list[list[str]]
-    error: list[ErrorDetail | None] = Field(description="why there is no forecast")
+    error: list[ErrorDetail | None] = Field(description="why the series has no forecast; null if it has one")
 
 
 class ColumnsResponse(StrictModel):
-    """The forecasts as columns."""
+    """The response to a ColumnsRequest."""
 
     model: ModelInfo
     columns: ForecastColumns
 
 
 def encode_columns(model_info: dict[str, Any], outcomes: Sequence[SeriesOutcome], options: ForecastOptions) -> bytes:
-    """A ColumnsAnswer."""
-    stamper = TimestampFormatter()
-    good = [None if isinstance(one.result, ForecasterError) else one.result for one in outcomes]
+    """Encodes the outcomes as a ColumnsResponse."""
+    formatter = TimestampFormatter()
+    results = [None if isinstance(outcome.result, ForecasterError) else outcome.result for outcome in outcomes]
     columns: dict[str, Any] = {
-        "id": [one.id for one in outcomes],
-        "ds": [one and stamper.format(one.forecast.ds, one.style) for one in good],
-        "mean": [one and one.forecast.mean for one in good],
+        "id": [outcome.id for outcome in outcomes],
+        "ds": [result and formatter.format(result.forecast.ds, result.style) for result in results],
+        "mean": [result and result.forecast.mean for result in results],
     }
     if options.levels:
         columns["quantiles"] = {
-            repr(float(level)): [one and one.forecast.quantiles[level] for one in good]
+            repr(float(level)): [result and result.forecast.quantiles[level] for result in results]
             for level in sorted(options.levels)
         }
     if options.samples:
-        columns["samples"] = [one and one.paths for one in good]
+        columns["samples"] = [result and result.paths for result in results]
     if options.return_state:
-        columns["state"] = [one and one.state_token for one in good]
-    columns["warnings"] = [one.warnings if one else [] for one in good]
+        columns["state"] = [result and result.state_token for result in results]
+    columns["warnings"] = [result.warnings if result else [] for result in results]
     columns["error"] = [
-        _error_fields(one.result) if isinstance(one.result, ForecasterError) else None for one in outcomes
+        _error_fields(outcome.result) if isinstance(outcome.result, ForecasterError) else None for outcome in outcomes
     ]
     return chunked_json.dumps({"model": model_info, "columns": columns})
 

@@ -1,4 +1,4 @@
-"""The form of rows, one object for each series: what `POST /v1/forecast` answers, as one document or as lines."""
+"""Responses as JSON rows, one object per series: a single document, or newline-delimited JSON."""
 
 from __future__ import annotations
 
@@ -15,50 +15,51 @@ from serving.formats.timestamps import IntegerStyle, TimestampStyle
 
 
 class TimestampFormatter:
-    """Writes stamps; series that end together share them, and they are written once."""
+    """Formats timestamps; series that end at the same step share an index, which is formatted once."""
 
     def __init__(self) -> None:
         self._cache: dict[tuple[int, TimestampStyle | IntegerStyle], tuple[Timestamps, list[str] | list[int]]] = {}
 
     def format(self, timestamps: Timestamps, style: TimestampStyle | IntegerStyle) -> list[str] | list[int]:
-        """The stamps in their style."""
+        """Returns the timestamps in the given style."""
         key = (id(timestamps), style)
         if key not in self._cache:
-            self._cache[key] = (timestamps, style.format(timestamps))  # held, so that no other gets its id
+            # The cache holds a reference to the index, so that no other object gets its id.
+            self._cache[key] = (timestamps, style.format(timestamps))
         return self._cache[key][1]
 
 
 def outcome_fields(outcome: SeriesOutcome, formatter: TimestampFormatter) -> dict[str, Any]:
-    """An outcome as the fields of a SeriesForecast or a SeriesError."""
+    """Returns an outcome as the fields of a SeriesForecast or a SeriesError."""
     if isinstance(outcome.result, ForecasterError):
         return schema.error_fields(outcome.id, outcome.result)
-    forecast, style, paths, warnings, fewer, state = outcome.result
-    told: dict[str, Any] = {"id": forecast.id, "ds": formatter.format(forecast.ds, style), "mean": forecast.mean}
+    forecast, style, paths, warnings, has_fewer_paths, state_token = outcome.result
+    fields: dict[str, Any] = {"id": forecast.id, "ds": formatter.format(forecast.ds, style), "mean": forecast.mean}
     if forecast.quantiles:
-        told["quantiles"] = {repr(float(level)): values for level, values in forecast.quantiles.items()}
+        fields["quantiles"] = {repr(float(level)): values for level, values in forecast.quantiles.items()}
     if paths is not None:
-        told["samples"] = paths
-    if paths is not None and fewer:
-        told["samples_used"] = len(paths)
-    if state is not None:
-        told["state"] = state
-    told["warnings"] = warnings
-    return told
+        fields["samples"] = paths
+    if paths is not None and has_fewer_paths:
+        fields["samples_used"] = len(paths)
+    if state_token is not None:
+        fields["state"] = state_token
+    fields["warnings"] = warnings
+    return fields
 
 
 def encode_rows(model_info: dict[str, Any], outcomes: Sequence[SeriesOutcome]) -> bytes:
-    """A ForecastAnswer; outcome by outcome, so that other threads get their turns while a large one is written."""
-    stamper = TimestampFormatter()
-    told = [_encode_fields(outcome_fields(one, stamper)) for one in outcomes]
-    told[0] = b'{"model":%b,"forecasts":[%b' % (orjson.dumps(model_info), told[0])
-    told[-1] += b"]}"
-    return b",".join(told)
+    """Encodes the outcomes as a ForecastResponse, one by one, so that other threads can run while a large one is written."""
+    formatter = TimestampFormatter()
+    rows = [_encode_fields(outcome_fields(outcome, formatter)) for outcome in outcomes]
+    rows[0] = b'{"model":%b,"forecasts":[%b' % (orjson.dumps(model_info), rows[0])
+    rows[-1] += b"]}"
+    return b",".join(rows)
 
 
 def encode_ndjson(outcomes: Sequence[SeriesOutcome]) -> bytes:
-    """Outcomes, one a line."""
-    stamper = TimestampFormatter()
-    return b"".join([_encode_fields(outcome_fields(one, stamper)) + b"\n" for one in outcomes])
+    """Encodes the outcomes as newline-delimited JSON, one line per series."""
+    formatter = TimestampFormatter()
+    return b"".join([_encode_fields(outcome_fields(outcome, formatter)) + b"\n" for outcome in outcomes])
 
 
 def _encode_fields(fields: dict[str, Any]) -> bytes:

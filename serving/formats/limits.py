@@ -1,4 +1,4 @@
-"""How much one request may ask: series, steps, values, and what an answer to it would hold."""
+"""Limits of one request: its series, steps and values, and the size of its response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serving.settings import Settings
 
 
 def validate_request_size(options: ForecastOptions, series: Sequence[SeriesInput], settings: Settings) -> None:
-    """Raises Problem (422) with the first limit that a request goes beyond."""
+    """Raises ApiError (422) with the first limit that a request exceeds."""
     if len(series) > settings.max_series:
         raise ApiError(
             "too_many_series",
@@ -23,32 +23,32 @@ def validate_request_size(options: ForecastOptions, series: Sequence[SeriesInput
 
 
 def validate_response_size(options: ForecastOptions, series_count: int, settings: Settings) -> None:
-    """Raises Problem (422) if an answer for so many series would be too large."""
+    """Raises ApiError (422) if the response for `series_count` series would be too large."""
     horizon = options.horizon
     if options.samples > settings.max_samples:
         raise ApiError(
             "too_many_samples",
-            f"Expected at most {settings.max_samples} samples; found {options.samples}. Ask for fewer.",
+            f"Expected at most {settings.max_samples} samples; found {options.samples}. Request fewer.",
             where="samples",
         )
     if horizon > settings.max_horizon:
         raise ApiError(
             "horizon_out_of_range",
-            f"Expected a horizon of at most {settings.max_horizon}; found {horizon}. Ask for less.",
+            f"Expected a horizon of at most {settings.max_horizon}; found {horizon}. Request a shorter one.",
             where="horizon",
         )
-    numbers = series_count * horizon * (1 + len(options.levels) + options.samples)
-    if numbers > settings.max_answer:
+    number_count = series_count * horizon * (1 + len(options.levels) + options.samples)
+    if number_count > settings.max_answer:
         raise ApiError(
             "answer_too_large",
-            f"Expected an answer of at most {settings.max_answer} numbers; {series_count} series, {horizon} steps, "
-            f"{len(options.levels)} levels and {options.samples} samples make {numbers}. Send several requests.",
+            f"Expected a response of at most {settings.max_answer} numbers; {series_count} series, {horizon} steps, "
+            f"{len(options.levels)} levels and {options.samples} samples need {number_count}. Send several requests.",
             where="horizon",
         )
 
 
 def validate_frame_size(cell_count: int, settings: Settings) -> None:
-    """Raises Problem (422) if a frame has more cells than a request may have values: three, or some more, to a value."""
+    """Raises ApiError (422) if a long frame has too many cells; each value takes at least three (id, timestamp, value)."""
     if cell_count > 3 * settings.max_values:
         raise ApiError(
             "request_too_large",
@@ -57,10 +57,10 @@ def validate_frame_size(cell_count: int, settings: Settings) -> None:
 
 
 def validate_history_size(series: Sequence[SeriesInput | Series], settings: Settings) -> None:
-    """Raises Problem (422) if the histories are too long, one of them or all together."""
+    """Raises ApiError (422) if one history is too long, or all of them together are."""
     total = sum(
-        len(asked.y) + sum(map(len, asked.covariates.values())) + sum(map(len, asked.channels.values()))
-        for asked in series
+        len(history.y) + sum(map(len, history.covariates.values())) + sum(map(len, history.channels.values()))
+        for history in series
     )
     if total > settings.max_values:
         raise ApiError(
@@ -69,20 +69,20 @@ def validate_history_size(series: Sequence[SeriesInput | Series], settings: Sett
             "Send several requests, or shorter histories.",
             where="series",
         )
-    for place, asked in enumerate(series):
-        if len(asked.y) > settings.max_history:
+    max_covariate_steps = settings.max_history + settings.max_horizon
+    for index, history in enumerate(series):
+        if len(history.y) > settings.max_history:
             raise ApiError(
                 "history_too_long",
-                f"Expected at most {settings.max_history} steps; series {asked.id!r} has {len(asked.y)}. "
-                "Send its last steps.",
-                where=f"series.{place}.y",
+                f"Expected at most {settings.max_history} steps; series {history.id!r} has {len(history.y)}. "
+                "Send only its last steps.",
+                where=f"series.{index}.y",
             )
-        most = settings.max_history + settings.max_horizon
-        for name, values in asked.covariates.items():
-            if len(values) > most:
+        for name, values in history.covariates.items():
+            if len(values) > max_covariate_steps:
                 raise ApiError(
                     "history_too_long",
-                    f"Expected covariates of at most {most} steps; {name!r} of series {asked.id!r} has {len(values)}. "
-                    "Send its last steps.",
-                    where=f"series.{place}.covariates.{name}",
+                    f"Expected covariates of at most {max_covariate_steps} steps; {name!r} of series {history.id!r} has "
+                    f"{len(values)}. Send only its last steps.",
+                    where=f"series.{index}.covariates.{name}",
                 )

@@ -1,4 +1,4 @@
-"""The outcome of one series of a request: its forecast and what goes with it, or an error. Every format writes these records."""
+"""The outcome of one series of a request: a forecast, or an error. Every format encodes these records."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from serving.formats.timestamps import IntegerStyle, TimestampStyle
 
 
 class ForecastResult(NamedTuple):
-    """The forecast of a series, and what else its request asked for.
+    """The forecast of a series, with the sample paths and the state token that the request asks for.
 
     Attributes:
         forecast: The forecast.
-        style: How its stamps are to be written.
-        paths: Sampled futures; None if none were asked for.
-        warnings: What a reader should know of it.
-        fewer: Whether there are fewer paths than were asked for.
-        state: To go on from; None if none was asked for.
+        style: The format of its timestamps.
+        paths: Sample paths; None if none were requested.
+        warnings: Warnings for the reader of the forecast.
+        has_fewer_paths: Whether there are fewer paths than requested.
+        state_token: Token to continue the series from; None if none was requested.
     """
 
     forecast: Forecast
@@ -33,7 +33,7 @@ class ForecastResult(NamedTuple):
 
 
 class SeriesOutcome(NamedTuple):
-    """What became of a series."""
+    """The result of one series: a forecast, or the error that prevented it."""
 
     id: str
     result: ForecastResult | ForecasterError

@@ -1,4 +1,4 @@
-"""From bytes to fields to models; what does not fit is told with its place in the words of the request, never with its value."""
+"""Parses request bodies into pydantic models. Errors name the location in the request, never the rejected value."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from serving.formats.chunked_json import ParsedJson
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _SERIES_PREFIX = ("series", 0)
+_MAX_REPORTED_ERRORS = 5
 
 
 def parse_json(body: Body) -> ParsedJson:
-    """JSON; raises Problem (400)."""
+    """Parses a body as JSON; raises ApiError (400)."""
     try:
         return chunked_json.loads(bytes(body))
     except orjson.JSONDecodeError as error:
         raise ApiError(
-            "malformed_json", f"Expected JSON; {error.msg} at character {error.pos}. Correct the body."
+            "malformed_json", f"Expected JSON; found an error at character {error.pos}: {error.msg}. Correct the body."
         ) from error
 
 
 def validate_fields(model_class: type[ModelT], parsed: ParsedJson) -> ModelT:
-    """Some fields as a model, and the end of them; raises Problem (422) with the place of the first fault."""
+    """Validates parsed JSON as a model, and releases the parsed JSON; raises ApiError (422) with the first location."""
     try:
         return model_class.model_validate(parsed.value)
     except ValidationError as error:
@@ -37,31 +38,38 @@ def validate_fields(model_class: type[ModelT], parsed: ParsedJson) -> ModelT:
 
 
 def validation_problem(error: ValidationError, *, single_series: bool = False) -> ApiError:
-    """The faults in one message, the place of the first apart; of a whole request, or of one series that stands alone."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    inside = _SERIES_PREFIX if single_series else ()
-    places = [
-        _format_location((*inside, *fault["loc"])).removeprefix("series.0" if single_series else "")
-        for fault in faults[:5]
+    """Converts a validation error to an ApiError (422).
+
+    The message lists the first errors with their locations, and `where` is the first location.
+
+    Args:
+        error: The error of pydantic.
+        single_series: Whether a series was validated alone, as in a line of NDJSON, and not a whole request.
+    """
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    prefix = _SERIES_PREFIX if single_series else ()
+    locations = [
+        _format_location((*prefix, *detail["loc"])).removeprefix("series.0" if single_series else "")
+        for detail in details[:_MAX_REPORTED_ERRORS]
     ]
-    places = [place.removeprefix(".") or "body" for place in places]
-    told = "; ".join(f"{place}: {fault['msg']}" for place, fault in zip(places, faults, strict=False))
-    more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return ApiError("invalid_request", f"The request is not valid. {told}{more}.", where=places[0])
+    locations = [location.removeprefix(".") or "body" for location in locations]
+    reported = "; ".join(f"{location}: {detail['msg']}" for location, detail in zip(locations, details, strict=False))
+    omitted = len(details) - _MAX_REPORTED_ERRORS
+    more = f"; and {omitted} more" if omitted > 0 else ""
+    return ApiError("invalid_request", f"The request is not valid. {reported}{more}.", where=locations[0])
 
 
 def _format_location(location: tuple[int | str, ...]) -> str:
     if location[:1] == ("series",) and location[1:] and isinstance(location[1], str):
-        return _format_location(("series", 0, *location[1:])).replace(
-            "series.0", "series", 1
-        )  # of one series, not of several
-    # Tags of our unions are no part of the request.
-    tags: dict[int, tuple[str, ...]] = {2: ("grid", "stamped", "carried"), 5: ("numbers", "texts")}
+        # The request has one series, not a list.
+        return _format_location(("series", 0, *location[1:])).replace("series.0", "series", 1)
+    # The tags of our unions, by their index in the location; they are not part of the request.
+    tags: dict[int, tuple[str, ...]] = {2: ("grid", "timestamped", "continued"), 5: ("numbers", "texts")}
     if location[:1] == ("columns",):
         tags = {2: ("number", "text"), 4: ("numbers", "texts")}
     if location[:1] == ("scenarios",):
         tags = {4: ("numbers", "texts")}
     if location[3:4] in (("start",), ("freq",), ("ds",)):
         tags[4] = ("number", "text")
-    path = [str(part) for place, part in enumerate(location) if part not in tags.get(place, ())]
+    path = [str(part) for index, part in enumerate(location) if part not in tags.get(index, ())]
     return ".".join(path)[:200] or "body"

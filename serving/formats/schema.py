@@ -1,4 +1,4 @@
-"""The wire format: strict models of what is asked and answered, and their way to Series and back from Forecast."""
+"""The JSON wire format: strict pydantic models of requests and responses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from serving.deployment.status import BundleRejectionStatus, FollowerStatus
 from serving.formats.chunked_json import to_array
 from serving.formats.timestamps import FreqField, TimestampField, TimestampsField
 
-ObservedValue = Annotated[float | None, Field(description="null: not observed")]
+ObservedValue = Annotated[float | None, Field(description="null marks a missing value")]
 ObservedValues = Annotated[list[ObservedValue], AfterValidator(to_array)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
-# Without control characters: ids go on into terminals, tables and logs.
+# Control characters are not allowed, because ids appear in terminals, tables and logs.
 SeriesId = Annotated[Text, Field(pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$")]
 CategoryLabel = Annotated[str, Field(max_length=200)]
 MAX_COLUMNS, MAX_LEVELS = 64, 99
@@ -34,8 +34,8 @@ CovariatesField = Annotated[
     dict[Text, CovariateColumn],
     Field(
         max_length=MAX_COLUMNS,
-        description="what is known ahead, by name: all numbers or all text, one for each step of `y` and of the horizon "
-        "or more; the same number in every column",
+        description="covariates whose future is known, by name: all numbers or all text, one value for each step of `y` and of "
+        "the horizon, or more; all columns have the same length",
         examples=[{"promo": [0, 0, 1, 1, 0]}],
     ),
 ]
@@ -43,7 +43,7 @@ ChannelsField = Annotated[
     dict[Text, ObservedValues],
     Field(
         max_length=MAX_COLUMNS,
-        description="of what the past alone is known, by name: one value for each step of `y`",
+        description="channels, of which only the past is known, by name: one value for each step of `y`",
         examples=[{"temperature": [21.5, None, 20.0]}],
     ),
 ]
@@ -51,7 +51,7 @@ StaticField = Annotated[
     dict[Text, CategoryLabel],
     Field(
         max_length=MAX_COLUMNS,
-        description="what is true of the whole series, by name; a value that the model never saw is answered",
+        description="static features of the series, by name; values that were not in the training data are accepted",
         examples=[{"region": "north"}],
     ),
 ]
@@ -59,7 +59,7 @@ StaticField = Annotated[
 
 def _validate_unique_levels(levels: list[float]) -> list[float]:
     if len(set(levels)) != len(levels):
-        raise ValueError("Expected every level once; found one twice")
+        raise ValueError("Expected each level once; found a duplicate")
     return levels
 
 
@@ -68,7 +68,7 @@ LevelsField = Annotated[
     AfterValidator(_validate_unique_levels),
     Field(
         max_length=MAX_LEVELS,
-        description="of the quantiles to give beside the mean: 0.1 and 0.9 bound an 80 % interval",
+        description="levels of the quantiles to return in addition to the mean: 0.1 and 0.9 bound an 80 % interval",
         examples=[[0.1, 0.5, 0.9]],
         json_schema_extra={"uniqueItems": True},
     ),
@@ -76,7 +76,7 @@ LevelsField = Annotated[
 
 
 class StrictModel(BaseModel):
-    """A part of the wire format: nothing is guessed, nothing let pass."""
+    """Base class of the wire format: immutable, without type coercion, unknown fields and non-finite numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -89,117 +89,133 @@ class _BaseSeries(StrictModel):
 
 
 class GridSeries(_BaseSeries):
-    """A history as the stamp of its first value and its frequency."""
+    """A history given by the timestamp of its first value and its frequency."""
 
     start: TimestampField = Field(
-        description="ISO 8601 stamp of the first value, which must be on the grid of `freq`; or a whole number"
+        description="ISO 8601 timestamp of the first value, which must be on the grid of `freq`; or an integer"
     )
-    freq: FreqField = Field(description="pandas offset alias; or a whole number, also as text, where `start` is one")
+    freq: FreqField = Field(
+        description="pandas offset alias; or an integer, as a number or text, if `start` is an integer"
+    )
     y: ObservedValues = Field(description="values, oldest first")
 
 
 class TimestampedSeries(_BaseSeries):
-    """A history with a stamp for every value; the frequency is inferred if it is certain."""
+    """A history with a timestamp for every value; the frequency is inferred if it is unambiguous."""
 
-    ds: TimestampsField = Field(description="ISO 8601 stamps, or whole numbers; oldest first, regular")
-    y: ObservedValues = Field(description="values, one a stamp")
+    ds: TimestampsField = Field(description="ISO 8601 timestamps, or integers; oldest first, at regular intervals")
+    y: ObservedValues = Field(description="values, one for each timestamp")
     freq: FreqField | None = Field(
-        default=None, description="pandas offset alias, or a whole number; the stamps are checked against it"
+        default=None, description="pandas offset alias, or an integer; the timestamps are validated against it"
     )
 
     @model_validator(mode="after")
     def _validate_lengths(self) -> TimestampedSeries:
         if len(self.ds) != len(self.y):
-            raise ValueError(f"Expected one value a stamp; found {len(self.ds)} stamps and {len(self.y)} values")
+            raise ValueError(
+                f"Expected one value for each timestamp; found {len(self.ds)} timestamps and {len(self.y)} values"
+            )
         return self
 
 
 class ContinuedSeries(_BaseSeries):
-    """What came after a state that was returned with the forecast of a series: the history need not be sent again."""
+    """New values of a series whose earlier history is represented by a state; that history is not sent again."""
 
-    state: str = Field(description="as an answer to `return_state` gave it, with the same id")
-    y: ObservedValues = Field(description="the new values, oldest first; there may be none")
+    state: str = Field(description="the state that was returned for the series with this id after `return_state`")
+    y: ObservedValues = Field(description="the new values, oldest first; may be empty")
     start: TimestampField | None = Field(
-        default=None, description="stamp of the first new value; it must follow the state"
+        default=None, description="timestamp of the first new value, which must follow the state"
     )
-    ds: TimestampsField | None = Field(default=None, description="or the stamps of all of them")
-    freq: FreqField | None = Field(default=None, description="that of the state; it need not be said")
+    ds: TimestampsField | None = Field(
+        default=None, description="timestamps of all new values; an alternative to `start`"
+    )
+    freq: FreqField | None = Field(default=None, description="optional; must be the frequency of the state")
 
 
 def _series_kind(item: Any) -> str:
     def has(name: str) -> bool:
         return (item.get(name) if isinstance(item, dict) else getattr(item, name, None)) is not None
 
-    return "carried" if has("state") else "stamped" if has("ds") else "grid"
+    return "continued" if has("state") else "timestamped" if has("ds") else "grid"
 
 
 HistoryField = Annotated[
-    Annotated[GridSeries, Tag("grid")] | Annotated[TimestampedSeries, Tag("stamped")],
-    Discriminator(lambda item: "stamped" if _series_kind(item) == "stamped" else "grid"),
+    Annotated[GridSeries, Tag("grid")] | Annotated[TimestampedSeries, Tag("timestamped")],
+    Discriminator(lambda item: "timestamped" if _series_kind(item) == "timestamped" else "grid"),
 ]
 SeriesField = Annotated[
     Annotated[GridSeries, Tag("grid")]
-    | Annotated[TimestampedSeries, Tag("stamped")]
-    | Annotated[ContinuedSeries, Tag("carried")],
+    | Annotated[TimestampedSeries, Tag("timestamped")]
+    | Annotated[ContinuedSeries, Tag("continued")],
     Discriminator(_series_kind),
 ]
-"""A history, or what came after a state of one."""
+"""A history, or the new values after a state."""
 
 
 class ForecastOptions(StrictModel):
-    """What is asked of every series: how many steps ahead, which quantiles, how many samples."""
+    """Options of a forecast, shared by all series of a request: horizon, quantile levels, samples."""
 
-    horizon: int = Field(ge=1, description="steps ahead")
+    horizon: int = Field(ge=1, description="number of steps to forecast")
     levels: LevelsField = []
     deadline_ms: int | None = Field(
-        default=None, ge=1, description="milliseconds that the answer is waited for; a later one is given up with 504"
+        default=None,
+        ge=1,
+        description="milliseconds until the client needs the response; past it the request fails with 504",
     )
     samples: int = Field(
-        default=0, ge=0, description="futures to draw of each series; for models whose head is a distribution"
+        default=0,
+        ge=0,
+        description="number of sample paths to draw for each series; needs a model with a distribution head",
     )
     seed: int = Field(
-        default=0, ge=0, lt=2**63, description="of the samples: those of a series depend on it and on the id alone"
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="seed of the samples; those of a series depend only on the seed and its id",
     )
     return_state: bool = Field(
-        default=False, description="whether to give a state with each forecast, to go on from without the history"
+        default=False,
+        description="whether to return a state with each forecast, from which the series continues without its history",
     )
 
 
 class ForecastRequest(ForecastOptions):
-    """Some histories, and what is asked of them."""
+    """Histories to forecast, and the options of the forecasts."""
 
-    series: list[SeriesField] = Field(min_length=1, description="answered one by one, in order")
+    series: list[SeriesField] = Field(
+        min_length=1, description="each is forecast independently; outcomes keep the order"
+    )
 
 
 class ModelInfo(StrictModel):
-    """Which model answered."""
+    """The model that produced a response."""
 
     name: str
     version: str
     digest: str = Field(description="sha256 of the bundle's manifest")
     blend: dict[str, float] = Field(
         default={},
-        description="only of a blend: the weights of its network and of the statistical models whose forecasts are added to "
-        "the network's; they add to 1. A forecast in which the network stands in for one of them says so in its warnings",
+        description="present only for a blend: the weights of the network and of the statistical models whose forecasts are "
+        "averaged with the network's; they sum to 1. A forecast in which the network replaces a statistical model has a warning",
         examples=[{"network": 0.62, "dynamic_optimized_theta": 0.38}],
     )
     reliable_horizon: int | None = Field(
         default=None,
-        description="the last step up to which the model was at least as good as seasonal naive in its backtest; 0: not at the "
-        "first; null, or absent: it was not tested",
+        description="last step up to which the model was at least as good as seasonal naive in its backtest; 0: it was not at "
+        "the first step; null or absent: it was not tested",
     )
 
 
 class ErrorDetail(StrictModel):
-    """What went wrong, for machines (`code`) and people (`message`)."""
+    """An error, for programs (`code`) and for people (`message`)."""
 
     code: str
     message: str
-    where: str | None = Field(description="place in the request, or id of the series")
+    where: str | None = Field(description="location in the request, or id of the series")
 
 
 class ErrorResponse(StrictModel):
-    """The one shape of every failure."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
@@ -209,26 +225,32 @@ class SeriesForecast(StrictModel):
 
     id: str
     ds: list[str] | list[int] = Field(
-        description="stamps ahead, in the zone and style of the request; numbers where those were numbers"
+        description="timestamps of the forecast steps, in the time zone and style of the request; integers if the request has "
+        "integers"
     )
     mean: list[float] = Field(description="point forecasts, in the units of the series")
     quantiles: dict[str, list[float]] = Field(
         default={},
-        description="by level as text, such as 0.1: calibrated quantiles; only where `levels` were asked for",
+        description="calibrated quantiles, by level as text, such as 0.1; present only if `levels` were requested",
     )
     samples: list[list[float | None]] = Field(
         default=[],
-        description="futures, one list each; null after one has left the finite numbers; only where `samples` were asked for",
+        description="sample paths, one list each, null from the step at which a path is no longer finite; present only if "
+        "`samples` were requested",
     )
     samples_used: int | None = Field(
-        default=None, description="only where the deadline left time for fewer samples than were asked for: how many"
+        default=None,
+        description="number of samples; present only if the deadline left time for fewer than were requested",
     )
-    state: str | None = Field(default=None, description="only where `return_state` was asked: signed, not encrypted")
-    warnings: list[str] = Field(description="what a reader should know of it")
+    state: str | None = Field(
+        default=None,
+        description="state to continue the series from, signed but not encrypted; present only if `return_state` was set",
+    )
+    warnings: list[str] = Field(description="warnings about this forecast")
 
 
 class SeriesError(StrictModel):
-    """Why one series got no forecast."""
+    """The error that prevented the forecast of one series."""
 
     id: str
     error: ErrorDetail
@@ -245,21 +267,23 @@ class ModelResponse(StrictModel):
     """The model in use."""
 
     model: ModelInfo
-    spec: dict[str, Any] = Field(description="the whole specification")
-    freq: str = Field(description="pandas offset alias, or a whole number as text: the steps are numbered")
-    season: int
-    cutoff: str = Field(description="last stamp of the data the model was fitted to; digits where steps are numbered")
-    facts: dict[str, Any] = Field(description="what the bundle's manifest says of its making: scores, versions, data")
-    card: str = Field(description="markdown: what it was trained on, scores against baselines, limits")
-    age_s: float = Field(description="seconds since this worker took it into use")
-    follower: FollowerStatus | None = Field(default=None, description="only where a registry is followed")
+    spec: dict[str, Any] = Field(description="the complete specification of the model")
+    freq: str = Field(description="pandas offset alias, or an integer as text if timestamps are integers")
+    season: int = Field(description="steps of a season")
+    cutoff: str = Field(description="last timestamp of the training data; digits if timestamps are integers")
+    facts: dict[str, Any] = Field(
+        description="facts about the training from the bundle's manifest: scores, versions, data"
+    )
+    card: str = Field(description="model card in Markdown: training data, scores against baselines, limits")
+    age_s: float = Field(description="seconds since this worker loaded the model")
+    follower: FollowerStatus | None = Field(default=None, description="present only if the service follows a registry")
     refused: BundleRejectionStatus | None = Field(
-        default=None, description="only where this worker refused what is in the slot"
+        default=None, description="present only if this worker rejected the bundle in the slot"
     )
 
 
 class LivenessResponse(StrictModel):
-    """The process answers."""
+    """The process is running and responds."""
 
     live: Literal[True]
 
@@ -270,36 +294,36 @@ class ReadinessResponse(StrictModel):
     ready: Literal[True]
     model: ModelInfo
     age_s: float
-    follower: FollowerStatus | None = Field(default=None, description="as of /v1/model")
+    follower: FollowerStatus | None = Field(default=None, description="as in /v1/model")
     refused: BundleRejectionStatus | None = Field(
-        default=None, description="likewise; ready nevertheless, with the model before"
+        default=None, description="as in /v1/model; the worker is ready with its previous model"
     )
 
 
 class SeriesInput(Protocol):
-    """What every form of a request says of one history; a GridSeries or a StampedSeries, whose values may be an array."""
+    """One history of a request in any format: a GridSeries, TimestampedSeries or ContinuedSeries; values may be arrays."""
 
     @property
     def id(self) -> str:
-        """The name that comes back."""
+        """The id of the series, which the response repeats."""
 
     @property
     def y(self) -> Sequence[float | None]:
-        """Values, oldest first."""
+        """The values, oldest first."""
 
     @property
     def covariates(self) -> Mapping[str, Sequence[float] | Sequence[str]]:
-        """What is known ahead."""
+        """The covariates whose future is known, by name."""
 
     @property
     def static(self) -> Mapping[str, str]:
-        """What is true of the whole series."""
+        """The static features, by name."""
 
     @property
     def channels(self) -> Mapping[str, Sequence[float | None]]:
-        """Of what the past alone is known."""
+        """The channels, of which only the past is known, by name."""
 
 
 def error_fields(series_id: str, error: ForecasterError) -> dict[str, Any]:
-    """A refused series as the fields of a SeriesError."""
+    """Returns a rejected series as the fields of a SeriesError."""
     return {"id": series_id, "error": {"code": error.code, "message": error.message, "where": error.where}}

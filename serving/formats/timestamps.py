@@ -1,4 +1,4 @@
-"""Stamps, as text or as whole numbers: read strictly, written back in the style they came in, and kept on the calendar."""
+"""Timestamps of requests, as text or integers: strict parsing, frequency, range checks, and formatting in the same style."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _TIMESTAMP_PATTERN = re.compile(
     re.ASCII,
 )
 _FREQ_PATTERN = re.compile(r"\d{0,6}(?P<name>[A-Za-z]+)(?:-[A-Z0-9]{1,5})?", re.ASCII)
-# The aliases of pandas that are not deprecated (those warn, or raise, as versions go by) and not below a microsecond.
+# The aliases of pandas that are not deprecated (those warn or raise, depending on the version) and not below a microsecond.
 _FREQ_ALIASES = frozenset("us ms s min h bh cbh D B C W MS ME SMS SME BMS BME CBMS CBME".split())  # noqa: SIM905
 _FREQ_ALIASES |= frozenset("QS QE BQS BQE YS YE BYS BYE WOM LWOM".split())  # noqa: SIM905
 _UNITS: tuple[Unit, ...] = ("D", "m", "s", "us")
-_INFERENCE_STEPS = 64  # stamps that tell a frequency if any number does: leap years and weekends are among them
+_INFERENCE_STEPS = 64  # timestamps that suffice to infer any frequency, across leap years and weekends
 
 
 def _value_kind(value: Any) -> str:
-    one = value[0] if isinstance(value, list) and value else value
-    return "number" if isinstance(one, int) and not isinstance(one, bool) else "text"
+    first = value[0] if isinstance(value, list) and value else value
+    return "number" if isinstance(first, int) and not isinstance(first, bool) else "text"
 
 
 _TimestampText = Annotated[str, Field(max_length=40, examples=["2026-01-31T00:00:00Z"])]
@@ -61,44 +61,44 @@ TimestampsField = Annotated[
 
 
 class TimestampStyle(NamedTuple):
-    """How stamps are written: in the answer as in the request."""
+    """The format of text timestamps; responses use the format of the request."""
 
-    separator: str  # between day and time
-    unit: Unit  # the coarsest that the request wrote: "D", "m" or "s"
-    zone: str  # "", "Z", or an offset like "+02:00"
+    separator: str  # between date and time
+    unit: Unit  # the unit of the request: "D", "m" or "s"
+    zone: str  # "", "Z", or an offset such as "+02:00"
 
     def format(self, timestamps: Timestamps) -> list[str]:
-        """The stamps as text, in finer units than the request's only where something would be lost."""
-        moments = cast("pd.DatetimeIndex", timestamps)
-        wall: Any = moments if moments.tz in (None, UTC) else moments.tz_localize(None)
-        local: Any = np.asarray(wall, dtype="datetime64[us]")  # of UTC, where there is a zone
-        finer = _UNITS[_UNITS.index(self.unit) :]
-        unit = next(unit for unit in finer if bool((local.astype(f"datetime64[{unit}]") == local).all()))
+        """Returns the timestamps as text, in a finer unit than the request's only if precision would be lost otherwise."""
+        index = cast("pd.DatetimeIndex", timestamps)
+        local_index: Any = index if index.tz in (None, UTC) else index.tz_localize(None)
+        local: Any = np.asarray(local_index, dtype="datetime64[us]")
+        units = _UNITS[_UNITS.index(self.unit) :]
+        unit = next(unit for unit in units if bool((local.astype(f"datetime64[{unit}]") == local).all()))
         zone = "" if unit == "D" else self.zone
         return [text.replace("T", self.separator) + zone for text in np.datetime_as_string(local, unit=unit).tolist()]
 
 
 class IntegerStyle:
-    """Numbers are written as numbers."""
+    """The format of integer timestamps."""
 
     def format(self, timestamps: Timestamps) -> list[int]:
-        """The stamps as integers."""
+        """Returns the timestamps as integers."""
         return cast("list[int]", timestamps.tolist())
 
 
 class ParsedTimestamps(NamedTuple):
-    """Stamps that were read, and how they were written."""
+    """Parsed timestamps and their format in the request."""
 
     timestamps: Timestamps
     style: TimestampStyle | IntegerStyle
 
 
 def parse_timestamps(values: Sequence[str | int], *, where: str) -> ParsedTimestamps:
-    """Reads ISO 8601 stamps, or whole numbers; raises BadStamp with the first that is not one.
+    """Parses ISO 8601 timestamps, or integers; raises BadStamp for the first that is neither.
 
     Args:
-        written: At least one. Text has offsets from UTC in all of them or in none; where the offsets differ (summer time), the
-            last one is the answer's.
+        values: At least one timestamp. Either all texts have an offset from UTC or none has; if the offsets differ (daylight
+            saving time), the response uses the last one.
         where: The id of the series.
     """
     if isinstance(values[0], int):
@@ -107,85 +107,86 @@ def parse_timestamps(values: Sequence[str | int], *, where: str) -> ParsedTimest
 
 
 def parse_single_timestamp(value: str | int, *, where: str) -> tuple[Timestamp, TimestampStyle | IntegerStyle]:
-    """Reads a single stamp, as `parse_timestamps` does, at a thirtieth of its cost."""
+    """Parses a single timestamp as `parse_timestamps` does, at a thirtieth of the cost."""
     if isinstance(value, int):
-        numbers = _parse_integers([value], where=where)
-        return timestamp_at(numbers.timestamps, 0), numbers.style
-    moment = _parse_datetime(value, 0, where=where)
+        parsed = _parse_integers([value], where=where)
+        return timestamp_at(parsed.timestamps, 0), parsed.style
+    timestamp = _parse_datetime(value, 0, where=where)
     try:
-        return pd.Timestamp(moment), _detect_style(value)
+        return pd.Timestamp(timestamp), _detect_style(value)
     except (ValueError, OverflowError) as error:
         raise _timestamp_out_of_range(where) from error
 
 
 def _parse_integers(numbers: Sequence[int], *, where: str) -> ParsedTimestamps:
-    for place, number in enumerate(numbers):
+    for index, number in enumerate(numbers):
         if abs(number) > MAX_INTEGER_TIMESTAMP:
             raise BadStamp(
-                f"Expected whole numbers from -{MAX_INTEGER_TIMESTAMP} to {MAX_INTEGER_TIMESTAMP}; series {where!r} has {number} at place {place}. "
-                "Correct it, or count from nearer.",
+                f"Expected integer timestamps from -{MAX_INTEGER_TIMESTAMP} to {MAX_INTEGER_TIMESTAMP}; series {where!r} has "
+                f"{number} at index {index}. Correct it, or number the steps from a later origin.",
                 where=where,
             )
     return ParsedTimestamps(pd.Index(np.array(numbers, dtype=np.int64)), IntegerStyle())
 
 
 def _parse_texts(texts: Sequence[str], *, where: str) -> ParsedTimestamps:
-    moments = [_parse_datetime(text, place, where=where) for place, text in enumerate(texts)]
-    if len({moment.tzinfo is None for moment in moments}) > 1:
+    datetimes = [_parse_datetime(text, index, where=where) for index, text in enumerate(texts)]
+    if len({value.tzinfo is None for value in datetimes}) > 1:
         raise BadStamp(
-            f"Expected an offset from UTC in all stamps or in none; series {where!r} mixes them. Write all in UTC.",
+            f"Expected an offset from UTC in all timestamps or in none; series {where!r} mixes them. Write all in UTC.",
             where=where,
         )
-    zone = moments[-1].tzinfo
+    zone = datetimes[-1].tzinfo
     try:
-        index = pd.DatetimeIndex(moments) if zone is None else pd.to_datetime(moments, utc=True).tz_convert(zone)
+        index = pd.DatetimeIndex(datetimes) if zone is None else pd.to_datetime(datetimes, utc=True).tz_convert(zone)
     except (ValueError, OverflowError) as error:
         raise _timestamp_out_of_range(where) from error
     return ParsedTimestamps(index, _detect_style(texts[-1]))
 
 
 def parse_step(freq: str | int, *, where: str) -> Offset:
-    """The step of a declared frequency; raises FrequencyUnknown."""
+    """Returns the step of a declared frequency; raises FrequencyUnknown."""
     name = str(freq)
     match = _FREQ_PATTERN.fullmatch(name)
     if not is_integer_frequency(name) and (match is None or match["name"] not in _FREQ_ALIASES):
         raise FrequencyUnknown(
-            f"Frequency {name[:40]!r} of series {where!r} is not known; expected a pandas offset alias such as "
-            "'h', 'D', 'W-MON', 'MS', 'QS' or '15min', or a whole number where steps are numbered.",
+            "Expected a pandas offset alias such as 'h', 'D', 'W-MON', 'MS', 'QS' or '15min', or an integer if timestamps are "
+            f"integers; the frequency of series {where!r} is {name[:40]!r}. Correct it.",
             where=where,
         )
     return parse_frequency(name, where=where)
 
 
 def normalize_frequency(freq: str | int, start: Timestamp, *, where: str) -> str:
-    """The declared frequency by its usual name; raises FrequencyUnknown, and BadStamp if `start` cannot step by it."""
+    """Returns the canonical name of a declared frequency; raises FrequencyUnknown, and BadStamp if `start` is of another kind."""
     name = format_frequency(parse_step(freq, where=where))
     validate_timestamp_kind(start, name, owner=f"series {where!r}", where=where)
     return name
 
 
 def resolve_frequency(timestamps: Timestamps, *, declared: str | int | None, model_freq: str, where: str) -> str:
-    """The frequency that gives exactly these stamps: the declared one, or the only one that can be.
+    """Returns the frequency that gives exactly these timestamps: the declared one, or else the inferred one.
 
-    One frequency has several names (QS-JAN and QS-OCT, 24h and D): where nothing was declared and `model_freq` gives the
-    same stamps as what was inferred, it is called `model_freq`.
+    One frequency has several names (QS-JAN and QS-OCT, 24h and D): if none was declared and `model_freq` gives the same
+    timestamps as the inferred one, the result is `model_freq`.
 
-    Raises DuplicateStamp and IrregularStamps with the first stamp that does not follow, FrequencyUnknown if nothing is
-    certain, BadStamp if numbers were declared to step on the calendar, or moments by a number.
+    Raises DuplicateStamp and IrregularStamps with the first timestamp that is wrong, FrequencyUnknown if the frequency is
+    ambiguous, and BadStamp if integer timestamps have a calendar frequency, or the reverse.
     """
     gaps = np.diff(timestamps_to_int64(timestamps))
     if (gaps <= 0).any():
-        place = int(np.argmax(gaps <= 0))
-        found, following = (
-            format_timestamp(timestamp_at(timestamps, place)),
-            format_timestamp(timestamp_at(timestamps, place + 1)),
+        position = int(np.argmax(gaps <= 0))
+        current, following = (
+            format_timestamp(timestamp_at(timestamps, position)),
+            format_timestamp(timestamp_at(timestamps, position + 1)),
         )
-        if gaps[place] == 0:
+        if gaps[position] == 0:
             raise DuplicateStamp(
-                f"Expected one value a stamp; series {where!r} has {found} twice. Keep one.", where=where
+                f"Expected one value for each timestamp; series {where!r} has {current} twice. Keep one of them.",
+                where=where,
             )
         raise IrregularStamps(
-            f"Expected stamps in order; series {where!r} goes back from {found} to {following}. Sort the series.",
+            f"Expected timestamps in ascending order; series {where!r} has {following} after {current}. Sort the series.",
             where=where,
         )
     start, steps = timestamp_at(timestamps, 0), len(timestamps)
@@ -201,23 +202,24 @@ def resolve_frequency(timestamps: Timestamps, *, declared: str | int | None, mod
     except (pd.errors.OutOfBoundsDatetime, OverflowError) as error:
         raise _range_out_of_bounds(start, where) from error
     if not expected.equals(timestamps):
-        place = int(np.argmax(np.asarray(expected != timestamps)))
+        position = int(np.argmax(np.asarray(expected != timestamps)))
         raise IrregularStamps(
-            f"Expected stamps one {freq!r} apart; series {where!r} has {format_timestamp(timestamp_at(timestamps, place))} at place {place} "
-            f"instead of {format_timestamp(timestamp_at(expected, place))}. Send null where nothing was observed, or fix the frequency.",
+            f"Expected timestamps with the frequency {freq!r}; series {where!r} has "
+            f"{format_timestamp(timestamp_at(timestamps, position))} at index {position} instead of "
+            f"{format_timestamp(timestamp_at(expected, position))}. Send null for missing values, or correct the frequency.",
             where=where,
         )
     return freq
 
 
 def validate_range(start: Timestamp, step: Offset, steps: int, *, where: str) -> None:
-    """Raises IrregularStamps if `start` is not on the step's grid, BadStamp if `steps` steps go too far for a stamp.
+    """Raises IrregularStamps if `start` is not on the grid of `step`, and BadStamp if `steps` steps pass the largest timestamp.
 
-    Arithmetic only: nothing as long as `steps` is built.
+    The check is arithmetic; no index of `steps` timestamps is built.
     """
     if isinstance(start, int) or isinstance(step, int):
-        assert isinstance(start, int), "the kinds were checked"
-        assert isinstance(step, int), "the kinds were checked"
+        assert isinstance(start, int), "normalize_frequency and resolve_frequency validate the kind"
+        assert isinstance(step, int), "normalize_frequency and resolve_frequency validate the kind"
         if start + step * (steps - 1) > MAX_INTEGER_TIMESTAMP:
             raise _range_out_of_bounds(start, where)
         return
@@ -225,25 +227,25 @@ def validate_range(start: Timestamp, step: Offset, steps: int, *, where: str) ->
         on_grid, end = step.is_on_offset(start), start + step * steps
     except (ValueError, OverflowError) as error:  # OutOfBoundsDatetime is a ValueError
         raise _range_out_of_bounds(start, where) from error
-    if end.year > 9999 - 1:  # a year's room for the offset from UTC and the grid's rounding
+    if end.year > 9999 - 1:  # leaves a year for the offset from UTC and rounding to the grid
         raise _range_out_of_bounds(start, where)
     if not on_grid:
         raise IrregularStamps(
-            f"Expected a start on the grid of {step.freqstr!r}; series {where!r} starts at {start.isoformat()}, the "
-            f"next stamp of that grid is {(start + step).isoformat()}. Send the stamp of the first value.",
+            f"Expected a start on the grid of the frequency {step.freqstr!r}; series {where!r} starts at {start.isoformat()}, "
+            f"and the next timestamp on the grid is {(start + step).isoformat()}. Send the timestamp of the first value.",
             where=where,
         )
 
 
 def _parse_datetime(text: str, index: int, *, where: str) -> datetime:
-    moment = _parse_iso_datetime(text)
-    if moment is None:
+    value = _parse_iso_datetime(text)
+    if value is None:
         raise BadStamp(
-            f"Expected ISO 8601 stamps; series {where!r} has {text[:40]!r} at place {index}. "
-            "Write it like 2026-01-31, 2026-01-31T09:00:00 or 2026-01-31T09:00:00Z; the number of a step without quotes.",
+            f"Expected ISO 8601 timestamps; series {where!r} has {text[:40]!r} at index {index}. "
+            "Write it like 2026-01-31, 2026-01-31T09:00:00 or 2026-01-31T09:00:00Z, and integers without quotes.",
             where=where,
         )
-    return moment
+    return value
 
 
 def _parse_iso_datetime(text: str) -> datetime | None:
@@ -251,23 +253,27 @@ def _parse_iso_datetime(text: str) -> datetime | None:
         return None
     try:
         return datetime.fromisoformat(text)
-    except ValueError:  # a thirteenth month, an hour 25, the year 0
+    except ValueError:  # month 13, hour 25, year 0
         return None
 
 
 def _detect_style(text: str) -> TimestampStyle:
     match = _TIMESTAMP_PATTERN.fullmatch(text)
-    assert match is not None, "it was read"
+    assert match is not None, "the text was parsed before"
     unit: Unit = "D" if match["separator"] is None else "m" if match["second"] is None else "s"
     return TimestampStyle(match["separator"] or "T", unit, match["zone"] or "")
 
 
 def _timestamp_out_of_range(where: str) -> BadStamp:
-    return BadStamp(f"A stamp of series {where!r} is too far from our time. Correct it.", where=where)
+    return BadStamp(
+        f"Expected timestamps that can be represented; series {where!r} has one too far in the past or future. Correct it.",
+        where=where,
+    )
 
 
 def _range_out_of_bounds(start: Timestamp, where: str) -> BadStamp:
     return BadStamp(
-        f"The stamps of series {where!r} would pass {describe_upper_limit(start)}. Correct the start or the frequency.",
+        f"Expected timestamps up to {describe_upper_limit(start)}; those of series {where!r}, with the forecast, would pass it. "
+        "Correct the start or the frequency.",
         where=where,
     )

@@ -1,1 +1,1 @@
-"""The routes of the service: one file per route, and the application that mounts them."""
+"""The routes of the service: one file per computation, the endpoints that call them, and the application."""

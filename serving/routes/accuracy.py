@@ -1,4 +1,4 @@
-"""`GET /v1/compute_accuracy`: how good the forecasts that were served have proved."""
+"""`GET /v1/accuracy`: the accuracy of the served forecasts whose actuals are known."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ if TYPE_CHECKING:
     from forecaster.ledger.records import ForecastFilter
 
 QUERY_PARAMETERS = {
-    "version": "Of the model; the one in use, if not given. `all`: all versions.",
-    "since": "ISO 8601 stamp; without an offset it is in UTC. Forecasts made before it are left out.",
+    "version": "Version of the model; by default the one in use. `all` selects all versions.",
+    "since": "ISO 8601 timestamp, in UTC if it has no offset. Forecasts made before it are excluded.",
 }
-_MAX_PARAMETER_LENGTH = 200  # of a parameter
+_MAX_PARAMETER_LENGTH = 200  # characters
 
 
 class AccuracyMetrics(StrictModel):
-    """How good forecasts were; null where nothing is known, and a share is missing where no interval was kept."""
+    """Accuracy of forecasts; null if there are no actuals. A nominal coverage is absent if no such interval was recorded."""
 
-    n: int = Field(description="pairs of a forecast step and what came")
+    n: int = Field(description="number of pairs of a forecast step and its actual")
     mae: float | None = Field(description="mean absolute error, in units of the data")
-    bias: float | None = Field(description="mean of forecast less actual: above 0 where forecasts are too high")
+    bias: float | None = Field(description="mean of forecast minus actual: positive if forecasts are too high")
     mase: float | None = Field(
-        description="mean of absolute errors, each over seasonal naive's on the history that was sent"
+        description="mean of the absolute errors, each divided by that of seasonal naive on the history of the request"
     )
-    coverage: dict[str, float] = Field(description="by nominal share: the share of actuals within the interval")
-    width: dict[str, float] = Field(description="by nominal share: the mean width of the interval")
+    coverage: dict[str, float] = Field(description="share of actuals inside the interval, by nominal coverage")
+    width: dict[str, float] = Field(description="mean width of the interval, by nominal coverage")
 
 
 class StepAccuracyMetrics(AccuracyMetrics):
-    """The same of one step ahead."""
+    """Accuracy at one step of the horizon."""
 
-    step: int
+    step: int = Field(description="step of the horizon, from 1")
 
 
 class AccuracyResponse(StrictModel):
-    """What served forecasts came to, as far as actuals are known."""
+    """Accuracy of the served forecasts whose actuals are known."""
 
-    model: ModelInfo | None = Field(description="whose forecasts; null: of all versions, or none is known")
-    since: str | None = Field(description="from when on forecasts are meant, or when the first was made")
-    until: str | None = Field(description="when the last of them was made")
-    forecasts: int = Field(description="that were served and kept")
-    scored: int = Field(description="of which one step at least is known")
+    model: ModelInfo | None = Field(description="model of the forecasts; null for all versions, or an unknown one")
+    since: str | None = Field(description="start of the selected period, or time of the first forecast")
+    until: str | None = Field(description="time of the last forecast")
+    forecasts: int = Field(description="number of served forecasts in the ledger")
+    scored: int = Field(description="number of forecasts with an actual for at least one step")
     overall: AccuracyMetrics
     by_horizon: list[StepAccuracyMetrics]
 
@@ -63,60 +63,63 @@ class AccuracyResponse(StrictModel):
 def report_accuracy(
     query: Mapping[str, str], model: DeployedModel | None, ledger_writer: LedgerWriter, deadline: Deadline
 ) -> bytes:
-    """An AccuracyAnswer. Raises Problem for parameters that are none, and as `LedgerWriter.ledger`."""
+    """Returns an AccuracyResponse. Raises ApiError for invalid parameters, and as `LedgerWriter.get_ledger` does."""
     from forecaster.ledger.accuracy import compute_accuracy
 
     deadline.check()
     since = _parse_since(query)
     ledger = ledger_writer.get_ledger()
-    which, name = _select_forecasts(query.get("version"), since, model)
+    forecast_filter, model_info = _select_forecasts(query.get("version"), since, model)
     try:
-        span = ledger.span(which)
-        if name is None and which.version is not None:
-            name = next((one._asdict() for one in ledger.models(which)), None)
-        found = compute_accuracy(ledger, which, check_deadline=deadline.check)
+        span = ledger.span(forecast_filter)
+        if model_info is None and forecast_filter.version is not None:
+            model_info = next((record._asdict() for record in ledger.models(forecast_filter)), None)
+        accuracy = compute_accuracy(ledger, forecast_filter, check_deadline=deadline.check)
     except LedgerError as error:
         raise ledger_unavailable_error() from error
     first = since if since is not None else span.first
     return orjson.dumps(
         {
-            "model": name,
+            "model": model_info,
             "since": _format_time(first),
             "until": _format_time(span.last),
             "forecasts": span.forecasts,
-            "scored": found.scored,
-            "overall": _metric_fields(found.overall),
-            "by_horizon": [{"step": step, **_metric_fields(one)} for step, one in sorted(found.by_step.items())],
+            "scored": accuracy.scored,
+            "overall": _metric_fields(accuracy.overall),
+            "by_horizon": [{"step": step, **_metric_fields(score)} for step, score in sorted(accuracy.by_step.items())],
         }
     )
 
 
 def _parse_since(query: Mapping[str, str]) -> float | None:
-    """The parameter `since`, in seconds since 1970; raises Problem (422) for it and for others that are none of ours."""
-    odd = [name for name in query if name not in QUERY_PARAMETERS] or [
+    """Returns the parameter `since` in seconds since 1970; raises ApiError (422) if a parameter is unknown or invalid."""
+    invalid = [name for name in query if name not in QUERY_PARAMETERS] or [
         name for name, value in query.items() if not 0 < len(value) <= _MAX_PARAMETER_LENGTH
     ]
-    if odd:
+    if invalid:
         raise ApiError(
             "invalid_request",
-            f"Expected the parameters {', '.join(QUERY_PARAMETERS)}, of 1 to {_MAX_PARAMETER_LENGTH} characters; found another. Correct the address.",
-            where=odd[0][:_MAX_PARAMETER_LENGTH],
+            f"Expected the query parameters {', '.join(QUERY_PARAMETERS)}, of 1 to {_MAX_PARAMETER_LENGTH} characters; found an "
+            "unknown name, or a value of another length. Correct the URL.",
+            where=invalid[0][:_MAX_PARAMETER_LENGTH],
         )
     if "since" not in query:
         return None
     try:
-        moment: Any = timestamp_at(timestamps.parse_timestamps([query["since"]], where="since").timestamps, 0)
+        timestamp: Any = timestamp_at(timestamps.parse_timestamps([query["since"]], where="since").timestamps, 0)
     except BadStamp as error:
         raise ApiError(
-            "invalid_request", "Expected an ISO 8601 stamp such as 2026-01-31T00:00:00Z. Correct it.", where="since"
+            "invalid_request",
+            "Expected an ISO 8601 timestamp such as 2026-01-31T00:00:00Z; found something else. Correct the URL.",
+            where="since",
         ) from error
-    return float((moment if moment.tz is not None else moment.tz_localize("UTC")).timestamp())
+    return float((timestamp if timestamp.tz is not None else timestamp.tz_localize("UTC")).timestamp())
 
 
 def _select_forecasts(
     version: str | None, since: float | None, model: DeployedModel | None
 ) -> tuple[ForecastFilter, dict[str, Any] | None]:
-    """The forecasts that are meant, and the model in use where they are its own."""
+    """Returns the filter of the selected forecasts, and the model in use if they are its forecasts."""
     from forecaster.ledger.records import ForecastFilter
 
     name = None if model is None else model.release.name
@@ -128,8 +131,10 @@ def _select_forecasts(
 
 
 def _metric_fields(score: AccuracyScore) -> dict[str, Any]:
-    told = score._asdict()
-    return told | {name: {str(share): value for share, value in told[name].items()} for name in ("coverage", "width")}
+    fields = score._asdict()
+    return fields | {
+        name: {str(nominal): value for nominal, value in fields[name].items()} for name in ("coverage", "width")
+    }
 
 
 def _format_time(epoch_s: float | None) -> str | None:

@@ -1,4 +1,4 @@
-"""`POST /v1/backtest`: how the model would have done at the end of the histories that are sent, beside seasonal naive."""
+"""`POST /v1/backtest`: scores the model and seasonal naive at rolling origins of the histories of a request."""
 
 from __future__ import annotations
 
@@ -21,77 +21,80 @@ from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.outcomes import compute_forecasts, require_model
 from serving.formats import chunked_json, limits, parsing, schema
-from serving.formats import series as reading
 from serving.formats.schema import ForecastOptions, HistoryField, LevelsField, ModelInfo, SeriesError, StrictModel
+from serving.formats.series import parse_series
 from serving.settings import Settings
 
 MAX_WINDOWS = 100
-OptionalScore = float | None  # null where nothing could be measured
+OptionalScore = float | None  # null if nothing could be scored
 
 
 class BacktestRequest(StrictModel):
-    """Some histories whose ends are foretold."""
+    """Histories to backtest the model on."""
 
-    series: list[HistoryField] = Field(min_length=1, description="scored one by one, in order")
-    horizon: int | None = Field(default=None, ge=1, description="steps ahead; the model's own, if not given")
+    series: list[HistoryField] = Field(
+        min_length=1, description="each is scored independently; outcomes keep the order"
+    )
+    horizon: int | None = Field(
+        default=None, ge=1, description="number of steps to forecast; by default the model's horizon"
+    )
     windows: int = Field(
         default=3,
         ge=1,
         le=MAX_WINDOWS,
-        description="rolling origins of each series, the last a horizon before its end",
+        description="number of rolling origins of each series; the last is one horizon before its end",
     )
-    stride: int | None = Field(default=None, ge=1, description="steps between origins; a horizon, if not given")
-    levels: LevelsField = Field(default=[], description="of quantiles whose coverage is measured")
-    deadline_ms: int | None = Field(default=None, ge=1, description="as of /v1/forecast")
+    stride: int | None = Field(default=None, ge=1, description="steps between origins; by default the horizon")
+    levels: LevelsField = Field(default=[], description="levels of the quantiles whose coverage is measured")
+    deadline_ms: int | None = Field(default=None, ge=1, description="as in /v1/forecast")
 
 
 class BacktestScores(StrictModel):
-    """Errors over all windows, and by step ahead."""
+    """Forecast errors over all windows, and by step of the horizon."""
 
     mase: OptionalScore = Field(
-        description="mean absolute error over that of seasonal naive before the first origin (Hyndman and Koehler 2006)"
+        description="mean absolute error divided by that of seasonal naive before the first origin (Hyndman and Koehler 2006)"
     )
-    mae: OptionalScore
-    smape: OptionalScore = Field(description="0 to 200")
+    mae: OptionalScore = Field(description="mean absolute error, in units of the data")
+    smape: OptionalScore = Field(description="symmetric mean absolute percentage error, from 0 to 200")
     mase_by_step: list[OptionalScore]
     mae_by_step: list[OptionalScore]
 
 
 class BacktestComparison(StrictModel):
-    """The model beside seasonal naive."""
+    """The scores of the model and of seasonal naive."""
 
     model: BacktestScores
     seasonal_naive: BacktestScores
     reliable_horizon: int = Field(
-        description="the last step up to which the model's error was never larger than seasonal naive's here; 0: not at the first"
+        description="last step up to which the model's error was never larger than seasonal naive's in this backtest; 0: it was "
+        "larger at the first step"
     )
     coverage: dict[str, OptionalScore] = Field(
-        default={}, description="by level: the share of what came that lies at or below the quantile"
+        default={}, description="share of actuals at or below the quantile, by level"
     )
 
 
 class SeriesBacktest(BacktestComparison):
-    """Of one series."""
+    """The backtest of one series."""
 
     id: str
-    warnings: list[str] = Field(description="what a reader should know of it")
+    warnings: list[str] = Field(description="warnings about this backtest")
 
 
 class BacktestResponse(StrictModel):
-    """One outcome for each series, in order."""
+    """One outcome for each series, in the order of the request."""
 
     model: ModelInfo
     horizon: int
     windows: int
     stride: int
-    overall: BacktestComparison | None = Field(
-        description="means over the series that were scored; null where none was"
-    )
+    overall: BacktestComparison | None = Field(description="means over the scored series; null if none was scored")
     series: list[SeriesBacktest | SeriesError]
 
 
 class _BacktestPlan(NamedTuple):
-    """What is measured."""
+    """The parameters of a backtest, with defaults filled in."""
 
     options: ForecastOptions
     horizon: int
@@ -100,79 +103,83 @@ class _BacktestPlan(NamedTuple):
 
     @property
     def steps_after_origin(self) -> range:
-        """Steps that lie after each origin."""
+        """The numbers of steps after each origin."""
         return rolling_origins(windows=self.windows, horizon=self.horizon, stride=self.stride)
 
 
 class _WindowValues(NamedTuple):
-    """What came of one series, and what was said, one row a window; NaN where it was not observed, or nothing said."""
+    """Actuals and forecasts of one series; NaN marks missing actuals and forecasts."""
 
     actual: Float64[np.ndarray, "window horizon"]
     model: Float64[np.ndarray, "window horizon"]
     naive: Float64[np.ndarray, "window horizon"]
-    is_below: Float64[np.ndarray, "level window horizon"]
-    scale: float
+    is_below: Float64[np.ndarray, "level window horizon"]  # 1 if the actual is at or below the quantile, else 0
+    scale: float  # denominator of MASE
 
 
 def run_backtest(body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline) -> bytes:
-    """A BacktestAnswer. Raises Problem; also where the only series of a request is refused."""
-    told = parsing.validate_fields(BacktestRequest, parsing.parse_json(body))
-    model, deadline = require_model(model), deadline.capped(told.deadline_ms)
-    horizon = told.horizon or model.predictor.fitted_model.spec.horizon
-    asked = _BacktestPlan(
-        ForecastOptions(horizon=horizon, levels=told.levels), horizon, told.windows, told.stride or horizon
+    """Returns a BacktestResponse. Raises ApiError, also if the request has a single series and it is rejected."""
+    request = parsing.validate_fields(BacktestRequest, parsing.parse_json(body))
+    model, deadline = require_model(model), deadline.capped(request.deadline_ms)
+    horizon = request.horizon or model.predictor.fitted_model.spec.horizon
+    plan = _BacktestPlan(
+        ForecastOptions(horizon=horizon, levels=request.levels), horizon, request.windows, request.stride or horizon
     )
-    _validate_backtest_size(told.series, asked, settings)
-    outcomes = [_parse_history(one, asked, model, deadline) for one in told.series]
-    good = [one for one in outcomes if isinstance(one, Series)]
-    histories = [one.take_first(len(one) - left) for one in good for left in asked.steps_after_origin]
-    said = compute_forecasts(histories, asked.options, model, deadline)
-    found: list[dict[str, Any]] = []
-    measured: list[_WindowValues] = []
-    place = 0
-    for series, outcome in zip(told.series, outcomes, strict=True):
+    _validate_backtest_size(request.series, plan, settings)
+    parsed = [_parse_history(history, plan, model, deadline) for history in request.series]
+    full_series = [outcome for outcome in parsed if isinstance(outcome, Series)]
+    histories = [
+        series.take_first(len(series) - steps_after)
+        for series in full_series
+        for steps_after in plan.steps_after_origin
+    ]
+    forecasts = compute_forecasts(histories, plan.options, model, deadline)
+    outcomes: list[dict[str, Any]] = []
+    scored: list[_WindowValues] = []
+    first_window = 0
+    for history, outcome in zip(request.series, parsed, strict=True):
         windows: Sequence[Forecast | ForecasterError] = ()
         if isinstance(outcome, Series):
-            windows = said[place : place + asked.windows]
-            place += asked.windows
-            refused = [one for one in windows if isinstance(one, ForecasterError)]
-            if len(refused) == len(windows):
-                outcome = refused[0]
+            windows = forecasts[first_window : first_window + plan.windows]
+            first_window += plan.windows
+            errors = [forecast for forecast in windows if isinstance(forecast, ForecasterError)]
+            if len(errors) == len(windows):
+                outcome = errors[0]
         if isinstance(outcome, ForecasterError):
-            if len(told.series) == 1:
+            if len(request.series) == 1:
                 raise ApiError.from_forecaster_error(outcome)
-            found.append(schema.error_fields(series.id, outcome))
+            outcomes.append(schema.error_fields(history.id, outcome))
             continue
-        errors = _collect_windows(outcome, windows, asked, season=model.predictor.fitted_model.season)
-        measured.append(errors)
-        found.append(
+        window_values = _collect_windows(outcome, windows, plan, season=model.predictor.fitted_model.season)
+        scored.append(window_values)
+        outcomes.append(
             {
-                "id": series.id,
-                **_compute_comparison([errors], asked),
-                "warnings": _collect_warnings(outcome, windows, asked, model),
+                "id": history.id,
+                **_compute_comparison([window_values], plan),
+                "warnings": _collect_warnings(outcome, windows, plan, model),
             }
         )
     fields = {
         "model": model.info,
         "horizon": horizon,
-        "windows": asked.windows,
-        "stride": asked.stride,
-        "overall": _compute_comparison(measured, asked) if measured else None,
-        "series": found,
+        "windows": plan.windows,
+        "stride": plan.stride,
+        "overall": _compute_comparison(scored, plan) if scored else None,
+        "series": outcomes,
     }
     return chunked_json.dumps(fields)  # NaN becomes null
 
 
 def _validate_backtest_size(series: Sequence[HistoryField], plan: _BacktestPlan, settings: Settings) -> None:
-    """Raises Problem for more than a request may ask: what is read and foretold at each origin counts once for each."""
+    """Raises ApiError if the request is too large; histories and forecasts count once for each origin."""
     limits.validate_request_size(plan.options, series, settings)
     limits.validate_response_size(plan.options, len(series) * plan.windows, settings)
-    total = plan.windows * sum(len(one.y) for one in series)
+    total = plan.windows * sum(len(history.y) for history in series)
     if total > settings.max_values:
         raise ApiError(
             "request_too_large",
             f"Expected at most {settings.max_values} values in all histories, each counted once for every window; found {total}. "
-            "Ask for fewer windows, or send several requests.",
+            "Request fewer windows, or send several requests.",
             where="windows",
         )
 
@@ -180,73 +187,75 @@ def _validate_backtest_size(series: Sequence[HistoryField], plan: _BacktestPlan,
 def _parse_history(
     history: HistoryField, plan: _BacktestPlan, model: DeployedModel, deadline: Deadline
 ) -> Series | ForecasterError:
-    learned = model.predictor.fitted_model
+    fitted_model = model.predictor.fitted_model
     deadline.check()
     try:
-        one = reading.parse_series(
-            history, model_freq=learned.freq, encoding=learned.encoding, horizon=0, start_cache={}
+        series = parse_series(
+            history, model_freq=fitted_model.freq, encoding=fitted_model.encoding, horizon=0, start_cache={}
         ).series
     except ForecasterError as error:
         return error
-    held, least = max(plan.steps_after_origin), learned.spec.min_steps
-    if len(one) < held + least:
+    steps_after, min_steps = max(plan.steps_after_origin), fitted_model.spec.min_steps
+    if len(series) < steps_after + min_steps:
         return HistoryTooShort(
-            f"Series {one.id!r} has {len(one)} steps; {plan.windows} windows of {plan.horizon} steps, {plan.stride} apart, "
-            f"and {least} before the first need {held + least}. Send a longer history, or ask for fewer windows.",
-            where=one.id,
+            f"Series {series.id!r} has {len(series)} steps; {plan.windows} windows of {plan.horizon} steps, {plan.stride} apart, "
+            f"and {min_steps} steps before the first need {steps_after + min_steps}. "
+            "Send a longer history, or request fewer windows.",
+            where=series.id,
         )
-    return one
+    return series
 
 
 def _collect_windows(
     series: Series, forecasts: Sequence[Forecast | ForecasterError], plan: _BacktestPlan, *, season: int
 ) -> _WindowValues:
-    known = [len(series) - left for left in plan.steps_after_origin]
-    nothing = np.full(plan.horizon, np.nan)
+    origins = [len(series) - steps_after for steps_after in plan.steps_after_origin]
+    missing = np.full(plan.horizon, np.nan)
     levels = sorted(plan.options.levels)
-    good = [None if isinstance(each, ForecasterError) else each for each in forecasts]
-    naive = [repeat_season(series.y[:steps], season, plan.horizon) for steps in known]
-    actual = np.stack([series.y[steps : steps + plan.horizon] for steps in known])
-    bands = [[nothing if each is None else each.quantiles[level] for each in good] for level in levels]
-    below = np.array(bands).reshape(len(levels), *actual.shape)
+    results = [None if isinstance(forecast, ForecasterError) else forecast for forecast in forecasts]
+    naive = [repeat_season(series.y[:origin], season, plan.horizon) for origin in origins]
+    actual = np.stack([series.y[origin : origin + plan.horizon] for origin in origins])
+    rows = [[missing if result is None else result.quantiles[level] for result in results] for level in levels]
+    quantiles = np.array(rows).reshape(len(levels), *actual.shape)
     return _WindowValues(
         actual,
-        np.stack([nothing if each is None else each.mean for each in good]),
-        np.stack([nothing if each is None else row for each, row in zip(good, naive, strict=True)]),
-        np.where(np.isnan(actual) | np.isnan(below), np.nan, actual <= below),
-        seasonal_error(series.y[: known[0]], season=season),
+        np.stack([missing if result is None else result.mean for result in results]),
+        np.stack([missing if result is None else row for result, row in zip(results, naive, strict=True)]),
+        np.where(np.isnan(actual) | np.isnan(quantiles), np.nan, actual <= quantiles),
+        seasonal_error(series.y[: origins[0]], season=season),
     )
 
 
 def _compute_comparison(series_windows: Sequence[_WindowValues], plan: _BacktestPlan) -> dict[str, Any]:
-    """The fields of a Compared: of each series over its windows, then the mean over series."""
-    model, naive = (_compute_scores(series_windows, name) for name in ("model", "naive"))
-    good = np.asarray(model["mae_by_step"]) <= np.asarray(naive["mae_by_step"])  # not so where nothing was measured
-    told: dict[str, Any] = {
+    """Returns the fields of a BacktestComparison: means over the windows of each series, then over the series."""
+    model, naive = (_compute_scores(series_windows, source) for source in ("model", "naive"))
+    # NaN compares as False: a step that was not scored is not reliable.
+    is_reliable = np.asarray(model["mae_by_step"]) <= np.asarray(naive["mae_by_step"])
+    fields: dict[str, Any] = {
         "model": model,
         "seasonal_naive": naive,
-        "reliable_horizon": len(good) if good.all() else int(np.argmin(good)),
+        "reliable_horizon": len(is_reliable) if is_reliable.all() else int(np.argmin(is_reliable)),
     }
     if plan.options.levels:
         shares = [
-            nanmean(np.stack([nanmean(one.is_below[place]) for one in series_windows]))
-            for place in range(len(plan.options.levels))
+            nanmean(np.stack([nanmean(windows.is_below[index]) for windows in series_windows]))
+            for index in range(len(plan.options.levels))
         ]
-        told["coverage"] = {
+        fields["coverage"] = {
             repr(float(level)): float(share) for level, share in zip(sorted(plan.options.levels), shares, strict=True)
         }
-    return told
+    return fields
 
 
 def _compute_scores(series_windows: Sequence[_WindowValues], source: str) -> dict[str, Any]:
-    gaps = [np.abs(one.actual - getattr(one, source)) for one in series_windows]
-    rows = [(one.actual.ravel()[None], getattr(one, source).ravel()[None]) for one in series_windows]
-    by_step = np.stack([nanmean(gap, axis=0) for gap in gaps])
-    scales = np.array([one.scale for one in series_windows])
-    plain = np.concatenate([mae(actual, forecast) for actual, forecast in rows])
+    errors = [np.abs(windows.actual - getattr(windows, source)) for windows in series_windows]
+    rows = [(windows.actual.ravel()[None], getattr(windows, source).ravel()[None]) for windows in series_windows]
+    by_step = np.stack([nanmean(error, axis=0) for error in errors])
+    scales = np.array([windows.scale for windows in series_windows])
+    series_mae = np.concatenate([mae(actual, forecast) for actual, forecast in rows])
     return {
-        "mase": float(nanmean(plain / scales)),
-        "mae": float(nanmean(plain)),
+        "mase": float(nanmean(series_mae / scales)),
+        "mae": float(nanmean(series_mae)),
         "smape": float(nanmean(np.concatenate([smape(actual, forecast) for actual, forecast in rows]))),
         "mase_by_step": nanmean(by_step / scales[:, None], axis=0),
         "mae_by_step": nanmean(by_step, axis=0),
@@ -256,21 +265,21 @@ def _compute_scores(series_windows: Sequence[_WindowValues], source: str) -> dic
 def _collect_warnings(
     series: Series, forecasts: Sequence[Forecast | ForecasterError], plan: _BacktestPlan, model: DeployedModel
 ) -> list[str]:
-    told = []
-    cutoff, first = (
-        model.predictor.fitted_model.cutoff,
-        series.timestamp_at(len(series) - max(plan.steps_after_origin) - 1),
-    )
-    if is_earlier(first, cutoff):
-        told.append(
-            f"The model saw data up to {format_timestamp(cutoff)}: origins before that are not out of sample for it."
+    warnings = []
+    cutoff = model.predictor.fitted_model.cutoff
+    first_origin = series.timestamp_at(len(series) - max(plan.steps_after_origin) - 1)
+    if is_earlier(first_origin, cutoff):
+        warnings.append(
+            f"The training data of the model end at {format_timestamp(cutoff)}; origins before that are not out of sample."
         )
-    refused = [each for each in forecasts if isinstance(each, ForecasterError)]
-    if refused:
-        told.append(
-            f"{len(refused)} of {plan.windows} windows have no forecast and were left out: {refused[0].message}"
+    errors = [forecast for forecast in forecasts if isinstance(forecast, ForecasterError)]
+    if errors:
+        warnings.append(
+            f"{len(errors)} of {plan.windows} windows have no forecast and are excluded: {errors[0].message}"
         )
-    marked = [each for each in forecasts if isinstance(each, Forecast) and each.warnings]
-    if marked:
-        told.append(f"At {len(marked)} of {plan.windows} windows: {marked[0].warnings[0]}")
-    return told
+    with_warnings = [forecast for forecast in forecasts if isinstance(forecast, Forecast) and forecast.warnings]
+    if with_warnings:
+        warnings.append(
+            f"{len(with_warnings)} of {plan.windows} windows have warnings, the first: {with_warnings[0].warnings[0]}"
+        )
+    return warnings

@@ -1,6 +1,6 @@
-"""`POST /v1/explain`: what the network of the model in use does while it reads a history, and what its forecast rests on.
+"""`POST /v1/explain`: gates, memory and attributions of the network for one history.
 
-This looks into weights that no engine shows, so the bundle is read once more, into torch, when the first one asks.
+Engines do not expose the weights and gates that this needs, so the first request loads the bundle again, into torch.
 """
 
 from __future__ import annotations
@@ -19,97 +19,108 @@ from serving.deployment.slot import DeployedModel, bundle_path
 from serving.errors import ApiError
 from serving.forecasting.outcomes import require_model
 from serving.formats import limits, parsing
-from serving.formats import series as reading
 from serving.formats.schema import ForecastOptions, HistoryField, ModelInfo, StrictModel
+from serving.formats.series import parse_series
 from serving.settings import Settings
 
 if TYPE_CHECKING:
     from forecaster.prediction.predictor import FittedModel
 
 MAX_EXPLAINED_STEPS = 1024
-OptionalValues = list[float | None]  # null where there is nothing: what was not observed or not read
+OptionalValues = list[float | None]  # null if a value is missing, or the network did not read the step
 
 
 class ExplainRequest(StrictModel):
-    """One history, and how much of it is to be explained."""
+    """One history, and the number of steps to explain."""
 
     series: HistoryField
     horizon: int | None = Field(
-        default=None, ge=1, description="steps ahead whose mean forecast is explained; the model's own, if not given"
+        default=None, ge=1, description="steps whose mean forecast is explained; by default the model's horizon"
     )
-    steps: int = Field(default=256, ge=1, le=MAX_EXPLAINED_STEPS, description="latest steps to explain, at the most")
-    deadline_ms: int | None = Field(default=None, ge=1, description="as of /v1/forecast")
+    steps: int = Field(
+        default=256, ge=1, le=MAX_EXPLAINED_STEPS, description="largest number of steps to explain, the latest ones"
+    )
+    deadline_ms: int | None = Field(default=None, ge=1, description="as in /v1/forecast")
 
 
 class LayerExplanation(StrictModel):
-    """What one layer of the recurrence did."""
+    """The activity of one recurrent layer."""
 
     gates: dict[str, OptionalValues] = Field(
-        description="by name, the mean over the units at each step; none of an Elman layer"
+        description="mean over the units at each step, by gate; empty for an Elman layer"
     )
     norm: OptionalValues = Field(description="Euclidean norm of the hidden state at each step")
-    half_life: float | None = Field(description="of its update or forget gate alone, in steps of the series")
+    half_life: float | None = Field(
+        description="half-life implied by the update or forget gate alone, in steps of the series"
+    )
 
 
 class ExplainResponse(StrictModel):
-    """The latest steps of a history and what they mean for its forecast; every list has a place for each of `ds`."""
+    """The latest steps of a history and their effect on the forecast; every list has one entry for each of `ds`."""
 
     model: ModelInfo
     id: str
     horizon: int
     ds: list[str] | list[int]
     y: OptionalValues
-    half_life: float | None = Field(description="of the network's memory, in steps; null where nothing moves its state")
-    influence: OptionalValues = Field(description="shares of the steps in what moves the state after the last")
-    layers: list[LayerExplanation] = Field(description="lowest first")
-    attribution: OptionalValues = Field(description="what each value adds to the forecast, in its units")
-    channels: dict[str, OptionalValues] = Field(description="the same of each channel")
+    half_life: float | None = Field(
+        description="half-life of the network's memory, in steps; null if no step influences its state"
+    )
+    influence: OptionalValues = Field(
+        description="share of each step in the influence on the state after the last step"
+    )
+    layers: list[LayerExplanation] = Field(description="recurrent layers, lowest first")
+    attribution: OptionalValues = Field(description="contribution of each value to the forecast, in its units")
+    channels: dict[str, OptionalValues] = Field(description="attributions of the values of each channel")
     forecast: float | None = Field(description="the network's mean forecast over the horizon")
-    baseline: float | None = Field(description="the same from a history that the model's scaling turns to zeros")
-    gap: float | None = Field(description="forecast less baseline less all attributions: the error of the integral")
-    methods: dict[str, str] = Field(description="what half_life, gates and attribution are, and where they are from")
-    notes: list[str] = Field(description="what a reader should know of it")
+    baseline: float | None = Field(description="mean forecast from a history that the model's scaling maps to zeros")
+    gap: float | None = Field(
+        description="forecast minus baseline minus all attributions: the numerical error of the integral"
+    )
+    methods: dict[str, str] = Field(description="definitions and sources of half_life, gates and attribution")
+    notes: list[str] = Field(description="remarks on this explanation")
 
 
 def run_explanation(body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline) -> bytes:
-    """An ExplainAnswer. Raises Problem: 422 also for what stands in the way of the forecast of the series."""
-    asked = parsing.validate_fields(ExplainRequest, parsing.parse_json(body))
-    model, deadline = require_model(model), deadline.capped(asked.deadline_ms)
-    learned = model.predictor.fitted_model
-    horizon = asked.horizon or learned.spec.horizon
-    limits.validate_request_size(ForecastOptions(horizon=horizon), [asked.series], settings)
+    """Returns an ExplainResponse. Raises ApiError; 422 also if the series cannot be forecast."""
+    request = parsing.validate_fields(ExplainRequest, parsing.parse_json(body))
+    model, deadline = require_model(model), deadline.capped(request.deadline_ms)
+    deployed = model.predictor.fitted_model
+    horizon = request.horizon or deployed.spec.horizon
+    limits.validate_request_size(ForecastOptions(horizon=horizon), [request.series], settings)
     deadline.check()
     try:
-        read = reading.parse_series(
-            asked.series, model_freq=learned.freq, encoding=learned.encoding, horizon=horizon, start_cache={}
+        parsed = parse_series(
+            request.series, model_freq=deployed.freq, encoding=deployed.encoding, horizon=horizon, start_cache={}
         )
-        forecaster = _load_fitted_model(bundle_path(settings.slot, model.release))
+        fitted_model = _load_fitted_model(bundle_path(settings.slot, model.release))
         deadline.check()
         from forecaster.explain.attribution import METHODS, explain
 
-        told = explain(forecaster, read.series, horizon=horizon, steps=asked.steps)
+        explanation = explain(fitted_model, parsed.series, horizon=horizon, steps=request.steps)
     except (BundleError, MissingPackage) as error:
         raise ApiError(
-            "not_ready", f"The bundle of the model in use cannot be read again ({error.code}). Try again later."
+            "not_ready",
+            f"Expected to load the bundle of the model in use again; that failed with {error.code!r}. Try again later.",
         ) from error
     except ForecasterError as error:
         raise ApiError.from_forecaster_error(error) from error
     fields: dict[str, Any] = {
         "model": model.info,
-        "id": told.id,
-        "horizon": told.horizon,
-        "ds": read.style.format(told.ds),
-        "y": told.y,
-        "half_life": told.half_life,
-        "influence": told.influence,
-        "layers": [layer._asdict() for layer in told.layers],
-        "attribution": told.attribution,
-        "channels": told.channels,
-        "forecast": told.forecast,
-        "baseline": told.baseline,
-        "gap": told.integration_error,
+        "id": explanation.id,
+        "horizon": explanation.horizon,
+        "ds": parsed.style.format(explanation.ds),
+        "y": explanation.y,
+        "half_life": explanation.half_life,
+        "influence": explanation.influence,
+        "layers": [layer._asdict() for layer in explanation.layers],
+        "attribution": explanation.attribution,
+        "channels": explanation.channels,
+        "forecast": explanation.forecast,
+        "baseline": explanation.baseline,
+        "gap": explanation.integration_error,
         "methods": METHODS,
-        "notes": told.notes,
+        "notes": explanation.notes,
     }
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)  # NaN becomes null
 

@@ -1,4 +1,4 @@
-"""`POST /v1/scenarios`: one history and several futures of its covariates, read once and forked."""
+"""`POST /v1/scenarios`: forecasts of one history under several futures of its covariates; the history is read once."""
 
 from __future__ import annotations
 
@@ -38,47 +38,53 @@ from serving.formats.series import ParsedSeries, parse_covariate
 from serving.formats.state_token import TokenSigner
 from serving.settings import Settings
 
-_BATCH_STEPS = 1 << 17  # steps that are rolled between two looks at the deadline
+_BATCH_STEPS = 1 << 17  # rollout steps between two checks of the deadline
 
 
 class Scenario(StrictModel):
-    """One future."""
+    """One future of the covariates."""
 
     name: SeriesId
     covariates: CovariatesField = Field(
-        description="of the steps ahead alone, the first value for the first step after the history: one for each step of the "
-        "horizon or more. What is not named here goes on as in `series`"
+        description="values after the history only, the first for the first forecast step: one for each step of the horizon, or "
+        "more. Covariates that are not named here keep their future values from `series`"
     )
 
 
 class ScenariosRequest(ForecastOptions):
-    """One history, its futures, and what is asked of each."""
+    """One history, the scenarios, and the options of their forecasts."""
 
     series: SeriesField = Field(description="the history; its covariates may end with it")
-    scenarios: list[Scenario] = Field(min_length=1, description="answered one by one, in order")
+    scenarios: list[Scenario] = Field(
+        min_length=1, description="each is forecast independently; outcomes keep the order"
+    )
 
     @model_validator(mode="after")
     def _validate_unique_names(self) -> ScenariosRequest:
-        if len({one.name for one in self.scenarios}) < len(self.scenarios):
-            raise ValueError("Expected every scenario's name once; found one twice")
+        if len({scenario.name for scenario in self.scenarios}) < len(self.scenarios):
+            raise ValueError("Expected unique names of the scenarios; found a duplicate")
         return self
 
 
 class ScenarioForecast(SeriesForecast):
-    """The forecast of one scenario. `samples` share their noise: those of one place in two scenarios differ by the covariates."""
+    """The forecast of one scenario.
 
-    id: str = Field(description="of the series")
+    Scenarios share the noise of their `samples`: samples with the same index in two scenarios differ only by the covariates.
+    """
+
+    id: str = Field(description="id of the series")
     name: str
     difference: list[float] = Field(
-        default=[], description="mean less that of the first scenario; not of the first, nor where that has no forecast"
+        default=[],
+        description="mean minus that of the first scenario; absent for the first, and if the first has no forecast",
     )
 
 
 class ScenarioError(StrictModel):
-    """Why one scenario got no forecast."""
+    """The error that prevented the forecast of one scenario."""
 
     name: str
-    id: str = Field(description="of the series")
+    id: str = Field(description="id of the series")
     error: ErrorDetail
 
 
@@ -87,11 +93,14 @@ class ScenariosResponse(StrictModel):
 
     model: ModelInfo
     scenarios: list[ScenarioForecast | ScenarioError]
-    state: str | None = Field(default=None, description="of the history, where `return_state` was asked")
+    state: str | None = Field(
+        default=None,
+        description="state to continue the history from, without its scenarios; present only if `return_state` was set",
+    )
 
 
 class EncodedScenarios(NamedTuple):
-    """An answer as it is sent, and how many scenarios got a forecast or none."""
+    """An encoded response, and the numbers of scenarios with a forecast and with an error."""
 
     body: bytes
     forecast_count: int
@@ -99,43 +108,39 @@ class EncodedScenarios(NamedTuple):
 
 
 def run_scenarios(body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline) -> EncodedScenarios:
-    """Answers `POST /v1/scenarios`.
+    """Computes the response to `POST /v1/scenarios`.
 
-    Raises Problem for what concerns all: the history, the limits, levels or samples that the model cannot give, a model
-    that reads no covariates, the deadline; and if the only scenario is refused.
+    Raises ApiError for errors that concern all scenarios (the history, the limits, levels or samples that the model cannot
+    give, a model without covariates, the deadline), and if the request has a single scenario and it is rejected.
     """
     deadline.check()
-    asked = parsing.validate_fields(ScenariosRequest, parsing.parse_json(body))
-    _validate_scenarios_size(asked, settings)
-    model, deadline, seal = (
-        require_model(model),
-        deadline.capped(asked.deadline_ms),
-        TokenSigner.from_settings(settings),
-    )
+    request = parsing.validate_fields(ScenariosRequest, parsing.parse_json(body))
+    _validate_scenarios_size(request, settings)
+    model, deadline = require_model(model), deadline.capped(request.deadline_ms)
+    signer = TokenSigner.from_settings(settings)
     if not model.predictor.fitted_model.spec.covariates:
         raise ApiError.from_forecaster_error(
             CovariateUnknown(
-                "Expected a model that reads covariates known ahead; the one in use reads none, so all scenarios would be alike. "
+                "Expected a model with covariates; the one in use has none, so all scenarios would have the same forecast. "
                 "Use /v1/forecast.",
                 where="scenarios",
             )
         )
-    [read] = parse_all_series([asked.series], asked, model, deadline, seal)
-    if not isinstance(read, ParsedSeries):
-        raise ApiError.from_forecaster_error(read)
-    found = _compute_results(read, asked, model, deadline)
-    refused = [one for one in found if isinstance(one, ForecasterError)]
-    if len(found) == 1 and refused:
-        raise ApiError.from_forecaster_error(refused[0])
-    told: dict[str, Any] = {"model": model.info, "scenarios": _result_fields(found, asked)}
-    first = next((one for one in found if isinstance(one, ForecastResult)), None)
-    if asked.return_state and first is not None:
-        going_on = attach_state_token(first, read.series, model, seal)
-        if isinstance(going_on, ForecasterError):
-            raise ApiError.from_forecaster_error(going_on)
-        told["state"] = going_on.state_token
-    whole = chunked_json.dumps(told)
-    return EncodedScenarios(whole, len(found) - len(refused), len(refused))
+    [parsed] = parse_all_series([request.series], request, model, deadline, signer)
+    if not isinstance(parsed, ParsedSeries):
+        raise ApiError.from_forecaster_error(parsed)
+    results = _compute_results(parsed, request, model, deadline)
+    errors = [result for result in results if isinstance(result, ForecasterError)]
+    if len(results) == 1 and errors:
+        raise ApiError.from_forecaster_error(errors[0])
+    fields: dict[str, Any] = {"model": model.info, "scenarios": _result_fields(results, request)}
+    first = next((result for result in results if isinstance(result, ForecastResult)), None)
+    if request.return_state and first is not None:
+        with_state = attach_state_token(first, parsed.series, model, signer)
+        if isinstance(with_state, ForecasterError):
+            raise ApiError.from_forecaster_error(with_state)
+        fields["state"] = with_state.state_token
+    return EncodedScenarios(chunked_json.dumps(fields), len(results) - len(errors), len(errors))
 
 
 def _validate_scenarios_size(request: ScenariosRequest, settings: Settings) -> None:
@@ -147,11 +152,11 @@ def _validate_scenarios_size(request: ScenariosRequest, settings: Settings) -> N
         )
     limits.validate_response_size(request, len(request.scenarios), settings)
     limits.validate_history_size([request.series], settings)
-    count = sum(len(values) for one in request.scenarios for values in one.covariates.values())
-    if count > settings.max_values:
+    value_count = sum(len(values) for scenario in request.scenarios for values in scenario.covariates.values())
+    if value_count > settings.max_values:
         raise ApiError(
             "request_too_large",
-            f"Expected at most {settings.max_values} values in all scenarios; found {count}. Send several requests.",
+            f"Expected at most {settings.max_values} values in all scenarios; found {value_count}. Send several requests.",
             where="scenarios",
         )
 
@@ -159,28 +164,32 @@ def _validate_scenarios_size(request: ScenariosRequest, settings: Settings) -> N
 def _compute_results(
     parsed: ParsedSeries, request: ScenariosRequest, model: DeployedModel, deadline: Deadline
 ) -> list[ForecastResult | ForecasterError]:
-    """One for each scenario."""
-    ways = [_apply_scenario(parsed.series, one, request.horizon, model) for one in request.scenarios]
-    good = [one for one in ways if isinstance(one, Series)]
+    """Returns one result for each scenario, in order."""
+    applied = [_apply_scenario(parsed.series, scenario, request.horizon, model) for scenario in request.scenarios]
+    scenario_series = [outcome for outcome in applied if isinstance(outcome, Series)]
     deadline.check()
     try:
-        means = iter(_forecast_scenarios(good, request, model))
-        paths = iter(_sample_scenarios(good, request, model, deadline) if request.samples else [None] * len(good))
+        forecasts = iter(_forecast_scenarios(scenario_series, request, model))
+        paths = iter(
+            _sample_scenarios(scenario_series, request, model, deadline)
+            if request.samples
+            else [None] * len(scenario_series)
+        )
     except (LevelOutOfRange, BadSpec) as error:
         raise ApiError.from_forecaster_error(error) from error
-    general = horizon_warnings(request.horizon, scored_horizon=model.predictor.fitted_model.spec.horizon)
+    warnings = horizon_warnings(request.horizon, scored_horizon=model.predictor.fitted_model.spec.horizon)
     return [
-        build_result(parsed.style, next(means), next(paths), general, samples=request.samples)
-        if isinstance(one, Series)
-        else one
-        for one in ways
+        build_result(parsed.style, next(forecasts), next(paths), warnings, samples=request.samples)
+        if isinstance(outcome, Series)
+        else outcome
+        for outcome in applied
     ]
 
 
 def _forecast_scenarios(
     scenario_series: Sequence[Series], request: ScenariosRequest, model: DeployedModel
 ) -> list[Forecast | ForecasterError]:
-    """They are not noted in the ledger: what was never meant to come is not to be scored."""
+    """Forecasts the scenarios; they are not recorded in the ledger, because hypothetical futures must not be scored."""
     if model.adaptive_state is not None and request.levels:
         return model.predictor.forecast_scenarios(
             scenario_series, request.horizon, levels=request.levels, adaptive_state=model.adaptive_state
@@ -191,69 +200,79 @@ def _forecast_scenarios(
 def _sample_scenarios(
     scenario_series: Sequence[Series], request: ScenariosRequest, model: DeployedModel, deadline: Deadline
 ) -> list[PathsOrError]:
-    def draw(some: range, until: Deadline) -> list[PathsOrError]:
-        at_once, drawn = max(1, _BATCH_STEPS // (request.horizon * len(some))), []
-        for first in range(0, max(1, len(scenario_series)), at_once):
-            until.check()
-            drawn += model.predictor.sample_scenarios(
-                scenario_series[first : first + at_once],
+    def sample(path_range: range, batch_deadline: Deadline) -> list[PathsOrError]:
+        batch_size = max(1, _BATCH_STEPS // (request.horizon * len(path_range)))
+        paths: list[PathsOrError] = []
+        for first in range(0, max(1, len(scenario_series)), batch_size):
+            batch_deadline.check()
+            paths += model.predictor.sample_scenarios(
+                scenario_series[first : first + batch_size],
                 request.horizon,
-                paths=len(some),
+                paths=len(path_range),
                 seed=request.seed,
-                first_path=some.start,
+                first_path=path_range.start,
             )
-        return drawn
+        return paths
 
     return sample_in_batches(
-        draw, samples=request.samples, steps=request.horizon * max(1, len(scenario_series)), deadline=deadline
+        sample, samples=request.samples, steps=request.horizon * max(1, len(scenario_series)), deadline=deadline
     )
 
 
 def _apply_scenario(series: Series, scenario: Scenario, horizon: int, model: DeployedModel) -> Series | ForecasterError:
-    """The history with a scenario's covariates behind it; an error where they are not what the model needs."""
-    learned, steps = model.predictor.fitted_model, len(series)
-    names = learned.spec.covariates
+    """Returns the history with the future covariates of a scenario, or an error if they are not what the model needs."""
+    fitted_model, steps = model.predictor.fitted_model, len(series)
+    names = fitted_model.spec.covariates
     unknown = [name for name in scenario.covariates if name not in names]
     if unknown:
         return CovariateUnknown(
-            f"Expected covariates that the model in use reads ({', '.join(names)}); scenario {scenario.name!r} has "
-            f"{unknown[0]!r}. Leave it out.",
+            f"Expected covariates of the model in use ({', '.join(names)}); scenario {scenario.name!r} has "
+            f"{unknown[0]!r}. Remove it.",
             where=scenario.name,
         )
     try:
-        told = {
-            name: parse_covariate(name, values, encoding=learned.encoding, where=series.id)
+        overrides = {
+            name: parse_covariate(name, values, encoding=fitted_model.encoding, where=series.id)
             for name, values in scenario.covariates.items()
             if len(values)
         }
     except ForecasterError as error:
         return error
-    further = {name: told.get(name, series.covariates[name][steps:]) for name in names if name in series.covariates}
-    short = [name for name, values in further.items() if len(values) < horizon]
-    if short:
+    future = {name: overrides.get(name, series.covariates[name][steps:]) for name in names if name in series.covariates}
+    too_short = [name for name, values in future.items() if len(values) < horizon]
+    if too_short:
         return CovariateUnknown(
-            f"Expected {horizon} values ahead of each covariate; {short[0]!r} in scenario {scenario.name!r} has "
-            f"{len(further[short[0]])}. Send it there, or for the steps ahead in `series`.",
+            f"Expected at least {horizon} future values of each covariate; {too_short[0]!r} in scenario {scenario.name!r} has "
+            f"{len(future[too_short[0]])}. Send them in the scenario, or after the history in `series`.",
             where=scenario.name,
         )
-    ahead = min(map(len, further.values()), default=0)
-    columns = {
-        name: np.concatenate([series.covariates[name][:steps], values[:ahead]]) for name, values in further.items()
+    future_steps = min(map(len, future.values()), default=0)
+    covariates = {
+        name: np.concatenate([series.covariates[name][:steps], values[:future_steps]])
+        for name, values in future.items()
     }
     return Series(
-        series.id, series.start, series.freq, series.y, columns, series.static, series.channels, series.history_summary
+        series.id,
+        series.start,
+        series.freq,
+        series.y,
+        covariates,
+        series.static,
+        series.channels,
+        series.history_summary,
     )
 
 
 def _result_fields(
     results: Sequence[ForecastResult | ForecasterError], request: ScenariosRequest
 ) -> list[dict[str, Any]]:
-    """The outcomes as fields of ScenarioForecast or ScenarioError."""
-    stamper, first = json_rows.TimestampFormatter(), results[0]
-    told = []
-    for scenario, one in zip(request.scenarios, results, strict=True):
-        fields = {"name": scenario.name, **json_rows.outcome_fields(SeriesOutcome(request.series.id, one), stamper)}
-        if isinstance(one, ForecastResult) and isinstance(first, ForecastResult) and one is not first:
-            fields["difference"] = one.forecast.mean - first.forecast.mean
-        told.append(fields)
-    return told
+    """Returns the results as the fields of a ScenarioForecast or a ScenarioError."""
+    formatter, first = json_rows.TimestampFormatter(), results[0]
+    outcomes = []
+    for scenario, result in zip(request.scenarios, results, strict=True):
+        outcome = SeriesOutcome(request.series.id, result)
+        fields = {"name": scenario.name, **json_rows.outcome_fields(outcome, formatter)}
+        if isinstance(result, ForecastResult) and isinstance(first, ForecastResult) and result is not first:
+            fields["difference"] = result.forecast.mean - first.forecast.mean
+        outcomes.append(fields)
+    return outcomes

@@ -1,4 +1,4 @@
-"""Large JSON is read and written in parts: the same values, the same bytes and the same errors as of orjson at once."""
+"""Large JSON that is parsed and written in chunks gives the same values, bytes and errors as orjson at once."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ def _tiny_limits() -> Any:
 
 def _parse_outcome(load: Any, text: bytes) -> Any:
     try:
-        return repr(load(text))  # of -0.0, of 1 and 1.0, and of the order of members too
+        return repr(load(text))  # distinguishes -0.0 from 0.0, 1 from 1.0, and the order of members
     except orjson.JSONDecodeError as error:
         return type(error), error.msg, error.pos, error.lineno, error.colno
 
 
-def _parses_equally(text: bytes) -> None:
-    assert _parse_outcome(lambda given: chunked_json.loads(given).value, text) == _parse_outcome(orjson.loads, text)
+def check_parses_equally(text: bytes) -> None:
+    assert _parse_outcome(lambda content: chunked_json.loads(content).value, text) == _parse_outcome(orjson.loads, text)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(DOCUMENTS, JSON_STYLES, st.booleans())
 def test_chunked_parsing_equals_parsing_at_once(document: Any, style: dict[str, Any], plain: bool) -> None:
-    _parses_equally(json.dumps(document, ensure_ascii=plain, **style).encode())
+    check_parses_equally(json.dumps(document, ensure_ascii=plain, **style).encode())
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(DOCUMENTS, min_size=1) | st.dictionaries(DIFFICULT_TEXTS, DOCUMENTS, min_size=1),
     JSON_STYLES,
@@ -75,32 +75,32 @@ def test_chunked_parsing_equals_parsing_at_once(document: Any, style: dict[str, 
 )
 @pytest.mark.nightly
 def test_every_array_or_object_is_parsed_in_chunks(document: Any, style: dict[str, Any], plain: bool) -> None:
-    padded = ["a text, so that there are not more brackets than else" * 9, document]
+    padded = ["a long text, so that fewer than half of the bytes are brackets" * 9, document]
     text = json.dumps(padded, ensure_ascii=plain, **style).encode()
     assert repr(chunked_json._JsonSplitter(text).parse().value) == repr(orjson.loads(text))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(DOCUMENTS, st.data())
 def test_an_invalid_document_is_rejected_as_when_parsed_at_once(document: Any, data: st.DataObject) -> None:
     text = json.dumps(document).encode()
-    place = data.draw(st.integers(0, len(text)))
-    cut = data.draw(st.integers(0, 3))
-    wrong = data.draw(st.sampled_from([b"", b",", b'"', b"\\", b"]", b"}", b"[", b"{", b":", b"1", b"\xff", b" "]))
-    _parses_equally(text[:place] + wrong + text[place + cut :])
+    position = data.draw(st.integers(0, len(text)))
+    deleted = data.draw(st.integers(0, 3))
+    inserted = data.draw(st.sampled_from([b"", b",", b'"', b"\\", b"]", b"}", b"[", b"{", b":", b"1", b"\xff", b" "]))
+    check_parses_equally(text[:position] + inserted + text[position + deleted :])
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([b"[", b"]", b"{", b"}", b",", b'"', b"\\", b":", b"12", b'"a":', b" "]), max_size=60))
-def test_no_sequence_of_punctuation_is_parsed_differently(marks: list[bytes]) -> None:
-    _parses_equally(b"".join(marks))
-    _parses_equally(b"[1,2,3,4,5,6,7,8," + b"".join(marks) + b"]")
+def test_no_sequence_of_punctuation_is_parsed_differently(tokens: list[bytes]) -> None:
+    check_parses_equally(b"".join(tokens))
+    check_parses_equally(b"[1,2,3,4,5,6,7,8," + b"".join(tokens) + b"]")
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        b'{"a": [1, 2, 3, 4, 5, 6, 7], "b": 0, "a": [7, 6, 5, 4, 3, 2, 1]}',  # the last of a name counts
+        b'{"a": [1, 2, 3, 4, 5, 6, 7], "b": 0, "a": [7, 6, 5, 4, 3, 2, 1]}',  # the last value of a repeated key counts
         b'{"a": [1, 2, 3, 4, 5, 6, 7], "b": [1, 2, 3, 4, 5, 6], "a": 1}',
         b"[" * 40 + b"1,2,3,4,5,6,7,8,9" + b"]" * 40,
         b"[" * 2000 + b"]" * 2000,
@@ -123,58 +123,62 @@ def test_no_sequence_of_punctuation_is_parsed_differently(marks: list[bytes]) ->
     ],
 )
 def test_edge_cases(text: bytes) -> None:
-    _parses_equally(text)
+    check_parses_equally(text)
 
 
 def _rows_document() -> dict[str, Any]:
-    one = {"start": "2026-01-01T00:00:00Z", "freq": "h", "y": [1.5, None, 3, 4.0, 5, 6.25, 7]}
+    fields = {"start": "2026-01-01T00:00:00Z", "freq": "h", "y": [1.5, None, 3, 4.0, 5, 6.25, 7]}
     columns = {"covariates": {"price, net": [1, 2.5, 3, 4, 5, 6, 7], 'say "when"': list("abcdefg")}}
-    series = [{"id": f"[{place}]", **one, **columns} for place in range(20)]
-    return {"horizon": 2, "series": [{**each, "y": one["y"][:]} for each in series]}
+    series = [{"id": f"[{index}]", **fields, **columns} for index in range(20)]
+    return {"horizon": 2, "series": [{**item, "y": fields["y"][:]} for item in series]}
 
 
 def _columns_document() -> dict[str, Any]:
     series = _rows_document()["series"]
-    told = {name: [one[name] for one in series] for name in ("id", "start", "y")}
-    return {"horizon": 2, "columns": {**told, "freq": "h", "channels": {"a": told["y"]}}}
+    columns = {name: [item[name] for item in series] for name in ("id", "start", "y")}
+    return {"horizon": 2, "columns": {**columns, "freq": "h", "channels": {"a": columns["y"]}}}
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields"), [(ForecastRequest, _rows_document()), (ColumnsRequest, _columns_document())]
+    ("model_class", "fields"), [(ForecastRequest, _rows_document()), (ColumnsRequest, _columns_document())]
 )
 def test_a_request_parsed_in_chunks_gives_the_same_result(
-    kind: Any, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    model_class: Any, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = parsing.parse_json(orjson.dumps(fields))
-    assert sum(len(counts) for _, counts in told.chunked_lists) > 20
-    assert all(len(values) == sum(counts) for values, counts in told.chunked_lists)
-    request = parsing.validate_fields(kind, told)
-    assert all(values == [] for values, _ in told.chunked_lists)  # freed in parts, once they were read
+    parsed = parsing.parse_json(orjson.dumps(fields))
+    assert sum(len(counts) for _, counts in parsed.chunked_lists) > 20
+    assert all(len(values) == sum(counts) for values, counts in parsed.chunked_lists)
+    request = parsing.validate_fields(model_class, parsed)
+    assert all(values == [] for values, _ in parsed.chunked_lists)  # freed in chunks after validation
     monkeypatch.setattr(chunked_json, "MIN_ARRAY_LENGTH", 1000)
-    plain = kind.model_validate(fields)
+    plain = model_class.model_validate(fields)
     histories = request.to_series_inputs() if isinstance(request, ColumnsRequest) else request.series
     expected = plain.to_series_inputs() if isinstance(plain, ColumnsRequest) else plain.series
-    for one, other in zip(histories, expected, strict=True):
-        assert isinstance(one.y, np.ndarray)
-        np.testing.assert_array_equal(one.y, np.array(other.y, dtype=np.float64))
-        assert {name: list(values) for name, values in one.covariates.items()} == other.covariates
-        assert set(one.channels) == set(other.channels)
-        assert (one.id, one.start, one.freq) == (other.id, other.start, other.freq)
+    for history, expected_history in zip(histories, expected, strict=True):
+        assert isinstance(history.y, np.ndarray)
+        np.testing.assert_array_equal(history.y, np.array(expected_history.y, dtype=np.float64))
+        assert {name: list(values) for name, values in history.covariates.items()} == expected_history.covariates
+        assert set(history.channels) == set(expected_history.channels)
+        assert (history.id, history.start, history.freq) == (
+            expected_history.id,
+            expected_history.start,
+            expected_history.freq,
+        )
 
 
 def test_errors_of_a_request_parsed_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = _rows_document()
-    for place in (1, 3, 4, 9, 12, 13, 19):
-        fields["series"][place]["y"][place % 7] = "no number"
+    for index in (1, 3, 4, 9, 12, 13, 19):
+        fields["series"][index]["y"][index % 7] = "no number"
     fields["series"][2]["unknown"] = 1
     text = orjson.dumps(fields)
-    with pytest.raises(ApiError) as in_parts:
+    with pytest.raises(ApiError) as chunked:
         parsing.validate_fields(ForecastRequest, parsing.parse_json(text))
     monkeypatch.setattr(chunked_json, "MIN_SPLIT_BYTES", len(text) + 1)
     with pytest.raises(ApiError) as at_once:
         parsing.validate_fields(ForecastRequest, parsing.parse_json(text))
-    assert str(in_parts.value) == str(at_once.value)
-    assert (in_parts.value.where, at_once.value.where) == ("series.1.y.1", "series.1.y.1")
+    assert str(chunked.value) == str(at_once.value)
+    assert (chunked.value.where, at_once.value.where) == ("series.1.y.1", "series.1.y.1")
     assert str(at_once.value).endswith("and 3 more.")
 
 
@@ -183,7 +187,7 @@ ARRAYS = st.tuples(st.integers(0, 4), st.integers(0, 9)).map(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     st.recursive(
         SCALARS | ARRAYS | st.lists(st.integers(0, 9), max_size=30),

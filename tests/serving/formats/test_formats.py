@@ -1,4 +1,4 @@
-"""POST /v1/forecast in its other forms: columns, lines and Arrow say what rows say; compressed bodies are bounded."""
+"""POST /v1/forecast as columns, NDJSON and Arrow: the same results as with JSON rows."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from serving.deadline import Deadline
 from serving.errors import ApiError
-from serving.forecasting import ndjson as lines
+from serving.forecasting import ndjson
 from serving.formats import arrow
-from serving.routes import app
+from serving.routes import endpoints
 from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, publish_stub, series_payload
 from tests.serving.routes.test_openapi import schema_violations
 
@@ -39,12 +39,12 @@ def formats_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
 
 
 def to_columns(rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
-    listed = {name: [row[name] for row in rows] for name in ("id", "start", "y")}
-    return {**listed, "freq": rows[0]["freq"], **options}
+    columns = {name: [row[name] for row in rows] for name in ("id", "start", "y")}
+    return {**columns, "freq": rows[0]["freq"], **options}
 
 
 def to_arrow_table(rows: list[dict[str, Any]], options: Any = FORECAST_OPTIONS) -> pa.Table:
-    made = pa.table(
+    table = pa.table(
         {
             "id": [row["id"] for row in rows],
             "start": [row["start"] for row in rows],
@@ -52,13 +52,13 @@ def to_arrow_table(rows: list[dict[str, Any]], options: Any = FORECAST_OPTIONS) 
             "y": pa.array([row["y"] for row in rows], pa.list_(pa.float64())),
         }
     )
-    return made.replace_schema_metadata({"forecast": json.dumps(options)})
+    return table.replace_schema_metadata({"forecast": json.dumps(options)})
 
 
 def to_arrow_stream(table: pa.Table, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as out:
-        out.write_table(table)
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -75,53 +75,53 @@ def post_content(client: AppClient, content: bytes, media_type: str, **headers: 
 
 
 def test_json_columns_equal_json_rows(formats_client: AppClient) -> None:
-    rows, answer = (
+    rows, response = (
         post_rows(formats_client),
         formats_client.post("/v1/forecast", json={"columns": to_columns(ROW_PAYLOADS), **FORECAST_OPTIONS}),
     )
-    assert answer.status_code == 200, answer.text
-    found = answer.json()["columns"]
-    assert answer.json()["model"] == rows["model"]
-    for place, row in enumerate(rows["forecasts"]):
-        assert found["id"][place] == row["id"]
-        assert found["error"][place] == row.get("error")
-        assert found["ds"][place] == row.get("ds")
-        assert found["mean"][place] == row.get("mean")
-        assert found["samples"][place] == row.get("samples")
-        assert {level: values[place] for level, values in found["quantiles"].items()} == row.get(
+    assert response.status_code == 200, response.text
+    columns = response.json()["columns"]
+    assert response.json()["model"] == rows["model"]
+    for index, row in enumerate(rows["forecasts"]):
+        assert columns["id"][index] == row["id"]
+        assert columns["error"][index] == row.get("error")
+        assert columns["ds"][index] == row.get("ds")
+        assert columns["mean"][index] == row.get("mean")
+        assert columns["samples"][index] == row.get("samples")
+        assert {level: values[index] for level, values in columns["quantiles"].items()} == row.get(
             "quantiles", {"0.1": None, "0.9": None}
         )
-        assert found["warnings"][place] == row.get("warnings", [])
+        assert columns["warnings"][index] == row.get("warnings", [])
 
 
 def test_a_single_rejected_series_in_columns_is_a_422(formats_client: AppClient) -> None:
-    answer = formats_client.post("/v1/forecast", json={"columns": to_columns(ROW_PAYLOADS[1:2]), "horizon": 2})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "history_too_short")
+    response = formats_client.post("/v1/forecast", json={"columns": to_columns(ROW_PAYLOADS[1:2]), "horizon": 2})
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "history_too_short")
 
 
 def test_an_error_in_columns_reports_its_location(formats_client: AppClient) -> None:
-    spoilt = to_columns(ROW_PAYLOADS, covariates={"promo": [[1, "x", 3]] * 3})
-    answer = formats_client.post("/v1/forecast", json={"columns": spoilt, "horizon": 2})
-    assert (answer.status_code, answer.json()["error"]["where"]) == (422, "columns.covariates.promo.0.1")
+    columns = to_columns(ROW_PAYLOADS, covariates={"promo": [[1, "x", 3]] * 3})
+    response = formats_client.post("/v1/forecast", json={"columns": columns, "horizon": 2})
+    assert (response.status_code, response.json()["error"]["where"]) == (422, "columns.covariates.promo.0.1")
 
 
 def test_ndjson_equals_json_rows_and_ends_with_a_count(formats_client: AppClient) -> None:
-    rows, answer = (
+    rows, response = (
         post_rows(formats_client),
-        post_content(formats_client, to_ndjson(FORECAST_OPTIONS, *ROW_PAYLOADS), lines.MEDIA_TYPE),
+        post_content(formats_client, to_ndjson(FORECAST_OPTIONS, *ROW_PAYLOADS), ndjson.MEDIA_TYPE),
     )
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
-    first, *told, last = map(json.loads, answer.text.splitlines())
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/x-ndjson")
+    first, *outcomes, last = map(json.loads, response.text.splitlines())
     assert first == {"model": rows["model"]}
-    assert told == rows["forecasts"]
+    assert outcomes == rows["forecasts"]
     assert last == {"forecast": 2, "refused": 1}
 
 
 def test_ndjson_conforms_to_the_openapi_document(formats_client: AppClient) -> None:
     document = formats_client.get("/docs.json").json()
-    first, *told, last = map(
+    first, *outcomes, last = map(
         json.loads,
-        post_content(formats_client, to_ndjson(FORECAST_OPTIONS, *ROW_PAYLOADS), lines.MEDIA_TYPE).text.splitlines(),
+        post_content(formats_client, to_ndjson(FORECAST_OPTIONS, *ROW_PAYLOADS), ndjson.MEDIA_TYPE).text.splitlines(),
     )
     schemas = document["components"]["schemas"]
     assert schema_violations(FORECAST_OPTIONS, schemas["ForecastOptions"], document) == []
@@ -130,8 +130,11 @@ def test_ndjson_conforms_to_the_openapi_document(formats_client: AppClient) -> N
         == schema_violations(last, schemas["NdjsonTrailer"], document)
         == []
     )
-    kinds = ["SeriesForecast", "SeriesError", "SeriesForecast"]
-    assert [schema_violations(one, schemas[kind], document) for one, kind in zip(told, kinds, strict=True)] == [
+    schema_names = ["SeriesForecast", "SeriesError", "SeriesForecast"]
+    assert [
+        schema_violations(outcome, schemas[schema_name], document)
+        for outcome, schema_name in zip(outcomes, schema_names, strict=True)
+    ] == [
         [],
         [],
         [],
@@ -142,12 +145,17 @@ def test_a_bad_line_is_rejected_beside_its_good_neighbours(formats_client: AppCl
     bad = [b"{", b'{"id": "x"}', b"[1]", json.dumps(series_payload(id="y", y=["a"])).encode(), b"\xff", b""]
     good = json.dumps(series_payload(id="good")).encode()
     content = b"\n".join([json.dumps({"horizon": 2}).encode(), good, *bad, good, b""])
-    _, *told, last = map(json.loads, post_content(formats_client, content, lines.MEDIA_TYPE).text.splitlines())
-    assert [one["id"] for one in told] == ["good", "", "x", "", "y", "", "good"]
-    assert [one["error"]["code"] for one in told[1:-1]] == [
+    _, *outcomes, last = map(json.loads, post_content(formats_client, content, ndjson.MEDIA_TYPE).text.splitlines())
+    assert [outcome["id"] for outcome in outcomes] == ["good", "", "x", "", "y", "", "good"]
+    assert [outcome["error"]["code"] for outcome in outcomes[1:-1]] == [
         *("malformed_json", "invalid_request", "invalid_request", "invalid_request", "malformed_json")
     ]
-    assert [one["error"]["where"] for one in told[1:5]] == ["line.3", "line.4.start", "line.5", "line.6.y.0"]
+    assert [outcome["error"]["where"] for outcome in outcomes[1:5]] == [
+        "line.3",
+        "line.4.start",
+        "line.5",
+        "line.6.y.0",
+    ]
     assert last == {"forecast": 2, "refused": 5}
 
 
@@ -165,88 +173,88 @@ def test_a_bad_line_is_rejected_beside_its_good_neighbours(formats_client: AppCl
 def test_ndjson_without_a_valid_first_line_is_rejected(
     formats_client: AppClient, content: bytes, status: int, code: str
 ) -> None:
-    answer = post_content(formats_client, content, lines.MEDIA_TYPE)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    response = post_content(formats_client, content, ndjson.MEDIA_TYPE)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
 def test_many_lines_are_answered_in_batches(formats_client: AppClient) -> None:
-    answer = post_content(
+    response = post_content(
         formats_client,
-        to_ndjson({"horizon": 2}, *(series_payload(id=str(place)) for place in range(600))),
-        lines.MEDIA_TYPE,
+        to_ndjson({"horizon": 2}, *(series_payload(id=str(index)) for index in range(600))),
+        ndjson.MEDIA_TYPE,
     )
-    _, *told, last = map(json.loads, answer.text.splitlines())
-    assert [one["id"] for one in told] == [str(place) for place in range(600)]
+    _, *outcomes, last = map(json.loads, response.text.splitlines())
+    assert [outcome["id"] for outcome in outcomes] == [str(index) for index in range(600)]
     assert last["forecast"] == 600
     assert 'forecaster_series_total{outcome="forecast"} 600.0' in formats_client.get("/metrics").text
 
 
 def test_ndjson_past_its_deadline_ends_with_an_error(slot_folder: Path, make_client: MakeClient) -> None:
-    class Late(LastValuePredictor):
-        def forecast_batch(self, asked: Any, horizon: int, *, levels: Any = ()) -> Any:
+    class SlowPredictor(LastValuePredictor):
+        def forecast_batch(self, series: Any, horizon: int, *, levels: Any = ()) -> Any:
             import time
 
-            time.sleep(0.15 if len(asked) > 1 else 0)
-            return super().forecast_batch(asked, horizon, levels=levels)
+            time.sleep(0.15 if len(series) > 1 else 0)
+            return super().forecast_batch(series, horizon, levels=levels)
 
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: Late())
-    many = [series_payload(id=str(place)) for place in range(1000)]
-    answer = post_content(client, to_ndjson({"horizon": 2, "deadline_ms": 200}, *many), lines.MEDIA_TYPE)
-    *told, last = map(json.loads, answer.text.splitlines())
-    assert answer.status_code == 200
+    client = make_client(load=lambda folder: SlowPredictor())
+    series = [series_payload(id=str(index)) for index in range(1000)]
+    response = post_content(client, to_ndjson({"horizon": 2, "deadline_ms": 200}, *series), ndjson.MEDIA_TYPE)
+    *lines_before, last = map(json.loads, response.text.splitlines())
+    assert response.status_code == 200
     assert last["error"]["code"] == "deadline_passed"
-    assert len(told) < 900
+    assert len(lines_before) < 900
     assert client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 2}).status_code == 200
 
 
-@pytest.mark.parametrize("reason", ["leaves", "does not fetch"])
+@pytest.mark.parametrize("reason", ["disconnects", "does not read"])
 def test_a_disconnected_or_stalled_client_stops_the_computation(reason: str) -> None:
-    made, told = 0, False
+    chunk_count, is_closed = 0, False
 
-    async def pieces() -> AsyncGenerator[bytes, None]:
-        nonlocal made, told
+    async def iter_chunks() -> AsyncGenerator[bytes, None]:
+        nonlocal chunk_count, is_closed
         try:
             while True:
-                made += 1
-                yield b"piece"
+                chunk_count += 1
+                yield b"chunk"
                 await asyncio.sleep(0)
         finally:
-            told = True
+            is_closed = True
 
     async def receive() -> Any:
-        await asyncio.sleep(0.02 if reason == "leaves" else 3600)
+        await asyncio.sleep(0.02 if reason == "disconnects" else 3600)
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
-        await asyncio.sleep(3600 if reason != "leaves" and message["type"] == "http.response.body" else 0.005)
+        await asyncio.sleep(3600 if reason != "disconnects" and message["type"] == "http.response.body" else 0.005)
 
-    async def story() -> None:
-        answer = app.NdjsonResponse(pieces(), Deadline.after(0.01), ())
-        with contextlib.suppress(TimeoutError):  # the guard then lets the server cut the connection
-            await asyncio.wait_for(answer({"type": "http"}, receive, send), 5)
+    async def send_response() -> None:
+        response = endpoints.NdjsonResponse(iter_chunks(), Deadline.after(0.01), ())
+        with contextlib.suppress(TimeoutError):  # the middleware then lets the server close the connection
+            await asyncio.wait_for(response({"type": "http"}, receive, send), 5)
 
-    asyncio.run(story())
-    assert 1 <= made < 20
-    assert told
+    asyncio.run(send_response())
+    assert 1 <= chunk_count < 20
+    assert is_closed
 
 
 def test_arrow_equals_json_rows(formats_client: AppClient) -> None:
-    rows, answer = (
+    rows, response = (
         post_rows(formats_client),
         post_content(formats_client, to_arrow_stream(to_arrow_table(ROW_PAYLOADS)), arrow.MEDIA_TYPE),
     )
-    assert (answer.status_code, answer.headers["content-type"]) == (200, arrow.MEDIA_TYPE)
-    found = pa.ipc.open_stream(answer.content).read_all()
-    assert json.loads(found.schema.metadata[b"model"]) == rows["model"]
-    for row, one in zip(rows["forecasts"], found.to_pylist(), strict=True):
-        assert one["id"] == row["id"]
-        assert (one["error"], one["message"]) == (
+    assert (response.status_code, response.headers["content-type"]) == (200, arrow.MEDIA_TYPE)
+    table = pa.ipc.open_stream(response.content).read_all()
+    assert json.loads(table.schema.metadata[b"model"]) == rows["model"]
+    for row, arrow_row in zip(rows["forecasts"], table.to_pylist(), strict=True):
+        assert arrow_row["id"] == row["id"]
+        assert (arrow_row["error"], arrow_row["message"]) == (
             (row["error"]["code"], row["error"]["message"]) if "error" in row else (None, None)
         )
         for name in ("ds", "mean", "samples"):
-            assert one[name] == row.get(name)
-        assert [one["quantiles.0.1"], one["quantiles.0.9"]] == list(
+            assert arrow_row[name] == row.get(name)
+        assert [arrow_row["quantiles.0.1"], arrow_row["quantiles.0.9"]] == list(
             row.get("quantiles", {"": None, "-": None}).values()
         )
 
@@ -254,21 +262,23 @@ def test_arrow_equals_json_rows(formats_client: AppClient) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda made: made.set_column(1, "start", made["start"].cast(pa.timestamp("s", "UTC"))),
-        lambda made: made.set_column(3, "y", made["y"].cast(pa.list_(pa.float32()))),
-        lambda made: made.set_column(3, "y", made["y"].cast(pa.large_list(pa.float64()))),
-        lambda made: made.set_column(0, "id", made["id"].cast(pa.large_string())),
-        lambda made: pa.concat_tables([made.slice(0, 1), made.slice(1)]),
-        lambda made: made.append_column("channels.heat", made["y"]).append_column("static.region", made["id"]),
+        lambda table: table.set_column(1, "start", table["start"].cast(pa.timestamp("s", "UTC"))),
+        lambda table: table.set_column(3, "y", table["y"].cast(pa.list_(pa.float32()))),
+        lambda table: table.set_column(3, "y", table["y"].cast(pa.large_list(pa.float64()))),
+        lambda table: table.set_column(0, "id", table["id"].cast(pa.large_string())),
+        lambda table: pa.concat_tables([table.slice(0, 1), table.slice(1)]),
+        lambda table: table.append_column("channels.heat", table["y"]).append_column("static.region", table["id"]),
     ],
 )
 def test_arrow_columns_may_have_compatible_types(
     formats_client: AppClient, change: Callable[[pa.Table], pa.Table]
 ) -> None:
-    answer = post_content(formats_client, to_arrow_stream(change(to_arrow_table(ROW_PAYLOADS))), arrow.MEDIA_TYPE)
-    assert answer.status_code == 200, answer.text
-    found = pa.ipc.open_stream(answer.content).read_all().to_pylist()
-    assert [one["mean"] for one in found] == [row.get("mean") for row in post_rows(formats_client)["forecasts"]]
+    response = post_content(formats_client, to_arrow_stream(change(to_arrow_table(ROW_PAYLOADS))), arrow.MEDIA_TYPE)
+    assert response.status_code == 200, response.text
+    arrow_rows = pa.ipc.open_stream(response.content).read_all().to_pylist()
+    assert [arrow_row["mean"] for arrow_row in arrow_rows] == [
+        row.get("mean") for row in post_rows(formats_client)["forecasts"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -311,9 +321,9 @@ def test_arrow_columns_may_have_compatible_types(
     ],
 )
 def test_an_invalid_arrow_stream_is_rejected(formats_client: AppClient, content: bytes, code: str) -> None:
-    answer = post_content(formats_client, content, arrow.MEDIA_TYPE)
-    assert answer.status_code in (400, 422)
-    assert answer.json()["error"]["code"] == code
+    response = post_content(formats_client, content, arrow.MEDIA_TYPE)
+    assert response.status_code in (400, 422)
+    assert response.json()["error"]["code"] == code
 
 
 def test_an_infinite_value_in_arrow_is_rejected_for_its_series_alone(
@@ -328,10 +338,10 @@ def test_an_infinite_value_in_arrow_is_rejected_for_its_series_alone(
     y = [float(value) for value in 10 + np.sin(np.arange(40))]
     rows = [series_payload(id=name, freq=freq, start="2026-01-01", y=y) for name in "abc"]
     rows[1]["y"] = [*y[:-1], float("inf")]
-    answer = post_content(client, to_arrow_stream(to_arrow_table(rows, options={"horizon": 2})), arrow.MEDIA_TYPE)
-    found = pa.ipc.open_stream(answer.content).read_all().to_pylist()
-    assert [one["error"] for one in found] == [None, "not_a_number", None]
-    assert np.isfinite(found[0]["mean"]).all()
+    response = post_content(client, to_arrow_stream(to_arrow_table(rows, options={"horizon": 2})), arrow.MEDIA_TYPE)
+    outcomes = pa.ipc.open_stream(response.content).read_all().to_pylist()
+    assert [outcome["error"] for outcome in outcomes] == [None, "not_a_number", None]
+    assert np.isfinite(outcomes[0]["mean"]).all()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -341,50 +351,51 @@ def test_no_damaged_arrow_stream_crashes_the_server(data: st.DataObject) -> None
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ApiError):
-        _, read = arrow.decode_arrow(bytes(content))
-        assert 0 < len(read) <= len(content)
-        assert sum(len(one.y) for one in read) <= len(content)
+        _, histories = arrow.decode_arrow(bytes(content))
+        assert 0 < len(histories) <= len(content)
+        assert sum(len(history.y) for history in histories) <= len(content)
 
 
 @pytest.mark.parametrize(
-    ("kind", "content"), [(arrow.MEDIA_TYPE, to_arrow_stream(to_arrow_table(ROW_PAYLOADS))), ("application/json", b"")]
+    ("media_type", "content"),
+    [(arrow.MEDIA_TYPE, to_arrow_stream(to_arrow_table(ROW_PAYLOADS))), ("application/json", b"")],
 )
 def test_without_pyarrow_arrow_and_zstd_are_a_415_with_the_reason(
-    formats_client: AppClient, monkeypatch: pytest.MonkeyPatch, kind: str, content: bytes
+    formats_client: AppClient, monkeypatch: pytest.MonkeyPatch, media_type: str, content: bytes
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    encoding = {} if content else {"content-encoding": "zstd"}
-    answer = post_content(formats_client, content or b"{}", kind, **encoding)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
-    assert "pyarrow" in answer.json()["error"]["message"]
+    headers = {} if content else {"content-encoding": "zstd"}
+    response = post_content(formats_client, content or b"{}", media_type, **headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "pyarrow" in response.json()["error"]["message"]
 
 
 def test_every_response_names_the_model_and_its_duration(formats_client: AppClient) -> None:
-    for answer in (
+    for response in (
         formats_client.get("/livez"),
         formats_client.get("/nowhere"),
         formats_client.post("/v1/forecast", json={"series": ROW_PAYLOADS, **FORECAST_OPTIONS}),
     ):
-        assert answer.headers["x-model"] == "stub/1"
-        assert len(answer.headers["x-model-digest"]) == 64
-        assert "total;dur=" in answer.headers["server-timing"]
-    assert all(f"{part};dur=" in answer.headers["server-timing"] for part in ("read", "forecast", "write"))
+        assert response.headers["x-model"] == "stub/1"
+        assert len(response.headers["x-model-digest"]) == 64
+        assert "total;dur=" in response.headers["server-timing"]
+    assert all(f"{stage};dur=" in response.headers["server-timing"] for stage in ("read", "forecast", "write"))
 
 
 def test_samples_depend_on_the_seed_and_are_returned_only_on_request(formats_client: AppClient) -> None:
-    def ask(**more: Any) -> Any:
-        return formats_client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 2, **more}).json()[
+    def first_forecast(**options: Any) -> Any:
+        return formats_client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 2, **options}).json()[
             "forecasts"
         ][0]
 
-    assert "samples" not in ask()
-    assert ask(samples=3)["samples"] == [[2.5, 2.5], [3.5, 3.5], [4.5, 4.5]]
-    assert ask(samples=1, seed=9)["samples"] == [[11.5, 11.5]]
+    assert "samples" not in first_forecast()
+    assert first_forecast(samples=3)["samples"] == [[2.5, 2.5], [3.5, 3.5], [4.5, 4.5]]
+    assert first_forecast(samples=1, seed=9)["samples"] == [[11.5, 11.5]]
 
 
 def test_a_diverging_sample_is_null_from_that_step_with_a_warning(formats_client: AppClient) -> None:
-    one = formats_client.post(
+    body = formats_client.post(
         "/v1/forecast", json={"series": [series_payload(y=[1, 2, 77])], "horizon": 2, "samples": 2}
     ).json()
-    assert one["forecasts"][0]["samples"] == [[None, None], [None, None]]
-    assert "2 of 2 samples" in one["forecasts"][0]["warnings"][0]
+    assert body["forecasts"][0]["samples"] == [[None, None], [None, None]]
+    assert "2 of 2 samples" in body["forecasts"][0]["warnings"][0]

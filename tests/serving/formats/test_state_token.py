@@ -1,4 +1,4 @@
-"""States: a forecast from a state and new values is that of the whole history, and no state but ours is taken."""
+"""State tokens: a forecast from a token and new values equals that of the full history; other tokens are rejected."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ TIMESTAMP_STYLE = TimestampStyle("T", "s", "Z")
 
 @pytest.fixture
 def serve_model(slot_folder: Path, make_client: MakeClient) -> Callable[..., AppClient]:
-    """Serves a network of random weights."""
+    """Serves a network with random weights."""
 
-    def start(predictor: Predictor | None = None, **settings: Any) -> AppClient:
+    def make(predictor: Predictor | None = None, **settings: Any) -> AppClient:
         publish_stub(slot_folder)
         return make_client(load=lambda _: predictor or Predictor(make_model()), **{"state_keys": KEY, **settings})
 
-    return start
+    return make
 
 
 def series_request(full_series: Series, *, end: int, start: int = 0, **fields: Any) -> dict[str, Any]:
-    """Steps of a series as an item of a request, with what is known ahead."""
+    """Returns steps `start` to `end` of a series as an item of a request, with the future covariates."""
     y = [None if np.isnan(value) else value for value in full_series.y[start:end].tolist()]
-    parts: dict[str, Any] = {"id": full_series.id, "y": y}
+    item: dict[str, Any] = {"id": full_series.id, "y": y}
     if not start:
-        parts |= {"start": f"{full_series.start.isoformat()}Z", "freq": full_series.freq}
-    columns = {name: values[start : end + HORIZON].tolist() for name, values in full_series.covariates.items()}
+        item |= {"start": f"{full_series.start.isoformat()}Z", "freq": full_series.freq}
+    covariates = {name: values[start : end + HORIZON].tolist() for name, values in full_series.covariates.items()}
     channels = {name: values[start:end].tolist() for name, values in full_series.channels.items()}
-    return {**parts, "covariates": columns, "channels": channels, "static": dict(full_series.static), **fields}
+    return {**item, "covariates": covariates, "channels": channels, "static": dict(full_series.static), **fields}
 
 
 def post_forecast(client: AppClient, *items: dict[str, Any], **options: Any) -> Any:
@@ -65,9 +65,9 @@ def post_forecast(client: AppClient, *items: dict[str, Any], **options: Any) -> 
 
 
 def first_forecast(client: AppClient, *items: dict[str, Any], **options: Any) -> Any:
-    answer = post_forecast(client, *items, **options)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["forecasts"][0]
+    response = post_forecast(client, *items, **options)
+    assert response.status_code == 200, response.text
+    return response.json()["forecasts"][0]
 
 
 @pytest.mark.parametrize(
@@ -82,29 +82,31 @@ def first_forecast(client: AppClient, *items: dict[str, Any], **options: Any) ->
 def test_resuming_from_a_state_token_equals_sending_the_full_history(
     serve_model: Callable[..., AppClient], fields: dict[str, Any]
 ) -> None:
-    client, whole, ask = serve_model(Predictor(make_model(**fields))), make_history(), {"levels": [0.1, 0.9]}
-    state, since, lengths = first_forecast(client, series_request(whole, end=40), **ask)["state"], 40, []
-    for until in (40, 41, 44, 60, 61, 90):
-        found = first_forecast(client, series_request(whole, start=since, end=until, state=state), **ask)
-        expected = first_forecast(client, series_request(whole, end=until), **ask)
-        assert found["ds"] == expected["ds"]
-        np.testing.assert_allclose(found["mean"], expected["mean"], rtol=1e-5)
+    client, full_series, options = serve_model(Predictor(make_model(**fields))), make_history(), {"levels": [0.1, 0.9]}
+    state, start, lengths = first_forecast(client, series_request(full_series, end=40), **options)["state"], 40, []
+    for end in (40, 41, 44, 60, 61, 90):
+        forecast = first_forecast(client, series_request(full_series, start=start, end=end, state=state), **options)
+        expected = first_forecast(client, series_request(full_series, end=end), **options)
+        assert forecast["ds"] == expected["ds"]
+        np.testing.assert_allclose(forecast["mean"], expected["mean"], rtol=1e-5)
         for level in ("0.1", "0.9"):
-            np.testing.assert_allclose(found["quantiles"][level], expected["quantiles"][level], rtol=1e-5, atol=1e-5)
-        state, since = found["state"], until
+            np.testing.assert_allclose(forecast["quantiles"][level], expected["quantiles"][level], rtol=1e-5, atol=1e-5)
+        state, start = forecast["state"], end
         lengths.append(len(state))
     assert lengths[-1] < 1.2 * lengths[-2]
 
 
 def test_samples_from_a_state_token_equal_those_of_the_full_history(serve_model: Callable[..., AppClient]) -> None:
-    client, whole = (
+    client, full_series = (
         serve_model(Predictor(make_model(head={"kind": "gaussian"}))),
         replace(make_history(), covariates={}, channels={}),
     )
-    state = first_forecast(client, series_request(whole, end=80))["state"]
-    found = first_forecast(client, series_request(whole, start=80, end=90, state=state), samples=7, seed=3)
+    state = first_forecast(client, series_request(full_series, end=80))["state"]
+    forecast = first_forecast(client, series_request(full_series, start=80, end=90, state=state), samples=7, seed=3)
     np.testing.assert_allclose(
-        found["samples"], first_forecast(client, series_request(whole, end=90), samples=7, seed=3)["samples"], rtol=1e-5
+        forecast["samples"],
+        first_forecast(client, series_request(full_series, end=90), samples=7, seed=3)["samples"],
+        rtol=1e-5,
     )
 
 
@@ -112,16 +114,16 @@ def test_a_blend_resumes_from_a_state_token(serve_model: Callable[..., AppClient
     pytest.importorskip("statsforecast")
     weights = {"network": 0.4, "dynamic_optimized_theta": 0.6}
     client = serve_model(Predictor(replace(make_model(blend=["dynamic_optimized_theta"]), blend_weights=weights)))
-    whole = Series("a", START, "h", make_wave(1400))
-    state = first_forecast(client, series_request(whole, end=1390))["state"]
-    found = first_forecast(client, series_request(whole, start=1390, end=1400, state=state))
+    full_series = Series("a", START, "h", make_wave(1400))
+    state = first_forecast(client, series_request(full_series, end=1390))["state"]
+    forecast = first_forecast(client, series_request(full_series, start=1390, end=1400, state=state))
     np.testing.assert_allclose(
-        found["mean"], first_forecast(client, series_request(whole, end=1400))["mean"], rtol=1e-5
+        forecast["mean"], first_forecast(client, series_request(full_series, end=1400))["mean"], rtol=1e-5
     )
 
 
 @pytest.mark.parametrize(
-    ("fields", "stamp"),
+    ("fields", "timestamp"),
     [
         ({}, "2026-01-01T05:00:00Z"),
         ({"start": "2026-01-01T03:00:00Z"}, "2026-01-01T05:00:00Z"),
@@ -131,14 +133,14 @@ def test_a_blend_resumes_from_a_state_token(serve_model: Callable[..., AppClient
     ],
 )
 def test_timestamps_after_a_state_token_use_the_latest_style(
-    client: AppClient, fields: dict[str, Any], stamp: str
+    client: AppClient, fields: dict[str, Any], timestamp: str
 ) -> None:
     state = first_forecast(client, series_payload())["state"]
-    found = first_forecast(client, {"id": "a", "state": state, "y": [1.0, 2.0], **fields})
-    assert found["ds"][0] == stamp
+    forecast = first_forecast(client, {"id": "a", "state": state, "y": [1.0, 2.0], **fields})
+    assert forecast["ds"][0] == timestamp
     assert (
-        first_forecast(client, {"id": "a", "state": found["state"], "y": [1.0]})["ds"][0][11:13]
-        == f"{int(stamp[11:13]) + 1:02}"
+        first_forecast(client, {"id": "a", "state": forecast["state"], "y": [1.0]})["ds"][0][11:13]
+        == f"{int(timestamp[11:13]) + 1:02}"
     )
 
 
@@ -166,7 +168,7 @@ def test_values_that_do_not_follow_the_state_are_rejected_beside_good_neighbours
     slot_folder: Path, make_client: MakeClient, fields: dict[str, Any], code: str
 ) -> None:
     publish_stub(slot_folder)
-    client = make_client(load=_save_static_model)
+    client = make_client(load=_load_static_stub)
     state = first_forecast(client, series_payload(static={"region": "north"}))["state"]
     item = {"id": "a", "state": state, "y": [1.0, 2.0], **fields}
     good, bad = post_forecast(client, series_payload(), item).json()["forecasts"]
@@ -181,19 +183,23 @@ def test_responses_with_states_conform_to_the_document_in_every_format(client: A
     columns = {"columns": {"id": ["a"], "start": ["2026-01-01"], "freq": "h", "y": [[1, 2, 4]]}, "horizon": 3}
     for content in ({"series": [series_payload(), {"id": "a", "state": state, "y": [1, None]}], "horizon": 2}, columns):
         content = {**content, "return_state": True}
-        asked_as = document["paths"]["/v1/forecast"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        assert schema_violations(content, asked_as, document) == []
-        answer = client.post("/v1/forecast", json=content)
-        assert schema_violations(answer.json(), response_schema(document, "post", "/v1/forecast", 200), document) == []
-        assert "state" in answer.text
+        request_schema = document["paths"]["/v1/forecast"]["post"]["requestBody"]["content"]["application/json"][
+            "schema"
+        ]
+        assert schema_violations(content, request_schema, document) == []
+        response = client.post("/v1/forecast", json=content)
+        assert (
+            schema_violations(response.json(), response_schema(document, "post", "/v1/forecast", 200), document) == []
+        )
+        assert "state" in response.text
     lines = "\n".join(
-        json.dumps(one) for one in ({"horizon": 1, "return_state": True}, {"id": "a", "state": state, "y": [5]})
+        json.dumps(line) for line in ({"horizon": 1, "return_state": True}, {"id": "a", "state": state, "y": [5]})
     )
-    told = client.post(
+    response_lines = client.post(
         "/v1/forecast", content=lines, headers={"content-type": "application/x-ndjson"}
     ).text.splitlines()
-    assert json.loads(told[1])["mean"] == [5.0]
-    assert "state" in json.loads(told[1])
+    assert json.loads(response_lines[1])["mean"] == [5.0]
+    assert "state" in json.loads(response_lines[1])
 
 
 def test_arrow_has_a_state_column(client: AppClient) -> None:
@@ -203,9 +209,9 @@ def test_arrow_has_a_state_column(client: AppClient) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    kind = {"content-type": "application/vnd.apache.arrow.stream"}
-    answer = client.post("/v1/forecast", content=sink.getvalue().to_pybytes(), headers=kind)
-    [state] = pa.ipc.open_stream(answer.content).read_all()["state"].to_pylist()
+    headers = {"content-type": "application/vnd.apache.arrow.stream"}
+    response = client.post("/v1/forecast", content=sink.getvalue().to_pybytes(), headers=headers)
+    [state] = pa.ipc.open_stream(response.content).read_all()["state"].to_pylist()
     assert first_forecast(client, {"id": "a", "state": state, "y": [7.0]})["mean"] == [7.0] * HORIZON
 
 
@@ -217,10 +223,10 @@ def test_a_state_of_another_model_is_a_409_or_an_outcome_beside_others(
     item = {"id": "a", "state": first_forecast(client, series_payload())["state"], "y": [1.0]}
     publish_stub(slot_folder, version="2", shift=1.0)
     client.slot.reload_if_changed()
-    answer = post_forecast(client, item, {**item})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "state_of_other_model")
+    response = post_forecast(client, item, {**item})
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "state_of_other_model")
     document = client.get("/docs.json").json()
-    assert schema_violations(answer.json(), response_schema(document, "post", "/v1/forecast", 409), document) == []
+    assert schema_violations(response.json(), response_schema(document, "post", "/v1/forecast", 409), document) == []
     good, bad = post_forecast(client, series_payload(), item).json()["forecasts"]
     assert ("mean" in good, bad["error"]["code"]) == (True, "state_of_other_model")
 
@@ -231,21 +237,27 @@ def test_keys_rotate(slot_folder: Path, make_client: MakeClient) -> None:
     def item(client: AppClient) -> dict[str, Any]:
         return {"id": "a", "state": first_forecast(client, series_payload())["state"], "y": [1.0]}
 
-    old, both, new = (make_client(state_keys=keys) for keys in (KEY, f"{OTHER_KEY};{KEY}", OTHER_KEY))
-    assert [post_forecast(client, item(old)).status_code for client in (old, both, new)] == [200, 200, 422]
-    assert [post_forecast(client, item(both)).status_code for client in (old, both, new)] == [422, 200, 200]
+    old_client, rotating_client, new_client = (
+        make_client(state_keys=keys) for keys in (KEY, f"{OTHER_KEY};{KEY}", OTHER_KEY)
+    )
+    assert [
+        post_forecast(client, item(old_client)).status_code for client in (old_client, rotating_client, new_client)
+    ] == [200, 200, 422]
+    assert [
+        post_forecast(client, item(rotating_client)).status_code for client in (old_client, rotating_client, new_client)
+    ] == [422, 200, 200]
 
 
 def test_without_a_configured_key_every_start_generates_one_for_all_its_workers(
     slot_folder: Path, make_client: MakeClient, tmp_path: Path
 ) -> None:
     publish_stub(slot_folder)
-    one, other = make_client(), make_client()
-    item = {"id": "a", "state": first_forecast(one, series_payload())["state"], "y": [1.0]}
-    assert (post_forecast(one, item).status_code, post_forecast(other, item).status_code) == (200, 422)
-    workers = Settings.from_environment(_server_environment(Settings(), tmp_path)).state_keys
-    assert len(workers) >= 32
-    assert workers != Settings.from_environment(_server_environment(Settings(), tmp_path)).state_keys
+    client, other_client = make_client(), make_client()
+    item = {"id": "a", "state": first_forecast(client, series_payload())["state"], "y": [1.0]}
+    assert (post_forecast(client, item).status_code, post_forecast(other_client, item).status_code) == (200, 422)
+    worker_keys = Settings.from_environment(_server_environment(Settings(), tmp_path)).state_keys
+    assert len(worker_keys) >= 32
+    assert worker_keys != Settings.from_environment(_server_environment(Settings(), tmp_path)).state_keys
     assert Settings.from_environment(_server_environment(Settings(state_keys=KEY), tmp_path)).state_keys == KEY
     assert KEY not in repr(Settings(state_keys=KEY))
 
@@ -269,19 +281,21 @@ def open_token(token: str, *, model: ModelReference = MODEL, signer: TokenSigner
 
 
 def test_a_state_token_contains_the_truncated_history() -> None:
-    found, expected = open_token(STATE_TOKEN), make_truncated_history()
-    np.testing.assert_array_equal(found.y, expected.y)
-    assert (found.start, found.freq, found.static) == (expected.start, expected.freq, expected.static)
-    np.testing.assert_array_equal(found.channels["heat"], expected.channels["heat"])
-    np.testing.assert_array_equal(found.covariates["promo"], expected.covariates["promo"])
-    known = np.array(["rain", "sun"])
+    series, expected = open_token(STATE_TOKEN), make_truncated_history()
+    np.testing.assert_array_equal(series.y, expected.y)
+    assert (series.start, series.freq, series.static) == (expected.start, expected.freq, expected.static)
+    np.testing.assert_array_equal(series.channels["heat"], expected.channels["heat"])
+    np.testing.assert_array_equal(series.covariates["promo"], expected.covariates["promo"])
+    labels = np.array(["rain", "sun"])
     np.testing.assert_array_equal(
-        found.covariates["sky"][:, None] == known, expected.covariates["sky"].astype(str)[:, None] == known
+        series.covariates["sky"][:, None] == labels, expected.covariates["sky"].astype(str)[:, None] == labels
     )
-    assert found.history_summary is not None
+    assert series.history_summary is not None
     assert expected.history_summary is not None
-    np.testing.assert_array_equal(found.history_summary.last_season_values, expected.history_summary.last_season_values)
-    assert (found.history_summary.change_sums, found.history_summary.change_counts) == (
+    np.testing.assert_array_equal(
+        series.history_summary.last_season_values, expected.history_summary.last_season_values
+    )
+    assert (series.history_summary.change_sums, series.history_summary.change_counts) == (
         expected.history_summary.change_sums,
         expected.history_summary.change_counts,
     )
@@ -318,7 +332,7 @@ def test_arbitrary_text_is_rejected_as_a_state_token(text: str) -> None:
 def sign_body(
     body: bytes, *, version: bytes = TOKEN_FORMAT, compressed: bytes | None = None, digest: str = MODEL.digest
 ) -> str:
-    """A state of our own key around anything."""
+    """Returns a token with any body, signed with the valid key."""
     raw = version + bytes.fromhex(digest) + (zlib.compress(body) if compressed is None else compressed)
     return base64.urlsafe_b64encode(raw + hmac.digest(KEY.encode(), raw, "sha256")).rstrip(b"=").decode()
 
@@ -362,17 +376,17 @@ STEPS_IN_TOKEN = len(make_truncated_history())
     ],
 )
 def test_an_unusable_state_is_rejected_even_with_a_valid_signature(token: str) -> None:
-    assert np.isfinite(open_token(sign_body(TOKEN_BODY)).y[-1]), "the way that these were made is the right one"
+    assert np.isfinite(open_token(sign_body(TOKEN_BODY)).y[-1]), "the unchanged body is accepted"
     with pytest.raises(BadState):
         open_token(token)
 
 
 def test_the_size_of_a_state_is_limited_when_issued_and_when_read() -> None:
-    small = TokenSigner(SIGNER.keys, len(STATE_TOKEN) - 1)
+    small_signer = TokenSigner(SIGNER.keys, len(STATE_TOKEN) - 1)
     with pytest.raises(StateTooLarge, match="series 'a'"):
-        issue_token(make_truncated_history(), TIMESTAMP_STYLE, model=MODEL, signer=small)
+        issue_token(make_truncated_history(), TIMESTAMP_STYLE, model=MODEL, signer=small_signer)
     with pytest.raises(BadState):
-        open_token(STATE_TOKEN, signer=small)
+        open_token(STATE_TOKEN, signer=small_signer)
 
 
 def test_a_state_token_is_bound_to_its_model() -> None:
@@ -384,43 +398,45 @@ def test_the_number_of_steps_read_from_a_state_does_not_depend_on_the_history_le
     serve_model: Callable[..., AppClient],
 ) -> None:
     for fields in ({}, {"reads": "history"}):
-        forecaster = make_model(**fields)
-        predictor, lengths, sizes = Predictor(forecaster), [], []
+        fitted_model = make_model(**fields)
+        predictor, step_counts, sizes = Predictor(fitted_model), [], []
         client = serve_model(predictor)
         for steps in (100, 400, 1600):
-            whole = Series("a", START, "h", make_wave(steps))
-            state = first_forecast(client, series_request(whole, end=steps))["state"]
-            with _count_steps_read(predictor) as read:
+            full_series = Series("a", START, "h", make_wave(steps))
+            state = first_forecast(client, series_request(full_series, end=steps))["state"]
+            with _count_steps_read(predictor) as steps_read:
                 first_forecast(client, {"id": "a", "state": state, "y": [1.5]})
-            lengths.append(sum(read))
+            step_counts.append(sum(steps_read))
             sizes.append(len(state))
-        assert len(set(lengths)) == 1, lengths
+        assert len(set(step_counts)) == 1, step_counts
         assert max(sizes) < 1.1 * min(sizes)
 
 
 @contextmanager
 def _count_steps_read(predictor: Predictor) -> Iterator[list[int]]:
-    """Counts what the engine is shown, and what the recurrence of PyTorch reads."""
-    read: list[int] = []
+    """Yields the numbers of steps that the engine and the recurrence of PyTorch read, one entry for each call."""
+    steps_read: list[int] = []
     engine = predictor.engine
-    hook = predictor.network.recurrent.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
+    hook = predictor.network.recurrent.register_forward_pre_hook(
+        lambda _, arguments: steps_read.append(arguments[0].shape[1])
+    )
 
-    class Counting:
+    class CountingEngine:
         can_sample = engine.can_sample
 
         def roll_out(self, inputs: Any, *, horizon: int, noise: Any = None) -> Any:
-            read.append(inputs.values.shape[1])
+            steps_read.append(inputs.values.shape[1])
             return engine.roll_out(inputs, horizon=horizon, noise=noise)
 
-    predictor.engine = Counting()
+    predictor.engine = CountingEngine()
     try:
-        yield read
+        yield steps_read
     finally:
         predictor.engine = engine
         hook.remove()
 
 
-def _save_static_model(folder: Path) -> Any:
+def _load_static_stub(folder: Path) -> Any:
     from tests.factories import make_spec
     from tests.serving.conftest import LastValuePredictor, StubModel
 

@@ -1,4 +1,4 @@
-"""One stamp is read as many are, and written as it came, in any zone."""
+"""A single timestamp is parsed as a list of them is, and formatted in the style of the request, in any time zone."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ INVALID_TIMESTAMPS = ["", "yesterday", "2026-13-01", "2026-1-1", "2026-01-01T25:
 
 @pytest.mark.parametrize("text", VALID_TIMESTAMPS)
 def test_parsing_one_timestamp_equals_parsing_many(text: str | int) -> None:
-    stamp, style = timestamps.parse_single_timestamp(text, where="a")
-    many = timestamps.parse_timestamps([text], where="a")
-    assert (stamp, style if not isinstance(text, int) else None) == (
-        timestamp_at(many.timestamps, 0),
-        many.style if not isinstance(text, int) else None,
+    timestamp, style = timestamps.parse_single_timestamp(text, where="a")
+    parsed = timestamps.parse_timestamps([text], where="a")
+    assert (timestamp, style if not isinstance(text, int) else None) == (
+        timestamp_at(parsed.timestamps, 0),
+        parsed.style if not isinstance(text, int) else None,
     )
-    if isinstance(stamp, pd.Timestamp):
-        other = timestamp_at(many.timestamps, 0)
-        assert isinstance(other, pd.Timestamp)
-        assert (stamp.tz, stamp.unit) == (other.tz, other.unit)
+    if isinstance(timestamp, pd.Timestamp):
+        parsed_timestamp = timestamp_at(parsed.timestamps, 0)
+        assert isinstance(parsed_timestamp, pd.Timestamp)
+        assert (timestamp.tz, timestamp.unit) == (parsed_timestamp.tz, parsed_timestamp.unit)
 
 
 @pytest.mark.parametrize("text", INVALID_TIMESTAMPS)
 def test_a_timestamp_rejected_among_many_is_rejected_alone_with_the_same_message(text: str | int) -> None:
-    told = []
-    for read in (
+    messages = []
+    for parse in (
         lambda: timestamps.parse_single_timestamp(text, where="a"),
         lambda: timestamps.parse_timestamps([text], where="a"),
     ):
         with pytest.raises(BadStamp) as error:
-            read()
-        told.append(error.value.message)
-    assert told[0] == told[1]
+            parse()
+        messages.append(error.value.message)
+    assert messages[0] == messages[1]
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin", "Etc/GMT+5"])
 def test_timestamps_are_formatted_in_local_time(zone: str | None) -> None:
     style = timestamps.parse_single_timestamp("2026-07-01T00:00:00Z" if zone else "2026-07-01T00:00:00", where="a")[1]
-    moments = pd.date_range("2026-07-01 10:00", periods=3, freq="h", tz=zone)
-    written = style.format(moments)
-    end = "Z" if zone else ""
-    assert written == [f"2026-07-01T{hour}:00:00{end}" for hour in (10, 11, 12)]
+    index = pd.date_range("2026-07-01 10:00", periods=3, freq="h", tz=zone)
+    texts = style.format(index)
+    suffix = "Z" if zone else ""
+    assert texts == [f"2026-07-01T{hour}:00:00{suffix}" for hour in (10, 11, 12)]

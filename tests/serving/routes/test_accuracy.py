@@ -1,4 +1,4 @@
-"""The ledger behind the service: what is kept, what is told of it, and that no forecast is slower or fails because of it."""
+"""The ledger of the service: what is stored, the accuracy it reports, and that no forecast is slower or fails because of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMESTAMPS = [f"2026-01-01T{hour:02}:00:00Z" for hour in range(24)]
 
 @pytest.fixture
 def ledger_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
-    """A ledger in the slot's folder, and a model that repeats the last value."""
+    """A service with a ledger in the slot's folder, and a model that repeats the last value."""
     publish_stub(slot_folder)
     return make_client(ledger="on", max_series=50, max_values=6000, max_history=5000, max_body=200_000)
 
@@ -32,14 +32,14 @@ def ledger_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
 def post_forecast(
     client: AppClient, *names: str, horizon: int = 3, y: tuple[float | None, ...] = (1.0, None, 2.5), **fields: Any
 ) -> None:
-    asked = {"series": [series_payload(id=name, y=list(y)) for name in names or ("a",)], "horizon": horizon, **fields}
-    assert client.post("/v1/forecast", json=asked).status_code == 200
+    request = {"series": [series_payload(id=name, y=list(y)) for name in names or ("a",)], "horizon": horizon, **fields}
+    assert client.post("/v1/forecast", json=request).status_code == 200
 
 
 def post_actuals(client: AppClient, *payloads: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = client.post("/v1/actuals", json={"series": list(payloads)})
-    assert answer.status_code == 200, answer.text
-    outcomes: list[dict[str, Any]] = answer.json()["outcomes"]
+    response = client.post("/v1/actuals", json={"series": list(payloads)})
+    assert response.status_code == 200, response.text
+    outcomes: list[dict[str, Any]] = response.json()["outcomes"]
     return outcomes
 
 
@@ -50,23 +50,23 @@ def actuals_payload(
 
 
 def get_accuracy(client: AppClient, *, forecasts: int, query: str = "") -> dict[str, Any]:
-    """The answer, once the background has kept so many forecasts."""
+    """Returns the accuracy, once the background thread has stored `forecasts` forecasts."""
     deadline = time.monotonic() + 10
     while True:
-        answer = client.get(f"/v1/accuracy{query}")
-        assert answer.status_code == 200, answer.text
-        told: dict[str, Any] = answer.json()
-        if told["forecasts"] == forecasts:
-            return told
-        assert time.monotonic() < deadline, told
+        response = client.get(f"/v1/accuracy{query}")
+        assert response.status_code == 200, response.text
+        accuracy: dict[str, Any] = response.json()
+        if accuracy["forecasts"] == forecasts:
+            return accuracy
+        assert time.monotonic() < deadline, accuracy
         time.sleep(0.02)
 
 
 def query_rows(slot_folder: Path, query: str) -> list[tuple[Any, ...]]:
     with sqlite3.connect(slot_folder / "ledger.db") as connection:
-        found = connection.execute(query).fetchall()
+        rows = connection.execute(query).fetchall()
     connection.close()
-    return found
+    return rows
 
 
 def actuals_metric(client: AppClient, outcome: str) -> float:
@@ -84,18 +84,18 @@ def test_actuals_are_scored_against_served_forecasts(ledger_client: AppClient) -
     assert post_actuals(ledger_client, actuals_payload()) == [
         {"id": "a", "stored": 3, "corrected": 0, "scored": 1, "by_horizon": {"1": 1, "2": 1, "3": 1}}
     ]
-    told = get_accuracy(ledger_client, forecasts=1)
-    assert (told["model"]["name"], told["model"]["version"], told["scored"]) == ("stub", "1", 1)
-    overall = told["overall"]
+    accuracy = get_accuracy(ledger_client, forecasts=1)
+    assert (accuracy["model"]["name"], accuracy["model"]["version"], accuracy["scored"]) == ("stub", "1", 1)
+    overall = accuracy["overall"]
     assert overall == {"n": 3, "mae": 1.0, "bias": pytest.approx(1 / 3), "mase": None, "coverage": {"0.8": 0.0}} | {
         "width": {"0.8": pytest.approx(0.8)}
     }
-    assert [(one["step"], one["n"], one["mae"], one["bias"]) for one in told["by_horizon"]] == [
+    assert [(scores["step"], scores["n"], scores["mae"], scores["bias"]) for scores in accuracy["by_horizon"]] == [
         (1, 1, 0.0, 0.0),
         (2, 1, 1.0, -1.0),
         (3, 1, 2.0, 2.0),
     ]
-    assert told["since"] == told["until"]
+    assert accuracy["since"] == accuracy["until"]
 
 
 def test_an_actual_counts_once_and_a_correction_replaces_it(ledger_client: AppClient) -> None:
@@ -111,8 +111,8 @@ def test_an_actual_counts_once_and_a_correction_replaces_it(ledger_client: AppCl
     }
     assert get_accuracy(ledger_client, forecasts=1)["overall"]["n"] == 3
     assert post_actuals(ledger_client, actuals_payload(y=(2.5,)), actuals_payload(y=(4.5,)))[1]["corrected"] == 1
-    told = get_accuracy(ledger_client, forecasts=1)
-    assert (told["overall"]["n"], told["by_horizon"][0]["mae"]) == (3, 2.0)
+    accuracy = get_accuracy(ledger_client, forecasts=1)
+    assert (accuracy["overall"]["n"], accuracy["by_horizon"][0]["mae"]) == (3, 2.0)
 
 
 def test_a_repeated_forecast_counts_once_unless_its_horizon_is_longer(ledger_client: AppClient) -> None:
@@ -120,8 +120,8 @@ def test_a_repeated_forecast_counts_once_unless_its_horizon_is_longer(ledger_cli
         post_forecast(ledger_client, horizon=horizon)
     post_forecast(ledger_client, "b")
     post_actuals(ledger_client, actuals_payload(), actuals_payload("b"))
-    told = get_accuracy(ledger_client, forecasts=2)
-    assert (told["scored"], told["overall"]["n"]) == (2, 6)
+    accuracy = get_accuracy(ledger_client, forecasts=2)
+    assert (accuracy["scored"], accuracy["overall"]["n"]) == (2, 6)
 
 
 def test_actuals_may_arrive_before_their_forecast_is_stored(ledger_client: AppClient) -> None:
@@ -135,18 +135,18 @@ def test_timestamps_match_in_any_format(ledger_client: AppClient) -> None:
     get_accuracy(ledger_client, forecasts=1)
     mixed = {"id": "a", "ds": ["2026-01-01T06:00:00+02:00", "2026-01-01 03:00"]}
     assert post_actuals(ledger_client, {**mixed, "y": [1, 2]})[0]["error"]["code"] == "bad_stamp"
-    told = post_actuals(
+    outcomes = post_actuals(
         ledger_client, {"id": "a", "ds": ["2026-01-01T06:00:00+02:00", "2026-01-01T03:00:00Z"], "y": [1, 2]}
     )
-    assert told[0]["by_horizon"] == {"1": 1, "2": 1}
+    assert outcomes[0]["by_horizon"] == {"1": 1, "2": 1}
     assert post_actuals(ledger_client, {"id": "a", "ds": ["2026-01-01 05:00"], "y": [3]})[0]["by_horizon"] == {"3": 1}
 
 
 def test_integer_steps_are_kept_separate(slot_folder: Path, make_client: MakeClient) -> None:
     publish_stub(slot_folder, freq="1")
     client = make_client(ledger="on")
-    asked = {"series": [{"id": "a", "start": 7, "freq": 1, "y": [1, 2, 3]}], "horizon": 2}
-    assert client.post("/v1/forecast", json=asked).status_code == 200
+    request = {"series": [{"id": "a", "start": 7, "freq": 1, "y": [1, 2, 3]}], "horizon": 2}
+    assert client.post("/v1/forecast", json=request).status_code == 200
     get_accuracy(client, forecasts=1)
     assert post_actuals(client, {"id": "a", "ds": [11, 10], "y": [3, 4]})[0]["by_horizon"] == {"1": 1, "2": 1}
     assert get_accuracy(client, forecasts=1)["overall"]["mae"] == 0.5
@@ -163,7 +163,7 @@ def test_one_bad_series_does_not_affect_its_neighbours(ledger_client: AppClient)
         {"id": "f", "start": 3, "freq": "h", "y": [1]},
         actuals_payload("good", y=(None, 1)),
     )
-    assert [one.get("error", {}).get("code") for one in outcomes] == [
+    assert [outcome.get("error", {}).get("code") for outcome in outcomes] == [
         "history_too_short",
         "irregular_stamps",
         "value_out_of_range",
@@ -197,8 +197,8 @@ def test_one_bad_series_does_not_affect_its_neighbours(ledger_client: AppClient)
     ],
 )
 def test_an_invalid_body_gets_a_documented_error(ledger_client: AppClient, body: bytes, status: int, code: str) -> None:
-    answer = ledger_client.post("/v1/actuals", content=body, headers={"content-type": "application/json"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    response = ledger_client.post("/v1/actuals", content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
 @pytest.mark.parametrize(
@@ -242,24 +242,27 @@ def test_forecasts_are_separated_by_version_and_time(slot_folder: Path, ledger_c
 def test_responses_conform_to_the_openapi_document(ledger_client: AppClient) -> None:
     document = ledger_client.get("/docs.json").json()
     post_forecast(ledger_client, levels=[0.1, 0.9])
-    for told in (
+    for accuracy in (
         get_accuracy(ledger_client, forecasts=1),
         (post_actuals(ledger_client, actuals_payload()), get_accuracy(ledger_client, forecasts=1))[1],
     ):
-        assert schema_violations(told, response_schema(document, "get", "/v1/accuracy", 200), document) == []
+        assert schema_violations(accuracy, response_schema(document, "get", "/v1/accuracy", 200), document) == []
     body = {"series": [actuals_payload(), actuals_payload("b", y=()), {"id": "c", "ds": [TIMESTAMPS[0]], "y": [1.5]}]}
-    asked = document["paths"]["/v1/actuals"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert schema_violations(body, asked, document) == []
-    answer = ledger_client.post("/v1/actuals", json=body).json()
-    assert schema_violations(answer, response_schema(document, "post", "/v1/actuals", 200), document) == []
-    assert {one["name"] for one in document["paths"]["/v1/accuracy"]["get"]["parameters"]} == {"version", "since"}
+    request_schema = document["paths"]["/v1/actuals"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert schema_violations(body, request_schema, document) == []
+    outcomes = ledger_client.post("/v1/actuals", json=body).json()
+    assert schema_violations(outcomes, response_schema(document, "post", "/v1/actuals", 200), document) == []
+    assert {parameter["name"] for parameter in document["paths"]["/v1/accuracy"]["get"]["parameters"]} == {
+        "version",
+        "since",
+    }
 
 
 def test_without_a_ledger_both_routes_report_it(slot_folder: Path, make_client: MakeClient) -> None:
     publish_stub(slot_folder)
     client = make_client()
-    for answer in (client.get("/v1/accuracy"), client.post("/v1/actuals", json={"series": [actuals_payload()]})):
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "ledger_off")
+    for response in (client.get("/v1/accuracy"), client.post("/v1/actuals", json={"series": [actuals_payload()]})):
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "ledger_off")
     post_forecast(client)
     assert not (slot_folder / "ledger.db").exists()
 
@@ -273,42 +276,42 @@ def test_ids_are_stored_as_joinable_hashes_unless_plain_ids_are_allowed(
     get_accuracy(client, forecasts=1)
     assert post_actuals(client, actuals_payload("customer 17"))[0]["scored"] == 1
     file = slot_folder / "ledger.db"
-    held = b"".join(path.read_bytes() for path in slot_folder.glob("ledger.db*"))
-    assert b"customer 17" not in held
+    content = b"".join(path.read_bytes() for path in slot_folder.glob("ledger.db*"))
+    assert b"customer 17" not in content
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    clear = make_client(ledger="on", ledger_clear_ids=True)
-    post_forecast(clear, "customer 18", y=(1.0, 1.0, 1.0, 1.0))
-    get_accuracy(clear, forecasts=2)
+    plain_ids_client = make_client(ledger="on", ledger_clear_ids=True)
+    post_forecast(plain_ids_client, "customer 18", y=(1.0, 1.0, 1.0, 1.0))
+    get_accuracy(plain_ids_client, forecasts=2)
     assert query_rows(slot_folder, "SELECT id FROM ledger_forecasts ORDER BY number") == [(None,), ("customer 18",)]
 
 
 def test_every_worker_samples_the_same_forecasts(slot_folder: Path, make_client: MakeClient) -> None:
     publish_stub(slot_folder)
     names = [f"meter {number}" for number in range(400)]
-    kept = []
+    counts = []
     for share in (0.25, 0.25, 0.5, 0.0):
         client = make_client(ledger="on", ledger_share=share)
         post_forecast(client, *names)
         _wait_for_ledger_writer(client)
-        kept.append(query_rows(slot_folder, "SELECT count(*) FROM ledger_forecasts")[0][0])
-    assert 60 <= kept[0] <= 140
-    assert kept[1] == kept[0]
-    assert 160 <= kept[2] <= 240
-    assert kept[3] == kept[2]
+        counts.append(query_rows(slot_folder, "SELECT count(*) FROM ledger_forecasts")[0][0])
+    assert 60 <= counts[0] <= 140
+    assert counts[1] == counts[0]
+    assert 160 <= counts[2] <= 240
+    assert counts[3] == counts[2]
 
 
 def _wait_for_ledger_writer(client: AppClient) -> None:
-    """Until nothing waits any more."""
-    scribe = _ledger_writer_of(client)
+    """Waits until no forecast is queued."""
+    ledger_writer = _ledger_writer_of(client)
     deadline = time.monotonic() + 10
-    while scribe._queued_forecasts:
+    while ledger_writer._queued_forecasts:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def _ledger_writer_of(client: AppClient) -> LedgerWriter:
-    found = [one for one in _ledger_writers if one._settings.ledger != "off"]
-    return found[-1]
+    writers = [writer for writer in _ledger_writers if writer._settings.ledger != "off"]
+    return writers[-1]
 
 
 _ledger_writers: list[LedgerWriter] = []
@@ -316,14 +319,14 @@ _ledger_writers: list[LedgerWriter] = []
 
 @pytest.fixture(autouse=True)
 def _recorded_ledger_writers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Remembers the scribes that applications make."""
-    before = LedgerWriter.__init__
+    """Records the ledger writers that applications create."""
+    original_init = LedgerWriter.__init__
 
-    def noted(self: LedgerWriter, *args: Any, **fields: Any) -> None:
-        before(self, *args, **fields)
+    def recording_init(self: LedgerWriter, *args: Any, **fields: Any) -> None:
+        original_init(self, *args, **fields)
         _ledger_writers.append(self)
 
-    monkeypatch.setattr(LedgerWriter, "__init__", noted)
+    monkeypatch.setattr(LedgerWriter, "__init__", recording_init)
     yield
     _ledger_writers.clear()
 
@@ -333,18 +336,18 @@ def test_a_locked_database_never_fails_a_forecast(slot_folder: Path, make_client
     client = make_client(ledger="on", ledger_waiting=3)
     post_forecast(client)
     get_accuracy(client, forecasts=1)
-    holder = sqlite3.connect(slot_folder / "ledger.db", isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
-    began = time.monotonic()
+    lock_holder = sqlite3.connect(slot_folder / "ledger.db", isolation_level=None)
+    lock_holder.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
     for number in range(8):
         post_forecast(client, f"held {number}")
-    assert time.monotonic() - began < 4, "the database is held for five seconds and more"
+    assert time.monotonic() - started < 4, "waiting for the lock would take five seconds or more"
     assert actuals_metric(client, "dropped") >= 5
-    assert get_accuracy(client, forecasts=1)["scored"] == 0, "reading goes on"
-    holder.execute("ROLLBACK")
-    holder.close()
-    told = get_accuracy(client, forecasts=4)
-    assert told["forecasts"] == 4, "what waited is kept"
+    assert get_accuracy(client, forecasts=1)["scored"] == 0, "reading is not blocked"
+    lock_holder.execute("ROLLBACK")
+    lock_holder.close()
+    accuracy = get_accuracy(client, forecasts=4)
+    assert accuracy["forecasts"] == 4, "queued forecasts are stored"
 
 
 def test_a_missing_database_never_fails_a_forecast(slot_folder: Path, make_client: MakeClient, tmp_path: Path) -> None:
@@ -352,12 +355,12 @@ def test_a_missing_database_never_fails_a_forecast(slot_folder: Path, make_clien
     (tmp_path / "file").write_text("")
     for address in (f"sqlite:///{tmp_path}/file/ledger.db", "postgresql+psycopg://me:fck_secret@127.0.0.1:9/none"):
         client = make_client(ledger=address)
-        began = time.monotonic()
+        started = time.monotonic()
         post_forecast(client)
-        assert time.monotonic() - began < 4
-        for answer in (client.get("/v1/accuracy"), client.post("/v1/actuals", json={"series": [actuals_payload()]})):
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "ledger_unavailable")
-            assert "secret" not in answer.text
+        assert time.monotonic() - started < 4
+        for response in (client.get("/v1/accuracy"), client.post("/v1/actuals", json={"series": [actuals_payload()]})):
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "ledger_unavailable")
+            assert "secret" not in response.text
 
 
 def test_a_password_is_never_logged(
@@ -375,8 +378,8 @@ def test_forecasts_of_every_format_are_stored(ledger_client: AppClient) -> None:
     columns = {"id": ["b"], "start": [TIMESTAMPS[0]], "freq": "h", "y": [[1, 2, 3]]}
     assert ledger_client.post("/v1/forecast", json={"columns": columns, "horizon": 2}).status_code == 200
     lines = b'{"horizon": 2}\n{"id": "c", "start": "2026-01-01", "freq": "h", "y": [1, 2, 3]}\n'
-    told = ledger_client.post("/v1/forecast", content=lines, headers={"content-type": "application/x-ndjson"})
-    assert told.status_code == 200
+    response = ledger_client.post("/v1/forecast", content=lines, headers={"content-type": "application/x-ndjson"})
+    assert response.status_code == 200
     deepar = {"instances": [{"start": "2026-01-01", "target": [1, 2, 3]}], "configuration": {"output_types": ["mean"]}}
     assert ledger_client.post("/invocations", json=deepar).status_code == 200
     assert get_accuracy(ledger_client, forecasts=3)["scored"] == 0
@@ -384,11 +387,11 @@ def test_forecasts_of_every_format_are_stored(ledger_client: AppClient) -> None:
 
 def test_actuals_require_their_own_scope(slot_folder: Path, make_client: MakeClient, tmp_path: Path) -> None:
     publish_stub(slot_folder)
-    made = {scope: auth.create_key(scope, [scope], tmp_path / "keys") for scope in ("read", "actuals")}
+    keys = {scope: auth.create_key(scope, [scope], tmp_path / "keys") for scope in ("read", "actuals")}
     client = make_client(ledger="on", keys_file=tmp_path / "keys")
 
     def statuses(scope: str) -> list[int]:
-        headers = {"x-api-key": made[scope]}
+        headers = {"x-api-key": keys[scope]}
         return [
             client.post("/v1/actuals", json={"series": [actuals_payload()]}, headers=headers).status_code,
             client.get("/v1/accuracy", headers=headers).status_code,

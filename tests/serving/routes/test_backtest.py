@@ -1,4 +1,4 @@
-"""A backtest over HTTP: the same scores as the library's own, of the same origins."""
+"""POST /v1/backtest: the same scores as the library at the same origins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.serving.test_client import publish_random_model
 MODEL = {"name": "stub", "version": "1"}
 
 
-def send_backtest(y: Any, name: str = "a") -> dict[str, Any]:
+def history_payload(y: Any, name: str = "a") -> dict[str, Any]:
     return series_payload(id=name, y=[None if np.isnan(value) else float(value) for value in y])
 
 
@@ -30,60 +30,62 @@ def test_scores_equal_those_of_the_library(slot_folder: Path, make_client: MakeC
     values = [make_wave(60), make_wave(50, seed=3)]
     values[0][52] = np.nan
     request = {
-        "series": [send_backtest(values[0], "series_0"), send_backtest(values[1], "series_1")],
+        "series": [history_payload(values[0], "series_0"), history_payload(values[1], "series_1")],
         "windows": 4,
         "stride": 3,
     }
-    told = client.post("/v1/backtest", json=request)
-    assert told.status_code == 200, told.text
-    answer = told.json()
-    asked = {"model": predictor, "naive": seasonal_naive(4)}
-    expected = backtest(make_panel(*values), asked, horizon=5, windows=4, season=4, stride=3)
-    assert (answer["horizon"], answer["windows"], answer["stride"]) == (5, 4, 3)
-    for name, ours in (("model", "model"), ("naive", "seasonal_naive")):
-        scores = expected.scores(name)
-        found = answer["overall"][ours]
+    response = client.post("/v1/backtest", json=request)
+    assert response.status_code == 200, response.text
+    result = response.json()
+    forecasters = {"model": predictor, "naive": seasonal_naive(4)}
+    expected = backtest(make_panel(*values), forecasters, horizon=5, windows=4, season=4, stride=3)
+    assert (result["horizon"], result["windows"], result["stride"]) == (5, 4, 3)
+    for name, field in (("model", "model"), ("naive", "seasonal_naive")):
+        expected_scores = expected.scores(name)
+        scores = result["overall"][field]
         for metric in ("mase", "mae", "smape"):
-            assert found[metric] == pytest.approx(scores[metric], rel=1e-4)
-        np.testing.assert_allclose(found["mase_by_step"], expected.mase_by_step(name), rtol=1e-4)
-    assert [one["id"] for one in answer["series"]] == ["series_0", "series_1"]
-    assert answer["model"]["name"] == "small"
+            assert scores[metric] == pytest.approx(expected_scores[metric], rel=1e-4)
+        np.testing.assert_allclose(scores["mase_by_step"], expected.mase_by_step(name), rtol=1e-4)
+    assert [outcome["id"] for outcome in result["series"]] == ["series_0", "series_1"]
+    assert result["model"]["name"] == "small"
 
 
 def test_the_reliable_horizon_ends_where_seasonal_naive_is_better(client: AppClient) -> None:
     y = np.tile([1.0, 2.0, 3.0, 4.0, 5.0, 6.0] * 4, 4)  # the stub's season is 24, and seasonal naive is perfect
-    answer = client.post("/v1/backtest", json={"series": [send_backtest(y)], "horizon": 3, "windows": 2}).json()
-    assert answer["series"][0]["reliable_horizon"] == 0
-    assert answer["series"][0]["seasonal_naive"]["mae"] == 0.0
+    result = client.post("/v1/backtest", json={"series": [history_payload(y)], "horizon": 3, "windows": 2}).json()
+    assert result["series"][0]["reliable_horizon"] == 0
+    assert result["series"][0]["seasonal_naive"]["mae"] == 0.0
     rising = client.post(
-        "/v1/backtest", json={"series": [send_backtest(np.arange(96.0))], "horizon": 3, "windows": 2}
+        "/v1/backtest", json={"series": [history_payload(np.arange(96.0))], "horizon": 3, "windows": 2}
     ).json()
-    assert rising["series"][0]["reliable_horizon"] == 3, "the last value is nearer than yesterday's"
+    assert rising["series"][0]["reliable_horizon"] == 3, "the last value is nearer than the value a season ago"
     assert rising["overall"]["model"]["mae_by_step"] == [1.0, 2.0, 3.0]
 
 
 def test_coverage_is_the_share_of_actuals_below_the_quantile(client: AppClient) -> None:
-    request = {"series": [send_backtest(np.arange(60.0))], "horizon": 2, "windows": 3, "levels": [0.9, 0.1]}
-    answer = client.post("/v1/backtest", json=request).json()
-    assert answer["overall"]["coverage"] == {"0.1": 0.0, "0.9": 0.0}, "it rises by one, the stub's band is narrower"
-    falling = {**request, "series": [send_backtest(-np.arange(60.0))]}
+    request = {"series": [history_payload(np.arange(60.0))], "horizon": 2, "windows": 3, "levels": [0.9, 0.1]}
+    result = client.post("/v1/backtest", json=request).json()
+    assert result["overall"]["coverage"] == {"0.1": 0.0, "0.9": 0.0}, (
+        "the series rises by 1 per step, and the stub's interval is narrower"
+    )
+    falling = {**request, "series": [history_payload(-np.arange(60.0))]}
     assert client.post("/v1/backtest", json=falling).json()["overall"]["coverage"] == {"0.1": 1.0, "0.9": 1.0}
 
 
 def test_a_bad_series_does_not_affect_its_neighbours(client: AppClient) -> None:
     request = {
-        "series": [send_backtest(np.arange(4.0), "short"), send_backtest(np.arange(40.0))],
+        "series": [history_payload(np.arange(4.0), "short"), history_payload(np.arange(40.0))],
         "horizon": 2,
         "windows": 3,
     }
-    answer = client.post("/v1/backtest", json=request)
-    assert answer.status_code == 200
-    first, second = answer.json()["series"]
+    response = client.post("/v1/backtest", json=request)
+    assert response.status_code == 200
+    first, second = response.json()["series"]
     assert first["error"]["code"] == "history_too_short"
-    assert "9" in first["error"]["message"], "what it needs"
+    assert "9" in first["error"]["message"], "the message names the required length"
     assert second["model"]["mae"] == 1.5
-    alone = client.post("/v1/backtest", json={**request, "series": request["series"][:1]})
-    assert (alone.status_code, alone.json()["error"]["code"]) == (422, "history_too_short")
+    single_response = client.post("/v1/backtest", json={**request, "series": request["series"][:1]})
+    assert (single_response.status_code, single_response.json()["error"]["code"]) == (422, "history_too_short")
 
 
 def test_origins_within_the_training_data_are_reported(client: AppClient) -> None:
@@ -99,13 +101,15 @@ def test_origins_within_the_training_data_are_reported(client: AppClient) -> Non
 
 
 def test_constant_and_unobserved_ends_have_no_scores_and_the_response_is_finite(client: AppClient) -> None:
-    answer = client.post("/v1/backtest", json={"series": [send_backtest([5.0] * 40)], "horizon": 2})
-    assert answer.json()["series"][0]["model"]["mase"] is None
+    response = client.post("/v1/backtest", json={"series": [history_payload([5.0] * 40)], "horizon": 2})
+    assert response.json()["series"][0]["model"]["mase"] is None
     y = np.r_[np.arange(40.0), [np.nan] * 6]
-    nothing = client.post("/v1/backtest", json={"series": [send_backtest(y)], "horizon": 2, "levels": [0.5]})
-    assert nothing.status_code == 200
-    told = nothing.json()["series"][0]
-    assert (told["model"]["mae"], told["reliable_horizon"], told["coverage"]) == (None, 0, {"0.5": None})
+    unobserved_response = client.post(
+        "/v1/backtest", json={"series": [history_payload(y)], "horizon": 2, "levels": [0.5]}
+    )
+    assert unobserved_response.status_code == 200
+    outcome = unobserved_response.json()["series"][0]
+    assert (outcome["model"]["mae"], outcome["reliable_horizon"], outcome["coverage"]) == (None, 0, {"0.5": None})
 
 
 @pytest.mark.parametrize(
@@ -124,14 +128,14 @@ def test_constant_and_unobserved_ends_have_no_scores_and_the_response_is_finite(
     ],
 )
 def test_requests_above_the_limits_are_rejected(client: AppClient, fields: dict[str, Any], code: str) -> None:
-    request = {"series": [send_backtest(np.arange(200.0))], "horizon": 2, **fields}
-    answer = client.post("/v1/backtest", json=request)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
+    request = {"series": [history_payload(np.arange(200.0))], "horizon": 2, **fields}
+    response = client.post("/v1/backtest", json=request)
+    assert (response.status_code, response.json()["error"]["code"]) == (422, code)
 
 
 def test_without_a_model_backtest_is_unavailable(make_client: MakeClient) -> None:
-    answer = make_client().post("/v1/backtest", json={"series": [send_backtest(np.arange(40.0))]})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+    response = make_client().post("/v1/backtest", json={"series": [history_payload(np.arange(40.0))]})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
 
 
 def test_every_response_states_the_reliable_horizon(slot_folder: Path, make_client: MakeClient) -> None:
@@ -140,10 +144,10 @@ def test_every_response_states_the_reliable_horizon(slot_folder: Path, make_clie
     from tests.serving.conftest import LastValuePredictor, StubModel
 
     publish_stub(slot_folder)
-    for known, told in ((7, 7), (0, 0), (None, None), ("x", None)):
-        facts = {"reliable_horizon": known}
+    for recorded, expected in ((7, 7), (0, 0), (None, None), ("x", None)):
+        facts = {"reliable_horizon": recorded}
         client = make_client(load=lambda _, facts=facts: LastValuePredictor(replace(StubModel(), facts=facts)))
-        answer = client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 2}).json()
-        assert answer["model"].get("reliable_horizon") == told
-        assert client.get("/v1/model").json()["model"].get("reliable_horizon") == told
-        assert json.dumps(answer["model"])
+        result = client.post("/v1/forecast", json={"series": [series_payload()], "horizon": 2}).json()
+        assert result["model"].get("reliable_horizon") == expected
+        assert client.get("/v1/model").json()["model"].get("reliable_horizon") == expected
+        assert json.dumps(result["model"])

@@ -1,4 +1,4 @@
-"""An explanation over HTTP is that of the library, finite, and as the document says."""
+"""POST /v1/explain: the explanation of the library, with finite numbers, in the documented format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def all_finite_numbers(value: Any) -> list[float]:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
-        return [number for one in value for number in all_finite_numbers(one)]
+        return [number for item in value for number in all_finite_numbers(item)]
     return [value] if isinstance(value, float) else []
 
 
@@ -39,21 +39,21 @@ def test_an_explanation_equals_the_library_and_conforms_to_the_document(
 ) -> None:
     predictor = publish_random_model(slot_folder, **fields)
     client = make_client(load=load_bundle)
-    answer = client.post("/v1/explain", json=explain_request(horizon=3))
-    assert answer.status_code == 200, answer.text
-    told, document = answer.json(), client.get("/docs.json").json()
-    assert schema_violations(told, response_schema(document, "post", "/v1/explain", 200), document) == []
-    assert all(math.isfinite(number) for number in all_finite_numbers(told))
+    response = client.post("/v1/explain", json=explain_request(horizon=3))
+    assert response.status_code == 200, response.text
+    explanation, document = response.json(), client.get("/docs.json").json()
+    assert schema_violations(explanation, response_schema(document, "post", "/v1/explain", 200), document) == []
+    assert all(math.isfinite(number) for number in all_finite_numbers(explanation))
     y = make_wave(40)
     y[35] = np.nan
-    ours = explain(predictor.fitted_model, make_series(y), horizon=3)
-    np.testing.assert_allclose(told["attribution"], ours.attribution, rtol=1e-4, atol=1e-6)
-    assert told["half_life"] == pytest.approx(ours.half_life, rel=1e-4)
-    assert [set(layer["gates"]) for layer in told["layers"]] == [set(layer.gates) for layer in ours.layers]
-    assert told["y"][-5] is None
-    assert told["ds"] == [stamp.isoformat() for stamp in ours.ds]
-    assert set(told["methods"]) == {"half_life", "gates", "attribution"}
-    assert answer.headers["x-model"] == "small/1"
+    expected = explain(predictor.fitted_model, make_series(y), horizon=3)
+    np.testing.assert_allclose(explanation["attribution"], expected.attribution, rtol=1e-4, atol=1e-6)
+    assert explanation["half_life"] == pytest.approx(expected.half_life, rel=1e-4)
+    assert [set(layer["gates"]) for layer in explanation["layers"]] == [set(layer.gates) for layer in expected.layers]
+    assert explanation["y"][-5] is None
+    assert explanation["ds"] == [timestamp.isoformat() for timestamp in expected.ds]
+    assert set(explanation["methods"]) == {"half_life", "gates", "attribution"}
+    assert response.headers["x-model"] == "small/1"
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_a_forecast_that_cannot_be_explained_is_rejected(
     slot_folder: Path, make_client: MakeClient, fields: dict[str, Any], code: str
 ) -> None:
     publish_random_model(slot_folder)
-    answer = make_client(load=load_bundle).post("/v1/explain", json=explain_request(**fields))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
+    response = make_client(load=load_bundle).post("/v1/explain", json=explain_request(**fields))
+    assert (response.status_code, response.json()["error"]["code"]) == (422, code)
 
 
 def test_a_bundle_that_cannot_be_reloaded_is_a_503(slot_folder: Path, make_client: MakeClient) -> None:
-    publish_stub(slot_folder)  # the stub's bundle is none of ours
-    answer = make_client().post("/v1/explain", json=explain_request())
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+    publish_stub(slot_folder)  # the stub's bundle is not a valid one
+    response = make_client().post("/v1/explain", json=explain_request())
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")

@@ -1,4 +1,4 @@
-"""Requests made from our own OpenAPI document, fitting and not: no 5xx, every answer as documented, no way past the keys."""
+"""Valid and invalid requests generated from our OpenAPI document: no 5xx, documented responses only, no access without a key."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.serving.test_client import publish_random_model
 
 pytestmark = pytest.mark.integration
 
-EXAMPLE_COUNT = 12  # of a kind, for each operation
+EXAMPLE_COUNT = 12  # examples of each generation mode, for each operation
 CHECKS = [
     status_code_conformance,
     content_type_conformance,
@@ -43,12 +43,12 @@ PROTECTED_OPERATIONS = [(route.method.upper(), route.path) for route in openapi.
 
 @schemathesis.serializer(ndjson.MEDIA_TYPE, arrow.MEDIA_TYPE)
 def serialize_text(_: Any, value: Any) -> bytes:
-    """Bodies that the document calls text."""
+    """Serialises the bodies that the document describes as text."""
     return value if isinstance(value, bytes) else str(value).encode()
 
 
 class FuzzedApplication:
-    """An application with a real model and keys, and its document as schemathesis reads it."""
+    """An application with a network and keys, and its document as a schemathesis schema."""
 
     def __init__(self, client: AppClient, key: str) -> None:
         self.client = client
@@ -57,16 +57,16 @@ class FuzzedApplication:
         self.schema = schemathesis.openapi.from_dict(document)
 
     def send(self, case: Any, **headers: str) -> httpx.Response:
-        told = case.as_transport_kwargs(base_url="http://forecaster")
-        told["headers"] = {**(told.get("headers") or {}), **headers}
-        told["content"] = told.pop("data", None)
-        told["headers"].pop("Transfer-Encoding", None)
-        url, method = told.pop("url"), told.pop("method")
-        told.pop("cookies", None)
-        answer = self.client.request(method, httpx.URL(url).raw_path.decode(), **told)
-        if answer.status_code >= 500:  # but for who gives us a millisecond
-            assert (answer.status_code, "deadline_ms" in str(case.body)) == (504, True), answer.text
-        return answer
+        arguments = case.as_transport_kwargs(base_url="http://forecaster")
+        arguments["headers"] = {**(arguments.get("headers") or {}), **headers}
+        arguments["content"] = arguments.pop("data", None)
+        arguments["headers"].pop("Transfer-Encoding", None)
+        url, method = arguments.pop("url"), arguments.pop("method")
+        arguments.pop("cookies", None)
+        response = self.client.request(method, httpx.URL(url).raw_path.decode(), **arguments)
+        if response.status_code >= 500:  # only a deadline of a millisecond or so may be missed
+            assert (response.status_code, "deadline_ms" in str(case.body)) == (504, True), response.text
+        return response
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +94,11 @@ def test_valid_requests_get_documented_responses(fuzzed_application: FuzzedAppli
     @with_fuzz_settings
     @given(case=fuzzed_application.schema[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
     def check(case: Any) -> None:
-        answer = fuzzed_application.send(case, **fuzzed_application.auth)
-        case.validate_response(answer, checks=CHECKS)
-        if case.media_type in (None, "application/json"):  # text of any kind is no Arrow, and seldom lines
-            assert answer.status_code in (200, 422, 504), (
-                "422: what no schema can say, such as a history that is too short"
+        response = fuzzed_application.send(case, **fuzzed_application.auth)
+        case.validate_response(response, checks=CHECKS)
+        if case.media_type in (None, "application/json"):  # arbitrary text is never Arrow, and seldom NDJSON
+            assert response.status_code in (200, 422, 504), (
+                "422: rules that a schema cannot express, such as a history that is too short"
             )
 
     check()
@@ -124,8 +124,8 @@ def test_only_public_routes_respond_without_a_key(
     @given(case=fuzzed_application.schema[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
     def check(case: Any) -> None:
         for headers in ({}, {"x-api-key": "fck_wrong"}, {"authorization": "Basic Zjpm"}):
-            answer = fuzzed_application.send(case, **headers)
-            assert (answer.status_code == 401) is not is_open
-            case.validate_response(answer, checks=CHECKS)
+            response = fuzzed_application.send(case, **headers)
+            assert (response.status_code == 401) is not is_open
+            case.validate_response(response, checks=CHECKS)
 
     check()

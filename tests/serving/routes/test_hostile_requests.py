@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is a fixed 4xx in the one error shape, and the next request is answered."""
+"""Hostile requests get a documented 4xx with the standard error body, and the next request succeeds."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ GOOD_BODY = json.dumps({"series": [series_payload()], "horizon": 2})
 
 
 def raw_request(horizon: str = "2", **fields: str) -> str:
-    """A request with raw JSON texts in place of its parts."""
-    parts = {"id": '"a"', "start": '"2026-01-01"', "freq": '"h"', "y": "[1, 2, 3]", **fields}
-    inside = ", ".join(f'"{name}": {text}' for name, text in parts.items())
-    return f'{{"series": [{{{inside}}}], "horizon": {horizon}}}'
+    """Returns a request whose fields are raw JSON texts."""
+    fields_with_defaults = {"id": '"a"', "start": '"2026-01-01"', "freq": '"h"', "y": "[1, 2, 3]", **fields}
+    members = ", ".join(f'"{name}": {text}' for name, text in fields_with_defaults.items())
+    return f'{{"series": [{{{members}}}], "horizon": {horizon}}}'
 
 
 def raw_request_with_levels(levels: str) -> str:
-    """A request with raw JSON text as its levels."""
+    """Returns a request with a raw JSON text as its levels."""
     return f'{raw_request()[:-1]}, "levels": {levels}}}'
 
 
@@ -87,9 +87,9 @@ HOSTILE_BODIES = {
     "level 1e400": (raw_request_with_levels("[1e400]"), 400),
     "level 1e-400, which is 0": (raw_request_with_levels("[1e-400]"), 422),
     "a level twice": (raw_request_with_levels("[0.1, 0.5, 0.1]"), 422),
-    "a level twice, written otherwise": (raw_request_with_levels("[0.1, 1e-1]"), 422),
-    "100 levels": (raw_request_with_levels(json.dumps([place / 101 for place in range(1, 101)])), 422),
-    "too large an answer by its levels": (
+    "a level twice, in another notation": (raw_request_with_levels("[0.1, 1e-1]"), 422),
+    "100 levels": (raw_request_with_levels(json.dumps([index / 101 for index in range(1, 101)])), 422),
+    "too large a response by its levels": (
         json.dumps({"series": [series_payload()] * 50, "horizon": 20, "levels": [0.1, 0.9]}),
         422,
     ),
@@ -143,7 +143,7 @@ HOSTILE_BODIES = {
     "y as an object": (raw_request(y='{"0": 1}'), 422),
     "empty y": (raw_request(y="[]"), 422),
     "y too long": (raw_request(y=json.dumps([1] * 5001)), 422),
-    "y of nothing known": (raw_request(y="[null]"), 422),
+    "y without observed values": (raw_request(y="[null]"), 422),
     "start as a number": (raw_request(start="0"), 422),
     "start beside ds": (raw_request(ds='["2026-01-01"]'), 422),
     "ds null beside start": (raw_request(ds="null"), 422),
@@ -154,8 +154,8 @@ HOSTILE_BODIES = {
     "an id with a line break": (raw_request(id='"a\\nb"'), 422),
     "an id with a terminal's escape": (raw_request(id='"\\u001b[2J"'), 422),
     "an id with a line separator": (raw_request(id='"a\\u2028"'), 422),
-    "samples beyond what is drawn": (f'{raw_request()[:-1]}, "samples": 1001}}', 422),
-    "too large an answer by its samples": (
+    "too many samples": (f'{raw_request()[:-1]}, "samples": 1001}}', 422),
+    "too large a response by its samples": (
         json.dumps({"series": [series_payload()] * 2, "horizon": 2, "samples": 600}),
         422,
     ),
@@ -168,26 +168,26 @@ HOSTILE_BODIES = {
     "no columns": (json.dumps({"columns": {"id": [], "start": [], "freq": "h", "y": []}, "horizon": 2}), 422),
     "deadline 0": (f'{raw_request()[:-1]}, "deadline_ms": 0}}', 422),
     "deadline as text": (f'{raw_request()[:-1]}, "deadline_ms": "10"}}', 422),
-    "more values than are taken at once": (
+    "too many values": (
         json.dumps({"series": [series_payload(y=[1] * 600)] * 20, "horizon": 2}),
         422,
     ),
     "an id of a megabyte": (raw_request(id=json.dumps("a" * 50_000)), 422),
     "a field name of a megabyte": (raw_request(**{"a" * 50_000: "1"}), 422),
-    "more stamps than values": ('{"series": [{"id": "a", "ds": ["2026-01-01"], "y": [1, 2]}], "horizon": 2}', 422),
+    "more timestamps than values": ('{"series": [{"id": "a", "ds": ["2026-01-01"], "y": [1, 2]}], "horizon": 2}', 422),
     "a start of 2**64": (raw_request(start=str(2**64)), 422),
     "a start of 10**400": (raw_request(start=f"1{'0' * 400}"), 400),
     "a start as an object": (raw_request(start="{}"), 422),
     "a frequency of 2**64": (raw_request(start="1", freq=str(2**64)), 422),
     "a frequency as a list": (raw_request(freq="[1]"), 422),
-    "nested stamps": ('{"series": [{"id": "a", "ds": [[1], [2]], "y": [1, 2]}], "horizon": 2}', 422),
-    "stamps of 2**63": (
+    "nested timestamps": ('{"series": [{"id": "a", "ds": [[1], [2]], "y": [1, 2]}], "horizon": 2}', 422),
+    "timestamps of 2**63": (
         f'{{"series": [{{"id": "a", "ds": [{2**63}, {2**63 + 1}], "y": [1, 2]}}], "horizon": 2}}',
         422,
     ),
-    "stamps as numbers": ('{"series": [{"id": "a", "ds": [1, 2], "y": [1, 2]}], "horizon": 2}', 422),
+    "timestamps as numbers": ('{"series": [{"id": "a", "ds": [1, 2], "y": [1, 2]}], "horizon": 2}', 422),
     "too many series": (json.dumps({"series": [series_payload()] * 51, "horizon": 2}), 422),
-    "too large an answer": (json.dumps({"series": [series_payload()] * 50, "horizon": 41}), 422),
+    "too large a response": (json.dumps({"series": [series_payload()] * 50, "horizon": 41}), 422),
     "too large a body": (" " * 100_001, 413),
 }
 
@@ -205,18 +205,18 @@ def check_error_body(response: Any) -> None:
 @pytest.mark.parametrize("name", HOSTILE_BODIES)
 def test_a_hostile_body_is_rejected_and_the_next_request_is_answered(client: AppClient, name: str) -> None:
     content, status = HOSTILE_BODIES[name]
-    answer = client.post("/v1/forecast", content=content, headers=JSON_HEADERS)
-    assert answer.status_code == status, answer.text
-    check_error_body(answer)
+    response = client.post("/v1/forecast", content=content, headers=JSON_HEADERS)
+    assert response.status_code == status, response.text
+    check_error_body(response)
     assert client.post("/v1/forecast", content=GOOD_BODY, headers=JSON_HEADERS).status_code == 200
 
 
 @pytest.mark.parametrize(("name", "path"), checkerboard_product(HOSTILE_BODIES, ["/v1/explain", "/v1/backtest"]))
 def test_other_routes_reject_every_hostile_body(client: AppClient, name: str, path: str) -> None:
     content, status = HOSTILE_BODIES[name]
-    answer = client.post(path, content=content, headers=JSON_HEADERS)
-    assert answer.status_code == status, answer.text
-    check_error_body(answer)
+    response = client.post(path, content=content, headers=JSON_HEADERS)
+    assert response.status_code == status, response.text
+    check_error_body(response)
 
 
 @pytest.mark.parametrize(
@@ -256,9 +256,9 @@ def test_a_hostile_request_is_rejected(
     client: AppClient, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
     content = GOOD_BODY.encode() if method == "POST" else None
-    answer = client.request(method, path, content=content, headers=headers)
-    assert answer.status_code == status, answer.text
-    check_error_body(answer)
+    response = client.request(method, path, content=content, headers=headers)
+    assert response.status_code == status, response.text
+    check_error_body(response)
     assert client.post("/v1/forecast", content=GOOD_BODY, headers=JSON_HEADERS).status_code == 200
 
 
@@ -271,16 +271,16 @@ def test_a_chunked_body_is_limited_too(client: AppClient) -> None:
         for _ in range(200):
             yield b" " * 1000
 
-    answer = client.post("/v1/forecast", content=chunks(), headers=JSON_HEADERS)
-    assert answer.status_code == 413
-    assert answer.headers["connection"] == "close"
-    check_error_body(answer)
+    response = client.post("/v1/forecast", content=chunks(), headers=JSON_HEADERS)
+    assert response.status_code == 413
+    assert response.headers["connection"] == "close"
+    check_error_body(response)
 
 
 def test_charset_utf8_and_a_request_id_are_accepted(client: AppClient) -> None:
     headers = {"content-type": 'Application/JSON; charset="UTF-8"', "x-request-id": "abc-1.2_3"}
-    answer = client.post("/v1/forecast", content=GOOD_BODY, headers=headers)
-    assert (answer.status_code, answer.headers["x-request-id"]) == (200, "abc-1.2_3")
+    response = client.post("/v1/forecast", content=GOOD_BODY, headers=headers)
+    assert (response.status_code, response.headers["x-request-id"]) == (200, "abc-1.2_3")
     assert client.get("/livez", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
 
 
@@ -297,17 +297,17 @@ def test_the_access_log_cannot_be_forged(client: AppClient, caplog: pytest.LogCa
 def test_an_unexpected_failure_is_a_500_without_details_and_is_logged(
     slot_folder: Any, make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Breaking(LastValuePredictor):
+    class RaisingPredictor(LastValuePredictor):
         def _forecast_series(self, series: Any, horizon: int) -> Any:
             if series.id != "warm-up":
                 raise RuntimeError("secret internals")
             return super()._forecast_series(series, horizon)
 
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: Breaking())
-    answer = client.post("/v1/forecast", content=GOOD_BODY, headers=JSON_HEADERS)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
-    assert "secret" not in answer.text
+    client = make_client(load=lambda folder: RaisingPredictor())
+    response = client.post("/v1/forecast", content=GOOD_BODY, headers=JSON_HEADERS)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in response.text
     assert "secret internals" in caplog.text
     assert client.get("/livez").status_code == 200
 
@@ -318,10 +318,10 @@ def test_a_websocket_is_closed() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    async def never(*_: Any) -> Any:
-        raise AssertionError("nobody calls the application")
+    async def unexpected_call(*_: Any) -> Any:
+        raise AssertionError("the application is not called")
 
-    anyio.run(RequestMiddleware(never, max_body_bytes=1), {"type": "websocket"}, never, send)
+    anyio.run(RequestMiddleware(unexpected_call, max_body_bytes=1), {"type": "websocket"}, unexpected_call, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
@@ -355,7 +355,7 @@ REQUESTS = VALUES | st.fixed_dictionaries(
 
 @pytest.fixture(scope="module", params=["h", "1"])
 def shared_client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
-    """An application for many examples."""
+    """An application shared by many examples."""
     folder = tmp_path_factory.mktemp("slot")
     publish_stub(folder, freq=request.param)
     with application_clients(folder) as make:
@@ -366,7 +366,7 @@ def shared_client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 @given(REQUESTS)
 def test_no_json_causes_a_5xx(shared_client: AppClient, fields: Any) -> None:
     content = json.dumps(fields, ensure_ascii=True)
-    answer = shared_client.post("/v1/forecast", content=content, headers=JSON_HEADERS)
-    assert answer.status_code in (200, 400, 413, 422), answer.text
-    if answer.status_code != 200:
-        check_error_body(answer)
+    response = shared_client.post("/v1/forecast", content=content, headers=JSON_HEADERS)
+    assert response.status_code in (200, 400, 413, 422), response.text
+    if response.status_code != 200:
+        check_error_body(response)

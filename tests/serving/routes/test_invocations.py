@@ -1,4 +1,4 @@
-"""POST /invocations: what clients of SageMaker's DeepAR and of MLflow's scoring send, and what they get."""
+"""POST /invocations: requests and responses in the formats of SageMaker's DeepAR and of MLflow's scoring server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def post_invocation(client: AppClient, content: Any) -> Any:
 
 
 def dataframe_split(frame: pd.DataFrame) -> Any:
-    """As mlflow.deployments and `mlflow models predict` write a frame."""
+    """Returns a frame as mlflow.deployments and `mlflow models predict` serialise it."""
     return json.loads(frame.to_json(orient="split", index=False, date_format="iso"))
 
 
@@ -53,12 +53,12 @@ def dataframe_records(frame: pd.DataFrame) -> Any:
 
 def test_a_deepar_instance_gets_its_configured_outputs(invocations_client: AppClient) -> None:
     configuration = {"num_samples": 2, "output_types": ["mean", "quantiles", "samples"], "quantiles": ["0.5", "0.9"]}
-    answer = post_invocation(
+    response = post_invocation(
         invocations_client,
         {"instances": [DEEPAR_INSTANCE, {**DEEPAR_INSTANCE, "target": [1, 2, 3]}], "configuration": configuration},
     )
-    assert answer.status_code == 200, answer.text
-    assert answer.json() == {
+    assert response.status_code == 200, response.text
+    assert response.json() == {
         "predictions": [
             {
                 "mean": [113.0, 113.0],
@@ -72,7 +72,7 @@ def test_a_deepar_instance_gets_its_configured_outputs(invocations_client: AppCl
             },
         ]
     }
-    assert answer.headers["x-model"] == "stub/1"
+    assert response.headers["x-model"] == "stub/1"
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_a_deepar_instance_gets_its_configured_outputs(invocations_client: AppCl
 def test_only_requested_outputs_are_returned(
     invocations_client: AppClient, configuration: Any, names: set[str]
 ) -> None:
-    asked = {"instances": [DEEPAR_INSTANCE]} | ({"configuration": configuration} if configuration else {})
-    assert set(post_invocation(invocations_client, asked).json()["predictions"][0]) == names
+    request = {"instances": [DEEPAR_INSTANCE]} | ({"configuration": configuration} if configuration else {})
+    assert set(post_invocation(invocations_client, request).json()["predictions"][0]) == names
 
 
 def test_categories_and_features_map_to_the_columns_of_the_model(slot_folder: Path, make_client: MakeClient) -> None:
@@ -103,37 +103,41 @@ def test_categories_and_features_map_to_the_columns_of_the_model(slot_folder: Pa
         num_covariates=encoding.num_covariates,
         static_cardinalities=encoding.static_cardinalities,
     )
-    wide = Predictor(FittedModel(spec, "h", 4, pd.Timestamp("2026-01-01"), encoding, network, make_calibration()))
+    predictor = Predictor(FittedModel(spec, "h", 4, pd.Timestamp("2026-01-01"), encoding, network, make_calibration()))
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: wide)
-    y, promo = [float(value) for value in range(10)], [float(place % 2) for place in range(14)]
+    client = make_client(load=lambda folder: predictor)
+    y, promo = [float(value) for value in range(10)], [float(step % 2) for step in range(14)]
     instance = {"start": "2026-01-01 00:00:00", "target": y, "cat": [1], "dynamic_feat": [promo]}
-    [found] = post_invocation(client, {"instances": [instance]}).json()["predictions"]
-    one = Series("a", pd.Timestamp("2026-01-01"), "h", np.array(y), {"promo": np.array(promo)}, static={"region": "1"})
-    expected = wide.forecast(one, 4, levels=[0.1])
-    np.testing.assert_allclose(found["mean"], expected.mean, rtol=1e-6)
-    np.testing.assert_allclose(found["quantiles"]["0.1"], expected.quantiles[0.1], rtol=1e-6)
-    assert post_invocation(client, {"instances": [{**instance, "cat": 1}]}).json()["predictions"] == [found]
+    [prediction] = post_invocation(client, {"instances": [instance]}).json()["predictions"]
+    series = Series(
+        "a", pd.Timestamp("2026-01-01"), "h", np.array(y), {"promo": np.array(promo)}, static={"region": "1"}
+    )
+    expected = predictor.forecast(series, 4, levels=[0.1])
+    np.testing.assert_allclose(prediction["mean"], expected.mean, rtol=1e-6)
+    np.testing.assert_allclose(prediction["quantiles"]["0.1"], expected.quantiles[0.1], rtol=1e-6)
+    assert post_invocation(client, {"instances": [{**instance, "cat": 1}]}).json()["predictions"] == [prediction]
     for name in ("cat", "dynamic_feat"):
-        lacking = {key: value for key, value in instance.items() if key != name}
-        answer = post_invocation(client, {"instances": [instance, lacking]})
-        assert (answer.status_code, answer.json()["error"]["where"]) == (422, f"instances.1.{name}")
+        incomplete = {key: value for key, value in instance.items() if key != name}
+        response = post_invocation(client, {"instances": [instance, incomplete]})
+        assert (response.status_code, response.json()["error"]["where"]) == (422, f"instances.1.{name}")
 
 
 def test_an_uncalibrated_model_returns_means_unless_quantiles_are_requested(
     slot_folder: Path, make_client: MakeClient
 ) -> None:
     spec = Spec(name="plain", context=3, horizon=2, network=NetworkSpec(hidden=4))
-    plain = FittedModel(
+    fitted_model = FittedModel(
         spec, "h", 24, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, regressor.build_network(spec, seed=0)
     )
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: Predictor(plain))
+    client = make_client(load=lambda folder: Predictor(fitted_model))
     assert set(post_invocation(client, {"instances": [DEEPAR_INSTANCE]}).json()["predictions"][0]) == {"mean"}
-    asked = post_invocation(client, {"instances": [DEEPAR_INSTANCE], "configuration": {"quantiles": ["0.5"]}})
-    assert asked.json()["error"]["code"] == "level_out_of_range"
-    drawn = post_invocation(client, {"instances": [DEEPAR_INSTANCE], "configuration": {"output_types": ["samples"]}})
-    assert (drawn.status_code, drawn.json()["error"]["code"]) == (422, "bad_spec")
+    with_quantiles = post_invocation(client, {"instances": [DEEPAR_INSTANCE], "configuration": {"quantiles": ["0.5"]}})
+    assert with_quantiles.json()["error"]["code"] == "level_out_of_range"
+    with_samples = post_invocation(
+        client, {"instances": [DEEPAR_INSTANCE], "configuration": {"output_types": ["samples"]}}
+    )
+    assert (with_samples.status_code, with_samples.json()["error"]["code"]) == (422, "bad_spec")
 
 
 @pytest.mark.parametrize(
@@ -152,28 +156,30 @@ def test_an_uncalibrated_model_returns_means_unless_quantiles_are_requested(
     ],
 )
 def test_every_mlflow_format_gets_one_row_per_step(invocations_client: AppClient, content: Any) -> None:
-    answer = post_invocation(invocations_client, {**content, "params": {"horizon": 1, "levels": [0.9, 0.1]}})
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["predictions"] == [
+    response = post_invocation(invocations_client, {**content, "params": {"horizon": 1, "levels": [0.9, 0.1]}})
+    assert response.status_code == 200, response.text
+    assert response.json()["predictions"] == [
         {"unique_id": "b", "ds": "2026-01-01T03:00:00", "mean": 3.5, "0.1": 3.6, "0.9": 4.4},
         {"unique_id": "a", "ds": "2026-01-02T04:00:00", "mean": 4.0, "0.1": 4.1, "0.9": 4.9},
     ]
-    assert len(post_invocation(invocations_client, content).json()["predictions"]) == 4, "the model's own horizon"
+    assert len(post_invocation(invocations_client, content).json()["predictions"]) == 4, (
+        "the model's horizon by default"
+    )
 
 
 def test_mlflow_frames_can_have_covariates_and_their_future_values(slot_folder: Path, make_client: MakeClient) -> None:
-    wide = Predictor(make_model(calibration=make_calibration()))
+    predictor = Predictor(make_model(calibration=make_calibration()))
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: wide)
+    client = make_client(load=lambda folder: predictor)
     ds = pd.date_range("2026-01-01", periods=16, freq="h")
     y = [float(value) for value in range(12)]
-    promo, weather = [float(place % 3 == 0) for place in range(16)], ["sun", "rain"] * 8
+    promo, weather = [float(step % 3 == 0) for step in range(16)], ["sun", "rain"] * 8
     frame = pd.DataFrame(
         {"unique_id": "a", "ds": ds, "y": y + [None] * 4, "promo": promo, "weather": weather, "region": "north"}
     )
-    answer = post_invocation(client, {"dataframe_split": dataframe_split(frame)})
-    assert answer.status_code == 200, answer.text
-    one = Series(
+    response = post_invocation(client, {"dataframe_split": dataframe_split(frame)})
+    assert response.status_code == 200, response.text
+    series = Series(
         "a",
         ds[0],
         "h",
@@ -182,7 +188,7 @@ def test_mlflow_frames_can_have_covariates_and_their_future_values(slot_folder: 
         static={"region": "north"},
     )
     np.testing.assert_allclose(
-        [row["mean"] for row in answer.json()["predictions"]], wide.forecast(one, 4).mean, rtol=1e-6
+        [row["mean"] for row in response.json()["predictions"]], predictor.forecast(series, 4).mean, rtol=1e-6
     )
 
 
@@ -228,8 +234,8 @@ def test_mlflow_frames_can_have_covariates_and_their_future_values(slot_folder: 
 def test_an_invalid_request_is_a_422_with_the_standard_error_body(
     invocations_client: AppClient, content: Any, code: str
 ) -> None:
-    answer = post_invocation(invocations_client, content)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
+    response = post_invocation(invocations_client, content)
+    assert (response.status_code, response.json()["error"]["code"]) == (422, code)
 
 
 @pytest.mark.parametrize(
@@ -242,10 +248,10 @@ def test_an_invalid_request_is_a_422_with_the_standard_error_body(
 )
 def test_invocations_conform_to_the_openapi_document(invocations_client: AppClient, content: Any) -> None:
     document = invocations_client.get("/docs.json").json()
-    answer = post_invocation(invocations_client, content)
+    response = post_invocation(invocations_client, content)
     assert (
         schema_violations(
-            answer.json(), response_schema(document, "post", "/invocations", answer.status_code), document
+            response.json(), response_schema(document, "post", "/invocations", response.status_code), document
         )
         == []
     )
@@ -286,20 +292,20 @@ def test_no_frame_causes_a_5xx(invocations_client: AppClient, rows: list[dict[st
 
 def test_samples_over_http_equal_those_of_the_library(slot_folder: Path, make_client: MakeClient) -> None:
     spec = Spec(name="drawn", context=8, horizon=4, head=HeadSpec(kind="gaussian"), network=NetworkSpec(hidden=8))
-    drawing = Predictor(
+    predictor = Predictor(
         FittedModel(
             spec, "h", 24, pd.Timestamp("2026-01-01"), EMPTY_ENCODING, regressor.build_network(spec, seed=0, season=24)
         )
     )
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: drawing)
+    client = make_client(load=lambda folder: predictor)
     y = [float(value) for value in 10 + np.sin(np.arange(12))]
     rows = [{"id": name, "start": "2026-01-01", "freq": "h", "y": y} for name in "ab"]
-    answer = client.post("/v1/forecast", json={"series": rows, "horizon": 5, "samples": 7, "seed": 3})
-    one = Series("a", pd.Timestamp("2026-01-01"), "h", np.array(y))
-    [paths] = drawing.sample_batch([one], 5, paths=7, seed=3)
-    first, second = (np.array(found["samples"]) for found in answer.json()["forecasts"])
-    assert isinstance(drawing.forecast(one, 5), Forecast)
+    response = client.post("/v1/forecast", json={"series": rows, "horizon": 5, "samples": 7, "seed": 3})
+    series = Series("a", pd.Timestamp("2026-01-01"), "h", np.array(y))
+    [paths] = predictor.sample_batch([series], 5, paths=7, seed=3)
+    first, second = (np.array(forecast["samples"]) for forecast in response.json()["forecasts"])
+    assert isinstance(predictor.forecast(series, 5), Forecast)
     np.testing.assert_allclose(first, paths, rtol=1e-6)
     assert first.shape == (7, 5)
-    assert not np.allclose(first, second), "of another id"
+    assert not np.allclose(first, second), "the samples depend on the id"

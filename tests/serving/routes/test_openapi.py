@@ -1,4 +1,4 @@
-"""/docs.json and the other GET routes: what is documented is what is answered."""
+"""/docs.json and the other GET routes: requests and responses conform to the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ JSON_TYPES |= {"integer": int, "number": (int, float)}
 
 
 def schema_violations(value: Any, schema: dict[str, Any], document: dict[str, Any], location: str = "$") -> list[str]:
-    """What of a value its JSON schema does not allow: the keywords that pydantic writes for us, and no others."""
-    known = {"$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf", "const"}
-    known |= {
+    """Returns the violations of a JSON schema by a value; supports the keywords that pydantic writes for our models."""
+    supported = {"$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf", "const"}
+    supported |= {
         "minimum",
         "maximum",
         "exclusiveMinimum",
@@ -29,58 +29,72 @@ def schema_violations(value: Any, schema: dict[str, Any], document: dict[str, An
         "minItems",
         "maxItems",
     }
-    known |= {"uniqueItems", "pattern", "maxProperties", "propertyNames", "title", "description", "default", "examples"}
-    assert set(schema) <= known, f"{location}: keywords {set(schema) - known} are not checked here"
+    supported |= {
+        "uniqueItems",
+        "pattern",
+        "maxProperties",
+        "propertyNames",
+        "title",
+        "description",
+        "default",
+        "examples",
+    }
+    assert set(schema) <= supported, f"{location}: keywords {set(schema) - supported} are not supported"
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/components/schemas/")
         return schema_violations(value, document["components"]["schemas"][name], document, location)
     for keyword in ("anyOf", "oneOf"):
         if keyword in schema:
-            fitting = [one for one in schema[keyword] if not schema_violations(value, one, document, location)]
-            ok = len(fitting) == 1 if keyword == "oneOf" else bool(fitting)
-            return [] if ok else [f"{location}: {len(fitting)} of {keyword} fit"]
-    kind = schema.get("type")
-    if kind and (not isinstance(value, JSON_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")):
-        return [f"{location}: {value!r} is no {kind}"]
-    found: list[str] = []
+            matches = [option for option in schema[keyword] if not schema_violations(value, option, document, location)]
+            is_valid = len(matches) == 1 if keyword == "oneOf" else bool(matches)
+            return [] if is_valid else [f"{location}: {len(matches)} of {keyword} match"]
+    json_type = schema.get("type")
+    if json_type and (
+        not isinstance(value, JSON_TYPES[json_type]) or (isinstance(value, bool) and json_type != "boolean")
+    ):
+        return [f"{location}: {value!r} is not of type {json_type}"]
+    violations: list[str] = []
     if "const" in schema and value != schema["const"]:
-        found.append(f"{location}: {value!r}")
-    if kind in ("integer", "number"):
-        above, below = schema.get("exclusiveMinimum", float("-inf")), schema.get("exclusiveMaximum", float("inf"))
-        if value < schema.get("minimum", value) or not above < value < below:
-            found.append(f"{location}: {value} is out of range")
-    if kind in ("string", "array"):
-        least = schema.get("minLength", schema.get("minItems", 0))
-        if not least <= len(value) <= schema.get("maxLength", schema.get("maxItems", len(value))):
-            found.append(f"{location}: length {len(value)}")
-    if kind == "string" and not re.search(schema.get("pattern", "").replace("$", r"\Z"), value):
-        found.append(f"{location}: {value!r} does not match")
-    if kind == "array":
+        violations.append(f"{location}: {value!r}")
+    if json_type in ("integer", "number"):
+        exclusive_minimum, exclusive_maximum = (
+            schema.get("exclusiveMinimum", float("-inf")),
+            schema.get("exclusiveMaximum", float("inf")),
+        )
+        if value < schema.get("minimum", value) or not exclusive_minimum < value < exclusive_maximum:
+            violations.append(f"{location}: {value} is out of range")
+    if json_type in ("string", "array"):
+        min_length = schema.get("minLength", schema.get("minItems", 0))
+        if not min_length <= len(value) <= schema.get("maxLength", schema.get("maxItems", len(value))):
+            violations.append(f"{location}: length {len(value)}")
+    if json_type == "string" and not re.search(schema.get("pattern", "").replace("$", r"\Z"), value):
+        violations.append(f"{location}: {value!r} does not match")
+    if json_type == "array":
         if schema.get("uniqueItems") and len(set(value)) != len(value):
-            found.append(f"{location}: an item twice")
+            violations.append(f"{location}: duplicate items")
         for index, item in enumerate(value):
-            found += schema_violations(item, schema.get("items", {}), document, f"{location}.{index}")
-    if kind == "object":
+            violations += schema_violations(item, schema.get("items", {}), document, f"{location}.{index}")
+    if json_type == "object":
         if len(value) > schema.get("maxProperties", len(value)):
-            found.append(f"{location}: {len(value)} properties")
-        properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
-        found += [f"{location}: {name} is missing" for name in schema.get("required", []) if name not in value]
+            violations.append(f"{location}: {len(value)} properties")
+        properties, additional = schema.get("properties", {}), schema.get("additionalProperties", {})
+        violations += [f"{location}: {name} is missing" for name in schema.get("required", []) if name not in value]
         for name, item in value.items():
-            found += schema_violations(
+            violations += schema_violations(
                 name, {"type": "string", **schema.get("propertyNames", {})}, document, f"{location}.{name}"
             )
             if name in properties:
-                found += schema_violations(item, properties[name], document, f"{location}.{name}")
-            elif others is False:
-                found.append(f"{location}: {name} is unknown")
-            elif isinstance(others, dict):
-                found += schema_violations(item, others, document, f"{location}.{name}")
-    return found
+                violations += schema_violations(item, properties[name], document, f"{location}.{name}")
+            elif additional is False:
+                violations.append(f"{location}: {name} is unknown")
+            elif isinstance(additional, dict):
+                violations += schema_violations(item, additional, document, f"{location}.{name}")
+    return violations
 
 
 def response_schema(document: dict[str, Any], method: str, path: str, status: int) -> dict[str, Any]:
-    answers = document["paths"][path][method.lower()]["responses"]
-    schema: dict[str, Any] = answers[str(status)]["content"]["application/json"]["schema"]
+    responses = document["paths"][path][method.lower()]["responses"]
+    schema: dict[str, Any] = responses[str(status)]["content"]["application/json"]["schema"]
     return schema
 
 
@@ -127,19 +141,19 @@ def test_responses_conform_to_the_openapi_document(
     client: AppClient, method: str, path: str, content: Any, status: int
 ) -> None:
     document = client.get("/docs.json").json()
-    answer = client.request(method, path, json=content)
-    assert answer.status_code == status, answer.text
+    response = client.request(method, path, json=content)
+    assert response.status_code == status, response.text
     documented = "post" if path == "/v1/forecast" else "get"
-    assert schema_violations(answer.json(), response_schema(document, documented, path, status), document) == []
+    assert schema_violations(response.json(), response_schema(document, documented, path, status), document) == []
 
 
 @pytest.mark.parametrize("path", ["/v1/model", "/readyz"])
 def test_the_response_without_a_model_conforms_to_the_openapi_document(make_client: MakeClient, path: str) -> None:
     client = make_client()
     document = client.get("/docs.json").json()
-    answer = client.get(path)
-    assert answer.status_code == 503
-    assert schema_violations(answer.json(), response_schema(document, "get", path, 503), document) == []
+    response = client.get(path)
+    assert response.status_code == 503
+    assert schema_violations(response.json(), response_schema(document, "get", path, 503), document) == []
 
 
 @pytest.mark.parametrize(
@@ -169,7 +183,7 @@ def test_the_response_without_a_model_conforms_to_the_openapi_document(make_clie
         ({"series": [series_payload()], "horizon": 2, "levels": [0.1, 0.1]}, False),
         ({"series": [series_payload()], "horizon": 2, "levels": [0]}, False),
         ({"series": [series_payload()], "horizon": 2, "levels": [1]}, False),
-        ({"series": [series_payload()], "horizon": 2, "levels": [place / 101 for place in range(1, 101)]}, False),
+        ({"series": [series_payload()], "horizon": 2, "levels": [index / 101 for index in range(1, 101)]}, False),
         ({"series": [series_payload()], "horizon": 2, "samples": 3, "seed": 7}, True),
         ({"series": [series_payload()], "horizon": 2, "samples": -1}, False),
         ({"series": [series_payload()], "horizon": 2, "samples": 1.5}, False),
@@ -213,18 +227,22 @@ def test_the_openapi_document_accepts_the_requests_that_the_server_accepts(
 def test_every_route_and_every_code_is_documented(client: AppClient) -> None:
     document = client.get("/docs.json").json()
     assert document["openapi"].startswith("3.1")
-    told = str(document["paths"])
-    assert [code for code in ERROR_CODES if f"`{code}`" not in told] == []
+    paths = str(document["paths"])
+    assert [code for code in ERROR_CODES if f"`{code}`" not in paths] == []
     for path, operations in document["paths"].items():
         for method in operations:
-            answer = client.request(method.upper(), path, json={} if method == "post" else None)
-            assert answer.status_code != 404 or answer.json()["error"]["code"] == "ledger_off"
+            response = client.request(method.upper(), path, json={} if method == "post" else None)
+            assert response.status_code != 404 or response.json()["error"]["code"] == "ledger_off"
 
 
 def test_the_deployed_model_is_described(client: AppClient) -> None:
-    answer = client.get("/v1/model").json()
-    assert (answer["freq"], answer["season"], answer["cutoff"]) == ("h", 24, "2026-01-01T00:00:00")
-    assert (answer["spec"]["context"], answer["facts"]["scores"], answer["card"]) == (3, {"mase": 1.0}, "# A stub\n")
+    description = client.get("/v1/model").json()
+    assert (description["freq"], description["season"], description["cutoff"]) == ("h", 24, "2026-01-01T00:00:00")
+    assert (description["spec"]["context"], description["facts"]["scores"], description["card"]) == (
+        3,
+        {"mase": 1.0},
+        "# A stub\n",
+    )
 
 
 def test_responses_with_integer_steps_conform_to_the_openapi_document(
@@ -233,10 +251,10 @@ def test_responses_with_integer_steps_conform_to_the_openapi_document(
     publish_stub(slot_folder, freq="1")
     client = make_client()
     document = client.get("/docs.json").json()
-    answer = client.post("/v1/forecast", json=INTEGER_STEPS_REQUEST)
-    assert answer.status_code == 200
-    assert schema_violations(answer.json(), response_schema(document, "post", "/v1/forecast", 200), document) == []
-    assert [one.get("ds") for one in answer.json()["forecasts"]] == [
+    response = client.post("/v1/forecast", json=INTEGER_STEPS_REQUEST)
+    assert response.status_code == 200
+    assert schema_violations(response.json(), response_schema(document, "post", "/v1/forecast", 200), document) == []
+    assert [outcome.get("ds") for outcome in response.json()["forecasts"]] == [
         [21, 22, 23],
         [0, 1, 2],
         [10, 11, 12],

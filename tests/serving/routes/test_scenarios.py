@@ -1,4 +1,4 @@
-"""POST /v1/scenarios: one history read once, forked; each scenario is answered as a request of its own would be."""
+"""POST /v1/scenarios: the history is read once, and each scenario gets the forecast that a separate request would get."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ SCENARIOS: list[dict[str, Any]] = [
 
 @pytest.fixture
 def serve_random_model(slot_folder: Path, make_client: MakeClient) -> Callable[..., AppClient]:
-    """Serves a network that reads covariates."""
+    """Serves a network with covariates and random weights."""
 
-    def start(**fields: Any) -> AppClient:
+    def make(**fields: Any) -> AppClient:
         publish_stub(slot_folder)
-        forecaster = make_model(encoding=ENCODING, **COLUMNS, **fields)
+        fitted_model = make_model(encoding=ENCODING, **COLUMNS, **fields)
         if fields.get("members"):
-            forecaster = replace(
-                forecaster, other_networks=(make_model(encoding=ENCODING, **COLUMNS, **fields).network,) * 2
+            fitted_model = replace(
+                fitted_model, other_networks=(make_model(encoding=ENCODING, **COLUMNS, **fields).network,) * 2
             )
-            forecaster.other_networks[0].output.bias.data.add_(0.5)
-        return make_client(load=lambda _: Predictor(forecaster))
+            fitted_model.other_networks[0].output.bias.data.add_(0.5)
+        return make_client(load=lambda _: Predictor(fitted_model))
 
-    return start
+    return make
 
 
 def post_scenarios(client: AppClient, item: dict[str, Any], scenarios: Any = SCENARIOS, **options: Any) -> Any:
@@ -49,12 +49,12 @@ def post_scenarios(client: AppClient, item: dict[str, Any], scenarios: Any = SCE
 
 
 def forecast_alone(client: AppClient, item: dict[str, Any], scenario: dict[str, Any], **options: Any) -> Any:
-    """The forecast of a scenario asked for in the usual way."""
-    given = {
+    """Returns the forecast of a scenario from /v1/forecast."""
+    covariates = {
         name: values[:STEPS] + scenario["covariates"].get(name, values[STEPS:])
         for name, values in item["covariates"].items()
     }
-    content = {"series": [{**item, "covariates": given}], "horizon": HORIZON, **options}
+    content = {"series": [{**item, "covariates": covariates}], "horizon": HORIZON, **options}
     return client.post("/v1/forecast", json=content).json()["forecasts"][0]
 
 
@@ -70,69 +70,77 @@ def forecast_alone(client: AppClient, item: dict[str, Any], scenario: dict[str, 
 def test_every_scenario_equals_a_separate_request(
     serve_random_model: Callable[..., AppClient], fields: dict[str, Any]
 ) -> None:
-    client, item, ask = (
+    client, item, options = (
         serve_random_model(**fields),
         series_request(make_history(), end=STEPS),
         {"levels": [0.1, 0.9], "samples": 7, "seed": 3},
     )
-    found = post_scenarios(client, item, **ask).json()["scenarios"]
-    for one, scenario in zip(found, SCENARIOS, strict=True):
-        expected = forecast_alone(client, item, scenario, **ask)
-        assert (one["name"], one["ds"], one["warnings"]) == (scenario["name"], expected["ds"], expected["warnings"])
-        np.testing.assert_allclose(one["mean"], expected["mean"], rtol=1e-5)
-        np.testing.assert_allclose(one["samples"], expected["samples"], rtol=1e-5)
-        np.testing.assert_allclose(one["quantiles"]["0.9"], expected["quantiles"]["0.9"], rtol=1e-5)
-    means = [np.array(one["mean"]) for one in found]
+    outcomes = post_scenarios(client, item, **options).json()["scenarios"]
+    for outcome, scenario in zip(outcomes, SCENARIOS, strict=True):
+        expected = forecast_alone(client, item, scenario, **options)
+        assert (outcome["name"], outcome["ds"], outcome["warnings"]) == (
+            scenario["name"],
+            expected["ds"],
+            expected["warnings"],
+        )
+        np.testing.assert_allclose(outcome["mean"], expected["mean"], rtol=1e-5)
+        np.testing.assert_allclose(outcome["samples"], expected["samples"], rtol=1e-5)
+        np.testing.assert_allclose(outcome["quantiles"]["0.9"], expected["quantiles"]["0.9"], rtol=1e-5)
+    means = [np.array(outcome["mean"]) for outcome in outcomes]
     assert not np.allclose(means[0], means[1])
-    assert "difference" not in found[0]
-    np.testing.assert_allclose(found[2]["difference"], means[2] - means[0], atol=1e-12)
+    assert "difference" not in outcomes[0]
+    np.testing.assert_allclose(outcomes[2]["difference"], means[2] - means[0], atol=1e-12)
 
 
 def test_all_scenarios_share_their_noise(serve_random_model: Callable[..., AppClient]) -> None:
     client, item = serve_random_model(head={"kind": "gaussian"}), series_request(make_history(), end=STEPS)
     twins = [SCENARIOS[1], {**SCENARIOS[1], "name": "again"}, SCENARIOS[2]]
-    one, again, other = (
-        np.array(each["samples"]) for each in post_scenarios(client, item, twins, samples=50).json()["scenarios"]
+    first, duplicate, other = (
+        np.array(outcome["samples"]) for outcome in post_scenarios(client, item, twins, samples=50).json()["scenarios"]
     )
-    np.testing.assert_array_equal(one, again)
-    apart = (other - one)[:, 0]
-    assert apart.std() < 0.5 * one[:, 0].std(), "noise of their own would make differences wider than either"
-    assert abs(apart.mean()) > 0
+    np.testing.assert_array_equal(first, duplicate)
+    differences = (other - first)[:, 0]
+    assert differences.std() < 0.5 * first[:, 0].std(), (
+        "independent noise would make the differences vary more than the samples"
+    )
+    assert abs(differences.mean()) > 0
 
 
 def test_the_history_is_read_once(serve_random_model: Callable[..., AppClient]) -> None:
-    client, rows = serve_random_model(), []
+    client, shapes = serve_random_model(), []
     assert client.slot.current is not None
     predictor: Any = client.slot.current.predictor
-    predictor.network.recurrent.register_forward_pre_hook(lambda _, given: rows.append(tuple(given[0].shape[:2])))
+    predictor.network.recurrent.register_forward_pre_hook(
+        lambda _, arguments: shapes.append(tuple(arguments[0].shape[:2]))
+    )
     post_scenarios(client, series_request(make_history(), end=STEPS))
-    assert rows[0] == (1, 16), "one row, the context"
-    assert set(rows[1:]) == {(3, 1)}, "and from there on a row for each scenario"
+    assert shapes[0] == (1, 16), "one row, for the context"
+    assert set(shapes[1:]) == {(3, 1)}, "then one row for each scenario"
 
 
 def test_scenarios_resume_from_a_state_token(serve_random_model: Callable[..., AppClient]) -> None:
-    client, whole = serve_random_model(), make_history()
-    item = series_request(whole, end=STEPS)
+    client, full_series = serve_random_model(), make_history()
+    item = series_request(full_series, end=STEPS)
     expected = post_scenarios(client, item, return_state=True).json()
     state = client.post(
-        "/v1/forecast", json={"series": [series_request(whole, end=50)], "horizon": 2, "return_state": True}
+        "/v1/forecast", json={"series": [series_request(full_series, end=50)], "horizon": 2, "return_state": True}
     ).json()
     state = state["forecasts"][0]["state"]
-    for going_on in (
-        series_request(whole, start=50, end=STEPS, state=state),
+    for continued in (
+        series_request(full_series, start=50, end=STEPS, state=state),
         {
             "id": "a",
             "state": expected["state"],
             "y": [],
-            "covariates": series_request(whole, start=STEPS, end=STEPS)["covariates"],
+            "covariates": series_request(full_series, start=STEPS, end=STEPS)["covariates"],
         },
     ):
-        found = post_scenarios(client, going_on).json()["scenarios"]
-        for one, other in zip(found, expected["scenarios"], strict=True):
-            np.testing.assert_allclose(one["mean"], other["mean"], rtol=1e-5)
-    full = {"promo": [1.0] * HORIZON, "sky": SKY_VALUES}
-    bare = {"id": "a", "state": expected["state"], "y": []}
-    assert post_scenarios(client, bare, [{"name": "x", "covariates": full}]).status_code == 200
+        outcomes = post_scenarios(client, continued).json()["scenarios"]
+        for outcome, expected_outcome in zip(outcomes, expected["scenarios"], strict=True):
+            np.testing.assert_allclose(outcome["mean"], expected_outcome["mean"], rtol=1e-5)
+    covariates = {"promo": [1.0] * HORIZON, "sky": SKY_VALUES}
+    without_covariates = {"id": "a", "state": expected["state"], "y": []}
+    assert post_scenarios(client, without_covariates, [{"name": "x", "covariates": covariates}]).status_code == 200
 
 
 def test_a_bad_scenario_never_affects_its_neighbours(serve_random_model: Callable[..., AppClient]) -> None:
@@ -144,8 +152,8 @@ def test_a_bad_scenario_never_affects_its_neighbours(serve_random_model: Callabl
         {"name": "size", "covariates": {"promo": [1e200] * HORIZON}},
         {"name": "empty", "covariates": {"promo": []}},
     ]
-    found = post_scenarios(client, item, [*bad[:2], SCENARIOS[1], *bad[2:]]).json()["scenarios"]
-    assert [one["error"]["code"] if "error" in one else None for one in found] == [
+    outcomes = post_scenarios(client, item, [*bad[:2], SCENARIOS[1], *bad[2:]]).json()["scenarios"]
+    assert [outcome["error"]["code"] if "error" in outcome else None for outcome in outcomes] == [
         "covariate_unknown",
         "covariate_unknown",
         None,
@@ -153,27 +161,27 @@ def test_a_bad_scenario_never_affects_its_neighbours(serve_random_model: Callabl
         "value_out_of_range",
         None,
     ]
-    assert "difference" not in found[2], "the first has no forecast"
-    np.testing.assert_allclose(found[2]["mean"], forecast_alone(client, item, SCENARIOS[1])["mean"], rtol=1e-5)
-    answer = post_scenarios(client, item, bad[:1])
-    assert (answer.status_code, answer.json()["error"]["where"]) == (422, "short")
+    assert "difference" not in outcomes[2], "the first has no forecast"
+    np.testing.assert_allclose(outcomes[2]["mean"], forecast_alone(client, item, SCENARIOS[1])["mean"], rtol=1e-5)
+    response = post_scenarios(client, item, bad[:1])
+    assert (response.status_code, response.json()["error"]["where"]) == (422, "short")
 
 
 def test_historical_covariates_suffice_if_scenarios_provide_the_future(
     serve_random_model: Callable[..., AppClient],
 ) -> None:
     client, item = serve_random_model(), series_request(make_history(), end=STEPS)
-    short = {**item, "covariates": {name: values[:STEPS] for name, values in item["covariates"].items()}}
-    full = {"name": "full", "covariates": {"promo": [1.0] * HORIZON, "sky": SKY_VALUES}}
-    found = post_scenarios(client, short, [full, SCENARIOS[1]]).json()["scenarios"]
-    np.testing.assert_allclose(found[0]["mean"], forecast_alone(client, item, full)["mean"], rtol=1e-5)
-    assert found[1]["error"]["code"] == "covariate_unknown"
-    assert "'sky'" in found[1]["error"]["message"]
+    item_without_future = {**item, "covariates": {name: values[:STEPS] for name, values in item["covariates"].items()}}
+    full_scenario = {"name": "full", "covariates": {"promo": [1.0] * HORIZON, "sky": SKY_VALUES}}
+    outcomes = post_scenarios(client, item_without_future, [full_scenario, SCENARIOS[1]]).json()["scenarios"]
+    np.testing.assert_allclose(outcomes[0]["mean"], forecast_alone(client, item, full_scenario)["mean"], rtol=1e-5)
+    assert outcomes[1]["error"]["code"] == "covariate_unknown"
+    assert "'sky'" in outcomes[1]["error"]["message"]
 
 
 def test_a_model_without_covariates_rejects_scenarios(client: AppClient) -> None:
-    answer = post_scenarios(client, series_payload(), [{"name": "x", "covariates": {}}])
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "covariate_unknown")
+    response = post_scenarios(client, series_payload(), [{"name": "x", "covariates": {}}])
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "covariate_unknown")
 
 
 @pytest.mark.parametrize(
@@ -208,9 +216,9 @@ def test_an_invalid_request_is_reported_with_its_location(
     client = publish_stub_client(slot_folder, make_client)
     good = {"series": series_payload(covariates={"promo": [1.0] * 8}), "scenarios": SCENARIOS[:2], "horizon": HORIZON}
     assert client.post("/v1/scenarios", json=good).status_code == 200
-    answer = client.post("/v1/scenarios", json={**good, **content})
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["where"]) == (status, code, location), error
+    response = client.post("/v1/scenarios", json={**good, **content})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["where"]) == (status, code, location), error
 
 
 def test_responses_conform_to_the_openapi_document(slot_folder: Path, make_client: MakeClient) -> None:
@@ -230,14 +238,17 @@ def test_responses_conform_to_the_openapi_document(slot_folder: Path, make_clien
             "levels": [0.1],
             "return_state": True,
         }
-        request = document["paths"]["/v1/scenarios"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        assert schema_violations(content, request, document) == []
-        answer = client.post("/v1/scenarios", json=content)
-        assert answer.status_code == status
+        request_schema = document["paths"]["/v1/scenarios"]["post"]["requestBody"]["content"]["application/json"][
+            "schema"
+        ]
+        assert schema_violations(content, request_schema, document) == []
+        response = client.post("/v1/scenarios", json=content)
+        assert response.status_code == status
         assert (
-            schema_violations(answer.json(), response_schema(document, "post", "/v1/scenarios", status), document) == []
+            schema_violations(response.json(), response_schema(document, "post", "/v1/scenarios", status), document)
+            == []
         )
-        assert answer.headers["x-model"] == "stub/1"
+        assert response.headers["x-model"] == "stub/1"
 
 
 def publish_stub_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
