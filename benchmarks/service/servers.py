@@ -24,7 +24,7 @@ from benchmarks.service.load_generator import LoadJob, LoadResult
 from benchmarks.service.raw_route import BUNDLE_VARIABLE
 from forecaster.bundle import artifact
 from forecaster.spec import NetworkSpec, Spec
-from serving.deployment import slot as slots
+from serving.deployment import releases
 from serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,11 +101,11 @@ def write_bundle(folder: Path, *, seed: int = 1, **fields: Any) -> str:
 
 def publish_bundle(slot: Path, *, version: str = "1", seed: int = 1, damaged: bool = False, **fields: Any) -> str:
     """Publishes a bundle in a slot as a follower does; returns its digest. A damaged bundle does not match its manifest."""
-    with slots.staging(slot) as draft:
+    with releases.staging(slot) as draft:
         digest = write_bundle(draft / "bundle", seed=seed, **fields)
         if damaged:
             (draft / "bundle" / "weights.safetensors").write_bytes(b"damaged")
-        slots.publish(slot, draft / "bundle", slots.Release(name="demand", version=version, digest=digest))
+        releases.publish(slot, draft / "bundle", releases.Release(name="demand", version=version, digest=digest))
     return digest
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 from forecaster.errors import BundleError, MissingPackage, NoSuchModel
 from forecaster.storage.failpoints import fail_point
 from serving import log_format
-from serving.deployment import local_rollback, slot, status
-from serving.deployment.slot import Release
+from serving.deployment import local_rollback, releases, status
+from serving.deployment.releases import Release
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def find_update(registry: RegistryClient, target: FollowTarget) -> BundleVersion
     """
     version = registry.resolve(target.name, target.alias)
     # Read before the rollback, because a rollback is written before the slot changes.
-    current = slot.current_release(target.slot)
+    current = releases.current_release(target.slot)
     rollback = local_rollback.read_rollback(target.slot)
     if rollback is not None and rollback.instead_of == _to_release(version):
         return None
@@ -81,13 +81,13 @@ def install_version(
     verify: VerifyBundle = verify_on_all_engines,
 ) -> None:
     """Deploys a version to the slot. Raises BundleError if it is invalid, MissingPackage if this server cannot run it."""
-    with slot.staging(target.slot) as draft:
+    with releases.staging(target.slot) as draft:
         bundle = registry.fetch(version, draft / "bundle")
         fail_point("reload.fetched")
         verify(bundle)
         fail_point("reload.verified")
-        slot.publish(target.slot, bundle, _to_release(version))
-    slot.prune_releases(target.slot, keep=target.keep)
+        releases.publish(target.slot, bundle, _to_release(version))
+    releases.prune_releases(target.slot, keep=target.keep)
     log.info("published: %s", _to_release(version).model_dump_json())
 
 

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from forecaster.errors import ForecasterError, NoSuchModel
 from forecaster.storage import atomic
 from forecaster.storage.failpoints import fail_point
+from serving.deployment import releases
 from serving.deployment import slot as slots
-from serving.deployment.slot import LoadPredictor, Release
+from serving.deployment.releases import Release
+from serving.deployment.slot import LoadPredictor
 
 _FILE_NAME = "pinned.json"
 
@@ -67,7 +69,7 @@ def roll_back(slot: Path, name: str, *, at: str, load: LoadPredictor = slots.loa
 
     Raises NoSuchModel if the slot has no previous release, BundleError if that is invalid, or MissingPackage.
     """
-    rollback, current = read_rollback(slot), slots.current_release(slot)
+    rollback, current = read_rollback(slot), releases.current_release(slot)
     if current is None or current.name != name or (rollback is not None and rollback.release.name != name):
         raise NoSuchModel(
             f"Expected a server of '{name}' with the slot {slot}; found "
@@ -75,7 +77,7 @@ def roll_back(slot: Path, name: str, *, at: str, load: LoadPredictor = slots.loa
             where=name,
         )
     if rollback is None:
-        release = slots.previous_release(slot, name)
+        release = releases.previous_release(slot, name)
         if release is None:
             raise NoSuchModel(
                 f"Expected a release of '{name}' in the slot {slot} besides the one in use; found none. Roll back in the "
@@ -88,7 +90,7 @@ def roll_back(slot: Path, name: str, *, at: str, load: LoadPredictor = slots.loa
         atomic.write_text(slot / _FILE_NAME, rollback.model_dump_json())
         fail_point("local.pinned")
     if current != rollback.release:
-        slots.restore_release(slot, rollback.release)
+        releases.restore_release(slot, rollback.release)
     fail_point("local.linked")
     return rollback
 
@@ -103,8 +105,8 @@ def undo_rollback(slot: Path, name: str) -> LocalRollback:
         raise NoSuchModel(
             f"Expected '{name}' to be rolled back in the slot {slot}; it is not. There is nothing to undo.", where=name
         )
-    if slots.bundle_path(slot, rollback.instead_of).exists():
-        slots.restore_release(slot, rollback.instead_of)
+    if releases.bundle_path(slot, rollback.instead_of).exists():
+        releases.restore_release(slot, rollback.instead_of)
     fail_point("local.restored")
     return rollback
 

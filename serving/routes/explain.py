@@ -15,7 +15,8 @@ from pydantic import Field
 from forecaster.errors import BundleError, ForecasterError, MissingPackage
 from serving.asgi.bodies import Body
 from serving.deadline import Deadline
-from serving.deployment.slot import DeployedModel, bundle_path
+from serving.deployment.releases import bundle_path
+from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.outcomes import require_model
 from serving.formats import limits, parsing

@@ -40,7 +40,7 @@ from pipelines.tracking import reader
 from pipelines.training.train import train
 from serving.deployment import local_rollback
 from serving.deployment.follower import FollowTarget, find_update
-from serving.deployment.slot import current_release
+from serving.deployment.releases import current_release
 from tests.compatibility import relocation
 from tests.system.processes import free_port, start_process, wait_until
 

@@ -16,7 +16,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from forecaster.bundle import artifact
-from serving.deployment.slot import LoadPredictor, Release, Slot, publish, staging
+from serving.deployment.releases import Release, publish, staging
+from serving.deployment.slot import LoadPredictor, Slot
 from serving.routes import app
 from serving.settings import Settings
 from tests.serving.conftest import load_stub, write_stub

@@ -22,7 +22,8 @@ from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.prediction.carry import truncate_series
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
-from serving.deployment.slot import LoadPredictor, Release, publish, staging
+from serving.deployment.releases import Release, publish, staging
+from serving.deployment.slot import LoadPredictor
 from serving.routes import app
 from serving.settings import Settings
 

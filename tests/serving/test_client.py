@@ -40,7 +40,8 @@ from forecaster.errors import (
 from forecaster.prediction.predictor import Predictor
 from pipelines.cli import main
 from serving.asgi import auth
-from serving.deployment.slot import LoadPredictor, Release, Slot, load_bundle, publish, staging
+from serving.deployment.releases import Release, publish, staging
+from serving.deployment.slot import LoadPredictor, Slot, load_bundle
 from serving.routes import app
 from serving.settings import Settings
 from tests.factories import make_forecaster, make_spec, make_wave

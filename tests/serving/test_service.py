@@ -25,6 +25,7 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.registry.registry import Registry, create_client
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
+from serving.deployment import releases
 from serving.deployment import slot as slots
 from serving.settings import Settings
 
@@ -43,9 +44,9 @@ def save_random_model(folder: Path, *, seed: int) -> str:
 
 
 def publish_random_model(slot: Path, *, version: str, seed: int) -> FittedModel:
-    with slots.staging(slot) as draft:
+    with releases.staging(slot) as draft:
         digest = save_random_model(draft / "bundle", seed=seed)
-        slots.publish(slot, draft / "bundle", slots.Release(name="tiny", version=version, digest=digest))
+        releases.publish(slot, draft / "bundle", releases.Release(name="tiny", version=version, digest=digest))
     return artifact.load_bundle(slot / "current" / "bundle")
 
 

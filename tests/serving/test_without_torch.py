@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from forecaster.bundle import artifact
+from serving.deployment import releases
 from serving.deployment import slot as slots
 from tests.factories import make_forecaster, make_spec
 
@@ -70,9 +71,9 @@ def forecast_without_torch(slot: Path, request_json: str = "{}") -> dict[str, An
 
 
 def publish_model(slot: Path, **fields: Any) -> None:
-    with slots.staging(slot) as draft:
+    with releases.staging(slot) as draft:
         digest = artifact.save_bundle(make_forecaster(make_spec(**fields)), draft / "bundle", card="")
-        slots.publish(slot, draft / "bundle", slots.Release(name="small", version="1", digest=digest))
+        releases.publish(slot, draft / "bundle", releases.Release(name="small", version="1", digest=digest))
 
 
 @pytest.mark.parametrize(

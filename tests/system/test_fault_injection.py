@@ -23,7 +23,7 @@ from pipelines.promotion.promote import verify_audit_log
 from pipelines.scheduling.jobs import Job
 from pipelines.scheduling.scheduler import Scheduler
 from pipelines.settings import Root
-from serving.deployment import local_rollback
+from serving.deployment import local_rollback, releases
 from serving.deployment import slot as slots
 from serving.deployment.follower import FollowTarget, find_update, install_version
 from tests.case_selection import fail_points_of, sample_cases
@@ -107,8 +107,8 @@ def test_a_killed_local_rollback_is_recoverable(
 ) -> None:
     store = Registry(promotion_root.root.store_uri)
     entry_count = len(verify_audit_log(promotion_root.root, "small").entries)
-    new_release = slots.current_release(followed_slot.slot)
-    old_release = slots.previous_release(followed_slot.slot, "small")
+    new_release = releases.current_release(followed_slot.slot)
+    old_release = releases.previous_release(followed_slot.slot, "small")
     assert new_release is not None
     assert old_release is not None
     command = ["rollback", "small", "--local", "--root", "root"]
@@ -119,14 +119,14 @@ def test_a_killed_local_rollback_is_recoverable(
         command, expected, entry_count = [*command, "--undo"], new_release, entry_count + 1
     point = name.partition(",")[0]
     assert fork_server.run(command, promotion_root.folder, failpoints=f"{point}=kill") != 0, f"{point} was not reached"
-    release = slots.current_release(followed_slot.slot)
+    release = releases.current_release(followed_slot.slot)
     assert release == (new_release if name == "local.pinned" else expected)
     assert release is not None
     slots.validate_release(followed_slot.slot, release)
     assert len(verify_audit_log(promotion_root.root, "small").entries) == entry_count + name.startswith("local.audited")
     assert find_update(store, followed_slot) is None, "the follower reverts neither"
     assert fork_server.run(command, promotion_root.folder) == 0, promotion_root.read_log()
-    assert slots.current_release(followed_slot.slot) == expected
+    assert releases.current_release(followed_slot.slot) == expected
     assert (local_rollback.read_rollback(followed_slot.slot) is None) == is_undo
     log = verify_audit_log(promotion_root.root, "small")
     assert len(log.entries) == entry_count + 1, "one entry per command, however often it is repeated"

@@ -18,7 +18,7 @@ from pipelines.cli import main
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.training.train import train
-from serving.deployment import slot as slots
+from serving.deployment import releases
 from serving.routes import app
 from serving.settings import Settings
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
@@ -205,10 +205,10 @@ def test_a_trained_model_of_integer_steps_forecasts_over_http(
     fresh_root: Root, integer_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training, folder = train(DataSource(str(integer_table)), make_small_spec(), fresh_root), tmp_path / "slot"
-    with slots.staging(folder) as draft:
+    with releases.staging(folder) as draft:
         artifact.save_bundle(training.forecaster, draft / "bundle", card="# small\n")
         digest = artifact.compute_bundle_digest(draft / "bundle")
-        slots.publish(folder, draft / "bundle", slots.Release(name="small", version="1", digest=digest))
+        releases.publish(folder, draft / "bundle", releases.Release(name="small", version="1", digest=digest))
     application = app.build_application(Settings(slot=folder))
     application.slot.reload_if_changed()
     y = read_panel(DataSource(str(integer_table))).series[0].y.tolist()

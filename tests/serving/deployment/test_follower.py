@@ -12,7 +12,7 @@ import pytest
 
 from forecaster.errors import BundleDamaged, MissingPackage, NoSuchModel
 from forecaster.registry.registry import BundleVersion
-from serving.deployment import slot as slots
+from serving.deployment import releases
 from serving.deployment.follower import FollowTarget, find_update, follow, install_version, main
 from tests.serving.conftest import load_stub, write_stub
 
@@ -62,7 +62,7 @@ def run_follower(registry: FakeRegistry, target: FollowTarget, *actions: object)
     remaining_actions = iter(actions)
 
     def pause(_: float) -> None:
-        release = slots.current_release(target.slot)
+        release = releases.current_release(target.slot)
         versions.append(release.version if release else None)
         for action in remaining_actions:
             assert callable(action)
@@ -136,7 +136,7 @@ def test_a_blend_without_its_package_is_rejected_once(
     with pytest.raises(StopFollowing):
         follow(lambda: fake_registry, followed_model, poll_s=1, retry_s=1000, verify=verify, sleep=pause)
     assert fake_registry.fetch_count == 1, "it is not fetched again at every poll"
-    assert slots.current_release(followed_model.slot) is None
+    assert releases.current_release(followed_model.slot) is None
     assert "Expected the package 'statsforecast'" in caplog.text
 
 
@@ -146,7 +146,7 @@ def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new_release(
     fake_registry.promote("1", shift=1.0)
     assert fake_registry.champion is not None
     install_version(fake_registry, fake_registry.champion, followed_model, verify=load_stub)
-    before = slots.current_release(followed_model.slot)
+    before = releases.current_release(followed_model.slot)
     fake_registry.promote("2", shift=2.0)
 
     def kill(*_: object, **__: object) -> NoReturn:
@@ -157,9 +157,9 @@ def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new_release(
             patch.setattr(owner, name, kill)
             with pytest.raises(KeyboardInterrupt):
                 install_version(fake_registry, fake_registry.champion, followed_model, verify=load_stub)
-        assert slots.current_release(followed_model.slot) == before
+        assert releases.current_release(followed_model.slot) == before
     install_version(fake_registry, fake_registry.champion, followed_model, verify=load_stub)
-    release = slots.current_release(followed_model.slot)
+    release = releases.current_release(followed_model.slot)
     assert release is not None
     assert release.version == "2"
 
@@ -172,7 +172,7 @@ def test_a_store_that_returns_a_different_bundle_is_rejected(
     version = fake_registry.champion._replace(digest="0" * 64)
     with pytest.raises(BundleDamaged):
         install_version(fake_registry, version, followed_model, verify=load_stub)
-    assert slots.current_release(followed_model.slot) is None
+    assert releases.current_release(followed_model.slot) is None
 
 
 def test_the_follower_without_a_registry_explains_its_usage(monkeypatch: pytest.MonkeyPatch) -> None:

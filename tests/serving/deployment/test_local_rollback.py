@@ -9,8 +9,7 @@ import pytest
 from forecaster.errors import BundleDamaged, NoSuchModel
 from forecaster.registry.registry import BundleVersion
 from forecaster.storage.failpoints import ENABLED_VARIABLE, FAIL_POINTS, POINTS_VARIABLE, FailPointError
-from serving.deployment import local_rollback, status
-from serving.deployment import slot as slots
+from serving.deployment import local_rollback, releases, status
 from serving.deployment.follower import FollowTarget, find_update, install_version
 from serving.deployment.slot import Slot
 from tests.serving.conftest import load_stub
@@ -73,7 +72,7 @@ def test_a_registry_rollback_ends_the_local_one_and_the_next_promotion_is_follow
     champion = fake_registry.champion
     assert champion is not None
     roll_back_locally(followed_model)
-    release = slots.current_release(followed_model.slot)
+    release = releases.current_release(followed_model.slot)
     assert release is not None
 
     def set_champion(version: BundleVersion) -> None:
@@ -124,9 +123,9 @@ def test_without_a_previous_release_the_slot_is_unchanged(fake_registry: FakeReg
 
 @pytest.mark.parametrize("manifest", ['{"bad": 1}', '{"shift": 5.0, "freq": "h"}'])
 def test_a_damaged_release_is_not_restored(followed_model: FollowTarget, manifest: str) -> None:
-    release = slots.previous_release(followed_model.slot, "sales")
+    release = releases.previous_release(followed_model.slot, "sales")
     assert release is not None
-    (slots.bundle_path(followed_model.slot, release) / "manifest.json").write_text(manifest)
+    (releases.bundle_path(followed_model.slot, release) / "manifest.json").write_text(manifest)
     with pytest.raises(BundleDamaged):
         roll_back_locally(followed_model)
     assert version_in_use(followed_model) == "2"
@@ -177,7 +176,7 @@ def test_a_restored_release_is_pruned_last(fake_registry: FakeRegistry, followed
     fake_registry.promote("3", shift=3.0)
     assert fake_registry.champion is not None
     install_version(fake_registry, fake_registry.champion, followed_model._replace(keep=2), verify=load_stub)
-    release = slots.previous_release(followed_model.slot, "sales")
+    release = releases.previous_release(followed_model.slot, "sales")
     assert release is not None
     assert release.version == "2"
 

@@ -24,10 +24,10 @@ from forecaster.bundle import artifact
 from forecaster.errors import BundleDamaged, BundleError
 from forecaster.registry.registry import BundleVersion, Registry
 from forecaster.storage.failpoints import ENABLED_VARIABLE, POINTS_VARIABLE, FailPointError
-from serving.deployment import slot as slots
-from serving.deployment import status
+from serving.deployment import releases, status
 from serving.deployment.follower import FollowTarget, follow, install_version
-from serving.deployment.slot import Release, Slot, load_bundle, publish, staging
+from serving.deployment.releases import Release, publish, staging
+from serving.deployment.slot import Slot, load_bundle
 from tests.case_selection import fail_points_of
 from tests.factories import make_forecaster, make_spec
 from tests.serving.conftest import AppClient, MakeClient, load_stub, publish_stub, series_payload, write_stub
@@ -272,10 +272,10 @@ def test_worker_and_follower_reject_a_bad_bundle_with_a_reason_and_keep_the_old_
     assert payload["refused"]["reason"].startswith(reason), payload["refused"]["reason"]
     assert str(tmp_path) not in payload["refused"]["reason"]
     assert client.post("/v1/forecast", json=request).json() == before
-    release = slots.current_release(followed_model.slot)
+    release = releases.current_release(followed_model.slot)
     with pytest.raises(BundleError):
         install_version(BadBundleRegistry(tmp_path), version, followed_model)
-    assert slots.current_release(followed_model.slot) == release
+    assert releases.current_release(followed_model.slot) == release
 
 
 def reload_model(folder: Path, version: str) -> None:
@@ -328,7 +328,7 @@ def test_a_killed_or_failed_reload_leaves_the_old_or_the_new_model(
     child.start()
     child.join(60)
     assert child.exitcode == (-signal.SIGKILL if fault == "kill" else 9)
-    release = slots.current_release(tmp_path / "slot")
+    release = releases.current_release(tmp_path / "slot")
     assert release is not None
     is_published = name in ("reload.linked", "reload.before_swap")
     assert release.version == ("2" if is_published else "1")

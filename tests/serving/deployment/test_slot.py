@@ -15,6 +15,7 @@ from forecaster.engines.kernel import KernelEngine
 from forecaster.engines.onnx.runner import OnnxEngine
 from forecaster.model.recurrence.compiled import load_compiled_backend
 from forecaster.prediction.predictor import Predictor
+from serving.deployment import releases
 from serving.deployment import slot as slots
 from serving.deployment.slot import DeployedModel, Slot
 from tests.factories import make_forecaster, make_spec
@@ -53,7 +54,7 @@ def test_an_empty_slot_has_no_model_until_one_is_published(slot_folder: Path) ->
     release = publish_stub(slot_folder)
     slot.reload_if_changed()
     assert slot.current is not None
-    assert slot.current.release == release == slots.current_release(slot_folder)
+    assert slot.current.release == release == releases.current_release(slot_folder)
 
 
 def test_a_published_model_is_swapped_atomically_under_concurrent_readers(slot_folder: Path) -> None:
@@ -93,12 +94,12 @@ def test_a_published_model_is_swapped_atomically_under_concurrent_readers(slot_f
 
 
 def publish_damaged(folder: Path, manifest: str) -> None:
-    with slots.staging(folder) as draft:
+    with releases.staging(folder) as draft:
         (draft / "bundle").mkdir()
         (draft / "bundle" / "manifest.json").write_text(manifest)
         (draft / "bundle" / "card.md").write_text("")
-        release = slots.Release(name="stub", version="9", digest=artifact.compute_bundle_digest(draft / "bundle"))
-        slots.publish(folder, draft / "bundle", release)
+        release = releases.Release(name="stub", version="9", digest=artifact.compute_bundle_digest(draft / "bundle"))
+        releases.publish(folder, draft / "bundle", release)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_a_damaged_slot_is_treated_as_empty(slot_folder: Path, damage: str) -> N
     slot = make_bundle(slot_folder)
     slot.reload_if_changed()
     assert slot.current is None
-    assert slots.current_release(slot_folder) is None
+    assert releases.current_release(slot_folder) is None
 
 
 def test_publishing_an_existing_release_again_updates_its_version(slot_folder: Path) -> None:
@@ -168,9 +169,9 @@ def test_old_releases_are_pruned_but_never_the_current_one(slot_folder: Path) ->
     for version in range(1, 5):
         publish_stub(slot_folder, version=str(version), shift=float(version))
     publish_stub(slot_folder, version="0", shift=0.0)
-    slots.prune_releases(slot_folder, keep=3)
+    releases.prune_releases(slot_folder, keep=3)
     assert len(list((slot_folder / "releases").iterdir())) == 3
-    assert slots.current_release(slot_folder) == first
+    assert releases.current_release(slot_folder) == first
 
 
 def test_a_running_server_deploys_a_new_model(slot_folder: Path, make_client: MakeClient) -> None:

@@ -13,7 +13,8 @@ import pytest
 from forecaster.bundle import artifact
 from forecaster.intervals.conformal import calibrate
 from serving import ledger_writer as ledgers
-from serving.deployment.slot import Release, load_bundle, publish, staging
+from serving.deployment.releases import Release, publish, staging
+from serving.deployment.slot import load_bundle
 from tests.factories import make_forecaster, make_spec
 from tests.serving.conftest import AppClient, MakeClient
 

@@ -18,7 +18,8 @@ from forecaster.errors import ForecasterError
 from forecaster.series import Forecast, Series
 from serving.asgi.admission import Admission
 from serving.deadline import Deadline
-from serving.deployment.slot import DeployedModel, Release, load_bundle
+from serving.deployment.releases import Release
+from serving.deployment.slot import DeployedModel, load_bundle
 from serving.errors import ApiError
 from serving.forecasting import answer as answering
 from serving.forecasting import batcher

@@ -16,7 +16,8 @@ from forecaster.frequency import format_timestamp
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
 from forecaster.statistical.blend import NETWORK
-from serving.deployment.slot import Release, load_bundle, publish, staging
+from serving.deployment.releases import Release, publish, staging
+from serving.deployment.slot import load_bundle
 from tests.factories import make_forecaster, make_series, make_spec, make_wave
 from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, StubModel, publish_stub, series_payload
 from tests.serving.routes.test_openapi import response_schema, schema_violations

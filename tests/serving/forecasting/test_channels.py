@@ -16,7 +16,8 @@ from forecaster.model import regressor
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
-from serving.deployment.slot import Release, Slot, publish, staging
+from serving.deployment.releases import Release, publish, staging
+from serving.deployment.slot import Slot
 from tests.serving.conftest import AppClient, MakeClient, publish_stub, series_payload
 
 STEPS, HORIZON = 12, 5
