@@ -41,7 +41,7 @@ class LoadedBundle(NamedTuple):
     """A model that takes part in a backtest, and the folder of its bundle."""
 
     bundle: Path
-    forecaster: FittedModel
+    model: FittedModel
 
 
 class BacktestReport(NamedTuple):
@@ -96,16 +96,16 @@ def backtest(
         n_jobs: Processes that fit baselines in parallel.
         progress: Called after every history that a statistical baseline has forecast.
     """
-    model_name, model = next((name, loaded.forecaster) for name, loaded in bundles.items())
+    model_name, model = next((name, loaded.model) for name, loaded in bundles.items())
     _validate_levels(levels, model)
     forecasters: dict[str, ForecastFunction | Predictor] = {
-        name: Predictor(loaded.forecaster) for name, loaded in bundles.items()
+        name: Predictor(loaded.model) for name, loaded in bundles.items()
     }
     forecasters[SEASONAL_NAIVE] = seasonal_naive(model.season)
     for name in dict.fromkeys(baselines):
         on_history = None if progress is None else partial(progress, name)
         forecasters[name] = statistical_baseline(name, season=model.season, jobs=n_jobs, progress=on_history)
-    panel = read_panel(_add_required_columns(data, [loaded.forecaster for loaded in bundles.values()], group_by))
+    panel = read_panel(_add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by))
     group_series(panel.series, group_by)  # raises before the work rather than after it
     result = run_backtest(
         panel,
@@ -116,7 +116,7 @@ def backtest(
         min_history=model.spec.min_steps,
         stride=stride,
     )
-    models = {name: loaded.forecaster for name, loaded in bundles.items()}
+    models = {name: loaded.model for name, loaded in bundles.items()}
     result = add_quantiles(result, models, levels=(*SCORED_LEVELS, *levels))
     comparisons = {name: compare_forecasters(result, model_name, name) for name in forecasters if name != model_name}
     scores = pd.concat([score_table(result, by=group_by), _build_difference_table(comparisons)], ignore_index=True)

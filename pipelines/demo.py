@@ -69,7 +69,7 @@ def run_demo(configs: Path, root: Root) -> None:
 def _forecast_sine(config: Path, root: Root, figures_folder: Path) -> Path:
     """Forecasts the sine past the end of the training data, and compares the forecast with the formula."""
     spec, data = read_spec(config), DataSource("sine_trend")
-    model = train(data, spec, root, test_windows=0, trigger="demo").forecaster
+    model = train(data, spec, root, test_windows=0, trigger="demo").model
     history = read_panel(data).series[0]
     forecast = Predictor(model).forecast(history, spec.horizon)
     actuals = evaluate_sine_trend(0.1 * np.arange(len(history), len(history) + spec.horizon))

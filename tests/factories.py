@@ -57,7 +57,7 @@ def make_network(spec: Spec, *, seed: int = 1) -> Regressor:
     return network
 
 
-def make_forecaster(spec: Spec, *, seed: int = 1) -> FittedModel:
+def make_fitted_model(spec: Spec, *, seed: int = 1) -> FittedModel:
     return FittedModel(spec, "h", spec.season or 1, START, EMPTY_ENCODING, make_network(spec, seed=seed))
 
 

@@ -100,7 +100,7 @@ def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy)
     training, version, champion_version, champion = candidate
     assert training.backtest is not None
     Registry(root.store_uri).set_alias(version, CHALLENGER)
-    result = add_quantiles(training.backtest, {CHALLENGER: training.forecaster}, levels=GATE_LEVELS)
+    result = add_quantiles(training.backtest, {CHALLENGER: training.model}, levels=GATE_LEVELS)
     fail_point("judge.before")
     verdict = judge(result, policy, measure_bundle(training.bundle, result, champion=champion))
     fail_point("judge.decided")
@@ -108,7 +108,7 @@ def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy)
     fail_point("judge.recorded")
     if verdict.should_promote:
         promote_by_verdict(version, verdict, root, champion=champion_version)
-        champion = training.forecaster
+        champion = training.model
     return RetrainResult(training, version, verdict, champion, report_path)
 
 

@@ -78,7 +78,7 @@ class TrainingResult(NamedTuple):
     bundle: Path
     digest: str
     run_id: str
-    forecaster: FittedModel
+    model: FittedModel
     scores: Mapping[str, Mapping[str, float]]  # by forecaster: mase, rmsse, smape, mae
     backtest: Backtest | None  # None if nothing was held out for a test
 

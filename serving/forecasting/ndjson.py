@@ -113,7 +113,7 @@ class NdjsonForecast:
             limits.validate_history_size([series], self._settings)
         except (ApiError, ValidationError) as error:
             api_error = (
-                parsing.validation_problem(error, single_series=True) if isinstance(error, ValidationError) else error
+                parsing.validation_error(error, single_series=True) if isinstance(error, ValidationError) else error
             )
             series_id = fields.get("id") if isinstance(fields, dict) else None
             return SeriesOutcome(

@@ -32,12 +32,12 @@ def validate_fields(model_class: type[ModelT], parsed: ParsedJson) -> ModelT:
     try:
         return model_class.model_validate(parsed.value)
     except ValidationError as error:
-        raise validation_problem(error) from error
+        raise validation_error(error) from error
     finally:
         parsed.release()
 
 
-def validation_problem(error: ValidationError, *, single_series: bool = False) -> ApiError:
+def validation_error(error: ValidationError, *, single_series: bool = False) -> ApiError:
     """Converts a validation error to an ApiError (422).
 
     The message lists the first errors with their locations, and `where` is the first location.

@@ -10,7 +10,7 @@ from benchmarks.carrying import measure_carry_gap, with_reads
 from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.evaluation.backtest import backtest
 from forecaster.prediction.predictor import FittedModel, Predictor
-from tests.factories import make_forecaster, make_panel, make_spec, make_wave
+from tests.factories import make_fitted_model, make_panel, make_spec, make_wave
 
 pytestmark = pytest.mark.integration
 
@@ -19,7 +19,7 @@ PANEL = make_panel(make_wave(60), 7 * make_wave(45, seed=1))
 
 @pytest.fixture(scope="module")
 def windowed_model() -> FittedModel:
-    return make_forecaster(make_spec(cell="lstm", context=6, season=4))
+    return make_fitted_model(make_spec(cell="lstm", context=6, season=4))
 
 
 def test_the_gap_is_the_scaled_difference_of_the_two_forecasts(windowed_model: FittedModel) -> None:
@@ -55,6 +55,6 @@ def test_the_copy_shares_the_weights_and_leaves_the_original_unchanged(windowed_
 
 def test_a_model_without_both_modes_has_no_gap() -> None:
     with pytest.raises(BadSpec, match=r"'small' that reads history.*scaling"):
-        measure_carry_gap(make_forecaster(make_spec(scaling="last")), PANEL, windows=1)
+        measure_carry_gap(make_fitted_model(make_spec(scaling="last")), PANEL, windows=1)
     with pytest.raises(HistoryTooShort):
-        measure_carry_gap(make_forecaster(make_spec()), PANEL, windows=50)
+        measure_carry_gap(make_fitted_model(make_spec()), PANEL, windows=50)

@@ -9,7 +9,7 @@ import pytest
 from forecaster.model.regressor import Regressor
 from forecaster.prediction.predictor import FittedModel
 from forecaster.spec import Spec
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 
 NETWORK_KINDS = list(product(["gru", "lstm", "elman"], [1, 2], ["none", "mean_abs", "standard"]))
 
@@ -26,7 +26,7 @@ def spec(request: pytest.FixtureRequest) -> Spec:
 
 @pytest.fixture
 def model(spec: Spec) -> FittedModel:
-    return make_forecaster(spec)
+    return make_fitted_model(spec)
 
 
 @pytest.fixture

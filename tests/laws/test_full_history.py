@@ -22,7 +22,7 @@ from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
 from forecaster.training.datamodule import WindowDataModule
 from forecaster.training.fit import fit
-from tests.factories import make_forecaster, make_network, make_panel, make_series, make_spec, make_wave
+from tests.factories import make_fitted_model, make_network, make_panel, make_series, make_spec, make_wave
 from tests.laws.test_every_combination import scaling_fields
 
 pytestmark = pytest.mark.integration
@@ -62,7 +62,7 @@ def make_random_network(spec: Spec) -> Regressor:
 
 
 def make_predictor(spec: Spec) -> Predictor:
-    return Predictor(replace(make_forecaster(spec), network=make_random_network(spec)))
+    return Predictor(replace(make_fitted_model(spec), network=make_random_network(spec)))
 
 
 def full_window(network: Regressor, *histories: np.ndarray) -> Window:
@@ -178,7 +178,7 @@ def test_a_seasonal_profile_keeps_its_phase_for_any_start_and_end() -> None:
     y = np.tile(season, 12) + 0.01 * np.random.default_rng(0).normal(size=48)
     for start, end in product((0, 1, 2), (37, 38, 40)):
         spec = make_spec(scaling="level_season", reads="history", context=24, segment=2, min_history=1)
-        model = make_forecaster(spec)
+        model = make_fitted_model(spec)
         model.network.output.weight.zero_()
         model.network.output.bias.zero_()
         expected = np.tile(season, 20)[end : end + 9]

@@ -22,7 +22,7 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.spec import Spec
 from tests.case_selection import checkerboard_product
-from tests.factories import START, make_forecaster, make_series, make_spec, make_wave
+from tests.factories import START, make_fitted_model, make_series, make_spec, make_wave
 from tests.laws.test_every_combination import scaling_fields
 
 pytestmark = pytest.mark.integration
@@ -167,7 +167,7 @@ def test_the_state_at_an_index_equals_reading_up_to_it(
 ) -> None:
     monkeypatch.setattr("forecaster.model.rollout_origins.MAX_STATES_AT_ONCE", 17 * rows)
     spec = make_spec(cell=cell, layers=2, scaling="level_season", reads="history", base="last", lags=(3,))
-    network, generator = make_forecaster(spec).network, torch.Generator().manual_seed(3)
+    network, generator = make_fitted_model(spec).network, torch.Generator().manual_seed(3)
     for parameter in network.parameters():
         parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
     values = torch.from_numpy(np.stack([make_wave(network.pre_context + 60, seed=row) for row in range(rows)]))
@@ -186,7 +186,7 @@ def test_the_state_at_an_index_equals_reading_up_to_it(
 def test_more_rows_than_the_limit_are_processed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     series = [make_series(make_wave(steps, seed=steps), name=str(steps)) for steps in (30, 18, 42, 25, 30)]
     for reads in SCALINGS_BY_READS:
-        predictor = Predictor(make_forecaster(make_spec(cell="lstm", reads=reads, segment=2)))
+        predictor = Predictor(make_fitted_model(make_spec(cell="lstm", reads=reads, segment=2)))
         expected = forecast_all_origins(predictor, series, horizon=3, windows=12, stride=1)
         with monkeypatch.context() as patch:
             patch.setattr("forecaster.prediction.predictor.MAX_BATCH_ROWS", 2)
@@ -200,7 +200,7 @@ def test_more_rows_than_the_limit_are_processed_in_chunks(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("reads", SCALINGS_BY_READS)
 def test_an_invalid_origin_has_no_forecast_and_affects_no_other(reads: str) -> None:
-    predictor = Predictor(make_forecaster(make_spec(reads=reads)))
+    predictor = Predictor(make_fitted_model(make_spec(reads=reads)))
     good, infinite = make_series(make_wave(40)), make_wave(40)
     infinite[30] = np.inf
     bad = [
@@ -251,7 +251,7 @@ def test_a_missing_covariate_removes_only_the_origins_that_need_it(reads: str) -
 
 @pytest.mark.parametrize("reads", SCALINGS_BY_READS)
 def test_a_diverging_forecast_falls_back_to_seasonal_naive_at_its_origin_only(reads: str) -> None:
-    model = make_forecaster(make_spec(scaling="none", base="last", reads=reads))
+    model = make_fitted_model(make_spec(scaling="none", base="last", reads=reads))
     with torch.no_grad():  # every step is 5000 above the previous one
         model.network.output.weight.zero_()
         model.network.output.bias.fill_(5e3)
@@ -267,7 +267,7 @@ def test_a_diverging_forecast_falls_back_to_seasonal_naive_at_its_origin_only(re
 
 
 def test_no_origins_or_series_give_an_empty_result_and_a_zero_horizon_is_rejected() -> None:
-    predictor = Predictor(make_forecaster(make_spec()))
+    predictor = Predictor(make_fitted_model(make_spec()))
     assert forecast_all_origins(predictor, [], horizon=3, windows=2).shape == (0, 2, 3)
     assert forecast_all_origins(predictor, [make_series(make_wave(20))], horizon=3, windows=0).shape == (1, 0, 3)
     with pytest.raises(HorizonOutOfRange, match="at least 1 step; found 0"):

@@ -15,7 +15,7 @@ from forecaster.model.rollout import RolloutState, roll_out, start_rollout, warm
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast
 from forecaster.spec import Spec
-from tests.factories import make_forecaster, make_series, make_spec, make_wave
+from tests.factories import make_fitted_model, make_series, make_spec, make_wave
 
 TOLERANCE = 1e-6
 
@@ -68,7 +68,7 @@ def test_a_forecast_of_a_series_does_not_depend_on_its_batch(spec: Spec, model: 
 
 
 def test_a_bad_series_never_affects_its_neighbours() -> None:
-    predictor, good = Predictor(make_forecaster(make_spec())), make_series(make_wave(20), name="good")
+    predictor, good = Predictor(make_fitted_model(make_spec())), make_series(make_wave(20), name="good")
     infinite = make_wave(20)
     infinite[-1] = np.inf
     unobserved = np.append(make_wave(20), np.full(16, np.nan))
@@ -96,7 +96,7 @@ def test_a_bad_series_never_affects_its_neighbours() -> None:
 
 
 def test_a_request_larger_than_one_batch_is_returned_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = Predictor(make_forecaster(make_spec()))
+    predictor = Predictor(make_fitted_model(make_spec()))
     series = [make_series(make_wave(20, seed=index), name=str(index)) for index in range(7)]
     expected_batch = predictor.forecast_batch(series, 3)
     monkeypatch.setattr("forecaster.prediction.predictor.MAX_BATCH_ROWS", 3)
@@ -137,7 +137,7 @@ def test_a_rollout_does_not_modify_its_input_state(network: Regressor) -> None:
 
 
 def test_the_forecast_depends_on_exactly_the_context(spec: Spec) -> None:
-    predictor, y = Predictor(make_forecaster(spec.model_copy(update={"context": 4}))), make_wave(40)
+    predictor, y = Predictor(make_fitted_model(spec.model_copy(update={"context": 4}))), make_wave(40)
     changed_before, changed_first = np.append(1e6 * np.ones(36), y[-4:]), y.copy()
     changed_first[-4] += 1
     expected, actual, changed = (
@@ -148,8 +148,8 @@ def test_the_forecast_depends_on_exactly_the_context(spec: Spec) -> None:
 
 
 def test_dropout_is_off_in_prediction() -> None:
-    with_dropout = make_forecaster(make_spec(layers=2, dropout=0.5))
-    without_dropout = make_forecaster(make_spec(layers=2, dropout=0.0))
+    with_dropout = make_fitted_model(make_spec(layers=2, dropout=0.5))
+    without_dropout = make_fitted_model(make_spec(layers=2, dropout=0.0))
     with_dropout.network.train()
     history = make_series(make_wave(20))
     expected = Predictor(without_dropout).forecast(history, 6).mean
@@ -159,7 +159,7 @@ def test_dropout_is_off_in_prediction() -> None:
 
 
 def test_threads_sharing_a_predictor_get_the_single_thread_results() -> None:
-    predictor = Predictor(make_forecaster(make_spec(cell="lstm", layers=2)))
+    predictor = Predictor(make_fitted_model(make_spec(cell="lstm", layers=2)))
     series = [make_series(make_wave(8 + index, seed=index), name=str(index)) for index in range(24)]
     expected = [predictor.forecast(item, 12).mean for item in series]
     with ThreadPoolExecutor(6) as pool:

@@ -15,7 +15,7 @@ from forecaster.model.rollout import roll_out, start_rollout, warm_up
 from forecaster.prediction.predictor import Predictor
 from forecaster.spec import Spec
 from tests.factories import (
-    make_forecaster,
+    make_fitted_model,
     make_panel,
     make_series,
     make_spec,
@@ -35,7 +35,7 @@ def spec(request: pytest.FixtureRequest) -> Spec:
 
 
 def test_validation_backtest_and_prediction_score_the_same_rollout(spec: Spec) -> None:
-    model = make_forecaster(spec)
+    model = make_fitted_model(spec)
     predictor = Predictor(model)
     panel = make_panel(make_wave(60), 5 * make_wave(41, seed=1), make_wave(22, seed=2))
     result = backtest(panel, {"net": predictor.forecast_batch}, horizon=spec.horizon, windows=WINDOWS, season=SEASON)
@@ -57,7 +57,7 @@ def test_validation_backtest_and_prediction_score_the_same_rollout(spec: Spec) -
 
 
 def test_the_first_step_of_a_validation_batch_is_equal_teacher_forced_and_free_running(spec: Spec) -> None:
-    network = make_forecaster(spec).network
+    network = make_fitted_model(spec).network
     batch = build_validation_batches(make_panel(make_wave(40)).series, context=16, horizon=1, windows=2, season=SEASON)[
         0
     ]
@@ -66,7 +66,7 @@ def test_the_first_step_of_a_validation_batch_is_equal_teacher_forced_and_free_r
 
 
 def test_teacher_forcing_equals_a_warm_up_of_every_length(spec: Spec) -> None:
-    network, horizon = make_forecaster(spec).network, 4
+    network, horizon = make_fitted_model(spec).network, 4
     y = make_wave(30)
     batch = build_validation_batches([make_series(y)], context=16, horizon=horizon, windows=1, season=SEASON)[0]
     start, _ = start_rollout(network, batch.example.window)
@@ -80,7 +80,7 @@ def test_teacher_forcing_equals_a_warm_up_of_every_length(spec: Spec) -> None:
 
 
 def test_a_rollout_equals_reading_its_own_output_as_observed(spec: Spec) -> None:
-    network = make_forecaster(spec).network
+    network = make_fitted_model(spec).network
     y = torch.from_numpy(make_wave(16))[None]
     state = warm_up(network, Window(y))
     forecast, final_state = roll_out(network, state, horizon=6)
@@ -96,7 +96,7 @@ def test_a_rollout_equals_reading_its_own_output_as_observed(spec: Spec) -> None
 
 
 def test_the_network_reads_value_and_mask_and_outputs_a_linear_map_of_the_top_layer(spec: Spec) -> None:
-    network = make_forecaster(spec).network
+    network = make_fitted_model(spec).network
     window = build_window([make_wave(16)], context=16)
     start, _ = start_rollout(network, window)
     predictions, _ = teacher_forced_predictions(network, window, start)
@@ -110,7 +110,7 @@ def test_the_network_reads_value_and_mask_and_outputs_a_linear_map_of_the_top_la
 
 
 def test_a_validation_batch_counts_observed_steps_only() -> None:
-    network = make_forecaster(make_spec()).network
+    network = make_fitted_model(make_spec()).network
     y = make_wave(40)
     whole = build_validation_batches([make_series(y)], context=16, horizon=5, windows=1, season=SEASON)[0]
     y[[36, 39]] = np.nan
@@ -136,5 +136,5 @@ def test_validation_in_several_batches_equals_one_batch(monkeypatch: pytest.Monk
     parts = build_validation_batches(series, context=8, horizon=5, windows=2, season=SEASON)
     assert [len(part.seasonal_error) for part in parts] == [3, 3, 2]
     assert torch.equal(torch.cat([part.example.window.values for part in parts]), whole[0].example.window.values)
-    network = make_forecaster(make_spec()).network
+    network = make_fitted_model(make_spec()).network
     assert compute_exposure_gap([network], parts) == pytest.approx(compute_exposure_gap([network], whole), rel=1e-6)

@@ -44,7 +44,7 @@ from serving.deployment.releases import Release, publish, staging
 from serving.deployment.slot import LoadPredictor, Slot, load_bundle
 from serving.routes import app
 from serving.settings import Settings
-from tests.factories import make_forecaster, make_spec, make_wave
+from tests.factories import make_fitted_model, make_spec, make_wave
 from tests.serving.conftest import load_stub, publish_stub
 
 pytestmark = pytest.mark.integration
@@ -93,7 +93,7 @@ def start_server(slot_folder: Path) -> Iterator[StartServer]:
 
 def publish_random_model(slot: Path, **fields: Any) -> Predictor:
     """Publishes a network of random weights in the slot, and returns its Predictor."""
-    model = make_forecaster(make_spec(**fields))
+    model = make_fitted_model(make_spec(**fields))
     with staging(slot) as draft:
         digest = artifact.save_bundle(model, draft / "bundle", card="")
         publish(slot, draft / "bundle", Release(name="small", version="1", digest=digest))

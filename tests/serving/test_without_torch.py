@@ -14,7 +14,7 @@ import pytest
 from forecaster.bundle import artifact
 from serving.deployment import releases
 from serving.deployment import slot as slots
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 
 pytestmark = pytest.mark.integration
 
@@ -72,7 +72,7 @@ def forecast_without_torch(slot: Path, request_json: str = "{}") -> dict[str, An
 
 def publish_model(slot: Path, **fields: Any) -> None:
     with releases.staging(slot) as draft:
-        digest = artifact.save_bundle(make_forecaster(make_spec(**fields)), draft / "bundle", card="")
+        digest = artifact.save_bundle(make_fitted_model(make_spec(**fields)), draft / "bundle", card="")
         releases.publish(slot, draft / "bundle", releases.Release(name="small", version="1", digest=digest))
 
 

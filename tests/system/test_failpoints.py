@@ -87,9 +87,7 @@ def promotion_root(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory
     shutil.copy(migrated_root / "mlflow.db", root.path)
     make_noise_frame().to_csv(folder / "meters.csv", index=False)
     write_config(folder / "small.yaml", make_small_spec(steps=8, epoch_steps=2))
-    prepared = PromotionRoot(
-        folder, root, train(DataSource(str(folder / "meters.csv")), make_small_spec(), root).forecaster
-    )
+    prepared = PromotionRoot(folder, root, train(DataSource(str(folder / "meters.csv")), make_small_spec(), root).model)
     for number in ("1", "2", "3"):
         register_bundle(prepared.make_variant(f"copy-{number}"), root)
     for number in ("1", "2"):

@@ -26,7 +26,7 @@ from pipelines.sources import DataSource
 from pipelines.training.train import train
 from serving.asgi.auth import build_keyring
 from serving.settings import Settings
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 from tests.pipelines.conftest import make_small_spec
 from tests.system.processes import CHECKOUT, free_port, start_process, wait_until
 
@@ -157,7 +157,7 @@ def test_a_wheel_contains_everything_a_server_needs(tmp_path: Path, image_python
     )
     assert completed.returncode == 0, completed.stderr
     bundle = home / ".forecaster" / "slot" / "releases" / "made" / "bundle"
-    digest = artifact.save_bundle(make_forecaster(make_spec()), bundle, card="")
+    digest = artifact.save_bundle(make_fitted_model(make_spec()), bundle, card="")
     (bundle.parent / "release.json").write_text(json.dumps({"name": "small", "version": "1", "digest": digest}))
     (home / ".forecaster" / "slot" / "current").symlink_to("releases/made")
     path, port = image_pythonpath.replace(str(CHECKOUT), str(installed)), free_port()

@@ -20,7 +20,7 @@ from forecaster.engines.onnx.runner import OnnxEngine
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch
 from forecaster.prediction import engine_choice
 from forecaster.storage import atomic
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 
 FILES = [
     "card.md",
@@ -37,7 +37,7 @@ FILES = [
 @pytest.fixture(scope="module")
 def saved_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "bundle"
-    artifact.save_bundle(make_forecaster(make_spec(cell="lstm", layers=2)), folder, card="# small\n")
+    artifact.save_bundle(make_fitted_model(make_spec(cell="lstm", layers=2)), folder, card="# small\n")
     return folder
 
 
@@ -79,10 +79,10 @@ def test_a_bundle_contains_exactly_the_expected_files(bundle_copy: Path) -> None
 
 
 def test_saving_the_same_model_twice_gives_identical_bundles(tmp_path: Path) -> None:
-    fitted_model = make_forecaster(make_spec())
+    fitted_model = make_fitted_model(make_spec())
     first, second = (artifact.save_bundle(fitted_model, tmp_path / name, card="") for name in ("first", "second"))
     assert first == second == artifact.compute_bundle_digest(tmp_path / "first")
-    assert artifact.save_bundle(make_forecaster(make_spec(), seed=2), tmp_path / "third", card="") != first
+    assert artifact.save_bundle(make_fitted_model(make_spec(), seed=2), tmp_path / "third", card="") != first
 
 
 @pytest.mark.parametrize("position", [0, 0.5, -1])
@@ -185,7 +185,7 @@ def test_weights_that_do_not_reproduce_the_golden_forecasts_are_rejected(bundle_
 
 def test_an_onnx_graph_of_a_different_network_is_rejected(bundle_copy: Path) -> None:
     rewrite_file(
-        bundle_copy, "rollout.onnx", export_onnx(make_forecaster(make_spec(cell="lstm", layers=2), seed=2).network)
+        bundle_copy, "rollout.onnx", export_onnx(make_fitted_model(make_spec(cell="lstm", layers=2), seed=2).network)
     )
     with pytest.raises(GoldenMismatch, match="Expected the stored forecast of golden request") as error:
         artifact.load_bundle(bundle_copy)
@@ -195,7 +195,7 @@ def test_an_onnx_graph_of_a_different_network_is_rejected(bundle_copy: Path) -> 
 @pytest.mark.parametrize("edit", ["shape", "finite", "forecasts"])
 def test_a_serving_worker_rejects_weights_that_do_not_match_the_spec(tmp_path: Path, edit: str) -> None:
     bundle = tmp_path / "bundle"
-    artifact.save_bundle(make_forecaster(make_spec()), bundle, card="")
+    artifact.save_bundle(make_fitted_model(make_spec()), bundle, card="")
     changes: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
         "shape": lambda weights: weights.update({"output.weight": torch.zeros(1, 7)}),
         "finite": lambda weights: weights["output.bias"].fill_(float("nan")),
@@ -212,8 +212,8 @@ def test_a_serving_worker_rejects_weights_that_do_not_match_the_spec(tmp_path: P
 
 def test_a_serving_worker_rejects_an_onnx_graph_of_a_different_network(tmp_path: Path) -> None:
     bundle, spec = tmp_path / "bundle", make_spec(lags=(4,))
-    artifact.save_bundle(make_forecaster(spec), bundle, card="")
-    rewrite_file(bundle, "rollout.onnx", export_onnx(make_forecaster(spec, seed=2).network))
+    artifact.save_bundle(make_fitted_model(spec), bundle, card="")
+    rewrite_file(bundle, "rollout.onnx", export_onnx(make_fitted_model(spec, seed=2).network))
     with pytest.raises(GoldenMismatch, match="Expected the stored forecast of golden request") as error:
         artifact.load_predictor(bundle)
     assert error.value.where == "rollout.onnx"
@@ -229,7 +229,7 @@ def test_a_bundle_saved_without_onnx_is_complete_and_served_by_pytorch(
 ) -> None:
     with monkeypatch.context() as patch:
         hide_packages(patch, "onnx", "onnxruntime")
-        artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+        artifact.save_bundle(make_fitted_model(make_spec()), tmp_path / "bundle", card="")
     assert not (tmp_path / "bundle" / "rollout.onnx").exists()
     loaded = artifact.load_bundle(tmp_path / "bundle")
     assert not loaded.onnx_models
@@ -249,9 +249,9 @@ def test_a_bundle_with_an_onnx_graph_loads_without_onnxruntime(
 def test_an_onnx_graph_with_different_forecasts_is_omitted_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    onnx_model = export_onnx(make_forecaster(make_spec(), seed=2).network)
+    onnx_model = export_onnx(make_fitted_model(make_spec(), seed=2).network)
     monkeypatch.setattr("forecaster.engines.onnx.export.export_onnx", lambda _: onnx_model)
-    artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    artifact.save_bundle(make_fitted_model(make_spec()), tmp_path / "bundle", card="")
     assert "rollout.onnx" not in artifact.read_manifest(tmp_path / "bundle").files
     assert "will be served by PyTorch" in caplog.text
     assert not artifact.load_bundle(tmp_path / "bundle").onnx_models
@@ -261,7 +261,7 @@ def test_a_network_too_large_for_onnx_is_saved_without_a_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(artifact, "MAX_FILE_BYTES", 1000)
-    artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    artifact.save_bundle(make_fitted_model(make_spec()), tmp_path / "bundle", card="")
     assert not (tmp_path / "bundle" / "rollout.onnx").exists()
     assert "too large" in caplog.text
 
@@ -276,7 +276,7 @@ def test_golden_requests_with_a_gap_or_a_short_history_are_replayed(bundle_copy:
 @pytest.mark.parametrize("min_history", [1, 2, 3])
 def test_a_model_with_the_shortest_min_history_can_be_saved(tmp_path: Path, min_history: int) -> None:
     spec = make_spec(context=3, min_history=min_history)
-    artifact.save_bundle(make_forecaster(spec), tmp_path / "bundle", card="")
+    artifact.save_bundle(make_fitted_model(spec), tmp_path / "bundle", card="")
     assert artifact.load_bundle(tmp_path / "bundle").spec == spec
 
 
@@ -291,7 +291,7 @@ def test_an_existing_folder_is_never_overwritten(bundle_copy: Path, tmp_path: Pa
     (tmp_path / "empty").mkdir()
     for folder in (bundle_copy, tmp_path / "empty"):
         with pytest.raises(BundleError, match="Choose another path"):
-            artifact.save_bundle(make_forecaster(make_spec()), folder, card="")
+            artifact.save_bundle(make_fitted_model(make_spec()), folder, card="")
     assert artifact.compute_bundle_digest(bundle_copy) == digest
 
 
@@ -301,12 +301,12 @@ def test_a_failed_save_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(atomic, "_fsync", raise_disk_full)
     with pytest.raises(OSError, match="no space left"):
-        artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+        artifact.save_bundle(make_fitted_model(make_spec()), tmp_path / "bundle", card="")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_golden_requests_of_a_full_history_model_exceed_its_context(tmp_path: Path) -> None:
-    fitted_model = make_forecaster(make_spec(reads="history"))
+    fitted_model = make_fitted_model(make_spec(reads="history"))
     artifact.save_bundle(fitted_model, tmp_path / "bundle", card="")
     assert artifact.load_bundle(tmp_path / "bundle").network.reads == "history"
     spec = json.loads((tmp_path / "bundle" / "spec.json").read_bytes())

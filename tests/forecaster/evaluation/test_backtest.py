@@ -25,7 +25,7 @@ from forecaster.evaluation.plots import (
 )
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Panel, Series
-from tests.factories import START, make_forecaster, make_panel, make_series, make_spec, make_wave
+from tests.factories import START, make_fitted_model, make_panel, make_series, make_spec, make_wave
 
 
 def constant_forecast(value: float) -> ForecastFunction:
@@ -93,7 +93,7 @@ def test_origins_with_a_stride_are_cut_like_any_other(stride: int) -> None:
 @pytest.mark.parametrize("reads", ["window", "history"])
 @pytest.mark.parametrize("stride", [None, 2])
 def test_predicting_all_origins_at_once_equals_predicting_each_origin(reads: str, stride: int | None) -> None:
-    predictor = Predictor(make_forecaster(make_spec(cell="lstm", reads=reads)))
+    predictor = Predictor(make_fitted_model(make_spec(cell="lstm", reads=reads)))
     gappy, late = make_wave(60), make_wave(44, seed=1)
     gappy[[20, 21, 50]] = np.nan
     late[:20] = np.nan
@@ -189,7 +189,7 @@ def to_png(figure: Figure) -> bytes:
 
 @pytest.fixture(scope="module")
 def result() -> Backtest:
-    predictor = Predictor(make_forecaster(make_spec()))
+    predictor = Predictor(make_fitted_model(make_spec()))
     gappy = make_wave(60)
     gappy[50:53] = np.nan
     forecasters = {"net": predictor.forecast_batch, "seasonal_naive": seasonal_naive(24)}
@@ -197,7 +197,7 @@ def result() -> Backtest:
 
 
 def test_plots_return_figures_and_leave_no_global_state(result: Backtest) -> None:
-    predictor, history = Predictor(make_forecaster(make_spec())), make_series(make_wave(30))
+    predictor, history = Predictor(make_fitted_model(make_spec())), make_series(make_wave(30))
     forecast = predictor.forecast(history, 8)
     figures = [
         plot_forecast(history, forecast, title="one"),
@@ -254,7 +254,7 @@ def test_a_plot_shows_the_given_numbers(result: Backtest) -> None:
     np.testing.assert_array_equal(lines["seasonal naive"], result.mase_by_step("seasonal_naive"))
 
     history = make_series(make_wave(30))
-    forecast = Predictor(make_forecaster(make_spec())).forecast(history, 8)
+    forecast = Predictor(make_fitted_model(make_spec())).forecast(history, 8)
     [axes] = plot_forecast(history, forecast, actual=make_wave(8), title="one", history_steps=10).axes
     lines = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
     np.testing.assert_array_equal(lines["history"], history.y[-10:])

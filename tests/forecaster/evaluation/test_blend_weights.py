@@ -17,7 +17,7 @@ from forecaster.series import Panel
 from forecaster.statistical.blend import NETWORK, forecast_component
 from forecaster.training.fit import fit as train
 from forecaster.training.fit import refit
-from tests.factories import make_forecaster, make_series, make_spec, make_wave
+from tests.factories import make_fitted_model, make_series, make_spec, make_wave
 
 pytestmark = pytest.mark.integration
 
@@ -157,7 +157,7 @@ def make_seasonal_panel(count: int = 8, steps: int = 60) -> Panel:
 
 def test_a_model_is_blended_and_calibrated_on_its_own_validation_windows() -> None:
     panel = make_seasonal_panel()
-    model = make_forecaster(make_spec(horizon=HORIZON, blend=[THETA], training={"valid_windows": WINDOWS}))
+    model = make_fitted_model(make_spec(horizon=HORIZON, blend=[THETA], training={"valid_windows": WINDOWS}))
     blended = fit_blend(model, panel, windows=WINDOWS)
     result = backtest(
         panel,
@@ -194,7 +194,7 @@ def test_weights_do_not_depend_on_data_after_the_panel() -> None:
     panel = make_seasonal_panel()
     extended = Panel([replace(item, y=np.append(item.y, np.full(HORIZON, 1e6))) for item in panel.series], "h")
     truncated = Panel([item.take_first(len(item) - HORIZON) for item in extended.series], "h")
-    first, second = (fit_blend(make_forecaster(spec), data, windows=WINDOWS) for data in (panel, truncated))
+    first, second = (fit_blend(make_fitted_model(spec), data, windows=WINDOWS) for data in (panel, truncated))
     assert first.weights == second.weights
     assert first.model.calibration == second.model.calibration
 

@@ -18,7 +18,7 @@ from forecaster.evaluation.scores import DECILES, SCORED_LEVELS, overall_scores,
 from forecaster.metrics import interval_width, weighted_quantile_loss
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel, Series
-from tests.factories import START, make_forecaster, make_panel, make_spec, make_wave
+from tests.factories import START, make_fitted_model, make_panel, make_spec, make_wave
 from tests.forecaster.evaluation.test_backtest import RecordingPredictor, constant_forecast
 
 SEASON, HORIZON, WINDOWS = 4, 5, 3
@@ -39,7 +39,7 @@ def panel() -> Panel:
 @pytest.fixture(scope="module")
 def calibrated_model(panel: Panel) -> FittedModel:
     history = Panel([series.take_first(len(series) - WINDOWS * HORIZON) for series in panel.series], "h")
-    return calibrate_model(make_forecaster(make_spec(horizon=HORIZON)), history, windows=2)
+    return calibrate_model(make_fitted_model(make_spec(horizon=HORIZON)), history, windows=2)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import start_rollout, warm_up
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Series
-from tests.factories import START, make_forecaster, make_network, make_series, make_spec, make_wave
+from tests.factories import START, make_fitted_model, make_network, make_series, make_spec, make_wave
 
 SPECS = {
     "gru": {"cell": "gru"},
@@ -110,7 +110,7 @@ def test_influence_is_the_norm_of_the_derivative(name: str) -> None:
 @pytest.mark.parametrize("decay", [0.5, 0.8, 0.9])
 def test_the_half_life_of_a_decaying_state_is_that_of_the_decay(decay: float) -> None:
     spec = make_spec(cell="elman", context=200, min_history=4)
-    model = make_forecaster(spec)
+    model = make_fitted_model(spec)
     layer = model.network.recurrent.layers[0]
     with torch.no_grad():
         layer.weight_ih_l0.mul_(1e-3)
@@ -123,15 +123,15 @@ def test_the_half_life_of_a_decaying_state_is_that_of_the_decay(decay: float) ->
 
 
 def test_the_half_life_of_a_gate_is_that_of_its_mean() -> None:
-    model = make_forecaster(make_spec(cell="lstm"))
+    model = make_fitted_model(make_spec(cell="lstm"))
     explanation = explain(model, make_series(make_wave(16)))
     mean_gate = explanation.layers[0].gates["forget"].mean()
     assert explanation.layers[0].half_life == pytest.approx(np.log(0.5) / np.log(mean_gate))
-    assert explain(make_forecaster(make_spec(cell="elman")), make_series(make_wave(16))).layers[0].half_life is None
+    assert explain(make_fitted_model(make_spec(cell="elman")), make_series(make_wave(16))).layers[0].half_life is None
 
 
 def test_a_last_value_network_attributes_everything_to_the_last_value() -> None:
-    model = make_forecaster(make_spec(base="last", scaling="none"))
+    model = make_fitted_model(make_spec(base="last", scaling="none"))
     with torch.no_grad():
         model.network.output.weight.zero_()
         model.network.output.bias.zero_()
@@ -156,7 +156,7 @@ def test_a_last_value_network_attributes_everything_to_the_last_value() -> None:
     ],
 )
 def test_attributions_add_up_to_the_forecast(fields: dict[str, object]) -> None:
-    model = make_forecaster(make_spec(**fields))  # type: ignore[arg-type]
+    model = make_fitted_model(make_spec(**fields))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # the output layer of a network with a baseline starts at zero
         model.network.output.weight.add_(0.3 * torch.randn(model.network.output.weight.shape, generator=generator))
@@ -179,7 +179,7 @@ def test_attributions_add_up_to_the_forecast(fields: dict[str, object]) -> None:
 
 
 def test_steps_before_the_context_have_no_attribution_and_a_short_history_is_explained() -> None:
-    model = make_forecaster(make_spec())
+    model = make_fitted_model(make_spec())
     explanation: Explanation = explain(model, make_series(make_wave(40)))
     assert len(explanation.ds) == 16
     assert explanation.ds[-1] == make_series(make_wave(40)).end
@@ -191,7 +191,7 @@ def test_steps_before_the_context_have_no_attribution_and_a_short_history_is_exp
 def test_attributions_average_over_members_and_report_a_blend() -> None:
     spec = make_spec()
     first, second = make_network(spec, seed=1), make_network(spec, seed=2)
-    model = make_forecaster(spec)
+    model = make_fitted_model(spec)
     explanation = explain(replace(model, network=first, other_networks=(second,)), make_series(make_wave(30)))
     explanations = [explain(replace(model, network=network), make_series(make_wave(30))) for network in (first, second)]
     np.testing.assert_allclose(
@@ -202,4 +202,4 @@ def test_attributions_average_over_members_and_report_a_blend() -> None:
 
 def test_a_history_that_cannot_be_forecast_cannot_be_explained() -> None:
     with pytest.raises(HistoryTooShort):
-        explain(make_forecaster(make_spec()), make_series(make_wave(2)))
+        explain(make_fitted_model(make_spec()), make_series(make_wave(2)))

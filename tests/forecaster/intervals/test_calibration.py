@@ -14,7 +14,7 @@ from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.calibration import calibrate_model, interval_coverage
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Panel, Series
-from tests.factories import START, make_forecaster, make_spec
+from tests.factories import START, make_fitted_model, make_spec
 
 STEPS, HORIZON = 60, 5
 
@@ -32,7 +32,7 @@ def make_noise_series(count: int, *, seed: int, growing: bool = False) -> list[S
 
 def make_calibrated_model(panel: Panel, *, group: str | None = None) -> FittedModel:
     spec = make_spec(horizon=HORIZON, group=group, training={"valid_windows": 1})
-    return calibrate_model(make_forecaster(spec), panel, windows=1)
+    return calibrate_model(make_fitted_model(spec), panel, windows=1)
 
 
 def test_intervals_have_their_nominal_coverage() -> None:
@@ -108,4 +108,4 @@ def test_an_invalid_level_is_rejected(level: float) -> None:
 
 def test_levels_of_an_uncalibrated_model_are_rejected() -> None:
     with pytest.raises(LevelOutOfRange, match="not calibrated"):
-        Predictor(make_forecaster(make_spec())).forecast_batch([make_noise_series(1, seed=2)[0]], 3, levels=[0.1])
+        Predictor(make_fitted_model(make_spec())).forecast_batch([make_noise_series(1, seed=2)[0]], 3, levels=[0.1])

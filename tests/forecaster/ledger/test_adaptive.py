@@ -25,7 +25,7 @@ from forecaster.ledger.records import (
 from forecaster.ledger.store import Ledger
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
-from tests.factories import START, make_forecaster, make_spec
+from tests.factories import START, make_fitted_model, make_spec
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +45,7 @@ def calibrated_model() -> FittedModel:
     """A network of random weights, calibrated on white noise of standard deviation one."""
     from dataclasses import replace
 
-    uncalibrated = make_forecaster(make_spec(context=16, horizon=HORIZON, season=4))
+    uncalibrated = make_fitted_model(make_spec(context=16, horizon=HORIZON, season=4))
     rng = np.random.default_rng(0)
     y = 10 + rng.normal(size=(200, 40))
     predictor = Predictor(uncalibrated)
@@ -190,7 +190,7 @@ def test_one_timestamp_is_one_update_as_computed_by_hand() -> None:
 
 
 def test_uncalibrated_forecasts_do_not_update_the_adaptive_state(open_ledger: Ledger) -> None:
-    predictor = Predictor(make_forecaster(make_spec()))
+    predictor = Predictor(make_fitted_model(make_spec()))
     histories = [Series("a", START, "h", white_noise()[0, :40])]
     forecasts = predictor.forecast_batch(histories, 3)
     open_ledger.record(

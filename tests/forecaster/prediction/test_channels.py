@@ -25,7 +25,7 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.training.datamodule import WindowDataModule
 from forecaster.training.fit import fit
-from tests.factories import START, make_forecaster, make_network, make_spec, make_wave
+from tests.factories import START, make_fitted_model, make_network, make_spec, make_wave
 
 pytestmark = pytest.mark.integration
 
@@ -49,7 +49,7 @@ def change_channel(series: Series, name: str, steps: slice, by: float = 7.0) -> 
 
 
 def make_model(decoder: str = "rollout", **fields: Any) -> FittedModel:
-    return make_forecaster(make_spec(decoder=decoder, segment=2, **({"channels": CHANNELS} | fields)))
+    return make_fitted_model(make_spec(decoder=decoder, segment=2, **({"channels": CHANNELS} | fields)))
 
 
 # Series
@@ -192,7 +192,7 @@ def test_a_diverging_channel_falls_back_to_seasonal_naive_for_that_series_only(d
 @DECODERS
 def test_channels_after_a_cutoff_do_not_change_a_backtest_up_to_it(decoder: str) -> None:
     spec = make_spec(decoder=decoder, channels=CHANNELS)
-    forecasters = {"net": Predictor(make_forecaster(spec)).forecast_batch}
+    forecasters = {"net": Predictor(make_fitted_model(spec)).forecast_batch}
     series, horizon, windows = make_series_with_channels(steps=60), 5, 3
     for window in range(windows):
         cutoff = len(series) - (windows - window) * horizon
@@ -308,7 +308,7 @@ def test_a_bundle_round_trip_is_bitwise_equal(decoder: str, tmp_path: Path) -> N
 
 
 def test_a_bundle_from_before_channels_loads(tmp_path: Path) -> None:
-    fitted_model = make_forecaster(make_spec())
+    fitted_model = make_fitted_model(make_spec())
     artifact.save_bundle(fitted_model, tmp_path / "bundle", card="")
     spec = json.loads((tmp_path / "bundle/spec.json").read_bytes())
     assert spec.pop("channels") == []

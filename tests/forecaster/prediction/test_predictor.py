@@ -11,12 +11,12 @@ from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.errors import FrequencyMismatch, HistoryTooShort, HorizonOutOfRange, NotANumber, ValueOutOfRange
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Series
-from tests.factories import START, make_forecaster, make_network, make_series, make_spec, make_wave
+from tests.factories import START, make_fitted_model, make_network, make_series, make_spec, make_wave
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(make_forecaster(make_spec()))
+    return Predictor(make_fitted_model(make_spec()))
 
 
 @pytest.mark.parametrize("horizon", [0, -1])

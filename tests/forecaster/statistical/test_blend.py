@@ -23,7 +23,7 @@ from forecaster.statistical import blend
 from forecaster.statistical.blend import NETWORK
 from forecaster.statistical.models import STATSFORECAST_CLASSES
 from pipelines.commands.options import BlendOption
-from tests.factories import make_forecaster, make_series, make_spec, make_wave
+from tests.factories import make_fitted_model, make_series, make_spec, make_wave
 from tests.forecaster.bundle.test_artifact import rewrite_file
 
 pytestmark = pytest.mark.integration
@@ -37,7 +37,7 @@ models = pytest.importorskip("statsforecast.models")
 
 def make_blended_model(weights: dict[str, float] | None = None, **fields: object) -> FittedModel:
     spec = make_spec(horizon=HORIZON, blend=[THETA], **fields)  # type: ignore[arg-type]
-    return replace(make_forecaster(spec), blend_weights=WEIGHTS if weights is None else weights)
+    return replace(make_fitted_model(spec), blend_weights=WEIGHTS if weights is None else weights)
 
 
 def make_network_predictor(fitted_model: FittedModel) -> Predictor:
@@ -159,7 +159,7 @@ def test_golden_requests_store_the_blend_and_the_network_forecast(tmp_path: Path
 def test_a_changed_network_is_detected_even_with_a_small_weight(tmp_path: Path, weights: dict[str, float]) -> None:
     artifact.save_bundle(make_blended_model(weights), tmp_path / "bundle", card="")
     artifact.load_bundle(tmp_path / "bundle")
-    artifact.save_bundle(replace(make_forecaster(make_spec(horizon=HORIZON), seed=5)), tmp_path / "other", card="")
+    artifact.save_bundle(replace(make_fitted_model(make_spec(horizon=HORIZON), seed=5)), tmp_path / "other", card="")
     rewrite_file(tmp_path / "bundle", "weights.safetensors", (tmp_path / "other" / "weights.safetensors").read_bytes())
     with pytest.raises(GoldenMismatch):
         artifact.load_bundle(tmp_path / "bundle")
@@ -206,7 +206,7 @@ def test_a_missing_or_modified_blend_file_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_bundle_without_a_blend_is_unchanged(tmp_path: Path) -> None:
-    artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    artifact.save_bundle(make_fitted_model(make_spec()), tmp_path / "bundle", card="")
     assert "blend.json" not in artifact.read_manifest(tmp_path / "bundle").files
     assert b"network" not in (tmp_path / "bundle" / "golden.json").read_bytes()
     spec = json.loads((tmp_path / "bundle" / "spec.json").read_bytes())

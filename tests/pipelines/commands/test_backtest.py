@@ -25,7 +25,7 @@ from pipelines.commands.backtest import BaselineName, load_bundles
 from pipelines.commands.options import RootOptions
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 from tests.pipelines.commands.test_channels import run_command
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
@@ -61,7 +61,7 @@ def save_random_model(folder: Path, table: Path, *, seed: int, name: str = "smal
     """Saves a calibrated model of random weights whose cutoff lies two horizons before the end of the data."""
     panel = read_panel(DataSource(str(table)))
     history = Panel([series.take_first(len(series) - 2 * HORIZON) for series in panel.series], panel.freq)
-    model = replace(make_forecaster(make_spec(horizon=HORIZON, name=name), seed=seed), cutoff=history.cutoff)
+    model = replace(make_fitted_model(make_spec(horizon=HORIZON, name=name), seed=seed), cutoff=history.cutoff)
     artifact.save_bundle(calibrate_model(model, history, windows=2), folder, card="# small\n")
     return folder
 
@@ -210,7 +210,7 @@ def test_contradictory_options_are_rejected(
 
 def test_unknown_group_columns_are_rejected_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = make_spec(horizon=3)
-    artifact.save_bundle(replace(make_forecaster(spec), freq="MS"), tmp_path / "monthly", card="")
+    artifact.save_bundle(replace(make_fitted_model(spec), freq="MS"), tmp_path / "monthly", card="")
     assert run_command("backtest", tmp_path / "monthly", "hospital", "--by", "ward") == 2
     message = capsys.readouterr().err
     assert "'ward'" in message
@@ -220,7 +220,7 @@ def test_unknown_group_columns_are_rejected_before_any_work(tmp_path: Path, caps
 def test_levels_of_an_uncalibrated_model_are_rejected(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "plain", card="")
+    artifact.save_bundle(make_fitted_model(make_spec()), tmp_path / "plain", card="")
     assert run_command("backtest", tmp_path / "plain", table, "--levels", 0.9) == 2
     assert "not calibrated" in capsys.readouterr().err
     assert run_command("backtest", tmp_path / "plain", table, "--plot", tmp_path / "plots") == 0

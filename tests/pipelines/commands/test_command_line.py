@@ -17,7 +17,7 @@ from forecaster.bundle import artifact
 from forecaster.errors import RegistryError
 from pipelines.cli import app, main
 from pipelines.settings import Root, build_serving_environment
-from tests.factories import make_forecaster, make_spec, make_wave
+from tests.factories import make_fitted_model, make_spec, make_wave
 
 pytestmark = pytest.mark.integration
 
@@ -97,7 +97,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_a_backtest_uses_every_origin_of_the_stride(tmp_path: Path) -> None:
-    artifact.save_bundle(make_forecaster(make_spec(reads="history")), tmp_path / "bundle", card="")
+    artifact.save_bundle(make_fitted_model(make_spec(reads="history")), tmp_path / "bundle", card="")
     timestamps = pd.date_range("2026-01-01", periods=40, freq="h")
     pd.DataFrame({"unique_id": "a", "ds": timestamps, "y": make_wave(40)}).to_csv(tmp_path / "data.csv", index=False)
     arguments = ["backtest", str(tmp_path / "bundle"), str(tmp_path / "data.csv"), "--windows", "7", "--stride", "2"]

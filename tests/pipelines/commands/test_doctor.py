@@ -14,7 +14,7 @@ import pytest
 
 from forecaster.bundle import artifact
 from pipelines.cli import main
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 from tests.system.processes import CHECKOUT, free_port, make_environment
 
 pytestmark = pytest.mark.integration
@@ -43,7 +43,7 @@ def run_doctor(
 def fill_slot(root: Path) -> Path:
     """Writes a slot as a follower does; returns the folder of the bundle."""
     bundle = root / "slot" / "releases" / "release-3" / "bundle"
-    digest = artifact.save_bundle(make_forecaster(make_spec()), bundle, card="")
+    digest = artifact.save_bundle(make_fitted_model(make_spec()), bundle, card="")
     (bundle.parent / "release.json").write_text(json.dumps({"name": "small", "version": "3", "digest": digest}))
     (root / "slot" / "current").symlink_to("releases/release-3")
     return bundle

@@ -207,7 +207,7 @@ def test_a_trained_model_of_integer_steps_forecasts_over_http(
 ) -> None:
     training, folder = train(DataSource(str(integer_table)), make_small_spec(), fresh_root), tmp_path / "slot"
     with releases.staging(folder) as draft:
-        artifact.save_bundle(training.forecaster, draft / "bundle", card="# small\n")
+        artifact.save_bundle(training.model, draft / "bundle", card="# small\n")
         digest = artifact.compute_bundle_digest(draft / "bundle")
         releases.publish(folder, draft / "bundle", releases.Release(name="small", version="1", digest=digest))
     application = app.build_application(Settings(slot=folder))

@@ -52,7 +52,7 @@ class PromotedRoot(NamedTuple):
 
 @pytest.fixture
 def promoted_root(fresh_root: Root, noise_data: DataSource) -> PromotedRoot:
-    model = train(noise_data, make_small_spec(), fresh_root).forecaster
+    model = train(noise_data, make_small_spec(), fresh_root).model
     promoted = PromotedRoot(fresh_root, model, [])
     promoted.versions.extend(register_bundle(promoted.make_variant_bundle(number), fresh_root) for number in range(3))
     for number in ("1", "2"):

@@ -257,7 +257,7 @@ def test_the_run_contains_everything_needed_for_comparison(fresh_root: Root, noi
     }
     num_training_steps = 60 - 2 * 4
     cutoff = pd.Timestamp("2026-01-01") + pd.Timedelta(hours=num_training_steps - 1)
-    assert training.forecaster.cutoff == cutoff, "test windows are not trained on"
+    assert training.model.cutoff == cutoff, "test windows are not trained on"
     tags = run.data.tags
     assert (tags["trigger"], tags["scored"], tags["refit"]) == ("schedule", CHALLENGER, "false")
     assert tags["cutoff"] == cutoff.isoformat()
@@ -305,7 +305,7 @@ def test_the_manifest_and_the_card_contain_the_scores(fresh_root: Root, noise_da
 def test_a_model_trained_on_all_data_is_promoted_by_force_only(fresh_root: Root, noise_data: DataSource) -> None:
     training = train(noise_data, make_small_spec(), fresh_root, test_windows=0)
     assert training.backtest is None
-    assert training.forecaster.cutoff == read_panel(noise_data).cutoff
+    assert training.model.cutoff == read_panel(noise_data).cutoff
     assert "Not tested" in (training.bundle / "card.md").read_text()
     version = register_bundle(training.bundle, fresh_root)
     with pytest.raises(RefusedByGate, match="never tested"):
@@ -384,6 +384,6 @@ def test_short_series_are_skipped_and_counted(fresh_root: Root, tmp_path: Path) 
     path = tmp_path / "mixed_lengths.csv"
     pd.concat([frame, short_series]).to_csv(path, index=False)
     training = train(DataSource(str(path)), make_small_spec(), fresh_root)
-    facts = training.forecaster.facts
+    facts = training.model.facts
     assert facts["series"] == 20
     assert facts["left_out"] == 1

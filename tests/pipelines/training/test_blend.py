@@ -80,7 +80,7 @@ def trained_blend(fresh_root: Root, tmp_path: Path) -> TrainingResult:
 
 
 def test_bundle_card_manifest_and_run_describe_the_blend(fresh_root: Root, trained_blend: TrainingResult) -> None:
-    weights = trained_blend.forecaster.blend_weights
+    weights = trained_blend.model.blend_weights
     assert weights[THETA] > 0.5
     assert weights[NETWORK] == pytest.approx(1 - weights[THETA])
     assert artifact.load_bundle(trained_blend.bundle).blend_weights == weights
@@ -114,8 +114,8 @@ def test_test_windows_do_not_affect_the_weights(
 ) -> None:
     other = train(write_rising_series(tmp_path, last_offset=1000.0), SPEC, fresh_root, test_windows=1)
     assert other.scores != trained_blend.scores
-    assert other.forecaster.blend_weights == trained_blend.forecaster.blend_weights
-    assert other.forecaster.facts["blend"] == trained_blend.forecaster.facts["blend"]
+    assert other.model.blend_weights == trained_blend.model.blend_weights
+    assert other.model.facts["blend"] == trained_blend.model.facts["blend"]
     for name in ("blend.json", "conformal.json", "weights.safetensors", "golden.json"):
         assert (other.bundle / name).read_bytes() == (trained_blend.bundle / name).read_bytes()
 
@@ -131,9 +131,9 @@ def test_a_blend_can_be_retrained_against_a_blended_champion(fresh_root: Root, t
 
 def test_without_a_blend_no_output_mentions_one(fresh_root: Root, tmp_path: Path) -> None:
     plain = train(write_rising_series(tmp_path), make_small_spec(), fresh_root)
-    assert plain.forecaster.blend_weights == {}
+    assert plain.model.blend_weights == {}
     assert set(plain.scores) == {CHALLENGER, "seasonal_naive"}
-    assert "blend" not in plain.forecaster.facts
+    assert "blend" not in plain.model.facts
     assert "Blend" not in (plain.bundle / "card.md").read_text()
     run = create_client(fresh_root.store_uri).get_run(plain.run_id)
     assert not [name for name in run.data.metrics if "pure" in name]
@@ -166,7 +166,7 @@ def test_the_command_line_requests_and_reports_a_blend(
         capsys.readouterr()
         assert run_command(name, str(trained_blend.bundle), data.source) == 0
         assert (
-            f"small is a blend: {100 * trained_blend.forecaster.blend_weights[NETWORK]:g} % network"
+            f"small is a blend: {100 * trained_blend.model.blend_weights[NETWORK]:g} % network"
             in capsys.readouterr().err
         )
     assert run_command("verify", str(trained_blend.bundle)) == 0

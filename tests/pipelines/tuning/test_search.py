@@ -119,7 +119,7 @@ def test_training_the_best_spec_reproduces_the_search(
 ) -> None:
     tuned, _ = finished_search
     trained = train(six_meters, read_spec(tuned.output_path), fresh_root)
-    assert trained.forecaster.facts["validation"]["valid/rollout"] == tuned.best_value
+    assert trained.model.facts["validation"]["valid/rollout"] == tuned.best_value
 
 
 def test_the_runs_describe_the_search_and_every_trial(

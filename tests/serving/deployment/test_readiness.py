@@ -29,7 +29,7 @@ from serving.deployment.follower import FollowTarget, follow, install_version
 from serving.deployment.releases import Release, publish, staging
 from serving.deployment.slot import Slot, load_bundle
 from tests.case_selection import fail_points_of
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 from tests.serving.conftest import AppClient, MakeClient, load_stub, publish_stub, series_payload, write_stub
 from tests.serving.deployment.test_follower import FakeRegistry, StopFollowing
 
@@ -193,7 +193,7 @@ def test_a_server_without_a_model_reports_the_reason(
 
 
 def save_random_model(folder: Path, *, seed: int = 1) -> Path:
-    artifact.save_bundle(make_forecaster(make_spec(), seed=seed), folder, card="")
+    artifact.save_bundle(make_fitted_model(make_spec(), seed=seed), folder, card="")
     return folder
 
 

@@ -18,7 +18,7 @@ from forecaster.prediction.predictor import Predictor
 from serving.deployment import releases
 from serving.deployment import slot as slots
 from serving.deployment.slot import DeployedModel, Slot
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 from tests.serving.conftest import LastValuePredictor, MakeClient, load_stub, publish_stub, series_payload
 
 
@@ -33,7 +33,7 @@ def shift_in_use(model: DeployedModel | None) -> float:
 
 
 def test_a_bundle_unsupported_by_the_kernel_is_served_by_its_onnx_graph(tmp_path: Path) -> None:
-    artifact.save_bundle(make_forecaster(make_spec(base="seasonal_naive")), tmp_path / "bundle", card="")
+    artifact.save_bundle(make_fitted_model(make_spec(base="seasonal_naive")), tmp_path / "bundle", card="")
     predictor = slots.load_bundle(tmp_path / "bundle")
     assert isinstance(predictor, Predictor)
     assert isinstance(predictor.engine, OnnxEngine)
@@ -41,7 +41,7 @@ def test_a_bundle_unsupported_by_the_kernel_is_served_by_its_onnx_graph(tmp_path
 
 @pytest.mark.skipif(load_compiled_backend() is None, reason="the kernel was not compiled")
 def test_a_bundle_with_a_supported_network_is_served_by_the_kernel(tmp_path: Path) -> None:
-    artifact.save_bundle(make_forecaster(make_spec()), tmp_path / "bundle", card="")
+    artifact.save_bundle(make_fitted_model(make_spec()), tmp_path / "bundle", card="")
     predictor = slots.load_bundle(tmp_path / "bundle")
     assert isinstance(predictor, Predictor)
     assert isinstance(predictor.engine, KernelEngine)

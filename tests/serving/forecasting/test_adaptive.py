@@ -15,7 +15,7 @@ from forecaster.intervals.conformal import calibrate
 from serving import ledger_writer as ledgers
 from serving.deployment.releases import Release, publish, staging
 from serving.deployment.slot import load_bundle
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 from tests.serving.conftest import AppClient, MakeClient
 
 STEPS, HORIZON = 60, 4
@@ -27,7 +27,7 @@ def slot_folder(tmp_path: Path) -> Path:
     slot = tmp_path / "slot"
     rng = np.random.default_rng(0)
     calibration = calibrate(0.1 * rng.normal(size=(200, 1, HORIZON)), np.ones(200))
-    fitted_model = replace(make_forecaster(make_spec(horizon=HORIZON)), calibration=calibration)
+    fitted_model = replace(make_fitted_model(make_spec(horizon=HORIZON)), calibration=calibration)
     with staging(slot) as draft:
         digest = artifact.save_bundle(fitted_model, draft / "bundle", card="# Small\n")
         publish(slot, draft / "bundle", Release(name="small", version="1", digest=digest))

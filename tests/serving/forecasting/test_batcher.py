@@ -26,7 +26,7 @@ from serving.forecasting import batcher
 from serving.forecasting.answer import EncodedResponse, RawRequest
 from serving.forecasting.batcher import Batcher, PendingRequest
 from serving.settings import Settings
-from tests.factories import make_forecaster, make_spec
+from tests.factories import make_fitted_model, make_spec
 from tests.serving.conftest import LastValuePredictor, StubModel, series_payload
 
 SETTINGS = Settings()
@@ -126,7 +126,7 @@ def test_a_bad_series_gets_its_own_error_and_affects_no_other(invalid: Callable[
 
 @pytest.mark.parametrize("fields", [{}, {"decoder": "direct"}])
 def test_a_batched_request_gets_the_same_response_as_alone(tmp_path: Path, fields: dict[str, Any]) -> None:
-    artifact.save_bundle(make_forecaster(make_spec(**fields)), tmp_path / "bundle", card="")
+    artifact.save_bundle(make_fitted_model(make_spec(**fields)), tmp_path / "bundle", card="")
     model, rng = DeployedModel(RELEASE, load_bundle(tmp_path / "bundle"), ""), np.random.default_rng(0)
     requests = [
         make_batcher_request(series_payload(y=rng.normal(size=6 + 5 * number).tolist()), model=model)

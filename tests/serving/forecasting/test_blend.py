@@ -18,7 +18,7 @@ from forecaster.series import Series
 from forecaster.statistical.blend import NETWORK
 from serving.deployment.releases import Release, publish, staging
 from serving.deployment.slot import load_bundle
-from tests.factories import make_forecaster, make_series, make_spec, make_wave
+from tests.factories import make_fitted_model, make_series, make_spec, make_wave
 from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, StubModel, publish_stub, series_payload
 from tests.serving.routes.test_openapi import response_schema, schema_violations
 
@@ -43,7 +43,7 @@ def publish_model(slot: Path, model: FittedModel) -> None:
 
 
 def make_blended_model() -> FittedModel:
-    return replace(make_forecaster(make_spec(blend=[THETA])), blend_weights=WEIGHTS)
+    return replace(make_fitted_model(make_spec(blend=[THETA])), blend_weights=WEIGHTS)
 
 
 @pytest.mark.parametrize(

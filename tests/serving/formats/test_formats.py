@@ -330,10 +330,10 @@ def test_an_infinite_value_in_arrow_is_rejected_for_its_series_alone(
     slot_folder: Path, make_client: MakeClient
 ) -> None:
     from forecaster.prediction.predictor import Predictor
-    from tests.factories import make_forecaster, make_spec
+    from tests.factories import make_fitted_model, make_spec
 
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: Predictor(make_forecaster(make_spec())))
+    client = make_client(load=lambda folder: Predictor(make_fitted_model(make_spec())))
     freq = client.get("/v1/model").json()["freq"]
     y = [float(value) for value in 10 + np.sin(np.arange(40))]
     rows = [series_payload(id=name, freq=freq, start="2026-01-01", y=y) for name in "abc"]

@@ -19,7 +19,7 @@ from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast
-from tests.factories import START, make_forecaster, make_network, make_series, make_spec, make_wave
+from tests.factories import START, make_fitted_model, make_network, make_series, make_spec, make_wave
 
 
 def make_rollout_input(network: Regressor, *, rows: int = 2, steps: int = 16, future_steps: int = 5) -> RolloutInput:
@@ -147,7 +147,7 @@ def test_an_onnx_graph_of_another_format_version_is_rejected(network: Regressor)
 
 
 def test_a_predictor_gives_the_same_forecasts_on_either_engine() -> None:
-    model = make_forecaster(make_spec(scaling="standard", base="last"))
+    model = make_fitted_model(make_spec(scaling="standard", base="last"))
     reference, onnx_predictor = Predictor(model), Predictor(model, engine=OnnxEngine(export_onnx(model.network)))
     with_gap = make_wave(30)
     with_gap[20:23] = np.nan
