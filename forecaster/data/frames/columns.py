@@ -1,4 +1,4 @@
-"""The columns of a frame, each read strictly: names of series, numbers, labels. Each refuses with the first row at fault."""
+"""Strict parsers for the columns of a frame: series ids, numbers, labels. Errors name the first invalid row."""
 
 from __future__ import annotations
 
@@ -13,46 +13,49 @@ from forecaster.errors import BadId, DuplicateColumn, MissingColumn, NoData, Not
 from forecaster.series import MAX_ABS_VALUE
 from forecaster.shapes import Float64, Int
 
-MAX_ID_LENGTH = 200  # characters; requests over HTTP take no longer ones
+MAX_ID_LENGTH = 200  # characters; HTTP requests do not accept longer ids
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+(?:\.\d{3})*,\d+\s*")
 
 
 class SeriesIds(NamedTuple):
-    """Whose row is whose."""
+    """The distinct ids, and the index of the id of each row."""
 
-    ids: Any  # object array of str, one a series, in order of first appearance
+    ids: Any  # object array of str, one per series, in order of first appearance
     codes: Int[np.ndarray, "row"]
 
 
 def validate_columns(frame: pd.DataFrame, *, required: Sequence[str], optional: Sequence[str]) -> None:
-    """Raises MissingColumn, DuplicateColumn or NoData unless each column is there once, with one meaning, and a row.
+    """Validates that each column exists exactly once and has one meaning, and that the frame has at least one row.
 
     Args:
         frame: A long frame.
-        needed: What it calls `unique_id, ds, y`.
-        further: Its covariates, channels and static columns.
+        required: The names of its columns `unique_id, ds, y`.
+        optional: The names of its covariates, channels and static columns.
+    Raises:
+        MissingColumn, DuplicateColumn, NoData.
     """
     wanted = [*required, *optional]
     missing = [name for name in wanted if name not in frame.columns]
     if missing:
-        found = ", ".join(map(str, frame.columns[:20])) or "none"
+        existing = ", ".join(map(str, frame.columns[:20])) or "none"
         in_index = [name for name in missing if name in frame.index.names]
         advice = (
             f"{', '.join(in_index)} is in the index: call reset_index()."
             if in_index
-            else "Add the columns, or take them out of the specification's covariates, channels and static."
+            else "Add the columns, or remove them from the specification's covariates, channels and static."
             if set(missing) <= set(optional)
-            else "Rename the columns, or say what they are called (--id-column, --ds-column, --y-column)."
+            else "Rename the columns, or declare their names (--id-column, --ds-column, --y-column)."
         )
         raise MissingColumn(
-            f"Expected the columns {', '.join(wanted)}; {', '.join(missing)} not found among: {found}. {advice}",
+            f"Expected the columns {', '.join(wanted)}; {', '.join(missing)} not found among: {existing}. {advice}",
             where=missing[0],
         )
     for name in wanted:
         if wanted.count(name) > 1 or list(frame.columns).count(name) > 1:
             raise DuplicateColumn(
-                f"Expected one column {name!r} with one meaning; it is there, or was named, more than once. Drop or rename one.",
+                f"Expected one column {name!r} with one meaning; it exists, or was declared, more than once. "
+                "Drop or rename one.",
                 where=name,
             )
     if frame.empty:
@@ -60,60 +63,64 @@ def validate_columns(frame: pd.DataFrame, *, required: Sequence[str], optional: 
 
 
 def parse_ids(raw: pd.Series, *, column: str) -> SeriesIds:
-    """The names of the series as text; raises BadId for what is no name, and where two names would become one."""
-    empty = raw.isna().to_numpy()
-    if empty.any():
+    """Returns the ids as text. Raises BadId for an invalid id, and for two different ids with the same text."""
+    is_empty = raw.isna().to_numpy()
+    if is_empty.any():
         raise BadId(
-            f"Expected an id in every row; column {column!r} is empty in row {_first_true_row(empty)}. Name the series.",
+            f"Expected an id in every row; column {column!r} is empty in row {_first_true_row(is_empty)}. Name the series.",
             where=column,
         )
     if raw.dtype == object and pd.api.types.infer_dtype(raw, skipna=False) != "string":
         _validate_distinct_ids(raw, column)
         raw = raw.map(str)
-    codes, found = pd.factorize(raw)
-    texts = np.array([str(one) for one in found], dtype=object)
-    for number, text in enumerate(texts):
+    codes, distinct_ids = pd.factorize(raw)
+    texts = np.array([str(series_id) for series_id in distinct_ids], dtype=object)
+    for code, text in enumerate(texts):
         if not text.strip() or len(text) > MAX_ID_LENGTH or _UNPRINTABLE.search(text):
             raise BadId(
-                f"Expected ids of 1 to {MAX_ID_LENGTH} printable characters; row {_first_true_row(codes == number)} of column "
-                f"{column!r} has {_format_value(text)} of {len(text)}. Rename the series.",
+                f"Expected ids of 1 to {MAX_ID_LENGTH} printable characters; row {_first_true_row(codes == code)} of "
+                f"column {column!r} has {_format_value(text)} with {len(text)} characters. Rename the series.",
                 where=column,
             )
     return SeriesIds(texts, codes.astype(np.int64))
 
 
 def _validate_distinct_ids(raw: pd.Series, column: str) -> None:
-    odd = np.fromiter(
-        (isinstance(one, bytes) or not isinstance(one, Hashable) for one in raw), dtype=bool, count=len(raw)
+    is_invalid = np.fromiter(
+        (isinstance(value, bytes) or not isinstance(value, Hashable) for value in raw), dtype=bool, count=len(raw)
     )
-    if odd.any():
-        row = _first_true_row(odd)
+    if is_invalid.any():
+        row = _first_true_row(is_invalid)
         raise BadId(
-            f"Expected text or numbers as ids in column {column!r}; row {row} holds {_format_value(raw.iloc[row])}. Write ids as text.",
+            f"Expected text or numbers as ids in column {column!r}; row {row} holds {_format_value(raw.iloc[row])}. "
+            "Write ids as text.",
             where=column,
         )
-    seen: dict[str, tuple[type, Any]] = {}
+    kind_and_value_by_text: dict[str, tuple[type, Any]] = {}
     for kind, value in {(type(value), value): None for value in raw}:
         text = str(value)
-        other = seen.setdefault(text, (kind, value))
-        if other != (kind, value) or other[0] is not kind:
+        previous = kind_and_value_by_text.setdefault(text, (kind, value))
+        if previous != (kind, value) or previous[0] is not kind:
             raise BadId(
-                f"Expected different ids to be written differently; column {column!r} has {text!r} as {other[0].__name__} and "
-                f"as {kind.__name__}. Write all ids as text.",
+                f"Expected different ids to have different text; column {column!r} has {text!r} as {previous[0].__name__} "
+                f"and as {kind.__name__}. Write all ids as text.",
                 where=column,
             )
 
 
 def parse_numbers(raw: pd.Series, *, column: str) -> Float64[np.ndarray, "row"]:
-    """The column as float64, NaN where it is empty; raises NotANumber, ValueOutOfRange.
+    """Returns the column as float64, with NaN for empty cells.
 
     Integers, decimals, nullable numbers and text such as "1.5" are numbers; bools, complex numbers and "1,5" are not.
+
+    Raises:
+        NotANumber, ValueOutOfRange.
     """
     values = _to_float64(raw, column)
-    finite_or_empty = np.abs(values) <= MAX_ABS_VALUE
-    wrong = ~(finite_or_empty | np.isnan(values))
-    if wrong.any():
-        row = _first_true_row(wrong)
+    is_in_range = np.abs(values) <= MAX_ABS_VALUE
+    is_invalid = ~(is_in_range | np.isnan(values))
+    if is_invalid.any():
+        row = _first_true_row(is_invalid)
         if np.isinf(values[row]):
             raise NotANumber(
                 f"Expected finite numbers in column {column!r}; row {row} is infinite. "
@@ -121,34 +128,37 @@ def parse_numbers(raw: pd.Series, *, column: str) -> Float64[np.ndarray, "row"]:
                 where=column,
             )
         raise ValueOutOfRange(
-            f"Expected numbers up to {MAX_ABS_VALUE:g} in column {column!r}; row {row} holds {values[row]:g}, whose square "
-            "would leave the floating-point numbers. Correct it, or measure in a larger unit.",
+            f"Expected numbers up to {MAX_ABS_VALUE:g} in column {column!r}; row {row} holds {values[row]:g}; sums of "
+            "its square would overflow float64. Correct it, or use a larger unit.",
             where=column,
         )
     return values
 
 
 def _to_float64(raw: pd.Series, column: str) -> Float64[np.ndarray, "row"]:
-    odd_kind = pd.api.types.is_bool_dtype(raw) or pd.api.types.is_complex_dtype(raw)
-    if pd.api.types.is_numeric_dtype(raw) and not odd_kind:
-        with np.errstate(over="ignore"):  # of a wider float: infinite, and refused as such
+    is_unsupported_kind = pd.api.types.is_bool_dtype(raw) or pd.api.types.is_complex_dtype(raw)
+    if pd.api.types.is_numeric_dtype(raw) and not is_unsupported_kind:
+        with np.errstate(over="ignore"):  # a wider float may overflow to infinity, which is rejected later
             return np.asarray(raw.to_numpy(dtype=np.float64, na_value=np.nan))
     empty = raw.isna().to_numpy()
-    if odd_kind:
-        bad = ~empty
+    if is_unsupported_kind:
+        is_invalid = ~empty
     else:
-        read = pd.to_numeric(raw.astype(str).where(~empty), errors="coerce")
-        values = np.asarray(read.to_numpy(dtype=np.float64, na_value=np.nan))
-        bad = np.isnan(values) & ~empty
+        parsed = pd.to_numeric(raw.astype(str).where(~empty), errors="coerce")
+        values = np.asarray(parsed.to_numpy(dtype=np.float64, na_value=np.nan))
+        is_invalid = np.isnan(values) & ~empty
         if raw.dtype == object:
-            bad |= np.fromiter((isinstance(value, (bool, np.bool_)) for value in raw), dtype=bool, count=len(raw))
-    if bad.any():
-        row = _first_true_row(bad)
+            is_invalid |= np.fromiter(
+                (isinstance(value, (bool, np.bool_)) for value in raw), dtype=bool, count=len(raw)
+            )
+    if is_invalid.any():
+        row = _first_true_row(is_invalid)
         raise NotANumber(
-            f"Expected numbers in column {column!r}; row {row} holds {_format_value(raw.iloc[row])}. {_suggest_fix(raw.iloc[row])}",
+            f"Expected numbers in column {column!r}; row {row} holds {_format_value(raw.iloc[row])}. "
+            f"{_suggest_fix(raw.iloc[row])}",
             where=column,
         )
-    return values if not odd_kind else np.full(len(raw), np.nan)
+    return values if not is_unsupported_kind else np.full(len(raw), np.nan)
 
 
 def _suggest_fix(value: Any) -> str:
@@ -160,9 +170,9 @@ def _suggest_fix(value: Any) -> str:
 
 
 def parse_covariate(raw: pd.Series, *, column: str) -> np.ndarray:
-    """A covariate: float64 (bools become 0 and 1), or an object array of text; empty cells are NaN or None.
+    """Returns a covariate as float64 (bools become 0 and 1) or as an object array of text.
 
-    Raises NotANumber, ValueOutOfRange.
+    Empty cells become NaN or None. Raises NotANumber, ValueOutOfRange.
     """
     if pd.api.types.is_bool_dtype(raw):
         return np.asarray(raw.to_numpy(dtype=np.float64, na_value=np.nan))
@@ -177,34 +187,34 @@ def describe_dropped_channel_values(
     history_ends: Int[np.ndarray, "series"],
     lengths: Int[np.ndarray, "series"],
 ) -> Iterator[str]:
-    """What is told of channels that go on where the history has ended and only covariates are known."""
+    """Yields a repair message for each channel with values after the end of the history, which are dropped."""
     for name, values in channels.items():
-        later = np.arange(len(values)) >= np.repeat(history_ends, lengths)
-        left = int((later & ~np.isnan(values)).sum())
-        if left:
+        is_future = np.arange(len(values)) >= np.repeat(history_ends, lengths)
+        dropped_count = int((is_future & ~np.isnan(values)).sum())
+        if dropped_count:
             yield (
-                f"{left} values of channel {name!r} after the last observed `y` of their series were left aside: call it a "
-                "covariate if it is known ahead"
+                f"{dropped_count} values of channel {name!r} after the last observed `y` of their series were dropped: "
+                "declare it as a covariate if its future is known"
             )
 
 
 def parse_labels(raw: pd.Series) -> np.ndarray:
-    """The column as an object array of text; None where it is empty."""
+    """Returns the column as an object array of text, with None for empty cells."""
     texts = raw.astype(str).to_numpy(dtype=object)
     texts[raw.isna().to_numpy()] = None
     return np.asarray(texts)
 
 
 def is_missing(values: np.ndarray) -> np.ndarray:
-    """Which cells of what `parse_numbers`, `parse_covariate` or `parse_labels` answered are empty."""
+    """Returns the mask of empty cells in a result of `parse_numbers`, `parse_covariate` or `parse_labels`."""
     return np.asarray(pd.isna(values))
 
 
 def _is_text(raw: pd.Series) -> bool:
-    kept: pd.Series = raw.dropna()
-    if isinstance(kept.dtype, pd.CategoricalDtype):
-        kept = pd.Series(kept.cat.categories)
-    return pd.api.types.infer_dtype(kept, skipna=True) in ("string", "empty")
+    present: pd.Series = raw.dropna()
+    if isinstance(present.dtype, pd.CategoricalDtype):
+        present = pd.Series(present.cat.categories)
+    return pd.api.types.infer_dtype(present, skipna=True) in ("string", "empty")
 
 
 def _first_true_row(mask: np.ndarray) -> int:
@@ -212,5 +222,5 @@ def _first_true_row(mask: np.ndarray) -> int:
 
 
 def _format_value(value: Any) -> str:
-    told = repr(value.item() if isinstance(value, np.generic) else value)
-    return told if len(told) <= 60 else f"{told[:57]}..."
+    text = repr(value.item() if isinstance(value, np.generic) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

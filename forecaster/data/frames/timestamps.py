@@ -1,5 +1,6 @@
-"""A column of stamps, read strictly: moments to microseconds, from the year 1 to 9999, in one time zone or in none; or whole
-numbers.
+"""Strict parser for a timestamp column: integers, or datetimes in microseconds.
+
+Datetimes are from the year 1 to 9999, in one time zone or without a time zone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from forecaster.frequency import (
 )
 from forecaster.shapes import Int
 
-_DAY_MICROSECONDS = 86_400_000_000  # microseconds
+_DAY_MICROSECONDS = 86_400_000_000
 _MIN_MICROSECONDS = int(np.datetime64("0001-01-01", "us").astype(np.int64))
 _MAX_MICROSECONDS = int(np.datetime64(f"{MAX_YEAR}-12-31T23:59:59.999999", "us").astype(np.int64))
 _INTEGER_TEXT = re.compile(r"-?\d{1,30}", re.ASCII)
@@ -31,71 +32,74 @@ _NUMERIC_KINDS = ("integer", "mixed-integer", "mixed-integer-float", "floating",
 
 
 class TimestampColumn(NamedTuple):
-    """The stamps of all rows, and what had to be repaired."""
+    """The timestamps of all rows, and the messages of repairs."""
 
-    timestamps: Timestamps  # moments in microseconds, or int64
+    timestamps: Timestamps  # datetimes in microseconds, or int64
     repairs: tuple[str, ...]
 
 
 def parse_timestamp_column(
     raw: pd.Series, *, column: str, freq: str | None, zone: str | None, series_codes: Int[np.ndarray, "row"]
 ) -> TimestampColumn:
-    """Reads a column of stamps.
+    """Parses a timestamp column.
 
     Args:
-        raw: ISO 8601 text, dates, datetimes or periods (which stand for their first moment); or integers, which may be text
-            where the frequency is a whole number.
-        column: Its name.
+        raw: ISO 8601 text, dates, datetimes or periods (taken as their start); or integers, which may be text if the
+            frequency is an integer.
+        column: The name of the column, for messages.
         freq: The frequency, if it was declared.
-        zone: The zone whose local time stamps without an offset are, and in which those with one are to be told.
-        series: Which series each row is of: an hour that a clock shows twice is told apart by the order of its rows.
+        zone: The time zone of timestamps without an offset; timestamps with an offset are converted to it.
+        series_codes: The series of each row. The order of the rows of a series distinguishes the two occurrences of a
+            repeated hour.
     Raises:
-        BadStamp, with the first row; ZoneUnknown.
+        BadStamp: With the first invalid row.
+        ZoneUnknown: The time zone does not exist.
     """
     if isinstance(raw.dtype, pd.CategoricalDtype):
         raw = raw.astype(object if raw.hasnans else raw.cat.categories.dtype)
-    numbered = freq is not None and is_integer_frequency(freq)
-    if _is_integer_column(raw, allow_text=numbered):
+    is_numbered = freq is not None and is_integer_frequency(freq)
+    if _is_integer_column(raw, allow_text=is_numbered):
         return TimestampColumn(_parse_integers(raw, column, freq=freq, zone=zone), ())
-    if numbered:
-        row = _first_true_row(np.array([not _is_integer(one) for one in raw]))
+    if is_numbered:
+        row = _first_true_row(np.array([not _is_integer(value) for value in raw]))
         raise BadStamp(
             f"Expected whole numbers in column {column!r}, since the frequency is {freq!r}; row {row} holds "
-            f"{str(raw.iloc[row])[:60]!r}. Number the steps (astype('int64') makes integers of whole floats), or declare a "
-            "frequency of the calendar such as D.",
+            f"{str(raw.iloc[row])[:60]!r}. Number the steps (astype('int64') converts integral floats), or declare a "
+            "calendar frequency such as D.",
             where=column,
         )
-    moments, repairs = _parse_datetimes(raw, column)
-    _validate_no_missing(moments.isna(), column)
-    moments = _to_microseconds(moments, column)
+    datetimes, repairs = _parse_datetimes(raw, column)
+    _validate_no_missing(datetimes.isna(), column)
+    datetimes = _to_microseconds(datetimes, column)
     if zone is not None:
-        known = _load_time_zone(zone)
-        moments = (
-            moments.tz_convert(known) if moments.tz is not None else _localize(moments, known, series_codes, column)
-        )
-    return TimestampColumn(moments, repairs if zone is None else ())
+        time_zone = _load_time_zone(zone)
+        if datetimes.tz is not None:
+            datetimes = datetimes.tz_convert(time_zone)
+        else:
+            datetimes = _localize(datetimes, time_zone, series_codes, column)
+    return TimestampColumn(datetimes, repairs if zone is None else ())
 
 
 def reject_date_like_numbers(numbers: Timestamps, *, where: str) -> None:
-    """Raises BadStamp for whole numbers that all read as dates, such as 20260131 or 202601.
+    """Raises BadStamp for integers that all look like dates, such as 20260131 or 202601.
 
-    Counted as numbers, a day would follow the 31st at 20260132, and the gap to the next month would be absent steps.
+    As integers, the step after 20260131 would be 20260132, and the gap to the next month would count as absent steps.
     """
     years, rest = np.divmod(timestamps_to_int64(numbers), 10_000)
     months, days = np.divmod(rest, 100)
-    if years.max() < 1000:  # six digits
+    if years.max() < 1000:  # six digits: year and month
         years, (months, days) = years * 100 + months, (days, np.ones_like(days))
     dates = (years >= 1900) & (years < 2100) & (months >= 1) & (months <= 12) & (days >= 1) & (days <= 31)
     if dates.all():
         raise BadStamp(
-            f"Expected stamps that are certainly numbers, or certainly dates; all of {where!r}, such as {numbers[0]}, may be "
+            f"Expected timestamps that are clearly numbers, or clearly dates; all of {where!r}, such as {numbers[0]}, may be "
             "either. Write dates like 2026-01-31, or declare a whole number for the frequency, such as 1.",
             where=where,
         )
 
 
 def _is_integer_column(raw: pd.Series, *, allow_text: bool) -> bool:
-    """Whether the column is one of whole numbers, some cells perhaps empty; as text too, if that is allowed."""
+    """Returns whether all cells that are not empty are integers, or integers as text if `allow_text`."""
     if pd.api.types.is_integer_dtype(raw):
         return True
     if allow_text and (raw.dtype == object or pd.api.types.is_string_dtype(raw)):
@@ -111,20 +115,20 @@ def _is_integer(value: Any) -> bool:
 
 def _parse_integers(raw: pd.Series, column: str, *, freq: str | None, zone: str | None) -> Timestamps:
     _validate_no_missing(raw.isna(), column)
-    whole: pd.Series = raw if pd.api.types.is_integer_dtype(raw) else raw.map(int)
-    outside = ((whole > MAX_INTEGER_TIMESTAMP) | (whole < -MAX_INTEGER_TIMESTAMP)).to_numpy(dtype=bool)
-    if outside.any():
-        row = _first_true_row(outside)
+    integers: pd.Series = raw if pd.api.types.is_integer_dtype(raw) else raw.map(int)
+    is_outside = ((integers > MAX_INTEGER_TIMESTAMP) | (integers < -MAX_INTEGER_TIMESTAMP)).to_numpy(dtype=bool)
+    if is_outside.any():
+        row = _first_true_row(is_outside)
         raise BadStamp(
-            f"Expected whole numbers from -{MAX_INTEGER_TIMESTAMP} to {MAX_INTEGER_TIMESTAMP} in column {column!r}; row {row} holds "
-            f"{whole.iloc[row]}. Correct it, or count from nearer.",
+            f"Expected whole numbers from -{MAX_INTEGER_TIMESTAMP} to {MAX_INTEGER_TIMESTAMP} in column {column!r}; "
+            f"row {row} holds {integers.iloc[row]}. Correct it, or count from a later origin.",
             where=column,
         )
-    numbers: Timestamps = pd.Index(whole.astype("int64").to_numpy())
+    numbers: Timestamps = pd.Index(integers.astype("int64").to_numpy())
     if zone is not None:
         raise BadStamp(
-            f"Expected time stamps, since a zone ({zone}) is declared; column {column!r} has the whole number {numbers[0]}, "
-            "and numbers are of no zone. Write ISO 8601 stamps, or leave the zone out.",
+            f"Expected ISO 8601 timestamps, since a zone ({zone}) is declared; column {column!r} has the whole number "
+            f"{numbers[0]}, and numbers have no time zone. Write ISO 8601 timestamps, or omit the zone.",
             where=column,
         )
     if freq is None:
@@ -138,7 +142,8 @@ def _validate_no_missing(missing: Any, column: str) -> None:
     empty = np.asarray(missing, dtype=bool)
     if empty.any():
         raise BadStamp(
-            f"Expected a stamp in every row; column {column!r} is empty in row {_first_true_row(empty)}. Fill or drop it.",
+            f"Expected a timestamp in every row; column {column!r} is empty in row {_first_true_row(empty)}. "
+            "Fill it in, or drop the row.",
             where=column,
         )
 
@@ -148,18 +153,18 @@ def _parse_datetimes(raw: pd.Series, column: str) -> tuple[pd.DatetimeIndex, tup
         return pd.DatetimeIndex(raw.dt.to_timestamp()), ()
     if pd.api.types.is_datetime64_any_dtype(raw):
         return pd.DatetimeIndex(raw), ()
-    numeric = pd.api.types.is_numeric_dtype(raw)
-    if numeric or (raw.dtype == object and pd.api.types.infer_dtype(raw, skipna=True) in _NUMERIC_KINDS):
-        bare = raw if numeric else raw[[not isinstance(value, str) and not pd.isna(value) for value in raw]]
+    is_numeric = pd.api.types.is_numeric_dtype(raw)
+    if is_numeric or (raw.dtype == object and pd.api.types.infer_dtype(raw, skipna=True) in _NUMERIC_KINDS):
+        numbers = raw if is_numeric else raw[[not isinstance(value, str) and not pd.isna(value) for value in raw]]
         raise BadStamp(
-            f"Expected time stamps, or whole numbers, throughout column {column!r}; found numbers such as {bare.iloc[0]} that "
-            "are not whole, or are mixed with others. Write ISO 8601 stamps such as 2026-01-31T00:00:00 in every row, or "
-            "integers in every row (astype('int64') makes them of whole floats).",
+            f"Expected timestamps, or whole numbers, throughout column {column!r}; found numbers such as {numbers.iloc[0]} "
+            "that are not integers, or are mixed with other types. Write ISO 8601 timestamps such as 2026-01-31T00:00:00 in "
+            "every row, or integers in every row (astype('int64') converts integral floats).",
             where=column,
         )
-    relative = raw.isin(["now", "today"]).to_numpy()
-    if relative.any():
-        raise BadStamp(_format_not_iso_message(raw, _first_true_row(relative), column), where=column)
+    is_relative = raw.isin(["now", "today"]).to_numpy()
+    if is_relative.any():
+        raise BadStamp(_format_not_iso_message(raw, _first_true_row(is_relative), column), where=column)
     try:
         return pd.DatetimeIndex(pd.to_datetime(raw, format="ISO8601")), ()
     except (ValueError, TypeError, OverflowError) as error:
@@ -167,19 +172,21 @@ def _parse_datetimes(raw: pd.Series, column: str) -> tuple[pd.DatetimeIndex, tup
 
 
 def _parse_mixed_offsets(raw: pd.Series, column: str, error: Exception) -> tuple[pd.DatetimeIndex, tuple[str, ...]]:
-    """Stamps that name their offsets, different ones, are moments all the same."""
+    """Parses timestamps with different offsets from UTC, and converts them to UTC."""
     try:
-        moments = pd.DatetimeIndex(pd.to_datetime(raw, format="ISO8601", utc=True))
+        datetimes = pd.DatetimeIndex(pd.to_datetime(raw, format="ISO8601", utc=True))
     except (ValueError, TypeError, OverflowError):
         raise BadStamp(_format_not_iso_message(raw, _first_unparsable_row(raw), column), where=column) from error
-    naive = np.array([not pd.isna(one) and pd.Timestamp(one).tz is None for one in raw])
-    if naive.any():
+    is_naive = np.array([not pd.isna(value) and pd.Timestamp(value).tz is None for value in raw])
+    if is_naive.any():
         raise BadStamp(
-            f"Expected an offset from UTC in all stamps of column {column!r} or in none; row {_first_true_row(naive)} has none and "
-            "others have one. Stamps with and without time zones are mixed: write them all in UTC.",
+            f"Expected an offset from UTC in all timestamps of column {column!r} or in none; row "
+            f"{_first_true_row(is_naive)} has none and others have one. Write all timestamps in UTC.",
             where=column,
         ) from error
-    return moments, ("stamps of several offsets from UTC were turned to UTC (declare the zone to keep local time)",)
+    return datetimes, (
+        "timestamps with several offsets from UTC were converted to UTC (declare the zone to keep local time)",
+    )
 
 
 def _first_unparsable_row(raw: pd.Series) -> int:
@@ -192,38 +199,39 @@ def _first_unparsable_row(raw: pd.Series) -> int:
 
 
 def _format_not_iso_message(raw: pd.Series, row: int, column: str) -> str:
-    numbers = " Or declare a whole number for the frequency, such as 1, if steps are numbered." * _is_integer(
-        raw.iloc[row]
-    )
+    advice = " Or declare a whole number for the frequency, such as 1, if steps are numbered."
+    integer_advice = advice if _is_integer(raw.iloc[row]) else ""
     return (
-        f"Expected ISO 8601 stamps in column {column!r}; row {row} holds {str(raw.iloc[row])[:60]!r}. "
-        f"Write it like 2026-01-31, 2026-01-31T09:00:00 or 2026-01-31T09:00:00Z: the year first, with four digits.{numbers}"
+        f"Expected ISO 8601 timestamps in column {column!r}; row {row} holds {str(raw.iloc[row])[:60]!r}. "
+        f"Write it like 2026-01-31, 2026-01-31T09:00:00 or 2026-01-31T09:00:00Z: the year first, with four digits."
+        f"{integer_advice}"
     )
 
 
-def _to_microseconds(moments: pd.DatetimeIndex, column: str) -> pd.DatetimeIndex:
+def _to_microseconds(datetimes: pd.DatetimeIndex, column: str) -> pd.DatetimeIndex:
     try:
-        exact = moments.as_unit("us")
+        exact = datetimes.as_unit("us")
     except (pd.errors.OutOfBoundsDatetime, OverflowError) as error:
         raise BadStamp(
-            f"Expected years from 1 to {MAX_YEAR} in column {column!r}; some lie far outside. Correct them.",
+            f"Expected years from 1 to {MAX_YEAR} in column {column!r}; some timestamps are far outside. Correct them.",
             where=column,
         ) from error
     ticks = exact.asi8
-    room = 0 if exact.tz is None else _DAY_MICROSECONDS  # local time is up to a day from UTC
-    outside = (ticks < _MIN_MICROSECONDS + room) | (ticks > _MAX_MICROSECONDS - room)
-    if outside.any():
-        row = _first_true_row(outside)
+    margin = 0 if exact.tz is None else _DAY_MICROSECONDS  # local time differs from UTC by up to a day
+    is_outside = (ticks < _MIN_MICROSECONDS + margin) | (ticks > _MAX_MICROSECONDS - margin)
+    if is_outside.any():
+        row = _first_true_row(is_outside)
         year = int(np.datetime64(int(ticks[row]), "us").astype("datetime64[Y]").astype(np.int64)) + 1970
         raise BadStamp(
             f"Expected years from 1 to {MAX_YEAR} in column {column!r}; row {row} is of the year {year}. Correct it.",
             where=column,
         )
-    if moments.unit == "ns":
-        finer = np.asarray(moments.asi8 % 1000 != 0)
-        if finer.any():
+    if datetimes.unit == "ns":
+        is_finer = np.asarray(datetimes.asi8 % 1000 != 0)
+        if is_finer.any():
             raise BadStamp(
-                f"Expected stamps of whole microseconds in column {column!r}; row {_first_true_row(finer)} is finer. Round it.",
+                f"Expected timestamps in whole microseconds in column {column!r}; row {_first_true_row(is_finer)} is finer. "
+                "Round it.",
                 where=column,
             )
     return exact
@@ -234,7 +242,7 @@ def _load_time_zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
         raise ZoneUnknown(
-            f"No time zone is called {name!r}; expected a name such as 'Europe/Berlin' or 'UTC'. Correct it.",
+            f"Expected a time zone such as 'Europe/Berlin' or 'UTC'; found {name!r}, which does not exist. Correct it.",
             where=name,
         ) from error
 
@@ -242,45 +250,50 @@ def _load_time_zone(name: str) -> ZoneInfo:
 def _localize(
     naive: pd.DatetimeIndex, zone: ZoneInfo, series_codes: Int[np.ndarray, "row"], column: str
 ) -> pd.DatetimeIndex:
-    """Local times of a zone as moments; days, whose midnight a clock change may skip or repeat, begin when they can."""
-    wall: Any = naive
-    rows = len(naive)
+    """Localizes local times to a time zone.
+
+    Days whose midnight is skipped by a clock change start at the first time after it; those with two midnights at the first.
+    """
+    local_times: Any = naive
+    row_count = len(naive)
     if not (naive.asi8 % _DAY_MICROSECONDS).any():
-        days: pd.DatetimeIndex = wall.tz_localize(
-            zone, ambiguous=np.ones(rows, dtype=bool), nonexistent="shift_forward"
+        days: pd.DatetimeIndex = local_times.tz_localize(
+            zone, ambiguous=np.ones(row_count, dtype=bool), nonexistent="shift_forward"
         )
         return days
-    early: pd.DatetimeIndex = wall.tz_localize(zone, ambiguous=np.ones(rows, dtype=bool), nonexistent="NaT")
-    skipped = np.asarray(early.isna())
-    if skipped.any():
-        row = _first_true_row(skipped)
+    early: pd.DatetimeIndex = local_times.tz_localize(zone, ambiguous=np.ones(row_count, dtype=bool), nonexistent="NaT")
+    is_skipped = np.asarray(early.isna())
+    if is_skipped.any():
+        row = _first_true_row(is_skipped)
         raise BadStamp(
-            f"Row {row} of column {column!r} is at {naive[row].isoformat()}, which no clock in {zone.key} showed: it was put "
-            "forward over it. Correct the stamp or the zone, or write stamps in UTC.",
+            f"Expected local times of {zone.key}; row {row} of column {column!r} has {naive[row].isoformat()}, which "
+            "clocks skipped when they were set forward. Correct the timestamp or the zone, or write timestamps in UTC.",
             where=column,
         )
-    late: pd.DatetimeIndex = wall.tz_localize(zone, ambiguous=np.zeros(rows, dtype=bool), nonexistent="NaT")
-    twice = np.flatnonzero(early.asi8 != late.asi8)
-    if not len(twice):
+    late: pd.DatetimeIndex = local_times.tz_localize(zone, ambiguous=np.zeros(row_count, dtype=bool), nonexistent="NaT")
+    repeated_rows = np.flatnonzero(early.asi8 != late.asi8)
+    if not len(repeated_rows):
         return early
-    shown = pd.DataFrame({"series": series_codes[twice], "wall": naive.asi8[twice]}).groupby(["series", "wall"])
-    second = np.zeros(rows, dtype=bool)
-    second[twice] = shown.cumcount().to_numpy() == 1
-    moments = early.where(~second, late)
-    unclear = np.zeros(rows, dtype=bool)
-    unclear[twice] = shown["wall"].transform("size").to_numpy() != 2
-    backwards = np.zeros(rows, dtype=bool)
-    backwards[1:] = (np.diff(moments.asi8) <= 0) & (series_codes[1:] == series_codes[:-1])
-    unclear |= backwards & np.isin(series_codes, series_codes[twice])
-    if unclear.any():
-        row = _first_true_row(unclear)
+    occurrences = pd.DataFrame({"series": series_codes[repeated_rows], "wall": naive.asi8[repeated_rows]}).groupby(
+        ["series", "wall"]
+    )
+    is_second = np.zeros(row_count, dtype=bool)
+    is_second[repeated_rows] = occurrences.cumcount().to_numpy() == 1
+    datetimes = early.where(~is_second, late)
+    is_ambiguous = np.zeros(row_count, dtype=bool)
+    is_ambiguous[repeated_rows] = occurrences["wall"].transform("size").to_numpy() != 2
+    is_backward = np.zeros(row_count, dtype=bool)
+    is_backward[1:] = (np.diff(datetimes.asi8) <= 0) & (series_codes[1:] == series_codes[:-1])
+    is_ambiguous |= is_backward & np.isin(series_codes, series_codes[repeated_rows])
+    if is_ambiguous.any():
+        row = _first_true_row(is_ambiguous)
         raise BadStamp(
-            f"Row {row} of column {column!r} is at {naive[row].isoformat()}, and clocks in {zone.key} show some hours of that "
-            "series twice: rows in order, each such stamp there twice, would tell which is meant. Write stamps in UTC, or "
-            "with their offsets.",
+            f"Expected unambiguous local times of {zone.key}; row {row} of column {column!r} has {naive[row].isoformat()}, "
+            "and some hours of that series occur twice when clocks are set back. They can be distinguished only if rows are "
+            "in order and contain each such timestamp twice. Write timestamps in UTC, or with their offsets.",
             where=column,
         )
-    return moments
+    return datetimes
 
 
 def _first_true_row(mask: np.ndarray) -> int:

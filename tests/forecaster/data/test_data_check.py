@@ -102,4 +102,4 @@ def test_data_check_reports_channels(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_numeric_ids_in_a_csv_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = pd.concat([series_frame(y=np.ones(3), unique_id="007"), series_frame(y=np.ones(3), unique_id="NA")])
     assert run_data_check(write_csv(tmp_path / "x.csv", frame), "--freq", "D") == 0
-    assert "2 ('007' first)" in capsys.readouterr().out
+    assert "2 (first: '007')" in capsys.readouterr().out

@@ -96,7 +96,7 @@ def test_integer_data_pass_the_data_check(integer_table: Path, capsys: pytest.Ca
         (["--freq", "D"], "since the frequency is 'D'; column 'ds' has the whole number 0"),
         (["--freq", "0"], "does not step forward"),
         (["--freq", "7"], "not on that grid"),
-        (["--zone", "Europe/Berlin"], "numbers are of no zone"),
+        (["--zone", "Europe/Berlin"], "numbers have no time zone"),
     ],
 )
 def test_options_that_do_not_fit_integer_data_are_rejected(

@@ -1,4 +1,4 @@
-"""What frames with further columns may be like, and what becomes of each: the last rows of docs/data.md, in their order."""
+"""Frames with additional columns, and the outcome of each: the last rows of docs/data.md, in their order."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def read_documentation_table() -> dict[str, tuple[str, str]]:
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     rows = [row for row in cells if row[0] != "case"]
-    assert len({row[0] for row in rows}) == len(rows), "a case is told twice"
+    assert len({row[0] for row in rows}) == len(rows), "a case is listed twice"
     return {row[0]: (row[1], row[2].strip("`")) for row in rows}
 
 
@@ -60,7 +60,7 @@ def test_a_documented_data_case(name: str) -> None:
         assert type(caught.value) is case.error
         assert caught.value.where
         assert len(caught.value.message) < 600
-    pd.testing.assert_frame_equal(frame, before)  # what was given is left as it was
+    pd.testing.assert_frame_equal(frame, before)  # the input is not modified
 
 
 def test_the_documentation_table_and_the_tests_have_the_same_rows() -> None:

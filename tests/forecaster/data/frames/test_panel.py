@@ -83,14 +83,14 @@ INVALID_FRAMES: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError
         ["finite", "row 2 is infinite", "leave it empty"],
     ),
     "infinity as text": (frame(DAYS, change_row(2, "inf")), None, errors.NotANumber, "y", ["row 2 is infinite"]),
-    "numbers for stamps": (
+    "numbers as timestamps": (
         frame(np.arange(6.0)),
         None,
         errors.BadStamp,
         "ds",
-        ["numbers such as 0.0 that are not whole", "ISO 8601", "integers in every row"],
+        ["numbers such as 0.0 that are not integers", "ISO 8601", "integers in every row"],
     ),
-    "a stamp that is none": (
+    "a timestamp that is missing": (
         frame(["2026-01-01", "yesterday"]),
         None,
         errors.BadStamp,
@@ -105,12 +105,12 @@ INVALID_FRAMES: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError
         ["row 0 holds '01/02/2026'"],
     ),
     "an empty stamp": (frame(["2026-01-01", None]), None, errors.BadStamp, "ds", ["'ds' is empty in row 1"]),
-    "stamps with and without a zone": (
+    "timestamps with and without a zone": (
         frame(["2026-01-01T00:00Z", "2026-01-01T01:00"]),
         None,
         errors.BadStamp,
         "ds",
-        ["mixed", "in UTC"],
+        ["row 1 has none and others have one", "in UTC"],
     ),
     "duplicates that disagree": (
         frame(["2026-01-01", "2026-01-02", "2026-01-02"], [1.0, 2.0, 5.0]),
@@ -138,7 +138,7 @@ INVALID_FRAMES: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError
         "MS",
         errors.IrregularStamps,
         "a",
-        ["a stamp at 2026-02-02T00:00:00, which is not on that grid"],
+        ["a timestamp at 2026-02-02T00:00:00, which is not on that grid"],
     ),
     "a frequency nobody knows": (frame(DAYS), "day", errors.FrequencyUnknown, "freq", ["'day' is not known", "'MS'"]),
     "a frequency that goes back": (frame(DAYS), "-1D", errors.FrequencyUnknown, "freq", ["does not step forward"]),
@@ -190,7 +190,7 @@ def test_unsorted_rows_are_sorted_with_a_warning() -> None:
     panel = to_panel(shuffled)
     assert_equal_panels(panel, to_panel(whole))
     [told] = panel.repairs
-    assert told.startswith("rows were not in order: sorted by series and stamp")
+    assert told.startswith("rows were not in order: sorted by series and timestamp")
 
 
 def test_scattered_rows_of_a_series_are_joined() -> None:

@@ -1,4 +1,4 @@
-"""What frames of values and stamps may be like, and what becomes of each: the first rows of docs/data.md, in their order."""
+"""Frames of values and timestamps, and the outcome of each: the first rows of docs/data.md, in their order."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "other column names, declared": FrameCase(
         lambda: series_frame().rename(columns={"y": "sold"}), options={"columns": ColumnNames(y="sold")}
     ),
-    "a column twice": FrameCase(
+    "a duplicate column": FrameCase(
         lambda: pd.concat([series_frame(), series_frame()[["y"]]], axis=1),
         DuplicateColumn,
         "'y'",
@@ -62,9 +62,9 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         lambda: series_frame(note="x"), check=lambda panel: not panel.series[0].static
     ),
     # ids
-    "ids that are whole numbers": FrameCase(lambda: series_frame(unique_id=7), check=has_ids("7")),
-    "ids that are fractions": FrameCase(lambda: series_frame(unique_id=1.5), check=has_ids("1.5")),
-    "ids that are categories": FrameCase(
+    "integer ids": FrameCase(lambda: series_frame(unique_id=7), check=has_ids("7")),
+    "float ids": FrameCase(lambda: series_frame(unique_id=1.5), check=has_ids("1.5")),
+    "categorical ids": FrameCase(
         lambda: series_frame(unique_id=pd.Categorical(["b"] * 20, categories=["a", "b"])), check=has_ids("b")
     ),
     "ids in any script, with spaces": FrameCase(
@@ -74,12 +74,12 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         lambda: pd.concat([series_frame(unique_id=1), series_frame(unique_id="b")]).astype({"unique_id": object}),
         check=has_ids("1", "b"),
     ),
-    "two ids that read the same": FrameCase(
+    "two ids with the same text": FrameCase(
         lambda: pd.concat([series_frame(unique_id=1), series_frame(unique_id="1")]).astype({"unique_id": object}),
         BadId,
         "'1'",
     ),
-    "an id that is missing": FrameCase(
+    "a missing id": FrameCase(
         lambda: series_frame(unique_id=object_series("a", None, "a"), ds=make_days(3)), BadId, "row 1"
     ),
     "an empty or blank id": FrameCase(lambda: series_frame(unique_id="  "), BadId, "row 0"),
@@ -89,7 +89,7 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     ),
     "an id with control characters": FrameCase(lambda: series_frame(unique_id="a\nb"), BadId, "printable"),
     # values
-    "whole numbers": FrameCase(lambda: series_frame(y=[1, 2, 3]), check=has_values(1, 2, 3), options={"freq": "D"}),
+    "integers": FrameCase(lambda: series_frame(y=[1, 2, 3]), check=has_values(1, 2, 3), options={"freq": "D"}),
     "decimal.Decimal": FrameCase(
         lambda: series_frame(y=object_series(Decimal("1.5"), None, Decimal(2))),
         check=has_values(1.5, None, 2),
@@ -106,10 +106,12 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "numbers as text, with a comma": FrameCase(
         lambda: series_frame(y=["1.5", "2,5", "3"]), NotANumber, "row 1 .* decimal point"
     ),
-    "other text": FrameCase(lambda: series_frame(y=["1", "many", "3"]), NotANumber, "row 1 holds 'many'"),
+    "text that is not a number": FrameCase(
+        lambda: series_frame(y=["1", "many", "3"]), NotANumber, "row 1 holds 'many'"
+    ),
     "an empty text": FrameCase(lambda: series_frame(y=["1", "", "3"]), NotANumber, "row 1"),
     "bools": FrameCase(lambda: series_frame(y=[True, False, True]), NotANumber, "0 and 1"),
-    "bools among numbers": FrameCase(
+    "bools mixed with numbers": FrameCase(
         lambda: series_frame(y=object_series(1.5, True, 2)), NotANumber, "row 1 holds True"
     ),
     "complex numbers": FrameCase(lambda: series_frame(y=[1 + 0j, 2j, 3]), NotANumber, "row 0"),
@@ -134,27 +136,27 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     ),
     "no series with any observed value": FrameCase(lambda: series_frame(y=[np.nan] * 20), NoData, "observed"),
     "a series of one step": FrameCase(lambda: series_frame(y=[1.0]), options={"freq": "D"}, check=has_values(1)),
-    # order, repeats
+    # order, duplicates
     "rows out of order": FrameCase(
         lambda: series_frame().sample(frac=1, random_state=0), message="not in order", check=has_values(*range(20))
     ),
-    "a row twice, the same": FrameCase(
+    "a duplicate row with the same values": FrameCase(
         lambda: pd.concat([series_frame(), series_frame().iloc[[3, 5]]]),
         message="2 repeated rows",
         check=has_values(*range(20)),
     ),
-    "a stamp twice, with different values": FrameCase(
+    "a duplicate timestamp with different values": FrameCase(
         lambda: pd.concat([series_frame(), series_frame(ds=make_days(1), y=[9.0])]),
         DuplicateStamp,
         r"\[0.0, 9.0\] at 2026-01-01",
     ),
-    "a stamp twice, with different covariates": FrameCase(
+    "a duplicate timestamp with different covariates": FrameCase(
         lambda: pd.concat([covariates_frame(1.0, [1.0, 2.0]), covariates_frame(2.0, [1.0, 2.0])]),
         DuplicateStamp,
         "another column",
         options={"freq": "D", "covariates": ("heat",)},
     ),
-    # stamps
+    # timestamps
     "ISO 8601 text": FrameCase(
         lambda: series_frame(ds=["2026-01-01", "2026-01-02", "2026-01-03"]), check=has_freq("D")
     ),
@@ -164,7 +166,7 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "periods": FrameCase(
         lambda: series_frame(ds=pd.period_range("2026-01", periods=12, freq="M")), check=has_freq("MS")
     ),
-    "stamps from the year 1 to 9999": FrameCase(
+    "timestamps from the year 1 to 9999": FrameCase(
         lambda: pd.concat(
             [series_frame(ds=["0001-01-01"], y=[1.0]), series_frame(ds=["9999-12-01"], y=[1.0], unique_id="b")]
         ),
@@ -176,52 +178,52 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         BadStamp,
         "row 1 is of the year 12000",
     ),
-    "stamps finer than a microsecond": FrameCase(
+    "timestamps finer than a microsecond": FrameCase(
         lambda: series_frame(ds=["2026-01-01T00:00:00.123456789"]), BadStamp, "row 0 is finer", options={"freq": "D"}
     ),
-    "a stamp that is missing": FrameCase(
+    "a missing timestamp": FrameCase(
         lambda: series_frame(ds=object_series("2026-01-01", None)), BadStamp, "empty in row 1"
     ),
-    "days or months that are not, other text": FrameCase(
+    "invalid days or months, other text": FrameCase(
         lambda: series_frame(ds=["2026-01-01", "2026-02-30"]), BadStamp, "row 1"
     ),
     "two-digit years, day and month in any order": FrameCase(
         lambda: series_frame(ds=["01/02/03"]), BadStamp, "year first"
     ),
-    "now, today": FrameCase(lambda: series_frame(ds=["today"]), BadStamp, "row 0 holds 'today'"),
-    "stamps that are whole numbers": FrameCase(
+    "relative timestamps (now, today)": FrameCase(lambda: series_frame(ds=["today"]), BadStamp, "row 0 holds 'today'"),
+    "integer timestamps": FrameCase(
         lambda: pd.concat([series_frame(ds=np.arange(20)), series_frame(ds=np.arange(2015, 2026), unique_id="years")]),
         check=continues_with("20", "21"),
     ),
-    "whole numbers as text, a whole number declared as frequency": FrameCase(
+    "integers as text, integer frequency declared": FrameCase(
         lambda: series_frame(ds=["8", "9", "10"]), options={"freq": "1"}, check=continues_with("11")
     ),
-    "whole numbers as text, no frequency declared": FrameCase(
+    "integers as text, no frequency declared": FrameCase(
         lambda: series_frame(ds=["8", "9", "10"]), BadStamp, "row 0 holds '8'.* whole number for the frequency"
     ),
-    "whole numbers that read as dates, no frequency declared": FrameCase(
+    "integers that look like dates, no frequency declared": FrameCase(
         lambda: series_frame(ds=np.arange(20260101, 20260121)), BadStamp, "such as 20260101, may be either"
     ),
-    "whole numbers that read as dates, a whole number declared as frequency": FrameCase(
+    "integers that look like dates, integer frequency declared": FrameCase(
         lambda: series_frame(ds=np.arange(202601, 202613)), options={"freq": 1}, check=continues_with("202613")
     ),
-    "a whole number beyond 2**62 - 1": FrameCase(
+    "an integer beyond 2**62 - 1": FrameCase(
         lambda: series_frame(ds=np.array([0, 2**63], dtype=np.uint64)), BadStamp, f"row 1 holds {2**63}"
     ),
-    "stamps that are floats": FrameCase(
+    "float timestamps": FrameCase(
         lambda: series_frame(ds=np.arange(20.0)), BadStamp, r"such as 0\.0 .*astype\('int64'\)"
     ),
-    "numbers among stamps": FrameCase(
+    "numbers mixed with timestamps": FrameCase(
         lambda: series_frame(ds=object_series("2026-01-01", 20260102)), BadStamp, "20260102"
     ),
     # frequency
     "a frequency that is certain": FrameCase(
         lambda: series_frame(make_timestamps("2026-01-31", "ME")), check=has_freq("ME")
     ),
-    "a frequency that two rules fit": FrameCase(
+    "a frequency that is ambiguous": FrameCase(
         lambda: series_frame(ds=["2026-07-01", "2026-08-01", "2026-09-01"]), FrequencyUnknown, "31D and MS all fit"
     ),
-    "a frequency that nothing tells": FrameCase(
+    "a frequency that cannot be inferred": FrameCase(
         lambda: series_frame(ds=["2026-07-01"]), FrequencyUnknown, "1 timestamps"
     ),
     "business days": FrameCase(lambda: series_frame(make_timestamps("2026-01-01", "B")), check=has_freq("B")),
@@ -245,36 +247,34 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         lambda: series_frame(make_timestamps("2026-01-05 09:00", "bh")), options={"freq": "bh"}, check=is_regular
     ),
     "an unknown or outdated alias": FrameCase(series_frame, FrequencyUnknown, "'w'", options={"freq": "w"}),
-    "a step that does not go forward": FrameCase(series_frame, FrequencyUnknown, "forward", options={"freq": "-1D"}),
+    "a step that is not positive": FrameCase(series_frame, FrequencyUnknown, "forward", options={"freq": "-1D"}),
     "a step finer than a microsecond": FrameCase(
         series_frame, FrequencyUnknown, "microsecond", options={"freq": "500ns"}
     ),
-    "a whole number as frequency": FrameCase(
+    "an integer frequency": FrameCase(
         lambda: pd.concat(
             [series_frame(ds=np.arange(0, 200, 10)), series_frame(ds=np.arange(7, 207, 10), unique_id="b")]
         ),
         options={"freq": 10},
         check=lambda panel: panel.freq == "10" and continues_with("200")(panel) and is_regular(panel),
     ),
-    "whole numbers that are all one difference apart": FrameCase(
-        lambda: series_frame(ds=[-30, -20, -10]), check=has_freq("10")
-    ),
-    "whole numbers, a frequency of the calendar": FrameCase(
+    "integers with a constant difference": FrameCase(lambda: series_frame(ds=[-30, -20, -10]), check=has_freq("10")),
+    "integer timestamps, calendar frequency declared": FrameCase(
         lambda: series_frame(ds=np.arange(20)),
         BadStamp,
         "frequency is 'D'; column 'ds' has the whole number 0",
         {"freq": "D"},
     ),
-    "dates, a whole number as frequency": FrameCase(
+    "dates, integer frequency declared": FrameCase(
         series_frame, BadStamp, "frequency is '1'; row 0 holds '2026-01-01", {"freq": 1}
     ),
-    "a whole number below one as frequency": FrameCase(
+    "an integer frequency below one": FrameCase(
         lambda: series_frame(ds=np.arange(20)), FrequencyUnknown, "'0' does not step forward", {"freq": 0}
     ),
     "series of different frequencies": FrameCase(
         lambda: pd.concat([series_frame(make_timestamps("2026-01-01", "h", 400)), series_frame(unique_id="b")]),
         IrregularStamps,
-        "'b' has gaps in most",
+        "'b' has gaps between most",
     ),
     # the grid
     "absent rows, frequency declared": FrameCase(
@@ -300,43 +300,43 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         IrregularStamps,
         "'b' goes from 2026-01-03T00:00:00 to 2026-01-05",
     ),
-    "absent whole numbers, frequency declared": FrameCase(
+    "absent integers, frequency declared": FrameCase(
         lambda: series_frame(ds=[10, 30, 40], y=[1.0, 3.0, 4.0]),
         None,
         "1 absent rows",
         {"freq": 10},
         has_values(1, None, 3, 4),
     ),
-    "absent whole numbers, frequency proven by a long run": FrameCase(
+    "absent integers, frequency proven by a long run": FrameCase(
         lambda: drop_rows(series_frame(ds=np.arange(0, 400, 10)), 20), None, "1 absent rows", check=has_freq("10")
     ),
-    "absent whole numbers, frequency not proven": FrameCase(
+    "absent integers, frequency not proven": FrameCase(
         lambda: drop_rows(series_frame(ds=np.arange(8)), 4), IrregularStamps, "'a' goes from 3 to 5"
     ),
-    "a stamp off the grid": FrameCase(
+    "a timestamp off the grid": FrameCase(
         lambda: series_frame(ds=["2026-01-01", "2026-01-02", "2026-01-03T06:00"]),
         IrregularStamps,
         "stamp at 2026-01-03T06:00:00",
         {"freq": "D"},
     ),
-    "a first stamp off the calendar": FrameCase(
+    "a first timestamp off the calendar": FrameCase(
         lambda: series_frame(make_timestamps("2026-01-15", "D", 2)), IrregularStamps, "2026-01-15", {"freq": "MS"}
     ),
-    "a grid of more than 90 % holes": FrameCase(
+    "a grid with more than 90 % missing steps": FrameCase(
         lambda: series_frame(ds=["2026-01-01", "2027-01-01"]), IrregularStamps, "coarser", {"freq": "D"}
     ),
-    "a grid of 1e15 whole numbers": FrameCase(
+    "a grid of 1e15 integers": FrameCase(
         lambda: series_frame(ds=[0, 10**15]), GridTooLarge, "1e\\+15", options={"freq": 1}
     ),
     "a grid of more than 1e8 steps": FrameCase(
         lambda: series_frame(ds=["0001-01-01", "9999-12-31"]), GridTooLarge, "declare a coarser", {"freq": "s"}
     ),
     # time zones
-    "stamps with one offset": FrameCase(
+    "timestamps with one offset": FrameCase(
         lambda: series_frame(ds=["2026-01-01T00:00+05:30", "2026-01-01T01:00+05:30"]),
         check=continues_with("2026-01-01 02:00:00+05:30"),
     ),
-    "stamps of a zone": FrameCase(
+    "timestamps with a time zone": FrameCase(
         lambda: series_frame(make_timestamps("2026-03-28 22:00", "h", 4, BERLIN)),
         check=continues_with("2026-03-29 03:00:00+02:00", "2026-03-29 04:00:00+02:00"),
     ),
@@ -374,7 +374,7 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         FrequencyUnknown,
         "declare the zone",
     ),
-    "stamps with and without offset": FrameCase(
+    "timestamps with and without offset": FrameCase(
         lambda: series_frame(["2026-01-01T00:00", "2026-01-01T01:00Z"]), BadStamp, "row 0 has none"
     ),
     "local times, zone declared": FrameCase(
@@ -384,24 +384,24 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         {"zone": BERLIN},
         continues_with("2026-03-29 06:00:00+02:00"),
     ),
-    "an hour that clocks show twice, zone declared": FrameCase(
+    "an hour that occurs twice, zone declared": FrameCase(
         lambda: series_frame(CLOCK_CHANGE_TIMES),
         None,
         "",
         {"zone": BERLIN},
         continues_with("2026-10-25 04:30:00+01:00"),
     ),
-    "an hour that clocks show twice, there once": FrameCase(
+    "an hour that occurs twice, with one row": FrameCase(
         lambda: drop_rows(series_frame(CLOCK_CHANGE_TIMES), 2), BadStamp, "2026-10-25T02:30:00", {"zone": BERLIN}
     ),
-    "an hour that clocks show twice, no zone declared": FrameCase(
+    "an hour that occurs twice, no zone declared": FrameCase(
         lambda: series_frame(CLOCK_CHANGE_TIMES), DuplicateStamp, "declare the zone"
     ),
-    "an hour that no clock shows": FrameCase(
+    "an hour that does not exist": FrameCase(
         lambda: series_frame(make_timestamps("2026-03-29", "h", 5)), BadStamp, "2026-03-29T02:00:00", {"zone": BERLIN}
     ),
     "an unknown zone": FrameCase(series_frame, ZoneUnknown, "'Mars'", {"zone": "Mars"}),
-    "whole numbers, zone declared": FrameCase(
-        lambda: series_frame(ds=np.arange(20)), BadStamp, "numbers are of no zone", {"zone": BERLIN}
+    "integer timestamps, zone declared": FrameCase(
+        lambda: series_frame(ds=np.arange(20)), BadStamp, "numbers have no time zone", {"zone": BERLIN}
     ),
 }
