@@ -48,6 +48,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # the commit point

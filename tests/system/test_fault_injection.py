@@ -50,6 +50,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 FAULT_EXIT_CODE = 9

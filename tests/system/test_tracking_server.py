@@ -46,6 +46,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.integration,
     pytest.mark.integration,
+    pytest.mark.integration,
     pytest.mark.integration,  # Lightning's
 ]
 PROCESS_COUNT, CHALLENGER_COUNT = 6, 5
