@@ -49,7 +49,7 @@ INVALID_TABLES: dict[str, tuple[str | bytes, list[str]]] = {
     "duplicate.csv": (make_csv() + f"a,{TIMESTAMPS[3]},99\n", ["series 'a'", "2026-01-04", "99"]),
     "irregular.csv": (make_csv(row_index=9, timestamp="2026-01-10T05:00:00"), ["series 'a'", "2026-01-10T05:00:00"]),
     "stamp.csv": (make_csv(row_index=5, timestamp="soon"), ["ISO 8601", "row 5 holds 'soon'"]),
-    "number.csv": (HEADER + "a,1.5,1\na,2.5,2\n", ["numbers such as 1.5 that are not whole"]),
+    "number.csv": (HEADER + "a,1.5,1\na,2.5,2\n", ["numbers such as 1.5 that are not integers"]),
     "compact.csv": (HEADER + "a,20260101,1\na,20260102,2\n", ["such as 20260101", "Write dates like 2026-01-31"]),
     "short.csv": (HEADER + "".join(f"a,{day},1\n" for day in TIMESTAMPS[:5]), ["has 5", "longer history"]),
     "garbage.csv": (bytes(range(256)) * 40, ["garbage.csv", "Expected a readable table"]),
