@@ -18,7 +18,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.statistical.blend",
     "forecaster.data.calendar",
     "forecaster.data.frames.columns",
-    "forecaster.data.frames.panel",
+    "forecaster.data.frames.rows",
     "forecaster.data.frames.grid",
     "forecaster.data.frames.timestamps",
     "forecaster.data.windows",

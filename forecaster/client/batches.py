@@ -11,7 +11,8 @@ import pandas as pd
 
 from forecaster.client.transport import Exchange, HttpRequest, RetryPolicy, request_json
 from forecaster.data.forecast_table import build_forecast_table
-from forecaster.data.frames.panel import ColumnNames, to_panel
+from forecaster.data.frames.panel import to_panel
+from forecaster.data.frames.rows import ColumnNames
 from forecaster.errors import (
     ForecasterError,
     FrequencyUnknown,

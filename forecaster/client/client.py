@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import httpx
     import pandas as pd
 
-    from forecaster.data.frames.panel import ColumnNames
+    from forecaster.data.frames.rows import ColumnNames
     from forecaster.series import Series
 
 KEY_ENV_VARIABLE = "FORECASTER_KEY"

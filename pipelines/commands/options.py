@@ -82,7 +82,7 @@ class DataOptions:
 
     def to_data_source(self, source: str | None) -> DataSource:
         """Returns the data source; raises InputError unless exactly one of DATA and --sql is given."""
-        from forecaster.data.frames.panel import ColumnNames
+        from forecaster.data.frames.rows import ColumnNames
         from pipelines.sources import DataSource
 
         if (source is None) == (self.sql is None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from forecaster.data.frames.panel import ColumnNames
+from forecaster.data.frames.rows import ColumnNames
 from forecaster.spec import Spec
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,27 +11,18 @@ import pandas as pd
 from forecaster.data.calendar import candidate_frequencies, infer_frequency
 from forecaster.data.frames import columns as cells
 from forecaster.data.frames import grid, timestamps
+from forecaster.data.frames.rows import ColumnNames, ParsedRows, drop_duplicates, parse_rows, sort_rows, validate_static
 from forecaster.errors import (
     CovariateUnknown,
-    DuplicateStamp,
     FrequencyUnknown,
     IrregularStamps,
     NoData,
-    StaticChanges,
 )
 from forecaster.frequency import Timestamps, format_timestamp, normalize_frequency, timestamp_at, timestamps_to_int64
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 
 _MAX_LISTED_IDS = 3  # ids listed in a repair message
-
-
-class ColumnNames(NamedTuple):
-    """The names of the three required columns."""
-
-    unique_id: str = "unique_id"
-    ds: str = "ds"
-    y: str = "y"
 
 
 def to_panel(
@@ -62,10 +53,10 @@ def to_panel(
     cells.validate_columns(frame, required=names, optional=[*covariates, *static, *channels])
     repairs: list[str] = []
     declared = None if freq is None else normalize_frequency(freq, where="freq")
-    rows = _parse_columns(
+    rows = parse_rows(
         frame, names, freq=declared, zone=zone, covariates=covariates, static=static, channels=channels, repairs=repairs
     )
-    rows = _drop_duplicates(_sort_rows(rows, repairs), repairs)
+    rows = drop_duplicates(sort_rows(rows, repairs), repairs)
     bounds = rows.series_bounds()
     first = np.repeat(bounds[:-1], np.diff(bounds))
     if declared is None:
@@ -101,124 +92,7 @@ def infer_series_frequency(sorted_timestamps: Timestamps, *, unique_id: str) -> 
         raise
 
 
-class _ParsedRows(NamedTuple):
-    """The parsed columns of a frame."""
-
-    ids: Any  # object array: the id of each code
-    codes: Int[np.ndarray, "row"]
-    ds: Timestamps
-    y: Float64[np.ndarray, "row"]
-    covariates: Mapping[str, np.ndarray]
-    static: Mapping[str, np.ndarray]
-    channels: Mapping[str, Float64[np.ndarray, "row"]]
-
-    def take(self, selection: np.ndarray) -> _ParsedRows:
-        """Returns the selected rows; `selection` is a mask or an array of row indices."""
-        return _ParsedRows(
-            self.ids,
-            self.codes[selection],
-            self.ds[selection],
-            self.y[selection],
-            {name: values[selection] for name, values in self.covariates.items()},
-            {name: values[selection] for name, values in self.static.items()},
-            {name: values[selection] for name, values in self.channels.items()},
-        )
-
-    def series_bounds(self) -> Int[np.ndarray, "_"]:
-        """Returns the first row of each series, and the end of the last series. The rows must be sorted."""
-        inner = np.flatnonzero(np.diff(self.codes)) + 1
-        return np.concatenate([[0], inner, [len(self.codes)]])
-
-    def id_at(self, row: SupportsIndex) -> str:
-        """Returns the id of the series that the row belongs to."""
-        return str(self.ids[self.codes[row]])
-
-    def format_timestamp_at(self, row: SupportsIndex) -> str:
-        """Returns the timestamp of the row as text for a message."""
-        return format_timestamp(timestamp_at(self.ds, int(row)))
-
-
-def _parse_columns(
-    frame: pd.DataFrame,
-    names: ColumnNames,
-    *,
-    freq: str | None,
-    zone: str | None,
-    covariates: Sequence[str],
-    static: Sequence[str],
-    channels: Sequence[str],
-    repairs: list[str],
-) -> _ParsedRows:
-    ids = cells.parse_ids(frame[names.unique_id], column=names.unique_id)
-    timestamp_column = timestamps.parse_timestamp_column(
-        frame[names.ds], column=names.ds, freq=freq, zone=zone, series_codes=ids.codes
-    )
-    repairs.extend(timestamp_column.repairs)
-    rows = _ParsedRows(
-        ids.ids,
-        ids.codes,
-        timestamp_column.timestamps,
-        cells.parse_numbers(frame[names.y], column=names.y),
-        {name: cells.parse_covariate(frame[name], column=name) for name in covariates},
-        {name: cells.parse_labels(frame[name]) for name in static},
-        {name: cells.parse_numbers(frame[name], column=name) for name in channels},
-    )
-    for name, values in {**rows.covariates, **rows.static}.items():
-        empty = cells.is_missing(values)
-        if empty.any():
-            row = int(np.argmax(empty))
-            raise CovariateUnknown(
-                f"Expected a value of {name!r} in every row; series {rows.id_at(row)!r} has none at "
-                f"{rows.format_timestamp_at(row)}. Fill it in, or omit the column.",
-                where=rows.id_at(row),
-            )
-    return rows
-
-
-def _sort_rows(rows: _ParsedRows, repairs: list[str]) -> _ParsedRows:
-    """Returns the rows sorted by id and timestamp, with series codes in the same order."""
-    code, ticks = rows.codes, timestamps_to_int64(rows.ds)
-    is_same_series = code[1:] == code[:-1]
-    is_backward = is_same_series & (ticks[1:] < ticks[:-1])
-    run_count = int((~is_same_series).sum()) + 1
-    if not is_backward.any() and run_count == len(rows.ids):
-        return rows
-    rank = np.empty(len(rows.ids), dtype=np.int64)
-    id_order = np.argsort(rows.ids)
-    rank[id_order] = np.arange(len(id_order))
-    ranked = rows._replace(ids=rows.ids[id_order], codes=rank[code])
-    order = np.lexsort((ticks, ranked.codes))
-    moved_count = int((order != np.arange(len(order))).sum())
-    repairs.append(f"rows were not in order: sorted by series and timestamp ({moved_count} of {len(order)} moved)")
-    return ranked.take(order)
-
-
-def _drop_duplicates(rows: _ParsedRows, repairs: list[str]) -> _ParsedRows:
-    ticks = timestamps_to_int64(rows.ds)
-    is_duplicate = np.concatenate([[False], (ticks[1:] == ticks[:-1]) & (rows.codes[1:] == rows.codes[:-1])])
-    if not is_duplicate.any():
-        return rows
-    duplicate_rows = np.flatnonzero(is_duplicate)
-    agree = np.ones(len(duplicate_rows), dtype=bool)
-    for values in (rows.y, *rows.covariates.values(), *rows.static.values(), *rows.channels.values()):
-        current, previous = values[duplicate_rows], values[duplicate_rows - 1]
-        agree &= (current == previous) | (cells.is_missing(current) & cells.is_missing(previous))
-    if not agree.all():
-        row = int(duplicate_rows[np.argmin(agree)])
-        is_same_key = (ticks == ticks[row]) & (rows.codes == rows.codes[row])
-        distinct = list(dict.fromkeys(rows.y[is_same_key].tolist()))
-        difference = f"{distinct}" if len(distinct) > 1 else "two rows that differ in another column"
-        raise DuplicateStamp(
-            f"Expected one value per timestamp; series {rows.id_at(row)!r} has {difference} at "
-            f"{rows.format_timestamp_at(row)}. Keep one of them, or sum them; if clocks were set back at that time, "
-            "declare the zone.",
-            where=rows.id_at(row),
-        )
-    repairs.append(f"{len(duplicate_rows)} repeated rows were dropped")
-    return rows.take(~is_duplicate)
-
-
-def _infer_panel_frequency(rows: _ParsedRows, bounds: Int[np.ndarray, "_"]) -> tuple[str, bool]:
+def _infer_panel_frequency(rows: ParsedRows, bounds: Int[np.ndarray, "_"]) -> tuple[str, bool]:
     """Returns the frequency of the longest series, and whether it is proven, so that absent rows can count as gaps."""
     longest = int(np.argmax(np.diff(bounds)))
     start, end = bounds[longest], bounds[longest + 1]
@@ -255,7 +129,7 @@ def _raise_for_irregular_step(sorted_timestamps: Timestamps, unique_id: str) -> 
 
 
 def _validate_positions(
-    rows: _ParsedRows, positions: grid.GridPositions, freq: str, *, allow_gaps: bool, is_inferred: bool
+    rows: ParsedRows, positions: grid.GridPositions, freq: str, *, allow_gaps: bool, is_inferred: bool
 ) -> None:
     """Raises IrregularStamps for the first timestamp that is off the grid or, if gaps are not allowed, follows a gap.
 
@@ -296,12 +170,12 @@ def _validate_positions(
 
 
 def _align_to_grid(
-    rows: _ParsedRows,
+    rows: ParsedRows,
     positions: grid.GridPositions,
     bounds: Int[np.ndarray, "_"],
     lengths: Int[np.ndarray, "series"],
     repairs: list[str],
-) -> _ParsedRows:
+) -> ParsedRows:
     """Returns `y` and channels with one value per step of the grid, NaN for absent rows.
 
     All other fields, also `codes` and `ds`, keep one value per row.
@@ -336,8 +210,8 @@ def _align_to_grid(
 
 
 def _build_series(
-    rows: _ParsedRows,
-    aligned: _ParsedRows,
+    rows: ParsedRows,
+    aligned: ParsedRows,
     bounds: Int[np.ndarray, "_"],
     lengths: Int[np.ndarray, "series"],
     freq: str,
@@ -347,7 +221,7 @@ def _build_series(
     step_starts = np.cumsum(lengths) - lengths
     observed_step = np.where(np.isnan(aligned.y), -1, np.arange(len(aligned.y)))
     last_observed = np.maximum.reduceat(observed_step, step_starts) - step_starts  # negative if nothing was observed
-    _validate_static(rows)
+    validate_static(rows)
     is_empty = last_observed < 0
     ids, start_timestamps = rows.ids[rows.codes[bounds[:-1]]], rows.ds[bounds[:-1]].tolist()
     if is_empty.all():
@@ -382,19 +256,6 @@ def _build_series(
         for index, start, end, length in spans
         if not is_empty[index]
     ]
-
-
-def _validate_static(rows: _ParsedRows) -> None:
-    within = rows.codes[1:] == rows.codes[:-1]
-    for name, values in rows.static.items():
-        changes = within & (values[1:] != values[:-1])
-        if changes.any():
-            row = int(np.argmax(changes)) + 1
-            raise StaticChanges(
-                f"Expected one value of {name!r} for the whole of series {rows.id_at(row)!r}; it goes from {values[row - 1]!r} "
-                f"to {values[row]!r} at {rows.format_timestamp_at(row)}. Correct it, or declare the column as a covariate.",
-                where=rows.id_at(row),
-            )
 
 
 def _format_ids(ids: Any) -> str:

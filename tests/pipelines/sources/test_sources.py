@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.data.frames.panel import ColumnNames
+from forecaster.data.frames.rows import ColumnNames
 from forecaster.errors import InputError, NoData, SourceNotFound
 from pipelines.sources import BUILT_IN_DATASETS, DataSource, derive_model_name, read_panel, read_spec
 from tests.pipelines.conftest import make_noise_frame

@@ -11,7 +11,8 @@ import pytest
 
 from forecaster import errors
 from forecaster.data.datasets import evaluate_sine_trend, load_hospital, make_sine_trend
-from forecaster.data.frames.panel import ColumnNames, to_frame, to_panel
+from forecaster.data.frames.panel import to_frame, to_panel
+from forecaster.data.frames.rows import ColumnNames
 from forecaster.series import Panel
 
 DAYS = pd.date_range("2026-01-01", periods=6)  # over a weekend: D and nothing else

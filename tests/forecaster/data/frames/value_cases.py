@@ -7,7 +7,7 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 
-from forecaster.data.frames.panel import ColumnNames
+from forecaster.data.frames.rows import ColumnNames
 from forecaster.data.summary import summarize_panel
 from forecaster.errors import (
     BadId,

@@ -1,0 +1,160 @@
+"""The rows of a long frame: parsed columns, sorted by series and timestamp, without duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+import pandas as pd
+
+from forecaster.data.frames import columns as cells
+from forecaster.data.frames import timestamps
+from forecaster.errors import (
+    CovariateUnknown,
+    DuplicateStamp,
+    StaticChanges,
+)
+from forecaster.frequency import Timestamps, format_timestamp, timestamp_at, timestamps_to_int64
+from forecaster.shapes import Float64, Int
+
+
+class ColumnNames(NamedTuple):
+    """The names of the three required columns."""
+
+    unique_id: str = "unique_id"
+    ds: str = "ds"
+    y: str = "y"
+
+
+class ParsedRows(NamedTuple):
+    """The parsed columns of a frame."""
+
+    ids: Any  # object array: the id of each code
+    codes: Int[np.ndarray, "row"]
+    ds: Timestamps
+    y: Float64[np.ndarray, "row"]
+    covariates: Mapping[str, np.ndarray]
+    static: Mapping[str, np.ndarray]
+    channels: Mapping[str, Float64[np.ndarray, "row"]]
+
+    def take(self, selection: np.ndarray) -> ParsedRows:
+        """Returns the selected rows; `selection` is a mask or an array of row indices."""
+        return ParsedRows(
+            self.ids,
+            self.codes[selection],
+            self.ds[selection],
+            self.y[selection],
+            {name: values[selection] for name, values in self.covariates.items()},
+            {name: values[selection] for name, values in self.static.items()},
+            {name: values[selection] for name, values in self.channels.items()},
+        )
+
+    def series_bounds(self) -> Int[np.ndarray, "_"]:
+        """Returns the first row of each series, and the end of the last series. The rows must be sorted."""
+        inner = np.flatnonzero(np.diff(self.codes)) + 1
+        return np.concatenate([[0], inner, [len(self.codes)]])
+
+    def id_at(self, row: SupportsIndex) -> str:
+        """Returns the id of the series that the row belongs to."""
+        return str(self.ids[self.codes[row]])
+
+    def format_timestamp_at(self, row: SupportsIndex) -> str:
+        """Returns the timestamp of the row as text for a message."""
+        return format_timestamp(timestamp_at(self.ds, int(row)))
+
+
+def parse_rows(
+    frame: pd.DataFrame,
+    names: ColumnNames,
+    *,
+    freq: str | None,
+    zone: str | None,
+    covariates: Sequence[str],
+    static: Sequence[str],
+    channels: Sequence[str],
+    repairs: list[str],
+) -> ParsedRows:
+    """Parses the columns of a frame; what was repaired is appended to `repairs`. Raises a subclass of InputError."""
+    ids = cells.parse_ids(frame[names.unique_id], column=names.unique_id)
+    timestamp_column = timestamps.parse_timestamp_column(
+        frame[names.ds], column=names.ds, freq=freq, zone=zone, series_codes=ids.codes
+    )
+    repairs.extend(timestamp_column.repairs)
+    rows = ParsedRows(
+        ids.ids,
+        ids.codes,
+        timestamp_column.timestamps,
+        cells.parse_numbers(frame[names.y], column=names.y),
+        {name: cells.parse_covariate(frame[name], column=name) for name in covariates},
+        {name: cells.parse_labels(frame[name]) for name in static},
+        {name: cells.parse_numbers(frame[name], column=name) for name in channels},
+    )
+    for name, values in {**rows.covariates, **rows.static}.items():
+        empty = cells.is_missing(values)
+        if empty.any():
+            row = int(np.argmax(empty))
+            raise CovariateUnknown(
+                f"Expected a value of {name!r} in every row; series {rows.id_at(row)!r} has none at "
+                f"{rows.format_timestamp_at(row)}. Fill it in, or omit the column.",
+                where=rows.id_at(row),
+            )
+    return rows
+
+
+def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
+    """Returns the rows sorted by id and timestamp, with series codes in the same order."""
+    code, ticks = rows.codes, timestamps_to_int64(rows.ds)
+    is_same_series = code[1:] == code[:-1]
+    is_backward = is_same_series & (ticks[1:] < ticks[:-1])
+    run_count = int((~is_same_series).sum()) + 1
+    if not is_backward.any() and run_count == len(rows.ids):
+        return rows
+    rank = np.empty(len(rows.ids), dtype=np.int64)
+    id_order = np.argsort(rows.ids)
+    rank[id_order] = np.arange(len(id_order))
+    ranked = rows._replace(ids=rows.ids[id_order], codes=rank[code])
+    order = np.lexsort((ticks, ranked.codes))
+    moved_count = int((order != np.arange(len(order))).sum())
+    repairs.append(f"rows were not in order: sorted by series and timestamp ({moved_count} of {len(order)} moved)")
+    return ranked.take(order)
+
+
+def drop_duplicates(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
+    """Drops rows that repeat another; raises DuplicateStamp if two rows of one timestamp differ. The rows must be sorted."""
+    ticks = timestamps_to_int64(rows.ds)
+    is_duplicate = np.concatenate([[False], (ticks[1:] == ticks[:-1]) & (rows.codes[1:] == rows.codes[:-1])])
+    if not is_duplicate.any():
+        return rows
+    duplicate_rows = np.flatnonzero(is_duplicate)
+    agree = np.ones(len(duplicate_rows), dtype=bool)
+    for values in (rows.y, *rows.covariates.values(), *rows.static.values(), *rows.channels.values()):
+        current, previous = values[duplicate_rows], values[duplicate_rows - 1]
+        agree &= (current == previous) | (cells.is_missing(current) & cells.is_missing(previous))
+    if not agree.all():
+        row = int(duplicate_rows[np.argmin(agree)])
+        is_same_key = (ticks == ticks[row]) & (rows.codes == rows.codes[row])
+        distinct = list(dict.fromkeys(rows.y[is_same_key].tolist()))
+        difference = f"{distinct}" if len(distinct) > 1 else "two rows that differ in another column"
+        raise DuplicateStamp(
+            f"Expected one value per timestamp; series {rows.id_at(row)!r} has {difference} at "
+            f"{rows.format_timestamp_at(row)}. Keep one of them, or sum them; if clocks were set back at that time, "
+            "declare the zone.",
+            where=rows.id_at(row),
+        )
+    repairs.append(f"{len(duplicate_rows)} repeated rows were dropped")
+    return rows.take(~is_duplicate)
+
+
+def validate_static(rows: ParsedRows) -> None:
+    """Raises StaticChanges if a static column changes within a series. The rows must be sorted."""
+    within = rows.codes[1:] == rows.codes[:-1]
+    for name, values in rows.static.items():
+        changes = within & (values[1:] != values[:-1])
+        if changes.any():
+            row = int(np.argmax(changes)) + 1
+            raise StaticChanges(
+                f"Expected one value of {name!r} for the whole of series {rows.id_at(row)!r}; it goes from {values[row - 1]!r} "
+                f"to {values[row]!r} at {rows.format_timestamp_at(row)}. Correct it, or declare the column as a covariate.",
+                where=rows.id_at(row),
+            )
