@@ -81,7 +81,7 @@ def test_a_history_that_cannot_be_fitted_falls_back_to_seasonal_naive_with_a_war
         np.testing.assert_array_equal(forecast.mean, naive.mean)  # type: ignore[union-attr]
         [warning] = forecast.warnings
         assert f"{name} could not be fitted ({reason}" in warning
-        assert "seasonal naive stands in" in warning
+        assert "the seasonal naive forecast is used instead" in warning
     np.testing.assert_array_equal(forecasts[1].mean, predict_baseline(name, good)[0].mean)
     assert not forecasts[1].warnings
 

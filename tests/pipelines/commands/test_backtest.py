@@ -141,7 +141,7 @@ def test_baseline_fallbacks_are_counted_and_reported(
     messages = capsys.readouterr().err.splitlines()
     assert [line for line in messages if "tiny datasets" in line] == [
         f"forecaster: series 'meter_{number}': auto_ets could not be fitted (NotImplementedError: tiny datasets); "
-        "seasonal naive stands in"
+        "the seasonal naive forecast is used instead"
         for number in range(3)
     ]
     assert "forecaster: auto_ets: warnings at 5 of 6 windows" in messages

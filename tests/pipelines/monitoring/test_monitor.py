@@ -247,7 +247,7 @@ def test_retrain_if_needed_reads_the_monitoring_findings(
     assert not ended.value.code
     output = capsys.readouterr()
     assert output.out.startswith("nothing to do")
-    assert "the ledger was not asked" in output.err
+    assert "the ledger was not checked" in output.err
     assert "fck_secret" not in output.err
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", shifted_ledger)
     monkeypatch.setattr("pipelines.retraining.retrain.retrain_once", _raise_retraining_started)

@@ -421,14 +421,14 @@ def _count_steps_read(predictor: Predictor) -> Iterator[list[int]]:
         lambda _, arguments: steps_read.append(arguments[0].shape[1])
     )
 
-    class CountingEngine:
+    class StepCountingEngine:
         can_sample = engine.can_sample
 
         def roll_out(self, inputs: Any, *, horizon: int, noise: Any = None) -> Any:
             steps_read.append(inputs.values.shape[1])
             return engine.roll_out(inputs, horizon=horizon, noise=noise)
 
-    predictor.engine = CountingEngine()
+    predictor.engine = StepCountingEngine()
     try:
         yield steps_read
     finally:
