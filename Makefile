@@ -37,13 +37,13 @@ lint: install ## formatting, lint, types, import contracts
 	$(BIN)/lint-imports
 
 check: lint ## lint and the unit tests: run it before every commit
-	$(BIN)/pytest --numprocesses $(JOBS) -m unit
+	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal -m unit
 
 test: install ## every test but the nightly ones
-	$(BIN)/pytest --numprocesses $(JOBS) -m "not nightly"
+	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal -m "not nightly"
 
 nightly: install ## the nightly tests: remaining combinations, every fail point, searches, many processes at once
-	$(BIN)/pytest --numprocesses $(JOBS) -m nightly
+	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal -m nightly
 
 demo: install ## train, promote and serve a model on this machine
 	$(BIN)/forecaster demo

@@ -174,7 +174,7 @@ def test_the_demo_trains_serves_forecasts_and_plots(tmp_path: Path) -> None:
     write_config(configs / "sine.yaml", sine)
     completed = run_forecaster("demo", "--configs", configs, "--root", root, folder=tmp_path)
     assert completed.returncode == 0, completed.stderr
-    assert "3 answers are equal to the library's" in completed.stderr
+    assert "3 served forecasts equal those of the library" in completed.stderr
     plots = sorted((root / "demo").glob("*.png"))
     assert [path.name.partition("_")[0] for path in plots] == ["hospital"] * 3 + ["sine.png"]
     for path in plots:

@@ -194,6 +194,7 @@ def promote_repeatedly(root: Path, versions: Sequence[str]) -> list[tuple[str, s
     return outcomes
 
 
+@pytest.mark.nightly
 def test_exactly_one_of_many_concurrent_promotions_on_each_base_succeeds(promotion_root: PromotionRoot) -> None:
     first, entry_count = promotion_root.alias(CHAMPION), len(verify_audit_log(promotion_root.root, None).entries)
     versions: list[BundleVersion] = [

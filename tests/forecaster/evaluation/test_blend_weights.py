@@ -17,6 +17,7 @@ from forecaster.series import Panel
 from forecaster.statistical.blend import NETWORK, forecast_component
 from forecaster.training.fit import fit as train
 from forecaster.training.fit import refit
+from tests.case_selection import sample_cases
 from tests.factories import make_fitted_model, make_series, make_spec, make_wave
 
 pytestmark = pytest.mark.integration
@@ -118,7 +119,7 @@ def test_the_errors_equal_the_backtest_mase_and_a_slow_loop() -> None:
     assert result.errors["network"] == pytest.approx(np.mean(expected_errors))
 
 
-@pytest.mark.parametrize("models", [[THETA], [THETA, ETS], [THETA, ETS, "auto_arima"]])
+@pytest.mark.parametrize("models", sample_cases([[THETA], [THETA, ETS], [THETA, ETS, "auto_arima"]]))
 def test_when_equal_weights_are_correct_others_are_chosen_in_about_one_of_twenty(models: list[str]) -> None:
     truth = dict.fromkeys([NETWORK, *models], 1 / (1 + len(models)))
     choices = [choose_weights(*simulate_mixture(truth, series=200, noise=1.0, seed=seed)).chosen for seed in range(100)]

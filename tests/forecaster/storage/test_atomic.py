@@ -105,6 +105,7 @@ atomic.write_text(folder / "file", "new")
 
 
 # The number of the sync: file one, file two, their folder, the parent folder; 99 lets the program finish.
+@pytest.mark.integration
 @pytest.mark.parametrize("moment", [1, 2, 3, 5, 99])
 def test_a_killed_write_leaves_the_old_or_the_new_content(tmp_path: Path, moment: int) -> None:
     completed = subprocess.run([sys.executable, "-c", KILL_PROGRAM, str(tmp_path), str(moment)], check=False)

@@ -215,7 +215,7 @@ def test_unknown_group_columns_are_rejected_before_any_work(tmp_path: Path, caps
     assert run_command("backtest", tmp_path / "monthly", "hospital", "--by", "ward") == 2
     message = capsys.readouterr().err
     assert "'ward'" in message
-    assert "Name a column" in message
+    assert "Use a column" in message
 
 
 def test_levels_of_an_uncalibrated_model_are_rejected(

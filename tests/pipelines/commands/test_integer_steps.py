@@ -198,7 +198,7 @@ def test_a_model_of_integer_steps_rejects_data_with_dates(
 ) -> None:
     bundle = train(DataSource(str(integer_table)), make_small_spec(), fresh_root).bundle
     assert run_command("forecast", bundle, noise_data.source) == 2
-    assert "has the frequency 'h'; this forecaster learned '10'" in capsys.readouterr().err
+    assert "has the frequency 'h'; this model needs '10'" in capsys.readouterr().err
     assert run_command("backtest", bundle, noise_data.source) == 0, "seasonal naive is still scored"
     assert "out of sample" not in capsys.readouterr().err
 

@@ -92,7 +92,7 @@ def test_a_champion_is_replaced_only_by_a_better_model(fresh_root: Root, noise_d
     assert worse.champion is not None
     assert worse.champion.facts["run_id"] == first.training.run_id, "the old champion stays in use"
 
-    with pytest.raises(RefusedByGate, match=r"judged and refused \(.*champion.*\)\. .*--force --reason"):
+    with pytest.raises(RefusedByGate, match=r"the gate rejected it \(.*champion.*\)\. .*--force --reason"):
         promote_version("small", fresh_root, version_number="2", force=False, reason="manual choice")
     for empty_reason in (None, " "):
         with pytest.raises(InputError, match="Say it with --reason"):
