@@ -48,9 +48,8 @@ FAIL_POINTS = (
     "lease.choosing",  # in the queue of a registry that several machines share
     "lease.numbered",
     "lease.held",
-    "schedule.noted",  # a call is recorded and not yet queued
-    "schedule.queued",
-    "schedule.taken",  # it is out of the queue and not yet started
+    "schedule.noted",  # a call is recorded
+    "schedule.taken",  # it is chosen and not yet started
     "schedule.ran",  # its command has ended, but not yet recorded
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import signal
@@ -153,7 +152,6 @@ def run(*, root_options: RootOptions = _ROOT_OPTIONS) -> None:
     scheduler = Scheduler(root)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: scheduler.stop_event.set())
-    logging.getLogger("huey").setLevel(logging.ERROR)
     names = ", ".join(job.name for job in scheduler.store.load_jobs()) or "nothing yet"
     print(f"forecaster: scheduler of {root.path}: {names}", file=sys.stderr, flush=True)
     scheduler.run_until_stopped()

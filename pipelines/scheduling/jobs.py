@@ -75,6 +75,8 @@ class JobState(ScheduleRecord):
     Attributes:
         considered: Fire times up to this time have been handled.
         waiting: The fire time that is queued, running or waiting for a retry.
+        failures: Number of its failed attempts.
+        retry_at: It does not run before this time.
         running: Process id of the current run.
         last: The last finished run.
         refused: Number of fire times that were skipped because the previous run had not finished.
@@ -83,6 +85,8 @@ class JobState(ScheduleRecord):
 
     considered: datetime | None = None
     waiting: datetime | None = None
+    failures: int = 0
+    retry_at: datetime | None = None
     running: int | None = None
     last: JobRun | None = None
     refused: int = 0
@@ -101,11 +105,6 @@ class JobStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @property
-    def queue_path(self) -> Path:
-        """The database of huey's queue."""
-        return self.folder / "huey.db"
 
     @property
     def lock_path(self) -> Path:
@@ -152,6 +151,13 @@ class JobStore:
     def save_state(self, name: str, state: JobState) -> None:
         """Saves the state of a job."""
         atomic.write_text(self._state_path(name), state.model_dump_json(indent=1))
+
+    def remove_old_queue(self) -> bool:
+        """Removes the queue of version 0.1, whose calls are in the states, too; returns whether there was one."""
+        paths = list(self.folder.glob("huey.db*"))
+        for path in paths:
+            path.unlink()
+        return bool(paths)
 
     def save_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Saves the heartbeat of the scheduler."""

@@ -10,19 +10,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from forecaster.errors import ForecasterError, MissingPackage
+from forecaster.errors import ForecasterError
 from forecaster.storage.failpoints import fail_point
 from pipelines.redaction import redact
 from pipelines.scheduling.cron import CronSchedule
 from pipelines.scheduling.jobs import Heartbeat, Job, JobRun, JobState, JobStore
 from pipelines.settings import Root
-
-if TYPE_CHECKING:
-    from huey import SqliteHuey
 
 OUTCOMES_BY_EXIT_CODE = {
     0: "done",
@@ -30,7 +27,8 @@ OUTCOMES_BY_EXIT_CODE = {
     3: "refused by the gate",
 }  # any other code is a failure and is retried
 CLI_COMMAND = (sys.executable, "-m", "pipelines.cli")
-_HEARTBEAT_INTERVAL_S, _POLL_INTERVAL_S, _LOCKED_RETRY_S = 1.0, 0.2, 30
+_POLL_INTERVAL_S = 1.0
+_LOCKED_RETRY_DELAY = timedelta(seconds=30)
 _EXIT_NOT_STARTED = 127  # the code that shells use
 _TERMINATE_TIMEOUT_S = 60.0  # from the termination of a process until it is killed
 _MAX_LOG_BYTES = 5_000_000  # size at which a log is rotated; one old log is kept
@@ -46,11 +44,11 @@ def _now() -> datetime:
 
 
 class Scheduler:
-    """Checks every second for due jobs, queues them in huey's SQLite database, and runs what is queued.
+    """Checks every second for due jobs, and runs them one after the other.
 
-    Recovery after a kill: jobs and their states are files. A fire time that is queued, running or waiting for a retry is in
-    the state until it has ended, and is queued again at the next start. A run that outlives its scheduler holds the lock of
-    its job.
+    Recovery after a kill: jobs and their states are files, and nothing else is recorded. A fire time that is queued, running
+    or waiting for a retry is in the state until it has ended, and thus runs again after the next start. A run that outlives its
+    scheduler holds the lock of its job.
     """
 
     def __init__(self, root: Root, *, command: Sequence[str] = CLI_COMMAND, now: Callable[[], datetime] = _now) -> None:
@@ -59,11 +57,6 @@ class Scheduler:
         self._root = root
         self._command = command
         self._now = now
-        self._state_lock = threading.Lock()  # two threads update states
-        self._queue = _open_queue(self.store.queue_path)
-        self._task: Any = self._queue.task(name="run", context=True)(self._run_queued_job)
-        # A queue written by version 0.1 refers to the task by the module that defined it then.
-        self._queue._registry._registry["pipelines.schedule.run"] = self._task.task_class
 
     def run_until_stopped(self) -> None:
         """Runs until `stop_event` is set; the current run is then terminated, and is repeated at the next start.
@@ -72,25 +65,26 @@ class Scheduler:
         """
         with self._hold_scheduler_lock():
             self.requeue_interrupted()
-            worker = threading.Thread(target=self._run_worker, name="worker")
-            worker.start()
-            try:
-                while not self.stop_event.is_set():
-                    self._poll()
-                    self.stop_event.wait(_HEARTBEAT_INTERVAL_S)
-            finally:
-                self.stop_event.set()
-                worker.join()
+            while not self.stop_event.is_set():
+                self._poll()
+                try:
+                    is_idle = not self.run_next()
+                except Exception:  # of any kind: the scheduler continues
+                    _log.exception("A job could not be run.")
+                    is_idle = True
+                if is_idle:
+                    self.stop_event.wait(_POLL_INTERVAL_S)
 
     def requeue_interrupted(self) -> None:
-        """Queues the fire times that a kill removed from the queue."""
-        queued = {task.args[0] for task in (*self._queue.pending(), *self._queue.scheduled())}
+        """Marks the runs that a kill interrupted as not running; `run_next` repeats them."""
         for job in self.store.load_jobs():
-            self._update_state(job.name, running=None)
-            waiting = self.store.load_state(job.name).waiting
-            if waiting is not None and job.name not in queued:
-                _log.info("%s: the run of %s was interrupted; it is repeated", job.name, _format_time(waiting))
-                self._enqueue(job, waiting)
+            state = self.store.load_state(job.name)
+            if state.running is not None:
+                self._update_state(job.name, running=None)
+            if state.waiting is not None:
+                _log.info("%s: the run of %s is still due", job.name, _format_time(state.waiting))
+        if self.store.remove_old_queue():
+            _log.info("The queue of version 0.1 (huey.db) was removed; its calls are in the states of the jobs.")
 
     def queue_due_jobs(self) -> None:
         """Queues every due job. Missed fire times give one run; a fire time is skipped while the previous run is active."""
@@ -101,10 +95,8 @@ class Scheduler:
             if due_at is None:
                 continue
             if state.waiting is None:
-                self._update_state(job.name, considered=now, waiting=due_at)
+                self._update_state(job.name, considered=now, waiting=due_at, failures=0, retry_at=None)
                 fail_point("schedule.noted")
-                self._enqueue(job, due_at)
-                fail_point("schedule.queued")
                 continue
             status = "is still running" if state.running else "is still queued or waiting for a retry"
             refusal = f"the run of {_format_time(due_at)} was skipped: that of {_format_time(state.waiting)} {status}"
@@ -112,63 +104,58 @@ class Scheduler:
             self._update_state(job.name, considered=now, refused=state.refused + 1, refusal=refusal)
 
     def run_next(self) -> bool:
-        """Runs the next queued task; returns False if the queue is empty."""
-        task = self._queue.dequeue()
-        if task is not None:
-            self._queue.execute(task)
-        return task is not None
+        """Runs the job that has been ready for longest, to its end; returns False if none is ready."""
+        ready: list[tuple[datetime, str, Job, datetime, int]] = []
+        for job in self.store.load_jobs():
+            state = self.store.load_state(job.name)
+            if state.waiting is not None and (state.retry_at is None or state.retry_at <= self._now()):
+                ready.append((state.retry_at or state.waiting, job.name, job, state.waiting, state.failures + 1))
+        if not ready:
+            return False
+        _, _, job, due_at, attempt = min(ready)
+        self._run(job, due_at, attempt)
+        return True
 
     def _poll(self) -> None:
         try:
             self.store.save_heartbeat(Heartbeat(pid=os.getpid(), at=self._now()))
-            for task in self._queue.read_schedule():
-                self._queue.enqueue(task)
             self.queue_due_jobs()
         except Exception:  # of any kind, for example a full disk: the next poll may succeed
             _log.exception("The schedule could not be checked.")
 
-    def _run_worker(self) -> None:
-        while not self.stop_event.is_set():
-            try:
-                if not self.run_next():
-                    self.stop_event.wait(_POLL_INTERVAL_S)
-            except Exception:  # of any kind: the scheduler continues
-                _log.exception("A job could not be run.")
-                self.stop_event.wait(_HEARTBEAT_INTERVAL_S)
-
-    def _enqueue(self, job: Job, due_at: datetime) -> None:
-        retry = {"retries": job.retries, "retry_delay": job.retry_delay, "retry_backoff": 2}
-        self._queue.enqueue(self._task.s(job.name, due_at.isoformat(), **retry))
-
-    def _run_queued_job(self, name: str, due_at_text: str, task: Any = None) -> None:
-        """The task that huey executes. It requests a retry by raising an exception of huey."""
-        from huey.exceptions import CancelExecution, RetryTask
-
-        fail_point("schedule.taken")
-        job, due_at = self.store.load_job(name), datetime.fromisoformat(due_at_text)
-        if job is None:
-            return
-        with self.store.job_lock_path(name).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                refusal = f"the run of {_format_time(due_at)} waits: a run that outlived its scheduler is still active"
-                _log.warning("%s: %s", name, refusal)
-                self._update_state(name, refusal=refusal)
-                raise RetryTask(delay=_LOCKED_RETRY_S) from None
-            attempt = job.retries - int(task.retries) + 1
-            try:
+    def _run(self, job: Job, due_at: datetime, attempt: int) -> None:
+        run = None
+        try:
+            fail_point("schedule.taken")
+            with self.store.job_lock_path(job.name).open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    refusal = (
+                        f"the run of {_format_time(due_at)} waits: a run that outlived its scheduler is still active"
+                    )
+                    _log.warning("%s: %s", job.name, refusal)
+                    self._update_state(job.name, refusal=refusal, retry_at=self._now() + _LOCKED_RETRY_DELAY)
+                    return
                 run = self._execute(job, due_at, attempt, lock)
-            except Exception:  # of any kind; huey logs it
-                self._update_state(name, running=None, **({} if task.retries else {"waiting": None}))
-                raise
-        failed = run.code not in OUTCOMES_BY_EXIT_CODE and not self.stop_event.is_set()
-        should_retry = failed and task.retries > 0
-        is_finished = not should_retry and run.outcome != "interrupted"
-        self._update_state(name, last=run, running=None, **({"waiting": None} if is_finished else {}))
-        _log.info("%s: %s (exit code %d, attempt %d): %s", name, run.outcome, run.code, attempt, run.said)
-        if should_retry:
-            raise CancelExecution("to be retried")
+        except Exception:  # of any kind, for example a log that cannot be written: a failure like that of the command
+            _log.exception("%s: the run of %s failed (attempt %d)", job.name, _format_time(due_at), attempt)
+        else:
+            _log.info("%s: %s (exit code %d, attempt %d): %s", job.name, run.outcome, run.code, attempt, run.said)
+        self._record_end(job, due_at, attempt, run)
+
+    def _record_end(self, job: Job, due_at: datetime, attempt: int, run: JobRun | None) -> None:
+        changes: dict[str, Any] = {"running": None} if run is None else {"running": None, "last": run}
+        is_interrupted = run is not None and run.outcome == "interrupted"
+        has_failed = run is None or run.code not in OUTCOMES_BY_EXIT_CODE
+        # Another call stands in the state if the job was removed during the run and added again.
+        if self.store.load_state(job.name).waiting == due_at and not is_interrupted:
+            if has_failed and attempt <= job.retries:
+                delay = timedelta(seconds=job.retry_delay * 2 ** (attempt - 1))
+                changes |= {"failures": attempt, "retry_at": self._now() + delay}
+            else:
+                changes |= {"waiting": None, "failures": 0, "retry_at": None}
+        self._update_state(job.name, **changes)
 
     def _execute(self, job: Job, due_at: datetime, attempt: int, lock_file: IO[str]) -> JobRun:
         started, log = self._now(), self.store.job_log_path(job.name)
@@ -210,7 +197,7 @@ class Scheduler:
             try:
                 return process.wait(_POLL_INTERVAL_S)
             except subprocess.TimeoutExpired:
-                continue
+                self._poll()
         process.terminate()  # a training then closes its MLflow run and keeps its checkpoint
         try:
             return process.wait(_TERMINATE_TIMEOUT_S)
@@ -219,9 +206,8 @@ class Scheduler:
             return process.wait()
 
     def _update_state(self, name: str, **changes: Any) -> None:
-        with self._state_lock:
-            fields = dict(self.store.load_state(name)) | changes
-            self.store.save_state(name, JobState(**fields))
+        fields = dict(self.store.load_state(name)) | changes
+        self.store.save_state(name, JobState(**fields))
 
     @contextmanager
     def _hold_scheduler_lock(self) -> Iterator[None]:
@@ -237,18 +223,6 @@ class Scheduler:
                     where="root",
                 ) from error
             yield
-
-
-def _open_queue(path: Path) -> SqliteHuey:
-    try:
-        from huey import SqliteHuey
-    except ImportError as error:
-        raise MissingPackage(
-            "Expected the package 'huey', which schedules need; found none. Install forecaster[schedule].",
-            where="schedule",
-        ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return SqliteHuey("forecaster", filename=str(path), fsync=True, results=False)
 
 
 def _read_last_line(log: Path, offset: int) -> str:

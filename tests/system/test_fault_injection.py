@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -205,10 +204,10 @@ def test_a_process_that_dies_in_the_queue_blocks_the_next_for_one_lifetime(
 DUE_TIME = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 
 
-def start_scheduler_once(folder: Path) -> Scheduler:
+def start_scheduler_once(folder: Path, now: datetime = DUE_TIME + timedelta(seconds=1)) -> Scheduler:
     """Starts a scheduler that runs one job."""
     program = (sys.executable, "-S", "-c", "open('calls', 'a').write('called ')")
-    scheduler = Scheduler(Root(folder / "root"), command=program, now=lambda: DUE_TIME + timedelta(seconds=1))
+    scheduler = Scheduler(Root(folder / "root"), command=program, now=lambda: now)
     scheduler.requeue_interrupted()
     scheduler.queue_due_jobs()
     scheduler.run_next()
@@ -216,13 +215,10 @@ def start_scheduler_once(folder: Path) -> Scheduler:
 
 
 def run_scheduler_to_end(folder: Path) -> Scheduler:
-    """Starts a scheduler that runs all jobs."""
-    scheduler = start_scheduler_once(folder)
-    while scheduler._queue.pending_count() or scheduler._queue.scheduled_count():
-        for task in scheduler._queue.read_schedule():
-            scheduler._queue.enqueue(task)
-        if not scheduler.run_next():
-            time.sleep(0.02)
+    """Starts a scheduler that runs all jobs, when retries are due."""
+    scheduler = start_scheduler_once(folder, DUE_TIME + timedelta(minutes=1))
+    while scheduler.run_next():
+        pass
     return scheduler
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -71,14 +72,16 @@ class SchedulerHarness:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def run_due_jobs(self) -> None:
-        """Runs all due jobs and their retries to the end."""
+        """Runs all due jobs and their retries to the end; the clock moves to the times of the retries."""
         self.scheduler.queue_due_jobs()
-        for _ in range(200):
-            for task in self.scheduler._queue.read_schedule():
-                self.scheduler._queue.enqueue(task)
-            if not self.scheduler.run_next() and not self.scheduler._queue.scheduled_count():
+        while True:
+            while self.scheduler.run_next():
+                pass
+            states = [self.store.load_state(job.name) for job in self.store.load_jobs()]
+            retry_times = [state.retry_at for state in states if state.retry_at is not None]
+            if not retry_times:
                 return
-            time.sleep(0.005)
+            self.now = max(self.now, min(retry_times))
 
 
 @pytest.fixture
@@ -159,20 +162,72 @@ def test_a_command_that_cannot_be_started_has_failed(scheduler_harness: Schedule
 
 
 def test_the_retry_delay_doubles_and_survives_a_restart(scheduler_harness: SchedulerHarness) -> None:
-    scheduler_harness.add_job(retries=3, retry_delay=100.0)
-    scheduler_harness.set_exit_codes(1, 1)
+    scheduler_harness.add_job(retries=3, retry_delay=60.0)
+    scheduler_harness.set_exit_codes(1, 1, 1, 1)
     scheduler_harness.now = START + DAY
     scheduler_harness.scheduler.queue_due_jobs()
+    for minutes in (1, 2, 4):
+        assert scheduler_harness.scheduler.run_next()
+        failed_at = scheduler_harness.now
+        scheduler_harness.scheduler = scheduler_harness.restart_scheduler()
+        scheduler_harness.scheduler.requeue_interrupted()
+        scheduler_harness.now = failed_at + timedelta(minutes=minutes, seconds=-1)
+        assert not scheduler_harness.scheduler.run_next()
+        scheduler_harness.now += timedelta(seconds=1)
     assert scheduler_harness.scheduler.run_next()
-    restarted = scheduler_harness.restart_scheduler()  # the retry is in huey's database
-    [task] = restarted._queue.scheduled()
-    assert (task.retries, task.retry_delay, task.retry_backoff) == (2, 200.0, 2)
-    restarted.requeue_interrupted()
-    assert restarted._queue.scheduled_count() == 1, "the retry is already queued"
-    task.eta = None
-    restarted._queue.execute(task)
-    [next_retry] = [scheduled for scheduled in restarted._queue.scheduled() if scheduled.retries == 1]
-    assert next_retry.retry_delay == 400.0
+    state = scheduler_harness.store.load_state("night")
+    assert state.last is not None
+    assert (state.last.attempt, state.waiting, state.failures, state.retry_at) == (4, None, 0, None)
+
+
+def test_the_job_that_has_been_ready_for_longest_runs_first(scheduler_harness: SchedulerHarness) -> None:
+    scheduler_harness.add_job("early", cron="10 3 * * *", retries=1, retry_delay=3600.0)
+    scheduler_harness.add_job("late", cron="20 3 * * *")
+    scheduler_harness.set_exit_codes(1)
+    scheduler_harness.now = START + timedelta(hours=1)
+    scheduler_harness.scheduler.queue_due_jobs()
+    ended = []
+    for _ in range(3):
+        scheduler_harness.scheduler.run_next()
+        ended.append([scheduler_harness.store.load_state(name).last is not None for name in ("early", "late")])
+        scheduler_harness.now += timedelta(hours=1)
+    assert ended == [[True, False], [True, True], [True, True]]
+    last = scheduler_harness.store.load_state("early").last
+    assert last is not None
+    assert last.attempt == 2
+
+
+def test_a_run_whose_job_was_scheduled_again_does_not_end_the_next_call(scheduler_harness: SchedulerHarness) -> None:
+    scheduler_harness.add_job()
+    scheduler_harness.now = START + DAY
+    scheduler_harness.set_exit_codes("sleep")
+    first = scheduler_harness.scheduler
+    first.queue_due_jobs()
+    thread = threading.Thread(target=first.run_next)
+    thread.start()
+    wait_for(scheduler_harness.folder / "sleeping")
+    pid = scheduler_harness.store.load_state("night").running
+    assert pid is not None
+    scheduler_harness.store.remove_job("night")
+    scheduler_harness.add_job(cron="40 2 * * *", since=START)
+    scheduler_harness.now += timedelta(hours=1)
+    scheduler_harness.restart_scheduler().queue_due_jobs()
+    os.kill(pid, signal.SIGTERM)
+    thread.join()
+    assert scheduler_harness.store.load_state("night").waiting == START + DAY + timedelta(minutes=10)
+
+
+def test_the_queue_of_version_0_1_is_removed_once(
+    scheduler_harness: SchedulerHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler_harness.add_job()
+    for name in ("huey.db", "huey.db-wal"):
+        (scheduler_harness.store.folder / name).write_bytes(b"not read")
+    with caplog.at_level("INFO"):
+        scheduler_harness.scheduler.requeue_interrupted()
+        scheduler_harness.scheduler.requeue_interrupted()
+    assert caplog.text.count("huey.db") == 1
+    assert list(scheduler_harness.store.folder.glob("huey*")) == []
 
 
 def test_a_run_that_overlaps_the_previous_one_is_skipped_and_reported(scheduler_harness: SchedulerHarness) -> None:
@@ -196,9 +251,11 @@ def test_a_run_killed_with_its_scheduler_is_repeated(scheduler_harness: Schedule
     scheduler_harness.add_job()
     scheduler_harness.now = START + DAY
     scheduler_harness.scheduler.queue_due_jobs()
-    assert scheduler_harness.scheduler._queue.dequeue() is not None  # the scheduler is killed at this point
+    state = scheduler_harness.store.load_state("night")
+    scheduler_harness.store.save_state("night", state.model_copy(update={"running": 1}))  # and killed at this point
     scheduler_harness.scheduler = scheduler_harness.restart_scheduler()
     scheduler_harness.scheduler.requeue_interrupted()
+    assert scheduler_harness.store.load_state("night").running is None
     scheduler_harness.run_due_jobs()
     assert len(scheduler_harness.read_calls()) == 1
     scheduler_harness.scheduler.requeue_interrupted()
