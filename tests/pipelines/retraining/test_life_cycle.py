@@ -95,7 +95,7 @@ def test_a_champion_is_replaced_only_by_a_better_model(fresh_root: Root, noise_d
     with pytest.raises(RefusedByGate, match=r"the gate rejected it \(.*champion.*\)\. .*--force --reason"):
         promote_version("small", fresh_root, version_number="2", force=False, reason="manual choice")
     for empty_reason in (None, " "):
-        with pytest.raises(InputError, match="Say it with --reason"):
+        with pytest.raises(InputError, match="Give it with --reason"):
             promote_version("small", fresh_root, version_number="2", force=True, reason=empty_reason)
     assert alias_numbers(fresh_root) == {CHAMPION: "1", CHALLENGER: "2"}
     promote_version("small", fresh_root, version_number="2", force=True, reason="manual choice")
