@@ -23,7 +23,7 @@ from tests import shape_checks
 shape_checks.install_shape_checks()
 torch.set_num_threads(1)  # small networks are slower on several threads, and tests run in parallel
 
-FILE_MARK = re.compile(r"^pytestmark = .*pytest\.mark\.(?:integration|nightly)\b", re.MULTILINE)
+FILE_MARK = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(?:integration|nightly)\b", re.MULTILINE)
 
 
 def pytest_configure(config: pytest.Config) -> None:

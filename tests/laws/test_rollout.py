@@ -17,6 +17,8 @@ from forecaster.series import Forecast
 from forecaster.spec import Spec
 from tests.factories import make_fitted_model, make_series, make_spec, make_wave
 
+pytestmark = pytest.mark.integration
+
 TOLERANCE = 1e-6
 
 

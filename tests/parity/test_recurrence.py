@@ -14,6 +14,8 @@ from forecaster.model.recurrence.compiled import CompiledBackend, load_compiled_
 from forecaster.model.recurrence.layer import Backend, LayerInputs
 from forecaster.spec import CellKind
 
+pytestmark = pytest.mark.integration
+
 TORCH_MODULES: dict[CellKind, type[nn.Module]] = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}
 CELLS = list(TORCH_MODULES)
 WEIGHTS = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]

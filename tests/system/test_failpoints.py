@@ -30,27 +30,7 @@ from tests.pipelines.conftest import make_noise_frame, make_small_spec
 from tests.system.fork_server import ForkServer, running_fork_server
 from tests.system.processes import write_config
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,  # Lightning's
-]
+pytestmark = pytest.mark.integration
 POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # the commit point
 
 

@@ -31,27 +31,7 @@ from tests.system.fork_server import ForkServer, running_fork_server
 from tests.system.test_failpoints import PromotionRoot, promotion_root
 
 __all__ = ["promotion_root"]
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,  # Lightning's
-]
+pytestmark = pytest.mark.integration
 FAULT_EXIT_CODE = 9
 
 

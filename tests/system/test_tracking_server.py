@@ -28,27 +28,7 @@ from tests.system.tracking_servers import (
     running_tracking_server,
 )
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,  # Lightning's
-]
+pytestmark = pytest.mark.integration
 PROCESS_COUNT, CHALLENGER_COUNT = 6, 5
 
 

@@ -15,6 +15,8 @@ from forecaster.model.heads import Head, create_head
 from forecaster.model.quantiles import MAX_EXACT_MEAN
 from forecaster.spec import HeadSpec
 
+pytestmark = pytest.mark.integration
+
 SPECS = {
     "mse": HeadSpec(),
     "mae": HeadSpec(loss="mae"),

@@ -20,6 +20,8 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
 from tests.factories import START, make_spec, make_wave
 
+pytestmark = pytest.mark.integration
+
 LEDGER_IDENTITY = SeriesNaming(b"salt", keep_ids=False)
 STEPS, HORIZON, LEVELS = 90, 7, [0.1, 0.5, 0.9]
 ENCODING = Encoding(

@@ -31,13 +31,6 @@ from tests.pipelines.conftest import make_noise_frame, make_small_spec
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
 ]  # raised by Lightning
 HORIZON = 5

@@ -29,20 +29,6 @@ from tests.system.processes import write_config
 LENIENT_POLICY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
 ]  # raised by Lightning
 

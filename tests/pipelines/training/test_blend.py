@@ -24,20 +24,6 @@ from tests.pipelines.conftest import make_small_spec
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
-    pytest.mark.integration,
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
 ]  # raised by Lightning
 pytest.importorskip("statsforecast")

@@ -194,13 +194,13 @@ def test_ndjson_past_its_deadline_ends_with_an_error(slot_folder: Path, make_cli
         def forecast_batch(self, series: Any, horizon: int, *, levels: Any = ()) -> Any:
             import time
 
-            time.sleep(0.15 if len(series) > 1 else 0)
+            time.sleep(0.7 if len(series) > 1 else 0)
             return super().forecast_batch(series, horizon, levels=levels)
 
     publish_stub(slot_folder)
     client = make_client(load=lambda folder: SlowPredictor())
     series = [series_payload(id=str(index)) for index in range(1000)]
-    response = post_content(client, to_ndjson({"horizon": 2, "deadline_ms": 200}, *series), ndjson.MEDIA_TYPE)
+    response = post_content(client, to_ndjson({"horizon": 2, "deadline_ms": 1000}, *series), ndjson.MEDIA_TYPE)
     *lines_before, last = map(json.loads, response.text.splitlines())
     assert response.status_code == 200
     assert last["error"]["code"] == "deadline_passed"

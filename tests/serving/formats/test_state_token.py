@@ -30,6 +30,8 @@ from tests.forecaster.prediction.test_carry import COLUMNS, ENCODING, make_histo
 from tests.serving.conftest import AppClient, MakeClient, publish_stub, series_payload
 from tests.serving.routes.test_openapi import response_schema, schema_violations
 
+pytestmark = pytest.mark.integration
+
 KEY, OTHER_KEY = "first-key-" + "x" * 40, "second-key-" + "y" * 40
 STEPS, HORIZON = 90, 5
 MODEL, SIGNER = ModelReference("ab" * 32, ENCODING), TokenSigner((KEY.encode(),), 2**18)

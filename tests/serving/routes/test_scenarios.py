@@ -17,6 +17,8 @@ from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, St
 from tests.serving.formats.test_state_token import series_request
 from tests.serving.routes.test_openapi import response_schema, schema_violations
 
+pytestmark = pytest.mark.integration
+
 STEPS, HORIZON = 60, 5
 SKY_VALUES = ["rain", "sun", "hail", "rain", "rain"]
 SCENARIOS: list[dict[str, Any]] = [
