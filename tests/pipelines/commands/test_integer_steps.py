@@ -71,7 +71,7 @@ def test_integer_data_pass_the_data_check(integer_table: Path, capsys: pytest.Ca
         "season 1, horizon",
     ):
         assert line in output
-    assert run_command("data", integer_table, "--freq", "5") == 0
+    assert run_command("data", "check", integer_table, "--freq", "5") == 0
     output = capsys.readouterr().out
     assert "1180 absent rows in 20 of 20 series" in output
     assert "frequency   5\n" in output
@@ -89,7 +89,7 @@ def test_integer_data_pass_the_data_check(integer_table: Path, capsys: pytest.Ca
 def test_options_that_do_not_fit_integer_data_are_rejected(
     integer_table: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert run_command("data", *options) == 2
+    assert run_command("data", "check", integer_table, *options) == 2
     assert message in capsys.readouterr().err
 
 
