@@ -16,6 +16,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from forecaster.errors import ForecasterError
+from serving.asgi.bodies import Body
 from serving.errors import ApiError
 from serving.formats import parsing
 from serving.formats.json_rows import TimestampFormatter
@@ -38,12 +39,12 @@ _COLUMN_PREFIXES = ("covariates", "static", "channels")
 _COMPRESSION_FIELD = 3  # index of `compression` in the table RecordBatch of Arrow's Message.fbs
 
 
-def decode_arrow(body: bytes) -> tuple[ForecastOptions, list[SeriesInput]]:
+def decode_arrow(body: Body) -> tuple[ForecastOptions, list[SeriesInput]]:
     """Returns the forecast options and the histories of an Arrow IPC stream.
 
     Raises ApiError: 400 if the body is not such a stream, 415 without pyarrow, 422 for invalid content.
     """
-    table = _read_table(body)
+    table = _read_table(bytes(body))
     metadata = (table.schema.metadata or {}).get(METADATA_KEY)
     if metadata is None:
         raise _invalid_request(

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from forecaster.errors import ForecasterError
 from serving.deployment.status import BundleRejectionStatus, FollowerStatus
-from serving.formats.chunked_json import to_array
 from serving.formats.timestamps import FreqField, TimestampField, TimestampsField
+
+MIN_ARRAY_LENGTH = 1 << 10  # lists with at least so many values become arrays
+
+
+def to_array(values: list[Any]) -> Sequence[Any]:
+    """Converts a long list of numbers to an array, which is freed at once, with NaN for null; returns short lists unchanged.
+
+    As a pydantic validator written in Python, it also gives other threads a chance to run between the lists of a request.
+    """
+    return values if len(values) < MIN_ARRAY_LENGTH else cast("Sequence[Any]", np.array(values, dtype=np.float64))
+
 
 ObservedValue = Annotated[float | None, Field(description="null marks a missing value")]
 ObservedValues = Annotated[list[ObservedValue], AfterValidator(to_array)]

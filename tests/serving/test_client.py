@@ -335,7 +335,7 @@ def test_retry_delays_grow_and_respect_retry_after() -> None:
     assert invalid_delay <= 0.625
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"columns": {}, "model": {}}', '{"columns": null, "model": {}}'])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"forecasts": [], "model": {}}', '{"forecasts": null, "model": {}}'])
 def test_a_malformed_response_is_reported(content: str) -> None:
     transport, _ = recording_transport(httpx.Response(200, text=content))
     with Client("http://service", transport=transport) as client, pytest.raises(ServiceError, match="another shape"):
@@ -350,7 +350,7 @@ def test_requests_are_strict_json_with_a_deadline() -> None:
         client.forecast(gappy, 2)
     assert str(requests[0].url) == "http://service/under/v1/forecast"
     body = json.loads(requests[0].content)
-    assert (body["deadline_ms"], body["columns"]["y"][0][3], body["columns"]["freq"]) == (2500, None, "h")
+    assert (body["deadline_ms"], body["series"][0]["y"][3], body["series"][0]["freq"]) == (2500, None, "h")
 
 
 def test_the_client_imports_neither_torch_nor_httpx() -> None:
