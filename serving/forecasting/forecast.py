@@ -13,7 +13,7 @@ from forecaster.errors import ForecasterError, StateOfOtherModel
 from serving.asgi.bodies import Body
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.endpoint import EncodedResponse, Endpoint, ComputeJob
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.forecasting.outcomes import BLEND_COST_FACTOR, compute_outcomes
 from serving.formats import limits
 from serving.formats.forecast_formats import FORMATS, Format

@@ -21,7 +21,7 @@ from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.endpoint import EncodedResponse, Endpoint, ComputeJob
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.forecasting.outcomes import compute_forecasts
 from serving.formats import limits, parsing, schema
 from serving.formats.schema import ForecastOptions, HistoryField, LevelsField, ModelInfo, SeriesError, StrictModel

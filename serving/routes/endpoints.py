@@ -27,7 +27,7 @@ from serving.deployment import status
 from serving.deployment.slot import DeployedModel, Slot
 from serving.errors import ApiError
 from serving.forecasting import ndjson
-from serving.forecasting.endpoint import Endpoint, ComputeJob
+from serving.forecasting.endpoint import ComputeJob, Endpoint
 from serving.forecasting.forecast import FORECAST
 from serving.forecasting.outcomes import require_model
 from serving.formats.forecast_formats import ARROW, JSON

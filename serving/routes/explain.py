@@ -18,7 +18,7 @@ from serving.asgi.bodies import Body
 from serving.deployment.releases import bundle_path
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.endpoint import EncodedResponse, Endpoint, ComputeJob
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.formats import limits, parsing
 from serving.formats.schema import ForecastOptions, HistoryField, ModelInfo, StrictModel
 from serving.formats.series import parse_series

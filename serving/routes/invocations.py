@@ -22,7 +22,7 @@ from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel, FittedModelProtocol
 from serving.errors import ApiError
-from serving.forecasting.endpoint import EncodedResponse, Endpoint, ComputeJob
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.forecasting.outcomes import compute_forecasts, compute_outcomes
 from serving.formats import limits, parsing
 from serving.formats.outcome import ForecastResult

@@ -16,7 +16,7 @@ from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.endpoint import EncodedResponse, Endpoint, ComputeJob
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.forecasting.outcomes import attach_state_token, build_result, horizon_warnings, parse_all_series
 from serving.forecasting.sampling import PathsOrError, sample_in_batches
 from serving.formats import json_rows, limits, parsing

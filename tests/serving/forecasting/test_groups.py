@@ -20,7 +20,7 @@ from serving.deadline import Deadline
 from serving.deployment.releases import Release
 from serving.deployment.slot import DeployedModel, load_bundle
 from serving.errors import ApiError
-from serving.forecasting.endpoint import EncodedResponse, ComputeJob
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse
 from serving.forecasting.forecast import DecodedForecast, compute_group, count_forecast_steps, decode_forecast
 from serving.routes import app
 from serving.settings import Settings
