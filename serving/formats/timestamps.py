@@ -55,7 +55,8 @@ TimestampField = Annotated[
 ]
 FreqField = Annotated[Annotated[_FreqText, Tag("text")] | Annotated[int, Tag("number")], Discriminator(_value_kind)]
 TimestampsField = Annotated[
-    Annotated[list[_TimestampText], Tag("text")] | Annotated[list[int], Field(min_length=1), Tag("number")],
+    Annotated[list[_TimestampText], Field(fail_fast=True), Tag("text")]
+    | Annotated[list[int], Field(fail_fast=True), Field(min_length=1), Tag("number")],
     Discriminator(_value_kind),
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -24,7 +24,15 @@ from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.forecasting.outcomes import compute_forecasts
 from serving.formats import limits, parsing, schema
-from serving.formats.schema import ForecastOptions, HistoryField, LevelsField, ModelInfo, SeriesError, StrictModel
+from serving.formats.schema import (
+    ForecastOptions,
+    HistoryField,
+    LevelsField,
+    ModelInfo,
+    RequestModel,
+    SeriesError,
+    StrictModel,
+)
 from serving.formats.series import parse_series
 from serving.settings import Settings
 
@@ -32,10 +40,10 @@ MAX_WINDOWS = 100
 OptionalScore = float | None  # null if nothing could be scored
 
 
-class BacktestRequest(StrictModel):
+class BacktestRequest(RequestModel):
     """Histories to backtest the model on."""
 
-    series: list[HistoryField] = Field(
+    series: Annotated[list[HistoryField], Field(fail_fast=True)] = Field(
         min_length=1, description="each is scored independently; outcomes keep the order"
     )
     horizon: int | None = Field(

@@ -20,7 +20,7 @@ from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.formats import limits, parsing
-from serving.formats.schema import ForecastOptions, HistoryField, ModelInfo, StrictModel
+from serving.formats.schema import ForecastOptions, HistoryField, ModelInfo, RequestModel, StrictModel
 from serving.formats.series import parse_series
 from serving.settings import Settings
 
@@ -32,7 +32,7 @@ _ROLLOUTS = 64  # of an explanation, approximately
 OptionalValues = list[float | None]  # null if a value is missing, or the network did not read the step
 
 
-class ExplainRequest(StrictModel):
+class ExplainRequest(RequestModel):
     """One history, and the number of steps to explain."""
 
     series: HistoryField

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import orjson
 import pandas as pd
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import ForecasterError
@@ -27,9 +27,11 @@ from serving.forecasting.outcomes import compute_forecasts, compute_outcomes
 from serving.formats import limits, parsing
 from serving.formats.outcome import ForecastResult
 from serving.formats.schema import (
+    MAX_COLUMNS,
     ForecastOptions,
     GridSeries,
     LevelsField,
+    RequestModel,
     SeriesInput,
     StrictModel,
     Text,
@@ -39,41 +41,58 @@ from serving.formats.state_token import TokenSigner
 from serving.formats.timestamps import TimestampField
 from serving.settings import Settings
 
+MAX_FRAME_COLUMNS = 3 * MAX_COLUMNS  # covariates, static features and channels
+
+
+def _limit_frame_columns(columns: Any) -> Any:
+    """Raises ValueError for more columns than `MAX_FRAME_COLUMNS`, before their cells are validated."""
+    if isinstance(columns, dict) and len(columns) > MAX_FRAME_COLUMNS:
+        raise ValueError(f"Expected at most {MAX_FRAME_COLUMNS} columns; found {len(columns)}")
+    return columns
+
+
 FrameCell = int | float | Annotated[str, Field(max_length=200)] | None
-FrameRecord = dict[Text, FrameCell]
+FrameCells = Annotated[list[FrameCell], Field(fail_fast=True)]
+FrameRecord = Annotated[dict[Text, FrameCell], BeforeValidator(_limit_frame_columns)]
+FrameColumns = Annotated[dict[Text, FrameCells], BeforeValidator(_limit_frame_columns)]
+FrameRecords = Annotated[list[FrameRecord], Field(fail_fast=True)]
 _DECILES = tuple(f"0.{decile}" for decile in range(1, 10))
 
 
-class DeepArInstance(StrictModel):
+class DeepArInstance(RequestModel):
     """A history in DeepAR's format; its frequency is that of the model."""
 
     start: TimestampField
-    target: Annotated[list[float | Literal["NaN"] | None], AfterValidator(to_array)] = Field(
+    target: Annotated[list[float | Literal["NaN"] | None], Field(fail_fast=True), AfterValidator(to_array)] = Field(
         description="values, oldest first; null or NaN marks a missing value"
     )
-    cat: int | list[int] | None = Field(
+    cat: int | Annotated[list[int], Field(fail_fast=True)] | None = Field(
         default=None, description="values of the model's static features, in their order, as integers"
     )
-    dynamic_feat: list[Annotated[list[float], AfterValidator(to_array)]] = Field(
+    dynamic_feat: Annotated[
+        list[Annotated[list[float], Field(fail_fast=True), AfterValidator(to_array)]], Field(fail_fast=True)
+    ] = Field(
         default=[],
         description="the model's covariates, in their order, each as long as the target and the horizon together",
     )
 
 
-class DeepArConfiguration(StrictModel):
+class DeepArConfiguration(RequestModel):
     """The output requested from DeepAR."""
 
     num_samples: int = Field(default=100, ge=1, description="number of sample paths, if `output_types` has samples")
-    output_types: list[Literal["mean", "quantiles", "samples"]] = Field(default=["mean", "quantiles"])
+    output_types: Annotated[list[Literal["mean", "quantiles", "samples"]], Field(fail_fast=True)] = Field(
+        default=["mean", "quantiles"]
+    )
     quantiles: list[Annotated[str, Field(pattern=r"^(0?\.[0-9]{1,6}|[1-9](\.[0-9]{1,3})?e-[1-6])$")] | float] = Field(
         default=list(_DECILES), max_length=99, description="levels, as text or numbers"
     )
 
 
-class DeepArRequest(StrictModel):
+class DeepArRequest(RequestModel):
     """A request in DeepAR's format. The horizon is that of the model."""
 
-    instances: list[DeepArInstance] = Field(min_length=1)
+    instances: Annotated[list[DeepArInstance], Field(fail_fast=True)] = Field(min_length=1)
     configuration: DeepArConfiguration | None = None
 
     @property
@@ -95,15 +114,15 @@ class DeepArResponse(StrictModel):
     predictions: list[DeepArPrediction]
 
 
-class SplitFrame(StrictModel):
+class SplitFrame(RequestModel):
     """A frame as pandas serialises it with orient="split"."""
 
-    columns: list[Text]
-    data: list[list[FrameCell]]
-    index: list[FrameCell] | None = None
+    columns: Annotated[list[Text], Field(fail_fast=True)]
+    data: Annotated[list[FrameCells], Field(fail_fast=True)]
+    index: FrameCells | None = None
 
 
-class ScoringParameters(StrictModel):
+class ScoringParameters(RequestModel):
     """The `params` of MLflow's scoring protocol."""
 
     horizon: int | None = Field(
@@ -113,13 +132,13 @@ class ScoringParameters(StrictModel):
     deadline_ms: int | None = Field(default=None, ge=1, description="as in /v1/forecast")
 
 
-class ScoringRequest(StrictModel):
+class ScoringRequest(RequestModel):
     """A request of MLflow's scoring protocol: a long frame `unique_id, ds, y` in one of its formats, and parameters."""
 
     dataframe_split: SplitFrame | None = None
-    dataframe_records: list[FrameRecord] | None = None
-    inputs: dict[Text, list[FrameCell]] | list[FrameRecord] | None = None
-    instances: list[FrameRecord] | None = None
+    dataframe_records: FrameRecords | None = None
+    inputs: FrameColumns | FrameRecords | None = None
+    instances: FrameRecords | None = None
     params: ScoringParameters = ScoringParameters()
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
@@ -26,6 +26,7 @@ from serving.formats.schema import (
     ErrorDetail,
     ForecastOptions,
     ModelInfo,
+    RequestModel,
     SeriesField,
     SeriesForecast,
     SeriesId,
@@ -38,7 +39,7 @@ from serving.settings import Settings
 _BATCH_STEPS = 1 << 17  # rollout steps between two checks of the deadline
 
 
-class Scenario(StrictModel):
+class Scenario(RequestModel):
     """One future of the covariates."""
 
     name: SeriesId
@@ -52,7 +53,7 @@ class ScenariosRequest(ForecastOptions):
     """One history, the scenarios, and the options of their forecasts."""
 
     series: SeriesField = Field(description="the history; its covariates may end with it")
-    scenarios: list[Scenario] = Field(
+    scenarios: Annotated[list[Scenario], Field(fail_fast=True)] = Field(
         min_length=1, description="each is forecast independently; outcomes keep the order"
     )
 
