@@ -37,7 +37,6 @@ MODULES_WITH_RECORDS = [
     "forecaster.engines.onnx.runner",
     "forecaster.ledger.recording",
     "forecaster.model.recurrence.equations",
-    "forecaster.engines.kernel_torch",
     "forecaster.model.recurrence.library",
     "forecaster.model.recurrence.layer",
     "forecaster.engines.kernel",

@@ -139,7 +139,9 @@ def _call_serving_pin(name: str, root: Root, *options: str) -> str:
 
 
 def audit(name: str | None = None, *, root_options: RootOptions = _ROOT_OPTIONS) -> None:
-    """Prints the audit log (champions, times and reasons), and verifies it; exits with 1 if a line is missing or altered.
+    """Prints the audit log (champions, times and reasons), and verifies it.
+
+    The command exits with 1 if a line is missing or altered, if the log does not know the champion, or if an update was lost.
 
     Parameters
     ----------

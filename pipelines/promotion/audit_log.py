@@ -5,11 +5,10 @@ It is an append-only file of JSON lines; each line holds a SHA-256 seal over its
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from forecaster.registry.registry import BundleVersion, PromotionCallback
 from forecaster.storage.atomic import sync_folder
+from forecaster.storage.locks import open_locked
 
 _INITIAL_SEAL = "0" * 64  # the seal before the first line
 _LOCAL_ROLLBACK = "rollback-local"
@@ -108,7 +108,7 @@ class AuditLog:
         )
 
     def read_entries(self) -> AuditReport:
-        """Reads all lines and reports every line that is damaged, altered, missing or out of order."""
+        """Reads all lines, and reports each one that is damaged, altered, missing or out of order, and each lost update."""
         content = self.path.read_bytes() if self.path.exists() else b""
         whole, _, torn = content.rpartition(b"\n")
         entries: list[AuditEntry] = []
@@ -123,7 +123,7 @@ class AuditLog:
                 faults.append(f"lines before line {line_number} (entry number {entry.number}) are missing or altered")
             previous, number = entry.seal, entry.number
             entries.append(entry)
-        return AuditReport(tuple(entries), tuple(faults))
+        return AuditReport(tuple(entries), (*faults, *find_lost_updates(entries)))
 
     def _append(self, event: str, version: BundleVersion, previous_version: BundleVersion | None, reason: str) -> None:
         with self._open_exclusively() as file:
@@ -159,13 +159,40 @@ class AuditLog:
     @contextmanager
     def _open_exclusively(self) -> Iterator[BinaryIO]:
         """Opens the file with an exclusive lock and removes a truncated last line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with open_locked(self.path, timeout_s=None) as file:
             content = self.path.read_bytes()
             if content and not content.endswith(b"\n"):
                 file.truncate(content.rfind(b"\n") + 1)
             yield file
+
+
+def find_lost_updates(entries: Sequence[AuditEntry]) -> list[str]:
+    """Describes each entry whose version replaced a champion that, by the entries before it, had been replaced already.
+
+    Two processes that promote at the same moment on two machines leave this: the version of one was champion for a moment, and
+    the other was never compared with it.
+    """
+    lost_updates: list[str] = []
+    latest: dict[str, AuditEntry] = {}
+    replacements: dict[
+        tuple[str, str], AuditEntry
+    ] = {}  # by model and replaced version; none once it is champion again
+    for entry in entries:
+        if entry.is_local:
+            continue
+        replacement = None if entry.before is None else replacements.get((entry.name, entry.before))
+        if replacement is not None:
+            lost_updates.append(
+                f"'{entry.name}' version {entry.version} (line {entry.number}) replaced version {entry.before}, which version "
+                f"{replacement.version} (line {replacement.number}) had replaced already: two processes promoted at once and an "
+                f"update was lost, or this log lacks a change. The champion before line {entry.number} was version "
+                f"{latest[entry.name].version}; compare it with version {entry.version}"
+            )
+        if entry.before is not None:
+            replacements[entry.name, entry.before] = entry
+        replacements.pop((entry.name, entry.version), None)
+        latest[entry.name] = entry
+    return lost_updates
 
 
 def _parse_entry(line: bytes) -> AuditEntry | None:

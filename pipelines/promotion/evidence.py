@@ -17,7 +17,8 @@ from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.evaluation.validation import build_validation_batches, compute_exposure_gap
 from forecaster.frequency import Timestamp, next_timestamps
-from forecaster.prediction.predictor import FittedModel, Predictor, build_fastest_engine, build_onnx_engine
+from forecaster.prediction.engine_choice import build_onnx_engine
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Forecast, Panel, Series
 from pipelines.promotion.gate import Evidence
@@ -47,7 +48,7 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
     value_range = np.array([_compute_range(history) for history in histories])
     network_only = replace(model, blend_weights={})  # statistical models are the same on every engine
     expected = _predict_means(Predictor(network_only, engine=reference), histories, horizon)
-    served = Predictor(model, engine=build_fastest_engine(model))
+    served = artifact.load_predictor(bundle)
     onnx = build_onnx_engine(model)
     onnx_means = None if onnx is None else _predict_means(Predictor(network_only, engine=onnx), histories, horizon)
     tested = result.forecasts[CHALLENGER][chosen, -1]

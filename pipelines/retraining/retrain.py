@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.registry.registry import CHALLENGER, CHAMPION, BundleVersion, Registry
 from forecaster.spec import Spec
 from forecaster.storage.failpoints import fail_point
+from forecaster.storage.locks import open_locked
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.evidence import measure_bundle
 from pipelines.promotion.gate import GATE_LEVELS, Verdict, judge
@@ -199,29 +198,17 @@ def retrain_once(
 
 @contextmanager
 def hold_retrain_lock(lock_path: Path) -> Iterator[None]:
-    """Holds a lock file; other processes wait. The kernel releases the lock when its holder dies; the holder deletes the file."""
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with lock_path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.warning("The same retraining is already running; waiting for its verdict.")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_same_file(lock_path, file.fileno()):
-                continue  # the previous holder deleted the file
-            try:
-                yield
-            finally:
-                lock_path.unlink(missing_ok=True)
-            return
-
-
-def _is_same_file(lock_path: Path, file_descriptor: int) -> bool:
+    """Holds a lock file; other processes wait. The holder deletes the file."""
     try:
-        return lock_path.stat().st_ino == os.fstat(file_descriptor).st_ino
-    except FileNotFoundError:
-        return False
+        lock = open_locked(lock_path)
+    except BlockingIOError:
+        _log.warning("The same retraining is already running; waiting for its verdict.")
+        lock = open_locked(lock_path, timeout_s=None)
+    with lock:
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
 
 
 def _load_previous_result(version: BundleVersion, registry: Registry, root: Root) -> RetrainResult | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import time
@@ -31,6 +30,7 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.statistical.blend import NETWORK, format_blend_weights, require_packages
 from forecaster.storage import atomic
+from forecaster.storage.locks import open_locked
 from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, fit_digest, refit
 from pipelines.promotion.gate import SEASONAL_NAIVE
@@ -234,15 +234,16 @@ def _select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel
 def _lock_checkpoint_folder(folder: Path) -> Iterator[Path]:
     """Creates and locks the checkpoint folder of one fit; raises TrainingError if another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(
-                f"Expected no other process to run this training; it is already running (lock {lock.name}). Wait for it to "
-                "finish, or change the specification.",
-                where=str(folder),
-            ) from error
+    lock_path = folder.with_name(f"{folder.name}.lock")
+    try:
+        lock = open_locked(lock_path)
+    except BlockingIOError as error:
+        raise TrainingError(
+            f"Expected no other process to run this training; it is already running (lock {lock_path}). Wait for it to "
+            "finish, or change the specification.",
+            where=str(folder),
+        ) from error
+    with lock:
         yield folder
 
 

@@ -245,6 +245,29 @@ def test_swapped_entries_are_detected(audit_log: AuditLog) -> None:
     assert audit_log.read_entries().faults
 
 
+def record_promotions(log: AuditLog, *promotions: tuple[int, int]) -> tuple[str, ...]:
+    """Records promotions, each a version and the one it replaced, and returns the faults of the log."""
+    for number, base in promotions:
+        log.make_promotion_recorder(make_version(number), "gain")(make_version(number), make_version(base))
+    return log.read_entries().faults
+
+
+def test_a_lost_update_is_named_with_both_versions(audit_log: AuditLog) -> None:
+    [fault] = record_promotions(audit_log, (6, 5), (8, 6), (7, 5), (9, 7))
+    assert fault.startswith(
+        "'sales' version 7 (line 8) replaced version 5, which version 6 (line 6) had replaced already: two processes promoted"
+    )
+    assert fault.endswith("The champion before line 8 was version 8; compare it with version 7")
+
+
+def test_a_version_that_is_champion_again_can_be_replaced_again(audit_log: AuditLog) -> None:
+    assert record_promotions(audit_log, (6, 5)) == ()
+    audit_log.record_rollback(make_version(5), make_version(6))
+    assert record_promotions(audit_log, (7, 5)) == ()
+    audit_log.record_rollback(make_version(5), None)  # completed after an interruption
+    assert record_promotions(audit_log, (8, 5)) == ()
+
+
 def test_an_entry_truncated_by_a_kill_is_reported_and_rewritten(audit_log: AuditLog) -> None:
     content = audit_log.path.read_bytes()
     audit_log.path.write_bytes(content[:-20])
