@@ -14,6 +14,7 @@ from serving.forecasting import ndjson
 from serving.formats import arrow, schema
 from serving.formats.json_columns import ColumnsRequest, ColumnsResponse
 from serving.routes import accuracy, actuals, backtest, explain, invocations, scenarios
+from serving.routes.model import ModelResponse
 
 _COMMON_STATUSES = (400, 401, 403, 404, 405, 413, 415, 500)  # of the middleware, and of unexpected errors
 
@@ -175,7 +176,7 @@ ROUTES = (
         (BodyFormat(_JSON, (schema.ReadinessResponse,)),),
         (503,),
     ),
-    RouteSpec("get", "/v1/model", "The model in use", (), (BodyFormat(_JSON, (schema.ModelResponse,)),), (503,)),
+    RouteSpec("get", "/v1/model", "The model in use", (), (BodyFormat(_JSON, (ModelResponse,)),), (503,)),
     RouteSpec(
         "get",
         "/livez",
