@@ -214,8 +214,16 @@ def _encode_request(series: Sequence[Series], query: ForecastQuery) -> bytes:
         columns["channels"] = {
             name: [_encode_numbers(item.channels[name]) for item in series] for name in first.channels
         }
-    request = {"columns": columns, "horizon": query.horizon, "levels": list(query.levels)}
-    return json.dumps({**request, "deadline_ms": max(1, int(query.timeout_s * 1000))}, allow_nan=False).encode()
+    request = {
+        "columns": columns,
+        "horizon": query.horizon,
+        "levels": list(query.levels),
+        "deadline_ms": max(1, int(query.timeout_s * 1000)),
+    }
+    try:
+        return json.dumps(request, allow_nan=False).encode()
+    except ValueError as error:  # `_encode_numbers` replaced NaN
+        raise InputError("Expected finite values; found an infinite one. Correct it, or leave it out.") from error
 
 
 _EXTRA_COVARIATE_STEPS = 1000  # covariate steps beyond the horizon, as a network reads them up to the end of its block
@@ -227,11 +235,10 @@ def _encode_values(values: np.ndarray) -> list[Any]:
 
 def _encode_numbers(values: np.ndarray) -> list[float | None]:
     """Encodes numbers for JSON: null where nothing was observed."""
-    if not np.isfinite(values).all():
-        if np.isinf(values).any():
-            raise InputError("Expected finite values; found an infinite one. Correct it, or leave it out.")
-        return [None if value != value else value for value in values.tolist()]
-    return list(values.tolist())
+    numbers: list[float | None] = values.tolist()
+    for index in np.flatnonzero(np.isnan(values)).tolist():
+        numbers[index] = None
+    return numbers
 
 
 def _decode_response(payload: Any, series: Sequence[Series], query: ForecastQuery) -> ServiceOutcomes:
