@@ -141,14 +141,18 @@ class Panel(NamedTuple):
         sha256 = hashlib.sha256(self.freq.encode())
         for series in self.series:
             sha256.update(f"\n{len(series)} {format_timestamp(series.start)} {series.id}\n".encode())
-            sha256.update(series.y.astype("<f8").tobytes())
+            sha256.update(_to_little_endian(series.y))
             for name, values in series.covariates.items():
                 sha256.update(f"\n{len(values)} {name}\n".encode())
-                sha256.update(
-                    values.astype("<f8").tobytes() if values.dtype != object else repr(values.tolist()).encode()
-                )
+                sha256.update(_to_little_endian(values) if values.dtype != object else repr(values.tolist()).encode())
             for name, values in series.channels.items():
-                sha256.update(f"\nchannel {name}\n".encode() + values.astype("<f8").tobytes())
+                sha256.update(f"\nchannel {name}\n".encode())
+                sha256.update(_to_little_endian(values))
             if series.static:
                 sha256.update(repr(sorted(series.static.items())).encode())
         return sha256.hexdigest()
+
+
+def _to_little_endian(values: np.ndarray) -> memoryview:
+    """Returns the bytes of the values as float64, without a copy of an array that is contiguous and has this type."""
+    return np.ascontiguousarray(values, dtype="<f8").data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,6 @@ from forecaster.errors import (
 )
 from forecaster.series import Forecast, Panel, Series
 
-ErrorMode = Literal["raise", "return"]
 MODEL_REQUEST = HttpRequest("GET", "/v1/model")
 READY_REQUEST = HttpRequest("GET", "/readyz")
 # Limits of one request; a batch that the service rejects as too large is halved until it fits.
@@ -44,6 +43,17 @@ class ForecastQuery(NamedTuple):
 
     horizon: int
     levels: tuple[float, ...]
+    timeout_s: float
+
+
+class FrameQuery(NamedTuple):
+    """The parameters of the forecast of a frame; the first five are arguments of `Client.forecast`."""
+
+    horizon: int | None
+    levels: tuple[float, ...]
+    freq: str | int | None
+    columns: ColumnNames | None
+    zone: str | None
     timeout_s: float
 
 
@@ -75,29 +85,20 @@ class FrameForecast(NamedTuple):
     models: list[dict[str, Any]]
 
 
-def forecast_frame(
-    frame: pd.DataFrame,
-    *,
-    horizon: int | None,
-    levels: Sequence[float],
-    freq: str | int | None,
-    columns: ColumnNames | None,
-    zone: str | None,
-    timeout_s: float,
-    retry_policy: RetryPolicy,
-) -> Exchange[FrameForecast]:
+def forecast_frame(frame: pd.DataFrame, query: FrameQuery, retry_policy: RetryPolicy) -> Exchange[FrameForecast]:
     """Forecasts a frame; see `Client.forecast`."""
-    names = columns or ColumnNames()
+    names = query.columns or ColumnNames()
     model: dict[str, Any] = {}
-    if horizon is None or set(frame.columns) - set(names):
+    if query.horizon is None or set(frame.columns) - set(names):
         model = yield from request_json(MODEL_REQUEST, retry_policy)
-    panel = _build_panel(frame, names, freq, zone, model)
+    panel = _build_panel(frame, names, query.freq, query.zone, model)
     if panel is None:
         model = yield from request_json(MODEL_REQUEST, retry_policy)
-        panel = _build_panel(frame, names, model["freq"], zone, model)
+        panel = _build_panel(frame, names, model["freq"], query.zone, model)
         assert panel is not None, "with a given frequency there is always a panel"
-    query = ForecastQuery(model["spec"]["horizon"] if horizon is None else horizon, tuple(levels), timeout_s)
-    outcomes = yield from forecast_batch(panel.series, query, retry_policy)
+    horizon = model["spec"]["horizon"] if query.horizon is None else query.horizon
+    batch_query = ForecastQuery(horizon, query.levels, query.timeout_s)
+    outcomes = yield from forecast_batch(panel.series, batch_query, retry_policy)
     return _collect_result(panel, outcomes, query.levels)
 
 
@@ -191,7 +192,10 @@ def _encode_request(series: Sequence[Series], query: ForecastQuery) -> bytes:
     """Encodes a ForecastRequest."""
     request = {"series": [_encode_series(item, query) for item in series], "horizon": query.horizon}
     request |= {"levels": list(query.levels), "deadline_ms": max(1, int(query.timeout_s * 1000))}
-    return json.dumps(request, allow_nan=False).encode()
+    try:
+        return json.dumps(request, allow_nan=False).encode()
+    except ValueError as error:  # `_encode_numbers` replaced NaN
+        raise InputError("Expected finite values; found an infinite one. Correct it, or leave it out.") from error
 
 
 def _encode_series(series: Series, query: ForecastQuery) -> dict[str, Any]:
@@ -217,11 +221,10 @@ def _encode_values(values: np.ndarray) -> list[Any]:
 
 def _encode_numbers(values: np.ndarray) -> list[float | None]:
     """Encodes numbers for JSON: null where nothing was observed."""
-    if not np.isfinite(values).all():
-        if np.isinf(values).any():
-            raise InputError("Expected finite values; found an infinite one. Correct it, or leave it out.")
-        return [None if value != value else value for value in values.tolist()]
-    return list(values.tolist())
+    numbers: list[float | None] = values.tolist()
+    for index in np.flatnonzero(np.isnan(values)).tolist():
+        numbers[index] = None
+    return numbers
 
 
 def _decode_response(payload: Any, series: Sequence[Series], query: ForecastQuery) -> ServiceOutcomes:

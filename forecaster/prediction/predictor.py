@@ -144,7 +144,7 @@ class Predictor:
             adaptive_state: As in `forecast_batch`.
         """
         self._validator.validate_arguments(horizon, levels)
-        errors = [self.find_error(scenario, horizon) for scenario in scenarios]
+        errors = self._validator.find_scenario_errors(scenarios, horizon)
         valid = [scenario for scenario, error in zip(scenarios, errors, strict=True) if error is None]
         forecasts = self._build_forecasts(valid, self._roll_out_scenarios(valid, horizon)) if valid else []
         results = iter(self._apply_blend(valid, forecasts, shared_history=True))
@@ -159,7 +159,7 @@ class Predictor:
         All scenarios share the noise: paths of the same number in two scenarios differ only because of the covariates.
         """
         self._validator.validate_sampling(horizon)
-        errors = [self.find_error(scenario, horizon) for scenario in scenarios]
+        errors = self._validator.find_scenario_errors(scenarios, horizon)
         valid = [scenario for scenario, error in zip(scenarios, errors, strict=True) if error is None]
         path_indices = range(first_path, first_path + paths)
         results = iter(self._sample_paths(valid, horizon, path_indices, seed=seed) if valid else ())

@@ -83,8 +83,16 @@ class InputValidator:
             for item, suspect in zip(series, is_suspect.tolist(), strict=True)
         ]
 
+    def find_scenario_errors(self, scenarios: Sequence[Series], horizon: int) -> list[ForecasterError | None]:
+        """Returns the error of each scenario, or None. The history that all scenarios share is validated once."""
+        history_error = self._find_history_error(scenarios[0]) if scenarios else None
+        return [history_error or self._find_covariate_error(scenario, horizon) for scenario in scenarios]
+
     def find_error(self, series: Series, horizon: int) -> ForecasterError | None:
         """Returns the error of a series, or None if it can be forecast. Raises FrequencyUnknown for an invalid frequency."""
+        return self._find_history_error(series) or self._find_covariate_error(series, horizon)
+
+    def _find_history_error(self, series: Series) -> ForecasterError | None:
         fitted_model, spec = self._fitted_model, self._fitted_model.spec
         if series.freq != fitted_model.freq and parse_frequency(series.freq, where=series.id) != self._offset:
             return FrequencyMismatch(
@@ -107,7 +115,7 @@ class InputValidator:
                 "Send a history with observed values.",
                 where=series.id,
             )
-        return self._find_covariate_error(series, horizon)
+        return None
 
     def _find_covariate_error(self, series: Series, horizon: int) -> ForecasterError | None:
         spec = self._fitted_model.spec

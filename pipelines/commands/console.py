@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,9 +77,11 @@ _SCORE_COLUMNS = {
 
 
 def print_backtest_scores(
-    scores: Mapping[str, Mapping[str, float]], comparisons: Mapping[str, SignificanceResult]
+    scores: Mapping[str, Mapping[str, float]],
+    comparisons: Mapping[str, SignificanceResult],
+    dash_reasons: Sequence[str] = (),
 ) -> None:
-    """Prints the scores, one row per forecaster, and how the errors of the others differ from the first one's."""
+    """Prints the scores, one row per forecaster, how the errors of the others differ from the first one's, and every dash."""
     width = max(map(len, scores)) + 2
     columns = {
         metric: heading
@@ -100,6 +102,8 @@ def print_backtest_scores(
         print(
             f"+MASE: difference from the MASE of {model_name} on the same windows; p of no difference: {', '.join(tests)}"
         )
+    for reason in dash_reasons:
+        print(f"-: {reason}")
 
 
 def _format_value(value: float | None, format_spec: str) -> str:

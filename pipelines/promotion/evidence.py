@@ -13,13 +13,13 @@ import numpy as np
 from forecaster.bundle import artifact
 from forecaster.engines.engine import EnsembleEngine
 from forecaster.engines.pytorch import PyTorchEngine
-from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.evaluation.validation import build_validation_batches, compute_exposure_gap
-from forecaster.frequency import Timestamp, next_timestamps
+from forecaster.frequency import Timestamp, next_timestamps, parse_frequency
 from forecaster.prediction.engine_choice import build_onnx_engine
 from forecaster.prediction.predictor import FittedModel, Predictor
-from forecaster.registry.registry import CHALLENGER
+from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.series import Forecast, Panel, Series
 from pipelines.promotion.gate import Evidence
 
@@ -59,7 +59,22 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
         replay_difference=_compute_max_difference(_predict_means(served, histories, horizon), tested, value_range),
         exposure_gap=_measure_exposure_gap(model, [result.series[index] for index in chosen]),
         steps_behind=None if champion is None else count_steps_behind(model, champion),
+        champion_differences=() if champion is None else _explain_unmeasured_champion(result, champion),
     )
+
+
+def _explain_unmeasured_champion(result: Backtest, champion: FittedModel) -> tuple[str, ...]:
+    """Returns why the champion has no forecast in a backtest; empty if it has one at any window."""
+    if CHAMPION not in result.forecasts or np.isfinite(result.forecasts[CHAMPION]).any():
+        return ()
+    return tuple(explain_missing_forecasts(result, CHAMPION, champion))
+
+
+def find_frequency_difference(model: FittedModel, champion: FittedModel) -> tuple[str, ...]:
+    """Returns in words that the frequencies of two models differ; empty if they do not."""
+    if parse_frequency(model.freq) == parse_frequency(champion.freq):
+        return ()
+    return (f"the new model has the frequency {model.freq!r}, the champion {champion.freq!r}",)
 
 
 def compute_megabytes(bundle: Path) -> float:

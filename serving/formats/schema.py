@@ -312,25 +312,6 @@ class ForecastResponse(StrictModel):
     forecasts: list[SeriesForecast | SeriesError]
 
 
-class ModelResponse(StrictModel):
-    """The model in use."""
-
-    model: ModelInfo
-    spec: dict[str, Any] = Field(description="the complete specification of the model")
-    freq: str = Field(description="pandas offset alias, or an integer as text if timestamps are integers")
-    season: int = Field(description="steps of a season")
-    cutoff: str = Field(description="last timestamp of the training data; digits if timestamps are integers")
-    facts: dict[str, Any] = Field(
-        description="facts about the training from the bundle's manifest: scores, versions, data"
-    )
-    card: str = Field(description="model card in Markdown: training data, scores against baselines, limits")
-    age_s: float = Field(description="seconds since this worker loaded the model")
-    follower: FollowerStatus | None = Field(default=None, description="present only if the service follows a registry")
-    refused: BundleRejectionStatus | None = Field(
-        default=None, description="present only if this worker rejected the bundle in the slot"
-    )
-
-
 class LivenessResponse(StrictModel):
     """The process is running and responds."""
 

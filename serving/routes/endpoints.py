@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from forecaster.frequency import format_timestamp
 from serving.asgi.admission import Admission
 from serving.asgi.bodies import Body, ChunkedResponse, read_body
 from serving.asgi.compression import accepts_gzip
@@ -34,6 +33,7 @@ from serving.formats.forecast_formats import ARROW, JSON
 from serving.formats.limits import BYTES_PER_STEP, validate_json_size
 from serving.ledger_writer import LedgerWriter
 from serving.routes import accuracy, actuals, openapi
+from serving.routes.model import describe_model
 from serving.settings import Settings
 
 _MAX_LEDGER_REQUESTS = 16  # largest number of concurrent requests to the ledger
@@ -190,21 +190,7 @@ class Endpoints:
 
     async def model(self, _: Request) -> Response:
         """GET /v1/model."""
-        model = self._require_model()
-        fitted_model = model.predictor.fitted_model
-        return json_response(
-            {
-                "model": model.info,
-                "spec": fitted_model.spec.model_dump(mode="json"),
-                "freq": fitted_model.freq,
-                "season": fitted_model.season,
-                "cutoff": format_timestamp(fitted_model.cutoff),
-                "facts": fitted_model.facts,
-                "card": model.card,
-                "age_s": round(model.age_s, 3),
-                **self._deployment_status(),
-            }
-        )
+        return json_response({**describe_model(self._require_model()), **self._deployment_status()})
 
     async def livez(self, _: Request) -> Response:
         """GET /livez."""

@@ -13,6 +13,7 @@ from serving.errors import ERROR_CODES
 from serving.forecasting import ndjson
 from serving.formats import arrow, schema
 from serving.routes import accuracy, actuals, backtest, explain, invocations, scenarios
+from serving.routes.model import ModelResponse
 
 _COMMON_STATUSES = (400, 401, 403, 404, 405, 413, 415, 500)  # of the middleware, and of unexpected errors
 
@@ -174,7 +175,7 @@ ROUTES = (
         (BodyFormat(_JSON, (schema.ReadinessResponse,)),),
         (503,),
     ),
-    RouteSpec("get", "/v1/model", "The model in use", (), (BodyFormat(_JSON, (schema.ModelResponse,)),), (503,)),
+    RouteSpec("get", "/v1/model", "The model in use", (), (BodyFormat(_JSON, (ModelResponse,)),), (503,)),
     RouteSpec(
         "get",
         "/livez",

@@ -119,6 +119,8 @@ def test_the_async_client_gives_the_same_result(slot_folder: Path, start_server:
 
     async def request_all() -> tuple[pd.DataFrame, bool, dict[str, Any]]:
         async with AsyncClient(url) as client:
+            partial = await client.forecast_partial(make_frame("short", steps=2), 2, freq="h")
+            assert isinstance(partial.errors["short"], HistoryTooShort)
             tables = await asyncio.gather(
                 client.forecast(make_frame("a"), 3, levels=[0.5]), client.forecast(make_frame("b"), 3)
             )
@@ -166,12 +168,12 @@ def test_errors_of_single_series_are_raised_together_or_returned(slot_folder: Pa
         with pytest.raises(SeriesRefused, match="2 of 4 series have no forecast") as raised:
             client.forecast(mixed, 2)
         assert [type(error) for error in raised.value.errors] == [HistoryTooShort, HistoryTooShort]
-        result = client.forecast(mixed, 2, errors="return")
+        result = client.forecast_partial(mixed, 2)
         assert result.table["unique_id"].unique().tolist() == ["a", "b"]
         assert {name: error.code for name, error in result.errors.items()} == dict.fromkeys(
             ("short", "shorter"), "history_too_short"
         )
-        single = client.forecast(make_frame("short", steps=2), 2, errors="return", freq="h")
+        single = client.forecast_partial(make_frame("short", steps=2), 2, freq="h")
         assert isinstance(single.errors["short"], HistoryTooShort)
         assert list(single.table.columns) == ["unique_id", "ds", "mean"]
 

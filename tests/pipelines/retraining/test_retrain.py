@@ -208,16 +208,19 @@ def test_retraining_is_not_triggered_until_new_data_or_a_monitoring_finding(
     assert result.reasons == (*monitoring_check(), *monitoring_check()), "every check runs"
 
 
-def test_data_of_another_frequency_trigger_a_retraining(
+def test_data_of_another_frequency_trigger_a_retraining_whose_model_is_not_comparable(
     fresh_root: Root, noise_data: DataSource, tmp_path: Path
 ) -> None:
     retrain_once(noise_data, make_small_spec(), fresh_root)
     frame = make_noise_frame(2, steps=60)
     frame["ds"] = np.tile(pd.date_range("2026-01-01", periods=60, freq="D"), 2)
     frame.to_csv(tmp_path / "days.csv", index=False)
-    assert (
-        "cannot be compared" in check_triggers("small", DataSource(str(tmp_path / "days.csv")), fresh_root).reasons[0]
-    )
+    days = DataSource(str(tmp_path / "days.csv"))
+    assert "cannot be compared" in check_triggers("small", days, fresh_root).reasons[0]
+    verdict = retrain_once(days, make_small_spec(), fresh_root).result.verdict
+    assert "champion" in verdict.failed_checks
+    assert "the data have the frequency 'D', the model 'h' (2 of 2 series)" in str(verdict)
+    assert champion_number(fresh_root) == "1"
 
 
 def run_command(*arguments: object) -> int:

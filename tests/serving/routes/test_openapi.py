@@ -226,11 +226,14 @@ def test_every_route_and_every_code_is_documented(client: AppClient) -> None:
 def test_the_deployed_model_is_described(client: AppClient) -> None:
     description = client.get("/v1/model").json()
     assert (description["freq"], description["season"], description["cutoff"]) == ("h", 24, "2026-01-01T00:00:00")
-    assert (description["spec"]["context"], description["facts"]["scores"], description["card"]) == (
+    assert (description["spec"]["context"], description["facts"]["scores"], description["min_history"]) == (
         3,
         {"mase": 1.0},
-        "# A stub\n",
+        3,
     )
+    assert (description["card"], description["calibration"]) == ("# A stub\n", None)
+    document = client.get("/docs.json").json()
+    assert schema_violations(description, response_schema(document, "get", "/v1/model", 200), document) == []
 
 
 def test_responses_with_integer_steps_conform_to_the_openapi_document(
