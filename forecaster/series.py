@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,8 @@ class Forecast:
     quantiles: Mapping[float, Float64[np.ndarray, "horizon"]] = field(default_factory=dict)
 
 
-class Panel(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Panel:
     """Series of one frequency, and messages about the repairs that were needed to make them regular."""
 
     series: Sequence[Series]
@@ -136,8 +138,9 @@ class Panel(NamedTuple):
         latest: Timestamp = max(ends)
         return latest
 
+    @cached_property
     def digest(self) -> str:
-        """Returns the identity of the data: the sha256 over ids, starts, frequency and values."""
+        """The identity of the data: the sha256 over ids, starts, frequency and values. It is computed once."""
         sha256 = hashlib.sha256(self.freq.encode())
         for series in self.series:
             sha256.update(f"\n{len(series)} {format_timestamp(series.start)} {series.id}\n".encode())

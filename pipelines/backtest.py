@@ -159,7 +159,7 @@ def track_backtest(report: BacktestReport, bundles: Mapping[str, LoadedBundle], 
     The scores of the model are `bt/mase` and `bt_h/mase`, those of the others `bt/NAME/mase` and `bt_h/NAME/mase`.
     """
     bundle, model = bundles[report.model_name]
-    dataset = RunDataset(data.name, report.panel.digest(), data.source, model.cutoff, context="evaluation")
+    dataset = RunDataset(data.name, report.panel.digest, data.source, model.cutoff, context="evaluation")
     tags = {"bundle_digest": artifact.compute_bundle_digest(bundle), "trained_by": str(model.facts.get("run_id", ""))}
     with open_run(
         model.spec, dataset, root=root.path, tracking_uri=root.tracking_uri, trigger="backtest", tags=tags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,7 @@ def read_panel(data: DataSource) -> Panel:
         static=data.static,
         channels=data.channels,
     )
-    return panel._replace(repairs=(*table.repairs, *messages, *panel.repairs))
+    return replace(panel, repairs=(*table.repairs, *messages, *panel.repairs))
 
 
 def _read_rows(data: DataSource) -> SourceTable:

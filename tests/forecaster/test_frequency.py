@@ -166,8 +166,8 @@ def test_integer_panels_have_their_own_cutoff_and_digest() -> None:
         make_numbered_panel(DAY, "D"),
     ]
     assert [panel.cutoff for panel in panels] == [2, 3, 4, DAY + pd.Timedelta("2D")]
-    assert len({panel.digest() for panel in panels}) == 4
-    assert make_numbered_panel(0, "1").digest() == panels[0].digest()
+    assert len({panel.digest for panel in panels}) == 4
+    assert make_numbered_panel(0, "1").digest == panels[0].digest
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", BERLIN])

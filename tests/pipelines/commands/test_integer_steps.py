@@ -102,8 +102,8 @@ def test_dates_with_an_integer_frequency_are_rejected(
 
 def test_a_python_frequency_may_be_an_integer(integer_table: Path) -> None:
     assert (
-        read_panel(DataSource(str(integer_table), freq=10)).digest()
-        == read_panel(DataSource(str(integer_table), freq="10")).digest()
+        read_panel(DataSource(str(integer_table), freq=10)).digest
+        == read_panel(DataSource(str(integer_table), freq="10")).digest
     )
 
 

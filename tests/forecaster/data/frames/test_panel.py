@@ -30,7 +30,7 @@ def change_row(row: int, value: Any) -> list[Any]:
 
 
 def assert_equal_panels(first: Panel, second: Panel) -> None:
-    assert first.digest() == second.digest()
+    assert first.digest == second.digest
     assert [(each.id, each.start, each.freq) for each in first.series] == [
         (each.id, each.start, each.freq) for each in second.series
     ]
@@ -302,6 +302,6 @@ def test_the_digest_distinguishes_panels_by_all_their_content() -> None:
         to_panel(frame(DAYS[:-1]), freq="D"),
         Panel(panel.series, "24h"),
     ]
-    digests = {each.digest() for each in [panel, *others]}
+    digests = {each.digest for each in [panel, *others]}
     assert len(digests) == len(others) + 1
-    assert to_panel(frame(DAYS)).digest() == panel.digest()
+    assert to_panel(frame(DAYS)).digest == panel.digest
