@@ -45,7 +45,7 @@ def validate_columns(frame: pd.DataFrame, *, required: Sequence[str], optional: 
             if in_index
             else "Add the columns, or remove them from the specification's covariates, channels and static."
             if set(missing) <= set(optional)
-            else "Rename the columns, or declare their names (--id-column, --ds-column, --y-column)."
+            else "Rename the columns, or declare their names (`columns`)."
         )
         raise MissingColumn(
             f"Expected the columns {', '.join(wanted)}; {', '.join(missing)} not found among: {existing}. {advice}",

@@ -42,7 +42,7 @@ INVALID_FRAMES: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError
         None,
         errors.MissingColumn,
         "y",
-        ["unique_id, ds, y", "y not found among: unique_id, ds, target", "--y-column"],
+        ["unique_id, ds, y", "y not found among: unique_id, ds, target", "declare their names (`columns`)"],
     ),
     "two columns y": (
         pd.DataFrame([["a", "2026-01-01", 1.0, 2.0]], columns=["unique_id", "ds", "y", "y"]),
