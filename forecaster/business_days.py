@@ -7,9 +7,10 @@ of it, dates, or both, as in `C-1111100-US`, `C-1111100-DE-BY` and `C-1111110-20
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,8 @@ _PATTERN = re.compile(
 )
 
 
-class CustomBusinessDays(NamedTuple):
+@dataclass(frozen=True)
+class CustomBusinessDays:
     """The parsed text of a custom business day frequency.
 
     Attributes:

@@ -85,9 +85,10 @@ def normalize_frequency(freq: str | int | pd.offsets.BaseOffset | timedelta, *, 
         name = str(freq)
         parse_frequency(name, where=where)
         return name
-    if isinstance(freq, pd.offsets.Week) and freq.weekday is None:
+    offset: Any = freq
+    if isinstance(freq, pd.offsets.Week) and offset.weekday is None:
         return f"{7 * freq.n}D"
-    if isinstance(freq, pd.offsets.CustomBusinessDay) and not freq.offset and not freq.normalize:
+    if isinstance(freq, pd.offsets.CustomBusinessDay) and not offset.offset and not offset.normalize:
         name = describe_custom_offset(freq).name
     else:
         name = str(freq.freqstr)
@@ -204,7 +205,8 @@ def build_unchecked_timestamps(start: Timestamp, *, freq: str, steps: int) -> Ti
     step = parse_frequency(freq)
     if not _follows_irregular_days(start, step):
         try:
-            return _build_in_order(start, step, steps)
+            timestamps: Timestamps = _build_in_order(start, step, steps)
+            return timestamps
         except ValueError as error:
             if start.tz is None or isinstance(error, pd.errors.OutOfBoundsDatetime):
                 raise
@@ -214,6 +216,7 @@ def build_unchecked_timestamps(start: Timestamp, *, freq: str, steps: int) -> Ti
 def _build_in_order(start: pd.Timestamp, step: Offset, steps: int) -> Any:
     """Builds timestamps of a calendar without clock changes between days."""
     if not isinstance(step, pd.offsets.CustomBusinessDay):
+        assert not isinstance(step, int), "datetimes have a calendar frequency"
         return pd.date_range(start, periods=steps, freq=step)
     local: Any = start.tz_localize(None)
     days = np.busday_offset(

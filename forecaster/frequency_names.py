@@ -7,8 +7,9 @@ timestamps that they give, never by name, and a panel carries the canonical name
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,8 @@ _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT",
 _MONDAY_TO_FRIDAY = "1111100"
 
 
-class _Period(NamedTuple):
+@dataclass(frozen=True)
+class _Period:
     """The distance of neighbouring timestamps. Frequencies with equal periods give the same timestamps from a common start."""
 
     unit: str
@@ -80,7 +82,8 @@ def canonical_frequency(freq: str, starts: Timestamps | None = None) -> str:
             from February QS-FEB. It is 3MS if they differ in this, or if there are none.
     """
     equal_days = has_equal_days(starts.tz) if isinstance(starts, pd.DatetimeIndex) else False
-    unit, count = _find_period(freq, equal_days)
+    period = _find_period(freq, equal_days)
+    unit, count = period.unit, period.count
     if unit == "microsecond":
         unit = next(name for name, size in _TICKS.items() if count % size == 0)
         count //= _TICKS[unit]
@@ -146,7 +149,7 @@ def _find_period(freq: str, equal_days: bool) -> _Period:
             return _Period("D", custom.count // working_days * 7 if working_days < 7 else custom.count)
         if custom.weekmask == _MONDAY_TO_FRIDAY:
             return _Period("B", custom.count)
-    return _Period(custom._replace(count=1).name, custom.count)
+    return _Period(replace(custom, count=1).name, custom.count)
 
 
 def _describe_working_days(freq: str, step: pd.offsets.BaseOffset) -> CustomBusinessDays | None:

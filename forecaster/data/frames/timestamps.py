@@ -278,13 +278,13 @@ def _localize(
     )
     repeated_rows = np.flatnonzero((early.asi8 != late.asi8) & ~is_date)
     if not len(repeated_rows):
-        return early
+        return pd.DatetimeIndex(early)
     occurrences = pd.DataFrame({"series": series_codes[repeated_rows], "wall": naive.asi8[repeated_rows]}).groupby(
         ["series", "wall"]
     )
     is_second = np.zeros(row_count, dtype=bool)
     is_second[repeated_rows] = occurrences.cumcount().to_numpy() == 1
-    datetimes = early.where(~is_second, late)
+    datetimes = pd.DatetimeIndex(early.where(~is_second, late))
     is_ambiguous = np.zeros(row_count, dtype=bool)
     is_ambiguous[repeated_rows] = occurrences["wall"].transform("size").to_numpy() != 2
     is_backward = np.zeros(row_count, dtype=bool)
