@@ -70,6 +70,11 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "ids in any script, with spaces": FrameCase(
         lambda: series_frame(unique_id=" Zürich 北 🚲 "), check=has_ids(" Zürich 北 🚲 ")
     ),
+    "ids that differ only by blanks or Unicode form": FrameCase(
+        lambda: pd.concat([series_frame(unique_id=one) for one in ("a", "Caf\u00e9", "Cafe\u0301", "a ")]),
+        message="2 ids differ .*'Caf.xe9' and 'Cafe.u0301', 'a' and 'a '",
+        check=has_ids("a", "a ", "Cafe\u0301", "Caf\u00e9"),
+    ),
     "ids of several types": FrameCase(
         lambda: pd.concat([series_frame(unique_id=1), series_frame(unique_id="b")]).astype({"unique_id": object}),
         check=has_ids("1", "b"),
@@ -137,6 +142,9 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "no series with any observed value": FrameCase(lambda: series_frame(y=[np.nan] * 20), NoData, "observed"),
     "a series of one step": FrameCase(lambda: series_frame(y=[1.0]), options={"freq": "D"}, check=has_values(1)),
     # order, duplicates
+    "series in another order than their ids": FrameCase(
+        lambda: pd.concat([series_frame(unique_id="b"), series_frame(unique_id="a")]), check=has_ids("a", "b")
+    ),
     "rows out of order": FrameCase(
         lambda: series_frame().sample(frac=1, random_state=0), message="not in order", check=has_values(*range(20))
     ),
