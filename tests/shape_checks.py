@@ -44,7 +44,6 @@ MODULES_WITH_RECORDS = [
     "forecaster.model.rollout",
     "forecaster.model.scaling",
     "forecaster.explain.trace",
-    "forecaster.series",
     "forecaster.statistical.models",
     "forecaster.training.loss",
 ]

@@ -17,7 +17,7 @@ from forecaster.errors import (
     LevelOutOfRange,
     NotANumber,
 )
-from forecaster.frequency import parse_frequency
+from forecaster.frequency_names import are_same_grid
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Series
 from forecaster.statistical.blend import list_statistical_components
@@ -31,7 +31,6 @@ class InputValidator:
     def __init__(self, fitted_model: FittedModel | StoredModel) -> None:
         self._fitted_model = fitted_model
         self._layout = fitted_model.layout
-        self._offset = parse_frequency(fitted_model.freq)
 
     def validate_arguments(self, horizon: int, levels: Sequence[float] = ()) -> None:
         """Validates the arguments that all series share; raises LevelOutOfRange or HorizonOutOfRange."""
@@ -94,7 +93,7 @@ class InputValidator:
 
     def _find_history_error(self, series: Series) -> ForecasterError | None:
         fitted_model, spec = self._fitted_model, self._fitted_model.spec
-        if series.freq != fitted_model.freq and parse_frequency(series.freq, where=series.id) != self._offset:
+        if not are_same_grid(series.freq, fitted_model.freq, [series.start], where=series.id):
             return FrequencyMismatch(
                 f"Series {series.id!r} has the frequency {series.freq!r}; this model needs {fitted_model.freq!r}. "
                 "Resample the series, or use a model of its frequency.",

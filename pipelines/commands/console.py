@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.promotion.gate import Verdict
     from pipelines.tuning.search import TuningResult
 
+_OPTIONS_OF_ARGUMENTS = {"freq": "--freq", "zone": "--zone", "columns": "--id-column, --ds-column, --y-column"}
 _OWN_PACKAGES = ("forecaster", "pipelines", "serving")
 
 
@@ -30,6 +31,13 @@ def configure_logging() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(_OWN_PACKAGES))
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+def name_options(message: str) -> str:
+    """Returns a message of the library with the options of the command line instead of the arguments that it names."""
+    for argument, option in _OPTIONS_OF_ARGUMENTS.items():
+        message = message.replace(f"`{argument}`=", f"{option} ").replace(f"`{argument}`", option)
+    return message
 
 
 def write_table(path: Path | None, build_table: Callable[[], pd.DataFrame]) -> None:

@@ -67,7 +67,7 @@ class DataOptions:
     """How to read the data."""
 
     freq: str | None = None
-    "Frequency as a pandas offset alias (h, D, MS, 15min), or an integer (1, 10) for integer steps; inferred if unambiguous."
+    "Frequency: a pandas alias (h, D, MS, 15min), working days (C-1111110), or an integer for integer steps; inferred if certain."
     id_column: str = "unique_id"
     "Column with the id of the series."
     ds_column: str = "ds"

@@ -16,7 +16,8 @@ from forecaster.engines.pytorch import PyTorchEngine
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.evaluation.validation import build_validation_batches, compute_exposure_gap
-from forecaster.frequency import Timestamp, next_timestamps, parse_frequency
+from forecaster.frequency import Timestamp, next_timestamps
+from forecaster.frequency_names import are_same_grid
 from forecaster.prediction.engine_choice import build_onnx_engine
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.registry.registry import CHALLENGER, CHAMPION
@@ -72,7 +73,7 @@ def _explain_unmeasured_champion(result: Backtest, champion: FittedModel) -> tup
 
 def find_frequency_difference(model: FittedModel, champion: FittedModel) -> tuple[str, ...]:
     """Returns in words that the frequencies of two models differ; empty if they do not."""
-    if parse_frequency(model.freq) == parse_frequency(champion.freq):
+    if are_same_grid(model.freq, champion.freq, [model.cutoff]):
         return ()
     return (f"the new model has the frequency {model.freq!r}, the champion {champion.freq!r}",)
 
@@ -98,11 +99,17 @@ def count_steps_since(model: FittedModel, panel: Panel) -> int | None:
     return _count_steps_between(compute_data_end(model), panel.cutoff, model.freq, panel.freq)
 
 
-def _count_steps_between(first: Timestamp, second: Timestamp, *frequencies: str) -> int | None:
+def _count_steps_between(
+    first: Timestamp, second: Timestamp, first_frequency: str, second_frequency: str
+) -> int | None:
     has_no_zone = {getattr(timestamp, "tz", None) is None for timestamp in (first, second)}
-    if len(set(frequencies)) > 1 or type(first) is not type(second) or len(has_no_zone) > 1:
+    if (
+        type(first) is not type(second)
+        or len(has_no_zone) > 1
+        or not are_same_grid(first_frequency, second_frequency, (first, second))
+    ):
         return None
-    following = next_timestamps(first, freq=frequencies[0], steps=_MAX_STEPS)
+    following = next_timestamps(first, freq=first_frequency, steps=_MAX_STEPS)
     return int(np.searchsorted(following, second, side="right"))  # type: ignore[call-overload]
 
 

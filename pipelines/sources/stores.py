@@ -11,7 +11,8 @@ from typing import IO, Any, NamedTuple
 
 from forecaster.errors import InputError, MissingPackage, SourceNotFound, SourceUnavailable
 from pipelines.redaction import has_password, mask_passwords, redact
-from pipelines.sources.tables import TABLE_SUFFIXES, SourceFile, is_table_name
+from pipelines.sources.source_files import SourceFile
+from pipelines.sources.tables import TABLE_SUFFIXES, is_table_name
 
 
 class SourceFolder(NamedTuple):

@@ -38,7 +38,7 @@ def write_changed_config(folder: Path, change: Callable[[str], str]) -> str:
 
 
 INVALID_TABLES: dict[str, tuple[str | bytes, list[str]]] = {
-    "empty.csv": ("", ["empty.csv", "No columns"]),
+    "empty.csv": ("", ["empty.csv", "the file is empty"]),
     "header.csv": (HEADER, ["at least one row"]),
     "column.csv": (
         HEADER.replace("y", "value") + "a,2026-01-01,1\n",

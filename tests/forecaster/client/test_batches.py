@@ -45,7 +45,7 @@ def test_missing_values_are_null_in_a_request() -> None:
     assert body is not None
     request = json.loads(body)
     expected = [None if np.isnan(value) else value for value in gappy.tolist()]
-    assert (request["columns"]["y"], request["columns"]["channels"]) == ([expected], {"x": [expected]})
+    assert [(each["y"], each["channels"]) for each in request["series"]] == [(expected, {"x": expected})]
     assert (request["horizon"], request["levels"], request["deadline_ms"]) == (3, [0.9], 2500)
     assert np.isnan(gappy).sum() == 2, "the values of the series are unchanged"
 
