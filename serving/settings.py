@@ -63,6 +63,12 @@ class Settings(BaseModel):
     poll_s: float = Field(default=5.0, gt=0, description="seconds between queries to the registry")
     keep: int = Field(default=3, ge=2, description="releases kept in the slot, including the deployed one")
 
+    allowed_hosts: str = Field(
+        default="",
+        description="names in the Host header that are served, separated by `;`; `*` allows all. By default the loopback names "
+        "if no API keys are configured, and all if they are",
+    )
+    max_connections: int = Field(default=1000, ge=1, description="open connections of one worker")
     max_body: int = Field(default=16 * 2**20, ge=1024, description="largest request body, in bytes")
     max_json: int = Field(
         default=4 * 2**20,

@@ -29,6 +29,7 @@ class Application(NamedTuple):
     routes: Starlette  # inside the middleware; its lifespan starts and stops the slot
     slot: Slot
     shadow_slot: Slot | None  # slot of the shadow model
+    metrics: Metrics
 
 
 def build_application(
@@ -100,8 +101,9 @@ def build_application(
             if route.request_formats
         },
         model_headers=lambda: model_headers(slot.current),
+        allowed_hosts=auth.find_allowed_hosts(settings),
     )
-    return Application(middleware, routes, slot, endpoints.shadow_slot)
+    return Application(middleware, routes, slot, endpoints.shadow_slot, metrics)
 
 
 async def _error_response(_: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from serving.formats import arrow, schema
 from serving.routes import accuracy, actuals, backtest, explain, invocations, scenarios
 from serving.routes.model import ModelResponse
 
-_COMMON_STATUSES = (400, 401, 403, 404, 405, 413, 415, 500)  # of the middleware, and of unexpected errors
+_COMMON_STATUSES = (400, 401, 403, 404, 405, 413, 415, 421, 431, 500)  # of the middleware, and of unexpected errors
 
 
 class BodyFormat(NamedTuple):

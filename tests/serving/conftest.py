@@ -157,7 +157,7 @@ class AppClient:
         return response
 
     async def _send(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
-        async with httpx.AsyncClient(transport=self._transport, base_url="http://forecaster") as client:
+        async with httpx.AsyncClient(transport=self._transport, base_url="http://localhost") as client:
             return await client.request(method, path, **request)
 
 

@@ -207,7 +207,7 @@ def test_a_trained_model_of_integer_steps_forecasts_over_http(
 
     async def post() -> httpx.Response:
         transport = httpx.ASGITransport(app=application.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://forecaster") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post("/v1/forecast", json={"series": series, "horizon": 4, "levels": [0.5]})
 
     with (

@@ -165,7 +165,7 @@ def test_over_http_requests_that_wait_together_are_computed_together(slot_folder
 
     async def scenario() -> None:
         transport = httpx.ASGITransport(app=application.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://forecaster") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
 
             async def send(name: str, **fields: Any) -> httpx.Response:
                 payload = {"series": [series_payload(id=name)], "horizon": 2, **fields}

@@ -273,6 +273,24 @@ def test_arrow_columns_may_have_compatible_types(
     ]
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_an_arrow_timestamp_out_of_range_rejects_its_series_alone(
+    formats_client: AppClient, unit: str, zone: str | None
+) -> None:
+    rows = [{**row, "y": [1.0, 2.0, 3.0]} for row in [*ROW_PAYLOADS, series_payload(id="d")]]
+    table = to_arrow_table(rows, {"horizon": 2})
+    count = 1_767_225_600 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    outside = [2**63 - 1, -(2**63), count] if unit != "ns" else [count + 1, count - 999, count]
+    starts = pa.array([count, *outside], pa.int64()).cast(pa.timestamp(unit, tz=zone))
+    response = post_content(formats_client, to_arrow_stream(table.set_column(1, "start", starts)), arrow.MEDIA_TYPE)
+    assert response.status_code == 200, response.text
+    result = pa.ipc.open_stream(response.content).read_all()
+    assert result["error"].to_pylist() == [None, "bad_stamp", "bad_stamp", None]
+    assert f"{outside[0]} {unit} after 1970" in result["message"].to_pylist()[1]
+    assert result["ds"].to_pylist()[0][0].startswith("2026-01-01T03:00")
+
+
 @pytest.mark.parametrize(
     ("content", "code"),
     [
