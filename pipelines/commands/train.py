@@ -174,7 +174,9 @@ def retrain(
         schedule_command(name, "retrain", arguments, schedule_options, root_options)
         return
     root = root_options.open_root()
-    if if_needed and not _needs_retraining(_resolve_model_name(config, source), source, root, min_new):
+    if if_needed and not _needs_retraining(
+        _resolve_model_name(config, source), source, root, min_new_steps=min_new, max_days_ahead=gate_policy.days_ahead
+    ):
         return
     selection = resolve_spec_selection(
         config,
@@ -227,11 +229,18 @@ def _find_ledger_reasons(name: str, root: Root) -> list[str]:
         return []
 
 
-def _needs_retraining(name: str, data: DataSource, root: Root, min_new_steps: int | None) -> bool:
+def _needs_retraining(
+    name: str, data: DataSource, root: Root, *, min_new_steps: int | None, max_days_ahead: float
+) -> bool:
     from pipelines.retraining.triggers import check_triggers
 
     result = check_triggers(
-        name, data, root, min_new_steps=min_new_steps, checks=[lambda: _find_ledger_reasons(name, root)]
+        name,
+        data,
+        root,
+        min_new_steps=min_new_steps,
+        checks=[lambda: _find_ledger_reasons(name, root)],
+        max_days_ahead=max_days_ahead,
     )
     if result:
         print(f"needed  {'; '.join(result.reasons)}")

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from forecaster.registry.registry import CHALLENGER, CHAMPION, BundleVersion, Re
 from forecaster.spec import Spec
 from forecaster.storage.failpoints import fail_point
 from pipelines.promotion.audit_log import AuditLog
-from pipelines.promotion.evidence import measure_bundle
+from pipelines.promotion.evidence import Clock, measure_bundle, utc_now
 from pipelines.promotion.gate import GATE_LEVELS, Verdict, judge
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.promote import fetch_bundle, find_champion, load_verdict, record_verdict, register_bundle
@@ -60,6 +61,7 @@ def retrain(
     policy: Policy | None = None,
     trigger: str = "cli",
     show_progress: bool = False,
+    clock: Clock = utc_now,
 ) -> RetrainResult:
     """Trains a model, backtests it against champion and seasonal naive, registers it, and promotes it only if it is better.
 
@@ -83,7 +85,7 @@ def retrain(
     )
     version = register_bundle(training.bundle, root, run_id=training.run_id)
     candidate = PromotionCandidate(training, version, champion_version, champion)
-    return judge_and_promote(candidate, root, policy or Policy())
+    return judge_and_promote(candidate, root, policy or Policy(), now=clock())
 
 
 def require_test_window(test_windows: int) -> None:
@@ -95,14 +97,14 @@ def require_test_window(test_windows: int) -> None:
         )
 
 
-def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy) -> RetrainResult:
-    """Judges a version, records the verdict, and promotes the version if no check fails."""
+def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy, *, now: datetime) -> RetrainResult:
+    """Judges a version at the present `now`, records the verdict, and promotes the version if no check fails."""
     training, version, champion_version, champion = candidate
     assert training.backtest is not None
     Registry(root.store_uri).set_alias(version, CHALLENGER)
     result = add_quantiles(training.backtest, {CHALLENGER: training.model}, levels=GATE_LEVELS)
     fail_point("judge.before")
-    verdict = judge(result, policy, measure_bundle(training.bundle, result, champion=champion))
+    verdict = judge(result, policy, measure_bundle(training.bundle, result, champion=champion, now=now))
     fail_point("judge.decided")
     report_path = record_verdict(version, verdict, result, root, policy=policy, champion=champion_version)
     fail_point("judge.recorded")
@@ -142,6 +144,7 @@ def retrain_once(
     candidates: Sequence[CandidateScore] = (),
     show_progress: bool = False,
     force_retrain: bool = False,
+    clock: Clock = utc_now,
 ) -> KeyedRetrainResult:
     """Retrains like `retrain`, but one key gives one version and one verdict, however often the function is called.
 
@@ -190,7 +193,7 @@ def retrain_once(
         version = register_bundle(training.bundle, root, run_id=training.run_id, tags={RETRAIN_KEY_TAG: key})
         registry.set_tag(version, RETRAIN_KEY_TAG, key)  # the bundle may have been registered manually, without the tag
         candidate = PromotionCandidate(training, version, champion_version, champion)
-        result = judge_and_promote(candidate, root, policy)
+        result = judge_and_promote(candidate, root, policy, now=clock())
         fail_point("retrain.promoted")
         if result.verdict.should_promote:
             registry.set_tag(version, _PROMOTED_TAG, "yes")
