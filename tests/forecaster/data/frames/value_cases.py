@@ -181,6 +181,10 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         options={"freq": "MS"},
         check=is_regular,
     ),
+    "timestamps after the present": FrameCase(
+        lambda: series_frame(ds=pd.date_range("2226-01-01", periods=12, freq="D")),
+        check=lambda panel: panel.cutoff == pd.Timestamp("2226-01-12"),
+    ),
     "a year 0, or above 9999": FrameCase(
         lambda: series_frame(ds=np.array(["2026-01-01", "12000-01-01"], "M8[s]")),
         BadStamp,
