@@ -89,7 +89,11 @@ def _assemble_outcomes(
             outcomes.append(SeriesOutcome(series_input.id, item))
             continue
         result = build_result(
-            item.style, next(forecast_iterator), next(paths_iterator), shared_warnings, samples=options.samples
+            item.style,
+            next(forecast_iterator),
+            next(paths_iterator),
+            [*shared_warnings, *unobserved_end_warnings(item.series)],
+            samples=options.samples,
         )
         if options.return_state and isinstance(result, ForecastResult):
             deadline.check()
@@ -247,6 +251,18 @@ def _compute_in_batches(
         except (LevelOutOfRange, BadSpec) as error:
             raise ApiError.from_forecaster_error(error) from error
     return results
+
+
+def unobserved_end_warnings(series: Series) -> list[str]:
+    """Returns a warning if a history ends with steps at which neither `y` nor a channel is observed."""
+    if not np.isnan(series.y[-1]) or any(not np.isnan(values[-1]) for values in series.channels.values()):
+        return []
+    observed = ~np.isnan(np.stack([series.y, *series.channels.values()])).all(axis=0)
+    count = int(np.argmax(observed[::-1])) if observed.any() else len(series)
+    return [
+        f"The history ends with {count} steps that were not observed (null), and the forecast starts after them. Leave them out "
+        "to forecast from the last observed value."
+    ]
 
 
 def horizon_warnings(horizon: int, *, scored_horizon: int) -> list[str]:

@@ -179,7 +179,9 @@ def test_a_panel_round_trips_through_a_frame() -> None:
     panel = to_panel(whole)
     assert [(one.id, one.start, len(one)) for one in panel.series] == [("a", DAYS[2], 4), ("b", DAYS[0], 6)]
     assert panel.freq == "D"
-    assert panel.repairs == ()
+    assert [repair.split(" count as")[0] for repair in panel.repairs] == [
+        "1 rows without `y` at the end of 1 of 2 series"
+    ]
     assert panel.cutoff == DAYS[-1]
     np.testing.assert_array_equal(panel.series[1].y, y)
     assert_equal_panels(to_panel(to_frame(panel)), panel)

@@ -73,7 +73,7 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "ids that differ only by blanks or Unicode form": FrameCase(
         lambda: pd.concat([series_frame(unique_id=one) for one in ("a", "Caf\u00e9", "Cafe\u0301", "a ")]),
         message="2 ids differ .*'Caf.xe9' and 'Cafe.u0301', 'a' and 'a '",
-        check=has_ids("a", "a ", "Cafe\u0301", "Caf\u00e9"),
+        check=has_ids("Cafe\u0301", "Caf\u00e9", "a", "a "),
     ),
     "ids of several types": FrameCase(
         lambda: pd.concat([series_frame(unique_id=1), series_frame(unique_id="b")]).astype({"unique_id": object}),
@@ -133,6 +133,12 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         lambda: series_frame(y=object_series(1, np.nan, None, pd.NA, 5)),
         check=has_values(1, None, None, None, 5),
         options={"freq": "D"},
+    ),
+    "rows without `y` at the end, no covariates": FrameCase(
+        lambda: series_frame(y=[1.0, 2.0, None, None]),
+        message="2 rows without `y` at the end of 1 of 1 series .*'a': 2",
+        options={"freq": "D"},
+        check=continues_with("2026-01-05 00:00:00"),
     ),
     "a series without any observed value": FrameCase(
         lambda: pd.concat([series_frame(), series_frame(y=[np.nan] * 20, unique_id="blank")]),
