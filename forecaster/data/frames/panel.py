@@ -304,8 +304,8 @@ def _describe_unobserved_ends(
     if counts.any():
         worst = int(np.argmax(counts))
         yield (
-            f"{int(counts.sum())} rows without `y` at the end of {int((counts > 0).sum())} of {len(lengths)} series count as steps "
-            f"that were not observed, and the forecasts start after them (most in {str(ids[worst])!r}: {int(counts[worst])}): "
+            f"{int(counts.sum())} rows without `y` at the end of {int((counts > 0).sum())} of {len(lengths)} series count as "
+            f"steps that were not observed, and their forecasts start later (most in {str(ids[worst])!r}: {int(counts[worst])}): "
             "leave the rows out to forecast from the last observed value"
         )
 
