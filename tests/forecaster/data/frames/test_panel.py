@@ -327,3 +327,9 @@ def test_the_order_of_the_rows_does_not_change_the_digest() -> None:
 def test_ids_without_blanks_and_in_one_form_are_not_reported() -> None:
     names = ["a", "A", "a-b", "ab", "\u00e9", "e"]
     assert to_panel(pd.concat([frame(DAYS, unique_id=name) for name in names])).repairs == ()
+
+
+def test_numbers_in_ids_are_sorted_by_value() -> None:
+    names = ["s1", "s2", "s10", "s10a", "s02", "t", "10", "9"]
+    panel = to_panel(pd.concat([frame(DAYS, unique_id=name) for name in names]))
+    assert [series.id for series in panel.series] == ["s1", "s02", "s2", "s10", "s10a", "t", "9", "10"]
