@@ -109,7 +109,7 @@ def parse_rows(
 def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
     """Returns the rows sorted by id and timestamp, with series codes in the same order.
 
-    Data have the same digest and give the same weights in any order of the rows. Numbers in ids are sorted by value. Whole series that are not in the order of
+    Data have the same digest and give the same weights in any order of the rows. Whole series that are not in the order of
     their ids are no repair; rows of a series that are not in order, or are not together, are.
     """
     code, ticks = rows.codes, timestamps_to_int64(rows.ds)
@@ -134,7 +134,7 @@ def _natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
     """Returns the key that sorts ids by text, with numbers by value: s9 before s10, as files usually have them."""
     parts = _DIGITS.split(series_id)
     return [
-        (1, int(part), "") if part.isascii() and part.isdecimal() else (0, 0, part) for part in parts if part
+        (0, int(part), "") if part.isascii() and part.isdecimal() else (1, 0, part) for part in parts if part
     ], series_id
 
 

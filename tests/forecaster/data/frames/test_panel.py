@@ -221,9 +221,9 @@ def test_columns_can_be_renamed_by_options() -> None:
     assert_equal_panels(to_panel(given, columns=names), to_panel(frame(DAYS)))
 
 
-def test_numeric_ids_become_text_and_keep_their_order() -> None:
+def test_numeric_ids_become_text_and_are_sorted_by_value() -> None:
     panel = to_panel(pd.concat([frame(DAYS, unique_id=10), frame(DAYS, unique_id=9)]))
-    assert [one.id for one in panel.series] == ["10", "9"]
+    assert [one.id for one in panel.series] == ["9", "10"]
     assert panel.repairs == ()
 
 
@@ -332,4 +332,4 @@ def test_ids_without_blanks_and_in_one_form_are_not_reported() -> None:
 def test_numbers_in_ids_are_sorted_by_value() -> None:
     names = ["s1", "s2", "s10", "s10a", "s02", "t", "10", "9"]
     panel = to_panel(pd.concat([frame(DAYS, unique_id=name) for name in names]))
-    assert [series.id for series in panel.series] == ["s1", "s02", "s2", "s10", "s10a", "t", "9", "10"]
+    assert [series.id for series in panel.series] == ["9", "10", "s1", "s02", "s2", "s10", "s10a", "t"]
