@@ -62,21 +62,20 @@ function splitRecords(text) {
   const lines = text.split(/\r\n|\n|\r/);
   const records = [];
   for (let index = 0; index < lines.length; index += 1) {
-    const lineNumber = index + 1;
-    let line = lines[index];
-    if (line.includes('"')) {
-      while (hasOpenQuote(line) && index + 1 < lines.length) line += `\n${lines[(index += 1)]}`;
-      if (hasOpenQuote(line)) {
-        throwParseError("A quotation mark is not closed", "a closing quotation mark", "the end of the text",
-          `line ${lineNumber}`, "Close it, or remove it.");
-      }
+    const lineNumber = index + 1, first = index;
+    let hasOpenQuote = hasOddQuotes(lines[index]);
+    while (hasOpenQuote && index + 1 < lines.length) hasOpenQuote = !hasOddQuotes(lines[(index += 1)]);
+    if (hasOpenQuote) {
+      throwParseError("A quotation mark is not closed", "a closing quotation mark", "the end of the text",
+        `line ${lineNumber}`, "Close it, or remove it.");
     }
-    if (line.trim() !== "") records.push({ lineNumber, text: line });
+    const text = lines.slice(first, index + 1).join("\n");
+    if (text.trim() !== "") records.push({ lineNumber, text });
   }
   return records;
 }
 
-const hasOpenQuote = (line) => (line.match(/"/g)?.length ?? 0) % 2 === 1;
+const hasOddQuotes = (line) => line.includes('"') && line.split('"').length % 2 === 0;
 
 function detectSeparator(line) {
   const unquoted = line.replace(/"[^"]*"/g, "");

@@ -19,8 +19,10 @@ export function forecastsToCsv(forecasts, levels) {
   return rows.map((row) => row.map(escapeCell).join(",")).join("\r\n") + "\r\n";
 }
 
+/** Escapes a cell. A text that a spreadsheet would compute as a formula gets an apostrophe; numbers stay numbers. */
 function escapeCell(value) {
-  const text = String(value);
+  const isFormula = typeof value === "string" && /^[=+\-@\t\r]/.test(value) && !Number.isFinite(Number(value));
+  const text = `${isFormula ? "'" : ""}${value}`;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 

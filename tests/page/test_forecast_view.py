@@ -255,6 +255,34 @@ def test_more_series_than_the_request_limit(visit_page: OpenPage, tmp_path: Path
     assert page.locator("#series option").all_text_contents() == ["s129"]
 
 
+def test_ids_that_a_spreadsheet_would_compute_are_saved_as_text(visit_page: OpenPage, tmp_path: Path) -> None:
+    names = ["=1+2", "+a", "-b", "@c", "-5", "d=e"]
+    page = visit_page()
+    paste_table(page, "unique_id,ds,y\n" + "".join(f"{name},{ds},-1.5\n" for name in names for ds in HOURS[:4]))
+    page.wait_for_selector("#result:not([hidden])")
+    page.click("#run-forecast")
+    page.wait_for_selector("#save-csv:enabled")
+    with page.expect_download() as download:
+        page.click("#save-csv")
+    download.value.save_as(tmp_path / "forecast.csv")
+    rows = csv_rows((tmp_path / "forecast.csv").read_text())
+    assert sorted({row["unique_id"] for row in rows}) == sorted(["'=1+2", "'+a", "'-b", "'@c", "-5", "d=e"])
+    assert {row["mean"] for row in rows} == {"-1.5"}, "numbers stay numbers"
+
+
+def test_an_open_quotation_mark_is_found_in_linear_time(visit_page: OpenPage) -> None:
+    page = visit_page()
+    table = "ds,y\n" + '"\n' + "2026-01-01,1\n" * 200_000
+    message = page.evaluate(
+        """async (table) => {
+          const { parseTable } = await import("/page/csv.js");
+          return parseTable(table).error.title;
+        }""",
+        table,
+    )
+    assert "quotation mark" in message, "joining each line with all before it would not end before the timeout"
+
+
 def test_a_large_table_does_not_freeze_the_page(visit_page: OpenPage, tmp_path: Path) -> None:
     page = visit_page()
     timestamps = pd.date_range("2010-01-01", periods=100_000, freq="h").strftime("%Y-%m-%dT%H:%M")
