@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import math
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
@@ -61,6 +61,8 @@ class _WorkQueue:
         self._seconds_per_step: dict[Hashable, float] = {}
         self._last_number = 0
         self._in_progress = 0  # waiting, or running, even after the deadline
+        self._waiting_s = 0.0  # expected seconds of all waiting work
+        self._active_threads = 0
 
     def submit(
         self, kind: Hashable, compute: ComputeGroup, item: Any, *, steps: int, is_groupable: bool, deadline: Deadline
@@ -73,9 +75,12 @@ class _WorkQueue:
         with self._lock:
             expected_s = self._seconds_per_step.get(kind, _INITIAL_SECONDS_PER_STEP) * steps
             priority = time.monotonic() + _OVERTAKING_FACTOR * expected_s
-            wait_s = sum(self._iter_seconds_before(priority)) / self._threads
-            if self._in_progress >= self._capacity or wait_s > deadline.remaining_s:
-                raise _overload_error(wait_s)
+            # All of the waiting work is an upper bound of the work before this one, and enough in most cases.
+            is_full, wait_s = self._in_progress >= self._capacity, self._waiting_s + self._running_seconds()
+            if is_full or wait_s > self._threads * deadline.remaining_s:
+                wait_s = self._running_seconds() + self._seconds_before(priority)
+                if is_full or wait_s > self._threads * deadline.remaining_s:
+                    raise _overload_error(wait_s / self._threads)
             self._in_progress += 1
             self._last_number += 1
             future: Future[Any] = Future()
@@ -83,23 +88,30 @@ class _WorkQueue:
                 priority, self._last_number, kind, compute, item, steps, expected_s, is_groupable, future
             )
             heapq.heappush(self._waiting, work)
+            self._waiting_s += expected_s
+            needs_thread = self._active_threads < self._threads
+            self._active_threads += needs_thread
         future.add_done_callback(self._leave)
-        self._executor.submit(self._compute_next)
+        if needs_thread:
+            self._executor.submit(self._compute_all)
         return future
 
     def close(self) -> None:
         """Cancels waiting work, without waiting for running work."""
         with self._lock:
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting, self._waiting_s = self._waiting, [], 0.0
         for work in waiting:
             work.future.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _iter_seconds_before(self, priority: float) -> Iterator[float]:
-        """Yields the expected seconds of running work, and of waiting work that would be computed before `priority`."""
+    def _running_seconds(self) -> float:
+        """Returns the expected remaining seconds of the running work."""
         now = time.monotonic()
-        yield from (max(0.0, started_at + expected_s - now) for started_at, expected_s in self._running.values())
-        yield from (
+        return sum(max(0.0, started_at + expected_s - now) for started_at, expected_s in self._running.values())
+
+    def _seconds_before(self, priority: float) -> float:
+        """Returns the expected seconds of the waiting work that would be computed before `priority`."""
+        return sum(
             work.expected_s for work in self._waiting if work.priority <= priority and not work.future.cancelled()
         )
 
@@ -107,11 +119,12 @@ class _WorkQueue:
         with self._lock:
             self._in_progress -= 1
 
-    def _compute_next(self) -> None:
-        """Computes the first waiting work, and with it the groupable work that follows it directly."""
-        group = self._take_group()
-        if not group:  # it was cancelled, or computed with an earlier group
-            return
+    def _compute_all(self) -> None:
+        """Computes the waiting work, group by group, until none is left."""
+        while group := self._take_group():
+            self._compute(group)
+
+    def _compute(self, group: Sequence[_QueuedWork]) -> None:
         started_at = time.monotonic()
         try:
             results: Sequence[Any] = group[0].compute([work.item for work in group])
@@ -125,6 +138,7 @@ class _WorkQueue:
                 work.future.set_result(result)
 
     def _take_group(self) -> list[_QueuedWork]:
+        """Takes the first waiting work, and with it the groupable work that follows it directly; none ends the thread's task."""
         group: list[_QueuedWork] = []
         with self._lock:
             while self._waiting and len(group) < MAX_GROUP_ITEMS:
@@ -132,11 +146,13 @@ class _WorkQueue:
                 if group and not (first.is_groupable and first.kind == group[0].kind):
                     break
                 heapq.heappop(self._waiting)
+                self._waiting_s -= first.expected_s
                 if first.future.set_running_or_notify_cancel():
                     group.append(first)
                     self._running[first.number] = time.monotonic(), first.expected_s
                 if group and not group[0].is_groupable:
                     break
+            self._active_threads -= not group
         return group
 
     def _observe(self, group: Sequence[_QueuedWork], seconds: float) -> None:
