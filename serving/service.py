@@ -23,6 +23,7 @@ import bentoml
 from starlette.types import ASGIApp
 
 from serving import log_format
+from serving.deployment.launcher import end_with_launcher
 from serving.settings import Settings
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # BentoML does not accept "1"
@@ -43,6 +44,7 @@ class _AsgiService(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml loads
         from serving.routes.app import build_application
 
         log_format.configure_logging()
+        end_with_launcher(os.environ, grace_s=_settings.grace_s + 5.0)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         application = build_application(_settings)
         # uvicorn looks its protocol up by name; BentoML offers no option for it.

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from serving.deployment.launcher import LAUNCHER_VARIABLE
 from serving.settings import Settings
 
 _POLL_INTERVAL_S = 0.5  # between checks of the child processes
@@ -67,6 +68,7 @@ def _start_process(
     command: list[str], environment: Mapping[str, str], working_directory: Path
 ) -> subprocess.Popen[bytes]:
     # A new session: Ctrl-C reaches only this process, and leftover children can be killed as a group.
+    environment = {**environment, LAUNCHER_VARIABLE: str(os.getpid())}
     return subprocess.Popen(command, env=environment, cwd=working_directory, start_new_session=True)  # noqa: S603
 
 

@@ -17,12 +17,14 @@ from forecaster.errors import BundleError, MissingPackage, NoSuchModel
 from forecaster.storage.failpoints import fail_point
 from serving import log_format
 from serving.deployment import local_rollback, releases, status
+from serving.deployment.launcher import end_with_launcher
 from serving.deployment.releases import Release
 from serving.settings import Settings
 
 if TYPE_CHECKING:
     from forecaster.registry.registry import BundleVersion
 
+_GRACE_S = 10.0  # to remove a staging folder after the launcher was killed
 log = logging.getLogger(__name__)
 
 
@@ -162,6 +164,7 @@ def main(argv: Sequence[str]) -> int:
         )
         return 2
     signal.signal(signal.SIGTERM, _exit_on_signal)
+    end_with_launcher(os.environ, grace_s=_GRACE_S)
     target = FollowTarget(settings.model, settings.alias, settings.slot, settings.keep)
     address = settings.registry
     if "--once" not in argv:

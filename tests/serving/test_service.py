@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from forecaster.bundle import artifact
@@ -56,9 +57,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def running_server(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Runs `python -m serving` in an unrelated folder, and checks that it leaves no files behind."""
+def start_server(settings: Settings, folder: Path) -> subprocess.Popen[bytes]:
+    """Starts `python -m serving` in the unrelated folder `elsewhere`, with temporary files in `tmp`."""
     working_folder, temporary = folder / "elsewhere", folder / "tmp"
     working_folder.mkdir()
     temporary.mkdir()
@@ -69,13 +69,19 @@ def running_server(settings: Settings, folder: Path) -> Iterator[tuple[subproces
         "TMPDIR": str(temporary),
         "PYTHONPATH": str(Path(slots.__file__).parents[2]),
     }
-    process = subprocess.Popen([sys.executable, "-m", "serving"], env=environment, cwd=working_folder)
+    return subprocess.Popen([sys.executable, "-m", "serving"], env=environment, cwd=working_folder)
+
+
+@contextmanager
+def running_server(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Runs `python -m serving`, and checks that it leaves no files behind."""
+    process = start_server(settings, folder)
     try:
         yield process, f"http://127.0.0.1:{settings.port}"
         process.terminate()
         assert process.wait(20) == 0
-        assert list(working_folder.iterdir()) == []
-        assert [entry.name for entry in temporary.iterdir() if entry.name.startswith("forecaster")] == []
+        assert list((folder / "elsewhere").iterdir()) == []
+        assert [entry.name for entry in (folder / "tmp").iterdir() if entry.name.startswith("forecaster")] == []
     finally:
         if process.poll() is None:
             process.terminate()
@@ -179,6 +185,33 @@ def test_a_promotion_in_the_registry_reaches_the_server(slot_folder: Path, tmp_p
                 return http_status(f"{url}/readyz") == 200 and httpx.get(f"{url}/readyz").json()["model"] == model
 
             wait_until(is_deployed)
+
+
+def test_all_processes_end_when_the_launcher_is_killed(slot_folder: Path, tmp_path: Path) -> None:
+    publish_random_model(slot_folder, version="1", seed=1)
+    settings = Settings(
+        slot=slot_folder,
+        port=free_port(),
+        registry=f"sqlite:///{tmp_path}/mlflow.db",
+        model="tiny",
+        poll_s=0.2,
+        grace_s=3,
+    )
+    launcher = start_server(settings, tmp_path)
+    children: list[psutil.Process] = []
+    try:
+        wait_until(lambda: http_status(f"http://127.0.0.1:{settings.port}/readyz") == 200)
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        assert len(children) >= 3, "server, worker and follower"
+        launcher.kill()
+        launcher.wait(10)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert [child.cmdline() for child in alive] == []
+    finally:
+        launcher.kill()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def test_serving_imports_no_trainer_no_plots_and_no_registry() -> None:
