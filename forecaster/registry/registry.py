@@ -6,11 +6,10 @@ registries in one process do not interfere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,8 +18,9 @@ import pandas as pd
 from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
 from forecaster.registry.connection import create_client as create_client
 from forecaster.registry.connection import translate_store_errors as translate_store_errors
+from forecaster.registry.download import BundleDownload, check_manifest
 from forecaster.registry.lock import LockCheck, lock_registry
-from forecaster.registry.logged_model import BUNDLE_FOLDER, logged_model, write_model
+from forecaster.registry.logged_model import logged_model, write_model
 from forecaster.storage.failpoints import fail_point
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Registry:
         The examples give the signature that MLflow shows; the input example is stored with the model.
         Raises BundleDamaged when the bundle's manifest has another digest, NoSuchModel when there is no such run.
         """
-        _check_manifest(bundle, digest, where=str(bundle))
+        check_manifest(bundle, digest, where=str(bundle))
         with translate_store_errors(f"run '{run_id}'"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
         with translate_store_errors(f"model '{name}'"):
@@ -160,8 +160,8 @@ class Registry:
     def fetch(self, version: BundleVersion, into: Path) -> Path:
         """Copies a version's bundle to the folder `into`, which must not exist, and returns it.
 
-        The bundle appears there completely and with the digest of its version, or not at all. The digests of the files that the
-        manifest names are checked by the loader. Raises BundleDamaged.
+        The bundle appears there completely and with the digest of its version, or not at all. Sizes are compared with the
+        manifest before files are copied; the digests of the files are checked by the loader. Raises BundleDamaged.
         """
         if into.exists():
             raise RegistryError(
@@ -172,8 +172,8 @@ class Registry:
             into.parent.mkdir(parents=True, exist_ok=True)
             # A sibling, so that the rename stays within one file system.
             with tempfile.TemporaryDirectory(prefix=f".{into.name}.", suffix=".partial", dir=into.parent) as folder:
-                bundle = self._download_artifact(version, BUNDLE_FOLDER, Path(folder))
-                _check_manifest(bundle, version.digest, where=str(version))
+                with self._open_download(version) as download:
+                    bundle = download.fetch(Path(folder), digest=version.digest)
                 bundle.rename(into)
         return into
 
@@ -253,9 +253,8 @@ class Registry:
         step: str,
     ) -> None:
         """Replaces the champion: everything that may fail first, then the one commit point, then the callback."""
-        with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
-            manifest = self._download_artifact(version, f"{BUNDLE_FOLDER}/manifest.json", Path(folder))
-            _check_manifest(manifest.parent, version.digest, where=str(version))
+        with tempfile.TemporaryDirectory(prefix="forecaster-") as folder, self._open_download(version) as download:
+            download.fetch_manifest(Path(folder), digest=version.digest)
         fail_point(f"{step}.verified")
         check_lock()
         self.set_tag(version, _REPLACED_TAG, "none" if champion is None else champion.number)
@@ -316,19 +315,13 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _download_artifact(self, version: BundleVersion, path: str, destination: Path) -> Path:
-        from mlflow.artifacts import download_artifacts
-
+    @contextmanager
+    def _open_download(self, version: BundleVersion) -> Iterator[BundleDownload]:
+        """Yields the bundle of a version in the store; within the block, errors of the store are translated."""
         with translate_store_errors(str(version)):
             location = self._client.get_model_version_download_uri(version.name, version.number)
         with translate_store_errors(f"the bundle of {version}", not_found=BundleDamaged):
-            local_path = download_artifacts(
-                artifact_uri=f"{location}/{path}",
-                dst_path=str(destination),
-                tracking_uri=self.uri,
-                registry_uri=self.uri,
-            )
-        return Path(local_path)
+            yield BundleDownload(location, uri=self.uri, where=str(version))
 
 
 class _TagStore:
@@ -360,23 +353,6 @@ def _to_bundle_version(model_version: ModelVersion) -> BundleVersion:
     return BundleVersion(
         model_version.name, str(model_version.version), model_version.tags[_DIGEST_TAG], model_version.run_id or None
     )
-
-
-def _check_manifest(bundle: Path, digest: str, *, where: str) -> None:
-    try:
-        actual_digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
-    except OSError as error:
-        raise BundleDamaged(
-            f"The bundle of {where} needs a readable manifest.json: {error.strerror}. "
-            "Register it again from an unaltered copy.",
-            where=where,
-        ) from error
-    if actual_digest != digest:
-        raise BundleDamaged(
-            f"The manifest of {where} should have the digest {digest}; it has {actual_digest}. "
-            "Register the bundle again from an unaltered copy.",
-            where=where,
-        )
 
 
 def _describe_version(version: BundleVersion | None) -> str:

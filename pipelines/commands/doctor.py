@@ -229,11 +229,12 @@ def _has_later_migration(revision: str) -> bool:
 
 def _check_slot(context: DiagnosticContext) -> list[Diagnostic]:
     from forecaster.bundle.artifact import compute_bundle_digest, verify_files
+    from forecaster.storage.regular_files import read_regular_file
 
     current = context.slot / "current"
     if not current.exists():
         return [Diagnostic("slot", "ok", f"{context.slot}: no model served yet")]
-    release = loads((current / "release.json").read_bytes())
+    release = loads(read_regular_file(current, "release.json", max_bytes=1 << 20))
     manifest = verify_files(current / "bundle")
     if compute_bundle_digest(current / "bundle") != release["digest"]:
         return [Diagnostic("slot", "bad", f"{context.slot}: the bundle does not have the digest in release.json")]
