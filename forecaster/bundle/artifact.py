@@ -13,6 +13,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from forecaster import __version__
@@ -35,6 +36,7 @@ from forecaster.bundle.golden import (
     build_golden_file,
     replay_golden_file,
     strip_blend,
+    validate_golden_file,
 )
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged, BundleError, ForecasterError, MissingPackage
@@ -44,6 +46,7 @@ from forecaster.prediction.engine_choice import (
     build_fastest_engine,
     build_onnx_engine,
     is_onnx_engine,
+    limit_run_time,
 )
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
@@ -51,6 +54,8 @@ from forecaster.spec import Spec
 from forecaster.statistical import blend
 from forecaster.storage.atomic import create_folder
 from forecaster.storage.failpoints import fail_point
+
+MAX_REPLAY_S = 120.0  # of the golden requests on ONNX models, which may loop endlessly
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +145,8 @@ def load_bundle(folder: Path) -> FittedModel:
             replay_golden_file(*strip_blend(fitted_model, golden))
         engine = build_onnx_engine(fitted_model)
         if engine is not None:
-            replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
+            with limit_run_time(engine, seconds=MAX_REPLAY_S):
+                replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
     return fitted_model
 
 
@@ -153,9 +159,10 @@ def load_predictor(folder: Path) -> Predictor:
         stored, golden = _read_bundle(folder)
         engine = build_fastest_engine(stored)
         where = ONNX_FILE if engine is not None and is_onnx_engine(engine) else "golden.json"
-        replay_golden_file(*strip_blend(stored, golden), engine, where=where)
-        if stored.blend_weights:
-            replay_golden_file(stored, golden, engine, where=where)
+        with limit_run_time(engine, seconds=MAX_REPLAY_S):
+            replay_golden_file(*strip_blend(stored, golden), engine, where=where)
+            if stored.blend_weights:
+                replay_golden_file(stored, golden, engine, where=where)
         return Predictor(stored, engine=engine)
 
 
@@ -207,6 +214,8 @@ def _read_bundle(folder: Path) -> tuple[StoredModel, GoldenFile]:
         onnx_models=_select_onnx_models(spec, contents),
         blend_weights=blend.parse_blend_weights(contents[BLEND_FILE]) if BLEND_FILE in contents else {},
     )
+    _check_consistency(stored, manifest)
+    validate_golden_file(golden, stored)
     return stored, golden
 
 
@@ -222,6 +231,36 @@ def _select_onnx_models(spec: Spec, contents: Mapping[str, bytes]) -> tuple[byte
             where=name,
         )
     return tuple(contents[name] for name in expected)
+
+
+def _check_consistency(stored: StoredModel, manifest: Manifest) -> None:
+    """Raises BundleDamaged where the files of a bundle contradict each other."""
+    spec, encoding, calibration = stored.spec, stored.encoding, stored.calibration
+    facts: list[tuple[str, str, object, object]] = [
+        (MANIFEST_FILE, "name", spec.name, manifest.name),
+        (MANIFEST_FILE, "context", spec.context, manifest.context),
+        (MANIFEST_FILE, "horizon", spec.horizon, manifest.horizon),
+        (MANIFEST_FILE, "season", spec.season or manifest.season, manifest.season),
+        (MANIFEST_FILE, "levels", () if calibration is None else calibration.levels, manifest.levels),
+        ("encoding.json", "calendar", spec.calendar, encoding.calendar),
+        ("encoding.json", "covariates", set(spec.covariates), {*encoding.numeric, *encoding.categories}),
+        ("encoding.json", "static", spec.static, tuple(encoding.static)),
+        (BLEND_FILE, "weights", set(), {*blend.list_statistical_components(stored.blend_weights)} - {*spec.blend}),
+    ]
+    for where, field, expected, found in facts:
+        if expected != found:
+            raise BundleDamaged(
+                f"Expected {field} {str(expected)[:200]} in {where}, as the other files of the bundle say; found "
+                f"{str(found)[:200]}. Fetch the bundle again.",
+                where=where,
+            )
+    if calibration is not None:
+        offsets = calibration.compute_offsets(calibration.levels, horizon=1, scales=np.ones(1))
+        if not np.isfinite(offsets).all():
+            raise BundleDamaged(
+                "Expected finite offsets of all quantiles; found NaN or infinity. Train the model again.",
+                where="conformal.json",
+            )
 
 
 def _onnx_file_names(spec: Spec) -> tuple[str, ...]:
