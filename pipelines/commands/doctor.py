@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError
+from forecaster.storage.addresses import redact_addresses
 from pipelines.commands.options import RootOptions
 from pipelines.settings import Root, validate_tracking_uri
 
@@ -331,5 +332,5 @@ def _request_status(url: str) -> int:
 
 
 def _mask_credentials(text: str) -> str:
-    """Returns a text without user and password in URLs."""
-    return re.sub(r"//[^/\s@]*@", "//", " ".join(text.split()))
+    """Returns a text in one line, and its addresses without user info and query."""
+    return redact_addresses(" ".join(text.split()))

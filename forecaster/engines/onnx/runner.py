@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,11 @@ import onnxruntime  # type: ignore[import-untyped]
 from forecaster.engines.engine import RolloutInput
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.shapes import Bool, Float, Float64
-from forecaster.spec import Layout
+
+if TYPE_CHECKING:
+    from forecaster.spec import Layout
+else:
+    Layout = Any  # needed only for annotations, and this module needs numpy and onnxruntime only
 
 GRAPH_FORMAT = "1"  # version of the names, dtypes and shapes above
 # Over all rows, in one pass of the recurrence; bounds the memory that long histories take.
