@@ -55,6 +55,20 @@ class BundleVersion(NamedTuple):
         return f"'{self.name}' version {self.number}"
 
 
+class RegisteredModelInfo(NamedTuple):
+    """What the registry stores with a model, as opposed to one of its versions.
+
+    Attributes:
+        name: Name of the model.
+        aliases: The version number of each alias.
+        tags: The tags of the model.
+    """
+
+    name: str
+    aliases: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
 PromotionCallback = Callable[[BundleVersion, BundleVersion | None], None]
 """Called with the new champion and the previous one; None where it was champion already, or is the first."""
 
@@ -278,6 +292,28 @@ class Registry:
         with translate_store_errors(str(version)):
             self._client.set_model_version_tag(version.name, version.number, key, value)
 
+    def list_models(self) -> list[RegisteredModelInfo]:
+        """Returns all registered models, also those of other programs, sorted by name."""
+        models: list[RegisteredModelInfo] = []
+        with translate_store_errors("the list of models"):
+            token: str | None = None
+            while token != "":
+                page = self._client.search_registered_models(page_token=token)
+                models += [RegisteredModelInfo(model.name, _to_text(model.aliases), dict(model.tags)) for model in page]
+                token = page.token or ""
+        return sorted(models)
+
+    def get_model_tag(self, name: str, key: str) -> str | None:
+        """Returns a tag of a model; None if it has no such tag. Raises NoSuchModel."""
+        with translate_store_errors(f"model '{name}'"):
+            tags: Mapping[str, str] = self._client.get_registered_model(name).tags
+        return tags.get(key)
+
+    def set_model_tag(self, name: str, key: str, value: str) -> None:
+        """Sets a tag of a model, and replaces its previous value."""
+        with translate_store_errors(f"model '{name}'"):
+            self._client.set_registered_model_tag(name, key, value)
+
     def delete_alias(self, name: str, alias: str) -> None:
         """Removes an alias; a missing one is no error."""
         with translate_store_errors(f"model '{name}'"):
@@ -353,6 +389,10 @@ def _to_bundle_version(model_version: ModelVersion) -> BundleVersion:
     return BundleVersion(
         model_version.name, str(model_version.version), model_version.tags[_DIGEST_TAG], model_version.run_id or None
     )
+
+
+def _to_text(aliases: Mapping[str, object]) -> dict[str, str]:
+    return {alias: str(number) for alias, number in aliases.items()}
 
 
 def _describe_version(version: BundleVersion | None) -> str:

@@ -1,4 +1,4 @@
-"""Limits of the sizes of a bundle, for whoever writes, reads or downloads one; bundles are much smaller."""
+"""Limits of the sizes of a bundle, for those parts that write, read or download one; bundles are much smaller."""
 
 MAX_FILE_BYTES = 1 << 30  # of weights and graphs
 MAX_TEXT_BYTES = 32 << 20  # of JSON files and of the card, which are parsed as a whole

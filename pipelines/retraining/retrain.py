@@ -114,8 +114,9 @@ def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy)
 
 def promote_by_verdict(version: BundleVersion, verdict: Verdict, root: Root, *, champion: BundleVersion | None) -> None:
     """Makes a version the champion for the reasons of its verdict; a call that was interrupted can be repeated."""
-    log = AuditLog(root.audit_log)
-    Registry(root.store_uri).promote(
+    registry = Registry(root.store_uri)
+    log = AuditLog(root.audit_log, registry)
+    registry.promote(
         version,
         expected_champion=champion,
         on_promoted=log.make_promotion_recorder(version, "; ".join(verdict.reasons)),

@@ -1,4 +1,4 @@
-"""Edits of a saved bundle that keep its manifest true, as whoever makes a hostile bundle would."""
+"""Edits of a saved bundle that keep the digests in its manifest true, as in a hostile bundle."""
 
 from __future__ import annotations
 

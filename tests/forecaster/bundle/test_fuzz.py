@@ -176,8 +176,8 @@ def load_or_reject(load: Callable[[Path], Predictor], bundle: Path) -> Predictor
     try:
         return load(bundle)
     except BundleError as error:
-        if isinstance(error.__cause__, MemoryError):
-            raise error.__cause__ from error
+        if isinstance(error.__cause__, MemoryError) or "not enough memory" in str(error.__cause__):  # numpy, or torch
+            raise
         return None
 
 
