@@ -181,7 +181,7 @@ def measure_set(name: str, folder: Path, *, seed: int, members: int) -> Accuracy
     dataset = SETS[name]
     panel = load_panel(dataset, folder)
     train = training_panel(panel, dataset)
-    assert train.digest() == training_panel(with_changed_test(panel, dataset), dataset).digest(), (
+    assert train.digest == training_panel(with_changed_test(panel, dataset), dataset).digest, (
         "the training data include part of the test windows"
     )
     started = time.monotonic()
@@ -258,8 +258,9 @@ def training_panel(panel: Panel, dataset: BenchmarkSet) -> Panel:
 def with_changed_test(panel: Panel, dataset: BenchmarkSet) -> Panel:
     """Returns the panel with other values in the test windows."""
     steps = count_test_steps(dataset)
-    return panel._replace(
-        series=[replace(series, y=np.append(series.y[:-steps], -1 - series.y[-steps:])) for series in panel.series]
+    return replace(
+        panel,
+        series=[replace(series, y=np.append(series.y[:-steps], -1 - series.y[-steps:])) for series in panel.series],
     )
 
 

@@ -214,7 +214,7 @@ def shuffle_days(panel: Panel) -> Panel:
     covariates = {
         name: np.append(values[steps], values[days * STEPS_PER_DAY :]) for name, values in series.covariates.items()
     }
-    return panel._replace(series=[add_channels(replace(series, covariates=covariates))])
+    return replace(panel, series=[add_channels(replace(series, covariates=covariates))])
 
 
 def add_channels(series: Series) -> Series:
@@ -230,7 +230,7 @@ def read_vic_elec() -> Panel | None:
             frame = pd.read_parquet(file)
             frame["ds"] = frame["ds"].dt.tz_localize("UTC")
             panel = to_panel(frame, freq="30min", zone=ZONE, covariates=WEATHER_COLUMNS)
-            return panel._replace(series=[add_channels(series) for series in panel.series])
+            return replace(panel, series=[add_channels(series) for series in panel.series])
     return None
 
 

@@ -30,15 +30,17 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from forecaster.registry.registry import create_client
+from forecaster.series import Panel
 from forecaster.spec import Spec
 from pipelines.settings import Root
-from pipelines.sources import DataSource, read_spec
+from pipelines.sources import DataSource, read_panel, read_spec
 from pipelines.training import train as training
 from pipelines.training.spec_selection import SpecSelection, select_spec
 
 HERE = Path(__file__).parent
 MAX_RATIO = 1.05  # target: time with tracking divided by time without
 HOSPITAL = DataSource("hospital")
+SpecSelector = Callable[[Panel], SpecSelection]
 
 
 class NullRun:
@@ -71,7 +73,7 @@ def open_null_run(*_: Any, **__: Any) -> Iterator[NullRun]:
     yield NullRun()
 
 
-def time_training(select_spec: Callable[[], SpecSelection], folder: Path, *, tracked: bool) -> TrainingTime:
+def time_training(select_spec: SpecSelector, folder: Path, *, tracked: bool) -> TrainingTime:
     """Times a training from the data to the bundle, including the selection of the specification."""
     fits: list[float] = []
     fit = training.fit
@@ -89,8 +91,10 @@ def time_training(select_spec: Callable[[], SpecSelection], folder: Path, *, tra
         if not tracked:
             stack.enter_context(mock.patch.object(training, "open_run", open_null_run))
         started, cpu_started = time.perf_counter(), time.process_time()
-        selection = select_spec()
-        training.train(HOSPITAL, selection.spec, Root(folder), candidates=selection.candidates)
+        panel = read_panel(HOSPITAL)
+        selection = select_spec(panel)
+        options = training.TrainOptions(candidates=selection.candidates)
+        training.train(HOSPITAL, selection.spec, Root(folder), options, panel=panel)
         return TrainingTime(time.perf_counter() - started, sum(fits), time.process_time() - cpu_started)
 
 
@@ -101,7 +105,7 @@ class TimingPairs(NamedTuple):
     untracked: list[TrainingTime]
 
 
-def measure_pairs(select_spec: Callable[[], SpecSelection], pairs: int, *, warm: bool = False) -> TimingPairs:
+def measure_pairs(select_spec: SpecSelector, pairs: int, *, warm: bool = False) -> TimingPairs:
     """Runs `pairs` trainings with and without tracking, alternately.
 
     Each pair has its own seed, so that no training resumes an earlier one.
@@ -117,7 +121,7 @@ def measure_pairs(select_spec: Callable[[], SpecSelection], pairs: int, *, warm:
             order = [True, False] if number % 2 else [False, True]
             for is_tracked in order:
                 training_time = time_training(
-                    partial(_with_training_options, select_spec, changes), root, tracked=is_tracked
+                    partial(_with_training_options, select_spec=select_spec, changes=changes), root, tracked=is_tracked
                 )
                 if number >= 0:
                     (tracked if is_tracked else plain).append(training_time)
@@ -161,9 +165,9 @@ def _format_table(pairs: TimingPairs) -> list[str]:
     return ["| | without | with | ratio |", "|---|---|---|---|", *rows]
 
 
-def _with_training_options(select_spec: Callable[[], SpecSelection], changes: Mapping[str, int]) -> SpecSelection:
+def _with_training_options(panel: Panel, *, select_spec: SpecSelector, changes: Mapping[str, int]) -> SpecSelection:
     """Returns the selected specification with other training options (seed, steps)."""
-    selection = select_spec()
+    selection = select_spec(panel)
     training_spec = selection.spec.training.model_copy(update=dict(changes))
     return selection._replace(spec=selection.spec.model_copy(update={"training": training_spec}))
 
@@ -181,8 +185,8 @@ def main() -> None:
     spec = read_spec(HERE.parent / "configs" / "hospital.yaml")
     if options.steps is not None:
         spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": options.steps})})
-    short = measure_pairs(lambda: SpecSelection(spec), options.pairs)
-    preset = partial(select_spec, HOSPITAL, horizon=spec.horizon)
+    short = measure_pairs(lambda _: SpecSelection(spec), options.pairs)
+    preset = partial(select_spec, name=HOSPITAL.name, horizon=spec.horizon)
     text = format_report(short, measure_pairs(preset, options.ordinary, warm=True) if options.ordinary else None, spec)
     options.out.write_text(text)
     print(text)

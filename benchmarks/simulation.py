@@ -30,10 +30,10 @@ from forecaster.training.presets import build_candidate_specs
 from pipelines.monitoring.monitor import Finding, build_monitoring_report, resolve_ledger_url
 from pipelines.promotion.gate import Verdict
 from pipelines.promotion.promote import fetch_bundle, find_champion
-from pipelines.retraining.retrain import retrain_once
+from pipelines.retraining.retrain import RetrainOptions, retrain
 from pipelines.retraining.triggers import check_triggers
 from pipelines.settings import Root
-from pipelines.sources import DataSource
+from pipelines.sources import DataSource, read_panel
 
 HOURS_PER_DAY = 24
 FROZEN, NIGHTLY, IF_NEEDED, NAIVE = "frozen", "nightly", "if_needed", "seasonal naive"
@@ -128,7 +128,7 @@ def apply_shift(panel: Panel, change: PlannedShift, *, step: int) -> Panel:
         y[step:] = change.factor * series.y[step - delay : len(y) - delay]
         return replace(series, y=y)
 
-    return panel._replace(series=[shifted(index, series) for index, series in enumerate(panel.series)])
+    return replace(panel, series=[shifted(index, series) for index, series in enumerate(panel.series)])
 
 
 def simulate_nights(panel: Panel, change: PlannedShift, plan: SimulationPlan, folder: Path) -> SimulationResult:
@@ -178,7 +178,7 @@ def simulate_nights(panel: Panel, change: PlannedShift, plan: SimulationPlan, fo
 
 def make_spec(panel: Panel, plan: SimulationPlan, name: str) -> Spec:
     """Returns the first preset for hourly data, made small enough to simulate two weeks in minutes."""
-    history = panel._replace(series=[series.take_first(plan.history * HOURS_PER_DAY) for series in panel.series])
+    history = replace(panel, series=[series.take_first(plan.history * HOURS_PER_DAY) for series in panel.series])
     fields = build_candidate_specs(history, horizon=HOURS_PER_DAY, name=name)[0].model_dump()
     for field, value in plan.spec_fields.items():
         fields[field] = {**fields[field], **value} if isinstance(value, Mapping) else value
@@ -195,12 +195,16 @@ def simulate_night(
         reasons = ("the first night" if first else "every night",)
     elif name == IF_NEEDED:
         reasons = check_triggers(
-            name, data, root, min_new_steps=plan.new_steps, checks=[lambda: [finding.reason for finding in findings]]
+            name,
+            read_panel(data.for_spec(spec)),
+            root,
+            min_new_steps=plan.new_steps,
+            checks=[lambda: [finding.reason for finding in findings]],
         ).reasons
     if not reasons:
         return NightResult(findings)
     started = time.perf_counter()
-    result = retrain_once(data, spec, root, trigger="schedule").result
+    result = retrain(data, spec, root, RetrainOptions(trigger="schedule"))
     return NightResult(findings, reasons, result.verdict, time.perf_counter() - started)
 
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +85,11 @@ def read_series(folder: Path, *, first: int) -> Panel:
     frame = frame[is_long & frame["step"].between(skipped, TRAINING_STEPS - 1)]
     frame["ds"] = FIRST_DAY + pd.to_timedelta(frame["step"] - skipped, unit="h")
     panel = to_panel(frame[["unique_id", "ds", "y"]], freq="h")
-    return panel._replace(
+    return replace(
+        panel,
         series=[series for series in panel.series if not has_low_variation(series.y[: PLAN.history * HOURS_PER_DAY])][
             first::4
-        ]
+        ],
     )
 
 

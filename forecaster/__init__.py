@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from forecaster.bundle.artifact import load_predictor
     from forecaster.errors import ForecasterError, InputError
     from forecaster.prediction.fitted_model import FittedModel
     from forecaster.prediction.predictor import Predictor
@@ -21,9 +22,20 @@ _MODULE_OF_NAME = {
     "Predictor": "prediction.predictor",
     "Series": "series",
     "Spec": "spec",
+    "load_predictor": "bundle.artifact",
 }
 
-__all__ = ["FittedModel", "Forecast", "ForecasterError", "InputError", "Panel", "Predictor", "Series", "Spec"]
+__all__ = [
+    "FittedModel",
+    "Forecast",
+    "ForecasterError",
+    "InputError",
+    "Panel",
+    "Predictor",
+    "Series",
+    "Spec",
+    "load_predictor",
+]
 __version__ = "0.1.0"
 
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 import warnings
+from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from forecaster.business_days import describe_custom_offset, parse_custom_business_days
 from forecaster.errors import BadStamp, FrequencyUnknown
-from forecaster.shapes import Int
+from forecaster.shapes import Bool, Int
 
 if TYPE_CHECKING:
     Timestamps = pd.Index[Any]
@@ -29,6 +32,8 @@ MAX_YEAR = 9999  # the last year of Python's datetime
 MAX_INTEGER_TIMESTAMP = 2**62 - 1  # the difference of any two fits into int64
 _MAX_TIMESTAMP_LENGTH = 64  # characters of a timestamp in a file
 _MAX_CACHED_STEPS = 4096  # timestamps of longer histories are not cached
+_ZONE_YEARS = range(1840, 2040)  # of the changes of time zones
+_MIN_DATE_CHANGE = timedelta(hours=20)  # larger changes of the offset from UTC skip a day
 _INTEGER_PATTERN = re.compile(r"-?(?:0|[1-9]\d{0,17})", re.ASCII)
 
 
@@ -48,13 +53,19 @@ def parse_frequency(freq: str, *, where: str | None = None) -> Offset:
         step: Offset | None = int(freq) if is_integer_frequency(freq) else _parse_pandas_offset(freq)
     except (ValueError, TypeError, OverflowError, Warning) as error:  # pandas warns about deprecated aliases
         raise FrequencyUnknown(
-            f"Frequency {freq!r} is not known; expected a pandas offset alias such as 'h', 'D', 'MS', 'QS' or '15min', or a "
-            "whole number such as '1' for integer timestamps.",
+            f"Frequency {freq[:60]!r} is not known; expected a pandas offset alias such as 'h', 'D', 'MS', 'QS' or '15min', "
+            f"working days such as 'C-1111110', or a whole number such as '1' for integer timestamps.{_find_hint(error)}",
             where=where,
         ) from error
     if step is None or (step if isinstance(step, int) else step.n) < 1:
         raise FrequencyUnknown(
             f"Frequency {freq!r} does not step forward; expected a positive step such as 'h', 'D' or 1.", where=where
+        )
+    if getattr(step, "offset", None):
+        raise FrequencyUnknown(
+            f"Frequency {freq!r} has an offset within the day; expected one such as 'B', whose timestamps have the time of day "
+            "of the first. Leave the offset out.",
+            where=where,
         )
     if isinstance(step, pd.offsets.Nano) and step.n % 1000:
         raise FrequencyUnknown(
@@ -64,15 +75,48 @@ def parse_frequency(freq: str, *, where: str | None = None) -> Offset:
     return step
 
 
-def normalize_frequency(freq: str | int, *, where: str) -> str:
-    """Returns the name of a declared frequency, which may also be a pandas offset; raises FrequencyUnknown."""
-    name = str(getattr(freq, "freqstr", freq))
+def normalize_frequency(freq: str | int | pd.offsets.BaseOffset | timedelta, *, where: str) -> str:
+    """Returns the name of a declared frequency, which may also be a pandas offset.
+
+    Raises FrequencyUnknown, also for an offset with properties that its name would lose, such as opening hours.
+    """
+    if isinstance(freq, timedelta):
+        freq = pd.tseries.frequencies.to_offset(freq)
+    if not isinstance(freq, pd.offsets.BaseOffset):
+        name = str(freq)
+        parse_frequency(name, where=where)
+        return name
+    offset: Any = freq
+    if isinstance(freq, pd.offsets.Week) and offset.weekday is None:
+        return f"{7 * freq.n}D"
+    if isinstance(freq, pd.offsets.CustomBusinessDay) and not offset.offset and not offset.normalize:
+        name = describe_custom_offset(freq).name
+    else:
+        name = str(freq.freqstr)
+        _validate_complete_name(freq, name, where)
     parse_frequency(name, where=where)
     return name
 
 
+def _validate_complete_name(offset: pd.offsets.BaseOffset, name: str, where: str) -> None:
+    """Raises FrequencyUnknown if the name of a pandas offset does not describe the offset completely."""
+    try:
+        is_complete = bool(_parse_pandas_offset(name) == offset)
+    except (ValueError, TypeError, OverflowError, Warning):
+        is_complete = False
+    if not is_complete or getattr(offset, "offset", None):
+        raise FrequencyUnknown(
+            f"Expected an offset that its name describes completely; {type(offset).__name__} is written {name!r} and would lose "
+            "its hours, holidays or other properties. Use a pandas alias such as 'bh' or 'BME', custom business days such as "
+            "'C-1111110', or aggregate the data to such steps.",
+            where=where,
+        )
+
+
 def format_frequency(offset: Offset) -> str:
     """Returns the name of the frequency with this step."""
+    if isinstance(offset, pd.offsets.CustomBusinessDay):
+        return describe_custom_offset(offset).name
     return str(offset) if isinstance(offset, int) else str(offset.freqstr)
 
 
@@ -102,7 +146,8 @@ def build_timestamps(start: Timestamp, *, freq: str, steps: int) -> Timestamps:
     """Returns `steps` timestamps from `start` on. Hours and shorter steps are absolute time; days and longer follow local time.
 
     A local time that a clock change skips is replaced by the next one that exists; of an ambiguous local time, the first
-    occurrence is used.
+    occurrence is used. A day without midnight starts at its first moment, also if the timestamps start there. Days that a zone
+    skipped entirely are not counted.
 
     Raises BadStamp if the last timestamp lies after the year 9999, or above the largest integer timestamp.
     """
@@ -158,16 +203,138 @@ def build_unchecked_timestamps(start: Timestamp, *, freq: str, steps: int) -> Ti
         if max(abs(start), abs(start + max(steps - 1, 0) * size)) > MAX_INTEGER_TIMESTAMP:
             raise OverflowError(start)
         return pd.RangeIndex(start, start + steps * size, size)
-    try:
-        return pd.date_range(start, periods=steps, freq=freq)
-    except ValueError as error:
-        if start.tz is None or isinstance(error, pd.errors.OutOfBoundsDatetime):
-            raise
-    local_timestamps: Any = pd.date_range(start.tz_localize(None), periods=steps, freq=freq)
+    step = parse_frequency(freq)
+    if not _follows_irregular_days(start, step):
+        try:
+            timestamps: Timestamps = _build_in_order(start, step, steps)
+            return timestamps
+        except ValueError as error:
+            if start.tz is None or isinstance(error, pd.errors.OutOfBoundsDatetime):
+                raise
+    return localize(_build_local_timestamps(start, step, steps), start.tz)
+
+
+def _build_in_order(start: pd.Timestamp, step: Offset, steps: int) -> Any:
+    """Builds timestamps of a calendar without clock changes between days."""
+    if not isinstance(step, pd.offsets.CustomBusinessDay):
+        assert not isinstance(step, int), "datetimes have a calendar frequency"
+        return pd.date_range(start, periods=steps, freq=step)
+    local: Any = start.tz_localize(None)
+    days = np.busday_offset(
+        np.datetime64(local, "D"), step.n * np.arange(steps), roll="forward", busdaycal=step.calendar
+    )
+    index: Any = pd.DatetimeIndex(days.astype("datetime64[us]") + np.timedelta64(local - local.normalize(), "us"))
+    return index.as_unit(start.unit).tz_localize(start.tz)
+
+
+def _build_local_timestamps(start: pd.Timestamp, step: Offset, steps: int) -> Any:
+    """Builds the local times of steps in a zone with clock changes; days that the zone skipped entirely are no days."""
+    local_start = start.tz_localize(None)
+    if is_late_midnight(pd.DatetimeIndex([start]))[0]:
+        local_start = local_start.normalize()
+    local_timestamps = _build_in_order(local_start, step, steps)
+    skipped = skipped_days(start.tz)
+    if not _counts_days(step) or not steps or not _is_within(skipped, local_timestamps[0], local_timestamps[-1]):
+        return local_timestamps
+    assert isinstance(step, pd.offsets.BaseOffset)
+    days = _build_in_order(local_start, step.base, steps * step.n + len(skipped))
+    return days[~days.normalize().isin(skipped)][:: step.n][:steps]
+
+
+def _counts_days(step: Offset) -> bool:
+    """Whether a step is a number of days, or of working days; whole weeks keep their weekday."""
+    if isinstance(step, pd.offsets.Day):
+        return step.n % 7 != 0
+    return isinstance(step, (pd.offsets.BusinessDay, pd.offsets.CustomBusinessDay))
+
+
+def _is_within(days: Any, first: pd.Timestamp, last: pd.Timestamp) -> bool:
+    return bool(((days >= first.normalize()) & (days <= last)).any())
+
+
+def _follows_irregular_days(start: pd.Timestamp, step: Offset) -> bool:
+    """Whether steps from `start` follow the days of a zone, and either the start or a later day is unlike other days."""
+    if (
+        start.tz is None
+        or has_equal_days(start.tz)
+        or isinstance(step, (int, pd.offsets.Tick, pd.offsets.BusinessHour))
+    ):
+        return False
+    if start.time() != time() and bool(is_late_midnight(pd.DatetimeIndex([start]))[0]):
+        return True
+    local_start = start.tz_localize(None)
+    return _counts_days(step) and bool((skipped_days(start.tz) >= local_start.normalize()).any())
+
+
+def has_equal_days(zone: Any) -> bool:
+    """Whether all days of a time zone (None: no time zone) have 24 hours."""
+    return zone is None or zone.utcoffset(None) is not None
+
+
+def is_late_midnight(timestamps: pd.DatetimeIndex) -> Bool[np.ndarray, "row"]:
+    """Returns whether each timestamp is the first moment of a day whose midnight a clock change skips."""
+    if has_equal_days(timestamps.tz):
+        return np.zeros(len(timestamps), dtype=bool)
+    local: Any = timestamps.tz_localize(None)
+    midnights = local.normalize()
+    return np.asarray((local != midnights) & is_shifted_forward(timestamps, midnights))
+
+
+def is_shifted_forward(timestamps: pd.DatetimeIndex, intended: Any) -> Bool[np.ndarray, "row"]:
+    """Returns whether each timestamp equals its intended local time, shifted forward if a clock change skips that time."""
+    if timestamps.tz is None:
+        return np.zeros(len(timestamps), dtype=bool)
+    shifted = localize(intended, timestamps.tz)
+    return np.asarray(shifted == timestamps)
+
+
+def to_calendar_time(timestamps: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """Returns local times without a zone, at the time of day of the other rows where a clock change shifts it forward.
+
+    Days whose midnight does not exist are at 00:00 if all other rows are.
+    """
+    local: Any = timestamps.tz_localize(None)
+    if has_equal_days(timestamps.tz) or not len(local):
+        return pd.DatetimeIndex(local)
+    midnights = local.normalize()
+    times_of_day = local - midnights
+    is_midnight = (local == midnights) | is_late_midnight(timestamps)
+    intended = midnights if is_midnight.all() else midnights + times_of_day[0]
+    is_same = is_shifted_forward(timestamps, intended)
+    return pd.DatetimeIndex(local.where(~is_same, intended))
+
+
+def localize(local_timestamps: Any, zone: Any) -> Timestamps:
+    """Returns local times in a zone: the first occurrence of a repeated one, the next existing one for a skipped one."""
+    skipped = skipped_days(zone)
+    if len(skipped):  # pandas shifts within a day only
+        days = local_timestamps.normalize()
+        local_timestamps = local_timestamps.where(~days.isin(skipped), days + pd.Timedelta(days=1))
     timestamps: Timestamps = local_timestamps.tz_localize(
-        start.tz, ambiguous=np.ones(steps, dtype=bool), nonexistent="shift_forward"
+        zone, ambiguous=np.ones(len(local_timestamps), dtype=bool), nonexistent="shift_forward"
     )
     return timestamps
+
+
+@lru_cache(maxsize=64)
+def skipped_days(zone: Any) -> pd.DatetimeIndex:
+    """Returns the days that do not exist in a time zone, such as 2011-12-30 in Pacific/Apia, which crossed the date line."""
+    days: list[datetime] = []
+    moments = [] if has_equal_days(zone) else [datetime(year, 1, 1, tzinfo=UTC) for year in _ZONE_YEARS]
+    for before, after in pairwise(moments):
+        if _utc_offset(after, zone) - _utc_offset(before, zone) < _MIN_DATE_CHANGE:
+            continue
+        while after - before > timedelta(seconds=1):
+            middle = before + (after - before) / 2
+            is_after = _utc_offset(middle, zone) - _utc_offset(before, zone) >= _MIN_DATE_CHANGE
+            before, after = (before, middle) if is_after else (middle, after)
+        resumed = (after + _utc_offset(after, zone)).replace(tzinfo=None, microsecond=0)
+        days.append(datetime.combine(resumed, time()) - timedelta(days=1))
+    return pd.DatetimeIndex(days, dtype="datetime64[us]")
+
+
+def _utc_offset(moment: datetime, zone: Any) -> timedelta:
+    return moment.astimezone(zone).utcoffset() or timedelta()
 
 
 def add_steps(start: Timestamp, freq: str, steps: int) -> Timestamp:
@@ -189,7 +356,10 @@ def _cached_add_steps(start: pd.Timestamp, _zone: Any, _unit: str, freq: str, st
 
 def _add_steps(start: Timestamp, freq: str, steps: int) -> Timestamp:
     origin: Any = start
-    end: Timestamp = origin + steps * parse_frequency(freq)
+    step = parse_frequency(freq)
+    if not isinstance(start, int) and _follows_irregular_days(start, step):
+        return timestamp_at(build_unchecked_timestamps(start, freq=freq, steps=steps + 1), steps)
+    end: Timestamp = origin + steps * step
     return end
 
 
@@ -244,8 +414,17 @@ def timestamps_to_int64(timestamps: Timestamps) -> Int[np.ndarray, "row"]:
     return np.asarray(timestamps.astype("int64"))
 
 
+def _find_hint(error: BaseException) -> str:
+    """Returns the alias that pandas suggests in its message, as a sentence; empty without one."""
+    match = re.search(r"Did you mean ([^?\s]+)\?|use '([^']+)' instead", str(error))
+    return "" if match is None else f" Did you mean {match[1] or match[2]!r}?"
+
+
 @lru_cache(maxsize=256)
 def _parse_pandas_offset(freq: str) -> Any:
+    custom = parse_custom_business_days(freq)
+    if custom is not None:
+        return custom.to_offset()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return pd.tseries.frequencies.to_offset(freq)

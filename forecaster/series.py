@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,8 @@ class Forecast:
     quantiles: Mapping[float, Float64[np.ndarray, "horizon"]] = field(default_factory=dict)
 
 
-class Panel(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Panel:
     """Series of one frequency, and messages about the repairs that were needed to make them regular."""
 
     series: Sequence[Series]
@@ -136,19 +138,24 @@ class Panel(NamedTuple):
         latest: Timestamp = max(ends)
         return latest
 
+    @cached_property
     def digest(self) -> str:
-        """Returns the identity of the data: the sha256 over ids, starts, frequency and values."""
+        """The identity of the data: the sha256 over ids, starts, frequency and values. It is computed once."""
         sha256 = hashlib.sha256(self.freq.encode())
         for series in self.series:
             sha256.update(f"\n{len(series)} {format_timestamp(series.start)} {series.id}\n".encode())
-            sha256.update(series.y.astype("<f8").tobytes())
+            sha256.update(_to_little_endian(series.y))
             for name, values in series.covariates.items():
                 sha256.update(f"\n{len(values)} {name}\n".encode())
-                sha256.update(
-                    values.astype("<f8").tobytes() if values.dtype != object else repr(values.tolist()).encode()
-                )
+                sha256.update(_to_little_endian(values) if values.dtype != object else repr(values.tolist()).encode())
             for name, values in series.channels.items():
-                sha256.update(f"\nchannel {name}\n".encode() + values.astype("<f8").tobytes())
+                sha256.update(f"\nchannel {name}\n".encode())
+                sha256.update(_to_little_endian(values))
             if series.static:
                 sha256.update(repr(sorted(series.static.items())).encode())
         return sha256.hexdigest()
+
+
+def _to_little_endian(values: np.ndarray) -> memoryview:
+    """Returns the bytes of the values as float64, without a copy of an array that is contiguous and has this type."""
+    return np.ascontiguousarray(values, dtype="<f8").data

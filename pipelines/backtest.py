@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ import pandas as pd
 
 from forecaster.bundle import artifact
 from forecaster.errors import LevelOutOfRange
-from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.backtest import backtest as run_backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE, ForecastFunction, seasonal_naive, statistical_baseline
 from forecaster.evaluation.calibration import add_quantiles
@@ -54,6 +55,7 @@ class BacktestReport(NamedTuple):
         scores: The table of `score_table`.
         comparisons: For each other forecaster, how its errors differ from the model's.
         messages: Warnings for the user, one line each.
+        dash_reasons: Why scores in the table are missing, one line each.
     """
 
     model_name: str
@@ -62,6 +64,7 @@ class BacktestReport(NamedTuple):
     scores: pd.DataFrame
     comparisons: Mapping[str, SignificanceResult]
     messages: Sequence[str]
+    dash_reasons: Sequence[str] = ()
 
     @property
     def overall_scores(self) -> dict[str, dict[str, float]]:
@@ -121,7 +124,8 @@ def backtest(
     comparisons = {name: compare_forecasters(result, model_name, name) for name in forecasters if name != model_name}
     scores = pd.concat([score_table(result, by=group_by), _build_difference_table(comparisons)], ignore_index=True)
     messages = _collect_messages(panel, result, models, model.season)
-    return BacktestReport(model_name, panel, result, scores, comparisons, messages)
+    dash_reasons = tuple(_explain_dashes(result, models, overall_scores(scores)))
+    return BacktestReport(model_name, panel, result, scores, comparisons, messages, dash_reasons)
 
 
 def draw_figures(report: BacktestReport) -> dict[str, Figure]:
@@ -155,7 +159,7 @@ def track_backtest(report: BacktestReport, bundles: Mapping[str, LoadedBundle], 
     The scores of the model are `bt/mase` and `bt_h/mase`, those of the others `bt/NAME/mase` and `bt_h/NAME/mase`.
     """
     bundle, model = bundles[report.model_name]
-    dataset = RunDataset(data.name, report.panel.digest(), data.source, model.cutoff, context="evaluation")
+    dataset = RunDataset(data.name, report.panel.digest, data.source, model.cutoff, context="evaluation")
     tags = {"bundle_digest": artifact.compute_bundle_digest(bundle), "trained_by": str(model.facts.get("run_id", ""))}
     with open_run(
         model.spec, dataset, root=root.path, tracking_uri=root.tracking_uri, trigger="backtest", tags=tags
@@ -211,6 +215,27 @@ def _build_difference_table(comparisons: Mapping[str, SignificanceResult]) -> pd
     )
 
 
+def _explain_dashes(
+    result: Backtest, models: Mapping[str, FittedModel], scores: Mapping[str, Mapping[str, float]]
+) -> Iterator[str]:
+    """Yields why scores are missing from the table: for a forecaster, or for a column."""
+    without_forecast = [name for name, forecasts in result.forecasts.items() if not np.isfinite(forecasts).any()]
+    for name in without_forecast:
+        causes = explain_missing_forecasts(result, name, models[name]) if name in models else ["it failed"]
+        yield f"{name}, all columns: it has no forecast; {'; '.join(causes)}"
+    if not np.isfinite(np.where(result.comparable_mask()[:, :, None], result.actual, np.nan)).any():
+        yield "all columns: the windows have no observed value"
+        return
+    others = {name: values for name, values in scores.items() if name not in without_forecast}
+    if all(math.isnan(values["mase"]) for values in others.values()):
+        yield "MASE, RMSSE, OWA, +MASE, p: every series is constant, or not longer than a season, before the first cutoff"
+    elif all(math.isnan(values["owa"]) for values in others.values()):
+        yield "OWA: seasonal naive makes no error in these windows"
+    uncalibrated = [name for name in others if name not in result.quantiles]
+    if result.quantiles and uncalibrated:
+        yield f"WQL, in 80%, in 95% of {', '.join(uncalibrated)}: no calibrated intervals"
+
+
 def _collect_messages(panel: Panel, result: Backtest, models: Mapping[str, FittedModel], season: int) -> list[str]:
     messages = list(panel.repairs)
     if result.excluded_ids:
@@ -228,7 +253,9 @@ def _collect_messages(panel: Panel, result: Backtest, models: Mapping[str, Fitte
     for name, forecasts in result.forecasts.items():
         num_missing = int((~np.isfinite(forecasts).all(axis=2)).sum())
         if num_missing:
-            messages.append(f"{name} has no forecast at {num_missing} of {comparable.size} windows")
+            causes = explain_missing_forecasts(result, name, models[name]) if name in models else []
+            reason = f": {'; '.join(causes)}" if causes else ""
+            messages.append(f"{name} has no forecast at {num_missing} of {comparable.size} windows{reason}")
     if not comparable.all():
         messages.append(
             f"scores cover the {int(comparable.sum())} of {comparable.size} windows with a forecast of every forecaster "

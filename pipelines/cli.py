@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError
 from forecaster.errors import ForecasterError
 from pipelines.commands.backtest import backtest
 from pipelines.commands.compare import compare
-from pipelines.commands.console import configure_logging
+from pipelines.commands.console import configure_logging, name_options
 from pipelines.commands.data import data_app
 from pipelines.commands.demo import demo
 from pipelines.commands.doctor import doctor
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         app(argv, exit_on_error=False, print_error=True)
     except ForecasterError as error:
-        print(f"forecaster: {error}", file=sys.stderr)
+        print(f"forecaster: {name_options(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except CycloptsError:  # printed by cyclopts already
         sys.exit(2)

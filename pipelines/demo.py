@@ -25,11 +25,11 @@ from forecaster.errors import ForecasterError, RefusedByGate, SourceNotFound
 from forecaster.evaluation.plots import plot_forecast
 from forecaster.frequency import format_timestamp
 from forecaster.prediction.predictor import FittedModel, Predictor
-from forecaster.series import Forecast, Series
-from pipelines.retraining.retrain import retrain
+from forecaster.series import Forecast, Panel, Series
+from pipelines.retraining.retrain import RetrainOptions, retrain
 from pipelines.settings import SERVING_PREFIX, Root, build_serving_environment
 from pipelines.sources import DataSource, read_panel, read_spec
-from pipelines.training.train import train
+from pipelines.training.train import TrainOptions, train
 
 DEMO_LEVELS = [0.1, 0.9]  # the bounds of an 80 % interval
 SHOWN_SERIES = 3  # series that are forecast over HTTP and drawn
@@ -51,12 +51,15 @@ def run_demo(configs: Path, root: Root) -> None:
     _log.info("1. A synthetic series, f(t) = t sin(t) / 3 + 2 sin(5 t): train, and forecast past the end")
     paths = [_forecast_sine(configs / "sine.yaml", root, figures_folder)]
     _log.info("2. Monthly patient counts of 767 series: train, track, backtest, register, judge")
-    result = retrain(DataSource("hospital"), read_spec(configs / "hospital.yaml"), root, trigger="demo")
+    options = RetrainOptions(trigger="demo", force_retrain=True)
+    hospital = DataSource("hospital")
+    panel = read_panel(hospital)
+    result = retrain(hospital, read_spec(configs / "hospital.yaml"), root, options, panel=panel)
     _log.info("   version %s: %s", result.version.number, result.verdict)
     _log.info("3. Serve the champion, and request over HTTP the forecast of the year that was held out")
     if result.champion is None:
         raise RefusedByGate(f"Expected a champion to serve; the gate promoted none: {result.verdict}.")
-    paths += _forecast_hospital(result.champion, root, figures_folder)
+    paths += _forecast_hospital(result.champion, panel, root, figures_folder)
     _log.info("\nFigures of the forecasts:\n%s", "\n".join(f"  {path}" for path in paths))
     _log.info("To compare runs, metrics and plots in a browser at http://127.0.0.1:5000, run:")
     _log.info(
@@ -69,8 +72,9 @@ def run_demo(configs: Path, root: Root) -> None:
 def _forecast_sine(config: Path, root: Root, figures_folder: Path) -> Path:
     """Forecasts the sine past the end of the training data, and compares the forecast with the formula."""
     spec, data = read_spec(config), DataSource("sine_trend")
-    model = train(data, spec, root, test_windows=0, trigger="demo").model
-    history = read_panel(data).series[0]
+    panel = read_panel(data)
+    model = train(data, spec, root, TrainOptions(test_windows=0, trigger="demo"), panel=panel).model
+    history = panel.series[0]
     forecast = Predictor(model).forecast(history, spec.horizon)
     actuals = evaluate_sine_trend(0.1 * np.arange(len(history), len(history) + spec.horizon))
     rmse = float(np.sqrt(np.mean((forecast.mean - actuals) ** 2)))
@@ -87,10 +91,10 @@ def _forecast_sine(config: Path, root: Root, figures_folder: Path) -> Path:
     return path
 
 
-def _forecast_hospital(champion: FittedModel, root: Root, figures_folder: Path) -> list[Path]:
+def _forecast_hospital(champion: FittedModel, panel: Panel, root: Root, figures_folder: Path) -> list[Path]:
     """Requests forecasts from the running service, compares them with the library's, and draws them with the actuals."""
     spec = champion.spec
-    split = hold_out(read_panel(DataSource("hospital")), spec.horizon)
+    split = hold_out(panel, spec.horizon)
     histories, full_series = split.history.series[:SHOWN_SERIES], split.full.series[:SHOWN_SERIES]
     with _run_service(root, spec.name) as url:
         response = _request_forecasts(url, histories, spec.horizon)

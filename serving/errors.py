@@ -11,6 +11,7 @@ from forecaster.errors import ForecasterError
 # code: (HTTP status, description). The OpenAPI document is generated from this table.
 ERROR_CODES: dict[str, tuple[int, str]] = {
     "bad_path": (400, "The path contains control characters."),
+    "malformed_http": (400, "The bytes on the connection are not a valid HTTP request."),
     "bad_length": (400, "The Content-Length header is not a number."),
     "malformed_json": (
         400,
@@ -35,6 +36,7 @@ ERROR_CODES: dict[str, tuple[int, str]] = {
         415,
         "This path or this server does not support the body's media type or compression.",
     ),
+    "unknown_host": (421, "The Host header names no host of this server."),
     "invalid_request": (422, "A field is missing, unknown, of the wrong type or out of range."),
     "too_many_series": (422, "The request has more series than this server accepts."),
     "history_too_long": (422, "A history or a covariate is longer than this server accepts."),
@@ -49,6 +51,7 @@ ERROR_CODES: dict[str, tuple[int, str]] = {
     "too_many_scenarios": (422, "The request has more scenarios than this server accepts."),
     "too_many_samples": (422, "The request asks for more samples than this server draws."),
     "horizon_out_of_range": (422, "The horizon is above this server's limit."),
+    "head_too_large": (431, "The headers are larger or more than this server accepts."),
     "too_many_requests": (429, "Too many requests are in progress; retry after Retry-After seconds."),
     "internal_error": (500, "The server failed. The error is logged under the request id."),
     "ledger_unavailable": (503, "The database of the ledger does not respond."),

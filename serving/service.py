@@ -37,13 +37,19 @@ class _AsgiService(bentoml.Service[Any]):  # type: ignore[misc]  # bentoml loads
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         # Imported here because the process that starts the workers does not need it.
+        import uvicorn
+
+        from serving.asgi.connections import ConnectionLimits, limit_connections
         from serving.routes.app import build_application
 
         log_format.configure_logging()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        app = build_application(_settings).app
+        application = build_application(_settings)
+        # uvicorn looks its protocol up by name; BentoML offers no option for it.
+        limits = ConnectionLimits(_settings.max_connections, count_closed=application.metrics.count_closed_connection)
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = limit_connections(limits)  # type: ignore[assignment]
         gc.freeze()  # modules stay loaded; scanning them for garbage holds the GIL for a tenth of a second
-        return app
+        return application.app
 
 
 @bentoml.service(name="forecaster", workers=_settings.workers, service_class=_AsgiService)

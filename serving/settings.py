@@ -86,7 +86,18 @@ class Settings(BaseModel):
     poll_s: float = Field(default=5.0, gt=0, description="seconds between queries to the registry")
     keep: int = Field(default=3, ge=2, description="releases kept in the slot, including the deployed one")
 
+    allowed_hosts: str = Field(
+        default="",
+        description="names in the Host header that are served, separated by `;`; `*` allows all. By default the loopback names "
+        "if no API keys are configured, and all if they are",
+    )
+    max_connections: int = Field(default=1000, ge=1, description="open connections of one worker")
     max_body: int = Field(default=16 * 2**20, ge=1024, description="largest request body, in bytes")
+    max_json: int = Field(
+        default=4 * 2**20,
+        ge=1024,
+        description="largest JSON text, in bytes; NDJSON and Arrow, which are read in parts, may have up to `max_body`",
+    )
     max_series: int = Field(default=1000, ge=1, description="most series in one request")
     max_history: int = Field(default=100_000, ge=1, description="longest history of one series, in steps")
     max_horizon: int = Field(default=1000, ge=1, le=100_000, description="longest horizon, in steps")
@@ -130,9 +141,11 @@ class Settings(BaseModel):
         default=0.1, ge=0, le=1, description="share of the recorded forecasts that the shadow also makes"
     )
 
-    rollouts: int = Field(default=1, ge=1, le=64, description="requests that one worker computes at the same time")
+    rollouts: int = Field(
+        default=1, ge=1, le=64, description="large requests that one worker computes at the same time"
+    )
     max_in_flight: int = Field(
-        default=64, ge=1, description="requests in progress in one worker before it responds 429"
+        default=64, ge=1, description="small or large requests in progress in one worker before it responds 429"
     )
     timeout_s: float = Field(default=30.0, gt=0, description="seconds before a forecast is abandoned with 504")
     grace_s: int = Field(

@@ -37,7 +37,6 @@ MODULES_WITH_RECORDS = [
     "forecaster.engines.onnx.runner",
     "forecaster.ledger.recording",
     "forecaster.model.recurrence.equations",
-    "forecaster.engines.kernel_torch",
     "forecaster.model.recurrence.library",
     "forecaster.model.recurrence.layer",
     "forecaster.engines.kernel",
@@ -45,7 +44,6 @@ MODULES_WITH_RECORDS = [
     "forecaster.model.rollout",
     "forecaster.model.scaling",
     "forecaster.explain.trace",
-    "forecaster.series",
     "forecaster.statistical.models",
     "forecaster.training.loss",
 ]

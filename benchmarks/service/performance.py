@@ -146,20 +146,23 @@ def measure_panels(folder: Path, length: RunLength) -> list[str]:
 
 
 def _encode_formats(values: np.ndarray) -> dict[str, tuple[bytes, str]]:
-    names = [f"series_{number}" for number in range(len(values))]
     options = {"horizon": HORIZON}
     rows = make_request(*values.shape)
     lines = "\n".join([json.dumps(options), *(json.dumps(series) for series in rows["series"])])
-    columns = {"id": names, "start": [START] * len(values), "freq": "h", "y": values.tolist()}
+    return {
+        "JSON": (json.dumps(rows).encode(), "application/json"),
+        "NDJSON": (lines.encode(), "application/x-ndjson"),
+        "Arrow": (encode_arrow(values, horizon=HORIZON), "application/vnd.apache.arrow.stream"),
+    }
+
+
+def encode_arrow(values: np.ndarray, *, horizon: int) -> bytes:
+    """Encodes histories as an Arrow request; `values` has the shape [series, step]."""
+    names = [f"series_{number}" for number in range(len(values))]
     table = pa.table(
         {"id": names, "start": [START] * len(values), "freq": ["h"] * len(values), "y": list(values)}
-    ).replace_schema_metadata({b"forecast": json.dumps(options).encode()})
+    ).replace_schema_metadata({b"forecast": json.dumps({"horizon": horizon}).encode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    return {
-        "JSON, rows": (json.dumps(rows).encode(), "application/json"),
-        "JSON, columns": (json.dumps({**options, "columns": columns}).encode(), "application/json"),
-        "NDJSON": (lines.encode(), "application/x-ndjson"),
-        "Arrow": (sink.getvalue().to_pybytes(), "application/vnd.apache.arrow.stream"),
-    }
+    return bytes(sink.getvalue().to_pybytes())

@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,57 +16,80 @@ import psutil
 
 from benchmarks.service import servers
 from benchmarks.service.load_generator import LoadJob
-from benchmarks.service.performance import RunLength
-from benchmarks.service.servers import JSON_HEADERS, ServerProcess, make_request
+from benchmarks.service.performance import RunLength, encode_arrow
+from benchmarks.service.servers import JSON_HEADERS, ServerProcess, make_histories, make_request
 from serving.settings import Settings
 
 CLIENT_COUNT = 50
+SMALL_RATE = 10.0  # small requests a second during the overload
 REQUEST_RATE = 20.0  # requests a second while models change
 _PROBE_INTERVAL_S = 0.05  # between probes of /livez
 
 
 def measure_overload(folder: Path, length: RunLength) -> list[str]:
-    """Sends the worst legal request from fifty clients at once, then a small one; probes /livez all the time."""
+    """Sends the largest legal requests from fifty clients at once, with small ones and probes of /livez between them."""
     settings = Settings(slot=folder / "slot", port=servers.free_port())
-    worst, small = folder / "worst.json", folder / "one.json"
-    # The largest input, rollout and output that the limits allow together.
-    steps = settings.max_values // settings.max_series
-    request = make_request(settings.max_series, steps, horizon=settings.max_horizon)
-    for series in request["series"]:
-        series["y"] = [round(value, 1) for value in series["y"]]  # keeps the body below the limit
-    worst.write_text(json.dumps(request, separators=(",", ":")))
+    small, steps = folder / "one.json", settings.max_values // settings.max_series
     small.write_text(json.dumps(make_request(1, servers.CONTEXT)))
+    largest = _write_largest_requests(folder, settings, steps)
     with servers.run_service(settings, folder / "overload.log") as server:
-        servers.run_load(LoadJob(server.port, "/v1/forecast", str(small), JSON_HEADERS, 4, count=50))
+        for body, headers in [(small, JSON_HEADERS), *largest]:  # all threads exist, and all formats are imported
+            servers.run_load(LoadJob(server.port, "/v1/forecast", str(body), headers, 4, count=8))
         [worker] = server.workers
         threads = worker.num_threads()
         with _probe_liveness(server) as probe_latencies:
+            clients = CLIENT_COUNT // len(largest)
+            children = [
+                servers.start_load(
+                    LoadJob(server.port, "/v1/forecast", str(body), headers, clients, length.overload_s, timeout_s=1e9)
+                )
+                for body, headers in largest
+            ]
             job = LoadJob(
-                server.port, "/v1/forecast", str(worst), JSON_HEADERS, CLIENT_COUNT, length.overload_s, timeout_s=1e9
+                server.port, "/v1/forecast", str(small), JSON_HEADERS, seconds=length.overload_s, rate=SMALL_RATE
             )
-            child = servers.start_load(job)
-            time.sleep(length.overload_s)
-            child.kill()  # the clients disconnect
-            child.wait()
-            started = time.perf_counter()
-            result = servers.run_load(LoadJob(server.port, "/v1/forecast", str(small), JSON_HEADERS, count=1))
-            waited = time.perf_counter() - started
+            during = servers.run_load(job)
+            for child in children:
+                child.kill()  # the clients disconnect
+                child.wait()
+            after = servers.run_load(LoadJob(server.port, "/v1/forecast", str(small), JSON_HEADERS, count=1))
         time.sleep(1.0)
         extra_threads = worker.num_threads() - threads
-        latency = result.latencies[0] if result.latencies else float("inf")
-        latencies = sorted(probe_latencies)
+        resident_mb = worker.memory_info().rss / 2**20
+    failed = during.lost + during.statuses.total() - during.statuses["200"]
+    sizes = " and ".join(f"{body.stat().st_size / 1e6:.0f} MB" for body, _ in largest)
     return [
-        f"## {CLIENT_COUNT} clients with the worst legal request ({worst.stat().st_size / 1e6:.0f} MB, "
-        f"{settings.max_series} series of {steps} steps, {settings.max_horizon} ahead) for {length.overload_s:g} s",
+        f"## {CLIENT_COUNT} clients with the largest legal requests ({sizes}, {settings.max_series} series of {steps} steps, "
+        f"{settings.max_horizon} ahead, as JSON and as Arrow) for {length.overload_s:g} s",
         "",
         "| | | target |",
         "|---|---|---|",
-        f"| a small request right after: status | {' '.join(result.statuses) or 'none'} | 200 |",
-        f"| the same: s (with a new client process: {waited:.2f}) | {latency:.2f} | 1 |",
-        f"| /livez during the load: slowest of {len(latencies)}, ms | {latencies[-1] * 1000:.0f} | 100 |",
-        f"| the same: p99, ms | {latencies[int(0.99 * (len(latencies) - 1))] * 1000:.0f} | |",
+        f"| {len(during.latencies)} small requests during the load, {SMALL_RATE:g} a second: failed | {failed} | 0 |",
+        f"| the same: p50, ms | {_quantile_ms(during.latencies, 0.5):.0f} | |",
+        f"| the same: p99, ms | {_quantile_ms(during.latencies, 0.99):.0f} | 1000 |",
+        f"| a small request right after: ms | {_quantile_ms(after.latencies, 1.0):.0f} | 1000 |",
+        f"| {len(probe_latencies)} probes of /livez during the load: p99, ms | {_quantile_ms(probe_latencies, 0.99):.0f} | 100 |",
+        f"| the same: slowest, ms | {_quantile_ms(probe_latencies, 1.0):.0f} | |",
         f"| threads left behind | {extra_threads} | 0 |",
+        f"| resident memory afterwards, MB | {resident_mb:.0f} | |",
     ]
+
+
+def _write_largest_requests(folder: Path, settings: Settings, steps: int) -> list[tuple[Path, dict[str, str]]]:
+    """Writes the requests with the largest input, rollout and output that the limits allow together, with their headers."""
+    request = make_request(settings.max_series, steps, horizon=settings.max_horizon)
+    for series in request["series"]:
+        series["y"] = [round(abs(value)) % 10 for value in series["y"]]  # keeps the body below the limit of JSON
+    as_json, as_arrow = folder / "largest.json", folder / "largest.arrow"
+    as_json.write_text(json.dumps(request, separators=(",", ":")))
+    as_arrow.write_bytes(encode_arrow(make_histories(settings.max_series, steps), horizon=settings.max_horizon))
+    return [(as_json, JSON_HEADERS), (as_arrow, {"content-type": "application/vnd.apache.arrow.stream"})]
+
+
+def _quantile_ms(latencies: Sequence[float], level: float) -> float:
+    """Returns a quantile of latencies in milliseconds; infinity without any."""
+    ordered = sorted(latencies)
+    return 1000 * ordered[int(level * (len(ordered) - 1))] if ordered else float("inf")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from forecaster.engines.engine import RolloutInput
-from forecaster.engines.kernel_torch import build_torch_kernel_engine
+from forecaster.engines.kernel import build_kernel_engine
 from forecaster.engines.onnx.export import export_onnx
 from forecaster.engines.onnx.runner import OnnxEngine
 from forecaster.engines.pytorch import PyTorchEngine
@@ -52,10 +52,14 @@ class BareWeights(NamedTuple):
         return self.output.shape[1]
 
 
-def make_network(hidden: int, layers: int) -> Regressor:
-    """Returns a network with random weights of a typical size."""
+def make_spec(hidden: int, layers: int) -> Spec:
+    """Returns the specification of a network."""
     fields = {"network": {"cell": "lstm", "hidden": hidden, "layers": layers}, "scaling": "standard", "base": "zero"}
-    spec = Spec.parse({"name": "speed", "context": CONTEXT, "horizon": 24} | fields, where="rollout.py")
+    return Spec.parse({"name": "speed", "context": CONTEXT, "horizon": 24} | fields, where="rollout.py")
+
+
+def make_network(spec: Spec) -> Regressor:
+    """Returns a network with random weights of a typical size."""
     model = build_network(spec, seed=0).eval().requires_grad_(False)
     model.output.weight.mul_(4.0)
     return model
@@ -168,10 +172,12 @@ def make_stepped_lstm(weights: BareWeights) -> Callable[[np.ndarray, int], np.nd
 
 def measure_network(hidden: int, layers: int, *, threads: int) -> list[tuple[str, ...]]:
     """Returns a row of the table for each case and engine."""
-    model = make_network(hidden, layers)
+    spec = make_spec(hidden, layers)
+    model = make_network(spec)
     weights = extract_weights(model)
     graph_engine, torch_engine = OnnxEngine(export_onnx(model), threads=threads), PyTorchEngine(model)
-    kernel_engine = build_torch_kernel_engine(model, threads=threads)
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    kernel_engine = build_kernel_engine(spec, arrays, season=1, num_features=0, threads=threads)
     run_loop, run_stepped = make_onnx_loop(weights, threads), make_stepped_lstm(weights)
     lines = []
     for rows, steps, rounds in CASES:

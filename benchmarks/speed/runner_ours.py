@@ -23,7 +23,7 @@ from forecaster.data.windows import build_window
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.model.recurrence.compiled import load_compiled_backend
 from forecaster.model.rollout import roll_out, warm_up
-from forecaster.prediction.predictor import Predictor, build_fastest_engine
+from forecaster.prediction.predictor import Predictor
 from forecaster.spec import Spec
 from forecaster.training.fit import fit
 from pipelines.settings import Root
@@ -92,7 +92,7 @@ def prepare_forecast(case: SpeedCase) -> PreparedEntrant:
     with tempfile.TemporaryDirectory() as folder:
         artifact.save_bundle(fit_one_step(case), Path(folder) / "bundle", card="")
         model = artifact.load_bundle(Path(folder) / "bundle")
-    predictor = Predictor(model, engine=build_fastest_engine(model, threads=torch.get_num_threads()))
+    predictor = Predictor(model)
     series = list(make_panel(make_histories(case)).series)
 
     def forecast(_: int) -> list[Any]:

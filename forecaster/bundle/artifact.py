@@ -43,9 +43,10 @@ from forecaster.errors import BundleDamaged, BundleError, ForecasterError, Missi
 from forecaster.frequency import format_timestamp, parse_bounded_timestamp, parse_frequency
 from forecaster.intervals.calibration import Calibration
 from forecaster.prediction.engine_choice import (
-    build_fastest_engine,
     build_onnx_engine,
-    is_onnx_engine,
+    can_run_onnx,
+    choose_engine,
+    find_kernel_members,
     limit_run_time,
 )
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
@@ -151,14 +152,14 @@ def load_bundle(folder: Path) -> FittedModel:
 
 
 def load_predictor(folder: Path) -> Predictor:
-    """Loads a bundle as a predictor on the fastest engine for it; PyTorch is imported only if no other engine can be used.
+    """Loads a bundle as a predictor on its fastest engine (`choose_engine`); imports PyTorch only if there is no other.
 
     Verifies the bundle and raises errors as `load_bundle` does, but replays the golden requests on that engine only.
     """
     with _reject_any_failure(folder):
         stored, golden = _read_bundle(folder)
-        engine = build_fastest_engine(stored)
-        where = ONNX_FILE if engine is not None and is_onnx_engine(engine) else "golden.json"
+        engine = choose_engine(stored)
+        where = ONNX_FILE if can_run_onnx(stored) and not find_kernel_members(engine) else "golden.json"
         with limit_run_time(engine, seconds=MAX_REPLAY_S):
             replay_golden_file(*strip_blend(stored, golden), engine, where=where)
             if stored.blend_weights:

@@ -1,10 +1,10 @@
-"""Converts series to requests and responses to forecasts: JSON columns, in batches that the service accepts."""
+"""Converts series to requests and responses to forecasts: JSON, in batches that the service accepts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,11 +25,10 @@ from forecaster.errors import (
 )
 from forecaster.series import Forecast, Panel, Series
 
-ErrorMode = Literal["raise", "return"]
 MODEL_REQUEST = HttpRequest("GET", "/v1/model")
 READY_REQUEST = HttpRequest("GET", "/readyz")
 # Limits of one request; a batch that the service rejects as too large is halved until it fits.
-MAX_SERIES, MAX_VALUES, MAX_FORECAST_VALUES = 1000, 400_000, 1_000_000
+MAX_SERIES, MAX_VALUES, MAX_FORECAST_VALUES = 1000, 200_000, 1_000_000
 _TOO_LARGE_CODES = ("too_many_series", "request_too_large", "answer_too_large", "body_too_large")
 
 
@@ -44,6 +43,17 @@ class ForecastQuery(NamedTuple):
 
     horizon: int
     levels: tuple[float, ...]
+    timeout_s: float
+
+
+class FrameQuery(NamedTuple):
+    """The parameters of the forecast of a frame; the first five are arguments of `Client.forecast`."""
+
+    horizon: int | None
+    levels: tuple[float, ...]
+    freq: str | int | None
+    columns: ColumnNames | None
+    zone: str | None
     timeout_s: float
 
 
@@ -75,29 +85,20 @@ class FrameForecast(NamedTuple):
     models: list[dict[str, Any]]
 
 
-def forecast_frame(
-    frame: pd.DataFrame,
-    *,
-    horizon: int | None,
-    levels: Sequence[float],
-    freq: str | int | None,
-    columns: ColumnNames | None,
-    zone: str | None,
-    timeout_s: float,
-    retry_policy: RetryPolicy,
-) -> Exchange[FrameForecast]:
+def forecast_frame(frame: pd.DataFrame, query: FrameQuery, retry_policy: RetryPolicy) -> Exchange[FrameForecast]:
     """Forecasts a frame; see `Client.forecast`."""
-    names = columns or ColumnNames()
+    names = query.columns or ColumnNames()
     model: dict[str, Any] = {}
-    if horizon is None or set(frame.columns) - set(names):
+    if query.horizon is None or set(frame.columns) - set(names):
         model = yield from request_json(MODEL_REQUEST, retry_policy)
-    panel = _build_panel(frame, names, freq, zone, model)
+    panel = _build_panel(frame, names, query.freq, query.zone, model)
     if panel is None:
         model = yield from request_json(MODEL_REQUEST, retry_policy)
-        panel = _build_panel(frame, names, model["freq"], zone, model)
+        panel = _build_panel(frame, names, model["freq"], query.zone, model)
         assert panel is not None, "with a given frequency there is always a panel"
-    query = ForecastQuery(model["spec"]["horizon"] if horizon is None else horizon, tuple(levels), timeout_s)
-    outcomes = yield from forecast_batch(panel.series, query, retry_policy)
+    horizon = model["spec"]["horizon"] if query.horizon is None else query.horizon
+    batch_query = ForecastQuery(horizon, query.levels, query.timeout_s)
+    outcomes = yield from forecast_batch(panel.series, batch_query, retry_policy)
     return _collect_result(panel, outcomes, query.levels)
 
 
@@ -188,33 +189,27 @@ def _split_series(series: Sequence[Series], query: ForecastQuery) -> Iterator[Se
 
 
 def _encode_request(series: Sequence[Series], query: ForecastQuery) -> bytes:
-    """Encodes a ColumnsRequest; all its series have the frequency and the columns of the first."""
-    first = series[0]
-    columns: dict[str, Any] = {
-        "id": [item.id for item in series],
-        "start": [item.start if isinstance(item.start, int) else item.start.isoformat() for item in series],
-        "freq": first.freq,
-        "y": [_encode_numbers(item.y) for item in series],
+    """Encodes a ForecastRequest."""
+    request = {"series": [_encode_series(item, query) for item in series], "horizon": query.horizon}
+    request |= {"levels": list(query.levels), "deadline_ms": max(1, int(query.timeout_s * 1000))}
+    try:
+        return json.dumps(request, allow_nan=False).encode()
+    except ValueError as error:  # `_encode_numbers` replaced NaN
+        raise InputError("Expected finite values; found an infinite one. Correct it, or leave it out.") from error
+
+
+def _encode_series(series: Series, query: ForecastQuery) -> dict[str, Any]:
+    covariate_steps = len(series) + min(series.covariate_horizon, query.horizon + _EXTRA_COVARIATE_STEPS)
+    covariates = {name: _encode_values(values[:covariate_steps]) for name, values in series.covariates.items()}
+    channels = {name: _encode_numbers(values) for name, values in series.channels.items()}
+    optional = {"covariates": covariates, "static": dict(series.static), "channels": channels}
+    return {
+        "id": series.id,
+        "start": series.start if isinstance(series.start, int) else series.start.isoformat(),
+        "freq": series.freq,
+        "y": _encode_numbers(series.y),
+        **{name: values for name, values in optional.items() if values},
     }
-    if first.covariates:
-        covariate_steps = [
-            len(item) + min(item.covariate_horizon, query.horizon + _EXTRA_COVARIATE_STEPS) for item in series
-        ]
-        columns["covariates"] = {
-            name: [
-                _encode_values(item.covariates[name][:steps])
-                for item, steps in zip(series, covariate_steps, strict=True)
-            ]
-            for name in first.covariates
-        }
-    if first.static:
-        columns["static"] = {name: [item.static[name] for item in series] for name in first.static}
-    if first.channels:
-        columns["channels"] = {
-            name: [_encode_numbers(item.channels[name]) for item in series] for name in first.channels
-        }
-    request = {"columns": columns, "horizon": query.horizon, "levels": list(query.levels)}
-    return json.dumps({**request, "deadline_ms": max(1, int(query.timeout_s * 1000))}, allow_nan=False).encode()
 
 
 _EXTRA_COVARIATE_STEPS = 1000  # covariate steps beyond the horizon, as a network reads them up to the end of its block
@@ -226,35 +221,34 @@ def _encode_values(values: np.ndarray) -> list[Any]:
 
 def _encode_numbers(values: np.ndarray) -> list[float | None]:
     """Encodes numbers for JSON: null where nothing was observed."""
-    if not np.isfinite(values).all():
-        if np.isinf(values).any():
-            raise InputError("Expected finite values; found an infinite one. Correct it, or leave it out.")
-        return [None if value != value else value for value in values.tolist()]
-    return list(values.tolist())
+    numbers: list[float | None] = values.tolist()
+    for index in np.flatnonzero(np.isnan(values)).tolist():
+        numbers[index] = None
+    return numbers
 
 
 def _decode_response(payload: Any, series: Sequence[Series], query: ForecastQuery) -> ServiceOutcomes:
     """Decodes the outcomes of a response, with timestamps derived from the series, which have the time zone."""
     try:
-        columns, quantiles = payload["columns"], payload["columns"].get("quantiles", {})
         model = dict(payload["model"])
-        outcomes: list[Forecast | ForecasterError] = []
-        for index, item in enumerate(series):
-            error = columns["error"][index]
-            if error is not None:
-                outcomes.append(_build_error(error["code"], error["message"], error["where"]))
-                continue
-            item_quantiles = {
-                level: _decode_array(quantiles[repr(float(level))][index], query) for level in sorted(query.levels)
-            }
-            mean, timestamps = _decode_array(columns["mean"][index], query), item.future_timestamps(query.horizon)
-            outcomes.append(Forecast(item.id, timestamps, mean, tuple(columns["warnings"][index]), item_quantiles))
-    except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
+        outcomes = [
+            _decode_outcome(fields, item, query) for fields, item in zip(payload["forecasts"], series, strict=True)
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ServiceError(
-            f"Expected columns with one item for each of {len(series)} series; the response has another shape "
+            f"Expected one forecast or error for each of {len(series)} series; the response has another shape "
             f"({type(error).__name__}). Check that the service has the version of this client."
         ) from error
     return ServiceOutcomes(outcomes, [model])
+
+
+def _decode_outcome(fields: dict[str, Any], series: Series, query: ForecastQuery) -> Forecast | ForecasterError:
+    if "error" in fields:
+        error = fields["error"]
+        return _build_error(error["code"], error["message"], error["where"])
+    quantiles = {level: _decode_array(fields["quantiles"][repr(float(level))], query) for level in sorted(query.levels)}
+    mean, timestamps = _decode_array(fields["mean"], query), series.future_timestamps(query.horizon)
+    return Forecast(series.id, timestamps, mean, tuple(fields["warnings"]), quantiles)
 
 
 def _decode_array(values: Any, query: ForecastQuery) -> np.ndarray:

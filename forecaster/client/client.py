@@ -7,14 +7,14 @@ import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from forecaster.client.batches import (
     MODEL_REQUEST,
     READY_REQUEST,
-    ErrorMode,
     ForecastQuery,
     FrameForecast,
+    FrameQuery,
     ServiceOutcomes,
     forecast_batch,
     forecast_frame,
@@ -86,7 +86,6 @@ class Client:
         """Closes the connections."""
         self._http.close()
 
-    @overload
     def forecast(
         self,
         frame: pd.DataFrame,
@@ -96,33 +95,7 @@ class Client:
         freq: str | int | None = None,
         columns: ColumnNames | None = None,
         zone: str | None = None,
-        errors: Literal["raise"] = "raise",
-    ) -> pd.DataFrame: ...
-
-    @overload
-    def forecast(
-        self,
-        frame: pd.DataFrame,
-        horizon: int | None = None,
-        levels: Sequence[float] = (),
-        *,
-        freq: str | int | None = None,
-        columns: ColumnNames | None = None,
-        zone: str | None = None,
-        errors: Literal["return"],
-    ) -> FrameForecast: ...
-
-    def forecast(
-        self,
-        frame: pd.DataFrame,
-        horizon: int | None = None,
-        levels: Sequence[float] = (),
-        *,
-        freq: str | int | None = None,
-        columns: ColumnNames | None = None,
-        zone: str | None = None,
-        errors: ErrorMode = "raise",
-    ) -> pd.DataFrame | FrameForecast:
+    ) -> pd.DataFrame:
         """Forecasts a long frame `unique_id, ds, y`, as `unique_id, ds, mean` and a column for each level ("0.1").
 
         Covariates (their known future as rows without `y`), static columns and channels are sent along where the deployed model
@@ -135,26 +108,28 @@ class Client:
             freq: By default it is inferred, if unambiguous; otherwise it is the model's, and absent rows are missing values.
             columns: The names of the columns, if not `unique_id, ds, y`.
             zone: The time zone of timestamps that have none.
-            errors: "raise": raises SeriesRefused if any series has no forecast, with the error of each. "return": returns the
-                table of the others in a FrameForecast, with the errors, the warnings and the model.
         Raises:
             InputError (subclasses): the frame is invalid.
+            SeriesRefused: a series has no forecast; it holds the error of each such series.
             ServiceError (subclasses): the service rejected the whole request, with its code, message, location and request id, or
                 is unreachable.
         """
-        result = self._drive(
-            forecast_frame(
-                frame,
-                horizon=horizon,
-                levels=levels,
-                freq=freq,
-                columns=columns,
-                zone=zone,
-                timeout_s=self._timeout,
-                retry_policy=self._retry_policy,
-            )
-        )
-        return result if errors == "return" else raise_for_errors(result).table
+        result = self.forecast_partial(frame, horizon, levels, freq=freq, columns=columns, zone=zone)
+        return raise_for_errors(result).table
+
+    def forecast_partial(
+        self,
+        frame: pd.DataFrame,
+        horizon: int | None = None,
+        levels: Sequence[float] = (),
+        *,
+        freq: str | int | None = None,
+        columns: ColumnNames | None = None,
+        zone: str | None = None,
+    ) -> FrameForecast:
+        """Forecasts a frame as `forecast` does, and returns the errors of single series beside the forecasts of the others."""
+        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout)
+        return self._drive(forecast_frame(frame, query, self._retry_policy))
 
     def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()
@@ -235,7 +210,6 @@ class AsyncClient:
         """Closes the connections."""
         await self._http.aclose()
 
-    @overload
     async def forecast(
         self,
         frame: pd.DataFrame,
@@ -245,47 +219,24 @@ class AsyncClient:
         freq: str | int | None = None,
         columns: ColumnNames | None = None,
         zone: str | None = None,
-        errors: Literal["raise"] = "raise",
-    ) -> pd.DataFrame: ...
-
-    @overload
-    async def forecast(
-        self,
-        frame: pd.DataFrame,
-        horizon: int | None = None,
-        levels: Sequence[float] = (),
-        *,
-        freq: str | int | None = None,
-        columns: ColumnNames | None = None,
-        zone: str | None = None,
-        errors: Literal["return"],
-    ) -> FrameForecast: ...
-
-    async def forecast(
-        self,
-        frame: pd.DataFrame,
-        horizon: int | None = None,
-        levels: Sequence[float] = (),
-        *,
-        freq: str | int | None = None,
-        columns: ColumnNames | None = None,
-        zone: str | None = None,
-        errors: ErrorMode = "raise",
-    ) -> pd.DataFrame | FrameForecast:
+    ) -> pd.DataFrame:
         """See `Client.forecast`."""
-        result = await self._drive(
-            forecast_frame(
-                frame,
-                horizon=horizon,
-                levels=levels,
-                freq=freq,
-                columns=columns,
-                zone=zone,
-                timeout_s=self._timeout,
-                retry_policy=self._retry_policy,
-            )
-        )
-        return result if errors == "return" else raise_for_errors(result).table
+        result = await self.forecast_partial(frame, horizon, levels, freq=freq, columns=columns, zone=zone)
+        return raise_for_errors(result).table
+
+    async def forecast_partial(
+        self,
+        frame: pd.DataFrame,
+        horizon: int | None = None,
+        levels: Sequence[float] = (),
+        *,
+        freq: str | int | None = None,
+        columns: ColumnNames | None = None,
+        zone: str | None = None,
+    ) -> FrameForecast:
+        """See `Client.forecast_partial`."""
+        query = FrameQuery(horizon, tuple(levels), freq, columns, zone, self._timeout)
+        return await self._drive(forecast_frame(frame, query, self._retry_policy))
 
     async def forecast_batch(
         self, series: Sequence[Series], horizon: int, *, levels: Sequence[float] = ()

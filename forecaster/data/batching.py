@@ -11,18 +11,23 @@ import numpy as np
 from forecaster.errors import BadStamp, CovariateUnknown, InputError, NotANumber, ValueOutOfRange
 from forecaster.frequency import Timestamps
 from forecaster.series import MAX_ABS_VALUE, Series
-from forecaster.shapes import Bool, Float64, Int
+from forecaster.shapes import Bool, Float, Float64, Int
 
 
 def pad_histories(
-    histories: Sequence[Float64[np.ndarray, "_ *columns"]], *, context: int, fill_value: float
-) -> Float64[np.ndarray, "row context *columns"]:
+    histories: Sequence[Float64[np.ndarray, "_ *columns"]],
+    *,
+    context: int,
+    fill_value: float,
+    dtype: type[np.floating] = np.float64,
+) -> Float[np.ndarray, "row context *columns"]:
     """Stacks the last `context` steps of every history; shorter histories are padded on the left with `fill_value`."""
     if all(len(history) >= context for history in histories):
-        return np.concatenate([history[-context:] for history in histories]).reshape(
+        tails = [history[-context:] for history in histories]
+        return np.concatenate(tails, dtype=dtype, casting="same_kind").reshape(
             len(histories), context, *histories[0].shape[1:]
         )
-    rows = np.full((len(histories), context, *histories[0].shape[1:]), fill_value)
+    rows = np.full((len(histories), context, *histories[0].shape[1:]), fill_value, dtype=dtype)
     for row, history in enumerate(histories):
         tail = history[-context:]
         rows[row, context - len(tail) :] = tail
@@ -31,14 +36,21 @@ def pad_histories(
 
 def stack_channels(series: Series, names: Sequence[str]) -> Float64[np.ndarray, "step channel"]:
     """Stacks the named channels of a series as columns; raises CovariateUnknown if one is missing."""
-    missing = [name for name in names if name not in series.channels]
-    if missing:
-        raise CovariateUnknown(
-            f"Series {series.id!r} needs the channels {', '.join(names)} for its history; {', '.join(missing)} not found among: "
-            f"{', '.join(series.channels) or 'none'}. Send a value for each step, and null where it was not observed.",
-            where=series.id,
-        )
+    error = _find_missing_channel(series, names)
+    if error is not None:
+        raise error
     return np.stack([series.channels[name] for name in names], axis=1) if names else np.zeros((len(series), 0))
+
+
+def _find_missing_channel(series: Series, names: Sequence[str]) -> CovariateUnknown | None:
+    missing = [name for name in names if name not in series.channels]
+    if not missing:
+        return None
+    return CovariateUnknown(
+        f"Series {series.id!r} needs the channels {', '.join(names)} for its history; {', '.join(missing)} not found among: "
+        f"{', '.join(series.channels) or 'none'}. Send a value for each step, and null where it was not observed.",
+        where=series.id,
+    )
 
 
 def compute_future_timestamps(series: Sequence[Series], horizon: int) -> Iterator[Timestamps | BadStamp]:
@@ -93,22 +105,23 @@ def take_last(series: Series, steps: int) -> Series:
 
 def find_value_error(series: Series, channels: Sequence[str]) -> InputError | None:
     """Returns an error for a missing channel, or for an infinite or too large value of y or a channel; None if there is none."""
-    try:
-        stack_channels(series, channels)
-    except CovariateUnknown as error:
+    error = _find_missing_channel(series, channels)
+    if error is not None:
         return error
     columns = [(series.y, ""), *((series.channels[name], f" in the channel {name!r}") for name in channels)]
     for values, location in columns:
-        if np.isinf(values).any():
+        is_too_large = np.abs(values) > MAX_ABS_VALUE  # infinite values too
+        if not is_too_large.any():
+            continue
+        if np.isinf(values[is_too_large]).any():
             return NotANumber(
                 f"Series {series.id!r} holds an infinite value{location}. Correct it, or send null.", where=series.id
             )
-        if (np.abs(values) > MAX_ABS_VALUE).any():
-            return ValueOutOfRange(
-                f"Series {series.id!r} holds a value{location} beyond {MAX_ABS_VALUE:g}, which is too large to compute with. "
-                "Correct it, or send null.",
-                where=series.id,
-            )
+        return ValueOutOfRange(
+            f"Series {series.id!r} holds a value{location} beyond {MAX_ABS_VALUE:g}, which is too large to compute with. "
+            "Correct it, or send null.",
+            where=series.id,
+        )
     return None
 
 

@@ -16,12 +16,16 @@ from forecaster.frequency import (
     build_timestamps,
     is_integer_frequency,
     parse_frequency,
+    skipped_days,
     timestamp_at,
     timestamps_to_int64,
+    to_calendar_time,
 )
+from forecaster.frequency_names import canonical_frequency, name_months
 from forecaster.shapes import Float64
 
 _DAY_SECONDS = 86_400.0
+_MIN_ROWS_OF_WORKING_DAYS = 14  # that show which weekdays have rows
 _WEEK_SECONDS = 7 * _DAY_SECONDS
 _CALENDAR_SEASONS = {"B": 5, "W": 52, "MS": 12, "ME": 12, "BMS": 12, "BME": 12, "QS": 4, "QE": 4, "BQS": 4, "BQE": 4}
 
@@ -40,12 +44,16 @@ def step_seconds(step: Offset) -> float | None:
 def default_season(freq: str) -> int:
     """Returns the usual season of this frequency in steps; 1 if there is none, and for integer frequencies.
 
-    It is a day for steps from a minute to below a day, a week for days, and a year for weeks, months and quarters.
+    It is a day for steps from a minute to below a day, a week for days and working days, and a year for weeks, months and
+    quarters.
     """
     step = parse_frequency(freq)
     if isinstance(step, int):
         return 1
     seconds = step_seconds(step)
+    if isinstance(step, pd.offsets.CustomBusinessDay):
+        season = int(np.sum(step.calendar.weekmask))
+        return season // step.n if season % step.n == 0 else 1
     if seconds is None:
         season = _CALENDAR_SEASONS.get(step.rule_code.split("-")[0], 1)
         return season // step.n if season % step.n == 0 else 1
@@ -64,45 +72,57 @@ def default_horizon(freq: str) -> int:
     2020): 14 days, 13 weeks, 18 months, 8 quarters, 6 years.
     """
     season = default_season(freq)
-    seconds = step_seconds(parse_frequency(freq))
+    step = parse_frequency(freq)
+    seconds = step_seconds(step)
     if seconds is not None and seconds < _DAY_SECONDS:
         return season if season > 1 else 24
+    if isinstance(step, pd.offsets.CustomBusinessDay):
+        return 2 * season
     return {7: 14, 5: 10, 52: 13, 12: 18, 4: 8, 1: 6}.get(season, season)
 
 
 def infer_frequency(timestamps: Timestamps, *, where: str | None = None) -> str:
-    """Returns the frequency that generates exactly these timestamps; raises FrequencyUnknown if none or several do.
+    """Returns the canonical name of the frequency that generates exactly these timestamps.
 
     Three Wednesdays fit only a step of seven days. The starts of July, August and September fit 31 days and a month, so the
-    next timestamp is ambiguous. In a zone with daylight saving time, days are counted in local time.
+    next timestamp is ambiguous. In a zone with daylight saving time, days are counted in local time. Rarer calendars (business
+    months, half months, weeks of a month, business hours) are considered if no other frequency fits.
+
+    Raises FrequencyUnknown if no frequency fits, or several do.
     """
-    matches = [freq for freq in _gapless_candidates(timestamps) if _matches_frequency(timestamps, freq)]
-    if len(matches) == 1:
-        return matches[0]
-    finding = f"{' and '.join(matches)} all fit" if matches else "no regular frequency fits"
-    zone, example = (timestamps.tz, "MS") if isinstance(timestamps, pd.DatetimeIndex) else (None, "1")
-    zone_advice = (
-        " If these are days in a zone with daylight saving time, declare the zone." if zone is not None else ""
-    )
+    for candidates in _gapless_candidates(timestamps):
+        matches = [freq for freq in candidates if _matches_frequency(timestamps, freq)]
+        if len(matches) == 1:
+            return canonical_frequency(matches[0], timestamps[:1])
+        if matches:
+            raise FrequencyUnknown(
+                f"The frequency cannot be inferred from {len(timestamps)} timestamps: {' and '.join(matches)} all fit. "
+                f"Declare it (for instance `freq`={matches[-1]!r}).",
+                where=where,
+            )
     raise FrequencyUnknown(
-        f"The frequency cannot be inferred from {len(timestamps)} timestamps: {finding}. "
-        f"Declare it (for instance freq={example!r}).{zone_advice}",
+        f"The frequency cannot be inferred from {len(timestamps)} timestamps: no regular frequency fits. "
+        f"{_advise_on_irregular_timestamps(timestamps)}",
         where=where,
     )
 
 
-def candidate_frequencies(timestamps: Timestamps) -> list[str]:
-    """Returns the frequencies that sorted timestamps with missing rows may have: the shortest gap, and calendar frequencies."""
+def candidate_frequencies(timestamps: Timestamps) -> list[list[str]]:
+    """Returns the frequencies that sorted timestamps with missing rows may have, in tiers of decreasing precedence.
+
+    The first has the shortest gap, business days and months; the second has rarer calendars.
+    """
     if not isinstance(timestamps, pd.DatetimeIndex):
-        return [str(gap) for gap in np.unique(np.diff(timestamps_to_int64(timestamps)))[:1] if gap > 0]
+        return [[str(gap) for gap in np.unique(np.diff(timestamps_to_int64(timestamps)))[:1] if gap > 0]]
     local_gaps, absolute_gaps = _unique_gaps(timestamps)
     day = int(_DAY_SECONDS * 1e6)
     is_daily = local_gaps.min() > 0 and local_gaps.min() % day == 0
     shortest = int(local_gaps.min()) if is_daily else int(absolute_gaps.min())
-    return [*([_format_tick(shortest)] if shortest > 0 else []), *_calendar_frequencies(timestamps)]
+    common, rare = _calendar_frequencies(timestamps, allow_gaps=True)
+    return [[*([_format_tick(shortest)] if shortest > 0 else []), *common], rare]
 
 
-def _gapless_candidates(timestamps: Timestamps) -> list[str]:
+def _gapless_candidates(timestamps: Timestamps) -> list[list[str]]:
     if len(timestamps) < 2:
         return []
     if not isinstance(timestamps, pd.DatetimeIndex):
@@ -116,18 +136,82 @@ def _gapless_candidates(timestamps: Timestamps) -> list[str]:
         days, remainder = divmod(int(absolute_gaps[0]), day)
         # Where clocks change, 24 hours are not a day.
         ticks = [_format_tick(int(absolute_gaps[0])) if remainder else f"{24 * days}h"]
-    return [*ticks, *_calendar_frequencies(timestamps)]
+    common, rare = _calendar_frequencies(timestamps, allow_gaps=False)
+    return [[*ticks, *common], rare]
 
 
-def _calendar_frequencies(timestamps: pd.DatetimeIndex) -> list[str]:
-    month = timestamps[0].strftime("%b").upper()
-    return ["B", "MS", "ME", f"QS-{month}", f"QE-{month}", f"YS-{month}", f"YE-{month}"]
+def _calendar_frequencies(timestamps: pd.DatetimeIndex, *, allow_gaps: bool) -> tuple[list[str], list[str]]:
+    """Returns the common and the rare calendar frequencies that the months, days and hours of the timestamps suggest."""
+    local = to_calendar_time(timestamps)
+    common, rare = ["B"], []
+    months = np.unique(np.diff(local.year * 12 + local.month))
+    if months[0] > 0 and (allow_gaps or len(months) == 1):
+        step, first = int(months[0]), [local[0].month]
+        common += [name_months(unit, step, first) for unit in ("MS", "ME")]
+        rare += [name_months(unit, step, first) for unit in ("BMS", "BME")]
+        if step == 1:
+            weekday = local[0].strftime("%a").upper()
+            rare += [f"WOM-{(local[0].day - 1) // 7 + 1}{weekday}"] if local[0].day <= 28 else []
+            rare.append(f"LWOM-{weekday}")
+    days = np.unique(local.day)
+    if len(days) == 2 and days[0] == 1 and days[1] < 28:
+        rare.append(f"SMS-{days[1]}")
+    if len(days) > 1 and days[0] < 28 and days[1] >= 28:
+        rare.append(f"SME-{days[0]}")
+    if (local.minute == 0).all() and set(np.unique(np.diff(local.asi8 // 3_600_000_000)).tolist()) <= {1, 17, 65}:
+        rare.append("bh")
+    return common, rare
+
+
+def _advise_on_irregular_timestamps(timestamps: Timestamps) -> str:
+    """Returns what to do about timestamps that no frequency generates, as sentences."""
+    if not isinstance(timestamps, pd.DatetimeIndex):
+        return "Fill gaps with empty values, or declare the step (for instance `freq`='1')."
+    fixed_day = describe_fixed_day(timestamps)
+    if fixed_day:
+        return fixed_day
+    zone_advice = (
+        " If these are days in a zone with daylight saving time, declare the zone (`zone`)."
+        if timestamps.tz is not None and len(timestamps) > 1
+        else ""
+    )
+    return f"Declare it (for instance `freq`='D') if rows are absent, else correct the timestamps.{zone_advice}"
+
+
+def describe_fixed_day(timestamps: Timestamps) -> str:
+    """Returns what to do about timestamps on one day of the month, such as every 15th, which no frequency has; or no text."""
+    if not isinstance(timestamps, pd.DatetimeIndex) or len(timestamps) < 2:
+        return ""
+    local = to_calendar_time(timestamps)
+    day, months = int(local[0].day), np.diff(local.year * 12 + local.month)
+    if day in (1, 31) or (local.day != day).any() or (months < 1).any():
+        return ""
+    name = name_months("MS", int(months.min()), [local[0].month])
+    return (
+        f"They are day {day} of the month, and no frequency has such steps. Move them to the first of the month "
+        f"({local[0].replace(day=1).date().isoformat()}), and declare `freq`={name!r}."
+    )
+
+
+def list_working_days(timestamps: pd.DatetimeIndex) -> list[str]:
+    """Returns the custom business days whose weekdays are those of the timestamps, such as C-1111110; none for usual weeks."""
+    weekdays = set(to_calendar_time(timestamps).day_of_week.tolist())
+    if len(timestamps) < _MIN_ROWS_OF_WORKING_DAYS or not 1 < len(weekdays) < 7 or weekdays == set(range(5)):
+        return []
+    return ["C-" + "".join("1" if weekday in weekdays else "0" for weekday in range(7))]
 
 
 def _unique_gaps(timestamps: pd.DatetimeIndex) -> tuple[np.ndarray, np.ndarray]:
     """Returns the distinct gaps in microseconds: in local time, and in absolute time."""
     in_microseconds = timestamps.as_unit("us")
-    return np.unique(np.diff(in_microseconds.tz_localize(None).asi8)), np.unique(np.diff(in_microseconds.asi8))
+    local = to_calendar_time(in_microseconds)
+    skipped = skipped_days(timestamps.tz)
+    local_gaps = np.unique(np.diff(local.asi8))
+    if len(skipped) and len(local_gaps) > 1:  # weeks are counted with the skipped days, days without them
+        local_gaps = np.unique(
+            np.diff(local.asi8 - np.searchsorted(skipped.asi8, local.asi8) * int(_DAY_SECONDS * 1e6))
+        )
+    return local_gaps, np.unique(np.diff(in_microseconds.asi8))
 
 
 def _format_tick(microseconds: int) -> str:

@@ -50,23 +50,22 @@ class Encoding(BaseModel):
         Raises CovariateUnknown if the series lacks a covariate.
         """
         steps = len(series) + future_steps
-        parts = []
+        encoded = np.zeros((steps, self.num_covariates))
+        column = 0
         if self.calendar:
-            parts.append(
-                compute_calendar_features(build_timestamps(series.start, freq=series.freq, steps=steps), self.calendar)
-            )
+            timestamps = build_timestamps(series.start, freq=series.freq, steps=steps)
+            features = compute_calendar_features(timestamps, self.calendar)
+            column = features.shape[1]
+            encoded[:, :column] = features
         for name, (mean, spread) in self.numeric.items():
-            parts.append(
-                _pad_to_length(((_get_covariate(series, name).astype(np.float64) - mean) / spread)[:, None], steps)
-            )
+            values = _get_covariate(series, name)[:steps]
+            encoded[: len(values), column] = (values.astype(np.float64, copy=False) - mean) / spread
+            column += 1
         for name, categories in self.categories.items():
-            parts.append(
-                _pad_to_length(
-                    (_get_covariate(series, name)[:, None] == np.array(categories, dtype=object)).astype(np.float64),
-                    steps,
-                )
-            )
-        return np.concatenate(parts, axis=1) if parts else np.zeros((steps, 0))
+            labels = _get_covariate(series, name)[:steps, None]
+            encoded[: len(labels), column : column + len(categories)] = labels == np.array(categories, dtype=object)
+            column += len(categories)
+        return encoded
 
     def encode_static(self, series: Series) -> Int[np.ndarray, "static"]:
         """Returns the category index of each static feature; 0 if the value is unknown or missing."""
@@ -112,11 +111,6 @@ def _get_covariate(series: Series, name: str) -> np.ndarray:
             where=series.id,
         )
     return covariates[name]
-
-
-def _pad_to_length(columns: np.ndarray, length: int) -> np.ndarray:
-    head = columns[:length]
-    return np.concatenate([head, np.zeros((length - len(head), head.shape[1]))])
 
 
 def _category_index(categories: Sequence[str], value: str | None) -> int:

@@ -1,6 +1,8 @@
-"""The kernel engine in numpy: rolls out plain networks without importing torch, as the service's workers do.
+"""The kernel engine: a whole rollout of a plain network in one call of the compiled kernel, from numpy alone.
 
-`kernel_torch.py` computes the same for torch callers, and scales are those of `forecaster.model.scaling`; tests compare both.
+The service's workers use it without importing torch; callers with tensors pass views of them (`Tensor.numpy`). All other
+networks, and sample paths, are rolled out by `forecaster.model.rollout`, which is the reference for this engine; tests compare
+both, and thus the scales here with those of `forecaster.model.scaling`.
 """
 
 from __future__ import annotations
@@ -36,14 +38,21 @@ class ArrayScale(NamedTuple):
 
     def apply(self, values: Float64[np.ndarray, "row step"]) -> Float[np.ndarray, "row step"]:
         """Converts data units to scaled units, in float32; NaN stays NaN."""
-        flat = (self.width == 0)[:, None]
-        scaled = (values - self._center(values.shape[1], 0)) / np.where(flat, 1.0, self.width[:, None])
-        result: np.ndarray = np.ascontiguousarray(np.where(flat & ~np.isnan(values), 0.0, scaled), dtype=np.float32)
-        return result
+        flat = self.width == 0
+        scaled = values - self._center(values.shape[1], 0)
+        scaled /= np.where(flat, 1.0, self.width)[:, None]
+        scaled[flat] = np.where(np.isnan(values[flat]), np.nan, 0.0)
+        return np.ascontiguousarray(scaled, dtype=np.float32)
 
-    def undo(self, scaled: Float[np.ndarray, "row step"], *, time: int) -> Float64[np.ndarray, "row step"]:
+    def undo(self, scaled: Float[np.ndarray, "row step"], *, time: int = 0) -> Float64[np.ndarray, "row step"]:
         """Converts scaled units to data units, starting `time` steps after the first."""
         return np.asarray(scaled.astype(np.float64) * self.width[:, None] + self._center(scaled.shape[1], time))
+
+    def starting_at(self, time: Int[np.ndarray, "row"]) -> ArrayScale:
+        """Returns the same scale with the steps of each row counted from `time` on."""
+        phases = self.profile.shape[1]
+        rotated = (np.arange(phases) + time[:, None]) % phases
+        return self._replace(profile=np.take_along_axis(self.profile, rotated, axis=1))
 
     def _center(self, steps: int, time: int) -> Float64[np.ndarray, "row _"]:
         if self.profile.shape[1] == 1:
@@ -52,8 +61,33 @@ class ArrayScale(NamedTuple):
         return np.asarray(self.shift[:, None] + self.profile[:, phases])
 
 
+class KernelState(NamedTuple):
+    """The state of each row at a forecast origin: the start of a rollout.
+
+    Attributes:
+        hidden: Hidden states of the recurrence.
+        cell: Cell states (LSTM only).
+        bound: Scaled values beyond it count as diverged.
+        scale: Scale whose profile begins at the origin.
+    """
+
+    hidden: Float[np.ndarray, "row layer hidden"]
+    cell: Float[np.ndarray, "row layer hidden"] | None
+    bound: Float[np.ndarray, "row"]
+    scale: ArrayScale
+
+    def select_rows(self, rows: Int[np.ndarray, "selected"]) -> KernelState:
+        """Selects rows, in this order."""
+        cell = None if self.cell is None else self.cell[rows]
+        return KernelState(self.hidden[rows], cell, self.bound[rows], ArrayScale(*(part[rows] for part in self.scale)))
+
+
 class KernelEngine:
-    """A plain network with its weights packed for the kernel; threads may share it."""
+    """A plain network with its weights packed for the kernel; later changes of the weights have no effect.
+
+    The engine keeps no state between calls, so threads may share it. A row's forecast does not depend on the other rows,
+    to the bit.
+    """
 
     def __init__(self, spec: Spec, weights: WeightArrays, *, season: int, lanes: int, threads: int = 1) -> None:
         """Packs the weights.
@@ -81,11 +115,48 @@ class KernelEngine:
     ) -> Float64[np.ndarray, "path horizon"]:
         """See `Engine.roll_out`."""
         assert noise is None, "the kernel cannot draw sample paths"
-        values, segment = inputs.values, self._spec.segment
-        scale = self._measure_scale(values)
-        forecast = np.empty((len(values), -(-horizon // segment) * segment), dtype=np.float32)
+        values = inputs.values
+        scale, forecast = self._measure_scale(values), self._allocate_forecast(len(values), horizon)
         self._packed_network.run(values=scale.apply(values), forecast=forecast, threads=self._threads)
         return scale.undo(forecast[:, :horizon], time=values.shape[1])
+
+    def states_at_origins(self, values: Float64[np.ndarray, "row step"], *, stride: int, count: int) -> KernelState:
+        """Returns the states at `count` origins of every row, `stride` steps apart; the last is the end. Rows come first.
+
+        Args:
+            values: The histories.
+            stride: A multiple of the segment.
+            count: Number of origins; some steps must precede the first one.
+        """
+        rows, steps = values.shape
+        scale, shape = self._measure_scale(values), self._packed_network.shape
+        hidden = np.empty((rows * count, shape.layers, shape.hidden_size), dtype=np.float32)
+        cell = np.empty_like(hidden) if shape.cell == "lstm" else None
+        bound = np.empty(rows * count, dtype=np.float32)
+        self._packed_network.run(
+            values=scale.apply(values),
+            states=hidden,
+            cells=cell,
+            bound=bound,
+            origins=count,
+            stride=stride // self._spec.segment,
+            threads=self._threads,
+        )
+        time = np.tile(np.arange(steps - (count - 1) * stride, steps + 1, stride), rows)
+        repeated = ArrayScale(*(part.repeat(count, axis=0) for part in scale))
+        return KernelState(hidden, cell, bound, repeated.starting_at(time))
+
+    def forecast_from(self, state: KernelState, *, horizon: int) -> Float64[np.ndarray, "row horizon"]:
+        """Predicts the next values after a state, in data units."""
+        forecast = self._allocate_forecast(len(state.hidden), horizon)
+        self._packed_network.run(
+            states=state.hidden, cells=state.cell, bound=state.bound, forecast=forecast, threads=self._threads
+        )
+        return state.scale.undo(forecast[:, :horizon])
+
+    def _allocate_forecast(self, rows: int, horizon: int) -> Float[np.ndarray, "row ahead"]:
+        segment = self._spec.segment
+        return np.empty((rows, -(-horizon // segment) * segment), dtype=np.float32)
 
     def _measure_scale(self, values: Float64[np.ndarray, "row step"]) -> ArrayScale:
         spec = self._spec
@@ -99,8 +170,8 @@ def build_kernel_engine(
 ) -> KernelEngine | None:
     """Builds the kernel engine of a network; returns None without a kernel, or if it does not support the network.
 
-    A supported (plain) network reads values only and has a shiftable head; it has no direct decoder, dilation, residual
-    layer, baseline or log transform.
+    A supported (plain) network reads values only and has a shiftable head, whose point forecast is the first of its parameters.
+    It has no direct decoder, dilation, residual layer, baseline or log transform, and its weights are float32.
 
     Args:
         spec: Specification of the network.
@@ -114,8 +185,9 @@ def build_kernel_engine(
     library, network = load_library(), spec.network
     lanes = 0 if library is None else library.lanes()
     reads_values_only = not (num_features or spec.lags or spec.channels or network.residual or spec.decoder == "direct")
-    is_supported = spec.base == "zero" and spec.transform == "none" and set(network.layer_dilations) == {1}
-    if not (lanes and reads_values_only and is_supported and spec.head.is_shiftable):
+    has_simple_output = spec.base == "zero" and spec.transform == "none" and spec.head.is_shiftable
+    is_float32 = all(array.dtype == np.float32 for array in weights.values())
+    if not (lanes and reads_values_only and has_simple_output and set(network.layer_dilations) == {1} and is_float32):
         return None
     _check_shapes(spec, weights)
     return KernelEngine(spec, weights, season=season, lanes=lanes, threads=threads)
@@ -184,9 +256,7 @@ def settle_scale(
         settled = head_scale.width > WIDTH_TOLERANCE * np.nan_to_num(np.abs(head)).max(1)
         unsettled = unsettled[~settled & (first_observed[unsettled] + initial_steps < length)]
         initial_steps *= 2
-    phases = scale.profile.shape[1]
-    rotated = (np.arange(phases) - first_observed[:, None]) % phases
-    return scale._replace(profile=np.take_along_axis(scale.profile, rotated, axis=1))
+    return scale.starting_at(-first_observed)
 
 
 def _mean_and_std(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,11 +12,14 @@ import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
 from forecaster.data.split import hold_out, rolling_origins
+from forecaster.errors import CovariateUnknown, ForecasterError, FrequencyMismatch, HistoryTooShort
 from forecaster.evaluation.baselines import ForecastFunction
 from forecaster.evaluation.rolling_origins import ForecastArray, forecast_all_origins
 from forecaster.frequency import Timestamp, next_timestamps, timestamp_at
 from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
+from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
+from forecaster.prediction.validation import InputValidator
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
 
@@ -165,6 +169,37 @@ def backtest(
         stride=spacing,
         warnings={name: outcome.warnings for name, outcome in outcomes.items() if outcome.warnings},
     )
+
+
+def explain_missing_forecasts(result: Backtest, name: str, model: FittedModel | StoredModel) -> list[str]:
+    """Returns why a model has no forecast at some windows: each cause, and for how many series; empty if it has all.
+
+    A series counts once, at its first window without a forecast.
+    """
+    validator, offsets = InputValidator(model), result.origin_offsets
+    missing = ~np.isfinite(result.forecasts[name]).all(axis=2)
+    counts: Counter[str] = Counter()
+    for row in np.flatnonzero(missing.any(axis=1)).tolist():
+        series = result.series[row]
+        history = series.take_first(len(series) - offsets[int(missing[row].argmax())])
+        counts[_describe_cause(validator.find_error(history, result.horizon), history, model)] += 1
+    return [f"{cause} ({count} of {len(result.series)} series)" for cause, count in counts.most_common()]
+
+
+def _describe_cause(error: ForecasterError | None, series: Series, model: FittedModel | StoredModel) -> str:
+    spec = model.spec
+    if isinstance(error, FrequencyMismatch):
+        return f"the data have the frequency {series.freq!r}, the model {model.freq!r}"
+    if isinstance(error, CovariateUnknown):
+        absent = [f"channel {name!r}" for name in spec.channels if name not in series.channels]
+        absent += [f"covariate {name!r}" for name in spec.covariates if name not in series.covariates]
+        return f"the data lack its {', '.join(absent)}" if absent else "its covariates end before the horizon does"
+    if isinstance(error, HistoryTooShort):
+        return (
+            f"a history has fewer than the {spec.min_steps} steps that it needs, or none observed among the last "
+            f"{spec.context}"
+        )
+    return "its forecast is not finite" if error is None else f"a history holds invalid values ({error.code})"
 
 
 class _OriginForecasts(NamedTuple):

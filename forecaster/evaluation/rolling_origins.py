@@ -17,13 +17,14 @@ from torch import Tensor
 from forecaster.data.batching import replace_non_finite
 from forecaster.data.split import rolling_origins
 from forecaster.data.windows import PanelTensor
-from forecaster.engines.engine import ensemble_median
-from forecaster.engines.kernel_torch import TorchKernelEngine
+from forecaster.engines.engine import RolloutInput, ensemble_median
+from forecaster.engines.kernel import KernelEngine
 from forecaster.errors import HorizonOutOfRange
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, roll_out, select_rows, warm_up
 from forecaster.model.rollout_origins import MAX_STATES_AT_ONCE, states_at_origins
 from forecaster.model.scaling import settle_scale
+from forecaster.prediction.engine_choice import find_kernel_members
 from forecaster.prediction.predictor import MAX_BATCH_ROWS, Predictor, batch_by_length
 from forecaster.series import Series
 from forecaster.shapes import Bool, Float, Float64, Int
@@ -59,6 +60,8 @@ def forecast_all_origins(
     ]
     has_forecast = np.array(valid_rows, dtype=bool).reshape(cuts.shape)
     forecasts = np.full((*cuts.shape, horizon), np.nan)
+    kernel_members: Sequence[KernelEngine | None] = find_kernel_members(predictor.engine)
+    kernel_members = kernel_members or [None] * len(predictor.networks)
     rows = np.flatnonzero(has_forecast.any(axis=1))
     for batch_rows in batch_by_length([predictor.network.window_length(len(series[int(row)])) for row in rows]):
         group = rows[batch_rows]
@@ -77,7 +80,7 @@ def forecast_all_origins(
                     spacing,
                 )
             )
-            for network, kernel_engine in zip(predictor.networks, predictor.kernel_members, strict=True)
+            for network, kernel_engine in zip(predictor.networks, kernel_members, strict=True)
         ]
         consensus = member_forecasts[0] if len(member_forecasts) == 1 else ensemble_median(np.stack(member_forecasts))
         forecasts[selection] = _repair_forecasts(
@@ -95,7 +98,7 @@ class _OriginBatch(NamedTuple):
     Attributes:
         predictor: The predictor.
         network: One of its members.
-        kernel_engine: The same member in the compiled kernel; None where the kernel does not support it.
+        kernel_engine: The same member in the compiled kernel; None if the predictor has another engine.
         series: Whole series.
         history_lengths: Observed steps at each origin, ascending.
         has_forecast: Where there is a forecast.
@@ -105,7 +108,7 @@ class _OriginBatch(NamedTuple):
 
     predictor: Predictor
     network: Regressor
-    kernel_engine: TorchKernelEngine | None
+    kernel_engine: KernelEngine | None
     series: Sequence[Series]
     history_lengths: Int[np.ndarray, "series window"]
     has_forecast: Bool[np.ndarray, "series window"]
@@ -116,7 +119,7 @@ class _OriginBatch(NamedTuple):
 class _OriginRows(NamedTuple):
     """Forecasts, and the origins they start from."""
 
-    forecasts: Float64[Tensor, "row horizon"]
+    forecasts: Float64[np.ndarray, "row horizon"]
     series_index: Int[np.ndarray, "row"]
     window_index: Int[np.ndarray, "row"]
 
@@ -136,7 +139,7 @@ def _forecast_member(batch: _OriginBatch) -> ForecastArray:
     forecast_rows = _forecast_from_windows if network.reads == "window" else _forecast_from_histories
     with torch.inference_mode():
         for rows in forecast_rows(batch, panel_tensor):
-            forecasts[rows.series_index, rows.window_index] = rows.forecasts.cpu().numpy()
+            forecasts[rows.series_index, rows.window_index] = rows.forecasts
     return forecasts
 
 
@@ -155,7 +158,9 @@ def _roll_out_states(
         batch.predictor.round_up_horizon(batch.horizon),
     )
     return _OriginRows(
-        roll_out(batch.network, rollout_state, horizon=batch.horizon, future_covariates=future_covariates)[0],
+        roll_out(batch.network, rollout_state, horizon=batch.horizon, future_covariates=future_covariates)[0]
+        .cpu()
+        .numpy(),
         series_index,
         window_index,
     )
@@ -192,7 +197,7 @@ def _forecast_from_windows(
         ).window
         if batch.kernel_engine is not None:
             yield _OriginRows(
-                batch.kernel_engine.forecast(extracted_window.values, horizon=batch.horizon),
+                batch.kernel_engine.roll_out(RolloutInput(extracted_window.values.numpy()), horizon=batch.horizon),
                 series[batch_rows],
                 window[batch_rows],
             )
@@ -236,8 +241,8 @@ def _forecast_from_histories(batch: _OriginBatch, panel_tensor: PanelTensor) -> 
             series, window_number = row[chunk].repeat(count), window_numbers[phase[chunk]].ravel()
             selected = np.flatnonzero((window_number >= 0) & shared[series, window_number])
             states = batch.kernel_engine.states_at_origins(
-                window.values[chunk], stride=state_stride, count=count
-            ).select_rows(torch.from_numpy(selected))
+                window.values[chunk].numpy(), stride=state_stride, count=count
+            ).select_rows(selected)
             yield _OriginRows(
                 batch.kernel_engine.forecast_from(states, horizon=batch.horizon),
                 series[selected],

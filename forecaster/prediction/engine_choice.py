@@ -1,4 +1,4 @@
-"""The choice of the engine for a fitted model: the fastest that supports it and is installed."""
+"""The choice of the engine for a fitted model, in one place; a Predictor without an explicit engine takes this one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,32 @@ from forecaster.engines.kernel import KernelEngine, build_kernel_engine
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 
 
-def build_onnx_engine(fitted_model: FittedModel | StoredModel, *, threads: int = 1) -> Engine | None:
+def choose_engine(fitted_model: FittedModel | StoredModel, *, device: str = "cpu") -> Engine:
+    """Chooses the fastest engine that supports a fitted model and is installed.
+
+    1. The compiled kernel, for plain networks on the CPU: it is the fastest for any number of rows.
+    2. The ONNX models of a stored model: the fastest for few rows, as in requests, and torch is not imported.
+    3. PyTorch, for everything else. It is faster than ONNX for many rows, as in the backtests of a model in memory.
+
+    Raises BundleDamaged if the weights are invalid, or if onnxruntime cannot load a model.
+    """
+    kernel_engine = _build_kernel_engine(fitted_model) if device == "cpu" else None
+    onnx_engine = None
+    if kernel_engine is None and isinstance(fitted_model, StoredModel):
+        onnx_engine = build_onnx_engine(fitted_model)
+    return kernel_engine or onnx_engine or build_pytorch_engine(fitted_model, device=device)
+
+
+def build_onnx_engine(fitted_model: FittedModel | StoredModel) -> Engine | None:
     """Builds the engine for the ONNX models of a fitted model; None if it has none, or if onnxruntime is not installed.
 
     Raises BundleDamaged if onnxruntime cannot load a model, or if it is that of another network.
     """
-    if not fitted_model.onnx_models or find_spec("onnxruntime") is None:
+    if not can_run_onnx(fitted_model):
         return None
     from forecaster.engines.onnx.runner import OnnxEngine
 
-    engines = [OnnxEngine(onnx_model, threads=threads) for onnx_model in fitted_model.onnx_models]
+    engines = [OnnxEngine(onnx_model) for onnx_model in fitted_model.onnx_models]
     encoding = fitted_model.encoding
     for engine in engines:
         engine.validate_sizes(
@@ -29,21 +45,27 @@ def build_onnx_engine(fitted_model: FittedModel | StoredModel, *, threads: int =
     return combine_engines(engines)
 
 
-def build_fastest_engine(fitted_model: FittedModel | StoredModel, *, threads: int = 1) -> Engine | None:
-    """Builds the fastest engine for a fitted model: the compiled kernel if it supports the networks, else ONNX, else None.
+def can_run_onnx(fitted_model: FittedModel | StoredModel) -> bool:
+    """Returns whether a fitted model has ONNX models, and onnxruntime is installed."""
+    return bool(fitted_model.onnx_models) and find_spec("onnxruntime") is not None
 
-    Does not import torch. Raises BundleDamaged as `build_onnx_engine` does, or if the weights are invalid.
-    """
-    arguments = {"season": fitted_model.season, "num_features": fitted_model.num_features, "threads": threads}
-    members = [build_kernel_engine(fitted_model.spec, weights, **arguments) for weights in fitted_model.weights]
-    engines = [member for member in members if member is not None]
-    if len(engines) < len(members):
-        return build_onnx_engine(fitted_model, threads=threads)
-    return combine_engines(engines)
+
+def build_pytorch_engine(fitted_model: FittedModel | StoredModel, *, device: str) -> Engine:
+    """Builds the engine in PyTorch, which supports every network; imports torch."""
+    from forecaster.engines.pytorch import PyTorchEngine
+
+    return combine_engines([PyTorchEngine(network, device=device) for network in fitted_model.networks])
+
+
+def find_kernel_members(engine: Engine) -> list[KernelEngine]:
+    """Returns the kernel engine of each member; empty for another engine."""
+    members = engine.members if isinstance(engine, EnsembleEngine) else (engine,)
+    kernel_members = [member for member in members if isinstance(member, KernelEngine)]
+    return kernel_members if len(kernel_members) == len(members) else []
 
 
 @contextmanager
-def limit_run_time(engine: Engine | None, *, seconds: float) -> Iterator[None]:
+def limit_run_time(engine: Engine, *, seconds: float) -> Iterator[None]:
     """Makes the ONNX models of an engine fail within the block after some seconds; other engines always end."""
     members = engine.members if isinstance(engine, EnsembleEngine) else [engine]
     with ExitStack() as stack:
@@ -54,12 +76,21 @@ def limit_run_time(engine: Engine | None, *, seconds: float) -> Iterator[None]:
         yield
 
 
-def is_onnx_engine(engine: Engine) -> bool:
-    """Whether an engine of `build_fastest_engine` runs ONNX models."""
-    members = engine.members if isinstance(engine, EnsembleEngine) else [engine]
-    return not any(isinstance(member, KernelEngine) for member in members)
-
-
 def combine_engines(engines: Sequence[Engine]) -> Engine:
     """Returns the single engine, or the ensemble of several."""
     return engines[0] if len(engines) == 1 else EnsembleEngine(engines)
+
+
+def _build_kernel_engine(fitted_model: FittedModel | StoredModel) -> Engine | None:
+    threads = 1  # a server's workers share the cores
+    if isinstance(fitted_model, FittedModel):
+        import torch
+
+        threads = torch.get_num_threads()
+    season, num_features = fitted_model.season, fitted_model.num_features
+    members = [
+        build_kernel_engine(fitted_model.spec, weights, season=season, num_features=num_features, threads=threads)
+        for weights in fitted_model.weights
+    ]
+    engines = [member for member in members if member is not None]
+    return combine_engines(engines) if len(engines) == len(members) else None

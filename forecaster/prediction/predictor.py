@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forecaster.data.batching import compute_future_timestamps, replace_non_finite
-from forecaster.engines.engine import Engine, EnsembleEngine, RolloutInput
+from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.errors import BadStamp, ForecasterError
 from forecaster.frequency import Timestamps
 from forecaster.history_summary import HistorySummary, history_scale
 from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.prediction.carry import required_steps, truncate_series
-from forecaster.prediction.engine_choice import build_fastest_engine, build_onnx_engine, combine_engines
+from forecaster.prediction.engine_choice import build_pytorch_engine, choose_engine, combine_engines
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.rollout_input import RolloutInputBuilder
 from forecaster.prediction.validation import InputValidator
@@ -32,12 +32,11 @@ from forecaster.statistical.blend import (
 )
 
 if TYPE_CHECKING:
-    from forecaster.engines.kernel_torch import TorchKernelEngine
     from forecaster.model.regressor import Regressor
 else:
-    TorchKernelEngine = Regressor = Any  # torch is imported only where it computes
+    Regressor = Any  # torch is imported only where it computes
 
-__all__ = ["FittedModel", "Predictor", "build_fastest_engine", "build_onnx_engine"]
+__all__ = ["FittedModel", "Predictor"]
 
 MAX_BATCH_ROWS = 4096  # bounds the memory of one rollout; larger requests are split into several
 MAX_BATCH_VALUES = 1 << 24  # of all padded histories in one batch
@@ -47,9 +46,9 @@ _MIN_NOISE = np.float32(1e-6)  # float32, so that clipped noise stays float32
 class Predictor:
     """A fitted model with an engine. It keeps no state between calls, so threads may share it.
 
-    Rollouts run on the given engine; by default on the compiled kernel if it supports the network, else in PyTorch on the
-    device. Sample paths that the engine cannot draw are drawn in PyTorch, which is imported on first use. The statistical models
-    of a blend are fitted to each history. Raises MissingPackage if the package that fits them is not installed.
+    Rollouts run on the given engine, by default on the one that `choose_engine` chooses for the device. Sample paths that the
+    engine cannot draw are drawn in PyTorch, which is imported on first use. The statistical models of a blend are fitted to each
+    history. Raises MissingPackage if the package that fits them is not installed.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Predictor:
     ) -> None:
         require_packages(list_statistical_components(fitted_model.blend_weights))
         self.fitted_model, self.device, self.layout = fitted_model, device, fitted_model.layout
-        self.engine = engine or self._build_default_engine()
+        self.engine = engine or choose_engine(fitted_model, device=device)
         self._validator = InputValidator(fitted_model)
         self._inputs = RolloutInputBuilder(fitted_model)
 
@@ -72,22 +71,8 @@ class Predictor:
         return self.networks[0]
 
     @cached_property
-    def kernel_members(self) -> tuple[TorchKernelEngine | None, ...]:
-        """The kernel engine of each member, called from torch; None for networks that the kernel does not support."""
-        from forecaster.engines.kernel_torch import build_torch_kernel_engine
-
-        return tuple(build_torch_kernel_engine(network) for network in self.networks)
-
-    @cached_property
     def _pytorch_engine(self) -> Engine:
-        from forecaster.engines.pytorch import PyTorchEngine
-
-        return combine_engines([PyTorchEngine(network, device=self.device) for network in self.networks])
-
-    def _build_default_engine(self) -> Engine:
-        pytorch_engine = self._pytorch_engine
-        members = pytorch_engine.members if isinstance(pytorch_engine, EnsembleEngine) else (pytorch_engine,)
-        return combine_engines([kernel or member for kernel, member in zip(self.kernel_members, members, strict=True)])
+        return build_pytorch_engine(self.fitted_model, device=self.device)
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
         """Forecasts one series; raises the error of an invalid series."""
@@ -159,7 +144,7 @@ class Predictor:
             adaptive_state: As in `forecast_batch`.
         """
         self._validator.validate_arguments(horizon, levels)
-        errors = [self.find_error(scenario, horizon) for scenario in scenarios]
+        errors = self._validator.find_scenario_errors(scenarios, horizon)
         valid = [scenario for scenario, error in zip(scenarios, errors, strict=True) if error is None]
         forecasts = self._build_forecasts(valid, self._roll_out_scenarios(valid, horizon)) if valid else []
         results = iter(self._apply_blend(valid, forecasts, shared_history=True))
@@ -174,7 +159,7 @@ class Predictor:
         All scenarios share the noise: paths of the same number in two scenarios differ only because of the covariates.
         """
         self._validator.validate_sampling(horizon)
-        errors = [self.find_error(scenario, horizon) for scenario in scenarios]
+        errors = self._validator.find_scenario_errors(scenarios, horizon)
         valid = [scenario for scenario, error in zip(scenarios, errors, strict=True) if error is None]
         path_indices = range(first_path, first_path + paths)
         results = iter(self._sample_paths(valid, horizon, path_indices, seed=seed) if valid else ())

@@ -10,6 +10,7 @@ from forecaster.data.batching import pad_histories, stack_channels, take_last
 from forecaster.engines.engine import RolloutInput
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Series
+from forecaster.shapes import Float, Float64
 
 
 class RolloutInputBuilder:
@@ -36,8 +37,8 @@ class RolloutInputBuilder:
         if encoding.num_covariates:
             columns = [encoding.encode_covariates(tail, future_steps=steps) for tail in tails]
             past = [column[: len(tail)] for tail, column in zip(tails, columns, strict=True)]
-            covariates = pad_histories(past, context=context, fill_value=0.0).astype(np.float32)
-            future_covariates = np.stack([column[-steps:] for column in columns]).astype(np.float32)
+            covariates = pad_histories(past, context=context, fill_value=0.0, dtype=np.float32)
+            future_covariates = _stack_float32([column[-steps:] for column in columns])
         if encoding.static:
             static = np.stack([encoding.encode_static(tail) for tail in tails])
         if self._channels:
@@ -62,10 +63,16 @@ class RolloutInputBuilder:
         steps = self._layout.round_up_horizon(horizon)
         tails = [take_last(scenario, self._layout.window_length(len(scenario))) for scenario in scenarios]
         columns = [self._encoding.encode_covariates(tail, future_steps=steps)[-steps:] for tail in tails]
-        return inputs._replace(future_covariates=np.stack(columns).astype(np.float32))
+        return inputs._replace(future_covariates=_stack_float32(columns))
 
     def find_resume_step(self, series: Series) -> int | None:
         """Returns the step from which a stored rollout state of the series is resumed; None if it has no such state."""
         if series.history_summary is None:
             return None
         return series.history_summary.find_resume_step(len(series), segment=self._layout.segment)
+
+
+def _stack_float32(
+    columns: Sequence[Float64[np.ndarray, "ahead covariate"]],
+) -> Float[np.ndarray, "row ahead covariate"]:
+    return np.stack(columns, dtype=np.float32, casting="same_kind")

@@ -17,7 +17,7 @@ from forecaster.errors import (
     LevelOutOfRange,
     NotANumber,
 )
-from forecaster.frequency import parse_frequency
+from forecaster.frequency_names import are_same_grid
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Series
 from forecaster.statistical.blend import list_statistical_components
@@ -31,7 +31,6 @@ class InputValidator:
     def __init__(self, fitted_model: FittedModel | StoredModel) -> None:
         self._fitted_model = fitted_model
         self._layout = fitted_model.layout
-        self._offset = parse_frequency(fitted_model.freq)
 
     def validate_arguments(self, horizon: int, levels: Sequence[float] = ()) -> None:
         """Validates the arguments that all series share; raises LevelOutOfRange or HorizonOutOfRange."""
@@ -83,10 +82,18 @@ class InputValidator:
             for item, suspect in zip(series, is_suspect.tolist(), strict=True)
         ]
 
+    def find_scenario_errors(self, scenarios: Sequence[Series], horizon: int) -> list[ForecasterError | None]:
+        """Returns the error of each scenario, or None. The history that all scenarios share is validated once."""
+        history_error = self._find_history_error(scenarios[0]) if scenarios else None
+        return [history_error or self._find_covariate_error(scenario, horizon) for scenario in scenarios]
+
     def find_error(self, series: Series, horizon: int) -> ForecasterError | None:
         """Returns the error of a series, or None if it can be forecast. Raises FrequencyUnknown for an invalid frequency."""
+        return self._find_history_error(series) or self._find_covariate_error(series, horizon)
+
+    def _find_history_error(self, series: Series) -> ForecasterError | None:
         fitted_model, spec = self._fitted_model, self._fitted_model.spec
-        if series.freq != fitted_model.freq and parse_frequency(series.freq, where=series.id) != self._offset:
+        if not are_same_grid(series.freq, fitted_model.freq, [series.start], where=series.id):
             return FrequencyMismatch(
                 f"Series {series.id!r} has the frequency {series.freq!r}; this model needs {fitted_model.freq!r}. "
                 "Resample the series, or use a model of its frequency.",
@@ -107,7 +114,7 @@ class InputValidator:
                 "Send a history with observed values.",
                 where=series.id,
             )
-        return self._find_covariate_error(series, horizon)
+        return None
 
     def _find_covariate_error(self, series: Series, horizon: int) -> ForecasterError | None:
         spec = self._fitted_model.spec

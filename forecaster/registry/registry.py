@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,12 +19,11 @@ from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryErr
 from forecaster.registry.connection import create_client as create_client
 from forecaster.registry.connection import translate_store_errors as translate_store_errors
 from forecaster.registry.download import BundleDownload, check_manifest
-from forecaster.registry.lock import LockCheck, lock_registry
+from forecaster.registry.lock import lock_registry
 from forecaster.registry.logged_model import logged_model, write_model
 from forecaster.storage.failpoints import fail_point
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
@@ -108,7 +107,7 @@ class Registry:
             experiment_id = self._client.get_run(run_id).info.experiment_id
         with translate_store_errors(f"model '{name}'"):
             self._ensure_model(name)
-        with self._lock(name), translate_store_errors(f"model '{name}'"):
+        with lock_registry(self.uri), translate_store_errors(f"model '{name}'"):
             fail_point("register.leased")
             existing = [version for version in self.list_versions(name) if version.digest == digest]
             if existing:
@@ -204,12 +203,13 @@ class Registry:
         the previous champion, while the lock is still held. An interrupted promotion is completed by repeating it; repeating a
         finished one only calls `on_promoted` once more, with None.
 
-        A lock serialises promotions, so of several that were judged against one base exactly one succeeds: on one machine (a
-        SQLite URI) a lock file next to the database, on a server or another database a queue of tags of the model.
+        A lock file serialises the promotions of one machine, so of several that were judged against one base exactly one
+        succeeds. One machine should promote per registry. Where several do, each reads the champion again right before it moves
+        the alias; two that do so within the same moment both succeed, and the audit log names the lost update.
 
         Raises BaseMoved; BundleDamaged when the stored bundle no longer has its digest.
         """
-        with self._lock(version.name) as check_lock:
+        with lock_registry(self.uri):
             fail_point("promote.leased")
             champion = self._get_champion(version.name)
             if champion == version:
@@ -223,16 +223,16 @@ class Registry:
                     where=version.name,
                 )
             self.delete_alias(version.name, _ROLLBACK_ALIAS)  # an interrupted rollback is superseded
-            self._replace_champion(champion, version, on_promoted or _ignore_promotion, check_lock, step="promote")
+            self._replace_champion(champion, version, on_promoted or _ignore_promotion, step="promote")
 
     def roll_back(self, name: str, *, on_promoted: PromotionCallback | None = None) -> BundleVersion:
         """Swaps the champion and the previous champion, by the steps of a promotion and under the same lock.
 
         The target is marked first, by its own alias: an interrupted rollback is completed by repeating it, whatever it had done
-        by then. Raises NoSuchModel where there is no previous champion, BundleDamaged when its stored bundle no longer has its
-        digest.
+        by then. Raises NoSuchModel where there is no previous champion, BaseMoved when another machine moves the champion
+        meanwhile, BundleDamaged when the stored bundle of the target no longer has its digest.
         """
-        with self._lock(name) as check_lock:
+        with lock_registry(self.uri):
             fail_point("rollback.leased")
             with translate_store_errors(f"model '{name}'"):
                 aliases = {
@@ -253,7 +253,7 @@ class Registry:
                 (on_promoted or _ignore_promotion)(version, None)
             else:
                 base = None if champion is None else self.get_version(name, champion)
-                self._replace_champion(base, version, on_promoted or _ignore_promotion, check_lock, step="rollback")
+                self._replace_champion(base, version, on_promoted or _ignore_promotion, step="rollback")
             self.delete_alias(name, _ROLLBACK_ALIAS)
         return version
 
@@ -262,7 +262,6 @@ class Registry:
         champion: BundleVersion | None,
         version: BundleVersion,
         on_promoted: PromotionCallback,
-        check_lock: LockCheck,
         *,
         step: str,
     ) -> None:
@@ -270,13 +269,13 @@ class Registry:
         with tempfile.TemporaryDirectory(prefix="forecaster-") as folder, self._open_download(version) as download:
             download.fetch_manifest(Path(folder), digest=version.digest)
         fail_point(f"{step}.verified")
-        check_lock()
+        self._check_unmoved(champion, version)
         self.set_tag(version, _REPLACED_TAG, "none" if champion is None else champion.number)
         fail_point(f"{step}.tagged")
         if champion is not None:
             self.set_alias(champion, PREVIOUS_CHAMPION)
         fail_point(f"{step}.after_former")
-        check_lock()
+        self._check_unmoved(champion, version)
         self.set_alias(version, CHAMPION)
         fail_point(f"{step}.after_champion")
         on_promoted(version, champion)
@@ -319,8 +318,16 @@ class Registry:
         with translate_store_errors(f"model '{name}'"):
             self._client.delete_registered_model_alias(name, alias)
 
-    def _lock(self, name: str) -> AbstractContextManager[LockCheck]:
-        return lock_registry(self.uri, _TagStore(self._client, name), where=f"model '{name}'")
+    def _check_unmoved(self, champion: BundleVersion | None, version: BundleVersion) -> None:
+        """Reads the champion again; raises BaseMoved if a process that this machine's lock does not exclude has moved it."""
+        current = self._get_champion(version.name)
+        if current != champion:
+            raise BaseMoved(
+                f"{version} should become the champion after {_describe_version(champion)}, but the champion is now "
+                f"{_describe_version(current)}: another process changed it meanwhile. Promote from one machine, and repeat "
+                "this command.",
+                where=version.name,
+            )
 
     def _search_versions(self, name: str) -> list[ModelVersion]:
         """Returns the versions that have a digest, oldest first."""
@@ -358,25 +365,6 @@ class Registry:
             location = self._client.get_model_version_download_uri(version.name, version.number)
         with translate_store_errors(f"the bundle of {version}", not_found=BundleDamaged):
             yield BundleDownload(location, uri=self.uri, where=str(version))
-
-
-class _TagStore:
-    """The tags of a registered model as the notes of a queue."""
-
-    def __init__(self, client: MlflowClient, name: str) -> None:
-        self._client, self._name = client, name
-
-    def read_notes(self) -> Mapping[str, str]:
-        with translate_store_errors(f"model '{self._name}'"):
-            return dict(self._client.get_registered_model(self._name).tags)
-
-    def write_note(self, key: str, value: str) -> None:
-        with translate_store_errors(f"model '{self._name}'"):
-            self._client.set_registered_model_tag(self._name, key, value)
-
-    def delete_note(self, key: str) -> None:
-        with translate_store_errors(f"model '{self._name}'"):
-            self._client.delete_registered_model_tag(self._name, key)
 
 
 def _to_bundle_version(model_version: ModelVersion) -> BundleVersion:

@@ -47,9 +47,6 @@ FAIL_POINTS = (
     "local.linked",
     "local.audited",
     "local.restored",  # its undoing: the slot is restored, the pin still exists
-    "lease.choosing",  # in the queue of a registry that several machines share
-    "lease.numbered",
-    "lease.held",
     "schedule.noted",  # a call is recorded
     "schedule.taken",  # it is chosen and not yet started
     "schedule.ran",  # its command has ended, but not yet recorded

@@ -108,7 +108,7 @@ def backtest(
     )
     for message in report.messages:
         warn(message)
-    print_backtest_scores(report.overall_scores, report.comparisons)
+    print_backtest_scores(report.overall_scores, report.comparisons, report.dash_reasons)
     write_table(options.out, lambda: report.result.to_frame(levels=sorted(set(options.levels))))
     write_table(options.scores, lambda: report.scores)
     if options.plot is not None:

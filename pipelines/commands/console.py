@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.promotion.gate import Verdict
     from pipelines.tuning.search import TuningResult
 
+_OPTIONS_OF_ARGUMENTS = {"freq": "--freq", "zone": "--zone", "columns": "--id-column, --ds-column, --y-column"}
 _OWN_PACKAGES = ("forecaster", "pipelines", "serving")
 
 
@@ -30,6 +31,13 @@ def configure_logging() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(_OWN_PACKAGES))
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+def name_options(message: str) -> str:
+    """Returns a message of the library with the options of the command line instead of the arguments that it names."""
+    for argument, option in _OPTIONS_OF_ARGUMENTS.items():
+        message = message.replace(f"`{argument}`=", f"{option} ").replace(f"`{argument}`", option)
+    return message
 
 
 def write_table(path: Path | None, build_table: Callable[[], pd.DataFrame]) -> None:
@@ -77,9 +85,11 @@ _SCORE_COLUMNS = {
 
 
 def print_backtest_scores(
-    scores: Mapping[str, Mapping[str, float]], comparisons: Mapping[str, SignificanceResult]
+    scores: Mapping[str, Mapping[str, float]],
+    comparisons: Mapping[str, SignificanceResult],
+    dash_reasons: Sequence[str] = (),
 ) -> None:
-    """Prints the scores, one row per forecaster, and how the errors of the others differ from the first one's."""
+    """Prints the scores, one row per forecaster, how the errors of the others differ from the first one's, and every dash."""
     width = max(map(len, scores)) + 2
     columns = {
         metric: heading
@@ -100,6 +110,8 @@ def print_backtest_scores(
         print(
             f"+MASE: difference from the MASE of {model_name} on the same windows; p of no difference: {', '.join(tests)}"
         )
+    for reason in dash_reasons:
+        print(f"-: {reason}")
 
 
 def _format_value(value: float | None, format_spec: str) -> str:

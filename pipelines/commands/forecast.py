@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from forecaster.errors import ForecasterError, InputError
-from pipelines.commands.console import warn, write_table
+from pipelines.commands.console import name_options, warn, write_table
 from pipelines.commands.options import DataOptions, RootOptions, resolve_bundle, validate_counts, validate_output_paths
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _print_messages(result: _ForecastResult, forecasts: list[Forecast]) -> None:
     for repair in result.panel.repairs:
         warn(repair)
     for error in errors[: _MAX_MESSAGES if forecasts else 0]:
-        warn(error.message)
+        warn(name_options(error.message))
     for series_forecast in forecasts:
         for warning in series_forecast.warnings:
             warn(f"series {series_forecast.id!r}: {warning}")

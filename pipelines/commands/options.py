@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from forecaster.errors import BadSpec, InputError, NoSuchModel
 
 if TYPE_CHECKING:
+    from forecaster.series import Panel
     from forecaster.spec import Spec
     from pipelines.settings import Root
     from pipelines.sources import DataSource
@@ -66,7 +67,7 @@ class DataOptions:
     """How to read the data."""
 
     freq: str | None = None
-    "Frequency as a pandas offset alias (h, D, MS, 15min), or an integer (1, 10) for integer steps; inferred if unambiguous."
+    "Frequency: a pandas alias (h, D, MS, 15min), working days (C-1111110), or an integer for integer steps; inferred if certain."
     id_column: str = "unique_id"
     "Column with the id of the series."
     ds_column: str = "ds"
@@ -118,70 +119,77 @@ def resolve_ledger_url(url: str | None) -> str | None:
     return url
 
 
-def resolve_spec_selection(
-    config: Path | None,
-    data: DataSource,
-    *,
-    horizon: int | None,
-    seed: int | None,
-    preset: str | None = None,
-    members: int | None = None,
-    blend: Sequence[str] = (),
-    fallback_spec: Spec | None = None,
-    test_windows: int = 1,
-) -> SpecSelection:
-    """Returns the specification for the options of a command, with its candidates; raises BadSpec if it cannot be determined.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SpecOptions:
+    """The specification of a training."""
 
-    It is read from `config`, else it is `fallback_spec`; without either, the variants of the preset of the data's frequency are
-    compared on the windows before the test.
-    """
-    from forecaster.spec import Spec
-    from pipelines.sources import read_spec
-    from pipelines.training.spec_selection import SpecSelection, select_spec
+    config: Path | None = None
+    """Specification in YAML; its name is the name of the model. By default it is the best variant of the preset of the data's
+    frequency, chosen on the last windows before the test."""
+    horizon: int | None = None
+    "Steps ahead; overrides the specification."
+    preset: str | None = None
+    "Preset to use instead of the one of the frequency: classic, yearly, quarterly, monthly, weekly, daily or hourly."
+    members: int | None = None
+    """Number of networks with different seeds, which are trained together; the forecast is their median. Five networks take
+    about five times as long as one."""
+    blend: BlendOption = ()
+    """A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
+    repeated. It is fitted to every history, also in the service, and needs the extra 'baselines' in both places."""
 
-    if config is None and horizon is None and fallback_spec is None:
-        raise BadSpec("Expected --config FILE or --horizon STEPS; found neither. Set the number of steps to forecast.")
-    if config is not None and preset is not None:
-        raise BadSpec(
-            f"Expected either --config or --preset; found both {config} and {preset}. Leave one out.", where="preset"
+    def read_spec(self, *, seed: int | None = None, fallback: Spec | None = None) -> Spec | None:
+        """Returns the specification of --config, else the fallback; None if `select_spec` has to choose it for the data.
+
+        Raises BadSpec if the options cannot be used, before any data are read.
+        """
+        from forecaster.spec import Spec
+        from pipelines.sources import read_spec
+
+        if self.config is None and self.horizon is None and fallback is None:
+            raise BadSpec(
+                "Expected --config FILE or --horizon STEPS; found neither. Set the number of steps to forecast."
+            )
+        if self.config is not None and self.preset is not None:
+            raise BadSpec(
+                f"Expected either --config or --preset; found both {self.config} and {self.preset}. Leave one out.",
+                where="preset",
+            )
+        validate_counts(horizon=self.horizon, members=self.members)
+        spec = fallback if self.config is None else read_spec(self.config)
+        if spec is None:
+            assert self.horizon is not None
+            self._override(Spec(name="placeholder", context=1, horizon=self.horizon), seed)  # validates the overrides
+            return None
+        return self._override(spec, seed)
+
+    def select_spec(
+        self, spec: Spec | None, panel: Panel, data: DataSource, *, seed: int | None = None, test_windows: int
+    ) -> SpecSelection:
+        """Returns the specification that `read_spec` found, else the best for the panel, with its candidates."""
+        from pipelines.sources import derive_model_name
+        from pipelines.training.spec_selection import SpecSelection, select_spec
+
+        if spec is not None:
+            return SpecSelection(spec)
+        assert self.horizon is not None
+        selection = select_spec(
+            panel,
+            name=derive_model_name(data.name),
+            horizon=self.horizon,
+            preset=self.preset,
+            test_windows=test_windows,
         )
-    validate_counts(horizon=horizon, members=members)
-    if config is not None:
-        selection = SpecSelection(read_spec(config))
-    elif fallback_spec is not None:
-        selection = SpecSelection(fallback_spec)
-    else:
-        assert horizon is not None
-        # Invalid overrides are rejected before the candidates are compared, by means of a placeholder specification.
-        _override_spec(Spec(name="placeholder", context=1, horizon=horizon), "--horizon", horizon, members, blend, seed)
-        selection = select_spec(data, horizon=horizon, preset=preset, test_windows=test_windows)
-    where = str(config or "--horizon")
-    return selection._replace(spec=_override_spec(selection.spec, where, horizon, members, blend, seed))
+        return selection._replace(spec=self._override(selection.spec, seed))
 
-
-def _override_spec(
-    spec: Spec, where: str, horizon: int | None, members: int | None, blend: Sequence[str], seed: int | None
-) -> Spec:
-    """Returns the specification with the overrides of a command; raises BadSpec."""
-    fields = spec.model_dump()
-    fields["members"] = members or spec.members
-    fields["blend"] = list(blend or spec.blend)
-    fields["horizon"] = horizon or spec.horizon
-    fields["training"]["seed"] = spec.training.seed if seed is None else seed
-    return type(spec).parse(fields, where=where)
-
-
-def resolve_spec(
-    config: Path | None,
-    data: DataSource,
-    *,
-    horizon: int | None,
-    seed: int | None,
-    blend: Sequence[str] = (),
-    test_windows: int = 1,
-) -> Spec:
-    """Returns the specification for the options of a command, without its candidates."""
-    return resolve_spec_selection(config, data, horizon=horizon, seed=seed, blend=blend, test_windows=test_windows).spec
+    def _override(self, spec: Spec, seed: int | None) -> Spec:
+        """Returns a specification with the overrides of the command; raises BadSpec."""
+        fields = spec.model_dump()
+        fields["members"] = self.members or spec.members
+        fields["blend"] = list(self.blend or spec.blend)
+        fields["horizon"] = self.horizon or spec.horizon
+        fields["training"]["seed"] = spec.training.seed if seed is None else seed
+        return type(spec).parse(fields, where=str(self.config or "--horizon"))
 
 
 def format_arguments(values: Mapping[str, Any]) -> list[str]:

@@ -146,7 +146,10 @@ def audit(
     adopt: Annotated[bool, Parameter(negative="")] = False,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
-    """Prints the audit log (champions, times and reasons), and verifies it; exits with 1 if it does not agree with the registry.
+    """Prints the audit log (champions, times and reasons), and verifies it.
+
+    The command exits with 1 if a line is missing or altered, if an update was lost, or if the log does not agree with the
+    registry.
 
     Parameters
     ----------

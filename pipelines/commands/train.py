@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from forecaster.errors import BadSpec, LedgerError, MissingPackage, RefusedByGate
+from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
 from pipelines.commands.console import print_scores, print_verdict, warn
-from pipelines.commands.options import (
-    BlendOption,
-    DataOptions,
-    RootOptions,
-    resolve_bundle,
-    resolve_spec_selection,
-    validate_counts,
-)
+from pipelines.commands.options import DataOptions, RootOptions, SpecOptions, resolve_bundle, validate_counts
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
 
 if TYPE_CHECKING:
+    from forecaster.series import Panel
     from pipelines.settings import Root
-    from pipelines.sources import DataSource
 
-_ROOT_OPTIONS, _DATA_OPTIONS, _SCHEDULE_OPTIONS = RootOptions(), DataOptions(), ScheduleOptions()
+_ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
+_SPEC_OPTIONS, _SCHEDULE_OPTIONS = SpecOptions(), ScheduleOptions()
 
 
 def train(
     data: str | None = None,
     *,
-    config: Path | None = None,
-    horizon: int | None = None,
-    preset: str | None = None,
-    members: int | None = None,
-    blend: BlendOption = (),
+    spec_options: SpecOptions = _SPEC_OPTIONS,
     start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
@@ -50,19 +41,6 @@ def train(
         A CSV or Parquet file with the columns unique_id, ds, y; a folder of such files, where later ones (by name) correct
         earlier ones; a file or folder in an object store (s3://bucket/sales.parquet); or a built-in data set: hospital,
         sine_trend.
-    config
-        Specification in YAML. By default it is the best variant of the preset of the data's frequency, chosen on the last
-        windows before the test.
-    horizon
-        Steps ahead; overrides the specification.
-    preset
-        Preset to use instead of the one of the frequency: classic, yearly, quarterly, monthly, weekly, daily or hourly.
-    members
-        Number of networks with different seeds, which are trained together; the forecast is their median. Five networks take
-        about five times as long as one.
-    blend
-        A statistical model whose forecasts are blended with the network's, with weights from the validation windows; may be
-        repeated. It is fitted to every history, also in the service, and needs the extra 'baselines' in both places.
     start_from
         A bundle folder, or a registered model as NAME or NAME@ALIAS, whose weights to start from. Its specification is used
         unless --config is given.
@@ -72,31 +50,18 @@ def train(
         Rolling origins that are held out from the fit to test the model; 0 trains on all data.
     """
     from forecaster.bundle import artifact
-    from pipelines.training.train import train as run_training
+    from pipelines.sources import read_panel
+    from pipelines.training import train as training
 
     source = data_options.to_data_source(data)
     initial = None if start_from is None else artifact.load_bundle(resolve_bundle(start_from, root_options))
     root = root_options.open_root()
-    selection = resolve_spec_selection(
-        config,
-        source,
-        horizon=horizon,
-        seed=seed,
-        preset=preset,
-        members=members,
-        blend=blend,
-        fallback_spec=None if initial is None else initial.spec,
-        test_windows=test_windows,
-    )
-    result = run_training(
-        source,
-        selection.spec,
-        root,
-        initial=initial,
-        test_windows=test_windows,
-        candidates=selection.candidates,
-        show_progress=sys.stderr.isatty(),
-    )
+    options = training.TrainOptions(test_windows=test_windows, show_progress=sys.stderr.isatty())
+    spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
+    panel = read_panel(source.for_spec(spec))
+    selection = spec_options.select_spec(spec, panel, source, seed=seed, test_windows=test_windows)
+    options = replace(options, candidates=selection.candidates)
+    result = training.train(source, selection.spec, root, options, panel=panel, initial=initial)
     print_scores(result.scores)
     print(f"bundle  {result.bundle}\nrun     {result.run_id}\ndigest  {result.digest}")
 
@@ -104,11 +69,7 @@ def train(
 def retrain(
     data: str | None = None,
     *,
-    config: Path | None = None,
-    horizon: int | None = None,
-    preset: str | None = None,
-    members: int | None = None,
-    blend: BlendOption = (),
+    spec_options: SpecOptions = _SPEC_OPTIONS,
     warm: bool = False,
     seed: int | None = None,
     test_windows: int = 1,
@@ -130,16 +91,6 @@ def retrain(
     ----------
     data
         Input data, as for train.
-    config
-        Specification in YAML; its name is the name of the model. By default it is chosen as for train.
-    horizon
-        Steps ahead; overrides the specification.
-    preset
-        Preset of the specification, as for train.
-    members
-        Number of networks, as for train.
-    blend
-        A statistical model of the blend, as for train.
     warm
         Start from the champion's weights, if there is a champion; the specification has to have the same network.
     seed
@@ -160,45 +111,33 @@ def retrain(
     """
     arguments = {name: value for name, value in locals().items() if name not in ("schedule_options", "root_options")}
     from pipelines.promotion.policy import read_policy
-    from pipelines.retraining.retrain import retrain_once
+    from pipelines.retraining import retrain as retraining
+    from pipelines.sources import derive_model_name, read_panel
 
-    validate_counts(min_new=min_new, horizon=horizon, members=members)
-    source, gate_policy = data_options.to_data_source(data), read_policy(policy)
+    validate_counts(min_new=min_new)
+    source = data_options.to_data_source(data)
+    options = retraining.RetrainOptions(
+        test_windows=test_windows,
+        trigger=trigger,
+        show_progress=sys.stderr.isatty(),
+        warm_start=warm,
+        policy=read_policy(policy),
+        force_retrain=again,
+    )
+    spec = spec_options.read_spec(seed=seed)
+    name = derive_model_name(source.name) if spec is None else spec.name
     if schedule_options.cron is not None:
-        if config is None and horizon is None:
-            raise BadSpec(
-                "Expected --config FILE or --horizon STEPS; found neither. Set the number of steps to forecast."
-            )
         arguments["trigger"] = "schedule" if trigger == "cli" else trigger
-        name = _resolve_model_name(config, source)
         schedule_command(name, "retrain", arguments, schedule_options, root_options)
         return
     root = root_options.open_root()
-    if if_needed and not _needs_retraining(_resolve_model_name(config, source), source, root, min_new):
+    panel = read_panel(source.for_spec(spec))
+    if if_needed and not _needs_retraining(name, panel, root, min_new):
         return
-    selection = resolve_spec_selection(
-        config,
-        source,
-        horizon=horizon,
-        seed=seed,
-        preset=preset,
-        members=members,
-        blend=blend,
-        test_windows=test_windows,
-    )
-    result, key, already_done = retrain_once(
-        source,
-        selection.spec,
-        root,
-        warm_start=warm,
-        test_windows=test_windows,
-        policy=gate_policy,
-        trigger=trigger,
-        candidates=selection.candidates,
-        show_progress=sys.stderr.isatty(),
-        force_retrain=again,
-    )
-    print(f"key     {key}{' (done before; this is the recorded verdict)' if already_done else ''}")
+    selection = spec_options.select_spec(spec, panel, source, seed=seed, test_windows=test_windows)
+    options = replace(options, candidates=selection.candidates)
+    result = retraining.retrain(source, selection.spec, root, options, panel=panel)
+    print(f"key     {result.key}{' (done before; this is the recorded verdict)' if result.already_done else ''}")
     print_scores(result.training.scores)
     print_verdict(result.verdict)
     print(f"report  {result.report_path}")
@@ -206,14 +145,7 @@ def retrain(
     reasons = "; ".join(result.verdict.reasons)
     if not result.verdict.should_promote:
         raise RefusedByGate(f"{version} was registered but not promoted: {reasons}.")
-    print(f"{version} {'became' if already_done else 'is'} the champion: {reasons}")
-
-
-def _resolve_model_name(config: Path | None, data: DataSource) -> str:
-    """Returns the name of the model, without the comparison of candidate specifications."""
-    from pipelines.sources import derive_model_name, read_spec
-
-    return derive_model_name(data.name) if config is None else read_spec(config).name
+    print(f"{version} {'became' if result.already_done else 'is'} the champion: {reasons}")
 
 
 def _find_ledger_reasons(name: str, root: Root) -> list[str]:
@@ -227,11 +159,11 @@ def _find_ledger_reasons(name: str, root: Root) -> list[str]:
         return []
 
 
-def _needs_retraining(name: str, data: DataSource, root: Root, min_new_steps: int | None) -> bool:
+def _needs_retraining(name: str, panel: Panel, root: Root, min_new_steps: int | None) -> bool:
     from pipelines.retraining.triggers import check_triggers
 
     result = check_triggers(
-        name, data, root, min_new_steps=min_new_steps, checks=[lambda: _find_ledger_reasons(name, root)]
+        name, panel, root, min_new_steps=min_new_steps, checks=[lambda: _find_ledger_reasons(name, root)]
     )
     if result:
         print(f"needed  {'; '.join(result.reasons)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.commands.console import print_status, print_tuning_result
-from pipelines.commands.options import DataOptions, RootOptions, resolve_spec, validate_counts, validate_output_paths
+from pipelines.commands.options import DataOptions, RootOptions, SpecOptions, validate_output_paths
 
 if TYPE_CHECKING:
     from forecaster.spec import Spec
@@ -56,20 +56,23 @@ def tune(
     """
     validate_output_paths(out=out)
     from forecaster.spec import Spec
+    from pipelines.sources import read_panel
     from pipelines.tuning.search import tune as run_search
     from pipelines.tuning.search import validate_search
 
     source = data_options.to_data_source(data)
-    validate_counts(horizon=horizon)
-    if config is None and horizon is not None:  # validated before presets are compared, on a placeholder specification
-        placeholder = _set_valid_windows(Spec(name="placeholder", context=1, horizon=horizon), valid_windows)
-        validate_search(placeholder, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
-    resolved = resolve_spec(config, source, horizon=horizon, seed=None, test_windows=test_windows)
-    spec = _set_valid_windows(resolved, valid_windows)
+    spec_options = SpecOptions(config, horizon)
+    center = spec_options.read_spec()
+    checked = _set_valid_windows(center or Spec(name="placeholder", context=1, horizon=horizon or 1), valid_windows)
+    validate_search(checked, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
+    panel = read_panel(source.for_spec(center))
+    selection = spec_options.select_spec(center, panel, source, test_windows=test_windows)
+    spec = _set_valid_windows(selection.spec, valid_windows)
     result = run_search(
         source,
         spec,
         root_options.open_root(),
+        panel=panel,
         output_path=out,
         n_trials=trials,
         timeout=timeout,

@@ -6,7 +6,6 @@ registry keeps the seal of the last line of each model, as a tag of the model: s
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from forecaster.registry.registry import BundleVersion, PromotionCallback
 from forecaster.storage.atomic import sync_folder
 from forecaster.storage.failpoints import fail_point
+from forecaster.storage.locks import open_locked
 
 SEAL_TAG = "audit_seal"  # the tag of a registered model: number and seal of the last line of its log
 _INITIAL_SEAL = "0" * 64  # the seal before the first line
@@ -151,13 +151,13 @@ class AuditLog:
         )
 
     def read_entries(self) -> AuditReport:
-        """Reads all lines and reports every line that is damaged, altered, missing or out of order."""
+        """Reads all lines, and reports each one that is damaged, altered, missing or out of order, and each lost update."""
         content = self.path.read_bytes() if self.path.exists() else b""
         whole, _, torn = content.rpartition(b"\n")
         entries: list[AuditEntry] = []
         faults = ["the last line is truncated; the next promotion overwrites it"] if torn else []
         previous, number, has_gap = _INITIAL_SEAL, 0, False
-        champions: dict[str, str | None] = {}
+        champions: dict[str, str] = {}
         for line_number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             entry = _parse_entry(line)
             if entry is None:
@@ -167,7 +167,7 @@ class AuditLog:
             if entry.previous != previous or entry.number != number + 1:
                 faults.append(f"lines before line {line_number} (entry number {entry.number}) are missing or altered")
                 champions, has_gap = {}, True
-            fault = _find_broken_succession(entry, champions, has_gap=has_gap)
+            fault = _find_lost_update(entry, entries, champions, has_gap=has_gap)
             faults += [] if fault is None else [fault]
             if not entry.is_local:
                 champions[entry.name] = entry.version
@@ -226,9 +226,7 @@ class AuditLog:
     @contextmanager
     def _open_exclusively(self) -> Iterator[BinaryIO]:
         """Opens the file with an exclusive lock and removes a truncated last line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with open_locked(self.path, timeout_s=None) as file:
             content = self.path.read_bytes()
             if content and not content.endswith(b"\n"):
                 file.truncate(content.rfind(b"\n") + 1)
@@ -265,18 +263,37 @@ def _find_line_before(entries: Sequence[AuditEntry], registry_seal: RegistrySeal
     return max(number, registry_seal.number), registry_seal.seal
 
 
-def _find_broken_succession(entry: AuditEntry, champions: Mapping[str, str | None], *, has_gap: bool) -> str | None:
-    """Returns a fault if `before` is not the champion of the line before, such as after a lost update; else None.
+def _find_lost_update(
+    entry: AuditEntry, earlier: Sequence[AuditEntry], champions: Mapping[str, str], *, has_gap: bool
+) -> str | None:
+    """Returns a fault if `before` is not the champion of the lines before; else None.
 
-    After a gap, which is a fault already, the champion is unknown until the next line of the model.
+    Two processes that promote at the same moment on two machines leave this: the version of one was champion for a moment, and
+    the other was never compared with it. After a gap, which is a fault already, the champion is unknown until the next line of
+    the model.
     """
     champion = champions.get(entry.name)
     # Earlier versions did not know the champion before when they completed an interrupted promotion.
-    is_unknown = (has_gap and entry.name not in champions) or (entry.before is None and entry.format < _FORMAT)
+    is_unknown = (has_gap and champion is None) or (entry.before is None and entry.format < _FORMAT)
     if entry.is_local or entry.before == champion or is_unknown:
         return None
-    before, expected = (f"version {version}" if version else "no champion" for version in (entry.before, champion))
-    return f"entry number {entry.number} replaced {before} of '{entry.name}'; according to the lines before, it was {expected}"
+    replaced = (
+        f"'{entry.name}' version {entry.version} (line {entry.number}) replaced {_describe_champion(entry.before)}"
+    )
+    replacements = [
+        other for other in earlier if (other.name, other.before) == (entry.name, entry.before) and not other.is_local
+    ]
+    if entry.before is None or not replacements:
+        return f"{replaced}, but according to the lines before there was {_describe_champion(champion)}: this log lacks a change"
+    return (
+        f"{replaced}, which version {replacements[-1].version} (line {replacements[-1].number}) had replaced already: two "
+        "processes promoted at once and an update was lost, or this log lacks a change. The champion before line "
+        f"{entry.number} was version {champion}; compare it with version {entry.version}"
+    )
+
+
+def _describe_champion(number: str | None) -> str:
+    return "no champion" if number is None else f"version {number}"
 
 
 def _parse_entry(line: bytes) -> AuditEntry | None:

@@ -13,12 +13,14 @@ import numpy as np
 from forecaster.bundle import artifact
 from forecaster.engines.engine import EnsembleEngine
 from forecaster.engines.pytorch import PyTorchEngine
-from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.evaluation.validation import build_validation_batches, compute_exposure_gap
 from forecaster.frequency import Timestamp, next_timestamps
-from forecaster.prediction.predictor import FittedModel, Predictor, build_fastest_engine, build_onnx_engine
-from forecaster.registry.registry import CHALLENGER
+from forecaster.frequency_names import are_same_grid
+from forecaster.prediction.engine_choice import build_onnx_engine
+from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.series import Forecast, Panel, Series
 from pipelines.promotion.gate import Evidence
 
@@ -47,7 +49,7 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
     value_range = np.array([_compute_range(history) for history in histories])
     network_only = replace(model, blend_weights={})  # statistical models are the same on every engine
     expected = _predict_means(Predictor(network_only, engine=reference), histories, horizon)
-    served = Predictor(model, engine=build_fastest_engine(model))
+    served = artifact.load_predictor(bundle)
     onnx = build_onnx_engine(model)
     onnx_means = None if onnx is None else _predict_means(Predictor(network_only, engine=onnx), histories, horizon)
     tested = result.forecasts[CHALLENGER][chosen, -1]
@@ -58,7 +60,22 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
         replay_difference=_compute_max_difference(_predict_means(served, histories, horizon), tested, value_range),
         exposure_gap=_measure_exposure_gap(model, [result.series[index] for index in chosen]),
         steps_behind=None if champion is None else count_steps_behind(model, champion),
+        champion_differences=() if champion is None else _explain_unmeasured_champion(result, champion),
     )
+
+
+def _explain_unmeasured_champion(result: Backtest, champion: FittedModel) -> tuple[str, ...]:
+    """Returns why the champion has no forecast in a backtest; empty if it has one at any window."""
+    if CHAMPION not in result.forecasts or np.isfinite(result.forecasts[CHAMPION]).any():
+        return ()
+    return tuple(explain_missing_forecasts(result, CHAMPION, champion))
+
+
+def find_frequency_difference(model: FittedModel, champion: FittedModel) -> tuple[str, ...]:
+    """Returns in words that the frequencies of two models differ; empty if they do not."""
+    if are_same_grid(model.freq, champion.freq, [model.cutoff]):
+        return ()
+    return (f"the new model has the frequency {model.freq!r}, the champion {champion.freq!r}",)
 
 
 def compute_megabytes(bundle: Path) -> float:
@@ -82,11 +99,17 @@ def count_steps_since(model: FittedModel, panel: Panel) -> int | None:
     return _count_steps_between(compute_data_end(model), panel.cutoff, model.freq, panel.freq)
 
 
-def _count_steps_between(first: Timestamp, second: Timestamp, *frequencies: str) -> int | None:
+def _count_steps_between(
+    first: Timestamp, second: Timestamp, first_frequency: str, second_frequency: str
+) -> int | None:
     has_no_zone = {getattr(timestamp, "tz", None) is None for timestamp in (first, second)}
-    if len(set(frequencies)) > 1 or type(first) is not type(second) or len(has_no_zone) > 1:
+    if (
+        type(first) is not type(second)
+        or len(has_no_zone) > 1
+        or not are_same_grid(first_frequency, second_frequency, (first, second))
+    ):
         return None
-    following = next_timestamps(first, freq=frequencies[0], steps=_MAX_STEPS)
+    following = next_timestamps(first, freq=first_frequency, steps=_MAX_STEPS)
     return int(np.searchsorted(following, second, side="right"))  # type: ignore[call-overload]
 
 

@@ -33,6 +33,7 @@ class Evidence(NamedTuple):
             the same cutoffs, as a share of the series' range.
         exposure_gap: Ratio of free-running to one-step errors.
         steps_behind: Steps by which the challenger's data end before those of the champion.
+        champion_differences: Why the champion cannot be measured on the challenger's data; empty if it can.
     """
 
     megabytes: float | None = None
@@ -41,6 +42,7 @@ class Evidence(NamedTuple):
     replay_difference: float | None = None
     exposure_gap: float | None = None
     steps_behind: int | None = None
+    champion_differences: tuple[str, ...] = ()
 
 
 class Check(NamedTuple):
@@ -97,8 +99,9 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
     column `policy.group_by` is unknown.
     """
     policy, evidence = policy or Policy(), evidence or Evidence()
-    is_comparable = CHAMPION in result.forecasts and bool(np.isfinite(result.forecasts[CHAMPION]).any())
     errors = {name: _compute_errors(result, name) for name in result.forecasts}
+    has_champion = CHAMPION in result.forecasts
+    is_comparable = has_champion and bool(np.isfinite(errors[CHALLENGER] - errors[CHAMPION]).any())
     windows = result.actual.shape[1]
     gain = None
     if is_comparable:
@@ -119,7 +122,9 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
         _check_finite(result.forecasts[CHALLENGER]),
         _check_enough_data(errors[CHALLENGER], gain, policy),
         _check_seasonal_naive(mean_errors[CHALLENGER], mean_errors[SEASONAL_NAIVE], policy),
-        _check_champion(mean_errors, gain, policy, has_champion=CHAMPION in result.forecasts),
+        _check_incomparable(evidence.champion_differences, policy)
+        if has_champion and not is_comparable
+        else _check_champion(mean_errors, gain, policy),
         _check_worst_group(group_gains, policy),
         _check_plausibility(mean_errors, policy),
         _check_coverage(result, policy),
@@ -150,7 +155,9 @@ def judge_reported_scores(
         if scores is None
         else _check_seasonal_naive(scores[1], scores[2], policy, metric=scores[0])
     )
-    return Verdict((check, *_check_evidence(evidence, policy)))
+    differences = evidence.champion_differences
+    incomparable = (_check_incomparable(differences, policy),) if differences else ()
+    return Verdict((check, *incomparable, *_check_evidence(evidence, policy)))
 
 
 def _check_evidence(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
@@ -226,12 +233,16 @@ def _check_seasonal_naive(
     return Check(SEASONAL_NAIVE, passed, challenger_error, bound, reason)
 
 
-def _check_champion(
-    mean_errors: dict[str, float], gain: PairedGain | None, policy: Policy, *, has_champion: bool
-) -> Check:
+def _check_incomparable(differences: Sequence[str], policy: Policy) -> Check:
+    """Fails, because a champion that cannot be measured on the data cannot be beaten on them."""
+    why = "; ".join(differences) or "no window has forecasts of both and an observed value"
+    advice = "Promote the new model with --force --reason WHY to replace the champion, or give it a name of its own"
+    return Check(CHAMPION, False, None, policy.margin, f"not comparable with the champion: {why}. {advice}")
+
+
+def _check_champion(mean_errors: dict[str, float], gain: PairedGain | None, policy: Policy) -> Check:
     if gain is None:
-        reason = "the champion has no forecast for any of these series" if has_champion else "there is no champion"
-        return Check(CHAMPION, None, None, policy.margin, reason)
+        return Check(CHAMPION, None, None, policy.margin, "there is no champion")
     better = gain.gain > 0 and gain.gain >= policy.margin and gain.p <= 1 - policy.confidence
     reason = (
         f"MASE {mean_errors[CHALLENGER]:.4f} against the champion's {mean_errors[CHAMPION]:.4f}, a gain of "

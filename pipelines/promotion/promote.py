@@ -23,7 +23,7 @@ from pipelines.promotion.audit_log import (
     RegistrySeal,
     find_seal_fault,
 )
-from pipelines.promotion.evidence import compute_megabytes, count_steps_behind
+from pipelines.promotion.evidence import compute_megabytes, count_steps_behind, find_frequency_difference
 from pipelines.promotion.gate import SEASONAL_NAIVE, Evidence, Verdict, judge_reported_scores
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.report import parse_verdict_json, render_verdict_html, render_verdict_json
@@ -82,8 +82,8 @@ def promote_version(
 
     A stored verdict of the gate holds: a version that the gate rejected needs `force` and a `reason`, which is written to the
     audit log. A version without a verdict is judged by the backtest scores in its bundle: unless forced, it must not be worse
-    than seasonal naive, its bundle must not be too large and its data must not end before the champion's. All checks of the
-    gate are made by `retrain` only.
+    than seasonal naive, its bundle must not be too large, it must have the champion's frequency and its data must not end
+    before the champion's. All checks of the gate are made by `retrain` only.
 
     Raises:
         NoSuchModel: The version does not exist.
@@ -105,10 +105,12 @@ def promote_version(
             where=name,
         )
     if not force:
-        steps_behind = (
-            None if champion is None else count_steps_behind(model, artifact.load_bundle(fetch_bundle(champion, root)))
+        champion_model = None if champion is None else artifact.load_bundle(fetch_bundle(champion, root))
+        evidence = Evidence(
+            megabytes=compute_megabytes(bundle),
+            steps_behind=None if champion_model is None else count_steps_behind(model, champion_model),
+            champion_differences=() if champion_model is None else find_frequency_difference(model, champion_model),
         )
-        evidence = Evidence(megabytes=compute_megabytes(bundle), steps_behind=steps_behind)
         verdict = judge_reported_scores(scores[CHALLENGER], scores[SEASONAL_NAIVE], policy or Policy(), evidence)
         if not verdict.should_promote:
             raise RefusedByGate(

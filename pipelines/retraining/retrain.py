@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +14,10 @@ from forecaster.errors import BundleError, InputError
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.registry.registry import CHALLENGER, CHAMPION, BundleVersion, Registry
+from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.storage.failpoints import fail_point
+from forecaster.storage.locks import open_locked
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.evidence import measure_bundle
 from pipelines.promotion.gate import GATE_LEVELS, Verdict, judge
@@ -25,10 +26,44 @@ from pipelines.promotion.promote import fetch_bundle, find_champion, load_verdic
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_retrain_key
-from pipelines.training.train import CandidateScore, TrainingResult, get_checkpoint_folder, run_test_backtest, train
+from pipelines.training.train import (
+    TrainingResult,
+    TrainOptions,
+    get_checkpoint_folder,
+    run_test_backtest,
+    select_training_panel,
+    train,
+)
 
 _PROMOTED_TAG = "promoted"  # the tag of a version whose promotion is complete; a later rollback does not remove it
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RetrainOptions(TrainOptions):
+    """How a retraining is trained, judged and recorded.
+
+    Attributes:
+        warm_start: Whether to start from the weights of the champion, if there is one.
+        policy: Thresholds of the promotion gate.
+        force_retrain: Whether to train and judge again even if there is a verdict already; the new one then replaces it.
+
+    Raises InputError without a test window, on which the retraining could be judged.
+    """
+
+    warm_start: bool = False
+    policy: Policy = field(default_factory=Policy)
+    force_retrain: bool = False
+
+    def __post_init__(self) -> None:
+        if self.test_windows < 1:
+            raise InputError(
+                f"Expected at least 1 test window, on which a retraining is judged; found {self.test_windows}. Use "
+                "--test-windows 1 or more."
+            )
+
+
+_DEFAULT_OPTIONS = RetrainOptions()
 
 
 class RetrainResult(NamedTuple):
@@ -39,6 +74,8 @@ class RetrainResult(NamedTuple):
     verdict: Verdict
     champion: FittedModel | None  # the model in use afterwards: the new one if it was promoted
     report_path: Path  # the HTML report of the verdict
+    key: str
+    already_done: bool = False  # whether this is the recorded result of an earlier retraining
 
 
 class PromotionCandidate(NamedTuple):
@@ -54,48 +91,69 @@ def retrain(
     data: DataSource,
     spec: Spec,
     root: Root,
+    options: RetrainOptions = _DEFAULT_OPTIONS,
     *,
-    warm_start: bool = False,
-    test_windows: int = 1,
-    policy: Policy | None = None,
-    trigger: str = "cli",
-    show_progress: bool = False,
+    panel: Panel | None = None,
 ) -> RetrainResult:
     """Trains a model, backtests it against champion and seasonal naive, registers it, and promotes it only if it is better.
 
-    A warm start uses the weights of the champion, if there is one. Every call trains again; `retrain_once` first looks for an
-    earlier result.
+    One key (`compute_retrain_key`) gives one version and one verdict, however often the function is called. An interrupted
+    retraining continues from what it left: a checkpoint, a bundle, a version, a verdict or a promotion. A second process of
+    the same root waits for the first and returns the same result. Processes on several machines do not wait for each other;
+    there, a single scheduler should start the retrainings.
+
+    Args:
+        data: Where the panel comes from.
+        spec: The specification of the model.
+        root: The root folder.
+        options: How the retraining is trained, judged and recorded.
+        panel: The panel of the data, if it was read already.
     """
-    require_test_window(test_windows)
-    registry = Registry(root.store_uri)
-    champion_version = find_champion(registry, spec.name)
-    champion = None if champion_version is None else artifact.load_bundle(fetch_bundle(champion_version, root))
-    reference_forecasters = {} if champion is None else {CHAMPION: Predictor(champion)}
-    training = train(
-        data,
-        spec,
-        root,
-        initial=champion if warm_start else None,
-        reference_forecasters=reference_forecasters,
-        test_windows=test_windows,
-        trigger=trigger,
-        show_progress=show_progress,
-    )
-    version = register_bundle(training.bundle, root, run_id=training.run_id)
-    candidate = PromotionCandidate(training, version, champion_version, champion)
-    return judge_and_promote(candidate, root, policy or Policy())
+    panel = read_panel(data.for_spec(spec)) if panel is None else panel
+    windows = options.test_windows
+    key = compute_retrain_key(panel, spec, options.policy, test_windows=windows, warm_start=options.warm_start)
+    with hold_retrain_lock(root.path / "retrainings" / f"{key[:16]}.lock"):
+        registry = Registry(root.store_uri)
+        version = None if options.force_retrain else registry.find_version(spec.name, tag=RETRAIN_KEY_TAG, value=key)
+        previous = None if version is None else _load_previous_result(version, key, registry, root)
+        if previous is not None:
+            return previous
+        champion_version = find_champion(registry, spec.name)
+        champion = None if champion_version is None else artifact.load_bundle(fetch_bundle(champion_version, root))
+        reference_forecasters = {} if champion is None else {CHAMPION: Predictor(champion)}
+        initial = champion if options.warm_start else None
+        bundle = None if options.force_retrain else _find_bundle(key, root)
+        if version is not None:
+            bundle = fetch_bundle(version, root)
+        elif bundle is not None:
+            training_panel = select_training_panel(panel, spec, windows)
+            if get_checkpoint_folder(training_panel, spec, root, initial=initial).exists():
+                bundle = None  # the training was killed before the end of its run, and resumes
+        if bundle is None:
+            training = train(
+                data,
+                spec,
+                root,
+                options,
+                panel=panel,
+                retrain_key=key,
+                initial=initial,
+                reference_forecasters=reference_forecasters,
+            )
+        else:
+            model = artifact.load_bundle(bundle)
+            backtest = run_test_backtest(
+                panel, model, reference_forecasters=reference_forecasters, test_windows=windows
+            )
+            training = _load_training_result(bundle, model)._replace(backtest=backtest)
+        fail_point("retrain.trained")
+        version = register_bundle(training.bundle, root, run_id=training.run_id, tags={RETRAIN_KEY_TAG: key})
+        registry.set_tag(version, RETRAIN_KEY_TAG, key)  # the bundle may have been registered manually, without the tag
+        candidate = PromotionCandidate(training, version, champion_version, champion)
+        return judge_and_promote(candidate, root, options.policy, key=key)
 
 
-def require_test_window(test_windows: int) -> None:
-    """Rejects a retraining that could not be judged; raises InputError."""
-    if test_windows < 1:
-        raise InputError(
-            f"Expected at least 1 test window, on which a retraining is judged; found {test_windows}. Use "
-            "--test-windows 1 or more."
-        )
-
-
-def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy) -> RetrainResult:
+def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy, *, key: str) -> RetrainResult:
     """Judges a version, records the verdict, and promotes the version if no check fails."""
     training, version, champion_version, champion = candidate
     assert training.backtest is not None
@@ -109,7 +167,7 @@ def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy)
     if verdict.should_promote:
         promote_by_verdict(version, verdict, root, champion=champion_version)
         champion = training.model
-    return RetrainResult(training, version, verdict, champion, report_path)
+    return RetrainResult(training, version, verdict, champion, report_path, key)
 
 
 def promote_by_verdict(version: BundleVersion, verdict: Verdict, root: Root, *, champion: BundleVersion | None) -> None:
@@ -121,111 +179,26 @@ def promote_by_verdict(version: BundleVersion, verdict: Verdict, root: Root, *, 
         expected_champion=champion,
         on_promoted=log.make_promotion_recorder(version, "; ".join(verdict.reasons)),
     )
-
-
-class KeyedRetrainResult(NamedTuple):
-    """The result of a retraining, its key, and whether the result is an earlier one that was loaded."""
-
-    result: RetrainResult
-    key: str
-    already_done: bool
-
-
-def retrain_once(
-    data: DataSource,
-    spec: Spec,
-    root: Root,
-    *,
-    warm_start: bool = False,
-    test_windows: int = 1,
-    policy: Policy | None = None,
-    trigger: str = "cli",
-    candidates: Sequence[CandidateScore] = (),
-    show_progress: bool = False,
-    force_retrain: bool = False,
-) -> KeyedRetrainResult:
-    """Retrains like `retrain`, but one key gives one version and one verdict, however often the function is called.
-
-    An interrupted retraining continues from what it left: a checkpoint, a bundle, a version, a verdict or a promotion. A second
-    process of the same root waits for the first and returns the same result. Processes on several machines do not wait for
-    each other; there, a single scheduler should start the retrainings. `force_retrain` trains and judges again in any case;
-    its result is then the one that is returned for the key.
-    """
-    require_test_window(test_windows)
-    policy = policy or Policy()
-    panel = read_panel(data.for_spec(spec))
-    key = compute_retrain_key(panel, spec, policy, test_windows=test_windows, warm_start=warm_start)
-    with hold_retrain_lock(root.path / "retrainings" / f"{key[:16]}.lock"):
-        registry = Registry(root.store_uri)
-        version = None if force_retrain else registry.find_version(spec.name, tag=RETRAIN_KEY_TAG, value=key)
-        previous = None if version is None else _load_previous_result(version, registry, root)
-        if previous is not None:
-            return KeyedRetrainResult(previous, key, already_done=True)
-        champion_version = find_champion(registry, spec.name)
-        champion = None if champion_version is None else artifact.load_bundle(fetch_bundle(champion_version, root))
-        reference_forecasters = {} if champion is None else {CHAMPION: Predictor(champion)}
-        initial = champion if warm_start else None
-        bundle = _find_bundle(key, root) if version is None else fetch_bundle(version, root)
-        is_unfinished = get_checkpoint_folder(panel, spec, root, initial=initial, test_windows=test_windows).exists()
-        if bundle is None or force_retrain or (version is None and is_unfinished):
-            training = train(
-                data,
-                spec,
-                root,
-                panel=panel,
-                retrain_key=key,
-                initial=initial,
-                reference_forecasters=reference_forecasters,
-                test_windows=test_windows,
-                trigger=trigger,
-                candidates=candidates,
-                show_progress=show_progress,
-            )
-        else:
-            model = artifact.load_bundle(bundle)
-            backtest = run_test_backtest(
-                panel, model, reference_forecasters=reference_forecasters, test_windows=test_windows
-            )
-            training = _load_training_result(bundle, model)._replace(backtest=backtest)
-        fail_point("retrain.trained")
-        version = register_bundle(training.bundle, root, run_id=training.run_id, tags={RETRAIN_KEY_TAG: key})
-        registry.set_tag(version, RETRAIN_KEY_TAG, key)  # the bundle may have been registered manually, without the tag
-        candidate = PromotionCandidate(training, version, champion_version, champion)
-        result = judge_and_promote(candidate, root, policy)
-        fail_point("retrain.promoted")
-        if result.verdict.should_promote:
-            registry.set_tag(version, _PROMOTED_TAG, "yes")
-        return KeyedRetrainResult(result, key, already_done=False)
+    fail_point("retrain.promoted")
+    registry.set_tag(version, _PROMOTED_TAG, "yes")
 
 
 @contextmanager
 def hold_retrain_lock(lock_path: Path) -> Iterator[None]:
-    """Holds a lock file; other processes wait. The kernel releases the lock when its holder dies; the holder deletes the file."""
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with lock_path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.warning("The same retraining is already running; waiting for its verdict.")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_same_file(lock_path, file.fileno()):
-                continue  # the previous holder deleted the file
-            try:
-                yield
-            finally:
-                lock_path.unlink(missing_ok=True)
-            return
-
-
-def _is_same_file(lock_path: Path, file_descriptor: int) -> bool:
+    """Holds a lock file; other processes wait. The holder deletes the file."""
     try:
-        return lock_path.stat().st_ino == os.fstat(file_descriptor).st_ino
-    except FileNotFoundError:
-        return False
+        lock = open_locked(lock_path)
+    except BlockingIOError:
+        _log.warning("The same retraining is already running; waiting for its verdict.")
+        lock = open_locked(lock_path, timeout_s=None)
+    with lock:
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
 
 
-def _load_previous_result(version: BundleVersion, registry: Registry, root: Root) -> RetrainResult | None:
+def _load_previous_result(version: BundleVersion, key: str, registry: Registry, root: Root) -> RetrainResult | None:
     """Loads the recorded verdict of a version, and completes its promotion if it was interrupted.
 
     Returns None if the version has to be judged: it has no verdict, or one against another champion than the current one.
@@ -239,13 +212,11 @@ def _load_previous_result(version: BundleVersion, registry: Registry, root: Root
         if champion_version != version and champion_number != record.champion_number:
             return None
         promote_by_verdict(version, record.verdict, root, champion=champion_version)
-        fail_point("retrain.promoted")
-        registry.set_tag(version, _PROMOTED_TAG, "yes")
         champion_version = version
     bundle = fetch_bundle(version, root)
     training = _load_training_result(bundle, artifact.load_bundle(bundle))
     champion = None if champion_version is None else artifact.load_bundle(fetch_bundle(champion_version, root))
-    return RetrainResult(training, version, record.verdict, champion, record.report_path)
+    return RetrainResult(training, version, record.verdict, champion, record.report_path, key, already_done=True)
 
 
 def _was_promoted(version: BundleVersion, registry: Registry, root: Root) -> bool:

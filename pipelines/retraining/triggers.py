@@ -9,10 +9,10 @@ from forecaster.bundle import artifact
 from forecaster.frequency import format_timestamp
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import Registry
+from forecaster.series import Panel
 from pipelines.promotion.evidence import compute_data_end, count_steps_since
 from pipelines.promotion.promote import fetch_bundle, find_champion
 from pipelines.settings import Root
-from pipelines.sources import DataSource, read_panel
 
 TriggerCheck = Callable[[], Sequence[str]]
 """Returns the reasons to replace the champion (drift, falling accuracy); empty if there are none."""
@@ -29,13 +29,13 @@ class TriggerResult(NamedTuple):
 
 
 def check_triggers(
-    name: str, data: DataSource, root: Root, *, min_new_steps: int | None = None, checks: Iterable[TriggerCheck] = ()
+    name: str, panel: Panel, root: Root, *, min_new_steps: int | None = None, checks: Iterable[TriggerCheck] = ()
 ) -> TriggerResult:
     """Checks the data and the champion of a name for reasons to retrain.
 
     Args:
         name: The registered model.
-        data: Where the panel comes from.
+        panel: The data that a retraining would use.
         root: The root folder.
         min_new_steps: Steps after the champion's data that trigger a retraining; by default the champion's horizon.
         checks: Additional checks; all of them run, so that every reason is reported.
@@ -44,16 +44,15 @@ def check_triggers(
     if version is None:
         return TriggerResult((f"there is no champion of '{name}'",), "no model was trained yet")
     champion = artifact.load_bundle(fetch_bundle(version, root))
-    data_reasons, data_summary = _check_new_data(champion, data, min_new_steps or champion.spec.horizon)
+    data_reasons, data_summary = _check_new_data(champion, panel, min_new_steps or champion.spec.horizon)
     check_reasons = [reason for check in checks for reason in check()]
     return TriggerResult(
         (*data_reasons, *check_reasons), f"the champion of '{name}' is version {version.number}; {data_summary}"
     )
 
 
-def _check_new_data(champion: FittedModel, data: DataSource, min_new_steps: int) -> tuple[list[str], str]:
+def _check_new_data(champion: FittedModel, panel: Panel, min_new_steps: int) -> tuple[list[str], str]:
     """Returns the reasons to retrain that the data give, and a summary."""
-    panel = read_panel(data.for_spec(champion.spec))
     end, num_new_steps = compute_data_end(champion), count_steps_since(champion, panel)
     if num_new_steps is None:
         reason = (

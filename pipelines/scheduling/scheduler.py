@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import subprocess
@@ -12,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from forecaster.errors import ForecasterError
 from forecaster.storage.failpoints import fail_point
+from forecaster.storage.locks import open_locked
 from pipelines.redaction import redact
 from pipelines.scheduling.cron import CronSchedule
 from pipelines.scheduling.jobs import Heartbeat, Job, JobRun, JobState, JobStore
@@ -127,16 +127,14 @@ class Scheduler:
         run = None
         try:
             fail_point("schedule.taken")
-            with self.store.job_lock_path(job.name).open("a") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    refusal = (
-                        f"the run of {_format_time(due_at)} waits: a run that outlived its scheduler is still active"
-                    )
-                    _log.warning("%s: %s", job.name, refusal)
-                    self._update_state(job.name, refusal=refusal, retry_at=self._now() + _LOCKED_RETRY_DELAY)
-                    return
+            try:
+                lock = open_locked(self.store.job_lock_path(job.name))
+            except BlockingIOError:
+                refusal = f"the run of {_format_time(due_at)} waits: a run that outlived its scheduler is still active"
+                _log.warning("%s: %s", job.name, refusal)
+                self._update_state(job.name, refusal=refusal, retry_at=self._now() + _LOCKED_RETRY_DELAY)
+                return
+            with lock:
                 run = self._execute(job, due_at, attempt, lock)
         except Exception:  # of any kind, for example a log that cannot be written: a failure like that of the command
             _log.exception("%s: the run of %s failed (attempt %d)", job.name, _format_time(due_at), attempt)
@@ -157,7 +155,7 @@ class Scheduler:
                 changes |= {"waiting": None, "failures": 0, "retry_at": None}
         self._update_state(job.name, **changes)
 
-    def _execute(self, job: Job, due_at: datetime, attempt: int, lock_file: IO[str]) -> JobRun:
+    def _execute(self, job: Job, due_at: datetime, attempt: int, lock_file: BinaryIO) -> JobRun:
         started, log = self._now(), self.store.job_log_path(job.name)
         if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
             log.replace(log.with_suffix(".log.1"))
@@ -211,17 +209,16 @@ class Scheduler:
 
     @contextmanager
     def _hold_scheduler_lock(self) -> Iterator[None]:
-        self.store.folder.mkdir(parents=True, exist_ok=True)
-        with self.store.lock_path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                heartbeat = self.store.load_heartbeat()
-                owner = "another process" if heartbeat is None else f"process {heartbeat.pid}"
-                raise SchedulerRuns(
-                    f"Expected no other scheduler on {self._root.path}; {owner} is running. Stop it, or use another --root.",
-                    where="root",
-                ) from error
+        try:
+            lock = open_locked(self.store.lock_path)
+        except BlockingIOError as error:
+            heartbeat = self.store.load_heartbeat()
+            owner = "another process" if heartbeat is None else f"process {heartbeat.pid}"
+            raise SchedulerRuns(
+                f"Expected no other scheduler on {self._root.path}; {owner} is running. Stop it, or use another --root.",
+                where="root",
+            ) from error
+        with lock:
             yield
 
 

@@ -2,6 +2,6 @@
 
 from pipelines.sources.data import DataSource
 from pipelines.sources.panels import BUILT_IN_DATASETS, read_panel
-from pipelines.sources.specifications import derive_model_name, read_spec, validate_test_windows
+from pipelines.sources.specifications import derive_model_name, read_spec
 
-__all__ = ["BUILT_IN_DATASETS", "DataSource", "derive_model_name", "read_panel", "read_spec", "validate_test_windows"]
+__all__ = ["BUILT_IN_DATASETS", "DataSource", "derive_model_name", "read_panel", "read_spec"]

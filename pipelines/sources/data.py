@@ -34,8 +34,10 @@ class DataSource(NamedTuple):
     is_query: bool = False
     cutoff: str | None = None
 
-    def for_spec(self, spec: Spec) -> DataSource:
-        """Returns the same source with the additional columns that a specification reads."""
+    def for_spec(self, spec: Spec | None) -> DataSource:
+        """Returns the same source with the additional columns that a specification reads, none without a specification."""
+        if spec is None:
+            return self
         group = () if spec.group is None or spec.group in spec.static else (spec.group,)
         return self._replace(covariates=spec.covariates, static=(*spec.static, *group), channels=spec.channels)
 

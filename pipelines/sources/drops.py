@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,20 +12,14 @@ import pandas as pd
 from forecaster.data.frames import columns as cells
 from forecaster.data.frames import timestamps
 from forecaster.errors import BadStamp, InputError, NoData
-from forecaster.frequency import Timestamps, format_timestamp, normalize_frequency, timestamps_to_int64
+from forecaster.frequency import Timestamps, format_timestamp, timestamps_to_int64
 from pipelines.sources.data import DataSource
+from pipelines.sources.source_files import SourceFile, SourceTable
 from pipelines.sources.stores import SourceFolder
-from pipelines.sources.tables import TABLE_SUFFIXES, SourceFile, is_table_name, read_table
+from pipelines.sources.tables import TABLE_SUFFIXES, is_table_name, read_table
 
 _INCOMPLETE_PATTERN = re.compile(r"[._~]|.*\.(tmp|temp|part|partial|incomplete)\.", re.IGNORECASE)
 _MAX_NAMES_SHOWN = 3
-
-
-class SourceTable(NamedTuple):
-    """The rows of a source, and messages about corrections and skipped files."""
-
-    frame: pd.DataFrame
-    repairs: tuple[str, ...]
 
 
 def sort_by_name(names: Sequence[str]) -> list[str]:
@@ -62,29 +56,34 @@ def read_drops(folder: SourceFolder, data: DataSource) -> SourceTable:
             where=folder.location,
         )
     names = sort_by_name(complete)
-    frames = [_read_drop(files[name], data) for name in names]
+    tables = [_read_drop(files[name], data) for name in names]
+    frames = [table.frame for table in tables]
     ds = _concat_timestamps([frame[data.columns.ds] for frame in frames], [files[name].location for name in names])
     frame = pd.concat([frame.drop(columns=data.columns.ds) for frame in frames], ignore_index=True)
     frame[data.columns.ds] = ds
     drop_index = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
     frame, repairs = _apply_corrections(frame, drop_index, names, data)
+    repairs += [f"{name}: {repair}" for name, table in zip(names, tables, strict=True) for repair in table.repairs]
     if skipped:
         more = f" and {len(skipped) - _MAX_NAMES_SHOWN} more" if len(skipped) > _MAX_NAMES_SHOWN else ""
         repairs.append(f"skipped files in {folder.location} by name: {', '.join(skipped[:_MAX_NAMES_SHOWN])}{more}")
     return SourceTable(frame, tuple(repairs))
 
 
-def _read_drop(file: SourceFile, data: DataSource) -> pd.DataFrame:
+def _read_drop(file: SourceFile, data: DataSource) -> SourceTable:
     """Reads one drop and parses its cells as `to_panel` does; a subclass of InputError gets the file as a prefix."""
-    frame, names = read_table(file, data), data.columns
+    (frame, repairs), names = read_table(file, data), data.columns
     try:
         cells.validate_columns(frame, required=names, optional=[*data.covariates, *data.static, *data.channels])
         ids = cells.parse_ids(frame[names.unique_id], column=names.unique_id)
-        freq = None if data.freq is None else normalize_frequency(data.freq, where="freq")
         parsed = timestamps.parse_timestamp_column(
-            frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series_codes=ids.codes
+            frame[names.ds],
+            column=names.ds,
+            freq=None if data.freq is None else str(data.freq),
+            zone=data.zone,
+            series_codes=ids.codes,
         )
-        return pd.DataFrame(
+        parsed_frame = pd.DataFrame(
             {
                 names.unique_id: pd.Series(ids.ids[ids.codes], dtype=object),
                 names.ds: parsed.timestamps,
@@ -94,6 +93,7 @@ def _read_drop(file: SourceFile, data: DataSource) -> pd.DataFrame:
                 **{name: cells.parse_numbers(frame[name], column=name) for name in data.channels},
             }
         )
+        return SourceTable(parsed_frame, repairs)
     except InputError as error:
         raise type(error)(f"{file.location}: {error.message}", where=file.location) from error
 

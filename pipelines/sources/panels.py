@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ from forecaster.frequency import Timestamp, Timestamps, format_timestamp, normal
 from forecaster.series import Panel
 from pipelines.sources.data import DataSource
 from pipelines.sources.database import run_query
-from pipelines.sources.drops import SourceTable, read_drops
+from pipelines.sources.drops import read_drops
+from pipelines.sources.source_files import SourceTable
 from pipelines.sources.stores import SourceFolder, find_source
 from pipelines.sources.tables import read_table
 
@@ -32,6 +34,8 @@ def read_panel(data: DataSource) -> Panel:
     is_built_in = data.source in BUILT_IN_DATASETS and not data.is_query
     if is_built_in:
         data = DataSource(data.source, data.freq, zone=data.zone, cutoff=data.cutoff)
+    if data.freq is not None:  # settled here; everything below takes the name as it is
+        data = data._replace(freq=normalize_frequency(data.freq, where="freq"))
     table = _read_rows(data)
     frame, messages = (table.frame, ()) if data.cutoff is None else _keep_until(table.frame, data, data.cutoff)
     panel = to_panel(
@@ -43,7 +47,7 @@ def read_panel(data: DataSource) -> Panel:
         static=data.static,
         channels=data.channels,
     )
-    return panel._replace(repairs=(*table.repairs, *messages, *panel.repairs))
+    return replace(panel, repairs=(*table.repairs, *messages, *panel.repairs))
 
 
 def _read_rows(data: DataSource) -> SourceTable:
@@ -52,7 +56,7 @@ def _read_rows(data: DataSource) -> SourceTable:
     if data.source in BUILT_IN_DATASETS:
         return SourceTable(BUILT_IN_DATASETS[data.source](), ())
     source = find_source(data.source, alternatives=f"one of the data sets {', '.join(BUILT_IN_DATASETS)}")
-    return read_drops(source, data) if isinstance(source, SourceFolder) else SourceTable(read_table(source, data), ())
+    return read_drops(source, data) if isinstance(source, SourceFolder) else read_table(source, data)
 
 
 def _keep_until(frame: pd.DataFrame, data: DataSource, cutoff: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -63,9 +67,12 @@ def _keep_until(frame: pd.DataFrame, data: DataSource, cutoff: str) -> tuple[pd.
     names = data.columns
     cells.validate_columns(frame, required=names, optional=[*data.covariates, *data.static, *data.channels])
     ids = cells.parse_ids(frame[names.unique_id], column=names.unique_id)
-    freq = None if data.freq is None else normalize_frequency(data.freq, where="freq")
     ds = timestamps.parse_timestamp_column(
-        frame[names.ds], column=names.ds, freq=freq, zone=data.zone, series_codes=ids.codes
+        frame[names.ds],
+        column=names.ds,
+        freq=None if data.freq is None else str(data.freq),
+        zone=data.zone,
+        series_codes=ids.codes,
     ).timestamps
     last = _parse_cutoff(cutoff, ds)
     is_later = np.asarray(ds > last)

@@ -1,4 +1,4 @@
-"""Reads specifications from files, and validates values that complete them."""
+"""Reads specifications from files, and names models after their data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from forecaster.errors import BadSpec, InputError
+from forecaster.errors import BadSpec
 from forecaster.spec import Spec
 
 
@@ -21,15 +21,6 @@ def read_spec(path: Path) -> Spec:
     except yaml.YAMLError as error:
         raise BadSpec(f"Expected YAML in {path}; {' '.join(str(error).split())}.", where=str(path)) from error
     return Spec.parse(fields, where=str(path))
-
-
-def validate_test_windows(test_windows: int) -> None:
-    """Rejects a negative number of test windows; raises InputError."""
-    if test_windows < 0:
-        raise InputError(
-            f"Expected --test-windows of at least 0; found {test_windows}. Use 0 test windows to train on all data.",
-            where="test_windows",
-        )
 
 
 def derive_model_name(name: str) -> str:

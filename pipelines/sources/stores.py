@@ -12,7 +12,8 @@ from typing import IO, Any, NamedTuple
 from forecaster.errors import InputError, MissingPackage, SourceNotFound, SourceUnavailable
 from forecaster.storage.addresses import redact_addresses
 from pipelines.redaction import has_password, redact
-from pipelines.sources.tables import TABLE_SUFFIXES, SourceFile, is_table_name
+from pipelines.sources.source_files import SourceFile
+from pipelines.sources.tables import TABLE_SUFFIXES, is_table_name
 
 
 class SourceFolder(NamedTuple):

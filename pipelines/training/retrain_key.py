@@ -30,7 +30,7 @@ def compute_retrain_key(panel: Panel, spec: Spec, policy: Policy, *, test_window
     ]
     parts = {
         "cutoff": format_timestamp(panel.cutoff),
-        "data": panel._replace(series=series_to_cutoff).digest(),
+        "data": replace(panel, series=series_to_cutoff).digest,
         "code": compute_code_version(),
         "spec": spec.model_dump(mode="json"),
         "policy": policy.model_dump(mode="json"),

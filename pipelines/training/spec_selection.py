@@ -6,10 +6,10 @@ import logging
 from typing import NamedTuple
 
 from forecaster.data.split import hold_out
+from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.presets import build_candidate_specs
 from forecaster.training.selection import select_on_validation
-from pipelines.sources import DataSource, derive_model_name, read_panel, validate_test_windows
 from pipelines.training.train import CandidateScore
 
 _log = logging.getLogger(__name__)
@@ -22,19 +22,20 @@ class SpecSelection(NamedTuple):
     candidates: tuple[CandidateScore, ...] = ()
 
 
-def select_spec(data: DataSource, *, horizon: int, preset: str | None = None, test_windows: int = 1) -> SpecSelection:
+def select_spec(
+    panel: Panel, *, name: str, horizon: int, preset: str | None = None, test_windows: int = 1
+) -> SpecSelection:
     """Returns the variant of a preset with the best forecasts on the windows before the test.
 
     Args:
-        data: Where the panel comes from.
+        panel: All data.
+        name: The name of the model.
         horizon: Steps ahead.
         preset: The preset; by default that of the panel's frequency.
         test_windows: Rolling origins at the end, which do not affect the choice.
     """
-    validate_test_windows(test_windows)
-    panel = read_panel(data)
     history = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
-    specs = build_candidate_specs(history, horizon=horizon, name=derive_model_name(data.name), preset=preset)
+    specs = build_candidate_specs(history, horizon=horizon, name=name, preset=preset)
     for spec in specs:  # an error about short series describes the whole data, not the remaining history
         hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
 

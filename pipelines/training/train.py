@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import pytorch_lightning as pl
 from forecaster.bundle import artifact
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out
-from forecaster.errors import TrainingError
+from forecaster.errors import InputError, TrainingError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
 from forecaster.evaluation.blend_weights import BlendWeights, fit_blend
@@ -31,11 +30,12 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.statistical.blend import NETWORK, format_blend_weights, require_packages
 from forecaster.storage import atomic
+from forecaster.storage.locks import open_locked
 from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, fit_digest, refit
 from pipelines.promotion.gate import SEASONAL_NAIVE
 from pipelines.settings import Root
-from pipelines.sources import DataSource, read_panel, validate_test_windows
+from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests
 from pipelines.tracking.run import RunDataset, TrackedRun, open_run
 from pipelines.training.model_card import compute_reliable_horizon, render_model_card, replace_nonfinite
@@ -72,6 +72,35 @@ class CandidateScore(NamedTuple):
     error: float
 
 
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a training is tested, recorded and shown.
+
+    Attributes:
+        test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
+        trigger: What started the training, for the run's tags.
+        candidates: The specifications among which this one was chosen, for the run.
+        show_progress: Whether to show a progress bar; otherwise one line per epoch is logged.
+
+    Raises InputError if the number of test windows is negative.
+    """
+
+    test_windows: int = 1
+    trigger: str = "cli"
+    candidates: Sequence[CandidateScore] = ()
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.test_windows < 0:
+            raise InputError(
+                f"Expected --test-windows of at least 0; found {self.test_windows}. Use 0 test windows to train on all data.",
+                where="test_windows",
+            )
+
+
+_DEFAULT_OPTIONS = TrainOptions()
+
+
 class TrainingResult(NamedTuple):
     """The bundle that a training wrote, and its scores."""
 
@@ -87,15 +116,12 @@ def train(
     data: DataSource,
     spec: Spec,
     root: Root,
+    options: TrainOptions = _DEFAULT_OPTIONS,
     *,
     panel: Panel | None = None,
     retrain_key: str | None = None,
     initial: FittedModel | None = None,
     reference_forecasters: Mapping[str, ForecastFunction | Predictor] | None = None,
-    test_windows: int = 1,
-    trigger: str = "cli",
-    candidates: Sequence[CandidateScore] = (),
-    show_progress: bool = False,
 ) -> TrainingResult:
     """Fits a model on all but the last test windows, backtests it on them, writes its bundle, and tracks all of it in a run.
 
@@ -103,44 +129,38 @@ def train(
         data: Where the panel comes from.
         spec: The specification of the model.
         root: The root folder. A training that was killed resumes from its last epoch when it is started again.
+        options: How the training is tested, recorded and shown.
         panel: The panel of the data, if it was read already.
         retrain_key: The key of the retraining; a tag of the run, and one of the bundle's facts.
         initial: The model whose weights to start from; by default they are random.
         reference_forecasters: Additional forecasters to backtest at the same cutoffs.
-        test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
-        trigger: What started the training, for the run's tags.
-        candidates: The specifications among which this one was chosen, for the run.
-        show_progress: Whether to show a progress bar.
     """
-    validate_test_windows(test_windows)
     panel = read_panel(data.for_spec(spec)) if panel is None else panel
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)
-    training_panel = _select_training_panel(panel, spec, test_windows)
+    training_panel = select_training_panel(panel, spec, options.test_windows)
     split_panel(training_panel, spec)  # data that cannot be trained on are rejected before a run is created
     require_packages(spec.blend)
-    dataset = RunDataset(data.name, training_panel.digest(), data.source, training_panel.cutoff)
+    dataset = RunDataset(data.name, training_panel.digest, data.source, training_panel.cutoff)
     tags = {
         RETRAIN_KEY_TAG: retrain_key,
         "asked_cutoff": data.cutoff,
         "refit": str(spec.training.refit).lower(),
-    } | _describe_candidates(candidates)
-    with _lock_checkpoint_folder(
-        get_checkpoint_folder(panel, spec, root, initial=initial, test_windows=test_windows)
-    ) as folder:
+    } | _describe_candidates(options.candidates)
+    with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
         with open_run(
             spec,
             dataset,
             root=root.path,
             tracking_uri=root.tracking_uri,
-            trigger=trigger,
+            trigger=options.trigger,
             run_id=_read_if_exists(folder / "run_id"),
             tags={name: value for name, value in tags.items() if value is not None},
         ) as run:
             atomic.write_text(folder / "run_id", run.id)
-            run.log_curve("choice/error", [candidate.error for candidate in candidates])
+            run.log_curve("choice/error", [candidate.error for candidate in options.candidates])
             started = time.monotonic()
-            callbacks = [] if show_progress else [EpochLogger()]
+            callbacks = [] if options.show_progress else [EpochLogger()]
             fitted = fit(
                 training_panel,
                 spec,
@@ -148,7 +168,7 @@ def train(
                 checkpoint=folder / "last.ckpt",
                 loggers=[run.logger],
                 callbacks=callbacks,
-                progress=show_progress,
+                progress=options.show_progress,
             )
             fitted, blend_weights = _calibrate_and_blend(fitted, training_panel, spec)
             if spec.training.refit:
@@ -158,19 +178,19 @@ def train(
                     initial=initial,
                     checkpoint=folder / "whole.ckpt",
                     callbacks=callbacks,
-                    progress=show_progress,
+                    progress=options.show_progress,
                 )
                 fitted = fitted._replace(model=refitted)
                 run.logger.log_metrics({"refit/steps": fitted.best_steps})
             seconds = time.monotonic() - started
             model, result, result_with_quantiles = fitted.model, None, None
-            if test_windows:
+            if options.test_windows:
                 network_only = {NETWORK: Predictor(replace(model, blend_weights={}))} if model.blend_weights else {}
                 result = run_test_backtest(
                     panel,
                     model,
                     reference_forecasters={**network_only, **(reference_forecasters or {})},
-                    test_windows=test_windows,
+                    test_windows=options.test_windows,
                 )
                 result_with_quantiles = add_quantiles(result, {CHALLENGER: model}, levels=SCORED_LEVELS)
                 _log_figures(run, result_with_quantiles)  # uploaded while the bundle is written
@@ -184,7 +204,7 @@ def train(
             if model.blend_weights:
                 run.set_tag("blend", format_blend_weights(model.blend_weights))
             run.log_model_card(card)
-            _log_scores(run, spec, fitted, result_with_quantiles, seconds=seconds, test_windows=test_windows)
+            _log_scores(run, spec, fitted, result_with_quantiles, seconds=seconds)
         shutil.rmtree(folder)
     return TrainingResult(bundle, digest, run.id, model, facts["backtest"], result)
 
@@ -217,14 +237,13 @@ def run_test_backtest(
     )
 
 
-def get_checkpoint_folder(
-    panel: Panel, spec: Spec, root: Root, *, initial: FittedModel | None, test_windows: int
-) -> Path:
+def get_checkpoint_folder(training_panel: Panel, spec: Spec, root: Root, *, initial: FittedModel | None) -> Path:
     """Returns the checkpoint folder of a training; it exists only while the training is unfinished."""
-    return root.checkpoints / fit_digest(_select_training_panel(panel, spec, test_windows), spec, initial)[:16]
+    return root.checkpoints / fit_digest(training_panel, spec, initial)[:16]
 
 
-def _select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel:
+def select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel:
+    """Returns the part of the panel before the test windows, without the series that are too short for it."""
     return (
         hold_out(panel, test_windows * spec.horizon, min_history=spec.min_steps + 1).history if test_windows else panel
     )
@@ -234,15 +253,16 @@ def _select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel
 def _lock_checkpoint_folder(folder: Path) -> Iterator[Path]:
     """Creates and locks the checkpoint folder of one fit; raises TrainingError if another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(
-                f"Expected no other process to run this training; it is already running (lock {lock.name}). Wait for it to "
-                "finish, or change the specification.",
-                where=str(folder),
-            ) from error
+    lock_path = folder.with_name(f"{folder.name}.lock")
+    try:
+        lock = open_locked(lock_path)
+    except BlockingIOError as error:
+        raise TrainingError(
+            f"Expected no other process to run this training; it is already running (lock {lock_path}). Wait for it to "
+            "finish, or change the specification.",
+            where=str(folder),
+        ) from error
+    with lock:
         yield folder
 
 
@@ -280,7 +300,7 @@ def _build_facts(
     return blend | {
         "run_id": run_id,
         "data": data.name,
-        "data_digest": training_panel.digest(),
+        "data_digest": training_panel.digest,
         "series": len(training_panel.series) - len(fitted.excluded_ids),
         "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
         "epochs": fitted.epochs,
@@ -312,15 +332,7 @@ def _log_figures(run: TrackedRun, result: Backtest) -> None:
         run.log_figure("plots/calibration.png", plot_calibration(result))
 
 
-def _log_scores(
-    run: TrackedRun,
-    spec: Spec,
-    fitted: FitResult,
-    result: Backtest | None,
-    *,
-    seconds: float,
-    test_windows: int,
-) -> None:
+def _log_scores(run: TrackedRun, spec: Spec, fitted: FitResult, result: Backtest | None, *, seconds: float) -> None:
     """Logs all metrics that runs are compared by, under the names that all runs share."""
     num_windows = (fitted.steps - fitted.resumed_steps + spec.training.refit * fitted.best_steps) * spec.training.batch
     if num_windows:  # otherwise the fit finished before a kill, and was logged then or not at all
@@ -331,7 +343,7 @@ def _log_scores(
         result.series,
         context=fitted.model.network.window_length(max(map(len, result.series))),
         horizon=spec.horizon,
-        windows=test_windows,
+        windows=result.actual.shape[1],
         season=fitted.model.season,
         encoding=fitted.model.encoding,
         channels=spec.channels,

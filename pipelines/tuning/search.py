@@ -88,6 +88,7 @@ def tune(
     spec: Spec,
     root: Root,
     *,
+    panel: Panel | None = None,
     output_path: Path,
     n_trials: int = 40,
     timeout: float | None = None,
@@ -104,6 +105,7 @@ def tune(
         data: Source of the panel.
         spec: Center of the search. Fields that are not in `search_space.SEARCH_DIMENSIONS` keep their values.
         root: Folder of all state.
+        panel: The panel of the data, if it was read already.
         output_path: File to write the best specification to.
         n_trials: Number of trials to train, including those of earlier calls with the same arguments.
         timeout: Seconds after which no further trial is started; None for no limit.
@@ -113,7 +115,7 @@ def tune(
     """
     validate_search(spec, n_trials=n_trials, timeout=timeout, seed=seed, test_windows=test_windows)
     started = time.monotonic()
-    panel = read_panel(data.for_spec(spec))
+    panel = read_panel(data.for_spec(spec)) if panel is None else panel
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)
     search_panel = _select_search_panel(panel, spec, test_windows=test_windows)
@@ -121,7 +123,7 @@ def tune(
     space = build_search_space(SearchScope.from_panel(search_panel, spec))
     name = _build_study_name(search_panel, spec, space, seed=seed)
     seasonal_naive_value = _score_seasonal_naive(search_panel, spec)
-    dataset = RunDataset(data.name, search_panel.digest(), data.source, search_panel.cutoff)
+    dataset = RunDataset(data.name, search_panel.digest, data.source, search_panel.cutoff)
     with open_study(
         root.checkpoints, root.studies_url, name, space, seed=seed, warm_up_epochs=_count_warm_up_epochs(spec)
     ) as study:
@@ -179,7 +181,7 @@ def _select_search_panel(panel: Panel, spec: Spec, *, test_windows: int) -> Pane
 
 
 def _build_study_name(panel: Panel, spec: Spec, space: SearchSpace, *, seed: int) -> str:
-    digest = hashlib.sha256(f"{panel.digest()}{spec.model_dump_json()}{space!r}{seed}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{panel.digest}{spec.model_dump_json()}{space!r}{seed}".encode()).hexdigest()
     return f"{spec.name}-{digest[:16]}"
 
 

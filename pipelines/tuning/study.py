@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from forecaster.errors import MissingPackage, TrainingError
+from forecaster.storage.locks import open_locked
 from pipelines.tuning.search_space import Choices, Range, SearchSpace
 
 try:
@@ -144,10 +144,10 @@ def open_study(
         TrainingError: The same search is running in another process.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    lock_folder.mkdir(parents=True, exist_ok=True)
     with _hold_search_lock(lock_folder / f"{study_name}.lock"):
-        with (lock_folder / "tune.lock").open("w") as lock:  # processes that create the tables concurrently would fail
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open_locked(
+            lock_folder / "tune.lock", timeout_s=None
+        ):  # processes that create tables concurrently would fail
             storage = optuna.storages.RDBStorage(storage_url)
         pruner = optuna.pruners.MedianPruner(n_startup_trials=_PRUNER_STARTUP_TRIALS, n_warmup_steps=warm_up_epochs)
         study = optuna.create_study(storage=storage, study_name=study_name, pruner=pruner, load_if_exists=True)
@@ -176,15 +176,15 @@ class PruningCallback(pl.Callback):
 
 @contextmanager
 def _hold_search_lock(lock_path: Path) -> Iterator[None]:
-    with lock_path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(
-                f"Expected no other process in the same search; one is already running (it holds {lock_path}). Wait for it, or "
-                "choose another --seed.",
-                where=str(lock_path),
-            ) from error
+    try:
+        lock = open_locked(lock_path)
+    except BlockingIOError as error:
+        raise TrainingError(
+            f"Expected no other process in the same search; one is already running (it holds {lock_path}). Wait for it, or "
+            "choose another --seed.",
+            where=str(lock_path),
+        ) from error
+    with lock:
         yield
 
 

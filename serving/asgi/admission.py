@@ -1,23 +1,248 @@
-"""Admission control: how many requests may be in progress in one worker, and for how long. The work runs in threads."""
+"""Admission control: which work of one worker runs next, and which is rejected because it could not finish in time.
+
+Work is measured in steps before it is computed (series times steps, plus series times horizon), and its expected seconds follow
+from the speed of earlier work of the same kind. Short work has a thread of its own, so it never waits for a long computation.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from serving.deadline import Deadline
 from serving.errors import ApiError
 
+ItemT = TypeVar("ItemT")
 T = TypeVar("T")
+ComputeGroup = Callable[[Sequence[Any]], Sequence[Any]]  # items -> one result or exception for each
+
+MAX_SHORT_STEPS = 1 << 14  # a full group of short work takes tens of milliseconds
+MAX_GROUP_ITEMS = 32
+# Work is overtaken by shorter work that arrives later, by up to so many times the difference of their expected seconds.
+_OVERTAKING_FACTOR = 4.0
+_INITIAL_SECONDS_PER_STEP = 1e-6  # until the first measurement of a kind of work
+_RATE_SMOOTHING = 0.2  # weight of the latest measurement in the moving average
 _MAX_RETRY_AFTER_S = 60  # an estimate further ahead is worth little
-_CAPACITY_POLL_S = 0.02  # between attempts to acquire capacity
+_CAPACITY_POLL_S = 0.02  # between attempts to enter a full queue
 _DISCONNECT_CHECK_DELAY_S = 0.1  # most requests finish before, and need no watcher
-_MEAN_SMOOTHING = 0.2  # weight of the latest duration in the moving average
+
+
+class _QueuedWork(NamedTuple):
+    """Work in a queue; the fields before `number` are its order, and `number` is unique."""
+
+    priority: float
+    number: int
+    kind: Hashable
+    compute: ComputeGroup
+    item: Any
+    steps: int
+    expected_s: float
+    is_groupable: bool
+    future: Future[Any]
+
+
+class _WorkQueue:
+    """Waiting work in the order of its priority, and the threads that compute it."""
+
+    def __init__(self, name: str, *, threads: int, capacity: int) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._threads = threads
+        self._capacity = capacity
+        self._lock = Lock()
+        self._waiting: list[_QueuedWork] = []  # a heap
+        self._running: dict[int, tuple[float, float]] = {}  # by number: start, and expected seconds
+        self._seconds_per_step: dict[Hashable, float] = {}
+        self._last_number = 0
+        self._in_progress = 0  # waiting, or running, even after the deadline
+
+    def submit(
+        self, kind: Hashable, compute: ComputeGroup, item: Any, *, steps: int, is_groupable: bool, deadline: Deadline
+    ) -> Future[Any]:
+        """Queues work and returns its future.
+
+        Raises ApiError (429) at full capacity, or if the work before it is not expected to end by the deadline. The future can be
+        cancelled until a thread takes the work; work that has started counts against the capacity until it ends.
+        """
+        with self._lock:
+            expected_s = self._seconds_per_step.get(kind, _INITIAL_SECONDS_PER_STEP) * steps
+            priority = time.monotonic() + _OVERTAKING_FACTOR * expected_s
+            wait_s = sum(self._iter_seconds_before(priority)) / self._threads
+            if self._in_progress >= self._capacity or wait_s > deadline.remaining_s:
+                raise _overload_error(wait_s)
+            self._in_progress += 1
+            self._last_number += 1
+            future: Future[Any] = Future()
+            work = _QueuedWork(
+                priority, self._last_number, kind, compute, item, steps, expected_s, is_groupable, future
+            )
+            heapq.heappush(self._waiting, work)
+        future.add_done_callback(self._leave)
+        self._executor.submit(self._compute_next)
+        return future
+
+    def close(self) -> None:
+        """Cancels waiting work, without waiting for running work."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for work in waiting:
+            work.future.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _iter_seconds_before(self, priority: float) -> Iterator[float]:
+        """Yields the expected seconds of running work, and of waiting work that would be computed before `priority`."""
+        now = time.monotonic()
+        yield from (max(0.0, started_at + expected_s - now) for started_at, expected_s in self._running.values())
+        yield from (
+            work.expected_s for work in self._waiting if work.priority <= priority and not work.future.cancelled()
+        )
+
+    def _leave(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._in_progress -= 1
+
+    def _compute_next(self) -> None:
+        """Computes the first waiting work, and with it the groupable work that follows it directly."""
+        group = self._take_group()
+        if not group:  # it was cancelled, or computed with an earlier group
+            return
+        started_at = time.monotonic()
+        try:
+            results: Sequence[Any] = group[0].compute([work.item for work in group])
+        except BaseException as error:
+            results = [error] * len(group)
+        self._observe(group, time.monotonic() - started_at)
+        for work, result in zip(group, results, strict=True):
+            if isinstance(result, BaseException):
+                work.future.set_exception(result)
+            else:
+                work.future.set_result(result)
+
+    def _take_group(self) -> list[_QueuedWork]:
+        group: list[_QueuedWork] = []
+        with self._lock:
+            while self._waiting and len(group) < MAX_GROUP_ITEMS:
+                first = self._waiting[0]
+                if group and not (first.is_groupable and first.kind == group[0].kind):
+                    break
+                heapq.heappop(self._waiting)
+                if first.future.set_running_or_notify_cancel():
+                    group.append(first)
+                    self._running[first.number] = time.monotonic(), first.expected_s
+                if group and not group[0].is_groupable:
+                    break
+        return group
+
+    def _observe(self, group: Sequence[_QueuedWork], seconds: float) -> None:
+        """Updates the speed of this kind of work, and removes the group from the running work."""
+        kind, measured = group[0].kind, seconds / max(1, sum(work.steps for work in group))
+        with self._lock:
+            previous = self._seconds_per_step.get(kind, measured)
+            self._seconds_per_step[kind] = previous + _RATE_SMOOTHING * (measured - previous)
+            for work in group:
+                del self._running[work.number]
+
+
+class Admission:
+    """Two queues of work: short work, and all other work. Work that cannot finish in time is rejected at once with 429."""
+
+    def __init__(self, *, threads: int, capacity: int, timeout_s: float) -> None:
+        """Creates the queues.
+
+        Args:
+            threads: Threads for work of more than `MAX_SHORT_STEPS` steps; short work has one thread.
+            capacity: Largest number of requests in progress in each queue.
+            timeout_s: Seconds until the deadline of a request.
+        """
+        self._short = _WorkQueue("short", threads=1, capacity=capacity)
+        self._long = _WorkQueue("long", threads=threads, capacity=capacity)
+        self._timeout_s = timeout_s
+
+    def new_deadline(self) -> Deadline:
+        """Returns the deadline of a request that arrives now."""
+        return Deadline.after(self._timeout_s)
+
+    async def run(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        steps: int = 0,
+        deadline: Deadline | None = None,
+        wait_for_capacity: bool = False,
+        wait_for_disconnect: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> T:
+        """Runs `function(*args)` in a thread; see `run_grouped`, where a call is the item and the function is the kind."""
+        return await self.run_grouped(
+            _call_one_by_one,
+            partial(function, *args),
+            kind=function,
+            steps=steps,
+            deadline=deadline,
+            wait_for_capacity=wait_for_capacity,
+            wait_for_disconnect=wait_for_disconnect,
+        )
+
+    async def run_grouped(
+        self,
+        compute: Callable[[Sequence[ItemT]], Sequence[T | Exception]],
+        item: ItemT,
+        *,
+        kind: Hashable,
+        steps: int,
+        is_groupable: bool = False,
+        deadline: Deadline | None = None,
+        wait_for_capacity: bool = False,
+        wait_for_disconnect: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> T:
+        """Computes one item in a thread, and returns its result or raises its exception.
+
+        Raises ApiError if the work is not admitted (429), after the deadline (504), or after a disconnect (499). The work itself
+        must check the deadline and stop.
+
+        Args:
+            compute: Computes a group of items: one result or exception for each.
+            item: The item.
+            kind: Work of one kind has one speed and can form groups. There are few kinds.
+            steps: The size of the work. It decides the queue, the order and the expected seconds.
+            is_groupable: Whether the item may be computed together with other items of this kind.
+            deadline: The deadline of the request; a new one by default.
+            wait_for_capacity: Wait for the queue instead of raising 429. For further parts of a response that has started.
+            wait_for_disconnect: Returns when the client has disconnected.
+        """
+        deadline = deadline or self.new_deadline()
+        queue = self._short if steps <= MAX_SHORT_STEPS else self._long
+        while True:
+            try:
+                future = queue.submit(kind, compute, item, steps=steps, is_groupable=is_groupable, deadline=deadline)
+                break
+            except ApiError:
+                if not wait_for_capacity or not deadline.remaining_s:
+                    raise
+            await asyncio.sleep(_CAPACITY_POLL_S)
+        pending: asyncio.Future[T] = asyncio.wrap_future(future)
+        watcher = None if wait_for_disconnect is None else _DisconnectWatcher(wait_for_disconnect, pending, deadline)
+        try:
+            return await asyncio.wait_for(pending, deadline.remaining_s)
+        except TimeoutError as error:
+            raise deadline.timeout_error() from error
+        except asyncio.CancelledError:
+            if watcher is not None and watcher.disconnected:
+                raise deadline.client_disconnected_error() from None
+            raise
+        finally:
+            if watcher is not None:
+                watcher.stop()
+
+    def close(self) -> None:
+        """Rejects new work and cancels waiting work, without waiting for running work."""
+        self._short.close()
+        self._long.close()
 
 
 class _DisconnectWatcher:
@@ -49,123 +274,32 @@ class _DisconnectWatcher:
         self._result.cancel()
 
 
-class _Capacity:
-    """A counter of requests in progress, up to a limit. The event loop acquires it and threads release it."""
+def one_by_one(compute: Callable[[ItemT], T]) -> Callable[[Sequence[ItemT]], list[T | Exception]]:
+    """Returns a function that computes the items of a group one by one."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lock = Lock()
-        self.in_use = 0
+    def compute_group(items: Sequence[ItemT]) -> list[T | Exception]:
+        results: list[T | Exception] = []
+        for item in items:
+            try:
+                results.append(compute(item))
+            except Exception as error:  # the error of one item does not affect the others
+                results.append(error)
+        return results
 
-    def try_acquire(self) -> bool:
-        """Takes one unit and returns True, or returns False at the limit."""
-        with self._lock:
-            if self.in_use == self._limit:
-                return False
-            self.in_use += 1
-            return True
-
-    def release(self) -> None:
-        """Returns one unit."""
-        with self._lock:
-            self.in_use -= 1
+    return compute_group
 
 
-class Admission:
-    """A small thread pool with a short queue; a request that finds it full is rejected immediately with 429."""
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
 
-    def __init__(self, *, threads: int, capacity: int, timeout_s: float) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="rollout")
-        self._capacity = _Capacity(capacity)
-        self._timeout_s = timeout_s
-        self._queue_depth = capacity / threads  # requests per thread at full capacity
-        self._mean_s = 0.0
-        self._arrivals = 0  # requests that tried to run immediately
 
-    def new_deadline(self) -> Deadline:
-        """Returns the deadline of a request that arrives now."""
-        return Deadline.after(self._timeout_s)
+_call_one_by_one = one_by_one(_call)
 
-    async def run(
-        self,
-        work: Callable[..., T],
-        *args: Any,
-        deadline: Deadline | None = None,
-        wait_for_capacity: bool = False,
-        wait_for_disconnect: Callable[[], Coroutine[Any, Any, None]] | None = None,
-        on_admitted: Callable[[], None] = lambda: None,
-        run_immediately: Callable[[], T | None] | None = None,
-    ) -> T:
-        """Runs `work(*args)` in a thread; raises ApiError at full capacity (429), after the deadline (504) or a disconnect.
 
-        Work that has started counts against the capacity until it ends, even after its deadline. The work itself must check the
-        deadline and stop.
-
-        Args:
-            work: The function to run.
-            args: Its arguments.
-            deadline: The deadline of the request; a new one by default.
-            wait_for_capacity: Wait at full capacity instead of raising. For further parts of a response that has started.
-            wait_for_disconnect: Returns when the client has disconnected.
-            on_admitted: Called when capacity was acquired, before the work is queued for a thread.
-            run_immediately: Called first if no other request is in progress, in the event loop rather than in a thread. Returns
-                the result if that takes only a few milliseconds, else None.
-        """
-        deadline = deadline or self.new_deadline()
-        while not self._capacity.try_acquire():
-            if not wait_for_capacity or not deadline.remaining_s:
-                raise self._overload_error()
-            await asyncio.sleep(_CAPACITY_POLL_S)
-        try:
-            result = None if run_immediately is None else await self._run_immediately(run_immediately)
-            if result is None:
-                on_admitted()
-                future: Future[T] = self._executor.submit(self._run_timed, work, *args)
-        except BaseException:
-            self._capacity.release()
-            raise
-        if result is not None:
-            self._capacity.release()
-            deadline.check()
-            return result
-        future.add_done_callback(lambda _: self._capacity.release())
-        pending = asyncio.wrap_future(future)
-        watcher = None if wait_for_disconnect is None else _DisconnectWatcher(wait_for_disconnect, pending, deadline)
-        try:
-            return await asyncio.wait_for(pending, deadline.remaining_s)
-        except TimeoutError as error:
-            raise deadline.timeout_error() from error
-        except asyncio.CancelledError:
-            if watcher is not None and watcher.disconnected:
-                raise deadline.client_disconnected_error() from None
-            raise
-        finally:
-            if watcher is not None:
-                watcher.stop()
-
-    def close(self) -> None:
-        """Rejects new work and cancels queued work, without waiting for running work."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    async def _run_immediately(self, work: Callable[[], T | None]) -> T | None:
-        self._arrivals += 1
-        number = self._arrivals
-        if self._capacity.in_use > 1:
-            return None
-        await asyncio.sleep(0)  # requests that arrived together acquire capacity meanwhile, and are batched instead
-        return self._run_timed(work) if self._arrivals == number and self._capacity.in_use == 1 else None
-
-    def _run_timed(self, work: Callable[..., T], *args: Any) -> T:
-        started_at = time.monotonic()
-        try:
-            return work(*args)
-        finally:
-            self._mean_s += _MEAN_SMOOTHING * (time.monotonic() - started_at - self._mean_s)
-
-    def _overload_error(self) -> ApiError:
-        seconds = min(_MAX_RETRY_AFTER_S, max(1, math.ceil(self._queue_depth * self._mean_s)))
-        return ApiError(
-            "too_many_requests",
-            f"Too many requests are in progress. Try again in {seconds} s.",
-            headers={"retry-after": str(seconds)},
-        )
+def _overload_error(wait_s: float) -> ApiError:
+    seconds = min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s)))
+    return ApiError(
+        "too_many_requests",
+        f"Too many requests are in progress. Try again in {seconds} s.",
+        headers={"retry-after": str(seconds)},
+    )

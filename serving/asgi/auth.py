@@ -22,6 +22,7 @@ from forecaster.storage import atomic
 from serving.errors import ApiError
 from serving.settings import Settings
 
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 SCOPES = ("read", "actuals", "observe", "admin")
 """The scopes of a key: forecasts, the model and its accuracy; reporting actuals; metrics; everything."""
 RELOAD_INTERVAL_S = 1.0  # between checks of the key file
@@ -131,6 +132,19 @@ def build_keyring(settings: Settings) -> Keyring | None:
             "FORECASTER_SERVING_WITHOUT_KEYS=true."
         )
     return None
+
+
+def find_allowed_hosts(settings: Settings) -> frozenset[str] | None:
+    """Returns the names in the Host header that are served; None for all.
+
+    By default a server without keys serves loopback names only, so that no web page can reach it under a name that its author
+    makes resolve to this machine (DNS rebinding).
+    """
+    names = frozenset(filter(None, (name.strip().lower() for name in settings.allowed_hosts.split(";"))))
+    if names:
+        return None if "*" in names else names
+    has_keys = settings.keys or settings.keys_file is not None
+    return None if has_keys or settings.without_keys else LOOPBACK_HOSTS
 
 
 def parse_keys(text: str, *, source: str) -> list[ApiKey]:

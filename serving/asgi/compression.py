@@ -12,6 +12,7 @@ MIN_COMPRESSED_BYTES = 16 * 1024  # compressing a smaller response costs more th
 _GZIP_WBITS = zlib.MAX_WBITS | 16
 _GZIP_LEVEL = 1  # of nine: responses are numbers, which higher levels hardly compress further
 _CHUNK_BYTES = 1 << 16
+_MAX_GZIP_MEMBERS = 100
 
 
 def decompress(body: bytes, encoding: bytes, *, max_bytes: int) -> bytes:
@@ -60,19 +61,30 @@ def accepts_gzip(accept_encoding: str) -> bool:
 
 def _gunzip(body: bytes) -> Iterator[bytes]:
     """Yields the decompressed chunks of all members of a gzip file."""
-    rest = body
-    while rest:
+    position = member_count = 0
+    while position < len(body):
+        member_count += 1
+        if member_count > _MAX_GZIP_MEMBERS:  # each of them costs as much as a chunk, even an empty one
+            raise ApiError(
+                "malformed_encoding",
+                f"Expected at most {_MAX_GZIP_MEMBERS} members in gzip; found more. Compress the body at once.",
+                where="content-encoding",
+            )
         decompressor = zlib.decompressobj(_GZIP_WBITS)
         while not decompressor.eof:
+            # Fed in chunks, because zlib copies what it does not consume.
+            piece = decompressor.unconsumed_tail
+            if not piece:
+                piece = body[position : position + _CHUNK_BYTES]
+                position += len(piece)
             try:
-                chunk = decompressor.decompress(rest, _CHUNK_BYTES)
+                chunk = decompressor.decompress(piece, _CHUNK_BYTES)
             except zlib.error as error:
                 raise _malformed_encoding_error("gzip") from error
-            if not chunk and not decompressor.eof:
+            if not piece and not chunk and not decompressor.eof:
                 raise _malformed_encoding_error("gzip")  # truncated
             yield chunk
-            rest = decompressor.unconsumed_tail
-        rest = decompressor.unused_data
+        position -= len(decompressor.unused_data)
 
 
 def _unzstd(body: bytes) -> Iterator[bytes]:

@@ -64,6 +64,12 @@ class Metrics:
             ["outcome"],
             registry=self._registry,
         )
+        self._closed = Counter(
+            "forecaster_connections_closed",
+            "Connections closed by a limit, by reason",
+            ["reason"],
+            registry=self._registry,
+        )
         for outcome in ("stored", "dropped", "failed"):
             self._ledger.labels(outcome)
         for outcome in ("forecast", "refused"):
@@ -96,6 +102,10 @@ class Metrics:
             self._engine.observe(seconds)
             if fallback_count:
                 self._fallbacks.inc(fallback_count)
+
+    def count_closed_connection(self, reason: str) -> None:
+        """Counts a connection that was closed by a limit; the reasons are those of `serving.asgi.connections`."""
+        self._closed.labels(reason).inc()
 
     def set_registry_reached(self, epoch_s: float | None) -> None:
         """Sets when the registry last responded, in seconds since 1970; None if never."""

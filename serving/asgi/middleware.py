@@ -8,7 +8,9 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +27,7 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _REQUEST_ID_PATTERN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _CONTENT_TYPE_PATTERN = re.compile(rb"([a-z0-9.+/-]+)\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 _JSON = "application/json"
+_PATHS_OF_ANY_HOST = ("/livez", "/readyz", "/metrics")  # probes address a container by its IP address
 _SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
 _DEFAULT_CACHE_CONTROL = (b"cache-control", b"no-store")
 
@@ -44,6 +47,7 @@ class RequestMiddleware:
         authorize: Authorize = lambda *_: None,
         media_types: Mapping[str, Collection[str]] | None = None,
         model_headers: Callable[[], HeaderList] = lambda: (),
+        allowed_hosts: Collection[str] | None = None,
     ) -> None:
         """Wraps an application.
 
@@ -54,6 +58,7 @@ class RequestMiddleware:
             authorize: Returns the name of the API key, or raises ApiError.
             media_types: The accepted media types of a body, by path; other paths accept only JSON.
             model_headers: Headers for responses that do not name their model themselves.
+            allowed_hosts: The names in the Host header that are served; None for all.
         """
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -61,7 +66,9 @@ class RequestMiddleware:
         self._authorize = authorize
         self._media_types = media_types or {}
         self._model_headers = model_headers
+        self._allowed_hosts = allowed_hosts
         self._upload_limiter = UploadLimiter()
+        self._decompressor = ThreadPoolExecutor(1, thread_name_prefix="decompress")  # bounds the CPU of hostile bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection; websockets are rejected."""
@@ -82,6 +89,8 @@ class RequestMiddleware:
         key: str | None = None
         try:
             _validate_path(scope["path"])
+            if self._allowed_hosts is not None and scope["path"] not in _PATHS_OF_ANY_HOST:
+                _validate_host(headers, self._allowed_hosts)
             key = self._authorize(scope["path"], headers)  # before any of the body is read
             length = _parse_content_length(headers, max_body_bytes=self._max_body_bytes)
             body = await _receive_body(
@@ -92,9 +101,8 @@ class RequestMiddleware:
                 chunks = body
                 if body and b"content-encoding" in headers:
                     encoding = headers[b"content-encoding"]
-                    chunks = [
-                        await asyncio.to_thread(decompress, b"".join(body), encoding, max_bytes=self._max_body_bytes)
-                    ]
+                    content = partial(decompress, b"".join(body), encoding, max_bytes=self._max_body_bytes)
+                    chunks = [await asyncio.get_running_loop().run_in_executor(self._decompressor, content)]
                 await self._app(scope, _replay_body(chunks, receive), response)
         except ApiError as error:
             await response.send_error(error)
@@ -166,6 +174,19 @@ def _choose_request_id(headers: dict[bytes, bytes]) -> str:
 def _validate_path(path: str) -> None:
     if _CONTROL_CHARACTERS.search(path):
         raise ApiError("bad_path", "Expected a path without control characters. Correct the address.")
+
+
+def _validate_host(headers: Mapping[bytes, bytes], allowed_hosts: Collection[str]) -> None:
+    """Raises ApiError (421) unless the name in the Host header is allowed; the port does not matter."""
+    host = headers.get(b"host", b"").decode("latin-1").strip().lower()
+    name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
+    if name not in allowed_hosts:
+        raise ApiError(
+            "unknown_host",
+            f"Expected one of the hosts {', '.join(sorted(allowed_hosts))} in the Host header; found {name[:100]!r}. Use one of "
+            "them, or set FORECASTER_SERVING_ALLOWED_HOSTS.",
+            where="host",
+        )
 
 
 def _parse_content_length(headers: dict[bytes, bytes], *, max_body_bytes: int) -> int:

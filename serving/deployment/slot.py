@@ -31,6 +31,7 @@ from serving.deployment.releases import Release, bundle_path, read_slot_file, va
 if TYPE_CHECKING:
     from forecaster.data.encoding import Encoding
     from forecaster.intervals.adaptive import AdaptiveState
+    from forecaster.intervals.calibration import Calibration
     from forecaster.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,10 @@ class FittedModelProtocol(Protocol):
     @property
     def facts(self) -> dict[str, Any]:
         """Metadata about training and scores."""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The offsets from point forecasts to quantiles; None if the model was not calibrated."""
 
     @property
     def blend_weights(self) -> Mapping[str, float]:

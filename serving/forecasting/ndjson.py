@@ -13,7 +13,7 @@ from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.outcomes import compute_outcomes
+from serving.forecasting.outcomes import compute_outcomes, require_model
 from serving.formats import json_rows, limits, parsing
 from serving.formats.outcome import SeriesOutcome
 from serving.formats.schema import ForecastOptions, ModelInfo, SeriesField, SeriesInput, StrictModel
@@ -47,17 +47,19 @@ class InvalidLine(ForecasterError):
 
 
 class NdjsonForecast:
-    """An NDJSON request in progress; its only state is its progress.
+    """An NDJSON request in progress: an iterator over the chunks of its response, each computed on demand.
 
     Attributes:
         options: The options of the first line.
+        chunk_steps: The approximate size of the work for one chunk, in steps.
         forecast_count: Series with a forecast so far.
         refused_count: Series with an error so far.
     """
 
-    def __init__(self, body: Body, settings: Settings) -> None:
+    def __init__(self, body: Body, model: DeployedModel | None, deadline: Deadline, settings: Settings) -> None:
         """Parses the first line; raises ApiError if it is invalid, or if there are too many lines."""
         first, _, rest = bytes(body).partition(b"\n")
+        limits.validate_json_size(len(first), settings)
         self.options = parsing.validate_fields(ForecastOptions, parsing.parse_json(first))
         count = rest.count(b"\n") + (not rest.endswith(b"\n"))
         limits.validate_response_size(self.options, min(_LINES_PER_CHUNK, count), settings)
@@ -68,24 +70,32 @@ class NdjsonForecast:
                 where="series",
             )
         self._lines = enumerate(rest.split(b"\n"), 2)
+        self._model = model
+        self._deadline = deadline.capped(self.options.deadline_ms)
         self._settings = settings
+        self._chunks = self._iter_chunks()
+        history_steps = len(rest) // max(1, count) // limits.BYTES_PER_STEP
+        forecast_steps = self.options.horizon * (1 + len(self.options.levels) + self.options.samples)
+        self.chunk_steps = min(_LINES_PER_CHUNK, count) * (history_steps + forecast_steps)
         self.forecast_count = self.refused_count = 0
 
-    def iter_chunks(self, model: DeployedModel | None, deadline: Deadline) -> Iterator[bytes]:
-        """Yields the response in chunks, each computed on demand. Raises ApiError like `compute_outcomes`."""
-        deadline = deadline.capped(self.options.deadline_ms)
-        chunk = self._forecast_chunk(model, deadline)
-        assert model is not None, "outcomes need a model"
+    def next_chunk(self) -> bytes | None:
+        """Computes the next chunk; None after the last. Raises ApiError: 503 without a model, and like `compute_outcomes`."""
+        return next(self._chunks, None)
+
+    def _iter_chunks(self) -> Iterator[bytes]:
+        model = require_model(self._model)
+        chunk = self._forecast_chunk(model)
         yield orjson.dumps({"model": model.info}, option=orjson.OPT_APPEND_NEWLINE) + chunk
         while chunk:
-            chunk = self._forecast_chunk(model, deadline)
+            chunk = self._forecast_chunk(model)
             yield chunk
         trailer = {"forecast": self.forecast_count, "refused": self.refused_count}
         yield orjson.dumps(trailer, option=orjson.OPT_APPEND_NEWLINE)
 
-    def _forecast_chunk(self, model: DeployedModel | None, deadline: Deadline) -> bytes:
+    def _forecast_chunk(self, model: DeployedModel) -> bytes:
         """Forecasts the next lines; empty at the end."""
-        deadline.check()
+        self._deadline.check()
         parsed: list[SeriesInput | SeriesOutcome] = []
         for number, line in self._lines:
             if line.strip():
@@ -93,10 +103,10 @@ class NdjsonForecast:
             if len(parsed) == _LINES_PER_CHUNK:
                 break
         series = [item for item in parsed if not isinstance(item, SeriesOutcome)]
-        forecasts = iter(
-            compute_outcomes(series, self.options, model, deadline, TokenSigner.from_settings(self._settings))
-        )
-        outcomes = [item if isinstance(item, SeriesOutcome) else next(forecasts) for item in parsed]
+        signer = TokenSigner.from_settings(self._settings)
+        [valid_outcomes] = compute_outcomes([series], self.options, model, self._deadline, signer)
+        remaining = iter(valid_outcomes)
+        outcomes = [item if isinstance(item, SeriesOutcome) else next(remaining) for item in parsed]
         refused_count = sum(isinstance(outcome.result, ForecasterError) for outcome in outcomes)
         self.refused_count += refused_count
         self.forecast_count += len(outcomes) - refused_count
@@ -106,10 +116,9 @@ class NdjsonForecast:
         """Parses one line; returns an outcome with an InvalidLine if it is not a valid series."""
         fields: Any = None
         try:
-            document = parsing.parse_json(line)
-            fields = document.value
+            limits.validate_json_size(len(line), self._settings)
+            fields = parsing.parse_json(line)
             series = _SERIES_ADAPTER.validate_python(fields)
-            document.release()
             limits.validate_history_size([series], self._settings)
         except (ApiError, ValidationError) as error:
             api_error = (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import TypeVar
 
@@ -24,49 +23,27 @@ from serving.formats.timestamps import IntegerStyle, TimestampStyle
 
 T = TypeVar("T")
 _BATCH_STEPS = 1 << 17  # steps of history and horizon computed between two checks of the deadline: tens of milliseconds
-_BLEND_COST_FACTOR = 64  # cost of a step of a blend, which fits statistical models, relative to the network alone
+BLEND_COST_FACTOR = 64  # cost of a step of a blend, which fits statistical models, relative to the network alone
 
 
 def compute_outcomes(
-    series: Sequence[SeriesInput],
-    options: ForecastOptions,
-    model: DeployedModel | None,
-    deadline: Deadline,
-    signer: TokenSigner,
-) -> list[SeriesOutcome]:
-    """Returns the outcome of each series, in order.
-
-    Raises ApiError if no model is deployed, after the deadline, or if the model does not support the options of the request
-    (levels, samples).
-    """
-    model = require_model(model)
-    parsed = parse_all_series(series, options, model, deadline, signer)
-    valid = [item.series for item in parsed if isinstance(item, ParsedSeries)]
-    forecasts = compute_forecasts(valid, options, model, deadline)
-    paths = _sample_paths(valid, options, model, deadline)
-    return _assemble_outcomes(series, options, model, parsed, forecasts, paths, signer, deadline)
-
-
-def compute_outcomes_together(
     requests: Sequence[Sequence[SeriesInput]],
     options: ForecastOptions,
     model: DeployedModel,
     deadline: Deadline,
     signer: TokenSigner,
 ) -> list[list[SeriesOutcome]]:
-    """Computes several requests with equal options and no samples in one rollout. Raises ApiError like `compute_outcomes`."""
+    """Returns the outcome of each series of each request, in order. Requests with equal options share one rollout.
+
+    Raises ApiError after the deadline, or if the model does not support the options (levels, samples).
+    """
     parsed_by_request = [parse_all_series(series, options, model, deadline, signer) for series in requests]
-    valid_by_request = [
-        [item.series for item in parsed if isinstance(item, ParsedSeries)] for parsed in parsed_by_request
-    ]
-    forecasts = iter(
-        compute_forecasts([series for valid in valid_by_request for series in valid], options, model, deadline)
-    )
+    valid = [item.series for parsed in parsed_by_request for item in parsed if isinstance(item, ParsedSeries)]
+    forecasts = iter(compute_forecasts(valid, options, model, deadline))
+    paths = iter(_sample_paths(valid, options, model, deadline))
     return [
-        _assemble_outcomes(
-            series, options, model, parsed, list(islice(forecasts, len(valid))), [None] * len(valid), signer, deadline
-        )
-        for series, parsed, valid in zip(requests, parsed_by_request, valid_by_request, strict=True)
+        _assemble_outcomes(series, options, model, parsed, forecasts, paths, signer, deadline)
+        for series, parsed in zip(requests, parsed_by_request, strict=True)
     ]
 
 
@@ -75,22 +52,19 @@ def _assemble_outcomes(
     options: ForecastOptions,
     model: DeployedModel,
     parsed: Sequence[ParsedSeries | ForecasterError],
-    forecasts: Sequence[Forecast | ForecasterError],
-    paths: Sequence[Float64[np.ndarray, "path horizon"] | ForecasterError | None],
+    forecasts: Iterator[Forecast | ForecasterError],
+    paths: Iterator[Float64[np.ndarray, "path horizon"] | ForecasterError | None],
     signer: TokenSigner,
     deadline: Deadline,
 ) -> list[SeriesOutcome]:
-    """Assembles the outcomes; `forecasts` and `paths` have one item per successfully parsed series."""
+    """Assembles the outcomes of one request; takes one item of `forecasts` and `paths` per successfully parsed series."""
     shared_warnings = horizon_warnings(options.horizon, scored_horizon=model.predictor.fitted_model.spec.horizon)
-    forecast_iterator, paths_iterator = iter(forecasts), iter(paths)
     outcomes: list[SeriesOutcome] = []
     for series_input, item in zip(series, parsed, strict=True):
         if not isinstance(item, ParsedSeries):
             outcomes.append(SeriesOutcome(series_input.id, item))
             continue
-        result = build_result(
-            item.style, next(forecast_iterator), next(paths_iterator), shared_warnings, samples=options.samples
-        )
+        result = build_result(item.style, next(forecasts), next(paths), shared_warnings, samples=options.samples)
         if options.return_state and isinstance(result, ForecastResult):
             deadline.check()
             result = attach_state_token(result, item.series, model, signer)
@@ -115,7 +89,7 @@ def compute_forecasts(
         model.measure_rollout(len(batch), perf_counter() - started_at, fallback_count)
         return results
 
-    max_steps = _BATCH_STEPS // (_BLEND_COST_FACTOR if model.predictor.fitted_model.blend_weights else 1)
+    max_steps = _BATCH_STEPS // (BLEND_COST_FACTOR if model.predictor.fitted_model.blend_weights else 1)
     results = _compute_in_batches(
         forecast_batch, series, extra_steps=options.horizon, max_steps=max_steps, deadline=deadline
     )

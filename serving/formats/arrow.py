@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from forecaster.errors import ForecasterError
+from serving.asgi.bodies import Body
 from serving.errors import ApiError
 from serving.formats import parsing
 from serving.formats.json_rows import TimestampFormatter
@@ -34,16 +36,18 @@ _TEXT_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "freq": TypeAdapter(list[FreqField]),
     "static": TypeAdapter(list[CategoryLabel]),
 }
+_EPOCH = datetime(1970, 1, 1)
+_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _COLUMN_PREFIXES = ("covariates", "static", "channels")
 _COMPRESSION_FIELD = 3  # index of `compression` in the table RecordBatch of Arrow's Message.fbs
 
 
-def decode_arrow(body: bytes) -> tuple[ForecastOptions, list[SeriesInput]]:
+def decode_arrow(body: Body) -> tuple[ForecastOptions, list[SeriesInput]]:
     """Returns the forecast options and the histories of an Arrow IPC stream.
 
     Raises ApiError: 400 if the body is not such a stream, 415 without pyarrow, 422 for invalid content.
     """
-    table = _read_table(body)
+    table = _read_table(bytes(body))
     metadata = (table.schema.metadata or {}).get(METADATA_KEY)
     if metadata is None:
         raise _invalid_request(
@@ -182,7 +186,7 @@ def _read_text_column(table: pa.Table, name: str) -> list[Any]:
 
     column = table.column(name)
     if pa.types.is_timestamp(column.type) and name == "start":
-        values: list[Any] = [timestamp and timestamp.isoformat() for timestamp in _read_datetimes(column)]
+        values: list[Any] = list(_read_starts(column))
     elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_integer(column.type):
         values = column.to_pylist()
     else:
@@ -195,16 +199,30 @@ def _read_text_column(table: pa.Table, name: str) -> list[Any]:
         raise _invalid_request(f"{name}.{location}: {first['msg']}.", where=f"{name}.{location}") from error
 
 
-def _read_datetimes(column: Any) -> list[Any]:
-    import pyarrow as pa
+def _read_starts(column: Any) -> list[str | None]:
+    """Returns timestamps as text.
 
-    zone = column.type.tz
+    A timestamp beyond the years 1 to 9999, or finer than a microsecond, becomes text that is no timestamp, so only its series
+    is rejected.
+    """
+    zone, unit = column.type.tz, column.type.unit
     if zone not in (None, "UTC", "+00:00", "Z"):
         raise _invalid_request(
             f"Expected timestamps in UTC or without a time zone in `start`; found the zone {zone[:40]!r}. "
             "Send text, or convert the column to UTC."
         )
-    return list(column.cast(pa.timestamp("us", tz=None if zone is None else "UTC")).to_pylist())
+    suffix = "" if zone is None else "+00:00"
+    return [None if count is None else _format_start(count, unit, suffix) for count in column.cast("int64").to_pylist()]
+
+
+def _format_start(count: int, unit: str, suffix: str) -> str:
+    microseconds, rest = divmod(count * _NANOSECONDS[unit], 1000)
+    try:
+        if not rest:
+            return (_EPOCH + timedelta(microseconds=microseconds)).isoformat() + suffix
+    except OverflowError:
+        pass
+    return f"{count} {unit} after 1970"
 
 
 def _read_list_column(table: pa.Table, name: str) -> list[Any]:

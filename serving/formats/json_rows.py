@@ -1,4 +1,4 @@
-"""Responses as JSON rows, one object per series: a single document, or newline-delimited JSON."""
+"""Requests and responses as JSON, one object per series: a single document, or newline-delimited JSON."""
 
 from __future__ import annotations
 
@@ -9,9 +9,26 @@ import orjson
 
 from forecaster.errors import ForecasterError
 from forecaster.frequency import Timestamps
-from serving.formats import chunked_json, schema
+from serving.asgi.bodies import Body
+from serving.errors import ApiError
+from serving.formats import parsing, schema
 from serving.formats.outcome import SeriesOutcome
+from serving.formats.schema import ForecastOptions, ForecastRequest, SeriesInput
 from serving.formats.timestamps import IntegerStyle, TimestampStyle
+
+
+def decode_rows(body: Body) -> tuple[ForecastOptions, Sequence[SeriesInput]]:
+    """Returns the forecast options and the histories of a ForecastRequest; raises ApiError (400, 422)."""
+    fields = parsing.parse_json(body)
+    if isinstance(fields, dict) and "columns" in fields:
+        raise ApiError(
+            "invalid_request",
+            "Expected `series`, a list with one object for each series; found `columns`, which are not supported any more. Send "
+            "rows, or NDJSON or Arrow for many series.",
+            where="columns",
+        )
+    request = parsing.validate_fields(ForecastRequest, fields)
+    return request, request.series
 
 
 class TimestampFormatter:
@@ -47,7 +64,7 @@ def outcome_fields(outcome: SeriesOutcome, formatter: TimestampFormatter) -> dic
     return fields
 
 
-def encode_rows(model_info: dict[str, Any], outcomes: Sequence[SeriesOutcome]) -> bytes:
+def encode_rows(model_info: dict[str, Any], outcomes: Sequence[SeriesOutcome], _: ForecastOptions) -> bytes:
     """Encodes the outcomes as a ForecastResponse, one by one, so that other threads can run while a large one is written."""
     formatter = TimestampFormatter()
     rows = [_encode_fields(outcome_fields(outcome, formatter)) for outcome in outcomes]
@@ -63,6 +80,10 @@ def encode_ndjson(outcomes: Sequence[SeriesOutcome]) -> bytes:
 
 
 def _encode_fields(fields: dict[str, Any]) -> bytes:
-    return (
-        chunked_json.dumps(fields) if "samples" in fields else orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
-    )
+    """Encodes the fields of one series. Sample paths are encoded one by one, so that other threads can run meanwhile."""
+    paths = fields.pop("samples", None)
+    encoded = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+    if paths is None:
+        return encoded
+    rows = b",".join([orjson.dumps(path, option=orjson.OPT_SERIALIZE_NUMPY) for path in paths])
+    return b'%b,"samples":[%b]}' % (encoded[:-1], rows)

@@ -9,6 +9,18 @@ from serving.errors import ApiError
 from serving.formats.schema import ForecastOptions, SeriesInput
 from serving.settings import Settings
 
+BYTES_PER_STEP = 8  # of a body, to estimate its steps before it is parsed
+
+
+def validate_json_size(size: int, settings: Settings, *, alternatives: Sequence[str] = ()) -> None:
+    """Raises ApiError (413) for a JSON text that is too large; `alternatives` are the other media types of the path."""
+    if size > settings.max_json:
+        advice = f"Send NDJSON or Arrow ({', '.join(alternatives)}), or" if alternatives else "Send"
+        raise ApiError(
+            "body_too_large",
+            f"Expected JSON of at most {settings.max_json} bytes; found {size}. {advice} several requests.",
+        )
+
 
 def validate_request_size(options: ForecastOptions, series: Sequence[SeriesInput], settings: Settings) -> None:
     """Raises ApiError (422) with the first limit that a request exceeds."""

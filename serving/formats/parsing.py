@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
 from serving.asgi.bodies import Body
 from serving.errors import ApiError
-from serving.formats import chunked_json
-from serving.formats.chunked_json import ParsedJson
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _SERIES_PREFIX = ("series", 0)
 _MAX_REPORTED_ERRORS = 5
 
 
-def parse_json(body: Body) -> ParsedJson:
+def parse_json(body: Body) -> Any:
     """Parses a body as JSON; raises ApiError (400)."""
     try:
-        return chunked_json.loads(bytes(body))
+        return orjson.loads(bytes(body))
     except orjson.JSONDecodeError as error:
         raise ApiError(
             "malformed_json", f"Expected JSON; found an error at character {error.pos}: {error.msg}. Correct the body."
         ) from error
 
 
-def validate_fields(model_class: type[ModelT], parsed: ParsedJson) -> ModelT:
-    """Validates parsed JSON as a model, and releases the parsed JSON; raises ApiError (422) with the first location."""
+def validate_fields(model_class: type[ModelT], fields: Any) -> ModelT:
+    """Validates parsed JSON as a model; raises ApiError (422) with the first location."""
     try:
-        return model_class.model_validate(parsed.value)
+        return model_class.model_validate(fields)
     except ValidationError as error:
         raise validation_error(error) from error
-    finally:
-        parsed.release()
 
 
 def validation_error(error: ValidationError, *, single_series: bool = False) -> ApiError:
@@ -65,8 +61,6 @@ def _format_location(location: tuple[int | str, ...]) -> str:
         return _format_location(("series", 0, *location[1:])).replace("series.0", "series", 1)
     # The tags of our unions, by their index in the location; they are not part of the request.
     tags: dict[int, tuple[str, ...]] = {2: ("grid", "timestamped", "continued"), 5: ("numbers", "texts")}
-    if location[:1] == ("columns",):
-        tags = {2: ("number", "text"), 4: ("numbers", "texts")}
     if location[:1] == ("scenarios",):
         tags = {4: ("numbers", "texts")}
     if location[3:4] in (("start",), ("freq",), ("ds",)):

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from forecaster.errors import ForecasterError
 from serving.deployment.status import BundleRejectionStatus, FollowerStatus
-from serving.formats.chunked_json import to_array
 from serving.formats.timestamps import FreqField, TimestampField, TimestampsField
 
+MIN_ARRAY_LENGTH = 1 << 10  # lists with at least so many values become arrays
+
+
+def to_array(values: list[Any]) -> Sequence[Any]:
+    """Converts a long list of numbers to an array, which is freed at once, with NaN for null; returns short lists unchanged.
+
+    As a pydantic validator written in Python, it also gives other threads a chance to run between the lists of a request.
+    """
+    return values if len(values) < MIN_ARRAY_LENGTH else cast("Sequence[Any]", np.array(values, dtype=np.float64))
+
+
 ObservedValue = Annotated[float | None, Field(description="null marks a missing value")]
-ObservedValues = Annotated[list[ObservedValue], AfterValidator(to_array)]
+ObservedValues = Annotated[list[ObservedValue], Field(fail_fast=True), AfterValidator(to_array)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 # Control characters are not allowed, because ids appear in terminals, tables and logs.
 SeriesId = Annotated[Text, Field(pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$")]
 CategoryLabel = Annotated[str, Field(max_length=200)]
 MAX_COLUMNS, MAX_LEVELS = 64, 99
+_MAX_UNKNOWN_FIELDS = 4  # that are reported one by one
 
 
 def _column_kind(values: Any) -> str:
@@ -26,10 +47,19 @@ def _column_kind(values: Any) -> str:
 
 
 CovariateColumn = Annotated[
-    Annotated[list[float], AfterValidator(to_array), Tag("numbers")]
-    | Annotated[list[CategoryLabel], Field(min_length=1), Tag("texts")],
+    Annotated[list[float], Field(fail_fast=True), AfterValidator(to_array), Tag("numbers")]
+    | Annotated[list[CategoryLabel], Field(fail_fast=True), Field(min_length=1), Tag("texts")],
     Discriminator(_column_kind),
 ]
+
+
+def limit_columns(columns: Any) -> Any:
+    """Raises ValueError for more names than `MAX_COLUMNS`, before their values are validated."""
+    if isinstance(columns, dict) and len(columns) > MAX_COLUMNS:
+        raise ValueError(f"Expected at most {MAX_COLUMNS} columns; found {len(columns)}")
+    return columns
+
+
 CovariatesField = Annotated[
     dict[Text, CovariateColumn],
     Field(
@@ -38,6 +68,7 @@ CovariatesField = Annotated[
         "the horizon, or more; all columns have the same length",
         examples=[{"promo": [0, 0, 1, 1, 0]}],
     ),
+    BeforeValidator(limit_columns),
 ]
 ChannelsField = Annotated[
     dict[Text, ObservedValues],
@@ -46,6 +77,7 @@ ChannelsField = Annotated[
         description="channels, of which only the past is known, by name: one value for each step of `y`",
         examples=[{"temperature": [21.5, None, 20.0]}],
     ),
+    BeforeValidator(limit_columns),
 ]
 StaticField = Annotated[
     dict[Text, CategoryLabel],
@@ -54,6 +86,7 @@ StaticField = Annotated[
         description="static features of the series, by name; values that were not in the training data are accepted",
         examples=[{"region": "north"}],
     ),
+    BeforeValidator(limit_columns),
 ]
 
 
@@ -65,6 +98,7 @@ def _validate_unique_levels(levels: list[float]) -> list[float]:
 
 LevelsField = Annotated[
     list[Annotated[float, Field(gt=0, lt=1)]],
+    Field(fail_fast=True),
     AfterValidator(_validate_unique_levels),
     Field(
         max_length=MAX_LEVELS,
@@ -81,7 +115,22 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class _BaseSeries(StrictModel):
+class RequestModel(StrictModel):
+    """Base class of requests, whose validation stops early, because pydantic builds every error before the first one is shown.
+
+    Lists stop at their first invalid item (`fail_fast`), and an object with many unknown fields is rejected with one of them.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limit_unknown_fields(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and len(fields) > len(cls.model_fields) + _MAX_UNKNOWN_FIELDS:
+            unknown = next(name for name in fields if name not in cls.model_fields)
+            raise ValueError(f"Expected fields of this object; found {len(fields)}, such as {unknown[:50]!r}")
+        return fields
+
+
+class _BaseSeries(RequestModel):
     id: SeriesId
     covariates: CovariatesField = {}
     static: StaticField = {}
@@ -152,7 +201,7 @@ SeriesField = Annotated[
 """A history, or the new values after a state."""
 
 
-class ForecastOptions(StrictModel):
+class ForecastOptions(RequestModel):
     """Options of a forecast, shared by all series of a request: horizon, quantile levels, samples."""
 
     horizon: int = Field(ge=1, description="number of steps to forecast")
@@ -182,7 +231,7 @@ class ForecastOptions(StrictModel):
 class ForecastRequest(ForecastOptions):
     """Histories to forecast, and the options of the forecasts."""
 
-    series: list[SeriesField] = Field(
+    series: Annotated[list[SeriesField], Field(fail_fast=True)] = Field(
         min_length=1, description="each is forecast independently; outcomes keep the order"
     )
 
@@ -261,25 +310,6 @@ class ForecastResponse(StrictModel):
 
     model: ModelInfo
     forecasts: list[SeriesForecast | SeriesError]
-
-
-class ModelResponse(StrictModel):
-    """The model in use."""
-
-    model: ModelInfo
-    spec: dict[str, Any] = Field(description="the complete specification of the model")
-    freq: str = Field(description="pandas offset alias, or an integer as text if timestamps are integers")
-    season: int = Field(description="steps of a season")
-    cutoff: str = Field(description="last timestamp of the training data; digits if timestamps are integers")
-    facts: dict[str, Any] = Field(
-        description="facts about the training from the bundle's manifest: scores, versions, data"
-    )
-    card: str = Field(description="model card in Markdown: training data, scores against baselines, limits")
-    age_s: float = Field(description="seconds since this worker loaded the model")
-    follower: FollowerStatus | None = Field(default=None, description="present only if the service follows a registry")
-    refused: BundleRejectionStatus | None = Field(
-        default=None, description="present only if this worker rejected the bundle in the slot"
-    )
 
 
 class LivenessResponse(StrictModel):

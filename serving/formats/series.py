@@ -10,6 +10,7 @@ import numpy as np
 from forecaster.data.encoding import Encoding
 from forecaster.errors import CovariateUnknown, HistoryTooShort, NotANumber, ValueOutOfRange
 from forecaster.frequency import Offset, Timestamp, parse_frequency, timestamp_at
+from forecaster.frequency_names import have_equal_periods
 from forecaster.series import Series
 from forecaster.shapes import Float64
 from serving.formats import timestamps
@@ -66,7 +67,7 @@ def parse_series(
             index, declared=series_input.freq, model_freq=model_freq, where=series_input.id
         )
         start, step = timestamp_at(index, 0), parse_frequency(freq, where=series_input.id)
-    if step == parse_frequency(model_freq):
+    if have_equal_periods(freq, model_freq, start):
         timestamps.validate_range(start, step, len(y) + horizon, where=series_input.id)
     covariates = parse_covariates(series_input.covariates, steps=len(y), encoding=encoding, where=series_input.id)
     channels = parse_channels(series_input.channels, steps=len(y), where=series_input.id)

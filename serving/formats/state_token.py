@@ -31,6 +31,7 @@ from forecaster.errors import (
     StaticChanges,
 )
 from forecaster.frequency import Timestamp, format_timestamp, parse_frequency, timestamp_at
+from forecaster.frequency_names import are_same_grid
 from forecaster.series import Series
 from serving.formats import timestamps
 from serving.formats.schema import ContinuedSeries
@@ -211,7 +212,9 @@ def _align_timestamps(
     """
     where = series_input.id
     freq, ds, start = series_input.freq, series_input.ds, series_input.start
-    if freq is not None and timestamps.parse_step(freq, where=where) != parse_frequency(stored.freq):
+    if freq is not None:
+        timestamps.parse_step(freq, where=where)
+    if freq is not None and not are_same_grid(str(freq), stored.freq, [stored.start]):
         raise FrequencyMismatch(
             f"Expected the frequency {stored.freq!r} of the state of series {where!r}; found {str(freq)!r}. Omit `freq`.",
             where=where,

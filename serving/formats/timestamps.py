@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Discriminator, Field, Tag
 
+from forecaster.business_days import parse_custom_business_days
 from forecaster.data.frames.panel import infer_series_frequency
 from forecaster.errors import BadStamp, DuplicateStamp, FrequencyUnknown, IrregularStamps
 from forecaster.frequency import (
@@ -28,6 +29,7 @@ from forecaster.frequency import (
     timestamps_to_int64,
     validate_timestamp_kind,
 )
+from forecaster.frequency_names import are_same_grid
 
 Unit = Literal["D", "m", "s", "us"]
 
@@ -49,13 +51,14 @@ def _value_kind(value: Any) -> str:
 
 
 _TimestampText = Annotated[str, Field(max_length=40, examples=["2026-01-31T00:00:00Z"])]
-_FreqText = Annotated[str, Field(max_length=32, examples=["h", "D", "MS", "15min", "1"])]
+_FreqText = Annotated[str, Field(max_length=2048, examples=["h", "D", "MS", "15min", "1"])]
 TimestampField = Annotated[
     Annotated[_TimestampText, Tag("text")] | Annotated[int, Tag("number")], Discriminator(_value_kind)
 ]
 FreqField = Annotated[Annotated[_FreqText, Tag("text")] | Annotated[int, Tag("number")], Discriminator(_value_kind)]
 TimestampsField = Annotated[
-    Annotated[list[_TimestampText], Tag("text")] | Annotated[list[int], Field(min_length=1), Tag("number")],
+    Annotated[list[_TimestampText], Field(fail_fast=True), Tag("text")]
+    | Annotated[list[int], Field(fail_fast=True), Field(min_length=1), Tag("number")],
     Discriminator(_value_kind),
 ]
 
@@ -148,10 +151,11 @@ def parse_step(freq: str | int, *, where: str) -> Offset:
     """Returns the step of a declared frequency; raises FrequencyUnknown."""
     name = str(freq)
     match = _FREQ_PATTERN.fullmatch(name)
-    if not is_integer_frequency(name) and (match is None or match["name"] not in _FREQ_ALIASES):
+    is_known = is_integer_frequency(name) or parse_custom_business_days(name) is not None
+    if not is_known and (match is None or match["name"] not in _FREQ_ALIASES):
         raise FrequencyUnknown(
-            "Expected a pandas offset alias such as 'h', 'D', 'W-MON', 'MS', 'QS' or '15min', or an integer if timestamps are "
-            f"integers; the frequency of series {where!r} is {name[:40]!r}. Correct it.",
+            "Expected a pandas offset alias such as 'h', 'D', 'W-MON', 'MS', 'QS' or '15min', working days such as 'C-1111110', "
+            f"or an integer if timestamps are integers; the frequency of series {where!r} is {name[:40]!r}. Correct it.",
             where=where,
         )
     return parse_frequency(name, where=where)
@@ -159,7 +163,8 @@ def parse_step(freq: str | int, *, where: str) -> Offset:
 
 def normalize_frequency(freq: str | int, start: Timestamp, *, where: str) -> str:
     """Returns the canonical name of a declared frequency; raises FrequencyUnknown, and BadStamp if `start` is of another kind."""
-    name = format_frequency(parse_step(freq, where=where))
+    step = parse_step(freq, where=where)
+    name = str(freq) if parse_custom_business_days(str(freq)) else format_frequency(step)
     validate_timestamp_kind(start, name, owner=f"series {where!r}", where=where)
     return name
 
@@ -167,8 +172,8 @@ def normalize_frequency(freq: str | int, start: Timestamp, *, where: str) -> str
 def resolve_frequency(timestamps: Timestamps, *, declared: str | int | None, model_freq: str, where: str) -> str:
     """Returns the frequency that gives exactly these timestamps: the declared one, or else the inferred one.
 
-    One frequency has several names (QS-JAN and QS-OCT, 24h and D): if none was declared and `model_freq` gives the same
-    timestamps as the inferred one, the result is `model_freq`.
+    One frequency has several names (QS-JAN and QS-OCT, 24h and D): if none was declared and `model_freq` is the same grid as
+    the inferred one, the result is `model_freq`.
 
     Raises DuplicateStamp and IrregularStamps with the first timestamp that is wrong, FrequencyUnknown if the frequency is
     ambiguous, and BadStamp if integer timestamps have a calendar frequency, or the reverse.
@@ -195,10 +200,9 @@ def resolve_frequency(timestamps: Timestamps, *, declared: str | int | None, mod
             freq = normalize_frequency(declared, start, where=where)
         else:
             freq = infer_series_frequency(timestamps[:_INFERENCE_STEPS], unique_id=where)
-        expected = build_unchecked_timestamps(start, freq=freq, steps=steps)
-        comparable = declared is None and is_integer_frequency(model_freq) == is_integer_frequency(freq)
-        if comparable and build_unchecked_timestamps(start, freq=model_freq, steps=steps).equals(expected):
+        if declared is None and are_same_grid(freq, model_freq, [start]):
             freq = model_freq
+        expected = build_unchecked_timestamps(start, freq=freq, steps=steps)
     except (pd.errors.OutOfBoundsDatetime, OverflowError) as error:
         raise _range_out_of_bounds(start, where) from error
     if not expected.equals(timestamps):

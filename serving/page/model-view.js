@@ -1,10 +1,9 @@
-// The view of the deployed model: its properties, its model card, its backtest scores and its live accuracy.
+// The view of the deployed model: its model card, its backtest scores and its live accuracy.
 
 import { buildAccuracyElements } from "./accuracy-view.js";
 import { ApiError, fetchJson } from "./api.js";
 import { byId, createElement, replaceChildren } from "./dom.js";
 import { clearErrors, showError } from "./error-messages.js";
-import { renderMarkdown } from "./markdown.js";
 import { buildTable } from "./tables.js";
 import { formatTimestamp, stepName } from "./timestamps.js";
 
@@ -26,10 +25,9 @@ export async function showModel() {
   try {
     const [{ content: modelInfo }, accuracy] = await Promise.all([fetchJson("/v1/model"), loadAccuracyElements()]);
     clearErrors(messages);
-    const card = createElement("article", { class: "card prose", "aria-label": "Model card" }, renderMarkdown(modelInfo.card, 2));
     replaceChildren(body,
       createElement("div", { class: "model-grid" },
-        createElement("div", {}, renderFacts(modelInfo), card),
+        createElement("div", {}, renderCard(modelInfo)),
         createElement("div", {}, renderBacktestScores(modelInfo), section("Live accuracy", accuracy))));
   } catch (error) {
     replaceChildren(body);
@@ -54,27 +52,51 @@ async function loadAccuracyElements() {
   }
 }
 
-function renderFacts(modelInfo) {
-  const { model, spec, freq, season, cutoff, age_s: age } = modelInfo;
+/** Returns the model card from the fields of `GET /v1/model`. A fact that the bundle does not record is omitted. */
+function renderCard(modelInfo) {
+  const { model, spec, freq, season, cutoff, facts, age_s: age } = modelInfo;
   const network = spec.network ?? {};
-  const reliableHorizon = getReliableHorizon(modelInfo);
-  const hasBlend = model.blend && Object.keys(model.blend).length > 0;
-  const facts = {
+  const entries = {
     Model: `${model.name}, version ${model.version}`,
-    Digest: createElement("code", { title: model.digest }, model.digest.slice(0, 12)),
-    Frequency: `${stepName(freq)} (${freq})`,
+    Digest: renderDigest(model.digest),
+    Network: network.cell === undefined ? null : `${network.cell.toUpperCase()}, ${network.layers} × ${network.hidden}`,
+    Blend: describeBlend(model.blend, facts.blend?.chosen),
+    "Training data": facts.data ?? null,
+    "Data digest": renderDigest(facts.data_digest),
+    Series: describeSeries(facts),
     "Training cutoff": /^-?\d+$/.test(cutoff) ? cutoff : formatTimestamp(cutoff.slice(0, 19), false),
+    "Training steps": Number.isInteger(facts.steps) ? `${facts.steps}, seed ${spec.training?.seed}` : null,
+    Frequency: `${stepName(freq)} (${freq})`,
     Season: `${season} steps`,
     Context: `${spec.context} steps`,
-    "Evaluated horizon": `${spec.horizon} steps`,
-    "Reliable horizon": describeReliableHorizon(reliableHorizon),
-    Network: network.cell === undefined ? null : `${network.cell.toUpperCase()}, ${network.layers} × ${network.hidden}`,
-    Blend: hasBlend ? describeBlend(model.blend) : null,
+    "Shortest history": `${modelInfo.min_history} steps`,
+    "Backtest windows": facts.test_windows || null,
+    "Evaluated horizon": `${spec.horizon} steps; longer forecasts were never scored`,
+    "Reliable horizon": describeReliableHorizon(getReliableHorizon(modelInfo)),
+    "Prediction intervals": describeCalibration(modelInfo.calibration),
     "Deployed for": formatDuration(age),
   };
-  const entries = Object.entries(facts).filter(([, value]) => value !== null);
-  return section("Properties", createElement("dl", { class: "facts" }, entries.map(([name, value]) =>
-    createElement("div", {}, createElement("dt", {}, name), createElement("dd", {}, value)))));
+  const rows = Object.entries(entries).filter(([, value]) => value !== null).map(([name, value]) =>
+    createElement("div", {}, createElement("dt", {}, name), createElement("dd", {}, value)));
+  const specification = createElement("details", {}, createElement("summary", {}, "Full specification"),
+    createElement("pre", { tabindex: "0" }, createElement("code", {}, JSON.stringify(spec, null, 1))));
+  return section("Model card", createElement("dl", { class: "facts" }, rows), specification);
+}
+
+function renderDigest(digest) {
+  return typeof digest === "string" ? createElement("code", { title: digest }, digest.slice(0, 12)) : null;
+}
+
+function describeSeries({ series, left_out: omitted }) {
+  if (!Number.isInteger(series)) return null;
+  return omitted ? `${series} (${omitted} more were too short)` : `${series}`;
+}
+
+function describeCalibration(calibration) {
+  if (calibration === null) return "none: the model was not calibrated and gives point forecasts only";
+  if (calibration.basis === "assumed") return "calibrated without any observed error: do not trust them";
+  const method = calibration.basis === "ranks" ? "the ranks of the errors" : "the spread of few errors";
+  return `calibrated from ${method} on ${calibration.windows} windows; valid while future errors resemble these`;
 }
 
 function describeReliableHorizon(horizon) {
@@ -83,14 +105,22 @@ function describeReliableHorizon(horizon) {
   return `step ${horizon} (at least as accurate as seasonal naive)`;
 }
 
-function describeBlend(weights) {
-  return Object.entries(weights).map(([name, weight]) => `${Math.round(weight * 100)}% ${name}`).join(", ");
+const BLEND_REASONS = {
+  network: "the network alone was as good as a blend",
+  equal: "better than the network alone, and no other weights were clearly better",
+  optimal: "clearly better than the network alone and than equal weights",
+};
+
+function describeBlend(weights, chosen) {
+  if (!weights || Object.keys(weights).length === 0) return null;
+  const shares = Object.entries(weights).map(([name, weight]) => `${Math.round(weight * 100)}% ${name}`).join(", ");
+  return BLEND_REASONS[chosen] === undefined ? shares : `${shares} (on the validation windows: ${BLEND_REASONS[chosen]})`;
 }
 
 function renderBacktestScores({ facts }) {
-  const backtest = facts?.backtest;
-  if (backtest === null || backtest === undefined || typeof backtest !== "object") {
-    const note = "This model has no backtest scores; its model card may state why.";
+  const backtest = facts.backtest ?? {};
+  if (Object.keys(backtest).length === 0) {
+    const note = "This model has no backtest scores: it was trained on all data.";
     return section("Backtest", createElement("p", { class: "empty-note" }, note));
   }
   const metrics = [...new Set(Object.values(backtest).flatMap((scores) => Object.keys(scores)))];

@@ -16,7 +16,7 @@ from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.errors import ApiError
 from serving.formats import parsing
-from serving.formats.schema import ErrorDetail, ObservedValues, SeriesId, StrictModel, error_fields
+from serving.formats.schema import ErrorDetail, ObservedValues, RequestModel, SeriesId, StrictModel, error_fields
 from serving.formats.timestamps import (
     FreqField,
     TimestampField,
@@ -29,7 +29,7 @@ from serving.ledger_writer import LedgerWriter, ledger_unavailable_error
 from serving.settings import Settings
 
 
-class GridActuals(StrictModel):
+class GridActuals(RequestModel):
     """Actuals given by the timestamp of the first value and the frequency."""
 
     id: SeriesId
@@ -42,7 +42,7 @@ class GridActuals(StrictModel):
     y: ObservedValues = Field(description="values, oldest first; null values are ignored")
 
 
-class TimestampedActuals(StrictModel):
+class TimestampedActuals(RequestModel):
     """Actuals with a timestamp for every value, in any order."""
 
     id: SeriesId
@@ -69,10 +69,10 @@ ActualsField = Annotated[
 ]
 
 
-class ActualsRequest(StrictModel):
+class ActualsRequest(RequestModel):
     """Actuals of one or more series."""
 
-    series: list[ActualsField] = Field(
+    series: Annotated[list[ActualsField], Field(fail_fast=True)] = Field(
         min_length=1, description="each is recorded independently; outcomes keep the order"
     )
 

@@ -17,7 +17,7 @@ from serving.asgi.metrics import Metrics
 from serving.asgi.middleware import RequestMiddleware
 from serving.deployment.slot import LoadPredictor, Slot, load_bundle
 from serving.errors import ApiError
-from serving.routes import backtest, explain, openapi
+from serving.routes import backtest, explain, invocations, openapi, scenarios
 from serving.routes.endpoints import Endpoints, json_response, model_headers
 from serving.settings import Settings
 
@@ -29,6 +29,7 @@ class Application(NamedTuple):
     routes: Starlette  # inside the middleware; its lifespan starts and stops the slot
     slot: Slot
     shadow_slot: Slot | None  # slot of the shadow model
+    metrics: Metrics
 
 
 def build_application(
@@ -53,10 +54,10 @@ def build_application(
     endpoints = Endpoints(settings, slot, metrics)
     handlers: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]] = {
         ("post", "/v1/forecast"): endpoints.forecast,
-        ("post", "/v1/scenarios"): endpoints.scenarios,
-        ("post", "/invocations"): endpoints.invocations,
-        ("post", "/v1/backtest"): partial(endpoints.respond_with, backtest.run_backtest),
-        ("post", "/v1/explain"): partial(endpoints.respond_with, explain.run_explanation),
+        ("post", "/v1/scenarios"): partial(endpoints.compute, scenarios.SCENARIOS),
+        ("post", "/invocations"): partial(endpoints.compute, invocations.INVOCATIONS),
+        ("post", "/v1/backtest"): partial(endpoints.compute, backtest.BACKTEST),
+        ("post", "/v1/explain"): partial(endpoints.compute, explain.EXPLAIN),
         ("post", "/v1/actuals"): endpoints.actuals,
         ("get", "/v1/accuracy"): endpoints.accuracy,
         ("get", "/ping"): endpoints.readyz,
@@ -100,8 +101,9 @@ def build_application(
             if route.request_formats
         },
         model_headers=lambda: model_headers(slot.current),
+        allowed_hosts=auth.find_allowed_hosts(settings),
     )
-    return Application(middleware, routes, slot, endpoints.shadow_slot)
+    return Application(middleware, routes, slot, endpoints.shadow_slot, metrics)
 
 
 async def _error_response(_: Request, error: Exception) -> Response:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import orjson
 from pydantic import Field
 
 from forecaster.data.batching import repeat_season
@@ -15,13 +16,23 @@ from forecaster.frequency import format_timestamp, is_earlier
 from forecaster.metrics import mae, nanmean, seasonal_error, smape
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
+from serving.asgi.admission import one_by_one
 from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.outcomes import compute_forecasts, require_model
-from serving.formats import chunked_json, limits, parsing, schema
-from serving.formats.schema import ForecastOptions, HistoryField, LevelsField, ModelInfo, SeriesError, StrictModel
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
+from serving.forecasting.outcomes import compute_forecasts
+from serving.formats import limits, parsing, schema
+from serving.formats.schema import (
+    ForecastOptions,
+    HistoryField,
+    LevelsField,
+    ModelInfo,
+    RequestModel,
+    SeriesError,
+    StrictModel,
+)
 from serving.formats.series import parse_series
 from serving.settings import Settings
 
@@ -29,10 +40,10 @@ MAX_WINDOWS = 100
 OptionalScore = float | None  # null if nothing could be scored
 
 
-class BacktestRequest(StrictModel):
+class BacktestRequest(RequestModel):
     """Histories to backtest the model on."""
 
-    series: list[HistoryField] = Field(
+    series: Annotated[list[HistoryField], Field(fail_fast=True)] = Field(
         min_length=1, description="each is scored independently; outcomes keep the order"
     )
     horizon: int | None = Field(
@@ -117,14 +128,28 @@ class _WindowValues(NamedTuple):
     scale: float  # denominator of MASE
 
 
-def run_backtest(body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline) -> bytes:
-    """Returns a BacktestResponse. Raises ApiError, also if the request has a single series and it is rejected."""
-    request = parsing.validate_fields(BacktestRequest, parsing.parse_json(body))
-    model, deadline = require_model(model), deadline.capped(request.deadline_ms)
+def decode_backtest(body: Body, _: str, __: Settings) -> BacktestRequest:
+    """Decodes a request. Raises ApiError (400, 422)."""
+    return parsing.validate_fields(BacktestRequest, parsing.parse_json(body))
+
+
+def count_backtest_steps(request: BacktestRequest, model: DeployedModel) -> int:
+    """Returns the steps of histories and forecasts, counted once for each origin."""
+    plan = _plan_backtest(request, model)
+    forecast_steps = len(request.series) * plan.horizon * (1 + len(request.levels))
+    return plan.windows * (sum(len(history.y) for history in request.series) + forecast_steps)
+
+
+def _plan_backtest(request: BacktestRequest, model: DeployedModel) -> _BacktestPlan:
     horizon = request.horizon or model.predictor.fitted_model.spec.horizon
-    plan = _BacktestPlan(
-        ForecastOptions(horizon=horizon, levels=request.levels), horizon, request.windows, request.stride or horizon
-    )
+    options = ForecastOptions(horizon=horizon, levels=request.levels)
+    return _BacktestPlan(options, horizon, request.windows, request.stride or horizon)
+
+
+def compute_backtest(job: ComputeJob[BacktestRequest]) -> EncodedResponse:
+    """Returns an encoded BacktestResponse. Raises ApiError, also if the request has a single series and it is rejected."""
+    request, model, deadline, settings, _ = job
+    plan = _plan_backtest(request, model)
     _validate_backtest_size(request.series, plan, settings)
     parsed = [_parse_history(history, plan, model, deadline) for history in request.series]
     full_series = [outcome for outcome in parsed if isinstance(outcome, Series)]
@@ -161,13 +186,16 @@ def run_backtest(body: Body, model: DeployedModel | None, settings: Settings, de
         )
     fields = {
         "model": model.info,
-        "horizon": horizon,
+        "horizon": plan.horizon,
         "windows": plan.windows,
         "stride": plan.stride,
         "overall": _compute_comparison(scored, plan) if scored else None,
         "series": outcomes,
     }
-    return chunked_json.dumps(fields)  # NaN becomes null
+    return EncodedResponse(orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY))  # NaN becomes null
+
+
+BACKTEST = Endpoint(decode_backtest, count_backtest_steps, one_by_one(compute_backtest))
 
 
 def _validate_backtest_size(series: Sequence[HistoryField], plan: _BacktestPlan, settings: Settings) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, lru_cache, partial
+from time import perf_counter
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from forecaster.frequency import format_timestamp
 from serving.asgi.admission import Admission
 from serving.asgi.bodies import Body, ChunkedResponse, read_body
 from serving.asgi.compression import accepts_gzip
@@ -26,13 +26,21 @@ from serving.deployment import status
 from serving.deployment.slot import DeployedModel, Slot
 from serving.errors import ApiError
 from serving.forecasting import ndjson
-from serving.forecasting.answer import RawRequest, next_chunk, start_ndjson
-from serving.forecasting.batcher import Batcher, PendingRequest
+from serving.forecasting.endpoint import ComputeJob, Endpoint
+from serving.forecasting.forecast import FORECAST
+from serving.forecasting.outcomes import require_model
+from serving.formats.forecast_formats import ARROW, JSON
+from serving.formats.limits import BYTES_PER_STEP, validate_json_size
 from serving.ledger_writer import LedgerWriter
-from serving.routes import accuracy, actuals, invocations, openapi, scenarios
+from serving.routes import accuracy, actuals, openapi
+from serving.routes.model import describe_model
 from serving.settings import Settings
 
 _MAX_LEDGER_REQUESTS = 16  # largest number of concurrent requests to the ledger
+_MAX_INLINE_BYTES = (
+    1 << 14
+)  # of a JSON body that is decoded in the event loop, which takes less than handing it to a thread
+_STREAMED_MEDIA_TYPES = (ndjson.MEDIA_TYPE, ARROW.media_type)
 _STREAM_GRACE_S = 1.0  # time after the deadline for the line that reports it
 
 
@@ -50,7 +58,6 @@ class Endpoints:
         self._admission = Admission(
             threads=settings.rollouts, capacity=settings.max_in_flight, timeout_s=settings.timeout_s
         )
-        self._batcher = Batcher(settings)
         # A separate admission, so that an unresponsive database takes no thread from forecasts.
         self._ledger_admission = Admission(threads=1, capacity=_MAX_LEDGER_REQUESTS, timeout_s=settings.timeout_s)
 
@@ -74,80 +81,55 @@ class Endpoints:
             self._ledger_admission.close()
 
     async def forecast(self, request: Request) -> Response:
-        """POST /v1/forecast."""
-        body = await read_body(request)
-        deadline, model = self._admission.new_deadline(), self._ledger_writer.attach(self._slot.current)
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
-        if media_type == ndjson.MEDIA_TYPE:
-            return await self._stream_ndjson(body, model, deadline)
+        """POST /v1/forecast: a stream for NDJSON, one computation for the other formats."""
+        if _parse_media_type(request) == ndjson.MEDIA_TYPE:
+            return await self._stream_ndjson(request)
+        return await self.compute(FORECAST, request)
+
+    async def compute(self, endpoint: Endpoint[Any], request: Request) -> Response:
+        """The handler of every computing route: decodes, admits one computation, and writes the response."""
+        started_at, media_type = perf_counter(), _parse_media_type(request)
+        body = await self._read_body(request)
+        deadline, model = self._admission.new_deadline(), self._slot.current
+        if endpoint.is_recorded:
+            model = self._ledger_writer.attach(model)
+        wait_for_disconnect = partial(_wait_for_disconnect, request.receive)
+        if media_type == JSON.media_type and len(body) <= _MAX_INLINE_BYTES:
+            decoded = endpoint.decode(body, media_type, self._settings)
+        else:
+            decoded = await self._admission.run(
+                endpoint.decode,
+                body,
+                media_type,
+                self._settings,
+                steps=len(body) // BYTES_PER_STEP,
+                deadline=deadline,
+                wait_for_disconnect=wait_for_disconnect,
+            )
+        read_seconds, model = perf_counter() - started_at, require_model(model)
+        deadline = deadline.capped(decoded.deadline_ms)
         use_gzip = accepts_gzip(request.headers.get("accept-encoding", ""))
-        pending = PendingRequest(RawRequest(body, media_type, model, deadline, use_gzip))
-        encoded = await self._admission.run(
-            self._batcher.respond,
-            pending,
+        encoded = await self._admission.run_grouped(
+            endpoint.respond,
+            ComputeJob(decoded, model, deadline, self._settings, use_gzip),
+            kind=endpoint.compute,
+            steps=endpoint.count_steps(decoded, model),
+            is_groupable=endpoint.is_groupable,
             deadline=deadline,
-            wait_for_disconnect=partial(_wait_for_disconnect, request.receive),
-            on_admitted=partial(self._batcher.enqueue, pending),
-            run_immediately=partial(self._batcher.try_immediately, pending),
+            wait_for_disconnect=wait_for_disconnect,
         )
         self._metrics.count_series(forecast=encoded.forecast_count, refused=encoded.refused_count)
-        timing = ", ".join([f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in encoded.seconds_by_stage.items()])
-        response = ChunkedResponse(encoded.body, media_type=media_type)
+        response = ChunkedResponse(encoded.body, media_type=encoded.media_type)
+        stages = {"read": read_seconds, **encoded.seconds_by_stage}
+        timing = ", ".join([f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items()])
         response.raw_headers += [*model_headers(model), (b"server-timing", timing.encode())]
         if encoded.is_compressed:
             response.raw_headers += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
         return response
 
-    async def scenarios(self, request: Request) -> Response:
-        """POST /v1/scenarios."""
-        body = await read_body(request)
-        deadline, model = self._admission.new_deadline(), self._ledger_writer.attach(self._slot.current)
-        encoded = await self._admission.run(
-            scenarios.run_scenarios,
-            body,
-            model,
-            self._settings,
-            deadline,
-            deadline=deadline,
-            wait_for_disconnect=partial(_wait_for_disconnect, request.receive),
-        )
-        self._metrics.count_series(forecast=encoded.forecast_count, refused=encoded.refused_count)
-        response = json_response(encoded.body)
-        response.raw_headers += model_headers(model)
-        return response
-
-    async def invocations(self, request: Request) -> Response:
-        """POST /invocations."""
-        body = await read_body(request)
-        deadline, model = self._admission.new_deadline(), self._ledger_writer.attach(self._slot.current)
-        content, series_count = await self._admission.run(
-            invocations.run_invocation,
-            body,
-            model,
-            self._settings,
-            deadline,
-            deadline=deadline,
-            wait_for_disconnect=partial(_wait_for_disconnect, request.receive),
-        )
-        self._metrics.count_series(forecast=series_count, refused=0)
-        response = json_response(content)
-        response.raw_headers += model_headers(model)
-        return response
-
-    async def respond_with(
-        self, compute: Callable[[Body, DeployedModel | None, Settings, Deadline], bytes], request: Request
-    ) -> Response:
-        """POST /v1/backtest and /v1/explain, which are one computation from body to response."""
-        body, deadline, model = await read_body(request), self._admission.new_deadline(), self._slot.current
-        response = json_response(
-            await self._admission.run(compute, body, model, self._settings, deadline, deadline=deadline)
-        )
-        response.raw_headers += model_headers(model)
-        return response
-
     async def actuals(self, request: Request) -> Response:
         """POST /v1/actuals."""
-        body, deadline = await read_body(request), self._admission.new_deadline()
+        body, deadline = await self._read_body(request), self._admission.new_deadline()
         self._ledger_writer.attach(self._slot.current)
         content = await self._ledger_admission.run(
             actuals.record_actuals, body, self._ledger_writer, self._settings, deadline, deadline=deadline
@@ -167,43 +149,48 @@ class Endpoints:
         )
         return json_response(content)
 
-    async def _stream_ndjson(self, body: Body, model: DeployedModel | None, deadline: Deadline) -> Response:
+    async def _read_body(self, request: Request) -> Body:
+        """Receives the body. Raises ApiError (413) for JSON that is too large to be parsed at once."""
+        body, media_type = await read_body(request), _parse_media_type(request)
+        if media_type == JSON.media_type:
+            alternatives = _STREAMED_MEDIA_TYPES if request.url.path == "/v1/forecast" else ()
+            validate_json_size(len(body), self._settings, alternatives=alternatives)
+        return body
+
+    async def _stream_ndjson(self, request: Request) -> Response:
         """Awaits the first chunk, so that an invalid request gets its error status, and streams the others."""
-        forecast, chunks, first = await self._admission.run(
-            start_ndjson, body, model, self._settings, deadline, deadline=deadline
+        body = await self._read_body(request)
+        deadline, model = self._admission.new_deadline(), self._ledger_writer.attach(self._slot.current)
+        stream = await self._admission.run(
+            ndjson.NdjsonForecast,
+            body,
+            model,
+            deadline,
+            self._settings,
+            steps=len(body) // BYTES_PER_STEP,
+            deadline=deadline,
         )
+        next_chunk = partial(
+            self._admission.run, ndjson.NdjsonForecast.next_chunk, stream, steps=stream.chunk_steps, deadline=deadline
+        )
+        first = await next_chunk()
+        assert first is not None, "the first chunk holds the header"
 
         async def iter_body() -> AsyncGenerator[bytes, None]:
             yield first
             try:
-                while (
-                    chunk := await self._admission.run(next_chunk, chunks, deadline=deadline, wait_for_capacity=True)
-                ) is not None:
+                while (chunk := await next_chunk(wait_for_capacity=True)) is not None:
                     yield chunk
             except ApiError as error:  # the status has been sent, so the last line reports the error
                 yield error.to_json() + b"\n"
             finally:
-                self._metrics.count_series(forecast=forecast.forecast_count, refused=forecast.refused_count)
+                self._metrics.count_series(forecast=stream.forecast_count, refused=stream.refused_count)
 
         return NdjsonResponse(iter_body(), deadline, model_headers(model))
 
     async def model(self, _: Request) -> Response:
         """GET /v1/model."""
-        model = self._require_model()
-        fitted_model = model.predictor.fitted_model
-        return json_response(
-            {
-                "model": model.info,
-                "spec": fitted_model.spec.model_dump(mode="json"),
-                "freq": fitted_model.freq,
-                "season": fitted_model.season,
-                "cutoff": format_timestamp(fitted_model.cutoff),
-                "facts": fitted_model.facts,
-                "card": model.card,
-                "age_s": round(model.age_s, 3),
-                **self._deployment_status(),
-            }
-        )
+        return json_response({**describe_model(self._require_model()), **self._deployment_status()})
 
     async def livez(self, _: Request) -> Response:
         """GET /livez."""
@@ -278,6 +265,10 @@ class NdjsonResponse(Response):
         finally:
             disconnected.cancel()
             await self._chunks.aclose()
+
+
+def _parse_media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() or JSON.media_type
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

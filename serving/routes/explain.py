@@ -13,14 +13,14 @@ import orjson
 from pydantic import Field
 
 from forecaster.errors import BundleError, ForecasterError, MissingPackage
+from serving.asgi.admission import MAX_SHORT_STEPS, one_by_one
 from serving.asgi.bodies import Body
-from serving.deadline import Deadline
 from serving.deployment.releases import bundle_path
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.outcomes import require_model
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
 from serving.formats import limits, parsing
-from serving.formats.schema import ForecastOptions, HistoryField, ModelInfo, StrictModel
+from serving.formats.schema import ForecastOptions, HistoryField, ModelInfo, RequestModel, StrictModel
 from serving.formats.series import parse_series
 from serving.settings import Settings
 
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from forecaster.prediction.predictor import FittedModel
 
 MAX_EXPLAINED_STEPS = 1024
+_ROLLOUTS = 64  # of an explanation, approximately
 OptionalValues = list[float | None]  # null if a value is missing, or the network did not read the step
 
 
-class ExplainRequest(StrictModel):
+class ExplainRequest(RequestModel):
     """One history, and the number of steps to explain."""
 
     series: HistoryField
@@ -82,10 +83,19 @@ class ExplainResponse(StrictModel):
     notes: list[str] = Field(description="remarks on this explanation")
 
 
-def run_explanation(body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline) -> bytes:
-    """Returns an ExplainResponse. Raises ApiError; 422 also if the series cannot be forecast."""
-    request = parsing.validate_fields(ExplainRequest, parsing.parse_json(body))
-    model, deadline = require_model(model), deadline.capped(request.deadline_ms)
+def decode_explain(body: Body, _: str, __: Settings) -> ExplainRequest:
+    """Decodes a request. Raises ApiError (400, 422)."""
+    return parsing.validate_fields(ExplainRequest, parsing.parse_json(body))
+
+
+def count_explain_steps(request: ExplainRequest, _: DeployedModel) -> int:
+    """Returns the size of the work, in steps; it is never small, because torch evaluates the network many times."""
+    return max(MAX_SHORT_STEPS + 1, _ROLLOUTS * len(request.series.y))
+
+
+def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
+    """Returns an encoded ExplainResponse. Raises ApiError; 422 also if the series cannot be forecast."""
+    request, model, deadline, settings, _ = job
     deployed = model.predictor.fitted_model
     horizon = request.horizon or deployed.spec.horizon
     limits.validate_request_size(ForecastOptions(horizon=horizon), [request.series], settings)
@@ -123,7 +133,7 @@ def run_explanation(body: Body, model: DeployedModel | None, settings: Settings,
         "methods": METHODS,
         "notes": explanation.notes,
     }
-    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)  # NaN becomes null
+    return EncodedResponse(orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY))  # NaN becomes null
 
 
 @lru_cache(maxsize=1)
@@ -131,3 +141,6 @@ def _load_fitted_model(bundle: Path) -> FittedModel:
     from forecaster.bundle import artifact
 
     return artifact.load_bundle(bundle)
+
+
+EXPLAIN = Endpoint(decode_explain, count_explain_steps, one_by_one(compute_explanation))

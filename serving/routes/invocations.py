@@ -10,61 +10,94 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import orjson
 import pandas as pd
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import ForecasterError
 from forecaster.series import Forecast
+from serving.asgi.admission import one_by_one
 from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel, FittedModelProtocol
 from serving.errors import ApiError
-from serving.forecasting.outcomes import compute_forecasts, compute_outcomes, require_model
-from serving.formats import chunked_json, limits, parsing
-from serving.formats.chunked_json import to_array
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
+from serving.forecasting.outcomes import compute_forecasts, compute_outcomes
+from serving.formats import limits, parsing
 from serving.formats.outcome import ForecastResult
-from serving.formats.schema import ForecastOptions, GridSeries, LevelsField, SeriesInput, StrictModel, Text
+from serving.formats.schema import (
+    MAX_COLUMNS,
+    ForecastOptions,
+    GridSeries,
+    LevelsField,
+    RequestModel,
+    SeriesInput,
+    StrictModel,
+    Text,
+    to_array,
+)
 from serving.formats.state_token import TokenSigner
 from serving.formats.timestamps import TimestampField
 from serving.settings import Settings
 
+MAX_FRAME_COLUMNS = 3 * MAX_COLUMNS  # covariates, static features and channels
+
+
+def _limit_frame_columns(columns: Any) -> Any:
+    """Raises ValueError for more columns than `MAX_FRAME_COLUMNS`, before their cells are validated."""
+    if isinstance(columns, dict) and len(columns) > MAX_FRAME_COLUMNS:
+        raise ValueError(f"Expected at most {MAX_FRAME_COLUMNS} columns; found {len(columns)}")
+    return columns
+
+
 FrameCell = int | float | Annotated[str, Field(max_length=200)] | None
-FrameRecord = dict[Text, FrameCell]
+FrameCells = Annotated[list[FrameCell], Field(fail_fast=True)]
+FrameRecord = Annotated[dict[Text, FrameCell], BeforeValidator(_limit_frame_columns)]
+FrameColumns = Annotated[dict[Text, FrameCells], BeforeValidator(_limit_frame_columns)]
+FrameRecords = Annotated[list[FrameRecord], Field(fail_fast=True)]
 _DECILES = tuple(f"0.{decile}" for decile in range(1, 10))
 
 
-class DeepArInstance(StrictModel):
+class DeepArInstance(RequestModel):
     """A history in DeepAR's format; its frequency is that of the model."""
 
     start: TimestampField
-    target: Annotated[list[float | Literal["NaN"] | None], AfterValidator(to_array)] = Field(
+    target: Annotated[list[float | Literal["NaN"] | None], Field(fail_fast=True), AfterValidator(to_array)] = Field(
         description="values, oldest first; null or NaN marks a missing value"
     )
-    cat: int | list[int] | None = Field(
+    cat: int | Annotated[list[int], Field(fail_fast=True)] | None = Field(
         default=None, description="values of the model's static features, in their order, as integers"
     )
-    dynamic_feat: list[Annotated[list[float], AfterValidator(to_array)]] = Field(
+    dynamic_feat: Annotated[
+        list[Annotated[list[float], Field(fail_fast=True), AfterValidator(to_array)]], Field(fail_fast=True)
+    ] = Field(
         default=[],
         description="the model's covariates, in their order, each as long as the target and the horizon together",
     )
 
 
-class DeepArConfiguration(StrictModel):
+class DeepArConfiguration(RequestModel):
     """The output requested from DeepAR."""
 
     num_samples: int = Field(default=100, ge=1, description="number of sample paths, if `output_types` has samples")
-    output_types: list[Literal["mean", "quantiles", "samples"]] = Field(default=["mean", "quantiles"])
+    output_types: Annotated[list[Literal["mean", "quantiles", "samples"]], Field(fail_fast=True)] = Field(
+        default=["mean", "quantiles"]
+    )
     quantiles: list[Annotated[str, Field(pattern=r"^(0?\.[0-9]{1,6}|[1-9](\.[0-9]{1,3})?e-[1-6])$")] | float] = Field(
         default=list(_DECILES), max_length=99, description="levels, as text or numbers"
     )
 
 
-class DeepArRequest(StrictModel):
+class DeepArRequest(RequestModel):
     """A request in DeepAR's format. The horizon is that of the model."""
 
-    instances: list[DeepArInstance] = Field(min_length=1)
+    instances: Annotated[list[DeepArInstance], Field(fail_fast=True)] = Field(min_length=1)
     configuration: DeepArConfiguration | None = None
+
+    @property
+    def deadline_ms(self) -> None:
+        """The format has no deadline."""
 
 
 class DeepArPrediction(StrictModel):
@@ -81,15 +114,15 @@ class DeepArResponse(StrictModel):
     predictions: list[DeepArPrediction]
 
 
-class SplitFrame(StrictModel):
+class SplitFrame(RequestModel):
     """A frame as pandas serialises it with orient="split"."""
 
-    columns: list[Text]
-    data: list[list[FrameCell]]
-    index: list[FrameCell] | None = None
+    columns: Annotated[list[Text], Field(fail_fast=True)]
+    data: Annotated[list[FrameCells], Field(fail_fast=True)]
+    index: FrameCells | None = None
 
 
-class ScoringParameters(StrictModel):
+class ScoringParameters(RequestModel):
     """The `params` of MLflow's scoring protocol."""
 
     horizon: int | None = Field(
@@ -99,14 +132,19 @@ class ScoringParameters(StrictModel):
     deadline_ms: int | None = Field(default=None, ge=1, description="as in /v1/forecast")
 
 
-class ScoringRequest(StrictModel):
+class ScoringRequest(RequestModel):
     """A request of MLflow's scoring protocol: a long frame `unique_id, ds, y` in one of its formats, and parameters."""
 
     dataframe_split: SplitFrame | None = None
-    dataframe_records: list[FrameRecord] | None = None
-    inputs: dict[Text, list[FrameCell]] | list[FrameRecord] | None = None
-    instances: list[FrameRecord] | None = None
+    dataframe_records: FrameRecords | None = None
+    inputs: FrameColumns | FrameRecords | None = None
+    instances: FrameRecords | None = None
     params: ScoringParameters = ScoringParameters()
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """Milliseconds until the client needs the response."""
+        return self.params.deadline_ms
 
     @model_validator(mode="after")
     def _validate_single_shape(self) -> ScoringRequest:
@@ -117,6 +155,13 @@ class ScoringRequest(StrictModel):
                 f"Expected one of dataframe_split, dataframe_records, inputs and instances; found {frame_count}"
             )
         return self
+
+    def count_cells(self) -> int:
+        """Returns the number of cells of the frame."""
+        if self.dataframe_split is not None:
+            return sum(map(len, self.dataframe_split.data))
+        rows = self.dataframe_records or self.instances or self.inputs or []
+        return sum(map(len, rows.values() if isinstance(rows, dict) else rows))
 
     def to_frame(self) -> pd.DataFrame:
         """Returns the frame; raises ApiError (422) if its rows or columns have different lengths."""
@@ -151,21 +196,39 @@ class ScoringResponse(StrictModel):
     predictions: list[FrameRecord]
 
 
-def run_invocation(
-    body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline
-) -> tuple[bytes, int]:
-    """Returns the response in the format of the request, and its number of series. Raises ApiError."""
-    deadline.check()
-    parsed = parsing.parse_json(body)
-    instances = parsed.value.get("instances") if isinstance(parsed.value, dict) else None
+def decode_invocation(body: Body, _: str, __: Settings) -> DeepArRequest | ScoringRequest:
+    """Decodes a request in either format. Raises ApiError (400, 422)."""
+    fields = parsing.parse_json(body)
+    instances = fields.get("instances") if isinstance(fields, dict) else None
     if isinstance(instances, list) and instances and isinstance(instances[0], dict) and "target" in instances[0]:
-        return _run_deepar(parsing.validate_fields(DeepArRequest, parsed), require_model(model), settings, deadline)
-    return _run_scoring(parsing.validate_fields(ScoringRequest, parsed), require_model(model), settings, deadline)
+        return parsing.validate_fields(DeepArRequest, fields)
+    return parsing.validate_fields(ScoringRequest, fields)
 
 
-def _run_deepar(
+def count_invocation_steps(request: DeepArRequest | ScoringRequest, model: DeployedModel) -> int:
+    """Returns the steps of histories and forecasts; for a frame, whose series are not known yet, its cells."""
+    horizon = model.predictor.fitted_model.spec.horizon
+    if isinstance(request, ScoringRequest):
+        return request.count_cells() + (request.params.horizon or horizon)
+    samples = 0 if request.configuration is None else request.configuration.num_samples
+    return sum(len(instance.target) + horizon * (1 + samples) for instance in request.instances)
+
+
+def compute_invocation(job: ComputeJob[DeepArRequest | ScoringRequest]) -> EncodedResponse:
+    """Returns the response in the format of the request. Raises ApiError."""
+    request, model, deadline, settings, _ = job
+    deadline.check()
+    if isinstance(request, DeepArRequest):
+        predictions, series_count = _predict_deepar(request, model, settings, deadline)
+    else:
+        predictions, series_count = _predict_scoring(request, model, settings, deadline)
+    body = orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return EncodedResponse(body, forecast_count=series_count)
+
+
+def _predict_deepar(
     request: DeepArRequest, model: DeployedModel, settings: Settings, deadline: Deadline
-) -> tuple[bytes, int]:
+) -> tuple[list[dict[str, Any]], int]:
     fitted_model, configuration = model.predictor.fitted_model, request.configuration or DeepArConfiguration()
     levels = {
         str(level): float(level) for level in configuration.quantiles if "quantiles" in configuration.output_types
@@ -185,14 +248,14 @@ def _run_deepar(
     limits.validate_request_size(options, series, settings)
     signer = TokenSigner.from_settings(settings)
     try:
-        outcomes = compute_outcomes(series, options, model, deadline, signer)
+        [outcomes] = compute_outcomes([series], options, model, deadline, signer)
     except ApiError as error:
         if error.code != "level_out_of_range" or request.configuration is not None:
             raise
         levels = {}  # the request does not ask for quantiles explicitly, and the model was not calibrated
-        outcomes = compute_outcomes(series, options.model_copy(update={"levels": []}), model, deadline, signer)
-    predictions = [_build_prediction(outcome.result, levels, configuration) for outcome in outcomes]
-    return chunked_json.dumps({"predictions": predictions}), len(outcomes)
+        options = options.model_copy(update={"levels": []})
+        [outcomes] = compute_outcomes([series], options, model, deadline, signer)
+    return [_build_prediction(outcome.result, levels, configuration) for outcome in outcomes], len(outcomes)
 
 
 def _parse_instance(instance: DeepArInstance, fitted_model: FittedModelProtocol, index: int) -> SeriesInput:
@@ -231,9 +294,9 @@ def _build_prediction(
     return fields if result.paths is None else {**fields, "samples": result.paths}
 
 
-def _run_scoring(
+def _predict_scoring(
     request: ScoringRequest, model: DeployedModel, settings: Settings, deadline: Deadline
-) -> tuple[bytes, int]:
+) -> tuple[list[dict[str, Any]], int]:
     fitted_model = model.predictor.fitted_model
     spec, frame = fitted_model.spec, request.to_frame()
     group_columns = () if spec.group is None or spec.group in spec.static else (spec.group,)
@@ -251,9 +314,8 @@ def _run_scoring(
         raise ApiError.from_forecaster_error(error) from error
     limits.validate_response_size(options, len(panel.series), settings)
     limits.validate_history_size(panel.series, settings)
-    forecasts = compute_forecasts(list(panel.series), options, model, deadline.capped(request.params.deadline_ms))
-    rows = [row for forecast in forecasts for row in _forecast_rows(forecast)]
-    return chunked_json.dumps({"predictions": rows}), len(forecasts)
+    forecasts = compute_forecasts(list(panel.series), options, model, deadline)
+    return [row for forecast in forecasts for row in _forecast_rows(forecast)], len(forecasts)
 
 
 def _forecast_rows(forecast: Forecast | ForecasterError) -> list[dict[str, Any]]:
@@ -268,3 +330,6 @@ def _forecast_rows(forecast: Forecast | ForecasterError) -> list[dict[str, Any]]
         **{f"{level:g}": values.tolist() for level, values in forecast.quantiles.items()},
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+INVOCATIONS = Endpoint(decode_invocation, count_invocation_steps, one_by_one(compute_invocation), is_recorded=True)

@@ -12,10 +12,10 @@ from forecaster import __version__
 from serving.errors import ERROR_CODES
 from serving.forecasting import ndjson
 from serving.formats import arrow, schema
-from serving.formats.json_columns import ColumnsRequest, ColumnsResponse
 from serving.routes import accuracy, actuals, backtest, explain, invocations, scenarios
+from serving.routes.model import ModelResponse
 
-_COMMON_STATUSES = (400, 401, 403, 404, 405, 413, 415, 500)  # of the middleware, and of unexpected errors
+_COMMON_STATUSES = (400, 401, 403, 404, 405, 413, 415, 421, 431, 500)  # of the middleware, and of unexpected errors
 
 
 class BodyFormat(NamedTuple):
@@ -95,12 +95,12 @@ ROUTES = (
         "/v1/forecast",
         "Forecast one or more series",
         (
-            BodyFormat(_JSON, (schema.ForecastRequest, ColumnsRequest)),
+            BodyFormat(_JSON, (schema.ForecastRequest,)),
             BodyFormat(ndjson.MEDIA_TYPE, description=_NDJSON_REQUEST_DESCRIPTION),
             BodyFormat(arrow.MEDIA_TYPE, description=_ARROW_REQUEST_DESCRIPTION),
         ),
         (
-            BodyFormat(_JSON, (schema.ForecastResponse, ColumnsResponse)),
+            BodyFormat(_JSON, (schema.ForecastResponse,)),
             BodyFormat(ndjson.MEDIA_TYPE, description=_NDJSON_RESPONSE_DESCRIPTION),
             BodyFormat(arrow.MEDIA_TYPE, description=_ARROW_RESPONSE_DESCRIPTION),
         ),
@@ -175,7 +175,7 @@ ROUTES = (
         (BodyFormat(_JSON, (schema.ReadinessResponse,)),),
         (503,),
     ),
-    RouteSpec("get", "/v1/model", "The model in use", (), (BodyFormat(_JSON, (schema.ModelResponse,)),), (503,)),
+    RouteSpec("get", "/v1/model", "The model in use", (), (BodyFormat(_JSON, (ModelResponse,)),), (503,)),
     RouteSpec(
         "get",
         "/livez",

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
+import orjson
 from pydantic import Field, model_validator
 
 from forecaster.errors import BadSpec, CovariateUnknown, ForecasterError, LevelOutOfRange
 from forecaster.series import Forecast, Series
+from serving.asgi.admission import one_by_one
 from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
-from serving.forecasting.outcomes import (
-    attach_state_token,
-    build_result,
-    horizon_warnings,
-    parse_all_series,
-    require_model,
-)
+from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
+from serving.forecasting.outcomes import attach_state_token, build_result, horizon_warnings, parse_all_series
 from serving.forecasting.sampling import PathsOrError, sample_in_batches
-from serving.formats import chunked_json, json_rows, limits, parsing
+from serving.formats import json_rows, limits, parsing
 from serving.formats.outcome import ForecastResult, SeriesOutcome
 from serving.formats.schema import (
     CovariatesField,
     ErrorDetail,
     ForecastOptions,
     ModelInfo,
+    RequestModel,
     SeriesField,
     SeriesForecast,
     SeriesId,
@@ -41,7 +39,7 @@ from serving.settings import Settings
 _BATCH_STEPS = 1 << 17  # rollout steps between two checks of the deadline
 
 
-class Scenario(StrictModel):
+class Scenario(RequestModel):
     """One future of the covariates."""
 
     name: SeriesId
@@ -55,7 +53,7 @@ class ScenariosRequest(ForecastOptions):
     """One history, the scenarios, and the options of their forecasts."""
 
     series: SeriesField = Field(description="the history; its covariates may end with it")
-    scenarios: list[Scenario] = Field(
+    scenarios: Annotated[list[Scenario], Field(fail_fast=True)] = Field(
         min_length=1, description="each is forecast independently; outcomes keep the order"
     )
 
@@ -99,24 +97,27 @@ class ScenariosResponse(StrictModel):
     )
 
 
-class EncodedScenarios(NamedTuple):
-    """An encoded response, and the numbers of scenarios with a forecast and with an error."""
-
-    body: bytes
-    forecast_count: int
-    refused_count: int
-
-
-def run_scenarios(body: Body, model: DeployedModel | None, settings: Settings, deadline: Deadline) -> EncodedScenarios:
-    """Computes the response to `POST /v1/scenarios`.
-
-    Raises ApiError for errors that concern all scenarios (the history, the limits, levels or samples that the model cannot
-    give, a model without covariates, the deadline), and if the request has a single scenario and it is rejected.
-    """
-    deadline.check()
+def decode_scenarios(body: Body, _: str, settings: Settings) -> ScenariosRequest:
+    """Decodes a request and validates its size. Raises ApiError (400, 422)."""
     request = parsing.validate_fields(ScenariosRequest, parsing.parse_json(body))
     _validate_scenarios_size(request, settings)
-    model, deadline = require_model(model), deadline.capped(request.deadline_ms)
+    return request
+
+
+def count_scenario_steps(request: ScenariosRequest, _: DeployedModel) -> int:
+    """Returns the steps of the history, and of all forecasts with their quantiles and samples."""
+    numbers_per_step = 1 + len(request.levels) + request.samples
+    return len(request.series.y) + len(request.scenarios) * request.horizon * numbers_per_step
+
+
+def compute_scenarios(job: ComputeJob[ScenariosRequest]) -> EncodedResponse:
+    """Computes the response to `POST /v1/scenarios`.
+
+    Raises ApiError for errors that concern all scenarios (the history, levels or samples that the model cannot give, a model
+    without covariates, the deadline), and if the request has a single scenario and it is rejected.
+    """
+    request, model, deadline, settings, _ = job
+    deadline.check()
     signer = TokenSigner.from_settings(settings)
     if not model.predictor.fitted_model.spec.covariates:
         raise ApiError.from_forecaster_error(
@@ -140,7 +141,11 @@ def run_scenarios(body: Body, model: DeployedModel | None, settings: Settings, d
         if isinstance(with_state, ForecasterError):
             raise ApiError.from_forecaster_error(with_state)
         fields["state"] = with_state.state_token
-    return EncodedScenarios(chunked_json.dumps(fields), len(results) - len(errors), len(errors))
+    body = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+    return EncodedResponse(body, len(results) - len(errors), len(errors))
+
+
+SCENARIOS = Endpoint(decode_scenarios, count_scenario_steps, one_by_one(compute_scenarios), is_recorded=True)
 
 
 def _validate_scenarios_size(request: ScenariosRequest, settings: Settings) -> None:

@@ -126,6 +126,60 @@ def test_the_first_and_last_timestamps_are_formatted() -> None:
     assert (synthetic_start("5"), synthetic_start("h")) == (0, pd.Timestamp("2001-01-01"))
 
 
+@pytest.mark.parametrize(
+    ("freq", "hint"), [("M", "ME"), ("H", "h"), ("Q", "QE"), ("T", "min"), ("w", "W"), ("BM", "BME")]
+)
+def test_an_outdated_alias_is_refused_with_the_hint_of_pandas(freq: str, hint: str) -> None:
+    with pytest.raises(FrequencyUnknown, match=f"Did you mean '{hint}'"):
+        parse_frequency(freq)
+
+
+MIDNIGHTS_SKIPPED = {
+    "America/Santiago": "2023-09-03",
+    "America/Sao_Paulo": "2018-11-04",
+    "Africa/Cairo": "2024-04-26",
+    "Asia/Beirut": "2023-03-26",
+    "America/Havana": "2024-03-10",
+    "America/Asuncion": "2023-10-01",
+    "Asia/Amman": "2021-03-26",
+    "Asia/Damascus": "2021-03-26",
+    "Asia/Tehran": "2021-03-22",
+}
+
+
+@pytest.mark.parametrize(("zone", "day"), MIDNIGHTS_SKIPPED.items())
+@pytest.mark.parametrize("freq", ["D", "2D", "7D", "B", "C-1111111"])
+def test_days_without_midnight_start_at_their_first_moment_from_any_start(zone: str, day: str, freq: str) -> None:
+    first = pd.Timestamp(day) - (20 if freq != "7D" else 21) * pd.Timedelta(days=1)
+    local: Any = pd.date_range(first, periods=40, freq=parse_frequency(freq))
+    expected = local.tz_localize(zone, ambiguous=np.ones(40, dtype=bool), nonexistent="shift_forward")
+    for index in range(25):
+        start, steps = expected[index], 40 - index
+        assert build_timestamps(start, freq=freq, steps=steps).equals(expected[index:])
+        series = Series("a", start, freq, np.zeros(steps - 3))
+        assert [series.timestamp_at(step) for step in range(steps - 3)] == list(expected[index:-3])
+        assert series.future_timestamps(3).equals(expected[-3:])
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [("Pacific/Apia", "2011-12-30"), ("Pacific/Kiritimati", "1994-12-31"), ("Pacific/Kwajalein", "1993-08-21")],
+)
+@pytest.mark.parametrize("freq", ["D", "2D", "7D", "W-SUN", "B", "C-1111110", "MS", "ME", "h"])
+def test_a_zone_that_skips_a_whole_day_has_timestamps_in_order(zone: str, day: str, freq: str) -> None:
+    skipped = pd.Timestamp(day)
+    start = pd.date_range(skipped - pd.Timedelta(days=40), periods=1, freq=parse_frequency(freq))[0].tz_localize(zone)
+    timestamps: Any = build_timestamps(start, freq=freq, steps=60)
+    assert timestamps.is_monotonic_increasing
+    assert timestamps.is_unique
+    assert len(timestamps) == 60
+    assert not (timestamps.tz_localize(None).normalize() == skipped).any()
+    series = Series("a", start, freq, np.zeros(60))
+    assert [series.timestamp_at(step) for step in range(60)] == list(timestamps)
+    if freq == "D":
+        assert set(np.diff(timestamps.asi8)) == {86_400_000_000}  # no day is counted that does not exist
+
+
 @pytest.mark.parametrize("freq", ["1", "10", "7"])
 def test_an_integer_series_has_the_timestamps_of_its_positions(freq: str) -> None:
     series = Series("a", -3, freq, np.arange(5.0))
@@ -166,8 +220,8 @@ def test_integer_panels_have_their_own_cutoff_and_digest() -> None:
         make_numbered_panel(DAY, "D"),
     ]
     assert [panel.cutoff for panel in panels] == [2, 3, 4, DAY + pd.Timedelta("2D")]
-    assert len({panel.digest() for panel in panels}) == 4
-    assert make_numbered_panel(0, "1").digest() == panels[0].digest()
+    assert len({panel.digest for panel in panels}) == 4
+    assert make_numbered_panel(0, "1").digest == panels[0].digest
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", BERLIN])

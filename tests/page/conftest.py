@@ -15,12 +15,10 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from forecaster.bundle import artifact
-from serving.deployment.releases import Release, publish, staging
 from serving.deployment.slot import LoadPredictor, Slot
 from serving.routes import app
 from serving.settings import Settings
-from tests.serving.conftest import load_stub, write_stub
+from tests.serving.conftest import load_stub, publish_stub
 
 CHROMIUM_OPTIONS = [
     "--no-sandbox",
@@ -64,18 +62,6 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-def publish_stub_with_card(slot: Path, card: str, *, freq: str = "h") -> None:
-    """Publishes a stub model with this model card to the slot."""
-    with staging(slot) as draft:
-        write_stub(draft / "bundle", freq=freq)
-        (draft / "bundle" / "card.md").write_text(card)
-        publish(
-            slot,
-            draft / "bundle",
-            Release(name="stub", version="1", digest=artifact.compute_bundle_digest(draft / "bundle")),
-        )
-
-
 @contextmanager
 def serve_application(slot_folder: Path, *, load: LoadPredictor = load_stub, **fields: Any) -> Iterator[str]:
     """Runs the application and yields its address."""
@@ -110,7 +96,7 @@ def serve_application(slot_folder: Path, *, load: LoadPredictor = load_stub, **f
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An application that repeats the last value of hourly series and accepts at most 60 series per request."""
     slot = tmp_path_factory.mktemp("page") / "slot"
-    publish_stub_with_card(slot, "# A stub\n\nRepeats the **last** value.\n")
+    publish_stub(slot, data="shops", series=40, left_out=2)
     with serve_application(slot, max_series=60) as address:
         yield address
 

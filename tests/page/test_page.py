@@ -12,8 +12,9 @@ import pytest
 
 from serving.asgi import auth
 from serving.routes.accuracy import AccuracyResponse
-from tests.page.conftest import OpenPage, publish_stub_with_card, serve_application
+from tests.page.conftest import OpenPage, serve_application
 from tests.page.test_forecast_view import GOOD, paste_table, request_forecast, wait_for_forecast
+from tests.serving.conftest import publish_stub
 
 pytestmark = pytest.mark.integration
 
@@ -46,10 +47,18 @@ def test_the_model_and_its_accuracy_are_shown(visit_page: OpenPage) -> None:
     page = visit_page()
     page.route("**/v1/accuracy", lambda route: route.fulfill(json=ACCURACY_RESPONSE))
     page.click("#nav-model")
-    page.wait_for_selector(".prose")
+    page.wait_for_selector(".facts")
     assert page.title() == "Model · forecaster"
-    assert "stub, version 1" in page.text_content(".facts")
-    assert page.text_content(".prose strong") == "last"
+    card = dict(zip(*(page.locator(f".facts {tag}").all_text_contents() for tag in ("dt", "dd")), strict=True))
+    assert card["Model"] == "stub, version 1"
+    assert (card["Training data"], card["Series"], card["Shortest history"]) == (
+        "shops",
+        "40 (2 more were too short)",
+        "3 steps",
+    )
+    assert card["Prediction intervals"].startswith("none")
+    assert "Blend" not in card
+    assert json.loads(page.text_content(".model-view pre"))["name"] == "stub"
     assert page.locator(".bars .bar").count() == 8
     table = page.locator("[aria-label='Accuracy by step ahead as a table'] tbody tr").all_text_contents()
     assert len(table) == 9
@@ -80,12 +89,8 @@ def test_a_server_without_a_ledger_shows_no_error(visit_page: OpenPage) -> None:
 
 
 def test_foreign_text_is_escaped(visit_page: OpenPage, tmp_path: Path) -> None:
-    table = f"| {XSS_PAYLOAD} | a |\n|---|---|\n| {XSS_PAYLOAD} | 1 |"
-    card = (
-        f"# {XSS_PAYLOAD}\n\n{XSS_PAYLOAD} **{XSS_PAYLOAD}** [x](javascript:xss=1)\n\n- {XSS_PAYLOAD}\n\n{table}\n\n"
-        f"```\n{XSS_PAYLOAD}\n```\n<script>xss=1</script>\n"
-    )
-    publish_stub_with_card(tmp_path / "slot", card)
+    scores = {XSS_PAYLOAD: {XSS_PAYLOAD: 1.0}}
+    publish_stub(tmp_path / "slot", data=XSS_PAYLOAD, data_digest="<script>xss=1</script>", backtest=scores)
     with serve_application(tmp_path / "slot") as address:
         page = visit_page(address)
         paste_table(page, GOOD.replace("shop", f'"{XSS_PAYLOAD}"') + '"<script>xss=1</script>",2026-01-01T00:00,1\n')
@@ -97,14 +102,14 @@ def test_foreign_text_is_escaped(visit_page: OpenPage, tmp_path: Path) -> None:
         page.select_option("#series", index=1)
         page.wait_for_selector("#messages .message")
         page.click("#nav-model")
-        page.wait_for_selector(".prose")
-        assert page.text_content(".prose").count(XSS_PAYLOAD) == 7
-        assert page.locator("main :is(script, iframe), .prose :is(img, a)").count() == 0
+        page.wait_for_selector(".facts")
+        assert page.text_content("#model-body").count(XSS_PAYLOAD) == 3
+        assert page.locator("main :is(script, iframe), #model-body :is(img, a)").count() == 0
         assert page.locator("img").count() == 1, "only the logo is an image"
 
 
 def test_the_page_works_with_api_keys(visit_page: OpenPage, tmp_path: Path) -> None:
-    publish_stub_with_card(tmp_path / "slot", "# A stub\n")
+    publish_stub(tmp_path / "slot")
     key = auth.create_key("reader", ["read"], tmp_path / "keys")
     with serve_application(tmp_path / "slot", keys_file=tmp_path / "keys") as address:
         page = visit_page(address)

@@ -19,6 +19,7 @@ from forecaster.bundle import artifact
 from forecaster.data.encoding import EMPTY_ENCODING, Encoding
 from forecaster.errors import BundleDamaged, ForecasterError, FrequencyMismatch, HistoryTooShort
 from forecaster.intervals.adaptive import AdaptiveState
+from forecaster.intervals.calibration import Calibration
 from forecaster.prediction.carry import truncate_series
 from forecaster.series import Forecast, Series
 from forecaster.spec import Spec
@@ -38,6 +39,7 @@ class StubModel:
     cutoff: pd.Timestamp = field(default_factory=lambda: pd.Timestamp("2026-01-01"))
     encoding: Encoding = EMPTY_ENCODING
     facts: dict[str, Any] = field(default_factory=lambda: {"scores": {"mase": 1.0}})
+    calibration: Calibration | None = None
     blend_weights: dict[str, float] = field(default_factory=dict)
 
 
@@ -107,10 +109,10 @@ def _with_quantiles(forecast: Forecast, levels: Sequence[float]) -> Forecast:
     return replace(forecast, quantiles={level: forecast.mean + level for level in sorted(levels)})
 
 
-def write_stub(folder: Path, *, shift: float = 0.0, freq: str = "h") -> str:
+def write_stub(folder: Path, *, shift: float = 0.0, freq: str = "h", **facts: Any) -> str:
     """Writes a bundle that `load_stub` can load, and returns its digest."""
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"shift": shift, "freq": freq}))
+    (folder / "manifest.json").write_text(json.dumps({"shift": shift, "freq": freq, "facts": facts}))
     (folder / "card.md").write_text("# A stub\n")
     return artifact.compute_bundle_digest(folder)
 
@@ -119,12 +121,14 @@ def load_stub(folder: Path) -> LastValuePredictor:
     fields = json.loads((folder / "manifest.json").read_text())
     if "bad" in fields:
         raise BundleDamaged("This bundle is bad.", where="manifest.json")
-    return LastValuePredictor(StubModel(freq=fields["freq"]), fields["shift"])
+    model = StubModel(freq=fields["freq"])
+    return LastValuePredictor(replace(model, facts={**model.facts, **fields.get("facts", {})}), fields["shift"])
 
 
-def publish_stub(slot: Path, *, version: str = "1", shift: float = 0.0, freq: str = "h") -> Release:
+def publish_stub(slot: Path, *, version: str = "1", shift: float = 0.0, freq: str = "h", **facts: Any) -> Release:
     with staging(slot) as draft:
-        release = Release(name="stub", version=version, digest=write_stub(draft / "bundle", shift=shift, freq=freq))
+        digest = write_stub(draft / "bundle", shift=shift, freq=freq, **facts)
+        release = Release(name="stub", version=version, digest=digest)
         publish(slot, draft / "bundle", release)
     return release
 
@@ -153,7 +157,7 @@ class AppClient:
         return response
 
     async def _send(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
-        async with httpx.AsyncClient(transport=self._transport, base_url="http://forecaster") as client:
+        async with httpx.AsyncClient(transport=self._transport, base_url="http://localhost") as client:
             return await client.request(method, path, **request)
 
 

@@ -119,6 +119,8 @@ def test_the_async_client_gives_the_same_result(slot_folder: Path, start_server:
 
     async def request_all() -> tuple[pd.DataFrame, bool, dict[str, Any]]:
         async with AsyncClient(url) as client:
+            partial = await client.forecast_partial(make_frame("short", steps=2), 2, freq="h")
+            assert isinstance(partial.errors["short"], HistoryTooShort)
             tables = await asyncio.gather(
                 client.forecast(make_frame("a"), 3, levels=[0.5]), client.forecast(make_frame("b"), 3)
             )
@@ -166,12 +168,12 @@ def test_errors_of_single_series_are_raised_together_or_returned(slot_folder: Pa
         with pytest.raises(SeriesRefused, match="2 of 4 series have no forecast") as raised:
             client.forecast(mixed, 2)
         assert [type(error) for error in raised.value.errors] == [HistoryTooShort, HistoryTooShort]
-        result = client.forecast(mixed, 2, errors="return")
+        result = client.forecast_partial(mixed, 2)
         assert result.table["unique_id"].unique().tolist() == ["a", "b"]
         assert {name: error.code for name, error in result.errors.items()} == dict.fromkeys(
             ("short", "shorter"), "history_too_short"
         )
-        single = client.forecast(make_frame("short", steps=2), 2, errors="return", freq="h")
+        single = client.forecast_partial(make_frame("short", steps=2), 2, freq="h")
         assert isinstance(single.errors["short"], HistoryTooShort)
         assert list(single.table.columns) == ["unique_id", "ds", "mean"]
 
@@ -335,7 +337,7 @@ def test_retry_delays_grow_and_respect_retry_after() -> None:
     assert invalid_delay <= 0.625
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"columns": {}, "model": {}}', '{"columns": null, "model": {}}'])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"forecasts": [], "model": {}}', '{"forecasts": null, "model": {}}'])
 def test_a_malformed_response_is_reported(content: str) -> None:
     transport, _ = recording_transport(httpx.Response(200, text=content))
     with Client("http://service", transport=transport) as client, pytest.raises(ServiceError, match="another shape"):
@@ -350,7 +352,7 @@ def test_requests_are_strict_json_with_a_deadline() -> None:
         client.forecast(gappy, 2)
     assert str(requests[0].url) == "http://service/under/v1/forecast"
     body = json.loads(requests[0].content)
-    assert (body["deadline_ms"], body["columns"]["y"][0][3], body["columns"]["freq"]) == (2500, None, "h")
+    assert (body["deadline_ms"], body["series"][0]["y"][3], body["series"][0]["freq"]) == (2500, None, "h")
 
 
 def test_the_client_imports_neither_torch_nor_httpx() -> None:

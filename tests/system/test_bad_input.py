@@ -16,7 +16,7 @@ from pipelines.cli import main
 from pipelines.promotion.promote import register_bundle
 from pipelines.settings import Root
 from pipelines.sources import DataSource
-from pipelines.training.train import train
+from pipelines.training.train import TrainOptions, train
 from tests.pipelines.conftest import make_noise_frame, make_small_spec
 from tests.system.processes import file_sizes, run_forecaster, write_config
 
@@ -38,7 +38,7 @@ def write_changed_config(folder: Path, change: Callable[[str], str]) -> str:
 
 
 INVALID_TABLES: dict[str, tuple[str | bytes, list[str]]] = {
-    "empty.csv": ("", ["empty.csv", "No columns"]),
+    "empty.csv": ("", ["empty.csv", "the file is empty"]),
     "header.csv": (HEADER, ["at least one row"]),
     "column.csv": (
         HEADER.replace("y", "value") + "a,2026-01-01,1\n",
@@ -192,7 +192,8 @@ def test_an_invalid_option_is_rejected_by_name_and_nothing_is_written(
         (["train", "good.csv", "--config", "folder.csv"], ["folder.csv", "cannot be read"]),
         (["train", "good.csv", "--horizon", "3", "--root", "good.csv/root"], ["good.csv", "root", "--root"]),
         (["train", "good.csv", "--horizon", "3", "--root", "good.csv"], ["good.csv", "root", "--root"]),
-        (["retrain", "good.csv", "--horizon", "3", "--test-windows", "0"], ["test-windows", "test window"]),
+        (["retrain", "none.csv", "--horizon", "3", "--test-windows", "0"], ["test-windows", "test window"]),
+        (["retrain", "none.csv", "--if-needed"], ["--config FILE or --horizon STEPS"]),
         (["retrain", "good.csv", "--horizon", "3", "--test-windows=-1"], ["test-windows", "test window"]),
         (["demo", "--configs", "nowhere"], ["hospital.yaml", "nowhere"]),
         (["train"], ["DATA", "--sql", "found neither"]),
@@ -248,7 +249,7 @@ def trained_root(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copy(migrated_root / "mlflow.db", root.path)
     make_noise_frame().to_csv(data, index=False)
     for windows in (0, 1):
-        bundle = train(DataSource(str(data)), make_small_spec(), root, test_windows=windows).bundle
+        bundle = train(DataSource(str(data)), make_small_spec(), root, TrainOptions(test_windows=windows)).bundle
         Registry(root.store_uri).set_alias(register_bundle(bundle, root), CHALLENGER)
     return TrainedRoot(root, bundle, data)
 

@@ -1,4 +1,4 @@
-"""Steps outside training (a server's own rollback, a lock, a schedule), killed and broken at each of their fail points."""
+"""Steps outside training (a server's own rollback, a schedule), killed and broken at each of their fail points."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from forecaster.registry.lock import QueueTiming, lock_by_queue
 from forecaster.registry.registry import CHALLENGER, CHAMPION, Registry
 from forecaster.storage.failpoints import ENABLED_VARIABLE, POINTS_VARIABLE, FailPointError
 from pipelines.cli import main
@@ -55,15 +54,6 @@ def run_with_fault(fault: str, action: Callable[..., object], *arguments: object
         action(*arguments)
     except FailPointError:
         os._exit(FAULT_EXIT_CODE)
-
-
-def assert_fault_occurs(
-    fork_context: Any, name: str, fault: str, action: Callable[..., object], *arguments: object
-) -> None:
-    child = fork_context.Process(target=run_with_fault, args=(f"{name}={fault}", action, *arguments))
-    child.start()
-    child.join(120)
-    assert child.exitcode == (-signal.SIGKILL if fault == "kill" else FAULT_EXIT_CODE), f"{name} was not reached"
 
 
 # Local rollback of a server
@@ -138,45 +128,6 @@ def test_a_killed_promotion_from_the_shadow_is_recoverable(
         assert registry.resolve("small", CHAMPION) == challenger
     assert verify_audit_log(promotion_root.root, "small").faults == ()
     shutil.rmtree(promotion_root.root.slot)
-
-
-# The lock of a registry that several machines share
-
-FAST_TIMING = QueueTiming(lifetime=1.0, poll_interval=0.02, timeout=60.0)
-
-
-class FolderBoard:
-    """A board in a folder, one file per note."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def read_notes(self) -> Mapping[str, str]:
-        return {path.name: path.read_text() for path in self.folder.glob("[!.]*")}
-
-    def write_note(self, key: str, value: str) -> None:
-        draft = self.folder / f".{key}"
-        draft.write_text(value)
-        draft.replace(self.folder / key)
-
-    def delete_note(self, key: str) -> None:
-        (self.folder / key).unlink(missing_ok=True)
-
-
-def hold_lock(folder: Path) -> None:
-    with lock_by_queue(FolderBoard(folder), where="model 'm'", timing=FAST_TIMING) as confirm:
-        confirm()
-
-
-@pytest.mark.parametrize("fault", ["kill", "raise"])
-@pytest.mark.parametrize("name", sample_cases(fail_points_of("lease")))
-def test_a_process_that_dies_in_the_queue_blocks_the_next_for_one_lifetime(
-    name: str, fault: str, tmp_path: Path, fork_context: Any
-) -> None:
-    assert_fault_occurs(fork_context, name, fault, hold_lock, tmp_path)
-    assert len(list(tmp_path.iterdir())) == (1 if fault == "kill" else 0), "after an exception no note remains"
-    hold_lock(tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 # The schedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from forecaster.series import MAX_ABS_VALUE
 from forecaster.shapes import Float64, Int
 
 MAX_ID_LENGTH = 200  # characters; HTTP requests do not accept longer ids
+_MAX_LISTED_PAIRS = 3  # pairs of similar ids listed in a message
+_INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")  # characters without a width
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+(?:\.\d{3})*,\d+\s*")
 
@@ -45,7 +48,7 @@ def validate_columns(frame: pd.DataFrame, *, required: Sequence[str], optional: 
             if in_index
             else "Add the columns, or remove them from the specification's covariates, channels and static."
             if set(missing) <= set(optional)
-            else "Rename the columns, or declare their names (--id-column, --ds-column, --y-column)."
+            else "Rename the columns, or declare their names (`columns`)."
         )
         raise MissingColumn(
             f"Expected the columns {', '.join(wanted)}; {', '.join(missing)} not found among: {existing}. {advice}",
@@ -83,6 +86,25 @@ def parse_ids(raw: pd.Series, *, column: str) -> SeriesIds:
                 where=column,
             )
     return SeriesIds(texts, codes.astype(np.int64))
+
+
+def describe_similar_ids(ids: Any) -> Iterator[str]:
+    """Yields a message if some ids differ only by blanks or by their Unicode form, so that they look alike."""
+    if all(series_id.isascii() and " " not in series_id for series_id in ids):
+        return
+    first_by_key: dict[str, str] = {}
+    similar: list[tuple[str, str]] = []
+    for series_id in ids:
+        key = "".join(_INVISIBLE.sub("", unicodedata.normalize("NFKC", series_id)).split())
+        first = first_by_key.setdefault(key, series_id)
+        if first != series_id:
+            similar.append((first, series_id))
+    if similar:
+        yield (
+            f"{len(similar)} ids differ from another only by blanks or by their Unicode form, and remain series of their own: "
+            f"{', '.join(f'{first!a} and {second!a}' for first, second in similar[:_MAX_LISTED_PAIRS])}"
+            f"{' and more' if len(similar) > _MAX_LISTED_PAIRS else ''}"
+        )
 
 
 def _validate_distinct_ids(raw: pd.Series, column: str) -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadStamp, GridTooLarge, IrregularStamps
-from forecaster.frequency import Timestamps, parse_frequency, timestamps_to_int64
+from forecaster.frequency import (
+    Timestamps,
+    is_late_midnight,
+    is_shifted_forward,
+    parse_frequency,
+    skipped_days,
+    timestamps_to_int64,
+)
 from forecaster.shapes import Bool, Int
 
 MAX_TOTAL_STEPS = 10**8  # of all series together; more means a wrong frequency
@@ -48,13 +55,20 @@ def compute_grid_positions(timestamps: Timestamps, freq: str, first_rows: Int[np
     assert isinstance(timestamps, pd.DatetimeIndex), "integer timestamps have an integer frequency"
     local_time = ticks if timestamps.tz is None else timestamps.tz_localize(None).asi8
     day, time_of_day = np.divmod(local_time, _DAY_MICROSECONDS)
-    calendar_index, is_on_calendar = _compute_calendar_indices(day, local_time, step)
+    skipped = skipped_days(timestamps.tz).to_numpy().astype("datetime64[D]").astype(np.int64)
+    calendar_index, is_on_calendar = _compute_calendar_indices(day, local_time, step, skipped)
     steps, remainder = np.divmod(calendar_index - calendar_index[first_rows], step.n)
     is_off_grid = ~is_on_calendar | (remainder != 0)
     if not _is_intraday(step):
-        shifted_rows = np.flatnonzero(time_of_day != time_of_day[first_rows])
-        intended = day[shifted_rows] * _DAY_MICROSECONDS + time_of_day[first_rows][shifted_rows]
-        is_off_grid[shifted_rows] |= ~_is_shifted_forward(timestamps[shifted_rows], intended)
+        usual_time = time_of_day.copy()
+        late_starts = np.unique(first_rows)
+        late_starts = late_starts[time_of_day[late_starts] != 0]
+        usual_time[late_starts[is_late_midnight(timestamps[late_starts])]] = 0
+        shifted_rows = np.flatnonzero(time_of_day != usual_time[first_rows])
+        intended = day[shifted_rows] * _DAY_MICROSECONDS + usual_time[first_rows][shifted_rows]
+        is_off_grid[shifted_rows] |= ~is_shifted_forward(
+            timestamps[shifted_rows], pd.DatetimeIndex(intended.astype("datetime64[us]"))
+        )
     return GridPositions(steps, is_off_grid)
 
 
@@ -121,17 +135,32 @@ def _is_intraday(step: pd.offsets.BaseOffset) -> bool:
 
 
 def _compute_calendar_indices(
-    day: Int[np.ndarray, "row"], local_time: Int[np.ndarray, "row"], step: pd.offsets.BaseOffset
+    day: Int[np.ndarray, "row"],
+    local_time: Int[np.ndarray, "row"],
+    step: pd.offsets.BaseOffset,
+    skipped: Int[np.ndarray, "_"],
 ) -> tuple[Int[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
-    """Returns the index of each row among the days, weeks, months... of the calendar, and whether it is exactly one of them."""
+    """Returns the index of each row among the days, weeks, months... of the calendar, and whether it is exactly one of them.
+
+    The days that the time zone skipped are not counted.
+    """
     if isinstance(step, pd.offsets.Day):
-        return day, np.ones(len(day), dtype=bool)
+        index = day if step.n % 7 == 0 else day - np.searchsorted(skipped, day)
+        return index, np.ones(len(day), dtype=bool)
+    if isinstance(step, pd.offsets.CustomBusinessDay):
+        holidays = np.concatenate([step.calendar.holidays, skipped.astype("datetime64[D]")])
+        working_days = np.busdaycalendar(step.calendar.weekmask, holidays)
+        dates = day.astype("datetime64[D]")
+        index = np.busday_count(np.datetime64("1970-01-01"), dates, busdaycal=working_days)
+        return index, np.is_busday(dates, busdaycal=working_days)
     weekday = getattr(step, "weekday", None)
     if isinstance(step, pd.offsets.Week) and weekday is not None:
         week, row_weekday = np.divmod(day + 3, 7)  # 1970-01-01 was a Thursday
         return week, row_weekday == weekday
     targets = local_time if _is_intraday(step) else day * _DAY_MICROSECONDS
     calendar = _build_calendar(int(targets.min()), int(targets.max()), step.base)
+    if isinstance(step, pd.offsets.BusinessDay) and len(skipped):
+        calendar = calendar[~np.isin(calendar, skipped * _DAY_MICROSECONDS)]
     index = np.searchsorted(calendar, targets)
     return index, np.append(calendar, -1)[index] == targets
 
@@ -157,14 +186,3 @@ def _build_calendar(first: int, last: int, step: pd.offsets.BaseOffset) -> Int[n
             f"{step.freqstr!r}. Correct them.",
             where="ds",
         ) from error
-
-
-def _is_shifted_forward(timestamps: pd.DatetimeIndex, intended: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
-    """Returns whether each timestamp equals its intended local time (microseconds), shifted forward over a clock change."""
-    if timestamps.tz is None:
-        return np.zeros(len(timestamps), dtype=bool)
-    local_time: Any = pd.DatetimeIndex(intended.astype("datetime64[us]"))
-    shifted = local_time.tz_localize(
-        timestamps.tz, ambiguous=np.ones(len(local_time), dtype=bool), nonexistent="shift_forward"
-    )
-    return np.asarray(shifted.asi8 == timestamps.asi8)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from forecaster.data.calendar import candidate_frequencies, infer_frequency
+from forecaster.data.calendar import candidate_frequencies, describe_fixed_day, infer_frequency, list_working_days
 from forecaster.data.frames import columns as cells
 from forecaster.data.frames import grid, timestamps
 from forecaster.data.frames.rows import ColumnNames, ParsedRows, drop_duplicates, parse_rows, sort_rows, validate_static
@@ -19,16 +20,18 @@ from forecaster.errors import (
     NoData,
 )
 from forecaster.frequency import Timestamps, format_timestamp, normalize_frequency, timestamp_at, timestamps_to_int64
+from forecaster.frequency_names import canonical_frequency
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 
 _MAX_LISTED_IDS = 3  # ids listed in a repair message
+_MAX_LISTED_FREQUENCIES = 2  # frequencies suggested in an error message
 
 
 def to_panel(
     frame: pd.DataFrame,
     *,
-    freq: str | int | None = None,
+    freq: str | int | pd.offsets.BaseOffset | timedelta | None = None,
     columns: ColumnNames | None = None,
     zone: str | None = None,
     covariates: Sequence[str] = (),
@@ -40,7 +43,8 @@ def to_panel(
     Args:
         frame: One row per series and timestamp. NaN in `y` means not observed. An absent row means the same if the
             frequency is declared or proven.
-        freq: A pandas offset alias, or an integer; None infers it from the longest series if it is unambiguous.
+        freq: A pandas offset or its alias, custom business days (`C-1111110`), or an integer; None infers it from the longest
+            series if it is unambiguous. The panel has its canonical name.
         columns: The column names, if they are not `unique_id, ds, y`.
         zone: The time zone of timestamps without an offset; timestamps with an offset are converted to it.
         covariates: Columns with a known future. Rows without `y` after the last observed step are then that future.
@@ -67,7 +71,8 @@ def to_panel(
     _validate_positions(rows, positions, declared, allow_gaps=gaps_allowed, is_inferred=freq is None)
     lengths = grid.compute_series_lengths(positions, bounds, ids=rows.ids, freq=declared)
     aligned = _align_to_grid(rows, positions, bounds, lengths, repairs)
-    return Panel(_build_series(rows, aligned, bounds, lengths, declared, repairs), declared, tuple(repairs))
+    name = canonical_frequency(declared, rows.ds[bounds[:-1]])
+    return Panel(_build_series(rows, aligned, bounds, lengths, name, repairs), name, tuple(repairs))
 
 
 def to_frame(panel: Panel) -> pd.DataFrame:
@@ -102,13 +107,16 @@ def _infer_panel_frequency(rows: ParsedRows, bounds: Int[np.ndarray, "_"]) -> tu
     except FrequencyUnknown as error:
         if len(series_timestamps) > grid.MIN_CONFIRMING_RUN:
             first = np.zeros(len(series_timestamps), dtype=np.int64)
-            proven = [
-                freq
-                for freq in candidate_frequencies(series_timestamps)
-                if grid.confirms_frequency(grid.compute_grid_positions(series_timestamps, freq, first))
-            ]
-            if len(proven) == 1:
-                return proven[0], True
+            for candidates in candidate_frequencies(series_timestamps):
+                proven = [
+                    freq
+                    for freq in candidates
+                    if grid.confirms_frequency(grid.compute_grid_positions(series_timestamps, freq, first))
+                ]
+                if len(proven) == 1:
+                    return proven[0], True
+                if proven:
+                    break
         _raise_for_irregular_step(series_timestamps, unique_id)
         raise error
 
@@ -121,11 +129,33 @@ def _raise_for_irregular_step(sorted_timestamps: Timestamps, unique_id: str) -> 
         if abs(gaps[odd] - usual) > 0.15 * usual:  # lengths of months and quarters differ by less
             before = format_timestamp(timestamp_at(sorted_timestamps, odd))
             after = format_timestamp(timestamp_at(sorted_timestamps, odd + 1))
+            fitting = _list_declarable_frequencies(sorted_timestamps)
+            advice = (
+                f"Fill the gap with empty values, or declare the frequency if this is regular (`freq`={' or '.join(fitting)})."
+                if fitting
+                else describe_fixed_day(sorted_timestamps)
+                or "Correct the timestamps: no known frequency has all of them."
+            )
             raise IrregularStamps(
                 f"Expected regular timestamps; series {unique_id!r} goes from {before} to {after}, unlike its other steps. "
-                "Fill the gap with empty values, or declare the frequency (--freq) if this is regular.",
+                f"{advice}",
                 where=unique_id,
             )
+
+
+def _list_declarable_frequencies(sorted_timestamps: Timestamps) -> list[str]:
+    """Returns the quoted frequencies that have all these timestamps, with gaps, so that they are accepted when declared."""
+    candidates = [freq for tier in candidate_frequencies(sorted_timestamps) for freq in tier]
+    if isinstance(sorted_timestamps, pd.DatetimeIndex):
+        candidates += list_working_days(sorted_timestamps)
+    first = np.zeros(len(sorted_timestamps), dtype=np.int64)
+    fitting = []
+    for freq in candidates:
+        positions = grid.compute_grid_positions(sorted_timestamps, freq, first)
+        share = len(sorted_timestamps) / (1 + int(positions.step[-1]))
+        if not positions.is_off_grid.any() and share >= 1 - grid.MAX_MISSING_SHARE:
+            fitting.append((-share, repr(freq)))
+    return [name for _, name in sorted(fitting)[:_MAX_LISTED_FREQUENCIES]]
 
 
 def _validate_positions(
@@ -145,11 +175,13 @@ def _validate_positions(
             problem = f"has a timestamp at {rows.format_timestamp_at(row)}, which is not on that grid"
         zoned = isinstance(rows.ds, pd.DatetimeIndex) and rows.ds.tz is not None
         zone_advice = (
-            "; if these are days in a zone with daylight saving time, declare the zone (--zone)" if zoned else ""
+            "; if these are days in a zone with daylight saving time, declare the zone (`zone`)" if zoned else ""
         )
+        of_series = rows.ds[rows.codes == rows.codes[row]]
+        fixed_day = describe_fixed_day(of_series) if positions.is_off_grid[row] else ""
+        advice = fixed_day or f"Fill gaps with empty values, or declare the right frequency (`freq`){zone_advice}."
         raise IrregularStamps(
-            f"Expected timestamps one {freq!r} apart; series {rows.id_at(row)!r} {problem}. "
-            f"Fill gaps with empty values, or declare the right frequency (--freq){zone_advice}.",
+            f"Expected timestamps one {freq!r} apart; series {rows.id_at(row)!r} {problem}. {advice}",
             where=rows.id_at(row),
         )
     if is_inferred and gap.any():
@@ -163,7 +195,7 @@ def _validate_positions(
             raise IrregularStamps(
                 f"Expected timestamps one {freq!r} apart, as in the longest series; series {rows.id_at(row)!r} has gaps "
                 f"between most of its rows, the first from {rows.format_timestamp_at(row - 1)} to "
-                f"{rows.format_timestamp_at(row)}. Declare the frequency (--freq) if these are gaps; put series of another "
+                f"{rows.format_timestamp_at(row)}. Declare the frequency (`freq`) if these are gaps; put series of another "
                 "frequency in a separate file.",
                 where=rows.id_at(row),
             )

@@ -81,6 +81,7 @@ def parse_rows(
         frame[names.ds], column=names.ds, freq=freq, zone=zone, series_codes=ids.codes
     )
     repairs.extend(timestamp_column.repairs)
+    repairs.extend(cells.describe_similar_ids(ids.ids))
     rows = ParsedRows(
         ids.ids,
         ids.codes,
@@ -103,20 +104,25 @@ def parse_rows(
 
 
 def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
-    """Returns the rows sorted by id and timestamp, with series codes in the same order."""
+    """Returns the rows sorted by id and timestamp, with series codes in the same order.
+
+    Data have the same digest and give the same weights in any order of the rows. Whole series that are not in the order of
+    their ids are no repair; rows of a series that are not in order, or are not together, are.
+    """
     code, ticks = rows.codes, timestamps_to_int64(rows.ds)
     is_same_series = code[1:] == code[:-1]
     is_backward = is_same_series & (ticks[1:] < ticks[:-1])
-    run_count = int((~is_same_series).sum()) + 1
-    if not is_backward.any() and run_count == len(rows.ids):
+    is_orderly = not is_backward.any() and int((~is_same_series).sum()) + 1 == len(rows.ids)
+    if is_orderly and (rows.ids[1:] > rows.ids[:-1]).all():
         return rows
     rank = np.empty(len(rows.ids), dtype=np.int64)
     id_order = np.argsort(rows.ids)
     rank[id_order] = np.arange(len(id_order))
     ranked = rows._replace(ids=rows.ids[id_order], codes=rank[code])
     order = np.lexsort((ticks, ranked.codes))
-    moved_count = int((order != np.arange(len(order))).sum())
-    repairs.append(f"rows were not in order: sorted by series and timestamp ({moved_count} of {len(order)} moved)")
+    if not is_orderly:
+        moved_count = int((order != np.arange(len(order))).sum())
+        repairs.append(f"rows were not in order: sorted by series and timestamp ({moved_count} of {len(order)} moved)")
     return ranked.take(order)
 
 

@@ -18,6 +18,8 @@ from forecaster.frequency import (
     MAX_YEAR,
     Timestamps,
     is_integer_frequency,
+    localize,
+    skipped_days,
     timestamp_at,
     timestamps_to_int64,
     validate_timestamp_kind,
@@ -252,17 +254,16 @@ def _localize(
 ) -> pd.DatetimeIndex:
     """Localizes local times to a time zone.
 
-    Days whose midnight is skipped by a clock change start at the first time after it; those with two midnights at the first.
+    In series whose rows are all at midnight, a day whose midnight is skipped by a clock change starts at the first time after
+    it, and a day with two midnights at the first.
     """
     local_times: Any = naive
     row_count = len(naive)
-    if not (naive.asi8 % _DAY_MICROSECONDS).any():
-        days: pd.DatetimeIndex = local_times.tz_localize(
-            zone, ambiguous=np.ones(row_count, dtype=bool), nonexistent="shift_forward"
-        )
-        return days
-    early: pd.DatetimeIndex = local_times.tz_localize(zone, ambiguous=np.ones(row_count, dtype=bool), nonexistent="NaT")
-    is_skipped = np.asarray(early.isna())
+    has_time_of_day = np.bincount(series_codes, weights=naive.asi8 % _DAY_MICROSECONDS != 0) > 0
+    is_date = ~has_time_of_day[series_codes]
+    early: Any = localize(local_times, zone)
+    is_skipped = np.asarray(early.tz_localize(None) != naive)
+    is_skipped &= ~is_date | np.asarray(local_times.normalize().isin(skipped_days(zone)))
     if is_skipped.any():
         row = _first_true_row(is_skipped)
         raise BadStamp(
@@ -270,16 +271,20 @@ def _localize(
             "clocks skipped when they were set forward. Correct the timestamp or the zone, or write timestamps in UTC.",
             where=column,
         )
-    late: pd.DatetimeIndex = local_times.tz_localize(zone, ambiguous=np.zeros(row_count, dtype=bool), nonexistent="NaT")
-    repeated_rows = np.flatnonzero(early.asi8 != late.asi8)
+    if is_date.all():
+        return pd.DatetimeIndex(early)
+    late: pd.DatetimeIndex = local_times.tz_localize(
+        zone, ambiguous=np.zeros(row_count, dtype=bool), nonexistent="shift_forward"
+    )
+    repeated_rows = np.flatnonzero((early.asi8 != late.asi8) & ~is_date)
     if not len(repeated_rows):
-        return early
+        return pd.DatetimeIndex(early)
     occurrences = pd.DataFrame({"series": series_codes[repeated_rows], "wall": naive.asi8[repeated_rows]}).groupby(
         ["series", "wall"]
     )
     is_second = np.zeros(row_count, dtype=bool)
     is_second[repeated_rows] = occurrences.cumcount().to_numpy() == 1
-    datetimes = early.where(~is_second, late)
+    datetimes = pd.DatetimeIndex(early.where(~is_second, late))
     is_ambiguous = np.zeros(row_count, dtype=bool)
     is_ambiguous[repeated_rows] = occurrences["wall"].transform("size").to_numpy() != 2
     is_backward = np.zeros(row_count, dtype=bool)

@@ -23,10 +23,23 @@ from forecaster.errors import FrequencyUnknown
         ("ME", "2026-01-31", 3, "ME"),
         ("QS-JAN", "2026-01-01", 3, "QS-JAN"),
         ("QS-FEB", "2026-02-01", 4, "QS-FEB"),
-        ("QE-MAR", "2026-03-31", 4, "QE-MAR"),
+        ("QE-MAR", "2026-03-31", 4, "QE-DEC"),
         ("YS-JAN", "2023-01-01", 4, "YS-JAN"),
         ("YE-DEC", "2023-12-31", 4, "YE-DEC"),
         ("YS-JUL", "2023-07-01", 4, "YS-JUL"),
+        ("BME", "2026-01-30", 12, "BME"),
+        ("BMS", "2026-01-01", 12, "BMS"),
+        ("BQE", "2024-03-29", 8, "BQE-DEC"),
+        ("BQS", "2023-01-02", 8, "BQS-JAN"),
+        ("BYE", "2000-12-29", 8, "BYE-DEC"),
+        ("2MS", "2026-01-01", 4, "2MS"),
+        ("6MS", "2020-01-01", 4, "6MS"),
+        ("2YS", "2020-01-01", 4, "2YS-JAN"),
+        ("SMS", "2026-01-01", 4, "SMS-15"),
+        ("SME", "2026-01-15", 6, "SME-15"),
+        ("WOM-3FRI", "2026-01-16", 12, "WOM-3FRI"),
+        ("LWOM-FRI", "2026-01-30", 12, "LWOM-FRI"),
+        ("bh", "2026-01-05 09:00", 60, "bh"),
     ],
 )
 def test_a_frequency_is_inferred_when_it_is_unambiguous(freq: str, start: str, periods: int, expected: str) -> None:
@@ -44,7 +57,7 @@ def test_a_frequency_is_inferred_when_it_is_unambiguous(freq: str, start: str, p
         (["2026-01-01", "2026-02-01"], "31D and MS all fit"),
         (["2025-01-01", "2026-01-01"], "365D and YS-JAN all fit"),
         (["2021-01-01", "2022-01-01", "2023-01-01"], "365D and YS-JAN all fit"),
-        (["2026-01-15", "2026-02-15", "2026-03-15"], "no regular frequency fits"),
+        (["2026-01-01", "2026-03-01"], "59D and 2MS all fit"),
         (["2026-01-01"], "no regular frequency fits"),
     ],
 )
@@ -54,6 +67,17 @@ def test_an_ambiguous_frequency_is_not_guessed(timestamps: list[str], message: s
     assert error.value.where == "a"
     assert f"from {len(timestamps)} timestamps" in error.value.message
     assert "Declare it" in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("start", "months", "freq"), [("2026-01-15", 1, "MS"), ("2026-02-10", 3, "QS-FEB"), ("2026-03-20", 12, "YS-MAR")]
+)
+def test_the_advice_for_one_day_of_each_month_works_when_followed(start: str, months: int, freq: str) -> None:
+    timestamps = pd.date_range(start, periods=20, freq=pd.DateOffset(months=months))
+    first_of_month = pd.DatetimeIndex([timestamp.replace(day=1) for timestamp in timestamps])
+    with pytest.raises(FrequencyUnknown, match=f"first of the month .{first_of_month[0].date()}., .*`freq`='{freq}'"):
+        infer_frequency(timestamps)
+    assert infer_frequency(first_of_month) == freq
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from forecaster.errors import ForecasterError, HistoryTooShort
-from forecaster.evaluation.backtest import Backtest, backtest
+from forecaster.evaluation.backtest import Backtest, backtest, explain_missing_forecasts
 from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
 from forecaster.evaluation.plots import (
     plot_best_and_worst,
@@ -309,3 +309,26 @@ def test_the_best_and_worst_series_are_drawn_with_their_actuals(series: int, fre
 def test_series_without_a_scale_give_a_figure_without_windows() -> None:
     result = backtest(make_panel(np.ones(10)), {"net": constant_forecast(2.0)}, horizon=2, windows=1, season=1)
     assert to_png(plot_best_and_worst(result, "net")).startswith(b"\x89PNG")
+
+
+def test_the_reason_of_every_missing_forecast_is_given() -> None:
+    good, infinite = make_wave(20), make_wave(20)
+    infinite[3] = np.inf
+    panel = Panel([Series("good", START, "h", good), Series("short", START, "h", good[:7]),
+                   Series("infinite", START, "h", infinite)], "h")  # fmt: skip
+    model = make_fitted_model(make_spec(min_history=6))
+    result = backtest(panel, {"model": Predictor(model)}, horizon=2, windows=2, season=2)
+    history_reason, value_reason = sorted(explain_missing_forecasts(result, "model", model))
+    assert history_reason.startswith("a history has fewer than the 6 steps that it needs")
+    assert value_reason == "a history holds invalid values (not_a_number) (1 of 3 series)"
+    for fields, spec_fields, reason in (
+        ({"freq": "D"}, {}, "the data have the frequency 'h', the model 'D' (3 of 3 series)"),
+        ({}, {"channels": ["heat"], "decoder": "direct"}, "the data lack its channel 'heat' (2 of 3 series)"),
+    ):
+        other = replace(make_fitted_model(make_spec(**spec_fields)), **fields)
+        other_result = backtest(panel, {"other": Predictor(other)}, horizon=2, windows=2, season=2)
+        assert explain_missing_forecasts(other_result, "other", other)[0] == reason
+    sound = backtest(Panel([panel.series[0]], "h"), {"model": Predictor(model)}, horizon=2, windows=2, season=2)
+    diverged = replace(sound, forecasts={"model": np.full_like(sound.actual, np.nan)})
+    assert explain_missing_forecasts(diverged, "model", model) == ["its forecast is not finite (1 of 1 series)"]
+    assert explain_missing_forecasts(sound, "model", model) == []

@@ -82,7 +82,7 @@ def test_the_panel_digest_depends_on_its_channels() -> None:
         replace(series, channels={"x": values}),
         replace(series, channels={}, covariates={"x": values}),
     ]
-    assert len({Panel([variant], "h").digest() for variant in variants}) == len(variants)
+    assert len({Panel([variant], "h").digest for variant in variants}) == len(variants)
 
 
 # Prediction

@@ -149,7 +149,7 @@ def test_a_forecast_with_integer_steps_is_plotted_at_its_timestamps(integer_case
 
 def test_an_integer_panel_round_trips_through_a_frame_and_is_summarised(integer_case: PanelAndModel) -> None:
     copy = to_panel(to_frame(integer_case.panel))
-    assert copy.digest() == integer_case.panel.digest()
+    assert copy.digest == integer_case.panel.digest
     summary = summarize_panel(integer_case.panel)
     assert (summary.freq, summary.zone, summary.start, summary.end) == ("10", None, 100, 690)
     assert (summary.suggested_season, summary.suggested_horizon) == (1, 6)

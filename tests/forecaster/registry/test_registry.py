@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
+from forecaster.registry.download import BundleDownload
 from forecaster.registry.registry import CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry, create_client
 
 pytestmark = pytest.mark.integration
@@ -305,6 +307,38 @@ def test_a_champion_judged_against_another_baseline_version_is_rejected(
     with pytest.raises(BaseMoved):
         registry.promote(third, expected_champion=first)
     assert registry.resolve("sine", CHAMPION) == second
+
+
+@pytest.mark.parametrize("moment", ["digest", "replaced", PREVIOUS_CHAMPION])
+def test_a_champion_that_another_machine_moves_during_a_promotion_is_kept(
+    moment: str, registry: Registry, store_uri: str, run_id: str, tmp_path: Path
+) -> None:
+    first, second, third = (register(registry, run_id, tmp_path / str(n), weights=bytes([n])) for n in range(3))
+    registry.promote(first, expected_champion=None)
+
+    class InterleavedRegistry(Registry):
+        """A registry that another machine changes right after one step of a promotion."""
+
+        def set_tag(self, version: BundleVersion, key: str, value: str) -> None:
+            super().set_tag(version, key, value)
+            self._interleave(key)
+
+        def set_alias(self, version: BundleVersion, alias: str) -> None:
+            super().set_alias(version, alias)
+            self._interleave(alias)
+
+        def _open_download(self, version: BundleVersion) -> AbstractContextManager[BundleDownload]:
+            self._interleave("digest")
+            return super()._open_download(version)
+
+        def _interleave(self, step: str) -> None:
+            if step == moment:
+                registry.set_alias(third, CHAMPION)
+
+    for _ in range(2):
+        with pytest.raises(BaseMoved, match=r"version 2 .* the champion is now version 3"):
+            InterleavedRegistry(store_uri).promote(second, expected_champion=first)
+        assert registry.resolve("sine", CHAMPION) == third
 
 
 def test_an_interrupted_promotion_keeps_the_old_champion_and_can_be_repeated(

@@ -21,7 +21,6 @@ SWEEP_FILES = {
     "retrain": "system/test_killed_retraining.py",
     "reload": "serving/deployment/test_readiness.py",
     "local": "system/test_fault_injection.py",
-    "lease": "system/test_fault_injection.py",
     "schedule": "system/test_fault_injection.py",
 }
 

@@ -17,7 +17,8 @@ from forecaster.errors import NonFiniteLoss
 from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.rolling_origins import forecast_all_origins
 from forecaster.model.regressor import build_network
-from forecaster.prediction.predictor import FittedModel, Predictor, build_onnx_engine
+from forecaster.prediction.engine_choice import build_onnx_engine
+from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.spec import Spec
 from forecaster.training.fit import FitResult, fit
 from forecaster.training.loss import compute_loss, prepare_batches

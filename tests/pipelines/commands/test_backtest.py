@@ -157,10 +157,25 @@ def test_a_model_trained_on_the_test_period_or_unable_to_forecast_is_reported(
         "late was trained on data up to 2026-01-03 11:00:00; origins from 2026-01-03 06:00:00 on are not out of sample"
         in output.err
     )
-    assert "late 2 has no forecast at 20 of 20 windows" in output.err
+    assert "late 2 has no forecast at 20 of 20 windows: the data have the frequency 'h', the model 'D'" in output.err
     assert "small was trained" not in output.err
     [row] = [row for row in output.out.splitlines() if row.startswith("late 2")]
     assert set(row.split()[2:]) == {"-"}
+    notes = [row for row in output.out.splitlines() if row.startswith("-: ")]
+    assert notes == [
+        "-: late 2, all columns: it has no forecast; the data have the frequency 'h', the model 'D' (20 of 20 series)",
+        "-: WQL, in 80%, in 95% of seasonal_naive: no calibrated intervals",
+    ]
+
+
+def test_dashes_of_constant_series_are_explained(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_noise_frame(series=2).assign(y=5.0).to_csv(tmp_path / "constant.csv", index=False)
+    assert run_command("backtest", bundle, tmp_path / "constant.csv") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [value == "-" for value in rows[1].split()[1:6]] == [True, True, False, False, True]
+    assert "-: MASE, RMSSE, OWA, +MASE, p: every series is constant, or not longer than a season" in "\n".join(rows)
 
 
 def test_a_single_series_is_compared_by_origins(

@@ -102,8 +102,8 @@ def test_dates_with_an_integer_frequency_are_rejected(
 
 def test_a_python_frequency_may_be_an_integer(integer_table: Path) -> None:
     assert (
-        read_panel(DataSource(str(integer_table), freq=10)).digest()
-        == read_panel(DataSource(str(integer_table), freq="10")).digest()
+        read_panel(DataSource(str(integer_table), freq=10)).digest
+        == read_panel(DataSource(str(integer_table), freq="10")).digest
     )
 
 
@@ -207,7 +207,7 @@ def test_a_trained_model_of_integer_steps_forecasts_over_http(
 
     async def post() -> httpx.Response:
         transport = httpx.ASGITransport(app=application.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://forecaster") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post("/v1/forecast", json={"series": series, "horizon": 4, "levels": [0.5]})
 
     with (

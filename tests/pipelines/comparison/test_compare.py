@@ -20,7 +20,7 @@ from pipelines.settings import Root
 from pipelines.sources import DataSource
 from pipelines.tracking.backtests import StoredBacktest
 from pipelines.tracking.reader import RunRecord, load_run
-from pipelines.training.train import TrainingResult, train
+from pipelines.training.train import TrainingResult, TrainOptions, train
 from tests.pipelines.commands.test_channels import run_command
 from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
 
@@ -46,9 +46,10 @@ def compared_runs(migrated_root: Path, tmp_path_factory: pytest.TempPathFactory)
     root.path.mkdir()
     (root.path / "mlflow.db").write_bytes((migrated_root / "mlflow.db").read_bytes())
     data, shorter = DataSource(str(folder / "meters.csv")), DataSource(str(folder / "shorter.csv"))
-    good = train(data, make_small_spec(valid_windows=1, refit=True), root, test_windows=2)
-    bad = train(data, make_small_spec(learning_rate=BAD_LEARNING_RATE, seed=1, valid_windows=0), root, test_windows=2)
-    return ComparedRuns(root, good, bad, train(shorter, make_small_spec(), root, test_windows=2))
+    options = TrainOptions(test_windows=2)
+    good = train(data, make_small_spec(valid_windows=1, refit=True), root, options)
+    bad = train(data, make_small_spec(learning_rate=BAD_LEARNING_RATE, seed=1, valid_windows=0), root, options)
+    return ComparedRuns(root, good, bad, train(shorter, make_small_spec(), root, options))
 
 
 def test_the_significance_test_uses_the_raw_errors(compared_runs: ComparedRuns) -> None:

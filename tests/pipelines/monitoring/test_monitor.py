@@ -250,7 +250,7 @@ def test_retrain_if_needed_reads_the_monitoring_findings(
     assert "the ledger was not checked" in output.err
     assert "fck_secret" not in output.err
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", shifted_ledger)
-    monkeypatch.setattr("pipelines.retraining.retrain.retrain_once", _raise_retraining_started)
+    monkeypatch.setattr("pipelines.retraining.retrain.retrain", _raise_retraining_started)
     with pytest.raises(_RetrainingStarted):
         cli.main([*arguments, "--config", str(config)])
     assert capsys.readouterr().out.startswith("needed  the CUSUM of one-step errors")

@@ -307,21 +307,12 @@ def test_an_altered_or_removed_seal_is_detected(tag: str | None, sealed_log: Aud
     assert seal_fault(sealed_log, seals) is not None
 
 
-def test_a_lost_update_is_named(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path / "audit.jsonl")
-    log.make_promotion_recorder(make_version(1), "first")(make_version(1), None)
-    for number in (2, 3):  # both were judged against version 1
-        log.make_promotion_recorder(make_version(number), "better")(make_version(number), make_version(1))
-    assert log.read_entries().faults == (
-        "entry number 3 replaced version 1 of 'sales'; according to the lines before, it was version 2",
-    )
-
-
 def test_a_log_that_starts_with_a_champion_it_did_not_record_has_to_adopt_it(tmp_path: Path, seals: FakeSeals) -> None:
     promoted, adopted = AuditLog(tmp_path / "a.jsonl", FakeSeals()), AuditLog(tmp_path / "b.jsonl", seals)
     promoted.make_promotion_recorder(make_version(8), "better")(make_version(8), make_version(7))
     assert promoted.read_entries().faults == (
-        "entry number 1 replaced version 7 of 'sales'; according to the lines before, it was no champion",
+        "'sales' version 8 (line 1) replaced version 7, but according to the lines before there was no champion: this log lacks "
+        "a change",
     )
     adopted.adopt(make_version(7))
     adopted.make_promotion_recorder(make_version(8), "better")(make_version(8), make_version(7))
@@ -410,6 +401,37 @@ def test_swapped_entries_are_detected(audit_log: AuditLog) -> None:
     lines = audit_log.path.read_text().splitlines(keepends=True)
     audit_log.path.write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
     assert audit_log.read_entries().faults
+
+
+def record_promotions(log: AuditLog, *promotions: tuple[int, int]) -> tuple[str, ...]:
+    """Records promotions, each a version and the one it replaced, and returns the faults of the log."""
+    for number, base in promotions:
+        log.make_promotion_recorder(make_version(number), "gain")(make_version(number), make_version(base))
+    return log.read_entries().faults
+
+
+def test_a_lost_update_is_named_with_both_versions(audit_log: AuditLog) -> None:
+    [fault] = record_promotions(audit_log, (6, 5), (8, 6), (7, 5), (9, 7))
+    assert fault.startswith(
+        "'sales' version 7 (line 8) replaced version 5, which version 6 (line 6) had replaced already: two processes promoted"
+    )
+    assert fault.endswith("The champion before line 8 was version 8; compare it with version 7")
+
+
+def test_a_line_that_does_not_follow_the_champion_before_it_is_named(audit_log: AuditLog) -> None:
+    """No earlier line replaced version 7: nothing was overwritten, but lines of another log are missing here."""
+    assert record_promotions(audit_log, (8, 7), (9, 8)) == (
+        "'sales' version 8 (line 6) replaced version 7, but according to the lines before there was version 5: this log lacks "
+        "a change",
+    )
+
+
+def test_a_version_that_is_champion_again_can_be_replaced_again(audit_log: AuditLog) -> None:
+    assert record_promotions(audit_log, (6, 5)) == ()
+    audit_log.record_rollback(make_version(5), make_version(6))
+    assert record_promotions(audit_log, (7, 5)) == ()
+    audit_log.record_rollback(make_version(5), None)  # completed after an interruption
+    assert record_promotions(audit_log, (8, 5)) == ()
 
 
 def test_an_entry_truncated_by_a_kill_is_reported_and_rewritten(audit_log: AuditLog) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ from forecaster.errors import ForecasterError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.series import Forecast, Series
-from pipelines.promotion.gate import judge
+from pipelines.promotion.evidence import find_frequency_difference
+from pipelines.promotion.gate import Evidence, judge, judge_reported_scores
 from pipelines.promotion.policy import Policy
 from pipelines.training.model_card import compute_reliable_horizon, replace_nonfinite
+from tests.factories import make_fitted_model, make_spec
 
 SHAPE = (3, 2, 4)  # series, windows, steps ahead
 SMALL_SAMPLE_POLICY = Policy(least=3)
@@ -150,23 +153,27 @@ def test_undefined_scores_are_null_in_the_manifest() -> None:
     assert replace_nonfinite({"a": 1.5, "b": float("nan"), "c": float("inf")}) == {"a": 1.5, "b": None, "c": None}
 
 
-def test_a_champion_without_forecasts_does_not_block_a_promotion() -> None:
-    actual = np.ones((2, 1, 3)) * np.array([1.0, 2.0, 3.0])
-    forecasts = {
-        "challenger": actual + 0.1,
-        "seasonal_naive": actual + 1.0,
-        "champion": np.full_like(actual, np.nan),
-    }
-    result = Backtest(
-        series=[],
-        cutoffs=[],
-        actual=actual,
-        forecasts=forecasts,
-        scale=np.ones(2),
-        square_scale=np.ones(2),
-        excluded_ids=(),
-        stride=3,
-    )
-    verdict = judge(result)
-    assert verdict.should_promote
-    assert "no forecast for any of these series" in str(verdict)
+@pytest.mark.parametrize("champion", [np.nan, np.array([1.0, 2.0, 3.0, np.nan])])
+def test_a_champion_that_cannot_be_measured_blocks_a_promotion(champion: Any) -> None:
+    differences = ("the data have the frequency 'D', the model 'h' (3 of 3 series)",)
+    actual = np.where(np.isfinite(champion), np.nan, 0.0)  # no step has both an actual and a forecast of the champion
+    result = make_backtest(actual=actual, challenger=0.1, seasonal_naive=1.0, champion=champion)
+    verdict = judge(result, SMALL_SAMPLE_POLICY, Evidence(champion_differences=differences))
+    assert not verdict.should_promote
+    assert "champion" in verdict.failed_checks
+    for phrase in ("not comparable", "'D'", "'h'", "--force --reason", "name of its own"):
+        assert phrase in str(verdict)
+    assert "no window has forecasts of both" in str(judge(result, SMALL_SAMPLE_POLICY))
+    first = judge(make_backtest(challenger=0.1, seasonal_naive=1.0), SMALL_SAMPLE_POLICY)
+    assert first.should_promote, "a first model has no champion to be compared with"
+
+
+def test_a_version_that_was_never_judged_is_not_promoted_over_a_champion_of_another_frequency() -> None:
+    scores = {"mase": 0.5, "mae": 1.0}, {"mase": 1.0, "mae": 2.0}
+    daily, hourly = (dataclasses.replace(make_fitted_model(make_spec()), freq=freq) for freq in ("D", "h"))
+    differences = find_frequency_difference(daily, hourly)
+    verdict = judge_reported_scores(*scores, Policy(), Evidence(champion_differences=differences))
+    assert verdict.failed_checks == ("champion",)
+    assert "frequency 'D', the champion 'h'" in str(verdict)
+    assert judge_reported_scores(*scores, Policy(), Evidence()).should_promote
+    assert find_frequency_difference(daily, daily) == ()

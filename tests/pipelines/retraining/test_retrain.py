@@ -6,22 +6,26 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from forecaster.data.frames.panel import to_panel
 from forecaster.registry.registry import CHAMPION, Registry, create_client
+from forecaster.series import Panel
 from forecaster.storage.failpoints import FailPointError
 from pipelines.cli import main
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.promote import find_champion, load_verdict, promote_version
 from pipelines.promotion.rollback import roll_back
-from pipelines.retraining.retrain import hold_retrain_lock, retrain_once
+from pipelines.retraining.retrain import RetrainOptions, hold_retrain_lock, retrain
 from pipelines.retraining.triggers import check_triggers
 from pipelines.settings import Root
-from pipelines.sources import DataSource, read_panel
+from pipelines.sources import DataSource, panels, read_panel
+from pipelines.training import spec_selection
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_code_version, compute_retrain_key
 from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
 from tests.system.processes import write_config
@@ -42,52 +46,50 @@ def champion_number(root: Root) -> str:
 
 
 def test_repeating_a_retraining_gives_one_version_and_one_verdict(fresh_root: Root, noise_data: DataSource) -> None:
-    first = retrain_once(noise_data, make_small_spec(), fresh_root)
-    again = retrain_once(noise_data, make_small_spec(), fresh_root, trigger="schedule")
+    first = retrain(noise_data, make_small_spec(), fresh_root)
+    again = retrain(noise_data, make_small_spec(), fresh_root, RetrainOptions(trigger="schedule"))
     assert (first.already_done, again.already_done) == (False, True)
     assert first.key == again.key
-    assert again.result.version == first.result.version
-    assert again.result.verdict.should_promote
-    assert [check.reason for check in again.result.verdict.checks] == [
-        check.reason for check in first.result.verdict.checks
-    ]
-    assert again.result.training.scores == first.result.training.scores
-    assert again.result.champion is not None
+    assert again.version == first.version
+    assert again.verdict.should_promote
+    assert [check.reason for check in again.verdict.checks] == [check.reason for check in first.verdict.checks]
+    assert again.training.scores == first.training.scores
+    assert again.champion is not None
     assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1"], "1")
-    worse = retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
-    repeated = retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
-    assert not worse.result.verdict.should_promote
-    assert (repeated.already_done, repeated.result.verdict.reasons) == (True, worse.result.verdict.reasons)
+    worse = retrain(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    repeated = retrain(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    assert not worse.verdict.should_promote
+    assert (repeated.already_done, repeated.verdict.reasons) == (True, worse.verdict.reasons)
     assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2"], "1")
     client = create_client(fresh_root.store_uri)
-    assert client.get_run(first.result.training.run_id).data.tags[RETRAIN_KEY_TAG] == first.key
+    assert client.get_run(first.training.run_id).data.tags[RETRAIN_KEY_TAG] == first.key
     assert client.get_model_version("small", "1").tags[RETRAIN_KEY_TAG] == first.key
     assert len(AuditLog(fresh_root.audit_log).read_entries().entries) == 1
 
 
 def test_repeating_a_retraining_does_not_undo_a_rollback(fresh_root: Root, noise_data: DataSource) -> None:
-    retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    retrain(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
     promote_version("small", fresh_root, version_number="1", force=True, reason="for this test")
-    better = retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
-    assert (better.result.verdict.should_promote, champion_number(fresh_root)) == (True, "2")
+    better = retrain(noise_data, make_small_spec(), fresh_root, RetrainOptions(policy=LENIENT_POLICY))
+    assert (better.verdict.should_promote, champion_number(fresh_root)) == (True, "2")
     roll_back("small", fresh_root)
-    again = retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
-    assert again.result.verdict.should_promote, "the recorded verdict is returned"
+    again = retrain(noise_data, make_small_spec(), fresh_root, RetrainOptions(policy=LENIENT_POLICY))
+    assert again.verdict.should_promote, "the recorded verdict is returned"
     assert champion_number(fresh_root) == "1"
     # Another machine shares the registry and nothing else.
     other_root = Root(fresh_root.path.with_name("other"), fresh_root.store_uri)
-    assert retrain_once(noise_data, make_small_spec(), other_root, policy=LENIENT_POLICY).already_done
+    assert retrain(noise_data, make_small_spec(), other_root, RetrainOptions(policy=LENIENT_POLICY)).already_done
     assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2"], "1")
 
 
 def test_a_machine_without_local_files_uses_the_registry(fresh_root: Root, noise_data: DataSource) -> None:
-    first = retrain_once(noise_data, make_small_spec(), fresh_root)
+    first = retrain(noise_data, make_small_spec(), fresh_root)
     other_root = Root(fresh_root.path.with_name("other"), fresh_root.store_uri)
-    again = retrain_once(noise_data, make_small_spec(), other_root)
+    again = retrain(noise_data, make_small_spec(), other_root)
     assert again.already_done
-    assert again.result.verdict.reasons == first.result.verdict.reasons
+    assert again.verdict.reasons == first.verdict.reasons
     assert not (other_root.path / "checkpoints").exists()
-    record = load_verdict(first.result.version, other_root)
+    record = load_verdict(first.version, other_root)
     assert record is not None
     assert record.champion_number is None
 
@@ -95,28 +97,30 @@ def test_a_machine_without_local_files_uses_the_registry(fresh_root: Root, noise
 def test_a_verdict_against_a_former_champion_is_recomputed(
     fresh_root: Root, noise_data: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
-    retrain_once(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE, seed=1), fresh_root)
+    retrain(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE), fresh_root)
+    retrain(noise_data, make_small_spec(learning_rate=BAD_LEARNING_RATE, seed=1), fresh_root)
     promote_version("small", fresh_root, version_number="1", force=True, reason="for this test")
     with monkeypatch.context() as patch:
         patch.setenv("FORECASTER_TEST", "1")
         patch.setenv("FORECASTER_FAILPOINTS", "judge.recorded=raise")
         with pytest.raises(FailPointError):
-            retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
+            retrain(noise_data, make_small_spec(), fresh_root, RetrainOptions(policy=LENIENT_POLICY))
     promote_version("small", fresh_root, version_number="2", force=True, reason="for this test")
-    retrained = retrain_once(noise_data, make_small_spec(), fresh_root, policy=LENIENT_POLICY)
+    retrained = retrain(noise_data, make_small_spec(), fresh_root, RetrainOptions(policy=LENIENT_POLICY))
     assert not retrained.already_done
     assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2", "3"], "3")
-    assert load_verdict(retrained.result.version, fresh_root).champion_number == "2"  # type: ignore[union-attr]
+    assert load_verdict(retrained.version, fresh_root).champion_number == "2"  # type: ignore[union-attr]
 
 
 def test_retraining_with_the_again_option_trains_again(fresh_root: Root, noise_data: DataSource) -> None:
-    retrain_once(noise_data, make_small_spec(), fresh_root)
-    again = retrain_once(noise_data, make_small_spec(), fresh_root, force_retrain=True)
-    assert (again.already_done, again.result.verdict.should_promote) == (False, False)
-    assert version_numbers(fresh_root) == ["1", "2"]
-    latest = retrain_once(noise_data, make_small_spec(), fresh_root)
-    assert (latest.already_done, latest.result.version.number) == (True, "2")
+    retrain(noise_data, make_small_spec(), fresh_root)
+    again = retrain(noise_data, make_small_spec(), fresh_root, RetrainOptions(force_retrain=True))
+    assert (again.already_done, again.verdict.should_promote) == (False, False)
+    assert (version_numbers(fresh_root), champion_number(fresh_root)) == (["1", "2"], "1"), (
+        "an equal model is not better"
+    )
+    latest = retrain(noise_data, make_small_spec(), fresh_root)
+    assert (latest.already_done, latest.version.number) == (True, "2")
 
 
 def test_a_concurrent_retraining_waits_and_the_lock_is_removed(tmp_path: Path) -> None:
@@ -185,39 +189,40 @@ def test_known_future_covariates_are_not_part_of_the_key(tmp_path: Path) -> None
 
 
 def test_retraining_is_not_triggered_until_new_data_or_a_monitoring_finding(
-    fresh_root: Root, noise_data: DataSource, tmp_path: Path
+    fresh_root: Root, noise_data: DataSource
 ) -> None:
-    first = check_triggers("small", noise_data, fresh_root)
+    first = check_triggers("small", read_panel(noise_data), fresh_root)
     assert "no champion" in first.reasons[0]
-    retrain_once(noise_data, make_small_spec(), fresh_root)
-    assert not check_triggers("small", noise_data, fresh_root)
-    assert "0 new steps" in check_triggers("small", noise_data, fresh_root).summary
-    path = tmp_path / "later.csv"
-    make_noise_frame(steps=63).to_csv(path, index=False)
-    later = DataSource(str(path))
-    assert not check_triggers("small", later, fresh_root), "three of four steps"
-    assert check_triggers("small", later, fresh_root, min_new_steps=3).reasons[0].startswith("3 new steps")
-    assert check_triggers("small", later._replace(cutoff="2026-01-03T12:00"), fresh_root, min_new_steps=3).reasons == ()
-    make_noise_frame(steps=64).to_csv(path, index=False)
-    assert check_triggers("small", later, fresh_root)
+    retrain(noise_data, make_small_spec(), fresh_root)
+    assert not check_triggers("small", read_panel(noise_data), fresh_root)
+    assert "0 new steps" in check_triggers("small", read_panel(noise_data), fresh_root).summary
+    panel = to_panel(make_noise_frame(steps=63))
+    assert not check_triggers("small", panel, fresh_root), "three of four steps"
+    assert check_triggers("small", panel, fresh_root, min_new_steps=3).reasons[0].startswith("3 new steps")
+    assert check_triggers("small", to_panel(make_noise_frame(steps=64)), fresh_root)
 
     def monitoring_check() -> Sequence[str]:
         return ["the 80 % intervals held 31 % of the last week"]
 
-    result = check_triggers("small", noise_data, fresh_root, checks=[list, monitoring_check, monitoring_check])
+    result = check_triggers(
+        "small", read_panel(noise_data), fresh_root, checks=[list, monitoring_check, monitoring_check]
+    )
     assert result.reasons == (*monitoring_check(), *monitoring_check()), "every check runs"
 
 
-def test_data_of_another_frequency_trigger_a_retraining(
+def test_data_of_another_frequency_trigger_a_retraining_whose_model_is_not_comparable(
     fresh_root: Root, noise_data: DataSource, tmp_path: Path
 ) -> None:
-    retrain_once(noise_data, make_small_spec(), fresh_root)
+    retrain(noise_data, make_small_spec(), fresh_root)
     frame = make_noise_frame(2, steps=60)
     frame["ds"] = np.tile(pd.date_range("2026-01-01", periods=60, freq="D"), 2)
     frame.to_csv(tmp_path / "days.csv", index=False)
-    assert (
-        "cannot be compared" in check_triggers("small", DataSource(str(tmp_path / "days.csv")), fresh_root).reasons[0]
-    )
+    days = DataSource(str(tmp_path / "days.csv"))
+    assert "cannot be compared" in check_triggers("small", read_panel(days), fresh_root).reasons[0]
+    verdict = retrain(days, make_small_spec(), fresh_root).verdict
+    assert "champion" in verdict.failed_checks
+    assert "the data have the frequency 'D', the model 'h' (2 of 2 series)" in str(verdict)
+    assert champion_number(fresh_root) == "1"
 
 
 def run_command(*arguments: object) -> int:
@@ -246,3 +251,29 @@ def test_the_repeated_command_returns_the_original_exit_code(
         run_command("retrain", noise_data.source, "--config", good, "--if-needed", "--min-new", "0", *root_option) == 2
     )
     assert find_champion(Registry(fresh_root.store_uri), "small") is not None
+
+
+def test_the_command_reads_validates_and_hashes_its_data_once(
+    fresh_root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Triggers, selection of the specification and training use one panel."""
+    calls: list[str] = []
+
+    def count_calls(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *arguments, **options: calls.append(name) or function(*arguments, **options)
+        )
+
+    path = tmp_path / "small.csv"
+    make_noise_frame().to_csv(path, index=False)
+    retrain(DataSource(str(path)), make_small_spec(), fresh_root)
+    make_noise_frame(steps=64).to_csv(path, index=False)
+    candidates = [make_small_spec(seed=seed, valid_windows=1) for seed in (1, 2)]
+    monkeypatch.setattr(spec_selection, "build_candidate_specs", lambda *_, **__: candidates)
+    for owner, name in ((panels, "read_table"), (panels, "to_panel"), (Panel.digest, "func")):
+        count_calls(owner, name)
+    assert run_command("retrain", path, "--horizon", 4, "--if-needed", "--root", fresh_root.path) == 3
+    assert capsys.readouterr().out.startswith("needed  4 new steps")
+    assert calls[:2] == ["read_table", "to_panel"]
+    assert calls[2:] == ["func"] * 3, "the digests of three contents: for the selection, the key and the training"

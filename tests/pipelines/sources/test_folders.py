@@ -56,7 +56,7 @@ def test_files_of_every_format_form_one_panel(tmp_path: Path) -> None:
     frame[ds >= "2026-01-01T20"].to_csv(folder / "3.csv.gz", index=False)
     frame.to_csv(tmp_path / "complete.csv", index=False)
     drops, complete = read_panel(DataSource(str(folder))), read_panel(DataSource(str(tmp_path / "complete.csv")))
-    assert drops.digest() == complete.digest()
+    assert drops.digest == complete.digest
     assert drops.repairs == complete.repairs == ()
     assert DataSource(str(folder)).name == "drops"
 
@@ -209,7 +209,7 @@ def test_an_object_store_is_read_like_a_local_folder(tmp_path: Path) -> None:
         expected = read_panel(DataSource(str(tmp_path)))
         for source in ("memory://bucket/drops", "memory://bucket/drops/", f"file://{tmp_path}"):
             panel = read_panel(DataSource(source))
-            assert panel.digest() == expected.digest()
+            assert panel.digest == expected.digest
             assert panel.repairs == expected.repairs != ()
         for path in tmp_path.iterdir():
             assert read_panel(DataSource(f"memory://bucket/drops/{path.name}", freq="h")).freq == "h"

@@ -15,12 +15,13 @@ from forecaster.prediction.predictor import Predictor
 from forecaster.registry.registry import CHALLENGER, create_client
 from forecaster.statistical.blend import NETWORK
 from pipelines.cli import main
-from pipelines.commands.options import resolve_spec
-from pipelines.retraining.retrain import retrain
+from pipelines.commands.options import SpecOptions
+from pipelines.retraining.retrain import RetrainOptions, retrain
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.training.train import TrainingResult, train
 from tests.pipelines.conftest import make_small_spec
+from tests.system.processes import write_config
 
 pytestmark = [
     pytest.mark.integration,
@@ -63,7 +64,7 @@ def run_command(*arguments: str) -> object:
 
 @pytest.fixture
 def trained_blend(fresh_root: Root, tmp_path: Path) -> TrainingResult:
-    return train(write_rising_series(tmp_path), SPEC, fresh_root, test_windows=1)
+    return train(write_rising_series(tmp_path), SPEC, fresh_root)
 
 
 def test_bundle_card_manifest_and_run_describe_the_blend(fresh_root: Root, trained_blend: TrainingResult) -> None:
@@ -99,7 +100,7 @@ def test_the_backtest_scores_the_forecasts_of_the_predictor(trained_blend: Train
 def test_test_windows_do_not_affect_the_weights(
     fresh_root: Root, trained_blend: TrainingResult, tmp_path: Path
 ) -> None:
-    other = train(write_rising_series(tmp_path, last_offset=1000.0), SPEC, fresh_root, test_windows=1)
+    other = train(write_rising_series(tmp_path, last_offset=1000.0), SPEC, fresh_root)
     assert other.scores != trained_blend.scores
     assert other.model.blend_weights == trained_blend.model.blend_weights
     assert other.model.facts["blend"] == trained_blend.model.facts["blend"]
@@ -111,7 +112,7 @@ def test_a_blend_can_be_retrained_against_a_blended_champion(fresh_root: Root, t
     data = write_rising_series(tmp_path)
     first = retrain(data, SPEC, fresh_root)
     assert first.verdict.should_promote, first.verdict
-    again = retrain(data, SPEC, fresh_root)
+    again = retrain(data, SPEC, fresh_root, RetrainOptions(force_retrain=True))
     assert not again.verdict.should_promote, "the same model is no better than the champion"
     assert set(again.training.scores) == {CHALLENGER, NETWORK, "champion", "seasonal_naive"}
 
@@ -142,12 +143,11 @@ def test_the_command_line_requests_and_reports_a_blend(
     trained_blend: TrainingResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_rising_series(tmp_path)
-    config = tmp_path / "small.yaml"
-    config.write_text(make_small_spec().model_dump_json())
-    arguments = {"horizon": None, "seed": None}
-    assert resolve_spec(config, data, blend=(THETA,), **arguments).blend == (THETA,)  # type: ignore[arg-type]
-    config.write_text(SPEC.model_dump_json())
-    assert resolve_spec(config, data, **arguments).blend == (THETA,)  # type: ignore[arg-type]
+    config = write_config(tmp_path / "small.yaml", make_small_spec())
+    for options in (SpecOptions(config, blend=(THETA,)), SpecOptions(write_config(tmp_path / "blend.yaml", SPEC))):
+        spec = options.read_spec()
+        assert spec is not None
+        assert spec.blend == (THETA,)
     assert run_command("train", data.source, "--blend", "prophet", "--root", str(tmp_path / "none")) == 2
     for name in ("forecast", "backtest"):
         capsys.readouterr()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
-from serving.asgi.admission import Admission
+from serving.asgi.admission import MAX_GROUP_ITEMS, MAX_SHORT_STEPS, Admission
 from serving.deadline import Deadline
 from serving.errors import ApiError
 
@@ -50,23 +50,6 @@ def test_overdue_work_is_abandoned_and_keeps_its_slot_until_done(admission_gate:
         await asyncio.sleep(0.05)
         assert await admission.run(lambda: "next") == "next"
         admission.close()
-
-    asyncio.run(scenario())
-
-
-def test_a_rejected_request_gets_the_expected_queue_time(admission_gate: threading.Event) -> None:
-    async def scenario() -> None:
-        admission = Admission(threads=1, capacity=30, timeout_s=5)
-        for _ in range(20):
-            await admission.run(time.sleep, 0.1)
-        tasks = [asyncio.create_task(admission.run(admission_gate.wait)) for _ in range(30)]
-        await asyncio.sleep(0.05)
-        with pytest.raises(ApiError) as error:
-            await admission.run(admission_gate.wait)
-        admission_gate.set()
-        await asyncio.gather(*tasks)
-        admission.close()
-        assert 2 <= int(error.value.headers["retry-after"]) <= 5, "30 queued requests of 0.1 s each"
 
     asyncio.run(scenario())
 
@@ -144,75 +127,108 @@ def test_work_for_a_disconnected_client_is_cancelled(admission_gate: threading.E
     asyncio.run(scenario())
 
 
-def test_short_work_runs_inline_when_idle(admission_gate: threading.Event) -> None:
+def test_short_work_does_not_wait_for_long_work(admission_gate: threading.Event) -> None:
     async def scenario() -> None:
-        admission, event_loop_thread = Admission(threads=1, capacity=3, timeout_s=5), threading.get_ident()
-        calls: list[str] = []
-
-        def run_in_thread() -> int:
-            calls.append("thread")
-            return threading.get_ident()
-
-        async def run_work() -> int:
-            return await admission.run(
-                run_in_thread, run_immediately=threading.get_ident, on_admitted=lambda: calls.append("queued")
-            )
-
-        assert await run_work() == event_loop_thread
-        assert calls == [], "it is not queued for a thread"
-        threads = await asyncio.gather(run_work(), run_work())
-        assert event_loop_thread not in threads
-        assert sorted(calls) == ["queued", "queued", "thread", "thread"]
-        blocker = asyncio.create_task(admission.run(admission_gate.wait))
+        admission = Admission(threads=1, capacity=1, timeout_s=5)
+        long_work = asyncio.create_task(admission.run(admission_gate.wait, steps=MAX_SHORT_STEPS + 1))
         await asyncio.sleep(0.05)
-        queued = asyncio.create_task(run_work())
+        assert await admission.run(lambda: "short", steps=MAX_SHORT_STEPS) == "short"
+        with pytest.raises(ApiError) as error:
+            await admission.run(admission_gate.wait, steps=MAX_SHORT_STEPS + 1)
+        assert error.value.status == 429, "the capacity of long work is used"
+        admission_gate.set()
+        assert await long_work
+        admission.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_shortest_expected_work_is_next_unless_longer_work_has_waited(admission_gate: threading.Event) -> None:
+    order: list[str] = []
+
+    async def scenario() -> None:
+        admission = Admission(threads=1, capacity=9, timeout_s=20)
+        # One measurement: 0.02 s for 20,000 steps, so a million steps are expected to take one second.
+        await admission.run(_record, order, "measured", 0.02, steps=20_000)
+        blocker = asyncio.create_task(admission.run(admission_gate.wait, steps=20_000))
+        await asyncio.sleep(0.05)
+        tasks = [
+            asyncio.create_task(admission.run(_record, order, name, 0.0, steps=steps))
+            for name, steps in [("long", 400_000), ("longer", 800_000), ("shorter", 30_000)]
+        ]
+        await asyncio.sleep(2.0)  # more than four times the difference of the expected seconds of "long" and "late"
+        late = asyncio.create_task(admission.run(_record, order, "late", 0.0, steps=30_000))
         await asyncio.sleep(0.05)
         admission_gate.set()
-        assert await queued != event_loop_thread
-        assert await blocker
-        assert await run_work() == event_loop_thread
+        await asyncio.gather(blocker, late, *tasks)
         admission.close()
 
     asyncio.run(scenario())
+    assert order == ["measured", "shorter", "long", "late", "longer"]
 
 
-def test_longer_work_is_queued() -> None:
-    async def scenario() -> None:
-        admission = Admission(threads=1, capacity=1, timeout_s=5)
-        assert await admission.run(lambda: "thread", run_immediately=lambda: None) == "thread"
-        admission.close()
-
-    asyncio.run(scenario())
-
-
-def test_inline_work_releases_its_slot_and_respects_the_deadline() -> None:
-    def fails() -> str:
-        raise ZeroDivisionError
+def test_work_that_could_not_start_before_its_deadline_is_rejected(admission_gate: threading.Event) -> None:
+    order: list[str] = []
 
     async def scenario() -> None:
-        admission = Admission(threads=1, capacity=1, timeout_s=5)
-        for _ in range(3):
-            with pytest.raises(ZeroDivisionError):
-                await admission.run(lambda: "thread", run_immediately=fails)
-            with pytest.raises(ApiError) as error:
-                await admission.run(lambda: "thread", run_immediately=lambda: "late", deadline=Deadline.after(0))
-            assert error.value.status == 504
-            assert await admission.run(lambda: "thread", run_immediately=lambda: "inline") == "inline"
-        admission.close()
-
-    asyncio.run(scenario())
-
-
-def test_a_full_queue_also_rejects_inline_work(admission_gate: threading.Event) -> None:
-    async def scenario() -> None:
-        admission = Admission(threads=1, capacity=1, timeout_s=5)
-        tasks = asyncio.create_task(admission.run(admission_gate.wait))
+        admission = Admission(threads=1, capacity=9, timeout_s=20)
+        await admission.run(_record, order, "measured", 0.05, steps=20_000)
+        blocker = asyncio.create_task(admission.run(admission_gate.wait, steps=20_000))
+        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(admission.run(_record, order, "waiting", 0.0, steps=1_200_000))
         await asyncio.sleep(0.05)
         with pytest.raises(ApiError) as error:
-            await admission.run(lambda: "thread", run_immediately=lambda: "inline")
+            await admission.run(
+                _record, order, "rejected", 0.0, steps=1_300_000, deadline=admission.new_deadline().capped(2000)
+            )
         assert error.value.status == 429
+        assert 3 <= int(error.value.headers["retry-after"]) <= 5, "the waiting work is expected to take 3 s or more"
         admission_gate.set()
-        await tasks
+        await asyncio.gather(blocker, waiting)
+        long_work = admission.run(_record, order, "idle", 0.0, steps=10**9, deadline=admission.new_deadline())
+        assert await long_work is None, "an idle queue accepts work of any expected length"
         admission.close()
 
     asyncio.run(scenario())
+    assert order == ["measured", "waiting", "idle"]
+
+
+def test_groupable_work_of_one_kind_that_waits_together_is_computed_together(admission_gate: threading.Event) -> None:
+    groups: list[list[int]] = []
+
+    def compute(numbers: Sequence[int]) -> list[int | Exception]:
+        groups.append(list(numbers))
+        admission_gate.wait(10)
+        return [ZeroDivisionError() if number == 3 else 10 * number for number in numbers]
+
+    async def scenario() -> None:
+        admission = Admission(threads=1, capacity=99, timeout_s=5)
+
+        def send(number: int, *, kind: str = "a", is_groupable: bool = True) -> asyncio.Task[int]:
+            return asyncio.create_task(
+                admission.run_grouped(compute, number, kind=kind, steps=1, is_groupable=is_groupable)
+            )
+
+        tasks = [send(0)]
+        await asyncio.sleep(0.05)
+        tasks += [send(number) for number in range(1, 5)]
+        tasks += [send(5, kind="b"), send(6, is_groupable=False), *(send(number) for number in range(7, 50))]
+        tasks[2].cancel()
+        await asyncio.sleep(0.05)
+        admission_gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        admission.close()
+        assert isinstance(results[2], asyncio.CancelledError)
+        assert isinstance(results[3], ZeroDivisionError)
+        assert [result for index, result in enumerate(results) if index not in (2, 3)] == [
+            10 * number for number in range(50) if number not in (2, 3)
+        ]
+
+    asyncio.run(scenario())
+    assert groups[:4] == [[0], [1, 3, 4], [5], [6]]
+    assert [len(group) for group in groups[4:]] == [MAX_GROUP_ITEMS, 43 - MAX_GROUP_ITEMS]
+
+
+def _record(order: list[str], name: str, seconds: float) -> None:
+    order.append(name)
+    time.sleep(seconds)

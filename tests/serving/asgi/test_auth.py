@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -253,3 +254,39 @@ def test_no_key_is_ever_logged(
     assert '"key": "reader"' in output, "by name"
     assert reader_key not in output
     assert hash_key(reader_key) not in output
+
+
+@pytest.mark.parametrize(
+    ("fields", "host", "status"),
+    [
+        ({}, "localhost:3000", 200),
+        ({}, "127.0.0.1", 200),
+        ({}, "[::1]:3000", 200),
+        ({}, "rebound.example", 421),
+        ({}, "127.0.0.1.example", 421),
+        ({}, "", 421),
+        ({"allowed_hosts": "forecasts.example; other.example"}, "Forecasts.Example:80", 200),
+        ({"allowed_hosts": "forecasts.example"}, "localhost", 421),
+        ({"allowed_hosts": "*"}, "rebound.example", 200),
+        ({"without_keys": True}, "rebound.example", 200),
+    ],
+)
+def test_only_allowed_hosts_are_served(
+    slot_folder: Path, make_client: MakeClient, fields: dict[str, Any], host: str, status: int
+) -> None:
+    publish_stub(slot_folder)
+    client = make_client(**fields)
+    response = client.get("/v1/model", headers={"host": host})
+    assert response.status_code == status, response.text
+    if status == 421:
+        assert response.json()["error"]["code"] == "unknown_host"
+        assert "FORECASTER_SERVING_ALLOWED_HOSTS" in response.text
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert client.get(path, headers={"host": host}).status_code == 200, "probes use an IP address"
+
+
+def test_a_server_with_keys_serves_any_host(slot_folder: Path, make_client: MakeClient, tmp_path: Path) -> None:
+    publish_stub(slot_folder)
+    key = auth.create_key("shop", ["read"], tmp_path / "keys")
+    client = make_client(keys_file=tmp_path / "keys")
+    assert client.get("/v1/model", headers={"host": "forecasts.example", "x-api-key": key}).status_code == 200

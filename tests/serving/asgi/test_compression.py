@@ -65,6 +65,18 @@ def test_a_decompression_bomb_is_rejected_at_the_limit(compression_client: AppCl
     assert compression_client.get("/livez").status_code == 200
 
 
+def test_a_body_of_many_members_is_rejected(compression_client: AppClient) -> None:
+    """Each member costs as much as a chunk, even an empty one: 4 MB of them would take 100 s."""
+    body = json.dumps({"series": ROW_PAYLOADS, **FORECAST_OPTIONS}).encode()
+    pieces = [body[first : first + 10] for first in range(0, len(body), 10)]
+    headers = {"content-encoding": "gzip"}
+    members = b"".join(gzip.compress(piece) for piece in [b"".join(pieces[:-50]), *pieces[-50:]])
+    assert post_content(compression_client, members, "application/json", **headers).status_code == 200
+    response = post_content(compression_client, gzip.compress(b"") * 40_000, "application/json", **headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed_encoding")
+    assert "at most 100 members" in response.text
+
+
 def test_no_more_than_the_limit_is_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
     decompressed_bytes = 0
     gunzip = compression._gunzip

@@ -72,6 +72,7 @@ def test_late_actuals_adapt_the_intervals_of_every_worker(slot_folder: Path, mak
     clients = [make_client(load=load_bundle, ledger="on", adaptive=True) for _ in range(2)]
     before = [upper_quantile(client) for client in clients]
     assert before[0] == before[1]
+    assert clients[0].get("/v1/model").json()["calibration"] == {"basis": "ranks", "windows": 200}
     send_actuals(clients[0], offset=5.0)
     for client in clients:
         _wait_until(lambda client=client: all(np.array(upper_quantile(client)) > np.array(before[0])))

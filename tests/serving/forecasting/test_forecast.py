@@ -137,7 +137,7 @@ def test_a_request_past_its_deadline_is_a_504_and_its_thread_serves_the_next(
             return super().forecast_batch(series, horizon, levels=levels)
 
     publish_stub(slot_folder)
-    client = make_client(load=lambda folder: DelayedPredictor(), max_history=10**5)
+    client = make_client(load=lambda folder: DelayedPredictor(), max_history=10**5, max_json=2**23)
     payloads = [series_payload(id=str(index), y=[1.0] * 30_000) for index in range(40)]
     calls.clear()
     late_response = client.post("/v1/forecast", json={"series": payloads, "horizon": 2, "deadline_ms": 100})

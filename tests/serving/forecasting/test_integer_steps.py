@@ -90,7 +90,7 @@ def test_integer_timestamps_continue_in_the_response(
         (timestamped_payload(10, 20, 40, freq=10), "irregular_stamps", "has 40 at index 2 instead of 30"),
         (timestamped_payload(10, 20, 30, 40, 60, 70), "irregular_stamps", "goes from 40 to 60"),
         (timestamped_payload(10, 20, 40), "frequency_unknown", "cannot be inferred from 3 timestamps"),
-        (timestamped_payload(10), "frequency_unknown", "freq='1'"),
+        (timestamped_payload(10), "frequency_unknown", "`freq`='1'"),
         (timestamped_payload(10, 20, 30, freq="D"), "bad_stamp", "since the frequency is 'D'"),
         (timestamped_payload("2026-01-01", "2026-01-02", freq=10), "bad_stamp", "since the frequency is '10'"),
         (

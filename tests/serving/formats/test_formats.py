@@ -1,4 +1,4 @@
-"""POST /v1/forecast as columns, NDJSON and Arrow: the same results as with JSON rows."""
+"""POST /v1/forecast as NDJSON and Arrow: the same results as with JSON rows."""
 
 from __future__ import annotations
 
@@ -38,11 +38,6 @@ def formats_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
     return make_client(max_body=1_000_000, max_lines=1000)
 
 
-def to_columns(rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
-    columns = {name: [row[name] for row in rows] for name in ("id", "start", "y")}
-    return {**columns, "freq": rows[0]["freq"], **options}
-
-
 def to_arrow_table(rows: list[dict[str, Any]], options: Any = FORECAST_OPTIONS) -> pa.Table:
     table = pa.table(
         {
@@ -74,35 +69,32 @@ def post_content(client: AppClient, content: bytes, media_type: str, **headers: 
     return client.post("/v1/forecast", content=content, headers={"content-type": media_type, **headers})
 
 
-def test_json_columns_equal_json_rows(formats_client: AppClient) -> None:
-    rows, response = (
-        post_rows(formats_client),
-        formats_client.post("/v1/forecast", json={"columns": to_columns(ROW_PAYLOADS), **FORECAST_OPTIONS}),
-    )
-    assert response.status_code == 200, response.text
-    columns = response.json()["columns"]
-    assert response.json()["model"] == rows["model"]
-    for index, row in enumerate(rows["forecasts"]):
-        assert columns["id"][index] == row["id"]
-        assert columns["error"][index] == row.get("error")
-        assert columns["ds"][index] == row.get("ds")
-        assert columns["mean"][index] == row.get("mean")
-        assert columns["samples"][index] == row.get("samples")
-        assert {level: values[index] for level, values in columns["quantiles"].items()} == row.get(
-            "quantiles", {"0.1": None, "0.9": None}
-        )
-        assert columns["warnings"][index] == row.get("warnings", [])
-
-
-def test_a_single_rejected_series_in_columns_is_a_422(formats_client: AppClient) -> None:
-    response = formats_client.post("/v1/forecast", json={"columns": to_columns(ROW_PAYLOADS[1:2]), "horizon": 2})
-    assert (response.status_code, response.json()["error"]["code"]) == (422, "history_too_short")
-
-
-def test_an_error_in_columns_reports_its_location(formats_client: AppClient) -> None:
-    columns = to_columns(ROW_PAYLOADS, covariates={"promo": [[1, "x", 3]] * 3})
+def test_json_columns_are_rejected_with_the_formats_that_replace_them(formats_client: AppClient) -> None:
+    columns = {"id": ["a"], "start": ["2026-01-01"], "freq": "h", "y": [[1, 2, 3]]}
     response = formats_client.post("/v1/forecast", json={"columns": columns, "horizon": 2})
-    assert (response.status_code, response.json()["error"]["where"]) == (422, "columns.covariates.promo.0.1")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["where"]) == (422, "invalid_request", "columns")
+    assert "NDJSON or Arrow" in error["message"]
+
+
+def test_large_json_is_rejected_with_the_formats_that_are_read_in_parts(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
+    publish_stub(slot_folder)
+    client = make_client(max_json=2000)
+    payload = {"series": [series_payload(y=[1.0] * 1000)], "horizon": 2}
+    response = client.post("/v1/forecast", json=payload)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+    assert "NDJSON or Arrow (application/x-ndjson, application/vnd.apache.arrow.stream)" in response.text
+    for path in ("/v1/backtest", "/v1/scenarios", "/v1/explain", "/invocations", "/v1/actuals"):
+        response = client.post(path, json=payload)
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large"), path
+        assert "NDJSON" not in response.text, path
+    many = [series_payload(id=str(number)) for number in range(100)]
+    response = post_content(client, to_ndjson({"horizon": 2}, *many), ndjson.MEDIA_TYPE)
+    assert json.loads(response.text.splitlines()[-1]) == {"forecast": 100, "refused": 0}, "each line is a text"
+    response = post_content(client, to_ndjson({"horizon": 2}, series_payload(y=[1.0] * 1000)), ndjson.MEDIA_TYPE)
+    assert json.loads(response.text.splitlines()[1])["error"]["code"] == "body_too_large"
 
 
 def test_ndjson_equals_json_rows_and_ends_with_a_count(formats_client: AppClient) -> None:
@@ -279,6 +271,24 @@ def test_arrow_columns_may_have_compatible_types(
     assert [arrow_row["mean"] for arrow_row in arrow_rows] == [
         row.get("mean") for row in post_rows(formats_client)["forecasts"]
     ]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_an_arrow_timestamp_out_of_range_rejects_its_series_alone(
+    formats_client: AppClient, unit: str, zone: str | None
+) -> None:
+    rows = [{**row, "y": [1.0, 2.0, 3.0]} for row in [*ROW_PAYLOADS, series_payload(id="d")]]
+    table = to_arrow_table(rows, {"horizon": 2})
+    count = 1_767_225_600 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    outside = [2**63 - 1, -(2**63), count] if unit != "ns" else [count + 1, count - 999, count]
+    starts = pa.array([count, *outside], pa.int64()).cast(pa.timestamp(unit, tz=zone))
+    response = post_content(formats_client, to_arrow_stream(table.set_column(1, "start", starts)), arrow.MEDIA_TYPE)
+    assert response.status_code == 200, response.text
+    result = pa.ipc.open_stream(response.content).read_all()
+    assert result["error"].to_pylist() == [None, "bad_stamp", "bad_stamp", None]
+    assert f"{outside[0]} {unit} after 1970" in result["message"].to_pylist()[1]
+    assert result["ds"].to_pylist()[0][0].startswith("2026-01-01T03:00")
 
 
 @pytest.mark.parametrize(

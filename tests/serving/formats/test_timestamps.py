@@ -5,9 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from forecaster.errors import BadStamp
+from forecaster.data.encoding import EMPTY_ENCODING
+from forecaster.errors import BadStamp, FrequencyUnknown, IrregularStamps
 from forecaster.frequency import timestamp_at
+from forecaster.frequency_names import are_same_grid
 from serving.formats import timestamps
+from serving.formats.schema import GridSeries, TimestampedSeries
+from serving.formats.series import parse_series
 
 VALID_TIMESTAMPS = [
     "2026-01-01",
@@ -62,3 +66,34 @@ def test_timestamps_are_formatted_in_local_time(zone: str | None) -> None:
     texts = style.format(index)
     suffix = "Z" if zone else ""
     assert texts == [f"2026-07-01T{hour}:00:00{suffix}" for hour in (10, 11, 12)]
+
+
+@pytest.mark.parametrize(
+    ("freq", "model_freq", "start"),
+    [
+        ("QS-OCT", "QS-JAN", "2026-04-01"),
+        ("3MS", "QS-JAN", "2026-04-01"),
+        ("W-SUN", "7D", "2026-01-04"),
+        ("24h", "D", "2026-01-01T00:00:00Z"),
+        ("C-MonTueWedThuFriSat", "C-1111110", "2026-01-05"),
+        ("C-1111100", "B", "2026-01-05"),
+    ],
+)
+def test_another_name_of_the_models_frequency_is_accepted_and_its_start_is_checked(
+    freq: str, model_freq: str, start: str
+) -> None:
+    history = GridSeries(id="a", start=start, freq=freq, y=[1.0, 2.0, 3.0])
+    parsed = parse_series(history, model_freq=model_freq, encoding=EMPTY_ENCODING, horizon=2, start_cache={})
+    assert are_same_grid(parsed.series.freq, model_freq, [parsed.series.start])
+    texts = parsed.style.format(parsed.series.timestamps)
+    timestamped = TimestampedSeries(id="a", ds=texts, freq=freq, y=[1.0, 2.0, 3.0])
+    again = parse_series(timestamped, model_freq=model_freq, encoding=EMPTY_ENCODING, horizon=2, start_cache={})
+    assert again.series.timestamps.equals(parsed.series.timestamps)
+
+
+def test_a_start_off_the_declared_grid_is_rejected_under_another_name_too() -> None:
+    history = GridSeries(id="a", start="2026-01-05", freq="W-SUN", y=[1.0])
+    with pytest.raises(IrregularStamps, match="start on the grid of the frequency 'W-SUN'"):
+        parse_series(history, model_freq="7D", encoding=EMPTY_ENCODING, horizon=2, start_cache={})
+    with pytest.raises(FrequencyUnknown, match="C-1111110"):
+        timestamps.parse_step("C-111", where="a")

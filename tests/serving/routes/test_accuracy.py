@@ -375,8 +375,8 @@ def test_a_password_is_never_logged(
 
 
 def test_forecasts_of_every_format_are_stored(ledger_client: AppClient) -> None:
-    columns = {"id": ["b"], "start": [TIMESTAMPS[0]], "freq": "h", "y": [[1, 2, 3]]}
-    assert ledger_client.post("/v1/forecast", json={"columns": columns, "horizon": 2}).status_code == 200
+    series = {"id": "b", "start": TIMESTAMPS[0], "freq": "h", "y": [1, 2, 3]}
+    assert ledger_client.post("/v1/forecast", json={"series": [series], "horizon": 2}).status_code == 200
     lines = b'{"horizon": 2}\n{"id": "c", "start": "2026-01-01", "freq": "h", "y": [1, 2, 3]}\n'
     response = ledger_client.post("/v1/forecast", content=lines, headers={"content-type": "application/x-ndjson"})
     assert response.status_code == 200

@@ -57,7 +57,7 @@ class FuzzedApplication:
         self.schema = schemathesis.openapi.from_dict(document)
 
     def send(self, case: Any, **headers: str) -> httpx.Response:
-        arguments = case.as_transport_kwargs(base_url="http://forecaster")
+        arguments = case.as_transport_kwargs(base_url="http://localhost")
         arguments["headers"] = {**(arguments.get("headers") or {}), **headers}
         arguments["content"] = arguments.pop("data", None)
         arguments["headers"].pop("Transfer-Encoding", None)

@@ -103,10 +103,6 @@ TIMESTAMPS_REQUEST = {
     "series": [{"id": "a", "ds": [f"2026-01-01T0{hour}:00" for hour in range(4)], "y": [1, 2, None, 4]}],
     "horizon": 30,
 }
-COLUMNS_REQUEST: dict[str, Any] = {
-    "columns": {"id": ["a", "b"], "start": ["2026-01-01"] * 2, "freq": "h", "y": [[1, 2, None, 4], [1]]},
-    "horizon": 3,
-}
 INTEGER_STEPS_REQUEST = {
     "series": [
         {"id": "a", "start": 17, "freq": 1, "y": [1, 2, None, 4]},
@@ -125,9 +121,7 @@ INTEGER_STEPS_REQUEST = {
         ("POST", "/v1/forecast", GOOD_REQUEST, 200),
         ("POST", "/v1/forecast", TIMESTAMPS_REQUEST, 200),
         ("POST", "/v1/forecast", INTEGER_STEPS_REQUEST, 200),
-        ("POST", "/v1/forecast", COLUMNS_REQUEST, 200),
         ("POST", "/v1/forecast", {**GOOD_REQUEST, "levels": [0.9, 0.1], "samples": 2}, 200),
-        ("POST", "/v1/forecast", {**COLUMNS_REQUEST, "levels": [0.9, 0.1], "samples": 2}, 200),
         ("POST", "/v1/forecast", {"series": [series_payload(y=[])], "horizon": 2}, 422),
         ("POST", "/v1/forecast", {"series": [], "horizon": 2}, 422),
         ("POST", "/v1/forecast", {"series": [series_payload()], "horizon": 501}, 422),
@@ -189,13 +183,7 @@ def test_the_response_without_a_model_conforms_to_the_openapi_document(make_clie
         ({"series": [series_payload()], "horizon": 2, "samples": 1.5}, False),
         ({"series": [series_payload()], "horizon": 2, "seed": -1}, False),
         ({"series": [series_payload()], "horizon": 2, "seed": 2**63}, False),
-        (COLUMNS_REQUEST, True),
-        ({**COLUMNS_REQUEST, "levels": [0.1]}, True),
-        ({**COLUMNS_REQUEST, "columns": {**COLUMNS_REQUEST["columns"], "freq": None}}, False),
-        ({**COLUMNS_REQUEST, "columns": {**COLUMNS_REQUEST["columns"], "start": "2026-01-01"}}, False),
-        ({**COLUMNS_REQUEST, "columns": {**COLUMNS_REQUEST["columns"], "other": []}}, False),
-        ({**COLUMNS_REQUEST, "columns": {**COLUMNS_REQUEST["columns"], "y": [1.0, 2.0]}}, False),
-        ({**COLUMNS_REQUEST, "series": [series_payload()]}, False),
+        ({"columns": {"id": ["a"], "start": ["2026-01-01"], "freq": "h", "y": [[1]]}, "horizon": 3}, False),
         ({"series": [series_payload(covariates={"a": [1, 2.5, 3, 4, 5]}, static={"b": ""})], "horizon": 2}, True),
         ({"series": [series_payload(covariates={"a": ["x"] * 5})], "horizon": 2}, True),
         ({"series": [series_payload(channels={"a": [1, None, 2.5]})], "horizon": 2}, True),
@@ -238,11 +226,14 @@ def test_every_route_and_every_code_is_documented(client: AppClient) -> None:
 def test_the_deployed_model_is_described(client: AppClient) -> None:
     description = client.get("/v1/model").json()
     assert (description["freq"], description["season"], description["cutoff"]) == ("h", 24, "2026-01-01T00:00:00")
-    assert (description["spec"]["context"], description["facts"]["scores"], description["card"]) == (
+    assert (description["spec"]["context"], description["facts"]["scores"], description["min_history"]) == (
         3,
         {"mase": 1.0},
-        "# A stub\n",
+        3,
     )
+    assert (description["card"], description["calibration"]) == ("# A stub\n", None)
+    document = client.get("/docs.json").json()
+    assert schema_violations(description, response_schema(document, "get", "/v1/model", 200), document) == []
 
 
 def test_responses_with_integer_steps_conform_to_the_openapi_document(

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecaster.errors import (
-    InputError,
-)
+from forecaster.errors import InputError
+from forecaster.frequency import parse_frequency
 from forecaster.series import Panel
 
 ROOT = Path(__file__).parents[4]
@@ -35,7 +34,7 @@ def make_days(steps: int, **options: Any) -> pd.DatetimeIndex:
 
 
 def make_timestamps(start: str, freq: str, steps: int = 20, tz: str | None = None) -> pd.DatetimeIndex:
-    return pd.date_range(start, periods=steps, freq=freq, tz=tz)
+    return pd.date_range(start, periods=steps, freq=parse_frequency(freq), tz=tz)
 
 
 def drop_rows(frame: pd.DataFrame, *rows: int) -> pd.DataFrame:

@@ -71,7 +71,9 @@ def test_the_documentation_table_states_the_outcome() -> None:
     for name, case in CASES.items():
         happens, error = read_documentation_table()[name]
         verdict = "refused" if case.error else "repaired and reported" if case.message else "accepted"
-        assert happens.startswith(verdict), name
+        assert happens.startswith((verdict, "accepted and reported") if case.message and not case.error else verdict), (
+            name
+        )
         assert error == (case.error.__name__ if case.error else ""), name
 
 

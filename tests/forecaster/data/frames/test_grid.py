@@ -83,7 +83,7 @@ def test_a_huge_integer_grid_is_rejected_without_allocation(
 )
 def test_integers_of_any_dtype_give_the_same_timestamps(column: Any) -> None:
     panel = to_panel(series_frame(ds=column))
-    assert panel.digest() == to_panel(series_frame(ds=np.arange(100, 120))).digest()
+    assert panel.digest == to_panel(series_frame(ds=np.arange(100, 120))).digest
     assert (panel.freq, panel.series[0].start, panel.cutoff) == ("1", 100, 119)
     assert all(type(one) is int for one in (panel.series[0].start, panel.cutoff))
 
@@ -115,7 +115,7 @@ def test_a_non_integer_column_is_reported_with_its_row(column: Any, freq: str | 
 
 def test_integers_as_text_and_as_numbers_are_equal() -> None:
     mixed = object_series("-010", -9, "-8", "-7")
-    assert to_panel(series_frame(ds=mixed), freq=1).digest() == to_panel(series_frame(ds=[-10, -9, -8, -7])).digest()
+    assert to_panel(series_frame(ds=mixed), freq=1).digest == to_panel(series_frame(ds=[-10, -9, -8, -7])).digest
 
 
 @pytest.mark.parametrize("numbers", [[0, 1, 1], [0, 1, 2, 3, 5]])
@@ -198,7 +198,7 @@ def test_a_panel_round_trips_through_a_frame() -> None:
     options: dict[str, Any] = {"covariates": ("heat", "sky"), "static": ("region",), "channels": ("rain",)}
     panel = to_panel(frame, **options)
     again = to_panel(to_frame(panel), **options)
-    assert panel.digest() == again.digest()
+    assert panel.digest == again.digest
     pd.testing.assert_frame_equal(to_frame(panel), frame, check_dtype=False, check_freq=False)
 
 
@@ -210,10 +210,10 @@ def test_covariates_remain_known_when_the_history_is_cut() -> None:
 
 def test_the_digest_depends_on_covariates_and_static_features_and_is_stable_without_them() -> None:
     plain = Series("a", pd.Timestamp("2026-01-01"), "D", np.arange(3.0))
-    assert Panel([plain], "D").digest() == "7dae75b2ddb7b39e74047a4326ab1246c5eddfe5fd65401c0dd4d7aed6981196"
+    assert Panel([plain], "D").digest == "7dae75b2ddb7b39e74047a4326ab1246c5eddfe5fd65401c0dd4d7aed6981196"
     others = [{"covariates": {"x": np.arange(3.0)}}, {"covariates": {"z": np.arange(3.0)}}, {"static": {"x": "1"}}]
-    digests = {Panel([Series("a", plain.start, "D", plain.y, **more)], "D").digest() for more in others}  # type: ignore[arg-type]
-    assert len(digests | {Panel([plain], "D").digest()}) == 4
+    digests = {Panel([Series("a", plain.start, "D", plain.y, **more)], "D").digest for more in others}  # type: ignore[arg-type]
+    assert len(digests | {Panel([plain], "D").digest}) == 4
 
 
 def test_series_too_short_to_hold_out_are_named_and_a_too_short_panel_is_rejected() -> None:

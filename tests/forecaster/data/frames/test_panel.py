@@ -30,7 +30,7 @@ def change_row(row: int, value: Any) -> list[Any]:
 
 
 def assert_equal_panels(first: Panel, second: Panel) -> None:
-    assert first.digest() == second.digest()
+    assert first.digest == second.digest
     assert [(each.id, each.start, each.freq) for each in first.series] == [
         (each.id, each.start, each.freq) for each in second.series
     ]
@@ -42,7 +42,7 @@ INVALID_FRAMES: dict[str, tuple[pd.DataFrame, str | None, type[errors.InputError
         None,
         errors.MissingColumn,
         "y",
-        ["unique_id, ds, y", "y not found among: unique_id, ds, target", "--y-column"],
+        ["unique_id, ds, y", "y not found among: unique_id, ds, target", "declare their names (`columns`)"],
     ),
     "two columns y": (
         pd.DataFrame([["a", "2026-01-01", 1.0, 2.0]], columns=["unique_id", "ds", "y", "y"]),
@@ -177,11 +177,11 @@ def test_a_panel_round_trips_through_a_frame() -> None:
     y = np.array([1.0, np.nan, 3.0, 4.0, 5.0, np.nan])
     whole = pd.concat([frame(DAYS, y, unique_id="b"), frame(DAYS[2:], unique_id="a")])
     panel = to_panel(whole)
-    assert [(one.id, one.start, len(one)) for one in panel.series] == [("b", DAYS[0], 6), ("a", DAYS[2], 4)]
+    assert [(one.id, one.start, len(one)) for one in panel.series] == [("a", DAYS[2], 4), ("b", DAYS[0], 6)]
     assert panel.freq == "D"
     assert panel.repairs == ()
     assert panel.cutoff == DAYS[-1]
-    np.testing.assert_array_equal(panel.series[0].y, y)
+    np.testing.assert_array_equal(panel.series[1].y, y)
     assert_equal_panels(to_panel(to_frame(panel)), panel)
 
 
@@ -302,6 +302,26 @@ def test_the_digest_distinguishes_panels_by_all_their_content() -> None:
         to_panel(frame(DAYS[:-1]), freq="D"),
         Panel(panel.series, "24h"),
     ]
-    digests = {each.digest() for each in [panel, *others]}
+    digests = {each.digest for each in [panel, *others]}
     assert len(digests) == len(others) + 1
-    assert to_panel(frame(DAYS)).digest() == panel.digest()
+    assert to_panel(frame(DAYS)).digest == panel.digest
+
+
+def test_the_order_of_the_rows_does_not_change_the_digest() -> None:
+    ordered = pd.concat([frame(DAYS, unique_id=name) for name in ("a", "b", "c")], ignore_index=True)
+    orders = [
+        ordered,
+        ordered.iloc[::-1],
+        ordered.sample(frac=1, random_state=1),
+        ordered.sort_values(["ds", "unique_id"]),
+    ]
+    orders.append(pd.concat([ordered[6:], ordered[:6]]))
+    panels = [to_panel(each) for each in orders]
+    assert len({panel.digest for panel in panels}) == 1
+    assert [[series.id for series in panel.series] for panel in panels] == [["a", "b", "c"]] * len(orders)
+    assert [bool(panel.repairs) for panel in panels] == [False, True, True, True, False]
+
+
+def test_ids_without_blanks_and_in_one_form_are_not_reported() -> None:
+    names = ["a", "A", "a-b", "ab", "\u00e9", "e"]
+    assert to_panel(pd.concat([frame(DAYS, unique_id=name) for name in names])).repairs == ()

@@ -70,6 +70,11 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "ids in any script, with spaces": FrameCase(
         lambda: series_frame(unique_id=" Zürich 北 🚲 "), check=has_ids(" Zürich 北 🚲 ")
     ),
+    "ids that differ only by blanks or Unicode form": FrameCase(
+        lambda: pd.concat([series_frame(unique_id=one) for one in ("a", "Caf\u00e9", "Cafe\u0301", "a ")]),
+        message="2 ids differ .*'Caf.xe9' and 'Cafe.u0301', 'a' and 'a '",
+        check=has_ids("Cafe\u0301", "Caf\u00e9", "a", "a "),
+    ),
     "ids of several types": FrameCase(
         lambda: pd.concat([series_frame(unique_id=1), series_frame(unique_id="b")]).astype({"unique_id": object}),
         check=has_ids("1", "b"),
@@ -137,6 +142,9 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "no series with any observed value": FrameCase(lambda: series_frame(y=[np.nan] * 20), NoData, "observed"),
     "a series of one step": FrameCase(lambda: series_frame(y=[1.0]), options={"freq": "D"}, check=has_values(1)),
     # order, duplicates
+    "series in another order than their ids": FrameCase(
+        lambda: pd.concat([series_frame(unique_id="b"), series_frame(unique_id="a")]), check=has_ids("a", "b")
+    ),
     "rows out of order": FrameCase(
         lambda: series_frame().sample(frac=1, random_state=0), message="not in order", check=has_values(*range(20))
     ),
@@ -228,7 +236,33 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     ),
     "business days": FrameCase(lambda: series_frame(make_timestamps("2026-01-01", "B")), check=has_freq("B")),
     "weeks with any anchor": FrameCase(
-        lambda: series_frame(make_timestamps("2026-01-01", "W-WED")), options={"freq": "W-WED"}, check=is_regular
+        lambda: series_frame(make_timestamps("2026-01-01", "W-WED")), options={"freq": "W-WED"}, check=has_freq("7D")
+    ),
+    "one grid under several names": FrameCase(
+        lambda: series_frame(make_timestamps("2026-04-01", "3MS")), options={"freq": "QS-OCT"}, check=has_freq("QS-JAN")
+    ),
+    "business months, half months, weeks of a month": FrameCase(
+        lambda: series_frame(make_timestamps("2026-01-01", "BME")), check=has_freq("BME")
+    ),
+    "multiples of months": FrameCase(lambda: series_frame(make_timestamps("2026-01-01", "2MS")), check=has_freq("2MS")),
+    "one day of each month": FrameCase(
+        lambda: series_frame(make_timestamps("2026-01-15", "MS").map(lambda day: day.replace(day=15))),
+        FrequencyUnknown,
+        "day 15 of the month.* first of the month",
+    ),
+    "custom business days": FrameCase(
+        lambda: series_frame(make_timestamps("2026-01-02", "C-1111110")),
+        options={"freq": "C-1111110"},
+        check=continues_with("2026-01-26 00:00:00", "2026-01-27 00:00:00"),
+    ),
+    "custom business days, not declared": FrameCase(
+        lambda: series_frame(make_timestamps("2026-01-02", "C-1111110")), IrregularStamps, "`freq`='C-1111110'"
+    ),
+    "an offset with hours or holidays that its name loses": FrameCase(
+        series_frame,
+        FrequencyUnknown,
+        "BusinessHour is written 'bh'",
+        {"freq": pd.offsets.BusinessHour(start="10:00", end="18:00")},
     ),
     "quarters and years with any anchor": FrameCase(
         lambda: series_frame(make_timestamps("2026-01-01", "2QE-FEB")), options={"freq": "2QE-FEB"}, check=is_regular
@@ -246,7 +280,9 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     "business hours": FrameCase(
         lambda: series_frame(make_timestamps("2026-01-05 09:00", "bh")), options={"freq": "bh"}, check=is_regular
     ),
-    "an unknown or outdated alias": FrameCase(series_frame, FrequencyUnknown, "'w'", options={"freq": "w"}),
+    "an unknown or outdated alias": FrameCase(
+        series_frame, FrequencyUnknown, "'w'.*Did you mean 'W'", options={"freq": "w"}
+    ),
     "a step that is not positive": FrameCase(series_frame, FrequencyUnknown, "forward", options={"freq": "-1D"}),
     "a step finer than a microsecond": FrameCase(
         series_frame, FrequencyUnknown, "microsecond", options={"freq": "500ns"}
@@ -358,6 +394,42 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         lambda: series_frame(["2018-11-01", "2018-11-02", "2018-11-03"]),
         options={"zone": SAO_PAULO},
         check=continues_with("2018-11-04 01:00:00-02:00", "2018-11-05 00:00:00-02:00"),
+    ),
+    "days across a skipped midnight, frequency not declared": FrameCase(
+        lambda: series_frame([str(day.date()) for day in make_timestamps("2023-08-28", "D", 40)]),
+        options={"zone": "America/Santiago"},
+        check=has_freq("D"),
+    ),
+    "weeks across a skipped midnight, frequency not declared": FrameCase(
+        lambda: series_frame([str(day.date()) for day in make_timestamps("2023-08-20", "W-SUN", 20)]),
+        options={"zone": "America/Santiago"},
+        check=has_freq("7D"),
+    ),
+    "a first day without midnight": FrameCase(
+        lambda: series_frame([str(day.date()) for day in make_timestamps("2023-09-03", "D", 8)]),
+        options={"zone": "America/Santiago"},
+        check=continues_with("2023-09-11 00:00:00-03:00"),
+    ),
+    "days in one series and hours in another, zone declared": FrameCase(
+        lambda: pd.concat(
+            [
+                series_frame([str(day.date()) for day in make_timestamps("2023-08-28", "D", 20)]),
+                series_frame(make_timestamps("2023-08-28 12:00", "D", 20), unique_id="b"),
+            ]
+        ),
+        options={"zone": "America/Santiago", "freq": "D"},
+        check=is_regular,
+    ),
+    "days around one that the zone skipped": FrameCase(
+        lambda: series_frame([f"2011-12-{day}" for day in (27, 28, 29, 31)]),
+        options={"zone": "Pacific/Apia", "freq": "D"},
+        check=has_values(0, 1, 2, 3),
+    ),
+    "a day that the zone skipped": FrameCase(
+        lambda: series_frame(make_timestamps("2011-12-28", "D", 5)),
+        BadStamp,
+        "2011-12-30T00:00:00",
+        {"zone": "Pacific/Apia"},
     ),
     "different offsets in one file": FrameCase(
         lambda: series_frame(["2026-03-29T00:00+01:00", "2026-03-29T01:00+01:00", "2026-03-29T03:00+02:00"]),

@@ -1,0 +1,64 @@
+"""`GET /v1/model`: the model in use, its specification and its model card."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from forecaster.frequency import format_timestamp
+from serving.deployment.slot import DeployedModel
+from serving.deployment.status import BundleRejectionStatus, FollowerStatus
+from serving.formats.schema import ModelInfo, StrictModel
+
+
+class CalibrationSummary(StrictModel):
+    """How the prediction intervals were calibrated."""
+
+    basis: Literal["ranks", "gaussian", "assumed"] = Field(
+        description="`ranks`: from the ranks of the errors; `gaussian`: from the spread of few errors; `assumed`: without any "
+        "observed error"
+    )
+    windows: int = Field(description="number of windows with errors")
+
+
+class ModelResponse(StrictModel):
+    """The model in use."""
+
+    model: ModelInfo
+    spec: dict[str, Any] = Field(description="the complete specification of the model")
+    freq: str = Field(description="pandas offset alias, or an integer as text if timestamps are integers")
+    season: int = Field(description="steps of a season")
+    cutoff: str = Field(description="last timestamp of the training data; digits if timestamps are integers")
+    min_history: int = Field(description="smallest number of steps of a history")
+    calibration: CalibrationSummary | None = Field(description="null if the model gives point forecasts only")
+    facts: dict[str, Any] = Field(
+        description="facts about the training from the bundle's manifest: scores, versions, data, choice of the blend"
+    )
+    card: str = Field(
+        description="model card in Markdown, for people: training data, scores against baselines, limits. Programs find the "
+        "same in the other fields"
+    )
+    age_s: float = Field(description="seconds since this worker loaded the model")
+    follower: FollowerStatus | None = Field(default=None, description="present only if the service follows a registry")
+    refused: BundleRejectionStatus | None = Field(
+        default=None, description="present only if this worker rejected the bundle in the slot"
+    )
+
+
+def describe_model(model: DeployedModel) -> dict[str, Any]:
+    """Returns the fields of a ModelResponse, apart from those about the deployment."""
+    fitted_model = model.predictor.fitted_model
+    table = None if fitted_model.calibration is None else fitted_model.calibration.pool
+    return {
+        "model": model.info,
+        "spec": fitted_model.spec.model_dump(mode="json"),
+        "freq": fitted_model.freq,
+        "season": fitted_model.season,
+        "cutoff": format_timestamp(fitted_model.cutoff),
+        "min_history": fitted_model.spec.min_steps,
+        "calibration": None if table is None else {"basis": table.basis, "windows": table.windows},
+        "facts": fitted_model.facts,
+        "card": model.card,
+        "age_s": round(model.age_s, 3),
+    }
