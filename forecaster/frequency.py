@@ -349,6 +349,21 @@ def add_steps(start: Timestamp, freq: str, steps: int) -> Timestamp:
     )
 
 
+def compute_days_ahead(timestamp: Timestamp, freq: str, now: datetime) -> float | None:
+    """Returns by how many days the step before a timestamp begins after `now` (with a time zone); 0 if it does not.
+
+    One step is allowed, because the timestamp of a step may mark its end. A timestamp without a time zone is compared as if
+    it were in UTC. None for integers, which no clock knows.
+    """
+    if isinstance(timestamp, int):
+        return None
+    wall_time = timestamp.tz_localize(None)
+    present = pd.Timestamp(now).tz_convert(timestamp.tz or UTC).tz_localize(None)
+    if wall_time <= present:
+        return 0.0
+    return max(0.0, (add_steps(wall_time, freq, -1) - present) / pd.Timedelta(days=1))  # type: ignore[operator]
+
+
 @lru_cache(maxsize=4096)
 def _cached_add_steps(start: pd.Timestamp, _zone: Any, _unit: str, freq: str, steps: int) -> Timestamp:
     return _add_steps(start, freq, steps)

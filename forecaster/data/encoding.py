@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -35,6 +36,14 @@ class Encoding(BaseModel):
     def num_covariates(self) -> int:
         """The number of encoded covariates per step."""
         return len(list_calendar_columns(self.calendar)) + len(self.numeric) + sum(map(len, self.categories.values()))
+
+    @cached_property
+    def _static_indices(self) -> dict[str, dict[str, int]]:
+        """The index of each category of each static feature, from 1."""
+        return {
+            name: {category: index for index, category in enumerate(categories, start=1)}
+            for name, categories in self.static.items()
+        }
 
     @property
     def static_cardinalities(self) -> tuple[int, ...]:
@@ -70,7 +79,10 @@ class Encoding(BaseModel):
     def encode_static(self, series: Series) -> Int[np.ndarray, "static"]:
         """Returns the category index of each static feature; 0 if the value is unknown or missing."""
         return np.array(
-            [_category_index(categories, series.static.get(name)) for name, categories in self.static.items()],
+            [
+                indices.get(series.static[name], 0) if name in series.static else 0
+                for name, indices in self._static_indices.items()
+            ],
             dtype=np.int64,
         )
 
@@ -111,7 +123,3 @@ def _get_covariate(series: Series, name: str) -> np.ndarray:
             where=series.id,
         )
     return covariates[name]
-
-
-def _category_index(categories: Sequence[str], value: str | None) -> int:
-    return categories.index(value) + 1 if value in categories else 0

@@ -102,8 +102,10 @@ def compute_paired_gain(
     description = " and ".join(f"{units[axis]} {axis}" for axis in resampled_axes)
     if error <= 1e-12 * max(1.0, abs(gain)):  # the gain is the same in every resampling
         return PairedGain(gain, gain, 0.0 if gain > 0 else 1.0, series, windows, description, resampled_gains)
+    from scipy.special import stdtrit  # the quantile of Student's t
+
     tail_probability = student_t_tail(gain / error, fewest - 1) / 2
-    low = gain - _student_t_quantile(confidence, fewest - 1) * error
+    low = gain - float(stdtrit(fewest - 1, confidence)) * error
     return PairedGain(
         gain, low, tail_probability if gain > 0 else 1 - tail_probability, series, windows, description, resampled_gains
     )
@@ -175,12 +177,3 @@ def _draw_window_counts(
 def _chunk_sizes(total: int, chunk_size: int) -> Iterator[int]:
     for first in range(0, total, chunk_size):
         yield min(chunk_size, total - first)
-
-
-def _student_t_quantile(confidence: float, degrees: int) -> float:
-    """Returns Student's quantile, by bisection of its tail."""
-    low, high = 0.0, 1e6
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_t_tail(middle, degrees) / 2 > 1 - confidence else (low, middle)
-    return high

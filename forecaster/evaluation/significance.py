@@ -141,28 +141,7 @@ def _two_sided_p_value(mean: float, standard_error: float, degrees: int) -> floa
 
 
 def student_t_tail(statistic: float, degrees: int) -> float:
-    """Returns the probability that Student's t is further from zero: I_x(degrees / 2, 1 / 2) at x = degrees / (degrees + t²).
+    """Returns the probability that Student's t is further from zero."""
+    from scipy.special import stdtr
 
-    Abramowitz and Stegun 1964, 26.7.1; the regularised incomplete beta function by its continued fraction, DLMF 8.17.22.
-    """
-    square = statistic * statistic
-    x, complement = degrees / (degrees + square), square / (degrees + square)  # the two add up to one
-    a, b = degrees / 2, 0.5
-    if complement == 0:
-        return 1.0
-    if x == 0:
-        return 0.0
-    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    front = math.exp(a * math.log(x) + b * math.log(complement) - log_beta)
-    if x > (a + 1) / (a + b + 2):  # beyond this the fraction converges quickly only for the complement
-        return 1 - front * _beta_continued_fraction(b, a, complement) / b
-    return front * _beta_continued_fraction(a, b, x) / a
-
-
-def _beta_continued_fraction(a: float, b: float, x: float) -> float:
-    """Evaluates the continued fraction of the incomplete beta function backwards; it takes about sqrt(a + b) terms."""
-    value = 1.0
-    for m in range(50 + 4 * math.isqrt(math.ceil(a + b)), 0, -1):
-        value = 1 + m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)) / value
-        value = 1 - (a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1)) / value
-    return 1 / value
+    return float(2 * stdtr(degrees, -abs(statistic)))

@@ -13,7 +13,14 @@ from cyclopts import Parameter
 
 from forecaster.errors import InputError
 from pipelines.commands.console import make_progress_printer, print_backtest_scores, warn, write_table
-from pipelines.commands.options import DataOptions, RootOptions, resolve_bundle, validate_counts, validate_output_paths
+from pipelines.commands.options import (
+    DataOptions,
+    RootOptions,
+    resolve_bundle,
+    validate_counts,
+    validate_output_paths,
+    validate_table_paths,
+)
 
 if TYPE_CHECKING:
     from pipelines.backtest import LoadedBundle
@@ -57,7 +64,7 @@ class BacktestOptions:
     def validate(self) -> None:
         """Rejects invalid options and output paths that cannot be written, before any work; raises InputError."""
         validate_counts(horizon=self.horizon, windows=self.windows, stride=self.stride, jobs=self.jobs)
-        validate_output_paths(out=self.out, scores=self.scores)
+        validate_table_paths(out=self.out, scores=self.scores)
         is_folder = self.plot is not None and (self.plot.is_dir() or not self.plot.suffix)
         if not is_folder or self.plot is None:
             validate_output_paths(plot=self.plot)

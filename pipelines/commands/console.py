@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,14 +42,33 @@ def name_options(message: str) -> str:
 
 
 def write_table(path: Path | None, build_table: Callable[[], pd.DataFrame]) -> None:
-    """Writes a table as Parquet or CSV, depending on the suffix of the path; does nothing without a path."""
+    """Writes a table atomically, as Parquet, CSV or compressed CSV by the suffix of the path; does nothing without a path.
+
+    The suffix is validated by `validate_table_paths`. If the disk is full, the previous file remains.
+    """
     if path is None:
         return
+    from forecaster.storage import atomic
+
     table = build_table()
-    if path.suffix == ".parquet":
-        table.to_parquet(path, index=False)
-    else:
-        table.to_csv(path, index=False)
+    path, name = path.resolve(), path.name.lower()
+
+    def write_content(file: IO[bytes]) -> None:
+        if name.endswith(".parquet"):
+            table.to_parquet(file, index=False)
+        else:
+            content = table.to_csv(index=False).encode()
+            file.write(gzip.compress(content) if name.endswith(".gz") else content)
+
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_read_umask()
+    atomic.write_file(path, write_content)
+    path.chmod(mode)
+
+
+def _read_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:

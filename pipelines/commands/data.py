@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from forecaster.errors import InputError
-from pipelines.commands.console import print_panel_summary
+from pipelines.commands.console import print_panel_summary, warn
 from pipelines.commands.options import DataOptions
 
 data_app = App(name="data", help="Validates data before a training.")
@@ -36,6 +37,7 @@ def check(
     channel
         A column that is observed in the past only; may be repeated.
     """
+    from forecaster.frequency import compute_days_ahead
     from pipelines.sources import read_panel
 
     try:
@@ -46,3 +48,9 @@ def check(
         raise
     print(f"{data or data_options.sql}: can be used{', as repaired' if panel.repairs else ''}")
     print_panel_summary(panel)
+    days_ahead = compute_days_ahead(panel.cutoff, panel.freq, datetime.now(UTC))
+    if days_ahead:
+        warn(
+            f"the data end {days_ahead:.0f} days after the present; above `days_ahead` of its policy, the gate promotes no model "
+            "of such data. Correct the timestamps, or declare them there"
+        )

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from forecaster.errors import ForecasterError, InputError
 from pipelines.commands.console import name_options, warn, write_table
-from pipelines.commands.options import DataOptions, RootOptions, resolve_bundle, validate_counts, validate_output_paths
+from pipelines.commands.options import (
+    DataOptions,
+    RootOptions,
+    resolve_bundle,
+    validate_counts,
+    validate_output_paths,
+    validate_table_paths,
+)
 
 if TYPE_CHECKING:
     from forecaster.series import Forecast, Panel
@@ -60,7 +67,8 @@ def forecast(
     from forecaster.series import Forecast
 
     validate_counts(horizon=horizon)
-    validate_output_paths(out=out, plot=plot)
+    validate_table_paths(out=out)
+    validate_output_paths(plot=plot)
     if url is None and model is None:
         raise InputError("Expected MODEL or --url SERVICE; found neither. Give one of them.", where="model")
     if url is not None and data is not None:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from forecaster.errors import BadId, InputError
 from pipelines.commands.console import warn, write_table
-from pipelines.commands.options import DataOptions, RootOptions, resolve_bundle, validate_counts, validate_output_paths
+from pipelines.commands.options import (
+    DataOptions,
+    RootOptions,
+    resolve_bundle,
+    validate_counts,
+    validate_output_paths,
+    validate_table_paths,
+)
 
 if TYPE_CHECKING:
     from forecaster.explain.attribution import Explanation
@@ -56,7 +63,8 @@ def inspect(
         raise InputError(
             f"Expected --steps from 1 to {MAX_STEPS}; found {steps}. Use a number in this range.", where="steps"
         )
-    validate_output_paths(out=out, plot=plot)
+    validate_table_paths(out=out)
+    validate_output_paths(plot=plot)
     source = data_options.to_data_source(data)
     fitted = artifact.load_bundle(resolve_bundle(model, root_options))
     panel = read_panel(source.for_spec(fitted.spec))

@@ -23,6 +23,7 @@ BlendOption = Annotated[
     tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="")
 ]  # the models that a specification allows
 _MAX_STEPS = 100_000  # the limit of a specification
+_TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
@@ -238,6 +239,17 @@ def validate_output_paths(**paths: Path | None) -> None:
         if name == "plot" and path.suffix not in _PLOT_SUFFIXES:
             raise InputError(
                 f"Expected --plot with a name ending in {', '.join(_PLOT_SUFFIXES)}; found {path}. Use another file name.",
+                where=name,
+            )
+
+
+def validate_table_paths(**paths: Path | None) -> None:
+    """Rejects files for tables that cannot be written or whose suffix names no supported format; raises InputError."""
+    validate_output_paths(**paths)
+    for name, path in paths.items():
+        if path is not None and not path.name.lower().endswith(_TABLE_SUFFIXES):
+            raise InputError(
+                f"Expected --{name} with a name ending in {', '.join(_TABLE_SUFFIXES)}; found {path}. Use another file name.",
                 where=name,
             )
 

@@ -132,7 +132,9 @@ def retrain(
         return
     root = root_options.open_root()
     panel = read_panel(source.for_spec(spec))
-    if if_needed and not _needs_retraining(name, panel, root, min_new):
+    if if_needed and not _needs_retraining(
+        name, panel, root, min_new_steps=min_new, max_days_ahead=options.policy.days_ahead
+    ):
         return
     selection = spec_options.select_spec(spec, panel, source, seed=seed, test_windows=test_windows)
     options = replace(options, candidates=selection.candidates)
@@ -159,11 +161,16 @@ def _find_ledger_reasons(name: str, root: Root) -> list[str]:
         return []
 
 
-def _needs_retraining(name: str, panel: Panel, root: Root, min_new_steps: int | None) -> bool:
+def _needs_retraining(name: str, panel: Panel, root: Root, *, min_new_steps: int | None, max_days_ahead: float) -> bool:
     from pipelines.retraining.triggers import check_triggers
 
     result = check_triggers(
-        name, panel, root, min_new_steps=min_new_steps, checks=[lambda: _find_ledger_reasons(name, root)]
+        name,
+        panel,
+        root,
+        min_new_steps=min_new_steps,
+        checks=[lambda: _find_ledger_reasons(name, root)],
+        max_days_ahead=max_days_ahead,
     )
     if result:
         print(f"needed  {'; '.join(result.reasons)}")

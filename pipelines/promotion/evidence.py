@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from forecaster.engines.pytorch import PyTorchEngine
 from forecaster.evaluation.backtest import Backtest, explain_missing_forecasts
 from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.evaluation.validation import build_validation_batches, compute_exposure_gap
-from forecaster.frequency import Timestamp, next_timestamps
+from forecaster.frequency import Timestamp, compute_days_ahead, next_timestamps
 from forecaster.frequency_names import are_same_grid
 from forecaster.prediction.engine_choice import build_onnx_engine
 from forecaster.prediction.predictor import FittedModel, Predictor
@@ -24,12 +25,20 @@ from forecaster.registry.registry import CHALLENGER, CHAMPION
 from forecaster.series import Forecast, Panel, Series
 from pipelines.promotion.gate import Evidence
 
+Clock = Callable[[], datetime]
+"""Returns the present, with a time zone."""
+
 MAX_REPLAYED_SERIES = 32  # series whose last backtest window is forecast again
 LATENCY_REPEATS = 15  # timed forecasts; the latency is their median
 _MAX_STEPS = 1000  # upper limit of a count of steps between two data ends
 
 
-def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | None) -> Evidence:
+def utc_now() -> datetime:
+    """Returns the current time in UTC."""
+    return datetime.now(UTC)
+
+
+def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | None, now: datetime) -> Evidence:
     """Measures a bundle as a server would load it.
 
     Args:
@@ -37,6 +46,7 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
         result: The challenger's backtest. Its last window is forecast again for up to `MAX_REPLAYED_SERIES` series, from
             histories cut at the same cutoffs.
         champion: The current champion; None if there is none.
+        now: The present, with a time zone; the ends of the data are compared with it.
     Raises BundleDamaged or GoldenMismatch.
     """
     model = artifact.load_bundle(bundle)
@@ -61,6 +71,8 @@ def measure_bundle(bundle: Path, result: Backtest, *, champion: FittedModel | No
         exposure_gap=_measure_exposure_gap(model, [result.series[index] for index in chosen]),
         steps_behind=None if champion is None else count_steps_behind(model, champion),
         champion_differences=() if champion is None else _explain_unmeasured_champion(result, champion),
+        days_ahead=count_days_ahead(model, now),
+        champion_days_ahead=None if champion is None else count_days_ahead(champion, now),
     )
 
 
@@ -97,6 +109,14 @@ def count_steps_since(model: FittedModel, panel: Panel) -> int | None:
     Returns None if frequency, type or time zone of their timestamps differ.
     """
     return _count_steps_between(compute_data_end(model), panel.cutoff, model.freq, panel.freq)
+
+
+def count_days_ahead(model: FittedModel, now: datetime) -> float | None:
+    """Counts the days by which the last step of a model's data, test windows included, begins after the present.
+
+    Returns None for integer timestamps.
+    """
+    return compute_days_ahead(compute_data_end(model), model.freq, now)
 
 
 def _count_steps_between(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ from forecaster.evaluation.bootstrap import PairedGain, choose_block_length, com
 from forecaster.evaluation.scores import group_series
 from forecaster.metrics import nanmean
 from forecaster.registry.registry import CHALLENGER, CHAMPION
-from forecaster.shapes import Float64
+from forecaster.shapes import Bool, Float64
 from pipelines.promotion.policy import Policy
 
 SEASONAL_NAIVE = baselines.SEASONAL_NAIVE
 NOMINAL_COVERAGE = 0.8  # nominal coverage of the intervals that are checked
+_EXACT_SHARE = 1e-6  # about the rounding error of networks in float32
 GATE_LEVELS = tuple(round((1 + side * NOMINAL_COVERAGE) / 2, 6) for side in (-1, 1))
 
 
@@ -33,6 +35,8 @@ class Evidence(NamedTuple):
             the same cutoffs, as a share of the series' range.
         exposure_gap: Ratio of free-running to one-step errors.
         steps_behind: Steps by which the challenger's data end before those of the champion.
+        days_ahead: Days by which the last step of the challenger's data begins after the present.
+        champion_days_ahead: The same of the champion's data.
         champion_differences: Why the champion cannot be measured on the challenger's data; empty if it can.
     """
 
@@ -42,6 +46,8 @@ class Evidence(NamedTuple):
     replay_difference: float | None = None
     exposure_gap: float | None = None
     steps_behind: int | None = None
+    days_ahead: float | None = None
+    champion_days_ahead: float | None = None
     champion_differences: tuple[str, ...] = ()
 
 
@@ -100,6 +106,7 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
     """
     policy, evidence = policy or Policy(), evidence or Evidence()
     errors = {name: _compute_errors(result, name) for name in result.forecasts}
+    floor = _compute_error_floor(result)
     has_champion = CHAMPION in result.forecasts
     is_comparable = has_champion and bool(np.isfinite(errors[CHALLENGER] - errors[CHAMPION]).any())
     windows = result.actual.shape[1]
@@ -107,8 +114,8 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
     if is_comparable:
         block_length = choose_block_length(windows=windows, horizon=result.horizon, stride=result.stride)
         gain = compute_paired_gain(
-            errors[CHALLENGER],
-            errors[CHAMPION],
+            np.maximum(errors[CHALLENGER], floor),
+            np.maximum(errors[CHAMPION], floor),
             block_length=block_length,
             min_units=policy.least,
             confidence=policy.confidence,
@@ -116,17 +123,17 @@ def judge(result: Backtest, policy: Policy | None = None, evidence: Evidence | N
         )
     group_gains: tuple[GroupGain, ...] = ()
     if is_comparable:
-        group_gains = tuple(_compute_group_gains(result, errors[CHALLENGER], errors[CHAMPION], policy))
+        group_gains = tuple(_compute_group_gains(result, errors, floor, policy))
     mean_errors = {name: _compute_mean_error(model_errors) for name, model_errors in errors.items()}
     checks = (
         _check_finite(result.forecasts[CHALLENGER]),
-        _check_enough_data(errors[CHALLENGER], gain, policy),
+        _check_enough_data(errors[CHALLENGER], errors[SEASONAL_NAIVE] > floor, gain, policy),
         _check_seasonal_naive(mean_errors[CHALLENGER], mean_errors[SEASONAL_NAIVE], policy),
         _check_incomparable(evidence.champion_differences, policy)
         if has_champion and not is_comparable
         else _check_champion(mean_errors, gain, policy),
         _check_worst_group(group_gains, policy),
-        _check_plausibility(mean_errors, policy),
+        _check_plausibility(mean_errors, policy, floor=floor, is_comparable=is_comparable),
         _check_coverage(result, policy),
         *_check_evidence(evidence, policy),
     )
@@ -184,10 +191,25 @@ def _check_evidence(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
             policy.parity,
             "the largest difference between served forecasts and backtest, as a share of the range, is",
         ),
-        _check_upper_bound(
-            "fresh", evidence.steps_behind, 0, "the number of steps by which its data end before the champion's is"
-        ),
+        _check_clock(evidence, policy),
+        _check_freshness(evidence, policy),
     )
+
+
+def _check_clock(evidence: Evidence, policy: Policy) -> Check:
+    description = "the number of days by which the last step of its data begins after the present is"
+    check = _check_upper_bound("clock", evidence.days_ahead, policy.days_ahead, description)
+    advice = ". Correct the timestamps, or declare days_ahead in the policy if no clock made them"
+    return check._replace(reason=check.reason + advice) if check.passed is False else check
+
+
+def _check_freshness(evidence: Evidence, policy: Policy) -> Check:
+    ahead = evidence.champion_days_ahead
+    if ahead is not None and ahead > policy.days_ahead:
+        reason = f"the champion's data end {ahead:.0f} days after the present: their timestamps are wrong, and are not compared"
+        return Check("fresh", None, None, 0.0, reason)
+    description = "the number of steps by which its data end before the champion's is"
+    return _check_upper_bound("fresh", evidence.steps_behind, 0, description)
 
 
 def _compute_errors(result: Backtest, name: str) -> Float64[np.ndarray, "series window"]:
@@ -197,6 +219,16 @@ def _compute_errors(result: Backtest, name: str) -> Float64[np.ndarray, "series 
         keep = result.comparable_mask()[:, :, None]
         scaled = np.where(keep, np.abs(result.actual - result.forecasts[name]), np.nan)
     return nanmean(scaled, axis=2)
+
+
+def _compute_error_floor(result: Backtest) -> float:
+    """Returns the error below which a forecast counts as exact: a tiny share of a series' scale or, without any, of its values.
+
+    Without it, rounding errors would decide, and the gain over a forecast without any error would be infinite.
+    """
+    if np.isfinite(result.scale).any():
+        return _EXACT_SHARE
+    return _EXACT_SHARE * float(np.nanmax(np.abs(result.actual), initial=0.0))
 
 
 def _compute_mean_error(errors: Float64[np.ndarray, "series window"]) -> float:
@@ -209,16 +241,31 @@ def _check_finite(forecasts: Float64[np.ndarray, "series window horizon"]) -> Ch
     return Check("finite", count == 0, float(count), 0.0, reason)
 
 
-def _check_enough_data(errors: Float64[np.ndarray, "series window"], gain: PairedGain | None, policy: Policy) -> Check:
+def _check_enough_data(
+    errors: Float64[np.ndarray, "series window"],
+    naive_errs: Bool[np.ndarray, "series window"],
+    gain: PairedGain | None,
+    policy: Policy,
+) -> Check:
+    """Counts series and windows. Against a champion only those count in which seasonal naive errs: a feed that repeats itself,
+    such as a dead sensor, proves nothing.
+    """
     observed = np.isfinite(errors)
-    series, windows = int(observed.any(axis=1).sum()), int(observed.any(axis=0).sum())
     if not observed.any():
         return Check("enough", False, 0.0, 1.0, "the backtest has no observed value")
+    if gain is not None:
+        observed &= naive_errs
+    series, windows = int(observed.any(axis=1).sum()), int(observed.any(axis=0).sum())
     if gain is None:
         return Check("enough", True, float(observed.sum()), 1.0, f"{series} series in {windows} windows have errors")
     units = max(series, windows)
     reason = f"{series} series in {windows} windows can be compared"
-    if units < policy.least:
+    if not units:
+        reason = (
+            "seasonal naive makes no error in any series: the feed repeats itself, as a dead one does, and proves nothing. "
+            "Check the source of the data"
+        )
+    elif units < policy.least:
         reason += f"; at least {policy.least} series or windows are needed. Use more --test-windows"
     return Check("enough", units >= policy.least, float(units), float(policy.least), reason)
 
@@ -256,16 +303,14 @@ def _check_champion(mean_errors: dict[str, float], gain: PairedGain | None, poli
 
 
 def _compute_group_gains(
-    result: Backtest,
-    challenger_errors: Float64[np.ndarray, "series window"],
-    champion_errors: Float64[np.ndarray, "series window"],
-    policy: Policy,
+    result: Backtest, errors: Mapping[str, Float64[np.ndarray, "series window"]], floor: float, policy: Policy
 ) -> Iterator[GroupGain]:
     """Yields the gain of every group with at least `policy.group_least` series.
 
     Groups are the values of the column `policy.group_by`; without one, those of every static column that all series have;
     without static columns, quarters of the series by scale.
     """
+    challenger_errors, champion_errors = errors[CHALLENGER], errors[CHAMPION]
     shared = set.intersection(*(set(series.static) for series in result.series)) if result.series else set()
     columns = [policy.group_by] if policy.group_by else sorted(shared)
     groups = [
@@ -281,9 +326,11 @@ def _compute_group_gains(
         group_errors, reference_errors = challenger_errors[chosen], champion_errors[chosen]
         size = int(np.isfinite(group_errors).any(axis=1).sum())
         if size >= policy.group_least:
-            error, reference = _compute_mean_error(group_errors), _compute_mean_error(reference_errors)
-            gain_over_zero = -math.inf if error > 0 else 0.0  # the champion makes no error
-            yield GroupGain(name, size, 1 - error / reference if reference > 0 else gain_over_zero)
+            error, reference = (
+                max(_compute_mean_error(values), floor, sys.float_info.min)
+                for values in (group_errors, reference_errors)
+            )
+            yield GroupGain(name, size, 1 - error / reference)
 
 
 def _iter_groups(result: Backtest, column: str) -> Iterator[tuple[str, int, np.ndarray]]:
@@ -304,19 +351,19 @@ def _check_worst_group(group_gains: Sequence[GroupGain], policy: Policy) -> Chec
     return Check("groups", passed, -worst.gain, policy.group_room, reason)
 
 
-def _check_plausibility(mean_errors: dict[str, float], policy: Policy) -> Check:
-    """Fails if the challenger's error is implausibly small: noise cannot be predicted, so the future must have leaked."""
+def _check_plausibility(mean_errors: dict[str, float], policy: Policy, *, floor: float, is_comparable: bool) -> Check:
+    """Fails if an error is implausibly small: noise cannot be predicted, so the future must have leaked, or the feed is dead."""
     references = [
         mean_errors[name] for name in (SEASONAL_NAIVE, CHAMPION) if math.isfinite(mean_errors.get(name, math.nan))
     ]
     best = min(references, default=math.nan)
     error, bound = mean_errors[CHALLENGER], policy.implausible * best
+    if not best > floor:
+        reason = "the better of seasonal naive and champion makes no error"
+        advice = ", as on a dead feed. Check the source of the data" if is_comparable else ""
+        return Check("plausible", not is_comparable, error, bound, reason + advice)
     passed = not error < bound
-    reason = (
-        f"its error is {_format_percent(error / best)} of that of the better of seasonal naive and champion"
-        if best > 0
-        else "the better of seasonal naive and champion makes no error"
-    )
+    reason = f"its error is {_format_percent(error / best)} of that of the better of seasonal naive and champion"
     hint = "" if passed else f" (limit {_format_percent(policy.implausible)}). Check the data for a leak of the future"
     return Check("plausible", passed, error, bound, reason + hint)
 

@@ -33,6 +33,8 @@ class Policy(BaseModel):
         latency_ms: Largest median latency of one forecast, in milliseconds.
         parity: Largest difference of the ONNX graph from the reference engine, and of served forecasts from the backtest,
             as a share of a series' range.
+        days_ahead: Largest number of days by which the last step of the data may begin after the present. Declare a larger
+            number for a model whose timestamps are not those of a clock (a simulation, a planning calendar).
         seed: Seed of the resampling.
     """
 
@@ -52,6 +54,7 @@ class Policy(BaseModel):
     megabytes: Annotated[float, Field(gt=0)] = 256.0
     latency_ms: Annotated[float, Field(gt=0)] = 500.0
     parity: Annotated[float, Field(gt=0)] = 1e-3
+    days_ahead: Annotated[float, Field(ge=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
 
 

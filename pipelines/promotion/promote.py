@@ -23,7 +23,14 @@ from pipelines.promotion.audit_log import (
     RegistrySeal,
     find_seal_fault,
 )
-from pipelines.promotion.evidence import compute_megabytes, count_steps_behind, find_frequency_difference
+from pipelines.promotion.evidence import (
+    Clock,
+    compute_megabytes,
+    count_days_ahead,
+    count_steps_behind,
+    find_frequency_difference,
+    utc_now,
+)
 from pipelines.promotion.gate import SEASONAL_NAIVE, Evidence, Verdict, judge_reported_scores
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.report import parse_verdict_json, render_verdict_html, render_verdict_json
@@ -77,13 +84,14 @@ def promote_version(
     force: bool,
     reason: str | None = None,
     policy: Policy | None = None,
+    clock: Clock = utc_now,
 ) -> BundleVersion:
     """Makes a version (None: the challenger) the champion.
 
     A stored verdict of the gate holds: a version that the gate rejected needs `force` and a `reason`, which is written to the
     audit log. A version without a verdict is judged by the backtest scores in its bundle: unless forced, it must not be worse
-    than seasonal naive, its bundle must not be too large, it must have the champion's frequency and its data must not end
-    before the champion's. All checks of the gate are made by `retrain` only.
+    than seasonal naive, its bundle must not be too large, it must have the champion's frequency, and its data must end neither
+    before the champion's nor after the present. All checks of the gate are made by `retrain` only.
 
     Raises:
         NoSuchModel: The version does not exist.
@@ -106,8 +114,11 @@ def promote_version(
         )
     if not force:
         champion_model = None if champion is None else artifact.load_bundle(fetch_bundle(champion, root))
+        now = clock()
         evidence = Evidence(
             megabytes=compute_megabytes(bundle),
+            days_ahead=count_days_ahead(model, now),
+            champion_days_ahead=None if champion_model is None else count_days_ahead(champion_model, now),
             steps_behind=None if champion_model is None else count_steps_behind(model, champion_model),
             champion_differences=() if champion_model is None else find_frequency_difference(model, champion_model),
         )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from forecaster.spec import Spec
 from forecaster.storage.failpoints import fail_point
 from forecaster.storage.locks import open_locked
 from pipelines.promotion.audit_log import AuditLog
-from pipelines.promotion.evidence import measure_bundle
+from pipelines.promotion.evidence import Clock, measure_bundle, utc_now
 from pipelines.promotion.gate import GATE_LEVELS, Verdict, judge
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.promote import fetch_bundle, find_champion, load_verdict, record_verdict, register_bundle
@@ -94,6 +95,7 @@ def retrain(
     options: RetrainOptions = _DEFAULT_OPTIONS,
     *,
     panel: Panel | None = None,
+    clock: Clock = utc_now,
 ) -> RetrainResult:
     """Trains a model, backtests it against champion and seasonal naive, registers it, and promotes it only if it is better.
 
@@ -108,6 +110,7 @@ def retrain(
         root: The root folder.
         options: How the retraining is trained, judged and recorded.
         panel: The panel of the data, if it was read already.
+        clock: Returns the present, with which the timestamps of the data are compared.
     """
     panel = read_panel(data.for_spec(spec)) if panel is None else panel
     windows = options.test_windows
@@ -150,17 +153,19 @@ def retrain(
         version = register_bundle(training.bundle, root, run_id=training.run_id, tags={RETRAIN_KEY_TAG: key})
         registry.set_tag(version, RETRAIN_KEY_TAG, key)  # the bundle may have been registered manually, without the tag
         candidate = PromotionCandidate(training, version, champion_version, champion)
-        return judge_and_promote(candidate, root, options.policy, key=key)
+        return judge_and_promote(candidate, root, options.policy, key=key, now=clock())
 
 
-def judge_and_promote(candidate: PromotionCandidate, root: Root, policy: Policy, *, key: str) -> RetrainResult:
-    """Judges a version, records the verdict, and promotes the version if no check fails."""
+def judge_and_promote(
+    candidate: PromotionCandidate, root: Root, policy: Policy, *, key: str, now: datetime
+) -> RetrainResult:
+    """Judges a version at the present `now`, records the verdict, and promotes the version if no check fails."""
     training, version, champion_version, champion = candidate
     assert training.backtest is not None
     Registry(root.store_uri).set_alias(version, CHALLENGER)
     result = add_quantiles(training.backtest, {CHALLENGER: training.model}, levels=GATE_LEVELS)
     fail_point("judge.before")
-    verdict = judge(result, policy, measure_bundle(training.bundle, result, champion=champion))
+    verdict = judge(result, policy, measure_bundle(training.bundle, result, champion=champion, now=now))
     fail_point("judge.decided")
     report_path = record_verdict(version, verdict, result, root, policy=policy, champion=champion_version)
     fail_point("judge.recorded")

@@ -10,7 +10,8 @@ from forecaster.frequency import format_timestamp
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import Registry
 from forecaster.series import Panel
-from pipelines.promotion.evidence import compute_data_end, count_steps_since
+from pipelines.promotion.evidence import Clock, compute_data_end, count_days_ahead, count_steps_since, utc_now
+from pipelines.promotion.policy import Policy
 from pipelines.promotion.promote import fetch_bundle, find_champion
 from pipelines.settings import Root
 
@@ -29,7 +30,14 @@ class TriggerResult(NamedTuple):
 
 
 def check_triggers(
-    name: str, panel: Panel, root: Root, *, min_new_steps: int | None = None, checks: Iterable[TriggerCheck] = ()
+    name: str,
+    panel: Panel,
+    root: Root,
+    *,
+    min_new_steps: int | None = None,
+    checks: Iterable[TriggerCheck] = (),
+    max_days_ahead: float = Policy().days_ahead,
+    clock: Clock = utc_now,
 ) -> TriggerResult:
     """Checks the data and the champion of a name for reasons to retrain.
 
@@ -39,12 +47,21 @@ def check_triggers(
         root: The root folder.
         min_new_steps: Steps after the champion's data that trigger a retraining; by default the champion's horizon.
         checks: Additional checks; all of them run, so that every reason is reported.
+        max_days_ahead: As `Policy.days_ahead`; a champion whose data end later has wrong timestamps and is replaced.
+        clock: Returns the present.
     """
     version = find_champion(Registry(root.store_uri), name)
     if version is None:
         return TriggerResult((f"there is no champion of '{name}'",), "no model was trained yet")
     champion = artifact.load_bundle(fetch_bundle(version, root))
     data_reasons, data_summary = _check_new_data(champion, panel, min_new_steps or champion.spec.horizon)
+    days_ahead = count_days_ahead(champion, clock())
+    if days_ahead is not None and days_ahead > max_days_ahead:
+        data_reasons = [
+            f"the data of the champion end at {format_timestamp(compute_data_end(champion))}, {days_ahead:.0f} days after the "
+            "present, so their timestamps are wrong",
+            *data_reasons,
+        ]
     check_reasons = [reason for check in checks for reason in check()]
     return TriggerResult(
         (*data_reasons, *check_reasons), f"the champion of '{name}' is version {version.number}; {data_summary}"

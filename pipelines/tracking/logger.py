@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import math
 import threading
@@ -11,45 +10,30 @@ import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytorch_lightning.loggers import Logger
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-T = TypeVar("T")
 
-# MLflow's limits.
-MAX_METRICS_PER_CALL = 1000
-MAX_PARAMS_PER_CALL = 100  # also the limit of tags per call
+# MLflow's limits. Its client splits a batch further where it has more than 100 parameters or tags.
+MAX_VALUES_PER_CALL = 1000
 MAX_PARAM_LENGTH = 6000
 
 _log = logging.getLogger(__name__)
 
 
-class TrackingClient(Protocol):
-    """The methods of `mlflow.MlflowClient` that a RunLogger uses."""
-
-    def log_batch(
-        self, run_id: str, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
-    ) -> Any:
-        """Stores at most 1000 metrics, 100 parameters or 100 tags."""
-
-    def set_tag(self, run_id: str, key: str, value: Any) -> Any:
-        """Stores one tag."""
-
-    def set_terminated(self, run_id: str, status: str | None = None) -> Any:
-        """Ends the run."""
-
-
 class RunLogger(Logger):
     """Lightning's logger for one MLflow run: a queue, and a thread that sends it in batches.
 
-    Logging only appends to the queue; the thread sends it every `interval_s` seconds and at `flush`. Metrics that cannot be
-    sent stay queued for the next attempt, up to `capacity` metrics; beyond that the oldest are dropped and counted. Values
-    that are not finite are not sent, because MLflow would store an infinity as 1.797e308; the tag `nonfinite` names them.
+    Logging only appends to the queue; the thread sends it every `interval_s` seconds and at `flush`. Values that the store does
+    not accept now stay queued for the next attempt, up to `capacity` values; beyond that the oldest are dropped and counted.
+    MLflow's own asynchronous batches have no second attempt, and store every call in a transaction of its own. Values that are
+    not finite are not sent, because MLflow would store an infinity as 1.797e308; the tag `nonfinite` names them.
 
     Other recording work, such as uploading a file, can be submitted as a background task; the thread runs it at once, in
     parallel with the training.
@@ -58,7 +42,7 @@ class RunLogger(Logger):
     """
 
     def __init__(
-        self, client: TrackingClient, run_id: str, *, name: str = "", interval_s: float = 2.0, capacity: int = 100_000
+        self, client: MlflowClient, run_id: str, *, name: str = "", interval_s: float = 2.0, capacity: int = 100_000
     ) -> None:
         super().__init__()
         self._client = client
@@ -67,9 +51,7 @@ class RunLogger(Logger):
         self._interval_s = interval_s
         self._capacity = capacity
         self._condition = threading.Condition()
-        self._metrics: deque[_MetricPoint] = deque()
-        self._params: dict[str, str] = {}
-        self._tags: dict[str, str] = {}
+        self._values: deque[Metric | Param | RunTag] = deque()
         self._tasks: deque[_BackgroundTask] = deque()
         self._nonfinite: dict[str, str] = {}
         self._dropped = 0
@@ -91,31 +73,30 @@ class RunLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Queues metrics for the next batch."""
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
-        points = [_MetricPoint(key, float(value), now, step or 0) for key, value in metrics.items()]
-        with self._condition:
-            assert not self._closed, "metrics must be logged before the run ends"
-            for point in points:
-                if math.isfinite(point.value):
-                    self._metrics.append(point)
-                elif point.key not in self._nonfinite:
-                    self._nonfinite[point.key] = f"{point.key} = {point.value} at step {point.step}"
-                    _log.warning("A metric is not finite and is not recorded: %s.", self._nonfinite[point.key])
-            self._drop_oldest()
-            self._condition.notify()
+        finite = []
+        for key, value in metrics.items():
+            if math.isfinite(value):
+                finite.append(Metric(key, float(value), now, step or 0))
+            elif key not in self._nonfinite:
+                self._nonfinite[key] = f"{key} = {float(value)} at step {step or 0}"
+                _log.warning("A metric is not finite and is not recorded: %s.", self._nonfinite[key])
+        self._enqueue(finite)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Queues parameters; nested names are joined by dots."""
-        with self._condition:
-            self._params.update(flatten_params(vars(params) if isinstance(params, Namespace) else params))
-            self._condition.notify()
+        from mlflow.entities import Param
+
+        flat = flatten_params(vars(params) if isinstance(params, Namespace) else params)
+        self._enqueue([Param(*pair) for pair in flat.items()])
 
     def log_tag(self, key: str, value: str) -> None:
         """Queues a tag for the next batch."""
-        with self._condition:
-            assert not self._closed, "tags must be logged before the run ends"
-            self._tags[key] = value
-            self._condition.notify()
+        from mlflow.entities import RunTag
+
+        self._enqueue([RunTag(key, value)])
 
     def submit(self, description: str, action: Callable[[], object]) -> None:
         """Queues a task for the background thread; a failure is logged as a warning with its description."""
@@ -142,7 +123,7 @@ class RunLogger(Logger):
             self._closed = True
             self._condition.notify()
         self._thread.join(timeout=60.0)
-        lost_count = self._dropped + sum(map(len, (self._metrics, self._params, self._tags, self._tasks)))
+        lost_count = self._dropped + len(self._values) + len(self._tasks)
         if lost_count:
             _log.warning("%d values of run %s could not be recorded.", lost_count, self._run_id)
         with log_tracking_errors(f"the end of run {self._run_id}"):
@@ -150,13 +131,16 @@ class RunLogger(Logger):
                 self._client.set_tag(self._run_id, "nonfinite", "; ".join(self._nonfinite.values())[:5000])
             self._client.set_terminated(self._run_id, status)
 
+    def _enqueue(self, values: Iterable[Metric | Param | RunTag]) -> None:
+        with self._condition:
+            assert not self._closed, "values must be logged before the run ends"
+            self._values.extend(values)
+            self._drop_oldest()
+
     def _send_until_closed(self) -> None:
         closed = False
         while not closed:
             with self._condition:
-                self._condition.wait_for(
-                    lambda: self._metrics or self._params or self._tags or self._tasks or self._closed
-                )
                 self._condition.wait_for(
                     lambda: self._flush_requested or self._tasks or self._closed, timeout=self._interval_s
                 )
@@ -164,28 +148,21 @@ class RunLogger(Logger):
                 closed = self._closed and task is None
                 if task is None:
                     self._flush_requested = False
-                    metrics, params, tags = list(self._metrics), dict(self._params), dict(self._tags)
-                    for queue in (self._metrics, self._params, self._tags):
-                        queue.clear()
+                    values = list(self._values)
+                    self._values.clear()
             if task is None:
-                self._send_batch(metrics, params, tags)
+                self._send(values)
             else:
                 with log_tracking_errors(task.description):
                     task.run()
                 self._tasks.popleft()  # only after it has run: tasks left at the end are counted as lost
 
-    def _send_batch(self, metrics: Sequence[_MetricPoint], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    def _send(self, values: Sequence[Metric | Param | RunTag]) -> None:
+        """Sends values in batches; if the store fails, the remaining ones are queued again."""
         sent = 0
         try:
-            for chunk in iter_chunks(params.items(), MAX_PARAMS_PER_CALL):
-                self._send_params(chunk)
-                params = {key: value for key, value in params.items() if key not in dict(chunk)}
-            for chunk in iter_chunks(tags.items(), MAX_PARAMS_PER_CALL):
-                self._send_tags(chunk)
-                tags = {key: value for key, value in tags.items() if key not in dict(chunk)}
-            for points in iter_chunks(metrics, MAX_METRICS_PER_CALL):
-                self._send_metrics(points)
-                sent += len(points)
+            for sent in range(0, len(values), MAX_VALUES_PER_CALL):
+                self._send_batch(values[sent : sent + MAX_VALUES_PER_CALL])
         except Exception as error:  # of any kind: the thread must survive
             if not self._failing:
                 _log.warning(
@@ -193,58 +170,36 @@ class RunLogger(Logger):
                 )
             self._failing = True
             with self._condition:
-                self._params = {**params, **self._params}  # values logged in the meantime are newer
-                self._tags = {**tags, **self._tags}
-                self._metrics.extendleft(reversed(metrics[sent:]))
+                self._values.extendleft(reversed(values[sent:]))
                 self._drop_oldest()
         else:
             if self._failing:
                 _log.warning("The store accepts the metrics of run %s again.", self._run_id)
             self._failing = False
 
-    def _send_metrics(self, points: Sequence[_MetricPoint]) -> None:
-        from mlflow.entities import Metric
-
-        def send(chunk: Sequence[_MetricPoint]) -> None:
-            self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in chunk])
-
-        self._send_with_bisection(points, send)
-
-    def _send_params(self, params: Sequence[tuple[str, str]]) -> None:
-        from mlflow.entities import Param
-
-        def send(chunk: Sequence[tuple[str, str]]) -> None:
-            self._client.log_batch(self._run_id, params=[Param(key, value) for key, value in chunk])
-
-        self._send_with_bisection(params, send)
-
-    def _send_tags(self, tags: Sequence[tuple[str, str]]) -> None:
-        from mlflow.entities import RunTag
-
-        def send(chunk: Sequence[tuple[str, str]]) -> None:
-            self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in chunk])
-
-        self._send_with_bisection(tags, send)
-
-    def _send_with_bisection(self, items: Sequence[T], send: Any) -> None:
-        """Sends a batch; halves it if MLflow rejects it, until only the invalid item is left out."""
+    def _send_batch(self, values: Sequence[Metric | Param | RunTag]) -> None:
+        """Sends one batch; halves it if MLflow rejects it, until only the invalid value is left out."""
+        from mlflow.entities import Metric, Param, RunTag
         from mlflow.exceptions import MlflowException
 
+        metrics = [value for value in values if isinstance(value, Metric)]
+        params = {value.key: value for value in values if isinstance(value, Param)}
+        tags = {value.key: value for value in values if isinstance(value, RunTag)}
         try:
-            send(items)
+            self._client.log_batch(self._run_id, metrics, list(params.values()), list(tags.values()))
         except MlflowException as error:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise
-            if len(items) == 1:
-                _log.warning("MLflow rejects %s: %s", items[0], _to_single_line(error))
+            if len(values) == 1:
+                _log.warning("MLflow rejects %s: %s", values[0], _to_single_line(error))
                 return
-            middle = len(items) // 2
-            self._send_with_bisection(items[:middle], send)
-            self._send_with_bisection(items[middle:], send)
+            middle = len(values) // 2
+            self._send_batch(values[:middle])
+            self._send_batch(values[middle:])
 
     def _drop_oldest(self) -> None:
-        while len(self._metrics) > self._capacity:
-            self._metrics.popleft()
+        while len(self._values) > self._capacity:
+            self._values.popleft()
             self._dropped += 1
 
 
@@ -266,21 +221,6 @@ def log_tracking_errors(description: str) -> Iterator[None]:
         yield
     except Exception as error:  # of any kind: it must not end hours of training
         _log.warning("Could not record %s: %s", description, _to_single_line(error))
-
-
-def iter_chunks(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
-    """Iterates over the items in chunks of `size`."""
-    iterator = iter(items)
-    return iter(lambda: list(itertools.islice(iterator, size)), [])
-
-
-class _MetricPoint(NamedTuple):
-    """A metric, with its fields in the order of MLflow's `Metric`."""
-
-    key: str
-    value: float
-    timestamp: int
-    step: int
 
 
 class _BackgroundTask(NamedTuple):

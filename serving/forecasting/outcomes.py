@@ -64,7 +64,8 @@ def _assemble_outcomes(
         if not isinstance(item, ParsedSeries):
             outcomes.append(SeriesOutcome(series_input.id, item))
             continue
-        result = build_result(item.style, next(forecasts), next(paths), shared_warnings, samples=options.samples)
+        warnings = [*shared_warnings, *unobserved_end_warnings(item.series)]
+        result = build_result(item.style, next(forecasts), next(paths), warnings, samples=options.samples)
         if options.return_state and isinstance(result, ForecastResult):
             deadline.check()
             result = attach_state_token(result, item.series, model, signer)
@@ -221,6 +222,18 @@ def _compute_in_batches(
         except (LevelOutOfRange, BadSpec) as error:
             raise ApiError.from_forecaster_error(error) from error
     return results
+
+
+def unobserved_end_warnings(series: Series) -> list[str]:
+    """Returns a warning if a history ends with steps at which neither `y` nor a channel is observed."""
+    if not np.isnan(series.y[-1]) or any(not np.isnan(values[-1]) for values in series.channels.values()):
+        return []
+    observed = ~np.isnan(np.stack([series.y, *series.channels.values()])).all(axis=0)
+    count = int(np.argmax(observed[::-1])) if observed.any() else len(series)
+    return [
+        f"The history ends with {count} steps that were not observed (null), and the forecast starts after them. Leave them out "
+        "to forecast from the last observed value."
+    ]
 
 
 def horizon_warnings(horizon: int, *, scored_horizon: int) -> list[str]:

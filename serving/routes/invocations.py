@@ -312,9 +312,11 @@ def _predict_scoring(
         )
     except ForecasterError as error:
         raise ApiError.from_forecaster_error(error) from error
-    limits.validate_response_size(options, len(panel.series), settings)
-    limits.validate_history_size(panel.series, settings)
-    forecasts = compute_forecasts(list(panel.series), options, model, deadline)
+    order = {str(series_id): index for index, series_id in enumerate(frame["unique_id"].unique())}
+    series = sorted(panel.series, key=lambda item: order[item.id])  # the response keeps the order of the request
+    limits.validate_response_size(options, len(series), settings)
+    limits.validate_history_size(series, settings)
+    forecasts = compute_forecasts(series, options, model, deadline)
     return [row for forecast in forecasts for row in _forecast_rows(forecast)], len(forecasts)
 
 

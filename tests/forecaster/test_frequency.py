@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from forecaster.frequency import (
     add_steps,
     build_timestamps,
     build_unchecked_timestamps,
+    compute_days_ahead,
     describe_upper_limit,
     format_frequency,
     format_timestamp,
@@ -250,3 +252,25 @@ def test_timestamps_keep_zone_and_unit_independent_of_earlier_calls(zone: str | 
 def make_timestamp(zone: str | None, unit: str) -> pd.Timestamp:
     noon = pd.Timestamp("2026-03-28T12:00").as_unit(unit)
     return noon if zone is None else noon.tz_localize("UTC").tz_convert(zone)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "freq", "days"),
+    [
+        ("2026-03-10 12:00", "h", 0.0),
+        ("2026-03-10 13:00", "h", 0.0),
+        ("2026-03-31", "ME", 0.0),  # the end of the current month
+        ("2026-12-31", "YE", 0.0),
+        ("2026-04-01", "MS", 0.0),
+        ("2026-03-12", "D", 0.5),
+        ("2026-03-11 21:00+09:00", "h", 23 / 24),
+        ("2226-03-11 13:00", "h", 73049.0),
+        ("0001-01-01", "MS", 0.0),
+    ],
+)
+def test_days_ahead_count_from_the_present_to_the_begin_of_the_last_step(
+    timestamp: str, freq: str, days: float
+) -> None:
+    now = datetime(2026, 3, 10, 13, tzinfo=timezone(timedelta(hours=1)))  # noon in UTC
+    assert compute_days_ahead(pd.Timestamp(timestamp), freq, now) == pytest.approx(days)
+    assert compute_days_ahead(10**9, "1", now) is None

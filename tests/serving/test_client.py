@@ -190,7 +190,7 @@ def test_large_frames_are_split_into_batches_within_the_server_limits(
     slot_folder: Path, start_server: StartServer, limits: dict[str, int]
 ) -> None:
     publish_stub(slot_folder)
-    names = [f"s{index}" for index in range(11)]
+    names = [f"s{index:02}" for index in range(11)]  # in the order of the panel: sorted
     with Client(start_server(**limits)) as client:
         table = client.forecast(make_frame(*names), 10)
     assert table["unique_id"].tolist() == [name for name in names for _ in range(10)]

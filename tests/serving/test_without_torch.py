@@ -34,7 +34,7 @@ y = [1.0 + index % 4 for index in range(30)]
 series = [{"id": "a", "start": "2026-01-01T00:00:00Z", "freq": "h", "y": y}] * 5
 request = {"series": series, "horizon": 7, **json.loads(sys.argv[2])}
 scope = {"type": "http", "method": "POST", "path": "/v1/forecast", "raw_path": b"", "query_string": b"",
-         "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "client": None}
+         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "http_version": "1.1", "client": None}
 sent = []
 
 messages = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]

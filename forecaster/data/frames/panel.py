@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -267,6 +267,8 @@ def _build_series(
             f"{int(is_empty.sum())} series without any observed value were excluded: {_format_ids(ids[is_empty])}"
         )
     step_ends = step_starts + (last_observed + 1 if rows.covariates else lengths)
+    if not rows.covariates:
+        repairs.extend(_describe_unobserved_ends(ids, aligned, last_observed=last_observed, lengths=lengths))
     if rows.covariates:
         repairs.extend(
             cells.describe_dropped_channel_values(
@@ -288,6 +290,24 @@ def _build_series(
         for index, start, end, length in spans
         if not is_empty[index]
     ]
+
+
+def _describe_unobserved_ends(
+    ids: Any, aligned: ParsedRows, *, last_observed: Int[np.ndarray, "series"], lengths: Int[np.ndarray, "series"]
+) -> Iterator[str]:
+    """Yields a message if series end with steps at which neither `y` nor a channel is observed: their forecasts start later."""
+    starts = np.cumsum(lengths) - lengths
+    for values in aligned.channels.values():
+        observed_step = np.where(np.isnan(values), -1, np.arange(len(values)))
+        last_observed = np.maximum(last_observed, np.maximum.reduceat(observed_step, starts) - starts)
+    counts = np.where(last_observed < 0, 0, lengths - 1 - last_observed)
+    if counts.any():
+        worst = int(np.argmax(counts))
+        yield (
+            f"{int(counts.sum())} rows without `y` at the end of {int((counts > 0).sum())} of {len(lengths)} series count as "
+            f"steps that were not observed, and their forecasts start later (most in {str(ids[worst])!r}: {int(counts[worst])}): "
+            "leave the rows out to forecast from the last observed value"
+        )
 
 
 def _format_ids(ids: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -17,6 +18,8 @@ from forecaster.errors import (
 )
 from forecaster.frequency import Timestamps, format_timestamp, timestamp_at, timestamps_to_int64
 from forecaster.shapes import Float64, Int
+
+_DIGITS = re.compile(r"([0-9]{1,18})")
 
 
 class ColumnNames(NamedTuple):
@@ -113,10 +116,11 @@ def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
     is_same_series = code[1:] == code[:-1]
     is_backward = is_same_series & (ticks[1:] < ticks[:-1])
     is_orderly = not is_backward.any() and int((~is_same_series).sum()) + 1 == len(rows.ids)
-    if is_orderly and (rows.ids[1:] > rows.ids[:-1]).all():
+    keys = [_natural_key(series_id) for series_id in rows.ids]
+    id_order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+    if is_orderly and (id_order == np.arange(len(id_order))).all():
         return rows
     rank = np.empty(len(rows.ids), dtype=np.int64)
-    id_order = np.argsort(rows.ids)
     rank[id_order] = np.arange(len(id_order))
     ranked = rows._replace(ids=rows.ids[id_order], codes=rank[code])
     order = np.lexsort((ticks, ranked.codes))
@@ -124,6 +128,14 @@ def sort_rows(rows: ParsedRows, repairs: list[str]) -> ParsedRows:
         moved_count = int((order != np.arange(len(order))).sum())
         repairs.append(f"rows were not in order: sorted by series and timestamp ({moved_count} of {len(order)} moved)")
     return ranked.take(order)
+
+
+def _natural_key(series_id: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Returns the key that sorts ids by text, with numbers by value: s9 before s10, as files usually have them."""
+    parts = _DIGITS.split(series_id)
+    return [
+        (0, int(part), "") if part.isascii() and part.isdecimal() else (1, 0, part) for part in parts if part
+    ], series_id
 
 
 def drop_duplicates(rows: ParsedRows, repairs: list[str]) -> ParsedRows:

@@ -103,3 +103,10 @@ def test_numeric_ids_in_a_csv_stay_text(tmp_path: Path, capsys: pytest.CaptureFi
     frame = pd.concat([series_frame(y=np.ones(3), unique_id="007"), series_frame(y=np.ones(3), unique_id="NA")])
     assert run_data_check(write_csv(tmp_path / "x.csv", frame), "--freq", "D") == 0
     assert "2 (first: '007')" in capsys.readouterr().out
+
+
+def test_timestamps_after_the_present_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "future.csv"
+    series_frame(ds=pd.date_range("2226-01-01", periods=12, freq="D")).to_csv(path, index=False)
+    assert run_data_check(str(path)) == 0
+    assert "days after the present" in capsys.readouterr().err

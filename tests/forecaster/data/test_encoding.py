@@ -184,3 +184,29 @@ def test_the_same_instants_have_different_features_in_another_zone() -> None:
         / (2 * np.pi)
     )
     assert np.round(hours)[:8].tolist() == [21, 22, 23, 0, 1, 3, 4, 5]  # the clock change skips two o'clock
+
+
+def test_static_categories_are_looked_up_and_not_searched() -> None:
+    """With 30,000 categories, a search through them for each series took a minute."""
+
+    class CountingText(str):
+        __slots__ = ()
+        comparisons = 0
+
+        def __eq__(self, other: object) -> bool:
+            CountingText.comparisons += 1
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    categories = tuple(f"shop {number:05d}" for number in range(1000))
+    encoding = Encoding(static={"shop": categories})
+    indices = []
+    for name in categories:
+        series = Series("a", pd.Timestamp("2026-01-01"), "D", np.zeros(1), static={"shop": CountingText(name)})
+        indices.append(int(encoding.encode_static(series)[0]))
+    assert indices == list(range(1, 1001))
+    assert CountingText.comparisons <= 2 * len(categories)
+    other = Series("a", pd.Timestamp("2026-01-01"), "D", np.zeros(1), static={"shop": "another"})
+    assert encoding.encode_static(other).tolist() == [0]
+    assert encoding == Encoding(static={"shop": categories})

@@ -9,18 +9,11 @@ import pytest
 from scipy import stats
 
 from forecaster.evaluation.backtest import Backtest, backtest
-from forecaster.evaluation.significance import compare_forecasters, diebold_mariano_test, paired_t_test, student_t_tail
+from forecaster.evaluation.significance import compare_forecasters, diebold_mariano_test, paired_t_test
 from tests.factories import make_panel, make_wave
 from tests.forecaster.evaluation.test_backtest import constant_forecast
 
 NAN = float("nan")
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 7, 30, 766, 100_000])
-@pytest.mark.parametrize("statistic", [0.0, 1e-6, 0.3, 1.0, 1.96, -2.5, 6.0, 40.0, 1e6])
-def test_the_student_t_tail_equals_scipy(statistic: float, degrees: int) -> None:
-    expected = 2 * stats.t.sf(abs(statistic), degrees)
-    assert student_t_tail(statistic, degrees) == pytest.approx(expected, rel=1e-7, abs=1e-300)
 
 
 def test_the_paired_test_equals_scipy() -> None:

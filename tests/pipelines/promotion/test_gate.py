@@ -16,7 +16,7 @@ from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.series import Forecast, Series
 from pipelines.promotion.evidence import find_frequency_difference
-from pipelines.promotion.gate import Evidence, judge, judge_reported_scores
+from pipelines.promotion.gate import Check, Evidence, Verdict, judge, judge_reported_scores
 from pipelines.promotion.policy import Policy
 from pipelines.training.model_card import compute_reliable_horizon, replace_nonfinite
 from tests.factories import make_fitted_model, make_spec
@@ -177,3 +177,61 @@ def test_a_version_that_was_never_judged_is_not_promoted_over_a_champion_of_anot
     assert "frequency 'D', the champion 'h'" in str(verdict)
     assert judge_reported_scores(*scores, Policy(), Evidence()).should_promote
     assert find_frequency_difference(daily, daily) == ()
+
+
+SOUND = {"challenger": 1.0, "seasonal_naive": 2.0, "champion": 1.5}
+
+
+def find_check(verdict: Verdict, name: str) -> Check:
+    [check] = [check for check in verdict.checks if check.name == name]
+    return check
+
+
+def test_data_that_end_after_the_present_reject_a_challenger_unless_declared() -> None:
+    ahead = Evidence(days_ahead=73_000.0)
+    for errors in (SOUND, {name: SOUND[name] for name in ("challenger", "seasonal_naive")}):
+        verdict = judge(make_backtest(**errors), SMALL_SAMPLE_POLICY, ahead)
+        assert verdict.failed_checks == ("clock",), "also a first model"
+        assert "7.3e+04" in str(verdict)
+        assert "Correct the timestamps" in str(verdict)
+    assert judge(make_backtest(**SOUND), Policy(least=3, days_ahead=1e6), ahead).should_promote
+    assert judge(make_backtest(**SOUND), SMALL_SAMPLE_POLICY, Evidence(days_ahead=0.9)).should_promote
+    assert find_check(judge(make_backtest(**SOUND)), "clock").passed is None, "integer timestamps have no clock"
+
+
+def test_a_champion_whose_data_end_after_the_present_does_not_make_right_data_stale() -> None:
+    stale = Evidence(days_ahead=0.0, champion_days_ahead=0.0, steps_behind=1000)
+    assert judge(make_backtest(**SOUND), SMALL_SAMPLE_POLICY, stale).failed_checks == ("fresh",)
+    verdict = judge(make_backtest(**SOUND), SMALL_SAMPLE_POLICY, stale._replace(champion_days_ahead=73_000.0))
+    assert verdict.should_promote
+    assert "73000 days after the present" in find_check(verdict, "fresh").reason
+
+
+@pytest.mark.parametrize("scale", [np.nan, 1.0])  # the feed was dead always, or has died
+def test_a_dead_feed_replaces_no_champion(scale: float) -> None:
+    dead = {"challenger": 5.0, "seasonal_naive": 5.0, "champion": 4.7}
+    verdict = judge(make_backtest(actual=5.0, scale=scale, **dead), SMALL_SAMPLE_POLICY)
+    assert verdict.failed_checks == ("enough", "plausible")
+    for phrase in ("the feed repeats itself", "as on a dead feed", "Check the source"):
+        assert phrase in str(verdict)
+    del dead["champion"]
+    assert judge(make_backtest(actual=5.0, scale=scale, **dead), SMALL_SAMPLE_POLICY).should_promote, "a first model"
+
+
+def test_series_that_repeat_themselves_do_not_count_towards_enough() -> None:
+    naive = np.zeros(SHAPE)
+    naive[0] = 3.0
+    verdict = judge(make_backtest(challenger=0.5, champion=1.0, seasonal_naive=naive), SMALL_SAMPLE_POLICY)
+    assert find_check(verdict, "enough").reason.startswith("1 series in 2 windows")
+    assert "enough" in verdict.failed_checks
+
+
+def test_rounding_errors_are_no_gain() -> None:
+    exact = make_backtest(challenger=0.0, champion=1e-9, seasonal_naive=1.0)
+    check = find_check(judge(exact, Policy(least=3, group_least=1)), "champion")
+    assert (check.passed, check.value) == (False, 0.0)
+    worse = judge(make_backtest(challenger=0.1, champion=0.0, seasonal_naive=1.0), Policy(least=3, group_least=1))
+    assert worse.gain is not None
+    gains = [worse.gain.gain, *worse.gain.resampled_gains, *(group.gain for group in worse.groups)]
+    assert np.isfinite(gains).all()
+    assert max(gains) < -1e4

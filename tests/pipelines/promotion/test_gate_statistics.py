@@ -151,7 +151,13 @@ def with_nan(forecast: np.ndarray) -> np.ndarray:
 
 BETTER_CHALLENGER = simulate_backtest(0, gain=0.1, grouped=True)
 SOUND_EVIDENCE = Evidence(
-    megabytes=1.0, latency_ms=2.0, graph_difference=1e-6, replay_difference=1e-6, exposure_gap=1.2, steps_behind=0
+    megabytes=1.0,
+    latency_ms=2.0,
+    graph_difference=1e-6,
+    replay_difference=1e-6,
+    exposure_gap=1.2,
+    steps_behind=0,
+    days_ahead=0.0,
 )
 
 
@@ -269,7 +275,7 @@ def test_the_json_of_a_verdict_holds_every_check_and_the_policy() -> None:
         render_verdict_json(judge(*SABOTAGED["other forecasts by the graph"][:1]), title="m", policy=Policy())
     )
     checks = {check["name"]: check for check in fields["checks"]}
-    assert len(checks) == 13
+    assert len(checks) == 14
     assert checks["champion"]["value"] == pytest.approx(0.1, abs=0.05)
     assert checks["champion"]["bound"] == Policy().margin
     assert checks["graph"] == {"name": "graph", "passed": None, "value": None, "bound": 1e-3, "reason": "not measured"}

@@ -18,7 +18,7 @@ from forecaster.bundle import artifact
 from forecaster.errors import BaseMoved, InputError, NoSuchModel, RefusedByGate
 from forecaster.registry.registry import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry, create_client
 from pipelines.promotion.audit_log import AuditLog
-from pipelines.promotion.evidence import measure_bundle
+from pipelines.promotion.evidence import measure_bundle, utc_now
 from pipelines.promotion.gate import judge
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.promote import fetch_bundle, find_champion, promote_version, register_bundle
@@ -148,10 +148,13 @@ def test_a_forecast_that_differs_from_the_backtest_is_detected(fresh_root: Root,
     assert (
         "replay"
         not in judge(
-            training.backtest, None, measure_bundle(training.bundle, training.backtest, champion=None)
+            training.backtest, None, measure_bundle(training.bundle, training.backtest, champion=None, now=utc_now())
         ).failed_checks
     )
-    assert "replay" in judge(leaked, None, measure_bundle(training.bundle, leaked, champion=None)).failed_checks
+    assert (
+        "replay"
+        in judge(leaked, None, measure_bundle(training.bundle, leaked, champion=None, now=utc_now())).failed_checks
+    )
 
 
 def test_a_champion_that_changed_during_training_is_kept(

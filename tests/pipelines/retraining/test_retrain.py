@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 from forecaster.data.frames.panel import to_panel
+from forecaster.errors import RefusedByGate
 from forecaster.registry.registry import CHAMPION, Registry, create_client
 from forecaster.series import Panel
 from forecaster.storage.failpoints import FailPointError
@@ -30,6 +32,7 @@ from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_code_version
 from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
 from tests.system.processes import write_config
 
+YEAR_2226 = datetime(2226, 6, 1, tzinfo=UTC)
 LENIENT_POLICY = Policy(margin=0.0, confidence=0.51, group_room=10.0)
 pytestmark = [
     pytest.mark.integration,
@@ -223,6 +226,36 @@ def test_data_of_another_frequency_trigger_a_retraining_whose_model_is_not_compa
     assert "champion" in verdict.failed_checks
     assert "the data have the frequency 'D', the model 'h' (2 of 2 series)" in str(verdict)
     assert champion_number(fresh_root) == "1"
+
+
+def test_a_champion_of_the_year_2226_is_prevented_noticed_and_replaced(
+    fresh_root: Root, noise_data: DataSource, tmp_path: Path
+) -> None:
+    frame = make_noise_frame()
+    frame["ds"] += pd.DateOffset(years=200)
+    frame.to_csv(tmp_path / "future.csv", index=False)
+    future = DataSource(str(tmp_path / "future.csv"))
+    assert retrain(future, make_small_spec(), fresh_root).verdict.failed_checks == ("clock",)
+    with pytest.raises(RefusedByGate, match="clock"):
+        promote_version("small", fresh_root, version_number="1", force=False)
+    assert find_champion(Registry(fresh_root.store_uri), "small") is None
+    assert retrain(
+        future, make_small_spec(), fresh_root, RetrainOptions(force_retrain=True), clock=lambda: YEAR_2226
+    ).champion
+    poisoned = champion_number(fresh_root)
+
+    triggered = check_triggers("small", read_panel(noise_data), fresh_root)
+    assert "2226-01-03T11:00:00" in triggered.reasons[0]
+    assert "after the present" in triggered.reasons[0]
+    assert not check_triggers("small", read_panel(noise_data), fresh_root, max_days_ahead=1e6), "declared"
+    verdict = retrain(noise_data, make_small_spec(), fresh_root, RetrainOptions(policy=LENIENT_POLICY)).verdict
+    checks = {check.name: check for check in verdict.checks}
+    assert (checks["clock"].passed, checks["fresh"].passed) == (True, None)
+    assert checks["champion"].value is not None, "the two are compared on the right data"
+    if not verdict.should_promote:
+        promote_version("small", fresh_root, version_number=None, force=True, reason="timestamps of the champion")
+    assert champion_number(fresh_root) != poisoned
+    assert not check_triggers("small", read_panel(noise_data), fresh_root)
 
 
 def run_command(*arguments: object) -> int:

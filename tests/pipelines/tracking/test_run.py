@@ -60,12 +60,15 @@ def end_run_with(error: type[BaseException], run: TrackedRun) -> None:
     raise error
 
 
-def test_one_invalid_metric_name_does_not_drop_its_batch(
+def test_one_invalid_name_does_not_drop_its_batch(
     root: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
         run.logger.log_metrics({"a": 1.0, "what?": 2.0, "b": 3.0})
-    assert client.get_run(run.id).data.metrics == {"a": 1.0, "b": 3.0}
+        run.logger.log_hyperparams({f"p{i}": i for i in range(250)})
+    stored = client.get_run(run.id).data
+    assert stored.metrics == {"a": 1.0, "b": 3.0}
+    assert stored.params.items() >= {f"p{i}": str(i) for i in range(250)}.items(), "more than MLflow stores in one call"
     assert [message for message in caplog.messages if "what?" in message]
 
 

