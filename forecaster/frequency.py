@@ -30,6 +30,7 @@ Offset = pd.offsets.BaseOffset | int
 
 MAX_YEAR = 9999  # the last year of Python's datetime
 MAX_INTEGER_TIMESTAMP = 2**62 - 1  # the difference of any two fits into int64
+_MAX_TIMESTAMP_LENGTH = 64  # characters of a timestamp in a file
 _MAX_CACHED_STEPS = 4096  # timestamps of longer histories are not cached
 _ZONE_YEARS = range(1840, 2040)  # of the changes of time zones
 _MIN_DATE_CHANGE = timedelta(hours=20)  # larger changes of the offset from UTC skip a day
@@ -405,6 +406,16 @@ def format_timestamp(timestamp: Timestamp) -> str:
 def parse_timestamp(text: str, *, freq: str) -> Timestamp:
     """Parses the output of `format_timestamp`; raises ValueError for other text."""
     return int(text) if is_integer_frequency(freq) else pd.Timestamp(text)
+
+
+def parse_bounded_timestamp(text: str, *, freq: str) -> Timestamp:
+    """Parses as `parse_timestamp` does; raises ValueError also for a timestamp that is missing or out of range."""
+    if len(text) <= _MAX_TIMESTAMP_LENGTH:
+        timestamp: Any = int(text) if is_integer_frequency(freq) else pd.Timestamp(text)
+        if abs(timestamp) <= MAX_INTEGER_TIMESTAMP if isinstance(timestamp, int) else timestamp is not pd.NaT:
+            parsed: Timestamp = timestamp
+            return parsed
+    raise ValueError(f"expected a timestamp, found {text[:_MAX_TIMESTAMP_LENGTH]!r}")
 
 
 def timestamp_at(timestamps: Timestamps, index: int) -> Timestamp:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
+
+from forecaster.storage.addresses import redact_addresses
 
 SQL_URL_VARIABLE = "FORECASTER_SQL_URL"
 # Variables that hold a URL whose user and password are secret.
@@ -19,6 +21,7 @@ _SECRET_VARIABLES = (
     "PGPASSWORD",
     "PREFECT_API_KEY",
 )
+_SECRET_PARAMETERS = {"password", "passwd", "pwd", "sslpassword"}  # in the query of a database's URL
 _MIN_SECRET_LENGTH = 4  # characters; redacting a shorter secret would also redact parts of words
 _MASK = "***"
 
@@ -30,27 +33,24 @@ def read_secret(name: str, environ: Mapping[str, str] | None = None) -> SecretSt
 
 
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
-    """Returns a text without the secrets of the environment and without the passwords of URLs in it."""
+    """Returns a text without the secrets of the environment, and its addresses without user info and query."""
     for value in sorted(_iter_secret_values(os.environ if environ is None else environ), key=len, reverse=True):
         if len(value) >= _MIN_SECRET_LENGTH:
             text = text.replace(value, _MASK)
-    return " ".join(mask_passwords(word) if "://" in word else word for word in text.split(" "))
-
-
-def mask_passwords(url: str) -> str:
-    """Returns a URL, or a chain of them (`simplecache::s3://...`), without passwords."""
-    for part in url.split("::"):
-        try:
-            password = urlsplit(part).password
-        except ValueError:  # such as an invalid port
-            continue
-        url = url.replace(f":{password}@", f":{_MASK}@") if password else url
-    return url
+    return redact_addresses(text)
 
 
 def has_password(url: str) -> bool:
-    """Whether a URL, or one of a chain, contains a password."""
-    return mask_passwords(url) != url
+    """Whether a URL, or one of a chain (`simplecache::s3://...`), has a password in its user info or its query."""
+    for part in url.split("::"):
+        try:
+            parts = urlsplit(part)
+            names = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+            if parts.password or names & _SECRET_PARAMETERS:
+                return True
+        except ValueError:  # such as an invalid port
+            continue
+    return False
 
 
 def _iter_secret_values(environ: Mapping[str, str]) -> Iterator[str]:

@@ -11,7 +11,9 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from forecaster.storage.addresses import redact_addresses
 
 ENV_PREFIX = "FORECASTER_SERVING_"
 # Absolute, because the server's processes run in a different working directory.
@@ -31,10 +33,31 @@ def _validate_ledger(value: str) -> str:
     return value
 
 
+def describe_errors(error: ValidationError) -> list[str]:
+    """Describes the errors of settings, one line each, without any value that may be secret.
+
+    Not shown are values of unknown settings, of keys and of the ledger's address; other addresses lose user info and query.
+    """
+    lines = []
+    for detail in error.errors():
+        name = f"{ENV_PREFIX}{'.'.join(map(str, detail['loc'])).upper()}"
+        is_unknown = detail["type"] == "extra_forbidden"
+        is_secret = is_unknown or "KEY" in name or name == f"{ENV_PREFIX}LEDGER"  # its address may hold a password
+        value = (
+            "a value that is not shown because it may be secret"
+            if is_secret
+            else redact_addresses(repr(detail["input"]))
+        )
+        message = "There is no such setting" if is_unknown else detail["msg"]
+        lines.append(f"{name}: {message}; found {value}. Correct {'the name' if is_unknown else 'it'}.")
+    return lines
+
+
 class Settings(BaseModel):
     """The settings of the server and of the follower."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # Errors do not repeat values, because a mistyped setting may hold a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
     host: IPv4Address | IPv6Address = Field(default=IPv4Address("127.0.0.1"), description="address to listen on")
     port: int = Field(default=3000, ge=1, le=65535, description="port to listen on")

@@ -1,27 +1,54 @@
 """The bundle: a fitted model as a folder of JSON and safetensors.
 
-Files are verified by digest before they are parsed, and the loaded model by a replay of its golden requests.
+Files are verified by digest before they are parsed, and the loaded model by a replay of its golden requests. Whatever a bundle
+contains, it is loaded or rejected with a BundleError.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+from pydantic import ValidationError
 
 from forecaster import __version__
-from forecaster.bundle.golden import GoldenFile, build_golden_file, replay_golden_file, strip_blend
+from forecaster.bundle import files
+from forecaster.bundle.files import (
+    BLEND_FILE,
+    CARD_FILE,
+    MANIFEST_FILE,
+    ONNX_FILE,
+    SCHEMA_VERSION,
+    FileEntry,
+    Manifest,
+)
+from forecaster.bundle.files import compute_bundle_digest as compute_bundle_digest
+from forecaster.bundle.files import read_card as read_card
+from forecaster.bundle.files import read_manifest as read_manifest
+from forecaster.bundle.files import verify_files as verify_files
+from forecaster.bundle.golden import (
+    GoldenFile,
+    build_golden_file,
+    replay_golden_file,
+    strip_blend,
+    validate_golden_file,
+)
 from forecaster.data.encoding import Encoding
-from forecaster.errors import BundleDamaged, BundleError, InputError
-from forecaster.frequency import format_timestamp, parse_frequency, parse_timestamp
+from forecaster.errors import BundleDamaged, BundleError, ForecasterError, MissingPackage
+from forecaster.frequency import format_timestamp, parse_bounded_timestamp, parse_frequency
 from forecaster.intervals.calibration import Calibration
-from forecaster.prediction.engine_choice import build_onnx_engine, can_run_onnx, choose_engine, find_kernel_members
+from forecaster.prediction.engine_choice import (
+    build_onnx_engine,
+    can_run_onnx,
+    choose_engine,
+    find_kernel_members,
+    limit_run_time,
+)
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.spec import Spec
@@ -29,75 +56,18 @@ from forecaster.statistical import blend
 from forecaster.storage.atomic import create_folder
 from forecaster.storage.failpoints import fail_point
 
-SCHEMA_VERSION = 1
-MAX_FILE_BYTES = 1 << 30  # limit of each file; bundles are much smaller
-
-
-class FileEntry(BaseModel):
-    """The digest and size of one file in the manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    sha256: str
-    size: int
-
-
-class Manifest(BaseModel):
-    """`manifest.json`: a description of the bundle, and the digest of every other file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: int
-    name: str
-    freq: str
-    season: int
-    context: int
-    horizon: int
-    levels: tuple[float, ...]
-    cutoff: str
-    code_version: str
-    torch_version: str
-    facts: dict[str, Any]
-    files: dict[str, FileEntry]
-
-
-_REQUIRED_FILES = ("spec.json", "encoding.json", "conformal.json", "weights.safetensors", "golden.json", "card.md")
-ONNX_FILE = "rollout.onnx"  # optional, as are those of further members; without them the bundle is served by PyTorch
-BLEND_FILE = "blend.json"  # only in the bundle of a blend
+MAX_REPLAY_S = 120.0  # of the golden requests on ONNX models, which may loop endlessly
 
 log = logging.getLogger(__name__)
-
-
-def compute_bundle_digest(folder: Path) -> str:
-    """Returns the identity of a bundle: the sha256 of its manifest, which contains the digests of all other files."""
-    return _sha256(_read_file(folder / "manifest.json"))
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Reads the manifest of a bundle; raises BundleDamaged if it is missing, invalid, or has another schema version."""
-    try:
-        manifest = Manifest.model_validate_json(_read_file(folder / "manifest.json"))
-    except ValidationError as error:
-        raise BundleDamaged(
-            f"Expected the manifest of a bundle in {folder}; {_format_first_error(error)}. Fetch the bundle again.",
-            where="manifest.json",
-        ) from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise BundleDamaged(
-            f"Expected a bundle of schema {SCHEMA_VERSION}; {folder} has schema {manifest.schema_version}. "
-            "Use the version of forecaster that wrote it, or train the model again.",
-            where="manifest.json",
-        )
-    return manifest
 
 
 def save_bundle(fitted_model: FittedModel, folder: Path, *, card: str) -> str:
     """Writes the bundle atomically to a new folder, and returns its digest.
 
-    Raises BundleError if the folder exists.
+    Raises BundleError if the folder exists, or if the bundle would exceed a limit of the format.
     """
     if folder.exists():
         raise BundleError(f"Expected no folder at {folder}; found one. Choose another path.", where=str(folder))
-    import torch  # only for its version, which the manifest records
-
     from forecaster.model.weights import serialize_weights
 
     spec, calibration, golden = fitted_model.spec, fitted_model.calibration, build_golden_file(fitted_model)
@@ -107,32 +77,55 @@ def save_bundle(fitted_model: FittedModel, folder: Path, *, card: str) -> str:
         "conformal.json": b"null" if calibration is None else calibration.model_dump_json().encode(),
         "weights.safetensors": serialize_weights(fitted_model.networks),
         "golden.json": golden.model_dump_json(exclude_defaults=True).encode(),
-        "card.md": card.encode(),
+        CARD_FILE: card.encode(),
     }
     if fitted_model.blend_weights:
         contents[BLEND_FILE] = blend.serialize_blend_weights(fitted_model.blend_weights)
     contents |= dict(zip(_onnx_file_names(spec), _export_onnx_models(fitted_model, golden), strict=False))
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=spec.name,
-        freq=fitted_model.freq,
-        season=fitted_model.season,
-        context=spec.context,
-        horizon=spec.horizon,
-        levels=() if calibration is None else calibration.levels,
-        cutoff=format_timestamp(fitted_model.cutoff),
-        code_version=__version__,
-        torch_version=torch.__version__,
-        facts=fitted_model.facts,
-        files={name: FileEntry(sha256=_sha256(content), size=len(content)) for name, content in contents.items()},
-    )
-    contents["manifest.json"] = manifest.model_dump_json(indent=1).encode()
+    manifest = _build_manifest(fitted_model, contents)
+    contents[MANIFEST_FILE] = manifest.model_dump_json(indent=1).encode()
     with create_folder(folder) as draft:
         for name, content in contents.items():
             (draft / name).write_bytes(content)
         fail_point("export.filled")
     fail_point("export.written")
     return compute_bundle_digest(folder)
+
+
+def _build_manifest(fitted_model: FittedModel, contents: Mapping[str, bytes]) -> Manifest:
+    import torch  # only for its version
+
+    spec, calibration = fitted_model.spec, fitted_model.calibration
+    try:
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=spec.name,
+            freq=fitted_model.freq,
+            season=fitted_model.season,
+            context=spec.context,
+            horizon=spec.horizon,
+            levels=() if calibration is None else calibration.levels,
+            cutoff=format_timestamp(fitted_model.cutoff),
+            code_version=__version__,
+            torch_version=torch.__version__,
+            facts=fitted_model.facts,
+            files={
+                name: FileEntry(sha256=files.compute_sha256(content), size=len(content))
+                for name, content in contents.items()
+            },
+        )
+    except ValidationError as error:
+        raise BundleError(
+            f"Expected a model within the limits of a bundle; {files.format_first_error(error)}. Train a smaller model.",
+            where=spec.name,
+        ) from error
+
+
+def read_spec(folder: Path, manifest: Manifest) -> Spec:
+    """Reads the specification of a bundle without loading its model; raises BundleDamaged."""
+    with _reject_any_failure(folder):
+        content = files.read_verified_file(folder, "spec.json", manifest)
+        return Spec.parse(files.parse_json(content), where="spec.json")
 
 
 def load_bundle(folder: Path) -> FittedModel:
@@ -145,14 +138,16 @@ def load_bundle(folder: Path) -> FittedModel:
         GoldenMismatch: An engine does not reproduce the golden forecasts.
         MissingPackage: The package that fits the statistical models of a blend is not installed.
     """
-    stored, golden = _read_bundle(folder)
-    fitted_model = stored.to_fitted_model()
-    replay_golden_file(fitted_model, golden)
-    if fitted_model.blend_weights:
-        replay_golden_file(*strip_blend(fitted_model, golden))
-    engine = build_onnx_engine(fitted_model)
-    if engine is not None:
-        replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
+    with _reject_any_failure(folder):
+        stored, golden = _read_bundle(folder)
+        fitted_model = stored.to_fitted_model()
+        replay_golden_file(fitted_model, golden)
+        if fitted_model.blend_weights:
+            replay_golden_file(*strip_blend(fitted_model, golden))
+        engine = build_onnx_engine(fitted_model)
+        if engine is not None:
+            with limit_run_time(engine, seconds=MAX_REPLAY_S):
+                replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
     return fitted_model
 
 
@@ -161,43 +156,52 @@ def load_predictor(folder: Path) -> Predictor:
 
     Verifies the bundle and raises errors as `load_bundle` does, but replays the golden requests on that engine only.
     """
-    stored, golden = _read_bundle(folder)
-    engine = choose_engine(stored)
-    where = ONNX_FILE if can_run_onnx(stored) and not find_kernel_members(engine) else "golden.json"
-    replay_golden_file(*strip_blend(stored, golden), engine, where=where)
-    if stored.blend_weights:
-        replay_golden_file(stored, golden, engine, where=where)
-    return Predictor(stored, engine=engine)
+    with _reject_any_failure(folder):
+        stored, golden = _read_bundle(folder)
+        engine = choose_engine(stored)
+        where = ONNX_FILE if can_run_onnx(stored) and not find_kernel_members(engine) else "golden.json"
+        with limit_run_time(engine, seconds=MAX_REPLAY_S):
+            replay_golden_file(*strip_blend(stored, golden), engine, where=where)
+            if stored.blend_weights:
+                replay_golden_file(stored, golden, engine, where=where)
+        return Predictor(stored, engine=engine)
 
 
-def verify_files(folder: Path) -> Manifest:
-    """Verifies every file against the manifest without loading the model; raises BundleDamaged."""
-    manifest = read_manifest(folder)
-    for name in manifest.files:
-        _read_verified(folder, name, manifest)
-    return manifest
+@contextmanager
+def _reject_any_failure(folder: Path) -> Iterator[None]:
+    """Translates whatever loading raises to BundleDamaged: damaged content can make any library fail.
+
+    What is not the fault of the bundle stays as it is: a package that is missing.
+    """
+    try:
+        yield
+    except (BundleError, MissingPackage, ImportError):
+        raise
+    except Exception as error:
+        cause = error.message if isinstance(error, ForecasterError) else f"{type(error).__name__}: {error}"
+        raise BundleDamaged(
+            f"Expected a bundle written by forecaster in {folder}; fetch it again. Cause: {cause[:500]}",
+            where=str(folder),
+        ) from error
 
 
 def _read_bundle(folder: Path) -> tuple[StoredModel, GoldenFile]:
-    """Reads a bundle and its golden requests, and verifies the files against the manifest."""
+    """Reads a bundle and its golden requests, and verifies the files against the manifest and each other."""
     manifest = read_manifest(folder)
-    contents = {name: _read_verified(folder, name, manifest) for name in _REQUIRED_FILES}
-    try:
-        spec = Spec.parse(json.loads(contents["spec.json"]), where="spec.json")
-        parse_frequency(manifest.freq, where="manifest.json")
-        cutoff = parse_timestamp(manifest.cutoff, freq=manifest.freq)
+    contents = files.read_verified_files(folder, manifest)
+    for name in contents:
+        if name.endswith(".json"):
+            with files.reject_invalid_content(folder, name):
+                files.parse_json(contents[name])
+    files.decode_card(folder, contents[CARD_FILE])
+    with files.reject_invalid_content(folder, "golden.json"):
         golden = GoldenFile.model_validate_json(contents["golden.json"])
+    with files.reject_invalid_content(folder, "encoding.json"):
         encoding = Encoding.model_validate_json(contents["encoding.json"])
-        blend_weights = (
-            blend.parse_blend_weights(_read_verified(folder, BLEND_FILE, manifest))
-            if BLEND_FILE in manifest.files
-            else {}
-        )
-    except (InputError, ValueError) as error:
-        raise BundleDamaged(
-            f"Expected a bundle written by forecaster in {folder}; fetch it again. Cause: {error}", where=str(folder)
-        ) from error
-    onnx_files = _onnx_file_names(spec) if ONNX_FILE in manifest.files else ()
+    parse_frequency(manifest.freq, where=MANIFEST_FILE)
+    with files.reject_invalid_content(folder, MANIFEST_FILE):
+        cutoff = parse_bounded_timestamp(manifest.cutoff, freq=manifest.freq)
+    spec = Spec.parse(files.parse_json(contents["spec.json"]), where="spec.json")
     calibration = contents["conformal.json"]
     stored = StoredModel(
         spec=spec,
@@ -208,20 +212,56 @@ def _read_bundle(folder: Path) -> tuple[StoredModel, GoldenFile]:
         weights_bytes=contents["weights.safetensors"],
         calibration=None if calibration == b"null" else Calibration.from_json(calibration),
         facts=manifest.facts,
-        onnx_models=tuple(_read_verified(folder, name, manifest) for name in onnx_files),
-        blend_weights=blend_weights,
+        onnx_models=_select_onnx_models(spec, contents),
+        blend_weights=blend.parse_blend_weights(contents[BLEND_FILE]) if BLEND_FILE in contents else {},
     )
+    _check_consistency(stored, manifest)
+    validate_golden_file(golden, stored)
     return stored, golden
 
 
-def _read_verified(folder: Path, name: str, manifest: Manifest) -> bytes:
-    entry, content = manifest.files.get(name), _read_file(folder / name)
-    if entry is None or len(content) != entry.size or _sha256(content) != entry.sha256:
+def _select_onnx_models(spec: Spec, contents: Mapping[str, bytes]) -> tuple[bytes, ...]:
+    """Returns the graph of every member, or none; raises BundleDamaged if a graph is missing or superfluous."""
+    expected = _onnx_file_names(spec) if ONNX_FILE in contents else ()
+    found = [name for name in contents if name.endswith(".onnx")]
+    if set(found) != set(expected):
+        name = min(set(found) ^ set(expected))
         raise BundleDamaged(
-            f"Expected {name} in {folder} to match the manifest; its digest differs. Fetch the bundle again.",
+            f"Expected one graph for each of {spec.members} networks, or none; {name} is "
+            f"{'superfluous' if name in found else 'missing'}. Fetch the bundle again.",
             where=name,
         )
-    return content
+    return tuple(contents[name] for name in expected)
+
+
+def _check_consistency(stored: StoredModel, manifest: Manifest) -> None:
+    """Raises BundleDamaged where the files of a bundle contradict each other."""
+    spec, encoding, calibration = stored.spec, stored.encoding, stored.calibration
+    facts: list[tuple[str, str, object, object]] = [
+        (MANIFEST_FILE, "name", spec.name, manifest.name),
+        (MANIFEST_FILE, "context", spec.context, manifest.context),
+        (MANIFEST_FILE, "horizon", spec.horizon, manifest.horizon),
+        (MANIFEST_FILE, "season", spec.season or manifest.season, manifest.season),
+        (MANIFEST_FILE, "levels", () if calibration is None else calibration.levels, manifest.levels),
+        ("encoding.json", "calendar", spec.calendar, encoding.calendar),
+        ("encoding.json", "covariates", set(spec.covariates), {*encoding.numeric, *encoding.categories}),
+        ("encoding.json", "static", spec.static, tuple(encoding.static)),
+        (BLEND_FILE, "weights", set(), {*blend.list_statistical_components(stored.blend_weights)} - {*spec.blend}),
+    ]
+    for where, field, expected, found in facts:
+        if expected != found:
+            raise BundleDamaged(
+                f"Expected {field} {str(expected)[:200]} in {where}, as the other files of the bundle say; found "
+                f"{str(found)[:200]}. Fetch the bundle again.",
+                where=where,
+            )
+    if calibration is not None:
+        offsets = calibration.compute_offsets(calibration.levels, horizon=1, scales=np.ones(1))
+        if not np.isfinite(offsets).all():
+            raise BundleDamaged(
+                "Expected finite offsets of all quantiles; found NaN or infinity. Train the model again.",
+                where="conformal.json",
+            )
 
 
 def _onnx_file_names(spec: Spec) -> tuple[str, ...]:
@@ -236,7 +276,7 @@ def _export_onnx_models(fitted_model: FittedModel, golden: GoldenFile) -> tuple[
     if find_spec("onnx") is None:
         return ()
     size = max(sum(parameter.nbytes for parameter in network.parameters()) for network in fitted_model.networks)
-    if size > MAX_FILE_BYTES // 4:  # an ONNX model contains some weights several times
+    if size > files.max_bytes(ONNX_FILE) // 4:  # an ONNX model contains some weights several times
         log.warning("the bundle is written without %s: with %d bytes of weights it would be too large", ONNX_FILE, size)
         return ()
     from forecaster.engines.onnx.export import export_onnx
@@ -250,28 +290,3 @@ def _export_onnx_models(fitted_model: FittedModel, golden: GoldenFile) -> tuple[
         log.warning("the bundle is written without %s and will be served by PyTorch: %s", ONNX_FILE, error.message)
         return ()
     return models
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise BundleDamaged(
-                f"Expected at most {MAX_FILE_BYTES} bytes in {path}; found {size}. Fetch the bundle again.",
-                where=path.name,
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleDamaged(
-            f"Expected the file {path} of a bundle; it cannot be read ({error.strerror}). Fetch the bundle again.",
-            where=path.name,
-        ) from error
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _format_first_error(error: ValidationError) -> str:
-    detail = error.errors()[0]
-    return f"{'.'.join(map(str, detail['loc'])) or 'the file'}: {detail['msg']}"

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from forecaster.engines.engine import Engine
-from forecaster.errors import GoldenMismatch
-from forecaster.frequency import Timestamp, format_timestamp, parse_timestamp, synthetic_start
+from forecaster.errors import BundleDamaged, GoldenMismatch
+from forecaster.frequency import Timestamp, format_timestamp, parse_bounded_timestamp, synthetic_start
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Series
@@ -18,13 +18,16 @@ from forecaster.shapes import Float64
 
 # Relative to the range of forecast and history. Float32 rounding differs between processors; other weights differ by more.
 GOLDEN_TOLERANCE = 1e-4
+MAX_HORIZON = 32  # steps of a golden forecast
+_MAX_REQUESTS = 16
+_MAX_VALUE = 1e9  # golden histories are synthetic; with larger values, the tolerance would accept any forecast
 FittedModelT = TypeVar("FittedModelT", FittedModel, StoredModel)
 
 
 class GoldenRequest(BaseModel):
     """One golden request and its forecast."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     start: str
     y: tuple[float | None, ...]
     mean: tuple[float, ...]
@@ -35,8 +38,8 @@ class GoldenFile(BaseModel):
     """`golden.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    horizon: int
-    requests: tuple[GoldenRequest, ...]
+    horizon: int = Field(ge=1, le=MAX_HORIZON)
+    requests: tuple[GoldenRequest, ...] = Field(min_length=1, max_length=_MAX_REQUESTS)
 
 
 def build_golden_file(fitted_model: FittedModel) -> GoldenFile:
@@ -56,7 +59,7 @@ def build_golden_file(fitted_model: FittedModel) -> GoldenFile:
     )
     short = full[: spec.min_steps].copy()
     short[len(short) // 2 : len(short) // 2 + 1] = np.nan if len(short) > 2 else short[-1]
-    start, horizon = synthetic_start(fitted_model.freq), min(spec.horizon, 32)
+    start, horizon = synthetic_start(fitted_model.freq), min(spec.horizon, MAX_HORIZON)
     predictor, network_predictor, requests = (
         Predictor(fitted_model),
         Predictor(replace(fitted_model, blend_weights={})),
@@ -90,7 +93,7 @@ def replay_golden_file(
     for index, request in enumerate(golden.requests):
         y = np.array([np.nan if value is None else value for value in request.y], dtype=np.float64)
         series = _build_golden_series(
-            fitted_model, parse_timestamp(request.start, freq=fitted_model.freq), y, golden.horizon
+            fitted_model, parse_bounded_timestamp(request.start, freq=fitted_model.freq), y, golden.horizon
         )
         outcome = predictor.forecast_batch([series], golden.horizon)[0]
         expected = np.array(request.mean)
@@ -100,6 +103,27 @@ def replay_golden_file(
                 f"Expected the stored forecast of golden request {index} within {tolerance:.3g}; the forecast differs. The code "
                 "that computes forecasts has changed since the bundle was written. Train the model again.",
                 where=where,
+            )
+
+
+def validate_golden_file(golden: GoldenFile, fitted_model: StoredModel) -> None:
+    """Raises BundleDamaged unless the golden requests are ones that `build_golden_file` could have built for this model."""
+    spec, horizon = fitted_model.spec, golden.horizon
+    network_steps = horizon if fitted_model.blend_weights else 0
+    for index, request in enumerate(golden.requests):
+        observed = [value for value in request.y if value is not None]
+        sizes = (len(request.mean), len(request.network))
+        if (
+            sizes != (horizon, network_steps)
+            or not spec.min_steps <= len(request.y) <= 3 * spec.context
+            or not observed
+            or max(map(abs, observed)) > _MAX_VALUE
+        ):
+            raise BundleDamaged(
+                f"Expected {spec.min_steps} to {3 * spec.context} values up to {_MAX_VALUE:g} in golden request {index}, with "
+                f"forecasts of {horizon} and {network_steps} steps; found {len(request.y)} values, and forecasts of {sizes[0]} "
+                f"and {sizes[1]} steps. Train the model again.",
+                where="golden.json",
             )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from forecaster.data.calendar import compute_calendar_features, list_calendar_columns
 from forecaster.errors import CovariateUnknown
@@ -27,7 +28,7 @@ class Encoding(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     calendar: tuple[str, ...] = ()
-    numeric: dict[str, tuple[float, float]] = {}
+    numeric: dict[str, tuple[float, Annotated[float, Field(gt=0)]]] = {}
     categories: dict[str, tuple[str, ...]] = {}
     static: dict[str, tuple[str, ...]] = {}
 

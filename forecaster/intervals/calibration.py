@@ -16,12 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.intervals.adaptive import AdaptiveState, normal_quantiles
 from forecaster.shapes import Float64
+from forecaster.spec import StepCount
 
 MAX_GROUPS = 64
 MAX_FACTORS = 10_000
 
-_FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-_NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_LIMIT = 1e50  # no product of residuals, factors and scales overflows
+_FiniteFloat = Annotated[float, Field(ge=-_LIMIT, le=_LIMIT, allow_inf_nan=False)]
+_NonNegativeFloat = Annotated[float, Field(ge=0, le=_LIMIT, allow_inf_nan=False)]
 
 
 class _StrictModel(BaseModel):
@@ -58,11 +60,13 @@ class Calibration(_StrictModel):
         factors: Factors of the scale by series id: how much larger the errors of a series are than its scale suggests.
     """
 
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    steps: tuple[StepCount, ...] = Field(min_length=1)
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=2)
     pool: QuantileTable
     groups: dict[str, QuantileTable] = Field(default={}, max_length=MAX_GROUPS)
-    factors: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={}, max_length=MAX_FACTORS)
+    factors: dict[str, Annotated[float, Field(gt=0, le=_LIMIT, allow_inf_nan=False)]] = Field(
+        default={}, max_length=MAX_FACTORS
+    )
 
     @classmethod
     def from_json(cls, content: bytes | str) -> Calibration:

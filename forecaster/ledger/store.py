@@ -18,6 +18,7 @@ from forecaster.ledger.records import (
     ObservedSeries,
     encode_body,
 )
+from forecaster.storage.addresses import redact_addresses
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -46,7 +47,7 @@ class Ledger:
         address = parse_database_url(url)
         from forecaster.ledger import tables
 
-        self.address = address.render_as_string(hide_password=True)
+        self.address = redact_addresses(address.render_as_string(hide_password=True))
         self._tables = tables
         with self._translate_errors():
             try:
@@ -318,7 +319,7 @@ class Ledger:
         try:
             yield
         except (SQLAlchemyError, OSError) as error:
-            reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+            reason = " ".join(redact_addresses(str(getattr(error, "orig", None) or error)).split())[:300]
             raise LedgerError(
                 f"Expected a ledger at {getattr(self, 'address', 'the address')}; it cannot be used ({reason}). "
                 "Check that the database exists, is writable, and is not locked by another process.",

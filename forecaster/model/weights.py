@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -34,24 +34,31 @@ def load_networks(
     Raises:
         BundleDamaged: The weights do not fit the specification or are not finite.
     """
-    networks = tuple(
-        build_network(
-            spec, seed=0, season=season, num_covariates=num_covariates, static_cardinalities=static_cardinalities
-        ).eval()
-        for _ in range(spec.members)
-    )
-    _load_state_dict(_as_module(networks), content)
+
+    def build() -> tuple[Regressor, ...]:
+        return tuple(
+            build_network(
+                spec, seed=0, season=season, num_covariates=num_covariates, static_cardinalities=static_cardinalities
+            ).eval()
+            for _ in range(spec.members)
+        )
+
+    with torch.device("meta"):  # without memory for weights: a specification may ask for more than the file holds
+        expected = {name: tuple(tensor.shape) for name, tensor in _as_module(build()).state_dict().items()}
+    weights = _read_weights(content, expected)
+    networks = build()
+    _as_module(networks).load_state_dict(weights)
     return networks
 
 
-def _load_state_dict(network: torch.nn.Module, content: bytes) -> None:
+def _read_weights(content: bytes, expected: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Reads finite weights of the expected names and shapes; raises BundleDamaged for others."""
     try:
         weights = load_weights(content)
     except SafetensorError as error:
         raise BundleDamaged(
             f"weights.safetensors cannot be read: {error}. Fetch the bundle again.", where="weights.safetensors"
         ) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
         mismatch = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
@@ -65,7 +72,7 @@ def _load_state_dict(network: torch.nn.Module, content: bytes) -> None:
             raise BundleDamaged(
                 f"Expected finite weights; {name!r} holds NaN or infinity. Train again.", where="weights.safetensors"
             )
-    network.load_state_dict(weights)
+    return weights
 
 
 def _as_module(networks: Sequence[Regressor]) -> torch.nn.Module:

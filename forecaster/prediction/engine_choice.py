@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 
 from forecaster.engines.engine import Engine, EnsembleEngine
@@ -29,13 +30,19 @@ def choose_engine(fitted_model: FittedModel | StoredModel, *, device: str = "cpu
 def build_onnx_engine(fitted_model: FittedModel | StoredModel) -> Engine | None:
     """Builds the engine for the ONNX models of a fitted model; None if it has none, or if onnxruntime is not installed.
 
-    Raises BundleDamaged if onnxruntime cannot load a model.
+    Raises BundleDamaged if onnxruntime cannot load a model, or if it is that of another network.
     """
     if not can_run_onnx(fitted_model):
         return None
     from forecaster.engines.onnx.runner import OnnxEngine
 
-    return combine_engines([OnnxEngine(onnx_model) for onnx_model in fitted_model.onnx_models])
+    engines = [OnnxEngine(onnx_model) for onnx_model in fitted_model.onnx_models]
+    encoding = fitted_model.encoding
+    for engine in engines:
+        engine.validate_sizes(
+            fitted_model.layout, num_covariates=encoding.num_covariates, num_static=len(encoding.static)
+        )
+    return combine_engines(engines)
 
 
 def can_run_onnx(fitted_model: FittedModel | StoredModel) -> bool:
@@ -55,6 +62,18 @@ def find_kernel_members(engine: Engine) -> list[KernelEngine]:
     members = engine.members if isinstance(engine, EnsembleEngine) else (engine,)
     kernel_members = [member for member in members if isinstance(member, KernelEngine)]
     return kernel_members if len(kernel_members) == len(members) else []
+
+
+@contextmanager
+def limit_run_time(engine: Engine, *, seconds: float) -> Iterator[None]:
+    """Makes the ONNX models of an engine fail within the block after some seconds; other engines always end."""
+    members = engine.members if isinstance(engine, EnsembleEngine) else [engine]
+    with ExitStack() as stack:
+        for member in members:
+            time_limit = getattr(member, "time_limit", None)  # only that of an OnnxEngine, which is imported on demand
+            if time_limit is not None:
+                stack.enter_context(time_limit(seconds))
+        yield
 
 
 def combine_engines(engines: Sequence[Engine]) -> Engine:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from forecaster.errors import BundleError, NoSuchModel, RegistryError
 from forecaster.registry.lock import lock_database
+from forecaster.storage.addresses import redact_addresses
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-_CREDENTIALS = re.compile(r"//[^/\s@]*@")  # user and password in a URL
 
 # A server that is down must cost seconds, not MLflow's minutes. Variables set by the user are not changed.
 _MLFLOW_SETTINGS = {
@@ -38,7 +36,7 @@ def create_client(uri: str) -> MlflowClient:
 
     with (
         lock_database(uri),
-        translate_store_errors(f"the store '{_CREDENTIALS.sub('//', uri)}'"),
+        translate_store_errors(f"the store '{redact_addresses(uri)}'"),
         warnings.catch_warnings(),
     ):
         # MLflow 3.17 configures its tables, at first use, in a way that SQLAlchemy 2.1 deprecates.
@@ -56,9 +54,8 @@ def translate_store_errors(where: str, *, not_found: type[RegistryError | Bundle
     try:
         yield
     except MlflowException as error:
-        reason = " ".join(
-            _CREDENTIALS.sub("//", str(error.message)).removeprefix(f"{error.error_code}: ").split()
-        ).rstrip(".")
+        message = redact_addresses(str(error.message)).removeprefix(f"{error.error_code}: ")
+        reason = " ".join(message.split()).rstrip(".")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise not_found(
                 f"{where[:1].upper()}{where[1:]} is not in the store: {reason}. Check the name, or register it first.",
@@ -74,7 +71,8 @@ def translate_store_errors(where: str, *, not_found: type[RegistryError | Bundle
         ) from error
     except _database_errors() as error:
         raise RegistryError(
-            f"The store failed on {where}: {error}. Check the database and its address.", where=where
+            f"The store failed on {where}: {redact_addresses(str(error))}. Check the database and its address.",
+            where=where,
         ) from error
     except OSError as error:
         raise RegistryError(

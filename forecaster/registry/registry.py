@@ -6,10 +6,10 @@ registries in one process do not interfere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,8 +18,9 @@ import pandas as pd
 from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
 from forecaster.registry.connection import create_client as create_client
 from forecaster.registry.connection import translate_store_errors as translate_store_errors
+from forecaster.registry.download import BundleDownload, check_manifest
 from forecaster.registry.lock import lock_registry
-from forecaster.registry.logged_model import BUNDLE_FOLDER, logged_model, write_model
+from forecaster.registry.logged_model import logged_model, write_model
 from forecaster.storage.failpoints import fail_point
 
 if TYPE_CHECKING:
@@ -51,6 +52,20 @@ class BundleVersion(NamedTuple):
 
     def __str__(self) -> str:
         return f"'{self.name}' version {self.number}"
+
+
+class RegisteredModelInfo(NamedTuple):
+    """What the registry stores with a model, as opposed to one of its versions.
+
+    Attributes:
+        name: Name of the model.
+        aliases: The version number of each alias.
+        tags: The tags of the model.
+    """
+
+    name: str
+    aliases: Mapping[str, str]
+    tags: Mapping[str, str]
 
 
 PromotionCallback = Callable[[BundleVersion, BundleVersion | None], None]
@@ -87,7 +102,7 @@ class Registry:
         The examples give the signature that MLflow shows; the input example is stored with the model.
         Raises BundleDamaged when the bundle's manifest has another digest, NoSuchModel when there is no such run.
         """
-        _check_manifest(bundle, digest, where=str(bundle))
+        check_manifest(bundle, digest, where=str(bundle))
         with translate_store_errors(f"run '{run_id}'"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
         with translate_store_errors(f"model '{name}'"):
@@ -158,8 +173,8 @@ class Registry:
     def fetch(self, version: BundleVersion, into: Path) -> Path:
         """Copies a version's bundle to the folder `into`, which must not exist, and returns it.
 
-        The bundle appears there completely and with the digest of its version, or not at all. The digests of the files that the
-        manifest names are checked by the loader. Raises BundleDamaged.
+        The bundle appears there completely and with the digest of its version, or not at all. Sizes are compared with the
+        manifest before files are copied; the digests of the files are checked by the loader. Raises BundleDamaged.
         """
         if into.exists():
             raise RegistryError(
@@ -170,8 +185,8 @@ class Registry:
             into.parent.mkdir(parents=True, exist_ok=True)
             # A sibling, so that the rename stays within one file system.
             with tempfile.TemporaryDirectory(prefix=f".{into.name}.", suffix=".partial", dir=into.parent) as folder:
-                bundle = self._download_artifact(version, BUNDLE_FOLDER, Path(folder))
-                _check_manifest(bundle, version.digest, where=str(version))
+                with self._open_download(version) as download:
+                    bundle = download.fetch(Path(folder), digest=version.digest)
                 bundle.rename(into)
         return into
 
@@ -251,9 +266,8 @@ class Registry:
         step: str,
     ) -> None:
         """Replaces the champion: everything that may fail first, then the one commit point, then the callback."""
-        with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
-            manifest = self._download_artifact(version, f"{BUNDLE_FOLDER}/manifest.json", Path(folder))
-            _check_manifest(manifest.parent, version.digest, where=str(version))
+        with tempfile.TemporaryDirectory(prefix="forecaster-") as folder, self._open_download(version) as download:
+            download.fetch_manifest(Path(folder), digest=version.digest)
         fail_point(f"{step}.verified")
         self._check_unmoved(champion, version)
         self.set_tag(version, _REPLACED_TAG, "none" if champion is None else champion.number)
@@ -276,6 +290,28 @@ class Registry:
         """Sets a tag of a version, and replaces its previous value."""
         with translate_store_errors(str(version)):
             self._client.set_model_version_tag(version.name, version.number, key, value)
+
+    def list_models(self) -> list[RegisteredModelInfo]:
+        """Returns all registered models, also those of other programs, sorted by name."""
+        models: list[RegisteredModelInfo] = []
+        with translate_store_errors("the list of models"):
+            token: str | None = None
+            while token != "":
+                page = self._client.search_registered_models(page_token=token)
+                models += [RegisteredModelInfo(model.name, _to_text(model.aliases), dict(model.tags)) for model in page]
+                token = page.token or ""
+        return sorted(models)
+
+    def get_model_tag(self, name: str, key: str) -> str | None:
+        """Returns a tag of a model; None if it has no such tag. Raises NoSuchModel."""
+        with translate_store_errors(f"model '{name}'"):
+            tags: Mapping[str, str] = self._client.get_registered_model(name).tags
+        return tags.get(key)
+
+    def set_model_tag(self, name: str, key: str, value: str) -> None:
+        """Sets a tag of a model, and replaces its previous value."""
+        with translate_store_errors(f"model '{name}'"):
+            self._client.set_registered_model_tag(name, key, value)
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Removes an alias; a missing one is no error."""
@@ -322,19 +358,13 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _download_artifact(self, version: BundleVersion, path: str, destination: Path) -> Path:
-        from mlflow.artifacts import download_artifacts
-
+    @contextmanager
+    def _open_download(self, version: BundleVersion) -> Iterator[BundleDownload]:
+        """Yields the bundle of a version in the store; within the block, errors of the store are translated."""
         with translate_store_errors(str(version)):
             location = self._client.get_model_version_download_uri(version.name, version.number)
         with translate_store_errors(f"the bundle of {version}", not_found=BundleDamaged):
-            local_path = download_artifacts(
-                artifact_uri=f"{location}/{path}",
-                dst_path=str(destination),
-                tracking_uri=self.uri,
-                registry_uri=self.uri,
-            )
-        return Path(local_path)
+            yield BundleDownload(location, uri=self.uri, where=str(version))
 
 
 def _to_bundle_version(model_version: ModelVersion) -> BundleVersion:
@@ -349,21 +379,8 @@ def _to_bundle_version(model_version: ModelVersion) -> BundleVersion:
     )
 
 
-def _check_manifest(bundle: Path, digest: str, *, where: str) -> None:
-    try:
-        actual_digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
-    except OSError as error:
-        raise BundleDamaged(
-            f"The bundle of {where} needs a readable manifest.json: {error.strerror}. "
-            "Register it again from an unaltered copy.",
-            where=where,
-        ) from error
-    if actual_digest != digest:
-        raise BundleDamaged(
-            f"The manifest of {where} should have the digest {digest}; it has {actual_digest}. "
-            "Register the bundle again from an unaltered copy.",
-            where=where,
-        )
+def _to_text(aliases: Mapping[str, object]) -> dict[str, str]:
+    return {alias: str(number) for alias, number in aliases.items()}
 
 
 def _describe_version(version: BundleVersion | None) -> str:

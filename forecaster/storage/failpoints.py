@@ -28,6 +28,7 @@ FAIL_POINTS = (
     "promote.tagged",
     "promote.after_former",
     "promote.after_champion",  # after the commit point
+    "promote.logged",  # the audit log has its line, the registry not yet its seal
     "promote.audited",
     "rollback.leased",
     "rollback.marked",
@@ -35,6 +36,7 @@ FAIL_POINTS = (
     "rollback.tagged",
     "rollback.after_former",
     "rollback.after_champion",
+    "rollback.logged",
     "rollback.audited",
     "reload.fetched",
     "reload.verified",

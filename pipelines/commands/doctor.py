@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError
+from forecaster.storage.addresses import redact_addresses
 from pipelines.commands.options import RootOptions
 from pipelines.settings import Root, validate_tracking_uri
 
@@ -229,11 +230,12 @@ def _has_later_migration(revision: str) -> bool:
 
 def _check_slot(context: DiagnosticContext) -> list[Diagnostic]:
     from forecaster.bundle.artifact import compute_bundle_digest, verify_files
+    from forecaster.storage.regular_files import read_regular_file
 
     current = context.slot / "current"
     if not current.exists():
         return [Diagnostic("slot", "ok", f"{context.slot}: no model served yet")]
-    release = loads((current / "release.json").read_bytes())
+    release = loads(read_regular_file(current, "release.json", max_bytes=1 << 20))
     manifest = verify_files(current / "bundle")
     if compute_bundle_digest(current / "bundle") != release["digest"]:
         return [Diagnostic("slot", "bad", f"{context.slot}: the bundle does not have the digest in release.json")]
@@ -330,5 +332,5 @@ def _request_status(url: str) -> int:
 
 
 def _mask_credentials(text: str) -> str:
-    """Returns a text without user and password in URLs."""
-    return re.sub(r"//[^/\s@]*@", "//", " ".join(text.split()))
+    """Returns a text in one line, and its addresses without user info and query."""
+    return redact_addresses(" ".join(text.split()))

@@ -5,12 +5,9 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from pipelines.commands.console import warn
-from pipelines.commands.options import RootOptions, validate_output_paths
+from pipelines.commands.options import RootOptions, resolve_ledger_url, validate_output_paths
 
 _ROOT_OPTIONS = RootOptions()
 _FILE_MODE = 0o644  # a node exporter runs as another user
@@ -19,7 +16,7 @@ _FILE_MODE = 0o644  # a node exporter runs as another user
 def monitor(
     name: str,
     *,
-    url: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_LEDGER")] = None,
+    url: str | None = None,
     since: datetime | None = None,
     html: Path | None = None,
     json: Path | None = None,
@@ -33,7 +30,8 @@ def monitor(
     name
         The registered model.
     url
-        URL of the ledger's database, as configured for the service; by default the ledger of a service under the root.
+        URL of the ledger's database without a password; by default that of FORECASTER_SERVING_LEDGER, or the ledger of a
+        service under the root.
     since
         Ignore forecasts made before this time, in UTC.
     html
@@ -56,7 +54,7 @@ def monitor(
 
     root = root_options.open_existing_root()
     validate_output_paths(html=html, json=json, prometheus=prometheus)
-    report = build_monitoring_report(root, name, url=url, since=since)
+    report = build_monitoring_report(root, name, url=resolve_ledger_url(url), since=since)
     json_text, page = render_report_json(report), render_report_html(report)
     for path, text in ((html, page), (json, json_text), (prometheus, render_report_prometheus(report))):
         if path is not None:

@@ -101,6 +101,25 @@ class DataOptions:
         )
 
 
+def resolve_ledger_url(url: str | None) -> str | None:
+    """Returns the option `--url`, or else the ledger of the environment.
+
+    Raises InputError if the option has a password, because other users of the machine see command lines.
+    """
+    from forecaster.storage.addresses import redact_addresses
+    from pipelines.redaction import has_password
+
+    if url is None:
+        return os.environ.get("FORECASTER_SERVING_LEDGER")
+    if has_password(url):
+        raise InputError(
+            f"Expected the URL of a ledger without a password; found one in {redact_addresses(url)}. Leave --url out, and set "
+            "FORECASTER_SERVING_LEDGER to the whole URL.",
+            where="url",
+        )
+    return url
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SpecOptions:

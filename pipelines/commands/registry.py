@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from forecaster.errors import BaseMoved, InputError, NoSuchModel, RegistryError
 from pipelines.commands.console import warn
@@ -138,23 +140,36 @@ def _call_serving_pin(name: str, root: Root, *options: str) -> str:
     return completed.stdout
 
 
-def audit(name: str | None = None, *, root_options: RootOptions = _ROOT_OPTIONS) -> None:
+def audit(
+    name: str | None = None,
+    *,
+    adopt: Annotated[bool, Parameter(negative="")] = False,
+    root_options: RootOptions = _ROOT_OPTIONS,
+) -> None:
     """Prints the audit log (champions, times and reasons), and verifies it.
 
-    The command exits with 1 if a line is missing or altered, if the log does not know the champion, or if an update was lost.
+    The command exits with 1 if a line is missing or altered, if an update was lost, or if the log does not agree with the
+    registry.
 
     Parameters
     ----------
     name
         Print the lines of one registered model only; the whole log is verified in any case.
+    adopt
+        First start the log of every champion that the registry has no seal of: one that was promoted without this log, or by an
+        earlier version. With NAME, of this model only.
     """
-    from pipelines.promotion.promote import verify_audit_log
+    from pipelines.promotion.promote import adopt_champions, verify_audit_log
 
-    log = verify_audit_log(root_options.open_existing_root(), name)
+    root = root_options.open_existing_root()
+    if adopt:
+        for champion in adopt_champions(root, name):
+            print(f"{champion.name} version {champion.number} is adopted")
+    log = verify_audit_log(root, name)
     for entry in log.entries:
         print(entry)
-    for fault in log.faults:
-        warn(fault)
+    for message in (*log.faults, *log.notes):
+        warn(message)
     print(f"{len(log.entries)} lines, {f'{len(log.faults)} faults' if log.faults else 'none missing or altered'}")
     if log.faults:
         sys.exit(1)

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 from cyclopts import App, Parameter
 
 from forecaster.errors import InputError
+from forecaster.storage.addresses import redact_addresses
 from pipelines.commands.options import RootOptions, format_arguments
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _describe_job(store: JobStore, job: Job) -> dict[str, Any]:
         "name": job.name,
         "cron": job.cron,
         "zone": job.zone,
-        "command": shlex.join(["forecaster", *job.words]),
+        "command": redact_addresses(shlex.join(["forecaster", *job.words])),
         "next": next_run.isoformat(),
         "doing": status,
         "last": None if state.last is None else state.last.model_dump(mode="json"),

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from forecaster.errors import RefusedByGate
-from pipelines.commands.options import RootOptions, validate_output_paths
+from pipelines.commands.options import RootOptions, resolve_ledger_url, validate_output_paths
 
 _ROOT_OPTIONS = RootOptions()
 
@@ -18,7 +15,7 @@ _ROOT_OPTIONS = RootOptions()
 def shadow(
     name: str,
     *,
-    url: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_LEDGER")] = None,
+    url: str | None = None,
     alpha: float = 0.05,
     margin: float = 0.0,
     least: int = 3,
@@ -36,7 +33,8 @@ def shadow(
     name
         The registered model.
     url
-        URL of the ledger's database, as configured for the service; by default the ledger of a service under the root.
+        URL of the ledger's database without a password; by default that of FORECASTER_SERVING_LEDGER, or the ledger of a
+        service under the root.
     alpha
         Probability of calling a challenger better although it is not, over any number of looks at the data.
     margin
@@ -56,7 +54,7 @@ def shadow(
     if champion is not None:
         print(f"{champion.name} version {champion.number} is the champion already ({champion.digest[:12]})")
         return
-    trial = judge_shadow(name, root, url=url, alpha=alpha, margin=margin, min_origins=least)
+    trial = judge_shadow(name, root, url=resolve_ledger_url(url), alpha=alpha, margin=margin, min_origins=least)
     reasons = "; ".join(trial.reasons)
     print(
         f"{trial.challenger} compared with {trial.champion}: {trial.outcome} ({trial.n_forecasts} forecasts of both)\n{reasons}"

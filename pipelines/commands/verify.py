@@ -11,7 +11,7 @@ _ROOT_OPTIONS = RootOptions()
 
 
 def verify(bundle: str, *, root_options: RootOptions = _ROOT_OPTIONS) -> None:
-    """Checks a bundle: digests, shapes, finite weights, golden requests.
+    """Checks a bundle from any source: files, digests, shapes, finite weights, golden requests.
 
     Parameters
     ----------

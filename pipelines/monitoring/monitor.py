@@ -150,8 +150,8 @@ def build_monitoring_report(
     thresholds = thresholds or MonitoringThresholds()
     version = Registry(root.store_uri).resolve(name, CHAMPION)
     bundle = fetch_bundle(version, root)
-    facts = artifact.read_manifest(bundle).facts
-    spec = Spec.model_validate_json((bundle / "spec.json").read_bytes())
+    manifest = artifact.read_manifest(bundle)
+    facts, spec = manifest.facts, artifact.read_spec(bundle, manifest)
     since_s = None if since is None else (since if since.tzinfo else since.replace(tzinfo=UTC)).timestamp()
     forecast_filter = ForecastFilter(digest=version.digest, since=since_s)
     ledger = open_ledger(root, url)

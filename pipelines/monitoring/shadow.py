@@ -122,10 +122,11 @@ def promote_shadow(comparison: ShadowComparison, root: Root) -> BundleVersion:
             where=version.name,
         )
     reason = f"shadow test: {'; '.join(comparison.reasons)}"
-    Registry(root.store_uri).promote(
+    registry = Registry(root.store_uri)
+    registry.promote(
         version,
         expected_champion=comparison.champion,
-        on_promoted=AuditLog(root.audit_log).make_promotion_recorder(version, reason),
+        on_promoted=AuditLog(root.audit_log, registry).make_promotion_recorder(version, reason),
     )
     return version
 
@@ -139,7 +140,7 @@ def complete_promotion(name: str, root: Root) -> BundleVersion | None:
     registry.promote(
         version,
         expected_champion=version,
-        on_promoted=AuditLog(root.audit_log).make_promotion_recorder(
+        on_promoted=AuditLog(root.audit_log, registry).make_promotion_recorder(
             version, "shadow test; completed after an interruption"
         ),
     )

@@ -10,12 +10,19 @@ import numpy as np
 import pandas as pd
 
 from forecaster.bundle import artifact
-from forecaster.errors import InputError, NoSuchModel, RefusedByGate
+from forecaster.errors import InputError, NoSuchModel, RefusedByGate, RegistryError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import build_timestamps, synthetic_start
 from forecaster.registry.registry import CHALLENGER, CHAMPION, BundleVersion, Registry
 from forecaster.storage import atomic
-from pipelines.promotion.audit_log import AuditLog, AuditReport
+from pipelines.promotion.audit_log import (
+    SEAL_TAG,
+    AuditEntry,
+    AuditLog,
+    AuditReport,
+    RegistrySeal,
+    find_seal_fault,
+)
 from pipelines.promotion.evidence import (
     Clock,
     compute_megabytes,
@@ -127,7 +134,7 @@ def promote_version(
     registry.promote(
         version,
         expected_champion=champion,
-        on_promoted=AuditLog(root.audit_log).make_promotion_recorder(version, recorded_reason),
+        on_promoted=AuditLog(root.audit_log, registry).make_promotion_recorder(version, recorded_reason),
     )
     return version
 
@@ -157,19 +164,66 @@ def _describe_overruled_checks(registry: Registry, version: BundleVersion, *, fo
 
 
 def verify_audit_log(root: Root, name: str | None) -> AuditReport:
-    """Reads the audit log of one model or of all, with its faults; a champion that is not in the log is a fault too."""
+    """Reads the audit log of one model or of all, and compares it with the registry.
+
+    Faults are also a champion that is not in the log, that has another digest or is gone, and a seal in the registry that is not
+    that of the last line.
+    """
     report, registry = AuditLog(root.audit_log).read_entries(), Registry(root.store_uri)
     latest = {entry.name: entry for entry in report.entries if not entry.is_local}
-    faults = list(report.faults)
-    for model_name in sorted({*latest, *([] if name is None else [name])}):
-        champion = find_champion(registry, model_name)
-        logged_version = latest[model_name].version if model_name in latest else None
-        if champion is not None and champion.number != logged_version:
-            faults.append(
-                f"the champion of '{model_name}' is version {champion.number}; the log has "
-                f"{'no champion' if logged_version is None else f'version {logged_version}'}"
+    seals = {model.name: RegistrySeal.parse(model.tags.get(SEAL_TAG)) for model in registry.list_models()}
+    faults, notes = list(report.faults), []
+    for model_name in sorted({*latest, *(n for n, seal in seals.items() if seal), *([] if name is None else [name])}):
+        champion, last, seal = find_champion(registry, model_name), latest.get(model_name), seals.get(model_name)
+        faults += _find_champion_faults(model_name, champion, last)
+        fault = find_seal_fault(report.entries, model_name, seal)
+        if fault is not None:
+            faults.append(fault)
+        elif seal is None and champion is not None:
+            notes.append(f"the registry has no seal of '{model_name}' yet; store one with: forecaster audit --adopt")
+    return AuditReport(
+        tuple(entry for entry in report.entries if name in (None, entry.name)), tuple(faults), tuple(notes)
+    )
+
+
+def _find_champion_faults(name: str, champion: BundleVersion | None, last: AuditEntry | None) -> list[str]:
+    if champion is None:
+        return [] if last is None else [f"'{name}' has no champion in the registry; the log has version {last.version}"]
+    if last is None or last.version != champion.number:
+        logged = "no champion" if last is None else f"version {last.version}"
+        return [f"the champion of '{name}' is version {champion.number}; the log has {logged}"]
+    if last.digest != champion.digest:
+        return [
+            f"the champion of '{name}' is version {champion.number} with the digest {champion.digest[:12]}; the log has "
+            f"{last.digest[:12]}"
+        ]
+    return []
+
+
+def adopt_champions(root: Root, name: str | None) -> list[BundleVersion]:
+    """Starts the audit log of one model or of all whose champion has no seal in the registry; returns these champions.
+
+    Raises RegistryError if the registry has the seal of a line that the log does not have: such a log is not replaced.
+    """
+    registry = Registry(root.store_uri)
+    log = AuditLog(root.audit_log, registry)
+    adopted, seals = [], {entry.seal for entry in log.read_entries().entries}
+    for model in registry.list_models():
+        if name not in (None, model.name) or CHAMPION not in model.aliases:
+            continue
+        seal = RegistrySeal.parse(model.tags.get(SEAL_TAG))
+        if seal is None:
+            champion = registry.get_version(model.name, model.aliases[CHAMPION])
+            log.adopt(champion)
+            adopted.append(champion)
+        elif seal.seal not in seals:
+            raise RegistryError(
+                f"Expected line {seal.number} of the audit log of '{model.name}' in {root.audit_log}, which the registry has the "
+                f"seal of; found none. Restore the file from a backup. Only if there is none, delete the tag {SEAL_TAG} of the "
+                "model in MLflow, then adopt again.",
+                where=model.name,
             )
-    return AuditReport(tuple(entry for entry in report.entries if name in (None, entry.name)), tuple(faults))
+    return adopted
 
 
 class StoredVerdict(NamedTuple):

@@ -13,7 +13,8 @@ def roll_back(name: str, root: Root) -> BundleVersion:
 
     Two rollbacks restore the original state. Raises NoSuchModel if there is no previous champion.
     """
-    return Registry(root.store_uri).roll_back(name, on_promoted=AuditLog(root.audit_log).record_rollback)
+    registry = Registry(root.store_uri)
+    return registry.roll_back(name, on_promoted=AuditLog(root.audit_log, registry).record_rollback)
 
 
 def record_local_rollback(

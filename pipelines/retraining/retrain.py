@@ -177,7 +177,8 @@ def judge_and_promote(
 
 def promote_by_verdict(version: BundleVersion, verdict: Verdict, root: Root, *, champion: BundleVersion | None) -> None:
     """Makes a version the champion for the reasons of its verdict; a call that was interrupted can be repeated."""
-    registry, log = Registry(root.store_uri), AuditLog(root.audit_log)
+    registry = Registry(root.store_uri)
+    log = AuditLog(root.audit_log, registry)
     registry.promote(
         version,
         expected_champion=champion,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from forecaster.errors import InputError, MissingPackage, SourceNotFound, SourceUnavailable
-from pipelines.redaction import has_password, mask_passwords, redact
+from forecaster.storage.addresses import redact_addresses
+from pipelines.redaction import has_password, redact
 from pipelines.sources.source_files import SourceFile
 from pipelines.sources.tables import TABLE_SUFFIXES, is_table_name
 
@@ -55,12 +56,13 @@ def _find_local(path: Path) -> SourceFile | SourceFolder | None:
 def _find_in_store(source: str) -> SourceFile | SourceFolder | None:
     if has_password(source):
         raise InputError(
-            f"Expected a URL without a password; found one in {mask_passwords(source)}. Put it into the environment: "
+            f"Expected a URL without a password; found one in {redact_addresses(source)}. Put it into the environment: "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, FORECASTER_SQL_URL for a database (with --sql).",
-            where=mask_passwords(source),
+            where=redact_addresses(source),
         )
     scheme = source.split("://")[0]
-    with _translate_store_errors(source):
+    shown = redact_addresses(source)
+    with _translate_store_errors(shown):
         try:
             import fsspec
 
@@ -69,12 +71,12 @@ def _find_in_store(source: str) -> SourceFile | SourceFolder | None:
             raise MissingPackage(
                 f"Expected the packages that read {scheme}://; {error}. Install forecaster[sources], and the package of the "
                 "store (s3fs, gcsfs, adlfs).",
-                where=source,
+                where=shown,
             ) from error
         if store.isdir(path):
             entries = [entry for entry in store.ls(path, detail=True) if entry["type"] == "file"]
             return SourceFolder(
-                source, tuple(_make_store_file(store, entry["name"], source=source) for entry in entries)
+                shown, tuple(_make_store_file(store, entry["name"], source=source) for entry in entries)
             )
         return _make_store_file(store, path, source=None) if store.exists(path) else None
 
@@ -82,6 +84,7 @@ def _find_in_store(source: str) -> SourceFile | SourceFolder | None:
 def _make_store_file(store: Any, path: str, *, source: str | None) -> SourceFile:
     name = path.rsplit("/", 1)[-1]
     location = store.unstrip_protocol(path) if source is None else f"{source.rstrip('/')}/{name}"
+    location = redact_addresses(location)
     return SourceFile(name, location, partial(_read_bytes, store, path, location))
 
 

@@ -13,13 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
+from pydantic import ValidationError
+
 from forecaster.errors import BundleError, MissingPackage, NoSuchModel
+from forecaster.storage.addresses import redact_addresses
 from forecaster.storage.failpoints import fail_point
 from serving import log_format
 from serving.deployment import local_rollback, releases, status
 from serving.deployment.launcher import end_with_launcher
 from serving.deployment.releases import Release
-from serving.settings import Settings
+from serving.settings import Settings, describe_errors
 
 if TYPE_CHECKING:
     from forecaster.registry.registry import BundleVersion
@@ -142,7 +145,7 @@ def follow(
         except Exception as error:  # the registry is down, a disk is full: the server keeps the deployed model
             rejected = None
             trouble = f"the registry could not be followed ({status.describe_error(error, target.slot)})"
-            log.warning("the registry could not be followed, trying again: %r", error)
+            log.warning("the registry could not be followed, trying again: %s", redact_addresses(repr(error)))
         _write_state(target.slot, status.FollowerState(looked_at=time.time(), reached_at=reached_at, trouble=trouble))
         sleep(poll_s)
 
@@ -157,7 +160,12 @@ def _write_state(slot_folder: Path, state: status.FollowerState) -> None:
 def main(argv: Sequence[str]) -> int:
     """Follows the registry until terminated; with --once, polls a single time and returns 1 if that failed."""
     log_format.configure_logging()
-    settings = Settings.from_environment(os.environ)
+    try:
+        settings = Settings.from_environment(os.environ)
+    except ValidationError as error:
+        for line in describe_errors(error):
+            log.error("%s", line)
+        return 2
     if set(argv) - {"--once"} or settings.registry is None or settings.model is None:
         log.error(
             "usage: python -m serving.deployment.follower [--once], with FORECASTER_SERVING_REGISTRY and _MODEL set"
@@ -184,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
         if version is not None:
             install_version(registry, version, target)
     except Exception as error:  # reported in one line, because --once is run by hand
-        log.error("the slot is unchanged: %s", error)
+        log.error("the slot is unchanged: %s", redact_addresses(str(error)))
         return 1
     return 0
 

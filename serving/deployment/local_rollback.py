@@ -47,7 +47,7 @@ class LocalRollback(BaseModel):
 def read_rollback(slot: Path) -> LocalRollback | None:
     """Returns the rollback of a slot; None if there is none that can be read."""
     try:
-        return LocalRollback.model_validate_json((slot / _FILE_NAME).read_bytes())
+        return LocalRollback.model_validate_json(releases.read_slot_file(slot, _FILE_NAME))
     except (OSError, ValidationError):
         return None
 

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from forecaster.errors import BundleDamaged
 from forecaster.storage import atomic
 from forecaster.storage.failpoints import fail_point
+from forecaster.storage.regular_files import read_regular_file
+
+_MAX_FILE_BYTES = 1 << 20
 
 
 class Release(BaseModel):
@@ -31,12 +34,17 @@ class Release(BaseModel):
     def load(cls, folder: Path) -> Self:
         """Reads the release of a release folder; raises BundleDamaged."""
         try:
-            return cls.model_validate_json((folder / "release.json").read_bytes())
+            return cls.model_validate_json(read_slot_file(folder, "release.json"))
         except (OSError, ValidationError) as error:
             raise BundleDamaged(
                 f"Expected a release in {folder}; its release.json cannot be read ({error}). Publish it again.",
                 where=str(folder),
             ) from error
+
+
+def read_slot_file(folder: Path, name: str) -> bytes:
+    """Reads a small file that describes the slot; raises OSError if it is no regular file or too large."""
+    return read_regular_file(folder, name, max_bytes=_MAX_FILE_BYTES)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from forecaster.storage.failpoints import fail_point
 from serving.deployment import status
-from serving.deployment.releases import Release, bundle_path, validate_digest
+from serving.deployment.releases import Release, bundle_path, read_slot_file, validate_digest
 
 if TYPE_CHECKING:
     from forecaster.data.encoding import Encoding
@@ -176,6 +176,12 @@ def load_bundle(folder: Path) -> PredictorProtocol:
     return artifact.load_predictor(folder)
 
 
+def _read_card(bundle: Path) -> str:
+    from forecaster.bundle import artifact
+
+    return artifact.read_card(bundle)
+
+
 class Slot:
     """A reference to the model in use, and a thread that reloads it. Requests read `current` once."""
 
@@ -252,9 +258,7 @@ class Slot:
         validate_digest(bundle, release)
         predictor = self._load(bundle)
         _smoke_test(predictor)
-        return DeployedModel(
-            release, predictor, (bundle / "card.md").read_text(encoding="utf-8"), measure_rollout=self._measure_rollout
-        )
+        return DeployedModel(release, predictor, _read_card(bundle), measure_rollout=self._measure_rollout)
 
 
 def validate_release(slot: Path, release: Release, load: LoadPredictor = load_bundle) -> None:
@@ -267,7 +271,7 @@ def validate_release(slot: Path, release: Release, load: LoadPredictor = load_bu
 def _fingerprint(slot: Path) -> str | None:
     """Returns a text that changes with the current release, by two small reads; None for an empty slot."""
     try:
-        return ((slot / "current").resolve(strict=True) / "release.json").read_text(encoding="utf-8")
+        return read_slot_file((slot / "current").resolve(strict=True), "release.json").decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -13,8 +13,10 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forecaster.errors import ForecasterError, RegistryError
+from forecaster.storage.regular_files import read_regular_file
 
 _FILE_NAME = "follower.json"
+_MAX_STATE_BYTES = 1 << 20
 _STALE_AFTER_S = 60.0  # in addition to the poll interval, because a registry may take long to time out
 
 
@@ -74,7 +76,7 @@ def write_follower_state(slot: Path, state: FollowerState) -> None:
 def read_follower_state(slot: Path) -> FollowerState:
     """Reads the follower's state; an empty state if it cannot be read."""
     try:
-        return FollowerState.model_validate_json((slot / _FILE_NAME).read_bytes())
+        return FollowerState.model_validate_json(read_regular_file(slot, _FILE_NAME, max_bytes=_MAX_STATE_BYTES))
     except (OSError, ValidationError):
         return FollowerState()
 

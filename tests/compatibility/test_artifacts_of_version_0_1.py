@@ -202,8 +202,10 @@ def test_the_verdict_on_a_refused_version_is_read_from_the_root_and_from_its_run
 def test_the_audit_log_is_complete_and_a_rollback_extends_it(copy: Root, capsys: pytest.CaptureFixture[str]) -> None:
     lines = EXPECTED["registry"]["audit"]
     assert run("audit", "--root", copy.path) == 0
-    *entries, summary = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    *entries, summary = printed.out.splitlines()
     assert entries == lines
+    assert "forecaster audit --adopt" in printed.err
     assert summary.startswith(str(len(lines)))
     assert run("rollback", NAME, "--root", copy.path) == 0
     registry = Registry(copy.store_uri)
@@ -217,6 +219,17 @@ def test_the_audit_log_is_complete_and_a_rollback_extends_it(copy: Root, capsys:
         FORMER,
         CHAMPION,
     )
+
+
+def test_the_log_of_a_root_without_seals_is_adopted(copy: Root, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("audit", "--adopt", "--root", copy.path) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines()[0] == f"{NAME} version {CHAMPION} is adopted"
+    assert run("rollback", NAME, "--root", copy.path) == 0
+    found = verify_audit_log(copy, NAME)
+    assert (found.faults, found.notes) == ((), ())
+    assert [entry.event for entry in found.entries[-2:]] == ["adopt", "rollback"]
 
 
 def test_the_ledger_gives_the_same_accuracy_and_drift(state: Root) -> None:

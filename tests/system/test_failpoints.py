@@ -31,7 +31,7 @@ from tests.system.fork_server import ForkServer, running_fork_server
 from tests.system.processes import write_config
 
 pytestmark = pytest.mark.integration
-POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # the commit point
+POINTS_AFTER_CHAMPION = ("after_champion", "logged", "audited")  # the commit point
 
 
 class PromotionRoot(NamedTuple):
@@ -156,8 +156,8 @@ PROCESS_COUNT, CHALLENGER_COUNT = 6, 5
 
 def promote_repeatedly(root: Path, versions: Sequence[str]) -> list[tuple[str, str]]:
     """Judges each version against the current champion, then promotes it; returns base and outcome of each."""
-    store, log, outcomes = Root(root), AuditLog(Root(root).audit_log), []
-    registry = Registry(store.store_uri)
+    registry, outcomes = Registry(Root(root).store_uri), []
+    log = AuditLog(Root(root).audit_log, registry)
     for number in versions:
         version, base = registry.get_version("small", number), find_champion(registry, "small")
         assert base is not None

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +31,11 @@ import onnxruntime  # type: ignore[import-untyped]
 from forecaster.engines.engine import RolloutInput
 from forecaster.errors import BundleDamaged, HorizonOutOfRange, InputError
 from forecaster.shapes import Bool, Float, Float64
+
+if TYPE_CHECKING:
+    from forecaster.spec import Layout
+else:
+    Layout = Any  # needed only for annotations, and this module needs numpy and onnxruntime only
 
 GRAPH_FORMAT = "1"  # version of the names, dtypes and shapes above
 # Over all rows, in one pass of the recurrence; bounds the memory that long histories take.
@@ -84,6 +91,7 @@ class OnnxEngine:
             BundleDamaged: The file cannot be loaded or has another format.
         """
         self._session = _create_session(onnx_model, threads)
+        self._run_options: Any = None  # of `time_limit`
         self._required_inputs = {argument.name: argument.shape for argument in self._session.get_inputs()}
         self._optional_inputs = {
             argument.name: argument.shape for argument in self._session.get_overridable_initializers()
@@ -96,8 +104,54 @@ class OnnxEngine:
                 "with this version of forecaster, or serve it with the version that wrote it.",
                 where="rollout.onnx",
             )
-        self.block, self._segment = int(metadata["block"]), int(metadata["segment"])
-        self._pre_context, self._num_targets = int(metadata["lead"]), int(metadata["targets"])
+        try:
+            self.block, self._segment = int(metadata["block"]), int(metadata["segment"])
+            self._pre_context, self._num_targets = int(metadata["lead"]), int(metadata["targets"])
+        except (KeyError, ValueError) as error:
+            raise BundleDamaged(
+                f"Expected the sizes of the network in the metadata of the rollout graph; found {str(metadata)[:200]}. "
+                "Fetch the bundle again.",
+                where="rollout.onnx",
+            ) from error
+
+    def validate_sizes(self, layout: Layout, *, num_covariates: int, num_static: int) -> None:
+        """Raises BundleDamaged unless the metadata and the inputs of the graph are those of a network with this layout."""
+        found = (self.block, self._segment, self._pre_context, self._num_targets)
+        expected = (layout.block, layout.segment, layout.pre_context, layout.num_targets)
+        inputs: dict[str, list[str | int]] = {"values": ["row", "step"], "horizon": [1]}
+        if num_covariates:
+            inputs |= {"covariates": ["row", "step", num_covariates], "ahead": ["row_or_way", "ahead", num_covariates]}
+        if num_static:
+            inputs["static"] = ["row", num_static]
+        if layout.num_targets > 1:
+            inputs["channels"] = ["row", "step", layout.num_targets - 1]
+        noise = self._optional_inputs.get("noise")
+        if (
+            found != expected
+            or self._required_inputs != inputs
+            or noise not in (None, ["track_way", "ahead", layout.uniforms_per_draw])
+        ):
+            raise BundleDamaged(
+                f"Expected a rollout graph with block, segment, lead and targets {expected} and the inputs {inputs}; found "
+                f"{found} and {str(self._required_inputs)[:200]}. The graph belongs to another network: fetch the bundle again.",
+                where="rollout.onnx",
+            )
+
+    @contextmanager
+    def time_limit(self, seconds: float) -> Iterator[None]:
+        """Makes all runs within the block fail after some seconds, for a graph that is not trusted yet and may loop endlessly.
+
+        Threads must not share the engine until the block has ended.
+        """
+        self._run_options = options = onnxruntime.RunOptions()
+        timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._run_options = None
 
     @property
     def can_sample(self) -> bool:
@@ -170,7 +224,7 @@ class OnnxEngine:
             feed |= {f"before.{name}": np.asarray(getattr(rollout_state, name)) for name in self._state_names}
             feed["before.time"] = np.array([rollout_state.time], dtype=np.int64)
         self._validate_feed(feed, horizon)
-        return list(self._session.run(output_names, feed))
+        return list(self._session.run(output_names, feed, self._run_options))
 
     def _validate_feed(self, feed: dict[str, np.ndarray], horizon: int) -> None:
         """Checks that all inputs of the network are given, in consistent shapes."""

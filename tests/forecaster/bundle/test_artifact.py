@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
-from forecaster.bundle import artifact
+from forecaster.bundle import artifact, files
 from forecaster.engines.onnx.export import export_onnx
 from forecaster.engines.onnx.runner import OnnxEngine
 from forecaster.errors import BundleDamaged, BundleError, GoldenMismatch
@@ -124,9 +124,9 @@ def test_any_change_to_the_manifest_changes_the_digest(bundle_copy: Path) -> Non
     [
         ({"schema_version": 2}, "schema 2. Use the version of forecaster that wrote it"),
         ({"freq": "sometimes"}, "'sometimes' is not known"),
-        ({"cutoff": "then"}, "bundle written by forecaster"),
+        ({"cutoff": "then"}, "Expected the manifest of a bundle in .*: then"),
         ({"unknown": 1}, "unknown"),
-        ({"files": {}}, "digest differs"),
+        ({"files": {}}, "expected an entry for spec.json"),
         ({"season": "four"}, "season"),
     ],
 )
@@ -260,10 +260,17 @@ def test_an_onnx_graph_with_different_forecasts_is_omitted_with_a_warning(
 def test_a_network_too_large_for_onnx_is_saved_without_a_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(artifact, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 2000)
     artifact.save_bundle(make_fitted_model(make_spec()), tmp_path / "bundle", card="")
     assert not (tmp_path / "bundle" / "rollout.onnx").exists()
     assert "too large" in caplog.text
+
+
+def test_a_bundle_that_could_not_be_loaded_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(BundleError, match=r"expected at most 1000 bytes for weights\.safetensors"):
+        artifact.save_bundle(make_fitted_model(make_spec()), tmp_path / "bundle", card="")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_golden_requests_with_a_gap_or_a_short_history_are_replayed(bundle_copy: Path) -> None:
@@ -281,7 +288,7 @@ def test_a_model_with_the_shortest_min_history_can_be_saved(tmp_path: Path, min_
 
 
 def test_a_file_above_the_size_limit_is_not_read(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 100)
     with pytest.raises(BundleDamaged, match="at most 100 bytes"):
         artifact.load_bundle(bundle_copy)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
+from forecaster.registry.download import BundleDownload
 from forecaster.registry.registry import CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry, create_client
 
 pytestmark = pytest.mark.integration
@@ -76,7 +79,11 @@ def write_bundle(folder: Path, *, weights: bytes = b"weights") -> str:
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(weights)
     (folder / "card.md").write_text("# sine\n")
-    manifest = json.dumps({"files": {"weights.safetensors": hashlib.sha256(weights).hexdigest()}}).encode()
+    entries = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        for name, content in (("weights.safetensors", weights), ("card.md", b"# sine\n"))
+    }
+    manifest = json.dumps({"files": entries}).encode()
     (folder / "manifest.json").write_bytes(manifest)
     return hashlib.sha256(manifest).hexdigest()
 
@@ -199,6 +206,41 @@ def test_a_damaged_store_is_detected_before_a_version_is_visible(
         registry.promote(version, expected_champion=None)
 
 
+def hide_weights(bundle: Path, link_target: Path | None) -> None:
+    (bundle / "weights.safetensors").unlink()
+    if link_target is None:
+        os.mkfifo(bundle / "weights.safetensors")
+    else:
+        (bundle / "weights.safetensors").symlink_to(link_target)
+
+
+STORE_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a larger file": lambda bundle: os.truncate(bundle / "weights.safetensors", 10 << 30),  # sparse
+    "a manifest of 10 GB": lambda bundle: os.truncate(bundle / "manifest.json", 10 << 30),
+    "an extra file": lambda bundle: (bundle / "more").write_text(""),
+    "a FIFO": lambda bundle: hide_weights(bundle, None),
+    "a link to an endless device": lambda bundle: hide_weights(bundle, Path("/dev/zero")),
+}
+
+
+@pytest.mark.parametrize("damage", STORE_DAMAGES)
+def test_sizes_and_kinds_of_files_are_checked_before_they_are_copied(
+    damage: str, registry: Registry, store_uri: str, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = register(registry, run_id, tmp_path / "bundle")
+    [manifest] = [path for path in list_stored_files(store_uri) if path.name == "manifest.json"]
+    STORE_DAMAGES[damage](manifest.parent)
+    copied: list[str] = []
+    monkeypatch.setattr(
+        "forecaster.storage.regular_files.copy_regular_file",
+        lambda folder, name, destination, **_: copied.append(shutil.copy(folder / name, destination)),
+    )
+    with pytest.raises(BundleDamaged, match="should consist of the files of its manifest"):
+        registry.fetch(version, tmp_path / "fetched" / "served")
+    assert {Path(path).name for path in copied} <= {"manifest.json"}
+    assert list((tmp_path / "fetched").iterdir()) == []
+
+
 def test_a_fetch_does_not_overwrite_another_bundle(registry: Registry, run_id: str, tmp_path: Path) -> None:
     version = register(registry, run_id, tmp_path / "bundle")
     with pytest.raises(RegistryError, match="exists already"):
@@ -285,9 +327,9 @@ def test_a_champion_that_another_machine_moves_during_a_promotion_is_kept(
             super().set_alias(version, alias)
             self._interleave(alias)
 
-        def _download_artifact(self, version: BundleVersion, path: str, destination: Path) -> Path:
+        def _open_download(self, version: BundleVersion) -> AbstractContextManager[BundleDownload]:
             self._interleave("digest")
-            return super()._download_artifact(version, path, destination)
+            return super()._open_download(version)
 
         def _interleave(self, step: str) -> None:
             if step == moment:

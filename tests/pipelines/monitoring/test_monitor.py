@@ -303,7 +303,7 @@ def test_the_exit_code_of_the_command_reflects_the_findings(
     assert exit_code_of(trained_root, "small", "--url", unchanged_ledger) == 0
     assert run_failing_command(trained_root, "other", "--url", unchanged_ledger) == 1
     assert run_failing_command(trained_root, "small") == 1
-    assert run_failing_command(trained_root, "small", "--url", "nonsense://me:fck_secret@host") == 1
+    assert run_failing_command(trained_root, "small", "--url", "nonsense://me:fck_secret@host") == 2
     assert "fck_secret" not in "".join(capsys.readouterr())
 
 

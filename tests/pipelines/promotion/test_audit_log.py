@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +13,19 @@ from typing import NamedTuple
 import pytest
 
 from forecaster.bundle import artifact
-from forecaster.errors import BundleDamaged, NoSuchModel
+from forecaster.errors import BundleDamaged, NoSuchModel, RegistryError
 from forecaster.prediction.predictor import FittedModel
-from forecaster.registry.registry import CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry
+from forecaster.registry.registry import CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry, create_client
 from forecaster.storage.failpoints import ENABLED_VARIABLE, FAIL_POINTS, POINTS_VARIABLE, FailPointError, fail_point
-from pipelines.promotion.audit_log import AuditLog
-from pipelines.promotion.promote import fetch_bundle, find_champion, promote_version, register_bundle, verify_audit_log
+from pipelines.promotion.audit_log import SEAL_TAG, AuditLog, RegistrySeal, find_seal_fault
+from pipelines.promotion.promote import (
+    adopt_champions,
+    fetch_bundle,
+    find_champion,
+    promote_version,
+    register_bundle,
+    verify_audit_log,
+)
 from pipelines.promotion.rollback import roll_back
 from pipelines.settings import Root
 from pipelines.sources import DataSource
@@ -116,7 +125,7 @@ def test_a_previous_champion_with_a_damaged_bundle_is_not_restored(promoted_root
     assert promoted_root.alias_numbers() == ("2", "1")
 
 
-POINTS_AFTER_CHAMPION = ("after_champion", "audited")  # fail points after the commit point
+POINTS_AFTER_CHAMPION = ("after_champion", "logged", "audited")  # fail points after the commit point
 
 
 @pytest.mark.parametrize("name", [name for name in FAIL_POINTS if name.startswith("promote.")])
@@ -224,6 +233,146 @@ def test_entries_are_appended_once(audit_log: AuditLog) -> None:
     )
 
 
+class FakeSeals:
+    """The tags of registered models."""
+
+    def __init__(self) -> None:
+        self.tags: dict[tuple[str, str], str] = {}
+
+    def get_model_tag(self, name: str, key: str) -> str | None:
+        return self.tags.get((name, key))
+
+    def set_model_tag(self, name: str, key: str, value: str) -> None:
+        self.tags[name, key] = value
+
+
+def seal_fault(log: AuditLog, seals: FakeSeals) -> str | None:
+    entries = log.read_entries().entries
+    return find_seal_fault(entries, "sales", RegistrySeal.parse(seals.get_model_tag("sales", SEAL_TAG)))
+
+
+@pytest.fixture
+def seals() -> FakeSeals:
+    return FakeSeals()
+
+
+@pytest.fixture
+def sealed_log(tmp_path: Path, seals: FakeSeals) -> AuditLog:
+    """A log of three promotions and a rollback to the second version."""
+    log = AuditLog(tmp_path / "audit.jsonl", seals)
+    for number in (1, 2, 3):
+        previous = make_version(number - 1) if number > 1 else None
+        log.make_promotion_recorder(make_version(number), "better")(make_version(number), previous)
+    log.record_rollback(make_version(2), make_version(3))
+    assert (log.read_entries().faults, seal_fault(log, seals)) == ((), None)
+    return log
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_lines_missing_at_the_end_are_detected_before_and_after_the_next_promotion(
+    kept: int, sealed_log: AuditLog, seals: FakeSeals
+) -> None:
+    """With two lines, the log ends with the same champion as the registry."""
+    lines = sealed_log.path.read_text().splitlines(keepends=True)
+    sealed_log.path.write_text("".join(lines[:kept]))
+    assert seal_fault(sealed_log, seals) == (
+        "the registry has the seal of line 4 of 'sales', which is missing or altered in the log"
+    )
+    sealed_log.make_promotion_recorder(make_version(4), "better")(make_version(4), make_version(2))
+    sealed_log.make_promotion_recorder(make_version(5), "better")(make_version(5), make_version(4))
+    [fault] = sealed_log.read_entries().faults
+    assert fault == f"lines before line {kept + 1} (entry number 5) are missing or altered"
+
+
+def test_a_repeated_promotion_does_not_hide_a_missing_line(sealed_log: AuditLog, seals: FakeSeals) -> None:
+    lines = sealed_log.path.read_text().splitlines(keepends=True)
+    sealed_log.path.write_text("".join(lines[:2]))
+    sealed_log.make_promotion_recorder(make_version(2), "again")(make_version(2), None)
+    assert "the seal of line 4" in str(seal_fault(sealed_log, seals))
+
+
+def test_lines_added_at_the_end_are_detected(sealed_log: AuditLog, seals: FakeSeals) -> None:
+    AuditLog(sealed_log.path).record_rollback(make_version(3), make_version(2))
+    assert sealed_log.read_entries().faults == ()
+    assert "the log has 1 lines of 'sales' after the last one" in str(seal_fault(sealed_log, seals))
+    sealed_log.record_rollback(make_version(3), None)  # an interrupted command is repeated
+    assert (sealed_log.read_entries().faults, seal_fault(sealed_log, seals)) == ((), None)
+
+
+@pytest.mark.parametrize("tag", [None, "", "4 ", "x", "1" * 5000])
+def test_an_altered_or_removed_seal_is_detected(tag: str | None, sealed_log: AuditLog, seals: FakeSeals) -> None:
+    seals.tags.clear()
+    if tag is not None:
+        seals.set_model_tag("sales", SEAL_TAG, tag)
+    assert seal_fault(sealed_log, seals) is not None
+
+
+def test_a_log_that_starts_with_a_champion_it_did_not_record_has_to_adopt_it(tmp_path: Path, seals: FakeSeals) -> None:
+    promoted, adopted = AuditLog(tmp_path / "a.jsonl", FakeSeals()), AuditLog(tmp_path / "b.jsonl", seals)
+    promoted.make_promotion_recorder(make_version(8), "better")(make_version(8), make_version(7))
+    assert promoted.read_entries().faults == (
+        "'sales' version 8 (line 1) replaced version 7, but according to the lines before there was no champion: this log lacks "
+        "a change",
+    )
+    adopted.adopt(make_version(7))
+    adopted.make_promotion_recorder(make_version(8), "better")(make_version(8), make_version(7))
+    assert (adopted.read_entries().faults, seal_fault(adopted, seals)) == ((), None)
+    assert [entry.event for entry in adopted.read_entries().entries] == ["adopt", "promote"]
+
+
+def remove_champion(promoted: PromotedRoot) -> None:
+    Registry(promoted.root.store_uri).delete_alias("small", CHAMPION)
+
+
+def change_digest(promoted: PromotedRoot) -> None:
+    Registry(promoted.root.store_uri).set_tag(promoted.versions[1], "digest", "0" * 64)
+
+
+def remove_log(promoted: PromotedRoot) -> None:
+    promoted.root.audit_log.unlink()
+
+
+def remove_last_line(promoted: PromotedRoot) -> None:
+    lines = promoted.root.audit_log.read_text().splitlines(keepends=True)
+    promoted.root.audit_log.write_text("".join(lines[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove_champion, "'small' has no champion in the registry; the log has version 2"),
+        (change_digest, "version 2 with the digest 000000000000; the log has"),
+        (remove_log, "the registry has the seal of line 2 of 'small'"),
+        (remove_last_line, "the registry has the seal of line 2 of 'small'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["small", None])
+def test_a_log_that_does_not_agree_with_the_registry_is_reported(
+    promoted_root: PromotedRoot, damage: Callable[[PromotedRoot], None], message: str, name: str | None
+) -> None:
+    assert verify_audit_log(promoted_root.root, name).faults == ()
+    damage(promoted_root)
+    assert message in "; ".join(verify_audit_log(promoted_root.root, name).faults)
+
+
+def test_a_champion_without_a_log_is_adopted_once_and_a_lost_log_is_not_replaced(promoted_root: PromotedRoot) -> None:
+    root = promoted_root.root
+    assert adopt_champions(root, None) == []
+    root.audit_log.unlink()
+    with pytest.raises(RegistryError, match="Restore the file from a backup"):
+        adopt_champions(root, "small")
+    create_client(root.store_uri).delete_registered_model_tag("small", SEAL_TAG)
+    assert verify_audit_log(root, "small").faults == ("the champion of 'small' is version 2; the log has no champion",)
+    assert adopt_champions(root, None) == [promoted_root.versions[1]]
+    promote_version("small", root, version_number="3", force=True)
+    report = verify_audit_log(root, None)
+    assert (report.faults, report.notes) == ((), ())
+    assert [(entry.event, entry.version, entry.before) for entry in report.entries] == [
+        ("adopt", "2", None),
+        ("promote", "3", "2"),
+    ]
+
+
 @pytest.mark.parametrize("missing", [0, 2, 3])
 def test_a_removed_entry_is_detected(missing: int, audit_log: AuditLog) -> None:
     lines = audit_log.path.read_text().splitlines(keepends=True)
@@ -236,6 +385,15 @@ def test_a_modified_entry_is_detected_even_if_it_is_the_last(audit_log: AuditLog
     lines = audit_log.path.read_text().splitlines(keepends=True)
     lines[4] = json.dumps(json.loads(lines[4]) | {"version": "7"}) + "\n"
     audit_log.path.write_text("".join(lines))
+    assert audit_log.read_entries().faults == ("line 5 is altered: its content does not match its seal",)
+
+
+@pytest.mark.parametrize("fields", [{"name": []}, {"number": "5"}, {"format": "x"}, {"before": 4}, {"more": 1}])
+def test_a_sealed_line_with_fields_of_another_type_is_reported(audit_log: AuditLog, fields: dict[str, object]) -> None:
+    lines = audit_log.path.read_text().splitlines(keepends=True)
+    changed = {key: value for key, value in (json.loads(lines[4]) | fields).items() if key != "seal"}
+    seal = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
+    audit_log.path.write_text("".join([*lines[:4], json.dumps(changed | {"seal": seal}), "\n"]))
     assert audit_log.read_entries().faults == ("line 5 is altered: its content does not match its seal",)
 
 
@@ -258,6 +416,14 @@ def test_a_lost_update_is_named_with_both_versions(audit_log: AuditLog) -> None:
         "'sales' version 7 (line 8) replaced version 5, which version 6 (line 6) had replaced already: two processes promoted"
     )
     assert fault.endswith("The champion before line 8 was version 8; compare it with version 7")
+
+
+def test_a_line_that_does_not_follow_the_champion_before_it_is_named(audit_log: AuditLog) -> None:
+    """No earlier line replaced version 7: nothing was overwritten, but lines of another log are missing here."""
+    assert record_promotions(audit_log, (8, 7), (9, 8)) == (
+        "'sales' version 8 (line 6) replaced version 7, but according to the lines before there was version 5: this log lacks "
+        "a change",
+    )
 
 
 def test_a_version_that_is_champion_again_can_be_replaced_again(audit_log: AuditLog) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from forecaster.engines.kernel import KernelEngine
 from forecaster.engines.onnx.runner import OnnxEngine
 from forecaster.model.recurrence.compiled import load_compiled_backend
 from forecaster.prediction.predictor import Predictor
-from serving.deployment import releases
+from serving.deployment import local_rollback, releases, status
 from serving.deployment import slot as slots
 from serving.deployment.slot import DeployedModel, Slot
 from tests.factories import make_fitted_model, make_spec
@@ -132,12 +134,22 @@ def test_a_bundle_with_a_different_digest_is_rejected(slot_folder: Path) -> None
     assert slot.current is None
 
 
-@pytest.mark.parametrize("damage", ["no release", "broken release", "no folder", "a folder for a link"])
+SPECIAL_FILES: dict[str, Callable[[Path], object]] = {
+    "a FIFO": os.mkfifo,
+    "a link to an endless device": lambda path: path.symlink_to("/dev/zero"),
+    "a huge file": lambda path: (path.touch(), os.truncate(path, 10 << 30)),  # sparse
+}
+
+
+@pytest.mark.parametrize("damage", [*SPECIAL_FILES, "no release", "broken release", "no folder", "a folder for a link"])
 def test_a_damaged_slot_is_treated_as_empty(slot_folder: Path, damage: str) -> None:
     publish_stub(slot_folder)
     release = slot_folder / "current" / "release.json"
     if damage == "no release":
         release.unlink()
+    elif damage in SPECIAL_FILES:
+        release.unlink()
+        SPECIAL_FILES[damage](release)
     elif damage == "broken release":
         release.write_text('{"name": 1}')
     else:
@@ -150,6 +162,38 @@ def test_a_damaged_slot_is_treated_as_empty(slot_folder: Path, damage: str) -> N
     slot.reload_if_changed()
     assert slot.current is None
     assert releases.current_release(slot_folder) is None
+
+
+@pytest.mark.parametrize("damage", [*SPECIAL_FILES, "not UTF-8"])
+@pytest.mark.parametrize("name", ["manifest.json", "card.md"])
+def test_a_slot_whose_bundle_is_not_made_of_regular_files_keeps_the_old_model(
+    slot_folder: Path, name: str, damage: str
+) -> None:
+    publish_stub(slot_folder, version="1", shift=1.0)
+    slot = make_bundle(slot_folder)
+    slot.reload_if_changed()
+    publish_stub(slot_folder, version="2", shift=2.0)
+    path = slot_folder / "current" / "bundle" / name
+    path.unlink()
+    if damage in SPECIAL_FILES:
+        SPECIAL_FILES[damage](path)
+    else:
+        path.write_bytes(b"\xff\xfe")
+    slot.reload_if_changed()
+    assert shift_in_use(slot.current) == 1.0
+    assert slot.rejection is not None
+    assert "bundle_damaged" in slot.rejection.reason
+
+
+@pytest.mark.parametrize("damage", SPECIAL_FILES)
+def test_the_other_files_of_a_slot_are_not_read_unless_they_are_small_regular_files(
+    slot_folder: Path, damage: str
+) -> None:
+    slot_folder.mkdir(exist_ok=True)
+    for name in ("follower.json", "pinned.json"):
+        SPECIAL_FILES[damage](slot_folder / name)
+    assert status.read_follower_state(slot_folder) == status.FollowerState()
+    assert local_rollback.read_rollback(slot_folder) is None
 
 
 def test_publishing_an_existing_release_again_updates_its_version(slot_folder: Path) -> None:
