@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forecaster.data.batching import compute_future_timestamps, replace_non_finite
+from forecaster.data.encoding import find_category
 from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.errors import BadStamp, ForecasterError
 from forecaster.frequency import Timestamps
@@ -20,6 +21,7 @@ from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.prediction.carry import required_steps, truncate_series
 from forecaster.prediction.engine_choice import build_pytorch_engine, choose_engine, combine_engines
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.prediction.input_warnings import InputInspector
 from forecaster.prediction.rollout_input import RolloutInputBuilder
 from forecaster.prediction.validation import InputValidator
 from forecaster.series import Forecast, Series
@@ -57,7 +59,7 @@ class Predictor:
         require_packages(list_statistical_components(fitted_model.blend_weights))
         self.fitted_model, self.device, self.layout = fitted_model, device, fitted_model.layout
         self.engine = engine or choose_engine(fitted_model, device=device)
-        self._validator = InputValidator(fitted_model)
+        self._validator, self._inspector = InputValidator(fitted_model), InputInspector(fitted_model)
         self._inputs = RolloutInputBuilder(fitted_model)
 
     @cached_property
@@ -103,7 +105,9 @@ class Predictor:
         self._validator.validate_arguments(horizon, levels)
         errors = self._validator.find_errors(series, horizon)
         valid = [item for item, error in zip(series, errors, strict=True) if error is None]
-        results = iter(self._apply_blend(valid, self._forecast_valid_series(valid, horizon)))
+        results = iter(
+            self._complete_forecasts(valid, self._apply_blend(valid, self._forecast_valid_series(valid, horizon)))
+        )
         outcomes: list[Forecast | ForecasterError] = [next(results) if error is None else error for error in errors]
         return self._add_quantiles(series, outcomes, levels, adaptive_state) if levels else outcomes
 
@@ -147,7 +151,7 @@ class Predictor:
         errors = self._validator.find_scenario_errors(scenarios, horizon)
         valid = [scenario for scenario, error in zip(scenarios, errors, strict=True) if error is None]
         forecasts = self._build_forecasts(valid, self._roll_out_scenarios(valid, horizon)) if valid else []
-        results = iter(self._apply_blend(valid, forecasts, shared_history=True))
+        results = iter(self._complete_forecasts(valid, self._apply_blend(valid, forecasts, shared_history=True)))
         outcomes: list[Forecast | ForecasterError] = [next(results) if error is None else error for error in errors]
         return self._add_quantiles(scenarios, outcomes, levels, adaptive_state) if levels else outcomes
 
@@ -282,8 +286,13 @@ class Predictor:
 
     def interval_group(self, series: Series) -> str | None:
         """Returns the group whose calibration a series uses; None, and groups without their own table, use that of all series."""
-        name = self.fitted_model.spec.group
-        return None if name is None else series.static.get(name)
+        name, calibration = self.fitted_model.spec.group, self.fitted_model.calibration
+        label = None if name is None else series.static.get(name)
+        if label is None or calibration is None:
+            return label
+        groups = tuple(calibration.groups)
+        index = find_category(groups, label)
+        return label if index < 0 else groups[index]
 
     def compute_scale(self, history: Float64[np.ndarray, "_"], history_summary: HistorySummary | None = None) -> float:
         """Returns the scale of a history, the unit of errors in calibration and of quantile offsets.
@@ -330,10 +339,26 @@ class Predictor:
             np.stack([forecast.mean for forecast in forecasts]), histories[:1] if shared_history else histories
         )
         results = iter(
-            replace(forecast, mean=mean, warnings=(*forecast.warnings, *blend_warnings))
+            replace(
+                forecast,
+                mean=mean,
+                warnings=(*forecast.warnings, *blend_warnings),
+                has_fallback=forecast.has_fallback or bool(blend_warnings),
+            )
             for forecast, mean, blend_warnings in zip(forecasts, *blended, strict=True)
         )
         return [next(results) if isinstance(outcome, Forecast) else outcome for outcome in outcomes]
+
+    def _complete_forecasts(
+        self, series: Sequence[Series], outcomes: Sequence[Forecast | BadStamp]
+    ) -> list[Forecast | BadStamp]:
+        """Adds the warnings about the input of each series to its forecast."""
+        return [
+            replace(outcome, warnings=(*outcome.warnings, *warnings))
+            if isinstance(outcome, Forecast) and (warnings := tuple(self._inspector.describe(item, len(outcome.mean))))
+            else outcome
+            for item, outcome in zip(series, outcomes, strict=True)
+        ]
 
     def _build_repaired_forecast(
         self, series: Series, timestamps: Timestamps, mean: Float64[np.ndarray, "horizon"]
@@ -348,7 +373,7 @@ class Predictor:
         if series.history_summary is not None:
             history = np.concatenate([series.history_summary.last_season_values, series.y])
         repaired_mean = replace_non_finite(mean, history, season=self.fitted_model.season)
-        return Forecast(series.id, timestamps, repaired_mean, (warning,))
+        return Forecast(series.id, timestamps, repaired_mean, (warning,), has_fallback=True)
 
 
 def _draw_uniforms(seed: int, indices: range) -> Float[np.ndarray, "index"]:
