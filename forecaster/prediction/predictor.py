@@ -16,7 +16,7 @@ from forecaster.data.encoding import find_category
 from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.errors import BadStamp, ForecasterError
 from forecaster.frequency import Timestamps
-from forecaster.history_summary import HistorySummary, history_scale
+from forecaster.history_summary import HistorySummary, find_constant, history_scale
 from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.prediction.carry import required_steps, truncate_series
 from forecaster.prediction.engine_choice import build_pytorch_engine, choose_engine, combine_engines
@@ -42,6 +42,7 @@ __all__ = ["FittedModel", "Predictor"]
 
 MAX_BATCH_ROWS = 4096  # bounds the memory of one rollout; larger requests are split into several
 MAX_BATCH_VALUES = 1 << 24  # of all padded histories in one batch
+MIN_RELATIVE_SCALE = 0.01  # unit of errors of a history that never changes, relative to its value; of zeros, absolute
 _MIN_NOISE = np.float32(1e-6)  # float32, so that clipped noise stays float32
 
 
@@ -274,7 +275,9 @@ class Predictor:
                 sorted_levels,
                 horizon=len(forecasts[0].mean),
                 scales=np.nan_to_num(
-                    np.array([self.compute_scale(series[index].y, series[index].history_summary) for index in batch])
+                    np.array(
+                        [self.compute_interval_scale(series[index].y, series[index].history_summary) for index in batch]
+                    )
                 ),
                 groups=[self.interval_group(series[index]) for index in batch],
                 adaptive_state=adaptive_state,
@@ -302,6 +305,20 @@ class Predictor:
         calibration cover less too.
         """
         return history_scale(history, self.fitted_model.season, history_summary=history_summary)
+
+    def compute_interval_scale(
+        self, history: Float64[np.ndarray, "_"], history_summary: HistorySummary | None = None
+    ) -> float:
+        """Returns the unit of quantile offsets: the scale of a history, or the minimum of one that never changes.
+
+        Without a minimum its intervals would have no width. Calibrations ignore such histories.
+        """
+        scale = self.compute_scale(history, history_summary)
+        if scale != 0:  # NaN if nothing was observed
+            return scale
+        observed = history[~np.isnan(history)]
+        last_value = float(observed[-1]) if len(observed) or history_summary is None else history_summary.last_value
+        return _minimum_scale(last_value)
 
     def _forecast_valid_series(self, series: Sequence[Series], horizon: int) -> list[Forecast | BadStamp]:
         """Forecasts valid series; the outcome is BadStamp where the timestamps of the forecast leave the calendar."""
@@ -352,13 +369,20 @@ class Predictor:
     def _complete_forecasts(
         self, series: Sequence[Series], outcomes: Sequence[Forecast | BadStamp]
     ) -> list[Forecast | BadStamp]:
-        """Adds the warnings about the input of each series to its forecast."""
-        return [
-            replace(outcome, warnings=(*outcome.warnings, *warnings))
-            if isinstance(outcome, Forecast) and (warnings := tuple(self._inspector.describe(item, len(outcome.mean))))
-            else outcome
-            for item, outcome in zip(series, outcomes, strict=True)
+        """Replaces the forecasts of constant histories, and adds the warnings about the input of each series."""
+        pairs = [
+            (item, outcome) for item, outcome in zip(series, outcomes, strict=True) if isinstance(outcome, Forecast)
         ]
+        if not pairs:
+            return list(outcomes)
+        constants = [find_constant(item.y, item.history_summary) for item, _ in pairs]
+        warnings = self._inspector.describe_batch(
+            [item for item, _ in pairs],
+            len(pairs[0][1].mean),
+            is_constant=[constant is not None for constant in constants],
+        )
+        completed = iter(map(_complete_forecast, [forecast for _, forecast in pairs], constants, warnings))
+        return [next(completed) if isinstance(outcome, Forecast) else outcome for outcome in outcomes]
 
     def _build_repaired_forecast(
         self, series: Series, timestamps: Timestamps, mean: Float64[np.ndarray, "horizon"]
@@ -374,6 +398,21 @@ class Predictor:
             history = np.concatenate([series.history_summary.last_season_values, series.y])
         repaired_mean = replace_non_finite(mean, history, season=self.fitted_model.season)
         return Forecast(series.id, timestamps, repaired_mean, (warning,), has_fallback=True)
+
+
+def _complete_forecast(forecast: Forecast, constant: float | None, warnings: tuple[str, ...]) -> Forecast:
+    """Returns the forecast with warnings; for a constant history, the constant in place of the forecast."""
+    if constant is not None:
+        warning = (
+            f"The history is constant: all observed values are {constant:g}. The forecast is this value, without the model; its "
+            f"intervals have a minimum width, as if errors were about {_minimum_scale(constant):g}."
+        )
+        return Forecast(forecast.id, forecast.ds, np.full(len(forecast.mean), constant), (warning, *warnings))
+    return replace(forecast, warnings=(*forecast.warnings, *warnings)) if warnings else forecast
+
+
+def _minimum_scale(value: float) -> float:
+    return MIN_RELATIVE_SCALE * (abs(value) or 1.0)
 
 
 def _draw_uniforms(seed: int, indices: range) -> Float[np.ndarray, "index"]:
