@@ -91,6 +91,32 @@ def history_scale(
     return 0.0
 
 
+def find_constant(y: Float64[np.ndarray, "step"], history_summary: HistorySummary | None = None) -> float | None:
+    """Returns the value of a constant history: all its observed values, at least two, are equal; None for any other history.
+
+    Dropped steps are included through `history_summary`.
+    """
+    if y[0] != y[-1] and not np.isnan(y[[0, -1]]).any():
+        return None  # nearly every history
+    observed, count = y[~np.isnan(y)], 0
+    if history_summary is not None and not np.isnan(history_summary.last_value):
+        if history_summary.change_sums[1] > 0:
+            return None
+        observed = np.concatenate([[history_summary.last_value], observed])
+        count = history_summary.change_counts[1]
+    if count + len(observed) < 2 or (observed != observed[0]).any():
+        return None
+    return float(observed[0])
+
+
+def constant_steps(y: Float64[np.ndarray, "step"]) -> int:
+    """Returns the number of first steps whose observed values are all equal."""
+    is_other = ~np.isnan(y)
+    if is_other.any():
+        is_other &= y != y[is_other.argmax()]
+    return int(is_other.argmax()) if is_other.any() else len(y)
+
+
 def drop_and_summarize(
     y: Float64[np.ndarray, "step"], history_summary: HistorySummary | None, *, cut: int, season: int
 ) -> tuple[Float64[np.ndarray, "held"], HistorySummary]:

@@ -114,6 +114,7 @@ class Forecast:
         mean: Float64 point forecasts, one per step ahead, in the units of the series.
         warnings: Messages about problems with this forecast.
         quantiles: Calibrated quantiles by level, one per step ahead; only the requested levels.
+        has_fallback: Whether a fallback replaced the network or a part of a blend; a warning has the reason.
     """
 
     id: str
@@ -121,6 +122,7 @@ class Forecast:
     mean: Float64[np.ndarray, "horizon"]
     warnings: tuple[str, ...] = ()
     quantiles: Mapping[float, Float64[np.ndarray, "horizon"]] = field(default_factory=dict)
+    has_fallback: bool = False
 
 
 @dataclass(frozen=True, eq=False)

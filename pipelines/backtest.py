@@ -187,13 +187,17 @@ def _validate_levels(levels: Sequence[float], model: FittedModel) -> None:
 
 
 def _add_required_columns(data: DataSource, models: Sequence[FittedModel], group_by: str | None) -> DataSource:
-    """Returns the source with the additional columns that any of the models reads, and the column of the groups."""
+    """Returns the source with the additional columns that any of the models reads, and the column of the groups.
+
+    A covariate is read as text if any model has learned it as text.
+    """
     sources = [data.for_spec(model.spec) for model in models]
     static = [*(name for source in sources for name in source.static), *([] if group_by is None else [group_by])]
     return data._replace(
         covariates=tuple(dict.fromkeys(name for source in sources for name in source.covariates)),
         static=tuple(dict.fromkeys(static)),
         channels=tuple(dict.fromkeys(name for source in sources for name in source.channels)),
+        text_covariates=tuple(dict.fromkeys(name for model in models for name in model.encoding.categories)),
     )
 
 

@@ -15,6 +15,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Modules with NamedTuples; the import hook handles only functions and dataclasses.
 MODULES_WITH_RECORDS = [
+    "forecaster.data.encoding",
+    "forecaster.prediction.scaled_range",
     "forecaster.statistical.blend",
     "forecaster.data.calendar",
     "forecaster.data.frames.columns",
@@ -35,7 +37,6 @@ MODULES_WITH_RECORDS = [
     "forecaster.explain.attribution",
     "forecaster.engines.onnx.recurrence",
     "forecaster.engines.onnx.runner",
-    "forecaster.ledger.recording",
     "forecaster.model.recurrence.equations",
     "forecaster.model.recurrence.library",
     "forecaster.model.recurrence.layer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,14 +99,23 @@ def forecast_frame(frame: pd.DataFrame, query: FrameQuery, retry_policy: RetryPo
         assert panel is not None, "with a given frequency there is always a panel"
     horizon = model["spec"]["horizon"] if query.horizon is None else query.horizon
     batch_query = ForecastQuery(horizon, query.levels, query.timeout_s)
-    outcomes = yield from forecast_batch(panel.series, batch_query, retry_policy)
+    outcomes = yield from _send_batches(panel.series, batch_query, retry_policy)
     return _collect_result(panel, outcomes, query.levels)
 
 
 def forecast_batch(
     series: Sequence[Series], query: ForecastQuery, retry_policy: RetryPolicy
 ) -> Exchange[ServiceOutcomes]:
-    """Returns one outcome for each series, in order; the series are sent in batches."""
+    """Returns one outcome for each series, in order; the series are sent in batches, with the columns that the model reads."""
+    if any(item.covariates or item.static or item.channels for item in series):
+        model = yield from request_json(MODEL_REQUEST, retry_policy)
+        series = [_keep_known_columns(item, model["spec"]) for item in series]
+    return (yield from _send_batches(series, query, retry_policy))
+
+
+def _send_batches(
+    series: Sequence[Series], query: ForecastQuery, retry_policy: RetryPolicy
+) -> Exchange[ServiceOutcomes]:
     if query.horizon < 1:
         raise HorizonOutOfRange(
             f"Expected a horizon of at least 1 step; found {query.horizon}. Use a positive horizon.", where="horizon"
@@ -156,11 +166,26 @@ def _build_panel(
             covariates=spec.get("covariates", ()),
             static=[*spec.get("static", ()), *group],
             channels=spec.get("channels", ()),
+            text_covariates=model.get("text_covariates"),  # absent from services of earlier versions
         )
     except (FrequencyUnknown, IrregularStamps):
         if freq is not None:
             raise
         return None
+
+
+def _keep_known_columns(series: Series, spec: Mapping[str, Any]) -> Series:
+    """Returns the series with the columns that a model reads; the service rejects others."""
+
+    def keep(columns: Mapping[str, Any], names: Sequence[str | None]) -> dict[str, Any]:
+        return {name: values for name, values in columns.items() if name in names}
+
+    return replace(
+        series,
+        covariates=keep(series.covariates, spec.get("covariates", ())),
+        static=keep(series.static, (*spec.get("static", ()), spec.get("group"))),
+        channels=keep(series.channels, spec.get("channels", ())),
+    )
 
 
 def _collect_result(panel: Panel, service_outcomes: ServiceOutcomes, levels: Sequence[float]) -> FrameForecast:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,7 +43,9 @@ def calibrate_on_backtest(model: FittedModel, result: Backtest, name: str) -> Fi
     predictor = Predictor(model)
     errors = result.actual - result.forecasts[name]
     groups = [predictor.interval_group(item) for item in result.series]
-    return replace(model, calibration=calibrate(errors, _history_scales(predictor, result), groups=groups))
+    return replace(
+        model, calibration=calibrate(errors, _history_scales(result, predictor.compute_scale), groups=groups)
+    )
 
 
 def backtest_quantiles(
@@ -59,7 +61,7 @@ def backtest_quantiles(
     """
     assert model.calibration is not None, "the model must be calibrated"
     predictor, windows = Predictor(model), result.actual.shape[1]
-    scales = np.nan_to_num(_history_scales(predictor, result)).ravel()
+    scales = np.nan_to_num(_history_scales(result, predictor.compute_interval_scale)).ravel()
     groups = [predictor.interval_group(item) for item in result.series for _ in range(windows)]
     offsets = model.calibration.compute_offsets(levels, horizon=result.horizon, scales=scales, groups=groups)
     return np.asarray(result.forecasts[name][..., None] + offsets.reshape(*result.actual.shape, len(levels)))
@@ -89,11 +91,10 @@ def interval_coverage(
     return coverage
 
 
-def _history_scales(predictor: Predictor, result: Backtest) -> Float64[np.ndarray, "series window"]:
+def _history_scales(
+    result: Backtest, compute_scale: Callable[[Float64[np.ndarray, "_"]], float]
+) -> Float64[np.ndarray, "series window"]:
     """Returns the scale of the history at each origin."""
     return np.array(
-        [
-            [predictor.compute_scale(item.y[: len(item) - offset]) for offset in result.origin_offsets]
-            for item in result.series
-        ]
+        [[compute_scale(item.y[: len(item) - offset]) for offset in result.origin_offsets] for item in result.series]
     )

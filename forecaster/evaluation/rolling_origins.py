@@ -20,6 +20,7 @@ from forecaster.data.windows import PanelTensor
 from forecaster.engines.engine import RolloutInput, ensemble_median
 from forecaster.engines.kernel import KernelEngine
 from forecaster.errors import HorizonOutOfRange
+from forecaster.history_summary import constant_steps, find_constant
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, roll_out, select_rows, warm_up
 from forecaster.model.rollout_origins import MAX_STATES_AT_ONCE, states_at_origins
@@ -89,7 +90,22 @@ def forecast_all_origins(
     if predictor.fitted_model.blend_weights:
         histories = [series[row].y[: cuts[row, window]] for row, window in np.argwhere(has_forecast)]
         forecasts[has_forecast] = predictor.blend_means(forecasts[has_forecast], histories).forecasts
+    _replace_constants(forecasts, series, cuts, has_forecast)
     return forecasts
+
+
+def _replace_constants(
+    forecasts: ForecastArray,
+    series: Sequence[Series],
+    history_lengths: Int[np.ndarray, "series window"],
+    has_forecast: Bool[np.ndarray, "series window"],
+) -> None:
+    """Replaces the forecasts of constant histories in place, as the predictor does."""
+    constant_lengths = np.array([constant_steps(item.y) for item in series], dtype=np.int64).reshape(-1, 1)
+    for row, window in np.argwhere(has_forecast & (history_lengths <= constant_lengths)):
+        constant = find_constant(series[row].y[: history_lengths[row, window]])
+        if constant is not None:
+            forecasts[row, window] = constant
 
 
 class _OriginBatch(NamedTuple):

@@ -21,7 +21,6 @@ from forecaster.ledger.records import (
 from forecaster.metrics import seasonal_error
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Series
-from forecaster.shapes import Float64
 
 
 class SeriesNaming(NamedTuple):
@@ -109,12 +108,13 @@ def _calibrated_quantiles(
     if calibration is None:
         return [{} for _ in series], [[] for _ in series]
     horizon = len(forecasts[0].mean)
-    scales: Float64[np.ndarray, "series"] = np.nan_to_num(
-        np.array([predictor.compute_scale(item.y, item.history_summary) for item in series])
+    interval_scales, scales = (
+        np.nan_to_num(np.array([compute(item.y, item.history_summary) for item in series]))
+        for compute in (predictor.compute_interval_scale, predictor.compute_scale)
     )
     groups = [predictor.interval_group(item) for item in series]
     offsets = calibration.compute_offsets(
-        RECORDED_LEVELS, horizon=horizon, scales=scales, groups=groups, adaptive_state=adaptive_state
+        RECORDED_LEVELS, horizon=horizon, scales=interval_scales, groups=groups, adaptive_state=adaptive_state
     )
     quantiles = [
         {level: (forecast.mean + forecast_offsets[:, column]).tolist() for column, level in enumerate(RECORDED_LEVELS)}

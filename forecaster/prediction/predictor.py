@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forecaster.data.batching import compute_future_timestamps, replace_non_finite
+from forecaster.data.encoding import find_category
 from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.errors import BadStamp, ForecasterError
 from forecaster.frequency import Timestamps
-from forecaster.history_summary import HistorySummary, history_scale
+from forecaster.history_summary import HistorySummary, find_constant, history_scale
 from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.prediction.carry import required_steps, truncate_series
 from forecaster.prediction.engine_choice import build_pytorch_engine, choose_engine, combine_engines
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.prediction.input_warnings import InputInspector
 from forecaster.prediction.rollout_input import RolloutInputBuilder
 from forecaster.prediction.validation import InputValidator
 from forecaster.series import Forecast, Series
@@ -40,6 +42,7 @@ __all__ = ["FittedModel", "Predictor"]
 
 MAX_BATCH_ROWS = 4096  # bounds the memory of one rollout; larger requests are split into several
 MAX_BATCH_VALUES = 1 << 24  # of all padded histories in one batch
+MIN_RELATIVE_SCALE = 0.01  # unit of errors of a history that never changes, relative to its value; of zeros, absolute
 _MIN_NOISE = np.float32(1e-6)  # float32, so that clipped noise stays float32
 
 
@@ -57,7 +60,7 @@ class Predictor:
         require_packages(list_statistical_components(fitted_model.blend_weights))
         self.fitted_model, self.device, self.layout = fitted_model, device, fitted_model.layout
         self.engine = engine or choose_engine(fitted_model, device=device)
-        self._validator = InputValidator(fitted_model)
+        self._validator, self._inspector = InputValidator(fitted_model), InputInspector(fitted_model)
         self._inputs = RolloutInputBuilder(fitted_model)
 
     @cached_property
@@ -103,7 +106,9 @@ class Predictor:
         self._validator.validate_arguments(horizon, levels)
         errors = self._validator.find_errors(series, horizon)
         valid = [item for item, error in zip(series, errors, strict=True) if error is None]
-        results = iter(self._apply_blend(valid, self._forecast_valid_series(valid, horizon)))
+        results = iter(
+            self._complete_forecasts(valid, self._apply_blend(valid, self._forecast_valid_series(valid, horizon)))
+        )
         outcomes: list[Forecast | ForecasterError] = [next(results) if error is None else error for error in errors]
         return self._add_quantiles(series, outcomes, levels, adaptive_state) if levels else outcomes
 
@@ -147,7 +152,7 @@ class Predictor:
         errors = self._validator.find_scenario_errors(scenarios, horizon)
         valid = [scenario for scenario, error in zip(scenarios, errors, strict=True) if error is None]
         forecasts = self._build_forecasts(valid, self._roll_out_scenarios(valid, horizon)) if valid else []
-        results = iter(self._apply_blend(valid, forecasts, shared_history=True))
+        results = iter(self._complete_forecasts(valid, self._apply_blend(valid, forecasts, shared_history=True)))
         outcomes: list[Forecast | ForecasterError] = [next(results) if error is None else error for error in errors]
         return self._add_quantiles(scenarios, outcomes, levels, adaptive_state) if levels else outcomes
 
@@ -270,7 +275,9 @@ class Predictor:
                 sorted_levels,
                 horizon=len(forecasts[0].mean),
                 scales=np.nan_to_num(
-                    np.array([self.compute_scale(series[index].y, series[index].history_summary) for index in batch])
+                    np.array(
+                        [self.compute_interval_scale(series[index].y, series[index].history_summary) for index in batch]
+                    )
                 ),
                 groups=[self.interval_group(series[index]) for index in batch],
                 adaptive_state=adaptive_state,
@@ -282,8 +289,13 @@ class Predictor:
 
     def interval_group(self, series: Series) -> str | None:
         """Returns the group whose calibration a series uses; None, and groups without their own table, use that of all series."""
-        name = self.fitted_model.spec.group
-        return None if name is None else series.static.get(name)
+        name, calibration = self.fitted_model.spec.group, self.fitted_model.calibration
+        label = None if name is None else series.static.get(name)
+        if label is None or calibration is None:
+            return label
+        groups = tuple(calibration.groups)
+        index = find_category(groups, label)
+        return label if index < 0 else groups[index]
 
     def compute_scale(self, history: Float64[np.ndarray, "_"], history_summary: HistorySummary | None = None) -> float:
         """Returns the scale of a history, the unit of errors in calibration and of quantile offsets.
@@ -293,6 +305,20 @@ class Predictor:
         calibration cover less too.
         """
         return history_scale(history, self.fitted_model.season, history_summary=history_summary)
+
+    def compute_interval_scale(
+        self, history: Float64[np.ndarray, "_"], history_summary: HistorySummary | None = None
+    ) -> float:
+        """Returns the unit of quantile offsets: the scale of a history, or the minimum of one that never changes.
+
+        Without a minimum its intervals would have no width. Calibrations ignore such histories.
+        """
+        scale = self.compute_scale(history, history_summary)
+        if scale != 0:  # NaN if nothing was observed
+            return scale
+        observed = history[~np.isnan(history)]
+        last_value = float(observed[-1]) if len(observed) or history_summary is None else history_summary.last_value
+        return _minimum_scale(last_value)
 
     def _forecast_valid_series(self, series: Sequence[Series], horizon: int) -> list[Forecast | BadStamp]:
         """Forecasts valid series; the outcome is BadStamp where the timestamps of the forecast leave the calendar."""
@@ -330,10 +356,33 @@ class Predictor:
             np.stack([forecast.mean for forecast in forecasts]), histories[:1] if shared_history else histories
         )
         results = iter(
-            replace(forecast, mean=mean, warnings=(*forecast.warnings, *blend_warnings))
+            replace(
+                forecast,
+                mean=mean,
+                warnings=(*forecast.warnings, *blend_warnings),
+                has_fallback=forecast.has_fallback or bool(blend_warnings),
+            )
             for forecast, mean, blend_warnings in zip(forecasts, *blended, strict=True)
         )
         return [next(results) if isinstance(outcome, Forecast) else outcome for outcome in outcomes]
+
+    def _complete_forecasts(
+        self, series: Sequence[Series], outcomes: Sequence[Forecast | BadStamp]
+    ) -> list[Forecast | BadStamp]:
+        """Replaces the forecasts of constant histories, and adds the warnings about the input of each series."""
+        pairs = [
+            (item, outcome) for item, outcome in zip(series, outcomes, strict=True) if isinstance(outcome, Forecast)
+        ]
+        if not pairs:
+            return list(outcomes)
+        constants = [find_constant(item.y, item.history_summary) for item, _ in pairs]
+        warnings = self._inspector.describe_batch(
+            [item for item, _ in pairs],
+            len(pairs[0][1].mean),
+            is_constant=[constant is not None for constant in constants],
+        )
+        completed = iter(map(_complete_forecast, [forecast for _, forecast in pairs], constants, warnings))
+        return [next(completed) if isinstance(outcome, Forecast) else outcome for outcome in outcomes]
 
     def _build_repaired_forecast(
         self, series: Series, timestamps: Timestamps, mean: Float64[np.ndarray, "horizon"]
@@ -348,7 +397,22 @@ class Predictor:
         if series.history_summary is not None:
             history = np.concatenate([series.history_summary.last_season_values, series.y])
         repaired_mean = replace_non_finite(mean, history, season=self.fitted_model.season)
-        return Forecast(series.id, timestamps, repaired_mean, (warning,))
+        return Forecast(series.id, timestamps, repaired_mean, (warning,), has_fallback=True)
+
+
+def _complete_forecast(forecast: Forecast, constant: float | None, warnings: tuple[str, ...]) -> Forecast:
+    """Returns the forecast with warnings; for a constant history, the constant in place of the forecast."""
+    if constant is not None:
+        warning = (
+            f"The history is constant: all observed values are {constant:g}. The forecast is this value, without the model; its "
+            f"intervals have a minimum width, as if errors were about {_minimum_scale(constant):g}."
+        )
+        return Forecast(forecast.id, forecast.ds, np.full(len(forecast.mean), constant), (warning, *warnings))
+    return replace(forecast, warnings=(*forecast.warnings, *warnings)) if warnings else forecast
+
+
+def _minimum_scale(value: float) -> float:
+    return MIN_RELATIVE_SCALE * (abs(value) or 1.0)
 
 
 def _draw_uniforms(seed: int, indices: range) -> Float[np.ndarray, "index"]:

@@ -14,6 +14,7 @@ from forecaster.errors import (
     FrequencyMismatch,
     HistoryTooShort,
     HorizonOutOfRange,
+    InputError,
     LevelOutOfRange,
     NotANumber,
 )
@@ -120,7 +121,7 @@ class InputValidator:
         spec = self._fitted_model.spec
         missing = [name for name in spec.covariates if name not in series.covariates]
         if not missing and (not spec.covariates or series.covariate_horizon >= horizon):
-            return self._find_numeric_covariate_error(series, horizon)
+            return self._find_covariate_value_error(series, horizon)
         finding = (
             f"{', '.join(missing)} not found"
             if missing
@@ -132,18 +133,21 @@ class InputValidator:
             where=series.id,
         )
 
-    def _find_numeric_covariate_error(self, series: Series, horizon: int) -> NotANumber | None:
-        """Returns an error for a numeric covariate with a non-finite value in the steps that the network reads.
+    def _find_covariate_value_error(self, series: Series, horizon: int) -> InputError | None:
+        """Returns an error for a covariate of another type than in training, or with a non-finite number in the steps read.
 
         A single such value would make the whole forecast NaN.
         """
+        type_error = self._fitted_model.encoding.find_type_error(series)
+        if type_error is not None:
+            return type_error
         first = max(0, len(series) - self._layout.window_length(len(series)))
         for name in self._fitted_model.encoding.numeric:
             column = series.covariates[name][: len(series) + self._layout.round_up_horizon(horizon)]
-            if column.dtype == object or not np.isfinite(column[first:]).all():
+            if not np.isfinite(column[first:]).all():
                 return NotANumber(
-                    f"Series {series.id!r} needs finite numbers for the covariate {name!r}; it has text, a missing or an "
-                    "infinite value. Correct it: only y and channels may have missing values.",
+                    f"Series {series.id!r} needs finite numbers for the covariate {name!r}; it has a missing or an infinite "
+                    "value. Correct it: only y and channels may have missing values.",
                     where=series.id,
                 )
         return None

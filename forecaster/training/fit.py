@@ -18,6 +18,7 @@ from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import BadSpec
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel
+from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
@@ -129,7 +130,17 @@ def fit(
         raise
     module.load_state_dict(best_callback.best_weights)
     network, *other_networks = (member.cpu().eval() for member in module.cpu().networks)
-    model = FittedModel(spec, panel.freq, season, panel.cutoff, encoding, network, other_networks=tuple(other_networks))
+    scaled_range = learn_scaled_range(panel, spec, season=season)
+    model = FittedModel(
+        spec,
+        panel.freq,
+        season,
+        panel.cutoff,
+        encoding,
+        network,
+        facts={} if scaled_range is None else {SCALED_RANGE_FACT: [scaled_range.low, scaled_range.high]},
+        other_networks=tuple(other_networks),
+    )
     return FitResult(
         model,
         best_callback.scores,

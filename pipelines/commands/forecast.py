@@ -111,7 +111,7 @@ def _forecast_locally(
     model = artifact.load_bundle(resolve_bundle(reference, root_options))
     if model.blend_weights:
         warn(f"{model.spec.name} is a blend: {format_blend_weights(model.blend_weights)}")
-    panel = read_panel(source.for_spec(model.spec))
+    panel = read_panel(source.for_model(model.spec, model.encoding))
     outcomes = Predictor(model).forecast_batch(panel.series, horizon or model.spec.horizon, levels=levels)
     return _ForecastResult(model.spec.name, panel, outcomes)
 
@@ -129,7 +129,9 @@ def _forecast_over_http(
         spec = Spec.parse(model["spec"], where="the specification of the service's model")
         if model["model"].get("blend"):
             warn(f"{spec.name} is a blend: {format_blend_weights(model['model']['blend'])}")
-        panel = read_panel(data_options.to_data_source(data).for_spec(spec))
+        source = data_options.to_data_source(data).for_spec(spec)
+        text_covariates = model.get("text_covariates")  # absent from services of earlier versions
+        panel = read_panel(source._replace(text_covariates=None if text_covariates is None else tuple(text_covariates)))
         batch = client.forecast_batch(panel.series, horizon or spec.horizon, levels=levels)
     if len(batch.models) > 1:
         names = " and ".join(f"{version['name']} version {version['version']}" for version in batch.models)

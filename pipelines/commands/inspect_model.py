@@ -67,7 +67,7 @@ def inspect(
     validate_output_paths(plot=plot)
     source = data_options.to_data_source(data)
     fitted = artifact.load_bundle(resolve_bundle(model, root_options))
-    panel = read_panel(source.for_spec(fitted.spec))
+    panel = read_panel(source.for_model(fitted.spec, fitted.encoding))
     for repair in panel.repairs:
         warn(repair)
     matches = [candidate for candidate in panel.series if series is None or candidate.id == series]

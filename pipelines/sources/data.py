@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from forecaster.data.encoding import Encoding
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.spec import Spec
 
@@ -22,6 +23,7 @@ class DataSource(NamedTuple):
         channels: Columns that are observed in the past only.
         is_query: Whether the source is SQL, run on the database of FORECASTER_SQL_URL.
         cutoff: The last timestamp to read, as text; None reads all of them.
+        text_covariates: The covariates that are read as text, the others as numbers; None decides by the cells.
     """
 
     source: str
@@ -33,6 +35,7 @@ class DataSource(NamedTuple):
     channels: tuple[str, ...] = ()
     is_query: bool = False
     cutoff: str | None = None
+    text_covariates: tuple[str, ...] | None = None
 
     def for_spec(self, spec: Spec | None) -> DataSource:
         """Returns the same source with the additional columns that a specification reads, none without a specification."""
@@ -40,6 +43,10 @@ class DataSource(NamedTuple):
             return self
         group = () if spec.group is None or spec.group in spec.static else (spec.group,)
         return self._replace(covariates=spec.covariates, static=(*spec.static, *group), channels=spec.channels)
+
+    def for_model(self, spec: Spec, encoding: Encoding) -> DataSource:
+        """Returns the same source with the additional columns that a model reads, of the types that it has learned."""
+        return self.for_spec(spec)._replace(text_covariates=tuple(encoding.categories))
 
     @property
     def name(self) -> str:

@@ -46,6 +46,7 @@ def read_panel(data: DataSource) -> Panel:
         covariates=data.covariates,
         static=data.static,
         channels=data.channels,
+        text_covariates=data.text_covariates,
     )
     return replace(panel, repairs=(*table.repairs, *messages, *panel.repairs))
 

@@ -195,7 +195,8 @@ def train(
                 result_with_quantiles = add_quantiles(result, {CHALLENGER: model}, levels=SCORED_LEVELS)
                 _log_figures(run, result_with_quantiles)  # uploaded while the bundle is written
             facts = _build_facts(data, panel, training_panel, fitted, result, blend_weights, run_id=run.id)
-            model = replace(model, facts=facts if retrain_key is None else {**facts, RETRAIN_KEY_TAG: retrain_key})
+            key_fact = {} if retrain_key is None else {RETRAIN_KEY_TAG: retrain_key}
+            model = replace(model, facts={**model.facts, **facts, **key_fact})  # the fit has recorded facts too
             bundle = root.bundles / run.id
             _remove_leftovers(bundle)
             card = render_model_card(model)

@@ -86,7 +86,7 @@ def compute_forecasts(
         adaptive_state = model.adaptive_state if options.levels else None
         optional = {} if adaptive_state is None else {"adaptive_state": adaptive_state}
         results = model.predictor.forecast_batch(batch, options.horizon, levels=options.levels, **optional)
-        fallback_count = sum(isinstance(result, Forecast) and bool(result.warnings) for result in results)
+        fallback_count = sum(isinstance(result, Forecast) and result.has_fallback for result in results)
         model.measure_rollout(len(batch), perf_counter() - started_at, fallback_count)
         return results
 
@@ -135,7 +135,8 @@ def attach_state_token(
     result: ForecastResult, series: Series, model: DeployedModel, signer: TokenSigner
 ) -> ForecastResult | ForecasterError:
     """Returns the result with a state token that continues the series, or the error that prevents it."""
-    reference = ModelReference(model.release.digest, model.predictor.fitted_model.encoding)
+    fitted_model = model.predictor.fitted_model
+    reference = ModelReference(model.release.digest, fitted_model.encoding, fitted_model.spec)
     try:
         history = model.predictor.truncate_history(series)
         token = issue_token(history, result.style, model=reference, signer=signer)
@@ -153,7 +154,7 @@ def parse_all_series(
 ) -> list[ParsedSeries | ForecasterError]:
     """Parses each series for the model, or returns its error. Raises ApiError after the deadline."""
     fitted_model = model.predictor.fitted_model
-    reference = ModelReference(model.release.digest, fitted_model.encoding)
+    reference = ModelReference(model.release.digest, fitted_model.encoding, fitted_model.spec)
     parsed: list[ParsedSeries | ForecasterError] = []
     start_cache: StartCache = {}
     for series_input in series:
@@ -163,13 +164,7 @@ def parse_all_series(
                 parsed.append(parse_token_series(series_input, model=reference, signer=signer, horizon=options.horizon))
                 continue
             parsed.append(
-                parse_series(
-                    series_input,
-                    model_freq=fitted_model.freq,
-                    encoding=fitted_model.encoding,
-                    horizon=options.horizon,
-                    start_cache=start_cache,
-                )
+                parse_series(series_input, model=fitted_model, horizon=options.horizon, start_cache=start_cache)
             )
         except ForecasterError as error:
             parsed.append(error)

@@ -83,7 +83,8 @@ StaticField = Annotated[
     dict[Text, CategoryLabel],
     Field(
         max_length=MAX_COLUMNS,
-        description="static features of the series, by name; values that were not in the training data are accepted",
+        description="static features of the series, by name; values that were not in the training data are accepted "
+        "with a warning, and other names than the model reads are rejected",
         examples=[{"region": "north"}],
     ),
     BeforeValidator(limit_columns),

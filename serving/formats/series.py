@@ -13,6 +13,8 @@ from forecaster.frequency import Offset, Timestamp, parse_frequency, timestamp_a
 from forecaster.frequency_names import have_equal_periods
 from forecaster.series import Series
 from forecaster.shapes import Float64
+from forecaster.spec import Spec
+from serving.deployment.slot import FittedModelProtocol
 from serving.formats import timestamps
 from serving.formats.schema import GridSeries, SeriesInput, TimestampedSeries
 from serving.formats.timestamps import IntegerStyle, TimestampStyle
@@ -40,14 +42,13 @@ class ParsedSeries(NamedTuple):
 
 
 def parse_series(
-    series_input: SeriesInput, *, model_freq: str, encoding: Encoding, horizon: int, start_cache: StartCache
+    series_input: SeriesInput, *, model: FittedModelProtocol, horizon: int, start_cache: StartCache
 ) -> ParsedSeries:
     """Converts one history of a request to a Series; raises InputError if it is not valid.
 
     Args:
         series_input: The history.
-        model_freq: The frequency of the model in use; the Predictor rejects other frequencies.
-        encoding: The encoding of the model in use: which covariates are numbers, and which are text.
+        model: The model in use: its columns, their types and its frequency. The Predictor rejects other frequencies.
         horizon: Number of forecast steps, whose timestamps must be representable.
         start_cache: The starts parsed for this request so far; this call may add one.
     """
@@ -55,6 +56,7 @@ def parse_series(
         raise HistoryTooShort(
             f"Expected at least one value; series {series_input.id!r} has none. Send a history.", where=series_input.id
         )
+    validate_column_names(series_input, model.spec)
     y = np.array(series_input.y, dtype=np.float64)  # None becomes NaN
     if isinstance(series_input, GridSeries):
         start, style, freq, step = start_cache.get((series_input.start, series_input.freq)) or _parse_start(
@@ -64,12 +66,12 @@ def parse_series(
         assert isinstance(series_input, TimestampedSeries), "continued series are parsed by parse_token_series"
         index, style = timestamps.parse_timestamps(series_input.ds, where=series_input.id)
         freq = timestamps.resolve_frequency(
-            index, declared=series_input.freq, model_freq=model_freq, where=series_input.id
+            index, declared=series_input.freq, model_freq=model.freq, where=series_input.id
         )
         start, step = timestamp_at(index, 0), parse_frequency(freq, where=series_input.id)
-    if have_equal_periods(freq, model_freq, start):
+    if have_equal_periods(freq, model.freq, start):
         timestamps.validate_range(start, step, len(y) + horizon, where=series_input.id)
-    covariates = parse_covariates(series_input.covariates, steps=len(y), encoding=encoding, where=series_input.id)
+    covariates = parse_covariates(series_input.covariates, steps=len(y), encoding=model.encoding, where=series_input.id)
     channels = parse_channels(series_input.channels, steps=len(y), where=series_input.id)
     return ParsedSeries(Series(series_input.id, start, freq, y, covariates, series_input.static, channels), style)
 
@@ -80,6 +82,23 @@ def _parse_start(grid_series: GridSeries, start_cache: StartCache) -> ParsedStar
     parsed_start = ParsedStart(timestamp, style, freq, parse_frequency(freq, where=grid_series.id))
     start_cache[grid_series.start, grid_series.freq] = parsed_start
     return parsed_start
+
+
+def validate_column_names(series_input: SeriesInput, spec: Spec) -> None:
+    """Raises CovariateUnknown for a covariate, static feature or channel that the model does not read."""
+    static = spec.static if spec.group is None else (*spec.static, spec.group)
+    for kind, columns, names in (
+        ("covariates", series_input.covariates, spec.covariates),
+        ("static features", series_input.static, static),
+        ("channels", series_input.channels, spec.channels),
+    ):
+        unknown = [name for name in columns if name not in names]
+        if unknown:
+            raise CovariateUnknown(
+                f"Expected only the {kind} that the model reads ({', '.join(dict.fromkeys(names)) or 'none'}); series "
+                f"{series_input.id!r} has {', '.join(map(repr, unknown))[:300]}. Correct the names, or leave them out.",
+                where=series_input.id,
+            )
 
 
 def parse_covariates(

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from forecaster.data.encoding import Encoding
+from forecaster.data.encoding import Encoding, find_category, is_text
 from forecaster.frequency import format_timestamp, parse_timestamp
 from forecaster.history_summary import STATE_ARRAY_DTYPES, HistorySummary
 from forecaster.series import MAX_ABS_VALUE, Series
@@ -166,10 +166,10 @@ def _has_out_of_range(values: Float64[np.ndarray, "..."]) -> bool:
 
 def _encode_categories(name: str, values: np.ndarray, encoding: Encoding) -> np.ndarray:
     """Returns a covariate as numbers; text becomes its index in the model's categories, or -1 if it is not one of them."""
-    if values.dtype != object:
+    if not is_text(values):
         return values
-    codes = {label: float(index) for index, label in enumerate(encoding.categories.get(name, ()))}
-    return np.array([codes.get(label, -1.0) for label in values.tolist()])
+    categories = encoding.categories.get(name, ())
+    return np.array([float(find_category(categories, label)) for label in values.tolist()])
 
 
 def _decode_categories(name: str, codes: np.ndarray, encoding: Encoding) -> np.ndarray:

@@ -33,9 +33,10 @@ from forecaster.errors import (
 from forecaster.frequency import Timestamp, format_timestamp, parse_frequency, timestamp_at
 from forecaster.frequency_names import are_same_grid
 from forecaster.series import Series
+from forecaster.spec import Spec
 from serving.formats import timestamps
 from serving.formats.schema import ContinuedSeries
-from serving.formats.series import ParsedSeries, parse_channels, parse_covariates
+from serving.formats.series import ParsedSeries, parse_channels, parse_covariates, validate_column_names
 from serving.formats.state_payload import decode_payload, encode_payload
 from serving.formats.timestamps import IntegerStyle, TimestampStyle
 from serving.settings import Settings
@@ -65,10 +66,11 @@ class TokenSigner(NamedTuple):
 
 
 class ModelReference(NamedTuple):
-    """The model that a token belongs to: its digest, and its encoding of text covariates."""
+    """The model that a token belongs to: its digest, its encoding of text covariates, and the columns it reads."""
 
     digest: str
     encoding: Encoding
+    spec: Spec
 
 
 def issue_token(
@@ -91,6 +93,7 @@ def parse_token_series(
     series_input: ContinuedSeries, *, model: ModelReference, signer: TokenSigner, horizon: int
 ) -> ParsedSeries:
     """Returns the series that a token and new values describe; raises InputError if they are not valid."""
+    validate_column_names(series_input, model.spec)
     stored, style = _open_token(series_input.state, where=series_input.id, model=model, signer=signer)
     if stored.id != series_input.id:
         raise BadState(

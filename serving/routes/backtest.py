@@ -218,9 +218,7 @@ def _parse_history(
     fitted_model = model.predictor.fitted_model
     deadline.check()
     try:
-        series = parse_series(
-            history, model_freq=fitted_model.freq, encoding=fitted_model.encoding, horizon=0, start_cache={}
-        ).series
+        series = parse_series(history, model=fitted_model, horizon=0, start_cache={}).series
     except ForecasterError as error:
         return error
     steps_after, min_steps = max(plan.steps_after_origin), fitted_model.spec.min_steps

@@ -101,9 +101,7 @@ def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
     limits.validate_request_size(ForecastOptions(horizon=horizon), [request.series], settings)
     deadline.check()
     try:
-        parsed = parse_series(
-            request.series, model_freq=deployed.freq, encoding=deployed.encoding, horizon=horizon, start_cache={}
-        )
+        parsed = parse_series(request.series, model=deployed, horizon=horizon, start_cache={})
         fitted_model = _load_fitted_model(bundle_path(settings.slot, model.release))
         deadline.check()
         from forecaster.explain.attribution import METHODS, explain

@@ -309,6 +309,7 @@ def _predict_scoring(
             covariates=spec.covariates,
             static=(*spec.static, *(name for name in group_columns if name in frame)),
             channels=spec.channels,
+            text_covariates=tuple(fitted_model.encoding.categories),
         )
     except ForecasterError as error:
         raise ApiError.from_forecaster_error(error) from error

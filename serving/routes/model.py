@@ -30,6 +30,9 @@ class ModelResponse(StrictModel):
     freq: str = Field(description="pandas offset alias, or an integer as text if timestamps are integers")
     season: int = Field(description="steps of a season")
     cutoff: str = Field(description="last timestamp of the training data; digits if timestamps are integers")
+    text_covariates: list[str] = Field(
+        description="covariates that the model has learned as text; it reads the others as numbers"
+    )
     min_history: int = Field(description="smallest number of steps of a history")
     calibration: CalibrationSummary | None = Field(description="null if the model gives point forecasts only")
     facts: dict[str, Any] = Field(
@@ -56,6 +59,7 @@ def describe_model(model: DeployedModel) -> dict[str, Any]:
         "freq": fitted_model.freq,
         "season": fitted_model.season,
         "cutoff": format_timestamp(fitted_model.cutoff),
+        "text_covariates": list(fitted_model.encoding.categories),
         "min_history": fitted_model.spec.min_steps,
         "calibration": None if table is None else {"basis": table.basis, "windows": table.windows},
         "facts": fitted_model.facts,

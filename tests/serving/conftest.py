@@ -125,6 +125,14 @@ def load_stub(folder: Path) -> LastValuePredictor:
     return LastValuePredictor(replace(model, facts={**model.facts, **fields.get("facts", {})}), fields["shift"])
 
 
+def load_stub_with_columns(folder: Path) -> LastValuePredictor:
+    """Loads the stub as a model that reads a covariate `a`, a static feature `b` and a channel `c`."""
+    predictor = load_stub(folder)
+    columns = {"covariates": ("a",), "static": ("b",), "channels": ("c",)}
+    model = predictor.fitted_model
+    return replace(predictor, fitted_model=replace(model, spec=model.spec.model_copy(update=columns)))
+
+
 def publish_stub(slot: Path, *, version: str = "1", shift: float = 0.0, freq: str = "h", **facts: Any) -> Release:
     with staging(slot) as draft:
         digest = write_stub(draft / "bundle", shift=shift, freq=freq, **facts)

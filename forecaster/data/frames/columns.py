@@ -191,14 +191,21 @@ def _suggest_fix(value: Any) -> str:
     return "Correct it, or leave it empty if it was not observed."
 
 
-def parse_covariate(raw: pd.Series, *, column: str) -> np.ndarray:
+def parse_covariate(raw: pd.Series, *, column: str, as_text: bool | None = None) -> np.ndarray:
     """Returns a covariate as float64 (bools become 0 and 1) or as an object array of text.
 
     Empty cells become NaN or None. Raises NotANumber, ValueOutOfRange.
+
+    Args:
+        raw: The column.
+        column: Its name.
+        as_text: Whether it is read as text; None decides by its cells.
     """
+    if as_text:
+        return parse_labels(raw)
     if pd.api.types.is_bool_dtype(raw):
         return np.asarray(raw.to_numpy(dtype=np.float64, na_value=np.nan))
-    if pd.api.types.is_numeric_dtype(raw) or not _is_text(raw):
+    if as_text is False or pd.api.types.is_numeric_dtype(raw) or not _is_text(raw):
         return parse_numbers(raw, column=column)
     return parse_labels(raw)
 

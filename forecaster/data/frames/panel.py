@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -37,6 +37,7 @@ def to_panel(
     covariates: Sequence[str] = (),
     static: Sequence[str] = (),
     channels: Sequence[str] = (),
+    text_covariates: Collection[str] | None = None,
 ) -> Panel:
     """Validates a long frame and splits it into series. docs/data.md lists every case and its outcome.
 
@@ -50,6 +51,8 @@ def to_panel(
         covariates: Columns with a known future. Rows without `y` after the last observed step are then that future.
         static: Columns that are constant within a series.
         channels: Columns known for the past only. As in `y`, NaN means not observed.
+        text_covariates: The covariates that are read as text, the others as numbers: the categories that a model has learned,
+            `encoding.categories`. None decides by the cells of each column, as for the training of a model.
     Raises:
         InputError: A subclass of it, with the series and the first invalid row or timestamp.
     """
@@ -58,7 +61,15 @@ def to_panel(
     repairs: list[str] = []
     declared = None if freq is None else normalize_frequency(freq, where="freq")
     rows = parse_rows(
-        frame, names, freq=declared, zone=zone, covariates=covariates, static=static, channels=channels, repairs=repairs
+        frame,
+        names,
+        freq=declared,
+        zone=zone,
+        covariates=covariates,
+        static=static,
+        channels=channels,
+        text_covariates=text_covariates,
+        repairs=repairs,
     )
     rows = drop_duplicates(sort_rows(rows, repairs), repairs)
     bounds = rows.series_bounds()

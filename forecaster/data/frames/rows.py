@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -76,6 +76,7 @@ def parse_rows(
     covariates: Sequence[str],
     static: Sequence[str],
     channels: Sequence[str],
+    text_covariates: Collection[str] | None,
     repairs: list[str],
 ) -> ParsedRows:
     """Parses the columns of a frame; what was repaired is appended to `repairs`. Raises a subclass of InputError."""
@@ -90,7 +91,12 @@ def parse_rows(
         ids.codes,
         timestamp_column.timestamps,
         cells.parse_numbers(frame[names.y], column=names.y),
-        {name: cells.parse_covariate(frame[name], column=name) for name in covariates},
+        {
+            name: cells.parse_covariate(
+                frame[name], column=name, as_text=None if text_covariates is None else name in text_covariates
+            )
+            for name in covariates
+        },
         {name: cells.parse_labels(frame[name]) for name in static},
         {name: cells.parse_numbers(frame[name], column=name) for name in channels},
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.client.batches import ForecastQuery, forecast_batch
-from forecaster.client.transport import HttpRequest, RetryPolicy
+from forecaster.client.batches import MODEL_REQUEST, ForecastQuery, FrameQuery, forecast_batch, forecast_frame
+from forecaster.client.transport import HttpRequest, HttpResponse, RetryPolicy
 from forecaster.data.batching import take_last
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import InputError
@@ -19,8 +21,15 @@ from tests.factories import START, make_wave
 QUERY = ForecastQuery(3, (0.9,), 2.5)
 
 
-def encode(*series: Series) -> HttpRequest:
-    request = next(forecast_batch(series, QUERY, RetryPolicy()))
+ALL_COLUMNS = {"covariates": ["x"], "static": [], "group": None, "channels": ["x"]}
+
+
+def encode(*series: Series, spec: Mapping[str, Any] = ALL_COLUMNS) -> HttpRequest:
+    """Returns the request for series, to a service whose model has this specification."""
+    exchange = forecast_batch(series, QUERY, RetryPolicy())
+    request = next(exchange)
+    if request == MODEL_REQUEST:
+        request = exchange.send(HttpResponse(200, {}, json.dumps({"spec": spec}).encode()))
     assert isinstance(request, HttpRequest)
     return request
 
@@ -57,3 +66,29 @@ def test_an_infinite_value_is_rejected(name: str) -> None:
     columns = {"y": infinite} if name == "y" else {"y": make_wave(6), name: {"x": infinite}}
     with pytest.raises(InputError, match="found an infinite one"):
         encode(Series("a", START, "h", **columns))
+
+
+def test_only_the_columns_that_the_model_reads_are_sent() -> None:
+    columns = {name: np.arange(6.0) for name in ("x", "other")}
+    static = {"region": "north", "size": "s", "colour": "red"}
+    spec = {"covariates": ["x"], "static": ["region"], "group": "size", "channels": []}
+    body = encode(Series("a", START, "h", make_wave(6), columns, static, columns), spec=spec).body
+    assert body is not None
+    [sent] = json.loads(body)["series"]
+    assert (list(sent["covariates"]), sent["static"]) == (["x"], {"region": "north", "size": "s"})
+    assert "channels" not in sent
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"), [({"text_covariates": ["promo"]}, "10"), ({"text_covariates": []}, 10), ({}, 10)]
+)
+def test_a_covariate_is_sent_with_the_type_that_the_model_has_learned(fields: dict[str, Any], sent: Any) -> None:
+    timestamps = pd.date_range(START, periods=9, freq="h")
+    frame = pd.DataFrame({"unique_id": "a", "ds": timestamps, "y": make_wave(9), "promo": 10})
+    exchange = forecast_frame(frame, FrameQuery(3, (), "h", None, None, 1.0), RetryPolicy())
+    assert next(exchange) == MODEL_REQUEST
+    model = {"spec": {"covariates": ["promo"]}, **fields}
+    request = exchange.send(HttpResponse(200, {}, json.dumps(model).encode()))
+    assert isinstance(request, HttpRequest)
+    assert request.body is not None
+    assert json.loads(request.body)["series"][0]["covariates"]["promo"] == [sent] * 9

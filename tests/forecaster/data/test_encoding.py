@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from forecaster.data.calendar import compute_calendar_features, list_calendar_columns
-from forecaster.data.encoding import EMPTY_ENCODING, Encoding, fit_encoding
+from forecaster.data.encoding import EMPTY_ENCODING, Encoding, find_category, fit_encoding
 from forecaster.data.frames.panel import to_panel
-from forecaster.errors import CovariateUnknown
+from forecaster.errors import CovariateUnknown, NotANumber
 from forecaster.series import Panel, Series
 from tests.factories import START, make_series, make_wave
 
@@ -210,3 +210,53 @@ def test_static_categories_are_looked_up_and_not_searched() -> None:
     other = Series("a", pd.Timestamp("2026-01-01"), "D", np.zeros(1), static={"shop": "another"})
     assert encoding.encode_static(other).tolist() == [0]
     assert encoding == Encoding(static={"shop": categories})
+
+
+@pytest.mark.parametrize(
+    ("categories", "label", "index"),
+    [
+        (("1", "2"), "1.0", 0),
+        (("1", "2"), 2.0, 1),
+        (("1.0", "2.0"), "1", 0),
+        (("1.0", "2.0"), 1, 0),
+        (("-1", "007"), "-1.00", 0),
+        (("-1", "007"), "7", -1),
+        (("1", "1.0"), "1.0", 1),
+        (("1", "1.0"), "1", 0),
+        (("1", "1.0"), "1.00", -1),
+        (("1", "2"), "1.5", -1),
+        (("False", "True"), True, 1),
+        ((), "1", -1),
+    ],
+)
+def test_whole_numbers_are_one_category_in_any_text_unless_training_has_several(
+    categories: tuple[str, ...], label: object, index: int
+) -> None:
+    assert find_category(categories, label) == index
+
+
+def test_equal_categories_are_encoded_equally() -> None:
+    encoding = Encoding(categories={"sky": ("1", "2", "x")}, static={"region": ("1", "2")})
+    texts = [
+        make_observed_series(sky=np.array(labels, dtype=object), static={"region": region})
+        for labels, region in ((["1", "2", "x", "1", "2", "7"], "2"), (["1.0", "2.0", "x", "1", 2, "7"], "2.0"))
+    ]
+    first, second = (encoding.encode_covariates(series, future_steps=2) for series in texts)
+    np.testing.assert_array_equal(first, second)
+    assert first.sum() == 5
+    assert [encoding.encode_static(series).tolist() for series in texts] == [[2], [2]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "message"),
+    [
+        ({"sky": HEAT}, CovariateUnknown, "Expected text in the covariate 'sky'; series 'a' has numbers"),
+        ({"heat": SKY}, NotANumber, "Expected numbers in the covariate 'heat'; series 'a' has text"),
+    ],
+)
+def test_a_covariate_of_another_type_than_in_training_is_refused(
+    columns: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    encoding = fit_from_series(make_observed_series())
+    with pytest.raises(kind, match=message):
+        encoding.encode_covariates(make_observed_series(**columns), future_steps=2)

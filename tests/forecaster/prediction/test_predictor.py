@@ -102,7 +102,7 @@ def test_a_diverging_rollout_falls_back_to_seasonal_naive_with_a_warning_for_tha
     assert "step 1 of 7" in diverging.warnings[0]
     assert "seasonal naive" in diverging.warnings[0]
     assert stable.mean.tolist() == [0.0] * 7
-    assert stable.warnings == ()
+    assert (diverging.has_fallback, stable.has_fallback) == (True, False)
 
 
 def test_a_predictor_does_not_modify_the_history(predictor: Predictor) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from forecaster.data.encoding import Encoding
 from forecaster.errors import DuplicateColumn, InputError, NoData, NotANumber
+from forecaster.spec import Spec
 from pipelines.sources import DataSource, read_panel
 
 CASE = Path(__file__).parents[4] / "shared" / "cases" / "03_csv_column_twice"
@@ -136,3 +138,24 @@ def test_none_and_na_are_categories_in_text_columns_and_missing_among_numbers(tm
 def test_the_shared_case_with_a_column_twice_is_refused(column: str, covariates: tuple[str, ...]) -> None:
     with pytest.raises(DuplicateColumn, match=f"one column '{column}'"):
         read_panel(DataSource(str(CASE / f"dup_{column}.csv"), covariates=covariates))
+
+
+@pytest.mark.parametrize(("cells", "as_numbers"), [(["10", "007"], [10.0, 7.0]), (["True", "False"], [1.0, 0.0])])
+def test_a_covariate_is_read_as_the_model_has_learned_it_whatever_the_cells_of_this_file_are(
+    cells: list[str], as_numbers: list[float], tmp_path: Path
+) -> None:
+    rows = [f"a,{day},{number}.5,{cells[number % 2]}" for number, day in enumerate(DAYS)]
+    path = tmp_path / "later.csv"
+    path.write_text("\n".join(["unique_id,ds,y,promo", *rows]) + "\n")
+    source = DataSource(str(path), freq="D", covariates=("promo",))
+    spec = Spec(name="shop", context=4, horizon=2, covariates=("promo",))
+    text_encoding, numeric_encoding = (
+        Encoding(categories={"promo": ("10", "x")}),
+        Encoding(numeric={"promo": (0.0, 1.0)}),
+    )
+    for data, expected in (
+        (source, as_numbers),  # as for training: by the cells
+        (source.for_model(spec, numeric_encoding), as_numbers),
+        (source.for_model(spec, text_encoding), cells),
+    ):
+        assert read_panel(data).series[0].covariates["promo"].tolist() == expected * 3

@@ -77,6 +77,8 @@ def test_bundle_card_manifest_and_run_describe_the_blend(fresh_root: Root, train
     facts = artifact.read_manifest(trained_blend.bundle).facts
     assert facts["blend"]["weights"] == weights
     assert facts["blend"]["chosen"] == "optimal"
+    assert facts["scaled_range"] == trained_blend.model.facts["scaled_range"]
+    assert np.ptp(facts["scaled_range"]) > 0
     run = create_client(fresh_root.store_uri).get_run(trained_blend.run_id)
     assert run.data.tags["blend"] == description
     assert run.data.params["blend"]

@@ -25,7 +25,7 @@ def test_batches_engine_time_fallbacks_and_model_age_are_measured(slot_folder: P
         def _forecast_series(self, series: Any, horizon: int) -> Any:
             forecast = super()._forecast_series(series, horizon)
             if isinstance(forecast, Forecast) and series.id.startswith("wild"):
-                return Forecast(forecast.id, forecast.ds, np.zeros(horizon), ("The forecast diverged.",))
+                return Forecast(forecast.id, forecast.ds, np.zeros(horizon), ("It diverged.",), has_fallback=True)
             return forecast
 
     publish_stub(slot_folder)

@@ -97,7 +97,7 @@ def forecast_by_library(payload: dict[str, Any]) -> Forecast:
     return Predictor(make_model(calibration=make_calibration())).forecast(series, HORIZON, levels=LEVELS)
 
 
-@pytest.mark.parametrize("static", [{"region": "south"}, {"region": "nowhere"}, {}, {"colour": "red"}])
+@pytest.mark.parametrize("static", [{"region": "south"}, {"region": "nowhere"}, {}])
 def test_the_response_equals_the_library(post_forecast: Callable[..., Any], static: dict[str, str]) -> None:
     payload = make_series_payload(static=static)
     [forecast] = post_forecast(payload, levels=LEVELS).json()["forecasts"]
@@ -121,12 +121,36 @@ def test_covariates_and_static_features_reach_the_network(post_forecast: Callabl
     assert len(set(means)) == len(items)
 
 
-def test_columns_unknown_to_the_model_are_ignored(post_forecast: Callable[..., Any]) -> None:
-    extra_covariates = {**make_covariates(), "other": [1.5] * (STEPS + HORIZON), "colour": ["red"] * (STEPS + HORIZON)}
-    plain, extra = post_forecast(make_series_payload(), make_series_payload(covariates=extra_covariates)).json()[
-        "forecasts"
-    ]
-    np.testing.assert_allclose(plain["mean"], extra["mean"], rtol=1e-6)
+@pytest.mark.parametrize(
+    ("columns", "known", "unknown"),
+    [
+        ({"covariates": {**make_covariates(), "colour": ["red"] * (STEPS + HORIZON)}}, "promo, weather", "'colour'"),
+        ({"static": {"region": "south", "colour": "red"}}, "(region)", "'colour'"),
+        ({"channels": {"heat": [1.0] * STEPS, "rain": [None] * STEPS}}, "(none)", "'heat', 'rain'"),
+    ],
+)
+def test_columns_unknown_to_the_model_are_rejected_alone(
+    post_forecast: Callable[..., Any], columns: dict[str, Any], known: str, unknown: str
+) -> None:
+    bad, plain = post_forecast(make_series_payload(id="bad", **columns), make_series_payload()).json()["forecasts"]
+    assert (bad["error"]["code"], bad["error"]["where"]) == ("covariate_unknown", "bad")
+    assert known in bad["error"]["message"]
+    assert unknown in bad["error"]["message"]
+    assert len(plain["mean"]) == HORIZON
+    alone = post_forecast(make_series_payload(**columns))
+    assert (alone.status_code, alone.json()["error"]["code"]) == (422, "covariate_unknown")
+
+
+def test_unseen_categories_are_warnings_of_their_series(post_forecast: Callable[..., Any]) -> None:
+    sunny = {**make_covariates(), "weather": ["sun"] * (STEPS + HORIZON)}
+    plain, snowy, elsewhere = post_forecast(
+        make_series_payload(covariates=sunny),
+        make_series_payload(id="b"),
+        make_series_payload(id="c", covariates=sunny, static={"region": "nowhere"}),
+    ).json()["forecasts"]
+    counts = [sum("training data" in warning for warning in item["warnings"]) for item in (plain, snowy, elsewhere)]
+    assert counts == [0, 1, 1]
+    assert any("'snow'" in warning for warning in snowy["warnings"])
 
 
 def test_covariates_beyond_the_horizon_are_ignored(post_forecast: Callable[..., Any]) -> None:

@@ -21,7 +21,14 @@ from serving.errors import ApiError
 from serving.forecasting import ndjson
 from serving.formats import arrow
 from serving.routes import endpoints
-from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, publish_stub, series_payload
+from tests.serving.conftest import (
+    AppClient,
+    LastValuePredictor,
+    MakeClient,
+    load_stub_with_columns,
+    publish_stub,
+    series_payload,
+)
 from tests.serving.routes.test_openapi import schema_violations
 
 ROW_PAYLOADS = [
@@ -35,7 +42,7 @@ FORECAST_OPTIONS: dict[str, Any] = {"horizon": 3, "levels": [0.9, 0.1], "samples
 @pytest.fixture
 def formats_client(slot_folder: Path, make_client: MakeClient) -> AppClient:
     publish_stub(slot_folder)
-    return make_client(max_body=1_000_000, max_lines=1000)
+    return make_client(load=load_stub_with_columns, max_body=1_000_000, max_lines=1000)
 
 
 def to_arrow_table(rows: list[dict[str, Any]], options: Any = FORECAST_OPTIONS) -> pa.Table:
@@ -259,7 +266,7 @@ def test_arrow_equals_json_rows(formats_client: AppClient) -> None:
         lambda table: table.set_column(3, "y", table["y"].cast(pa.large_list(pa.float64()))),
         lambda table: table.set_column(0, "id", table["id"].cast(pa.large_string())),
         lambda table: pa.concat_tables([table.slice(0, 1), table.slice(1)]),
-        lambda table: table.append_column("channels.heat", table["y"]).append_column("static.region", table["id"]),
+        lambda table: table.append_column("channels.c", table["y"]).append_column("static.b", table["id"]),
     ],
 )
 def test_arrow_columns_may_have_compatible_types(

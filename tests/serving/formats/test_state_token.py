@@ -34,7 +34,7 @@ pytestmark = pytest.mark.integration
 
 KEY, OTHER_KEY = "first-key-" + "x" * 40, "second-key-" + "y" * 40
 STEPS, HORIZON = 90, 5
-MODEL, SIGNER = ModelReference("ab" * 32, ENCODING), TokenSigner((KEY.encode(),), 2**18)
+MODEL, SIGNER = ModelReference("ab" * 32, ENCODING, make_model().spec), TokenSigner((KEY.encode(),), 2**18)
 TIMESTAMP_STYLE = TimestampStyle("T", "s", "Z")
 
 
@@ -85,6 +85,8 @@ def test_resuming_from_a_state_token_equals_sending_the_full_history(
     serve_model: Callable[..., AppClient], fields: dict[str, Any]
 ) -> None:
     client, full_series, options = serve_model(Predictor(make_model(**fields))), make_history(), {"levels": [0.1, 0.9]}
+    if "encoding" not in fields:
+        full_series = replace(full_series, covariates={}, static={}, channels={})
     state, start, lengths = first_forecast(client, series_request(full_series, end=40), **options)["state"], 40, []
     for end in (40, 41, 44, 60, 61, 90):
         forecast = first_forecast(client, series_request(full_series, start=start, end=end, state=state), **options)
@@ -101,7 +103,7 @@ def test_resuming_from_a_state_token_equals_sending_the_full_history(
 def test_samples_from_a_state_token_equal_those_of_the_full_history(serve_model: Callable[..., AppClient]) -> None:
     client, full_series = (
         serve_model(Predictor(make_model(head={"kind": "gaussian"}))),
-        replace(make_history(), covariates={}, channels={}),
+        replace(make_history(), covariates={}, static={}, channels={}),
     )
     state = first_forecast(client, series_request(full_series, end=80))["state"]
     forecast = first_forecast(client, series_request(full_series, start=80, end=90, state=state), samples=7, seed=3)
@@ -391,7 +393,7 @@ def test_the_size_of_a_state_is_limited_when_issued_and_when_read() -> None:
 
 def test_a_state_token_is_bound_to_its_model() -> None:
     with pytest.raises(StateOfOtherModel, match="abababababab"):
-        open_token(STATE_TOKEN, model=ModelReference("cd" * 32, ENCODING))
+        open_token(STATE_TOKEN, model=MODEL._replace(digest="cd" * 32))
 
 
 def test_the_number_of_steps_read_from_a_state_does_not_depend_on_the_history_length(

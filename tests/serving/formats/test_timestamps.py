@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.errors import BadStamp, FrequencyUnknown, IrregularStamps
 from forecaster.frequency import timestamp_at
 from forecaster.frequency_names import are_same_grid
 from serving.formats import timestamps
 from serving.formats.schema import GridSeries, TimestampedSeries
 from serving.formats.series import parse_series
+from tests.serving.conftest import StubModel
 
 VALID_TIMESTAMPS = [
     "2026-01-01",
@@ -83,17 +83,17 @@ def test_another_name_of_the_models_frequency_is_accepted_and_its_start_is_check
     freq: str, model_freq: str, start: str
 ) -> None:
     history = GridSeries(id="a", start=start, freq=freq, y=[1.0, 2.0, 3.0])
-    parsed = parse_series(history, model_freq=model_freq, encoding=EMPTY_ENCODING, horizon=2, start_cache={})
+    parsed = parse_series(history, model=StubModel(model_freq), horizon=2, start_cache={})
     assert are_same_grid(parsed.series.freq, model_freq, [parsed.series.start])
     texts = parsed.style.format(parsed.series.timestamps)
     timestamped = TimestampedSeries(id="a", ds=texts, freq=freq, y=[1.0, 2.0, 3.0])
-    again = parse_series(timestamped, model_freq=model_freq, encoding=EMPTY_ENCODING, horizon=2, start_cache={})
+    again = parse_series(timestamped, model=StubModel(model_freq), horizon=2, start_cache={})
     assert again.series.timestamps.equals(parsed.series.timestamps)
 
 
 def test_a_start_off_the_declared_grid_is_rejected_under_another_name_too() -> None:
     history = GridSeries(id="a", start="2026-01-05", freq="W-SUN", y=[1.0])
     with pytest.raises(IrregularStamps, match="start on the grid of the frequency 'W-SUN'"):
-        parse_series(history, model_freq="7D", encoding=EMPTY_ENCODING, horizon=2, start_cache={})
+        parse_series(history, model=StubModel("7D"), horizon=2, start_cache={})
     with pytest.raises(FrequencyUnknown, match="C-1111110"):
         timestamps.parse_step("C-111", where="a")

@@ -40,6 +40,25 @@ COLUMN_CASES: dict[str, FrameCase] = {
         options={"covariates": ("heat",)},
         check=lambda panel: panel.series[0].covariates["heat"].tolist() == [1.0, 0.0] * 10,
     ),
+    "numbers or bools where the model has learned text": FrameCase(
+        lambda: covariates_frame([10, 20] * 10, np.arange(20.0)).assign(promo=[True, False] * 10),
+        options={"covariates": ("heat", "promo"), "text_covariates": ("heat", "promo")},
+        check=lambda panel: (
+            panel.series[0].covariates["heat"].tolist() == ["10", "20"] * 10
+            and panel.series[0].covariates["promo"].tolist() == ["True", "False"] * 10
+        ),
+    ),
+    "digits as text where the model has learned numbers": FrameCase(
+        lambda: covariates_frame(["10", "20"] * 10, np.arange(20.0)),
+        options={"covariates": ("heat",), "text_covariates": ()},
+        check=lambda panel: panel.series[0].covariates["heat"].tolist() == [10.0, 20.0] * 10,
+    ),
+    "text where the model has learned numbers": FrameCase(
+        lambda: covariates_frame(["10", "none"], [1.0, 2.0]),
+        NotANumber,
+        "row 1 .*'none'",
+        {"covariates": ("heat",), "text_covariates": (), "freq": "D"},
+    ),
     "a covariate with missing values": FrameCase(
         lambda: covariates_frame([1.0, np.nan, 3.0], [1.0, 2.0, 3.0]),
         CovariateUnknown,

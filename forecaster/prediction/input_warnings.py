@@ -1,0 +1,49 @@
+"""Warnings about the input of a forecast that the model can read, but did not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.prediction.scaled_range import ScaledRange, find_scaled_ranges, read_scaled_range
+from forecaster.series import Series
+
+
+class InputInspector:
+    """Describes input that differs from the training data of one fitted model."""
+
+    def __init__(self, fitted_model: FittedModel | StoredModel) -> None:
+        self._encoding, self._layout = fitted_model.encoding, fitted_model.layout
+        self._spec, self._season = fitted_model.spec, fitted_model.season
+        self._learned_range = read_scaled_range(fitted_model.facts)
+
+    def describe_batch(
+        self, series: Sequence[Series], horizon: int, *, is_constant: Sequence[bool]
+    ) -> list[tuple[str, ...]]:
+        """Returns the warnings about each of some valid series; constant histories do not reach the network."""
+        ranges: Sequence[ScaledRange | None] = (
+            [None] * len(series)
+            if self._learned_range is None
+            else find_scaled_ranges(series, self._spec, season=self._season)
+        )
+        return [
+            (*(() if constant else self._describe_range(scaled_range)), *self._describe_categories(item, horizon))
+            for item, scaled_range, constant in zip(series, ranges, is_constant, strict=True)
+        ]
+
+    def _describe_range(self, scaled_range: ScaledRange | None) -> Iterator[str]:
+        learned = self._learned_range
+        if scaled_range is not None and learned is not None and scaled_range.exceeds(learned):
+            yield (
+                f"The history lies outside the values that the model has learned from: in its scale from {scaled_range.low:.3g} "
+                f"to {scaled_range.high:.3g}, the training data from {learned.low:.3g} to {learned.high:.3g}. The forecast is "
+                "uncertain; check the history for a wrong sign or unit and for outliers."
+            )
+
+    def _describe_categories(self, series: Series, horizon: int) -> Iterator[str]:
+        if self._encoding.categories or self._encoding.static:
+            yield from self._encoding.describe_unseen_categories(
+                series,
+                first=max(0, len(series) - self._layout.window_length(len(series))),
+                last=len(series) + horizon,
+            )
