@@ -79,6 +79,14 @@ def test_a_damaged_slot_and_invalid_stores_exit_with_1(
     assert "weights.safetensors" in diagnostics["slot"][1]
 
 
+def test_a_link_of_the_slot_that_leads_nowhere_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "slot").mkdir()
+    (tmp_path / "slot" / "current").symlink_to("current")
+    status, message = run_doctor(tmp_path, capsys, exit_code=1)["slot"]
+    assert status == "bad"
+    assert "the link leads to no folder" in message
+
+
 @pytest.mark.parametrize(
     ("requirements", "status", "message"),
     [
