@@ -109,6 +109,7 @@ def build_serving_environment(
     host: str | None,
     port: int | None,
     keys: Path | None = None,
+    root_path: str | None = None,
 ) -> dict[str, str]:
     """Builds the environment in which `python -m serving` serves the champion of a model from this root.
 
@@ -119,9 +120,11 @@ def build_serving_environment(
         host: Address to listen on; None for the default of the service.
         port: Port to listen on; None for the default of the service.
         keys: File with hashes of API keys; None keeps the current environment.
+        root_path: Path below which a reverse proxy serves the service; None keeps the current environment.
     """
     defaults = {"SLOT": str(root.slot), "REGISTRY": root.store_uri if model else None}
     options = {"MODEL": model, "HOST": host, "PORT": None if port is None else str(port)}
+    options["ROOT_PATH"] = root_path
     options["KEYS_FILE"] = None if keys is None else str(keys.expanduser().absolute())
     return {**_build_variables(defaults), **environ, **_build_variables(options)}
 

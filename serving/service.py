@@ -27,6 +27,9 @@ from serving.deployment.launcher import end_with_launcher
 from serving.settings import Settings
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # BentoML does not accept "1"
+os.environ["FORWARDED_ALLOW_IPS"] = (
+    ""  # uvicorn would believe the headers of any local client; asgi/proxies.py reads them
+)
 # Time a thread may hold the GIL while another waits for it; Python's default is 5 ms. The event loop releases the GIL at every
 # read and write, and with the default it would wait 5 ms for each chunk of each body while a large request is computed.
 _SWITCH_INTERVAL_S = 0.0005

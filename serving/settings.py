@@ -5,9 +5,10 @@ No setting changes a forecast, with one exception: with `adaptive` the intervals
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -18,6 +19,7 @@ from forecaster.storage.addresses import redact_addresses
 ENV_PREFIX = "FORECASTER_SERVING_"
 # Absolute, because the server's processes run in a different working directory.
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+_ROOT_PATH_PATTERN = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")  # no empty segment, no dots alone
 MIN_KEY_LENGTH = 32  # characters of a key that signs states
 
 
@@ -25,6 +27,25 @@ def _validate_state_keys(keys: str) -> str:
     if any(len(key) < MIN_KEY_LENGTH for key in keys.split(";") if keys):
         raise ValueError(f"expected keys of {MIN_KEY_LENGTH} characters or more, separated by `;`")
     return keys
+
+
+def _validate_root_path(value: str) -> str:
+    root_path = value.rstrip("/")
+    if root_path and not _ROOT_PATH_PATTERN.fullmatch(root_path):
+        raise ValueError("Expected a path such as /forecasts, of letters, digits, `-`, `.`, `_`, `~` and `/`")
+    return root_path
+
+
+def _parse_networks(value: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(part.strip(), strict=False) for part in value.split(";") if part.strip())
+    except ValueError as error:
+        raise ValueError("Expected addresses or networks such as 10.0.0.5;10.1.0.0/16, separated by `;`") from error
+
+
+def _validate_proxies(value: str) -> str:
+    _parse_networks(value)
+    return value
 
 
 def _validate_ledger(value: str) -> str:
@@ -86,6 +107,15 @@ class Settings(BaseModel):
     poll_s: float = Field(default=5.0, gt=0, description="seconds between queries to the registry")
     keep: int = Field(default=3, ge=2, description="releases kept in the slot, including the deployed one")
 
+    root_path: Annotated[str, AfterValidator(_validate_root_path)] = Field(
+        default="",
+        description="path below which a reverse proxy serves page and API, such as /forecasts; it may remove or keep the path",
+    )
+    proxies: Annotated[str, AfterValidator(_validate_proxies)] = Field(
+        default="",
+        description="addresses or networks of reverse proxies, separated by `;`; only their X-Forwarded-For and Forwarded "
+        "headers name the client in the access log",
+    )
     allowed_hosts: str = Field(
         default="",
         description="names in the Host header that are served, separated by `;`; `*` allows all. By default the loopback names "
@@ -151,6 +181,11 @@ class Settings(BaseModel):
     grace_s: int = Field(
         default=10, ge=1, description="seconds for requests in progress to finish when the server stops"
     )
+
+    @property
+    def proxy_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of the reverse proxies."""
+        return _parse_networks(self.proxies)
 
     @property
     def ledger_url(self) -> str | None:

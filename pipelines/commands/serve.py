@@ -21,6 +21,7 @@ def serve(
     host: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_HOST")] = None,
     port: Annotated[int | None, Parameter(env_var="FORECASTER_SERVING_PORT")] = None,
     keys: Annotated[Path | None, Parameter(env_var="FORECASTER_SERVING_KEYS_FILE")] = None,
+    root_path: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_ROOT_PATH")] = None,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Serves the champion of a registered model over HTTP, and switches to a new champion when one is promoted.
@@ -37,11 +38,15 @@ def serve(
         Port to listen on; by default 3000.
     keys
         File with the hashes of API keys, as written by `key new`; requests without one of these keys are rejected.
+    root_path
+        Path below which a reverse proxy serves the page and the API, such as /forecasts; by default none.
     """
     from pipelines.settings import build_serving_environment
 
     root = root_options.open_root()
-    environment = build_serving_environment(os.environ, root, model=model, host=host, port=port, keys=keys)
+    environment = build_serving_environment(
+        os.environ, root, model=model, host=host, port=port, keys=keys, root_path=root_path
+    )
     if model is None and environment["FORECASTER_SERVING_SLOT"] == str(root.slot) and not root.slot.exists():
         raise NoSuchModel(
             f"Expected a model to serve; no name was given, and no model was served from {root.path} before. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
 )
+_OWN_URL_PATTERN = re.compile(rb'\b(href|src)="(?=page/|docs\.json")')
 _RESPONSE_HEADERS = {
     "content-security-policy": _CONTENT_SECURITY_POLICY,
     "referrer-policy": "no-referrer",
@@ -58,9 +60,9 @@ class Asset(NamedTuple):
         return Response(self.body, media_type=self.media_type, headers=headers)
 
 
-def load_assets(folder: Path = PAGE_FOLDER) -> Sequence[Asset]:
-    """Reads the files of the page; index.html gets the path HOME_PATH."""
-    return [_load_asset(file) for file in sorted(folder.iterdir()) if file.suffix in MEDIA_TYPES]
+def load_assets(folder: Path = PAGE_FOLDER, *, root_path: str = "") -> Sequence[Asset]:
+    """Reads the files of the page; index.html gets the path HOME_PATH, and below a root path absolute URLs."""
+    return [_load_asset(file, root_path) for file in sorted(folder.iterdir()) if file.suffix in MEDIA_TYPES]
 
 
 def metrics_label(path: str) -> str:
@@ -68,8 +70,10 @@ def metrics_label(path: str) -> str:
     return METRICS_LABEL if path == HOME_PATH or path.startswith(FILES_PREFIX) else path
 
 
-def _load_asset(file: Path) -> Asset:
+def _load_asset(file: Path, root_path: str) -> Asset:
     body = file.read_bytes()
+    if root_path and file.name == "index.html":  # so that the page also works under an address without the last slash
+        body = _OWN_URL_PATTERN.sub(rb'\1="' + root_path.encode() + b"/", body)
     path = HOME_PATH if file.name == "index.html" else FILES_PREFIX + file.name
     etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak, because both encodings share it
     return Asset(path, MEDIA_TYPES[file.suffix], body, gzip.compress(body, mtime=0), etag)

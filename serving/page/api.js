@@ -39,6 +39,11 @@ export function setApiKey(key) {
   }
 }
 
+/** Returns the URL of a path of the service, which may lie below a path of a proxy. */
+export function serviceUrl(path = "") {
+  return new URL(`..${path}`, import.meta.url).href.replace(/\/$/, "");
+}
+
 /**
  * Sends a GET request, or a POST request if there is a body; returns the JSON of the response and its headers.
  * Throws ApiError; an AbortError is passed on.
@@ -49,7 +54,7 @@ export async function fetchJson(path, { body, signal } = {}) {
   if (getApiKey() !== "") headers.authorization = `Bearer ${getApiKey()}`;
   let response, text;
   try {
-    response = await fetch(path, {
+    response = await fetch(serviceUrl(path), {
       method: body === undefined ? "GET" : "POST",
       headers, signal, body: body === undefined ? undefined : JSON.stringify(body),
       cache: "no-store", credentials: "omit", redirect: "error", referrerPolicy: "no-referrer",

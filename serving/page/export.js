@@ -1,6 +1,6 @@
 // Exports forecasts as CSV, the chart as PNG, and the request as curl and Python code.
 
-import { getApiKey } from "./api.js";
+import { getApiKey, serviceUrl } from "./api.js";
 import { createSvgElement } from "./dom.js";
 import { toRequestSeries } from "./forecast-requests.js";
 
@@ -84,7 +84,7 @@ export function download(blob, name) {
 
 /** Returns the request as a curl command; the API key is read from an environment variable. */
 export function buildCurl(series, { horizon, levels }) {
-  const lines = [`curl -sS ${location.origin}/v1/forecast`, "-H 'Content-Type: application/json'"];
+  const lines = [`curl -sS ${serviceUrl("/v1/forecast")}`, "-H 'Content-Type: application/json'"];
   if (getApiKey() !== "") lines.push('-H "Authorization: Bearer $FORECASTER_KEY"');
   const body = JSON.stringify({ series: [toRequestSeries(series)], horizon, levels });
   return `${[...lines, "--data-binary @- <<'JSON'"].join(" \\\n  ")}\n${body}\nJSON\n`;
@@ -108,7 +108,7 @@ export function buildPython(series, { horizon, levels }) {
     `    "ds": ${timestamps},`,
     `    "y": ${JSON.stringify(series.y).replaceAll("null", "None")},`,
     "})",
-    `client = Client(${JSON.stringify(location.origin)}${key})`,
+    `client = Client(${JSON.stringify(serviceUrl())}${key})`,
     `print(client.forecast(frame, horizon=${horizon}${levelsArgument}${freqArgument}))`,
     "",
   ].join("\n");

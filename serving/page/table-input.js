@@ -23,7 +23,7 @@ export function listenForTables({ onStart, onTable, getOptions }) {
         remedy: "Send it from Python or with curl, in several requests." } }, name);
       return;
     }
-    worker = new Worker("/page/csv-worker.js", { type: "module" });
+    worker = new Worker(new URL("csv-worker.js", import.meta.url), { type: "module" });
     worker.addEventListener("message", ({ data }) => onTable(data, name));
     worker.addEventListener("error", () => onTable({ error: { title: "The table cannot be read", expected: "text in UTF-8",
       found: "another format or encoding", where: name, remedy: "Save it as CSV in UTF-8, and try again." } }, name));

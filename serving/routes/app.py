@@ -11,10 +11,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from serving.asgi import assets, auth
 from serving.asgi.metrics import Metrics
 from serving.asgi.middleware import RequestMiddleware
+from serving.asgi.proxies import ProxyMiddleware
 from serving.deployment.slot import LoadPredictor, Slot, load_bundle
 from serving.errors import ApiError
 from serving.routes import backtest, explain, invocations, openapi, scenarios
@@ -25,7 +27,7 @@ from serving.settings import Settings
 class Application(NamedTuple):
     """An application and its parts."""
 
-    app: RequestMiddleware  # the ASGI application to serve
+    app: ASGIApp  # the ASGI application to serve
     routes: Starlette  # inside the middleware; its lifespan starts and stops the slot
     slot: Slot
     shadow_slot: Slot | None  # slot of the shadow model
@@ -41,7 +43,7 @@ def build_application(
     """
     keyring = auth.build_keyring(settings)
     settings = settings.with_state_key()
-    page_assets = assets.load_assets()
+    page_assets = assets.load_assets(root_path=settings.root_path)
     metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.METRICS_LABEL])
     slot = slot or Slot(
         settings.slot,
@@ -103,7 +105,12 @@ def build_application(
         model_headers=lambda: model_headers(slot.current),
         allowed_hosts=auth.find_allowed_hosts(settings),
     )
-    return Application(middleware, routes, slot, endpoints.shadow_slot, metrics)
+    app: ASGIApp = middleware
+    if settings.root_path or settings.proxies:
+        own_paths = frozenset({*(route.path for route in openapi.ROUTES), *(asset.path for asset in page_assets)})
+        networks = settings.proxy_networks
+        app = ProxyMiddleware(middleware, root_path=settings.root_path, proxies=networks, own_paths=own_paths)
+    return Application(app, routes, slot, endpoints.shadow_slot, metrics)
 
 
 async def _error_response(_: Request, error: Exception) -> Response:

@@ -211,7 +211,7 @@ class Endpoints:
 
     async def docs(self, _: Request) -> Response:
         """GET /docs.json."""
-        return json_response(await asyncio.to_thread(_openapi_json))
+        return json_response(await asyncio.to_thread(_openapi_json, self._settings.root_path))
 
     def _require_model(self) -> DeployedModel:
         model = self._slot.current
@@ -279,9 +279,9 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 @cache
-def _openapi_json() -> bytes:
+def _openapi_json(root_path: str) -> bytes:
     """Builds the document on the first request, so that a worker becomes ready sooner."""
-    return orjson.dumps(openapi.build_document())
+    return orjson.dumps(openapi.build_document(root_path))
 
 
 @lru_cache(8)

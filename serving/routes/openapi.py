@@ -221,8 +221,8 @@ _RESPONSE_HEADERS = {
 }
 
 
-def build_document() -> dict[str, Any]:
-    """Returns the complete document."""
+def build_document(root_path: str = "") -> dict[str, Any]:
+    """Returns the complete document; with a root path, it is the server's URL."""
     models = {
         model
         for route in ROUTES
@@ -245,6 +245,7 @@ def build_document() -> dict[str, Any]:
             "description": "Time-series forecasts from the histories in a request. "
             'Every error response is {"error": {"code", "message", "where"}}.',
         },
+        **({"servers": [{"url": root_path}]} if root_path else {}),
         "paths": paths,
         "components": {"schemas": schemas["$defs"], "securitySchemes": _SECURITY_SCHEMES},
     }

@@ -166,6 +166,13 @@ def test_serve_keeps_the_environment_and_options_override_it(tmp_path: Path) -> 
     assert environment == {**environ, "FORECASTER_SERVING_MODEL": "small", "FORECASTER_SERVING_PORT": "4321"}
 
 
+def test_serve_passes_the_path_of_a_proxy_to_the_service(tmp_path: Path) -> None:
+    environment = build_serving_environment(
+        {}, Root(tmp_path), model=None, host=None, port=None, root_path="/forecasts"
+    )
+    assert environment["FORECASTER_SERVING_ROOT_PATH"] == "/forecasts"
+
+
 def test_a_root_that_does_not_fit_a_database_uri_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="without"):
         _ = Root(tmp_path / "a?b").store_uri

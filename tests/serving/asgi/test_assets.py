@@ -114,4 +114,4 @@ def test_all_modules_are_preloaded() -> None:
     scripts = {file.name for file in assets.PAGE_FOLDER.glob("*.js")} - {"main.js"}
     worker_modules = {"csv-worker.js", "csv.js", "fill-gaps.js"}  # loaded by the web worker
     page = (assets.PAGE_FOLDER / "index.html").read_text(encoding="utf-8")
-    assert set(re.findall(r'rel="modulepreload" href="/page/([a-z-]+\.js)"', page)) == scripts - worker_modules
+    assert set(re.findall(r'rel="modulepreload" href="page/([a-z-]+\.js)"', page)) == scripts - worker_modules
