@@ -193,6 +193,28 @@ def test_work_that_could_not_start_before_its_deadline_is_rejected(admission_gat
     assert order == ["measured", "waiting", "idle"]
 
 
+def test_one_slow_computation_says_little_about_the_next(admission_gate: threading.Event) -> None:
+    order: list[str] = []
+
+    async def scenario() -> None:
+        admission = Admission(threads=1, capacity=9, timeout_s=20)
+        await admission.run(_record, order, "imports a package", 0.5, steps=20_000)
+        blocker = asyncio.create_task(admission.run(admission_gate.wait, steps=20_000))
+        await asyncio.sleep(0.05)
+        # At the measured 25 µs per step these would be 25 s each, and the second would be rejected.
+        tasks = [
+            asyncio.create_task(admission.run(_record, order, name, 0.0, steps=1_000_000))
+            for name in ("first", "second")
+        ]
+        await asyncio.sleep(0.05)
+        admission_gate.set()
+        await asyncio.gather(blocker, *tasks)
+        admission.close()
+
+    asyncio.run(scenario())
+    assert order == ["imports a package", "first", "second"]
+
+
 def test_groupable_work_of_one_kind_that_waits_together_is_computed_together(admission_gate: threading.Event) -> None:
     groups: list[list[int]] = []
 
