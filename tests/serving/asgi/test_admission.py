@@ -148,15 +148,15 @@ def test_the_shortest_expected_work_is_next_unless_longer_work_has_waited(admiss
 
     async def scenario() -> None:
         admission = Admission(threads=1, capacity=9, timeout_s=20)
-        # One measurement: 0.02 s for 20,000 steps, so a million steps are expected to take one second.
-        await admission.run(_record, order, "measured", 0.02, steps=20_000)
+        # One measurement: 0.1 s for 20,000 steps, so the others are expected to take 0.4, 0.8 and 0.15 s.
+        await admission.run(_record, order, "measured", 0.1, steps=20_000)
         blocker = asyncio.create_task(admission.run(admission_gate.wait, steps=20_000))
         await asyncio.sleep(0.05)
         tasks = [
             asyncio.create_task(admission.run(_record, order, name, 0.0, steps=steps))
-            for name, steps in [("long", 400_000), ("longer", 800_000), ("shorter", 30_000)]
+            for name, steps in [("long", 80_000), ("longer", 160_000), ("shorter", 30_000)]
         ]
-        await asyncio.sleep(2.0)  # more than four times the difference of the expected seconds of "long" and "late"
+        await asyncio.sleep(1.6)  # four times the difference of the expected seconds is 1.0 for "long", and 2.6 for "longer"
         late = asyncio.create_task(admission.run(_record, order, "late", 0.0, steps=30_000))
         await asyncio.sleep(0.05)
         admission_gate.set()
