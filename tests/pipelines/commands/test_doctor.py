@@ -15,6 +15,7 @@ import pytest
 from forecaster.bundle import artifact
 from pipelines.cli import main
 from tests.factories import make_fitted_model, make_spec
+from tests.slow_servers import dripping_server
 from tests.system.processes import CHECKOUT, free_port, make_environment
 
 pytestmark = pytest.mark.integration
@@ -139,7 +140,20 @@ def test_no_secret_is_printed(
     url = "postgresql+psycopg://me:s3cret@127.0.0.1:1/db"
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", url)
     monkeypatch.setenv("FORECASTER_SQL_URL", url)
-    assert "s3cret" not in str(run_doctor(tmp_path, capsys, "--tracking-uri", url))
+    monkeypatch.setenv("FORECASTER_SERVING_REGISTRY", f"{url}2")
+    diagnostics = run_doctor(tmp_path, capsys, "--tracking-uri", url, exit_code=1)
+    assert {name for name, (status, _) in diagnostics.items() if status == "bad"} == {"store", "registry", "ledger"}
+    assert all("refused" in diagnostics[name][1] for name in ("store", "registry", "ledger"))
+    assert "s3cret" not in str(diagnostics)
+
+
+def test_a_server_that_sends_single_bytes_does_not_respond(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.commands.doctor._RESPONSE_LIMIT_S", 0.3)
+    with dripping_server() as address:
+        diagnostics = run_doctor(tmp_path, capsys, "--tracking-uri", address, exit_code=1)
+    assert diagnostics["store"] == ("bad", f"{address} does not respond as MLflow (-1)")
 
 
 def test_doctor_imports_nothing_heavy(tmp_path: Path) -> None:
