@@ -1,4 +1,4 @@
-"""The command `forecaster doctor` and its checks. They change nothing, and open no more than necessary."""
+"""The command `forecaster doctor` and its checks. The checks change nothing, and open no more than necessary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from cyclopts import Parameter
 
-from forecaster.errors import ForecasterError
+from forecaster.errors import ForecasterError, InputError
 from forecaster.storage.addresses import redact_addresses
 from pipelines.commands.options import RootOptions
 from pipelines.settings import Root, validate_tracking_uri
@@ -60,6 +60,7 @@ class DiagnosticContext(NamedTuple):
 def doctor(
     *,
     deep: Annotated[bool, Parameter(negative="")] = False,
+    move_root: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -69,11 +70,16 @@ def doctor(
     ----------
     deep
         Also load PyTorch and the model in use, which takes seconds.
+    move_root
+        First rewrite the absolute paths in the root's database, which are those of the old folder after the root was copied or
+        moved. Stop everything that uses the root before.
     json
         Print the results as JSON.
     """
     validate_tracking_uri(root_options.tracking_uri)
     root = Root(root_options.root.expanduser().absolute(), root_options.tracking_uri)
+    if move_root:
+        _move_paths(root)
     context = DiagnosticContext(root, os.environ)
     checks = (*CHECKS, *(DEEP_CHECKS if deep else ()))
     diagnostics = [diagnostic for check in checks for diagnostic in _run_check(check, context)]
@@ -84,6 +90,20 @@ def doctor(
         print("\n".join(f"{entry.status:6}{entry.name:12}{entry.message}" for entry in diagnostics))
     if any(entry.status == "bad" for entry in diagnostics):
         sys.exit(1)
+
+
+def _move_paths(root: Root) -> None:
+    """Rewrites the paths in the database of a root, and prints how many there were to standard error."""
+    from pipelines.tracking.artifact_paths import move_paths
+
+    database_path = root.path / "mlflow.db"
+    if root.tracking_uri is not None or not database_path.is_file():
+        raise InputError(
+            f"Expected a root with a database; found {_mask_credentials(root.store_uri)}. Use --root with the folder that was "
+            "copied, and no tracking server.",
+            where="root",
+        )
+    print(f"forecaster: {move_paths(database_path, root.path)} paths moved to {root.path}", file=sys.stderr)
 
 
 def _run_check(check: Callable[[DiagnosticContext], list[Diagnostic]], context: DiagnosticContext) -> list[Diagnostic]:
@@ -241,6 +261,29 @@ def _check_sqlite_store(name: str, path: Path) -> Diagnostic:
     return Diagnostic(name, "note" if read_only else "ok", message)
 
 
+def _check_artifacts(context: DiagnosticContext) -> list[Diagnostic]:
+    """Checks that the files that the database of the root names are in the root."""
+    import sqlite3
+
+    from pipelines.tracking.artifact_paths import find_wrong_paths
+
+    path = context.root.path / "mlflow.db"
+    if context.root.tracking_uri is not None or not path.exists():
+        return []
+    try:
+        with closing(_open_read_only(path)) as database:
+            outside, missing = find_wrong_paths(database, context.root.path)
+    except sqlite3.Error:  # the check of the store reports it
+        return []
+    if outside:
+        advice = "if the root was copied or moved here, run forecaster doctor --move-root"
+        return [Diagnostic("artifacts", "bad", f"{len(outside)} paths outside the root ({outside[0]}, ...); {advice}")]
+    if missing:
+        advice = "restore it from a backup, or register the bundle again"
+        return [Diagnostic("artifacts", "bad", f"the folder of a model version is missing ({missing[0]}); {advice}")]
+    return [Diagnostic("artifacts", "ok", "every model version has its files in the root")]
+
+
 def _has_later_migration(revision: str) -> bool:
     """Whether the installed MLflow, which is not imported, has a migration after this revision."""
     package = find_spec("mlflow")
@@ -325,6 +368,7 @@ CHECKS = (
     _check_processors,
     _check_root,
     _check_store,
+    _check_artifacts,
     _check_slot,
     _check_ledger,
     _check_port,

@@ -21,6 +21,7 @@ from forecaster.spec import Spec
 from pipelines.redaction import redact
 from pipelines.settings import resolve_tracking_uri
 from pipelines.tracking import figures
+from pipelines.tracking.artifact_paths import artifact_location
 from pipelines.tracking.logger import RunLogger, RunStatus, flatten_params, log_tracking_errors
 
 if TYPE_CHECKING:
@@ -272,11 +273,6 @@ def read_run_text(run_id: str, artifact_path: str, *, store_uri: str) -> str | N
         if artifact_path not in {file.path for file in client.list_artifacts(run_id, folder or None)}:
             return None
         return Path(client.download_artifacts(run_id, artifact_path, target)).read_text()
-
-
-def artifact_location(root: Path) -> str:
-    """Returns the URI of the folder in which the runs and models of a root store their files."""
-    return (root.absolute() / "mlruns").as_uri()
 
 
 def _validate_resumable(client: MlflowClient, run_id: str, spec: Spec) -> None:

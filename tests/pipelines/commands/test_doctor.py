@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.server
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,22 @@ def test_a_damaged_slot_and_invalid_stores_exit_with_1(
     diagnostics = run_doctor(tmp_path, capsys, exit_code=1)
     assert {name for name, (status, _) in diagnostics.items() if status == "bad"} == {"slot", "store", "ledger"}
     assert "weights.safetensors" in diagnostics["slot"][1]
+
+
+def test_the_paths_of_a_copied_root_are_reported_and_moved(
+    migrated_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(migrated_root / "mlflow.db", tmp_path)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        query = (
+            "INSERT INTO experiments (name, artifact_location, lifecycle_stage, workspace) VALUES (?, ?, 'active', ?)"
+        )
+        database.execute(query, ("small", "file:///old/root/mlruns", "default"))
+    status, message = run_doctor(tmp_path, capsys, exit_code=1)["artifacts"]
+    assert status == "bad"
+    assert "1 paths outside the root (file:///old/root/mlruns, ...)" in message
+    assert "--move-root" in message
+    assert run_doctor(tmp_path, capsys, "--move-root")["artifacts"][0] == "ok"
 
 
 @pytest.mark.parametrize(
