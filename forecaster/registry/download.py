@@ -16,6 +16,7 @@ from typing import Any
 
 from forecaster.errors import BundleDamaged
 from forecaster.registry.logged_model import BUNDLE_FOLDER
+from forecaster.registry.time_limit import limit_time
 from forecaster.storage import regular_files
 from forecaster.storage.limits import MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES, MAX_TEXT_BYTES
 
@@ -76,7 +77,7 @@ class BundleDownload:
             raise self._damaged(f"{_MANIFEST} has {size} bytes, and at most {MAX_TEXT_BYTES} are allowed")
         bundle = destination / BUNDLE_FOLDER
         bundle.mkdir()
-        self._copy([_MANIFEST], bundle)
+        self._copy([_MANIFEST], bundle, {_MANIFEST: MAX_TEXT_BYTES if size is None else size})
         check_manifest(bundle, digest, where=self._where)
         return bundle
 
@@ -85,21 +86,23 @@ class BundleDownload:
             with self._damage_translated():
                 names = regular_files.list_folder(self._folder, max_entries=MAX_FILES)
                 return {name: regular_files.measure_regular_file(self._folder, name) for name in names}
-        infos = list(self._repository.list_artifacts(BUNDLE_FOLDER))
+        with limit_time(f"the store of the files of {self._where}"):
+            infos = list(self._repository.list_artifacts(BUNDLE_FOLDER))
         names = [str(info.path).removeprefix(f"{BUNDLE_FOLDER}/") for info in infos]
         if len(infos) > MAX_FILES or any(info.is_dir for info in infos) or any("/" in name for name in names):
             raise self._damaged(f"there are {len(infos)} entries, of which some are folders or too many")
         return {name: info.file_size for name, info in zip(names, infos, strict=True)}
 
-    def _copy(self, names: list[str], bundle: Path, sizes: Mapping[str, int] | None = None) -> None:
+    def _copy(self, names: list[str], bundle: Path, sizes: Mapping[str, int]) -> None:
         if self._folder is None:
             for name in names:
-                self._repository.download_artifacts(f"{BUNDLE_FOLDER}/{name}", str(bundle.parent))
+                with limit_time(f"the store of the file '{name}' of {self._where}", num_bytes=sizes[name]):
+                    # Not download_artifacts: it copies in a thread, which the interpreter would wait for at its end.
+                    self._repository._download_file(f"{BUNDLE_FOLDER}/{name}", str(bundle / name))
             return
         with self._damage_translated():
             for name in names:
-                limit = MAX_TEXT_BYTES if sizes is None else sizes[name]
-                regular_files.copy_regular_file(self._folder, name, bundle / name, max_bytes=limit)
+                regular_files.copy_regular_file(self._folder, name, bundle / name, max_bytes=sizes[name])
 
     @contextmanager
     def _damage_translated(self) -> Iterator[None]:
