@@ -299,6 +299,9 @@ def _check_slot(context: DiagnosticContext) -> list[Diagnostic]:
     from forecaster.storage.regular_files import read_regular_file
 
     current = context.slot / "current"
+    if current.is_symlink() and not current.exists():
+        message = f"{current}: the link leads to no folder; remove it, and the service deploys its model again"
+        return [Diagnostic("slot", "bad", message)]
     if not current.exists():
         return [Diagnostic("slot", "ok", f"{context.slot}: no model served yet")]
     release = loads(read_regular_file(current, "release.json", max_bytes=1 << 20))

@@ -5,6 +5,7 @@ A slot holds `releases/DIGEST/` with a bundle and `release.json`, and `current`,
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -94,10 +95,15 @@ def _switch_current(slot: Path, folder: Path) -> None:
     atomic.sync_folder(slot)
 
 
+def current_folder(slot: Path) -> Path:
+    """Returns the folder of the current release; raises OSError if the link leads nowhere or to itself."""
+    return Path(os.path.realpath(slot / "current", strict=True))  # Path.resolve raises RuntimeError for a loop of links
+
+
 def current_release(slot: Path) -> Release | None:
     """Returns the current release of a slot; None if there is none that can be read."""
     try:
-        return Release.load((slot / "current").resolve(strict=True))
+        return Release.load(current_folder(slot))
     except (OSError, BundleDamaged):
         return None
 
@@ -127,7 +133,7 @@ def previous_release(slot: Path, name: str) -> Release | None:
 
 def _inactive_releases(slot: Path) -> list[Path]:
     """Returns the folders of releases that are not current, the most recently used first."""
-    current = (slot / "current").resolve()
+    current = Path(os.path.realpath(slot / "current"))
     folders = [
         folder
         for folder in (slot / "releases").glob("[!.]*")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from forecaster.storage.failpoints import fail_point
 from serving.deployment import status
-from serving.deployment.releases import Release, bundle_path, read_slot_file, validate_digest
+from serving.deployment.releases import Release, bundle_path, current_folder, read_slot_file, validate_digest
 
 if TYPE_CHECKING:
     from forecaster.data.encoding import Encoding
@@ -197,6 +198,7 @@ class Slot:
     ) -> None:
         self.current: DeployedModel | None = None
         self.rejection: status.BundleRejection | None = None  # of the current release, if it was rejected
+        self.last_check = status.SlotCheck()
         self._folder = folder
         self._load = load
         self._reload_s = reload_s
@@ -222,7 +224,22 @@ class Slot:
         self._stop_event.set()
 
     def reload_if_changed(self) -> None:
-        """Loads the current release if it is new. If it is invalid, the previous model stays in use."""
+        """Checks the folder: loads the current release if it is new. If that fails, the previous model stays in use.
+
+        No exception leaves this function, because it would end the thread, and with it all later checks. Libraries raise
+        exceptions that are no `Exception`, such as SystemExit and the panics of Rust extensions.
+        """
+        error: BaseException | None = None
+        try:
+            self._reload_if_changed()
+        except BaseException as caught:
+            error = caught
+        reason = None if error is None else status.describe_check_error(error, self._folder)
+        if reason is not None and reason != self.last_check.error:  # logged once, not at every check
+            log.error("the slot cannot be checked, the previous model stays in use: %s", reason, exc_info=error)
+        self.last_check = status.SlotCheck(time.monotonic(), reason)
+
+    def _reload_if_changed(self) -> None:
         fingerprint = _fingerprint(self._folder)
         if fingerprint is None or fingerprint == self._loaded_fingerprint:
             return
@@ -235,7 +252,7 @@ class Slot:
         try:
             model = self._load_current()
             fail_point("reload.before_swap")
-        except Exception as error:  # no bundle may end this thread; the reason is logged
+        except BaseException as error:  # no bundle may end this thread; the reason is logged
             self._rejected = (fingerprint, time.monotonic())
             self.rejection = status.BundleRejection(status.describe_error(error, self._folder), time.monotonic())
             reason = error.message if isinstance(error, ForecasterError) else repr(error)
@@ -253,7 +270,7 @@ class Slot:
                 return
 
     def _load_current(self) -> DeployedModel:
-        folder = (self._folder / "current").resolve(strict=True)
+        folder = current_folder(self._folder)
         release, bundle = Release.load(folder), folder / "bundle"
         validate_digest(bundle, release)
         predictor = self._load(bundle)
@@ -269,11 +286,15 @@ def validate_release(slot: Path, release: Release, load: LoadPredictor = load_bu
 
 
 def _fingerprint(slot: Path) -> str | None:
-    """Returns a text that changes with the current release, by two small reads; None for an empty slot."""
+    """Returns a text that changes with the current release, by two small reads; None for an empty slot.
+
+    Raises OSError or UnicodeDecodeError if the slot has a current release that cannot be read.
+    """
     try:
-        return read_slot_file((slot / "current").resolve(strict=True), "release.json").decode("utf-8")
-    except (OSError, UnicodeDecodeError):
+        os.lstat(slot / "current")
+    except FileNotFoundError:
         return None
+    return read_slot_file(current_folder(slot), "release.json").decode("utf-8")
 
 
 def _smoke_test(predictor: PredictorProtocol) -> None:

@@ -54,6 +54,26 @@ class BundleRejectionStatus(BaseModel):
     age_s: float
 
 
+class SlotCheckStatus(BaseModel):
+    """The last check of the slot by this worker, which checks it every `reload_s` seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    checked_s: float | None = Field(description="seconds since the last completed check; null: none yet")
+    error: str | None = Field(description="why that check failed; null: it did not fail")
+
+
+class SlotCheck(NamedTuple):
+    """The last completed check of the slot: its time in seconds of the monotonic clock, and its error if it failed."""
+
+    checked_at: float | None = None
+    error: str | None = None
+
+    def to_status(self) -> SlotCheckStatus:
+        """Returns the check as the service reports it."""
+        age_s = None if self.checked_at is None else round(time.monotonic() - self.checked_at, 3)
+        return SlotCheckStatus(checked_s=age_s, error=self.error)
+
+
 class BundleRejection(NamedTuple):
     """The reason of the last rejected bundle, and its time in seconds of the monotonic clock."""
 
@@ -95,10 +115,17 @@ def compute_follower_status(slot: Path, *, poll_s: float) -> FollowerStatus:
     return FollowerStatus(looked_s=looked_s, reached_s=reached_s, behind=behind)
 
 
-def describe_error(error: Exception, slot: Path) -> str:
+def describe_error(error: BaseException, slot: Path) -> str:
     """Describes an error to clients without the slot's path, addresses and tracebacks, which are only logged."""
     if isinstance(error, RegistryError):  # its message may contain the registry's address, and that a password
         return error.code
     if isinstance(error, ForecasterError):
         return f"{error.code}: {error.message.replace(str(slot), 'slot')}"
     return type(error).__name__
+
+
+def describe_check_error(error: BaseException, slot: Path) -> str:
+    """Describes the error of a check of the slot as `describe_error` does, and what the operating system reports."""
+    if isinstance(error, OSError) and error.strerror:  # which does not contain the path
+        return f"{type(error).__name__}: {error.strerror}"
+    return describe_error(error, slot)

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from forecaster.errors import ForecasterError
-from serving.deployment.status import BundleRejectionStatus, FollowerStatus
+from serving.deployment.status import BundleRejectionStatus, FollowerStatus, SlotCheckStatus
 from serving.formats.timestamps import FreqField, TimestampField, TimestampsField
 
 MIN_ARRAY_LENGTH = 1 << 10  # lists with at least so many values become arrays
@@ -325,6 +325,7 @@ class ReadinessResponse(StrictModel):
     ready: Literal[True]
     model: ModelInfo
     age_s: float
+    slot: SlotCheckStatus | None = Field(default=None, description="as in /v1/model")
     follower: FollowerStatus | None = Field(default=None, description="as in /v1/model")
     refused: BundleRejectionStatus | None = Field(
         default=None, description="as in /v1/model; the worker is ready with its previous model"

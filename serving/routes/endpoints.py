@@ -217,7 +217,8 @@ class Endpoints:
         model = self._slot.current
         if model is None:
             fields = self._deployment_status()
-            reasons = [fields["refused"]["reason"]] if "refused" in fields else []
+            reasons = [f"The slot cannot be checked ({fields['slot']['error']})"] if fields["slot"]["error"] else []
+            reasons += [fields["refused"]["reason"]] if "refused" in fields else []
             reasons += [fields["follower"]["behind"]] if fields.get("follower", {}).get("behind") else []
             details = "".join(f" {reason.rstrip('.')}." for reason in reasons)
             raise ApiError(
@@ -227,7 +228,7 @@ class Endpoints:
 
     def _deployment_status(self) -> dict[str, Any]:
         """Returns the status of this worker's slot and follower as response fields; does not contact the registry."""
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"slot": self._slot.last_check.to_status().model_dump()}
         if self._settings.follows_registry:
             fields["follower"] = status.compute_follower_status(
                 self._settings.slot, poll_s=self._settings.poll_s

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from forecaster.frequency import format_timestamp
 from serving.deployment.slot import DeployedModel
-from serving.deployment.status import BundleRejectionStatus, FollowerStatus
+from serving.deployment.status import BundleRejectionStatus, FollowerStatus, SlotCheckStatus
 from serving.formats.schema import ModelInfo, StrictModel
 
 
@@ -43,6 +43,9 @@ class ModelResponse(StrictModel):
         "same in the other fields"
     )
     age_s: float = Field(description="seconds since this worker loaded the model")
+    slot: SlotCheckStatus | None = Field(
+        default=None, description="this worker's last check of the slot, where it finds new models"
+    )
     follower: FollowerStatus | None = Field(default=None, description="present only if the service follows a registry")
     refused: BundleRejectionStatus | None = Field(
         default=None, description="present only if this worker rejected the bundle in the slot"

@@ -98,6 +98,14 @@ def test_the_paths_of_a_copied_root_are_reported_and_moved(
     assert run_doctor(tmp_path, capsys, "--move-root")["artifacts"][0] == "ok"
 
 
+def test_a_link_of_the_slot_that_leads_nowhere_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "slot").mkdir()
+    (tmp_path / "slot" / "current").symlink_to("current")
+    status, message = run_doctor(tmp_path, capsys, exit_code=1)["slot"]
+    assert status == "bad"
+    assert "the link leads to no folder" in message
+
+
 @pytest.mark.parametrize(
     ("requirements", "status", "message"),
     [

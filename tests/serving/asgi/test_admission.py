@@ -156,7 +156,9 @@ def test_the_shortest_expected_work_is_next_unless_longer_work_has_waited(admiss
             asyncio.create_task(admission.run(_record, order, name, 0.0, steps=steps))
             for name, steps in [("long", 80_000), ("longer", 160_000), ("shorter", 30_000)]
         ]
-        await asyncio.sleep(1.6)  # four times the difference of the expected seconds is 1.0 for "long", and 2.6 for "longer"
+        await asyncio.sleep(
+            1.6
+        )  # four times the difference of the expected seconds is 1.0 for "long", and 2.6 for "longer"
         late = asyncio.create_task(admission.run(_record, order, "late", 0.0, steps=30_000))
         await asyncio.sleep(0.05)
         admission_gate.set()

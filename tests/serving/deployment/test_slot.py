@@ -28,6 +28,21 @@ def make_bundle(folder: Path) -> Slot:
     return Slot(folder, load=load_stub, reload_s=0.005)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        time.sleep(0.002)
+
+
+EXPECTED_CHECK_ERRORS = {
+    "a loop of links": "OSError: Too many levels of symbolic links",
+    "a link to nowhere": "FileNotFoundError: No such file or directory",
+    "no release": "FileNotFoundError: No such file or directory",
+    "not UTF-8": "UnicodeDecodeError",
+}
+
+
 def shift_in_use(model: DeployedModel | None) -> float:
     assert model is not None
     assert isinstance(model.predictor, LastValuePredictor)
@@ -162,6 +177,89 @@ def test_a_damaged_slot_is_treated_as_empty(slot_folder: Path, damage: str) -> N
     slot.reload_if_changed()
     assert slot.current is None
     assert releases.current_release(slot_folder) is None
+
+
+def replace_link(folder: Path, target: str) -> None:
+    """Replaces the link of a slot at once, so that no check finds it missing."""
+    (folder / "draft").symlink_to(target)
+    (folder / "draft").replace(folder / "current")
+
+
+@pytest.mark.parametrize("damage", ["a loop of links", "a link to nowhere", "no release", "not UTF-8"])
+def test_a_failed_check_of_the_slot_is_reported_and_the_next_one_takes_a_new_model(
+    slot_folder: Path, make_client: MakeClient, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_stub(slot_folder, version="1", shift=1.0)
+    client = make_client()
+    release = slot_folder / "current" / "release.json"
+    if damage == "a loop of links":
+        replace_link(slot_folder, "current")
+    elif damage == "a link to nowhere":
+        replace_link(slot_folder, "releases/nowhere")
+    elif damage == "no release":
+        release.unlink()
+    else:
+        release.write_bytes(b"\xff\xfe")
+    wait_until(lambda: client.slot.last_check.error == EXPECTED_CHECK_ERRORS[damage])
+    for path in ("/readyz", "/v1/model"):
+        check = client.get(path).json()["slot"]
+        assert check["error"] == EXPECTED_CHECK_ERRORS[damage]
+        assert 0 <= check["checked_s"] < 5
+    time.sleep(0.05)  # five more checks
+    errors = [record for record in caplog.records if "the slot cannot be checked" in record.getMessage()]
+    assert len(errors) == 1, "it is logged once, not at every check"
+    second = publish_stub(slot_folder, version="2", shift=2.0)
+    wait_until(lambda: client.slot.current is not None and client.slot.current.release == second)
+    wait_until(lambda: client.get("/readyz").json()["slot"]["error"] is None)
+
+
+def test_a_service_without_a_model_says_why_its_slot_cannot_be_checked(
+    slot_folder: Path, make_client: MakeClient
+) -> None:
+    publish_stub(slot_folder)
+    replace_link(slot_folder, "current")
+    response = make_client().get("/readyz")
+    assert response.status_code == 503
+    assert "Too many levels of symbolic links" in response.json()["error"]["message"]
+    assert releases.current_release(slot_folder) is None
+    releases.prune_releases(slot_folder, keep=2)
+    assert str(slot_folder) not in response.text
+
+
+@pytest.mark.parametrize("error", [SystemExit, MemoryError, BaseException])
+def test_no_exception_of_a_bundle_or_a_callback_ends_the_watcher(slot_folder: Path, error: type[BaseException]) -> None:
+    failing: list[str] = []
+
+    def load(folder: Path) -> LastValuePredictor:
+        if "load" in failing:
+            raise error
+        return load_stub(folder)
+
+    def on_model_change(_: str) -> None:
+        if "callback" in failing:
+            raise error
+
+    slot = Slot(slot_folder, load=load, reload_s=0.005, retry_s=0.0, on_model_change=on_model_change)
+    slot.start()
+    try:
+        failing.append("load")
+        publish_stub(slot_folder)
+        wait_until(lambda: slot.rejection is not None)
+        failing[:] = ["callback"]
+        wait_until(lambda: slot.last_check.error == error.__name__)
+        failing.clear()
+        publish_stub(slot_folder, version="2", shift=2.0)
+        wait_until(lambda: slot.current is not None and shift_in_use(slot.current) == 2.0)
+    finally:
+        slot.stop()
+
+
+def test_an_empty_slot_is_checked_without_an_error(slot_folder: Path) -> None:
+    slot = make_bundle(slot_folder)
+    assert slot.last_check.to_status() == status.SlotCheckStatus(checked_s=None, error=None)
+    slot.reload_if_changed()
+    assert slot.last_check.checked_at is not None
+    assert slot.last_check.error is None
 
 
 @pytest.mark.parametrize("damage", [*SPECIAL_FILES, "not UTF-8"])
