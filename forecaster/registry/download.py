@@ -38,10 +38,9 @@ class BundleDownload:
             uri: The URI of the MLflow store.
             where: The version, for the messages of errors.
         """
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
         from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-        repository: Any = get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
+        repository = _open_repository(location, uri)
         self._repository, self._where = repository, where
         folder = repository.artifact_dir if issubclass(type(repository), LocalArtifactRepository) else None
         self._folder = None if folder is None else Path(folder) / BUNDLE_FOLDER
@@ -96,9 +95,10 @@ class BundleDownload:
     def _copy(self, names: list[str], bundle: Path, sizes: Mapping[str, int]) -> None:
         if self._folder is None:
             for name in names:
-                with limit_time(f"the store of the file '{name}' of {self._where}", num_bytes=sizes[name]):
-                    # Not download_artifacts: it copies in a thread, which the interpreter would wait for at its end.
-                    self._repository._download_file(f"{BUNDLE_FOLDER}/{name}", str(bundle / name))
+                where = f"the store of the file '{name}' of {self._where}"
+                _download_file(
+                    self._repository, f"{BUNDLE_FOLDER}/{name}", bundle / name, num_bytes=sizes[name], where=where
+                )
             return
         with self._damage_translated():
             for name in names:
@@ -119,6 +119,33 @@ class BundleDownload:
             "Register it again from an unaltered copy.",
             where=self._where,
         )
+
+
+def download_file(location: str, name: str, target: Path, *, uri: str, num_bytes: int) -> None:
+    """Downloads one file of the artifacts at a location, in the time that its size allows.
+
+    Args:
+        location: The URI of the artifacts.
+        name: The path of the file in them.
+        target: The file to write.
+        uri: The URI of the MLflow store.
+        num_bytes: The size of the file.
+    """
+    _download_file(
+        _open_repository(location, uri), name, target, num_bytes=num_bytes, where=f"the store of the file '{name}'"
+    )
+
+
+def _open_repository(location: str, uri: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
+
+
+def _download_file(repository: Any, name: str, target: Path, *, num_bytes: int, where: str) -> None:
+    """Downloads one file in this thread; `download_artifacts` uses another one, which the interpreter waits for at its end."""
+    with limit_time(where, num_bytes=num_bytes):
+        repository._download_file(name, str(target))
 
 
 def check_manifest(bundle: Path, digest: str, *, where: str) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from forecaster.errors import RegistryError
 from forecaster.frequency import Timestamp, format_timestamp
 from forecaster.registry import registry
+from forecaster.registry.download import download_file
 from forecaster.spec import Spec
 from pipelines.redaction import redact
 from pipelines.settings import resolve_tracking_uri
@@ -297,9 +298,12 @@ def read_run_text(run_id: str, artifact_path: str, *, store_uri: str) -> str | N
         registry.translate_store_errors(f"run '{run_id}'"),
         tempfile.TemporaryDirectory(prefix="forecaster-") as target,
     ):
-        if artifact_path not in {file.path for file in client.list_artifacts(run_id, folder or None)}:
+        sizes = {file.path: file.file_size for file in client.list_artifacts(run_id, folder or None)}
+        if artifact_path not in sizes:
             return None
-        return Path(client.download_artifacts(run_id, artifact_path, target)).read_text()
+        location, path = client.get_run(run_id).info.artifact_uri, Path(target) / "text"
+        download_file(location, artifact_path, path, uri=store_uri, num_bytes=sizes[artifact_path] or 0)
+        return path.read_text()
 
 
 def _end_interrupted_runs(client: MlflowClient) -> None:

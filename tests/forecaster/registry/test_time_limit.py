@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 from forecaster.errors import RegistryError
+from forecaster.registry.download import download_file
 from forecaster.registry.time_limit import MIN_BYTES_PER_S, RemoteClient, limit_time, measure_call_limit
 from tests.slow_servers import dripping_server
 
@@ -101,3 +102,17 @@ def test_the_calls_of_a_remote_client_are_limited_and_uploads_get_more_time(
     assert 15.0 < client.log_artifacts("run", str(tmp_path)) < 21.0
     with pytest.raises(RegistryError, match="the store"):
         client.get_run("run")
+
+
+def test_a_download_runs_in_the_thread_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that waits for a byte would keep the process from ending."""
+
+    class SlowRepository:
+        def _download_file(self, name: str, target: str) -> None:
+            assert threading.current_thread() is threading.main_thread()
+            time.sleep(5.0)
+
+    monkeypatch.setattr("forecaster.registry.download._open_repository", lambda *_: SlowRepository())
+    monkeypatch.setattr("forecaster.registry.time_limit.measure_call_limit", lambda: 0.05)
+    with pytest.raises(RegistryError, match=r"Expected the store of the file 'verdict\.json' to respond"):
+        download_file("http://store", "verdict.json", tmp_path / "text", uri="http://store", num_bytes=10)
