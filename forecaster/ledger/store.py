@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,17 +34,18 @@ class Ledger:
     """
 
     def __init__(self, url: str, *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
-        """Opens a ledger, and creates it if it does not exist.
+        """Opens a ledger: creates it if it does not exist, and migrates it if an earlier version of forecaster wrote it.
 
         Args:
             url: In the form of SQLAlchemy: sqlite:////var/lib/ledger.db, postgresql+psycopg://user:password@host/name.
             timeout_s: How long to wait for a locked database.
         Raises:
-            LedgerError: the URL is invalid, or the database does not respond.
+            LedgerError: the URL is invalid, the database does not respond, or the ledger's version or columns are not those of
+                this version of forecaster, or of an earlier one.
             MissingPackage: SQLAlchemy, or the driver of the database, is not installed.
         """
         address = parse_database_url(url)
-        from forecaster.ledger import tables
+        from forecaster.ledger import migrations, tables
 
         self.address = redact_addresses(address.render_as_string(hide_password=True))
         self._tables = tables
@@ -58,9 +58,13 @@ class Ledger:
                     "Install it with: pip install 'forecaster[postgres]'.",
                     where="ledger",
                 ) from error
-            tables.create_tables(self._engine)
+            try:
+                facts = migrations.prepare_tables(self._engine, address=self.address)
+            except BaseException:
+                self._engine.dispose()  # a caller that tries again would leave a connection open each time
+                raise
         self._write_engine = self._engine.execution_options(writes=True)
-        self.salt = self._load_salt()
+        self.salt = bytes.fromhex(facts["salt"])
 
     def close(self) -> None:
         """Closes the database connections."""
@@ -239,26 +243,6 @@ class Ledger:
             num_deleted = connection.execute(delete(table).where(table.c.made_at < before)).rowcount
             connection.execute(delete(actuals).where(actuals.c.told_at < before))
         return int(num_deleted)
-
-    def _load_salt(self) -> bytes:
-        from sqlalchemy import select
-
-        table = self._tables.facts
-        initial_rows = [
-            {"name": "schema", "value": self._tables.LEDGER_SCHEMA_VERSION},
-            {"name": "salt", "value": secrets.token_hex(32)},
-        ]
-        with self._translate_errors(), self._write_engine.begin() as connection:
-            connection.execute(self._insert_statement(table).on_conflict_do_nothing(), initial_rows)
-            facts = {row.name: row.value for row in connection.execute(select(table.c.name, table.c.value))}
-        if facts["schema"] != self._tables.LEDGER_SCHEMA_VERSION:
-            raise LedgerError(
-                f"Expected a ledger of schema {self._tables.LEDGER_SCHEMA_VERSION} at {self.address}; "
-                f"it has schema {facts['schema']}. "
-                "Use the version of forecaster that wrote it, or another ledger.",
-                where="ledger",
-            )
-        return bytes.fromhex(facts["salt"])
 
     def _insert_statement(self, table: Any) -> Any:
         """Returns an insert statement that supports ON CONFLICT."""

@@ -1,8 +1,13 @@
-"""The tables of the ledger for SQLite and PostgreSQL, and the database engine."""
+"""The tables of the ledger for SQLite and PostgreSQL, and the database engine.
+
+A change of the tables needs a new version and a step of migration to it: see `migrations.py`.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +29,21 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import URL
-from sqlalchemy.schema import CreateIndex, CreateTable
 
-LEDGER_SCHEMA_VERSION = "1"
-_LOCK_NUMBER = 0x666F7265  # PostgreSQL advisory lock, as two workers that start at once would both create the tables
+LEDGER_SCHEMA_VERSION = 1
+_LOCK_NUMBER = 0x666F7265  # PostgreSQL advisory lock of all that create or migrate the tables
 
-_metadata = MetaData()
+metadata = MetaData()
 
 facts = Table(
     "ledger_facts",
-    _metadata,
+    metadata,
     Column("name", String(64), primary_key=True),
     Column("value", Text, nullable=False),
 )
 forecasts = Table(
     "ledger_forecasts",
-    _metadata,
+    metadata,
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("made_at", Float(53), nullable=False),
     Column("name", Text, nullable=False),
@@ -58,7 +62,7 @@ forecasts = Table(
 )
 actuals = Table(
     "ledger_actuals",
-    _metadata,
+    metadata,
     Column("key", String(32), primary_key=True),
     Column("stamp", BigInteger, primary_key=True, autoincrement=False),
     Column("y", Float(53), nullable=False),
@@ -66,16 +70,14 @@ actuals = Table(
 )
 drifts = Table(
     "ledger_drifts",
-    _metadata,
+    metadata,
     Column("digest", String(64), primary_key=True),
     Column("state", Text, nullable=False),
     Column("made_at", Float(53), nullable=False),
 )
-_INDEXES = (
-    Index("ledger_forecasts_by_series", forecasts.c.key, forecasts.c.ending),
-    Index("ledger_forecasts_by_time", forecasts.c.made_at),
-    Index("ledger_actuals_by_time", actuals.c.told_at),
-)
+Index("ledger_forecasts_by_series", forecasts.c.key, forecasts.c.ending)
+Index("ledger_forecasts_by_time", forecasts.c.made_at)
+Index("ledger_actuals_by_time", actuals.c.told_at)
 
 
 def create_database_engine(url: URL, *, timeout_s: float) -> Engine:
@@ -100,15 +102,13 @@ def create_database_engine(url: URL, *, timeout_s: float) -> Engine:
     return engine
 
 
-def create_tables(engine: Engine) -> None:
-    """Creates the missing tables and indexes."""
+@contextmanager
+def begin_exclusive(engine: Engine) -> Iterator[Connection]:
+    """Begins a transaction that changes the tables; only one process at a time has one."""
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK_NUMBER})
-        for table in _metadata.sorted_tables:
-            connection.execute(CreateTable(table, if_not_exists=True))
-        for index in _INDEXES:
-            connection.execute(CreateIndex(index, if_not_exists=True))
+        yield connection
 
 
 def _on_connect(connection: Any, _: object) -> None:

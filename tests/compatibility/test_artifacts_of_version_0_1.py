@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sqlite3
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from serving.deployment import local_rollback
 from serving.deployment.follower import FollowTarget, find_update
 from serving.deployment.releases import current_release
 from tests.compatibility import relocation
+from tests.forecaster.ledger.layout_of_version_1 import VERSION_1_SQL
 from tests.system.processes import free_port, start_process, wait_until
 
 pytestmark = pytest.mark.integration
@@ -230,6 +232,14 @@ def test_the_log_of_a_root_without_seals_is_adopted(copy: Root, capsys: pytest.C
     found = verify_audit_log(copy, NAME)
     assert (found.faults, found.notes) == ((), ())
     assert [entry.event for entry in found.entries[-2:]] == ["adopt", "rollback"]
+
+
+def test_the_layout_from_which_ledgers_are_migrated_is_that_of_version_0_1(state: Root) -> None:
+    with closing(sqlite3.connect(f"{(state.slot / 'ledger.db').as_uri()}?mode=ro", uri=True)) as database:
+        statements = [sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
+        facts = dict(database.execute("SELECT name, value FROM ledger_facts WHERE name = 'schema'").fetchall())
+    assert facts == {"schema": "1"}
+    assert {" ".join(sql.split()) for sql in statements} == {" ".join(sql.split()) for sql in VERSION_1_SQL}
 
 
 def test_the_ledger_gives_the_same_accuracy_and_drift(state: Root) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,46 +25,6 @@ from forecaster.ledger.records import (
 from forecaster.ledger.store import Ledger
 
 DIGEST = "d" * 64
-
-
-def _find_postgres_programs() -> Path | None:
-    initdb = shutil.which("initdb")
-    folders = [Path(initdb).parent] if initdb else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder for folder in folders if (folder / "initdb").exists()), None)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server in a temporary folder, stopped afterwards. As root, it runs as another user."""
-    programs = _find_postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed")
-    pytest.importorskip("psycopg")
-    user = "nobody" if os.getuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="forecaster-postgres-", dir="/tmp"))  # the path of a socket must be short
-    try:
-        if user is not None:
-            shutil.chown(folder, user)
-        port, data = _free_port(), folder / "data"
-
-        def run(*command: str) -> None:
-            subprocess.run(command, user=user, cwd=folder, check=True, capture_output=True, timeout=120)
-
-        run(str(programs / "initdb"), "-D", str(data), "-U", "forecaster", "-A", "trust", "--no-sync")
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-        try:
-            yield f"postgresql+psycopg://forecaster@127.0.0.1:{port}/postgres"
-        finally:
-            run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
@@ -240,13 +196,6 @@ def test_a_reopened_ledger_keeps_its_salt(tmp_path: Path) -> None:
         )
         == 3
     )
-
-
-def test_a_ledger_with_another_schema_version_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Ledger(f"sqlite:///{tmp_path}/ledger.db").close()
-    monkeypatch.setattr("forecaster.ledger.tables.LEDGER_SCHEMA_VERSION", "2")
-    with pytest.raises(LedgerError, match="schema 2"):
-        Ledger(f"sqlite:///{tmp_path}/ledger.db")
 
 
 @pytest.mark.parametrize(
