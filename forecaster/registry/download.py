@@ -16,6 +16,7 @@ from typing import Any
 
 from forecaster.errors import BundleDamaged
 from forecaster.registry.logged_model import BUNDLE_FOLDER
+from forecaster.registry.time_limit import limit_time
 from forecaster.storage import regular_files
 from forecaster.storage.limits import MAX_BUNDLE_BYTES, MAX_FILE_BYTES, MAX_FILES, MAX_TEXT_BYTES
 
@@ -37,10 +38,9 @@ class BundleDownload:
             uri: The URI of the MLflow store.
             where: The version, for the messages of errors.
         """
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
         from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-        repository: Any = get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
+        repository = _open_repository(location, uri)
         self._repository, self._where = repository, where
         folder = repository.artifact_dir if issubclass(type(repository), LocalArtifactRepository) else None
         self._folder = None if folder is None else Path(folder) / BUNDLE_FOLDER
@@ -76,7 +76,7 @@ class BundleDownload:
             raise self._damaged(f"{_MANIFEST} has {size} bytes, and at most {MAX_TEXT_BYTES} are allowed")
         bundle = destination / BUNDLE_FOLDER
         bundle.mkdir()
-        self._copy([_MANIFEST], bundle)
+        self._copy([_MANIFEST], bundle, {_MANIFEST: MAX_TEXT_BYTES if size is None else size})
         check_manifest(bundle, digest, where=self._where)
         return bundle
 
@@ -85,21 +85,24 @@ class BundleDownload:
             with self._damage_translated():
                 names = regular_files.list_folder(self._folder, max_entries=MAX_FILES)
                 return {name: regular_files.measure_regular_file(self._folder, name) for name in names}
-        infos = list(self._repository.list_artifacts(BUNDLE_FOLDER))
+        with limit_time(f"the store of the files of {self._where}"):
+            infos = list(self._repository.list_artifacts(BUNDLE_FOLDER))
         names = [str(info.path).removeprefix(f"{BUNDLE_FOLDER}/") for info in infos]
         if len(infos) > MAX_FILES or any(info.is_dir for info in infos) or any("/" in name for name in names):
             raise self._damaged(f"there are {len(infos)} entries, of which some are folders or too many")
         return {name: info.file_size for name, info in zip(names, infos, strict=True)}
 
-    def _copy(self, names: list[str], bundle: Path, sizes: Mapping[str, int] | None = None) -> None:
+    def _copy(self, names: list[str], bundle: Path, sizes: Mapping[str, int]) -> None:
         if self._folder is None:
             for name in names:
-                self._repository.download_artifacts(f"{BUNDLE_FOLDER}/{name}", str(bundle.parent))
+                where = f"the store of the file '{name}' of {self._where}"
+                _download_file(
+                    self._repository, f"{BUNDLE_FOLDER}/{name}", bundle / name, num_bytes=sizes[name], where=where
+                )
             return
         with self._damage_translated():
             for name in names:
-                limit = MAX_TEXT_BYTES if sizes is None else sizes[name]
-                regular_files.copy_regular_file(self._folder, name, bundle / name, max_bytes=limit)
+                regular_files.copy_regular_file(self._folder, name, bundle / name, max_bytes=sizes[name])
 
     @contextmanager
     def _damage_translated(self) -> Iterator[None]:
@@ -116,6 +119,33 @@ class BundleDownload:
             "Register it again from an unaltered copy.",
             where=self._where,
         )
+
+
+def download_file(location: str, name: str, target: Path, *, uri: str, num_bytes: int) -> None:
+    """Downloads one file of the artifacts at a location, in the time that its size allows.
+
+    Args:
+        location: The URI of the artifacts.
+        name: The path of the file in them.
+        target: The file to write.
+        uri: The URI of the MLflow store.
+        num_bytes: The size of the file.
+    """
+    _download_file(
+        _open_repository(location, uri), name, target, num_bytes=num_bytes, where=f"the store of the file '{name}'"
+    )
+
+
+def _open_repository(location: str, uri: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
+
+
+def _download_file(repository: Any, name: str, target: Path, *, num_bytes: int, where: str) -> None:
+    """Downloads one file in this thread; `download_artifacts` uses another one, which the interpreter waits for at its end."""
+    with limit_time(where, num_bytes=num_bytes):
+        repository._download_file(name, str(target))
 
 
 def check_manifest(bundle: Path, digest: str, *, where: str) -> None:

@@ -1,4 +1,4 @@
-"""The command `forecaster doctor` and its checks. They change nothing, and open no more than necessary."""
+"""The command `forecaster doctor` and its checks. The checks change nothing, and open no more than necessary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from cyclopts import Parameter
 
-from forecaster.errors import ForecasterError
+from forecaster.errors import ForecasterError, InputError
 from forecaster.storage.addresses import redact_addresses
 from pipelines.commands.options import RootOptions
 from pipelines.settings import Root, validate_tracking_uri
@@ -28,6 +28,7 @@ _ROOT_OPTIONS = RootOptions()
 _SUPPORTED_PYTHONS = ((3, 11), (3, 12))
 _MIN_FREE_BYTES = 1e9
 _TIMEOUT_S = 1.0
+_RESPONSE_LIMIT_S = 5.0  # of a whole response, which may arrive byte by byte
 _DEFAULT_PORT = 3000  # the default port of the service
 
 
@@ -59,6 +60,7 @@ class DiagnosticContext(NamedTuple):
 def doctor(
     *,
     deep: Annotated[bool, Parameter(negative="")] = False,
+    move_root: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -68,11 +70,16 @@ def doctor(
     ----------
     deep
         Also load PyTorch and the model in use, which takes seconds.
+    move_root
+        First rewrite the absolute paths in the root's database, which are those of the old folder after the root was copied or
+        moved. Stop everything that uses the root before.
     json
         Print the results as JSON.
     """
     validate_tracking_uri(root_options.tracking_uri)
     root = Root(root_options.root.expanduser().absolute(), root_options.tracking_uri)
+    if move_root:
+        _move_paths(root)
     context = DiagnosticContext(root, os.environ)
     checks = (*CHECKS, *(DEEP_CHECKS if deep else ()))
     diagnostics = [diagnostic for check in checks for diagnostic in _run_check(check, context)]
@@ -83,6 +90,20 @@ def doctor(
         print("\n".join(f"{entry.status:6}{entry.name:12}{entry.message}" for entry in diagnostics))
     if any(entry.status == "bad" for entry in diagnostics):
         sys.exit(1)
+
+
+def _move_paths(root: Root) -> None:
+    """Rewrites the paths in the database of a root, and prints how many there were to standard error."""
+    from pipelines.tracking.artifact_paths import move_paths
+
+    database_path = root.path / "mlflow.db"
+    if root.tracking_uri is not None or not database_path.is_file():
+        raise InputError(
+            f"Expected a root with a database; found {_mask_credentials(root.store_uri)}. Use --root with the folder that was "
+            "copied, and no tracking server.",
+            where="root",
+        )
+    print(f"forecaster: {move_paths(database_path, root.path)} paths moved to {root.path}", file=sys.stderr)
 
 
 def _run_check(check: Callable[[DiagnosticContext], list[Diagnostic]], context: DiagnosticContext) -> list[Diagnostic]:
@@ -185,37 +206,82 @@ def _check_root(context: DiagnosticContext) -> list[Diagnostic]:
 
 
 def _check_store(context: DiagnosticContext) -> list[Diagnostic]:
-    """Checks the registry without importing MLflow: the migration of a database, or the health of a server."""
-    uri = context.root.store_uri
+    """Checks the store of runs and models, and the registry of the service if it is another one."""
+    stores = {"store": context.root.store_uri}
+    registry_uri = context.environ.get("FORECASTER_SERVING_REGISTRY")
+    if registry_uri and registry_uri != context.root.store_uri:
+        stores["registry"] = registry_uri
+    return [_check_one_store(name, uri) for name, uri in stores.items()]
+
+
+def _check_one_store(name: str, uri: str) -> Diagnostic:
+    """Checks a store without importing MLflow: the migration of a database, or the health of a server."""
+    import sqlite3
+
+    from forecaster.registry.connection import DATABASE_SCHEMES
+
     scheme, _, rest = uri.partition("://")
-    if scheme in ("http", "https"):
-        http_status = _request_status(f"{uri.rstrip('/')}/health")
-        if http_status == 200:
-            return [Diagnostic("store", "ok", f"{_mask_credentials(uri)} responds")]
-        return [Diagnostic("store", "bad", f"{_mask_credentials(uri)} does not respond as MLflow ({http_status})")]
-    if scheme != "sqlite":
-        return [Diagnostic("store", "note", f"{_mask_credentials(uri)}: databases other than SQLite are not checked")]
-    path = Path(rest.removeprefix("/"))
+    try:
+        if scheme in ("http", "https"):
+            http_status = _request_status(f"{uri.rstrip('/')}/health")
+            if http_status == 200:
+                return Diagnostic(name, "ok", f"{_mask_credentials(uri)} responds")
+            return Diagnostic(name, "bad", f"{_mask_credentials(uri)} does not respond as MLflow ({http_status})")
+        if scheme == "sqlite":
+            return _check_sqlite_store(name, Path(rest.removeprefix("/")))
+        if scheme.partition("+")[0] not in DATABASE_SCHEMES:
+            return Diagnostic(name, "note", f"{_mask_credentials(uri)}: stores of this kind are not checked")
+        revision = _connect_to_database(uri)
+        message = "connected, no tables yet" if revision is None else f"connected (revision {revision})"
+        return Diagnostic(name, "ok", f"{_mask_credentials(uri)}: {message}")
+    except (ForecasterError, OSError, sqlite3.Error, ValueError) as error:
+        return Diagnostic(name, "bad", _mask_credentials(str(error)))
+
+
+def _connect_to_database(url: str) -> str | None:
+    """Connects to a database other than SQLite; returns the revision of MLflow's tables, None without such tables."""
+    from forecaster.registry.connection import connect_to_database
+
+    return connect_to_database(url, where=f"the database '{_mask_credentials(url)}'")
+
+
+def _check_sqlite_store(name: str, path: Path) -> Diagnostic:
     if not path.exists():
-        return [Diagnostic("store", "ok", f"{path}: none yet; the first training creates it")]
+        return Diagnostic(name, "ok", f"{path}: none yet; the first training creates it")
     with closing(_open_read_only(path)) as database:
         [revision] = database.execute("SELECT version_num FROM alembic_version").fetchone()
-        names = [name for (name,) in database.execute("SELECT DISTINCT name FROM registered_models ORDER BY name")]
+        query = "SELECT DISTINCT name FROM registered_models ORDER BY name"
+        model_names = [model_name for (model_name,) in database.execute(query)]
     if _has_later_migration(str(revision)):
-        return [
-            Diagnostic(
-                "store",
-                "note",
-                f"{path}: from an older MLflow (revision {revision}); the installed MLflow migrates it on first use",
-            )
-        ]
+        message = f"from an older MLflow (revision {revision}); the installed MLflow migrates it on first use"
+        return Diagnostic(name, "note", f"{path}: {message}")
     read_only = "" if os.access(path, os.W_OK) else ", read-only: use forecaster rollback NAME --local for a rollback"
-    models = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return [
-        Diagnostic(
-            "store", "note" if read_only else "ok", f"{path}: {len(names)} models ({models or 'none'}){read_only}"
-        )
-    ]
+    models = ", ".join(model_names[:5]) + (", ..." if len(model_names) > 5 else "")
+    message = f"{path}: {len(model_names)} models ({models or 'none'}){read_only}"
+    return Diagnostic(name, "note" if read_only else "ok", message)
+
+
+def _check_artifacts(context: DiagnosticContext) -> list[Diagnostic]:
+    """Checks that the files that the database of the root names are in the root."""
+    import sqlite3
+
+    from pipelines.tracking.artifact_paths import find_wrong_paths
+
+    path = context.root.path / "mlflow.db"
+    if context.root.tracking_uri is not None or not path.exists():
+        return []
+    try:
+        with closing(_open_read_only(path)) as database:
+            outside, missing = find_wrong_paths(database, context.root.path)
+    except sqlite3.Error:  # the check of the store reports it
+        return []
+    if outside:
+        advice = "if the root was copied or moved here, run forecaster doctor --move-root"
+        return [Diagnostic("artifacts", "bad", f"{len(outside)} paths outside the root ({outside[0]}, ...); {advice}")]
+    if missing:
+        advice = "restore it from a backup, or register the bundle again"
+        return [Diagnostic("artifacts", "bad", f"the folder of a model version is missing ({missing[0]}); {advice}")]
+    return [Diagnostic("artifacts", "ok", "every model version has its files in the root")]
 
 
 def _has_later_migration(revision: str) -> bool:
@@ -252,7 +318,8 @@ def _check_slot(context: DiagnosticContext) -> list[Diagnostic]:
 def _check_ledger(context: DiagnosticContext) -> list[Diagnostic]:
     setting = context.environ.get("FORECASTER_SERVING_LEDGER") or "off"
     if setting not in ("on", "off") and not setting.startswith("sqlite:///"):
-        return [Diagnostic("ledger", "note", "in a database other than SQLite, which is not checked")]
+        _connect_to_database(setting)
+        return [Diagnostic("ledger", "ok", f"{_mask_credentials(setting)}: connected")]
     path = Path(setting.removeprefix("sqlite:///")) if setting not in ("on", "off") else context.slot / "ledger.db"
     if not path.exists():
         return [Diagnostic("ledger", "ok", f"no ledger at {path}")]
@@ -304,6 +371,7 @@ CHECKS = (
     _check_processors,
     _check_root,
     _check_store,
+    _check_artifacts,
     _check_slot,
     _check_ledger,
     _check_port,
@@ -323,8 +391,11 @@ def _request_status(url: str) -> int:
     import urllib.error
     import urllib.request
 
+    from forecaster.registry.time_limit import limit_time
+
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_TIMEOUT_S) as response:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with limit_time(url, limit_s=_RESPONSE_LIMIT_S), opener.open(url, timeout=_TIMEOUT_S) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code

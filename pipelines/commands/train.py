@@ -147,7 +147,11 @@ def retrain(
     reasons = "; ".join(result.verdict.reasons)
     if not result.verdict.should_promote:
         raise RefusedByGate(f"{version} was registered but not promoted: {reasons}.")
-    print(f"{version} {'became' if result.already_done else 'is'} the champion: {reasons}")
+    if result.champion_version == result.version:
+        print(f"{version} is the champion: {reasons}")
+    else:
+        champion = "none" if result.champion_version is None else f"version {result.champion_version.number}"
+        print(f"{version} was promoted before and is not the champion now; the champion is {champion}")
 
 
 def _find_ledger_reasons(name: str, root: Root) -> list[str]:

@@ -74,6 +74,7 @@ class RetrainResult(NamedTuple):
     version: BundleVersion
     verdict: Verdict
     champion: FittedModel | None  # the model in use afterwards: the new one if it was promoted
+    champion_version: BundleVersion | None  # that model's version, as the registry names it afterwards
     report_path: Path  # the HTML report of the verdict
     key: str
     already_done: bool = False  # whether this is the recorded result of an earlier retraining
@@ -171,8 +172,8 @@ def judge_and_promote(
     fail_point("judge.recorded")
     if verdict.should_promote:
         promote_by_verdict(version, verdict, root, champion=champion_version)
-        champion = training.model
-    return RetrainResult(training, version, verdict, champion, report_path, key)
+        champion, champion_version = training.model, find_champion(Registry(root.store_uri), version.name)
+    return RetrainResult(training, version, verdict, champion, champion_version, report_path, key)
 
 
 def promote_by_verdict(version: BundleVersion, verdict: Verdict, root: Root, *, champion: BundleVersion | None) -> None:
@@ -221,7 +222,9 @@ def _load_previous_result(version: BundleVersion, key: str, registry: Registry, 
     bundle = fetch_bundle(version, root)
     training = _load_training_result(bundle, artifact.load_bundle(bundle))
     champion = None if champion_version is None else artifact.load_bundle(fetch_bundle(champion_version, root))
-    return RetrainResult(training, version, record.verdict, champion, record.report_path, key, already_done=True)
+    return RetrainResult(
+        training, version, record.verdict, champion, champion_version, record.report_path, key, already_done=True
+    )
 
 
 def _was_promoted(version: BundleVersion, registry: Registry, root: Root) -> bool:

@@ -23,6 +23,11 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 # MLflow's limits. Its client splits a batch further where it has more than 100 parameters or tags.
 MAX_VALUES_PER_CALL = 1000
 MAX_PARAM_LENGTH = 6000
+_MAX_TAG_LENGTH = 5000
+
+INCOMPLETE_TAG = "incomplete"  # names what is missing from the record of a run
+_MAX_RETRY_DELAY_S = 60.0
+_CLOSE_TIMEOUT_S = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +41,8 @@ class RunLogger(Logger):
     not finite are not sent, because MLflow would store an infinity as 1.797e308; the tag `nonfinite` names them.
 
     Other recording work, such as uploading a file, can be submitted as a background task; the thread runs it at once, in
-    parallel with the training.
+    parallel with the training. A task that fails is repeated until the run ends, and once more then. What is lost nevertheless is
+    named in a warning and in the tag `incomplete`.
 
     Lightning's `finalize` does not end the run, because backtests follow the fit; `close` ends it.
     """
@@ -52,9 +58,13 @@ class RunLogger(Logger):
         self._capacity = capacity
         self._condition = threading.Condition()
         self._values: deque[Metric | Param | RunTag] = deque()
+        self._sending: Sequence[Metric | Param | RunTag] = ()  # the values that the thread has taken from the queue
         self._tasks: deque[_BackgroundTask] = deque()
+        self._failed_tasks: list[_BackgroundTask] = []
+        self._retry_delay_s = interval_s
+        self._retry_at = 0.0
+        self._lost_names: set[str] = set()  # of values that were dropped or rejected
         self._nonfinite: dict[str, str] = {}
-        self._dropped = 0
         self._failing = False
         self._flush_requested = False
         self._closed = False
@@ -99,7 +109,7 @@ class RunLogger(Logger):
         self._enqueue([RunTag(key, value)])
 
     def submit(self, description: str, action: Callable[[], object]) -> None:
-        """Queues a task for the background thread; a failure is logged as a warning with its description."""
+        """Queues a task for the background thread; a failure is logged as a warning, and the task is repeated later."""
         with self._condition:
             assert not self._closed, f"{description} must be submitted before the run ends"
             self._tasks.append(_BackgroundTask(description, action))
@@ -122,13 +132,15 @@ class RunLogger(Logger):
                 return
             self._closed = True
             self._condition.notify()
-        self._thread.join(timeout=60.0)
-        lost_count = self._dropped + len(self._values) + len(self._tasks)
-        if lost_count:
-            _log.warning("%d values of run %s could not be recorded.", lost_count, self._run_id)
+        self._thread.join(timeout=_CLOSE_TIMEOUT_S)
+        lost = self._find_lost_names()
+        if lost:
+            _log.warning("Run %s is incomplete; could not be recorded: %s.", self._run_id, "; ".join(lost))
+        for key, parts in ((INCOMPLETE_TAG, lost), ("nonfinite", self._nonfinite.values())):
+            with log_tracking_errors(f"the tag '{key}' of run {self._run_id}"):
+                if parts:
+                    self._client.set_tag(self._run_id, key, "; ".join(parts)[:_MAX_TAG_LENGTH])
         with log_tracking_errors(f"the end of run {self._run_id}"):
-            if self._nonfinite:
-                self._client.set_tag(self._run_id, "nonfinite", "; ".join(self._nonfinite.values())[:5000])
             self._client.set_terminated(self._run_id, status)
 
     def _enqueue(self, values: Iterable[Metric | Param | RunTag]) -> None:
@@ -148,14 +160,43 @@ class RunLogger(Logger):
                 closed = self._closed and task is None
                 if task is None:
                     self._flush_requested = False
-                    values = list(self._values)
+                    self._sending = values = list(self._values)
                     self._values.clear()
             if task is None:
                 self._send(values)
+                self._repeat_failed_tasks(at_end=closed)
             else:
-                with log_tracking_errors(task.description):
-                    task.run()
-                self._tasks.popleft()  # only after it has run: tasks left at the end are counted as lost
+                if not self._run_task(task):
+                    self._failed_tasks.append(task)
+                    self._retry_at = max(self._retry_at, time.monotonic() + self._retry_delay_s)
+                self._tasks.popleft()  # only after it has run: tasks left at the end are lost
+
+    def _run_task(self, task: _BackgroundTask) -> bool:
+        """Runs a task; returns whether it succeeded. Only its first failure is logged."""
+        try:
+            task.run()
+        except Exception as error:  # of any kind: the thread must survive
+            if task not in self._failed_tasks:
+                _log.warning("Could not record %s yet: %s", task.description, _to_single_line(error))
+            return False
+        return True
+
+    def _repeat_failed_tasks(self, *, at_end: bool) -> None:
+        """Runs the failed tasks again if it is time, which is later after every failure."""
+        if not self._failed_tasks or (time.monotonic() < self._retry_at and not at_end):
+            return
+        for task in list(self._failed_tasks):
+            if self._run_task(task):
+                self._failed_tasks.remove(task)
+        self._retry_delay_s = min(2 * self._retry_delay_s, _MAX_RETRY_DELAY_S)
+        self._retry_at = time.monotonic() + self._retry_delay_s
+
+    def _find_lost_names(self) -> list[str]:
+        """Returns the names of the values and the descriptions of the tasks that were not recorded, without repetition."""
+        with self._condition:
+            names = {value.key for value in (*self._values, *self._sending)} | self._lost_names
+            tasks = [task.description for task in (*self._failed_tasks, *self._tasks)]
+        return [*dict.fromkeys(tasks), *sorted(names)]
 
     def _send(self, values: Sequence[Metric | Param | RunTag]) -> None:
         """Sends values in batches; if the store fails, the remaining ones are queued again."""
@@ -171,8 +212,10 @@ class RunLogger(Logger):
             self._failing = True
             with self._condition:
                 self._values.extendleft(reversed(values[sent:]))
+                self._sending = ()
                 self._drop_oldest()
         else:
+            self._sending = ()
             if self._failing:
                 _log.warning("The store accepts the metrics of run %s again.", self._run_id)
             self._failing = False
@@ -192,6 +235,7 @@ class RunLogger(Logger):
                 raise
             if len(values) == 1:
                 _log.warning("MLflow rejects %s: %s", values[0], _to_single_line(error))
+                self._lost_names.add(values[0].key)
                 return
             middle = len(values) // 2
             self._send_batch(values[:middle])
@@ -199,8 +243,7 @@ class RunLogger(Logger):
 
     def _drop_oldest(self) -> None:
         while len(self._values) > self._capacity:
-            self._values.popleft()
-            self._dropped += 1
+            self._lost_names.add(self._values.popleft().key)
 
 
 def flatten_params(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

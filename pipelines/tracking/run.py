@@ -10,17 +10,20 @@ import json
 import signal
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from forecaster.errors import RegistryError
 from forecaster.frequency import Timestamp, format_timestamp
 from forecaster.registry import registry
+from forecaster.registry.download import download_file
 from forecaster.spec import Spec
 from pipelines.redaction import redact
 from pipelines.settings import resolve_tracking_uri
 from pipelines.tracking import figures
+from pipelines.tracking.artifact_paths import artifact_location
+from pipelines.tracking.interrupted_runs import end_interrupted_runs, make_process_tags
 from pipelines.tracking.logger import RunLogger, RunStatus, flatten_params, log_tracking_errors
 
 if TYPE_CHECKING:
@@ -106,22 +109,44 @@ class TrackedRun:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Uploads a file under its own name."""
         assert path.is_file(), f"{path} is not a file"
-        with log_tracking_errors(path.name):
-            self._client.log_artifact(self.id, str(path), folder)
+        self._upload(
+            path.name,
+            lambda: self._client.log_artifact(self.id, str(path), folder),
+            lambda: {f"{folder}/{path.name}" if folder else path.name: path.read_bytes()},
+        )
 
     def log_artifacts(self, path: Path, name: str) -> None:
         """Uploads all files of a folder into the run's folder `name`."""
-        with log_tracking_errors(name):
-            self._client.log_artifacts(self.id, str(path), name)
+        self._upload(
+            name,
+            lambda: self._client.log_artifacts(self.id, str(path), name),
+            lambda: {
+                f"{name}/{file.relative_to(path)}": file.read_bytes() for file in path.rglob("*") if file.is_file()
+            },
+        )
 
     def log_model_card(self, text: str) -> None:
         """Logs the model card as `model_card.md`."""
-        with log_tracking_errors("model_card.md"):
-            self._client.log_text(self.id, text, "model_card.md")
+        self._upload(
+            "model_card.md",
+            lambda: self._client.log_text(self.id, text, "model_card.md"),
+            lambda: {"model_card.md": text.encode()},
+        )
 
     def set_tag(self, key: str, value: str) -> None:
         """Sets a tag with the next batch; tags known at the start of the run are passed to `open_run`."""
         self.logger.log_tag(key, value)
+
+    def _upload(
+        self, description: str, upload: Callable[[], object], read_files: Callable[[], Mapping[str, bytes]]
+    ) -> None:
+        """Uploads now; if the store fails, the background thread repeats it with the content that the files have now."""
+        try:
+            upload()
+        except Exception:  # of any kind; the thread logs it if it is repeated in vain
+            with log_tracking_errors(description):
+                files = read_files()
+                self.logger.submit(description, lambda: self._upload_files(files))
 
     def _upload_files(self, files: Mapping[str, bytes]) -> None:
         """Uploads files, given by their paths in the run, in one call."""
@@ -149,7 +174,8 @@ def open_run(
     """Opens a run for as long as the block lasts, in the experiment that has the spec's name.
 
     The run ends as FINISHED; as FAILED if the block raises; as KILLED if it is interrupted or terminated (SIGTERM, which
-    raises SystemExit in the block unless another handler is set). A process that is killed with SIGKILL leaves it RUNNING.
+    raises SystemExit in the block unless another handler is set). A process that is killed with SIGKILL leaves it RUNNING, until
+    the next run of this machine in the same store marks it as KILLED.
 
     Args:
         spec: Recorded as flat parameters.
@@ -166,7 +192,9 @@ def open_run(
     """
     from mlflow.entities import RunTag
 
-    all_tags = _build_tags(dataset, trigger=trigger, parent_run_id=parent_run_id) | dict(tags or {})
+    all_tags = (
+        _build_tags(dataset, trigger=trigger, parent_run_id=parent_run_id) | make_process_tags() | dict(tags or {})
+    )
     with _convert_sigterm_to_exit():
         client = registry.create_client(resolve_tracking_uri(root, tracking_uri))
         with registry.translate_store_errors(f"run '{run_id}'" if run_id else f"a run of '{spec.name}'"):
@@ -185,6 +213,7 @@ def open_run(
         try:
             run.logger.log_hyperparams(spec.model_dump())
             run.logger.flush()
+            run.logger.submit("the end of interrupted runs", lambda: _end_interrupted_runs(client))
             run.logger.submit("the data set", lambda: client.log_inputs(run.id, [_build_dataset_input(dataset)]))
             yield run
             status = "FINISHED"
@@ -269,14 +298,18 @@ def read_run_text(run_id: str, artifact_path: str, *, store_uri: str) -> str | N
         registry.translate_store_errors(f"run '{run_id}'"),
         tempfile.TemporaryDirectory(prefix="forecaster-") as target,
     ):
-        if artifact_path not in {file.path for file in client.list_artifacts(run_id, folder or None)}:
+        sizes = {file.path: file.file_size for file in client.list_artifacts(run_id, folder or None)}
+        if artifact_path not in sizes:
             return None
-        return Path(client.download_artifacts(run_id, artifact_path, target)).read_text()
+        location, path = client.get_run(run_id).info.artifact_uri, Path(target) / "text"
+        download_file(location, artifact_path, path, uri=store_uri, num_bytes=sizes[artifact_path] or 0)
+        return path.read_text()
 
 
-def artifact_location(root: Path) -> str:
-    """Returns the URI of the folder in which the runs and models of a root store their files."""
-    return (root.absolute() / "mlruns").as_uri()
+def _end_interrupted_runs(client: MlflowClient) -> None:
+    """Ends runs that were interrupted; a failure is logged and does not make the record of the current run incomplete."""
+    with log_tracking_errors("the end of interrupted runs"):
+        end_interrupted_runs(client)
 
 
 def _validate_resumable(client: MlflowClient, run_id: str, spec: Spec) -> None:

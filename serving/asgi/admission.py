@@ -29,6 +29,9 @@ MAX_GROUP_ITEMS = 32
 _OVERTAKING_FACTOR = 4.0
 _INITIAL_SECONDS_PER_STEP = 1e-6  # until the first measurement of a kind of work
 _RATE_SMOOTHING = 0.2  # weight of the latest measurement in the moving average
+_MAX_RATE_GROWTH = (
+    8.0  # of a measurement over the average, so that one import or one pause says little about the next request
+)
 _MAX_RETRY_AFTER_S = 60  # an estimate further ahead is worth little
 _CAPACITY_POLL_S = 0.02  # between attempts to enter a full queue
 _DISCONNECT_CHECK_DELAY_S = 0.1  # most requests finish before, and need no watcher
@@ -159,8 +162,10 @@ class _WorkQueue:
         """Updates the speed of this kind of work, and removes the group from the running work."""
         kind, measured = group[0].kind, seconds / max(1, sum(work.steps for work in group))
         with self._lock:
-            previous = self._seconds_per_step.get(kind, measured)
-            self._seconds_per_step[kind] = previous + _RATE_SMOOTHING * (measured - previous)
+            previous = self._seconds_per_step.get(kind)
+            measured = min(measured, _MAX_RATE_GROWTH * (previous or _INITIAL_SECONDS_PER_STEP))
+            smoothing = 1.0 if previous is None else _RATE_SMOOTHING
+            self._seconds_per_step[kind] = (1 - smoothing) * (previous or 0.0) + smoothing * measured
             for work in group:
                 del self._running[work.number]
 

@@ -319,6 +319,13 @@ function selectSeries() {
   view.render();
 }
 
+/** Lists the series that match the search; the first is shown if the selected one does not match. */
+function searchSeries() {
+  renderSeriesOptions();
+  const shown = state.series[byId("series").value];
+  if (shown !== undefined && shown !== state.selected) selectSeries();
+}
+
 function onSubmit(id, action) {
   byId(id).addEventListener("submit", (event) => { event.preventDefault(); action(); });
 }
@@ -336,7 +343,7 @@ byId("example-empty").addEventListener("click", loadExample);
 byId("freq").addEventListener("change", updateSeries);
 byId("start").addEventListener("change", updateSeries);
 byId("series").addEventListener("change", selectSeries);
-byId("series-search").addEventListener("input", renderSeriesOptions);
+byId("series-search").addEventListener("input", searchSeries);
 byId("horizon").addEventListener("change", rerunIfForecast);
 byId("intervals").addEventListener("change", rerunIfForecast);
 byId("stop").addEventListener("click", cancelForecast);

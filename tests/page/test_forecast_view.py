@@ -253,6 +253,7 @@ def test_more_series_than_the_request_limit(visit_page: OpenPage, tmp_path: Path
     assert [row["mean"] for row in rows[::24]] == [str(number) for number in range(130)]
     page.fill("#series-search", "s129")
     assert page.locator("#series option").all_text_contents() == ["s129"]
+    assert page.text_content("#result-title") == "s129", "the chart shows the series that the list shows"
 
 
 def test_ids_that_a_spreadsheet_would_compute_are_saved_as_text(visit_page: OpenPage, tmp_path: Path) -> None:

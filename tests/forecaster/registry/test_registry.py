@@ -20,6 +20,7 @@ import pytest
 from forecaster.errors import BaseMoved, BundleDamaged, NoSuchModel, RegistryError
 from forecaster.registry.download import BundleDownload
 from forecaster.registry.registry import CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry, create_client
+from tests.slow_servers import dripping_server, silent_server
 
 pytestmark = pytest.mark.integration
 
@@ -400,9 +401,32 @@ def test_an_unreachable_database_fails_immediately(tmp_path: Path) -> None:
 
 def test_an_unreachable_server_fails_within_seconds() -> None:
     started = time.perf_counter()
-    with pytest.raises(RegistryError, match="Check the address of the store"):
+    with pytest.raises(RegistryError, match=r"the connection was refused\. Check the address of the store"):
         Registry("http://127.0.0.1:9")
     assert time.perf_counter() - started < 15.0
+
+
+def test_a_server_that_sends_single_bytes_fails_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forecaster.registry.time_limit.measure_call_limit", lambda: 1.0)
+    with dripping_server() as address, pytest.raises(RegistryError, match="did not complete its response"):
+        Registry(address)
+
+
+def test_a_database_server_that_refuses_or_hangs_fails_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started = time.perf_counter()
+    with pytest.raises(RegistryError, match=r"The store failed on the store '.*refused") as refused:
+        Registry("postgresql+psycopg://test:planted-secret@127.0.0.1:9/mlflow")
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+    with silent_server() as port, pytest.raises(RegistryError, match="timeout") as hanging:
+        Registry(f"postgresql+psycopg://test:planted-secret@127.0.0.1:{port}/mlflow")
+    assert time.perf_counter() - started < 15.0
+    for message in (str(refused.value), str(hanging.value)):
+        assert "\n" not in message
+        assert "planted" not in message
+    assert not caplog.messages
+    assert not capfd.readouterr().err
 
 
 def test_a_store_address_is_shown_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

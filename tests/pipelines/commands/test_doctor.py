@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.server
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from forecaster.bundle import artifact
 from pipelines.cli import main
 from tests.factories import make_fitted_model, make_spec
+from tests.slow_servers import dripping_server
 from tests.system.processes import CHECKOUT, free_port, make_environment
 
 pytestmark = pytest.mark.integration
@@ -77,6 +80,22 @@ def test_a_damaged_slot_and_invalid_stores_exit_with_1(
     diagnostics = run_doctor(tmp_path, capsys, exit_code=1)
     assert {name for name, (status, _) in diagnostics.items() if status == "bad"} == {"slot", "store", "ledger"}
     assert "weights.safetensors" in diagnostics["slot"][1]
+
+
+def test_the_paths_of_a_copied_root_are_reported_and_moved(
+    migrated_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(migrated_root / "mlflow.db", tmp_path)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        query = (
+            "INSERT INTO experiments (name, artifact_location, lifecycle_stage, workspace) VALUES (?, ?, 'active', ?)"
+        )
+        database.execute(query, ("small", "file:///old/root/mlruns", "default"))
+    status, message = run_doctor(tmp_path, capsys, exit_code=1)["artifacts"]
+    assert status == "bad"
+    assert "1 paths outside the root (file:///old/root/mlruns, ...)" in message
+    assert "--move-root" in message
+    assert run_doctor(tmp_path, capsys, "--move-root")["artifacts"][0] == "ok"
 
 
 def test_a_link_of_the_slot_that_leads_nowhere_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +166,20 @@ def test_no_secret_is_printed(
     url = "postgresql+psycopg://me:s3cret@127.0.0.1:1/db"
     monkeypatch.setenv("FORECASTER_SERVING_LEDGER", url)
     monkeypatch.setenv("FORECASTER_SQL_URL", url)
-    assert "s3cret" not in str(run_doctor(tmp_path, capsys, "--tracking-uri", url))
+    monkeypatch.setenv("FORECASTER_SERVING_REGISTRY", f"{url}2")
+    diagnostics = run_doctor(tmp_path, capsys, "--tracking-uri", url, exit_code=1)
+    assert {name for name, (status, _) in diagnostics.items() if status == "bad"} == {"store", "registry", "ledger"}
+    assert all("refused" in diagnostics[name][1] for name in ("store", "registry", "ledger"))
+    assert "s3cret" not in str(diagnostics)
+
+
+def test_a_server_that_sends_single_bytes_does_not_respond(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.commands.doctor._RESPONSE_LIMIT_S", 0.3)
+    with dripping_server() as address:
+        diagnostics = run_doctor(tmp_path, capsys, "--tracking-uri", address, exit_code=1)
+    assert diagnostics["store"] == ("bad", f"{address} does not respond as MLflow (-1)")
 
 
 def test_doctor_imports_nothing_heavy(tmp_path: Path) -> None:

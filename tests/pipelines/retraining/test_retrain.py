@@ -75,10 +75,12 @@ def test_repeating_a_retraining_does_not_undo_a_rollback(fresh_root: Root, noise
     promote_version("small", fresh_root, version_number="1", force=True, reason="for this test")
     better = retrain(noise_data, make_small_spec(), fresh_root, RetrainOptions(policy=LENIENT_POLICY))
     assert (better.verdict.should_promote, champion_number(fresh_root)) == (True, "2")
+    assert better.champion_version == better.version
     roll_back("small", fresh_root)
     again = retrain(noise_data, make_small_spec(), fresh_root, RetrainOptions(policy=LENIENT_POLICY))
     assert again.verdict.should_promote, "the recorded verdict is returned"
-    assert champion_number(fresh_root) == "1"
+    assert again.champion_version is not None
+    assert (champion_number(fresh_root), again.champion_version.number) == ("1", "1")
     # Another machine shares the registry and nothing else.
     other_root = Root(fresh_root.path.with_name("other"), fresh_root.store_uri)
     assert retrain(noise_data, make_small_spec(), other_root, RetrainOptions(policy=LENIENT_POLICY)).already_done
@@ -273,9 +275,16 @@ def test_the_repeated_command_returns_the_original_exit_code(
     )
     root_option = ("--root", fresh_root.path)
     assert [run_command("retrain", noise_data.source, "--config", good, *root_option) for _ in range(2)] == [0, 0]
-    assert "done before" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "done before" in output
+    assert output.count("small version 1 is the champion: ") == 2
     assert [run_command("retrain", noise_data.source, "--config", bad, *root_option) for _ in range(2)] == [3, 3]
     assert version_numbers(fresh_root) == ["1", "2"]
+    promote_version("small", fresh_root, version_number="2", force=True, reason="for this test")
+    assert run_command("retrain", noise_data.source, "--config", good, *root_option) == 0
+    output = capsys.readouterr().out
+    assert "small version 1 was promoted before and is not the champion now; the champion is version 2" in output
+    roll_back("small", fresh_root)
     shutil.rmtree(fresh_root.bundles)
     capsys.readouterr()
     assert run_command("retrain", noise_data.source, "--config", bad, "--if-needed", *root_option) == 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from pipelines.tracking.logger import RunLogger, flatten_params
 
@@ -131,7 +134,8 @@ def test_a_permanent_store_failure_drops_and_counts_the_oldest_metrics(caplog: p
     logger.flush()
     wait_until(lambda: caplog.messages)
     logger.close("FINISHED")
-    assert "30 values of run run could not be recorded." in caplog.messages
+    assert caplog.messages[-1] == "Run run is incomplete; could not be recorded: train/loss."
+    assert stub.tags == {"incomplete": "train/loss"}
     assert stub.status == "FINISHED"
 
 
@@ -147,6 +151,71 @@ def test_a_background_task_runs_in_parallel_and_its_failure_is_logged(caplog: py
     logger.log_tag("a", "b")
     logger.close("FINISHED")
     assert done == [1, 3]
-    assert stub.tags == {"a": "b"}
+    assert stub.tags == {"a": "b", "incomplete": "the second"}
     assert [step for _, _, step in stub.points] == [1]
-    assert caplog.messages == ["Could not record the second: integer division or modulo by zero"]
+    assert caplog.messages == [
+        "Could not record the second yet: integer division or modulo by zero",
+        "Run run is incomplete; could not be recorded: the second.",
+    ]
+
+
+def test_a_failed_task_is_repeated_until_the_store_accepts_it(caplog: pytest.LogCaptureFixture) -> None:
+    stub, attempts = StubTrackingClient(), list[str]()
+
+    def upload(name: str, failures: int) -> None:
+        attempts.append(name)
+        if attempts.count(name) <= failures:
+            raise ConnectionError("no route to host")
+
+    logger = RunLogger(stub, "run", interval_s=0.01)
+    logger.submit("plots/a.png", lambda: upload("a", failures=2))
+    wait_until(lambda: attempts.count("a") == 3)
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    wait_until(lambda: stub.points)
+    logger.close("FINISHED")
+    assert attempts == ["a"] * 3
+    assert (stub.tags, stub.status) == ({}, "FINISHED")
+    assert caplog.messages == ["Could not record plots/a.png yet: no route to host"]
+    logger = RunLogger(stub, "run", interval_s=60.0)
+    logger.submit("plots/b.png", lambda: upload("b", failures=1))
+    logger.close("FINISHED")
+    assert attempts[3:] == ["b"] * 2, "the end of the run does not wait for the next attempt"
+    assert not stub.tags
+
+
+def test_a_run_ends_though_its_last_tag_fails_and_names_what_was_being_sent(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class HangingClient(StubTrackingClient):
+        def log_batch(self, *_: Any, **__: Any) -> None:
+            released.wait(10.0)
+
+        def set_tag(self, run_id: str, key: str, value: Any) -> None:
+            raise ConnectionError("no route to host")
+
+    stub, released = HangingClient(), threading.Event()
+    monkeypatch.setattr("pipelines.tracking.logger._CLOSE_TIMEOUT_S", 0.1)
+    logger = RunLogger(stub, "run", interval_s=60.0)
+    logger.log_metrics({"train/loss": 1.0})
+    logger.close("FINISHED")
+    released.set()
+    assert stub.status == "FINISHED"
+    assert caplog.messages == [
+        "Run run is incomplete; could not be recorded: train/loss.",
+        "Could not record the tag 'incomplete' of run run: no route to host",
+    ]
+
+
+def test_a_value_that_mlflow_rejects_is_named_as_lost() -> None:
+    class RejectingClient(StubTrackingClient):
+        def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+            if any(metric.key == "what?" for metric in metrics):
+                raise MlflowException("an invalid name", error_code=INVALID_PARAMETER_VALUE)
+            super().log_batch(run_id, metrics, params, tags)
+
+    stub = RejectingClient()
+    logger = RunLogger(stub, "run", interval_s=60.0)
+    logger.log_metrics({"a": 1.0, "what?": 2.0})
+    logger.close("FINISHED")
+    assert stub.points == [("a", 1.0, 0)]
+    assert stub.tags == {"incomplete": "what?"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -25,6 +26,7 @@ from forecaster.registry.registry import create_client
 from forecaster.spec import Spec
 from pipelines.settings import resolve_tracking_uri
 from pipelines.tracking.figures import build_image_files
+from pipelines.tracking.interrupted_runs import INTERRUPTED_TAG, PROCESS_TAG, identify_process
 from pipelines.tracking.logger import flatten_params
 from pipelines.tracking.run import RunDataset, TrackedRun, open_run
 
@@ -242,7 +244,7 @@ def test_two_runs_in_one_process_are_independent(root: Path, client: MlflowClien
 
 
 def test_a_store_failure_during_training_does_not_end_the_training(
-    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    root: Path, client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
@@ -250,6 +252,63 @@ def test_a_store_failure_during_training_does_not_end_the_training(
         (root / "mlruns" / run.id).write_text("in the way")
         run.log_artifact(tmp_path / "notes.txt")
     assert [message for message in caplog.messages if message.startswith("Could not record notes.txt")]
+    stored = client.get_run(run.id)
+    assert (stored.info.status, stored.data.tags["incomplete"]) == ("FINISHED", "notes.txt")
+
+
+def test_files_are_uploaded_when_the_store_works_again(root: Path, client: MlflowClient, tmp_path: Path) -> None:
+    """The originals, which may be temporary, are gone by then."""
+    folder = tmp_path / "backtest"
+    folder.mkdir()
+    for name in ("a.csv", "notes.txt"):
+        (folder / name).write_text(name)
+    with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
+        (root / "mlruns").mkdir(exist_ok=True)
+        (root / "mlruns" / run.id).write_text("in the way")
+        run.log_artifacts(folder, "backtest")
+        run.log_artifact(folder / "notes.txt")
+        run.log_model_card("# sine\n")
+        shutil.rmtree(folder)
+        (root / "mlruns" / run.id).unlink()
+    artifacts = root / "mlruns" / run.id / "artifacts"
+    files = {str(path.relative_to(artifacts)): path.read_text() for path in artifacts.rglob("*") if path.is_file()}
+    assert files == {
+        "backtest/a.csv": "a.csv",
+        "backtest/notes.txt": "notes.txt",
+        "notes.txt": "notes.txt",
+        "model_card.md": "# sine\n",
+    }
+    assert "incomplete" not in client.get_run(run.id).data.tags
+
+
+def test_the_next_run_ends_the_runs_of_processes_that_no_longer_exist(root: Path, client: MlflowClient) -> None:
+    own = identify_process(os.getpid())
+    assert own is not None
+    experiment = client.create_experiment("other")
+    processes = {
+        "killed": own._replace(pid=2**22 + 1),  # above the highest number of a process
+        "reused": own._replace(start="boot/1"),
+        "running": own,
+        "elsewhere": own._replace(machine="another/pid:[1]", pid=2**22 + 1),
+    }
+    run_ids = {
+        name: client.create_run(experiment, tags={PROCESS_TAG: str(process)}).info.run_id
+        for name, process in processes.items()
+    }
+    run_ids["other program"] = client.create_run(experiment).info.run_id
+    with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
+        pass
+    assert client.get_run(run.id).data.tags[PROCESS_TAG] == str(own)
+    runs = {name: client.get_run(run_id) for name, run_id in run_ids.items()}
+    assert {name: stored.info.status for name, stored in runs.items()} == {
+        "killed": "KILLED",
+        "reused": "KILLED",
+        "running": "RUNNING",
+        "elsewhere": "RUNNING",
+        "other program": "RUNNING",
+    }
+    assert {name for name, stored in runs.items() if INTERRUPTED_TAG in stored.data.tags} == {"killed", "reused"}
+    assert "ended without ending this run" in runs["killed"].data.tags[INTERRUPTED_TAG]
 
 
 class OneWeightModule(pytorch_lightning.LightningModule):

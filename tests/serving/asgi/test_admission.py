@@ -148,15 +148,17 @@ def test_the_shortest_expected_work_is_next_unless_longer_work_has_waited(admiss
 
     async def scenario() -> None:
         admission = Admission(threads=1, capacity=9, timeout_s=20)
-        # One measurement: 0.02 s for 20,000 steps, so a million steps are expected to take one second.
-        await admission.run(_record, order, "measured", 0.02, steps=20_000)
+        # One measurement: 0.1 s for 20,000 steps, so the others are expected to take 0.4, 0.8 and 0.15 s.
+        await admission.run(_record, order, "measured", 0.1, steps=20_000)
         blocker = asyncio.create_task(admission.run(admission_gate.wait, steps=20_000))
         await asyncio.sleep(0.05)
         tasks = [
             asyncio.create_task(admission.run(_record, order, name, 0.0, steps=steps))
-            for name, steps in [("long", 400_000), ("longer", 800_000), ("shorter", 30_000)]
+            for name, steps in [("long", 80_000), ("longer", 160_000), ("shorter", 30_000)]
         ]
-        await asyncio.sleep(2.0)  # more than four times the difference of the expected seconds of "long" and "late"
+        await asyncio.sleep(
+            1.6
+        )  # four times the difference of the expected seconds is 1.0 for "long", and 2.6 for "longer"
         late = asyncio.create_task(admission.run(_record, order, "late", 0.0, steps=30_000))
         await asyncio.sleep(0.05)
         admission_gate.set()
@@ -191,6 +193,28 @@ def test_work_that_could_not_start_before_its_deadline_is_rejected(admission_gat
 
     asyncio.run(scenario())
     assert order == ["measured", "waiting", "idle"]
+
+
+def test_one_slow_computation_says_little_about_the_next(admission_gate: threading.Event) -> None:
+    order: list[str] = []
+
+    async def scenario() -> None:
+        admission = Admission(threads=1, capacity=9, timeout_s=20)
+        await admission.run(_record, order, "imports a package", 0.5, steps=20_000)
+        blocker = asyncio.create_task(admission.run(admission_gate.wait, steps=20_000))
+        await asyncio.sleep(0.05)
+        # At the measured 25 µs per step these would be 25 s each, and the second would be rejected.
+        tasks = [
+            asyncio.create_task(admission.run(_record, order, name, 0.0, steps=1_000_000))
+            for name in ("first", "second")
+        ]
+        await asyncio.sleep(0.05)
+        admission_gate.set()
+        await asyncio.gather(blocker, *tasks)
+        admission.close()
+
+    asyncio.run(scenario())
+    assert order == ["imports a package", "first", "second"]
 
 
 def test_groupable_work_of_one_kind_that_waits_together_is_computed_together(admission_gate: threading.Event) -> None:
