@@ -80,11 +80,9 @@ def compute_scaled_ranges(
         padded = pad_histories([histories[row] for row in rows], context=int(lengths[rows[-1]]), fill_value=np.nan)
         with np.errstate(over="ignore"):  # a value too large for float32 is infinite, and so out of any range
             scaled = scale_histories(padded, spec, season=season)
-        is_missing = np.isnan(scaled)
-        low = np.where(is_missing, np.inf, scaled).min(axis=1)
-        high = np.where(is_missing, -np.inf, scaled).max(axis=1)
+        low, high = np.fmin.reduce(scaled, axis=1), np.fmax.reduce(scaled, axis=1)  # NaN only if all values are
         for row, *bounds in zip(rows.tolist(), low.tolist(), high.tolist(), strict=True):
-            ranges[row] = ScaledRange(*bounds) if bounds[0] <= bounds[1] else ScaledRange(np.nan, np.nan)
+            ranges[row] = ScaledRange(*bounds)
         first += len(rows)
     return ranges
 
