@@ -213,7 +213,13 @@ def _load_previous_result(version: BundleVersion, key: str, registry: Registry, 
     if record is None:
         return None
     champion_version = find_champion(registry, version.name)
-    if record.verdict.should_promote and not _was_promoted(version, registry, root):
+    # The log may have the line of a promotion that was killed before its seal was stored.
+    is_complete = registry.get_tags(version).get(_PROMOTED_TAG) == "yes"
+    if (
+        record.verdict.should_promote
+        and not is_complete
+        and (champion_version == version or not _is_recorded(version, root))
+    ):
         champion_number = None if champion_version is None else champion_version.number
         if champion_version != version and champion_number != record.champion_number:
             return None
@@ -227,9 +233,8 @@ def _load_previous_result(version: BundleVersion, key: str, registry: Registry, 
     )
 
 
-def _was_promoted(version: BundleVersion, registry: Registry, root: Root) -> bool:
-    if registry.get_tags(version).get(_PROMOTED_TAG) == "yes":
-        return True
+def _is_recorded(version: BundleVersion, root: Root) -> bool:
+    """Whether the audit log has a line of a version, which was the champion then."""
     entries = AuditLog(root.audit_log).read_entries().entries
     return any((entry.name, entry.version) == (version.name, version.number) for entry in entries)
 
