@@ -11,16 +11,19 @@ from pathlib import Path
 
 LAUNCHER_VARIABLE = "FORECASTER_LAUNCHER"  # process id, set by the launcher for its children
 _POLL_INTERVAL_S = 1.0
+_PROCESSES = Path("/proc")
 
 
 def end_with_launcher(environ: Mapping[str, str], *, grace_s: float) -> None:
-    """Watches the launcher that the environment names, in a background thread; does nothing if it names none.
+    """Watches the launcher that the environment names, in a background thread.
+
+    Does nothing if the environment names none, or where there is no /proc to look it up in.
 
     When the launcher is gone, the process group of the caller gets SIGTERM, and SIGKILL after `grace_s` seconds. So does the
     server whose worker the caller is: it is the caller's parent, in a group of its own.
     """
     pid = environ.get(LAUNCHER_VARIABLE)
-    if pid is not None:
+    if pid is not None and (_PROCESSES / "self/stat").exists():
         parent = os.getppid()
         arguments = (int(pid), _read_start_time(int(pid)), None if parent == int(pid) else parent, grace_s)
         threading.Thread(target=_watch, args=arguments, name="launcher", daemon=True).start()
@@ -39,8 +42,8 @@ def _watch(pid: int, started_at: str | None, server: int | None, grace_s: float)
 def _read_start_time(pid: int) -> str | None:
     """Returns when a process started, in clock ticks since boot, because its id may be used again; None if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except FileNotFoundError:
+        fields = (_PROCESSES / f"{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
         return None
     is_zombie = fields[0] == "Z"
     return None if is_zombie else fields[19]

@@ -9,6 +9,7 @@ from serving.asgi import compression
 from serving.asgi.bodies import Body
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
+from serving.forecasting.outcomes import BLEND_COST_FACTOR
 from serving.settings import Settings
 
 
@@ -66,7 +67,7 @@ class Endpoint(NamedTuple, Generic[RequestT]):
 
     Attributes:
         decode: Returns the request in a body of a media type. Raises ApiError (400, 415, 422), also for the limits.
-        count_steps: Returns the size of the work, in steps; admission decides by it.
+        count_steps: Returns the steps of histories and forecasts, for the network alone.
         compute: Returns the response or the error of each job of a group, the same as if each were computed alone.
         is_groupable: Whether `compute` is faster with several jobs at once.
         is_recorded: Whether the forecasts are recorded in the ledger.
@@ -77,6 +78,11 @@ class Endpoint(NamedTuple, Generic[RequestT]):
     compute: Callable[[Sequence[ComputeJob[RequestT]]], list[EncodedResponse | Exception]]
     is_groupable: bool = False
     is_recorded: bool = False
+
+    def estimate_work(self, request: RequestT, model: DeployedModel) -> int:
+        """Returns the size of the work, in steps of a network; admission decides by it. A blend also fits statistical models."""
+        cost_factor = BLEND_COST_FACTOR if model.predictor.fitted_model.blend_weights else 1
+        return cost_factor * self.count_steps(request, model)
 
     def respond(self, jobs: Sequence[ComputeJob[RequestT]]) -> list[EncodedResponse | Exception]:
         """Computes a group of jobs, and compresses the responses whose clients accept that."""

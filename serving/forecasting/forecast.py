@@ -14,7 +14,7 @@ from serving.asgi.bodies import Body
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse, Endpoint
-from serving.forecasting.outcomes import BLEND_COST_FACTOR, compute_outcomes
+from serving.forecasting.outcomes import compute_outcomes
 from serving.formats import limits
 from serving.formats.forecast_formats import FORMATS, Format
 from serving.formats.outcome import SeriesOutcome
@@ -47,13 +47,12 @@ def decode_forecast(body: Body, media_type: str, settings: Settings) -> DecodedF
     return DecodedForecast(options, series, body_format)
 
 
-def count_forecast_steps(request: DecodedForecast, model: DeployedModel) -> int:
+def count_forecast_steps(request: DecodedForecast, _: DeployedModel) -> int:
     """Returns the steps of all histories, and of all forecasts with their quantiles and samples."""
     options = request.options
     history_steps = sum(len(series.y) for series in request.series)
     forecast_steps = len(request.series) * options.horizon * (1 + len(options.levels) + options.samples)
-    cost_factor = BLEND_COST_FACTOR if model.predictor.fitted_model.blend_weights else 1
-    return (history_steps + forecast_steps) * cost_factor
+    return history_steps + forecast_steps
 
 
 def compute_group(jobs: Sequence[ComputeJob[DecodedForecast]]) -> list[EncodedResponse | Exception]:
@@ -74,7 +73,7 @@ def compute_group(jobs: Sequence[ComputeJob[DecodedForecast]]) -> list[EncodedRe
 def _group_key(job: ComputeJob[DecodedForecast], index: int) -> tuple[object, ...]:
     """Returns what the jobs of a rollout share. Large jobs and jobs with samples share it with no other."""
     options, model = job.request.options, job.model
-    if options.samples or count_forecast_steps(job.request, model) > MAX_GROUPED_STEPS:
+    if options.samples or FORECAST.estimate_work(job.request, model) > MAX_GROUPED_STEPS:
         return (index,)
     # Both ids are unique, because the jobs hold references to the objects.
     ids = id(model.predictor), id(model.adaptive_state)

@@ -113,7 +113,7 @@ class Endpoints:
             endpoint.respond,
             ComputeJob(decoded, model, deadline, self._settings, use_gzip),
             kind=endpoint.compute,
-            steps=endpoint.count_steps(decoded, model),
+            steps=endpoint.estimate_work(decoded, model),
             is_groupable=endpoint.is_groupable,
             deadline=deadline,
             wait_for_disconnect=wait_for_disconnect,

@@ -210,7 +210,8 @@ def count_invocation_steps(request: DeepArRequest | ScoringRequest, model: Deplo
     horizon = model.predictor.fitted_model.spec.horizon
     if isinstance(request, ScoringRequest):
         return request.count_cells() + (request.params.horizon or horizon)
-    samples = 0 if request.configuration is None else request.configuration.num_samples
+    configuration = request.configuration or DeepArConfiguration()
+    samples = configuration.num_samples if "samples" in configuration.output_types else 0
     return sum(len(instance.target) + horizon * (1 + samples) for instance in request.instances)
 
 

@@ -26,6 +26,7 @@ from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.registry.registry import Registry, create_client
 from forecaster.series import Series
 from forecaster.spec import NetworkSpec, Spec
+from serving.deployment import launcher as launcher_module
 from serving.deployment import releases
 from serving.deployment import slot as slots
 from serving.settings import Settings
@@ -212,6 +213,14 @@ def test_all_processes_end_when_the_launcher_is_killed(slot_folder: Path, tmp_pa
         for child in children:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
+
+
+def test_a_server_without_a_process_folder_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(launcher_module, "_PROCESSES", tmp_path)
+    monkeypatch.setattr(launcher_module.threading, "Thread", lambda **arguments: started.append(arguments))
+    launcher_module.end_with_launcher({launcher_module.LAUNCHER_VARIABLE: "1"}, grace_s=1.0)
+    assert started == []
 
 
 def test_serving_imports_no_trainer_no_plots_and_no_registry() -> None:

@@ -21,7 +21,7 @@ from serving.deployment.releases import Release
 from serving.deployment.slot import DeployedModel, load_bundle
 from serving.errors import ApiError
 from serving.forecasting.endpoint import ComputeJob, EncodedResponse
-from serving.forecasting.forecast import DecodedForecast, compute_group, count_forecast_steps, decode_forecast
+from serving.forecasting.forecast import FORECAST, DecodedForecast, compute_group, decode_forecast
 from serving.routes import app
 from serving.settings import Settings
 from tests.factories import make_fitted_model, make_spec
@@ -138,8 +138,8 @@ def test_the_steps_of_a_request_are_those_of_histories_forecasts_quantiles_and_s
     job = make_job(
         series_payload(y=[1.0] * 10), series_payload(id="b", y=[1.0] * 5), horizon=4, levels=[0.1], samples=3
     )
-    assert count_forecast_steps(job.request, MODEL) == 15 + 2 * 4 * (1 + 1 + 3)
-    assert count_forecast_steps(job.request, blended) == 64 * (15 + 2 * 4 * (1 + 1 + 3)), "a blend fits models"
+    assert FORECAST.estimate_work(job.request, MODEL) == 15 + 2 * 4 * (1 + 1 + 3)
+    assert FORECAST.estimate_work(job.request, blended) == 64 * (15 + 2 * 4 * (1 + 1 + 3)), "a blend fits models"
 
 
 class ThreadRecorder(LastValuePredictor):

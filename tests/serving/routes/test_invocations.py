@@ -17,6 +17,10 @@ from forecaster.model import regressor
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Series
 from forecaster.spec import HeadSpec, NetworkSpec, Spec
+from serving.deployment.releases import Release
+from serving.deployment.slot import DeployedModel
+from serving.routes.invocations import INVOCATIONS
+from serving.settings import Settings
 from tests.serving.conftest import AppClient, LastValuePredictor, MakeClient, StubModel, publish_stub
 from tests.serving.forecasting.test_covariates import ENCODING, make_calibration, make_model
 from tests.serving.routes.test_openapi import response_schema, schema_violations
@@ -309,3 +313,13 @@ def test_samples_over_http_equal_those_of_the_library(slot_folder: Path, make_cl
     np.testing.assert_allclose(first, paths, rtol=1e-6)
     assert first.shape == (7, 5)
     assert not np.allclose(first, second), "the samples depend on the id"
+
+
+@pytest.mark.parametrize(("output_types", "steps"), [(["mean"], 5 + 4), (["mean", "samples"], 5 + 4 * (1 + 100))])
+def test_the_work_of_a_deepar_request_counts_only_requested_samples(output_types: list[str], steps: int) -> None:
+    request = {"instances": [DEEPAR_INSTANCE], "configuration": {"output_types": output_types}}
+    model = DeployedModel(
+        Release(name="stub", version="1", digest="0" * 64), Predictor(make_model(calibration=make_calibration())), ""
+    )
+    decoded = INVOCATIONS.decode(json.dumps(request).encode(), "application/json", Settings())
+    assert INVOCATIONS.estimate_work(decoded, model) == steps
