@@ -46,6 +46,8 @@ MODULES_WITH_RECORDS = [
     "forecaster.model.scaling",
     "forecaster.explain.trace",
     "forecaster.statistical.models",
+    "forecaster.synthetic.mixtures",
+    "forecaster.synthetic.sampling",
     "forecaster.training.loss",
 ]
 
