@@ -54,8 +54,16 @@ error responses carry as a field.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import ClassVar
+
+
+def suggest_name(name: str, names: Iterable[str]) -> str:
+    """Returns " Did you mean 'horizon'?" for a misspelt name; empty if none of the existing names is similar."""
+    by_lower_case = {existing.lower(): existing for existing in names}
+    matches = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.7)
+    return f" Did you mean {by_lower_case[matches[0]]!r}?" if matches else ""
 
 
 class ForecasterError(Exception):

@@ -412,7 +412,7 @@ def test_real_processes_return_the_documented_exit_codes(trained_root: TrainedRo
         (["verify", working_folder], 1, "manifest.json"),
         (["serve", "small", "--port", 99999], 2, "PORT"),
         (["serve"], 1, "FORECASTER_SERVING_MODEL"),
-        (["serve", "smal", *root], 1, "'smal'"),
+        (["serve", "smal", *root], 2, "The registry has "),
     ):
         completed = run_forecaster(*arguments, folder=working_folder)
         assert completed.returncode == code, completed.stderr
