@@ -162,7 +162,13 @@ def track_backtest(report: BacktestReport, bundles: Mapping[str, LoadedBundle], 
     dataset = RunDataset(data.name, report.panel.digest, data.source, model.cutoff, context="evaluation")
     tags = {"bundle_digest": artifact.compute_bundle_digest(bundle), "trained_by": str(model.facts.get("run_id", ""))}
     with open_run(
-        model.spec, dataset, root=root.path, tracking_uri=root.tracking_uri, trigger="backtest", tags=tags
+        model.spec,
+        dataset,
+        root=root.path,
+        tracking_uri=root.tracking_uri,
+        trigger="backtest",
+        action="backtest",
+        tags=tags,
     ) as run:
         backtests.record_backtest(
             run, report.result, report.scores, model_name=report.model_name, levels=report.result.levels
