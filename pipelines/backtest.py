@@ -141,9 +141,9 @@ def draw_figures(report: BacktestReport) -> dict[str, Figure]:
     return figures
 
 
-def save_figures(report: BacktestReport, path: Path) -> None:
-    """Saves the error by step ahead as a file, or all figures in a folder (a path without a suffix), which is created."""
-    if path.suffix and not path.is_dir():
+def save_figures(report: BacktestReport, path: Path, *, is_folder: bool) -> None:
+    """Saves the error by step ahead as a file, or all figures in a folder, which is created."""
+    if not is_folder:
         from forecaster.evaluation.plots import plot_error_by_step
 
         plot_error_by_step(report.result).savefig(path)

@@ -68,9 +68,13 @@ def _describe_network(spec: Spec) -> str:
     network = spec.network
     cell = {"gru": "A GRU", "lstm": "An LSTM", "elman": "An Elman"}[network.cell]
     if spec.decoder == "direct":
-        decoder = f"predicts {_count(spec.block, 'step')} at once (direct decoder) and repeats this for a longer horizon"
+        decoder = (
+            f"predicts {_count(spec.block, 'step')} at once (direct decoder) and repeats this for a longer horizon"
+        )
     else:
-        decoder = f"predicts {_count(spec.segment, 'step')} at a time and reads its own predictions for the next (rollout)"
+        decoder = (
+            f"predicts {_count(spec.segment, 'step')} at a time and reads its own predictions for the next (rollout)"
+        )
         unit = "step" if spec.segment == 1 else "segment"
         if spec.training.unroll:
             decoder += f", in training too for up to {_count(spec.training.unroll, unit)}"

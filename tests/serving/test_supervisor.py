@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import socket
 
-import pytest
-
 from serving.settings import Settings
 from serving.supervisor import describe_port_error
-
-pytestmark = pytest.mark.unit
 
 
 def test_a_port_that_another_program_uses_is_one_line_with_another_port() -> None:

@@ -12,8 +12,6 @@ from forecaster.errors import InputError, RegistryError
 from pipelines.commands.options import RootOptions
 from pipelines.commands.serve import serve, validate_model_name
 
-pytestmark = pytest.mark.unit
-
 MODELS = {"hospital": {"champion": "2"}, "sales": {"challenger": "1"}}
 
 
@@ -41,13 +39,17 @@ def test_a_registered_model_with_a_champion_is_accepted() -> None:
 
 
 def test_an_unknown_name_lists_the_registered_names_and_suggests_one() -> None:
-    with pytest.raises(InputError, match=r"'hospitl'.*has hospital, sales\. Did you mean 'hospital'\?.*--wait") as raised:
+    with pytest.raises(
+        InputError, match=r"'hospitl'.*has hospital, sales\. Did you mean 'hospital'\?.*--wait"
+    ) as raised:
         validate_model_name("hospitl", "champion", MODELS)
     assert raised.value.exit_code == 2
 
 
 def test_a_model_without_a_champion_names_its_aliases() -> None:
-    with pytest.raises(InputError, match=r"'champion'; its aliases are: challenger\. Promote one with `forecaster promote"):
+    with pytest.raises(
+        InputError, match=r"'champion'; its aliases are: challenger\. Promote one with `forecaster promote"
+    ):
         validate_model_name("sales", "champion", MODELS)
 
 

