@@ -141,9 +141,9 @@ def draw_figures(report: BacktestReport) -> dict[str, Figure]:
     return figures
 
 
-def save_figures(report: BacktestReport, path: Path) -> None:
-    """Saves the error by step ahead as a file, or all figures in a folder (a path without a suffix), which is created."""
-    if path.suffix and not path.is_dir():
+def save_figures(report: BacktestReport, path: Path, *, is_folder: bool) -> None:
+    """Saves the error by step ahead as a file, or all figures in a folder, which is created."""
+    if not is_folder:
         from forecaster.evaluation.plots import plot_error_by_step
 
         plot_error_by_step(report.result).savefig(path)
@@ -162,7 +162,13 @@ def track_backtest(report: BacktestReport, bundles: Mapping[str, LoadedBundle], 
     dataset = RunDataset(data.name, report.panel.digest, data.source, model.cutoff, context="evaluation")
     tags = {"bundle_digest": artifact.compute_bundle_digest(bundle), "trained_by": str(model.facts.get("run_id", ""))}
     with open_run(
-        model.spec, dataset, root=root.path, tracking_uri=root.tracking_uri, trigger="backtest", tags=tags
+        model.spec,
+        dataset,
+        root=root.path,
+        tracking_uri=root.tracking_uri,
+        trigger="backtest",
+        action="backtest",
+        tags=tags,
     ) as run:
         backtests.record_backtest(
             run, report.result, report.scores, model_name=report.model_name, levels=report.result.levels

@@ -61,7 +61,7 @@ def forecast(
     out
         File for the table (CSV or Parquet); by default CSV is printed.
     plot
-        File for a plot of the first series (PNG).
+        A file (x.png, .svg or .pdf) for a plot of the first series.
     """
     from forecaster.data.forecast_table import build_forecast_table
     from forecaster.series import Forecast

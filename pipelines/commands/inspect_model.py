@@ -50,7 +50,7 @@ def inspect(
     steps
         Number of latest steps to explain, at most 1024.
     plot
-        File for a plot of the explanation (PNG).
+        A file (x.png, .svg or .pdf) for a plot of the explanation.
     out
         File for a table with one row per step (CSV or Parquet).
     """

@@ -236,11 +236,28 @@ def validate_output_paths(**paths: Path | None) -> None:
             raise InputError(
                 f"Expected a writable file for --{name} {path}; found {found}. Use another file.", where=name
             )
-        if name == "plot" and path.suffix not in _PLOT_SUFFIXES:
+        if name == "plot" and path.suffix.lower() not in _PLOT_SUFFIXES:
             raise InputError(
                 f"Expected --plot with a name ending in {', '.join(_PLOT_SUFFIXES)}; found {path}. Use another file name.",
                 where=name,
             )
+
+
+def is_plot_folder(path: Path) -> bool:
+    """Whether --plot names a folder for several plots: one that exists, or a name without a suffix; x.png is a file."""
+    return path.is_dir() or not path.suffix
+
+
+def validate_plot_path(path: Path | None) -> None:
+    """Rejects a file or folder for plots that cannot be written, before any work; raises InputError."""
+    if path is None or not is_plot_folder(path):
+        validate_output_paths(plot=path)
+    elif not os.access(path if path.is_dir() else path.parent, os.W_OK):
+        raise InputError(
+            f"Expected a writable folder for --plot; found {path}, which is not. Use another folder, or a file such as "
+            "plot.png.",
+            where="plot",
+        )
 
 
 def validate_table_paths(**paths: Path | None) -> None:

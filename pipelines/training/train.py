@@ -145,6 +145,7 @@ def train(
             root=root.path,
             tracking_uri=root.tracking_uri,
             trigger=options.trigger,
+            action="train" if retrain_key is None else "retrain",
             run_id=_read_if_exists(folder / "run_id"),
             tags={name: value for name, value in tags.items() if value is not None},
         ) as run:
