@@ -145,6 +145,7 @@ def train(
     tags = {
         RETRAIN_KEY_TAG: retrain_key,
         "asked_cutoff": data.cutoff,
+        "dropped_partial": None if panel.dropped_partial is None else str(len(panel.dropped_partial)),
         "refit": str(spec.training.refit).lower(),
     } | _describe_candidates(options.candidates)
     with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
@@ -304,6 +305,7 @@ def _build_facts(
         "data_digest": training_panel.digest,
         "series": len(training_panel.series) - len(fitted.excluded_ids),
         "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
+        "dropped_partial": None if panel.dropped_partial is None else len(panel.dropped_partial),
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "validation": fitted.scores,
