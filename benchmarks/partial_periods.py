@@ -46,9 +46,10 @@ def main() -> None:
             "",
             f"`python benchmarks/partial_periods.py`. Panels as they are, cut at their real end and at each of the {ENDS} "
             f"steps before it, by the evidence of the values alone (no clock). Scores: {scores}; the product uses "
-            f"{MIN_SCORE:g}. A fall is the finding in one series, which the service reports. An alarm is a finding in the panel: more falls at one "
-            f"timestamp than by chance. The last columns: the last value of one series in {ONE_IN}, then of all series, times "
-            "1/3; the share of these that is found, and the number of other series that are reported.",
+            f"{MIN_SCORE:g}. A fall is the finding in one series, which the service reports. An alarm is a finding in the "
+            "panel: more falls at one timestamp than by chance. The last columns: the last value of one series in "
+            f"{ONE_IN}, then of all series, times 1/3; the share of these that is found, and the number of other series "
+            "that are reported.",
             "",
             *rows,
             "",
