@@ -81,6 +81,9 @@ class DataOptions:
     "A query to run instead of reading DATA; the database URL is read from FORECASTER_SQL_URL. The connection is read-only."
     cutoff: str | None = None
     "The last timestamp to use (2026-01-31; a date means its midnight). Later rows are ignored; late arrivals before it are used."
+    drop_partial: Annotated[bool, Parameter(negative="")] = False
+    """Treat the values of incomplete last periods as missing: a year with four months, today's half-day. They are found by a
+    fall of many series at once, and by the clock; without this option they are reported and used."""
 
     def to_data_source(self, source: str | None) -> DataSource:
         """Returns the data source; raises InputError unless exactly one of DATA and --sql is given."""
@@ -98,6 +101,7 @@ class DataOptions:
             self.zone,
             is_query=self.sql is not None,
             cutoff=self.cutoff,
+            drop_partial=self.drop_partial,
         )
 
 

@@ -136,6 +136,7 @@ def train(
     tags = {
         RETRAIN_KEY_TAG: retrain_key,
         "asked_cutoff": data.cutoff,
+        "dropped_partial": None if panel.dropped_partial is None else str(len(panel.dropped_partial)),
         "refit": str(spec.training.refit).lower(),
     } | _describe_candidates(options.candidates)
     with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
