@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from forecaster.errors import ForecasterError
+from forecaster.installation import EXTRA_OF_MODULE, describe_missing_module
 from pipelines.commands.backtest import backtest
 from pipelines.commands.compare import compare
 from pipelines.commands.console import configure_logging, name_options
@@ -65,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ForecasterError as error:
         print(f"forecaster: {name_options(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF_MODULE:  # a fault of the project itself
+            raise
+        print(f"forecaster: {describe_missing_module(package, purpose='this command').message}", file=sys.stderr)
+        sys.exit(1)
     except CycloptsError:  # printed by cyclopts already
         sys.exit(2)
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe

@@ -32,6 +32,7 @@ from forecaster.bundle.files import read_card as read_card
 from forecaster.bundle.files import read_manifest as read_manifest
 from forecaster.bundle.files import verify_files as verify_files
 from forecaster.bundle.golden import (
+    FittedModelT,
     GoldenFile,
     build_golden_file,
     replay_golden_file,
@@ -41,6 +42,7 @@ from forecaster.bundle.golden import (
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged, BundleError, ForecasterError, MissingPackage
 from forecaster.frequency import format_timestamp, parse_bounded_timestamp, parse_frequency
+from forecaster.installation import is_installed
 from forecaster.intervals.calibration import Calibration
 from forecaster.prediction.engine_choice import (
     build_onnx_engine,
@@ -144,10 +146,7 @@ def load_bundle(folder: Path) -> FittedModel:
         replay_golden_file(fitted_model, golden)
         if fitted_model.blend_weights:
             replay_golden_file(*strip_blend(fitted_model, golden))
-        engine = build_onnx_engine(fitted_model)
-        if engine is not None:
-            with limit_run_time(engine, seconds=MAX_REPLAY_S):
-                replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
+        _replay_onnx_models(fitted_model, golden)
     return fitted_model
 
 
@@ -167,6 +166,23 @@ def load_predictor(folder: Path) -> Predictor:
         return Predictor(stored, engine=engine)
 
 
+def verify_bundle(folder: Path) -> StoredModel:
+    """Verifies a bundle on all engines that are installed, and returns what it stores. A bundle that passes may be served.
+
+    Raises errors as `load_bundle` does, and MissingPackage if no installed engine supports the network.
+    """
+    predictor = load_predictor(folder)
+    stored = predictor.fitted_model
+    assert isinstance(stored, StoredModel)
+    if is_installed("torch"):
+        load_bundle(folder)
+    elif find_kernel_members(predictor.engine):
+        with _reject_any_failure(folder):
+            stored, golden = _read_bundle(folder)
+            _replay_onnx_models(stored, golden)
+    return stored
+
+
 @contextmanager
 def _reject_any_failure(folder: Path) -> Iterator[None]:
     """Translates whatever loading raises to BundleDamaged: damaged content can make any library fail.
@@ -183,6 +199,14 @@ def _reject_any_failure(folder: Path) -> Iterator[None]:
             f"Expected a bundle written by forecaster in {folder}; fetch it again. Cause: {cause[:500]}",
             where=str(folder),
         ) from error
+
+
+def _replay_onnx_models(fitted_model: FittedModelT, golden: GoldenFile) -> None:
+    """Replays the golden requests on the ONNX models, if the bundle has any."""
+    engine = build_onnx_engine(fitted_model)
+    if engine is not None:
+        with limit_run_time(engine, seconds=MAX_REPLAY_S):
+            replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
 
 
 def _read_bundle(folder: Path) -> tuple[StoredModel, GoldenFile]:

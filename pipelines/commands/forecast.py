@@ -103,16 +103,16 @@ def _forecast_locally(
     root_options: RootOptions,
 ) -> _ForecastResult:
     from forecaster.bundle import artifact
-    from forecaster.prediction.predictor import Predictor
     from forecaster.statistical.blend import format_blend_weights
     from pipelines.sources import read_panel
 
     source = data_options.to_data_source(data)
-    model = artifact.load_bundle(resolve_bundle(reference, root_options))
+    predictor = artifact.load_predictor(resolve_bundle(reference, root_options))
+    model = predictor.fitted_model
     if model.blend_weights:
         warn(f"{model.spec.name} is a blend: {format_blend_weights(model.blend_weights)}")
     panel = read_panel(source.for_model(model.spec, model.encoding))
-    outcomes = Predictor(model).forecast_batch(panel.series, horizon or model.spec.horizon, levels=levels)
+    outcomes = predictor.forecast_batch(panel.series, horizon or model.spec.horizon, levels=levels)
     return _ForecastResult(model.spec.name, panel, outcomes)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from forecaster.errors import NoSuchModel
+from forecaster.installation import describe_missing_module
 from pipelines.commands.options import RootOptions
 
 _ROOT_OPTIONS = RootOptions()
@@ -43,6 +45,8 @@ def serve(
     """
     from pipelines.settings import build_serving_environment
 
+    if find_spec("bentoml") is None:
+        raise describe_missing_module("bentoml", purpose="a service")
     root = root_options.open_root()
     environment = build_serving_environment(
         os.environ, root, model=model, host=host, port=port, keys=keys, root_path=root_path

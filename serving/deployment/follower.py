@@ -45,11 +45,10 @@ VerifyBundle = Callable[[Path], object]
 
 
 def verify_on_all_engines(bundle: Path) -> None:
-    """Loads a bundle on the engine that workers use, and on all others. Raises BundleError or MissingPackage."""
+    """Loads a bundle on the engine that workers use, and on all that are installed. Raises BundleError or MissingPackage."""
     from forecaster.bundle import artifact
 
-    artifact.load_predictor(bundle)
-    artifact.load_bundle(bundle)
+    artifact.verify_bundle(bundle)
 
 
 class FollowTarget(NamedTuple):
