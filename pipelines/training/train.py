@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
-
 from forecaster.bundle import artifact
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out
@@ -33,6 +31,7 @@ from forecaster.storage import atomic
 from forecaster.storage.locks import open_locked
 from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, fit_digest, refit
+from forecaster.training.lightning import pl
 from pipelines.promotion.gate import SEASONAL_NAIVE
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
