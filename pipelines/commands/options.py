@@ -15,9 +15,9 @@ from forecaster.errors import BadSpec, InputError, NoSuchModel
 if TYPE_CHECKING:
     from forecaster.series import Panel
     from forecaster.spec import Spec
+    from forecaster.training.selection import SpecSelection
     from pipelines.settings import Root
     from pipelines.sources import DataSource
-    from pipelines.training.spec_selection import SpecSelection
 
 BlendOption = Annotated[
     tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="")
@@ -168,8 +168,8 @@ class SpecOptions:
         self, spec: Spec | None, panel: Panel, data: DataSource, *, seed: int | None = None, test_windows: int
     ) -> SpecSelection:
         """Returns the specification that `read_spec` found, else the best for the panel, with its candidates."""
+        from forecaster.training.selection import SpecSelection, select_spec
         from pipelines.sources import derive_model_name
-        from pipelines.training.spec_selection import SpecSelection, select_spec
 
         if spec is not None:
             return SpecSelection(spec)

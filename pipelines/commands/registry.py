@@ -61,7 +61,7 @@ def promote(
     reason
         Reason for the audit log; required if the gate rejected the version.
     policy
-        Thresholds of the promotion gate in YAML (see the README). Only the checks that need no data apply: seasonal
+        Thresholds of the promotion gate in YAML (see docs/retraining.md). Only the checks that need no data apply: seasonal
         naive, size, freshness.
     """
     from pipelines.promotion.policy import read_policy

@@ -98,7 +98,7 @@ def retrain(
     test_windows
         Rolling origins on which the challenger is judged, one horizon apart.
     policy
-        Thresholds of the promotion gate in YAML (see the README); omitted fields keep their defaults.
+        Thresholds of the promotion gate in YAML (see docs/retraining.md); omitted fields keep their defaults.
     trigger
         What started the retraining, for the run's tags.
     again

@@ -19,6 +19,7 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.storage.failpoints import fail_point
 from forecaster.storage.locks import open_locked
+from forecaster.training.sequence import run_test_backtest, select_training_panel
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.evidence import Clock, measure_bundle, utc_now
 from pipelines.promotion.gate import GATE_LEVELS, Verdict, judge
@@ -27,14 +28,7 @@ from pipelines.promotion.promote import fetch_bundle, find_champion, load_verdic
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_retrain_key
-from pipelines.training.train import (
-    TrainingResult,
-    TrainOptions,
-    get_checkpoint_folder,
-    run_test_backtest,
-    select_training_panel,
-    train,
-)
+from pipelines.training.train import TrainingResult, TrainOptions, get_checkpoint_folder, train
 
 _PROMOTED_TAG = "promoted"  # the tag of a version whose promotion is complete; a later rollback does not remove it
 _log = logging.getLogger(__name__)

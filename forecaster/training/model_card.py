@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.frequency import format_timestamp
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import CHALLENGER
 from forecaster.statistical.blend import format_blend_weights
-from pipelines.promotion.gate import SEASONAL_NAIVE
 
 
 def render_model_card(model: FittedModel) -> str:
