@@ -22,7 +22,7 @@ from pipelines.sources.database import run_query
 from pipelines.sources.drops import read_drops
 from pipelines.sources.source_files import SourceTable
 from pipelines.sources.stores import SourceFolder, find_source
-from pipelines.sources.tables import read_table
+from pipelines.sources.tables import add_missing_ids, read_table
 
 BUILT_IN_DATASETS: dict[str, Callable[[], pd.DataFrame]] = {"hospital": load_hospital, "sine_trend": make_sine_trend}
 
@@ -56,7 +56,7 @@ def read_panel(data: DataSource, *, now: datetime | None = None) -> Panel:
 
 def _read_rows(data: DataSource) -> SourceTable:
     if data.is_query:
-        return SourceTable(run_query(data.source), ())
+        return add_missing_ids(SourceTable(run_query(data.source), ()), data)
     if data.source in BUILT_IN_DATASETS:
         return SourceTable(BUILT_IN_DATASETS[data.source](), ())
     source = find_source(data.source, alternatives=f"one of the data sets {', '.join(BUILT_IN_DATASETS)}")

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import pytorch_lightning as pl
-
 from forecaster.bundle import artifact
 from forecaster.errors import InputError, TrainingError
 from forecaster.evaluation.backtest import Backtest
@@ -29,6 +27,7 @@ from forecaster.statistical.blend import NETWORK, format_blend_weights
 from forecaster.storage import atomic
 from forecaster.storage.locks import open_locked
 from forecaster.training.fit import FitResult, fit_digest
+from forecaster.training.lightning import pl
 from forecaster.training.model_card import render_model_card
 from forecaster.training.selection import CandidateScore
 from forecaster.training.sequence import prepare_training, train_model

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.errors import InputError, NoData, SourceNotFound
+from forecaster.errors import InputError, MissingColumn, NoData, SourceNotFound
 from pipelines.sources import BUILT_IN_DATASETS, DataSource, derive_model_name, read_panel, read_spec
 from tests.pipelines.conftest import make_noise_frame
 
@@ -59,6 +59,17 @@ def test_columns_can_be_renamed(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     make_noise_frame(3).rename(columns={"unique_id": "meter", "ds": "at", "y": "kWh"}).to_csv(path, index=False)
     assert len(read_panel(DataSource(str(path), columns=ColumnNames("meter", "at", "kWh"))).series) == 3
+
+
+def test_rows_without_ids_are_one_series_and_a_repeated_timestamp_shows_that_they_are_several(tmp_path: Path) -> None:
+    path, frame = tmp_path / "a.csv", make_noise_frame(1).drop(columns="unique_id")
+    frame.rename(columns={"y": "kWh"}).to_csv(path, index=False)
+    panel = read_panel(DataSource(str(path), columns=ColumnNames(y="kWh")))
+    assert [series.id for series in panel.series] == ["kWh"]
+    assert panel.repairs == ("there is no column 'unique_id': all rows are one series, 'kWh'",)
+    pd.concat([frame, frame]).to_csv(path, index=False)
+    with pytest.raises(MissingColumn, match=r"a\.csv: Expected the columns unique_id, ds, y; .* several series"):
+        read_panel(DataSource(str(path)))
 
 
 def test_ids_keep_their_spelling(tmp_path: Path) -> None:
