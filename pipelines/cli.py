@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # such as a full disk or a deleted file; the message of the system names it
         print(f"forecaster: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("forecaster: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(". ".join(["forecaster: interrupted", *getattr(interrupt, "__notes__", ())]), file=sys.stderr)
         sys.exit(130)
 
 

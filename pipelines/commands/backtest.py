@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from cyclopts import Parameter
 
 from forecaster.errors import InputError
-from pipelines.commands.console import make_progress_printer, print_backtest_scores, warn, write_table
+from pipelines.commands.console import print_backtest_scores, warn, write_table
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
@@ -95,6 +95,7 @@ def backtest(
     data
         Input data, as for train.
     """
+    from forecaster.progress_display import create_display
     from pipelines import backtest as backtests
 
     options.validate()
@@ -111,7 +112,7 @@ def backtest(
         levels=options.levels,
         group_by=options.by,
         n_jobs=options.jobs,
-        progress=make_progress_printer(),
+        progress=create_display(),
     )
     for message in report.messages:
         warn(message)

@@ -51,7 +51,9 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
         lambda: series_frame().drop(columns="unique_id"), message="no column 'unique_id'", check=has_ids("y")
     ),
     "no id column, and a timestamp twice": FrameCase(
-        lambda: pd.concat([series_frame(), series_frame()]).drop(columns="unique_id"), MissingColumn, "of several series"
+        lambda: pd.concat([series_frame(), series_frame()]).drop(columns="unique_id"),
+        MissingColumn,
+        "of several series",
     ),
     "a column is in the index": FrameCase(lambda: series_frame().set_index("unique_id"), MissingColumn, "reset_index"),
     "other column names, declared": FrameCase(
