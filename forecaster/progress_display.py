@@ -27,6 +27,7 @@ _LINES_PER_DURATION = 10  # of a long phase: after an hour there is a line per m
 _NOTEBOOK_INTERVAL_S = 0.5
 _REFRESHES_PER_SECOND = 5  # of the terminal; each costs the training about a millisecond
 _NAME_WIDTH, _BAR_WIDTH = 16, 16
+_SPARE_COLUMNS = 3  # for the `^C` that the terminal shows; a wrapped line could not be replaced
 
 
 @dataclass
@@ -279,7 +280,7 @@ def _make_row(console: Console) -> Table:
     from rich.table import Table
 
     row = Table.grid(padding=(0, 1), expand=True)
-    row.width = min(console.width, 110)
+    row.width = min(console.width - _SPARE_COLUMNS, 110)
     row.add_column(width=_NAME_WIDTH, no_wrap=True)
     row.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     row.add_column(justify="right", no_wrap=True, min_width=8)

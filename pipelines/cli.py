@@ -31,7 +31,11 @@ from pipelines.commands.train import retrain, train
 from pipelines.commands.tune import tune
 from pipelines.commands.verify import verify
 
-app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
+app = App(
+    name="forecaster",
+    help="Forecasts time series with recurrent networks: train, compare, promote, serve.",
+    suppress_keyboard_interrupt=False,  # `main` says what is kept
+)
 for group in (data_app, key_app, schedule_app):
     app.command(group)
 for command in (

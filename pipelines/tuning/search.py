@@ -6,6 +6,8 @@ import hashlib
 import logging
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,7 +141,8 @@ def tune(
             study.run = {"id": parent_run.id, "store": root.store_uri}
             search = _SearchContext(search_panel, spec, space, dataset, root, study, parent_run, n_trials, progress)
             while _count_trained(study) < n_trials:
-                _run_trial(search)
+                with _explain_interrupt(study, n_trials=n_trials):
+                    _run_trial(search)
                 if timeout is not None and time.monotonic() - started >= timeout:
                     _log.info("The timeout was reached after %d of %d trials.", _count_trained(study), n_trials)
                     break
@@ -222,6 +225,18 @@ def _find_unfinished_run(study: Study, root: Root) -> str | None:
 
 def _count_trained(study: Study) -> int:
     return sum(result.state != REFUSED for result in study.get_results())
+
+
+@contextmanager
+def _explain_interrupt(study: Study, *, n_trials: int) -> Iterator[None]:
+    """Adds a note to an interrupt that says which trials are kept."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(
+            f"{_count_trained(study)} of {n_trials} trials are kept; the same command continues after them."
+        )
+        raise
 
 
 def _run_trial(search: _SearchContext) -> None:

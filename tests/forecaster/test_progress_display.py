@@ -112,7 +112,7 @@ def test_a_terminal_keeps_one_line_per_finished_phase() -> None:
         "Variant 1 is used.",
         "test  stopped  3:20 min",
     ]
-    assert {len(line) for line in finished if line != "Variant 1 is used."} == {110}, "times are at the right edge"
+    assert {len(line) for line in finished if line != "Variant 1 is used."} == {107}, "times are at the right edge"
 
 
 def test_a_terminal_shows_bar_remaining_time_and_detail_of_the_current_phase() -> None:
