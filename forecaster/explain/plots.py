@@ -78,7 +78,7 @@ def describe_reading(explanation: Explanation) -> list[str]:
     unit = "step" if explanation.segment == 1 else f"segment of {explanation.segment} steps, which is read at once,"
     lines = [
         "contribution: how much a value raised (above 0) or lowered the mean forecast; baseline and contributions add up to it",
-        f"influence: the share of each {unit} in the state from which the forecast starts; the steps of the half-life have half of it",
+        f"influence: the share of each {unit} in the state from which the forecast starts, half of it within the half-life",
     ]
     gates = {name for layer in explanation.layers for name in layer.gates}
     kept = next((gate for gate in RETENTION_GATE.values() if gate in gates), None)
