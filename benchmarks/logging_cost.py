@@ -32,10 +32,10 @@ from unittest import mock
 from forecaster.registry.registry import create_client
 from forecaster.series import Panel
 from forecaster.spec import Spec
+from forecaster.training.selection import SpecSelection, select_spec
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel, read_spec
 from pipelines.training import train as training
-from pipelines.training.spec_selection import SpecSelection, select_spec
 
 HERE = Path(__file__).parent
 MAX_RATIO = 1.05  # target: time with tracking divided by time without

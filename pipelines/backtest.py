@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,6 +85,7 @@ def backtest(
     group_by: str | None = None,
     n_jobs: int = 1,
     progress: ProgressCallback | None = None,
+    now: datetime | None = None,
 ) -> BacktestReport:
     """Runs models and baselines at the same origins, and scores them.
 
@@ -98,6 +100,7 @@ def backtest(
         group_by: A static column; the groups of its values are scored too.
         n_jobs: Processes that fit baselines in parallel.
         progress: Called after every history that a statistical baseline has forecast.
+        now: The present, for data whose incomplete last periods are dropped.
     """
     model_name, model = next((name, loaded.model) for name, loaded in bundles.items())
     _validate_levels(levels, model)
@@ -108,7 +111,7 @@ def backtest(
     for name in dict.fromkeys(baselines):
         on_history = None if progress is None else partial(progress, name)
         forecasters[name] = statistical_baseline(name, season=model.season, jobs=n_jobs, progress=on_history)
-    panel = read_panel(_add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by))
+    panel = read_panel(_add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by), now=now)
     group_series(panel.series, group_by)  # raises before the work rather than after it
     result = run_backtest(
         panel,

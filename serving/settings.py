@@ -107,7 +107,11 @@ class Settings(BaseModel):
     )
     model: str | None = Field(default=None, description="name of the registered model to follow")
     alias: str = Field(default="champion", description="alias of the version to follow")
-    poll_s: float = Field(default=5.0, gt=0, description="seconds between queries to the registry")
+    poll_s: float = Field(default=5.0, gt=0, description="seconds between requests to the registry")
+    follower: bool = Field(
+        default=True,
+        description="follow the registry in a process of this server; false: another process does so for this slot",
+    )
     keep: int = Field(default=3, ge=2, description="releases kept in the slot, including the deployed one")
 
     root_path: Annotated[str, AfterValidator(_validate_root_path)] = Field(

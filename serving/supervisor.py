@@ -81,7 +81,7 @@ def _server_command(settings: Settings) -> list[str]:
 
 
 def _start_follower(settings: Settings) -> subprocess.Popen[bytes] | None:
-    if not settings.follows_registry:
+    if not settings.follows_registry or not settings.follower:
         return None
     # The follower runs in our working directory because the registry's address may be a relative path.
     return _start_process(

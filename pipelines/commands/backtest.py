@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -104,6 +105,7 @@ def backtest(
         group_by=options.by,
         n_jobs=options.jobs,
         progress=make_progress_printer(),
+        now=datetime.now(UTC),
     )
     for message in report.messages:
         warn(message)

@@ -15,9 +15,9 @@ from forecaster.errors import BadSpec, InputError, NoSuchModel
 if TYPE_CHECKING:
     from forecaster.series import Panel
     from forecaster.spec import Spec
+    from forecaster.training.selection import SpecSelection
     from pipelines.settings import Root
     from pipelines.sources import DataSource
-    from pipelines.training.spec_selection import SpecSelection
 
 BlendOption = Annotated[
     tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="")
@@ -81,6 +81,9 @@ class DataOptions:
     "A query to run instead of reading DATA; the database URL is read from FORECASTER_SQL_URL. The connection is read-only."
     cutoff: str | None = None
     "The last timestamp to use (2026-01-31; a date means its midnight). Later rows are ignored; late arrivals before it are used."
+    drop_partial: Annotated[bool, Parameter(negative="")] = False
+    """Treat the values of incomplete last periods as missing: a year with four months, today's half-day. They are found by a
+    fall of many series at once, and by the clock; without this option they are reported and used."""
 
     def to_data_source(self, source: str | None) -> DataSource:
         """Returns the data source; raises InputError unless exactly one of DATA and --sql is given."""
@@ -98,6 +101,7 @@ class DataOptions:
             self.zone,
             is_query=self.sql is not None,
             cutoff=self.cutoff,
+            drop_partial=self.drop_partial,
         )
 
 
@@ -168,8 +172,8 @@ class SpecOptions:
         self, spec: Spec | None, panel: Panel, data: DataSource, *, seed: int | None = None, test_windows: int
     ) -> SpecSelection:
         """Returns the specification that `read_spec` found, else the best for the panel, with its candidates."""
+        from forecaster.training.selection import SpecSelection, select_spec
         from pipelines.sources import derive_model_name
-        from pipelines.training.spec_selection import SpecSelection, select_spec
 
         if spec is not None:
             return SpecSelection(spec)

@@ -6,12 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from forecaster.errors import InputError, NoSuchModel, RegistryError, suggest_name
+from forecaster.installation import describe_missing_module
 from pipelines.commands.console import warn
 from pipelines.commands.options import RootOptions
 from pipelines.settings import SERVING_PREFIX
@@ -53,6 +55,8 @@ def serve(
     """
     from pipelines.settings import build_serving_environment
 
+    if find_spec("bentoml") is None:
+        raise describe_missing_module("bentoml", purpose="a service")
     root = root_options.open_root()
     environment = build_serving_environment(
         os.environ, root, model=model, host=host, port=port, keys=keys, root_path=root_path

@@ -19,6 +19,7 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.storage.failpoints import fail_point
 from forecaster.storage.locks import open_locked
+from forecaster.training.sequence import run_test_backtest, select_training_panel
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.evidence import Clock, measure_bundle, utc_now
 from pipelines.promotion.gate import GATE_LEVELS, Verdict, judge
@@ -27,14 +28,7 @@ from pipelines.promotion.promote import fetch_bundle, find_champion, load_verdic
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_retrain_key
-from pipelines.training.train import (
-    TrainingResult,
-    TrainOptions,
-    get_checkpoint_folder,
-    run_test_backtest,
-    select_training_panel,
-    train,
-)
+from pipelines.training.train import TrainingResult, TrainOptions, get_checkpoint_folder, train
 
 _PROMOTED_TAG = "promoted"  # the tag of a version whose promotion is complete; a later rollback does not remove it
 _log = logging.getLogger(__name__)
@@ -113,7 +107,7 @@ def retrain(
         panel: The panel of the data, if it was read already.
         clock: Returns the present, with which the timestamps of the data are compared.
     """
-    panel = read_panel(data.for_spec(spec)) if panel is None else panel
+    panel = read_panel(data.for_spec(spec), now=clock()) if panel is None else panel
     windows = options.test_windows
     key = compute_retrain_key(panel, spec, options.policy, test_windows=windows, warm_start=options.warm_start)
     with hold_retrain_lock(root.path / "retrainings" / f"{key[:16]}.lock"):

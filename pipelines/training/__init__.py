@@ -1,1 +1,1 @@
-"""Training: the choice of a specification, the fit with its tracked run, and the model card."""
+"""One tracked training: the sequence of `forecaster.training` with its run, its checkpoints and its bundle."""

@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pytorch_lightning as pl
+from typing import NamedTuple
 
 from forecaster.bundle import artifact
-from forecaster.data.profile import build_training_profile
-from forecaster.data.split import hold_out
 from forecaster.errors import InputError, TrainingError
-from forecaster.evaluation.backtest import Backtest, backtest
-from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
-from forecaster.evaluation.blend_weights import BlendWeights, fit_blend
-from forecaster.evaluation.calibration import add_quantiles, calibrate_model
+from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.baselines import ForecastFunction
+from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.plots import plot_calibration, plot_error_by_step, plot_origins
 from forecaster.evaluation.scores import INTERVALS, SCORED_LEVELS, score_table
 from forecaster.evaluation.validation import build_validation_batches, compute_exposure_gap
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
-from forecaster.statistical.blend import NETWORK, format_blend_weights, require_packages
+from forecaster.statistical.blend import NETWORK, format_blend_weights
 from forecaster.storage import atomic
 from forecaster.storage.locks import open_locked
-from forecaster.training.datamodule import split_panel
-from forecaster.training.fit import FitResult, fit, fit_digest, refit
-from pipelines.promotion.gate import SEASONAL_NAIVE
+from forecaster.training.fit import FitResult, fit_digest
+from forecaster.training.lightning import pl
+from forecaster.training.model_card import render_model_card
+from forecaster.training.selection import CandidateScore
+from forecaster.training.sequence import prepare_training, train_model
 from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests
 from pipelines.tracking.run import RunDataset, TrackedRun, open_run
-from pipelines.training.model_card import compute_reliable_horizon, render_model_card, replace_nonfinite
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG
 
 TRACKED_LEVELS = tuple(
@@ -63,13 +59,6 @@ class EpochLogger(pl.Callback):
         scores = ", ".join(f"{name} {float(value):.4g}" for name, value in sorted(trainer.callback_metrics.items()))
         if scores:
             _log.info("epoch %d of %s: %s", trainer.current_epoch, trainer.max_epochs, scores)
-
-
-class CandidateScore(NamedTuple):
-    """The description of a candidate specification, and its error on the validation windows."""
-
-    description: str
-    error: float
 
 
 @dataclass(frozen=True)
@@ -122,6 +111,7 @@ def train(
     retrain_key: str | None = None,
     initial: FittedModel | None = None,
     reference_forecasters: Mapping[str, ForecastFunction | Predictor] | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> TrainingResult:
     """Fits a model on all but the last test windows, backtests it on them, writes its bundle, and tracks all of it in a run.
 
@@ -134,17 +124,18 @@ def train(
         retrain_key: The key of the retraining; a tag of the run, and one of the bundle's facts.
         initial: The model whose weights to start from; by default they are random.
         reference_forecasters: Additional forecasters to backtest at the same cutoffs.
+        progress: Receives the phases of the training.
     """
     panel = read_panel(data.for_spec(spec)) if panel is None else panel
     for repair in panel.repairs:
         _log.warning("%s: %s", data.source, repair)
-    training_panel = select_training_panel(panel, spec, options.test_windows)
-    split_panel(training_panel, spec)  # data that cannot be trained on are rejected before a run is created
-    require_packages(spec.blend)
+    # Data that cannot be trained on are rejected before a run is created.
+    training_panel = prepare_training(panel, spec, test_windows=options.test_windows)
     dataset = RunDataset(data.name, training_panel.digest, data.source, training_panel.cutoff)
     tags = {
         RETRAIN_KEY_TAG: retrain_key,
         "asked_cutoff": data.cutoff,
+        "dropped_partial": None if panel.dropped_partial is None else str(len(panel.dropped_partial)),
         "refit": str(spec.training.refit).lower(),
     } | _describe_candidates(options.candidates)
     with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
@@ -160,44 +151,27 @@ def train(
         ) as run:
             atomic.write_text(folder / "run_id", run.id)
             run.log_curve("choice/error", [candidate.error for candidate in options.candidates])
-            started = time.monotonic()
-            callbacks = [] if options.show_progress else [EpochLogger()]
-            fitted = fit(
-                training_panel,
+            key_fact = {} if retrain_key is None else {RETRAIN_KEY_TAG: retrain_key}
+            trained = train_model(
+                panel,
                 spec,
+                test_windows=options.test_windows,
+                training_panel=training_panel,
                 initial=initial,
-                checkpoint=folder / "last.ckpt",
+                reference_forecasters=reference_forecasters,
+                facts={"run_id": run.id, "data": data.name, **key_fact},
+                checkpoint_folder=folder,
                 loggers=[run.logger],
-                callbacks=callbacks,
-                progress=options.show_progress,
+                callbacks=[] if options.show_progress else [EpochLogger()],
+                show_bar=options.show_progress,
+                progress=progress,
             )
-            fitted, blend_weights = _calibrate_and_blend(fitted, training_panel, spec)
+            model, result, result_with_quantiles = trained.model, trained.backtest, None
             if spec.training.refit:
-                refitted = refit(
-                    training_panel,
-                    fitted,
-                    initial=initial,
-                    checkpoint=folder / "whole.ckpt",
-                    callbacks=callbacks,
-                    progress=options.show_progress,
-                )
-                fitted = fitted._replace(model=refitted)
-                run.logger.log_metrics({"refit/steps": fitted.best_steps})
-            seconds = time.monotonic() - started
-            model, result, result_with_quantiles = fitted.model, None, None
-            if options.test_windows:
-                network_only = {NETWORK: Predictor(replace(model, blend_weights={}))} if model.blend_weights else {}
-                result = run_test_backtest(
-                    panel,
-                    model,
-                    reference_forecasters={**network_only, **(reference_forecasters or {})},
-                    test_windows=options.test_windows,
-                )
+                run.logger.log_metrics({"refit/steps": trained.fitted.best_steps})
+            if result is not None:
                 result_with_quantiles = add_quantiles(result, {CHALLENGER: model}, levels=SCORED_LEVELS)
                 _log_figures(run, result_with_quantiles)  # uploaded while the bundle is written
-            facts = _build_facts(data, panel, training_panel, fitted, result, blend_weights, run_id=run.id)
-            key_fact = {} if retrain_key is None else {RETRAIN_KEY_TAG: retrain_key}
-            model = replace(model, facts={**model.facts, **facts, **key_fact})  # the fit has recorded facts too
             bundle = root.bundles / run.id
             _remove_leftovers(bundle)
             card = render_model_card(model)
@@ -206,49 +180,14 @@ def train(
             if model.blend_weights:
                 run.set_tag("blend", format_blend_weights(model.blend_weights))
             run.log_model_card(card)
-            _log_scores(run, spec, fitted, result_with_quantiles, seconds=seconds)
+            _log_scores(run, spec, trained.fitted, result_with_quantiles, seconds=trained.seconds)
         shutil.rmtree(folder)
-    return TrainingResult(bundle, digest, run.id, model, facts["backtest"], result)
-
-
-def _calibrate_and_blend(fitted: FitResult, panel: Panel, spec: Spec) -> tuple[FitResult, BlendWeights | None]:
-    """Calibrates the intervals of the fitted model on the validation windows, and fits the weights of its blend there."""
-    windows, stride, blend_weights = spec.training.valid_windows, spec.training.valid_stride, None
-    if not windows:
-        return fitted, None
-    if spec.blend:
-        model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride)
-        _log.info("blend: %s", format_blend_weights(blend_weights.weights))
-    else:
-        model = calibrate_model(fitted.model, panel, windows=windows, stride=stride)
-    return fitted._replace(model=model), blend_weights
-
-
-def run_test_backtest(
-    panel: Panel,
-    model: FittedModel,
-    *,
-    reference_forecasters: Mapping[str, ForecastFunction | Predictor],
-    test_windows: int,
-) -> Backtest:
-    """Backtests a trained model, the reference forecasters and seasonal naive on the last windows."""
-    spec, season = model.spec, model.season
-    forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, SEASONAL_NAIVE: seasonal_naive(season)}
-    return backtest(
-        panel, forecasters, horizon=spec.horizon, windows=test_windows, season=season, min_history=spec.min_steps + 1
-    )
+    return TrainingResult(bundle, digest, run.id, model, model.facts["backtest"], result)
 
 
 def get_checkpoint_folder(training_panel: Panel, spec: Spec, root: Root, *, initial: FittedModel | None) -> Path:
     """Returns the checkpoint folder of a training; it exists only while the training is unfinished."""
     return root.checkpoints / fit_digest(training_panel, spec, initial)[:16]
-
-
-def select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel:
-    """Returns the part of the panel before the test windows, without the series that are too short for it."""
-    return (
-        hold_out(panel, test_windows * spec.horizon, min_history=spec.min_steps + 1).history if test_windows else panel
-    )
 
 
 @contextmanager
@@ -281,40 +220,6 @@ def _remove_leftovers(bundle: Path) -> None:
 
 def _read_if_exists(path: Path) -> str | None:
     return path.read_text() if path.exists() else None
-
-
-def _build_facts(
-    data: DataSource,
-    panel: Panel,
-    training_panel: Panel,
-    fitted: FitResult,
-    result: Backtest | None,
-    blend_weights: BlendWeights | None,
-    *,
-    run_id: str,
-) -> dict[str, Any]:
-    names = [] if result is None else list(result.forecasts)
-    blend = (
-        {}
-        if blend_weights is None
-        else {"blend": {**blend_weights._asdict(), "errors": replace_nonfinite(blend_weights.errors)}}
-    )
-    return blend | {
-        "run_id": run_id,
-        "data": data.name,
-        "data_digest": training_panel.digest,
-        "series": len(training_panel.series) - len(fitted.excluded_ids),
-        "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
-        "epochs": fitted.epochs,
-        "steps": fitted.steps,
-        "validation": fitted.scores,
-        "test_windows": 0 if result is None else result.actual.shape[1],
-        "backtest": {} if result is None else {name: replace_nonfinite(result.scores(name)) for name in names},
-        "reliable_horizon": None if result is None else compute_reliable_horizon(result),
-        "inputs": build_training_profile(
-            training_panel.series, context=fitted.model.spec.context, season=fitted.model.season
-        ).model_dump(mode="json"),
-    }
 
 
 def _describe_candidates(candidates: Sequence[CandidateScore]) -> dict[str, str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 
 from forecaster.errors import MissingPackage, TrainingError
 from forecaster.storage.locks import open_locked
+from forecaster.training.lightning import pl
 from pipelines.tuning.search_space import Choices, Range, SearchSpace
 
 try:
@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise MissingPackage(
         "Expected the package 'optuna', which tuning needs; found none. Install the extra that includes it: "
-        "pip install 'forecaster[tune]'.",
+        "pip install 'recurrent-forecaster[tune]'.",
         where="optuna",
     ) from error
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution

@@ -15,10 +15,10 @@ from forecaster.errors import ForecasterError
 from forecaster.evaluation.backtest import Backtest, backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.series import Forecast, Series
+from forecaster.training.model_card import compute_reliable_horizon, replace_nonfinite
 from pipelines.promotion.evidence import find_frequency_difference
 from pipelines.promotion.gate import Check, Evidence, Verdict, judge, judge_reported_scores
 from pipelines.promotion.policy import Policy
-from pipelines.training.model_card import compute_reliable_horizon, replace_nonfinite
 from tests.factories import make_fitted_model, make_spec
 
 SHAPE = (3, 2, 4)  # series, windows, steps ahead

@@ -18,6 +18,7 @@ from forecaster.errors import RefusedByGate
 from forecaster.registry.registry import CHAMPION, Registry, create_client
 from forecaster.series import Panel
 from forecaster.storage.failpoints import FailPointError
+from forecaster.training import selection
 from pipelines.cli import main
 from pipelines.promotion.audit_log import AuditLog
 from pipelines.promotion.policy import Policy
@@ -27,7 +28,6 @@ from pipelines.retraining.retrain import RetrainOptions, hold_retrain_lock, retr
 from pipelines.retraining.triggers import check_triggers
 from pipelines.settings import Root
 from pipelines.sources import DataSource, panels, read_panel
-from pipelines.training import spec_selection
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG, compute_code_version, compute_retrain_key
 from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
 from tests.system.processes import write_config
@@ -147,7 +147,7 @@ def test_a_concurrent_retraining_waits_and_the_lock_is_removed(tmp_path: Path) -
     assert not lock.exists()
 
 
-def test_a_different_policy_seed_window_or_again_is_a_different_retraining(
+def test_a_different_policy_seed_window_request_or_again_is_a_different_retraining(
     fresh_root: Root, noise_data: DataSource
 ) -> None:
     panel, policy = read_panel(noise_data), Policy()
@@ -164,8 +164,15 @@ def test_a_different_policy_seed_window_or_again_is_a_different_retraining(
             test_windows=1,
             warm_start=False,
         ),
+        compute_retrain_key(  # the request counts, also without an incomplete period
+            read_panel(noise_data._replace(drop_partial=True)),
+            make_small_spec(),
+            policy,
+            test_windows=1,
+            warm_start=False,
+        ),
     }
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 7
     assert (
         compute_retrain_key(read_panel(noise_data), make_small_spec(), policy, test_windows=1, warm_start=False) == key
     )
@@ -312,7 +319,7 @@ def test_the_command_reads_validates_and_hashes_its_data_once(
     retrain(DataSource(str(path)), make_small_spec(), fresh_root)
     make_noise_frame(steps=64).to_csv(path, index=False)
     candidates = [make_small_spec(seed=seed, valid_windows=1) for seed in (1, 2)]
-    monkeypatch.setattr(spec_selection, "build_candidate_specs", lambda *_, **__: candidates)
+    monkeypatch.setattr(selection, "build_candidate_specs", lambda *_, **__: candidates)
     for owner, name in ((panels, "read_table"), (panels, "to_panel"), (Panel.digest, "func")):
         count_calls(owner, name)
     assert run_command("retrain", path, "--horizon", 4, "--if-needed", "--root", fresh_root.path) == 3

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.frequency import format_timestamp
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import CHALLENGER
 from forecaster.spec import Spec
 from forecaster.statistical.blend import format_blend_weights
-from pipelines.promotion.gate import SEASONAL_NAIVE
 
 
 def render_model_card(model: FittedModel) -> str:
@@ -29,7 +29,7 @@ def render_model_card(model: FittedModel) -> str:
         "",
         f"Data set `{facts['data']}`: {facts['series']} series up to {format_timestamp(model.cutoff)} "
         f"(digest `{facts['data_digest'][:12]}`); {facts['left_out']} series were too short. "
-        f"{facts['steps']} training steps, seed {spec.training.seed}.",
+        f"{facts['steps']} training steps, seed {spec.training.seed}.{_describe_partial_periods(facts.get('dropped_partial'))}",
         "",
         "## Scores",
         "",
@@ -85,6 +85,13 @@ def _describe_network(spec: Spec) -> str:
 
 def _count(number: int, unit: str) -> str:
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
+def _describe_partial_periods(count: int | None) -> str:
+    """Describes the incomplete last periods that were treated as missing; no text if that was not requested."""
+    if count is None:
+        return ""
+    return f" Values of incomplete last periods were treated as missing, in {count} series."
 
 
 def _render_blend(model: FittedModel) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from forecaster.spec import NetworkSpec, TrainingSpec
-from pipelines.training.model_card import render_model_card
+from forecaster.training.model_card import render_model_card
 from tests.factories import make_fitted_model, make_spec
 
 FACTS: dict[str, Any] = {

@@ -1,0 +1,189 @@
+"""The whole sequence of a training: fit, calibrate or blend, refit, test on held-out windows, state the facts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from forecaster.data.profile import build_training_profile
+from forecaster.data.split import hold_out
+from forecaster.evaluation.backtest import Backtest, backtest
+from forecaster.evaluation.baselines import SEASONAL_NAIVE, ForecastFunction, seasonal_naive
+from forecaster.evaluation.blend_weights import BlendWeights, fit_blend
+from forecaster.evaluation.calibration import calibrate_model
+from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.registry.registry import CHALLENGER
+from forecaster.series import Panel
+from forecaster.spec import Spec
+from forecaster.statistical.blend import NETWORK, format_blend_weights, require_packages
+from forecaster.training.datamodule import split_panel
+from forecaster.training.fit import FitResult, fit, refit
+from forecaster.training.lightning import Logger, pl
+from forecaster.training.model_card import compute_reliable_horizon, replace_nonfinite
+
+_log = logging.getLogger(__name__)
+
+
+class TrainedModel(NamedTuple):
+    """The result of a training.
+
+    Attributes:
+        model: The fitted and calibrated model, with the facts of its training.
+        fitted: The fit, with the same model before the facts were added.
+        backtest: Its test, in which the model has the name `CHALLENGER`; None if no window was held out.
+        seconds: The duration of everything before the test.
+    """
+
+    model: FittedModel
+    fitted: FitResult
+    backtest: Backtest | None
+    seconds: float
+
+
+def prepare_training(panel: Panel, spec: Spec, *, test_windows: int) -> Panel:
+    """Returns the part of the panel before the test windows; raises the errors of data that cannot be trained on."""
+    training_panel = select_training_panel(panel, spec, test_windows)
+    split_panel(training_panel, spec)
+    require_packages(spec.blend)
+    return training_panel
+
+
+def train_model(
+    panel: Panel,
+    spec: Spec,
+    *,
+    test_windows: int = 1,
+    training_panel: Panel | None = None,
+    initial: FittedModel | None = None,
+    reference_forecasters: Mapping[str, ForecastFunction | Predictor] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    checkpoint_folder: Path | None = None,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[pl.Callback] = (),
+    accelerator: str = "auto",
+    show_bar: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> TrainedModel:
+    """Fits a model on all but the last test windows, calibrates it, and backtests it on these windows.
+
+    Args:
+        panel: All data.
+        spec: The specification of the model.
+        test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
+        training_panel: The result of `prepare_training`, if the caller has it.
+        initial: The model whose weights to start from; by default they are random.
+        reference_forecasters: Additional forecasters to backtest at the same cutoffs.
+        facts: Further facts of the model, such as the name of the data.
+        checkpoint_folder: The folder of the checkpoints, from which an interrupted training resumes; None writes none.
+        loggers, callbacks, accelerator: As for `fit`.
+        show_bar: Whether to show the progress bar of Lightning.
+        progress: Receives the phases: fit, calibration, refit, test.
+    """
+    if training_panel is None:
+        training_panel = prepare_training(panel, spec, test_windows=test_windows)
+    started = time.monotonic()
+    with progress.phase("fit", -(-spec.training.steps // spec.training.epoch_steps)):
+        fitted = fit(
+            training_panel,
+            spec,
+            initial=initial,
+            checkpoint=None if checkpoint_folder is None else checkpoint_folder / "last.ckpt",
+            loggers=loggers,
+            callbacks=callbacks,
+            accelerator=accelerator,
+            progress=show_bar,
+        )
+    with progress.phase("calibration"):
+        fitted, blend_weights = _calibrate_and_blend(fitted, training_panel, spec)
+    if spec.training.refit:
+        with progress.phase("refit", -(-fitted.best_steps // spec.training.epoch_steps)):
+            refitted = refit(
+                training_panel,
+                fitted,
+                initial=initial,
+                checkpoint=None if checkpoint_folder is None else checkpoint_folder / "whole.ckpt",
+                callbacks=callbacks,
+                accelerator=accelerator,
+                progress=show_bar,
+            )
+        fitted = fitted._replace(model=refitted)
+    seconds = time.monotonic() - started
+    model, result = fitted.model, None
+    if test_windows:
+        network_only = {NETWORK: Predictor(replace(model, blend_weights={}))} if model.blend_weights else {}
+        with progress.phase("test"):
+            result = run_test_backtest(
+                panel,
+                model,
+                reference_forecasters={**network_only, **(reference_forecasters or {})},
+                test_windows=test_windows,
+            )
+    training_facts = _build_facts(panel, training_panel, fitted, result, blend_weights)
+    model = replace(model, facts={**model.facts, **(facts or {}), **training_facts})  # the fit has recorded facts too
+    return TrainedModel(model, fitted, result, seconds)
+
+
+def run_test_backtest(
+    panel: Panel,
+    model: FittedModel,
+    *,
+    reference_forecasters: Mapping[str, ForecastFunction | Predictor],
+    test_windows: int,
+) -> Backtest:
+    """Backtests a trained model, the reference forecasters and seasonal naive on the last windows."""
+    spec, season = model.spec, model.season
+    forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, SEASONAL_NAIVE: seasonal_naive(season)}
+    return backtest(
+        panel, forecasters, horizon=spec.horizon, windows=test_windows, season=season, min_history=spec.min_steps + 1
+    )
+
+
+def select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel:
+    """Returns the part of the panel before the test windows, without the series that are too short for it."""
+    return (
+        hold_out(panel, test_windows * spec.horizon, min_history=spec.min_steps + 1).history if test_windows else panel
+    )
+
+
+def _calibrate_and_blend(fitted: FitResult, panel: Panel, spec: Spec) -> tuple[FitResult, BlendWeights | None]:
+    """Calibrates the intervals of the fitted model on the validation windows, and fits the weights of its blend there."""
+    windows, stride, blend_weights = spec.training.valid_windows, spec.training.valid_stride, None
+    if not windows:
+        return fitted, None
+    if spec.blend:
+        model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride)
+        _log.info("blend: %s", format_blend_weights(blend_weights.weights))
+    else:
+        model = calibrate_model(fitted.model, panel, windows=windows, stride=stride)
+    return fitted._replace(model=model), blend_weights
+
+
+def _build_facts(
+    panel: Panel, training_panel: Panel, fitted: FitResult, result: Backtest | None, blend_weights: BlendWeights | None
+) -> dict[str, Any]:
+    names = [] if result is None else list(result.forecasts)
+    blend = (
+        {}
+        if blend_weights is None
+        else {"blend": {**blend_weights._asdict(), "errors": replace_nonfinite(blend_weights.errors)}}
+    )
+    return blend | {
+        "data_digest": training_panel.digest,
+        "series": len(training_panel.series) - len(fitted.excluded_ids),
+        "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
+        "dropped_partial": None if panel.dropped_partial is None else len(panel.dropped_partial),
+        "epochs": fitted.epochs,
+        "steps": fitted.steps,
+        "validation": fitted.scores,
+        "test_windows": 0 if result is None else result.actual.shape[1],
+        "backtest": {} if result is None else {name: replace_nonfinite(result.scores(name)) for name in names},
+        "reliable_horizon": None if result is None else compute_reliable_horizon(result),
+        "inputs": build_training_profile(
+            training_panel.series, context=fitted.model.spec.context, season=fitted.model.season
+        ).model_dump(mode="json"),
+    }
