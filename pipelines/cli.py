@@ -28,6 +28,7 @@ from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
 from pipelines.commands.serve import serve
 from pipelines.commands.shadow import shadow
+from pipelines.commands.synthetic import synthetic
 from pipelines.commands.train import retrain, train
 from pipelines.commands.tune import tune
 from pipelines.commands.verify import verify
@@ -52,6 +53,7 @@ for command in (
     doctor,
     verify,
     serve,
+    synthetic,
     demo,
 ):
     app.command(command)
