@@ -26,6 +26,7 @@ def connect(url: str, **options: Any) -> Iterator[Any]:
         warnings.simplefilter("ignore", DeprecationWarning)  # of BentoML's own imports
         with bentoml.SyncHTTPClient(url, **options) as client:
             yield client
+            client._temp_dir.cleanup()  # the client leaves it to the garbage collector, which warns
 
 
 def test_the_client_of_bentoml_has_a_method_for_every_route_and_forecasts(tmp_path: Path) -> None:
@@ -40,8 +41,10 @@ def test_the_client_of_bentoml_has_a_method_for_every_route_and_forecasts(tmp_pa
         assert response["model"]["name"] == "stub"
         forecast = response["forecasts"][0]
         assert (forecast["mean"], forecast["quantiles"]) == ([2.5, 2.5], {"0.1": [2.6, 2.6]})
-        assert client.forecast([HISTORY], 2)["forecasts"][0]["mean"] == [2.5, 2.5], "arguments in the order of the fields"
-        frame = {"columns": ["unique_id", "ds", "y"], "data": [["a", f"2026-01-01T0{hour}:00", 1.0] for hour in range(4)]}
+        frame = {
+            "columns": ["unique_id", "ds", "y"],
+            "data": [["a", f"2026-01-01T0{hour}:00", 1.0] for hour in range(4)],
+        }
         assert len(client.invocations({"dataframe_split": frame, "params": {"horizon": 3}})["predictions"]) == 3
         with pytest.raises(bentoml.exceptions.UnprocessableEntity, match="invalid_request"):
             client.forecast(series=[], horizon=2)
