@@ -29,6 +29,7 @@ from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
 from pipelines.commands.serve import serve
 from pipelines.commands.shadow import shadow
+from pipelines.commands.synthetic import synthetic
 from pipelines.commands.train import retrain, train
 from pipelines.commands.tune import tune
 from pipelines.commands.verify import verify
@@ -54,6 +55,7 @@ for command in (
     verify,
     package,
     serve,
+    synthetic,
     demo,
 ):
     app.command(command)

@@ -23,6 +23,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.data.frames.rows",
     "forecaster.data.frames.grid",
     "forecaster.data.frames.timestamps",
+    "forecaster.data.partial_periods",
     "forecaster.data.windows",
     "forecaster.engines.engine",
     "forecaster.evaluation.sequential_test",
@@ -46,6 +47,8 @@ MODULES_WITH_RECORDS = [
     "forecaster.model.scaling",
     "forecaster.explain.trace",
     "forecaster.statistical.models",
+    "forecaster.synthetic.mixtures",
+    "forecaster.synthetic.sampling",
     "forecaster.training.loss",
 ]
 

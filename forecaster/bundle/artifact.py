@@ -7,9 +7,10 @@ contains, it is loaded or rejected with a BundleError.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -150,8 +151,10 @@ def load_bundle(folder: Path) -> FittedModel:
     return fitted_model
 
 
-def load_predictor(folder: Path) -> Predictor:
+def load_predictor(folder: Path, *, clock: Callable[[], datetime] | None = None) -> Predictor:
     """Loads a bundle as a predictor on its fastest engine (`choose_engine`); imports PyTorch only if there is no other.
+
+    With a clock, the predictor warns about last periods that contain the present.
 
     Verifies the bundle and raises errors as `load_bundle` does, but replays the golden requests on that engine only.
     """
@@ -163,7 +166,7 @@ def load_predictor(folder: Path) -> Predictor:
             replay_golden_file(*strip_blend(stored, golden), engine, where=where)
             if stored.blend_weights:
                 replay_golden_file(stored, golden, engine, where=where)
-        return Predictor(stored, engine=engine)
+        return Predictor(stored, engine=engine, clock=clock)
 
 
 def verify_bundle(folder: Path) -> StoredModel:

@@ -15,7 +15,7 @@ from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.metrics import nanmean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from pandas import DataFrame
@@ -241,6 +241,31 @@ def plot_best_and_worst(result: Backtest, name: str, *, columns: int = 3) -> Fig
         name: handle for axes in grid.flat for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), frameon=False, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def plot_panels(
+    panels: Mapping[str, Sequence[Series]], *, title: str, columns: int = 4, series_per_panel: int = 3
+) -> Figure:
+    """Plots the first series of several panels, one pair of axes per panel.
+
+    Each series is drawn at a range of its own, above the previous one, because the units of generated series have no meaning.
+    """
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 1.9 * rows + 0.5), dpi=110, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, (name, panel) in zip(grid.flat, panels.items(), strict=False):
+        style_axes(axes, "")
+        axes.set_title(name, loc="left", fontsize=9)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=7)
+        for index, series in enumerate(panel[:series_per_panel]):
+            y = series.y - np.nanmin(series.y)
+            color = FORECASTER_COLORS[index % len(FORECASTER_COLORS)]
+            axes.plot(y / (np.nanmax(y) or 1.0) - 1.15 * index, color=color, linewidth=0.9)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
     return figure
 
 

@@ -9,9 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger
-
 from forecaster.data.calendar import default_season
 from forecaster.data.encoding import fit_encoding
 from forecaster.data.windows import derive_epoch_seed
@@ -24,6 +21,7 @@ from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
+from forecaster.training.lightning import Logger, pl
 from forecaster.training.module import TrainingModule
 
 

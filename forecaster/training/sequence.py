@@ -9,9 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger
-
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import Backtest, backtest
@@ -26,6 +23,7 @@ from forecaster.spec import Spec
 from forecaster.statistical.blend import NETWORK, format_blend_weights, require_packages
 from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, refit
+from forecaster.training.lightning import Logger, pl
 from forecaster.training.model_card import compute_reliable_horizon, replace_nonfinite
 
 _log = logging.getLogger(__name__)
@@ -178,6 +176,7 @@ def _build_facts(
         "data_digest": training_panel.digest,
         "series": len(training_panel.series) - len(fitted.excluded_ids),
         "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
+        "dropped_partial": None if panel.dropped_partial is None else len(panel.dropped_partial),
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "validation": fitted.scores,

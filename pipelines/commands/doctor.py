@@ -19,7 +19,6 @@ from forecaster.errors import ForecasterError, InputError
 from forecaster.installation import DISTRIBUTION, is_installed
 from forecaster.storage.addresses import redact_addresses
 from pipelines.commands.options import RootOptions
-from pipelines.installation import find_foreign_package
 from pipelines.settings import Root, validate_tracking_uri
 
 if TYPE_CHECKING:
@@ -133,9 +132,6 @@ def _check_packages(_: DiagnosticContext) -> list[Diagnostic]:
     """Compares the installed packages with the requirements in the project's metadata: the mandatory ones, and each extra."""
     from importlib import metadata
 
-    foreign = find_foreign_package()
-    if foreign is not None:
-        return [Diagnostic("packages", "bad", foreign)]
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:

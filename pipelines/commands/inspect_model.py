@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def inspect(
     steps
         Number of latest steps to explain, at most 1024.
     plot
-        File for a plot of the explanation (PNG).
+        A file (x.png, .svg or .pdf) for a plot of the explanation.
     out
         File for a table with one row per step (CSV or Parquet).
     """
@@ -67,7 +68,7 @@ def inspect(
     validate_output_paths(plot=plot)
     source = data_options.to_data_source(data)
     fitted = artifact.load_bundle(resolve_bundle(model, root_options))
-    panel = read_panel(source.for_model(fitted.spec, fitted.encoding))
+    panel = read_panel(source.for_model(fitted.spec, fitted.encoding), now=datetime.now(UTC))
     for repair in panel.repairs:
         warn(repair)
     matches = [candidate for candidate in panel.series if series is None or candidate.id == series]

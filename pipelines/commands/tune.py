@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import fields as dataclass_fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def tune(
     center = spec_options.read_spec()
     checked = _set_valid_windows(center or Spec(name="placeholder", context=1, horizon=horizon or 1), valid_windows)
     validate_search(checked, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
-    panel = read_panel(source.for_spec(center))
+    panel = read_panel(source.for_spec(center), now=datetime.now(UTC))
     selection = spec_options.select_spec(center, panel, source, test_windows=test_windows)
     spec = _set_valid_windows(selection.spec, valid_windows)
     result = run_search(

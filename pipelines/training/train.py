@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import pytorch_lightning as pl
-
 from forecaster.bundle import artifact
 from forecaster.errors import InputError, TrainingError
 from forecaster.evaluation.backtest import Backtest
@@ -29,6 +27,7 @@ from forecaster.statistical.blend import NETWORK, format_blend_weights
 from forecaster.storage import atomic
 from forecaster.storage.locks import open_locked
 from forecaster.training.fit import FitResult, fit_digest
+from forecaster.training.lightning import pl
 from forecaster.training.model_card import render_model_card
 from forecaster.training.selection import CandidateScore
 from forecaster.training.sequence import prepare_training, train_model
@@ -136,6 +135,7 @@ def train(
     tags = {
         RETRAIN_KEY_TAG: retrain_key,
         "asked_cutoff": data.cutoff,
+        "dropped_partial": None if panel.dropped_partial is None else str(len(panel.dropped_partial)),
         "refit": str(spec.training.refit).lower(),
     } | _describe_candidates(options.candidates)
     with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
@@ -145,6 +145,7 @@ def train(
             root=root.path,
             tracking_uri=root.tracking_uri,
             trigger=options.trigger,
+            action="train" if retrain_key is None else "retrain",
             run_id=_read_if_exists(folder / "run_id"),
             tags={name: value for name, value in tags.items() if value is not None},
         ) as run:

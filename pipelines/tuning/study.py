@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 
 from forecaster.errors import MissingPackage, TrainingError
 from forecaster.storage.locks import open_locked
+from forecaster.training.lightning import pl
 from pipelines.tuning.search_space import Choices, Range, SearchSpace
 
 try:
