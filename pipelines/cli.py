@@ -24,6 +24,7 @@ from pipelines.commands.forecast import forecast
 from pipelines.commands.inspect_model import inspect
 from pipelines.commands.keys import key_app
 from pipelines.commands.monitor import monitor
+from pipelines.commands.package import package
 from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
 from pipelines.commands.serve import serve
@@ -56,6 +57,7 @@ for command in (
     monitor,
     doctor,
     verify,
+    package,
     serve,
     synthetic,
     demo,
