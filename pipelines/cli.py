@@ -34,7 +34,11 @@ from pipelines.commands.train import retrain, train
 from pipelines.commands.tune import tune
 from pipelines.commands.verify import verify
 
-app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
+app = App(
+    name="forecaster",
+    help="Forecasts time series with recurrent networks: train, compare, promote, serve.",
+    suppress_keyboard_interrupt=False,  # `main` says what is kept
+)
 for group in (data_app, key_app, schedule_app):
     app.command(group)
 for command in (
@@ -84,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # such as a full disk or a deleted file; the message of the system names it
         print(f"forecaster: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("forecaster: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(". ".join(["forecaster: interrupted", *getattr(interrupt, "__notes__", ())]), file=sys.stderr)
         sys.exit(130)
 
 
