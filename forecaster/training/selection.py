@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from forecaster.data.split import hold_out
-from forecaster.errors import NonFiniteLoss
+from forecaster.errors import HistoryTooShort, NonFiniteLoss
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
@@ -39,6 +39,7 @@ def select_spec(
     preset: str | None = None,
     test_windows: int = 1,
     accelerator: str = "auto",
+    devices: str = "1",
     progress: Progress = NO_PROGRESS,
 ) -> SpecSelection:
     """Returns the variant of a preset with the best forecasts on the windows before the test.
@@ -49,13 +50,20 @@ def select_spec(
         horizon: Steps ahead.
         preset: The preset; by default that of the panel's frequency.
         test_windows: Rolling origins at the end, which do not affect the choice.
-        accelerator: As for `fit`.
+        accelerator, devices: As for `fit`.
         progress: Receives a phase for each variant, and the choice.
     """
-    history = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
-    specs = build_candidate_specs(history, horizon=horizon, name=name, preset=preset)
-    for spec in specs:  # an error about short series describes the whole data, not the remaining history
-        hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
+    try:
+        history, specs = _build_candidates(panel, name=name, horizon=horizon, preset=preset, test_windows=test_windows)
+    except HistoryTooShort as error:
+        longest, longest_untested = (
+            _find_longest_horizon(panel, preset=preset, test_windows=windows)
+            for windows in (test_windows, 0)
+        )
+        untested = f", or {longest_untested} without test windows" if longest_untested > longest else ""
+        raise HistoryTooShort(
+            f"{error.message} The longest horizon that these data allow is {longest}{untested}.", where=error.where
+        ) from error
 
     candidates: list[CandidateScore] = []
 
@@ -65,7 +73,7 @@ def select_spec(
         _log.info("candidate %s: %.4g times the error of seasonal naive", description, error)
 
     selection = select_on_validation(
-        history, specs, accelerator=accelerator, on_result=add_candidate, progress=progress
+        history, specs, accelerator=accelerator, devices=devices, on_result=add_candidate, progress=progress
     )
     if candidates:
         best = min(candidates, key=lambda candidate: candidate.error)
@@ -73,6 +81,30 @@ def select_spec(
             f"Variant {best.description} was chosen, with {best.error:.4g} times the error of seasonal naive."
         )
     return SpecSelection(selection.spec, tuple(candidates))
+
+
+def _build_candidates(
+    panel: Panel, *, name: str, horizon: int, preset: str | None, test_windows: int
+) -> tuple[Panel, list[Spec]]:
+    """Returns the data before the test and the candidates for them; raises HistoryTooShort."""
+    history = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
+    specs = build_candidate_specs(history, horizon=horizon, name=name, preset=preset)
+    for spec in specs:  # an error about short series describes the whole data, not the remaining history
+        hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
+    return history, specs
+
+
+def _find_longest_horizon(panel: Panel, *, preset: str | None, test_windows: int) -> int:
+    """Returns the longest horizon that the histories allow, by bisection; 0 if there is none."""
+    longest, limit = 0, max(map(len, panel.series))
+    while limit - longest > 1:
+        middle = (longest + limit) // 2
+        try:
+            _build_candidates(panel, name="placeholder", horizon=middle, preset=preset, test_windows=test_windows)
+            longest = middle
+        except HistoryTooShort:
+            limit = middle
+    return longest
 
 
 class CandidateSelection(NamedTuple):
@@ -92,6 +124,7 @@ def select_on_validation(
     candidates: Sequence[Spec],
     *,
     accelerator: str = "auto",
+    devices: str = "1",
     on_result: Callable[[Spec, float], None] | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> CandidateSelection:
@@ -102,7 +135,7 @@ def select_on_validation(
     Args:
         panel: The data that the selected specification will be fitted on too.
         candidates: Of one horizon and with validation windows.
-        accelerator: As for `fit`.
+        accelerator, devices: As for `fit`.
         on_result: Called with each candidate and its error.
         progress: Receives a phase for each candidate.
     """
@@ -113,7 +146,8 @@ def select_on_validation(
         with progress.phase(f"variant {number} of {len(candidates)}"):
             try:
                 single_member = spec.model_copy(update={"members": 1})
-                errors.append(fit(panel, single_member, accelerator=accelerator).scores["valid/rollout"])
+                fitted = fit(panel, single_member, accelerator=accelerator, devices=devices)
+                errors.append(fitted.scores["valid/rollout"])
             except NonFiniteLoss:
                 errors.append(float("inf"))
         if on_result is not None:

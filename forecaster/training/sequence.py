@@ -66,6 +66,7 @@ def train_model(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
+    devices: str = "1",
     show_bar: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> TrainedModel:
@@ -80,7 +81,7 @@ def train_model(
         reference_forecasters: Additional forecasters to backtest at the same cutoffs.
         facts: Further facts of the model, such as the name of the data.
         checkpoint_folder: The folder of the checkpoints, from which an interrupted training resumes; None writes none.
-        loggers, callbacks, accelerator: As for `fit`.
+        loggers, callbacks, accelerator, devices: As for `fit`.
         show_bar: Whether to show the progress bar of Lightning.
         progress: Receives the phases: fit, calibration, refit, test.
     """
@@ -96,6 +97,7 @@ def train_model(
             loggers=loggers,
             callbacks=callbacks,
             accelerator=accelerator,
+            devices=devices,
             progress=show_bar,
         )
     with progress.phase("calibration"):
@@ -109,6 +111,7 @@ def train_model(
                 checkpoint=None if checkpoint_folder is None else checkpoint_folder / "whole.ckpt",
                 callbacks=callbacks,
                 accelerator=accelerator,
+                devices=devices,
                 progress=show_bar,
             )
         fitted = fitted._replace(model=refitted)
@@ -182,6 +185,7 @@ def _build_facts(
         "validation": fitted.scores,
         "test_windows": 0 if result is None else result.actual.shape[1],
         "backtest": {} if result is None else {name: replace_nonfinite(result.scores(name)) for name in names},
+        "scale_note": None if result is None else result.scale_note,
         "reliable_horizon": None if result is None else compute_reliable_horizon(result),
         "inputs": build_training_profile(
             training_panel.series, context=fitted.model.spec.context, season=fitted.model.season

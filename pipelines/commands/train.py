@@ -13,7 +13,14 @@ from cyclopts import Parameter
 
 from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
 from pipelines.commands.console import print_scores, print_verdict, warn, warn_about_partial_periods
-from pipelines.commands.options import DataOptions, RootOptions, SpecOptions, resolve_bundle, validate_counts
+from pipelines.commands.options import (
+    DataOptions,
+    DeviceOptions,
+    RootOptions,
+    SpecOptions,
+    resolve_bundle,
+    validate_counts,
+)
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
     from pipelines.settings import Root
 
 _ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
-_SPEC_OPTIONS, _SCHEDULE_OPTIONS = SpecOptions(), ScheduleOptions()
+_SPEC_OPTIONS, _SCHEDULE_OPTIONS, _DEVICE_OPTIONS = SpecOptions(), ScheduleOptions(), DeviceOptions()
 
 
 def train(
@@ -31,6 +38,7 @@ def train(
     start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
+    device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -57,15 +65,23 @@ def train(
     source = data_options.to_data_source(data)
     initial = None if start_from is None else artifact.load_bundle(resolve_bundle(start_from, root_options))
     root = root_options.open_root()
-    options = training.TrainOptions(test_windows=test_windows, show_progress=sys.stderr.isatty())
+    options = training.TrainOptions(
+        test_windows=test_windows,
+        show_progress=sys.stderr.isatty(),
+        accelerator=device_options.accelerator,
+        devices=device_options.devices,
+    )
+    device_options.validate()
     spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
     now = datetime.now(UTC)
     panel = read_panel(source.for_spec(spec), now=now)
     warn_about_partial_periods(panel, now=now)
-    selection = spec_options.select_spec(spec, panel, source, seed=seed, test_windows=test_windows)
+    selection = spec_options.select_spec(
+        spec, panel, source, seed=seed, test_windows=test_windows, device_options=device_options
+    )
     options = replace(options, candidates=selection.candidates)
     result = training.train(source, selection.spec, root, options, panel=panel, initial=initial)
-    print_scores(result.scores)
+    print_scores(result.scores, None if result.backtest is None else result.backtest.scale_note)
     print(f"bundle  {result.bundle}\nrun     {result.run_id}\ndigest  {result.digest}")
 
 
@@ -78,10 +94,11 @@ def retrain(
     test_windows: int = 1,
     policy: Path | None = None,
     trigger: str = "cli",
-    again: Annotated[bool, Parameter(negative="")] = False,
-    if_needed: Annotated[bool, Parameter(negative="")] = False,
+    again: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    if_needed: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     min_new: int | None = None,
     schedule_options: ScheduleOptions = _SCHEDULE_OPTIONS,
+    device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -126,6 +143,8 @@ def retrain(
         warm_start=warm,
         policy=read_policy(policy),
         force_retrain=again,
+        accelerator=device_options.accelerator,
+        devices=device_options.devices,
     )
     spec = spec_options.read_spec(seed=seed)
     name = derive_model_name(source.name) if spec is None else spec.name
@@ -133,6 +152,7 @@ def retrain(
         arguments["trigger"] = "schedule" if trigger == "cli" else trigger
         schedule_command(name, "retrain", arguments, schedule_options, root_options)
         return
+    device_options.validate()  # a scheduled job may run on another machine
     root = root_options.open_root()
     now = datetime.now(UTC)
     panel = read_panel(source.for_spec(spec), now=now)
@@ -141,11 +161,15 @@ def retrain(
         name, panel, root, min_new_steps=min_new, max_days_ahead=options.policy.days_ahead
     ):
         return
-    selection = spec_options.select_spec(spec, panel, source, seed=seed, test_windows=test_windows)
+    selection = spec_options.select_spec(
+        spec, panel, source, seed=seed, test_windows=test_windows, device_options=device_options
+    )
     options = replace(options, candidates=selection.candidates)
     result = retraining.retrain(source, selection.spec, root, options, panel=panel)
     print(f"key     {result.key}{' (done before; this is the recorded verdict)' if result.already_done else ''}")
-    print_scores(result.training.scores)
+    print_scores(
+        result.training.scores, None if result.training.backtest is None else result.training.backtest.scale_note
+    )
     print_verdict(result.verdict)
     print(f"report  {result.report_path}")
     version = f"{result.version.name} version {result.version.number}"

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.commands.console import print_status, print_tuning_result
-from pipelines.commands.options import DataOptions, RootOptions, SpecOptions, validate_output_paths
+from pipelines.commands.options import DataOptions, DeviceOptions, RootOptions, SpecOptions, validate_output_paths
 
 if TYPE_CHECKING:
     from forecaster.spec import Spec
 
-_ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
+_ROOT_OPTIONS, _DATA_OPTIONS, _DEVICE_OPTIONS = RootOptions(), DataOptions(), DeviceOptions()
 
 
 def tune(
@@ -29,6 +29,7 @@ def tune(
     valid_windows: int = 2,
     test_windows: int = 1,
     out: Path = Path("best.yaml"),
+    device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -65,9 +66,12 @@ def tune(
     spec_options = SpecOptions(config, horizon)
     center = spec_options.read_spec()
     checked = _set_valid_windows(center or Spec(name="placeholder", context=1, horizon=horizon or 1), valid_windows)
+    device_options.validate()
     validate_search(checked, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
     panel = read_panel(source.for_spec(center), now=datetime.now(UTC))
-    selection = spec_options.select_spec(center, panel, source, test_windows=test_windows)
+    selection = spec_options.select_spec(
+        center, panel, source, test_windows=test_windows, device_options=device_options
+    )
     spec = _set_valid_windows(selection.spec, valid_windows)
     result = run_search(
         source,
@@ -79,6 +83,8 @@ def tune(
         timeout=timeout,
         seed=seed,
         test_windows=test_windows,
+        accelerator=device_options.accelerator,
+        devices=device_options.devices,
         report_status=print_status if sys.stderr.isatty() else lambda _: None,
     )
     print_tuning_result(result)

@@ -70,6 +70,7 @@ class TrainOptions:
         trigger: What started the training, for the run's tags.
         candidates: The specifications among which this one was chosen, for the run.
         show_progress: Whether to show a progress bar; otherwise one line per epoch is logged.
+        accelerator, devices: As for `forecaster.training.fit.fit`.
 
     Raises InputError if the number of test windows is negative.
     """
@@ -78,6 +79,8 @@ class TrainOptions:
     trigger: str = "cli"
     candidates: Sequence[CandidateScore] = ()
     show_progress: bool = False
+    accelerator: str = "auto"
+    devices: str = "1"
 
     def __post_init__(self) -> None:
         if self.test_windows < 0:
@@ -163,6 +166,8 @@ def train(
                 checkpoint_folder=folder,
                 loggers=[run.logger],
                 callbacks=[] if options.show_progress else [EpochLogger()],
+                accelerator=options.accelerator,
+                devices=options.devices,
                 show_bar=options.show_progress,
                 progress=progress,
             )

@@ -81,6 +81,8 @@ class _SearchContext(NamedTuple):
     parent_run: TrackedRun
     n_trials: int
     report_status: Callable[[str], None]
+    accelerator: str
+    devices: str
 
 
 def tune(
@@ -94,6 +96,8 @@ def tune(
     timeout: float | None = None,
     seed: int = 0,
     test_windows: int = 1,
+    accelerator: str = "auto",
+    devices: str = "1",
     report_status: Callable[[str], None] = lambda _: None,
 ) -> TuningResult:
     """Fits one specification per trial, the given one first, and keeps that with the best rollout on the validation windows.
@@ -111,6 +115,7 @@ def tune(
         timeout: Seconds after which no further trial is started; None for no limit.
         seed: Seed of the search. Every network is trained with the seed of the specification.
         test_windows: Number of windows of one horizon at the end of every series that the search does not use.
+        accelerator, devices: As for `forecaster.training.fit.fit`.
         report_status: Called with a status line, which replaces the previous one.
     """
     validate_search(spec, n_trials=n_trials, timeout=timeout, seed=seed, test_windows=test_windows)
@@ -139,7 +144,17 @@ def tune(
         ) as parent_run:
             study.run = {"id": parent_run.id, "store": root.store_uri}
             search = _SearchContext(
-                search_panel, spec, space, dataset, root, study, parent_run, n_trials, report_status
+                search_panel,
+                spec,
+                space,
+                dataset,
+                root,
+                study,
+                parent_run,
+                n_trials,
+                report_status,
+                accelerator,
+                devices,
             )
             while _count_trained(study) < n_trials:
                 _run_trial(search)
@@ -268,7 +283,14 @@ def _fit_trial(
         tags={"trial": str(trial_number)},
     ) as run:
         search.study.start_trial(trial, trial_number=trial_number, run_id=run.id)
-        fitted = fit(search.panel, spec, loggers=[run.logger], callbacks=[pruning_callback])
+        fitted = fit(
+            search.panel,
+            spec,
+            loggers=[run.logger],
+            callbacks=[pruning_callback],
+            accelerator=search.accelerator,
+            devices=search.devices,
+        )
         seconds = time.monotonic() - started
         run.log_headline_metrics(
             {"train/seconds": seconds, "train/windows_per_s": fitted.steps * spec.training.batch / seconds}
