@@ -24,6 +24,7 @@ from pipelines.commands.forecast import forecast
 from pipelines.commands.inspect_model import inspect
 from pipelines.commands.keys import key_app
 from pipelines.commands.monitor import monitor
+from pipelines.commands.package import package
 from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
 from pipelines.commands.serve import serve
@@ -39,6 +40,7 @@ app = App(
     "- `forecaster train data.csv --horizon 12` fits and tests a model, and writes a bundle.\n"
     "- `forecaster forecast BUNDLE data.csv --plot forecast.png` forecasts with it.\n"
     "- `forecaster retrain data.csv --horizon 12` also promotes it; then `forecaster serve data` serves it.",
+    suppress_keyboard_interrupt=False,  # `main` says what is kept
 )
 for group in (data_app, key_app, schedule_app):
     app.command(group)
@@ -58,6 +60,7 @@ for command in (
     monitor,
     doctor,
     verify,
+    package,
     serve,
     synthetic,
     demo,
@@ -88,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # such as a full disk or a deleted file; the message of the system names it
         print(f"forecaster: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("forecaster: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(". ".join(["forecaster: interrupted", *getattr(interrupt, "__notes__", ())]), file=sys.stderr)
         sys.exit(130)
 
 
