@@ -160,14 +160,15 @@ def fit(
 def validate_device(*, accelerator: str, devices: str) -> None:
     """Raises InputError unless this machine has the accelerator and `devices` selects one device of it."""
     try:
-        trainer = pl.Trainer(
-            accelerator=accelerator,
-            devices=_parse_devices(devices),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        with quiet_lightning():
+            trainer = pl.Trainer(
+                accelerator=accelerator,
+                devices=_parse_devices(devices),
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"Expected an accelerator of this machine and one of its devices; found accelerator {accelerator!r} with devices "

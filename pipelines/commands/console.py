@@ -6,6 +6,7 @@ import gzip
 import logging
 import math
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
