@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_sc
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
 from forecaster.frequency import is_earlier
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.statistical.blend import format_blend_weights
 from forecaster.statistical.models import MAX_ETS_SEASON
@@ -32,9 +33,6 @@ from pipelines.tracking.run import RunDataset, open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-ProgressCallback = Callable[[str, int, int], None]
-"""Called with the name of a baseline, the number of finished histories, and the number of all histories."""
 
 _MAX_WARNINGS = 3  # warnings of one forecaster that are reported individually
 
@@ -84,7 +82,7 @@ def backtest(
     levels: Sequence[float] = (),
     group_by: str | None = None,
     n_jobs: int = 1,
-    progress: ProgressCallback | None = None,
+    progress: Progress = NO_PROGRESS,
     now: datetime | None = None,
 ) -> BacktestReport:
     """Runs models and baselines at the same origins, and scores them.
@@ -99,7 +97,7 @@ def backtest(
         levels: Levels of the quantiles to keep, in addition to those that scores need.
         group_by: A static column; the groups of its values are scored too.
         n_jobs: Processes that fit baselines in parallel.
-        progress: Called after every history that a statistical baseline has forecast.
+        progress: Receives the phases: reading, backtest.
         now: The present, for data whose incomplete last periods are dropped.
     """
     model_name, model = next((name, loaded.model) for name, loaded in bundles.items())
@@ -109,9 +107,11 @@ def backtest(
     }
     forecasters[SEASONAL_NAIVE] = seasonal_naive(model.season)
     for name in dict.fromkeys(baselines):
-        on_history = None if progress is None else partial(progress, name)
+        on_history = partial(_count_histories, progress, len(forecasters))
         forecasters[name] = statistical_baseline(name, season=model.season, jobs=n_jobs, progress=on_history)
-    panel = read_panel(_add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by), now=now)
+    panel = read_panel(
+        _add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by), now=now, progress=progress
+    )
     group_series(panel.series, group_by)  # raises before the work rather than after it
     result = run_backtest(
         panel,
@@ -121,6 +121,7 @@ def backtest(
         season=model.season,
         min_history=model.spec.min_steps,
         stride=stride,
+        progress=progress,
     )
     models = {name: loaded.model for name, loaded in bundles.items()}
     result = add_quantiles(result, models, levels=(*SCORED_LEVELS, *levels))
@@ -129,6 +130,10 @@ def backtest(
     messages = _collect_messages(panel, result, models, model.season)
     dash_reasons = tuple(_explain_dashes(result, models, overall_scores(scores)))
     return BacktestReport(model_name, panel, result, scores, comparisons, messages, dash_reasons)
+
+
+def _count_histories(progress: Progress, forecasters_before: int, done: int, total: int) -> None:
+    progress.update(forecasters_before * total + done)
 
 
 def draw_figures(report: BacktestReport) -> dict[str, Figure]:

@@ -24,6 +24,7 @@ from pipelines.commands.forecast import forecast
 from pipelines.commands.inspect_model import inspect
 from pipelines.commands.keys import key_app
 from pipelines.commands.monitor import monitor
+from pipelines.commands.package import package
 from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
 from pipelines.commands.serve import serve
@@ -33,7 +34,11 @@ from pipelines.commands.train import retrain, train
 from pipelines.commands.tune import tune
 from pipelines.commands.verify import verify
 
-app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
+app = App(
+    name="forecaster",
+    help="Forecasts time series with recurrent networks: train, compare, promote, serve.",
+    suppress_keyboard_interrupt=False,  # `main` says what is kept
+)
 for group in (data_app, key_app, schedule_app):
     app.command(group)
 for command in (
@@ -52,6 +57,7 @@ for command in (
     monitor,
     doctor,
     verify,
+    package,
     serve,
     synthetic,
     demo,
@@ -82,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # such as a full disk or a deleted file; the message of the system names it
         print(f"forecaster: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("forecaster: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(". ".join(["forecaster: interrupted", *getattr(interrupt, "__notes__", ())]), file=sys.stderr)
         sys.exit(130)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.prediction.validation import InputValidator
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
 
@@ -130,6 +132,8 @@ def backtest(
     season: int,
     min_history: int = 1,
     stride: int | None = None,
+    progress: Progress = NO_PROGRESS,
+    phase: str = "backtest",
 ) -> Backtest:
     """Lets every forecaster predict from the last `windows` origins of every series.
 
@@ -141,6 +145,8 @@ def backtest(
         season: Steps of a season, for the scale of MASE.
         min_history: Steps a series must have before its first origin; shorter series are excluded.
         stride: Steps between origins; defaults to the horizon.
+        progress: Receives one phase, whose steps are the forecasts of all forecasters.
+        phase: Its name.
     Raises:
         HistoryTooShort: no series is long enough.
     """
@@ -150,14 +156,27 @@ def backtest(
     split = hold_out(panel, held_out, min_history=min_history)
     series = split.full.series
     histories = [item.y for item in split.history.series]
-    outcomes = {
-        name: _OriginForecasts(
-            forecast_all_origins(forecaster, series, horizon=horizon, windows=windows, stride=spacing)
-        )
-        if isinstance(forecaster, Predictor)
-        else _forecast_origins(forecaster, series, offsets, horizon)
-        for name, forecaster in forecasters.items()
-    }
+    outcomes: dict[str, _OriginForecasts] = {}
+    num_windows = len(series) * len(offsets)
+    with progress.phase(phase, num_windows * len(forecasters)):
+        for name, forecaster in forecasters.items():
+            done = num_windows * len(outcomes)
+            progress.update(done, name)
+            if isinstance(forecaster, Predictor):
+                outcomes[name] = _OriginForecasts(
+                    forecast_all_origins(
+                        forecaster,
+                        series,
+                        horizon=horizon,
+                        windows=windows,
+                        stride=spacing,
+                        on_forecasts=partial(_count_forecasts, progress, done),
+                    )
+                )
+            else:
+                outcomes[name] = _forecast_origins(forecaster, series, offsets, horizon)
+        origins = f"{windows} window{'s' * (windows > 1)}"
+        progress.update(num_windows * len(forecasters), f"{len(series)} series, {origins}")
     return Backtest(
         series=series,
         cutoffs=[_origin_timestamps(item, offsets) for item in series],
@@ -200,6 +219,10 @@ def _describe_cause(error: ForecasterError | None, series: Series, model: Fitted
             f"{spec.context}"
         )
     return "its forecast is not finite" if error is None else f"a history holds invalid values ({error.code})"
+
+
+def _count_forecasts(progress: Progress, done_before: int, done: int) -> None:
+    progress.update(done_before + done)
 
 
 class _OriginForecasts(NamedTuple):

@@ -16,13 +16,15 @@ from forecaster.errors import BadSpec
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
-from forecaster.training.lightning import Logger, pl
+from forecaster.training.lightning import Logger, pl, quiet_lightning
 from forecaster.training.module import TrainingModule
+from forecaster.training.progress_callback import ProgressCallback
 
 
 class FitResult(NamedTuple):
@@ -56,7 +58,8 @@ def fit(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
-    progress: bool = False,
+    progress: Progress = NO_PROGRESS,
+    label: str = "",
     steps_per_chunk: int = STEPS_PER_CHUNK,
 ) -> FitResult:
     """Trains a model; on CPU the same arguments give bitwise the same weights, interrupted or not.
@@ -71,7 +74,8 @@ def fit(
         loggers: They get `train/loss` and the validation scores of each epoch.
         callbacks: Further Lightning callbacks. A batch they see holds those of several optimiser steps.
         accelerator: "auto" uses a GPU where there is one.
-        progress: Whether to show a progress bar.
+        progress: Its current phase receives the optimiser steps, of which there are `spec.training.steps` at most.
+        label: The beginning of the text beside these steps.
         steps_per_chunk: The most optimiser steps between two callback calls of Lightning. It changes no weight.
     Raises:
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of a different network.
@@ -101,25 +105,26 @@ def fit(
         has_validation=bool(data.validation_batches),
         seed=spec.training.seed,
     )
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=data.num_epochs,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        limit_val_batches=len(data.validation_batches),
-        logger=list(loggers) or False,
-        callbacks=[best_callback, *callbacks],
-        plugins=[AtomicCheckpointIO(fit_digest=digest)],
-        enable_checkpointing=True,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-    )
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
     interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        with quiet_lightning():
+            trainer = pl.Trainer(
+                accelerator=accelerator,
+                devices=1,
+                max_epochs=data.num_epochs,
+                reload_dataloaders_every_n_epochs=1,
+                num_sanity_val_steps=0,
+                log_every_n_steps=1,
+                limit_val_batches=len(data.validation_batches),
+                logger=list(loggers) or False,
+                callbacks=[best_callback, ProgressCallback(progress, label=label), *callbacks],
+                plugins=[AtomicCheckpointIO(fit_digest=digest)],
+                enable_checkpointing=True,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as exit_error:
         # Lightning turns an interrupt into an exit and ignores the next one.
         if isinstance(exit_error.__context__, KeyboardInterrupt):
@@ -164,7 +169,7 @@ def refit(
     checkpoint: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
-    progress: bool = False,
+    progress: Progress = NO_PROGRESS,
 ) -> FittedModel:
     """Trains again on the whole panel, for the number of steps that was best on the data `fit` held out.
 

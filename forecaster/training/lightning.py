@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -97,11 +98,30 @@ def _import_lightning() -> None:
             del sys.modules[name]
 
 
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silences Lightning within the block: its hints about hardware, products, loaders and checkpoints, and its warnings."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    # Each of its modules has a logger, whose level is that of these two unless somebody has set it.
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"pytorch_lightning\.|lightning_fabric\.")
+            warnings.filterwarnings("ignore", category=PossibleUserWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 _import_lightning()
 
 import pytorch_lightning as pl  # noqa: E402
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO  # noqa: E402
+from lightning_fabric.utilities.warnings import PossibleUserWarning  # noqa: E402
 from pytorch_lightning.callbacks import Checkpoint  # noqa: E402
 from pytorch_lightning.loggers import Logger  # noqa: E402
 
-__all__ = ["Checkpoint", "Logger", "TorchCheckpointIO", "pl"]
+__all__ = ["Checkpoint", "Logger", "TorchCheckpointIO", "pl", "quiet_lightning"]

@@ -21,6 +21,7 @@ from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.statistical.blend import NETWORK, format_blend_weights, require_packages
+from forecaster.training.advice import advise_on_test
 from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, refit
 from forecaster.training.lightning import Logger, pl
@@ -37,12 +38,14 @@ class TrainedModel(NamedTuple):
         fitted: The fit, with the same model before the facts were added.
         backtest: Its test, in which the model has the name `CHALLENGER`; None if no window was held out.
         seconds: The duration of everything before the test.
+        advice: What to try if a baseline was better in the test; None if none was.
     """
 
     model: FittedModel
     fitted: FitResult
     backtest: Backtest | None
     seconds: float
+    advice: str | None = None
 
 
 def prepare_training(panel: Panel, spec: Spec, *, test_windows: int) -> Panel:
@@ -66,7 +69,6 @@ def train_model(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
-    show_bar: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> TrainedModel:
     """Fits a model on all but the last test windows, calibrates it, and backtests it on these windows.
@@ -81,13 +83,12 @@ def train_model(
         facts: Further facts of the model, such as the name of the data.
         checkpoint_folder: The folder of the checkpoints, from which an interrupted training resumes; None writes none.
         loggers, callbacks, accelerator: As for `fit`.
-        show_bar: Whether to show the progress bar of Lightning.
         progress: Receives the phases: fit, calibration, refit, test.
     """
     if training_panel is None:
         training_panel = prepare_training(panel, spec, test_windows=test_windows)
     started = time.monotonic()
-    with progress.phase("fit", -(-spec.training.steps // spec.training.epoch_steps)):
+    with progress.phase("fit", spec.training.steps):
         fitted = fit(
             training_panel,
             spec,
@@ -96,12 +97,12 @@ def train_model(
             loggers=loggers,
             callbacks=callbacks,
             accelerator=accelerator,
-            progress=show_bar,
+            progress=progress,
         )
-    with progress.phase("calibration"):
-        fitted, blend_weights = _calibrate_and_blend(fitted, training_panel, spec)
+        progress.update(fitted.steps, _describe_fit(fitted))
+    fitted, blend_weights = _calibrate_and_blend(fitted, training_panel, spec, progress)
     if spec.training.refit:
-        with progress.phase("refit", -(-fitted.best_steps // spec.training.epoch_steps)):
+        with progress.phase("refit", fitted.best_steps):
             refitted = refit(
                 training_panel,
                 fitted,
@@ -109,23 +110,25 @@ def train_model(
                 checkpoint=None if checkpoint_folder is None else checkpoint_folder / "whole.ckpt",
                 callbacks=callbacks,
                 accelerator=accelerator,
-                progress=show_bar,
+                progress=progress,
             )
+            progress.update(fitted.best_steps, f"all data, {fitted.best_steps} steps")
         fitted = fitted._replace(model=refitted)
     seconds = time.monotonic() - started
     model, result = fitted.model, None
     if test_windows:
         network_only = {NETWORK: Predictor(replace(model, blend_weights={}))} if model.blend_weights else {}
-        with progress.phase("test"):
-            result = run_test_backtest(
-                panel,
-                model,
-                reference_forecasters={**network_only, **(reference_forecasters or {})},
-                test_windows=test_windows,
-            )
+        result = run_test_backtest(
+            panel,
+            model,
+            reference_forecasters={**network_only, **(reference_forecasters or {})},
+            test_windows=test_windows,
+            progress=progress,
+        )
     training_facts = _build_facts(panel, training_panel, fitted, result, blend_weights)
     model = replace(model, facts={**model.facts, **(facts or {}), **training_facts})  # the fit has recorded facts too
-    return TrainedModel(model, fitted, result, seconds)
+    advice = None if result is None else advise_on_test(result, fitted)
+    return TrainedModel(model, fitted, result, seconds, advice)
 
 
 def run_test_backtest(
@@ -134,12 +137,20 @@ def run_test_backtest(
     *,
     reference_forecasters: Mapping[str, ForecastFunction | Predictor],
     test_windows: int,
+    progress: Progress = NO_PROGRESS,
 ) -> Backtest:
     """Backtests a trained model, the reference forecasters and seasonal naive on the last windows."""
     spec, season = model.spec, model.season
     forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, SEASONAL_NAIVE: seasonal_naive(season)}
     return backtest(
-        panel, forecasters, horizon=spec.horizon, windows=test_windows, season=season, min_history=spec.min_steps + 1
+        panel,
+        forecasters,
+        horizon=spec.horizon,
+        windows=test_windows,
+        season=season,
+        min_history=spec.min_steps + 1,
+        progress=progress,
+        phase="test",
     )
 
 
@@ -150,16 +161,25 @@ def select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel:
     )
 
 
-def _calibrate_and_blend(fitted: FitResult, panel: Panel, spec: Spec) -> tuple[FitResult, BlendWeights | None]:
+def _describe_fit(fitted: FitResult) -> str:
+    """Describes the result of a fit for its finished phase."""
+    error = fitted.scores.get("valid/rollout")
+    best = "" if error is None else f"MASE {error:.4g} on the validation windows, "
+    return f"{best}{fitted.epochs} epochs"
+
+
+def _calibrate_and_blend(
+    fitted: FitResult, panel: Panel, spec: Spec, progress: Progress
+) -> tuple[FitResult, BlendWeights | None]:
     """Calibrates the intervals of the fitted model on the validation windows, and fits the weights of its blend there."""
     windows, stride, blend_weights = spec.training.valid_windows, spec.training.valid_stride, None
     if not windows:
         return fitted, None
     if spec.blend:
-        model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride)
+        model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride, progress=progress)
         _log.info("blend: %s", format_blend_weights(blend_weights.weights))
     else:
-        model = calibrate_model(fitted.model, panel, windows=windows, stride=stride)
+        model = calibrate_model(fitted.model, panel, windows=windows, stride=stride, progress=progress)
     return fitted._replace(model=model), blend_weights
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
-from pipelines.commands.console import make_progress_printer, print_backtest_scores, warn, write_table
+from pipelines.commands.console import print_backtest_scores, warn, write_table
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
@@ -88,6 +88,7 @@ def backtest(
     data
         Input data, as for train.
     """
+    from forecaster.progress_display import create_display
     from pipelines import backtest as backtests
 
     options.validate()
@@ -104,7 +105,7 @@ def backtest(
         levels=options.levels,
         group_by=options.by,
         n_jobs=options.jobs,
-        progress=make_progress_printer(),
+        progress=create_display(),
         now=datetime.now(UTC),
     )
     for message in report.messages:

@@ -6,9 +6,7 @@ import gzip
 import logging
 import math
 import os
-import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -25,7 +23,14 @@ if TYPE_CHECKING:
     from pipelines.promotion.gate import Verdict
     from pipelines.tuning.search import TuningResult
 
-_OPTIONS_OF_ARGUMENTS = {"freq": "--freq", "zone": "--zone", "columns": "--id-column, --ds-column, --y-column"}
+_OPTIONS_OF_ARGUMENTS = {
+    "freq": "--freq",
+    "zone": "--zone",
+    "columns": "--id-column, --ds-column, --y-column",
+    "blend": "--blend",
+    "members": "--members",
+    "test_windows": "--test-windows",
+}
 _OWN_PACKAGES = ("forecaster", "pipelines", "serving")
 
 
@@ -139,24 +144,6 @@ def _format_value(value: float | None, format_spec: str) -> str:
     return "-" if value is None or math.isnan(value) else format(value, format_spec)
 
 
-def make_progress_printer(*, interval_s: float = 10.0) -> Callable[[str, int, int], None]:
-    """Returns a callback that prints progress: a line that is updated on a terminal, otherwise a new line per interval."""
-    is_terminal, last_print = sys.stderr.isatty(), time.monotonic()
-
-    def print_progress(name: str, done: int, total: int) -> None:
-        nonlocal last_print
-        now = time.monotonic()
-        if is_terminal and (done == total or now - last_print > 0.1):
-            end = "\n" if done == total else ""
-            print(f"\rforecaster: {name}: {done} of {total} histories", end=end, file=sys.stderr, flush=True)
-            last_print = now
-        elif not is_terminal and now - last_print > interval_s:
-            warn(f"{name}: {done} of {total} histories")
-            last_print = now
-
-    return print_progress
-
-
 def print_tuning_result(result: TuningResult) -> None:
     """Prints the five best trials, and the score of the best one with that of seasonal naive."""
     from pipelines.tuning.search_space import format_params
@@ -170,13 +157,6 @@ def print_tuning_result(result: TuningResult) -> None:
         f"best    {result.best_value:.4g}, seasonal naive {result.seasonal_naive_value:.4g} on the same validation windows (MASE)"
     )
     print(f"written {result.output_path}\nrun     {result.run_id}")
-
-
-def print_status(line: str) -> None:
-    """Prints a status line over the previous one; the line remains after the last call."""
-    width = shutil.get_terminal_size().columns - 1
-    sys.stderr.write(f"\r\x1b[K{line[:width]}")
-    sys.stderr.flush()
 
 
 def print_panel_summary(panel: Panel) -> None:

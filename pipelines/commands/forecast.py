@@ -92,7 +92,7 @@ def forecast(
         from forecaster.evaluation.plots import plot_forecast
 
         history = next(series for series in result.panel.series if series.id == forecasts[0].id)
-        plot_forecast(history, forecasts[0], title=f"{result.model_name}: {history.id}").savefig(plot)
+        plot_forecast(history, forecasts[0], title=f"{result.model_name}: forecast of {history.id}").savefig(plot)
 
 
 def _forecast_locally(

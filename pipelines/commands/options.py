@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +14,7 @@ from cyclopts import Parameter
 from forecaster.errors import BadSpec, InputError, NoSuchModel
 
 if TYPE_CHECKING:
+    from forecaster.progress import Progress
     from forecaster.series import Panel
     from forecaster.spec import Spec
     from forecaster.training.selection import SpecSelection
@@ -168,24 +170,45 @@ class SpecOptions:
             return None
         return self._override(spec, seed)
 
+    @contextmanager
     def select_spec(
-        self, spec: Spec | None, panel: Panel, data: DataSource, *, seed: int | None = None, test_windows: int
-    ) -> SpecSelection:
-        """Returns the specification that `read_spec` found, else the best for the panel, with its candidates."""
+        self,
+        spec: Spec | None,
+        panel: Panel,
+        data: DataSource,
+        root: Root,
+        *,
+        seed: int | None = None,
+        test_windows: int,
+        progress: Progress,
+    ) -> Iterator[SpecSelection]:
+        """Provides the specification that `read_spec` found, else the best for the panel, with its candidates.
+
+        The checkpoints of the candidates are kept until the block ends without an error.
+        """
         from forecaster.training.selection import SpecSelection, select_spec
         from pipelines.sources import derive_model_name
+        from pipelines.training.interruptions import keep_variant_checkpoints, lock_variants
 
         if spec is not None:
-            return SpecSelection(spec)
+            yield SpecSelection(spec)
+            return
         assert self.horizon is not None
-        selection = select_spec(
-            panel,
-            name=derive_model_name(data.name),
-            horizon=self.horizon,
-            preset=self.preset,
-            test_windows=test_windows,
-        )
-        return selection._replace(spec=self._override(selection.spec, seed))
+        name = derive_model_name(data.name)
+        with keep_variant_checkpoints(
+            panel, root, name=name, horizon=self.horizon, preset=self.preset, test_windows=test_windows
+        ) as folder:
+            with lock_variants(folder):
+                selection = select_spec(
+                    panel,
+                    name=name,
+                    horizon=self.horizon,
+                    preset=self.preset,
+                    test_windows=test_windows,
+                    checkpoint_folder=folder,
+                    progress=progress,
+                )
+            yield selection._replace(spec=self._override(selection.spec, seed))
 
     def _override(self, spec: Spec, seed: int | None) -> Spec:
         """Returns a specification with the overrides of the command; raises BadSpec."""

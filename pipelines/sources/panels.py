@@ -14,8 +14,10 @@ from forecaster.data.frames import columns as cells
 from forecaster.data.frames import timestamps
 from forecaster.data.frames.panel import to_panel
 from forecaster.data.partial_periods import drop_partial_periods, find_partial_periods
+from forecaster.data.summary import describe_size
 from forecaster.errors import BadStamp, NoData
 from forecaster.frequency import Timestamp, Timestamps, format_timestamp, normalize_frequency
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from pipelines.sources.data import DataSource
 from pipelines.sources.database import run_query
@@ -27,12 +29,21 @@ from pipelines.sources.tables import add_missing_ids, read_table
 BUILT_IN_DATASETS: dict[str, Callable[[], pd.DataFrame]] = {"hospital": load_hospital, "sine_trend": make_sine_trend}
 
 
-def read_panel(data: DataSource, *, now: datetime | None = None) -> Panel:
-    """Reads the panel of a source. `now`, with a time zone, is used only to drop periods that have not ended yet.
+def read_panel(data: DataSource, *, now: datetime | None = None, progress: Progress = NO_PROGRESS) -> Panel:
+    """Reads the panel of a source, as the phase "reading".
+
+    `now`, with a time zone, is used only to drop periods that have not ended yet.
 
     Raises subclasses of InputError with the source, the column and the row or timestamp; SourceUnavailable if a store or a
     database does not respond; MissingPackage if the package that reads the source is not installed.
     """
+    with progress.phase("reading"):
+        panel = _read_panel(data, now)
+        progress.update(0, describe_size(panel))
+    return panel
+
+
+def _read_panel(data: DataSource, now: datetime | None) -> Panel:
     is_built_in = data.source in BUILT_IN_DATASETS and not data.is_query
     if is_built_in:
         data = DataSource(data.source, data.freq, zone=data.zone, cutoff=data.cutoff, drop_partial=data.drop_partial)

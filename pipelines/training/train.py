@@ -27,7 +27,6 @@ from forecaster.statistical.blend import NETWORK, format_blend_weights
 from forecaster.storage import atomic
 from forecaster.storage.locks import open_locked
 from forecaster.training.fit import FitResult, fit_digest
-from forecaster.training.lightning import pl
 from forecaster.training.model_card import render_model_card
 from forecaster.training.selection import CandidateScore
 from forecaster.training.sequence import prepare_training, train_model
@@ -35,6 +34,7 @@ from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests
 from pipelines.tracking.run import RunDataset, TrackedRun, open_run
+from pipelines.training.interruptions import explain_interrupt
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG
 
 TRACKED_LEVELS = tuple(
@@ -44,32 +44,14 @@ TRACKED_LEVELS = tuple(
 _log = logging.getLogger(__name__)
 
 
-class EpochLogger(pl.Callback):
-    """Logs one line per epoch, for output that cannot show a progress bar."""
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the previous epoch: at its own end its scores are not complete yet."""
-        self._log_epoch(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the last epoch."""
-        self._log_epoch(trainer)
-
-    def _log_epoch(self, trainer: pl.Trainer) -> None:
-        scores = ", ".join(f"{name} {float(value):.4g}" for name, value in sorted(trainer.callback_metrics.items()))
-        if scores:
-            _log.info("epoch %d of %s: %s", trainer.current_epoch, trainer.max_epochs, scores)
-
-
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a training is tested, recorded and shown.
+    """How a training is tested and recorded.
 
     Attributes:
         test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
         trigger: What started the training, for the run's tags.
         candidates: The specifications among which this one was chosen, for the run.
-        show_progress: Whether to show a progress bar; otherwise one line per epoch is logged.
 
     Raises InputError if the number of test windows is negative.
     """
@@ -77,7 +59,6 @@ class TrainOptions:
     test_windows: int = 1
     trigger: str = "cli"
     candidates: Sequence[CandidateScore] = ()
-    show_progress: bool = False
 
     def __post_init__(self) -> None:
         if self.test_windows < 0:
@@ -99,6 +80,7 @@ class TrainingResult(NamedTuple):
     model: FittedModel
     scores: Mapping[str, Mapping[str, float]]  # by forecaster: mase, rmsse, smape, mae
     backtest: Backtest | None  # None if nothing was held out for a test
+    advice: str | None = None  # what to try if a baseline was better in the test
 
 
 def train(
@@ -119,7 +101,7 @@ def train(
         data: Where the panel comes from.
         spec: The specification of the model.
         root: The root folder. A training that was killed resumes from its last epoch when it is started again.
-        options: How the training is tested, recorded and shown.
+        options: How the training is tested and recorded.
         panel: The panel of the data, if it was read already.
         retrain_key: The key of the retraining; a tag of the run, and one of the bundle's facts.
         initial: The model whose weights to start from; by default they are random.
@@ -139,16 +121,19 @@ def train(
         "refit": str(spec.training.refit).lower(),
     } | _describe_candidates(options.candidates)
     with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
-        with open_run(
-            spec,
-            dataset,
-            root=root.path,
-            tracking_uri=root.tracking_uri,
-            trigger=options.trigger,
-            action="train" if retrain_key is None else "retrain",
-            run_id=_read_if_exists(folder / "run_id"),
-            tags={name: value for name, value in tags.items() if value is not None},
-        ) as run:
+        with (
+            explain_interrupt(folder, "finished epochs"),
+            open_run(
+                spec,
+                dataset,
+                root=root.path,
+                tracking_uri=root.tracking_uri,
+                trigger=options.trigger,
+                action="train" if retrain_key is None else "retrain",
+                run_id=_read_if_exists(folder / "run_id"),
+                tags={name: value for name, value in tags.items() if value is not None},
+            ) as run,
+        ):
             atomic.write_text(folder / "run_id", run.id)
             run.log_curve("choice/error", [candidate.error for candidate in options.candidates])
             key_fact = {} if retrain_key is None else {RETRAIN_KEY_TAG: retrain_key}
@@ -162,8 +147,6 @@ def train(
                 facts={"run_id": run.id, "data": data.name, **key_fact},
                 checkpoint_folder=folder,
                 loggers=[run.logger],
-                callbacks=[] if options.show_progress else [EpochLogger()],
-                show_bar=options.show_progress,
                 progress=progress,
             )
             model, result, result_with_quantiles = trained.model, trained.backtest, None
@@ -172,17 +155,18 @@ def train(
             if result is not None:
                 result_with_quantiles = add_quantiles(result, {CHALLENGER: model}, levels=SCORED_LEVELS)
                 _log_figures(run, result_with_quantiles)  # uploaded while the bundle is written
-            bundle = root.bundles / run.id
-            _remove_leftovers(bundle)
-            card = render_model_card(model)
-            digest = artifact.save_bundle(model, bundle, card=card)
-            run.set_tag("bundle_digest", digest)
-            if model.blend_weights:
-                run.set_tag("blend", format_blend_weights(model.blend_weights))
-            run.log_model_card(card)
-            _log_scores(run, spec, trained.fitted, result_with_quantiles, seconds=trained.seconds)
+            with progress.phase("bundle"):
+                bundle = root.bundles / run.id
+                _remove_leftovers(bundle)
+                card = render_model_card(model)
+                digest = artifact.save_bundle(model, bundle, card=card)
+                run.set_tag("bundle_digest", digest)
+                if model.blend_weights:
+                    run.set_tag("blend", format_blend_weights(model.blend_weights))
+                run.log_model_card(card)
+                _log_scores(run, spec, trained.fitted, result_with_quantiles, seconds=trained.seconds)
         shutil.rmtree(folder)
-    return TrainingResult(bundle, digest, run.id, model, model.facts["backtest"], result)
+    return TrainingResult(bundle, digest, run.id, model, model.facts["backtest"], result, trained.advice)
 
 
 def get_checkpoint_folder(training_panel: Panel, spec: Spec, root: Root, *, initial: FittedModel | None) -> Path:

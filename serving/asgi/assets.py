@@ -22,7 +22,8 @@ from starlette.responses import Response
 from serving.asgi.compression import accepts_gzip
 from serving.errors import ApiError
 
-PAGE_FOLDER, DOCS_FOLDER = Path(__file__).parents[1] / "page", Path(__file__).parents[1] / "docs_page"
+PAGE_FOLDER = Path(__file__).parents[1] / "page"
+DOCS_FOLDER = PAGE_FOLDER / "docs"
 HOME_PATH, FILES_PREFIX = "/", "/page/"
 DOCS_PATH, DOCS_PREFIX = "/docs", "/docs/"
 METRICS_LABEL, DOCS_METRICS_LABEL = "/page", "/docs"  # the routes of all these paths in the metrics

@@ -47,7 +47,7 @@ def build_application(
         *assets.load_assets(root_path=settings.root_path),
         *assets.load_docs_assets(root_path=settings.root_path),
     ]
-    page_handlers = {asset.path: asset.serve for asset in page_assets} | assets.swagger_routes()
+    page_handlers = {**{asset.path: asset.serve for asset in page_assets}, **assets.swagger_routes()}
     metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.METRICS_LABEL, assets.DOCS_METRICS_LABEL])
     slot = slot or Slot(
         settings.slot,

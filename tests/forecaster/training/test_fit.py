@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers.logger import DummyLogger
 
 from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.data.windows import CutoffIndex, EpochBatches, PanelTensor
@@ -19,6 +17,7 @@ from forecaster.model.regressor import build_network
 from forecaster.series import Panel
 from forecaster.training.datamodule import WindowDataModule
 from forecaster.training.fit import FitResult, fit
+from forecaster.training.lightning import pl
 from forecaster.training.loss import prepare_batches
 from forecaster.training.optimizer import FusedAdam, clip_gradient_norm
 from tests.factories import make_panel, make_spec, make_wave
@@ -233,7 +232,7 @@ def test_gradient_clipping_equals_torch() -> None:
 
 
 def test_loggers_receive_the_scores_of_each_epoch_by_optimiser_step() -> None:
-    class RecordingLogger(DummyLogger):
+    class RecordingLogger(pl.loggers.logger.DummyLogger):
         def __init__(self) -> None:
             super().__init__()
             self.records: list[tuple[int | None, dict[str, float]]] = []

@@ -20,7 +20,6 @@ from forecaster.evaluation.significance import paired_t_test
 from forecaster.registry.registry import create_client
 from forecaster.series import Panel
 from forecaster.statistical.models import STATISTICAL_MODELS
-from pipelines.commands import console
 from pipelines.commands.backtest import BaselineName, load_bundles
 from pipelines.commands.options import RootOptions
 from pipelines.settings import Root
@@ -297,14 +296,3 @@ def test_a_tracked_backtest_compares_with_the_champion_under_the_metric_names_of
     assert run.inputs is not None
     [dataset_input] = run.inputs.dataset_inputs
     assert {tag.key: tag.value for tag in dataset_input.tags}["mlflow.data.context"] == "evaluation"
-
-
-def test_progress_of_long_work_is_logged_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    rare, frequent = console.make_progress_printer(interval_s=3600.0), console.make_progress_printer(interval_s=-1.0)
-    for done in (1, 2):
-        rare("auto_ets", done, 2)
-        frequent("auto_ets", done, 2)
-    assert capsys.readouterr().err.splitlines() == [
-        "forecaster: auto_ets: 1 of 2 histories",
-        "forecaster: auto_ets: 2 of 2 histories",
-    ]
