@@ -15,7 +15,13 @@ from forecaster.api import storage
 from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids
 from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, parse_spec, require_training
 from forecaster.api.frames import FrameStyle, read_future
-from forecaster.api.messages import collect_forecasts, validate_counts, warn_about_data, with_argument_names
+from forecaster.api.messages import (
+    collect_forecasts,
+    validate_counts,
+    warn_about_data,
+    warn_about_forecasts,
+    with_argument_names,
+)
 from forecaster.api.reading import DataReader, PanelInput
 from forecaster.api.tables import (
     MODEL_COLUMN,
@@ -135,6 +141,8 @@ class Forecaster:
         spec = choose_spec(panel, options, test_windows=test_windows, progress=receiver).spec
         trained = fit_spec(panel, spec, options, test_windows=test_windows, data_name="data frame", progress=receiver)
         self._predictor, self._histories, self._style = Predictor(trained.model, clock=_read_clock), panel, style
+        if trained.advice is not None:
+            warn_about_forecasts(trained.advice)
         return self
 
     @with_argument_names
@@ -482,4 +490,8 @@ def _read_clock() -> datetime:
 def _open_progress(progress: bool | Progress) -> Progress:
     if isinstance(progress, Progress):
         return progress
-    return NO_PROGRESS
+    if not progress:
+        return NO_PROGRESS
+    from forecaster.progress_display import create_display
+
+    return create_display()
