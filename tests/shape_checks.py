@@ -27,6 +27,7 @@ MODULES_WITH_RECORDS = [
     "forecaster.data.windows",
     "forecaster.engines.engine",
     "forecaster.evaluation.sequential_test",
+    "forecaster.explain.plots",
     "forecaster.evaluation.backtest",
     "forecaster.evaluation.blend_weights",
     "forecaster.evaluation.drift_detection",
