@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ def select_spec(
     name: str,
     horizon: int,
     preset: str | None = None,
+    season: int | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
     test_windows: int = 1,
     accelerator: str = "auto",
     devices: str = "1",
@@ -48,16 +51,31 @@ def select_spec(
         name: The name of the model.
         horizon: Steps ahead.
         preset: The preset; by default that of the panel's frequency.
+        season: Steps of a season; by default that of the panel's frequency.
+        columns: The fields `covariates`, `static` and `channels` of all variants; by default there are none.
         test_windows: Rolling origins at the end, which do not affect the choice.
         accelerator, devices: As for `fit`.
         checkpoint_folder: As for `select_on_validation`.
         progress: Receives a phase for each variant, and the choice.
     """
+
+    def build(horizon: int, test_windows: int) -> tuple[Panel, list[Spec]]:
+        return _build_candidates(
+            panel,
+            name=name,
+            horizon=horizon,
+            preset=preset,
+            season=season,
+            columns=columns or {},
+            test_windows=test_windows,
+        )
+
     try:
-        history, specs = _build_candidates(panel, name=name, horizon=horizon, preset=preset, test_windows=test_windows)
+        history, specs = build(horizon, test_windows)
     except HistoryTooShort as error:
         longest, longest_untested = (
-            _find_longest_horizon(panel, preset=preset, test_windows=windows) for windows in (test_windows, 0)
+            _find_longest_horizon(partial(build, test_windows=windows), limit=max(map(len, panel.series)))
+            for windows in (test_windows, 0)
         )
         untested = f", or {longest_untested} without test windows" if longest_untested > longest else ""
         raise HistoryTooShort(
@@ -91,23 +109,33 @@ def describe_variant(spec: Spec) -> str:
 
 
 def _build_candidates(
-    panel: Panel, *, name: str, horizon: int, preset: str | None, test_windows: int
+    panel: Panel,
+    *,
+    name: str,
+    horizon: int,
+    preset: str | None,
+    season: int | None,
+    columns: Mapping[str, Sequence[str]],
+    test_windows: int,
 ) -> tuple[Panel, list[Spec]]:
     """Returns the data before the test and the candidates for them; raises HistoryTooShort."""
     history = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
-    specs = build_candidate_specs(history, horizon=horizon, name=name, preset=preset)
+    specs = [
+        Spec.parse(spec.model_dump() | dict(columns), where=name) if columns else spec
+        for spec in build_candidate_specs(history, horizon=horizon, name=name, preset=preset, season=season)
+    ]
     for spec in specs:  # an error about short series describes the whole data, not the remaining history
         hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
     return history, specs
 
 
-def _find_longest_horizon(panel: Panel, *, preset: str | None, test_windows: int) -> int:
-    """Returns the longest horizon that the histories allow, by bisection; 0 if there is none."""
-    longest, limit = 0, max(map(len, panel.series))
+def _find_longest_horizon(build: Callable[[int], object], *, limit: int) -> int:
+    """Returns the longest horizon below the limit for which candidates can be built, by bisection; 0 if there is none."""
+    longest = 0
     while limit - longest > 1:
         middle = (longest + limit) // 2
         try:
-            _build_candidates(panel, name="placeholder", horizon=middle, preset=preset, test_windows=test_windows)
+            build(middle)
             longest = middle
         except HistoryTooShort:
             limit = middle
