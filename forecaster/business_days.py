@@ -110,7 +110,7 @@ def _load_public_holidays(location: str) -> Any:
     except ImportError as error:
         raise MissingPackage(
             f"The holidays of {location!r} in a frequency need the package 'holidays', which is not installed. Install the extra "
-            "that has it: pip install 'forecaster[train]' (or [serve]).",
+            "that has it: pip install 'recurrent-forecaster[train]' (or [serve]).",
             where=location,
         ) from error
     country, _, region = location.partition("-")

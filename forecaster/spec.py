@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from forecaster.errors import BadSpec
+from forecaster.errors import BadSpec, describe_field_error
 
 CellKind = Literal["gru", "lstm", "elman"]
 Scaling = Literal["none", "mean_abs", "standard", "last", "level_season"]
@@ -299,7 +299,8 @@ class Spec(_FrozenModel):
             return cls.model_validate(fields)
         except ValidationError as error:
             details = "; ".join(
-                f"{'.'.join(map(str, detail['loc'])) or 'spec'}: {detail['msg']}" for detail in error.errors()
+                f"{'.'.join(map(str, detail['loc'])) or 'spec'}: {describe_field_error(detail, cls)}"
+                for detail in error.errors()
             )
             raise BadSpec(f"{where} is not a valid model specification: {details}.", where=where) from error
 

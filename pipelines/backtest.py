@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,6 +83,7 @@ def backtest(
     group_by: str | None = None,
     n_jobs: int = 1,
     progress: Progress = NO_PROGRESS,
+    now: datetime | None = None,
 ) -> BacktestReport:
     """Runs models and baselines at the same origins, and scores them.
 
@@ -96,6 +98,7 @@ def backtest(
         group_by: A static column; the groups of its values are scored too.
         n_jobs: Processes that fit baselines in parallel.
         progress: Receives the phases: reading, backtest.
+        now: The present, for data whose incomplete last periods are dropped.
     """
     model_name, model = next((name, loaded.model) for name, loaded in bundles.items())
     _validate_levels(levels, model)
@@ -107,7 +110,7 @@ def backtest(
         on_history = partial(_count_histories, progress, len(forecasters))
         forecasters[name] = statistical_baseline(name, season=model.season, jobs=n_jobs, progress=on_history)
     panel = read_panel(
-        _add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by), progress=progress
+        _add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by), now=now, progress=progress
     )
     group_series(panel.series, group_by)  # raises before the work rather than after it
     result = run_backtest(
@@ -146,9 +149,9 @@ def draw_figures(report: BacktestReport) -> dict[str, Figure]:
     return figures
 
 
-def save_figures(report: BacktestReport, path: Path) -> None:
-    """Saves the error by step ahead as a file, or all figures in a folder (a path without a suffix), which is created."""
-    if path.suffix and not path.is_dir():
+def save_figures(report: BacktestReport, path: Path, *, is_folder: bool) -> None:
+    """Saves the error by step ahead as a file, or all figures in a folder, which is created."""
+    if not is_folder:
         from forecaster.evaluation.plots import plot_error_by_step
 
         plot_error_by_step(report.result).savefig(path)
@@ -167,7 +170,13 @@ def track_backtest(report: BacktestReport, bundles: Mapping[str, LoadedBundle], 
     dataset = RunDataset(data.name, report.panel.digest, data.source, model.cutoff, context="evaluation")
     tags = {"bundle_digest": artifact.compute_bundle_digest(bundle), "trained_by": str(model.facts.get("run_id", ""))}
     with open_run(
-        model.spec, dataset, root=root.path, tracking_uri=root.tracking_uri, trigger="backtest", tags=tags
+        model.spec,
+        dataset,
+        root=root.path,
+        tracking_uri=root.tracking_uri,
+        trigger="backtest",
+        action="backtest",
+        tags=tags,
     ) as run:
         backtests.record_backtest(
             run, report.result, report.scores, model_name=report.model_name, levels=report.result.levels

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from forecaster.errors import ForecasterError
+from forecaster.installation import EXTRA_OF_MODULE, describe_missing_module
 from pipelines.commands.backtest import backtest
 from pipelines.commands.compare import compare
 from pipelines.commands.console import configure_logging, name_options
@@ -23,10 +24,12 @@ from pipelines.commands.forecast import forecast
 from pipelines.commands.inspect_model import inspect
 from pipelines.commands.keys import key_app
 from pipelines.commands.monitor import monitor
+from pipelines.commands.package import package
 from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
 from pipelines.commands.serve import serve
 from pipelines.commands.shadow import shadow
+from pipelines.commands.synthetic import synthetic
 from pipelines.commands.train import retrain, train
 from pipelines.commands.tune import tune
 from pipelines.commands.verify import verify
@@ -54,7 +57,9 @@ for command in (
     monitor,
     doctor,
     verify,
+    package,
     serve,
+    synthetic,
     demo,
 ):
     app.command(command)
@@ -69,6 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ForecasterError as error:
         print(f"forecaster: {name_options(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF_MODULE:  # a fault of the project itself
+            raise
+        print(f"forecaster: {describe_missing_module(package, purpose='this command').message}", file=sys.stderr)
+        sys.exit(1)
     except CycloptsError:  # printed by cyclopts already
         sys.exit(2)
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe

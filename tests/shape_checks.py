@@ -23,9 +23,11 @@ MODULES_WITH_RECORDS = [
     "forecaster.data.frames.rows",
     "forecaster.data.frames.grid",
     "forecaster.data.frames.timestamps",
+    "forecaster.data.partial_periods",
     "forecaster.data.windows",
     "forecaster.engines.engine",
     "forecaster.evaluation.sequential_test",
+    "forecaster.explain.plots",
     "forecaster.evaluation.backtest",
     "forecaster.evaluation.blend_weights",
     "forecaster.evaluation.drift_detection",
@@ -46,6 +48,8 @@ MODULES_WITH_RECORDS = [
     "forecaster.model.scaling",
     "forecaster.explain.trace",
     "forecaster.statistical.models",
+    "forecaster.synthetic.mixtures",
+    "forecaster.synthetic.sampling",
     "forecaster.training.loss",
 ]
 

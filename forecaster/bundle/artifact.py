@@ -7,9 +7,10 @@ contains, it is loaded or rejected with a BundleError.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from forecaster.bundle.files import read_card as read_card
 from forecaster.bundle.files import read_manifest as read_manifest
 from forecaster.bundle.files import verify_files as verify_files
 from forecaster.bundle.golden import (
+    FittedModelT,
     GoldenFile,
     build_golden_file,
     replay_golden_file,
@@ -41,6 +43,7 @@ from forecaster.bundle.golden import (
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged, BundleError, ForecasterError, MissingPackage
 from forecaster.frequency import format_timestamp, parse_bounded_timestamp, parse_frequency
+from forecaster.installation import is_installed
 from forecaster.intervals.calibration import Calibration
 from forecaster.prediction.engine_choice import (
     build_onnx_engine,
@@ -144,15 +147,14 @@ def load_bundle(folder: Path) -> FittedModel:
         replay_golden_file(fitted_model, golden)
         if fitted_model.blend_weights:
             replay_golden_file(*strip_blend(fitted_model, golden))
-        engine = build_onnx_engine(fitted_model)
-        if engine is not None:
-            with limit_run_time(engine, seconds=MAX_REPLAY_S):
-                replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
+        _replay_onnx_models(fitted_model, golden)
     return fitted_model
 
 
-def load_predictor(folder: Path) -> Predictor:
+def load_predictor(folder: Path, *, clock: Callable[[], datetime] | None = None) -> Predictor:
     """Loads a bundle as a predictor on its fastest engine (`choose_engine`); imports PyTorch only if there is no other.
+
+    With a clock, the predictor warns about last periods that contain the present.
 
     Verifies the bundle and raises errors as `load_bundle` does, but replays the golden requests on that engine only.
     """
@@ -164,7 +166,24 @@ def load_predictor(folder: Path) -> Predictor:
             replay_golden_file(*strip_blend(stored, golden), engine, where=where)
             if stored.blend_weights:
                 replay_golden_file(stored, golden, engine, where=where)
-        return Predictor(stored, engine=engine)
+        return Predictor(stored, engine=engine, clock=clock)
+
+
+def verify_bundle(folder: Path) -> StoredModel:
+    """Verifies a bundle on all engines that are installed, and returns what it stores. A bundle that passes may be served.
+
+    Raises errors as `load_bundle` does, and MissingPackage if no installed engine supports the network.
+    """
+    predictor = load_predictor(folder)
+    stored = predictor.fitted_model
+    assert isinstance(stored, StoredModel)
+    if is_installed("torch"):
+        load_bundle(folder)
+    elif find_kernel_members(predictor.engine):
+        with _reject_any_failure(folder):
+            stored, golden = _read_bundle(folder)
+            _replay_onnx_models(stored, golden)
+    return stored
 
 
 @contextmanager
@@ -183,6 +202,14 @@ def _reject_any_failure(folder: Path) -> Iterator[None]:
             f"Expected a bundle written by forecaster in {folder}; fetch it again. Cause: {cause[:500]}",
             where=str(folder),
         ) from error
+
+
+def _replay_onnx_models(fitted_model: FittedModelT, golden: GoldenFile) -> None:
+    """Replays the golden requests on the ONNX models, if the bundle has any."""
+    engine = build_onnx_engine(fitted_model)
+    if engine is not None:
+        with limit_run_time(engine, seconds=MAX_REPLAY_S):
+            replay_golden_file(*strip_blend(fitted_model, golden), engine, where=ONNX_FILE)
 
 
 def _read_bundle(folder: Path) -> tuple[StoredModel, GoldenFile]:

@@ -289,7 +289,8 @@ def _import_httpx() -> Any:
         import httpx
     except ImportError as error:
         raise MissingPackage(
-            "The client needs the package 'httpx', which is not installed. Install it with: pip install 'forecaster[client]'."
+            "The client needs the package 'httpx', which is not installed. Install it with: "
+            "pip install 'recurrent-forecaster[client]'."
         ) from error
     return httpx
 

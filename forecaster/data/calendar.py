@@ -332,7 +332,7 @@ def _compute_holiday_indicator(local: Any, location: str) -> np.ndarray:
     except ImportError as error:
         raise MissingPackage(
             f"The calendar feature 'holiday:{location}' needs the package 'holidays', which is not installed. Install the extra "
-            "that has it: pip install 'forecaster[train]' (or [serve]).",
+            "that has it: pip install 'recurrent-forecaster[train]' (or [serve]).",
             where=f"holiday:{location}",
         ) from error
     country, _, region = location.partition("-")

@@ -17,7 +17,7 @@ def make_sine_trend(seconds: float = 30.0, *, step: float = 0.1) -> pd.DataFrame
     return pd.DataFrame({"unique_id": "sine_trend", "ds": timestamps, "y": evaluate_sine_trend(t)})
 
 
-def evaluate_sine_trend(t: Float64[np.ndarray, "step"]) -> Float64[np.ndarray, "step"]:
+def evaluate_sine_trend(t: Float64[np.ndarray, "*series step"]) -> Float64[np.ndarray, "*series step"]:
     """Evaluates the formula of `make_sine_trend` at times in seconds."""
     return np.asarray(t * np.sin(t) / 3 + 2 * np.sin(5 * t))
 

@@ -55,7 +55,7 @@ class Ledger:
             except ModuleNotFoundError as error:
                 raise MissingPackage(
                     f"A ledger in {address.get_backend_name()} needs the package {error.name!r}, which is not installed. "
-                    "Install it with: pip install 'forecaster[postgres]'.",
+                    "Install it with: pip install 'recurrent-forecaster[postgres]'.",
                     where="ledger",
                 ) from error
             try:
@@ -319,7 +319,7 @@ def parse_database_url(url: str) -> Any:
     except ImportError as error:
         raise MissingPackage(
             "A ledger needs the package 'sqlalchemy', which is not installed. Install it with: "
-            "pip install 'forecaster[serve]' (or [sources]).",
+            "pip install 'recurrent-forecaster[serve]' (or [sources]).",
             where="ledger",
         ) from error
     try:

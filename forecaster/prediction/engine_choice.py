@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from forecaster.engines.engine import Engine, EnsembleEngine
 from forecaster.engines.kernel import KernelEngine, build_kernel_engine
+from forecaster.installation import require_package
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 
 
@@ -18,7 +19,8 @@ def choose_engine(fitted_model: FittedModel | StoredModel, *, device: str = "cpu
     2. The ONNX models of a stored model: the fastest for few rows, as in requests, and torch is not imported.
     3. PyTorch, for everything else. It is faster than ONNX for many rows, as in the backtests of a model in memory.
 
-    Raises BundleDamaged if the weights are invalid, or if onnxruntime cannot load a model.
+    Raises BundleDamaged if the weights are invalid, or if onnxruntime cannot load a model, and MissingPackage if only PyTorch
+    supports the model and it is not installed.
     """
     kernel_engine = _build_kernel_engine(fitted_model) if device == "cpu" else None
     onnx_engine = None
@@ -51,7 +53,8 @@ def can_run_onnx(fitted_model: FittedModel | StoredModel) -> bool:
 
 
 def build_pytorch_engine(fitted_model: FittedModel | StoredModel, *, device: str) -> Engine:
-    """Builds the engine in PyTorch, which supports every network; imports torch."""
+    """Builds the engine in PyTorch, which supports every network. Raises MissingPackage if torch is not installed."""
+    require_package("torch", purpose=f"the model {fitted_model.spec.name!r}, which has no ONNX graph for this forecast")
     from forecaster.engines.pytorch import PyTorchEngine
 
     return combine_engines([PyTorchEngine(network, device=device) for network in fitted_model.networks])
@@ -74,6 +77,19 @@ def limit_run_time(engine: Engine, *, seconds: float) -> Iterator[None]:
             if time_limit is not None:
                 stack.enter_context(time_limit(seconds))
         yield
+
+
+def choose_sampling_engine(fitted_model: FittedModel | StoredModel, engine: Engine, *, device: str) -> Engine:
+    """Chooses the engine that draws sample paths: the given one, then the ONNX models of a stored model, then PyTorch.
+
+    Raises as `choose_engine` does.
+    """
+    if engine.can_sample:
+        return engine
+    onnx_engine = build_onnx_engine(fitted_model) if isinstance(fitted_model, StoredModel) else None
+    if onnx_engine is not None and onnx_engine.can_sample:
+        return onnx_engine
+    return build_pytorch_engine(fitted_model, device=device)
 
 
 def combine_engines(engines: Sequence[Engine]) -> Engine:

@@ -17,6 +17,7 @@ from safetensors.numpy import load as load_weights
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged
 from forecaster.frequency import Timestamp
+from forecaster.installation import require_package
 from forecaster.intervals.calibration import Calibration
 from forecaster.spec import Layout, Spec
 
@@ -113,7 +114,11 @@ class StoredModel(BaseFittedModel):
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
-        """The networks of all members. Imports torch; raises BundleDamaged if the weights do not fit the specification."""
+        """The networks of all members.
+
+        Raises MissingPackage if torch is not installed, BundleDamaged if the weights do not fit the specification.
+        """
+        require_package("torch", purpose=f"the network of {self.spec.name!r}")
         from forecaster.model.weights import load_networks
 
         encoding = self.encoding

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,10 @@ from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.errors import BadStamp, ForecasterError
 from forecaster.frequency import Timestamps
 from forecaster.history_summary import HistorySummary, find_constant, history_scale
+from forecaster.installation import is_installed, require_package
 from forecaster.intervals.adaptive import AdaptiveState
 from forecaster.prediction.carry import required_steps, truncate_series
-from forecaster.prediction.engine_choice import build_pytorch_engine, choose_engine, combine_engines
+from forecaster.prediction.engine_choice import choose_engine, choose_sampling_engine, combine_engines
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.input_warnings import InputInspector
 from forecaster.prediction.rollout_input import RolloutInputBuilder
@@ -43,6 +45,7 @@ __all__ = ["FittedModel", "Predictor"]
 MAX_BATCH_ROWS = 4096  # bounds the memory of one rollout; larger requests are split into several
 MAX_BATCH_VALUES = 1 << 24  # of all padded histories in one batch
 MIN_RELATIVE_SCALE = 0.01  # unit of errors of a history that never changes, relative to its value; of zeros, absolute
+_STATE_PURPOSE = "the stored states of a network that reads whole histories"
 _MIN_NOISE = np.float32(1e-6)  # float32, so that clipped noise stays float32
 
 
@@ -50,18 +53,24 @@ class Predictor:
     """A fitted model with an engine. It keeps no state between calls, so threads may share it.
 
     Rollouts run on the given engine, by default on the one that `choose_engine` chooses for the device. Sample paths that the
-    engine cannot draw are drawn in PyTorch, which is imported on first use. The statistical models of a blend are fitted to each
-    history. Raises MissingPackage if the package that fits them is not installed.
+    engine cannot draw are drawn by `choose_sampling_engine`, on first use. The statistical models of a blend are fitted to each
+    history. With a clock, forecasts of histories whose last period contains the present have a warning. Raises MissingPackage
+    if the package that fits the statistical models, or a network that only PyTorch runs, is not installed.
     """
 
     def __init__(
-        self, fitted_model: FittedModel | StoredModel, *, device: str = "cpu", engine: Engine | None = None
+        self,
+        fitted_model: FittedModel | StoredModel,
+        *,
+        device: str = "cpu",
+        engine: Engine | None = None,
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         require_packages(list_statistical_components(fitted_model.blend_weights))
         self.fitted_model, self.device, self.layout = fitted_model, device, fitted_model.layout
         self.engine = engine or choose_engine(fitted_model, device=device)
         self._validator, self._inspector = InputValidator(fitted_model), InputInspector(fitted_model)
-        self._inputs = RolloutInputBuilder(fitted_model)
+        self._inputs, self._clock = RolloutInputBuilder(fitted_model), clock
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
@@ -74,8 +83,8 @@ class Predictor:
         return self.networks[0]
 
     @cached_property
-    def _pytorch_engine(self) -> Engine:
-        return build_pytorch_engine(self.fitted_model, device=self.device)
+    def _sampling_engine(self) -> Engine:
+        return choose_sampling_engine(self.fitted_model, self.engine, device=self.device)
 
     def forecast(self, series: Series, horizon: int, *, levels: Sequence[float] = ()) -> Forecast:
         """Forecasts one series; raises the error of an invalid series."""
@@ -184,9 +193,12 @@ class Predictor:
         )
         if layout.reads == "window" or len(series) < kept_steps:
             return truncate_series(series, spec, kept_steps=kept_steps, season=season)
+        has_states = series.history_summary is not None and bool(series.history_summary.rollout_states)
+        if not has_states and not is_installed("torch"):  # only PyTorch returns states, so every step is needed
+            return truncate_series(series, spec, kept_steps=len(series), season=season)
+        require_package("torch", purpose=_STATE_PURPOSE)
         from forecaster.prediction.recurrent_state import scale_settled_at, states_at_end
 
-        has_states = series.history_summary is not None and bool(series.history_summary.rollout_states)
         if not has_states:
             inputs = self._inputs.build_window([series], layout.window_length(len(series)))
             if scale_settled_at(self.network, inputs) > len(series) - 2 * layout.segment:
@@ -210,6 +222,7 @@ class Predictor:
         resume_step = self._inputs.find_resume_step(series)
         if resume_step is None or series.history_summary is None:
             return default_engine
+        require_package("torch", purpose=_STATE_PURPOSE)
         from forecaster.prediction.recurrent_state import engines_from_states
 
         states = series.history_summary.rollout_states[resume_step]
@@ -238,9 +251,7 @@ class Predictor:
             noise = np.tile(noise, (len(scenarios), 1, 1))
             if inputs.future_covariates is not None:
                 inputs = inputs._replace(future_covariates=inputs.future_covariates.repeat(end - begin, axis=0))
-        engine = self._select_resume_engine(
-            scenarios[0], self.engine if self.engine.can_sample else self._pytorch_engine
-        )
+        engine = self._select_resume_engine(scenarios[0], self._sampling_engine)
         paths = engine.roll_out(inputs, horizon=horizon, noise=noise).reshape(len(scenarios), end - begin, horizon)
         return paths[:, path_indices.start - begin : path_indices.stop - begin]
 
@@ -380,6 +391,7 @@ class Predictor:
             [item for item, _ in pairs],
             len(pairs[0][1].mean),
             is_constant=[constant is not None for constant in constants],
+            now=None if self._clock is None else self._clock(),
         )
         completed = iter(map(_complete_forecast, [forecast for _, forecast in pairs], constants, warnings))
         return [next(completed) if isinstance(outcome, Forecast) else outcome for outcome in outcomes]

@@ -81,7 +81,7 @@ def connect_to_database(uri: str, *, where: str) -> str | None:
     except ImportError as error:
         raise MissingPackage(
             f"Expected the driver of {where}; found no package '{error.name}'. Install it; the driver of PostgreSQL is in "
-            "forecaster[postgres], for addresses that begin with postgresql+psycopg://.",
+            "recurrent-forecaster[postgres], for addresses that begin with postgresql+psycopg://.",
             where=where,
         ) from None
     try:

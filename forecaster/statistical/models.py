@@ -5,6 +5,7 @@ The module does not import torch, so that worker processes start quickly.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -147,10 +148,15 @@ def _import_statsforecast_models(name: str, purpose: str) -> object:
     try:
         return import_module("statsforecast.models")
     except ImportError as error:
+        # No release of statsforecast supports both Python 3.14 and pandas 3, so the extra is empty there.
+        is_available = sys.version_info < (3, 14)
+        advice = (
+            "Install its extra: pip install 'recurrent-forecaster[baselines]'."
+            if is_available
+            else "No release of it supports pandas 3 on Python 3.14: use Python 3.13, or leave the statistical models out."
+        )
         raise MissingPackage(
-            f"Expected the package 'statsforecast' for {purpose} {name}; it is not installed. Install its extra: "
-            "pip install 'forecaster[baselines]'.",
-            where=name,
+            f"Expected the package 'statsforecast' for {purpose} {name}; it is not installed. {advice}", where=name
         ) from error
 
 

@@ -196,6 +196,7 @@ def _build_facts(
         "data_digest": training_panel.digest,
         "series": len(training_panel.series) - len(fitted.excluded_ids),
         "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
+        "dropped_partial": None if panel.dropped_partial is None else len(panel.dropped_partial),
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "validation": fitted.scores,

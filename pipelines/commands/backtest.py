@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
-from forecaster.errors import InputError
 from pipelines.commands.console import print_backtest_scores, warn, write_table
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
+    is_plot_folder,
     resolve_bundle,
     validate_counts,
-    validate_output_paths,
+    validate_plot_path,
     validate_table_paths,
 )
 
@@ -57,7 +57,7 @@ class BacktestOptions:
     scores: Path | None = None
     "File for all scores, overall, by step ahead and by group: forecaster, metric, group, step, value."
     plot: Path | None = None
-    "File for a plot of the error by step ahead, or a folder for that plot, calibration, best and worst series."
+    "A file (x.png) for the error by step ahead, or a folder (plots/) for that, calibration, best and worst series."
     track: Annotated[bool, Parameter(negative="")] = False
     "Record scores, tables and plots as an MLflow run."
 
@@ -65,14 +65,7 @@ class BacktestOptions:
         """Rejects invalid options and output paths that cannot be written, before any work; raises InputError."""
         validate_counts(horizon=self.horizon, windows=self.windows, stride=self.stride, jobs=self.jobs)
         validate_table_paths(out=self.out, scores=self.scores)
-        is_folder = self.plot is not None and (self.plot.is_dir() or not self.plot.suffix)
-        if not is_folder or self.plot is None:
-            validate_output_paths(plot=self.plot)
-        elif not os.access(self.plot if self.plot.is_dir() else self.plot.parent, os.W_OK):
-            raise InputError(
-                f"Expected a writable folder for --plot; found {self.plot}, which is not. Use another folder.",
-                where="plot",
-            )
+        validate_plot_path(self.plot)
 
 
 _ROOT_OPTIONS, _DATA_OPTIONS, _BACKTEST_OPTIONS = RootOptions(), DataOptions(), BacktestOptions()
@@ -113,6 +106,7 @@ def backtest(
         group_by=options.by,
         n_jobs=options.jobs,
         progress=create_display(),
+        now=datetime.now(UTC),
     )
     for message in report.messages:
         warn(message)
@@ -120,7 +114,7 @@ def backtest(
     write_table(options.out, lambda: report.result.to_frame(levels=sorted(set(options.levels))))
     write_table(options.scores, lambda: report.scores)
     if options.plot is not None:
-        backtests.save_figures(report, options.plot)
+        backtests.save_figures(report, options.plot, is_folder=is_plot_folder(options.plot))
     if root is not None:
         print(f"run     {backtests.track_backtest(report, bundles, source, root)}")
 

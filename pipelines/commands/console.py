@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -185,6 +186,16 @@ def print_panel_summary(panel: Panel) -> None:
         print(f"{name:12}{line}")
     for repair in panel.repairs:
         print(f"{'repaired':12}{repair}")
+
+
+def warn_about_partial_periods(panel: Panel, *, now: datetime) -> None:
+    """Prints warnings about incomplete last periods, unless their values were dropped, which the repairs report."""
+    from forecaster.data.partial_periods import describe_partial_periods, find_partial_periods
+
+    if panel.dropped_partial is not None:
+        return
+    for message in describe_partial_periods(panel, find_partial_periods(panel, now=now)):
+        warn(f"{message}. Values of incomplete periods make forecasts wrong; --drop-partial treats them as missing")
 
 
 def warn(message: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError, InputError
+from forecaster.installation import DISTRIBUTION, is_installed
 from forecaster.storage.addresses import redact_addresses
 from pipelines.commands.options import RootOptions
 from pipelines.settings import Root, validate_tracking_uri
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 DiagnosticStatus = Literal["ok", "note", "bad"]
 _ROOT_OPTIONS = RootOptions()
-_SUPPORTED_PYTHONS = ((3, 11), (3, 12))
+_SUPPORTED_PYTHONS = tuple((3, minor) for minor in range(11, 15))
 _MIN_FREE_BYTES = 1e9
 _TIMEOUT_S = 1.0
 _RESPONSE_LIMIT_S = 5.0  # of a whole response, which may arrive byte by byte
@@ -123,7 +124,7 @@ def _run_check(check: Callable[[DiagnosticContext], list[Diagnostic]], context: 
 def _check_python(_: DiagnosticContext) -> list[Diagnostic]:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] not in _SUPPORTED_PYTHONS:
-        return [Diagnostic("python", "bad", f"{version}; expected 3.11 or 3.12")]
+        return [Diagnostic("python", "bad", f"{version}; expected 3.11 to 3.14")]
     return [Diagnostic("python", "ok", version)]
 
 
@@ -132,7 +133,7 @@ def _check_packages(_: DiagnosticContext) -> list[Diagnostic]:
     from importlib import metadata
 
     try:
-        lines = metadata.requires("forecaster") or []
+        lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return [
             Diagnostic("packages", "note", "running from a checkout, so versions cannot be checked; run pip install .")
@@ -161,21 +162,22 @@ def _check_packages(_: DiagnosticContext) -> list[Diagnostic]:
     bad = [f"{', '.join(missing[''])} missing"] if "" in missing else []
     bad += [fault for group, faults in wrong.items() if not group or group not in missing for fault in faults]
     if bad:
-        return [Diagnostic("packages", "bad", f"{'; '.join(bad)}: install forecaster and its extras again")]
+        return [Diagnostic("packages", "bad", f"{'; '.join(bad)}: install {DISTRIBUTION} and its extras again")]
     complete = ", ".join(sorted(groups - set(missing) - {""})) or "none"
     incomplete = "; ".join(f"{group} lacks {', '.join(names)}" for group, names in sorted(missing.items()))
     return [Diagnostic("packages", "ok", f"extras: {complete}{f' ({incomplete})' if incomplete else ''}")]
 
 
 def _check_kernel(_: DiagnosticContext) -> list[Diagnostic]:
-    from forecaster.model.recurrence.library import load_library
+    from forecaster.model.recurrence.library import find_library, load_library
 
-    if load_library() is None:
+    if find_library() is None or load_library() is None:
         return [
             Diagnostic(
                 "kernel",
                 "note",
-                "not compiled, so ONNX graphs and PyTorch are used; install a C compiler, then forecaster",
+                "not compiled, so ONNX graphs and PyTorch are used; install the wheel for this machine, or a C compiler "
+                f"and then {DISTRIBUTION}",
             )
         ]
     return [Diagnostic("kernel", "ok", "compiled")]
@@ -348,6 +350,8 @@ def _check_port(context: DiagnosticContext) -> list[Diagnostic]:
 
 
 def _check_torch(_: DiagnosticContext) -> list[Diagnostic]:
+    if not is_installed("torch"):
+        return [Diagnostic("torch", "note", "not installed; forecasts and the service do not need it, training does")]
     import torch
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

@@ -83,6 +83,9 @@ class DataOptions:
     "A query to run instead of reading DATA; the database URL is read from FORECASTER_SQL_URL. The connection is read-only."
     cutoff: str | None = None
     "The last timestamp to use (2026-01-31; a date means its midnight). Later rows are ignored; late arrivals before it are used."
+    drop_partial: Annotated[bool, Parameter(negative="")] = False
+    """Treat the values of incomplete last periods as missing: a year with four months, today's half-day. They are found by a
+    fall of many series at once, and by the clock; without this option they are reported and used."""
 
     def to_data_source(self, source: str | None) -> DataSource:
         """Returns the data source; raises InputError unless exactly one of DATA and --sql is given."""
@@ -100,6 +103,7 @@ class DataOptions:
             self.zone,
             is_query=self.sql is not None,
             cutoff=self.cutoff,
+            drop_partial=self.drop_partial,
         )
 
 
@@ -259,11 +263,28 @@ def validate_output_paths(**paths: Path | None) -> None:
             raise InputError(
                 f"Expected a writable file for --{name} {path}; found {found}. Use another file.", where=name
             )
-        if name == "plot" and path.suffix not in _PLOT_SUFFIXES:
+        if name == "plot" and path.suffix.lower() not in _PLOT_SUFFIXES:
             raise InputError(
                 f"Expected --plot with a name ending in {', '.join(_PLOT_SUFFIXES)}; found {path}. Use another file name.",
                 where=name,
             )
+
+
+def is_plot_folder(path: Path) -> bool:
+    """Whether --plot names a folder for several plots: one that exists, or a name without a suffix; x.png is a file."""
+    return path.is_dir() or not path.suffix
+
+
+def validate_plot_path(path: Path | None) -> None:
+    """Rejects a file or folder for plots that cannot be written, before any work; raises InputError."""
+    if path is None or not is_plot_folder(path):
+        validate_output_paths(plot=path)
+    elif not os.access(path if path.is_dir() else path.parent, os.W_OK):
+        raise InputError(
+            f"Expected a writable folder for --plot; found {path}, which is not. Use another folder, or a file such as "
+            "plot.png.",
+            where="plot",
+        )
 
 
 def validate_table_paths(**paths: Path | None) -> None:

@@ -28,12 +28,12 @@ def register(bundle: Path, *, root_options: RootOptions = _ROOT_OPTIONS) -> None
     Parameters
     ----------
     bundle
-        The bundle folder that train wrote.
+        The bundle folder that train wrote, here or on another machine.
     """
     from forecaster.registry.registry import CHALLENGER, Registry
     from pipelines.promotion.promote import register_bundle
 
-    root = root_options.open_existing_root()
+    root = root_options.open_root()
     version = register_bundle(bundle, root)
     Registry(root.store_uri).set_alias(version, CHALLENGER)
     print(f"{version.name} version {version.number} is the challenger ({version.digest[:12]})")

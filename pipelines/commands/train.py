@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
-from pipelines.commands.console import name_options, print_scores, print_verdict, warn
+from pipelines.commands.console import name_options, print_scores, print_verdict, warn, warn_about_partial_periods
 from pipelines.commands.options import DataOptions, RootOptions, SpecOptions, resolve_bundle, validate_counts
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
 
@@ -59,7 +60,9 @@ def train(
     root = root_options.open_root()
     options = training.TrainOptions(test_windows=test_windows)
     spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
-    panel = read_panel(source.for_spec(spec), progress=progress)
+    now = datetime.now(UTC)
+    panel = read_panel(source.for_spec(spec), now=now, progress=progress)
+    warn_about_partial_periods(panel, now=now)
     with spec_options.select_spec(
         spec, panel, source, root, seed=seed, test_windows=test_windows, progress=progress
     ) as selection:
@@ -136,7 +139,9 @@ def retrain(
         schedule_command(name, "retrain", arguments, schedule_options, root_options)
         return
     root, progress = root_options.open_root(), create_display()
-    panel = read_panel(source.for_spec(spec), progress=progress)
+    now = datetime.now(UTC)
+    panel = read_panel(source.for_spec(spec), now=now, progress=progress)
+    warn_about_partial_periods(panel, now=now)
     if if_needed and not _needs_retraining(
         name, panel, root, min_new_steps=min_new, max_days_ahead=options.policy.days_ahead
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields as dataclass_fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ def tune(
     checked = _set_valid_windows(center or Spec(name="placeholder", context=1, horizon=horizon or 1), valid_windows)
     validate_search(checked, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
     root, progress = root_options.open_root(), create_display()
-    panel = read_panel(source.for_spec(center), progress=progress)
+    panel = read_panel(source.for_spec(center), now=datetime.now(UTC), progress=progress)
     with spec_options.select_spec(
         center, panel, source, root, test_windows=test_windows, progress=progress
     ) as selection:

@@ -23,6 +23,6 @@ def verify(bundle: str, *, root_options: RootOptions = _ROOT_OPTIONS) -> None:
 
     is_path = Path(bundle).exists() or os.sep in bundle
     folder = Path(bundle) if is_path else resolve_bundle(bundle, root_options)
-    model = artifact.load_bundle(folder)
+    model = artifact.verify_bundle(folder)
     blend = f"; a blend: {format_blend_weights(model.blend_weights)}" if model.blend_weights else ""
     print(f"{model.spec.name}: a valid bundle ({artifact.compute_bundle_digest(folder)}){blend}")

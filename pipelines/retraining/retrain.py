@@ -110,7 +110,7 @@ def retrain(
         clock: Returns the present, with which the timestamps of the data are compared.
         progress: Receives the phases of the training, and the judgement.
     """
-    panel = read_panel(data.for_spec(spec)) if panel is None else panel
+    panel = read_panel(data.for_spec(spec), now=clock()) if panel is None else panel
     windows = options.test_windows
     key = compute_retrain_key(panel, spec, options.policy, test_windows=windows, warm_start=options.warm_start)
     with hold_retrain_lock(root.path / "retrainings" / f"{key[:16]}.lock"):

@@ -13,7 +13,8 @@ try:
     from cronsim import CronSim, CronSimError
 except ImportError as error:
     raise MissingPackage(
-        "Expected the package 'cronsim', which schedules need; found none. Install forecaster[schedule].", where="cron"
+        "Expected the package 'cronsim', which schedules need; found none. Install recurrent-forecaster[schedule].",
+        where="cron",
     ) from error
 
 _FIELD_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))

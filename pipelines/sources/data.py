@@ -24,6 +24,7 @@ class DataSource(NamedTuple):
         is_query: Whether the source is SQL, run on the database of FORECASTER_SQL_URL.
         cutoff: The last timestamp to read, as text; None reads all of them.
         text_covariates: The covariates that are read as text, the others as numbers; None decides by the cells.
+        drop_partial: Whether the values of incomplete last periods are treated as missing.
     """
 
     source: str
@@ -36,6 +37,7 @@ class DataSource(NamedTuple):
     is_query: bool = False
     cutoff: str | None = None
     text_covariates: tuple[str, ...] | None = None
+    drop_partial: bool = False
 
     def for_spec(self, spec: Spec | None) -> DataSource:
         """Returns the same source with the additional columns that a specification reads, none without a specification."""

@@ -67,7 +67,7 @@ def _create_engine() -> Engine:
         from sqlalchemy.exc import ArgumentError
     except ImportError as error:
         raise MissingPackage(
-            "Expected the package 'sqlalchemy' for database queries; found none. Install forecaster[sources].",
+            "Expected the package 'sqlalchemy' for database queries; found none. Install recurrent-forecaster[sources].",
             where=_SQL_OPTION,
         ) from error
     secret_url = read_secret(SQL_URL_VARIABLE)
@@ -91,7 +91,7 @@ def _create_engine() -> Engine:
     except ImportError as error:
         raise MissingPackage(
             f"Expected the database driver of {SQL_URL_VARIABLE}; {redact(str(error))}. Install it; the driver of PostgreSQL is "
-            "in forecaster[postgres].",
+            "in recurrent-forecaster[postgres].",
             where=SQL_URL_VARIABLE,
         ) from None
     except (ArgumentError, ValueError):  # both may repeat the URL

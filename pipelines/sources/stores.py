@@ -69,8 +69,8 @@ def _find_in_store(source: str) -> SourceFile | SourceFolder | None:
             store, path = fsspec.core.url_to_fs(source)
         except ImportError as error:
             raise MissingPackage(
-                f"Expected the packages that read {scheme}://; {error}. Install forecaster[sources], and the package of the "
-                "store (s3fs, gcsfs, adlfs).",
+                f"Expected the packages that read {scheme}://; {error}. Install recurrent-forecaster[sources], and the package "
+                "of the store (s3fs, gcsfs, adlfs).",
                 where=shown,
             ) from error
         if store.isdir(path):

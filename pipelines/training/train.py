@@ -117,6 +117,7 @@ def train(
     tags = {
         RETRAIN_KEY_TAG: retrain_key,
         "asked_cutoff": data.cutoff,
+        "dropped_partial": None if panel.dropped_partial is None else str(len(panel.dropped_partial)),
         "refit": str(spec.training.refit).lower(),
     } | _describe_candidates(options.candidates)
     with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
@@ -129,6 +130,7 @@ def train(
                         root=root.path,
                         tracking_uri=root.tracking_uri,
                         trigger=options.trigger,
+                        action="train" if retrain_key is None else "retrain",
                         run_id=_read_if_exists(folder / "run_id"),
                         tags={name: value for name, value in tags.items() if value is not None},
                     )

@@ -136,6 +136,7 @@ def tune(
             root=root.path,
             tracking_uri=root.tracking_uri,
             trigger=_TRIGGER,
+            action="tune",
             run_id=_find_unfinished_run(study, root),
         ) as parent_run:
             study.run = {"id": parent_run.id, "store": root.store_uri}

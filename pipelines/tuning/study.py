@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise MissingPackage(
         "Expected the package 'optuna', which tuning needs; found none. Install the extra that includes it: "
-        "pip install 'forecaster[tune]'.",
+        "pip install 'recurrent-forecaster[tune]'.",
         where="optuna",
     ) from error
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution

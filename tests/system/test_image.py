@@ -129,7 +129,12 @@ def test_the_compose_services_serve_the_promoted_model(
         start_process(
             ["-m", *server], tmp_path, log=tmp_path / "mlflow.log", **compose_environment("mlflow")
         ) as registry,
-        start_process(["-m", "pipelines.cli", "serve"], home, log=tmp_path / "serve.log", **environment) as service,
+        start_process(
+            ["-m", "pipelines.cli", "serve", *COMPOSE_SERVICES["forecaster"]["command"]],
+            home,
+            log=tmp_path / "serve.log",
+            **environment,
+        ) as service,
     ):
         wait_until(lambda: _http_status(f"{address}/health") == 200 or registry.poll() is not None, pause=0.1)
         root = Root(tmp_path / "root", address)

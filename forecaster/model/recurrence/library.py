@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 CELL_CODES = {"gru": 0, "lstm": 1, "elman": 2}
 LIBRARY_VERSION = 2  # version of the interface of steps.c
+# The kernel does not use Python's headers, so one file serves all versions of Python; earlier builds had the suffix of one.
+_LIBRARY_SUFFIXES = (".abi3.so", *(suffix for suffix in EXTENSION_SUFFIXES if suffix != ".abi3.so"))
 _BAND_BYTES = 256_000  # memory of the rows that step together; with the weights, they fit into the L2 cache
 _TILE_ROWS = 6  # rows of the kernel's tiles
 _PARALLEL_THRESHOLD = 1_000_000  # multiplications below which a second thread does not pay off
@@ -41,12 +43,21 @@ class LayerStruct(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_int64) for name in LAYER_SIZES), *((name, ctypes.c_void_p) for name in LAYER_ARRAYS)]
 
 
+def find_library() -> Path | None:
+    """Returns the file of the compiled kernel; None if it was not compiled."""
+    candidates = [Path(__file__).with_name(f"_steps{suffix}") for suffix in _LIBRARY_SUFFIXES]
+    return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """Loads the compiled kernel; returns None if it was not compiled, or from another version of steps.c."""
-    candidates = [Path(__file__).with_name(f"_steps{suffix}") for suffix in EXTENSION_SUFFIXES]
-    path = next((candidate for candidate in candidates if candidate.exists()), None)
+    """Loads the compiled kernel; returns None, with one warning per process, if there is none of this version of steps.c."""
+    path = find_library()
     if path is None:
+        logger.warning(
+            "The compiled kernel is not installed: onnxruntime computes forecasts and PyTorch trains, both more slowly. "
+            "Install the wheel for this machine, or a C compiler and then the package again."
+        )
         return None
     library = ctypes.CDLL(str(path))
     try:

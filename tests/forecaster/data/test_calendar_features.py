@@ -84,7 +84,7 @@ def test_the_error_for_an_unknown_feature_lists_the_known_ones() -> None:
 
 def test_holidays_without_their_package_name_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "holidays", None)
-    with pytest.raises(MissingPackage, match=r"forecaster\[train\]"):
+    with pytest.raises(MissingPackage, match=r"recurrent-forecaster\[train\]"):
         compute_calendar_features(make_days(3), ["holiday:US"])
 
 

@@ -219,7 +219,7 @@ def test_a_blend_without_its_package_is_rejected_at_load(tmp_path: Path, monkeyp
     artifact.save_bundle(make_blended_model(), tmp_path / "blend", card="")
     artifact.save_bundle(make_blended_model({NETWORK: 1.0, THETA: 0.0}), tmp_path / "alone", card="")
     hide_statsforecast(monkeypatch)
-    with pytest.raises(MissingPackage, match=rf"a blend with {THETA}.*forecaster\[baselines\]"):
+    with pytest.raises(MissingPackage, match=rf"a blend with {THETA}.*recurrent-forecaster\[baselines\]"):
         artifact.load_bundle(tmp_path / "blend")
     predictor = Predictor(artifact.load_bundle(tmp_path / "alone"))
     assert not predictor.forecast(make_histories()[0], HORIZON).warnings, "a model with weight 0 is not fitted"

@@ -150,7 +150,7 @@ def test_a_killed_worker_process_is_reported(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_baseline_without_its_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "statsforecast", None)
     monkeypatch.setitem(sys.modules, "statsforecast.models", None)
-    with pytest.raises(MissingPackage, match=r"forecaster\[baselines\]"):
+    with pytest.raises(MissingPackage, match=r"recurrent-forecaster\[baselines\]"):
         statistical_baseline("auto_ets", season=1)
     assert predict_baseline("naive2", make_wave(5)), "Naive 2 needs no package"
 

@@ -241,7 +241,7 @@ def test_a_baseline_without_its_package_names_the_extra_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "statsforecast.models", None)
     assert run_command("backtest", bundle, table, "--baselines", "auto_ets") == 1
-    assert "pip install 'forecaster[baselines]'" in capsys.readouterr().err
+    assert "pip install 'recurrent-forecaster[baselines]'" in capsys.readouterr().err
 
 
 def test_predictors_have_distinct_names(bundle: Path, table: Path, tmp_path: Path) -> None:

@@ -81,4 +81,4 @@ def test_without_optuna_tune_names_the_extra_to_install(
     for name in ("pipelines.tuning.study", "pipelines.tuning.search"):
         monkeypatch.delitem(sys.modules, name)
     assert run_command("tune", six_meters.source, "--horizon", "4") == 1
-    assert "pip install 'forecaster[tune]'" in capsys.readouterr().err
+    assert "pip install 'recurrent-forecaster[tune]'" in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_the_error_for_a_missing_address_names_the_variable(monkeypatch: pytest.
     with pytest.raises(InputError, match=SQL_URL_VARIABLE):
         read_panel(DataSource(QUERY, is_query=True))
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
-    with pytest.raises(MissingPackage, match=r"forecaster\[sources\]"):
+    with pytest.raises(MissingPackage, match=r"recurrent-forecaster\[sources\]"):
         read_panel(DataSource(QUERY, is_query=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,23 @@ def test_the_bundled_data_sets_are_read_by_name(name: str) -> None:
     panel = read_panel(DataSource(name))
     assert all(np.isfinite(series.y).all() for series in panel.series)
     assert len(panel.series) == {"hospital": 767, "sine_trend": 1}[name]
+
+
+def test_incomplete_last_periods_are_dropped_on_request_only(tmp_path: Path) -> None:
+    frame = make_noise_frame(8)
+    frame.loc[frame["ds"] == frame["ds"].max(), "y"] /= 4
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    source = DataSource(str(tmp_path / "a.csv"))
+    assert read_panel(source).dropped_partial is None
+    panel = read_panel(source._replace(drop_partial=True))
+    assert panel.dropped_partial == tuple(f"meter_{number}" for number in range(8))
+    assert all(np.isnan(series.y[-1]) for series in panel.series)
+    in_january = datetime(2026, 1, 3, 11, 30, tzinfo=UTC)
+    frame["y"] = np.arange(len(frame), 0.0, -1.0)  # no fall, but each hour below the one before and the day before
+    frame.to_csv(tmp_path / "b.csv", index=False)
+    running = read_panel(DataSource(str(tmp_path / "b.csv"), drop_partial=True), now=in_january)
+    assert len(running.dropped_partial or ()) == 8
+    assert read_panel(DataSource("hospital", drop_partial=True)).dropped_partial == ()
 
 
 def test_columns_can_be_renamed(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_a_run_records_what_is_logged(root: Path, client: MlflowClient, tmp_path
 
     stored = client.get_run(run.id)
     assert stored.info.status == "FINISHED"
-    assert stored.info.run_name == "sine 2026-01-31 schedule"
+    assert re.fullmatch(r"sine train \d{4}-\d\d-\d\d \d\d:\d\d", stored.info.run_name)
+    assert stored.data.tags["mlflow.note.content"] == "# sine\n", "the description in the UI"
     assert client.get_experiment(stored.info.experiment_id).name == "sine"
     assert stored.data.params == flatten_params(SPEC.model_dump())
     assert stored.data.params["network.cell"] == "gru"

@@ -94,4 +94,4 @@ def test_a_blend_without_its_package_is_never_deployed(
     with caplog.at_level(logging.ERROR):
         client = make_client(load=load_bundle)
     assert client.get("/readyz").status_code == 503
-    assert "forecaster[baselines]" in caplog.text
+    assert "recurrent-forecaster[baselines]" in caplog.text

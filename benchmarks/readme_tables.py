@@ -1,0 +1,133 @@
+"""Writes the tables of the README from the files in benchmarks/results, between the markers of each table.
+
+python benchmarks/readme_tables.py            writes README.md
+python benchmarks/readme_tables.py --check    exits with 1 if a table is not that of the results
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[1]
+RESULTS = CHECKOUT / "benchmarks" / "results"
+OURS = "forecaster"
+OTHERS = {
+    "Darts": "darts/",
+    "NeuralForecast": "neuralforecast/",
+    "GluonTS DeepAR": "gluonts/",
+    "PyTorch loop": "bare/PyTorch",
+}
+
+
+def read_markdown_rows(path: Path, first_column: str) -> list[dict[str, str]]:
+    """Reads the table of a Markdown file whose first column has this title, as one dictionary per row without emphasis."""
+    lines = path.read_text().splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
+    titles = _split_row(lines[start])
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append(dict(zip(titles, _split_row(line), strict=True)))
+    return rows
+
+
+def _split_row(line: str) -> list[str]:
+    return [cell.strip().replace("*", "") for cell in line.strip().strip("|").split("|")]
+
+
+def accuracy_table(results: Path = RESULTS) -> list[str]:
+    """Formats our accuracy beside that of published models: the mean over the short panels, and the longer sets."""
+    path = results / "accuracy.md"
+    text = path.read_text()
+    panels = {row["set"]: row for row in read_markdown_rows(path, "set")}
+    mean = next(row for name, row in panels.items() if name.startswith("geometric mean"))
+    others = ("seasonal naive", "AutoETS", "4-model ensemble", "DeepAR", "TiRex")
+    rows = [
+        ["data, measure (smaller is better)", OURS, *others],
+        [
+            "M1, M3, hospital, FRED-MD: MASE over seasonal naive",
+            f"**{mean['ours']}**",
+            *(mean[name] for name in others),
+        ],
+    ]
+    for name, title in (("m4_hourly", "M4 hourly, 48 h: MASE"), ("us_births", "US births, 30 days: MASE")):
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        ours = re.search(r"MASE \*\*([\d.]+)\*\*", row)
+        assert ours is not None
+        published = dict(re.findall(r"([A-Za-z][\w .-]*?) ([\d.]+)(?:;|$)", _split_row(row)[5]))
+        rows.append([title, f"**{ours[1]}**", *(published.get(other, "") for other in others)])
+    return format_rows(rows)
+
+
+def speed_table(results: Path = RESULTS) -> list[str]:
+    """Formats how many times as long as ours the fastest way of each other library takes for the same work."""
+    records = json.loads((results / "speed.json").read_text())
+    titles = {
+        "classical": "training, LSTM 64x1 (tracked, checkpointed)",
+        "large_lstm": "training, LSTM 128x2",
+        "rollout_64x1_1x24": "forecast of one series, 24 steps",
+        "rollout_64x1_1x720": "forecast of one series, 720 steps",
+        "rollout_64x1_1024x24": "forecast of 1024 series, 24 steps",
+        "backtest": "backtest, 500 cutoffs",
+    }
+    rows = [["time of others / ours, 2 CPU cores", *OTHERS]]
+    rows += [
+        [title, *(_format_ratio(records[name], prefix) for prefix in OTHERS.values())] for name, title in titles.items()
+    ]
+    return format_rows(rows)
+
+
+def _format_ratio(record: Mapping[str, Any], prefix: str) -> str:
+    """Formats the ratio of the fastest way of a library to ours, the median over rounds."""
+    entrants = record["entrants"]
+    ours = next(values["seconds"] for name, values in entrants.items() if name.startswith("ours/"))
+    ratios = [
+        statistics.median(other / own for other, own in zip(values["seconds"], ours, strict=False))
+        for name, values in entrants.items()
+        if name.startswith(prefix) and values.get("seconds")
+    ]
+    if not ratios:
+        return ""
+    return f"{min(ratios):.{1 if min(ratios) < 10 else 0}f}x"
+
+
+def format_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Formats rows, the first of which has the titles, as a Markdown table."""
+    title, *values = [f"| {' | '.join(row)} |" for row in rows]
+    return [title, "|" + "---|" * len(rows[0]), *values]
+
+
+TABLES: Mapping[str, Callable[[], list[str]]] = {"accuracy": accuracy_table, "speed": speed_table}
+
+
+def insert_tables(text: str) -> str:
+    """Returns the text with the current tables between `<!-- table NAME -->` and `<!-- end -->`."""
+    for name, build in TABLES.items():
+        start, end = f"<!-- table {name} -->", "<!-- end -->"
+        before, found, rest = text.partition(start)
+        if not found:
+            raise ValueError(f"Expected the marker {start} in README.md; found none. Add it where the table belongs.")
+        text = "\n".join([before + start, *build(), rest[rest.index(end) :]])
+    return text
+
+
+def main() -> int:
+    """Writes the README, or compares it with what would be written."""
+    readme = CHECKOUT / "README.md"
+    text = readme.read_text()
+    current = insert_tables(text)
+    if "--check" in sys.argv[1:]:
+        return int(current != text)
+    readme.write_text(current)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
