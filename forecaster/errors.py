@@ -54,7 +54,7 @@ error responses carry as a field.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
@@ -79,6 +79,13 @@ class ForecasterError(Exception):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def rename_arguments(message: str, names: Mapping[str, str]) -> str:
+    """Returns a message with other names for the arguments that it has in backticks: options of a command, for example."""
+    for argument, name in names.items():
+        message = message.replace(f"`{argument}`=", f"{name} ").replace(f"`{argument}`", name)
+    return message
 
 
 class InputError(ForecasterError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -236,6 +237,11 @@ class Spec(_FrozenModel):
         return min(self.min_history or self.context, self.context)
 
     @property
+    def static_columns(self) -> tuple[str, ...]:
+        """The static columns that are read: the features, and the column of the groups."""
+        return self.static if self.group is None or self.group in self.static else (*self.static, self.group)
+
+    @property
     def validation_steps(self) -> int:
         """The number of steps at the end of every series that are held out for validation."""
         windows, stride = self.training.valid_windows, self.training.valid_stride or self.horizon
@@ -291,6 +297,23 @@ class Spec(_FrozenModel):
         if short_lags:
             raise ValueError(f"lags: expected at least the segment's {self.segment} steps, found {short_lags[0]}")
         return self
+
+    def override(
+        self,
+        *,
+        horizon: int | None = None,
+        members: int | None = None,
+        blend: Sequence[str] = (),
+        seed: int | None = None,
+        where: str,
+    ) -> Self:
+        """Returns the specification with other values of the fields that are given; raises BadSpec."""
+        fields = self.model_dump()
+        fields["horizon"] = horizon or self.horizon
+        fields["members"] = members or self.members
+        fields["blend"] = list(blend or self.blend)
+        fields["training"]["seed"] = self.training.seed if seed is None else seed
+        return self.parse(fields, where=where)
 
     @classmethod
     def parse(cls, fields: Any, *, where: str) -> Self:

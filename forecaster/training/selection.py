@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,8 @@ def select_spec(
     name: str,
     horizon: int,
     preset: str | None = None,
+    season: int | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
     test_windows: int = 1,
     accelerator: str = "auto",
     checkpoint_folder: Path | None = None,
@@ -47,13 +49,18 @@ def select_spec(
         name: The name of the model.
         horizon: Steps ahead.
         preset: The preset; by default that of the panel's frequency.
+        season: Steps of a season; by default that of the panel's frequency.
+        columns: The fields `covariates`, `static` and `channels` of all variants; by default there are none.
         test_windows: Rolling origins at the end, which do not affect the choice.
         accelerator: As for `fit`.
         checkpoint_folder: As for `select_on_validation`.
         progress: Receives a phase for each variant, and the choice.
     """
     history = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
-    specs = build_candidate_specs(history, horizon=horizon, name=name, preset=preset)
+    specs = [
+        Spec.parse(spec.model_dump() | dict(columns), where=name) if columns else spec
+        for spec in build_candidate_specs(history, horizon=horizon, name=name, preset=preset, season=season)
+    ]
     for spec in specs:  # an error about short series describes the whole data, not the remaining history
         hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
 

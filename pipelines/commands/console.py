@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from forecaster.errors import rename_arguments
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -42,9 +44,7 @@ def configure_logging() -> None:
 
 def name_options(message: str) -> str:
     """Returns a message of the library with the options of the command line instead of the arguments that it names."""
-    for argument, option in _OPTIONS_OF_ARGUMENTS.items():
-        message = message.replace(f"`{argument}`=", f"{option} ").replace(f"`{argument}`", option)
-    return message
+    return rename_arguments(message, _OPTIONS_OF_ARGUMENTS)
 
 
 def write_table(path: Path | None, build_table: Callable[[], pd.DataFrame]) -> None:

@@ -212,12 +212,8 @@ class SpecOptions:
 
     def _override(self, spec: Spec, seed: int | None) -> Spec:
         """Returns a specification with the overrides of the command; raises BadSpec."""
-        fields = spec.model_dump()
-        fields["members"] = self.members or spec.members
-        fields["blend"] = list(self.blend or spec.blend)
-        fields["horizon"] = self.horizon or spec.horizon
-        fields["training"]["seed"] = spec.training.seed if seed is None else seed
-        return type(spec).parse(fields, where=str(self.config or "--horizon"))
+        where = str(self.config or "--horizon")
+        return spec.override(horizon=self.horizon, members=self.members, blend=self.blend, seed=seed, where=where)
 
 
 def format_arguments(values: Mapping[str, Any]) -> list[str]:

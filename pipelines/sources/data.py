@@ -43,8 +43,7 @@ class DataSource(NamedTuple):
         """Returns the same source with the additional columns that a specification reads, none without a specification."""
         if spec is None:
             return self
-        group = () if spec.group is None or spec.group in spec.static else (spec.group,)
-        return self._replace(covariates=spec.covariates, static=(*spec.static, *group), channels=spec.channels)
+        return self._replace(covariates=spec.covariates, static=spec.static_columns, channels=spec.channels)
 
     def for_model(self, spec: Spec, encoding: Encoding) -> DataSource:
         """Returns the same source with the additional columns that a model reads, of the types that it has learned."""
