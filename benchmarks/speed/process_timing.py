@@ -51,6 +51,7 @@ def _children_cpu_seconds() -> float:
 
 
 def train_command(case: SpeedCase, folder: Path) -> list[str]:
+    """Writes the data and the specification of a case, and returns the command that trains on them."""
     import pandas as pd
     import yaml
 

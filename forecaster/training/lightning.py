@@ -72,7 +72,7 @@ def _without_compiler() -> Iterator[None]:
         del sys.modules[_COMPILER]
 
 
-def _defer_plots_of_metrics() -> None:
+def _defer_plots_of_metrics() -> types.ModuleType:
     """Lets torchmetrics import matplotlib only for a plot of a metric."""
     name = f"{_METRICS}.utilities.plot"
     spec = importlib.util.find_spec(_METRICS)
@@ -93,6 +93,7 @@ def _defer_plots_of_metrics() -> None:
         plot_single_or_multi_val=plot_single_or_multi_val,
     )
     sys.modules[name] = module
+    return module
 
 
 def _import_base_of_metrics() -> None:
@@ -108,8 +109,9 @@ def _import_base_of_metrics() -> None:
         _logger=logging.getLogger(_METRICS),
     )
     sys.modules[_METRICS] = module
-    _defer_plots_of_metrics()
-    importlib.import_module(f"{_METRICS}.utilities")  # first, as the parts import each other
+    plots = _defer_plots_of_metrics()
+    utilities = importlib.import_module(f"{_METRICS}.utilities")  # first, as the parts import each other
+    utilities.plot = plots  # type: ignore[attr-defined]
     for part, name in (("metric", "Metric"), ("collections", "MetricCollection")):
         setattr(module, name, getattr(importlib.import_module(f"{_METRICS}.{part}"), name))
 
