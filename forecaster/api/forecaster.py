@@ -38,6 +38,7 @@ from forecaster.frequency import format_timestamp
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.progress_display import create_display
 from forecaster.series import Panel
 from forecaster.spec import Spec
 
@@ -490,8 +491,4 @@ def _read_clock() -> datetime:
 def _open_progress(progress: bool | Progress) -> Progress:
     if isinstance(progress, Progress):
         return progress
-    if not progress:
-        return NO_PROGRESS
-    from forecaster.progress_display import create_display
-
-    return create_display()
+    return create_display() if progress else NO_PROGRESS

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 _COMPILER, _METRICS = "torch._dynamo", "torchmetrics"
@@ -44,11 +45,16 @@ class _LazyModule(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or self.__dict__.get("_is_complete"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        self._is_complete = True
-        assert self.__spec__ is not None
-        assert self.__spec__.loader is not None
-        self.__spec__.loader.exec_module(self)
+        self.complete()
         return getattr(self, name)
+
+    def complete(self) -> None:
+        """Runs the code of the module, once; it replaces the attributes that the module already has."""
+        if not self.__dict__.get("_is_complete"):
+            self._is_complete = True
+            assert self.__spec__ is not None
+            assert self.__spec__.loader is not None
+            self.__spec__.loader.exec_module(self)
 
 
 @contextmanager
@@ -66,6 +72,30 @@ def _without_compiler() -> Iterator[None]:
         del sys.modules[_COMPILER]
 
 
+def _defer_plots_of_metrics() -> types.ModuleType:
+    """Lets torchmetrics import matplotlib only for a plot of a metric."""
+    name = f"{_METRICS}.utilities.plot"
+    spec = importlib.util.find_spec(_METRICS)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    path = Path(spec.submodule_search_locations[0]) / "utilities" / "plot.py"
+    module = _LazyModule(name)
+
+    def plot_single_or_multi_val(*args: Any, **kwargs: Any) -> Any:
+        module.complete()
+        return module.plot_single_or_multi_val(*args, **kwargs)
+
+    module.__dict__.update(
+        __spec__=importlib.util.spec_from_file_location(name, path),
+        __file__=str(path),
+        _AX_TYPE=object,
+        _PLOT_OUT_TYPE=object,
+        plot_single_or_multi_val=plot_single_or_multi_val,
+    )
+    sys.modules[name] = module
+    return module
+
+
 def _import_base_of_metrics() -> None:
     """Imports the parts of torchmetrics that Lightning uses; the rest is imported when it is used."""
     spec = importlib.util.find_spec(_METRICS)
@@ -79,7 +109,9 @@ def _import_base_of_metrics() -> None:
         _logger=logging.getLogger(_METRICS),
     )
     sys.modules[_METRICS] = module
-    importlib.import_module(f"{_METRICS}.utilities")  # first, as the parts import each other
+    plots = _defer_plots_of_metrics()
+    utilities = importlib.import_module(f"{_METRICS}.utilities")  # first, as the parts import each other
+    utilities.plot = plots  # type: ignore[attr-defined]
     for part, name in (("metric", "Metric"), ("collections", "MetricCollection")):
         setattr(module, name, getattr(importlib.import_module(f"{_METRICS}.{part}"), name))
 

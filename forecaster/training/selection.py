@@ -97,8 +97,7 @@ def select_spec(
     if candidates:
         number = 1 + selection.errors.index(min(selection.errors))
         progress.report(
-            f"Variant {number} ({describe_variant(selection.spec)}) is used: its MASE of {min(selection.errors):.4g} on the "
-            "validation windows is the lowest."
+            f"Variant {number} ({describe_variant(selection.spec)}) is used: it has the lowest MASE, {min(selection.errors):.4g}."
         )
     return SpecSelection(selection.spec, candidates)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -124,19 +124,21 @@ def train(
         "refit": str(spec.training.refit).lower(),
     } | _describe_candidates(options.candidates)
     with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
-        with (
-            explain_interrupt(folder, "finished epochs"),
-            open_run(
-                spec,
-                dataset,
-                root=root.path,
-                tracking_uri=root.tracking_uri,
-                trigger=options.trigger,
-                action="train" if retrain_key is None else "retrain",
-                run_id=_read_if_exists(folder / "run_id"),
-                tags={name: value for name, value in tags.items() if value is not None},
-            ) as run,
-        ):
+        with explain_interrupt(folder, "finished epochs"), ExitStack() as stack:
+            with progress.phase("tracking"):
+                run = stack.enter_context(
+                    open_run(
+                        spec,
+                        dataset,
+                        root=root.path,
+                        tracking_uri=root.tracking_uri,
+                        trigger=options.trigger,
+                        action="train" if retrain_key is None else "retrain",
+                        run_id=_read_if_exists(folder / "run_id"),
+                        tags={name: value for name, value in tags.items() if value is not None},
+                    )
+                )
+                progress.update(0, f"run {run.id}")
             atomic.write_text(folder / "run_id", run.id)
             run.log_curve("choice/error", [candidate.error for candidate in options.candidates])
             key_fact = {} if retrain_key is None else {RETRAIN_KEY_TAG: retrain_key}

@@ -83,6 +83,7 @@ def test_lightning_is_imported_from_one_module_and_works_with_the_whole_torchmet
     assert torchmetrics.__version__
     assert torchmetrics.Metric is sys.modules["torchmetrics.metric"].Metric
     assert not hasattr(torchmetrics, "__wrapped__")
+    assert torchmetrics.utilities.plot.plot_curve
     assert pl.__version__
 
 
@@ -142,7 +143,7 @@ def test_the_used_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         min(candidate.error for candidate in selected.candidates)
     )
     [report] = progress.reports
-    assert report.startswith(f"Variant {number} ({selected.spec.scaling}, base zero) is used: its MASE of ")
+    assert report.startswith(f"Variant {number} ({selected.spec.scaling}, base zero) is used: it has the lowest MASE, ")
     assert [name for name, _ in progress.phases] == ["variant 1 of 2", "variant 2 of 2"]
 
 
