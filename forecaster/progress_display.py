@@ -108,11 +108,22 @@ class DisplayedProgress(Progress):
 
 
 class LogProgress(DisplayedProgress):
-    """Logs a line at the end of each phase, and within it every few seconds, later every minute."""
+    """Logs a line at the end of each phase, and within it every few seconds, later every minute.
 
-    def __init__(self, *, interval_s: float = LOG_INTERVAL_S, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        interval_s: The seconds between two lines of a phase, at first.
+        min_phase_s: A phase that was shorter has no line at its end.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval_s: float = LOG_INTERVAL_S,
+        min_phase_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__(clock=clock)
-        self._interval_s, self._last_line = interval_s, clock()
+        self._interval_s, self._min_phase_s, self._last_line = interval_s, min_phase_s, clock()
 
     def report(self, result: str) -> None:
         """Logs a result."""
@@ -125,7 +136,8 @@ class LogProgress(DisplayedProgress):
             self._log(f"{phase.name}: {phase.describe_state(now)}")
 
     def _show_finished(self, phase: Phase, seconds: float, *, failed: bool) -> None:
-        self._log(format_finished(phase, seconds, failed=failed))
+        if seconds >= self._min_phase_s:
+            self._log(format_finished(phase, seconds, failed=failed))
 
     def _log(self, line: str) -> None:
         self._last_line = self._clock()
@@ -236,11 +248,14 @@ class NotebookProgress(DisplayedProgress):
         self._replace("\n".join(self._lines + current))
 
 
-def create_display(*, interval_s: float = LOG_INTERVAL_S) -> Progress:
+def create_display(*, min_phase_s: float = 0.0) -> Progress:
     """Creates the display that suits where the output goes.
 
     In a notebook it is an output of the cell; if standard error is a terminal, a live display there (standard output may be
-    redirected); otherwise it is a line of the log every `interval_s` seconds.
+    redirected); otherwise it is a line of the log every few seconds.
+
+    Args:
+        min_phase_s: In a log, a phase that was shorter has no line at its end.
     """
     if _is_notebook():
         return NotebookProgress(_show_in_notebook)
@@ -248,11 +263,11 @@ def create_display(*, interval_s: float = LOG_INTERVAL_S) -> Progress:
         try:
             from rich.console import Console
         except ImportError:
-            return LogProgress(interval_s=interval_s)
+            return LogProgress(min_phase_s=min_phase_s)
         console = Console(stderr=True)
         if console.is_terminal and not console.is_dumb_terminal:
             return TerminalProgress(console)
-    return LogProgress(interval_s=interval_s)
+    return LogProgress(min_phase_s=min_phase_s)
 
 
 def format_finished(phase: Phase, seconds: float, *, failed: bool) -> str:

@@ -106,6 +106,8 @@ def _forecast_locally(
     root_options: RootOptions,
 ) -> _ForecastResult:
     from forecaster.bundle import artifact
+    from forecaster.data.summary import describe_size
+    from forecaster.progress_display import LOG_INTERVAL_S, create_display
     from forecaster.statistical.blend import format_blend_weights
     from pipelines.sources import read_panel
 
@@ -114,8 +116,11 @@ def _forecast_locally(
     model = predictor.fitted_model
     if model.blend_weights:
         warn(f"{model.spec.name} is a blend: {format_blend_weights(model.blend_weights)}")
-    panel = read_panel(source.for_model(model.spec, model.encoding), now=now)
-    outcomes = predictor.forecast_batch(panel.series, horizon or model.spec.horizon, levels=levels)
+    progress = create_display(min_phase_s=LOG_INTERVAL_S)
+    panel = read_panel(source.for_model(model.spec, model.encoding), now=now, progress=progress)
+    with progress.phase("forecast"):
+        progress.update(0, describe_size(panel))
+        outcomes = predictor.forecast_batch(panel.series, horizon or model.spec.horizon, levels=levels)
     return _ForecastResult(model.spec.name, panel, outcomes)
 
 

@@ -65,6 +65,13 @@ def test_a_log_has_a_line_every_few_seconds_and_one_per_finished_phase(caplog: p
     ]
 
 
+def test_the_log_of_a_short_command_has_no_line_per_phase(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="forecaster.progress_display")
+    clock = Clock()
+    report_three_phases(LogProgress(interval_s=60.0, min_phase_s=30.0, clock=clock), clock)
+    assert caplog.messages == ["Variant 1 is used.", "test: stopped (3:20 min)"]
+
+
 def test_a_long_phase_has_fewer_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="forecaster.progress_display")
     clock = Clock()
