@@ -13,7 +13,7 @@ import pandas as pd
 
 from forecaster.api import storage
 from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids
-from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, parse_spec, require_training
+from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, parse_names, parse_spec, require_training
 from forecaster.api.frames import FrameStyle, read_future
 from forecaster.api.messages import (
     collect_forecasts,
@@ -105,10 +105,10 @@ class Forecaster:
             spec=parse_spec(spec),
             preset=preset,
             members=members,
-            blend=tuple(blend),
-            covariates=tuple(covariates),
-            static=tuple(static),
-            channels=tuple(channels),
+            blend=parse_names("blend", blend),
+            covariates=parse_names("covariates", covariates),
+            static=parse_names("static", static),
+            channels=parse_names("channels", channels),
             season=season,
             zone=zone,
             drop_partial=drop_partial,

@@ -249,6 +249,7 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
     "spec and preset": (lambda *_: Forecaster(spec=make_fields(), preset="classic"), BadSpec, "`spec` or `preset`"),
     "an invalid field": (lambda *_: Forecaster(spec=make_fields(horizon=-1)), BadSpec, "horizon"),
     "too many members": (lambda *_: Forecaster(12, members=1000), BadSpec, "members"),
+    "a name instead of a list": (lambda *_: Forecaster(12, covariates="price"), InputError, r"Write \['price'\]"),
     "an unknown preset": (lambda _, df: Forecaster(6, preset="annual").fit(df), BadSpec, "classic, yearly"),
     "negative test windows": (lambda _, df: Forecaster(6).fit(df, test_windows=-1), InputError, "`test_windows`"),
     "no fit": (lambda *_: Forecaster(6).predict(), InputError, r"fit\(df\)"),
