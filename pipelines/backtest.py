@@ -246,7 +246,7 @@ def _explain_dashes(
         return
     others = {name: values for name, values in scores.items() if name not in without_forecast}
     if all(math.isnan(values["mase"]) for values in others.values()):
-        yield "MASE, RMSSE, OWA, +MASE, p: every series is constant, or not longer than a season, before the first cutoff"
+        yield "MASE, RMSSE, OWA, +MASE, p: every series is constant before the first cutoff"
     elif all(math.isnan(values["owa"]) for values in others.values()):
         yield "OWA: seasonal naive makes no error in these windows"
     uncalibrated = [name for name in others if name not in result.quantiles]

@@ -36,7 +36,10 @@ from pipelines.commands.verify import verify
 
 app = App(
     name="forecaster",
-    help="Forecasts time series with recurrent networks: train, compare, promote, serve.",
+    help="Forecasts time series with recurrent networks: train, compare, promote, serve.\n\n"
+    "- `forecaster train data.csv --horizon 12` fits and tests a model, and writes a bundle.\n"
+    "- `forecaster forecast BUNDLE data.csv --plot forecast.png` forecasts with it.\n"
+    "- `forecaster retrain data.csv --horizon 12` also promotes it; then `forecaster serve data` serves it.",
     suppress_keyboard_interrupt=False,  # `main` says what is kept
 )
 for group in (data_app, key_app, schedule_app):

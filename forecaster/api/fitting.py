@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,15 @@ class ModelOptions:
 def columns_of_spec(spec: Spec) -> Mapping[str, tuple[str, ...]]:
     """Returns the columns that a specification reads, by role."""
     return {"covariates": spec.covariates, "static": spec.static_columns, "channels": spec.channels}
+
+
+def parse_names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names that an argument lists; raises InputError for one name without a list."""
+    if isinstance(names, str):
+        raise InputError(
+            f"Expected a list of names for `{argument}`; found the text {names!r}. Write [{names!r}].", where=argument
+        )
+    return tuple(names)
 
 
 def parse_spec(spec: Spec | Mapping[str, Any] | None) -> Spec | None:

@@ -13,9 +13,15 @@ import pandas as pd
 
 from forecaster.api import storage
 from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids
-from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, parse_spec, require_training
+from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, parse_names, parse_spec, require_training
 from forecaster.api.frames import FrameStyle, read_future
-from forecaster.api.messages import collect_forecasts, validate_counts, warn_about_data, with_argument_names
+from forecaster.api.messages import (
+    collect_forecasts,
+    validate_counts,
+    warn_about_data,
+    warn_about_forecasts,
+    with_argument_names,
+)
 from forecaster.api.reading import DataReader, PanelInput
 from forecaster.api.tables import (
     MODEL_COLUMN,
@@ -99,10 +105,10 @@ class Forecaster:
             spec=parse_spec(spec),
             preset=preset,
             members=members,
-            blend=tuple(blend),
-            covariates=tuple(covariates),
-            static=tuple(static),
-            channels=tuple(channels),
+            blend=parse_names("blend", blend),
+            covariates=parse_names("covariates", covariates),
+            static=parse_names("static", static),
+            channels=parse_names("channels", channels),
             season=season,
             zone=zone,
             drop_partial=drop_partial,
@@ -135,9 +141,9 @@ class Forecaster:
         panel, style = DataReader(options).read(df, warn_partial=True)
         spec = choose_spec(panel, options, test_windows=test_windows, progress=receiver).spec
         trained = fit_spec(panel, spec, options, test_windows=test_windows, data_name="data frame", progress=receiver)
-        if trained.advice is not None:
-            receiver.report(trained.advice)
         self._predictor, self._histories, self._style = Predictor(trained.model, clock=_read_clock), panel, style
+        if trained.advice is not None:
+            warn_about_forecasts(trained.advice)
         return self
 
     @with_argument_names

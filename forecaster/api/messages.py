@@ -27,7 +27,7 @@ class DataWarning(UserWarning):
 
 
 class ForecastWarning(UserWarning):
-    """Some forecasts are missing or uncertain; `Forecaster.warnings` has a row for each."""
+    """Some forecasts are missing or uncertain (`Forecaster.warnings` has a row for each), or a naive forecast was better."""
 
 
 def with_argument_names(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -92,6 +92,11 @@ def warn_about_data(messages: Iterable[str]) -> None:
     """Gives a `DataWarning` for each message."""
     for message in messages:
         _warn(message, DataWarning)
+
+
+def warn_about_forecasts(message: str) -> None:
+    """Gives a `ForecastWarning`."""
+    _warn(message, ForecastWarning)
 
 
 def _warn(message: str, category: type[Warning]) -> None:

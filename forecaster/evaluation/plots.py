@@ -244,8 +244,10 @@ def plot_best_and_worst(result: Backtest, name: str, *, columns: int = 3) -> Fig
             )
         for axes in axes_of_row[len(row_series) :]:
             axes.set_axis_off()
-    figure.supylabel("value", fontsize=9)
-    figure.supxlabel(_time_title(result.series[0]), fontsize=9)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("value", fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel(_time_title(result.series[0]), fontsize=8)
     handles = {
         name: handle for axes in grid.flat for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from forecaster.data.calendar import default_season
 from forecaster.data.encoding import fit_encoding
 from forecaster.data.windows import derive_epoch_seed
-from forecaster.errors import BadSpec
+from forecaster.errors import BadSpec, InputError
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
@@ -22,7 +22,7 @@ from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
-from forecaster.training.lightning import Logger, pl, quiet_lightning
+from forecaster.training.lightning import Logger, MisconfigurationException, pl, quiet_lightning
 from forecaster.training.module import TrainingModule
 from forecaster.training.progress_callback import ProgressCallback
 
@@ -58,6 +58,7 @@ def fit(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
+    devices: str = "1",
     progress: Progress = NO_PROGRESS,
     label: str = "",
     steps_per_chunk: int = STEPS_PER_CHUNK,
@@ -73,7 +74,8 @@ def fit(
         checkpoint: File for the progress; a fit with the same panel and spec resumes from it. The caller removes it.
         loggers: They get `train/loss` and the validation scores of each epoch.
         callbacks: Further Lightning callbacks. A batch they see holds those of several optimiser steps.
-        accelerator: "auto" uses a GPU where there is one.
+        accelerator: "auto" uses a GPU where there is one; or another name that Lightning's Trainer accepts.
+        devices: One device, as Lightning's Trainer accepts it: "1", or "2," for the one with the index 2.
         progress: Its current phase receives the optimiser steps, of which there are `spec.training.steps` at most.
         label: The beginning of the text beside these steps.
         steps_per_chunk: The most optimiser steps between two callback calls of Lightning. It changes no weight.
@@ -111,7 +113,7 @@ def fit(
         with quiet_lightning():
             trainer = pl.Trainer(
                 accelerator=accelerator,
-                devices=1,
+                devices=_parse_devices(devices),
                 max_epochs=data.num_epochs,
                 reload_dataloaders_every_n_epochs=1,
                 num_sanity_val_steps=0,
@@ -155,6 +157,37 @@ def fit(
     )
 
 
+def validate_device(*, accelerator: str, devices: str) -> None:
+    """Raises InputError unless this machine has the accelerator and `devices` selects one device of it."""
+    try:
+        with quiet_lightning():
+            trainer = pl.Trainer(
+                accelerator=accelerator,
+                devices=_parse_devices(devices),
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"Expected an accelerator of this machine and one of its devices; found accelerator {accelerator!r} with devices "
+            f"{devices!r} ({' '.join(str(error).split()).rstrip('.')}). Use --accelerator auto, which takes a GPU if there is "
+            "one that this PyTorch supports.",
+            where="accelerator",
+        ) from error
+    if trainer.num_devices != 1:
+        raise InputError(
+            f"Expected one device, because a training uses one; found {trainer.num_devices} for devices {devices!r}. Name a "
+            "device by its index and a comma (--devices 0,), and start several trainings to use several devices.",
+            where="devices",
+        )
+
+
+def _parse_devices(devices: str) -> int | str:
+    return int(devices) if devices.isdecimal() else devices
+
+
 def _member_seeds(spec: Spec) -> list[int]:
     """Returns the weight seed of each member; the first is that of a single network."""
     seed = spec.training.seed
@@ -169,6 +202,7 @@ def refit(
     checkpoint: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
+    devices: str = "1",
     progress: Progress = NO_PROGRESS,
 ) -> FittedModel:
     """Trains again on the whole panel, for the number of steps that was best on the data `fit` held out.
@@ -184,6 +218,7 @@ def refit(
         checkpoint=checkpoint,
         callbacks=callbacks,
         accelerator=accelerator,
+        devices=devices,
         progress=progress,
     )
     first_model = first_fit.model

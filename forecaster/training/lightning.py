@@ -152,8 +152,9 @@ _import_lightning()
 
 import pytorch_lightning as pl  # noqa: E402
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO  # noqa: E402
+from lightning_fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning_fabric.utilities.warnings import PossibleUserWarning  # noqa: E402
 from pytorch_lightning.callbacks import Checkpoint  # noqa: E402
 from pytorch_lightning.loggers import Logger  # noqa: E402
 
-__all__ = ["Checkpoint", "Logger", "TorchCheckpointIO", "pl", "quiet_lightning"]
+__all__ = ["Checkpoint", "Logger", "MisconfigurationException", "TorchCheckpointIO", "pl", "quiet_lightning"]

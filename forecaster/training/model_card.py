@@ -45,6 +45,7 @@ def render_model_card(model: FittedModel) -> str:
                 for name, scores in facts["backtest"].items()
             ),
             "",
+            *([f"{facts['scale_note']}.", ""] if facts.get("scale_note") else []),
             f"At least as good as seasonal naive up to step {facts['reliable_horizon']}.",
         ]
     else:

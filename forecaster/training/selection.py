@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from forecaster.data.split import hold_out
-from forecaster.errors import NonFiniteLoss
+from forecaster.errors import HistoryTooShort, NonFiniteLoss
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
@@ -39,6 +40,7 @@ def select_spec(
     columns: Mapping[str, Sequence[str]] | None = None,
     test_windows: int = 1,
     accelerator: str = "auto",
+    devices: str = "1",
     checkpoint_folder: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> SpecSelection:
@@ -52,20 +54,41 @@ def select_spec(
         season: Steps of a season; by default that of the panel's frequency.
         columns: The fields `covariates`, `static` and `channels` of all variants; by default there are none.
         test_windows: Rolling origins at the end, which do not affect the choice.
-        accelerator: As for `fit`.
+        accelerator, devices: As for `fit`.
         checkpoint_folder: As for `select_on_validation`.
         progress: Receives a phase for each variant, and the choice.
     """
-    history = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
-    specs = [
-        Spec.parse(spec.model_dump() | dict(columns), where=name) if columns else spec
-        for spec in build_candidate_specs(history, horizon=horizon, name=name, preset=preset, season=season)
-    ]
-    for spec in specs:  # an error about short series describes the whole data, not the remaining history
-        hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
+
+    def build(horizon: int, test_windows: int) -> tuple[Panel, list[Spec]]:
+        return _build_candidates(
+            panel,
+            name=name,
+            horizon=horizon,
+            preset=preset,
+            season=season,
+            columns=columns or {},
+            test_windows=test_windows,
+        )
+
+    try:
+        history, specs = build(horizon, test_windows)
+    except HistoryTooShort as error:
+        longest, longest_untested = (
+            _find_longest_horizon(partial(build, test_windows=windows), limit=max(map(len, panel.series)))
+            for windows in (test_windows, 0)
+        )
+        untested = f", or {longest_untested} without test windows" if longest_untested > longest else ""
+        raise HistoryTooShort(
+            f"{error.message} The longest horizon that these data allow is {longest}{untested}.", where=error.where
+        ) from error
 
     selection = select_on_validation(
-        history, specs, accelerator=accelerator, checkpoint_folder=checkpoint_folder, progress=progress
+        history,
+        specs,
+        accelerator=accelerator,
+        devices=devices,
+        checkpoint_folder=checkpoint_folder,
+        progress=progress,
     )
     # The errors are empty if there is only one candidate.
     candidates = tuple(
@@ -82,6 +105,40 @@ def select_spec(
 def describe_variant(spec: Spec) -> str:
     """Describes what the variants of a preset differ in."""
     return f"{spec.scaling}{' of log' * (spec.transform == 'log')}, base {spec.base}"
+
+
+def _build_candidates(
+    panel: Panel,
+    *,
+    name: str,
+    horizon: int,
+    preset: str | None,
+    season: int | None,
+    columns: Mapping[str, Sequence[str]],
+    test_windows: int,
+) -> tuple[Panel, list[Spec]]:
+    """Returns the data before the test and the candidates for them; raises HistoryTooShort."""
+    history = hold_out(panel, test_windows * horizon, min_history=2).history if test_windows else panel
+    specs = [
+        Spec.parse(spec.model_dump() | dict(columns), where=name) if columns else spec
+        for spec in build_candidate_specs(history, horizon=horizon, name=name, preset=preset, season=season)
+    ]
+    for spec in specs:  # an error about short series describes the whole data, not the remaining history
+        hold_out(panel, test_windows * horizon + spec.validation_steps, min_history=spec.min_steps + 1)
+    return history, specs
+
+
+def _find_longest_horizon(build: Callable[[int], object], *, limit: int) -> int:
+    """Returns the longest horizon below the limit for which candidates can be built, by bisection; 0 if there is none."""
+    longest = 0
+    while limit - longest > 1:
+        middle = (longest + limit) // 2
+        try:
+            build(middle)
+            longest = middle
+        except HistoryTooShort:
+            limit = middle
+    return longest
 
 
 class CandidateSelection(NamedTuple):
@@ -101,6 +158,7 @@ def select_on_validation(
     candidates: Sequence[Spec],
     *,
     accelerator: str = "auto",
+    devices: str = "1",
     checkpoint_folder: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> CandidateSelection:
@@ -111,7 +169,7 @@ def select_on_validation(
     Args:
         panel: The data that the selected specification will be fitted on too.
         candidates: Of one horizon and with validation windows.
-        accelerator: As for `fit`.
+        accelerator, devices: As for `fit`.
         checkpoint_folder: Folder for one checkpoint per candidate. An interrupted selection resumes from these: it repeats
             neither a finished candidate nor a finished epoch. The caller removes the folder.
         progress: Receives a phase for each candidate.
@@ -128,7 +186,13 @@ def select_on_validation(
         with progress.phase(f"variant {number} of {len(candidates)}", spec.training.steps):
             try:
                 fitted = fit(
-                    panel, single_member, checkpoint=checkpoint, accelerator=accelerator, progress=progress, label=label
+                    panel,
+                    single_member,
+                    checkpoint=checkpoint,
+                    accelerator=accelerator,
+                    devices=devices,
+                    progress=progress,
+                    label=label,
                 )
             except NonFiniteLoss:
                 errors.append(float("inf"))

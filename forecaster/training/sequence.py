@@ -69,6 +69,7 @@ def train_model(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
+    devices: str = "1",
     progress: Progress = NO_PROGRESS,
 ) -> TrainedModel:
     """Fits a model on all but the last test windows, calibrates it, and backtests it on these windows.
@@ -82,7 +83,7 @@ def train_model(
         reference_forecasters: Additional forecasters to backtest at the same cutoffs.
         facts: Further facts of the model, such as the name of the data.
         checkpoint_folder: The folder of the checkpoints, from which an interrupted training resumes; None writes none.
-        loggers, callbacks, accelerator: As for `fit`.
+        loggers, callbacks, accelerator, devices: As for `fit`.
         progress: Receives the phases: fit, calibration, refit, test.
     """
     if training_panel is None:
@@ -97,6 +98,7 @@ def train_model(
             loggers=loggers,
             callbacks=callbacks,
             accelerator=accelerator,
+            devices=devices,
             progress=progress,
         )
         progress.update(fitted.steps, _describe_fit(fitted))
@@ -110,6 +112,7 @@ def train_model(
                 checkpoint=None if checkpoint_folder is None else checkpoint_folder / "whole.ckpt",
                 callbacks=callbacks,
                 accelerator=accelerator,
+                devices=devices,
                 progress=progress,
             )
             progress.update(fitted.best_steps, f"all data, {fitted.best_steps} steps")
@@ -202,6 +205,7 @@ def _build_facts(
         "validation": fitted.scores,
         "test_windows": 0 if result is None else result.actual.shape[1],
         "backtest": {} if result is None else {name: replace_nonfinite(result.scores(name)) for name in names},
+        "scale_note": None if result is None else result.scale_note,
         "reliable_horizon": None if result is None else compute_reliable_horizon(result),
         "inputs": build_training_profile(
             training_panel.series, context=fitted.model.spec.context, season=fitted.model.season

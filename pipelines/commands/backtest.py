@@ -39,9 +39,9 @@ class BacktestOptions:
     "Rolling origins per series; the last one lies a horizon before the end of the data."
     stride: int | None = None
     "Steps between the origins; by default one horizon."
-    rival: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    rival: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     "Another bundle folder or registered model (NAME@champion) to compare with the model; may be repeated."
-    baselines: Annotated[tuple[BaselineName, ...], Parameter(negative="")] = ()
+    baselines: Annotated[tuple[BaselineName, ...], Parameter(negative="", show_default=False)] = ()
     """A statistical baseline, fitted to every history; may be repeated. Time for one history of 70 months: milliseconds for
     naive2 (of the M4 competition) and dynamic_optimized_theta, 0.1 s for auto_ets, 0.5 s for auto_arima. For 700 hours,
     auto_ets takes 1 s; auto_arima takes minutes if the season is long (weeks of a year). All but naive2 need the extra
@@ -50,7 +50,7 @@ class BacktestOptions:
     "Processes that fit baselines in parallel."
     by: str | None = None
     "A column of a static feature; the groups of its values are scored too (in --scores)."
-    levels: Annotated[tuple[float, ...], Parameter(negative="")] = ()
+    levels: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = ()
     "The level of a calibrated quantile to write with the forecasts (in --out); may be repeated."
     out: Path | None = None
     "File for all forecasts and actuals (CSV or Parquet)."
@@ -58,7 +58,7 @@ class BacktestOptions:
     "File for all scores, overall, by step ahead and by group: forecaster, metric, group, step, value."
     plot: Path | None = None
     "A file (x.png) for the error by step ahead, or a folder (plots/) for that, calibration, best and worst series."
-    track: Annotated[bool, Parameter(negative="")] = False
+    track: Annotated[bool, Parameter(negative="", show_default=False)] = False
     "Record scores, tables and plots as an MLflow run."
 
     def validate(self) -> None:
@@ -110,7 +110,7 @@ def backtest(
     )
     for message in report.messages:
         warn(message)
-    print_backtest_scores(report.overall_scores, report.comparisons, report.dash_reasons)
+    print_backtest_scores(report.overall_scores, report.comparisons, report.dash_reasons, report.result.scale_note)
     write_table(options.out, lambda: report.result.to_frame(levels=sorted(set(options.levels))))
     write_table(options.scores, lambda: report.scores)
     if options.plot is not None:

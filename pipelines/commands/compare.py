@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from pipelines.commands.console import warn
+from pipelines.commands.console import format_table, get_table_width, warn
 from pipelines.commands.options import RootOptions, is_plot_folder, validate_output_paths, validate_plot_path
 
 _ROOT_OPTIONS = RootOptions()
@@ -19,7 +20,7 @@ def compare(
     json: Path | None = None,
     plot: Path | None = None,
     series: str | None = None,
-    different_data: Annotated[bool, Parameter(negative="")] = False,
+    different_data: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Compares runs with the first of them: headline metrics, a paired test on raw errors, differences of specification.
@@ -50,7 +51,7 @@ def compare(
     comparison = compare_runs([load_run(reference, root) for reference in runs], allow_different_data=different_data)
     for message in comparison.messages:
         warn(message)
-    for line in report.render_comparison_lines(comparison):
+    for line in report.render_comparison_lines(comparison, format_table=partial(format_table, width=get_table_width())):
         print(line)
     if json is not None:
         json.write_text(report.render_comparison_json(comparison))

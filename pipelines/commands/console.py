@@ -6,6 +6,7 @@ import gzip
 import logging
 import math
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -77,17 +78,46 @@ def _read_umask() -> int:
     return umask
 
 
-def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints the scores, one row per forecaster."""
+def format_table(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, width: int | None) -> list[str]:
+    """Formats a table with right-aligned columns; columns that do not fit the width continue below, with the names repeated.
+
+    Args:
+        headings: Headings of the columns.
+        rows: The name of each row, and its cells.
+        width: Characters of a line; None for no limit.
+    """
+    name_width = max((len(name) for name, _ in rows), default=0)
+    columns = [[heading, *(cells[index] for _, cells in rows)] for index, heading in enumerate(headings)]
+    widths = [max(map(len, column)) + 2 for column in columns]
+    blocks: list[list[int]] = [[]]
+    for index, column_width in enumerate(widths):
+        used = name_width + sum(widths[other] for other in blocks[-1])
+        if width is not None and blocks[-1] and used + column_width > width:
+            blocks.append([])
+        blocks[-1].append(index)
+    lines = []
+    for number, block in enumerate(blocks):
+        lines += [""] * (number > 0)
+        for row, name in enumerate(["", *(name for name, _ in rows)]):
+            cells = "".join(f"{columns[index][row]:>{widths[index]}}" for index in block)
+            lines.append(f"{name:{name_width}}{cells}".rstrip())
+    return lines
+
+
+def get_table_width() -> int | None:
+    """Returns the width of the terminal; None if the output goes to a file or another program, which get whole lines."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_scores(scores: Mapping[str, Mapping[str, float]], scale_note: str | None = None) -> None:
+    """Prints the scores, one row per forecaster, and a note on their scale."""
     if not scores:
         return
-    names = list(next(iter(scores.values())))
-    print(f"{'':16}" + "".join(f"{name.upper() if name != 'smape' else 'sMAPE':>10}" for name in names))
-    for forecaster, values in scores.items():
-        print(
-            f"{forecaster:16}"
-            + "".join(f"{'-' if value is None else format(value, '.4g'):>10}" for value in values.values())
-        )
+    headings = [_SCORE_COLUMNS.get(name, name.upper()) for name in next(iter(scores.values()))]
+    rows = [(name, [_format_value(value, ".4g") for value in values.values()]) for name, values in scores.items()]
+    print("\n".join(format_table(headings, rows, width=get_table_width())))
+    if scale_note is not None:
+        print(scale_note)
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -114,28 +144,33 @@ def print_backtest_scores(
     scores: Mapping[str, Mapping[str, float]],
     comparisons: Mapping[str, SignificanceResult],
     dash_reasons: Sequence[str] = (),
+    scale_note: str | None = None,
 ) -> None:
     """Prints the scores, one row per forecaster, how the errors of the others differ from the first one's, and every dash."""
-    width = max(map(len, scores)) + 2
     columns = {
         metric: heading
         for metric, heading in _SCORE_COLUMNS.items()
         if any(metric in values for values in scores.values())
     }
-    print(f"{'':{width}}" + "".join(f"{heading:>9}" for heading in [*columns.values(), "+MASE", "p"]))
+    rows = []
     for name, values in scores.items():
         row = [_format_value(values.get(metric), ".4g") for metric in columns]
         if name in comparisons:
             comparison = comparisons[name]
             p_value = "<0.001" if comparison.p < 0.001 else _format_value(comparison.p, ".3f")
             row += [_format_value(comparison.difference, "+.4g"), p_value]
-        print(f"{name:{width}}" + "".join(f"{text:>9}" for text in row))
+        else:
+            row += ["", ""]  # the model itself
+        rows.append((name, row))
+    print("\n".join(format_table([*columns.values(), "+MASE", "p"], rows, width=get_table_width())))
     tests = sorted({comparison.test for comparison in comparisons.values()})
     if tests:
         model_name = next(iter(scores))
         print(
             f"+MASE: difference from the MASE of {model_name} on the same windows; p of no difference: {', '.join(tests)}"
         )
+    if scale_note is not None:
+        print(scale_note)
     for reason in dash_reasons:
         print(f"-: {reason}")
 

@@ -19,9 +19,9 @@ _DATA_OPTIONS = DataOptions()
 def check(
     data: str | None = None,
     *,
-    covariate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    static: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    channel: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    covariate: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    static: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    channel: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     data_options: DataOptions = _DATA_OPTIONS,
 ) -> None:
     """Validates data as train does, and prints a summary. Exits with 0 if the data can be used, with 2 if not.

@@ -60,9 +60,9 @@ class DiagnosticContext(NamedTuple):
 
 def doctor(
     *,
-    deep: Annotated[bool, Parameter(negative="")] = False,
-    move_root: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    deep: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    move_root: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Checks this machine and the stores of a root; exits with 1 if something needs to be fixed.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError, InputError
 from pipelines.commands.console import name_options, warn, write_table
@@ -39,7 +41,7 @@ def forecast(
     *,
     url: str | None = None,
     horizon: int | None = None,
-    levels: tuple[float, ...] = (),
+    levels: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = (),
     out: Path | None = None,
     plot: Path | None = None,
     data_options: DataOptions = _DATA_OPTIONS,

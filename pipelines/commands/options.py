@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.sources import DataSource
 
 BlendOption = Annotated[
-    tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="")
+    tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="", show_default=False)
 ]  # the models that a specification allows
 _MAX_STEPS = 100_000  # the limit of a specification
 _TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
@@ -83,7 +83,7 @@ class DataOptions:
     "A query to run instead of reading DATA; the database URL is read from FORECASTER_SQL_URL. The connection is read-only."
     cutoff: str | None = None
     "The last timestamp to use (2026-01-31; a date means its midnight). Later rows are ignored; late arrivals before it are used."
-    drop_partial: Annotated[bool, Parameter(negative="")] = False
+    drop_partial: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Treat the values of incomplete last periods as missing: a year with four months, today's half-day. They are found by a
     fall of many series at once, and by the clock; without this option they are reported and used."""
 
@@ -124,6 +124,24 @@ def resolve_ledger_url(url: str | None) -> str | None:
             where="url",
         )
     return url
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where a network is trained."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    "Hardware of the training: auto takes a GPU if there is one. A small network is often faster on the CPU."
+    devices: str = "1"
+    "One device of the accelerator: 1 for any, or its index and a comma (2,)."
+
+    def validate(self) -> None:
+        """Raises InputError if this machine has no such device, before any data are read."""
+        from forecaster.training.fit import validate_device
+
+        if self != DeviceOptions():
+            validate_device(accelerator=self.accelerator, devices=self.devices)
 
 
 @Parameter(name="*")
@@ -180,6 +198,7 @@ class SpecOptions:
         *,
         seed: int | None = None,
         test_windows: int,
+        device_options: DeviceOptions,
         progress: Progress,
     ) -> Iterator[SpecSelection]:
         """Provides the specification that `read_spec` found, else the best for the panel, with its candidates.
@@ -205,6 +224,8 @@ class SpecOptions:
                     horizon=self.horizon,
                     preset=self.preset,
                     test_windows=test_windows,
+                    accelerator=device_options.accelerator,
+                    devices=device_options.devices,
                     checkpoint_folder=folder,
                     progress=progress,
                 )

@@ -30,7 +30,7 @@ def serve(
     port: Annotated[int | None, Parameter(env_var="FORECASTER_SERVING_PORT")] = None,
     keys: Annotated[Path | None, Parameter(env_var="FORECASTER_SERVING_KEYS_FILE")] = None,
     root_path: Annotated[str | None, Parameter(env_var="FORECASTER_SERVING_ROOT_PATH")] = None,
-    wait: Annotated[bool, Parameter(negative="")] = False,
+    wait: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Serves the champion of a registered model over HTTP, and switches to a new champion when one is promoted.

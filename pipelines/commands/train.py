@@ -12,7 +12,14 @@ from cyclopts import Parameter
 
 from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
 from pipelines.commands.console import name_options, print_scores, print_verdict, warn, warn_about_partial_periods
-from pipelines.commands.options import DataOptions, RootOptions, SpecOptions, resolve_bundle, validate_counts
+from pipelines.commands.options import (
+    DataOptions,
+    DeviceOptions,
+    RootOptions,
+    SpecOptions,
+    resolve_bundle,
+    validate_counts,
+)
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
 
 if TYPE_CHECKING:
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.settings import Root
 
 _ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
-_SPEC_OPTIONS, _SCHEDULE_OPTIONS = SpecOptions(), ScheduleOptions()
+_SPEC_OPTIONS, _SCHEDULE_OPTIONS, _DEVICE_OPTIONS = SpecOptions(), ScheduleOptions(), DeviceOptions()
 
 
 def train(
@@ -30,6 +37,7 @@ def train(
     start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
+    device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -58,17 +66,27 @@ def train(
     source = data_options.to_data_source(data)
     initial = None if start_from is None else artifact.load_bundle(resolve_bundle(start_from, root_options))
     root = root_options.open_root()
-    options = training.TrainOptions(test_windows=test_windows)
+    options = training.TrainOptions(
+        test_windows=test_windows, accelerator=device_options.accelerator, devices=device_options.devices
+    )
+    device_options.validate()
     spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
     now = datetime.now(UTC)
     panel = read_panel(source.for_spec(spec), now=now, progress=progress)
     warn_about_partial_periods(panel, now=now)
     with spec_options.select_spec(
-        spec, panel, source, root, seed=seed, test_windows=test_windows, progress=progress
+        spec,
+        panel,
+        source,
+        root,
+        seed=seed,
+        test_windows=test_windows,
+        device_options=device_options,
+        progress=progress,
     ) as selection:
         options = replace(options, candidates=selection.candidates)
         result = training.train(source, selection.spec, root, options, panel=panel, initial=initial, progress=progress)
-    print_scores(result.scores)
+    print_scores(result.scores, None if result.backtest is None else result.backtest.scale_note)
     print(f"bundle  {result.bundle}\nrun     {result.run_id}\ndigest  {result.digest}")
     if result.advice is not None:
         warn(name_options(result.advice))
@@ -83,10 +101,11 @@ def retrain(
     test_windows: int = 1,
     policy: Path | None = None,
     trigger: str = "cli",
-    again: Annotated[bool, Parameter(negative="")] = False,
-    if_needed: Annotated[bool, Parameter(negative="")] = False,
+    again: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    if_needed: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     min_new: int | None = None,
     schedule_options: ScheduleOptions = _SCHEDULE_OPTIONS,
+    device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -131,6 +150,8 @@ def retrain(
         warm_start=warm,
         policy=read_policy(policy),
         force_retrain=again,
+        accelerator=device_options.accelerator,
+        devices=device_options.devices,
     )
     spec = spec_options.read_spec(seed=seed)
     name = derive_model_name(source.name) if spec is None else spec.name
@@ -138,6 +159,7 @@ def retrain(
         arguments["trigger"] = "schedule" if trigger == "cli" else trigger
         schedule_command(name, "retrain", arguments, schedule_options, root_options)
         return
+    device_options.validate()  # a scheduled job may run on another machine
     root, progress = root_options.open_root(), create_display()
     now = datetime.now(UTC)
     panel = read_panel(source.for_spec(spec), now=now, progress=progress)
@@ -147,12 +169,21 @@ def retrain(
     ):
         return
     with spec_options.select_spec(
-        spec, panel, source, root, seed=seed, test_windows=test_windows, progress=progress
+        spec,
+        panel,
+        source,
+        root,
+        seed=seed,
+        test_windows=test_windows,
+        device_options=device_options,
+        progress=progress,
     ) as selection:
         options = replace(options, candidates=selection.candidates)
         result = retraining.retrain(source, selection.spec, root, options, panel=panel, progress=progress)
     print(f"key     {result.key}{' (done before; this is the recorded verdict)' if result.already_done else ''}")
-    print_scores(result.training.scores)
+    print_scores(
+        result.training.scores, None if result.training.backtest is None else result.training.backtest.scale_note
+    )
     print_verdict(result.verdict)
     print(f"report  {result.report_path}")
     version = f"{result.version.name} version {result.version.number}"

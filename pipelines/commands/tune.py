@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.commands.console import print_tuning_result
-from pipelines.commands.options import DataOptions, RootOptions, SpecOptions, validate_output_paths
+from pipelines.commands.options import DataOptions, DeviceOptions, RootOptions, SpecOptions, validate_output_paths
 
 if TYPE_CHECKING:
     from forecaster.spec import Spec
 
-_ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
+_ROOT_OPTIONS, _DATA_OPTIONS, _DEVICE_OPTIONS = RootOptions(), DataOptions(), DeviceOptions()
 
 
 def tune(
@@ -28,6 +28,7 @@ def tune(
     valid_windows: int = 2,
     test_windows: int = 1,
     out: Path = Path("best.yaml"),
+    device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -65,11 +66,12 @@ def tune(
     spec_options = SpecOptions(config, horizon)
     center = spec_options.read_spec()
     checked = _set_valid_windows(center or Spec(name="placeholder", context=1, horizon=horizon or 1), valid_windows)
+    device_options.validate()
     validate_search(checked, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
     root, progress = root_options.open_root(), create_display()
     panel = read_panel(source.for_spec(center), now=datetime.now(UTC), progress=progress)
     with spec_options.select_spec(
-        center, panel, source, root, test_windows=test_windows, progress=progress
+        center, panel, source, root, test_windows=test_windows, device_options=device_options, progress=progress
     ) as selection:
         spec = _set_valid_windows(selection.spec, valid_windows)
         result = run_search(
@@ -82,6 +84,8 @@ def tune(
             timeout=timeout,
             seed=seed,
             test_windows=test_windows,
+            accelerator=device_options.accelerator,
+            devices=device_options.devices,
             progress=progress,
         )
     print_tuning_result(result)

@@ -52,6 +52,7 @@ class TrainOptions:
         test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
         trigger: What started the training, for the run's tags.
         candidates: The specifications among which this one was chosen, for the run.
+        accelerator, devices: As for `forecaster.training.fit.fit`.
 
     Raises InputError if the number of test windows is negative.
     """
@@ -59,6 +60,8 @@ class TrainOptions:
     test_windows: int = 1
     trigger: str = "cli"
     candidates: Sequence[CandidateScore] = ()
+    accelerator: str = "auto"
+    devices: str = "1"
 
     def __post_init__(self) -> None:
         if self.test_windows < 0:
@@ -149,6 +152,8 @@ def train(
                 facts={"run_id": run.id, "data": data.name, **key_fact},
                 checkpoint_folder=folder,
                 loggers=[run.logger],
+                accelerator=options.accelerator,
+                devices=options.devices,
                 progress=progress,
             )
             model, result, result_with_quantiles = trained.model, trained.backtest, None

@@ -82,6 +82,8 @@ class _SearchContext(NamedTuple):
     study: Study
     parent_run: TrackedRun
     n_trials: int
+    accelerator: str
+    devices: str
     progress: Progress
 
 
@@ -96,6 +98,8 @@ def tune(
     timeout: float | None = None,
     seed: int = 0,
     test_windows: int = 1,
+    accelerator: str = "auto",
+    devices: str = "1",
     progress: Progress = NO_PROGRESS,
 ) -> TuningResult:
     """Fits one specification per trial, the given one first, and keeps that with the best rollout on the validation windows.
@@ -113,6 +117,7 @@ def tune(
         timeout: Seconds after which no further trial is started; None for no limit.
         seed: Seed of the search. Every network is trained with the seed of the specification.
         test_windows: Number of windows of one horizon at the end of every series that the search does not use.
+        accelerator, devices: As for `forecaster.training.fit.fit`.
         progress: Receives a phase for each trial.
     """
     validate_search(spec, n_trials=n_trials, timeout=timeout, seed=seed, test_windows=test_windows)
@@ -140,7 +145,19 @@ def tune(
             run_id=_find_unfinished_run(study, root),
         ) as parent_run:
             study.run = {"id": parent_run.id, "store": root.store_uri}
-            search = _SearchContext(search_panel, spec, space, dataset, root, study, parent_run, n_trials, progress)
+            search = _SearchContext(
+                search_panel,
+                spec,
+                space,
+                dataset,
+                root,
+                study,
+                parent_run,
+                n_trials,
+                accelerator,
+                devices,
+                progress,
+            )
             while _count_trained(study) < n_trials:
                 with _explain_interrupt(study, n_trials=n_trials):
                     _run_trial(search)
@@ -277,7 +294,15 @@ def _fit_trial(
         tags={"trial": str(trial_number)},
     ) as run:
         search.study.start_trial(trial, trial_number=trial_number, run_id=run.id)
-        fitted = fit(search.panel, spec, loggers=[run.logger], callbacks=[pruning_callback], progress=search.progress)
+        fitted = fit(
+            search.panel,
+            spec,
+            loggers=[run.logger],
+            callbacks=[pruning_callback],
+            accelerator=search.accelerator,
+            devices=search.devices,
+            progress=search.progress,
+        )
         seconds = time.monotonic() - started
         run.log_headline_metrics(
             {"train/seconds": seconds, "train/windows_per_s": fitted.steps * spec.training.batch / seconds}

@@ -106,7 +106,7 @@ ROUTES = (
             BodyFormat(ndjson.MEDIA_TYPE, description=_NDJSON_RESPONSE_DESCRIPTION),
             BodyFormat(arrow.MEDIA_TYPE, description=_ARROW_RESPONSE_DESCRIPTION),
         ),
-        (409, 422, 429, 503, 504),
+        (409, 422, 429, 501, 503, 504),
         _FORECAST_DESCRIPTION + _STATE_DESCRIPTION,
     ),
     RouteSpec(
@@ -115,7 +115,7 @@ ROUTES = (
         "Forecast one series under several futures of its covariates",
         (BodyFormat(JSON_MEDIA_TYPE, (scenarios.ScenariosRequest,)),),
         (BodyFormat(JSON_MEDIA_TYPE, (scenarios.ScenariosResponse,)),),
-        (409, 422, 429, 503, 504),
+        (409, 422, 429, 501, 503, 504),
         _SCENARIOS_DESCRIPTION,
     ),
     RouteSpec(
@@ -124,7 +124,7 @@ ROUTES = (
         "Forecast with the request formats of SageMaker's DeepAR and MLflow's scoring server",
         (BodyFormat(JSON_MEDIA_TYPE, (invocations.DeepArRequest, invocations.ScoringRequest)),),
         (BodyFormat(JSON_MEDIA_TYPE, (invocations.DeepArResponse, invocations.ScoringResponse)),),
-        (422, 429, 503, 504),
+        (422, 429, 501, 503, 504),
         "If a series is rejected, the response is the error of the first one, with status 422, because these formats have no "
         "errors of single series.",
     ),
@@ -145,7 +145,7 @@ ROUTES = (
         "Explain a forecast: memory, gates and attributions of the network",
         (BodyFormat(JSON_MEDIA_TYPE, (explain.ExplainRequest,)),),
         (BodyFormat(JSON_MEDIA_TYPE, (explain.ExplainResponse,)),),
-        (422, 429, 503, 504),
+        (422, 429, 501, 503, 504),
     ),
     RouteSpec(
         "post",

@@ -13,6 +13,8 @@ from forecaster.api import DataWarning
 from forecaster.progress import Progress
 from tests.forecaster.api.conftest import HORIZON, STEPS, make_fields, make_frame
 
+pytestmark = pytest.mark.filterwarnings("ignore:On the test windows:forecaster.api.ForecastWarning")
+
 
 class FitCounter(Progress):
     """Counts the fits and the phases that were announced."""

@@ -34,6 +34,8 @@ from forecaster.training import presets, selection
 from forecaster.training.sequence import train_model
 from tests.forecaster.api.conftest import HORIZON, STEPS, make_fields, make_frame
 
+pytestmark = pytest.mark.filterwarnings("ignore:On the test windows:forecaster.api.ForecastWarning")
+
 
 def test_the_columns_of_a_forecast_have_the_names_of_nixtla(model: Forecaster) -> None:
     table = model.predict(level=[80, 97.5], quantiles=0.5)
@@ -71,6 +73,11 @@ def test_a_fit_is_the_sequence_of_the_command_with_the_last_value_beside_it(
     assert report.loc["forecaster"].to_dict() == trained.model.facts["backtest"]["challenger"]
     errors = [np.abs(series.y[-HORIZON - 1] - series.y[-HORIZON:]).mean() for series in panel.series]
     assert report.loc["last_value", "mae"] == pytest.approx(np.mean(errors))
+
+
+def test_a_lost_test_is_a_warning_that_names_arguments(frame: pd.DataFrame) -> None:
+    with pytest.warns(ForecastWarning, match=r"seasonal naive is at least as good as this model.*`members`"):
+        Forecaster(spec=make_fields(), accelerator="cpu").fit(frame, progress=False)
 
 
 @pytest.mark.filterwarnings("ignore::forecaster.api.ForecastWarning")
@@ -242,6 +249,7 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
     "spec and preset": (lambda *_: Forecaster(spec=make_fields(), preset="classic"), BadSpec, "`spec` or `preset`"),
     "an invalid field": (lambda *_: Forecaster(spec=make_fields(horizon=-1)), BadSpec, "horizon"),
     "too many members": (lambda *_: Forecaster(12, members=1000), BadSpec, "members"),
+    "a name instead of a list": (lambda *_: Forecaster(12, covariates="price"), InputError, r"Write \['price'\]"),
     "an unknown preset": (lambda _, df: Forecaster(6, preset="annual").fit(df), BadSpec, "classic, yearly"),
     "negative test windows": (lambda _, df: Forecaster(6).fit(df, test_windows=-1), InputError, "`test_windows`"),
     "no fit": (lambda *_: Forecaster(6).predict(), InputError, r"fit\(df\)"),

@@ -17,6 +17,8 @@ from forecaster import Forecaster
 from forecaster.errors import MissingColumn
 from tests.forecaster.api.conftest import HORIZON, make_frame
 
+pytestmark = pytest.mark.filterwarnings("ignore:On the test windows:forecaster.api.ForecastWarning")
+
 
 def with_dtypes(**dtypes: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
     return lambda frame: frame.astype(dtypes)

@@ -19,7 +19,10 @@ from pipelines.promotion.promote import register_bundle
 from pipelines.settings import Root
 from tests.forecaster.api.conftest import make_fields
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:On the test windows:forecaster.api.ForecastWarning"),
+]
 
 
 def run_command(*arguments: object) -> None:

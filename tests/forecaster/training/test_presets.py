@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.errors import BadSpec
+from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.metrics import mae, seasonal_error
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel, Series
 from forecaster.training.fit import fit
 from forecaster.training.presets import Preset, build_candidate_specs, build_validation_fields
-from forecaster.training.selection import select_on_validation
+from forecaster.training.selection import _build_candidates, select_on_validation, select_spec
 from tests.factories import make_panel, make_spec, make_wave
 
 FREQUENCIES = {
@@ -115,6 +116,21 @@ def test_the_best_candidate_on_the_validation_windows_is_selected_without_later_
     ]
     assert selection.errors[1] == pytest.approx(float(np.mean(errors)), rel=1e-4)
     assert select_on_validation(panel, [bad], accelerator="cpu").spec == bad
+
+
+def test_a_horizon_that_the_data_do_not_allow_names_the_longest_that_they_do() -> None:
+    panel = make_panel(make_wave(40), freq="MS")
+    with pytest.raises(HistoryTooShort) as raised:
+        select_spec(panel, name="monthly", horizon=30)
+    found = re.search(
+        r"The longest horizon that these data allow is (\d+), or (\d+) without test windows", str(raised.value)
+    )
+    assert found is not None
+    longest, longest_untested = map(int, found.groups())
+    assert 1 < longest < longest_untested < 40
+    _build_candidates(panel, name="monthly", horizon=longest, preset=None, test_windows=1)
+    with pytest.raises(HistoryTooShort):
+        _build_candidates(panel, name="monthly", horizon=longest + 1, preset=None, test_windows=1)
 
 
 def test_a_diverging_candidate_is_not_selected() -> None:

@@ -174,7 +174,22 @@ def test_dashes_of_constant_series_are_explained(
     assert run_command("backtest", bundle, tmp_path / "constant.csv") == 0
     rows = capsys.readouterr().out.splitlines()
     assert [value == "-" for value in rows[1].split()[1:6]] == [True, True, False, False, True]
-    assert "-: MASE, RMSSE, OWA, +MASE, p: every series is constant, or not longer than a season" in "\n".join(rows)
+    assert "-: MASE, RMSSE, OWA, +MASE, p: every series is constant before the first cutoff" in "\n".join(rows)
+
+
+def test_histories_shorter_than_a_season_are_scored_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_fitted_model(make_spec(season=48, horizon=3))
+    artifact.save_bundle(replace(model, season=48), tmp_path / "daily", card="")
+    make_noise_frame(series=2, steps=40).to_csv(tmp_path / "short.csv", index=False)
+    assert run_command("backtest", tmp_path / "daily", tmp_path / "short.csv") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert "-" not in rows[1].split()[1:6]
+    assert (
+        "MASE, RMSSE: the errors of 2 of 2 series are divided by that of the last value, because their histories are not "
+        "longer than a season (48 steps)"
+    ) in rows
 
 
 def test_a_single_series_is_compared_by_origins(
