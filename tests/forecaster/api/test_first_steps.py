@@ -46,7 +46,7 @@ def test_the_first_steps_run_as_they_are_printed(library: str, tmp_path: Path, m
     assert count_lines(program) <= 12
     if library == "polars":
         pytest.importorskip("polars")
-        first, second = polars_lines.splitlines()
+        first, second = filter(None, polars_lines.splitlines())
         program = program.replace("import pandas as pd", first)
         program = re.sub(r"(?m)^df = .*$", second, program)
     monkeypatch.chdir(tmp_path)

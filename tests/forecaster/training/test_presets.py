@@ -128,9 +128,11 @@ def test_a_horizon_that_the_data_do_not_allow_names_the_longest_that_they_do() -
     assert found is not None
     longest, longest_untested = map(int, found.groups())
     assert 1 < longest < longest_untested < 40
-    _build_candidates(panel, name="monthly", horizon=longest, preset=None, test_windows=1)
+    _build_candidates(panel, name="monthly", horizon=longest, preset=None, season=None, columns={}, test_windows=1)
     with pytest.raises(HistoryTooShort):
-        _build_candidates(panel, name="monthly", horizon=longest + 1, preset=None, test_windows=1)
+        _build_candidates(
+            panel, name="monthly", horizon=longest + 1, preset=None, season=None, columns={}, test_windows=1
+        )
 
 
 def test_a_diverging_candidate_is_not_selected() -> None:
