@@ -17,7 +17,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests import without_packages
+# A thread of MLflow's telemetry, which its import starts, imports parts of MLflow while the test does.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from tests import without_packages  # noqa: E402
 
 if without_packages.is_torch_installed():
     import torch
