@@ -120,7 +120,8 @@ from pytorch_lightning.utilities.compile import OptimizedModule, from_compiled
 network = torch.nn.Linear(1, 1)
 compiled = torch.compile(network, backend="eager")
 assert isinstance(compiled, OptimizedModule) and not isinstance(network, OptimizedModule)
-assert sys.modules["torch._dynamo"].reset is torch._dynamo.reset and seen.get("compiler", torch._dynamo.reset) is torch._dynamo.reset
+assert sys.modules["torch._dynamo"].reset is torch._dynamo.reset
+assert seen.get("compiler", torch._dynamo.reset) is torch._dynamo.reset
 import torchmetrics
 from torchmetrics import *
 assert Accuracy is torchmetrics.classification.Accuracy and torchmetrics.functional.accuracy
@@ -138,7 +139,5 @@ else:
 
 @pytest.mark.integration
 def test_a_program_uses_compiler_and_metrics_after_the_import_and_in_a_thread_during_it() -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120, check=False
-    )
+    process = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120, check=False)
     assert process.returncode == 0, process.stderr[-2000:]
