@@ -1,8 +1,12 @@
 # Commands for a fresh clone; `make help` lists them.
 
-# The first Python on the PATH that is 3.11 or 3.12 and can be executed (a shim may exist for a version that is not installed).
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3 python,$(shell $(name) -c \
-	'import sys; sys.version_info[:2] in ((3, 11), (3, 12)) and print(sys.executable)' 2>/dev/null)))
+# The first supported Python on the PATH that can be executed (a shim may exist for a version that is not installed). The oldest
+# comes first: all tests run on 3.11, those that need no torch on 3.12 and 3.13 too, and 3.14 is only resolved (docs/install.md).
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3 python,$(shell $(name) -c \
+	'import sys; (3, 11) <= sys.version_info[:2] <= (3, 14) and print(sys.executable)' 2>/dev/null)))
+CHECK_PYTHON := import sys; (3, 11) <= sys.version_info[:2] <= (3, 14) or \
+	sys.exit("Expected Python 3.11 to 3.14; found %s, %s. Name another one: make PYTHON=/path/to/python" \
+	% (sys.executable, sys.version.split()[0]))
 HADOLINT ?= hadolint
 JOBS ?= 2
 
@@ -14,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint check test nightly demo lock format docker-lint clean
+.PHONY: help install lint check test nightly demo wheels try-wheels lock format docker-lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -22,8 +26,9 @@ help: ## list the commands
 
 install: $(INSTALLED) ## create .venv with all locked packages and this project (GPU=1: the GPU build of torch)
 
-$(INSTALLED): $(wildcard requirements/*.txt) requirements/install.py pyproject.toml $(wildcard forecaster/model/recurrence/csrc/*.[ch])
-	@test -n "$(PYTHON)" || { echo "Expected Python 3.11 or 3.12 on the PATH; found neither. Name one: make PYTHON=/path/to/python"; exit 2; }
+$(INSTALLED): $(wildcard requirements/*.txt) requirements/install.py pyproject.toml setup.py $(wildcard forecaster/model/recurrence/csrc/*.[ch])
+	@test -n "$(PYTHON)" || { echo "Expected Python 3.11 to 3.14 on the PATH; found none. Name one: make PYTHON=/path/to/python"; exit 2; }
+	@"$$(test -x $(BIN)/python && echo $(BIN)/python || echo "$(PYTHON)")" -c '$(CHECK_PYTHON)'
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python requirements/install.py lock.txt $(if $(GPU),--gpu)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
@@ -51,6 +56,12 @@ demo: install ## train, promote and serve a model on this machine
 format: install ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+wheels: ## build the pure wheel and the one with the kernel into dist/ (needs a C compiler and auditwheel)
+	"$(PYTHON)" requirements/build_wheels.py dist
+
+try-wheels: install ## install the wheels into new environments of every Python found, without torch, and test them there
+	$(BIN)/python requirements/try_wheels.py
 
 lock: ## update the lock files (needs uv)
 	"$(PYTHON)" requirements/lock.py

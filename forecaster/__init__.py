@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from forecaster.api import Forecaster
     from forecaster.bundle.artifact import load_predictor
     from forecaster.errors import ForecasterError, InputError
     from forecaster.prediction.fitted_model import FittedModel
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _MODULE_OF_NAME = {
     "Forecast": "series",
+    "Forecaster": "api",
     "FittedModel": "prediction.fitted_model",
     "ForecasterError": "errors",
     "InputError": "errors",
@@ -28,6 +30,7 @@ _MODULE_OF_NAME = {
 __all__ = [
     "FittedModel",
     "Forecast",
+    "Forecaster",
     "ForecasterError",
     "InputError",
     "Panel",

@@ -54,8 +54,15 @@ error responses carry as a field.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
+_MAX_COMPARED_LENGTH = 64  # of a misspelt name, because the time grows with the square of the length
 
 
 class ForecasterError(Exception):
@@ -72,6 +79,13 @@ class ForecasterError(Exception):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def rename_arguments(message: str, names: Mapping[str, str]) -> str:
+    """Returns a message with other names for the arguments that it has in backticks: options of a command, for example."""
+    for argument, name in names.items():
+        message = message.replace(f"`{argument}`=", f"{name} ").replace(f"`{argument}`", name)
+    return message
 
 
 class InputError(ForecasterError):
@@ -246,3 +260,56 @@ class LedgerError(ForecasterError): ...
 
 class RefusedByGate(ForecasterError):
     exit_code = 3
+
+
+def find_similar_name(name: str, names: Iterable[str]) -> str | None:
+    """Returns the existing name that is most similar to a misspelt one; None if there is none."""
+    by_lower_case = {existing.lower(): existing for existing in names}
+    matches = (
+        get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.7) if len(name) <= _MAX_COMPARED_LENGTH else []
+    )
+    return by_lower_case[matches[0]] if matches else None
+
+
+def suggest_name(name: str, names: Iterable[str]) -> str:
+    """Returns " Did you mean 'horizon'?" for a misspelt name; empty if there is no similar one."""
+    similar = find_similar_name(name, names)
+    return "" if similar is None else f" Did you mean {similar!r}?"
+
+
+def describe_field_error(detail: ErrorDetails, model: type[BaseModel], *, prefix: tuple[str | int, ...] = ()) -> str:
+    """Describes one error of a validation, with a suggestion for an unknown field.
+
+    Args:
+        detail: The error, as pydantic reports it.
+        model: The model that was validated, or one that contains it.
+        prefix: The location of the validated value in the model.
+    """
+    if detail["type"] != "extra_forbidden":
+        return detail["msg"]
+    location = (*prefix, *detail["loc"])
+    models: Sequence[type[BaseModel]] = [model]
+    for part in location[:-1]:  # indices of lists and tags of unions name no field
+        fields = [candidate.model_fields[part] for candidate in models if part in candidate.model_fields]
+        models = [nested for field in fields for nested in _find_models(field.annotation)] or models
+    name = str(location[-1])
+    similar = find_similar_name(name, [existing for candidate in models for existing in candidate.model_fields])
+    if similar is None:
+        similar = next((path for path in _list_nested_fields(model) if path.rpartition(".")[2] == name), None)
+    return "There is no such field" + ("" if similar is None else f" (did you mean {similar!r}?)")
+
+
+def _find_models(annotation: Any) -> list[type[BaseModel]]:
+    """Returns the models in an annotation, such as those of a union or of the items of a list."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _find_models(argument)]
+
+
+def _list_nested_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yields the fields of models within a model, such as `network.hidden`."""
+    for name, field in model.model_fields.items():
+        if prefix:
+            yield f"{prefix}{name}"
+        for nested in _find_models(field.annotation):
+            yield from _list_nested_fields(nested, f"{prefix}{name}.")

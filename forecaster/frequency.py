@@ -364,6 +364,54 @@ def compute_days_ahead(timestamp: Timestamp, freq: str, now: datetime) -> float 
     return max(0.0, (add_steps(wall_time, freq, -1) - present) / pd.Timedelta(days=1))  # type: ignore[operator]
 
 
+def find_period_end(timestamp: Timestamp, freq: str) -> pd.Timestamp | None:
+    """Returns when the period that a timestamp marks has ended; None for integers, which no clock knows.
+
+    A period is marked by its begin, and ends where the next one begins. These are marked by their last day: periods of the
+    frequencies that pandas names after their end (ME, QE, YE), and weeks that do not begin on a Monday. Working days end with
+    the day, business hours after their hours.
+    """
+    if isinstance(timestamp, int):
+        return None
+    return _cached_period_end(timestamp, timestamp.tz, timestamp.unit, freq)
+
+
+@lru_cache(maxsize=4096)
+def _cached_period_end(timestamp: pd.Timestamp, _zone: Any, _unit: str, freq: str) -> pd.Timestamp:
+    step = parse_frequency(freq)
+    if isinstance(step, pd.offsets.BusinessHour):
+        return timestamp + pd.Timedelta(hours=step.n)
+    is_week = isinstance(step, (pd.offsets.Day, pd.offsets.Week)) and freq.removesuffix("D").isdecimal()
+    is_marked_by_last_day = (
+        "End" in type(step).__name__
+        or isinstance(step, pd.offsets.BusinessDay)
+        or (is_week and int(freq[:-1]) % 7 == 0 and timestamp.day_of_week > 0)
+    )
+    if is_marked_by_last_day:
+        return timestamp.normalize() + pd.DateOffset(days=1)
+    end = add_steps(timestamp, freq, 1)
+    assert not isinstance(end, int)
+    return end
+
+
+def is_period_running(timestamp: Timestamp, freq: str, now: datetime) -> bool:
+    """Whether the period that a timestamp marks contains `now` (with a time zone).
+
+    A timestamp without a time zone is compared as if it were in UTC. False for integers, and for timestamps more than a step
+    after the present, which are wrong or planned.
+    """
+    end = find_period_end(timestamp, freq)
+    if end is None or isinstance(timestamp, int):
+        return False
+    return end > _to_present(now, has_zone=end.tz is not None) and compute_days_ahead(timestamp, freq, now) == 0
+
+
+@lru_cache(maxsize=4)
+def _to_present(now: datetime, *, has_zone: bool) -> pd.Timestamp:
+    present = pd.Timestamp(now)
+    return present if has_zone else present.tz_convert(UTC).tz_localize(None)
+
+
 @lru_cache(maxsize=4096)
 def _cached_add_steps(start: pd.Timestamp, _zone: Any, _unit: str, freq: str, steps: int) -> Timestamp:
     return _add_steps(start, freq, steps)

@@ -35,6 +35,14 @@ def seasonal_error(history: Float64[np.ndarray, "step"], *, season: int, power: 
     return scale if scale > 0 else float("nan")
 
 
+def scale_season(num_steps: int, *, season: int) -> int:
+    """Returns the season of the scale of MASE: that of the data, or 1 for a history that is not longer than a season.
+
+    With 1 the scale is the error of the last value. GluonTS does the same; M4 had no such series, and others give no score.
+    """
+    return season if num_steps > season else 1
+
+
 def mae(actual: HorizonArray, forecast: HorizonArray) -> Float64[np.ndarray, "*rows"]:
     """Mean absolute error of each row."""
     return nanmean(np.abs(actual - forecast), axis=-1)

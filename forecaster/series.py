@@ -127,11 +127,20 @@ class Forecast:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Series of one frequency, and messages about the repairs that were needed to make them regular."""
+    """Series of one frequency, and messages about the repairs that were needed to make them regular.
+
+    Attributes:
+        series: The series.
+        freq: Their frequency.
+        repairs: Messages about the repairs.
+        dropped_partial: Ids of the series whose last step is treated as missing because its period is incomplete; None if this
+            was not requested.
+    """
 
     series: Sequence[Series]
     freq: str
     repairs: Sequence[str] = ()
+    dropped_partial: Sequence[str] | None = None
 
     @property
     def cutoff(self) -> Timestamp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -15,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from forecaster.errors import BadSpec
+from forecaster.errors import BadSpec, describe_field_error
 
 CellKind = Literal["gru", "lstm", "elman"]
 Scaling = Literal["none", "mean_abs", "standard", "last", "level_season", "running"]
@@ -250,6 +251,11 @@ class Spec(_FrozenModel):
         return min(self.min_history or self.context, self.context)
 
     @property
+    def static_columns(self) -> tuple[str, ...]:
+        """The static columns that are read: the features, and the column of the groups."""
+        return self.static if self.group is None or self.group in self.static else (*self.static, self.group)
+
+    @property
     def validation_steps(self) -> int:
         """The number of steps at the end of every series that are held out for validation."""
         windows, stride = self.training.valid_windows, self.training.valid_stride or self.horizon
@@ -342,6 +348,23 @@ class Spec(_FrozenModel):
             exclude["training"] = {"origins": True}
         return self.model_dump_json(exclude=exclude)
 
+    def override(
+        self,
+        *,
+        horizon: int | None = None,
+        members: int | None = None,
+        blend: Sequence[str] = (),
+        seed: int | None = None,
+        where: str,
+    ) -> Self:
+        """Returns the specification with other values of the fields that are given; raises BadSpec."""
+        fields = self.model_dump()
+        fields["horizon"] = horizon or self.horizon
+        fields["members"] = members or self.members
+        fields["blend"] = list(blend or self.blend)
+        fields["training"]["seed"] = self.training.seed if seed is None else seed
+        return self.parse(fields, where=where)
+
     @classmethod
     def parse(cls, fields: Any, *, where: str) -> Self:
         """Validates plain data (from YAML or JSON); raises BadSpec with every validation error and its field."""
@@ -349,7 +372,8 @@ class Spec(_FrozenModel):
             return cls.model_validate(fields)
         except ValidationError as error:
             details = "; ".join(
-                f"{'.'.join(map(str, detail['loc'])) or 'spec'}: {detail['msg']}" for detail in error.errors()
+                f"{'.'.join(map(str, detail['loc'])) or 'spec'}: {describe_field_error(detail, cls)}"
+                for detail in error.errors()
             )
             raise BadSpec(f"{where} is not a valid model specification: {details}.", where=where) from error
 

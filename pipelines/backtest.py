@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,7 @@ from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_sc
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
 from forecaster.frequency import is_earlier
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.statistical.blend import format_blend_weights
 from forecaster.statistical.models import MAX_ETS_SEASON
@@ -31,9 +33,6 @@ from pipelines.tracking.run import RunDataset, open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-ProgressCallback = Callable[[str, int, int], None]
-"""Called with the name of a baseline, the number of finished histories, and the number of all histories."""
 
 _MAX_WARNINGS = 3  # warnings of one forecaster that are reported individually
 
@@ -83,7 +82,8 @@ def backtest(
     levels: Sequence[float] = (),
     group_by: str | None = None,
     n_jobs: int = 1,
-    progress: ProgressCallback | None = None,
+    progress: Progress = NO_PROGRESS,
+    now: datetime | None = None,
 ) -> BacktestReport:
     """Runs models and baselines at the same origins, and scores them.
 
@@ -97,7 +97,8 @@ def backtest(
         levels: Levels of the quantiles to keep, in addition to those that scores need.
         group_by: A static column; the groups of its values are scored too.
         n_jobs: Processes that fit baselines in parallel.
-        progress: Called after every history that a statistical baseline has forecast.
+        progress: Receives the phases: reading, backtest.
+        now: The present, for data whose incomplete last periods are dropped.
     """
     model_name, model = next((name, loaded.model) for name, loaded in bundles.items())
     _validate_levels(levels, model)
@@ -106,9 +107,11 @@ def backtest(
     }
     forecasters[SEASONAL_NAIVE] = seasonal_naive(model.season)
     for name in dict.fromkeys(baselines):
-        on_history = None if progress is None else partial(progress, name)
+        on_history = partial(_count_histories, progress, len(forecasters))
         forecasters[name] = statistical_baseline(name, season=model.season, jobs=n_jobs, progress=on_history)
-    panel = read_panel(_add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by))
+    panel = read_panel(
+        _add_required_columns(data, [loaded.model for loaded in bundles.values()], group_by), now=now, progress=progress
+    )
     group_series(panel.series, group_by)  # raises before the work rather than after it
     result = run_backtest(
         panel,
@@ -118,6 +121,7 @@ def backtest(
         season=model.season,
         min_history=model.spec.min_steps,
         stride=stride,
+        progress=progress,
     )
     models = {name: loaded.model for name, loaded in bundles.items()}
     result = add_quantiles(result, models, levels=(*SCORED_LEVELS, *levels))
@@ -126,6 +130,10 @@ def backtest(
     messages = _collect_messages(panel, result, models, model.season)
     dash_reasons = tuple(_explain_dashes(result, models, overall_scores(scores)))
     return BacktestReport(model_name, panel, result, scores, comparisons, messages, dash_reasons)
+
+
+def _count_histories(progress: Progress, forecasters_before: int, done: int, total: int) -> None:
+    progress.update(forecasters_before * total + done)
 
 
 def draw_figures(report: BacktestReport) -> dict[str, Figure]:
@@ -141,9 +149,9 @@ def draw_figures(report: BacktestReport) -> dict[str, Figure]:
     return figures
 
 
-def save_figures(report: BacktestReport, path: Path) -> None:
-    """Saves the error by step ahead as a file, or all figures in a folder (a path without a suffix), which is created."""
-    if path.suffix and not path.is_dir():
+def save_figures(report: BacktestReport, path: Path, *, is_folder: bool) -> None:
+    """Saves the error by step ahead as a file, or all figures in a folder, which is created."""
+    if not is_folder:
         from forecaster.evaluation.plots import plot_error_by_step
 
         plot_error_by_step(report.result).savefig(path)
@@ -162,7 +170,13 @@ def track_backtest(report: BacktestReport, bundles: Mapping[str, LoadedBundle], 
     dataset = RunDataset(data.name, report.panel.digest, data.source, model.cutoff, context="evaluation")
     tags = {"bundle_digest": artifact.compute_bundle_digest(bundle), "trained_by": str(model.facts.get("run_id", ""))}
     with open_run(
-        model.spec, dataset, root=root.path, tracking_uri=root.tracking_uri, trigger="backtest", tags=tags
+        model.spec,
+        dataset,
+        root=root.path,
+        tracking_uri=root.tracking_uri,
+        trigger="backtest",
+        action="backtest",
+        tags=tags,
     ) as run:
         backtests.record_backtest(
             run, report.result, report.scores, model_name=report.model_name, levels=report.result.levels
@@ -232,7 +246,7 @@ def _explain_dashes(
         return
     others = {name: values for name, values in scores.items() if name not in without_forecast}
     if all(math.isnan(values["mase"]) for values in others.values()):
-        yield "MASE, RMSSE, OWA, +MASE, p: every series is constant, or not longer than a season, before the first cutoff"
+        yield "MASE, RMSSE, OWA, +MASE, p: every series is constant before the first cutoff"
     elif all(math.isnan(values["owa"]) for values in others.values()):
         yield "OWA: seasonal naive makes no error in these windows"
     uncalibrated = [name for name in others if name not in result.quantiles]

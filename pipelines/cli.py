@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from forecaster import __version__
 from forecaster.errors import ForecasterError
 from forecaster.installation import EXTRA_OF_MODULE, describe_missing_module
 from pipelines.commands.backtest import backtest
@@ -24,6 +25,7 @@ from pipelines.commands.forecast import forecast
 from pipelines.commands.inspect_model import inspect
 from pipelines.commands.keys import key_app
 from pipelines.commands.monitor import monitor
+from pipelines.commands.package import package
 from pipelines.commands.registry import audit, promote, register, rollback
 from pipelines.commands.schedule import schedule_app
 from pipelines.commands.serve import serve
@@ -33,7 +35,15 @@ from pipelines.commands.train import retrain, train
 from pipelines.commands.tune import tune
 from pipelines.commands.verify import verify
 
-app = App(name="forecaster", help="Forecasts time series with recurrent networks: train, compare, promote, serve.")
+app = App(
+    name="forecaster",
+    version=__version__,
+    help="Forecasts time series with recurrent networks: train, compare, promote, serve.\n\n"
+    "- `forecaster train data.csv --horizon 12` fits and tests a model, and writes a bundle.\n"
+    "- `forecaster forecast BUNDLE data.csv --plot forecast.png` forecasts with it.\n"
+    "- `forecaster retrain data.csv --horizon 12` also promotes it; then `forecaster serve data` serves it.",
+    suppress_keyboard_interrupt=False,  # `main` says what is kept
+)
 for group in (data_app, key_app, schedule_app):
     app.command(group)
 for command in (
@@ -52,6 +62,7 @@ for command in (
     monitor,
     doctor,
     verify,
+    package,
     serve,
     synthetic,
     demo,
@@ -82,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # such as a full disk or a deleted file; the message of the system names it
         print(f"forecaster: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("forecaster: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(". ".join(["forecaster: interrupted", *getattr(interrupt, "__notes__", ())]), file=sys.stderr)
         sys.exit(130)
 
 

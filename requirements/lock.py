@@ -1,9 +1,12 @@
 """Updates the lock files in this folder: every direct and indirect requirement of pyproject.toml, pinned and hashed. Needs uv.
 
+    python requirements/lock.py         the newest versions of everything
+    python requirements/lock.py --keep  the locked versions, wherever they satisfy pyproject.toml
+
     lock.txt        everything except the CUDA packages
     lock-cpu.txt    the CPU build of torch, installed first if pip finds it
     lock-cuda.txt   the CUDA packages, for the GPU build of torch
-    lock-serve.txt  the part of lock.txt that a server needs
+    lock-serve.txt  the part of lock.txt that a server needs; it has no torch
 
 docs/decisions/0002-lock-and-torch-builds.md explains why there are four.
 """
@@ -13,15 +16,19 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
 PYPROJECT = HERE.parent / "pyproject.toml"
+DISTRIBUTION = "recurrent-forecaster"
 
 TORCH = "torch==2.13.0"
-# The CPU build is the same version in another index, so the resolver does not find its hash.
+OLDEST_PYTHON = "3.11"
+# The CPU build is the same version in another index, so the resolver does not find its hash. One hash, for this Python, is known.
+TORCH_CPU_PYTHON = "3.11"
 TORCH_CPU_HASHES = [
     "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",  # CPython 3.11, Linux x86_64
 ]
@@ -56,28 +63,36 @@ class Pin:
         return " \\\n".join(lines) + f"\n    # for {why}\n"
 
 
-def main() -> None:
+def main(*options: str) -> None:
     """Writes the four lock files."""
-    everything = [add_cpu_hashes(pin) for pin in resolve("--extra", "all")]
+    locked = read_locked_versions() if "--keep" in options else ""
+    everything = [add_cpu_hashes(pin) for pin in resolve("--extra", "all", preferences=locked)]
     cuda = [pin for pin in everything if is_cuda(pin)]
     rest = [pin for pin in everything if not is_cuda(pin)]
     versions = [pin.requirement for pin in everything]
     extras = [
         option for extra in ("cli", "serve", "postgres") for option in ("--extra", extra)
     ]  # postgres: for the ledger
-    serve = [add_cpu_hashes(pin) for pin in resolve(*extras, constraints=versions)]
+    serve = resolve(*extras, constraints=versions)
 
     write_lock("lock.txt", rest, "Everything except the CUDA packages.")
-    cpu = [Pin(f"{TORCH}+cpu", TORCH_CPU_HASHES, frozenset())]
+    cpu = [Pin(f"{TORCH}+cpu ; python_version == '{TORCH_CPU_PYTHON}'", TORCH_CPU_HASHES, frozenset())]
     write_lock("lock-cpu.txt", cpu, "The CPU build of torch, installed first if pip finds it.")
     write_lock("lock-cuda.txt", cuda, "The further requirements of the GPU build of torch.")
-    write_lock(
-        "lock-serve.txt", [pin for pin in serve if not is_cuda(pin)], "The part of lock.txt that a server needs."
-    )
+    write_lock("lock-serve.txt", serve, "The part of lock.txt that a server needs.")
 
 
-def resolve(*extras: str, constraints: list[str] | None = None) -> list[Pin]:
-    """Resolves all requirements of the project with these extras, for every supported Python version and platform."""
+def read_locked_versions() -> str:
+    """Returns the pins of the lock files without their hashes, as uv reads earlier results of its own."""
+    lines = [line for name in ("lock.txt", "lock-cuda.txt") for line in (HERE / name).read_text().splitlines()]
+    return "\n".join(line.removesuffix("\\").strip() for line in lines if re.match("[a-z0-9]", line))
+
+
+def resolve(*extras: str, constraints: list[str] | None = None, preferences: str = "") -> list[Pin]:
+    """Resolves all requirements of the project with these extras, for every supported Python version and platform.
+
+    Versions that `preferences` pins are kept, unless a requirement excludes them.
+    """
     uv = shutil.which("uv")
     if uv is None:
         raise SystemExit("Expected uv on the PATH to update the lock files; found none. Install it (`pip install uv`).")
@@ -87,14 +102,17 @@ def resolve(*extras: str, constraints: list[str] | None = None) -> list[Pin]:
         overrides = Path(folder, "overrides.txt")
         overrides.write_text("\n".join(OVERRIDES))
         bounds = ["--constraints", str(limits), "--overrides", str(overrides)]
+        result = Path(folder, "result.txt")
+        result.write_text(preferences)
+        bounds += ["--python-version", OLDEST_PYTHON, "--output-file", str(result)]
         command = [uv, "pip", "compile", str(PYPROJECT), "-", *extras, *bounds]
         shape = ["--universal", "--generate-hashes", "--no-header", "--annotation-style", "line", "--quiet"]
         process = subprocess.run(
             [*command, *shape], input=BUILD_REQUIREMENT, capture_output=True, text=True, check=False
         )
-    if process.returncode:
-        raise SystemExit(process.stderr)
-    return parse_lock(process.stdout)
+        if process.returncode:
+            raise SystemExit(process.stderr)
+        return parse_lock(result.read_text())
 
 
 def parse_lock(text: str) -> list[Pin]:
@@ -105,7 +123,7 @@ def parse_lock(text: str) -> list[Pin]:
         via = re.search(r"# via (.*)", block)
         wanted_by = re.findall(r"(?:^|, )([a-z0-9][a-z0-9-]*)(?=,|$)", via[1]) if via else []
         hashes = re.findall(r"--hash=(\S+)", block)
-        pins.append(Pin(requirement, hashes, frozenset(wanted_by) - {"forecaster"}))
+        pins.append(Pin(requirement, hashes, frozenset(wanted_by) - {DISTRIBUTION}))
     return pins
 
 
@@ -135,4 +153,4 @@ def write_lock(name: str, pins: list[Pin], purpose: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from serving import log_format
 from serving.asgi.auth import InvalidKeys, build_keyring
 from serving.settings import Settings, describe_errors
-from serving.supervisor import serve
+from serving.supervisor import describe_port_error, serve
 
 if __name__ == "__main__":
     log_format.configure_logging()
@@ -24,5 +24,9 @@ if __name__ == "__main__":
         build_keyring(settings)  # validated before any process starts; each worker reads the keys for itself
     except InvalidKeys as error:
         print(f"forecaster: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    port_error = describe_port_error(settings)
+    if port_error is not None:
+        print(f"forecaster: {port_error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     sys.exit(serve(settings))

@@ -54,6 +54,7 @@ ERROR_CODES: dict[str, tuple[int, str]] = {
     "head_too_large": (431, "The headers are larger or more than this server accepts."),
     "too_many_requests": (429, "Too many requests are in progress; retry after Retry-After seconds."),
     "internal_error": (500, "The server failed. The error is logged under the request id."),
+    "missing_package": (501, "This server lacks an optional package that the request needs; the message names it."),
     "ledger_unavailable": (503, "The database of the ledger does not respond."),
     "not_ready": (503, "No model is deployed yet."),
     "deadline_passed": (504, "The forecast took longer than this server's timeout, or than `deadline_ms`."),
@@ -91,7 +92,7 @@ class ApiError(Exception):
 
     @classmethod
     def from_forecaster_error(cls, error: ForecasterError) -> Self:
-        """Returns the response to a request whose only result is this error: 422, or 409 for a state of another model."""
+        """Returns the response to a request whose only result is this error: 422, or the status of its code in ERROR_CODES."""
         status = ERROR_CODES.get(error.code, (422, ""))[0]
         return cls(error.code, error.message, where=error.where, status=status)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from forecaster.errors import find_similar_name
 from forecaster.storage.addresses import redact_addresses
 
 ENV_PREFIX = "FORECASTER_SERVING_"
@@ -70,7 +71,9 @@ def describe_errors(error: ValidationError) -> list[str]:
             else redact_addresses(repr(detail["input"]))
         )
         message = "There is no such setting" if is_unknown else detail["msg"]
-        lines.append(f"{name}: {message}; found {value}. Correct {'the name' if is_unknown else 'it'}.")
+        similar = find_similar_name(str(detail["loc"][0]), Settings.model_fields) if is_unknown else None
+        suggestion = "" if similar is None else f" Did you mean {ENV_PREFIX}{similar.upper()}?"
+        lines.append(f"{name}: {message}; found {value}. Correct {'the name' if is_unknown else 'it'}.{suggestion}")
     return lines
 
 
@@ -104,7 +107,11 @@ class Settings(BaseModel):
     )
     model: str | None = Field(default=None, description="name of the registered model to follow")
     alias: str = Field(default="champion", description="alias of the version to follow")
-    poll_s: float = Field(default=5.0, gt=0, description="seconds between queries to the registry")
+    poll_s: float = Field(default=5.0, gt=0, description="seconds between requests to the registry")
+    follower: bool = Field(
+        default=True,
+        description="follow the registry in a process of this server; false: another process does so for this slot",
+    )
     keep: int = Field(default=3, ge=2, description="releases kept in the slot, including the deployed one")
 
     root_path: Annotated[str, AfterValidator(_validate_root_path)] = Field(

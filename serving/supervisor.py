@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import site
+import socket
 import subprocess
 import sys
 import tempfile
@@ -49,6 +51,29 @@ def serve(settings: Settings) -> int:
         return 0 if stop.is_set() else server.returncode or 0
 
 
+def describe_port_error(settings: Settings) -> str | None:
+    """Describes in one line why the server cannot listen on its address and port; None if it can."""
+    family = socket.AF_INET if settings.host.version == 4 else socket.AF_INET6
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a restart need not wait
+        try:
+            listener.bind((str(settings.host), settings.port))
+            listener.listen()
+        except OSError as error:
+            return _describe_listen_error(error, str(settings.host), settings.port)
+    return None
+
+
+def _describe_listen_error(error: OSError, host: str, port: int) -> str:
+    another_port = port + 1 if 1024 <= port < 65535 else 3000
+    advice = f"use another port: forecaster serve --port {another_port}, or FORECASTER_SERVING_PORT={another_port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"Expected a free port; found another program listening on port {port} of {host}. Stop it, or {advice}."
+    if error.errno == errno.EACCES:
+        return f"Expected a port that this user may open; found port {port}. Run as a user who may, or {advice}."
+    return f"Expected an address of this machine to listen on; found {host} ({error.strerror}). Use another --host."
+
+
 def _server_command(settings: Settings) -> list[str]:
     options = {"--host": settings.host, "--port": settings.port, "--timeout-graceful-shutdown": settings.grace_s}
     arguments = [str(part) for option in options.items() for part in option]
@@ -56,7 +81,7 @@ def _server_command(settings: Settings) -> list[str]:
 
 
 def _start_follower(settings: Settings) -> subprocess.Popen[bytes] | None:
-    if not settings.follows_registry:
+    if not settings.follows_registry or not settings.follower:
         return None
     # The follower runs in our working directory because the registry's address may be a relative path.
     return _start_process(

@@ -10,18 +10,22 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import torch
 
-from tests import shape_checks
+from tests import without_packages
 
-shape_checks.install_shape_checks()
-torch.set_num_threads(1)  # small networks are slower on several threads, and tests run in parallel
+if without_packages.is_torch_installed():
+    import torch
+
+    from tests import shape_checks
+
+    shape_checks.install_shape_checks()
+    torch.set_num_threads(1)  # small networks are slower on several threads, and tests run in parallel
 
 FILE_MARK = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(?:integration|nightly)\b", re.MULTILINE)
 
@@ -29,6 +33,13 @@ FILE_MARK = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(?:integration|nightl
 def pytest_configure(config: pytest.Config) -> None:
     # Lightning 2.6 calls torch 2.13 in a deprecated way.
     config.addinivalue_line("filterwarnings", "ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None]:
+    """In an environment without some extras, as `make try-wheels` creates, test files that import their packages are skipped."""
+    with without_packages.skip_modules_that_need_them():
+        yield
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

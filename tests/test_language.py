@@ -21,7 +21,9 @@ PAGE = sorted(path for kind in ("js", "html") for path in (CHECKOUT / "serving" 
 DOCUMENTS = [
     CHECKOUT / "README.md",
     CHECKOUT / "CONTRIBUTING.md",
-    *sorted(path for path in (CHECKOUT / "docs").glob("*.md") if path.name != "experiments.md"),  # a log quotes its time
+    *sorted(
+        path for path in (CHECKOUT / "docs").glob("*.md") if path.name != "experiments.md"
+    ),  # a log quotes its time
 ]
 
 # Parts of identifiers, between underscores.

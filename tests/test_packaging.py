@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +20,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ["lock.txt", "lock-cpu.txt", "lock-cuda.txt", "lock-serve.txt"]
-PYTHONS = ["3.11", "3.12"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 # Lowest accepted versions, whatever the resolver selects (lightning: the first releases after two malicious ones).
@@ -37,11 +41,16 @@ def read_hashes(lock: str) -> dict[Requirement, list[str]]:
     }
 
 
-def read_versions(lock: str, python: str) -> dict[str, Version]:
-    """Returns what a lock file installs on Linux with this Python version."""
+def applies(requirement: Requirement, python: str) -> bool:
+    """Whether a requirement applies on Linux with this Python version."""
     machine = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
     environment = default_environment() | machine | {"python_version": python, "python_full_version": f"{python}.0"}
-    pins = [pin for pin in read_hashes(lock) if pin.marker is None or pin.marker.evaluate(environment)]
+    return requirement.marker is None or requirement.marker.evaluate(environment)
+
+
+def read_versions(lock: str, python: str) -> dict[str, Version]:
+    """Returns what a lock file installs on Linux with this Python version."""
+    pins = [pin for pin in read_hashes(lock) if applies(pin, python)]
     names = [canonicalize_name(pin.name) for pin in pins]
     assert len(names) == len(set(names)), "one package is pinned twice"
     return {name: Version(next(iter(pin.specifier)).version) for name, pin in zip(names, pins, strict=True)}
@@ -76,7 +85,7 @@ def test_a_lock_satisfies_the_project_requirements(lock: str, extras: list[str],
         *PROJECT["dependencies"],
         *(line for extra in extras for line in PROJECT["optional-dependencies"][extra]),
     ]
-    for requirement in map(Requirement, requirements):
+    for requirement in filter(lambda requirement: applies(requirement, python), map(Requirement, requirements)):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
 
 
@@ -91,7 +100,17 @@ def test_the_server_lock_has_the_tested_versions(python: str) -> None:
 
 
 def test_the_server_lock_has_no_training_packages() -> None:
-    training_packages = {"pytorch-lightning", "matplotlib", "mlflow", "prefect", "ray", "pytest", "ruff", "mypy"}
+    training_packages = {
+        "torch",
+        "pytorch-lightning",
+        "matplotlib",
+        "mlflow",
+        "prefect",
+        "ray",
+        "pytest",
+        "ruff",
+        "mypy",
+    }
     assert not training_packages & set(read_versions("lock-serve.txt", "3.11"))
 
 
@@ -111,7 +130,13 @@ def test_cpu_and_gpu_builds_of_torch_have_one_version_and_both_hashes() -> None:
     [(cpu, hashes)] = read_hashes("lock-cpu.txt").items()
     torch = next(pin for pin in read_hashes("lock.txt") if pin.name == "torch")
     assert str(cpu.specifier) == f"{torch.specifier}+cpu"
+    assert str(cpu.marker) == 'python_version == "3.11"', "the hash is that of one wheel"
     assert set(hashes) < set(read_hashes("lock.txt")[torch])
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_statistical_models_are_locked_where_a_release_supports_pandas_3(python: str) -> None:
+    assert ("statsforecast" in read_versions("lock.txt", python)) == (python != "3.14")
 
 
 def test_cuda_packages_are_in_a_separate_lock() -> None:
@@ -120,19 +145,92 @@ def test_cuda_packages_are_in_a_separate_lock() -> None:
     assert not set(cuda) & set(read_versions("lock.txt", "3.11"))
 
 
-def test_the_installer_normalises_names_like_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def installer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "requirements"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    import install
+    return import_module("install")
 
+
+def test_the_installer_normalises_names_like_pip(installer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     requirements = [
         "Nvidia.Cudnn_cu13==9; platform_system == 'Linux'",
         "cuda-toolkit[cublas]==13",
         'optree>=0.13; extra == "optree"',
     ]
-    monkeypatch.setattr(install, "requires", lambda _: requirements)
-    assert install.requirement_names("torch") == {"nvidia-cudnn-cu13", "cuda-toolkit"}
-    assert install.locked_names(ROOT / "requirements/lock-cuda.txt") == set(read_versions("lock-cuda.txt", "3.11"))
+    monkeypatch.setattr(installer, "requires", lambda _: requirements)
+    assert installer.requirement_names("torch") == {"nvidia-cudnn-cu13", "cuda-toolkit"}
+    assert installer.locked_names(ROOT / "requirements/lock-cuda.txt") == set(read_versions("lock-cuda.txt", "3.11"))
+
+
+class PipCommands(list[str]):
+    """Records the commands that the installer would run; `pip index` lists these versions."""
+
+    def __init__(self, offered: str) -> None:
+        super().__init__()
+        self.offered = offered
+
+    def run(self, command: list[str], **options: Any) -> SimpleNamespace:
+        self.append(Path(command[-1]).name)
+        if "install" in command:
+            assert options["env"]["PIP_CONSTRAINT"] == os.devnull, (
+                "constraints of the machine would contradict the lock"
+            )
+        return SimpleNamespace(returncode=0, stdout=self.offered)
+
+
+@pytest.mark.parametrize(
+    ("offered", "options", "installed"),
+    [
+        ("torch (2.14.0)\nAvailable versions: 2.14.0, 2.13.0+cpu, 2.13.0", [], ["lock-cpu.txt", "lock.txt"]),
+        ("torch (2.14.0)\nAvailable versions: 2.14.0, 2.13.0", [], ["lock.txt", "lock-cuda.txt"]),
+        ("Available versions: 2.13.0+cpu", ["--gpu"], ["lock.txt", "lock-cuda.txt"]),
+        ("", [], ["lock.txt", "lock-cuda.txt"]),
+    ],
+)
+def test_the_cpu_build_is_installed_if_pip_lists_it(
+    installer: ModuleType, monkeypatch: pytest.MonkeyPatch, offered: str, options: list[str], installed: list[str]
+) -> None:
+    pip = PipCommands(offered)
+    cuda = [] if "lock-cpu.txt" in installed else ["nvidia-cudnn-cu13"]
+    monkeypatch.setattr(installer, "subprocess", SimpleNamespace(run=pip.run, PIPE=None, DEVNULL=None))
+    monkeypatch.setattr(installer, "requires", lambda _: cuda)
+    monkeypatch.setattr(installer, "read_requirement", lambda _: ("torch", "2.13.0+cpu", running_python()))
+    installer.main("lock.txt", *options)
+    assert [command for command in pip if command != "torch"] == installed
+
+
+def test_the_cpu_build_of_another_python_is_not_installed(
+    installer: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, version, python = installer.read_requirement(ROOT / "requirements/lock-cpu.txt")
+    assert (name, python) == ("torch", "3.11")
+    pip = PipCommands(version)
+    monkeypatch.setattr(installer, "subprocess", SimpleNamespace(run=pip.run, PIPE=None, DEVNULL=None))
+    assert installer.is_offered((name, version, running_python()))
+    assert not installer.is_offered((name, version, "3.99"))
+
+
+def test_the_lock_of_a_server_is_installed_without_torch(
+    installer: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pip = PipCommands("2.13.0+cpu")
+    monkeypatch.setattr(installer, "subprocess", SimpleNamespace(run=pip.run, PIPE=None, DEVNULL=None))
+    installer.main("lock-serve.txt")
+    assert pip == ["lock-serve.txt"]
+
+
+def test_another_python_is_refused_before_pip_runs(installer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    pip = PipCommands("")
+    monkeypatch.setattr(installer, "subprocess", SimpleNamespace(run=pip.run, PIPE=None, DEVNULL=None))
+    monkeypatch.setattr(installer, "sys", SimpleNamespace(version_info=(3, 10, 13), version="3.10.13", executable=""))
+    with pytest.raises(SystemExit, match=r"Expected Python 3\.11 to 3\.14; found 3\.10\.13"):
+        installer.main("lock.txt")
+    assert pip == []
+
+
+def running_python() -> str:
+    return ".".join(map(str, sys.version_info[:2]))
 
 
 def read_makefile_targets() -> set[str]:

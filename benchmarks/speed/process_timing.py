@@ -27,7 +27,7 @@ def prepare_process(
     def run_training(steps: int) -> None:
         sized_case = replace(case, steps=steps)
         command = (
-            _train_command(sized_case, folder)
+            train_command(sized_case, folder)
             if runner == "ours"
             else [*runner_command(runner, runner_python(runner, peers)), "--once", json.dumps(asdict(sized_case)), name]
         )
@@ -50,7 +50,8 @@ def _children_cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _train_command(case: SpeedCase, folder: Path) -> list[str]:
+def train_command(case: SpeedCase, folder: Path) -> list[str]:
+    """Writes the data and the specification of a case, and returns the command that trains on them."""
     import pandas as pd
     import yaml
 

@@ -7,9 +7,10 @@ contains, it is loaded or rejected with a BundleError.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from forecaster.bundle.golden import (
     strip_blend,
     validate_golden_file,
 )
+from forecaster.bundle.histories import HISTORIES_FILE, parse_histories, serialize_histories
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged, BundleError, ForecasterError, MissingPackage
 from forecaster.frequency import format_timestamp, parse_bounded_timestamp, parse_frequency
@@ -53,6 +55,7 @@ from forecaster.prediction.engine_choice import (
 )
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
+from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.statistical import blend
 from forecaster.storage.atomic import create_folder
@@ -63,8 +66,8 @@ MAX_REPLAY_S = 120.0  # of the golden requests on ONNX models, which may loop en
 log = logging.getLogger(__name__)
 
 
-def save_bundle(fitted_model: FittedModel, folder: Path, *, card: str) -> str:
-    """Writes the bundle atomically to a new folder, and returns its digest.
+def save_bundle(fitted_model: FittedModel, folder: Path, *, card: str, histories: Panel | None = None) -> str:
+    """Writes the bundle atomically to a new folder, and returns its digest. `histories` become a part of it if given.
 
     Raises BundleError if the folder exists, or if the bundle would exceed a limit of the format.
     """
@@ -83,6 +86,8 @@ def save_bundle(fitted_model: FittedModel, folder: Path, *, card: str) -> str:
     }
     if fitted_model.blend_weights:
         contents[BLEND_FILE] = blend.serialize_blend_weights(fitted_model.blend_weights)
+    if histories is not None:
+        contents[HISTORIES_FILE] = serialize_histories(histories)
     contents |= dict(zip(_onnx_file_names(spec), _export_onnx_models(fitted_model, golden), strict=False))
     manifest = _build_manifest(fitted_model, contents)
     contents[MANIFEST_FILE] = manifest.model_dump_json(indent=1).encode()
@@ -150,8 +155,10 @@ def load_bundle(folder: Path) -> FittedModel:
     return fitted_model
 
 
-def load_predictor(folder: Path) -> Predictor:
+def load_predictor(folder: Path, *, clock: Callable[[], datetime] | None = None) -> Predictor:
     """Loads a bundle as a predictor on its fastest engine (`choose_engine`); imports PyTorch only if there is no other.
+
+    With a clock, the predictor warns about last periods that contain the present.
 
     Verifies the bundle and raises errors as `load_bundle` does, but replays the golden requests on that engine only.
     """
@@ -163,7 +170,7 @@ def load_predictor(folder: Path) -> Predictor:
             replay_golden_file(*strip_blend(stored, golden), engine, where=where)
             if stored.blend_weights:
                 replay_golden_file(stored, golden, engine, where=where)
-        return Predictor(stored, engine=engine)
+        return Predictor(stored, engine=engine, clock=clock)
 
 
 def verify_bundle(folder: Path) -> StoredModel:
@@ -181,6 +188,15 @@ def verify_bundle(folder: Path) -> StoredModel:
             stored, golden = _read_bundle(folder)
             _replay_onnx_models(stored, golden)
     return stored
+
+
+def load_histories(folder: Path) -> Panel | None:
+    """Loads the training histories of a bundle, None if it has none; raises BundleDamaged."""
+    manifest = read_manifest(folder)
+    if HISTORIES_FILE not in manifest.files:
+        return None
+    with _reject_any_failure(folder):
+        return parse_histories(files.read_verified_file(folder, HISTORIES_FILE, manifest))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ ONNX_FILE = "rollout.onnx"  # optional, as are those of further members; without
 BLEND_FILE = "blend.json"  # only in the bundle of a blend
 MAX_SEASON = 1_000_000  # steps
 
-_OPTIONAL_FILE = re.compile(r"blend\.json|rollout(?:-[1-9]\d?)?\.onnx", re.ASCII)
+_OPTIONAL_FILE = re.compile(r"blend\.json|histories\.safetensors|rollout(?:-[1-9]\d?)?\.onnx", re.ASCII)
 _MAX_INTEGER = 2**63 - 1  # larger integers in JSON cannot be passed on by the service
 
 

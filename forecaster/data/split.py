@@ -26,7 +26,8 @@ def hold_out(panel: Panel, steps: int, *, min_history: int = 1) -> PanelSplit:
         longest = max(panel.series, key=len)
         raise HistoryTooShort(
             f"Holding out {steps} steps and keeping {min_history} needs a series of {steps + min_history} steps; the longest, "
-            f"{longest.id!r}, has {len(longest)}. Send a longer history, or choose a shorter horizon, context or fewer windows.",
+            f"{longest.id!r}, has {len(longest)}, so at most {max(0, len(longest) - min_history)} can be held out. Send a longer "
+            "history, or choose a shorter horizon, context or fewer windows.",
             where=longest.id,
         )
     history = Panel([series.take_first(len(series) - steps) for series in long_enough], panel.freq, panel.repairs)

@@ -67,3 +67,9 @@ def summarize_panel(panel: Panel) -> PanelSummary:
         suggested_season=default_season(panel.freq),
         suggested_horizon=max(1, min(default_horizon(panel.freq), median // _MIN_HORIZONS_PER_SERIES)),
     )
+
+
+def describe_size(panel: Panel) -> str:
+    """Describes the size of a panel in a few words."""
+    steps = sum(map(len, panel.series))
+    return f"{len(panel.series)} series, {steps} steps"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,11 @@ from forecaster.errors import CovariateUnknown, ForecasterError, FrequencyMismat
 from forecaster.evaluation.baselines import ForecastFunction
 from forecaster.evaluation.rolling_origins import ForecastArray, forecast_all_origins
 from forecaster.frequency import Timestamp, next_timestamps, timestamp_at
-from forecaster.metrics import mae, mse, nanmean, seasonal_error, smape
+from forecaster.metrics import mae, mse, nanmean, scale_season, seasonal_error, smape
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.prediction.validation import InputValidator
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Forecast, Panel, Series
 from forecaster.shapes import Float64
 
@@ -35,13 +37,15 @@ class Backtest:
         cutoffs: Timestamp of the last observed step; a list of windows for each series.
         actual: The actuals; NaN where nothing was observed.
         forecasts: Point forecasts by forecaster name; NaN where there is no forecast.
-        scale: Mean absolute error of the seasonal naive forecast on the history before the first cutoff, one per series.
+        scale: Mean absolute error of the seasonal naive forecast on the history before the first cutoff, one per series; that of
+            the last value for a history that is not longer than a season.
         square_scale: The mean squared error of the same forecast.
         excluded_ids: Ids of the series that were too short.
         stride: Steps between the cutoffs.
         warnings: By forecaster, the warnings and errors of its outcomes, one line each; a predictor reports none.
         levels: Levels of the quantiles, ascending.
         quantiles: Calibrated quantiles by name, of those forecasters that have them; NaN where there is no forecast.
+        scale_note: Which series are scaled by the error of the last value; None if there are none.
     """
 
     series: Sequence[Series]
@@ -55,6 +59,7 @@ class Backtest:
     warnings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     levels: Sequence[float] = ()
     quantiles: Mapping[str, BacktestQuantileArray] = field(default_factory=dict)
+    scale_note: str | None = None
 
     @property
     def horizon(self) -> int:
@@ -130,6 +135,8 @@ def backtest(
     season: int,
     min_history: int = 1,
     stride: int | None = None,
+    progress: Progress = NO_PROGRESS,
+    phase: str = "backtest",
 ) -> Backtest:
     """Lets every forecaster predict from the last `windows` origins of every series.
 
@@ -141,6 +148,8 @@ def backtest(
         season: Steps of a season, for the scale of MASE.
         min_history: Steps a series must have before its first origin; shorter series are excluded.
         stride: Steps between origins; defaults to the horizon.
+        progress: Receives one phase, whose steps are the forecasts of all forecasters.
+        phase: Its name.
     Raises:
         HistoryTooShort: no series is long enough.
     """
@@ -150,24 +159,51 @@ def backtest(
     split = hold_out(panel, held_out, min_history=min_history)
     series = split.full.series
     histories = [item.y for item in split.history.series]
-    outcomes = {
-        name: _OriginForecasts(
-            forecast_all_origins(forecaster, series, horizon=horizon, windows=windows, stride=spacing)
-        )
-        if isinstance(forecaster, Predictor)
-        else _forecast_origins(forecaster, series, offsets, horizon)
-        for name, forecaster in forecasters.items()
-    }
+    outcomes: dict[str, _OriginForecasts] = {}
+    num_windows = len(series) * len(offsets)
+    with progress.phase(phase, num_windows * len(forecasters)):
+        for name, forecaster in forecasters.items():
+            done = num_windows * len(outcomes)
+            progress.update(done, name)
+            if isinstance(forecaster, Predictor):
+                outcomes[name] = _OriginForecasts(
+                    forecast_all_origins(
+                        forecaster,
+                        series,
+                        horizon=horizon,
+                        windows=windows,
+                        stride=spacing,
+                        on_forecasts=partial(_count_forecasts, progress, done),
+                    )
+                )
+            else:
+                outcomes[name] = _forecast_origins(forecaster, series, offsets, horizon)
+        origins = f"{windows} window{'s' * (windows > 1)}"
+        progress.update(num_windows * len(forecasters), f"{len(series)} series, {origins}")
     return Backtest(
         series=series,
         cutoffs=[_origin_timestamps(item, offsets) for item in series],
         actual=np.stack([sliding_window_view(item.y[len(item) - held_out :], horizon)[::spacing] for item in series]),
         forecasts={name: outcome.means for name, outcome in outcomes.items()},
-        scale=np.array([seasonal_error(y, season=season) for y in histories]),
-        square_scale=np.array([seasonal_error(y, season=season, power=2) for y in histories]),
+        scale=np.array([seasonal_error(y, season=scale_season(len(y), season=season)) for y in histories]),
+        square_scale=np.array(
+            [seasonal_error(y, season=scale_season(len(y), season=season), power=2) for y in histories]
+        ),
         excluded_ids=split.excluded_ids,
         stride=spacing,
         warnings={name: outcome.warnings for name, outcome in outcomes.items() if outcome.warnings},
+        scale_note=_describe_scale([len(y) for y in histories], season=season),
+    )
+
+
+def _describe_scale(lengths: Sequence[int], *, season: int) -> str | None:
+    """Describes for how many histories the scale of MASE is not that of a season; None if there are none."""
+    num_short = sum(scale_season(length, season=season) != season for length in lengths)
+    if not num_short:
+        return None
+    return (
+        f"MASE, RMSSE: the errors of {num_short} of {len(lengths)} series are divided by that of the last value, because their "
+        f"histories are not longer than a season ({season} steps)"
     )
 
 
@@ -200,6 +236,10 @@ def _describe_cause(error: ForecasterError | None, series: Series, model: Fitted
             f"{spec.context}"
         )
     return "its forecast is not finite" if error is None else f"a history holds invalid values ({error.code})"
+
+
+def _count_forecasts(progress: Progress, done_before: int, done: int) -> None:
+    progress.update(done_before + done)
 
 
 class _OriginForecasts(NamedTuple):

@@ -15,6 +15,7 @@ from forecaster.evaluation.calibration import calibrate_on_backtest
 from forecaster.evaluation.rolling_origins import ForecastArray
 from forecaster.metrics import nanmean
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.shapes import Float64
 from forecaster.statistical.blend import NETWORK, combine_forecasts, forecast_component
@@ -49,7 +50,14 @@ class BlendResult(NamedTuple):
     weights: BlendWeights
 
 
-def fit_blend(model: FittedModel, panel: Panel, *, windows: int, stride: int | None = None) -> BlendResult:
+def fit_blend(
+    model: FittedModel,
+    panel: Panel,
+    *,
+    windows: int,
+    stride: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> BlendResult:
     """Returns the model as the blend of its specification, with weights from the origins that `calibrate_model` uses.
 
     Args:
@@ -57,6 +65,7 @@ def fit_blend(model: FittedModel, panel: Panel, *, windows: int, stride: int | N
         panel: All data up to the fit.
         windows: Rolling origins.
         stride: Steps between them; defaults to the horizon.
+        progress: Receives the phases "calibration" and "blend".
     Raises:
         MissingPackage: statsforecast is not installed.
     """
@@ -70,11 +79,15 @@ def fit_blend(model: FittedModel, panel: Panel, *, windows: int, stride: int | N
         season=season,
         min_history=spec.min_steps,
         stride=stride,
+        progress=progress,
+        phase="calibration",
     )
     histories = [item.y[: len(item) - offset] for item in result.series for offset in result.origin_offsets]
     forecasts = dict(result.forecasts)
     for name in spec.blend:
-        component = forecast_component(name, histories, season=season, horizon=spec.horizon)
+        with progress.phase("blend"):
+            progress.update(0, f"{name}, {len(histories)} histories")
+            component = forecast_component(name, histories, season=season, horizon=spec.horizon)
         forecasts[name] = component.forecasts.reshape(result.actual.shape)
         if errors := [error for error in component.failures if error is not None]:
             logger.warning(

@@ -10,11 +10,19 @@ import numpy as np
 from forecaster.evaluation.backtest import Backtest, BacktestQuantileArray, backtest
 from forecaster.intervals.conformal import calibrate
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.shapes import Float64
 
 
-def calibrate_model(model: FittedModel, panel: Panel, *, windows: int, stride: int | None = None) -> FittedModel:
+def calibrate_model(
+    model: FittedModel,
+    panel: Panel,
+    *,
+    windows: int,
+    stride: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> FittedModel:
     """Returns the model with calibrated quantiles.
 
     Args:
@@ -24,6 +32,7 @@ def calibrate_model(model: FittedModel, panel: Panel, *, windows: int, stride: i
         windows: Rolling origins.
         stride: Steps between them; defaults to the horizon. Errors of overlapping windows are correlated, and carry less
             information than as many independent ones.
+        progress: Receives the phase "calibration".
     """
     spec = model.spec
     result = backtest(
@@ -34,6 +43,8 @@ def calibrate_model(model: FittedModel, panel: Panel, *, windows: int, stride: i
         season=model.season,
         min_history=spec.min_steps,
         stride=stride,
+        progress=progress,
+        phase="calibration",
     )
     return calibrate_on_backtest(model, result, "model")
 

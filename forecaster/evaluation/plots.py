@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import LayoutEngine
 from matplotlib.ticker import MaxNLocator
 from pandas import DatetimeIndex, concat
+from pandas.api.types import is_datetime64_any_dtype
 
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.metrics import nanmean
@@ -25,23 +26,22 @@ if TYPE_CHECKING:
     from forecaster.series import Forecast, Series
     from forecaster.shapes import Float64
 
-HISTORY_COLOR, FORECAST_COLOR, ACTUAL_COLOR, BASELINE_COLOR, GRID_COLOR = (
-    "#4a4e57",
-    "#c2410c",
-    "#1d6fa5",
-    "#8a8f98",
-    "#e3e5e8",
-)
+# Each color has one meaning in all figures.
+HISTORY_COLOR = "#4a4e57"  # observed before the cutoff
+ACTUAL_COLOR = "#1d6fa5"  # observed after the cutoff
+FORECAST_COLOR = "#c2410c"  # the model
+BASELINE_COLOR = "#8a8f98"  # seasonal naive, and other lines to compare with
+MEASURE_COLOR = "#64748b"  # a quantity that belongs to no forecaster
+GRID_COLOR = "#e3e5e8"
 FORECASTER_COLORS = (
     FORECAST_COLOR,
-    ACTUAL_COLOR,
     "#5b7f3a",
     "#7a4fa3",
     "#b8860b",
     "#0f766e",
     "#9d174d",
 )
-"""Line colors of several forecasters in one figure."""
+"""Line colors of several forecasters in one figure, the model first."""
 
 # In inches: the outer margin, half a date label, and the labels around the axes.
 _MARGIN, _DATE_WIDTH, _TITLE_HEIGHT, _LABEL_HEIGHT, _TICK_HEIGHT = 0.13, 0.35, 0.3, 0.23, 0.12
@@ -105,20 +105,24 @@ def plot_forecast(
         axes.fill_between(future_timestamps, low, high, color=FORECAST_COLOR, alpha=0.15, linewidth=0, label=label)
     axes.plot(future_timestamps, np.append(y[-1], forecast.mean), color=FORECAST_COLOR, linewidth=1.6, label="forecast")
     axes.axvline(_axis_position(axes, timestamps[-1]), color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
+    _label_series_axes(axes, history)
     axes.legend(frameon=False, loc="upper left", ncols=4)
     axes.margins(y=0.2)
     return figure
 
 
 def plot_origins(result: Backtest, name: str, *, series: int = 0) -> Figure:
-    """Plots the actuals of one series over all its windows, with the forecast from each cutoff."""
+    """Plots the history and the actuals of one series over all its windows, with the forecast from each cutoff."""
     item = result.series[series]
     figure, axes = _create_axes(
         f"{name}: {item.id}, {result.actual.shape[1]} window{'s' * (result.actual.shape[1] > 1)} of {result.horizon} steps"
     )
     window_steps = max(result.origin_offsets, default=0)
     num_steps = max(2 * window_steps, window_steps + 60)
-    axes.plot(item.timestamps[-num_steps:], item.y[-num_steps:], color=HISTORY_COLOR, linewidth=1.0, label="actuals")
+    first, cut = max(0, len(item) - num_steps), len(item) - window_steps
+    axes.plot(item.timestamps[first:cut], item.y[first:cut], color=HISTORY_COLOR, linewidth=1.0, label="history")
+    first_actual = max(0, cut - 1)  # the lines join where the history ends
+    axes.plot(item.timestamps[first_actual:], item.y[first_actual:], color=ACTUAL_COLOR, linewidth=1.0, label="actuals")
     for window, cutoff in enumerate(result.cutoffs[series]):
         future_timestamps = item.timestamps[item.timestamps > cutoff][: result.horizon]
         label = "forecast" if window == 0 else None
@@ -126,7 +130,8 @@ def plot_origins(result: Backtest, name: str, *, series: int = 0) -> Figure:
             future_timestamps, result.forecasts[name][series, window], color=FORECAST_COLOR, linewidth=1.4, label=label
         )
         axes.axvline(_axis_position(axes, cutoff), color=BASELINE_COLOR, linewidth=0.6, linestyle=":")
-    axes.legend(frameon=False, loc="upper left", ncols=2)
+    _label_series_axes(axes, item)
+    axes.legend(frameon=False, loc="upper left", ncols=3)
     axes.margins(y=0.2)
     return figure
 
@@ -182,17 +187,19 @@ def plot_forecast_overlay(
         [history[["ds", "y"]].tail(1), forecasts[["ds", "y"]].drop_duplicates("ds")]
     )  # the lines join there
     axes.plot(actuals["ds"], actuals["y"], color=ACTUAL_COLOR, linewidth=1.4, label="actuals")
-    colors = [color for color in FORECASTER_COLORS if color != ACTUAL_COLOR]
     for window, (_, rows) in enumerate(forecasts.groupby("cutoff", sort=True)):
         for index, name in enumerate(forecasters):
             label = name if window == 0 else None
-            color = colors[index % len(colors)]
+            color = FORECASTER_COLORS[index % len(FORECASTER_COLORS)]
             zorder = 3 - index / len(forecasters)
             axes.plot(rows["ds"], rows[name], color=color, linewidth=1.5, label=label, zorder=zorder)
         if baseline is not None:
             label = baseline.replace("_", " ") if window == 0 else None
             axes.plot(rows["ds"], rows[baseline], color=BASELINE_COLOR, linewidth=1.0, linestyle="--", label=label)
         axes.axvline(rows["cutoff"].iloc[0], color=BASELINE_COLOR, linewidth=0.6, linestyle=":")
+    axes.set(xlabel="time" if is_datetime64_any_dtype(actuals["ds"]) else "step", ylabel="value")
+    if not is_datetime64_any_dtype(actuals["ds"]):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.1)
     figure.legend(frameon=False, loc="outside lower center", ncols=4)
     return figure
@@ -237,6 +244,10 @@ def plot_best_and_worst(result: Backtest, name: str, *, columns: int = 3) -> Fig
             )
         for axes in axes_of_row[len(row_series) :]:
             axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("value", fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel(_time_title(result.series[0]), fontsize=8)
     handles = {
         name: handle for axes in grid.flat for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -303,6 +314,17 @@ def _shorten(name: str) -> str:
 def _axis_position(axes: Axes, timestamp: Timestamp) -> float:
     """Returns the position of a timestamp on an axis of such timestamps."""
     return float(axes.convert_xunits(timestamp))  # type: ignore[no-untyped-call]
+
+
+def _label_series_axes(axes: Axes, series: Series) -> None:
+    """Adds the titles of the axes of a series; integer steps get whole ticks."""
+    axes.set(xlabel=_time_title(series), ylabel="value")
+    if not isinstance(series.timestamps, DatetimeIndex):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _time_title(series: Series) -> str:
+    return "time" if isinstance(series.timestamps, DatetimeIndex) else "step"
 
 
 def _create_axes(title: str) -> tuple[Figure, Axes]:

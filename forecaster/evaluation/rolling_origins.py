@@ -6,7 +6,7 @@ windows shares nothing between origins, but all windows are rows of few batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import gcd
 from typing import NamedTuple
 
@@ -34,7 +34,13 @@ ForecastArray = Float64[np.ndarray, "series window horizon"]
 
 
 def forecast_all_origins(
-    predictor: Predictor, series: Sequence[Series], *, horizon: int, windows: int, stride: int | None = None
+    predictor: Predictor,
+    series: Sequence[Series],
+    *,
+    horizon: int,
+    windows: int,
+    stride: int | None = None,
+    on_forecasts: Callable[[int], None] = lambda _: None,
 ) -> ForecastArray:
     """Returns the point forecasts at the last `windows` origins of every series, equal to `predictor.forecast_batch` there.
 
@@ -44,6 +50,7 @@ def forecast_all_origins(
         horizon: Steps ahead.
         windows: Origins of each series, the last of them a horizon before its end.
         stride: Steps between them; defaults to the horizon.
+        on_forecasts: Called with the number of finished forecasts, after each batch of series.
     Returns:
         NaN where there is no forecast, for example because the history is too short there.
     Raises:
@@ -63,7 +70,7 @@ def forecast_all_origins(
     forecasts = np.full((*cuts.shape, horizon), np.nan)
     kernel_members: Sequence[KernelEngine | None] = find_kernel_members(predictor.engine)
     kernel_members = kernel_members or [None] * len(predictor.networks)
-    rows = np.flatnonzero(has_forecast.any(axis=1))
+    rows, num_forecasts = np.flatnonzero(has_forecast.any(axis=1)), 0
     for batch_rows in batch_by_length([predictor.network.window_length(len(series[int(row)])) for row in rows]):
         group = rows[batch_rows]
         selection = (group, slice(int(has_forecast[group].any(axis=0).argmax()), None))
@@ -87,6 +94,8 @@ def forecast_all_origins(
         forecasts[selection] = _repair_forecasts(
             consensus, group_series, cuts[selection], has_forecast[selection], season=predictor.fitted_model.season
         )
+        num_forecasts += len(group) * windows
+        on_forecasts(num_forecasts)
     if predictor.fitted_model.blend_weights:
         histories = [series[row].y[: cuts[row, window]] for row, window in np.argwhere(has_forecast)]
         forecasts[has_forecast] = predictor.blend_means(forecasts[has_forecast], histories).forecasts

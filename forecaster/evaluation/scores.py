@@ -15,6 +15,7 @@ Only windows with a forecast of every forecaster enter a score, so that all are 
 | `width_80`, `width_95` | mean width of the interval, in units of the data |
 | `stand_ins` | windows at which the forecaster failed and seasonal naive was used instead (or no forecast was made) |
 
+For a history that is not longer than a season, `mase`, `rmsse` and `crps` are relative to the error of the last value.
 `crps` is approximated from the quantiles of SCORED_LEVELS (Gneiting and Ranjan 2011, by the trapezoidal rule).
 Errors are averaged over the windows and steps of each series, then over series. `wql` and `coverage` are pooled over
 all windows and steps; they and `width` exist only for forecasters with calibrated quantiles.

@@ -68,6 +68,8 @@ class Explanation:
         baseline: The same forecast for a history that scaling maps to zeros.
         integration_error: Forecast minus baseline minus the sum of attributions, due to numerical integration.
         notes: Remarks for the reader.
+        segment: Number of time points that one step of the recurrence reads. Influence, gates and norm have one value per
+            segment, the last of which ends with the history; the influence is shared equally by the steps of its segment.
     """
 
     id: str
@@ -83,6 +85,7 @@ class Explanation:
     baseline: float
     integration_error: float
     notes: tuple[str, ...] = ()
+    segment: int = 1
 
 
 def explain(model: FittedModel, series: Series, *, horizon: int | None = None, steps: int = 256) -> Explanation:
@@ -134,6 +137,7 @@ def explain(model: FittedModel, series: Series, *, horizon: int | None = None, s
         baseline=baseline,
         integration_error=forecast - baseline - float(mean_attributions.sum()),
         notes=_explanation_notes(model, series, num_shown, finite=bool(np.isfinite(forecast))),
+        segment=segment,
     )
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from forecaster.evaluation.plots import BASELINE_COLOR, FORECAST_COLOR, FORECASTER_COLORS, HISTORY_COLOR, style_axes
+from forecaster.evaluation.plots import BASELINE_COLOR, FORECAST_COLOR, HISTORY_COLOR, MEASURE_COLOR, style_axes
+from forecaster.explain.trace import RETENTION_GATE
+from forecaster.shapes import Float64, Int
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from forecaster.explain.attribution import Explanation
+
+_GATE_COLORS = {"reset": "#7a4fa3", "input": "#7a4fa3", "update": "#0f766e", "forget": "#0f766e", "output": "#b8860b"}
+_CHANNEL_COLORS = ("#5b7f3a", "#9d174d", "#1d6fa5", "#7c2d12")
+_LAYER_STYLES = ("-", "--", ":", "-.")
 
 
 def build_explanation_table(explanation: Explanation) -> pd.DataFrame:
@@ -27,59 +35,128 @@ def build_explanation_table(explanation: Explanation) -> pd.DataFrame:
 
 
 def plot_explanation(explanation: Explanation, *, title: str) -> Figure:
-    """Plots the history, the attribution of its values, the influence of each step, gates and hidden states."""
+    """Plots the history, the attribution of its values, the influence of each step, gates and hidden states.
+
+    Influence, gates and states are constant within a segment and drawn so. A text below says how to read the panels.
+    """
     has_gates = any(layer.gates for layer in explanation.layers)
     rows = 5 if has_gates else 4
-    figure = Figure(figsize=(10, 2.1 * rows), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 2.1 * rows + 0.8), dpi=110, layout="constrained")
     panels: list[Axes] = list(figure.subplots(rows, 1, sharex=True))
-    half_life_text = (
-        "the state is not influenced"
-        if explanation.half_life is None
-        else f"half-life {explanation.half_life:.3g} steps"
-    )
-    headings = [
-        f"{title}: history",
-        f"attribution of each value to the mean forecast of the next {explanation.horizon} steps "
-        f"({explanation.baseline:.4g} + … = {explanation.forecast:.4g})",
-        f"share of each step in the influence on the final state ({half_life_text})",
-        *(["gates, mean over units"] if has_gates else []),
-        "norm of the hidden state",
-    ]
-    for axes, heading in zip(panels, headings, strict=True):
+    for axes, (heading, y_title) in zip(panels, _describe_panels(explanation, title, has_gates=has_gates), strict=True):
         style_axes(axes, heading)
+        axes.set_ylabel(y_title)
     panels[0].plot(explanation.ds, explanation.y, color=HISTORY_COLOR, linewidth=1.2)
+    segments = _Segments.from_explanation(explanation, panels[0])
     _plot_attributions(panels[1], explanation)
-    panels[2].fill_between(
-        explanation.ds, 0.0, explanation.influence, color=HISTORY_COLOR, alpha=0.35, linewidth=0, step="mid"
-    )
+    shares = np.add.reduceat(np.nan_to_num(explanation.influence), segments.starts)
+    panels[2].stairs(shares, segments.edges, color=MEASURE_COLOR, alpha=0.5, fill=True)
     panels[2].set_ylim(bottom=0)
     for layer_index, layer in enumerate(explanation.layers):
-        suffix = f" {layer_index + 1}" if len(explanation.layers) > 1 else ""
-        for gate_index, (name, values) in enumerate(layer.gates.items()):
-            color = FORECASTER_COLORS[(layer_index * len(layer.gates) + gate_index) % len(FORECASTER_COLORS)]
-            panels[3].plot(explanation.ds, values, color=color, linewidth=1.2, label=f"{name}{suffix}")
-        panels[-1].plot(
-            explanation.ds,
-            layer.norm,
-            color=FORECASTER_COLORS[layer_index % len(FORECASTER_COLORS)],
-            linewidth=1.2,
-            label=f"layer {layer_index + 1}",
+        suffix = f", layer {layer_index + 1}" if len(explanation.layers) > 1 else ""
+        line_style = _LAYER_STYLES[layer_index % len(_LAYER_STYLES)]
+        for name, values in layer.gates.items():
+            segments.plot(panels[3], values, color=_GATE_COLORS[name], linestyle=line_style, label=f"{name}{suffix}")
+        segments.plot(
+            panels[-1], layer.norm, color=MEASURE_COLOR, linestyle=line_style, label=f"layer {layer_index + 1}"
         )
     if has_gates:
         panels[3].set_ylim(0, 1)
         _add_legend(panels[3])
     if len(explanation.layers) > 1:
         _add_legend(panels[-1])
+    if not isinstance(explanation.ds, pd.DatetimeIndex):
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].set_xlabel("time" if isinstance(explanation.ds, pd.DatetimeIndex) else "step")
+    figure.align_ylabels(panels)
+    figure.supxlabel("\n".join(describe_reading(explanation)), x=0.01, ha="left", fontsize=8, color=HISTORY_COLOR)
     return figure
+
+
+def describe_reading(explanation: Explanation) -> list[str]:
+    """Describes how to read an explanation, one line per quantity."""
+    unit = "step" if explanation.segment == 1 else f"segment of {explanation.segment} steps, which is read at once,"
+    lines = [
+        "contribution: how much a value raised (above 0) or lowered the mean forecast; baseline and contributions add up to it",
+        f"influence: the share of each {unit} in the state from which the forecast starts, half of it within the half-life",
+    ]
+    gates = {name for layer in explanation.layers for name in layer.gates}
+    kept = next((gate for gate in RETENTION_GATE.values() if gate in gates), None)
+    if kept is not None:
+        lines.append(f"gates: 0 is closed, 1 is open; the {kept} gate is the share of the previous state that is kept")
+    lines.append("norm: the size of the hidden state of a layer")
+    return lines
+
+
+def _describe_panels(explanation: Explanation, title: str, *, has_gates: bool) -> list[tuple[str, str]]:
+    """Returns the headings of the panels and the titles of their y axes."""
+    unit = "step" if explanation.segment == 1 else f"segment of {explanation.segment} steps"
+    half_life = (
+        "the state is not influenced"
+        if explanation.half_life is None
+        else f"half-life {explanation.half_life:.3g} steps"
+    )
+    return [
+        (f"{title}: history", "value"),
+        (
+            f"contribution of each value to the mean forecast of the next {explanation.horizon} steps "
+            f"({explanation.baseline:.4g} + … = {explanation.forecast:.4g})",
+            "contribution",
+        ),
+        (f"influence of each {unit} on the final state ({half_life})", "share"),
+        *([(f"gates at each {unit}, mean over units", "mean gate")] if has_gates else []),
+        (f"norm of the hidden state at each {unit}", "norm"),
+    ]
+
+
+class _Segments(NamedTuple):
+    """The segments of an explanation on the time axis.
+
+    Attributes:
+        starts: Index of the first step of each segment.
+        edges: Bounds of the segments, on the axis.
+        steps: Positions of the steps, on the axis.
+    """
+
+    starts: Int[np.ndarray, "segment"]
+    edges: Float64[np.ndarray, "edge"]
+    steps: Float64[np.ndarray, "step"]
+
+    @classmethod
+    def from_explanation(cls, explanation: Explanation, axes: Axes) -> Self:
+        """Returns the segments; the last one ends with the history, the first one may be shorter than the others."""
+        count, segment = len(explanation.ds), explanation.segment
+        starts = np.arange(count)[(count - np.arange(count)) % segment == 0]
+        starts = np.unique(np.append(0, starts))
+        steps = np.asarray(axes.convert_xunits(explanation.ds), dtype=np.float64)  # type: ignore[no-untyped-call]
+        middles = (steps[1:] + steps[:-1]) / 2
+        first, last = (middles[0], middles[-1]) if count > 1 else (steps[0] - 0.5, steps[0] + 0.5)
+        bounds = np.concatenate([[2 * steps[0] - first], middles, [2 * steps[-1] - last]])
+        return cls(starts, np.append(bounds[starts], bounds[-1]), steps)
+
+    def plot(self, axes: Axes, values: Float64[np.ndarray, "step"], *, color: str, linestyle: str, label: str) -> None:
+        """Draws one value per segment: a curve through single steps, a level line over longer segments."""
+        if len(self.starts) == len(self.steps):
+            axes.plot(self.steps, values, color=color, linestyle=linestyle, linewidth=1.2, label=label)
+        else:
+            axes.stairs(
+                values[self.starts],
+                self.edges,
+                baseline=None,
+                color=color,
+                linestyle=linestyle,
+                linewidth=1.2,
+                label=label,
+            )
 
 
 def _plot_attributions(axes: Axes, explanation: Explanation) -> None:
     """Draws the attributions of y as vertical lines from zero, and those of the channels as curves."""
     axes.axhline(0.0, color=BASELINE_COLOR, linewidth=0.8)
     axes.vlines(explanation.ds, 0.0, explanation.attribution, color=FORECAST_COLOR, linewidth=1.4, label="y")
-    for index, (name, values) in enumerate(explanation.channels.items(), start=1):
+    for index, (name, values) in enumerate(explanation.channels.items()):
         axes.plot(
-            explanation.ds, values, color=FORECASTER_COLORS[index % len(FORECASTER_COLORS)], linewidth=1.0, label=name
+            explanation.ds, values, color=_CHANNEL_COLORS[index % len(_CHANNEL_COLORS)], linewidth=1.0, label=name
         )
     if explanation.channels:
         _add_legend(axes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 
+from forecaster.data.partial_periods import describe_partial_end
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.scaled_range import ScaledRange, find_scaled_ranges, read_scaled_range
 from forecaster.series import Series
@@ -18,16 +20,23 @@ class InputInspector:
         self._learned_range = read_scaled_range(fitted_model.facts)
 
     def describe_batch(
-        self, series: Sequence[Series], horizon: int, *, is_constant: Sequence[bool]
+        self, series: Sequence[Series], horizon: int, *, is_constant: Sequence[bool], now: datetime | None = None
     ) -> list[tuple[str, ...]]:
-        """Returns the warnings about each of some valid series; constant histories do not reach the network."""
+        """Returns the warnings about each of some valid series; constant histories do not reach the network.
+
+        With the present `now`, also about last periods that contain it.
+        """
         ranges: Sequence[ScaledRange | None] = (
             [None] * len(series)
             if self._learned_range is None
             else find_scaled_ranges(series, self._spec, season=self._season)
         )
         return [
-            (*(() if constant else self._describe_range(scaled_range)), *self._describe_categories(item, horizon))
+            (
+                *(() if constant else self._describe_range(scaled_range)),
+                *self._describe_categories(item, horizon),
+                *self._describe_partial_end(item, now),
+            )
             for item, scaled_range, constant in zip(series, ranges, is_constant, strict=True)
         ]
 
@@ -39,6 +48,11 @@ class InputInspector:
                 f"to {scaled_range.high:.3g}, the training data from {learned.low:.3g} to {learned.high:.3g}. The forecast is "
                 "uncertain; check the history for a wrong sign or unit and for outliers."
             )
+
+    def _describe_partial_end(self, series: Series, now: datetime | None) -> Iterator[str]:
+        warning = describe_partial_end(series, self._season, now)
+        if warning is not None:
+            yield warning
 
     def _describe_categories(self, series: Series, horizon: int) -> Iterator[str]:
         if self._encoding.categories or self._encoding.static:

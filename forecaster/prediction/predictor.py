@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -53,17 +54,23 @@ class Predictor:
 
     Rollouts run on the given engine, by default on the one that `choose_engine` chooses for the device. Sample paths that the
     engine cannot draw are drawn by `choose_sampling_engine`, on first use. The statistical models of a blend are fitted to each
-    history. Raises MissingPackage if the package that fits them, or a network that only PyTorch runs, is not installed.
+    history. With a clock, forecasts of histories whose last period contains the present have a warning. Raises MissingPackage
+    if the package that fits the statistical models, or a network that only PyTorch runs, is not installed.
     """
 
     def __init__(
-        self, fitted_model: FittedModel | StoredModel, *, device: str = "cpu", engine: Engine | None = None
+        self,
+        fitted_model: FittedModel | StoredModel,
+        *,
+        device: str = "cpu",
+        engine: Engine | None = None,
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         require_packages(list_statistical_components(fitted_model.blend_weights))
         self.fitted_model, self.device, self.layout = fitted_model, device, fitted_model.layout
         self.engine = engine or choose_engine(fitted_model, device=device)
         self._validator, self._inspector = InputValidator(fitted_model), InputInspector(fitted_model)
-        self._inputs = RolloutInputBuilder(fitted_model)
+        self._inputs, self._clock = RolloutInputBuilder(fitted_model), clock
 
     @cached_property
     def networks(self) -> tuple[Regressor, ...]:
@@ -384,6 +391,7 @@ class Predictor:
             [item for item, _ in pairs],
             len(pairs[0][1].mean),
             is_constant=[constant is not None for constant in constants],
+            now=None if self._clock is None else self._clock(),
         )
         completed = iter(map(_complete_forecast, [forecast for _, forecast in pairs], constants, warnings))
         return [next(completed) if isinstance(outcome, Forecast) else outcome for outcome in outcomes]

@@ -21,6 +21,8 @@ from forecaster.registry.connection import translate_store_errors as translate_s
 from forecaster.registry.download import BundleDownload, check_manifest
 from forecaster.registry.lock import lock_registry
 from forecaster.registry.logged_model import logged_model, write_model
+from forecaster.registry.version import DIGEST_TAG
+from forecaster.registry.version import BundleVersion as BundleVersion
 from forecaster.storage.failpoints import fail_point
 
 if TYPE_CHECKING:
@@ -30,28 +32,8 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS_CHAMPION = "former"
 
-_DIGEST_TAG = "digest"  # the tag of a version: sha256 of its bundle's manifest
 _REPLACED_TAG = "replaced"  # the tag of a version: the number of the champion it replaced
 _ROLLBACK_ALIAS = "going-back"  # the alias of the target version of an unfinished rollback
-
-
-class BundleVersion(NamedTuple):
-    """One registered bundle.
-
-    Attributes:
-        name: Of the model it is a version of.
-        number: Counts up from "1" within a name.
-        digest: sha256 of the bundle's manifest.json, in hex; the manifest in turn names that of every other file.
-        run_id: The MLflow run that trained it, if known.
-    """
-
-    name: str
-    number: str
-    digest: str
-    run_id: str | None
-
-    def __str__(self) -> str:
-        return f"'{self.name}' version {self.number}"
 
 
 class RegisteredModelInfo(NamedTuple):
@@ -124,7 +106,7 @@ class Registry:
                 name,
                 model.artifact_location,
                 run_id,
-                tags={**(tags or {}), _DIGEST_TAG: digest},
+                tags={**(tags or {}), DIGEST_TAG: digest},
                 await_creation_for=0,  # the files exist already
                 model_id=model.model_id,
             )
@@ -341,7 +323,7 @@ class Registry:
         return [
             version
             for version in sorted(versions, key=lambda version: int(version.version))
-            if _DIGEST_TAG in version.tags
+            if DIGEST_TAG in version.tags
         ]
 
     def _get_champion(self, name: str) -> BundleVersion | None:
@@ -368,14 +350,8 @@ class Registry:
 
 
 def _to_bundle_version(model_version: ModelVersion) -> BundleVersion:
-    if _DIGEST_TAG not in model_version.tags:
-        raise RegistryError(
-            f"A version needs the tag '{_DIGEST_TAG}'; '{model_version.name}' version {model_version.version} has none, so it "
-            "was not registered by forecaster. Register the bundle with `forecaster register`, or use another version.",
-            where=model_version.name,
-        )
-    return BundleVersion(
-        model_version.name, str(model_version.version), model_version.tags[_DIGEST_TAG], model_version.run_id or None
+    return BundleVersion.from_tags(
+        model_version.name, str(model_version.version), model_version.tags, run_id=model_version.run_id
     )
 
 

@@ -12,15 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Checkpoint
 
 from forecaster.data.windows import derive_epoch_seed
 from forecaster.errors import CheckpointMismatch, NonFiniteLoss
 from forecaster.storage import atomic
 from forecaster.storage.failpoints import fail_point
+from forecaster.training.lightning import Checkpoint, TorchCheckpointIO, pl
 from forecaster.training.module import TrainingModule
 
 _STATE_KEY = "Keeper"  # part of the checkpoint format, so that checkpoints of earlier versions can be resumed

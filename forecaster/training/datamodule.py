@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 
 from forecaster.data.batching import stack_channels
@@ -21,6 +20,7 @@ from forecaster.model.regressor import Regressor
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64
 from forecaster.spec import Spec
+from forecaster.training.lightning import pl
 
 STEPS_PER_CHUNK = 25  # few enough to move a progress bar, enough to make Lightning's overhead between chunks small
 MAX_VALUES_PER_CHUNK = 1 << 20  # bounds the memory of long windows

@@ -9,22 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger
-
 from forecaster.data.calendar import default_season
 from forecaster.data.encoding import fit_encoding
 from forecaster.data.windows import derive_epoch_seed
-from forecaster.errors import BadSpec
+from forecaster.errors import BadSpec, InputError
 from forecaster.model.regressor import Regressor, build_network
 from forecaster.prediction.predictor import FittedModel
 from forecaster.prediction.scaled_range import SCALED_RANGE_FACT, learn_scaled_range
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.allocator import keep_freed_memory
 from forecaster.training.checkpoint import AtomicCheckpointIO, BestWeightsCallback
 from forecaster.training.datamodule import STEPS_PER_CHUNK, WindowDataModule
+from forecaster.training.lightning import Logger, MisconfigurationException, pl, quiet_lightning
 from forecaster.training.module import TrainingModule
+from forecaster.training.progress_callback import ProgressCallback
 
 
 class FitResult(NamedTuple):
@@ -58,7 +58,9 @@ def fit(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
-    progress: bool = False,
+    devices: str = "1",
+    progress: Progress = NO_PROGRESS,
+    label: str = "",
     steps_per_chunk: int = STEPS_PER_CHUNK,
 ) -> FitResult:
     """Trains a model; on CPU the same arguments give bitwise the same weights, interrupted or not.
@@ -72,8 +74,10 @@ def fit(
         checkpoint: File for the progress; a fit with the same panel and spec resumes from it. The caller removes it.
         loggers: They get `train/loss` and the validation scores of each epoch.
         callbacks: Further Lightning callbacks. A batch they see holds those of several optimiser steps.
-        accelerator: "auto" uses a GPU where there is one.
-        progress: Whether to show a progress bar.
+        accelerator: "auto" uses a GPU where there is one; or another name that Lightning's Trainer accepts.
+        devices: One device, as Lightning's Trainer accepts it: "1", or "2," for the one with the index 2.
+        progress: Its current phase receives the optimiser steps, of which there are `spec.training.steps` at most.
+        label: The end of the text beside these steps.
         steps_per_chunk: The most optimiser steps between two callback calls of Lightning. It changes no weight.
     Raises:
         HistoryTooShort, NonFiniteLoss, CheckpointMismatch; BadSpec where `initial` is of a different network.
@@ -103,25 +107,26 @@ def fit(
         has_validation=bool(data.validation_batches),
         seed=spec.training.seed,
     )
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=data.num_epochs,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        limit_val_batches=len(data.validation_batches),
-        logger=list(loggers) or False,
-        callbacks=[best_callback, *callbacks],
-        plugins=[AtomicCheckpointIO(fit_digest=digest)],
-        enable_checkpointing=True,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-    )
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
     interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        with quiet_lightning():
+            trainer = pl.Trainer(
+                accelerator=accelerator,
+                devices=_parse_devices(devices),
+                max_epochs=data.num_epochs,
+                reload_dataloaders_every_n_epochs=1,
+                num_sanity_val_steps=0,
+                log_every_n_steps=1,
+                limit_val_batches=len(data.validation_batches),
+                logger=list(loggers) or False,
+                callbacks=[best_callback, ProgressCallback(progress, label=label), *callbacks],
+                plugins=[AtomicCheckpointIO(fit_digest=digest)],
+                enable_checkpointing=True,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as exit_error:
         # Lightning turns an interrupt into an exit and ignores the next one.
         if isinstance(exit_error.__context__, KeyboardInterrupt):
@@ -152,6 +157,37 @@ def fit(
     )
 
 
+def validate_device(*, accelerator: str, devices: str) -> None:
+    """Raises InputError unless this machine has the accelerator and `devices` selects one device of it."""
+    try:
+        with quiet_lightning():
+            trainer = pl.Trainer(
+                accelerator=accelerator,
+                devices=_parse_devices(devices),
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"Expected an accelerator of this machine and one of its devices; found accelerator {accelerator!r} with devices "
+            f"{devices!r} ({' '.join(str(error).split()).rstrip('.')}). Use --accelerator auto, which takes a GPU if there is "
+            "one that this PyTorch supports.",
+            where="accelerator",
+        ) from error
+    if trainer.num_devices != 1:
+        raise InputError(
+            f"Expected one device, because a training uses one; found {trainer.num_devices} for devices {devices!r}. Name a "
+            "device by its index and a comma (--devices 0,), and start several trainings to use several devices.",
+            where="devices",
+        )
+
+
+def _parse_devices(devices: str) -> int | str:
+    return int(devices) if devices.isdecimal() else devices
+
+
 def _member_seeds(spec: Spec) -> list[int]:
     """Returns the weight seed of each member; the first is that of a single network."""
     seed = spec.training.seed
@@ -166,7 +202,8 @@ def refit(
     checkpoint: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
-    progress: bool = False,
+    devices: str = "1",
+    progress: Progress = NO_PROGRESS,
 ) -> FittedModel:
     """Trains again on the whole panel, for the number of steps that was best on the data `fit` held out.
 
@@ -181,6 +218,7 @@ def refit(
         checkpoint=checkpoint,
         callbacks=callbacks,
         accelerator=accelerator,
+        devices=devices,
         progress=progress,
     )
     first_model = first_fit.model

@@ -12,6 +12,7 @@ from forecaster.evaluation.baselines import SEASONAL_NAIVE
 from forecaster.frequency import format_timestamp
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import CHALLENGER
+from forecaster.spec import Spec
 from forecaster.statistical.blend import format_blend_weights
 
 
@@ -21,15 +22,14 @@ def render_model_card(model: FittedModel) -> str:
     lines = [
         f"# {spec.name}",
         "",
-        f"A {spec.network.cell.upper()} network ({spec.network.layers} x {spec.network.hidden}) that feeds back its own "
-        f"output, step by step. Frequency `{model.freq}`, context {spec.context} steps, scored up to {spec.horizon}.",
+        f"{_describe_network(spec)} Frequency `{model.freq}`, context {spec.context} steps, scored up to {spec.horizon}.",
         *_render_blend(model),
         "",
         "## Training data",
         "",
         f"Data set `{facts['data']}`: {facts['series']} series up to {format_timestamp(model.cutoff)} "
         f"(digest `{facts['data_digest'][:12]}`); {facts['left_out']} series were too short. "
-        f"{facts['steps']} training steps, seed {spec.training.seed}.",
+        f"{facts['steps']} training steps, seed {spec.training.seed}.{_describe_partial_periods(facts.get('dropped_partial'))}",
         "",
         "## Scores",
         "",
@@ -45,6 +45,7 @@ def render_model_card(model: FittedModel) -> str:
                 for name, scores in facts["backtest"].items()
             ),
             "",
+            *([f"{facts['scale_note']}.", ""] if facts.get("scale_note") else []),
             f"At least as good as seasonal naive up to step {facts['reliable_horizon']}.",
         ]
     else:
@@ -61,6 +62,37 @@ def render_model_card(model: FittedModel) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _describe_network(spec: Spec) -> str:
+    """Describes the recurrent layers, the decoder and the members in one or two sentences."""
+    network = spec.network
+    cell = {"gru": "A GRU", "lstm": "An LSTM", "elman": "An Elman"}[network.cell]
+    if spec.decoder == "direct":
+        decoder = (
+            f"predicts {_count(spec.block, 'step')} at once (direct decoder) and repeats this for a longer horizon"
+        )
+    else:
+        decoder = (
+            f"predicts {_count(spec.segment, 'step')} at a time and reads its own predictions for the next (rollout)"
+        )
+        unit = "step" if spec.segment == 1 else "segment"
+        if spec.training.unroll:
+            decoder += f", in training too for up to {_count(spec.training.unroll, unit)}"
+    members = f" The forecast is the median of {spec.members} such networks with different seeds." * (spec.members > 1)
+    layers = f"{_count(network.layers, 'layer')} of {_count(network.hidden, 'unit')}"
+    return f"{cell} network ({layers}) that {decoder}.{members}"
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
+def _describe_partial_periods(count: int | None) -> str:
+    """Describes the incomplete last periods that were treated as missing; no text if that was not requested."""
+    if count is None:
+        return ""
+    return f" Values of incomplete last periods were treated as missing, in {count} series."
 
 
 def _render_blend(model: FittedModel) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from forecaster.evaluation.validation import ValidationBatch, ValidationScores, 
 from forecaster.model.regressor import Regressor
 from forecaster.shapes import Float
 from forecaster.spec import Spec
+from forecaster.training.lightning import pl
 from forecaster.training.loss import compute_loss, prepare_batches
 from forecaster.training.members import StackedNetworks
 from forecaster.training.optimizer import (

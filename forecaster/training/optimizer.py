@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -24,6 +25,11 @@ class FusedAdam(torch.optim.Optimizer):
 
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
+
+    # torch's decorator around these methods imports its compiler, which takes seconds and is not used here.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     def __init__(self, parameters: Iterable[Tensor], *, learning_rate: float, average_decay: float = 0.0) -> None:
         trained = [parameter for parameter in parameters if parameter.requires_grad and parameter.numel()]

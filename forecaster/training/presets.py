@@ -50,16 +50,20 @@ _LONG_HISTORY_SEASONS = 30  # longer histories are sampled uniformly
 _LONG_SUBDAILY_STEPS = 2000  # the same limit in steps, for frequencies below a day
 
 
-def build_candidate_specs(panel: Panel, *, horizon: int, name: str, preset: str | None = None) -> list[Spec]:
+def build_candidate_specs(
+    panel: Panel, *, horizon: int, name: str, preset: str | None = None, season: int | None = None
+) -> list[Spec]:
     """Returns the specifications that suit a panel, the likeliest first; `selection.select_on_validation` chooses among them.
 
     Args:
         panel: The training data; only its frequency and the lengths of its series are used.
         horizon: Steps ahead.
         name: Name of the model.
-        preset: Defaults to the preset of the panel's frequency.
+        preset: Defaults to the preset of the season.
+        season: Steps of a season; by default that of the panel's frequency.
     """
-    season = default_season(panel.freq)
+    given_season = season
+    season = season or default_season(panel.freq)
     chosen = cast("Preset", preset or _PRESET_OF_SEASON.get(season, "hourly"))
     if chosen not in get_args(Preset):
         raise BadSpec(
@@ -67,7 +71,7 @@ def build_candidate_specs(panel: Panel, *, horizon: int, name: str, preset: str 
             where="preset",
         )
     if chosen == "classic":
-        return [_build_classic_spec(horizon, name)]
+        return [_build_classic_spec(horizon, name, given_season)]
     lengths = [len(item) for item in panel.series]
     # Of the median series and of the longest: shorter histories are padded, and long ones benefit from a longer context.
     typical_steps, max_steps = (max(2, int(length) - 2 * horizon) for length in (np.median(lengths), max(lengths)))
@@ -84,7 +88,15 @@ def build_candidate_specs(panel: Panel, *, horizon: int, name: str, preset: str 
             training["recent"] = 0.0
         specs.append(
             Spec.parse(
-                {"name": name, "horizon": horizon, **_SHARED_FIELDS, **fields, "training": training}, where=chosen
+                {
+                    "name": name,
+                    "horizon": horizon,
+                    "season": given_season,
+                    **_SHARED_FIELDS,
+                    **fields,
+                    "training": training,
+                },
+                where=chosen,
             )
         )
     return specs
@@ -193,13 +205,14 @@ def _fit_context(desired: int, segment: int, available_steps: int) -> int:
     return max(segment, min(desired, available_steps) // segment * segment)
 
 
-def _build_classic_spec(horizon: int, name: str) -> Spec:
+def _build_classic_spec(horizon: int, name: str, season: int | None) -> Spec:
     """Returns the classical recipe: point forecasts by rollout, mean squared error on windows shifted by one step."""
     context = min(_MAX_CLASSIC_CONTEXT, max(12, horizon + (horizon + 3) // 4))
     fields = {
         "name": name,
         "context": context,
         "horizon": horizon,
+        "season": season,
         "min_history": max(2, min(context, horizon // 2)),
         "scaling": "mean_abs",
         "network": {"hidden": 40},

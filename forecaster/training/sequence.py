@@ -9,9 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger
-
 from forecaster.data.profile import build_training_profile
 from forecaster.data.split import hold_out
 from forecaster.evaluation.backtest import Backtest, backtest
@@ -24,8 +21,10 @@ from forecaster.registry.registry import CHALLENGER
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.statistical.blend import NETWORK, format_blend_weights, require_packages
+from forecaster.training.advice import advise_on_test
 from forecaster.training.datamodule import split_panel
 from forecaster.training.fit import FitResult, fit, refit
+from forecaster.training.lightning import Logger, pl
 from forecaster.training.model_card import compute_reliable_horizon, replace_nonfinite
 
 _log = logging.getLogger(__name__)
@@ -39,12 +38,14 @@ class TrainedModel(NamedTuple):
         fitted: The fit, with the same model before the facts were added.
         backtest: Its test, in which the model has the name `CHALLENGER`; None if no window was held out.
         seconds: The duration of everything before the test.
+        advice: What to try if a baseline was better in the test; None if none was.
     """
 
     model: FittedModel
     fitted: FitResult
     backtest: Backtest | None
     seconds: float
+    advice: str | None = None
 
 
 def prepare_training(panel: Panel, spec: Spec, *, test_windows: int) -> Panel:
@@ -68,7 +69,7 @@ def train_model(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "auto",
-    show_bar: bool = False,
+    devices: str = "1",
     progress: Progress = NO_PROGRESS,
 ) -> TrainedModel:
     """Fits a model on all but the last test windows, calibrates it, and backtests it on these windows.
@@ -82,14 +83,13 @@ def train_model(
         reference_forecasters: Additional forecasters to backtest at the same cutoffs.
         facts: Further facts of the model, such as the name of the data.
         checkpoint_folder: The folder of the checkpoints, from which an interrupted training resumes; None writes none.
-        loggers, callbacks, accelerator: As for `fit`.
-        show_bar: Whether to show the progress bar of Lightning.
+        loggers, callbacks, accelerator, devices: As for `fit`.
         progress: Receives the phases: fit, calibration, refit, test.
     """
     if training_panel is None:
         training_panel = prepare_training(panel, spec, test_windows=test_windows)
     started = time.monotonic()
-    with progress.phase("fit", -(-spec.training.steps // spec.training.epoch_steps)):
+    with progress.phase("fit", spec.training.steps):
         fitted = fit(
             training_panel,
             spec,
@@ -98,12 +98,13 @@ def train_model(
             loggers=loggers,
             callbacks=callbacks,
             accelerator=accelerator,
-            progress=show_bar,
+            devices=devices,
+            progress=progress,
         )
-    with progress.phase("calibration"):
-        fitted, blend_weights = _calibrate_and_blend(fitted, training_panel, spec)
+        progress.update(fitted.steps, _describe_fit(fitted))
+    fitted, blend_weights = _calibrate_and_blend(fitted, training_panel, spec, progress)
     if spec.training.refit:
-        with progress.phase("refit", -(-fitted.best_steps // spec.training.epoch_steps)):
+        with progress.phase("refit", fitted.best_steps):
             refitted = refit(
                 training_panel,
                 fitted,
@@ -111,23 +112,26 @@ def train_model(
                 checkpoint=None if checkpoint_folder is None else checkpoint_folder / "whole.ckpt",
                 callbacks=callbacks,
                 accelerator=accelerator,
-                progress=show_bar,
+                devices=devices,
+                progress=progress,
             )
+            progress.update(fitted.best_steps, f"all data, {fitted.best_steps} steps")
         fitted = fitted._replace(model=refitted)
     seconds = time.monotonic() - started
     model, result = fitted.model, None
     if test_windows:
         network_only = {NETWORK: Predictor(replace(model, blend_weights={}))} if model.blend_weights else {}
-        with progress.phase("test"):
-            result = run_test_backtest(
-                panel,
-                model,
-                reference_forecasters={**network_only, **(reference_forecasters or {})},
-                test_windows=test_windows,
-            )
+        result = run_test_backtest(
+            panel,
+            model,
+            reference_forecasters={**network_only, **(reference_forecasters or {})},
+            test_windows=test_windows,
+            progress=progress,
+        )
     training_facts = _build_facts(panel, training_panel, fitted, result, blend_weights)
     model = replace(model, facts={**model.facts, **(facts or {}), **training_facts})  # the fit has recorded facts too
-    return TrainedModel(model, fitted, result, seconds)
+    advice = None if result is None else advise_on_test(result, fitted)
+    return TrainedModel(model, fitted, result, seconds, advice)
 
 
 def run_test_backtest(
@@ -136,12 +140,20 @@ def run_test_backtest(
     *,
     reference_forecasters: Mapping[str, ForecastFunction | Predictor],
     test_windows: int,
+    progress: Progress = NO_PROGRESS,
 ) -> Backtest:
     """Backtests a trained model, the reference forecasters and seasonal naive on the last windows."""
     spec, season = model.spec, model.season
     forecasters = {CHALLENGER: Predictor(model), **reference_forecasters, SEASONAL_NAIVE: seasonal_naive(season)}
     return backtest(
-        panel, forecasters, horizon=spec.horizon, windows=test_windows, season=season, min_history=spec.min_steps + 1
+        panel,
+        forecasters,
+        horizon=spec.horizon,
+        windows=test_windows,
+        season=season,
+        min_history=spec.min_steps + 1,
+        progress=progress,
+        phase="test",
     )
 
 
@@ -152,16 +164,25 @@ def select_training_panel(panel: Panel, spec: Spec, test_windows: int) -> Panel:
     )
 
 
-def _calibrate_and_blend(fitted: FitResult, panel: Panel, spec: Spec) -> tuple[FitResult, BlendWeights | None]:
+def _describe_fit(fitted: FitResult) -> str:
+    """Describes the result of a fit for its finished phase."""
+    error = fitted.scores.get("valid/rollout")
+    best = "" if error is None else f"MASE {error:.4g} on the validation windows, "
+    return f"{best}{fitted.epochs} epochs"
+
+
+def _calibrate_and_blend(
+    fitted: FitResult, panel: Panel, spec: Spec, progress: Progress
+) -> tuple[FitResult, BlendWeights | None]:
     """Calibrates the intervals of the fitted model on the validation windows, and fits the weights of its blend there."""
     windows, stride, blend_weights = spec.training.valid_windows, spec.training.valid_stride, None
     if not windows:
         return fitted, None
     if spec.blend:
-        model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride)
+        model, blend_weights = fit_blend(fitted.model, panel, windows=windows, stride=stride, progress=progress)
         _log.info("blend: %s", format_blend_weights(blend_weights.weights))
     else:
-        model = calibrate_model(fitted.model, panel, windows=windows, stride=stride)
+        model = calibrate_model(fitted.model, panel, windows=windows, stride=stride, progress=progress)
     return fitted._replace(model=model), blend_weights
 
 
@@ -178,11 +199,13 @@ def _build_facts(
         "data_digest": training_panel.digest,
         "series": len(training_panel.series) - len(fitted.excluded_ids),
         "left_out": len(panel.series) - len(training_panel.series) + len(fitted.excluded_ids),
+        "dropped_partial": None if panel.dropped_partial is None else len(panel.dropped_partial),
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "validation": fitted.scores,
         "test_windows": 0 if result is None else result.actual.shape[1],
         "backtest": {} if result is None else {name: replace_nonfinite(result.scores(name)) for name in names},
+        "scale_note": None if result is None else result.scale_note,
         "reliable_horizon": None if result is None else compute_reliable_horizon(result),
         "inputs": build_training_profile(
             training_panel.series, context=fitted.model.spec.context, season=fitted.model.season

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
-from forecaster.errors import InputError
-from pipelines.commands.console import make_progress_printer, print_backtest_scores, warn, write_table
+from pipelines.commands.console import print_backtest_scores, warn, write_table
 from pipelines.commands.options import (
     DataOptions,
     RootOptions,
+    is_plot_folder,
     resolve_bundle,
     validate_counts,
-    validate_output_paths,
+    validate_plot_path,
     validate_table_paths,
 )
 
@@ -39,9 +39,9 @@ class BacktestOptions:
     "Rolling origins per series; the last one lies a horizon before the end of the data."
     stride: int | None = None
     "Steps between the origins; by default one horizon."
-    rival: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    rival: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     "Another bundle folder or registered model (NAME@champion) to compare with the model; may be repeated."
-    baselines: Annotated[tuple[BaselineName, ...], Parameter(negative="")] = ()
+    baselines: Annotated[tuple[BaselineName, ...], Parameter(negative="", show_default=False)] = ()
     """A statistical baseline, fitted to every history; may be repeated. Time for one history of 70 months: milliseconds for
     naive2 (of the M4 competition) and dynamic_optimized_theta, 0.1 s for auto_ets, 0.5 s for auto_arima. For 700 hours,
     auto_ets takes 1 s; auto_arima takes minutes if the season is long (weeks of a year). All but naive2 need the extra
@@ -50,29 +50,22 @@ class BacktestOptions:
     "Processes that fit baselines in parallel."
     by: str | None = None
     "A column of a static feature; the groups of its values are scored too (in --scores)."
-    levels: Annotated[tuple[float, ...], Parameter(negative="")] = ()
+    levels: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = ()
     "The level of a calibrated quantile to write with the forecasts (in --out); may be repeated."
     out: Path | None = None
     "File for all forecasts and actuals (CSV or Parquet)."
     scores: Path | None = None
     "File for all scores, overall, by step ahead and by group: forecaster, metric, group, step, value."
     plot: Path | None = None
-    "File for a plot of the error by step ahead, or a folder for that plot, calibration, best and worst series."
-    track: Annotated[bool, Parameter(negative="")] = False
+    "A file (x.png) for the error by step ahead, or a folder (plots/) for that, calibration, best and worst series."
+    track: Annotated[bool, Parameter(negative="", show_default=False)] = False
     "Record scores, tables and plots as an MLflow run."
 
     def validate(self) -> None:
         """Rejects invalid options and output paths that cannot be written, before any work; raises InputError."""
         validate_counts(horizon=self.horizon, windows=self.windows, stride=self.stride, jobs=self.jobs)
         validate_table_paths(out=self.out, scores=self.scores)
-        is_folder = self.plot is not None and (self.plot.is_dir() or not self.plot.suffix)
-        if not is_folder or self.plot is None:
-            validate_output_paths(plot=self.plot)
-        elif not os.access(self.plot if self.plot.is_dir() else self.plot.parent, os.W_OK):
-            raise InputError(
-                f"Expected a writable folder for --plot; found {self.plot}, which is not. Use another folder.",
-                where="plot",
-            )
+        validate_plot_path(self.plot)
 
 
 _ROOT_OPTIONS, _DATA_OPTIONS, _BACKTEST_OPTIONS = RootOptions(), DataOptions(), BacktestOptions()
@@ -95,6 +88,7 @@ def backtest(
     data
         Input data, as for train.
     """
+    from forecaster.progress_display import create_display
     from pipelines import backtest as backtests
 
     options.validate()
@@ -111,15 +105,16 @@ def backtest(
         levels=options.levels,
         group_by=options.by,
         n_jobs=options.jobs,
-        progress=make_progress_printer(),
+        progress=create_display(),
+        now=datetime.now(UTC),
     )
     for message in report.messages:
         warn(message)
-    print_backtest_scores(report.overall_scores, report.comparisons, report.dash_reasons)
+    print_backtest_scores(report.overall_scores, report.comparisons, report.dash_reasons, report.result.scale_note)
     write_table(options.out, lambda: report.result.to_frame(levels=sorted(set(options.levels))))
     write_table(options.scores, lambda: report.scores)
     if options.plot is not None:
-        backtests.save_figures(report, options.plot)
+        backtests.save_figures(report, options.plot, is_folder=is_plot_folder(options.plot))
     if root is not None:
         print(f"run     {backtests.track_backtest(report, bundles, source, root)}")
 

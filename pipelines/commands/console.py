@@ -8,11 +8,13 @@ import math
 import os
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from forecaster.errors import rename_arguments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +24,14 @@ if TYPE_CHECKING:
     from pipelines.promotion.gate import Verdict
     from pipelines.tuning.search import TuningResult
 
-_OPTIONS_OF_ARGUMENTS = {"freq": "--freq", "zone": "--zone", "columns": "--id-column, --ds-column, --y-column"}
+_OPTIONS_OF_ARGUMENTS = {
+    "freq": "--freq",
+    "zone": "--zone",
+    "columns": "--id-column, --ds-column, --y-column",
+    "blend": "--blend",
+    "members": "--members",
+    "test_windows": "--test-windows",
+}
 _OWN_PACKAGES = ("forecaster", "pipelines", "serving")
 
 
@@ -36,9 +45,7 @@ def configure_logging() -> None:
 
 def name_options(message: str) -> str:
     """Returns a message of the library with the options of the command line instead of the arguments that it names."""
-    for argument, option in _OPTIONS_OF_ARGUMENTS.items():
-        message = message.replace(f"`{argument}`=", f"{option} ").replace(f"`{argument}`", option)
-    return message
+    return rename_arguments(message, _OPTIONS_OF_ARGUMENTS)
 
 
 def write_table(path: Path | None, build_table: Callable[[], pd.DataFrame]) -> None:
@@ -71,17 +78,46 @@ def _read_umask() -> int:
     return umask
 
 
-def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints the scores, one row per forecaster."""
+def format_table(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, width: int | None) -> list[str]:
+    """Formats a table with right-aligned columns; columns that do not fit the width continue below, with the names repeated.
+
+    Args:
+        headings: Headings of the columns.
+        rows: The name of each row, and its cells.
+        width: Characters of a line; None for no limit.
+    """
+    name_width = max((len(name) for name, _ in rows), default=0)
+    columns = [[heading, *(cells[index] for _, cells in rows)] for index, heading in enumerate(headings)]
+    widths = [max(map(len, column)) + 2 for column in columns]
+    blocks: list[list[int]] = [[]]
+    for index, column_width in enumerate(widths):
+        used = name_width + sum(widths[other] for other in blocks[-1])
+        if width is not None and blocks[-1] and used + column_width > width:
+            blocks.append([])
+        blocks[-1].append(index)
+    lines = []
+    for number, block in enumerate(blocks):
+        lines += [""] * (number > 0)
+        for row, name in enumerate(["", *(name for name, _ in rows)]):
+            cells = "".join(f"{columns[index][row]:>{widths[index]}}" for index in block)
+            lines.append(f"{name:{name_width}}{cells}".rstrip())
+    return lines
+
+
+def get_table_width() -> int | None:
+    """Returns the width of the terminal; None if the output goes to a file or another program, which get whole lines."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_scores(scores: Mapping[str, Mapping[str, float]], scale_note: str | None = None) -> None:
+    """Prints the scores, one row per forecaster, and a note on their scale."""
     if not scores:
         return
-    names = list(next(iter(scores.values())))
-    print(f"{'':16}" + "".join(f"{name.upper() if name != 'smape' else 'sMAPE':>10}" for name in names))
-    for forecaster, values in scores.items():
-        print(
-            f"{forecaster:16}"
-            + "".join(f"{'-' if value is None else format(value, '.4g'):>10}" for value in values.values())
-        )
+    headings = [_SCORE_COLUMNS.get(name, name.upper()) for name in next(iter(scores.values()))]
+    rows = [(name, [_format_value(value, ".4g") for value in values.values()]) for name, values in scores.items()]
+    print("\n".join(format_table(headings, rows, width=get_table_width())))
+    if scale_note is not None:
+        print(scale_note)
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -108,52 +144,39 @@ def print_backtest_scores(
     scores: Mapping[str, Mapping[str, float]],
     comparisons: Mapping[str, SignificanceResult],
     dash_reasons: Sequence[str] = (),
+    scale_note: str | None = None,
 ) -> None:
     """Prints the scores, one row per forecaster, how the errors of the others differ from the first one's, and every dash."""
-    width = max(map(len, scores)) + 2
     columns = {
         metric: heading
         for metric, heading in _SCORE_COLUMNS.items()
         if any(metric in values for values in scores.values())
     }
-    print(f"{'':{width}}" + "".join(f"{heading:>9}" for heading in [*columns.values(), "+MASE", "p"]))
+    rows = []
     for name, values in scores.items():
         row = [_format_value(values.get(metric), ".4g") for metric in columns]
         if name in comparisons:
             comparison = comparisons[name]
             p_value = "<0.001" if comparison.p < 0.001 else _format_value(comparison.p, ".3f")
             row += [_format_value(comparison.difference, "+.4g"), p_value]
-        print(f"{name:{width}}" + "".join(f"{text:>9}" for text in row))
+        else:
+            row += ["", ""]  # the model itself
+        rows.append((name, row))
+    print("\n".join(format_table([*columns.values(), "+MASE", "p"], rows, width=get_table_width())))
     tests = sorted({comparison.test for comparison in comparisons.values()})
     if tests:
         model_name = next(iter(scores))
         print(
             f"+MASE: difference from the MASE of {model_name} on the same windows; p of no difference: {', '.join(tests)}"
         )
+    if scale_note is not None:
+        print(scale_note)
     for reason in dash_reasons:
         print(f"-: {reason}")
 
 
 def _format_value(value: float | None, format_spec: str) -> str:
     return "-" if value is None or math.isnan(value) else format(value, format_spec)
-
-
-def make_progress_printer(*, interval_s: float = 10.0) -> Callable[[str, int, int], None]:
-    """Returns a callback that prints progress: a line that is updated on a terminal, otherwise a new line per interval."""
-    is_terminal, last_print = sys.stderr.isatty(), time.monotonic()
-
-    def print_progress(name: str, done: int, total: int) -> None:
-        nonlocal last_print
-        now = time.monotonic()
-        if is_terminal and (done == total or now - last_print > 0.1):
-            end = "\n" if done == total else ""
-            print(f"\rforecaster: {name}: {done} of {total} histories", end=end, file=sys.stderr, flush=True)
-            last_print = now
-        elif not is_terminal and now - last_print > interval_s:
-            warn(f"{name}: {done} of {total} histories")
-            last_print = now
-
-    return print_progress
 
 
 def print_tuning_result(result: TuningResult) -> None:
@@ -169,13 +192,6 @@ def print_tuning_result(result: TuningResult) -> None:
         f"best    {result.best_value:.4g}, seasonal naive {result.seasonal_naive_value:.4g} on the same validation windows (MASE)"
     )
     print(f"written {result.output_path}\nrun     {result.run_id}")
-
-
-def print_status(line: str) -> None:
-    """Prints a status line over the previous one; the line remains after the last call."""
-    width = shutil.get_terminal_size().columns - 1
-    sys.stderr.write(f"\r\x1b[K{line[:width]}")
-    sys.stderr.flush()
 
 
 def print_panel_summary(panel: Panel) -> None:
@@ -205,6 +221,16 @@ def print_panel_summary(panel: Panel) -> None:
         print(f"{name:12}{line}")
     for repair in panel.repairs:
         print(f"{'repaired':12}{repair}")
+
+
+def warn_about_partial_periods(panel: Panel, *, now: datetime) -> None:
+    """Prints warnings about incomplete last periods, unless their values were dropped, which the repairs report."""
+    from forecaster.data.partial_periods import describe_partial_periods, find_partial_periods
+
+    if panel.dropped_partial is not None:
+        return
+    for message in describe_partial_periods(panel, find_partial_periods(panel, now=now)):
+        warn(f"{message}. Values of incomplete periods make forecasts wrong; --drop-partial treats them as missing")
 
 
 def warn(message: str) -> None:

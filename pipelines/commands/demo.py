@@ -10,13 +10,13 @@ _ROOT_OPTIONS = RootOptions()
 
 
 def demo(*, configs: Path = Path("configs"), root_options: RootOptions = _ROOT_OPTIONS) -> None:
-    """Trains on real and on synthetic data, registers, promotes, serves, requests forecasts over HTTP, and draws them.
+    """Trains on real and on synthetic data, registers, promotes, serves, requests forecasts over HTTP, and shows them on a page.
 
     Parameters
     ----------
     configs
-        Folder with hospital.yaml and sine.yaml.
+        Folder with hospital_preset.yaml, sine.yaml and sine_unrolled.yaml.
     """
-    from pipelines.demo import run_demo
+    from pipelines.demo.run import run_demo
 
     run_demo(configs, root_options.open_root())

@@ -19,7 +19,6 @@ from forecaster.errors import ForecasterError, InputError
 from forecaster.installation import DISTRIBUTION, is_installed
 from forecaster.storage.addresses import redact_addresses
 from pipelines.commands.options import RootOptions
-from pipelines.installation import find_foreign_package
 from pipelines.settings import Root, validate_tracking_uri
 
 if TYPE_CHECKING:
@@ -61,9 +60,9 @@ class DiagnosticContext(NamedTuple):
 
 def doctor(
     *,
-    deep: Annotated[bool, Parameter(negative="")] = False,
-    move_root: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    deep: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    move_root: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Checks this machine and the stores of a root; exits with 1 if something needs to be fixed.
@@ -133,9 +132,6 @@ def _check_packages(_: DiagnosticContext) -> list[Diagnostic]:
     """Compares the installed packages with the requirements in the project's metadata: the mandatory ones, and each extra."""
     from importlib import metadata
 
-    foreign = find_foreign_package()
-    if foreign is not None:
-        return [Diagnostic("packages", "bad", foreign)]
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:

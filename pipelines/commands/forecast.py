@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from cyclopts import Parameter
 
 from forecaster.errors import ForecasterError, InputError
 from pipelines.commands.console import name_options, warn, write_table
@@ -38,7 +41,7 @@ def forecast(
     *,
     url: str | None = None,
     horizon: int | None = None,
-    levels: tuple[float, ...] = (),
+    levels: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = (),
     out: Path | None = None,
     plot: Path | None = None,
     data_options: DataOptions = _DATA_OPTIONS,
@@ -61,7 +64,7 @@ def forecast(
     out
         File for the table (CSV or Parquet); by default CSV is printed.
     plot
-        File for a plot of the first series (PNG).
+        A file (x.png, .svg or .pdf) for a plot of the first series.
     """
     from forecaster.data.forecast_table import build_forecast_table
     from forecaster.series import Forecast
@@ -91,7 +94,7 @@ def forecast(
         from forecaster.evaluation.plots import plot_forecast
 
         history = next(series for series in result.panel.series if series.id == forecasts[0].id)
-        plot_forecast(history, forecasts[0], title=f"{result.model_name}: {history.id}").savefig(plot)
+        plot_forecast(history, forecasts[0], title=f"{result.model_name}: forecast of {history.id}").savefig(plot)
 
 
 def _forecast_locally(
@@ -103,16 +106,21 @@ def _forecast_locally(
     root_options: RootOptions,
 ) -> _ForecastResult:
     from forecaster.bundle import artifact
+    from forecaster.data.summary import describe_size
+    from forecaster.progress_display import LOG_INTERVAL_S, create_display
     from forecaster.statistical.blend import format_blend_weights
     from pipelines.sources import read_panel
 
-    source = data_options.to_data_source(data)
-    predictor = artifact.load_predictor(resolve_bundle(reference, root_options))
+    source, now = data_options.to_data_source(data), datetime.now(UTC)
+    predictor = artifact.load_predictor(resolve_bundle(reference, root_options), clock=lambda: now)
     model = predictor.fitted_model
     if model.blend_weights:
         warn(f"{model.spec.name} is a blend: {format_blend_weights(model.blend_weights)}")
-    panel = read_panel(source.for_model(model.spec, model.encoding))
-    outcomes = predictor.forecast_batch(panel.series, horizon or model.spec.horizon, levels=levels)
+    progress = create_display(min_phase_s=LOG_INTERVAL_S)
+    panel = read_panel(source.for_model(model.spec, model.encoding), now=now, progress=progress)
+    with progress.phase("forecast"):
+        progress.update(0, describe_size(panel))
+        outcomes = predictor.forecast_batch(panel.series, horizon or model.spec.horizon, levels=levels)
     return _ForecastResult(model.spec.name, panel, outcomes)
 
 
@@ -131,7 +139,10 @@ def _forecast_over_http(
             warn(f"{spec.name} is a blend: {format_blend_weights(model['model']['blend'])}")
         source = data_options.to_data_source(data).for_spec(spec)
         text_covariates = model.get("text_covariates")  # absent from services of earlier versions
-        panel = read_panel(source._replace(text_covariates=None if text_covariates is None else tuple(text_covariates)))
+        panel = read_panel(
+            source._replace(text_covariates=None if text_covariates is None else tuple(text_covariates)),
+            now=datetime.now(UTC),
+        )
         batch = client.forecast_batch(panel.series, horizon or spec.horizon, levels=levels)
     if len(batch.models) > 1:
         names = " and ".join(f"{version['name']} version {version['version']}" for version in batch.models)

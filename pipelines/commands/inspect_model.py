@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def inspect(
     steps
         Number of latest steps to explain, at most 1024.
     plot
-        File for a plot of the explanation (PNG).
+        A file (x.png, .svg or .pdf) for a plot of the explanation.
     out
         File for a table with one row per step (CSV or Parquet).
     """
@@ -67,7 +68,7 @@ def inspect(
     validate_output_paths(plot=plot)
     source = data_options.to_data_source(data)
     fitted = artifact.load_bundle(resolve_bundle(model, root_options))
-    panel = read_panel(source.for_model(fitted.spec, fitted.encoding))
+    panel = read_panel(source.for_model(fitted.spec, fitted.encoding), now=datetime.now(UTC))
     for repair in panel.repairs:
         warn(repair)
     matches = [candidate for candidate in panel.series if series is None or candidate.id == series]
@@ -90,20 +91,25 @@ def inspect(
 def _print_explanation(explanation: Explanation) -> None:
     import numpy as np
 
+    from forecaster.explain.plots import describe_reading
+
     half_life = "the state does not depend on the history"
     if explanation.half_life is not None:
         half_life = f"{explanation.half_life:.4g} steps"
-    print(f"{'series':12}{explanation.id}, {len(explanation.ds)} steps up to {explanation.ds[-1]}")
-    print(f"{'half-life':12}{half_life}")
+    print(f"{'series':14}{explanation.id}, {len(explanation.ds)} steps up to {explanation.ds[-1]}")
+    print(f"{'half-life':14}{half_life}")
     for number, layer in enumerate(explanation.layers, start=1):
-        gates = [f"{name} {np.nanmean(values):.3g}" for name, values in layer.gates.items()]
+        gates = [f"{name} gate {np.nanmean(values):.3g}" for name, values in layer.gates.items()]
         gate_half_life = [] if layer.half_life is None else [f"half-life of the gate alone {layer.half_life:.4g} steps"]
         parts = [*gates, *gate_half_life, f"norm of the state {np.nanmean(layer.norm):.3g}"]
-        print(f"{f'layer {number}':12}{', '.join(parts)}")
-    print(
-        f"{'forecast':12}{explanation.forecast:.6g} on average over {explanation.horizon} steps, {explanation.baseline:.6g} from "
-        "a history that is zero after scaling"
-    )
+        print(f"{f'layer {number}':14}{', '.join(parts)}")
+    print(f"{'forecast':14}{explanation.forecast:.6g}, the mean over {explanation.horizon} steps")
+    print(f"{'baseline':14}{explanation.baseline:.6g}, the same from a history that is zero after scaling")
     order = np.argsort(-np.abs(explanation.attribution), kind="stable")[:_MAX_ATTRIBUTIONS]
-    for index in sorted(int(step) for step in order if explanation.attribution[step]):
-        print(f"{'':12}{explanation.attribution[index]:+.4g} by {explanation.ds[index]} ({explanation.y[index]:.6g})")
+    for position, index in enumerate(sorted(int(step) for step in order if explanation.attribution[step])):
+        heading = "contributions" if position == 0 else ""
+        value = f"{explanation.attribution[index]:+.4g}"
+        print(f"{heading:14}{value:10} of the value {explanation.y[index]:.6g} at {explanation.ds[index]}")
+    for line in describe_reading(explanation):
+        name, _, meaning = line.partition(": ")
+        print(f"{'how to read' if name == 'contribution' else '':14}{name}: {meaning}")

@@ -50,7 +50,7 @@ def monitor(
         render_report_prometheus,
     )
     from pipelines.tracking.logger import log_tracking_errors
-    from pipelines.tracking.run import record_monitoring_run
+    from pipelines.tracking.run import record_finished_run
 
     root = root_options.open_existing_root()
     validate_output_paths(html=html, json=json, prometheus=prometheus)
@@ -61,8 +61,9 @@ def monitor(
             atomic.write_text(path, text)
             path.chmod(_FILE_MODE)
     with log_tracking_errors("the check"):
-        record_monitoring_run(
+        record_finished_run(
             report.spec,
+            action="check",
             root=root.path,
             tracking_uri=root.tracking_uri,
             tags={

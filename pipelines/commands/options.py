@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +14,7 @@ from cyclopts import Parameter
 from forecaster.errors import BadSpec, InputError, NoSuchModel
 
 if TYPE_CHECKING:
+    from forecaster.progress import Progress
     from forecaster.series import Panel
     from forecaster.spec import Spec
     from forecaster.training.selection import SpecSelection
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.sources import DataSource
 
 BlendOption = Annotated[
-    tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="")
+    tuple[Literal["dynamic_optimized_theta", "auto_ets", "auto_arima"], ...], Parameter(negative="", show_default=False)
 ]  # the models that a specification allows
 _MAX_STEPS = 100_000  # the limit of a specification
 _TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
@@ -81,6 +83,9 @@ class DataOptions:
     "A query to run instead of reading DATA; the database URL is read from FORECASTER_SQL_URL. The connection is read-only."
     cutoff: str | None = None
     "The last timestamp to use (2026-01-31; a date means its midnight). Later rows are ignored; late arrivals before it are used."
+    drop_partial: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Treat the values of incomplete last periods as missing: a year with four months, today's half-day. They are found by a
+    fall of many series at once, and by the clock; without this option they are reported and used."""
 
     def to_data_source(self, source: str | None) -> DataSource:
         """Returns the data source; raises InputError unless exactly one of DATA and --sql is given."""
@@ -98,6 +103,7 @@ class DataOptions:
             self.zone,
             is_query=self.sql is not None,
             cutoff=self.cutoff,
+            drop_partial=self.drop_partial,
         )
 
 
@@ -118,6 +124,24 @@ def resolve_ledger_url(url: str | None) -> str | None:
             where="url",
         )
     return url
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where a network is trained."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    "Hardware of the training: auto takes a GPU if there is one. A small network is often faster on the CPU."
+    devices: str = "1"
+    "One device of the accelerator: 1 for any, or its index and a comma (2,)."
+
+    def validate(self) -> None:
+        """Raises InputError if this machine has no such device, before any data are read."""
+        from forecaster.training.fit import validate_device
+
+        if self != DeviceOptions():
+            validate_device(accelerator=self.accelerator, devices=self.devices)
 
 
 @Parameter(name="*")
@@ -164,33 +188,53 @@ class SpecOptions:
             return None
         return self._override(spec, seed)
 
+    @contextmanager
     def select_spec(
-        self, spec: Spec | None, panel: Panel, data: DataSource, *, seed: int | None = None, test_windows: int
-    ) -> SpecSelection:
-        """Returns the specification that `read_spec` found, else the best for the panel, with its candidates."""
+        self,
+        spec: Spec | None,
+        panel: Panel,
+        data: DataSource,
+        root: Root,
+        *,
+        seed: int | None = None,
+        test_windows: int,
+        device_options: DeviceOptions,
+        progress: Progress,
+    ) -> Iterator[SpecSelection]:
+        """Provides the specification that `read_spec` found, else the best for the panel, with its candidates.
+
+        The checkpoints of the candidates are kept until the block ends without an error.
+        """
         from forecaster.training.selection import SpecSelection, select_spec
         from pipelines.sources import derive_model_name
+        from pipelines.training.interruptions import keep_variant_checkpoints, lock_variants
 
         if spec is not None:
-            return SpecSelection(spec)
+            yield SpecSelection(spec)
+            return
         assert self.horizon is not None
-        selection = select_spec(
-            panel,
-            name=derive_model_name(data.name),
-            horizon=self.horizon,
-            preset=self.preset,
-            test_windows=test_windows,
-        )
-        return selection._replace(spec=self._override(selection.spec, seed))
+        name = derive_model_name(data.name)
+        with keep_variant_checkpoints(
+            panel, root, name=name, horizon=self.horizon, preset=self.preset, test_windows=test_windows
+        ) as folder:
+            with lock_variants(folder):
+                selection = select_spec(
+                    panel,
+                    name=name,
+                    horizon=self.horizon,
+                    preset=self.preset,
+                    test_windows=test_windows,
+                    accelerator=device_options.accelerator,
+                    devices=device_options.devices,
+                    checkpoint_folder=folder,
+                    progress=progress,
+                )
+            yield selection._replace(spec=self._override(selection.spec, seed))
 
     def _override(self, spec: Spec, seed: int | None) -> Spec:
         """Returns a specification with the overrides of the command; raises BadSpec."""
-        fields = spec.model_dump()
-        fields["members"] = self.members or spec.members
-        fields["blend"] = list(self.blend or spec.blend)
-        fields["horizon"] = self.horizon or spec.horizon
-        fields["training"]["seed"] = spec.training.seed if seed is None else seed
-        return type(spec).parse(fields, where=str(self.config or "--horizon"))
+        where = str(self.config or "--horizon")
+        return spec.override(horizon=self.horizon, members=self.members, blend=self.blend, seed=seed, where=where)
 
 
 def format_arguments(values: Mapping[str, Any]) -> list[str]:
@@ -236,11 +280,28 @@ def validate_output_paths(**paths: Path | None) -> None:
             raise InputError(
                 f"Expected a writable file for --{name} {path}; found {found}. Use another file.", where=name
             )
-        if name == "plot" and path.suffix not in _PLOT_SUFFIXES:
+        if name == "plot" and path.suffix.lower() not in _PLOT_SUFFIXES:
             raise InputError(
                 f"Expected --plot with a name ending in {', '.join(_PLOT_SUFFIXES)}; found {path}. Use another file name.",
                 where=name,
             )
+
+
+def is_plot_folder(path: Path) -> bool:
+    """Whether --plot names a folder for several plots: one that exists, or a name without a suffix; x.png is a file."""
+    return path.is_dir() or not path.suffix
+
+
+def validate_plot_path(path: Path | None) -> None:
+    """Rejects a file or folder for plots that cannot be written, before any work; raises InputError."""
+    if path is None or not is_plot_folder(path):
+        validate_output_paths(plot=path)
+    elif not os.access(path if path.is_dir() else path.parent, os.W_OK):
+        raise InputError(
+            f"Expected a writable folder for --plot; found {path}, which is not. Use another folder, or a file such as "
+            "plot.png.",
+            where="plot",
+        )
 
 
 def validate_table_paths(**paths: Path | None) -> None:

@@ -28,12 +28,12 @@ def register(bundle: Path, *, root_options: RootOptions = _ROOT_OPTIONS) -> None
     Parameters
     ----------
     bundle
-        The bundle folder that train wrote.
+        The bundle folder that train wrote, here or on another machine.
     """
     from forecaster.registry.registry import CHALLENGER, Registry
     from pipelines.promotion.promote import register_bundle
 
-    root = root_options.open_existing_root()
+    root = root_options.open_root()
     version = register_bundle(bundle, root)
     Registry(root.store_uri).set_alias(version, CHALLENGER)
     print(f"{version.name} version {version.number} is the challenger ({version.digest[:12]})")
@@ -43,7 +43,7 @@ def promote(
     name: str,
     *,
     version: str | None = None,
-    force: bool = False,
+    force: Annotated[bool, Parameter(show_default=False)] = False,
     reason: str | None = None,
     policy: Path | None = None,
     root_options: RootOptions = _ROOT_OPTIONS,
@@ -78,7 +78,13 @@ def promote(
     print(f"{promoted.name} version {promoted.number} is the champion ({promoted.digest[:12]})")
 
 
-def rollback(name: str, *, local: bool = False, undo: bool = False, root_options: RootOptions = _ROOT_OPTIONS) -> None:
+def rollback(
+    name: str,
+    *,
+    local: Annotated[bool, Parameter(show_default=False)] = False,
+    undo: Annotated[bool, Parameter(show_default=False)] = False,
+    root_options: RootOptions = _ROOT_OPTIONS,
+) -> None:
     """Makes the previous champion the champion again, without a training; a second rollback undoes the first.
 
     Parameters
@@ -143,7 +149,7 @@ def _call_serving_pin(name: str, root: Root, *options: str) -> str:
 def audit(
     name: str | None = None,
     *,
-    adopt: Annotated[bool, Parameter(negative="")] = False,
+    adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Prints the audit log (champions, times and reasons), and verifies it.

@@ -88,7 +88,9 @@ def schedule_command(
 
 @schedule_app.command(name="list")
 def list_jobs(
-    *, json: Annotated[bool, Parameter(negative="")] = False, root_options: RootOptions = _ROOT_OPTIONS
+    *,
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
     """Prints the scheduled jobs, their next run, and the result of the last one.
 
@@ -108,7 +110,11 @@ def list_jobs(
 
 
 @schedule_app.command
-def status(*, json: Annotated[bool, Parameter(negative="")] = False, root_options: RootOptions = _ROOT_OPTIONS) -> None:
+def status(
+    *,
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    root_options: RootOptions = _ROOT_OPTIONS,
+) -> None:
     """Prints the jobs as `list` does, and whether a scheduler is running; exits with 1 if none is.
 
     Parameters

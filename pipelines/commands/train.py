@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from forecaster.errors import LedgerError, MissingPackage, RefusedByGate
-from pipelines.commands.console import print_scores, print_verdict, warn
-from pipelines.commands.options import DataOptions, RootOptions, SpecOptions, resolve_bundle, validate_counts
+from pipelines.commands.console import name_options, print_scores, print_verdict, warn, warn_about_partial_periods
+from pipelines.commands.options import (
+    DataOptions,
+    DeviceOptions,
+    RootOptions,
+    SpecOptions,
+    resolve_bundle,
+    validate_counts,
+)
 from pipelines.commands.schedule import ScheduleOptions, schedule_command
 
 if TYPE_CHECKING:
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.settings import Root
 
 _ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
-_SPEC_OPTIONS, _SCHEDULE_OPTIONS = SpecOptions(), ScheduleOptions()
+_SPEC_OPTIONS, _SCHEDULE_OPTIONS, _DEVICE_OPTIONS = SpecOptions(), ScheduleOptions(), DeviceOptions()
 
 
 def train(
@@ -30,6 +37,7 @@ def train(
     start_from: str | None = None,
     seed: int | None = None,
     test_windows: int = 1,
+    device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -50,20 +58,38 @@ def train(
         Rolling origins that are held out from the fit to test the model; 0 trains on all data.
     """
     from forecaster.bundle import artifact
+    from forecaster.progress_display import create_display
     from pipelines.sources import read_panel
     from pipelines.training import train as training
 
+    progress = create_display()
     source = data_options.to_data_source(data)
     initial = None if start_from is None else artifact.load_bundle(resolve_bundle(start_from, root_options))
     root = root_options.open_root()
-    options = training.TrainOptions(test_windows=test_windows, show_progress=sys.stderr.isatty())
+    options = training.TrainOptions(
+        test_windows=test_windows, accelerator=device_options.accelerator, devices=device_options.devices
+    )
+    device_options.validate()
     spec = spec_options.read_spec(seed=seed, fallback=None if initial is None else initial.spec)
-    panel = read_panel(source.for_spec(spec))
-    selection = spec_options.select_spec(spec, panel, source, seed=seed, test_windows=test_windows)
-    options = replace(options, candidates=selection.candidates)
-    result = training.train(source, selection.spec, root, options, panel=panel, initial=initial)
-    print_scores(result.scores)
+    now = datetime.now(UTC)
+    panel = read_panel(source.for_spec(spec), now=now, progress=progress)
+    warn_about_partial_periods(panel, now=now)
+    with spec_options.select_spec(
+        spec,
+        panel,
+        source,
+        root,
+        seed=seed,
+        test_windows=test_windows,
+        device_options=device_options,
+        progress=progress,
+    ) as selection:
+        options = replace(options, candidates=selection.candidates)
+        result = training.train(source, selection.spec, root, options, panel=panel, initial=initial, progress=progress)
+    print_scores(result.scores, None if result.backtest is None else result.backtest.scale_note)
     print(f"bundle  {result.bundle}\nrun     {result.run_id}\ndigest  {result.digest}")
+    if result.advice is not None:
+        warn(name_options(result.advice))
 
 
 def retrain(
@@ -75,10 +101,11 @@ def retrain(
     test_windows: int = 1,
     policy: Path | None = None,
     trigger: str = "cli",
-    again: Annotated[bool, Parameter(negative="")] = False,
-    if_needed: Annotated[bool, Parameter(negative="")] = False,
+    again: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    if_needed: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     min_new: int | None = None,
     schedule_options: ScheduleOptions = _SCHEDULE_OPTIONS,
+    device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -110,6 +137,7 @@ def retrain(
         With --if-needed: number of new steps that trigger a retraining; by default the champion's horizon.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("schedule_options", "root_options")}
+    from forecaster.progress_display import create_display
     from pipelines.promotion.policy import read_policy
     from pipelines.retraining import retrain as retraining
     from pipelines.sources import derive_model_name, read_panel
@@ -119,10 +147,11 @@ def retrain(
     options = retraining.RetrainOptions(
         test_windows=test_windows,
         trigger=trigger,
-        show_progress=sys.stderr.isatty(),
         warm_start=warm,
         policy=read_policy(policy),
         force_retrain=again,
+        accelerator=device_options.accelerator,
+        devices=device_options.devices,
     )
     spec = spec_options.read_spec(seed=seed)
     name = derive_model_name(source.name) if spec is None else spec.name
@@ -130,21 +159,37 @@ def retrain(
         arguments["trigger"] = "schedule" if trigger == "cli" else trigger
         schedule_command(name, "retrain", arguments, schedule_options, root_options)
         return
-    root = root_options.open_root()
-    panel = read_panel(source.for_spec(spec))
+    device_options.validate()  # a scheduled job may run on another machine
+    root, progress = root_options.open_root(), create_display()
+    now = datetime.now(UTC)
+    panel = read_panel(source.for_spec(spec), now=now, progress=progress)
+    warn_about_partial_periods(panel, now=now)
     if if_needed and not _needs_retraining(
         name, panel, root, min_new_steps=min_new, max_days_ahead=options.policy.days_ahead
     ):
         return
-    selection = spec_options.select_spec(spec, panel, source, seed=seed, test_windows=test_windows)
-    options = replace(options, candidates=selection.candidates)
-    result = retraining.retrain(source, selection.spec, root, options, panel=panel)
+    with spec_options.select_spec(
+        spec,
+        panel,
+        source,
+        root,
+        seed=seed,
+        test_windows=test_windows,
+        device_options=device_options,
+        progress=progress,
+    ) as selection:
+        options = replace(options, candidates=selection.candidates)
+        result = retraining.retrain(source, selection.spec, root, options, panel=panel, progress=progress)
     print(f"key     {result.key}{' (done before; this is the recorded verdict)' if result.already_done else ''}")
-    print_scores(result.training.scores)
+    print_scores(
+        result.training.scores, None if result.training.backtest is None else result.training.backtest.scale_note
+    )
     print_verdict(result.verdict)
     print(f"report  {result.report_path}")
     version = f"{result.version.name} version {result.version.number}"
     reasons = "; ".join(result.verdict.reasons)
+    if result.training.advice is not None:
+        warn(name_options(result.training.advice))
     if not result.verdict.should_promote:
         raise RefusedByGate(f"{version} was registered but not promoted: {reasons}.")
     if result.champion_version == result.version:

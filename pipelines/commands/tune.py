@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import fields as dataclass_fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.commands.console import print_status, print_tuning_result
-from pipelines.commands.options import DataOptions, RootOptions, SpecOptions, validate_output_paths
+from pipelines.commands.console import print_tuning_result
+from pipelines.commands.options import DataOptions, DeviceOptions, RootOptions, SpecOptions, validate_output_paths
 
 if TYPE_CHECKING:
     from forecaster.spec import Spec
 
-_ROOT_OPTIONS, _DATA_OPTIONS = RootOptions(), DataOptions()
+_ROOT_OPTIONS, _DATA_OPTIONS, _DEVICE_OPTIONS = RootOptions(), DataOptions(), DeviceOptions()
 
 
 def tune(
@@ -28,6 +28,7 @@ def tune(
     valid_windows: int = 2,
     test_windows: int = 1,
     out: Path = Path("best.yaml"),
+    device_options: DeviceOptions = _DEVICE_OPTIONS,
     data_options: DataOptions = _DATA_OPTIONS,
     root_options: RootOptions = _ROOT_OPTIONS,
 ) -> None:
@@ -55,6 +56,7 @@ def tune(
         File for the best specification (YAML).
     """
     validate_output_paths(out=out)
+    from forecaster.progress_display import create_display
     from forecaster.spec import Spec
     from pipelines.sources import read_panel
     from pipelines.tuning.search import tune as run_search
@@ -64,22 +66,28 @@ def tune(
     spec_options = SpecOptions(config, horizon)
     center = spec_options.read_spec()
     checked = _set_valid_windows(center or Spec(name="placeholder", context=1, horizon=horizon or 1), valid_windows)
+    device_options.validate()
     validate_search(checked, n_trials=trials, timeout=timeout, seed=seed, test_windows=test_windows)
-    panel = read_panel(source.for_spec(center))
-    selection = spec_options.select_spec(center, panel, source, test_windows=test_windows)
-    spec = _set_valid_windows(selection.spec, valid_windows)
-    result = run_search(
-        source,
-        spec,
-        root_options.open_root(),
-        panel=panel,
-        output_path=out,
-        n_trials=trials,
-        timeout=timeout,
-        seed=seed,
-        test_windows=test_windows,
-        report_status=print_status if sys.stderr.isatty() else lambda _: None,
-    )
+    root, progress = root_options.open_root(), create_display()
+    panel = read_panel(source.for_spec(center), now=datetime.now(UTC), progress=progress)
+    with spec_options.select_spec(
+        center, panel, source, root, test_windows=test_windows, device_options=device_options, progress=progress
+    ) as selection:
+        spec = _set_valid_windows(selection.spec, valid_windows)
+        result = run_search(
+            source,
+            spec,
+            root,
+            panel=panel,
+            output_path=out,
+            n_trials=trials,
+            timeout=timeout,
+            seed=seed,
+            test_windows=test_windows,
+            accelerator=device_options.accelerator,
+            devices=device_options.devices,
+            progress=progress,
+        )
     print_tuning_result(result)
     print(f"next    {_format_train_command(data, out, test_windows, data_options, root_options)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 
 from forecaster.evaluation.significance import SignificanceResult
@@ -12,20 +12,21 @@ from pipelines.comparison.compare import MetricRow, RunComparison, plot_error_by
 from pipelines.html_page import render_figure, render_page
 
 _MISSING = "-"
+TableFormat = Callable[[Sequence[str], Sequence[tuple[str, Sequence[str]]]], Iterable[str]]
+"""Formats the headings and the named rows of a table as lines."""
 
 
-def render_comparison_lines(comparison: RunComparison) -> Iterator[str]:
+def render_comparison_lines(comparison: RunComparison, *, format_table: TableFormat) -> Iterator[str]:
     """Renders the comparison for a terminal: a row per metric with the best marked by a star, tests and differences."""
     labels = comparison.labels
-    width = max(len(row.metric) for row in comparison.rows) + 2 if comparison.rows else 12
-    columns = [max(len(label), 10) + 2 for label in labels]
-    yield f"{'':{width}}" + "".join(f"{label:>{column}}" for label, column in zip(labels, columns, strict=True))
-    for row in comparison.rows:
-        cells = [
-            f"{_format_number(value)}{'*' if index in row.best else ' '}" for index, value in enumerate(row.values)
-        ]
-        aligned = "".join(f"{cell:>{column}}" for cell, column in zip(cells, columns, strict=True))
-        yield f"{row.metric:{width}}{aligned}".rstrip()
+    rows = [
+        (
+            row.metric,
+            [f"{_format_number(value)}{'*' if index in row.best else ' '}" for index, value in enumerate(row.values)],
+        )
+        for row in comparison.rows
+    ]
+    yield from format_table(labels, rows)
     if comparison.comparisons:
         assert comparison.shared_backtest is not None
         n_windows = int(comparison.shared_backtest.comparable_mask().sum())
@@ -35,12 +36,16 @@ def render_comparison_lines(comparison: RunComparison) -> Iterator[str]:
         )
     if comparison.spec_differences:
         yield "\nthe specifications differ in"
-        field_width = max(len(difference.field) for difference in comparison.spec_differences) + 2
-        for difference in comparison.spec_differences:
-            cells = [_truncate(_MISSING if value is None else value, 24) for value in difference.values]
-            yield f"  {difference.field:{field_width}}" + "".join(
-                f"{cell:>{max(column, 26)}}" for cell, column in zip(cells, columns, strict=True)
-            )
+        yield from format_table(
+            labels,
+            [
+                (
+                    f"  {difference.field}",
+                    [_truncate(_MISSING if value is None else value, 24) for value in difference.values],
+                )
+                for difference in comparison.spec_differences
+            ],
+        )
     else:
         yield "\nthe specifications are the same"
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from forecaster.evaluation.plots import ACTUAL_COLOR, BASELINE_COLOR, FORECAST_COLOR
+from forecaster.evaluation.plots import BASELINE_COLOR, FORECAST_COLOR, FORECASTER_COLORS
 from forecaster.ledger.accuracy import AccuracyScore
 from pipelines.html_page import STYLE, encode_data_uri
 from pipelines.monitoring.monitor import NOMINAL_COVERAGE, Finding, MonitoredChart, MonitoringReport
@@ -20,6 +21,7 @@ from pipelines.promotion.report import style_axes
 
 _OUTCOME_LABELS = {True: "failed", False: "passed", None: "not applicable"}
 _MAX_GROUPS = 30  # in the report, the worst first
+_ABOVE_COLOR, _BELOW_COLOR = FORECASTER_COLORS[2], FORECASTER_COLORS[3]  # no other forecaster is in the report
 
 
 def render_report_json(report: MonitoringReport) -> str:
@@ -179,10 +181,12 @@ def _draw_figures(report: MonitoringReport) -> Iterator[tuple[str, Figure]]:
 def _plot_coverage(coverage_by_step: list[tuple[int, float]]) -> Figure:
     figure = Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
     axes = style_axes(figure.add_subplot())
-    axes.plot(*zip(*coverage_by_step, strict=True), color=ACTUAL_COLOR, marker="o", markersize=3)
-    axes.axhline(NOMINAL_COVERAGE, color=BASELINE_COLOR, linewidth=1.2, label="nominal coverage")
+    axes.plot(*zip(*coverage_by_step, strict=True), color=FORECAST_COLOR, marker="o", markersize=3, label="coverage")
+    axes.axhline(NOMINAL_COVERAGE, color=BASELINE_COLOR, linewidth=1.2, linestyle="--", label="nominal coverage")
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("steps ahead")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("step ahead")
+    axes.set_ylabel("share of actuals")
     axes.legend(frameon=False)
     return figure
 
@@ -191,11 +195,13 @@ def _plot_chart(monitored_chart: MonitoredChart) -> Figure:
     figure = Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
     axes = style_axes(figure.add_subplot())
     chart, indices = monitored_chart.chart, np.arange(len(monitored_chart.points))
-    axes.plot(indices, chart.upper, color=FORECAST_COLOR, label="actuals above the forecasts")
-    axes.plot(indices, -chart.lower, color=ACTUAL_COLOR, label="actuals below the forecasts")
-    for bound in (chart.h, -chart.h):
-        axes.axhline(bound, color=BASELINE_COLOR, linewidth=1.2, linestyle="--")
-    axes.set_xlabel("timestamps, oldest first")
+    axes.plot(indices, chart.upper, color=_ABOVE_COLOR, label="actuals above the forecasts")
+    axes.plot(indices, -chart.lower, color=_BELOW_COLOR, label="actuals below the forecasts")
+    for bound, label in ((chart.h, "limit of the alarm"), (-chart.h, None)):
+        axes.axhline(bound, color=BASELINE_COLOR, linewidth=1.2, linestyle="--", label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("forecast, oldest first")
+    axes.set_ylabel("accumulated error")
     axes.legend(frameon=False)
     return figure
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from forecaster.errors import BadSpec
+from forecaster.errors import BadSpec, describe_field_error
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -78,6 +78,7 @@ def read_policy(path: Path | None) -> Policy:
         first_error = error.errors()[0]
         raise BadSpec(
             f"Expected a policy with the fields {', '.join(Policy.model_fields)} in {path}; "
-            f"{'.'.join(map(str, first_error['loc'])) or 'the file'}: {first_error['msg']}. Correct it there.",
+            f"{'.'.join(map(str, first_error['loc'])) or 'the file'}: {describe_field_error(first_error, Policy)}. "
+            "Correct it there.",
             where=str(path),
         ) from error

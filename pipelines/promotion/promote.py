@@ -13,6 +13,7 @@ from forecaster.bundle import artifact
 from forecaster.errors import InputError, NoSuchModel, RefusedByGate, RegistryError
 from forecaster.evaluation.backtest import Backtest
 from forecaster.frequency import build_timestamps, synthetic_start
+from forecaster.prediction.fitted_model import FittedModel
 from forecaster.registry.registry import CHALLENGER, CHAMPION, BundleVersion, Registry
 from forecaster.storage import atomic
 from pipelines.promotion.audit_log import (
@@ -36,7 +37,7 @@ from pipelines.promotion.policy import Policy
 from pipelines.promotion.report import parse_verdict_json, render_verdict_html, render_verdict_json
 from pipelines.settings import Root
 from pipelines.tracking.logger import log_tracking_errors
-from pipelines.tracking.run import append_to_run, read_run_text
+from pipelines.tracking.run import append_to_run, has_run, read_run_text, record_imported_bundle
 
 _GATE_TAG, _VERDICT_FILE, _REPORT_FILE = (
     "gate",
@@ -52,9 +53,12 @@ _FAILED_CHECKS_TAG, _GATE_REFUSED = (
 def register_bundle(
     bundle: Path, root: Root, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
 ) -> BundleVersion:
-    """Registers a bundle as a version of its spec's name; returns the existing version if it is registered already."""
+    """Registers a bundle as a version of its spec's name; returns the existing version if it is registered already.
+
+    A bundle that was trained elsewhere gets a run of its registration, with its scores and its model card.
+    """
     model, digest = artifact.load_bundle(bundle), artifact.compute_bundle_digest(bundle)
-    run = run_id or str(model.facts["run_id"])
+    run = run_id or _find_or_record_run(bundle, model, digest, root)
     steps = model.spec.context
     timestamps = build_timestamps(synthetic_start(model.freq), freq=model.freq, steps=steps + 2)
     input_example = pd.DataFrame({"unique_id": "example", "ds": timestamps[:steps], "y": np.arange(1.0, steps + 1)})
@@ -67,6 +71,24 @@ def register_bundle(
         input_example=input_example,
         output_example=output_example,
         tags=tags,
+    )
+
+
+def _find_or_record_run(bundle: Path, model: FittedModel, digest: str, root: Root) -> str:
+    """Returns the run that trained a bundle; if the store does not have it, the run of its registration."""
+    store_uri, trained_by = root.store_uri, model.facts.get("run_id")
+    if trained_by is not None and has_run(str(trained_by), store_uri=store_uri):
+        return str(trained_by)
+    versions = Registry(store_uri).list_versions(model.spec.name)
+    registered_by = next((version.run_id for version in versions if version.digest == digest), None)
+    return registered_by or record_imported_bundle(
+        model.spec,
+        model.facts,
+        root=root.path,
+        tracking_uri=root.tracking_uri,
+        cutoff=model.cutoff,
+        digest=digest,
+        card=artifact.read_card(bundle),
     )
 
 

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.plots import (
-    ACTUAL_COLOR,
     BASELINE_COLOR,
     FORECAST_COLOR,
     GRID_COLOR,
+    MEASURE_COLOR,
     plot_error_by_step,
     plot_origins,
 )
@@ -101,14 +101,14 @@ def _plot_gain_distribution(verdict: Verdict) -> Figure:
     gain, figure = verdict.gain, Figure(figsize=(10, 3.2), dpi=110, layout="constrained")
     axes = style_axes(figure.add_subplot())
     resampled_gains = 100 * gain.resampled_gains[np.isfinite(gain.resampled_gains)]
-    axes.hist(resampled_gains, bins=40, color=ACTUAL_COLOR, alpha=0.7)
+    axes.hist(resampled_gains, bins=40, color=MEASURE_COLOR, alpha=0.7)
     axes.axvline(0, color=BASELINE_COLOR, linewidth=1.2, label="no gain")
     axes.axvline(100 * gain.gain, color=FORECAST_COLOR, linewidth=1.6, label="measured gain")
     if math.isfinite(gain.low):
         axes.axvline(
             100 * gain.low, color=FORECAST_COLOR, linewidth=1.2, linestyle="--", label="lower confidence bound"
         )
-    axes.set_xlabel("gain, %")
+    axes.set_xlabel("gain over the champion, %")
     axes.set_ylabel("number of resamples")
     axes.legend(frameon=False)
     return figure
@@ -120,10 +120,10 @@ def _plot_group_gains(verdict: Verdict) -> Figure:
     figure = Figure(figsize=(10, 1.2 + 0.3 * len(worst)), dpi=110, layout="constrained")
     axes = style_axes(figure.add_subplot())
     gains = [100 * group.gain for group in worst]
-    colors = [ACTUAL_COLOR if gain >= 0 else FORECAST_COLOR for gain in gains]
-    axes.barh([f"{group.name} ({group.series})" for group in worst], gains, color=colors, height=0.6)
+    axes.barh([f"{group.name} ({group.series})" for group in worst], gains, color=MEASURE_COLOR, height=0.6)
     axes.axvline(0, color=BASELINE_COLOR, linewidth=1.0)
-    axes.set_xlabel("gain, % (negative: worse than the champion); number of series in parentheses")
+    axes.set_xlabel("gain over the champion, % (negative: worse)")
+    axes.set_ylabel("group (number of series)")
     return figure
 
 

@@ -14,6 +14,7 @@ from forecaster.bundle import artifact
 from forecaster.errors import BundleError, InputError
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.prediction.predictor import FittedModel, Predictor
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.registry.registry import CHALLENGER, CHAMPION, BundleVersion, Registry
 from forecaster.series import Panel
 from forecaster.spec import Spec
@@ -91,6 +92,7 @@ def retrain(
     *,
     panel: Panel | None = None,
     clock: Clock = utc_now,
+    progress: Progress = NO_PROGRESS,
 ) -> RetrainResult:
     """Trains a model, backtests it against champion and seasonal naive, registers it, and promotes it only if it is better.
 
@@ -106,8 +108,9 @@ def retrain(
         options: How the retraining is trained, judged and recorded.
         panel: The panel of the data, if it was read already.
         clock: Returns the present, with which the timestamps of the data are compared.
+        progress: Receives the phases of the training, and the judgement.
     """
-    panel = read_panel(data.for_spec(spec)) if panel is None else panel
+    panel = read_panel(data.for_spec(spec), now=clock()) if panel is None else panel
     windows = options.test_windows
     key = compute_retrain_key(panel, spec, options.policy, test_windows=windows, warm_start=options.warm_start)
     with hold_retrain_lock(root.path / "retrainings" / f"{key[:16]}.lock"):
@@ -137,18 +140,26 @@ def retrain(
                 retrain_key=key,
                 initial=initial,
                 reference_forecasters=reference_forecasters,
+                progress=progress,
             )
         else:
             model = artifact.load_bundle(bundle)
             backtest = run_test_backtest(
-                panel, model, reference_forecasters=reference_forecasters, test_windows=windows
+                panel, model, reference_forecasters=reference_forecasters, test_windows=windows, progress=progress
             )
             training = _load_training_result(bundle, model)._replace(backtest=backtest)
         fail_point("retrain.trained")
-        version = register_bundle(training.bundle, root, run_id=training.run_id, tags={RETRAIN_KEY_TAG: key})
-        registry.set_tag(version, RETRAIN_KEY_TAG, key)  # the bundle may have been registered manually, without the tag
+        with progress.phase("registration"):
+            version = register_bundle(training.bundle, root, run_id=training.run_id, tags={RETRAIN_KEY_TAG: key})
+            registry.set_tag(
+                version, RETRAIN_KEY_TAG, key
+            )  # the bundle may have been registered manually, without the tag
+            progress.update(0, f"{version.name} version {version.number}")
         candidate = PromotionCandidate(training, version, champion_version, champion)
-        return judge_and_promote(candidate, root, options.policy, key=key, now=clock())
+        with progress.phase("judgement"):
+            result = judge_and_promote(candidate, root, options.policy, key=key, now=clock())
+            progress.update(0, "promoted" if result.verdict.should_promote else "not promoted")
+        return result
 
 
 def judge_and_promote(

@@ -24,6 +24,7 @@ class DataSource(NamedTuple):
         is_query: Whether the source is SQL, run on the database of FORECASTER_SQL_URL.
         cutoff: The last timestamp to read, as text; None reads all of them.
         text_covariates: The covariates that are read as text, the others as numbers; None decides by the cells.
+        drop_partial: Whether the values of incomplete last periods are treated as missing.
     """
 
     source: str
@@ -36,13 +37,13 @@ class DataSource(NamedTuple):
     is_query: bool = False
     cutoff: str | None = None
     text_covariates: tuple[str, ...] | None = None
+    drop_partial: bool = False
 
     def for_spec(self, spec: Spec | None) -> DataSource:
         """Returns the same source with the additional columns that a specification reads, none without a specification."""
         if spec is None:
             return self
-        group = () if spec.group is None or spec.group in spec.static else (spec.group,)
-        return self._replace(covariates=spec.covariates, static=(*spec.static, *group), channels=spec.channels)
+        return self._replace(covariates=spec.covariates, static=spec.static_columns, channels=spec.channels)
 
     def for_model(self, spec: Spec, encoding: Encoding) -> DataSource:
         """Returns the same source with the additional columns that a model reads, of the types that it has learned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
@@ -12,28 +13,40 @@ from forecaster.data.datasets import load_hospital, make_sine_trend
 from forecaster.data.frames import columns as cells
 from forecaster.data.frames import timestamps
 from forecaster.data.frames.panel import to_panel
+from forecaster.data.partial_periods import drop_partial_periods, find_partial_periods
+from forecaster.data.summary import describe_size
 from forecaster.errors import BadStamp, NoData
 from forecaster.frequency import Timestamp, Timestamps, format_timestamp, normalize_frequency
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from pipelines.sources.data import DataSource
 from pipelines.sources.database import run_query
 from pipelines.sources.drops import read_drops
 from pipelines.sources.source_files import SourceTable
 from pipelines.sources.stores import SourceFolder, find_source
-from pipelines.sources.tables import read_table
+from pipelines.sources.tables import add_missing_ids, read_table
 
 BUILT_IN_DATASETS: dict[str, Callable[[], pd.DataFrame]] = {"hospital": load_hospital, "sine_trend": make_sine_trend}
 
 
-def read_panel(data: DataSource) -> Panel:
-    """Reads the panel of a source.
+def read_panel(data: DataSource, *, now: datetime | None = None, progress: Progress = NO_PROGRESS) -> Panel:
+    """Reads the panel of a source, as the phase "reading".
+
+    `now`, with a time zone, is used only to drop periods that have not ended yet.
 
     Raises subclasses of InputError with the source, the column and the row or timestamp; SourceUnavailable if a store or a
     database does not respond; MissingPackage if the package that reads the source is not installed.
     """
+    with progress.phase("reading"):
+        panel = _read_panel(data, now)
+        progress.update(0, describe_size(panel))
+    return panel
+
+
+def _read_panel(data: DataSource, now: datetime | None) -> Panel:
     is_built_in = data.source in BUILT_IN_DATASETS and not data.is_query
     if is_built_in:
-        data = DataSource(data.source, data.freq, zone=data.zone, cutoff=data.cutoff)
+        data = DataSource(data.source, data.freq, zone=data.zone, cutoff=data.cutoff, drop_partial=data.drop_partial)
     if data.freq is not None:  # settled here; everything below takes the name as it is
         data = data._replace(freq=normalize_frequency(data.freq, where="freq"))
     table = _read_rows(data)
@@ -48,12 +61,13 @@ def read_panel(data: DataSource) -> Panel:
         channels=data.channels,
         text_covariates=data.text_covariates,
     )
-    return replace(panel, repairs=(*table.repairs, *messages, *panel.repairs))
+    panel = replace(panel, repairs=(*table.repairs, *messages, *panel.repairs))
+    return drop_partial_periods(panel, find_partial_periods(panel, now=now)) if data.drop_partial else panel
 
 
 def _read_rows(data: DataSource) -> SourceTable:
     if data.is_query:
-        return SourceTable(run_query(data.source), ())
+        return add_missing_ids(SourceTable(run_query(data.source), ()), data)
     if data.source in BUILT_IN_DATASETS:
         return SourceTable(BUILT_IN_DATASETS[data.source](), ())
     source = find_source(data.source, alternatives=f"one of the data sets {', '.join(BUILT_IN_DATASETS)}")

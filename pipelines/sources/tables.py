@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from forecaster.data.frames import columns as cells
+from forecaster.errors import MissingColumn
 from pipelines.sources.csv_tables import read_csv
 from pipelines.sources.data import DataSource
 from pipelines.sources.source_files import SourceFile, SourceTable, unreadable
@@ -22,7 +24,7 @@ def read_table(file: SourceFile, data: DataSource) -> SourceTable:
     """Reads the table of a file with a supported suffix; raises InputError if it cannot be read."""
     reader = next(reader for suffix, reader in _READERS.items() if file.name.lower().endswith(suffix))
     try:
-        return reader(file, data)
+        table = reader(file, data)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise unreadable(
             file,
@@ -35,6 +37,16 @@ def read_table(file: SourceFile, data: DataSource) -> SourceTable:
         raise unreadable(
             file, " ".join(str(error).split()).rstrip("."), "Write the file again, or use another"
         ) from error
+    try:
+        return add_missing_ids(table, data)
+    except MissingColumn as error:
+        raise MissingColumn(f"{file.location}: {error.message}", where=file.location) from error
+
+
+def add_missing_ids(table: SourceTable, data: DataSource) -> SourceTable:
+    """Returns a table with an id column (`forecaster.data.frames.columns.add_missing_ids`)."""
+    frame, messages = cells.add_missing_ids(table.frame, data.columns)
+    return SourceTable(frame, (*table.repairs, *messages))
 
 
 _READERS: dict[str, Callable[[SourceFile, DataSource], SourceTable]] = {

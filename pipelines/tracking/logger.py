@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pytorch_lightning.loggers import Logger
+from forecaster.training.lightning import Logger
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,13 +11,15 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forecaster.errors import RegistryError
+from forecaster.errors import NoSuchModel, RegistryError
 from forecaster.frequency import Timestamp, format_timestamp
 from forecaster.registry import registry
 from forecaster.registry.download import download_file
+from forecaster.registry.registry import CHALLENGER
 from forecaster.spec import Spec
 from pipelines.redaction import redact
 from pipelines.settings import resolve_tracking_uri
@@ -58,6 +60,9 @@ HEADLINE_METRICS = frozenset(
 )
 
 _MAX_DATASET_DIGEST_LENGTH = 36  # the longest that MLflow stores
+_CARD_FILE = "model_card.md"
+_DESCRIPTION_TAG = "mlflow.note.content"  # Markdown, which the UI shows at the top of a run
+_MAX_DESCRIPTION_LENGTH = 5000  # of a tag; earlier versions of MLflow store no longer one
 
 
 class RunDataset(NamedTuple):
@@ -126,11 +131,12 @@ class TrackedRun:
         )
 
     def log_model_card(self, text: str) -> None:
-        """Logs the model card as `model_card.md`."""
+        """Logs the model card as `model_card.md`, and as the description of the run in the UI."""
+        self.set_tag(_DESCRIPTION_TAG, text[:_MAX_DESCRIPTION_LENGTH])
         self._upload(
-            "model_card.md",
-            lambda: self._client.log_text(self.id, text, "model_card.md"),
-            lambda: {"model_card.md": text.encode()},
+            _CARD_FILE,
+            lambda: self._client.log_text(self.id, text, _CARD_FILE),
+            lambda: {_CARD_FILE: text.encode()},
         )
 
     def set_tag(self, key: str, value: str) -> None:
@@ -165,6 +171,7 @@ def open_run(
     *,
     root: Path,
     trigger: str,
+    action: str = "train",
     tracking_uri: str | None = None,
     parent_run_id: str | None = None,
     run_id: str | None = None,
@@ -182,10 +189,11 @@ def open_run(
         dataset: Recorded as the run's data set; its digest and cutoff are also tags.
         root: The folder of all state; database and artifacts are in it unless `tracking_uri` names a server.
         trigger: What started the training ("cli", "schedule", "monitor").
+        action: What the run does ("train", "retrain", "tune", "backtest"), for its name.
         tracking_uri: Another MLflow store than that of `root`.
         parent_run_id: Id of the run that this one is part of (for a tuning trial).
         run_id: Id of a run to resume; it must have been opened with the same spec.
-        run_name: Name of a new run in the UI; by default the spec's name, the cutoff and the trigger.
+        run_name: Name of a new run in the UI; by default the spec's name, the action and the time (UTC).
         tags: Further tags; a new run has them from its creation.
 
     Raises RegistryError if the store cannot be opened, NoSuchModel if the run to resume does not exist.
@@ -202,7 +210,7 @@ def open_run(
                 experiment = _get_or_create_experiment(
                     client, spec.name, None if tracking_uri else artifact_location(root)
                 )
-                run_name = run_name or f"{spec.name} {format_timestamp(dataset.cutoff).partition('T')[0]} {trigger}"
+                run_name = run_name or _build_run_name(spec.name, action)
                 run_id = str(client.create_run(experiment, tags=all_tags, run_name=run_name).info.run_id)
             else:
                 _validate_resumable(client, run_id, spec)
@@ -222,6 +230,10 @@ def open_run(
             raise
         finally:
             run.logger.close(status)
+
+
+def _build_run_name(model_name: str, action: str) -> str:
+    return f"{model_name} {action} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
 def mark_runs_killed(run_ids: Iterable[str], *, root: Path, tracking_uri: str | None = None) -> None:
@@ -253,33 +265,37 @@ def append_to_run(
             client.log_metric(run_id, key, metric_value)
 
 
-def record_monitoring_run(
+def record_finished_run(
     spec: Spec,
     *,
+    action: str,
     root: Path,
     tracking_uri: str | None,
     tags: Mapping[str, str],
     metric_values: Mapping[str, float],
     texts: Mapping[str, str],
 ) -> str:
-    """Records a monitoring report as one finished run in the experiment of the model's trainings; returns its id.
+    """Records something that is done already as one finished run in the experiment of the model's trainings; returns its id.
 
     Args:
         spec: Specification of the model.
+        action: What was done ("check", "register"), for the name of the run.
         root: The folder of all state.
         tracking_uri: Another MLflow store than that of `root`.
         tags: Tags of the run.
         metric_values: Metrics by name.
-        texts: Contents of text files by name.
+        texts: Contents of text files by name; the model card is also the description of the run.
 
     Raises RegistryError.
     """
     from mlflow.entities import Metric, RunTag
 
+    if _CARD_FILE in texts:
+        tags = {**tags, _DESCRIPTION_TAG: texts[_CARD_FILE][:_MAX_DESCRIPTION_LENGTH]}
     client = registry.create_client(resolve_tracking_uri(root, tracking_uri))
-    with registry.translate_store_errors(f"a check of '{spec.name}'"):
+    with registry.translate_store_errors(f"a run of '{spec.name}'"):
         experiment = _get_or_create_experiment(client, spec.name, None if tracking_uri else artifact_location(root))
-        run = client.create_run(experiment, run_name=f"{spec.name} check")
+        run = client.create_run(experiment, run_name=_build_run_name(spec.name, action))
         now = run.info.start_time
         run_id = str(run.info.run_id)
         metrics = [Metric(name, value, now, 0) for name, value in metric_values.items()]
@@ -288,6 +304,61 @@ def record_monitoring_run(
             client.log_text(run_id, text, name)
         client.set_terminated(run_id)
     return run_id
+
+
+def record_imported_bundle(
+    spec: Spec,
+    facts: Mapping[str, Any],
+    *,
+    root: Path,
+    tracking_uri: str | None,
+    cutoff: Timestamp,
+    digest: str,
+    card: str,
+) -> str:
+    """Records a bundle that was trained elsewhere as a run with its scores and its card; returns the run's id.
+
+    Args:
+        spec: Specification of the model.
+        facts: Facts of the bundle.
+        root: The folder of all state.
+        tracking_uri: Another MLflow store than that of `root`.
+        cutoff: The last timestamp of its training data.
+        digest: Digest of the bundle.
+        card: Model card of the bundle.
+    """
+    scores = facts.get("backtest", {}).get(CHALLENGER, {})
+    tags = {
+        "trigger": "register",
+        "cutoff": format_timestamp(cutoff),
+        "data_digest": str(facts.get("data_digest", "")),
+        "bundle_digest": digest,
+        "trained_by": str(facts.get("run_id", "")),
+    }
+    return record_finished_run(
+        spec,
+        action="register",
+        root=root,
+        tracking_uri=tracking_uri,
+        tags={name: value for name, value in tags.items() if value},
+        metric_values={
+            f"bt/{name}": value
+            for name, value in scores.items()
+            if value is not None and f"bt/{name}" in HEADLINE_METRICS
+        },
+        texts={_CARD_FILE: card},
+    )
+
+
+def has_run(run_id: str, *, store_uri: str) -> bool:
+    """Whether the store has this run. Raises RegistryError."""
+    client = registry.create_client(store_uri)
+    try:
+        with registry.translate_store_errors(f"run '{run_id}'"):
+            client.get_run(run_id)
+    except NoSuchModel:
+        return False
+    return True
 
 
 def read_run_text(run_id: str, artifact_path: str, *, store_uri: str) -> str | None:

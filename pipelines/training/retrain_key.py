@@ -31,6 +31,7 @@ def compute_retrain_key(panel: Panel, spec: Spec, policy: Policy, *, test_window
     parts = {
         "cutoff": format_timestamp(panel.cutoff),
         "data": replace(panel, series=series_to_cutoff).digest,
+        "drop_partial": panel.dropped_partial is not None,
         "code": compute_code_version(),
         "spec": spec.model_dump(mode="json"),
         "policy": policy.model_dump(mode="json"),

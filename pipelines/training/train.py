@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-import pytorch_lightning as pl
 
 from forecaster.bundle import artifact
 from forecaster.errors import InputError, TrainingError
@@ -36,6 +34,7 @@ from pipelines.settings import Root
 from pipelines.sources import DataSource, read_panel
 from pipelines.tracking import backtests
 from pipelines.tracking.run import RunDataset, TrackedRun, open_run
+from pipelines.training.interruptions import explain_interrupt
 from pipelines.training.retrain_key import RETRAIN_KEY_TAG
 
 TRACKED_LEVELS = tuple(
@@ -45,32 +44,15 @@ TRACKED_LEVELS = tuple(
 _log = logging.getLogger(__name__)
 
 
-class EpochLogger(pl.Callback):
-    """Logs one line per epoch, for output that cannot show a progress bar."""
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the previous epoch: at its own end its scores are not complete yet."""
-        self._log_epoch(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the last epoch."""
-        self._log_epoch(trainer)
-
-    def _log_epoch(self, trainer: pl.Trainer) -> None:
-        scores = ", ".join(f"{name} {float(value):.4g}" for name, value in sorted(trainer.callback_metrics.items()))
-        if scores:
-            _log.info("epoch %d of %s: %s", trainer.current_epoch, trainer.max_epochs, scores)
-
-
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a training is tested, recorded and shown.
+    """How a training is tested and recorded.
 
     Attributes:
         test_windows: Rolling origins that are held out from the fit, one horizon apart; 0 trains on all data without a test.
         trigger: What started the training, for the run's tags.
         candidates: The specifications among which this one was chosen, for the run.
-        show_progress: Whether to show a progress bar; otherwise one line per epoch is logged.
+        accelerator, devices: As for `forecaster.training.fit.fit`.
 
     Raises InputError if the number of test windows is negative.
     """
@@ -78,7 +60,8 @@ class TrainOptions:
     test_windows: int = 1
     trigger: str = "cli"
     candidates: Sequence[CandidateScore] = ()
-    show_progress: bool = False
+    accelerator: str = "auto"
+    devices: str = "1"
 
     def __post_init__(self) -> None:
         if self.test_windows < 0:
@@ -100,6 +83,7 @@ class TrainingResult(NamedTuple):
     model: FittedModel
     scores: Mapping[str, Mapping[str, float]]  # by forecaster: mase, rmsse, smape, mae
     backtest: Backtest | None  # None if nothing was held out for a test
+    advice: str | None = None  # what to try if a baseline was better in the test
 
 
 def train(
@@ -120,7 +104,7 @@ def train(
         data: Where the panel comes from.
         spec: The specification of the model.
         root: The root folder. A training that was killed resumes from its last epoch when it is started again.
-        options: How the training is tested, recorded and shown.
+        options: How the training is tested and recorded.
         panel: The panel of the data, if it was read already.
         retrain_key: The key of the retraining; a tag of the run, and one of the bundle's facts.
         initial: The model whose weights to start from; by default they are random.
@@ -136,18 +120,25 @@ def train(
     tags = {
         RETRAIN_KEY_TAG: retrain_key,
         "asked_cutoff": data.cutoff,
+        "dropped_partial": None if panel.dropped_partial is None else str(len(panel.dropped_partial)),
         "refit": str(spec.training.refit).lower(),
     } | _describe_candidates(options.candidates)
     with _lock_checkpoint_folder(get_checkpoint_folder(training_panel, spec, root, initial=initial)) as folder:
-        with open_run(
-            spec,
-            dataset,
-            root=root.path,
-            tracking_uri=root.tracking_uri,
-            trigger=options.trigger,
-            run_id=_read_if_exists(folder / "run_id"),
-            tags={name: value for name, value in tags.items() if value is not None},
-        ) as run:
+        with explain_interrupt(folder, "finished epochs"), ExitStack() as stack:
+            with progress.phase("tracking"):
+                run = stack.enter_context(
+                    open_run(
+                        spec,
+                        dataset,
+                        root=root.path,
+                        tracking_uri=root.tracking_uri,
+                        trigger=options.trigger,
+                        action="train" if retrain_key is None else "retrain",
+                        run_id=_read_if_exists(folder / "run_id"),
+                        tags={name: value for name, value in tags.items() if value is not None},
+                    )
+                )
+                progress.update(0, f"run {run.id}")
             atomic.write_text(folder / "run_id", run.id)
             run.log_curve("choice/error", [candidate.error for candidate in options.candidates])
             key_fact = {} if retrain_key is None else {RETRAIN_KEY_TAG: retrain_key}
@@ -161,8 +152,8 @@ def train(
                 facts={"run_id": run.id, "data": data.name, **key_fact},
                 checkpoint_folder=folder,
                 loggers=[run.logger],
-                callbacks=[] if options.show_progress else [EpochLogger()],
-                show_bar=options.show_progress,
+                accelerator=options.accelerator,
+                devices=options.devices,
                 progress=progress,
             )
             model, result, result_with_quantiles = trained.model, trained.backtest, None
@@ -171,17 +162,18 @@ def train(
             if result is not None:
                 result_with_quantiles = add_quantiles(result, {CHALLENGER: model}, levels=SCORED_LEVELS)
                 _log_figures(run, result_with_quantiles)  # uploaded while the bundle is written
-            bundle = root.bundles / run.id
-            _remove_leftovers(bundle)
-            card = render_model_card(model)
-            digest = artifact.save_bundle(model, bundle, card=card)
-            run.set_tag("bundle_digest", digest)
-            if model.blend_weights:
-                run.set_tag("blend", format_blend_weights(model.blend_weights))
-            run.log_model_card(card)
-            _log_scores(run, spec, trained.fitted, result_with_quantiles, seconds=trained.seconds)
+            with progress.phase("bundle"):
+                bundle = root.bundles / run.id
+                _remove_leftovers(bundle)
+                card = render_model_card(model)
+                digest = artifact.save_bundle(model, bundle, card=card)
+                run.set_tag("bundle_digest", digest)
+                if model.blend_weights:
+                    run.set_tag("blend", format_blend_weights(model.blend_weights))
+                run.log_model_card(card)
+                _log_scores(run, spec, trained.fitted, result_with_quantiles, seconds=trained.seconds)
         shutil.rmtree(folder)
-    return TrainingResult(bundle, digest, run.id, model, model.facts["backtest"], result)
+    return TrainingResult(bundle, digest, run.id, model, model.facts["backtest"], result, trained.advice)
 
 
 def get_checkpoint_folder(training_panel: Panel, spec: Spec, root: Root, *, initial: FittedModel | None) -> Path:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from forecaster.evaluation.plots import ACTUAL_COLOR, BASELINE_COLOR, FORECAST_COLOR, HISTORY_COLOR
+from forecaster.evaluation.plots import BASELINE_COLOR, FORECAST_COLOR, GRID_COLOR, MEASURE_COLOR
 
 _Y_LIMIT_FACTOR = 1.3  # upper limit over the larger of seasonal naive and the first value; worse trials are cut off
 
@@ -31,10 +31,16 @@ def plot_optimization_history(
     if is_completed.any():
         best = np.minimum.accumulate(np.where(is_completed, value, np.inf))
         axes.step(number, best, where="post", color=FORECAST_COLOR, linewidth=1.6, label="best so far")
-        axes.scatter(number[is_completed], value[is_completed], color=ACTUAL_COLOR, s=24, label="completed", zorder=3)
+        axes.scatter(number[is_completed], value[is_completed], color=MEASURE_COLOR, s=24, label="completed", zorder=3)
     if not is_completed.all():
         axes.scatter(
-            number[~is_completed], value[~is_completed], color=HISTORY_COLOR, s=24, marker="x", label="pruned", zorder=3
+            number[~is_completed],
+            value[~is_completed],
+            color=MEASURE_COLOR,
+            s=24,
+            marker="x",
+            label="stopped early",
+            zorder=3,
         )
     highest = _Y_LIMIT_FACTOR * max([seasonal_naive_value, *value[is_completed][:1]])
     lowest, top = min([seasonal_naive_value, *value]), min(max([seasonal_naive_value, *value]), highest)
@@ -43,7 +49,7 @@ def plot_optimization_history(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial")
     axes.set_ylabel("free-running error on validation windows (MASE)")
-    axes.grid(axis="y", color="#e3e5e8", linewidth=0.6)
+    axes.grid(axis="y", color=GRID_COLOR, linewidth=0.6)
     axes.legend(frameon=False, loc="upper right", ncols=4)
     return figure
 
@@ -52,9 +58,10 @@ def plot_param_importances(importances: Mapping[str, float], *, title: str) -> F
     """Plots the importance of each field, the largest on top, as shares that sum to one."""
     figure, axes = _create_axes(title, height=0.8 + 0.3 * len(importances))
     names, shares = list(importances)[::-1], list(importances.values())[::-1]
-    axes.barh(names, shares, color=ACTUAL_COLOR, height=0.6)
+    axes.barh(names, shares, color=MEASURE_COLOR, height=0.6)
     axes.set_xlabel("share of the importance")
-    axes.grid(axis="x", color="#e3e5e8", linewidth=0.6)
+    axes.set_ylabel("field of the specification")
+    axes.grid(axis="x", color=GRID_COLOR, linewidth=0.6)
     return figure
 
 

@@ -6,7 +6,8 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from forecaster.data.split import hold_out, rolling_origins
 from forecaster.errors import BadSpec, InputError, NonFiniteLoss, TrainingError
 from forecaster.evaluation.validation import compute_error_scale
 from forecaster.metrics import nanmean
+from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.storage import atomic
@@ -80,7 +82,9 @@ class _SearchContext(NamedTuple):
     study: Study
     parent_run: TrackedRun
     n_trials: int
-    report_status: Callable[[str], None]
+    accelerator: str
+    devices: str
+    progress: Progress
 
 
 def tune(
@@ -94,7 +98,9 @@ def tune(
     timeout: float | None = None,
     seed: int = 0,
     test_windows: int = 1,
-    report_status: Callable[[str], None] = lambda _: None,
+    accelerator: str = "auto",
+    devices: str = "1",
+    progress: Progress = NO_PROGRESS,
 ) -> TuningResult:
     """Fits one specification per trial, the given one first, and keeps that with the best rollout on the validation windows.
 
@@ -111,7 +117,8 @@ def tune(
         timeout: Seconds after which no further trial is started; None for no limit.
         seed: Seed of the search. Every network is trained with the seed of the specification.
         test_windows: Number of windows of one horizon at the end of every series that the search does not use.
-        report_status: Called with a status line, which replaces the previous one.
+        accelerator, devices: As for `forecaster.training.fit.fit`.
+        progress: Receives a phase for each trial.
     """
     validate_search(spec, n_trials=n_trials, timeout=timeout, seed=seed, test_windows=test_windows)
     started = time.monotonic()
@@ -134,14 +141,26 @@ def tune(
             root=root.path,
             tracking_uri=root.tracking_uri,
             trigger=_TRIGGER,
+            action="tune",
             run_id=_find_unfinished_run(study, root),
         ) as parent_run:
             study.run = {"id": parent_run.id, "store": root.store_uri}
             search = _SearchContext(
-                search_panel, spec, space, dataset, root, study, parent_run, n_trials, report_status
+                search_panel,
+                spec,
+                space,
+                dataset,
+                root,
+                study,
+                parent_run,
+                n_trials,
+                accelerator,
+                devices,
+                progress,
             )
             while _count_trained(study) < n_trials:
-                _run_trial(search)
+                with _explain_interrupt(study, n_trials=n_trials):
+                    _run_trial(search)
                 if timeout is not None and time.monotonic() - started >= timeout:
                     _log.info("The timeout was reached after %d of %d trials.", _count_trained(study), n_trials)
                     break
@@ -226,6 +245,18 @@ def _count_trained(study: Study) -> int:
     return sum(result.state != REFUSED for result in study.get_results())
 
 
+@contextmanager
+def _explain_interrupt(study: Study, *, n_trials: int) -> Iterator[None]:
+    """Adds a note to an interrupt that says which trials are kept."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(
+            f"{_count_trained(study)} of {n_trials} trials are kept; the same command continues after them."
+        )
+        raise
+
+
 def _run_trial(search: _SearchContext) -> None:
     """Trains one specification; an inconsistent one is rejected without training and does not count as a trial."""
     trial = search.study.ask(get_current_values(search.base_spec, search.space))
@@ -235,20 +266,16 @@ def _run_trial(search: _SearchContext) -> None:
     except BadSpec as error:
         search.study.finish_trial(trial, None, fault=error.message)
         return
-    search.report_status(f"trial {trial_number} of {search.n_trials}: {format_params(trial.params)}")
-    started = time.monotonic()
-    pruning_callback = PruningCallback(
-        trial, lambda line: search.report_status(f"trial {trial_number} of {search.n_trials}, {line}")
-    )
-    try:
-        fitted, fault = _fit_trial(search, spec, trial, pruning_callback, trial_number=trial_number), None
-    except NonFiniteLoss as error:
-        fitted, fault = None, error.message
-    finally:
-        search.report_status("")
-    value = None if fitted is None or pruning_callback.was_pruned else fitted.scores["valid/rollout"]
-    search.study.finish_trial(trial, value, seconds=time.monotonic() - started, fault=fault)
-    _log_trial(search, search.study.get_results()[-1])
+    started, pruning_callback = time.monotonic(), PruningCallback(trial)
+    with search.progress.phase(f"trial {trial_number} of {search.n_trials}", spec.training.steps):
+        search.progress.update(0, format_params(trial.params))
+        try:
+            fitted, fault = _fit_trial(search, spec, trial, pruning_callback, trial_number=trial_number), None
+        except NonFiniteLoss as error:
+            fitted, fault = None, error.message
+        value = None if fitted is None or pruning_callback.was_pruned else fitted.scores["valid/rollout"]
+        search.study.finish_trial(trial, value, seconds=time.monotonic() - started, fault=fault)
+        _report_trial(search, search.study.get_results()[-1], fitted)
 
 
 def _fit_trial(
@@ -267,7 +294,15 @@ def _fit_trial(
         tags={"trial": str(trial_number)},
     ) as run:
         search.study.start_trial(trial, trial_number=trial_number, run_id=run.id)
-        fitted = fit(search.panel, spec, loggers=[run.logger], callbacks=[pruning_callback])
+        fitted = fit(
+            search.panel,
+            spec,
+            loggers=[run.logger],
+            callbacks=[pruning_callback],
+            accelerator=search.accelerator,
+            devices=search.devices,
+            progress=search.progress,
+        )
         seconds = time.monotonic() - started
         run.log_headline_metrics(
             {"train/seconds": seconds, "train/windows_per_s": fitted.steps * spec.training.batch / seconds}
@@ -277,7 +312,8 @@ def _fit_trial(
     return fitted
 
 
-def _log_trial(search: _SearchContext, result: TrialResult) -> None:
+def _report_trial(search: _SearchContext, result: TrialResult, fitted: FitResult | None) -> None:
+    """Reports the result of a trial, and records the best one so far."""
     outcome = (
         result.state
         if result.state != PRUNED
@@ -286,11 +322,9 @@ def _log_trial(search: _SearchContext, result: TrialResult) -> None:
         else "diverged"
     )
     ranked = _rank(search.study.get_results())
-    best = f"; best {ranked[0].value:.4g} of trial {ranked[0].trial}" if ranked else ""
-    value = "" if result.value is None else f" {result.value:.4g},"
-    _log.info(
-        "trial %s of %d:%s %s in %.0f s%s", result.trial, search.n_trials, value, outcome, result.seconds or 0.0, best
-    )
+    best = f"; the best is {ranked[0].value:.4g} of trial {ranked[0].trial}" if ranked else ""
+    value = "" if result.value is None else f"MASE {result.value:.4g}, "
+    search.progress.update(0 if fitted is None else fitted.steps, f"{value}{outcome}{best}")
     if ranked:
         search.parent_run.logger.log_metrics({"tune/value": _get_value(ranked[0])}, result.trial)
 

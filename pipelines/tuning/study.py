@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 
 from forecaster.errors import MissingPackage, TrainingError
 from forecaster.storage.locks import open_locked
+from forecaster.training.lightning import pl
 from pipelines.tuning.search_space import Choices, Range, SearchSpace
 
 try:
@@ -161,15 +161,14 @@ def open_study(
 class PruningCallback(pl.Callback):
     """Reports the free-running error of each epoch to a trial, and stops the fit if the trial should be pruned."""
 
-    def __init__(self, trial: Trial, report_status: Callable[[str], None]) -> None:
+    def __init__(self, trial: Trial) -> None:
         self.was_pruned = False
-        self._trial, self._report_status = trial, report_status
+        self._trial = trial
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs before the fit's own callbacks, which still record this epoch."""
         value, n_epochs = float(trainer.callback_metrics["valid/rollout"]), trainer.current_epoch + 1
         self._trial.report(value, trainer.current_epoch)
-        self._report_status(f"epoch {n_epochs} of {trainer.max_epochs}: {value:.4g}")
         if n_epochs != trainer.max_epochs and self._trial.should_prune():
             self.was_pruned = trainer.should_stop = True
 

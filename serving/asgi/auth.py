@@ -128,7 +128,8 @@ def build_keyring(settings: Settings) -> Keyring | None:
     if not settings.host.is_loopback and not settings.without_keys:
         raise InvalidKeys(
             f"Expected keys, because {settings.host} is reachable from other machines; found none. Create one (forecaster key "
-            "new NAME --keys FILE) and serve with --keys FILE; or, if a proxy in front authenticates clients, set "
+            "new NAME --keys FILE) and serve with --keys FILE or, as a Bento, with FORECASTER_SERVING_KEYS_FILE=FILE; or, if a "
+            "proxy in front authenticates clients, set "
             "FORECASTER_SERVING_WITHOUT_KEYS=true."
         )
     return None

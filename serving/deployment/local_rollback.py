@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,9 +18,10 @@ from forecaster.errors import ForecasterError, NoSuchModel
 from forecaster.storage import atomic
 from forecaster.storage.failpoints import fail_point
 from serving.deployment import releases
-from serving.deployment import slot as slots
 from serving.deployment.releases import Release
-from serving.deployment.slot import LoadPredictor
+
+if TYPE_CHECKING:
+    from serving.deployment.slot import LoadPredictor
 
 _FILE_NAME = "pinned.json"
 
@@ -58,7 +60,13 @@ def remove_rollback(slot: Path) -> None:
     atomic.sync_folder(slot)
 
 
-def roll_back(slot: Path, name: str, *, at: str, load: LoadPredictor = slots.load_bundle) -> LocalRollback:
+def _load_bundle(folder: Path) -> Any:
+    from serving.deployment.slot import load_bundle  # the follower, which reads rollbacks, does not need numpy
+
+    return load_bundle(folder)
+
+
+def roll_back(slot: Path, name: str, *, at: str, load: LoadPredictor = _load_bundle) -> LocalRollback:
     """Restores the previous release. A repeated call completes an interrupted rollback, and changes nothing otherwise.
 
     Args:
@@ -84,7 +92,9 @@ def roll_back(slot: Path, name: str, *, at: str, load: LoadPredictor = slots.loa
                 f"registry: forecaster rollback {name}.",
                 where=name,
             )
-        slots.validate_release(slot, release, load)
+        from serving.deployment.slot import validate_release
+
+        validate_release(slot, release, load)
         rollback = LocalRollback(release=release, instead_of=current, at=at)
         # Written before the release is restored, so that the follower does not revert it.
         atomic.write_text(slot / _FILE_NAME, rollback.model_dump_json())

@@ -109,8 +109,9 @@ def current_release(slot: Path) -> Release | None:
 
 
 def bundle_path(slot: Path, release: Release) -> Path:
-    """Returns the bundle folder of a release in the slot."""
-    return slot / "releases" / release.digest / "bundle"
+    """Returns the bundle folder of a release in the slot; in a slot that is a packaged model, `current` is the only release."""
+    folder = slot / "releases" / release.digest
+    return (folder if (slot / "releases").exists() else slot / "current") / "bundle"
 
 
 def prune_releases(slot: Path, *, keep: int) -> None:

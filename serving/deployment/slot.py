@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -174,7 +175,7 @@ def load_bundle(folder: Path) -> PredictorProtocol:
     """Loads the Predictor of a bundle, on the fastest engine that supports it; raises BundleError or MissingPackage."""
     from forecaster.bundle import artifact  # imported only when there is a bundle to load
 
-    return artifact.load_predictor(folder)
+    return artifact.load_predictor(folder, clock=lambda: datetime.now(UTC))
 
 
 def _read_card(bundle: Path) -> str:

@@ -16,7 +16,7 @@ from serving.errors import ApiError
 from serving.forecasting.outcomes import compute_outcomes, require_model
 from serving.formats import json_rows, limits, parsing
 from serving.formats.outcome import SeriesOutcome
-from serving.formats.schema import ForecastOptions, ModelInfo, SeriesField, SeriesInput, StrictModel
+from serving.formats.schema import ForecastOptions, ForecastRequest, ModelInfo, SeriesField, SeriesInput, StrictModel
 from serving.formats.state_token import TokenSigner
 from serving.settings import Settings
 
@@ -122,7 +122,9 @@ class NdjsonForecast:
             limits.validate_history_size([series], self._settings)
         except (ApiError, ValidationError) as error:
             api_error = (
-                parsing.validation_error(error, single_series=True) if isinstance(error, ValidationError) else error
+                parsing.validation_error(error, ForecastRequest, single_series=True)
+                if isinstance(error, ValidationError)
+                else error
             )
             series_id = fields.get("id") if isinstance(fields, dict) else None
             return SeriesOutcome(

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from forecaster.errors import BadSpec, ForecasterError, LevelOutOfRange
+from forecaster.errors import BadSpec, ForecasterError, LevelOutOfRange, MissingPackage
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from serving.deadline import Deadline
@@ -214,7 +214,7 @@ def _compute_in_batches(
         deadline.check()
         try:
             results += compute_batch(series[first : first + batch_size])
-        except (LevelOutOfRange, BadSpec) as error:
+        except (LevelOutOfRange, BadSpec, MissingPackage) as error:
             raise ApiError.from_forecaster_error(error) from error
     return results
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from forecaster.errors import describe_field_error
 from serving.asgi.bodies import Body
 from serving.errors import ApiError
 
@@ -30,26 +31,30 @@ def validate_fields(model_class: type[ModelT], fields: Any) -> ModelT:
     try:
         return model_class.model_validate(fields)
     except ValidationError as error:
-        raise validation_error(error) from error
+        raise validation_error(error, model_class) from error
 
 
-def validation_error(error: ValidationError, *, single_series: bool = False) -> ApiError:
+def validation_error(error: ValidationError, model_class: type[BaseModel], *, single_series: bool = False) -> ApiError:
     """Converts a validation error to an ApiError (422).
 
     The message lists the first errors with their locations, and `where` is the first location.
 
     Args:
         error: The error of pydantic.
+        model_class: The model of the whole request, whose fields are suggested for unknown ones.
         single_series: Whether a series was validated alone, as in a line of NDJSON, and not a whole request.
     """
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    prefix = _SERIES_PREFIX if single_series else ()
+    prefix: tuple[str | int, ...] = _SERIES_PREFIX if single_series else ()
     locations = [
         _format_location((*prefix, *detail["loc"])).removeprefix("series.0" if single_series else "")
         for detail in details[:_MAX_REPORTED_ERRORS]
     ]
     locations = [location.removeprefix(".") or "body" for location in locations]
-    reported = "; ".join(f"{location}: {detail['msg']}" for location, detail in zip(locations, details, strict=False))
+    reported = "; ".join(
+        f"{location}: {describe_field_error(detail, model_class, prefix=prefix)}"
+        for location, detail in zip(locations, details, strict=False)
+    )
     omitted = len(details) - _MAX_REPORTED_ERRORS
     more = f"; and {omitted} more" if omitted > 0 else ""
     return ApiError("invalid_request", f"The request is not valid. {reported}{more}.", where=locations[0])

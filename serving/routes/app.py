@@ -43,8 +43,12 @@ def build_application(
     """
     keyring = auth.build_keyring(settings)
     settings = settings.with_state_key()
-    page_assets = assets.load_assets(root_path=settings.root_path)
-    metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.METRICS_LABEL])
+    page_assets = [
+        *assets.load_assets(root_path=settings.root_path),
+        *assets.load_docs_assets(root_path=settings.root_path),
+    ]
+    page_handlers = {**{asset.path: asset.serve for asset in page_assets}, **assets.swagger_routes()}
+    metrics = Metrics([*(route.path for route in openapi.ROUTES), assets.METRICS_LABEL, assets.DOCS_METRICS_LABEL])
     slot = slot or Slot(
         settings.slot,
         load=load,
@@ -68,6 +72,8 @@ def build_application(
         ("get", "/readyz"): endpoints.readyz,
         ("get", "/metrics"): endpoints.metrics,
         ("get", "/docs.json"): endpoints.docs,
+        ("get", "/openapi.json"): endpoints.docs,
+        ("get", "/schema.json"): endpoints.bentoml_schema,
     }
     routes = Starlette(
         routes=[
@@ -75,7 +81,7 @@ def build_application(
                 Route(route.path, handlers[route.method, route.path], methods=[route.method.upper()])
                 for route in openapi.ROUTES
             ),
-            *(Route(asset.path, asset.serve, methods=["GET"]) for asset in page_assets),
+            *(Route(path, handler, methods=["GET"]) for path, handler in page_handlers.items()),
         ],
         # Every error has a handler, so that Starlette never writes its own; unexpected ones also propagate to the middleware.
         exception_handlers={
@@ -87,7 +93,7 @@ def build_application(
     )
     routes.router.redirect_slashes = False
     scopes = {route.path: route.scope for route in openapi.ROUTES if route.scope is not None}
-    open_paths = {route.path for route in openapi.ROUTES} - set(scopes) | {asset.path for asset in page_assets}
+    open_paths = {route.path for route in openapi.ROUTES} - set(scopes) | set(page_handlers)
 
     def authorize(path: str, headers: Mapping[bytes, bytes]) -> str | None:
         return None if keyring is None or path in open_paths else keyring.authorize(scopes.get(path), headers)
@@ -107,7 +113,7 @@ def build_application(
     )
     app: ASGIApp = middleware
     if settings.root_path or settings.proxies:
-        own_paths = frozenset({*(route.path for route in openapi.ROUTES), *(asset.path for asset in page_assets)})
+        own_paths = frozenset({*(route.path for route in openapi.ROUTES), *page_handlers})
         networks = settings.proxy_networks
         app = ProxyMiddleware(middleware, root_path=settings.root_path, proxies=networks, own_paths=own_paths)
     return Application(app, routes, slot, endpoints.shadow_slot, metrics)

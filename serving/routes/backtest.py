@@ -13,7 +13,7 @@ from forecaster.data.batching import repeat_season
 from forecaster.data.split import rolling_origins
 from forecaster.errors import ForecasterError, HistoryTooShort
 from forecaster.frequency import format_timestamp, is_earlier
-from forecaster.metrics import mae, nanmean, seasonal_error, smape
+from forecaster.metrics import mae, nanmean, scale_season, seasonal_error, smape
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from serving.asgi.admission import one_by_one
@@ -248,7 +248,7 @@ def _collect_windows(
         np.stack([missing if result is None else result.mean for result in results]),
         np.stack([missing if result is None else row for result, row in zip(results, naive, strict=True)]),
         np.where(np.isnan(actual) | np.isnan(quantiles), np.nan, actual <= quantiles),
-        seasonal_error(series.y[: origins[0]], season=season),
+        seasonal_error(series.y[: origins[0]], season=scale_season(origins[0], season=season)),
     )
 
 
@@ -297,6 +297,12 @@ def _collect_warnings(
     if is_earlier(first_origin, cutoff):
         warnings.append(
             f"The training data of the model end at {format_timestamp(cutoff)}; origins before that are not out of sample."
+        )
+    season, first_length = model.predictor.fitted_model.season, len(series) - max(plan.steps_after_origin)
+    if scale_season(first_length, season=season) != season:
+        warnings.append(
+            f"The history before the first origin is not longer than a season ({season} steps); MASE is relative to the error of "
+            "the last value instead of seasonal naive."
         )
     errors = [forecast for forecast in forecasts if isinstance(forecast, ForecasterError)]
     if errors:

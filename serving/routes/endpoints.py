@@ -32,7 +32,7 @@ from serving.forecasting.outcomes import require_model
 from serving.formats.forecast_formats import ARROW, JSON
 from serving.formats.limits import BYTES_PER_STEP, validate_json_size
 from serving.ledger_writer import LedgerWriter
-from serving.routes import accuracy, actuals, openapi
+from serving.routes import accuracy, actuals, bentoml_schema, openapi
 from serving.routes.model import describe_model
 from serving.settings import Settings
 
@@ -210,8 +210,12 @@ class Endpoints:
         return Response(await asyncio.to_thread(self._metrics.render), media_type=CONTENT_TYPE)
 
     async def docs(self, _: Request) -> Response:
-        """GET /docs.json."""
+        """GET /docs.json, and GET /openapi.json."""
         return json_response(await asyncio.to_thread(_openapi_json, self._settings.root_path))
+
+    async def bentoml_schema(self, _: Request) -> Response:
+        """GET /schema.json."""
+        return json_response(await asyncio.to_thread(_bentoml_schema_json))
 
     def _require_model(self) -> DeployedModel:
         model = self._slot.current
@@ -282,6 +286,11 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 def _openapi_json(root_path: str) -> bytes:
     """Builds the document on the first request, so that a worker becomes ready sooner."""
     return orjson.dumps(openapi.build_document(root_path))
+
+
+@cache
+def _bentoml_schema_json() -> bytes:
+    return orjson.dumps(bentoml_schema.build_schema())
 
 
 @lru_cache(8)

@@ -1,6 +1,7 @@
 """`POST /v1/explain`: gates, memory and attributions of the network for one history.
 
-Engines do not expose the weights and gates that this needs, so the first request loads the bundle again, into torch.
+Engines do not expose the weights and gates that this needs, so the first request loads the bundle again, into torch. A
+server without torch, such as the image, responds with 501.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import Field
 
-from forecaster.errors import BundleError, ForecasterError, MissingPackage
+from forecaster.errors import BundleError, ForecasterError
 from serving.asgi.admission import MAX_SHORT_STEPS, one_by_one
 from serving.asgi.bodies import Body
 from serving.deployment.releases import bundle_path
@@ -107,7 +108,7 @@ def compute_explanation(job: ComputeJob[ExplainRequest]) -> EncodedResponse:
         from forecaster.explain.attribution import METHODS, explain
 
         explanation = explain(fitted_model, parsed.series, horizon=horizon, steps=request.steps)
-    except (BundleError, MissingPackage) as error:
+    except BundleError as error:
         raise ApiError(
             "not_ready",
             f"Expected to load the bundle of the model in use again; that failed with {error.code!r}. Try again later.",

@@ -13,6 +13,7 @@ from serving.errors import ERROR_CODES
 from serving.forecasting import ndjson
 from serving.formats import arrow, schema
 from serving.routes import accuracy, actuals, backtest, explain, invocations, scenarios
+from serving.routes.examples import NDJSON_REQUEST_EXAMPLE, REQUEST_EXAMPLES, RESPONSE_EXAMPLES
 from serving.routes.model import ModelResponse
 
 _COMMON_STATUSES = (400, 401, 403, 404, 405, 413, 415, 421, 431, 500)  # of the middleware, and of unexpected errors
@@ -48,9 +49,10 @@ class RouteSpec(NamedTuple):
     description: str = ""
     scope: str | None = "read"  # scope that an API key needs; None: the route needs no key
     query_parameters: Mapping[str, str] = {}  # descriptions of the optional parameters, by name
+    tag: str = "Forecasts"  # the group of the route in the interactive documentation
 
 
-_JSON = "application/json"
+JSON_MEDIA_TYPE = "application/json"
 _FORECAST_DESCRIPTION = (
     "Returns one outcome for each series, in order, with status 200: a forecast, or an error that concerns that series only (too "
     "short, another frequency, irregular timestamps, covariates or channels that are missing or end too early). "
@@ -95,34 +97,34 @@ ROUTES = (
         "/v1/forecast",
         "Forecast one or more series",
         (
-            BodyFormat(_JSON, (schema.ForecastRequest,)),
+            BodyFormat(JSON_MEDIA_TYPE, (schema.ForecastRequest,)),
             BodyFormat(ndjson.MEDIA_TYPE, description=_NDJSON_REQUEST_DESCRIPTION),
             BodyFormat(arrow.MEDIA_TYPE, description=_ARROW_REQUEST_DESCRIPTION),
         ),
         (
-            BodyFormat(_JSON, (schema.ForecastResponse,)),
+            BodyFormat(JSON_MEDIA_TYPE, (schema.ForecastResponse,)),
             BodyFormat(ndjson.MEDIA_TYPE, description=_NDJSON_RESPONSE_DESCRIPTION),
             BodyFormat(arrow.MEDIA_TYPE, description=_ARROW_RESPONSE_DESCRIPTION),
         ),
-        (409, 422, 429, 503, 504),
+        (409, 422, 429, 501, 503, 504),
         _FORECAST_DESCRIPTION + _STATE_DESCRIPTION,
     ),
     RouteSpec(
         "post",
         "/v1/scenarios",
         "Forecast one series under several futures of its covariates",
-        (BodyFormat(_JSON, (scenarios.ScenariosRequest,)),),
-        (BodyFormat(_JSON, (scenarios.ScenariosResponse,)),),
-        (409, 422, 429, 503, 504),
+        (BodyFormat(JSON_MEDIA_TYPE, (scenarios.ScenariosRequest,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (scenarios.ScenariosResponse,)),),
+        (409, 422, 429, 501, 503, 504),
         _SCENARIOS_DESCRIPTION,
     ),
     RouteSpec(
         "post",
         "/invocations",
         "Forecast with the request formats of SageMaker's DeepAR and MLflow's scoring server",
-        (BodyFormat(_JSON, (invocations.DeepArRequest, invocations.ScoringRequest)),),
-        (BodyFormat(_JSON, (invocations.DeepArResponse, invocations.ScoringResponse)),),
-        (422, 429, 503, 504),
+        (BodyFormat(JSON_MEDIA_TYPE, (invocations.DeepArRequest, invocations.ScoringRequest)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (invocations.DeepArResponse, invocations.ScoringResponse)),),
+        (422, 429, 501, 503, 504),
         "If a series is rejected, the response is the error of the first one, with status 422, because these formats have no "
         "errors of single series.",
     ),
@@ -130,8 +132,8 @@ ROUTES = (
         "post",
         "/v1/backtest",
         "Score the model and seasonal naive at rolling origins of the given histories",
-        (BodyFormat(_JSON, (backtest.BacktestRequest,)),),
-        (BodyFormat(_JSON, (backtest.BacktestResponse,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (backtest.BacktestRequest,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (backtest.BacktestResponse,)),),
         (422, 429, 503, 504),
         "At every origin the model forecasts from the history before it, and the values after it are the actuals. Returns one "
         "outcome for each series, as `/v1/forecast` does. Origins before the model's cutoff are not out of sample; the response "
@@ -141,61 +143,101 @@ ROUTES = (
         "post",
         "/v1/explain",
         "Explain a forecast: memory, gates and attributions of the network",
-        (BodyFormat(_JSON, (explain.ExplainRequest,)),),
-        (BodyFormat(_JSON, (explain.ExplainResponse,)),),
-        (422, 429, 503, 504),
+        (BodyFormat(JSON_MEDIA_TYPE, (explain.ExplainRequest,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (explain.ExplainResponse,)),),
+        (422, 429, 501, 503, 504),
     ),
     RouteSpec(
         "post",
         "/v1/actuals",
         "Record actuals and score the served forecasts against them",
-        (BodyFormat(_JSON, (actuals.ActualsRequest,)),),
-        (BodyFormat(_JSON, (actuals.ActualsResponse,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (actuals.ActualsRequest,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (actuals.ActualsResponse,)),),
         (422, 429, 503, 504),
         "Returns one outcome for each series, in order. A repeated value counts once; a different value for the same timestamp "
         "replaces the earlier one. Values may arrive before or after their forecasts. 404 `ledger_off` if the service has no "
         "ledger.",
         scope="actuals",
+        tag="Accuracy",
     ),
     RouteSpec(
         "get",
         "/v1/accuracy",
         "Accuracy of the served forecasts",
         (),
-        (BodyFormat(_JSON, (accuracy.AccuracyResponse,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (accuracy.AccuracyResponse,)),),
         (422, 429, 503, 504),
         "Covers the forecasts in the ledger with at least one actual. 404 `ledger_off` if the service has no ledger.",
         query_parameters=accuracy.QUERY_PARAMETERS,
+        tag="Accuracy",
     ),
     RouteSpec(
         "get",
         "/ping",
         "Readiness for SageMaker, as /readyz",
         (),
-        (BodyFormat(_JSON, (schema.ReadinessResponse,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (schema.ReadinessResponse,)),),
         (503,),
+        tag="Operation",
     ),
-    RouteSpec("get", "/v1/model", "The model in use", (), (BodyFormat(_JSON, (ModelResponse,)),), (503,)),
+    RouteSpec(
+        "get",
+        "/v1/model",
+        "The model in use",
+        (),
+        (BodyFormat(JSON_MEDIA_TYPE, (ModelResponse,)),),
+        (503,),
+        tag="Operation",
+    ),
     RouteSpec(
         "get",
         "/livez",
         "Liveness: the process responds",
         (),
-        (BodyFormat(_JSON, (schema.LivenessResponse,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (schema.LivenessResponse,)),),
         (),
         scope=None,
+        tag="Operation",
     ),
     RouteSpec(
         "get",
         "/readyz",
         "Readiness: a model is in use",
         (),
-        (BodyFormat(_JSON, (schema.ReadinessResponse,)),),
+        (BodyFormat(JSON_MEDIA_TYPE, (schema.ReadinessResponse,)),),
         (503,),
         scope=None,
+        tag="Operation",
     ),
-    RouteSpec("get", "/metrics", "Metrics for Prometheus", (), (BodyFormat("text/plain"),), (), scope="observe"),
-    RouteSpec("get", "/docs.json", "This document", (), (BodyFormat(_JSON),), ()),
+    RouteSpec(
+        "get",
+        "/metrics",
+        "Metrics for Prometheus",
+        (),
+        (BodyFormat("text/plain"),),
+        (),
+        scope="observe",
+        tag="Operation",
+    ),
+    RouteSpec("get", "/docs.json", "This document", (), (BodyFormat(JSON_MEDIA_TYPE),), (), tag="Descriptions"),
+    RouteSpec(
+        "get",
+        "/openapi.json",
+        "This document, as /docs.json",
+        (),
+        (BodyFormat(JSON_MEDIA_TYPE),),
+        (),
+        tag="Descriptions",
+    ),
+    RouteSpec(
+        "get",
+        "/schema.json",
+        "The endpoints in the format of BentoML, for its clients",
+        (),
+        (BodyFormat(JSON_MEDIA_TYPE),),
+        (),
+        tag="Descriptions",
+    ),
 )
 
 
@@ -259,14 +301,22 @@ def _build_operation(route: RouteSpec) -> dict[str, Any]:
             "content": _build_content(route.response_formats),
         }
     }
+    responses["200"]["content"][route.response_formats[0].media_type]["example"] = RESPONSE_EXAMPLES[route.path]
     for status in sorted({*_COMMON_STATUSES, *route.error_statuses}):
         responses[str(status)] = {
             "description": _describe_errors(status),
             "headers": _RESPONSE_HEADERS,
-            "content": {_JSON: {"schema": _schema_reference(schema.ErrorResponse)}},
+            "content": {
+                JSON_MEDIA_TYPE: {"schema": _schema_reference(schema.ErrorResponse), "example": _error_example(status)}
+            },
         }
     name = f"{route.method}{route.path.replace('/', '_').replace('.', '_')}"
-    operation: dict[str, Any] = {"operationId": name, "summary": route.summary, "responses": responses}
+    operation: dict[str, Any] = {
+        "operationId": name,
+        "summary": route.summary,
+        "tags": [route.tag],
+        "responses": responses,
+    }
     if route.scope is not None:
         operation["security"] = [{scheme: [route.scope]} for scheme in _SECURITY_SCHEMES] + [{}]
     if route.description:
@@ -282,7 +332,13 @@ def _build_operation(route: RouteSpec) -> dict[str, Any]:
             for parameter, description in route.query_parameters.items()
         ]
     if route.request_formats:
-        operation["requestBody"] = {"required": True, "content": _build_content(route.request_formats)}
+        content = _build_content(route.request_formats)
+        content[JSON_MEDIA_TYPE]["examples"] = {
+            title: {"value": value} for title, value in REQUEST_EXAMPLES[route.path].items()
+        }
+        if ndjson.MEDIA_TYPE in content:
+            content[ndjson.MEDIA_TYPE]["example"] = NDJSON_REQUEST_EXAMPLE
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
@@ -295,6 +351,13 @@ def _describe_errors(status: int) -> str:
         f"`{code}`: {meaning}" for code, (code_status, meaning) in ERROR_CODES.items() if code_status == status
     )
     return description + (" Or the error code of the rejected series." if status == 422 else "")
+
+
+def _error_example(status: int) -> dict[str, Any]:
+    code, meaning = next(
+        (code, meaning) for code, (code_status, meaning) in ERROR_CODES.items() if code_status == status
+    )
+    return {"error": {"code": code, "message": meaning, "where": None}}
 
 
 def _schema_reference(model: type[BaseModel]) -> dict[str, str]:

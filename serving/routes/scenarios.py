@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from pydantic import Field, model_validator
 
-from forecaster.errors import BadSpec, CovariateUnknown, ForecasterError, LevelOutOfRange
+from forecaster.errors import BadSpec, CovariateUnknown, ForecasterError, LevelOutOfRange, MissingPackage
 from forecaster.series import Forecast, Series
 from serving.asgi.admission import one_by_one
 from serving.asgi.bodies import Body
@@ -180,7 +180,7 @@ def _compute_results(
             if request.samples
             else [None] * len(scenario_series)
         )
-    except (LevelOutOfRange, BadSpec) as error:
+    except (LevelOutOfRange, BadSpec, MissingPackage) as error:
         raise ApiError.from_forecaster_error(error) from error
     warnings = horizon_warnings(request.horizon, scored_horizon=model.predictor.fitted_model.spec.horizon)
     return [

@@ -145,7 +145,7 @@ def _check_responses(slot_folder: Path, url: str) -> None:
             assert forecast["ds"] == [stamp.strftime("%Y-%m-%dT%H:%M:%SZ") for stamp in expected.ds]
 
     assert httpx.get(f"{url}/v1/model").json()["card"] == "# Tiny\n"
-    for path in ("/healthz", "/schema.json", "/static_content/index.css", "/livez/"):
+    for path in ("/healthz", "/static_content/index.css", "/livez/"):
         response = httpx.get(url + path)
         assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found"), (
             "BentoML's own paths are not served"

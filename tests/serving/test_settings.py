@@ -47,7 +47,7 @@ def test_an_unknown_setting_is_named_and_an_invalid_value_is_shown() -> None:
     unknown, invalid = sorted(describe_errors(error.value))
     assert unknown == (
         "FORECASTER_SERVING_PORTT: There is no such setting; found a value that is not shown because it may be secret. "
-        "Correct the name."
+        "Correct the name. Did you mean FORECASTER_SERVING_PORT?"
     )
     assert invalid.startswith("FORECASTER_SERVING_WORKERS: Input should be a valid integer")
     assert "found 'many'. Correct it." in invalid

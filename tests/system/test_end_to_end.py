@@ -158,16 +158,25 @@ def test_the_demo_trains_serves_forecasts_and_plots(tmp_path: Path) -> None:
         update={"context": 15, "horizon": 12, "season": 12, "scaling": "mean_abs"}
     )
     sine = make_small_spec(name="sine", valid_windows=0).model_copy(update={"context": 30, "horizon": 40, "season": 1})
-    write_config(configs / "hospital.yaml", hospital)
+    write_config(configs / "hospital_preset.yaml", hospital)
     write_config(configs / "sine.yaml", sine)
+    write_config(configs / "sine_unrolled.yaml", sine.model_copy(update={"name": "sine_unrolled"}))
     completed = run_forecaster("demo", "--configs", configs, "--root", root, folder=tmp_path)
     assert completed.returncode == 0, completed.stderr
     assert "3 served forecasts equal those of the library" in completed.stderr
+    assert "median and the upper quartile of the error" in completed.stderr
+    assert "last value" in completed.stderr
     plots = sorted((root / "demo").glob("*.png"))
-    assert [path.name.partition("_")[0] for path in plots] == ["hospital"] * 3 + ["sine.png"]
+    assert [path.name for path in plots] == ["hospital.png", "sine.png"]
     for path in plots:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert str(path) in completed.stderr
+    page = (root / "demo" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert completed.stderr.rstrip().endswith(str(root / "demo" / "index.html"))
+    for line in completed.stderr.splitlines():
+        if line.startswith("  /") and "/bin/forecaster " in line:  # the commands that the demo advises exist
+            assert line.split("/bin/forecaster ")[1].split()[0] in ("serve", "forecast", "backtest", "data", "train")
     assert Registry(Root(root).store_uri).resolve("hospital", "champion").number == "1"
     failed = run_forecaster("demo", "--configs", tmp_path / "elsewhere", folder=tmp_path)
     assert failed.returncode == 2

@@ -86,8 +86,8 @@ def compose_environment(service: str, **overrides: str) -> dict[str, str]:
 
 def test_the_image_excludes_training_packages() -> None:
     missing = modules_missing_from_image()
-    assert {"pytorch_lightning", "matplotlib", "statsforecast", "alembic"} <= missing
-    assert not {"torch", "pandas", "mlflow", "cyclopts", "bentoml", "yaml", "sqlalchemy", "psycopg"} & missing
+    assert {"torch", "pytorch_lightning", "matplotlib", "statsforecast", "alembic"} <= missing
+    assert not {"onnxruntime", "pandas", "mlflow", "cyclopts", "bentoml", "yaml", "sqlalchemy", "psycopg"} & missing
 
 
 def test_the_container_serves_the_model_named_in_its_environment() -> None:
@@ -129,7 +129,12 @@ def test_the_compose_services_serve_the_promoted_model(
         start_process(
             ["-m", *server], tmp_path, log=tmp_path / "mlflow.log", **compose_environment("mlflow")
         ) as registry,
-        start_process(["-m", "pipelines.cli", "serve"], home, log=tmp_path / "serve.log", **environment) as service,
+        start_process(
+            ["-m", "pipelines.cli", "serve", *COMPOSE_SERVICES["forecaster"]["command"]],
+            home,
+            log=tmp_path / "serve.log",
+            **environment,
+        ) as service,
     ):
         wait_until(lambda: _http_status(f"{address}/health") == 200 or registry.poll() is not None, pause=0.1)
         root = Root(tmp_path / "root", address)
@@ -149,7 +154,7 @@ def test_a_wheel_contains_everything_a_server_needs(tmp_path: Path, image_python
     source, installed, home = tmp_path / "source", tmp_path / "installed", tmp_path / "home"
     for name in ("forecaster", "pipelines", "serving"):
         shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, source)
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     completed = subprocess.run(

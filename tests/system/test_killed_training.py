@@ -187,6 +187,8 @@ def test_a_terminated_training_ends_as_killed_and_resumes_later(
         process.send_signal(number)
         assert process.wait() == code, training_folder.read_log()
     assert "Traceback" not in training_folder.read_log()
+    if number == signal.SIGINT:
+        assert "forecaster: interrupted. The finished epochs are kept in " in training_folder.read_log()
     run_id = training_folder.run_id()
     assert training_folder.run_statuses() == {run_id: "KILLED"}
     assert training_folder.list_bundles() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,14 +13,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
-from forecaster.errors import BaseMoved
+from forecaster.errors import BaseMoved, NoSuchModel
 from forecaster.registry.registry import CHAMPION, PREVIOUS_CHAMPION, BundleVersion, Registry, create_client
+from forecaster.registry.rest_client import RestClient
 from pipelines.promotion.promote import find_champion
+from serving.deployment import releases
+from serving.settings import Settings
 from tests.pipelines.commands.test_channels import run_command
 from tests.pipelines.conftest import BAD_LEARNING_RATE, make_noise_frame, make_small_spec
-from tests.system.processes import write_config
+from tests.serving.test_service import save_random_model
+from tests.system.processes import start_process, wait_until, write_config
 from tests.system.tracking_servers import (
     TrackingServer,
     postgres_skip_reason,
@@ -81,6 +87,11 @@ def test_the_model_life_cycle_works_through_a_tracking_server(
     captured = capsys.readouterr()
     output += captured.out + captured.err + caplog.text + page.read_text()
     assert "paired t over 20 series" in captured.out
+    rest_client = RestClient.from_environment(server_environment.uri, os.environ)
+    assert rest_client.resolve("small", CHAMPION) == Registry(server_environment.uri).resolve("small", CHAMPION)
+    for name, alias in (("small", "no-alias"), ("no-model", CHAMPION)):
+        with pytest.raises(NoSuchModel):
+            rest_client.resolve(name, alias)
     client = create_client(server_environment.uri)
     assert client.get_run(runs[0]).data.metrics["bt/mase"] > 0
     assert set(client.get_registered_model("small").tags) == {"audit_seal"}, "no lock is left in the store"
@@ -124,6 +135,47 @@ def register_stub_version(registry: Registry, run_id: str, folder: Path, number:
     return registry.register(
         folder, name="raced", digest=digest, run_id=run_id, input_example=table, output_example=table
     )
+
+
+@pytest.mark.nightly
+def test_a_follower_deploys_what_a_server_names_and_restores_it_after_a_rollback(
+    server_environment: TrackingServer, tmp_path: Path
+) -> None:
+    registry, client = Registry(server_environment.uri), create_client(server_environment.uri)
+    run_id = client.create_run(client.create_experiment("followed")).info.run_id
+    table, versions = pd.DataFrame({"y": [1.0]}), []
+    for seed in (1, 2):
+        digest = save_random_model(tmp_path / str(seed), seed=seed)
+        versions.append(
+            registry.register(
+                tmp_path / str(seed),
+                name="followed",
+                digest=digest,
+                run_id=run_id,
+                input_example=table,
+                output_example=table,
+            )
+        )
+    settings = Settings(slot=tmp_path / "slot", registry=server_environment.uri, model="followed", poll_s=0.2)
+
+    def wait_for(version: BundleVersion) -> None:
+        def is_deployed() -> bool:
+            release = releases.current_release(settings.slot)
+            return release is not None and release.version == version.number
+
+        wait_until(is_deployed, seconds=60)
+
+    environment = {**server_environment.environment, **settings.to_environment()}
+    with start_process(["-m", "serving.deployment.follower"], tmp_path, **environment) as process:
+        champion = None
+        for version in versions:
+            registry.promote(version, expected_champion=champion)
+            champion = version
+            wait_for(version)
+        registry.roll_back("followed")
+        wait_for(versions[0])
+        assert psutil.Process(process.pid).memory_info().rss < 60e6
+        assert (tmp_path / "process.log").read_text().count("deploying version") == 2
 
 
 def promote_repeatedly(uri: str, versions: Sequence[str]) -> list[tuple[str, str]]:

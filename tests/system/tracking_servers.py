@@ -93,7 +93,9 @@ def running_postgres() -> Iterator[str]:
 
 
 @contextmanager
-def running_tracking_server(folder: Path, database: str | None = None) -> Iterator[TrackingServer]:
+def running_tracking_server(
+    folder: Path, database: str | None = None, *, auth_cache_s: int = 60
+) -> Iterator[TrackingServer]:
     """Runs MLflow's server: an open one on SQLite, or one with a password on a database."""
     port, password = free_port(), secrets.token_hex(12)
     command = ["-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
@@ -107,7 +109,7 @@ def running_tracking_server(folder: Path, database: str | None = None) -> Iterat
         config = folder / "auth.ini"
         config.write_text(
             "[mlflow]\ndefault_permission = READ\nauthorization_function = "
-            "mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 60\n"
+            f"mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = {auth_cache_s}\n"
             f"database_uri = {database}\nadmin_username = {ADMIN_USER}\n"
         )
         extra |= {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_AUTH_ADMIN_PASSWORD": password}

@@ -65,6 +65,32 @@ def validate_columns(frame: pd.DataFrame, *, required: Sequence[str], optional: 
         raise NoData("Expected at least one row of data; found none. Send a history.", where=required[-1])
 
 
+def add_missing_ids(frame: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Returns a frame with an id column, and a message if it was added: rows without ids are one series, named after `y`.
+
+    An id column whose name was declared is not added.
+
+    Args:
+        frame: A long frame.
+        names: The names of its columns `unique_id, ds, y`.
+    Raises:
+        MissingColumn: A timestamp occurs twice, so that the rows are of several series.
+    """
+    unique_id, ds, y = names
+    if unique_id != "unique_id" or unique_id in [*frame.columns, *frame.index.names]:
+        return frame, ()
+    if not {ds, y} <= set(frame.columns) or list(frame.columns).count(ds) > 1:
+        return frame, ()  # the caller reports this first
+    if frame[ds].duplicated().any():
+        raise MissingColumn(
+            f"Expected the columns {', '.join(names)}; {unique_id} not found among: "
+            f"{', '.join(map(str, frame.columns[:20]))}, and timestamps occur twice, so that the rows are of several series. "
+            "Rename the columns, or declare their names (`columns`).",
+            where=unique_id,
+        )
+    return frame.assign(**{unique_id: y}), (f"there is no column {unique_id!r}: all rows are one series, {y!r}",)
+
+
 def parse_ids(raw: pd.Series, *, column: str) -> SeriesIds:
     """Returns the ids as text. Raises BadId for an invalid id, and for two different ids with the same text."""
     is_empty = raw.isna().to_numpy()

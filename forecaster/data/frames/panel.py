@@ -57,8 +57,9 @@ def to_panel(
         InputError: A subclass of it, with the series and the first invalid row or timestamp.
     """
     names = columns or ColumnNames()
+    frame, messages = cells.add_missing_ids(frame, names)
     cells.validate_columns(frame, required=names, optional=[*covariates, *static, *channels])
-    repairs: list[str] = []
+    repairs = list(messages)
     declared = None if freq is None else normalize_frequency(freq, where="freq")
     rows = parse_rows(
         frame,

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.data.frames.panel import to_panel
+from forecaster.data.frames.panel import to_frame, to_panel
 from pipelines import cli
 from tests.forecaster.data.frames.long_frames import SHARED, channel_frame, drop_rows, series_frame
+from tests.partial_panels import make_yearly_panel
 
 pytestmark = pytest.mark.integration
 
@@ -103,6 +104,29 @@ def test_numeric_ids_in_a_csv_stay_text(tmp_path: Path, capsys: pytest.CaptureFi
     frame = pd.concat([series_frame(y=np.ones(3), unique_id="007"), series_frame(y=np.ones(3), unique_id="NA")])
     assert run_data_check(write_csv(tmp_path / "x.csv", frame), "--freq", "D") == 0
     assert "2 (first: '007')" in capsys.readouterr().out
+
+
+def test_incomplete_last_periods_are_reported_or_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_csv(tmp_path / "x.csv", to_frame(make_yearly_panel(num_series=12).panel))
+    assert run_data_check(path) == 0
+    captured = capsys.readouterr()
+    assert "2 of 12 series looks incomplete" in captured.err
+    assert "'region_0', 'region_6' at 2006-01-01" in captured.err
+    assert "--drop-partial" in captured.err
+    assert "missing     0 of" in captured.out
+    assert run_data_check(path, "--drop-partial") == 0
+    captured = capsys.readouterr()
+    assert "--drop-partial" not in captured.err
+    assert "can be used, as repaired" in captured.out
+    assert "missing     2 of" in captured.out
+    assert "treated as missing, as requested" in captured.out
+
+
+def test_a_last_day_that_contains_the_present_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    today = pd.Timestamp.now("UTC").tz_localize(None).normalize()
+    path = write_csv(tmp_path / "x.csv", series_frame(ds=pd.date_range(end=today, periods=20, freq="D")))
+    assert run_data_check(path) == 0
+    assert "1 of 1 series contains the present" in capsys.readouterr().err
 
 
 def test_timestamps_after_the_present_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

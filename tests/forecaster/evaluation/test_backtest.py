@@ -17,6 +17,9 @@ from forecaster.errors import ForecasterError, HistoryTooShort
 from forecaster.evaluation.backtest import Backtest, backtest, explain_missing_forecasts
 from forecaster.evaluation.baselines import ForecastFunction, seasonal_naive
 from forecaster.evaluation.plots import (
+    ACTUAL_COLOR,
+    FORECAST_COLOR,
+    FORECASTER_COLORS,
     plot_best_and_worst,
     plot_calibration,
     plot_error_by_step,
@@ -260,6 +263,32 @@ def test_a_plot_shows_the_given_numbers(result: Backtest) -> None:
     np.testing.assert_array_equal(lines["history"], history.y[-10:])
     np.testing.assert_array_equal(lines["forecast"], np.append(history.y[-1], forecast.mean))
     np.testing.assert_array_equal(lines["actuals"], np.append(history.y[-1], make_wave(8)))
+
+
+def test_axes_have_titles_and_a_color_has_one_meaning(result: Backtest) -> None:
+    history = make_series(make_wave(30))
+    forecast = Predictor(make_fitted_model(make_spec())).forecast(history, 8)
+    integer_history = Series("numbers", 0, "1", make_wave(30))
+    integer_forecast = Forecast("numbers", integer_history.future_timestamps(3), np.ones(3))
+    figures = [
+        plot_forecast(history, forecast, actual=make_wave(8), title="one"),
+        plot_forecast(integer_history, integer_forecast, title="numbers"),
+        plot_origins(result, "net"),
+        plot_error_by_step(result),
+    ]
+    labels_by_color: dict[str, set[str]] = {}
+    for figure in figures:
+        [axes] = figure.axes
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+        for line in axes.lines:
+            label = str(line.get_label())
+            if not label.startswith("_"):
+                labels_by_color.setdefault(str(line.get_color()), set()).add(label)
+    assert labels_by_color.pop(FORECAST_COLOR) == {"forecast", "net"}
+    assert all(len(labels) == 1 for labels in labels_by_color.values()), labels_by_color
+    assert ACTUAL_COLOR not in FORECASTER_COLORS
+    assert all(tick == round(tick) for tick in figures[1].axes[0].get_xticks()), "whole steps have whole ticks"
 
 
 def test_forecasts_from_every_cutoff_are_drawn_at_their_timestamps(result: Backtest) -> None:

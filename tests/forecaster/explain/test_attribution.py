@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import StepPatch
 
 from forecaster.data.windows import Window
 from forecaster.errors import HistoryTooShort
 from forecaster.explain.attribution import Explanation, explain
+from forecaster.explain.plots import plot_explanation
 from forecaster.explain.trace import compute_influence, trace_layers
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import start_rollout, warm_up
@@ -203,3 +205,22 @@ def test_attributions_average_over_members_and_report_a_blend() -> None:
 def test_a_history_that_cannot_be_forecast_cannot_be_explained() -> None:
     with pytest.raises(HistoryTooShort):
         explain(make_fitted_model(make_spec()), make_series(make_wave(2)))
+
+
+def test_segments_are_drawn_as_segments_and_the_reading_is_described() -> None:
+    model = make_fitted_model(make_spec(segment=4, decoder="direct"))
+    explanation = explain(model, make_series(make_wave(40)), steps=14)
+    figure = plot_explanation(explanation, title="small: one")
+    for axes in figure.axes[2:]:
+        assert not axes.lines, "no slopes between segments"
+        for steps in axes.patches:
+            assert isinstance(steps, StepPatch)
+            assert len(steps.get_data().values) == 4, "three whole segments, and the end of one"
+    influence = figure.axes[2].patches[0]
+    assert isinstance(influence, StepPatch)
+    np.testing.assert_allclose(influence.get_data().values[-1], explanation.influence[-4:].sum())
+    assert len(figure.axes[-1].patches) == len(explanation.layers)
+    assert all(axes.get_ylabel() for axes in figure.axes)
+    reading = figure.get_supxlabel()
+    assert "segment of 4 steps" in reading
+    assert "the update gate is the share of the previous state that is kept" in reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,10 @@ from forecaster.engines.kernel import KernelEngine
 from forecaster.engines.onnx.export import export_onnx
 from forecaster.engines.onnx.runner import OnnxEngine
 from forecaster.engines.pytorch import PyTorchEngine
+from forecaster.errors import MissingPackage
 from forecaster.model.recurrence.compiled import load_compiled_backend
 from forecaster.prediction import engine_choice
-from forecaster.prediction.engine_choice import choose_engine, find_kernel_members
+from forecaster.prediction.engine_choice import choose_engine, choose_sampling_engine, find_kernel_members
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from tests.factories import make_fitted_model, make_network, make_spec
 
@@ -62,3 +64,22 @@ def test_the_kernel_members_of_an_engine_are_those_of_all_members_or_none() -> N
     assert find_kernel_members(members[0]) == [members[0]]
     assert find_kernel_members(EnsembleEngine([members[0], pytorch_engine])) == []
     assert find_kernel_members(pytorch_engine) == []
+
+
+def test_without_torch_a_network_that_nothing_else_runs_names_the_extra_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = store(make_fitted_model(make_spec(base="last")))  # neither a kernel nor a graph
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'recurrent-forecaster\[train\]'\.$") as error:
+        choose_engine(stored)
+    assert "\n" not in error.value.message
+
+
+@needs_kernel
+def test_sample_paths_that_the_kernel_cannot_draw_are_drawn_by_the_graph_of_a_stored_model() -> None:
+    model = make_model(head={"kind": "gaussian"})
+    kernel = choose_engine(model)
+    assert isinstance(kernel, KernelEngine)
+    assert isinstance(choose_sampling_engine(store(model), kernel, device="cpu"), OnnxEngine)
+    assert isinstance(choose_sampling_engine(model, kernel, device="cpu"), PyTorchEngine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -106,3 +107,32 @@ def test_the_intervals_of_a_group_are_found_in_another_text_too() -> None:
     assert set(calibration.groups) == {"1", "2"}
     assert predictor.interval_group(make_history(region="2.0")) == "2"
     assert predictor.interval_group(make_history(region="9")) == "9"
+
+
+# Incomplete last periods
+
+
+def test_the_fall_of_a_last_value_is_a_warning_of_its_series_only(predictor: Predictor) -> None:
+    fallen = replace(make_history(name="b"), y=np.append(make_history().y[:-1], 0.1))
+    plain, warned = predictor.forecast_batch([make_history(), fallen], HORIZON)
+    assert isinstance(plain, Forecast)
+    assert isinstance(warned, Forecast)
+    assert plain.warnings == ()
+    assert "incomplete period" in " ".join(warned.warnings)
+    assert not warned.has_fallback
+
+
+def test_a_running_period_is_a_warning_only_with_a_clock(predictor: Predictor) -> None:
+    history = make_history()
+    history = replace(history, y=np.linspace(2.0, 1.0, STEPS))
+    now = datetime(2026, 1, 1, STEPS - 1, 30, tzinfo=UTC)
+    (without,) = predictor.forecast_batch([history], HORIZON)
+    (running,) = Predictor(make_model(), clock=lambda: now).forecast_batch([history], HORIZON)
+    (ended,) = Predictor(make_model(), clock=lambda: now.replace(hour=STEPS)).forecast_batch([history], HORIZON)
+    assert [len(outcome.warnings) for outcome in (without, running, ended) if isinstance(outcome, Forecast)] == [
+        0,
+        1,
+        0,
+    ]
+    assert isinstance(running, Forecast)
+    assert "contains the present" in running.warnings[0]

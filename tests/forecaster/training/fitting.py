@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import FitResult, fit
+from forecaster.training.lightning import pl
 from tests.factories import make_panel, make_spec, make_wave
 
 PANEL = make_panel(make_wave(60), 4 * make_wave(50, seed=1), make_wave(40, seed=2))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from forecaster.errors import CheckpointMismatch, NonFiniteLoss
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.fit import fit_digest
+from forecaster.training.lightning import pl
 from tests.factories import make_panel, make_spec, make_wave
 from tests.forecaster.training.fitting import (
     PANEL,

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers.logger import DummyLogger
 
 from forecaster.data.encoding import EMPTY_ENCODING
 from forecaster.data.windows import CutoffIndex, EpochBatches, PanelTensor
-from forecaster.errors import HistoryTooShort
+from forecaster.errors import HistoryTooShort, InputError
 from forecaster.evaluation.validation import build_validation_batches, compute_exposure_gap, score_batch
 from forecaster.model.regressor import build_network
 from forecaster.series import Panel
 from forecaster.training.datamodule import WindowDataModule
-from forecaster.training.fit import FitResult, fit
+from forecaster.training.fit import FitResult, fit, validate_device
+from forecaster.training.lightning import pl
 from forecaster.training.loss import prepare_batches
 from forecaster.training.optimizer import FusedAdam, clip_gradient_norm
 from tests.factories import make_panel, make_spec, make_wave
@@ -233,7 +232,7 @@ def test_gradient_clipping_equals_torch() -> None:
 
 
 def test_loggers_receive_the_scores_of_each_epoch_by_optimiser_step() -> None:
-    class RecordingLogger(DummyLogger):
+    class RecordingLogger(pl.loggers.logger.DummyLogger):
         def __init__(self) -> None:
             super().__init__()
             self.records: list[tuple[int | None, dict[str, float]]] = []
@@ -302,6 +301,32 @@ def test_without_validation_the_last_weights_are_kept() -> None:
     fitted = fit_on_cpu(PANEL, make_fit_spec(valid_windows=0, patience=1), callbacks=[callback])
     assert have_equal_weights(copy_weights(fitted.model.network), callback.weights)
     assert (set(fitted.scores), fitted.steps) == ({"train/loss"}, 11)
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+def test_a_device_of_this_machine_is_accepted(accelerator: str) -> None:
+    validate_device(accelerator=accelerator, devices="1")
+    assert fit(PANEL, make_fit_spec(steps=1), accelerator=accelerator, devices="1").steps == 1
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "phrase"),
+    [
+        pytest.param(
+            "cuda",
+            "1",
+            "--accelerator auto",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there"),
+        ),
+        ("abacus", "1", "found accelerator 'abacus'"),
+        ("cpu", "many", "devices 'many'"),
+        ("cpu", "2", "Expected one device"),
+    ],
+)
+def test_a_device_that_is_absent_or_not_one_is_rejected(accelerator: str, devices: str, phrase: str) -> None:
+    with pytest.raises(InputError, match=phrase) as raised:
+        validate_device(accelerator=accelerator, devices=devices)
+    assert "\n" not in raised.value.message
 
 
 def test_device_auto_selects_an_available_accelerator_and_cpu_the_cpu() -> None:

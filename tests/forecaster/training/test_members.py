@@ -160,7 +160,7 @@ def test_a_history_shared_by_all_paths_is_broadcast_to_every_member() -> None:
 
 
 def test_a_member_fit_resumed_after_a_crash_gives_identical_weights(tmp_path: Path) -> None:
-    import pytorch_lightning as pl
+    from forecaster.training.lightning import pl
 
     class CrashCallback(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -179,7 +179,7 @@ def test_a_member_fit_resumed_after_a_crash_gives_identical_weights(tmp_path: Pa
 
 
 def test_a_non_finite_loss_in_one_member_stops_the_fit() -> None:
-    import pytorch_lightning as pl
+    from forecaster.training.lightning import pl
 
     class NanMemberCallback(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

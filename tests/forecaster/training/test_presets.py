@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.errors import BadSpec
+from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.metrics import mae, seasonal_error
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Panel, Series
-from forecaster.spec import Spec
 from forecaster.training.fit import fit
 from forecaster.training.presets import Preset, build_candidate_specs, build_validation_fields
-from forecaster.training.selection import select_on_validation
+from forecaster.training.selection import _build_candidates, select_on_validation, select_spec
 from tests.factories import make_panel, make_spec, make_wave
 
 FREQUENCIES = {
@@ -104,13 +104,8 @@ def test_the_best_candidate_on_the_validation_windows_is_selected_without_later_
     training = {"steps": 30, "epoch_steps": 10, "batch": 16, "learning_rate": 0.02, "valid_windows": 1}
     good = make_spec(training=training, scaling="standard", base="seasonal_naive", season=24)
     bad = make_spec(training=training | {"learning_rate": 1e-9}, scaling="none", base="linear", season=24)
-    results: list[tuple[Spec, float]] = []
-    selection = select_on_validation(
-        panel, [bad, good], accelerator="cpu", on_result=lambda spec, error: results.append((spec, error))
-    )
+    selection = select_on_validation(panel, [bad, good], accelerator="cpu")
     assert selection.spec == good
-    assert [spec for spec, _ in results] == [bad, good]
-    assert selection.errors == tuple(error for _, error in results)
     assert selection.errors[1] < selection.errors[0]
     model = fit(panel, good, accelerator="cpu").model
     histories = [series.take_first(len(series) - 5) for series in panel.series]
@@ -121,6 +116,23 @@ def test_the_best_candidate_on_the_validation_windows_is_selected_without_later_
     ]
     assert selection.errors[1] == pytest.approx(float(np.mean(errors)), rel=1e-4)
     assert select_on_validation(panel, [bad], accelerator="cpu").spec == bad
+
+
+def test_a_horizon_that_the_data_do_not_allow_names_the_longest_that_they_do() -> None:
+    panel = make_panel(make_wave(40), freq="MS")
+    with pytest.raises(HistoryTooShort) as raised:
+        select_spec(panel, name="monthly", horizon=30)
+    found = re.search(
+        r"The longest horizon that these data allow is (\d+), or (\d+) without test windows", str(raised.value)
+    )
+    assert found is not None
+    longest, longest_untested = map(int, found.groups())
+    assert 1 < longest < longest_untested < 40
+    _build_candidates(panel, name="monthly", horizon=longest, preset=None, season=None, columns={}, test_windows=1)
+    with pytest.raises(HistoryTooShort):
+        _build_candidates(
+            panel, name="monthly", horizon=longest + 1, preset=None, season=None, columns={}, test_windows=1
+        )
 
 
 def test_a_diverging_candidate_is_not_selected() -> None:

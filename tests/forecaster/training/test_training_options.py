@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from forecaster.data.encoding import EMPTY_ENCODING
@@ -22,6 +21,7 @@ from forecaster.series import Panel
 from forecaster.spec import Spec
 from forecaster.training.datamodule import WindowDataModule
 from forecaster.training.fit import fit, fit_digest, refit
+from forecaster.training.lightning import pl
 from forecaster.training.loss import compute_loss, prepare_batches
 from forecaster.training.optimizer import FusedAdam, scheduled_learning_rate
 from tests.factories import make_panel, make_series, make_spec, make_wave

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from forecaster.model.rollout import roll_out, warm_up
 from forecaster.spec import Spec
 from forecaster.training.datamodule import WindowDataModule
 from forecaster.training.fit import FitResult, fit
+from forecaster.training.lightning import pl
 from forecaster.training.loss import compute_loss, prepare_batches, teacher_forced_loss
 from forecaster.training.members import StackedNetworks
 from forecaster.training.optimizer import FusedAdam, clip_gradient_norm, run_optimizer_steps, unrolled_blocks

@@ -20,7 +20,6 @@ from forecaster.evaluation.significance import paired_t_test
 from forecaster.registry.registry import create_client
 from forecaster.series import Panel
 from forecaster.statistical.models import STATISTICAL_MODELS
-from pipelines.commands import console
 from pipelines.commands.backtest import BaselineName, load_bundles
 from pipelines.commands.options import RootOptions
 from pipelines.settings import Root
@@ -175,7 +174,22 @@ def test_dashes_of_constant_series_are_explained(
     assert run_command("backtest", bundle, tmp_path / "constant.csv") == 0
     rows = capsys.readouterr().out.splitlines()
     assert [value == "-" for value in rows[1].split()[1:6]] == [True, True, False, False, True]
-    assert "-: MASE, RMSSE, OWA, +MASE, p: every series is constant, or not longer than a season" in "\n".join(rows)
+    assert "-: MASE, RMSSE, OWA, +MASE, p: every series is constant before the first cutoff" in "\n".join(rows)
+
+
+def test_histories_shorter_than_a_season_are_scored_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_fitted_model(make_spec(season=48, horizon=3))
+    artifact.save_bundle(replace(model, season=48), tmp_path / "daily", card="")
+    make_noise_frame(series=2, steps=40).to_csv(tmp_path / "short.csv", index=False)
+    assert run_command("backtest", tmp_path / "daily", tmp_path / "short.csv") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert "-" not in rows[1].split()[1:6]
+    assert (
+        "MASE, RMSSE: the errors of 2 of 2 series are divided by that of the last value, because their histories are not "
+        "longer than a season (48 steps)"
+    ) in rows
 
 
 def test_a_single_series_is_compared_by_origins(
@@ -297,14 +311,3 @@ def test_a_tracked_backtest_compares_with_the_champion_under_the_metric_names_of
     assert run.inputs is not None
     [dataset_input] = run.inputs.dataset_inputs
     assert {tag.key: tag.value for tag in dataset_input.tags}["mlflow.data.context"] == "evaluation"
-
-
-def test_progress_of_long_work_is_logged_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    rare, frequent = console.make_progress_printer(interval_s=3600.0), console.make_progress_printer(interval_s=-1.0)
-    for done in (1, 2):
-        rare("auto_ets", done, 2)
-        frequent("auto_ets", done, 2)
-    assert capsys.readouterr().err.splitlines() == [
-        "forecaster: auto_ets: 1 of 2 histories",
-        "forecaster: auto_ets: 2 of 2 histories",
-    ]

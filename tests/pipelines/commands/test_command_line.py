@@ -122,7 +122,7 @@ def test_serving_starts_without_training_packages(tmp_path: Path) -> None:
         "os.execve = execve\n"
         "sys.stdout.reconfigure(line_buffering=True)\n"
         "from pipelines.cli import main\n"
-        "main(['serve', 'small', '--root', sys.argv[1]])\n"
+        "main(['serve', 'small', '--wait', '--root', sys.argv[1]])\n"
         "sys.exit('serve returned')"
     )
     completed = run_program(program, str(tmp_path))

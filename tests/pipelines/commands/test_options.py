@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from forecaster.errors import InputError
-from pipelines.commands.options import resolve_ledger_url
+from pipelines.commands.options import is_plot_folder, resolve_ledger_url, validate_plot_path
 from pipelines.redaction import has_password, redact
 
 
@@ -30,3 +32,19 @@ def test_addresses_are_redacted_and_passwords_are_found() -> None:
     assert has_password("postgresql://host/name?password=x")
     assert not has_password("postgresql://user@host:notaport/name")
     assert not has_password("https://host/data.csv?table=readings")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder"), [("x.png", False), ("x.svg", False), ("plots", True), ("plots/", True), ("existing.d", True)]
+)
+def test_a_plot_with_a_suffix_is_a_file_in_every_command(name: str, is_folder: bool, tmp_path: Path) -> None:
+    (tmp_path / "existing.d").mkdir()
+    path = Path(f"{tmp_path}/{name}")
+    validate_plot_path(path)
+    assert is_plot_folder(path) == is_folder
+
+
+@pytest.mark.parametrize("name", ["x.docx", "no/folder/plots", "no/folder/x.png"])
+def test_a_plot_that_cannot_be_written_is_rejected(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--plot"):
+        validate_plot_path(tmp_path / name)

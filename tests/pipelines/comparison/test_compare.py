@@ -145,6 +145,8 @@ def test_the_html_page_is_self_contained_and_agrees_with_json(
     assert fields["metrics"][0]["metric"] == "bt/mase"
     assert fields["metrics"][0]["best"] == [f"small {compared_runs.good_run.run_id[:6]}"]
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"forecasts.png", "error_by_horizon.png"}
+    assert run_command(*command[:-1], tmp_path / "one.png", "--series", "meter_3") == 0
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG"), "a name with a suffix is a file"
     assert run_command(*command, "--series", "nobody") == 2
     assert "meter_0" in capsys.readouterr().err
 

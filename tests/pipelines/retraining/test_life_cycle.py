@@ -362,12 +362,15 @@ def test_leftovers_of_a_killed_training_are_removed(fresh_root: Root, noise_data
     assert list(fresh_root.bundles.iterdir()) == []
 
 
-def test_short_series_are_skipped_and_counted(fresh_root: Root, tmp_path: Path) -> None:
+def test_short_series_and_incomplete_last_periods_are_skipped_and_counted(fresh_root: Root, tmp_path: Path) -> None:
     frame = make_noise_frame()
+    frame.loc[(frame["ds"] == frame["ds"].max()) & frame["unique_id"].isin([f"meter_{i}" for i in range(5)]), "y"] /= 4
     short_series = frame[frame["unique_id"] == "meter_1"].iloc[:9].assign(unique_id="short")
     path = tmp_path / "mixed_lengths.csv"
     pd.concat([frame, short_series]).to_csv(path, index=False)
-    training = train(DataSource(str(path)), make_small_spec(), fresh_root)
+    training = train(DataSource(str(path), drop_partial=True), make_small_spec(), fresh_root)
     facts = training.model.facts
     assert facts["series"] == 20
     assert facts["left_out"] == 1
+    assert facts["dropped_partial"] == 5
+    assert "treated as missing, in 5 series" in (training.bundle / "card.md").read_text()

@@ -147,7 +147,7 @@ def test_a_concurrent_retraining_waits_and_the_lock_is_removed(tmp_path: Path) -
     assert not lock.exists()
 
 
-def test_a_different_policy_seed_window_or_again_is_a_different_retraining(
+def test_a_different_policy_seed_window_request_or_again_is_a_different_retraining(
     fresh_root: Root, noise_data: DataSource
 ) -> None:
     panel, policy = read_panel(noise_data), Policy()
@@ -164,8 +164,15 @@ def test_a_different_policy_seed_window_or_again_is_a_different_retraining(
             test_windows=1,
             warm_start=False,
         ),
+        compute_retrain_key(  # the request counts, also without an incomplete period
+            read_panel(noise_data._replace(drop_partial=True)),
+            make_small_spec(),
+            policy,
+            test_windows=1,
+            warm_start=False,
+        ),
     }
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 7
     assert (
         compute_retrain_key(read_panel(noise_data), make_small_spec(), policy, test_windows=1, warm_start=False) == key
     )
@@ -318,4 +325,4 @@ def test_the_command_reads_validates_and_hashes_its_data_once(
     assert run_command("retrain", path, "--horizon", 4, "--if-needed", "--root", fresh_root.path) == 3
     assert capsys.readouterr().out.startswith("needed  4 new steps")
     assert calls[:2] == ["read_table", "to_panel"]
-    assert calls[2:] == ["func"] * 3, "the digests of three contents: for the selection, the key and the training"
+    assert calls[2:] == ["func"] * 4, "the digests of four contents: all data, the selection, the key and the training"

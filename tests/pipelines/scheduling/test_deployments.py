@@ -62,18 +62,33 @@ def test_the_kubernetes_cron_job_calls_retrain() -> None:
     assert {one["name"] for one in pod["volumes"]} == {one["name"] for one in container["volumeMounts"]}
 
 
+def test_the_kubernetes_deployment_serves_and_waits_for_a_model() -> None:
+    deployment, service = yaml.safe_load_all((DOCKER / "kubernetes/serve.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    command, arguments = parse_command(["serve", *container["args"]])
+    assert (command, arguments["model"], arguments["wait"]) == ("serve", "hospital", True)
+    [port] = container["ports"]
+    assert service["spec"]["ports"] == [{"port": port["containerPort"]}]
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": port["containerPort"]}
+    assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
+
+
 @pytest.mark.parametrize("path", [path for path in UNITS if path.suffix == ".service"], ids=lambda path: path.stem)
 def test_a_systemd_service_calls_a_known_command(path: Path) -> None:
     found = read_unit(path)
     [start] = found["ExecStart"]
     program, *words = shlex.split(start)
     command, arguments = parse_command(words)
-    assert (Path(program).name, command) in (("forecaster", "retrain"), ("forecaster", "run"))
+    assert (Path(program).name, command) in (("forecaster", "retrain"), ("forecaster", "run"), ("forecaster", "serve"))
     assert arguments["root_options"].root == Path("/var/lib") / found["StateDirectory"][0], (
         "the only place it may write to"
     )
     if command == "retrain":
         assert found["SuccessExitStatus"] == ["3"]
+    if command == "serve":
+        assert arguments["wait"], "a boot before the first promotion is not an error"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed (no systemd-analyze)")

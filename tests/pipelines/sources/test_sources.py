@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.errors import InputError, NoData, SourceNotFound
+from forecaster.errors import InputError, MissingColumn, NoData, SourceNotFound
 from pipelines.sources import BUILT_IN_DATASETS, DataSource, derive_model_name, read_panel, read_spec
 from tests.pipelines.conftest import make_noise_frame
 
@@ -37,10 +38,38 @@ def test_the_bundled_data_sets_are_read_by_name(name: str) -> None:
     assert len(panel.series) == {"hospital": 767, "sine_trend": 1}[name]
 
 
+def test_incomplete_last_periods_are_dropped_on_request_only(tmp_path: Path) -> None:
+    frame = make_noise_frame(8)
+    frame.loc[frame["ds"] == frame["ds"].max(), "y"] /= 4
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    source = DataSource(str(tmp_path / "a.csv"))
+    assert read_panel(source).dropped_partial is None
+    panel = read_panel(source._replace(drop_partial=True))
+    assert panel.dropped_partial == tuple(f"meter_{number}" for number in range(8))
+    assert all(np.isnan(series.y[-1]) for series in panel.series)
+    in_january = datetime(2026, 1, 3, 11, 30, tzinfo=UTC)
+    frame["y"] = np.arange(len(frame), 0.0, -1.0)  # no fall, but each hour below the one before and the day before
+    frame.to_csv(tmp_path / "b.csv", index=False)
+    running = read_panel(DataSource(str(tmp_path / "b.csv"), drop_partial=True), now=in_january)
+    assert len(running.dropped_partial or ()) == 8
+    assert read_panel(DataSource("hospital", drop_partial=True)).dropped_partial == ()
+
+
 def test_columns_can_be_renamed(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     make_noise_frame(3).rename(columns={"unique_id": "meter", "ds": "at", "y": "kWh"}).to_csv(path, index=False)
     assert len(read_panel(DataSource(str(path), columns=ColumnNames("meter", "at", "kWh"))).series) == 3
+
+
+def test_rows_without_ids_are_one_series_and_a_repeated_timestamp_shows_that_they_are_several(tmp_path: Path) -> None:
+    path, frame = tmp_path / "a.csv", make_noise_frame(1).drop(columns="unique_id")
+    frame.rename(columns={"y": "kWh"}).to_csv(path, index=False)
+    panel = read_panel(DataSource(str(path), columns=ColumnNames(y="kWh")))
+    assert [series.id for series in panel.series] == ["kWh"]
+    assert panel.repairs == ("there is no column 'unique_id': all rows are one series, 'kWh'",)
+    pd.concat([frame, frame]).to_csv(path, index=False)
+    with pytest.raises(MissingColumn, match=r"a\.csv: Expected the columns unique_id, ds, y; .* several series"):
+        read_panel(DataSource(str(path)))
 
 
 def test_ids_keep_their_spelling(tmp_path: Path) -> None:
@@ -92,7 +121,7 @@ def test_any_file_name_gives_a_valid_model_name(name: str, model_name: str) -> N
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_bundled_config_is_valid_and_has_its_file_name(config: Path) -> None:
-    assert read_spec(config).name == config.stem
+    assert config.stem.removesuffix("_preset") == read_spec(config).name
 
 
 def test_bundled_configs_exist() -> None:

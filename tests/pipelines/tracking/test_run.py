@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import pytorch_lightning
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput
@@ -24,6 +23,7 @@ from mlflow.entities import DatasetInput
 from forecaster.errors import NoSuchModel, RegistryError
 from forecaster.registry.registry import create_client
 from forecaster.spec import Spec
+from forecaster.training.lightning import pl
 from pipelines.settings import resolve_tracking_uri
 from pipelines.tracking.figures import build_image_files
 from pipelines.tracking.interrupted_runs import INTERRUPTED_TAG, PROCESS_TAG, identify_process
@@ -89,7 +89,8 @@ def test_a_run_records_what_is_logged(root: Path, client: MlflowClient, tmp_path
 
     stored = client.get_run(run.id)
     assert stored.info.status == "FINISHED"
-    assert stored.info.run_name == "sine 2026-01-31 schedule"
+    assert re.fullmatch(r"sine train \d{4}-\d\d-\d\d \d\d:\d\d", stored.info.run_name)
+    assert stored.data.tags["mlflow.note.content"] == "# sine\n", "the description in the UI"
     assert client.get_experiment(stored.info.experiment_id).name == "sine"
     assert stored.data.params == flatten_params(SPEC.model_dump())
     assert stored.data.params["network.cell"] == "gru"
@@ -311,7 +312,7 @@ def test_the_next_run_ends_the_runs_of_processes_that_no_longer_exist(root: Path
     assert "ended without ending this run" in runs["killed"].data.tags[INTERRUPTED_TAG]
 
 
-class OneWeightModule(pytorch_lightning.LightningModule):
+class OneWeightModule(pl.LightningModule):
     """A module with one weight vector that learns the batch mean."""
 
     def __init__(self, width: int) -> None:
@@ -335,7 +336,7 @@ class OneWeightModule(pytorch_lightning.LightningModule):
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning:pytorch_lightning")
 def test_lightning_logs_to_the_run(root: Path, client: MlflowClient) -> None:
     with open_run(SPEC, DATA_SET, root=root, trigger="test") as run:
-        trainer = pytorch_lightning.Trainer(
+        trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=2,
             log_every_n_steps=1,
@@ -359,6 +360,7 @@ import sys, time
 from pathlib import Path
 import pandas as pd
 from forecaster.spec import Spec
+from forecaster.training.lightning import pl
 from pipelines.tracking.run import RunDataset, open_run
 
 data = RunDataset("sine.csv", "ab" * 32, "sine.csv", pd.Timestamp("2026-01-31"))

@@ -15,7 +15,7 @@ ASSET_PATHS = [asset.path for asset in assets.load_assets()]
 
 
 def test_every_file_in_the_folder_is_served_and_listed(client: AppClient) -> None:
-    assert {file.name for file in assets.PAGE_FOLDER.iterdir()} == {
+    assert {file.name for file in assets.PAGE_FOLDER.iterdir() if file.is_file()} == {
         path.removeprefix("/page/") for path in ASSET_PATHS if path != "/"
     } | {"index.html"}
     for path in ASSET_PATHS:
@@ -100,7 +100,7 @@ def test_all_files_share_one_metrics_route(client: AppClient) -> None:
 
 
 def test_the_page_uses_no_external_resources_and_no_inline_code() -> None:
-    for file in assets.PAGE_FOLDER.iterdir():
+    for file in filter(Path.is_file, assets.PAGE_FOLDER.iterdir()):
         text = file.read_text(encoding="utf-8")
         assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)[^\s\"'`]+", text) == [], file.name
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (

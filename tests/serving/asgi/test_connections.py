@@ -108,20 +108,23 @@ def parse_response(response: bytes) -> tuple[int, Any]:
 CHUNKED = "transfer-encoding: chunked"
 
 
+MALFORMED_REQUESTS = [
+    (request("/", "x: " + "a" * 70_000), 431, "head_too_large"),
+    (b"GET / HTTP/1.1\r\nx: " + b"a" * 3_000_000, 431, "head_too_large"),
+    (request("/" + "a" * 70_000), 431, "head_too_large"),
+    (request("/", *(f"x{number}: 1" for number in range(101))), 431, "head_too_large"),
+    (b"GET / HTTP/1.1\r\n" + b"x: 1\r\n" * 9_000, 431, "head_too_large"),
+    (b"nonsense\r\n\r\n", 400, "malformed_http"),
+    (b"\x16\x03\x01\x02\x00\x01\x00", 400, "malformed_http"),
+    (request("/", CHUNKED, body=b"1;x=" + b"a" * 300_000 + b"\r\na\r\n0\r\n\r\n"), 400, "malformed_http"),
+    (request("/", CHUNKED, body=b"0\r\nx: " + b"a" * 300_000 + b"\r\n\r\n"), 400, "malformed_http"),
+    (request("/", CHUNKED, body=(b"1;" + b"x" * 90 + b"\r\na\r\n") * 3_000 + b"0\r\n\r\n"), 400, "malformed_http"),
+]
+
+
 @pytest.mark.parametrize(
     ("data", "status", "code"),
-    [
-        (request("/", "x: " + "a" * 70_000), 431, "head_too_large"),
-        (b"GET / HTTP/1.1\r\nx: " + b"a" * 3_000_000, 431, "head_too_large"),
-        (request("/" + "a" * 70_000), 431, "head_too_large"),
-        (request("/", *(f"x{number}: 1" for number in range(101))), 431, "head_too_large"),
-        (b"GET / HTTP/1.1\r\n" + b"x: 1\r\n" * 9_000, 431, "head_too_large"),
-        (b"nonsense\r\n\r\n", 400, "malformed_http"),
-        (b"\x16\x03\x01\x02\x00\x01\x00", 400, "malformed_http"),
-        (request("/", CHUNKED, body=b"1;x=" + b"a" * 300_000 + b"\r\na\r\n0\r\n\r\n"), 400, "malformed_http"),
-        (request("/", CHUNKED, body=b"0\r\nx: " + b"a" * 300_000 + b"\r\n\r\n"), 400, "malformed_http"),
-        (request("/", CHUNKED, body=(b"1;" + b"x" * 90 + b"\r\na\r\n") * 3_000 + b"0\r\n\r\n"), 400, "malformed_http"),
-    ],
+    MALFORMED_REQUESTS,
     ids=lambda value: value[:20].decode("latin-1") if isinstance(value, bytes) else str(value),
 )
 def test_what_is_too_large_or_malformed_is_rejected_in_the_error_format(

@@ -25,7 +25,7 @@ from forecaster.errors import BundleDamaged, BundleError
 from forecaster.registry.registry import BundleVersion, Registry
 from forecaster.storage.failpoints import ENABLED_VARIABLE, POINTS_VARIABLE, FailPointError
 from serving.deployment import releases, status
-from serving.deployment.follower import FollowTarget, follow, install_version
+from serving.deployment.follower import FollowTarget, follow, install_or_reject, install_version
 from serving.deployment.releases import Release, publish, staging
 from serving.deployment.slot import Slot, load_bundle
 from tests.case_selection import fail_points_of
@@ -53,7 +53,14 @@ def poll_registry(connect: Callable[[], Any], target: FollowTarget, count: int =
             raise StopFollowing
 
     with pytest.raises(StopFollowing):
-        follow(connect, target, poll_s=0, retry_s=1000, verify=load_stub, sleep=pause)
+        follow(
+            connect,
+            target,
+            install=lambda version: install_or_reject(connect(), version, target, verify=load_stub),
+            poll_s=0,
+            retry_s=1000,
+            sleep=pause,
+        )
 
 
 def get_json(client: AppClient, path: str = "/readyz") -> dict[str, Any]:

@@ -108,6 +108,16 @@ def test_the_response_equals_the_library(post_forecast: Callable[..., Any], stat
         np.testing.assert_allclose(forecast["quantiles"][repr(level)], expected.quantiles[level], rtol=1e-6)
 
 
+def test_the_response_warns_of_a_last_value_that_has_fallen_as_never_before(
+    post_forecast: Callable[..., Any],
+) -> None:
+    payload = make_series_payload(y=[*make_history()[:-1], 2.0])
+    complete, partial = post_forecast(make_series_payload(id="b"), payload, horizon=4).json()["forecasts"]
+    [warning] = set(partial["warnings"]) - set(complete["warnings"])
+    assert "may be of an incomplete period" in warning
+    assert "missing (null)" in warning
+
+
 def test_covariates_and_static_features_reach_the_network(post_forecast: Callable[..., Any]) -> None:
     promoted = {**make_covariates(), "promo": [2.5] * (STEPS + HORIZON)}
     sunny = {**make_covariates(), "weather": ["sun"] * (STEPS + HORIZON)}

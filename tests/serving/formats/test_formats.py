@@ -346,6 +346,7 @@ def test_an_invalid_arrow_stream_is_rejected(formats_client: AppClient, content:
 def test_an_infinite_value_in_arrow_is_rejected_for_its_series_alone(
     slot_folder: Path, make_client: MakeClient
 ) -> None:
+    pytest.importorskip("torch")
     from forecaster.prediction.predictor import Predictor
     from tests.factories import make_fitted_model, make_spec
 

@@ -88,6 +88,13 @@ def test_a_bad_series_does_not_affect_its_neighbours(client: AppClient) -> None:
     assert (single_response.status_code, single_response.json()["error"]["code"]) == (422, "history_too_short")
 
 
+def test_a_history_shorter_than_a_season_is_scored_by_the_error_of_the_last_value(client: AppClient) -> None:
+    short = series_payload(start="2026-06-01T00:00:00", y=list(np.arange(20.0)))  # the stub's season is 24
+    [outcome] = client.post("/v1/backtest", json={"series": [short], "horizon": 2}).json()["series"]
+    assert outcome["model"]["mase"] == outcome["model"]["mae"] == 1.5, "the last value is wrong by 1 at each step"
+    assert "not longer than a season (24 steps)" in outcome["warnings"][0]
+
+
 def test_origins_within_the_training_data_are_reported(client: AppClient) -> None:
     y = np.arange(40.0)
     early = client.post(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from forecaster.explain.attribution import explain
 from serving.deployment.slot import load_bundle
+from serving.routes import explain as explain_route
 from tests.factories import START, make_series, make_wave
 from tests.serving.conftest import MakeClient, publish_stub, series_payload
 from tests.serving.routes.test_openapi import response_schema, schema_violations
@@ -73,6 +75,18 @@ def test_a_forecast_that_cannot_be_explained_is_rejected(
     publish_random_model(slot_folder)
     response = make_client(load=load_bundle).post("/v1/explain", json=explain_request(**fields))
     assert (response.status_code, response.json()["error"]["code"]) == (422, code)
+
+
+def test_without_torch_the_response_is_a_501_that_names_the_extra(
+    slot_folder: Path, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_random_model(slot_folder)
+    client = make_client(load=load_bundle)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    explain_route._load_fitted_model.cache_clear()
+    response = client.post("/v1/explain", json=explain_request())
+    assert (response.status_code, response.json()["error"]["code"]) == (501, "missing_package")
+    assert "pip install 'recurrent-forecaster[train]'" in response.json()["error"]["message"]
 
 
 def test_a_bundle_that_cannot_be_reloaded_is_a_503(slot_folder: Path, make_client: MakeClient) -> None:

@@ -18,7 +18,18 @@ JSON_TYPES |= {"integer": int, "number": (int, float)}
 
 def schema_violations(value: Any, schema: dict[str, Any], document: dict[str, Any], location: str = "$") -> list[str]:
     """Returns the violations of a JSON schema by a value; supports the keywords that pydantic writes for our models."""
-    supported = {"$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf", "const"}
+    supported = {
+        "$ref",
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "items",
+        "anyOf",
+        "oneOf",
+        "const",
+        "enum",
+    }
     supported |= {
         "minimum",
         "maximum",
@@ -56,6 +67,8 @@ def schema_violations(value: Any, schema: dict[str, Any], document: dict[str, An
     violations: list[str] = []
     if "const" in schema and value != schema["const"]:
         violations.append(f"{location}: {value!r}")
+    if value not in schema.get("enum", [value]):
+        violations.append(f"{location}: {value!r} is none of {schema['enum']}")
     if json_type in ("integer", "number"):
         exclusive_minimum, exclusive_maximum = (
             schema.get("exclusiveMinimum", float("-inf")),

@@ -47,6 +47,14 @@ VALUE_AND_TIMESTAMP_CASES: dict[str, FrameCase] = {
     # columns
     "an empty frame": FrameCase(lambda: series_frame().iloc[:0], NoData, "at least one row"),
     "a column is missing": FrameCase(lambda: series_frame().drop(columns="y"), MissingColumn, "y not found"),
+    "no id column": FrameCase(
+        lambda: series_frame().drop(columns="unique_id"), message="no column 'unique_id'", check=has_ids("y")
+    ),
+    "no id column, and a timestamp twice": FrameCase(
+        lambda: pd.concat([series_frame(), series_frame()]).drop(columns="unique_id"),
+        MissingColumn,
+        "of several series",
+    ),
     "a column is in the index": FrameCase(lambda: series_frame().set_index("unique_id"), MissingColumn, "reset_index"),
     "other column names, declared": FrameCase(
         lambda: series_frame().rename(columns={"y": "sold"}), options={"columns": ColumnNames(y="sold")}

@@ -1,0 +1,141 @@
+"""Figures of frames and forecasts, and the explanation of one forecast."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from forecaster.api.frames import FrameStyle
+from forecaster.api.tables import MODEL_COLUMN
+from forecaster.errors import InputError
+from forecaster.installation import require_package
+from forecaster.series import Panel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from forecaster.explain.attribution import Explanation
+
+_LOWER_BOUND = re.compile(re.escape(MODEL_COLUMN) + r"-lo-(.+)")
+
+
+@dataclass(frozen=True, eq=False)
+class ForecastExplanation:
+    """Why a forecast is as it is: the effect of each observed value, and the memory of the network.
+
+    Attributes:
+        explanation: All results (`forecaster.explain.attribution`); its `notes` say what they cover.
+    """
+
+    explanation: Explanation
+    _style: FrameStyle
+
+    def to_frame(self) -> Any:
+        """Returns one row per step: `ds, y, attribution, influence`, then gates and norm of each layer."""
+        from forecaster.explain.plots import build_explanation_table
+
+        return self._style.convert(build_explanation_table(self.explanation))
+
+    def plot(self) -> Figure:
+        """Plots the history, the attribution of its values, the influence of each step and the gates."""
+        require_package("matplotlib", purpose="plots")
+        from forecaster.explain.plots import plot_explanation
+
+        return _show_in_notebooks(plot_explanation(self.explanation, title=self.explanation.id))
+
+    def __repr__(self) -> str:
+        explained = self.explanation
+        half_life = "none" if explained.half_life is None else f"{explained.half_life:.3g} steps"
+        return (
+            f"ForecastExplanation of {explained.id!r}: the mean of the next {explained.horizon} steps is "
+            f"{explained.forecast:.4g} = {explained.baseline:.4g} + the attributions of {len(explained.y)} values; "
+            f"half-life of the memory: {half_life}. Use .plot() and .to_frame()."
+        )
+
+
+def select_ids(available: Sequence[str], ids: Sequence[Any] | None, *, max_ids: int) -> list[str]:
+    """Returns the text of the requested ids, by default of the first; raises InputError for one that the data lack."""
+    if ids is None:
+        return list(available[:max_ids])
+    wanted = [str(series_id) for series_id in ids]
+    missing = [series_id for series_id in wanted if series_id not in available]
+    if missing:
+        raise InputError(
+            f"Expected ids of the data in `ids`; found {missing[0]!r}. The data have {', '.join(map(repr, available[:5]))}"
+            f"{' and more' if len(available) > 5 else ''}. Choose among them.",
+            where="ids",
+        )
+    return wanted
+
+
+def plot_forecasts(
+    panel: Panel, forecasts: pd.DataFrame, ids: Sequence[str], *, history_steps: int, label: str
+) -> Figure:
+    """Plots histories with their forecasts and intervals, one pair of axes for each series.
+
+    Args:
+        panel: The histories.
+        forecasts: The columns `unique_id` (as text), `ds`, `forecaster`, and bounds such as `forecaster-lo-80`.
+        ids: The series to plot.
+        history_steps: The most steps of each history.
+        label: The label of the values.
+    """
+    require_package("matplotlib", purpose="plots")
+    from matplotlib.figure import Figure
+
+    from forecaster.evaluation.plots import FORECAST_COLOR, HISTORY_COLOR, style_axes
+
+    series_by_id = {series.id: series for series in panel.series}
+    columns = 1 if len(ids) == 1 else 2
+    rows = -(-len(ids) // columns)
+    figure = Figure(figsize=(10, 1 + 2.9 * rows), dpi=110, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    levels = sorted((match[1] for match in map(_LOWER_BOUND.fullmatch, forecasts.columns) if match), key=float)
+    for axes, series_id in zip(grid, ids, strict=False):
+        series, rows_of_id = series_by_id[series_id], forecasts[forecasts["unique_id"] == series_id]
+        style_axes(axes, series_id)
+        axes.plot(
+            series.timestamps[-history_steps:],
+            series.y[-history_steps:],
+            color=HISTORY_COLOR,
+            linewidth=1.2,
+            label="history",
+        )
+        for level in reversed(levels):
+            bounds = (rows_of_id[f"{MODEL_COLUMN}-{side}-{level}"] for side in ("lo", "hi"))
+            axes.fill_between(
+                rows_of_id["ds"], *bounds, color=FORECAST_COLOR, alpha=0.15, linewidth=0, label=f"{level} % interval"
+            )
+        marker = "o" if len(rows_of_id) == 1 else None  # a line through one point is invisible
+        axes.plot(
+            rows_of_id["ds"],
+            rows_of_id[MODEL_COLUMN],
+            color=FORECAST_COLOR,
+            linewidth=1.6,
+            marker=marker,
+            label="forecast",
+        )
+        axes.set_ylabel(label)
+        axes.tick_params(axis="x", labelrotation=20)
+    for axes in grid[len(ids) :]:
+        axes.set_axis_off()
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper right", ncols=len(labels))
+    return _show_in_notebooks(figure)
+
+
+def _show_in_notebooks(figure: Figure) -> Figure:
+    """Lets a notebook show a figure that was made without pyplot."""
+
+    def render() -> bytes:
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+        return content.getvalue()
+
+    figure.__dict__["_repr_png_"] = render
+    return figure

@@ -1,0 +1,165 @@
+"""The arguments of a `Forecaster`, and what it fits with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from forecaster.data.frames.rows import ColumnNames
+from forecaster.errors import BadSpec, InputError
+from forecaster.installation import require_package
+from forecaster.progress import Progress
+from forecaster.series import Panel
+from forecaster.spec import Spec
+
+if TYPE_CHECKING:
+    from forecaster.training.selection import SpecSelection
+    from forecaster.training.sequence import TrainedModel
+
+LAST_VALUE = "last_value"
+"""The name of the forecast that repeats the last value, in reports."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What is fitted, and how the data are read. Nothing is read or imported before a fit.
+
+    Attributes are those of `Forecaster`. Raises BadSpec or InputError, which name the argument.
+    """
+
+    horizon: int | None = None
+    freq: Any = None
+    spec: Spec | None = None
+    preset: str | None = None
+    members: int | None = None
+    blend: tuple[str, ...] = ()
+    covariates: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    season: int | None = None
+    zone: str | None = None
+    drop_partial: bool = False
+    name: str = "forecaster"
+    seed: int | None = None
+    accelerator: str = "auto"
+    columns: ColumnNames = field(default_factory=ColumnNames)
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "members", "season"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(
+                    f"Expected a whole number of at least 1 for `{name}`; found {value!r}. Use a positive number.",
+                    where=name,
+                )
+        if self.spec is None and self.horizon is None:
+            raise BadSpec(
+                "Expected `horizon` or `spec`; found neither. Set the number of steps to forecast.", where="horizon"
+            )
+        given = [name for name in ("preset", "season", "covariates", "static", "channels") if getattr(self, name)]
+        if self.spec is not None and given:
+            raise BadSpec(
+                f"Expected `spec` or `{given[0]}`; found both. Set {given[0]!r} in the specification, or leave `spec` out.",
+                where=given[0],
+            )
+        self.override(self.spec or Spec(name=self.name, context=1, horizon=self.horizon or 1))  # validates the rest
+
+    def override(self, spec: Spec) -> Spec:
+        """Returns a specification with the fields that the arguments set; raises BadSpec."""
+        return spec.override(
+            horizon=self.horizon, members=self.members, blend=self.blend, seed=self.seed, where="the arguments"
+        )
+
+    @property
+    def steps_ahead(self) -> int:
+        """The horizon, or that of the specification."""
+        if self.horizon is not None:
+            return self.horizon
+        assert self.spec is not None
+        return self.spec.horizon
+
+    @property
+    def read_columns(self) -> Mapping[str, tuple[str, ...]]:
+        """The columns to read besides id, timestamps and values, by role."""
+        if self.spec is not None:
+            return columns_of_spec(self.spec)
+        return {"covariates": self.covariates, "static": self.static, "channels": self.channels}
+
+    def describe(self) -> str:
+        """Formats the arguments that differ from their defaults."""
+        defaults = ModelOptions(horizon=1)
+        parts = [f"horizon={self.steps_ahead}"]
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in ("horizon", "columns") or value == getattr(defaults, item.name):
+                continue
+            parts.append(f"spec={self.spec.name!r}" if item.name == "spec" and self.spec else f"{item.name}={value!r}")
+        return ", ".join(parts)
+
+
+def columns_of_spec(spec: Spec) -> Mapping[str, tuple[str, ...]]:
+    """Returns the columns that a specification reads, by role."""
+    return {"covariates": spec.covariates, "static": spec.static_columns, "channels": spec.channels}
+
+
+def parse_names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names that an argument lists; raises InputError for one name without a list."""
+    if isinstance(names, str):
+        raise InputError(
+            f"Expected a list of names for `{argument}`; found the text {names!r}. Write [{names!r}].", where=argument
+        )
+    return tuple(names)
+
+
+def parse_spec(spec: Spec | Mapping[str, Any] | None) -> Spec | None:
+    """Returns a specification that may be given as its fields; raises BadSpec."""
+    if spec is None or isinstance(spec, Spec):
+        return spec
+    return Spec.parse(spec, where="spec")
+
+
+def choose_spec(panel: Panel, options: ModelOptions, *, test_windows: int, progress: Progress) -> SpecSelection:
+    """Returns the given specification, or the best variant of a preset on the windows before the test."""
+    require_training()
+    from forecaster.training.selection import SpecSelection, select_spec
+
+    if options.spec is not None:
+        return SpecSelection(options.override(options.spec))
+    selection = select_spec(
+        panel,
+        name=options.name,
+        horizon=options.steps_ahead,
+        preset=options.preset,
+        season=options.season,
+        columns={name: columns for name, columns in options.read_columns.items() if columns},
+        test_windows=test_windows,
+        accelerator=options.accelerator,
+        progress=progress,
+    )
+    return selection._replace(spec=options.override(selection.spec))
+
+
+def fit_spec(
+    panel: Panel, spec: Spec, options: ModelOptions, *, test_windows: int, data_name: str, progress: Progress
+) -> TrainedModel:
+    """Fits, calibrates and tests a model, beside seasonal naive and the last value."""
+    require_training()
+    from forecaster.evaluation.baselines import seasonal_naive
+    from forecaster.training.sequence import train_model
+
+    return train_model(
+        panel,
+        spec,
+        test_windows=test_windows,
+        reference_forecasters={LAST_VALUE: seasonal_naive(1)},
+        facts={"data": data_name},
+        accelerator=options.accelerator,
+        progress=progress,
+    )
+
+
+def require_training() -> None:
+    """Raises MissingPackage if the packages that fit a model are not installed."""
+    for package in ("torch", "pytorch_lightning"):
+        require_package(package, purpose="fitting")

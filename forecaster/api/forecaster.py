@@ -1,0 +1,494 @@
+"""`Forecaster`: from a data frame to a fitted, calibrated and tested model, and to its forecasts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from forecaster.api import storage
+from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids
+from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, parse_names, parse_spec, require_training
+from forecaster.api.frames import FrameStyle, read_future
+from forecaster.api.messages import (
+    collect_forecasts,
+    validate_counts,
+    warn_about_data,
+    warn_about_forecasts,
+    with_argument_names,
+)
+from forecaster.api.reading import DataReader, PanelInput
+from forecaster.api.tables import (
+    MODEL_COLUMN,
+    Levels,
+    build_report,
+    build_table,
+    plan_quantile_columns,
+    validate_calibration,
+)
+from forecaster.bundle import artifact
+from forecaster.data.frames.rows import ColumnNames
+from forecaster.errors import InputError
+from forecaster.frequency import format_timestamp
+from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.prediction.predictor import Predictor
+from forecaster.progress import NO_PROGRESS, Progress
+from forecaster.progress_display import create_display
+from forecaster.series import Panel
+from forecaster.spec import Spec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CHALLENGER = "challenger"  # the name of the trained model among the scores of its bundle
+
+
+class Forecaster:
+    """Fits a model to a data frame and forecasts with it.
+
+    Frames may be of pandas, polars or pyarrow, and have one row per series and timestamp (`unique_id, ds, y`); one series needs
+    no ids. A pandas Series with a DatetimeIndex and a wide frame, with one column per series, are read too. Results are frames
+    of the same library, in the columns of Nixtla's libraries.
+
+    Args:
+        horizon: Steps ahead.
+        freq: Frequency of the data, such as "MS", "h" or 1; inferred if it is certain.
+        spec: A specification, or its fields; by default the best variant of a preset.
+        preset: The preset to try: classic, yearly, quarterly, monthly, weekly, daily or hourly; by default that of the frequency.
+        members: Networks with different seeds that are fitted together; the forecast is their median.
+        blend: Statistical models whose forecasts are blended with the network's.
+        covariates: Columns that are known for the future too; `predict` needs their future.
+        static: Columns with one value per series.
+        channels: Columns that are known for the past only.
+        season: Steps of a season; by default that of the frequency.
+        zone: Time zone of timestamps without an offset.
+        drop_partial: Whether the values of incomplete last periods are treated as missing; otherwise they give a warning.
+        seed: Seed of weights and windows.
+        name: Name of the model in its bundle and in a registry.
+        id_col, time_col, target_col: The names of the columns.
+        accelerator: "auto" fits on a GPU if there is one, "cpu" never does.
+
+    Raises BadSpec or InputError for arguments that no data could be fitted with.
+    """
+
+    @with_argument_names
+    def __init__(
+        self,
+        horizon: int | None = None,
+        *,
+        freq: Any = None,
+        spec: Spec | Mapping[str, Any] | None = None,
+        preset: str | None = None,
+        members: int | None = None,
+        blend: Sequence[str] = (),
+        covariates: Sequence[str] = (),
+        static: Sequence[str] = (),
+        channels: Sequence[str] = (),
+        season: int | None = None,
+        zone: str | None = None,
+        drop_partial: bool = False,
+        seed: int | None = None,
+        name: str = "forecaster",
+        id_col: str = "unique_id",
+        time_col: str = "ds",
+        target_col: str = "y",
+        accelerator: str = "auto",
+    ) -> None:
+        self._options = ModelOptions(
+            horizon=horizon,
+            freq=freq,
+            spec=parse_spec(spec),
+            preset=preset,
+            members=members,
+            blend=parse_names("blend", blend),
+            covariates=parse_names("covariates", covariates),
+            static=parse_names("static", static),
+            channels=parse_names("channels", channels),
+            season=season,
+            zone=zone,
+            drop_partial=drop_partial,
+            name=name,
+            seed=seed,
+            accelerator=accelerator,
+            columns=ColumnNames(id_col, time_col, target_col),
+        )
+        self._predictor: Predictor | None = None
+        self._histories: Panel | None = None
+        self._style = FrameStyle(self._options.columns)
+        self._warnings: tuple[list[tuple[str, str]], FrameStyle] = ([], self._style)
+
+    @with_argument_names
+    def fit(self, df: Any, *, test_windows: int = 1, progress: bool | Progress = True) -> Self:
+        """Tries the variants of the preset, fits and calibrates the best, and tests it beside two baselines; see `report`.
+
+        Args:
+            df: The data.
+            test_windows: Rolling origins that are held out from the fit to test the model; 0 fits on all data without a test.
+            progress: Whether to show the progress, or what receives it.
+        """
+        if isinstance(test_windows, bool) or not isinstance(test_windows, int) or test_windows < 0:
+            raise InputError(
+                f"Expected `test_windows` of at least 0; found {test_windows!r}. Use 0 to fit on all data.",
+                where="test_windows",
+            )
+        require_training()
+        options, receiver = self._options, _open_progress(progress)
+        panel, style = DataReader(options).read(df, warn_partial=True)
+        spec = choose_spec(panel, options, test_windows=test_windows, progress=receiver).spec
+        trained = fit_spec(panel, spec, options, test_windows=test_windows, data_name="data frame", progress=receiver)
+        self._predictor, self._histories, self._style = Predictor(trained.model, clock=_read_clock), panel, style
+        if trained.advice is not None:
+            warn_about_forecasts(trained.advice)
+        return self
+
+    @with_argument_names
+    def predict(
+        self,
+        df: Any = None,
+        horizon: int | None = None,
+        X_df: Any = None,  # noqa: N803 (the name in Nixtla's libraries)
+        *,
+        level: Levels = None,
+        quantiles: Levels = None,
+        num_samples: int | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Forecasts every series, on the fastest engine that is installed.
+
+        Series without a forecast are left out with a `ForecastWarning`; if there is none at all, the error of the first is
+        raised.
+
+        Args:
+            df: The histories, also of new series; by default those of the fit.
+            horizon: Steps ahead; by default the model's.
+            X_df: The future of the covariates: id, timestamp and one column each.
+            level: Prediction intervals in percent: 80 gives `forecaster-lo-80` and `forecaster-hi-80`.
+            quantiles: Quantiles between 0 and 1: 0.1 gives `forecaster-q-0.1`.
+            num_samples: Sample paths, as columns `forecaster-sample-0` and so on; the head must be a distribution.
+            seed: Seed of the sample paths.
+        Returns:
+            A frame of the same library with the columns `unique_id, ds, forecaster` and the requested ones.
+        """
+        predictor, columns = self._get_predictor(), plan_quantile_columns(level, quantiles)
+        steps = self._validate_horizon(horizon)
+        validate_calibration(predictor.fitted_model, columns)
+        if num_samples is not None and num_samples < 1:
+            raise InputError(
+                f"Expected `num_samples` of at least 1; found {num_samples}. Leave it out for no sample paths.",
+                where="num_samples",
+            )
+        panel, style = self._read_histories(df, X_df)
+        outcomes = predictor.forecast_batch(panel.series, steps, levels=sorted(set(columns.values())))
+        forecasts, messages = collect_forecasts(panel, outcomes)
+        self._warnings = messages, style
+        paths: list[np.ndarray] = []
+        if num_samples is not None:
+            with_forecast = {forecast.id for forecast in forecasts}
+            series = [item for item in panel.series if item.id in with_forecast]
+            sampled = predictor.sample_batch(series, steps, paths=num_samples, seed=seed)
+            paths = [outcome for outcome in sampled if isinstance(outcome, np.ndarray)]
+        return style.convert(build_table(forecasts, columns, paths))
+
+    @with_argument_names
+    def cross_validation(
+        self,
+        df: Any = None,
+        n_windows: int = 4,
+        step_size: int | None = None,
+        *,
+        refit: bool = False,
+        level: Levels = None,
+        quantiles: Levels = None,
+        progress: bool | Progress = True,
+    ) -> Any:
+        """Forecasts from the last origins of every series, with a model that was fitted on data before them.
+
+        Without `refit` one model serves all origins: this one, if it was fitted on nothing after the first of them, otherwise a
+        new one, fitted on the data before the first; this forecaster stays as it is. With `refit` a new model is fitted at
+        every origin.
+
+        Args:
+            df: The data; by default those of the fit.
+            n_windows: Origins of each series; the last lies one horizon before its end.
+            step_size: Steps between origins; by default the horizon.
+            refit: Whether to fit at every origin.
+            level, quantiles: As for `predict`.
+            progress: As for `fit`.
+        Returns:
+            A frame of the same library with the columns `unique_id, ds, cutoff, y, forecaster` and the requested ones.
+        """
+        from forecaster.api.cross_validation import cross_validate
+
+        validate_counts(n_windows=n_windows, step_size=step_size)
+        columns = plan_quantile_columns(level, quantiles)
+        panel, style = self._read_histories(df)
+        table = cross_validate(
+            panel,
+            self._options,
+            self._predictor,
+            windows=n_windows,
+            stride=step_size or self._options.steps_ahead,
+            refit=refit,
+            columns=columns,
+            progress=_open_progress(progress),
+        )
+        num_left_out = len(panel.series) - table["unique_id"].nunique()
+        if num_left_out:
+            warn_about_data([f"{num_left_out} of {len(panel.series)} series are too short and were left out"])
+        num_missing = int(table[MODEL_COLUMN].isna().sum())
+        if num_missing:
+            warn_about_data(
+                [f"{num_missing} of {len(table)} rows have no forecast, because their history cannot be used"]
+            )
+        return style.convert(table)
+
+    @with_argument_names
+    def evaluate(
+        self,
+        df: Any = None,
+        *,
+        n_windows: int | None = None,
+        step_size: int | None = None,
+        in_sample: bool = False,
+    ) -> Any:
+        """Scores this model on data after its training cutoff, beside seasonal naive and the last value.
+
+        Windows that begin before the training cutoff are never scored silently: they are left out with a warning, refused if
+        there are no others, or scored in rows of their own (`in_sample`).
+
+        Args:
+            df: Histories and later actuals; by default the data of the fit, whose test windows lie after the training cutoff.
+            n_windows: Origins of each series; by default all after the training cutoff.
+            step_size: Steps between origins; by default the horizon.
+            in_sample: Whether to score windows with training data too, marked in the column `in_sample`.
+        Returns:
+            A frame of the same library, one row per forecaster: `forecaster, in_sample, windows, mase, rmsse, smape, mae`, and
+            `wql, coverage_80, coverage_95` of a calibrated model.
+        """
+        from forecaster.api.cross_validation import evaluate_model
+
+        validate_counts(n_windows=n_windows, step_size=step_size)
+        predictor = self._get_predictor()
+        panel, style = self._read_histories(df)
+        stride = step_size or predictor.fitted_model.spec.horizon
+        table, num_left_out = evaluate_model(panel, predictor, windows=n_windows, stride=stride, in_sample=in_sample)
+        if num_left_out:
+            warn_about_data(
+                [f"{num_left_out} windows begin before the training cutoff of the model and were not scored"]
+            )
+        return style.convert(table)
+
+    @with_argument_names
+    def plot(
+        self,
+        df: Any = None,
+        forecast: Any = None,
+        *,
+        ids: Sequence[Any] | None = None,
+        max_ids: int = 6,
+        history_steps: int = 100,
+    ) -> Figure:
+        """Plots histories with forecasts and their intervals.
+
+        Args:
+            df: The histories; by default those of the fit.
+            forecast: The result of `predict`; by default a new forecast with 80 % and 95 % intervals.
+            ids: The series to plot; by default the first.
+            max_ids: The most series if `ids` are not given.
+            history_steps: The most steps of each history.
+        """
+        panel, _ = self._read_histories(df)
+        if forecast is None:
+            level = [80, 95] if self._get_predictor().fitted_model.calibration is not None else None
+            forecast = self.predict(df, level=level)
+        rows = read_future(forecast, self._options.columns).rename(
+            columns=dict(zip(self._options.columns, ColumnNames(), strict=True))
+        )
+        rows = rows.assign(unique_id=rows["unique_id"].map(str))
+        plotted = select_ids([series.id for series in panel.series], ids, max_ids=max_ids)
+        return plot_forecasts(panel, rows, plotted, history_steps=history_steps, label=self._options.columns.y)
+
+    @with_argument_names
+    def explain(
+        self,
+        df: Any = None,
+        *,
+        unique_id: Any = None,
+        horizon: int | None = None,
+        X_df: Any = None,  # noqa: N803
+        steps: int = 256,
+    ) -> ForecastExplanation:
+        """Explains the forecast of one series: the attribution to its values, and the memory of the network.
+
+        Args:
+            df: The histories; by default those of the fit.
+            unique_id: The series; may be left out if there is only one.
+            horizon: Steps ahead; by default the model's.
+            X_df: The future of the covariates.
+            steps: The number of latest steps to explain.
+        """
+        require_training()
+        from forecaster.explain.attribution import MAX_STEPS, explain
+
+        validate_counts(steps=steps)
+        model = self._get_fitted_model()
+        panel, style = self._read_histories(df, X_df)
+        available = [series.id for series in panel.series]
+        if unique_id is None and len(available) > 1:
+            raise InputError(
+                f"Expected `unique_id`, because the data have {len(available)} series; found none. Name one of them, such as "
+                f"{available[0]!r}.",
+                where="unique_id",
+            )
+        chosen = available[0] if unique_id is None else select_ids(available, [unique_id], max_ids=1)[0]
+        series = panel.series[available.index(chosen)]
+        explanation = explain(model, series, horizon=self._validate_horizon(horizon), steps=min(steps, MAX_STEPS))
+        return ForecastExplanation(explanation, style)
+
+    @with_argument_names
+    def save(self, path: str | os.PathLike[str], *, histories: bool = False, overwrite: bool = False) -> Path:
+        """Writes the model as a bundle: a folder that `load`, the command line and the service read.
+
+        Args:
+            path: The new folder.
+            histories: Whether to keep the histories of the fit in the bundle, so that `predict` of a loaded model needs no data.
+            overwrite: Whether to replace a bundle that is there.
+        """
+        require_training()
+        from forecaster.training.model_card import render_model_card
+
+        model, folder = self._get_fitted_model(), Path(path).expanduser()
+        kept = self._histories if histories else None
+        if histories and kept is None:
+            raise InputError(
+                "Expected the histories of the fit for `histories=True`; this model was loaded without them. Leave it out.",
+                where="histories",
+            )
+        storage.write_bundle(model, folder, card=render_model_card(model), histories=kept, overwrite=overwrite)
+        return folder
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        tracking_uri: str | None = None,
+        freq: Any = None,
+        zone: str | None = None,
+        drop_partial: bool = False,
+        id_col: str = "unique_id",
+        time_col: str = "ds",
+        target_col: str = "y",
+    ) -> Self:
+        """Loads a bundle: a folder, or a registered model as `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+        Args:
+            path: The folder, or the address of a registered model.
+            tracking_uri: The registry; by default MLFLOW_TRACKING_URI, or the database of the root folder.
+            freq, zone, drop_partial, id_col, time_col, target_col: How to read later frames, as in `Forecaster`.
+        """
+        with storage.open_bundle(path, tracking_uri=tracking_uri) as folder:
+            predictor, histories = artifact.load_predictor(folder, clock=_read_clock), artifact.load_histories(folder)
+        forecaster = cls(
+            spec=predictor.fitted_model.spec,
+            freq=freq,
+            zone=zone,
+            drop_partial=drop_partial,
+            id_col=id_col,
+            time_col=time_col,
+            target_col=target_col,
+        )
+        forecaster._predictor, forecaster._histories = predictor, histories
+        return forecaster
+
+    @property
+    def model(self) -> FittedModel | StoredModel:
+        """The fitted model: its specification, frequency, training cutoff, calibration and facts."""
+        return self._get_predictor().fitted_model
+
+    @property
+    def spec(self) -> Spec:
+        """The specification of the fitted model."""
+        return self.model.spec
+
+    @property
+    def report(self) -> Any:
+        """The scores of the test, one row per forecaster, beside seasonal naive and the last value; empty without a test."""
+        scores = {
+            MODEL_COLUMN if name == _CHALLENGER else name: values
+            for name, values in self.model.facts.get("backtest", {}).items()
+        }
+        return self._style.convert(build_report(scores))
+
+    @property
+    def warnings(self) -> Any:
+        """What the latest `predict` warned of: a frame `unique_id, warning`, with a row for each warning and missing forecast."""
+        messages, style = self._warnings
+        return style.convert(pd.DataFrame(messages, columns=["unique_id", "warning"], dtype=object))
+
+    def __repr__(self) -> str:
+        arguments = f"Forecaster({self._options.describe()})"
+        if self._predictor is None:
+            return f"{arguments}, not fitted"
+        model = self.model
+        network = f"{model.spec.network.cell.upper()} {model.spec.network.layers} x {model.spec.network.hidden}"
+        scores = model.facts.get("backtest", {})
+        tested = "; ".join(
+            f"{MODEL_COLUMN if name == _CHALLENGER else name} {values['mase']:.3g}"
+            for name, values in scores.items()
+            if values["mase"] is not None
+        )
+        return (
+            f"{arguments}, fitted on {model.facts.get('series', 'some')} series of frequency {model.freq} to "
+            f"{format_timestamp(model.cutoff)} ({network}; MASE: {tested or 'not tested'})"
+        )
+
+    def _get_predictor(self) -> Predictor:
+        if self._predictor is None:
+            raise InputError(
+                "Expected a fitted Forecaster; this one has no model yet. Call fit(df) first, or Forecaster.load(path).",
+                where="fit",
+            )
+        return self._predictor
+
+    def _get_fitted_model(self) -> FittedModel:
+        """Returns the model with its networks in memory."""
+        model = self._get_predictor().fitted_model
+        if isinstance(model, FittedModel):
+            return model
+        require_training()
+        return model.to_fitted_model()
+
+    def _validate_horizon(self, horizon: int | None) -> int:
+        validate_counts(horizon=horizon)
+        return horizon or self.spec.horizon
+
+    def _read_histories(self, df: Any, future: Any = None) -> PanelInput:
+        """Returns the panel of a frame, or that of the fit, with the future of its covariates."""
+        reader = DataReader(self._options, None if self._predictor is None else self._predictor.fitted_model)
+        if df is not None:
+            return reader.read(df, future)
+        if self._histories is None:
+            raise InputError(
+                "Expected `df`, because this model has no histories; found none. Pass the histories, or save the model with "
+                "`histories=True`.",
+                where="df",
+            )
+        if future is None:
+            return PanelInput(self._histories, self._style)
+        return reader.extend(self._histories, self._style, future)
+
+
+def _read_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def _open_progress(progress: bool | Progress) -> Progress:
+    if isinstance(progress, Progress):
+        return progress
+    return create_display() if progress else NO_PROGRESS

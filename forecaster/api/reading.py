@@ -1,0 +1,134 @@
+"""Reads the data of a `Forecaster`: frames to panels, with the future of the covariates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from forecaster.api.fitting import ModelOptions, columns_of_spec
+from forecaster.api.frames import FrameStyle, InputFrame, read_frame, read_future
+from forecaster.api.messages import warn_about_data
+from forecaster.data.frames.panel import to_frame, to_panel
+from forecaster.data.frames.rows import ColumnNames
+from forecaster.data.frames.timestamps import parse_timestamp_column
+from forecaster.data.partial_periods import check_partial_periods
+from forecaster.errors import FrequencyUnknown, InputError
+from forecaster.frequency import Timestamps
+from forecaster.prediction.fitted_model import FittedModel, StoredModel
+from forecaster.series import Panel
+
+
+class PanelInput(NamedTuple):
+    """A validated panel, and the style of results."""
+
+    panel: Panel
+    style: FrameStyle
+
+
+class DataReader(NamedTuple):
+    """Reads frames as the arguments of a `Forecaster` say and, once it is fitted, with the columns and types of its model.
+
+    Attributes:
+        options: The arguments.
+        model: The fitted model, if there is one.
+    """
+
+    options: ModelOptions
+    model: FittedModel | StoredModel | None = None
+
+    @property
+    def columns(self) -> Mapping[str, tuple[str, ...]]:
+        """The columns to read besides id, timestamps and values, by role."""
+        return self.options.read_columns if self.model is None else columns_of_spec(self.model.spec)
+
+    def read(self, df: Any, future: Any = None, *, warn_partial: bool = False) -> PanelInput:
+        """Reads a frame, and the future of its covariates if given; repairs give a `DataWarning`.
+
+        With `warn_partial`, incomplete last periods do so too. Forecasts have their own warnings of these.
+        """
+        extra_columns = [name for names in self.columns.values() for name in names]
+        frame = read_frame(df, self.options.columns, extra_columns=extra_columns)
+        return self._to_panel(frame, future, warn_partial=warn_partial)
+
+    def extend(self, panel: Panel, style: FrameStyle, future: Any) -> PanelInput:
+        """Appends the future of the covariates to a panel."""
+        names = dict(zip(ColumnNames(), self.options.columns, strict=True))
+        return self._to_panel(InputFrame(to_frame(panel).rename(columns=names), style), future)
+
+    def _to_panel(self, frame: InputFrame, future: Any, *, warn_partial: bool = False) -> PanelInput:
+        rows = frame.rows if future is None else self._append_future(frame.rows, future)
+        try:
+            panel = self._validate_rows(rows, self.options.freq)
+        except FrequencyUnknown:  # a history may be too short to show the frequency of the model
+            if self.model is None:
+                raise
+            panel = self._validate_rows(rows, self.model.freq)
+        if warn_partial or self.options.drop_partial:
+            panel, messages = check_partial_periods(panel, now=datetime.now(UTC), drop=self.options.drop_partial)
+            warn_about_data(
+                f"{message}. Values of incomplete periods make forecasts wrong; `drop_partial=True` treats them as missing"
+                for message in messages
+            )
+        warn_about_data(panel.repairs)
+        return PanelInput(panel, frame.style)
+
+    def _validate_rows(self, rows: pd.DataFrame, freq: Any) -> Panel:
+        return to_panel(
+            rows,
+            freq=freq,
+            columns=self.options.columns,
+            zone=self.options.zone,
+            text_covariates=None if self.model is None else tuple(self.model.encoding.categories),
+            covariates=self.columns["covariates"],
+            static=self.columns["static"],
+            channels=self.columns["channels"],
+        )
+
+    def _append_future(self, rows: pd.DataFrame, future: Any) -> pd.DataFrame:
+        """Returns the rows, followed by those of `X_df`, which get the static features of their series."""
+        columns, names = self.columns, self.options.columns
+        if not columns["covariates"]:
+            raise InputError(
+                "Expected no `X_df`, because this model has no covariates. Leave it out, or fit with `covariates`.",
+                where="X_df",
+            )
+        later = read_future(future, names)
+        if names.unique_id not in later and names.unique_id in rows and rows[names.unique_id].nunique() == 1:
+            later = later.assign(**{names.unique_id: rows[names.unique_id].iloc[0]})
+        missing = [name for name in (names.unique_id, names.ds, *columns["covariates"]) if name not in later]
+        if missing:
+            raise InputError(
+                f"Expected the columns {', '.join([names.unique_id, names.ds, *columns['covariates']])} in `X_df`; "
+                f"{', '.join(missing)} not found. Add them.",
+                where="X_df",
+            )
+        unknown = set(later[names.unique_id].map(str)) - set(rows[names.unique_id].map(str))
+        if unknown:
+            raise InputError(
+                f"Expected series of the histories in `X_df`; found {min(unknown)!r}, which has none. Leave it out.",
+                where="X_df",
+            )
+        ids = {str(series_id): series_id for series_id in rows[names.unique_id].unique()}
+        later = later.assign(**{names.unique_id: later[names.unique_id].map(str).map(ids)})
+        if pd.api.types.is_datetime64_any_dtype(rows[names.ds]) and not pd.api.types.is_datetime64_any_dtype(
+            later[names.ds]
+        ):
+            later = later.assign(**{names.ds: self._parse_timestamps(later)})
+        static = [name for name in columns["static"] if name not in later]
+        if static:
+            features = rows.drop_duplicates(names.unique_id)[[names.unique_id, *static]]
+            later = later.merge(features, on=names.unique_id, how="left")
+        both = pd.concat([rows, later[[name for name in rows.columns if name in later]]], ignore_index=True)
+        codes, _ = pd.factorize(both[names.unique_id])
+        return both.iloc[np.argsort(codes, kind="stable")].reset_index(drop=True)
+
+    def _parse_timestamps(self, rows: pd.DataFrame) -> Timestamps:
+        names = self.options.columns
+        codes, _ = pd.factorize(rows[names.unique_id])
+        return parse_timestamp_column(
+            rows[names.ds], column=names.ds, freq=None, zone=self.options.zone, series_codes=codes.astype(np.int64)
+        ).timestamps

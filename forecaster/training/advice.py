@@ -1,0 +1,64 @@
+"""What to say of a training whose test was won by a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from forecaster.evaluation.backtest import Backtest
+from forecaster.evaluation.baselines import seasonal_naive
+from forecaster.registry.registry import CHALLENGER
+from forecaster.series import Forecast
+from forecaster.training.fit import FitResult
+
+LAST_VALUE = "last value"
+
+_FEW_WINDOWS = 20  # below this number of windows, chance decides between a model and a baseline of similar quality
+
+
+def advise_on_test(result: Backtest, fitted: FitResult) -> str | None:
+    """Returns which baselines are better than a trained model, and what to try; None if none is.
+
+    Args:
+        result: The test, in which the model has the name `CHALLENGER`.
+        fitted: The fit of the model.
+    """
+    errors = score_baselines(result, season=fitted.model.season)
+    model_error = result.scores(CHALLENGER)["mase"]
+    better = [name for name, error in errors.items() if error <= model_error]
+    if math.isnan(model_error) or not better:
+        return None
+    others = " and ".join(f"{name} {error:.4g}" for name, error in errors.items())
+    suggestions = "; ".join(_list_suggestions(result, fitted))
+    return (
+        f"On the test windows the model has a MASE of {model_error:.4g}, {others}: {' and '.join(better)} "
+        f"{'are' if len(better) > 1 else 'is'} at least as good as this model. To try: {suggestions}."
+    )
+
+
+def score_baselines(result: Backtest, *, season: int) -> dict[str, float]:
+    """Returns the MASE of seasonal naive and of the last value on the windows of a backtest."""
+    return {name: _score_naive(result, season=steps) for name, steps in (("seasonal naive", season), (LAST_VALUE, 1))}
+
+
+def _score_naive(result: Backtest, *, season: int) -> float:
+    histories = [item.take_first(len(item) - offset) for item in result.series for offset in result.origin_offsets]
+    outcomes = seasonal_naive(season)(histories, result.horizon)
+    forecasts = result.actual.copy()
+    forecasts.reshape(len(histories), -1)[:] = [outcome.mean for outcome in outcomes if isinstance(outcome, Forecast)]
+    return replace(result, forecasts={**result.forecasts, LAST_VALUE: forecasts}).scores(LAST_VALUE)["mase"]
+
+
+def _list_suggestions(result: Backtest, fitted: FitResult) -> Iterator[str]:
+    spec, num_windows = fitted.model.spec, result.actual.shape[0] * result.actual.shape[1]
+    if not spec.training.refit:  # all presets refit, except the classical recipe
+        yield "use the preset of the data's frequency, with a horizon instead of a specification"
+    if fitted.epochs > 1 and fitted.best_steps == fitted.steps:
+        yield "train longer (training.steps), because the last epoch was the best"
+    if not spec.blend:
+        yield "blend the network with a statistical model (`blend`)"
+    if spec.members == 1:
+        yield "average several networks (`members`)"
+    if num_windows < _FEW_WINDOWS:
+        yield f"test on more windows (`test_windows`), because {num_windows} are little evidence"

@@ -1,0 +1,40 @@
+"""Reports the progress of a fit: optimiser steps, epochs and the validation error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forecaster.progress import Progress
+from forecaster.training.lightning import pl
+
+
+class ProgressCallback(pl.Callback):
+    """Updates the current phase after every chunk of optimiser steps and after every epoch.
+
+    Args:
+        progress: Receives the completed optimiser steps.
+        label: The end of the text beside them, such as the description of a variant.
+    """
+
+    def __init__(self, progress: Progress, *, label: str = "") -> None:
+        self._progress, self._label = progress, label
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows where a resumed fit continues."""
+        self._update(trainer, trainer.current_epoch + 1)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Shows the steps of an epoch."""
+        self._update(trainer, trainer.current_epoch + 1)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows the error of an epoch, which was validated before."""
+        self._update(trainer, trainer.current_epoch + 1)
+
+    def _update(self, trainer: pl.Trainer, epoch: int) -> None:
+        scores = trainer.callback_metrics
+        score = "" if "valid/rollout" not in scores else f"MASE {float(scores['valid/rollout']):.4g}"
+        parts = (f"epoch {min(epoch, trainer.max_epochs or epoch)} of {trainer.max_epochs}", score, self._label)
+        self._progress.update(trainer.global_step, ", ".join(part for part in parts if part))

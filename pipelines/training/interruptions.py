@@ -1,0 +1,55 @@
+"""What an interrupted training keeps, and the checkpoints of the variants that it tries."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from forecaster.series import Panel
+from forecaster.storage.locks import open_locked
+from pipelines.settings import Root
+
+
+@contextmanager
+def explain_interrupt(folder: Path, what: str) -> Iterator[None]:
+    """Adds a note to an interrupt that says what is kept; only if the folder has a checkpoint, and no other note was added.
+
+    Args:
+        folder: Folder of the checkpoints.
+        what: What is kept there, such as "finished epochs".
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if any(folder.glob("*.ckpt")) and not getattr(interrupt, "__notes__", ()):
+            interrupt.add_note(f"The {what} are kept in {folder}; the same command continues after them.")
+        raise
+
+
+@contextmanager
+def keep_variant_checkpoints(
+    panel: Panel, root: Root, *, name: str, horizon: int, preset: str | None, test_windows: int
+) -> Iterator[Path]:
+    """Provides the folder for the checkpoints of a preset's variants; it is removed when the block ends without an error.
+
+    The training of the selected variant belongs into the block too: if it is interrupted, the next one does not select again.
+    """
+    arguments = f"{panel.digest}{name}{horizon}{preset}{test_windows}"
+    folder = root.checkpoints / f"variants-{hashlib.sha256(arguments.encode()).hexdigest()[:16]}"
+    with explain_interrupt(folder, "finished variants and epochs"):
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def lock_variants(folder: Path) -> Iterator[None]:
+    """Lets one process at a time select among the variants of a folder; others wait, and then find them finished."""
+    lock_path = folder.with_name(f"{folder.name}.lock")
+    with open_locked(lock_path, timeout_s=None):
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)

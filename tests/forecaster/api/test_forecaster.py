@@ -1,0 +1,305 @@
+"""Fitting, forecasting, saving and loading through `Forecaster`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster import Forecaster, InputError
+from forecaster.api import DataWarning, ForecastWarning
+from forecaster.bundle import artifact
+from forecaster.data.frames.panel import to_panel
+from forecaster.errors import (
+    BadSpec,
+    BundleDamaged,
+    BundleError,
+    CovariateUnknown,
+    ForecasterError,
+    HistoryTooShort,
+    LevelOutOfRange,
+    MissingColumn,
+    MissingPackage,
+    NoSuchModel,
+)
+from forecaster.prediction.predictor import Predictor
+from forecaster.spec import Spec
+from forecaster.training import presets, selection
+from forecaster.training.sequence import train_model
+from tests.forecaster.api.conftest import HORIZON, STEPS, make_fields, make_frame
+
+pytestmark = pytest.mark.filterwarnings("ignore:On the test windows:forecaster.api.ForecastWarning")
+
+
+def test_the_columns_of_a_forecast_have_the_names_of_nixtla(model: Forecaster) -> None:
+    table = model.predict(level=[80, 97.5], quantiles=0.5)
+    assert list(table.columns) == [
+        "unique_id",
+        "ds",
+        "forecaster",
+        "forecaster-lo-80",
+        "forecaster-hi-80",
+        "forecaster-lo-97.5",
+        "forecaster-hi-97.5",
+        "forecaster-q-0.5",
+    ]
+    assert len(table) == 3 * HORIZON
+    assert (table["forecaster-lo-97.5"] <= table["forecaster-lo-80"]).all()
+    assert (table["forecaster-lo-80"] < table["forecaster-hi-80"]).all()
+    assert table["ds"].iloc[0] == pd.Timestamp("2020-01-01")
+
+
+def test_a_fit_is_the_sequence_of_the_command_with_the_last_value_beside_it(
+    model: Forecaster, frame: pd.DataFrame
+) -> None:
+    panel = to_panel(frame)
+    trained = train_model(panel, Spec.parse(make_fields(), where="a test"), accelerator="cpu")
+    predictor = Predictor(trained.model)
+    expected = [predictor.forecast(series, HORIZON, levels=[0.1, 0.9]) for series in panel.series]
+    table = model.predict(level=80)
+    for weights, expected_weights in zip(model.model.weights, trained.model.weights, strict=True):
+        assert all((weights[name] == values).all() for name, values in expected_weights.items())
+    np.testing.assert_allclose(table["forecaster"], np.concatenate([forecast.mean for forecast in expected]), rtol=1e-6)
+    lower = np.concatenate([forecast.quantiles[0.1] for forecast in expected])
+    np.testing.assert_allclose(table["forecaster-lo-80"], lower, rtol=1e-6)
+    report = model.report.set_index("forecaster")
+    assert set(report.index) == {"forecaster", "seasonal_naive", "last_value"}
+    assert report.loc["forecaster"].to_dict() == trained.model.facts["backtest"]["challenger"]
+    errors = [np.abs(series.y[-HORIZON - 1] - series.y[-HORIZON:]).mean() for series in panel.series]
+    assert report.loc["last_value", "mae"] == pytest.approx(np.mean(errors))
+
+
+def test_a_lost_test_is_a_warning_that_names_arguments(frame: pd.DataFrame) -> None:
+    with pytest.warns(ForecastWarning, match=r"seasonal naive is at least as good as this model.*`members`"):
+        Forecaster(spec=make_fields(), accelerator="cpu").fit(frame, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore::forecaster.api.ForecastWarning")
+def test_new_series_and_other_horizons_are_forecast(model: Forecaster, frame: pd.DataFrame) -> None:
+    new = make_frame(series=1, steps=20, start="2022-01-01").assign(unique_id="new")
+    table = model.predict(new, horizon=9)
+    assert table["unique_id"].unique().tolist() == ["new"]
+    assert len(table) == 9
+    np.testing.assert_allclose(model.predict(new, horizon=2)["forecaster"], table["forecaster"][:2])
+    short = new.tail(6)  # too short to show its frequency, which is then the model's
+    assert model.predict(short, 1)["ds"].tolist() == [pd.Timestamp("2023-09-01")]
+
+
+def test_sample_paths_depend_on_the_seed_and_on_the_series_only(frame: pd.DataFrame) -> None:
+    forecaster = Forecaster(spec=make_fields(head={"kind": "gaussian"}), seed=3).fit(frame, progress=False)
+    table = forecaster.predict(num_samples=3, seed=1)
+    assert list(table.columns[3:]) == [f"forecaster-sample-{number}" for number in range(3)]
+    alone = forecaster.predict(frame[frame["unique_id"] == 2], num_samples=3, seed=1)
+    pd.testing.assert_frame_equal(alone, table[table["unique_id"] == 2].reset_index(drop=True))
+    assert (forecaster.predict(num_samples=3, seed=2)["forecaster-sample-0"] != table["forecaster-sample-0"]).all()
+
+
+def test_covariates_and_static_features_come_from_the_frame_and_from_the_future(frame: pd.DataFrame) -> None:
+    rows = frame.assign(promotion=np.tile(np.arange(STEPS) % 5 == 0, 3).astype(float), region="north")
+    future = make_frame(steps=HORIZON, start="2020-01-01").drop(columns="y").assign(promotion=0.0)
+    forecaster = Forecaster(spec=make_fields(covariates=("promotion",), static=("region",), base="zero"))
+    forecaster.fit(rows, progress=False)
+    without = forecaster.predict(X_df=future)
+    assert forecaster.predict(rows, X_df=future).equals(without)
+    assert (forecaster.predict(X_df=future.assign(promotion=1.0))["forecaster"] != without["forecaster"]).all()
+    as_text = future.assign(ds=future["ds"].dt.strftime("%Y-%m-%d"), unique_id=future["unique_id"].astype(str))
+    assert forecaster.predict(X_df=as_text).equals(without)
+    with pytest.raises(CovariateUnknown, match="promotion"):
+        forecaster.predict()
+    with pytest.raises(InputError, match=r"found '9'") as caught:
+        forecaster.predict(X_df=future.assign(unique_id=9))
+    assert caught.value.where == "X_df"
+
+
+def test_a_preset_gets_columns_season_and_seed(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_short_specs(*arguments: Any, **options: Any) -> list[Spec]:
+        training = {"steps": 4, "epoch_steps": 2, "batch": 8}
+        return [
+            spec.model_copy(update={"training": spec.training.model_copy(update=training)})
+            for spec in presets.build_candidate_specs(*arguments, **options)
+        ]
+
+    monkeypatch.setattr(selection, "build_candidate_specs", build_short_specs)
+    rows = frame.assign(ds=np.tile(np.arange(STEPS), 3), price=1.0)
+    forecaster = Forecaster(horizon=4, season=4, covariates=["price"], seed=5, name="sales", accelerator="cpu")
+    spec = forecaster.fit(rows, progress=False).spec
+    assert (spec.name, spec.season, spec.covariates, spec.training.seed) == ("sales", 4, ("price",), 5)
+    assert spec.transform == "log", "a variant of the quarterly preset"
+    assert "horizon=4" in repr(forecaster)
+    assert "fitted on 3 series of frequency 1" in repr(forecaster)
+
+
+def test_a_saved_model_forecasts_as_before_and_keeps_histories_only_if_asked(
+    model: Forecaster, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    expected = model.predict(level=80)
+    without, with_histories = model.save(tmp_path / "without"), model.save(tmp_path / "with", histories=True)
+    loaded = Forecaster.load(with_histories)
+    for table in (Forecaster.load(without).predict(frame, level=80), loaded.predict(level=80)):
+        np.testing.assert_allclose(table["forecaster-hi-80"], expected["forecaster-hi-80"], rtol=1e-5)
+    pd.testing.assert_frame_equal(loaded.report, model.report)
+    with pytest.raises(InputError, match=r"Expected `df`.*`histories=True`") as caught:
+        Forecaster.load(without).predict()
+    assert caught.value.where == "df"
+    with pytest.raises(InputError, match="loaded without them"):
+        Forecaster.load(without).save(tmp_path / "again", histories=True)
+    assert not any(name.startswith("histories") for name in artifact.read_manifest(without).files)
+
+
+def test_histories_of_every_kind_survive_a_bundle(frame: pd.DataFrame, tmp_path: Path) -> None:
+    rows = frame.assign(
+        ds=frame["ds"].dt.tz_localize("Europe/Berlin"),
+        price=np.arange(len(frame), dtype=float),
+        weather=np.where(np.arange(len(frame)) % 2, "sun", "rain"),
+        region="north",
+        visits=np.where(np.arange(len(frame)) % 7, 1.0, np.nan),
+    )
+    fields = make_fields(
+        covariates=("price", "weather"), static=("region",), channels=("visits",), decoder="rollout", base="zero"
+    )
+    forecaster = Forecaster(spec=fields).fit(rows, progress=False)
+    panel = artifact.load_histories(forecaster.save(tmp_path / "bundle", histories=True))
+    assert panel is not None
+    assert (
+        panel.digest == to_panel(rows, covariates=("price", "weather"), static=("region",), channels=("visits",)).digest
+    )
+    assert str(panel.series[0].start.tz) == "Europe/Berlin"  # type: ignore[union-attr]
+    histories = tmp_path / "bundle" / "histories.safetensors"
+    histories.write_bytes(histories.read_bytes()[:-8])
+    with pytest.raises(BundleDamaged, match=r"histories\.safetensors"):
+        artifact.load_histories(tmp_path / "bundle")
+
+
+def test_only_a_bundle_is_overwritten_and_only_if_asked(model: Forecaster, tmp_path: Path) -> None:
+    path = model.save(tmp_path / "bundle")
+    with pytest.raises(BundleError, match="`overwrite=True`"):
+        model.save(path)
+    model.save(path, overwrite=True, histories=True)
+    assert Forecaster.load(path).predict(horizon=1) is not None
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(BundleError, match="only a bundle"):
+        model.save(tmp_path / "notes", overwrite=True)
+    assert {item.name for item in tmp_path.iterdir()} == {"bundle", "notes"}
+
+
+def test_warnings_are_given_once_for_each_kind_and_remain_readable(model: Forecaster, frame: pd.DataFrame) -> None:
+    constant = make_frame(series=3).assign(y=5.0)
+    short = make_frame(series=1, steps=4).assign(unique_id=9)
+    with pytest.warns() as caught:
+        table = model.predict(pd.concat([constant, short]))
+    messages = [str(item.message) for item in caught if item.category is ForecastWarning]
+    assert len(messages) == 2
+    assert messages[0].startswith("1 of 4 series have no forecast, the first: Series '9' has 4 steps")
+    assert "Series '1', and 2 more in `warnings`" in messages[1]
+    assert table["unique_id"].unique().tolist() == [1, 2, 3]
+    assert model.warnings["unique_id"].tolist() == [1, 2, 3, 9]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict()
+    assert len(model.warnings) == 0
+    with pytest.raises(HistoryTooShort, match="'9' has 4 steps"):
+        model.predict(short)
+
+
+def test_incomplete_last_periods_are_a_warning_of_the_fit_or_dropped(frame: pd.DataFrame) -> None:
+    partial = frame.assign(y=np.where(np.arange(len(frame)) % STEPS == STEPS - 1, 0.1, frame["y"] + 10))
+    with pytest.warns(DataWarning, match=r"last period of 3 of 3 series looks incomplete.*`drop_partial=True`"):
+        Forecaster(spec=make_fields(), accelerator="cpu").fit(partial, progress=False)
+    with pytest.warns(DataWarning, match="treated as missing, as requested"):
+        dropped = Forecaster(spec=make_fields(), drop_partial=True).fit(partial, progress=False)
+    assert (dropped.predict()["forecaster"] > 10).all()
+
+
+def test_repairs_of_the_data_are_warnings(model: Forecaster, frame: pd.DataFrame) -> None:
+    with pytest.warns(DataWarning, match="1 absent rows in 1 of 3 series"):
+        model.predict(frame.drop(index=30))
+
+
+def test_an_explanation_is_a_frame_and_a_figure(model: Forecaster) -> None:
+    explanation = model.explain(unique_id=2)
+    table = explanation.to_frame()
+    assert list(table.columns[:4]) == ["ds", "y", "attribution", "influence"]
+    assert "ForecastExplanation of '2'" in repr(explanation)
+    details = explanation.explanation
+    assert details.forecast == pytest.approx(model.predict()["forecaster"][HORIZON : 2 * HORIZON].mean(), rel=1e-5)
+    total = details.baseline + table["attribution"].sum() + details.integration_error
+    assert total == pytest.approx(details.forecast)
+    assert len(explanation.plot().axes) >= 4
+
+
+def test_a_plot_has_one_pair_of_axes_for_each_series_and_shows_itself_in_a_notebook(
+    model: Forecaster, frame: pd.DataFrame
+) -> None:
+    figure = model.plot(frame, model.predict(level=[80]), ids=[3, 1])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["3", "1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["history", "80 % interval", "forecast"]
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    assert len(model.plot(max_ids=1).axes) == 1
+
+
+INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[ForecasterError], str]] = {
+    "no horizon": (lambda *_: Forecaster(), BadSpec, "`horizon` or `spec`"),
+    "a horizon of zero": (lambda *_: Forecaster(0), InputError, "`horizon`"),
+    "spec and preset": (lambda *_: Forecaster(spec=make_fields(), preset="classic"), BadSpec, "`spec` or `preset`"),
+    "an invalid field": (lambda *_: Forecaster(spec=make_fields(horizon=-1)), BadSpec, "horizon"),
+    "too many members": (lambda *_: Forecaster(12, members=1000), BadSpec, "members"),
+    "a name instead of a list": (lambda *_: Forecaster(12, covariates="price"), InputError, r"Write \['price'\]"),
+    "an unknown preset": (lambda _, df: Forecaster(6, preset="annual").fit(df), BadSpec, "classic, yearly"),
+    "negative test windows": (lambda _, df: Forecaster(6).fit(df, test_windows=-1), InputError, "`test_windows`"),
+    "no fit": (lambda *_: Forecaster(6).predict(), InputError, r"fit\(df\)"),
+    "other columns": (
+        lambda model, df: model.predict(df.rename(columns={"unique_id": "id", "y": "sales"})[["id", "sales"]]),
+        MissingColumn,
+        "`id_col`, `time_col`, `target_col`",
+    ),
+    "several series without ids": (
+        lambda model, df: model.predict(df.drop(columns="unique_id")),
+        MissingColumn,
+        "`id_col`, `time_col`, `target_col`",
+    ),
+    "a list": (lambda model, _: model.predict([1, 2, 3]), InputError, "found builtins.list"),
+    "a Series without dates": (lambda model, df: model.predict(df["y"]), InputError, "DatetimeIndex"),
+    "a share as level": (lambda model, _: model.predict(level=0.8), LevelOutOfRange, "`level` in percent"),
+    "a percentage as quantile": (lambda model, _: model.predict(quantiles=[90]), LevelOutOfRange, "`quantiles`"),
+    "samples of a point head": (lambda model, _: model.predict(num_samples=3), BadSpec, "distribution"),
+    "no samples": (lambda model, _: model.predict(num_samples=0), InputError, "`num_samples`"),
+    "a future without covariates": (lambda model, df: model.predict(X_df=df), InputError, "`X_df`"),
+    "no window": (lambda model, df: model.cross_validation(df, 0), InputError, "`n_windows`"),
+    "too many windows": (lambda model, df: model.cross_validation(df, 12), HistoryTooShort, "Holding out"),
+    "an unknown series to explain": (lambda model, _: model.explain(unique_id=7), InputError, "found '7'"),
+    "no series to explain": (lambda model, _: model.explain(), InputError, "`unique_id`"),
+    "no bundle": (lambda *_: Forecaster.load("nowhere"), BundleError, "nowhere"),
+    "a misspelt address": (lambda *_: Forecaster.load("models:hospital"), InputError, "models:/hospital@champion"),
+}
+
+
+@pytest.mark.parametrize("case", INVALID_CALLS)
+def test_errors_name_the_arguments_of_python(case: str, model: Forecaster, frame: pd.DataFrame) -> None:
+    call, error_class, match = INVALID_CALLS[case]
+    with pytest.raises(error_class, match=match) as caught:
+        call(model, frame)
+    assert "--" not in caught.value.message
+    assert str(caught.value) == caught.value.message
+    assert caught.value.message.endswith(".")
+
+
+def test_a_registered_model_needs_a_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("FORECASTER_ROOT", str(tmp_path))
+    with pytest.raises(NoSuchModel, match="`tracking_uri`, MLFLOW_TRACKING_URI"):
+        Forecaster.load("models:/hospital@champion")
+
+
+@pytest.mark.parametrize(("package", "action"), [("matplotlib", "plot"), ("pytorch_lightning", "fit")])
+def test_a_missing_package_is_named(
+    package: str, action: str, model: Forecaster, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackage, match=rf"{package}.*\[train\]"):
+        model.plot() if action == "plot" else Forecaster(HORIZON).fit(frame)
