@@ -245,7 +245,7 @@ def _load_initial_weights(initial: FittedModel, networks: Sequence[Regressor]) -
 
 def fit_digest(panel: Panel, spec: Spec, initial: FittedModel | None = None) -> str:
     """Identifies a fit by its data, its specification and its initial weights, which determine the result."""
-    inputs = f"{panel.digest}{spec.model_dump_json()}".encode()
+    inputs = f"{panel.digest}{spec.to_identity_json()}".encode()
     weights = (
         [] if initial is None else [value for member in initial.networks for value in member.state_dict().values()]
     )
