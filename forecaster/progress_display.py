@@ -169,7 +169,7 @@ class TerminalProgress(DisplayedProgress):
             transient=True,
             redirect_stdout=False,
         )
-        self._live.start()
+        self._live.start(refresh=True)
 
     def end(self, *, failed: bool = False) -> None:
         """The phase ends, and stays as one line."""
