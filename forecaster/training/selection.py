@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -95,10 +96,10 @@ def select_spec(
         CandidateScore(describe_variant(spec), error) for spec, error in zip(specs, selection.errors, strict=False)
     )
     if candidates:
-        number = 1 + selection.errors.index(min(selection.errors))
-        progress.report(
-            f"Variant {number} ({describe_variant(selection.spec)}) is used: it has the lowest MASE, {min(selection.errors):.4g}."
-        )
+        lowest = min(selection.errors)
+        reason = "all variants diverged" if math.isinf(lowest) else f"it has the lowest MASE, {lowest:.4g}"
+        number = 1 + selection.errors.index(lowest)
+        progress.report(f"Variant {number} ({describe_variant(selection.spec)}) is used: {reason}.")
     return SpecSelection(selection.spec, candidates)
 
 

@@ -148,6 +148,17 @@ def test_the_used_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name, _ in progress.phases] == ["variant 1 of 2", "variant 2 of 2"]
 
 
+def test_a_selection_without_a_finite_error_is_not_called_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise NonFiniteLoss("Expected a finite loss; found NaN. Lower the learning rate.", where="train/loss")
+
+    monkeypatch.setattr(selections, "fit", diverge)
+    progress = RecordedProgress()
+    select_spec(PANEL, name="any", horizon=5, test_windows=0, accelerator="cpu", progress=progress)
+    [report] = progress.reports
+    assert report.endswith(" is used: all variants diverged.")
+
+
 def test_a_training_reports_all_phases_in_order() -> None:
     progress = RecordedProgress()
     spec = make_fit_spec(refit=True)
