@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from forecaster.frequency import (
+from forecaster.frequency.timestamps import (
     Timestamp,
     Timestamps,
     add_steps,

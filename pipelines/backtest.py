@@ -20,7 +20,7 @@ from forecaster.evaluation.baselines import SEASONAL_NAIVE, ForecastFunction, se
 from forecaster.evaluation.calibration import add_quantiles
 from forecaster.evaluation.scores import SCORED_LEVELS, group_series, overall_scores, score_table
 from forecaster.evaluation.significance import SignificanceResult, compare_forecasters
-from forecaster.frequency import is_earlier
+from forecaster.frequency.timestamps import is_earlier
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel

@@ -89,8 +89,7 @@ def _time_process(command: list[str], environment: dict[str, str], folder: Path)
 
 def _run_ours(arguments: list[str]) -> None:
     """Runs the command line, with a display that prints only the end of the first epoch."""
-    from forecaster import progress_display
-    from forecaster.progress import Progress
+    from forecaster.progress import Progress, display
     from pipelines.cli import main as run_command
 
     class FirstEpoch(Progress):
@@ -101,7 +100,7 @@ def _run_ours(arguments: list[str]) -> None:
                 self.printed = True
                 print(_FIRST_EPOCH)
 
-    progress_display.create_display = FirstEpoch  # type: ignore[assignment]
+    display.create_display = FirstEpoch  # type: ignore[assignment]
     run_command(arguments)
 
 

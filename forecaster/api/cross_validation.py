@@ -13,7 +13,7 @@ from forecaster.api.fitting import LAST_VALUE, ModelOptions, choose_spec, fit_sp
 from forecaster.api.tables import MODEL_COLUMN, rename_backtest_table, validate_calibration
 from forecaster.data.split import hold_out, rolling_origins
 from forecaster.errors import InputError
-from forecaster.frequency import Timestamp, Timestamps, format_timestamp, is_earlier, timestamp_at
+from forecaster.frequency.timestamps import Timestamp, Timestamps, format_timestamp, is_earlier, timestamp_at
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.progress import Progress

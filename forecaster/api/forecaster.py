@@ -34,11 +34,11 @@ from forecaster.api.tables import (
 from forecaster.bundle import artifact
 from forecaster.data.frames.rows import ColumnNames
 from forecaster.errors import InputError
-from forecaster.frequency import format_timestamp
+from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.progress import NO_PROGRESS, Progress
-from forecaster.progress_display import create_display
+from forecaster.progress.display import create_display
 from forecaster.series import Panel
 from forecaster.spec import Spec
 

@@ -17,7 +17,7 @@ from forecaster.data.frames.rows import ColumnNames
 from forecaster.data.frames.timestamps import parse_timestamp_column
 from forecaster.data.partial_periods import check_partial_periods
 from forecaster.errors import FrequencyUnknown, InputError
-from forecaster.frequency import Timestamps
+from forecaster.frequency.timestamps import Timestamps
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Panel
 

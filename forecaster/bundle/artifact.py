@@ -43,7 +43,7 @@ from forecaster.bundle.golden import (
 from forecaster.bundle.histories import HISTORIES_FILE, parse_histories, serialize_histories
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged, BundleError, ForecasterError, MissingPackage
-from forecaster.frequency import format_timestamp, parse_bounded_timestamp, parse_frequency
+from forecaster.frequency.timestamps import format_timestamp, parse_bounded_timestamp, parse_frequency
 from forecaster.installation import is_installed
 from forecaster.intervals.calibration import Calibration
 from forecaster.prediction.engine_choice import (

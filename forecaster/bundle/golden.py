@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from forecaster.engines.engine import Engine
 from forecaster.errors import BundleDamaged, GoldenMismatch
-from forecaster.frequency import Timestamp, format_timestamp, parse_bounded_timestamp, synthetic_start
+from forecaster.frequency.timestamps import Timestamp, format_timestamp, parse_bounded_timestamp, synthetic_start
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.series import Forecast, Series

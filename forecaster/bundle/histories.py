@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load, save
 
-from forecaster.frequency import Timestamp, format_timestamp
+from forecaster.frequency.timestamps import Timestamp, format_timestamp
 from forecaster.series import Panel, Series
 
 HISTORIES_FILE = "histories.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from forecaster.errors import BadStamp, CovariateUnknown, InputError, NotANumber, ValueOutOfRange
-from forecaster.frequency import Timestamps
+from forecaster.frequency.timestamps import Timestamps
 from forecaster.series import MAX_ABS_VALUE, Series
 from forecaster.shapes import Bool, Float, Float64, Int
 

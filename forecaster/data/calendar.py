@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadSpec, BadStamp, FrequencyUnknown, MissingPackage
-from forecaster.frequency import (
+from forecaster.frequency.names import canonical_frequency, name_months
+from forecaster.frequency.timestamps import (
     Offset,
     Timestamps,
     build_timestamps,
@@ -21,7 +22,6 @@ from forecaster.frequency import (
     timestamps_to_int64,
     to_calendar_time,
 )
-from forecaster.frequency_names import canonical_frequency, name_months
 from forecaster.shapes import Float64
 
 _DAY_SECONDS = 86_400.0

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from forecaster.data.calendar import compute_calendar_features, list_calendar_columns
 from forecaster.errors import CovariateUnknown, InputError, NotANumber
-from forecaster.frequency import build_timestamps
+from forecaster.frequency.timestamps import build_timestamps
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 

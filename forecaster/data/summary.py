@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forecaster.data.calendar import default_horizon, default_season
-from forecaster.frequency import Timestamp
+from forecaster.frequency.timestamps import Timestamp
 from forecaster.series import Panel
 
 _MIN_HORIZONS_PER_SERIES = 5  # a series of median length has at least this many suggested horizons

@@ -16,7 +16,7 @@ from forecaster.data.split import hold_out, rolling_origins
 from forecaster.errors import CovariateUnknown, ForecasterError, FrequencyMismatch, HistoryTooShort
 from forecaster.evaluation.baselines import ForecastFunction
 from forecaster.evaluation.rolling_origins import ForecastArray, forecast_all_origins
-from forecaster.frequency import Timestamp, next_timestamps, timestamp_at
+from forecaster.frequency.timestamps import Timestamp, next_timestamps, timestamp_at
 from forecaster.metrics import mae, mse, nanmean, scale_season, seasonal_error, smape
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor

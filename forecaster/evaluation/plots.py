@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from forecaster.evaluation.backtest import Backtest
-    from forecaster.frequency import Timestamp
+    from forecaster.frequency.timestamps import Timestamp
     from forecaster.series import Forecast, Series
     from forecaster.shapes import Float64
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from forecaster.data.windows import Window, unstack_targets
 from forecaster.engines.engine import RolloutInput
 from forecaster.explain.trace import RETENTION_GATE, LayerTrace, compute_influence, trace_layers
-from forecaster.frequency import Timestamps
+from forecaster.frequency.timestamps import Timestamps
 from forecaster.model.regressor import Regressor
 from forecaster.model.rollout import RolloutState, repeat_state, roll_out, start_rollout, warm_up
 from forecaster.model.scaling import Scale

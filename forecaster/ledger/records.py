@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from forecaster.frequency import Timestamp, Timestamps, timestamps_to_int64
+from forecaster.frequency.timestamps import Timestamp, Timestamps, timestamps_to_int64
 
 RECORDED_LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 """The quantile levels recorded for every calibrated forecast, whatever was requested: live coverage needs them."""

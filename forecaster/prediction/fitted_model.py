@@ -16,7 +16,7 @@ from safetensors.numpy import load as load_weights
 
 from forecaster.data.encoding import Encoding
 from forecaster.errors import BundleDamaged
-from forecaster.frequency import Timestamp
+from forecaster.frequency.timestamps import Timestamp
 from forecaster.installation import require_package
 from forecaster.intervals.calibration import Calibration
 from forecaster.spec import Layout, Spec

@@ -16,7 +16,7 @@ from forecaster.data.batching import compute_future_timestamps, replace_non_fini
 from forecaster.data.encoding import find_category
 from forecaster.engines.engine import Engine, RolloutInput
 from forecaster.errors import BadStamp, ForecasterError
-from forecaster.frequency import Timestamps
+from forecaster.frequency.timestamps import Timestamps
 from forecaster.history_summary import HistorySummary, find_constant, history_scale
 from forecaster.installation import is_installed, require_package
 from forecaster.intervals.adaptive import AdaptiveState

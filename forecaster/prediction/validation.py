@@ -18,7 +18,7 @@ from forecaster.errors import (
     LevelOutOfRange,
     NotANumber,
 )
-from forecaster.frequency_names import are_same_grid
+from forecaster.frequency.names import are_same_grid
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.series import Series
 from forecaster.statistical.blend import list_statistical_components

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import InputError
-from forecaster.frequency import build_timestamps, is_integer_frequency, synthetic_start
+from forecaster.frequency.timestamps import build_timestamps, is_integer_frequency, synthetic_start
 from forecaster.shapes import Float64, Int
 from forecaster.synthetic.sampling import (
     SeriesShape,

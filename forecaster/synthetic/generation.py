@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 
 from forecaster.errors import InputError
-from forecaster.frequency import build_timestamps, synthetic_start, timestamp_at
-from forecaster.frequency_names import canonical_frequency
+from forecaster.frequency.names import canonical_frequency
+from forecaster.frequency.timestamps import build_timestamps, synthetic_start, timestamp_at
 from forecaster.series import Panel, Series
 from forecaster.synthetic.families import PURE_FAMILIES, SeriesFamily, SyntheticBatch
 from forecaster.synthetic.mixtures import draw_mixture

@@ -15,7 +15,7 @@ from forecaster.data.split import PanelSplit, hold_out
 from forecaster.data.windows import CutoffIndex, EpochBatches, PanelTensor
 from forecaster.errors import BadSpec, HistoryTooShort
 from forecaster.evaluation.validation import ValidationBatch, build_validation_batches, compute_error_scale
-from forecaster.frequency import format_timestamp
+from forecaster.frequency.timestamps import format_timestamp
 from forecaster.model.regressor import Regressor
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64

@@ -9,7 +9,7 @@ import numpy as np
 
 from forecaster.evaluation.backtest import Backtest
 from forecaster.evaluation.baselines import SEASONAL_NAIVE
-from forecaster.frequency import format_timestamp
+from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import CHALLENGER
 from forecaster.spec import Spec

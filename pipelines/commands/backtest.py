@@ -88,7 +88,7 @@ def backtest(
     data
         Input data, as for train.
     """
-    from forecaster.progress_display import create_display
+    from forecaster.progress.display import create_display
     from pipelines import backtest as backtests
 
     options.validate()

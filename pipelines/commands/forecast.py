@@ -107,7 +107,7 @@ def _forecast_locally(
 ) -> _ForecastResult:
     from forecaster.bundle import artifact
     from forecaster.data.summary import describe_size
-    from forecaster.progress_display import LOG_INTERVAL_S, create_display
+    from forecaster.progress.display import LOG_INTERVAL_S, create_display
     from forecaster.statistical.blend import format_blend_weights
     from pipelines.sources import read_panel
 

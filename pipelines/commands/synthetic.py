@@ -67,7 +67,7 @@ def synthetic(
 
 def _list_families(season: int) -> tuple[str, ...]:
     """Returns the names of all families that have series of this season."""
-    from forecaster.frequency import is_integer_frequency
+    from forecaster.frequency.timestamps import is_integer_frequency
     from forecaster.synthetic.generation import FAMILIES
     from forecaster.synthetic.sampling import SeriesShape
 

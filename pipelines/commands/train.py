@@ -60,7 +60,7 @@ def train(
         Rolling origins that are held out from the fit to test the model; 0 trains on all data.
     """
     from forecaster.bundle import artifact
-    from forecaster.progress_display import create_display
+    from forecaster.progress.display import create_display
     from pipelines.sources import read_panel
     from pipelines.training import train as training
 
@@ -160,7 +160,7 @@ def retrain(
         With --if-needed: number of new steps that trigger a retraining; by default the champion's horizon.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("schedule_options", "root_options")}
-    from forecaster.progress_display import create_display
+    from forecaster.progress.display import create_display
     from pipelines.promotion.policy import read_policy
     from pipelines.retraining import retrain as retraining
     from pipelines.sources import derive_model_name, read_panel

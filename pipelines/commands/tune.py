@@ -56,7 +56,7 @@ def tune(
         File for the best specification (YAML).
     """
     validate_output_paths(out=out)
-    from forecaster.progress_display import create_display
+    from forecaster.progress.display import create_display
     from forecaster.spec import Spec
     from pipelines.sources import read_panel
     from pipelines.tuning.search import tune as run_search

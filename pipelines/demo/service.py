@@ -16,7 +16,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from forecaster.errors import ForecasterError
-from forecaster.frequency import format_timestamp
+from forecaster.frequency.timestamps import format_timestamp
 from forecaster.series import Series
 from pipelines.settings import SERVING_PREFIX, Root, build_serving_environment
 

@@ -12,7 +12,7 @@ import pandas as pd
 from forecaster.bundle import artifact
 from forecaster.errors import InputError, NoSuchModel, RefusedByGate, RegistryError
 from forecaster.evaluation.backtest import Backtest
-from forecaster.frequency import build_timestamps, synthetic_start
+from forecaster.frequency.timestamps import build_timestamps, synthetic_start
 from forecaster.prediction.fitted_model import FittedModel
 from forecaster.registry.registry import CHALLENGER, CHAMPION, BundleVersion, Registry
 from forecaster.storage import atomic

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from forecaster.bundle import artifact
-from forecaster.frequency import format_timestamp
+from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.predictor import FittedModel
 from forecaster.registry.registry import Registry
 from forecaster.series import Panel

@@ -12,7 +12,7 @@ import pandas as pd
 from forecaster.data.frames import columns as cells
 from forecaster.data.frames import timestamps
 from forecaster.errors import BadStamp, InputError, NoData
-from forecaster.frequency import Timestamps, format_timestamp, timestamps_to_int64
+from forecaster.frequency.timestamps import Timestamps, format_timestamp, timestamps_to_int64
 from pipelines.sources.data import DataSource
 from pipelines.sources.source_files import SourceFile, SourceTable
 from pipelines.sources.stores import SourceFolder

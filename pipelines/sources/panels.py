@@ -16,7 +16,7 @@ from forecaster.data.frames.panel import to_panel
 from forecaster.data.partial_periods import drop_partial_periods, find_partial_periods
 from forecaster.data.summary import describe_size
 from forecaster.errors import BadStamp, NoData
-from forecaster.frequency import Timestamp, Timestamps, format_timestamp, normalize_frequency
+from forecaster.frequency.timestamps import Timestamp, Timestamps, format_timestamp, normalize_frequency
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.series import Panel
 from pipelines.sources.data import DataSource

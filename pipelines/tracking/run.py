@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from forecaster.errors import NoSuchModel, RegistryError
-from forecaster.frequency import Timestamp, format_timestamp
+from forecaster.frequency.timestamps import Timestamp, format_timestamp
 from forecaster.registry import registry
 from forecaster.registry.download import download_file
 from forecaster.registry.registry import CHALLENGER

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import forecaster
-from forecaster.frequency import format_timestamp
+from forecaster.frequency.timestamps import format_timestamp
 from forecaster.series import Panel
 from forecaster.spec import Spec
 from pipelines.promotion.policy import Policy

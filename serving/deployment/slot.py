@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from forecaster.errors import BundleDamaged, ForecasterError
-from forecaster.frequency import Timestamp, build_timestamps, synthetic_start, timestamp_at
+from forecaster.frequency.timestamps import Timestamp, build_timestamps, synthetic_start, timestamp_at
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64
 from forecaster.storage.failpoints import fail_point

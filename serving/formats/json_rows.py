@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from forecaster.errors import ForecasterError
-from forecaster.frequency import Timestamps
+from forecaster.frequency.timestamps import Timestamps
 from serving.asgi.bodies import Body
 from serving.errors import ApiError
 from serving.formats import parsing, schema

@@ -9,8 +9,8 @@ import numpy as np
 
 from forecaster.data.encoding import Encoding
 from forecaster.errors import CovariateUnknown, HistoryTooShort, NotANumber, ValueOutOfRange
-from forecaster.frequency import Offset, Timestamp, parse_frequency, timestamp_at
-from forecaster.frequency_names import have_equal_periods
+from forecaster.frequency.names import have_equal_periods
+from forecaster.frequency.timestamps import Offset, Timestamp, parse_frequency, timestamp_at
 from forecaster.series import Series
 from forecaster.shapes import Float64
 from forecaster.spec import Spec

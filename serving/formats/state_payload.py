@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from forecaster.data.encoding import Encoding, find_category, is_text
-from forecaster.frequency import format_timestamp, parse_timestamp
+from forecaster.frequency.timestamps import format_timestamp, parse_timestamp
 from forecaster.history_summary import STATE_ARRAY_DTYPES, HistorySummary
 from forecaster.series import MAX_ABS_VALUE, Series
 from forecaster.shapes import Float64

@@ -30,8 +30,8 @@ from forecaster.errors import (
     StateTooLarge,
     StaticChanges,
 )
-from forecaster.frequency import Timestamp, format_timestamp, parse_frequency, timestamp_at
-from forecaster.frequency_names import are_same_grid
+from forecaster.frequency.names import are_same_grid
+from forecaster.frequency.timestamps import Timestamp, format_timestamp, parse_frequency, timestamp_at
 from forecaster.series import Series
 from forecaster.spec import Spec
 from serving.formats import timestamps

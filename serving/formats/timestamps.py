@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from pydantic import Discriminator, Field, Tag
 
-from forecaster.business_days import parse_custom_business_days
 from forecaster.data.frames.panel import infer_series_frequency
 from forecaster.errors import BadStamp, DuplicateStamp, FrequencyUnknown, IrregularStamps
-from forecaster.frequency import (
+from forecaster.frequency.business_days import parse_custom_business_days
+from forecaster.frequency.names import are_same_grid
+from forecaster.frequency.timestamps import (
     MAX_INTEGER_TIMESTAMP,
     Offset,
     Timestamp,
@@ -29,7 +30,6 @@ from forecaster.frequency import (
     timestamps_to_int64,
     validate_timestamp_kind,
 )
-from forecaster.frequency_names import are_same_grid
 
 Unit = Literal["D", "m", "s", "us"]
 

@@ -10,7 +10,7 @@ import orjson
 from pydantic import Field
 
 from forecaster.errors import BadStamp, LedgerError
-from forecaster.frequency import timestamp_at
+from forecaster.frequency.timestamps import timestamp_at
 from serving.deadline import Deadline
 from serving.deployment.slot import DeployedModel
 from serving.errors import ApiError

@@ -10,7 +10,7 @@ import orjson
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from forecaster.errors import ForecasterError, HistoryTooShort, LedgerError, ValueOutOfRange
-from forecaster.frequency import build_timestamps, parse_frequency, timestamp_at
+from forecaster.frequency.timestamps import build_timestamps, parse_frequency, timestamp_at
 from forecaster.series import MAX_ABS_VALUE
 from serving.asgi.bodies import Body
 from serving.deadline import Deadline

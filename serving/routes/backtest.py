@@ -12,7 +12,7 @@ from pydantic import Field
 from forecaster.data.batching import repeat_season
 from forecaster.data.split import rolling_origins
 from forecaster.errors import ForecasterError, HistoryTooShort
-from forecaster.frequency import format_timestamp, is_earlier
+from forecaster.frequency.timestamps import format_timestamp, is_earlier
 from forecaster.metrics import mae, nanmean, scale_season, seasonal_error, smape
 from forecaster.series import Forecast, Series
 from forecaster.shapes import Float64

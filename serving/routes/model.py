@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from forecaster.frequency import format_timestamp
+from forecaster.frequency.timestamps import format_timestamp
 from serving.deployment.slot import DeployedModel
 from serving.deployment.status import BundleRejectionStatus, FollowerStatus, SlotCheckStatus
 from serving.formats.schema import ModelInfo, StrictModel

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster.business_days import MAX_HOLIDAYS, parse_custom_business_days
 from forecaster.data.calendar import default_horizon, default_season
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import FrequencyUnknown
-from forecaster.frequency import build_timestamps, next_timestamps, normalize_frequency, parse_frequency
+from forecaster.frequency.business_days import MAX_HOLIDAYS, parse_custom_business_days
+from forecaster.frequency.timestamps import build_timestamps, next_timestamps, normalize_frequency, parse_frequency
 from forecaster.series import Series
 
 OFFSETS = pd.offsets

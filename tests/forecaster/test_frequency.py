@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import BadStamp, FrequencyUnknown
-from forecaster.frequency import (
+from forecaster.frequency.timestamps import (
     MAX_INTEGER_TIMESTAMP,
     Timestamp,
     add_steps,

@@ -8,8 +8,8 @@ import pytest
 
 from forecaster.data.frames.panel import to_panel
 from forecaster.errors import FrequencyUnknown
-from forecaster.frequency import build_timestamps
-from forecaster.frequency_names import are_same_grid, canonical_frequency
+from forecaster.frequency.names import are_same_grid, canonical_frequency
+from forecaster.frequency.timestamps import build_timestamps
 
 SAME_GRIDS = [
     ("QS-JAN", "QS-APR", "2026-04-01"),

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from forecaster.progress import Progress, ShieldedProgress
-from forecaster.progress_display import (
+from forecaster.progress.display import (
     LogProgress,
     NotebookProgress,
     TerminalProgress,
@@ -53,7 +53,7 @@ def fail_in_phase(progress: Progress, clock: Clock) -> None:
 
 
 def test_a_log_has_a_line_every_few_seconds_and_one_per_finished_phase(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="forecaster.progress_display")
+    caplog.set_level(logging.INFO, logger="forecaster.progress.display")
     clock = Clock()
     report_three_phases(LogProgress(interval_s=5.0, clock=clock), clock)
     assert caplog.messages == [
@@ -66,14 +66,14 @@ def test_a_log_has_a_line_every_few_seconds_and_one_per_finished_phase(caplog: p
 
 
 def test_the_log_of_a_short_command_has_no_line_per_phase(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="forecaster.progress_display")
+    caplog.set_level(logging.INFO, logger="forecaster.progress.display")
     clock = Clock()
     report_three_phases(LogProgress(interval_s=60.0, min_phase_s=30.0, clock=clock), clock)
     assert caplog.messages == ["Variant 1 is used.", "test: stopped (3:20 min)"]
 
 
 def test_a_long_phase_has_fewer_lines(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="forecaster.progress_display")
+    caplog.set_level(logging.INFO, logger="forecaster.progress.display")
     clock = Clock()
     progress = LogProgress(clock=clock)
     with progress.phase("fit", 3600):
@@ -84,7 +84,7 @@ def test_a_long_phase_has_fewer_lines(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_resumed_phase_is_not_estimated_by_the_steps_before_it(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="forecaster.progress_display")
+    caplog.set_level(logging.INFO, logger="forecaster.progress.display")
     clock = Clock()
     progress = LogProgress(interval_s=1.0, clock=clock)
     progress.begin("fit", 1000)

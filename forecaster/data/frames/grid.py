@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadStamp, GridTooLarge, IrregularStamps
-from forecaster.frequency import (
+from forecaster.frequency.timestamps import (
     Timestamps,
     is_late_midnight,
     is_shifted_forward,

@@ -19,8 +19,14 @@ from forecaster.errors import (
     IrregularStamps,
     NoData,
 )
-from forecaster.frequency import Timestamps, format_timestamp, normalize_frequency, timestamp_at, timestamps_to_int64
-from forecaster.frequency_names import canonical_frequency
+from forecaster.frequency.names import canonical_frequency
+from forecaster.frequency.timestamps import (
+    Timestamps,
+    format_timestamp,
+    normalize_frequency,
+    timestamp_at,
+    timestamps_to_int64,
+)
 from forecaster.series import Panel, Series
 from forecaster.shapes import Float64, Int
 

@@ -16,7 +16,7 @@ from forecaster.errors import (
     DuplicateStamp,
     StaticChanges,
 )
-from forecaster.frequency import Timestamps, format_timestamp, timestamp_at, timestamps_to_int64
+from forecaster.frequency.timestamps import Timestamps, format_timestamp, timestamp_at, timestamps_to_int64
 from forecaster.shapes import Float64, Int
 
 _DIGITS = re.compile(r"([0-9]{1,18})")

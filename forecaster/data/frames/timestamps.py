@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import BadStamp, ZoneUnknown
-from forecaster.frequency import (
+from forecaster.frequency.timestamps import (
     MAX_INTEGER_TIMESTAMP,
     MAX_YEAR,
     Timestamps,

@@ -18,7 +18,7 @@ from forecaster.evaluation.backtest import backtest
 from forecaster.evaluation.baselines import seasonal_naive
 from forecaster.evaluation.calibration import calibrate_model
 from forecaster.evaluation.plots import plot_forecast, plot_origins
-from forecaster.frequency import MAX_INTEGER_TIMESTAMP
+from forecaster.frequency.timestamps import MAX_INTEGER_TIMESTAMP
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Forecast, Panel, Series
 from forecaster.training.fit import fit

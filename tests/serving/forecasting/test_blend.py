@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from forecaster.bundle import artifact
-from forecaster.frequency import format_timestamp
+from forecaster.frequency.timestamps import format_timestamp
 from forecaster.prediction.predictor import FittedModel, Predictor
 from forecaster.series import Series
 from forecaster.statistical.blend import NETWORK

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from forecaster.errors import BadStamp, FrequencyUnknown, IrregularStamps
-from forecaster.frequency import timestamp_at
-from forecaster.frequency_names import are_same_grid
+from forecaster.frequency.names import are_same_grid
+from forecaster.frequency.timestamps import timestamp_at
 from serving.formats import timestamps
 from serving.formats.schema import GridSeries, TimestampedSeries
 from serving.formats.series import parse_series

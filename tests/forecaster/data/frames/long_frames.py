@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.errors import InputError
-from forecaster.frequency import parse_frequency
+from forecaster.frequency.timestamps import parse_frequency
 from forecaster.series import Panel
 
 ROOT = Path(__file__).parents[4]

@@ -1,6 +1,6 @@
 """Progress of long work: named phases, their completed steps, and their results.
 
-Functions that take long accept a `Progress` and report to it; the caller decides what is shown (`progress_display.py`).
+Functions that take long accept a `Progress` and report to it; the caller decides what is shown (`display.py`).
 """
 
 from __future__ import annotations

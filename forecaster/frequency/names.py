@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forecaster.business_days import CustomBusinessDays, describe_custom_offset, parse_custom_business_days
-from forecaster.frequency import (
+from forecaster.frequency.business_days import CustomBusinessDays, describe_custom_offset, parse_custom_business_days
+from forecaster.frequency.timestamps import (
     Timestamp,
     Timestamps,
     format_frequency,

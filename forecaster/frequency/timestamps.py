@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from forecaster.business_days import describe_custom_offset, parse_custom_business_days
 from forecaster.errors import BadStamp, FrequencyUnknown
+from forecaster.frequency.business_days import describe_custom_offset, parse_custom_business_days
 from forecaster.shapes import Bool, Int
 
 if TYPE_CHECKING:
