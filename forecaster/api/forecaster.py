@@ -306,7 +306,7 @@ class Forecaster:
         if forecast is None:
             level = [80, 95] if self._get_predictor().fitted_model.calibration is not None else None
             forecast = self.predict(df, level=level)
-        rows = read_future(forecast, self._options.columns).rename(
+        rows = read_future(forecast, self._options.columns, argument="forecast").rename(
             columns=dict(zip(self._options.columns, ColumnNames(), strict=True))
         )
         rows = rows.assign(unique_id=rows["unique_id"].map(str))

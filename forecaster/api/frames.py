@@ -100,20 +100,23 @@ def read_frame(data: Any, names: ColumnNames, *, extra_columns: Sequence[str] = 
     return InputFrame(frame, _build_style(frame, names, library, schema))
 
 
-def read_future(data: Any, names: ColumnNames) -> pd.DataFrame:
-    """Reads a frame of future covariates, one row per series and timestamp."""
-    frame = _index_to_columns(data, names) if isinstance(data, pd.DataFrame) else _to_pandas(_open_frame(data))
+def read_future(data: Any, names: ColumnNames, *, argument: str) -> pd.DataFrame:
+    """Reads a frame of future covariates or forecasts, one row per series and timestamp; errors name the argument."""
+    frame = (
+        _index_to_columns(data, names) if isinstance(data, pd.DataFrame) else _to_pandas(_open_frame(data, argument))
+    )
     return frame.drop(columns=[name for name in (names.y,) if name in frame])
 
 
-def _open_frame(data: Any) -> nw.DataFrame[Any]:
+def _open_frame(data: Any, argument: str = "df") -> nw.DataFrame[Any]:
     try:
         return nw.from_native(data, eager_only=True)
     except TypeError as error:
+        series = ", or a pandas Series with a DatetimeIndex" if argument == "df" else ""
         raise InputError(
-            "Expected a data frame of pandas, polars or pyarrow, or a pandas Series with a DatetimeIndex; found "
+            f"Expected a data frame of pandas, polars or pyarrow{series} for `{argument}`; found "
             f"{type(data).__module__.split('.')[0]}.{type(data).__name__}. Collect a lazy frame, or convert the data to a frame.",
-            where="df",
+            where=argument,
         ) from error
 
 

@@ -115,6 +115,12 @@ def test_covariates_and_static_features_come_from_the_frame_and_from_the_future(
     with pytest.raises(InputError, match=r"found '9'") as caught:
         forecaster.predict(X_df=future.assign(unique_id=9))
     assert caught.value.where == "X_df"
+    with pytest.raises(InputError, match="series '1' has a value at 2015-01-01 00:00:00 already"):
+        forecaster.predict(X_df=pd.concat([rows, future]))
+    with pytest.raises(MissingColumn, match="region not found among"):
+        forecaster.predict(rows.drop(columns="region"), X_df=future)
+    with pytest.raises(InputError, match="for `X_df`; found builtins.dict"):
+        forecaster.predict(X_df={})
 
 
 def test_a_preset_gets_columns_season_and_seed(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
