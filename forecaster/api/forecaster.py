@@ -13,7 +13,15 @@ import pandas as pd
 
 from forecaster.api import storage
 from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids
-from forecaster.api.fitting import ModelOptions, choose_spec, fit_spec, parse_names, parse_spec, require_training
+from forecaster.api.fitting import (
+    ModelOptions,
+    choose_spec,
+    fit_spec,
+    parse_count,
+    parse_names,
+    parse_spec,
+    require_training,
+)
 from forecaster.api.frames import FrameStyle, read_future
 from forecaster.api.messages import (
     collect_forecasts,
@@ -33,14 +41,14 @@ from forecaster.api.tables import (
 )
 from forecaster.bundle import artifact
 from forecaster.data.frames.rows import ColumnNames
-from forecaster.errors import InputError
+from forecaster.errors import HorizonOutOfRange, InputError
 from forecaster.frequency import format_timestamp
 from forecaster.prediction.fitted_model import FittedModel, StoredModel
 from forecaster.prediction.predictor import Predictor
 from forecaster.progress import NO_PROGRESS, Progress
 from forecaster.progress_display import create_display
 from forecaster.series import Panel
-from forecaster.spec import Spec
+from forecaster.spec import MAX_STEPS, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,16 +108,16 @@ class Forecaster:
         accelerator: str = "auto",
     ) -> None:
         self._options = ModelOptions(
-            horizon=horizon,
+            horizon=parse_count("horizon", horizon),
             freq=freq,
             spec=parse_spec(spec),
             preset=preset,
-            members=members,
+            members=parse_count("members", members),
             blend=parse_names("blend", blend),
             covariates=parse_names("covariates", covariates),
             static=parse_names("static", static),
             channels=parse_names("channels", channels),
-            season=season,
+            season=parse_count("season", season),
             zone=zone,
             drop_partial=drop_partial,
             name=name,
@@ -131,7 +139,7 @@ class Forecaster:
             test_windows: Rolling origins that are held out from the fit to test the model; 0 fits on all data without a test.
             progress: Whether to show the progress, or what receives it.
         """
-        if isinstance(test_windows, bool) or not isinstance(test_windows, int) or test_windows < 0:
+        if isinstance(test_windows, bool) or not isinstance(test_windows, (int, np.integer)) or test_windows < 0:
             raise InputError(
                 f"Expected `test_windows` of at least 0; found {test_windows!r}. Use 0 to fit on all data.",
                 where="test_windows",
@@ -177,11 +185,7 @@ class Forecaster:
         predictor, columns = self._get_predictor(), plan_quantile_columns(level, quantiles)
         steps = self._validate_horizon(horizon)
         validate_calibration(predictor.fitted_model, columns)
-        if num_samples is not None and num_samples < 1:
-            raise InputError(
-                f"Expected `num_samples` of at least 1; found {num_samples}. Leave it out for no sample paths.",
-                where="num_samples",
-            )
+        validate_counts(num_samples=num_samples)
         panel, style = self._read_histories(df, X_df)
         outcomes = predictor.forecast_batch(panel.series, steps, levels=sorted(set(columns.values())))
         forecasts, messages = collect_forecasts(panel, outcomes)
@@ -333,7 +337,8 @@ class Forecaster:
             steps: The number of latest steps to explain.
         """
         require_training()
-        from forecaster.explain.attribution import MAX_STEPS, explain
+        from forecaster.explain.attribution import MAX_STEPS as MAX_EXPLAINED_STEPS
+        from forecaster.explain.attribution import explain
 
         validate_counts(steps=steps)
         model = self._get_fitted_model()
@@ -347,7 +352,9 @@ class Forecaster:
             )
         chosen = available[0] if unique_id is None else select_ids(available, [unique_id], max_ids=1)[0]
         series = panel.series[available.index(chosen)]
-        explanation = explain(model, series, horizon=self._validate_horizon(horizon), steps=min(steps, MAX_STEPS))
+        explanation = explain(
+            model, series, horizon=self._validate_horizon(horizon), steps=min(steps, MAX_EXPLAINED_STEPS)
+        )
         return ForecastExplanation(explanation, style)
 
     @with_argument_names
@@ -466,7 +473,13 @@ class Forecaster:
 
     def _validate_horizon(self, horizon: int | None) -> int:
         validate_counts(horizon=horizon)
-        return horizon or self.spec.horizon
+        if horizon is not None and horizon > MAX_STEPS:
+            raise HorizonOutOfRange(
+                f"Expected a `horizon` of at most {MAX_STEPS} steps; found {horizon}. Forecast fewer steps, or use a model of a "
+                "coarser frequency.",
+                where="horizon",
+            )
+        return int(horizon or self.spec.horizon)
 
     def _read_histories(self, df: Any, future: Any = None) -> PanelInput:
         """Returns the panel of a frame, or that of the fit, with the future of its covariates."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,11 +23,14 @@ from forecaster.errors import (
     BundleError,
     CovariateUnknown,
     ForecasterError,
+    FrequencyUnknown,
     HistoryTooShort,
+    HorizonOutOfRange,
     LevelOutOfRange,
     MissingColumn,
     MissingPackage,
     NoSuchModel,
+    ZoneUnknown,
 )
 from forecaster.prediction.predictor import Predictor
 from forecaster.spec import Spec
@@ -119,7 +123,7 @@ def test_covariates_and_static_features_come_from_the_frame_and_from_the_future(
         forecaster.predict(X_df=pd.concat([rows, future]))
     with pytest.raises(MissingColumn, match="region not found among"):
         forecaster.predict(rows.drop(columns="region"), X_df=future)
-    with pytest.raises(InputError, match="for `X_df`; found builtins.dict"):
+    with pytest.raises(InputError, match=r"for `X_df`; found builtins.dict"):
         forecaster.predict(X_df={})
 
 
@@ -256,7 +260,7 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
     "an invalid field": (lambda *_: Forecaster(spec=make_fields(horizon=-1)), BadSpec, "horizon"),
     "too many members": (lambda *_: Forecaster(12, members=1000), BadSpec, "members"),
     "a name instead of a list": (lambda *_: Forecaster(12, covariates="price"), InputError, r"Write \['price'\]"),
-    "an unknown preset": (lambda _, df: Forecaster(6, preset="annual").fit(df), BadSpec, "classic, yearly"),
+    "an unknown preset": (lambda *_: Forecaster(6, preset="annual"), BadSpec, "classic, yearly"),
     "negative test windows": (lambda _, df: Forecaster(6).fit(df, test_windows=-1), InputError, "`test_windows`"),
     "no fit": (lambda *_: Forecaster(6).predict(), InputError, r"fit\(df\)"),
     "other columns": (
@@ -274,6 +278,23 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
     "a share as level": (lambda model, _: model.predict(level=0.8), LevelOutOfRange, "`level` in percent"),
     "a percentage as quantile": (lambda model, _: model.predict(quantiles=[90]), LevelOutOfRange, "`quantiles`"),
     "samples of a point head": (lambda model, _: model.predict(num_samples=3), BadSpec, "distribution"),
+    "text as level": (lambda model, _: model.predict(level="80"), LevelOutOfRange, r"`level`; found '80'"),
+    "a level of almost all": (
+        lambda model, _: model.predict(level=99.9999999999),
+        LevelOutOfRange,
+        "`level` in percent",
+    ),
+    "a level of zero": (lambda model, _: model.predict(level=0), LevelOutOfRange, "between 0 and 100; found 0"),
+    "a list within a list": (lambda model, _: model.predict(quantiles=[[0.1]]), LevelOutOfRange, r"found \[0.1\]"),
+    "text as samples": (lambda model, _: model.predict(num_samples="3"), InputError, "`num_samples`; found '3'"),
+    "half a sample": (lambda model, _: model.predict(num_samples=2.5), InputError, "`num_samples`; found 2.5"),
+    "a horizon without end": (lambda model, _: model.predict(horizon=10**9), HorizonOutOfRange, "`horizon` of at most"),
+    "a frame as horizon": (lambda model, df: model.predict(df, df), InputError, "found an object of type DataFrame"),
+    "a horizon beyond the limit": (lambda *_: Forecaster(10**6), BadSpec, "horizon"),
+    "a name with a slash": (lambda *_: Forecaster(6, name="a/b"), BadSpec, "name: "),
+    "an unknown zone": (lambda *_: Forecaster(6, zone="Mars"), ZoneUnknown, "found 'Mars'"),
+    "an unknown frequency": (lambda *_: Forecaster(6, freq="soon"), FrequencyUnknown, "'soon'"),
+    "an unknown accelerator": (lambda *_: Forecaster(6, accelerator="abacus"), InputError, "`accelerator`"),
     "no samples": (lambda model, _: model.predict(num_samples=0), InputError, "`num_samples`"),
     "a future without covariates": (lambda model, df: model.predict(X_df=df), InputError, "`X_df`"),
     "no window": (lambda model, df: model.cross_validation(df, 0), InputError, "`n_windows`"),
@@ -285,6 +306,13 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
 }
 
 
+@pytest.fixture
+def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The types of arguments are checked in tests only."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("_without_type_checks")
 @pytest.mark.parametrize("case", INVALID_CALLS)
 def test_errors_name_the_arguments_of_python(case: str, model: Forecaster, frame: pd.DataFrame) -> None:
     call, error_class, match = INVALID_CALLS[case]
@@ -293,6 +321,14 @@ def test_errors_name_the_arguments_of_python(case: str, model: Forecaster, frame
     assert "--" not in caught.value.message
     assert str(caught.value) == caught.value.message
     assert caught.value.message.endswith(".")
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+def test_numbers_of_numpy_are_accepted(model: Forecaster) -> None:
+    assert repr(Forecaster(np.int64(6))) == "Forecaster(horizon=6), not fitted"
+    expected = model.predict(horizon=4, level=80, quantiles=0.25)
+    given = model.predict(horizon=np.int32(4), level=np.int64(80), quantiles=np.float64(0.25))  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(given, expected)
 
 
 def test_a_registered_model_needs_a_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
