@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster.api import storage
-from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids
+from forecaster.api.figures import ForecastExplanation, plot_forecasts, select_ids, validate_forecast_columns
 from forecaster.api.fitting import (
     ModelOptions,
     choose_spec,
@@ -293,7 +293,7 @@ class Forecaster:
         df: Any = None,
         forecast: Any = None,
         *,
-        ids: Sequence[Any] | None = None,
+        ids: Any = None,
         max_ids: int = 6,
         history_steps: int = 100,
     ) -> Figure:
@@ -302,19 +302,21 @@ class Forecaster:
         Args:
             df: The histories; by default those of the fit.
             forecast: The result of `predict`; by default a new forecast with 80 % and 95 % intervals.
-            ids: The series to plot; by default the first.
+            ids: The series to plot, one id or several; by default the first.
             max_ids: The most series if `ids` are not given.
             history_steps: The most steps of each history.
         """
+        validate_counts(max_ids=max_ids, history_steps=history_steps)
         panel, _ = self._read_histories(df)
+        plotted = select_ids([series.id for series in panel.series], ids, max_ids=max_ids)
         if forecast is None:
             level = [80, 95] if self._get_predictor().fitted_model.calibration is not None else None
             forecast = self.predict(df, level=level)
-        rows = read_future(forecast, self._options.columns, argument="forecast").rename(
-            columns=dict(zip(self._options.columns, ColumnNames(), strict=True))
-        )
+        names = self._options.columns
+        rows = read_future(forecast, names, argument="forecast")
+        validate_forecast_columns(rows, names)
+        rows = rows.rename(columns=dict(zip(names, ColumnNames(), strict=True)))
         rows = rows.assign(unique_id=rows["unique_id"].map(str))
-        plotted = select_ids([series.id for series in panel.series], ids, max_ids=max_ids)
         return plot_forecasts(panel, rows, plotted, history_steps=history_steps, label=self._options.columns.y)
 
     @with_argument_names
@@ -350,7 +352,11 @@ class Forecaster:
                 f"{available[0]!r}.",
                 where="unique_id",
             )
-        chosen = available[0] if unique_id is None else select_ids(available, [unique_id], max_ids=1)[0]
+        chosen = (
+            available[0]
+            if unique_id is None
+            else select_ids(available, [unique_id], max_ids=1, argument="unique_id")[0]
+        )
         series = panel.series[available.index(chosen)]
         explanation = explain(
             model, series, horizon=self._validate_horizon(horizon), steps=min(steps, MAX_EXPLAINED_STEPS)

@@ -251,6 +251,7 @@ def test_a_plot_has_one_pair_of_axes_for_each_series_and_shows_itself_in_a_noteb
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["history", "80 % interval", "forecast"]
     assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     assert len(model.plot(max_ids=1).axes) == 1
+    assert [axes.get_title(loc="left") for axes in model.plot(ids=2).axes] == ["2"]
 
 
 INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[ForecasterError], str]] = {
@@ -299,7 +300,16 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
     "a future without covariates": (lambda model, df: model.predict(X_df=df), InputError, "`X_df`"),
     "no window": (lambda model, df: model.cross_validation(df, 0), InputError, "`n_windows`"),
     "too many windows": (lambda model, df: model.cross_validation(df, 12), HistoryTooShort, "Holding out"),
-    "an unknown series to explain": (lambda model, _: model.explain(unique_id=7), InputError, "found '7'"),
+    "an unknown series to explain": (lambda model, _: model.explain(unique_id=7), InputError, "`unique_id`; found '7'"),
+    "an unknown series to plot": (lambda model, _: model.plot(ids=7), InputError, "`ids`; found '7'"),
+    "no series to plot": (lambda model, _: model.plot(ids=[]), InputError, "`ids`; found none"),
+    "a plot of no series": (lambda model, _: model.plot(max_ids=0), InputError, "`max_ids`"),
+    "a plot of no history": (lambda model, _: model.plot(history_steps=0), InputError, "`history_steps`"),
+    "a plot of data as forecast": (
+        lambda model, df: model.plot(df, df),
+        MissingColumn,
+        "in `forecast`; forecaster not",
+    ),
     "no series to explain": (lambda model, _: model.explain(), InputError, "`unique_id`"),
     "no bundle": (lambda *_: Forecaster.load("nowhere"), BundleError, "nowhere"),
     "a misspelt address": (lambda *_: Forecaster.load("models:hospital"), InputError, "models:/hospital@champion"),
