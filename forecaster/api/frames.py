@@ -69,7 +69,7 @@ def read_frame(data: Any, names: ColumnNames, *, extra_columns: Sequence[str] = 
 
     1. Long: columns for id, timestamps and values.
     2. One series: timestamps (a column or a pandas DatetimeIndex) and values, without ids.
-    3. A pandas Series with a DatetimeIndex.
+    3. A pandas Series with a DatetimeIndex, or with ids and timestamps in its index.
     4. Wide: timestamps, and neither a column of ids nor one of values: every other column is a series with its name as id.
 
     Args:
@@ -128,6 +128,8 @@ def _to_pandas(native: nw.DataFrame[Any]) -> pd.DataFrame:
 
 
 def _series_to_rows(series: pd.Series, names: ColumnNames) -> pd.DataFrame:
+    if {names.unique_id, names.ds} <= set(series.index.names):
+        return series.rename(names.y).reset_index(level=[names.unique_id, names.ds])
     if not isinstance(series.index, (pd.DatetimeIndex, pd.PeriodIndex)):
         raise InputError(
             f"Expected a Series with a DatetimeIndex; its index is a {type(series.index).__name__}. Set the timestamps as its "
@@ -166,6 +168,7 @@ def _unpivot(frame: pd.DataFrame, names: ColumnNames, extra_columns: Sequence[st
             where=names.y,
         )
     rows = frame.melt(id_vars=names.ds, value_vars=columns, var_name=names.unique_id, value_name=names.y)
+    rows[names.unique_id] = rows[names.unique_id].infer_objects()  # numbers beside the text of the column of timestamps
     is_observed = rows[names.y].notna()
     return rows[is_observed.groupby(rows[names.unique_id], sort=False).cummax()].reset_index(drop=True)
 
@@ -185,6 +188,8 @@ def _build_style(frame: pd.DataFrame, names: ColumnNames, library: Any, schema: 
 
 def _to_arrow(pyarrow: Any, values: pd.Series) -> Any:
     """Converts a column; pyarrow's own conversion of zoned timestamps gives a warning with pandas 3.1."""
+    if values.dtype == object and values.empty:  # its type cannot be inferred
+        return pyarrow.array([], type=pyarrow.string())
     if not isinstance(values.dtype, pd.DatetimeTZDtype):
         return pyarrow.Array.from_pandas(values)
     zone = str(values.dt.tz)
