@@ -82,6 +82,12 @@ class Forecaster:
         accelerator: "auto" fits on a GPU if there is one, "cpu" never does.
 
     Raises BadSpec or InputError for arguments that no data could be fitted with.
+
+    Example:
+        >>> model = Forecaster(horizon=12).fit(df)
+        >>> model.predict(level=80)  # unique_id, ds, forecaster, forecaster-lo-80, forecaster-hi-80
+        >>> model.cross_validation(df, n_windows=2)  # unique_id, ds, cutoff, y, forecaster
+        >>> Forecaster.load(model.save("model")).predict(df)
     """
 
     @with_argument_names
@@ -138,6 +144,9 @@ class Forecaster:
             df: The data.
             test_windows: Rolling origins that are held out from the fit to test the model; 0 fits on all data without a test.
             progress: Whether to show the progress, or what receives it.
+        Raises:
+            InputError: A subclass of it, for data that are invalid or too short.
+            MissingPackage: The packages of the extra `train` are not installed.
         """
         if isinstance(test_windows, bool) or not isinstance(test_windows, (int, np.integer)) or test_windows < 0:
             raise InputError(
@@ -173,14 +182,18 @@ class Forecaster:
 
         Args:
             df: The histories, also of new series; by default those of the fit.
-            horizon: Steps ahead; by default the model's.
-            X_df: The future of the covariates: id, timestamp and one column each.
+            horizon: Steps ahead; by default the model's. It may be longer than that of the fit, and is at most 100,000.
+            X_df: The future of the covariates, after the histories: id, timestamp and one column each.
             level: Prediction intervals in percent: 80 gives `forecaster-lo-80` and `forecaster-hi-80`.
             quantiles: Quantiles between 0 and 1: 0.1 gives `forecaster-q-0.1`.
             num_samples: Sample paths, as columns `forecaster-sample-0` and so on; the head must be a distribution.
             seed: Seed of the sample paths.
         Returns:
-            A frame of the same library with the columns `unique_id, ds, forecaster` and the requested ones.
+            A frame of the same library with the columns `unique_id, ds, forecaster` and the requested ones; one row per step.
+        Raises:
+            InputError: There is no model, no histories, or `X_df` does not belong to them.
+            LevelOutOfRange: `level` or `quantiles` are out of range, or the model is not calibrated.
+            BadSpec: Sample paths of a model without a distribution.
         """
         predictor, columns = self._get_predictor(), plan_quantile_columns(level, quantiles)
         steps = self._validate_horizon(horizon)
@@ -214,7 +227,8 @@ class Forecaster:
 
         Without `refit` one model serves all origins: this one, if it was fitted on nothing after the first of them, otherwise a
         new one, fitted on the data before the first; this forecaster stays as it is. With `refit` a new model is fitted at
-        every origin.
+        every origin. Origins are counted from the end of each series. If series end at different times, a fit may have seen later
+        dates of other series, but of no series a value after its own first origin.
 
         Args:
             df: The data; by default those of the fit.
@@ -225,6 +239,8 @@ class Forecaster:
             progress: As for `fit`.
         Returns:
             A frame of the same library with the columns `unique_id, ds, cutoff, y, forecaster` and the requested ones.
+        Raises:
+            HistoryTooShort: The data before the first origin are too short for a fit.
         """
         from forecaster.api.cross_validation import cross_validate
 
@@ -273,6 +289,8 @@ class Forecaster:
         Returns:
             A frame of the same library, one row per forecaster: `forecaster, in_sample, windows, mase, rmsse, smape, mae`, and
             `wql, coverage_80, coverage_95` of a calibrated model.
+        Raises:
+            InputError: Windows reach into the training data, and `in_sample` is False.
         """
         from forecaster.api.cross_validation import evaluate_model
 
@@ -371,6 +389,8 @@ class Forecaster:
             path: The new folder.
             histories: Whether to keep the histories of the fit in the bundle, so that `predict` of a loaded model needs no data.
             overwrite: Whether to replace a bundle that is there.
+        Raises:
+            BundleError: Something is at that path, and is not to be replaced or is no bundle.
         """
         require_training()
         from forecaster.training.model_card import render_model_card
@@ -404,6 +424,9 @@ class Forecaster:
             path: The folder, or the address of a registered model.
             tracking_uri: The registry; by default MLFLOW_TRACKING_URI, or the database of the root folder.
             freq, zone, drop_partial, id_col, time_col, target_col: How to read later frames, as in `Forecaster`.
+        Raises:
+            BundleError: There is no bundle at that path.
+            NoSuchModel: There is no registry, or it has no such model.
         """
         with storage.open_bundle(path, tracking_uri=tracking_uri) as folder:
             predictor, histories = artifact.load_predictor(folder, clock=_read_clock), artifact.load_histories(folder)

@@ -300,6 +300,16 @@ INVALID_CALLS: dict[str, tuple[Callable[[Forecaster, pd.DataFrame], Any], type[F
     "a future without covariates": (lambda model, df: model.predict(X_df=df), InputError, "`X_df`"),
     "no window": (lambda model, df: model.cross_validation(df, 0), InputError, "`n_windows`"),
     "too many windows": (lambda model, df: model.cross_validation(df, 12), HistoryTooShort, "Holding out"),
+    "windows without data before them": (
+        lambda model, df: model.cross_validation(df, 9, progress=False),
+        HistoryTooShort,
+        "before the first of 9 windows, 6 steps apart: use fewer windows \\(`n_windows`",
+    ),
+    "a folder that is no bundle": (
+        lambda *_: Forecaster.load(Path(__file__).parent),
+        BundleError,
+        r"has no manifest\.json",
+    ),
     "an unknown series to explain": (lambda model, _: model.explain(unique_id=7), InputError, "`unique_id`; found '7'"),
     "an unknown series to plot": (lambda model, _: model.plot(ids=7), InputError, "`ids`; found '7'"),
     "no series to plot": (lambda model, _: model.plot(ids=[]), InputError, "`ids`; found none"),
